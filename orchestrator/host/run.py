@@ -1,0 +1,125 @@
+"""The only user of subprocess: argument lists only, no inherited stdin, one readable error however a program fails."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from orchestrator.errors import CommandError
+
+_TAIL = 12
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A program that ended: exit status and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float = 60,
+    input: str = "",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    log: Path | None = None,
+    check: bool = True,
+) -> Completed:
+    """Runs a program to its end.
+
+    Args:
+        argv: program and arguments; never a shell line.
+        timeout: seconds after which the program and its whole process group is killed.
+        input: text for its standard input.
+        env: variables added to the inherited environment.
+        log: file that gets standard output and error, appended, instead of the result.
+        check: whether a non-zero status is an error.
+
+    Raises:
+        CommandError: not found, out of time, or (with check) a non-zero status; with the tail of what it printed.
+    """
+    words = [str(word) for word in argv]
+    output: IO[bytes] | int = log.open("ab") if log else subprocess.PIPE
+    try:
+        errors = subprocess.STDOUT if log else subprocess.PIPE
+        process = _popen(words, stdin=subprocess.PIPE, stdout=output, stderr=errors, env=env, cwd=cwd)
+        try:
+            out, err = process.communicate(input.encode(), timeout=timeout)
+        except BaseException as error:
+            _kill_group(process)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise CommandError(f"`{shlex.join(words)}` did not end within {timeout:g} s", _log_hint(log)) from None
+            raise
+    finally:
+        if not isinstance(output, int):
+            output.close()
+    done = Completed(process.returncode, (out or b"").decode(errors="replace"), (err or b"").decode(errors="replace"))
+    if check and done.status:
+        raise CommandError(f"`{shlex.join(words)}` {_how_it_ended(done.status)}{_tail(done, log)}", _log_hint(log))
+    return done
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    log: Path,
+    pass_fds: Sequence[int] = (),
+    new_session: bool = True,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts a long-lived program whose output goes to a log file.
+
+    Args:
+        pass_fds: descriptors that the program inherits under the same numbers.
+        new_session: whether it leaves our session, so that ctrl-C at the terminal does not reach it.
+
+    Raises:
+        CommandError: the program could not be started.
+    """
+    with log.open("ab") as output:
+        return _popen(
+            [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env=env, pass_fds=tuple(pass_fds), start_new_session=new_session,
+        )  # fmt: skip
+
+
+def _popen(words: list[str], *, env: Mapping[str, str] | None, **options: Any) -> subprocess.Popen[bytes]:
+    options.setdefault("start_new_session", True)
+    try:
+        return subprocess.Popen(words, env={**os.environ, **(env or {})}, **options)
+    except FileNotFoundError:
+        raise CommandError(f"`{words[0]}` is not installed", "`make setup` installs what the project needs") from None
+    except OSError as error:
+        raise CommandError(f"cannot start `{words[0]}`", errno=error.errno or 0) from None
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _how_it_ended(status: int) -> str:
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def _tail(done: Completed, log: Path | None) -> str:
+    text = log.read_text(errors="replace") if log else done.stderr or done.stdout
+    lines = text.strip().splitlines()[-_TAIL:]
+    return ":\n    " + "\n    ".join(lines) if lines else ""
+
+
+def _log_hint(log: Path | None) -> str:
+    return f"the whole output is in {log}" if log else ""

@@ -1,0 +1,217 @@
+"""The only user of libvirt: start, stop, look, count exits. libvirt's errors become HypervisorError."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import libvirt
+import libvirt_qemu
+from lxml import etree
+
+from orchestrator.errors import HypervisorError, NotFound
+from orchestrator.values import CpuSet, PciAddress, Size
+
+_Result = TypeVar("_Result")
+_VCPU_COUNTER = re.compile(r"vcpu\.(\d+)\.(\w+)\.sum")
+_QTREE_DEVICE = re.compile(r"^\s*dev: ([^,]+),", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Vcpu:
+    """A vCPU of a running guest: its number, its host thread (QMP query-cpus-fast) and the CPUs libvirt pins it to."""
+
+    index: int
+    tid: int
+    pin: CpuSet
+
+
+@dataclass(frozen=True)
+class LiveGuest:
+    """A guest that runs now, as libvirt and QEMU tell it (never as our records do).
+
+    Attributes:
+        pid: QEMU's process id.
+        vcpus: its vCPUs with their host threads.
+        emulator_pin: CPUs that libvirt gives QEMU's other threads.
+        node: NUMA node its memory is bound to, None if it is not bound.
+        memory: configured memory.
+        hostdevs: host PCI functions passed through.
+        devices: QEMU's device models in the guest, one entry a device (HMP `info qtree`): "isa-serial", "vfio-pci", ...
+        console: the host's side of the guest's serial console (a pty), if it has one.
+    """
+
+    name: str
+    pid: int
+    vcpus: tuple[Vcpu, ...]
+    emulator_pin: CpuSet
+    node: int | None
+    memory: Size
+    hostdevs: tuple[PciAddress, ...]
+    devices: tuple[str, ...]
+    console: Path | None = None
+
+
+class Hypervisor:
+    """A connection to libvirt, opened when it is first needed and again after libvirt was restarted.
+
+    Args:
+        uri: libvirt's connection URI (libvirt.org/uri.html).
+    """
+
+    def __init__(self, uri: str = "qemu:///system") -> None:
+        self._uri = uri
+        self._connection: Any = None
+        self._lock = threading.Lock()
+        # libvirt prints each error on stderr unless a handler takes it; ours arrive as exceptions anyway.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+    def start(self, xml: str) -> None:
+        """Creates and starts a transient guest: libvirt forgets it when it ends, and so leaves nothing behind.
+
+        Raises:
+            HypervisorError: libvirt or QEMU refused.
+        """
+        self._call("start the guest", lambda connection: connection.createXML(xml, libvirt.VIR_DOMAIN_START_VALIDATE))
+
+    def destroy(self, name: str) -> None:
+        """Ends a guest at once. A guest that has ended already is fine."""
+        try:
+            self._call(f"end the guest {name}", lambda connection: connection.lookupByName(name).destroy())
+        except HypervisorError as error:
+            if error.number not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise
+
+    def names(self) -> frozenset[str]:
+        """The names of all guests that run now, ours or not."""
+        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+        return self._call("list the guests", lambda c: frozenset(domain.name() for domain in c.listAllDomains(flags)))
+
+    def guests(self) -> tuple[LiveGuest, ...]:
+        """All guests that run now. One that ends while it is being read is left out."""
+        live = []
+        for name in sorted(self.names()):
+            try:
+                live.append(self.guest(name))
+            except NotFound:
+                continue
+        return tuple(live)
+
+    def guest(self, name: str) -> LiveGuest:
+        """A running guest.
+
+        Raises:
+            NotFound: no such guest runs.
+            HypervisorError: libvirt or QEMU refused.
+        """
+        return self._on(name, f"look at the guest {name}", _read_guest)
+
+    def read_exits(self, name: str) -> tuple[dict[str, int], ...]:
+        """KVM's counters of each vCPU since the guest started: ``exits``, ``halt_exits``, ``io_exits``, ...
+
+        The names come from the kernel through QEMU (query-stats) and are no stable interface: treat every key as optional.
+        """
+        flags = libvirt.VIR_DOMAIN_STATS_VCPU
+
+        def read(domain: Any) -> dict[str, Any]:
+            return domain.connect().domainListGetStats([domain], flags)[0][1]  # type: ignore[no-any-return]
+
+        counters: dict[int, dict[str, int]] = {}
+        for key, value in self._on(name, f"read the exits of {name}", read).items():
+            if match := _VCPU_COUNTER.fullmatch(key):
+                counters.setdefault(int(match[1]), {})[match[2]] = int(value)
+        return tuple(counters[index] for index in sorted(counters))
+
+    def watch_ends(self, ended: Callable[[str], None]) -> None:
+        """Calls back with the name of each guest that ends, from a thread of its own. Call once, before anything else."""
+        libvirt.virEventRegisterDefaultImpl()
+
+        def loop() -> None:
+            while True:
+                libvirt.virEventRunDefaultImpl()
+
+        def event(_connection: Any, domain: Any, kind: int, _detail: int, _opaque: Any) -> None:
+            if kind == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+                # Not here: the callback runs inside libvirt's event loop, which must go on while we ask libvirt things.
+                threading.Thread(target=ended, args=(domain.name(),), daemon=True).start()
+
+        self._on_connect = lambda c: c.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, event, None)
+        threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
+        self.names()
+
+    _on_connect: Callable[[Any], object] | None = None
+
+    def _on(self, name: str, what: str, use: Callable[[Any], _Result]) -> _Result:
+        try:
+            return self._call(what, lambda connection: use(connection.lookupByName(name)))
+        except HypervisorError as error:
+            if error.number in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise NotFound(f"no guest named {name} runs", "`nohype guest list` shows what runs") from None
+            raise
+
+    def _call(self, what: str, use: Callable[[Any], _Result]) -> _Result:
+        try:
+            return use(self._connect())
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"cannot {what}: {error.get_error_message()}", _hint(error), error.get_error_code()) from None
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._connection is None or not self._connection.isAlive():
+                self._connection = libvirt.open(self._uri)
+                # Without keepalive a libvirt that hangs would hang us too; without an event loop it is refused, which is fine.
+                if self._on_connect:
+                    self._connection.setKeepAlive(5, 6)
+                    self._on_connect(self._connection)
+            return self._connection
+
+
+def _hint(error: Any) -> str:
+    if error.get_error_code() in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_SYSTEM_ERROR):
+        return "is libvirt running? `systemctl status libvirtd.socket`"
+    return "the guest's log in /var/log/libvirt/qemu has QEMU's own words"
+
+
+def _read_guest(domain: Any) -> LiveGuest:
+    tree: Any = etree.fromstring(domain.XMLDesc().encode())
+    threads = json.loads(_monitor(domain, json.dumps({"execute": "query-cpus-fast"})))["return"]
+    pins = {int(pin.get("vcpu")): CpuSet.parse(pin.get("cpuset")) for pin in tree.iterfind("cputune/vcpupin")}
+    everything = CpuSet.of(range(domain.connect().getCPUMap()[0]))
+    emulator = tree.find("cputune/emulatorpin")
+    nodeset = tree.find("numatune/memory")
+    console = tree.find("devices/serial[@type='pty']/source")
+    return LiveGuest(
+        name=domain.name(),
+        pid=_read_pid(domain),
+        vcpus=tuple(
+            Vcpu(cpu["cpu-index"], cpu["thread-id"], pins.get(cpu["cpu-index"], everything)) for cpu in threads
+        ),
+        emulator_pin=CpuSet.parse(emulator.get("cpuset")) if emulator is not None else everything,
+        node=int(nodeset.get("nodeset")) if nodeset is not None and nodeset.get("nodeset", "").isdigit() else None,
+        memory=Size(domain.maxMemory() * 1024),
+        hostdevs=tuple(_read_address(source) for source in tree.iterfind("devices/hostdev[@type='pci']/source/address")),
+        devices=tuple(_QTREE_DEVICE.findall(_monitor(domain, "info qtree", human=True))),
+        console=Path(console.get("path")) if console is not None else None,
+    )
+
+
+def _monitor(domain: Any, command: str, *, human: bool = False) -> str:
+    flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP if human else 0
+    return str(libvirt_qemu.qemuMonitorCommand(domain, command, flags))
+
+
+def _read_pid(domain: Any) -> int:
+    # libvirt has no call for the process id; its own pid file is the documented place (libvirt.org/drvqemu.html).
+    try:
+        return int(Path(f"/run/libvirt/qemu/{domain.name()}.pid").read_text())
+    except (OSError, ValueError) as error:
+        raise HypervisorError(f"cannot read the process id of guest {domain.name()}: {error}") from None
+
+
+def _read_address(source: Any) -> PciAddress:
+    return PciAddress(*(int(source.get(part), 16) for part in ("domain", "bus", "slot", "function")))
