@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import RequestError
-from orchestrator.request import describe
+from orchestrator.request import as_value_error, describe
 from orchestrator.values import CpuSet, Size
 
 DEFAULT_CONFIG = Path("/etc/nohype/nohype.toml")
@@ -21,9 +21,13 @@ class _Strict(BaseModel):
 
 
 def _cpus(text: str) -> str:
-    if not CpuSet.parse(text):
+    if not as_value_error(lambda: str(CpuSet.parse(text))):
         raise ValueError("no CPU is left for housekeeping")
     return text
+
+
+def _size(text: str) -> str:
+    return as_value_error(lambda: str(Size.parse(text)))
 
 
 class HostConfig(_Strict):
@@ -37,7 +41,7 @@ class HostConfig(_Strict):
 
     housekeeping: Annotated[str, AfterValidator(_cpus)]
     uplinks: tuple[str, ...] = Field(min_length=1, strict=False)
-    page_size: str = "2M"
+    page_size: Annotated[str, AfterValidator(_size)] = "2M"
 
     @property
     def housekeeping_cpus(self) -> CpuSet:

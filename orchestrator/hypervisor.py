@@ -188,9 +188,7 @@ def _read_guest(domain: Any) -> LiveGuest:
     return LiveGuest(
         name=domain.name(),
         pid=_read_pid(domain),
-        vcpus=tuple(
-            Vcpu(cpu["cpu-index"], cpu["thread-id"], pins.get(cpu["cpu-index"], everything)) for cpu in threads
-        ),
+        vcpus=tuple(Vcpu(cpu["cpu-index"], cpu["thread-id"], pins.get(cpu["cpu-index"], everything)) for cpu in threads),
         emulator_pin=CpuSet.parse(emulator.get("cpuset")) if emulator is not None else everything,
         node=int(nodeset.get("nodeset")) if nodeset is not None and nodeset.get("nodeset", "").isdigit() else None,
         memory=Size(domain.maxMemory() * 1024),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -14,17 +15,20 @@ _MAX_CMDLINE = 1024
 
 
 def _name(text: str) -> str:
-    return _as_value_error(lambda: parse_guest_name(text))
+    return as_value_error(lambda: parse_guest_name(text))
 
 
 def _size(text: str) -> str:
-    _as_value_error(lambda: str(Size.parse(text)))
+    as_value_error(lambda: str(Size.parse(text)))
     return text
 
 
 def _address(text: str) -> str:
     if "/" not in text:
         raise ValueError(f"{text!r} has no prefix length; write it like 10.9.0.11/24")
+    if "%" in text:
+        # A zone may hold any text, and names an interface of the machine that reads it: it means nothing in a guest.
+        raise ValueError(f"{text!r} has a zone; leave out what follows the %")
     return str(ipaddress.ip_interface(text))
 
 
@@ -34,10 +38,10 @@ def _cmdline(text: str) -> str:
     return text
 
 
-def _as_value_error(parse: object) -> str:
-    """pydantic collects ValueErrors, and adds the path of the field."""
+def as_value_error(parse: Callable[[], str]) -> str:
+    """Runs one of our parsers for pydantic, which collects ValueErrors and adds the path of the field."""
     try:
-        return parse()  # type: ignore[operator, no-any-return]
+        return parse()
     except OrchestratorError as error:
         raise ValueError(f"{error.message}; {error.hint}") from None
 

@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all of the set-up themselves. Nothing is fetched but Debian and Python packages, through the
+# machine's own apt and pip settings.
+
+# Debian's own Python: python3-libvirt is built for it.
+PYTHON := /usr/bin/python3
+VENV := .venv
+PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs iproute2 util-linux kmod cpio zstd xz-utils
+BASETEMP := build/pytest
+
+.PHONY: demo test test-quick setup clean
+
+demo: setup
+	$(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.json
+
+test: setup
+	$(VENV)/bin/pytest -n 2 -m "not lab" tests
+	$(VENV)/bin/pytest -m lab tests
+
+test-quick: setup
+	$(VENV)/bin/pytest -n 2 -m "not lab" tests
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: setup.cfg
+	@missing=$$(dpkg-query -W -f '$${Status} $${Package}\n' $(PACKAGES) 2>/dev/null | awk '/ok installed/ {print $$4}' | \
+		sort > $(CURDIR)/.apt-have; printf '%s\n' $(PACKAGES) | sort | comm -23 - $(CURDIR)/.apt-have; rm -f $(CURDIR)/.apt-have); \
+	if [ -n "$$missing" ]; then \
+		echo "installing with apt:" $$missing; \
+		[ "$$(id -u)" = 0 ] || { echo "this needs root: run make as root, or install them yourself" >&2; exit 1; }; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+	@echo "making $(VENV) with the Python packages of setup.cfg"
+	@$(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(VENV)/bin/pip install -q -e '.[lab,test]'
+	@touch $@
+
+clean:
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,65 @@
+"""`nohype survey` and `nohype audit`: what the host has, and what is proved of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.api.client import Client
+from orchestrator.cli.output import format_size, json_option, print_json, print_table, socket_option
+
+
+@click.command()
+@json_option
+@socket_option
+def survey(*, as_json: bool, path: Path) -> None:
+    """Show what the host has: cores, huge pages, network functions, IOMMU groups."""
+    found = Client(path).survey()
+    if as_json:
+        print_json(found)
+        return
+    print_table([("CORE", "SOCKET", "NODE"), *((core["cpus"], core["socket"], core["node"]) for core in found["cores"])])
+    click.echo(f"isolated CPUs: {found['isolated'] or 'none'}\n")
+    pools = ((pool["node"], format_size(pool["page_size"]), pool["total"], pool["free"]) for pool in found["pools"])
+    print_table([("NODE", "PAGE", "TOTAL", "FREE"), *pools])
+    click.echo()
+    heading = ("PF", "INTERFACE", "DEVICE", "DRIVER", "NODE", "LINK", "VFS")
+    print_table([heading, *(_pf_row(pf) for pf in found["pfs"])])
+    click.echo(f"\nIOMMU groups: {len(found['iommu_groups'])}")
+
+
+@click.command()
+@click.option("--frames", type=int, default=0, show_default=True, help="Frames to send from guest to guest for `vepa`; 0: none.")
+@json_option
+@socket_option
+def audit(*, frames: int, as_json: bool, path: Path) -> int:
+    """Measure all proofs on the live host. Exit status 1 if one fails."""
+    proofs = Client(path).audit(frames)
+    if as_json:
+        print_json(proofs)
+    else:
+        print_proofs(proofs)
+    return int(any(proof["verdict"] == "fail" for proof in proofs))
+
+
+def print_proofs(proofs: list[dict[str, Any]]) -> None:
+    """A line for each proof, and under each that did not pass what was found."""
+    rows = [(p["name"], p["subject"], p["verdict"].upper(), _figure(p["figure"]), p["unit"]) for p in proofs]
+    print_table([("PROOF", "SUBJECT", "VERDICT", "FIGURE", "UNIT"), *rows])
+    for proof in proofs:
+        if proof["verdict"] != "pass":
+            click.echo(f"\n{proof['name']} ({proof['subject']}): {proof['verdict']}")
+            for line in proof["evidence"][:8]:
+                click.echo(f"  {line}")
+
+
+def _figure(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:g}"
+
+
+def _pf_row(pf: dict[str, Any]) -> tuple[object, ...]:
+    vfs = f"{len(pf['vfs'])} of {pf['total_vfs']}"
+    node = "-" if pf["node"] is None else pf["node"]
+    return pf["address"], pf["interface"] or "-", pf["device"], pf["driver"] or "-", node, "up" if pf["up"] else "down", vfs

@@ -1,0 +1,39 @@
+"""How results look: JSON for programs, aligned columns for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.config import DEFAULT_SOCKET
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+socket_option = click.option(
+    "--socket", "path", type=click.Path(path_type=Path), default=DEFAULT_SOCKET, envvar="NOHYPE_SOCKET", show_default=True,
+    help="The manager's socket.",
+)  # fmt: skip
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as indented JSON."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(rows: Sequence[Sequence[object]]) -> None:
+    """Prints rows as left-aligned columns; the first row is the heading."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(texts[0]))]
+    for row in texts:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def format_size(size: int) -> str:
+    """Bytes as people read them: 256M."""
+    for unit, factor in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
+        if size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)

@@ -1,0 +1,80 @@
+"""A guest's serial console: what it printed, and asking it something.
+
+Answers are read from the console's log, not from the pty: QEMU notices only after a second that somebody opened the pty, and what
+the guest prints before that reaches the log alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+from orchestrator.errors import GuestError
+
+READY = r"^nohype: ready .*$"
+ANSWER = r"^nohype: (done|error).*$"
+_POLL = 0.2
+
+
+def read_console(log: Path) -> str:
+    """All that the guest has printed since it was started; empty if the log is not there yet."""
+    try:
+        return log.read_bytes().decode(errors="replace").replace("\r", "")
+    except FileNotFoundError:
+        return ""
+
+
+def wait_for(log: Path, pattern: str, *, since: int = 0, timeout: float) -> str:
+    """Waits until the guest prints a whole line that matches.
+
+    Args:
+        pattern: regular expression, matched against lines.
+        since: position in the text of ``read_console`` from which to look.
+        timeout: seconds.
+
+    Returns:
+        What was printed from ``since`` up to the end of the matching line.
+
+    Raises:
+        GuestError: nothing matched in time; with the last lines that were printed.
+    """
+    deadline = time.monotonic() + timeout
+    line = re.compile(pattern + r"\n", re.MULTILINE) if pattern.endswith("$") else re.compile(pattern)
+    while True:
+        text = read_console(log)
+        # logd starts a new file when one is full: then all of it is new.
+        start = since if since <= len(text) else 0
+        if match := line.search(text, start):
+            return text[start : match.end()]
+        if time.monotonic() > deadline:
+            tail = "".join(f"\n    {last}" for last in text.splitlines()[-8:]) or " nothing"
+            raise GuestError(f"the guest did not print {pattern!r} within {timeout:g} s; its console shows:{tail}")
+        time.sleep(_POLL)
+
+
+def tell(console: Path, log: Path, line: str, *, until: str = ANSWER, timeout: float) -> str:
+    """Types a line on the guest's console and waits for the answer.
+
+    Args:
+        console: the pty of the guest's serial port.
+        log: the console's log.
+        line: what to type, without the line's end.
+
+    Returns:
+        What the guest printed, up to the end of the line that matches ``until``.
+
+    Raises:
+        GuestError: no pty, or no answer in time.
+    """
+    since = len(read_console(log))
+    try:
+        pty = os.open(console, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError as error:
+        raise GuestError(f"cannot open the guest's console {console}: {error.strerror}") from None
+    try:
+        os.write(pty, line.encode() + b"\n")
+        return wait_for(log, until, since=since, timeout=timeout)
+    finally:
+        os.close(pty)

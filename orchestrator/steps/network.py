@@ -1,0 +1,56 @@
+"""Puts the PF's embedded switch into VEPA mode (IEEE 802.1Qbg): each frame leaves through the port, even one for a sibling VF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from orchestrator.errors import HostError
+from orchestrator.host.edge import EdgeMode, read_edge_mode, set_edge_mode
+from orchestrator.host.root import HostRoot
+from orchestrator.host.survey import read_topology
+from orchestrator.steps.base import Arguments
+from orchestrator.topology import PhysicalFunction
+from orchestrator.values import PciAddress
+
+
+@dataclass(frozen=True)
+class SetEdgeMode:
+    """Sets the edge mode of a PF. Must come after the VFs were made: making them resets the embedded switch."""
+
+    action: ClassVar[str] = "edge-mode"
+    pf: PhysicalFunction
+    mode: EdgeMode
+
+    def describe(self) -> str:
+        """See Step."""
+        return f"put {self.pf.interface} ({self.pf.address}) into {self.mode} mode"
+
+    def read_before(self, host: HostRoot) -> Arguments | None:
+        """See Step."""
+        before = read_edge_mode(host, self.pf)
+        return None if before == self.mode else {"pf": str(self.pf.address), "mode": str(before or "")}
+
+    def apply(self, host: HostRoot) -> None:
+        """See Step."""
+        set_edge_mode(host, self.pf, self.mode)
+
+
+def undo_edge_mode(host: HostRoot, arguments: Arguments) -> None:
+    """Puts the edge mode back; a PF that is gone, or could not tell its mode, needs none."""
+    address = PciAddress.parse(str(arguments["pf"]))
+    if not arguments["mode"] or not host.exists(f"sys/bus/pci/devices/{address}"):
+        return
+    set_edge_mode(host, find_pf(host, address), EdgeMode(str(arguments["mode"])))
+
+
+def find_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
+    """The PF as it is now.
+
+    Raises:
+        HostError: there is none at the address.
+    """
+    for pf in read_topology(host).pfs:
+        if pf.address == address:
+            return pf
+    raise HostError(f"{address} is no SR-IOV physical function", "`nohype survey` shows what there is")

@@ -1,0 +1,122 @@
+"""The order of the code, held by machine: imports go one way, and each outside thing has one owner (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "orchestrator"
+
+# From the bottom up. A module may import from rows above its own in this list, never from rows below; within a row only siblings
+# of one package may see each other.
+ORDER = [
+    ("errors",),
+    ("values",),
+    ("request", "topology", "proof"),
+    ("config",),
+    ("host.root", "host.run"),
+    ("host", "hypervisor", "shell", "console"),
+    ("plan", "images"),
+    ("ledger",),
+    ("steps", "domain", "exits"),
+    ("lifecycle", "audit"),
+    ("api", "lab"),
+    ("daemon",),
+    ("cli",),
+]
+
+OWNERS = {
+    "subprocess": {"host.run"},
+    "libvirt": {"hypervisor"},
+    "libvirt_qemu": {"hypervisor"},
+    "pyroute2": {"host.netlink"},
+    "paramiko": {"shell"},
+    "sqlite3": {"ledger"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """All modules by their name within the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        if name not in ("__init__", ""):
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Everything a module imports, at whatever depth, as dotted names."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def rank(module: str) -> tuple[int, str]:
+    """Row of a module, and the name that put it there; the most specific name wins."""
+    rows = [(len(name), row, name) for row, names in enumerate(ORDER) for name in names if f"{module}.".startswith(f"{name}.")]
+    assert rows, f"{module} has no place in ORDER"
+    _, row, name = max(rows)
+    return row, name
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_one_way(module: str) -> None:
+    row, name = rank(module)
+    wrong = []
+    for imported in imports(modules()[module]):
+        inner = imported.removeprefix("orchestrator.")
+        if inner != imported and inner in modules():
+            other_row, other_name = rank(inner)
+            if other_row > row or (other_row == row and other_name != name):
+                wrong.append(inner)
+    assert not wrong, f"{module} imports {wrong} from its own level or above"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_outside_things_have_one_owner(module: str) -> None:
+    foreign = [
+        imported
+        for imported in imports(modules()[module])
+        if imported.split(".")[0] in OWNERS and module not in OWNERS[imported.split(".")[0]]
+    ]
+    assert not foreign, f"{module} is not the owner of {foreign}"
+
+
+def test_the_operators_command_cannot_reach_the_host() -> None:
+    """`nohype guest`, `survey` and `audit` only talk to the manager; the privileged side is not even imported."""
+    reached = {"cli.main", "cli.guest", "cli.host"}
+    while True:
+        more = {
+            inner
+            for module in reached
+            for imported in imports(modules()[module])
+            if (inner := imported.removeprefix("orchestrator.")) in modules() and inner not in reached
+        }
+        if not more:
+            break
+        reached |= more
+    assert not {module for module in reached if rank(module)[1] in ("host", "hypervisor", "steps", "lifecycle", "ledger")}
+
+
+def test_modules_are_small() -> None:
+    assert {name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > 500} == {}
+
+
+def test_only_the_root_opens_the_kernels_files() -> None:
+    """Absolute names below /sys and /proc stand nowhere in code; relative ones go through HostRoot."""
+    found = [
+        f"{name}:{node.lineno}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        for argument in node.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and argument.value.startswith(("/sys/", "/proc/"))
+    ]
+    assert not found
