@@ -45,6 +45,12 @@ class Conflict(OrchestratorError):
     code = "conflict"
 
 
+class LostRace(Conflict):
+    """Claims have changed since they were read. Reading and planning again may succeed."""
+
+    code = "lost-race"
+
+
 class NoRoom(OrchestratorError):
     """The host cannot hold the guest.
 
@@ -97,6 +103,12 @@ class HypervisorError(OrchestratorError):
     def __init__(self, message: str, hint: str = "", number: int = 0) -> None:
         super().__init__(message, hint)
         self.number = number
+
+
+class LedgerError(OrchestratorError):
+    """The ledger's file is damaged, is of a newer version, or can't be read or written."""
+
+    code = "ledger"
 
 
 class GuestError(OrchestratorError):

@@ -42,6 +42,20 @@ class HostRoot:
         except OSError as error:
             raise _host_error("cannot read", name, error) from None
 
+    def read_at(self, name: str, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``offset`` on; for binary files such as /proc/PID/pagemap."""
+        try:
+            descriptor = os.open(self.path / name, os.O_RDONLY)
+            try:
+                found = os.pread(descriptor, length, offset)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _host_error("cannot read", name, error) from None
+        if len(found) != length:
+            raise HostError(f"/{name} ends at offset {offset + len(found)}; {length} bytes from {offset} on were wanted")
+        return found
+
     def find(self, name: str) -> str | None:
         """The file's text, or None if there is no such file. Forbidden is an error, not absent."""
         try:
@@ -73,6 +87,15 @@ class HostRoot:
         """The last part of a symbolic link's target (``driver`` -> "vfio-pci"), or None if there is no such link."""
         try:
             return os.path.basename(os.readlink(self.path / name))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _host_error("cannot read the link", name, error) from None
+
+    def target(self, name: str) -> str | None:
+        """The whole text of a symbolic link (``fd/21`` -> "/dev/vfio/9"), or None if there is no such link."""
+        try:
+            return os.readlink(self.path / name)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The whole story in one lab: two guests are asked for, and every claim about them is measured. Used by `nohype demo` and the lab tests."""
+"""The whole story in one lab: two guests are asked for, and every claim about them is measured."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
 
 
 def tell_story(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUESTS) -> Report:
-    """Makes the guests, lets the first ping the last, measures all proofs, ends the guests, and looks whether the host is as before.
+    """Makes the guests, lets the first ping the last, measures all proofs, ends the guests, looks whether the host is as before.
 
     Raises:
         LabLost: the lab went away: that says nothing about any proof.

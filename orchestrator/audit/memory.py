@@ -1,0 +1,172 @@
+"""memory-static: guest memory is huge pages of a pool, on the cores' own node, and can neither move, be swapped nor be merged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+
+from orchestrator.host.processes import Mapping, Maps
+from orchestrator.hypervisor import LiveGuest
+from orchestrator.proof import Proof, Verdict, count_faults, not_measured
+from orchestrator.topology import PagePool, Topology
+from orchestrator.values import CpuSet
+
+MEMORY_STATIC = "memory-static"
+UNIT, POOL_UNIT = "kB not huge, local and locked", "huge pages unaccounted for"
+
+# mm/mlock.c, mlock_fixup(): VM_SPECIAL mappings (device and vDSO pages: io, pf, mm, de) and pool pages never get VM_LOCKED. None
+# of them can be swapped. Droppable pages (dp: state of the vDSO's getrandom, Linux 6.11) hold nothing that is the guest's.
+_NEVER_LOCKED = {"ht", "io", "pf", "mm", "de", "dp"}
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """A fault, and how many bytes of memory it concerns."""
+
+    size: int
+    text: str
+
+
+def prove_memory_static(guest: LiveGuest, maps: Maps, topology: Topology, ksm_run: str | None) -> Proof:
+    """The guest's memory is static.
+
+    Args:
+        maps: memory of its QEMU process.
+        ksm_run: /sys/kernel/mm/ksm/run, None without KSM.
+    """
+    pool = [mapping for mapping in maps.mappings if mapping.huge]
+    huge = sum(mapping.huge for mapping in pool)
+    rest = [mapping for mapping in maps.mappings if not mapping.huge]
+    missing = _check_huge(guest, huge)
+    foreign = _check_nodes(guest, pool, topology)
+    loose = _check_locked(rest)
+    mergeable = _check_merging(maps.mappings, ksm_run)
+    faults = [finding.text for finding in (*missing, *foreign, *loose, *mergeable)]
+    # A page that is not huge may also be unlocked and mergeable: count it once. One on a wrong node is huge, so it is another.
+    wrong = max(_bytes(missing), _bytes(loose), _bytes(mergeable)) + _bytes(foreign)
+    exempt = [mapping for mapping in rest if mapping.resident and mapping.flags & _NEVER_LOCKED]
+    evidence = (
+        f"{huge >> 10} of {guest.memory.kib} kB are pool pages: {_describe_pages(pool)} (/proc/{guest.pid}/smaps)",
+        *(f"{_name(mapping)}: {_describe_nodes(mapping)}, policy {mapping.policy} (numa_maps)" for mapping in pool),
+        f"VmLck {maps.locked >> 10} kB; {len(rest)} other mappings, {_resident(rest) >> 10} kB resident, {len(loose)} not locked",
+        f"{len(exempt)} of them the kernel never locks nor swaps: device pages, vDSO ({_resident(exempt) >> 10} kB)",
+        f"/sys/kernel/mm/ksm/run is {ksm_run}; {len([m for m in maps.mappings if 'mg' in m.flags])} mappings are mergeable",
+    )
+    return Proof(MEMORY_STATIC, guest.name, Verdict.FAIL if faults else Verdict.PASS, wrong >> 10, UNIT, (*faults, *evidence))
+
+
+def prove_pool_accounting(pools: tuple[PagePool, ...], maps: MappingType[str, Maps]) -> Proof:
+    """Every pool page that is in use is a page of a guest's memory, exactly.
+
+    Args:
+        pools: the pools as the kernel counts them.
+        maps: memory of each guest's QEMU process, by guest name.
+    """
+    if not pools:
+        return not_measured(MEMORY_STATIC, "host", POOL_UNIT, "the host has no pool of huge pages")
+    mapped: Counter[tuple[int, int]] = Counter()
+    owners: dict[tuple[int, int], list[str]] = {}
+    for name, of_guest in maps.items():
+        pages: Counter[tuple[int, int]] = Counter()
+        for mapping in of_guest.mappings:
+            if mapping.huge:
+                pages.update({(node, mapping.page_size): count for node, count in mapping.nodes})
+        for key, count in pages.items():
+            owners.setdefault(key, []).append(f"{name} {count}")
+        mapped += pages
+    faults, evidence, wrong = [], [], 0
+    known = {(pool.node, pool.page_size.bytes): pool for pool in pools}
+    for key in sorted(known.keys() | mapped.keys()):
+        pool = known.get(key)
+        total, free = (pool.total, pool.free) if pool else (0, 0)
+        text = (
+            f"node {key[0]}, {key[1] >> 10} kB pages: {total} in the pool, {free} free, {mapped[key]} mapped by guests"
+            f" ({', '.join(owners.get(key, ['none']))})"
+        )
+        difference = total - free - mapped[key]
+        if difference:
+            what = "in use, but by no guest" if difference > 0 else "mapped, but not counted as in use"
+            faults.append(f"{text}: {abs(difference)} {what}")
+            wrong += abs(difference)
+        else:
+            evidence.append(text)
+    proof = count_faults(MEMORY_STATIC, "host", POOL_UNIT, faults, evidence)
+    return Proof(proof.name, proof.subject, proof.verdict, wrong, proof.unit, proof.evidence)
+
+
+def _check_huge(guest: LiveGuest, huge: int) -> list[_Finding]:
+    missing = guest.memory.bytes - huge
+    if not missing:
+        return []
+    if missing < 0:
+        return [_Finding(-missing, f"{-missing >> 10} kB more pool pages are mapped than the guest has memory")]
+    return [_Finding(missing, f"{missing >> 10} kB of {guest.memory.kib} kB of guest memory are not huge pages of a pool")]
+
+
+def _check_nodes(guest: LiveGuest, pool: list[Mapping], topology: Topology) -> list[_Finding]:
+    """Pages must lie on the node of the cores, by a policy that lets them go nowhere else."""
+    cpus = CpuSet.of(cpu for vcpu in guest.vcpus for cpu in vcpu.pin)
+    nodes = {core.node for core in topology.cores if core.cpus & cpus}
+    if len(nodes) != 1:
+        return [_Finding(guest.memory.bytes, f"the guest's cores {cpus} lie on nodes {sorted(nodes)}: no memory is local to all")]
+    (node,) = nodes
+    findings = []
+    if guest.node != node:
+        bound = f"libvirt binds the memory to node {guest.node}; the cores {cpus} are on node {node}"
+        findings.append(_Finding(guest.memory.bytes, bound))
+    for mapping in pool:
+        placed = sum(count for _, count in mapping.nodes) * mapping.page_size
+        away = sum(count for where, count in mapping.nodes if where != node) * mapping.page_size
+        if away:
+            findings.append(_Finding(away, f"{away >> 10} kB lie off the cores' node {node}: {_describe_nodes(mapping)}"))
+        if placed != mapping.huge:
+            findings.append(_Finding(abs(mapping.huge - placed), f"numa_maps places {placed >> 10} of {mapping.huge >> 10} kB"))
+        if mapping.policy not in (f"bind:{node}", f"bind=static:{node}"):
+            findings.append(_Finding(mapping.huge, f"policy {mapping.policy!r} does not keep {_name(mapping)} on node {node}"))
+    return findings
+
+
+def _check_locked(rest: list[Mapping]) -> list[_Finding]:
+    return [
+        _Finding(mapping.resident, f"{mapping.resident >> 10} kB are not locked: {_name(mapping)}")
+        for mapping in rest
+        if mapping.resident and "lo" not in mapping.flags and not mapping.flags & _NEVER_LOCKED
+    ]
+
+
+def _check_merging(mappings: tuple[Mapping, ...], ksm_run: str | None) -> list[_Finding]:
+    findings = [
+        _Finding(mapping.resident + mapping.huge, f"KSM may merge pages of {_name(mapping)} (VmFlags mg)")
+        for mapping in mappings
+        if "mg" in mapping.flags
+    ]
+    # 0: stopped; 2: stopped, and what was merged is unmerged (Documentation/admin-guide/mm/ksm.rst)
+    if ksm_run not in (None, "0", "2"):
+        findings.append(
+            _Finding(_resident(list(mappings)), f"the kernel merges equal pages: /sys/kernel/mm/ksm/run is {ksm_run}")
+        )
+    return findings
+
+
+def _name(mapping: Mapping) -> str:
+    return mapping.path or f"anonymous memory at {mapping.start:x}"
+
+
+def _describe_pages(pool: list[Mapping]) -> str:
+    pages: Counter[int] = Counter()
+    for mapping in pool:
+        pages[mapping.page_size] += mapping.huge // mapping.page_size
+    return ", ".join(f"{count} of {size >> 10} kB" for size, count in pages.items()) or "none"
+
+
+def _describe_nodes(mapping: Mapping) -> str:
+    return ", ".join(f"{count} pages on node {node}" for node, count in mapping.nodes) or "on no node"
+
+
+def _resident(mappings: list[Mapping]) -> int:
+    return sum(mapping.resident for mapping in mappings)
+
+
+def _bytes(findings: list[_Finding]) -> int:
+    return sum(finding.size for finding in findings)

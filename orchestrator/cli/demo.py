@@ -1,0 +1,61 @@
+"""`nohype demo`: the whole story in the nested lab, by one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.host import print_proofs
+from orchestrator.cli.lab import build_ssh
+from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.progress import show_progress
+from orchestrator.lab import lab as labs
+from orchestrator.lab.accel import Wanted
+from orchestrator.lab.demo import Report, tell_story
+from orchestrator.lab.spec import DEFAULT_SPEC, load_spec
+from orchestrator.lab.start import start_lab
+
+NAME = "demo"
+
+
+@click.command()
+@click.option("--keep", is_flag=True, help="Leave the lab up, and say how to go in.")
+@click.option("--report", "path", type=click.Path(path_type=Path), help="Also write the report to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
+def demo(*, keep: bool, path: Path | None, as_json: bool) -> int:
+    """Run the whole story: start the lab, ask its manager for two guests, and prove every claim about them.
+
+    Exit status 0 only if every proof passed; 3 if the lab was lost, which says nothing about any proof.
+    """
+    with show_progress() as timeline:
+        lab = start_lab(NAME, load_spec(DEFAULT_SPEC), Wanted.AUTO, timeline)
+        try:
+            report = tell_story(lab, timeline)
+        finally:
+            if not keep:
+                with timeline.stage("lab down"):
+                    labs.down(NAME)
+    if path:
+        report.write(path)
+    print_json(vars(report)) if as_json else _print(report, path)
+    if keep:
+        click.echo(f"\nThe lab is up. Go in: nohype lab exec --lab {NAME} -- COMMAND, or\n  {' '.join(build_ssh(lab))}")
+        click.echo(f"End it: nohype lab down {NAME}")
+    return int(report.verdict != "pass")
+
+
+def _print(report: Report, path: Path | None) -> None:
+    click.echo()
+    print_table([("GUEST", "CPUS", "NODE", "VF", "MAC", "READY"), *(_row(guest) for guest in report.guests)])
+    click.echo(f"\n{report.guests[0]['name']} pings {report.guests[-1]['name']}, through the external switch:")
+    click.echo(f"  {report.guests[0]['ping']}\n")
+    print_proofs(report.proofs)
+    total = sum(report.timings.values())
+    click.echo(f"\n{report.verdict.upper()} after {total:.0f} s" + (f"; the report is in {path}" if path else ""))
+
+
+def _row(guest: dict[str, Any]) -> tuple[object, ...]:
+    ready = guest["ready"].removeprefix("nohype: ready ")
+    return guest["name"], ",".join(guest["cores"]), guest["node"], guest["vf"]["address"], guest["vf"]["mac"], ready

@@ -1,0 +1,210 @@
+"""`nohype lab`: builds the emulated server, starts it, runs commands in it and ends it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from orchestrator.cli.output import format_size, json_option, print_json, print_table
+from orchestrator.cli.progress import show_progress
+from orchestrator.errors import Conflict, NotFound
+from orchestrator.lab import lab as labs
+from orchestrator.lab import life
+from orchestrator.lab.accel import Wanted
+from orchestrator.lab.folder import Folder, list_folders, read_tail
+from orchestrator.lab.spec import DEFAULT_SPEC, load_spec, parse_lab_name, shipped_specs
+from orchestrator.lab.start import build_parts, start_lab
+
+spec_option = click.option(
+    "--spec", "wanted", default=DEFAULT_SPEC, show_default=True, metavar="NAME|FILE",
+    help=f"What the server is made of: {', '.join(shipped_specs())}, or a TOML file.",
+)  # fmt: skip
+name_option = click.option(
+    "--lab", "name", envvar="NOHYPE_LAB", metavar="NAME", help="Which lab; can be left out if there is only one."
+)
+accel_option = click.option(
+    "--accel", type=click.Choice([str(one) for one in Wanted]), default=str(Wanted.AUTO), show_default=True,
+    help="tcg is emulation; auto takes KVM if a kernel really boots in it.",
+)  # fmt: skip
+
+
+@click.group()
+def lab() -> None:
+    """Build and run the nested lab: an emulated server with IOMMU, SR-IOV NIC and nested virtualization."""
+
+
+@lab.command()
+@spec_option
+def build(*, wanted: str) -> None:
+    """Build what a lab boots from. Quick when it is there already."""
+    spec = load_spec(wanted)
+    with show_progress() as timeline:
+        tools, image = build_parts(spec, timeline)
+    click.echo(f"lab {spec.name}: root {image.root}, emulator from {tools}")
+
+
+@lab.command()
+@click.argument("name", required=False)
+@spec_option
+@accel_option
+@json_option
+def up(name: str | None, *, wanted: str, accel: str, as_json: bool) -> None:
+    """Start a lab and wait until it can be used. NAME is the spec's name unless given."""
+    spec = load_spec(wanted)
+    name = parse_lab_name(name or spec.name)
+    with show_progress() as timeline:
+        made = start_lab(name, spec, Wanted(accel), timeline)
+    if as_json:
+        print_json(_as_dict(labs.read_status(name)))
+    else:
+        seconds = sum(made.state.timings.values())
+        click.echo(f"the lab {name} is up after {seconds:.0f} s; use it with: nohype lab exec --lab {name} -- COMMAND")
+
+
+@lab.command()
+@click.argument("name", required=False)
+@json_option
+def status(name: str | None, *, as_json: bool) -> None:
+    """Show one lab, or all."""
+    if name:
+        found = labs.read_status(name)
+        print_json(_as_dict(found)) if as_json else _print_status(found)
+        return
+    all_found = [labs.read_status(folder.name) for folder in list_folders()]
+    if as_json:
+        print_json([_as_dict(found) for found in all_found])
+    elif all_found:
+        print_table([("LAB", "CONDITION", "SPEC", "CPUS", "MEMORY", "ACCEL", "SSH PORT", "SINCE"), *map(_row, all_found)])
+    else:
+        click.echo("no labs")
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@name_option
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End the command after so long.")
+@click.option("--stdin", "with_stdin", is_flag=True, help="Give our standard input to the command.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(name: str | None, *, timeout: float | None, with_stdin: bool, command: tuple[str, ...]) -> int:
+    """Run COMMAND in the lab host, as root; its exit status becomes ours.
+
+    One word is a line for the shell there; several are taken as they are. Exit status 3 with a message of ours: the lab is lost.
+    """
+    found = labs.find_lab(_the_lab(name))
+    line = command[0] if len(command) == 1 else shlex.join(command)
+    input: Any = sys.stdin.buffer if with_stdin else b""
+    return labs.execute(found, line, timeout=timeout, input=input, stream=_print_stream).status
+
+
+@lab.command()
+@name_option
+def ssh(*, name: str | None) -> None:
+    """Log in to the lab host with this machine's ssh program."""
+    found = labs.find_lab(_the_lab(name))
+    words = build_ssh(found)
+    try:
+        os.execvp(words[0], words)
+    except FileNotFoundError:
+        raise NotFound("there is no ssh program here", "use `nohype lab exec`, or install openssh-client") from None
+
+
+@lab.command()
+@name_option
+@click.option("--lines", "-n", type=click.IntRange(min=1), default=25, show_default=True, help="How many lines, from the end.")
+@click.option("--follow", "-f", is_flag=True, help="Go on until interrupted.")
+def console(*, name: str | None, lines: int, follow: bool) -> None:
+    """Show the serial console of the lab host."""
+    folder = Folder(parse_lab_name(_the_lab(name)))
+    if not folder.path.exists():
+        labs.read_status(folder.name)  # says what is wrong
+    size = folder.console.stat().st_size if folder.console.exists() else 0
+    click.echo("\n".join(read_tail(folder.console, lines)))
+    while follow and folder.console.exists():
+        with folder.console.open("rb") as file:
+            file.seek(size)
+            data = file.read()
+        size += len(data)
+        click.echo(data.decode(errors="replace").replace("\r", ""), nl=False)
+        time.sleep(0.3)
+
+
+@lab.command()
+@click.argument("name", required=False, envvar="NOHYPE_LAB")
+@click.option("--timeout", type=float, default=30, show_default=True, metavar="SECONDS", help="After that the lab is killed.")
+def down(name: str | None, *, timeout: float) -> None:
+    """End a lab and remove all of it. What was changed in it is lost."""
+    name = name or _the_lab(None)
+    click.echo(f"the lab {name} is down" if life.down(name, timeout=timeout) else f"there is no lab {name}")
+
+
+def build_ssh(found: labs.Lab) -> list[str]:
+    """The words that log in to a lab with OpenSSH."""
+    options = {
+        "IdentityFile": found.folder.key, "IdentitiesOnly": "yes", "UserKnownHostsFile": found.folder.known_hosts,
+        "HostKeyAlias": f"nohype-lab-{found.name}", "StrictHostKeyChecking": "yes", "LogLevel": "ERROR",
+    }  # fmt: skip
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    return ["ssh", *words, "-p", str(found.state.port), "root@127.0.0.1"]
+
+
+def _the_lab(name: str | None) -> str:
+    """The name that is meant: the one given, or that of the only lab."""
+    if name:
+        return parse_lab_name(name)
+    names = [folder.name for folder in list_folders()]
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise NotFound("there is no lab", "start one: nohype lab up")
+    raise Conflict(f"there are several labs: {', '.join(names)}", "say which: NAME or --lab NAME")
+
+
+def _print_stream(name: str, data: bytes) -> None:
+    stream = sys.stdout if name == "stdout" else sys.stderr
+    stream.buffer.write(data)
+    stream.buffer.flush()
+
+
+def _as_dict(found: labs.LabStatus) -> dict[str, Any]:
+    fields = {**asdict(found), "state": None}
+    if found.state:
+        fields["state"] = found.state.model_dump(mode="json")
+    return fields
+
+
+def _row(found: labs.LabStatus) -> tuple[object, ...]:
+    state = found.state
+    if state is None:
+        return found.name, found.condition, *["-"] * 6
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.started))
+    memory = format_size(state.spec.size.bytes)
+    return found.name, found.condition, state.spec.name, state.spec.cpus, memory, state.accel, state.port, since
+
+
+def _print_status(found: labs.LabStatus) -> None:
+    rows: list[tuple[str, object]] = [("lab", found.name), ("condition", found.condition)]
+    if state := found.state:
+        spec = state.spec
+        shape = f"{spec.sockets} x {spec.cores} x {spec.threads} (sockets, cores, threads), NUMA nodes: {spec.nodes}"
+        rows += [
+            ("spec", f"{spec.name}: {shape}"),
+            ("memory", f"{spec.memory}, on each node {spec.hugepages_per_node} huge pages of 2M"),
+            ("devices", f"virtual functions: {spec.vfs}, NVMe disks: {', '.join(spec.disks) or 'none'}"),
+            ("accelerator", f"{state.accel}: {state.accel_reason}"),
+            ("processes", f"keeper {state.pid}, QEMU {state.qemu}"),
+            ("SSH", f"root@127.0.0.1 port {state.port}"),
+            ("since", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.started))),
+            *((f"  {stage}", f"{seconds:.1f} s") for stage, seconds in state.timings.items()),
+        ]
+        if state.ended:
+            rows.append(("ended", state.ended))
+    if found.memory is not None:
+        rows.append(("resident", f"{found.memory / (1 << 30):.1f}G of this machine's memory"))
+    print_table(rows)
+    for line in found.tail:
+        click.echo(f"    {line}")

@@ -1,0 +1,226 @@
+"""Counts ICMP echo frames on network interfaces with an AF_PACKET socket (packet(7)). Never changes a frame or a route."""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import os
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from orchestrator.errors import HostError
+
+_ETH_P_ALL, _ETH_P_IP = 3, 0x0800
+_VLAN_TAGS = (0x8100, 0x88A8)
+_ICMP_REQUEST, _ICMP_REPLY = 8, 0
+_CLONE_NEWNET = 0x4000_0000
+# include/uapi/linux/if_packet.h and asm-generic/socket.h; the socket module of Python 3.11 lacks them.
+_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _PACKET_MR_PROMISC = 263, 1, 6, 1
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
+_PACKET_OUTGOING = 4
+_BUFFER = 32 << 20
+_SNAP = 256
+# A frame that a bridge turns around, or a busy receive queue holds, is seen within a few milliseconds of the reply to it.
+_SETTLE = 0.2
+
+
+@dataclass(frozen=True)
+class EchoFilter:
+    """Which frames count: ICMP echo requests (or replies) over IPv4 from one address to another.
+
+    Attributes:
+        source, target: IPv4 addresses, None for any.
+        reply: whether replies are meant and not requests.
+        size: length of the ICMP data in bytes (``ping -s``), None for any. Tells counted pings from others between the same two.
+        payload: bytes that the ICMP data must contain.
+    """
+
+    source: ipaddress.IPv4Address | None = None
+    target: ipaddress.IPv4Address | None = None
+    reply: bool = False
+    size: int | None = None
+    payload: bytes = b""
+
+    def matches(self, frame: bytes) -> bool:
+        """Whether a frame, from its Ethernet header on, is one of those."""
+        offset = 12
+        while len(frame) >= offset + 2 and struct.unpack_from("!H", frame, offset)[0] in _VLAN_TAGS:
+            offset += 4
+        packet = frame[offset + 2 :]
+        if len(packet) < 28 or frame[offset : offset + 2] != _ETH_P_IP.to_bytes(2, "big") or packet[0] >> 4 != 4:
+            return False
+        header, length, fragment = (packet[0] & 15) * 4, *struct.unpack_from("!H2xH", packet, 2)
+        if packet[9] != socket.IPPROTO_ICMP or fragment & 0x1FFF or header < 20 or len(packet) < header + 8:
+            return False
+        for address, found in ((self.source, packet[12:16]), (self.target, packet[16:20])):
+            if address is not None and address.packed != found:
+                return False
+        # The IP length, not the frame's: Ethernet pads short frames.
+        data = packet[header + 8 : length]
+        kind = _ICMP_REPLY if self.reply else _ICMP_REQUEST
+        return packet[header] == kind and self.size in (None, length - header - 8) and self.payload in data
+
+
+@dataclass(frozen=True)
+class FrameCount:
+    """Frames that matched.
+
+    Attributes:
+        incoming: frames that came in from the wire, an interface → count.
+        outgoing: frames that were sent to it.
+        dropped: frames (matching or not) that the kernel could not give us; a count with drops proves nothing.
+    """
+
+    incoming: dict[str, int]
+    outgoing: dict[str, int]
+    dropped: int
+
+    @property
+    def total(self) -> int:
+        """All that matched, on all interfaces, in both directions."""
+        return sum(self.incoming.values()) + sum(self.outgoing.values())
+
+
+@dataclass
+class FrameCounter:
+    """Counts while the ``with`` block runs; ``count()`` after it gives the result.
+
+    Args:
+        wanted: which frames count.
+        interface: name of one interface, or None for all of the network namespace, also those that come later.
+        netns: name of a network namespace (``ip netns``), None for our own.
+        promiscuous: whether the interface is set promiscuous for the time. Needs ``interface``. Not for a PF: that would change
+            what the NIC hands to the host, which is what is being measured.
+
+    Raises:
+        HostError: no such interface or namespace, or no right to open a packet socket (CAP_NET_RAW).
+    """
+
+    wanted: EchoFilter
+    interface: str | None = None
+    netns: str | None = None
+    promiscuous: bool = False
+    _seen: Counter[tuple[str, bool]] = field(default_factory=Counter, init=False)
+    _dropped: int = field(default=0, init=False)
+    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def __enter__(self) -> FrameCounter:
+        self._socket = _in_netns(self.netns, self._open)
+        self._thread = threading.Thread(target=self._work, name="count-frames", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            time.sleep(_SETTLE)
+        self._stop.set()
+        self._thread.join()
+        with self._socket:
+            self._read_drops()
+
+    def count(self) -> FrameCount:
+        """What was seen; final once the ``with`` block has ended."""
+        seen = self._seen.copy()
+        incoming = {name: count for (name, outgoing), count in sorted(seen.items()) if not outgoing}
+        return FrameCount(incoming, {name: count for (name, outgoing), count in sorted(seen.items()) if outgoing}, self._dropped)
+
+    def _open(self) -> socket.socket:
+        where = self.interface or "all interfaces"
+        try:
+            # One interface is named by bind(2); with protocol 0 nothing is received before. All of them need no bind(2).
+            protocol = 0 if self.interface else socket.htons(_ETH_P_ALL)
+            result = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        except OSError as error:
+            raise HostError("cannot open a packet socket", "run as root", error.errno or 0) from None
+        try:
+            result.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            _attach(result, _program(self.wanted))
+            if self.interface:
+                result.bind((self.interface, _ETH_P_ALL))
+            if self.promiscuous:
+                request = struct.pack("iHH8s", socket.if_nametoindex(self.interface or ""), _PACKET_MR_PROMISC, 0, b"")
+                result.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
+            result.settimeout(0.05)
+        except OSError as error:
+            result.close()
+            raise HostError(f"cannot count frames on {where}", "`ip link` shows the interfaces", error.errno or 0) from None
+        return result
+
+    def _work(self) -> None:
+        while True:
+            try:
+                frame, (name, _, kind, *_) = self._socket.recvfrom(_SNAP)
+            except TimeoutError:
+                if self._stop.is_set():
+                    return
+                continue
+            except OSError:  # ENETDOWN: an interface went down; the socket lives on (packet(7))
+                if self._stop.is_set():
+                    return
+                continue
+            if self.wanted.matches(frame):
+                self._seen[name, kind == _PACKET_OUTGOING] += 1
+
+    def _read_drops(self) -> None:
+        # struct tpacket_stats: packets, drops; reading clears them.
+        _, self._dropped = struct.unpack("II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+
+
+def _in_netns(netns: str | None, call: Callable[[], socket.socket]) -> socket.socket:
+    """Calls in a thread that enters the namespace and ends: a socket stays in the one it was made in (network_namespaces(7))."""
+    if netns is None:
+        return call()
+    outcome: list[socket.socket | Exception] = []
+
+    def enter() -> None:
+        try:
+            _setns(netns)
+            outcome.append(call())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=enter, name="enter-netns")
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _setns(netns: str) -> None:
+    """os.setns came with Python 3.12; we support 3.11."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        descriptor = os.open(f"/run/netns/{netns}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"no network namespace {netns}", "`ip netns` lists them", error.errno or 0) from None
+    try:
+        if libc.setns(descriptor, _CLONE_NEWNET):
+            raise HostError(f"cannot enter the network namespace {netns}", "run as root", ctypes.get_errno())
+    finally:
+        os.close(descriptor)
+
+
+def _program(wanted: EchoFilter) -> list[tuple[int, int, int, int]]:
+    """Classic BPF (Documentation/networking/filter.rst): IPv4 ICMP between the two addresses passes; a busy interface does not
+    overrun us. A VLAN tag is not in the frame: the kernel takes it off before packet sockets see it."""
+    load_half, load_byte, load_word, equal, give = 0x28, 0x30, 0x20, 0x15, 0x06
+    tests = [(load_half, 12, _ETH_P_IP), (load_byte, 23, socket.IPPROTO_ICMP)]
+    tests += [(load_word, 26, int(wanted.source))] if wanted.source is not None else []
+    tests += [(load_word, 30, int(wanted.target))] if wanted.target is not None else []
+    program: list[tuple[int, int, int, int]] = []
+    for index, (load, offset, value) in enumerate(tests):
+        to_refusal = 2 * (len(tests) - index - 1) + 1
+        program += [(load, 0, 0, offset), (equal, 0, to_refusal, value)]
+    return [*program, (give, 0, 0, 0xFFFF), (give, 0, 0, 0)]
+
+
+def _attach(target: socket.socket, program: list[tuple[int, int, int, int]]) -> None:
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    target.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))

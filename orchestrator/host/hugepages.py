@@ -1,0 +1,59 @@
+"""Pools of persistent huge pages, one for each NUMA node and page size (kernel: Documentation/admin-guide/mm/hugetlbpage.rst)."""
+
+from __future__ import annotations
+
+import re
+
+from orchestrator.errors import HostError
+from orchestrator.host.root import HostRoot
+from orchestrator.topology import PagePool
+from orchestrator.values import Size
+
+_NODES = "sys/devices/system/node"
+_FLAT = "sys/kernel/mm/hugepages"
+_NODE = re.compile(r"node(\d+)", re.ASCII)
+_POOL = re.compile(r"hugepages-(\d+)kB", re.ASCII)
+
+
+def read_pools(host: HostRoot) -> tuple[PagePool, ...]:
+    """All pools, empty ones too, by node and then page size. None at all on a kernel without huge pages.
+
+    Raises:
+        HostError: a file of a pool cannot be read.
+    """
+    if not host.exists(_NODES):
+        # A kernel without NUMA has only the pools of the whole machine.
+        return _read_node_pools(host, 0, _FLAT)
+    nodes = sorted(int(match[1]) for match in map(_NODE.fullmatch, host.names(_NODES)) if match)
+    return tuple(pool for node in nodes for pool in _read_node_pools(host, node, f"{_NODES}/node{node}/hugepages"))
+
+
+def _read_node_pools(host: HostRoot, node: int, folder: str) -> tuple[PagePool, ...]:
+    if not host.exists(folder):
+        return ()
+    sizes = sorted(int(match[1]) for match in map(_POOL.fullmatch, host.names(folder)) if match)
+    return tuple(_read_pool(host, node, Size(kib << 10), f"{folder}/hugepages-{kib}kB") for kib in sizes)
+
+
+def _read_pool(host: HostRoot, node: int, page_size: Size, folder: str) -> PagePool:
+    return PagePool(node, page_size, int(host.read(f"{folder}/nr_hugepages")), int(host.read(f"{folder}/free_hugepages")))
+
+
+def set_pool(host: HostRoot, node: int, page_size: Size, pages: int) -> None:
+    """Makes one node's pool that many pages big. The kernel gives what it finds and reports no error, so it is read back.
+
+    Args:
+        pages: the new size of the pool in pages, those in use included.
+
+    Raises:
+        HostError: no such node or page size (ENOENT), or the kernel made the pool of another size, with both numbers.
+    """
+    folder = f"{_NODES}/node{node}/hugepages" if host.exists(_NODES) else _FLAT
+    name = f"{folder}/hugepages-{page_size.kib}kB/nr_hugepages"
+    host.write(name, str(pages))
+    actual = int(host.read(name))
+    if actual != pages:
+        raise HostError(
+            f"node {node} was to have {pages} huge pages of {page_size}, but has {actual}",
+            "pages in use cannot be taken back, nor can used memory be made into pages: reserve them at boot (hugepages=)",
+        )

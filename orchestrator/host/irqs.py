@@ -1,0 +1,75 @@
+"""Interrupts and the CPUs that they are sent to (kernel: Documentation/core-api/irq/irq-affinity.rst)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from errno import EINVAL, EIO, ENOSPC, EPERM
+
+from orchestrator.errors import HostError
+from orchestrator.host.root import HostRoot
+from orchestrator.values import CpuSet
+
+MANAGED = frozenset({EIO, EPERM})
+"""What the kernel answers for an interrupt that it manages itself: EIO before Linux 6.12, EPERM since (commit eb29369fa543)."""
+
+_MANAGED_HINT = "the kernel manages this interrupt itself; isolcpus=managed_irq,CPUS at boot keeps it off CPUs that do no I/O"
+_HINTS = {
+    EIO: _MANAGED_HINT,
+    EPERM: _MANAGED_HINT,
+    EINVAL: "none of the CPUs is online",
+    ENOSPC: "these CPUs have no interrupt vector left; give more CPUs",
+}
+
+
+@dataclass(frozen=True)
+class Irq:
+    """An interrupt.
+
+    Attributes:
+        name: what its handlers are called, joined by commas ("nic0-TxRx-0"); empty while nobody handles it.
+        affinity: CPUs that it may be sent to.
+        effective: CPUs that it is really sent to; empty where the interrupt controller does not say.
+    """
+
+    number: int
+    name: str
+    affinity: CpuSet
+    effective: CpuSet
+
+
+def read_irqs(host: HostRoot) -> tuple[Irq, ...]:
+    """All interrupts by number, those without a handler too.
+
+    Raises:
+        HostError: /proc/irq cannot be read.
+    """
+    numbers = sorted(int(name) for name in host.names("proc/irq") if name.isdecimal())
+    return tuple(irq for number in numbers if (irq := _read_irq(host, number)))
+
+
+def _read_irq(host: HostRoot, number: int) -> Irq | None:
+    """None if the interrupt went away since the folder was listed."""
+    affinity = host.find(f"proc/irq/{number}/smp_affinity_list")
+    if affinity is None:
+        return None
+    effective = host.find(f"proc/irq/{number}/effective_affinity_list") or ""
+    name = host.find(f"sys/kernel/irq/{number}/actions") or ""
+    return Irq(number, name, CpuSet.parse(affinity), CpuSet.parse(effective))
+
+
+def set_irq_affinity(host: HostRoot, number: int, cpus: CpuSet) -> None:
+    """Sends an interrupt to CPUs only, and reads back. It may arrive once more on an old CPU: many are moved when they next fire.
+
+    Raises:
+        HostError: the kernel manages the interrupt itself (an errno in MANAGED), no such interrupt (ENOENT), no CPU of these is
+            online (EINVAL), no vector is free (ENOSPC), or other CPUs were taken, with both sets.
+    """
+    name = f"proc/irq/{number}/smp_affinity_list"
+    try:
+        host.write(name, str(cpus))
+    except HostError as error:
+        what = f"cannot send interrupt {number} to CPUs {cpus} (/{name})"
+        raise HostError(what, _HINTS.get(error.errno, error.hint), error.errno) from None
+    actual = CpuSet.parse(host.read(name))
+    if actual != cpus:
+        raise HostError(f"interrupt {number} was to be sent to CPUs {cpus}, but may be sent to {actual}")

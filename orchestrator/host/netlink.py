@@ -1,0 +1,370 @@
+"""Network interfaces, VFs as their PF sees them, bridges and network namespaces. The only user of pyroute2.
+
+Each function opens a socket of its own and closes it: a long-lived one leaks an acknowledgement for every `get` (pyroute2 0.9.7).
+For the same reason interfaces are looked up by a dump. pyroute2 runs an event loop inside, so an asyncio program must call
+these functions in a thread. Sources: rtnetlink(7), include/uapi/linux/if_link.h, ip-link(8), bridge(8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from errno import EBUSY, EEXIST, EINVAL, ENOBUFS, ENODEV, ENOENT, EOPNOTSUPP, EPERM
+from typing import Any
+
+from pyroute2 import IPRoute, NetlinkError
+from pyroute2 import netns as namespaces
+from pyroute2.netlink.rtnl import RTMGRP_LINK
+
+from orchestrator.errors import HostError, RequestError
+from orchestrator.values import MacAddress
+
+_AF_BRIDGE = 7  # include/linux/socket.h
+_IFF_UP = 1  # include/uapi/linux/if.h
+_RTEXT_FILTER_VF = 1  # include/uapi/linux/rtnetlink.h: without it the kernel leaves the VFs out
+_NO_MAC = "00:00:00:00:00:00"
+# include/uapi/linux/if_bridge.h, BRIDGE_MODE_VEB and _VEPA; 0xffff is BRIDGE_MODE_UNDEF
+_HWMODES = {"veb": 0, "vepa": 1}
+_VF_LINK_STATES = {0: "auto", 1: "enable", 2: "disable"}
+_HINTS = {EPERM: "run as root", EEXIST: "the name is taken; look with: ip link show, ip netns list"}
+
+
+@dataclass(frozen=True)
+class VfState:
+    """What the PF's driver enforces for one VF.
+
+    Attributes:
+        index: the VF's number within its PF.
+        mac: None while none was given (the VF driver then makes one up).
+        vlan: port VLAN, 0 for none.
+        link_state: "auto" (as the PF's port), "enable" or "disable".
+    """
+
+    index: int
+    mac: MacAddress | None
+    vlan: int
+    spoof_check: bool
+    trust: bool
+    link_state: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface.
+
+    Attributes:
+        mac: None if it has no Ethernet address, or only zeros.
+        up: administratively up; says nothing about the cable.
+        carrier: whether the other side is there.
+        master: name of the bridge or bond that it is a port of.
+        kind: "bridge", "veth", "tun" ...; None for a physical one.
+        vfs: empty if it is not the interface of a PF with VFs.
+    """
+
+    name: str
+    index: int
+    mac: MacAddress | None
+    up: bool
+    carrier: bool
+    master: str | None
+    kind: str | None
+    vfs: tuple[VfState, ...]
+
+
+def read_links(*, netns: str | None = None) -> tuple[Link, ...]:
+    """All interfaces, in our network namespace or in the named one.
+
+    Raises:
+        HostError: no such network namespace (ENOENT), or the kernel refused.
+    """
+    with _socket("read the network interfaces", netns) as ipr:
+        return _read(ipr)
+
+
+def watch_links() -> Iterator[str]:
+    """Yields the name of an interface each time that something about it changed, for ever. Blocks.
+
+    When the kernel had to drop notices (ENOBUFS), every interface may have changed, and each is named once.
+
+    Raises:
+        HostError: the kernel refused.
+    """
+    while True:
+        try:
+            with IPRoute() as ipr:
+                ipr.bind(groups=RTMGRP_LINK)
+                while True:
+                    for message in ipr.get():
+                        yield str(message.get_attr("IFLA_IFNAME"))
+        except (NetlinkError, OSError) as error:
+            number = _errno(error)
+            if number != ENOBUFS:
+                raise HostError("cannot watch the network interfaces", _HINTS.get(number, ""), number) from None
+        yield from [link.name for link in read_links()]
+
+
+def set_vf_mac(interface: str, index: int, mac: MacAddress | None) -> None:
+    """Gives a VF its Ethernet address through the PF, and reads back. A bound VF driver learns it at its next reset.
+
+    Args:
+        interface: the PF's interface.
+        mac: None takes the address away again (the VF driver then makes one up).
+
+    Raises:
+        HostError: not the interface of a PF (EOPNOTSUPP), no such VF (EINVAL), or another address was taken, with both.
+    """
+    what = f"give VF {index} of {interface} the address {mac or _NO_MAC}"
+    hints = {
+        EOPNOTSUPP: f"{interface} is not the physical function of an SR-IOV NIC; `nohype survey` shows those",
+        EINVAL: f"{interface} has no VF {index}, or its driver wants another kind of address",
+    }
+    with _socket(what, None, hints) as ipr:
+        # One attribute a request: the kernel applies them one by one, so an error would not tell which it was.
+        ipr.link("set", index=_index(ipr, interface, what), vf={"vf": index, "mac": str(mac or _NO_MAC)})
+    for vf in _find(read_links(), interface, what).vfs:
+        if vf.index == index:
+            if vf.mac != mac:
+                raise HostError(f"VF {index} of {interface} was to have {mac or _NO_MAC}, but has {vf.mac or _NO_MAC}")
+            return
+    raise HostError(f"cannot {what}", hints[EINVAL], EINVAL)
+
+
+def set_link_up(interface: str, *, up: bool, netns: str | None = None) -> None:
+    """Sets an interface administratively up or down, and reads back. Its carrier may follow seconds later.
+
+    Raises:
+        HostError: no such interface (ENODEV), or its driver refused.
+    """
+    what = f"set {interface} {'up' if up else 'down'}"
+    with _socket(what, netns) as ipr:
+        ipr.link("set", index=_index(ipr, interface, what), state="up" if up else "down")
+    if _find(read_links(netns=netns), interface, what).up != up:
+        raise HostError(f"{interface} was to be {'up' if up else 'down'}, but is not", "something else sets it: NetworkManager?")
+
+
+def read_hwmode(interface: str) -> str | None:
+    """How the NIC switches between its VFs: "veb" (inside), "vepa" (all goes out); None where the driver does not tell (igb).
+
+    Raises:
+        HostError: no such interface (ENODEV).
+    """
+    what = f"read the switching mode of {interface}"
+    with _socket(what) as ipr:
+        index = _index(ipr, interface, what)
+        for message in ipr.link("dump", family=_AF_BRIDGE):
+            if message["index"] == index and (spec := message.get_attr("IFLA_AF_SPEC")) is not None:
+                mode = spec.get_attr("IFLA_BRIDGE_MODE")
+                for name, number in _HWMODES.items():
+                    if mode == number:
+                        return name
+    return None
+
+
+def set_hwmode(interface: str, mode: str) -> None:
+    """Sets how the NIC switches between its VFs, as `bridge link set dev X hwmode vepa` does, and reads back.
+
+    Args:
+        mode: "veb" or "vepa".
+
+    Raises:
+        HostError: the driver cannot (EOPNOTSUPP), or the mode reads back differently, with both.
+    """
+    what = f"set {interface} to hwmode {mode}"
+    hints = {EOPNOTSUPP: "its driver has no hwmode (ixgbe, i40e, ice, mlx5, bnxt, nfp and be2net have)"}
+    with _socket(what, None, hints) as ipr:
+        # RTM_SETLINK, AF_BRIDGE, IFLA_AF_SPEC {IFLA_BRIDGE_FLAGS self, IFLA_BRIDGE_MODE}: the driver's ndo_bridge_setlink.
+        ipr.vlan_filter("add", index=_index(ipr, interface, what), vlan_flags="self", mode=_HWMODES[mode])
+    actual = read_hwmode(interface)
+    if actual != mode:
+        raise HostError(f"{interface} was to have hwmode {mode}, but has {actual or 'none'}")
+
+
+def netns_exists(name: str) -> bool:
+    """Whether there is a network namespace of that name (ip-netns(8))."""
+    return name in namespaces.listnetns()
+
+
+def create_netns(name: str) -> None:
+    """Makes a named network namespace, as `ip netns add` does.
+
+    Raises:
+        HostError: the name is taken (EEXIST), or not root (EPERM).
+    """
+    if netns_exists(name):
+        raise HostError(f"cannot make the network namespace {name}", _HINTS[EEXIST], EEXIST)
+    try:
+        namespaces.create(name)
+    except OSError as error:
+        if netns_exists(name):
+            # It makes the mount point first; without the mount that would look like a namespace.
+            with suppress(OSError):
+                namespaces.remove(name)
+        raise HostError(f"cannot make the network namespace {name}", _HINTS.get(_errno(error), ""), _errno(error)) from None
+
+
+def delete_netns(name: str) -> None:
+    """Removes a named network namespace. Its virtual interfaces go with the last process in it; physical ones return.
+
+    Raises:
+        HostError: there is none (ENOENT), or not root (EPERM).
+    """
+    if not netns_exists(name):
+        raise HostError(f"cannot remove the network namespace {name}", "look with: ip netns list", ENOENT)
+    try:
+        namespaces.remove(name)
+    except OSError as error:
+        raise HostError(f"cannot remove the network namespace {name}", _HINTS.get(_errno(error), ""), _errno(error)) from None
+
+
+def create_bridge(name: str, netns: str | None = None) -> None:
+    """Makes a bridge and sets it up: no spanning tree (a port forwards at once), no multicast snooping (all is flooded).
+
+    Raises:
+        HostError: the name is taken (EEXIST).
+    """
+    what = f"make the bridge {name}"
+    with _socket(what, netns) as ipr:
+        ipr.link("add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0)
+    set_link_up(name, up=True, netns=netns)
+
+
+def add_port(bridge: str, interface: str, netns: str | None = None) -> None:
+    """Makes an interface a port of a bridge, and sets it up.
+
+    Raises:
+        HostError: no such bridge or interface (ENODEV), or the interface is a port of another one (EBUSY).
+    """
+    what = f"make {interface} a port of the bridge {bridge}"
+    with _socket(what, netns) as ipr:
+        links = _read(ipr)
+        master, port = _find(links, bridge, what), _find(links, interface, what)
+        # The kernel would silently take it out of the other bridge: do_set_master() in net/core/rtnetlink.c.
+        if port.master not in (None, bridge):
+            raise HostError(f"cannot {what}: it is one of {port.master}", f"ip link set {interface} nomaster takes it out", EBUSY)
+        ipr.link("set", index=port.index, master=master.index, state="up")
+    actual = _find(read_links(netns=netns), interface, what).master
+    if actual != bridge:
+        raise HostError(f"{interface} was to be a port of {bridge}, but is one of {actual or 'nothing'}")
+
+
+def set_hairpin(interface: str, netns: str | None = None, *, on: bool) -> None:
+    """Lets a bridge port send a frame back out where it came in (reflective relay, IEEE 802.1Qbg), and reads back.
+
+    Raises:
+        HostError: no such interface (ENODEV), or it is no bridge port.
+    """
+    what = f"switch hairpin {'on' if on else 'off'} on {interface}"
+    no_port = f"{interface} is no port of a bridge"
+    with _socket(what, netns, {EINVAL: no_port, EOPNOTSUPP: no_port}) as ipr:
+        # IFLA_BRPORT_MODE is the hairpin flag (net/bridge/br_netlink.c).
+        ipr.brport("set", index=_index(ipr, interface, what), mode=int(on))
+    if read_hairpin(interface, netns) != on:
+        raise HostError(f"hairpin on {interface} was to be {'on' if on else 'off'}, but is not")
+
+
+def read_hairpin(interface: str, netns: str | None = None) -> bool:
+    """Whether a bridge port sends frames back out where they came in.
+
+    Raises:
+        HostError: no such interface (ENODEV), or it is no bridge port (EINVAL).
+    """
+    what = f"read the hairpin flag of {interface}"
+    with _socket(what, netns) as ipr:
+        index = _index(ipr, interface, what)
+        for message in ipr.link("dump", family=_AF_BRIDGE):
+            if message["index"] == index and (port := message.get_attr("IFLA_PROTINFO")) is not None:
+                return bool(port.get_attr("IFLA_BRPORT_MODE"))
+    raise HostError(f"cannot {what}", f"{interface} is no port of a bridge", EINVAL)
+
+
+def move_to_netns(interface: str, netns: str) -> None:
+    """Moves an interface from our network namespace into a named one. It arrives there down, and without addresses.
+
+    Raises:
+        HostError: no such interface (ENODEV) or namespace (ENOENT), the name is taken there (EEXIST), or it cannot move (EINVAL).
+    """
+    what = f"move {interface} to the network namespace {netns}"
+    _check_netns(what, netns)
+    with _socket(what) as ipr:
+        ipr.link("set", index=_index(ipr, interface, what), net_ns_fd=netns)
+    _find(read_links(netns=netns), interface, what)
+
+
+@contextmanager
+def _socket(what: str, netns: str | None = None, hints: dict[int, str] | None = None) -> Iterator[Any]:
+    """A netlink socket for one job; errors inside become one HostError that starts with "cannot <what>"."""
+    _check_netns(what, netns)
+    try:
+        # flags=0, or pyroute2 would make a namespace that is missing.
+        with IPRoute(netns=netns, flags=0) as ipr:
+            yield ipr
+    except (NetlinkError, OSError) as error:
+        number = _errno(error)
+        where = f" in the network namespace {netns}" if netns else ""
+        raise HostError(f"cannot {what}{where}", {**_HINTS, **(hints or {})}.get(number, ""), number) from None
+
+
+def _check_netns(what: str, netns: str | None) -> None:
+    if netns is not None and not netns_exists(netns):
+        raise HostError(f"cannot {what}: there is no network namespace {netns}", "look with: ip netns list", ENOENT)
+
+
+def _errno(error: Exception) -> int:
+    return int(error.code if isinstance(error, NetlinkError) else getattr(error, "errno", 0) or 0)
+
+
+def _read(ipr: Any) -> tuple[Link, ...]:
+    messages = list(ipr.link("dump", ext_mask=_RTEXT_FILTER_VF))
+    names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
+    return tuple(_parse_link(message, names) for message in messages)
+
+
+def _find(links: tuple[Link, ...], interface: str, what: str) -> Link:
+    for link in links:
+        if link.name == interface:
+            return link
+    raise HostError(f"cannot {what}: there is no interface {interface}", "look with: ip link show", ENODEV)
+
+
+def _index(ipr: Any, interface: str, what: str) -> int:
+    return _find(_read(ipr), interface, what).index
+
+
+def _parse_link(message: Any, names: dict[int, str]) -> Link:
+    vfs = message.get_attr("IFLA_VFINFO_LIST")
+    return Link(
+        name=message.get_attr("IFLA_IFNAME"),
+        index=message["index"],
+        mac=_parse_mac(message.get_attr("IFLA_ADDRESS")),
+        up=bool(message["flags"] & _IFF_UP),
+        carrier=bool(message.get_attr("IFLA_CARRIER")),
+        master=names.get(message.get_attr("IFLA_MASTER")),
+        kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND"),
+        vfs=tuple(map(_parse_vf, vfs.get_attrs("IFLA_VF_INFO"))) if vfs is not None else (),
+    )
+
+
+def _parse_vf(info: Any) -> VfState:
+    def field(attribute: str, key: str) -> int:
+        value = info.get_attr(attribute)
+        return int(value[key]) if value is not None else 0
+
+    address = info.get_attr("IFLA_VF_MAC")
+    return VfState(
+        index=int(address["vf"]),
+        mac=_parse_mac(address["mac"]),
+        vlan=field("IFLA_VF_VLAN", "vlan"),
+        # All ones where the driver does not know (rtnl_fill_vfinfo(), -1): not enforced, as far as we can tell.
+        spoof_check=field("IFLA_VF_SPOOFCHK", "spoofchk") == 1,
+        trust=field("IFLA_VF_TRUST", "trust") == 1,
+        link_state=_VF_LINK_STATES.get(field("IFLA_VF_LINK_STATE", "link_state"), "auto"),
+    )
+
+
+def _parse_mac(text: str | None) -> MacAddress | None:
+    """None for what is no unicast Ethernet address: all zeros, a tunnel's IP address, InfiniBand's 20 bytes."""
+    try:
+        return MacAddress.parse(text or _NO_MAC)
+    except RequestError:
+        return None

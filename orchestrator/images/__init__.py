@@ -1,0 +1,1 @@
+"""Guest images and root file systems: recipes, builders, and the store that the system manager reads."""

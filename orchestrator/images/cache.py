@@ -1,0 +1,155 @@
+"""A cache of built folders, keyed by a hash of what they were built from. A folder in it is complete or not there.
+
+A build happens in a temporary sibling that is renamed into place; a crash leaves only the sibling, which the next build removes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from errno import ENOSPC
+from pathlib import Path
+from tempfile import mkdtemp
+
+from orchestrator.errors import CommandError, ImageError
+from orchestrator.host.run import run
+
+Progress = Callable[[str], None]
+"""Called with one line of text when a stage of a build begins."""
+
+_KEEP = 2
+_SKIPPED = {"__pycache__", ".mypy_cache", ".ruff_cache"}
+
+
+def cache_folder() -> Path:
+    """Where builds are kept: $NOHYPE_CACHE, else $XDG_CACHE_HOME/nohype, else ~/.cache/nohype."""
+    if given := os.environ.get("NOHYPE_CACHE"):
+        return Path(given).absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "nohype"
+
+
+def hash_inputs(*inputs: str | Path | Iterable[str]) -> str:
+    """A hash of everything that a build depends on.
+
+    Args:
+        inputs: texts, lists of texts, and files or folders (names, contents and the executable bit count; times do not).
+
+    Returns:
+        12 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for item in inputs:
+        if isinstance(item, Path):
+            for name, path in _walk(item):
+                _feed(digest, f"{name} {os.access(path, os.X_OK):d}".encode())
+                _feed(digest, path.read_bytes())
+        elif isinstance(item, str):
+            _feed(digest, item.encode())
+        else:
+            for text in item:
+                _feed(digest, text.encode())
+            _feed(digest, b"")
+    return digest.hexdigest()[:12]
+
+
+def build_cached(cache: Path, kind: str, key: str, build: Callable[[Path], None], *, progress: Progress, keep: int = _KEEP) -> Path:
+    """The folder ``<cache>/<kind>-<key>``, built if it is not there.
+
+    Two callers at once wait for each other. Older folders of the kind are removed after a successful build.
+
+    Args:
+        cache: the cache folder; made if missing.
+        key: see ``hash_inputs``.
+        build: fills the empty folder that it is given.
+        keep: how many folders of the kind stay.
+
+    Raises:
+        ImageError: the cache cannot be written, or the disk is full; nothing is left of the attempt.
+    """
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with locked(cache / f"{kind}.lock", progress=progress):
+            folder = cache / f"{kind}-{key}"
+            if not folder.is_dir():
+                _build_in_sibling(cache, kind, folder, build)
+            os.utime(folder)
+            _prune(cache, kind, keep)
+    except OSError as error:
+        hint = f"set NOHYPE_CACHE to a folder that can be written; now it is {cache}"
+        raise ImageError(f"cannot use the cache folder {cache}: {error.strerror or error}", hint) from None
+    return folder
+
+
+@contextmanager
+def locked(path: Path, *, progress: Progress) -> Iterator[None]:
+    """Holds an exclusive flock(2) on the file; waits for another holder and says so. The kernel drops it if we die."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting for another build ({path.name})")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder, never crossing into a file system that is mounted below it (a half-made root may have /dev bound in)."""
+    for _ in range(3):  # a killed build's last process may still be writing for a moment
+        if not run(["rm", "-rf", "--one-file-system", "--", path], timeout=300, check=False).status:
+            return
+    run(["rm", "-rf", "--one-file-system", "--", path], timeout=300)
+
+
+def _build_in_sibling(cache: Path, kind: str, folder: Path, build: Callable[[Path], None]) -> None:
+    for left_over in cache.glob(f".{kind}-tmp-*"):
+        remove_tree(left_over)
+    sibling = Path(mkdtemp(prefix=f".{kind}-tmp-", dir=cache))
+    try:
+        sibling.chmod(0o755)
+        build(sibling)
+        sibling.rename(folder)
+    except BaseException as error:
+        full = _is_disk_full(error, sibling)
+        remove_tree(sibling)
+        if full:
+            text = f"the disk is full: {kind} could not be built in {cache}"
+            raise ImageError(text, "free some space (2 GB are enough), or set NOHYPE_CACHE to another folder") from None
+        raise
+
+
+def _is_disk_full(error: BaseException, where: Path) -> bool:
+    """Whether a build failed for want of space: the kernel said so, a program that we ran did, or nothing is left."""
+    if isinstance(error, OSError) and error.errno == ENOSPC:
+        return True
+    if not isinstance(error, ImageError | CommandError):
+        return False
+    return os.strerror(ENOSPC) in str(error) or shutil.disk_usage(where).free < 1 << 20
+
+
+def _prune(cache: Path, kind: str, keep: int) -> None:
+    folders = [path for path in cache.glob(f"{kind}-*") if path.is_dir() and len(path.name) == len(kind) + 13]
+    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in folders[keep:]:
+        remove_tree(old)
+
+
+def _walk(path: Path) -> Sequence[tuple[str, Path]]:
+    if path.is_file():
+        return [(path.name, path)]
+    if not path.is_dir():
+        raise ImageError(f"{path} is not there, but the build needs it", "is the source tree complete?")
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and not _SKIPPED & set(file.parts))
+    return [(str(file.relative_to(path)), file) for file in files]
+
+
+def _feed(digest: hashlib._Hash, part: bytes) -> None:
+    # the length in front keeps ("ab", "c") apart from ("a", "bc")
+    digest.update(len(part).to_bytes(8, "little") + part)

@@ -1,0 +1,117 @@
+"""The wheelhouse: our package and all that it needs as wheels for the Python of our Debian suite, in one tar file."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.errors import CommandError, ImageError
+from orchestrator.host.run import run
+from orchestrator.images.cache import Progress, build_cached, hash_inputs
+
+# The Python and the C library of Debian 13.
+_PYTHON = "3.13"
+_GLIBC_MINOR = 41
+
+# What goes into our wheel.
+_SOURCES = ("orchestrator", "setup.cfg", "pyproject.toml", "README.md")
+
+
+def source_tree() -> Path:
+    """The source tree that this program runs from.
+
+    Raises:
+        ImageError: it runs from an installed package, which has neither roles nor sources to build from.
+    """
+    tree = Path(__file__).parents[2]
+    missing = [name for name in (*_SOURCES, "ansible", "guest-images") if not (tree / name).exists()]
+    if missing:
+        raise ImageError(f"labs are built from a source tree, but {tree} has no {', '.join(missing)}", "run nohype from a checkout")
+    return tree
+
+
+def hash_sources(tree: Path) -> str:
+    """A hash of all that goes into our wheel."""
+    return hash_inputs(*(tree / name for name in _SOURCES))
+
+
+def read_requirements(tree: Path) -> tuple[str, ...]:
+    """What our package needs at run time, without libvirt-python: that must match the host's libvirt, so it comes from Debian."""
+    config = configparser.ConfigParser()
+    config.read(tree / "setup.cfg")
+    lines = config["options"]["install_requires"].split("\n")
+    return tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("libvirt-python"))
+
+
+def build_wheelhouse(tree: Path, cache: Path, *, progress: Progress) -> Path:
+    """Builds our wheel and fetches the others. pip's own settings (index, proxy, constraints) hold.
+
+    Args:
+        tree: see ``source_tree``.
+        cache: cache folder.
+        progress: called when a stage begins.
+
+    Returns:
+        A tar file; the same inputs give the same bytes.
+
+    Raises:
+        ImageError: a wheel could not be built or fetched.
+    """
+    requirements = read_requirements(tree)
+
+    def fetch(folder: Path) -> None:
+        progress("wheels: fetching what the package needs")
+        _pip(build_download(requirements, folder), cache / "log" / "wheels.log")
+
+    def build(folder: Path) -> None:
+        fetched = build_cached(cache, "wheels", hash_inputs(requirements, _PYTHON, str(_GLIBC_MINOR)), fetch, progress=progress)
+        progress("wheels: building our own")
+        # a copy, since setuptools leaves build/ and egg-info in the tree, and takes stale files from there
+        copy = folder / "source"
+        copy.mkdir()
+        for name in _SOURCES:
+            _copy(tree / name, copy / name)
+        _pip(["wheel", "--no-deps", "--quiet", f"--wheel-dir={folder}", str(copy)], cache / "log" / "wheels.log")
+        shutil.rmtree(copy)
+        _pack([*fetched.glob("*.whl"), *folder.glob("*.whl")], folder / "wheelhouse.tar")
+
+    key = hash_inputs(requirements, _PYTHON, hash_sources(tree), Path(__file__))
+    return build_cached(cache, "wheelhouse", key, build, progress=progress) / "wheelhouse.tar"
+
+
+def build_download(requirements: Sequence[str], folder: Path) -> list[str]:
+    """pip's arguments that fetch wheels for the image's Python, which need not be ours."""
+    # pip does not derive older manylinux tags from newer ones (PEP 600 says they are compatible): all are listed
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(_GLIBC_MINOR, 16, -1)] + ["manylinux2014_x86_64"]
+    return [
+        "download", "--quiet", "--only-binary=:all:", f"--python-version={_PYTHON}", "--implementation=cp",
+        *(f"--platform={platform}" for platform in platforms), f"--dest={folder}", *requirements,
+    ]  # fmt: skip
+
+
+def _pip(arguments: Sequence[str], log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], timeout=900, log=log)
+    except CommandError as error:
+        raise ImageError(f"cannot make the wheels for the lab: {error.message}", error.hint) from None
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copyfile(source, target)
+
+
+def _pack(wheels: Sequence[Path], output: Path) -> None:
+    with tarfile.open(output, "w", format=tarfile.PAX_FORMAT) as tar:
+        for wheel in sorted(wheels, key=lambda path: path.name):
+            entry = tarfile.TarInfo(wheel.name)
+            entry.size, entry.mode = wheel.stat().st_size, 0o644
+            with wheel.open("rb") as file:
+                tar.addfile(entry, file)

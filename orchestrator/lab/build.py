@@ -1,0 +1,237 @@
+"""Builds what a lab boots from: a root with QEMU, and the image of a lab host with the host role of ansible/ applied.
+
+In stages, each cached by a hash of what it is made of: packages → wheels → role applied → raw image. Everything runs natively;
+under emulation each stage would take ten to twenty times as long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from orchestrator.errors import CommandError, ImageError
+from orchestrator.host.run import run
+from orchestrator.images import debian, initramfs, wheels
+from orchestrator.images.build import build_image
+from orchestrator.images.cache import Progress, build_cached, hash_inputs, remove_tree
+from orchestrator.images.initramfs import build_initramfs, find_kernel
+from orchestrator.lab.spec import LabImage, LabSpec
+
+# coreutils: the lab starts QEMU through env(1)
+_TOOLS = ("coreutils", "qemu-system-x86")
+
+# Beside the packages of the host role: what makes a root a machine that boots and can be logged in to, and two tools for proofs.
+_BASE = ("busybox-static", "dbus", "linux-image-amd64", "openssh-server", "strace", "systemd-sysv", "tcpdump", "udev")
+
+# Drivers of hardware that no server without a desktop has; they are half of the modules.
+_DROPPED = (
+    "sound",
+    "drivers/gpu",
+    "drivers/media",
+    "drivers/net/wireless",
+    "drivers/infiniband",
+    "drivers/staging",
+    "drivers/isdn",
+    "net/bluetooth",
+)
+
+# crc32c_generic: ext4 asks for it by the name of the algorithm, which modules.dep does not know
+_INITRD_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "qemu_fw_cfg")
+_GUEST_IMAGE = "minimal"
+_FILE_SYSTEM = "2G"  # sparse: what is not used is not allocated
+
+# The initramfs of the distribution is not made: the lab has one of its own. The kernel's hook asks for this variable.
+_NO_INITRD = {"INITRD": "No"}
+
+
+def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
+    """A Debian root with the QEMU that emulates labs, to be run by chroot: every machine runs the same QEMU, and none is installed.
+
+    Args:
+        cache: cache folder, see ``images.cache.cache_folder``.
+        progress: called when a stage begins.
+
+    Returns:
+        The root's path. It has empty folders dev, proc, sys, mnt and var/tmp; mount there in a mount namespace only.
+
+    Raises:
+        ImageError: it could not be built; nothing is left of the attempt.
+    """
+    _check_root()
+
+    def build(folder: Path) -> None:
+        progress("tools: making a root with QEMU")
+        debian.make_root(folder / "root", _TOOLS, cache=cache, log=cache / "log" / "tools.log", variant="extract")
+        for name in ("dev", "proc", "sys", "mnt", "tmp", "var/tmp"):
+            (folder / "root" / name).mkdir(parents=True, exist_ok=True)
+        run(["chroot", folder / "root", "qemu-system-x86_64", "--version"])
+
+    return (
+        build_cached(cache, "tools", hash_inputs(debian.SUITE, _TOOLS, _code(debian.__file__)), build, progress=progress) / "root"
+    )
+
+
+def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -> LabImage:
+    """The image of a lab host for a spec: Debian, libvirt, QEMU, our package, the guest image, and the host role applied.
+
+    Args:
+        spec: decides the role's variables: which CPUs are for guests, how many huge pages.
+        cache: cache folder, see ``images.cache.cache_folder``.
+        progress: called when a stage begins.
+
+    Raises:
+        ImageError: it could not be built; nothing is left of the attempt.
+    """
+    _check_root()
+    tree = wheels.source_tree()
+    host = build_host(spec, tree, cache, progress=progress)
+    wheelhouse = wheels.build_wheelhouse(tree, cache, progress=progress)
+
+    def build(folder: Path) -> None:
+        root = folder / "root"
+        progress(f"lab {spec.name}: installing the package")
+        _copy_root(host, root)
+        # the same role once more: only the part that installs our package, so that a change of our sources costs seconds
+        variables = {**role_variables(spec), "nohype_wheelhouse": str(wheelhouse)}
+        apply_role(tree, root, variables, log=cache / "log" / f"lab-{spec.name}.log", tags="nohype_install")
+        progress(f"lab {spec.name}: packing the image")
+        _pack(tree, root, folder)
+        remove_tree(root)
+
+    key = hash_inputs(str(host), str(wheelhouse), _code(__file__, initramfs.__file__))
+    folder = build_cached(cache, f"lab-{spec.name}", key, build, progress=progress)
+    return LabImage(
+        kernel=folder / "vmlinuz",
+        initrd=folder / "initrd",
+        root=folder / "root.raw",
+        cmdline=(folder / "cmdline").read_text().strip(),
+    )
+
+
+def build_host(spec: LabSpec, tree: Path, cache: Path, *, progress: Progress) -> Path:
+    """The root file system of a lab host with the role applied, all but our package. Must not be changed."""
+    base = build_base(tree, cache, progress=progress)
+    guest_image = build_image(tree / "guest-images", _GUEST_IMAGE, cache, progress=progress)
+    variables = {**role_variables(spec), "nohype_guest_images": [str(guest_image)]}
+
+    def build(folder: Path) -> None:
+        progress(f"lab {spec.name}: applying the host role")
+        _copy_root(base, folder / "root")
+        apply_role(tree, folder / "root", variables, log=cache / "log" / f"host-{spec.name}.log")
+
+    # the paths of base and guest image have hashes in them
+    key = hash_inputs(str(base), json.dumps(variables), tree / "ansible", tree / "guest-images", _code(__file__))
+    return build_cached(cache, f"host-{spec.name}", key, build, progress=progress) / "root"
+
+
+def build_base(tree: Path, cache: Path, *, progress: Progress) -> Path:
+    """The root file system of a lab host before the role: packages only. Must not be changed."""
+    packages = (*_BASE, *read_packages(tree))
+
+    def build(folder: Path) -> None:
+        progress("lab: making a root with kernel, libvirt and QEMU")
+        root = folder / "root"
+        debian.make_root(root, packages, cache=cache, log=cache / "log" / "base.log", env=_NO_INITRD)
+        version, _ = find_kernel(root)
+        for name in _DROPPED:
+            shutil.rmtree(root / "usr/lib/modules" / version / "kernel" / name, ignore_errors=True)
+        run(["chroot", root, "depmod", version])
+
+    key = hash_inputs(debian.SUITE, packages, _DROPPED, _code(debian.__file__))
+    return build_cached(cache, "base", key, build, progress=progress) / "root"
+
+
+def read_packages(tree: Path) -> tuple[str, ...]:
+    """The packages of the host role: one list for real servers and for the lab."""
+    text = (tree / "ansible/roles/nohype_host/files/packages.txt").read_text()
+    return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+
+
+def role_variables(spec: LabSpec) -> dict[str, object]:
+    """The variables of the host role (ansible/roles/nohype_host/defaults) that follow from a spec."""
+    return {
+        "nohype_offline": True,
+        "nohype_housekeeping_cpus": str(spec.housekeeping),
+        "nohype_guest_cpus": str(spec.guest_cpus),
+        "nohype_hugepages": [spec.hugepages_per_node] * spec.nodes,
+        "nohype_iomem_relaxed": True,  # the emulated NIC is an 82576
+        # the emulated processor is an AMD one, which the erratum does not affect
+        "nohype_nx_huge_pages": "never",
+        "nohype_lab_hostname": f"lab-{spec.name}",
+    }
+
+
+def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Path, tags: str = "all") -> None:
+    """Applies the host role and the lab's own role to a root file system.
+
+    Args:
+        tree: source tree with ansible/.
+        root: the root file system; changed.
+        variables: see ``role_variables``.
+        log: file that gets Ansible's output.
+        tags: only tasks with this tag.
+
+    Raises:
+        ImageError: a task failed; with the tail of Ansible's output.
+    """
+    ansible = tree / "ansible"
+    home = root.parent / "ansible"
+    argv = [
+        _ansible_playbook(), "--connection=nohype_chroot", f"--inventory={root},", f"--extra-vars={json.dumps(variables)}",
+        f"--tags={tags}", ansible / "playbooks/lab.yml",
+    ]  # fmt: skip
+    # ansible insists on a UTF-8 locale; its home would be ~/.ansible
+    env = {"ANSIBLE_CONFIG": str(ansible / "ansible.cfg"), "ANSIBLE_HOME": str(home), "LC_ALL": "C.UTF-8"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run(argv, timeout=900, log=log, env=env)
+    except CommandError as error:
+        raise ImageError(f"cannot apply the host role to the lab's image: {error.message}", error.hint) from None
+    finally:
+        if home.exists():
+            remove_tree(home)
+
+
+def _copy_root(source: Path, target: Path) -> None:
+    run(["cp", "--archive", "--reflink=auto", source, target], timeout=600)
+
+
+def _pack(tree: Path, root: Path, folder: Path) -> None:
+    """Takes kernel and command line out of a finished root, and makes initramfs and raw image."""
+    _, kernel = find_kernel(root)
+    shutil.copyfile(kernel, folder / "vmlinuz")
+    build_initramfs(root, tree / "ansible/roles/nohype_lab/files/init", _INITRD_MODULES, folder / "initrd")
+    shutil.copyfile(root / "etc/nohype/kernel.cmdline", folder / "cmdline")
+    for path in (root / "boot").iterdir():  # QEMU loads the kernel
+        path.unlink()
+    # No journal, no reserve: labs write to a snapshot that is thrown away.
+    argv = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-L", "nohype-lab"]
+    run(
+        [*argv, "-d", root, folder / "root.raw", _FILE_SYSTEM],
+        timeout=600,
+        env={"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
+    )
+
+
+def _ansible_playbook() -> Path:
+    """ansible-playbook of the virtual environment that we run in, else of the PATH."""
+    beside = Path(sys.executable).with_name("ansible-playbook")
+    found = beside if beside.exists() else shutil.which("ansible-playbook")
+    if not found:
+        raise ImageError(
+            "ansible-playbook is not there, so the host role cannot be applied",
+            "`make setup` installs it; or pip install nohype-orchestrator[lab]",
+        )
+    return Path(found)
+
+
+def _check_root() -> None:
+    if os.geteuid():
+        raise ImageError("building a lab needs root: root file systems are made by mmdebstrap and chroot", "run it with sudo")
+
+
+def _code(*files: str | None) -> str:
+    return hash_inputs(*(Path(file) for file in files if file))

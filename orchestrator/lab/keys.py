@@ -1,0 +1,68 @@
+"""A lab's SSH keys, made for it alone, and how they get into it: systemd credentials, so that no image holds a secret."""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from orchestrator.lab.folder import Folder
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """An ed25519 key in OpenSSH's formats; ``public`` is one line without a comment."""
+
+    private: bytes
+    public: str
+
+
+def make_key() -> KeyPair:
+    """A fresh key."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    return KeyPair(private, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode())
+
+
+def write_keys(folder: Folder) -> str:
+    """Makes the keys of a lab: ours, the lab's own, and the credential that carries them in.
+
+    Returns:
+        The lab's public host key, which a connection must show.
+    """
+    client, host = make_key(), make_key()
+    _write_secret(folder.key, client.private)
+    _write_secret(folder.path / "tmpfiles.extra", build_tmpfiles(client.public, host).encode())
+    folder.known_hosts.write_text(f"nohype-lab-{folder.name} {host.public}\n")
+    return host.public
+
+
+def build_tmpfiles(client: str, host: KeyPair) -> str:
+    """Lines for the credential ``tmpfiles.extra`` (systemd-tmpfiles(8), tmpfiles.d(5)).
+
+    They are applied in systemd-tmpfiles-setup.service, before anything that listens. ``f+`` replaces what an image holds, ``~``
+    means base64. A credential ``ssh.authorized_keys.root`` exists too, but would not replace, and there is none for host keys.
+    """
+    return "".join(
+        f"{kind} {path} {mode} root root - {value}\n"
+        for kind, path, mode, value in (
+            ("d", "/root/.ssh", "0700", "-"),
+            ("f+~", "/root/.ssh/authorized_keys", "0600", _base64(client.encode() + b"\n")),
+            ("f+~", "/etc/ssh/ssh_host_ed25519_key", "0600", _base64(host.private)),
+            ("f+~", "/etc/ssh/ssh_host_ed25519_key.pub", "0644", _base64(host.public.encode() + b"\n")),
+        )
+    )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _write_secret(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)

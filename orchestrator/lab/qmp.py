@@ -1,0 +1,62 @@
+"""QEMU's monitor protocol (docs/interop/qmp-spec), as little as a lab needs: one connection, one command."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import LabError
+
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s")
+
+
+def ask(monitor: Path, command: str, *, arguments: Mapping[str, object] | None = None, timeout: float = 10) -> Any:
+    """Connects, gives one command and returns its answer. The monitor serves one client at a time: others wait.
+
+    Args:
+        monitor: the Unix socket.
+        timeout: seconds for each answer.
+
+    Raises:
+        LabError: QEMU is gone, does not answer, or refuses.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout)
+            connection.connect(str(monitor))
+            with connection.makefile("rwb") as stream:
+                stream.readline()  # the greeting
+                _exchange(stream, "qmp_capabilities", {})
+                return _exchange(stream, command, arguments or {})
+    except (OSError, ValueError) as error:
+        raise LabError(f"QEMU's monitor {monitor} does not answer to {command}: {error}") from None
+
+
+def read_ssh_port(monitor: Path) -> int:
+    """The TCP port of the host that QEMU forwards to the lab's SSH server.
+
+    Raises:
+        LabError: as for ``ask``, or QEMU forwards nothing.
+    """
+    # There is no QMP command for it; the human monitor's table has been the same since QEMU 0.12.
+    table = ask(monitor, "human-monitor-command", arguments={"command-line": "info usernet"})
+    match = _FORWARD.search(str(table))
+    if not match:
+        raise LabError(f"QEMU forwards no TCP port; `info usernet` says:\n{table}")
+    return int(match[1])
+
+
+def _exchange(stream: Any, command: str, arguments: Mapping[str, object]) -> Any:
+    stream.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+    stream.flush()
+    while line := stream.readline():
+        answer = json.loads(line)
+        if "error" in answer:
+            raise LabError(f"QEMU refused {command}: {answer['error'].get('desc', answer['error'])}")
+        if "return" in answer:
+            return answer["return"]
+    raise ValueError("the connection was closed")

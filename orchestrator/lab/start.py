@@ -1,0 +1,44 @@
+"""From nothing to a lab that is up: what is missing is built, the accelerator is chosen, the lab started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.host.root import HostRoot
+from orchestrator.images.build import build_image
+from orchestrator.images.cache import cache_folder
+from orchestrator.images.recipe import recipes_folder
+from orchestrator.lab.accel import Probe, Wanted, choose_accel
+from orchestrator.lab.build import build_lab, build_tools
+from orchestrator.lab.lab import Lab
+from orchestrator.lab.life import check_free, up
+from orchestrator.lab.progress import Timeline
+from orchestrator.lab.spec import LabImage, LabSpec
+
+
+def build_parts(spec: LabSpec, timeline: Timeline) -> tuple[Path, LabImage]:
+    """The tools root with QEMU, and the lab's image.
+
+    Raises:
+        ImageError: something could not be built.
+    """
+    cache = cache_folder()
+    with timeline.stage("emulator's tools"):
+        tools = build_tools(cache, progress=timeline.note)
+    with timeline.stage(f"image of the lab {spec.name}"):
+        return tools, build_lab(spec, cache, progress=timeline.note)
+
+
+def start_lab(name: str, spec: LabSpec, wanted: Wanted, timeline: Timeline) -> Lab:
+    """Builds what is missing and starts a lab.
+
+    Raises:
+        Conflict: a lab of that name is up or being started; found out before anything is built.
+        HostError, ImageError, LabError: see ``life.up`` and ``build_parts``.
+    """
+    check_free(name)
+    tools, image = build_parts(spec, timeline)
+    with timeline.stage("guest image minimal"):
+        guest = build_image(recipes_folder(), "minimal", cache_folder(), progress=timeline.note)
+    accel = choose_accel(HostRoot(), wanted, Probe(tools, guest / "vmlinuz", guest / "initrd"), timeline)
+    return up(name, spec, image, tools, accel, timeline)

@@ -1,0 +1,285 @@
+"""The only user of paramiko: commands and files over SSH, to a host whose key we know. Nothing else is accepted.
+
+A command that fails is a result with its exit status; only a connection that fails is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import shlex
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import paramiko
+from paramiko.common import cMSG_CHANNEL_REQUEST
+
+from orchestrator.errors import ShellError
+
+# Without a handler of their own paramiko's complaints go to our standard error; what matters of them is in our errors.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
+Stream = Callable[[str, bytes], None]
+
+_KEEPALIVE = 15
+_CHUNK = 32768
+_GRACE = 2.0
+_POLL = 0.2
+
+
+class ShellTimeout(ShellError):
+    """A command did not end in time. The connection is sound, and the command was ended."""
+
+    code = "shell-timeout"
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A remote command that ended. As a shell says it, status 128+n means ended by signal n."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class _StreamFailed(Exception):
+    """The caller's ``stream`` raised. Its OSError (say, a closed pipe) must not be taken for the connection's."""
+
+
+class Shell:
+    """An SSH connection. Use as a context manager, or close it."""
+
+    def __init__(self, transport: paramiko.Transport, where: str) -> None:
+        self._transport = transport
+        self._where = where
+
+    def __enter__(self) -> Shell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._transport.close()
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = 60,
+        input: bytes | IO[bytes] = b"",
+        stream: Stream | None = None,
+    ) -> Completed:
+        """Runs a command to its end. When we are interrupted, or time is up, the command is ended there too.
+
+        Args:
+            command: a line for the remote shell, or words, which are quoted.
+            timeout: seconds; None waits for ever.
+            input: its standard input; a file is read as it is sent.
+            stream: is called with "stdout" or "stderr" and each piece of output as it comes; the result then holds none.
+
+        Raises:
+            ShellTimeout: the command did not end in time.
+            ShellError: the connection was lost.
+        """
+        line = command if isinstance(command, str) else shlex.join(command)
+        try:
+            channel = self._transport.open_session(timeout=30)
+            # The line after it keeps the shell in place of replacing itself with the command, so that a signal becomes a status.
+            channel.exec_command(f"{line}\nexit $?")
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise self._lost(line, error) from None
+        pump = _Pump(channel, input, stream)
+        try:
+            pump.run(timeout)
+            status = self._status(channel, line)
+        except TimeoutError:
+            self._cancel(channel)
+            raise ShellTimeout(f"`{_short(line)}` on {self._where} did not end within {timeout:g} s{pump.tail()}") from None
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise self._lost(line, error) from None
+        except BaseException as error:
+            self._cancel(channel)
+            raise (error.__cause__ if isinstance(error, _StreamFailed) and error.__cause__ else error) from None
+        finally:
+            channel.close()
+        return Completed(status, pump.text("stdout"), pump.text("stderr"))
+
+    def put(self, local: Path, remote: str, *, mode: int = 0o644, timeout: float = 300) -> None:
+        """Copies a file there; it appears under its name only when it is whole.
+
+        Raises:
+            ShellError: the connection was lost, or the file could not be written.
+        """
+        fresh = f"{remote}.new"
+        quoted, target = shlex.quote(fresh), shlex.quote(remote)
+        with local.open("rb") as file:
+            done = self.run(f"cat > {quoted} && chmod {mode:o} {quoted} && mv {quoted} {target}", timeout=timeout, input=file)
+        if done.status:
+            raise ShellError(f"cannot write {remote} on {self._where}: {done.stderr.strip()}")
+
+    def _status(self, channel: paramiko.Channel, line: str) -> int:
+        # The status comes before the channel is closed; without it either the shell itself was killed or the connection was.
+        channel.status_event.wait(_GRACE if channel.closed else 30)
+        if channel.exit_status >= 0:
+            return channel.exit_status
+        if self._transport.is_active():
+            return 128 + 9
+        raise self._lost(line, self._transport.get_exception())
+
+    def _lost(self, line: str, error: object) -> ShellError:
+        why = f": {error}" if str(error or "") else ""
+        return ShellError(f"the connection to {self._where} was lost, or refused, at `{_short(line)}`{why}")
+
+    def _cancel(self, channel: paramiko.Channel) -> None:
+        """Ends the command's process group (RFC 4254 6.9); sshd does not do that when a channel without a terminal closes."""
+        with suppress(Exception):
+            for name in ("TERM", "KILL"):
+                message = paramiko.Message()
+                message.add_byte(cMSG_CHANNEL_REQUEST)
+                message.add_int(channel.remote_chanid)
+                message.add_string("signal")
+                message.add_boolean(b=False)  # no answer wanted
+                message.add_string(name)
+                self._transport._send_user_message(message)  # type: ignore[attr-defined]
+                if channel.status_event.wait(_GRACE) or channel.closed:
+                    return
+
+
+class _Pump:
+    """Moves a command's input and output until it has said all."""
+
+    def __init__(self, channel: paramiko.Channel, input: bytes | IO[bytes], stream: Stream | None) -> None:
+        self._channel, self._input, self._stream = channel, input, stream
+        self._kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        self._pending = b""
+        self._sending = True
+
+    def run(self, timeout: float | None) -> None:
+        """Returns when the other side has closed both streams; raises TimeoutError when time is up."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            self._send()
+            moved = self._receive()
+            if not moved and (self._channel.eof_received or self._channel.closed) and not self._receive():
+                return
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError
+            if not moved:
+                # Readable with data on either stream and at the end; the time-out serves the input and the deadline.
+                select.select([self._channel], [], [], 0.01 if self._sending else _POLL)
+
+    def text(self, name: str) -> str:
+        return b"".join(self._kept[name]).decode(errors="replace")
+
+    def tail(self) -> str:
+        lines = (self.text("stdout") + self.text("stderr")).strip().splitlines()[-8:]
+        return "".join(f"\n    {line}" for line in lines)
+
+    def _send(self) -> None:
+        while self._sending and self._channel.send_ready():
+            if not self._pending:
+                self._pending = self._next_chunk()
+            if not self._pending or self._channel.closed:
+                self._sending = False
+                self._channel.shutdown_write()
+                return
+            self._pending = self._pending[self._channel.send(self._pending) :]
+
+    def _next_chunk(self) -> bytes:
+        if isinstance(self._input, bytes):
+            chunk, self._input = self._input[:_CHUNK], self._input[_CHUNK:]
+            return chunk
+        return self._input.read(_CHUNK)
+
+    def _receive(self) -> bool:
+        moved = False
+        for name, ready, receive in (
+            ("stdout", self._channel.recv_ready, self._channel.recv),
+            ("stderr", self._channel.recv_stderr_ready, self._channel.recv_stderr),
+        ):
+            while ready():
+                moved = True
+                data = receive(_CHUNK)
+                if self._stream:
+                    try:
+                        self._stream(name, data)
+                    except OSError as error:
+                        raise _StreamFailed from error
+                else:
+                    self._kept[name].append(data)
+        return moved
+
+
+def connect(
+    host: str,
+    port: int,
+    *,
+    user: str = "root",
+    key: Path,
+    host_key: str,
+    timeout: float = 30,
+    banner_timeout: float | None = None,
+) -> Shell:
+    """Opens a connection.
+
+    Args:
+        key: our private key (ed25519, OpenSSH's format).
+        host_key: the only public key that the other side may show, ``ssh-ed25519 AAAA...``.
+        timeout: seconds for the connection as a whole.
+        banner_timeout: seconds until a server answers at all; less than ``timeout`` when one is waited for.
+
+    Raises:
+        ShellError: nobody answers, it shows another key, or it does not accept ours.
+    """
+    where = f"{user}@{host}:{port}"
+    try:
+        connection = _dial(host, port, banner_timeout or timeout)
+    except OSError as error:
+        raise ShellError(f"no SSH server answers at {host}:{port}: {error.strerror or error}") from None
+    transport = paramiko.Transport(connection)
+    try:
+        transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = timeout
+        # Only this kind of key is known to us, so only this kind may be negotiated.
+        transport.get_security_options().key_types = ("ssh-ed25519",)
+        transport.start_client(timeout=timeout)
+        shown = transport.get_remote_server_key()
+        text = f"{shown.get_name()} {shown.get_base64()}"
+        if text != " ".join(host_key.split()[:2]):
+            raise ShellError(f"{where} shows another host key ({text}) than the one that is known")
+        transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key)))
+        transport.set_keepalive(_KEEPALIVE)
+    except paramiko.AuthenticationException as error:
+        transport.close()
+        raise ShellError(f"{where} does not accept the key {key}: {error}") from None
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        transport.close()
+        raise ShellError(f"cannot open an SSH connection to {where}: {error or type(error).__name__}") from None
+    except BaseException:
+        transport.close()
+        raise
+    return Shell(transport, where)
+
+
+def _dial(host: str, port: int, timeout: float) -> socket.socket:
+    connection = socket.create_connection((host, port), timeout)
+    try:
+        # QEMU's forward accepts before anybody listens inside; only the server's first bytes show that somebody does.
+        connection.settimeout(timeout)
+        if not connection.recv(4, socket.MSG_PEEK):
+            raise ConnectionRefusedError(0, "the connection was closed at once")
+        connection.settimeout(None)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 80 else line[:77] + "..."

@@ -1,0 +1,149 @@
+"""The host under test: a fake one made of files, or, with NOHYPE_CONTRACT_ROOT=/ NOHYPE_CONTRACT_PF=ADDRESS, the real one.
+
+On a real host the tests make changes and undo them; no guest may run meanwhile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.host.edge import read_edge_mode, set_edge_mode
+from orchestrator.host.netlink import read_links, set_vf_mac
+from orchestrator.host.pci import bind_driver, read_pfs, release_driver, set_numvfs
+from orchestrator.host.root import HostRoot
+from orchestrator.topology import PhysicalFunction
+from orchestrator.values import PciAddress
+from tests.fakeroot import FakeRoot, load_host
+
+REAL = os.environ.get("NOHYPE_CONTRACT_ROOT")
+Holder = Callable[[PciAddress], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> HostRoot:
+    """The fake host `numa`, or the real one."""
+    return HostRoot(Path(REAL)) if REAL else load_host(tmp_path / "host", "numa")
+
+
+@pytest.fixture
+def fake(host: HostRoot) -> FakeRoot:
+    """For what must not, or cannot, be provoked on a real host."""
+    if not isinstance(host, FakeRoot):
+        pytest.skip("only on the fake host: it would harm a real one, or cannot be provoked there")
+    return host
+
+
+@pytest.fixture
+def real(host: HostRoot) -> HostRoot:
+    """For what only hardware shows."""
+    if isinstance(host, FakeRoot):
+        pytest.skip("only on a real host: NOHYPE_CONTRACT_ROOT=/ NOHYPE_CONTRACT_PF=ADDRESS")
+    return host
+
+
+def find_pf(host: HostRoot) -> PhysicalFunction:
+    """The PF to play with: the only one of the fake host, the named one of a real host."""
+    wanted = os.environ.get("NOHYPE_CONTRACT_PF")
+    found = [pf for pf in read_pfs(host) if wanted in (None, str(pf.address))]
+    assert found, f"the host has no PF {wanted}"
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def _real_pf_put_back() -> Iterator[None]:
+    """What the tests did to the real PF is undone once, at the end: making VFs takes an emulated NIC seconds."""
+    if not REAL:
+        yield
+        return
+    host = HostRoot(Path(REAL))
+    before = find_pf(host)
+    busy = [str(vf.address) for vf in before.vfs if vf.driver == "vfio-pci" and read_enable(host, vf.address) != "0"]
+    if busy:
+        pytest.fail(f"stop the guests that have {', '.join(busy)} first: these tests make and destroy VFs")
+    mode = read_edge_mode(host, before)
+    macs = [vf.mac for link in read_links() if link.name == before.interface for vf in link.vfs]
+    yield
+    release_vfs(host, before)
+    if len(find_pf(host).vfs) != len(before.vfs):
+        set_numvfs(host, before.address, len(before.vfs))
+    for vf in before.vfs:
+        if vf.driver:
+            bind_driver(host, vf.address, vf.driver)
+    for index, mac in enumerate(macs):
+        set_vf_mac(before.interface or "", index, mac)
+    if mode:
+        set_edge_mode(host, before, mode)
+
+
+@pytest.fixture
+def pf(host: HostRoot, _real_pf_put_back: None) -> Iterator[PhysicalFunction]:
+    """A PF to play with. Each test finds its VFs without drivers, and however many the one before left."""
+    found = find_pf(host)
+    yield found
+    if REAL:
+        release_vfs(host, found)
+
+
+def read_enable(host: HostRoot, address: PciAddress) -> str:
+    """What vfio-pci sets to 1 while a guest has the function."""
+    return host.read(f"sys/bus/pci/devices/{address}/enable")
+
+
+def release_vfs(host: HostRoot, pf: PhysicalFunction) -> None:
+    """Takes the drivers off the PF's VFs."""
+    for vf in next(now.vfs for now in read_pfs(host) if now.address == pf.address):
+        release_driver(host, vf.address, None)
+
+
+@pytest.fixture
+def vf_driver(host: HostRoot) -> Iterator[str]:
+    """The name of the driver that the PF's VFs have by their id, loaded."""
+    name, loaded = "igbvf", host.exists("sys/bus/pci/drivers/igbvf")
+    if isinstance(host, FakeRoot):
+        host.add(f"sys/bus/pci/drivers/{name}/bind")
+        host.add(f"sys/bus/pci/drivers/{name}/unbind")
+    elif not loaded:
+        subprocess.run(["modprobe", name], check=True)
+    yield name
+    if not isinstance(host, FakeRoot) and not loaded:
+        subprocess.run(["modprobe", "-r", name], check=True)
+
+
+@pytest.fixture
+def hold(host: HostRoot) -> Holder:
+    """Opens a function through vfio-pci, as a guest does, for the time of a `with`."""
+
+    @contextmanager
+    def hold_fake(address: PciAddress) -> Iterator[None]:
+        assert isinstance(host, FakeRoot)
+        host.add(f"sys/bus/pci/devices/{address}/enable", "1")
+        yield
+        host.add(f"sys/bus/pci/devices/{address}/enable", "0")
+
+    return hold_fake if isinstance(host, FakeRoot) else _hold_real
+
+
+@contextmanager
+def _hold_real(address: PciAddress) -> Iterator[None]:
+    """The least that VFIO wants: container, group, IOMMU type 1, device (Documentation/driver-api/vfio.rst)."""
+    group_number = os.path.basename(os.readlink(f"/sys/bus/pci/devices/{address}/iommu_group"))
+    set_container, get_device, set_iommu = 0x3B68, 0x3B6A, 0x3B66  # include/uapi/linux/vfio.h: _IO(';', 100 + n)
+    descriptors = [os.open("/dev/vfio/vfio", os.O_RDWR), os.open(f"/dev/vfio/{group_number}", os.O_RDWR)]
+    container, group = descriptors
+    try:
+        fcntl.ioctl(group, set_container, bytearray(struct.pack("i", container)))
+        fcntl.ioctl(container, set_iommu, 1)
+        # With a mutable buffer ioctl() gives the call's own result, which here is a descriptor.
+        descriptors.append(fcntl.ioctl(group, get_device, bytearray(f"{address}\0".encode())))
+        yield
+    finally:
+        for descriptor in reversed(descriptors):
+            os.close(descriptor)

@@ -1,0 +1,77 @@
+"""Pools of huge pages, and the kernel's habit of giving fewer than it was asked for."""
+
+from __future__ import annotations
+
+from errno import ENOENT
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import HostError
+from orchestrator.host.hugepages import read_pools, set_pool
+from orchestrator.host.root import HostRoot
+from orchestrator.topology import PagePool
+from orchestrator.values import Size
+from tests.fakeroot import FakeRoot, build_host
+
+MIB2 = Size(2 << 20)
+
+
+def pool(host: HostRoot, node: int = 0) -> PagePool:
+    """The pool of 2 MiB pages of a node."""
+    return next(pool for pool in read_pools(host) if (pool.node, pool.page_size) == (node, MIB2))
+
+
+def test_every_pool_has_sound_figures_and_comes_once(host: HostRoot) -> None:
+    pools = read_pools(host)
+    assert pools
+    assert all(0 <= pool.free <= pool.total for pool in pools)
+    keys = [(pool.node, pool.page_size) for pool in pools]
+    assert keys == sorted(set(keys))
+
+
+def test_the_pools_of_the_nodes_add_up_to_the_kernels_total(real: HostRoot) -> None:
+    total = int(real.read("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"))
+    assert sum(pool.total for pool in read_pools(real) if pool.page_size == MIB2) == total
+
+
+def test_a_pool_grows_and_shrinks(host: HostRoot) -> None:
+    before = pool(host)
+    set_pool(host, 0, MIB2, before.total + 1)
+    try:
+        assert (pool(host).total, pool(host).free) == (before.total + 1, before.free + 1)
+    finally:
+        set_pool(host, 0, MIB2, before.total)
+    assert pool(host) == before
+
+
+def test_a_pool_that_the_kernel_clamps_is_an_error_with_both_numbers(fake: FakeRoot) -> None:
+    with pytest.raises(HostError, match=f"9999 huge pages of 2M, but has {fake.page_limit}"):
+        set_pool(fake, 1, MIB2, 9999)
+
+
+def test_pages_in_use_stay(fake: FakeRoot) -> None:
+    fake.add("sys/devices/system/node/node0/hugepages/hugepages-2048kB/free_hugepages", "100")
+    used = pool(fake).total - 100
+    with pytest.raises(HostError, match=f"0 huge pages of 2M, but has {used}"):
+        set_pool(fake, 0, MIB2, 0)
+    assert pool(fake).free == 0
+
+
+@pytest.mark.parametrize(("node", "size"), [(99, MIB2), (0, Size(3 << 20))])
+def test_no_such_pool(host: HostRoot, node: int, size: Size) -> None:
+    with pytest.raises(HostError, match=f"node{node}/hugepages/hugepages-{size.kib}kB") as caught:
+        set_pool(host, node, size, 1)
+    assert caught.value.errno == ENOENT
+
+
+def test_a_kernel_without_numa_has_one_node(tmp_path: Path) -> None:
+    folder = "sys/kernel/mm/hugepages/hugepages-2048kB"
+    flat = build_host(tmp_path, f"{folder}/nr_hugepages = 8\n{folder}/free_hugepages = 5")
+    assert read_pools(flat) == (PagePool(0, MIB2, 8, 5),)
+    set_pool(flat, 0, MIB2, 9)
+    assert read_pools(flat) == (PagePool(0, MIB2, 9, 6),)
+
+
+def test_a_kernel_without_huge_pages_has_no_pools(tmp_path: Path) -> None:
+    assert read_pools(build_host(tmp_path, "sys/devices/system/node/node0/cpulist = 0")) == ()

@@ -1,0 +1,89 @@
+"""The whole survey: that it is made of its parts, and what it says of hosts of several shapes."""
+
+from __future__ import annotations
+
+from errno import ENOENT
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import HostError
+from orchestrator.host.cpus import read_cores, read_isolated
+from orchestrator.host.hugepages import read_pools
+from orchestrator.host.pci import read_iommu_groups, read_pfs
+from orchestrator.host.root import HostRoot
+from orchestrator.host.survey import read_topology
+from orchestrator.topology import Core, PagePool, PhysicalFunction, VirtualFunction
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
+from tests.fakeroot import FakeRoot, load_host
+
+MIB2, GIB1 = Size(2 << 20), Size(1 << 30)
+
+
+def cores(*rows: tuple[str, int, int]) -> tuple[Core, ...]:
+    """Cores from (CPUs, socket, node)."""
+    return tuple(Core(CpuSet.parse(cpus), socket, node) for cpus, socket, node in rows)
+
+
+def test_the_survey_is_made_of_its_parts(host: HostRoot) -> None:
+    topology = read_topology(host)
+    assert topology.cores == read_cores(host)
+    assert topology.isolated == read_isolated(host)
+    assert topology.pools == read_pools(host)
+    assert topology.pfs == read_pfs(host)
+    assert topology.iommu_groups == read_iommu_groups(host)
+    assert topology.cpus
+
+
+def test_a_survey_changes_nothing(fake: FakeRoot) -> None:
+    before = fake.tree()
+    read_topology(fake)
+    assert fake.writes == []
+    assert fake.tree() == before
+
+
+@pytest.mark.parametrize("missing", ["sys/devices/system/cpu/online", "sys/bus/pci/devices"])
+def test_a_host_without_sysfs_is_no_host(fake: FakeRoot, missing: str) -> None:
+    (fake.path / missing).rename(fake.path / "gone")
+    with pytest.raises(HostError, match=f"there is no /{missing}") as caught:
+        read_topology(fake)
+    assert caught.value.errno == ENOENT
+
+
+def test_two_sockets_two_nodes_smt(tmp_path: Path) -> None:
+    """The lab `numa` just after boot."""
+    topology = read_topology(load_host(tmp_path, "numa"))
+    assert topology.cores == cores(("0-1", 0, 0), ("2-3", 0, 0), ("4-5", 1, 1), ("6-7", 1, 1))
+    assert topology.isolated == CpuSet.parse("2-7")
+    assert topology.pools == (
+        PagePool(0, MIB2, 256, 256), PagePool(0, GIB1, 0, 0), PagePool(1, MIB2, 256, 256), PagePool(1, GIB1, 0, 0)
+    )  # fmt: skip
+    address = PciAddress.parse("0000:41:00.0")
+    mac = MacAddress("52:54:00:00:01:00")
+    assert topology.pfs == (PhysicalFunction(address, "nic0", "8086:10c9", "igb", 0, True, mac, 7, 128, 2, ()),)
+    assert {group.type for group in topology.iommu_groups} == {"DMA"}
+    assert len(topology.iommu_groups) == 9
+
+
+def test_the_same_with_two_guests(tmp_path: Path) -> None:
+    """The lab `numa` with four VFs, two of them in guests of 256 MiB, one on each node."""
+    topology = read_topology(load_host(tmp_path, "numa-guests"))
+    assert [(pool.total, pool.free) for pool in topology.pools if pool.page_size == MIB2] == [(256, 128), (256, 128)]
+    assert topology.pfs[0].vfs == tuple(
+        VirtualFunction(PciAddress.parse(f"41:10.{2 * index}"), index, "vfio-pci" if index < 2 else None, 9 + index)
+        for index in range(4)
+    )
+
+
+def test_one_socket_without_smt_and_iommu(tmp_path: Path) -> None:
+    """A small server with a two-port I350, one port without a cable, the other in use, and firmware that knows no nodes."""
+    topology = read_topology(load_host(tmp_path, "plain"))
+    assert topology.cores == cores(*((str(cpu), 0, 0) for cpu in range(4)))
+    assert topology.isolated == CpuSet()
+    assert topology.pools == (PagePool(0, MIB2, 64, 64),)
+    assert topology.iommu_groups == ()
+    first, second = topology.pfs
+    assert (first.interface, first.device, first.node, first.up, len(first.vfs)) == ("eno1", "8086:1521", None, True, 1)
+    assert (first.vfs[0].address, first.vfs[0].driver, first.vfs[0].iommu_group) == (PciAddress.parse("04:10.0"), "igbvf", None)
+    assert (second.interface, second.up, second.vfs) == ("eno2", False, ())
+    assert second.vf_address(1) == PciAddress.parse("04:10.5")

@@ -1,0 +1,320 @@
+"""A host made of files in a temporary folder, which behaves like sysfs and procfs where plain files would not.
+
+Hosts are data, tests/data/hosts/NAME.txt: lines `path = text`, `path -> target` (symbolic link), `path !read ERRNO`,
+`path !write ERRNO`, `path @0x3500 = 0x80000000` (a device register). tests/capture_host.py writes them. The same contract
+tests run on this and on a real host, so that a hook that lies is caught.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.errors import HostError, RequestError
+from orchestrator.host.root import HostRoot, _host_error
+from orchestrator.values import CpuSet, PciAddress
+
+HOSTS = Path(__file__).parent / "data" / "hosts"
+DEVICES = "sys/bus/pci/devices"
+DRIVERS = "sys/bus/pci/drivers"
+GROUPS = "sys/kernel/iommu_groups"
+LOOPBACK = 1 << 31  # in igb's DTXSWC and TXSWC
+_LINE = re.compile(
+    r"(?P<path>\S+) (?:= ?(?P<text>.*)|-> (?P<target>\S+)|!(?P<kind>read|write) (?P<errno>E\w+)"
+    r"|@(?P<offset>\w+) = (?P<value>\w+))"
+)
+# The drivers that know a VF by its id, where they are loaded.
+_VF_DRIVERS = {("8086", "10ca"): "igbvf", ("8086", "1520"): "igbvf", ("8086", "10ed"): "ixgbevf"}
+
+
+@dataclass(frozen=True)
+class FakeRoot(HostRoot):
+    """A host below a temporary folder.
+
+    Attributes:
+        writes: each (name, value) written, in order, failed ones too.
+        read_errors, write_errors: name -> errno that access gives, until it is taken out again. Names may go through links.
+        registers: (name of the resource file, byte offset) -> value.
+        page_limit: how many huge pages a pool can grow to.
+        native: device folder -> the driver that knows it by its id.
+    """
+
+    writes: list[tuple[str, str]] = field(default_factory=list)
+    read_errors: dict[str, int] = field(default_factory=dict)
+    write_errors: dict[str, int] = field(default_factory=dict)
+    registers: dict[tuple[str, int], int] = field(default_factory=dict)
+    page_limit: int = 1024
+    native: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, text: str = "") -> None:
+        """Makes a file, and its folders, or gives it another text."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n" if text else "")
+
+    def add_link(self, name: str, target: str) -> None:
+        """Makes a symbolic link; the target is as readlink(2) shall give it."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
+    def real(self, name: str) -> str:
+        """The name without symbolic links on the way, as the kernel knows the file."""
+        return os.path.relpath(os.path.realpath(self.path / name), os.path.realpath(self.path))
+
+    def tree(self) -> dict[str, str]:
+        """Every file's text and every link's target: two of these compare the host before and after."""
+        found: dict[str, str] = {}
+        for folder, folders, files in os.walk(self.path):
+            for name in [*folders, *files]:
+                path = Path(folder, name)
+                key = str(path.relative_to(self.path))
+                if path.is_symlink():
+                    found[key] = "-> " + os.readlink(path)
+                elif path.is_file():
+                    found[key] = path.read_text().strip()
+        return found
+
+    def read_bytes(self, name: str) -> bytes:
+        """See HostRoot."""
+        self._check(self.read_errors, name, "cannot read")
+        return super().read_bytes(name)
+
+    def read32(self, name: str, offset: int) -> int:
+        """See HostRoot."""
+        self._check(self.read_errors, name, "cannot map the device registers")
+        self._check_present(name)
+        return self.registers.get((self.real(name), offset), 0)
+
+    def write32(self, name: str, offset: int, value: int) -> None:
+        """See HostRoot."""
+        self.writes.append((f"{name}@{offset:#x}", f"{value:#x}"))
+        self._check(self.write_errors, name, "cannot map the device registers")
+        self._check_present(name)
+        self.registers[self.real(name), offset] = value
+
+    def write(self, name: str, value: str) -> None:
+        """See HostRoot. What a file does beyond keeping the text is in the hook of its name."""
+        self.writes.append((name, value))
+        self._check(self.write_errors, name, f"cannot write {value!r} to")
+        self._check_present(name)
+        path = self.real(name)
+        try:
+            _HOOKS.get(os.path.basename(path), _store)(self, path, value)
+        except OSError as error:
+            raise _host_error(f"cannot write {value!r} to", name, error) from None
+
+    def text(self, name: str) -> str:
+        """The file's text, past the table of errors."""
+        return (self.path / name).read_text().strip()
+
+    def _check(self, errors: dict[str, int], name: str, what: str) -> None:
+        if errors:
+            for key, number in errors.items():
+                if self.real(key) == self.real(name):
+                    raise _host_error(what, name, OSError(number, ""))
+
+    def _check_present(self, name: str) -> None:
+        if not (self.path / name).is_file():
+            raise HostError(f"there is no /{name}", errno=errno.ENOENT)
+
+
+def load_host(folder: Path, name: str) -> FakeRoot:
+    """Makes the host tests/data/hosts/NAME.txt below the (empty) folder."""
+    return build_host(folder, (HOSTS / f"{name}.txt").read_text())
+
+
+def build_host(folder: Path, text: str) -> FakeRoot:
+    """Makes a host from lines of the data format; empty lines and those that begin with # say nothing."""
+    fake = FakeRoot(folder)
+    for line in text.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        assert match, f"not a line of host data: {line}"
+        path = match["path"]
+        if match["target"] is not None:
+            fake.add_link(path, match["target"])
+        elif match["kind"] is not None:
+            table = fake.read_errors if match["kind"] == "read" else fake.write_errors
+            table[path] = getattr(errno, match["errno"])
+        elif match["offset"] is not None:
+            fake.registers[fake.real(path), int(match["offset"], 0)] = int(match["value"], 0)
+        else:
+            fake.add(path, match["text"])
+    for device in fake.names(DEVICES) if fake.exists(DEVICES) else ():
+        driver = fake.link(f"{DEVICES}/{device}/driver")
+        if driver and driver != "vfio-pci":
+            fake.native[fake.real(f"{DEVICES}/{device}")] = driver
+    return fake
+
+
+def _store(fake: FakeRoot, path: str, value: str) -> None:
+    (fake.path / path).write_text(value.strip() + "\n")
+
+
+def _driver_override(fake: FakeRoot, path: str, value: str) -> None:
+    _store(fake, path, value.strip() or "(null)")
+
+
+def _numvfs(fake: FakeRoot, path: str, value: str) -> None:
+    """drivers/pci/iov.c, sriov_numvfs_store()."""
+    pf, count, before = os.path.dirname(path), int(value), int(fake.text(path))
+    if count > int(fake.text(f"{pf}/sriov_totalvfs")):
+        raise OSError(errno.ERANGE, "")
+    if count == before:
+        return
+    if not fake.link(f"{pf}/driver"):
+        raise OSError(errno.ENOENT, "")
+    if count and before:
+        raise OSError(errno.EBUSY, "")
+    for index in range(before):
+        _remove_vf(fake, pf, index)
+    for index in range(count):
+        _add_vf(fake, pf, index)
+    _store(fake, path, value)
+    for resource, offset in list(fake.registers):
+        if os.path.dirname(resource) == pf:
+            # igb resets the PF, and from then on checks addresses and VLANs of all pools but its own, which is the one after the
+            # VFs', and switches between them: igb_vmm_control().
+            fake.registers[resource, offset] = LOOPBACK | (0xFFFF ^ (0x101 << count)) if count else 0
+
+
+def _add_vf(fake: FakeRoot, pf: str, index: int) -> None:
+    offset = int(fake.text(f"{pf}/sriov_offset")) + index * int(fake.text(f"{pf}/sriov_stride"))
+    address = PciAddress.parse(os.path.basename(pf)).offset(offset)
+    folder = f"{os.path.dirname(pf)}/{address}"
+    vendor, device = fake.text(f"{pf}/vendor"), fake.text(f"{pf}/sriov_vf_device")
+    for name in ("class", "numa_node"):
+        fake.add(f"{folder}/{name}", fake.text(f"{pf}/{name}"))
+    for name, text in {"vendor": vendor, "device": f"0x{device}", "enable": "0", "driver_override": "(null)"}.items():
+        fake.add(f"{folder}/{name}", text)
+    fake.add_link(f"{pf}/virtfn{index}", f"../{address}")
+    fake.add_link(f"{folder}/physfn", f"../{os.path.basename(pf)}")
+    fake.add_link(f"{DEVICES}/{address}", os.path.relpath(folder, DEVICES))
+    if fake.link(f"{pf}/iommu_group"):
+        number = max(int(name) for name in fake.names(GROUPS)) + 1
+        fake.add(f"{GROUPS}/{number}/type", fake.text(f"{pf}/iommu_group/type"))
+        fake.add_link(f"{GROUPS}/{number}/devices/{address}", os.path.relpath(folder, f"{GROUPS}/{number}/devices"))
+        fake.add_link(f"{folder}/iommu_group", os.path.relpath(f"{GROUPS}/{number}", folder))
+    if driver := _VF_DRIVERS.get((vendor[2:], device)):
+        fake.native[folder] = driver
+    _probe_device(fake, folder)
+
+
+def _remove_vf(fake: FakeRoot, pf: str, index: int) -> None:
+    folder = fake.real(f"{pf}/virtfn{index}")
+    address = os.path.basename(folder)
+    if fake.link(f"{folder}/iommu_group"):
+        group = fake.path / fake.real(f"{folder}/iommu_group")
+        (group / "devices" / address).unlink()
+        (group / "type").unlink()
+        (group / "devices").rmdir()
+        group.rmdir()
+    (fake.path / pf / f"virtfn{index}").unlink()
+    (fake.path / DEVICES / address).unlink()
+    for path in (fake.path / folder).iterdir():
+        path.unlink()
+    (fake.path / folder).rmdir()
+    fake.native.pop(folder, None)
+
+
+def _drivers_probe(fake: FakeRoot, path: str, value: str) -> None:
+    _probe_device(fake, fake.real(_device(fake, value)))
+
+
+def _probe_device(fake: FakeRoot, folder: str) -> None:
+    """drivers/pci/pci-driver.c, pci_match_device() and pci_device_can_probe()."""
+    if fake.link(f"{folder}/driver"):
+        return
+    override = fake.text(f"{folder}/driver_override")
+    chosen = override if override != "(null)" else fake.native.get(folder)
+    autoprobe = f"{folder}/physfn/sriov_drivers_autoprobe"
+    if chosen == "pcieport" and not fake.text(f"{folder}/class").startswith("0x0604"):
+        return  # drivers/pci/pcie/portdrv.c, pcie_portdrv_probe(): bridges only
+    may_probe = override != "(null)" or not fake.exists(autoprobe) or fake.text(autoprobe) != "0"
+    if chosen and may_probe and fake.exists(f"{DRIVERS}/{chosen}"):
+        _bind_to(fake, folder, chosen)
+
+
+def _bind_to(fake: FakeRoot, folder: str, driver: str) -> None:
+    fake.add_link(f"{folder}/driver", os.path.relpath(f"{DRIVERS}/{driver}", folder))
+    # vfio-pci enables the function only while it is open; a driver that works with it, at once.
+    fake.add(f"{folder}/enable", "0" if driver == "vfio-pci" else "1")
+
+
+def _bind(fake: FakeRoot, path: str, value: str) -> None:
+    driver, folder = os.path.basename(os.path.dirname(path)), fake.real(_device(fake, value))
+    if fake.link(f"{folder}/driver"):
+        raise OSError(errno.EBUSY, "")
+    if driver not in (fake.text(f"{folder}/driver_override"), fake.native.get(folder)):
+        raise OSError(errno.ENODEV, "")
+    _bind_to(fake, folder, driver)
+
+
+def _unbind(fake: FakeRoot, path: str, value: str) -> None:
+    folder = fake.real(_device(fake, value))
+    if fake.link(f"{folder}/driver") != os.path.basename(os.path.dirname(path)):
+        raise OSError(errno.ENODEV, "")
+    (fake.path / folder / "driver").unlink()
+    fake.add(f"{folder}/enable", "0")
+
+
+def _device(fake: FakeRoot, address: str) -> str:
+    if not fake.exists(f"{DEVICES}/{address.strip()}"):
+        raise OSError(errno.ENODEV, "")
+    return f"{DEVICES}/{address.strip()}"
+
+
+def _nr_hugepages(fake: FakeRoot, path: str, value: str) -> None:
+    """mm/hugetlb.c, set_max_huge_pages(): pages in use stay, memory that is not there cannot be had, and neither is an error."""
+    free = f"{os.path.dirname(path)}/free_hugepages"
+    total, unused = int(fake.text(path)), int(fake.text(free))
+    wanted = max(total - unused, min(int(value), fake.page_limit))
+    _store(fake, path, str(wanted))
+    _store(fake, free, str(unused + wanted - total))
+
+
+def _smp_affinity_list(fake: FakeRoot, path: str, value: str) -> None:
+    """kernel/irq/proc.c, write_irq_affinity(). Interrupts that the kernel manages are in the table of errors."""
+    try:
+        cpus = CpuSet.parse(value)
+    except RequestError:
+        raise OSError(errno.EINVAL, "") from None
+    if not cpus & CpuSet.parse(fake.text("sys/devices/system/cpu/online")):
+        raise OSError(errno.EINVAL, "")
+    _store(fake, path, str(cpus))
+    effective = f"{os.path.dirname(path)}/effective_affinity_list"
+    if fake.exists(effective):
+        _store(fake, effective, str(next(iter(cpus))))
+
+
+def _cgroup_threads(fake: FakeRoot, path: str, value: str) -> None:
+    """kernel/cgroup/cgroup.c, __cgroup_procs_write(). Threads of the fake host are folders proc/PID/task/TID."""
+    tid = value.strip()
+    found = list(fake.path.glob(f"proc/[0-9]*/task/{tid}"))
+    if not found:
+        raise OSError(errno.ESRCH, "")
+    if fake.text(f"{os.path.dirname(path)}/cgroup.type") != "threaded":
+        raise OSError(errno.EOPNOTSUPP, "")
+    line = "0::/" + os.path.relpath(os.path.dirname(path), "sys/fs/cgroup")
+    for folder in found:
+        fake.add(f"{folder.relative_to(fake.path)}/cgroup", line)
+        fake.add(f"proc/{tid}/cgroup", line)
+
+
+_HOOKS: dict[str, Callable[[FakeRoot, str, str], None]] = {
+    "driver_override": _driver_override,
+    "sriov_numvfs": _numvfs,
+    "drivers_probe": _drivers_probe,
+    "bind": _bind,
+    "unbind": _unbind,
+    "nr_hugepages": _nr_hugepages,
+    "smp_affinity_list": _smp_affinity_list,
+    "cgroup.threads": _cgroup_threads,
+}

@@ -1,0 +1,93 @@
+"""One lab, booted once and shared by all lab tests. A test that changes it puts it back.
+
+NOHYPE_TEST_LAB=NAME uses a lab that is up already, and leaves it up: `nohype lab up NAME`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from orchestrator.lab import lab as labs
+from orchestrator.lab.accel import Wanted
+from orchestrator.lab.demo import GUESTS, create_guest, measure
+from orchestrator.lab.progress import Event, Kind, Timeline
+from orchestrator.lab.spec import load_spec
+from orchestrator.lab.start import start_lab
+from orchestrator.proof import Proof
+from orchestrator.shell import Completed
+
+NAME = "test"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(os.path.dirname(__file__)):
+            item.add_marker(pytest.mark.lab)
+            item.add_marker(pytest.mark.timeout(900))
+
+
+@dataclass(frozen=True)
+class LabHost:
+    """The lab's server, as tests use it."""
+
+    lab: labs.Lab
+
+    def run(self, line: str, *, check: bool = True, timeout: float = 400) -> Completed:
+        """Runs a line of shell as root."""
+        done = labs.execute(self.lab, line, timeout=timeout)
+        assert done.status == 0 or not check, f"{line!r} ended with {done.status}: {done.stdout}{done.stderr}"
+        return done
+
+    def nohype(self, *words: str, check: bool = True) -> Completed:
+        """Runs the operator's command."""
+        return self.run(shlex.join(["nohype", *words]), check=check)
+
+    def proofs(self, frames: int = 0) -> dict[tuple[str, str], Proof]:
+        """All proofs, measured now, by name and subject."""
+        return {(proof.name, proof.subject): proof for proof in measure(self.lab, frames)}
+
+    @contextmanager
+    def changed(self, change: str, back: str) -> Iterator[None]:
+        """Makes a change for the time of the block."""
+        self.run(change)
+        try:
+            yield
+        finally:
+            self.run(back)
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[LabHost]:
+    """The lab host, without guests."""
+    given = os.environ.get("NOHYPE_TEST_LAB")
+    if given:
+        yield LabHost(labs.find_lab(given))
+        return
+    if os.geteuid():
+        reason = "the lab needs root"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+
+    def show(event: Event) -> None:
+        if event.kind is not Kind.BEGIN:
+            print(f"{event.stage}: {event.text or f'{event.seconds:.1f} s'}", flush=True)
+
+    lab = start_lab(NAME, load_spec("numa"), Wanted.AUTO, Timeline(show))
+    try:
+        yield LabHost(lab)
+    finally:
+        labs.down(NAME)
+
+
+@pytest.fixture(scope="session")
+def guests(host: LabHost) -> Iterator[list[dict[str, Any]]]:
+    """Two guests that run, as the manager shows them. They live until the session ends."""
+    yield [create_guest(host.lab, guest) for guest in GUESTS]
+    for guest in GUESTS:
+        host.nohype("guest", "stop", guest.name, check=False)

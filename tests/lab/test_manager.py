@@ -1,0 +1,117 @@
+"""The manager in the lab: a guest's whole life, trouble on the way, and the host as it was before."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from tests.lab.conftest import LabHost
+
+MEMORY = ("--memory", "64M", "--image", "minimal")
+
+
+def survey(host: LabHost) -> Any:
+    return json.loads(host.nohype("survey", "--json").stdout)
+
+
+def test_survey_shows_the_lab(host: LabHost) -> None:
+    found = survey(host)
+    assert [core["cpus"] for core in found["cores"]] == ["0-1", "2-3", "4-5", "6-7"]
+    assert [core["node"] for core in found["cores"]] == [0, 0, 1, 1]
+    assert found["isolated"] == "2-7"
+    assert found["pfs"][0]["device"] == "8086:10c9"
+    assert found["pfs"][0]["total_vfs"] == 7
+
+
+def test_plan_claims_nothing(host: LabHost) -> None:
+    planned = json.loads(host.nohype("guest", "create", "dry", *MEMORY, "--plan", "--json").stdout)
+    assert planned["cpus"]
+    assert "dry" not in host.nohype("guest", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("Bad_Name", *MEMORY), "not a guest name"),
+        (("one", "--memory", "3M", "--image", "minimal"), "multiple of the huge page size"),
+        (("one", "--memory", "64M", "--image", "nix"), "nohype image build nix"),
+        (("one", *MEMORY, "--cores", "9"), "whole cores are free, 9 are wanted"),
+        (("one", "--memory", "64G", "--image", "minimal"), "huge pages of 2M are free"),
+        (("one", *MEMORY, "--address", "10.9.0.1"), "no prefix length"),
+        (("guest1", *MEMORY), "is taken"),
+    ],
+)
+@pytest.mark.usefixtures("guests")
+def test_bad_requests_leave_nothing(host: LabHost, words: tuple[str, ...], said: str) -> None:
+    before = survey(host)
+    done = host.nohype("guest", "create", *words, check=False)
+    assert done.status == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert survey(host) == before
+
+
+@pytest.mark.usefixtures("guests")
+def test_no_virtual_function_left(host: LabHost) -> None:
+    """VFs that somebody else has handed to vfio-pci are taken."""
+    free = host.run(
+        "for vf in /sys/class/net/nic0/device/virtfn*; do [ -e $vf/driver ] || basename $(readlink $vf); done"
+    ).stdout.split()
+    take = "".join(
+        f"echo vfio-pci > /sys/bus/pci/devices/{vf}/driver_override; echo {vf} > /sys/bus/pci/drivers_probe;" for vf in free
+    )
+    back = "".join(
+        f"echo {vf} > /sys/bus/pci/devices/{vf}/driver/unbind; echo > /sys/bus/pci/devices/{vf}/driver_override;" for vf in free
+    )
+    with host.changed(take, back):
+        done = host.nohype("guest", "create", "one", *MEMORY, check=False)
+    assert done.status == 1
+    assert "no VF is left" in done.stderr
+
+
+@pytest.mark.usefixtures("guests")
+def test_a_pf_that_is_down(host: LabHost) -> None:
+    with host.changed("ip link set nic0 down", "ip link set nic0 up && sleep 5"):
+        done = host.nohype("guest", "create", "one", *MEMORY, check=False)
+    assert done.status == 1
+    assert "is down or has no carrier" in done.stderr
+
+
+def test_guests_outlive_the_manager(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    pids = host.run("cat /run/libvirt/qemu/guest1.pid /run/libvirt/qemu/guest2.pid").stdout
+    host.run("systemctl kill --signal KILL nohyped; sleep 1; systemctl start nohyped")
+    listed = json.loads(host.nohype("guest", "list", "--json").stdout)
+    assert [guest["state"] for guest in listed] == ["running", "running"]
+    assert [guest["vf"] for guest in listed] == [guest["vf"] for guest in guests]
+    assert host.run("cat /run/libvirt/qemu/guest1.pid /run/libvirt/qemu/guest2.pid").stdout == pids
+
+
+def test_a_guest_that_ends_by_itself_gives_all_back(host: LabHost) -> None:
+    before = survey(host)
+    made = json.loads(host.nohype("guest", "create", "brief", *MEMORY, "--wait", "180", "--json").stdout)
+    assert made["ready"].startswith("nohype: ready name=brief")
+    assert host.nohype("guest", "tell", "brief", "halt").stdout.endswith("nohype: done halt\n")
+    for _ in range(30):
+        if "brief" not in host.nohype("guest", "list").stdout:
+            break
+        time.sleep(1)
+    assert survey(host) == before
+
+
+def test_no_manager(host: LabHost) -> None:
+    done = host.run("nohype guest list --socket /run/nohype/none.sock", check=False)
+    assert done.status == 1
+    assert "does not answer" in done.stderr
+
+
+def test_no_libvirt(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    del guests
+    stop = "systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service"
+    with host.changed(stop, "systemctl start libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service; sleep 2"):
+        done = host.nohype("guest", "create", "one", *MEMORY, check=False)
+    assert done.status == 1
+    assert "is libvirt running" in done.stderr
+    assert [guest["state"] for guest in json.loads(host.nohype("guest", "list", "--json").stdout)] == ["running", "running"]

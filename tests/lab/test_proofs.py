@@ -1,0 +1,145 @@
+"""Every proof passes on two real guests, and every proof fails when what it claims is broken on purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.host.netlink import set_hairpin
+from orchestrator.lab import switch
+from orchestrator.proof import Verdict
+from tests.lab.conftest import LabHost
+
+PROMISES = {
+    "core-exclusive", "core-smt", "manager-core", "memory-static", "device-isolated", "vepa", "devices-minimal", "exits",
+}  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("guests")
+
+
+def test_all_hold(host: LabHost) -> None:
+    proofs = host.proofs(frames=50)
+    assert {name for name, _ in proofs} == PROMISES
+    assert {key: proof.evidence for key, proof in proofs.items() if proof.verdict != Verdict.PASS} == {}
+
+
+def test_vepa_fails_without_hairpin(host: LabHost) -> None:
+    port = switch.port(host.lab.name)
+    set_hairpin(port.interface, port.netns, on=False)
+    try:
+        assert host.proofs(frames=5)["vepa", "host"].verdict == Verdict.FAIL
+    finally:
+        set_hairpin(port.interface, port.netns, on=True)
+
+
+def test_vepa_fails_when_the_nic_switches_itself(host: LabHost) -> None:
+    """The register is set behind the manager's back; a link event, which a PF reset gives, makes the manager put it right."""
+    read_and_set = (
+        "import json,struct,mmap,os,sys;f=os.open('/sys/bus/pci/devices/'+sys.argv[1]+'/resource0',os.O_RDWR|os.O_SYNC)"
+    )
+    read_and_set += ";m=mmap.mmap(f,0x20000);v,=struct.unpack_from('<I',m,0x3500);struct.pack_into('<I',m,0x3500,v|1<<31)"
+    pf = host.run("basename $(readlink /sys/class/net/nic0/device)").stdout.strip()
+    host.run(f'python3 -c "{read_and_set}" {pf}')
+    broken = host.proofs(frames=20)["vepa", "host"]
+    host.run("ip link set nic0 down && ip link set nic0 up && sleep 8")
+    mended = host.proofs(frames=20)["vepa", "host"]
+    assert broken.verdict == Verdict.FAIL
+    assert any("switches between its VFs" in line for line in broken.evidence)
+    assert mended.verdict == Verdict.PASS, mended.evidence
+
+
+def test_vepa_is_not_measured_without_traffic(host: LabHost) -> None:
+    assert host.proofs(frames=0)["vepa", "host"].verdict == Verdict.NOT_MEASURED
+
+
+def test_core_exclusive_fails_with_a_busy_process_on_a_guest_core(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    cpu = guests[0]["cpus"][0]
+    start = f"systemd-run --quiet --unit intruder -p CPUAffinity={cpu} -p AllowedCPUs= sh -c 'while :; do :; done'"
+    with host.changed(start, "systemctl stop intruder"):
+        proof = host.proofs()["core-exclusive", guests[0]["name"]]
+    assert proof.verdict == Verdict.FAIL
+    assert proof.figure
+    assert f" {cpu}" in proof.evidence[0]
+
+
+def test_core_exclusive_fails_when_a_vcpu_may_run_elsewhere(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    name, cpu = guests[0]["name"], guests[0]["cpus"][0]
+    tid = host.run(f"grep -l 'CPU 0/KVM' /proc/$(cat /run/libvirt/qemu/{name}.pid)/task/*/comm").stdout.split("/")[4]
+    cgroup = f"$(cut -d: -f3 /proc/{tid}/cgroup)"
+    widen = f"echo 0-7 > /sys/fs/cgroup{cgroup}/cpuset.cpus && taskset -pc 0-7 {tid}"
+    narrow = f"echo {cpu} > /sys/fs/cgroup{cgroup}/cpuset.cpus && taskset -pc {cpu} {tid}"
+    with host.changed(widen, narrow):
+        assert host.proofs()["core-exclusive", name].verdict == Verdict.FAIL
+
+
+def test_core_smt_fails_when_a_sibling_is_shared(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    name, (first, second) = guests[1]["name"], guests[1]["cpus"]
+    with host.changed(f"virsh vcpupin {name} 1 {guests[0]['cpus'][0]}", f"virsh vcpupin {name} 1 {second}"):
+        proofs = host.proofs()
+    assert proofs["core-smt", name].verdict == Verdict.FAIL
+    assert first != second
+
+
+def test_manager_core_fails_when_the_manager_strays(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    pid = host.run("systemctl show --value -p MainPID nohyped").stdout.strip()
+    del guests
+    slices = "/sys/fs/cgroup/system.slice/cpuset.cpus"
+    away = f"echo 0-7 > {slices}; taskset -apc 6 {pid}"
+    back = f"taskset -apc 0-1 {pid}; echo 0-1 > {slices}"
+    with host.changed(away, back):
+        assert host.proofs()["manager-core", "host"].verdict == Verdict.FAIL
+
+
+def test_manager_core_fails_when_a_helper_of_qemu_strays(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    name = guests[0]["name"]
+    with host.changed(f"virsh emulatorpin {name} 6", f"virsh emulatorpin {name} 0-1"):
+        assert host.proofs()["manager-core", "host"].verdict == Verdict.FAIL
+
+
+def test_exits_fail_when_the_guest_has_to_be_emulated(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    """Each character on the serial console is a port write that QEMU serves."""
+    name = guests[0]["name"]
+    chatter = f"systemd-run --quiet --unit chatter sh -c 'while :; do nohype guest tell {name} counters; done'"
+    with host.changed(chatter, "systemctl stop chatter"):
+        proof = host.proofs()["exits", name]
+    assert proof.verdict == Verdict.FAIL, proof.evidence
+
+
+STRANGER = """<domain type='kvm'><name>stranger</name><memory unit='MiB'>64</memory>
+<memoryBacking><hugepages><page size='2' unit='MiB' nodeset='0'/></hugepages>{locked}</memoryBacking><vcpu>2</vcpu>
+<cputune><vcpupin vcpu='0' cpuset='6'/><vcpupin vcpu='1' cpuset='7'/><emulatorpin cpuset='0-1'/></cputune>
+<os><type arch='x86_64' machine='q35'>hvm</type><kernel>/var/lib/nohype/images/minimal/vmlinuz</kernel>
+<initrd>/var/lib/nohype/images/minimal/initrd</initrd><cmdline>console=ttyS0 quiet</cmdline></os>
+<features><acpi/><apic/></features><cpu mode='host-passthrough'/>
+<devices><controller type='usb' model='none'/>{devices}<serial type='pty'/><memballoon model='none'/></devices></domain>"""
+
+
+@pytest.fixture(scope="module")
+def stranger(host: LabHost) -> Any:
+    """A guest that somebody else has started by hand: unlocked, with an emulated device, and a VF whose DMA is not translated."""
+    free = host.run("readlink /sys/class/net/nic0/device/virtfn6").stdout.strip().rpartition("/")[2]
+    _, bus, rest = free.split(":")
+    slot, function = rest.split(".")
+    address = f"<address domain='0' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
+    hostdev = f"<hostdev mode='subsystem' type='pci' managed='no'><source>{address}</source></hostdev>"
+    rng = "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
+    device = f"/sys/bus/pci/devices/{free}"
+    host.run(f"echo identity > {device}/iommu_group/type && echo vfio-pci > {device}/driver_override")
+    host.run(f"echo {free} > /sys/bus/pci/drivers_probe")
+    host.run(
+        f"cat > /tmp/stranger.xml <<'END'\n{STRANGER.format(locked='', devices=hostdev + rng)}\nEND\nvirsh create /tmp/stranger.xml"
+    )
+    yield host.proofs()
+    host.run("virsh destroy stranger; rm /tmp/stranger.xml")
+    host.run(f"echo {free} > {device}/driver/unbind; echo > {device}/driver_override; echo DMA > {device}/iommu_group/type")
+
+
+@pytest.mark.parametrize("name", ["memory-static", "devices-minimal", "device-isolated"])
+def test_a_guest_made_carelessly_fails(stranger: Any, name: str) -> None:
+    assert stranger[name, "stranger"].verdict == Verdict.FAIL, stranger[name, "stranger"].evidence
+
+
+def test_the_managers_own_guests_hold_beside_a_stranger(stranger: Any, guests: list[dict[str, Any]]) -> None:
+    for name in ("memory-static", "devices-minimal", "device-isolated", "core-smt"):
+        assert stranger[name, guests[0]["name"]].verdict == Verdict.PASS

@@ -1,0 +1,96 @@
+"""KVM is believed only when a kernel gets to its `ready` line in it. QEMU is stood in for; where KVM is there, see tests/lab."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import LabError
+from orchestrator.host.root import HostRoot
+from orchestrator.lab import accel
+from orchestrator.lab.accel import Accel, Probe, Wanted, choose_accel, probe_kvm
+from orchestrator.lab.progress import Event, Kind, Timeline
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(60)]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Probe]:
+    """A probe whose QEMU is the stand-in, in the given mode."""
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/stand_in_qemu.py "$@"\n')
+    program.chmod(0o755)
+    for name in ("vmlinuz", "initrd", "kvm"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(accel, "_DEVICE", tmp_path / "kvm")
+
+    def make(mode: str) -> Probe:
+        monkeypatch.setenv("STAND_IN", mode)
+        return Probe(Path("/"), tmp_path / "vmlinuz", tmp_path / "initrd")
+
+    return make
+
+
+@pytest.mark.parametrize("virt", ["svm", "vmx"])
+def test_a_kernel_that_gets_ready_and_sees_nesting_counts(probe: Callable[[str], Probe], virt: str) -> None:
+    assert probe_kvm(probe(f"ready={virt}")) == Accel(kvm=True, reason=f"a kernel boots under KVM and sees {virt}")
+
+
+def test_a_kernel_without_nesting_does_not_count(probe: Callable[[str], Probe]) -> None:
+    found = probe_kvm(probe("ready=none"))
+    assert not found.kvm
+    assert "nested virtualization is off" in found.reason
+
+
+def test_a_kernel_that_hangs_does_not_count(probe: Callable[[str], Probe]) -> None:
+    found = probe_kvm(probe("mute"), deadline=2)
+    assert not found.kvm
+    assert "did not get ready under KVM within 2 s" in found.reason
+
+
+def test_an_emulator_that_fails_does_not_count(probe: Callable[[str], Probe]) -> None:
+    found = probe_kvm(probe("die"))
+    assert not found.kvm
+    assert "status 1: qemu-system-x86_64: -device nonsense" in found.reason
+
+
+def test_the_verdict_is_kept_and_its_reason_shown_once(probe: Callable[[str], Probe], tmp_path: Path) -> None:
+    events: list[Event] = []
+    cache = tmp_path / "kvm.json"
+    first = choose_accel(HostRoot(), Wanted.AUTO, probe("ready=none"), Timeline(events.append), cache=cache)
+    notes = [event.text for event in events if event.kind is Kind.NOTE]
+    assert notes == [f"KVM cannot be used, so the lab is emulated: {first.reason}"]
+    events.clear()
+    assert choose_accel(HostRoot(), Wanted.AUTO, probe("ready=svm"), Timeline(events.append), cache=cache) == first
+    assert events == []
+    with pytest.raises(LabError, match="nested virtualization is off"):
+        choose_accel(HostRoot(), Wanted.KVM, probe("ready=svm"), Timeline(), cache=cache)
+
+
+def test_a_verdict_of_another_boot_does_not_count(probe: Callable[[str], Probe], tmp_path: Path) -> None:
+    cache = tmp_path / "kvm.json"
+    choose_accel(HostRoot(), Wanted.AUTO, probe("ready=none"), Timeline(), cache=cache)
+    host = tmp_path / "host" / "proc/sys/kernel/random"
+    host.mkdir(parents=True)
+    (host / "boot_id").write_text("another\n")
+    assert choose_accel(HostRoot(tmp_path / "host"), Wanted.AUTO, probe("ready=svm"), Timeline(), cache=cache).kvm
+
+
+def test_emulation_is_not_probed(probe: Callable[[str], Probe], tmp_path: Path) -> None:
+    assert not choose_accel(HostRoot(), Wanted.TCG, probe("die"), Timeline(), cache=tmp_path / "kvm.json").kvm
+    assert not (tmp_path / "kvm.json").exists()
+
+
+def test_a_machine_without_kvm_is_not_probed(probe: Callable[[str], Probe], tmp_path: Path) -> None:
+    (tmp_path / "kvm").unlink()
+    found = choose_accel(HostRoot(), Wanted.AUTO, probe("ready=svm"), Timeline(), cache=tmp_path / "kvm.json")
+    assert not found.kvm
+    assert "is not there" in found.reason

@@ -1,0 +1,344 @@
+"""The life of a lab: started, used, ended, killed in every way, and nothing left of it.
+
+Keeper, locks, network namespace, tap, private mounts and death signals are the real ones; only QEMU is stood in for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import Conflict, LabError, LabLost, NotFound, RequestError
+from orchestrator.host import netlink
+from orchestrator.lab import lab as labs
+from orchestrator.lab import life, switch
+from orchestrator.lab.accel import Accel
+from orchestrator.lab.folder import Folder, is_locked
+from orchestrator.lab.progress import Timeline
+from orchestrator.lab.spec import LabImage, parse_spec
+from orchestrator.shell import ShellTimeout
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parents[2]
+SPEC = parse_spec(
+    'sockets = 1\ncores = 2\nthreads = 1\nmemory = "2G"\nhugepages_per_node = 64\nvfs = 2\ndisks = ["1M"]\n',
+    name="tiny",
+    source="test",
+)
+EMULATED = Accel(kvm=False, reason="test")
+UP = """
+import sys
+from pathlib import Path
+from tests.service.test_lab_life import start
+start(sys.argv[1], Path(sys.argv[2]))
+print("up", flush=True)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts the stand-in for QEMU on the PATH; the result sets its mode."""
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/stand_in_qemu.py "$@"\n')
+    program.chmod(0o755)
+    for name in ("vmlinuz", "initrd", "root.raw"):
+        (tmp_path / name).write_text("not looked at\n")
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", "")
+    return lambda mode: monkeypatch.setenv("STAND_IN", mode)
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> Iterator[str]:
+    """A name that no other lab on this machine has; what carries it is gone after the test, whatever the test did."""
+    found = f"t{os.getpid()}-{int(time.monotonic() * 1000) % 100000}"
+    yield found
+    life.down(found, timeout=3)
+    assert_nothing_left(found)
+
+
+def start(name: str, tmp_path: Path, *, patience: float = 30) -> labs.Lab:
+    """Starts a lab whose tools root is this machine's own root."""
+    image = LabImage(tmp_path / "vmlinuz", tmp_path / "initrd", tmp_path / "root.raw", "quiet")
+    return life.up(name, SPEC, image, Path("/"), EMULATED, Timeline(), patience=patience)
+
+
+def start_in_background(name: str, tmp_path: Path) -> subprocess.Popen[str]:
+    """`up` in a process of its own, which the test can kill."""
+    return subprocess.Popen(
+        [sys.executable, "-c", UP, name, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.05)
+
+
+def processes_of(name: str) -> list[str]:
+    """Command lines that name the lab: its keeper's and QEMU's."""
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return [
+        line.replace(b"\0", b" ").decode()[:200]
+        for line in lines
+        if f"nohype-lab-{name},".encode() in line or b"keeper\0" + name.encode() in line
+    ]
+
+
+def assert_nothing_left(name: str) -> None:
+    folder = Folder(name)
+    wait_until(lambda: not processes_of(name), f"{name} has no process")
+    assert not netlink.netns_exists(switch.netns_of(name))
+    assert not folder.path.exists()
+    assert not folder.lock.exists()
+    assert not [line for line in Path("/proc/self/mounts").read_text().splitlines() if name in line]
+    assert not [link.name for link in netlink.read_links() if link.name.startswith("nhtap") and link.carrier is False and link.up]
+
+
+def test_a_lab_starts_runs_commands_and_leaves_nothing(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    lab = start(name, tmp_path)
+    assert lab.state.timings.keys() == {"switch and emulator", "boot until SSH answers", "manager"}
+    done = labs.execute(lab, ["sh", "-c", "echo out; echo err >&2; exit 7"])
+    assert (done.status, done.stdout, done.stderr) == (7, "out\n", "err\n")
+    status = labs.read_status(name)
+    assert (status.condition, status.state) == ("up", lab.state)
+    assert status.memory
+    assert life.down(name) is True
+    assert_nothing_left(name)
+    assert life.down(name) is False
+
+
+def test_the_switch_is_a_bridge_with_a_hairpin_port_that_is_the_tap(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    start(name, tmp_path)
+    port = switch.port(name)
+    assert netlink.read_hairpin(port.interface, port.netns)
+    links = {link.name: link for link in netlink.read_links(netns=port.netns)}
+    assert links[port.interface].master == port.bridge
+    assert links[port.interface].up
+    assert links[port.interface].carrier, "nobody holds the tap"
+    assert port.interface not in [link.name for link in netlink.read_links()]
+
+
+def test_two_labs_side_by_side(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    other = f"{name}-b"
+    try:
+        first, second = start(name, tmp_path), start(other, tmp_path)
+        assert first.state.port != second.state.port
+        assert first.state.host_key != second.state.host_key
+        life.down(name)
+        assert labs.execute(second, "echo still here").stdout == "still here\n"
+    finally:
+        life.down(other)
+    assert_nothing_left(other)
+
+
+def test_a_second_up_is_refused_and_the_first_lab_is_not_touched(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    lab = start(name, tmp_path)
+    with pytest.raises(Conflict, match=f"{name} is up since .*keeper process {lab.state.pid}"):
+        start(name, tmp_path)
+    with pytest.raises(Conflict):
+        life.check_free(name)
+    assert labs.execute(lab, "true").status == 0
+
+
+def test_a_foreign_namespace_of_the_same_name_is_refused_and_kept(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    netns = switch.netns_of(name)
+    netlink.create_netns(netns)
+    try:
+        with pytest.raises(LabError, match=f"namespace {netns}.* exists already"):
+            start(name, tmp_path)
+        assert netlink.netns_exists(netns)
+    finally:
+        netlink.delete_netns(netns)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_up_that_is_killed_leaves_nothing(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], number: signal.Signals
+) -> None:
+    stand_in("mute")
+    up = start_in_background(name, tmp_path)
+    wait_until(Folder(name).state.exists, "QEMU runs")
+    assert netlink.netns_exists(switch.netns_of(name))
+    up.send_signal(number)
+    up.communicate(timeout=20)
+    wait_until(lambda: not Folder(name).lock.exists(), "the keeper has cleaned up")
+    assert_nothing_left(name)
+
+
+def test_an_up_that_is_killed_when_the_lab_is_ready_leaves_the_lab(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    up = start_in_background(name, tmp_path)
+    out, err = up.communicate(timeout=40)
+    assert out == "up\n", err
+    assert labs.execute(labs.find_lab(name), "true").status == 0
+
+
+def test_a_killed_keeper_takes_qemu_along_and_what_is_left_is_removed(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    lab = start(name, tmp_path)
+    os.kill(lab.state.pid, signal.SIGKILL)
+    wait_until(lambda: not processes_of(name), "QEMU died with its keeper")
+    with pytest.raises(LabLost, match="keeper was killed"):
+        labs.find_lab(name)
+    assert netlink.netns_exists(switch.netns_of(name))
+    assert labs.read_status(name).condition == "lost"
+    assert not netlink.netns_exists(switch.netns_of(name))
+    again = start(name, tmp_path)
+    assert labs.execute(again, "echo new").stdout == "new\n"
+
+
+def test_what_a_killed_keeper_left_is_removed_by_down(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    os.kill(start(name, tmp_path).state.pid, signal.SIGKILL)
+    assert life.down(name) is True
+    assert_nothing_left(name)
+
+
+def test_a_lab_that_dies_is_lost_and_no_failed_command(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    lab = start(name, tmp_path)
+    with pytest.raises(LabLost, match="(?s)QEMU ended.*Linux version 6.12 of the stand-in"):
+        labs.execute(lab, f"kill -KILL {lab.state.qemu}; sleep 60")
+    wait_until(lambda: not is_locked(Folder(name)), "the keeper has ended")
+    status = labs.read_status(name)
+    assert status.condition == "lost"
+    assert status.state
+    assert "QEMU ended" in status.state.ended
+    assert not netlink.netns_exists(switch.netns_of(name))
+    with pytest.raises(LabLost):
+        labs.find_lab(name)
+
+
+def test_a_command_that_takes_too_long_is_no_lost_lab(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    lab = start(name, tmp_path)
+    with pytest.raises(ShellTimeout, match="(?s)did not end within 1 s.*begun"):
+        labs.execute(lab, "echo begun; sleep 60", timeout=1)
+    assert labs.execute(lab, "true").status == 0
+
+
+def test_a_host_that_hangs_is_a_lost_lab_and_no_slow_command(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labs, "_ANSWER_DEADLINE", 2)
+    lab = start(name, tmp_path)
+    with pytest.raises(LabLost, match="does not answer any more"):
+        labs.execute(lab, f"kill -STOP {lab.state.qemu}; sleep 60", timeout=3)
+    os.kill(lab.state.qemu, signal.SIGCONT)
+
+
+def test_an_emulator_that_does_not_start_is_reported_with_what_it_said(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in("die")
+    with pytest.raises(LabError, match="(?s)status 1.*not a valid device model name"):
+        start(name, tmp_path)
+    assert_nothing_left(name)
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"), [("mute", "(?s)did not get ready in time.*Linux version"), ("panic", "(?s)QEMU ended.*Kernel panic")]
+)
+def test_a_boot_that_fails_is_reported_with_the_consoles_tail(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
+) -> None:
+    stand_in(mode)
+    with pytest.raises(LabError, match=text):
+        start(name, tmp_path, patience=4)
+    assert_nothing_left(name)
+
+
+def test_down_has_a_deadline(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("stubborn")
+    lab = start(name, tmp_path)
+    os.kill(lab.state.pid, signal.SIGSTOP)  # a keeper that does nothing any more
+    before = time.monotonic()
+    assert life.down(name, timeout=1) is True
+    assert time.monotonic() - before < 8
+    assert_nothing_left(name)
+
+
+def test_a_down_during_up_ends_both(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("mute")
+    up = start_in_background(name, tmp_path)
+    wait_until(Folder(name).state.exists, "QEMU runs")
+    with pytest.raises(NotFound, match="still being started"):
+        labs.find_lab(name)
+    assert labs.read_status(name).condition == "starting"
+    life.down(name)
+    _, err = up.communicate(timeout=20)
+    assert up.returncode
+    assert "taken down while it was being started" in err
+
+
+def test_a_switch_that_cannot_be_removed_is_not_forgotten(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    # A mount in the way, as of a process that was given the namespace's file: unmounting it once is not enough.
+    start(name, tmp_path)
+    netns = switch.netns_of(name)
+    subprocess.run(["mount", "--bind", "/proc/self/ns/net", f"/run/netns/{netns}"], check=True)
+    life.down(name)
+    assert_nothing_left(name)
+
+
+def test_only_root_may_start_and_end_labs(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    start(name, tmp_path)
+    for call in (f"life.down({name!r})", "life.check_free('other')", f"labs.read_status({name!r})"):
+        code = f"import os; os.setuid(65534)\nfrom orchestrator.lab import life, lab as labs\n{call}"
+        argv = [sys.executable, "-c", f"from orchestrator.lab import life, lab as labs\n{code}"]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+        assert "HostError" in done.stderr
+        assert "run as root" in done.stderr
+    assert is_locked(Folder(name))
+
+
+def test_a_lab_that_is_not_there(name: str) -> None:
+    with pytest.raises(NotFound, match=f"there is no lab {name}"):
+        labs.find_lab(name)
+    with pytest.raises(NotFound, match=f"there is no lab {name}"):
+        labs.read_status(name)
+    with pytest.raises(RequestError, match="is not a lab name"):
+        labs.find_lab("../etc")
+
+
+def test_the_command_line(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    start(name, tmp_path)
+
+    def nohype(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-c", "from orchestrator.cli.main import main; main()", "lab", *words]
+        return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert nohype("exec", "--lab", name, "--", "exit 5").returncode == 5
+    assert nohype("exec", "--lab", name, "--", "printf", "%s\n", "a b", "$HOME").stdout == "a b\n$HOME\n"
+    shown = json.loads(nohype("status", name, "--json").stdout)
+    assert (shown["condition"], shown["state"]["accel"], shown["state"]["accel_reason"]) == ("up", "tcg", "test")
+    assert "Linux version 6.12" in nohype("console", "--lab", name).stdout
+    os.kill(labs.find_lab(name).state.qemu, signal.SIGKILL)
+    wait_until(lambda: not is_locked(Folder(name)), "the keeper has ended")
+    lost = nohype("exec", "--lab", name, "--", "true")
+    assert lost.returncode == 3
+    assert f"the lab {name} is lost: QEMU ended" in lost.stderr
+    assert "Traceback" not in lost.stderr
+    assert nohype("down", name).stdout == f"the lab {name} is down\n"

@@ -1,0 +1,135 @@
+"""SSH connections, against a server in this process that really runs the commands."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ShellError
+from orchestrator.lab.keys import KeyPair, make_key
+from orchestrator.shell import Shell, ShellTimeout, connect
+from tests.ssh_server import serve
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the server listens, and the keys of both sides."""
+
+    port: int
+    key: Path
+    host: KeyPair
+
+    def connect(self, **options: object) -> Shell:
+        return connect("127.0.0.1", self.port, **{"key": self.key, "host_key": self.host.public, "timeout": 20, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    client, host = make_key(), make_key()
+    key = tmp_path / "key"
+    key.write_bytes(client.private)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener, host.private.decode(), client.public), daemon=True).start()
+        yield Place(listener.getsockname()[1], key, host)
+
+
+@pytest.fixture
+def shell(place: Place) -> Iterator[Shell]:
+    with place.connect() as connection:
+        yield connection
+
+
+def test_status_and_both_streams_come_back(shell: Shell) -> None:
+    done = shell.run("echo out; echo err >&2; exit 7")
+    assert (done.status, done.stdout, done.stderr) == (7, "out\n", "err\n")
+
+
+def test_words_are_taken_as_they_are(shell: Shell) -> None:
+    assert shell.run(["printf", "%s|", "a b", "$HOME", "it's", ""]).stdout == "a b|$HOME|it's||"
+
+
+def test_a_command_that_a_signal_ends_has_the_status_that_a_shell_gives(shell: Shell) -> None:
+    assert shell.run(["sh", "-c", "kill -TERM $$"]).status == 128 + 15
+
+
+def test_much_goes_both_ways_at_once(shell: Shell) -> None:
+    # More than a channel's window either way: whoever waits for one side before it looks at the other waits for ever.
+    data = os.urandom(6 << 20)
+    digest = hashlib.sha256()
+    done = shell.run("cat", input=data, stream=lambda name, piece: digest.update(piece), timeout=50)
+    assert done.status == 0
+    assert digest.digest() == hashlib.sha256(data).digest()
+
+
+def test_output_is_streamed_while_the_command_runs(shell: Shell) -> None:
+    seen: list[tuple[float, bytes]] = []
+    shell.run("echo one; sleep 1; echo two", stream=lambda name, piece: seen.append((time.monotonic(), piece)))
+    assert [piece for _, piece in seen] == [b"one\n", b"two\n"]
+    assert seen[1][0] - seen[0][0] > 0.5
+
+
+def test_a_stream_that_cannot_be_written_is_no_lost_connection(shell: Shell) -> None:
+    def closed(name: str, piece: bytes) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        shell.run("echo x", stream=closed)
+
+
+def test_a_command_that_takes_too_long_is_ended_and_says_what_it_printed(shell: Shell) -> None:
+    with pytest.raises(ShellTimeout, match="(?s)did not end within 0.5 s.*so far"):
+        shell.run("echo so far; sleep 30", timeout=0.5)
+    assert shell.run("echo sound").stdout == "sound\n"
+
+
+def test_files_are_copied_whole(shell: Shell, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "it's a target"
+    source.write_bytes(os.urandom(100_000))
+    shell.put(source, str(target), mode=0o750)
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_mode & 0o777 == 0o750
+    assert not list(tmp_path.glob("*.new"))
+    with pytest.raises(ShellError, match="cannot write /nonexistent/x on root@127.0.0.1"):
+        shell.put(source, "/nonexistent/x")
+
+
+def test_another_host_key_is_refused(place: Place) -> None:
+    with pytest.raises(ShellError, match="shows another host key"):
+        place.connect(host_key=make_key().public)
+
+
+def test_a_key_that_is_not_accepted_is_an_error(place: Place, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(make_key().private)
+    with pytest.raises(ShellError, match=f"does not accept the key {other}"):
+        place.connect(key=other)
+
+
+def test_nobody_who_listens_or_answers_is_an_error(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        before = time.monotonic()
+        with pytest.raises(ShellError, match="no SSH server answers"):
+            connect("127.0.0.1", port, key=place.key, host_key=place.host.public, banner_timeout=0.5)
+        assert time.monotonic() - before < 5
+    with pytest.raises(ShellError, match="no SSH server answers.*refused"):
+        connect("127.0.0.1", port, key=place.key, host_key=place.host.public)
+
+
+def test_a_connection_that_is_lost_is_no_result(place: Place) -> None:
+    shell = place.connect()
+    threading.Timer(1, shell.close).start()
+    with pytest.raises(ShellError, match="was lost, or refused, at `sleep 30`"):
+        shell.run("sleep 30")
+    with pytest.raises(ShellError, match="was lost"):
+        shell.run("true")

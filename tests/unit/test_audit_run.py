@@ -1,0 +1,261 @@
+"""The whole audit on a host made of files: all proofs in order; what can't be read is not measured, and nothing is raised."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from errno import EACCES
+from pathlib import Path
+
+import pytest
+
+from orchestrator.audit.run import run_audit
+from orchestrator.errors import HypervisorError
+from orchestrator.exits import ExitPolicy
+from orchestrator.host.survey import read_topology
+from orchestrator.hypervisor import LiveGuest
+from orchestrator.proof import Proof, Verdict
+from orchestrator.topology import Topology
+from orchestrator.values import PciAddress
+from tests.audit_data import DATA, GUEST1, GUEST2, HOUSEKEEPING, load_maps
+from tests.fakeroot import HOSTS, FakeRoot, build_host
+
+ORDER = [
+    ("core-exclusive", "guest1"), ("core-exclusive", "guest2"), ("core-smt", "guest1"), ("core-smt", "guest2"),
+    ("manager-core", "host"), ("memory-static", "guest1"), ("memory-static", "guest2"), ("memory-static", "host"),
+    ("device-isolated", "guest1"), ("device-isolated", "guest2"), ("vepa", "host"),
+    ("devices-minimal", "guest1"), ("devices-minimal", "guest2"), ("exits", "guest1"), ("exits", "guest2"),
+]  # fmt: skip
+PF = "sys/bus/pci/devices/0000:41:00.0/resource0"
+# The captured host has its bound VFs at these addresses, in groups 9 and 10.
+GUESTS = tuple(
+    replace(guest, hostdevs=(PciAddress.parse(f"0000:41:10.{function}"),)) for guest, function in ((GUEST1, 0), (GUEST2, 2))
+)
+MANAGER = 4935
+_STAT = "{tid} ({name}) S 0 0 0 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {started} 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 {cpu} 0 0"
+
+
+@dataclass(frozen=True)
+class RecordingRoot(FakeRoot):
+    """A fake host that remembers which files were asked for."""
+
+    asked: set[str] = field(default_factory=set)
+
+    def read_bytes(self, name: str) -> bytes:
+        """See HostRoot."""
+        self.asked.add(name)
+        return super().read_bytes(name)
+
+    def read_at(self, name: str, offset: int, length: int) -> bytes:
+        """See HostRoot."""
+        self.asked.add(name)
+        self._check(self.read_errors, name, "cannot read")
+        return super().read_at(name, offset, length)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> RecordingRoot:
+    """The captured lab host with a few of its threads and the memory of both guests."""
+    fake = build_host(tmp_path, (HOSTS / "numa-guests.txt").read_text())
+    host = RecordingRoot(fake.path, registers={**fake.registers, (fake.real(PF), 0x3500): 0x0000EFEF})
+    host.add("proc/stat", "cpu2 0 0 0 0 0 0 0 0 0 0\ncpu4 0 0 0 0 0 0 0 0 0 0")
+    host.add("sys/kernel/mm/ksm/run", "0")
+    host.add("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "N")
+    for line in (DATA / "threads.txt").read_text().splitlines()[1:]:
+        add_thread(host, *line.split(maxsplit=8))
+    for pid, unit in ((MANAGER, "nohyped.service"), (491, "virtlogd.service"), (26, "")):
+        host.add(f"proc/{pid}/cgroup", f"0::/system.slice/{unit}" if unit else "0::/")
+    for number, guest in zip((9, 10), GUESTS, strict=True):
+        add_qemu(host, guest, number)
+    return host
+
+
+def add_thread(host: FakeRoot, *words: str) -> None:
+    """A line of threads.txt, if it is one of those that this host shall have: fewer make a quicker test."""
+    pid, tid, flags, started, allowed, cpu, run_time, exec_start, name = words
+    if int(pid) not in (26, 27, 103, 491, MANAGER, *(guest.pid for guest in GUESTS)):
+        return
+    folder = f"proc/{pid}/task/{tid}"
+    host.add(f"{folder}/stat", _STAT.format(tid=tid, name=name, flags=flags, started=started, cpu=cpu))
+    host.add(f"{folder}/status", f"Cpus_allowed_list:\t{allowed}")
+    host.add(f"{folder}/schedstat", f"{run_time} 0 0")
+    host.add(f"{folder}/sched", f"se.exec_start : {exec_start}")
+
+
+def add_qemu(host: FakeRoot, guest: LiveGuest, group: int) -> None:
+    """Memory, open files and IOMMU of a guest."""
+    folder = f"proc/{guest.pid}"
+    for name in ("smaps", "numa_maps", "status"):
+        host.add(f"{folder}/{name}", (DATA / f"{name}-{guest.name}.txt").read_text())
+    host.add(f"{folder}/cgroup", "0::/machine.slice/machine-qemu.scope/libvirt/emulator")
+    host.add(f"{folder}/cmdline", f"qemu-system-x86_64\0-append\0quiet nohype.address=10.9.0.{guest.pid % 100}/24")
+    host.add_link(f"{folder}/fd/21", f"/dev/vfio/{group}")
+    host.add_link(f"{folder}/fd/22", "/dev/vfio/vfio")
+    (address,) = guest.hostdevs
+    device = host.real(f"sys/bus/pci/devices/{address}")
+    host.add_link(f"{device}/iommu", "../../../virtual/iommu/dmar0")
+    host.add(f"sys/class/iommu/dmar0/devices/{address}")
+    (pool,) = (mapping for mapping in load_maps(guest.name).mappings if mapping.huge)
+    with (host.path / f"{folder}/pagemap").open("wb") as pagemap:  # sparse: 8 bytes for each 4 KB page of the address space
+        for page in range(pool.start, pool.end, pool.page_size):
+            pagemap.seek(page // 4096 * 8)
+            frame = 0x140000 + (page - pool.start) // 4096
+            pagemap.write(struct.pack("<Q", 1 << 63 | frame))
+
+
+def read_exits(name: str) -> tuple[Mapping[str, int], ...]:
+    return ({"exits": 5, "io_exits": 1, "mmio_exits": 0, "halt_exits": 4}, {"exits": 5, "io_exits": 1, "mmio_exits": 0})
+
+
+def no_console(*_: object) -> str:
+    raise AssertionError("nothing is to be asked of a guest")
+
+
+def audit(
+    host: FakeRoot, guests: tuple[LiveGuest, ...] = GUESTS, topology: Topology | None = None, **more: object
+) -> tuple[Proof, ...]:
+    return run_audit(
+        host, guests, topology or read_topology(host), more.pop("read_exits", read_exits), more.pop("tell", no_console),  # type: ignore[arg-type]
+        housekeeping=HOUSEKEEPING, policy=ExitPolicy(2000, 10), window=0.01, **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def verdicts(proofs: tuple[Proof, ...]) -> dict[tuple[str, str], Verdict]:
+    return {(proof.name, proof.subject): proof.verdict for proof in proofs}
+
+
+def test_all_proofs_in_order_pass_but_vepa_which_wants_a_switch(host: RecordingRoot) -> None:
+    proofs = audit(host)
+    assert [(proof.name, proof.subject) for proof in proofs] == ORDER
+    bad = [proof for proof in proofs if proof.verdict != Verdict.PASS]
+    assert [(proof.name, proof.verdict) for proof in bad] == [("vepa", Verdict.NOT_MEASURED)], bad
+    assert host.writes == [], "an audit changes nothing"
+
+
+def test_host_without_guests(host: RecordingRoot) -> None:
+    found = verdicts(audit(host, ()))
+    assert found == {
+        ("manager-core", "host"): Verdict.PASS,
+        ("memory-static", "host"): Verdict.FAIL,  # 256 pages are in use, and by no guest
+        ("vepa", "host"): Verdict.NOT_MEASURED,
+    }
+
+
+def test_nic_back_in_veb_mode_fails(host: RecordingRoot) -> None:
+    host.registers[host.real(PF), 0x3500] = 0x8000EFEF
+    assert verdicts(audit(host))["vepa", "host"] == Verdict.FAIL
+
+
+def test_identity_mapped_memory_fails(host: RecordingRoot) -> None:
+    (pool,) = (mapping for mapping in load_maps("guest1").mappings if mapping.huge)
+    with (host.path / f"proc/{GUEST1.pid}/pagemap").open("r+b") as pagemap:
+        for page in range(pool.start, pool.end, pool.page_size):
+            pagemap.seek(page // 4096 * 8)
+            pagemap.write(struct.pack("<Q", 1 << 63 | (page - pool.start) // 4096))
+    # Page 0 lies at address 0 for the guest; that frame is the one that means "hidden" too.
+    found = verdicts(audit(host))
+    assert found["device-isolated", "guest1"] != Verdict.PASS
+    assert found["device-isolated", "guest2"] == Verdict.PASS
+
+
+def test_vf_of_another_driver_fails(host: RecordingRoot) -> None:
+    host.add_link(host.real("sys/bus/pci/devices/0000:41:10.0") + "/driver", "../../../../bus/pci/drivers/igbvf")
+    assert verdicts(audit(host))["device-isolated", "guest1"] == Verdict.FAIL
+
+
+def test_vf_that_qemu_does_not_hold_fails(host: RecordingRoot) -> None:
+    (host.path / f"proc/{GUEST1.pid}/fd/21").unlink()
+    assert verdicts(audit(host))["device-isolated", "guest1"] == Verdict.FAIL
+
+
+def test_page_frames_that_the_kernel_hides_are_not_measured(host: RecordingRoot) -> None:
+    (pool,) = (mapping for mapping in load_maps("guest1").mappings if mapping.huge)
+    with (host.path / f"proc/{GUEST1.pid}/pagemap").open("r+b") as pagemap:
+        pagemap.seek(pool.start // 4096 * 8)
+        pagemap.write(struct.pack("<Q", 1 << 63))
+    (proof,) = (proof for proof in audit(host) if (proof.name, proof.subject) == ("device-isolated", "guest1"))
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert "does not show page frames" in proof.evidence[0]
+
+
+def test_libvirt_that_fails_leaves_the_other_proofs(host: RecordingRoot) -> None:
+    def fail(name: str) -> tuple[Mapping[str, int], ...]:
+        raise HypervisorError("cannot read the exits: connection lost")
+
+    found = verdicts(audit(host, read_exits=fail))
+    assert [key for key in ORDER if found[key] == Verdict.NOT_MEASURED] == [
+        ("vepa", "host"),
+        ("exits", "guest1"),
+        ("exits", "guest2"),
+    ]
+
+
+def test_guest_that_does_not_answer_is_the_reason_in_vepa(host: RecordingRoot) -> None:
+    asked = []
+
+    def tell(name: str, line: str, timeout: float) -> str:
+        asked.append((name, line))
+        return "nohype: error ping there is no network interface\n"
+
+    (proof,) = (proof for proof in audit(host, tell=tell, frames=20) if proof.name == "vepa")
+    assert asked == [("guest1", f"ping 10.9.0.{GUEST2.pid % 100} 2")]
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert "there is no network interface" in proof.evidence[0]
+
+
+def test_one_guest_cannot_send_to_another(host: RecordingRoot) -> None:
+    (proof,) = (proof for proof in audit(host, GUESTS[:1], frames=20) if proof.name == "vepa")
+    assert "two guests with an address and a virtual function are needed; 1 such guests run" in proof.evidence[0]
+
+
+def test_each_file_that_cannot_be_read_or_understood(host: RecordingRoot) -> None:
+    """Whatever file of the host fails: the same proofs in the same order, no exception, and no failing proof begins to pass."""
+    topology = read_topology(host)
+    host.registers[host.real(PF), 0x3500] = 0x8000EFEF
+    host.asked.clear()
+    before = verdicts(audit(host, topology=topology))
+    assert before["vepa", "host"] == Verdict.FAIL
+    asked = sorted(host.asked)
+    assert f"proc/{GUEST1.pid}/smaps" in asked
+    for name in asked:
+        host.read_errors[name] = EACCES
+        forbidden = audit(host, topology=topology)
+        host.read_errors.clear()
+        check(name, before, forbidden)
+        if (host.path / name).is_file() and not name.endswith("pagemap"):
+            content = (host.path / name).read_bytes()
+            (host.path / name).write_bytes(b"\xff) garbage\n\n: 7 lo\n")
+            check(name, before, audit(host, topology=topology))
+            (host.path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("proc/491/task/491/stat", ("core-exclusive", "guest1")),
+        ("proc/491/task/491/status", ("manager-core", "host")),
+        ("proc/4944/task/4955/status", ("core-exclusive", "guest2")),
+        ("proc/4944/smaps", ("memory-static", "guest1")),
+        ("proc/4944/numa_maps", ("memory-static", "guest1")),
+        ("proc/4944/status", ("memory-static", "host")),
+        ("proc/4944/smaps", ("device-isolated", "guest1")),
+        ("sys/kernel/mm/ksm/run", ("memory-static", "guest2")),
+        ("sys/kernel/iommu_groups/9/type", ("device-isolated", "guest1")),
+        ("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", ("device-isolated", "guest2")),
+    ],
+)
+@pytest.mark.parametrize("how", ["forbidden", "garbage", "empty"])
+def test_proof_never_passes_without_what_it_rests_on(host: RecordingRoot, name: str, key: tuple[str, str], how: str) -> None:
+    topology = read_topology(host)
+    if how == "forbidden":
+        host.read_errors[name] = EACCES
+    else:
+        (host.path / name).write_text("7 ) garbage\n" if how == "garbage" else "")
+    assert verdicts(audit(host, topology=topology))[key] != Verdict.PASS
+
+
+def check(name: str, before: dict[tuple[str, str], Verdict], proofs: tuple[Proof, ...]) -> None:
+    assert [(proof.name, proof.subject) for proof in proofs] == ORDER, name
+    for key, verdict in verdicts(proofs).items():
+        assert verdict != Verdict.PASS or before[key] == Verdict.PASS, f"{key} passes without {name}"

@@ -1,0 +1,143 @@
+"""Plan → XML, by golden files and by the promises they stand for. REGENERATE=1 writes the golden files: read the difference."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lxml import etree
+
+from orchestrator.domain import build_domain
+from orchestrator.images.store import Image
+from orchestrator.plan import Plan, VfPlan
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
+
+GOLDEN = Path(__file__).parents[1] / "data" / "domains"
+SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
+IMAGE = Image("minimal", Path("/images/minimal/vmlinuz"), Path("/images/minimal/initrd"), "console=ttyS0 panic=-1", "nohype-1")
+LOG = Path("/var/log/nohype/g1.log")
+QEMU = {"qemu": "http://libvirt.org/schemas/domain/qemu/1.0"}
+
+PF = PciAddress.parse("0000:41:00.0")
+SMT = Plan(
+    name="g1",
+    cores=(CpuSet.parse("2-3"),),
+    node=0,
+    page_size=Size.parse("2M"),
+    pages=128,
+    housekeeping=CpuSet.parse("0-1"),
+    vf=VfPlan(PF, "nic0", 0, PciAddress.parse("0000:41:10.0"), MacAddress.parse("02:4e:48:00:00:01")),
+    image="minimal",
+    cmdline="nohype.address=10.9.0.11/24",
+)
+PLANS = {
+    "one-core-smt": SMT,
+    # Siblings far apart, as most servers number them; a PCI domain and VF that need all their digits.
+    "two-cores-1g-pages": replace(
+        SMT,
+        cores=(CpuSet.parse("10,42"), CpuSet.parse("11,43")),
+        node=1,
+        page_size=Size.parse("1G"),
+        pages=4,
+        housekeeping=CpuSet.parse("0-1,32-33"),
+        vf=replace(SMT.vf, address=PciAddress.parse("10002:a1:1f.7")),
+    ),
+    "no-smt-no-cmdline": replace(SMT, cores=(CpuSet.parse("3"),), cmdline=""),
+}
+
+
+def build(plan: Plan = SMT, image: Image = IMAGE) -> etree._Element:
+    return etree.fromstring(build_domain(plan, image, log=LOG))
+
+
+def texts(domain: etree._Element, path: str) -> list[str]:
+    found = domain.xpath(path, namespaces=QEMU)
+    assert isinstance(found, list)
+    return [str(item) for item in found]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_golden(name: str) -> None:
+    file = GOLDEN / f"{name}.xml"
+    text = build_domain(PLANS[name], IMAGE, log=LOG)
+    if os.environ.get("REGENERATE"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text(), f"if this is meant: REGENERATE=1 pytest {__file__}, and read the difference"
+
+
+def test_every_golden_file_is_used() -> None:
+    assert {file.stem for file in GOLDEN.glob("*.xml")} == set(PLANS)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_libvirts_schema(name: str) -> None:
+    if not SCHEMA.exists():
+        pytest.skip(f"{SCHEMA} is not there: libvirt is not installed")
+    schema = etree.RelaxNG(etree.parse(SCHEMA))
+    assert schema.validate(build(PLANS[name])), str(schema.error_log)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_vcpus_are_pinned_one_to_one(plan: Plan) -> None:
+    domain = build(plan)
+    assert texts(domain, "vcpu/text()") == [str(len(plan.cpus))]
+    assert texts(domain, "cputune/vcpupin/@vcpu") == [str(vcpu) for vcpu in range(len(plan.cpus))]
+    assert texts(domain, "cputune/vcpupin/@cpuset") == [str(cpu) for cpu in plan.cpus]
+    assert texts(domain, "cputune/emulatorpin/@cpuset") == [str(plan.housekeeping)]
+    topology = domain.find("cpu/topology")
+    assert topology is not None
+    assert int(topology.get("sockets", "")) == 1
+    assert int(topology.get("cores", "")) == len(plan.cores)
+    assert int(topology.get("cores", "")) * int(topology.get("threads", "")) == len(plan.cpus)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_memory_is_static_and_of_the_node(plan: Plan) -> None:
+    domain = build(plan)
+    (kib,) = texts(domain, "memory[@unit='KiB']/text()")
+    assert int(kib) * 1024 == plan.memory.bytes
+    (page,) = texts(domain, "memoryBacking/hugepages/page[@unit='KiB']/@size")
+    assert int(page) * 1024 == plan.page_size.bytes
+    for promise in ("nosharepages", "locked", "allocation[@mode='immediate']"):
+        assert domain.find(f"memoryBacking/{promise}") is not None, promise
+    assert texts(domain, "numatune/memory[@mode='strict']/@nodeset") == [str(plan.node)]
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_the_vf_is_ours_to_bind(plan: Plan) -> None:
+    (source,) = build(plan).findall("devices/hostdev[@managed='no']/source/address")
+    numbers = (int(source.get(part, ""), 16) for part in ("domain", "bus", "slot", "function"))
+    assert PciAddress(*numbers) == plan.vf.address
+
+
+def test_no_device_beyond_those_wanted() -> None:
+    domain = build()
+    devices = domain.find("devices")
+    assert devices is not None
+    assert sorted(device.tag for device in devices) == ["controller", "controller", "hostdev", "memballoon", "serial"]
+    assert texts(domain, "devices/controller[@type='usb']/@model") == ["none"]
+    assert texts(domain, "devices/memballoon/@model") == ["none"]
+    assert texts(domain, "devices/hostdev/address/@bus") == ["0x00"], "on the root bus, else libvirt adds root ports"
+    assert texts(domain, "qemu:commandline/qemu:arg/@value")[:2] == ["-machine", "i8042=off,sata=off,smbus=off,pit=off,pic=off"]
+
+
+def test_a_guest_that_ends_is_gone() -> None:
+    domain = build()
+    assert [domain.findtext(event) for event in ("on_poweroff", "on_reboot", "on_crash")] == ["destroy"] * 3
+
+
+@pytest.mark.parametrize(
+    ("image", "plan", "line"),
+    [
+        ("console=ttyS0", "quiet", "console=ttyS0 nohype.name=g1 quiet"),
+        ("", "", "nohype.name=g1"),
+        ("a", "", "a nohype.name=g1"),
+        ("", """x="<&>'" """.strip(), """nohype.name=g1 x="<&>'\""""),
+    ],
+)
+def test_kernel_command_line(image: str, plan: str, line: str) -> None:
+    """The image's words come first: the kernel takes the last of two that contradict each other."""
+    assert build(replace(SMT, cmdline=plan), replace(IMAGE, cmdline=image)).findtext("os/cmdline") == line

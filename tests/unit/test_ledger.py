@@ -1,0 +1,486 @@
+"""The ledger on real files: nothing is promised twice, nothing that was written is lost, and trouble is told in one message."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator import ledger as module
+from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
+from orchestrator.ledger import Claim, GuestState, Ledger, check_transition
+from orchestrator.plan import Plan, VfPlan
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
+
+PF = PciAddress.parse("0000:41:00.0")
+
+
+def make_plan(number: int, **changes: object) -> Plan:
+    """Guest gN with core N (CPUs 2N and 2N+1), VF N and a MAC address that ends in N."""
+    vf = VfPlan(PF, "nic0", number, PF.offset(128 + 2 * number), MacAddress(f"02:4e:48:00:00:{number:02x}"))
+    cores = (CpuSet.of((2 * number, 2 * number + 1)),)
+    plan = Plan(f"g{number}", cores, 0, Size.parse("2M"), 128, CpuSet.parse("0-1"), vf, "minimal", "quiet 'ä\"")
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with Ledger(path) as opened:
+        yield opened
+
+
+def claim(ledger: Ledger, *numbers: int) -> None:
+    for number in numbers:
+        ledger.claim(make_plan(number), ledger.read().generation)
+
+
+# Claims
+
+
+def test_new_ledger_is_empty_and_private(ledger: Ledger, path: Path) -> None:
+    assert ledger.read().claims == ()
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_claims_are_read_back_as_they_were_made(ledger: Ledger, path: Path) -> None:
+    claim(ledger, 2, 1)
+    expected = (Claim(make_plan(1), GuestState.CLAIMED), Claim(make_plan(2), GuestState.CLAIMED))
+    assert ledger.read().claims == expected
+    ledger.close()
+    with Ledger(path) as again:
+        assert again.read().claims == expected
+
+
+def test_generation_changes_with_each_claim_and_release(ledger: Ledger) -> None:
+    seen = [ledger.read().generation]
+    seen.append(ledger.claim(make_plan(1), seen[-1]))
+    assert ledger.read().generation == seen[-1]
+    seen.append(ledger.release("g1"))
+    assert ledger.read().generation == seen[-1]
+    assert len(set(seen)) == 3
+
+
+def test_claim_that_was_planned_on_old_claims_is_refused(ledger: Ledger) -> None:
+    before = ledger.read()
+    claim(ledger, 1)
+    with pytest.raises(LostRace, match=f"generation {before.generation}, now {before.generation + 1}") as caught:
+        ledger.claim(make_plan(2), before.generation)
+    assert caught.value.code == "lost-race"
+    assert [held.plan.name for held in ledger.read().claims] == ["g1"]
+
+
+def test_name_can_be_claimed_once(ledger: Ledger) -> None:
+    claim(ledger, 1)
+    before = ledger.read()
+    with pytest.raises(Conflict, match="guest named g1 already") as caught:
+        ledger.claim(make_plan(2, name="g1"), before.generation)
+    assert not isinstance(caught.value, LostRace)
+    assert ledger.read() == before
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        (make_plan(2, cores=(CpuSet.parse("4,3"),)), "CPU 3 can't be given to guest g2: it is guest g1's"),
+        (make_plan(2, vf=replace(make_plan(2).vf, address=make_plan(1).vf.address)), "VF 0000:41:10.2 .* guest g1's"),
+        (make_plan(2, vf=replace(make_plan(2).vf, mac=make_plan(1).vf.mac)), "Ethernet address 02:4e:48:00:00:01 .* guest g1's"),
+    ],
+)
+def test_nothing_is_given_twice_even_if_the_planner_says_so(ledger: Ledger, second: Plan, says: str) -> None:
+    claim(ledger, 1)
+    before = ledger.read()
+    with pytest.raises(Conflict, match=says):
+        ledger.claim(second, before.generation)
+    assert ledger.read() == before, "all or nothing"
+    ledger.claim(make_plan(2), before.generation)
+
+
+def test_tables_themselves_refuse_double_claims(ledger: Ledger, path: Path) -> None:
+    claim(ledger, 1, 2)
+    with sqlite3.connect(path) as other:
+        for statement in (
+            "INSERT INTO claim_cpu VALUES (2, 'g2')",
+            "INSERT INTO claim_vf VALUES ('0000:41:10.2', 'g2')",
+            "INSERT INTO claim_mac VALUES ('02:4e:48:00:00:01', 'g2')",
+        ):
+            with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+                other.execute(statement)
+        with pytest.raises(sqlite3.IntegrityError, match="mismatch"):
+            other.execute("INSERT INTO claim_cpu VALUES ('two', 'g2')")
+    other.close()
+
+
+def test_what_was_released_can_be_claimed_again(ledger: Ledger, path: Path) -> None:
+    claim(ledger, 1)
+    ledger.release("g1")
+    claim(ledger, 1)
+    ledger.release("g1")
+    with sqlite3.connect(path) as other:
+        for table in ("guest", "claim_cpu", "claim_vf", "claim_mac"):
+            assert other.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+    other.close()
+
+
+def test_release_of_a_guest_that_is_not_there(ledger: Ledger) -> None:
+    with pytest.raises(NotFound, match="g1"):
+        ledger.release("g1")
+
+
+def test_claim_stays_until_all_changes_are_undone(ledger: Ledger) -> None:
+    claim(ledger, 1, 2)
+    record = ledger.record("g1", "move", {})
+    with pytest.raises(Conflict, match="1 changes for guest g1 are not undone"):
+        ledger.release("g1")
+    ledger.release("g2")
+    ledger.forget(record)
+    ledger.release("g1")
+
+
+@pytest.mark.parametrize("old", GuestState)
+@pytest.mark.parametrize("new", GuestState)
+def test_transitions(old: GuestState, new: GuestState) -> None:
+    good = {("claimed", "running"), ("claimed", "stopping"), ("running", "stopping"), ("stopping", "stopping")}
+    if (old, new) in good:
+        check_transition("g1", old, new)
+    else:
+        with pytest.raises(Conflict, match=f"g1 is {old} and can't become {new}"):
+            check_transition("g1", old, new)
+
+
+def test_state_is_kept(ledger: Ledger, path: Path) -> None:
+    claim(ledger, 1, 2)
+    ledger.set_state("g1", GuestState.RUNNING)
+    generation = ledger.read().generation
+    with pytest.raises(Conflict):
+        ledger.set_state("g1", GuestState.CLAIMED)
+    with pytest.raises(NotFound):
+        ledger.set_state("g3", GuestState.RUNNING)
+    with Ledger(path) as other:
+        assert [held.state for held in other.read().claims] == ["running", "claimed"]
+        assert other.read().generation == generation, "who owns what has not changed"
+
+
+def test_many_claim_at_once_from_many_connections(path: Path) -> None:
+    """Each plans on what it read: the next free number. Without the generation, two would take the same."""
+    lost: list[str] = []
+    all_have_read = threading.Barrier(4)
+
+    def work(worker: int) -> None:
+        with Ledger(path) as own:
+            reading, done = own.read(), 0
+            all_have_read.wait()
+            while done < 5:
+                try:
+                    own.claim(make_plan(len(reading.claims), name=f"w{worker}-{done}"), reading.generation)
+                    done += 1
+                except LostRace as error:
+                    lost.append(error.code)
+                reading = own.read()
+
+    Ledger(path).close()
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with Ledger(path) as ledger:
+        claims = ledger.read().claims
+        assert len(claims) == 20
+        assert sorted(cpu for held in claims for cpu in held.plan.cpus) == list(range(40))
+        assert ledger.read().generation == 20
+    assert len(lost) >= 3, "of the first four, three must have lost"
+
+
+def test_one_ledger_serves_many_threads(ledger: Ledger) -> None:
+    def work(worker: int) -> None:
+        for _ in range(20):
+            ledger.forget(ledger.record(f"w{worker}", "move", {"worker": worker}))
+            ledger.log("worked", f"w{worker}", "")
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ledger.events()) == 80
+    assert all(not ledger.pending(f"w{worker}") for worker in range(4))
+
+
+# Undo journal
+
+
+def test_journal_is_read_newest_first_and_by_owner(ledger: Ledger) -> None:
+    first = ledger.record("g1", "bind", {"address": "0000:41:10.0", "driver": None})
+    ledger.record("host", "numvfs", {"count": 0})
+    last = ledger.record("g1", "irq", {"number": 40, "cpus": "0-7"})
+    assert [(record.id, record.owner, record.action, record.arguments) for record in ledger.pending("g1")] == [
+        (last, "g1", "irq", {"number": 40, "cpus": "0-7"}),
+        (first, "g1", "bind", {"address": "0000:41:10.0", "driver": None}),
+    ]
+    ledger.forget(last)
+    assert [record.id for record in ledger.pending("g1")] == [first]
+    assert len(ledger.pending("host")) == 1
+
+
+def test_undo_record_is_forgotten_once_and_its_id_never_comes_back(ledger: Ledger) -> None:
+    old = ledger.record("g1", "irq", {})
+    ledger.forget(old)
+    assert ledger.record("g1", "irq", {}) > old
+    with pytest.raises(NotFound, match=f"no undo record {old}"):
+        ledger.forget(old)
+    assert len(ledger.pending("g1")) == 1
+
+
+# A stand-in for a manager: each change (a file) is recorded before, undone and forgotten later.
+MANAGER = """
+import sys
+from pathlib import Path
+from orchestrator.ledger import Ledger
+
+ledger, changes = Ledger(Path(sys.argv[1])), Path(sys.argv[2])
+for number in range(1 << 30):
+    record = ledger.record("g1", "make", {"name": str(number)})
+    (changes / str(number)).touch()
+    print(number, flush=True)
+    if number % 3 == 0:
+        (changes / str(number)).unlink()
+        ledger.forget(record)
+"""
+
+
+def test_journal_survives_kill(path: Path, tmp_path: Path) -> None:
+    """Killed at any moment, the journal names every change that was made and not undone."""
+    changes = tmp_path / "changes"
+    changes.mkdir()
+    for seed in range(6):
+        manager = subprocess.Popen([sys.executable, "-c", MANAGER, path, changes], stdout=subprocess.PIPE)
+        assert manager.stdout
+        assert manager.stdout.readline()
+        time.sleep(random.Random(seed).uniform(0, 0.05))
+        manager.send_signal(signal.SIGKILL)
+        manager.communicate()
+        with Ledger(path) as ledger:
+            recorded = {str(record.arguments["name"]) for record in ledger.pending("g1")}
+            made = {change.name for change in changes.iterdir()}
+            assert made <= recorded
+            # Recorded and not made: at most the one that the kill cut short (before the change, or after it was undone).
+            assert len(recorded - made) <= 1
+            for record in ledger.pending("g1"):
+                (changes / str(record.arguments["name"])).unlink(missing_ok=True)
+                ledger.forget(record.id)
+        assert not list(changes.iterdir())
+
+
+def test_every_commit_is_synced(ledger: Ledger, path: Path) -> None:
+    """With WAL, anything below FULL may lose commits when the power fails."""
+    assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    with sqlite3.connect(path) as other:
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
+
+
+# Event log
+
+
+def test_events_in_order(ledger: Ledger) -> None:
+    first = ledger.log("guest-started", "g1", "on CPUs 2-3")
+    second = ledger.log("guest-ended", "g1", "")
+    third = ledger.log("edge-mode", "host", "nic0 is back in VEPA mode")
+    assert [event.id for event in ledger.events()] == [first, second, third]
+    assert [event.kind for event in ledger.events(after=first)] == ["guest-ended", "edge-mode"]
+    assert [event.id for event in ledger.events(limit=2)] == [first, second]
+    assert ledger.events(after=third) == ()
+    event = ledger.events()[0]
+    assert (event.subject, event.detail) == ("g1", "on CPUs 2-3")
+    assert event.time.endswith("+00:00")
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM event", "UPDATE event SET detail = 'nothing happened'"])
+def test_events_can_not_be_changed(ledger: Ledger, path: Path, statement: str) -> None:
+    ledger.log("guest-started", "g1", "")
+    with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        other.execute(statement)
+    other.close()
+    assert len(ledger.events()) == 1
+
+
+# Trouble
+
+
+def fill(path: Path) -> None:
+    """A ledger of many pages, all of them in the main file."""
+    with Ledger(path) as ledger:
+        claim(ledger, 1, 2)
+        for number in range(200):
+            ledger.log("filler", "host", f"{number} " * 50)
+
+
+@pytest.mark.parametrize("content", [b"this is no database at all\n" * 100, b"\0" * 8192, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_file_of_another_kind(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(LedgerError, match=str(path)) as caught:
+        Ledger(path)
+    assert caught.value.hint
+    assert path.read_bytes() == content, "what is not ours is not touched"
+
+
+def test_damaged_file(path: Path) -> None:
+    fill(path)
+    content = bytearray(path.read_bytes())
+    assert len(content) > 10 * 4096
+    for page in range(2, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 64] = random.Random(page).randbytes(64)
+    path.write_bytes(content)
+    with pytest.raises(LedgerError, match="damaged|malformed") as caught:
+        Ledger(path)
+    assert str(path) in caught.value.message
+    assert "move the file away" in caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+def test_truncated_file(path: Path) -> None:
+    fill(path)
+    path.write_bytes(path.read_bytes()[: 3 * 4096])
+    with pytest.raises(LedgerError, match="damaged|malformed"):
+        Ledger(path)
+
+
+def test_empty_file_is_a_new_ledger(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+    with Ledger(path) as ledger:
+        claim(ledger, 1)
+
+
+def test_claim_that_can_not_be_read(ledger: Ledger, path: Path) -> None:
+    claim(ledger, 1)
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE guest SET plan = '{}'")
+    other.close()
+    with pytest.raises(LedgerError, match="claim that can't be read"):
+        ledger.read()
+
+
+def test_another_programs_database(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE guest (name)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="no ledger"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+def test_ledger_of_a_newer_version(path: Path) -> None:
+    fill(path)
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 99")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="newer version .schema 99, this one knows 1.") as caught:
+        Ledger(path)
+    assert caught.value.hint
+    assert path.read_bytes() == before
+
+
+def test_migration_keeps_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path)
+    more = ("CREATE TABLE more (x INTEGER) STRICT", "INSERT INTO more VALUES (1)")
+    monkeypatch.setattr(module, "_MIGRATIONS", (*module._MIGRATIONS, more))
+    for _ in range(2):
+        with Ledger(path) as ledger:
+            assert [held.plan for held in ledger.read().claims] == [make_plan(1), make_plan(2)]
+            assert ledger._all("SELECT x FROM more") == [(1,)]
+
+
+def test_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path)
+    bad = ("CREATE TABLE more (x INTEGER) STRICT", "CREATE TABLE guest (x)")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_MIGRATIONS", (*module._MIGRATIONS, bad))
+        with pytest.raises(LedgerError, match="guest already exists"):
+            Ledger(path)
+    with Ledger(path) as ledger:
+        assert len(ledger.read().claims) == 2
+        assert not ledger._all("SELECT 1 FROM sqlite_schema WHERE name = 'more'")
+
+
+def test_folder_that_is_a_file(path: Path) -> None:
+    path.parent.touch()
+    with pytest.raises(LedgerError, match=f"cannot open the ledger {path}") as caught:
+        Ledger(path)
+    assert caught.value.hint
+
+
+def test_path_that_is_a_folder(path: Path) -> None:
+    path.mkdir(parents=True)
+    with pytest.raises(LedgerError, match=f"cannot open the ledger {path}"):
+        Ledger(path)
+
+
+def test_ledger_held_by_another_program(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUSY", 0.1)
+    with Ledger(path) as ledger:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="cannot record move in the ledger .*locked") as caught:
+            ledger.record("g1", "move", {})
+        assert "only one manager" in caught.value.hint
+        assert ledger.read().claims == (), "reading goes on"
+        other.execute("ROLLBACK")
+        other.close()
+        ledger.record("g1", "move", {})
+
+
+# The file may grow no more (RLIMIT_FSIZE): what a full disk does to it, without filling one.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from orchestrator.errors import LedgerError
+from orchestrator.ledger import Ledger
+
+path = Path(sys.argv[1])
+with Ledger(path) as ledger:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    written = 0
+    try:
+        for _ in range(10_000):
+            ledger.log("filler", "host", "x" * 500)
+            written += 1
+    except LedgerError as error:
+        print(error.code, error.message, error.hint, sep="|")
+    print(len(ledger.events(limit=100_000)) == written)
+    try:
+        ledger.log("filler", "host", "x" * 500)
+    except LedgerError as error:
+        print(error.code)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    ledger.log("space again", "host", "")
+    print(written > 0, len(ledger.events(limit=100_000)) == written + 1)
+"""
+
+
+def test_full_disk(path: Path) -> None:
+    manager = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True)
+    lines = manager.stdout.splitlines()
+    code, message, hint = lines[0].split("|")
+    assert code == "ledger"
+    assert message.startswith(f"cannot log to the ledger {path}: ")
+    assert "full" in hint
+    assert lines[1:] == ["True", "ledger", "True True"], "what was written is there, and work goes on when there is space"

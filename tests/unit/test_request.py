@@ -1,0 +1,109 @@
+"""Requests: strict, with every wrong field named."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, ip_interface
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import RequestError
+from orchestrator.request import GuestRequest, parse_guest_request
+from orchestrator.values import Size
+
+GOOD: dict[str, object] = {"name": "g1", "memory": "256M", "image": "minimal"}
+
+
+def test_defaults() -> None:
+    request = parse_guest_request(GOOD)
+    assert (request.cores, request.address, request.cmdline, request.size) == (1, None, "", Size(256 << 20))
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "name": st.from_regex(r"[a-z0-9]{1,40}", fullmatch=True),
+            "memory": st.integers(1, 1 << 40).map(lambda count: str(Size(count))),
+            "image": st.from_regex(r"[a-z0-9]{1,40}", fullmatch=True),
+            "cores": st.integers(1, 1024),
+            "cmdline": st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=1024),
+            "address": st.none() | st.ip_addresses(v=4).map(lambda address: f"{address}/24"),
+        }
+    )
+)
+def test_json_round_trip(fields: dict[str, object]) -> None:
+    request = parse_guest_request(fields)
+    assert parse_guest_request(request.model_dump()) == request
+    assert GuestRequest.model_validate_json(request.model_dump_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("name", "G1", "write it|use 1 to 40"),
+        ("name", "", "use 1 to 40"),
+        ("name", 1, "string"),
+        ("cores", 0, "greater than or equal to 1"),
+        ("cores", 1025, "less than or equal to 1024"),
+        ("cores", "2", "integer"),
+        ("cores", True, "integer"),
+        ("cores", 1.0, "integer"),
+        ("memory", "lots", "write it like 256M"),
+        ("memory", "0M", "write it like 256M"),
+        ("memory", 256, "string"),
+        ("image", "../minimal", "use 1 to 40"),
+        ("address", "10.9.0.11", "prefix length"),
+        ("address", "10.9.0.300/24", "IPv4"),
+        ("address", "10.9.0.1/33", "IPv4"),
+        ("address", "fe80::1%eth0/64", "zone"),
+        ("cmdline", "a\nb", "printable ASCII"),
+        ("cmdline", "ä", "printable ASCII"),
+        ("cmdline", "x" * 1025, "1024"),
+        ("vcpus", 2, "Extra inputs"),
+    ],
+)
+def test_wrong_field_is_named(field: str, value: object, says: str) -> None:
+    with pytest.raises(RequestError, match=says) as caught:
+        parse_guest_request({**GOOD, field: value})
+    assert f"{field}: " in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("field", ["name", "memory", "image"])
+def test_missing_field_is_named(field: str) -> None:
+    with pytest.raises(RequestError, match=f"{field}: .*required"):
+        parse_guest_request({key: value for key, value in GOOD.items() if key != field})
+
+
+def test_all_wrong_fields_are_named_at_once() -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_guest_request({"name": "G1", "memory": "x", "image": "minimal"})
+    assert "name: " in caught.value.message
+    assert "memory: " in caught.value.message
+
+
+@given(st.ip_addresses().flatmap(lambda ip: st.integers(0, ip.max_prefixlen).map(lambda prefix: f"{ip}/{prefix}")))
+def test_address_keeps_host_part_and_prefix(text: str) -> None:
+    request = parse_guest_request({**GOOD, "address": text})
+    assert request.address is not None
+    assert ip_interface(request.address) == ip_interface(text)
+
+
+def test_requests_are_values() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_guest_request(GOOD).cores = 2  # type: ignore[misc]
+    assert IPv4Interface("10.9.0.11/24") == ip_interface(parse_guest_request({**GOOD, "address": "10.9.0.11/24"}).address or "")
+
+
+FIELDS = st.sampled_from(["name", "cores", "memory", "image", "address", "cmdline", "vcpus"])
+
+
+@given(st.dictionaries(FIELDS, st.none() | st.booleans() | st.integers() | st.text(max_size=9)))
+def test_any_json_is_parsed_or_refused(fields: dict[str, object]) -> None:
+    """Nothing but RequestError leaves the parser, whatever is sent."""
+    try:
+        parse_guest_request(fields)
+    except RequestError:
+        return
+    assert {"name", "memory", "image"} <= set(fields)
