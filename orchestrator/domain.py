@@ -21,6 +21,10 @@ _ABSENT = (
     "pit",  # the 8254 timer and the PC speaker: the guest uses its local APIC's timer
     "pic",  # two 8259 interrupt controllers: the guest uses its I/O APIC and MSI
 )
+_ABSENT_PROPERTIES = (
+    "kvm-apic.vapic",  # help for 32-bit guests that write the task priority often, by a page and an I/O port of its own
+    "ICH9-LPC.enable_tco",  # the chip set's watchdog timer
+)
 
 _VF_SLOT = "0x02"
 
@@ -60,6 +64,7 @@ def build_domain(plan: Plan, image: Image, *, log: Path) -> str:
         _element("on_poweroff", "destroy"),
         _element("on_reboot", "destroy"),
         _element("on_crash", "destroy"),
+        _element("pm", _element("suspend-to-mem", enabled="no"), _element("suspend-to-disk", enabled="no")),
         _devices(plan, log),
         _machine_options(),
         type="kvm",
@@ -85,6 +90,8 @@ def _features() -> etree._Element:
         _element("pmu", state="off"),
         # The guest needs no paravirtual spinlocks: its vCPUs are never descheduled.
         _element("kvm", _element("hint-dedicated", state="on")),
+        # Firmware that runs beside the guest's kernel, in system management mode: nothing needs it.
+        _element("smm", state="off"),
     )
 
 
@@ -96,6 +103,8 @@ def _cpu(plan: Plan) -> etree._Element:
         _element("feature", policy="require", name="x2apic"),
         mode="host-passthrough",
         check="none",
+        # A guest with a passed-through device can't migrate anyway; so it may have an invariant TSC, where the host has one.
+        migratable="off",
     )
 
 
@@ -136,9 +145,10 @@ def _hostdev(address: PciAddress) -> etree._Element:
 
 def _machine_options() -> etree._Element:
     """A second -machine adds to the one that libvirt writes."""
-    options = ",".join(f"{device}=off" for device in _ABSENT)
-    arguments = [etree.Element(f"{{{_QEMU}}}arg", value=value) for value in ("-machine", options)]
-    return _element(f"{{{_QEMU}}}commandline", *arguments)
+    words = ["-machine", ",".join(f"{device}=off" for device in _ABSENT)]
+    for name in _ABSENT_PROPERTIES:
+        words += ["-global", f"{name}=off"]
+    return _element(f"{{{_QEMU}}}commandline", *(_element(f"{{{_QEMU}}}arg", value=word) for word in words))
 
 
 def _element(tag: str, *content: etree._Element | str, **attributes: str) -> etree._Element:

@@ -120,9 +120,7 @@ class Event:
 
 
 class Ledger:
-    """An open ledger; may be used from several threads.
-
-    Every method raises LedgerError if the file can't be read or written; then nothing was changed.
+    """An open ledger, for several threads. A method that raises LedgerError (file can't be read or written) changed nothing.
 
     Args:
         path: the database; it and its folder are made if they are not there.
@@ -178,9 +176,8 @@ class Ledger:
             if self._all("SELECT 1 FROM guest WHERE name = ?", plan.name):
                 raise Conflict(f"there is a guest named {plan.name} already", "choose another name, or stop that guest first")
             if generation != (now := self._generation()):
-                raise LostRace(
-                    f"claims have changed while guest {plan.name} was planned (generation {generation}, now {now})", "try again"
-                )
+                changed = f"claims have changed while guest {plan.name} was planned (generation {generation}, now {now})"
+                raise LostRace(changed, "try again")
             self._db.execute("INSERT INTO guest VALUES (?, ?, ?)", (plan.name, GuestState.CLAIMED, json.dumps(plan.to_json())))
             for cpu in plan.cpus:
                 self._take("claim_cpu", "cpu", "CPU", cpu, plan.name)
@@ -204,12 +201,7 @@ class Ledger:
             return self._next_generation()
 
     def set_state(self, name: str, state: GuestState) -> None:
-        """Notes how far the guest has come.
-
-        Raises:
-            NotFound: the guest has no claim.
-            Conflict: see ``check_transition``.
-        """
+        """Notes how far the guest has come. Raises NotFound without a claim, and as ``check_transition`` does."""
         with self._transaction(f"note that {name} is {state} in"):
             rows = self._all("SELECT state FROM guest WHERE name = ?", name)
             if not rows:
@@ -229,10 +221,7 @@ class Ledger:
             The record's id, for ``forget``.
         """
         with self._transaction(f"record {action} in"):
-            cursor = self._db.execute(
-                "INSERT INTO undo (owner, action, arguments) VALUES (?, ?, ?)", (owner, action, json.dumps(arguments))
-            )
-            return int(cursor.lastrowid or 0)
+            return self._insert("undo", owner=owner, action=action, arguments=json.dumps(arguments))
 
     def forget(self, id: int) -> None:
         """Drops an undo record, after it was undone.
@@ -259,10 +248,7 @@ class Ledger:
         """
         with self._transaction("log to"):
             time = datetime.now(UTC).isoformat(timespec="milliseconds")
-            cursor = self._db.execute(
-                "INSERT INTO event (time, kind, subject, detail) VALUES (?, ?, ?, ?)", (time, kind, subject, detail)
-            )
-            return int(cursor.lastrowid or 0)
+            return self._insert("event", time=time, kind=kind, subject=subject, detail=detail)
 
     def events(self, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         """Up to ``limit`` events with ids above ``after``, oldest first."""
@@ -323,6 +309,10 @@ class Ledger:
         except ValueError as error:
             message = f"the ledger {self._path} holds a claim that can't be read: {error}"
             raise LedgerError(message, _HINTS[sqlite3.SQLITE_CORRUPT]) from None
+
+    def _insert(self, table: str, **values: str) -> int:
+        statement = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})"
+        return int(self._db.execute(statement, tuple(values.values())).lastrowid or 0)
 
     def _all(self, statement: str, *values: object) -> Sequence[Any]:
         return self._db.execute(statement, values).fetchall()

@@ -22,7 +22,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
-from orchestrator.ledger import GuestState, Ledger
+from orchestrator.ledger import Claim, GuestState, Ledger
 from orchestrator.plan import Claims, Plan, Policy, plan_guest
 from orchestrator.request import GuestRequest
 from orchestrator.steps.base import Undo, run_steps, undo_steps
@@ -51,18 +51,21 @@ UNDOS: Mapping[str, Undo] = {
 
 @dataclass(frozen=True)
 class GuestView:
-    """A guest as the manager shows it: its claim, and whether it runs."""
+    """A guest as the manager shows it.
+
+    Attributes:
+        state: as in the ledger; ``ended`` if it should run but does not; ``planned`` if nothing is claimed for it.
+    """
 
     plan: Plan
-    state: GuestState
-    live: bool
+    state: str
 
     def to_json(self) -> dict[str, Any]:
         """The guest as plain JSON types; memory in bytes."""
         plan = self.plan
         return {
             "name": plan.name,
-            "state": str(self.state) if self.live or self.state != GuestState.RUNNING else "ended",
+            "state": self.state,
             "cpus": list(plan.cpus),
             "cores": [str(core) for core in plan.cores],
             "node": plan.node,
@@ -113,7 +116,7 @@ class SystemManager:
     def guests(self) -> tuple[GuestView, ...]:
         """All guests that hold a claim."""
         running = self._hypervisor.names()
-        return tuple(GuestView(claim.plan, claim.state, claim.plan.name in running) for claim in self._ledger.read().claims)
+        return tuple(_view(claim, running) for claim in self._ledger.read().claims)
 
     def guest(self, name: str) -> GuestView:
         """One guest.
@@ -126,14 +129,14 @@ class SystemManager:
                 return view
         raise NotFound(f"there is no guest named {name}", "`nohype guest list` shows all")
 
-    def plan(self, request: GuestRequest) -> Plan:
+    def plan(self, request: GuestRequest) -> GuestView:
         """What the guest would get, without claiming it.
 
         Raises:
             Conflict: the name is taken.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
-        return self._plan(request)[0]
+        return GuestView(self._plan(request)[0], "planned")
 
     def create(self, request: GuestRequest) -> GuestView:
         """Makes a guest: plan, claim, change the host, start. On any error all of it is undone.
@@ -271,6 +274,11 @@ class SystemManager:
         self._ledger.release(plan.name)
         if not self._ledger.read().claims:
             undo_steps(self._host, self._ledger, HOST, UNDOS)
+
+
+def _view(claim: Claim, running: frozenset[str]) -> GuestView:
+    ended = claim.state == GuestState.RUNNING and claim.plan.name not in running
+    return GuestView(claim.plan, "ended" if ended else str(claim.state))
 
 
 def _move_helpers(host: HostRoot, guest: LiveGuest) -> None:

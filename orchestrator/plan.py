@@ -19,8 +19,6 @@ from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 _MAC_PREFIX = "02:4e:48"
 _MAC_SUFFIXES = 1 << 24
 
-_HINT = "`nohype survey` shows what the host has, `nohype guest list` who owns it"
-
 
 @dataclass(frozen=True)
 class VfPlan:
@@ -98,9 +96,11 @@ class Plan:
         }
 
 
-class _StoredVf(BaseModel):
+class _Stored(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
+
+class _StoredVf(_Stored):
     pf: str
     interface: str
     index: int
@@ -108,9 +108,7 @@ class _StoredVf(BaseModel):
     mac: str
 
 
-class _StoredPlan(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class _StoredPlan(_Stored):
     name: str
     cores: list[str]
     node: int
@@ -133,7 +131,7 @@ def plan_from_json(fields: dict[str, object]) -> Plan:
         vf = stored.vf
         return Plan(
             name=stored.name,
-            cores=tuple(CpuSet.parse(core) for core in stored.cores),
+            cores=tuple(map(CpuSet.parse, stored.cores)),
             node=stored.node,
             page_size=Size.parse(stored.page_size),
             pages=stored.pages,
@@ -169,12 +167,8 @@ class Policy:
 
 @dataclass(frozen=True)
 class PageClaim:
-    """The huge pages of one size that guests own on one node.
-
-    Attributes:
-        owned: pages of all guests that hold a claim.
-        unused: those among them that the pool may still show as free, as their guests have not been started yet.
-    """
+    """Huge pages of one size that guests own on one node; the pool may still show the ``unused`` among them as free, as their
+    guests have not been started yet."""
 
     node: int
     page_size: Size
@@ -219,7 +213,7 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
     """Chooses whole physical cores, huge pages of the same node, and a VF; the same input gives the same plan.
 
     The node of the VF's PF is preferred, then the node with the fewest cores left over, then the uplink named first,
-    then the lower node. Cores are the lowest that are free.
+    then the lower node. Cores are the lowest that are free; if the kernel isolates some CPUs, only these.
 
     Raises:
         RequestError: the memory is no whole number of huge pages.
@@ -238,11 +232,10 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
         refused.append(f"node {node}: {'; '.join(lacks)}") if lacks else places.append(place)
     if not vfs or not places:
         wanted = f"{request.cores} whole cores, {pages} huge pages of {policy.page_size}, a VF"
-        raise NoRoom(f"no room for guest {request.name!r} ({wanted})", tuple(refused), _HINT)
+        hint = "`nohype survey` shows what the host has, `nohype guest list` who owns it"
+        raise NoRoom(f"no room for guest {request.name!r} ({wanted})", tuple(refused), hint)
     # min() keeps the first of equals, and both lists are in order of preference.
-    (pf, index), place = min(
-        product(vfs, places), key=lambda pair: (pair[0][0].node not in (None, pair[1].node), pair[1].left)
-    )
+    (pf, index), place = min(product(vfs, places), key=lambda pair: (pair[0][0].node not in (None, pair[1].node), pair[1].left))
     mac = _choose_mac(f"{pf.mac} {request.name}", taken.macs | {other.mac for other in topology.pfs if other.mac})
     address = f"nohype.address={request.address}" if request.address else ""
     return Plan(

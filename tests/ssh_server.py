@@ -49,6 +49,9 @@ def serve(listener: socket.socket, host_key: str, authorized: str) -> None:
 
 
 def _execute(channel: paramiko.Channel, command: bytes) -> None:
+    # The other side sends input, or its end, when it has been told that the command was accepted. paramiko tells it only after
+    # check_channel_exec_request: a quick command could be over before that.
+    begin = channel.recv(32768)
     process = subprocess.Popen(
         ["sh", "-c", command.decode()],
         stdin=subprocess.PIPE,
@@ -56,7 +59,7 @@ def _execute(channel: paramiko.Channel, command: bytes) -> None:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    threading.Thread(target=_feed, args=(channel, process.stdin), daemon=True).start()
+    threading.Thread(target=_feed, args=(channel, process.stdin, begin), daemon=True).start()
     pumps = [
         threading.Thread(target=_drain, args=(stream, send))
         for stream, send in ((process.stdout, channel.sendall), (process.stderr, channel.sendall_stderr))
@@ -71,10 +74,12 @@ def _execute(channel: paramiko.Channel, command: bytes) -> None:
     channel.close()
 
 
-def _feed(channel: paramiko.Channel, stream) -> None:
+def _feed(channel: paramiko.Channel, stream, data: bytes) -> None:
     try:
-        while data := channel.recv(32768):
+        while data:
             stream.write(data)
+            stream.flush()
+            data = channel.recv(32768)
         stream.close()
     except OSError:
         pass

@@ -12,7 +12,7 @@ from orchestrator.topology import Topology
 from orchestrator.values import CpuSet
 
 CORE_EXCLUSIVE, CORE_SMT, MANAGER_CORE = "core-exclusive", "core-smt", "manager-core"
-FOREIGN, SHARED, STRAY = "threads that are not the core's own", "CPUs shared on a core", "threads outside housekeeping"
+FOREIGN, SHARED, STRAY = "threads that are not the core's own", "cores shared", "threads outside housekeeping"
 
 # QEMU's helper threads, and KVM's that run in QEMU's process, may be born on a guest core; the manager moves them while it starts
 # the guest, and gives a guest at most this many seconds for its first instruction (lifecycle).
@@ -64,10 +64,19 @@ def prove_core_exclusive(
     return count_faults(CORE_EXCLUSIVE, guest.name, FOREIGN, faults, evidence)
 
 
-def prove_core_smt(guest: LiveGuest, guests: tuple[LiveGuest, ...], topology: Topology, housekeeping: CpuSet) -> Proof:
-    """No SMT sibling of a guest core belongs to another guest or to housekeeping."""
+def prove_core_smt(
+    guest: LiveGuest, guests: tuple[LiveGuest, ...], threads: tuple[Thread, ...], topology: Topology, housekeeping: CpuSet
+) -> Proof:
+    """No SMT sibling of a guest core belongs to another guest or to housekeeping.
+
+    Args:
+        guests: all guests of the host.
+        threads: every thread of the host; where threads of the other guests may run decides, not what libvirt says of them.
+    """
     faults = []
     cores = [core for core in topology.cores if core.cpus & read_guest_cpus(guest, topology)]
+    if not {vcpu.tid for vcpu in guest.vcpus} <= {thread.tid for thread in threads}:
+        return not_measured(CORE_SMT, guest.name, SHARED, "the guest's vCPU threads ended while they were looked at")
     if not cores:
         return not_measured(CORE_SMT, guest.name, SHARED, "no vCPU is pinned to one CPU, so no core is the guest's")
     for core in cores:
@@ -75,14 +84,13 @@ def prove_core_smt(guest: LiveGuest, guests: tuple[LiveGuest, ...], topology: To
         if shared:
             faults.append(f"core {core.cpus}: CPU {shared} is a housekeeping CPU")
         for other in guests:
-            used = CpuSet.of(cpu for vcpu in other.vcpus for cpu in vcpu.pin) & core.cpus
+            sharing = [thread for thread in threads if thread.pid == other.pid and thread.allowed & core.cpus]
+            used = CpuSet.of(cpu for thread in sharing for cpu in thread.allowed) & core.cpus
             if other.name != guest.name and used:
-                faults.append(f"core {core.cpus}: CPU {used} is also used by guest {other.name}")
-            if other.emulator_pin & core.cpus:
-                faults.append(f"core {core.cpus}: QEMU's helper threads of guest {other.name} may run on {other.emulator_pin}")
-    threads = {len(core.cpus) for core in cores}
-    siblings = "one thread each: there is no sibling to share" if threads == {1} else f"{max(threads)} SMT threads each"
-    evidence = [f"cores {', '.join(str(core.cpus) for core in cores)} (/sys/devices/system/cpu/cpu*/topology), {siblings}"]
+                faults.append(f"core {core.cpus}: {len(sharing)} threads of guest {other.name} may run on CPU {used}")
+    siblings = {len(core.cpus) for core in cores}
+    smt = "one thread each: there is no sibling to share" if siblings == {1} else f"{max(siblings)} SMT threads each"
+    evidence = [f"cores {', '.join(str(core.cpus) for core in cores)} (/sys/devices/system/cpu/cpu*/topology), {smt}"]
     return count_faults(CORE_SMT, guest.name, SHARED, faults, evidence)
 
 

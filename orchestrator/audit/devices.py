@@ -13,24 +13,30 @@ from orchestrator.topology import IommuGroup
 from orchestrator.values import PciAddress
 
 DEVICE_ISOLATED, DEVICES_MINIMAL = "device-isolated", "devices-minimal"
-ISOLATED_UNIT, MINIMAL_UNIT = "faults of isolation", "emulated devices beyond the list"
+ISOLATED_UNIT, MINIMAL_UNIT = "faults of isolation", "device models beyond the list"
+_OWN = "vfio-pci"
 
-ALLOWED_DEVICES: Mapping[str, str] = {
-    "vfio-pci": "the guest's own hardware: not emulated, counted against what was passed through",
-    "q35-pcihost": "the PCI host bridge: without PCI there is no place for the virtual function",
-    "mch": "the host bridge's own PCI function, part of q35",
-    "pcie-root-port": "the slot that the virtual function sits in",
-    "ICH9-LPC": "ACPI registers of q35: power-off and the interrupt routing of the guest",
-    "isa-serial": "the console: the guest's only channel to its owner",
-    "fw_cfg_io": "hands over kernel, initramfs and command line; not used once the guest has booted",
-    "kvm-ioapic": "interrupt controller, inside KVM; q35 has it always",
-    "kvm-i8259": "interrupt controller of old, inside KVM; q35 has it always and the kernel switches it off while it boots",
-    "kvmclock": "the guest's clock: without it the guest reads the ACPI timer, an exit each time",
-    "kvmvapic": "task priority page for guests without APIC virtualization; part of every KVM machine",
-    "mc146818rtc": "the clock that the guest reads once while it boots; q35 has it always",
-    "i8257": "DMA controller of old; QEMU's PC machines have it always, Linux does not use it",
+
+@dataclass(frozen=True)
+class Allowance:
+    """How many devices of a model a guest may have, and why."""
+
+    count: int
+    reason: str
+
+
+ALLOWED_DEVICES: Mapping[str, Allowance] = {
+    "q35-pcihost": Allowance(1, "the PCI host bridge: without PCI there is no place for the virtual function"),
+    "mch": Allowance(1, "the host bridge's own PCI function, part of q35"),
+    "ICH9-LPC": Allowance(1, "ACPI of q35: power-off, and the guest's interrupt routing; QEMU has no switch for it"),
+    "isa-serial": Allowance(1, "the console: the only channel between guest and manager"),
+    "fw_cfg_io": Allowance(1, "hands over kernel, initramfs and command line; silent once the guest has booted"),
+    "kvm-ioapic": Allowance(1, "the interrupt controller for the console and ACPI, inside KVM"),
+    "kvmclock": Allowance(1, "the guest's clock: without it each reading of the time is an exit"),
+    "mc146818rtc": Allowance(1, "the time of day, read once while the guest boots; QEMU has no switch for it"),
+    "i8257": Allowance(2, "DMA controllers of old, which Linux does not use; QEMU has no switch for them"),
 }
-"""QEMU device model → why a guest may have it. What is not here is a fault."""
+"""QEMU device model → how many are allowed, and why. What is not here is a fault; ``vfio-pci`` is the guest's own hardware."""
 
 # drivers/iommu/iommu.c, iommu_group_show_type(), without "identity". It tells the domain that the group has while no guest holds
 # it; VFIO always attaches one that translates.
@@ -107,20 +113,29 @@ def prove_devices_minimal(guest: LiveGuest, threads: tuple[Thread, ...]) -> Proo
     if not guest.devices:
         return not_measured(DEVICES_MINIMAL, guest.name, MINIMAL_UNIT, "QEMU's device tree is empty (HMP `info qtree`)")
     counts = Counter(guest.devices)
-    faults = [f"{count} x {name} is not on the list" for name, count in sorted(counts.items()) if name not in ALLOWED_DEVICES]
-    if counts["vfio-pci"] != len(guest.hostdevs):
-        faults.append(f"QEMU has {counts['vfio-pci']} vfio-pci devices, libvirt passed {len(guest.hostdevs)} through")
+
+    def allowed(name: str) -> int:
+        return ALLOWED_DEVICES[name].count if name in ALLOWED_DEVICES else 0
+
+    faults = [
+        f"{count} x {name}: {allowed(name)} allowed"
+        for name, count in sorted(counts.items())
+        if name != _OWN and count > allowed(name)
+    ]
+    if counts[_OWN] != len(guest.hostdevs):
+        faults.append(f"QEMU has {counts[_OWN]} vfio-pci devices, libvirt passed {len(guest.hostdevs)} through")
     # KVM's timer chip has a kernel thread of its own, which peers found on their guests' cores (arch/x86/kvm/i8254.c).
     if "kvm-pit" not in counts and any(thread.kernel and thread.name == f"kvm-pit/{guest.pid}" for thread in threads):
         faults.append(f"a kernel thread kvm-pit/{guest.pid} runs: KVM emulates a timer chip")
-    evidence = [f"{count} x {name}: {ALLOWED_DEVICES[name]}" for name, count in sorted(counts.items()) if name in ALLOWED_DEVICES]
+    evidence = [f"{counts[name]} x {name}: {ALLOWED_DEVICES[name].reason}" for name in sorted(counts.keys() & ALLOWED_DEVICES)]
+    evidence.append(f"{counts[_OWN]} x {_OWN}: the guest's own hardware, not emulated")
     return count_faults(DEVICES_MINIMAL, guest.name, MINIMAL_UNIT, faults, evidence)
 
 
 def _check_device(device: DeviceState) -> list[str]:
     faults = []
-    if device.driver != "vfio-pci":
-        faults.append(f"its driver is {device.driver or 'none'}, not vfio-pci")
+    if device.driver != _OWN:
+        faults.append(f"its driver is {device.driver or 'none'}, not {_OWN}")
     if device.held is None:
         faults.append("the guest's QEMU does not have its VFIO file open")
     if device.group is None:

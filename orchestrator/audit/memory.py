@@ -18,6 +18,7 @@ UNIT, POOL_UNIT = "kB not huge, local and locked", "huge pages unaccounted for"
 # mm/mlock.c, mlock_fixup(): VM_SPECIAL mappings (device and vDSO pages: io, pf, mm, de) and pool pages never get VM_LOCKED. None
 # of them can be swapped. Droppable pages (dp: state of the vDSO's getrandom, Linux 6.11) hold nothing that is the guest's.
 _NEVER_LOCKED = {"ht", "io", "pf", "mm", "de", "dp"}
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def prove_memory_static(guest: LiveGuest, maps: Maps, topology: Topology, ksm_ru
     evidence = (
         f"{huge >> 10} of {guest.memory.kib} kB are pool pages: {_describe_pages(pool)} (/proc/{guest.pid}/smaps)",
         *(f"{_name(mapping)}: {_describe_nodes(mapping)}, policy {mapping.policy} (numa_maps)" for mapping in pool),
-        f"VmLck {maps.locked >> 10} kB; {len(rest)} other mappings, {_resident(rest) >> 10} kB resident, {len(loose)} not locked",
+        f"VmLck {maps.locked >> 10} kB; {len(rest)} other mappings with {_resident(rest) >> 10} kB resident, of which"
+        f" {_bytes(loose) >> 10} kB are not locked",
         f"{len(exempt)} of them the kernel never locks nor swaps: device pages, vDSO ({_resident(exempt) >> 10} kB)",
         f"/sys/kernel/mm/ksm/run is {ksm_run}; {len([m for m in maps.mappings if 'mg' in m.flags])} mappings are mergeable",
     )
@@ -128,11 +130,16 @@ def _check_nodes(guest: LiveGuest, pool: list[Mapping], topology: Topology) -> l
 
 
 def _check_locked(rest: list[Mapping]) -> list[_Finding]:
-    return [
-        _Finding(mapping.resident, f"{mapping.resident >> 10} kB are not locked: {_name(mapping)}")
-        for mapping in rest
-        if mapping.resident and "lo" not in mapping.flags and not mapping.flags & _NEVER_LOCKED
+    loose = [mapping for mapping in rest if mapping.resident and "lo" not in mapping.flags and not mapping.flags & _NEVER_LOCKED]
+    # An unlocked QEMU has hundreds of them: the largest tell enough.
+    loose.sort(key=lambda mapping: mapping.resident, reverse=True)
+    findings = [
+        _Finding(mapping.resident, f"{mapping.resident >> 10} kB are not locked: {_name(mapping)}") for mapping in loose[:_NAMED]
     ]
+    if others := loose[_NAMED:]:
+        size = _resident(others)
+        findings.append(_Finding(size, f"{size >> 10} kB are not locked: {len(others)} smaller mappings"))
+    return findings
 
 
 def _check_merging(mappings: tuple[Mapping, ...], ksm_run: str | None) -> list[_Finding]:

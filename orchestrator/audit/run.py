@@ -165,7 +165,7 @@ class _Audit:
         return prove_core_exclusive(guest, self._threads.value(), self._topology, self._runs.value())
 
     def prove_core_smt(self, guest: LiveGuest) -> Proof:
-        return prove_core_smt(guest, self._guests, self._topology, self._housekeeping)
+        return prove_core_smt(guest, self._guests, self._threads.value(), self._topology, self._housekeeping)
 
     def prove_manager_core(self) -> Proof:
         services = read_services(self._host, _SERVICES)

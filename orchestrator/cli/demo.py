@@ -11,7 +11,7 @@ from orchestrator.cli.host import print_proofs
 from orchestrator.cli.lab import build_ssh
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.cli.progress import show_progress
-from orchestrator.lab import lab as labs
+from orchestrator.lab import life
 from orchestrator.lab.accel import Wanted
 from orchestrator.lab.demo import Report, tell_story
 from orchestrator.lab.spec import DEFAULT_SPEC, load_spec
@@ -36,7 +36,7 @@ def demo(*, keep: bool, path: Path | None, as_json: bool) -> int:
         finally:
             if not keep:
                 with timeline.stage("lab down"):
-                    labs.down(NAME)
+                    life.down(NAME)
     if path:
         report.write(path)
     print_json(vars(report)) if as_json else _print(report, path)

@@ -102,7 +102,7 @@ def _print_guest(one: dict[str, Any]) -> None:
     vf = one["vf"]
     rows: list[tuple[str, object]] = [
         ("name", one["name"]),
-        ("state", one.get("state", "planned")),
+        ("state", one["state"]),
         ("CPUs", f"{','.join(one['cores'])} on node {one['node']} (vCPU n is the n-th of {one['cpus']})"),
         ("memory", f"{format_size(one['memory'])}, {one['huge_pages']} huge pages of {format_size(one['page_size'])}"),
         ("VF", f"{vf['address']}, number {vf['index']} of {vf['interface']} ({vf['pf']}), address {vf['mac']}"),

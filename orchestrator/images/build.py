@@ -39,14 +39,21 @@ def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) ->
         progress(f"image {name}: fetching and unpacking packages")
         # kmod: depmod is run in the root, so the machine itself needs none. It opens liblzma only when it meets a compressed
         # module, and where that fails it finds no aliases and says nothing (kmod 34).
-        debian.make_root(root, [*recipe.packages, "kmod", "liblzma5"], cache=cache, log=cache / "log" / f"image-{name}.log", variant="extract")
+        debian.make_root(
+            root, [*recipe.packages, "kmod", "liblzma5"], cache=cache, log=cache / "log" / f"image-{name}.log", variant="extract"
+        )
         progress(f"image {name}: packing the initramfs")
         version, kernel = find_kernel(root)
         shutil.copyfile(kernel, image / "vmlinuz")
         build_initramfs(root, recipes / name / recipe.init, recipe.modules, image / "initrd")
         remove_tree(root)
         write_description(
-            image, cmdline=recipe.cmdline, console=recipe.console, kernel_version=version, hash=key, description=recipe.description
+            image,
+            cmdline=recipe.cmdline,
+            console=recipe.console,
+            kernel_version=version,
+            hash=key,
+            description=recipe.description,
         )
 
     return build_cached(cache, f"image-{name}", key, build, progress=progress) / name

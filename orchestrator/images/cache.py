@@ -57,7 +57,9 @@ def hash_inputs(*inputs: str | Path | Iterable[str]) -> str:
     return digest.hexdigest()[:12]
 
 
-def build_cached(cache: Path, kind: str, key: str, build: Callable[[Path], None], *, progress: Progress, keep: int = _KEEP) -> Path:
+def build_cached(
+    cache: Path, kind: str, key: str, build: Callable[[Path], None], *, progress: Progress, keep: int = _KEEP
+) -> Path:
     """The folder ``<cache>/<kind>-<key>``, built if it is not there.
 
     Two callers at once wait for each other. Older folders of the kind are removed after a successful build.

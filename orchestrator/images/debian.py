@@ -1,4 +1,4 @@
-"""Debian root file systems by mmdebstrap. The mirror comes from the machine's own apt settings; none is named here or left in a root."""
+"""Debian root file systems by mmdebstrap. The mirror is that of the machine's own apt; none is named here or left in a root."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ _CONTAINED = (
 )  # fmt: skip
 
 # Nobody reads manuals in these roots; they would be a third of the image.
-_EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*", "/usr/share/bash-completion/*")
+_EXCLUDED = (
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/lintian/*",
+    "/usr/share/bash-completion/*",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def read_apt_settings() -> AptSettings:
 def parse_archive_uri(targets: str) -> str:
     """The first Debian archive in the output of ``apt-get indextargets``; one that already has our suite is preferred.
 
-    Backports and security archives are kept elsewhere or lack most packages: only origin and label Debian, component main will do.
+    Only origin and label Debian, component main will do: backports and security archives lack most packages.
 
     Raises:
         ImageError: there is none.
@@ -114,7 +121,12 @@ def make_root(
         _limit(debs)
         argv = build_mmdebstrap(settings, target, packages, debs, variant=variant)
         try:
-            run([*_CONTAINED, *argv], timeout=3600, log=log, env={"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(env or {})})
+            run(
+                [*_CONTAINED, *argv],
+                timeout=3600,
+                log=log,
+                env={"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(env or {})},
+            )
         except CommandError as error:
             raise ImageError(f"cannot make a Debian {SUITE} root file system: {error.message}", error.hint) from None
     if variant == "extract":
@@ -123,10 +135,10 @@ def make_root(
 
 def build_mmdebstrap(settings: AptSettings, target: Path, packages: Sequence[str], debs: Path, *, variant: str) -> list[str]:
     """The command line of mmdebstrap; see ``make_root``."""
-    archives = '"$1"/var/cache/apt/archives'
-    fill = f"mkdir -p {archives} && cp -a --reflink=auto {shlex.quote(str(debs))}/. {archives}/"
+    archives, kept = '"$1"/var/cache/apt/archives', shlex.quote(str(debs))
+    fill = f"mkdir -p {archives} && cp -a --reflink=auto {kept}/. {archives}/"
     # -n: what came from the cache need not go back
-    keep = f"find {archives} -maxdepth 1 -name '*.deb' -exec cp -n --preserve=timestamps --reflink=auto -t {shlex.quote(str(debs))} {{}} +"
+    keep = f"find {archives} -maxdepth 1 -name '*.deb' -exec cp -n --preserve=timestamps --reflink=auto -t {kept} {{}} +"
     # the machine's mirror and proxy are nobody's business in an image
     forget = 'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/* "$1"/etc/apt/apt.conf.d/99mmdebstrap'
     return [

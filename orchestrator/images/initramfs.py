@@ -39,7 +39,9 @@ def module_name(file: str) -> str:
     return Path(file).name.partition(".")[0].replace("-", "_")
 
 
-def plan_modules(needs: dict[str, tuple[str, ...]], names: Sequence[str], builtin: frozenset[str] = frozenset()) -> tuple[str, ...]:
+def plan_modules(
+    needs: dict[str, tuple[str, ...]], names: Sequence[str], builtin: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
     """The files of the named modules and of all they need, each after what it needs: the order to load them in.
 
     Args:
@@ -108,7 +110,11 @@ def format_modules_dep(needs: dict[str, tuple[str, ...]], files: Sequence[str]) 
 def filter_aliases(text: str, files: Sequence[str]) -> str:
     """The lines of modules.alias that lead to one of the modules: with them a module is found by its device."""
     kept = {module_name(file) for file in files}
-    return "".join(f"{line}\n" for line in text.splitlines() if line.startswith("alias ") and line.rsplit(" ", 1)[1].replace("-", "_") in kept)
+    return "".join(
+        f"{line}\n"
+        for line in text.splitlines()
+        if line.startswith("alias ") and line.rsplit(" ", 1)[1].replace("-", "_") in kept
+    )
 
 
 def _copy_modules(library: Path, files: Sequence[str], target: Path) -> None:
@@ -117,7 +123,12 @@ def _copy_modules(library: Path, files: Sequence[str], target: Path) -> None:
         (target / f"{module_name(file)}.ko").write_bytes(_read_module(library / file))
     needs = parse_modules_dep((library / "modules.dep").read_text())
     (target / "modules.dep").write_text(format_modules_dep(needs, files))
-    (target / "modules.alias").write_text(filter_aliases((library / "modules.alias").read_text(), files))
+    aliases = filter_aliases((library / "modules.alias").read_text(), files)
+    if files and not aliases:  # depmod says nothing when it cannot read the modules; the guest would have no driver
+        raise ImageError(
+            f"depmod found no device that {', '.join(map(module_name, files))} are for", f"see {library}/modules.alias"
+        )
+    (target / "modules.alias").write_text(aliases)
     (target / "modules.symbols").write_text("")  # busybox's modprobe warns if it is missing
 
 

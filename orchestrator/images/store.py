@@ -76,7 +76,13 @@ def read_image(folder: Path) -> Image:
     try:
         fields = json.loads((folder / _DESCRIPTION).read_text())
         image = Image(
-            folder.name, folder / "vmlinuz", folder / "initrd", fields["cmdline"], fields["console"], fields["kernel_version"], fields["hash"]
+            folder.name,
+            folder / "vmlinuz",
+            folder / "initrd",
+            fields["cmdline"],
+            fields["console"],
+            fields["kernel_version"],
+            fields["hash"],
         )
         missing = [file.name for file in (image.kernel, image.initrd) if not file.is_file()]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -86,7 +92,9 @@ def read_image(folder: Path) -> Image:
     return image
 
 
-def write_description(folder: Path, *, cmdline: str, console: str | None, kernel_version: str, hash: str, description: str) -> None:
+def write_description(
+    folder: Path, *, cmdline: str, console: str | None, kernel_version: str, hash: str, description: str
+) -> None:
     """Writes ``image.json``, the last file of an image."""
     fields = {
         "name": folder.name, "description": description, "hash": hash, "kernel_version": kernel_version,
@@ -117,11 +125,11 @@ def install_image(built: Path, store: Path, name: str) -> Image:
             finally:
                 remove_tree(temporary)
     except OSError as error:
-        raise ImageError(f"cannot put the guest image into {store}: {error.strerror or error}", "run as root, or give --output DIR") from None
+        raise ImageError(
+            f"cannot put the guest image into {store}: {error.strerror or error}", "run as root, or give --output DIR"
+        ) from None
     return read_image(store / name)
 
 
 def _rebuild(folder: Path) -> str:
     return f"`nohype image build {folder.name} --output {folder.parent}` builds it again"
-
-

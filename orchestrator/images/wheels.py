@@ -9,9 +9,9 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.errors import CommandError, ImageError
+from orchestrator.errors import CommandError, ImageError, OrchestratorError
 from orchestrator.host.run import run
-from orchestrator.images.cache import Progress, build_cached, hash_inputs
+from orchestrator.images.cache import Progress, build_cached, cache_folder, hash_inputs
 
 # The Python and the C library of Debian 13.
 _PYTHON = "3.13"
@@ -30,7 +30,9 @@ def source_tree() -> Path:
     tree = Path(__file__).parents[2]
     missing = [name for name in (*_SOURCES, "ansible", "guest-images") if not (tree / name).exists()]
     if missing:
-        raise ImageError(f"labs are built from a source tree, but {tree} has no {', '.join(missing)}", "run nohype from a checkout")
+        raise ImageError(
+            f"labs are built from a source tree, but {tree} has no {', '.join(missing)}", "run nohype from a checkout"
+        )
     return tree
 
 
@@ -115,3 +117,17 @@ def _pack(wheels: Sequence[Path], output: Path) -> None:
             entry.size, entry.mode = wheel.stat().st_size, 0o644
             with wheel.open("rb") as file:
                 tar.addfile(entry, file)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``python -m orchestrator.images.wheels FILE``: writes a wheelhouse for the host role's variable nohype_wheelhouse."""
+    if len(arguments) != 1:
+        sys.exit("usage: python -m orchestrator.images.wheels FILE")
+    try:
+        shutil.copyfile(build_wheelhouse(source_tree(), cache_folder(), progress=print), arguments[0])
+    except (OrchestratorError, OSError) as error:
+        sys.exit(f"nohype: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -55,7 +55,9 @@ class Probe:
 def choose_accel(
     host: HostRoot, wanted: Wanted, probe: Probe, timeline: Timeline, *, cache: Path = RUNTIME / "kvm.json"
 ) -> Accel:
-    """Decides, and probes KVM where that is needed; the verdict is kept until the machine boots again.
+    """Decides, and probes KVM where that is needed.
+
+    The verdict is kept until the machine boots again; only who insists on KVM has a refusal looked at anew.
 
     Args:
         cache: file that keeps the verdict.
@@ -68,13 +70,13 @@ def choose_accel(
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         verdict = Accel(kvm=False, reason=f"{_DEVICE} is not there, or not ours to open")
     else:
-        key = f"{host.read('proc/sys/kernel/random/boot_id')} {probe.tools} {probe.kernel}"
-        known = _find_verdict(cache, key)
-        if known is None:
+        boot = host.read("proc/sys/kernel/random/boot_id")
+        known = _find_verdict(cache, boot)
+        if known is None or (wanted is Wanted.KVM and not known.kvm):
             with timeline.stage("probe KVM"):
                 known = probe_kvm(probe)
             cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            cache.write_text(json.dumps({"key": key, **asdict(known)}))
+            cache.write_text(json.dumps({"boot": boot, **asdict(known)}))
             if not known.kvm:
                 timeline.note(f"KVM cannot be used, so the lab is emulated: {known.reason}")
         verdict = known
@@ -130,9 +132,9 @@ def _judge(virt: str) -> Accel:
     return Accel(kvm=False, reason="a kernel boots under KVM, but sees neither SVM nor VMX: nested virtualization is off")
 
 
-def _find_verdict(cache: Path, key: str) -> Accel | None:
+def _find_verdict(cache: Path, boot: str) -> Accel | None:
     try:
         fields = json.loads(cache.read_text())
-        return Accel(kvm=bool(fields["kvm"]), reason=str(fields["reason"])) if fields["key"] == key else None
+        return Accel(kvm=bool(fields["kvm"]), reason=str(fields["reason"])) if fields["boot"] == boot else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

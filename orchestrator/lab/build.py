@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ _DROPPED = (
 )
 
 # crc32c_generic: ext4 asks for it by the name of the algorithm, which modules.dep does not know
-_INITRD_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "qemu_fw_cfg")
+_INITRD_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "qemu_fw_cfg", "virtio_net")
 _GUEST_IMAGE = "minimal"
 _FILE_SYSTEM = "2G"  # sparse: what is not used is not allocated
 
@@ -48,7 +49,7 @@ _NO_INITRD = {"INITRD": "No"}
 
 
 def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
-    """A Debian root with the QEMU that emulates labs, to be run by chroot: every machine runs the same QEMU, and none is installed.
+    """A Debian root with the QEMU that emulates labs, to be run by chroot: every machine runs the same, and installs none.
 
     Args:
         cache: cache folder, see ``images.cache.cache_folder``.
@@ -160,11 +161,13 @@ def role_variables(spec: LabSpec) -> dict[str, object]:
         "nohype_iomem_relaxed": True,  # the emulated NIC is an 82576
         # the emulated processor is an AMD one, which the erratum does not affect
         "nohype_nx_huge_pages": "never",
+        # self-tests of ciphers and of an entropy source: seconds of boot under emulation
+        "nohype_extra_cmdline": "cryptomgr.notests initcall_blacklist=jent_mod_init loglevel=5",
         "nohype_lab_hostname": f"lab-{spec.name}",
     }
 
 
-def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Path, tags: str = "all") -> None:
+def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Path, tags: str = "all") -> int:
     """Applies the host role and the lab's own role to a root file system.
 
     Args:
@@ -174,12 +177,16 @@ def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Pat
         log: file that gets Ansible's output.
         tags: only tasks with this tag.
 
+    Returns:
+        How many tasks changed something; 0 for a role that is applied again.
+
     Raises:
         ImageError: a task failed; with the tail of Ansible's output.
     """
     ansible = tree / "ansible"
-    home = root.parent / "ansible"
-    argv = [
+    home = root.parent / f".ansible-{root.name}"
+    log.unlink(missing_ok=True)
+    argv: list[str | Path] = [
         _ansible_playbook(), "--connection=nohype_chroot", f"--inventory={root},", f"--extra-vars={json.dumps(variables)}",
         f"--tags={tags}", ansible / "playbooks/lab.yml",
     ]  # fmt: skip
@@ -191,8 +198,16 @@ def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Pat
     except CommandError as error:
         raise ImageError(f"cannot apply the host role to the lab's image: {error.message}", error.hint) from None
     finally:
-        if home.exists():
-            remove_tree(home)
+        remove_tree(home)
+    return parse_changed(log.read_text())
+
+
+def parse_changed(text: str) -> int:
+    """The number of changed tasks in Ansible's recap."""
+    found = re.findall(r"^\S+ +: ok=\d+ +changed=(\d+) ", text, re.MULTILINE)
+    if len(found) != 1:
+        raise ImageError("Ansible ended without a recap, so it is not known what it did", "see its log in the cache folder")
+    return int(found[0])
 
 
 def _copy_root(source: Path, target: Path) -> None:

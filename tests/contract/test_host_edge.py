@@ -18,6 +18,12 @@ DTXSWC, TXSWC = 0x3500, 0x5ACC
 LOW_BITS = 0x7FFF_FFFF
 
 
+@pytest.fixture(autouse=True)
+def _only_82576(pf: PhysicalFunction) -> None:
+    if pf.device != "8086:10c9":
+        pytest.skip(f"these tests know the registers of the 82576 (8086:10c9), not of {pf.device}")
+
+
 def resource(pf: PhysicalFunction) -> str:
     """The file of the PF's registers."""
     return f"{DEVICES}/{pf.address}/resource0"

@@ -179,7 +179,9 @@ def test_a_port_of_another_bridge_stays_there(port: str) -> None:
     assert link(FAR, port).master == "br0"
 
 
-@pytest.mark.parametrize(("bridge", "interface", "missing"), [("br9", FAR, "br9"), ("br0", "nowhere", "nowhere")])
+@pytest.mark.parametrize(
+    ("bridge", "interface", "missing"), [("br9", FAR, "br9"), ("br0", "nowhere", "nowhere")], ids=["bridge", "port"]
+)
 def test_no_such_bridge_or_port(port: str, bridge: str, interface: str, missing: str) -> None:
     with pytest.raises(HostError, match=f"no interface {missing}") as caught:
         add_port(bridge, interface, port)

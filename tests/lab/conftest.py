@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator.lab import lab as labs
+from orchestrator.lab import life
 from orchestrator.lab.accel import Wanted
 from orchestrator.lab.demo import GUESTS, create_guest, measure
 from orchestrator.lab.progress import Event, Kind, Timeline
@@ -82,7 +83,7 @@ def host() -> Iterator[LabHost]:
     try:
         yield LabHost(lab)
     finally:
-        labs.down(NAME)
+        life.down(NAME)
 
 
 @pytest.fixture(scope="session")

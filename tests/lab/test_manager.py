@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab.conftest import LabHost
 
-MEMORY = ("--memory", "64M", "--image", "minimal")
+MEMORY = ("--memory", "128M", "--image", "minimal")
 
 
 def survey(host: LabHost) -> Any:

@@ -55,7 +55,7 @@ def test_vepa_is_not_measured_without_traffic(host: LabHost) -> None:
 
 def test_core_exclusive_fails_with_a_busy_process_on_a_guest_core(host: LabHost, guests: list[dict[str, Any]]) -> None:
     cpu = guests[0]["cpus"][0]
-    start = f"systemd-run --quiet --unit intruder -p CPUAffinity={cpu} -p AllowedCPUs= sh -c 'while :; do :; done'"
+    start = f"systemd-run --quiet --collect --slice intruder --unit intruder -p CPUAffinity={cpu} sh -c 'while :; do :; done'"
     with host.changed(start, "systemctl stop intruder"):
         proof = host.proofs()["core-exclusive", guests[0]["name"]]
     assert proof.verdict == Verdict.FAIL
@@ -100,13 +100,13 @@ def test_manager_core_fails_when_a_helper_of_qemu_strays(host: LabHost, guests: 
 def test_exits_fail_when_the_guest_has_to_be_emulated(host: LabHost, guests: list[dict[str, Any]]) -> None:
     """Each character on the serial console is a port write that QEMU serves."""
     name = guests[0]["name"]
-    chatter = f"systemd-run --quiet --unit chatter sh -c 'while :; do nohype guest tell {name} counters; done'"
+    chatter = f"systemd-run --quiet --collect --unit chatter sh -c 'while :; do nohype guest tell {name} counters; done'"
     with host.changed(chatter, "systemctl stop chatter"):
         proof = host.proofs()["exits", name]
     assert proof.verdict == Verdict.FAIL, proof.evidence
 
 
-STRANGER = """<domain type='kvm'><name>stranger</name><memory unit='MiB'>64</memory>
+STRANGER = """<domain type='kvm'><name>stranger</name><memory unit='MiB'>128</memory>
 <memoryBacking><hugepages><page size='2' unit='MiB' nodeset='0'/></hugepages>{locked}</memoryBacking><vcpu>2</vcpu>
 <cputune><vcpupin vcpu='0' cpuset='6'/><vcpupin vcpu='1' cpuset='7'/><emulatorpin cpuset='0-1'/></cputune>
 <os><type arch='x86_64' machine='q35'>hvm</type><kernel>/var/lib/nohype/images/minimal/vmlinuz</kernel>

@@ -71,8 +71,14 @@ def test_the_verdict_is_kept_and_its_reason_shown_once(probe: Callable[[str], Pr
     events.clear()
     assert choose_accel(HostRoot(), Wanted.AUTO, probe("ready=svm"), Timeline(events.append), cache=cache) == first
     assert events == []
-    with pytest.raises(LabError, match="nested virtualization is off"):
-        choose_accel(HostRoot(), Wanted.KVM, probe("ready=svm"), Timeline(), cache=cache)
+
+
+def test_who_insists_on_kvm_gets_it_or_an_error(probe: Callable[[str], Probe], tmp_path: Path) -> None:
+    cache = tmp_path / "kvm.json"
+    with pytest.raises(LabError, match="KVM cannot be used for a lab: .*nested virtualization is off"):
+        choose_accel(HostRoot(), Wanted.KVM, probe("ready=none"), Timeline(), cache=cache)
+    assert choose_accel(HostRoot(), Wanted.KVM, probe("ready=svm"), Timeline(), cache=cache).kvm
+    assert choose_accel(HostRoot(), Wanted.AUTO, probe("ready=none"), Timeline(), cache=cache).kvm
 
 
 def test_a_verdict_of_another_boot_does_not_count(probe: Callable[[str], Probe], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from orchestrator.lab import life, switch
 from orchestrator.lab.accel import Accel
 from orchestrator.lab.folder import Folder, is_locked
 from orchestrator.lab.progress import Timeline
+from orchestrator.lab.qemu import build_entry
 from orchestrator.lab.spec import LabImage, parse_spec
 from orchestrator.shell import ShellTimeout
 
@@ -342,3 +343,13 @@ def test_the_command_line(name: str, tmp_path: Path, stand_in: Callable[[str], N
     assert f"the lab {name} is lost: QEMU ended" in lost.stderr
     assert "Traceback" not in lost.stderr
     assert nohype("down", name).stdout == f"the lab {name} is down\n"
+
+
+def test_an_emulator_whose_keeper_died_before_it_began_does_not_begin(tmp_path: Path) -> None:
+    def enter(parent: int) -> int:
+        return subprocess.run(
+            [*build_entry(Path("/"), {"lab": tmp_path}, parent), "ls", "/mnt/lab"], check=False, capture_output=True
+        ).returncode
+
+    assert enter(os.getpid()) == 0
+    assert enter(os.getppid()) != 0

@@ -141,7 +141,7 @@ def test_guest_that_ended_meanwhile_is_not_measured() -> None:
 
 def test_smt_passes_on_sound_host() -> None:
     for guest in GUESTS:
-        proof = prove_core_smt(guest, GUESTS, TOPOLOGY, HOUSEKEEPING)
+        proof = prove_core_smt(guest, GUESTS, load_threads(), TOPOLOGY, HOUSEKEEPING)
         assert (proof.verdict, proof.figure) == (Verdict.PASS, 0)
 
 
@@ -150,31 +150,32 @@ def repin(guest: LiveGuest, *cpus: int) -> LiveGuest:
     return replace(guest, vcpus=vcpus)
 
 
-def test_smt_sibling_of_another_guest_fails() -> None:
-    first, second = repin(GUEST1, 2), repin(GUEST2, 3)
-    proof = prove_core_smt(first, (first, second), TOPOLOGY, HOUSEKEEPING)
-    assert proof.verdict == Verdict.FAIL
-    assert "core 2-3: CPU 3 is also used by guest guest2" in proof.evidence
+@pytest.mark.parametrize("tid", [4977, 4967])
+def test_smt_sibling_that_another_guest_may_use_fails(tid: int) -> None:
+    """Its vCPU, or QEMU's helper threads for it."""
+    moved = tuple(replace(thread, allowed=CpuSet.parse("3")) if thread.tid == tid else thread for thread in load_threads())
+    proof = prove_core_smt(
+        repin(GUEST1, 2), GUESTS, tuple(thread for thread in moved if thread.tid != 4956), TOPOLOGY, HOUSEKEEPING
+    )
+    assert (proof.verdict, proof.figure) == (Verdict.FAIL, 1)
+    assert "core 2-3: 1 threads of guest guest2 may run on CPU 3" in proof.evidence
 
 
 def test_smt_sibling_for_housekeeping_fails() -> None:
     guest = repin(GUEST1, 1)
-    assert prove_core_smt(guest, (guest,), TOPOLOGY, CpuSet.parse("0")).verdict == Verdict.FAIL
+    assert prove_core_smt(guest, (guest,), load_threads(), TOPOLOGY, CpuSet.parse("0")).verdict == Verdict.FAIL
 
 
-def test_smt_core_that_other_helper_threads_may_use_fails() -> None:
-    other = replace(GUEST2, emulator_pin=CpuSet.parse("3"))
-    assert prove_core_smt(GUEST1, (GUEST1, other), TOPOLOGY, HOUSEKEEPING).verdict == Verdict.FAIL
-
-
-def test_smt_without_pins_is_not_measured() -> None:
-    guest = replace(GUEST1, vcpus=tuple(replace(vcpu, pin=CpuSet.parse("0-7")) for vcpu in GUEST1.vcpus))
-    assert prove_core_smt(guest, (guest,), TOPOLOGY, HOUSEKEEPING).verdict == Verdict.NOT_MEASURED
+@pytest.mark.parametrize("vcpus", ["unpinned", "ended"])
+def test_smt_without_cores_or_threads_is_not_measured(vcpus: str) -> None:
+    unpinned = replace(GUEST1, vcpus=tuple(replace(vcpu, pin=CpuSet.parse("0-7")) for vcpu in GUEST1.vcpus))
+    guest, threads = (unpinned, load_threads()) if vcpus == "unpinned" else (GUEST1, load_threads()[:100])
+    assert prove_core_smt(guest, (guest,), threads, TOPOLOGY, HOUSEKEEPING).verdict == Verdict.NOT_MEASURED
 
 
 def test_smt_says_when_there_are_no_siblings() -> None:
     single = replace(TOPOLOGY, cores=tuple(Core(CpuSet.of((cpu,)), 0, 0) for cpu in range(8)))
-    proof = prove_core_smt(GUEST1, GUESTS, single, HOUSEKEEPING)
+    proof = prove_core_smt(GUEST1, GUESTS, load_threads(), single, HOUSEKEEPING)
     assert proof.verdict == Verdict.PASS
     assert "no sibling to share" in proof.evidence[0]
 

@@ -97,6 +97,14 @@ def test_unlocked_domain_fails() -> None:
     assert proof.figure == sum(mapping.resident for mapping in maps.mappings if not mapping.flags & exempt) >> 10
 
 
+def test_evidence_of_an_unlocked_domain_stays_short() -> None:
+    maps = MAPS["guest1"]
+    proof = static(Maps(tuple(replace(mapping, flags=mapping.flags - {"lo"}) for mapping in maps.mappings), 0))
+    named = [line for line in proof.evidence if "kB are not locked: " in line]
+    assert len(named) == 6
+    assert named[-1].endswith("smaller mappings")
+
+
 def test_one_unlocked_mapping_fails() -> None:
     proof = static(change(is_heap, flags=heap().flags - {"lo"}))
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, heap().resident >> 10)

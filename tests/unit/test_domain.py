@@ -121,7 +121,22 @@ def test_no_device_beyond_those_wanted() -> None:
     assert texts(domain, "devices/controller[@type='usb']/@model") == ["none"]
     assert texts(domain, "devices/memballoon/@model") == ["none"]
     assert texts(domain, "devices/hostdev/address/@bus") == ["0x00"], "on the root bus, else libvirt adds root ports"
-    assert texts(domain, "qemu:commandline/qemu:arg/@value")[:2] == ["-machine", "i8042=off,sata=off,smbus=off,pit=off,pic=off"]
+    assert texts(domain, "qemu:commandline/qemu:arg/@value") == [
+        *("-machine", "i8042=off,sata=off,smbus=off,pit=off,pic=off"),
+        *("-global", "kvm-apic.vapic=off"),
+        *("-global", "ICH9-LPC.enable_tco=off"),
+    ]
+    assert texts(domain, "clock/timer[@present='no']/@name") == ["hpet"]
+    assert texts(domain, "features/smm/@state | features/pmu/@state") == ["off", "off"]
+    assert texts(domain, "pm/*/@enabled") == ["no", "no"]
+
+
+def test_kvm_is_never_hidden_from_the_guest() -> None:
+    """A guest that does not know its clock reads the ACPI timer instead, at four times the exits (measured)."""
+    domain = build()
+    assert texts(domain, "clock/timer[@name='kvmclock']/@present") == ["yes"]
+    assert texts(domain, "features/kvm/hint-dedicated/@state") == ["on"]
+    assert domain.find("features/kvm/hidden") is None
 
 
 def test_a_guest_that_ends_is_gone() -> None:

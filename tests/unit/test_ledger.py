@@ -177,7 +177,7 @@ def test_state_is_kept(ledger: Ledger, path: Path) -> None:
 def test_many_claim_at_once_from_many_connections(path: Path) -> None:
     """Each plans on what it read: the next free number. Without the generation, two would take the same."""
     lost: list[str] = []
-    all_have_read = threading.Barrier(4)
+    all_have_read = threading.Barrier(4, timeout=30)
 
     def work(worker: int) -> None:
         with Ledger(path) as own:

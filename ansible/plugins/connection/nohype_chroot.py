@@ -11,6 +11,7 @@ import subprocess
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleFileNotFound
+
 from ansible.plugins.connection import ConnectionBase
 
 DOCUMENTATION = """

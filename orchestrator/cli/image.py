@@ -1,0 +1,64 @@
+"""`nohype image`: builds guest images and shows the ones that are there. Works without the manager."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.output import json_option, print_json, print_table
+from orchestrator.cli.progress import show_progress
+from orchestrator.errors import ImageError
+from orchestrator.images.build import build_image
+from orchestrator.images.cache import cache_folder
+from orchestrator.images.recipe import recipe_names, recipes_folder
+from orchestrator.images.store import STORE, Image, install_image, list_images
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group()
+def image() -> None:
+    """Build guest images, and show the ones that guests can be started from."""
+
+
+@image.command()
+@click.argument("name")
+@click.option("--output", type=_FOLDER, default=STORE, show_default=True, help="Store to put the image into, as the folder NAME.")
+@click.option("--recipes", type=_FOLDER, help="Folder of recipes. [default: guest-images of the source tree, or of the host]")
+@json_option
+def build(name: str, *, output: Path, recipes: Path | None, as_json: bool) -> None:
+    """Build the guest image NAME from its recipe. Quick when nothing has changed since."""
+    if os.geteuid():
+        raise ImageError("building a guest image needs root: its kernel is unpacked by mmdebstrap", "run it with sudo")
+    with show_progress() as timeline, timeline.stage(f"image {name}"):
+        built = build_image(recipes or recipes_folder(), name, cache_folder(), progress=timeline.note)
+        made = install_image(built, output, name)
+    if as_json:
+        print_json(_as_dict(made))
+    else:
+        click.echo(f"guest image {name}: kernel {made.kernel_version}, in {output / name}")
+
+
+@image.command("list")
+@click.option("--store", type=_FOLDER, default=STORE, show_default=True, help="Store to look in.")
+@json_option
+def list_command(*, store: Path, as_json: bool) -> None:
+    """Show the guest images in the store."""
+    images = list_images(store)
+    if as_json:
+        print_json([_as_dict(one) for one in images])
+    elif images:
+        rows = [(one.name, one.kernel_version, one.console or "-", one.hash) for one in images]
+        print_table([("NAME", "KERNEL", "CONSOLE", "HASH"), *rows])
+    else:
+        recipes = ", ".join(recipe_names(recipes_folder())) or "none"
+        click.echo(f"there is no guest image in {store}; recipes that can be built: {recipes}")
+
+
+def _as_dict(made: Image) -> dict[str, object]:
+    return {
+        "name": made.name, "kernel": str(made.kernel), "initrd": str(made.initrd), "cmdline": made.cmdline,
+        "console": made.console, "kernel_version": made.kernel_version, "hash": made.hash,
+    }  # fmt: skip
