@@ -17,7 +17,7 @@ from orchestrator.domain import build_domain
 from orchestrator.errors import Conflict, GuestError, HostError, NotFound, OrchestratorError
 from orchestrator.host.cgroups import move_thread, read_cgroup
 from orchestrator.host.edge import EdgeMode
-from orchestrator.host.processes import read_threads
+from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
@@ -234,7 +234,9 @@ class SystemManager:
     def _prepare(self, plan: Plan) -> None:
         """First what serves all guests, then what is this guest's. Each step checks whether there is anything to do."""
         pf = find_pf(self._host, plan.vf.pf)
-        run_steps(self._host, self._ledger, HOST, plan_cores(self._host, plan.housekeeping))
+        if len(self._ledger.read().claims) == 1:
+            # Only before the first guest: it looks at every thread of the host. What strays later is found by the audit.
+            run_steps(self._host, self._ledger, HOST, plan_cores(self._host, plan.housekeeping))
         run_steps(self._host, self._ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, pf.total_vfs)])
         run_steps(
             self._host,
@@ -289,8 +291,8 @@ def _move_helpers(host: HostRoot, guest: LiveGuest) -> None:
     """
     vcpus = {vcpu.tid for vcpu in guest.vcpus}
     emulator = read_cgroup(host, guest.pid, guest.pid)
-    for thread in read_threads(host):
-        if thread.pid == guest.pid and thread.tid not in vcpus and not thread.allowed <= guest.emulator_pin:
+    for thread in read_process_threads(host, guest.pid):
+        if thread.tid not in vcpus and not thread.allowed <= guest.emulator_pin:
             try:
                 move_thread(host, thread.tid, emulator)
             except OrchestratorError as error:

@@ -53,7 +53,7 @@ def _execute(channel: paramiko.Channel, command: bytes) -> None:
     # check_channel_exec_request: a quick command could be over before that.
     begin = channel.recv(32768)
     process = subprocess.Popen(
-        ["sh", "-c", command.decode()],
+        ["bash", "-c", command.decode()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ die         ends at once with an error, as QEMU does with a wrong option
 mute        SSH never answers, as of a host that hangs in its boot
 panic       ends by itself before SSH answers
 stubborn    ignores SIGTERM
+full        says that it has stopped for want of disk space
 ready=WORD  prints the `ready` line of a guest with virt=WORD on the console, and serves nothing
 """
 
@@ -42,7 +43,7 @@ def read_credential(path: Path) -> dict[str, str]:
     return {words[1]: base64.b64decode(words[6]).decode() for words in lines if "~" in words[0]}
 
 
-def serve_monitor(path: str, port: int) -> None:
+def serve_monitor(path: str, port: int, status: str) -> None:
     """As much of QMP as a lab uses."""
     table = f"Hub -1 (management):\r\n  TCP[HOST_FORWARD]  3  127.0.0.1 {port}  10.0.2.15 22  0  0\r\n"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -53,8 +54,10 @@ def serve_monitor(path: str, port: int) -> None:
                 stream.write(b'{"QMP": {}}\r\n')
                 stream.flush()
                 for line in stream:
-                    human = json.loads(line)["execute"] == "human-monitor-command"
-                    stream.write(json.dumps({"return": table if human else {}}).encode() + b"\r\n")
+                    answer = {"human-monitor-command": table, "query-status": {"status": status}}.get(
+                        json.loads(line)["execute"], {}
+                    )
+                    stream.write(json.dumps({"return": answer}).encode() + b"\r\n")
                     stream.flush()
 
 
@@ -73,7 +76,8 @@ def main() -> None:
     if monitor := option("-qmp", "unix:"):
         files = read_credential(console.with_name("tmpfiles.extra"))
         listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=serve_monitor, args=(monitor, listener.getsockname()[1]), daemon=True).start()
+        status = "io-error" if "full" in modes else "running"
+        threading.Thread(target=serve_monitor, args=(monitor, listener.getsockname()[1], status), daemon=True).start()
         if "panic" in modes:
             time.sleep(1)
             console.write_text("[    1.000000] Kernel panic - not syncing: stand-in\n")

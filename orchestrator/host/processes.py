@@ -99,13 +99,14 @@ def read_threads(host: HostRoot) -> tuple[Thread, ...]:
     Raises:
         HostError: /proc cannot be read, or a thread's files are forbidden to us.
     """
-    found: list[Thread] = []
-    for pid in sorted(int(name) for name in host.names("proc") if name.isdigit()):
-        for tid in _read_tids(host, pid):
-            thread = _read_thread(host, pid, tid)
-            if thread:
-                found.append(thread)
-    return tuple(found)
+    pids = sorted(int(name) for name in host.names("proc") if name.isdigit())
+    return tuple(thread for pid in pids for thread in read_process_threads(host, pid))
+
+
+def read_process_threads(host: HostRoot, pid: int) -> tuple[Thread, ...]:
+    """The threads of one process, none if it has ended. See ``read_threads``."""
+    found = (_read_thread(host, pid, tid) for tid in _read_tids(host, pid))
+    return tuple(thread for thread in found if thread)
 
 
 def read_last_run(host: HostRoot, thread: Thread) -> float | None:

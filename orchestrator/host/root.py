@@ -38,7 +38,9 @@ class HostRoot:
     def read_bytes(self, name: str) -> bytes:
         """The file's bytes; for files with NULs, such as /proc/PID/cmdline."""
         try:
-            return (self.path / name).read_bytes()
+            # Not through pathlib: a survey reads a thousand files, and in the emulated lab each Path costs a millisecond.
+            with open(f"{self.path}/{name}", "rb", buffering=0) as file:
+                return file.readall()
         except OSError as error:
             raise _host_error("cannot read", name, error) from None
 
@@ -104,7 +106,7 @@ class HostRoot:
     def names(self, name: str) -> tuple[str, ...]:
         """The names in a folder, sorted."""
         try:
-            return tuple(sorted(os.listdir(self.path / name)))
+            return tuple(sorted(os.listdir(f"{self.path}/{name}")))
         except OSError as error:
             raise _host_error("cannot list", name, error) from None
 

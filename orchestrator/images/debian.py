@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import CommandError, ImageError
+from orchestrator.errors import ImageError
 from orchestrator.host.run import run
 from orchestrator.images.cache import locked
+from orchestrator.images.logged import run_logged
 
 SUITE = "trixie"
 
@@ -108,27 +109,24 @@ def make_root(
         env: environment variables for the packages' maintainer scripts.
 
     Raises:
-        ImageError: the machine lacks the archive's keys or knows no archive.
-        CommandError: mmdebstrap failed; with the tail of its output.
+        ImageError: the machine lacks the archive's keys or knows no archive, or mmdebstrap failed.
     """
     if not _KEYRING.exists():
         raise ImageError(f"{_KEYRING} is not there, so packages cannot be checked", "apt-get install debian-archive-keyring")
     settings = read_apt_settings()
     debs = cache / "debs"
     debs.mkdir(parents=True, exist_ok=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
     with locked(cache / "debs.lock", progress=lambda _: None):
         _limit(debs)
         argv = build_mmdebstrap(settings, target, packages, debs, variant=variant)
-        try:
-            run(
-                [*_CONTAINED, *argv],
-                timeout=3600,
-                log=log,
-                env={"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(env or {})},
-            )
-        except CommandError as error:
-            raise ImageError(f"cannot make a Debian {SUITE} root file system: {error.message}", error.hint) from None
+        run_logged(
+            [*_CONTAINED, *argv],
+            task=f"cannot make a Debian {SUITE} root file system",
+            program="mmdebstrap",
+            log=log,
+            timeout=3600,
+            env={"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(env or {})},
+        )
     if variant == "extract":
         _merge_usr(target)
 

@@ -9,9 +9,9 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.errors import CommandError, ImageError, OrchestratorError
-from orchestrator.host.run import run
+from orchestrator.errors import ImageError, OrchestratorError
 from orchestrator.images.cache import Progress, build_cached, cache_folder, hash_inputs
+from orchestrator.images.logged import run_logged
 
 # The Python and the C library of Debian 13.
 _PYTHON = "3.13"
@@ -96,11 +96,8 @@ def build_download(requirements: Sequence[str], folder: Path) -> list[str]:
 
 
 def _pip(arguments: Sequence[str], log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], timeout=900, log=log)
-    except CommandError as error:
-        raise ImageError(f"cannot make the wheels for the lab: {error.message}", error.hint) from None
+    argv = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    run_logged(argv, task="cannot make the wheels for a host", program="pip", log=log, timeout=900)
 
 
 def _copy(source: Path, target: Path) -> None:

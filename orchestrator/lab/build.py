@@ -13,12 +13,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from orchestrator.errors import CommandError, ImageError
+from orchestrator.errors import ImageError
 from orchestrator.host.run import run
 from orchestrator.images import debian, initramfs, wheels
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import Progress, build_cached, hash_inputs, remove_tree
 from orchestrator.images.initramfs import build_initramfs, find_kernel
+from orchestrator.images.logged import run_logged
 from orchestrator.lab.spec import LabImage, LabSpec
 
 # coreutils: the lab starts QEMU through env(1)
@@ -185,18 +186,14 @@ def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Pat
     """
     ansible = tree / "ansible"
     home = root.parent / f".ansible-{root.name}"
-    log.unlink(missing_ok=True)
     argv: list[str | Path] = [
-        _ansible_playbook(), "--connection=nohype_chroot", f"--inventory={root},", f"--extra-vars={json.dumps(variables)}",
+        find_ansible(), "--connection=nohype_chroot", f"--inventory={root},", f"--extra-vars={json.dumps(variables)}",
         f"--tags={tags}", ansible / "playbooks/lab.yml",
     ]  # fmt: skip
     # ansible insists on a UTF-8 locale; its home would be ~/.ansible
     env = {"ANSIBLE_CONFIG": str(ansible / "ansible.cfg"), "ANSIBLE_HOME": str(home), "LC_ALL": "C.UTF-8"}
-    log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        run(argv, timeout=900, log=log, env=env)
-    except CommandError as error:
-        raise ImageError(f"cannot apply the host role to the lab's image: {error.message}", error.hint) from None
+        run_logged(argv, task="cannot apply the host role to the lab's image", program="Ansible", log=log, timeout=900, env=env)
     finally:
         remove_tree(home)
     return parse_changed(log.read_text())
@@ -231,7 +228,7 @@ def _pack(tree: Path, root: Path, folder: Path) -> None:
     )
 
 
-def _ansible_playbook() -> Path:
+def find_ansible() -> Path:
     """ansible-playbook of the virtual environment that we run in, else of the PATH."""
     beside = Path(sys.executable).with_name("ansible-playbook")
     found = beside if beside.exists() else shutil.which("ansible-playbook")

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from orchestrator import shell
-from orchestrator.errors import HostError, LabLost, NotFound, ShellError
+from orchestrator.errors import HostError, LabError, LabLost, NotFound, ShellError
 from orchestrator.host.root import HostRoot
 from orchestrator.lab import switch
 from orchestrator.lab.folder import Folder, LabState, find_state, is_locked, list_folders, read_tail, take_lock
+from orchestrator.lab.qmp import ask
 from orchestrator.lab.spec import parse_lab_name
 
 _ANSWER_DEADLINE = 60
@@ -153,11 +154,21 @@ def _read_memory(pid: int) -> int | None:
 
 def _lost(folder: Folder, state: LabState | None, why: str = "") -> LabLost:
     if is_locked(folder):
-        reason = f"QEMU runs, but {why}"
+        reason = f"{_describe_machine(folder)}; {why}"
     else:
         reason = (state and state.ended) or "its keeper was killed, or it was taken down"
     text = f"the lab {folder.name} is lost: {reason}" + show_lines(read_tail(folder.console))
     return LabLost(text, f"`nohype lab down {folder.name}` removes what is left")
+
+
+def _describe_machine(folder: Folder) -> str:
+    try:
+        status = str(ask(folder.qmp, "query-status", timeout=3)["status"])
+    except (LabError, KeyError, TypeError):
+        return "QEMU lives, but its monitor does not answer"
+    if status == "io-error":  # what QEMU does on ENOSPC, unless told otherwise (werror=enospc)
+        return "QEMU has paused it, because what it writes to its disks no longer fits on this machine's disk"
+    return f"its machine is {status}"
 
 
 def show_lines(lines: Sequence[str]) -> str:

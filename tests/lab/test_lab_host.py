@@ -16,8 +16,12 @@ import pytest
 
 from orchestrator.errors import ShellError
 from orchestrator.host import netlink
+from orchestrator.images.build import build_image
+from orchestrator.images.cache import cache_folder
+from orchestrator.images.recipe import recipes_folder
+from orchestrator.lab import accel, life, switch
 from orchestrator.lab import lab as labs
-from orchestrator.lab import life, switch
+from orchestrator.lab.build import build_tools
 from orchestrator.lab.folder import Folder, find_state
 from orchestrator.lab.keys import make_key
 from orchestrator.lab.progress import Timeline
@@ -176,3 +180,13 @@ def _wait_until(condition: Callable[[], object], what: str, timeout: float = 30)
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
         time.sleep(0.1)
+
+
+def test_the_probe_for_kvm_recognizes_a_kernel_that_works(host: LabHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same boot under emulation, where it is known to work: else a refusal would say nothing about KVM.
+    words = {"kvm": "tcg", "host": "max", "q35,kernel-irqchip=split": "q35"}
+    monkeypatch.setattr(accel, "_PROBE_ARGV", [words.get(word, word) for word in accel._PROBE_ARGV])
+    image = build_image(recipes_folder(), "minimal", cache_folder(), progress=lambda _: None)
+    tools = build_tools(cache_folder())
+    found = accel.probe_kvm(accel.Probe(tools, image / "vmlinuz", image / "initrd"), deadline=180)
+    assert found == accel.Accel(kvm=True, reason="a kernel boots under KVM and sees svm")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import Conflict, LabError, LabLost, NotFound, RequestError
+from orchestrator.errors import Conflict, LabError, LabLost, NotFound, RequestError, ShellError
 from orchestrator.host import netlink
 from orchestrator.lab import lab as labs
 from orchestrator.lab import life, switch
@@ -249,6 +249,18 @@ def test_a_host_that_hangs_is_a_lost_lab_and_no_slow_command(
     with pytest.raises(LabLost, match="does not answer any more"):
         labs.execute(lab, f"kill -STOP {lab.state.qemu}; sleep 60", timeout=3)
     os.kill(lab.state.qemu, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"), [("", "its machine is running; gone"), ("full", "no longer fits on this machine's disk; gone")]
+)
+def test_a_lost_lab_says_what_its_machine_does(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
+) -> None:
+    stand_in(mode)
+    lab = start(name, tmp_path)
+    with pytest.raises(LabLost, match=text), labs.not_lost(lab):
+        raise ShellError("gone")
 
 
 def test_an_emulator_that_does_not_start_is_reported_with_what_it_said(

@@ -1,0 +1,48 @@
+"""What the manager adds to libvirt: `create` against `virDomainCreateXML` of the same XML, pair by pair in one lab.
+
+    .venv/bin/python benchmarks/create_guest.py [PAIRS]
+
+Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB. The first pair warms up and is not counted.
+"""
+
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+
+from orchestrator.lab import lab as labs
+from orchestrator.lab import life
+from orchestrator.lab.accel import Wanted
+from orchestrator.lab.progress import Timeline
+from orchestrator.lab.spec import load_spec
+from orchestrator.lab.start import start_lab
+
+INSIDE = Path(__file__).with_name("create_guest_inside.py")
+
+
+def main() -> None:
+    """Runs the pairs and prints minimum, median and maximum of both and of their ratio."""
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    given = os.environ.get("NOHYPE_TEST_LAB")
+    lab = labs.find_lab(given) if given else start_lab("bench", load_spec("numa"), Wanted.AUTO, Timeline())
+    try:
+        done = labs.execute(lab, ["/opt/nohype/bin/python", "-", str(pairs)], input=INSIDE.read_bytes(), timeout=3600)
+        if done.status:
+            sys.exit(done.stderr)
+        lines = [json.loads(line) for line in done.stdout.splitlines()][1:]
+        for what in ("manager", "libvirt"):
+            print(_row(f"{what}, s", [line[what] for line in lines]))
+        print(_row("ratio", [line["manager"] / line["libvirt"] for line in lines]))
+    finally:
+        if not given:
+            life.down("bench")
+
+
+def _row(name: str, values: list[float]) -> str:
+    least, middle, most = min(values), statistics.median(values), max(values)
+    return f"{name:12} min {least:6.2f}  median {middle:6.2f}  max {most:6.2f}  ({len(values)} pairs)"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Runs in the lab host (see create_guest.py): times the manager's `create` and libvirt's `createXML` of the same XML, in turn.
+
+Prints one JSON line a pair: seconds of the manager and of libvirt. The second guest's, so that what serves all guests is done.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from orchestrator.api.client import Client
+from orchestrator.config import DEFAULT_CONFIG, read_config
+from orchestrator.domain import build_domain
+from orchestrator.host.root import HostRoot
+from orchestrator.hypervisor import Hypervisor
+from orchestrator.images.store import find_image
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+from orchestrator.steps.vfs import BindVfio, SetVfMac, undo_vf_driver, undo_vf_mac
+
+NAME = "timed"
+REQUEST = {"name": NAME, "memory": "256M", "image": "minimal"}
+
+
+def by_manager(client: Client) -> tuple[float, Plan]:
+    """Seconds that the manager takes from request to running guest, and the plan it made."""
+    start = time.monotonic()
+    client.create(REQUEST)
+    seconds = time.monotonic() - start
+    (plan,) = [claim.plan for claim in Ledger(Path(config.paths.ledger)).read().claims if claim.plan.name == NAME]
+    client.stop(NAME)
+    return seconds, plan
+
+
+def by_libvirt(plan: Plan) -> float:
+    """Seconds that libvirt alone takes for the same XML; the VF is handed over before the clock runs."""
+    host, hypervisor = HostRoot(), Hypervisor()
+    xml = build_domain(plan, find_image(Path(config.paths.images), plan.image), log=Path("/tmp/timed.log"))
+    steps = (SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address))
+    before = [step.read_before(host) for step in steps]
+    for step in steps:
+        step.apply(host)
+    hypervisor.names()
+    start = time.monotonic()
+    hypervisor.start(xml)
+    seconds = time.monotonic() - start
+    hypervisor.destroy(NAME)
+    undo_vf_driver(host, before[1] or {})
+    undo_vf_mac(host, before[0] or {})
+    return seconds
+
+
+config = read_config(DEFAULT_CONFIG)
+client = Client(Path(config.paths.socket))
+client.create({"name": "first", "memory": "256M", "image": "minimal"})
+for _ in range(int(sys.argv[1]) + 1):
+    manager, plan = by_manager(client)
+    print(json.dumps({"manager": manager, "libvirt": by_libvirt(plan)}), flush=True)
+client.stop("first")

@@ -1,0 +1,47 @@
+"""The contract tests of the host layer again, on the real kernel of the lab host: a fake that lies is caught here."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import tarfile
+from pathlib import Path
+
+from orchestrator.lab import lab as labs
+from tests.lab.conftest import LabHost
+
+ROOT = Path(__file__).parents[2]
+CARRIED = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pytest_timeout.py", "pygments")
+
+
+def pack() -> bytes:
+    """The contract tests, and pytest with what it needs: all pure Python, so that they run there as they are."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
+        for name in ("tests/fakeroot.py", "tests/contract", "tests/data/hosts"):
+            archive.add(ROOT / name, name)
+        for name in CARRIED:
+            spec = importlib.util.find_spec(name.removesuffix(".py"))
+            assert spec, name
+            assert spec.origin, name
+            found = Path(spec.origin)
+            archive.add(found if name.endswith(".py") else found.parent, f"site/{name}", filter=_no_caches)
+    return data.getvalue()
+
+
+def _no_caches(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if info.name.endswith("__pycache__") else info
+
+
+def test_the_contract_holds_on_the_real_kernel(host: LabHost) -> None:
+    """Runs without guests: it makes and removes VFs."""
+    for name in ("guest1", "guest2"):
+        host.nohype("guest", "stop", name, check=False)
+    pf = host.run("basename $(readlink /sys/class/net/nic0/device)").stdout.strip()
+    labs.execute(host.lab, "rm -rf /tmp/contract && mkdir /tmp/contract && tar xz -C /tmp/contract", input=pack(), timeout=120)
+    environment = f"NOHYPE_CONTRACT_ROOT=/ NOHYPE_CONTRACT_PF={pf} PYTHONPATH=/tmp/contract/site:/tmp/contract"
+    command = "/opt/nohype/bin/python -m pytest -q -p no:cacheprovider --import-mode=importlib tests/contract -k host_"
+    done = host.run(f"cd /tmp/contract && {environment} {command}", check=False, timeout=800)
+    print(done.stdout[-2000:])
+    assert done.status == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout

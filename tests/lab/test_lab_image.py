@@ -1,0 +1,77 @@
+"""The lab's image: what the builders promise of it. Uses the builds that the lab itself was started from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.host.run import run
+from orchestrator.images.cache import cache_folder, remove_tree
+from orchestrator.images.debian import read_apt_settings
+from orchestrator.images.wheels import source_tree
+from orchestrator.lab.build import apply_role, build_host, build_lab, role_variables
+from orchestrator.lab.spec import LabImage, load_spec
+
+SPEC = load_spec("numa")
+
+
+def nothing(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def image() -> LabImage:
+    return build_lab(SPEC, cache_folder())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of the root file system that the image was made from, before our package."""
+    copy = tmp_path_factory.mktemp("image") / "root"
+    run(
+        ["cp", "--archive", "--reflink=auto", build_host(SPEC, source_tree(), cache_folder(), progress=nothing), copy],
+        timeout=300,
+    )
+    yield copy
+    remove_tree(copy)
+
+
+def test_image_is_small(image: LabImage) -> None:
+    assert image.root.stat().st_blocks * 512 <= 1 << 30
+
+
+def test_building_again_builds_nothing(image: LabImage) -> None:
+    said: list[str] = []
+    assert build_lab(SPEC, cache_folder(), said.append) == image
+    assert said == []
+
+
+def test_role_changes_nothing_the_second_time(root: Path, tmp_path: Path) -> None:
+    assert apply_role(source_tree(), root, role_variables(SPEC), log=tmp_path / "log") == 0
+
+
+def test_no_mirror_proxy_or_key_is_in_the_image(root: Path) -> None:
+    settings = read_apt_settings()
+    texts = [settings.uri, *re.findall(r'"(\w+://[^"]+)"', "".join(settings.options))]
+    hosts = {match[1] for text in texts if (match := re.match(r"\w+://([^/:]+)", text))}
+    for host in hosts:
+        found = run(["grep", "-rIlF", host, root / "etc/apt", root / "var/lib/apt"], check=False).stdout
+        assert found == ""
+    assert list((root / "etc/ssh").glob("ssh_host_*")) == []
+    assert list((root / "root/.ssh").glob("*")) == []
+
+
+def test_kernel_command_line_says_what_a_host_needs(image: LabImage) -> None:
+    words = image.cmdline.split()
+    assert {
+        "intel_iommu=on",
+        "iommu.strict=1",
+        "nohz_full=2-7",
+        "irqaffinity=0-1",
+        "hugepages=0:256,1:256",
+        "iomem=relaxed",
+    } <= set(words)
+    assert "isolcpus=nohz,domain,managed_irq,2-7" in words

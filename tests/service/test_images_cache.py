@@ -1,0 +1,209 @@
+"""The cache of builds: complete or not there, one builder at a time, nothing left of a failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ImageError
+from orchestrator.host.run import run
+from orchestrator.images.cache import build_cached, cache_folder, hash_inputs
+from orchestrator.images.logged import run_logged
+
+
+def nothing(_: str) -> None:
+    pass
+
+
+def fill(text: str = "built") -> object:
+    def build(folder: Path) -> None:
+        (folder / "file").write_text(text)
+
+    return build
+
+
+def names(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
+
+
+def test_built_once(tmp_path: Path) -> None:
+    calls: list[Path] = []
+
+    def build(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "file").write_text("built")
+
+    first = build_cached(tmp_path / "cache", "thing", "a" * 12, build, progress=nothing)
+    second = build_cached(tmp_path / "cache", "thing", "a" * 12, build, progress=nothing)
+    assert first == second == tmp_path / "cache" / f"thing-{'a' * 12}"
+    assert (first / "file").read_text() == "built"
+    assert len(calls) == 1
+    assert calls[0] != first
+
+
+def test_failure_leaves_nothing(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise ImageError("no")
+
+    with pytest.raises(ImageError, match="^no$"):
+        build_cached(tmp_path, "thing", "a" * 12, build, progress=nothing)
+    assert names(tmp_path) == []
+
+
+def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_cached(tmp_path, "thing", "a" * 12, build, progress=nothing)
+    assert names(tmp_path) == []
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from orchestrator.images.cache import build_cached
+def build(folder):
+    (folder / "half").write_text("x")
+    print("building", flush=True)
+    time.sleep(60)
+build_cached(Path(sys.argv[1]), "thing", "b" * 12, build, progress=print)
+"""
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, in the middle of a build in tmp_path."""
+    with subprocess.Popen([sys.executable, "-c", BUILDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "building\n"
+        yield process
+        process.kill()
+
+
+def test_next_build_clears_up_after_a_crash(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
+    builder.send_signal(signal.SIGKILL)
+    builder.wait()
+    assert [name for name in names(tmp_path) if name.startswith(".thing-tmp-")]
+    build_cached(tmp_path, "thing", "a" * 12, fill(), progress=nothing)  # type: ignore[arg-type]
+    assert names(tmp_path) == [f"thing-{'a' * 12}"]
+
+
+def test_second_builder_waits_and_says_so(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
+    said: list[str] = []
+    thread = threading.Thread(target=lambda: build_cached(tmp_path, "thing", "a" * 12, fill(), progress=said.append))  # type: ignore[arg-type]
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert said == ["waiting for another build (thing.lock)"]
+    assert not (tmp_path / f"thing-{'a' * 12}").exists()
+    builder.kill()
+    thread.join(10)
+    assert (tmp_path / f"thing-{'a' * 12}" / "file").exists()
+
+
+def test_the_newest_two_of_a_kind_stay(tmp_path: Path) -> None:
+    for number, letter in enumerate("abc"):
+        folder = build_cached(tmp_path, "thing", letter * 12, fill(), progress=nothing)  # type: ignore[arg-type]
+        os.utime(folder, (number, number))
+    build_cached(tmp_path, "thing-two", "e" * 12, fill(), progress=nothing)  # type: ignore[arg-type]
+    build_cached(tmp_path, "thing", "d" * 12, fill(), progress=nothing)  # type: ignore[arg-type]
+    assert names(tmp_path) == [f"thing-{'c' * 12}", f"thing-{'d' * 12}", f"thing-two-{'e' * 12}"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    if os.geteuid():
+        pytest.skip("mounting needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", disk])
+    yield disk
+    run(["umount", disk])
+
+
+def test_full_disk_is_one_clear_error(small_disk: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "big").write_bytes(bytes(2 << 20))
+
+    with pytest.raises(ImageError, match="the disk is full: thing") as error:
+        build_cached(small_disk / "cache", "thing", "a" * 12, build, progress=nothing)
+    assert "NOHYPE_CACHE" in error.value.hint
+    assert names(small_disk / "cache") == []
+
+
+def test_full_disk_met_by_a_program_is_the_same_error(small_disk: Path) -> None:
+    def build(folder: Path) -> None:
+        run(["dd", "if=/dev/zero", f"of={folder}/big", "bs=1M", "count=2"], env={"LC_ALL": "C"})
+
+    with pytest.raises(ImageError, match="the disk is full: thing"):
+        build_cached(small_disk / "cache", "thing", "a" * 12, build, progress=nothing)
+    assert names(small_disk / "cache") == []
+
+
+def test_cache_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ImageError, match="cannot use the cache folder") as error:
+        build_cached(tmp_path / "file" / "cache", "thing", "a" * 12, fill(), progress=nothing)  # type: ignore[arg-type]
+    assert "NOHYPE_CACHE" in error.value.hint
+
+
+def test_hash_sees_names_contents_and_mode_but_not_times(tmp_path: Path) -> None:
+    file = tmp_path / "tree" / "file"
+    file.parent.mkdir()
+    file.write_text("one")
+    first = hash_inputs(tmp_path / "tree")
+    os.utime(file, (1, 1))
+    (tmp_path / "tree/__pycache__").mkdir()
+    (tmp_path / "tree/__pycache__/x.pyc").touch()
+    assert hash_inputs(tmp_path / "tree") == first
+    seen = {first}
+    for change in (lambda: file.write_text("two"), lambda: file.chmod(0o755), lambda: file.rename(file.with_name("other"))):
+        change()
+        seen.add(hash_inputs(tmp_path / "tree"))
+    assert len(seen) == 4
+
+
+def test_hash_keeps_parts_apart() -> None:
+    assert len({hash_inputs("ab", "c"), hash_inputs("a", "bc"), hash_inputs(["a", "bc"]), hash_inputs("abc")}) == 4
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/one")
+    monkeypatch.delenv("NOHYPE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == Path("/home/one/.cache/nohype")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/xdg/nohype")
+    monkeypatch.setenv("NOHYPE_CACHE", "/own")
+    assert cache_folder() == Path("/own")
+
+
+def test_failing_program_shows_the_end_of_its_output(tmp_path: Path) -> None:
+    log = tmp_path / "log" / "one.log"
+    lines = "; ".join(f"echo line {number}" for number in range(20))
+    with pytest.raises(ImageError) as error:
+        run_logged(["sh", "-c", f"{lines}; exit 3"], task="cannot make it", program="thing", log=log, timeout=10)
+    first, *rest = error.value.message.splitlines()
+    assert first == "cannot make it: thing ended with status 3:"
+    assert rest == [f"    line {number}" for number in range(8, 20)]
+    assert str(log) in error.value.hint
+    run_logged(["sh", "-c", "echo again"], task="cannot make it", program="thing", log=log, timeout=10)
+    assert log.read_text() == "again\n"
+
+
+def test_missing_program_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="^cannot make it: `no-such-program` is not installed"):
+        run_logged(["no-such-program"], task="cannot make it", program="thing", log=tmp_path / "log", timeout=10)

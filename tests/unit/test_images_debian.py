@@ -1,0 +1,84 @@
+"""Where packages come from, and the command line of mmdebstrap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ImageError
+from orchestrator.images.debian import AptSettings, build_mmdebstrap, parse_apt_options, parse_archive_uri
+
+TARGETS = """\
+Some Vendor vendor main stable http://vendor.invalid/
+Debian Debian main bookworm http://one.invalid/debian/
+Debian Debian main bookworm-updates http://one.invalid/debian/
+Debian Debian-Security main bookworm-security http://one.invalid/debian-security/
+Debian Backports main bookworm-backports http://one.invalid/debian/
+"""
+
+
+def test_archive_of_another_release_will_do() -> None:
+    assert parse_archive_uri(TARGETS) == "http://one.invalid/debian/"
+
+
+def test_archive_that_has_our_suite_is_preferred() -> None:
+    assert parse_archive_uri(TARGETS + "Debian Debian main trixie https://two.invalid/debian/\n") == "https://two.invalid/debian/"
+
+
+def test_local_mirror_lists_are_kept_as_they_are() -> None:
+    line = "Debian Debian main trixie mirror+file:/etc/apt/mirrors/debian.list"
+    assert parse_archive_uri(line) == "mirror+file:/etc/apt/mirrors/debian.list"
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        "",
+        "Debian Debian contrib trixie http://one.invalid/",
+        "Debian Debian-Security main trixie-security http://one.invalid/",
+        "Debian Debian main trixie-backports http://one.invalid/",
+        "Ubuntu Ubuntu main noble http://one.invalid/",
+    ],
+)
+def test_no_archive_is_an_error_with_a_hint(targets: str) -> None:
+    with pytest.raises(ImageError, match="no Debian archive") as error:
+        parse_archive_uri(targets)
+    assert "apt-get update" in error.value.hint
+
+
+def test_only_options_that_matter_for_downloads_are_taken() -> None:
+    dump = """\
+Acquire "";
+Acquire::http::Proxy "http://proxy.invalid:3142";
+Acquire::http::Proxy::one.invalid "DIRECT";
+Acquire::https::CaInfo "/etc/ssl/private-ca.pem";
+Acquire::https "";
+Acquire::Retries "3";
+Acquire::Languages "none";
+APT::Install-Recommends "1";
+"""
+    assert parse_apt_options(dump) == (
+        'Acquire::http::Proxy "http://proxy.invalid:3142";',
+        'Acquire::http::Proxy::one.invalid "DIRECT";',
+        'Acquire::https::CaInfo "/etc/ssl/private-ca.pem";',
+        'Acquire::Retries "3";',
+    )
+
+
+def test_command_line() -> None:
+    settings = AptSettings("http://one.invalid/debian/", ('Acquire::http::Proxy "http://p.invalid";',))
+    words = build_mmdebstrap(settings, Path("/target"), ["a", "b"], Path("/cache of debs"), variant="essential")
+    assert words[0] == "mmdebstrap"
+    assert "--include=a,b" in words
+    assert '--aptopt=Acquire::http::Proxy "http://p.invalid";' in words
+    assert words[-3:-1] == ["trixie", "/target"]
+    assert words[-1].endswith("] http://one.invalid/debian/ trixie main")
+    assert any("'/cache of debs'" in word for word in words if word.startswith("--setup-hook"))
+
+
+def test_archive_and_proxy_do_not_stay_in_the_root() -> None:
+    words = build_mmdebstrap(AptSettings("http://one.invalid/", ()), Path("/target"), ["a"], Path("/debs"), variant="essential")
+    last = [word for word in words if word.startswith("--customize-hook")][-1]
+    assert "etc/apt/sources.list" in last
+    assert "99mmdebstrap" in last

@@ -1,0 +1,73 @@
+"""The store of built images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ImageError, NotFound
+from orchestrator.images.store import find_image, install_image, list_images, write_description
+
+
+def build(folder: Path, kernel: str = "kernel") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "vmlinuz").write_text(kernel)
+    (folder / "initrd").write_text("initrd")
+    write_description(folder, cmdline="quiet", console="nohype-1", kernel_version="6.12", hash="abc", description="d")
+    return folder
+
+
+def test_installed_image_is_found(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    install_image(build(tmp_path / "built"), store, "one")
+    image = find_image(store, "one")
+    assert (image.name, image.cmdline, image.console, image.kernel_version) == ("one", "quiet", "nohype-1", "6.12")
+    assert image.kernel.read_text() == "kernel"
+    assert list_images(store) == (image,)
+
+
+def test_installing_again_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    install_image(build(tmp_path / "built"), store, "one")
+    assert install_image(build(tmp_path / "again", "newer"), store, "one").kernel.read_text() == "newer"
+    assert sorted(path.name for path in store.iterdir()) == [".lock", "one"]
+
+
+def test_left_over_of_a_crash_is_no_image_and_goes(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    build(store / ".tmp-crashed" / "one")
+    with pytest.raises(NotFound):
+        find_image(store, "one")
+    install_image(build(tmp_path / "built"), store, "two")
+    assert sorted(path.name for path in store.iterdir()) == [".lock", "two"]
+
+
+def test_unknown_image_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there are none") as error:
+        find_image(tmp_path / "nowhere", "one")
+    assert "nohype image build one" in error.value.hint
+    build(tmp_path / "two")
+    with pytest.raises(NotFound, match="there are two"):
+        find_image(tmp_path, "one")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "two/../two"])
+def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
+    build(tmp_path / "two")
+    with pytest.raises(NotFound):
+        find_image(tmp_path, name)
+
+
+@pytest.mark.parametrize("damage", ["vmlinuz", "initrd", "image.json"])
+def test_damaged_image_is_an_error(tmp_path: Path, damage: str) -> None:
+    folder = build(tmp_path / "one")
+    (folder / damage).unlink()
+    with pytest.raises(ImageError, match="damaged.*"):
+        find_image(tmp_path, "one")
+
+
+def test_description_that_is_no_json_is_an_error(tmp_path: Path) -> None:
+    (build(tmp_path / "one") / "image.json").write_text("{")
+    with pytest.raises(ImageError, match="damaged"):
+        find_image(tmp_path, "one")

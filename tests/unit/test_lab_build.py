@@ -1,0 +1,61 @@
+"""What the lab's image is made of: pure parts. The builds themselves are seen by the lab tests."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from orchestrator.errors import ImageError
+from orchestrator.images.wheels import build_download, hash_sources, read_requirements, source_tree
+from orchestrator.lab.build import parse_changed, read_packages, role_variables
+from orchestrator.lab.spec import load_spec
+
+DEFAULTS = source_tree() / "ansible/roles/nohype_host/defaults/main.yml"
+
+
+def test_role_gets_the_specs_cpus_and_pages() -> None:
+    variables = role_variables(load_spec("numa"))
+    assert variables["nohype_housekeeping_cpus"] == "0-1"
+    assert variables["nohype_guest_cpus"] == "2-7"
+    assert variables["nohype_hugepages"] == [256, 256]
+    assert role_variables(load_spec("small"))["nohype_housekeeping_cpus"] == "0"
+
+
+def test_every_variable_is_one_of_the_roles() -> None:
+    known = set(re.findall(r"^(nohype_\w+):", DEFAULTS.read_text(), re.MULTILINE))
+    of_lab = source_tree() / "ansible/roles/nohype_lab/defaults/main.yml"
+    known |= set(re.findall(r"^(nohype_\w+):", of_lab.read_text(), re.MULTILINE))
+    assert set(role_variables(load_spec("numa"))) <= known
+
+
+def test_packages_of_the_role_are_read_without_comments() -> None:
+    packages = read_packages(source_tree())
+    assert "qemu-system-x86" in packages
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", package) for package in packages)
+
+
+def test_libvirt_comes_from_debian() -> None:
+    requirements = read_requirements(source_tree())
+    assert any(line.startswith("pydantic") for line in requirements)
+    assert not any(line.startswith("libvirt") for line in requirements)
+    assert "python3-libvirt" in read_packages(source_tree())
+
+
+def test_wheels_are_for_the_images_python() -> None:
+    words = build_download(["one>=1"], source_tree() / "wheels")
+    assert {"--python-version=3.13", "--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64", "one>=1"} <= set(
+        words
+    )
+    assert "--platform=manylinux_2_42_x86_64" not in words  # newer than the image's C library
+
+
+def test_sources_have_one_hash() -> None:
+    assert hash_sources(source_tree()) == hash_sources(source_tree())
+
+
+def test_recap_of_ansible() -> None:
+    line = "/cache/.lab/root    : ok=44   changed=35   unreachable=0    failed=0    skipped=9    rescued=0    ignored=0\n"
+    assert parse_changed(f"PLAY RECAP ****\n{line}") == 35
+    with pytest.raises(ImageError):
+        parse_changed("PLAY RECAP ****\n")
