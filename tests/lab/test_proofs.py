@@ -127,9 +127,8 @@ def stranger(host: LabHost) -> Any:
     device = f"/sys/bus/pci/devices/{free}"
     host.run(f"echo identity > {device}/iommu_group/type && echo vfio-pci > {device}/driver_override")
     host.run(f"echo {free} > /sys/bus/pci/drivers_probe")
-    host.run(
-        f"cat > /tmp/stranger.xml <<'END'\n{STRANGER.format(locked='', devices=hostdev + rng)}\nEND\nvirsh create /tmp/stranger.xml"
-    )
+    xml = STRANGER.format(locked="", devices=hostdev + rng)
+    host.run(f"cat > /tmp/stranger.xml <<'END'\n{xml}\nEND\nvirsh create /tmp/stranger.xml")
     yield host.proofs()
     host.run("virsh destroy stranger; rm /tmp/stranger.xml")
     host.run(f"echo {free} > {device}/driver/unbind; echo > {device}/driver_override; echo DMA > {device}/iommu_group/type")

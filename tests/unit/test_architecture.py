@@ -117,6 +117,8 @@ def test_only_the_root_opens_the_kernels_files() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
         for argument in node.args
-        if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and argument.value.startswith(("/sys/", "/proc/"))
+        if isinstance(argument, ast.Constant)
+        and isinstance(argument.value, str)
+        and argument.value.startswith(("/sys/", "/proc/"))
     ]
     assert not found
