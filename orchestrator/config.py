@@ -37,11 +37,13 @@ class HostConfig(_Strict):
         housekeeping: CPU list for the manager, the kernel's threads and QEMU's helper threads; whole physical cores.
         uplinks: network interfaces whose virtual functions may be given to guests.
         page_size: huge page size that guests get.
+        vfs_per_uplink: how many virtual functions to make on an uplink; left out: as many as it can have.
     """
 
     housekeeping: Annotated[str, AfterValidator(_cpus)]
     uplinks: tuple[str, ...] = Field(min_length=1, strict=False)
     page_size: Annotated[str, AfterValidator(_size)] = "2M"
+    vfs_per_uplink: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def housekeeping_cpus(self) -> CpuSet:

@@ -55,7 +55,7 @@ def serve(config: DaemonConfig) -> None:
     listener = open_socket(Path(config.paths.socket))
     host = HostRoot()
     hypervisor = Hypervisor()
-    policy = Policy(config.host.housekeeping_cpus, config.host.uplinks, config.host.page)
+    policy = Policy(config.host.housekeeping_cpus, config.host.uplinks, config.host.page, config.host.vfs_per_uplink)
     manager = SystemManager(
         host, hypervisor, Ledger(Path(config.paths.ledger)), policy,
         images=Path(config.paths.images), consoles=Path(config.paths.consoles),

@@ -237,7 +237,7 @@ class SystemManager:
         if len(self._ledger.read().claims) == 1:
             # Only before the first guest: it looks at every thread of the host. What strays later is found by the audit.
             run_steps(self._host, self._ledger, HOST, plan_cores(self._host, plan.housekeeping))
-        run_steps(self._host, self._ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, pf.total_vfs)])
+        run_steps(self._host, self._ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, self._policy.count_vfs(pf))])
         run_steps(
             self._host,
             self._ledger,

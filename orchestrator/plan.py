@@ -158,11 +158,17 @@ class Policy:
         housekeeping: CPUs of the manager, of the kernel's threads and of QEMU's other threads; never a guest's.
         uplinks: network interfaces of the PFs whose VFs guests may get, the preferred first.
         page_size: huge page size of guest memory.
+        vfs_per_uplink: how many VFs an uplink may have at the most; None for as many as it can.
     """
 
     housekeeping: CpuSet
     uplinks: tuple[str, ...]
     page_size: Size
+    vfs_per_uplink: int | None = None
+
+    def count_vfs(self, pf: PhysicalFunction) -> int:
+        """How many VFs to make on a PF that has none yet."""
+        return pf.total_vfs if self.vfs_per_uplink is None else min(self.vfs_per_uplink, pf.total_vfs)
 
 
 @dataclass(frozen=True)
@@ -223,7 +229,7 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
     refused: list[str] = [] if policy.uplinks else ["network: no uplink is configured"]
     vfs: list[tuple[PhysicalFunction, int]] = []
     for uplink in policy.uplinks:
-        found = _find_vf(uplink, topology, taken)
+        found = _find_vf(uplink, topology, taken, policy)
         refused.append(found) if isinstance(found, str) else vfs.append(found)
     places: list[_Place] = []
     for node in sorted({core.node for core in topology.cores}):
@@ -307,7 +313,7 @@ def _check_pages(pages: int, node: int, topology: Topology, taken: Claims, page_
     return [f"{free} of {pool.total} huge pages of {page_size} are free, {pages} are wanted"]
 
 
-def _find_vf(uplink: str, topology: Topology, taken: Claims) -> tuple[PhysicalFunction, int] | str:
+def _find_vf(uplink: str, topology: Topology, taken: Claims, policy: Policy) -> tuple[PhysicalFunction, int] | str:
     """The uplink's PF with the number of a free VF, or why there is none."""
     pf = next((pf for pf in topology.pfs if pf.interface == uplink), None)
     if not pf:
@@ -320,14 +326,14 @@ def _find_vf(uplink: str, topology: Topology, taken: Claims) -> tuple[PhysicalFu
     # would take other guests' VFs away. So if VFs exist, these are all there are.
     exist = {vf.index: vf for vf in pf.vfs}
     strangers: list[str] = []
-    for index in sorted(exist) or range(pf.total_vfs):
+    for index in sorted(exist) or range(policy.count_vfs(pf)):
         if pf.vf_address(index) in taken.vfs:
             continue
         stranger = _check_group(pf.vf_address(index), topology) if exist else ""
         if not stranger:
             return pf, index
         strangers.append(stranger)
-    count = f"{len(exist)} (of {pf.total_vfs} possible)" if exist else str(pf.total_vfs)
+    count = f"{len(exist)} (of {pf.total_vfs} possible)" if exist else str(policy.count_vfs(pf))
     return f"uplink {uplink}: no VF is left of {count}" + "".join(f"; {stranger}" for stranger in strangers)
 
 

@@ -159,6 +159,7 @@ def role_variables(spec: LabSpec) -> dict[str, object]:
         "nohype_housekeeping_cpus": str(spec.housekeeping),
         "nohype_guest_cpus": str(spec.guest_cpus),
         "nohype_hugepages": [spec.hugepages_per_node] * spec.nodes,
+        "nohype_vfs_per_uplink": spec.vfs,
         "nohype_iomem_relaxed": True,  # the emulated NIC is an 82576
         # the emulated processor is an AMD one, which the erratum does not affect
         "nohype_nx_huge_pages": "never",

@@ -22,11 +22,8 @@ def build_parts(spec: LabSpec, timeline: Timeline) -> tuple[Path, LabImage]:
     Raises:
         ImageError: something could not be built.
     """
-    cache = cache_folder()
-    with timeline.stage("emulator's tools"):
-        tools = build_tools(cache, progress=timeline.note)
-    with timeline.stage(f"image of the lab {spec.name}"):
-        return tools, build_lab(spec, cache, progress=timeline.note)
+    tools = _build_tools(timeline)
+    return tools, _build_image(spec, timeline)
 
 
 def start_lab(name: str, spec: LabSpec, wanted: Wanted, timeline: Timeline) -> Lab:
@@ -34,11 +31,22 @@ def start_lab(name: str, spec: LabSpec, wanted: Wanted, timeline: Timeline) -> L
 
     Raises:
         Conflict: a lab of that name is up or being started; found out before anything is built.
-        HostError, ImageError, LabError: see ``life.up`` and ``build_parts``.
+        HostError, ImageError, LabError: see ``life.up``, ``choose_accel`` and ``build_parts``.
     """
     check_free(name)
-    tools, image = build_parts(spec, timeline)
+    tools = _build_tools(timeline)
     with timeline.stage("guest image minimal"):
         guest = build_image(recipes_folder(), "minimal", cache_folder(), progress=timeline.note)
+    # Before the long build: who wants KVM and can't have it is told so at once.
     accel = choose_accel(HostRoot(), wanted, Probe(tools, guest / "vmlinuz", guest / "initrd"), timeline)
-    return up(name, spec, image, tools, accel, timeline)
+    return up(name, spec, _build_image(spec, timeline), tools, accel, timeline)
+
+
+def _build_tools(timeline: Timeline) -> Path:
+    with timeline.stage("emulator's tools"):
+        return build_tools(cache_folder(), progress=timeline.note)
+
+
+def _build_image(spec: LabSpec, timeline: Timeline) -> LabImage:
+    with timeline.stage(f"image of the lab {spec.name}"):
+        return build_lab(spec, cache_folder(), progress=timeline.note)

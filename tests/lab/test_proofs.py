@@ -118,7 +118,7 @@ STRANGER = """<domain type='kvm'><name>stranger</name><memory unit='MiB'>128</me
 @pytest.fixture(scope="module")
 def stranger(host: LabHost) -> Any:
     """A guest that somebody else has started by hand: unlocked, with an emulated device, and a VF whose DMA is not translated."""
-    free = host.run("readlink /sys/class/net/nic0/device/virtfn6").stdout.strip().rpartition("/")[2]
+    free = host.run("readlink /sys/class/net/nic0/device/virtfn3").stdout.strip().rpartition("/")[2]
     _, bus, rest = free.split(":")
     slot, function = rest.split(".")
     address = f"<address domain='0' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"

@@ -211,6 +211,14 @@ def test_vfs_run_out() -> None:
     assert plan_guest(request(), HOST, Claims(vfs=taken.vfs - {nic().vf_address(5)}), POLICY).vf.index == 5
 
 
+def test_the_operator_may_limit_the_vfs() -> None:
+    policy = dataclasses.replace(POLICY, vfs_per_uplink=2)
+    both = Claims(vfs=frozenset(nic().vf_address(index) for index in range(2)))
+    assert plan_guest(request(), HOST, Claims(), policy).vf.index == 0
+    assert refusals(HOST, taken=both, policy=policy) == ("uplink nic0: no VF is left of 2",)
+    assert dataclasses.replace(POLICY, vfs_per_uplink=99).count_vfs(nic()) == 7
+
+
 def test_vfs_that_exist_are_all_there_are() -> None:
     """Their number can't be changed while one of them is in use."""
     pf = nic(vfs=existing_vfs(2))
