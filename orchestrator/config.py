@@ -10,10 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from orchestrator.errors import RequestError
 from orchestrator.request import as_value_error, describe
-from orchestrator.values import CpuSet, Size
+from orchestrator.values import DEFAULT_SOCKET, CpuSet, Size
 
 DEFAULT_CONFIG = Path("/etc/nohype/nohype.toml")
-DEFAULT_SOCKET = Path("/run/nohype/nohyped.sock")
 
 
 class _Strict(BaseModel):
@@ -95,7 +94,7 @@ def read_config(path: Path) -> DaemonConfig:
         return DaemonConfig.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
         raise RequestError(f"cannot read the configuration {path}: {error.strerror}", "the Ansible host role writes it") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"the configuration {path} is not TOML: {error}") from None
     except ValidationError as error:
         raise RequestError(f"the configuration {path} is wrong: {describe(error)}") from None

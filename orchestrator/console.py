@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.errors import GuestError
@@ -16,6 +17,7 @@ from orchestrator.errors import GuestError
 READY = r"^nohype: ready .*$"
 ANSWER = r"^nohype: (done|error).*$"
 _POLL = 0.2
+_ALIVE = 2.0
 
 
 def read_console(log: Path) -> str:
@@ -26,21 +28,23 @@ def read_console(log: Path) -> str:
         return ""
 
 
-def wait_for(log: Path, pattern: str, *, since: int = 0, timeout: float) -> str:
+def wait_for(log: Path, pattern: str, *, since: int = 0, timeout: float, alive: Callable[[], bool] = lambda: True) -> str:
     """Waits until the guest prints a whole line that matches.
 
     Args:
         pattern: regular expression, matched against lines.
         since: position in the text of ``read_console`` from which to look.
         timeout: seconds.
+        alive: whether the guest still runs; asked now and then, since waiting for a guest that has ended is no use.
 
     Returns:
         What was printed from ``since`` up to the end of the matching line.
 
     Raises:
-        GuestError: nothing matched in time; with the last lines that were printed.
+        GuestError: nothing matched in time, or the guest has ended; with the last lines that were printed.
     """
-    deadline = time.monotonic() + timeout
+    start_time = time.monotonic()
+    checked = start_time
     line = re.compile(pattern + r"\n", re.MULTILINE) if pattern.endswith("$") else re.compile(pattern)
     while True:
         text = read_console(log)
@@ -48,9 +52,14 @@ def wait_for(log: Path, pattern: str, *, since: int = 0, timeout: float) -> str:
         start = since if since <= len(text) else 0
         if match := line.search(text, start):
             return text[start : match.end()]
-        if time.monotonic() > deadline:
-            tail = "".join(f"\n    {last}" for last in text.splitlines()[-8:]) or " nothing"
+        now = time.monotonic()
+        tail = "".join(f"\n    {last}" for last in text.splitlines()[-8:]) or " nothing"
+        if now - start_time > timeout:
             raise GuestError(f"the guest did not print {pattern!r} within {timeout:g} s; its console shows:{tail}")
+        if now - checked > _ALIVE:
+            if not alive():
+                raise GuestError(f"the guest has ended before it printed {pattern!r}; its console shows:{tail}")
+            checked = now
         time.sleep(_POLL)
 
 
@@ -74,7 +83,10 @@ def tell(console: Path, log: Path, line: str, *, until: str = ANSWER, timeout: f
     except OSError as error:
         raise GuestError(f"cannot open the guest's console {console}: {error.strerror}") from None
     try:
-        os.write(pty, line.encode() + b"\n")
+        try:
+            os.write(pty, line.encode() + b"\n")
+        except OSError as error:
+            raise GuestError(f"cannot type on the guest's console {console}: {error.strerror}", "QEMU does not read it") from None
         return wait_for(log, until, since=since, timeout=timeout)
     finally:
         os.close(pty)

@@ -30,6 +30,8 @@ from orchestrator.plan import Policy
 _log = logging.getLogger("nohyped")
 
 SOCKET_GROUP = "nohype"
+_PAUSE = 5
+_COLLECT = 60.0
 
 
 @click.command()
@@ -60,13 +62,17 @@ def serve(config: DaemonConfig) -> None:
         host, hypervisor, Ledger(Path(config.paths.ledger)), policy,
         images=Path(config.paths.images), consoles=Path(config.paths.consoles),
     )  # fmt: skip
-    hypervisor.watch_ends(lambda name: _logged(lambda: manager.ended(name)))
+    hypervisor.watch_ends(lambda: _logged(manager.collect))
     manager.recover()
-    manager.keep_edge_mode()
+    # A PF that can't be put right must not keep the manager from stopping its guests.
+    _logged(manager.keep_edge_mode)
     uplinks = frozenset(config.host.uplinks)
     threading.Thread(target=_watch_uplinks, args=(manager, uplinks), name="uplinks", daemon=True).start()
+    threading.Thread(target=_collect_now_and_then, args=(manager,), name="collector", daemon=True).start()
     app = build_app(manager, Auditor(host, hypervisor, manager, config).run)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=5)
+    )
     threading.Thread(target=_tell_systemd_when_up, args=(server,), daemon=True).start()
     _log.info("version %s serves %s", __version__, config.paths.socket)
     server.run(sockets=[listener])
@@ -96,6 +102,8 @@ def open_socket(path: Path) -> socket.socket:
         except KeyError:
             _log.warning("there is no group %s: only root can use %s", SOCKET_GROUP, path)
         path.chmod(0o660)
+        # Now, not when the server starts: a second manager must meet an answer while this one still recovers.
+        listener.listen()
     except OSError as error:
         listener.close()
         raise HostError(f"cannot serve {path}", "run as root", error.errno or 0) from None
@@ -120,9 +128,23 @@ def _tell_systemd_when_up(server: uvicorn.Server) -> None:
 
 def _watch_uplinks(manager: SystemManager, uplinks: frozenset[str]) -> None:
     """A PF reset shows as its link going down and up; igb then has local switching on again."""
-    for interface in watch_links():
-        if interface in uplinks:
-            _logged(manager.keep_edge_mode)
+
+    def watch() -> None:
+        for interface in watch_links():
+            if interface in uplinks:
+                _logged(manager.keep_edge_mode)
+
+    while True:
+        _logged(watch)
+        time.sleep(_PAUSE)
+        _logged(manager.keep_edge_mode)  # what was missed meanwhile
+
+
+def _collect_now_and_then(manager: SystemManager) -> None:
+    """Finds guests whose end nobody told: libvirt was being restarted when they ended."""
+    while True:
+        time.sleep(_COLLECT)
+        _logged(manager.collect)
 
 
 def _logged(work: Callable[[], object]) -> None:

@@ -41,6 +41,7 @@ def build_domain(plan: Plan, image: Image, *, log: Path) -> str:
     domain = _element(
         "domain",
         _element("name", plan.name),
+        _element("uuid", str(plan.uuid)),
         _element("memory", str(plan.memory.kib), unit="KiB"),
         _memory_backing(plan),
         _element("vcpu", str(len(plan.cpus)), placement="static"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import libvirt
 import libvirt_qemu
@@ -79,10 +81,10 @@ class Hypervisor:
         """
         self._call("start the guest", lambda connection: connection.createXML(xml, libvirt.VIR_DOMAIN_START_VALIDATE))
 
-    def destroy(self, name: str) -> None:
-        """Ends a guest at once. A guest that has ended already is fine."""
+    def destroy(self, uuid: UUID) -> None:
+        """Ends a guest at once. One that has ended already is fine, and so is a stranger's that has taken its name."""
         try:
-            self._call(f"end the guest {name}", lambda connection: connection.lookupByName(name).destroy())
+            self._call(f"end the guest {uuid}", lambda connection: connection.lookupByUUIDString(str(uuid)).destroy())
         except HypervisorError as error:
             if error.number not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
                 raise
@@ -98,6 +100,10 @@ class Hypervisor:
         for name in sorted(self.names()):
             try:
                 live.append(self.guest(name))
+            except HypervisorError:
+                # One that is just ending can no longer be read; anybody else's trouble is real.
+                if name in self.names():
+                    raise
             except NotFound:
                 continue
         return tuple(live)
@@ -127,18 +133,24 @@ class Hypervisor:
                 counters.setdefault(int(match[1]), {})[match[2]] = int(value)
         return tuple(counters[index] for index in sorted(counters))
 
-    def watch_ends(self, ended: Callable[[str], None]) -> None:
-        """Calls back with the name of each guest that ends, from a thread of its own. Call once, before anything else."""
+    def watch_ends(self, ended: Callable[[], None]) -> None:
+        """Calls back whenever a guest ends, from a thread of its own. Call once, before anything else.
+
+        Ends that fall into a restart of libvirt are not told.
+        """
         libvirt.virEventRegisterDefaultImpl()
 
         def loop() -> None:
             while True:
-                libvirt.virEventRunDefaultImpl()
+                try:
+                    libvirt.virEventRunDefaultImpl()
+                except libvirt.libvirtError:
+                    time.sleep(1)  # libvirt was stopped; the next request connects again
 
-        def event(_connection: Any, domain: Any, kind: int, _detail: int, _opaque: Any) -> None:
+        def event(_connection: Any, _domain: Any, kind: int, _detail: int, _opaque: Any) -> None:
             if kind == libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 # Not here: the callback runs inside libvirt's event loop, which must go on while we ask libvirt things.
-                threading.Thread(target=ended, args=(domain.name(),), daemon=True).start()
+                threading.Thread(target=ended, daemon=True).start()
 
         self._on_connect = lambda c: c.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, event, None)
         threading.Thread(target=loop, name="libvirt-events", daemon=True).start()

@@ -6,15 +6,16 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from errno import ENOENT
+from errno import ENOENT, ESRCH
 from pathlib import Path
 from typing import Any
 
 from orchestrator.console import READY, tell, wait_for
 from orchestrator.domain import build_domain
-from orchestrator.errors import Conflict, GuestError, HostError, NotFound, OrchestratorError
+from orchestrator.errors import Conflict, GuestError, HostError, NotFound, OrchestratorError, RequestError
 from orchestrator.host.cgroups import move_thread, read_cgroup
 from orchestrator.host.edge import EdgeMode
 from orchestrator.host.processes import read_process_threads
@@ -25,7 +26,7 @@ from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, GuestState, Ledger
 from orchestrator.plan import Claims, Plan, Policy, plan_guest
 from orchestrator.request import GuestRequest
-from orchestrator.steps.base import Undo, run_steps, undo_steps
+from orchestrator.steps.base import Step, Undo, run_steps, undo_steps
 from orchestrator.steps.cores import MoveIrq, MoveKernelThread, plan_cores, undo_irq_affinity, undo_thread_affinity
 from orchestrator.steps.network import SetEdgeMode, find_pf, undo_edge_mode
 from orchestrator.steps.vfs import VFIO, BindVfio, CreateVfs, SetVfMac, undo_numvfs, undo_vf_driver, undo_vf_mac
@@ -35,7 +36,7 @@ from orchestrator.values import PciAddress
 _log = logging.getLogger(__name__)
 
 HOST = "host"
-"""Owner, in the undo journal, of changes that serve all guests: undone when the last guest has ended."""
+"""Owner, in the undo journal, of changes that serve all guests: undone when the last guest has ended. No guest's name."""
 
 _FIRST_EXIT = 60.0
 
@@ -104,6 +105,7 @@ class SystemManager:
         self._images, self._consoles = images, consoles
         # One change at a time: two creations that read the same free pages would both be promised them.
         self._changing = threading.Lock()
+        self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def survey(self) -> Topology:
         """What the host has now."""
@@ -152,12 +154,15 @@ class SystemManager:
             try:
                 self._prepare(plan)
                 self._start(plan)
-            except BaseException:
+                self._ledger.set_state(plan.name, GuestState.RUNNING)
+            except BaseException as error:
+                self._ledger.log("failed", plan.name, str(error))
                 self._clean_up_quietly(plan)
                 raise
-            self._ledger.set_state(plan.name, GuestState.RUNNING)
+            self._ledger.log("created", plan.name, f"CPUs {plan.cpus}, node {plan.node}, VF {plan.vf.address}")
             _log.info("guest %s runs on CPUs %s", plan.name, plan.cpus)
-        return self.guest(plan.name)
+        # Not read again: a guest that has ended meanwhile was made all the same.
+        return GuestView(plan, str(GuestState.RUNNING))
 
     def stop(self, name: str) -> None:
         """Ends a guest at once, as pulling the plug does, and gives back all that it had.
@@ -168,16 +173,18 @@ class SystemManager:
         with self._changing:
             view = self.guest(name)
             self._ledger.set_state(name, GuestState.STOPPING)
-            self._hypervisor.destroy(name)
             self._clean_up(view.plan)
+            self._ledger.log("stopped", name, "on request")
 
-    def ended(self, name: str) -> None:
-        """A guest has ended by itself: gives back all that it had. Guests that are not ours are left alone."""
+    def collect(self) -> None:
+        """Gives back what guests had that have ended by themselves. Guests that are not ours are left alone."""
         with self._changing:
+            running = self._hypervisor.names()
             for claim in self._ledger.read().claims:
-                if claim.plan.name == name and name not in self._hypervisor.names():
-                    _log.info("guest %s has ended", name)
-                    self._clean_up(claim.plan)
+                if claim.plan.name not in running:
+                    self._ledger.log("ended", claim.plan.name, "by itself")
+                    _log.info("guest %s has ended", claim.plan.name)
+                    self._clean_up_quietly(claim.plan)
 
     def recover(self) -> None:
         """After a start: guests that still run are kept as they are, and what dead ones left behind is undone.
@@ -189,24 +196,30 @@ class SystemManager:
             for claim in self._ledger.read().claims:
                 if claim.plan.name in running:
                     _log.info("guest %s still runs; it is kept", claim.plan.name)
-                    if claim.state == GuestState.CLAIMED:
-                        self._ledger.set_state(claim.plan.name, GuestState.RUNNING)
+                    self._adopt(claim)
                 else:
                     _log.info("guest %s is gone; what it had is given back", claim.plan.name)
                     self._clean_up_quietly(claim.plan)
-            if not self._ledger.read().claims:
-                undo_steps(self._host, self._ledger, HOST, UNDOS)
+            try:
+                self._undo_host_if_unused()
+            except OrchestratorError as error:
+                _log.error("after the start: %s", error)
 
     def keep_edge_mode(self) -> None:
         """Puts the PFs of running guests back into VEPA mode if a PF reset took them out of it (with igb each reset does)."""
         with self._changing:
             for pf in {claim.plan.vf.pf for claim in self._ledger.read().claims}:
-                run_steps(self._host, self._ledger, HOST, [SetEdgeMode(find_pf(self._host, pf), EdgeMode.VEPA)])
+                try:
+                    run_steps(self._host, self._ledger, HOST, [SetEdgeMode(find_pf(self._host, pf), EdgeMode.VEPA)])
+                except OrchestratorError as error:
+                    # The other PFs' guests must not suffer from this one.
+                    _log.error("PF %s is not in VEPA mode: %s", pf, error)
 
     def wait_ready(self, name: str, timeout: float) -> str:
         """Waits for the guest's own word that it is ready; returns that line. See ``console.wait_for``."""
         self.guest(name)
-        return wait_for(self._console_log(name), READY, timeout=timeout).splitlines()[-1]
+        log = self._console_log(name)
+        return wait_for(log, READY, timeout=timeout, alive=lambda: name in self._hypervisor.names()).splitlines()[-1]
 
     def tell(self, name: str, line: str, timeout: float) -> str:
         """Types a line on the guest's console and returns its answer. See ``console.tell``."""
@@ -214,12 +227,16 @@ class SystemManager:
         console = self._hypervisor.guest(name).console
         if console is None:
             raise GuestError(f"guest {name} has no serial console")
-        return tell(console, self._console_log(name), line, timeout=timeout)
+        # One question at a time: answers do not say which line they answer.
+        with self._asking[name]:
+            return tell(console, self._console_log(name), line, timeout=timeout)
 
     def _console_log(self, name: str) -> Path:
         return self._consoles / f"{name}.log"
 
     def _plan(self, request: GuestRequest) -> tuple[Plan, int]:
+        if request.name == HOST:
+            raise RequestError(f"no guest can be named {HOST}: that is the host itself", "choose another name")
         find_image(self._images, request.image)
         read = self._ledger.read()
         if request.name in {claim.plan.name for claim in read.claims} | self._hypervisor.names():
@@ -238,12 +255,8 @@ class SystemManager:
             # Only before the first guest: it looks at every thread of the host. What strays later is found by the audit.
             run_steps(self._host, self._ledger, HOST, plan_cores(self._host, plan.housekeeping))
         run_steps(self._host, self._ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, self._policy.count_vfs(pf))])
-        run_steps(
-            self._host,
-            self._ledger,
-            plan.name,
-            [SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)],
-        )
+        own: list[Step] = [SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)]
+        run_steps(self._host, self._ledger, plan.name, own)
         run_steps(self._host, self._ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
 
     def _start(self, plan: Plan) -> None:
@@ -251,8 +264,14 @@ class SystemManager:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         self._hypervisor.start(build_domain(plan, find_image(self._images, plan.image), log=log))
-        self._await_first_exit(plan.name)
-        _move_helpers(self._host, self._hypervisor.guest(plan.name))
+        try:
+            self._await_first_exit(plan.name)
+            _move_helpers(self._host, self._hypervisor.guest(plan.name))
+        except NotFound:
+            raise GuestError(
+                f"guest {plan.name} ended as soon as it was started",
+                f"the last it printed is in {log}, QEMU's own words are in /var/log/libvirt/qemu/{plan.name}.log",
+            ) from None
 
     def _await_first_exit(self, name: str) -> None:
         """KVM makes its helper thread when a vCPU first runs; a vCPU that has exited once has run."""
@@ -261,6 +280,15 @@ class SystemManager:
             if time.monotonic() > deadline:
                 raise GuestError(f"guest {name} did not run a single instruction within {_FIRST_EXIT:g} s")
             time.sleep(0.1)
+
+    def _adopt(self, claim: Claim) -> None:
+        """Finishes what a manager left that was killed just after it had started the guest."""
+        if claim.state == GuestState.CLAIMED:
+            try:
+                _move_helpers(self._host, self._hypervisor.guest(claim.plan.name))
+            except OrchestratorError as error:
+                _log.error("guest %s: %s", claim.plan.name, error)
+            self._ledger.set_state(claim.plan.name, GuestState.RUNNING)
 
     def _clean_up_quietly(self, plan: Plan) -> None:
         """Cleans up after an error that is worth more than what cleaning up may meet. What stays is tried again by `stop`."""
@@ -271,9 +299,12 @@ class SystemManager:
 
     def _clean_up(self, plan: Plan) -> None:
         """Ends the guest if it runs and undoes what was done for it. The claim goes last: until then nobody gets its things."""
-        self._hypervisor.destroy(plan.name)
+        self._hypervisor.destroy(plan.uuid)
         undo_steps(self._host, self._ledger, plan.name, UNDOS)
         self._ledger.release(plan.name)
+        self._undo_host_if_unused()
+
+    def _undo_host_if_unused(self) -> None:
         if not self._ledger.read().claims:
             undo_steps(self._host, self._ledger, HOST, UNDOS)
 
@@ -295,8 +326,9 @@ def _move_helpers(host: HostRoot, guest: LiveGuest) -> None:
         if thread.tid not in vcpus and not thread.allowed <= guest.emulator_pin:
             try:
                 move_thread(host, thread.tid, emulator)
-            except OrchestratorError as error:
-                if not isinstance(error, HostError) or error.errno != ENOENT:
+            except HostError as error:
+                # It has ended: the write says ESRCH, reading back ENOENT.
+                if error.errno not in (ENOENT, ESRCH):
                     raise
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,6 +17,7 @@ from orchestrator.topology import Core, PhysicalFunction, Topology
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 # Locally administered (bit 1 of the first byte, IEEE 802-2014 8.4); "NH" in ASCII, so that a capture shows whose frames they are.
+_NAMESPACE = UUID("4e6f4879-7065-4000-8000-000000000000")
 _MAC_PREFIX = "02:4e:48"
 _MAC_SUFFIXES = 1 << 24
 
@@ -69,6 +71,11 @@ class Plan:
     def cpus(self) -> tuple[int, ...]:
         """Host CPU of each vCPU, in vCPU order."""
         return tuple(cpu for core in self.cores for cpu in core)
+
+    @property
+    def uuid(self) -> UUID:
+        """libvirt's id of the guest: made from what only ours of this name has, so that no stranger's is taken for it."""
+        return uuid5(_NAMESPACE, f"{self.name} {self.vf.mac}")
 
     @property
     def memory(self) -> Size:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.errors import RequestError
+
+DEFAULT_SOCKET = Path("/run/nohype/nohyped.sock")
+"""Where the manager serves. Here, not in `config`: `nohype` would have to import pydantic for it, which doubles its start."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.ASCII)

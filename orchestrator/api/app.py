@@ -39,7 +39,7 @@ def build_app(manager: SystemManager, audit: Callable[[int], tuple[Proof, ...]])
         manager: does the work.
         audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
     """
-    app = FastAPI(title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_exception_handler(OrchestratorError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
 

@@ -81,8 +81,14 @@ class Client:
             ) from None
         finally:
             connection.close()
-        answer = json.loads(content) if content else None
-        if response.status >= 400:
+        try:
+            answer = json.loads(content) if content else None
+        except ValueError:
+            # What a server says of a fault of its own is no JSON.
+            raise OrchestratorError(
+                f"the manager failed: {response.status} {response.reason}", "its log says why: `journalctl -u nohyped`"
+            ) from None
+        if response.status >= 300:
             raise parse_problem(answer if isinstance(answer, dict) else {})
         return answer
 

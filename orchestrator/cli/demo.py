@@ -14,6 +14,7 @@ from orchestrator.cli.progress import show_progress
 from orchestrator.lab import life
 from orchestrator.lab.accel import Wanted
 from orchestrator.lab.demo import Report, tell_story
+from orchestrator.lab.lab import Lab
 from orchestrator.lab.spec import DEFAULT_SPEC, load_spec
 from orchestrator.lab.start import start_lab
 
@@ -34,16 +35,21 @@ def demo(*, keep: bool, path: Path | None, as_json: bool) -> int:
         try:
             report = tell_story(lab, timeline)
         finally:
-            if not keep:
+            if keep:
+                _say_how_to_go_in(lab)
+            else:
                 with timeline.stage("lab down"):
                     life.down(NAME)
     if path:
         report.write(path)
     print_json(vars(report)) if as_json else _print(report, path)
-    if keep:
-        click.echo(f"\nThe lab is up. Go in: nohype lab exec --lab {NAME} -- COMMAND, or\n  {' '.join(build_ssh(lab))}")
-        click.echo(f"End it: nohype lab down {NAME}")
     return int(report.verdict != "pass")
+
+
+def _say_how_to_go_in(lab: Lab) -> None:
+    """On standard error, so that the JSON report stays alone; also after a failure, which is when it is wanted most."""
+    click.echo(f"The lab is up. Go in: nohype lab exec --lab {NAME} -- COMMAND, or\n  {' '.join(build_ssh(lab))}", err=True)
+    click.echo(f"End it: nohype lab down {NAME}\n", err=True)
 
 
 def _print(report: Report, path: Path | None) -> None:

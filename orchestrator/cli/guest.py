@@ -10,6 +10,9 @@ import click
 from orchestrator.api.client import Client
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, socket_option
 
+# Checked here too: a wait that the manager refuses would be refused only after the guest was made.
+_SECONDS = click.FloatRange(0, 3600)
+
 
 @click.group()
 def guest() -> None:
@@ -23,7 +26,7 @@ def guest() -> None:
 @click.option("--image", required=True, help="Name of a built guest image.")
 @click.option("--address", help="Address and prefix length of the guest's network interface: 10.9.0.11/24.")
 @click.option("--cmdline", default="", help="Further words for the guest's kernel command line.")
-@click.option("--wait", type=float, default=0, metavar="SECONDS", help="Wait until the guest says that it is ready.")
+@click.option("--wait", type=_SECONDS, default=0, metavar="SECONDS", help="Wait until the guest says that it is ready.")
 @click.option("--plan", "plan_only", is_flag=True, help="Only show what the guest would get.")
 @json_option
 @socket_option
@@ -31,9 +34,14 @@ def create(name: str, *, wait: float, plan_only: bool, as_json: bool, path: Path
     """Make a guest and start it."""
     client = Client(path)
     request = {"name": name, **{key: value for key, value in fields.items() if value is not None}}
-    made = client.plan(request) if plan_only else client.create(request)
-    if wait and not plan_only:
-        made["ready"] = client.wait_ready(name, wait)
+    try:
+        made = client.plan(request) if plan_only else client.create(request)
+        if wait and not plan_only:
+            made["ready"] = client.wait_ready(name, wait)
+    except KeyboardInterrupt:
+        # We can't take it back from here: by now the name may be somebody else's guest.
+        click.echo(f"the manager goes on with what it was asked for: `nohype guest show {name}`", err=True)
+        raise
     print_json(made) if as_json else _print_guest(made)
 
 
@@ -75,7 +83,7 @@ def stop(name: str, *, as_json: bool, path: Path) -> None:
 @guest.command()
 @click.argument("name")
 @click.argument("line")
-@click.option("--timeout", type=float, default=60, show_default=True, help="Seconds to wait for the answer.")
+@click.option("--timeout", type=_SECONDS, default=60, show_default=True, help="Seconds to wait for the answer.")
 @json_option
 @socket_option
 def tell(name: str, line: str, *, timeout: float, as_json: bool, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import NoReturn
 
 import click
 
@@ -50,7 +50,7 @@ def nohype() -> None:
     """
 
 
-def main() -> Any:
+def main() -> NoReturn:
     """Runs the command. Status: 0 done, 1 an error or a proof that failed, 2 wrong usage, 3 lab lost, 130 interrupted."""
     try:
         sys.exit(nohype(standalone_mode=False) or 0)
@@ -63,7 +63,3 @@ def main() -> Any:
     except OrchestratorError as error:
         click.echo(f"nohype: {error}", err=True)
         sys.exit(_LAB_LOST if isinstance(error, LabLost) else 1)
-    except BrokenPipeError:
-        # Whoever read us (head, less) has left; that is no error. Keep Python from flushing into the closed pipe at exit.
-        sys.stdout = None
-        sys.exit(0)

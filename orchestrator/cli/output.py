@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from orchestrator.config import DEFAULT_SOCKET
+from orchestrator.values import DEFAULT_SOCKET, Size
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 socket_option = click.option(
@@ -33,7 +33,4 @@ def print_table(rows: Sequence[Sequence[object]]) -> None:
 
 def format_size(size: int) -> str:
     """Bytes as people read them: 256M."""
-    for unit, factor in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
-        if size % factor == 0:
-            return f"{size // factor}{unit}"
-    return str(size)
+    return str(Size(size))

@@ -51,9 +51,16 @@ class Report:
     timings: dict[str, float]
 
     def write(self, path: Path) -> None:
-        """Writes the report as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Writes the report as JSON.
+
+        Raises:
+            LabError: the file can't be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            raise LabError(f"cannot write the report {path}: {error.strerror}", "give --report another file") from None
 
 
 def ask(lab: Lab, *words: str, check: bool = True) -> Any:

@@ -47,7 +47,9 @@ def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step])
         before = step.read_before(host)
         if before is None:
             continue
-        ledger.record(owner, step.action, before)
+        # A change that somebody else keeps reverting (a PF reset and VEPA) is undone once.
+        if not any((record.action, record.arguments) == (step.action, before) for record in ledger.pending(owner)):
+            ledger.record(owner, step.action, before)
         _log.info("%s: %s", owner, step.describe())
         step.apply(host)
 

@@ -8,12 +8,12 @@ never moved: the audit names them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from errno import EIO, EPERM, ESRCH
+from errno import ENOENT, ESRCH
 from typing import ClassVar
 
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import read_affinity, set_affinity
-from orchestrator.host.irqs import read_irqs, set_irq_affinity
+from orchestrator.host.irqs import MANAGED, read_irqs, set_irq_affinity
 from orchestrator.host.processes import read_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.steps.base import Arguments
@@ -35,12 +35,17 @@ class MoveKernelThread:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step."""
-        before = read_affinity(self.tid)
+        try:
+            before = read_affinity(self.tid)
+        except HostError as error:
+            if error.errno == ESRCH:
+                return None  # it has ended since the threads were listed
+            raise
         return None if before == self.cpus else {"tid": self.tid, "name": self.name, "cpus": str(before)}
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""
-        set_affinity(self.tid, self.cpus)
+        _set_if_there(self.tid, self.cpus)
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,9 @@ class MoveIrq:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step."""
-        return (
-            None
-            if is_managed(host, self.number, self.before)
-            else {"number": self.number, "name": self.name, "cpus": str(self.before)}
-        )
+        if is_managed(host, self.number, self.before):
+            return None
+        return {"number": self.number, "name": self.name, "cpus": str(self.before)}
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""
@@ -75,11 +78,7 @@ def undo_thread_affinity(host: HostRoot, arguments: Arguments) -> None:
     tid = int(str(arguments["tid"]))
     if host.find(f"proc/{tid}/comm") != arguments["name"]:
         return
-    try:
-        set_affinity(tid, CpuSet.parse(str(arguments["cpus"])))
-    except HostError as error:
-        if error.errno != ESRCH:
-            raise
+    _set_if_there(tid, CpuSet.parse(str(arguments["cpus"])))
 
 
 def undo_irq_affinity(host: HostRoot, arguments: Arguments) -> None:
@@ -99,7 +98,8 @@ def is_managed(host: HostRoot, number: int, affinity: CpuSet) -> bool:
     try:
         set_irq_affinity(host, number, affinity)
     except HostError as error:
-        if error.errno not in (EIO, EPERM):
+        # ENOENT: it went away since it was listed, which is as good.
+        if error.errno not in (*MANAGED, ENOENT):
             raise
         return True
     return False
@@ -116,3 +116,12 @@ def plan_cores(host: HostRoot, housekeeping: CpuSet) -> list[MoveKernelThread | 
         MoveIrq(irq.number, irq.name, irq.affinity, housekeeping) for irq in read_irqs(host) if not irq.affinity <= housekeeping
     ]
     return [*threads, *irqs]
+
+
+def _set_if_there(tid: int, cpus: CpuSet) -> None:
+    """A thread that ends while we look at it runs nowhere any more."""
+    try:
+        set_affinity(tid, cpus)
+    except HostError as error:
+        if error.errno != ESRCH:
+            raise

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.errors import Conflict, HostError
-from orchestrator.host.netlink import read_links, set_vf_mac
+from orchestrator.host.netlink import VfState, read_links, set_vf_mac
 from orchestrator.host.pci import bind_driver, read_driver, read_iommu_group, read_numvfs, release_driver, set_numvfs
 from orchestrator.host.root import HostRoot
 from orchestrator.steps.base import Arguments
@@ -58,10 +58,10 @@ class SetVfMac:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step."""
-        before = _read_vf_mac(self.interface, self.index)
-        if before == self.mac:
-            return None
-        return {"interface": self.interface, "index": self.index, "mac": str(before) if before else ""}
+        vf = _find_vf(self.interface, self.index)
+        if vf is None:
+            raise HostError(f"{self.interface} has no VF {self.index}", "`nohype survey` shows the VFs that exist")
+        return None if vf.mac == self.mac else {"interface": self.interface, "index": self.index, "mac": str(vf.mac or "")}
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""
@@ -118,10 +118,11 @@ def undo_numvfs(host: HostRoot, arguments: Arguments) -> None:
 
 
 def undo_vf_mac(host: HostRoot, arguments: Arguments) -> None:
-    """Puts the VF's address back."""
+    """Puts the VF's address back; a VF that is gone, as all are after a reboot, needs none."""
     del host
-    mac = str(arguments["mac"])
-    set_vf_mac(str(arguments["interface"]), int(str(arguments["index"])), MacAddress.parse(mac) if mac else None)
+    interface, index, mac = str(arguments["interface"]), int(str(arguments["index"])), str(arguments["mac"])
+    if _find_vf(interface, index):
+        set_vf_mac(interface, index, MacAddress.parse(mac) if mac else None)
 
 
 def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:
@@ -142,10 +143,5 @@ def _await_carrier(host: HostRoot, interface: str) -> None:
         time.sleep(0.1)
 
 
-def _read_vf_mac(interface: str, index: int) -> MacAddress | None:
-    for link in read_links():
-        if link.name == interface:
-            for vf in link.vfs:
-                if vf.index == index:
-                    return vf.mac
-    raise HostError(f"{interface} has no VF {index}", "`nohype survey` shows the VFs that exist")
+def _find_vf(interface: str, index: int) -> VfState | None:
+    return next((vf for link in read_links() if link.name == interface for vf in link.vfs if vf.index == index), None)

@@ -264,8 +264,9 @@ def test_each_vf_has_an_iommu_group_of_its_own(host: HostRoot, pf: PhysicalFunct
 def test_a_group_shows_everything_that_is_in_it(host: HostRoot) -> None:
     groups = read_iommu_groups(host)
     assert [group.number for group in groups] == sorted(group.number for group in groups)
-    together = next(group for group in groups if len(group.devices) > 1)
-    assert all(read_iommu_group(host, device) == together for device in together.devices)
+    assert all(read_iommu_group(host, device) == group for group in groups for device in group.devices)
+    if isinstance(host, FakeRoot):  # a real host may have no two functions that share a group
+        assert any(len(group.devices) > 1 for group in groups)
 
 
 def test_a_host_without_iommu_has_no_groups(fake: FakeRoot, pf: PhysicalFunction) -> None:

@@ -186,9 +186,15 @@ def test_last_run_without_scheduler_files(fake: FakeRoot) -> None:
 def test_last_run_of_a_real_thread() -> None:
     if not KERNEL.exists(f"proc/{ME}/sched"):
         pytest.skip("this kernel has no CONFIG_SCHED_DEBUG")
-    with parked_thread() as tid:
-        time.sleep(0.3)
-        parked, mine = (read_last_run(KERNEL, of(read_threads(KERNEL), number)) for number in (tid, ME))
+    # Both on one CPU: each CPU's time in interrupts is added, and differs by seconds.
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        with parked_thread() as tid:
+            time.sleep(0.3)
+            parked, mine = (read_last_run(KERNEL, of(read_threads(KERNEL), number)) for number in (tid, ME))
+    finally:
+        os.sched_setaffinity(0, before)
     if parked is None or mine is None:
         pytest.skip("the kernel moved a thread just now, so it does not tell")
     assert parked < mine

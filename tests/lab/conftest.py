@@ -57,8 +57,8 @@ class LabHost:
     @contextmanager
     def changed(self, change: str, back: str) -> Iterator[None]:
         """Makes a change for the time of the block."""
-        self.run(change)
         try:
+            self.run(change)
             yield
         finally:
             self.run(back)

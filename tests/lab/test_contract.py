@@ -11,7 +11,7 @@ from orchestrator.lab import lab as labs
 from tests.lab.conftest import LabHost
 
 ROOT = Path(__file__).parents[2]
-CARRIED = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pytest_timeout.py", "pygments")
+CARRIED = ("pytest", "_pytest", "py.py", "pluggy", "iniconfig", "packaging", "pytest_timeout.py", "pygments")
 
 
 def pack() -> bytes:

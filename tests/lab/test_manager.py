@@ -89,6 +89,7 @@ def test_guests_outlive_the_manager(host: LabHost, guests: list[dict[str, Any]])
     assert host.run("cat /run/libvirt/qemu/guest1.pid /run/libvirt/qemu/guest2.pid").stdout == pids
 
 
+@pytest.mark.usefixtures("guests")
 def test_a_guest_that_ends_by_itself_gives_all_back(host: LabHost) -> None:
     before = survey(host)
     made = json.loads(host.nohype("guest", "create", "brief", *MEMORY, "--wait", "180", "--json").stdout)

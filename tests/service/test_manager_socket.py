@@ -23,7 +23,7 @@ from orchestrator.daemon import notify_systemd, open_socket
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Ledger
-from orchestrator.lifecycle import SystemManager
+from orchestrator.lifecycle import HOST, SystemManager
 from orchestrator.plan import Policy
 from orchestrator.proof import Proof, Verdict
 from orchestrator.values import CpuSet, Size
@@ -31,6 +31,17 @@ from tests.fakeroot import load_host
 
 EMPTY_NODE = "<node><cpu><arch>x86_64</arch></cpu></node>"
 PROOF = Proof("core-smt", "guest1", Verdict.FAIL, 1, "CPUs shared on a core", ("CPU 3 is shared",))
+
+
+FAULT = 13
+"""So many frames make the audit meet a fault of ours."""
+
+
+def build_manager(folder: Path, node: Path, ledger: Ledger) -> SystemManager:
+    return SystemManager(
+        load_host(folder / "host", "numa"), Hypervisor(f"test://{node}"), ledger,
+        Policy(CpuSet.parse("0-1"), ("nic0",), Size.parse("2M")), images=folder / "images", consoles=folder,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -43,12 +54,13 @@ def served(tmp_path: Path) -> Iterator[Path]:
         (image / name).write_text("")
     fields = {"name": "minimal", "cmdline": "quiet", "console": "nohype-1", "kernel_version": "6.12", "hash": "0"}
     (image / "image.json").write_text(json.dumps(fields))
-    manager = SystemManager(
-        load_host(tmp_path / "host", "numa"), Hypervisor(f"test://{node}"), Ledger(tmp_path / "ledger.sqlite"),
-        Policy(CpuSet.parse("0-1"), ("nic0",), Size.parse("2M")), images=tmp_path / "images", consoles=tmp_path,
-    )  # fmt: skip
+    manager = build_manager(tmp_path, node, Ledger(tmp_path / "ledger.sqlite"))
     path = tmp_path / "manager.sock"
-    server = uvicorn.Server(uvicorn.Config(build_app(manager, lambda frames: (PROOF,)), log_config=None, lifespan="off"))
+
+    def audit(frames: int) -> tuple[Proof, ...]:
+        return (PROOF,) if frames != FAULT else (PROOF,) * (1 // 0)
+
+    server = uvicorn.Server(uvicorn.Config(build_app(manager, audit), log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [open_socket(path)]}, daemon=True)
     thread.start()
     while not server.started:
@@ -77,6 +89,7 @@ def test_a_plan_claims_nothing(served: Path) -> None:
     ("change", "code", "said"),
     [
         ({"name": "No_Name"}, "bad-request", "not a guest name"),
+        ({"name": "host"}, "bad-request", "the host itself"),
         ({"memory": "3M"}, "bad-request", "multiple of the huge page size"),
         ({"cores": True}, "bad-request", "cores"),
         ({"cores": "1"}, "bad-request", "cores"),
@@ -129,6 +142,32 @@ def test_a_socket_left_by_a_killed_manager_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "left.sock"
     open_socket(path).close()
     open_socket(path).close()
+
+
+def test_a_fault_of_the_manager_is_one_clear_error(served: Path) -> None:
+    with pytest.raises(OrchestratorError, match="the manager failed: 500") as caught:
+        Client(served).audit(FAULT)
+    assert "journalctl" in caught.value.hint
+
+
+def test_an_empty_name_names_no_guest(served: Path) -> None:
+    for ask in (Client(served).guest, Client(served).stop):
+        with pytest.raises(OrchestratorError):
+            ask("")
+
+
+def test_a_manager_that_still_starts_is_not_replaced(tmp_path: Path) -> None:
+    with open_socket(tmp_path / "early.sock"), pytest.raises(HostError, match="another manager serves"):
+        open_socket(tmp_path / "early.sock")
+
+
+def test_what_cannot_be_undone_does_not_keep_the_manager_from_starting(tmp_path: Path) -> None:
+    node = tmp_path / "node.xml"
+    node.write_text(EMPTY_NODE)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.record(HOST, "numvfs", {"pf": "0000:7f:00.0"})
+        build_manager(tmp_path, node, ledger).recover()
+        assert len(ledger.pending(HOST)) == 1
 
 
 def test_no_manager_says_what_to_do(tmp_path: Path) -> None:
