@@ -44,7 +44,7 @@ def by_libvirt(plan: Plan) -> float:
     start = time.monotonic()
     hypervisor.start(xml)
     seconds = time.monotonic() - start
-    hypervisor.destroy(NAME)
+    hypervisor.destroy(plan.uuid)
     undo_vf_driver(host, before[1] or {})
     undo_vf_mac(host, before[0] or {})
     return seconds
