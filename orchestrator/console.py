@@ -43,8 +43,7 @@ def wait_for(log: Path, pattern: str, *, since: int = 0, timeout: float, alive: 
     Raises:
         GuestError: nothing matched in time, or the guest has ended; with the last lines that were printed.
     """
-    start_time = time.monotonic()
-    checked = start_time
+    deadline, next_check = time.monotonic() + timeout, time.monotonic() + _ALIVE
     line = re.compile(pattern + r"\n", re.MULTILINE) if pattern.endswith("$") else re.compile(pattern)
     while True:
         text = read_console(log)
@@ -53,14 +52,17 @@ def wait_for(log: Path, pattern: str, *, since: int = 0, timeout: float, alive: 
         if match := line.search(text, start):
             return text[start : match.end()]
         now = time.monotonic()
-        tail = "".join(f"\n    {last}" for last in text.splitlines()[-8:]) or " nothing"
-        if now - start_time > timeout:
-            raise GuestError(f"the guest did not print {pattern!r} within {timeout:g} s; its console shows:{tail}")
-        if now - checked > _ALIVE:
+        if now > deadline:
+            raise GuestError(f"the guest did not print {pattern!r} within {timeout:g} s; its console shows:{_tail(text)}")
+        if now > next_check:
             if not alive():
-                raise GuestError(f"the guest has ended before it printed {pattern!r}; its console shows:{tail}")
-            checked = now
+                raise GuestError(f"the guest has ended before it printed {pattern!r}; its console shows:{_tail(text)}")
+            next_check = now + _ALIVE
         time.sleep(_POLL)
+
+
+def _tail(text: str) -> str:
+    return "".join(f"\n    {line}" for line in text.splitlines()[-8:]) or " nothing"
 
 
 def tell(console: Path, log: Path, line: str, *, until: str = ANSWER, timeout: float) -> str:

@@ -63,27 +63,10 @@ class GuestView:
 
     def to_json(self) -> dict[str, Any]:
         """The guest as plain JSON types; memory in bytes."""
-        plan = self.plan
-        return {
-            "name": plan.name,
-            "state": self.state,
-            "cpus": list(plan.cpus),
-            "cores": [str(core) for core in plan.cores],
-            "node": plan.node,
-            "memory": plan.memory.bytes,
-            "huge_pages": plan.pages,
-            "page_size": plan.page_size.bytes,
-            "housekeeping": str(plan.housekeeping),
-            "vf": {
-                "address": str(plan.vf.address),
-                "pf": str(plan.vf.pf),
-                "interface": plan.vf.interface,
-                "index": plan.vf.index,
-                "mac": str(plan.vf.mac),
-            },
-            "image": plan.image,
-            "cmdline": plan.cmdline,
-        }
+        plan = self.plan.to_json()
+        pages = plan.pop("pages")
+        more = {"cpus": list(self.plan.cpus), "memory": self.plan.memory.bytes, "huge_pages": pages}
+        return {"name": self.plan.name, "state": self.state, **plan, **more}
 
 
 class SystemManager:
@@ -155,11 +138,10 @@ class SystemManager:
                 self._prepare(plan)
                 self._start(plan)
                 self._ledger.set_state(plan.name, GuestState.RUNNING)
+                self._ledger.log("created", plan.name, f"CPUs {plan.cpus}, node {plan.node}, VF {plan.vf.address}")
             except BaseException as error:
-                self._ledger.log("failed", plan.name, str(error))
-                self._clean_up_quietly(plan)
+                self._clean_up_quietly(plan, "failed", str(error))
                 raise
-            self._ledger.log("created", plan.name, f"CPUs {plan.cpus}, node {plan.node}, VF {plan.vf.address}")
             _log.info("guest %s runs on CPUs %s", plan.name, plan.cpus)
         # Not read again: a guest that has ended meanwhile was made all the same.
         return GuestView(plan, str(GuestState.RUNNING))
@@ -182,9 +164,8 @@ class SystemManager:
             running = self._hypervisor.names()
             for claim in self._ledger.read().claims:
                 if claim.plan.name not in running:
-                    self._ledger.log("ended", claim.plan.name, "by itself")
                     _log.info("guest %s has ended", claim.plan.name)
-                    self._clean_up_quietly(claim.plan)
+                    self._clean_up_quietly(claim.plan, "ended", "by itself")
 
     def recover(self) -> None:
         """After a start: guests that still run are kept as they are, and what dead ones left behind is undone.
@@ -199,7 +180,7 @@ class SystemManager:
                     self._adopt(claim)
                 else:
                     _log.info("guest %s is gone; what it had is given back", claim.plan.name)
-                    self._clean_up_quietly(claim.plan)
+                    self._clean_up_quietly(claim.plan, "ended", "while no manager ran")
             try:
                 self._undo_host_if_unused()
             except OrchestratorError as error:
@@ -290,10 +271,11 @@ class SystemManager:
                 _log.error("guest %s: %s", claim.plan.name, error)
             self._ledger.set_state(claim.plan.name, GuestState.RUNNING)
 
-    def _clean_up_quietly(self, plan: Plan) -> None:
+    def _clean_up_quietly(self, plan: Plan, event: str, why: str) -> None:
         """Cleans up after an error that is worth more than what cleaning up may meet. What stays is tried again by `stop`."""
         try:
             self._clean_up(plan)
+            self._ledger.log(event, plan.name, why)
         except OrchestratorError as error:
             _log.error("cleaning up after guest %s: %s", plan.name, error)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -85,8 +85,16 @@ def parse_guest_request(fields: dict[str, object]) -> GuestRequest:
         raise RequestError("the request is wrong: " + describe(error)) from None
 
 
-def describe(error: ValidationError) -> str:
-    """All findings of a validation on one line, each with the path of its field."""
+class Findings(Protocol):
+    """What pydantic's ValidationError and FastAPI's RequestValidationError have in common."""
+
+    def errors(self) -> Sequence[Any]:
+        """One mapping a finding, with ``loc`` and ``msg``."""
+
+
+def describe(error: Findings) -> str:
+    """All findings of a validation on one line, each with the path of its field (within the body, where there is one)."""
     return "; ".join(
-        ".".join(map(str, item["loc"])) + ": " + item["msg"].removeprefix("Value error, ") for item in error.errors()
+        ".".join(str(part) for part in item["loc"] if part != "body") + ": " + item["msg"].removeprefix("Value error, ")
+        for item in error.errors()
     )

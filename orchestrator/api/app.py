@@ -16,7 +16,7 @@ from orchestrator.api.problems import MEDIA_TYPE, build_problem
 from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.lifecycle import SystemManager
 from orchestrator.proof import Proof
-from orchestrator.request import GuestRequest
+from orchestrator.request import GuestRequest, describe
 from orchestrator.topology import Topology
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
@@ -110,8 +110,4 @@ async def _answer_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    findings = [
-        ".".join(str(part) for part in item["loc"] if part != "body") + ": " + item["msg"].removeprefix("Value error, ")
-        for item in error.errors()
-    ]
-    return await _answer_error(request, RequestError("the request is wrong: " + "; ".join(findings)))
+    return await _answer_error(request, RequestError("the request is wrong: " + describe(error)))

@@ -10,8 +10,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.errors import OrchestratorError, RequestError
-from orchestrator.request import describe
+from orchestrator.errors import RequestError
+from orchestrator.request import as_value_error, describe
 from orchestrator.values import CpuSet, Size
 
 SHIPPED = Path(__file__).parent / "specs"
@@ -27,10 +27,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?", re.ASCII)
 
 
 def _size(text: str) -> str:
-    try:
-        return str(Size.parse(text))
-    except OrchestratorError as error:
-        raise ValueError(f"{error.message}; {error.hint}") from None
+    return as_value_error(lambda: str(Size.parse(text)))
 
 
 _Size = Annotated[str, AfterValidator(_size)]

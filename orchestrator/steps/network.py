@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, read_edge_mode, set_edge_mode
+from orchestrator.host.pci import read_pfs
 from orchestrator.host.root import HostRoot
-from orchestrator.host.survey import read_topology
 from orchestrator.steps.base import Arguments
 from orchestrator.topology import PhysicalFunction
 from orchestrator.values import PciAddress
@@ -50,7 +50,7 @@ def find_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
     Raises:
         HostError: there is none at the address.
     """
-    for pf in read_topology(host).pfs:
+    for pf in read_pfs(host):
         if pf.address == address:
             return pf
     raise HostError(f"{address} is no SR-IOV physical function", "`nohype survey` shows what there is")
