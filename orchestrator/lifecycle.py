@@ -65,8 +65,8 @@ class GuestView:
         """The guest as plain JSON types; memory in bytes."""
         plan = self.plan.to_json()
         pages = plan.pop("pages")
-        more = {"cpus": list(self.plan.cpus), "memory": self.plan.memory.bytes, "huge_pages": pages}
-        return {"name": self.plan.name, "state": self.state, **plan, **more}
+        sizes = {"memory": self.plan.memory.bytes, "huge_pages": pages, "page_size": self.plan.page_size.bytes}
+        return {**plan, "state": self.state, "cpus": list(self.plan.cpus), **sizes}
 
 
 class SystemManager:
