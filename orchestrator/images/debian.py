@@ -15,6 +15,7 @@ from orchestrator.images.cache import locked
 from orchestrator.images.logged import run_logged
 
 SUITE = "trixie"
+BACKPORTS = f"{SUITE}-backports"
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _INDEX_FORMAT = "$(ORIGIN) $(LABEL) $(COMPONENT) $(CODENAME) $(REPO_URI)"
@@ -97,6 +98,7 @@ def make_root(
     cache: Path,
     log: Path,
     variant: str = "essential",
+    suites: Sequence[str] = (SUITE,),
     env: Mapping[str, str] | None = None,
 ) -> None:
     """Makes a root file system of our suite with the packages and what they depend on (recommendations are left out).
@@ -106,6 +108,7 @@ def make_root(
         cache: folder that keeps the downloaded packages (``<cache>/debs``), so that several roots fetch a package once.
         log: file that gets what mmdebstrap prints.
         variant: mmdebstrap's; "extract" unpacks only and runs no maintainer scripts.
+        suites: where packages come from; of a package in several, that of the last.
         env: environment variables for the packages' maintainer scripts.
 
     Raises:
@@ -118,7 +121,7 @@ def make_root(
     debs.mkdir(parents=True, exist_ok=True)
     with locked(cache / "debs.lock", progress=lambda _: None):
         _limit(debs)
-        argv = build_mmdebstrap(settings, target, packages, debs, variant=variant)
+        argv = build_mmdebstrap(settings, target, packages, debs, variant=variant, suites=suites)
         run_logged(
             [*_CONTAINED, *argv],
             task=f"cannot make a Debian {SUITE} root file system",
@@ -131,7 +134,15 @@ def make_root(
         _merge_usr(target)
 
 
-def build_mmdebstrap(settings: AptSettings, target: Path, packages: Sequence[str], debs: Path, *, variant: str) -> list[str]:
+def build_mmdebstrap(
+    settings: AptSettings,
+    target: Path,
+    packages: Sequence[str],
+    debs: Path,
+    *,
+    variant: str,
+    suites: Sequence[str] = (SUITE,),
+) -> list[str]:
     """The command line of mmdebstrap; see ``make_root``."""
     archives, kept = '"$1"/var/cache/apt/archives', shlex.quote(str(debs))
     fill = f"mkdir -p {archives} && cp -a --reflink=auto {kept}/. {archives}/"
@@ -143,10 +154,11 @@ def build_mmdebstrap(settings: AptSettings, target: Path, packages: Sequence[str
         "mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory", "--architectures=amd64",
         f"--include={','.join(packages)}", f"--keyring={_KEYRING}",
         *(f"--aptopt={option}" for option in (*settings.options, 'Acquire::Retries "3";', 'Acquire::Languages "none";')),
+        f'--aptopt=APT::Default-Release "{suites[-1]}";',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED), "--dpkgopt=force-unsafe-io",
         "--skip=essential/unlink",  # or the packages of the essential set would not reach the cache
         f"--setup-hook={fill}", f"--extract-hook={keep}", f"--customize-hook={keep}", f"--customize-hook={forget}",
-        SUITE, str(target), f"deb [signed-by={_KEYRING}] {settings.uri} {SUITE} main",
+        SUITE, str(target), *(f"deb [signed-by={_KEYRING}] {settings.uri} {suite} main" for suite in suites),
     ]  # fmt: skip
 
 

@@ -22,6 +22,11 @@ from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.logged import run_logged
 from orchestrator.lab.spec import LabImage, LabSpec
 
+# Emulated processors lose an interrupt now and then in QEMU before 10.2: helpers of SVM change a processor's pending interrupts
+# without the lock, while another thread adds one (qemu-devel, 29 August 2025, "treewide: clear bits of cs->interrupt_request
+# with cpu_reset_interrupt()"). A guest's core that has lost its timer's or an inter-processor interrupt never runs again.
+_TOOLS_SUITES = (debian.SUITE, debian.BACKPORTS)
+
 # coreutils: the lab starts QEMU through env(1)
 _TOOLS = ("coreutils", "qemu-system-x86")
 
@@ -66,14 +71,14 @@ def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
 
     def build(folder: Path) -> None:
         progress("tools: making a root with QEMU")
-        debian.make_root(folder / "root", _TOOLS, cache=cache, log=cache / "log" / "tools.log", variant="extract")
+        log = cache / "log" / "tools.log"
+        debian.make_root(folder / "root", _TOOLS, cache=cache, log=log, variant="extract", suites=_TOOLS_SUITES)
         for name in ("dev", "proc", "sys", "mnt", "tmp", "var/tmp"):
             (folder / "root" / name).mkdir(parents=True, exist_ok=True)
         run(["chroot", folder / "root", "qemu-system-x86_64", "--version"])
 
-    return (
-        build_cached(cache, "tools", hash_inputs(debian.SUITE, _TOOLS, _code(debian.__file__)), build, progress=progress) / "root"
-    )
+    key = hash_inputs(*_TOOLS_SUITES, _TOOLS, _code(debian.__file__))
+    return build_cached(cache, "tools", key, build, progress=progress) / "root"
 
 
 def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -> LabImage:

@@ -77,6 +77,15 @@ def test_command_line() -> None:
     assert any("'/cache of debs'" in word for word in words if word.startswith("--setup-hook"))
 
 
+def test_a_later_suite_is_preferred() -> None:
+    settings = AptSettings("http://one.invalid/", ())
+    suites = ("trixie", "trixie-backports")
+    words = build_mmdebstrap(settings, Path("/target"), ["a"], Path("/debs"), variant="extract", suites=suites)
+    assert '--aptopt=APT::Default-Release "trixie-backports";' in words
+    assert words[-4:-2] == ["trixie", "/target"]
+    assert [word.split("] ")[1] for word in words[-2:]] == [f"http://one.invalid/ {suite} main" for suite in suites]
+
+
 def test_archive_and_proxy_do_not_stay_in_the_root() -> None:
     words = build_mmdebstrap(AptSettings("http://one.invalid/", ()), Path("/target"), ["a"], Path("/debs"), variant="essential")
     last = [word for word in words if word.startswith("--customize-hook")][-1]
