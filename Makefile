@@ -13,7 +13,8 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/pytest -n 2 -m "not lab" tests
-	$(VENV)/bin/pytest -m lab tests
+	# 75: the emulated server was lost, which says nothing about the tests; once more, in a new one
+	$(VENV)/bin/pytest -m lab tests || { [ $$? = 75 ] && $(VENV)/bin/pytest -m lab tests; }
 
 test-quick: setup
 	$(VENV)/bin/pytest -n 2 -m "not lab" tests

@@ -11,9 +11,9 @@ from typing import Any
 
 from orchestrator.audit.traffic import count_at_switch, watch_switch
 from orchestrator.audit.vepa import VEPA, complete_vepa
-from orchestrator.errors import LabError
+from orchestrator.errors import LabError, LabLost, ShellError
 from orchestrator.lab import switch
-from orchestrator.lab.lab import Lab, execute
+from orchestrator.lab.lab import Lab, check_cpus, execute
 from orchestrator.lab.progress import Timeline
 from orchestrator.proof import Proof, Verdict, proof_from_json
 
@@ -105,9 +105,22 @@ def tell_story(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUEST
     """Makes the guests, lets the first ping the last, measures all proofs, ends the guests, looks whether the host is as before.
 
     Raises:
-        LabLost: the lab went away: that says nothing about any proof.
+        LabLost: the lab went away, or a CPU of its server has stopped: that says nothing about any proof.
         LabError: a request to the manager failed.
     """
+    try:
+        report = _tell(lab, timeline, guests)
+    except LabLost:
+        raise
+    except (LabError, ShellError):
+        check_cpus(lab)
+        raise
+    if report.verdict != Verdict.PASS:
+        check_cpus(lab)
+    return report
+
+
+def _tell(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest]) -> Report:
     with timeline.stage("survey"):
         before = ask(lab, "survey")
     shown = []

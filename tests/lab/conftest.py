@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from orchestrator.errors import LabLost
 from orchestrator.lab import lab as labs
 from orchestrator.lab import life
 from orchestrator.lab.accel import Wanted
@@ -27,11 +28,30 @@ from orchestrator.shell import Completed
 NAME = "test"
 
 
+# EX_TEMPFAIL of sysexits.h: the emulated server was lost, which says nothing about any test. The Makefile then tries once more.
+LAB_LOST = 75
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(os.path.dirname(__file__)):
             item.add_marker(pytest.mark.lab)
             item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure may be the emulator's; then no test can be believed, and the session ends."""
+    report = yield
+    host = getattr(item, "funcargs", {}).get("host")
+    if report.failed and isinstance(host, LabHost):
+        try:
+            labs.check_cpus(host.lab)
+        except LabLost as error:
+            pytest.exit(f"{item.name} failed: {report.longreprtext[-2000:]}\n{error}", returncode=LAB_LOST)
+    return report
 
 
 @dataclass(frozen=True)

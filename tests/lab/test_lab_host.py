@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ShellError
+from orchestrator.errors import LabLost, ShellError
 from orchestrator.host import netlink
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
@@ -190,3 +190,12 @@ def test_the_probe_for_kvm_recognizes_a_kernel_that_works(host: LabHost, monkeyp
     tools = build_tools(cache_folder())
     found = accel.probe_kvm(accel.Probe(tools, image / "vmlinuz", image / "initrd"), deadline=180)
     assert found == accel.Accel(kvm=True, reason="a kernel boots under KVM and sees svm")
+
+
+def test_a_cpu_that_has_stopped_is_a_lost_lab(host: LabHost) -> None:
+    labs.check_cpus(host.lab)
+    online = "/sys/devices/system/cpu/cpu7/online"
+    with host.changed(f"echo 0 > {online}", f"echo 1 > {online}"):
+        with pytest.raises(LabLost, match="(?s)its CPUs 7 do not run any more.*local APIC state for CPU 7"):
+            labs.check_cpus(host.lab)
+    labs.check_cpus(host.lab)
