@@ -22,9 +22,9 @@ from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.logged import run_logged
 from orchestrator.lab.spec import LabImage, LabSpec
 
-# Emulated processors lose an interrupt now and then in QEMU before 10.2: helpers of SVM change a processor's pending interrupts
-# without the lock, while another thread adds one (qemu-devel, 29 August 2025, "treewide: clear bits of cs->interrupt_request
-# with cpu_reset_interrupt()"). A guest's core that has lost its timer's or an inter-processor interrupt never runs again.
+# An emulated processor can lose an interrupt in QEMU before 10.2: helpers of SVM change a processor's pending interrupts without
+# the lock, while another thread may add one (qemu-devel, 29 August 2025, "treewide: clear bits of cs->interrupt_request with
+# cpu_reset_interrupt()"). A lab's CPU did stop once; this is the likely cause, and could not be made to happen again.
 _TOOLS_SUITES = (debian.SUITE, debian.BACKPORTS)
 
 # coreutils: the lab starts QEMU through env(1)

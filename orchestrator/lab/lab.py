@@ -153,7 +153,7 @@ def not_lost(lab: Lab) -> Iterator[None]:
 def check_cpus(lab: Lab) -> None:
     """Looks whether each CPU of the lab host still runs processes, for one that has stopped makes anything fail.
 
-    That is the emulator's fault: it has lost an interrupt (QEMU before 10.2 does, now and then).
+    The emulator can do that by losing an interrupt (QEMU before 10.2); the error has what its monitor tells, to judge by.
 
     Raises:
         LabLost: a CPU has stopped; with what the emulator says of its interrupts.
