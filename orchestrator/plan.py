@@ -16,8 +16,9 @@ from orchestrator.request import GuestRequest
 from orchestrator.topology import Core, PhysicalFunction, Topology
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
-# Locally administered (bit 1 of the first byte, IEEE 802-2014 8.4); "NH" in ASCII, so that a capture shows whose frames they are.
 _NAMESPACE = UUID("4e6f4879-7065-4000-8000-000000000000")
+
+# Locally administered (bit 1 of the first byte, IEEE 802-2014 8.4); "NH" in ASCII, so that a capture shows whose frames they are.
 _MAC_PREFIX = "02:4e:48"
 _MAC_SUFFIXES = 1 << 24
 

@@ -14,7 +14,7 @@ from orchestrator.errors import HostError, LabError, LabLost, NotFound, ShellErr
 from orchestrator.host.root import HostRoot
 from orchestrator.lab import switch
 from orchestrator.lab.folder import Folder, LabState, find_state, is_locked, list_folders, read_tail, take_lock
-from orchestrator.lab.qmp import ask
+from orchestrator.lab.qmp import ask, ask_human
 from orchestrator.lab.spec import parse_lab_name
 
 _ANSWER_DEADLINE = 60
@@ -169,7 +169,7 @@ def check_cpus(lab: Lab) -> None:
 
 def _read_monitor(folder: Folder, line: str) -> str:
     with suppress(LabError):
-        return str(ask(folder.qmp, "human-monitor-command", arguments={"command-line": line}, timeout=3))
+        return ask_human(folder.qmp, line, timeout=3)
     return ""
 
 

@@ -36,6 +36,11 @@ def ask(monitor: Path, command: str, *, arguments: Mapping[str, object] | None =
         raise LabError(f"QEMU's monitor {monitor} does not answer to {command}: {error}") from None
 
 
+def ask_human(monitor: Path, line: str, *, timeout: float = 10) -> str:
+    """Gives a line to the human monitor, for what QMP cannot do, and returns its text; arguments and errors as ``ask``."""
+    return str(ask(monitor, "human-monitor-command", arguments={"command-line": line}, timeout=timeout))
+
+
 def read_ssh_port(monitor: Path) -> int:
     """The TCP port of the host that QEMU forwards to the lab's SSH server.
 
@@ -43,8 +48,8 @@ def read_ssh_port(monitor: Path) -> int:
         LabError: as for ``ask``, or QEMU forwards nothing.
     """
     # There is no QMP command for it; the human monitor's table has been the same since QEMU 0.12.
-    table = ask(monitor, "human-monitor-command", arguments={"command-line": "info usernet"})
-    match = _FORWARD.search(str(table))
+    table = ask_human(monitor, "info usernet")
+    match = _FORWARD.search(table)
     if not match:
         raise LabError(f"QEMU forwards no TCP port; `info usernet` says:\n{table}")
     return int(match[1])
