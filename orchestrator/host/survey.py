@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import ENOENT
 
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_cores, read_isolated
+from orchestrator.host.cpus import read_cores, read_isolated, read_topoext
 from orchestrator.host.hugepages import read_pools
 from orchestrator.host.pci import read_iommu_groups, read_pfs
 from orchestrator.host.root import HostRoot
@@ -27,4 +27,5 @@ def read_topology(host: HostRoot) -> Topology:
         pools=read_pools(host),
         pfs=read_pfs(host),
         iommu_groups=read_iommu_groups(host),
+        topoext=read_topoext(host),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_cores, read_isolated
+from orchestrator.host.cpus import read_cores, read_isolated, read_topoext
 from orchestrator.host.hugepages import read_pools
 from orchestrator.host.pci import read_iommu_groups, read_pfs
 from orchestrator.host.root import HostRoot
@@ -32,6 +32,7 @@ def test_the_survey_is_made_of_its_parts(host: HostRoot) -> None:
     assert topology.pools == read_pools(host)
     assert topology.pfs == read_pfs(host)
     assert topology.iommu_groups == read_iommu_groups(host)
+    assert topology.topoext == read_topoext(host)
     assert topology.cpus
 
 

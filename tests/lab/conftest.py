@@ -111,4 +111,4 @@ def guests(host: LabHost) -> Iterator[list[dict[str, Any]]]:
     """Two guests that run, as the manager shows them. They live until the session ends."""
     yield [create_guest(host.lab, guest) for guest in GUESTS]
     for guest in GUESTS:
-        host.nohype("guest", "stop", guest.name, check=False)
+        host.nohype("guest", "delete", guest.name, check=False)
