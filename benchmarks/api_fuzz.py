@@ -1,4 +1,4 @@
-"""Ten thousand generated requests over the whole interface, as tenant, stranger and operator: no 5xx, nobody sees what is not theirs.
+"""Ten thousand generated requests over the whole interface, as tenant, stranger and operator: no 5xx, none sees another's.
 
     python -m benchmarks.api_fuzz [--cases 10000] [--seed 1]
 

@@ -4,11 +4,12 @@ then it gives all of it back, and looks whether that is so. Between the two no c
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import ENOENT, ESRCH
 from pathlib import Path
 
@@ -65,6 +66,8 @@ class CoreManager:
     shared: AbstractContextManager[object]
     images: Path
     consoles: Path
+    _cleared: threading.Event = field(default_factory=threading.Event)
+    """Set while the kernel's movable threads and interrupts are off the guest cores."""
 
     def console_log(self, name: str) -> Path:
         """The file that gets all that the guest prints."""
@@ -149,6 +152,7 @@ class CoreManager:
         """
         with self.shared:
             if not self.ledger.read().claims:
+                self._cleared.clear()
                 undo_steps(self.host, self.ledger, HOST, UNDOS)
 
     def keep_edge_mode(self, plan: Plan) -> None:
@@ -181,9 +185,11 @@ class CoreManager:
         """First what serves all guests, then what is this guest's. Each step checks whether there is anything to do."""
         with self.shared:
             pf = find_pf(self.host, plan.vf.pf)
-            if not self.ledger.pending(HOST):
-                # Only before the first guest: it looks at every thread of the host. What strays later is found by the audit.
+            if not self._cleared.is_set():
+                # Once: it looks at every thread of the host. What strays later is found by the audit. Once for each manager too,
+                # since the journal outlives a reboot and the affinities do not.
                 run_steps(self.host, self.ledger, HOST, plan_cores(self.host, plan.housekeeping))
+                self._cleared.set()
             run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, self.policy.count_vfs(pf))])
         own: list[Step] = [SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)]
         run_steps(self.host, self.ledger, plan.name, own)

@@ -16,7 +16,17 @@ from uuid import UUID
 from orchestrator.access import Identity, Role, may_change, may_see
 from orchestrator.console import READY, tell, wait_for
 from orchestrator.core_manager import HOST, CoreManager
-from orchestrator.errors import Conflict, Forbidden, GuestError, NotFound, OrchestratorError, QuotaExceeded, RequestError, Stale
+from orchestrator.errors import (
+    Conflict,
+    Forbidden,
+    GuestError,
+    LostRace,
+    NotFound,
+    OrchestratorError,
+    QuotaExceeded,
+    RequestError,
+    Stale,
+)
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
@@ -33,6 +43,8 @@ from orchestrator.values import PciAddress, Size
 from orchestrator.watchdog import WatchedLock
 
 _log = logging.getLogger(__name__)
+
+_ATTEMPTS = 20
 
 # States in which the pool still shows the guest's pages as free, as far as can be known.
 _NOT_STARTED = (GuestState.CREATING, GuestState.STARTING, GuestState.STOPPED)
@@ -86,6 +98,7 @@ class SystemManager:
         self._cores = CoreManager(host, hypervisor, ledger, policy, self.shared, images, consoles)
         # Held from reading what is free until it is claimed: two that read the same free pages would both be promised them.
         self._claiming = threading.Lock()
+        self._known: Topology | None = None
         self.supervisor = Supervisor(self._cores, ledger)
         self._asking = Locks()
         self._happened = threading.Condition()
@@ -223,7 +236,7 @@ class SystemManager:
         Raises:
             As ``start``.
         """
-        self._hurry(who, name)
+        self._hurry(who, name, expected)
         return self.stop(who, name, 0, expected)
 
     def restart(self, who: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
@@ -234,7 +247,7 @@ class SystemManager:
 
     def delete(self, who: Identity, name: str, expected: int | None = None) -> None:
         """Ends a guest at once if it runs, and gives back all that it had, its claim included. Raises as ``start``."""
-        self._hurry(who, name)
+        self._hurry(who, name, expected)
         with self._change(who, name, expected) as claim:
             if claim.state == GuestState.QUARANTINED:
                 raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
@@ -307,11 +320,11 @@ class SystemManager:
         if not may_change(who, claim.owner):
             raise Forbidden(f"{who.name} may look at guest {claim.plan.name}, but not change it")
 
-    def _hurry(self, who: Identity, name: str) -> None:
+    def _hurry(self, who: Identity, name: str, expected: int | None) -> None:
         """Cuts short the time that a guest which is being stopped has for its power-off: whoever waits for it has the lock."""
         claim = self._find(who, name)
         self._check_change(who, claim)
-        if claim.state == GuestState.STOPPING:
+        if claim.state == GuestState.STOPPING and expected in (None, claim.version):
             self._hypervisor.destroy(claim.plan.uuid)
 
     @contextmanager
@@ -337,9 +350,17 @@ class SystemManager:
 
     def _claim(self, who: Identity, request: GuestRequest) -> Plan:
         with self._claiming:
-            plan, generation = self._plan(who, request)
-            self._ledger.claim(plan, generation, request, who.tenant)
-        return plan
+            for attempt in range(_ATTEMPTS):
+                plan, generation = self._plan(who, request)
+                try:
+                    self._ledger.claim(plan, generation, request, who.tenant)
+                except LostRace:
+                    # A guest was deleted meanwhile: there is more room than was seen.
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+                else:
+                    return plan
+        raise AssertionError("not reached")
 
     def _plan(self, who: Identity, request: GuestRequest) -> tuple[Plan, int]:
         if request.name == HOST:
@@ -353,7 +374,8 @@ class SystemManager:
         # Read before the host is surveyed: see ``Claims.of``.
         started = frozenset(claim.plan.name for claim in read.claims if claim.state not in _NOT_STARTED)
         live = self._hypervisor.guests(frozenset(claim.plan.uuid for claim in read.claims))
-        topology = self.survey()
+        with self.shared:  # not while VFs are being made or taken away: their PF has no carrier then
+            topology = self._known = read_topology(self._host, self._known)
         taken = _with_strangers(Claims.of([claim.plan for claim in read.claims], started), live, topology)
         plan = plan_guest(request, topology, taken, self._policy)
         _check_quota(who, plan, [claim.plan for claim in read.claims if claim.owner == who.tenant])

@@ -205,6 +205,9 @@ class Supervisor:
         if decision.state != claim.state:
             claim = self._ledger.set_state(claim.plan.name, decision.state)
         elif claim.state in SETTLED:
+            if adopt and decision.action is Action.ADOPT:
+                # A recovery that was killed too may have noted that it runs and no more.
+                self._quietly(lambda: self._cores.settle(claim.plan))
             if adopt and decision.action is not Action.NONE:
                 self._note(str(decision.action), claim, decision.why, MANAGER.name)
             if adopt and claim.state == GuestState.STOPPED and claim.restarts:

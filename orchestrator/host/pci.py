@@ -214,7 +214,15 @@ def read_iommu_groups(host: HostRoot) -> tuple[IommuGroup, ...]:
     """
     if not host.exists(_GROUPS):
         return ()
-    return tuple(_read_group(host, number) for number in sorted(map(int, host.names(_GROUPS))))
+    groups = []
+    for number in sorted(map(int, host.names(_GROUPS))):
+        try:
+            groups.append(_read_group(host, number))
+        except HostError as error:
+            # A group goes with its last device, as those of VFs do when the VFs are taken away.
+            if error.errno != ENOENT:
+                raise
+    return tuple(groups)
 
 
 def read_iommu_group(host: HostRoot, address: PciAddress) -> IommuGroup | None:

@@ -261,9 +261,9 @@ class Ledger:
         return int(self._all("SELECT version FROM generation")[0][0])
 
     def _take(self, table: str, column: str, what: str, value: object, guest: str) -> None:
-        owner = self._all(f"SELECT guest FROM {table} WHERE {column} = ?", value)
-        if owner:
-            raise Conflict(f"{what} {value} can't be given to guest {guest}: it is guest {owner[0][0]}'s")
+        if self._all(f"SELECT 1 FROM {table} WHERE {column} = ?", value):
+            # Not whose: that may be another tenant's.
+            raise Conflict(f"{what} {value} can't be given to guest {guest}: it is another guest's")
         self._db.execute(f"INSERT INTO {table} VALUES (?, ?)", (value, guest))
 
     def _read_claim(self, name: str, version: int) -> Claim:

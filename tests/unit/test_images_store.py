@@ -14,7 +14,8 @@ def build(folder: Path, kernel: str = "kernel") -> Path:
     folder.mkdir(parents=True)
     (folder / "vmlinuz").write_text(kernel)
     (folder / "initrd").write_text("initrd")
-    write_description(folder, cmdline="quiet", memory="96M", console="nohype-1", kernel_version="6.12", hash="abc", description="d")
+    texts = {"kernel_version": "6.12", "hash": "abc", "description": "d"}
+    write_description(folder, cmdline="quiet", memory="96M", console="nohype-1", **texts)
     return folder
 
 
