@@ -47,9 +47,7 @@ def test_a_guest_that_starts_keeps_to_its_cores(host: LabHost, guests: list[dict
             made = json.loads(host.nohype(*CREATE).stdout)
         assert any(cpu in made["cpus"] and "KVM" in name for cpu, name, _ in seen), "the newcomer's vCPUs were not seen at all"
         assert strangers(seen, [*guests, made], host) == []
-        pid = host.run("cat /run/libvirt/qemu/newcomer.pid").stdout.strip()
-        scope = host.run(f"sed -n 's/^0:://;s,/libvirt/.*,,p' /proc/{pid}/cgroup").stdout.strip()
-        confined = host.run(f"cat '/sys/fs/cgroup{scope}/cpuset.cpus'").stdout.strip()
+        confined = host.run(f"cat {host.scope('newcomer')}/cpuset.cpus").stdout.strip()
         assert confined == ",".join(("0-1", *made["cores"])), "the kernel itself keeps the guest's threads from other cores"
     finally:
         host.nohype("guest", "delete", "newcomer", check=False)
@@ -59,10 +57,9 @@ def test_a_guest_that_starts_keeps_to_its_cores(host: LabHost, guests: list[dict
 def test_a_thread_of_qemu_on_anothers_core_is_seen(host: LabHost, guests: list[dict[str, Any]]) -> None:
     """The same, broken on purpose: helper threads of the second guest are let loose on a core of the first."""
     one, two = guests
-    pid = host.run(f"cat /run/libvirt/qemu/{two['name']}.pid").stdout.strip()
-    scope = host.run(f"sed -n 's/^0:://;s,/libvirt/.*,,p' /proc/{pid}/cgroup").stdout.strip()
-    group = f"'/sys/fs/cgroup{scope}/cpuset.cpus'"
-    with host.changed(f"echo 0-7 > {group}", f"echo 0-1,{','.join(two['cores'])} > {group}"):
+    refused = host.run(f"virsh emulatorpin {two['name']} {one['cpus'][0]}", check=False)
+    assert "cannot set CPU affinity" in refused.stderr, "while it is confined, nobody can"
+    with host.unconfined(two):
         with host.changed(f"virsh emulatorpin {two['name']} {one['cpus'][0]}", f"virsh emulatorpin {two['name']} 0-1"):
             with watched(host) as seen:
                 host.run(f"virsh qemu-monitor-command {two['name']} --hmp 'info status'")

@@ -108,7 +108,10 @@ def test_name_can_be_claimed_once(ledger: Ledger) -> None:
     [
         (make_plan(2, cores=(CpuSet.parse("4,3"),)), "CPU 3 can't be given to guest g2: it is another guest's"),
         (make_plan(2, vf=replace(make_plan(2).vf, address=make_plan(1).vf.address)), "VF 0000:41:10.2 .* another guest's"),
-        (make_plan(2, vf=replace(make_plan(2).vf, mac=make_plan(1).vf.mac)), "Ethernet address 02:4e:48:00:00:01 .* another guest's"),
+        (
+            make_plan(2, vf=replace(make_plan(2).vf, mac=make_plan(1).vf.mac)),
+            "Ethernet address 02:4e:48:00:00:01 .* another guest's",
+        ),
     ],
 )
 def test_nothing_is_given_twice_even_if_the_planner_says_so(ledger: Ledger, second: Plan, says: str) -> None:
