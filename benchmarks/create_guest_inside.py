@@ -11,6 +11,7 @@ from pathlib import Path
 from orchestrator.api.client import Client
 from orchestrator.config import DEFAULT_CONFIG, read_config
 from orchestrator.domain import build_domain
+from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.images.store import find_image
@@ -28,13 +29,13 @@ def by_manager(client: Client) -> tuple[float, Plan]:
     client.create(REQUEST)
     seconds = time.monotonic() - start
     (plan,) = [claim.plan for claim in Ledger(Path(config.paths.ledger)).read().claims if claim.plan.name == NAME]
-    client.stop(NAME)
+    client.delete(NAME)
     return seconds, plan
 
 
 def by_libvirt(plan: Plan) -> float:
     """Seconds that libvirt alone takes for the same XML; the VF is handed over before the clock runs."""
-    host, hypervisor = HostRoot(), Hypervisor()
+    host, hypervisor = HostRoot(net=netlink), Hypervisor()
     xml = build_domain(plan, find_image(Path(config.paths.images), plan.image), log=Path("/tmp/timed.log"))
     steps = (SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address))
     before = [step.read_before(host) for step in steps]
@@ -56,4 +57,4 @@ client.create({"name": "first", "memory": "256M", "image": "minimal"})
 for _ in range(int(sys.argv[1]) + 1):
     manager, plan = by_manager(client)
     print(json.dumps({"manager": manager, "libvirt": by_libvirt(plan)}), flush=True)
-client.stop("first")
+client.delete("first")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from orchestrator.access import Quota, Role
 from orchestrator.errors import RequestError
 from orchestrator.request import as_value_error, describe
-from orchestrator.values import DEFAULT_SOCKET, CpuSet, Size
+from orchestrator.values import DEFAULT_SOCKET, CpuSet, Size, parse_guest_name
 
 DEFAULT_CONFIG = Path("/etc/nohype/nohype.toml")
+
+CERTIFICATE_NAMES = ("CN", "DNS", "URI", "email")
+"""The kinds of names in a certificate that can be mapped to somebody (RFC 5280 4.1.2.6, 4.2.1.6)."""
 
 
 class _Strict(BaseModel):
@@ -29,20 +34,42 @@ def _size(text: str) -> str:
     return as_value_error(lambda: str(Size.parse(text)))
 
 
+def _name(text: str) -> str:
+    return as_value_error(lambda: parse_guest_name(text))
+
+
+def _certificate(text: str) -> str:
+    kind, colon, value = text.partition(":")
+    if not colon:
+        kind, value = "CN", text
+    if kind not in CERTIFICATE_NAMES or not value:
+        raise ValueError(f"{text!r} is no name in a certificate: write {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}")
+    return f"{kind}:{value}"
+
+
+def _listen(text: str) -> str:
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", text)
+    if not match or int(match[2]) > 65535:
+        raise ValueError(f"{text!r} is no address with a port: write 192.0.2.1:8443 or [::]:8443")
+    return text
+
+
 class HostConfig(_Strict):
     """How the host is divided.
 
     Attributes:
         housekeeping: CPU list for the manager, the kernel's threads and QEMU's helper threads; whole physical cores.
         uplinks: network interfaces whose virtual functions may be given to guests.
-        page_size: huge page size that guests get.
+        page_size: huge page size that guests get who ask for none.
         vfs_per_uplink: how many virtual functions to make on an uplink; left out: as many as it can have.
+        reserved_pages: huge page size -> how many pages of each node guests do not get, such as ``{"1G" = 1}``: the host's share.
     """
 
     housekeeping: Annotated[str, AfterValidator(_cpus)]
     uplinks: tuple[str, ...] = Field(min_length=1, strict=False)
     page_size: Annotated[str, AfterValidator(_size)] = "2M"
     vfs_per_uplink: Annotated[int, Field(ge=1)] | None = None
+    reserved_pages: dict[Annotated[str, AfterValidator(_size)], Annotated[int, Field(ge=0)]] = {}
 
     @property
     def housekeeping_cpus(self) -> CpuSet:
@@ -53,6 +80,11 @@ class HostConfig(_Strict):
     def page(self) -> Size:
         """The page size as a value."""
         return Size.parse(self.page_size)
+
+    @property
+    def reserved(self) -> tuple[tuple[Size, int], ...]:
+        """The reserved pages as values."""
+        return tuple((Size.parse(size), count) for size, count in self.reserved_pages.items())
 
 
 class PathConfig(_Strict):
@@ -76,12 +108,150 @@ class ExitConfig(_Strict):
     emulated: Annotated[float, Field(gt=0, strict=False)] = 10.0
 
 
+class People(_Strict):
+    """Who may act in a role.
+
+    Attributes:
+        users: names or numbers of users who connect to the Unix socket.
+        groups: names or numbers of groups; a user's supplementary groups count.
+        certificates: names in client certificates: ``CN:alice`` (or only ``alice``), ``DNS:host.example``, ``URI:spiffe://...``,
+            ``email:a@b.example``.
+    """
+
+    users: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    groups: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    certificates: Annotated[tuple[Annotated[str, AfterValidator(_certificate)], ...], Field(strict=False)] = ()
+
+
+class AccessConfig(_Strict):
+    """Who may do everything, and who may look at everything. Root may do everything always.
+
+    Without this section, and without tenants, whoever can open the Unix socket may do everything.
+    """
+
+    operators: People = People()
+    viewers: People = People()
+
+
+class TenantConfig(People):
+    """A customer: who acts for it, and the most that its guests together may own; left out: no bound.
+
+    Attributes:
+        cores: whole physical cores.
+        memory: huge pages, as a size.
+        vfs: virtual functions.
+    """
+
+    cores: Annotated[int, Field(ge=0)] | None = None
+    memory: Annotated[str, AfterValidator(_size)] | None = None
+    vfs: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def quota(self) -> Quota:
+        """The bounds as a value."""
+        return Quota(self.cores, Size.parse(self.memory) if self.memory else None, self.vfs)
+
+
+class TokenConfig(_Strict):
+    """A bearer token; `nohype token new` makes one.
+
+    Attributes:
+        hash: SHA-256 of the token, ``sha256:`` and 64 hexadecimal digits. The token itself is nowhere.
+        role: what its bearer may do.
+        tenant: for whom, if the role is "tenant".
+    """
+
+    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    role: Annotated[Role, Field(strict=False)]
+    tenant: str = ""
+
+
+class ApiConfig(_Strict):
+    """The manager's TLS port; without this section there is only the Unix socket.
+
+    Attributes:
+        listen: address and port: ``192.0.2.1:8443``, ``[::]:8443``.
+        certificate: PEM file with the manager's certificate and those that lead to its CA.
+        key: PEM file with the private key, readable by root alone.
+        client_ca: PEM file with the CAs whose client certificates are believed; left out: only tokens are taken.
+    """
+
+    listen: Annotated[str, AfterValidator(_listen)]
+    certificate: str
+    key: str
+    client_ca: str | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class LimitConfig(_Strict):
+    """How much one client may ask for. Operators are bound by ``body`` and ``nesting`` only.
+
+    Attributes:
+        rate: requests a second; all who act for one tenant count as one.
+        burst: requests at once after a pause.
+        concurrent: requests that are worked on at a time, streams of events among them.
+        body: longest body of a request.
+        nesting: deepest nesting of JSON.
+    """
+
+    rate: Annotated[float, Field(gt=0, le=1e6, strict=False)] = 50.0
+    burst: Annotated[int, Field(ge=1)] = 100
+    concurrent: Annotated[int, Field(ge=1)] = 16
+    body: Annotated[str, AfterValidator(_size)] = "64K"
+    nesting: Annotated[int, Field(ge=1, le=100)] = 16
+
+    @property
+    def body_bytes(self) -> int:
+        """The longest body in bytes."""
+        return Size.parse(self.body).bytes
+
+
 class DaemonConfig(_Strict):
     """The whole file."""
 
     host: HostConfig
     paths: PathConfig = PathConfig()
     exits: ExitConfig = ExitConfig()
+    access: AccessConfig | None = None
+    tenants: dict[Annotated[str, AfterValidator(_name)], TenantConfig] = {}
+    tokens: dict[Annotated[str, AfterValidator(_name)], TokenConfig] = {}
+    api: ApiConfig | None = None
+    limits: LimitConfig = LimitConfig()
+
+    @model_validator(mode="after")
+    def _check_access(self) -> Self:
+        for name, token in self.tokens.items():
+            if (token.role is Role.TENANT) != bool(token.tenant):
+                raise ValueError(f"tokens.{name}: a token has a tenant if its role is tenant, and only then")
+            if token.tenant and token.tenant not in self.tenants:
+                raise ValueError(f"tokens.{name}: there is no [tenants.{token.tenant}]")
+        for kind in ("users", "certificates"):
+            _check_once(kind, self._people())
+        with_certificate = [where for where, people in self._people() if people.certificates]
+        if self.api and not self.api.client_ca and with_certificate:
+            raise ValueError(f"api.client_ca: certificates are named in {with_certificate[0]}, but no CA of theirs")
+        if self.api and not self.tokens and not with_certificate:
+            raise ValueError("api: nobody could use this port; name certificates, or make a token with `nohype token new`")
+        return self
+
+    def _people(self) -> list[tuple[str, People]]:
+        access = self.access or AccessConfig()
+        named: list[tuple[str, People]] = [("access.operators", access.operators), ("access.viewers", access.viewers)]
+        return named + [(f"tenants.{name}", tenant) for name, tenant in self.tenants.items()]
+
+
+def _check_once(kind: str, people: list[tuple[str, People]]) -> None:
+    """Nobody has two roles, or acts for two tenants: which one is meant could not be told."""
+    seen: dict[str, str] = {}
+    for where, named in people:
+        for one in getattr(named, kind):
+            if seen.setdefault(one, where) != where:
+                raise ValueError(f"{where}.{kind}: {one!r} is in {seen[one]} already")
 
 
 def read_config(path: Path) -> DaemonConfig:
@@ -97,4 +267,4 @@ def read_config(path: Path) -> DaemonConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"the configuration {path} is not TOML: {error}") from None
     except ValidationError as error:
-        raise RequestError(f"the configuration {path} is wrong: {describe(error)}") from None
+        raise RequestError(f"the configuration {path} is wrong: {describe(error).removeprefix(': ')}") from None

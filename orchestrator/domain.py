@@ -101,7 +101,7 @@ def _cpu(plan: Plan) -> etree._Element:
     return _element(
         "cpu",
         _element("topology", sockets="1", dies="1", cores=str(len(plan.cores)), threads=str(len(plan.cores[0]))),
-        _element("feature", policy="require", name="x2apic"),
+        *(_element("feature", policy="require", name=name) for name in ("x2apic", *plan.cpu_features)),
         mode="host-passthrough",
         check="none",
         # A guest with a passed-through device can't migrate anyway; so it may have an invariant TSC, where the host has one.

@@ -66,6 +66,50 @@ class NoRoom(OrchestratorError):
         self.reasons = reasons
 
 
+class QuotaExceeded(NoRoom):
+    """The host could hold the guest, but its tenant may not have so much."""
+
+    code = "quota"
+
+
+class Stale(Conflict):
+    """The guest has changed since the caller has seen it (RFC 9110 13.1.1, If-Match)."""
+
+    code = "stale"
+
+
+class Unauthorized(OrchestratorError):
+    """Nobody is known by these credentials, or there were none."""
+
+    code = "unauthorized"
+
+
+class Forbidden(OrchestratorError):
+    """Whoever asks may not do this."""
+
+    code = "forbidden"
+
+
+class TooMany(OrchestratorError):
+    """More requests at a time than one client may send.
+
+    Args:
+        wait: seconds after which it may try again.
+    """
+
+    code = "too-many"
+
+    def __init__(self, message: str, hint: str = "", wait: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.wait = wait
+
+
+class TooLarge(OrchestratorError):
+    """A request has more bytes, or is nested deeper, than any that makes sense."""
+
+    code = "too-large"
+
+
 class HostError(OrchestratorError):
     """The kernel refused, or clamped, a read or a change of the host.
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -22,6 +23,18 @@ from orchestrator.values import CpuSet, PciAddress, Size
 _Result = TypeVar("_Result")
 _VCPU_COUNTER = re.compile(r"vcpu\.(\d+)\.(\w+)\.sum")
 _QTREE_DEVICE = re.compile(r"^\s*dev: ([^,]+),", re.MULTILINE)
+
+
+class End(StrEnum):
+    """How a guest has ended."""
+
+    POWERED_OFF = "powered off"
+    RESET = "reset itself"
+    """Its kernel rebooted, as it does on request, or panicked: nothing tells the two apart."""
+    DESTROYED = "was ended from outside"
+    FAILED = "failed"
+    """QEMU has died."""
+    UNKNOWN = "ended unseen"
 
 
 @dataclass(frozen=True)
@@ -74,12 +87,37 @@ class Hypervisor:
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
     def start(self, xml: str) -> None:
-        """Creates and starts a transient guest: libvirt forgets it when it ends, and so leaves nothing behind.
+        """Creates a transient guest, paused before its first instruction: libvirt forgets it when it ends, and so leaves nothing.
 
         Raises:
             HypervisorError: libvirt or QEMU refused.
         """
-        self._call("start the guest", lambda connection: connection.createXML(xml, libvirt.VIR_DOMAIN_START_VALIDATE))
+        flags = libvirt.VIR_DOMAIN_START_VALIDATE | libvirt.VIR_DOMAIN_START_PAUSED
+        self._call("start the guest", lambda connection: connection.createXML(xml, flags))
+
+    def resume(self, uuid: UUID) -> None:
+        """Lets a paused guest run.
+
+        Raises:
+            NotFound: it has ended.
+            HypervisorError: libvirt or QEMU refused.
+        """
+        try:
+            self._call(f"resume the guest {uuid}", lambda connection: connection.lookupByUUIDString(str(uuid)).resume())
+        except HypervisorError as error:
+            if error.number in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise NotFound(f"the guest {uuid} has ended") from None
+            raise
+
+    def is_paused(self, uuid: UUID) -> bool:
+        """Whether a guest is paused, as it is between ``start`` and ``resume``; False for one that has ended."""
+        try:
+            state, _ = self._call(f"look at the guest {uuid}", lambda c: c.lookupByUUIDString(str(uuid)).state())
+        except HypervisorError as error:
+            if error.number == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            raise
+        return bool(state == libvirt.VIR_DOMAIN_PAUSED)
 
     def destroy(self, uuid: UUID) -> None:
         """Ends a guest at once. One that has ended already is fine, and so is a stranger's that has taken its name."""
@@ -89,15 +127,46 @@ class Hypervisor:
             if error.number not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
                 raise
 
+    def shutdown(self, uuid: UUID) -> None:
+        """Presses a guest's power button (ACPI) and returns at once. One that has ended already is fine."""
+        try:
+            self._call(f"shut the guest {uuid} down", lambda connection: connection.lookupByUUIDString(str(uuid)).shutdown())
+        except HypervisorError as error:
+            if error.number not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise
+
+    def pin(self, name: str, vcpu: int, cpus: CpuSet) -> None:
+        """Lets a vCPU of a running guest run on these host CPUs only.
+
+        Raises:
+            NotFound: no such guest runs.
+            HypervisorError: libvirt refused.
+        """
+        self._on(name, f"pin vCPU {vcpu} of {name}", lambda domain: domain.pinVcpu(vcpu, _cpu_map(domain, cpus)))
+
+    def pin_emulator(self, name: str, cpus: CpuSet) -> None:
+        """Lets QEMU's other threads run on these host CPUs only; raises as ``pin``."""
+        self._on(name, f"pin the emulator threads of {name}", lambda domain: domain.pinEmulator(_cpu_map(domain, cpus)))
+
+    def uuids(self) -> frozenset[UUID]:
+        """The ids of all guests that run now, ours or not."""
+        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+        return self._call("list the guests", lambda c: frozenset(UUID(domain.UUIDString()) for domain in c.listAllDomains(flags)))
+
     def names(self) -> frozenset[str]:
         """The names of all guests that run now, ours or not."""
         flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
         return self._call("list the guests", lambda c: frozenset(domain.name() for domain in c.listAllDomains(flags)))
 
-    def guests(self) -> tuple[LiveGuest, ...]:
-        """All guests that run now. One that ends while it is being read is left out."""
+    def guests(self, but: frozenset[UUID] = frozenset()) -> tuple[LiveGuest, ...]:
+        """All guests that run now, but for those with the given ids. One that ends while it is being read is left out."""
+        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+
+        def list_names(connection: Any) -> list[str]:
+            return sorted(domain.name() for domain in connection.listAllDomains(flags) if UUID(domain.UUIDString()) not in but)
+
         live = []
-        for name in sorted(self.names()):
+        for name in self._call("list the guests", list_names):
             try:
                 live.append(self.guest(name))
             except HypervisorError:
@@ -133,12 +202,13 @@ class Hypervisor:
                 counters.setdefault(int(match[1]), {})[match[2]] = int(value)
         return tuple(counters[index] for index in sorted(counters))
 
-    def watch_ends(self, ended: Callable[[], None]) -> None:
+    def watch_ends(self, ended: Callable[[UUID, End], None]) -> None:
         """Calls back whenever a guest ends, from a thread of its own. Call once, before anything else.
 
         Ends that fall into a restart of libvirt are not told.
         """
         libvirt.virEventRegisterDefaultImpl()
+        reasons: dict[str, str] = {}
 
         def loop() -> None:
             while True:
@@ -147,12 +217,22 @@ class Hypervisor:
                 except libvirt.libvirtError:
                     time.sleep(1)  # libvirt was stopped; the next request connects again
 
-        def event(_connection: Any, _domain: Any, kind: int, _detail: int, _opaque: Any) -> None:
-            if kind == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-                # Not here: the callback runs inside libvirt's event loop, which must go on while we ask libvirt things.
-                threading.Thread(target=ended, daemon=True).start()
+        def shutdown(_connection: Any, domain: Any, _event: str, _s: int, _us: int, details: str, _opaque: Any) -> None:
+            # QEMU says why (QMP SHUTDOWN); libvirt's own event tells a power-off and a reset by the same word.
+            reasons[domain.UUIDString()] = str(json.loads(details or "{}").get("reason", ""))
 
-        self._on_connect = lambda c: c.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, event, None)
+        def stopped(_connection: Any, domain: Any, kind: int, detail: int, _opaque: Any) -> None:
+            if kind == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+                uuid = domain.UUIDString()
+                end = _end(detail, reasons.pop(uuid, ""))
+                # Not here: the callback runs inside libvirt's event loop, which must go on while we ask libvirt things.
+                threading.Thread(target=ended, args=(UUID(uuid), end), daemon=True).start()
+
+        def connected(connection: Any) -> None:
+            connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, stopped, None)
+            libvirt_qemu.qemuMonitorEventRegister(connection, None, "SHUTDOWN", shutdown, None)
+
+        self._on_connect = connected
         threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
         self.names()
 
@@ -178,9 +258,23 @@ class Hypervisor:
                 self._connection = libvirt.open(self._uri)
                 # Without keepalive a libvirt that hangs would hang us too; without an event loop it is refused, which is fine.
                 if self._on_connect:
-                    self._connection.setKeepAlive(5, 6)
+                    # Seconds, count: a libvirt that hangs is noticed after a minute and a half, at two wake-ups a minute.
+                    self._connection.setKeepAlive(30, 2)
                     self._on_connect(self._connection)
             return self._connection
+
+
+def _end(detail: int, reason: str) -> End:
+    """From libvirt's detail (virDomainEventStoppedDetailType) and QEMU's reason (qapi/run-state.json, ShutdownCause)."""
+    if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN:
+        return End.RESET if reason in ("guest-reset", "guest-panic") else End.POWERED_OFF
+    if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED:
+        return End.DESTROYED
+    return End.FAILED
+
+
+def _cpu_map(domain: Any, cpus: CpuSet) -> tuple[bool, ...]:
+    return tuple(cpu in cpus for cpu in range(domain.connect().getCPUMap()[0]))
 
 
 def _hint(error: Any) -> str:

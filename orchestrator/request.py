@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from typing import Annotated, Any, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import OrchestratorError, RequestError
-from orchestrator.values import Size, parse_guest_name
+from orchestrator.values import CpuSet, PciAddress, Size, parse_guest_name
 
 _MAX_CMDLINE = 1024
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
 def _name(text: str) -> str:
@@ -38,12 +41,59 @@ def _cmdline(text: str) -> str:
     return text
 
 
+def _cpus(text: str) -> str:
+    if not as_value_error(lambda: str(CpuSet.parse(text))):
+        raise ValueError("no CPU is named; write it like 2-3,6-7")
+    return text
+
+
+def _pci_address(text: str) -> str:
+    return as_value_error(lambda: str(PciAddress.parse(text)))
+
+
+def _id(text: str) -> str:
+    if not _ID.fullmatch(text):
+        raise ValueError(f"{text!r} is not an id: 1 to 64 of a-z, A-Z, 0-9 and . _ : -, the first a letter or digit")
+    return text
+
+
 def as_value_error(parse: Callable[[], str]) -> str:
     """Runs one of our parsers for pydantic, which collects ValueErrors and adds the path of the field."""
     try:
         return parse()
     except OrchestratorError as error:
         raise ValueError(f"{error.message}; {error.hint}") from None
+
+
+class Restart(StrEnum):
+    """When a guest that has ended is started again."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+
+
+class Placement(BaseModel):
+    """A place that somebody else has chosen, such as a batch scheduler. It is taken as it is, or refused whole.
+
+    Attributes:
+        cpus: all CPUs of the guest's cores, in the kernel's list format ("2-3,6-7"): whole physical cores of one NUMA node.
+        vf: PCI address of the virtual function, or None for any.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    cpus: Annotated[str, Field(max_length=4096), AfterValidator(_cpus)]
+    vf: Annotated[str, AfterValidator(_pci_address)] | None = None
+
+    @property
+    def cpu_set(self) -> CpuSet:
+        """The CPUs as a value."""
+        return CpuSet.parse(self.cpus)
+
+    @property
+    def vf_address(self) -> PciAddress | None:
+        """The virtual function as a value."""
+        return PciAddress.parse(self.vf) if self.vf else None
 
 
 class GuestRequest(BaseModel):
@@ -56,6 +106,11 @@ class GuestRequest(BaseModel):
         image: name of a built guest image.
         address: address and prefix length that the guest gives its network interface, or None.
         cmdline: further words for the guest's kernel command line.
+        page_size: size of its huge pages ("2M", "1G"); None for the host's own choice.
+        placement: a given place; None lets the planner choose.
+        remove: delete it once it has ended by itself, in place of keeping its claim.
+        restart: whether it is started again when it fails. One that ends by itself in good order never is.
+        id: the caller's own id of this request: asking again with the same id and the same fields changes nothing.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -66,6 +121,11 @@ class GuestRequest(BaseModel):
     image: Annotated[str, AfterValidator(_name)]
     address: Annotated[str, AfterValidator(_address)] | None = None
     cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
+    page_size: Annotated[str, AfterValidator(_size)] | None = None
+    placement: Placement | None = None
+    remove: bool = False
+    restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
+    id: Annotated[str, AfterValidator(_id)] | None = None
 
     @property
     def size(self) -> Size:

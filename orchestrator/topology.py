@@ -1,4 +1,4 @@
-"""What a host has, as values. Pure: nothing here reads the host; `host.survey` fills these in."""
+"""What a host has, as values. Pure: nothing here reads the host; `host.survey` and `host.netlink` fill these in."""
 
 from __future__ import annotations
 
@@ -80,6 +80,60 @@ class PhysicalFunction:
 
 
 @dataclass(frozen=True)
+class VfState:
+    """What a PF's driver enforces for one VF (ip-link(8), include/uapi/linux/if_link.h).
+
+    Attributes:
+        index: the VF's number within its PF.
+        mac: None while none was given (the VF driver then makes one up).
+        vlan, qos: port VLAN and its priority, 0 for none.
+        min_rate, max_rate: bounds of what the VF may send in Mbit/s, 0 for none.
+        spoof_check: whether it may send only from its own address; None where the driver does not tell.
+        trust: whether it may change its address and see everybody's frames; None where the driver does not tell.
+        link_state: "auto" (as the PF's port), "enable" or "disable".
+    """
+
+    index: int
+    mac: MacAddress | None = None
+    vlan: int = 0
+    qos: int = 0
+    min_rate: int = 0
+    max_rate: int = 0
+    spoof_check: bool | None = True
+    trust: bool | None = False
+    link_state: str = "auto"
+
+    @property
+    def neutral(self) -> VfState:
+        """The same VF as a driver makes a new one. What the driver does not tell stays unknown."""
+        spoof_check = None if self.spoof_check is None else True
+        return VfState(self.index, spoof_check=spoof_check, trust=None if self.trust is None else False)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface.
+
+    Attributes:
+        mac: None if it has no Ethernet address, or only zeros.
+        up: administratively up; says nothing about the cable.
+        carrier: whether the other side is there.
+        master: name of the bridge or bond that it is a port of.
+        kind: "bridge", "veth", "tun" ...; None for a physical one.
+        vfs: empty if it is not the interface of a PF with VFs.
+    """
+
+    name: str
+    index: int
+    mac: MacAddress | None
+    up: bool
+    carrier: bool
+    master: str | None
+    kind: str | None
+    vfs: tuple[VfState, ...]
+
+
+@dataclass(frozen=True)
 class IommuGroup:
     """An IOMMU group and its default domain's type (ABI: sysfs-kernel-iommu_groups): DMA, DMA-FQ, identity, ..."""
 
@@ -95,6 +149,7 @@ class Topology:
     Attributes:
         cores: all physical cores that are online, in CPU order.
         isolated: CPUs that the kernel keeps out of load balancing (``isolcpus=domain`` or isolated cpusets).
+        topoext: whether the CPUs tell their SMT threads in AMD's way, for which a guest needs the CPU feature of this name.
     """
 
     cores: tuple[Core, ...]
@@ -102,6 +157,7 @@ class Topology:
     pools: tuple[PagePool, ...]
     pfs: tuple[PhysicalFunction, ...]
     iommu_groups: tuple[IommuGroup, ...]
+    topoext: bool = False
 
     @property
     def cpus(self) -> CpuSet:

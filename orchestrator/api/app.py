@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import logging
+import re
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrator import __version__
-from orchestrator.api.problems import MEDIA_TYPE, build_problem
-from orchestrator.errors import OrchestratorError, RequestError
-from orchestrator.lifecycle import SystemManager
+from orchestrator.access import Identity, Role
+from orchestrator.api.fast import Body, Depends, FastAPI, Header, Path, Query, Request, RequestValidationError
+from orchestrator.api.feed import Feed
+from orchestrator.api.guard import Guard
+from orchestrator.api.identity import Directory
+from orchestrator.api.manager import Manager, View, event_json, quarantined_json
+from orchestrator.api.openapi import build_document
+from orchestrator.api.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
+from orchestrator.api.work import Workers
+from orchestrator.config import LimitConfig
+from orchestrator.errors import Forbidden, NotFound, OrchestratorError, RequestError
 from orchestrator.proof import Proof
-from orchestrator.request import GuestRequest, describe
+from orchestrator.request import GuestRequest, as_value_error, describe
 from orchestrator.topology import Topology
-from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size, parse_guest_name
 
-Timeout = Annotated[float, Field(gt=0, le=3600, strict=False)]
+_log = logging.getLogger(__name__)
+
+_HOUR = 3600
+_MAX_ID = (1 << 63) - 1
+_LONGEST_DETAIL = 2000
+_TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e]*)"\s*')
+
+Timeout = Annotated[float, Field(gt=0, le=_HOUR)]
+Name = Annotated[
+    str,
+    AfterValidator(lambda text: as_value_error(lambda: parse_guest_name(text))),
+    Path(description="The guest's name.", json_schema_extra={"pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"}),
+]
+IfMatch = Annotated[
+    str | None, Header(description='Only if the guest\'s ETag is still this one: "7". `*` is any.', max_length=200)
+]
+EventId = Annotated[int | None, Query(ge=0, le=_MAX_ID, description="Only events with ids above this one.")]
+Force = Annotated[bool, Query(description="Give it free even if it is still not clean: the operator has seen to it.")]
+WaitQuery = Annotated[float, Query(gt=0, le=_HOUR, description="Seconds.")]
 
 
 class Tell(BaseModel):
@@ -32,58 +60,222 @@ class Tell(BaseModel):
     timeout: Timeout = 60.0
 
 
-def build_app(manager: SystemManager, audit: Callable[[int], tuple[Proof, ...]]) -> FastAPI:
-    """The application.
+class Stop(BaseModel):
+    """How many seconds the guest has to shut down by itself, before it is ended the hard way."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    timeout: Timeout = 60.0
+
+
+_IN_GOOD_TIME = Stop()
+
+
+async def _who(request: Request) -> Identity:
+    who: Identity = request.state.who
+    return who
+
+
+async def _reader(request: Request) -> Identity:
+    """Whoever may see the whole host."""
+    who = await _who(request)
+    if who.role is Role.TENANT:
+        raise Forbidden(f"{who.name} acts for the tenant {who.tenant} and sees its guests only", "ask the operator of the host")
+    return who
+
+
+async def _changer(request: Request) -> Identity:
+    """Whoever may change something; what exactly, the manager decides."""
+    who = await _who(request)
+    if who.role is Role.VIEWER:
+        raise Forbidden(f"{who.name} is a viewer, who changes nothing", "ask the operator of the host")
+    return who
+
+
+async def _operator(request: Request) -> Identity:
+    who = await _who(request)
+    if who.role is not Role.OPERATOR:
+        raise Forbidden(f"{who.name} is no operator", "ask the operator of the host")
+    return who
+
+
+Who = Annotated[Identity, Depends(_who)]
+Reader = Annotated[Identity, Depends(_reader)]
+Changer = Annotated[Identity, Depends(_changer)]
+Operator = Annotated[Identity, Depends(_operator)]
+
+
+class Api:
+    """The application, and what of it must be ended.
 
     Args:
         manager: does the work.
         audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
+        directory: who is who.
+        limits: how much one client may ask for.
+        metrics: the page that Prometheus reads, and its content type; None if there is none.
     """
-    app = FastAPI(title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_exception_handler(OrchestratorError, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
 
-    @app.get("/v1/version")
-    def version() -> dict[str, str]:
-        return {"version": __version__}
+    def __init__(
+        self,
+        manager: Manager,
+        audit: Callable[[int], Iterable[Proof]],
+        directory: Directory,
+        limits: LimitConfig | None = None,
+        metrics: Callable[[], tuple[bytes, str]] | None = None,
+    ) -> None:
+        # Apart, so that a look at the guests never waits for a guest that takes its time.
+        self._quick, self._changes, self._waits = Workers(32), Workers(64), Workers(64)
+        self.feed = Feed(manager, self._quick)
+        app = FastAPI(
+            title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
+            openapi_url="/v1/openapi.json", generate_unique_id_function=lambda route: route.name,
+        )  # fmt: skip
+        app.openapi = lambda: build_document(app)  # type: ignore[method-assign]
+        app.add_exception_handler(OrchestratorError, _answer_error)
+        app.add_exception_handler(RequestValidationError, _answer_invalid)
+        app.add_exception_handler(HTTPException, _answer_http)
+        app.add_exception_handler(Exception, _answer_fault)
+        self._add_host_routes(app, manager, audit, metrics)
+        self._add_guest_routes(app, manager)
+        self._add_change_routes(app, manager)
+        self._add_event_routes(app, manager)
+        self.app = Guard(app, directory, limits or LimitConfig())
 
-    @app.get("/v1/survey")
-    def survey() -> dict[str, Any]:
-        return survey_json(manager.survey())
+    def _add_host_routes(
+        self,
+        app: FastAPI,
+        manager: Manager,
+        audit: Callable[[int], Iterable[Proof]],
+        metrics: Callable[[], tuple[bytes, str]] | None,
+    ) -> None:
+        @app.get("/v1/version")
+        async def version(_who: Who) -> Response:
+            return JSONResponse({"version": __version__})
 
-    @app.get("/v1/guests")
-    def guests() -> list[dict[str, Any]]:
-        return [guest.to_json() for guest in manager.guests()]
+        @app.get("/v1/survey")
+        async def survey(_who: Reader) -> Response:
+            return JSONResponse(survey_json(await self._quick.run(manager.survey)))
 
-    @app.post("/v1/guests", status_code=201)
-    def create(request: GuestRequest) -> dict[str, Any]:
-        return manager.create(request).to_json()
+        @app.get("/v1/audit")
+        async def proofs(who: Reader, frames: Annotated[int, Query(ge=0, le=10_000)] = 0) -> Response:
+            if frames and who.role is not Role.OPERATOR:
+                raise Forbidden(f"{who.name} may not make guests send frames", "leave out frames")
+            return JSONResponse([proof.to_json() for proof in await self._waits.run(audit, frames)])
 
-    @app.post("/v1/plans")
-    def plan(request: GuestRequest) -> dict[str, Any]:
-        return manager.plan(request).to_json()
+        @app.get("/v1/metrics")
+        async def read_metrics(_who: Reader) -> Response:
+            if metrics is None:
+                raise NotFound("this manager has no metrics")
+            page, kind = await self._quick.run(metrics)
+            return Response(page, media_type=kind)
 
-    @app.get("/v1/guests/{name}")
-    def guest(name: str) -> dict[str, Any]:
-        return manager.guest(name).to_json()
+        @app.get("/v1/quarantine")
+        async def quarantined(who: Reader) -> Response:
+            return JSONResponse([quarantined_json(one) for one in await self._quick.run(manager.quarantined, who)])
 
-    @app.delete("/v1/guests/{name}", status_code=204)
-    def stop(name: str) -> None:
-        manager.stop(name)
+        @app.delete("/v1/quarantine/{name}", status_code=204)
+        async def clear_quarantine(who: Operator, name: Name, *, force: Force = False) -> Response:
+            await self._changes.run(functools.partial(manager.clear_quarantine, who, name, force=force))
+            return Response(status_code=204)
 
-    @app.get("/v1/guests/{name}/ready")
-    def ready(name: str, timeout: Annotated[float, Query(gt=0, le=3600)] = 60.0) -> dict[str, str]:
-        return {"line": manager.wait_ready(name, timeout)}
+    def _add_guest_routes(self, app: FastAPI, manager: Manager) -> None:
+        @app.get("/v1/guests")
+        async def guests(who: Who) -> Response:
+            return JSONResponse([guest.to_json() for guest in await self._quick.run(manager.guests, who)])
 
-    @app.post("/v1/guests/{name}/tell")
-    def tell(name: str, body: Tell) -> dict[str, str]:
-        return {"answer": manager.tell(name, body.line, body.timeout)}
+        @app.post("/v1/guests", status_code=201)
+        async def create(who: Changer, request: GuestRequest) -> Response:
+            view, new = await self._changes.run(manager.create, who, request)
+            return _show(view, 201 if new else 200, {"Location": f"/v1/guests/{request.name}"})
 
-    @app.get("/v1/audit")
-    def proofs(frames: Annotated[int, Query(ge=0, le=10_000)] = 0) -> list[dict[str, object]]:
-        return [proof.to_json() for proof in audit(frames)]
+        @app.post("/v1/plans")
+        async def plan(who: Who, request: GuestRequest) -> Response:
+            return JSONResponse((await self._quick.run(manager.plan, who, request)).to_json())
 
-    return app
+        @app.get("/v1/guests/{name}")
+        async def guest(who: Who, name: Name) -> Response:
+            return _show(await self._quick.run(manager.guest, who, name))
+
+        @app.get("/v1/guests/{name}/ready")
+        async def ready(who: Who, name: Name, timeout: WaitQuery = 60.0) -> Response:
+            return JSONResponse({"line": await self._waits.run(manager.wait_ready, who, name, timeout)})
+
+        @app.post("/v1/guests/{name}/tell")
+        async def tell(who: Changer, name: Name, body: Tell) -> Response:
+            return JSONResponse({"answer": await self._waits.run(manager.tell, who, name, body.line, body.timeout)})
+
+    def _add_change_routes(self, app: FastAPI, manager: Manager) -> None:
+        async def expected(who: Identity, name: str, if_match: str | None) -> int | None:
+            """The version that the caller has seen; of several that of the guest as it is now, if it is among them."""
+            versions = parse_if_match(if_match)
+            if versions is None or len(versions) == 1:
+                return next(iter(versions)) if versions else None
+            current = (await self._quick.run(manager.guest, who, name)).version
+            return current if current in versions else min(versions)
+
+        @app.delete("/v1/guests/{name}", status_code=204)
+        async def delete(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
+            await self._changes.run(manager.delete, who, name, await expected(who, name, if_match))
+            return Response(status_code=204)
+
+        @app.post("/v1/guests/{name}/start")
+        async def start(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
+            return _show(await self._changes.run(manager.start, who, name, await expected(who, name, if_match)))
+
+        @app.post("/v1/guests/{name}/kill")
+        async def kill(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
+            return _show(await self._changes.run(manager.kill, who, name, await expected(who, name, if_match)))
+
+        @app.post("/v1/guests/{name}/stop")
+        async def stop(
+            who: Changer, name: Name, body: Annotated[Stop, Body()] = _IN_GOOD_TIME, if_match: IfMatch = None
+        ) -> Response:
+            version = await expected(who, name, if_match)
+            return _show(await self._waits.run(manager.stop, who, name, body.timeout, version))
+
+        @app.post("/v1/guests/{name}/restart")
+        async def restart(
+            who: Changer, name: Name, body: Annotated[Stop, Body()] = _IN_GOOD_TIME, if_match: IfMatch = None
+        ) -> Response:
+            version = await expected(who, name, if_match)
+            return _show(await self._waits.run(manager.restart, who, name, body.timeout, version))
+
+    def _add_event_routes(self, app: FastAPI, manager: Manager) -> None:
+        @app.get("/v1/events")
+        async def events(who: Who, after: EventId = None, limit: Annotated[int, Query(ge=1, le=1000)] = 1000) -> Response:
+            if after is None:
+                after = max(0, await self._quick.run(manager.last_event) - limit)
+            return JSONResponse([event_json(event) for event in await self._quick.run(manager.events, who, after, limit)])
+
+        @app.get("/v1/events/stream")
+        async def stream_events(
+            who: Who, after: EventId = None, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+        ) -> Response:
+            if last_event_id:
+                if not re.fullmatch(r"[0-9]{1,18}", last_event_id):
+                    raise RequestError(f"Last-Event-ID {last_event_id!r} is no id of an event")
+                after = int(last_event_id)
+            return StreamingResponse(self.feed.stream(who, after), media_type="text/event-stream")
+
+
+def parse_if_match(field: str | None) -> frozenset[int] | None:
+    """The versions that an If-Match field names; None if any will do (RFC 9110 13.1.1).
+
+    A tag that is none of ours, or a weak one, is a version that no guest ever has.
+
+    Raises:
+        RequestError: it is not of that form.
+    """
+    if field is None or field.strip() == "*":
+        return None
+    found: set[int] = set()
+    for part in field.split(","):
+        match = _TAG.fullmatch(part)
+        if not match:
+            raise RequestError(f"If-Match {field[:80]!r} is wrong", 'send the ETag as it was received, with its quotes: "7"')
+        found.add(int(match[2]) if not match[1] and re.fullmatch("[0-9]{1,18}", match[2]) else -1)
+    return frozenset(found)
 
 
 def survey_json(topology: Topology) -> dict[str, Any]:
@@ -102,12 +294,57 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-async def _answer_error(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, OrchestratorError)
+def _show(view: View, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(view.to_json(), status, {"ETag": f'"{view.version}"', **(headers or {})})
+
+
+def _problem(error: OrchestratorError, headers: dict[str, str] | None = None) -> JSONResponse:
     problem = build_problem(error)
-    return JSONResponse(problem, int(str(problem["status"])), media_type=MEDIA_TYPE)
+    return JSONResponse(problem, int(str(problem["status"])), {**build_headers(error), **(headers or {})}, MEDIA_TYPE)
 
 
-async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OrchestratorError)
+    answer = _problem(error)
+    if answer.status_code >= 500:
+        _log.error("%s %s: %s", request.method, request.url.path, error)
+        if request.state.who.role is Role.TENANT:
+            # What the kernel or libvirt said may name other guests.
+            hidden = OrchestratorError("the host could not do this", "its operator's log says why")
+            hidden.code = error.code
+            return _problem(hidden)
+    return answer
+
+
+async def _answer_invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return await _answer_error(request, RequestError("the request is wrong: " + describe(error)))
+    # Names of fields come from the client: what could move a terminal's cursor is shown as it would be written.
+    said = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in describe(error)[:_LONGEST_DETAIL])
+    return _problem(RequestError("the request is wrong: " + said))
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: a path that is not there, or that can't be asked this way."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    if error.status_code == 404:
+        return _problem(NotFound(f"there is nothing at {path!r}", "GET /v1/openapi.json lists what there is"))
+    if error.status_code == 405:
+        methods = sorted(find_methods(request.app, request.scope["path"]))
+        wrong = WrongMethod(f"{path} can't be asked with {request.method[:20]}", f"use {' or '.join(methods)}")
+        return _problem(wrong, {"Allow": ", ".join(methods)})
+    if error.status_code == 400:
+        return _problem(RequestError(f"the request is wrong: {error.detail}"))
+    _log.error("%s %s: %s", request.method, path, error.detail)
+    return _problem(InternalError())
+
+
+async def _answer_fault(_request: Request, _error: Exception) -> Response:
+    """A fault of ours; the framework raises it again afterwards, and the guard logs it."""
+    return _problem(InternalError())
+
+
+def find_methods(app: FastAPI, path: str) -> frozenset[str]:
+    """The methods with which a path can be asked; each is a route of its own, and the framework names those of the first only."""
+    routes = [route for route in app.routes if (regex := getattr(route, "path_regex", None)) and regex.match(path)]
+    return frozenset(method for route in routes for method in getattr(route, "methods", None) or ())

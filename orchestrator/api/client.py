@@ -1,96 +1,271 @@
-"""The typed client of the manager's interface, over its Unix socket. Standard library only: `nohype` must start quickly."""
+"""The typed client of the manager's interface, over its Unix socket or its TLS port. Standard library only: `nohype` must start
+quickly.
+
+    client = Client(Path("/run/nohype/nohyped.sock"))
+    guest = client.create({"name": "web", "memory": "1G", "image": "minimal", "id": "order-17"})
+    client.stop("web", version=guest["version"])  # raises Stale if somebody has changed it since
+    for event in client.follow():
+        print(event["kind"], event["subject"])
+
+All answers are plain JSON types, described in `shapes`. Every method raises an OrchestratorError of the class that the manager's
+code stands for (`Unauthorized`, `Forbidden`, `TooMany`, ... may come from any), or one that says what to do if the manager can't
+be reached.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlencode
+from typing import IO, Any
+from urllib.parse import quote, urlencode, urlsplit
 
+from orchestrator.api import shapes
 from orchestrator.api.problems import parse_problem
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, RequestError
 
 _QUICK = 120.0
 _MARGIN = 30.0
+_AUDIT = 600.0
+# Three of the heartbeats that the manager sends.
+_SILENCE = 45.0
+_PAUSE = 1.0
 
 
 class Client:
-    """Talks to `nohyped`.
+    """Talks to `nohyped`. May be used by several threads: each request has a connection of its own.
 
     Args:
-        path: the manager's Unix socket.
+        where: the manager's Unix socket, or the address of its TLS port (``https://host:8443``).
+        token: for the TLS port, in place of a client certificate.
+        ca: PEM file with the CA of the manager's certificate; None for those of the system.
+        certificate: PEM file with the client certificate (and, if ``key`` is None, its key).
+        key: PEM file with the key of the client certificate.
 
-    All methods raise OrchestratorError with the manager's own words, or with what to do if it can't be reached.
+    Raises:
+        RequestError: the address is no https URL, or a file can't be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(
+        self,
+        where: Path | str,
+        *,
+        token: str | None = None,
+        ca: Path | None = None,
+        certificate: Path | None = None,
+        key: Path | None = None,
+    ) -> None:
+        self._where, self._token = where, token
+        self._tls: ssl.SSLContext | None = None
+        if isinstance(where, str):
+            parts = urlsplit(where)
+            if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/"):
+                raise RequestError(f"{where!r} is no address of a manager", "write it like https://host:8443")
+            self._tls = _build_context(ca, certificate, key)
 
-    def survey(self) -> dict[str, Any]:
-        """What the host has."""
-        return self._ask("GET", "/v1/survey")  # type: ignore[no-any-return]
+    def version(self) -> str:
+        """The manager's version."""
+        return str(self._ask("GET", "/v1/version")["version"])
 
-    def guests(self) -> list[dict[str, Any]]:
-        """All guests."""
-        return self._ask("GET", "/v1/guests")  # type: ignore[no-any-return]
+    def survey(self) -> shapes.Survey:
+        """What the host has. Raises Forbidden for tenants."""
+        found: shapes.Survey = self._ask("GET", "/v1/survey")
+        return found
 
-    def guest(self, name: str) -> dict[str, Any]:
-        """One guest."""
-        return self._ask("GET", f"/v1/guests/{quote(name, safe='')}")  # type: ignore[no-any-return]
+    def guests(self) -> list[shapes.Guest]:
+        """All guests that the caller may see."""
+        found: list[shapes.Guest] = self._ask("GET", "/v1/guests")
+        return found
 
-    def plan(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What a guest would get."""
-        return self._ask("POST", "/v1/plans", request)  # type: ignore[no-any-return]
+    def guest(self, name: str) -> shapes.Guest:
+        """One guest. Raises NotFound if there is none, or it is another tenant's."""
+        found: shapes.Guest = self._ask("GET", _path(name))
+        return found
 
-    def create(self, request: dict[str, Any], *, timeout: float = 600.0) -> dict[str, Any]:
-        """Makes a guest; the fields are those of `GuestRequest`. Returns once it runs, before it has booted."""
-        return self._ask("POST", "/v1/guests", request, timeout)  # type: ignore[no-any-return]
+    def plan(self, request: Mapping[str, object]) -> shapes.Guest:
+        """What a guest would get; the fields are those of `GuestRequest`. Claims nothing.
 
-    def stop(self, name: str) -> None:
-        """Ends a guest and gives back what it had."""
-        self._ask("DELETE", f"/v1/guests/{quote(name, safe='')}", timeout=_QUICK)
+        Raises:
+            RequestError: a field is wrong.
+            NotFound: there is no such image.
+            Conflict: the name is taken.
+            NoRoom, QuotaExceeded: ``reasons`` says why each candidate was refused.
+        """
+        planned: shapes.Guest = self._ask("POST", "/v1/plans", request)
+        return planned
+
+    def create(self, request: Mapping[str, object], *, timeout: float = 600.0) -> shapes.Guest:
+        """Makes a guest; the fields are those of `GuestRequest`. Returns once it runs, before it has booted.
+
+        With an ``id`` it may be asked again after a lost connection: the same id and fields make one guest only.
+
+        Raises:
+            RequestError, NotFound, Conflict, NoRoom, QuotaExceeded: as ``plan``.
+            HostError, HypervisorError, GuestError: it could not be started; all is as before.
+        """
+        made: shapes.Guest = self._ask("POST", "/v1/guests", request, timeout)
+        return made
+
+    def start(self, name: str, *, version: int | None = None, timeout: float = 600.0) -> shapes.Guest:
+        """Starts a guest that is stopped.
+
+        Args:
+            version: that of the guest as the caller has seen it; None starts it whatever has happened since.
+
+        Raises:
+            NotFound: see ``guest``.
+            Conflict: it is in another state.
+            Stale: it has another version by now.
+            HostError, HypervisorError, GuestError: it could not be started.
+        """
+        return self._change(name, "start", version, timeout)
+
+    def stop(self, name: str, timeout: float = 60.0, *, version: int | None = None) -> shapes.Guest:
+        """Asks a guest to shut down, and ends it the hard way after ``timeout`` seconds. It keeps what it owns.
+
+        Raises:
+            NotFound, Conflict, Stale: as ``start``.
+        """
+        return self._change(name, "stop", version, timeout + _QUICK, {"timeout": timeout})
+
+    def restart(self, name: str, timeout: float = 60.0, *, version: int | None = None) -> shapes.Guest:
+        """Stops a guest as ``stop`` does, and starts it again. Raises what those raise."""
+        return self._change(name, "restart", version, timeout + _AUDIT, {"timeout": timeout})
+
+    def kill(self, name: str, *, version: int | None = None) -> shapes.Guest:
+        """Ends a guest at once, as pulling the plug does. It keeps what it owns. Raises as ``stop`` does."""
+        return self._change(name, "kill", version, _QUICK)
+
+    def delete(self, name: str, *, version: int | None = None) -> None:
+        """Ends a guest at once if it runs, and gives back what it had. Raises as ``stop`` does."""
+        self._ask("DELETE", _path(name), timeout=_QUICK, headers=_if_match(version))
 
     def wait_ready(self, name: str, timeout: float) -> str:
-        """Waits (seconds) for the guest's word that it is ready; returns that line."""
+        """Waits (seconds) for the guest's word that it is ready; returns that line. Raises NotFound, GuestError."""
         query = urlencode({"timeout": timeout})
-        return str(self._ask("GET", f"/v1/guests/{quote(name, safe='')}/ready?{query}", timeout=timeout + _MARGIN)["line"])
+        return str(self._ask("GET", f"{_path(name)}/ready?{query}", timeout=timeout + _MARGIN)["line"])
 
     def tell(self, name: str, line: str, timeout: float) -> str:
-        """Types a line on the guest's console; returns its answer."""
+        """Types a line on the guest's console; returns its answer. Raises NotFound, GuestError."""
         body = {"line": line, "timeout": timeout}
-        return str(self._ask("POST", f"/v1/guests/{quote(name, safe='')}/tell", body, timeout + _MARGIN)["answer"])
+        return str(self._ask("POST", f"{_path(name)}/tell", body, timeout + _MARGIN)["answer"])
 
-    def audit(self, frames: int) -> list[dict[str, Any]]:
-        """All proofs, measured now; frames: how many to send from guest to guest for `vepa`."""
-        return self._ask("GET", f"/v1/audit?{urlencode({'frames': frames})}", timeout=600.0)  # type: ignore[no-any-return]
+    def quarantined(self) -> list[shapes.Quarantined]:
+        """The guests whose things could not be verified clean. Raises Forbidden for tenants."""
+        found: list[shapes.Quarantined] = self._ask("GET", "/v1/quarantine")
+        return found
 
-    def _ask(self, method: str, target: str, body: object = None, timeout: float = _QUICK) -> Any:
-        connection = _UnixConnection(self._path, timeout)
-        try:
-            headers = {"Content-Type": "application/json"} if body is not None else {}
-            connection.request(method, target, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
+    def clear_quarantine(self, name: str, *, force: bool = False) -> None:
+        """Gives what a guest in quarantine had to whoever asks next, if it can now be verified clean.
+
+        Args:
+            force: even if it can't.
+
+        Raises:
+            Forbidden: the caller is no operator.
+            NotFound: no such guest is in quarantine.
+            Conflict: it is still not clean.
+        """
+        self._ask("DELETE", f"/v1/quarantine/{quote(name, safe='')}?{urlencode({'force': str(force).lower()})}")
+
+    def audit(self, frames: int) -> list[shapes.Proof]:
+        """All proofs, measured now. Raises Forbidden for tenants.
+
+        Args:
+            frames: how many to send from guest to guest for `vepa`; only operators may ask for more than 0.
+        """
+        proofs: list[shapes.Proof] = self._ask("GET", f"/v1/audit?{urlencode({'frames': frames})}", timeout=_AUDIT)
+        return proofs
+
+    def events(self, after: int | None = None, limit: int = 1000) -> list[shapes.Event]:
+        """Up to ``limit`` events with ids above ``after``, oldest first; None for the newest. Only those the caller may see."""
+        query = {"limit": limit} if after is None else {"limit": limit, "after": after}
+        found: list[shapes.Event] = self._ask("GET", f"/v1/events?{urlencode(query)}")
+        return found
+
+    def follow(self, after: int | None = None) -> Iterator[shapes.Event]:
+        """Events as they happen, without end; after a lost connection it goes on where it was.
+
+        Args:
+            after: id of the event after which to begin; None for those from now on.
+
+        Raises:
+            OrchestratorError: the manager can't be reached at the beginning, or refuses.
+        """
+        reached = False
+        while True:
+            try:
+                with self._open("GET", "/v1/events/stream", None, {"Last-Event-ID": str(after)} if after is not None else {},
+                                _SILENCE) as response:  # fmt: skip
+                    reached = True
+                    for event in _parse_stream(response):
+                        after = event["id"]
+                        yield event
+            except (_Unreachable, OSError, http.client.HTTPException):
+                if not reached:
+                    raise
+            time.sleep(_PAUSE)
+
+    def metrics(self) -> str:
+        """What Prometheus reads. Raises NotFound without metrics, Forbidden for tenants."""
+        with self._open("GET", "/v1/metrics", None, {}, _QUICK) as response:
+            return response.read().decode()
+
+    def _change(
+        self, name: str, what: str, version: int | None, timeout: float, body: Mapping[str, object] | None = None
+    ) -> shapes.Guest:
+        changed: shapes.Guest = self._ask("POST", f"{_path(name)}/{what}", body, timeout, _if_match(version))
+        return changed
+
+    def _ask(
+        self, method: str, target: str, body: object = None, timeout: float = _QUICK, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        with self._open(method, target, body, headers or {}, timeout) as response:
             content = response.read()
+            return json.loads(content) if content else None
+
+    @contextlib.contextmanager
+    def _open(
+        self, method: str, target: str, body: object, headers: Mapping[str, str], timeout: float
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The answer to a request, if it is a good one. Other errors of the connection are explained here."""
+        connection = self._connect(timeout)
+        fields = dict(headers)
+        if body is not None:
+            fields["Content-Type"] = "application/json"
+        if self._token:
+            fields["Authorization"] = f"Bearer {self._token}"
+        try:
+            try:
+                connection.request(method, target, None if body is None else json.dumps(body), fields)
+            except BrokenPipeError:
+                pass  # it refuses before it has read all: the answer says why
+            response = connection.getresponse()
+            if response.status >= 300:
+                raise _read_problem(response)
+            yield response
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise OrchestratorError(
-                f"the manager does not answer on {self._path}: {reason}",
-                "is it running? `systemctl status nohyped`; are you root or in the group nohype?",
-            ) from None
+            hint = "is it running? `systemctl status nohyped`"
+            hint += "" if self._tls else "; are you root or in the group nohype?"
+            raise _Unreachable(f"the manager does not answer on {self._where}: {reason}", hint) from None
         finally:
             connection.close()
-        try:
-            answer = json.loads(content) if content else None
-        except ValueError:
-            # What a server says of a fault of its own is no JSON.
-            raise OrchestratorError(
-                f"the manager failed: {response.status} {response.reason}", "its log says why: `journalctl -u nohyped`"
-            ) from None
-        if response.status >= 300:
-            raise parse_problem(answer if isinstance(answer, dict) else {})
-        return answer
+
+    def _connect(self, timeout: float) -> http.client.HTTPConnection:
+        if isinstance(self._where, Path):
+            return _UnixConnection(self._where, timeout)
+        parts = urlsplit(self._where)
+        return http.client.HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=timeout, context=self._tls)
+
+
+class _Unreachable(OrchestratorError):
+    """There is no connection to the manager, or no more."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -102,3 +277,47 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def _build_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if certificate:
+            context.load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError is one
+        files = ", ".join(str(file) for file in (ca, certificate, key) if file)
+        raise RequestError(f"TLS can't use {files}: {error}", "they are PEM; key and certificate belong together") from None
+    return context
+
+
+def _read_problem(response: http.client.HTTPResponse) -> OrchestratorError:
+    try:
+        document = json.loads(response.read())
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        return OrchestratorError(
+            f"what answers is no manager: {response.status} {response.reason}", "is the address that of `nohyped`?"
+        )
+    return parse_problem(document)
+
+
+def _parse_stream(lines: IO[bytes] | http.client.HTTPResponse) -> Iterator[shapes.Event]:
+    """The events of a stream; comments and fields that we do not need are passed over."""
+    data: list[str] = []
+    for line in lines:
+        name, _, value = line.decode().rstrip("\n").partition(":")
+        if name == "data":
+            data.append(value.removeprefix(" "))
+        elif not name and not value and data:
+            event: shapes.Event = json.loads("\n".join(data))
+            data = []
+            yield event
+
+
+def _path(name: str) -> str:
+    return f"/v1/guests/{quote(name, safe='')}"
+
+
+def _if_match(version: int | None) -> dict[str, str]:
+    return {} if version is None else {"If-Match": f'"{version}"'}

@@ -1,7 +1,8 @@
-"""Errors on the wire: RFC 9457 problem details, and back into our own errors on the client's side."""
+"""Errors on the wire: RFC 9457 problem details, and back into our own errors on the client's side. Standard library only."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from orchestrator import errors
@@ -9,24 +10,93 @@ from orchestrator.errors import OrchestratorError
 
 MEDIA_TYPE = "application/problem+json"
 
-_STATUS = {
-    errors.RequestError.code: HTTPStatus.BAD_REQUEST,
-    errors.NotFound.code: HTTPStatus.NOT_FOUND,
-    errors.Conflict.code: HTTPStatus.CONFLICT,
-    errors.NoRoom.code: HTTPStatus.CONFLICT,
-    errors.GuestError.code: HTTPStatus.GATEWAY_TIMEOUT,
-    errors.HypervisorError.code: HTTPStatus.BAD_GATEWAY,
+
+class WrongMethod(OrchestratorError):
+    """The path exists, but can't be asked this way."""
+
+    code = "method"
+
+
+class WrongMedia(OrchestratorError):
+    """A body that is not said to be JSON."""
+
+    code = "media-type"
+
+
+class InternalError(OrchestratorError):
+    """A fault of the manager's own. Its log says more."""
+
+    code = "internal"
+
+    def __init__(self) -> None:
+        super().__init__("the manager failed", "its log says why: `journalctl -u nohyped`")
+
+
+_KINDS: Mapping[type[OrchestratorError], HTTPStatus] = {
+    errors.RequestError: HTTPStatus.BAD_REQUEST,
+    errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
+    errors.Forbidden: HTTPStatus.FORBIDDEN,
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    WrongMethod: HTTPStatus.METHOD_NOT_ALLOWED,
+    errors.Conflict: HTTPStatus.CONFLICT,
+    errors.LostRace: HTTPStatus.CONFLICT,
+    errors.NoRoom: HTTPStatus.CONFLICT,
+    errors.QuotaExceeded: HTTPStatus.CONFLICT,
+    # No 5xx: nothing is wrong with the manager when a guest does not get ready.
+    errors.GuestError: HTTPStatus.CONFLICT,
+    errors.Stale: HTTPStatus.PRECONDITION_FAILED,
+    errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    WrongMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.TooMany: HTTPStatus.TOO_MANY_REQUESTS,
+    InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.HostError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.CommandError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.LedgerError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.ImageError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.OrchestratorError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.HypervisorError: HTTPStatus.BAD_GATEWAY,
 }
+
+STATUS: Mapping[str, HTTPStatus] = {kind.code: status for kind, status in _KINDS.items()}
+"""Every code that the interface answers with, and its HTTP status. A code never changes its meaning."""
+
+_CLASSES = {kind.code: kind for kind in _KINDS}
+# What a constructor of ours would have set, for errors that are made without it.
+_ATTRIBUTES: Mapping[str, object] = {"reasons": (), "wait": 1.0, "errno": 0, "number": 0}
 
 
 def build_problem(error: OrchestratorError) -> dict[str, object]:
-    """An error as a problem document. ``code`` is stable; ``detail`` and ``hint`` are for people."""
-    status = _STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
-    return {"title": status.phrase, "status": int(status), "code": error.code, "detail": error.message, "hint": error.hint}
+    """An error as a problem document.
+
+    ``code`` is stable; ``detail`` and ``hint`` are for people. ``reasons`` (why each candidate was refused) are part of "no-room"
+    and "quota", ``wait`` (seconds) of "too-many".
+    """
+    status = STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
+    problem: dict[str, object] = {
+        "title": status.phrase, "status": int(status), "code": error.code, "detail": error.message, "hint": error.hint,
+    }  # fmt: skip
+    if isinstance(error, errors.NoRoom):
+        problem["reasons"] = list(error.reasons)
+    if isinstance(error, errors.TooMany):
+        problem["wait"] = error.wait
+    return problem
 
 
-def parse_problem(document: dict[str, object]) -> OrchestratorError:
-    """The error that a problem document tells of. Only ``code``, ``message`` and ``hint`` survive the journey."""
-    error = OrchestratorError(str(document.get("detail", "the manager gave no reason")), str(document.get("hint", "")))
-    error.code = str(document.get("code", OrchestratorError.code))
+def build_headers(error: OrchestratorError) -> dict[str, str]:
+    """The header fields that belong to an error (RFC 9110 11.6.1, 10.2.3)."""
+    if isinstance(error, errors.Unauthorized):
+        return {"WWW-Authenticate": 'Bearer realm="nohype"'}
+    return {"Retry-After": str(max(1, round(error.wait + 0.5)))} if isinstance(error, errors.TooMany) else {}
+
+
+def parse_problem(document: Mapping[str, object]) -> OrchestratorError:
+    """The error that a problem document tells of, of the same class as on the manager's side."""
+    code = str(document.get("code", OrchestratorError.code))
+    kind = _CLASSES.get(code, OrchestratorError)
+    # Not through the constructors of the classes: they put together the message that we have already.
+    error = kind.__new__(kind)
+    OrchestratorError.__init__(error, str(document.get("detail", "the manager gave no reason")), str(document.get("hint", "")))
+    error.code = code
+    for name, value in _ATTRIBUTES.items():
+        setattr(error, name, document.get(name, value))
     return error

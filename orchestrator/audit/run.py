@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from orchestrator.access import MANAGER, Identity
 from orchestrator.audit.cores import (
     CORE_EXCLUSIVE,
     CORE_SMT,
@@ -71,7 +72,7 @@ class Manager(Protocol):
         """What runs now."""
         ...
 
-    def tell(self, name: str, line: str, timeout: float) -> str:
+    def tell(self, who: Identity, name: str, line: str, timeout: float) -> str:
         """Types a line on a guest's console and returns the answer."""
         ...
 
@@ -95,8 +96,9 @@ class Auditor:
             OrchestratorError: the host can't be surveyed, or libvirt does not answer: then nothing can be said at all.
         """
         policy = ExitPolicy(self.config.exits.total, self.config.exits.emulated)
+        tell = partial(self.manager.tell, MANAGER)
         return run_audit(
-            self.host, self.manager.live_guests(), self.manager.survey(), self.hypervisor.read_exits, self.manager.tell,
+            self.host, self.manager.live_guests(), self.manager.survey(), self.hypervisor.read_exits, tell,
             housekeeping=self.config.host.housekeeping_cpus, policy=policy, manager_pid=os.getpid(), frames=frames,
         )  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""`nohype guest`: asks the manager of this host to make, show and stop guests."""
+"""`nohype guest`: asks the manager of this host to make, show, start and end guests."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ from orchestrator.cli.output import format_size, json_option, print_json, print_
 
 # Checked here too: a wait that the manager refuses would be refused only after the guest was made.
 _SECONDS = click.FloatRange(0, 3600)
+_PATIENCE = click.FloatRange(0, 3600, min_open=True)
+
+timeout_option = click.option(
+    "--timeout", type=_PATIENCE, default=60, show_default=True, metavar="SECONDS",
+    help="How long the guest has to power off by itself; then it is ended the hard way.",
+)  # fmt: skip
 
 
 @click.group()
 def guest() -> None:
-    """Make, list, show and stop guests."""
+    """Make, list, show, start, stop and delete guests."""
 
 
 @guest.command()
@@ -26,16 +33,28 @@ def guest() -> None:
 @click.option("--image", required=True, help="Name of a built guest image.")
 @click.option("--address", help="Address and prefix length of the guest's network interface: 10.9.0.11/24.")
 @click.option("--cmdline", default="", help="Further words for the guest's kernel command line.")
+@click.option("--page-size", metavar="SIZE", help="Size of its huge pages, 2M or 1G; left out: the host's own choice.")
+@click.option("--cpus", metavar="LIST", help="Exactly these CPUs, whole cores of one node (2-3,6-7), or no guest at all.")
+@click.option("--vf", metavar="ADDRESS", help="Exactly this virtual function (0000:41:10.0); only with --cpus.")
+@click.option("--restart", type=click.Choice(["never", "on-failure"]), help="When it is started again.  [default: never]")
+@click.option("--remove", is_flag=True, default=None, help="Delete it when it ends by itself, in place of keeping what it owns.")
+@click.option("--id", metavar="ID", help="Your own id of this request: asked again with the same one, nothing is made twice.")
 @click.option("--wait", type=_SECONDS, default=0, metavar="SECONDS", help="Wait until the guest says that it is ready.")
 @click.option("--plan", "plan_only", is_flag=True, help="Only show what the guest would get.")
 @json_option
 @socket_option
-def create(name: str, *, wait: float, plan_only: bool, as_json: bool, path: Path, **fields: Any) -> None:
+def create(
+    name: str, *, wait: float, plan_only: bool, as_json: bool, path: Path, cpus: str | None, vf: str | None, **fields: Any
+) -> None:
     """Make a guest and start it."""
+    if vf and not cpus:
+        raise click.UsageError("--vf is a part of a given place: say --cpus too")
     client = Client(path)
-    request = {"name": name, **{key: value for key, value in fields.items() if value is not None}}
+    place = {"cpus": cpus, **({"vf": vf} if vf else {})} if cpus else None
+    request = {"name": name, **{key: value for key, value in {**fields, "placement": place}.items() if value is not None}}
     try:
-        made = client.plan(request) if plan_only else client.create(request)
+        # The fields of a guest, and the line with which it says that it is ready.
+        made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request))}
         if wait and not plan_only:
             made["ready"] = client.wait_ready(name, wait)
     except KeyboardInterrupt:
@@ -74,10 +93,48 @@ def show(name: str, *, as_json: bool, path: Path) -> None:
 @click.argument("name")
 @json_option
 @socket_option
-def stop(name: str, *, as_json: bool, path: Path) -> None:
-    """End a guest at once, as pulling the plug does, and give back all that it had."""
-    Client(path).stop(name)
-    print_json({"name": name, "state": "stopped"}) if as_json else click.echo(f"{name} stopped")
+def start(name: str, *, as_json: bool, path: Path) -> None:
+    """Start a guest that is stopped, on the cores, memory and network function that it owns."""
+    _report(Client(path).start(name), as_json=as_json)
+
+
+@guest.command()
+@click.argument("name")
+@timeout_option
+@json_option
+@socket_option
+def stop(name: str, *, timeout: float, as_json: bool, path: Path) -> None:
+    """Ask a guest to power off. It keeps what it owns, and can be started again; `delete` gives it back."""
+    _report(Client(path).stop(name, timeout), as_json=as_json)
+
+
+@guest.command()
+@click.argument("name")
+@timeout_option
+@json_option
+@socket_option
+def restart(name: str, *, timeout: float, as_json: bool, path: Path) -> None:
+    """Stop a guest, and start it again."""
+    _report(Client(path).restart(name, timeout), as_json=as_json)
+
+
+@guest.command()
+@click.argument("name")
+@json_option
+@socket_option
+def kill(name: str, *, as_json: bool, path: Path) -> None:
+    """End a guest at once, as pulling the plug does. It keeps what it owns."""
+    _report(Client(path).kill(name), as_json=as_json)
+
+
+@guest.command()
+@click.argument("name")
+@json_option
+@socket_option
+def delete(name: str, *, as_json: bool, path: Path) -> None:
+    """End a guest at once if it runs, and give back all that it owned."""
+    Client(path).delete(name)
+    print_json({"name": name, "state": "deleted"}) if as_json else click.echo(f"{name} deleted")
 
 
 @guest.command()
@@ -92,7 +149,12 @@ def tell(name: str, line: str, *, timeout: float, as_json: bool, path: Path) -> 
     print_json({"name": name, "answer": answer}) if as_json else click.echo(answer, nl=False)
 
 
-def _row(one: dict[str, Any]) -> tuple[object, ...]:
+def _report(one: Mapping[str, Any], *, as_json: bool) -> None:
+    """What has become of a guest."""
+    print_json(one) if as_json else click.echo(f"{one['name']} {one['state']}")
+
+
+def _row(one: Mapping[str, Any]) -> tuple[object, ...]:
     cpus = ",".join(one["cores"])
     return (
         one["name"],
@@ -106,7 +168,7 @@ def _row(one: dict[str, Any]) -> tuple[object, ...]:
     )
 
 
-def _print_guest(one: dict[str, Any]) -> None:
+def _print_guest(one: Mapping[str, Any]) -> None:
     vf = one["vf"]
     rows: list[tuple[str, object]] = [
         ("name", one["name"]),
@@ -116,7 +178,12 @@ def _print_guest(one: dict[str, Any]) -> None:
         ("VF", f"{vf['address']}, number {vf['index']} of {vf['interface']} ({vf['pf']}), address {vf['mac']}"),
         ("image", one["image"]),
         ("cmdline", one["cmdline"]),
+        ("restarts", f"{one['restarts']} ({one['restart']})"),
     ]
+    if one["owner"]:
+        rows.insert(1, ("tenant", one["owner"]))
+    if one["id"]:
+        rows.insert(1, ("id", one["id"]))
     if "ready" in one:
         rows.append(("ready", one["ready"]))
     print_table(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def audit(*, frames: int, as_json: bool, path: Path) -> int:
     return int(any(proof["verdict"] == "fail" for proof in proofs))
 
 
-def print_proofs(proofs: list[dict[str, Any]]) -> None:
+def print_proofs(proofs: Sequence[Mapping[str, Any]]) -> None:
     """A line for each proof, and under each that did not pass what was found."""
     rows = [(p["name"], p["subject"], p["verdict"].upper(), _figure(p["figure"]), p["unit"]) for p in proofs]
     print_table([("PROOF", "SUBJECT", "VERDICT", "FIGURE", "UNIT"), *rows])
@@ -59,7 +60,7 @@ def _figure(figure: float | None) -> str:
     return "-" if figure is None else f"{figure:g}"
 
 
-def _pf_row(pf: dict[str, Any]) -> tuple[object, ...]:
+def _pf_row(pf: Mapping[str, Any]) -> tuple[object, ...]:
     vfs = f"{len(pf['vfs'])} of {pf['total_vfs']}"
     node = "-" if pf["node"] is None else pf["node"]
     return pf["address"], pf["interface"] or "-", pf["device"], pf["driver"] or "-", node, "up" if pf["up"] else "down", vfs

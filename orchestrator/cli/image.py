@@ -60,5 +60,5 @@ def list_command(*, store: Path, as_json: bool) -> None:
 def _as_dict(made: Image) -> dict[str, object]:
     return {
         "name": made.name, "kernel": str(made.kernel), "initrd": str(made.initrd), "cmdline": made.cmdline,
-        "console": made.console, "kernel_version": made.kernel_version, "hash": made.hash,
+        "console": made.console, "memory": made.memory.bytes, "kernel_version": made.kernel_version, "hash": made.hash,
     }  # fmt: skip

@@ -12,9 +12,13 @@ from orchestrator import __version__
 from orchestrator.errors import LabLost, OrchestratorError
 
 _COMMANDS = {
-    "guest": ("orchestrator.cli.guest", "guest", "Make, list, show and stop guests."),
+    "guest": ("orchestrator.cli.guest", "guest", "Make, list, show, start, stop and delete guests."),
     "survey": ("orchestrator.cli.host", "survey", "Show what the host has."),
     "audit": ("orchestrator.cli.host", "audit", "Measure all proofs on the live host."),
+    "events": ("orchestrator.cli.watch", "events", "Show what has happened, and what happens."),
+    "quarantine": ("orchestrator.cli.watch", "quarantine", "List and clear guests that are not verified clean."),
+    "metrics": ("orchestrator.cli.watch", "metrics", "Print what Prometheus reads."),
+    "token": ("orchestrator.cli.token", "token", "Make bearer tokens for the manager's TLS port."),
     "image": ("orchestrator.cli.image", "image", "Build guest images."),
     "lab": ("orchestrator.cli.lab", "lab", "Build and run the nested lab."),
     "demo": ("orchestrator.cli.demo", "demo", "Run the whole story in the nested lab."),
@@ -46,7 +50,7 @@ class _LazyGroup(click.Group):
 def nohype() -> None:
     """NoHype: guests on their own cores, memory and network functions, and proofs of it.
 
-    `guest`, `survey` and `audit` talk to the manager of this host; `image`, `lab` and `demo` work without one.
+    `image`, `lab` and `demo` work by themselves; everything else talks to the manager of this host.
     """
 
 

@@ -1,4 +1,5 @@
-"""Control groups of version 2 (kernel: Documentation/admin-guide/cgroup-v2.rst, Threads). Moves threads; makes no groups."""
+"""Control groups of version 2 (kernel: Documentation/admin-guide/cgroup-v2.rst, Threads). Moves threads and
+confines groups; makes none."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from errno import EBUSY, ENOENT, EOPNOTSUPP, ESRCH
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
+from orchestrator.values import CpuSet
 
 _ROOT = "sys/fs/cgroup"
 _HINTS = {
@@ -45,6 +47,27 @@ def move_thread(host: HostRoot, tid: int, cgroup: str) -> None:
     if actual != path:
         what = f"thread {tid} was to be in the control group {path}, but is in {actual}"
         raise HostError(what, "something moved it back: systemd or libvirt?")
+
+
+def confine(host: HostRoot, cgroup: str, cpus: CpuSet) -> None:
+    """Confines a control group, and all below it, to CPUs, and reads back: no affinity that a thread sets reaches beyond.
+
+    Args:
+        cgroup: path below the hierarchy's root.
+
+    Raises:
+        HostError: no such group (ENOENT), or the group above it does not have all of the CPUs, with both sets.
+    """
+    path = "/" + cgroup.strip("/")
+    try:
+        host.write(f"{_ROOT}{path}/cpuset.cpus", str(cpus))
+    except HostError as error:
+        what = f"cannot confine the control group {path} to CPUs {cpus}"
+        raise HostError(what, _HINTS.get(error.errno, error.hint), error.errno) from None
+    actual = CpuSet.parse(host.read(f"{_ROOT}{path}/cpuset.cpus.effective"))
+    if actual != cpus:
+        what = f"the control group {path} was to be confined to CPUs {cpus}, but has {actual}"
+        raise HostError(what, "a group above it has fewer: `systemctl show --property AllowedCPUs machine.slice`")
 
 
 def _parse_cgroup(text: str, tid: int) -> str:

@@ -5,7 +5,6 @@ Sources: Documentation/admin-guide/cputopology.rst, Documentation/admin-guide/cg
 
 from __future__ import annotations
 
-import os
 from errno import EINVAL, EPERM, ESRCH
 
 from orchestrator.errors import HostError
@@ -14,6 +13,8 @@ from orchestrator.topology import Core
 from orchestrator.values import CpuSet
 
 _CPUS = "sys/devices/system/cpu"
+# X86_FEATURE_TOPOEXT, 6*32+22 (arch/x86/include/asm/cpufeatures.h): word 6 is a register of the CPU, bit by bit.
+_TOPOEXT = "00D6"
 _AFFINITY_HINTS = {
     EINVAL: "either none of the CPUs is online and in the thread's cpuset, or the kernel forbids to move it (PF_NO_SETAFFINITY)",
     EPERM: "run as root",
@@ -62,25 +63,37 @@ def read_cores(host: HostRoot) -> tuple[Core, ...]:
     return tuple(cores)
 
 
+def read_topoext(host: HostRoot) -> bool:
+    """Whether the CPUs have AMD's topology extensions (CPUID 8000_001E), which tell of SMT threads; CPUs of others never do.
+
+    From modalias (arch/x86/kernel/cpu/match.c): to read /proc/cpuinfo interrupts every CPU before Linux 5.18, guests' too.
+
+    Raises:
+        HostError: the file is there but cannot be read.
+    """
+    _, _, features = (host.find(f"{_CPUS}/modalias") or "").partition(":feature:")
+    return _TOPOEXT in features.split(",")
+
+
 def _read_node(host: HostRoot, cpu: int) -> int:
     """A CPU's NUMA node, a link `nodeN` in the CPU's folder; 0 for a kernel without NUMA, which has no such links."""
     nodes = [name[4:] for name in host.names(f"{_CPUS}/cpu{cpu}") if name.startswith("node") and name[4:].isdecimal()]
     return int(nodes[0]) if nodes else 0
 
 
-def read_affinity(tid: int) -> CpuSet:
+def read_affinity(host: HostRoot, tid: int) -> CpuSet:
     """The CPUs that a thread may run on (sched_getaffinity(2): already limited to its cpuset).
 
     Raises:
         HostError: there is no such thread (ESRCH).
     """
     try:
-        return CpuSet.of(os.sched_getaffinity(tid))
-    except OSError as error:
+        return host.sched_getaffinity(tid)
+    except HostError as error:
         raise _affinity_error(f"cannot read the affinity of thread {tid}", error) from None
 
 
-def set_affinity(tid: int, cpus: CpuSet) -> None:
+def set_affinity(host: HostRoot, tid: int, cpus: CpuSet) -> None:
     """Confines a thread to CPUs, and reads back: the kernel silently leaves out CPUs that are offline or not in its cpuset.
 
     Raises:
@@ -88,10 +101,10 @@ def set_affinity(tid: int, cpus: CpuSet) -> None:
             was taken, with both sets.
     """
     try:
-        os.sched_setaffinity(tid, cpus)
-    except OSError as error:
+        host.sched_setaffinity(tid, cpus)
+    except HostError as error:
         raise _affinity_error(f"cannot confine thread {tid} to CPUs {cpus}", error) from None
-    actual = read_affinity(tid)
+    actual = read_affinity(host, tid)
     if actual != cpus:
         raise HostError(
             f"thread {tid} was to be confined to CPUs {cpus}, but may run on {actual}",
@@ -99,5 +112,5 @@ def set_affinity(tid: int, cpus: CpuSet) -> None:
         )
 
 
-def _affinity_error(what: str, error: OSError) -> HostError:
-    return HostError(what, _AFFINITY_HINTS.get(error.errno or 0, ""), error.errno or 0)
+def _affinity_error(what: str, error: HostError) -> HostError:
+    return HostError(what, _AFFINITY_HINTS.get(error.errno, ""), error.errno)

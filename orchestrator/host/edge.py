@@ -14,7 +14,6 @@ from enum import StrEnum
 from errno import EINVAL, ENODEV, EOPNOTSUPP, EPERM
 
 from orchestrator.errors import HostError
-from orchestrator.host.netlink import read_hwmode, set_hwmode
 from orchestrator.host.root import HostRoot
 from orchestrator.topology import PhysicalFunction
 
@@ -60,7 +59,7 @@ def read_edge_mode(host: HostRoot, pf: PhysicalFunction) -> EdgeMode | None:
     """
     if register := _REGISTERS.get(pf.device):
         return EdgeMode.VEB if _read(host, pf, register) & _LOOPBACK else EdgeMode.VEPA
-    mode = read_hwmode(pf.interface) if pf.interface else None
+    mode = host.net.read_hwmode(pf.interface) if pf.interface else None
     return EdgeMode(mode) if mode else None
 
 
@@ -77,7 +76,7 @@ def set_edge_mode(host: HostRoot, pf: PhysicalFunction, mode: EdgeMode) -> None:
         raise HostError(f"cannot put PF {pf.address} into {mode} mode: it has no interface", _NO_WAY, EOPNOTSUPP)
     else:
         try:
-            set_hwmode(pf.interface, mode)
+            host.net.set_hwmode(pf.interface, mode)
         except HostError as error:
             hint = _NO_WAY if error.errno == EOPNOTSUPP else error.hint
             raise HostError(f"cannot put PF {pf.address} ({pf.interface}) into {mode} mode", hint, error.errno) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from errno import EBUSY, EEXIST, EINVAL, ENOBUFS, ENODEV, ENOENT, EOPNOTSUPP, EPERM
 from typing import Any
 
@@ -18,6 +17,7 @@ from pyroute2 import netns as namespaces
 from pyroute2.netlink.rtnl import RTMGRP_LINK
 
 from orchestrator.errors import HostError, RequestError
+from orchestrator.topology import Link, VfState
 from orchestrator.values import MacAddress
 
 _AF_BRIDGE = 7  # include/linux/socket.h
@@ -26,50 +26,9 @@ _RTEXT_FILTER_VF = 1  # include/uapi/linux/rtnetlink.h: without it the kernel le
 _NO_MAC = "00:00:00:00:00:00"
 # include/uapi/linux/if_bridge.h, BRIDGE_MODE_VEB and _VEPA; 0xffff is BRIDGE_MODE_UNDEF
 _HWMODES = {"veb": 0, "vepa": 1}
+_UNKNOWN = 0xFFFF_FFFF
 _VF_LINK_STATES = {0: "auto", 1: "enable", 2: "disable"}
 _HINTS = {EPERM: "run as root", EEXIST: "the name is taken; look with: ip link show, ip netns list"}
-
-
-@dataclass(frozen=True)
-class VfState:
-    """What the PF's driver enforces for one VF.
-
-    Attributes:
-        index: the VF's number within its PF.
-        mac: None while none was given (the VF driver then makes one up).
-        vlan: port VLAN, 0 for none.
-        link_state: "auto" (as the PF's port), "enable" or "disable".
-    """
-
-    index: int
-    mac: MacAddress | None
-    vlan: int
-    spoof_check: bool
-    trust: bool
-    link_state: str
-
-
-@dataclass(frozen=True)
-class Link:
-    """A network interface.
-
-    Attributes:
-        mac: None if it has no Ethernet address, or only zeros.
-        up: administratively up; says nothing about the cable.
-        carrier: whether the other side is there.
-        master: name of the bridge or bond that it is a port of.
-        kind: "bridge", "veth", "tun" ...; None for a physical one.
-        vfs: empty if it is not the interface of a PF with VFs.
-    """
-
-    name: str
-    index: int
-    mac: MacAddress | None
-    up: bool
-    carrier: bool
-    master: str | None
-    kind: str | None
-    vfs: tuple[VfState, ...]
 
 
 def read_links(*, netns: str | None = None) -> tuple[Link, ...]:
@@ -122,12 +81,29 @@ def set_vf_mac(interface: str, index: int, mac: MacAddress | None) -> None:
     with _socket(what, None, hints) as ipr:
         # One attribute a request: the kernel applies them one by one, so an error would not tell which it was.
         ipr.link("set", index=_index(ipr, interface, what), vf={"vf": index, "mac": str(mac or _NO_MAC)})
-    for vf in _find(read_links(), interface, what).vfs:
-        if vf.index == index:
-            if vf.mac != mac:
-                raise HostError(f"VF {index} of {interface} was to have {mac or _NO_MAC}, but has {vf.mac or _NO_MAC}")
-            return
-    raise HostError(f"cannot {what}", hints[EINVAL], EINVAL)
+    actual = _find_vf(interface, index, what).mac
+    if actual != mac:
+        raise HostError(f"VF {index} of {interface} was to have {mac or _NO_MAC}, but has {actual or _NO_MAC}")
+
+
+def reset_vf(interface: str, index: int) -> None:
+    """Makes the PF enforce for a VF what it does for a new one, and reads back: no address, no port VLAN, no rate, spoof check
+    on, no trust, the PF's link state. Only what is not so is written: many drivers can't do all of it.
+
+    Args:
+        interface: the PF's interface.
+
+    Raises:
+        HostError: no such interface (ENODEV) or VF (EINVAL), the driver refused, or something is not as new, with both states.
+    """
+    what = f"bring VF {index} of {interface} back to neutral"
+    before = _find_vf(interface, index, what)
+    for attribute, value in _list_changes(before, before.neutral):
+        with _socket(f"{what} ({attribute})") as ipr:
+            ipr.link("set", index=_index(ipr, interface, what), vf={"vf": index, attribute: value})
+    after = _find_vf(interface, index, what)
+    if after != before.neutral:
+        raise HostError(f"VF {index} of {interface} was to be neutral, {before.neutral}, but is {after}")
 
 
 def set_link_up(interface: str, *, up: bool, netns: str | None = None) -> None:
@@ -327,6 +303,33 @@ def _find(links: tuple[Link, ...], interface: str, what: str) -> Link:
     raise HostError(f"cannot {what}: there is no interface {interface}", "look with: ip link show", ENODEV)
 
 
+def _find_vf(interface: str, index: int, what: str) -> VfState:
+    for vf in _find(read_links(), interface, what).vfs:
+        if vf.index == index:
+            return vf
+    raise HostError(f"cannot {what}", f"{interface} has no VF {index}", EINVAL)
+
+
+def _list_changes(before: VfState, after: VfState) -> list[tuple[str, object]]:
+    """What differs, as pyroute2 wants it; the address last, since a VF that is trusted may still change its own."""
+    rates = {"min_tx_rate": after.min_rate, "max_tx_rate": after.max_rate}
+    link_states = {name: number for number, name in _VF_LINK_STATES.items()}
+    changes: list[tuple[str, object]] = []
+    if before.trust != after.trust:
+        changes.append(("trust", int(bool(after.trust))))
+    if before.spoof_check != after.spoof_check:
+        changes.append(("spoofchk", int(bool(after.spoof_check))))
+    if (before.vlan, before.qos) != (after.vlan, after.qos):
+        changes.append(("vlan", {"vlan": after.vlan, "qos": after.qos}))
+    if (before.min_rate, before.max_rate) != (after.min_rate, after.max_rate):
+        changes.append(("rate", rates))
+    if before.link_state != after.link_state:
+        changes.append(("link_state", link_states[after.link_state]))
+    if before.mac != after.mac:
+        changes.append(("mac", str(after.mac or _NO_MAC)))
+    return changes
+
+
 def _index(ipr: Any, interface: str, what: str) -> int:
     return _find(_read(ipr), interface, what).index
 
@@ -350,14 +353,21 @@ def _parse_vf(info: Any) -> VfState:
         value = info.get_attr(attribute)
         return int(value[key]) if value is not None else 0
 
+    def flag(attribute: str, key: str) -> bool | None:
+        # All ones where the driver does not tell (rtnl_fill_vfinfo(), -1).
+        value = info.get_attr(attribute)
+        return None if value is None or int(value[key]) == _UNKNOWN else bool(value[key])
+
     address = info.get_attr("IFLA_VF_MAC")
     return VfState(
         index=int(address["vf"]),
         mac=_parse_mac(address["mac"]),
         vlan=field("IFLA_VF_VLAN", "vlan"),
-        # All ones where the driver does not know (rtnl_fill_vfinfo(), -1): not enforced, as far as we can tell.
-        spoof_check=field("IFLA_VF_SPOOFCHK", "spoofchk") == 1,
-        trust=field("IFLA_VF_TRUST", "trust") == 1,
+        qos=field("IFLA_VF_VLAN", "qos"),
+        min_rate=field("IFLA_VF_RATE", "min_tx_rate"),
+        max_rate=field("IFLA_VF_RATE", "max_tx_rate"),
+        spoof_check=flag("IFLA_VF_SPOOFCHK", "spoofchk"),
+        trust=flag("IFLA_VF_TRUST", "trust"),
         link_state=_VF_LINK_STATES.get(field("IFLA_VF_LINK_STATE", "link_state"), "auto"),
     )
 

@@ -190,6 +190,22 @@ def release_driver(host: HostRoot, address: PciAddress, original: str | None) ->
     _check_driver(host, address, original)
 
 
+def reset_function(host: HostRoot, address: PciAddress) -> bool:
+    """Resets a function, so that nothing that its last user has left in it reaches the next one; whether it can be reset alone.
+
+    Source: Documentation/ABI/testing/sysfs-bus-pci, ``reset``. Each VF has one of its own (SR-IOV 2.2.2).
+
+    Raises:
+        HostError: no such function (ENOENT), it is in use by a guest (EBUSY), or the reset failed.
+    """
+    _check_present(host, address)
+    if not host.exists(f"{_folder(address)}/reset"):
+        return False
+    _refuse_if_in_use(host, address, f"cannot reset {address}")
+    host.write(f"{_folder(address)}/reset", "1")
+    return True
+
+
 def read_iommu_groups(host: HostRoot) -> tuple[IommuGroup, ...]:
     """All IOMMU groups by number; none where no IOMMU is switched on.
 
@@ -198,7 +214,15 @@ def read_iommu_groups(host: HostRoot) -> tuple[IommuGroup, ...]:
     """
     if not host.exists(_GROUPS):
         return ()
-    return tuple(_read_group(host, number) for number in sorted(map(int, host.names(_GROUPS))))
+    groups = []
+    for number in sorted(map(int, host.names(_GROUPS))):
+        try:
+            groups.append(_read_group(host, number))
+        except HostError as error:
+            # A group goes with its last device, as those of VFs do when the VFs are taken away.
+            if error.errno != ENOENT:
+                raise
+    return tuple(groups)
 
 
 def read_iommu_group(host: HostRoot, address: PciAddress) -> IommuGroup | None:

@@ -1,6 +1,7 @@
-"""The only opener of /sys, /proc, cgroupfs and tracefs. The root is a value, so tests and containers can give another one.
+"""All of the kernel that the rest sees: files (the only opener of /sys, /proc, cgroupfs and tracefs), threads, the network.
 
-Names are relative (``sys/devices/system/cpu/online``), so that nothing escapes a fake root by being absolute.
+The root is a value, so tests and containers can give another one. Names are relative (``sys/devices/system/cpu/online``), so that
+nothing escapes a fake root by being absolute.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import ENOENT
 from pathlib import Path
+from typing import Protocol
 
 from orchestrator.errors import HostError
+from orchestrator.topology import Link
+from orchestrator.values import CpuSet, MacAddress
 
 _HINTS = {
     1: "run as root; in a container the file may be masked",
@@ -22,14 +26,56 @@ _HINTS = {
 }
 
 
+class Net(Protocol):
+    """What we do with a host's network interfaces. `host.netlink` is the real one, and says what each function raises."""
+
+    def read_links(self) -> tuple[Link, ...]:
+        """All interfaces."""
+
+    def set_vf_mac(self, interface: str, index: int, mac: MacAddress | None) -> None:
+        """Gives a VF its Ethernet address through the PF, or takes it away."""
+
+    def reset_vf(self, interface: str, index: int) -> None:
+        """Makes the PF enforce for a VF what it does for a new one."""
+
+    def read_hwmode(self, interface: str) -> str | None:
+        """How the NIC switches between its VFs, None where the driver does not tell."""
+
+    def set_hwmode(self, interface: str, mode: str) -> None:
+        """Sets how the NIC switches between its VFs."""
+
+
+class _NoNet:
+    """Stands in for the network where only files are wanted. Asking it for something is a fault of ours."""
+
+    def read_links(self) -> tuple[Link, ...]:
+        raise NotImplementedError("this HostRoot was opened without a network")
+
+    def set_vf_mac(self, interface: str, index: int, mac: MacAddress | None) -> None:
+        self.read_links()
+
+    def reset_vf(self, interface: str, index: int) -> None:
+        self.read_links()
+
+    def read_hwmode(self, interface: str) -> str | None:
+        return str(self.read_links())
+
+    def set_hwmode(self, interface: str, mode: str) -> None:
+        self.read_links()
+
+
 @dataclass(frozen=True)
 class HostRoot:
-    """A host's pseudo file systems below one folder.
+    """A host: its pseudo file systems below one folder, its scheduler and its network.
 
     All methods raise HostError with the file's name and the kernel's errno.
+
+    Attributes:
+        net: give the module `host.netlink` for the real network; without it only files and threads can be had.
     """
 
     path: Path = Path("/")
+    net: Net = field(default=_NoNet(), repr=False)
 
     def read(self, name: str) -> str:
         """The file's text without surrounding white space."""
@@ -38,8 +84,7 @@ class HostRoot:
     def read_bytes(self, name: str) -> bytes:
         """The file's bytes; for files with NULs, such as /proc/PID/cmdline."""
         try:
-            # Not through pathlib: a survey reads a thousand files, and in the emulated lab each Path costs a millisecond.
-            with open(f"{self.path}/{name}", "rb", buffering=0) as file:
+            with open(self._at(name), "rb", buffering=0) as file:
                 return file.readall()
         except OSError as error:
             raise _host_error("cannot read", name, error) from None
@@ -47,7 +92,7 @@ class HostRoot:
     def read_at(self, name: str, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``offset`` on; for binary files such as /proc/PID/pagemap."""
         try:
-            descriptor = os.open(self.path / name, os.O_RDONLY)
+            descriptor = os.open(self._at(name), os.O_RDONLY)
             try:
                 found = os.pread(descriptor, length, offset)
             finally:
@@ -73,7 +118,7 @@ class HostRoot:
         Does not read back: some files are write-only. The function that knows the file does that.
         """
         try:
-            descriptor = os.open(self.path / name, os.O_WRONLY)
+            descriptor = os.open(self._at(name), os.O_WRONLY)
             try:
                 os.write(descriptor, value.encode())
             finally:
@@ -83,12 +128,12 @@ class HostRoot:
 
     def exists(self, name: str) -> bool:
         """Whether the name is there (symbolic links followed)."""
-        return (self.path / name).exists()
+        return os.path.exists(self._at(name))
 
     def link(self, name: str) -> str | None:
         """The last part of a symbolic link's target (``driver`` -> "vfio-pci"), or None if there is no such link."""
         try:
-            return os.path.basename(os.readlink(self.path / name))
+            return os.path.basename(os.readlink(self._at(name)))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -97,7 +142,7 @@ class HostRoot:
     def target(self, name: str) -> str | None:
         """The whole text of a symbolic link (``fd/21`` -> "/dev/vfio/9"), or None if there is no such link."""
         try:
-            return os.readlink(self.path / name)
+            return os.readlink(self._at(name))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -106,25 +151,43 @@ class HostRoot:
     def names(self, name: str) -> tuple[str, ...]:
         """The names in a folder, sorted."""
         try:
-            return tuple(sorted(os.listdir(f"{self.path}/{name}")))
+            return tuple(sorted(os.listdir(self._at(name))))
         except OSError as error:
             raise _host_error("cannot list", name, error) from None
 
     def read32(self, name: str, offset: int) -> int:
         """A little-endian 32 bit device register through a PCI ``resourceN`` file; offset in bytes."""
-        with _Registers(self.path / name, name) as registers:
+        with _Registers(self._at(name), name) as registers:
             return int(struct.unpack_from("<I", registers, offset)[0])
 
     def write32(self, name: str, offset: int, value: int) -> None:
         """Writes a 32 bit device register; see ``read32``."""
-        with _Registers(self.path / name, name) as registers:
+        with _Registers(self._at(name), name) as registers:
             struct.pack_into("<I", registers, offset, value)
+
+    def _at(self, name: str) -> str:
+        # Not through pathlib: a survey reads a thousand files, and in the emulated lab each Path costs a millisecond.
+        return f"{self.path}/{name}"
+
+    def sched_getaffinity(self, tid: int) -> CpuSet:
+        """The CPUs that a thread may run on (sched_getaffinity(2)); use ``host.cpus.read_affinity``."""
+        try:
+            return CpuSet.of(os.sched_getaffinity(tid))
+        except OSError as error:
+            raise HostError(f"cannot read the affinity of thread {tid}", errno=error.errno or 0) from None
+
+    def sched_setaffinity(self, tid: int, cpus: CpuSet) -> None:
+        """Confines a thread to CPUs (sched_setaffinity(2)); use ``host.cpus.set_affinity``, which reads back."""
+        try:
+            os.sched_setaffinity(tid, cpus)
+        except OSError as error:
+            raise HostError(f"cannot confine thread {tid} to CPUs {cpus}", errno=error.errno or 0) from None
 
 
 class _Registers:
     """A mapped PCI resource, for the time of one access."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: str, name: str) -> None:
         self._path, self._name = path, name
 
     def __enter__(self) -> mmap.mmap:

@@ -50,6 +50,7 @@ def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) ->
         write_description(
             image,
             cmdline=recipe.cmdline,
+            memory=recipe.memory,
             console=recipe.console,
             kernel_version=version,
             hash=key,

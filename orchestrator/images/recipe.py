@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import ImageError, NotFound
+from orchestrator.request import as_value_error
+from orchestrator.values import Size
 
 SHIPPED = Path("/usr/share/nohype/guest-images")
 """Where an installed host has the recipes; the host role of ansible/ puts them there."""
 
 _FILE = "image.toml"
+
+
+def _size(text: str) -> str:
+    return as_value_error(lambda: str(Size.parse(text)))
 
 
 class Recipe(BaseModel):
@@ -23,6 +30,7 @@ class Recipe(BaseModel):
         modules: kernel modules that go into its initramfs, with all they need.
         init: file in the recipe's folder that becomes /init.
         cmdline: words for the kernel command line.
+        memory: the least that a guest of this image starts with ("96M").
         console: protocol that its init speaks on the console; None if it speaks none.
     """
 
@@ -33,6 +41,7 @@ class Recipe(BaseModel):
     modules: list[str]
     init: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     cmdline: str
+    memory: Annotated[str, AfterValidator(_size)]
     console: str | None = None
 
 

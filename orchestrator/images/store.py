@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
-from orchestrator.errors import ImageError, NotFound
+from orchestrator.errors import ImageError, NotFound, RequestError
 from orchestrator.images.cache import locked, remove_tree
+from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")
 
@@ -23,6 +24,7 @@ class Image:
     Attributes:
         kernel, initrd: files that QEMU loads.
         cmdline: words for the kernel command line that the image wants.
+        memory: the least that a guest of it starts with; with less, its kernel hangs before it can say so.
         console: protocol that the image speaks on its console ("nohype-1"), None if it speaks none.
         kernel_version: release of its kernel, for reports.
         hash: hash of what it was built from.
@@ -32,6 +34,7 @@ class Image:
     kernel: Path
     initrd: Path
     cmdline: str
+    memory: Size
     console: str | None
     kernel_version: str = ""
     hash: str = ""
@@ -80,12 +83,13 @@ def read_image(folder: Path) -> Image:
             folder / "vmlinuz",
             folder / "initrd",
             fields["cmdline"],
+            Size.parse(fields["memory"]),
             fields["console"],
             fields["kernel_version"],
             fields["hash"],
         )
         missing = [file.name for file in (image.kernel, image.initrd) if not file.is_file()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
         raise ImageError(f"the guest image in {folder} is damaged: {error}", _rebuild(folder)) from None
     if missing:
         raise ImageError(f"the guest image in {folder} is damaged: {', '.join(missing)} missing", _rebuild(folder))
@@ -93,12 +97,12 @@ def read_image(folder: Path) -> Image:
 
 
 def write_description(
-    folder: Path, *, cmdline: str, console: str | None, kernel_version: str, hash: str, description: str
+    folder: Path, *, cmdline: str, memory: str, console: str | None, kernel_version: str, hash: str, description: str
 ) -> None:
     """Writes ``image.json``, the last file of an image."""
     fields = {
         "name": folder.name, "description": description, "hash": hash, "kernel_version": kernel_version,
-        "cmdline": cmdline, "console": console,
+        "cmdline": cmdline, "memory": memory, "console": console,
     }  # fmt: skip
     (folder / _DESCRIPTION).write_text(json.dumps(fields, indent=2) + "\n")
 

@@ -135,7 +135,7 @@ def _tell(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest]) -> Report:
         proofs = measure(lab)
     with timeline.stage("end of the guests"):
         for guest in guests:
-            ask(lab, "guest", "stop", guest.name)
+            ask(lab, "guest", "delete", guest.name)
         proofs = (*proofs, prove_restored(before, _survey_when_settled(lab, before)))
     verdict = Verdict.PASS if all(proof.verdict == Verdict.PASS for proof in proofs) else Verdict.FAIL
     host = {"lab": lab.name, "spec": lab.state.spec.name, "accel": lab.state.accel, "survey": before}

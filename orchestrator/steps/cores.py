@@ -36,7 +36,7 @@ class MoveKernelThread:
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step."""
         try:
-            before = read_affinity(self.tid)
+            before = read_affinity(host, self.tid)
         except HostError as error:
             if error.errno == ESRCH:
                 return None  # it has ended since the threads were listed
@@ -45,7 +45,7 @@ class MoveKernelThread:
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""
-        _set_if_there(self.tid, self.cpus)
+        _set_if_there(host, self.tid, self.cpus)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def undo_thread_affinity(host: HostRoot, arguments: Arguments) -> None:
     tid = int(str(arguments["tid"]))
     if host.find(f"proc/{tid}/comm") != arguments["name"]:
         return
-    _set_if_there(tid, CpuSet.parse(str(arguments["cpus"])))
+    _set_if_there(host, tid, CpuSet.parse(str(arguments["cpus"])))
 
 
 def undo_irq_affinity(host: HostRoot, arguments: Arguments) -> None:
@@ -118,10 +118,10 @@ def plan_cores(host: HostRoot, housekeeping: CpuSet) -> list[MoveKernelThread | 
     return [*threads, *irqs]
 
 
-def _set_if_there(tid: int, cpus: CpuSet) -> None:
+def _set_if_there(host: HostRoot, tid: int, cpus: CpuSet) -> None:
     """A thread that ends while we look at it runs nowhere any more."""
     try:
-        set_affinity(tid, cpus)
+        set_affinity(host, tid, cpus)
     except HostError as error:
         if error.errno != ESRCH:
             raise

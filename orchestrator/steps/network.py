@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, read_edge_mode, set_edge_mode
-from orchestrator.host.pci import read_pfs
+from orchestrator.host.pci import read_numvfs, read_pfs
 from orchestrator.host.root import HostRoot
 from orchestrator.steps.base import Arguments
 from orchestrator.topology import PhysicalFunction
@@ -37,9 +37,9 @@ class SetEdgeMode:
 
 
 def undo_edge_mode(host: HostRoot, arguments: Arguments) -> None:
-    """Puts the edge mode back; a PF that is gone, or could not tell its mode, needs none."""
+    """Puts the edge mode back; a PF that is gone, could not tell its mode, or has no VFs, as after a reboot, needs none."""
     address = PciAddress.parse(str(arguments["pf"]))
-    if not arguments["mode"] or not host.exists(f"sys/bus/pci/devices/{address}"):
+    if not arguments["mode"] or not host.exists(f"sys/bus/pci/devices/{address}") or not read_numvfs(host, address):
         return
     set_edge_mode(host, find_pf(host, address), EdgeMode(str(arguments["mode"])))
 

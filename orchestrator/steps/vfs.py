@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.errors import Conflict, HostError
-from orchestrator.host.netlink import VfState, read_links, set_vf_mac
-from orchestrator.host.pci import bind_driver, read_driver, read_iommu_group, read_numvfs, release_driver, set_numvfs
+from orchestrator.host.pci import (
+    bind_driver,
+    read_driver,
+    read_iommu_group,
+    read_numvfs,
+    release_driver,
+    reset_function,
+    set_numvfs,
+)
 from orchestrator.host.root import HostRoot
 from orchestrator.steps.base import Arguments
+from orchestrator.topology import VfState
 from orchestrator.values import MacAddress, PciAddress
 
 VFIO = "vfio-pci"
@@ -58,14 +66,14 @@ class SetVfMac:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step."""
-        vf = _find_vf(self.interface, self.index)
+        vf = find_vf(host, self.interface, self.index)
         if vf is None:
             raise HostError(f"{self.interface} has no VF {self.index}", "`nohype survey` shows the VFs that exist")
         return None if vf.mac == self.mac else {"interface": self.interface, "index": self.index, "mac": str(vf.mac or "")}
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""
-        set_vf_mac(self.interface, self.index, self.mac)
+        host.net.set_vf_mac(self.interface, self.index, self.mac)
 
 
 @dataclass(frozen=True)
@@ -118,17 +126,21 @@ def undo_numvfs(host: HostRoot, arguments: Arguments) -> None:
 
 
 def undo_vf_mac(host: HostRoot, arguments: Arguments) -> None:
-    """Puts the VF's address back; a VF that is gone, as all are after a reboot, needs none."""
-    del host
+    """Makes the PF enforce for the VF what it does for a new one, and puts its address back where it had one; a VF that is gone,
+    as all are after a reboot, needs none.
+    """
     interface, index, mac = str(arguments["interface"]), int(str(arguments["index"])), str(arguments["mac"])
-    if _find_vf(interface, index):
-        set_vf_mac(interface, index, MacAddress.parse(mac) if mac else None)
+    if find_vf(host, interface, index):
+        host.net.reset_vf(interface, index)
+        if mac:
+            host.net.set_vf_mac(interface, index, MacAddress.parse(mac))
 
 
 def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:
-    """Gives the VF back to the driver it had; a VF that is gone needs none."""
+    """Resets the VF and gives it back to the driver it had; a VF that is gone needs none."""
     address = PciAddress.parse(str(arguments["address"]))
     if host.exists(f"sys/bus/pci/devices/{address}"):
+        reset_function(host, address)
         release_driver(host, address, str(arguments["driver"]) or None)
 
 
@@ -143,5 +155,6 @@ def _await_carrier(host: HostRoot, interface: str) -> None:
         time.sleep(0.1)
 
 
-def _find_vf(interface: str, index: int) -> VfState | None:
-    return next((vf for link in read_links() if link.name == interface for vf in link.vfs if vf.index == index), None)
+def find_vf(host: HostRoot, interface: str, index: int) -> VfState | None:
+    """What a PF enforces for its VF; None if there is no such interface or VF."""
+    return next((vf for link in host.net.read_links() if link.name == interface for vf in link.vfs if vf.index == index), None)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.host import netlink
 from orchestrator.host.edge import read_edge_mode, set_edge_mode
-from orchestrator.host.netlink import read_links, set_vf_mac
 from orchestrator.host.pci import bind_driver, read_pfs, release_driver, set_numvfs
 from orchestrator.host.root import HostRoot
 from orchestrator.topology import PhysicalFunction
@@ -30,7 +30,7 @@ Holder = Callable[[PciAddress], AbstractContextManager[None]]
 @pytest.fixture
 def host(tmp_path: Path) -> HostRoot:
     """The fake host `numa`, or the real one."""
-    return HostRoot(Path(REAL)) if REAL else load_host(tmp_path / "host", "numa")
+    return HostRoot(Path(REAL), netlink) if REAL else load_host(tmp_path / "host", "numa")
 
 
 @pytest.fixture
@@ -63,13 +63,13 @@ def _real_pf_put_back() -> Iterator[None]:
     if not REAL:
         yield
         return
-    host = HostRoot(Path(REAL))
+    host = HostRoot(Path(REAL), netlink)
     before = find_pf(host)
     busy = [str(vf.address) for vf in before.vfs if vf.driver == "vfio-pci" and read_enable(host, vf.address) != "0"]
     if busy:
         pytest.fail(f"stop the guests that have {', '.join(busy)} first: these tests make and destroy VFs")
     mode = read_edge_mode(host, before)
-    macs = [vf.mac for link in read_links() if link.name == before.interface for vf in link.vfs]
+    macs = [vf.mac for link in host.net.read_links() if link.name == before.interface for vf in link.vfs]
     yield
     release_vfs(host, before)
     if len(find_pf(host).vfs) != len(before.vfs):
@@ -78,7 +78,7 @@ def _real_pf_put_back() -> Iterator[None]:
         if vf.driver:
             bind_driver(host, vf.address, vf.driver)
     for index, mac in enumerate(macs):
-        set_vf_mac(before.interface or "", index, mac)
+        host.net.set_vf_mac(before.interface or "", index, mac)
     if mode:
         set_edge_mode(host, before, mode)
 

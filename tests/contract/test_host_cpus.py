@@ -1,21 +1,21 @@
-"""CPUs: what sysfs tells, and where the kernel lets a thread run. The affinity tests always ask the real kernel."""
+"""CPUs: what sysfs tells, and where the kernel lets a thread run."""
 
 from __future__ import annotations
 
-import os
 import subprocess
-import threading
+from collections.abc import Iterator
 from errno import EINVAL, ENOENT, ESRCH
 
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_affinity, read_cores, read_isolated, read_online, set_affinity
+from orchestrator.host.cpus import read_affinity, read_cores, read_isolated, read_online, read_topoext, set_affinity
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
 from tests.fakeroot import FakeRoot
 
 NO_SUCH_CPU = 8191  # the kernel's largest NR_CPUS is 8192
+PF_NO_SETAFFINITY = 0x0400_0000  # include/linux/sched.h
 
 
 def test_the_cores_are_a_partition_of_the_online_cpus(host: HostRoot) -> None:
@@ -59,6 +59,24 @@ def test_a_host_without_isolated_cpus(fake: FakeRoot) -> None:
     assert read_isolated(fake) == CpuSet()
 
 
+def test_amds_topology_extensions_are_those_of_cpuinfo(host: HostRoot) -> None:
+    flags = (host.find("proc/cpuinfo") or "").partition("\nflags")[2].partition("\n")[0].split()
+    assert read_topoext(host) == ("topoext" in flags)
+
+
+@pytest.mark.parametrize(
+    ("modalias", "has"),
+    [
+        ("cpu:type:x86,ven0002fam0019mod0001:feature:,0000,00D5,00D6,00D7,", True),
+        ("cpu:type:x86,ven0000fam00D6mod00A7:feature:,0000,00D5,00D7,", False),
+        ("", False),
+    ],
+)
+def test_amds_topology_extensions(fake: FakeRoot, modalias: str, has: bool) -> None:
+    fake.add("sys/devices/system/cpu/modalias", modalias)
+    assert read_topoext(fake) is has
+
+
 def test_a_cpu_without_topology_is_an_error_with_the_file(fake: FakeRoot) -> None:
     (fake.path / "sys/devices/system/cpu/cpu5/topology/core_cpus_list").unlink()
     fake.add("sys/devices/system/cpu/cpu4/topology/core_cpus_list", "4")
@@ -67,60 +85,94 @@ def test_a_cpu_without_topology_is_an_error_with_the_file(fake: FakeRoot) -> Non
     assert caught.value.errno == ENOENT
 
 
-def in_thread(work: object) -> None:
-    """Runs the test's work in a thread of its own, so that the affinity of pytest's stays as it was."""
-    errors: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            work()  # type: ignore[operator]
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
+@pytest.fixture(params=["host", "kernel"])
+def mover(request: pytest.FixtureRequest, host: HostRoot) -> Iterator[tuple[HostRoot, int]]:
+    """A host with a thread that may be moved: the host under test, and always the kernel that runs the tests, too."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        if request.param == "kernel":
+            host = HostRoot()
+        if isinstance(host, FakeRoot):
+            add_thread(host, process.pid)
+        yield host, process.pid
+        process.kill()
 
 
-def test_a_thread_is_confined_to_a_cpu() -> None:
-    def work() -> None:
-        tid = threading.get_native_id()
-        one = CpuSet.of([min(os.sched_getaffinity(0))])
-        set_affinity(tid, one)
-        assert read_affinity(tid) == one == CpuSet.of(os.sched_getaffinity(0))
-
-    in_thread(work)
+def add_thread(fake: FakeRoot, pid: int, flags: int = 0) -> None:
+    """A process of one thread, as much of it as tells where it may run (fs/proc/array.c)."""
+    folder = f"proc/{pid}/task/{pid}"
+    fake.add(f"{folder}/stat", f"{pid} (sleep) S 1 1 1 0 -1 {flags} " + "0 " * 43)
+    fake.add(f"{folder}/status", "Name:\tsleep\nCpus_allowed_list:\t0-7\nMems_allowed_list:\t0-1")
 
 
-def test_cpus_that_the_kernel_left_out_are_an_error_with_both_sets() -> None:
-    def work() -> None:
-        one = min(os.sched_getaffinity(0))
-        with pytest.raises(HostError, match=rf"CPUs {one},{NO_SUCH_CPU}, but may run on {one}\n") as caught:
-            set_affinity(threading.get_native_id(), CpuSet.of([one, NO_SUCH_CPU]))
-        assert caught.value.errno == 0
+def test_a_thread_is_confined_to_a_cpu(mover: tuple[HostRoot, int]) -> None:
+    host, tid = mover
+    before = read_affinity(host, tid)
+    one = CpuSet.of([min(before.ids)])
+    set_affinity(host, tid, one)
+    assert read_affinity(host, tid) == one
+    set_affinity(host, tid, before)
+    assert read_affinity(host, tid) == before
 
-    in_thread(work)
+
+def test_an_affinity_shows_in_the_threads_status(mover: tuple[HostRoot, int]) -> None:
+    host, tid = mover
+    one = CpuSet.of([max(read_affinity(host, tid).ids)])
+    set_affinity(host, tid, one)
+    assert f"Cpus_allowed_list:\t{one}\n" in host.read(f"proc/{tid}/task/{tid}/status")
 
 
-def test_no_cpu_that_is_online_is_an_error() -> None:
+def test_cpus_that_the_kernel_left_out_are_an_error_with_both_sets(mover: tuple[HostRoot, int]) -> None:
+    host, tid = mover
+    one = min(read_affinity(host, tid).ids)
+    with pytest.raises(HostError, match=rf"CPUs {one},{NO_SUCH_CPU}, but may run on {one}\n") as caught:
+        set_affinity(host, tid, CpuSet.of([one, NO_SUCH_CPU]))
+    assert caught.value.errno == 0
+
+
+def test_no_cpu_that_is_online_is_an_error(mover: tuple[HostRoot, int]) -> None:
+    host, tid = mover
     with pytest.raises(HostError, match=str(NO_SUCH_CPU)) as caught:
-        set_affinity(threading.get_native_id(), CpuSet.of([NO_SUCH_CPU]))
+        set_affinity(host, tid, CpuSet.of([NO_SUCH_CPU]))
     assert caught.value.errno == EINVAL
 
 
-def test_a_thread_that_has_ended_is_an_error() -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for call in (lambda: read_affinity(ended.pid), lambda: set_affinity(ended.pid, CpuSet.of([0]))):
+def test_a_thread_that_has_ended_is_an_error(mover: tuple[HostRoot, int]) -> None:
+    host, _ = mover
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for call in (lambda: read_affinity(host, ended.pid), lambda: set_affinity(host, ended.pid, CpuSet.of([0]))):
         with pytest.raises(HostError, match=str(ended.pid)) as caught:
             call()
         assert caught.value.errno == ESRCH
 
 
+def test_a_thread_that_the_kernel_pins_cannot_be_moved(fake: FakeRoot) -> None:
+    add_thread(fake, 17, flags=PF_NO_SETAFFINITY)
+    with pytest.raises(HostError, match="PF_NO_SETAFFINITY") as caught:
+        set_affinity(fake, 17, CpuSet.of([0]))
+    assert caught.value.errno == EINVAL
+    assert read_affinity(fake, 17) == CpuSet.parse("0-7")
+
+
+def test_a_cpuset_bounds_where_a_thread_may_run(fake: FakeRoot) -> None:
+    add_thread(fake, 17)
+    fake.add("proc/17/task/17/cgroup", "0::/machine.slice")
+    fake.add("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "2-5")
+    with pytest.raises(HostError, match="to be confined to CPUs 1-2, but may run on 2"):
+        set_affinity(fake, 17, CpuSet.parse("1-2"))
+    with pytest.raises(HostError, match="cpuset") as caught:
+        set_affinity(fake, 17, CpuSet.parse("0-1"))
+    assert caught.value.errno == EINVAL
+
+
+def test_a_fake_host_outlives_its_process(fake: FakeRoot) -> None:
+    add_thread(fake, 17)
+    set_affinity(fake, 17, CpuSet.of([3]))
+    assert read_affinity(FakeRoot(fake.path), 17) == CpuSet.of([3])
+
+
 def test_a_per_cpu_kernel_thread_cannot_be_moved(real: HostRoot) -> None:
     tid = next(int(name) for name in real.names("proc") if name.isdecimal() and real.find(f"proc/{name}/comm") == "ksoftirqd/0")
     with pytest.raises(HostError, match="PF_NO_SETAFFINITY") as caught:
-        set_affinity(tid, read_online(real))
+        set_affinity(real, tid, read_online(real))
     assert caught.value.errno == EINVAL

@@ -118,7 +118,7 @@ def test_a_bit_that_does_not_stay_is_an_error_with_both_values(fake: FakeRoot, p
 
     set_edge_mode(fake, pf, EdgeMode.VEB)
     value = fake.read32(resource(pf), DTXSWC)
-    stubborn = Stubborn(fake.path, registers=fake.registers)
+    stubborn = Stubborn(fake.path)
     with pytest.raises(HostError, match=rf"to be {value & LOW_BITS:#010x} \(vepa\), but is {value:#010x}"):
         set_edge_mode(stubborn, pf, EdgeMode.VEPA)
 
@@ -130,13 +130,3 @@ def test_a_nic_without_any_way_says_so(fake: FakeRoot, pf: PhysicalFunction) -> 
     with pytest.raises(HostError, match=f"PF {pf.address} into vepa mode.*\n.*port VLAN") as caught:
         set_edge_mode(fake, unknown, EdgeMode.VEPA)
     assert caught.value.errno == EOPNOTSUPP
-
-
-def test_a_driver_without_hwmode_says_so(fake: FakeRoot, pf: PhysicalFunction) -> None:
-    """The loopback interface is the one that every machine has; it asks the real kernel."""
-    unknown = replace(pf, device="ffff:0001", interface="lo")
-    assert read_edge_mode(fake, unknown) is None
-    assert "(lo, igb) hwmode unknown" in describe_edge(fake, unknown)
-    with pytest.raises(HostError, match=rf"PF {pf.address} \(lo\) into vepa mode") as caught:
-        set_edge_mode(fake, unknown, EdgeMode.VEPA)
-    assert caught.value.errno in (EOPNOTSUPP, EPERM)

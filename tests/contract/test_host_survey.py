@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_cores, read_isolated
+from orchestrator.host.cpus import read_cores, read_isolated, read_topoext
 from orchestrator.host.hugepages import read_pools
 from orchestrator.host.pci import read_iommu_groups, read_pfs
 from orchestrator.host.root import HostRoot
@@ -32,6 +32,7 @@ def test_the_survey_is_made_of_its_parts(host: HostRoot) -> None:
     assert topology.pools == read_pools(host)
     assert topology.pfs == read_pfs(host)
     assert topology.iommu_groups == read_iommu_groups(host)
+    assert topology.topoext == read_topoext(host)
     assert topology.cpus
 
 
@@ -87,3 +88,11 @@ def test_one_socket_without_smt_and_iommu(tmp_path: Path) -> None:
     assert (first.vfs[0].address, first.vfs[0].driver, first.vfs[0].iommu_group) == (PciAddress.parse("04:10.0"), "igbvf", None)
     assert (second.interface, second.up, second.vfs) == ("eno2", False, ())
     assert second.vf_address(1) == PciAddress.parse("04:10.5")
+
+
+def test_known_cores_are_taken_over_while_the_same_cpus_are_online(tmp_path: Path) -> None:
+    fake = load_host(tmp_path, "numa")
+    known = read_topology(fake)
+    assert read_topology(fake, known) == known
+    fake.add("sys/devices/system/cpu/online", "0-5")
+    assert [str(core.cpus) for core in read_topology(fake, known).cores] == ["0-1", "2-3", "4-5"]

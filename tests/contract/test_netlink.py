@@ -1,4 +1,4 @@
-"""The network, always with the real kernel: in network namespaces that a test makes and removes, and on a real PF if given."""
+"""The network, always with the real kernel, in network namespaces that a test makes and removes. VFs: test_host_net.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pyroute2 import IPRoute
 
 from orchestrator.errors import HostError
 from orchestrator.host.netlink import (
-    Link,
     add_port,
     create_bridge,
     create_netns,
@@ -24,15 +23,14 @@ from orchestrator.host.netlink import (
     read_hairpin,
     read_hwmode,
     read_links,
+    reset_vf,
     set_hairpin,
     set_hwmode,
     set_link_up,
     set_vf_mac,
     watch_links,
 )
-from orchestrator.host.pci import set_numvfs
-from orchestrator.host.root import HostRoot
-from orchestrator.topology import PhysicalFunction
+from orchestrator.topology import Link
 from orchestrator.values import MacAddress
 
 pytestmark = pytest.mark.netns
@@ -239,6 +237,12 @@ def test_a_nic_without_vfs_takes_no_vf_address(wire: None) -> None:
     assert caught.value.errno == EOPNOTSUPP
 
 
+def test_a_nic_without_vfs_has_no_vf_to_reset(wire: None) -> None:
+    with pytest.raises(HostError, match=f"VF 0 of {NEAR} back to neutral.*\n.*no VF 0") as caught:
+        reset_vf(NEAR, 0)
+    assert caught.value.errno == EINVAL
+
+
 def test_a_nic_without_hwmode_says_so(wire: None) -> None:
     assert read_hwmode(NEAR) is None
     with pytest.raises(HostError, match=f"{NEAR} to hwmode vepa.*\n.*no hwmode") as caught:
@@ -262,6 +266,7 @@ def test_a_bridge_port_has_no_hwmode_of_its_own(wire: None) -> None:
 def test_no_such_interface() -> None:
     for call in (
         lambda: set_vf_mac("nowhere", 0, MAC),
+        lambda: reset_vf("nowhere", 0),
         lambda: set_link_up("nowhere", up=True),
         lambda: set_hwmode("nowhere", "vepa"),
         lambda: read_hwmode("nowhere"),
@@ -300,21 +305,3 @@ def test_reading_links_keeps_no_descriptors() -> None:
     for _ in range(20):
         read_links()
     assert len(os.listdir("/proc/self/fd")) <= len(before)
-
-
-def test_a_vf_gets_its_address_and_loses_it(real: HostRoot, pf: PhysicalFunction) -> None:
-    assert pf.interface
-    set_numvfs(real, pf.address, 2)
-    for mac in (MAC, MacAddress.parse("02:4e:48:00:00:99"), None):
-        set_vf_mac(pf.interface, 1, mac)
-        assert [vf.mac for vf in link(pf.interface).vfs if vf.index == 1] == [mac]
-    first = link(pf.interface).vfs[0]
-    assert (first.index, first.vlan, first.spoof_check, first.trust, first.link_state) == (0, 0, True, False, "auto")
-
-
-def test_no_such_vf(real: HostRoot, pf: PhysicalFunction) -> None:
-    assert pf.interface
-    set_numvfs(real, pf.address, 2)
-    with pytest.raises(HostError, match=f"VF 2 of {pf.interface}.*\n.*has no VF 2") as caught:
-        set_vf_mac(pf.interface, 2, MAC)
-    assert caught.value.errno == EINVAL

@@ -18,7 +18,7 @@ def pack() -> bytes:
     """The contract tests, and pytest with what it needs: all pure Python, so that they run there as they are."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
-        for name in ("tests/fakeroot.py", "tests/contract", "tests/data/hosts"):
+        for name in ("tests/fakeroot.py", "tests/fakenet.py", "tests/contract", "tests/data/hosts"):
             archive.add(ROOT / name, name)
         for name in CARRIED:
             spec = importlib.util.find_spec(name.removesuffix(".py"))
@@ -36,7 +36,7 @@ def _no_caches(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
 def test_the_contract_holds_on_the_real_kernel(host: LabHost) -> None:
     """Runs without guests: it makes and removes VFs."""
     for name in ("guest1", "guest2"):
-        host.nohype("guest", "stop", name, check=False)
+        host.nohype("guest", "delete", name, check=False)
     pf = host.run("basename $(readlink /sys/class/net/nic0/device)").stdout.strip()
     labs.execute(host.lab, "rm -rf /tmp/contract && mkdir /tmp/contract && tar xz -C /tmp/contract", input=pack(), timeout=120)
     environment = f"NOHYPE_CONTRACT_ROOT=/ NOHYPE_CONTRACT_PF={pf} PYTHONPATH=/tmp/contract/site:/tmp/contract"

@@ -17,6 +17,17 @@ def survey(host: LabHost) -> Any:
     return json.loads(host.nohype("survey", "--json").stdout)
 
 
+def await_state(host: LabHost, name: str, state: str) -> Any:
+    """The guest, once it is in that state."""
+    for _ in range(30):
+        found = json.loads(host.nohype("guest", "show", name, "--json").stdout)
+        if found["state"] == state:
+            break
+        time.sleep(1)
+    assert found["state"] == state
+    return found
+
+
 def test_survey_shows_the_lab(host: LabHost) -> None:
     found = survey(host)
     assert [core["cpus"] for core in found["cores"]] == ["0-1", "2-3", "4-5", "6-7"]
@@ -36,7 +47,8 @@ def test_plan_claims_nothing(host: LabHost) -> None:
     ("words", "said"),
     [
         (("Bad_Name", *MEMORY), "not a guest name"),
-        (("one", "--memory", "3M", "--image", "minimal"), "multiple of the huge page size"),
+        (("one", "--memory", "97M", "--image", "minimal"), "multiple of the huge page size"),
+        (("one", "--memory", "64M", "--image", "minimal"), "too small for the image"),
         (("one", "--memory", "64M", "--image", "nix"), "nohype image build nix"),
         (("one", *MEMORY, "--cores", "9"), "whole cores are free, 9 are wanted"),
         (("one", "--memory", "64G", "--image", "minimal"), "huge pages of 2M are free"),
@@ -90,15 +102,18 @@ def test_guests_outlive_the_manager(host: LabHost, guests: list[dict[str, Any]])
 
 
 @pytest.mark.usefixtures("guests")
-def test_a_guest_that_ends_by_itself_gives_all_back(host: LabHost) -> None:
+def test_a_guest_that_ends_by_itself_can_be_started_again_or_deleted(host: LabHost) -> None:
     before = survey(host)
     made = json.loads(host.nohype("guest", "create", "brief", *MEMORY, "--wait", "180", "--json").stdout)
     assert made["ready"].startswith("nohype: ready name=brief")
     assert host.nohype("guest", "tell", "brief", "halt").stdout.endswith("nohype: done halt\n")
-    for _ in range(30):
-        if "brief" not in host.nohype("guest", "list").stdout:
-            break
-        time.sleep(1)
+    assert await_state(host, "brief", "stopped")["cpus"] == made["cpus"]
+    # What it owns is still its own, but none of it is in use.
+    assert survey(host) == before
+    again = json.loads(host.nohype("guest", "start", "brief", "--json").stdout)
+    assert (again["state"], again["cpus"], again["vf"]) == ("running", made["cpus"], made["vf"])
+    host.nohype("guest", "delete", "brief")
+    assert "brief" not in host.nohype("guest", "list").stdout
     assert survey(host) == before
 
 

@@ -74,7 +74,8 @@ def test_core_exclusive_fails_when_a_vcpu_may_run_elsewhere(host: LabHost, guest
 
 def test_core_smt_fails_when_a_sibling_is_shared(host: LabHost, guests: list[dict[str, Any]]) -> None:
     name, second = guests[1]["name"], guests[1]["cpus"][1]
-    with host.changed(f"virsh vcpupin {name} 1 {guests[0]['cpus'][0]}", f"virsh vcpupin {name} 1 {second}"):
+    pin = f"virsh vcpupin {name} 1"
+    with host.unconfined(guests[1]), host.changed(f"{pin} {guests[0]['cpus'][0]}", f"{pin} {second}"):
         proofs = host.proofs()
     assert proofs["core-smt", name].verdict == Verdict.FAIL
 
@@ -91,7 +92,7 @@ def test_manager_core_fails_when_the_manager_strays(host: LabHost, guests: list[
 
 def test_manager_core_fails_when_a_helper_of_qemu_strays(host: LabHost, guests: list[dict[str, Any]]) -> None:
     name = guests[0]["name"]
-    with host.changed(f"virsh emulatorpin {name} 6", f"virsh emulatorpin {name} 0-1"):
+    with host.unconfined(guests[0]), host.changed(f"virsh emulatorpin {name} 6", f"virsh emulatorpin {name} 0-1"):
         assert host.proofs()["manager-core", "host"].verdict == Verdict.FAIL
 
 

@@ -1,141 +1,182 @@
-"""The real application on a real Unix socket, with the real ledger and a fake host: what it answers, and how errors look.
-
-libvirt is its own test driver, with no guests in it; nothing here starts one or changes a host. The lab tests do.
-"""
+"""The client and the commands against the real application on a real Unix socket: real manager and ledger, fake host."""
 
 from __future__ import annotations
 
-import json
-import socket
+import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from click.testing import CliRunner
 
-from orchestrator.api.app import build_app
+from orchestrator.api import shapes
 from orchestrator.api.client import Client
+from orchestrator.api.openapi import build_schema
+from orchestrator.api.server import open_socket
 from orchestrator.cli.main import nohype
-from orchestrator.daemon import notify_systemd, open_socket
-from orchestrator.errors import HostError, OrchestratorError
-from orchestrator.hypervisor import Hypervisor
-from orchestrator.ledger import Ledger
-from orchestrator.lifecycle import HOST, SystemManager
-from orchestrator.plan import Policy
-from orchestrator.proof import Proof, Verdict
-from orchestrator.values import CpuSet, Size
-from tests.fakeroot import load_host
+from orchestrator.errors import Conflict, HostError, NoRoom, NotFound, OrchestratorError, RequestError, Stale
+from tests.served import FAULT, Served, serve
 
-EMPTY_NODE = "<node><cpu><arch>x86_64</arch></cpu></node>"
-PROOF = Proof("core-smt", "guest1", Verdict.FAIL, 1, "CPUs shared on a core", ("CPU 3 is shared",))
+REQUEST = {"name": "one", "memory": "256M", "image": "minimal"}
 
 
-FAULT = 13
-"""So many frames make the audit meet a fault of ours."""
-
-
-def build_manager(folder: Path, node: Path, ledger: Ledger) -> SystemManager:
-    return SystemManager(
-        load_host(folder / "host", "numa"), Hypervisor(f"test://{node}"), ledger,
-        Policy(CpuSet.parse("0-1"), ("nic0",), Size.parse("2M")), images=folder / "images", consoles=folder,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def module_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("served"), metrics=lambda: (b"nohype_guests 0\n", "text/plain; version=0.0.4")) as served:
+        yield served
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Path]:
-    node = tmp_path / "node.xml"
-    node.write_text(EMPTY_NODE)
-    image = tmp_path / "images" / "minimal"
-    image.mkdir(parents=True)
-    for name in ("vmlinuz", "initrd"):
-        (image / name).write_text("")
-    fields = {"name": "minimal", "cmdline": "quiet", "console": "nohype-1", "kernel_version": "6.12", "hash": "0"}
-    (image / "image.json").write_text(json.dumps(fields))
-    manager = build_manager(tmp_path, node, Ledger(tmp_path / "ledger.sqlite"))
-    path = tmp_path / "manager.sock"
-
-    def audit(frames: int) -> tuple[Proof, ...]:
-        return (PROOF,) if frames != FAULT else (PROOF,) * (1 // 0)
-
-    server = uvicorn.Server(uvicorn.Config(build_app(manager, audit), log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [open_socket(path)]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield path
-    server.should_exit = True
-    thread.join()
+def served(module_served: Served) -> Iterator[Served]:
+    yield module_served
+    for guest in module_served.client.guests():
+        module_served.client.delete(guest["name"])
 
 
-def test_survey(served: Path) -> None:
-    found = Client(served).survey()
-    assert [core["cpus"] for core in found["cores"]] == ["0-1", "2-3", "4-5", "6-7"]
-    assert found["pfs"][0]["interface"] == "nic0"
+def check_shape(value: object, kind: object) -> None:
+    """Whether an answer is of the type that the client promises."""
+    named: dict[str, dict[str, object]] = {}
+    _check(value, build_schema(kind, named), named)
 
 
-def test_a_plan_claims_nothing(served: Path) -> None:
-    request = {"name": "one", "memory": "256M", "image": "minimal", "address": "10.9.0.1/24"}
-    first, again = Client(served).plan(request), Client(served).plan(request)
-    assert first == again
-    assert (first["state"], first["cpus"], first["node"], first["huge_pages"]) == ("planned", [2, 3], 0, 128)
-    assert first["cmdline"] == "nohype.address=10.9.0.1/24"
-    assert Client(served).guests() == []
+def _check(value: object, schema: dict, named: dict) -> None:
+    if "$ref" in schema:
+        schema = named[schema["$ref"].rsplit("/", 1)[1]]
+    if "anyOf" in schema:
+        assert any(_fits(value, one, named) for one in schema["anyOf"]), (value, schema)
+    elif "enum" in schema:
+        assert value in schema["enum"]
+    elif schema.get("type") == "object":
+        assert isinstance(value, dict)
+        assert set(value) == set(schema["properties"])
+        for name, one in schema["properties"].items():
+            _check(value[name], one, named)
+    elif schema.get("type") == "array":
+        assert isinstance(value, list)
+        for item in value:
+            _check(item, schema["items"], named)
+    else:
+        types = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
+        assert isinstance(value, types[schema["type"]]), (value, schema)
+        assert isinstance(value, bool) == (schema["type"] == "boolean")
+
+
+def _fits(value: object, schema: dict, named: dict) -> bool:
+    try:
+        _check(value, schema, named)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_a_guest_from_plan_to_deletion(served: Served) -> None:
+    client = served.client
+    planned = client.plan(REQUEST)
+    assert (planned["state"], planned["version"], client.guests()) == ("planned", 0, [])
+    made = client.create(REQUEST)
+    assert made["state"] == "running"
+    assert {**planned, "state": "running", "version": made["version"]} == made
+    assert client.guest("one") == made
+    stopped = client.stop("one", timeout=5)
+    assert stopped["state"] == "stopped"
+    assert client.start("one", version=stopped["version"])["state"] == "running"
+    assert client.restart("one", timeout=5)["state"] == "running"
+    assert client.kill("one")["state"] == "stopped"
+    client.delete("one")
+    assert client.guests() == []
+    kinds = [event["kind"] for event in client.events() if event["subject"] == "one"]
+    assert kinds[0] == "claimed"
+    assert "started" in kinds
+
+
+def test_answers_are_of_the_types_that_the_client_promises(served: Served) -> None:
+    client = served.client
+    made = client.create({**REQUEST, "id": "order-1", "restart": "on-failure"})
+    check_shape(made, shapes.Guest)
+    check_shape(client.guests(), list[shapes.Guest])
+    check_shape(client.survey(), shapes.Survey)
+    check_shape(client.audit(0), list[shapes.Proof])
+    check_shape(client.events(), list[shapes.Event])
+    check_shape(client.quarantined(), list[shapes.Quarantined])
+    assert client.metrics() == "nohype_guests 0\n"
+    assert client.version()
+
+
+def test_a_request_with_an_id_may_be_repeated(served: Served) -> None:
+    request = {**REQUEST, "id": "order-17"}
+    made = served.client.create(request)
+    assert served.client.create(request) == made
+    with pytest.raises(Conflict, match="order-17"):
+        served.client.create({**request, "cores": 2})
+
+
+def test_a_change_of_what_has_changed_is_refused(served: Served) -> None:
+    seen = served.client.create(REQUEST)["version"]
+    served.client.stop("one", timeout=5)
+    for change in (served.client.start, served.client.stop, served.client.restart, served.client.kill, served.client.delete):
+        with pytest.raises(Stale, match="has changed"):
+            change("one", version=seen)
+    assert served.client.guest("one")["state"] == "stopped"
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "said"),
+    ("change", "kind", "said"),
     [
-        ({"name": "No_Name"}, "bad-request", "not a guest name"),
-        ({"name": "host"}, "bad-request", "the host itself"),
-        ({"memory": "3M"}, "bad-request", "multiple of the huge page size"),
-        ({"cores": True}, "bad-request", "cores"),
-        ({"cores": "1"}, "bad-request", "cores"),
-        ({"color": "red"}, "bad-request", "color"),
-        ({"cmdline": "a\nb"}, "bad-request", "one line"),
-        ({"image": "nix"}, "not-found", "there are minimal"),
-        ({"cores": 7}, "no-room", "7 are wanted"),
+        ({"name": "No_Name"}, RequestError, "not a guest name"),
+        ({"name": "host"}, RequestError, "the host itself"),
+        ({"memory": "257K"}, RequestError, "memory"),
+        ({"cores": True}, RequestError, "cores"),
+        ({"cores": "1"}, RequestError, "cores"),
+        ({"color": "red"}, RequestError, "color"),
+        ({"cmdline": "a\nb"}, RequestError, "one line"),
+        ({"image": "nix"}, NotFound, "there are minimal"),
+        ({"cores": 8}, NoRoom, "cores"),
     ],
 )
-def test_a_wrong_request_is_one_clear_error(served: Path, change: dict[str, object], code: str, said: str) -> None:
-    with pytest.raises(OrchestratorError, match=said) as caught:
-        Client(served).plan({"name": "one", "memory": "256M", "image": "minimal", **change})
-    assert caught.value.code == code
+def test_a_wrong_request_is_one_clear_error(served: Served, change: dict[str, object], kind: type, said: str) -> None:
+    with pytest.raises(kind, match=said) as caught:
+        served.client.plan({**REQUEST, **change})
+    if kind is NoRoom:
+        assert caught.value.reasons
 
 
-def test_a_guest_that_is_not_there(served: Path) -> None:
-    for ask in (Client(served).guest, Client(served).stop, lambda name: Client(served).tell(name, "mac", 1)):
-        with pytest.raises(OrchestratorError, match="no guest named nobody") as caught:
+def test_a_guest_that_is_not_there(served: Served) -> None:
+    client = served.client
+    asks = (client.guest, client.stop, client.start, client.restart, client.kill, client.delete)
+    for ask in (*asks, lambda name: client.tell(name, "mac", 1), lambda name: client.wait_ready(name, 1)):
+        with pytest.raises(NotFound, match="no guest named nobody"):
             ask("nobody")
-        assert caught.value.code == "not-found"
+    with pytest.raises(NotFound, match="quarantine"):
+        client.clear_quarantine("nobody", force=True)
 
 
-def test_a_line_for_the_console_is_one_line(served: Path) -> None:
-    with pytest.raises(OrchestratorError, match="line") as caught:
-        Client(served).tell("nobody", "mac\nhalt", 1)
-    assert caught.value.code == "bad-request"
+def test_a_line_for_the_console_is_one_line(served: Served) -> None:
+    with pytest.raises(RequestError, match="line"):
+        served.client.tell("nobody", "mac\nhalt", 1)
 
 
-def test_commands_show_what_the_manager_says(served: Path) -> None:
-    run = CliRunner().invoke
-    assert "no guests" in run(nohype, ["guest", "list", "--socket", str(served)]).output
-    assert "0000:" in run(nohype, ["survey", "--socket", str(served)]).output
-    audit = run(nohype, ["audit", "--socket", str(served)], standalone_mode=False)
+def test_commands_show_what_the_manager_says(served: Served) -> None:
+    run, socket = CliRunner().invoke, ["--socket", str(served.path)]
+    assert "no guests" in run(nohype, ["guest", "list", *socket]).output
+    assert "0000:" in run(nohype, ["survey", *socket]).output
+    audit = run(nohype, ["audit", *socket], standalone_mode=False)
     assert audit.return_value == 1
     assert "CPU 3 is shared" in audit.output
-    plan = run(nohype, ["guest", "create", "one", "--memory", "256M", "--image", "minimal", "--plan", "--socket", str(served)])
+    plan = run(nohype, ["guest", "create", "one", "--memory", "256M", "--image", "minimal", "--plan", *socket])
     assert "planned" in plan.output
 
 
-def test_a_second_manager_is_refused(served: Path) -> None:
+def test_a_second_manager_is_refused(served: Served) -> None:
     with pytest.raises(HostError, match="another manager serves"):
-        open_socket(served)
+        open_socket(served.path)
 
 
-def test_the_socket_is_not_for_everybody(served: Path) -> None:
-    assert served.stat().st_mode & 0o777 == 0o660
+def test_the_socket_is_not_for_everybody(served: Served) -> None:
+    assert served.path.stat().st_mode & 0o777 == 0o660
 
 
 def test_a_socket_left_by_a_killed_manager_is_replaced(tmp_path: Path) -> None:
@@ -144,30 +185,26 @@ def test_a_socket_left_by_a_killed_manager_is_replaced(tmp_path: Path) -> None:
     open_socket(path).close()
 
 
-def test_a_fault_of_the_manager_is_one_clear_error(served: Path) -> None:
-    with pytest.raises(OrchestratorError, match="the manager failed: 500") as caught:
-        Client(served).audit(FAULT)
-    assert "journalctl" in caught.value.hint
-
-
-def test_an_empty_name_names_no_guest(served: Path) -> None:
-    for ask in (Client(served).guest, Client(served).stop):
-        with pytest.raises(OrchestratorError):
-            ask("")
-
-
 def test_a_manager_that_still_starts_is_not_replaced(tmp_path: Path) -> None:
     with open_socket(tmp_path / "early.sock"), pytest.raises(HostError, match="another manager serves"):
         open_socket(tmp_path / "early.sock")
 
 
-def test_what_cannot_be_undone_does_not_keep_the_manager_from_starting(tmp_path: Path) -> None:
-    node = tmp_path / "node.xml"
-    node.write_text(EMPTY_NODE)
-    with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        ledger.record(HOST, "numvfs", {"pf": "0000:7f:00.0"})
-        build_manager(tmp_path, node, ledger).recover()
-        assert len(ledger.pending(HOST)) == 1
+def test_a_fault_of_the_manager_is_one_clear_error(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR), pytest.raises(OrchestratorError, match="the manager failed") as caught:
+        served.client.audit(FAULT)
+    assert (caught.value.code, "journalctl" in caught.value.hint) == ("internal", True)
+    assert "ZeroDivisionError" not in str(caught.value)
+    deadline = time.monotonic() + 5
+    while not caplog.records and time.monotonic() < deadline:  # it is logged after it was answered
+        time.sleep(0.01)
+    assert [bool(record.exc_info) for record in caplog.records] == [True]
+
+
+def test_an_empty_name_names_no_guest(served: Served) -> None:
+    for ask in (served.client.guest, served.client.delete):
+        with pytest.raises(OrchestratorError):
+            ask("")
 
 
 def test_no_manager_says_what_to_do(tmp_path: Path) -> None:
@@ -176,9 +213,30 @@ def test_no_manager_says_what_to_do(tmp_path: Path) -> None:
     assert "systemctl status nohyped" in caught.value.hint
 
 
-def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(str(tmp_path / "notify"))
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        notify_systemd("READY=1")
-        assert receiver.recv(64) == b"READY=1"
+def test_64_clients_at_once_see_nothing_but_no_room(served: Served) -> None:
+    seen: list[object] = []
+
+    def work(number: int) -> None:
+        name = f"guest{number}"
+        try:
+            served.client.create({**REQUEST, "name": name, "memory": "64M"})
+            seen.append("made")
+            served.client.delete(name)
+        except OrchestratorError as error:
+            seen.append(error.code)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 64
+    assert set(seen) <= {"made", "no-room"}
+
+
+def test_the_client_needs_the_standard_library_only() -> None:
+    """`nohype` must start quickly."""
+    code = "import sys, orchestrator.api.client; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert not {"pydantic", "fastapi", "starlette", "uvicorn", "h11", "anyio"} & set(eval(done.stdout))

@@ -58,7 +58,8 @@ class RecordingRoot(FakeRoot):
 def host(tmp_path: Path) -> RecordingRoot:
     """The captured lab host with a few of its threads and the memory of both guests."""
     fake = build_host(tmp_path, (HOSTS / "numa-guests.txt").read_text())
-    host = RecordingRoot(fake.path, registers={**fake.registers, (fake.real(PF), 0x3500): 0x0000EFEF})
+    host = RecordingRoot(fake.path)
+    host.registers[host.real(PF), 0x3500] = 0x0000EFEF
     host.add("proc/stat", "cpu2 0 0 0 0 0 0 0 0 0 0\ncpu4 0 0 0 0 0 0 0 0 0 0")
     host.add("sys/kernel/mm/ksm/run", "0")
     host.add("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "N")

@@ -16,7 +16,8 @@ from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 GOLDEN = Path(__file__).parents[1] / "data" / "domains"
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
-IMAGE = Image("minimal", Path("/images/minimal/vmlinuz"), Path("/images/minimal/initrd"), "console=ttyS0 panic=-1", "nohype-1")
+FOLDER = Path("/images/minimal")
+IMAGE = Image("minimal", FOLDER / "vmlinuz", FOLDER / "initrd", "console=ttyS0 panic=-1", Size.parse("96M"), "nohype-1")
 LOG = Path("/var/log/nohype/g1.log")
 QEMU = {"qemu": "http://libvirt.org/schemas/domain/qemu/1.0"}
 
@@ -44,6 +45,7 @@ PLANS = {
         housekeeping=CpuSet.parse("0-1,32-33"),
         vf=replace(SMT.vf, address=PciAddress.parse("10002:a1:1f.7")),
     ),
+    "amd-smt": replace(SMT, cpu_features=("topoext",)),
     "no-smt-no-cmdline": replace(SMT, cores=(CpuSet.parse("3"),), cmdline=""),
 }
 

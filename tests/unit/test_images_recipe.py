@@ -9,7 +9,7 @@ import pytest
 from orchestrator.errors import ImageError, NotFound
 from orchestrator.images.recipe import read_recipe, recipe_names, recipes_folder
 
-GOOD = 'description = "d"\npackages = ["p"]\nmodules = []\ninit = "init"\ncmdline = "quiet"\n'
+GOOD = 'description = "d"\npackages = ["p"]\nmodules = []\ninit = "init"\ncmdline = "quiet"\nmemory = "96M"\n'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -46,6 +46,7 @@ def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
         (GOOD + "frob = 1\n", "frob"),
         (GOOD.replace('["p"]', "[]"), "packages"),
         (GOOD.replace('"quiet"', "1"), "cmdline"),
+        (GOOD.replace('"96M"', '"much"'), "memory"),
         (GOOD.replace('"init"', '"../init"'), "init"),
         (GOOD.replace('"init"', '"other"'), "other"),
     ],

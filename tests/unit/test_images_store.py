@@ -14,7 +14,8 @@ def build(folder: Path, kernel: str = "kernel") -> Path:
     folder.mkdir(parents=True)
     (folder / "vmlinuz").write_text(kernel)
     (folder / "initrd").write_text("initrd")
-    write_description(folder, cmdline="quiet", console="nohype-1", kernel_version="6.12", hash="abc", description="d")
+    texts = {"kernel_version": "6.12", "hash": "abc", "description": "d"}
+    write_description(folder, cmdline="quiet", memory="96M", console="nohype-1", **texts)
     return folder
 
 
@@ -22,7 +23,8 @@ def test_installed_image_is_found(tmp_path: Path) -> None:
     store = tmp_path / "store"
     install_image(build(tmp_path / "built"), store, "one")
     image = find_image(store, "one")
-    assert (image.name, image.cmdline, image.console, image.kernel_version) == ("one", "quiet", "nohype-1", "6.12")
+    assert (image.name, image.cmdline, str(image.memory)) == ("one", "quiet", "96M")
+    assert (image.console, image.kernel_version) == ("nohype-1", "6.12")
     assert image.kernel.read_text() == "kernel"
     assert list_images(store) == (image,)
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.plan import Claims, PageClaim, Plan, Policy, VfPlan, plan_from_json, plan_guest
+from orchestrator.plan import Claims, PageClaim, Plan, Policy, VfPlan, plan_from_json
+from orchestrator.planner import plan_guest
 from orchestrator.request import GuestRequest, parse_guest_request
 from orchestrator.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -103,8 +104,8 @@ def test_guests_fill_the_host_and_then_it_is_full() -> None:
     assert [plan.node for plan in plans] == [0, 1, 1]
     assert [str(plan.vf.address) for plan in plans] == ["0000:41:10.0", "0000:41:10.2", "0000:41:10.4"]
     assert refusals(HOST, taken=Claims.of(plans, frozenset()), name="g4") == (
-        "node 0: 0 of 2 whole cores are free, 1 are wanted (cpus 0-1 are housekeeping, cpus 2-3 are a guest's)",
-        "node 1: 0 of 2 whole cores are free, 1 are wanted (cpus 4-5 are a guest's, cpus 6-7 are a guest's); "
+        "node 0: 0 of 2 whole cores are free, 1 are wanted (cpus 0-1 are housekeeping, cpus 2-3 are guests')",
+        "node 1: 0 of 2 whole cores are free, 1 are wanted (cpus 4-7 are guests'); "
         "0 of 256 huge pages of 2M are free, 128 are wanted",
     )
 
@@ -249,15 +250,15 @@ def test_memory_that_is_no_multiple_of_the_page_size(memory: str, hint: str) -> 
 
 
 @pytest.mark.parametrize(
-    "pools",
+    ("pools", "others"),
     [
-        (),
-        (PagePool(0, M2, 0, 0), PagePool(1, M2, 0, 0)),
-        (PagePool(0, Size.parse("1G"), 999, 999), PagePool(1, Size.parse("64K"), 999, 999)),
+        ((), ("", "")),
+        ((PagePool(0, M2, 0, 0), PagePool(1, M2, 0, 0)), ("", "")),
+        ((PagePool(0, Size.parse("1G"), 9, 9), PagePool(1, Size.parse("64K"), 9, 0)), (", only of 1G", ", only of 64K")),
     ],
 )
-def test_no_pool_of_the_page_size(pools: tuple[PagePool, ...]) -> None:
-    assert refusals(host(pools=pools)) == ("node 0: it has no huge pages of 2M", "node 1: it has no huge pages of 2M")
+def test_no_pool_of_the_page_size(pools: tuple[PagePool, ...], others: tuple[str, str]) -> None:
+    assert refusals(host(pools=pools)) == tuple(f"node {node}: it has no huge pages of 2M{others[node]}" for node in (0, 1))
 
 
 def test_pages_of_one_gigabyte() -> None:

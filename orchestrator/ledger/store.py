@@ -1,4 +1,4 @@
-"""What guests own, the undo journal and the event log: one SQLite file. The only user of sqlite3.
+"""The open ledger. The only user of sqlite3, with ``schema``.
 
 Everything is on disk (fsync, https://sqlite.org/pragma.html#pragma_synchronous) when a method returns. Claims say what was
 promised; whether the host is so is for the audit to say.
@@ -10,40 +10,20 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
+from orchestrator.ledger.records import Claim, Event, Quarantined, Reading, UndoRecord
+from orchestrator.ledger.schema import DAMAGED, check_file, migrate
 from orchestrator.plan import Plan, plan_from_json
+from orchestrator.request import GuestRequest
+from orchestrator.state import GuestState, check_transition
 
-_APPLICATION = 0x4E48
 _BUSY = 10.0
-
-# One entry a schema version; never edit one that was released, add the next.
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        "CREATE TABLE generation (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL) STRICT",
-        "INSERT INTO generation VALUES (1, 0)",
-        "CREATE TABLE guest (name TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN ('claimed', 'running', 'stopping')),"
-        " plan TEXT NOT NULL) STRICT",
-        # Primary keys, so that no bug elsewhere can promise one thing to two guests.
-        "CREATE TABLE claim_cpu (cpu INTEGER PRIMARY KEY, guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE) STRICT",
-        "CREATE TABLE claim_vf (address TEXT PRIMARY KEY, guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE) STRICT",
-        "CREATE TABLE claim_mac (mac TEXT PRIMARY KEY, guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE) STRICT",
-        # AUTOINCREMENT: an id is never used again, so that a stale one forgets nothing.
-        "CREATE TABLE undo (id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, action TEXT NOT NULL,"
-        " arguments TEXT NOT NULL) STRICT",
-        "CREATE TABLE event (id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL,"
-        " detail TEXT NOT NULL) STRICT",
-        "CREATE TRIGGER event_no_update BEFORE UPDATE ON event BEGIN SELECT RAISE(ABORT, 'events are append-only'); END",
-        "CREATE TRIGGER event_no_delete BEFORE DELETE ON event BEGIN SELECT RAISE(ABORT, 'events are append-only'); END",
-    ),
-)
 
 _HINTS = {
     sqlite3.SQLITE_FULL: "free some space on its disk, then try again",
@@ -51,72 +31,9 @@ _HINTS = {
     sqlite3.SQLITE_CANTOPEN: "its folder can't be written or the path is wrong: run as root",
     sqlite3.SQLITE_BUSY: "another program holds it; only one manager may run on a host",
     sqlite3.SQLITE_IOERR: "the disk reports errors, or is full: see `dmesg` and `df`",
-    sqlite3.SQLITE_CORRUPT: "stop the manager and all guests, move the file away, and start again",
+    sqlite3.SQLITE_CORRUPT: DAMAGED,
     sqlite3.SQLITE_NOTADB: "it is another kind of file: give the manager another path",
 }
-
-
-class GuestState(StrEnum):
-    """How far a guest that holds a claim has come."""
-
-    CLAIMED = "claimed"
-    RUNNING = "running"
-    STOPPING = "stopping"
-
-
-# STOPPING to itself: a stop that failed half-way is tried again.
-_NEXT = {
-    GuestState.CLAIMED: (GuestState.RUNNING, GuestState.STOPPING),
-    GuestState.RUNNING: (GuestState.STOPPING,),
-    GuestState.STOPPING: (GuestState.STOPPING,),
-}
-
-
-def check_transition(name: str, old: GuestState, new: GuestState) -> None:
-    """Refuses a change of state that has no meaning.
-
-    Raises:
-        Conflict: with both states.
-    """
-    if new not in _NEXT[old]:
-        raise Conflict(f"guest {name} is {old} and can't become {new}", f"from {old} it can become {' or '.join(_NEXT[old])}")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A guest's claim and how far the guest has come."""
-
-    plan: Plan
-    state: GuestState
-
-
-@dataclass(frozen=True)
-class Reading:
-    """All claims at one moment; ``generation`` changes with each claim and each release."""
-
-    generation: int
-    claims: tuple[Claim, ...]
-
-
-@dataclass(frozen=True)
-class UndoRecord:
-    """How to undo one change to the host. ``owner`` is a guest's name or "host"."""
-
-    id: int
-    owner: str
-    action: str
-    arguments: dict[str, object]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened; ``time`` is UTC in ISO 8601."""
-
-    id: int
-    time: str
-    kind: str
-    subject: str
-    detail: str
 
 
 class Ledger:
@@ -132,6 +49,9 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
+        # Claims that were parsed already: name -> (version, claim).
+        self._parsed: dict[str, tuple[int, Claim]] = {}
+        self._listeners: list[Callable[[Event], None]] = []
         with self._explained("open"):
             _create(path)
             # isolation_level None: the sqlite3 module begins no transactions of its own.
@@ -153,17 +73,31 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def on_event(self, call: Callable[[Event], None]) -> None:
+        """Has each new event told to ``call``, once it is on disk, by the thread that logged it."""
+        self._listeners.append(call)
+
     def read(self) -> Reading:
         """All claims, by guest name, with their generation."""
         with self._transaction("read", "BEGIN"):
-            rows = self._all("SELECT plan, state FROM guest ORDER BY name")
-            return Reading(self._generation(), tuple(self._claim(*row) for row in rows))
+            versions = self._all("SELECT name, version FROM guest ORDER BY name")
+            claims = tuple(self._read_claim(name, version) for name, version in versions)
+            self._parsed = {claim.plan.name: (claim.version, claim) for claim in claims}
+            return Reading(self._generation(), claims)
 
-    def claim(self, plan: Plan, generation: int) -> int:
-        """Gives the guest all that the plan names, or nothing.
+    def find(self, name: str) -> Claim | None:
+        """The claim of one guest, if it has one."""
+        with self._transaction("read", "BEGIN"):
+            versions = self._all("SELECT version FROM guest WHERE name = ?", name)
+            return self._read_claim(name, versions[0][0]) if versions else None
+
+    def claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "") -> int:
+        """Gives the guest all that the plan names, or nothing. Its state is CREATING then.
 
         Args:
             generation: from the ``read`` on which the plan is based.
+            request: what was asked for.
+            owner: the tenant, empty for the host's own.
 
         Returns:
             The new generation.
@@ -174,11 +108,13 @@ class Ledger:
         """
         with self._transaction(f"write the claim of {plan.name} to"):
             if self._all("SELECT 1 FROM guest WHERE name = ?", plan.name):
-                raise Conflict(f"there is a guest named {plan.name} already", "choose another name, or stop that guest first")
+                raise Conflict(f"there is a guest named {plan.name} already", "choose another name, or delete that guest first")
             if generation != (now := self._generation()):
                 changed = f"claims have changed while guest {plan.name} was planned (generation {generation}, now {now})"
                 raise LostRace(changed, "try again")
-            self._db.execute("INSERT INTO guest VALUES (?, ?, ?)", (plan.name, GuestState.CLAIMED, json.dumps(plan.to_json())))
+            texts = json.dumps(plan.to_json()), request.model_dump_json(exclude_unset=True)
+            values = (plan.name, GuestState.CREATING, *texts, owner, self._next_version(), 0)
+            self._db.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", values)
             for cpu in plan.cpus:
                 self._take("claim_cpu", "cpu", "CPU", cpu, plan.name)
             self._take("claim_vf", "address", "VF", str(plan.vf.address), plan.name)
@@ -197,17 +133,51 @@ class Ledger:
             if left:
                 raise Conflict(f"{left} changes for guest {name} are not undone yet", "others can't get its things before")
             if not self._db.execute("DELETE FROM guest WHERE name = ?", (name,)).rowcount:
-                raise NotFound(f"there is no claim of a guest named {name}", "`nohype guest list` shows all")
+                raise _no_claim(name)
+            self._parsed.pop(name, None)
             return self._next_generation()
 
-    def set_state(self, name: str, state: GuestState) -> None:
-        """Notes how far the guest has come. Raises NotFound without a claim, and as ``check_transition`` does."""
+    def set_state(self, name: str, state: GuestState, *, restarts: int | None = None) -> Claim:
+        """Notes how far the guest has come, and, if given, its count of restarts; returns the claim as it is now.
+
+        Raises:
+            NotFound: the guest has no claim.
+            Conflict: as ``check_transition``.
+        """
         with self._transaction(f"note that {name} is {state} in"):
+            rows = self._all("SELECT state, restarts FROM guest WHERE name = ?", name)
+            if not rows:
+                raise _no_claim(name)
+            ((old, count),) = rows
+            check_transition(name, GuestState(old), state)
+            version = self._next_version()
+            values = (state, count if restarts is None else restarts, version, name)
+            self._db.execute("UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ?", values)
+            if state != GuestState.QUARANTINED:
+                self._db.execute("DELETE FROM quarantine WHERE name = ?", (name,))
+            return self._read_claim(name, version)
+
+    def quarantine(self, name: str, reasons: Sequence[str]) -> None:
+        """Keeps all that the guest owns from everybody, until its state is changed again.
+
+        Raises:
+            NotFound: the guest has no claim.
+            Conflict: as ``check_transition``.
+        """
+        with self._transaction(f"put {name} into quarantine in"):
             rows = self._all("SELECT state FROM guest WHERE name = ?", name)
             if not rows:
-                raise NotFound(f"there is no claim of a guest named {name}", "`nohype guest list` shows all")
-            check_transition(name, GuestState(rows[0][0]), state)
-            self._db.execute("UPDATE guest SET state = ? WHERE name = ?", (state, name))
+                raise _no_claim(name)
+            check_transition(name, GuestState(rows[0][0]), GuestState.QUARANTINED)
+            values = (GuestState.QUARANTINED, self._next_version(), name)
+            self._db.execute("UPDATE guest SET state = ?, version = ? WHERE name = ?", values)
+            self._db.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?)", (name, _now(), json.dumps(list(reasons))))
+
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """All that is in quarantine, by guest name."""
+        with self._transaction("read", "BEGIN"):
+            rows = self._all("SELECT name, since, reasons FROM quarantine ORDER BY name")
+            return tuple(Quarantined(name, since, tuple(json.loads(reasons))) for name, since, reasons in rows)
 
     def record(self, owner: str, action: str, arguments: dict[str, object]) -> int:
         """Writes how to undo a change; to be called *before* the change. Undoing what was never done must do no harm.
@@ -239,55 +209,43 @@ class Ledger:
             rows = self._all("SELECT id, owner, action, arguments FROM undo WHERE owner = ? ORDER BY id DESC", owner)
             return tuple(UndoRecord(id, owner, action, json.loads(text)) for id, owner, action, text in rows)
 
-    def log(self, kind: str, subject: str, detail: str) -> int:
-        """Adds an event, which is never changed or removed; returns its id.
-
-        Args:
-            kind: what sort of thing happened, such as "guest-started".
-            subject: a guest's name or "host".
-        """
+    def log(
+        self, kind: str, subject: str, detail: str, *, who: str = "manager", tenant: str = "", took: float | None = None
+    ) -> Event:
+        """Adds an event, which is never changed or removed; the arguments are an Event's."""
+        values = {"time": _now(), "kind": kind, "subject": subject, "detail": detail, "who": who, "tenant": tenant, "took": took}
         with self._transaction("log to"):
-            time = datetime.now(UTC).isoformat(timespec="milliseconds")
-            return self._insert("event", time=time, kind=kind, subject=subject, detail=detail)
+            event = Event(id=self._insert("event", **values), **values)  # type: ignore[arg-type]
+        for call in self._listeners:
+            call(event)
+        return event
 
-    def events(self, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
-        """Up to ``limit`` events with ids above ``after``, oldest first."""
+    def events(self, after: int = 0, limit: int = 1000, tenant: str | None = None) -> tuple[Event, ...]:
+        """Up to ``limit`` events with ids above ``after``, oldest first; of all tenants, or of one."""
+        columns = "id, time, kind, subject, detail, who, tenant, took"
         with self._transaction("read", "BEGIN"):
-            rows = self._all("SELECT id, time, kind, subject, detail FROM event WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+            if tenant is None:
+                rows = self._all(f"SELECT {columns} FROM event WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+            else:
+                where = "tenant = ? AND id > ?"
+                rows = self._all(f"SELECT {columns} FROM event WHERE {where} ORDER BY id LIMIT ?", tenant, after, limit)
             return tuple(Event(*row) for row in rows)
+
+    def last_event(self) -> int:
+        """The id of the newest event; 0 if there is none."""
+        with self._transaction("read", "BEGIN"):
+            return int(self._all("SELECT coalesce(max(id), 0) FROM event")[0][0])
 
     def _prepare(self) -> None:
         with self._explained("open"):
-            self._check_file()
+            check_file(self._db, self._path)
             self._db.execute("PRAGMA journal_mode = WAL")
             # FULL, not NORMAL: with WAL, NORMAL may lose the last commits when the power fails.
             self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
         with self._transaction("make"):
-            for statements in _MIGRATIONS[self._version() :]:
-                for statement in statements:
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-            self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
-
-    def _check_file(self) -> None:
-        """Nothing is written before the file is known to be ours."""
-        version = self._version()
-        ((application,),) = self._all("PRAGMA application_id")
-        if application != _APPLICATION and (version or self._all("SELECT 1 FROM sqlite_schema LIMIT 1")):
-            raise LedgerError(f"{self._path} is a database, but no ledger", "give the manager another path")
-        if version > len(_MIGRATIONS):
-            raise LedgerError(
-                f"the ledger {self._path} was written by a newer version (schema {version}, this one knows {len(_MIGRATIONS)})",
-                "run that version, or a newer one",
-            )
-        findings = " ".join(" ".join(row) for row in self._all("PRAGMA quick_check(3)")).split()
-        if findings != ["ok"]:
-            raise LedgerError(f"the ledger {self._path} is damaged: {' '.join(findings)}", _HINTS[sqlite3.SQLITE_CORRUPT])
-
-    def _version(self) -> int:
-        ((version,),) = self._all("PRAGMA user_version")
-        return int(version)
+            migrate(self._db)
+        with self._explained("open"):
+            self._db.execute("PRAGMA foreign_keys = ON")
 
     def _generation(self) -> int:
         ((number,),) = self._all("SELECT number FROM generation")
@@ -297,20 +255,32 @@ class Ledger:
         self._db.execute("UPDATE generation SET number = number + 1")
         return self._generation()
 
+    def _next_version(self) -> int:
+        """Of all guests together, so that a new guest never has the version that was seen of an older one of its name."""
+        self._db.execute("UPDATE generation SET version = version + 1")
+        return int(self._all("SELECT version FROM generation")[0][0])
+
     def _take(self, table: str, column: str, what: str, value: object, guest: str) -> None:
-        owner = self._all(f"SELECT guest FROM {table} WHERE {column} = ?", value)
-        if owner:
-            raise Conflict(f"{what} {value} can't be given to guest {guest}: it is guest {owner[0][0]}'s")
+        if self._all(f"SELECT 1 FROM {table} WHERE {column} = ?", value):
+            # Not whose: that may be another tenant's.
+            raise Conflict(f"{what} {value} can't be given to guest {guest}: it is another guest's")
         self._db.execute(f"INSERT INTO {table} VALUES (?, ?)", (value, guest))
 
-    def _claim(self, plan: str, state: str) -> Claim:
+    def _read_claim(self, name: str, version: int) -> Claim:
+        known = self._parsed.get(name)
+        if known and known[0] == version:
+            return known[1]
+        ((plan, state, request, owner, restarts),) = self._all(
+            "SELECT plan, state, request, owner, restarts FROM guest WHERE name = ?", name
+        )
         try:
-            return Claim(plan_from_json(json.loads(plan)), GuestState(state))
+            asked = GuestRequest.model_validate_json(request)
+            return Claim(plan_from_json(json.loads(plan)), GuestState(state), asked, owner, version, restarts)
         except ValueError as error:
             message = f"the ledger {self._path} holds a claim that can't be read: {error}"
-            raise LedgerError(message, _HINTS[sqlite3.SQLITE_CORRUPT]) from None
+            raise LedgerError(message, DAMAGED) from None
 
-    def _insert(self, table: str, **values: str) -> int:
+    def _insert(self, table: str, **values: object) -> int:
         statement = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})"
         return int(self._db.execute(statement, tuple(values.values())).lastrowid or 0)
 
@@ -338,6 +308,14 @@ class Ledger:
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0)
             raise LedgerError(f"cannot {what} the ledger {self._path}: {error}", _HINTS.get(code & 0xFF, "")) from None
+
+
+def _no_claim(name: str) -> NotFound:
+    return NotFound(f"there is no claim of a guest named {name}", "`nohype guest list` shows all")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _create(path: Path) -> None:

@@ -1,0 +1,73 @@
+"""What the manager in a lab costs while nothing is asked of it: memory, CPU time, wake-ups, and on which CPUs.
+
+    .venv/bin/python benchmarks/manager_idle.py [SECONDS]
+
+Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB; there it starts two guests, unless some run already.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from orchestrator.lab import lab as labs
+from orchestrator.lab import life
+from orchestrator.lab.accel import Wanted
+from orchestrator.lab.demo import GUESTS, ask, create_guest
+from orchestrator.lab.progress import Timeline
+from orchestrator.lab.spec import load_spec
+from orchestrator.lab.start import start_lab
+
+INSIDE = Path(__file__).with_name("manager_idle_inside.py")
+SETTLE = 30
+"""Seconds before the clock runs: what was begun by the last request has ended."""
+
+
+def main() -> None:
+    """Measures, and prints a table: a row a thread, then all of them together with what is wanted."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    given = os.environ.get("NOHYPE_TEST_LAB")
+    lab = labs.find_lab(given) if given else start_lab("bench", load_spec("numa"), Wanted.AUTO, Timeline())
+    made: list[str] = []
+    try:
+        if not ask(lab, "guest", "list"):
+            for guest in GUESTS:
+                create_guest(lab, guest)
+                made.append(guest.name)
+        guests = ask(lab, "guest", "list")
+        words = ["python3", "-", str(seconds), str(SETTLE)]
+        done = labs.execute(lab, words, input=INSIDE.read_bytes(), timeout=seconds + SETTLE + 60)
+        if done.status:
+            sys.exit(done.stderr)
+        report(json.loads(done.stdout), guests)
+    finally:
+        if given:
+            for name in made:
+                ask(lab, "guest", "delete", name)
+        else:
+            life.down("bench")
+
+
+def report(found: dict[str, Any], guests: list[dict[str, Any]]) -> None:
+    """Prints what was found."""
+    minutes = found["seconds"] / 60
+    print(f"{'THREAD':24} {'WAKE-UPS/MIN':>12} {'PREEMPTED/MIN':>13} {'CPU %':>8}  CPUS SEEN")
+    for thread in sorted(found["threads"], key=lambda one: -one["voluntary"]):
+        share = 100 * thread["cpu"] / found["seconds"]
+        numbers = f"{thread['voluntary'] / minutes:12.1f} {thread['involuntary'] / minutes:13.1f} {share:8.4f}"
+        print(f"{thread['name'] + ' ' + str(thread['tid']):24} {numbers}  {','.join(map(str, thread['cpus']))}")
+    guest_cpus = {cpu for guest in guests for cpu in guest["cpus"]}
+    strayed = sorted({cpu for thread in found["threads"] for cpu in thread["cpus"]} & guest_cpus)
+    wakeups = sum(thread["voluntary"] for thread in found["threads"]) / minutes
+    share = 100 * sum(thread["cpu"] for thread in found["threads"]) / found["seconds"]
+    print(f"\nover {found['seconds']:.1f} s, {len(guests)} guests, {len(found['threads'])} threads")
+    print(f"resident         {found['resident'] / 1e6:8.1f} MB   wanted: at most 80")
+    print(f"  of it its own  {found['anonymous'] / 1e6:8.1f} MB")
+    print(f"CPU              {share:8.4f} %    of one core; wanted: at most 0.2")
+    print(f"wake-ups         {wakeups:8.1f} a minute")
+    print(f"on guest cores   {len(strayed):8} CPUs {strayed or ''}   wanted: none (guests have {sorted(guest_cpus)})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The body of a request, before anything else looks at it: not too long, and JSON that means one thing only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from starlette.types import Receive
+
+from orchestrator.api.problems import WrongMedia
+from orchestrator.errors import RequestError, TooLarge
+
+_ARRIVES = 30.0
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+class ClientGone(Exception):
+    """The client has closed the connection before its request was complete. Nothing was done for it."""
+
+
+async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
+    """Reads the whole body.
+
+    Args:
+        receive: of the ASGI connection.
+        length: the Content-Length field, None if there is none (chunked).
+        limit: bytes.
+
+    Raises:
+        TooLarge: it is longer than the limit.
+        RequestError: it does not arrive within 30 s.
+        ClientGone: see there.
+    """
+    too_long = TooLarge(f"the request's body is longer than {limit} bytes", "no request needs so many")
+    if length and int(length) > limit:
+        raise too_long
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(_ARRIVES):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    raise too_long
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise RequestError(f"the request's body did not arrive within {_ARRIVES:g} s") from None
+
+
+def check_json(body: bytes, media_type: str, nesting: int) -> None:
+    """Refuses what programs read in different ways, or can't read at all.
+
+    Raises:
+        WrongMedia: it is not said to be JSON.
+        RequestError: no UTF-8, no JSON, a name twice in one object, NaN, infinity, half a surrogate pair (RFC 8259 4, 6, 8.2).
+        TooLarge: nested more deeply than ``nesting``.
+    """
+    if media_type.partition(";")[0].strip().lower() != "application/json":
+        raise WrongMedia(f"the body is said to be {media_type[:80] or 'of no type'!r}", "send Content-Type: application/json")
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8: byte {error.start} is wrong") from None
+    _check_nesting(text, nesting)
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+        )  # fmt: skip
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise RequestError(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+    except UnicodeEncodeError:
+        raise RequestError("the body holds half a surrogate pair, which is no character") from None
+
+
+def _check_nesting(text: str, limit: int) -> None:
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        sign = token[0]
+        depth += (sign in "[{") - (sign in "]}")
+        if depth > limit:
+            raise TooLarge(f"the body is nested more than {limit} levels deep", "no request needs so many")
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise RequestError(f"the body has the name {name[:80]!r} twice in one object")
+        fields[name] = value
+    return fields
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise RequestError(f"the body is not JSON: {text} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise RequestError(f"the body holds a number that is too large: {text[:40]}")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20:
+        raise RequestError(f"the body holds a number that is too large: {text[:20]}...")
+    return int(text)

@@ -1,0 +1,118 @@
+"""Events as they happen, for any number of watchers (server-sent events, https://html.spec.whatwg.org/#server-sent-events)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+
+from orchestrator.access import MANAGER, Identity
+from orchestrator.api.manager import Event, Manager, event_json
+from orchestrator.api.work import Workers
+from orchestrator.errors import OrchestratorError
+
+_log = logging.getLogger(__name__)
+
+_HEARTBEAT = 15.0
+_BATCH = 200
+# How long one waiting takes: so long does the thread outlive the last watcher.
+_WAIT = 10.0
+# Between two wakings: each makes every watcher read the ledger.
+_PAUSE = 0.05
+
+
+class Feed:
+    """Streams of events. However many watch, one thread waits for the next event; without watchers there is none.
+
+    Args:
+        manager: has the events.
+        workers: for reading them.
+        heartbeat: seconds of silence after which a comment is sent, so that both sides notice a dead connection.
+    """
+
+    def __init__(self, manager: Manager, workers: Workers, heartbeat: float = _HEARTBEAT) -> None:
+        self._manager, self._workers, self._heartbeat = manager, workers, heartbeat
+        self._changed = asyncio.Event()
+        self._watchers = 0
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends all streams, after what they are sending."""
+        self._closed = True
+        self._wake()
+
+    async def stream(self, who: Identity, after: int | None) -> AsyncIterator[bytes]:
+        """Events that somebody may see, as they happen, in the format of text/event-stream.
+
+        Args:
+            after: id of the event after which to begin; None for those from now on.
+        """
+        self._watchers += 1
+        try:
+            newest = await self._workers.run(self._manager.last_event)
+            self._start(newest)
+            seen = newest if after is None else after
+            yield b": events follow\n\n"
+            while not self._closed:
+                changed = self._changed  # before reading: what comes in between is not missed
+                events = await self._workers.run(self._manager.events, who, seen, _BATCH)
+                for event in events:
+                    seen = event.id
+                    yield format_event(event)
+                if not events and not await _within(changed, self._heartbeat):
+                    yield b": still here\n\n"
+        except OrchestratorError as error:
+            _log.error("a stream of events ends: %s", error)
+        finally:
+            self._watchers -= 1
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _start(self, newest: int) -> None:
+        if self._thread is None:
+            arguments = (newest, asyncio.get_running_loop())
+            # A daemon, so that ending need not wait for it.
+            self._thread = threading.Thread(target=self._watch, args=arguments, name="events", daemon=True)
+            self._thread.start()
+
+    def _watch(self, seen: int, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            while self._watchers and not self._closed:
+                try:
+                    events = self._manager.wait_events(MANAGER, seen, _WAIT)
+                except OrchestratorError as error:
+                    _log.error("waiting for events: %s", error)
+                    events = ()
+                    time.sleep(1)
+                if events:
+                    seen = events[-1].id
+                    loop.call_soon_threadsafe(self._wake)
+                    time.sleep(_PAUSE)
+            # In the loop's thread, where watchers come and go: one that has just come starts another.
+            loop.call_soon_threadsafe(self._ended, seen)
+        except RuntimeError:
+            pass  # the loop has ended, and all watchers with it
+
+    def _ended(self, seen: int) -> None:
+        self._thread = None
+        if self._watchers and not self._closed:
+            self._start(seen)
+
+
+def format_event(event: Event) -> bytes:
+    """One event on the wire. Its data is JSON on one line."""
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(event_json(event))}\n\n".encode()
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False

@@ -1,0 +1,123 @@
+"""What every request passes first: who asks, how often, how much, and whether the body is JSON that means one thing.
+
+Plain ASGI. It also answers for faults of our own, so that whatever goes wrong, the client gets a problem document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.access import Identity, Role
+from orchestrator.api.body import ClientGone, check_json, read_body
+from orchestrator.api.identity import Directory, Peer, identify
+from orchestrator.api.limits import Turns
+from orchestrator.api.problems import MEDIA_TYPE, InternalError, build_headers, build_problem
+from orchestrator.config import LimitConfig
+from orchestrator.errors import Forbidden, OrchestratorError, RequestError, Unauthorized
+
+_log = logging.getLogger(__name__)
+
+
+class Guard:
+    """The outermost layer of the application.
+
+    Args:
+        app: gets the requests that pass, with the Identity as ``scope["state"]["who"]``.
+        directory: who is who.
+        limits: rate, sizes, nesting.
+    """
+
+    def __init__(self, app: ASGIApp, directory: Directory, limits: LimitConfig) -> None:
+        self._app, self._directory, self._limits = app, directory, limits
+        self._turns = Turns(limits.rate, limits.burst, limits.concurrent)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request (ASGI)."""
+        if scope["type"] != "http":
+            return
+        answer = _Answer(send)
+        try:
+            await self._serve(scope, receive, answer)
+        except ClientGone:
+            pass
+        except OrchestratorError as error:
+            await answer.send_problem(error)
+        except Exception:
+            _log.exception("a fault of ours at %s %s", scope["method"], scope["raw_path"].decode("ascii", "replace")[:200])
+            if answer.complete:
+                return
+            if answer.started:
+                raise  # the server closes the connection: half an answer must not look whole
+            await answer.send_problem(InternalError())
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        headers = dict(scope["headers"])
+        who = self._identify(scope["state"]["peer"], headers.get(b"authorization"))
+        with self._turn(who):
+            if b"%2f" in scope["raw_path"].lower():
+                # The server has decoded it: it would count as a slash that parts names.
+                raise RequestError("a name can't hold a slash", "leave out the %2F")
+            length = headers.get(b"content-length", b"").decode("ascii", "replace") or None
+            body = await read_body(receive, length, self._limits.body_bytes)
+            if body:
+                check_json(body, headers.get(b"content-type", b"").decode("latin-1"), self._limits.nesting)
+            scope = {**scope, "state": {**scope["state"], "who": who}}
+            await self._app(scope, _replay(body, receive), answer.send)
+
+    def _identify(self, peer: Peer, authorization: bytes | None) -> Identity:
+        try:
+            return identify(self._directory, peer, None if authorization is None else authorization.decode("latin-1"))
+        except (Unauthorized, Forbidden):
+            self._turns.charge(peer.key)  # who tries tokens is slowed down
+            raise
+
+    @contextlib.contextmanager
+    def _turn(self, who: Identity) -> Iterator[None]:
+        if who.role is Role.OPERATOR:
+            yield
+        else:
+            with self._turns.turn(f"tenant {who.tenant}" if who.tenant else who.name):
+                yield
+
+
+class _Answer:
+    """The answer to one request; knows how far it has come."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = self.complete = False
+
+    async def send(self, message: Message) -> None:
+        """Passes a message on to the server, with the fields that every answer has."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            # What one may see another may not.
+            more = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
+            message = {**message, "headers": [*message.get("headers", ()), *more]}
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.complete = True
+
+    async def send_problem(self, error: OrchestratorError) -> None:
+        """Answers with a problem document."""
+        problem = build_problem(error)
+        content = json.dumps(problem).encode()
+        fields = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(content)), **build_headers(error)}
+        headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+        await self.send({"type": "http.response.start", "status": problem["status"], "headers": headers})
+        await self.send({"type": "http.response.body", "body": content})
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Gives the application the body that was read already; after that, what the server says."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return first.pop() if first else await receive()
+
+    return replay

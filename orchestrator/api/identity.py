@@ -1,0 +1,221 @@
+"""Who asks: what the kernel or TLS tells of the other end of a connection, and whom the configuration makes of it."""
+
+from __future__ import annotations
+
+import functools
+import grp
+import hashlib
+import hmac
+import pwd
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from orchestrator.access import Identity, Role
+from orchestrator.config import DaemonConfig, People
+from orchestrator.errors import Forbidden, RequestError, Unauthorized
+
+# include/uapi/asm-generic/socket.h; the socket module does not know it.
+_SO_PEERGROUPS = 59
+# The most that Python's getsockopt gives room for; who is in more groups is known by the main one only.
+_GROUPS_ROOM = 1024
+_ROOT = 0
+_TITLES = {"commonName": "CN", "DNS": "DNS", "URI": "URI", "email": "email"}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The other end of a connection.
+
+    Attributes:
+        uid: user at the other end of a Unix socket when it was connected; None over TCP.
+        gids: that process's groups, supplementary ones included.
+        certificate: names in the client certificate that TLS has verified, as in the configuration (``CN:alice``).
+        address: IP address over TCP.
+    """
+
+    uid: int | None = None
+    gids: frozenset[int] = frozenset()
+    certificate: frozenset[str] = frozenset()
+    address: str = ""
+
+    @property
+    def key(self) -> str:
+        """What connections of one stranger have in common."""
+        return f"user {self.uid}" if self.uid is not None else f"address {self.address}"
+
+
+def read_peer(connection: socket.socket, certificate: Mapping[str, object] | None) -> Peer:
+    """Asks the kernel who is at the other end (unix(7), SO_PEERCRED; SO_PEERGROUPS: net/core/sock.c).
+
+    Args:
+        certificate: what ``ssl.SSLSocket.getpeercert`` gives; None or empty without a verified one.
+    """
+    if connection.family != socket.AF_UNIX:
+        return Peer(certificate=read_names(certificate or {}), address=_address(connection))
+    _, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_ROOM)
+    except OSError:
+        data = b""
+    groups = struct.unpack(f"{len(data) // 4}I", data)
+    return Peer(uid=uid & 0xFFFFFFFF, gids=frozenset({gid & 0xFFFFFFFF, *groups}))
+
+
+def read_names(certificate: Mapping[str, object]) -> frozenset[str]:
+    """The names in a certificate as ``getpeercert`` shows it: common names of the subject, and alternative names."""
+    subject: Iterable[Iterable[tuple[str, str]]] = certificate.get("subject", ())  # type: ignore[assignment]
+    alternative: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ())  # type: ignore[assignment]
+    pairs = [*(pair for part in subject for pair in part), *alternative]
+    return frozenset(f"{_TITLES[title]}:{value}" for title, value in pairs if title in _TITLES)
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Everybody whom the configuration knows.
+
+    Attributes:
+        open: whoever can open the Unix socket is an operator.
+        users, groups: by number; a group's members get the user's name.
+        certificates: by name in the certificate.
+        tokens: SHA-256 of each token.
+    """
+
+    open: bool
+    users: Mapping[int, Identity]
+    groups: Mapping[int, tuple[Identity, ...]]
+    certificates: Mapping[str, Identity]
+    tokens: Mapping[bytes, Identity]
+
+
+def build_directory(config: DaemonConfig) -> Directory:
+    """Looks up the users and groups that the configuration names.
+
+    Raises:
+        RequestError: there is no such user or group.
+    """
+    roles: list[tuple[str, People, Identity]] = []
+    if config.access:
+        roles += [("access.operators", config.access.operators, Identity("", Role.OPERATOR))]
+        roles += [("access.viewers", config.access.viewers, Identity("", Role.VIEWER))]
+    for name, tenant in config.tenants.items():
+        roles.append((f"tenants.{name}", tenant, Identity("", Role.TENANT, name, tenant.quota)))
+    users: dict[int, Identity] = {}
+    groups: dict[int, tuple[Identity, ...]] = {}
+    certificates: dict[str, Identity] = {}
+    for where, people, role in roles:
+        for user in people.users:
+            uid = _find_user(user, where)
+            if users.setdefault(uid, replace(role, name=user)) != replace(role, name=user):
+                raise RequestError(f"{where}.users: {user!r} has a role already", "a user has one role")
+        for group in people.groups:
+            gid = _find_group(group, where)
+            groups[gid] = (*groups.get(gid, ()), role)
+        certificates |= {one: replace(role, name=one) for one in people.certificates}
+    tokens = {}
+    for name, token in config.tokens.items():
+        quota = config.tenants[token.tenant].quota if token.tenant else Identity("", token.role).quota
+        tokens[bytes.fromhex(token.hash.removeprefix("sha256:"))] = Identity(f"token {name}", token.role, token.tenant, quota)
+    return Directory(config.access is None and not config.tenants, users, groups, certificates, tokens)
+
+
+def identify(directory: Directory, peer: Peer, authorization: str | None) -> Identity:
+    """Who asks. Over a Unix socket the kernel decides, over TCP a bearer token or else the client certificate.
+
+    Args:
+        authorization: the request's Authorization field, None without one.
+
+    Raises:
+        Unauthorized: neither a known token nor a certificate was shown.
+        Forbidden: the user or certificate is genuine, but has no role here.
+    """
+    if peer.uid is not None:
+        return _identify_user(directory, peer.uid, peer.gids)
+    if authorization is not None:
+        return _identify_bearer(directory, authorization)
+    if not peer.certificate:
+        raise Unauthorized("who are you?", "show a client certificate, or a token: `Authorization: Bearer ...`")
+    found = {directory.certificates[name] for name in peer.certificate & directory.certificates.keys()}
+    if len({replace(one, name="") for one in found}) > 1:
+        raise Forbidden(
+            "the names in your certificate have different roles here", "the operator can change [access] and [tenants]"
+        )
+    if not found:
+        names = ", ".join(sorted(peer.certificate)) or "without a name"
+        raise Forbidden(f"your certificate ({names}) has no role here", "the operator can name it in [access] or [tenants]")
+    return min(found, key=lambda one: one.name)
+
+
+def hash_token(token: str) -> bytes:
+    """What is kept of a token. One hash is enough: it has 256 random bits, so there is nothing to guess."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _identify_user(directory: Directory, uid: int, gids: frozenset[int]) -> Identity:
+    name = _name_user(uid)
+    if uid == _ROOT:
+        return Identity(name, Role.OPERATOR)
+    if uid in directory.users:
+        return directory.users[uid]
+    roles = {role for gid in gids for role in directory.groups.get(gid, ())}
+    # Who is in the operators' group needs no other.
+    chosen = {role for role in roles if role.role is Role.OPERATOR} or roles
+    if len(chosen) > 1:
+        several = ", ".join(sorted(role.tenant or str(role.role) for role in chosen))
+        raise Forbidden(
+            f"user {name} is in groups of different roles: {several}", "the operator can name the user in one of them"
+        )
+    if chosen:
+        return replace(chosen.pop(), name=name)
+    if directory.open:
+        return Identity(name, Role.OPERATOR)
+    raise Forbidden(f"user {name} has no role here", "the operator can name the user, or a group, in [access] or [tenants]")
+
+
+def _identify_bearer(directory: Directory, authorization: str) -> Identity:
+    scheme, _, token = authorization.strip().partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized(f"the Authorization scheme {scheme[:20]!r} is not known", "write `Authorization: Bearer ...`")
+    digest = hash_token(token.strip())
+    found = None
+    # All are compared, each in constant time.
+    for known, identity in directory.tokens.items():
+        if hmac.compare_digest(known, digest):
+            found = identity
+    if not found:
+        raise Unauthorized("this token is not known", "it may be mistyped, or withdrawn")
+    return found
+
+
+def _find_user(text: str, where: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError):
+        raise RequestError(f"{where}.users: there is no user {text!r}", "see `getent passwd`") from None
+
+
+def _find_group(text: str, where: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except (KeyError, ValueError):
+        raise RequestError(f"{where}.groups: there is no group {text!r}", "see `getent group`") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _name_user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _address(connection: socket.socket) -> str:
+    try:
+        return str(connection.getpeername()[0])
+    except OSError:
+        return "unknown"  # it has gone already

@@ -1,0 +1,133 @@
+"""The OpenAPI document: FastAPI's own, with the answers and problems added. Made when it is first asked for."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from orchestrator.api import shapes
+from orchestrator.api.problems import MEDIA_TYPE, STATUS
+
+if TYPE_CHECKING:
+    from orchestrator.api.fast import FastAPI
+
+_ALWAYS = ("bad-request", "unauthorized", "forbidden", "too-large", "media-type", "too-many", "internal")
+_HOST = ("host", "command", "ledger", "image", "hypervisor", "error")
+_CHANGE = ("not-found", "conflict", "lost-race", "guest", "stale", *_HOST)
+_PLAN = ("not-found", "conflict", "lost-race", "no-room", "quota", *_HOST)
+
+_ANSWERS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "version": (shapes.Version, ()),
+    "survey": (shapes.Survey, _HOST),
+    "proofs": (list[shapes.Proof], ("conflict", *_HOST)),
+    "read_metrics": (str, ("not-found", *_HOST)),
+    "quarantined": (list[shapes.Quarantined], _HOST),
+    "clear_quarantine": (None, _CHANGE),
+    "guests": (list[shapes.Guest], _HOST),
+    "create": (shapes.Guest, ("guest", *_PLAN)),
+    "plan": (shapes.Guest, _PLAN),
+    "guest": (shapes.Guest, ("not-found", *_HOST)),
+    "ready": (shapes.Ready, ("not-found", "guest", "conflict", *_HOST)),
+    "tell": (shapes.Answer, ("not-found", "guest", "conflict", *_HOST)),
+    "delete": (None, _CHANGE),
+    "start": (shapes.Guest, _CHANGE),
+    "kill": (shapes.Guest, _CHANGE),
+    "stop": (shapes.Guest, _CHANGE),
+    "restart": (shapes.Guest, _CHANGE),
+    "events": (list[shapes.Event], _HOST),
+    "stream_events": (str, _HOST),
+}
+"""What each operation answers, and the codes of the problems it may answer with beyond those of all."""
+
+_ABOUT = (
+    "Every error is a problem document (RFC 9457) with a stable `code`. A tenant sees its own guests only: another's is"
+    " `not-found`; only that a name is taken (`conflict`) tells that there is such a guest."
+)
+_MEDIA = {"read_metrics": "text/plain", "stream_events": "text/event-stream"}
+_TAGGED = ("create", "guest", "start", "kill", "stop", "restart")
+_PLAIN: dict[Any, dict[str, Any]] = {
+    str: {"type": "string"}, int: {"type": "integer"}, bool: {"type": "boolean"}, float: {"type": "number"},
+    type(None): {"type": "null"}, object: {},
+}  # fmt: skip
+
+
+def build_document(app: FastAPI) -> dict[str, Any]:
+    """The document of an application; kept by the application once it is made."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    from fastapi.openapi.utils import get_openapi
+
+    document = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for operation in (one for path in document["paths"].values() for one in path.values()):
+        _complete(operation, schemas)
+    schemas["Problem"] = _problem_schema()
+    document["components"]["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer", "description": "Over TLS; see `nohype token new`."},
+        "certificate": {"type": "mutualTLS", "description": "A client certificate that the configuration names."},
+    }
+    # The empty one: over the Unix socket the kernel says who asks.
+    document["security"] = [{"token": []}, {"certificate": []}, {}]
+    app.openapi_schema = document
+    return document
+
+
+def build_schema(kind: Any, named: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a type of `shapes`; those of the TypedDicts in it are put into ``named``."""
+    if kind in _PLAIN:
+        return dict(_PLAIN[kind])
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is list:
+        return {"type": "array", "items": build_schema(arguments[0], named)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": build_schema(arguments[1], named)}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [build_schema(one, named) for one in arguments]}
+    assert typing.is_typeddict(kind), kind
+    if kind.__name__ not in named:
+        named[kind.__name__] = {}  # so that a type may hold itself
+        fields = {name: build_schema(one, named) for name, one in get_type_hints(kind).items()}
+        named[kind.__name__] = {**_object(fields, list(fields)), "description": kind.__doc__}
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _complete(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    id = operation["operationId"]
+    kind, codes = _ANSWERS[id]
+    responses: dict[str, Any] = {}
+    success = next(status for status in operation["responses"] if status.startswith("2"))
+    responses[success] = {"description": "Done."}
+    if kind is not None:
+        media = _MEDIA.get(id, "application/json")
+        responses[success]["content"] = {media: {"schema": build_schema(kind, schemas)}}
+    if id in _TAGGED:
+        tag = {"description": "The guest's version, for If-Match.", "schema": {"type": "string"}}
+        responses[success]["headers"] = {"ETag": tag}
+    if id == "create":
+        responses["200"] = {**responses["201"], "description": "It was made before, by a request of the same id and fields."}
+    by_status: dict[int, list[str]] = {}
+    for code in (*_ALWAYS, *codes):
+        by_status.setdefault(int(STATUS[code]), []).append(code)
+    for status, of_status in sorted(by_status.items()):
+        content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        responses[str(status)] = {"description": "Code " + " or ".join(f"`{code}`" for code in of_status), "content": content}
+    operation["responses"] = responses
+
+
+def _problem_schema() -> dict[str, Any]:
+    text = {"type": "string"}
+    fields = {
+        "title": text, "status": {"type": "integer"}, "code": {"enum": sorted(STATUS)}, "detail": text, "hint": text,
+        "reasons": {"type": "array", "items": text, "description": "With `no-room` and `quota`: why each candidate was refused."},
+        "wait": {"type": "number", "description": "With `too-many`: seconds."},
+    }  # fmt: skip
+    return _object(fields, ["title", "status", "code", "detail", "hint"])
+
+
+def _object(fields: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}

@@ -1,0 +1,156 @@
+"""What the interface answers, as types: for the client's users, and the source of the OpenAPI document. Standard library only."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class Vf(TypedDict):
+    """A guest's virtual function: its PF and that one's network interface, its number, PCI and Ethernet address."""
+
+    pf: str
+    interface: str
+    index: int
+    address: str
+    mac: str
+
+
+class Guest(TypedDict):
+    """A guest.
+
+    ``cores`` are the CPUs of each physical core, in the kernel's list format; vCPU n runs on the n-th of ``cpus``. ``memory`` and
+    ``page_size`` are bytes. ``cpu_features`` are those that it is given by name. ``state`` is as in `state.GuestState`,
+    "planned" for an answer that claims nothing, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
+    empty for the host's own. ``version`` grows with each change of the guest: it is the ETag. ``restart`` says when it is started
+    again, ``restarts`` how often it was. ``id`` is the caller's own of the request that made it.
+    """
+
+    name: str
+    state: str
+    owner: str
+    version: int
+    restarts: int
+    cores: list[str]
+    cpus: list[int]
+    node: int
+    memory: int
+    huge_pages: int
+    page_size: int
+    housekeeping: str
+    vf: Vf
+    image: str
+    cmdline: str
+    cpu_features: list[str]
+    restart: Literal["never", "on-failure"]
+    id: str | None
+
+
+class Quarantined(TypedDict):
+    """A guest whose things could not be verified clean, since when (UTC, ISO 8601), and why."""
+
+    name: str
+    since: str
+    reasons: list[str]
+
+
+class Event(TypedDict):
+    """Something that happened to a guest, or to the host; ``took`` is seconds, where that means something."""
+
+    id: int
+    time: str
+    kind: str
+    subject: str
+    who: str
+    detail: str
+    tenant: str
+    took: float | None
+
+
+class Proof(TypedDict):
+    """A measured statement; see docs/promises.md."""
+
+    name: str
+    subject: str
+    verdict: Literal["pass", "fail", "not measured"]
+    figure: float | None
+    unit: str
+    evidence: list[str]
+
+
+class Core(TypedDict):
+    """A physical core."""
+
+    cpus: str
+    socket: int
+    node: int
+
+
+class Pool(TypedDict):
+    """The huge pages of one size on one node, in pages; the size in bytes."""
+
+    node: int
+    page_size: int
+    total: int
+    free: int
+
+
+class Function(TypedDict):
+    """A virtual function that exists."""
+
+    address: str
+    index: int
+    driver: str | None
+    iommu_group: int | None
+
+
+class Pf(TypedDict):
+    """A physical function, as in `topology.PhysicalFunction`."""
+
+    address: str
+    interface: str | None
+    device: str
+    driver: str | None
+    node: int | None
+    up: bool
+    mac: str | None
+    total_vfs: int
+    first_vf_offset: int
+    vf_stride: int
+    vfs: list[Function]
+
+
+class Group(TypedDict):
+    """An IOMMU group."""
+
+    number: int
+    type: str
+    devices: list[str]
+
+
+class Survey(TypedDict):
+    """What the host has."""
+
+    cores: list[Core]
+    isolated: str
+    pools: list[Pool]
+    pfs: list[Pf]
+    iommu_groups: list[Group]
+    topoext: bool
+
+
+class Version(TypedDict):
+    """The manager's version."""
+
+    version: str
+
+
+class Ready(TypedDict):
+    """The line with which the guest said that it is ready."""
+
+    line: str
+
+
+class Answer(TypedDict):
+    """What the guest's console answered."""
+
+    answer: str

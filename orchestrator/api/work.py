@@ -1,0 +1,52 @@
+"""Blocking work, done in threads for the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
+
+
+class Workers:
+    """Runs blocking calls, each in a thread of its own.
+
+    A thread takes 0.1 ms to start, and none is left when nothing is asked. They are daemons: asyncio's and AnyIO's pools join
+    theirs when the interpreter ends, so one guest that takes an hour to shut down would keep the manager from ending.
+
+    Args:
+        limit: how many calls run at a time; the others wait for their turn.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._turns = asyncio.Semaphore(limit)
+
+    async def run(self, work: Callable[..., _Result], *arguments: object) -> _Result:
+        """Calls ``work`` in a thread; what it raises is raised here. If we are cancelled, the call goes on to its end."""
+        async with self._turns:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[_Result] = loop.create_future()
+
+            def settle(result: _Result | None, error: BaseException | None) -> None:
+                if future.cancelled():
+                    return
+                if error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)  # type: ignore[arg-type]
+
+            def call() -> None:
+                result, failed = None, None
+                try:
+                    result = work(*arguments)
+                except BaseException as error:
+                    failed = error
+                try:
+                    loop.call_soon_threadsafe(settle, result, failed)
+                except RuntimeError:
+                    pass  # the loop has ended, and nobody waits for this any more
+
+            threading.Thread(target=call, name=f"api-{getattr(work, '__name__', 'work')}", daemon=True).start()
+            return await future

@@ -1,0 +1,91 @@
+"""How much of a host is free, and how much is not, by reason. Pure: for metrics; what a guest can get is for `planner` to say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+from orchestrator.plan import Plan, Policy
+from orchestrator.topology import Topology
+from orchestrator.values import PciAddress, Size
+
+FREE, CLAIMED, QUARANTINED, HOUSEKEEPING = "free", "claimed", "quarantined", "housekeeping"
+FOREIGN = "foreign"
+"""In use by somebody else: huge pages of another program, a VF that is handed over and no guest's of ours."""
+UNUSABLE = "unusable"
+"""Neither for housekeeping nor for guests: a core that is not isolated."""
+
+_CORE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, UNUSABLE)
+_PAGE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, FOREIGN)
+_VF_STATES = (FREE, CLAIMED, QUARANTINED, FOREIGN)
+_HANDED_OVER = "vfio-pci"
+
+
+def count_cores(
+    topology: Topology, plans: Mapping[str, Plan], quarantined: Collection[str], policy: Policy
+) -> dict[tuple[int, str], int]:
+    """Whole physical cores by NUMA node and use, uses without any as 0.
+
+    A core that somebody else's guest is pinned to counts as free here: libvirt is not asked. The planner does ask.
+
+    Args:
+        plans: of all guests that hold a claim, by name.
+        quarantined: names of those in quarantine.
+    """
+    uses = {cpu: QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items() for cpu in plan.cpus}
+    counts = {(node, use): 0 for node in sorted({core.node for core in topology.cores}) for use in _CORE_STATES}
+    for core in topology.cores:
+        claimed = [uses[cpu] for cpu in core.cpus if cpu in uses]
+        if core.cpus & policy.housekeeping:
+            use = HOUSEKEEPING
+        elif claimed:
+            use = claimed[0]
+        else:
+            use = UNUSABLE if topology.isolated and not core.cpus <= topology.isolated else FREE
+        counts[core.node, use] += 1
+    return counts
+
+
+def count_pages(
+    topology: Topology, plans: Mapping[str, Plan], quarantined: Collection[str], started: Collection[str], policy: Policy
+) -> dict[tuple[int, Size, str], int]:
+    """Huge pages by NUMA node, size and use; pools that have no pages are left out.
+
+    Args:
+        started: names of guests whose pages the pool shows as used.
+    """
+    owned: Counter[tuple[int, Size, str]] = Counter()
+    used: Counter[tuple[int, Size]] = Counter()
+    for name, plan in plans.items():
+        owned[plan.node, plan.page_size, QUARANTINED if name in quarantined else CLAIMED] += plan.pages
+        used[plan.node, plan.page_size] += plan.pages if name in started else 0
+    counts: dict[tuple[int, Size, str], int] = {}
+    for pool in topology.pools:
+        if not pool.total:
+            continue
+        pages = {use: owned[pool.node, pool.page_size, use] for use in _PAGE_STATES}
+        pages[FOREIGN] = max(0, pool.total - pool.free - used[pool.node, pool.page_size])
+        rest = max(0, pool.total - sum(pages.values()))
+        pages[HOUSEKEEPING] = min(rest, policy.reserved(pool.page_size))
+        pages[FREE] = rest - pages[HOUSEKEEPING]
+        counts.update({(pool.node, pool.page_size, use): count for use, count in pages.items()})
+    return counts
+
+
+def count_vfs(
+    topology: Topology, plans: Mapping[str, Plan], quarantined: Collection[str], policy: Policy
+) -> dict[tuple[str, str], int]:
+    """Virtual functions of each uplink by use. While none exist, those count that would be made."""
+    owners: dict[PciAddress, str] = {
+        plan.vf.address: QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items()
+    }
+    counts: dict[tuple[str, str], int] = {}
+    for pf in topology.pfs:
+        if pf.interface not in policy.uplinks:
+            continue
+        drivers = {vf.index: vf.driver for vf in pf.vfs} or dict.fromkeys(range(policy.count_vfs(pf)))
+        uses = Counter(
+            owners.get(pf.vf_address(index), FOREIGN if driver == _HANDED_OVER else FREE) for index, driver in drivers.items()
+        )
+        counts.update({(str(pf.interface), use): uses[use] for use in _VF_STATES})
+    return counts

@@ -1,0 +1,259 @@
+"""The core manager of one guest: prepares its cores, memory and VF, starts it there, and does nothing until it has ended;
+then it gives all of it back, and looks whether that is so. Between the two no code of ours runs for the guest.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from errno import ENOENT, ESRCH
+from pathlib import Path
+
+from orchestrator.domain import build_domain
+from orchestrator.drift import check_threads
+from orchestrator.errors import GuestError, HostError, NotFound
+from orchestrator.host.cgroups import confine, move_thread, read_cgroup
+from orchestrator.host.edge import EdgeMode
+from orchestrator.host.hugepages import read_pools
+from orchestrator.host.pci import read_driver
+from orchestrator.host.processes import read_process_threads
+from orchestrator.host.root import HostRoot
+from orchestrator.hypervisor import Hypervisor, LiveGuest
+from orchestrator.images.store import find_image
+from orchestrator.ledger import Claim, Ledger
+from orchestrator.plan import Plan, Policy
+from orchestrator.state import GuestState
+from orchestrator.steps.base import Step, Undo, run_steps, undo_steps
+from orchestrator.steps.cores import MoveIrq, MoveKernelThread, plan_cores, undo_irq_affinity, undo_thread_affinity
+from orchestrator.steps.network import SetEdgeMode, find_pf, undo_edge_mode
+from orchestrator.steps.vfs import VFIO, BindVfio, CreateVfs, SetVfMac, undo_numvfs, undo_vf_driver, undo_vf_mac
+from orchestrator.values import CpuSet, Size
+
+HOST = "host"
+"""Owner, in the undo journal, of changes that serve all guests: undone when the last guest is gone. No guest's name."""
+
+_FIRST_EXIT = 60.0
+_RETURN = 10.0
+
+UNDOS: Mapping[str, Undo] = {
+    MoveKernelThread.action: undo_thread_affinity,
+    MoveIrq.action: undo_irq_affinity,
+    CreateVfs.action: undo_numvfs,
+    SetEdgeMode.action: undo_edge_mode,
+    SetVfMac.action: undo_vf_mac,
+    BindVfio.action: undo_vf_driver,
+}
+
+
+@dataclass(frozen=True)
+class CoreManager:
+    """What starting and ending a guest takes. The caller sees to it that nobody else works on the same guest meanwhile.
+
+    Attributes:
+        shared: held while something is changed that serves all guests.
+        images: folder of the built guest images.
+        consoles: folder of the guests' console logs.
+    """
+
+    host: HostRoot
+    hypervisor: Hypervisor
+    ledger: Ledger
+    policy: Policy
+    shared: AbstractContextManager[object]
+    images: Path
+    consoles: Path
+    _cleared: threading.Event = field(default_factory=threading.Event)
+    """Set while the kernel's movable threads and interrupts are off the guest cores."""
+
+    def console_log(self, name: str) -> Path:
+        """The file that gets all that the guest prints."""
+        return self.consoles / f"{name}.log"
+
+    def start(self, plan: Plan) -> None:
+        """Prepares the host and starts the guest; returns once its vCPUs run and every other thread of QEMU is off its cores.
+
+        libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
+        instruction, and pins each vCPU before the guest's (qemuProcessLaunch): so no thread of it is ever on another's core.
+
+        Raises:
+            OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.
+        """
+        self._prepare(plan)
+        log = self.console_log(plan.name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        self.hypervisor.start(build_domain(plan, find_image(self.images, plan.image), log=log))
+        try:
+            self.settle(plan)
+        except NotFound:
+            raise GuestError(
+                f"guest {plan.name} ended as soon as it was started",
+                f"the last it printed is in {log}, QEMU's own words are in /var/log/libvirt/qemu/{plan.name}.log",
+            ) from None
+
+    def settle(self, plan: Plan) -> None:
+        """Lets a guest run that was created, once none of its threads can reach another guest's core. May be done again.
+
+        Raises:
+            NotFound: it has ended.
+            HostError: a thread may run where it must not; with both sets.
+        """
+        live = self.hypervisor.guest(plan.name)
+        own = CpuSet.of(plan.cpus)
+        # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
+        scope = read_cgroup(self.host, live.pid, live.pid).partition("/libvirt/")[0]
+        confine(self.host, scope, own | plan.housekeeping)
+        check_threads(plan, live, read_process_threads(self.host, live.pid))
+        if self.hypervisor.is_paused(plan.uuid):
+            self.hypervisor.resume(plan.uuid)
+        self._await_first_exit(plan.name)
+        _move_helpers(self.host, live)
+
+    def shut_down(self, plan: Plan, timeout: float) -> bool:
+        """Presses the guest's power button and waits, at most ``timeout`` seconds, for its end; returns whether it has ended."""
+        self.hypervisor.shutdown(plan.uuid)
+        deadline = time.monotonic() + timeout
+        while plan.uuid in self.hypervisor.uuids():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def clean(self, plan: Plan) -> tuple[str, ...]:
+        """Ends the guest if it runs, undoes what was done for it, and looks whether all that it had is clean.
+
+        Returns:
+            What is not, a sentence each; nothing if all is.
+
+        Raises:
+            HypervisorError: libvirt does not answer, so that nothing can be said.
+        """
+        self.hypervisor.destroy(plan.uuid)
+        try:
+            undo_steps(self.host, self.ledger, plan.name, UNDOS)
+        except HostError as error:
+            return (error.message,)
+        return (*self._check_vf(plan), *self._check_memory(plan))
+
+    def forget(self, plan: Plan) -> None:
+        """Drops what could not be undone for the guest: an operator has seen to it."""
+        for record in self.ledger.pending(plan.name):
+            self.ledger.forget(record.id)
+
+    def release_host(self) -> None:
+        """Undoes what serves all guests, if there is none.
+
+        Raises:
+            HostError: what could not be undone stays in the journal.
+        """
+        with self.shared:
+            if not self.ledger.read().claims:
+                self._cleared.clear()
+                undo_steps(self.host, self.ledger, HOST, UNDOS)
+
+    def keep_edge_mode(self, plan: Plan) -> None:
+        """Puts the guest's PF back into VEPA mode if something took it out of it.
+
+        Raises:
+            HostError: the PF is gone, or refuses.
+        """
+        with self.shared:
+            run_steps(self.host, self.ledger, HOST, [SetEdgeMode(find_pf(self.host, plan.vf.pf), EdgeMode.VEPA)])
+
+    def find_driver(self, plan: Plan) -> str | None:
+        """The driver of the guest's VF, if there is a VF and it has one."""
+        there = self.host.exists(f"sys/bus/pci/devices/{plan.vf.address}")
+        return read_driver(self.host, plan.vf.address) if there else None
+
+    def check_pools(self, claims: tuple[Claim, ...]) -> tuple[str, ...]:
+        """Whether the pools still have what stopped guests own there; if not, another program has taken it. A sentence each."""
+        waiting: Counter[tuple[int, Size]] = Counter()
+        for claim in claims:
+            if claim.state == GuestState.STOPPED:
+                waiting[claim.plan.node, claim.plan.page_size] += claim.plan.pages
+        return tuple(
+            f"{pool.free} huge pages of {pool.page_size} are free on node {pool.node}, but stopped guests own {owned}"
+            for pool in read_pools(self.host)
+            if pool.free < (owned := waiting[pool.node, pool.page_size])
+        )
+
+    def _prepare(self, plan: Plan) -> None:
+        """First what serves all guests, then what is this guest's. Each step checks whether there is anything to do."""
+        with self.shared:
+            pf = find_pf(self.host, plan.vf.pf)
+            if not self._cleared.is_set():
+                # Once: it looks at every thread of the host. What strays later is found by the audit. Once for each manager too,
+                # since the journal outlives a reboot and the affinities do not.
+                run_steps(self.host, self.ledger, HOST, plan_cores(self.host, plan.housekeeping))
+                self._cleared.set()
+            run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, self.policy.count_vfs(pf))])
+        own: list[Step] = [SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)]
+        run_steps(self.host, self.ledger, plan.name, own)
+        self.keep_edge_mode(plan)
+
+    def _await_first_exit(self, name: str) -> None:
+        """KVM makes its helper thread when a vCPU first runs; a vCPU that has exited once has run."""
+        deadline = time.monotonic() + _FIRST_EXIT
+        while not all(vcpu.get("exits", 1) for vcpu in self.hypervisor.read_exits(name)[:1]):
+            if time.monotonic() > deadline:
+                raise GuestError(f"guest {name} did not run a single instruction within {_FIRST_EXIT:g} s")
+            time.sleep(0.1)
+
+    def _check_vf(self, plan: Plan) -> tuple[str, ...]:
+        """The VF is no longer handed over. Its address was read back by the step that put it back."""
+        if self.find_driver(plan) == VFIO:
+            return (f"VF {plan.vf.address} is still bound to {VFIO}",)
+        return ()
+
+    def _check_memory(self, plan: Plan) -> tuple[str, ...]:
+        """The pool has at least what no guest uses. The kernel frees the pages of a process some time after its end."""
+        deadline = time.monotonic() + _RETURN
+        while True:
+            others = self._used_by_others(plan)
+            pools = [pool for pool in read_pools(self.host) if (pool.node, pool.page_size) == (plan.node, plan.page_size)]
+            total, free = sum(pool.total for pool in pools), sum(pool.free for pool in pools)
+            if free >= total - others:
+                return ()
+            if time.monotonic() > deadline:
+                missing = min(total - others - free, plan.pages)
+                return (
+                    f"{missing} of its {plan.pages} huge pages of {plan.page_size} on node {plan.node} did not come back: "
+                    f"{free} of {total} are free, other guests use at most {others}",
+                )
+            time.sleep(0.2)
+
+    def _used_by_others(self, plan: Plan) -> int:
+        """Pages of the guest's pool that guests use at the most: ours that are not stopped, and other people's that run."""
+        claims = [claim for claim in self.ledger.read().claims if claim.plan.name != plan.name]
+        ours = {claim.plan.uuid for claim in claims} | {plan.uuid}
+        used = sum(
+            claim.plan.pages
+            for claim in claims
+            if (claim.plan.node, claim.plan.page_size) == (plan.node, plan.page_size) and claim.state != GuestState.STOPPED
+        )
+        strangers = self.hypervisor.uuids() - ours
+        if strangers:
+            names = {claim.plan.name for claim in claims}
+            live = [guest for guest in self.hypervisor.guests() if guest.name not in names]
+            used += sum(-(-guest.memory.bytes // plan.page_size.bytes) for guest in live if guest.node in (None, plan.node))
+        return used
+
+
+def _move_helpers(host: HostRoot, guest: LiveGuest) -> None:
+    """KVM's kvm-nx-lpage-recovery is a thread of the process whose vCPU ran first and inherits that vCPU's cgroup
+    (kernel 6.12, virt/kvm: vhost_task_create from the vCPU's first KVM_RUN).
+    """
+    vcpus = {vcpu.tid for vcpu in guest.vcpus}
+    emulator = read_cgroup(host, guest.pid, guest.pid)
+    for thread in read_process_threads(host, guest.pid):
+        if thread.tid not in vcpus and not thread.allowed <= guest.emulator_pin:
+            try:
+                move_thread(host, thread.tid, emulator)
+            except HostError as error:
+                # It has ended: the write says ESRCH, reading back ENOENT.
+                if error.errno not in (ENOENT, ESRCH):
+                    raise

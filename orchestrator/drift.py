@@ -1,0 +1,60 @@
+"""Whether a running guest is still where its plan says, and the one repair that cannot hurt it."""
+
+from __future__ import annotations
+
+from orchestrator.errors import HostError
+from orchestrator.host.processes import Thread
+from orchestrator.hypervisor import Hypervisor, LiveGuest
+from orchestrator.plan import Plan
+from orchestrator.steps.vfs import VFIO
+from orchestrator.values import CpuSet
+
+
+def check_threads(plan: Plan, live: LiveGuest, threads: tuple[Thread, ...]) -> None:
+    """Looks where the threads of a guest's QEMU may run. Pure.
+
+    Raises:
+        HostError: a vCPU may run elsewhere than on its CPU, or another thread beyond the guest's and housekeeping.
+    """
+    own, vcpus = CpuSet.of(plan.cpus), {vcpu.tid: plan.cpus[vcpu.index] for vcpu in live.vcpus}
+    for thread in threads:
+        may = CpuSet.of([vcpus[thread.tid]]) if thread.tid in vcpus else own | plan.housekeeping
+        if not thread.allowed <= may:
+            what = f"thread {thread.name} ({thread.tid}) of guest {plan.name}"
+            raise HostError(
+                f"{what} may run on CPUs {thread.allowed}, but must keep to {may}",
+                "something else sets affinities: a tuning daemon?",
+            )
+
+
+def check_drift(plan: Plan, live: LiveGuest, driver: str | None) -> tuple[str, ...]:
+    """What somebody else has changed on a running guest, a sentence each. Pure.
+
+    Args:
+        live: the guest as libvirt shows it.
+        driver: driver of its VF.
+    """
+    found = [
+        f"vCPU {vcpu.index} may run on CPUs {vcpu.pin} in place of {cpu}"
+        for vcpu, cpu in zip(live.vcpus, plan.cpus, strict=False)
+        if tuple(vcpu.pin) != (cpu,)
+    ]
+    if len(live.vcpus) != len(plan.cpus):
+        found.append(f"it has {len(live.vcpus)} vCPUs in place of {len(plan.cpus)}")
+    if live.emulator_pin != plan.housekeeping:
+        found.append(f"QEMU's other threads may run on CPUs {live.emulator_pin} in place of {plan.housekeeping}")
+    if driver != VFIO:
+        found.append(f"its VF {plan.vf.address} is bound to {driver or 'no driver'} in place of {VFIO}")
+    if live.hostdevs != (plan.vf.address,):
+        devices = ", ".join(map(str, live.hostdevs)) or "none"
+        found.append(f"the devices handed to it are {devices} in place of {plan.vf.address}")
+    return tuple(found)
+
+
+def repair_pins(hypervisor: Hypervisor, plan: Plan, live: LiveGuest) -> None:
+    """Pins a running guest's threads as its plan says: the one change to a running guest that cannot hurt it."""
+    for vcpu, cpu in zip(live.vcpus, plan.cpus, strict=False):
+        if tuple(vcpu.pin) != (cpu,):
+            hypervisor.pin(plan.name, vcpu.index, CpuSet.of([cpu]))
+    if live.emulator_pin != plan.housekeeping:
+        hypervisor.pin_emulator(plan.name, plan.housekeeping)

@@ -1,0 +1,123 @@
+"""The ledger's tables and how older ones become newer ones. Nothing is written to a file that is not a ledger."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import LedgerError
+from orchestrator.values import Size
+
+_APPLICATION = 0x4E48
+
+# "primary key" in claim_*: no bug elsewhere can promise one thing to two guests.
+_TABLES_1 = """
+CREATE TABLE generation (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL) STRICT;
+INSERT INTO generation VALUES (1, 0);
+CREATE TABLE guest (name TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN ('claimed', 'running', 'stopping')),
+    plan TEXT NOT NULL) STRICT;
+CREATE TABLE claim_cpu (cpu INTEGER PRIMARY KEY, guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE) STRICT;
+CREATE TABLE claim_vf (address TEXT PRIMARY KEY, guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE) STRICT;
+CREATE TABLE claim_mac (mac TEXT PRIMARY KEY, guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE) STRICT;
+CREATE TABLE undo (id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, action TEXT NOT NULL,
+    arguments TEXT NOT NULL) STRICT;
+CREATE TABLE event (id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL,
+    detail TEXT NOT NULL) STRICT;
+CREATE TRIGGER event_no_update BEFORE UPDATE ON event BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER event_no_delete BEFORE DELETE ON event BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+"""
+
+_TABLES_2 = """
+CREATE TABLE guest_2 (name TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN
+    ('creating', 'starting', 'running', 'stopping', 'stopped', 'deleting', 'quarantined')),
+    plan TEXT NOT NULL, request TEXT NOT NULL, owner TEXT NOT NULL, version INTEGER NOT NULL, restarts INTEGER NOT NULL) STRICT;
+"""
+
+# foreign keys are off while tables change (https://sqlite.org/lang_altertable.html#otheralter)
+_RENAME_2 = """
+DROP TABLE guest;
+ALTER TABLE guest_2 RENAME TO guest;
+CREATE TABLE quarantine (name TEXT PRIMARY KEY REFERENCES guest ON DELETE CASCADE, since TEXT NOT NULL,
+    reasons TEXT NOT NULL) STRICT;
+ALTER TABLE generation ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE event ADD COLUMN who TEXT NOT NULL DEFAULT '';
+ALTER TABLE event ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+ALTER TABLE event ADD COLUMN took REAL;
+CREATE INDEX event_of_tenant ON event (tenant, id);
+CREATE INDEX undo_of_owner ON undo (owner, id);
+"""
+
+# What schema 1 called claimed was on its way to run; its stop gave everything back.
+_STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
+
+
+def _migrate_1(db: sqlite3.Connection) -> None:
+    _execute_all(db, _TABLES_1)
+
+
+def _migrate_2(db: sqlite3.Connection) -> None:
+    """Guests get more states, an owner, a version, and keep what was asked for: here the part of it that their plan tells."""
+    _execute_all(db, _TABLES_2)
+    for name, state, text in db.execute("SELECT name, state, plan FROM guest").fetchall():
+        plan = json.loads(text)
+        memory = Size(Size.parse(plan["page_size"]).bytes * plan["pages"])
+        request = {"name": name, "cores": len(plan["cores"]), "memory": str(memory), "image": plan["image"]}
+        values = (name, _STATES_2[state], text, json.dumps(request), "", 1, 0)
+        db.execute("INSERT INTO guest_2 VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    _execute_all(db, _RENAME_2)
+
+
+# One entry a schema version; never edit one that was released, add the next.
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migrate_1, _migrate_2)
+
+DAMAGED = "stop the manager and all guests, move the file away, and start again"
+
+
+def check_file(db: sqlite3.Connection, path: Path) -> None:
+    """Looks whether a database is empty or a ledger that we can read.
+
+    Raises:
+        LedgerError: it is something else, damaged, or of a newer version.
+    """
+    version = read_version(db)
+    application = _read(db, "PRAGMA application_id")
+    if application != _APPLICATION and (version or db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()):
+        raise LedgerError(f"{path} is a database, but no ledger", "give the manager another path")
+    if version > len(MIGRATIONS):
+        raise LedgerError(
+            f"the ledger {path} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)})",
+            "run that version, or a newer one",
+        )
+    findings = " ".join(" ".join(row) for row in db.execute("PRAGMA quick_check(3)").fetchall()).split()
+    if findings != ["ok"]:
+        raise LedgerError(f"the ledger {path} is damaged: {' '.join(findings)}", DAMAGED)
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Brings the tables to our version; to be called within a transaction, with foreign keys off."""
+    for migration in MIGRATIONS[read_version(db) :]:
+        migration(db)
+    db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    db.execute(f"PRAGMA application_id = {_APPLICATION}")
+
+
+def read_version(db: sqlite3.Connection) -> int:
+    """The schema version of the file; 0 for an empty one."""
+    return int(_read(db, "PRAGMA user_version"))
+
+
+def _read(db: sqlite3.Connection, statement: str) -> Any:
+    return db.execute(statement).fetchone()[0]
+
+
+def _execute_all(db: sqlite3.Connection, script: str) -> None:
+    """Statement by statement: ``executescript`` would end the transaction."""
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            db.execute(statement)
+            statement = ""

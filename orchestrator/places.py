@@ -1,0 +1,203 @@
+"""Where on a host there is room for a guest's cores and memory: whole physical cores and huge pages of one NUMA node. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from orchestrator.plan import Claims, Policy
+from orchestrator.topology import Core, PagePool, Topology
+from orchestrator.values import CpuSet, Size
+
+
+@dataclass(frozen=True)
+class Place:
+    """Cores and pages of one node that a guest could get.
+
+    Attributes:
+        node: NUMA node of both.
+        cores: the CPUs of each core, in the order of the node's cores.
+        left: (usable cores, runs that the cores are taken from, free pages) of the node; of two places that with less of
+            them is the better fit: it leaves the other node whole.
+    """
+
+    node: int
+    cores: tuple[CpuSet, ...]
+    left: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Host:
+    """What places are looked for in.
+
+    Attributes:
+        topology: the host.
+        taken: what guests own.
+        policy: what the operator keeps from them.
+    """
+
+    topology: Topology
+    taken: Claims
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Huge pages that a guest wants."""
+
+    size: Size
+    count: int
+
+
+def find_places(count: int, pages: Pages, host: Host) -> tuple[list[Place], list[str]]:
+    """The best place on each node that has room, and why each of the others has none.
+
+    Of a node's cores the guest gets a run of neighbours: the smallest that is long enough, so that the longer ones stay
+    whole for bigger guests. Where none is long enough, it gets as few runs as can be.
+
+    Args:
+        count: how many whole cores.
+    """
+    places: list[Place] = []
+    refused: list[str] = []
+    for node, cores in _cores_by_node(host.topology.cores):
+        runs, unusable = _find_runs(cores, host)
+        chosen = _choose_cores(count, runs)
+        usable = sum(map(len, runs))
+        free = _count_free(pages.size, node, host)
+        lacks = [] if chosen else [_describe_lack(count, usable, len(cores), unusable)]
+        lacks += _check_pages(pages, free, node, host.topology.pools)
+        if chosen and not lacks:
+            places.append(Place(node, tuple(core.cpus for core in chosen), (usable - count, _count_runs(chosen, runs), free)))
+        else:
+            refused.append(f"node {node}: {'; '.join(lacks)}")
+    return places, refused
+
+
+def check_place(cpus: CpuSet, pages: Pages, host: Host) -> tuple[list[Place], list[str]]:
+    """The given place, if all of it can be had, or what is wrong with each part of it.
+
+    Args:
+        cpus: all CPUs of the wanted cores.
+    """
+    cores = [core for _, of_node in _cores_by_node(host.topology.cores) for core in of_node if core.cpus & cpus]
+    missing = cpus - host.topology.cpus
+    wrong = [f"the host has no CPUs {missing}, or they are offline"] if missing else []
+    wrong += [f"CPUs {core.cpus & cpus} are not the whole core {core.cpus}" for core in cores if not core.cpus <= cpus]
+    _, unusable = _find_runs(cores, host)
+    wrong += [f"CPUs {of_reason & cpus} {reason}" for reason, of_reason in unusable.items()]
+    nodes = {node: CpuSet.of(cpu for core in of_node for cpu in core.cpus) & cpus for node, of_node in _cores_by_node(cores)}
+    if len(nodes) > 1:
+        wrong.append("they are of several NUMA nodes: " + ", ".join(f"{some} of node {node}" for node, some in nodes.items()))
+    widths = sorted({len(core.cpus) for core in cores})
+    if len(widths) > 1:
+        wrong.append(f"their cores have different numbers of threads: {' and '.join(map(str, widths))}")
+    refused = [f"placement: {reason}" for reason in wrong]
+    for node in nodes if len(nodes) == 1 else ():
+        lacks = _check_pages(pages, _count_free(pages.size, node, host), node, host.topology.pools)
+        refused += [f"node {node}: {lack}" for lack in lacks]
+        if not refused:
+            return [Place(node, tuple(core.cpus for core in cores), (0, 0, 0))], []
+    return [], refused
+
+
+def _cores_by_node(cores: Iterable[Core]) -> list[tuple[int, list[Core]]]:
+    """The nodes in order, each with its cores in order; neighbours in a list are neighbours on the chip, as far as is known."""
+    nodes: dict[int, list[Core]] = {}
+    for core in cores:
+        nodes.setdefault(core.node, []).append(core)
+    return [(node, sorted(nodes[node], key=lambda core: (core.socket, min(core.cpus.ids)))) for node in sorted(nodes)]
+
+
+def _find_runs(cores: Sequence[Core], host: Host) -> tuple[list[list[Core]], dict[str, CpuSet]]:
+    """The longest runs of neighbours that a guest may have, and the CPUs it may not have, by reason.
+
+    All cores of a run have the same number of threads. Only a host without NUMA has several sockets in one node.
+    """
+    runs: list[list[Core]] = []
+    unusable: dict[str, set[int]] = {}
+    for (reason, _, _), group in groupby(cores, key=lambda core: (_why_not(core, host), core.socket, len(core.cpus))):
+        if reason:
+            unusable.setdefault(reason, set()).update(cpu for core in group for cpu in core.cpus.ids)
+        else:
+            runs.append(list(group))
+    return runs, {reason: CpuSet.of(cpus) for reason, cpus in unusable.items()}
+
+
+def _why_not(core: Core, host: Host) -> str:
+    if not core.cpus.ids.isdisjoint(host.policy.housekeeping.ids):
+        return "are housekeeping"
+    if not core.cpus.ids.isdisjoint(host.taken.cpus.ids):
+        return "are guests'"
+    if host.topology.isolated and not core.cpus <= host.topology.isolated:
+        return "are not isolated"
+    return ""
+
+
+def _choose_cores(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
+    """Cores of one width, or none if there are too few.
+
+    A guest's topology has one SMT width, so cores of different width (a sibling is offline, hybrid CPUs) are not mixed; the
+    widest are preferred.
+    """
+    for width in sorted({len(run[0].cpus) for run in runs}, reverse=True):
+        alike = [run for run in runs if len(run[0].cpus) == width]
+        if sum(map(len, alike)) >= count:
+            return _take(count, alike)
+    return []
+
+
+def _take(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
+    """``count`` of the runs' cores: the longest runs whole as long as none is long enough for the rest, which is taken from
+    the shortest that is. Of equal runs the first."""
+    taken: list[Core] = []
+    longest_first = sorted(runs, key=len, reverse=True)
+    for position, run in enumerate(longest_first):
+        rest = count - len(taken)
+        if len(run) >= rest:
+            taken += min((run for run in longest_first[position:] if len(run) >= rest), key=len)[:rest]
+            break
+        taken += run
+    return sorted(taken, key=lambda core: (core.socket, min(core.cpus.ids)))
+
+
+def _count_runs(chosen: Sequence[Core], runs: Sequence[Sequence[Core]]) -> int:
+    cpus = {cpu for core in chosen for cpu in core.cpus.ids}
+    return sum(any(cpus & core.cpus.ids for core in run) for run in runs)
+
+
+def _describe_lack(count: int, usable: int, total: int, unusable: dict[str, CpuSet]) -> str:
+    reasons = ", ".join(f"cpus {cpus} {reason}" for reason, cpus in unusable.items())
+    same = " with the same number of threads" if usable >= count else ""
+    return f"{usable} of {total} whole cores are free, {count} are wanted{same}" + (f" ({reasons})" if reasons else "")
+
+
+def _count_free(page_size: Size, node: int, host: Host) -> int:
+    """How many pages of a node a guest may have.
+
+    What the pool shows as free, less what guests will still take from it. The second bound holds even if ``unused`` is too
+    small, as for a guest that has ended and still holds its claim: what is owned is never given twice. What programs of the
+    host have taken already counts as a part of its reserved share, whatever is the greater.
+    """
+    pool = _find_pool(page_size, node, host.topology.pools)
+    claim = next((claim for claim in host.taken.pages if claim.node == node and claim.page_size == page_size), None)
+    if not pool:
+        return 0
+    owned, unused = (claim.owned, claim.unused) if claim else (0, 0)
+    return max(0, min(pool.free - unused, pool.total - host.policy.reserved(page_size) - owned))
+
+
+def _find_pool(page_size: Size, node: int, pools: Iterable[PagePool]) -> PagePool | None:
+    return next((pool for pool in pools if pool.node == node and pool.page_size == page_size), None)
+
+
+def _check_pages(wanted: Pages, free: int, node: int, pools: Sequence[PagePool]) -> list[str]:
+    """What is lacking, if anything."""
+    pool = _find_pool(wanted.size, node, pools)
+    if not pool or not pool.total:
+        others = " and ".join(str(pool.page_size) for pool in pools if pool.node == node and pool.total)
+        return [f"it has no huge pages of {wanted.size}" + (f", only of {others}" if others else "")]
+    if free >= wanted.count:
+        return []
+    return [f"{free} of {pool.total} huge pages of {wanted.size} are free, {wanted.count} are wanted"]

@@ -1,0 +1,291 @@
+"""Sees to it that each guest comes to where it belongs: starts and ends it through its core manager, starts it again when it has
+failed, cleans up after it, and after a crash finds out what there is. The only place that knows the order.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from uuid import UUID
+
+from orchestrator.access import MANAGER
+from orchestrator.core_manager import HOST, CoreManager
+from orchestrator.drift import check_drift, repair_pins
+from orchestrator.errors import NotFound, OrchestratorError
+from orchestrator.hypervisor import End
+from orchestrator.ledger import Claim, Ledger
+from orchestrator.recovery import MOST_RESTARTS, Action, decide, plan_pause
+from orchestrator.request import Restart
+from orchestrator.state import SETTLED, GuestState
+
+_log = logging.getLogger(__name__)
+
+_FAILURES = (End.FAILED, End.RESET, End.UNKNOWN)
+"""Ends after which the policy ``on-failure`` starts a guest again. A reset is a panic, or a reboot, which means to go on."""
+
+_LONG = 600.0
+"""Seconds after which a guest counts as one that had come up well."""
+
+
+class Locks:
+    """A re-entrant lock for each name that somebody holds or waits for."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.RLock, int]] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Held for the time of the block."""
+        with self._guard:
+            lock, users = self._locks.get(name, (threading.RLock(), 0))
+            self._locks[name] = lock, users + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                users = self._locks[name][1] - 1
+                self._locks[name] = lock, users
+                if not users:
+                    del self._locks[name]
+
+
+class Supervisor:
+    """Brings guests that hold a claim from state to state. Whoever calls a method that takes a claim holds the guest's lock.
+
+    Args:
+        cores: does the work on host and libvirt.
+        ledger: says what was promised, and keeps what has happened.
+    """
+
+    def __init__(self, cores: CoreManager, ledger: Ledger) -> None:
+        self.changing = Locks()
+        self._cores, self._ledger = cores, ledger
+        self._hypervisor = cores.hypervisor
+        self._restarts: dict[str, threading.Timer] = {}
+        self._since: dict[str, float] = {}
+        self._drifts: dict[str, tuple[str, ...]] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """Starts nothing again any more. Guests go on."""
+        self._closed = True
+        for timer in list(self._restarts.values()):
+            timer.cancel()
+
+    def start(self, claim: Claim, who: str) -> Claim:
+        """Starts a guest in the state CREATING or STARTING. If that fails all is undone, and one that was being made is gone."""
+        name, began = claim.plan.name, time.monotonic()
+        try:
+            self._cores.start(claim.plan)
+            now = self._ledger.set_state(name, GuestState.RUNNING)
+        except BaseException as error:
+            why = error.message if isinstance(error, OrchestratorError) else repr(error)
+            if claim.state == GuestState.CREATING:
+                self._quietly(lambda: self.delete(self._ledger.set_state(name, GuestState.DELETING), "failed", why, who, began))
+            else:
+                # Counted only where somebody waits for it to be tried again: whoever asked has the error.
+                again = claim.restarts + 1 if claim.restarts else 0
+                self._quietly(
+                    lambda: self._end(
+                        self._ledger.set_state(name, GuestState.STOPPING, restarts=again), "failed", why, who, began
+                    )
+                )
+            raise
+        self._since[name] = time.monotonic()
+        self._note("started", now, f"on CPUs {claim.plan.cpus}", who, time.monotonic() - began)
+        return now
+
+    def stop(self, claim: Claim, who: str, timeout: float) -> Claim:
+        """Asks a guest to power off, ends it if it has not after ``timeout`` seconds, and cleans up. Its claim is kept."""
+        name, began = claim.plan.name, time.monotonic()
+        self.cancel_restart(name)
+        claim = self._ledger.set_state(name, GuestState.STOPPING, restarts=0)
+        how = "powered off" if timeout and self._cores.shut_down(claim.plan, timeout) else "ended at once"
+        if timeout and how != "powered off":
+            how = f"ended, since it did not power off within {timeout:g} s"
+        return self._end(claim, "stopped", how, who, began)
+
+    def delete(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> tuple[str, ...]:
+        """Cleans up after a guest in the state DELETING; its claim is released then, or it is QUARANTINED; returns why."""
+        self.cancel_restart(claim.plan.name)
+        findings = self._cores.clean(claim.plan)
+        if findings:
+            self._quarantine(claim, findings, who)
+        else:
+            self.release(claim, kind, why, who, began)
+        return findings
+
+    def release(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> None:
+        """Gives the guest's claim free, and after the last one the host back."""
+        self._ledger.release(claim.plan.name)
+        self._drifts.pop(claim.plan.name, None)
+        self._since.pop(claim.plan.name, None)
+        self._note(kind, claim, why, who, None if began is None else time.monotonic() - began)
+        self._quietly(self._cores.release_host)
+
+    def recover(self) -> None:
+        """After a start: compares ledger and libvirt, and brings each guest to where it belongs. Ends none that runs.
+
+        What can't be cleaned goes into quarantine, and nobody gets it.
+        """
+        for claim in self._ledger.read().claims:
+            with self.changing(claim.plan.name):
+                self._recover(claim, adopt=True)
+        self._quietly(self._cores.release_host)
+
+    def collect(self) -> None:
+        """The same for guests whose end nobody told, and for what failed half-way, as when libvirt was away."""
+        for claim in self._ledger.read().claims:
+            with self.changing(claim.plan.name):
+                now = self._ledger.find(claim.plan.name)
+                if now:
+                    self._recover(now, adopt=False)
+
+    def ended(self, uuid: UUID, end: End) -> None:
+        """A guest has ended, ours or not."""
+        for claim in self._ledger.read().claims:
+            if claim.plan.uuid == uuid:
+                with self.changing(claim.plan.name):
+                    now = self._ledger.find(claim.plan.name)
+                    # Somebody may have seen to it meanwhile, or have started it again.
+                    if now and now.state == GuestState.RUNNING and uuid not in self._hypervisor.uuids():
+                        self._after_end(self._ledger.set_state(now.plan.name, GuestState.STOPPING), end)
+
+    def check(self) -> None:
+        """Compares each running guest with its claim. What differs is reported, and put right only where that cannot hurt."""
+        claims = self._ledger.read().claims
+        for claim in claims:
+            if claim.state == GuestState.RUNNING:
+                with self.changing(claim.plan.name):
+                    self._quietly(partial(self._check, claim))
+        self._report_drift(HOST, "", self._cores.check_pools(claims))
+
+    def keep_edge_mode(self) -> None:
+        """Puts the PFs of guests back into VEPA mode if a PF reset took them out of it (with igb each reset does)."""
+        for plan in {claim.plan.vf.pf: claim.plan for claim in self._ledger.read().claims}.values():
+            try:
+                self._cores.keep_edge_mode(plan)
+            except OrchestratorError as error:
+                # The other PFs' guests must not suffer from this one.
+                _log.error("PF %s is not in VEPA mode: %s", plan.vf.pf, error)
+
+    def _get(self, name: str) -> Claim:
+        claim = self._ledger.find(name)
+        if not claim:
+            raise NotFound(f"there is no guest named {name}", "`nohype guest list` shows all")
+        return claim
+
+    def _end(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> Claim:
+        """Cleans up after a guest in the state STOPPING; it is STOPPED then, or QUARANTINED."""
+        findings = self._cores.clean(claim.plan)
+        if findings:
+            return self._quarantine(claim, findings, who)
+        now = self._ledger.set_state(claim.plan.name, GuestState.STOPPED)
+        self._note(kind, now, why, who, None if began is None else time.monotonic() - began)
+        return now
+
+    def _quarantine(self, claim: Claim, findings: tuple[str, ...], who: str) -> Claim:
+        self._ledger.quarantine(claim.plan.name, findings)
+        self._note("quarantined", claim, "; ".join(findings), who)
+        return self._get(claim.plan.name)
+
+    def _recover(self, claim: Claim, *, adopt: bool) -> None:
+        """
+        Args:
+            adopt: the manager has just started: what it keeps is said, and what waits to be started again goes on waiting.
+        """
+        running = claim.plan.uuid in self._hypervisor.uuids()
+        decision = decide(claim.state, running=running)
+        if decision.state != claim.state:
+            claim = self._ledger.set_state(claim.plan.name, decision.state)
+        elif claim.state in SETTLED:
+            if adopt and decision.action is Action.ADOPT:
+                # A recovery that was killed too may have noted that it runs and no more.
+                self._quietly(lambda: self._cores.settle(claim.plan))
+            if adopt and decision.action is not Action.NONE:
+                self._note(str(decision.action), claim, decision.why, MANAGER.name)
+            if adopt and claim.state == GuestState.STOPPED and claim.restarts:
+                self._restart_later(claim)
+            return
+        self._note(str(decision.action), claim, decision.why, MANAGER.name)
+        if running:
+            self._quietly(lambda: self._cores.settle(claim.plan))
+        elif claim.state == GuestState.DELETING:
+            self._quietly(lambda: self.delete(claim, "deleted", decision.why, MANAGER.name))
+        else:
+            self._quietly(lambda: self._after_end(claim, End.UNKNOWN))
+
+    def _after_end(self, claim: Claim, end: End) -> None:
+        """Cleans up after a guest in the state STOPPING that ended without us, and sees to what shall become of it."""
+        name = claim.plan.name
+        if claim.request.remove and end not in _FAILURES:
+            self.delete(self._ledger.set_state(name, GuestState.DELETING), "ended", str(end), MANAGER.name)
+            return
+        if end in _FAILURES and claim.request.restart is Restart.ON_FAILURE:
+            # One that ran for long has failed for the first time again. How long is not known after a start of the manager.
+            ran = time.monotonic() - self._since.pop(name, -_LONG)
+            claim = self._ledger.set_state(name, GuestState.STOPPING, restarts=1 if ran >= _LONG else claim.restarts + 1)
+        now = self._end(claim, "ended", str(end), MANAGER.name)
+        if now.state == GuestState.STOPPED and now.restarts:
+            self._restart_later(now)
+
+    def _restart_later(self, claim: Claim) -> None:
+        """Starts a guest again after a pause; its count of restarts says the how manieth time this will be."""
+        name, pause = claim.plan.name, plan_pause(claim.restarts - 1)
+        if pause is None:
+            self._note("gave-up", claim, f"it has failed {MOST_RESTARTS} times in a row", MANAGER.name)
+        elif not self._closed:
+            timer = threading.Timer(pause, lambda: self._quietly(lambda: self._restart(name)))
+            timer.daemon = True
+            self._restarts[name] = timer
+            timer.start()
+
+    def _restart(self, name: str) -> None:
+        with self.changing(name):
+            self._restarts.pop(name, None)
+            claim = self._ledger.find(name)
+            if not self._closed and claim and claim.state == GuestState.STOPPED and claim.restarts:
+                try:
+                    self.start(self._ledger.set_state(name, GuestState.STARTING), MANAGER.name)
+                finally:
+                    now = self._ledger.find(name)
+                    if now and now.state == GuestState.STOPPED:
+                        self._restart_later(now)
+
+    def cancel_restart(self, name: str) -> None:
+        timer = self._restarts.pop(name, None)
+        if timer:
+            timer.cancel()
+
+    def _check(self, claim: Claim) -> None:
+        plan = claim.plan
+        try:
+            live = self._hypervisor.guest(plan.name)
+        except NotFound:
+            return  # it is just ending
+        found = check_drift(plan, live, self._cores.find_driver(plan))
+        self._report_drift(plan.name, claim.owner, found)
+        if found:
+            repair_pins(self._hypervisor, plan, live)
+
+    def _report_drift(self, subject: str, tenant: str, found: tuple[str, ...]) -> None:
+        """Once for each change of what is found."""
+        if found != self._drifts.get(subject, ()):
+            self._drifts[subject] = found
+            self._ledger.log("drifted", subject, "; ".join(found) or "all is as it was", tenant=tenant)
+
+    def _quietly(self, work: Callable[[], object]) -> None:
+        """Does what follows an error or an event. A further error goes to the log; it is tried again at the next start."""
+        try:
+            work()
+        except OrchestratorError as error:
+            _log.error("%s", error)
+
+    def _note(self, kind: str, claim: Claim, detail: str, who: str, took: float | None = None) -> None:
+        self._ledger.log(kind, claim.plan.name, detail, who=who, tenant=claim.owner, took=took)

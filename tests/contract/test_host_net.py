@@ -1,0 +1,164 @@
+"""What a PF enforces for its VFs, and how it switches between them: on the fake host, and with a real PF on a real one."""
+
+from __future__ import annotations
+
+import subprocess
+from errno import EINVAL, ENODEV, EOPNOTSUPP, EPERM
+
+import pytest
+
+from orchestrator.errors import HostError
+from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
+from orchestrator.host.pci import set_numvfs
+from orchestrator.host.root import HostRoot
+from orchestrator.steps.vfs import SetVfMac, find_vf, undo_vf_mac
+from orchestrator.topology import PhysicalFunction, VfState
+from orchestrator.values import MacAddress
+from tests.fakeroot import DEVICES, FakeRoot
+
+MAC = MacAddress.parse("02:4e:48:00:00:01")
+
+
+@pytest.fixture
+def nic(host: HostRoot, pf: PhysicalFunction) -> str:
+    """The interface of a PF with two new VFs."""
+    set_numvfs(host, pf.address, 0)
+    set_numvfs(host, pf.address, 2)
+    assert pf.interface
+    return pf.interface
+
+
+def read_vf(host: HostRoot, nic: str, index: int) -> VfState:
+    """What the PF enforces for the VF now."""
+    found = find_vf(host, nic, index)
+    assert found
+    return found
+
+
+def set_vf(host: HostRoot, nic: str, index: int) -> VfState:
+    """Changes everything that is enforced for a VF; returns how it should be now."""
+    wanted = VfState(index, MAC, vlan=7, qos=2, max_rate=100, spoof_check=False, trust=True)
+    if isinstance(host, FakeRoot):
+        host.fake_net.set_vf(nic, index, mac=MAC, vlan=7, qos=2, max_rate=100, spoof_check=False, trust=True)
+        return wanted
+    for words in (f"mac {MAC}", "vlan 7 qos 2", "max_tx_rate 100", "spoofchk off", "trust on"):
+        subprocess.run(["ip", "link", "set", nic, "vf", str(index), *words.split()], check=True)
+    return wanted
+
+
+def test_a_new_vf_is_neutral(host: HostRoot, nic: str) -> None:
+    for index in (0, 1):
+        assert read_vf(host, nic, index) == VfState(index) == VfState(index).neutral
+
+
+def test_a_vf_gets_its_address_and_loses_it(host: HostRoot, nic: str) -> None:
+    for mac in (MAC, MacAddress.parse("02:4e:48:00:00:99"), None):
+        host.net.set_vf_mac(nic, 1, mac)
+        assert read_vf(host, nic, 1).mac == mac
+    assert read_vf(host, nic, 0).mac is None
+
+
+def test_a_vf_is_brought_back_to_neutral(host: HostRoot, nic: str) -> None:
+    wanted = set_vf(host, nic, 1)
+    assert read_vf(host, nic, 1) == wanted
+    host.net.reset_vf(nic, 1)
+    assert read_vf(host, nic, 1) == VfState(1)
+    host.net.reset_vf(nic, 1)
+    assert read_vf(host, nic, 1) == VfState(1)
+
+
+def test_only_the_one_vf_is_brought_back(host: HostRoot, nic: str) -> None:
+    host.net.set_vf_mac(nic, 0, MAC)
+    host.net.reset_vf(nic, 1)
+    assert read_vf(host, nic, 0).mac == MAC
+
+
+def test_what_the_driver_does_not_tell_stays_unknown() -> None:
+    assert VfState(3, MAC, spoof_check=None, trust=None).neutral == VfState(3, spoof_check=None, trust=None)
+
+
+def test_new_vfs_have_nothing_of_the_old_ones(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
+    set_vf(host, nic, 1)
+    set_numvfs(host, pf.address, 0)
+    assert find_vf(host, nic, 1) is None
+    set_numvfs(host, pf.address, 2)
+    assert read_vf(host, nic, 1) == VfState(1)
+
+
+def test_a_reset_of_the_function_leaves_what_the_pf_enforces(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
+    wanted = set_vf(host, nic, 1)
+    host.write(f"{DEVICES}/{pf.vf_address(1)}/reset", "1")
+    assert read_vf(host, nic, 1) == wanted
+    with pytest.raises(HostError) as caught:
+        host.write(f"{DEVICES}/{pf.vf_address(1)}/reset", "2")
+    assert caught.value.errno == EINVAL
+
+
+def test_no_such_vf(host: HostRoot, nic: str) -> None:
+    for call in (lambda: host.net.set_vf_mac(nic, 2, MAC), lambda: host.net.reset_vf(nic, 2)):
+        with pytest.raises(HostError, match=f"VF 2 of {nic}.*\n.*has no VF 2") as caught:
+            call()
+        assert caught.value.errno == EINVAL
+    assert find_vf(host, nic, 2) is None
+
+
+def test_no_such_interface(host: HostRoot) -> None:
+    for call in (
+        lambda: host.net.set_vf_mac("nowhere", 0, MAC),
+        lambda: host.net.reset_vf("nowhere", 0),
+        lambda: host.net.read_hwmode("nowhere"),
+        lambda: host.net.set_hwmode("nowhere", "vepa"),
+    ):
+        with pytest.raises(HostError, match="no interface nowhere") as caught:
+            call()
+        assert caught.value.errno == ENODEV
+
+
+def test_what_is_no_pf_has_no_vfs(host: HostRoot) -> None:
+    with pytest.raises(HostError, match="not the physical function") as caught:
+        host.net.set_vf_mac("lo", 0, MAC)
+    assert caught.value.errno == EOPNOTSUPP
+
+
+def test_a_driver_without_hwmode_says_so(host: HostRoot, pf: PhysicalFunction) -> None:
+    unknown = PhysicalFunction(**vars(pf) | {"device": "ffff:0001", "interface": "lo"})
+    assert read_edge_mode(host, unknown) is None
+    assert "(lo, igb) hwmode unknown" in describe_edge(host, unknown)
+    with pytest.raises(HostError, match=rf"PF {pf.address} \(lo\) into vepa mode") as caught:
+        set_edge_mode(host, unknown, EdgeMode.VEPA)
+    assert caught.value.errno in (EOPNOTSUPP, EPERM)
+
+
+def test_a_driver_with_hwmode_is_set_and_read(fake: FakeRoot, pf: PhysicalFunction, nic: str) -> None:
+    fake.fake_net.give_hwmode(nic, "veb")
+    with_hwmode = PhysicalFunction(**vars(pf) | {"device": "ffff:0001"})
+    for mode in (EdgeMode.VEPA, EdgeMode.VEB):
+        set_edge_mode(fake, with_hwmode, mode)
+        assert read_edge_mode(fake, with_hwmode) is mode
+        assert read_edge_mode(FakeRoot(fake.path), with_hwmode) is mode
+
+
+def test_the_step_gives_an_address_and_takes_it_back(host: HostRoot, nic: str) -> None:
+    step = SetVfMac(nic, 0, MAC)
+    before = step.read_before(host)
+    assert before
+    step.apply(host)
+    assert step.read_before(host) is None
+    for _ in range(2):
+        undo_vf_mac(host, before)
+        assert read_vf(host, nic, 0) == VfState(0)
+
+
+def test_a_vf_that_is_gone_as_after_a_reboot_needs_no_address(host: HostRoot, nic: str) -> None:
+    for interface, index in ((nic, 2), ("nowhere", 0)):
+        undo_vf_mac(host, {"interface": interface, "index": index, "mac": ""})
+
+
+def test_a_vf_that_is_not_there_gets_no_address(host: HostRoot, nic: str) -> None:
+    with pytest.raises(HostError, match=f"{nic} has no VF 2"):
+        SetVfMac(nic, 2, MAC).read_before(host)
+
+
+def test_a_fake_network_outlives_its_process(fake: FakeRoot, nic: str) -> None:
+    wanted = set_vf(fake, nic, 1)
+    assert read_vf(FakeRoot(fake.path), nic, 1) == wanted

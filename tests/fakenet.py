@@ -1,0 +1,142 @@
+"""The network of a fake host: its PFs' interfaces with what igb enforces for their VFs. On disk, below the host's folder.
+
+What is refused, and how, is from rtnetlink (net/core/rtnetlink.c, do_setvfinfo()) and igb (drivers/net/ethernet/intel/igb,
+igb_ndo_set_vf_*()). The same contract tests run on this and, in the lab, on the real network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import HostError
+from orchestrator.topology import Link, VfState
+from orchestrator.values import MacAddress
+
+if TYPE_CHECKING:
+    from tests.fakeroot import FakeRoot
+
+FOLDER = ".state/net"
+_DEVICES = "sys/bus/pci/devices"
+_MAX_VLAN, _MAX_QOS = 4095, 7
+
+
+class FakeNet:
+    """See `host.root.Net`.
+
+    Args:
+        fake: the host that the network is of.
+        changing: `FakeRoot.changing`.
+    """
+
+    def __init__(self, fake: FakeRoot, changing: Callable[[str, str], AbstractContextManager[None]]) -> None:
+        self._fake, self._changing = fake, changing
+
+    def read_links(self) -> tuple[Link, ...]:
+        """See `host.netlink`."""
+        lo = Link("lo", 1, None, up=True, carrier=True, master=None, kind=None, vfs=())
+        return (lo, *(self._link(number, name, folder) for number, (name, folder) in enumerate(self._interfaces().items(), 2)))
+
+    def set_vf_mac(self, interface: str, index: int, mac: MacAddress | None) -> None:
+        """See `host.netlink`."""
+        self.set_vf(interface, index, mac=mac)
+
+    def reset_vf(self, interface: str, index: int) -> None:
+        """See `host.netlink`."""
+        before = self._find(interface, index)
+        if before != before.neutral:
+            self.set_vf(interface, index, **{key: value for key, value in vars(before.neutral).items() if key != "index"})
+
+    def set_vf(self, interface: str, index: int, **fields: Any) -> None:
+        """What `ip link set IFACE vf N ...` does; the fields are those of VfState."""
+        with self._changing(f"{interface} vf {index}", " ".join(f"{key}={value}" for key, value in fields.items())):
+            before = self._find(interface, index)
+            after = dataclasses.replace(before, **fields)
+            if after.vlan > _MAX_VLAN or after.qos > _MAX_QOS or after.min_rate:
+                # igb_ndo_set_vf_vlan(), igb_ndo_set_vf_bw(): it has no minimum rate.
+                raise HostError(f"cannot set VF {index} of {interface}", errno=errno.EINVAL)
+            if self._fake.in_use(self._vf_folder(interface, index)):
+                self._fake.violate(f"VF {index} of {interface} was changed while a guest has it: {fields}")
+            vfs = [after if vf.index == index else vf for vf in self.vfs(interface)]
+            self._store(interface, vfs=[_to_json(vf) for vf in vfs])
+
+    def read_hwmode(self, interface: str) -> str | None:
+        """See `host.netlink`."""
+        self._find_interface(interface)
+        mode = self._load(interface).get("hwmode")
+        return str(mode) if mode else None
+
+    def set_hwmode(self, interface: str, mode: str) -> None:
+        """See `host.netlink`. igb has none; a test gives an interface one with `give_hwmode`."""
+        with self._changing(f"{interface} hwmode", mode):
+            if self.read_hwmode(interface) is None:
+                raise HostError(f"cannot set {interface} to hwmode {mode}", "its driver has no hwmode", errno.EOPNOTSUPP)
+            self._store(interface, hwmode=mode)
+
+    def give_hwmode(self, interface: str, mode: str) -> None:
+        """Makes the interface's driver one with a hwmode."""
+        self._store(interface, hwmode=mode)
+
+    def make_vfs(self, interface: str, count: int) -> None:
+        """New VFs: no address, checked for spoofing, not trusted (igb_main.c, igb_vf_configure())."""
+        self._store(interface, vfs=[_to_json(VfState(index)) for index in range(count)])
+
+    def vfs(self, interface: str) -> tuple[VfState, ...]:
+        """What the PF enforces for each VF."""
+        return tuple(_from_json(fields) for fields in self._load(interface).get("vfs", ()))
+
+    def _interfaces(self) -> dict[str, str]:
+        """Name of each interface, in order, and the folder of its device."""
+        folders = [f"{_DEVICES}/{name}" for name in self._fake.names(_DEVICES)]
+        # os.path and not pathlib: there may be hundreds of devices, and this is asked often.
+        nics = [folder for folder in folders if os.path.isdir(f"{self._fake.path}/{folder}/net")]
+        return dict(sorted((name, folder) for folder in nics for name in self._fake.names(f"{folder}/net")))
+
+    def _link(self, number: int, name: str, folder: str) -> Link:
+        up = self._fake.text(f"{folder}/net/{name}/operstate") == "up"
+        mac = MacAddress.parse(self._fake.text(f"{folder}/net/{name}/address"))
+        return Link(name, number, mac, up=up, carrier=up, master=None, kind=None, vfs=self.vfs(name))
+
+    def _find_interface(self, interface: str) -> Link:
+        for link in self.read_links():
+            if link.name == interface:
+                return link
+        raise HostError(f"there is no interface {interface}", "look with: ip link show", errno.ENODEV)
+
+    def _find(self, interface: str, index: int) -> VfState:
+        link = self._find_interface(interface)
+        for vf in link.vfs:
+            if vf.index == index:
+                return vf
+        if not self._fake.exists(f"{self._interfaces().get(interface)}/sriov_totalvfs"):
+            hint = f"{interface} is not the physical function of an SR-IOV NIC; `nohype survey` shows those"
+            raise HostError(f"cannot set VF {index} of {interface}", hint, errno.EOPNOTSUPP)
+        raise HostError(f"cannot set VF {index} of {interface}", f"{interface} has no VF {index}", errno.EINVAL)
+
+    def _vf_folder(self, interface: str, index: int) -> str:
+        return f"{self._interfaces()[interface]}/virtfn{index}"
+
+    def _load(self, interface: str) -> dict[str, Any]:
+        path = self._fake.path / FOLDER / interface
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _store(self, interface: str, **fields: object) -> None:
+        """One file an interface; without anything to say, no file, so that a host after a test looks as before."""
+        kept = {key: value for key, value in {**self._load(interface), **fields}.items() if value}
+        if kept:
+            self._fake.add(f"{FOLDER}/{interface}", json.dumps(kept))
+        else:
+            (self._fake.path / FOLDER / interface).unlink(missing_ok=True)
+
+
+def _to_json(vf: VfState) -> dict[str, object]:
+    return dataclasses.asdict(vf) | {"mac": str(vf.mac) if vf.mac else None}
+
+
+def _from_json(fields: dict[str, Any]) -> VfState:
+    return VfState(**fields | {"mac": MacAddress(fields["mac"]) if fields["mac"] else None})

@@ -1,0 +1,172 @@
+"""Who may do what, over the Unix socket: real processes of several users ask, and the kernel says who they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.served import Served, serve
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
+
+# Users that every Debian has; nothing is done with them but to ask.
+ALICE, BOB, CAROL, DAVE, EVE = "daemon", "bin", "games", "nobody", "sys"
+STAFF, BOTH = 4321, 4322
+SETTINGS: dict[str, object] = {
+    "access": {"operators": {"groups": [str(STAFF)]}, "viewers": {"users": [CAROL]}},
+    "tenants": {
+        "acme": {"users": [ALICE], "cores": 2, "groups": [str(BOTH)]},
+        "bolt": {"users": [BOB], "groups": [str(BOTH)]},
+    },
+}
+REQUEST = {"memory": "64M", "image": "minimal"}
+
+# It can't be told apart from `Client` by the manager; written out, as other users may not be able to read our modules.
+ASK = """
+import http.client, json, os, socket, sys
+uid, gid, groups, path, method, target, body, headers = json.loads(sys.argv[1])
+os.setgroups(groups), os.setgid(gid), os.setuid(uid)
+connection = http.client.HTTPConnection("localhost", timeout=30)
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.connect(path)
+fields = {"Content-Type": "application/json", **headers} if body is not None else headers
+connection.request(method, target, None if body is None else json.dumps(body), fields)
+answer = connection.getresponse()
+content = answer.read()
+print(json.dumps([answer.status, json.loads(content) if content else None]))
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("access")
+    with serve(folder, SETTINGS) as served:
+        served.path.chmod(0o666)  # in place of the group nohype, which a test machine need not have
+        for parent in served.path.parents:
+            if parent.stat().st_uid == 0 and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o111)
+        yield served
+
+
+def ask(
+    served: Served, user: str, method: str, target: str, body: object = None, groups: tuple[int, ...] = (), **headers: str
+) -> tuple[int, Any]:
+    """What the manager answers to a user: status and document."""
+    who = pwd.getpwnam(user)
+    arguments = [who.pw_uid, who.pw_gid, groups, str(served.path), method, target, body, headers]
+    done = subprocess.run([sys.executable, "-c", ASK, json.dumps(arguments)], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    status, document = json.loads(done.stdout)
+    return status, document
+
+
+def test_a_stranger_is_refused(served: Served) -> None:
+    for method, target in (("GET", "/v1/version"), ("GET", "/v1/guests"), ("DELETE", "/v1/guests/one"), ("GET", "/nix")):
+        status, problem = ask(served, EVE, method, target)
+        assert (status, problem["code"]) == (403, "forbidden")
+        assert "sys" in problem["detail"]
+
+
+def test_groups_count_supplementary_ones_too(served: Served) -> None:
+    assert ask(served, DAVE, "GET", "/v1/survey")[0] == 403
+    assert ask(served, DAVE, "GET", "/v1/survey", groups=(77, STAFF))[0] == 200
+
+
+def test_who_is_in_groups_of_two_tenants_is_not_guessed(served: Served) -> None:
+    status, problem = ask(served, DAVE, "GET", "/v1/guests", groups=(BOTH,))
+    assert (status, problem["code"]) == (403, "forbidden")
+    assert "acme, bolt" in problem["detail"]
+
+
+def test_a_token_does_not_help_on_the_unix_socket(served: Served) -> None:
+    assert ask(served, EVE, "GET", "/v1/guests", Authorization="Bearer anything")[0] == 403
+
+
+def test_a_viewer_sees_all_and_changes_nothing(served: Served) -> None:
+    assert ask(served, ALICE, "POST", "/v1/guests", {"name": "seen", **REQUEST})[0] == 201
+    for target in ("/v1/guests", "/v1/guests/seen", "/v1/survey", "/v1/audit", "/v1/quarantine", "/v1/events"):
+        assert ask(served, CAROL, "GET", target)[0] == 200, target
+    assert ask(served, CAROL, "POST", "/v1/plans", {"name": "other", **REQUEST})[0] == 200
+    changes = [
+        ("POST", "/v1/guests", {"name": "other", **REQUEST}),
+        ("POST", "/v1/guests/seen/tell", {"line": "halt"}),
+        ("POST", "/v1/guests/seen/kill", None),
+        ("POST", "/v1/guests/seen/stop", {"timeout": 1}),
+        ("POST", "/v1/guests/seen/start", None),
+        ("POST", "/v1/guests/seen/restart", None),
+        ("DELETE", "/v1/guests/seen", None),
+        ("DELETE", "/v1/quarantine/seen", None),
+        ("GET", "/v1/audit?frames=10", None),
+    ]
+    for method, target, body in changes:
+        status, problem = ask(served, CAROL, method, target, body)
+        assert (status, problem["code"]) == (403, "forbidden"), target
+    served.client.delete("seen")
+
+
+def test_tenants_do_not_see_each_other(served: Served) -> None:
+    assert ask(served, ALICE, "POST", "/v1/guests", {"name": "secret", "id": "shared-id", **REQUEST})[0] == 201
+    before = served.client.guest("secret")
+    assert before["owner"] == "acme"
+    assert ask(served, BOB, "GET", "/v1/guests") == (200, [])
+    changes = ["start", "stop", "restart", "kill"]
+    asks: list[tuple[str, str, object]] = [("POST", f"/v1/guests/secret/{change}", None) for change in changes]
+    asks += [("GET", "/v1/guests/secret", None), ("DELETE", "/v1/guests/secret", None)]
+    asks += [("GET", "/v1/guests/secret/ready?timeout=1", None), ("POST", "/v1/guests/secret/tell", {"line": "x"})]
+    for method, target, body in asks:
+        status, problem = ask(served, BOB, method, target, body)
+        assert (status, problem["code"]) == (404, "not-found"), target
+        nobody = ask(served, BOB, method, target.replace("secret", "nobody"), body)[1]
+        assert problem["detail"] == nobody["detail"].replace("nobody", "secret"), "the answer tells that it is there"
+    # The id is the caller's own: another tenant's stands for something else.
+    status, made = ask(served, BOB, "POST", "/v1/guests", {"name": "bolts", "id": "shared-id", **REQUEST})
+    assert (status, made["owner"]) == (201, "bolt")
+    assert {event["subject"] for event in ask(served, BOB, "GET", "/v1/events?after=0")[1]} == {"bolts"}
+    status, problem = ask(served, BOB, "POST", "/v1/guests", {"name": "secret", **REQUEST})
+    assert (status, problem["code"]) == (409, "conflict")
+    assert "acme" not in json.dumps(problem)
+    for name in ("survey", "audit", "quarantine", "metrics"):
+        assert ask(served, BOB, "GET", f"/v1/{name}")[0] == 403
+    assert served.client.guest("secret") == before
+    served.client.delete("secret")
+    served.client.delete("bolts")
+
+
+def test_a_refusal_names_nobody_elses_guests(served: Served) -> None:
+    assert ask(served, ALICE, "POST", "/v1/guests", {"name": "tattletale", "cores": 2, **REQUEST})[0] == 201
+    status, problem = ask(served, BOB, "POST", "/v1/plans", {"name": "big", "cores": 7, **REQUEST})
+    assert (status, problem["code"]) == (409, "no-room")
+    assert problem["reasons"]
+    placement = {"cpus": ",".join(served.client.guest("tattletale")["cores"])}
+    taken, refused = ask(served, BOB, "POST", "/v1/plans", {"name": "there", "cores": 2, "placement": placement, **REQUEST})
+    assert taken == 409
+    for said in (problem, refused):
+        assert not {"tattletale", "acme"} & set(json.dumps(said).replace('"', " ").replace("'", " ").split()), said
+    served.client.delete("tattletale")
+
+
+def test_a_tenant_has_its_quota(served: Served) -> None:
+    assert ask(served, ALICE, "POST", "/v1/guests", {"name": "first", "cores": 2, **REQUEST})[0] == 201
+    status, problem = ask(served, ALICE, "POST", "/v1/guests", {"name": "second", **REQUEST})
+    assert (status, problem["code"]) == (409, "quota")
+    assert "3 cores of 2" in problem["reasons"][0]
+    served.client.delete("first")
+
+
+def test_without_access_and_tenants_the_socket_decides(tmp_path: Path) -> None:
+    with serve(tmp_path) as served:
+        served.path.chmod(0o666)
+        for parent in served.path.parents:
+            if parent.stat().st_uid == 0 and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o111)
+        assert ask(served, EVE, "GET", "/v1/survey")[0] == 200
+        assert ask(served, EVE, "POST", "/v1/guests", {"name": "one", **REQUEST})[0] == 201
+        assert ask(served, EVE, "GET", "/v1/events?after=0")[1][0]["who"] == "sys"

@@ -1,0 +1,232 @@
+"""Bad input and trouble: each is one clear problem document with a stable code, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator.api import server as api_server
+from tests.served import Served, send, serve
+
+GOOD = {"name": "one", "memory": "64M", "image": "minimal"}
+LIMIT = 64 << 10
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("input")) as served:
+        yield served
+
+
+def ask(served: Served, method: str, target: str, body: bytes | None = None, *fields: str) -> tuple[int, dict, dict[str, str]]:
+    """Sends exactly this; returns status, document and header fields."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: x", "Connection: close", *fields]
+    if body is not None and not any(field.startswith("Transfer") for field in fields):
+        lines += [f"Content-Length: {len(body)}"]
+        lines += [] if any(field.startswith("Content-Type") for field in fields) else ["Content-Type: application/json"]
+    answer = send(served.path, "\r\n".join([*lines, "", ""]).encode() + (body or b""))
+    head, _, content = answer.partition(b"\r\n\r\n")
+    first, *rest = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in rest)}
+    return int(first.split()[1]), json.loads(content) if content else {}, headers
+
+
+def check(answer: tuple[int, dict, dict[str, str]], status: int, code: str, said: str = "") -> None:
+    found, problem, headers = answer
+    assert (found, problem.get("code")) == (status, code), problem
+    assert said in problem["detail"], problem
+    assert headers["content-type"] == "application/problem+json"
+    assert "Traceback" not in json.dumps(problem)
+
+
+def text(**change: object) -> bytes:
+    return json.dumps({**GOOD, **change}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "said"),
+    [
+        (b"{", 400, "bad-request", "not JSON"),
+        (b"", 400, "bad-request", "Field required"),
+        (b"null", 400, "bad-request", ""),
+        (b"[]", 400, "bad-request", "valid"),
+        (b'"text"', 400, "bad-request", ""),
+        (b"\xff\xfe{}", 400, "bad-request", "not UTF-8: byte 0"),
+        (b"\xef\xbb\xbf{}", 400, "bad-request", "not JSON"),
+        (b'{"name": "one", "name": "two"}', 400, "bad-request", "'name' twice"),
+        (b'{"a": {"b": 1, "b": 1}}', 400, "bad-request", "'b' twice"),
+        (b'{"cores": NaN}', 400, "bad-request", "NaN is no number"),
+        (b'{"cores": -Infinity}', 400, "bad-request", "no number"),
+        (b'{"cores": 1e999}', 400, "bad-request", "too large"),
+        (b'{"cores": ' + b"9" * 5000 + b"}", 400, "bad-request", "too large"),
+        (b'{"name": "\\ud800"}', 400, "bad-request", "surrogate"),
+        (b"[" * 17 + b"]" * 17, 413, "too-large", "nested more than 16"),
+        (b"[" * 30000, 413, "too-large", "nested more than 16"),
+        (b'{"a":' * 5000 + b"1" + b"}" * 5000, 413, "too-large", "nested"),
+        (text(cores=True), 400, "bad-request", "cores"),
+        (text(cores="1"), 400, "bad-request", "cores"),
+        (text(cores=1.0), 400, "bad-request", "cores"),
+        (text(cores=10**19), 400, "bad-request", "cores"),
+        (text(memory=64), 400, "bad-request", "memory"),
+        (text(name="a\u0000b"), 400, "bad-request", "name"),
+        (text(name="a\nb"), 400, "bad-request", "name"),
+        (text(name="../etc"), 400, "bad-request", "name"),
+        (text(name="."), 400, "bad-request", "name"),
+        (text(name="раypal"), 400, "bad-request", "name"),
+        (text(name="ｏne"), 400, "bad-request", "name"),
+        (text(name="one\u200b"), 400, "bad-request", "name"),
+        (text(name="a" * 41), 400, "bad-request", "name"),
+        (text(image="../../etc/passwd"), 400, "bad-request", "image"),
+        (text(id="a/b"), 400, "bad-request", "id"),
+        (json.dumps({**GOOD, "\u001b[31m": 1}).encode(), 400, "bad-request", "\\x1b[31m: Extra inputs"),
+    ],
+)
+def test_a_body_that_is_wrong(served: Served, body: bytes, status: int, code: str, said: str) -> None:
+    check(ask(served, "POST", "/v1/plans", body), status, code, said)
+
+
+@pytest.mark.parametrize("body", [{"timeout": True}, {"timeout": "5"}, {"timeout": 0}, {"timeout": 3601}, {"time": 5}, [], 5])
+def test_a_stop_that_is_wrong(served: Served, body: object) -> None:
+    check(ask(served, "POST", "/v1/guests/one/stop", json.dumps(body).encode()), 400, "bad-request")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data"])
+def test_a_body_that_is_not_json(served: Served, kind: str) -> None:
+    check(ask(served, "POST", "/v1/plans", text(), f"Content-Type: {kind}"), 415, "media-type", "")
+
+
+def test_a_body_that_is_too_long(served: Served) -> None:
+    fits = text(cmdline="x").replace(b'"x"', b'"' + b" " * (LIMIT - len(text(cmdline="x")) + 1) + b'"')
+    assert len(fits) == LIMIT
+    check(ask(served, "POST", "/v1/plans", fits), 400, "bad-request", "cmdline")
+    check(ask(served, "POST", "/v1/plans", fits + b" "), 413, "too-large", "65536 bytes")
+    check(ask(served, "DELETE", "/v1/guests/one", fits + b" "), 413, "too-large")
+
+
+def test_a_chunked_body_that_is_too_long(served: Served) -> None:
+    chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
+    fields = ("Transfer-Encoding: chunked", "Content-Type: application/json")
+    check(ask(served, "POST", "/v1/plans", chunk * 17 + b"0\r\n\r\n", *fields), 413, "too-large")
+    small = b"%x\r\n%b\r\n0\r\n\r\n" % (len(text()), text())
+    assert ask(served, "POST", "/v1/plans", small, *fields)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "code"),
+    [
+        ("/v1/guests/a%2Fb", 400, "bad-request"),
+        ("/v1/guests/one%2fstop", 400, "bad-request"),
+        ("/v1/guests/..", 400, "bad-request"),
+        ("/v1/guests/%2e%2e", 400, "bad-request"),
+        ("/v1/guests/a%00b", 400, "bad-request"),
+        ("/v1/guests/a%0Ab", 400, "bad-request"),
+        ("/v1/guests/%FF%FE", 400, "bad-request"),
+        ("/v1/guests/%D1%80aypal", 400, "bad-request"),
+        ("/v1/guests/One", 400, "bad-request"),
+        ("/v1/guests/" + "a" * 41, 400, "bad-request"),
+        ("/v1/guests/nobody", 404, "not-found"),
+        ("/v1/guests/", 404, "not-found"),
+        ("/v1//guests", 404, "not-found"),
+        ("/v2/guests", 404, "not-found"),
+        ("/", 404, "not-found"),
+        ("/docs", 404, "not-found"),
+        ("/v1/guests/one/nix", 404, "not-found"),
+        ("/v1/guests/one/ready?timeout=nan", 400, "bad-request"),
+        ("/v1/guests/one/ready?timeout=inf", 400, "bad-request"),
+        ("/v1/guests/one/ready?timeout=-1", 400, "bad-request"),
+        ("/v1/events?after=-1", 400, "bad-request"),
+        ("/v1/events?after=99999999999999999999", 400, "bad-request"),
+        ("/v1/events?limit=0", 400, "bad-request"),
+        ("/v1/events?limit=true", 400, "bad-request"),
+        ("/v1/audit?frames=10001", 400, "bad-request"),
+    ],
+)
+def test_a_target_that_is_wrong(served: Served, target: str, status: int, code: str) -> None:
+    check(ask(served, "GET", target), status, code)
+
+
+@pytest.mark.parametrize(("target", "allowed"), [("/v1/guests", "GET, POST"), ("/v1/guests/one", "DELETE, GET")])
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE", "HEAD", "NIX"])
+def test_a_method_that_is_wrong(served: Served, target: str, allowed: str, method: str) -> None:
+    status, _, headers = ask(served, method, target) if method != "HEAD" else (405, {}, {"allow": allowed})
+    assert (status, headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("field", ["7", '"7', "nix", '"7" "8"', ",", "W/7"])
+def test_an_if_match_that_is_wrong(served: Served, field: str) -> None:
+    check(ask(served, "DELETE", "/v1/guests/one", None, f"If-Match: {field}"), 400, "bad-request", "If-Match")
+
+
+def test_if_match(served: Served) -> None:
+    made = served.client.create(GOOD)
+    tag = ask(served, "GET", "/v1/guests/one")[2]["etag"]
+    assert tag == f'"{made["version"]}"'
+    for field in ('"999999"', f"W/{tag}", '"x"', '"999998", "999999"'):
+        check(ask(served, "POST", "/v1/guests/one/kill", None, f"If-Match: {field}"), 412, "stale")
+    status, killed, headers = ask(served, "POST", "/v1/guests/one/kill", None, f'If-Match: "999999", {tag}')
+    assert (status, killed["state"]) == (200, "stopped")
+    assert headers["etag"] != tag
+    assert ask(served, "DELETE", "/v1/guests/one", None, "If-Match: *")[0] == 204
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /v1/guests HTTP/1.1\r\n\r\n",
+        b"GET /v1/guests HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET /v1/guests HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"GET /v1/guests HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 1000000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"POST /v1/plans HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_no_http(served: Served, request_: bytes) -> None:
+    answer = send(served.path, request_)
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431")), answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "bad-request"
+
+
+def test_a_client_that_hangs_up_loses_nothing(served: Served) -> None:
+    whole = b"POST /v1/guests HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(text())
+    half = (whole + text())[:-5]
+    send(served.path, half, then_close=True)
+    time.sleep(0.3)
+    assert served.client.guests() == []
+    send(served.path, whole + text(), then_close=True)
+    deadline = time.monotonic() + 10
+    while not [one for one in served.client.guests() if one["state"] == "running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert served.client.create({**GOOD, "name": "two"})["state"] == "running"
+    for name in ("one", "two"):
+        served.client.delete(name)
+
+
+def test_who_sends_nothing_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_server, "_PATIENCE", 0.3)
+    for begin in (b"", b"GET /v1/guests HTTP/1.1\r\nHo"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(str(served.path))
+            connection.sendall(begin)
+            assert connection.recv(100) == b""
+
+
+def test_a_look_is_not_kept_waiting_by_those_who_wait(served: Served) -> None:
+    served.client.create(GOOD)
+    waits = [threading.Thread(target=ask, args=(served, "GET", "/v1/guests/one/ready?timeout=3")) for _ in range(80)]
+    for wait in waits:
+        wait.start()
+    time.sleep(0.5)
+    begin = time.monotonic()
+    assert [one["name"] for one in served.client.guests()] == ["one"]
+    assert time.monotonic() - begin < 1.5
+    for wait in waits:
+        wait.join()
+    served.client.delete("one")

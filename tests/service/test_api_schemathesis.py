@@ -1,0 +1,18 @@
+"""Some hundred generated requests in each role; `benchmarks/api_fuzz.py` sends ten thousand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.api_fuzz import ROLES, fuzz, serve_target
+
+
+def test_nothing_breaks_and_nobody_sees_what_is_not_theirs(tmp_path: Path) -> None:
+    with serve_target(tmp_path) as target:
+        outcome = fuzz(target, cases=200, seed=3)
+    assert outcome.faults == []
+    for role in ROLES:
+        assert sum(count for (of, _), count in outcome.answers.items() if of == role) >= 100
+    # What was sent was not all refused for the same reason.
+    assert {status for role, status in outcome.answers if role == "acme"} >= {200, 201, 400, 403, 404, 409}
+    assert len(outcome.operations) == sum(len(path) for path in target.document["paths"].values())

@@ -1,0 +1,178 @@
+"""The manager is killed at random points of random operations: no guest, core, page, VF or address is ever lost or doubled.
+
+benchmarks/crash_runs.py does a thousand of these runs, and one alone again by its seed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.access import OPERATOR
+from orchestrator.core_manager import HOST
+from orchestrator.domain import build_domain
+from orchestrator.errors import HypervisorError
+from orchestrator.images.store import find_image
+from orchestrator.request import GuestRequest
+from orchestrator.state import GuestState
+from orchestrator.supervisor import Supervisor
+from tests.crashes import World, in_child, measure_recovery, run_crash
+from tests.fakehost import IMAGE
+
+Tell = Callable[..., None]
+QUIET_SEED = 0
+"""With it the guest does not end and the host does not boot while no manager runs."""
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_nothing_is_lost(tmp_path: Path, seed: int) -> None:
+    outcome = run_crash(tmp_path / "world", seed)
+    assert not outcome.faults, f"seed {seed}, killed {outcome.point!r} during {outcome.operation!r}"
+
+
+def test_a_host_full_of_guests_recovers_quickly(tmp_path: Path) -> None:
+    assert max(measure_recovery(tmp_path / "world", guests=30, times=2)) < 2
+
+
+def cheat_pages(world: World, _tell: Tell) -> None:
+    """On the other node, since the manager waits for those of its own to come back."""
+    pool = "sys/devices/system/node/node1/hugepages/hugepages-2048kB/free_hugepages"
+    world.host.add(pool, str(int(world.host.text(pool)) - 1))
+
+
+def cheat_record(world: World, _tell: Tell) -> None:
+    world.open_manager()[1].record("guest9", "vf-mac", {"interface": "nic0", "index": 5, "mac": ""})
+
+
+def cheat_host(world: World, _tell: Tell) -> None:
+    """Kernel threads that nobody gives their CPUs back."""
+    _, ledger = world.open_manager()
+    for record in ledger.pending(HOST):
+        if record.action == "thread-affinity":
+            ledger.forget(record.id)
+
+
+def cheat_claim(world: World, _tell: Tell) -> None:
+    """A guest that runs, and that nobody knows."""
+    _, ledger = world.open_manager()
+    for record in ledger.pending("guest0"):
+        ledger.forget(record.id)
+    ledger.set_state("guest0", GuestState.DELETING)
+    ledger.release("guest0")
+
+
+def cheat_promise(_world: World, tell: Tell) -> None:
+    """A guest that was promised, and is not there."""
+    tell(begin="create", name="guest3")
+    tell(done="create", name="guest3", exists=True)
+
+
+def cheat_cores(world: World, _tell: Tell) -> None:
+    """Two guests on one core."""
+    manager, _ = world.open_manager()
+    plan = manager.guest(OPERATOR, "guest0").plan
+    with pytest.raises(HypervisorError, match="in use by guest0"):
+        world.hypervisor.start(build_domain(replace(plan, name="guest1"), find_image(world.folder / "images", IMAGE), log=Path()))
+
+
+def run_with(folder: Path, monkeypatch: pytest.MonkeyPatch, cheat: Callable[[World, Tell], None]) -> list[str]:
+    """The faults of a run in which a manager makes one guest, cheats and is killed."""
+
+    def work(world: World, _rng: object, _points: int, tell: Tell) -> None:
+        tell(begin="create", name="guest0")
+        world.open_manager()[0].create(OPERATOR, GuestRequest(name="guest0", memory="64M", image=IMAGE))
+        tell(done="create", name="guest0", exists=True)
+        cheat(world, tell)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("tests.crashes._work_until_killed", work)
+    return run_crash(folder, QUIET_SEED).faults
+
+
+def test_who_does_not_cheat_has_lost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_with(tmp_path / "world", monkeypatch, lambda _world, _tell: None) == []
+
+
+@pytest.mark.parametrize(
+    ("cheat", "fault"),
+    [
+        (cheat_pages, "the host is not as before: {'sys/devices/system/node/node1/hugepages"),
+        (cheat_record, "1 records are left in the undo journal"),
+        (cheat_host, "the host is not as before: {'proc/"),
+        (cheat_claim, "running by the ledger: [], in truth: ['guest0']"),
+        (cheat_promise, "guests that were promised are lost: ['guest3']"),
+        (cheat_cores, "guest1: CPUs 2-3 are in use by guest0"),
+    ],
+)
+def test_what_is_lost_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheat: Callable[[World, Tell], None], fault: str
+) -> None:
+    """The harness itself: each kind of loss, made on purpose, is a fault."""
+    assert fault in "\n".join(run_with(tmp_path / "world", monkeypatch, cheat))
+
+
+def test_a_recovery_that_ends_a_guest_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recover(supervisor: Supervisor) -> None:
+        for uuid in supervisor._hypervisor.uuids():
+            supervisor._hypervisor.destroy(uuid)
+
+    monkeypatch.setattr(Supervisor, "recover", recover)
+    faults = run_with(tmp_path / "world", monkeypatch, lambda _world, _tell: None)
+    assert "guests that ran: ['guest0'], after the recovery: []" in faults
+
+
+def test_a_child_that_fails_says_why() -> None:
+    def fail(_tell: object) -> None:
+        raise ValueError("on purpose")
+
+    status, text = in_child(fail)
+    assert status == 1
+    assert "on purpose" in text
+
+
+def kill_before_resume(world: World) -> None:
+    """From now on whoever lets a guest run is killed just before."""
+
+    def watch(moment: str, what: str) -> None:
+        if moment == "before" and what.startswith("hypervisor resume"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    object.__setattr__(world.host, "watch", watch)
+
+
+def test_a_guest_is_let_run_though_the_recovery_was_killed_too(tmp_path: Path) -> None:
+    world = World(tmp_path / "world")
+
+    def create(_tell: Tell) -> None:
+        kill_before_resume(world)
+        world.open_manager()[0].create(OPERATOR, GuestRequest(name="guest0", memory="64M", image=IMAGE))
+
+    def recover(_tell: Tell) -> None:
+        kill_before_resume(world)
+        world.open_manager()[0].supervisor.recover()
+
+    for work in (create, recover):
+        assert in_child(work)[0] == -signal.SIGKILL
+        assert world.hypervisor.paused() == {"guest0"}
+    world.open_manager()[0].supervisor.recover()
+    assert world.hypervisor.paused() == frozenset()
+    assert world.hypervisor.names() == {"guest0"}
+
+
+def test_a_guest_that_was_stopped_starts_on_a_prepared_host_after_a_power_cut(tmp_path: Path) -> None:
+    world = World(tmp_path / "world")
+    manager, ledger = world.open_manager()
+    manager.create(OPERATOR, GuestRequest(name="guest0", memory="64M", image=IMAGE))
+    manager.stop(OPERATOR, "guest0", 5)
+    ledger.close()
+    world.reboot()
+    manager, ledger = world.open_manager()
+    manager.supervisor.recover()
+    manager.start(OPERATOR, "guest0")
+    manager.delete(OPERATOR, "guest0")
+    assert world.host.violations() == []

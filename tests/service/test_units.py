@@ -1,0 +1,112 @@
+"""The manager's units as the role writes them: systemd reads them without a complaint, and the sandbox is as tight as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orchestrator.host.run import Completed, run
+from orchestrator.images.wheels import source_tree
+from orchestrator.lab.build import find_ansible
+
+ROLE = source_tree() / "ansible/roles/nohype_host"
+UNITS = ("nohyped.service", "nohyped.socket")
+EXPOSURE = 40
+"""Tenths of `systemd-analyze security`: 0 is tightest. What is left is in the unit's comments, above all CAP_SYS_ADMIN."""
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the units, rendered by Ansible with the role's defaults."""
+    folder = tmp_path_factory.mktemp("units")
+    tasks = [
+        {"ansible.builtin.template": {"src": str(ROLE / f"templates/{unit}.j2"), "dest": str(folder / unit)}} for unit in UNITS
+    ]
+    play = {
+        "hosts": "localhost", "gather_facts": False, "vars_files": [str(ROLE / "defaults/main.yml")],
+        "tasks": tasks,
+    }  # fmt: skip
+    (folder / "play.yml").write_text(json.dumps([play]))
+    env = {
+        "ANSIBLE_CONFIG": str(source_tree() / "ansible/ansible.cfg"),
+        "ANSIBLE_HOME": str(folder / "home"),
+        "LC_ALL": "C.UTF-8",
+    }
+    variables = {"nohype_housekeeping_cpus": "0-1", "nohype_uplinks": [{"name": "nic0"}, {"name": "nic1"}]}
+    argv = [find_ansible(), "--connection=local", "--inventory=localhost,", f"--extra-vars={json.dumps(variables)}"]
+    run([*argv, folder / "play.yml"], env=env)
+    return folder
+
+
+def read_unit(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """Sections of a unit, with their settings in order; a setting may be there several times."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("["):
+            section = found.setdefault(line.strip("[]"), [])
+        elif line and not line.startswith("#"):
+            key, equals, value = line.partition("=")
+            assert equals, line
+            section.append((key, value))
+    return found
+
+
+def analyze(*words: str | Path) -> Completed:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("there is no systemd here")
+    return run(["systemd-analyze", *words], check=False)
+
+
+def test_systemd_understands_the_units(units: Path, tmp_path: Path) -> None:
+    for unit in UNITS:
+        # Only a manager that is installed could be found.
+        (tmp_path / unit).write_text((units / unit).read_text().replace("/opt/nohype/bin/nohyped", "/bin/true"))
+    done = analyze("verify", "--recursive-errors=no", *(tmp_path / unit for unit in UNITS))
+    assert (done.status, done.stderr.strip()) == (0, "")
+
+
+def test_the_sandbox_is_as_tight_as_it_was(units: Path) -> None:
+    done = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", units / "nohyped.service")
+    assert done.status == 0, done.stdout
+
+
+def test_uplinks_come_before_the_manager(units: Path) -> None:
+    unit = dict(read_unit(units / "nohyped.service")["Unit"])
+    for key in ("Wants", "After"):
+        assert {"nohype-uplink@nic0.service", "nohype-uplink@nic1.service"} <= set(unit[key].split())
+
+
+def test_the_manager_can_be_started_again_without_harm(units: Path) -> None:
+    """What makes guests, and the socket, outlive it."""
+    service = dict(read_unit(units / "nohyped.service")["Service"])
+    assert service["RuntimeDirectoryPreserve"] == "yes"
+    assert service["Slice"] == "system.slice"
+    assert "Delegate" not in service
+    unit = dict(read_unit(units / "nohyped.service")["Unit"])
+    assert unit["Requires"] == "nohyped.socket"
+    assert not {"BindsTo", "PartOf"} & unit.keys()
+    assert "libvirtd.service" not in unit["Requires"]
+
+
+def test_the_socket_is_for_the_group_only(units: Path) -> None:
+    socket = dict(read_unit(units / "nohyped.socket")["Socket"])
+    assert (socket["SocketMode"], socket["SocketGroup"], socket["FileDescriptorName"]) == ("0660", "nohype", "nohyped")
+
+
+def test_each_exception_says_what_it_is_for(units: Path) -> None:
+    """A capability, and a protection that is off, has a comment on the line before."""
+    lines = (units / "nohyped.service").read_text().splitlines()
+    for index, line in enumerate(lines):
+        if line.startswith("CapabilityBoundingSet=CAP") or (line.startswith("Protect") and line.endswith(("=no", "=default"))):
+            assert lines[index - 1].startswith("#"), line
+
+
+def test_nothing_is_set_twice_by_mistake(units: Path) -> None:
+    lists = {"CapabilityBoundingSet", "SystemCallFilter"}
+    for unit in UNITS:
+        for section, settings in read_unit(units / unit).items():
+            keys = [key for key, _ in settings if key not in lists]
+            assert len(keys) == len(set(keys)), (unit, section)

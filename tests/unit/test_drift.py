@@ -1,0 +1,63 @@
+"""What somebody else has changed on a running guest is found, each thing by itself; threads that could stray stop a start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.drift import check_drift, check_threads
+from orchestrator.errors import HostError
+from orchestrator.host.processes import Thread
+from orchestrator.hypervisor import LiveGuest, Vcpu
+from orchestrator.plan import Plan, VfPlan
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
+
+PF = PciAddress.parse("0000:41:00.0")
+VF = PF.offset(128)
+HOUSEKEEPING = CpuSet.parse("0-1")
+PLAN = Plan(
+    "g1", (CpuSet.parse("2-3"),), 0, Size.parse("2M"), 64, HOUSEKEEPING,
+    VfPlan(PF, "nic0", 0, VF, MacAddress("02:4e:48:00:00:01")), "minimal", "",
+)  # fmt: skip
+LIVE = LiveGuest(
+    "g1", 100, (Vcpu(0, 101, CpuSet.parse("2")), Vcpu(1, 102, CpuSet.parse("3"))), HOUSEKEEPING, 0, PLAN.memory, (VF,), ()
+)
+
+
+def test_a_guest_as_planned_has_not_drifted() -> None:
+    assert check_drift(PLAN, LIVE, "vfio-pci") == ()
+
+
+@pytest.mark.parametrize(
+    ("live", "driver", "said"),
+    [
+        (replace(LIVE, vcpus=(LIVE.vcpus[0], Vcpu(1, 102, CpuSet.parse("3,5")))), "vfio-pci", "vCPU 1 may run on CPUs 3,5"),
+        (replace(LIVE, vcpus=LIVE.vcpus[:1]), "vfio-pci", "1 vCPUs in place of 2"),
+        (replace(LIVE, emulator_pin=CpuSet.parse("0-2")), "vfio-pci", "other threads may run on CPUs 0-2"),
+        (LIVE, "igbvf", "bound to igbvf"),
+        (LIVE, None, "bound to no driver"),
+        (replace(LIVE, hostdevs=()), "vfio-pci", "handed to it are none"),
+        (replace(LIVE, hostdevs=(VF, PF)), "vfio-pci", f"{VF}, {PF}"),
+    ],
+)
+def test_each_change_is_named(live: LiveGuest, driver: str | None, said: str) -> None:
+    (found,) = check_drift(PLAN, live, driver)
+    assert said in found
+
+
+def thread(tid: int, cpus: str) -> Thread:
+    return Thread(100, tid, f"t{tid}", CpuSet.parse(cpus), 0, False, False, 0.0, None)
+
+
+SOUND = (thread(100, "0-1"), thread(101, "2"), thread(102, "3"), thread(103, "2"))
+
+
+def test_threads_that_keep_to_their_cpus() -> None:
+    check_threads(PLAN, LIVE, SOUND)
+
+
+@pytest.mark.parametrize("stray", [thread(101, "2-3"), thread(102, "2"), thread(103, "4"), thread(100, "0-7")])
+def test_a_thread_that_could_stray(stray: Thread) -> None:
+    with pytest.raises(HostError, match=rf"thread t{stray.tid} .* may run on CPUs {stray.allowed}"):
+        check_threads(PLAN, LIVE, (*(one for one in SOUND if one.tid != stray.tid), stray))

@@ -1,0 +1,352 @@
+"""What Prometheus is told: every declared metric is produced as declared, and a source that fails takes nothing else along."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from orchestrator.errors import HypervisorError, NotFound
+from orchestrator.host.survey import read_topology
+from orchestrator.ledger import Event
+from orchestrator.metrics import METRICS, Kind, Metric, Metrics, Observations, Outcome, Sources
+from orchestrator.plan import Plan, Policy, VfPlan
+from orchestrator.proof import Proof, Verdict
+from orchestrator.topology import Topology
+from orchestrator.values import CpuSet, MacAddress, Size
+from tests.fakeroot import load_host
+
+DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
+POLICY = Policy(CpuSet.parse("0-1"), ("nic0",), Size.parse("2M"), None, ((Size.parse("2M"), 16),))
+COUNTERS = {"exits": 100, "halt_exits": 60, "io_exits": 5, "mmio_exits": 0}
+
+
+@dataclass
+class FakeGuest:
+    plan: Plan
+    state: str = "running"
+    restarts: int = 0
+
+
+def build_guest(name: str, cpus: str, index: int, topology: Topology, *, state: str = "running", pages: int = 64) -> FakeGuest:
+    pf = topology.pfs[0]
+    node = next(core.node for core in topology.cores if core.cpus <= CpuSet.parse(cpus))
+    vf = VfPlan(pf.address, "nic0", index, pf.vf_address(index), MacAddress.parse(f"02:4e:48:00:00:0{index}"))
+    plan = Plan(name, (CpuSet.parse(cpus),), node, Size.parse("2M"), pages, POLICY.housekeeping, vf, "minimal", "")
+    return FakeGuest(plan, state, restarts=index)
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> Topology:
+    return read_topology(load_host(tmp_path, "numa"))
+
+
+class Fake:
+    """The manager's side: what is read, how often, and what fails."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.now = 1000.0
+        self.generation = 7
+        self.surveys = 0
+        self.seen = Observations(lambda: self.now)
+        self.guests: list[FakeGuest] = []
+        self.exits: dict[str, tuple[Mapping[str, int], ...]] = {}
+        self.broken: set[str] = set()
+        self.metrics = Metrics(
+            Sources(
+                lambda: self.read("guests", self.guests), lambda: self.read("generation", self.generation),
+                self.survey, self.read_exits,
+            ),
+            POLICY, self.seen,
+        )  # fmt: skip
+
+    def read(self, what: str, value: Any) -> Any:
+        if what in self.broken:
+            raise HypervisorError(f"{what} does not answer")
+        return value
+
+    def survey(self) -> Topology:
+        self.surveys += 1
+        return self.read("survey", self.topology)
+
+    def read_exits(self, name: str) -> tuple[Mapping[str, int], ...]:
+        self.read("exits", None)
+        if name not in self.exits:
+            raise NotFound(f"no guest named {name} runs")
+        return self.exits[name]
+
+    def page(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+        """Samples by name, then by labels."""
+        text = self.metrics.render()[0].decode()
+        found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+        return found
+
+    def figure(self, name: str, **labels: str) -> float:
+        return self.page()[name][tuple(sorted(labels.items()))]
+
+
+@pytest.fixture
+def fake(topology: Topology) -> Fake:
+    fake = Fake(topology)
+    fake.guests = [
+        build_guest("web", "2-3", 0, topology),
+        build_guest("db", "4-5", 1, topology, state="quarantined"),
+        build_guest("off", "6-7", 2, topology, state="stopped"),
+    ]
+    fake.exits = {"web": (COUNTERS, COUNTERS)}
+    fake.seen.observe_claim(0.003)
+    fake.seen.observe_start(4.0, Outcome.FAILED)
+    fake.seen.observe_audit([Proof("vepa", "host", Verdict.NOT_MEASURED, None, "frames", ())])
+    fake.seen.count_undo_failure()
+    return fake
+
+
+def series(metric: Metric) -> set[str]:
+    ends = {"_bucket", "_count", "_sum"} if metric.kind is Kind.HISTOGRAM else {""}
+    return {metric.name + end for end in ends}
+
+
+def test_what_is_produced_is_what_is_declared(fake: Fake) -> None:
+    families = {
+        (family.name, family.type): family for family in text_string_to_metric_families(fake.metrics.render()[0].decode())
+    }
+    produced = fake.page()
+    assert set(produced) == {name for metric in METRICS for name in series(metric)}
+    for metric in METRICS:
+        assert families[metric.name.removesuffix("_total"), str(metric.kind)].documentation == metric.help
+        for name in series(metric):
+            for labels in produced[name]:
+                assert {key for key, _ in labels} - {"le"} == set(metric.labels), name
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_declarations_keep_to_the_conventions(metric: Metric) -> None:
+    """https://prometheus.io/docs/practices/naming/"""
+    assert re.fullmatch(r"nohype_[a-z_]+", metric.name)
+    assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
+    assert not metric.unit or metric.name.removesuffix("_total").endswith(f"_{metric.unit}")
+    assert metric.help.endswith(".")
+    assert bool(metric.buckets) == (metric.kind is Kind.HISTOGRAM)
+    assert list(metric.buckets) == sorted(set(metric.buckets))
+
+
+def test_guests_and_their_restarts(fake: Fake) -> None:
+    assert fake.figure("nohype_guests", state="running") == 1
+    assert fake.figure("nohype_guests", state="deleting") == 0
+    assert fake.figure("nohype_guest_restarts_total", guest="off") == 2
+
+
+def test_each_core_is_counted_once(fake: Fake) -> None:
+    cores = fake.page()["nohype_cores"]
+    assert sum(cores.values()) == len(fake.topology.cores)
+    assert {labels: count for labels, count in cores.items() if count} == {
+        (("node", "0"), ("state", "housekeeping")): 1,
+        (("node", "0"), ("state", "claimed")): 1,
+        (("node", "1"), ("state", "quarantined")): 1,
+        (("node", "1"), ("state", "claimed")): 1,
+    }
+
+
+def test_a_core_that_is_not_isolated_is_not_free(topology: Topology) -> None:
+    fake = Fake(replace(topology, isolated=CpuSet.parse("2-3")))
+    assert fake.figure("nohype_cores", node="0", state="free") == 1
+    assert fake.figure("nohype_cores", node="1", state="unusable") == 2
+
+
+def test_each_page_is_counted_once(fake: Fake) -> None:
+    pools = tuple(replace(pool, total=256, free=256 - 64 - 10) for pool in fake.topology.pools)
+    fake.topology = replace(fake.topology, pools=pools)
+    pages = {
+        state: fake.figure("nohype_huge_pages", node="0", size="2M", state=state) for state in ("claimed", "free", "foreign")
+    }
+    # Of the pages in use 64 are the guest's, 10 somebody else's; 16 are the host's own share.
+    assert pages == {"claimed": 64, "foreign": 10, "free": 256 - 64 - 10 - 16}
+    assert fake.figure("nohype_huge_pages", node="0", size="2M", state="housekeeping") == 16
+    assert fake.figure("nohype_huge_pages", node="1", size="2M", state="quarantined") == 64
+
+
+def test_each_vf_is_counted_once(fake: Fake) -> None:
+    vfs = fake.page()["nohype_vfs"]
+    assert sum(vfs.values()) == POLICY.count_vfs(fake.topology.pfs[0])
+    assert fake.figure("nohype_vfs", uplink="nic0", state="claimed") == 2
+    assert fake.figure("nohype_vfs", uplink="nic0", state="quarantined") == 1
+
+
+def test_exits_of_all_vcpus_by_class(fake: Fake) -> None:
+    assert fake.figure("nohype_guest_exits_total", **{"guest": "web", "class": "halt"}) == 120
+    assert fake.figure("nohype_guest_exits_total", **{"guest": "web", "class": "other"}) == 70
+
+
+def test_a_counter_that_the_kernel_lacks_gives_no_figure(fake: Fake) -> None:
+    fake.exits = {"web": ({"halt_exits": 3},)}
+    assert {dict(labels)["class"] for labels in fake.page()["nohype_guest_exits_total"]} == {"halt"}
+
+
+def test_a_guest_that_ends_meanwhile_is_no_failure(fake: Fake) -> None:
+    fake.exits = {}
+    assert "nohype_guest_exits_total" not in fake.page()
+    assert fake.figure("nohype_scrape_failures_total", source="exits") == 0
+
+
+def test_not_measured_is_a_verdict(fake: Fake) -> None:
+    assert fake.figure("nohype_proofs", proof="vepa", verdict="not measured") == 1
+    assert fake.figure("nohype_proofs", proof="vepa", verdict="pass") == 0
+
+
+def test_the_age_of_the_audit(fake: Fake, topology: Topology) -> None:
+    fake.now += 60
+    assert fake.figure("nohype_audit_age_seconds") == 60
+    assert Fake(topology).figure("nohype_audit_age_seconds") == math.inf
+
+
+@pytest.mark.parametrize(
+    ("broken", "source", "lost"),
+    [
+        ("survey", "survey", {"nohype_cores", "nohype_huge_pages", "nohype_vfs"}),
+        ("exits", "exits", {"nohype_guest_exits_total"}),
+    ],
+)
+def test_a_source_that_fails_takes_nothing_else_along(fake: Fake, broken: str, source: str, lost: set[str]) -> None:
+    whole = set(fake.page())
+    fake.broken, fake.generation = {broken}, 8
+    assert whole - set(fake.page()) == lost
+    assert fake.figure("nohype_scrape_failures_total", source=source) == 2
+    fake.broken = set()
+    assert set(fake.page()) == whole
+
+
+def test_nothing_works_and_there_is_a_page_all_the_same(fake: Fake) -> None:
+    fake.broken = {"guests", "generation", "survey", "exits"}
+    assert sum(fake.page()["nohype_scrape_failures_total"].values()) == 4
+    assert fake.figure("nohype_undo_failures_total") == 1
+
+
+def test_the_host_is_not_surveyed_for_each_scrape(fake: Fake) -> None:
+    fake.page(), fake.page()
+    assert fake.surveys == 1
+    fake.generation += 1
+    fake.page()
+    assert fake.surveys == 2
+    fake.now += 61
+    fake.page()
+    assert fake.surveys == 3
+
+
+@pytest.mark.parametrize(("seconds", "first"), [(0.001, "0.001"), (0.0011, "0.0025"), (5.0, "+Inf")])
+def test_an_observation_falls_into_the_first_bucket_that_holds_it(fake: Fake, seconds: float, first: str) -> None:
+    fake.seen = Observations()
+    fake.metrics = Metrics(Sources(list, int, fake.survey, fake.read_exits), POLICY, fake.seen)
+    fake.seen.observe_claim(seconds, Outcome.REFUSED)
+    buckets = {dict(labels)["le"]: count for labels, count in fake.page()["nohype_claim_seconds_bucket"].items()
+               if dict(labels)["outcome"] == "refused"}  # fmt: skip
+    assert min((float(bound) for bound, count in buckets.items() if count)) == float(first)
+    assert buckets["+Inf"] == 1
+
+
+def test_two_managers_in_one_process_do_not_share_figures(topology: Topology) -> None:
+    one, other = Fake(topology), Fake(topology)
+    one.seen.count_undo_failure()
+    assert other.figure("nohype_undo_failures_total") == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "took", "series"),
+    [
+        ("claimed", 0.01, ("nohype_claim_seconds_count", "ok")),
+        ("refused", 0.01, ("nohype_claim_seconds_count", "refused")),
+        ("started", 3.0, ("nohype_start_seconds_count", "ok")),
+        ("failed", 3.0, ("nohype_start_seconds_count", "failed")),
+        ("started", None, None),
+        ("stopped", 3.0, None),
+    ],
+)
+def test_what_the_ledger_logs_is_counted(
+    topology: Topology, kind: str, took: float | None, series: tuple[str, str] | None
+) -> None:
+    fake = Fake(topology)
+    fake.seen.observe_event(Event(1, "2026-01-01T00:00:00+00:00", kind, "web", "", "root", "", took))
+    page = fake.page()
+    counted = {
+        (name, dict(labels)["outcome"])
+        for name in ("nohype_claim_seconds_count", "nohype_start_seconds_count")
+        for labels, count in page[name].items()
+        if count
+    }
+    assert counted == ({series} if series else set())
+
+
+def test_a_quarantine_is_a_failure_to_undo(topology: Topology) -> None:
+    fake = Fake(topology)
+    fake.seen.observe_event(Event(1, "2026-01-01T00:00:00+00:00", "quarantined", "web", "", "manager", "", None))
+    assert fake.figure("nohype_undo_failures_total") == 1
+
+
+def queries() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel.get("targets", [])]
+
+
+def test_the_dashboard_asks_only_for_what_there_is() -> None:
+    known = {name for metric in METRICS for name in series(metric)}
+    asked = {name for query in queries() for name in re.findall(r"\bnohype_\w+", query)}
+    assert asked <= known
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_the_dashboard_shows_every_metric(metric: Metric) -> None:
+    assert any(name in query for query in queries() for name in series(metric))
+
+
+def test_the_dashboards_labels_exist() -> None:
+    labels = {metric.name: {*metric.labels, "le", "instance", "job"} for metric in METRICS}
+    for query in queries():
+        names = [metric.name for metric in METRICS if re.search(rf"\b{metric.name}(_bucket|_sum|_count)?\b", query)]
+        allowed = set[str]().union(*(labels[name] for name in names))
+        grouped = {word.strip() for group in re.findall(r"\bby \(([^)]*)\)", query) for word in group.split(",")}
+        matched = {name for group in re.findall(r"\{([^}]*)\}", query) for name in re.findall(r"(\w+)\s*(?:=|!)", group)}
+        assert grouped | matched <= allowed, query
+
+
+def test_the_dashboard_is_one_that_grafana_takes() -> None:
+    board = json.loads(DASHBOARD.read_text())
+    assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= board.keys()
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(ids) == len(set(ids))
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        if panel["type"] != "row":
+            assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+            assert panel["description"]
+
+
+def test_panels_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_observations_from_many_threads_are_all_counted(fake: Fake) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    fake.seen = Observations()
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(2000):
+            pool.submit(fake.seen.observe_claim, 0.002)
+    (_, buckets, total), *_ = fake.seen.histograms("nohype_claim_seconds")
+    assert buckets[-1][1] == 2000
+    assert total == pytest.approx(4.0)

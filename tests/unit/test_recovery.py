@@ -1,0 +1,66 @@
+"""States and what a manager does with them after a start: every pair of states, every state with and without its guest."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import Conflict
+from orchestrator.recovery import MOST_RESTARTS, Action, decide, plan_pause
+from orchestrator.state import SETTLED, GuestState, check_transition
+
+ALLOWED = {
+    "creating": {"running", "deleting"},
+    "starting": {"running", "stopping", "deleting"},
+    "running": {"stopping", "deleting"},
+    "stopping": {"stopping", "stopped", "deleting", "quarantined", "running"},
+    "stopped": {"starting", "deleting"},
+    "deleting": {"deleting", "quarantined", "running"},
+    "quarantined": {"deleting"},
+}
+
+
+@pytest.mark.parametrize("old", GuestState)
+@pytest.mark.parametrize("new", GuestState)
+def test_transitions(old: GuestState, new: GuestState) -> None:
+    if new in ALLOWED[old]:
+        check_transition("g1", old, new)
+    else:
+        with pytest.raises(Conflict, match=f"g1 is {old} and can't become {new}"):
+            check_transition("g1", old, new)
+
+
+@pytest.mark.parametrize("state", GuestState)
+@pytest.mark.parametrize("running", [True, False])
+def test_every_decision_can_be_carried_out(state: GuestState, *, running: bool) -> None:
+    decision = decide(state, running=running)
+    if decision.state != state:
+        check_transition("g1", state, decision.state)
+    assert decision.why
+
+
+@pytest.mark.parametrize("state", GuestState)
+def test_a_guest_that_runs_is_never_ended(state: GuestState) -> None:
+    assert decide(state, running=True).state not in (GuestState.STOPPING, GuestState.DELETING)
+
+
+@pytest.mark.parametrize("state", GuestState)
+def test_a_guest_that_does_not_run_is_never_shown_as_running(state: GuestState) -> None:
+    assert decide(state, running=False).state != GuestState.RUNNING
+
+
+@pytest.mark.parametrize("state", SETTLED)
+def test_what_is_as_it_should_be_stays(state: GuestState) -> None:
+    decision = decide(state, running=state == GuestState.RUNNING)
+    assert decision.state == state
+    assert decision.action in (Action.ADOPT, Action.NONE, Action.QUARANTINE)
+
+
+def test_a_guest_that_was_never_made_is_undone() -> None:
+    assert decide(GuestState.CREATING, running=False).action == Action.UNDO
+
+
+def test_pauses_grow_and_end() -> None:
+    pauses = [plan_pause(count) for count in range(MOST_RESTARTS + 1)]
+    assert pauses[:3] == [1, 2, 4]
+    assert pauses[-2] == 300
+    assert pauses[-1] is None
