@@ -411,4 +411,4 @@ def test_the_machine_finds_a_broken_planner(planner: Planner) -> None:
     broken = type("Broken", (GuestLives,), {"planner": staticmethod(planner)})
     # As found, not made smaller: nobody reads it. The same examples each time: the test must not pass or fail by luck.
     with pytest.raises(AssertionError):
-        run(broken, examples=300, phases=[Phase.generate], derandomize=True, database=None, report_multiple_bugs=False)
+        run(broken, examples=3000, phases=[Phase.generate], derandomize=True, database=None, report_multiple_bugs=False)
