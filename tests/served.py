@@ -148,7 +148,9 @@ def send(path: Path, request: bytes, *, then_close: bool = False) -> bytes:
         if then_close:
             return b""
         answer = b""
-        with contextlib.suppress(ConnectionResetError):  # a server that closes with unread bytes: the answer comes before the reset
+        with contextlib.suppress(
+            ConnectionResetError
+        ):  # the answer comes before the reset
             while part := connection.recv(65536):
                 answer += part
         return answer

@@ -99,7 +99,7 @@ def reset_vf(interface: str, index: int) -> None:
     what = f"bring VF {index} of {interface} back to neutral"
     before = _find_vf(interface, index, what)
     for attribute, value in _list_changes(before, before.neutral):
-        with _socket(f"{what} ({attribute})") as ipr:
+        with _socket(f"{what} ({attribute})", None, {EINVAL: f"some drivers want {interface} to have its link for this"}) as ipr:
             ipr.link("set", index=_index(ipr, interface, what), vf={"vf": index, attribute: value})
     after = _find_vf(interface, index, what)
     if after != before.neutral:

@@ -9,6 +9,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -85,11 +86,19 @@ def _real_pf_put_back() -> Iterator[None]:
 
 @pytest.fixture
 def pf(host: HostRoot, _real_pf_put_back: None) -> Iterator[PhysicalFunction]:
-    """A PF to play with. Each test finds its VFs without drivers, and however many the one before left."""
+    """A PF to play with, up. Each test finds its VFs without drivers, and however many the one before left."""
+    await_link(host)
     found = find_pf(host)
     yield found
     if REAL:
         release_vfs(host, found)
+
+
+def await_link(host: HostRoot) -> None:
+    """A real PF is reset, and loses its link for a moment, when VFs are made or removed; igb then refuses rates (EINVAL)."""
+    deadline = time.monotonic() + 10
+    while not find_pf(host).up and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def read_enable(host: HostRoot, address: PciAddress) -> str:

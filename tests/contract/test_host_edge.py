@@ -38,6 +38,7 @@ def test_the_mode_is_set_and_read_from_the_device(host: HostRoot, pf: PhysicalFu
 
 
 def test_the_bits_of_the_driver_stay(host: HostRoot, pf: PhysicalFunction) -> None:
+    set_numvfs(host, pf.address, 0)  # new VFs: an operator may have switched the guard of old ones off
     set_numvfs(host, pf.address, 2)
     set_edge_mode(host, pf, EdgeMode.VEB)
     before = host.read32(resource(pf), DTXSWC)

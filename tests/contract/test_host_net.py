@@ -14,6 +14,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.steps.vfs import SetVfMac, find_vf, undo_vf_mac
 from orchestrator.topology import PhysicalFunction, VfState
 from orchestrator.values import MacAddress
+from tests.contract.conftest import await_link
 from tests.fakeroot import DEVICES, FakeRoot
 
 MAC = MacAddress.parse("02:4e:48:00:00:01")
@@ -24,6 +25,7 @@ def nic(host: HostRoot, pf: PhysicalFunction) -> str:
     """The interface of a PF with two new VFs."""
     set_numvfs(host, pf.address, 0)
     set_numvfs(host, pf.address, 2)
+    await_link(host)
     assert pf.interface
     return pf.interface
 
