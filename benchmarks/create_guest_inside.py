@@ -16,7 +16,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.planning.plan import Plan
 from orchestrator.steps.vfs import BindVfio, SetVfMac, undo_vf_driver, undo_vf_mac
 
 NAME = "timed"

@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from orchestrator.errors import NoRoom
 from orchestrator.ledger import Ledger, Reading
-from orchestrator.plan import Claims, Plan, Policy
-from orchestrator.planner import plan_guest
+from orchestrator.planning.plan import Claims, Plan, Policy
+from orchestrator.planning.planner import plan_guest
 from orchestrator.request import GuestRequest, parse_guest_request
 from orchestrator.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size

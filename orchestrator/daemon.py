@@ -22,11 +22,11 @@ from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Ledger
-from orchestrator.lifecycle import SystemManager
+from orchestrator.lifecycle.manager import SystemManager
+from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.metrics import Observations
-from orchestrator.plan import Policy
-from orchestrator.supervisor import Supervisor
-from orchestrator.systemd import notify_systemd
+from orchestrator.planning.plan import Policy
+from orchestrator.service.systemd import notify_systemd
 from orchestrator.watching import build_metrics, find_listener, set_up_reports, start_heartbeat, watch_audit
 
 _log = logging.getLogger("nohyped")

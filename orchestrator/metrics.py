@@ -20,11 +20,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 
-from orchestrator.capacity import count_cores, count_pages, count_vfs
 from orchestrator.errors import NotFound
 from orchestrator.exits import CLASSES
 from orchestrator.ledger import Event
-from orchestrator.plan import Plan, Policy
+from orchestrator.planning.capacity import count_cores, count_pages, count_vfs
+from orchestrator.planning.plan import Plan, Policy
 from orchestrator.proof import Proof, Verdict
 from orchestrator.state import GuestState
 from orchestrator.topology import Topology

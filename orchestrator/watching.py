@@ -9,16 +9,16 @@ from pathlib import Path
 
 from orchestrator.api.server import open_socket
 from orchestrator.hypervisor import Hypervisor
-from orchestrator.journal import set_up_logging
 from orchestrator.ledger import Ledger
 from orchestrator.metrics import Metrics, Observations, Sources
-from orchestrator.plan import Policy
+from orchestrator.planning.plan import Policy
 from orchestrator.proof import Proof
-from orchestrator.server import QuietServer
+from orchestrator.service.journal import set_up_logging
+from orchestrator.service.server import QuietServer
+from orchestrator.service.systemd import read_watchdog, take_sockets
+from orchestrator.service.watchdog import Heartbeat, WatchedLock
 from orchestrator.state import GuestState
-from orchestrator.systemd import read_watchdog, take_sockets
 from orchestrator.topology import Topology
-from orchestrator.watchdog import Heartbeat, WatchedLock
 
 # FileDescriptorName= of nohyped.socket.
 _SOCKET = "nohyped"

@@ -27,7 +27,7 @@ from orchestrator.access import OPERATOR
 from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Ledger
-from orchestrator.lifecycle import SystemManager
+from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.request import GuestRequest
 from orchestrator.state import SETTLED, GuestState
 from tests.fakehost import IMAGE, Server, build_server, make_image

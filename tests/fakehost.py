@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.plan import Policy
+from orchestrator.planning.plan import Policy
 from orchestrator.values import CpuSet, Size
 from tests.fakehypervisor import add_thread
 from tests.fakeroot import FakeRoot, build_host

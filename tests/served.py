@@ -24,7 +24,7 @@ from orchestrator.api.identity import build_directory
 from orchestrator.api.server import Listener, Server, open_port, open_socket
 from orchestrator.config import DaemonConfig
 from orchestrator.ledger import Ledger
-from orchestrator.lifecycle import SystemManager
+from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.proof import Proof, Verdict
 from tests.crashes import World
 
@@ -148,9 +148,7 @@ def send(path: Path, request: bytes, *, then_close: bool = False) -> bytes:
         if then_close:
             return b""
         answer = b""
-        with contextlib.suppress(
-            ConnectionResetError
-        ):  # the answer comes before the reset
+        with contextlib.suppress(ConnectionResetError):  # the answer comes before the reset
             while part := connection.recv(65536):
                 answer += part
         return answer

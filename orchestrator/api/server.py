@@ -23,7 +23,7 @@ from orchestrator.api.problems import MEDIA_TYPE, build_problem
 from orchestrator.api.tls import Certificates
 from orchestrator.config import ApiConfig
 from orchestrator.errors import HostError, RequestError
-from orchestrator.server import QuietServer
+from orchestrator.service.server import QuietServer
 
 _log = logging.getLogger(__name__)
 

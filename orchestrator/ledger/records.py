@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.plan import Plan
+from orchestrator.planning.plan import Plan
 from orchestrator.request import GuestRequest
 from orchestrator.state import GuestState
 

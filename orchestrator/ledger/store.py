@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
 from orchestrator.ledger.records import Claim, Event, Quarantined, Reading, UndoRecord
 from orchestrator.ledger.schema import DAMAGED, check_file, migrate
-from orchestrator.plan import Plan, plan_from_json
+from orchestrator.planning.plan import Plan, plan_from_json
 from orchestrator.request import GuestRequest
 from orchestrator.state import GuestState, check_transition
 

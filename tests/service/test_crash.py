@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.access import OPERATOR
-from orchestrator.core_manager import HOST
 from orchestrator.domain import build_domain
 from orchestrator.errors import HypervisorError
 from orchestrator.images.store import find_image
+from orchestrator.lifecycle.core_manager import HOST
+from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.request import GuestRequest
 from orchestrator.state import GuestState
-from orchestrator.supervisor import Supervisor
 from tests.crashes import World, in_child, measure_recovery, run_crash
 from tests.fakehost import IMAGE
 

@@ -18,9 +18,9 @@ import pytest
 import uvicorn
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.server import QuietServer
-from orchestrator.systemd import notify_systemd, read_watchdog, take_sockets
-from orchestrator.watchdog import Heartbeat, WatchedLock
+from orchestrator.service.server import QuietServer
+from orchestrator.service.systemd import notify_systemd, read_watchdog, take_sockets
+from orchestrator.service.watchdog import Heartbeat, WatchedLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def test_a_systemd_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp
 CHILD = """
 import json, os, sys
 os.environ["LISTEN_PID"] = os.environ["LISTEN_PID"] or str(os.getpid())
-from orchestrator.systemd import take_sockets
+from orchestrator.service.systemd import take_sockets
 found = take_sockets()
 names = {name: [one.getsockname() for one in sockets] for name, sockets in found.items()}
 inherited = [one.get_inheritable() for sockets in found.values() for one in sockets]
@@ -283,7 +283,7 @@ def test_systemd_hears_of_begin_and_end(systemd: Callable[[], str]) -> None:
 
 MAIN = """
 import socket, uvicorn
-from orchestrator.server import QuietServer
+from orchestrator.service.server import QuietServer
 from tests.service.test_systemd import hello
 server = QuietServer(uvicorn.Config(hello, log_config=None, lifespan="off", ws="none"), lambda: print("ready", flush=True))
 server.run(sockets=[socket.create_server(("127.0.0.1", 0))])

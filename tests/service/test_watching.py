@@ -16,11 +16,11 @@ from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.metrics import Observations
-from orchestrator.plan import Policy
+from orchestrator.planning.plan import Policy
 from orchestrator.proof import Proof, Verdict
-from orchestrator.server import QuietServer
+from orchestrator.service.server import QuietServer
+from orchestrator.service.watchdog import WatchedLock
 from orchestrator.values import CpuSet, Size
-from orchestrator.watchdog import WatchedLock
 from orchestrator.watching import build_metrics, describe, find_listener, start_heartbeat, watch_audit
 from tests.fakeroot import load_host
 

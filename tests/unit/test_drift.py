@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.drift import check_drift, check_threads
 from orchestrator.errors import HostError
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import LiveGuest, Vcpu
-from orchestrator.plan import Plan, VfPlan
+from orchestrator.lifecycle.drift import check_drift, check_threads
+from orchestrator.planning.plan import Plan, VfPlan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 PF = PciAddress.parse("0000:41:00.0")

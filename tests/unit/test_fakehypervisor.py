@@ -14,7 +14,7 @@ from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.host.hugepages import read_pools
 from orchestrator.hypervisor import End
 from orchestrator.images.store import find_image
-from orchestrator.plan import Plan
+from orchestrator.planning.plan import Plan
 from orchestrator.request import GuestRequest
 from orchestrator.values import CpuSet, PciAddress
 from tests.crashes import World

@@ -18,7 +18,7 @@ import pytest
 
 from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
 from orchestrator.ledger import Claim, Ledger, Quarantined, schema, store
-from orchestrator.plan import Plan, VfPlan
+from orchestrator.planning.plan import Plan, VfPlan
 from orchestrator.request import GuestRequest
 from orchestrator.state import GuestState
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size

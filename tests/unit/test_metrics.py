@@ -17,7 +17,7 @@ from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.host.survey import read_topology
 from orchestrator.ledger import Event
 from orchestrator.metrics import METRICS, Kind, Metric, Metrics, Observations, Outcome, Sources
-from orchestrator.plan import Plan, Policy, VfPlan
+from orchestrator.planning.plan import Plan, Policy, VfPlan
 from orchestrator.proof import Proof, Verdict
 from orchestrator.topology import Topology
 from orchestrator.values import CpuSet, MacAddress, Size

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.plan import Claims, PageClaim, Plan, Policy, VfPlan, plan_from_json
-from orchestrator.planner import plan_guest
+from orchestrator.planning.plan import Claims, PageClaim, Plan, Policy, VfPlan, plan_from_json
+from orchestrator.planning.planner import plan_guest
 from orchestrator.request import GuestRequest, parse_guest_request
 from orchestrator.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size

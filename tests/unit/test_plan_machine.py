@@ -19,8 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orchestrator.errors import LostRace, NoRoom
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Claims, Plan, Policy
-from orchestrator.planner import plan_guest
+from orchestrator.planning.plan import Claims, Plan, Policy
+from orchestrator.planning.planner import plan_guest
 from orchestrator.request import GuestRequest, parse_guest_request
 from orchestrator.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size

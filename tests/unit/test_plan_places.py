@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.config import read_config
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.plan import Claims, PageClaim, Plan, Policy
-from orchestrator.planner import plan_guest
+from orchestrator.planning.plan import Claims, PageClaim, Plan, Policy
+from orchestrator.planning.planner import plan_guest
 from orchestrator.request import GuestRequest, parse_guest_request
 from orchestrator.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size

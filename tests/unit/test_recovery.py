@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import Conflict
-from orchestrator.recovery import MOST_RESTARTS, Action, decide, plan_pause
+from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, decide, plan_pause
 from orchestrator.state import SETTLED, GuestState, check_transition
 
 ALLOWED = {

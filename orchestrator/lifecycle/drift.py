@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.errors import HostError
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import Hypervisor, LiveGuest
-from orchestrator.plan import Plan
+from orchestrator.planning.plan import Plan
 from orchestrator.steps.vfs import VFIO
 from orchestrator.values import CpuSet
 

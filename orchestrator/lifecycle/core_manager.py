@@ -14,7 +14,6 @@ from errno import ENOENT, ESRCH
 from pathlib import Path
 
 from orchestrator.domain import build_domain
-from orchestrator.drift import check_threads
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.edge import EdgeMode
@@ -25,7 +24,8 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
-from orchestrator.plan import Plan, Policy
+from orchestrator.lifecycle.drift import check_threads
+from orchestrator.planning.plan import Plan, Policy
 from orchestrator.state import GuestState
 from orchestrator.steps.base import Step, Undo, run_steps, undo_steps
 from orchestrator.steps.cores import MoveIrq, MoveKernelThread, plan_cores, undo_irq_affinity, undo_thread_affinity

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from orchestrator.plan import Claims, Policy
+from orchestrator.planning.plan import Claims, Policy
 from orchestrator.topology import Core, PagePool, Topology
 from orchestrator.values import CpuSet, Size
 

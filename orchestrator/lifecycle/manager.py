@@ -2,78 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 from orchestrator.access import Identity, Role, may_change, may_see
 from orchestrator.console import READY, tell, wait_for
-from orchestrator.core_manager import HOST, CoreManager
 from orchestrator.errors import (
     Conflict,
     Forbidden,
     GuestError,
-    LostRace,
     NotFound,
     OrchestratorError,
-    QuotaExceeded,
-    RequestError,
     Stale,
 )
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
-from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Event, Ledger, Quarantined
-from orchestrator.plan import Claims, Plan, Policy
-from orchestrator.planner import plan_guest
+from orchestrator.lifecycle.core_manager import CoreManager
+from orchestrator.lifecycle.placing import Placing
+from orchestrator.lifecycle.supervisor import Locks, Supervisor
+from orchestrator.lifecycle.view import GuestView, view_guest
+from orchestrator.planning.plan import Policy
 from orchestrator.request import GuestRequest
+from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
-from orchestrator.steps.vfs import VFIO
-from orchestrator.supervisor import Locks, Supervisor
 from orchestrator.topology import Topology
-from orchestrator.values import PciAddress, Size
-from orchestrator.watchdog import WatchedLock
 
 _log = logging.getLogger(__name__)
-
-_ATTEMPTS = 20
-
-# States in which the pool still shows the guest's pages as free, as far as can be known.
-_NOT_STARTED = (GuestState.CREATING, GuestState.STARTING, GuestState.STOPPED)
-
-
-@dataclass(frozen=True)
-class GuestView:
-    """A guest as the manager shows it.
-
-    Attributes:
-        state: as in the ledger; ``ended`` if it should run but does not; ``planned`` if nothing is claimed for it.
-        owner: the tenant it belongs to, empty for the host's own.
-        version: see ``Claim``; 0 if nothing is claimed.
-    """
-
-    plan: Plan
-    state: str
-    request: GuestRequest
-    owner: str = ""
-    version: int = 0
-    restarts: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The guest as plain JSON types; memory in bytes."""
-        plan = self.plan.to_json()
-        pages = plan.pop("pages")
-        sizes = {"memory": self.plan.memory.bytes, "huge_pages": pages, "page_size": self.plan.page_size.bytes}
-        kept = {"owner": self.owner, "version": self.version, "restart": self.request.restart, "restarts": self.restarts}
-        return {**plan, "state": self.state, "cpus": list(self.plan.cpus), **sizes, **kept, "id": self.request.id}
 
 
 class SystemManager:
@@ -96,9 +56,7 @@ class SystemManager:
         # Held while something is changed that serves all guests. The watchdog looks that it is not held for ever.
         self.shared = WatchedLock()
         self._cores = CoreManager(host, hypervisor, ledger, policy, self.shared, images, consoles)
-        # Held from reading what is free until it is claimed: two that read the same free pages would both be promised them.
-        self._claiming = threading.Lock()
-        self._known: Topology | None = None
+        self._placing = Placing(host, hypervisor, ledger, policy, self.shared, images)
         self.supervisor = Supervisor(self._cores, ledger)
         self._asking = Locks()
         self._happened = threading.Condition()
@@ -118,7 +76,7 @@ class SystemManager:
     def guests(self, who: Identity) -> tuple[GuestView, ...]:
         """All guests that hold a claim and that ``who`` may see."""
         running = self._hypervisor.uuids()
-        return tuple(_view(claim, running) for claim in self._ledger.read().claims if may_see(who, claim.owner))
+        return tuple(view_guest(claim, running) for claim in self._ledger.read().claims if may_see(who, claim.owner))
 
     def guest(self, who: Identity, name: str) -> GuestView:
         """One guest.
@@ -126,7 +84,7 @@ class SystemManager:
         Raises:
             NotFound: no guest of this name holds a claim, or ``who`` may not see it.
         """
-        return _view(self._find(who, name), self._hypervisor.uuids())
+        return view_guest(self._find(who, name), self._hypervisor.uuids())
 
     def quarantined(self, who: Identity) -> tuple[Quarantined, ...]:
         """What could not be verified clean, for operators and viewers.
@@ -166,7 +124,7 @@ class SystemManager:
             QuotaExceeded: the tenant may not have so much.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
-        return GuestView(self._plan(who, request)[0], "planned", request, who.tenant)
+        return GuestView(self._placing.plan(who, request)[0], "planned", request, who.tenant)
 
     def create(self, who: Identity, request: GuestRequest) -> tuple[GuestView, bool]:
         """Makes a guest: plan, claim, change the host, start. On any error all of it is undone.
@@ -186,10 +144,10 @@ class SystemManager:
         with self.supervisor.changing(request.name):
             known = self._find_repeated(who, request)
             if known:
-                return _view(known, self._hypervisor.uuids()), False
+                return view_guest(known, self._hypervisor.uuids()), False
             began = time.monotonic()
             try:
-                plan = self._claim(who, request)
+                plan = self._placing.claim(who, request)
             except OrchestratorError as error:
                 took = time.monotonic() - began
                 self._ledger.log("refused", request.name, error.message, who=who.name, tenant=who.tenant, took=took)
@@ -197,7 +155,7 @@ class SystemManager:
             what = f"CPUs {plan.cpus}, {plan.pages} pages of {plan.page_size} on node {plan.node}, VF {plan.vf.address}"
             self._ledger.log("claimed", plan.name, what, who=who.name, tenant=who.tenant, took=time.monotonic() - began)
             claim = self.supervisor.start(self._find(who, plan.name), who.name)
-            return _view(claim, frozenset({plan.uuid})), True
+            return view_guest(claim, frozenset({plan.uuid})), True
 
     def start(self, who: Identity, name: str, expected: int | None = None) -> GuestView:
         """Starts a guest that is stopped, on the cores, pages and VF that it has claimed. One that runs already is fine.
@@ -216,7 +174,7 @@ class SystemManager:
             if claim.state != GuestState.RUNNING:
                 claim = self._ledger.set_state(name, GuestState.STARTING, restarts=0)
                 claim = self.supervisor.start(claim, who.name)
-            return _view(claim, frozenset({claim.plan.uuid}))
+            return view_guest(claim, frozenset({claim.plan.uuid}))
 
     def stop(self, who: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
         """Asks a guest to power off, and ends it if it has not after ``timeout`` seconds. Its claim is kept.
@@ -227,8 +185,8 @@ class SystemManager:
         with self._change(who, name, expected) as claim:
             if claim.state == GuestState.STOPPED:
                 self.supervisor.cancel_restart(name)
-                return _view(claim, frozenset())
-            return _view(self.supervisor.stop(claim, who.name, timeout), frozenset())
+                return view_guest(claim, frozenset())
+            return view_guest(self.supervisor.stop(claim, who.name, timeout), frozenset())
 
     def kill(self, who: Identity, name: str, expected: int | None = None) -> GuestView:
         """Ends a guest at once, as pulling the plug does, even one that is just being stopped. Its claim is kept.
@@ -348,76 +306,7 @@ class SystemManager:
                 raise Conflict(f"the id {request.id} stands for another request, that of guest {claim.plan.name}", "use a new id")
         return None
 
-    def _claim(self, who: Identity, request: GuestRequest) -> Plan:
-        with self._claiming:
-            for attempt in range(_ATTEMPTS):
-                plan, generation = self._plan(who, request)
-                try:
-                    self._ledger.claim(plan, generation, request, who.tenant)
-                except LostRace:
-                    # A guest was deleted meanwhile: there is more room than was seen.
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-                else:
-                    return plan
-        raise AssertionError("not reached")
-
-    def _plan(self, who: Identity, request: GuestRequest) -> tuple[Plan, int]:
-        if request.name == HOST:
-            raise RequestError(f"no guest can be named {HOST}: that is the host itself", "choose another name")
-        image = find_image(self._images, request.image)
-        if request.size.bytes < image.memory.bytes:
-            raise RequestError(f"{request.memory} of memory is too small for the image {image.name}", f"it needs {image.memory}")
-        read = self._ledger.read()
-        if request.name in {claim.plan.name for claim in read.claims} | self._hypervisor.names():
-            raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
-        # Read before the host is surveyed: see ``Claims.of``.
-        started = frozenset(claim.plan.name for claim in read.claims if claim.state not in _NOT_STARTED)
-        live = self._hypervisor.guests(frozenset(claim.plan.uuid for claim in read.claims))
-        with self.shared:  # not while VFs are being made or taken away: their PF has no carrier then
-            topology = self._known = read_topology(self._host, self._known)
-        taken = _with_strangers(Claims.of([claim.plan for claim in read.claims], started), live, topology)
-        plan = plan_guest(request, topology, taken, self._policy)
-        _check_quota(who, plan, [claim.plan for claim in read.claims if claim.owner == who.tenant])
-        return plan, read.generation
-
     def _wake(self, event: Event) -> None:
         _log.info("%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._happened:
             self._happened.notify_all()
-
-
-def _view(claim: Claim, running: frozenset[UUID]) -> GuestView:
-    ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
-    state = "ended" if ended else str(claim.state)
-    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarts)
-
-
-def _check_quota(who: Identity, plan: Plan, owned: list[Plan]) -> None:
-    """Whether a tenant may have this beside what it has."""
-    plans = [*owned, plan]
-    cores, memory = sum(len(one.cores) for one in plans), sum(one.memory.bytes for one in plans)
-    quota, over = who.quota, []
-    if quota.cores is not None and cores > quota.cores:
-        over.append(f"{cores} cores of {quota.cores}")
-    if quota.memory is not None and memory > quota.memory.bytes:
-        over.append(f"{Size(memory)} of memory of {quota.memory}")
-    if quota.vfs is not None and len(plans) > quota.vfs:
-        over.append(f"{len(plans)} VFs of {quota.vfs}")
-    if over:
-        with_it = f"with guest {plan.name!r} the tenant {who.tenant} would have"
-        reasons = tuple(f"{with_it} {part}" for part in over)
-        raise QuotaExceeded("the quota is used up", reasons, "delete a guest, or ask the operator")
-
-
-def _with_strangers(claims: Claims, live: tuple[LiveGuest, ...], topology: Topology) -> Claims:
-    """Adds what guests that are not ours use, as libvirt tells it, and VFs that somebody has handed to vfio-pci."""
-    vfio = {vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO}
-    devices: set[PciAddress] = vfio.union(*(guest.hostdevs for guest in live))
-    cpus = claims.cpus
-    for guest in live:
-        for vcpu in guest.vcpus:
-            # A guest that nobody has pinned may run anywhere: it claims no core, and the audit names it.
-            if not topology.cpus <= vcpu.pin:
-                cpus = cpus | vcpu.pin
-    return dataclasses.replace(claims, cpus=cpus, vfs=claims.vfs | devices)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.systemd import notify_systemd
+from orchestrator.service.systemd import notify_systemd
 
 _log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from functools import partial
 from uuid import UUID
 
 from orchestrator.access import MANAGER
-from orchestrator.core_manager import HOST, CoreManager
-from orchestrator.drift import check_drift, repair_pins
 from orchestrator.errors import NotFound, OrchestratorError
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Claim, Ledger
-from orchestrator.recovery import MOST_RESTARTS, Action, decide, plan_pause
+from orchestrator.lifecycle.core_manager import HOST, CoreManager
+from orchestrator.lifecycle.drift import check_drift, repair_pins
+from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, decide, plan_pause
 from orchestrator.request import Restart
 from orchestrator.state import SETTLED, GuestState
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.places import Host, Pages, Place, check_place, find_places
-from orchestrator.plan import Claims, Plan, Policy, VfPlan
+from orchestrator.planning.places import Host, Pages, Place, check_place, find_places
+from orchestrator.planning.plan import Claims, Plan, Policy, VfPlan
 from orchestrator.request import GuestRequest
 from orchestrator.topology import IommuGroup, PhysicalFunction, Topology
 from orchestrator.values import MacAddress, PciAddress, Size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from orchestrator.plan import Plan, Policy
+from orchestrator.planning.plan import Plan, Policy
 from orchestrator.topology import Topology
 from orchestrator.values import PciAddress, Size
 

@@ -1,0 +1,45 @@
+"""A guest as the manager shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from orchestrator.ledger import Claim
+from orchestrator.planning.plan import Plan
+from orchestrator.request import GuestRequest
+from orchestrator.state import GuestState
+
+
+@dataclass(frozen=True)
+class GuestView:
+    """A guest as the manager shows it.
+
+    Attributes:
+        state: as in the ledger; ``ended`` if it should run but does not; ``planned`` if nothing is claimed for it.
+        owner: the tenant it belongs to, empty for the host's own.
+        version: see ``Claim``; 0 if nothing is claimed.
+    """
+
+    plan: Plan
+    state: str
+    request: GuestRequest
+    owner: str = ""
+    version: int = 0
+    restarts: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The guest as plain JSON types; memory in bytes."""
+        plan = self.plan.to_json()
+        pages = plan.pop("pages")
+        sizes = {"memory": self.plan.memory.bytes, "huge_pages": pages, "page_size": self.plan.page_size.bytes}
+        kept = {"owner": self.owner, "version": self.version, "restart": self.request.restart, "restarts": self.restarts}
+        return {**plan, "state": self.state, "cpus": list(self.plan.cpus), **sizes, **kept, "id": self.request.id}
+
+
+def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:
+    """The guest as it is now; ``running`` are the guests that libvirt has."""
+    ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
+    state = "ended" if ended else str(claim.state)
+    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarts)

@@ -1,0 +1,1 @@
+"""Which cores, pages and VF a guest gets: pure decisions."""

@@ -1,0 +1,1 @@
+"""What a daemon of systemd needs: journal, notifications, watchdog, HTTP server."""
