@@ -133,7 +133,7 @@ def measure(folder: Path, requests: int, clients: int, processes: int, server: S
         pipes.append(ours)
     with serve(folder, SETTINGS, world=world) as served:
         lock = TimedLock()
-        served.manager._claiming = lock  # type: ignore[assignment]
+        served.manager._placing._lock = lock  # type: ignore[assignment]
         for pipe in pipes:
             pipe.send("go")
         answers = [answer for pipe in pipes for answer in pipe.recv()]

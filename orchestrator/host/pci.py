@@ -7,6 +7,7 @@ Documentation/ABI/testing/sysfs-kernel-iommu_groups.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from errno import EBUSY, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, EPERM, ERANGE
 
 from orchestrator.errors import HostError
@@ -42,6 +43,17 @@ def read_pfs(host: HostRoot) -> tuple[PhysicalFunction, ...]:
     return tuple(_read_pf(host, address) for address in addresses if host.read(f"{_folder(address)}/class").startswith(_ETHERNET))
 
 
+def read_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
+    """One SR-IOV physical function.
+
+    Raises:
+        HostError: there is none at the address, or a file of it cannot be read.
+    """
+    if not host.exists(f"{_folder(address)}/sriov_totalvfs"):
+        raise HostError(f"{address} is no SR-IOV physical function", "`nohype survey` shows what there is", ENODEV)
+    return _read_pf(host, address)
+
+
 def _read_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
     folder = _folder(address)
     interface = _read_interface(host, folder)
@@ -59,6 +71,26 @@ def _read_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
         vf_stride=int(host.read(f"{folder}/sriov_stride")),
         vfs=_read_vfs(host, address),
     )
+
+
+def read_link(host: HostRoot, pf: PhysicalFunction) -> PhysicalFunction:
+    """A PF that was read before, with its interface and link as they are now.
+
+    Raises:
+        HostError: the function is gone, or a file of it cannot be read.
+    """
+    folder = _folder(pf.address)
+    interface = _read_interface(host, folder)
+    return replace(pf, interface=interface, up=interface is not None and _read_up(host, f"{folder}/net/{interface}"))
+
+
+def read_functions(host: HostRoot) -> frozenset[PciAddress]:
+    """The addresses of all PCI functions.
+
+    Raises:
+        HostError: sysfs has no PCI bus.
+    """
+    return frozenset(map(PciAddress.parse, host.names(_DEVICES)))
 
 
 def _read_interface(host: HostRoot, folder: str) -> str | None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from errno import ENOENT
 
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import read_cores, read_isolated, read_online, read_topoext
 from orchestrator.host.hugepages import read_pools
-from orchestrator.host.pci import read_iommu_groups, read_pfs
+from orchestrator.host.pci import read_functions, read_iommu_groups, read_link, read_pfs
 from orchestrator.host.root import HostRoot
 from orchestrator.topology import Topology
 
 
-def read_topology(host: HostRoot, known: Topology | None = None) -> Topology:
+def read_topology(host: HostRoot) -> Topology:
     """Surveys the host. No huge pages, PFs or IOMMU groups are facts, and show as empty; without CPUs or PCI there is no host.
-
-    Args:
-        known: an earlier survey. Its cores are taken over if the same CPUs are online: nothing else can change them.
 
     Raises:
         HostError: sysfs is not mounted, or lacks the CPUs or the PCI bus; or a file cannot be read.
@@ -25,10 +23,26 @@ def read_topology(host: HostRoot, known: Topology | None = None) -> Topology:
         if not host.exists(name):
             raise HostError(f"cannot survey the host: there is no /{name}", "is sysfs mounted on /sys?", ENOENT)
     return Topology(
-        cores=known.cores if known and known.cpus == read_online(host) else read_cores(host),
+        cores=read_cores(host),
         isolated=read_isolated(host),
         pools=read_pools(host),
         pfs=read_pfs(host),
         iommu_groups=read_iommu_groups(host),
         topoext=read_topoext(host),
     )
+
+
+def refresh_topology(host: HostRoot, known: Topology) -> Topology:
+    """An earlier survey, with what changes from guest to guest read again: pools, and the interfaces and links of the PFs.
+
+    A server with 128 VFs is a thousand files; these are some twenty. Everything is surveyed anew if there are other CPUs or PCI
+    functions. The drivers of VFs are as they were: look at the VF that you want.
+
+    Raises:
+        HostError: as ``read_topology``.
+    """
+    functions = {device for group in known.iommu_groups for device in group.devices}
+    if known.cpus != read_online(host) or functions != read_functions(host):
+        return read_topology(host)
+    pfs = tuple(read_link(host, pf) for pf in known.pfs)
+    return replace(known, isolated=read_isolated(host), pools=read_pools(host), pfs=pfs)

@@ -49,6 +49,8 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
+        # Readers have a connection of their own: with WAL they need not wait until what others write is on the disk.
+        self._read_lock = threading.Lock()
         # Claims that were parsed already: name -> (version, claim).
         self._parsed: dict[str, tuple[int, Claim]] = {}
         self._listeners: list[Callable[[Event], None]] = []
@@ -56,15 +58,17 @@ class Ledger:
             _create(path)
             # isolation_level None: the sqlite3 module begins no transactions of its own.
             self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+            self._reader = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
         except BaseException:
-            self._db.close()
+            self.close()
             raise
 
     def close(self) -> None:
         """Closes the file. The ledger can't be used afterwards."""
-        with self._lock:
+        with self._read_lock, self._lock:
+            self._reader.close()
             self._db.close()
 
     def __enter__(self) -> Ledger:
@@ -79,17 +83,17 @@ class Ledger:
 
     def read(self) -> Reading:
         """All claims, by guest name, with their generation."""
-        with self._transaction("read", "BEGIN"):
-            versions = self._all("SELECT name, version FROM guest ORDER BY name")
-            claims = tuple(self._read_claim(name, version) for name, version in versions)
+        with self._reading() as db:
+            versions = _rows(db, "SELECT name, version FROM guest ORDER BY name")
+            claims = tuple(self._read_claim(db, name, version) for name, version in versions)
             self._parsed = {claim.plan.name: (claim.version, claim) for claim in claims}
-            return Reading(self._generation(), claims)
+            return Reading(int(_rows(db, "SELECT number FROM generation")[0][0]), claims)
 
     def find(self, name: str) -> Claim | None:
         """The claim of one guest, if it has one."""
-        with self._transaction("read", "BEGIN"):
-            versions = self._all("SELECT version FROM guest WHERE name = ?", name)
-            return self._read_claim(name, versions[0][0]) if versions else None
+        with self._reading() as db:
+            versions = _rows(db, "SELECT version FROM guest WHERE name = ?", name)
+            return self._read_claim(db, name, versions[0][0]) if versions else None
 
     def claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "") -> int:
         """Gives the guest all that the plan names, or nothing. Its state is CREATING then.
@@ -107,18 +111,20 @@ class Ledger:
             Conflict: the name is taken, or a CPU, VF or MAC address is another guest's.
         """
         with self._transaction(f"write the claim of {plan.name} to"):
-            if self._all("SELECT 1 FROM guest WHERE name = ?", plan.name):
+            ((now, there),) = _rows(
+                self._db, "SELECT number, EXISTS (SELECT 1 FROM guest WHERE name = ?) FROM generation", plan.name
+            )
+            if there:
                 raise Conflict(f"there is a guest named {plan.name} already", "choose another name, or delete that guest first")
-            if generation != (now := self._generation()):
+            if generation != now:
                 changed = f"claims have changed while guest {plan.name} was planned (generation {generation}, now {now})"
                 raise LostRace(changed, "try again")
             texts = json.dumps(plan.to_json()), request.model_dump_json(exclude_unset=True)
             values = (plan.name, GuestState.CREATING, *texts, owner, self._next_version(), 0)
             self._db.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-            for cpu in plan.cpus:
-                self._take("claim_cpu", "cpu", "CPU", cpu, plan.name)
-            self._take("claim_vf", "address", "VF", str(plan.vf.address), plan.name)
-            self._take("claim_mac", "mac", "Ethernet address", str(plan.vf.mac), plan.name)
+            self._take("claim_cpu", "cpu", "CPU", list(plan.cpus), plan.name)
+            self._take("claim_vf", "address", "VF", [str(plan.vf.address)], plan.name)
+            self._take("claim_mac", "mac", "Ethernet address", [str(plan.vf.mac)], plan.name)
             return self._next_generation()
 
     def release(self, name: str) -> int:
@@ -129,7 +135,7 @@ class Ledger:
             Conflict: changes made for the guest are not undone yet.
         """
         with self._transaction(f"release the claim of {name} in"):
-            (left,) = self._all("SELECT count(*) FROM undo WHERE owner = ?", name)[0]
+            (left,) = _rows(self._db, "SELECT count(*) FROM undo WHERE owner = ?", name)[0]
             if left:
                 raise Conflict(f"{left} changes for guest {name} are not undone yet", "others can't get its things before")
             if not self._db.execute("DELETE FROM guest WHERE name = ?", (name,)).rowcount:
@@ -145,7 +151,7 @@ class Ledger:
             Conflict: as ``check_transition``.
         """
         with self._transaction(f"note that {name} is {state} in"):
-            rows = self._all("SELECT state, restarts FROM guest WHERE name = ?", name)
+            rows = _rows(self._db, "SELECT state, restarts FROM guest WHERE name = ?", name)
             if not rows:
                 raise _no_claim(name)
             ((old, count),) = rows
@@ -155,7 +161,7 @@ class Ledger:
             self._db.execute("UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ?", values)
             if state != GuestState.QUARANTINED:
                 self._db.execute("DELETE FROM quarantine WHERE name = ?", (name,))
-            return self._read_claim(name, version)
+            return self._read_claim(self._db, name, version)
 
     def quarantine(self, name: str, reasons: Sequence[str]) -> None:
         """Keeps all that the guest owns from everybody, until its state is changed again.
@@ -165,7 +171,7 @@ class Ledger:
             Conflict: as ``check_transition``.
         """
         with self._transaction(f"put {name} into quarantine in"):
-            rows = self._all("SELECT state FROM guest WHERE name = ?", name)
+            rows = _rows(self._db, "SELECT state FROM guest WHERE name = ?", name)
             if not rows:
                 raise _no_claim(name)
             check_transition(name, GuestState(rows[0][0]), GuestState.QUARANTINED)
@@ -175,8 +181,8 @@ class Ledger:
 
     def quarantined(self) -> tuple[Quarantined, ...]:
         """All that is in quarantine, by guest name."""
-        with self._transaction("read", "BEGIN"):
-            rows = self._all("SELECT name, since, reasons FROM quarantine ORDER BY name")
+        with self._reading() as db:
+            rows = _rows(db, "SELECT name, since, reasons FROM quarantine ORDER BY name")
             return tuple(Quarantined(name, since, tuple(json.loads(reasons))) for name, since, reasons in rows)
 
     def record(self, owner: str, action: str, arguments: dict[str, object]) -> int:
@@ -199,14 +205,14 @@ class Ledger:
         Raises:
             NotFound: there is no such record.
         """
-        with self._transaction("forget an undo record in"):
+        with self._transaction("forget an undo record in", durable=False):
             if not self._db.execute("DELETE FROM undo WHERE id = ?", (id,)).rowcount:
                 raise NotFound(f"there is no undo record {id}")
 
     def pending(self, owner: str) -> tuple[UndoRecord, ...]:
         """What is still to be undone for the owner, newest first."""
-        with self._transaction("read", "BEGIN"):
-            rows = self._all("SELECT id, owner, action, arguments FROM undo WHERE owner = ? ORDER BY id DESC", owner)
+        with self._reading() as db:
+            rows = _rows(db, "SELECT id, owner, action, arguments FROM undo WHERE owner = ? ORDER BY id DESC", owner)
             return tuple(UndoRecord(id, owner, action, json.loads(text)) for id, owner, action, text in rows)
 
     def log(
@@ -214,7 +220,7 @@ class Ledger:
     ) -> Event:
         """Adds an event, which is never changed or removed; the arguments are an Event's."""
         values = {"time": _now(), "kind": kind, "subject": subject, "detail": detail, "who": who, "tenant": tenant, "took": took}
-        with self._transaction("log to"):
+        with self._transaction("log to", durable=False):
             event = Event(id=self._insert("event", **values), **values)  # type: ignore[arg-type]
         for call in self._listeners:
             call(event)
@@ -223,55 +229,50 @@ class Ledger:
     def events(self, after: int = 0, limit: int = 1000, tenant: str | None = None) -> tuple[Event, ...]:
         """Up to ``limit`` events with ids above ``after``, oldest first; of all tenants, or of one."""
         columns = "id, time, kind, subject, detail, who, tenant, took"
-        with self._transaction("read", "BEGIN"):
+        with self._reading() as db:
             if tenant is None:
-                rows = self._all(f"SELECT {columns} FROM event WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+                rows = _rows(db, f"SELECT {columns} FROM event WHERE id > ? ORDER BY id LIMIT ?", after, limit)
             else:
                 where = "tenant = ? AND id > ?"
-                rows = self._all(f"SELECT {columns} FROM event WHERE {where} ORDER BY id LIMIT ?", tenant, after, limit)
+                rows = _rows(db, f"SELECT {columns} FROM event WHERE {where} ORDER BY id LIMIT ?", tenant, after, limit)
             return tuple(Event(*row) for row in rows)
 
     def last_event(self) -> int:
         """The id of the newest event; 0 if there is none."""
-        with self._transaction("read", "BEGIN"):
-            return int(self._all("SELECT coalesce(max(id), 0) FROM event")[0][0])
+        with self._reading() as db:
+            return int(_rows(db, "SELECT coalesce(max(id), 0) FROM event")[0][0])
 
     def _prepare(self) -> None:
         with self._explained("open"):
             check_file(self._db, self._path)
             self._db.execute("PRAGMA journal_mode = WAL")
-            # FULL, not NORMAL: with WAL, NORMAL may lose the last commits when the power fails.
-            self._db.execute("PRAGMA synchronous = FULL")
         with self._transaction("make"):
             migrate(self._db)
         with self._explained("open"):
             self._db.execute("PRAGMA foreign_keys = ON")
 
-    def _generation(self) -> int:
-        ((number,),) = self._all("SELECT number FROM generation")
-        return int(number)
-
     def _next_generation(self) -> int:
-        self._db.execute("UPDATE generation SET number = number + 1")
-        return self._generation()
+        return int(_rows(self._db, "UPDATE generation SET number = number + 1 RETURNING number")[0][0])
 
     def _next_version(self) -> int:
         """Of all guests together, so that a new guest never has the version that was seen of an older one of its name."""
-        self._db.execute("UPDATE generation SET version = version + 1")
-        return int(self._all("SELECT version FROM generation")[0][0])
+        return int(_rows(self._db, "UPDATE generation SET version = version + 1 RETURNING version")[0][0])
 
-    def _take(self, table: str, column: str, what: str, value: object, guest: str) -> None:
-        if self._all(f"SELECT 1 FROM {table} WHERE {column} = ?", value):
+    def _take(self, table: str, column: str, what: str, values: Sequence[object], guest: str) -> None:
+        """In two statements, however many there are: after each, the thread may have to wait for the interpreter's lock."""
+        text = json.dumps(values)
+        taken = _rows(self._db, f"SELECT {column} FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))", text)
+        if taken:
             # Not whose: that may be another tenant's.
-            raise Conflict(f"{what} {value} can't be given to guest {guest}: it is another guest's")
-        self._db.execute(f"INSERT INTO {table} VALUES (?, ?)", (value, guest))
+            raise Conflict(f"{what} {taken[0][0]} can't be given to guest {guest}: it is another guest's")
+        self._db.execute(f"INSERT INTO {table} SELECT value, ? FROM json_each(?)", (guest, text))
 
-    def _read_claim(self, name: str, version: int) -> Claim:
+    def _read_claim(self, db: sqlite3.Connection, name: str, version: int) -> Claim:
         known = self._parsed.get(name)
         if known and known[0] == version:
             return known[1]
-        ((plan, state, request, owner, restarts),) = self._all(
-            "SELECT plan, state, request, owner, restarts FROM guest WHERE name = ?", name
+        ((plan, state, request, owner, restarts),) = _rows(
+            db, "SELECT plan, state, request, owner, restarts FROM guest WHERE name = ?", name
         )
         try:
             asked = GuestRequest.model_validate_json(request)
@@ -284,14 +285,17 @@ class Ledger:
         statement = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})"
         return int(self._db.execute(statement, tuple(values.values())).lastrowid or 0)
 
-    def _all(self, statement: str, *values: object) -> Sequence[Any]:
-        return self._db.execute(statement, values).fetchall()
-
     @contextmanager
-    def _transaction(self, what: str, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-        """All or nothing. IMMEDIATE takes the write lock before anything is read, so that what was read stays true."""
+    def _transaction(self, what: str, *, durable: bool = True) -> Iterator[None]:
+        """All or nothing. IMMEDIATE takes the write lock before anything is read, so that what was read stays true.
+
+        Args:
+            durable: on the disk when this ends. If not, a power cut may take it back, up to the last one that is, but no kill can.
+        """
         with self._lock, self._explained(what):
-            self._db.execute(begin)
+            # With WAL, NORMAL syncs nothing at a commit (https://sqlite.org/pragma.html#pragma_synchronous).
+            self._db.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
+            self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self._db.execute("COMMIT")
@@ -302,12 +306,27 @@ class Ledger:
                 raise
 
     @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """What is read within is of one moment."""
+        with self._read_lock, self._explained("read"):
+            self._reader.execute("BEGIN")
+            try:
+                yield self._reader
+            finally:
+                if self._reader.in_transaction:
+                    self._reader.execute("ROLLBACK")
+
+    @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0)
             raise LedgerError(f"cannot {what} the ledger {self._path}: {error}", _HINTS.get(code & 0xFF, "")) from None
+
+
+def _rows(db: sqlite3.Connection, statement: str, *values: object) -> Sequence[Any]:
+    return db.execute(statement, values).fetchall()
 
 
 def _no_claim(name: str) -> NotFound:

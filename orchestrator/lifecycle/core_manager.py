@@ -16,9 +16,9 @@ from pathlib import Path
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
-from orchestrator.host.edge import EdgeMode
+from orchestrator.host.edge import EdgeMode, read_edge_mode
 from orchestrator.host.hugepages import read_pools
-from orchestrator.host.pci import read_driver
+from orchestrator.host.pci import read_driver, read_numvfs, read_pf
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor, LiveGuest
@@ -29,13 +29,15 @@ from orchestrator.planning.plan import Plan, Policy
 from orchestrator.state import GuestState
 from orchestrator.steps.base import Step, Undo, run_steps, undo_steps
 from orchestrator.steps.cores import MoveIrq, MoveKernelThread, plan_cores, undo_irq_affinity, undo_thread_affinity
-from orchestrator.steps.network import SetEdgeMode, find_pf, undo_edge_mode
+from orchestrator.steps.network import SetEdgeMode, undo_edge_mode
 from orchestrator.steps.vfs import VFIO, BindVfio, CreateVfs, SetVfMac, undo_numvfs, undo_vf_driver, undo_vf_mac
-from orchestrator.values import CpuSet, Size
+from orchestrator.values import CpuSet, PciAddress, Size
 
 HOST = "host"
 """Owner, in the undo journal, of changes that serve all guests: undone when the last guest is gone. No guest's name."""
 
+# Guests that are started or cleaned up at a time: all of that is work of the housekeeping cores.
+_AT_A_TIME = 8
 _FIRST_EXIT = 60.0
 _RETURN = 10.0
 
@@ -66,8 +68,10 @@ class CoreManager:
     shared: AbstractContextManager[object]
     images: Path
     consoles: Path
-    _cleared: threading.Event = field(default_factory=threading.Event)
-    """Set while the kernel's movable threads and interrupts are off the guest cores."""
+    _prepared: set[PciAddress] = field(default_factory=set)
+    """PFs whose VFs are made, by this manager or before. As long as there are some, the kernel's movable threads and interrupts
+    are off the guest cores. Changed with ``shared`` held."""
+    _turns: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_AT_A_TIME))
 
     def console_log(self, name: str) -> Path:
         """The file that gets all that the guest prints."""
@@ -82,13 +86,14 @@ class CoreManager:
         Raises:
             OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.
         """
-        self._prepare(plan)
         log = self.console_log(plan.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        self.hypervisor.start(build_domain(plan, find_image(self.images, plan.image), log=log))
         try:
-            self.settle(plan)
+            with self._turns:
+                self._prepare(plan)
+                self.hypervisor.start(build_domain(plan, find_image(self.images, plan.image), log=log))
+                self.settle(plan)
         except NotFound:
             raise GuestError(
                 f"guest {plan.name} ended as soon as it was started",
@@ -132,12 +137,13 @@ class CoreManager:
         Raises:
             HypervisorError: libvirt does not answer, so that nothing can be said.
         """
-        self.hypervisor.destroy(plan.uuid)
-        try:
-            undo_steps(self.host, self.ledger, plan.name, UNDOS)
-        except HostError as error:
-            return (error.message,)
-        return (*self._check_vf(plan), *self._check_memory(plan))
+        with self._turns:
+            self.hypervisor.destroy(plan.uuid)
+            try:
+                undo_steps(self.host, self.ledger, plan.name, UNDOS)
+            except HostError as error:
+                return (error.message,)
+            return (*self._check_vf(plan), *self._check_memory(plan))
 
     def forget(self, plan: Plan) -> None:
         """Drops what could not be undone for the guest: an operator has seen to it."""
@@ -150,9 +156,12 @@ class CoreManager:
         Raises:
             HostError: what could not be undone stays in the journal.
         """
+        if self.ledger.read().claims:
+            return
         with self.shared:
+            # In this order: a guest that is claimed after we looked finds nothing prepared, and waits for us.
+            self._prepared.clear()
             if not self.ledger.read().claims:
-                self._cleared.clear()
                 undo_steps(self.host, self.ledger, HOST, UNDOS)
 
     def keep_edge_mode(self, plan: Plan) -> None:
@@ -161,13 +170,14 @@ class CoreManager:
         Raises:
             HostError: the PF is gone, or refuses.
         """
-        with self.shared:
-            run_steps(self.host, self.ledger, HOST, [SetEdgeMode(find_pf(self.host, plan.vf.pf), EdgeMode.VEPA)])
+        pf = read_pf(self.host, plan.vf.pf)
+        if read_edge_mode(self.host, pf) is not EdgeMode.VEPA:
+            with self.shared:
+                run_steps(self.host, self.ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
 
     def find_driver(self, plan: Plan) -> str | None:
         """The driver of the guest's VF, if there is a VF and it has one."""
-        there = self.host.exists(f"sys/bus/pci/devices/{plan.vf.address}")
-        return read_driver(self.host, plan.vf.address) if there else None
+        return read_driver(self.host, plan.vf.address)
 
     def check_pools(self, claims: tuple[Claim, ...]) -> tuple[str, ...]:
         """Whether the pools still have what stopped guests own there; if not, another program has taken it. A sentence each."""
@@ -183,17 +193,21 @@ class CoreManager:
 
     def _prepare(self, plan: Plan) -> None:
         """First what serves all guests, then what is this guest's. Each step checks whether there is anything to do."""
-        with self.shared:
-            pf = find_pf(self.host, plan.vf.pf)
-            if not self._cleared.is_set():
-                # Once: it looks at every thread of the host. What strays later is found by the audit. Once for each manager too,
-                # since the journal outlives a reboot and the affinities do not.
-                run_steps(self.host, self.ledger, HOST, plan_cores(self.host, plan.housekeeping))
-                self._cleared.set()
-            run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, self.policy.count_vfs(pf))])
+        if plan.vf.pf not in self._prepared or not read_numvfs(self.host, plan.vf.pf):
+            self._prepare_host(plan)
         own: list[Step] = [SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)]
         run_steps(self.host, self.ledger, plan.name, own)
         self.keep_edge_mode(plan)
+
+    def _prepare_host(self, plan: Plan) -> None:
+        with self.shared:
+            if not self._prepared:
+                # Once: it looks at every thread of the host. What strays later is found by the audit. Once for each manager too,
+                # since the journal outlives a reboot and the affinities do not.
+                run_steps(self.host, self.ledger, HOST, plan_cores(self.host, plan.housekeeping))
+            pf = read_pf(self.host, plan.vf.pf)
+            run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, self.policy.count_vfs(pf))])
+            self._prepared.add(pf.address)
 
     def _await_first_exit(self, name: str) -> None:
         """KVM makes its helper thread when a vCPU first runs; a vCPU that has exited once has run."""

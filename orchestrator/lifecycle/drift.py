@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.errors import HostError
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor import Hypervisor, LiveGuest
+from orchestrator.hypervisor import Bounds, Hypervisor, LiveGuest
 from orchestrator.planning.plan import Plan
 from orchestrator.steps.vfs import VFIO
 from orchestrator.values import CpuSet
@@ -27,20 +27,20 @@ def check_threads(plan: Plan, live: LiveGuest, threads: tuple[Thread, ...]) -> N
             )
 
 
-def check_drift(plan: Plan, live: LiveGuest, driver: str | None) -> tuple[str, ...]:
+def check_drift(plan: Plan, live: Bounds, driver: str | None) -> tuple[str, ...]:
     """What somebody else has changed on a running guest, a sentence each. Pure.
 
     Args:
-        live: the guest as libvirt shows it.
+        live: what libvirt holds the guest to.
         driver: driver of its VF.
     """
     found = [
-        f"vCPU {vcpu.index} may run on CPUs {vcpu.pin} in place of {cpu}"
-        for vcpu, cpu in zip(live.vcpus, plan.cpus, strict=False)
-        if tuple(vcpu.pin) != (cpu,)
+        f"vCPU {index} may run on CPUs {pin} in place of {cpu}"
+        for index, (pin, cpu) in enumerate(zip(live.pins, plan.cpus, strict=False))
+        if tuple(pin) != (cpu,)
     ]
-    if len(live.vcpus) != len(plan.cpus):
-        found.append(f"it has {len(live.vcpus)} vCPUs in place of {len(plan.cpus)}")
+    if len(live.pins) != len(plan.cpus):
+        found.append(f"it has {len(live.pins)} vCPUs in place of {len(plan.cpus)}")
     if live.emulator_pin != plan.housekeeping:
         found.append(f"QEMU's other threads may run on CPUs {live.emulator_pin} in place of {plan.housekeeping}")
     if driver != VFIO:
@@ -51,10 +51,10 @@ def check_drift(plan: Plan, live: LiveGuest, driver: str | None) -> tuple[str, .
     return tuple(found)
 
 
-def repair_pins(hypervisor: Hypervisor, plan: Plan, live: LiveGuest) -> None:
+def repair_pins(hypervisor: Hypervisor, plan: Plan, live: Bounds) -> None:
     """Pins a running guest's threads as its plan says: the one change to a running guest that cannot hurt it."""
-    for vcpu, cpu in zip(live.vcpus, plan.cpus, strict=False):
-        if tuple(vcpu.pin) != (cpu,):
-            hypervisor.pin(plan.name, vcpu.index, CpuSet.of([cpu]))
+    for index, (pin, cpu) in enumerate(zip(live.pins, plan.cpus, strict=False)):
+        if tuple(pin) != (cpu,):
+            hypervisor.pin(plan.name, index, CpuSet.of([cpu]))
     if live.emulator_pin != plan.housekeeping:
         hypervisor.pin_emulator(plan.name, plan.housekeeping)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.access import Identity
 from orchestrator.errors import Conflict, LostRace, QuotaExceeded, RequestError
+from orchestrator.host.pci import read_driver
 from orchestrator.host.root import HostRoot
-from orchestrator.host.survey import read_topology
+from orchestrator.host.survey import read_topology, refresh_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST
 from orchestrator.planning.plan import Claims, Plan, Policy
 from orchestrator.planning.planner import plan_guest
@@ -21,7 +23,7 @@ from orchestrator.request import GuestRequest
 from orchestrator.state import GuestState
 from orchestrator.steps.vfs import VFIO
 from orchestrator.topology import Topology
-from orchestrator.values import PciAddress, Size
+from orchestrator.values import CpuSet, PciAddress, Size
 
 _ATTEMPTS = 20
 
@@ -80,17 +82,31 @@ class Placing:
         if request.size.bytes < image.memory.bytes:
             raise RequestError(f"{request.memory} of memory is too small for the image {image.name}", f"it needs {image.memory}")
         read = self._ledger.read()
-        if request.name in {claim.plan.name for claim in read.claims} | self._hypervisor.names():
-            raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
-        # Read before the host is surveyed: see ``Claims.of``.
-        started = frozenset(claim.plan.name for claim in read.claims if claim.state not in _NOT_STARTED)
         live = self._hypervisor.guests(frozenset(claim.plan.uuid for claim in read.claims))
-        with self._shared:  # not while VFs are being made or taken away: their PF has no carrier then
-            topology = self._known = read_topology(self._host, self._known)
-        taken = _with_strangers(Claims.of([claim.plan for claim in read.claims], started), live, topology)
-        plan = plan_guest(request, topology, taken, self._policy)
+        if request.name in {claim.plan.name for claim in read.claims} | {guest.name for guest in live}:
+            raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
+        plan = self._find_place(request, read.claims, live)
         _check_quota(who, plan, [claim.plan for claim in read.claims if claim.owner == who.tenant])
         return plan, read.generation
+
+    def _find_place(self, request: GuestRequest, claims: Sequence[Claim], live: tuple[LiveGuest, ...]) -> Plan:
+        """From an earlier survey, brought up to date; from a new one if the VF chosen turns out to be somebody else's."""
+        # Before the host is surveyed: see ``Claims.of``.
+        started = frozenset(claim.plan.name for claim in claims if claim.state not in _NOT_STARTED)
+        topology = self._survey()
+        taken = _with_strangers(Claims.of([claim.plan for claim in claims], started), live, topology.cpus)
+        plan = plan_guest(request, topology, taken, self._policy)
+        if read_driver(self._host, plan.vf.address) != VFIO:
+            return plan
+        self._known = None
+        topology = self._survey()
+        foreign = {vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO}
+        return plan_guest(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
+
+    def _survey(self) -> Topology:
+        with self._shared:  # not while VFs are being made or taken away: their PF has no carrier then
+            self._known = refresh_topology(self._host, self._known) if self._known else read_topology(self._host)
+            return self._known
 
 
 def _check_quota(who: Identity, plan: Plan, owned: list[Plan]) -> None:
@@ -110,14 +126,9 @@ def _check_quota(who: Identity, plan: Plan, owned: list[Plan]) -> None:
         raise QuotaExceeded("the quota is used up", reasons, "delete a guest, or ask the operator")
 
 
-def _with_strangers(claims: Claims, live: tuple[LiveGuest, ...], topology: Topology) -> Claims:
-    """Adds what guests that are not ours use, as libvirt tells it, and VFs that somebody has handed to vfio-pci."""
-    vfio = {vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO}
-    devices: set[PciAddress] = vfio.union(*(guest.hostdevs for guest in live))
-    cpus = claims.cpus
-    for guest in live:
-        for vcpu in guest.vcpus:
-            # A guest that nobody has pinned may run anywhere: it claims no core, and the audit names it.
-            if not topology.cpus <= vcpu.pin:
-                cpus = cpus | vcpu.pin
-    return dataclasses.replace(claims, cpus=cpus, vfs=claims.vfs | devices)
+def _with_strangers(claims: Claims, live: tuple[LiveGuest, ...], cpus: CpuSet) -> Claims:
+    """Adds what guests that are not ours use, as libvirt tells it; ``cpus`` are all of the host."""
+    # A guest that nobody has pinned may run anywhere: it claims no core, and the audit names it.
+    pins = [vcpu.pin for guest in live for vcpu in guest.vcpus if not cpus <= vcpu.pin]
+    devices: frozenset[PciAddress] = frozenset(address for guest in live for address in guest.hostdevs)
+    return replace(claims, cpus=CpuSet.of({*claims.cpus, *(cpu for pin in pins for cpu in pin)}), vfs=claims.vfs | devices)

@@ -141,7 +141,13 @@ class Supervisor:
 
     def collect(self) -> None:
         """The same for guests whose end nobody told, and for what failed half-way, as when libvirt was away."""
-        for claim in self._ledger.read().claims:
+        claims = self._ledger.read().claims
+        # libvirt is asked once for all, not once for each; a guest that looks amiss is locked and looked at anew.
+        running = self._hypervisor.uuids() if claims else frozenset()
+        for claim in claims:
+            decision = decide(claim.state, running=claim.plan.uuid in running)
+            if decision.state == claim.state and claim.state in SETTLED:
+                continue
             with self.changing(claim.plan.name):
                 now = self._ledger.find(claim.plan.name)
                 if now:
@@ -266,7 +272,7 @@ class Supervisor:
     def _check(self, claim: Claim) -> None:
         plan = claim.plan
         try:
-            live = self._hypervisor.guest(plan.name)
+            live = self._hypervisor.bounds(plan.name)
         except NotFound:
             return  # it is just ending
         found = check_drift(plan, live, self._cores.find_driver(plan))

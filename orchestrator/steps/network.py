@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, read_edge_mode, set_edge_mode
-from orchestrator.host.pci import read_numvfs, read_pfs
+from orchestrator.host.pci import read_numvfs, read_pf
 from orchestrator.host.root import HostRoot
 from orchestrator.steps.base import Arguments
 from orchestrator.topology import PhysicalFunction
@@ -41,16 +40,4 @@ def undo_edge_mode(host: HostRoot, arguments: Arguments) -> None:
     address = PciAddress.parse(str(arguments["pf"]))
     if not arguments["mode"] or not host.exists(f"sys/bus/pci/devices/{address}") or not read_numvfs(host, address):
         return
-    set_edge_mode(host, find_pf(host, address), EdgeMode(str(arguments["mode"])))
-
-
-def find_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
-    """The PF as it is now.
-
-    Raises:
-        HostError: there is none at the address.
-    """
-    for pf in read_pfs(host):
-        if pf.address == address:
-            return pf
-    raise HostError(f"{address} is no SR-IOV physical function", "`nohype survey` shows what there is")
+    set_edge_mode(host, read_pf(host, address), EdgeMode(str(arguments["mode"])))

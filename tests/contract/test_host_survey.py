@@ -10,12 +10,13 @@ import pytest
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import read_cores, read_isolated, read_topoext
 from orchestrator.host.hugepages import read_pools
-from orchestrator.host.pci import read_iommu_groups, read_pfs
+from orchestrator.host.pci import read_iommu_groups, read_pfs, set_numvfs
 from orchestrator.host.root import HostRoot
-from orchestrator.host.survey import read_topology
+from orchestrator.host.survey import read_topology, refresh_topology
 from orchestrator.topology import Core, PagePool, PhysicalFunction, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
-from tests.fakeroot import FakeRoot, load_host
+from tests.contract.conftest import await_link
+from tests.fakeroot import DEVICES, FakeRoot, load_host
 
 MIB2, GIB1 = Size(2 << 20), Size(1 << 30)
 
@@ -90,9 +91,28 @@ def test_one_socket_without_smt_and_iommu(tmp_path: Path) -> None:
     assert second.vf_address(1) == PciAddress.parse("04:10.5")
 
 
-def test_known_cores_are_taken_over_while_the_same_cpus_are_online(tmp_path: Path) -> None:
-    fake = load_host(tmp_path, "numa")
+def test_an_earlier_survey_is_brought_up_to_date(host: HostRoot, pf: PhysicalFunction) -> None:
+    """Without new VFs it is the same survey; with new ones everything is read again."""
+    set_numvfs(host, pf.address, 0)
+    await_link(host)
+    known = read_topology(host)
+    assert refresh_topology(host, known) == known
+    set_numvfs(host, pf.address, 2)
+    await_link(host)
+    assert refresh_topology(host, known) == read_topology(host) != known
+
+
+def test_what_changes_from_guest_to_guest_is_read_again(fake: FakeRoot, pf: PhysicalFunction) -> None:
     known = read_topology(fake)
-    assert read_topology(fake, known) == known
+    fake.add("sys/devices/system/node/node1/hugepages/hugepages-2048kB/free_hugepages", "9")
+    fake.add(f"{DEVICES}/{pf.address}/net/nic0/carrier", "0")
+    fake.add("sys/fs/cgroup/cpuset.cpus.isolated", "1")
+    now = refresh_topology(fake, known)
+    assert now == read_topology(fake)
+    assert ([pool.free for pool in now.pools if pool.node == 1][0], now.pfs[0].up, 1 in now.isolated) == (9, False, True)
+
+
+def test_other_cpus_are_another_host(fake: FakeRoot) -> None:
+    known = read_topology(fake)
     fake.add("sys/devices/system/cpu/online", "0-5")
-    assert [str(core.cpus) for core in read_topology(fake, known).cores] == ["0-1", "2-3", "4-5"]
+    assert [str(core.cpus) for core in refresh_topology(fake, known).cores] == ["0-1", "2-3", "4-5"]

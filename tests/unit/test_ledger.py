@@ -467,7 +467,7 @@ def test_migration_keeps_what_is_there(path: Path, monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         with Ledger(path) as ledger:
             assert [held.plan for held in ledger.read().claims] == [make_plan(1), make_plan(2)]
-            assert ledger._all("SELECT x FROM more") == [(1,)]
+            assert ledger._db.execute("SELECT x FROM more").fetchall() == [(1,)]
 
 
 def test_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,7 +483,7 @@ def test_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.Mo
             Ledger(path)
     with Ledger(path) as ledger:
         assert len(ledger.read().claims) == 2
-        assert not ledger._all("SELECT 1 FROM sqlite_schema WHERE name = 'more'")
+        assert not ledger._db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'more'").fetchall()
 
 
 def test_a_ledger_of_the_first_schema(path: Path) -> None:
@@ -501,9 +501,9 @@ def test_a_ledger_of_the_first_schema(path: Path) -> None:
         (held,) = ledger.read().claims
         assert (held.plan, held.state, held.request.size, held.owner) == (plan, GuestState.DELETING, plan.memory, "")
         assert ledger.events()[0].who == ""
-        assert ledger._all("SELECT * FROM claim_cpu") == [(2, "g1")]
+        assert ledger._db.execute("SELECT * FROM claim_cpu").fetchall() == [(2, "g1")]
         ledger.release("g1")
-        assert ledger._all("SELECT * FROM claim_cpu") == [], "the claims still go with their guest"
+        assert ledger._db.execute("SELECT * FROM claim_cpu").fetchall() == [], "the claims still go with their guest"
 
 
 def test_folder_that_is_a_file(path: Path) -> None:
@@ -569,3 +569,30 @@ def test_full_disk(path: Path) -> None:
     assert message.startswith(f"cannot log to the ledger {path}: ")
     assert "full" in hint
     assert lines[1:] == ["True", "ledger", "True True"], "what was written is there, and work goes on when there is space"
+
+
+def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(ledger: Ledger) -> None:
+    """synchronous is FULL for what must outlive a power cut. The log costs no sync of its own: there are several lines a request."""
+    syncs: list[str] = []
+    ledger._db.set_trace_callback(lambda text: syncs.append(text.split()[-1]) if text.startswith("PRAGMA synchronous") else None)
+    claim(ledger, 1)
+    record = ledger.record("g1", "vf-mac", {})
+    ledger.set_state("g1", GuestState.DELETING)
+    ledger.quarantine("g1", ["why"])
+    assert syncs == ["FULL"] * 4
+    ledger.forget(record)
+    ledger.log("told", "g1", "")
+    assert syncs[4:] == ["NORMAL"] * 2
+    ledger.release("g1")
+    assert syncs[6:] == ["FULL"]
+
+
+def test_readers_do_not_wait_for_writers(ledger: Ledger) -> None:
+    claim(ledger, 1)
+    with ledger._transaction("hold"):
+        ledger._db.execute("DELETE FROM guest")
+        seen: list[int] = []
+        reader = threading.Thread(target=lambda: seen.append(len(ledger.read().claims)), daemon=True)
+        reader.start()
+        reader.join(5)
+        assert seen == [1], "what is not committed is not seen either"

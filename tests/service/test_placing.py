@@ -1,0 +1,87 @@
+"""Where guests are put on a host that other people use too: an earlier survey must not hide what has changed since."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.access import OPERATOR
+from orchestrator.errors import NoRoom
+from orchestrator.host.pci import bind_driver, release_driver
+from orchestrator.lifecycle.manager import SystemManager
+from orchestrator.planning.plan import Plan
+from orchestrator.request import parse_guest_request
+from orchestrator.steps.vfs import VFIO
+from tests.crashes import World
+from tests.fakehost import IMAGE, Server
+
+SERVER = Server(cores=8, nodes=2, vfs=3, pages=64)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, SERVER)
+
+
+@pytest.fixture
+def manager(world: World) -> SystemManager:
+    """With one guest, so that the VFs of one uplink are made."""
+    found, _ = world.open_manager()
+    create(found, "first")
+    return found
+
+
+def create(manager: SystemManager, name: str, **fields: object) -> Plan:
+    return manager.create(OPERATOR, parse_guest_request({"name": name, "image": IMAGE, "memory": "64M", **fields}))[0].plan
+
+
+def ask(manager: SystemManager, **fields: object) -> Plan:
+    request = {"name": "asked", "image": IMAGE, "memory": "64M", **fields}
+    return manager.plan(OPERATOR, parse_guest_request(request)).plan
+
+
+def test_a_vf_that_somebody_has_taken_meanwhile_is_left_to_them(world: World, manager: SystemManager) -> None:
+    vf = ask(manager).vf.address
+    bind_driver(world.host, vf, VFIO)
+    assert ask(manager).vf.address != vf
+    with pytest.raises(NoRoom, match="no room") as caught:
+        ask(manager, placement={"cpus": "4-5", "vf": str(vf)})
+    assert f"VF {vf} is a guest's" in str(caught.value.reasons)
+    release_driver(world.host, vf, None)
+    assert ask(manager).vf.address == vf
+
+
+def test_a_vf_that_somebody_has_given_back_is_free(world: World, manager: SystemManager) -> None:
+    """Also if it was seen as taken in the survey that is brought up to date."""
+    vf = ask(manager).vf.address
+    bind_driver(world.host, vf, VFIO)
+    ask(manager)
+    release_driver(world.host, vf, None)
+    assert ask(manager).vf.address == vf
+
+
+def test_pages_that_somebody_has_taken_are_not_promised(world: World, manager: SystemManager) -> None:
+    plan = ask(manager)
+    world.host.add(f"sys/devices/system/node/node{plan.node}/hugepages/hugepages-2048kB/free_hugepages", "1")
+    assert ask(manager).node != plan.node
+
+
+def test_a_port_that_has_lost_its_link_is_not_used(world: World, manager: SystemManager) -> None:
+    plan = ask(manager)
+    world.host.add(f"sys/bus/pci/devices/{plan.vf.pf}/net/{plan.vf.interface}/operstate", "down")
+    assert ask(manager).vf.pf != plan.vf.pf
+
+
+def test_an_earlier_survey_is_not_read_again(world: World, manager: SystemManager) -> None:
+    """Twenty files and not a thousand: what a plan reads does not grow with the number of VFs."""
+    ask(manager)
+    reads: list[str] = []
+    read = type(world.host).read
+    type(world.host).read = lambda self, name: reads.append(name) or read(self, name)  # type: ignore[method-assign]
+    try:
+        ask(manager)
+    finally:
+        type(world.host).read = read  # type: ignore[method-assign]
+    assert reads
+    assert not [name for name in reads if "topology" in name or "iommu_groups" in name or "vendor" in name]
