@@ -117,14 +117,16 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, addresses: tuple[str, ...] = (), uri: str = "") -> tuple[Path, Path]:
-        """A certificate for a common name; returns the files of certificate and key."""
+    def issue(
+        self, name: str, *, addresses: tuple[str, ...] = (), uri: str = "", hours: int = 1, pass_phrase: bytes = b""
+    ) -> tuple[Path, Path]:
+        """A certificate for a common name, valid for so long from now on; returns the files of certificate and key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         others: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
         others += [x509.UniformResourceIdentifier(uri)] if uri else []
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        builder = _begin(subject, self._subject, key.public_key()).add_extension(issuer, critical=False)
+        builder = _begin(subject, self._subject, key.public_key(), hours).add_extension(issuer, critical=False)
         if others:
             builder = builder.add_extension(x509.SubjectAlternativeName(others), critical=False)
         files = self._folder / f"{self._name}-{name}.pem", self._folder / f"{self._name}-{name}.key"
@@ -132,7 +134,8 @@ class Authority:
         files[1].touch(0o600)
         files[1].write_bytes(
             key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(pass_phrase) if pass_phrase else serialization.NoEncryption(),
             )
         )  # fmt: skip
         return files
@@ -154,7 +157,7 @@ def send(path: Path, request: bytes, *, then_close: bool = False) -> bytes:
         return answer
 
 
-def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, hours: int = 1) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -162,6 +165,6 @@ def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(hours=hours))
     )

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import __version__
 from orchestrator.access import Identity, Role
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 _HOUR = 3600
 _MAX_ID = (1 << 63) - 1
 _LONGEST_DETAIL = 2000
+_STREAM = "text/event-stream"
 _TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e]*)"\s*')
 
 Timeout = Annotated[float, Field(gt=0, le=_HOUR)]
@@ -132,6 +134,7 @@ class Api:
             openapi_url="/v1/openapi.json", generate_unique_id_function=lambda route: route.name,
         )  # fmt: skip
         app.openapi = lambda: build_document(app)  # type: ignore[method-assign]
+        app.add_middleware(_HeadAsGet)
         app.add_exception_handler(OrchestratorError, _answer_error)
         app.add_exception_handler(RequestValidationError, _answer_invalid)
         app.add_exception_handler(HTTPException, _answer_http)
@@ -244,19 +247,32 @@ class Api:
     def _add_event_routes(self, app: FastAPI, manager: Manager) -> None:
         @app.get("/v1/events")
         async def events(who: Who, after: EventId = None, limit: Annotated[int, Query(ge=1, le=1000)] = 1000) -> Response:
-            if after is None:
-                after = max(0, await self._quick.run(manager.last_event) - limit)
             return JSONResponse([event_json(event) for event in await self._quick.run(manager.events, who, after, limit)])
 
         @app.get("/v1/events/stream")
         async def stream_events(
-            who: Who, after: EventId = None, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+            request: Request, who: Who, after: EventId = None, last_event_id: Annotated[str | None, Header(max_length=20)] = None
         ) -> Response:
             if last_event_id:
                 if not re.fullmatch(r"[0-9]{1,18}", last_event_id):
                     raise RequestError(f"Last-Event-ID {last_event_id!r} is no id of an event")
                 after = int(last_event_id)
-            return StreamingResponse(self.feed.stream(who, after), media_type="text/event-stream")
+            if request.state.head:
+                # Nobody reads the stream, which has no end.
+                return Response(media_type=_STREAM)
+            return StreamingResponse(self.feed.stream(who, after), media_type=_STREAM)
+
+
+class _HeadAsGet:
+    """Answers HEAD as GET (RFC 9110 9.3.2); uvicorn leaves the content out. Routes of its own would be described twice."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = scope["method"] == "HEAD"
+        state = {**scope["state"], "head": head}
+        await self._app({**scope, "method": "GET" if head else scope["method"], "state": state}, receive, send)
 
 
 def parse_if_match(field: str | None) -> frozenset[int] | None:
@@ -347,4 +363,5 @@ async def _answer_fault(_request: Request, _error: Exception) -> Response:
 def find_methods(app: FastAPI, path: str) -> frozenset[str]:
     """The methods with which a path can be asked; each is a route of its own, and the framework names those of the first only."""
     routes = [route for route in app.routes if (regex := getattr(route, "path_regex", None)) and regex.match(path)]
-    return frozenset(method for route in routes for method in getattr(route, "methods", None) or ())
+    methods = frozenset(method for route in routes for method in getattr(route, "methods", None) or ())
+    return methods | {"HEAD"} if "GET" in methods else methods

@@ -17,16 +17,16 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
-import ssl
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from orchestrator.api import shapes
-from orchestrator.api.problems import parse_problem
+from orchestrator.api.problems import MEDIA_TYPE, parse_problem
+from orchestrator.api.transport import TlsConnection, UnixConnection, Unreachable, build_context, explain, parse_url
 from orchestrator.errors import OrchestratorError, RequestError
 
 _QUICK = 120.0
@@ -35,6 +35,8 @@ _AUDIT = 600.0
 # Three of the heartbeats that the manager sends.
 _SILENCE = 45.0
 _PAUSE = 1.0
+# What a header field can hold, without spaces (RFC 9110 5.5). Whether it is a token the manager says.
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class Client:
@@ -45,10 +47,10 @@ class Client:
         token: for the TLS port, in place of a client certificate.
         ca: PEM file with the CA of the manager's certificate; None for those of the system.
         certificate: PEM file with the client certificate (and, if ``key`` is None, its key).
-        key: PEM file with the key of the client certificate.
+        key: PEM file with the key of the client certificate, without a pass phrase.
 
     Raises:
-        RequestError: the address is no https URL, or a file can't be used.
+        RequestError: the address is no https URL, the token can't be one, or a file can't be used.
     """
 
     def __init__(
@@ -60,13 +62,12 @@ class Client:
         certificate: Path | None = None,
         key: Path | None = None,
     ) -> None:
+        if token and not _TOKEN.fullmatch(token):
+            # It is not shown: it may be nearly right.
+            raise RequestError("the token has signs that no token has", "it is one word, as `nohype token new` printed it")
         self._where, self._token = where, token
-        self._tls: ssl.SSLContext | None = None
         if isinstance(where, str):
-            parts = urlsplit(where)
-            if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/"):
-                raise RequestError(f"{where!r} is no address of a manager", "write it like https://host:8443")
-            self._tls = _build_context(ca, certificate, key)
+            self._address, self._tls = parse_url(where), build_context(ca, certificate, key)
 
     def version(self) -> str:
         """The manager's version."""
@@ -206,7 +207,7 @@ class Client:
                     for event in _parse_stream(response):
                         after = event["id"]
                         yield event
-            except (_Unreachable, OSError, http.client.HTTPException):
+            except (Unreachable, OSError, http.client.HTTPException):
                 if not reached:
                     raise
             time.sleep(_PAUSE)
@@ -227,7 +228,7 @@ class Client:
     ) -> Any:
         with self._open(method, target, body, headers or {}, timeout) as response:
             content = response.read()
-            return json.loads(content) if content else None
+            return _parse_json(response, content, "application/json") if content else None
 
     @contextlib.contextmanager
     def _open(
@@ -250,56 +251,28 @@ class Client:
                 raise _read_problem(response)
             yield response
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            hint = "is it running? `systemctl status nohyped`"
-            hint += "" if self._tls else "; are you root or in the group nohype?"
-            raise _Unreachable(f"the manager does not answer on {self._where}: {reason}", hint) from None
+            raise explain(self._where, error) from None
         finally:
             connection.close()
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         if isinstance(self._where, Path):
-            return _UnixConnection(self._where, timeout)
-        parts = urlsplit(self._where)
-        return http.client.HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=timeout, context=self._tls)
-
-
-class _Unreachable(OrchestratorError):
-    """There is no connection to the manager, or no more."""
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-def _build_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=ca)
-        if certificate:
-            context.load_cert_chain(certificate, key)
-    except OSError as error:  # ssl.SSLError is one
-        files = ", ".join(str(file) for file in (ca, certificate, key) if file)
-        raise RequestError(f"TLS can't use {files}: {error}", "they are PEM; key and certificate belong together") from None
-    return context
+            return UnixConnection(self._where, timeout)
+        return TlsConnection(self._address, self._tls, timeout)
 
 
 def _read_problem(response: http.client.HTTPResponse) -> OrchestratorError:
-    try:
-        document = json.loads(response.read())
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        return OrchestratorError(
-            f"what answers is no manager: {response.status} {response.reason}", "is the address that of `nohyped`?"
-        )
-    return parse_problem(document)
+    document = _parse_json(response, response.read(), MEDIA_TYPE)
+    return parse_problem(document if isinstance(document, dict) else {})
+
+
+def _parse_json(response: http.client.HTTPResponse, content: bytes, media: str) -> Any:
+    """The content of an answer, if it is what a manager answers: anything may listen at an address that was mistyped."""
+    with contextlib.suppress(ValueError):
+        if response.headers.get_content_type() == media:
+            return json.loads(content)
+    # Not its reason: what a stranger says may move a terminal's cursor.
+    raise OrchestratorError(f"what answers is no manager: HTTP status {response.status}", "is the address that of `nohyped`?")
 
 
 def _parse_stream(lines: IO[bytes] | http.client.HTTPResponse) -> Iterator[shapes.Event]:

@@ -26,7 +26,9 @@ NAME = "demo"
 @click.option("--report", "path", type=click.Path(path_type=Path), help="Also write the report to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 def demo(*, keep: bool, path: Path | None, as_json: bool) -> int:
-    """Run the whole story: start the lab, ask its manager for two guests, and prove every claim about them.
+    """Run the whole story in the nested lab.
+
+    Start the lab, ask its manager for two guests, and prove every claim about them.
 
     Exit status 0 only if every proof passed; 3 if the lab was lost, which says nothing about any proof.
     """

@@ -1,15 +1,15 @@
-"""`nohype guest`: asks the manager of this host to make, show, start and end guests."""
+"""`nohype guest`: asks the manager to make, show, start and end guests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator.api.client import Client
-from orchestrator.cli.output import format_size, json_option, print_json, print_table, socket_option
+from orchestrator.cli.connection import client_option
+from orchestrator.cli.output import format_size, json_option, print_json, print_table
 
 # Checked here too: a wait that the manager refuses would be refused only after the guest was made.
 _SECONDS = click.FloatRange(0, 3600)
@@ -17,7 +17,7 @@ _PATIENCE = click.FloatRange(0, 3600, min_open=True)
 
 timeout_option = click.option(
     "--timeout", type=_PATIENCE, default=60, show_default=True, metavar="SECONDS",
-    help="How long the guest has to power off by itself; then it is ended the hard way.",
+    help="How long the guest has to power off by itself; after that it is ended the hard way.",
 )  # fmt: skip
 
 
@@ -28,28 +28,34 @@ def guest() -> None:
 
 @guest.command()
 @click.argument("name")
-@click.option("--cores", type=int, default=1, show_default=True, help="Whole physical cores; their SMT threads become vCPUs.")
-@click.option("--memory", required=True, help="Fixed memory, a whole number of huge pages: 256M, 1G.")
-@click.option("--image", required=True, help="Name of a built guest image.")
-@click.option("--address", help="Address and prefix length of the guest's network interface: 10.9.0.11/24.")
-@click.option("--cmdline", default="", help="Further words for the guest's kernel command line.")
+@click.option("--cores", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="NUMBER",
+              help="Whole physical cores; their SMT threads become vCPUs.")  # fmt: skip
+@click.option("--memory", required=True, metavar="SIZE", help="Memory, fixed, a whole number of huge pages: 256M, 1G (1024M).")
+@click.option("--image", required=True, metavar="NAME", help="Guest image in the host's store (`nohype image list` there).")
+@click.option("--address", metavar="ADDRESS/LENGTH", help="IP address that the guest gives its network interface: 10.9.0.11/24.")
+@click.option("--cmdline", default="", metavar="WORDS", help="Further words for the guest's kernel command line.")
 @click.option("--page-size", metavar="SIZE", help="Size of its huge pages, 2M or 1G; left out: the host's own choice.")
 @click.option("--cpus", metavar="LIST", help="Exactly these CPUs, whole cores of one node (2-3,6-7), or no guest at all.")
 @click.option("--vf", metavar="ADDRESS", help="Exactly this virtual function (0000:41:10.0); only with --cpus.")
-@click.option("--restart", type=click.Choice(["never", "on-failure"]), help="When it is started again.  [default: never]")
-@click.option("--remove", is_flag=True, default=None, help="Delete it when it ends by itself, in place of keeping what it owns.")
+@click.option("--restart", type=click.Choice(["never", "on-failure"]),
+              help="Start it again when it fails; one that powers off by itself stays off.  [default: never]")  # fmt: skip
+@click.option("--remove", is_flag=True, default=None, help="Delete it when it ends by itself; else it keeps what it owns.")
 @click.option("--id", metavar="ID", help="Your own id of this request: asked again with the same one, nothing is made twice.")
-@click.option("--wait", type=_SECONDS, default=0, metavar="SECONDS", help="Wait until the guest says that it is ready.")
-@click.option("--plan", "plan_only", is_flag=True, help="Only show what the guest would get.")
+@click.option("--wait", type=_SECONDS, default=0, show_default="0: do not wait", metavar="SECONDS",
+              help="Wait up to so long until the guest says that it is ready.")  # fmt: skip
+@click.option("--plan", "plan_only", is_flag=True, help="Only show what the guest would get; nothing is claimed.")
 @json_option
-@socket_option
+@client_option
 def create(
-    name: str, *, wait: float, plan_only: bool, as_json: bool, path: Path, cpus: str | None, vf: str | None, **fields: Any
+    name: str, *, client: Client, wait: float, plan_only: bool, as_json: bool, cpus: str | None, vf: str | None, **fields: Any
 ) -> None:
-    """Make a guest and start it."""
+    """Make a guest and start it.
+
+    NAME is 1 to 40 of a-z, 0-9 and inner hyphens. The guest owns its cores, its memory and a network function until it is
+    deleted.
+    """
     if vf and not cpus:
         raise click.UsageError("--vf is a part of a given place: say --cpus too")
-    client = Client(path)
     place = {"cpus": cpus, **({"vf": vf} if vf else {})} if cpus else None
     request = {"name": name, **{key: value for key, value in {**fields, "placement": place}.items() if value is not None}}
     try:
@@ -66,10 +72,10 @@ def create(
 
 @guest.command("list")
 @json_option
-@socket_option
-def list_guests(*, as_json: bool, path: Path) -> None:
-    """List all guests."""
-    guests = Client(path).guests()
+@client_option
+def list_guests(*, as_json: bool, client: Client) -> None:
+    """List all guests that you may see."""
+    guests = client.guests()
     if as_json:
         print_json(guests)
     elif guests:
@@ -82,70 +88,82 @@ def list_guests(*, as_json: bool, path: Path) -> None:
 @guest.command()
 @click.argument("name")
 @json_option
-@socket_option
-def show(name: str, *, as_json: bool, path: Path) -> None:
-    """Show one guest."""
-    found = Client(path).guest(name)
+@client_option
+def show(name: str, *, as_json: bool, client: Client) -> None:
+    """Show one guest: its state, and all that it owns."""
+    found = client.guest(name)
     print_json(found) if as_json else _print_guest(found)
 
 
 @guest.command()
 @click.argument("name")
 @json_option
-@socket_option
-def start(name: str, *, as_json: bool, path: Path) -> None:
-    """Start a guest that is stopped, on the cores, memory and network function that it owns."""
-    _report(Client(path).start(name), as_json=as_json)
+@client_option
+def start(name: str, *, as_json: bool, client: Client) -> None:
+    """Start a guest that is stopped.
+
+    It runs on the cores, memory and network function that it has owned all the time.
+    """
+    _report(client.start(name), as_json=as_json)
 
 
 @guest.command()
 @click.argument("name")
 @timeout_option
 @json_option
-@socket_option
-def stop(name: str, *, timeout: float, as_json: bool, path: Path) -> None:
-    """Ask a guest to power off. It keeps what it owns, and can be started again; `delete` gives it back."""
-    _report(Client(path).stop(name, timeout), as_json=as_json)
+@client_option
+def stop(name: str, *, timeout: float, as_json: bool, client: Client) -> None:
+    """Ask a guest to power off.
+
+    It keeps what it owns, and can be started again; `nohype guest delete` gives all of it back.
+    """
+    _report(client.stop(name, timeout), as_json=as_json)
 
 
 @guest.command()
 @click.argument("name")
 @timeout_option
 @json_option
-@socket_option
-def restart(name: str, *, timeout: float, as_json: bool, path: Path) -> None:
-    """Stop a guest, and start it again."""
-    _report(Client(path).restart(name, timeout), as_json=as_json)
+@client_option
+def restart(name: str, *, timeout: float, as_json: bool, client: Client) -> None:
+    """Stop a guest as `stop` does, and start it again."""
+    _report(client.restart(name, timeout), as_json=as_json)
 
 
 @guest.command()
 @click.argument("name")
 @json_option
-@socket_option
-def kill(name: str, *, as_json: bool, path: Path) -> None:
-    """End a guest at once, as pulling the plug does. It keeps what it owns."""
-    _report(Client(path).kill(name), as_json=as_json)
+@client_option
+def kill(name: str, *, as_json: bool, client: Client) -> None:
+    """End a guest at once, as pulling the plug does.
+
+    It keeps what it owns, and can be started again.
+    """
+    _report(client.kill(name), as_json=as_json)
 
 
 @guest.command()
 @click.argument("name")
 @json_option
-@socket_option
-def delete(name: str, *, as_json: bool, path: Path) -> None:
-    """End a guest at once if it runs, and give back all that it owned."""
-    Client(path).delete(name)
+@client_option
+def delete(name: str, *, as_json: bool, client: Client) -> None:
+    """End a guest at once, and give back all it owns."""
+    client.delete(name)
     print_json({"name": name, "state": "deleted"}) if as_json else click.echo(f"{name} deleted")
 
 
 @guest.command()
 @click.argument("name")
 @click.argument("line")
-@click.option("--timeout", type=_SECONDS, default=60, show_default=True, help="Seconds to wait for the answer.")
+@click.option("--timeout", type=_SECONDS, default=60, show_default=True, metavar="SECONDS", help="Wait so long for the answer.")
 @json_option
-@socket_option
-def tell(name: str, line: str, *, timeout: float, as_json: bool, path: Path) -> None:
-    """Type LINE on the guest's console and print its answer (images with the console protocol nohype-1, such as minimal)."""
-    answer = Client(path).tell(name, line, timeout)
+@client_option
+def tell(name: str, line: str, *, timeout: float, as_json: bool, client: Client) -> None:
+    """Type a line on a guest's console.
+
+    Prints what the guest answers to LINE. For images with the console protocol nohype-1, such as `minimal`.
+    """
+    answer = client.tell(name, line, timeout)
     print_json({"name": name, "answer": answer}) if as_json else click.echo(answer, nl=False)
 
 

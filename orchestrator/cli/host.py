@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator.api.client import Client
-from orchestrator.cli.output import format_size, json_option, print_json, print_table, socket_option
+from orchestrator.cli.connection import client_option
+from orchestrator.cli.output import format_size, json_option, print_json, print_table
 
 
 @click.command()
 @json_option
-@socket_option
-def survey(*, as_json: bool, path: Path) -> None:
-    """Show what the host has: cores, huge pages, network functions, IOMMU groups."""
-    found = Client(path).survey()
+@client_option
+def survey(*, as_json: bool, client: Client) -> None:
+    """Show what the host has.
+
+    Cores with their NUMA nodes, huge pages, network functions and IOMMU groups, read at this moment.
+    """
+    found = client.survey()
     if as_json:
         print_json(found)
         return
@@ -32,12 +35,16 @@ def survey(*, as_json: bool, path: Path) -> None:
 
 
 @click.command()
-@click.option("--frames", type=int, default=0, show_default=True, help="Frames to send from guest to guest for `vepa`; 0: none.")
+@click.option("--frames", type=click.IntRange(0, 10_000), default=0, show_default=True, metavar="NUMBER",
+              help="Frames to send from guest to guest for the proof `vepa`, not measured without; operators only.")  # fmt: skip
 @json_option
-@socket_option
-def audit(*, frames: int, as_json: bool, path: Path) -> int:
-    """Measure all proofs on the live host. Exit status 1 if one fails."""
-    proofs = Client(path).audit(frames)
+@client_option
+def audit(*, frames: int, as_json: bool, client: Client) -> int:
+    """Measure all proofs on the live host.
+
+    A proof passes, fails, or is not measured, which is not taken for a pass and not for a failure. Exit status 1 if one fails.
+    """
+    proofs = client.audit(frames)
     if as_json:
         print_json(proofs)
     else:

@@ -20,7 +20,10 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group()
 def image() -> None:
-    """Build guest images, and show the ones that guests can be started from."""
+    """Build and list guest images.
+
+    On the host itself: guests are started from the images in its store.
+    """
 
 
 @image.command()
@@ -29,7 +32,10 @@ def image() -> None:
 @click.option("--recipes", type=_FOLDER, help="Folder of recipes. [default: guest-images of the source tree, or of the host]")
 @json_option
 def build(name: str, *, output: Path, recipes: Path | None, as_json: bool) -> None:
-    """Build the guest image NAME from its recipe. Quick when nothing has changed since."""
+    """Build the guest image NAME from its recipe.
+
+    Quick when nothing has changed since. Takes root, and a package mirror for the first time.
+    """
     if os.geteuid():
         raise ImageError("building a guest image needs root: its kernel is unpacked by mmdebstrap", "run it with sudo")
     with show_progress() as timeline, timeline.stage(f"image {name}"):

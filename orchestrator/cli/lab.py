@@ -36,7 +36,10 @@ accel_option = click.option(
 
 @click.group()
 def lab() -> None:
-    """Build and run the nested lab: an emulated server with IOMMU, SR-IOV NIC and nested virtualization."""
+    """Build and run the nested lab.
+
+    An emulated server with IOMMU, SR-IOV NIC and nested virtualization, and an external switch. Takes root.
+    """
 
 
 @lab.command()
@@ -91,9 +94,10 @@ def status(name: str | None, *, as_json: bool) -> None:
 @click.option("--stdin", "with_stdin", is_flag=True, help="Give our standard input to the command.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(name: str | None, *, timeout: float | None, with_stdin: bool, command: tuple[str, ...]) -> int:
-    """Run COMMAND in the lab host, as root; its exit status becomes ours.
+    """Run COMMAND in the lab host, as root.
 
-    One word is a line for the shell there; several are taken as they are. Exit status 3 with a message of ours: the lab is lost.
+    Its exit status becomes ours; status 3 with a message of ours: the lab is lost. One word is a line for the shell there;
+    several are taken as they are.
     """
     found = labs.find_lab(_the_lab(name))
     line = command[0] if len(command) == 1 else shlex.join(command)
@@ -115,7 +119,8 @@ def ssh(*, name: str | None) -> None:
 
 @lab.command()
 @name_option
-@click.option("--lines", "-n", type=click.IntRange(min=1), default=25, show_default=True, help="How many lines, from the end.")
+@click.option("--lines", "-n", type=click.IntRange(min=1), default=25, show_default=True, metavar="NUMBER",
+              help="How many lines, from the end.")  # fmt: skip
 @click.option("--follow", "-f", is_flag=True, help="Go on until interrupted.")
 def console(*, name: str | None, lines: int, follow: bool) -> None:
     """Show the serial console of the lab host."""

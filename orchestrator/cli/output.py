@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
-from orchestrator.values import DEFAULT_SOCKET, Size
+from orchestrator.values import Size
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-socket_option = click.option(
-    "--socket", "path", type=click.Path(path_type=Path), default=DEFAULT_SOCKET, envvar="NOHYPE_SOCKET", show_default=True,
-    help="The manager's socket.",
-)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 def print_json(value: Any) -> None:

@@ -22,11 +22,18 @@ def token() -> None:
 
 @token.command()
 @click.argument("name")
-@click.option("--role", type=click.Choice(["operator", "tenant", "viewer"]), required=True, help="What its bearer may do.")
-@click.option("--tenant", help="For whom, with --role tenant.")
+@click.option(
+    "--role", type=click.Choice(["operator", "tenant", "viewer"]), required=True,
+    help="What its bearer may do: an operator everything, a tenant all with its own guests, a viewer only look.",
+)  # fmt: skip
+@click.option("--tenant", metavar="NAME", help="The tenant that it acts for; with --role tenant, and only then.")
 @json_option
 def new(name: str, *, role: str, tenant: str | None, as_json: bool) -> None:
-    """Make a token NAME. It is shown once; the configuration gets only its hash."""
+    """Make a token, and show it once.
+
+    Its hash, for the manager's configuration, is shown with it; the token itself is stored nowhere. NAME is for the configuration
+    and the event log: 1 to 40 of a-z, 0-9 and inner hyphens.
+    """
     parse_guest_name(name)
     if (role == "tenant") != bool(tenant):
         raise RequestError("a token has a tenant if its role is tenant, and only then", "say --role tenant --tenant NAME")

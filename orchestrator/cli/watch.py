@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator.api.client import Client
-from orchestrator.cli.output import json_option, print_json, socket_option
+from orchestrator.cli.connection import client_option
+from orchestrator.cli.output import json_option, print_json
 
 _PAGE = 1000
 
 
 @click.command()
-@click.option("--follow", "-f", is_flag=True, help="Go on with what happens, until interrupted.")
-@click.option("--after", type=click.IntRange(min=0), metavar="ID", help="Begin after this event; 0: with the first of all.")
-@click.option("--guest", metavar="NAME", help="Only what is about this guest.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with events as they happen, until interrupted.")
+@click.option(
+    "--after", type=click.IntRange(min=0), metavar="ID", help="Begin after the event with this id; 0: with the first of all."
+)
+@click.option("--guest", metavar="NAME", help="Only events about this guest.")
 @json_option
-@socket_option
-def events(*, follow: bool, after: int | None, guest: str | None, as_json: bool, path: Path) -> None:
-    """Show what has happened: who asked, what was decided and why, what changed, how long it took.
+@client_option
+def events(*, follow: bool, after: int | None, guest: str | None, as_json: bool, client: Client) -> None:
+    """Show what has happened, and what happens.
 
-    Without --after the newest 1000 events. With --json and --follow each event is one line.
+    A line an event: its id, when, what, about whom, who asked, what was decided and why, how many seconds it took. Without
+    --after the newest 1000 events. With --json and --follow each line is an event as JSON.
     """
-    client, shown, last = Client(path), [], after
+    shown, last = [], after
     for event in _all_after(client, after):
         last = event["id"]
         if guest in (None, event["subject"]):
@@ -44,15 +47,19 @@ def events(*, follow: bool, after: int | None, guest: str | None, as_json: bool,
 
 @click.group()
 def quarantine() -> None:
-    """Guests that have ended, but not everything they had could be verified clean: nobody else gets it until that is cleared."""
+    """List and clear guests that are not verified clean.
+
+    Such a guest has ended, but something that it had could not be verified to be as before: nobody else gets any of it until it
+    is cleared.
+    """
 
 
 @quarantine.command("list")
 @json_option
-@socket_option
-def list_quarantined(*, as_json: bool, path: Path) -> None:
-    """List the guests in quarantine, and why they are there."""
-    found = Client(path).quarantined()
+@client_option
+def list_quarantined(*, as_json: bool, client: Client) -> None:
+    """List the guests in quarantine, each with its reasons."""
+    found = client.quarantined()
     if as_json:
         print_json(found)
     elif found:
@@ -66,20 +73,27 @@ def list_quarantined(*, as_json: bool, path: Path) -> None:
 
 @quarantine.command()
 @click.argument("name")
+@click.option("--force", is_flag=True, help="Even if it is still not clean: you have seen to it that it does no harm.")
 @json_option
-@socket_option
-def clear(name: str, *, as_json: bool, path: Path) -> None:
-    """Give back what the guest NAME had. You have seen to it that it is clean: it is not looked at again."""
-    Client(path).clear_quarantine(name)
+@client_option
+def clear(name: str, *, force: bool, as_json: bool, client: Client) -> None:
+    """Give back what the guest NAME had.
+
+    The manager looks again first, and refuses if something is still not clean. Operators only.
+    """
+    client.clear_quarantine(name, force=force)
     print_json({"name": name, "state": "cleared"}) if as_json else click.echo(f"{name} cleared")
 
 
 @click.command()
 @json_option
-@socket_option
-def metrics(*, as_json: bool, path: Path) -> None:
-    """Print what Prometheus reads (`GET /v1/metrics`)."""
-    text = Client(path).metrics()
+@client_option
+def metrics(*, as_json: bool, client: Client) -> None:
+    """Print the manager's figures for Prometheus.
+
+    In its text format, as Prometheus itself gets them from GET /v1/metrics. With --json a list of series and values.
+    """
+    text = client.metrics()
     if as_json:
         print_json(_parse_metrics(text))
     else:

@@ -2,15 +2,76 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
+from pydantic import BaseModel
 
-from orchestrator.host.run import run
+from orchestrator.api.server import SOCKET_GROUP
+from orchestrator.cli.main import nohype
+from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, read_config
+from orchestrator.host.run import Completed, run
 from orchestrator.images.wheels import source_tree
 from orchestrator.lab.build import find_ansible
+from tests.served import Authority
 
 ANSIBLE = source_tree() / "ansible"
+ROLE = ANSIBLE / "roles/nohype_host"
+HASH = "sha256:" + "0123456789abcdef" * 4
+
+NEEDED: dict[str, Any] = {
+    "nohype_housekeeping_cpus": "0-1", "nohype_guest_cpus": "2-3", "nohype_hugepages": [16],
+    "nohype_uplinks": [{"name": "nic0"}, {"name": "nic1"}],
+}  # fmt: skip
+EVERYTHING: dict[str, Any] = {
+    **NEEDED,
+    "nohype_vfs_per_uplink": 4,
+    "nohype_reserved_pages": {"1G": 1, "2M": 512},
+    "nohype_paths": {
+        "images": "/srv/images",
+        "ledger": "/srv/ledger/ledger.sqlite",
+        "consoles": "/srv/consoles",
+        "socket": "/run/x.sock",
+    },
+    "nohype_exits": {"total": 100, "emulated": 2.5},
+    "nohype_access": {
+        "operators": {"users": ["root"], "groups": ["daemon"], "certificates": ['CN:Ädmin "A" \\ 1']},
+        "viewers": {"users": ["daemon"], "groups": [], "certificates": ["DNS:monitor.example"]},
+    },
+    "nohype_tenants": {
+        "acme": {"cores": 16, "memory": "64G", "vfs": 8, "users": ["1234"], "groups": ["4321"], "certificates": ["alice"]},
+        "bolt": None,
+    },
+    "nohype_tokens": {"ci": {"hash": HASH, "role": "tenant", "tenant": "acme"}, "look": {"hash": HASH, "role": "viewer"}},
+    "nohype_api": {"listen": "[::]:8443", "certificate": "/srv/c.pem", "key": "/srv/k.pem", "client_ca": "/srv/ca.pem"},
+    "nohype_limits": {"rate": 5, "burst": 6, "concurrent": 7, "body": "8K", "nesting": 9},
+}
+"""Every variable that stands in the manager's configuration, none as it would be anyway."""
+
+
+def play(folder: Path, tasks: list[dict[str, Any]], variables: Mapping[str, Any], path: str = "", **more: Any) -> Completed:
+    """Runs tasks on this machine with the role's defaults; ``path``: folders of programs before those of the system."""
+    whole = {"hosts": "localhost", "gather_facts": False, "vars_files": [str(ROLE / "defaults/main.yml")], "tasks": tasks, **more}
+    (folder / "play.yml").write_text(json.dumps([whole]))
+    env = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_HOME": str(folder / "home"), "LC_ALL": "C.UTF-8"}
+    env["PATH"] = ":".join(filter(None, (path, os.environ["PATH"])))
+    argv = [find_ansible(), "--connection=local", "--inventory=localhost,", f"--extra-vars={json.dumps(variables)}"]
+    return run([*argv, folder / "play.yml"], env=env)
+
+
+def render(folder: Path, name: str, variables: Mapping[str, Any]) -> str:
+    """A template of the host role, with its defaults."""
+    task = {"ansible.builtin.template": {"src": str(ROLE / f"templates/{name}.j2"), "dest": str(folder / name)}}
+    play(folder, [task], variables)
+    return (folder / name).read_text()
 
 
 @pytest.mark.parametrize("playbook", sorted(path.stem for path in (ANSIBLE / "playbooks").glob("*.yml")))
@@ -20,10 +81,180 @@ def test_syntax(playbook: str, tmp_path: Path) -> None:
     run(argv, env=env)
 
 
-def test_role_refuses_to_guess(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "Set nohype_housekeeping_cpus"),
+        ({"nohype_tokens": {"ci": {"hash": "nohype_secret", "role": "viewer"}}}, "nohype_tokens wants the hash"),
+        ({"nohype_tokens": {"ci": {"hash": HASH + "0", "role": "viewer"}}}, "nohype_tokens wants the hash"),
+        ({"nohype_api": {"client_ca": "/srv/ca.pem"}}, "nohype_api wants an address"),
+        ({"nohype_tls_folder": "/none"}, "nohype_tls_folder has no certificate.pem or no key.pem"),
+        ({"nohype_paths": {"ledger": "ledger.sqlite"}}, "nohype_paths wants absolute paths"),
+        ({"nohype_paths": {"ledger": "/srv/a b"}}, "nohype_paths wants absolute paths"),
+    ],
+)
+def test_role_refuses_to_guess(tmp_path: Path, variables: dict[str, Any], said: str) -> None:
+    """Before it changes anything, and without showing a secret."""
+    given = {**NEEDED, **variables} if variables else {}
     env = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
-    argv = [find_ansible(), "--connection=local", "--inventory=localhost,", ANSIBLE / "playbooks/lab.yml"]
-    done = run(argv, env=env, check=False)
+    argv = [find_ansible(), "--connection=local", "--inventory=localhost,", f"--extra-vars={json.dumps(given)}"]
+    done = run([*argv, ANSIBLE / "playbooks/lab.yml"], env=env, check=False)
     assert done.status
-    assert "Set nohype_housekeeping_cpus" in done.stdout
+    assert said in done.stdout
     assert "changed=0" in done.stdout
+    assert "secret" not in done.stdout
+
+
+def test_with_the_defaults_nothing_is_opened(tmp_path: Path) -> None:
+    text = render(tmp_path, "nohype.toml", {**NEEDED, "nohype_vfs_per_uplink": 4})
+    assert text == (
+        "# Written by Ansible (nohype_host).\n"
+        '[host]\nhousekeeping = "0-1"\nuplinks = ["nic0", "nic1"]\npage_size = "2M"\nvfs_per_uplink = 4\n'
+    )
+
+
+def fields(model: type[BaseModel], value: BaseModel, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each field of a configuration, in all its sections: its path, what it is, and what it would be if it were left out."""
+    for name, field in model.model_fields.items():
+        found = getattr(value, name)
+        if isinstance(found, BaseModel):
+            yield from fields(type(found), found, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", found, field.get_default()
+
+
+def test_every_field_of_the_configuration_can_be_set(tmp_path: Path) -> None:
+    render(tmp_path, "nohype.toml", {**EVERYTHING, "nohype_hugepage_size": "1G"})
+    found = read_config(tmp_path / "nohype.toml")
+    parts = {"": found, "tenants.": found.tenants["acme"], "tokens.": found.tokens["ci"]}
+    left_out = {
+        name for part, value in parts.items() for name, is_, default in fields(type(value), value, part) if is_ == default
+    }  # fmt: skip
+    # Nobody is a viewer by a group here.
+    assert left_out == {"access.viewers.groups"}
+    assert found.access
+    assert found.access.operators.certificates == ('CN:Ädmin "A" \\ 1',)
+    assert found.tenants["bolt"] == TenantConfig()
+    assert found.tokens["look"] == TokenConfig(hash=HASH, role="viewer")  # type: ignore[arg-type]
+    assert found.host.reserved_pages == {"1G": 1, "2M": 512}
+
+
+def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
+    variables = {**NEEDED, "nohype_api": {"listen": "192.0.2.1:8443"}, "nohype_tokens": EVERYTHING["nohype_tokens"]}
+    text = render(tmp_path, "nohype.toml", {**variables, "nohype_tenants": {"acme": {}}})
+    api = DaemonConfig.model_validate(tomllib.loads(text)).api
+    assert api
+    assert (api.certificate, api.key, api.client_ca) == (
+        "/etc/nohype/tls/certificate.pem", "/etc/nohype/tls/key.pem", None,
+    )  # fmt: skip
+
+
+def test_what_the_configuration_knows_is_in_the_defaults() -> None:
+    """With a comment each; a section or field that is new in `config` must be told of."""
+    text = (ROLE / "defaults/main.yml").read_text()
+    told = dict.fromkeys(("paths", "exits", "access", "tenants", "tokens", "api", "limits"))
+    assert set(DaemonConfig.model_fields) == {"host", *told}
+    for name in told:
+        comment = re.search(rf"((?:^#.*\n)+)^nohype_{name}: {{}}$", text, re.MULTILINE)
+        assert comment, name
+        model: Any = DaemonConfig.model_fields[name].annotation
+        for inner in getattr(model, "__args__", (model,)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and inner.model_fields:
+                assert set(re.findall(r"\w+", comment[1])) >= set(inner.model_fields), name
+    assert set(yaml.safe_load(text)) >= set(EVERYTHING)
+    assert {"nohype_reserved_pages", "nohype_vfs_per_uplink", "nohype_hugepage_size"} <= set(yaml.safe_load(text))
+
+
+def test_the_manager_checks_what_the_role_writes(tmp_path: Path) -> None:
+    """`nohype config check`, as the role calls it."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("manager")
+    api = {"listen": "127.0.0.1:0", "certificate": str(certificate), "key": str(key), "client_ca": str(authority.file)}
+    good = {**NEEDED, "nohype_api": api, "nohype_tenants": {"acme": {"users": ["root"], "certificates": ["alice"]}}}
+    file = str(tmp_path / "nohype.toml")
+
+    def check(**change: Any) -> str:
+        render(tmp_path, "nohype.toml", {**good, **change})
+        done = CliRunner().invoke(nohype, ["config", "check", file])
+        assert (done.exit_code == 0) == (not change)
+        return str(done.exception) if change else done.output
+
+    assert check() == f"the configuration {file} is good\n"
+    assert "limits.ratte" in check(nohype_limits={"ratte": 5})
+    assert "there is no user 'nobody-here'" in check(nohype_access={"viewers": {"users": ["nobody-here"]}})
+    assert "none.pem" in check(nohype_api={**api, "key": str(tmp_path / "none.pem")})
+    assert "tenants.acme.cores" in check(nohype_tenants={"acme": {"cores": "many"}})
+
+
+def test_the_group_of_the_socket_is_the_same_everywhere(tmp_path: Path) -> None:
+    tasks = yaml.safe_load((ROLE / "tasks/manager.yml").read_text())
+    assert tasks[0]["ansible.builtin.group"] == {"name": SOCKET_GROUP, "system": True}
+    unit = render(tmp_path, "nohyped.socket", EVERYTHING)
+    assert f"SocketGroup={SOCKET_GROUP}\n" in unit
+    assert "SocketMode=0660\n" in unit
+    assert "ListenStream=/run/x.sock\n" in unit
+
+
+def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:
+    assert "ReadWritePaths=/srv/ledger /srv/consoles\n" in render(tmp_path, "nohyped.service", EVERYTHING)
+    assert "ReadWritePaths" not in render(tmp_path, "nohyped.service", {**NEEDED, "nohype_paths": {"images": "/srv/images"}})
+
+
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >> {log}
+case "$1" in show) echo LoadState=loaded; echo ActiveState=active; echo UnitFileState=enabled;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (["Restart the manager"], ["restart nohyped.service"]),
+        (
+            # as notified by a new unit of the socket
+            ["Restart the manager", "Open the manager's socket anew", "Reload systemd"],
+            ["stop nohyped.service", "restart nohyped.socket", "restart nohyped.service"],
+        ),
+    ],
+)
+def test_what_has_changed_is_applied_in_order(tmp_path: Path, told: list[str], wanted: list[str]) -> None:
+    """systemd refuses to start a socket whose service runs."""
+    log, program = tmp_path / "log", tmp_path / "bin/systemctl"
+    program.parent.mkdir()
+    program.write_text(SYSTEMCTL.format(log=log))
+    program.chmod(0o755)
+    task = {"ansible.builtin.command": {"argv": ["true"]}, "notify": told}
+    handlers = yaml.safe_load((ROLE / "handlers/main.yml").read_text())
+    variables = {**NEEDED, "nohype_manager": {"stat": {"exists": True}}}
+    play(tmp_path, [task], variables, str(program.parent), handlers=handlers)
+    done = log.read_text().splitlines()
+    assert [line for line in done if line.split()[0] in ("stop", "start", "restart")] == wanted
+    # Else it would go on with the units as they were.
+    assert done[0] == "daemon-reload"
+
+
+def test_a_host_without_the_manager_has_nothing_to_restart(tmp_path: Path) -> None:
+    task = {"ansible.builtin.command": {"argv": ["true"]}, "notify": ["Restart the manager", "Open the manager's socket anew"]}
+    handlers = yaml.safe_load((ROLE / "handlers/main.yml").read_text())
+    play(tmp_path, [task], {**NEEDED, "nohype_manager": {"stat": {"exists": False}}}, "/none", handlers=handlers)
+
+
+def test_each_unit_that_changes_is_applied() -> None:
+    tasks = yaml.safe_load((ROLE / "tasks/manager.yml").read_text())
+    notified = {task["ansible.builtin.template"]["src"]: task["notify"] for task in tasks if "ansible.builtin.template" in task}
+    assert "Restart the manager" in notified["nohype.toml.j2"]
+    assert {"Reload systemd", "Restart the manager"} == set(notified["nohyped.service.j2"])
+    assert {"Reload systemd", "Restart the manager", "Open the manager's socket anew"} == set(notified["nohyped.socket.j2"])
+    names = {handler["name"] for handler in yaml.safe_load((ROLE / "handlers/main.yml").read_text())}
+    topics = {handler.get("listen") for handler in yaml.safe_load((ROLE / "handlers/main.yml").read_text())}
+    for path in (ROLE / "tasks").glob("*.yml"):
+        told = re.findall(r"notify: (.*)", path.read_text())
+        assert {one.strip() for line in told for one in line.strip("[]").split(",")} <= names | topics
+
+
+def test_the_key_is_never_shown() -> None:
+    tasks = yaml.safe_load((ROLE / "tasks/tls.yml").read_text())
+    of_keys = [task for task in tasks if "key.pem" in json.dumps(task)]
+    assert len(of_keys) == 1
+    assert of_keys[0]["no_log"] is True
+    assert of_keys[0]["ansible.builtin.copy"]["mode"] == "0600"

@@ -150,11 +150,44 @@ def test_a_target_that_is_wrong(served: Served, target: str, status: int, code: 
     check(ask(served, "GET", target), status, code)
 
 
-@pytest.mark.parametrize(("target", "allowed"), [("/v1/guests", "GET, POST"), ("/v1/guests/one", "DELETE, GET")])
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [("/v1/guests", "GET, HEAD, POST"), ("/v1/guests/one", "DELETE, GET, HEAD"), ("/v1/plans", "POST")],
+)
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE", "HEAD", "NIX"])
 def test_a_method_that_is_wrong(served: Served, target: str, allowed: str, method: str) -> None:
-    status, _, headers = ask(served, method, target) if method != "HEAD" else (405, {}, {"allow": allowed})
-    assert (status, headers["allow"]) == (405, allowed)
+    if method not in allowed:
+        status, _, headers = ask(served, method, target)
+        assert (status, headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/v1/version", "/v1/survey", "/v1/audit", "/v1/quarantine", "/v1/guests", "/v1/guests/one", "/v1/events", "/v1/openapi.json",
+     "/v1/guests/none", "/v1/nothing"],
+)  # fmt: skip
+def test_head_is_get_without_content(served: Served, target: str) -> None:
+    served.client.create(GOOD)
+    wanted, _, fields = ask(served, "GET", target)
+    answer = send(served.path, f"HEAD {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    head, _, content = answer.partition(b"\r\n\r\n")
+    first, *rest = head.decode().split("\r\n")
+    found = {name.lower(): value for name, value in (line.split(": ", 1) for line in rest)}
+    assert (int(first.split()[1]), content) == (wanted, b"")
+    assert {**found, "date": ""} == {**fields, "date": ""}
+    assert int(found["content-length"]) > 0
+    served.client.delete("one")
+
+
+def test_head_of_the_stream_ends(served: Served) -> None:
+    """And the connection can be used for the next request."""
+    connection = (
+        b"HEAD /v1/events/stream HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    answer = send(served.path, connection)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"content-type: text/event-stream" in answer
+    assert answer.endswith(b'"}')
 
 
 @pytest.mark.parametrize("field", ["7", '"7', "nix", '"7" "8"', ",", "W/7"])

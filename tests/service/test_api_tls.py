@@ -6,18 +6,24 @@ import http.client
 import json
 import socket
 import ssl
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.api import client as client_module
+from orchestrator.api import transport
 from orchestrator.api.client import Client
 from orchestrator.api.identity import hash_token
 from orchestrator.api.server import open_port
 from orchestrator.api.tls import build_context
+from orchestrator.cli.main import main
 from orchestrator.config import ApiConfig
 from orchestrator.errors import Forbidden, HostError, NotFound, OrchestratorError, RequestError, TooMany, Unauthorized
 from tests.served import Authority, Served, serve
@@ -170,6 +176,222 @@ def test_wrong_files_are_one_clear_error(port: Port, tmp_path: Path) -> None:
     key.chmod(0o640)
     with pytest.raises(RequestError, match="others can read"):
         build_context(ApiConfig(listen="127.0.0.1:0", certificate=str(certificate), key=str(key)))
-    for url in ("http://127.0.0.1", "127.0.0.1:80", "https://", "https://host/path"):
-        with pytest.raises(RequestError, match="no address"):
-            Client(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1", "127.0.0.1:80", "https://", "https://host/path", "https://host?query", "https://host#part",
+     "https://user:secret@host", "https://host:port", "https://host:0", "https://host:65536", "https://[::1", "https://a..b", ""],
+)  # fmt: skip
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(RequestError, match="no address") as caught:
+        Client(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("https://host", ("host", 443)),
+        ("https://host:8443/", ("host", 8443)),
+        ("https://[::1]:8443", ("::1", 8443)),
+        ("HTTPS://192.0.2.1:1", ("192.0.2.1", 1)),
+    ],
+)
+def test_addresses(url: str, address: tuple[str, int]) -> None:
+    assert transport.parse_url(url) == address
+
+
+class Program:
+    """`nohype` as its user runs it, against a TLS port."""
+
+    def __init__(self, port: Port, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.port, self.url, self.ca = port, port.served.url, str(port.authority.file)
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *words: object) -> tuple[int, str, str]:
+        """Status, standard output and standard error."""
+        self._monkeypatch.setattr(sys, "argv", ["nohype", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *self._capsys.readouterr()
+
+    def good(self, *words: object) -> str:
+        status, output, error = self(*words)
+        assert (status, error) == (0, "")
+        return output
+
+    def bad(self, *words: object) -> str:
+        """What one error says, when the command is refused."""
+        status, output, error = self(*words, "guest", "list")
+        assert (status, output) == (1, ""), error
+        assert error.startswith("nohype: ")
+        assert error.count("\n") == 2, error
+        assert "\n  hint: " in error
+        return error
+
+
+@pytest.fixture
+def nohype(port: Port, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(port, monkeypatch, capsys)
+
+
+def token_file(folder: Path, token: str) -> Path:
+    path = folder / "token"
+    path.touch(0o600)
+    path.write_text(token + "\n")
+    return path
+
+
+@contextmanager
+def answering(answer: bytes | None, context: ssl.SSLContext | None = None) -> Iterator[int]:
+    """Some other server; yields its port. It sends the answer to whoever connects; None: it never says anything."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def serve_all() -> None:
+        while not over.is_set():
+            with suppress(OSError):
+                raw, _ = listener.accept()
+                raw.settimeout(5)
+                with raw, context.wrap_socket(raw, server_side=True) if context else raw as connection:
+                    connection.recv(65536)
+                    if answer is None:
+                        over.wait(10)
+                    else:
+                        connection.sendall(answer)
+
+    thread = threading.Thread(target=serve_all)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        over.set()
+        with suppress(OSError):
+            socket.create_connection(listener.getsockname(), 1).close()
+        thread.join(10)
+        listener.close()
+
+
+def context_of(files: tuple[Path, Path]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+    return context
+
+
+def test_nohype_over_the_network(nohype: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A tenant by a token, another person of it by a certificate, the operator by the environment alone."""
+    by_token = ("--url", nohype.url, "--ca", nohype.ca, "--token-file", token_file(tmp_path, ACME))
+    nohype.good(*by_token, "guest", "create", "one", "--memory", "64M", "--image", "minimal")
+    certificate, key = nohype.port.authority.issue("alice")
+    by_certificate = ("--url", nohype.url, "--ca", nohype.ca, "--cert", certificate, "--key", key)
+    assert json.loads(nohype.good(*by_certificate, "guest", "show", "one", "--json"))["owner"] == "acme"
+    both = tmp_path / "both.pem"
+    both.touch(0o600)
+    both.write_bytes(certificate.read_bytes() + key.read_bytes())
+    assert "one" in nohype.good("--url", nohype.url, "--ca", nohype.ca, "--cert", both, "guest", "list")
+    for name, value in {"URL": nohype.url, "CA": nohype.ca, "TOKEN": OPERATOR}.items():
+        monkeypatch.setenv(f"NOHYPE_{name}", value)
+    assert "isolated CPUs" in nohype.good("survey")
+    assert "by token acme" in nohype.good("events")
+    assert nohype.good("guest", "delete", "one") == "one deleted\n"
+
+
+def test_credentials_that_the_manager_refuses(nohype: Program, tmp_path: Path) -> None:
+    there = ("--url", nohype.url, "--ca", nohype.ca)
+    said = nohype.bad(*there, "--token-file", token_file(tmp_path, "wrong"))
+    assert "this token is not known" in said
+    assert "--token-file FILE or NOHYPE_TOKEN, or --cert FILE" in said
+    assert "wrong" not in said
+    assert "--cert FILE" in nohype.bad(*there)
+    certificate, key = nohype.port.authority.issue("mallory")
+    assert "CN:mallory" in nohype.bad(*there, "--cert", certificate, "--key", key)
+    certificate, key = nohype.port.stranger.issue("alice")
+    assert "our client certificate" in nohype.bad(*there, "--cert", certificate, "--key", key)
+    assert "signs that no token has" in nohype.bad(*there, "--token-file", token_file(tmp_path, "wröng"))
+
+
+def test_a_manager_that_is_not_believed(nohype: Program, tmp_path: Path) -> None:
+    token = ("--token-file", token_file(tmp_path, OPERATOR))
+    for words in ((), ("--ca", nohype.port.stranger.file)):
+        said = nohype.bad("--url", nohype.url, *words, *token)
+        assert "is not trusted" in said
+        assert "--ca FILE" in said
+    said = nohype.bad("--url", nohype.url.replace("127.0.0.1", "localhost"), "--ca", nohype.ca, *token)
+    assert "is for another name" in said
+    assert "'localhost'" in said
+    old = nohype.port.authority.issue("old", addresses=("127.0.0.1",), hours=-1)
+    with answering(b"", context_of(old)) as number:
+        assert "is not valid now: certificate has expired" in nohype.bad(
+            "--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca
+        )
+
+
+def test_what_answers_is_no_manager(nohype: Program, tmp_path: Path) -> None:
+    context = context_of(nohype.port.authority.issue("web", addresses=("127.0.0.1",)))
+    for answer in (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n{",
+        b"HTTP/1.1 301 Moved\r\nLocation: https://elsewhere.example/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+    ):
+        with answering(answer, context) as number:
+            said = nohype.bad("--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca)
+            assert f"what answers is no manager: HTTP status {answer.split()[1].decode()}" in said
+    for answer, context_ in ((b"SSH-2.0-x\r\n", None), (b"HTTP/1.1 \x1b[2J\r\n\r\n", context), (b"", context)):
+        with answering(answer, context_) as number:
+            assert "does not answer on https://127" in nohype.bad("--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca)
+
+
+def test_nobody_is_there(nohype: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.getsockname()[1]
+    assert "Connection refused" in nohype.bad("--url", f"https://127.0.0.1:{number}")
+    assert "is the name of the host right?" in nohype.bad("--url", "https://nobody.invalid:8443")
+    assert "No such file" in nohype.bad("--socket", tmp_path / "none.sock")
+    (tmp_path / "plain").touch()
+    assert "Connection refused" in nohype.bad("--socket", tmp_path / "plain")
+    # A queue of connections that is full: what comes more is dropped, as a firewall does.
+    monkeypatch.setattr(transport, "_CONNECT", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        assert "timed out" in nohype.bad("--url", f"https://127.0.0.1:{listener.getsockname()[1]}")
+        for one in waiting:
+            one.close()
+
+
+def test_a_manager_that_says_nothing(nohype: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_MARGIN", 0.2)
+    context = context_of(nohype.port.authority.issue("mute", addresses=("127.0.0.1",)))
+    with answering(None, context) as number:
+        words = ("--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca, "guest", "tell", "one", "mac", "--timeout", "0.1")
+        status, _, said = nohype(*words)
+    assert status == 1
+    assert "timed out" in said
+    assert "look (`nohype guest list`, `nohype events`) before you ask again" in said
+
+
+def test_files_that_tls_can_not_use(nohype: Program, tmp_path: Path) -> None:
+    certificate, key = nohype.port.authority.issue("alice")
+    _, other = nohype.port.authority.issue("bob")
+    _, locked = nohype.port.authority.issue("locked", pass_phrase=b"secret")
+    text = tmp_path / "text"
+    text.touch(0o600)
+    text.write_text("no PEM")
+    none = tmp_path / "none"
+    for words, said in (
+        (("--ca", none), f"{none}: No such file"),
+        (("--ca", tmp_path), f"{tmp_path}: Is a directory"),
+        (("--ca", text), f"can't use {text}"),
+        (("--cert", none, "--key", key), f"{none}: No such file"),
+        (("--cert", certificate, "--key", none), f"{none}: No such file"),
+        (("--cert", certificate), f"can't use {certificate}"),
+        (("--cert", certificate, "--key", other), f"can't use {certificate} and {other}"),
+        (("--cert", text, "--key", key), f"can't use {text} and {key}"),
+        (("--cert", certificate, "--key", locked), f"the key in {locked} has a pass phrase"),
+    ):
+        assert said in nohype.bad("--url", nohype.url, *words)
+    assert "no address" in nohype.bad("--url", nohype.url.replace("https", "http"))

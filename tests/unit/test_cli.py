@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator.cli import guest as guest_module
-from orchestrator.cli import watch as watch_module
+from orchestrator.cli import connection
+from orchestrator.cli import main as main_module
 from orchestrator.cli.main import nohype
+from orchestrator.errors import Unauthorized
 from orchestrator.request import parse_guest_request
 
 GUEST: dict[str, Any] = {
@@ -30,15 +36,16 @@ def build_event(number: int, subject: str = "web", **fields: Any) -> dict[str, A
 class FakeClient:
     """Remembers what was asked."""
 
+    made: list[tuple[Any, dict[str, Any]]] = []
     asked: list[tuple[Any, ...]] = []
     log: list[dict[str, Any]] = []
 
-    def __init__(self, path: object) -> None:
-        del path
+    def __init__(self, where: object = None, **credentials: object) -> None:
+        self.made[:] = [(where, {name: value for name, value in credentials.items() if value is not None})]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def ask(*arguments: Any) -> Any:
-            self.asked.append((name, *arguments))
+        def ask(*arguments: Any, **options: Any) -> Any:
+            self.asked.append((name, *arguments, *([options] if options else [])))
             return {**GUEST, "state": "stopped"} if name in ("stop", "kill") else GUEST
 
         return ask
@@ -61,8 +68,10 @@ class FakeClient:
 
 @pytest.fixture(autouse=True)
 def _client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_module, "Client", FakeClient)
-    monkeypatch.setattr(watch_module, "Client", FakeClient)
+    monkeypatch.setattr(connection, "Client", FakeClient)
+    for name in [name for name in os.environ if name.startswith("NOHYPE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(FakeClient, "made", [])
     monkeypatch.setattr(FakeClient, "asked", [])
     monkeypatch.setattr(FakeClient, "log", [])
 
@@ -127,7 +136,8 @@ def test_quarantine() -> None:
     assert shown.splitlines() == ["db, since 2026-01-01T00:00:00+00:00", "  VF 0000:41:10.2 is still bound to vfio-pci"]
     assert json.loads(run("quarantine", "list", "--json").output)[0]["name"] == "db"
     assert run("quarantine", "clear", "db").output == "db cleared\n"
-    assert FakeClient.asked == [("clear_quarantine", "db")]
+    run("quarantine", "clear", "db", "--force")
+    assert FakeClient.asked == [("clear_quarantine", "db", {"force": False}), ("clear_quarantine", "db", {"force": True})]
 
 
 def test_events_are_a_line_each() -> None:
@@ -156,5 +166,195 @@ def test_following_begins_after_the_last_event_whoever_it_was_about() -> None:
 
 
 def test_metrics() -> None:
-    assert run("metrics").output == FakeClient(None).metrics()
+    assert run("metrics").output == FakeClient().metrics()
     assert json.loads(run("metrics", "--json").output) == [{"series": 'nohype_guests{state="running"}', "value": "1.0"}]
+
+
+LIST = ("guest", "show", "web")
+SOCKET, URL = "/run/other.sock", "https://manager.example:8443"
+
+
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """Runs the program as its user does; returns status and standard error."""
+    monkeypatch.setattr(sys, "argv", ["nohype", *words])
+    with pytest.raises(SystemExit) as ended:
+        main_module.main()
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Files as they should be: of a CA, a certificate, its key, a token."""
+    for name in ("ca", "cert", "key", "token"):
+        (tmp_path / name).write_text("secret-token\n")
+        (tmp_path / name).chmod(0o600)
+    return {name: str(tmp_path / name) for name in ("ca", "cert", "key", "token")}
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "where"),
+    [
+        ((), {}, Path("/run/nohype/nohyped.sock")),
+        ((), {"NOHYPE_SOCKET": SOCKET}, Path(SOCKET)),
+        (("--socket", SOCKET), {"NOHYPE_SOCKET": "/none"}, Path(SOCKET)),
+        (("--url", URL), {}, URL),
+        ((), {"NOHYPE_URL": URL}, URL),
+        # what is typed wins over what is in the environment
+        (("--url", URL), {"NOHYPE_SOCKET": SOCKET}, URL),
+        (("--socket", SOCKET), {"NOHYPE_URL": URL, "NOHYPE_TOKEN": "x", "NOHYPE_CA": "/none"}, Path(SOCKET)),
+        # an empty variable is none
+        ((), {"NOHYPE_URL": "", "NOHYPE_TOKEN": ""}, Path("/run/nohype/nohyped.sock")),
+    ],
+)
+def test_which_manager_is_asked(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], environment: dict[str, str], where: Path | str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run(*words, *LIST)
+    assert FakeClient.made == [(where, {})]
+
+
+def test_the_socket_may_be_named_after_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOHYPE_URL", URL)
+    run(*LIST, "--socket", SOCKET)
+    assert FakeClient.made == [(Path(SOCKET), {})]
+
+
+def test_credentials_of_the_options_and_of_the_environment(monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+    certificate = {"certificate": Path(files["cert"]), "key": Path(files["key"])}
+    run("--url", URL, "--ca", files["ca"], "--cert", files["cert"], "--key", files["key"], *LIST)
+    assert FakeClient.made == [(URL, {"ca": Path(files["ca"]), **certificate})]
+    run("--url", URL, "--token-file", files["token"], *LIST)
+    assert FakeClient.made == [(URL, {"token": "secret-token"})]
+    for name in ("url", "ca", "cert", "key"):
+        monkeypatch.setenv(f"NOHYPE_{name.upper()}", {"url": URL, **files}[name])
+    monkeypatch.setenv("NOHYPE_TOKEN", "of-the-environment")
+    run(*LIST)
+    assert FakeClient.made == [(URL, {"token": "of-the-environment", "ca": Path(files["ca"]), **certificate})]
+    run("--token-file", files["token"], *LIST)
+    assert FakeClient.made[0][1]["token"] == "secret-token"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "said"),
+    [
+        (("--url", URL, "--socket", SOCKET), {}, "--url and --socket name two managers"),
+        ((), {"NOHYPE_URL": URL, "NOHYPE_SOCKET": SOCKET}, "NOHYPE_URL and NOHYPE_SOCKET name two managers"),
+        (("--url", URL, "--key", "/none"), {}, "--key is of no use alone"),
+        (("--url", URL), {"NOHYPE_KEY": "/none"}, "NOHYPE_KEY is of no use alone"),
+        (("--ca", "/none"), {}, "--ca: only for a manager's TLS port"),
+        (("--cert", "/none", "--key", "/none"), {}, "--cert, --key: only for a manager's TLS port"),
+        (("--token-file", "/none"), {}, "--token-file: only for a manager's TLS port"),
+        # it would be answered as root, not as whose token it is
+        ((), {"NOHYPE_TOKEN": "secret"}, "NOHYPE_TOKEN: only for a manager's TLS port"),
+        (("--socket", SOCKET, "--ca", "/none"), {"NOHYPE_CERT": "/none"}, "--ca: only for a manager's TLS port"),
+        ((), {"NOHYPE_SOCKET": SOCKET, "NOHYPE_TOKEN": "secret"}, "NOHYPE_TOKEN: only for a manager's TLS port"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], environment: dict[str, str], said: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    output = run(*words, *LIST, status=2).output
+    assert said in output
+    assert "secret" not in output
+    assert FakeClient.made == []
+
+
+@pytest.mark.parametrize("words", [("--url", URL), ("--socket", SOCKET), ("--token-file", "/none")])
+@pytest.mark.parametrize("command", [("image", "list"), ("lab", "status"), ("token", "new", "ci", "--role", "viewer")])
+def test_a_command_that_asks_no_manager_takes_no_manager(words: tuple[str, ...], command: tuple[str, ...]) -> None:
+    assert "asks no manager" in run(*words, *command, status=2).output
+
+
+def test_the_environment_is_nothing_to_a_command_that_asks_no_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOHYPE_URL", URL)
+    monkeypatch.setenv("NOHYPE_KEY", "/none")
+    run("token", "new", "ci", "--role", "viewer")
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (0o600, ""),
+        (0o400, ""),
+        (0o640, ""),  # a group may share a token
+        (0o644, "every user of this machine can read"),
+        (0o604, "every user of this machine can read"),
+        (0o660, "others can write"),
+        (0o602, "others can write"),
+    ],
+)
+@pytest.mark.parametrize("option", ["token", "key"])
+def test_a_secret_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files: dict[str, str], mode: int, said: str, option: str
+) -> None:
+    Path(files[option]).chmod(mode)
+    words = {"token": ("--token-file", files["token"]), "key": ("--cert", files["cert"], "--key", files["key"])}[option]
+    status, output = main(monkeypatch, capsys, "--url", URL, *words, *LIST)
+    assert (status, said in output) == (int(bool(said)), True), output
+    assert not said or f"chmod 600 {files[option]}" in output
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "nothing"), (b" \n", "nothing"), (b"two words", "more than one word"), (None, "No such file")]
+)
+def test_a_token_file_without_a_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files: dict[str, str], content: bytes | None, said: str
+) -> None:
+    path = Path(files["token"])
+    path.unlink() if content is None else path.write_bytes(content)
+    status, output = main(monkeypatch, capsys, "--url", URL, "--token-file", str(path), *LIST)
+    assert status == 1
+    assert said in output
+    assert str(path) in output
+
+
+def test_a_token_may_come_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the shell's `--token-file <(pass show nohype)` gives it."""
+    reader, writer = os.pipe()
+    os.write(writer, b"secret-token\n")
+    os.close(writer)
+    run("--url", URL, "--token-file", f"/dev/fd/{reader}", *LIST)
+    os.close(reader)
+    assert FakeClient.made == [(URL, {"token": "secret-token"})]
+
+
+def test_a_token_that_is_refused_is_told_where_to_put_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_self: FakeClient, _name: str) -> None:
+        raise Unauthorized("this token is not known", "it may be mistyped, or withdrawn")
+
+    monkeypatch.setattr(FakeClient, "guest", refuse, raising=False)
+    status, output = main(monkeypatch, capsys, "--url", URL, *LIST)
+    assert status == 1
+    assert output.startswith("nohype: this token is not known\n  hint: it may be mistyped, or withdrawn; ")
+    assert "--token-file FILE" in output
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        assert found is not None
+        yield (*path, name), found
+        if isinstance(found, click.Group):
+            yield from commands(found, *path, name)
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands(nohype)])
+def test_help(path: tuple[str, ...], command: click.Command) -> None:
+    """The list of commands shows the first sentence whole, and each option says what it is, and in what unit."""
+    assert not command.get_short_help_str(60).endswith("...")
+    text = run(*path, "--help").output
+    assert not re.search(r"\b(TEXT|INTEGER|FLOAT)\b", text), text
+    for option in command.params:
+        assert not isinstance(option, click.Option) or option.help, option.name
+
+
+def test_the_list_of_commands_says_what_they_say_themselves() -> None:
+    for (name,), command in ((path, command) for path, command in commands(nohype) if len(path) == 1):
+        assert main_module._COMMANDS[name][2] == command.get_short_help_str(100), name

@@ -572,7 +572,7 @@ def test_full_disk(path: Path) -> None:
 
 
 def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(ledger: Ledger) -> None:
-    """synchronous is FULL for what must outlive a power cut. The log costs no sync of its own: there are several lines a request."""
+    """FULL for what must outlive a power cut. The log costs no sync of its own: there are several lines a request."""
     syncs: list[str] = []
     ledger._db.set_trace_callback(lambda text: syncs.append(text.split()[-1]) if text.startswith("PRAGMA synchronous") else None)
     claim(ledger, 1)
