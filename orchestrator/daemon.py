@@ -26,6 +26,7 @@ from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.metrics import Observations
 from orchestrator.planning.plan import Policy
+from orchestrator.service.alone import stay_alone
 from orchestrator.service.systemd import notify_systemd
 from orchestrator.watching import build_metrics, find_listener, set_up_reports, start_heartbeat, watch_audit
 
@@ -57,6 +58,7 @@ def serve(config: DaemonConfig) -> None:
     """
     # First: what is wrong with the configuration is said before anything is done.
     directory = build_directory(config)
+    alone = stay_alone(Path(f"{config.paths.ledger}.lock"))
     listeners = [Listener(find_listener(Path(config.paths.socket)))]
     listeners += [open_port(config.api)] if config.api else []
     host = HostRoot(net=netlink)
@@ -94,6 +96,7 @@ def serve(config: DaemonConfig) -> None:
     where = f"{config.paths.socket} and {config.api.listen}" if config.api else config.paths.socket
     _log.info("version %s serves %s", __version__, where)
     server.run()
+    alone.close()
 
 
 def _watch_uplinks(supervisor: Supervisor, uplinks: frozenset[str]) -> None:

@@ -47,6 +47,20 @@ class Vcpu:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What libvirt holds a running guest to: the part of LiveGuest that can be had without asking QEMU.
+
+    Attributes:
+        pins: CPUs of each vCPU, by its number.
+        emulator_pin, hostdevs: see LiveGuest.
+    """
+
+    pins: tuple[CpuSet, ...]
+    emulator_pin: CpuSet
+    hostdevs: tuple[PciAddress, ...]
+
+
+@dataclass(frozen=True)
 class LiveGuest:
     """A guest that runs now, as libvirt and QEMU tell it (never as our records do).
 
@@ -70,6 +84,11 @@ class LiveGuest:
     hostdevs: tuple[PciAddress, ...]
     devices: tuple[str, ...]
     console: Path | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        """What it is held to."""
+        return Bounds(tuple(vcpu.pin for vcpu in self.vcpus), self.emulator_pin, self.hostdevs)
 
 
 class Hypervisor:
@@ -186,6 +205,13 @@ class Hypervisor:
         """
         return self._on(name, f"look at the guest {name}", _read_guest)
 
+    def bounds(self, name: str) -> Bounds:
+        """What a running guest is held to; raises as ``guest``.
+
+        Two calls of libvirt, none of QEMU: ``guest`` takes six, each of which wakes the daemon and several of our threads.
+        """
+        return self._on(name, f"look at the guest {name}", _read_bounds)
+
     def read_exits(self, name: str) -> tuple[dict[str, int], ...]:
         """KVM's counters of each vCPU since the guest started: ``exits``, ``halt_exits``, ``io_exits``, ...
 
@@ -301,6 +327,23 @@ def _read_guest(domain: Any) -> LiveGuest:
         hostdevs=tuple(_read_address(source) for source in tree.iterfind("devices/hostdev[@type='pci']/source/address")),
         devices=tuple(_QTREE_DEVICE.findall(_monitor(domain, "info qtree", human=True))),
         console=Path(console.get("path")) if console is not None else None,
+    )
+
+
+def _read_bounds(domain: Any) -> Bounds:
+    tree: Any = etree.fromstring(domain.XMLDesc().encode())
+    # `current` is there while fewer vCPUs are plugged in than may be (libvirt.org/formatdomain.html#cpu-allocation).
+    vcpus = tree.find("vcpu")
+    count = int(vcpus.get("current", vcpus.text))
+    pins = {int(pin.get("vcpu")): CpuSet.parse(pin.get("cpuset")) for pin in tree.iterfind("cputune/vcpupin")}
+    emulator = tree.find("cputune/emulatorpin")
+    # What libvirt does not pin may run anywhere; asked for only then, which with our guests is never.
+    unpinned = emulator is None or not pins.keys() >= set(range(count))
+    everything = CpuSet.of(range(domain.connect().getCPUMap()[0])) if unpinned else CpuSet()
+    return Bounds(
+        pins=tuple(pins.get(index, everything) for index in range(count)),
+        emulator_pin=CpuSet.parse(emulator.get("cpuset")) if emulator is not None else everything,
+        hostdevs=tuple(_read_address(source) for source in tree.iterfind("devices/hostdev[@type='pci']/source/address")),
     )
 
 

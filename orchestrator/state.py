@@ -24,7 +24,7 @@ class GuestState(StrEnum):
     DELETING = "deleting"
     """As STOPPING; its claim is released afterwards."""
     QUARANTINED = "quarantined"
-    """It has ended, but not everything it had could be verified clean: its claim stays until an operator clears it."""
+    """Not everything it had could be verified clean, or it runs and should not: its claim stays until an operator clears it."""
 
 
 SETTLED = (GuestState.RUNNING, GuestState.STOPPED, GuestState.QUARANTINED)
@@ -38,7 +38,8 @@ _NEXT: dict[GuestState, tuple[GuestState, ...]] = {
     GuestState.STOPPING: (
         GuestState.STOPPING, GuestState.STOPPED, GuestState.DELETING, GuestState.QUARANTINED, GuestState.RUNNING,
     ),
-    GuestState.STOPPED: (GuestState.STARTING, GuestState.DELETING),
+    # To QUARANTINED: somebody else has started it.
+    GuestState.STOPPED: (GuestState.STARTING, GuestState.DELETING, GuestState.QUARANTINED),
     GuestState.DELETING: (GuestState.DELETING, GuestState.QUARANTINED, GuestState.RUNNING),
     GuestState.QUARANTINED: (GuestState.DELETING,),
 }  # fmt: skip

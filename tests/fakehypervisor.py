@@ -23,7 +23,7 @@ from lxml import etree
 from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.host.irqs import read_irqs
 from orchestrator.host.processes import read_process_threads
-from orchestrator.hypervisor import End, LiveGuest, Vcpu
+from orchestrator.hypervisor import Bounds, End, LiveGuest, Vcpu
 from orchestrator.values import CpuSet, PciAddress, Size
 from tests.fakeroot import DEVICES, LOOPBACK, FakeRoot
 
@@ -140,6 +140,10 @@ class FakeHypervisor:
     def guest(self, name: str) -> LiveGuest:
         """See Hypervisor."""
         return _live(self._load(name))
+
+    def bounds(self, name: str) -> Bounds:
+        """See Hypervisor."""
+        return self.guest(name).bounds
 
     def read_exits(self, name: str) -> tuple[dict[str, int], ...]:
         """See Hypervisor."""

@@ -23,6 +23,7 @@ _PF_NO_SETAFFINITY = 0x0400_0000
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
 _SMAPS_HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$", re.ASCII)
+_LINE = re.compile(r".+")
 _EXEC_START = re.compile(r"^se\.exec_start\s*:\s*([0-9.]+)", re.MULTILINE)
 _PAGEMAP_PRESENT = 1 << 63
 _PAGEMAP_FRAME = (1 << 55) - 1
@@ -154,7 +155,11 @@ def parse_smaps(text: str, numa: dict[int, tuple[str, tuple[tuple[int, int], ...
     """The mappings of /proc/PID/smaps. One that numa_maps lacks (it is read a moment earlier) gets no policy and no nodes."""
     head: re.Match[str] | None = None
     fields: dict[str, str] = {}
-    for line in text.splitlines():
+    # A guest's QEMU has hundreds of mappings of some twenty lines, and the manager mostly keeps what memory it has once taken: no
+    # list is made of the lines, and of each set of flags, of which there are few, there is one.
+    flags: dict[str, frozenset[str]] = {}
+    for whole in _LINE.finditer(text):
+        line = whole[0]
         found = _SMAPS_HEAD.match(line)
         if found:
             head, fields = found, {}
@@ -162,7 +167,8 @@ def parse_smaps(text: str, numa: dict[int, tuple[str, tuple[tuple[int, int], ...
         key, _, value = line.partition(":")
         fields[key] = value.strip()
         if key == "VmFlags" and head:  # always the last line of a mapping (fs/proc/task_mmu.c, show_smap)
-            yield _mapping(head, fields, numa)
+            shared = flags.setdefault(fields[key], frozenset(fields[key].split()))
+            yield _mapping(head, fields, shared, numa)
 
 
 def read_pagemap(host: HostRoot, pid: int, addresses: tuple[int, ...]) -> tuple[int | None, ...]:
@@ -262,12 +268,14 @@ def _read_interrupt_time(host: HostRoot, cpu: int) -> float:
     return 0.0
 
 
-def _mapping(head: re.Match[str], fields: dict[str, str], numa: dict[int, tuple[str, tuple[tuple[int, int], ...]]]) -> Mapping:
+def _mapping(
+    head: re.Match[str], fields: dict[str, str], flags: frozenset[str], numa: dict[int, tuple[str, tuple[tuple[int, int], ...]]]
+) -> Mapping:
     def size(key: str) -> int:
         return int(fields.get(key, "0").split()[0]) << 10
 
     policy, nodes = numa.get(int(head[1], 16), ("", ()))
     return Mapping(
         int(head[1], 16), int(head[2], 16), head[5], int(head[4], 16), size("KernelPageSize"), size("Rss"),
-        size("Shared_Hugetlb") + size("Private_Hugetlb"), frozenset(fields["VmFlags"].split()), policy, nodes,
+        size("Shared_Hugetlb") + size("Private_Hugetlb"), flags, policy, nodes,
     )  # fmt: skip

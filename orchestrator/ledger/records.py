@@ -66,7 +66,7 @@ class Event:
 
     Attributes:
         time: UTC in ISO 8601.
-        kind: what sort of thing: "created", "started", "refused", ...
+        kind: what sort of thing: "claimed", "started", "refused", ...
         subject: a guest's name or "host".
         detail: what was decided and why, what changed.
         who: who asked for it; "manager" for what nobody asked for.

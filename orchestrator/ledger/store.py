@@ -1,6 +1,7 @@
 """The open ledger. The only user of sqlite3, with ``schema``.
 
-Everything is on disk (fsync, https://sqlite.org/pragma.html#pragma_synchronous) when a method returns. Claims say what was
+What a method has written outlives the process when it returns. Claims, states and undo records outlive a power cut too (fsync,
+https://sqlite.org/pragma.html#pragma_synchronous); of the event log a power cut may take the last lines. Claims say what was
 promised; whether the host is so is for the audit to say.
 """
 
@@ -78,7 +79,7 @@ class Ledger:
         self.close()
 
     def on_event(self, call: Callable[[Event], None]) -> None:
-        """Has each new event told to ``call``, once it is on disk, by the thread that logged it."""
+        """Has each new event told to ``call``, once it is in the file, by the thread that logged it."""
         self._listeners.append(call)
 
     def read(self) -> Reading:
@@ -226,16 +227,17 @@ class Ledger:
             call(event)
         return event
 
-    def events(self, after: int = 0, limit: int = 1000, tenant: str | None = None) -> tuple[Event, ...]:
-        """Up to ``limit`` events with ids above ``after``, oldest first; of all tenants, or of one."""
+    def events(self, after: int | None = 0, limit: int = 1000, tenant: str | None = None) -> tuple[Event, ...]:
+        """Up to ``limit`` events of all tenants or of one, oldest first: the first with ids above ``after``, or, if that is None,
+        the newest.
+        """
+        where, values = ("tenant = ? AND id > ?", [tenant]) if tenant is not None else ("id > ?", [])
+        order = "DESC" if after is None else "ASC"
         columns = "id, time, kind, subject, detail, who, tenant, took"
         with self._reading() as db:
-            if tenant is None:
-                rows = _rows(db, f"SELECT {columns} FROM event WHERE id > ? ORDER BY id LIMIT ?", after, limit)
-            else:
-                where = "tenant = ? AND id > ?"
-                rows = _rows(db, f"SELECT {columns} FROM event WHERE {where} ORDER BY id LIMIT ?", tenant, after, limit)
-            return tuple(Event(*row) for row in rows)
+            statement = f"SELECT {columns} FROM event WHERE {where} ORDER BY id {order} LIMIT ?"
+            rows = [Event(*row) for row in _rows(db, statement, *values, after or 0, limit)]
+            return tuple(rows[::-1] if after is None else rows)
 
     def last_event(self) -> int:
         """The id of the newest event; 0 if there is none."""
@@ -290,7 +292,7 @@ class Ledger:
         """All or nothing. IMMEDIATE takes the write lock before anything is read, so that what was read stays true.
 
         Args:
-            durable: on the disk when this ends. If not, a power cut may take it back, up to the last one that is, but no kill can.
+            durable: on the disk when this ends. If not, a power cut may take it back, but no kill of this process can.
         """
         with self._lock, self._explained(what):
             # With WAL, NORMAL syncs nothing at a commit (https://sqlite.org/pragma.html#pragma_synchronous).

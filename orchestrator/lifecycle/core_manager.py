@@ -36,7 +36,7 @@ from orchestrator.values import CpuSet, PciAddress, Size
 HOST = "host"
 """Owner, in the undo journal, of changes that serve all guests: undone when the last guest is gone. No guest's name."""
 
-# Guests that are started or cleaned up at a time: all of that is work of the housekeeping cores.
+# Guests that are started at a time: all of that is work of the housekeeping cores. Their ends never wait.
 _AT_A_TIME = 8
 _FIRST_EXIT = 60.0
 _RETURN = 10.0
@@ -77,8 +77,11 @@ class CoreManager:
         """The file that gets all that the guest prints."""
         return self.consoles / f"{name}.log"
 
-    def start(self, plan: Plan) -> None:
+    def start(self, plan: Plan) -> tuple[str, ...]:
         """Prepares the host and starts the guest; returns once its vCPUs run and every other thread of QEMU is off its cores.
+
+        Returns:
+            What was changed on the host, in words.
 
         libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
         instruction, and pins each vCPU before the guest's (qemuProcessLaunch): so no thread of it is ever on another's core.
@@ -91,9 +94,10 @@ class CoreManager:
         log.unlink(missing_ok=True)
         try:
             with self._turns:
-                self._prepare(plan)
+                changed = self._prepare(plan)
                 self.hypervisor.start(build_domain(plan, find_image(self.images, plan.image), log=log))
-                self.settle(plan)
+            self.settle(plan)
+            return changed
         except NotFound:
             raise GuestError(
                 f"guest {plan.name} ended as soon as it was started",
@@ -137,13 +141,12 @@ class CoreManager:
         Raises:
             HypervisorError: libvirt does not answer, so that nothing can be said.
         """
-        with self._turns:
-            self.hypervisor.destroy(plan.uuid)
-            try:
-                undo_steps(self.host, self.ledger, plan.name, UNDOS)
-            except HostError as error:
-                return (error.message,)
-            return (*self._check_vf(plan), *self._check_memory(plan))
+        self.hypervisor.destroy(plan.uuid)
+        try:
+            undo_steps(self.host, self.ledger, plan.name, UNDOS)
+        except HostError as error:
+            return (error.message,)
+        return (*self._check_vf(plan), *self._check_memory(plan))
 
     def forget(self, plan: Plan) -> None:
         """Drops what could not be undone for the guest: an operator has seen to it."""
@@ -191,23 +194,27 @@ class CoreManager:
             if pool.free < (owned := waiting[pool.node, pool.page_size])
         )
 
-    def _prepare(self, plan: Plan) -> None:
+    def _prepare(self, plan: Plan) -> tuple[str, ...]:
         """First what serves all guests, then what is this guest's. Each step checks whether there is anything to do."""
+        changed: tuple[str, ...] = ()
         if plan.vf.pf not in self._prepared or not read_numvfs(self.host, plan.vf.pf):
-            self._prepare_host(plan)
+            changed = self._prepare_host(plan)
         own: list[Step] = [SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)]
-        run_steps(self.host, self.ledger, plan.name, own)
+        changed += run_steps(self.host, self.ledger, plan.name, own)
         self.keep_edge_mode(plan)
+        return changed
 
-    def _prepare_host(self, plan: Plan) -> None:
+    def _prepare_host(self, plan: Plan) -> tuple[str, ...]:
+        moved: tuple[str, ...] = ()
         with self.shared:
             if not self._prepared:
                 # Once: it looks at every thread of the host. What strays later is found by the audit. Once for each manager too,
                 # since the journal outlives a reboot and the affinities do not.
-                run_steps(self.host, self.ledger, HOST, plan_cores(self.host, plan.housekeeping))
+                moved = run_steps(self.host, self.ledger, HOST, plan_cores(self.host, plan.housekeeping))
             pf = read_pf(self.host, plan.vf.pf)
-            run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, self.policy.count_vfs(pf))])
+            made = run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, self.policy.count_vfs(pf))])
             self._prepared.add(pf.address)
+        return (*((f"move {len(moved)} threads and interrupts to CPUs {plan.housekeeping}",) if moved else ()), *made)
 
     def _await_first_exit(self, name: str) -> None:
         """KVM makes its helper thread when a vCPU first runs; a vCPU that has exited once has run."""

@@ -25,6 +25,7 @@ from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.ledger import Claim, Event, Ledger, Quarantined
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.placing import Placing
+from orchestrator.lifecycle.refusals import RefusalLog
 from orchestrator.lifecycle.supervisor import Locks, Supervisor
 from orchestrator.lifecycle.view import GuestView, view_guest
 from orchestrator.planning.plan import Policy
@@ -58,6 +59,7 @@ class SystemManager:
         self._cores = CoreManager(host, hypervisor, ledger, policy, self.shared, images, consoles)
         self._placing = Placing(host, hypervisor, ledger, policy, self.shared, images)
         self.supervisor = Supervisor(self._cores, ledger)
+        self._refusals = RefusalLog(ledger)
         self._asking = Locks()
         self._happened = threading.Condition()
         self._closed = False
@@ -96,8 +98,8 @@ class SystemManager:
             raise Forbidden("a tenant may not see the quarantine", "ask the operator of the host")
         return self._ledger.quarantined()
 
-    def events(self, who: Identity, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
-        """Events that ``who`` may see, with ids above ``after``, oldest first."""
+    def events(self, who: Identity, after: int | None = 0, limit: int = 1000) -> tuple[Event, ...]:
+        """Events that ``who`` may see, oldest first: those with ids above ``after``, or the newest if that is None."""
         return self._ledger.events(after, limit, who.tenant if who.role is Role.TENANT else None)
 
     def last_event(self) -> int:
@@ -141,6 +143,10 @@ class SystemManager:
         """
         if not may_change(who, who.tenant):
             raise Forbidden(f"{who.name} may look, but not make guests")
+        other = self._ledger.find(request.name)
+        if other and other.owner != who.tenant:
+            # At once: to wait until its owner is done with it would be no help, and could take an hour.
+            raise Conflict(f"the name {request.name} is taken", "choose another name")
         with self.supervisor.changing(request.name):
             known = self._find_repeated(who, request)
             if known:
@@ -149,8 +155,7 @@ class SystemManager:
             try:
                 plan = self._placing.claim(who, request)
             except OrchestratorError as error:
-                took = time.monotonic() - began
-                self._ledger.log("refused", request.name, error.message, who=who.name, tenant=who.tenant, took=took)
+                self._refusals.log(request.name, error.message, who, time.monotonic() - began)
                 raise
             what = f"CPUs {plan.cpus}, {plan.pages} pages of {plan.page_size} on node {plan.node}, VF {plan.vf.address}"
             self._ledger.log("claimed", plan.name, what, who=who.name, tenant=who.tenant, took=time.monotonic() - began)
@@ -204,13 +209,19 @@ class SystemManager:
             return self.start(who, name)
 
     def delete(self, who: Identity, name: str, expected: int | None = None) -> None:
-        """Ends a guest at once if it runs, and gives back all that it had, its claim included. Raises as ``start``."""
+        """Ends a guest at once if it runs, and gives back all that it had, its claim included.
+
+        Raises:
+            As ``start``; Conflict also if it has ended, but went into quarantine, or was there already.
+        """
         self._hurry(who, name, expected)
         with self._change(who, name, expected) as claim:
             if claim.state == GuestState.QUARANTINED:
                 raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
             self._ledger.set_state(name, GuestState.DELETING)
-            self.supervisor.delete(claim, "deleted", "on request", who.name)
+            if findings := self.supervisor.delete(claim, "deleted", "on request", who.name):
+                what = f"guest {name} has ended, but is in quarantine, since not all that it had is clean: {'; '.join(findings)}"
+                raise Conflict(what, "an operator can look and clear it: nohype quarantine list")
 
     def clear_quarantine(self, who: Identity, name: str, *, force: bool = False) -> None:
         """Tries once more to clean what a guest had, and gives it free.

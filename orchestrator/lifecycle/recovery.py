@@ -51,7 +51,7 @@ _IF_RUNNING = {
     GuestState.STOPPING: Decision(Action.ADOPT, GuestState.RUNNING, _CUT_SHORT),
     GuestState.DELETING: Decision(Action.ADOPT, GuestState.RUNNING, _CUT_SHORT),
     GuestState.STOPPED: Decision(
-        Action.QUARANTINE, GuestState.STOPPED, "it runs although it is stopped: somebody else has started it"
+        Action.QUARANTINE, GuestState.QUARANTINED, "it runs although it is stopped: somebody else has started it"
     ),
     GuestState.QUARANTINED: Decision(Action.QUARANTINE, GuestState.QUARANTINED, "it runs although it is in quarantine"),
 }

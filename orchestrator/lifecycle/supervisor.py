@@ -18,7 +18,7 @@ from orchestrator.hypervisor import End
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST, CoreManager
 from orchestrator.lifecycle.drift import check_drift, repair_pins
-from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, decide, plan_pause
+from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, Decision, decide, plan_pause
 from orchestrator.request import Restart
 from orchestrator.state import SETTLED, GuestState
 
@@ -41,12 +41,27 @@ class Locks:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Held for the time of the block."""
+        with self._using(name) as lock, lock:
+            yield
+
+    @contextmanager
+    def if_free(self, name: str) -> Iterator[bool]:
+        """As a call, but does not wait; gives whether it is held."""
+        with self._using(name) as lock:
+            held = lock.acquire(blocking=False)
+            try:
+                yield held
+            finally:
+                if held:
+                    lock.release()
+
+    @contextmanager
+    def _using(self, name: str) -> Iterator[threading.RLock]:
         with self._guard:
             lock, users = self._locks.get(name, (threading.RLock(), 0))
             self._locks[name] = lock, users + 1
         try:
-            with lock:
-                yield
+            yield lock
         finally:
             with self._guard:
                 users = self._locks[name][1] - 1
@@ -70,6 +85,8 @@ class Supervisor:
         self._restarts: dict[str, threading.Timer] = {}
         self._since: dict[str, float] = {}
         self._drifts: dict[str, tuple[str, ...]] = {}
+        # Guests that run as far as the ledger knows, but may still be paused: see ``CoreManager.settle``.
+        self._unsettled: set[str] = set()
         self._closed = False
 
     def close(self) -> None:
@@ -82,7 +99,7 @@ class Supervisor:
         """Starts a guest in the state CREATING or STARTING. If that fails all is undone, and one that was being made is gone."""
         name, began = claim.plan.name, time.monotonic()
         try:
-            self._cores.start(claim.plan)
+            changed = self._cores.start(claim.plan)
             now = self._ledger.set_state(name, GuestState.RUNNING)
         except BaseException as error:
             why = error.message if isinstance(error, OrchestratorError) else repr(error)
@@ -98,7 +115,7 @@ class Supervisor:
                 )
             raise
         self._since[name] = time.monotonic()
-        self._note("started", now, f"on CPUs {claim.plan.cpus}", who, time.monotonic() - began)
+        self._note("started", now, "; ".join((f"on CPUs {claim.plan.cpus}", *changed)), who, time.monotonic() - began)
         return now
 
     def stop(self, claim: Claim, who: str, timeout: float) -> Claim:
@@ -125,6 +142,7 @@ class Supervisor:
         """Gives the guest's claim free, and after the last one the host back."""
         self._ledger.release(claim.plan.name)
         self._drifts.pop(claim.plan.name, None)
+        self._unsettled.discard(claim.plan.name)
         self._since.pop(claim.plan.name, None)
         self._note(kind, claim, why, who, None if began is None else time.monotonic() - began)
         self._quietly(self._cores.release_host)
@@ -140,16 +158,18 @@ class Supervisor:
         self._quietly(self._cores.release_host)
 
     def collect(self) -> None:
-        """The same for guests whose end nobody told, and for what failed half-way, as when libvirt was away."""
+        """The same for guests whose end nobody told, and for what failed half-way, as when libvirt was away. Whoever is just
+        changing a guest sees to it himself: a stop may take an hour.
+        """
         claims = self._ledger.read().claims
         # libvirt is asked once for all, not once for each; a guest that looks amiss is locked and looked at anew.
         running = self._hypervisor.uuids() if claims else frozenset()
         for claim in claims:
             decision = decide(claim.state, running=claim.plan.uuid in running)
-            if decision.state == claim.state and claim.state in SETTLED:
+            if decision.state == claim.state and claim.state in SETTLED and claim.plan.name not in self._unsettled:
                 continue
-            with self.changing(claim.plan.name):
-                now = self._ledger.find(claim.plan.name)
+            with self.changing.if_free(claim.plan.name) as held:
+                now = self._ledger.find(claim.plan.name) if held else None
                 if now:
                     self._recover(now, adopt=False)
 
@@ -161,15 +181,16 @@ class Supervisor:
                     now = self._ledger.find(claim.plan.name)
                     # Somebody may have seen to it meanwhile, or have started it again.
                     if now and now.state == GuestState.RUNNING and uuid not in self._hypervisor.uuids():
-                        self._after_end(self._ledger.set_state(now.plan.name, GuestState.STOPPING), end)
+                        self._after_end(now, end)
 
     def check(self) -> None:
         """Compares each running guest with its claim. What differs is reported, and put right only where that cannot hurt."""
         claims = self._ledger.read().claims
         for claim in claims:
             if claim.state == GuestState.RUNNING:
-                with self.changing(claim.plan.name):
-                    self._quietly(partial(self._check, claim))
+                with self.changing.if_free(claim.plan.name) as held:
+                    if held:
+                        self._quietly(partial(self._check, claim))
         self._report_drift(HOST, "", self._cores.check_pools(claims))
 
     def keep_edge_mode(self) -> None:
@@ -206,38 +227,61 @@ class Supervisor:
         Args:
             adopt: the manager has just started: what it keeps is said, and what waits to be started again goes on waiting.
         """
-        running = claim.plan.uuid in self._hypervisor.uuids()
+        name, running = claim.plan.name, claim.plan.uuid in self._hypervisor.uuids()
         decision = decide(claim.state, running=running)
-        if decision.state != claim.state:
-            claim = self._ledger.set_state(claim.plan.name, decision.state)
-        elif claim.state in SETTLED:
-            if adopt and decision.action is Action.ADOPT:
-                # A recovery that was killed too may have noted that it runs and no more.
-                self._quietly(lambda: self._cores.settle(claim.plan))
-            if adopt and decision.action is not Action.NONE:
-                self._note(str(decision.action), claim, decision.why, MANAGER.name)
-            if adopt and claim.state == GuestState.STOPPED and claim.restarts:
-                self._restart_later(claim)
+        if decision.state == claim.state and claim.state in SETTLED:
+            self._go_on(claim, decision, adopt=adopt)
             return
         self._note(str(decision.action), claim, decision.why, MANAGER.name)
-        if running:
-            self._quietly(lambda: self._cores.settle(claim.plan))
-        elif claim.state == GuestState.DELETING:
+        if decision.action is Action.QUARANTINE:
+            self._quarantine(claim, (decision.why,), MANAGER.name)
+        elif running:
+            self._settle(self._ledger.set_state(name, decision.state))
+        elif decision.state == GuestState.DELETING:
+            claim = self._ledger.set_state(name, GuestState.DELETING)
             self._quietly(lambda: self.delete(claim, "deleted", decision.why, MANAGER.name))
+        elif claim.state == GuestState.STOPPING:
+            self._quietly(lambda: self._finish(claim, decision.why))
         else:
             self._quietly(lambda: self._after_end(claim, End.UNKNOWN))
 
+    def _go_on(self, claim: Claim, decision: Decision, *, adopt: bool) -> None:
+        """Nothing is to be changed; see ``_recover``."""
+        if adopt and decision.action is not Action.NONE:
+            self._note(str(decision.action), claim, decision.why, MANAGER.name)
+        if decision.action is Action.ADOPT and (adopt or claim.plan.name in self._unsettled):
+            # A recovery that was killed too may have noted that it runs and no more.
+            self._settle(claim)
+        if adopt and claim.state == GuestState.STOPPED and claim.restarts:
+            self._restart_later(claim)
+
+    def _settle(self, claim: Claim) -> None:
+        """Lets a guest run; if that fails, ``collect`` tries again."""
+        self._unsettled.add(claim.plan.name)
+
+        def settle() -> None:
+            self._cores.settle(claim.plan)
+            self._unsettled.discard(claim.plan.name)
+
+        self._quietly(settle)
+
     def _after_end(self, claim: Claim, end: End) -> None:
-        """Cleans up after a guest in the state STOPPING that ended without us, and sees to what shall become of it."""
+        """Sees to what shall become of a guest that was to run, and has ended without us; then cleans up after it."""
         name = claim.plan.name
         if claim.request.remove and end not in _FAILURES:
             self.delete(self._ledger.set_state(name, GuestState.DELETING), "ended", str(end), MANAGER.name)
             return
+        restarts = 0
         if end in _FAILURES and claim.request.restart is Restart.ON_FAILURE:
             # One that ran for long has failed for the first time again. How long is not known after a start of the manager.
             ran = time.monotonic() - self._since.pop(name, -_LONG)
-            claim = self._ledger.set_state(name, GuestState.STOPPING, restarts=1 if ran >= _LONG else claim.restarts + 1)
-        now = self._end(claim, "ended", str(end), MANAGER.name)
+            restarts = 1 if ran >= _LONG else claim.restarts + 1
+        # Noted before the cleaning, which may be cut short: that it has failed, or is to stay where it is.
+        self._finish(self._ledger.set_state(name, GuestState.STOPPING, restarts=restarts), str(end))
+
+    def _finish(self, claim: Claim, why: str) -> None:
+        """Cleans up after a guest in the state STOPPING, and starts it again if that was decided when it ended."""
+        now = self._end(claim, "ended", why, MANAGER.name)
         if now.state == GuestState.STOPPED and now.restarts:
             self._restart_later(now)
 
@@ -245,7 +289,7 @@ class Supervisor:
         """Starts a guest again after a pause; its count of restarts says the how manieth time this will be."""
         name, pause = claim.plan.name, plan_pause(claim.restarts - 1)
         if pause is None:
-            self._note("gave-up", claim, f"it has failed {MOST_RESTARTS} times in a row", MANAGER.name)
+            self._note("gave-up", claim, f"it was started again {MOST_RESTARTS} times, and has failed each time", MANAGER.name)
         elif not self._closed:
             timer = threading.Timer(pause, lambda: self._quietly(lambda: self._restart(name)))
             timer.daemon = True

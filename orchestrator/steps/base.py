@@ -35,14 +35,15 @@ class Step(Protocol):
         """Makes the change and reads it back."""
 
 
-def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step]) -> None:
-    """Makes the changes in order, each after its undo record was committed.
+def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step]) -> tuple[str, ...]:
+    """Makes the changes in order, each after its undo record was committed; returns what was changed, in words.
 
     Stops at the first error and leaves the undoing to the caller, who knows what else was begun.
 
     Raises:
         OrchestratorError: from the step that failed.
     """
+    changed: list[str] = []
     for step in steps:
         before = step.read_before(host)
         if before is None:
@@ -52,6 +53,8 @@ def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step])
             ledger.record(owner, step.action, before)
         _log.info("%s: %s", owner, step.describe())
         step.apply(host)
+        changed.append(step.describe())
+    return tuple(changed)
 
 
 def undo_steps(host: HostRoot, ledger: Ledger, owner: str, undos: Mapping[str, Undo]) -> None:

@@ -137,11 +137,18 @@ def undo_vf_mac(host: HostRoot, arguments: Arguments) -> None:
 
 
 def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:
-    """Resets the VF and gives it back to the driver it had; a VF that is gone needs none."""
+    """Resets the VF and gives it back to the driver it had; a VF that is gone needs none.
+
+    Raises:
+        HostError: besides what the kernel refuses, if the VF can't be reset: what its last user left in it would reach the next.
+    """
     address = PciAddress.parse(str(arguments["address"]))
     if host.exists(f"sys/bus/pci/devices/{address}"):
-        reset_function(host, address)
+        clean = reset_function(host, address)
         release_driver(host, address, str(arguments["driver"]) or None)
+        if not clean:
+            # SR-IOV 2.2.2 demands it of each VF.
+            raise HostError(f"VF {address} has no reset of its own", "a driver of the host may reset it: bind it once")
 
 
 def _await_carrier(host: HostRoot, interface: str) -> None:

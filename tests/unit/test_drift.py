@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.errors import HostError
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor import LiveGuest, Vcpu
+from orchestrator.hypervisor import Bounds, Hypervisor, LiveGuest, Vcpu
 from orchestrator.lifecycle.drift import check_drift, check_threads
 from orchestrator.planning.plan import Plan, VfPlan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -26,7 +26,7 @@ LIVE = LiveGuest(
 
 
 def test_a_guest_as_planned_has_not_drifted() -> None:
-    assert check_drift(PLAN, LIVE, "vfio-pci") == ()
+    assert check_drift(PLAN, LIVE.bounds, "vfio-pci") == ()
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,48 @@ def test_a_guest_as_planned_has_not_drifted() -> None:
     ],
 )
 def test_each_change_is_named(live: LiveGuest, driver: str | None, said: str) -> None:
-    (found,) = check_drift(PLAN, live, driver)
+    (found,) = check_drift(PLAN, live.bounds, driver)
     assert said in found
+
+
+class FakeDomain:
+    """A domain of libvirt on a host of eight CPUs, that can only say its XML; so QEMU is not asked."""
+
+    def __init__(self, inner: str) -> None:
+        self._inner = inner
+
+    def XMLDesc(self) -> str:
+        return f"<domain>{self._inner}</domain>"
+
+    def connect(self) -> FakeDomain:
+        return self
+
+    def getCPUMap(self) -> tuple[int, list[bool], int]:
+        return 8, [True] * 8, 8
+
+
+ADDRESS = "<address domain='0x0000' bus='0x41' slot='0x10' function='0x0'/>"
+PINS = "<vcpupin vcpu='1' cpuset='3'/><vcpupin vcpu='0' cpuset='2'/>"
+HOSTDEV = f"<devices><hostdev type='pci'><source>{ADDRESS}</source></hostdev></devices>"
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [
+        (
+            f"<vcpu>2</vcpu><cputune>{PINS}<emulatorpin cpuset='0-1'/></cputune>{HOSTDEV}",
+            Bounds((CpuSet.parse("2"), CpuSet.parse("3")), HOUSEKEEPING, (VF,)),
+        ),
+        (
+            f"<vcpu current='3'>4</vcpu><cputune>{PINS}</cputune>",
+            Bounds((CpuSet.parse("2"), CpuSet.parse("3"), CpuSet.parse("0-7")), CpuSet.parse("0-7"), ()),
+        ),
+    ],
+    ids=["pinned", "partly"],
+)
+def test_bounds_as_libvirt_says_them(inner: str, expected: Bounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hypervisor, "_on", lambda _self, _name, _what, use: use(FakeDomain(inner)))
+    assert Hypervisor().bounds("g1") == expected
 
 
 def thread(tid: int, cpus: str) -> Thread:

@@ -1,0 +1,41 @@
+"""Refused requests go to the event log, but nobody may fill the disk with them: events are never removed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from orchestrator.access import Identity
+from orchestrator.ledger import Ledger
+
+MOST = 30
+_PERIOD = 60.0
+
+
+class RefusalLog:
+    """Logs up to ``MOST`` refusals of each person a minute; the one after those only says that there are more.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ledger, self._clock = ledger, clock
+        self._lock = threading.Lock()
+        # Person -> (beginning of the minute, refusals within it). As many as there are accounts and tokens.
+        self._counts: dict[str, tuple[float, int]] = {}
+
+    def log(self, name: str, why: str, who: Identity, took: float) -> None:
+        """Somebody was refused a guest of this name, after ``took`` seconds."""
+        now = self._clock()
+        with self._lock:
+            since, count = self._counts.get(who.name, (now, 0))
+            if now - since >= _PERIOD:
+                since, count = now, 0
+            self._counts[who.name] = since, count + 1
+        if count < MOST:
+            self._ledger.log("refused", name, why, who=who.name, tenant=who.tenant, took=took)
+        elif count == MOST:
+            why = f"more than {MOST} requests within a minute; further ones of this minute are not logged"
+            self._ledger.log("refused", name, why, who=who.name, tenant=who.tenant)

@@ -1,0 +1,42 @@
+"""One manager a host: two would give away the same cores."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from errno import EAGAIN
+from pathlib import Path
+from typing import IO
+
+from orchestrator.errors import HostError
+
+
+def stay_alone(path: Path) -> IO[str]:
+    """Takes a lock that ends with the process, however it ends, and notes its id for the next who asks (flock(2)).
+
+    Args:
+        path: the file of the lock; it and its folder are made if they are not there.
+
+    Returns:
+        What holds the lock, for as long as it is kept open.
+
+    Raises:
+        HostError: another process has it, with that one's id (EAGAIN); or the file can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+    except OSError as error:
+        raise HostError(f"cannot open {path}", "run as root; see `mount` and `df`", error.errno or 0) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        first = file.read().strip()
+        file.close()
+        message = f"another manager, process {first}, has {path}"
+        raise HostError(message, "one manager a host: `systemctl status nohyped`", EAGAIN) from None
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file

@@ -1,0 +1,298 @@
+"""What becomes of guests that end, of what can't be cleaned, and of what a killed manager had begun: on a fake host."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.access import MANAGER, OPERATOR
+from orchestrator.errors import Conflict, HypervisorError
+from orchestrator.hypervisor import End
+from orchestrator.ledger import Ledger
+from orchestrator.lifecycle import supervisor as supervisor_module
+from orchestrator.lifecycle.manager import SystemManager
+from orchestrator.lifecycle.refusals import MOST, RefusalLog
+from orchestrator.planning.plan import Plan
+from orchestrator.request import parse_guest_request
+from orchestrator.state import GuestState
+from orchestrator.steps.vfs import VFIO
+from tests.crashes import World
+from tests.fakehost import IMAGE
+from tests.fakeroot import DEVICES
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "world")
+
+
+@pytest.fixture
+def opened(world: World) -> tuple[SystemManager, Ledger]:
+    manager, ledger = world.open_manager()
+    manager.supervisor.recover()
+    world.hypervisor.watch_ends(manager.supervisor.ended)
+    return manager, ledger
+
+
+@pytest.fixture
+def manager(opened: tuple[SystemManager, Ledger]) -> SystemManager:
+    return opened[0]
+
+
+@pytest.fixture
+def ledger(opened: tuple[SystemManager, Ledger]) -> Ledger:
+    return opened[1]
+
+
+def create(manager: SystemManager, **fields: object) -> Plan:
+    request = {"name": "web", "image": IMAGE, "memory": "64M", **fields}
+    return manager.create(OPERATOR, parse_guest_request(request))[0].plan
+
+
+def state(manager: SystemManager, name: str = "web") -> str:
+    return manager.guest(OPERATOR, name).state
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kinds(manager: SystemManager) -> list[str]:
+    return [event.kind for event in manager.events(OPERATOR)]
+
+
+def spoil(world: World, plan: Plan) -> None:
+    """Makes the guest's VF one that can't be reset, and so not be verified clean."""
+    (world.host.path / DEVICES / str(plan.vf.address) / "reset").unlink()
+
+
+# Ends
+
+
+def test_a_guest_that_fails_is_started_again(world: World, manager: SystemManager) -> None:
+    create(manager, restart="on-failure")
+    world.hypervisor.end("web", End.FAILED)
+    until(lambda: kinds(manager)[-2:] == ["ended", "started"])
+    assert state(manager) == "running"
+
+
+def test_a_guest_that_has_failed_and_then_powers_off_stays_off(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    """Its count of restarts says that it is to be started again; a power-off takes that back."""
+    create(manager, restart="on-failure")
+    world.hypervisor.end("web", End.FAILED)
+    until(lambda: kinds(manager).count("started") == 2)
+    world.hypervisor.end("web", End.POWERED_OFF)
+    until(lambda: kinds(manager)[-1] == "ended")
+    claim = ledger.find("web")
+    assert claim
+    assert (claim.state, claim.restarts) == (GuestState.STOPPED, 0)
+
+
+def test_a_guest_that_powers_off_and_is_to_be_removed_is_gone(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    create(manager, remove=True)
+    world.hypervisor.end("web", End.POWERED_OFF)
+    until(lambda: not ledger.read().claims)
+
+
+@pytest.mark.parametrize(("remove", "restart"), [(False, "on-failure"), (True, "never")])
+def test_a_stop_that_was_cut_short_stays_a_stop(
+    world: World, manager: SystemManager, ledger: Ledger, remove: bool, restart: str
+) -> None:
+    """The manager was killed after the guest had powered off and before it was cleaned up after it."""
+    plan = create(manager, remove=remove, restart=restart)
+    ledger.set_state("web", GuestState.STOPPING, restarts=0)
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    world.hypervisor.end("web", End.POWERED_OFF)
+    ledger.close()
+    manager, ledger = world.open_manager()
+    manager.supervisor.recover()
+    time.sleep(0.1)
+    assert state(manager) == "stopped"
+    assert manager.start(OPERATOR, "web").plan == plan
+
+
+def test_a_failure_that_was_cut_short_is_still_a_failure(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    """It was noted that the guest is to be started again, and the manager was killed while it cleaned up."""
+    create(manager, restart="on-failure")
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    world.hypervisor.end("web", End.FAILED)
+    ledger.set_state("web", GuestState.STOPPING, restarts=1)
+    ledger.close()
+    manager, _ = world.open_manager()
+    manager.supervisor.recover()
+    until(lambda: state(manager) == "running")
+
+
+def test_a_guest_that_always_fails_is_given_up(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "plan_pause", lambda restarts: None if restarts >= 2 else 0.01)
+    create(manager, restart="on-failure")
+    for number in (2, 3):
+        world.hypervisor.end("web", End.FAILED)
+        until(lambda: kinds(manager).count("started") == number)  # noqa: B023
+    world.hypervisor.end("web", End.FAILED)
+    until(lambda: kinds(manager)[-1] == "gave-up")
+    assert state(manager) == "stopped"
+
+
+# What is noticed now and then
+
+
+def test_an_end_that_nobody_told_is_noticed(world: World, manager: SystemManager) -> None:
+    create(manager)
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    world.hypervisor.end("web")
+    manager.supervisor.collect()
+    assert state(manager) == "stopped"
+
+
+def test_a_look_does_not_wait_for_a_guest_that_is_being_stopped(world: World, manager: SystemManager) -> None:
+    create(manager)
+    create(manager, name="deaf")
+    world.hypervisor.deaf.add("deaf")
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    stopping = threading.Thread(target=lambda: manager.stop(OPERATOR, "deaf", 3))
+    stopping.start()
+    until(lambda: state(manager, "deaf") == "stopping")
+    world.hypervisor.end("web")
+    manager.supervisor.collect()
+    manager.supervisor.check()
+    assert stopping.is_alive()
+    assert (state(manager), state(manager, "deaf")) == ("stopped", "stopping")
+    stopping.join()
+    assert state(manager, "deaf") == "stopped"
+
+
+def test_a_guest_that_could_not_be_let_run_is_tried_again(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt was away at the wrong moment of a recovery."""
+
+    def fail(*_: object) -> None:
+        raise HypervisorError("libvirt is away")
+
+    resume = world.hypervisor.resume
+    monkeypatch.setattr(world.hypervisor, "resume", fail)
+    # Killed here, as far as the next manager can see.
+    monkeypatch.setattr(manager.supervisor, "delete", fail)
+    with pytest.raises(HypervisorError):
+        create(manager)
+    ledger._db.execute("UPDATE guest SET state = 'creating'")
+    ledger.close()
+    manager, _ = world.open_manager()
+    manager.supervisor.recover()
+    assert (state(manager), world.hypervisor.paused()) == ("running", {"web"})
+    monkeypatch.setattr(world.hypervisor, "resume", resume)
+    manager.supervisor.collect()
+    assert world.hypervisor.paused() == set()
+
+
+# Quarantine
+
+
+def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    plan = create(manager)
+    spoil(world, plan)
+    with pytest.raises(Conflict, match="web has ended, but is in quarantine.* has no reset of its own"):
+        manager.delete(OPERATOR, "web")
+    assert world.hypervisor.names() == set()
+    assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
+    assert create(manager, name="other").vf.address != plan.vf.address
+    with pytest.raises(Conflict, match="in quarantine"):
+        manager.delete(OPERATOR, "web")
+    with pytest.raises(Conflict, match="can't become starting"):
+        manager.start(OPERATOR, "web")
+    with pytest.raises(Conflict, match="still not clean.* no reset"):
+        manager.clear_quarantine(OPERATOR, "web")
+    assert state(manager) == "quarantined"
+    world.host.add(f"{DEVICES}/{plan.vf.address}/reset")
+    manager.clear_quarantine(OPERATOR, "web")
+    assert ledger.find("web") is None
+    assert ledger.pending("web") == ()
+    assert create(manager).vf.address == plan.vf.address
+
+
+def test_an_operator_may_clear_by_force(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    plan = create(manager)
+    spoil(world, plan)
+    assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
+    manager.clear_quarantine(OPERATOR, "web", force=True)
+    assert ledger.find("web") is None
+    assert ledger.pending("web") == ()
+    assert world.host.link(f"{DEVICES}/{plan.vf.address}/driver") != VFIO
+
+
+def test_a_quarantine_outlives_the_manager(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    spoil(world, create(manager))
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    manager.stop(OPERATOR, "web", 1)
+    before = manager.quarantined(OPERATOR)
+    ledger.close()
+    manager, _ = world.open_manager()
+    manager.supervisor.recover()
+    manager.supervisor.collect()
+    assert manager.quarantined(OPERATOR) == before
+
+
+def test_a_stopped_guest_that_somebody_else_starts_is_in_quarantine_and_runs(
+    world: World, manager: SystemManager, ledger: Ledger
+) -> None:
+    create(manager)
+    # Stopped as far as the ledger knows; who started it does not matter.
+    for name in (GuestState.STOPPING, GuestState.STOPPED):
+        ledger.set_state("web", name, restarts=0)
+    manager.supervisor.collect()
+    (one,) = manager.quarantined(OPERATOR)
+    assert "somebody else has started it" in one.reasons[0]
+    assert world.hypervisor.names() == {"web"}
+    manager.clear_quarantine(OPERATOR, "web")
+    assert world.hypervisor.names() == set(), "an operator's word ends it"
+    assert ledger.find("web") is None
+
+
+# What is logged
+
+
+def test_a_start_says_what_was_changed(manager: SystemManager) -> None:
+    plan = create(manager)
+    (started,) = [event for event in manager.events(OPERATOR) if event.kind == "started"]
+    for said in (
+        f"on CPUs {plan.cpus}",
+        f"give VF {plan.vf.index} of {plan.vf.interface} the address",
+        "create ",
+        "threads and interrupts",
+    ):
+        assert said in started.detail
+    assert started.who == OPERATOR.name
+
+
+def test_refusals_cannot_fill_the_disk(ledger: Ledger) -> None:
+    now = [0.0]
+    log = RefusalLog(ledger, lambda: now[0])
+    before = ledger.last_event()
+    for _ in range(MOST * 3):
+        log.log("web", "no room", OPERATOR, 0.1)
+    log.log("web", "no room", MANAGER, 0.1)
+    events = ledger.events(before)
+    assert len(events) == MOST + 2, "one says that there are more, and others are not silenced"
+    assert "further ones of this minute are not logged" in events[-2].detail
+    now[0] = 61
+    log.log("web", "no room", OPERATOR, 0.1)
+    assert len(ledger.events(before)) == MOST + 3
+
+
+def test_the_newest_events_of_a_tenant(ledger: Ledger) -> None:
+    for number in range(5):
+        ledger.log("told", f"a{number}", "", tenant="a")
+        ledger.log("told", f"b{number}", "", tenant="b")
+    ledger.log("told", "b", "", tenant="b")
+    assert [event.subject for event in ledger.events(None, 2, "a")] == ["a3", "a4"]
+    assert [event.subject for event in ledger.events(None, 2)] == ["b4", "b"]
