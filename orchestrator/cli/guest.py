@@ -28,8 +28,8 @@ def guest() -> None:
 
 @guest.command()
 @click.argument("name")
-@click.option("--cores", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="NUMBER",
-              help="Whole physical cores; their SMT threads become vCPUs.")  # fmt: skip
+@click.option("--cores", type=click.IntRange(1, 1024), metavar="NUMBER",
+              help="Whole physical cores; their SMT threads become vCPUs.  [default: 1, or those of --cpus]")  # fmt: skip
 @click.option("--memory", required=True, metavar="SIZE", help="Memory, fixed, a whole number of huge pages: 256M, 1G (1024M).")
 @click.option("--image", required=True, metavar="NAME", help="Guest image in the host's store (`nohype image list` there).")
 @click.option("--address", metavar="ADDRESS/LENGTH", help="IP address that the guest gives its network interface: 10.9.0.11/24.")

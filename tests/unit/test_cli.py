@@ -95,7 +95,7 @@ def test_a_request_with_everything() -> None:
 
 def test_what_is_not_said_is_not_asked() -> None:
     run("guest", "create", "web", "--memory", "1G", "--image", "minimal", "--plan")
-    assert FakeClient.asked == [("plan", {"name": "web", "memory": "1G", "image": "minimal", "cores": 1, "cmdline": ""})]
+    assert FakeClient.asked == [("plan", {"name": "web", "memory": "1G", "image": "minimal", "cmdline": ""})]
 
 
 def test_a_vf_alone_is_no_place() -> None:
