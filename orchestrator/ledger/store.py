@@ -1,8 +1,8 @@
 """The open ledger. The only user of sqlite3, with ``schema``.
 
-What a method has written outlives the process when it returns. Claims, states and undo records outlive a power cut too (fsync,
-https://sqlite.org/pragma.html#pragma_synchronous); of the event log a power cut may take the last lines. Claims say what was
-promised; whether the host is so is for the audit to say.
+What a method has written outlives the process when it returns. Claims and states outlive a power cut too (fsync,
+https://sqlite.org/pragma.html#pragma_synchronous). Undo records need not: a power cut itself undoes what was changed on a host.
+Of the event log it may take the last lines. Claims say what was promised; whether the host is so is for the audit to say.
 """
 
 from __future__ import annotations
@@ -197,7 +197,8 @@ class Ledger:
         Returns:
             The record's id, for ``forget``.
         """
-        with self._transaction(f"record {action} in"):
+        # In the file before the change, so no kill loses it; a power cut undoes the change by itself.
+        with self._transaction(f"record {action} in", durable=False):
             return self._insert("undo", owner=owner, action=action, arguments=json.dumps(arguments))
 
     def forget(self, id: int) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.access import Identity
 from orchestrator.errors import Conflict, LostRace, QuotaExceeded, RequestError
+from orchestrator.host.hugepages import read_pools
 from orchestrator.host.pci import read_driver
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology, refresh_topology
@@ -20,6 +20,7 @@ from orchestrator.lifecycle.core_manager import HOST
 from orchestrator.planning.plan import Claims, Plan, Policy
 from orchestrator.planning.planner import plan_guest
 from orchestrator.request import GuestRequest
+from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
 from orchestrator.steps.vfs import VFIO
 from orchestrator.topology import Topology
@@ -41,7 +42,7 @@ class Placing:
 
     def __init__(
         self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy,
-        shared: AbstractContextManager[object], images: Path,
+        shared: WatchedLock, images: Path,
     ) -> None:  # fmt: skip
         self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
         self._shared, self._images = shared, images
@@ -55,9 +56,10 @@ class Placing:
         Raises:
             As ``plan``.
         """
+        self._check(request)
         with self._lock:
             for attempt in range(_ATTEMPTS):
-                plan, generation = self.plan(who, request)
+                plan, generation = self._plan(who, request)
                 try:
                     self._ledger.claim(plan, generation, request, who.tenant)
                 except LostRace:
@@ -76,11 +78,17 @@ class Placing:
             QuotaExceeded: the tenant may not have so much.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
+        self._check(request)
+        return self._plan(who, request)
+
+    def _check(self, request: GuestRequest) -> None:
         if request.name == HOST:
             raise RequestError(f"no guest can be named {HOST}: that is the host itself", "choose another name")
         image = find_image(self._images, request.image)
         if request.size.bytes < image.memory.bytes:
             raise RequestError(f"{request.memory} of memory is too small for the image {image.name}", f"it needs {image.memory}")
+
+    def _plan(self, who: Identity, request: GuestRequest) -> tuple[Plan, int]:
         read = self._ledger.read()
         live = self._hypervisor.guests(frozenset(claim.plan.uuid for claim in read.claims))
         if request.name in {claim.plan.name for claim in read.claims} | {guest.name for guest in live}:
@@ -104,9 +112,17 @@ class Placing:
         return plan_guest(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
 
     def _survey(self) -> Topology:
-        with self._shared:  # not while VFs are being made or taken away: their PF has no carrier then
+        """Not while VFs are being made, or taken away: their PF has no carrier then. It will have it again, and the same VFs: so
+        what was known before is as good, and nobody waits for it but the first.
+        """
+        if not self._shared.acquire(blocking=self._known is None):
+            assert self._known
+            return replace(self._known, pools=read_pools(self._host))
+        try:
             self._known = refresh_topology(self._host, self._known) if self._known else read_topology(self._host)
             return self._known
+        finally:
+            self._shared.release()
 
 
 def _check_quota(who: Identity, plan: Plan, owned: list[Plan]) -> None:

@@ -29,13 +29,23 @@ class WatchedLock:
         self._since: float | None = None
 
     def __enter__(self) -> WatchedLock:
-        self._lock.acquire()
+        self.acquire()
+        return self
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Takes the lock, waiting for it if ``blocking``; returns whether it is ours. Give it back with ``release``."""
+        if not self._lock.acquire(blocking):
+            return False
         self._depth += 1
         if self._depth == 1:
             self._since = time.monotonic()
-        return self
+        return True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives the lock back."""
         self._depth -= 1
         if not self._depth:
             self._since = None
