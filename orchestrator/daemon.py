@@ -34,6 +34,8 @@ _log = logging.getLogger("nohyped")
 
 _PAUSE = 5
 _LOOK = 60.0
+# Seconds that the recovery of one guest may take: libvirt may be busy with it for half a minute, and so may a NIC.
+_A_GUEST = 120
 
 
 @click.command()
@@ -74,7 +76,8 @@ def serve(config: DaemonConfig) -> None:
     )  # fmt: skip
     supervisor = manager.supervisor
     hypervisor.watch_ends(lambda uuid, end: _logged(lambda: supervisor.ended(uuid, end)))
-    supervisor.recover()
+    # However many guests there are: each may take a while (sd_notify(3)).
+    supervisor.recover(lambda: notify_systemd(f"EXTEND_TIMEOUT_USEC={_A_GUEST * 1_000_000}"))
     # A PF that can't be put right must not keep the manager from stopping its guests.
     _logged(supervisor.keep_edge_mode)
     uplinks = frozenset(config.host.uplinks)

@@ -147,12 +147,16 @@ class Supervisor:
         self._note(kind, claim, why, who, None if began is None else time.monotonic() - began)
         self._quietly(self._cores.release_host)
 
-    def recover(self) -> None:
+    def recover(self, progress: Callable[[], object] = lambda: None) -> None:
         """After a start: compares ledger and libvirt, and brings each guest to where it belongs. Ends none that runs.
 
         What can't be cleaned goes into quarantine, and nobody gets it.
+
+        Args:
+            progress: called before each guest.
         """
         for claim in self._ledger.read().claims:
+            progress()
             with self.changing(claim.plan.name):
                 self._recover(claim, adopt=True)
         self._quietly(self._cores.release_host)

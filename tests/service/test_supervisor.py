@@ -296,3 +296,13 @@ def test_the_newest_events_of_a_tenant(ledger: Ledger) -> None:
     ledger.log("told", "b", "", tenant="b")
     assert [event.subject for event in ledger.events(None, 2, "a")] == ["a3", "a4"]
     assert [event.subject for event in ledger.events(None, 2)] == ["b4", "b"]
+
+
+def test_a_recovery_shows_that_it_goes_on(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    """systemd is told before each guest, so that a host full of guests is not too slow for it."""
+    for name in ("web", "db"):
+        create(manager, name=name)
+    ledger.close()
+    told: list[int] = []
+    world.open_manager()[0].supervisor.recover(lambda: told.append(1))
+    assert len(told) == 2

@@ -1,0 +1,259 @@
+"""Real guests and trouble: whatever becomes of the manager, of libvirt or of one guest, no other guest notices, and the manager
+finds out what there is.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from orchestrator.images.cache import cache_folder
+from orchestrator.images.wheels import build_wheelhouse, source_tree
+from orchestrator.lab import lab as labs
+from tests.lab.conftest import LabHost
+
+MEMORY = ("--memory", "128M", "--image", "minimal")
+VICTIM = "victim"
+DROP_IN = "/run/systemd/system/nohyped.service.d"
+PERIOD = 60
+"""Seconds from one look of the manager at its guests to the next (daemon)."""
+
+LOOK = """
+import json, re, subprocess, sys
+from pathlib import Path
+from orchestrator.api.client import Client
+
+def run(*words):
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+def read_life(file):  # the start too: a process id alone could be another process's by now
+    return [pid := file.read_text().strip(), Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]]
+
+def read_driver(vf):
+    return (vf / "driver").resolve().name if (vf / "driver").exists() else ""
+
+client, after = Client(Path("/run/nohype/nohyped.sock")), int(sys.argv[1])
+nic = Path("/sys/class/net/nic0/device")
+(link,) = json.loads(run("ip", "-json", "link", "show", "nic0"))
+print(json.dumps({
+    "manager": run("systemctl", "show", "--property=MainPID", "--value", "nohyped").strip(),
+    "guests": {guest["name"]: guest | {"version": 0} for guest in client.guests()},
+    "lives": {file.stem: read_life(file) for file in Path("/run/libvirt/qemu").glob("*.pid") if file.stem != "driver"},
+    "vfs": {vf["vf"]: [vf["address"], read_driver(nic / f"virtfn{vf['vf']}")] for vf in link["vfinfo_list"]},
+    "pools": {str(file): file.read_text() for file in Path("/sys/devices/system/node").glob("node*/hugepages/*/free_hugepages")},
+    "events": client.events(after),
+    "answers": {name: client.tell(name, "counters", 60) for name in sys.argv[2:]},
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is at one moment.
+
+    Attributes:
+        manager: its process id.
+        guests: as the manager shows them, but for their versions.
+        lives: of each guest that libvirt runs, the process id of its QEMU, and when that started.
+        vfs: of each VF, by number, its address as the PF enforces it, and its driver.
+        pools: free huge pages.
+        events: those after the one that was given.
+        answers: of the guests that were asked for their counters.
+    """
+
+    manager: str
+    guests: dict[str, dict[str, Any]]
+    lives: dict[str, list[str]]
+    vfs: dict[str, list[str]]
+    pools: dict[str, str]
+    events: list[dict[str, Any]]
+    answers: dict[str, str]
+
+    @property
+    def last(self) -> int:
+        """The id of the newest event."""
+        return int(self.events[-1]["id"])
+
+    def kinds(self, subject: str) -> list[str]:
+        """What has happened to a guest."""
+        return [event["kind"] for event in self.events if event["subject"] == subject]
+
+
+def look(host: LabHost, after: int = 0, *ask: str) -> Look:
+    """In one go, since each command in the lab takes a second."""
+    words = ["/opt/nohype/bin/python", "-", str(after), *ask]
+    done = labs.execute(host.lab, words, input=LOOK.encode(), timeout=120)
+    assert done.status == 0, done.stderr
+    return Look(**json.loads(done.stdout))
+
+
+def await_events(host: LabHost, after: int, subject: str, kinds: list[str], seconds: float) -> Look:
+    """Waits until just this has happened to a guest."""
+    deadline = time.monotonic() + seconds
+    while (found := look(host, after)).kinds(subject) != kinds:
+        assert time.monotonic() < deadline, f"no {kinds} of {subject} within {seconds:g} s, only {found.events}"
+    return found
+
+
+def await_new(host: LabHost, unit: str, old: str, seconds: int = 90) -> None:
+    """Waits until the unit is up, in another process than the old one. One that is still starting has a process already."""
+    new = f'[ "$(systemctl is-active {unit})" = active ] && [ "$(systemctl show --property=MainPID --value {unit})" != {old} ]'
+    done = host.run(f"for _ in $(seq {2 * seconds}); do {new} && exit; sleep 0.5; done; exit 1", check=False)
+    assert done.status == 0, host.run(f"systemctl status {unit}; journalctl --no-pager -n 30 -u {unit}", check=False).stdout
+
+
+def check_unnoticed(host: LabHost, before: Look) -> Look:
+    """The same guests run, in the same processes, own the same, and answer."""
+    now = look(host, before.last, *before.guests)
+    assert now.lives == before.lives
+    assert now.guests == before.guests
+    assert (now.vfs, now.pools) == (before.vfs, before.pools)
+    assert {guest["state"] for guest in now.guests.values()} == {"running"}
+    assert all("nohype: done counters" in now.answers[name] for name in before.guests)
+    return now
+
+
+def upgrade(host: LabHost, _pid: str) -> None:
+    """As the host role does it: pip, with the package of this source tree, then a restart."""
+    with tarfile.open(build_wheelhouse(source_tree(), cache_folder(), progress=print)) as archive:
+        (entry,) = (entry for entry in archive if entry.name.startswith("nohype_orchestrator"))
+        data = archive.extractfile(entry)
+        assert data
+        labs.execute(host.lab, f"cat > /tmp/{entry.name}", input=data.read(), timeout=60)
+    package = "/opt/nohype/lib/python3*/site-packages/orchestrator/__init__.py"
+    host.run(f"touch -d 2001-01-01 {package}")
+    host.run(f"/opt/nohype/bin/pip install --quiet --no-index --no-deps --force-reinstall /tmp/{entry.name}")
+    host.run(f"rm /tmp/{entry.name}")
+    assert not host.run(f"stat -c %y {package}").stdout.startswith("2001"), "pip has installed nothing"
+    host.run("systemctl restart nohyped")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(upgrade, id="upgrade-and-restart"),
+        pytest.param(lambda host, pid: host.run(f"kill -KILL {pid}"), id="kill"),
+    ],
+)
+@pytest.mark.usefixtures("guests")
+def test_guests_do_not_notice_a_new_manager(host: LabHost, trouble: Callable[[LabHost, str], object]) -> None:
+    before = look(host)
+    trouble(host, before.manager)
+    await_new(host, "nohyped", before.manager)
+    now = check_unnoticed(host, before)
+    assert now.manager != before.manager
+    assert {name: now.kinds(name) for name in now.guests} == dict.fromkeys(before.guests, ["adopt"])
+
+
+@pytest.fixture
+def short_watchdog(host: LabHost) -> Iterator[None]:
+    """systemd waits for a sign of life of the manager no longer than 9 s, in place of 90."""
+    write = f"mkdir -p {DROP_IN} && printf '[Service]\\nWatchdogSec=9\\n' > {DROP_IN}/short.conf"
+    make = f"{write} && systemctl daemon-reload && systemctl restart nohyped"
+    with host.changed(make, f"rm -r {DROP_IN}; systemctl daemon-reload; systemctl restart nohyped"):
+        yield
+
+
+@pytest.mark.usefixtures("guests", "short_watchdog")
+def test_guests_do_not_notice_a_manager_that_hangs(host: LabHost) -> None:
+    before, run = look(host), host.run("systemctl show --property=InvocationID --value nohyped").stdout.strip()
+    host.run(f"kill -STOP {before.manager}")
+    await_new(host, "nohyped", before.manager)
+    assert "Watchdog timeout" in host.run(f"journalctl --no-pager -o cat INVOCATION_ID={run}").stdout
+    now = check_unnoticed(host, before)
+    assert {name: now.kinds(name) for name in now.guests} == dict.fromkeys(before.guests, ["adopt"])
+
+
+@pytest.mark.usefixtures("guests")
+def test_guests_and_manager_do_not_mind_a_restart_of_libvirt(host: LabHost) -> None:
+    before, old = look(host), host.run("systemctl show --property=MainPID --value libvirtd").stdout.strip()
+    host.run("systemctl restart libvirtd")
+    await_new(host, "libvirtd", old)
+    now = check_unnoticed(host, before)
+    assert now.manager == before.manager
+    assert now.events == []
+
+
+@pytest.fixture(scope="module")
+def repinned(host: LabHost, guests: list[dict[str, Any]]) -> tuple[str, str, Look]:
+    """A vCPU of a guest that somebody lets run on another CPU of the guest, and what was before; a line of shell tells its CPUs.
+
+    Since the manager looks once a minute only, what else goes wrong with guests is tested meanwhile.
+    """
+    name, (first, second, *_) = guests[0]["name"], guests[0]["cpus"]
+    before = look(host)
+    task = f"$(dirname $(grep -l 'CPU 1/KVM' /proc/{before.lives[name][0]}/task/*/comm))"
+    allowed = f"awk '/^Cpus_allowed_list/ {{print $2}}' {task}/status"
+    assert host.run(allowed).stdout.strip() == str(second)
+    host.run(f"virsh vcpupin {name} 1 {first} --live")
+    assert host.run(allowed).stdout.strip() == str(first)
+    return name, allowed, before
+
+
+@pytest.fixture
+def victim(host: LabHost) -> Iterator[str]:
+    """The name of a third guest, which is gone afterwards whatever has become of it."""
+    yield VICTIM
+    host.nohype("guest", "delete", VICTIM, check=False)
+
+
+@pytest.mark.usefixtures("guests", "repinned")
+def test_a_guest_whose_qemu_is_killed_is_stopped_and_clean(host: LabHost, victim: str) -> None:
+    before = look(host)
+    made = json.loads(host.nohype("guest", "create", victim, *MEMORY, "--json").stdout)
+    vf, ran = made["vf"], look(host)
+    assert ran.vfs[str(vf["index"])] == [vf["mac"], "vfio-pci"]
+    assert ran.pools != before.pools
+    host.run(f"kill -KILL {ran.lives[victim][0]}")
+    # libvirt tells of it: it does not wait for the manager's next look.
+    now = await_events(host, ran.last, victim, ["ended"], PERIOD / 4)
+    assert [event["detail"] for event in now.events if event["subject"] == victim] == ["failed"]
+    assert now.guests[victim]["state"] == "stopped"
+    assert (now.lives, now.vfs, now.pools) == (before.lives, before.vfs, before.pools)
+
+
+@pytest.mark.usefixtures("guests", "repinned")
+def test_a_guest_whose_qemu_is_killed_is_started_again_where_that_was_asked_for(host: LabHost, victim: str) -> None:
+    host.nohype("guest", "create", victim, *MEMORY, "--restart", "on-failure")
+    ran = look(host)
+    host.run(f"kill -KILL {ran.lives[victim][0]}")
+    now = await_events(host, ran.last, victim, ["ended", "started"], PERIOD)
+    assert now.guests[victim] == {**ran.guests[victim], "restarts": 1}
+    assert now.lives.pop(victim) != ran.lives.pop(victim)
+    assert now.lives == ran.lives
+
+
+def test_a_pin_that_somebody_changes_is_told_and_put_right(host: LabHost, repinned: tuple[str, str, Look]) -> None:
+    name, allowed, before = repinned
+    first, second, *_ = before.guests[name]["cpus"]
+    deadline = time.monotonic() + 1.5 * PERIOD
+    while "drifted" not in (now := look(host, before.last)).kinds(name) and time.monotonic() < deadline:
+        time.sleep(1)
+    told = [event["detail"] for event in now.events if event["subject"] == name]
+    assert told[0] == f"vCPU 1 may run on CPUs {first} in place of {second}"
+    assert host.run(allowed).stdout.strip() == str(second)
+    assert now.lives[name] == before.lives[name]
+
+
+@pytest.mark.usefixtures("guests")
+def test_a_create_that_is_cut_short_is_finished_or_undone(host: LabHost, victim: str) -> None:
+    """The manager is killed as soon as the VF is handed over: much of the host is changed by then, and QEMU is not there yet."""
+    before = look(host)
+    bound = f"[ $(ls -d /sys/bus/pci/drivers/vfio-pci/0000:* | wc -l) -gt {len(before.guests)} ]"
+    create = f"nohype guest create {victim} {' '.join(MEMORY)}"
+    host.run(f"{create} > /tmp/create 2>&1 & for _ in $(seq 9999); do {bound} && exec kill -KILL {before.manager}; done; exit 1")
+    await_new(host, "nohyped", before.manager)
+    now = look(host, before.last)
+    assert now.lives.keys() == now.guests.keys() == {name for name, guest in now.guests.items() if guest["state"] == "running"}
+    ends = {False: ["claimed", "undo", "deleted"], True: ["claimed", "finish"]}
+    assert now.kinds(victim) == ends[victim in now.guests]
+    if victim in now.guests:
+        host.nohype("guest", "delete", victim)
+        now = look(host, before.last)
+    assert (now.guests, now.lives, now.vfs, now.pools) == (before.guests, before.lives, before.vfs, before.pools)
