@@ -60,7 +60,7 @@ def serve(config: DaemonConfig) -> None:
     """
     # First: what is wrong with the configuration is said before anything is done.
     directory = build_directory(config)
-    alone = stay_alone(Path(f"{config.paths.ledger}.lock"))
+    _alone = stay_alone(Path(f"{config.paths.ledger}.lock"))
     listeners = [Listener(find_listener(Path(config.paths.socket)))]
     listeners += [open_port(config.api)] if config.api else []
     host = HostRoot(net=netlink)
@@ -99,7 +99,6 @@ def serve(config: DaemonConfig) -> None:
     where = f"{config.paths.socket} and {config.api.listen}" if config.api else config.paths.socket
     _log.info("version %s serves %s", __version__, where)
     server.run()
-    alone.close()
 
 
 def _watch_uplinks(supervisor: Supervisor, uplinks: frozenset[str]) -> None:

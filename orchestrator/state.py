@@ -38,8 +38,8 @@ _NEXT: dict[GuestState, tuple[GuestState, ...]] = {
     GuestState.STOPPING: (
         GuestState.STOPPING, GuestState.STOPPED, GuestState.DELETING, GuestState.QUARANTINED, GuestState.RUNNING,
     ),
-    # To QUARANTINED: somebody else has started it.
-    GuestState.STOPPED: (GuestState.STARTING, GuestState.DELETING, GuestState.QUARANTINED),
+    # To itself: it is not to be started again. To QUARANTINED: somebody else has started it.
+    GuestState.STOPPED: (GuestState.STOPPED, GuestState.STARTING, GuestState.DELETING, GuestState.QUARANTINED),
     GuestState.DELETING: (GuestState.DELETING, GuestState.QUARANTINED, GuestState.RUNNING),
     GuestState.QUARANTINED: (GuestState.DELETING,),
 }  # fmt: skip

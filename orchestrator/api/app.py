@@ -126,8 +126,8 @@ class Api:
         limits: LimitConfig | None = None,
         metrics: Callable[[], tuple[bytes, str]] | None = None,
     ) -> None:
-        # Apart, so that a look at the guests never waits for a guest that takes its time.
-        self._quick, self._changes, self._waits = Workers(32), Workers(64), Workers(64)
+        # Apart, so that a look at the guests never waits for a guest that takes its time, nor does what ends such a guest.
+        self._quick, self._changes, self._ends, self._waits = Workers(32), Workers(64), Workers(64), Workers(64)
         self.feed = Feed(manager, self._quick)
         app = FastAPI(
             title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
@@ -219,7 +219,7 @@ class Api:
 
         @app.delete("/v1/guests/{name}", status_code=204)
         async def delete(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
-            await self._changes.run(manager.delete, who, name, await expected(who, name, if_match))
+            await self._ends.run(manager.delete, who, name, await expected(who, name, if_match))
             return Response(status_code=204)
 
         @app.post("/v1/guests/{name}/start")
@@ -228,7 +228,7 @@ class Api:
 
         @app.post("/v1/guests/{name}/kill")
         async def kill(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
-            return _show(await self._changes.run(manager.kill, who, name, await expected(who, name, if_match)))
+            return _show(await self._ends.run(manager.kill, who, name, await expected(who, name, if_match)))
 
         @app.post("/v1/guests/{name}/stop")
         async def stop(

@@ -22,6 +22,7 @@ _PF_NO_SETAFFINITY = 0x0400_0000
 # fs/proc/array.c, do_task_stat(): USER_HZ, which is 100 on x86 whatever CONFIG_HZ is.
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
+_HUGETLB = re.compile(r"^HugetlbPages:\s*(\d+) kB", re.MULTILINE | re.ASCII)
 _SMAPS_HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$", re.ASCII)
 _LINE = re.compile(r".+")
 _EXEC_START = re.compile(r"^se\.exec_start\s*:\s*([0-9.]+)", re.MULTILINE)
@@ -126,6 +127,21 @@ def read_last_run(host: HostRoot, thread: Thread) -> float | None:
     if not match or not float(match[1]):
         return None
     return float(match[1]) / 1000 + _read_interrupt_time(host, thread.last_cpu)
+
+
+def read_huge_pages(host: HostRoot) -> dict[int, int]:
+    """Bytes of huge pages, of any pool, that each process has which has some (``HugetlbPages`` in proc_pid_status(5))."""
+    found = {}
+    for pid in (int(name) for name in host.names("proc") if name.isdecimal()):
+        try:
+            match = _HUGETLB.search(host.read(f"proc/{pid}/status"))
+        except HostError as error:
+            if error.errno in (ENOENT, ESRCH):
+                continue
+            raise
+        if match and int(match[1]):
+            found[pid] = int(match[1]) << 10
+    return found
 
 
 def read_maps(host: HostRoot, pid: int) -> Maps:

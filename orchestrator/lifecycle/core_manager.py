@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from errno import ENOENT, ESRCH
 from pathlib import Path
+from uuid import UUID
 
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
@@ -19,7 +20,7 @@ from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.edge import EdgeMode, read_edge_mode
 from orchestrator.host.hugepages import read_pools
 from orchestrator.host.pci import read_driver, read_numvfs, read_pf
-from orchestrator.host.processes import read_process_threads
+from orchestrator.host.processes import read_huge_pages, read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
@@ -71,6 +72,7 @@ class CoreManager:
     _prepared: set[PciAddress] = field(default_factory=set)
     """PFs whose VFs are made, by this manager or before. As long as there are some, the kernel's movable threads and interrupts
     are off the guest cores. Changed with ``shared`` held."""
+    _hurried: set[UUID] = field(default_factory=set)
     _turns: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_AT_A_TIME))
 
     def console_log(self, name: str) -> Path:
@@ -89,13 +91,14 @@ class CoreManager:
         Raises:
             OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.
         """
-        log = self.console_log(plan.name)
+        image, log = find_image(self.images, plan.image), self.console_log(plan.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
+        self._hurried.discard(plan.uuid)
         try:
             with self._turns:
                 changed = self._prepare(plan)
-                self.hypervisor.start(build_domain(plan, find_image(self.images, plan.image), log=log))
+                self.hypervisor.start(build_domain(plan, image, log=log))
             self.settle(plan)
             return changed
         except NotFound:
@@ -127,10 +130,14 @@ class CoreManager:
         self.hypervisor.shutdown(plan.uuid)
         deadline = time.monotonic() + timeout
         while plan.uuid in self.hypervisor.uuids():
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or plan.uuid in self._hurried:
                 return False
             time.sleep(0.2)
         return True
+
+    def hurry(self, plan: Plan) -> None:
+        """Makes a ``shut_down`` of this guest that waits in another thread wait no longer."""
+        self._hurried.add(plan.uuid)
 
     def clean(self, plan: Plan) -> tuple[str, ...]:
         """Ends the guest if it runs, undoes what was done for it, and looks whether all that it had is clean.
@@ -142,6 +149,7 @@ class CoreManager:
             HypervisorError: libvirt does not answer, so that nothing can be said.
         """
         self.hypervisor.destroy(plan.uuid)
+        self._hurried.discard(plan.uuid)
         try:
             undo_steps(self.host, self.ledger, plan.name, UNDOS)
         except HostError as error:
@@ -240,12 +248,20 @@ class CoreManager:
             if free >= total - others:
                 return ()
             if time.monotonic() > deadline:
-                missing = min(total - others - free, plan.pages)
+                programs = self._used_by_programs(plan)
+                missing = min(total - others - programs - free, plan.pages)
+                if missing <= 0:
+                    return ()
                 return (
                     f"{missing} of its {plan.pages} huge pages of {plan.page_size} on node {plan.node} did not come back: "
-                    f"{free} of {total} are free, other guests use at most {others}",
+                    f"{free} of {total} are free, other guests use at most {others}, programs {programs}",
                 )
             time.sleep(0.2)
+
+    def _used_by_programs(self, plan: Plan) -> int:
+        """Pages that programs have which are no guests, on all nodes: of which node they are is not told without a long look."""
+        guests = {guest.pid for guest in self.hypervisor.guests()}
+        return sum(size for pid, size in read_huge_pages(self.host).items() if pid not in guests) // plan.page_size.bytes
 
     def _used_by_others(self, plan: Plan) -> int:
         """Pages of the guest's pool that guests use at the most: ours that are not stopped, and other people's that run."""

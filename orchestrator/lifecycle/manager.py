@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.access import Identity, Role, may_change, may_see
@@ -100,7 +101,9 @@ class SystemManager:
 
     def events(self, who: Identity, after: int | None = 0, limit: int = 1000) -> tuple[Event, ...]:
         """Events that ``who`` may see, oldest first: those with ids above ``after``, or the newest if that is None."""
-        return self._ledger.events(after, limit, who.tenant if who.role is Role.TENANT else None)
+        if who.role is not Role.TENANT:
+            return self._ledger.events(after, limit)
+        return tuple(map(_hide_trouble, self._ledger.events(after, limit, who.tenant)))
 
     def last_event(self) -> int:
         """Id of the newest event, 0 before the first."""
@@ -190,6 +193,8 @@ class SystemManager:
         with self._change(who, name, expected) as claim:
             if claim.state == GuestState.STOPPED:
                 self.supervisor.cancel_restart(name)
+                if claim.restarts:  # it waits to be started again: also for a manager that starts meanwhile
+                    claim = self._ledger.set_state(name, GuestState.STOPPED, restarts=0)
                 return view_guest(claim, frozenset())
             return view_guest(self.supervisor.stop(claim, who.name, timeout), frozenset())
 
@@ -199,8 +204,7 @@ class SystemManager:
         Raises:
             As ``start``.
         """
-        self._hurry(who, name, expected)
-        return self.stop(who, name, 0, expected)
+        return self.stop(who, name, 0, self._hurry(who, name, expected))
 
     def restart(self, who: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
         """As ``stop``, then ``start``, with nobody in between."""
@@ -214,8 +218,7 @@ class SystemManager:
         Raises:
             As ``start``; Conflict also if it has ended, but went into quarantine, or was there already.
         """
-        self._hurry(who, name, expected)
-        with self._change(who, name, expected) as claim:
+        with self._change(who, name, self._hurry(who, name, expected)) as claim:
             if claim.state == GuestState.QUARANTINED:
                 raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
             self._ledger.set_state(name, GuestState.DELETING)
@@ -250,9 +253,9 @@ class SystemManager:
 
     def wait_ready(self, who: Identity, name: str, timeout: float) -> str:
         """Waits for the guest's own word that it is ready; returns that line. See ``console.wait_for``."""
-        uuid = self._find(who, name).plan.uuid
-        log = self._cores.console_log(name)
-        return wait_for(log, READY, timeout=timeout, alive=lambda: uuid in self._hypervisor.uuids()).splitlines()[-1]
+        claim = self._find(who, name)
+        log, alive = self._cores.console_log(name), lambda: claim.plan.uuid in self._hypervisor.uuids()
+        return self._read_console(who, claim, lambda: wait_for(log, READY, timeout=timeout, alive=alive)).splitlines()[-1]
 
     def tell(self, who: Identity, name: str, line: str, timeout: float) -> str:
         """Types a line on the guest's console and returns its answer. See ``console.tell``.
@@ -261,14 +264,16 @@ class SystemManager:
             NotFound: no such guest runs, or ``who`` may not see it.
             Forbidden: ``who`` may only look.
         """
-        claim = self._find(who, name)
-        self._check_change(who, claim)
-        console = self._hypervisor.guest(name).console
-        if console is None:
-            raise GuestError(f"guest {name} has no serial console")
+        self._check_change(who, self._find(who, name))
         # One question at a time: answers do not say which line they answer.
         with self._asking(name):
-            return tell(console, self._cores.console_log(name), line, timeout=timeout)
+            claim = self._find(who, name)  # again: it may be another's by now
+            self._check_change(who, claim)
+            live, log = self._hypervisor.guest(name), self._cores.console_log(name)
+            console = live.console
+            if console is None:
+                raise GuestError(f"guest {name} has no serial console")
+            return self._read_console(who, claim, lambda: tell(console, log, line, timeout=timeout))
 
     def close(self) -> None:
         """Starts nothing any more, and lets those go who wait for events. Guests go on."""
@@ -278,6 +283,14 @@ class SystemManager:
             self._happened.notify_all()
 
     # How.
+
+    def _read_console(self, who: Identity, claim: Claim, read: Callable[[], str]) -> str:
+        """What ``read`` gives, or says in an error, if that was still the console of this guest: the log goes by the name."""
+        try:
+            return read()
+        finally:
+            if self._find(who, claim.plan.name).plan.uuid != claim.plan.uuid:
+                raise NotFound(f"the guest {claim.plan.name} that was asked is gone", "there is another of its name now")
 
     def _find(self, who: Identity, name: str) -> Claim:
         claim = self._ledger.find(name)
@@ -289,12 +302,18 @@ class SystemManager:
         if not may_change(who, claim.owner):
             raise Forbidden(f"{who.name} may look at guest {claim.plan.name}, but not change it")
 
-    def _hurry(self, who: Identity, name: str, expected: int | None) -> None:
-        """Cuts short the time that a guest which is being stopped has for its power-off: whoever waits for it has the lock."""
+    def _hurry(self, who: Identity, name: str, expected: int | None) -> int | None:
+        """Cuts short the time that a guest which is being stopped has for its power-off: whoever waits for it has the lock.
+
+        Returns:
+            The version to expect then: any, if it was of the expected one now.
+        """
         claim = self._find(who, name)
         self._check_change(who, claim)
         if claim.state == GuestState.STOPPING and expected in (None, claim.version):
-            self._hypervisor.destroy(claim.plan.uuid)
+            self._cores.hurry(claim.plan)
+            return None
+        return expected
 
     @contextmanager
     def _change(self, who: Identity, name: str, expected: int | None) -> Iterator[Claim]:
@@ -321,3 +340,8 @@ class SystemManager:
         _log.info("%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._happened:
             self._happened.notify_all()
+
+
+def _hide_trouble(event: Event) -> Event:
+    """What the host or libvirt said may name other people's guests and devices: a tenant only learns that there was something."""
+    return replace(event, detail="the host had an error; its operator can see which") if event.kind == "failed" else event

@@ -60,6 +60,7 @@ class Placing:
         with self._lock:
             for attempt in range(_ATTEMPTS):
                 plan, generation = self._plan(who, request)
+                plan = replace(plan, serial=generation + 1)  # no two claims are based on the same generation
                 try:
                     self._ledger.claim(plan, generation, request, who.tenant)
                 except LostRace:
@@ -90,6 +91,9 @@ class Placing:
 
     def _plan(self, who: Identity, request: GuestRequest) -> tuple[Plan, int]:
         read = self._ledger.read()
+        for claim in read.claims:
+            if request.id is not None and (claim.request.id, claim.owner) == (request.id, who.tenant):
+                raise Conflict(f"the id {request.id} stands for another request, that of guest {claim.plan.name}", "use a new id")
         live = self._hypervisor.guests(frozenset(claim.plan.uuid for claim in read.claims))
         if request.name in {claim.plan.name for claim in read.claims} | {guest.name for guest in live}:
             raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
@@ -115,12 +119,13 @@ class Placing:
         """Not while VFs are being made, or taken away: their PF has no carrier then. It will have it again, and the same VFs: so
         what was known before is as good, and nobody waits for it but the first.
         """
-        if not self._shared.acquire(blocking=self._known is None):
-            assert self._known
-            return replace(self._known, pools=read_pools(self._host))
+        known = self._known  # once: others write it
+        if not self._shared.acquire(blocking=known is None):
+            assert known
+            return replace(known, pools=read_pools(self._host))
         try:
-            self._known = refresh_topology(self._host, self._known) if self._known else read_topology(self._host)
-            return self._known
+            now = self._known = refresh_topology(self._host, known) if known else read_topology(self._host)
+            return now
         finally:
             self._shared.release()
 

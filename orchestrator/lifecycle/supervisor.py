@@ -87,6 +87,8 @@ class Supervisor:
         self._drifts: dict[str, tuple[str, ...]] = {}
         # Guests that run as far as the ledger knows, but may still be paused: see ``CoreManager.settle``.
         self._unsettled: set[str] = set()
+        # Guests that should run, and did not at the last look.
+        self._gone: set[UUID] = set()
         self._closed = False
 
     def close(self) -> None:
@@ -168,13 +170,16 @@ class Supervisor:
         claims = self._ledger.read().claims
         # libvirt is asked once for all, not once for each; a guest that looks amiss is locked and looked at anew.
         running = self._hypervisor.uuids() if claims else frozenset()
+        # Acted on when seen twice: an end that is being told just now says more than that there was one.
+        missed = self._gone
+        self._gone = {claim.plan.uuid for claim in claims if claim.state == GuestState.RUNNING} - running
         for claim in claims:
             decision = decide(claim.state, running=claim.plan.uuid in running)
             if decision.state == claim.state and claim.state in SETTLED and claim.plan.name not in self._unsettled:
                 continue
             with self.changing.if_free(claim.plan.name) as held:
                 now = self._ledger.find(claim.plan.name) if held else None
-                if now:
+                if now and (now.plan.uuid not in self._gone or now.plan.uuid in missed):
                     self._recover(now, adopt=False)
 
     def ended(self, uuid: UUID, end: End) -> None:
@@ -184,7 +189,7 @@ class Supervisor:
                 with self.changing(claim.plan.name):
                     now = self._ledger.find(claim.plan.name)
                     # Somebody may have seen to it meanwhile, or have started it again.
-                    if now and now.state == GuestState.RUNNING and uuid not in self._hypervisor.uuids():
+                    if now and now.plan.uuid == uuid and now.state == GuestState.RUNNING and uuid not in self._hypervisor.uuids():
                         self._after_end(now, end)
 
     def check(self) -> None:
@@ -193,8 +198,10 @@ class Supervisor:
         for claim in claims:
             if claim.state == GuestState.RUNNING:
                 with self.changing.if_free(claim.plan.name) as held:
-                    if held:
-                        self._quietly(partial(self._check, claim))
+                    now = self._ledger.find(claim.plan.name) if held else None
+                    # Another guest may have its name by now.
+                    if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
+                        self._quietly(partial(self._check, now))
         self._report_drift(HOST, "", self._cores.check_pools(claims))
 
     def keep_edge_mode(self) -> None:
@@ -232,6 +239,8 @@ class Supervisor:
             adopt: the manager has just started: what it keeps is said, and what waits to be started again goes on waiting.
         """
         name, running = claim.plan.name, claim.plan.uuid in self._hypervisor.uuids()
+        if running and claim.state == GuestState.DELETING and self._hypervisor.is_paused(claim.plan.uuid):
+            running = False  # a creation that failed, and could not be undone at once: it has not run, and nobody has it
         decision = decide(claim.state, running=running)
         if decision.state == claim.state and claim.state in SETTLED:
             self._go_on(claim, decision, adopt=adopt)

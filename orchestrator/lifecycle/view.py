@@ -33,6 +33,7 @@ class GuestView:
         """The guest as plain JSON types; memory in bytes."""
         plan = self.plan.to_json()
         pages = plan.pop("pages")
+        del plan["serial"]  # ours alone
         sizes = {"memory": self.plan.memory.bytes, "huge_pages": pages, "page_size": self.plan.page_size.bytes}
         kept = {"owner": self.owner, "version": self.version, "restart": self.request.restart, "restarts": self.restarts}
         return {**plan, "state": self.state, "cpus": list(self.plan.cpus), **sizes, **kept, "id": self.request.id}

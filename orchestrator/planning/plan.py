@@ -65,6 +65,7 @@ class Plan:
     image: str
     cmdline: str
     cpu_features: tuple[str, ...] = ()
+    serial: int = 0
 
     @property
     def cpus(self) -> tuple[int, ...]:
@@ -73,8 +74,8 @@ class Plan:
 
     @property
     def uuid(self) -> UUID:
-        """libvirt's id of the guest: made from what only ours of this name has, so that no stranger's is taken for it."""
-        return uuid5(_NAMESPACE, f"{self.name} {self.vf.mac}")
+        """libvirt's id of the guest: no stranger's, and not that of an earlier guest of ours with the same name and place."""
+        return uuid5(_NAMESPACE, f"{self.name} {self.vf.mac}" + (f" {self.serial}" if self.serial else ""))
 
     @property
     def memory(self) -> Size:
@@ -100,6 +101,7 @@ class Plan:
             "image": self.image,
             "cmdline": self.cmdline,
             "cpu_features": list(self.cpu_features),
+            "serial": self.serial,
         }
 
 
@@ -126,6 +128,7 @@ class _StoredPlan(_Stored):
     image: str
     cmdline: str
     cpu_features: list[str] = []
+    serial: int = 0
 
 
 def plan_from_json(fields: dict[str, object]) -> Plan:
@@ -154,6 +157,7 @@ def plan_from_json(fields: dict[str, object]) -> Plan:
             image=stored.image,
             cmdline=stored.cmdline,
             cpu_features=tuple(stored.cpu_features),
+            serial=stored.serial,
         )
     except RequestError as error:
         raise ValueError(error.message) from None

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.access import MANAGER, OPERATOR
-from orchestrator.errors import Conflict, HypervisorError
+from orchestrator.access import MANAGER, OPERATOR, Identity, Role
+from orchestrator.errors import Conflict, HypervisorError, NotFound
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Ledger
+from orchestrator.lifecycle import core_manager
 from orchestrator.lifecycle import supervisor as supervisor_module
 from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.lifecycle.refusals import MOST, RefusalLog
@@ -151,7 +152,74 @@ def test_an_end_that_nobody_told_is_noticed(world: World, manager: SystemManager
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web")
     manager.supervisor.collect()
+    assert state(manager) == "ended", "it may be about to be told"
+    manager.supervisor.collect()
     assert state(manager) == "stopped"
+
+
+def test_an_end_that_is_told_late_is_what_is_told(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    """A look in between must not take a power-off for a failure."""
+    plan = create(manager, restart="on-failure")
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    world.hypervisor.end("web", End.POWERED_OFF)
+    manager.supervisor.collect()
+    manager.supervisor.ended(plan.uuid, End.POWERED_OFF)
+    claim = ledger.find("web")
+    assert claim
+    assert (claim.state, claim.restarts) == (GuestState.STOPPED, 0)
+
+
+def test_a_stop_takes_a_restart_back_for_good(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for the next manager, and for a timer that waits for its turn."""
+    monkeypatch.setattr(supervisor_module, "plan_pause", lambda _restarts: 60)
+    create(manager, restart="on-failure")
+    world.hypervisor.end("web", End.FAILED)
+    until(lambda: state(manager) == "stopped")
+    manager.stop(OPERATOR, "web", 1)
+    manager.supervisor._restart("web")
+    ledger.close()
+    manager, ledger = world.open_manager()
+    monkeypatch.setattr(supervisor_module, "plan_pause", lambda _restarts: 0.01)
+    manager.supervisor.recover()
+    time.sleep(0.2)
+    assert state(manager) == "stopped"
+
+
+def test_a_look_does_not_take_one_guest_for_another(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it looks, the guest that it has read of is deleted, and another gets the name, and other cores."""
+    create(manager)
+    old = ledger.read()
+    manager.delete(OPERATOR, "web")
+    create(manager, name="other")
+    plan = create(manager)
+    assert plan.cpus != old.claims[0].plan.cpus
+    monkeypatch.setattr(ledger, "read", lambda: old)
+    manager.supervisor.check()
+    assert [str(vcpu.pin) for vcpu in world.hypervisor.guest("web").vcpus] == [str(cpu) for cpu in plan.cpus]
+    assert "drifted" not in kinds(manager)
+
+
+def test_a_creation_that_could_not_be_undone_is_undone_later(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is paused, and whoever asked for it was told that it failed: it must not run one day."""
+
+    def fail(_uuid: object) -> None:
+        raise HypervisorError("libvirt is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.hypervisor, "resume", fail)
+        patch.setattr(world.hypervisor, "destroy", fail)
+        with pytest.raises(HypervisorError):
+            create(manager)
+    assert world.hypervisor.paused() == {"web"}
+    manager.supervisor.collect()
+    assert world.hypervisor.names() == set()
+    assert ledger.read().claims == ()
 
 
 def test_a_look_does_not_wait_for_a_guest_that_is_being_stopped(world: World, manager: SystemManager) -> None:
@@ -163,8 +231,9 @@ def test_a_look_does_not_wait_for_a_guest_that_is_being_stopped(world: World, ma
     stopping.start()
     until(lambda: state(manager, "deaf") == "stopping")
     world.hypervisor.end("web")
-    manager.supervisor.collect()
-    manager.supervisor.check()
+    for _ in range(2):
+        manager.supervisor.collect()
+        manager.supervisor.check()
     assert stopping.is_alive()
     assert (state(manager), state(manager, "deaf")) == ("stopped", "stopping")
     stopping.join()
@@ -193,6 +262,53 @@ def test_a_guest_that_could_not_be_let_run_is_tried_again(
     monkeypatch.setattr(world.hypervisor, "resume", resume)
     manager.supervisor.collect()
     assert world.hypervisor.paused() == set()
+
+
+# Ended by somebody
+
+
+def test_a_kill_does_not_wait_for_a_stop(world: World, manager: SystemManager) -> None:
+    """Even if it names the version that it has seen, which the stop changes."""
+    create(manager)
+    world.hypervisor.deaf.add("web")
+    stopping = threading.Thread(target=lambda: manager.stop(OPERATOR, "web", 60))
+    stopping.start()
+    until(lambda: state(manager) == "stopping")
+    time.sleep(0.3)
+    began = time.monotonic()
+    manager.kill(OPERATOR, "web", manager.guest(OPERATOR, "web").version)
+    stopping.join()
+    assert time.monotonic() - began < 20
+    assert state(manager) == "stopped"
+    manager.start(OPERATOR, "web")
+    world.hypervisor.deaf.clear()
+    assert manager.stop(OPERATOR, "web", 20).state == "stopped"
+    assert "powered off" in manager.events(OPERATOR)[-1].detail, "the hurry was for that one stop"
+
+
+def test_each_guest_has_an_id_of_its_own(manager: SystemManager) -> None:
+    """So that what is said of one that is gone is never taken for what is said of the next of its name and place."""
+    first = create(manager)
+    manager.delete(OPERATOR, "web")
+    second = create(manager)
+    assert (first.vf, first.cores) == (second.vf, second.cores)
+    assert first.uuid != second.uuid
+
+
+def test_an_image_that_is_gone_is_named(world: World, manager: SystemManager) -> None:
+    create(manager)
+    manager.stop(OPERATOR, "web", 1)
+    (world.folder / "images" / IMAGE).rename(world.folder / "gone")
+    with pytest.raises(NotFound, match=f"image.*{IMAGE}"):
+        manager.start(OPERATOR, "web")
+    assert state(manager) == "stopped"
+
+
+def test_an_id_stands_for_one_request(manager: SystemManager) -> None:
+    """Also if two come at once, under two names: the second is planned after the first was looked for."""
+    create(manager, id="job.1")
+    with pytest.raises(Conflict, match="stands for another request"):
+        manager._placing.claim(OPERATOR, parse_guest_request({"name": "db", "image": IMAGE, "memory": "64M", "id": "job.1"}))
 
 
 # Quarantine
@@ -258,7 +374,35 @@ def test_a_stopped_guest_that_somebody_else_starts_is_in_quarantine_and_runs(
     assert ledger.find("web") is None
 
 
+def use_pages(world: World, plan: Plan, pid: int, pages: int) -> None:
+    """A program that is no guest takes huge pages of the guest's pool."""
+    free = f"sys/devices/system/node/node{plan.node}/hugepages/hugepages-2048kB/free_hugepages"
+    world.host.add(free, str(int(world.host.read(free)) - pages))
+    if pid:
+        world.host.add(f"proc/{pid}/status", f"Name:\tdatabase\nHugetlbPages:\t{2048 * pages} kB\n")
+
+
+def test_a_program_may_use_huge_pages_too(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's have come back, as far as can be told; without a program that has them, pages are missing."""
+    monkeypatch.setattr(core_manager, "_RETURN", 0.3)
+    plan = create(manager)
+    use_pages(world, plan, 7000, 3)
+    assert manager.stop(OPERATOR, "web", 1).state == "stopped"
+    manager.start(OPERATOR, "web")
+    use_pages(world, plan, 0, 1)
+    assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
+    assert "1 of its 32 huge pages" in manager.quarantined(OPERATOR)[0].reasons[0]
+
+
 # What is logged
+
+
+def test_a_tenant_does_not_learn_of_others_from_trouble(manager: SystemManager, ledger: Ledger) -> None:
+    ledger.log("failed", "web", "VF is in use by domain secret", tenant="a")
+    tenant = Identity("ann", Role.TENANT, "a")
+    assert "secret" not in str(manager.events(tenant))
+    assert "its operator can see" in manager.events(tenant)[-1].detail
+    assert "secret" in manager.events(OPERATOR)[-1].detail
 
 
 def test_a_start_says_what_was_changed(manager: SystemManager) -> None:

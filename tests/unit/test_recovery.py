@@ -13,7 +13,7 @@ ALLOWED = {
     "starting": {"running", "stopping", "deleting"},
     "running": {"stopping", "deleting"},
     "stopping": {"stopping", "stopped", "deleting", "quarantined", "running"},
-    "stopped": {"starting", "deleting", "quarantined"},
+    "stopped": {"stopped", "starting", "deleting", "quarantined"},
     "deleting": {"deleting", "quarantined", "running"},
     "quarantined": {"deleting"},
 }
