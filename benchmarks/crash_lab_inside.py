@@ -41,8 +41,8 @@ BEFORE = {"create": None, "stop": "running", "start": "stopped", "restart": "run
 AFTER = {"create": "running", "stop": "stopped", "start": "running", "restart": "running", "delete": None}
 """State of the second guest before and after each operation; None if there is none."""
 SECOND_CRASH = 0.2
-LATE = 75.0
-"""Seconds within which the manager's own look, once a minute, puts right what its recovery has not."""
+LATE = 135.0
+"""Seconds within which two of the manager's looks, once a minute, put right what its recovery has not."""
 
 
 @dataclass(frozen=True)
