@@ -25,9 +25,10 @@ from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.ledger import Claim, Event, Ledger, Quarantined
 from orchestrator.lifecycle.core_manager import CoreManager
+from orchestrator.lifecycle.locks import Locks
 from orchestrator.lifecycle.placing import Placing
 from orchestrator.lifecycle.refusals import RefusalLog
-from orchestrator.lifecycle.supervisor import Locks, Supervisor
+from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.lifecycle.view import GuestView, view_guest
 from orchestrator.planning.plan import Policy
 from orchestrator.request import GuestRequest

@@ -7,8 +7,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
@@ -18,6 +17,7 @@ from orchestrator.hypervisor import End
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST, CoreManager
 from orchestrator.lifecycle.drift import check_drift, repair_pins
+from orchestrator.lifecycle.locks import Locks
 from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, Decision, decide, plan_pause
 from orchestrator.request import Restart
 from orchestrator.state import SETTLED, GuestState
@@ -29,45 +29,6 @@ _FAILURES = (End.FAILED, End.RESET, End.UNKNOWN)
 
 _LONG = 600.0
 """Seconds after which a guest counts as one that had come up well."""
-
-
-class Locks:
-    """A re-entrant lock for each name that somebody holds or waits for."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.RLock, int]] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Held for the time of the block."""
-        with self._using(name) as lock, lock:
-            yield
-
-    @contextmanager
-    def if_free(self, name: str) -> Iterator[bool]:
-        """As a call, but does not wait; gives whether it is held."""
-        with self._using(name) as lock:
-            held = lock.acquire(blocking=False)
-            try:
-                yield held
-            finally:
-                if held:
-                    lock.release()
-
-    @contextmanager
-    def _using(self, name: str) -> Iterator[threading.RLock]:
-        with self._guard:
-            lock, users = self._locks.get(name, (threading.RLock(), 0))
-            self._locks[name] = lock, users + 1
-        try:
-            yield lock
-        finally:
-            with self._guard:
-                users = self._locks[name][1] - 1
-                self._locks[name] = lock, users
-                if not users:
-                    del self._locks[name]
 
 
 class Supervisor:
