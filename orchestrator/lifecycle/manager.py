@@ -35,6 +35,7 @@ from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
 from orchestrator.topology import Topology
+from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
@@ -161,7 +162,9 @@ class SystemManager:
             except OrchestratorError as error:
                 self._refusals.log(request.name, error.message, who, time.monotonic() - began)
                 raise
-            what = f"CPUs {plan.cpus}, {plan.pages} pages of {plan.page_size} on node {plan.node}, VF {plan.vf.address}"
+            what = (
+                f"CPUs {CpuSet.of(plan.cpus)}, {plan.pages} pages of {plan.page_size} on node {plan.node}, VF {plan.vf.address}"
+            )
             self._ledger.log("claimed", plan.name, what, who=who.name, tenant=who.tenant, took=time.monotonic() - began)
             claim = self.supervisor.start(self._find(who, plan.name), who.name)
             return view_guest(claim, frozenset({plan.uuid})), True

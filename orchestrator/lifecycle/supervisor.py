@@ -21,6 +21,7 @@ from orchestrator.lifecycle.locks import Locks
 from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, Decision, decide, plan_pause
 from orchestrator.request import Restart
 from orchestrator.state import SETTLED, GuestState
+from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Supervisor:
                 )
             raise
         self._since[name] = time.monotonic()
-        self._note("started", now, "; ".join((f"on CPUs {claim.plan.cpus}", *changed)), who, time.monotonic() - began)
+        self._note("started", now, "; ".join((f"on CPUs {CpuSet.of(claim.plan.cpus)}", *changed)), who, time.monotonic() - began)
         return now
 
     def stop(self, claim: Claim, who: str, timeout: float) -> Claim:

@@ -21,6 +21,7 @@ from orchestrator.planning.plan import Plan
 from orchestrator.request import parse_guest_request
 from orchestrator.state import GuestState
 from orchestrator.steps.vfs import VFIO
+from orchestrator.values import CpuSet
 from tests.crashes import World
 from tests.fakehost import IMAGE
 from tests.fakeroot import DEVICES
@@ -409,7 +410,7 @@ def test_a_start_says_what_was_changed(manager: SystemManager) -> None:
     plan = create(manager)
     (started,) = [event for event in manager.events(OPERATOR) if event.kind == "started"]
     for said in (
-        f"on CPUs {plan.cpus}",
+        f"on CPUs {CpuSet.of(plan.cpus)}",
         f"give VF {plan.vf.index} of {plan.vf.interface} the address",
         "create ",
         "threads and interrupts",
