@@ -162,9 +162,8 @@ class SystemManager:
             except OrchestratorError as error:
                 self._refusals.log(request.name, error.message, who, time.monotonic() - began)
                 raise
-            what = (
-                f"CPUs {CpuSet.of(plan.cpus)}, {plan.pages} pages of {plan.page_size} on node {plan.node}, VF {plan.vf.address}"
-            )
+            pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
+            what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
             self._ledger.log("claimed", plan.name, what, who=who.name, tenant=who.tenant, took=time.monotonic() - began)
             claim = self.supervisor.start(self._find(who, plan.name), who.name)
             return view_guest(claim, frozenset({plan.uuid})), True
