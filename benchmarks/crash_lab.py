@@ -10,7 +10,6 @@ A run draws the same operation and moments again; what the manager is doing at s
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -19,13 +18,10 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
+from bench_lab import use_lab
+
 from orchestrator.lab import lab as labs
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
 from orchestrator.lab.demo import ask
-from orchestrator.lab.progress import Timeline
-from orchestrator.lab.spec import load_spec
-from orchestrator.lab.start import start_lab
 
 INSIDE = Path(__file__).with_name("crash_lab_inside.py")
 LOST = ("stopped", "doubled cores", "doubled VFs", "doubled MACs", "leaked claims", "leaked VFs", "leaked MACs", "leaked pages")
@@ -41,17 +37,12 @@ def main() -> int:
     parser.add_argument("--only", type=int, default=-1, help="number of the one run to do")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    given = os.environ.get("NOHYPE_TEST_LAB")
-    lab = labs.find_lab(given) if given else start_lab("bench", load_spec("numa"), Wanted.AUTO, Timeline())
-    try:
+    with use_lab() as lab:
         if ask(lab, "guest", "list"):
             sys.exit(f"the lab {lab.name} has guests: delete them first")
         began = time.monotonic()
         found = run_inside(lab, arguments.runs, arguments.seed, arguments.only)
         labs.check_cpus(lab)
-    finally:
-        if not given:
-            life.down("bench")
     summary = summarise(found[1:], found[0], arguments.seed, time.monotonic() - began)
     print_table(found[1:])
     print(json.dumps(summary))

@@ -6,17 +6,13 @@ Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB. The first
 """
 
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
 
+from bench_lab import use_lab
+
 from orchestrator.lab import lab as labs
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
-from orchestrator.lab.progress import Timeline
-from orchestrator.lab.spec import load_spec
-from orchestrator.lab.start import start_lab
 
 INSIDE = Path(__file__).with_name("create_guest_inside.py")
 
@@ -24,9 +20,7 @@ INSIDE = Path(__file__).with_name("create_guest_inside.py")
 def main() -> None:
     """Runs the pairs and prints minimum, median and maximum of both and of their ratio."""
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    given = os.environ.get("NOHYPE_TEST_LAB")
-    lab = labs.find_lab(given) if given else start_lab("bench", load_spec("numa"), Wanted.AUTO, Timeline())
-    try:
+    with use_lab() as lab:
         done = labs.execute(lab, ["/opt/nohype/bin/python", "-", str(pairs)], input=INSIDE.read_bytes(), timeout=3600)
         if done.status:
             sys.exit(done.stderr)
@@ -34,9 +28,6 @@ def main() -> None:
         for what in ("manager", "libvirt"):
             print(_row(f"{what}, s", [line[what] for line in lines]))
         print(_row("ratio", [line["manager"] / line["libvirt"] for line in lines]))
-    finally:
-        if not given:
-            life.down("bench")
 
 
 def _row(name: str, values: list[float]) -> str:

@@ -6,18 +6,14 @@ Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB; there it 
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from bench_lab import use_lab
+
 from orchestrator.lab import lab as labs
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
 from orchestrator.lab.demo import GUESTS, ask, create_guest
-from orchestrator.lab.progress import Timeline
-from orchestrator.lab.spec import load_spec
-from orchestrator.lab.start import start_lab
 
 INSIDE = Path(__file__).with_name("manager_idle_inside.py")
 SETTLE = 30
@@ -27,26 +23,22 @@ SETTLE = 30
 def main() -> None:
     """Measures, and prints a table: a row a thread, then all of them together with what is wanted."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
-    given = os.environ.get("NOHYPE_TEST_LAB")
-    lab = labs.find_lab(given) if given else start_lab("bench", load_spec("numa"), Wanted.AUTO, Timeline())
     made: list[str] = []
-    try:
-        if not ask(lab, "guest", "list"):
-            for guest in GUESTS:
-                create_guest(lab, guest)
-                made.append(guest.name)
-        guests = ask(lab, "guest", "list")
-        words = ["python3", "-", str(seconds), str(SETTLE)]
-        done = labs.execute(lab, words, input=INSIDE.read_bytes(), timeout=seconds + SETTLE + 60)
-        if done.status:
-            sys.exit(done.stderr)
-        report(json.loads(done.stdout), guests)
-    finally:
-        if given:
+    with use_lab() as lab:
+        try:
+            if not ask(lab, "guest", "list"):
+                for guest in GUESTS:
+                    create_guest(lab, guest)
+                    made.append(guest.name)
+            guests = ask(lab, "guest", "list")
+            words = ["python3", "-", str(seconds), str(SETTLE)]
+            done = labs.execute(lab, words, input=INSIDE.read_bytes(), timeout=seconds + SETTLE + 60)
+            if done.status:
+                sys.exit(done.stderr)
+            report(json.loads(done.stdout), guests)
+        finally:
             for name in made:
                 ask(lab, "guest", "delete", name)
-        else:
-            life.down("bench")
 
 
 def report(found: dict[str, Any], guests: list[dict[str, Any]]) -> None:
