@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -208,7 +208,7 @@ class Hypervisor:
     def bounds(self, name: str) -> Bounds:
         """What a running guest is held to; raises as ``guest``.
 
-        Two calls of libvirt, none of QEMU: ``guest`` takes six, each of which wakes the daemon and several of our threads.
+        Two calls of libvirt, none of QEMU: ``guest`` takes five, each of which wakes the daemon and several of our threads.
         """
         return self._on(name, f"look at the guest {name}", _read_bounds)
 
@@ -312,19 +312,17 @@ def _hint(error: Any) -> str:
 def _read_guest(domain: Any) -> LiveGuest:
     tree: Any = etree.fromstring(domain.XMLDesc().encode())
     threads = json.loads(_monitor(domain, json.dumps({"execute": "query-cpus-fast"})))["return"]
-    pins = {int(pin.get("vcpu")): CpuSet.parse(pin.get("cpuset")) for pin in tree.iterfind("cputune/vcpupin")}
-    everything = CpuSet.of(range(domain.connect().getCPUMap()[0]))
-    emulator = tree.find("cputune/emulatorpin")
+    bounds = _parse_bounds(domain, tree, [cpu["cpu-index"] for cpu in threads])
     nodeset = tree.find("numatune/memory")
     console = tree.find("devices/serial[@type='pty']/source")
     return LiveGuest(
         name=domain.name(),
         pid=_read_pid(domain),
-        vcpus=tuple(Vcpu(cpu["cpu-index"], cpu["thread-id"], pins.get(cpu["cpu-index"], everything)) for cpu in threads),
-        emulator_pin=CpuSet.parse(emulator.get("cpuset")) if emulator is not None else everything,
+        vcpus=tuple(Vcpu(cpu["cpu-index"], cpu["thread-id"], pin) for cpu, pin in zip(threads, bounds.pins, strict=True)),
+        emulator_pin=bounds.emulator_pin,
         node=int(nodeset.get("nodeset")) if nodeset is not None and nodeset.get("nodeset", "").isdigit() else None,
         memory=Size(domain.maxMemory() * 1024),
-        hostdevs=tuple(_read_address(source) for source in tree.iterfind("devices/hostdev[@type='pci']/source/address")),
+        hostdevs=bounds.hostdevs,
         devices=tuple(_QTREE_DEVICE.findall(_monitor(domain, "info qtree", human=True))),
         console=Path(console.get("path")) if console is not None else None,
     )
@@ -334,14 +332,18 @@ def _read_bounds(domain: Any) -> Bounds:
     tree: Any = etree.fromstring(domain.XMLDesc().encode())
     # `current` is there while fewer vCPUs are plugged in than may be (libvirt.org/formatdomain.html#cpu-allocation).
     vcpus = tree.find("vcpu")
-    count = int(vcpus.get("current", vcpus.text))
+    return _parse_bounds(domain, tree, range(int(vcpus.get("current", vcpus.text))))
+
+
+def _parse_bounds(domain: Any, tree: Any, vcpus: Sequence[int]) -> Bounds:
+    """What the domain's XML says of these vCPUs, of QEMU's other threads, and of devices."""
     pins = {int(pin.get("vcpu")): CpuSet.parse(pin.get("cpuset")) for pin in tree.iterfind("cputune/vcpupin")}
     emulator = tree.find("cputune/emulatorpin")
     # What libvirt does not pin may run anywhere; asked for only then, which with our guests is never.
-    unpinned = emulator is None or not pins.keys() >= set(range(count))
+    unpinned = emulator is None or not pins.keys() >= set(vcpus)
     everything = CpuSet.of(range(domain.connect().getCPUMap()[0])) if unpinned else CpuSet()
     return Bounds(
-        pins=tuple(pins.get(index, everything) for index in range(count)),
+        pins=tuple(pins.get(index, everything) for index in vcpus),
         emulator_pin=CpuSet.parse(emulator.get("cpuset")) if emulator is not None else everything,
         hostdevs=tuple(_read_address(source) for source in tree.iterfind("devices/hostdev[@type='pci']/source/address")),
     )
