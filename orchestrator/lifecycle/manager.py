@@ -26,7 +26,7 @@ from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.ledger import Claim, Event, Ledger, Quarantined
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.locks import Locks
-from orchestrator.lifecycle.placing import Placing
+from orchestrator.lifecycle.placing import Placing, find_repeated
 from orchestrator.lifecycle.refusals import RefusalLog
 from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.lifecycle.view import GuestView, view_guest
@@ -131,7 +131,7 @@ class SystemManager:
             QuotaExceeded: the tenant may not have so much.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
-        return GuestView(self._placing.plan(who, request)[0], "planned", request, who.tenant)
+        return GuestView(self._placing.plan(who, request), "planned", request, who.tenant)
 
     def create(self, who: Identity, request: GuestRequest) -> tuple[GuestView, bool]:
         """Makes a guest: plan, claim, change the host, start. On any error all of it is undone.
@@ -153,7 +153,7 @@ class SystemManager:
             # At once: to wait until its owner is done with it would be no help, and could take an hour.
             raise Conflict(f"the name {request.name} is taken", "choose another name")
         with self.supervisor.changing(request.name):
-            known = self._find_repeated(who, request)
+            known = find_repeated(who, request, self._ledger.read().claims)
             if known:
                 return view_guest(known, self._hypervisor.uuids()), False
             began = time.monotonic()
@@ -327,17 +327,6 @@ class SystemManager:
             if expected is not None and expected != claim.version:
                 raise Stale(f"guest {name} has changed: it is version {claim.version}, not {expected}", "look at it again")
             yield claim
-
-    def _find_repeated(self, who: Identity, request: GuestRequest) -> Claim | None:
-        """The guest that the same request has made already."""
-        if request.id is None:
-            return None
-        for claim in self._ledger.read().claims:
-            if (claim.request.id, claim.owner) == (request.id, who.tenant):
-                if claim.request == request:
-                    return claim
-                raise Conflict(f"the id {request.id} stands for another request, that of guest {claim.plan.name}", "use a new id")
-        return None
 
     def _wake(self, event: Event) -> None:
         _log.info("%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})

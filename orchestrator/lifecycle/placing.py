@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,16 +71,16 @@ class Placing:
                     return plan
         raise AssertionError("not reached")
 
-    def plan(self, who: Identity, request: GuestRequest) -> tuple[Plan, int]:
-        """What a guest would get, and the generation of the ledger that this is based on.
+    def plan(self, who: Identity, request: GuestRequest) -> Plan:
+        """What a guest would get now.
 
         Raises:
-            Conflict: the name is taken.
+            Conflict: the name is taken, or the id stands for another request.
             QuotaExceeded: the tenant may not have so much.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
         self._check(request)
-        return self._plan(who, request)
+        return self._plan(who, request)[0]
 
     def _check(self, request: GuestRequest) -> None:
         if request.name == HOST:
@@ -90,10 +90,9 @@ class Placing:
             raise RequestError(f"{request.memory} of memory is too small for the image {image.name}", f"it needs {image.memory}")
 
     def _plan(self, who: Identity, request: GuestRequest) -> tuple[Plan, int]:
+        """The plan, and the generation of the ledger that it is based on."""
         read = self._ledger.read()
-        for claim in read.claims:
-            if request.id is not None and (claim.request.id, claim.owner) == (request.id, who.tenant):
-                raise Conflict(f"the id {request.id} stands for another request, that of guest {claim.plan.name}", "use a new id")
+        find_repeated(who, request, read.claims)  # again: one of another name may have come with the same id meanwhile
         live = self._hypervisor.guests(frozenset(claim.plan.uuid for claim in read.claims))
         if request.name in {claim.plan.name for claim in read.claims} | {guest.name for guest in live}:
             raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
@@ -128,6 +127,20 @@ class Placing:
             return now
         finally:
             self._shared.release()
+
+
+def find_repeated(who: Identity, request: GuestRequest, claims: Iterable[Claim]) -> Claim | None:
+    """The guest that the same request of the same tenant has made already.
+
+    Raises:
+        Conflict: its id stands for another request.
+    """
+    for claim in claims:
+        if request.id is not None and (claim.request.id, claim.owner) == (request.id, who.tenant):
+            if claim.request == request:
+                return claim
+            raise Conflict(f"the id {request.id} stands for another request, that of guest {claim.plan.name}", "use a new id")
+    return None
 
 
 def _check_quota(who: Identity, plan: Plan, owned: list[Plan]) -> None:
