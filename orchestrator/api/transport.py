@@ -102,11 +102,9 @@ def build_context(ca: Path | None, certificate: Path | None, key: Path | None) -
         raise RequestError(f"the key {key} is of no use without its certificate", "name the certificate too")
     for file in filter(None, (ca, certificate, key)):
         _check_file(file)
-    context = ssl.create_default_context()
     used = ca
     try:
-        if ca:
-            context = ssl.create_default_context(cafile=ca)
+        context = ssl.create_default_context(cafile=ca)
         if certificate:
             used = key or certificate
 
