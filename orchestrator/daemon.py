@@ -60,6 +60,7 @@ def serve(config: DaemonConfig) -> None:
     """
     # First: what is wrong with the configuration is said before anything is done.
     directory = build_directory(config)
+    # Never closed: it is held until the process ends, as some threads go on until then.
     _alone = stay_alone(Path(f"{config.paths.ledger}.lock"))
     listeners = [Listener(find_listener(Path(config.paths.socket)))]
     listeners += [open_port(config.api)] if config.api else []

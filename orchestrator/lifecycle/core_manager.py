@@ -73,6 +73,7 @@ class CoreManager:
     """PFs whose VFs are made, by this manager or before. As long as there are some, the kernel's movable threads and interrupts
     are off the guest cores. Changed with ``shared`` held."""
     _hurried: set[UUID] = field(default_factory=set)
+    """Guests whose ``shut_down`` is to wait no longer. A word that came too late is forgotten at the next start."""
     _turns: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_AT_A_TIME))
 
     def console_log(self, name: str) -> Path:
@@ -82,11 +83,11 @@ class CoreManager:
     def start(self, plan: Plan) -> tuple[str, ...]:
         """Prepares the host and starts the guest; returns once its vCPUs run and every other thread of QEMU is off its cores.
 
-        Returns:
-            What was changed on the host, in words.
-
         libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
         instruction, and pins each vCPU before the guest's (qemuProcessLaunch): so no thread of it is ever on another's core.
+
+        Returns:
+            What was changed on the host, in words.
 
         Raises:
             OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.

@@ -73,15 +73,12 @@ def test_a_port_that_has_lost_its_link_is_not_used(world: World, manager: System
     assert ask(manager).vf.pf != plan.vf.pf
 
 
-def test_an_earlier_survey_is_not_read_again(world: World, manager: SystemManager) -> None:
+def test_an_earlier_survey_is_not_read_again(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty files and not a thousand: what a plan reads does not grow with the number of VFs."""
     ask(manager)
     reads: list[str] = []
     read = type(world.host).read
-    type(world.host).read = lambda self, name: reads.append(name) or read(self, name)  # type: ignore[method-assign]
-    try:
-        ask(manager)
-    finally:
-        type(world.host).read = read  # type: ignore[method-assign]
+    monkeypatch.setattr(type(world.host), "read", lambda self, name: reads.append(name) or read(self, name))
+    ask(manager)
     assert reads
     assert not [name for name in reads if "topology" in name or "iommu_groups" in name or "vendor" in name]
