@@ -10,10 +10,8 @@ asked for nor an honest "no room", if something is left behind, or if the 99th p
 import argparse
 import multiprocessing
 import re
-import shutil
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from types import TracebackType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -44,8 +43,9 @@ class TimedLock:
     """A lock that knows how long it was held each time, in seconds: the manager holds this one while it plans and claims.
 
     Attributes:
-        held: by the clock.
-        computed: time of the processor that whoever held it got; the rest went to other threads, and to the disk.
+        held: by the clock, for a plan that was claimed.
+        computed: time of the processor that whoever held it then got; the rest went to other threads, and to the disk.
+        refused: by the clock, for a request that there was no room for.
     """
 
     def __init__(self) -> None:
@@ -53,14 +53,19 @@ class TimedLock:
         self._since = self._computed_since = 0.0
         self.held: list[float] = []
         self.computed: list[float] = []
+        self.refused: list[float] = []
 
     def __enter__(self) -> None:
         self._lock.acquire()
         self._since, self._computed_since = time.perf_counter(), time.thread_time()
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        self.held.append(time.perf_counter() - self._since)
-        self.computed.append(time.thread_time() - self._computed_since)
+    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        held, computed = time.perf_counter() - self._since, time.thread_time() - self._computed_since
+        if kind:
+            self.refused.append(held)
+        else:
+            self.held.append(held)
+            self.computed.append(computed)
         self._lock.release()
 
 
@@ -168,10 +173,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--processes", type=int, default=2, help="that the clients are threads of")
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="many-clients-"))
-    began = time.perf_counter()
-    figures = measure(folder, arguments.requests, arguments.clients, arguments.processes)
-    shutil.rmtree(folder)
+    with TemporaryDirectory(prefix="many-clients-") as folder:
+        began = time.perf_counter()
+        figures = measure(Path(folder), arguments.requests, arguments.clients, arguments.processes)
     seconds, number = time.perf_counter() - began, len(figures.answers)
     print(f"{number} requests of {arguments.clients} clients in {seconds:.0f} s ({number / seconds:.0f} a second)")
     counts = Counter((kind, re.sub("[0-9]+", "N", answer)) for kind, answer, _ in figures.answers)
@@ -180,6 +184,7 @@ def main() -> int:
     print(f"plan and claim: {describe(figures.lock.held)}")
     print(f"plan and claim, time of the processor: {describe(figures.lock.computed)}")
     print(f"plan and claim, with waiting for others': {describe(figures.waited)}")
+    print(f"plan without room: {describe(figures.lock.refused)}")
     for kind in ("create", "delete"):
         taken = [took for asked, answer, took in figures.answers if (asked, answer) == (kind, "done")]
         print(f"{kind}, whole request: {describe(taken)}")

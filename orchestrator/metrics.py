@@ -82,7 +82,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("nohype_audit_age_seconds", Kind.GAUGE, "seconds", (), "Time since the last audit ended; +Inf if there was none."),
     Metric("nohype_guest_exits_total", Kind.COUNTER, "", ("guest", "class"), "VM exits of all vCPUs since the guest started."),
     Metric("nohype_undo_failures_total", Kind.COUNTER, "", (), "Ends of guests after which not all was undone and verified."),
-    Metric("nohype_ledger_generation", Kind.GAUGE, "", (), "Number of claims and releases so far."),
+    Metric("nohype_ledger_generation", Kind.GAUGE, "", (), "Number of claims so far."),
     Metric("nohype_scrape_failures_total", Kind.COUNTER, "", ("source",), "Sources that could not be read for this page."),
 )
 

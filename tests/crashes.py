@@ -1,8 +1,8 @@
 """Kills a manager with SIGKILL at a random point of a random operation, starts another, and looks whether anything was lost.
 
 Real: system manager, ledger (on disk), steps, signal. Fake: host and hypervisor, which outlive the manager as real ones do. One
-run is one seed. Points are the moments before and after each change of the host and of the hypervisor, and before each begin and
-each commit of a transaction of the ledger; nothing in the product knows of them.
+run is one seed. Points are the moments before and after each change of the host and of the hypervisor, and before each statement
+that changes the ledger, a commit too; nothing in the product knows of them.
 """
 
 from __future__ import annotations
@@ -116,11 +116,12 @@ def arm(world: World, ledger: Ledger, points: int, told: Callable[[str], object]
             os.kill(os.getpid(), signal.SIGKILL)
 
     def trace(statement: str) -> None:
-        if statement.startswith(("BEGIN IMMEDIATE", "COMMIT")):
-            pass_point(f"before {statement}")
+        if statement.startswith(("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT")):
+            pass_point(f"before {' '.join(statement.split()[:3])}")
 
     object.__setattr__(world.host, "watch", lambda moment, what: pass_point(f"{moment} {what}"))
-    ledger._db.set_trace_callback(trace)
+    for connection in (ledger._db, ledger._log):
+        connection.set_trace_callback(trace)
 
 
 def run_crash(folder: Path, seed: int) -> Outcome:

@@ -60,14 +60,14 @@ class FakeNet:
             if after.vlan > _MAX_VLAN or after.qos > _MAX_QOS or after.min_rate:
                 # igb_ndo_set_vf_vlan(), igb_ndo_set_vf_bw(): it has no minimum rate.
                 raise HostError(f"cannot set VF {index} of {interface}", errno=errno.EINVAL)
-            if self._fake.in_use(self._vf_folder(interface, index)):
+            if self._fake.in_use(f"{self._find_folder(interface)}/virtfn{index}"):
                 self._fake.violate(f"VF {index} of {interface} was changed while a guest has it: {fields}")
             vfs = [after if vf.index == index else vf for vf in self.vfs(interface)]
             self._store(interface, vfs=[_to_json(vf) for vf in vfs])
 
     def read_hwmode(self, interface: str) -> str | None:
         """See `host.netlink`."""
-        self._find_interface(interface)
+        self._find_folder(interface)
         mode = self._load(interface).get("hwmode")
         return str(mode) if mode else None
 
@@ -102,24 +102,21 @@ class FakeNet:
         mac = MacAddress.parse(self._fake.text(f"{folder}/net/{name}/address"))
         return Link(name, number, mac, up=up, carrier=up, master=None, kind=None, vfs=self.vfs(name))
 
-    def _find_interface(self, interface: str) -> Link:
-        for link in self.read_links():
-            if link.name == interface:
-                return link
-        raise HostError(f"there is no interface {interface}", "look with: ip link show", errno.ENODEV)
+    def _find_folder(self, interface: str) -> str:
+        folder = self._interfaces().get(interface)
+        if folder is None and interface != "lo":
+            raise HostError(f"there is no interface {interface}", "look with: ip link show", errno.ENODEV)
+        return folder or "sys/devices/virtual/net/lo"
 
     def _find(self, interface: str, index: int) -> VfState:
-        link = self._find_interface(interface)
-        for vf in link.vfs:
+        folder = self._find_folder(interface)
+        for vf in self.vfs(interface):
             if vf.index == index:
                 return vf
-        if not self._fake.exists(f"{self._interfaces().get(interface)}/sriov_totalvfs"):
+        if not self._fake.exists(f"{folder}/sriov_totalvfs"):
             hint = f"{interface} is not the physical function of an SR-IOV NIC; `nohype survey` shows those"
             raise HostError(f"cannot set VF {index} of {interface}", hint, errno.EOPNOTSUPP)
         raise HostError(f"cannot set VF {index} of {interface}", f"{interface} has no VF {index}", errno.EINVAL)
-
-    def _vf_folder(self, interface: str, index: int) -> str:
-        return f"{self._interfaces()[interface]}/virtfn{index}"
 
     def _load(self, interface: str) -> dict[str, Any]:
         path = self._fake.path / FOLDER / interface
@@ -135,7 +132,7 @@ class FakeNet:
 
 
 def _to_json(vf: VfState) -> dict[str, object]:
-    return dataclasses.asdict(vf) | {"mac": str(vf.mac) if vf.mac else None}
+    return vars(vf) | {"mac": str(vf.mac) if vf.mac else None}
 
 
 def _from_json(fields: dict[str, Any]) -> VfState:

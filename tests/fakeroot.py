@@ -108,12 +108,14 @@ class FakeRoot(HostRoot):
 
     def add(self, name: str, text: str = "") -> None:
         """Makes a file, and its folders, or gives it another text, which readers see whole or not at all."""
-        path, new = self.path / name, self.path / f".state/new-{threading.get_ident()}"
-        for folder in (new.parent, path.parent):
-            if not folder.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-        new.write_text(text + "\n" if text else "")
-        new.replace(path)
+        # os and not pathlib: hosts are made of thousands of files.
+        path, new = f"{self.path}/{name}", f"{self.path}/.state/new-{threading.get_ident()}"
+        for folder in (os.path.dirname(new), os.path.dirname(path)):
+            if not os.path.exists(folder):
+                os.makedirs(folder, exist_ok=True)
+        with open(new, "w") as file:
+            file.write(text + "\n" if text else "")
+        os.replace(new, path)
 
     def add_link(self, name: str, target: str) -> None:
         """Makes a symbolic link; the target is as readlink(2) shall give it."""

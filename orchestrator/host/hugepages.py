@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
@@ -28,6 +30,18 @@ def read_pools(host: HostRoot) -> tuple[PagePool, ...]:
     return tuple(pool for node in nodes for pool in _read_node_pools(host, node, f"{_NODES}/node{node}/hugepages"))
 
 
+def read_free_pages(host: HostRoot, pools: Iterable[PagePool]) -> tuple[PagePool, ...]:
+    """Pools that were read before, with the pages that are free now. Those that had no pages at all are as they were.
+
+    Raises:
+        HostError: a pool is gone, or cannot be read.
+    """
+    return tuple(
+        replace(pool, free=_read_free(host, _find_folder(host, pool.node, pool.page_size))) if pool.total else pool
+        for pool in pools
+    )
+
+
 def _read_node_pools(host: HostRoot, node: int, folder: str) -> tuple[PagePool, ...]:
     if not host.exists(folder):
         return ()
@@ -36,7 +50,11 @@ def _read_node_pools(host: HostRoot, node: int, folder: str) -> tuple[PagePool, 
 
 
 def _read_pool(host: HostRoot, node: int, page_size: Size, folder: str) -> PagePool:
-    return PagePool(node, page_size, int(host.read(f"{folder}/nr_hugepages")), int(host.read(f"{folder}/free_hugepages")))
+    return PagePool(node, page_size, int(host.read(f"{folder}/nr_hugepages")), _read_free(host, folder))
+
+
+def _read_free(host: HostRoot, folder: str) -> int:
+    return int(host.read(f"{folder}/free_hugepages"))
 
 
 def set_pool(host: HostRoot, node: int, page_size: Size, pages: int) -> None:
@@ -48,8 +66,7 @@ def set_pool(host: HostRoot, node: int, page_size: Size, pages: int) -> None:
     Raises:
         HostError: no such node or page size (ENOENT), or the kernel made the pool of another size, with both numbers.
     """
-    folder = f"{_NODES}/node{node}/hugepages" if host.exists(_NODES) else _FLAT
-    name = f"{folder}/hugepages-{page_size.kib}kB/nr_hugepages"
+    name = f"{_find_folder(host, node, page_size)}/nr_hugepages"
     host.write(name, str(pages))
     actual = int(host.read(name))
     if actual != pages:
@@ -57,3 +74,8 @@ def set_pool(host: HostRoot, node: int, page_size: Size, pages: int) -> None:
             f"node {node} was to have {pages} huge pages of {page_size}, but has {actual}",
             "pages in use cannot be taken back, nor can used memory be made into pages: reserve them at boot (hugepages=)",
         )
+
+
+def _find_folder(host: HostRoot, node: int, page_size: Size) -> str:
+    pools = f"{_NODES}/node{node}/hugepages" if host.exists(_NODES) else _FLAT
+    return f"{pools}/hugepages-{page_size.kib}kB"

@@ -84,6 +84,16 @@ def read_link(host: HostRoot, pf: PhysicalFunction) -> PhysicalFunction:
     return replace(pf, interface=interface, up=interface is not None and _read_up(host, f"{folder}/net/{interface}"))
 
 
+def read_up(host: HostRoot, pf: PciAddress, interface: str) -> bool:
+    """Whether a PF has this interface, and it is administratively up and has carrier.
+
+    Raises:
+        HostError: a file of the interface cannot be read.
+    """
+    folder = f"{_folder(pf)}/net/{interface}"
+    return host.exists(folder) and _read_up(host, folder)
+
+
 def read_functions(host: HostRoot) -> frozenset[PciAddress]:
     """The addresses of all PCI functions.
 

@@ -30,7 +30,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Reading:
-    """All claims at one moment; ``generation`` changes with each claim and each release."""
+    """All claims at one moment; ``generation`` grows with each claim."""
 
     generation: int
     claims: tuple[Claim, ...]

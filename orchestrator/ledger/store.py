@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,32 @@ _HINTS = {
 }
 
 
+@dataclass
+class _Known:
+    """The claims and the two counters in the file.
+
+    Attributes:
+        generation: grows with each claim.
+        version: of the guest that was changed last. Of all guests together, so that a new guest never has the version that was
+            seen of an older one of its name.
+        claims: by guest name, in its order.
+    """
+
+    generation: int
+    version: int
+    claims: dict[str, Claim]
+
+    def get(self, name: str) -> Claim:
+        """The claim of a guest that has one.
+
+        Raises:
+            NotFound: it has none.
+        """
+        if name not in self.claims:
+            raise NotFound(f"there is no claim of a guest named {name}", "`nohype guest list` shows all")
+        return self.claims[name]
+
+
 class Ledger:
     """An open ledger, for several threads. A method that raises LedgerError (file can't be read or written) changed nothing.
 
@@ -52,13 +79,12 @@ class Ledger:
         self._lock = threading.RLock()
         # Readers have a connection of their own: with WAL they need not wait until what others write is on the disk.
         self._read_lock = threading.Lock()
-        # Claims that were parsed already: name -> (version, claim).
-        self._parsed: dict[str, tuple[int, Claim]] = {}
         self._listeners: list[Callable[[Event], None]] = []
         with self._explained("open"):
             _create(path)
             # isolation_level None: the sqlite3 module begins no transactions of its own.
             self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+            self._log = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
             self._reader = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
@@ -70,6 +96,7 @@ class Ledger:
         """Closes the file. The ledger can't be used afterwards."""
         with self._read_lock, self._lock:
             self._reader.close()
+            self._log.close()
             self._db.close()
 
     def __enter__(self) -> Ledger:
@@ -84,17 +111,12 @@ class Ledger:
 
     def read(self) -> Reading:
         """All claims, by guest name, with their generation."""
-        with self._reading() as db:
-            versions = _rows(db, "SELECT name, version FROM guest ORDER BY name")
-            claims = tuple(self._read_claim(db, name, version) for name, version in versions)
-            self._parsed = {claim.plan.name: (claim.version, claim) for claim in claims}
-            return Reading(int(_rows(db, "SELECT number FROM generation")[0][0]), claims)
+        known = self._known  # once: others replace it
+        return Reading(known.generation, tuple(known.claims.values()))
 
     def find(self, name: str) -> Claim | None:
         """The claim of one guest, if it has one."""
-        with self._reading() as db:
-            versions = _rows(db, "SELECT version FROM guest WHERE name = ?", name)
-            return self._read_claim(db, name, versions[0][0]) if versions else None
+        return self._known.claims.get(name)
 
     def claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "") -> int:
         """Gives the guest all that the plan names, or nothing. Its state is CREATING then.
@@ -111,38 +133,37 @@ class Ledger:
             LostRace: claims have changed since; read again, plan again.
             Conflict: the name is taken, or a CPU, VF or MAC address is another guest's.
         """
-        with self._transaction(f"write the claim of {plan.name} to"):
-            ((now, there),) = _rows(
-                self._db, "SELECT number, EXISTS (SELECT 1 FROM guest WHERE name = ?) FROM generation", plan.name
-            )
-            if there:
-                raise Conflict(f"there is a guest named {plan.name} already", "choose another name, or delete that guest first")
-            if generation != now:
-                changed = f"claims have changed while guest {plan.name} was planned (generation {generation}, now {now})"
-                raise LostRace(changed, "try again")
-            texts = json.dumps(plan.to_json()), request.model_dump_json(exclude_unset=True)
-            values = (plan.name, GuestState.CREATING, *texts, owner, self._next_version(), 0)
+        name, texts = plan.name, (json.dumps(plan.to_json()), request.model_dump_json(exclude_unset=True))
+        with self._changing(f"write the claim of {name} to") as now, self._transaction():
+            if name in now.claims:
+                raise Conflict(f"there is a guest named {name} already", "choose another name, or delete that guest first")
+            statement = "UPDATE generation SET number = ?1 + 1, version = ?2 WHERE number = ?1"
+            if not self._db.execute(statement, (generation, now.version)).rowcount:
+                raise LostRace(f"claims have changed while guest {name} was planned (generation {generation})", "try again")
+            values = (name, GuestState.CREATING, *texts, owner, now.version, 0)
             self._db.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-            self._take("claim_cpu", "cpu", "CPU", list(plan.cpus), plan.name)
-            self._take("claim_vf", "address", "VF", [str(plan.vf.address)], plan.name)
-            self._take("claim_mac", "mac", "Ethernet address", [str(plan.vf.mac)], plan.name)
-            return self._next_generation()
+            self._take("claim_cpu", "cpu", "CPU", list(plan.cpus), name)
+            self._take("claim_vf", "address", "VF", [str(plan.vf.address)], name)
+            self._take("claim_mac", "mac", "Ethernet address", [str(plan.vf.mac)], name)
+            claim = Claim(plan, GuestState.CREATING, request, owner, now.version)
+            now.generation, now.claims = generation + 1, dict(sorted({**now.claims, name: claim}.items()))
+        return now.generation
 
-    def release(self, name: str) -> int:
-        """Takes back all that the guest owns; returns the new generation.
+    def release(self, name: str) -> None:
+        """Takes back all that the guest owns. The generation stays: what was planned before can be claimed all the same.
 
         Raises:
             NotFound: the guest has no claim.
             Conflict: changes made for the guest are not undone yet.
         """
-        with self._transaction(f"release the claim of {name} in"):
+        with self._changing(f"release the claim of {name} in") as now, self._transaction():
             (left,) = _rows(self._db, "SELECT count(*) FROM undo WHERE owner = ?", name)[0]
             if left:
                 raise Conflict(f"{left} changes for guest {name} are not undone yet", "others can't get its things before")
-            if not self._db.execute("DELETE FROM guest WHERE name = ?", (name,)).rowcount:
-                raise _no_claim(name)
-            self._parsed.pop(name, None)
-            return self._next_generation()
+            values = (name, now.get(name).version)
+            _check_found(self._db.execute("DELETE FROM guest WHERE name = ? AND version = ?", values), name)
+            self._db.execute("UPDATE generation SET version = ?", (now.version,))
+            del now.claims[name]
 
     def set_state(self, name: str, state: GuestState, *, restarts: int | None = None) -> Claim:
         """Notes how far the guest has come, and, if given, its count of restarts; returns the claim as it is now.
@@ -151,18 +172,9 @@ class Ledger:
             NotFound: the guest has no claim.
             Conflict: as ``check_transition``.
         """
-        with self._transaction(f"note that {name} is {state} in"):
-            rows = _rows(self._db, "SELECT state, restarts FROM guest WHERE name = ?", name)
-            if not rows:
-                raise _no_claim(name)
-            ((old, count),) = rows
-            check_transition(name, GuestState(old), state)
-            version = self._next_version()
-            values = (state, count if restarts is None else restarts, version, name)
-            self._db.execute("UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ?", values)
-            if state != GuestState.QUARANTINED:
-                self._db.execute("DELETE FROM quarantine WHERE name = ?", (name,))
-            return self._read_claim(self._db, name, version)
+        with self._changing(f"note that {name} is {state} in") as now:
+            self._set_state(now, name, state, restarts)
+        return now.claims[name]
 
     def quarantine(self, name: str, reasons: Sequence[str]) -> None:
         """Keeps all that the guest owns from everybody, until its state is changed again.
@@ -171,19 +183,16 @@ class Ledger:
             NotFound: the guest has no claim.
             Conflict: as ``check_transition``.
         """
-        with self._transaction(f"put {name} into quarantine in"):
-            rows = _rows(self._db, "SELECT state FROM guest WHERE name = ?", name)
-            if not rows:
-                raise _no_claim(name)
-            check_transition(name, GuestState(rows[0][0]), GuestState.QUARANTINED)
-            values = (GuestState.QUARANTINED, self._next_version(), name)
-            self._db.execute("UPDATE guest SET state = ?, version = ? WHERE name = ?", values)
+        with self._changing(f"put {name} into quarantine in") as now, self._transaction():
+            self._set_state(now, name, GuestState.QUARANTINED)
             self._db.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?)", (name, _now(), json.dumps(list(reasons))))
 
     def quarantined(self) -> tuple[Quarantined, ...]:
         """All that is in quarantine, by guest name."""
         with self._reading() as db:
-            rows = _rows(db, "SELECT name, since, reasons FROM quarantine ORDER BY name")
+            # The reasons stay when the state is changed again, until there are new ones.
+            tables = "quarantine JOIN guest USING (name) WHERE state = 'quarantined'"
+            rows = _rows(db, f"SELECT name, since, reasons FROM {tables} ORDER BY name")
             return tuple(Quarantined(name, since, tuple(json.loads(reasons))) for name, since, reasons in rows)
 
     def record(self, owner: str, action: str, arguments: dict[str, object]) -> int:
@@ -198,8 +207,8 @@ class Ledger:
             The record's id, for ``forget``.
         """
         # In the file before the change, so no kill loses it; a power cut undoes the change by itself.
-        with self._transaction(f"record {action} in", durable=False):
-            return self._insert("undo", owner=owner, action=action, arguments=json.dumps(arguments))
+        statement = "INSERT INTO undo (owner, action, arguments) VALUES (?, ?, ?)"
+        return int(self._write(f"record {action} in", statement, owner, action, json.dumps(arguments)).lastrowid or 0)
 
     def forget(self, id: int) -> None:
         """Drops an undo record, after it was undone.
@@ -207,9 +216,8 @@ class Ledger:
         Raises:
             NotFound: there is no such record.
         """
-        with self._transaction("forget an undo record in", durable=False):
-            if not self._db.execute("DELETE FROM undo WHERE id = ?", (id,)).rowcount:
-                raise NotFound(f"there is no undo record {id}")
+        if not self._write("forget an undo record in", "DELETE FROM undo WHERE id = ?", id).rowcount:
+            raise NotFound(f"there is no undo record {id}")
 
     def pending(self, owner: str) -> tuple[UndoRecord, ...]:
         """What is still to be undone for the owner, newest first."""
@@ -221,9 +229,9 @@ class Ledger:
         self, kind: str, subject: str, detail: str, *, who: str = "manager", tenant: str = "", took: float | None = None
     ) -> Event:
         """Adds an event, which is never changed or removed; the arguments are an Event's."""
-        values = {"time": _now(), "kind": kind, "subject": subject, "detail": detail, "who": who, "tenant": tenant, "took": took}
-        with self._transaction("log to", durable=False):
-            event = Event(id=self._insert("event", **values), **values)  # type: ignore[arg-type]
+        values = (_now(), kind, subject, detail, who, tenant, took)
+        statement = "INSERT INTO event (time, kind, subject, detail, who, tenant, took) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        event = Event(int(self._write("log to", statement, *values).lastrowid or 0), *values)
         for call in self._listeners:
             call(event)
         return event
@@ -249,75 +257,89 @@ class Ledger:
         with self._explained("open"):
             check_file(self._db, self._path)
             self._db.execute("PRAGMA journal_mode = WAL")
-        with self._transaction("make"):
+        with self._explained("make"), self._transaction():
             migrate(self._db)
         with self._explained("open"):
             self._db.execute("PRAGMA foreign_keys = ON")
+            # With WAL, NORMAL syncs nothing at a commit (https://sqlite.org/pragma.html#pragma_synchronous).
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._log.execute("PRAGMA synchronous = NORMAL")
+            self._known = self._load()
 
-    def _next_generation(self) -> int:
-        return int(_rows(self._db, "UPDATE generation SET number = number + 1 RETURNING number")[0][0])
-
-    def _next_version(self) -> int:
-        """Of all guests together, so that a new guest never has the version that was seen of an older one of its name."""
-        return int(_rows(self._db, "UPDATE generation SET version = version + 1 RETURNING version")[0][0])
-
-    def _take(self, table: str, column: str, what: str, values: Sequence[object], guest: str) -> None:
-        """In two statements, however many there are: after each, the thread may have to wait for the interpreter's lock."""
-        text = json.dumps(values)
-        taken = _rows(self._db, f"SELECT {column} FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))", text)
-        if taken:
-            # Not whose: that may be another tenant's.
-            raise Conflict(f"{what} {taken[0][0]} can't be given to guest {guest}: it is another guest's")
-        self._db.execute(f"INSERT INTO {table} SELECT value, ? FROM json_each(?)", (guest, text))
-
-    def _read_claim(self, db: sqlite3.Connection, name: str, version: int) -> Claim:
-        known = self._parsed.get(name)
-        if known and known[0] == version:
-            return known[1]
-        ((plan, state, request, owner, restarts),) = _rows(
-            db, "SELECT plan, state, request, owner, restarts FROM guest WHERE name = ?", name
-        )
+    def _load(self) -> _Known:
+        """What the file holds."""
+        ((generation, version),) = _rows(self._db, "SELECT number, version FROM generation")
+        rows = _rows(self._db, "SELECT name, plan, state, request, owner, version, restarts FROM guest ORDER BY name")
         try:
-            asked = GuestRequest.model_validate_json(request)
-            return Claim(plan_from_json(json.loads(plan)), GuestState(state), asked, owner, version, restarts)
+            claims = {name: _parse_claim(*fields) for name, *fields in rows}
         except ValueError as error:
             message = f"the ledger {self._path} holds a claim that can't be read: {error}"
             raise LedgerError(message, DAMAGED) from None
+        return _Known(generation, max((version, *(claim.version for claim in claims.values()))), claims)
 
-    def _insert(self, table: str, **values: object) -> int:
-        statement = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})"
-        return int(self._db.execute(statement, tuple(values.values())).lastrowid or 0)
+    def _set_state(self, now: _Known, name: str, state: GuestState, restarts: int | None = None) -> None:
+        before = now.get(name)
+        check_transition(name, before.state, state)
+        after = replace(before, state=state, restarts=before.restarts if restarts is None else restarts, version=now.version)
+        statement = "UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ? AND version = ?"
+        values = (after.state, after.restarts, after.version, name, before.version)
+        _check_found(self._db.execute(statement, values), name)
+        now.claims[name] = after
+
+    def _take(self, table: str, column: str, what: str, values: Sequence[object], guest: str) -> None:
+        """In one statement, however many there are: after each, the thread may have to wait for the interpreter's lock."""
+        text = json.dumps(values)
+        try:
+            self._db.execute(f"INSERT INTO {table} SELECT value, ? FROM json_each(?)", (guest, text))
+        except sqlite3.IntegrityError:
+            taken = _rows(self._db, f"SELECT {column} FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))", text)
+            if not taken:
+                raise
+            # Not whose: that may be another tenant's.
+            raise Conflict(f"{what} {taken[0][0]} can't be given to guest {guest}: it is another guest's") from None
 
     @contextmanager
-    def _transaction(self, what: str, *, durable: bool = True) -> Iterator[None]:
-        """All or nothing. IMMEDIATE takes the write lock before anything is read, so that what was read stays true.
+    def _changing(self, what: str) -> Iterator[_Known]:
+        """A change of claims, by one statement or by one transaction; on the disk when this ends, or not done at all.
 
-        Args:
-            durable: on the disk when this ends. If not, a power cut may take it back, but no kill of this process can.
+        Yields:
+            What is known afterwards, to be changed as the file is.
+
+        Raises:
+            LostRace: another program has changed the file; what it holds is known now.
         """
         with self._lock, self._explained(what):
-            # With WAL, NORMAL syncs nothing at a commit (https://sqlite.org/pragma.html#pragma_synchronous).
-            self._db.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
-            self._db.execute("BEGIN IMMEDIATE")
+            before = self._known
+            now = _Known(before.generation, before.version + 1, dict(before.claims))
             try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                # SQLite has rolled back by itself after some errors (https://sqlite.org/lang_transaction.html).
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                yield now
+            except LostRace:
+                self._known = self._load()
                 raise
+            self._known = now
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, and on the disk. IMMEDIATE takes the write lock before anything is read, so that it stays true."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            # SQLite has rolled back by itself after some errors (https://sqlite.org/lang_transaction.html).
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _write(self, what: str, statement: str, *values: object) -> sqlite3.Cursor:
+        """One statement, which is a transaction of its own: a power cut may take it back, but no kill of this process can."""
+        with self._lock, self._explained(what):
+            return self._log.execute(statement, values)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """What is read within is of one moment."""
         with self._read_lock, self._explained("read"):
-            self._reader.execute("BEGIN")
-            try:
-                yield self._reader
-            finally:
-                if self._reader.in_transaction:
-                    self._reader.execute("ROLLBACK")
+            yield self._reader
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -332,8 +354,14 @@ def _rows(db: sqlite3.Connection, statement: str, *values: object) -> Sequence[A
     return db.execute(statement, values).fetchall()
 
 
-def _no_claim(name: str) -> NotFound:
-    return NotFound(f"there is no claim of a guest named {name}", "`nohype guest list` shows all")
+def _parse_claim(plan: str, state: str, request: str, owner: str, version: int, restarts: int) -> Claim:
+    asked = GuestRequest.model_validate_json(request)
+    return Claim(plan_from_json(json.loads(plan)), GuestState(state), asked, owner, version, restarts)
+
+
+def _check_found(cursor: sqlite3.Cursor, name: str) -> None:
+    if not cursor.rowcount:
+        raise LostRace(f"guest {name} was changed by another program", "try again")
 
 
 def _now() -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.access import Identity
-from orchestrator.errors import Conflict, LostRace, QuotaExceeded, RequestError
-from orchestrator.host.hugepages import read_pools
-from orchestrator.host.pci import read_driver
+from orchestrator.errors import Conflict, NoRoom, QuotaExceeded, RequestError
+from orchestrator.host.hugepages import read_free_pages
+from orchestrator.host.pci import read_driver, read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology, refresh_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
@@ -26,7 +27,8 @@ from orchestrator.steps.vfs import VFIO
 from orchestrator.topology import Topology
 from orchestrator.values import CpuSet, PciAddress, Size
 
-_ATTEMPTS = 20
+_BELIEVED = 10.0
+"""Seconds for which a place is found on an earlier survey. What it does not show makes a start fail; nothing is refused on it."""
 
 # States in which the pool still shows the guest's pages as free, as far as can be known.
 _NOT_STARTED = (GuestState.CREATING, GuestState.STARTING, GuestState.STOPPED)
@@ -49,6 +51,7 @@ class Placing:
         # Held from reading what is free until it is claimed: two that read the same free pages would both be promised them.
         self._lock = threading.Lock()
         self._known: Topology | None = None
+        self._known_since = 0.0
 
     def claim(self, who: Identity, request: GuestRequest) -> Plan:
         """Plans a guest and claims what it is to have, in one.
@@ -58,18 +61,10 @@ class Placing:
         """
         self._check(request)
         with self._lock:
-            for attempt in range(_ATTEMPTS):
-                plan, generation = self._plan(who, request)
-                plan = replace(plan, serial=generation + 1)  # no two claims are based on the same generation
-                try:
-                    self._ledger.claim(plan, generation, request, who.tenant)
-                except LostRace:
-                    # A guest was deleted meanwhile: there is more room than was seen.
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-                else:
-                    return plan
-        raise AssertionError("not reached")
+            plan, generation = self._plan(who, request)
+            plan = replace(plan, serial=generation + 1)  # no two claims are based on the same generation
+            self._ledger.claim(plan, generation, request, who.tenant)
+            return plan
 
     def plan(self, who: Identity, request: GuestRequest) -> Plan:
         """What a guest would get now.
@@ -101,30 +96,43 @@ class Placing:
         return plan, read.generation
 
     def _find_place(self, request: GuestRequest, claims: Sequence[Claim], live: tuple[LiveGuest, ...]) -> Plan:
-        """From an earlier survey, brought up to date; from a new one if the VF chosen turns out to be somebody else's."""
+        """On what is known of the host; on what it is now if there is no room, or the VF turns out to be cut off or taken."""
         # Before the host is surveyed: see ``Claims.of``.
         started = frozenset(claim.plan.name for claim in claims if claim.state not in _NOT_STARTED)
-        topology = self._survey()
-        taken = _with_strangers(Claims.of([claim.plan for claim in claims], started), live, topology.cpus)
-        plan = plan_guest(request, topology, taken, self._policy)
+        owned, now = Claims.of([claim.plan for claim in claims], started), time.monotonic()
+
+        def plan_on(topology: Topology, foreign: frozenset[PciAddress] = frozenset()) -> Plan:
+            taken = _with_strangers(owned, live, topology.cpus)
+            return plan_guest(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
+
+        try:
+            plan = plan_on(self._survey(now - _BELIEVED))
+            good = read_up(self._host, plan.vf.pf, plan.vf.interface)
+        except NoRoom:
+            good = False
+        if not good:
+            plan = plan_on(self._survey(now))
         if read_driver(self._host, plan.vf.address) != VFIO:
             return plan
         self._known = None
-        topology = self._survey()
-        foreign = {vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO}
-        return plan_guest(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
+        topology = self._survey(now)
+        return plan_on(topology, frozenset(vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO))
 
-    def _survey(self) -> Topology:
-        """Not while VFs are being made, or taken away: their PF has no carrier then. It will have it again, and the same VFs: so
+    def _survey(self, since: float) -> Topology:
+        """The pages that are free now, and all else as it was at some time ``since`` then: few events change it.
+
+        Not while VFs are being made, or taken away: their PF has no carrier then. It will have it again, and the same VFs: so
         what was known before is as good, and nobody waits for it but the first.
         """
-        known = self._known  # once: others write it
-        if not self._shared.acquire(blocking=known is None):
-            assert known
-            return replace(known, pools=read_pools(self._host))
+        known, began = self._known, time.monotonic()  # once: others write it
+        if known and (self._known_since >= since or not self._shared.acquire(blocking=False)):
+            return replace(known, pools=read_free_pages(self._host, known.pools))
+        if not known:
+            self._shared.acquire()
         try:
-            now = self._known = refresh_topology(self._host, known) if known else read_topology(self._host)
-            return now
+            topology = self._known = refresh_topology(self._host, known) if known else read_topology(self._host)
+            self._known_since = began
+            return topology
         finally:
             self._shared.release()
 

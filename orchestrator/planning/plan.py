@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict
@@ -67,12 +68,12 @@ class Plan:
     cpu_features: tuple[str, ...] = ()
     serial: int = 0
 
-    @property
+    @cached_property
     def cpus(self) -> tuple[int, ...]:
         """Host CPU of each vCPU, in vCPU order."""
         return tuple(cpu for core in self.cores for cpu in core)
 
-    @property
+    @cached_property
     def uuid(self) -> UUID:
         """libvirt's id of the guest: no stranger's, and not that of an earlier guest of ours with the same name and place."""
         return uuid5(_NAMESPACE, f"{self.name} {self.vf.mac}" + (f" {self.serial}" if self.serial else ""))

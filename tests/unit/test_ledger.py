@@ -76,19 +76,20 @@ def test_claims_are_read_back_as_they_were_made(ledger: Ledger, path: Path) -> N
         assert again.read().claims == expected
 
 
-def test_generation_changes_with_each_claim_and_release(ledger: Ledger) -> None:
-    seen = [ledger.read().generation]
-    seen.append(take(ledger, make_plan(1), seen[-1]))
-    assert ledger.read().generation == seen[-1]
-    seen.append(ledger.release("g1"))
-    assert ledger.read().generation == seen[-1]
-    assert len(set(seen)) == 3
+def test_generation_grows_with_each_claim(ledger: Ledger) -> None:
+    first = ledger.read().generation
+    second = take(ledger, make_plan(1), first)
+    assert ledger.read().generation == second > first
+    ledger.release("g1")
+    assert take(ledger, make_plan(2), second) > second, "a release takes no room from what was planned before it"
 
 
 def test_claim_that_was_planned_on_old_claims_is_refused(ledger: Ledger) -> None:
     before = ledger.read()
     claim(ledger, 1)
-    with pytest.raises(LostRace, match=f"generation {before.generation}, now {before.generation + 1}") as caught:
+    with pytest.raises(
+        LostRace, match=f"claims have changed while guest g2 was planned .generation {before.generation}"
+    ) as caught:
         take(ledger, make_plan(2), before.generation)
     assert caught.value.code == "lost-race"
     assert [held.plan.name for held in ledger.read().claims] == ["g1"]
@@ -430,7 +431,7 @@ def test_claim_that_can_not_be_read(ledger: Ledger, path: Path) -> None:
         other.execute("UPDATE guest SET plan = '{}'")
     other.close()
     with pytest.raises(LedgerError, match="claim that can't be read"):
-        ledger.read()
+        Ledger(path)
 
 
 def test_another_programs_database(path: Path) -> None:
@@ -573,25 +574,75 @@ def test_full_disk(path: Path) -> None:
 
 def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(ledger: Ledger) -> None:
     """FULL for what must outlive a power cut. The log costs no sync of its own: there are several lines a request."""
-    syncs: list[str] = []
-    ledger._db.set_trace_callback(lambda text: syncs.append(text.split()[-1]) if text.startswith("PRAGMA synchronous") else None)
+    synced: list[str] = []
+    unsynced: list[str] = []
+    for statements, connection, mode in ((synced, ledger._db, 2), (unsynced, ledger._log, 1)):
+        assert connection.execute("PRAGMA synchronous").fetchone() == (mode,)
+        connection.set_trace_callback(statements.append)
     claim(ledger, 1)
     ledger.set_state("g1", GuestState.DELETING)
     ledger.quarantine("g1", ["why"])
-    assert syncs == ["FULL"] * 3
+    assert synced
+    assert not unsynced
+    synced.clear()
     ledger.forget(ledger.record("g1", "vf-mac", {}))
     ledger.log("told", "g1", "")
-    assert syncs[3:] == ["NORMAL"] * 3
+    assert len(unsynced) == 3, "a statement each: after each, a thread may have to wait for the interpreter"
+    assert not synced
     ledger.release("g1")
-    assert syncs[6:] == ["FULL"]
+    assert synced
+    assert len(unsynced) == 3
 
 
 def test_readers_do_not_wait_for_writers(ledger: Ledger) -> None:
     claim(ledger, 1)
-    with ledger._transaction("hold"):
+    ledger.log("told", "g1", "")
+    with ledger._changing("hold") as now, ledger._transaction():
         ledger._db.execute("DELETE FROM guest")
+        now.claims.clear()
         seen: list[int] = []
-        reader = threading.Thread(target=lambda: seen.append(len(ledger.read().claims)), daemon=True)
+
+        def read() -> None:
+            seen.extend(map(len, (ledger.read().claims, ledger.events(), ledger.quarantined(), ledger.pending("g1"))))
+
+        reader = threading.Thread(target=read, daemon=True)
         reader.start()
         reader.join(5)
-        assert seen == [1], "what is not committed is not seen either"
+        assert seen == [1, 1, 0, 0], "what is not committed is not seen either"
+    assert ledger.read().claims == ()
+
+
+def test_what_could_not_be_written_is_not_known(ledger: Ledger, path: Path) -> None:
+    claim(ledger, 1)
+    before = ledger.read()
+    with sqlite3.connect(path) as other:
+        for change in ("UPDATE", "INSERT", "DELETE"):
+            other.execute(f"CREATE TRIGGER no_{change} BEFORE {change} ON guest BEGIN SELECT RAISE(ABORT, 'not now'); END")
+    for try_to in (lambda: ledger.set_state("g1", GuestState.RUNNING), lambda: claim(ledger, 2), lambda: ledger.release("g1")):
+        with pytest.raises(LedgerError, match="not now"):
+            try_to()
+        assert ledger.read() == before
+    with sqlite3.connect(path) as other:
+        for change in ("UPDATE", "INSERT", "DELETE"):
+            other.execute(f"DROP TRIGGER no_{change}")
+    other.close()
+    assert ledger.set_state("g1", GuestState.RUNNING).version > before.claims[0].version
+    claim(ledger, 2)
+
+
+@pytest.mark.parametrize("change", ["set_state", "release", "quarantine"])
+def test_changes_by_another_program_are_noticed(ledger: Ledger, path: Path, change: str) -> None:
+    claim(ledger, 1, 2)
+    ledger.set_state("g1", GuestState.DELETING)
+    changes = {
+        "set_state": lambda: ledger.set_state("g1", GuestState.DELETING),
+        "release": lambda: ledger.release("g1"),
+        "quarantine": lambda: ledger.quarantine("g1", ["why"]),
+    }
+    with Ledger(path) as other:
+        theirs = other.set_state("g1", GuestState.DELETING)
+        other.release("g2")
+    with pytest.raises(LostRace, match="guest g1 was changed by another program"):
+        changes[change]()
+    assert ledger.read().claims == (theirs,)
+    changes[change]()
