@@ -41,8 +41,8 @@ def describe(seconds: Sequence[float]) -> str:
 
 def find_place(point: str) -> str:
     """What sort of point it is."""
-    if point.startswith(("before BEGIN", "before COMMIT")):
-        return " ".join(point.split()[:2])
+    if re.match("before (BEGIN|INSERT|UPDATE|DELETE|COMMIT) ?", point):
+        return "before a statement of the ledger"
     return f"{point.partition(' ')[0]} a change of host or guests"
 
 

@@ -26,7 +26,7 @@ from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.metrics import Observations
 from orchestrator.planning.plan import Policy
-from orchestrator.service.alone import stay_alone
+from orchestrator.service.alone import HOST_LOCK, stay_alone
 from orchestrator.service.systemd import notify_systemd
 from orchestrator.watching import build_metrics, find_listener, set_up_reports, start_heartbeat, watch_audit
 
@@ -61,7 +61,8 @@ def serve(config: DaemonConfig) -> None:
     # First: what is wrong with the configuration is said before anything is done.
     directory = build_directory(config)
     # Never closed: it is held until the process ends, as some threads go on until then.
-    _alone = stay_alone(Path(f"{config.paths.ledger}.lock"))
+    # The ledger's too: it may be on a disk that another host has as well.
+    _alone = stay_alone(HOST_LOCK), stay_alone(Path(f"{config.paths.ledger}.lock"))
     listeners = [Listener(find_listener(Path(config.paths.socket)))]
     listeners += [open_port(config.api)] if config.api else []
     host = HostRoot(net=netlink)

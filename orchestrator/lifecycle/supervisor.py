@@ -87,9 +87,12 @@ class Supervisor:
         name, began = claim.plan.name, time.monotonic()
         self.cancel_restart(name)
         claim = self._ledger.set_state(name, GuestState.STOPPING, restarts=0)
-        how = "powered off" if timeout and self._cores.shut_down(claim.plan, timeout) else "ended at once"
-        if timeout and how != "powered off":
-            how = f"ended, since it did not power off within {timeout:g} s"
+        if not timeout:
+            how = "ended at once"
+        elif self._cores.shut_down(claim.plan, timeout):
+            how = "powered off"
+        else:  # after less than it was given, if a `kill` has cut that short
+            how = f"ended, since it had not powered off after {min(timeout, time.monotonic() - began):.3g} s"
         return self._end(claim, "stopped", how, who, began)
 
     def delete(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> tuple[str, ...]:

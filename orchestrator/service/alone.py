@@ -10,6 +10,9 @@ from typing import IO
 
 from orchestrator.errors import HostError
 
+HOST_LOCK = Path("/run/nohype/host.lock")
+"""Whose process has it manages this host, whatever its configuration says."""
+
 
 def stay_alone(path: Path) -> IO[str]:
     """Takes a lock that ends with the process, however it ends, and notes its id for the next who asks (flock(2)).

@@ -281,10 +281,13 @@ def test_a_kill_does_not_wait_for_a_stop(world: World, manager: SystemManager) -
     stopping.join()
     assert time.monotonic() - began < 20
     assert state(manager) == "stopped"
+    (said,) = [event.detail for event in manager.events(OPERATOR) if event.kind == "stopped"]
+    assert said.startswith("ended, since it had not powered off after ")
+    assert float(said.split()[-2]) < 20, "as long as it had, not the 60 s that it was to have"
     manager.start(OPERATOR, "web")
     world.hypervisor.deaf.clear()
     assert manager.stop(OPERATOR, "web", 20).state == "stopped"
-    assert "powered off" in manager.events(OPERATOR)[-1].detail, "the hurry was for that one stop"
+    assert manager.events(OPERATOR)[-1].detail == "powered off", "the hurry was for that one stop"
 
 
 def test_each_guest_has_an_id_of_its_own(manager: SystemManager) -> None:
