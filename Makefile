@@ -4,7 +4,7 @@
 # Debian's own Python: python3-libvirt is built for it.
 PYTHON := /usr/bin/python3
 VENV := .venv
-PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs iproute2 util-linux cpio
+PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs iproute2 util-linux cpio openssh-client
 
 .PHONY: demo test test-quick setup clean
 

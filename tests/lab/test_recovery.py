@@ -151,6 +151,18 @@ def test_guests_do_not_notice_a_new_manager(host: LabHost, trouble: Callable[[La
     assert {name: now.kinds(name) for name in now.guests} == dict.fromkeys(before.guests, ["adopt"])
 
 
+def test_a_second_manager_is_refused_and_the_first_is_named(host: LabHost) -> None:
+    """Also one that keeps its things elsewhere: both would give away the same cores."""
+    first = host.run("systemctl show --property=MainPID --value nohyped").stdout.strip()
+    paths = '[paths]\nledger = "/root/second/ledger.sqlite"\nsocket = "/root/second/socket"\n'
+    host.run(f"{{ cat /etc/nohype/nohype.toml; printf '{paths}'; }} > /root/second.toml")
+    done = host.run("nohyped --config /root/second.toml", check=False, timeout=60)
+    assert (done.status, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"nohyped: another manager, process {first}, has /run/nohype/host.lock")
+    assert host.run("rm /root/second.toml; ls -d /root/second", check=False).status, "nothing was made"
+    host.nohype("guest", "list")
+
+
 @pytest.fixture
 def short_watchdog(host: LabHost) -> Iterator[None]:
     """systemd waits for a sign of life of the manager no longer than 9 s, in place of 90."""

@@ -1,0 +1,64 @@
+"""The host role on a host that runs: manager and guests go on, and only what is different is changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.host.run import run
+from orchestrator.images.cache import cache_folder
+from orchestrator.images.wheels import build_wheelhouse, source_tree
+from orchestrator.lab.build import find_ansible, parse_changed, role_variables
+from tests.lab.conftest import LabHost
+from tests.lab.test_recovery import await_new, check_unnoticed, look
+
+ANSIBLE = source_tree() / "ansible"
+SETTINGS, SOCKET = "/etc/nohype/nohype.toml", "/etc/systemd/system/nohyped.socket"
+
+
+def apply(host: LabHost, folder: Path, **variables: object) -> int:
+    """Applies playbooks/host.yml by SSH, as an operator does; returns how many tasks have changed something.
+
+    Without the packages: the lab has no network to fetch any from.
+    """
+    lab = host.lab
+    server = {
+        **role_variables(lab.state.spec),
+        "nohype_offline": False,
+        "nohype_wheelhouse": str(build_wheelhouse(source_tree(), cache_folder(), progress=print)),
+        "ansible_host": "127.0.0.1",
+        "ansible_port": lab.state.port,
+        "ansible_user": "root",
+        "ansible_become": False,  # we are root there, and have no sudo
+        "ansible_ssh_private_key_file": str(lab.folder.key),
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab.folder.known_hosts} -o StrictHostKeyChecking=yes",
+        **variables,
+    }
+    inventory = folder / "inventory.json"
+    inventory.write_text(json.dumps({"nohype_hosts": {"hosts": {lab.name: server}}}))
+    env = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_HOME": str(folder / "home"), "LC_ALL": "C.UTF-8"}
+    argv = [find_ansible(), f"--inventory={inventory}", "--skip-tags=nohype_packages", ANSIBLE / "playbooks/host.yml"]
+    done = run(argv, env=env, timeout=800, check=False)
+    assert done.status == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    return parse_changed(done.stdout)
+
+
+@pytest.mark.usefixtures("guests")
+def test_the_role_is_applied_to_a_host_with_guests(host: LabHost, tmp_path: Path) -> None:
+    """The socket's unit is the hardest: systemd starts no socket whose service runs."""
+    before = look(host)
+    spoil = f"cp -a {SETTINGS} {SETTINGS}.kept && echo '# an older one' >> {SOCKET}"
+    with host.changed(spoil, f"mv {SETTINGS}.kept {SETTINGS} && systemctl restart nohyped"):
+        assert apply(host, tmp_path, nohype_limits={"rate": 77}) >= 2
+        await_new(host, "nohyped", before.manager)
+        now = check_unnoticed(host, before)
+        assert {name: now.kinds(name) for name in now.guests} == dict.fromkeys(before.guests, ["adopt"])
+        assert "rate = 77" in host.run(f"cat {SETTINGS}").stdout
+        assert "older" not in host.run(f"cat {SOCKET}").stdout
+        assert host.run("systemctl is-active nohyped.socket nohyped.service").stdout.split() == ["active", "active"]
+
+        assert apply(host, tmp_path, nohype_limits={"rate": 77}) == 0
+        again = check_unnoticed(host, now)
+        assert again.manager == now.manager, "nothing has changed, so nothing is restarted"
