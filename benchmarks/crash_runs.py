@@ -9,6 +9,7 @@ a recovery with 100 guests took 2 s or more.
 
 import argparse
 import multiprocessing
+import re
 import shutil
 import statistics
 import sys

@@ -306,6 +306,8 @@ def _cpu_map(domain: Any, cpus: CpuSet) -> tuple[bool, ...]:
 def _hint(error: Any) -> str:
     if error.get_error_code() in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_SYSTEM_ERROR):
         return "is libvirt running? `systemctl status libvirtd.socket`"
+    if "hugetlbfs mount" in (error.get_error_message() or ""):
+        return "mount huge pages of this size (mount -t hugetlbfs -o pagesize=...), then restart libvirtd; the Ansible role does"
     return "the guest's log in /var/log/libvirt/qemu has QEMU's own words"
 
 

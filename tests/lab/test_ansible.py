@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.lab import build_ssh
 from orchestrator.host.run import run
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.wheels import build_wheelhouse, source_tree
-from orchestrator.lab.build import find_ansible, parse_changed, role_variables
+from orchestrator.lab.build import find_ansible, role_variables
 from tests.lab.conftest import LabHost
 from tests.lab.test_recovery import await_new, check_unnoticed, look
 
@@ -18,12 +21,13 @@ ANSIBLE = source_tree() / "ansible"
 SETTINGS, SOCKET = "/etc/nohype/nohype.toml", "/etc/systemd/system/nohyped.socket"
 
 
-def apply(host: LabHost, folder: Path, **variables: object) -> int:
-    """Applies playbooks/host.yml by SSH, as an operator does; returns how many tasks have changed something.
+def apply(host: LabHost, folder: Path, **variables: object) -> list[str]:
+    """Applies playbooks/host.yml by SSH, as an operator does; returns the names of the tasks and handlers that changed something.
 
     Without the packages: the lab has no network to fetch any from.
     """
     lab = host.lab
+    _ssh, *options, _p, _port, _where = build_ssh(lab)
     server = {
         **role_variables(lab.state.spec),
         "nohype_offline": False,
@@ -32,8 +36,7 @@ def apply(host: LabHost, folder: Path, **variables: object) -> int:
         "ansible_port": lab.state.port,
         "ansible_user": "root",
         "ansible_become": False,  # we are root there, and have no sudo
-        "ansible_ssh_private_key_file": str(lab.folder.key),
-        "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab.folder.known_hosts} -o StrictHostKeyChecking=yes",
+        "ansible_ssh_common_args": shlex.join(options),
         **variables,
     }
     inventory = folder / "inventory.json"
@@ -42,7 +45,8 @@ def apply(host: LabHost, folder: Path, **variables: object) -> int:
     argv = [find_ansible(), f"--inventory={inventory}", "--skip-tags=nohype_packages", ANSIBLE / "playbooks/host.yml"]
     done = run(argv, env=env, timeout=800, check=False)
     assert done.status == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    return parse_changed(done.stdout)
+    parts = re.split(r"^(?:TASK|RUNNING HANDLER) \[nohype_host : (.*)\] \**$", done.stdout, flags=re.MULTILINE)
+    return [name for name, said in zip(parts[1::2], parts[2::2], strict=True) if re.search("^changed: ", said, re.MULTILINE)]
 
 
 @pytest.mark.usefixtures("guests")
@@ -51,14 +55,16 @@ def test_the_role_is_applied_to_a_host_with_guests(host: LabHost, tmp_path: Path
     before = look(host)
     spoil = f"cp -a {SETTINGS} {SETTINGS}.kept && echo '# an older one' >> {SOCKET}"
     with host.changed(spoil, f"mv {SETTINGS}.kept {SETTINGS} && systemctl restart nohyped"):
-        assert apply(host, tmp_path, nohype_limits={"rate": 77}) >= 2
+        assert apply(host, tmp_path, nohype_limits={"rate": 77}) == [
+            "Write the manager's settings",
+            "Write the unit of the manager's socket",
+            "Stop the manager",
+            "Open the socket",
+            "Restart the manager",
+        ], "all else is as the role has left it"
         await_new(host, "nohyped", before.manager)
         now = check_unnoticed(host, before)
         assert {name: now.kinds(name) for name in now.guests} == dict.fromkeys(before.guests, ["adopt"])
         assert "rate = 77" in host.run(f"cat {SETTINGS}").stdout
         assert "older" not in host.run(f"cat {SOCKET}").stdout
         assert host.run("systemctl is-active nohyped.socket nohyped.service").stdout.split() == ["active", "active"]
-
-        assert apply(host, tmp_path, nohype_limits={"rate": 77}) == 0
-        again = check_unnoticed(host, now)
-        assert again.manager == now.manager, "nothing has changed, so nothing is restarted"

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.proof import Verdict
 from tests.lab.conftest import LabHost
 
 MEMORY = ("--memory", "128M", "--image", "minimal")
+GIB_PAGE = ("--memory", "1G", "--page-size", "1G", "--image", "minimal")
 
 
 def survey(host: LabHost) -> Any:
@@ -115,6 +117,23 @@ def test_a_guest_that_ends_by_itself_can_be_started_again_or_deleted(host: LabHo
     host.nohype("guest", "delete", "brief")
     assert "brief" not in host.nohype("guest", "list").stdout
     assert survey(host) == before
+
+
+def test_a_guest_of_1_gb_pages(host: LabHost) -> None:
+    """The kernel makes the pool, QEMU takes the page by the mount that the host role has made, and it comes back."""
+    pool = "/sys/devices/system/node/node1/hugepages/hugepages-1048576kB"
+    with host.changed(f"echo 1 > {pool}/nr_hugepages", f"echo 0 > {pool}/nr_hugepages"):
+        assert host.run(f"cat {pool}/free_hugepages").stdout == "1\n", "the kernel finds no GB in one piece"
+        try:
+            made = json.loads(host.nohype("guest", "create", "big", *GIB_PAGE, "--wait", "180", "--json").stdout)
+            assert (made["page_size"], made["huge_pages"], made["node"]) == (1 << 30, 1, 1)
+            assert host.run(f"cat {pool}/free_hugepages").stdout == "0\n"
+            assert host.proofs()["memory-static", "big"].verdict is Verdict.PASS
+            refused = host.nohype("guest", "create", "more", *GIB_PAGE, check=False)
+            assert "0 of 1 huge pages of 1G are free, 1 are wanted" in refused.stderr
+        finally:
+            host.nohype("guest", "delete", "big", check=False)
+        assert host.run(f"cat {pool}/free_hugepages").stdout == "1\n"
 
 
 def test_no_manager(host: LabHost) -> None:
