@@ -42,7 +42,7 @@ def describe(seconds: Sequence[float]) -> str:
 
 def find_place(point: str) -> str:
     """What sort of point it is."""
-    if re.match("before (BEGIN|INSERT|UPDATE|DELETE|COMMIT) ?", point):
+    if re.match("before (BEGIN|INSERT|UPDATE|DELETE|COMMIT)", point):
         return "before a statement of the ledger"
     return f"{point.partition(' ')[0]} a change of host or guests"
 

@@ -184,7 +184,8 @@ def main() -> int:
     print(f"plan and claim: {describe(figures.lock.held)}")
     print(f"plan and claim, time of the processor: {describe(figures.lock.computed)}")
     print(f"plan and claim, with waiting for others': {describe(figures.waited)}")
-    print(f"plan without room: {describe(figures.lock.refused)}")
+    if figures.lock.refused:
+        print(f"plan without room: {describe(figures.lock.refused)}")
     for kind in ("create", "delete"):
         taken = [took for asked, answer, took in figures.answers if (asked, answer) == (kind, "done")]
         print(f"{kind}, whole request: {describe(taken)}")

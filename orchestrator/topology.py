@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
@@ -160,7 +159,7 @@ class Topology:
     iommu_groups: tuple[IommuGroup, ...]
     topoext: bool = False
 
-    @cached_property
+    @property
     def cpus(self) -> CpuSet:
         """All online CPUs."""
         return CpuSet.of(cpu for core in self.cores for cpu in core.cpus)

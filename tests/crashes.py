@@ -120,7 +120,7 @@ def arm(world: World, ledger: Ledger, points: int, told: Callable[[str], object]
             pass_point(f"before {' '.join(statement.split()[:3])}")
 
     object.__setattr__(world.host, "watch", lambda moment, what: pass_point(f"{moment} {what}"))
-    for connection in (ledger._db, ledger._log):
+    for connection in (ledger._db, ledger._unsynced):
         connection.set_trace_callback(trace)
 
 

@@ -42,6 +42,15 @@ def read_free_pages(host: HostRoot, pools: Iterable[PagePool]) -> tuple[PagePool
     )
 
 
+def read_pool_size(host: HostRoot, node: int, page_size: Size) -> int:
+    """How many pages a pool has, those in use included.
+
+    Raises:
+        HostError: there is no such pool (ENOENT), or it cannot be read.
+    """
+    return int(host.read(f"{_find_folder(host, node, page_size)}/nr_hugepages"))
+
+
 def _read_node_pools(host: HostRoot, node: int, folder: str) -> tuple[PagePool, ...]:
     if not host.exists(folder):
         return ()

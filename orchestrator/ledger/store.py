@@ -84,7 +84,7 @@ class Ledger:
             _create(path)
             # isolation_level None: the sqlite3 module begins no transactions of its own.
             self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
-            self._log = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+            self._unsynced = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
             self._reader = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
@@ -96,7 +96,7 @@ class Ledger:
         """Closes the file. The ledger can't be used afterwards."""
         with self._read_lock, self._lock:
             self._reader.close()
-            self._log.close()
+            self._unsynced.close()
             self._db.close()
 
     def __enter__(self) -> Ledger:
@@ -137,7 +137,7 @@ class Ledger:
         with self._changing(f"write the claim of {name} to") as now, self._transaction():
             if name in now.claims:
                 raise Conflict(f"there is a guest named {name} already", "choose another name, or delete that guest first")
-            statement = "UPDATE generation SET number = ?1 + 1, version = ?2 WHERE number = ?1"
+            statement = "UPDATE generation SET number = ?1 + 1, version = max(version, ?2) WHERE number = ?1"
             if not self._db.execute(statement, (generation, now.version)).rowcount:
                 raise LostRace(f"claims have changed while guest {name} was planned (generation {generation})", "try again")
             values = (name, GuestState.CREATING, *texts, owner, now.version, 0)
@@ -162,7 +162,7 @@ class Ledger:
                 raise Conflict(f"{left} changes for guest {name} are not undone yet", "others can't get its things before")
             values = (name, now.get(name).version)
             _check_found(self._db.execute("DELETE FROM guest WHERE name = ? AND version = ?", values), name)
-            self._db.execute("UPDATE generation SET version = ?", (now.version,))
+            self._db.execute("UPDATE generation SET version = max(version, ?)", (now.version,))
             del now.claims[name]
 
     def set_state(self, name: str, state: GuestState, *, restarts: int | None = None) -> Claim:
@@ -263,7 +263,7 @@ class Ledger:
             self._db.execute("PRAGMA foreign_keys = ON")
             # With WAL, NORMAL syncs nothing at a commit (https://sqlite.org/pragma.html#pragma_synchronous).
             self._db.execute("PRAGMA synchronous = FULL")
-            self._log.execute("PRAGMA synchronous = NORMAL")
+            self._unsynced.execute("PRAGMA synchronous = NORMAL")
             self._known = self._load()
 
     def _load(self) -> _Known:
@@ -334,7 +334,7 @@ class Ledger:
     def _write(self, what: str, statement: str, *values: object) -> sqlite3.Cursor:
         """One statement, which is a transaction of its own: a power cut may take it back, but no kill of this process can."""
         with self._lock, self._explained(what):
-            return self._log.execute(statement, values)
+            return self._unsynced.execute(statement, values)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

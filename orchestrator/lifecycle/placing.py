@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.access import Identity
 from orchestrator.errors import Conflict, NoRoom, QuotaExceeded, RequestError
-from orchestrator.host.hugepages import read_free_pages
+from orchestrator.host.hugepages import read_free_pages, read_pool_size, read_pools
 from orchestrator.host.pci import read_driver, read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology, refresh_topology
@@ -28,7 +28,8 @@ from orchestrator.topology import Topology
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _BELIEVED = 10.0
-"""Seconds for which a place is found on an earlier survey. What it does not show makes a start fail; nothing is refused on it."""
+"""Seconds for which a place is found on an earlier survey. Only what few events change is not seen then (CPUs that go on or off
+line, hot-plugged devices): at worst the start fails, and is undone. Nothing is refused on it, but while VFs are being made."""
 
 # States in which the pool still shows the guest's pages as free, as far as can be known.
 _NOT_STARTED = (GuestState.CREATING, GuestState.STARTING, GuestState.STOPPED)
@@ -50,14 +51,14 @@ class Placing:
         self._shared, self._images = shared, images
         # Held from reading what is free until it is claimed: two that read the same free pages would both be promised them.
         self._lock = threading.Lock()
-        self._known: Topology | None = None
-        self._known_since = 0.0
+        # The last survey, and when it was begun (time.monotonic()).
+        self._known: tuple[Topology, float] | None = None
 
     def claim(self, who: Identity, request: GuestRequest) -> Plan:
         """Plans a guest and claims what it is to have, in one.
 
         Raises:
-            As ``plan``.
+            As ``plan``; LostRace: another program has changed the ledger.
         """
         self._check(request)
         with self._lock:
@@ -96,7 +97,7 @@ class Placing:
         return plan, read.generation
 
     def _find_place(self, request: GuestRequest, claims: Sequence[Claim], live: tuple[LiveGuest, ...]) -> Plan:
-        """On what is known of the host; on what it is now if there is no room, or the VF turns out to be cut off or taken."""
+        """On what is known of the host; on what it is now if there is no room, or what was chosen has changed."""
         # Before the host is surveyed: see ``Claims.of``.
         started = frozenset(claim.plan.name for claim in claims if claim.state not in _NOT_STARTED)
         owned, now = Claims.of([claim.plan for claim in claims], started), time.monotonic()
@@ -106,11 +107,12 @@ class Placing:
             return plan_guest(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
 
         try:
-            plan = plan_on(self._survey(now - _BELIEVED))
-            good = read_up(self._host, plan.vf.pf, plan.vf.interface)
+            topology = self._survey(now - _BELIEVED)
+            plan = plan_on(topology)
+            true = self._is_true(topology, plan)
         except NoRoom:
-            good = False
-        if not good:
+            true = False
+        if not true:
             plan = plan_on(self._survey(now))
         if read_driver(self._host, plan.vf.address) != VFIO:
             return plan
@@ -118,23 +120,36 @@ class Placing:
         topology = self._survey(now)
         return plan_on(topology, frozenset(vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO))
 
-    def _survey(self, since: float) -> Topology:
-        """The pages that are free now, and all else as it was at some time ``since`` then: few events change it.
+    def _is_true(self, topology: Topology, plan: Plan) -> bool:
+        """Whether what the plan has chosen is as the survey says: the pool as big, and the port with its link."""
+        sizes = {(pool.node, pool.page_size): pool.total for pool in topology.pools}
+        size = read_pool_size(self._host, plan.node, plan.page_size)
+        return size == sizes[plan.node, plan.page_size] and read_up(self._host, plan.vf.pf, plan.vf.interface)
+
+    def _survey(self, oldest: float) -> Topology:
+        """The pages that are free now, and all else not older than ``oldest`` (time.monotonic()).
 
         Not while VFs are being made, or taken away: their PF has no carrier then. It will have it again, and the same VFs: so
         what was known before is as good, and nobody waits for it but the first.
         """
-        known, began = self._known, time.monotonic()  # once: others write it
-        if known and (self._known_since >= since or not self._shared.acquire(blocking=False)):
+        known, then = self._known or (None, 0.0)  # once: others write it
+        if known and then >= oldest and self._has_links(known):
             return replace(known, pools=read_free_pages(self._host, known.pools))
+        if known and not self._shared.acquire(blocking=False):
+            return replace(known, pools=read_pools(self._host))
         if not known:
             self._shared.acquire()
         try:
-            topology = self._known = refresh_topology(self._host, known) if known else read_topology(self._host)
-            self._known_since = began
+            began = time.monotonic()
+            topology = refresh_topology(self._host, known) if known else read_topology(self._host)
+            self._known = topology, began
             return topology
         finally:
             self._shared.release()
+
+    def _has_links(self, topology: Topology) -> bool:
+        """All uplinks; one without may have been seen in the moment of a reset."""
+        return all(pf.up for pf in topology.pfs if pf.interface in self._policy.uplinks)
 
 
 def find_repeated(who: Identity, request: GuestRequest, claims: Iterable[Claim]) -> Claim | None:

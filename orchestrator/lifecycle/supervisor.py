@@ -92,7 +92,7 @@ class Supervisor:
         elif self._cores.shut_down(claim.plan, timeout):
             how = "powered off"
         else:  # after less than it was given, if a `kill` has cut that short
-            how = f"ended, since it had not powered off after {min(timeout, time.monotonic() - began):.3g} s"
+            how = f"ended, since it had not powered off after {round(min(timeout, time.monotonic() - began), 1):g} s"
         return self._end(claim, "stopped", how, who, began)
 
     def delete(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> tuple[str, ...]:

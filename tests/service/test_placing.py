@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.planning.plan import Plan
 from orchestrator.request import parse_guest_request
 from orchestrator.steps.vfs import VFIO
+from orchestrator.values import Size
 from tests.crashes import World
 from tests.fakehost import IMAGE, Server
 
@@ -67,6 +69,16 @@ def test_pages_that_somebody_has_taken_are_not_promised(world: World, manager: S
     assert ask(manager).node != plan.node
 
 
+def test_pages_that_the_host_keeps_are_kept_when_a_pool_shrinks(world: World, manager: SystemManager) -> None:
+    manager._placing._policy = replace(SERVER.policy, reserved_pages=((Size.parse("2M"), 16),))
+    ask(manager, memory="96M")
+    for node in range(SERVER.nodes):
+        for file in ("nr_hugepages", "free_hugepages"):
+            world.host.add(f"sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/{file}", "48")
+    with pytest.raises(NoRoom, match="no room"):
+        ask(manager, memory="96M")
+
+
 def test_a_port_that_has_lost_its_link_is_not_used(world: World, manager: SystemManager) -> None:
     plan = ask(manager)
     world.host.add(f"sys/bus/pci/devices/{plan.vf.pf}/net/{plan.vf.interface}/operstate", "down")
@@ -98,5 +110,5 @@ def test_an_earlier_survey_is_not_read_again(world: World, manager: SystemManage
     read = type(world.host).read
     monkeypatch.setattr(type(world.host), "read", lambda self, name: reads.append(name) or read(self, name))
     ask(manager)
-    assert {name.rsplit("/", 1)[1] for name in reads} == {"free_hugepages", "operstate", "carrier"}
-    assert len(reads) == SERVER.nodes + 2
+    assert {name.rsplit("/", 1)[1] for name in reads} == {"nr_hugepages", "free_hugepages", "operstate", "carrier"}
+    assert len(reads) == SERVER.nodes + 3

@@ -576,7 +576,7 @@ def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(ledger: Ledger) 
     """FULL for what must outlive a power cut. The log costs no sync of its own: there are several lines a request."""
     synced: list[str] = []
     unsynced: list[str] = []
-    for statements, connection, mode in ((synced, ledger._db, 2), (unsynced, ledger._log, 1)):
+    for statements, connection, mode in ((synced, ledger._db, 2), (unsynced, ledger._unsynced, 1)):
         assert connection.execute("PRAGMA synchronous").fetchone() == (mode,)
         connection.set_trace_callback(statements.append)
     claim(ledger, 1)
