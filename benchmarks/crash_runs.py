@@ -9,7 +9,6 @@ a recovery with 100 guests took 2 s or more.
 
 import argparse
 import multiprocessing
-import re
 import shutil
 import statistics
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.crashes import Outcome, measure_recovery, run_crash
+from tests.crashes import CHANGES, Outcome, measure_recovery, run_crash
 
 GUESTS, REPEATS, LIMIT = 100, 30, 2.0
 
@@ -42,7 +41,7 @@ def describe(seconds: Sequence[float]) -> str:
 
 def find_place(point: str) -> str:
     """What sort of point it is."""
-    if re.match("before (BEGIN|INSERT|UPDATE|DELETE|COMMIT)", point):
+    if point.removeprefix("before ").startswith(CHANGES):
         return "before a statement of the ledger"
     return f"{point.partition(' ')[0]} a change of host or guests"
 

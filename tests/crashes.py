@@ -38,6 +38,8 @@ Tell = Callable[..., object]
 """Passes named values on to the parent process."""
 
 SERVER = Server(cores=8, nodes=2, vfs=7, pages=512)
+CHANGES = ("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT")
+"""What statements begin with that change the ledger."""
 _NAMES = tuple(f"guest{number}" for number in range(6))
 _POINTS = 300
 _MOST_BEFORE = 5
@@ -116,7 +118,7 @@ def arm(world: World, ledger: Ledger, points: int, told: Callable[[str], object]
             os.kill(os.getpid(), signal.SIGKILL)
 
     def trace(statement: str) -> None:
-        if statement.startswith(("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT")):
+        if statement.startswith(CHANGES):
             pass_point(f"before {' '.join(statement.split()[:3])}")
 
     object.__setattr__(world.host, "watch", lambda moment, what: pass_point(f"{moment} {what}"))

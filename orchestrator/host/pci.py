@@ -91,7 +91,7 @@ def read_up(host: HostRoot, pf: PciAddress, interface: str) -> bool:
         HostError: a file of the interface cannot be read.
     """
     folder = f"{_folder(pf)}/net/{interface}"
-    return host.find(f"{folder}/operstate") == "up" and host.find(f"{folder}/carrier") == "1"
+    return host.exists(folder) and _read_up(host, folder)
 
 
 def read_functions(host: HostRoot) -> frozenset[PciAddress]:
