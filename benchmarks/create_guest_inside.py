@@ -17,7 +17,7 @@ from orchestrator.hypervisor import Hypervisor
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Ledger
 from orchestrator.planning.plan import Plan
-from orchestrator.steps.vfs import BindVfio, SetVfMac, undo_vf_driver, undo_vf_mac
+from orchestrator.steps.vfs import BindVfio, SetVf, undo_vf, undo_vf_driver
 
 NAME = "timed"
 REQUEST = {"name": NAME, "memory": "256M", "image": "minimal"}
@@ -37,7 +37,7 @@ def by_libvirt(plan: Plan) -> float:
     """Seconds that libvirt alone takes for the same XML; the VF is handed over before the clock runs."""
     host, hypervisor = HostRoot(net=netlink), Hypervisor()
     xml = build_domain(plan, find_image(Path(config.paths.images), plan.image), log=Path("/tmp/timed.log"))
-    steps = (SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address))
+    steps = (SetVf(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address))
     before = [step.read_before(host) for step in steps]
     for step in steps:
         step.apply(host)
@@ -47,7 +47,7 @@ def by_libvirt(plan: Plan) -> float:
     seconds = time.monotonic() - start
     hypervisor.destroy(plan.uuid)
     undo_vf_driver(host, before[1] or {})
-    undo_vf_mac(host, before[0] or {})
+    undo_vf(host, before[0] or {})
     return seconds
 
 

@@ -103,11 +103,22 @@ class VfState:
     trust: bool | None = False
     link_state: str = "auto"
 
-    @property
-    def neutral(self) -> VfState:
-        """The same VF as a driver makes a new one. What the driver does not tell stays unknown."""
+    def as_new(self, mac: MacAddress | None = None) -> VfState:
+        """The same VF as a driver makes a new one, but for its address. What the driver does not tell stays unknown."""
         spoof_check = None if self.spoof_check is None else True
-        return VfState(self.index, spoof_check=spoof_check, trust=None if self.trust is None else False)
+        return VfState(self.index, mac, spoof_check=spoof_check, trust=None if self.trust is None else False)
+
+    def list_differences(self, wanted: VfState) -> tuple[str, ...]:
+        """What is not as wanted, in words."""
+
+        def say(value: object) -> str:
+            return {None: "none", True: "on", False: "off"}[value] if value is None or isinstance(value, bool) else str(value)
+
+        return tuple(
+            f"{name.replace('_', ' ')} is {say(value)} in place of {say(vars(wanted)[name])}"
+            for name, value in vars(self).items()
+            if value != vars(wanted)[name]
+        )
 
 
 @dataclass(frozen=True)

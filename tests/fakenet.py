@@ -42,15 +42,11 @@ class FakeNet:
         lo = Link("lo", 1, None, up=True, carrier=True, master=None, kind=None, vfs=())
         return (lo, *(self._link(number, name, folder) for number, (name, folder) in enumerate(self._interfaces().items(), 2)))
 
-    def set_vf_mac(self, interface: str, index: int, mac: MacAddress | None) -> None:
-        """See `host.netlink`."""
-        self.set_vf(interface, index, mac=mac)
-
-    def reset_vf(self, interface: str, index: int) -> None:
+    def reset_vf(self, interface: str, index: int, mac: MacAddress | None) -> None:
         """See `host.netlink`."""
         before = self._find(interface, index)
-        if before != before.neutral:
-            self.set_vf(interface, index, **{key: value for key, value in vars(before.neutral).items() if key != "index"})
+        if before != (wanted := before.as_new(mac)):
+            self.set_vf(interface, index, **{key: value for key, value in vars(wanted).items() if key != "index"})
 
     def set_vf(self, interface: str, index: int, **fields: Any) -> None:
         """What `ip link set IFACE vf N ...` does; the fields are those of VfState."""
@@ -109,13 +105,10 @@ class FakeNet:
         return folder or "sys/devices/virtual/net/lo"
 
     def _find(self, interface: str, index: int) -> VfState:
-        folder = self._find_folder(interface)
+        self._find_folder(interface)
         for vf in self.vfs(interface):
             if vf.index == index:
                 return vf
-        if not self._fake.exists(f"{folder}/sriov_totalvfs"):
-            hint = f"{interface} is not the physical function of an SR-IOV NIC; `nohype survey` shows those"
-            raise HostError(f"cannot set VF {index} of {interface}", hint, errno.EOPNOTSUPP)
         raise HostError(f"cannot set VF {index} of {interface}", f"{interface} has no VF {index}", errno.EINVAL)
 
     def _load(self, interface: str) -> dict[str, Any]:

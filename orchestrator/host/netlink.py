@@ -87,47 +87,30 @@ def watch_links() -> Iterator[str]:
         yield from [link.name for link in read_links()]
 
 
-def set_vf_mac(interface: str, index: int, mac: MacAddress | None) -> None:
-    """Gives a VF its Ethernet address through the PF, and reads back. A bound VF driver learns it at its next reset.
+def reset_vf(interface: str, index: int, mac: MacAddress | None) -> None:
+    """Makes the PF enforce for a VF what it does for a new one, with this address, and reads back: no port VLAN, no rate, spoof
+    check on, no trust, the PF's link state. A bound VF driver learns its address at its next reset.
+
+    Only what is not so is written: many drivers can't do all of it.
 
     Args:
         interface: the PF's interface.
-        mac: None takes the address away again (the VF driver then makes one up).
+        mac: None for no address (the VF driver then makes one up).
 
     Raises:
-        HostError: not the interface of a PF (EOPNOTSUPP), no such VF (EINVAL), or another address was taken, with both.
+        HostError: no such interface (ENODEV) or VF (EINVAL), the driver refused, or has not taken what was set, with both values.
     """
-    what = f"give VF {index} of {interface} the address {mac or _NO_MAC}"
-    hints = {
-        EOPNOTSUPP: f"{interface} is not the physical function of an SR-IOV NIC; `nohype survey` shows those",
-        EINVAL: f"{interface} has no VF {index}, or its driver wants another kind of address",
-    }
-    with _socket(what, None, hints) as ipr:
-        # One attribute a request: the kernel applies them one by one, so an error would not tell which it was.
-        ipr.link("set", index=_index(ipr, interface, what), vf={"vf": index, "mac": str(mac or _NO_MAC)})
-    actual = _find_vf(interface, index, what).mac
-    if actual != mac:
-        raise HostError(f"VF {index} of {interface} was to have {mac or _NO_MAC}, but has {actual or _NO_MAC}")
-
-
-def reset_vf(interface: str, index: int) -> None:
-    """Makes the PF enforce for a VF what it does for a new one, and reads back: no address, no port VLAN, no rate, spoof check
-    on, no trust, the PF's link state. Only what is not so is written: many drivers can't do all of it.
-
-    Args:
-        interface: the PF's interface.
-
-    Raises:
-        HostError: no such interface (ENODEV) or VF (EINVAL), the driver refused, or something is not as new, with both states.
-    """
-    what = f"bring VF {index} of {interface} back to neutral"
+    what = f"set VF {index} of {interface}"
     before = _find_vf(interface, index, what)
-    for attribute, value in _list_changes(before, before.neutral):
-        with _socket(f"{what} ({attribute})", None, {EINVAL: f"some drivers want {interface} to have its link for this"}) as ipr:
+    wanted = before.as_new(mac)
+    for attribute, value in _list_changes(before, wanted):
+        hint = f"its driver does not do this, or not now: some want {interface} to have its link for it"
+        with _socket(f"{what}: {attribute} {value}", None, {EINVAL: hint, EOPNOTSUPP: hint}) as ipr:
+            # One attribute a request: the kernel applies them one by one, so an error would not tell which it was.
             ipr.link("set", index=_index(ipr, interface, what), vf={"vf": index, attribute: value})
-    after = _find_vf(interface, index, what)
-    if after != before.neutral:
-        raise HostError(f"VF {index} of {interface} was to be neutral, {before.neutral}, but is {after}")
+    differences = _find_vf(interface, index, what).list_differences(wanted)
+    if differences:
+        raise HostError(f"VF {index} of {interface} did not take all that it was to: its {'; its '.join(differences)}")
 
 
 def set_link_up(interface: str, *, up: bool, netns: str | None = None) -> None:

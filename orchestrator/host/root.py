@@ -35,11 +35,8 @@ class Net(Protocol):
     def read_links(self) -> tuple[Link, ...]:
         """All interfaces."""
 
-    def set_vf_mac(self, interface: str, index: int, mac: MacAddress | None) -> None:
-        """Gives a VF its Ethernet address through the PF, or takes it away."""
-
-    def reset_vf(self, interface: str, index: int) -> None:
-        """Makes the PF enforce for a VF what it does for a new one."""
+    def reset_vf(self, interface: str, index: int, mac: MacAddress | None) -> None:
+        """Makes the PF enforce for a VF what it does for a new one, with this address."""
 
     def read_hwmode(self, interface: str) -> str | None:
         """How the NIC switches between its VFs, None where the driver does not tell."""
@@ -54,10 +51,7 @@ class _NoNet:
     def read_links(self) -> tuple[Link, ...]:
         raise NotImplementedError("this HostRoot was opened without a network")
 
-    def set_vf_mac(self, interface: str, index: int, mac: MacAddress | None) -> None:
-        self.read_links()
-
-    def reset_vf(self, interface: str, index: int) -> None:
+    def reset_vf(self, interface: str, index: int, mac: MacAddress | None) -> None:
         self.read_links()
 
     def read_hwmode(self, interface: str) -> str | None:

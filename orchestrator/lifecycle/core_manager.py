@@ -31,8 +31,12 @@ from orchestrator.state import GuestState
 from orchestrator.steps.base import Step, Undo, run_steps, undo_steps
 from orchestrator.steps.cores import MoveIrq, MoveKernelThread, plan_cores, undo_irq_affinity, undo_thread_affinity
 from orchestrator.steps.network import SetEdgeMode, undo_edge_mode
-from orchestrator.steps.vfs import VFIO, BindVfio, CreateVfs, SetVfMac, undo_numvfs, undo_vf_driver, undo_vf_mac
+from orchestrator.steps.vfs import VFIO, BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf, undo_vf_driver
+from orchestrator.topology import VfState
 from orchestrator.values import CpuSet, PciAddress, Size
+
+VfStates = Mapping[tuple[str, int], VfState]
+"""The PF's interface and the VF's number → what the PF enforces for it."""
 
 HOST = "host"
 """Owner, in the undo journal, of changes that serve all guests: undone when the last guest is gone. No guest's name."""
@@ -47,7 +51,7 @@ UNDOS: Mapping[str, Undo] = {
     MoveIrq.action: undo_irq_affinity,
     CreateVfs.action: undo_numvfs,
     SetEdgeMode.action: undo_edge_mode,
-    SetVfMac.action: undo_vf_mac,
+    SetVf.action: undo_vf,
     BindVfio.action: undo_vf_driver,
 }
 
@@ -191,6 +195,10 @@ class CoreManager:
         """The driver of the guest's VF, if there is a VF and it has one."""
         return read_driver(self.host, plan.vf.address)
 
+    def read_vfs(self) -> VfStates:
+        """What the PFs enforce for all VFs."""
+        return {(link.name, vf.index): vf for link in self.host.net.read_links() for vf in link.vfs}
+
     def check_pools(self, claims: tuple[Claim, ...]) -> tuple[str, ...]:
         """Whether the pools still have what stopped guests own there; if not, another program has taken it. A sentence each."""
         waiting: Counter[tuple[int, Size]] = Counter()
@@ -208,7 +216,7 @@ class CoreManager:
         changed: tuple[str, ...] = ()
         if plan.vf.pf not in self._prepared or not read_numvfs(self.host, plan.vf.pf):
             changed = self._prepare_host(plan)
-        own: list[Step] = [SetVfMac(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)]
+        own: list[Step] = [SetVf(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)]
         changed += run_steps(self.host, self.ledger, plan.name, own)
         self.keep_edge_mode(plan)
         return changed

@@ -7,6 +7,7 @@ from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import Bounds, Hypervisor, LiveGuest
 from orchestrator.planning.plan import Plan
 from orchestrator.steps.vfs import VFIO
+from orchestrator.topology import VfState
 from orchestrator.values import CpuSet
 
 
@@ -27,12 +28,13 @@ def check_threads(plan: Plan, live: LiveGuest, threads: tuple[Thread, ...]) -> N
             )
 
 
-def check_drift(plan: Plan, live: Bounds, driver: str | None) -> tuple[str, ...]:
+def check_drift(plan: Plan, live: Bounds, driver: str | None, vf: VfState | None) -> tuple[str, ...]:
     """What somebody else has changed on a running guest, a sentence each. Pure.
 
     Args:
         live: what libvirt holds the guest to.
         driver: driver of its VF.
+        vf: what the PF enforces for its VF, None if it has no such VF.
     """
     found = [
         f"vCPU {index} may run on CPUs {pin} in place of {cpu}"
@@ -48,7 +50,14 @@ def check_drift(plan: Plan, live: Bounds, driver: str | None) -> tuple[str, ...]
     if live.hostdevs != (plan.vf.address,):
         devices = ", ".join(map(str, live.hostdevs)) or "none"
         found.append(f"the devices handed to it are {devices} in place of {plan.vf.address}")
-    return tuple(found)
+    return (*found, *check_vf(plan, vf))
+
+
+def check_vf(plan: Plan, vf: VfState | None) -> tuple[str, ...]:
+    """What the PF enforces for a guest's VF, where that is not as it was made. Pure."""
+    if vf is None:
+        return (f"{plan.vf.interface} has no VF {plan.vf.index} any more",)
+    return tuple(f"its VF's {difference}" for difference in vf.list_differences(vf.as_new(plan.vf.mac)))
 
 
 def repair_pins(hypervisor: Hypervisor, plan: Plan, live: Bounds) -> None:

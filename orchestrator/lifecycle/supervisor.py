@@ -15,8 +15,8 @@ from orchestrator.access import MANAGER
 from orchestrator.errors import NotFound, OrchestratorError
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Claim, Ledger
-from orchestrator.lifecycle.core_manager import HOST, CoreManager
-from orchestrator.lifecycle.drift import check_drift, repair_pins
+from orchestrator.lifecycle.core_manager import HOST, CoreManager, VfStates
+from orchestrator.lifecycle.drift import check_drift, check_vf, repair_pins
 from orchestrator.lifecycle.locks import Locks
 from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, Decision, decide, plan_pause
 from orchestrator.request import Restart
@@ -160,13 +160,14 @@ class Supervisor:
     def check(self) -> None:
         """Compares each running guest with its claim. What differs is reported, and put right only where that cannot hurt."""
         claims = self._ledger.read().claims
-        for claim in claims:
-            if claim.state == GuestState.RUNNING:
-                with self.changing.if_free(claim.plan.name) as held:
-                    now = self._ledger.find(claim.plan.name) if held else None
-                    # Another guest may have its name by now.
-                    if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
-                        self._quietly(partial(self._check, now))
+        running = [claim for claim in claims if claim.state == GuestState.RUNNING]
+        vfs = self._cores.read_vfs() if running else {}
+        for claim in running:
+            with self.changing.if_free(claim.plan.name) as held:
+                now = self._ledger.find(claim.plan.name) if held else None
+                # Another guest may have its name by now.
+                if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
+                    self._quietly(partial(self._check, now, vfs))
         self._report_drift(HOST, "", self._cores.check_pools(claims))
 
     def keep_edge_mode(self) -> None:
@@ -291,13 +292,16 @@ class Supervisor:
         if timer:
             timer.cancel()
 
-    def _check(self, claim: Claim) -> None:
+    def _check(self, claim: Claim, vfs: VfStates) -> None:
         plan = claim.plan
+        where = plan.vf.interface, plan.vf.index
+        if check_vf(plan, vfs.get(where)):
+            vfs = self._cores.read_vfs()  # it may have been started again since: nobody else changes it from here on
         try:
             live = self._hypervisor.bounds(plan.name)
         except NotFound:
             return  # it is just ending
-        found = check_drift(plan, live, self._cores.find_driver(plan))
+        found = check_drift(plan, live, self._cores.find_driver(plan), vfs.get(where))
         self._report_drift(plan.name, claim.owner, found)
         if found:
             repair_pins(self._hypervisor, plan, live)

@@ -52,10 +52,10 @@ class CreateVfs:
 
 
 @dataclass(frozen=True)
-class SetVfMac:
-    """Gives a VF its Ethernet address, through the PF."""
+class SetVf:
+    """Gives a VF its Ethernet address, through the PF, and takes from it whatever else somebody may have set."""
 
-    action: ClassVar[str] = "vf-mac"
+    action: ClassVar[str] = "vf-mac"  # as in journals of earlier versions
     interface: str
     index: int
     mac: MacAddress
@@ -69,11 +69,12 @@ class SetVfMac:
         vf = find_vf(host, self.interface, self.index)
         if vf is None:
             raise HostError(f"{self.interface} has no VF {self.index}", "`nohype survey` shows the VFs that exist")
-        return None if vf.mac == self.mac else {"interface": self.interface, "index": self.index, "mac": str(vf.mac or "")}
+        as_wanted = vf == vf.as_new(self.mac)
+        return None if as_wanted else {"interface": self.interface, "index": self.index, "mac": str(vf.mac or "")}
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""
-        host.net.set_vf_mac(self.interface, self.index, self.mac)
+        host.net.reset_vf(self.interface, self.index, self.mac)
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,13 @@ def undo_numvfs(host: HostRoot, arguments: Arguments) -> None:
     set_numvfs(host, PciAddress.parse(str(arguments["pf"])), 0)
 
 
-def undo_vf_mac(host: HostRoot, arguments: Arguments) -> None:
-    """Makes the PF enforce for the VF what it does for a new one, and puts its address back where it had one; a VF that is gone,
-    as all are after a reboot, needs none.
+def undo_vf(host: HostRoot, arguments: Arguments) -> None:
+    """Makes the PF enforce for the VF what it does for a new one, but for the address that it had; a VF that is gone, as all are
+    after a reboot, needs none.
     """
     interface, index, mac = str(arguments["interface"]), int(str(arguments["index"])), str(arguments["mac"])
     if find_vf(host, interface, index):
-        host.net.reset_vf(interface, index)
-        if mac:
-            host.net.set_vf_mac(interface, index, MacAddress.parse(mac))
+        host.net.reset_vf(interface, index, MacAddress.parse(mac) if mac else None)
 
 
 def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:

@@ -79,7 +79,7 @@ def _real_pf_put_back() -> Iterator[None]:
         if vf.driver:
             bind_driver(host, vf.address, vf.driver)
     for index, mac in enumerate(macs):
-        host.net.set_vf_mac(before.interface or "", index, mac)
+        host.net.reset_vf(before.interface or "", index, mac)
     if mode:
         set_edge_mode(host, before, mode)
 

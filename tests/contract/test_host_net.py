@@ -11,7 +11,7 @@ from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
 from orchestrator.host.pci import set_numvfs
 from orchestrator.host.root import HostRoot
-from orchestrator.steps.vfs import SetVfMac, find_vf, undo_vf_mac
+from orchestrator.steps.vfs import SetVf, find_vf, undo_vf
 from orchestrator.topology import PhysicalFunction, VfState
 from orchestrator.values import MacAddress
 from tests.contract.conftest import await_link
@@ -50,12 +50,12 @@ def set_vf(host: HostRoot, nic: str, index: int) -> VfState:
 
 def test_a_new_vf_is_neutral(host: HostRoot, nic: str) -> None:
     for index in (0, 1):
-        assert read_vf(host, nic, index) == VfState(index) == VfState(index).neutral
+        assert read_vf(host, nic, index) == VfState(index) == VfState(index).as_new()
 
 
 def test_a_vf_gets_its_address_and_loses_it(host: HostRoot, nic: str) -> None:
     for mac in (MAC, MacAddress.parse("02:4e:48:00:00:99"), None):
-        host.net.set_vf_mac(nic, 1, mac)
+        host.net.reset_vf(nic, 1, mac)
         assert read_vf(host, nic, 1).mac == mac
     assert read_vf(host, nic, 0).mac is None
 
@@ -63,20 +63,19 @@ def test_a_vf_gets_its_address_and_loses_it(host: HostRoot, nic: str) -> None:
 def test_a_vf_is_brought_back_to_neutral(host: HostRoot, nic: str) -> None:
     wanted = set_vf(host, nic, 1)
     assert read_vf(host, nic, 1) == wanted
-    host.net.reset_vf(nic, 1)
-    assert read_vf(host, nic, 1) == VfState(1)
-    host.net.reset_vf(nic, 1)
-    assert read_vf(host, nic, 1) == VfState(1)
+    for mac in (MAC, None, None):
+        host.net.reset_vf(nic, 1, mac)
+        assert read_vf(host, nic, 1) == VfState(1, mac)
 
 
 def test_only_the_one_vf_is_brought_back(host: HostRoot, nic: str) -> None:
-    host.net.set_vf_mac(nic, 0, MAC)
-    host.net.reset_vf(nic, 1)
+    host.net.reset_vf(nic, 0, MAC)
+    host.net.reset_vf(nic, 1, None)
     assert read_vf(host, nic, 0).mac == MAC
 
 
 def test_what_the_driver_does_not_tell_stays_unknown() -> None:
-    assert VfState(3, MAC, spoof_check=None, trust=None).neutral == VfState(3, spoof_check=None, trust=None)
+    assert VfState(3, MAC, vlan=7, spoof_check=None, trust=None).as_new() == VfState(3, spoof_check=None, trust=None)
 
 
 def test_new_vfs_have_nothing_of_the_old_ones(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
@@ -97,17 +96,15 @@ def test_a_reset_of_the_function_leaves_what_the_pf_enforces(host: HostRoot, pf:
 
 
 def test_no_such_vf(host: HostRoot, nic: str) -> None:
-    for call in (lambda: host.net.set_vf_mac(nic, 2, MAC), lambda: host.net.reset_vf(nic, 2)):
-        with pytest.raises(HostError, match=f"VF 2 of {nic}.*\n.*has no VF 2") as caught:
-            call()
-        assert caught.value.errno == EINVAL
+    with pytest.raises(HostError, match=f"VF 2 of {nic}.*\n.*has no VF 2") as caught:
+        host.net.reset_vf(nic, 2, MAC)
+    assert caught.value.errno == EINVAL
     assert find_vf(host, nic, 2) is None
 
 
 def test_no_such_interface(host: HostRoot) -> None:
     for call in (
-        lambda: host.net.set_vf_mac("nowhere", 0, MAC),
-        lambda: host.net.reset_vf("nowhere", 0),
+        lambda: host.net.reset_vf("nowhere", 0, MAC),
         lambda: host.net.read_hwmode("nowhere"),
         lambda: host.net.set_hwmode("nowhere", "vepa"),
     ):
@@ -117,9 +114,9 @@ def test_no_such_interface(host: HostRoot) -> None:
 
 
 def test_what_is_no_pf_has_no_vfs(host: HostRoot) -> None:
-    with pytest.raises(HostError, match="not the physical function") as caught:
-        host.net.set_vf_mac("lo", 0, MAC)
-    assert caught.value.errno == EOPNOTSUPP
+    with pytest.raises(HostError, match="lo has no VF 0") as caught:
+        host.net.reset_vf("lo", 0, MAC)
+    assert caught.value.errno == EINVAL
 
 
 def test_a_driver_without_hwmode_says_so(host: HostRoot, pf: PhysicalFunction) -> None:
@@ -141,24 +138,32 @@ def test_a_driver_with_hwmode_is_set_and_read(fake: FakeRoot, pf: PhysicalFuncti
 
 
 def test_the_step_gives_an_address_and_takes_it_back(host: HostRoot, nic: str) -> None:
-    step = SetVfMac(nic, 0, MAC)
+    step = SetVf(nic, 0, MAC)
     before = step.read_before(host)
     assert before
     step.apply(host)
     assert step.read_before(host) is None
     for _ in range(2):
-        undo_vf_mac(host, before)
+        undo_vf(host, before)
         assert read_vf(host, nic, 0) == VfState(0)
+
+
+def test_a_guest_gets_nothing_that_somebody_has_set_for_its_vf(host: HostRoot, nic: str) -> None:
+    set_vf(host, nic, 0)
+    step = SetVf(nic, 0, MAC)
+    assert step.read_before(host), "the address is right; VLAN, rate, spoof check and trust are not"
+    step.apply(host)
+    assert read_vf(host, nic, 0) == VfState(0, MAC)
 
 
 def test_a_vf_that_is_gone_as_after_a_reboot_needs_no_address(host: HostRoot, nic: str) -> None:
     for interface, index in ((nic, 2), ("nowhere", 0)):
-        undo_vf_mac(host, {"interface": interface, "index": index, "mac": ""})
+        undo_vf(host, {"interface": interface, "index": index, "mac": ""})
 
 
 def test_a_vf_that_is_not_there_gets_no_address(host: HostRoot, nic: str) -> None:
     with pytest.raises(HostError, match=f"{nic} has no VF 2"):
-        SetVfMac(nic, 2, MAC).read_before(host)
+        SetVf(nic, 2, MAC).read_before(host)
 
 
 def test_a_fake_network_outlives_its_process(fake: FakeRoot, nic: str) -> None:

@@ -193,8 +193,9 @@ def test_guests_and_manager_do_not_mind_a_restart_of_libvirt(host: LabHost) -> N
 
 
 @pytest.fixture(scope="module")
-def repinned(host: LabHost, guests: list[dict[str, Any]]) -> tuple[str, str, Look]:
-    """A vCPU of a guest that somebody lets run on another CPU of the guest, and what was before; a line of shell tells its CPUs.
+def repinned(host: LabHost, guests: list[dict[str, Any]]) -> Iterator[tuple[str, str, Look]]:
+    """A guest with a vCPU that somebody lets run on another CPU of the guest, and with a VF that somebody lets send as it likes;
+    a line of shell that tells the vCPU's CPUs; and what was before.
 
     Since the manager looks once a minute only, what else goes wrong with guests is tested meanwhile.
     """
@@ -203,9 +204,12 @@ def repinned(host: LabHost, guests: list[dict[str, Any]]) -> tuple[str, str, Loo
     task = f"$(dirname $(grep -l 'CPU 1/KVM' /proc/{before.lives[name][0]}/task/*/comm))"
     allowed = f"awk '/^Cpus_allowed_list/ {{print $2}}' {task}/status"
     assert host.run(allowed).stdout.strip() == str(second)
-    host.run(f"virsh vcpupin {name} 1 {first} --live")
-    assert host.run(allowed).stdout.strip() == str(first)
-    return name, allowed, before
+    vf = guests[0]["vf"]
+    spoof_check = f"ip link set {vf['interface']} vf {vf['index']} spoofchk"
+    with host.changed(f"{spoof_check} off", f"{spoof_check} on"):
+        host.run(f"virsh vcpupin {name} 1 {first} --live")
+        assert host.run(allowed).stdout.strip() == str(first)
+        yield name, allowed, before
 
 
 @pytest.fixture
@@ -241,14 +245,15 @@ def test_a_guest_whose_qemu_is_killed_is_started_again_where_that_was_asked_for(
     assert now.lives == ran.lives
 
 
-def test_a_pin_that_somebody_changes_is_told_and_put_right(host: LabHost, repinned: tuple[str, str, Look]) -> None:
+def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, repinned: tuple[str, str, Look]) -> None:
     name, allowed, before = repinned
     first, second, *_ = before.guests[name]["cpus"]
     deadline = time.monotonic() + 1.5 * PERIOD
     while "drifted" not in (now := look(host, before.last)).kinds(name) and time.monotonic() < deadline:
         time.sleep(1)
     told = [event["detail"] for event in now.events if event["subject"] == name]
-    assert told[0] == f"vCPU 1 may run on CPUs {first} in place of {second}"
+    pin = f"vCPU 1 may run on CPUs {first} in place of {second}"
+    assert told[0] == f"{pin}; its VF's spoof check is off in place of on"
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
 

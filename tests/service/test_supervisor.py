@@ -15,12 +15,14 @@ from orchestrator.hypervisor import End
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import core_manager
 from orchestrator.lifecycle import supervisor as supervisor_module
+from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.lifecycle.refusals import MOST, RefusalLog
 from orchestrator.planning.plan import Plan
 from orchestrator.request import parse_guest_request
 from orchestrator.state import GuestState
 from orchestrator.steps.vfs import VFIO
+from orchestrator.topology import VfState
 from orchestrator.values import CpuSet
 from tests.crashes import World
 from tests.fakehost import IMAGE
@@ -201,6 +203,35 @@ def test_a_look_does_not_take_one_guest_for_another(
     monkeypatch.setattr(ledger, "read", lambda: old)
     manager.supervisor.check()
     assert [str(vcpu.pin) for vcpu in world.hypervisor.guest("web").vcpus] == [str(cpu) for cpu in plan.cpus]
+    assert "drifted" not in kinds(manager)
+
+
+def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager: SystemManager) -> None:
+    """Some drivers reset a VF for it: that could hurt the guest."""
+    vf = create(manager).vf
+    net = world.host.fake_net
+
+    def told() -> list[str]:
+        manager.supervisor.check()
+        return [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
+
+    assert told() == []
+    net.set_vf(vf.interface, vf.index, vlan=7, spoof_check=False)
+    assert told() == told() == ["its VF's vlan is 7 in place of 0; its VF's spoof check is off in place of on"]
+    assert net.vfs(vf.interface)[vf.index].vlan == 7
+    net.reset_vf(vf.interface, vf.index, vf.mac)
+    assert told()[1:] == ["all is as it was"]
+
+
+def test_a_vf_of_a_guest_that_is_started_again_meanwhile_has_not_changed(
+    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The VFs are read once for all guests; a stop in between and a start after it are not taken for somebody's change."""
+    create(manager)
+    now, first = CoreManager.read_vfs, [dict[tuple[str, int], VfState]()]
+    monkeypatch.setattr(CoreManager, "read_vfs", lambda self: first.pop() if first else now(self))
+    manager.supervisor.check()
+    assert first == []
     assert "drifted" not in kinds(manager)
 
 

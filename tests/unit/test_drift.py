@@ -11,6 +11,7 @@ from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import Bounds, Hypervisor, LiveGuest, Vcpu
 from orchestrator.lifecycle.drift import check_drift, check_threads
 from orchestrator.planning.plan import Plan, VfPlan
+from orchestrator.topology import VfState
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 PF = PciAddress.parse("0000:41:00.0")
@@ -25,8 +26,12 @@ LIVE = LiveGuest(
 )
 
 
+STATE = VfState(0, PLAN.vf.mac)
+
+
 def test_a_guest_as_planned_has_not_drifted() -> None:
-    assert check_drift(PLAN, LIVE.bounds, "vfio-pci") == ()
+    for state in (STATE, replace(STATE, spoof_check=None, trust=None)):
+        assert check_drift(PLAN, LIVE.bounds, "vfio-pci", state) == ()
 
 
 @pytest.mark.parametrize(
@@ -42,8 +47,24 @@ def test_a_guest_as_planned_has_not_drifted() -> None:
     ],
 )
 def test_each_change_is_named(live: LiveGuest, driver: str | None, said: str) -> None:
-    (found,) = check_drift(PLAN, live.bounds, driver)
+    (found,) = check_drift(PLAN, live.bounds, driver, STATE)
     assert said in found
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, "nic0 has no VF 0 any more"),
+        (replace(STATE, mac=None), "its VF's mac is none in place of 02:4e:48:00:00:01"),
+        (replace(STATE, vlan=1), "its VF's vlan is 1 in place of 0"),
+        (replace(STATE, max_rate=1), "its VF's max rate is 1 in place of 0"),
+        (replace(STATE, spoof_check=False), "its VF's spoof check is off in place of on"),
+        (replace(STATE, trust=True), "its VF's trust is on in place of off"),
+        (replace(STATE, link_state="disable"), "its VF's link state is disable in place of auto"),
+    ],
+)
+def test_each_change_of_what_the_pf_enforces_is_named(state: VfState | None, said: str) -> None:
+    assert check_drift(PLAN, LIVE.bounds, "vfio-pci", state) == (said,)
 
 
 class FakeDomain:

@@ -116,7 +116,7 @@ def test_a_host_that_is_not_prepared_is_noticed(world: World) -> None:
 def test_a_vf_in_use_must_not_be_touched(world: World) -> None:
     vf = plan_of(world).vf
     world.host.write(f"{DEVICES}/{vf.address}/reset", "1")
-    world.host.net.set_vf_mac(vf.interface, vf.index, None)
+    world.host.net.reset_vf(vf.interface, vf.index, None)
     world.host.write("sys/bus/pci/drivers/vfio-pci/unbind", str(vf.address))
     assert len(world.host.violations()) == 3
 
