@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import sys
 from pathlib import Path
 
 from orchestrator.errors import ImageError
@@ -20,6 +18,7 @@ from orchestrator.images.build import build_image
 from orchestrator.images.cache import Progress, build_cached, hash_inputs, remove_tree
 from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.logged import run_logged
+from orchestrator.lab import ansible
 from orchestrator.lab.spec import LabImage, LabSpec
 
 # An emulated processor can lose an interrupt in QEMU before 10.2: helpers of SVM change a processor's pending interrupts without
@@ -130,7 +129,9 @@ def build_host(spec: LabSpec, tree: Path, cache: Path, *, progress: Progress) ->
         apply_role(tree, folder / "root", variables, log=cache / "log" / f"host-{spec.name}.log")
 
     # the paths of base and guest image have hashes in them
-    key = hash_inputs(str(base), json.dumps(variables), tree / "ansible", tree / "guest-images", _code(__file__))
+    key = hash_inputs(
+        str(base), json.dumps(variables), tree / "ansible", tree / "guest-images", _code(__file__, ansible.__file__)
+    )
     return build_cached(cache, f"host-{spec.name}", key, build, progress=progress) / "root"
 
 
@@ -190,27 +191,18 @@ def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Pat
     Raises:
         ImageError: a task failed; with the tail of Ansible's output.
     """
-    ansible = tree / "ansible"
+    ours = tree / "ansible"
     home = root.parent / f".ansible-{root.name}"
     argv: list[str | Path] = [
-        find_ansible(), "--connection=nohype_chroot", f"--inventory={root},", f"--extra-vars={json.dumps(variables)}",
-        f"--tags={tags}", ansible / "playbooks/lab.yml",
+        ansible.find_ansible(), "--connection=nohype_chroot", f"--inventory={root},", f"--extra-vars={json.dumps(variables)}",
+        f"--tags={tags}", ours / "playbooks/lab.yml",
     ]  # fmt: skip
-    # ansible insists on a UTF-8 locale; its home would be ~/.ansible
-    env = {"ANSIBLE_CONFIG": str(ansible / "ansible.cfg"), "ANSIBLE_HOME": str(home), "LC_ALL": "C.UTF-8"}
+    task = "cannot apply the host role to the lab's image"
     try:
-        run_logged(argv, task="cannot apply the host role to the lab's image", program="Ansible", log=log, timeout=900, env=env)
+        run_logged(argv, task=task, program="Ansible", log=log, timeout=900, env=ansible.build_environment(ours, home))
     finally:
         remove_tree(home)
-    return parse_changed(log.read_text())
-
-
-def parse_changed(text: str) -> int:
-    """The number of changed tasks in Ansible's recap."""
-    found = re.findall(r"^\S+ +: ok=\d+ +changed=(\d+) ", text, re.MULTILINE)
-    if len(found) != 1:
-        raise ImageError("Ansible ended without a recap, so it is not known what it did", "see its log in the cache folder")
-    return int(found[0])
+    return ansible.parse_changed(log.read_text())
 
 
 def _copy_root(source: Path, target: Path) -> None:
@@ -232,18 +224,6 @@ def _pack(tree: Path, root: Path, folder: Path) -> None:
         timeout=600,
         env={"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
     )
-
-
-def find_ansible() -> Path:
-    """ansible-playbook of the virtual environment that we run in, else of the PATH."""
-    beside = Path(sys.executable).with_name("ansible-playbook")
-    found = beside if beside.exists() else shutil.which("ansible-playbook")
-    if not found:
-        raise ImageError(
-            "ansible-playbook is not there, so the host role cannot be applied",
-            "`make setup` installs it; or pip install nohype-orchestrator[lab]",
-        )
-    return Path(found)
 
 
 def _check_root() -> None:

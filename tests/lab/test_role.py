@@ -13,7 +13,8 @@ from orchestrator.cli.lab import build_ssh
 from orchestrator.host.run import run
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.wheels import build_wheelhouse, source_tree
-from orchestrator.lab.build import find_ansible, role_variables
+from orchestrator.lab.ansible import build_environment, find_ansible
+from orchestrator.lab.build import role_variables
 from tests.lab.conftest import LabHost
 from tests.lab.test_recovery import await_new, check_unnoticed, look
 
@@ -41,9 +42,8 @@ def apply(host: LabHost, folder: Path, **variables: object) -> list[str]:
     }
     inventory = folder / "inventory.json"
     inventory.write_text(json.dumps({"nohype_hosts": {"hosts": {lab.name: server}}}))
-    env = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_HOME": str(folder / "home"), "LC_ALL": "C.UTF-8"}
     argv = [find_ansible(), f"--inventory={inventory}", "--skip-tags=nohype_packages", ANSIBLE / "playbooks/host.yml"]
-    done = run(argv, env=env, timeout=800, check=False)
+    done = run(argv, env=build_environment(ANSIBLE, folder / "home"), timeout=800, check=False)
     assert done.status == 0, done.stdout[-4000:] + done.stderr[-1000:]
     parts = re.split(r"^(?:TASK|RUNNING HANDLER) \[nohype_host : (.*)\] \**$", done.stdout, flags=re.MULTILINE)
     return [name for name, said in zip(parts[1::2], parts[2::2], strict=True) if re.search("^changed: ", said, re.MULTILINE)]

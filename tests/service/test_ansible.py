@@ -20,7 +20,7 @@ from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, read_config
 from orchestrator.host.run import Completed, run
 from orchestrator.images.wheels import source_tree
-from orchestrator.lab.build import find_ansible
+from orchestrator.lab.ansible import build_environment, find_ansible
 from tests.served import Authority
 
 ANSIBLE = source_tree() / "ansible"
@@ -61,8 +61,7 @@ def play(folder: Path, tasks: list[dict[str, Any]], variables: Mapping[str, Any]
     """Runs tasks on this machine with the role's defaults; ``path``: folders of programs before those of the system."""
     whole = {"hosts": "localhost", "gather_facts": False, "vars_files": [str(ROLE / "defaults/main.yml")], "tasks": tasks, **more}
     (folder / "play.yml").write_text(json.dumps([whole]))
-    env = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_HOME": str(folder / "home"), "LC_ALL": "C.UTF-8"}
-    env["PATH"] = ":".join(filter(None, (path, os.environ["PATH"])))
+    env = {**build_environment(ANSIBLE, folder / "home"), "PATH": ":".join(filter(None, (path, os.environ["PATH"])))}
     argv = [find_ansible(), "--connection=local", "--inventory=localhost,", f"--extra-vars={json.dumps(variables)}"]
     return run([*argv, folder / "play.yml"], env=env)
 
@@ -76,9 +75,8 @@ def render(folder: Path, name: str, variables: Mapping[str, Any]) -> str:
 
 @pytest.mark.parametrize("playbook", sorted(path.stem for path in (ANSIBLE / "playbooks").glob("*.yml")))
 def test_syntax(playbook: str, tmp_path: Path) -> None:
-    env = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
     argv = [find_ansible(), "--syntax-check", "--inventory=localhost,", ANSIBLE / f"playbooks/{playbook}.yml"]
-    run(argv, env=env)
+    run(argv, env=build_environment(ANSIBLE, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -96,9 +94,8 @@ def test_syntax(playbook: str, tmp_path: Path) -> None:
 def test_role_refuses_to_guess(tmp_path: Path, variables: dict[str, Any], said: str) -> None:
     """Before it changes anything, and without showing a secret."""
     given = {**NEEDED, **variables} if variables else {}
-    env = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
     argv = [find_ansible(), "--connection=local", "--inventory=localhost,", f"--extra-vars={json.dumps(given)}"]
-    done = run([*argv, ANSIBLE / "playbooks/lab.yml"], env=env, check=False)
+    done = run([*argv, ANSIBLE / "playbooks/lab.yml"], env=build_environment(ANSIBLE, tmp_path), check=False)
     assert done.status
     assert said in done.stdout
     assert "changed=0" in done.stdout

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.host.run import Completed, run
 from orchestrator.images.wheels import source_tree
-from orchestrator.lab.build import find_ansible
+from orchestrator.lab.ansible import build_environment, find_ansible
 
 ROLE = source_tree() / "ansible/roles/nohype_host"
 UNITS = ("nohyped.service", "nohyped.socket")
@@ -30,14 +30,9 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tasks": tasks,
     }  # fmt: skip
     (folder / "play.yml").write_text(json.dumps([play]))
-    env = {
-        "ANSIBLE_CONFIG": str(source_tree() / "ansible/ansible.cfg"),
-        "ANSIBLE_HOME": str(folder / "home"),
-        "LC_ALL": "C.UTF-8",
-    }
     variables = {"nohype_housekeeping_cpus": "0-1", "nohype_uplinks": [{"name": "nic0"}, {"name": "nic1"}]}
     argv = [find_ansible(), "--connection=local", "--inventory=localhost,", f"--extra-vars={json.dumps(variables)}"]
-    run([*argv, folder / "play.yml"], env=env)
+    run([*argv, folder / "play.yml"], env=build_environment(source_tree() / "ansible", folder / "home"))
     return folder
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator.errors import ImageError
 from orchestrator.images.wheels import build_download, hash_sources, read_requirements, source_tree
-from orchestrator.lab.build import parse_changed, read_packages, role_variables
+from orchestrator.lab.ansible import parse_changed
+from orchestrator.lab.build import read_packages, role_variables
 from orchestrator.lab.spec import load_spec
 
 DEFAULTS = source_tree() / "ansible/roles/nohype_host/defaults/main.yml"
