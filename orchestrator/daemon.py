@@ -81,7 +81,7 @@ def serve(config: DaemonConfig) -> None:
     # However many guests there are: each may take a while (sd_notify(3)).
     supervisor.recover(lambda: notify_systemd(f"EXTEND_TIMEOUT_USEC={_A_GUEST * 1_000_000}"))
     # A PF that can't be put right must not keep the manager from stopping its guests.
-    _logged(supervisor.keep_edge_mode)
+    _logged(supervisor.links_changed)
     uplinks = frozenset(config.host.uplinks)
     threading.Thread(target=_watch_uplinks, args=(supervisor, uplinks), name="uplinks", daemon=True).start()
     threading.Thread(target=_look_now_and_then, args=(supervisor,), name="looker", daemon=True).start()
@@ -109,12 +109,12 @@ def _watch_uplinks(supervisor: Supervisor, uplinks: frozenset[str]) -> None:
     def watch() -> None:
         for interface in netlink.watch_links():
             if interface in uplinks:
-                _logged(supervisor.keep_edge_mode)
+                _logged(supervisor.links_changed)
 
     while True:
         _logged(watch)
         time.sleep(_PAUSE)
-        _logged(supervisor.keep_edge_mode)  # what was missed meanwhile
+        _logged(supervisor.links_changed)  # what was missed meanwhile
 
 
 def _look_now_and_then(supervisor: Supervisor) -> None:

@@ -370,7 +370,7 @@ def _reset_pf(world: World, manager: SystemManager, _name: str, rng: Random) -> 
     key = rng.choice(sorted(world.host.registers))
     if world.host.registers[key]:
         world.host.registers[key] |= LOOPBACK
-    manager.supervisor.keep_edge_mode()
+    manager.supervisor.links_changed()
 
 
 OPERATIONS: dict[str, Callable[[World, SystemManager, str, Random], object]] = {

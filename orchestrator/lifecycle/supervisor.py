@@ -51,6 +51,10 @@ class Supervisor:
         self._unsettled: set[str] = set()
         # Guests that should run, and did not at the last look.
         self._gone: set[UUID] = set()
+        # What the PFs enforce for their VFs, and whether that may have changed since it was read: reading costs.
+        self._vfs: VfStates = {}
+        self._links_changed = threading.Event()
+        self._links_changed.set()
         self._closed = False
 
     def close(self) -> None:
@@ -160,18 +164,22 @@ class Supervisor:
     def check(self) -> None:
         """Compares each running guest with its claim. What differs is reported, and put right only where that cannot hurt."""
         claims = self._ledger.read().claims
-        running = [claim for claim in claims if claim.state == GuestState.RUNNING]
-        vfs = self._cores.read_vfs() if running else {}
-        for claim in running:
-            with self.changing.if_free(claim.plan.name) as held:
-                now = self._ledger.find(claim.plan.name) if held else None
-                # Another guest may have its name by now.
-                if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
-                    self._quietly(partial(self._check, now, vfs))
+        if self._links_changed.is_set():
+            self._quietly(self._read_vfs)
+        for claim in claims:
+            if claim.state == GuestState.RUNNING:
+                with self.changing.if_free(claim.plan.name) as held:
+                    now = self._ledger.find(claim.plan.name) if held else None
+                    # Another guest may have its name by now.
+                    if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
+                        self._quietly(partial(self._check, now))
         self._report_drift(HOST, "", self._cores.check_pools(claims))
 
-    def keep_edge_mode(self) -> None:
-        """Puts the PFs of guests back into VEPA mode if a PF reset took them out of it (with igb each reset does)."""
+    def links_changed(self) -> None:
+        """Puts the PFs of guests back into VEPA mode if a PF reset took them out of it (with igb each reset does), and sees to it
+        that the next look is at their VFs too: the kernel tells of each that is set (do_setlink(), rtnetlink.c).
+        """
+        self._links_changed.set()
         for plan in {claim.plan.vf.pf: claim.plan for claim in self._ledger.read().claims}.values():
             try:
                 self._cores.keep_edge_mode(plan)
@@ -292,9 +300,15 @@ class Supervisor:
         if timer:
             timer.cancel()
 
-    def _check(self, claim: Claim, vfs: VfStates) -> None:
+    def _read_vfs(self) -> None:
+        self._links_changed.clear()  # first: what changes while they are read is read at the next look
+        self._vfs = {}  # if that fails, each guest's is tried again
+        self._vfs = self._cores.read_vfs()
+
+    def _check(self, claim: Claim) -> None:
         plan = claim.plan
         where = plan.vf.interface, plan.vf.index
+        vfs = self._vfs
         if check_vf(plan, vfs.get(where)):
             vfs = self._cores.read_vfs()  # it may have been started again since: nobody else changes it from here on
         try:

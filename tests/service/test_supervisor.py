@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.access import MANAGER, OPERATOR, Identity, Role
-from orchestrator.errors import Conflict, HypervisorError, NotFound
+from orchestrator.errors import Conflict, HostError, HypervisorError, NotFound
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import core_manager
@@ -212,6 +212,7 @@ def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager:
     net = world.host.fake_net
 
     def told() -> list[str]:
+        manager.supervisor.links_changed()
         manager.supervisor.check()
         return [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
 
@@ -233,6 +234,28 @@ def test_a_vf_of_a_guest_that_is_started_again_meanwhile_has_not_changed(
     manager.supervisor.check()
     assert first == []
     assert "drifted" not in kinds(manager)
+
+
+def test_vfs_are_read_only_when_a_link_has_changed(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(manager)
+    manager.supervisor.check()
+    monkeypatch.setattr(CoreManager, "read_vfs", lambda _self: pytest.fail("nothing has changed"))
+    manager.supervisor.check()
+
+
+def test_vfs_that_could_not_be_read_are_read_again(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    vf = create(manager).vf
+
+    def fail(_self: object) -> None:
+        raise HostError("no netlink")
+
+    world.host.fake_net.set_vf(vf.interface, vf.index, vlan=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(CoreManager, "read_vfs", fail)
+        manager.supervisor.check()
+        assert "drifted" not in kinds(manager), "what could not be read has not changed"
+    manager.supervisor.check()
+    assert "drifted" in kinds(manager)
 
 
 def test_a_creation_that_could_not_be_undone_is_undone_later(
