@@ -272,8 +272,10 @@ class SystemManager:
         with self._asking(name):
             claim = self._find(who, name)  # again: it may be another's by now
             self._check_change(who, claim)
-            live, log = self._hypervisor.guest(name), self._cores.console_log(name)
-            console = live.console
+            console, log = self._hypervisor.guest(name).console, self._cores.console_log(name)
+            # Since the console was found by name: nobody types on another's.
+            if claim.plan.uuid not in self._hypervisor.uuids():
+                raise _gone(claim)
             if console is None:
                 raise GuestError(f"guest {name} has no serial console")
             return self._read_console(who, claim, lambda: tell(console, log, line, timeout=timeout))
@@ -293,7 +295,7 @@ class SystemManager:
             return read()
         finally:
             if self._find(who, claim.plan.name).plan.uuid != claim.plan.uuid:
-                raise NotFound(f"the guest {claim.plan.name} that was asked is gone", "there is another of its name now")
+                raise _gone(claim)
 
     def _find(self, who: Identity, name: str) -> Claim:
         claim = self._ledger.find(name)
@@ -332,6 +334,10 @@ class SystemManager:
         _log.info("%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._happened:
             self._happened.notify_all()
+
+
+def _gone(claim: Claim) -> NotFound:
+    return NotFound(f"the guest {claim.plan.name} that was asked is gone", "`nohype guest list` shows if there is a new one")
 
 
 def _hide_trouble(event: Event) -> Event:

@@ -11,9 +11,10 @@ import pytest
 
 from orchestrator.access import MANAGER, OPERATOR, Identity, Role
 from orchestrator.errors import Conflict, HostError, HypervisorError, NotFound
-from orchestrator.hypervisor import End
+from orchestrator.hypervisor import End, LiveGuest
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import core_manager
+from orchestrator.lifecycle import manager as manager_module
 from orchestrator.lifecycle import supervisor as supervisor_module
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.manager import SystemManager
@@ -75,6 +76,43 @@ def kinds(manager: SystemManager) -> list[str]:
 def spoil(world: World, plan: Plan) -> None:
     """Makes the guest's VF one that can't be reset, and so not be verified clean."""
     (world.host.path / DEVICES / str(plan.vf.address) / "reset").unlink()
+
+
+# Consoles
+
+
+def test_what_another_guest_of_the_name_prints_is_not_told(
+    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> str:
+        manager.delete(OPERATOR, "web")
+        create(manager)
+        return "nohype: ready secret"
+
+    monkeypatch.setattr(manager_module, "wait_for", read)
+    create(manager)
+    with pytest.raises(NotFound, match="web that was asked is gone"):
+        manager.wait_ready(OPERATOR, "web", 1)
+
+
+def test_nothing_is_typed_on_the_console_of_another_guest_of_the_name(
+    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(manager)
+    find = world.hypervisor.guest
+
+    def swap(name: str) -> LiveGuest:
+        monkeypatch.setattr(world.hypervisor, "guest", find)
+        manager.delete(OPERATOR, name)
+        create(manager)
+        return find(name)
+
+    monkeypatch.setattr(world.hypervisor, "guest", swap)
+    typed: list[object] = []
+    monkeypatch.setattr(manager_module, "tell", lambda *words, **_: typed.append(words))
+    with pytest.raises(NotFound, match="web that was asked is gone"):
+        manager.tell(OPERATOR, "web", "halt", 1)
+    assert typed == []
 
 
 # Ends

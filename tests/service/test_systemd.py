@@ -60,6 +60,13 @@ def test_a_systemd_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp
     notify_systemd("READY=1")
 
 
+def test_no_descriptor_left_for_telling_is_no_error(systemd: Callable[[], str]) -> None:
+    lack = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); notify_systemd('WATCHDOG=1')"
+    text = f"from orchestrator.service.systemd import notify_systemd; {lack}; print('went on')"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert (done.stdout, systemd()) == ("went on\n", "")
+
+
 CHILD = """
 import json, os, sys
 os.environ["LISTEN_PID"] = os.environ["LISTEN_PID"] or str(os.getpid())
