@@ -16,14 +16,19 @@ from orchestrator.errors import GuestError
 
 READY = r"^nohype: ready .*$"
 ANSWER = r"^nohype: (done|error).*$"
+# C0 and C1 controls but tab and line feed, and what changes the direction of text (Unicode 9, UAX 9 2).
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _POLL = 0.2
 _ALIVE = 2.0
 
 
 def read_console(log: Path) -> str:
-    """All that the guest has printed since it was started; empty if the log is not there yet."""
+    """All that the guest has printed since it was started; empty if the log is not there yet.
+
+    Without what could move the cursor of whoever reads it, or turn his text round: a guest may print anything.
+    """
     try:
-        return log.read_bytes().decode(errors="replace").replace("\r", "")
+        return _UNSAFE.sub("\ufffd", log.read_bytes().decode(errors="replace").replace("\r", ""))
     except FileNotFoundError:
         return ""
 

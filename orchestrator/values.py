@@ -17,6 +17,7 @@ _SIZE = re.compile(r"(\d{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.ASCII)
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
+_MOST_CPUS = 8192
 _CPU_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
@@ -36,14 +37,18 @@ class CpuSet:
         """Reads the kernel's list format.
 
         Raises:
-            RequestError: the text is no CPU list.
+            RequestError: the text is no CPU list, or names more than any kernel has (8192: NR_CPUS, arch/x86/Kconfig).
         """
-        ids: set[int] = set()
+        ids: list[int] = []
         for part in filter(None, text.strip().split(",")):
             match = _CPU_RANGE.fullmatch(part.strip())
             if not match or int(match[2] or match[1]) < int(match[1]):
-                raise RequestError(f"{text!r} is not a list of CPUs", "write it like 0-3,8")
-            ids.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+                raise RequestError(f"{_shorten(text)} is not a list of CPUs", "write it like 0-3,8")
+            first, last = int(match[1]), int(match[2] or match[1])
+            # Before they are counted out: a short text can name very many.
+            if last >= _MOST_CPUS or len(ids) + last - first >= _MOST_CPUS:
+                raise RequestError(f"{_shorten(text)} names more CPUs than any kernel has", "write it like 0-3,8")
+            ids.extend(range(first, last + 1))
         return cls(frozenset(ids))
 
     def __str__(self) -> str:
@@ -158,6 +163,10 @@ class MacAddress:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:100]}...")
 
 
 def parse_guest_name(text: str) -> str:

@@ -15,7 +15,8 @@ from orchestrator.api.problems import WrongMedia
 from orchestrator.errors import RequestError, TooLarge
 
 _ARRIVES = 30.0
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# Possessive, and a string need not end: each character is looked at once, whatever is sent.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 class ClientGone(Exception):

@@ -198,11 +198,13 @@ class Client:
         Raises:
             OrchestratorError: the manager can't be reached at the beginning, or refuses.
         """
+        if after is None:
+            # Asked for, so that nothing is missed if the connection is lost before the first event.
+            after = max((event["id"] for event in self.events(limit=1)), default=0)
         reached = False
         while True:
             try:
-                with self._open("GET", "/v1/events/stream", None, {"Last-Event-ID": str(after)} if after is not None else {},
-                                _SILENCE) as response:  # fmt: skip
+                with self._open("GET", "/v1/events/stream", None, {"Last-Event-ID": str(after)}, _SILENCE) as response:
                     reached = True
                     for event in _parse_stream(response):
                         after = event["id"]

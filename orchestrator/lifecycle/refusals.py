@@ -10,6 +10,8 @@ from orchestrator.access import Identity
 from orchestrator.ledger import Ledger
 
 MOST = 30
+_LONGEST = 500
+"""Characters of a reason: it may repeat what was asked for, which is as long as somebody likes."""
 _PERIOD = 60.0
 
 
@@ -35,6 +37,7 @@ class RefusalLog:
                 since, count = now, 0
             self._counts[who.name] = since, count + 1
         if count < MOST:
+            why = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}..."
             self._ledger.log("refused", name, why, who=who.name, tenant=who.tenant, took=took)
         elif count == MOST:
             why = f"more than {MOST} requests within a minute; further ones of this minute are not logged"

@@ -106,6 +106,18 @@ def test_the_client_survives_a_restart_of_the_manager(tmp_path: Path) -> None:
     assert not {event["id"] for event in before} & {event["id"] for event in after}
 
 
+def test_a_watcher_that_has_seen_nothing_yet_misses_nothing_either(tmp_path: Path) -> None:
+    world = World(tmp_path / "world")
+    with serve(tmp_path, world=world) as served:
+        served.client.create(GOOD)
+        watcher = Watcher(served.client)
+        while not served.feed._watchers:
+            time.sleep(0.02)
+    with serve(tmp_path, world=world) as served:
+        served.client.kill("one")  # before the watcher has come back
+        assert watcher.until("stopped")[-1]["subject"] == "one"
+
+
 def test_a_tenant_sees_its_own_only(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.issue("manager", addresses=("127.0.0.1",))

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from orchestrator.api.app import parse_if_match
+from orchestrator.api.body import check_json
 from orchestrator.api.client import _parse_stream
 from orchestrator.api.limits import _REMEMBERED, Turns
 from orchestrator.api.problems import _KINDS, STATUS, build_headers, build_problem, parse_problem
@@ -21,6 +22,14 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("end", [b"", b"\\", b'"'])
+def test_each_character_of_a_body_is_looked_at_once(end: bytes) -> None:
+    """A string that never ends, of a length at which to begin again at each quote would take days."""
+    with pytest.raises(RequestError, match="not JSON"):
+        check_json(b'["' + b'\\"' * 1_000_000 + end, "application/json", nesting=16)
 
 
 def test_a_bucket_empties_and_fills() -> None:

@@ -75,5 +75,11 @@ def test_a_log_that_was_begun_anew_is_read_from_its_start(tmp_path: Path) -> Non
     assert wait_for(log, "^nohype: done .*$", since=10_000, timeout=1) == "nohype: done mac\n"
 
 
+def test_nothing_that_a_guest_prints_moves_the_readers_cursor(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("nohype: ready \x1b]0;title\x07 \x9b2J\u202e\x00 ä\tb\n")
+    assert read_console(log) == "nohype: ready \ufffd]0;title\ufffd \ufffd2J\ufffd\ufffd ä\tb\n"
+
+
 def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert read_console(tmp_path / "none") == ""

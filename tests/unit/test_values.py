@@ -54,6 +54,14 @@ def test_cpu_set_refuses(text: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("text", ["8192", "0-8192", "0-4095,0-4095,7", "0-99999," * 500])
+def test_cpu_set_counts_before_it_counts_out(text: str) -> None:
+    assert len(CpuSet.parse("0-8191")) == 8192
+    with pytest.raises(RequestError, match="more CPUs than any kernel has") as caught:
+        CpuSet.parse(text)
+    assert len(caught.value.message) < 200
+
+
 @given(st.integers(1, (1 << 49) - 1).map(Size))
 def test_size_round_trip(size: Size) -> None:
     assert Size.parse(str(size)) == size
