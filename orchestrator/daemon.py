@@ -82,8 +82,7 @@ def serve(config: DaemonConfig) -> None:
     supervisor.recover(lambda: notify_systemd(f"EXTEND_TIMEOUT_USEC={_A_GUEST * 1_000_000}"))
     # A PF that can't be put right must not keep the manager from stopping its guests.
     _logged(supervisor.links_changed)
-    uplinks = frozenset(config.host.uplinks)
-    threading.Thread(target=_watch_uplinks, args=(supervisor, uplinks), name="uplinks", daemon=True).start()
+    threading.Thread(target=_watch_uplinks, args=(supervisor,), name="uplinks", daemon=True).start()
     threading.Thread(target=_look_now_and_then, args=(supervisor,), name="looker", daemon=True).start()
     audit = watch_audit(Auditor(host, hypervisor, manager, config).run, seen)
     metrics = build_metrics(manager.survey, ledger, hypervisor, policy, seen)
@@ -103,12 +102,12 @@ def serve(config: DaemonConfig) -> None:
     server.run()
 
 
-def _watch_uplinks(supervisor: Supervisor, uplinks: frozenset[str]) -> None:
+def _watch_uplinks(supervisor: Supervisor) -> None:
     """A PF reset shows as its link going down and up; igb then has local switching on again."""
 
     def watch() -> None:
         for interface in netlink.watch_links():
-            if interface in uplinks:
+            if supervisor.uses(interface):
                 _logged(supervisor.links_changed)
 
     while True:

@@ -11,7 +11,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -32,7 +32,7 @@ from orchestrator.topology import Topology
 _log = logging.getLogger(__name__)
 
 # Nothing in a survey changes by itself but pools, and a survey of a large host reads thousands of files: it is not read anew for
-# each of several scrapers, but for each change of claims.
+# each of several scrapers, but whenever guests have come, gone, or changed their state.
 _SURVEY_AGE = 60.0
 
 
@@ -96,7 +96,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-_FAILED_HOW = {"refused": Outcome.REFUSED, "failed": Outcome.FAILED}
+_FAILED_HOW = {"refused": Outcome.REFUSED, "plan-failed": Outcome.FAILED, "failed": Outcome.FAILED}
 
 
 class Guest(Protocol):
@@ -167,7 +167,7 @@ class Observations:
     def observe_event(self, event: Event) -> None:
         """Something has happened that the ledger has logged: claims, starts and what could not be undone are counted from it."""
         outcome = _FAILED_HOW.get(event.kind, Outcome.OK)
-        if event.took is not None and event.kind in ("claimed", "refused"):
+        if event.took is not None and event.kind in ("claimed", "refused", "plan-failed"):
             self.observe_claim(event.took, outcome)
         elif event.took is not None and event.kind in ("started", "failed"):
             self.observe_start(event.took, outcome)
@@ -239,7 +239,7 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self._lock = threading.Lock()
-        self._survey: tuple[float, int, Topology] | None = None
+        self._survey: tuple[float, Hashable, Topology] | None = None
 
     def render(self) -> tuple[bytes, str]:
         """The page and its content type. Raises nothing on account of a source."""
@@ -296,9 +296,8 @@ class Metrics:
         yield "nohype_ledger_generation", (), self._sources.generation()
 
     def _read_host(self) -> Iterator[Sample]:
-        generation = self._sources.generation()
         guests = tuple(self._sources.guests())
-        topology = self._read_survey(generation)
+        topology = self._read_survey(tuple((guest.plan.uuid, guest.state) for guest in guests))
         plans = {str(guest.plan.name): guest.plan for guest in guests}
         quarantined = {guest.plan.name for guest in guests if guest.state == GuestState.QUARANTINED}
         started = {guest.plan.name for guest in guests if guest.state != GuestState.STOPPED}
@@ -309,10 +308,10 @@ class Metrics:
         for (uplink, use), count in count_vfs(topology, plans, quarantined, self._policy).items():
             yield "nohype_vfs", (uplink, use), count
 
-    def _read_survey(self, generation: int) -> Topology:
+    def _read_survey(self, guests: Hashable) -> Topology:
         now = self._seen.clock()
-        if self._survey is None or self._survey[1] != generation or now - self._survey[0] > _SURVEY_AGE:
-            self._survey = (now, generation, self._sources.survey())
+        if self._survey is None or self._survey[1] != guests or now - self._survey[0] > _SURVEY_AGE:
+            self._survey = (now, guests, self._sources.survey())
         return self._survey[2]
 
     def _read_exits(self) -> Iterator[Sample]:

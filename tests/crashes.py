@@ -28,6 +28,7 @@ from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle.manager import SystemManager
+from orchestrator.planning.plan import Policy
 from orchestrator.request import GuestRequest
 from orchestrator.state import SETTLED, GuestState
 from tests.fakehost import IMAGE, Server, build_server, make_image
@@ -85,11 +86,11 @@ class World:
         self.host = FakeRoot(folder / "host")
         self.hypervisor = FakeHypervisor(self.host)
 
-    def open_manager(self) -> tuple[SystemManager, Ledger]:
-        """A manager as `nohyped` makes it, not recovered yet."""
+    def open_manager(self, policy: Policy | None = None) -> tuple[SystemManager, Ledger]:
+        """A manager as `nohyped` makes it, not recovered yet; with another policy than the server's, if one is given."""
         ledger = Ledger(self.folder / "ledger.sqlite")
         folders = {"images": self.folder / "images", "consoles": self.folder / "consoles"}
-        return SystemManager(self.host, self.hypervisor, ledger, self.server.policy, **folders), ledger  # type: ignore[arg-type]
+        return SystemManager(self.host, self.hypervisor, ledger, policy or self.server.policy, **folders), ledger  # type: ignore[arg-type]
 
     def count_undo_records(self) -> int:
         """Length of the undo journal, past the ledger's own words."""

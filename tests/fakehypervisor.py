@@ -86,6 +86,10 @@ class FakeHypervisor:
             add_thread(self._host, guest["pid"], helper, "kvm-nx-lpage-re", guest["pins"][0], group=f"/{group}")
             self._store(guest | {"paused": False})
 
+    def suspend(self, name: str) -> None:
+        """What `virsh suspend` does."""
+        self._store(self._load(name) | {"paused": True})
+
     def is_paused(self, uuid: UUID) -> bool:
         """See Hypervisor."""
         guest = self._find(uuid)
@@ -121,7 +125,9 @@ class FakeHypervisor:
     def pin_emulator(self, name: str, cpus: CpuSet) -> None:
         """See Hypervisor."""
         with self._host.changing("hypervisor pin emulator", f"{name} {cpus}"):
-            self._store(self._load(name) | {"emulator": str(cpus)})
+            guest = self._load(name) | {"emulator": str(cpus)}
+            self._store(guest)
+            self._host.sched_setaffinity(guest["pid"], cpus)
 
     def uuids(self) -> frozenset[UUID]:
         """See Hypervisor."""

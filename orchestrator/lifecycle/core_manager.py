@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import ENOENT, ESRCH
 from pathlib import Path
 from uuid import UUID
@@ -80,6 +80,10 @@ class CoreManager:
     """Guests whose ``shut_down`` is to wait no longer. A word that came too late is forgotten at the next start."""
     _turns: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_AT_A_TIME))
 
+    def as_now(self, plan: Plan) -> Plan:
+        """The plan with the host's housekeeping CPUs of now: they may have been changed since it was made."""
+        return replace(plan, housekeeping=self.policy.housekeeping)
+
     def console_log(self, name: str) -> Path:
         """The file that gets all that the guest prints."""
         return self.consoles / f"{name}.log"
@@ -96,6 +100,7 @@ class CoreManager:
         Raises:
             OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.
         """
+        plan = self.as_now(plan)
         image, log = find_image(self.images, plan.image), self.console_log(plan.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
@@ -119,16 +124,25 @@ class CoreManager:
             NotFound: it has ended.
             HostError: a thread may run where it must not; with both sets.
         """
-        live = self.hypervisor.guest(plan.name)
+        live = self.hold(plan)
+        if self.hypervisor.is_paused(plan.uuid):
+            self.hypervisor.resume(plan.uuid)
+        self._await_first_exit(plan.name)
+        _move_helpers(self.host, live)
+
+    def hold(self, plan: Plan) -> LiveGuest:
+        """Confines a guest to its cores and housekeeping, and looks whether none of its threads can reach beyond.
+
+        Raises:
+            As ``settle``.
+        """
+        plan, live = self.as_now(plan), self.hypervisor.guest(plan.name)
         own = CpuSet.of(plan.cpus)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
         scope = read_cgroup(self.host, live.pid, live.pid).partition("/libvirt/")[0]
         confine(self.host, scope, own | plan.housekeeping)
         check_threads(plan, live, read_process_threads(self.host, live.pid))
-        if self.hypervisor.is_paused(plan.uuid):
-            self.hypervisor.resume(plan.uuid)
-        self._await_first_exit(plan.name)
-        _move_helpers(self.host, live)
+        return live
 
     def shut_down(self, plan: Plan, timeout: float) -> bool:
         """Presses the guest's power button and waits, at most ``timeout`` seconds, for its end; returns whether it has ended."""

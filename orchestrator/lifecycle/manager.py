@@ -16,8 +16,10 @@ from orchestrator.errors import (
     Conflict,
     Forbidden,
     GuestError,
+    NoRoom,
     NotFound,
     OrchestratorError,
+    RequestError,
     Stale,
 )
 from orchestrator.host.root import HostRoot
@@ -38,6 +40,12 @@ from orchestrator.topology import Topology
 from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
+
+_REFUSALS = (RequestError, NotFound, Conflict, NoRoom)
+"""Errors that say what is wrong with a request; any other one is the host's."""
+
+_TROUBLE = ("plan-failed", "failed", "quarantined")
+"""Events that may name other people's guests and devices, as the host and libvirt do: a tenant only learns that there was one."""
 
 
 class SystemManager:
@@ -160,12 +168,14 @@ class SystemManager:
             try:
                 plan = self._placing.claim(who, request)
             except OrchestratorError as error:
-                self._refusals.log(request.name, error.message, who, time.monotonic() - began)
+                kind = "refused" if isinstance(error, _REFUSALS) else "plan-failed"
+                self._refusals.log(kind, request.name, error.message, who, time.monotonic() - began)
                 raise
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
-            self._ledger.log("claimed", plan.name, what, who=who.name, tenant=who.tenant, took=time.monotonic() - began)
-            claim = self.supervisor.start(self._find(who, plan.name), who.name)
+            claim = self._find(who, plan.name)
+            self.supervisor.note("claimed", claim, what, who.name, time.monotonic() - began)
+            claim = self.supervisor.start(claim, who.name)
             return view_guest(claim, frozenset({plan.uuid})), True
 
     def start(self, who: Identity, name: str, expected: int | None = None) -> GuestView:
@@ -182,6 +192,8 @@ class SystemManager:
             HostError, HypervisorError: the kernel or libvirt refused; what was done is undone.
         """
         with self._change(who, name, expected) as claim:
+            if claim.state == GuestState.RUNNING and claim.plan.uuid not in self._hypervisor.uuids():
+                claim = self.supervisor.stop(claim, who.name, 0)  # nobody has told of its end yet
             if claim.state != GuestState.RUNNING:
                 claim = self._ledger.set_state(name, GuestState.STARTING, restarts=0)
                 claim = self.supervisor.start(claim, who.name)
@@ -226,8 +238,9 @@ class SystemManager:
                 raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
             self._ledger.set_state(name, GuestState.DELETING)
             if findings := self.supervisor.delete(claim, "deleted", "on request", who.name):
-                what = f"guest {name} has ended, but is in quarantine, since not all that it had is clean: {'; '.join(findings)}"
-                raise Conflict(what, "an operator can look and clear it: nohype quarantine list")
+                what = f"guest {name} has ended, but is in quarantine, since not all that it had is clean"
+                found = "" if who.role is Role.TENANT else f": {'; '.join(findings)}"
+                raise Conflict(what + found, "an operator can look and clear it: nohype quarantine list")
 
     def clear_quarantine(self, who: Identity, name: str, *, force: bool = False) -> None:
         """Tries once more to clean what a guest had, and gives it free.
@@ -341,5 +354,4 @@ def _gone(claim: Claim) -> NotFound:
 
 
 def _hide_trouble(event: Event) -> Event:
-    """What the host or libvirt said may name other people's guests and devices: a tenant only learns that there was something."""
-    return replace(event, detail="the host had an error; its operator can see which") if event.kind == "failed" else event
+    return replace(event, detail="the operator of the host can see why") if event.kind in _TROUBLE else event

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.errors import Conflict
+from orchestrator.ledger import Claim
 from orchestrator.state import GuestState
+from orchestrator.values import CpuSet
 
 
 class Action(StrEnum):
@@ -40,6 +44,22 @@ def decide(state: GuestState, *, running: bool) -> Decision:
         running: whether it runs now, as libvirt tells.
     """
     return _IF_RUNNING[state] if running else _IF_NOT[state]
+
+
+def check_housekeeping(claims: Iterable[Claim], housekeeping: CpuSet) -> None:
+    """A host's housekeeping CPUs may be changed while there are guests, but not be taken from one.
+
+    Raises:
+        Conflict: some are a guest's; with each such guest, and what to do.
+    """
+    taken = [
+        f"CPUs {both} are guest {claim.plan.name}'s" for claim in claims if (both := CpuSet.of(claim.plan.cpus) & housekeeping)
+    ]
+    if taken:
+        raise Conflict(
+            f"CPUs {housekeeping} cannot be for housekeeping: {'; '.join(taken)}",
+            "put [host] housekeeping back as it was and delete the guest first; guests that run go on meanwhile",
+        )
 
 
 _CUT_SHORT = "its end was asked for, but not begun when the manager ended; ask again"

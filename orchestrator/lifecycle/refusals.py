@@ -28,8 +28,8 @@ class RefusalLog:
         # Person -> (beginning of the minute, refusals within it). As many as there are accounts and tokens.
         self._counts: dict[str, tuple[float, int]] = {}
 
-    def log(self, name: str, why: str, who: Identity, took: float) -> None:
-        """Somebody was refused a guest of this name, after ``took`` seconds."""
+    def log(self, kind: str, name: str, why: str, who: Identity, took: float) -> None:
+        """Somebody did not get a guest of this name, after ``took`` seconds."""
         now = self._clock()
         with self._lock:
             since, count = self._counts.get(who.name, (now, 0))
@@ -38,7 +38,7 @@ class RefusalLog:
             self._counts[who.name] = since, count + 1
         if count < MOST:
             why = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}..."
-            self._ledger.log("refused", name, why, who=who.name, tenant=who.tenant, took=took)
+            self._ledger.log(kind, name, why, who=who.name, tenant=who.tenant, took=took)
         elif count == MOST:
             why = f"more than {MOST} requests within a minute; further ones of this minute are not logged"
             self._ledger.log("refused", name, why, who=who.name, tenant=who.tenant)

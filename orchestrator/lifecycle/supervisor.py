@@ -18,7 +18,7 @@ from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST, CoreManager, VfStates
 from orchestrator.lifecycle.drift import check_drift, check_vf, repair_pins
 from orchestrator.lifecycle.locks import Locks
-from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, Decision, decide, plan_pause
+from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, Decision, check_housekeeping, decide, plan_pause
 from orchestrator.request import Restart
 from orchestrator.state import SETTLED, GuestState
 from orchestrator.values import CpuSet
@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 _FAILURES = (End.FAILED, End.RESET, End.UNKNOWN)
 """Ends after which the policy ``on-failure`` starts a guest again. A reset is a panic, or a reboot, which means to go on."""
+
+_LOOKS = 10
+"""Looks after which the VFs are read though nobody has told of a change."""
 
 _LONG = 600.0
 """Seconds after which a guest counts as one that had come up well."""
@@ -47,14 +50,15 @@ class Supervisor:
         self._restarts: dict[str, threading.Timer] = {}
         self._since: dict[str, float] = {}
         self._drifts: dict[str, tuple[str, ...]] = {}
-        # Guests that run as far as the ledger knows, but may still be paused: see ``CoreManager.settle``.
-        self._unsettled: set[str] = set()
+        # Guests that were adopted, but could not be held to their cores yet.
+        self._loose: set[str] = set()
         # Guests that should run, and did not at the last look.
         self._gone: set[UUID] = set()
         # What the PFs enforce for their VFs, and whether that may have changed since it was read: reading costs.
         self._vfs: VfStates = {}
         self._links_changed = threading.Event()
         self._links_changed.set()
+        self._looks = 0
         self._closed = False
 
     def close(self) -> None:
@@ -83,7 +87,7 @@ class Supervisor:
                 )
             raise
         self._since[name] = time.monotonic()
-        self._note("started", now, "; ".join((f"on CPUs {CpuSet.of(claim.plan.cpus)}", *changed)), who, time.monotonic() - began)
+        self.note("started", now, "; ".join((f"on CPUs {CpuSet.of(claim.plan.cpus)}", *changed)), who, time.monotonic() - began)
         return now
 
     def stop(self, claim: Claim, who: str, timeout: float) -> Claim:
@@ -91,7 +95,9 @@ class Supervisor:
         name, began = claim.plan.name, time.monotonic()
         self.cancel_restart(name)
         claim = self._ledger.set_state(name, GuestState.STOPPING, restarts=0)
-        if not timeout:
+        if claim.plan.uuid not in self._hypervisor.uuids():
+            how = "it had ended already"
+        elif not timeout:
             how = "ended at once"
         elif self._cores.shut_down(claim.plan, timeout):
             how = "powered off"
@@ -113,9 +119,9 @@ class Supervisor:
         """Gives the guest's claim free, and after the last one the host back."""
         self._ledger.release(claim.plan.name)
         self._drifts.pop(claim.plan.name, None)
-        self._unsettled.discard(claim.plan.name)
+        self._loose.discard(claim.plan.name)
         self._since.pop(claim.plan.name, None)
-        self._note(kind, claim, why, who, None if began is None else time.monotonic() - began)
+        self.note(kind, claim, why, who, None if began is None else time.monotonic() - began)
         self._quietly(self._cores.release_host)
 
     def recover(self, progress: Callable[[], object] = lambda: None) -> None:
@@ -125,8 +131,14 @@ class Supervisor:
 
         Args:
             progress: called before each guest.
+
+        Raises:
+            Conflict: the configuration takes a guest's cores; nothing was done.
         """
-        for claim in self._ledger.read().claims:
+        claims = self._ledger.read().claims
+        check_housekeeping(claims, self._cores.policy.housekeeping)
+        self._quietly(self._read_vfs)
+        for claim in claims:
             progress()
             with self.changing(claim.plan.name):
                 self._recover(claim, adopt=True)
@@ -144,7 +156,7 @@ class Supervisor:
         self._gone = {claim.plan.uuid for claim in claims if claim.state == GuestState.RUNNING} - running
         for claim in claims:
             decision = decide(claim.state, running=claim.plan.uuid in running)
-            if decision.state == claim.state and claim.state in SETTLED and claim.plan.name not in self._unsettled:
+            if decision.state == claim.state and claim.state in SETTLED and claim.plan.name not in self._loose:
                 continue
             with self.changing.if_free(claim.plan.name) as held:
                 now = self._ledger.find(claim.plan.name) if held else None
@@ -164,7 +176,9 @@ class Supervisor:
     def check(self) -> None:
         """Compares each running guest with its claim. What differs is reported, and put right only where that cannot hurt."""
         claims = self._ledger.read().claims
-        if self._links_changed.is_set():
+        self._looks += 1
+        # Now and then in any case: of a PF that is down, and of a request that fails half-way, the kernel does not tell.
+        if self._links_changed.is_set() or self._looks % _LOOKS == 0:
             self._quietly(self._read_vfs)
         for claim in claims:
             if claim.state == GuestState.RUNNING:
@@ -174,6 +188,10 @@ class Supervisor:
                     if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
                         self._quietly(partial(self._check, now))
         self._report_drift(HOST, "", self._cores.check_pools(claims))
+
+    def uses(self, interface: str) -> bool:
+        """Whether a guest has a VF of this PF: it may be no uplink any more by the manager's configuration."""
+        return any(claim.plan.vf.interface == interface for claim in self._ledger.read().claims)
 
     def links_changed(self) -> None:
         """Puts the PFs of guests back into VEPA mode if a PF reset took them out of it (with igb each reset does), and sees to it
@@ -199,12 +217,12 @@ class Supervisor:
         if findings:
             return self._quarantine(claim, findings, who)
         now = self._ledger.set_state(claim.plan.name, GuestState.STOPPED)
-        self._note(kind, now, why, who, None if began is None else time.monotonic() - began)
+        self.note(kind, now, why, who, None if began is None else time.monotonic() - began)
         return now
 
     def _quarantine(self, claim: Claim, findings: tuple[str, ...], who: str) -> Claim:
         self._ledger.quarantine(claim.plan.name, findings)
-        self._note("quarantined", claim, "; ".join(findings), who)
+        self.note("quarantined", claim, "; ".join(findings), who)
         return self._get(claim.plan.name)
 
     def _recover(self, claim: Claim, *, adopt: bool) -> None:
@@ -219,11 +237,12 @@ class Supervisor:
         if decision.state == claim.state and claim.state in SETTLED:
             self._go_on(claim, decision, adopt=adopt)
             return
-        self._note(str(decision.action), claim, decision.why, MANAGER.name)
+        if running and decision.action is not Action.QUARANTINE:
+            self._quietly(lambda: self._keep(claim, decision))
+            return
+        self.note(str(decision.action), claim, decision.why, MANAGER.name)
         if decision.action is Action.QUARANTINE:
             self._quarantine(claim, (decision.why,), MANAGER.name)
-        elif running:
-            self._settle(self._ledger.set_state(name, decision.state))
         elif decision.state == GuestState.DELETING:
             claim = self._ledger.set_state(name, GuestState.DELETING)
             self._quietly(lambda: self.delete(claim, "deleted", decision.why, MANAGER.name))
@@ -235,22 +254,26 @@ class Supervisor:
     def _go_on(self, claim: Claim, decision: Decision, *, adopt: bool) -> None:
         """Nothing is to be changed; see ``_recover``."""
         if adopt and decision.action is not Action.NONE:
-            self._note(str(decision.action), claim, decision.why, MANAGER.name)
-        if decision.action is Action.ADOPT and (adopt or claim.plan.name in self._unsettled):
-            # A recovery that was killed too may have noted that it runs and no more.
-            self._settle(claim)
+            self.note(str(decision.action), claim, decision.why, MANAGER.name)
+        if decision.action is Action.ADOPT and (adopt or claim.plan.name in self._loose):
+            self._loose.add(claim.plan.name)
+            self._quietly(lambda: self._hold(claim))
         if adopt and claim.state == GuestState.STOPPED and claim.restarts:
             self._restart_later(claim)
 
-    def _settle(self, claim: Claim) -> None:
-        """Lets a guest run; if that fails, ``collect`` tries again."""
-        self._unsettled.add(claim.plan.name)
+    def _keep(self, claim: Claim, decision: Decision) -> None:
+        """Lets a guest run that was created, or that was to be ended. It counts as one that runs only then: whatever cuts this
+        short, it is done again.
+        """
+        self._cores.settle(claim.plan)
+        now = self._ledger.set_state(claim.plan.name, decision.state)
+        self.note(str(decision.action), now, decision.why, MANAGER.name)
 
-        def settle() -> None:
-            self._cores.settle(claim.plan)
-            self._unsettled.discard(claim.plan.name)
-
-        self._quietly(settle)
+    def _hold(self, claim: Claim) -> None:
+        """Sees to it that a guest which runs keeps to its cores. One that somebody has suspended stays so."""
+        self._quietly(lambda: self._check(claim))  # first: what was changed meanwhile may let it stray
+        self._cores.hold(claim.plan)
+        self._loose.discard(claim.plan.name)
 
     def _after_end(self, claim: Claim, end: End) -> None:
         """Sees to what shall become of a guest that was to run, and has ended without us; then cleans up after it."""
@@ -276,7 +299,7 @@ class Supervisor:
         """Starts a guest again after a pause; its count of restarts says the how manieth time this will be."""
         name, pause = claim.plan.name, plan_pause(claim.restarts - 1)
         if pause is None:
-            self._note("gave-up", claim, f"it was started again {MOST_RESTARTS} times, and has failed each time", MANAGER.name)
+            self.note("gave-up", claim, f"it was started again {MOST_RESTARTS} times, and has failed each time", MANAGER.name)
         elif not self._closed:
             timer = threading.Timer(pause, lambda: self._quietly(lambda: self._restart(name)))
             timer.daemon = True
@@ -306,7 +329,7 @@ class Supervisor:
         self._vfs = self._cores.read_vfs()
 
     def _check(self, claim: Claim) -> None:
-        plan = claim.plan
+        plan = self._cores.as_now(claim.plan)
         where = plan.vf.interface, plan.vf.index
         vfs = self._vfs
         if check_vf(plan, vfs.get(where)):
@@ -333,5 +356,6 @@ class Supervisor:
         except OrchestratorError as error:
             _log.error("%s", error)
 
-    def _note(self, kind: str, claim: Claim, detail: str, who: str, took: float | None = None) -> None:
-        self._ledger.log(kind, claim.plan.name, detail, who=who, tenant=claim.owner, took=took)
+    def note(self, kind: str, claim: Claim, detail: str, who: str, took: float | None = None) -> None:
+        """Logs an event of a change that was made. If that fails (a full disk), the change stands all the same."""
+        self._quietly(lambda: self._ledger.log(kind, claim.plan.name, detail, who=who, tenant=claim.owner, took=took))

@@ -65,12 +65,12 @@ class SetVf:
         return f"give VF {self.index} of {self.interface} the address {self.mac}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step."""
+        """See Step. There is always something to undo: what others set for the VF while the guest has it."""
         vf = find_vf(host, self.interface, self.index)
         if vf is None:
             raise HostError(f"{self.interface} has no VF {self.index}", "`nohype survey` shows the VFs that exist")
-        as_wanted = vf == vf.as_new(self.mac)
-        return None if as_wanted else {"interface": self.interface, "index": self.index, "mac": str(vf.mac or "")}
+        mac = "" if vf.mac in (None, self.mac) else str(vf.mac)
+        return {"interface": self.interface, "index": self.index, "mac": mac}
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.access import MANAGER, OPERATOR, Identity, Role
-from orchestrator.errors import Conflict, HostError, HypervisorError, NotFound
+from orchestrator.errors import Conflict, HostError, HypervisorError, LedgerError, NotFound
+from orchestrator.host.processes import read_process_threads
 from orchestrator.hypervisor import End, LiveGuest
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import core_manager
@@ -269,6 +271,7 @@ def test_a_vf_of_a_guest_that_is_started_again_meanwhile_has_not_changed(
     create(manager)
     now, first = CoreManager.read_vfs, [dict[tuple[str, int], VfState]()]
     monkeypatch.setattr(CoreManager, "read_vfs", lambda self: first.pop() if first else now(self))
+    manager.supervisor.links_changed()
     manager.supervisor.check()
     assert first == []
     assert "drifted" not in kinds(manager)
@@ -276,9 +279,29 @@ def test_a_vf_of_a_guest_that_is_started_again_meanwhile_has_not_changed(
 
 def test_vfs_are_read_only_when_a_link_has_changed(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
     create(manager)
+    manager.supervisor.links_changed()
     manager.supervisor.check()
     monkeypatch.setattr(CoreManager, "read_vfs", lambda _self: pytest.fail("nothing has changed"))
     manager.supervisor.check()
+
+
+def test_vfs_are_read_now_and_then_though_nobody_has_told(world: World, manager: SystemManager) -> None:
+    """Of a PF that is down the kernel tells nothing."""
+    vf = create(manager).vf
+    manager.supervisor.links_changed()
+    manager.supervisor.check()
+    world.host.fake_net.set_vf(vf.interface, vf.index, vlan=7)
+    for _ in range(10):
+        manager.supervisor.check()
+    assert kinds(manager).count("drifted") == 1
+
+
+def test_links_of_guests_are_watched_whatever_is_configured(manager: SystemManager) -> None:
+    interface = create(manager).vf.interface
+    assert manager.supervisor.uses(interface)
+    assert not manager.supervisor.uses("nic9")
+    manager.delete(OPERATOR, "web")
+    assert not manager.supervisor.uses(interface)
 
 
 def test_vfs_that_could_not_be_read_are_read_again(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +317,37 @@ def test_vfs_that_could_not_be_read_are_read_again(world: World, manager: System
         assert "drifted" not in kinds(manager), "what could not be read has not changed"
     manager.supervisor.check()
     assert "drifted" in kinds(manager)
+
+
+def test_housekeeping_that_shrinks_frees_no_core_on_which_a_guests_threads_may_run(world: World) -> None:
+    """Guests go on while the manager gets its new configuration, with the affinities that they were started with."""
+    wide = replace(world.server.policy, housekeeping=CpuSet.parse("0-3"))
+    manager, ledger = world.open_manager(wide)
+    create(manager, name="stopped")
+    manager.kill(OPERATOR, "stopped")
+    pid = world.hypervisor.guest(create(manager).name).pid
+    assert str(world.hypervisor.guest("web").emulator_pin) == "0-3"
+    ledger.close()
+    manager, ledger = world.open_manager()
+    manager.supervisor.recover()
+    assert {str(thread.allowed) for thread in read_process_threads(world.host, pid) if "qemu" in thread.name} == {"0-1"}
+    assert str(world.hypervisor.guest("web").emulator_pin) == "0-1"
+    assert [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"] == [
+        "QEMU's other threads may run on CPUs 0-3 in place of 0-1"
+    ]
+    assert create(manager, name="new").cpus == (2, 3)
+    manager.start(OPERATOR, "stopped")
+    assert str(world.hypervisor.guest("stopped").emulator_pin) == "0-1"
+    assert world.host.violations() == []
+
+
+def test_housekeeping_that_takes_a_guests_cores_is_refused(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    create(manager)
+    manager.kill(OPERATOR, "web")
+    ledger.close()
+    manager, ledger = world.open_manager(replace(world.server.policy, housekeeping=CpuSet.parse("0-3")))
+    with pytest.raises(Conflict, match="CPUs 0-3 cannot be for housekeeping: CPUs 2-3 are guest web's"):
+        manager.supervisor.recover()
 
 
 def test_a_creation_that_could_not_be_undone_is_undone_later(
@@ -351,10 +405,49 @@ def test_a_guest_that_could_not_be_let_run_is_tried_again(
     ledger.close()
     manager, _ = world.open_manager()
     manager.supervisor.recover()
-    assert (state(manager), world.hypervisor.paused()) == ("running", {"web"})
+    assert (state(manager), world.hypervisor.paused()) == ("creating", {"web"})
     monkeypatch.setattr(world.hypervisor, "resume", resume)
     manager.supervisor.collect()
-    assert world.hypervisor.paused() == set()
+    assert (state(manager), world.hypervisor.paused()) == ("running", set())
+
+
+def test_a_guest_that_somebody_has_suspended_stays_so(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    create(manager)
+    world.hypervisor.suspend("web")
+    ledger.close()
+    manager, _ = world.open_manager()
+    manager.supervisor.recover()
+    manager.supervisor.collect()
+    assert (state(manager), world.hypervisor.paused()) == ("running", {"web"})
+
+
+def test_an_adopted_guest_that_could_not_be_held_is_tried_again(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, held = create(manager), []
+
+    def hold(_self: object, plan: Plan) -> None:
+        held.append(plan)
+        if len(held) == 1:
+            raise HypervisorError("libvirt is away")
+
+    ledger.close()
+    manager, _ = world.open_manager()
+    monkeypatch.setattr(CoreManager, "hold", hold)
+    manager.supervisor.recover()
+    for _ in range(3):
+        manager.supervisor.collect()
+    assert held == [plan, plan]
+
+
+def test_a_guest_whose_end_nobody_has_told_is_started(world: World, manager: SystemManager) -> None:
+    plan = create(manager)
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    world.hypervisor.end("web")
+    assert state(manager) == "ended"
+    assert manager.start(OPERATOR, "web").state == "running"
+    assert world.hypervisor.guest("web").hostdevs == (plan.vf.address,)
+    assert [event.detail for event in manager.events(OPERATOR) if event.kind == "stopped"] == ["it had ended already"]
 
 
 # Ended by somebody
@@ -493,12 +586,51 @@ def test_a_program_may_use_huge_pages_too(world: World, manager: SystemManager, 
 # What is logged
 
 
-def test_a_tenant_does_not_learn_of_others_from_trouble(manager: SystemManager, ledger: Ledger) -> None:
-    ledger.log("failed", "web", "VF is in use by domain secret", tenant="a")
-    tenant = Identity("ann", Role.TENANT, "a")
-    assert "secret" not in str(manager.events(tenant))
-    assert "its operator can see" in manager.events(tenant)[-1].detail
+ANN = Identity("ann", Role.TENANT, "a")
+
+
+@pytest.mark.parametrize("kind", ["failed", "plan-failed", "quarantined"])
+def test_a_tenant_does_not_learn_of_others_from_trouble(manager: SystemManager, ledger: Ledger, kind: str) -> None:
+    ledger.log(kind, "web", "VF is in use by domain secret", tenant="a")
+    assert "secret" not in str(manager.events(ANN))
+    assert "the operator of the host can see" in manager.events(ANN)[-1].detail
     assert "secret" in manager.events(OPERATOR)[-1].detail
+
+
+def test_what_the_host_can_not_do_is_no_refusal(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_own: object) -> None:
+        raise HypervisorError("QEMU of guest secret does not answer")
+
+    monkeypatch.setattr(world.hypervisor, "guests", fail)
+    with pytest.raises(HypervisorError):
+        manager.create(ANN, parse_guest_request({"name": "web", "image": IMAGE, "memory": "64M"}))
+    with pytest.raises(NotFound):
+        manager.create(ANN, parse_guest_request({"name": "web", "image": "none", "memory": "64M"}))
+    assert kinds(manager)[-2:] == ["plan-failed", "refused"]
+
+
+def test_a_tenant_is_not_told_what_is_not_clean(world: World, manager: SystemManager) -> None:
+    spoil(world, manager.create(ANN, parse_guest_request({"name": "web", "image": IMAGE, "memory": "64M"}))[0].plan)
+    with pytest.raises(Conflict, match="in quarantine, since not all that it had is clean\n"):
+        manager.delete(ANN, "web")
+
+
+def test_a_change_stands_though_its_event_can_not_be_written(
+    manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has just become full. The ledger knows what is so; what was done is not undone for want of its story."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise LedgerError("database or disk is full")
+
+    monkeypatch.setattr(ledger, "log", fail)
+    create(manager)
+    assert state(manager) == "running"
+    manager.stop(OPERATOR, "web", 1)
+    assert state(manager) == "stopped"
+    manager.delete(OPERATOR, "web")
+    assert ledger.read().claims == ()
+    assert manager.survey().pfs[0].vfs == (), "the host was given back"
 
 
 def test_a_start_says_what_was_changed(manager: SystemManager) -> None:
@@ -519,13 +651,13 @@ def test_refusals_cannot_fill_the_disk(ledger: Ledger) -> None:
     log = RefusalLog(ledger, lambda: now[0])
     before = ledger.last_event()
     for _ in range(MOST * 3):
-        log.log("web", "no room", OPERATOR, 0.1)
-    log.log("web", "no room", MANAGER, 0.1)
+        log.log("refused", "web", "no room", OPERATOR, 0.1)
+    log.log("refused", "web", "no room", MANAGER, 0.1)
     events = ledger.events(before)
     assert len(events) == MOST + 2, "one says that there are more, and others are not silenced"
     assert "further ones of this minute are not logged" in events[-2].detail
     now[0] = 61
-    log.log("web", "no room" * 1000, OPERATOR, 0.1)
+    log.log("refused", "web", "no room" * 1000, OPERATOR, 0.1)
     *_, last = ledger.events(before)
     assert len(ledger.events(before)) == MOST + 3
     assert len(last.detail) < 600

@@ -219,7 +219,8 @@ def test_the_age_of_the_audit(fake: Fake, topology: Topology) -> None:
 )
 def test_a_source_that_fails_takes_nothing_else_along(fake: Fake, broken: str, source: str, lost: set[str]) -> None:
     whole = set(fake.page())
-    fake.broken, fake.generation = {broken}, 8
+    fake.broken = {broken}
+    fake.guests[2] = replace(fake.guests[2], state="deleting")
     assert whole - set(fake.page()) == lost
     assert fake.figure("nohype_scrape_failures_total", source=source) == 2
     fake.broken = set()
@@ -235,12 +236,15 @@ def test_nothing_works_and_there_is_a_page_all_the_same(fake: Fake) -> None:
 def test_the_host_is_not_surveyed_for_each_scrape(fake: Fake) -> None:
     fake.page(), fake.page()
     assert fake.surveys == 1
-    fake.generation += 1
-    fake.page()
-    assert fake.surveys == 2
+    fake.guests[0] = replace(fake.guests[0], state="stopped")
+    fake.page(), fake.page()
+    assert fake.surveys == 2, "what a guest has given back is nobody else's"
+    del fake.guests[0]
+    fake.page(), fake.page()
+    assert fake.surveys == 3
     fake.now += 61
     fake.page()
-    assert fake.surveys == 3
+    assert fake.surveys == 4
 
 
 @pytest.mark.parametrize(("seconds", "first"), [(0.001, "0.001"), (0.0011, "0.0025"), (5.0, "+Inf")])
