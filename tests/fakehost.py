@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from orchestrator.planning.plan import Policy
 from orchestrator.values import CpuSet, Size
@@ -13,6 +14,7 @@ from tests.fakehypervisor import add_thread
 from tests.fakeroot import FakeRoot, build_host
 
 IMAGE = "minimal"
+BOOT_ID = "proc/sys/kernel/random/boot_id"
 _PF_KTHREAD, _PF_NO_SETAFFINITY = 0x0020_0000, 0x0400_0000  # include/linux/sched.h
 _PCI = "sys/bus/pci"
 
@@ -75,6 +77,7 @@ def make_image(store: Path) -> None:
 def _cpus(server: Server) -> Iterator[str]:
     folder = "sys/devices/system/cpu"
     everything, isolated = str(server.cpus), str(server.cpus - server.policy.housekeeping)
+    yield f"{BOOT_ID} = {uuid4()}"
     yield f"{folder}/online = {everything}"
     yield f"{folder}/possible = {everything}"
     yield f"{folder}/isolated = {isolated}"

@@ -93,6 +93,11 @@ class Maps:
     locked: int
 
 
+def read_boot_id(host: HostRoot) -> str:
+    """What this run of the kernel is called: another one after each boot (random(4))."""
+    return host.read("proc/sys/kernel/random/boot_id")
+
+
 def read_threads(host: HostRoot) -> tuple[Thread, ...]:
     """All threads of all processes.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from orchestrator.errors import LabError
+from orchestrator.host.processes import read_boot_id
 from orchestrator.host.root import HostRoot
 from orchestrator.host.run import spawn
 from orchestrator.lab.folder import RUNTIME, read_tail
@@ -70,7 +71,7 @@ def choose_accel(
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         verdict = Accel(kvm=False, reason=f"{_DEVICE} is not there, or not ours to open")
     else:
-        boot = host.read("proc/sys/kernel/random/boot_id")
+        boot = read_boot_id(host)
         known = _find_verdict(cache, boot)
         if known is None or (wanted is Wanted.KVM and not known.kvm):
             with timeline.stage("probe KVM"):

@@ -20,12 +20,13 @@ from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.edge import EdgeMode, read_edge_mode
 from orchestrator.host.hugepages import read_pools
 from orchestrator.host.pci import read_driver, read_numvfs, read_pf
-from orchestrator.host.processes import read_huge_pages, read_process_threads
+from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.drift import check_threads
+from orchestrator.lifecycle.pages import PAGES, await_pages, note_missing
 from orchestrator.planning.plan import Plan, Policy
 from orchestrator.state import GuestState
 from orchestrator.steps.base import Step, Undo, run_steps, undo_steps
@@ -44,7 +45,6 @@ HOST = "host"
 # Guests that are started at a time: all of that is work of the housekeeping cores. Their ends never wait.
 _AT_A_TIME = 8
 _FIRST_EXIT = 60.0
-_RETURN = 10.0
 
 UNDOS: Mapping[str, Undo] = {
     MoveKernelThread.action: undo_thread_affinity,
@@ -169,11 +169,12 @@ class CoreManager:
         """
         self.hypervisor.destroy(plan.uuid)
         self._hurried.discard(plan.uuid)
+        undos = {**UNDOS, PAGES: lambda host, noted: await_pages(host, self.hypervisor, self.ledger, plan, noted)}
         try:
-            undo_steps(self.host, self.ledger, plan.name, UNDOS)
+            undo_steps(self.host, self.ledger, plan.name, undos)
         except HostError as error:
             return (error.message,)
-        return (*self._check_vf(plan), *self._check_memory(plan))
+        return self._check_vf(plan)
 
     def forget(self, plan: Plan) -> None:
         """Drops what could not be undone for the guest: an operator has seen to it."""
@@ -230,6 +231,7 @@ class CoreManager:
         changed: tuple[str, ...] = ()
         if plan.vf.pf not in self._prepared or not read_numvfs(self.host, plan.vf.pf):
             changed = self._prepare_host(plan)
+        note_missing(self.host, self.hypervisor, self.ledger, plan)
         own: list[Step] = [SetVf(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)]
         changed += run_steps(self.host, self.ledger, plan.name, own)
         self.keep_edge_mode(plan)
@@ -260,47 +262,6 @@ class CoreManager:
         if self.find_driver(plan) == VFIO:
             return (f"VF {plan.vf.address} is still bound to {VFIO}",)
         return ()
-
-    def _check_memory(self, plan: Plan) -> tuple[str, ...]:
-        """The pool has at least what no guest uses. The kernel frees the pages of a process some time after its end."""
-        deadline = time.monotonic() + _RETURN
-        while True:
-            others = self._used_by_others(plan)
-            pools = [pool for pool in read_pools(self.host) if (pool.node, pool.page_size) == (plan.node, plan.page_size)]
-            total, free = sum(pool.total for pool in pools), sum(pool.free for pool in pools)
-            if free >= total - others:
-                return ()
-            if time.monotonic() > deadline:
-                programs = self._used_by_programs(plan)
-                missing = min(total - others - programs - free, plan.pages)
-                if missing <= 0:
-                    return ()
-                return (
-                    f"{missing} of its {plan.pages} huge pages of {plan.page_size} on node {plan.node} did not come back: "
-                    f"{free} of {total} are free, other guests use at most {others}, programs {programs}",
-                )
-            time.sleep(0.2)
-
-    def _used_by_programs(self, plan: Plan) -> int:
-        """Pages that programs have which are no guests, on all nodes: of which node they are is not told without a long look."""
-        guests = {guest.pid for guest in self.hypervisor.guests()}
-        return sum(size for pid, size in read_huge_pages(self.host).items() if pid not in guests) // plan.page_size.bytes
-
-    def _used_by_others(self, plan: Plan) -> int:
-        """Pages of the guest's pool that guests use at the most: ours that are not stopped, and other people's that run."""
-        claims = [claim for claim in self.ledger.read().claims if claim.plan.name != plan.name]
-        ours = {claim.plan.uuid for claim in claims} | {plan.uuid}
-        used = sum(
-            claim.plan.pages
-            for claim in claims
-            if (claim.plan.node, claim.plan.page_size) == (plan.node, plan.page_size) and claim.state != GuestState.STOPPED
-        )
-        strangers = self.hypervisor.uuids() - ours
-        if strangers:
-            names = {claim.plan.name for claim in claims}
-            live = [guest for guest in self.hypervisor.guests() if guest.name not in names]
-            used += sum(-(-guest.memory.bytes // plan.page_size.bytes) for guest in live if guest.node in (None, plan.node))
-        return used
 
 
 def _move_helpers(host: HostRoot, guest: LiveGuest) -> None:

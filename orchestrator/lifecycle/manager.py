@@ -12,16 +12,7 @@ from pathlib import Path
 
 from orchestrator.access import Identity, Role, may_change, may_see
 from orchestrator.console import READY, tell, wait_for
-from orchestrator.errors import (
-    Conflict,
-    Forbidden,
-    GuestError,
-    NoRoom,
-    NotFound,
-    OrchestratorError,
-    RequestError,
-    Stale,
-)
+from orchestrator.errors import Conflict, Forbidden, GuestError, NotFound, OrchestratorError, Stale
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
@@ -40,9 +31,6 @@ from orchestrator.topology import Topology
 from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
-
-_REFUSALS = (RequestError, NotFound, Conflict, NoRoom)
-"""Errors that say what is wrong with a request; any other one is the host's."""
 
 _TROUBLE = ("plan-failed", "failed", "quarantined")
 """Events that may name other people's guests and devices, as the host and libvirt do: a tenant only learns that there was one."""
@@ -168,8 +156,7 @@ class SystemManager:
             try:
                 plan = self._placing.claim(who, request)
             except OrchestratorError as error:
-                kind = "refused" if isinstance(error, _REFUSALS) else "plan-failed"
-                self._refusals.log(kind, request.name, error.message, who, time.monotonic() - began)
+                self._refusals.log(request.name, error, who, time.monotonic() - began)
                 raise
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"

@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable
 
 from orchestrator.access import Identity
+from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError, RequestError
 from orchestrator.ledger import Ledger
+
+_REFUSALS = (RequestError, NotFound, Conflict, NoRoom)
+"""Errors that say what is wrong with a request; any other one is the host's."""
 
 MOST = 30
 _LONGEST = 500
@@ -28,8 +32,9 @@ class RefusalLog:
         # Person -> (beginning of the minute, refusals within it). As many as there are accounts and tokens.
         self._counts: dict[str, tuple[float, int]] = {}
 
-    def log(self, kind: str, name: str, why: str, who: Identity, took: float) -> None:
+    def log(self, name: str, error: OrchestratorError, who: Identity, took: float) -> None:
         """Somebody did not get a guest of this name, after ``took`` seconds."""
+        kind, why = "refused" if isinstance(error, _REFUSALS) else "plan-failed", error.message
         now = self._clock()
         with self._lock:
             since, count = self._counts.get(who.name, (now, 0))

@@ -15,9 +15,9 @@ from orchestrator.access import MANAGER
 from orchestrator.errors import NotFound, OrchestratorError
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Claim, Ledger
-from orchestrator.lifecycle.core_manager import HOST, CoreManager, VfStates
-from orchestrator.lifecycle.drift import check_drift, check_vf, repair_pins
+from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.locks import Locks
+from orchestrator.lifecycle.lookout import Lookout
 from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, Decision, check_housekeeping, decide, plan_pause
 from orchestrator.request import Restart
 from orchestrator.state import SETTLED, GuestState
@@ -27,9 +27,6 @@ _log = logging.getLogger(__name__)
 
 _FAILURES = (End.FAILED, End.RESET, End.UNKNOWN)
 """Ends after which the policy ``on-failure`` starts a guest again. A reset is a panic, or a reboot, which means to go on."""
-
-_LOOKS = 10
-"""Looks after which the VFs are read though nobody has told of a change."""
 
 _LONG = 600.0
 """Seconds after which a guest counts as one that had come up well."""
@@ -49,16 +46,11 @@ class Supervisor:
         self._hypervisor = cores.hypervisor
         self._restarts: dict[str, threading.Timer] = {}
         self._since: dict[str, float] = {}
-        self._drifts: dict[str, tuple[str, ...]] = {}
+        self._lookout = Lookout(cores, cores.hypervisor, ledger)
         # Guests that were adopted, but could not be held to their cores yet.
         self._loose: set[str] = set()
         # Guests that should run, and did not at the last look.
         self._gone: set[UUID] = set()
-        # What the PFs enforce for their VFs, and whether that may have changed since it was read: reading costs.
-        self._vfs: VfStates = {}
-        self._links_changed = threading.Event()
-        self._links_changed.set()
-        self._looks = 0
         self._closed = False
 
     def close(self) -> None:
@@ -118,7 +110,7 @@ class Supervisor:
     def release(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> None:
         """Gives the guest's claim free, and after the last one the host back."""
         self._ledger.release(claim.plan.name)
-        self._drifts.pop(claim.plan.name, None)
+        self._lookout.forget(claim.plan.name)
         self._loose.discard(claim.plan.name)
         self._since.pop(claim.plan.name, None)
         self.note(kind, claim, why, who, None if began is None else time.monotonic() - began)
@@ -137,7 +129,7 @@ class Supervisor:
         """
         claims = self._ledger.read().claims
         check_housekeeping(claims, self._cores.policy.housekeeping)
-        self._quietly(self._read_vfs)
+        self._quietly(self._lookout.begin)
         for claim in claims:
             progress()
             with self.changing(claim.plan.name):
@@ -176,18 +168,15 @@ class Supervisor:
     def check(self) -> None:
         """Compares each running guest with its claim. What differs is reported, and put right only where that cannot hurt."""
         claims = self._ledger.read().claims
-        self._looks += 1
-        # Now and then in any case: of a PF that is down, and of a request that fails half-way, the kernel does not tell.
-        if self._links_changed.is_set() or self._looks % _LOOKS == 0:
-            self._quietly(self._read_vfs)
+        self._quietly(self._lookout.begin)
         for claim in claims:
             if claim.state == GuestState.RUNNING:
                 with self.changing.if_free(claim.plan.name) as held:
                     now = self._ledger.find(claim.plan.name) if held else None
                     # Another guest may have its name by now.
                     if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
-                        self._quietly(partial(self._check, now))
-        self._report_drift(HOST, "", self._cores.check_pools(claims))
+                        self._quietly(partial(self._lookout.look_at, now))
+        self._lookout.look_at_pools(claims)
 
     def uses(self, interface: str) -> bool:
         """Whether a guest has a VF of this PF: it may be no uplink any more by the manager's configuration."""
@@ -197,7 +186,7 @@ class Supervisor:
         """Puts the PFs of guests back into VEPA mode if a PF reset took them out of it (with igb each reset does), and sees to it
         that the next look is at their VFs too: the kernel tells of each that is set (do_setlink(), rtnetlink.c).
         """
-        self._links_changed.set()
+        self._lookout.links_changed()
         for plan in {claim.plan.vf.pf: claim.plan for claim in self._ledger.read().claims}.values():
             try:
                 self._cores.keep_edge_mode(plan)
@@ -271,7 +260,7 @@ class Supervisor:
 
     def _hold(self, claim: Claim) -> None:
         """Sees to it that a guest which runs keeps to its cores. One that somebody has suspended stays so."""
-        self._quietly(lambda: self._check(claim))  # first: what was changed meanwhile may let it stray
+        self._quietly(lambda: self._lookout.look_at(claim))  # first: what was changed meanwhile may let it stray
         self._cores.hold(claim.plan)
         self._loose.discard(claim.plan.name)
 
@@ -322,32 +311,6 @@ class Supervisor:
         timer = self._restarts.pop(name, None)
         if timer:
             timer.cancel()
-
-    def _read_vfs(self) -> None:
-        self._links_changed.clear()  # first: what changes while they are read is read at the next look
-        self._vfs = {}  # if that fails, each guest's is tried again
-        self._vfs = self._cores.read_vfs()
-
-    def _check(self, claim: Claim) -> None:
-        plan = self._cores.as_now(claim.plan)
-        where = plan.vf.interface, plan.vf.index
-        vfs = self._vfs
-        if check_vf(plan, vfs.get(where)):
-            vfs = self._cores.read_vfs()  # it may have been started again since: nobody else changes it from here on
-        try:
-            live = self._hypervisor.bounds(plan.name)
-        except NotFound:
-            return  # it is just ending
-        found = check_drift(plan, live, self._cores.find_driver(plan), vfs.get(where))
-        self._report_drift(plan.name, claim.owner, found)
-        if found:
-            repair_pins(self._hypervisor, plan, live)
-
-    def _report_drift(self, subject: str, tenant: str, found: tuple[str, ...]) -> None:
-        """Once for each change of what is found."""
-        if found != self._drifts.get(subject, ()):
-            self._drifts[subject] = found
-            self._ledger.log("drifted", subject, "; ".join(found) or "all is as it was", tenant=tenant)
 
     def _quietly(self, work: Callable[[], object]) -> None:
         """Does what follows an error or an event. A further error goes to the log; it is tried again at the next start."""

@@ -68,7 +68,7 @@ def undo_steps(host: HostRoot, ledger: Ledger, owner: str, undos: Mapping[str, U
         try:
             undos[record.action](host, record.arguments)
         except OrchestratorError as error:
-            failed.append(f"{record.action} {record.arguments}: {error.message}")
+            failed.append(error.message)
         else:
             ledger.forget(record.id)
     if failed:

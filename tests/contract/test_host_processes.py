@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EACCES, ESRCH
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from orchestrator.errors import HostError
 from orchestrator.host.processes import (
     Thread,
+    read_boot_id,
     read_last_run,
     read_maps,
     read_open_files,
@@ -76,6 +78,10 @@ def parked_thread() -> Iterator[int]:
     yield ids[0]
     done.set()
     thread.join()
+
+
+def test_a_boot_has_a_name() -> None:
+    assert str(UUID(read_boot_id(KERNEL))) == read_boot_id(KERNEL)
 
 
 def test_kernel_threads_are_told_from_others(fake: FakeRoot) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.access import MANAGER, OPERATOR, Identity, Role
-from orchestrator.errors import Conflict, HostError, HypervisorError, LedgerError, NotFound
+from orchestrator.errors import Conflict, HostError, HypervisorError, LedgerError, NoRoom, NotFound
 from orchestrator.host.processes import read_process_threads
 from orchestrator.hypervisor import End, LiveGuest
 from orchestrator.ledger import Ledger
-from orchestrator.lifecycle import core_manager
 from orchestrator.lifecycle import manager as manager_module
+from orchestrator.lifecycle import pages as pages_module
 from orchestrator.lifecycle import supervisor as supervisor_module
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.manager import SystemManager
@@ -573,7 +573,7 @@ def use_pages(world: World, plan: Plan, pid: int, pages: int) -> None:
 
 def test_a_program_may_use_huge_pages_too(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest's have come back, as far as can be told; without a program that has them, pages are missing."""
-    monkeypatch.setattr(core_manager, "_RETURN", 0.3)
+    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
     plan = create(manager)
     use_pages(world, plan, 7000, 3)
     assert manager.stop(OPERATOR, "web", 1).state == "stopped"
@@ -581,6 +581,45 @@ def test_a_program_may_use_huge_pages_too(world: World, manager: SystemManager, 
     use_pages(world, plan, 0, 1)
     assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
     assert "1 of its 32 huge pages" in manager.quarantined(OPERATOR)[0].reasons[0]
+    use_pages(world, plan, 0, -1)
+    manager.clear_quarantine(OPERATOR, "web")
+    assert manager.quarantined(OPERATOR) == ()
+
+
+def test_pages_that_were_missing_before_are_not_the_guests(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program has left files in hugetlbfs: no process has their pages. Another manager knows as much of it."""
+    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    plan = create(manager, name="first")
+    manager.delete(OPERATOR, "first")
+    use_pages(world, plan, 0, 10)
+    plan = create(manager)
+    manager.stop(OPERATOR, "web", 1)
+    manager.start(OPERATOR, "web")
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    ledger.close()
+    manager, _ = world.open_manager()
+    manager.supervisor.recover()
+    assert manager.stop(OPERATOR, "web", 1).state == "stopped"
+    manager.start(OPERATOR, "web")
+    use_pages(world, plan, 0, 1)
+    assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
+    assert "1 of its 32 huge pages" in manager.quarantined(OPERATOR)[0].reasons[0]
+
+
+def test_after_a_reboot_no_page_is_the_guests(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing then was taken by whoever was up before the manager."""
+    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    plan = create(manager)
+    ledger.close()
+    world.reboot()
+    use_pages(world, plan, 0, 10)
+    manager, _ = world.open_manager()
+    manager.supervisor.recover()
+    assert state(manager) == "stopped"
 
 
 # What is logged
@@ -651,13 +690,13 @@ def test_refusals_cannot_fill_the_disk(ledger: Ledger) -> None:
     log = RefusalLog(ledger, lambda: now[0])
     before = ledger.last_event()
     for _ in range(MOST * 3):
-        log.log("refused", "web", "no room", OPERATOR, 0.1)
-    log.log("refused", "web", "no room", MANAGER, 0.1)
+        log.log("web", NoRoom("no room", ()), OPERATOR, 0.1)
+    log.log("web", NoRoom("no room", ()), MANAGER, 0.1)
     events = ledger.events(before)
     assert len(events) == MOST + 2, "one says that there are more, and others are not silenced"
     assert "further ones of this minute are not logged" in events[-2].detail
     now[0] = 61
-    log.log("refused", "web", "no room" * 1000, OPERATOR, 0.1)
+    log.log("web", NoRoom("no room" * 1000, ()), OPERATOR, 0.1)
     *_, last = ledger.events(before)
     assert len(ledger.events(before)) == MOST + 3
     assert len(last.detail) < 600
