@@ -67,7 +67,7 @@ class NoRoom(OrchestratorError):
 
 
 class QuotaExceeded(NoRoom):
-    """The host could hold the guest, but its tenant may not have so much."""
+    """Whether the host could hold the guest or not: its tenant may not have so much."""
 
     code = "quota"
 

@@ -33,7 +33,7 @@ class End(StrEnum):
     """Its kernel rebooted, as it does on request, or panicked: nothing tells the two apart."""
     DESTROYED = "was ended from outside"
     FAILED = "failed"
-    """QEMU has died."""
+    """QEMU has died, or somebody has killed it."""
     UNKNOWN = "ended unseen"
 
 
@@ -244,8 +244,9 @@ class Hypervisor:
                     time.sleep(1)  # libvirt was stopped; the next request connects again
 
         def shutdown(_connection: Any, domain: Any, _event: str, _s: int, _us: int, details: str, _opaque: Any) -> None:
-            # QEMU says why (QMP SHUTDOWN); libvirt's own event tells a power-off and a reset by the same word.
-            reasons[domain.UUIDString()] = str(json.loads(details or "{}").get("reason", ""))
+            # QEMU says why (QMP SHUTDOWN); libvirt's own event tells a power-off and a reset by the same word. The first word
+            # counts: libvirt then ends QEMU by a signal, and QEMU says that too.
+            reasons.setdefault(domain.UUIDString(), str(json.loads(details or "{}").get("reason", "")))
 
         def stopped(_connection: Any, domain: Any, kind: int, detail: int, _opaque: Any) -> None:
             if kind == libvirt.VIR_DOMAIN_EVENT_STOPPED:
@@ -290,10 +291,13 @@ class Hypervisor:
             return self._connection
 
 
+_ENDS = {"guest-reset": End.RESET, "guest-panic": End.RESET, "host-signal": End.FAILED, "host-error": End.FAILED}
+
+
 def _end(detail: int, reason: str) -> End:
     """From libvirt's detail (virDomainEventStoppedDetailType) and QEMU's reason (qapi/run-state.json, ShutdownCause)."""
     if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN:
-        return End.RESET if reason in ("guest-reset", "guest-panic") else End.POWERED_OFF
+        return _ENDS.get(reason, End.POWERED_OFF)
     if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED:
         return End.DESTROYED
     return End.FAILED

@@ -18,8 +18,9 @@ import contextlib
 import http.client
 import json
 import re
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlencode
@@ -30,6 +31,7 @@ from orchestrator.api.transport import TlsConnection, UnixConnection, Unreachabl
 from orchestrator.errors import OrchestratorError, RequestError
 
 _QUICK = 120.0
+_SLOW = 10.0
 _MARGIN = 30.0
 _AUDIT = 600.0
 # Three of the heartbeats that the manager sends.
@@ -48,6 +50,7 @@ class Client:
         ca: PEM file with the CA of the manager's certificate; None for those of the system.
         certificate: PEM file with the client certificate (and, if ``key`` is None, its key).
         key: PEM file with the key of the client certificate, without a pass phrase.
+        slow: called from another thread when something that should be quick has not been answered for 10 s.
 
     Raises:
         RequestError: the address is no https URL, the token can't be one, or a file can't be used.
@@ -61,11 +64,12 @@ class Client:
         ca: Path | None = None,
         certificate: Path | None = None,
         key: Path | None = None,
+        slow: Callable[[], object] | None = None,
     ) -> None:
         if token and not _TOKEN.fullmatch(token):
             # It is not shown: it may be nearly right.
             raise RequestError("the token has signs that no token has", "it is one word, as `nohype token new` printed it")
-        self._where, self._token = where, token
+        self._where, self._token, self._slow = where, token, slow
         if isinstance(where, str):
             self._address, self._tls = parse_url(where), build_context(ca, certificate, key)
 
@@ -238,12 +242,16 @@ class Client:
     ) -> Iterator[http.client.HTTPResponse]:
         """The answer to a request, if it is a good one. Other errors of the connection are explained here."""
         connection = self._connect(timeout)
+        timer = threading.Timer(_SLOW, self._slow) if self._slow and timeout == _QUICK else None
         fields = dict(headers)
         if body is not None:
             fields["Content-Type"] = "application/json"
         if self._token:
             fields["Authorization"] = f"Bearer {self._token}"
         try:
+            if timer:
+                timer.daemon = True
+                timer.start()
             try:
                 connection.request(method, target, None if body is None else json.dumps(body), fields)
             except BrokenPipeError:
@@ -255,6 +263,8 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             raise explain(self._where, error) from None
         finally:
+            if timer:
+                timer.cancel()
             connection.close()
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:

@@ -57,13 +57,19 @@ def connect(ctx: click.Context, socket: Path | None = None) -> Client:
         del said["socket" if "url" in typed else "url"]
     if "url" not in said:
         _check_no_tls(root, said, typed)
-        return Client(Path(said.get("socket", DEFAULT_SOCKET)))
+        return Client(Path(said.get("socket", DEFAULT_SOCKET)), slow=_say_slow)
     if "key" in said and "cert" not in said:
         raise click.UsageError(f"{_name('key', typed)} is of no use alone: name its certificate too, --cert FILE", root)
     if "key" in said:
         _check_secret(Path(said["key"]))
     token = _read_token(Path(said["token_file"])) if "token_file" in said else said.get("token")
-    return Client(str(said["url"]), token=token, ca=_path(said, "ca"), certificate=_path(said, "cert"), key=_path(said, "key"))
+    files = {"ca": _path(said, "ca"), "certificate": _path(said, "cert"), "key": _path(said, "key")}
+    return Client(str(said["url"]), token=token, slow=_say_slow, **files)
+
+
+def _say_slow() -> None:
+    """systemd holds the socket: while a manager does not come up, requests wait."""
+    click.echo("nohype: the manager has not answered yet; on its host `systemctl status nohyped` says how it is", err=True)
 
 
 def _read_settings(root: click.Context, socket: Path | None) -> tuple[dict[str, Any], frozenset[str]]:

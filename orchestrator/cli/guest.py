@@ -21,6 +21,12 @@ timeout_option = click.option(
 )  # fmt: skip
 
 
+wait_option = click.option(
+    "--wait", type=_SECONDS, default=0, show_default="do not wait", metavar="SECONDS",
+    help="Wait up to so long until the guest says that it is ready.",
+)  # fmt: skip
+
+
 @click.group()
 def guest() -> None:
     """Make, list, show, start, stop and delete guests."""
@@ -41,8 +47,7 @@ def guest() -> None:
               help="Start it again when it fails; one that powers off by itself stays off.  [default: never]")  # fmt: skip
 @click.option("--remove", is_flag=True, default=None, help="Delete it when it ends by itself; else it keeps what it owns.")
 @click.option("--id", metavar="ID", help="Your own id of this request: asked again with the same one, nothing is made twice.")
-@click.option("--wait", type=_SECONDS, default=0, show_default="0: do not wait", metavar="SECONDS",
-              help="Wait up to so long until the guest says that it is ready.")  # fmt: skip
+@wait_option
 @click.option("--plan", "plan_only", is_flag=True, help="Only show what the guest would get; nothing is claimed.")
 @json_option
 @client_option
@@ -97,14 +102,15 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
 
 @guest.command()
 @click.argument("name")
+@wait_option
 @json_option
 @client_option
-def start(name: str, *, as_json: bool, client: Client) -> None:
+def start(name: str, *, wait: float, as_json: bool, client: Client) -> None:
     """Start a guest that is stopped.
 
     It runs on the cores, memory and network function that it has owned all the time.
     """
-    _report(client.start(name), as_json=as_json)
+    _report(client.start(name), client, wait, as_json=as_json)
 
 
 @guest.command()
@@ -117,17 +123,18 @@ def stop(name: str, *, timeout: float, as_json: bool, client: Client) -> None:
 
     It keeps what it owns, and can be started again; `nohype guest delete` gives all of it back.
     """
-    _report(client.stop(name, timeout), as_json=as_json)
+    _report(client.stop(name, timeout), client, as_json=as_json)
 
 
 @guest.command()
 @click.argument("name")
 @timeout_option
+@wait_option
 @json_option
 @client_option
-def restart(name: str, *, timeout: float, as_json: bool, client: Client) -> None:
+def restart(name: str, *, timeout: float, wait: float, as_json: bool, client: Client) -> None:
     """Stop a guest as `stop` does, and start it again."""
-    _report(client.restart(name, timeout), as_json=as_json)
+    _report(client.restart(name, timeout), client, wait, as_json=as_json)
 
 
 @guest.command()
@@ -139,7 +146,7 @@ def kill(name: str, *, as_json: bool, client: Client) -> None:
 
     It keeps what it owns, and can be started again.
     """
-    _report(client.kill(name), as_json=as_json)
+    _report(client.kill(name), client, as_json=as_json)
 
 
 @guest.command()
@@ -167,9 +174,11 @@ def tell(name: str, line: str, *, timeout: float, as_json: bool, client: Client)
     print_json({"name": name, "answer": answer}) if as_json else click.echo(answer, nl=False)
 
 
-def _report(one: Mapping[str, Any], *, as_json: bool) -> None:
-    """What has become of a guest."""
-    print_json(one) if as_json else click.echo(f"{one['name']} {one['state']}")
+def _report(one: Mapping[str, Any], client: Client, wait: float = 0, *, as_json: bool) -> None:
+    """What has become of a guest; once it is ready, if that is waited for."""
+    if wait:
+        one = {**one, "ready": client.wait_ready(one["name"], wait)}
+    print_json(one) if as_json else click.echo("\n".join((f"{one['name']} {one['state']}", *filter(None, [one.get("ready")]))))
 
 
 def _row(one: Mapping[str, Any]) -> tuple[object, ...]:

@@ -28,23 +28,33 @@ def check_threads(plan: Plan, live: LiveGuest, threads: tuple[Thread, ...]) -> N
             )
 
 
-def check_drift(plan: Plan, live: Bounds, driver: str | None, vf: VfState | None) -> tuple[str, ...]:
-    """What somebody else has changed on a running guest, a sentence each. Pure.
+def check_pins(plan: Plan, live: Bounds) -> tuple[str, ...]:
+    """What ``repair_pins`` would put right on a running guest, a sentence each. Pure.
 
     Args:
         live: what libvirt holds the guest to.
-        driver: driver of its VF.
-        vf: what the PF enforces for its VF, None if it has no such VF.
     """
     found = [
         f"vCPU {index} may run on CPUs {pin} in place of {cpu}"
         for index, (pin, cpu) in enumerate(zip(live.pins, plan.cpus, strict=False))
         if tuple(pin) != (cpu,)
     ]
-    if len(live.pins) != len(plan.cpus):
-        found.append(f"it has {len(live.pins)} vCPUs in place of {len(plan.cpus)}")
     if live.emulator_pin != plan.housekeeping:
         found.append(f"QEMU's other threads may run on CPUs {live.emulator_pin} in place of {plan.housekeeping}")
+    return tuple(found)
+
+
+def check_devices(plan: Plan, live: Bounds, driver: str | None, vf: VfState | None) -> tuple[str, ...]:
+    """What else somebody has changed on a running guest, a sentence each. Pure.
+
+    Args:
+        live: what libvirt has given the guest.
+        driver: driver of its VF.
+        vf: what the PF enforces for its VF, None if it has no such VF.
+    """
+    found = []
+    if len(live.pins) != len(plan.cpus):
+        found.append(f"it has {len(live.pins)} vCPUs in place of {len(plan.cpus)}")
     if driver != VFIO:
         found.append(f"its VF {plan.vf.address} is bound to {driver or 'no driver'} in place of {VFIO}")
     if live.hostdevs != (plan.vf.address,):

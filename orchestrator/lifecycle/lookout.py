@@ -9,7 +9,7 @@ from orchestrator.errors import NotFound
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST, CoreManager, VfStates
-from orchestrator.lifecycle.drift import check_drift, check_vf, repair_pins
+from orchestrator.lifecycle.drift import check_devices, check_pins, check_vf, repair_pins
 
 _LOOKS = 10
 """Looks after which the VFs are read though nobody has told of a change."""
@@ -20,8 +20,9 @@ class Lookout:
 
     def __init__(self, cores: CoreManager, hypervisor: Hypervisor, ledger: Ledger) -> None:
         self._cores, self._hypervisor, self._ledger = cores, hypervisor, ledger
-        # What was found last of each guest, and of the host.
+        # What was found last of each guest, and of the host; and what was put right.
         self._found: dict[str, tuple[str, ...]] = {}
+        self._pins: dict[str, tuple[str, ...]] = {}
         # What the PFs enforce for their VFs, and whether that may have changed since: reading it costs.
         self._vfs: VfStates = {}
         self._links_changed = threading.Event()
@@ -60,10 +61,12 @@ class Lookout:
             live = self._hypervisor.bounds(plan.name)
         except NotFound:
             return  # it is just ending
-        found = check_drift(plan, live, self._cores.find_driver(plan), vfs.get(where))
-        self._report(plan.name, claim.owner, found)
-        if found:
+        pins, found = check_pins(plan, live), check_devices(plan, live, self._cores.find_driver(plan), vfs.get(where))
+        if pins:
             repair_pins(self._hypervisor, plan, live)
+        before, self._pins[plan.name] = self._pins.get(plan.name, ()), pins
+        # Something that changes pins again and again is told of once.
+        self._report(plan.name, claim.owner, found, repaired=pins if pins != before else ())
 
     def look_at_pools(self, claims: Iterable[Claim]) -> None:
         """Whether what stopped guests own is still there."""
@@ -72,9 +75,11 @@ class Lookout:
     def forget(self, name: str) -> None:
         """The guest is gone."""
         self._found.pop(name, None)
+        self._pins.pop(name, None)
 
-    def _report(self, subject: str, tenant: str, found: tuple[str, ...]) -> None:
+    def _report(self, subject: str, tenant: str, found: tuple[str, ...], repaired: tuple[str, ...] = ()) -> None:
         """Once for each change of what is found."""
-        if found != self._found.get(subject, ()):
-            self._ledger.log("drifted", subject, "; ".join(found) or "all is as it was", tenant=tenant)
+        if repaired or found != self._found.get(subject, ()):
+            said = (*(f"{one}: pinned again" for one in repaired), *found)
+            self._ledger.log("drifted", subject, "; ".join(said) or "all is as it was", tenant=tenant)
             self._found[subject] = found

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.access import Identity, Role, may_change, may_see
-from orchestrator.console import READY, tell, wait_for
+from orchestrator.console import GET_READY, READY, tell, wait_for
 from orchestrator.errors import Conflict, Forbidden, GuestError, NotFound, OrchestratorError, Stale
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
@@ -179,8 +179,12 @@ class SystemManager:
             HostError, HypervisorError: the kernel or libvirt refused; what was done is undone.
         """
         with self._change(who, name, expected) as claim:
-            if claim.state == GuestState.RUNNING and claim.plan.uuid not in self._hypervisor.uuids():
+            runs = claim.plan.uuid in self._hypervisor.uuids()
+            if claim.state == GuestState.RUNNING and not runs:
                 claim = self.supervisor.stop(claim, who.name, 0)  # nobody has told of its end yet
+            if claim.state == GuestState.STOPPED and runs:
+                self.supervisor.recover_one(claim)
+                raise Conflict(f"guest {name} runs already: somebody else has started it", "it is in quarantine now, and runs on")
             if claim.state != GuestState.RUNNING:
                 claim = self._ledger.set_state(name, GuestState.STARTING, restarts=0)
                 claim = self.supervisor.start(claim, who.name)
@@ -258,7 +262,8 @@ class SystemManager:
         """Waits for the guest's own word that it is ready; returns that line. See ``console.wait_for``."""
         claim = self._find(who, name)
         log, alive = self._cores.console_log(name), lambda: claim.plan.uuid in self._hypervisor.uuids()
-        return self._read_console(who, claim, lambda: wait_for(log, READY, timeout=timeout, alive=alive)).splitlines()[-1]
+        said = self._read_console(who, claim, lambda: wait_for(log, READY, GET_READY, timeout=timeout, alive=alive))
+        return said.splitlines()[-1]
 
     def tell(self, who: Identity, name: str, line: str, timeout: float) -> str:
         """Types a line on the guest's console and returns its answer. See ``console.tell``.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.access import Identity
+from orchestrator.access import Identity, Role
 from orchestrator.errors import Conflict, NoRoom, QuotaExceeded, RequestError
 from orchestrator.host.hugepages import read_free_pages, read_pool_size, read_pools
 from orchestrator.host.pci import read_driver, read_up
@@ -92,8 +92,16 @@ class Placing:
         live = self._hypervisor.guests(frozenset(claim.plan.uuid for claim in read.claims))
         if request.name in {claim.plan.name for claim in read.claims} | {guest.name for guest in live}:
             raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
-        plan = self._find_place(request, read.claims, live)
-        _check_quota(who, plan, [claim.plan for claim in read.claims if claim.owner == who.tenant])
+        owned = [claim.plan for claim in read.claims if claim.owner == who.tenant]
+        if not request.placement:  # else the host knows how many cores that is
+            _check_quota(who, request, request.cores, owned)
+        try:
+            plan = self._find_place(request, read.claims, live)
+        except NoRoom as error:
+            if who.role is Role.TENANT:
+                error.hint = "ask the operator of the host"  # a tenant may not see the survey
+            raise
+        _check_quota(who, request, len(plan.cores), owned)
         return plan, read.generation
 
     def _find_place(self, request: GuestRequest, claims: Sequence[Claim], live: tuple[LiveGuest, ...]) -> Plan:
@@ -166,19 +174,18 @@ def find_repeated(who: Identity, request: GuestRequest, claims: Iterable[Claim])
     return None
 
 
-def _check_quota(who: Identity, plan: Plan, owned: list[Plan]) -> None:
-    """Whether a tenant may have this beside what it has."""
-    plans = [*owned, plan]
-    cores, memory = sum(len(one.cores) for one in plans), sum(one.memory.bytes for one in plans)
-    quota, over = who.quota, []
+def _check_quota(who: Identity, request: GuestRequest, cores: int, owned: list[Plan]) -> None:
+    """Whether a tenant may have this, with so many cores, beside what it has."""
+    cores, memory = cores + sum(len(one.cores) for one in owned), request.size.bytes + sum(one.memory.bytes for one in owned)
+    quota, over, vfs = who.quota, [], len(owned) + 1
     if quota.cores is not None and cores > quota.cores:
         over.append(f"{cores} cores of {quota.cores}")
     if quota.memory is not None and memory > quota.memory.bytes:
         over.append(f"{Size(memory)} of memory of {quota.memory}")
-    if quota.vfs is not None and len(plans) > quota.vfs:
-        over.append(f"{len(plans)} VFs of {quota.vfs}")
+    if quota.vfs is not None and vfs > quota.vfs:
+        over.append(f"{vfs} VFs of {quota.vfs}")
     if over:
-        with_it = f"with guest {plan.name!r} the tenant {who.tenant} would have"
+        with_it = f"with guest {request.name!r} the tenant {who.tenant} would have"
         reasons = tuple(f"{with_it} {part}" for part in over)
         raise QuotaExceeded("the quota is used up", reasons, "delete a guest, or ask the operator")
 

@@ -133,7 +133,7 @@ class Supervisor:
         for claim in claims:
             progress()
             with self.changing(claim.plan.name):
-                self._recover(claim, adopt=True)
+                self.recover_one(claim, adopt=True)
         self._quietly(self._cores.release_host)
 
     def collect(self) -> None:
@@ -153,7 +153,7 @@ class Supervisor:
             with self.changing.if_free(claim.plan.name) as held:
                 now = self._ledger.find(claim.plan.name) if held else None
                 if now and (now.plan.uuid not in self._gone or now.plan.uuid in missed):
-                    self._recover(now, adopt=False)
+                    self.recover_one(now)
 
     def ended(self, uuid: UUID, end: End) -> None:
         """A guest has ended, ours or not."""
@@ -214,8 +214,9 @@ class Supervisor:
         self.note("quarantined", claim, "; ".join(findings), who)
         return self._get(claim.plan.name)
 
-    def _recover(self, claim: Claim, *, adopt: bool) -> None:
-        """
+    def recover_one(self, claim: Claim, *, adopt: bool = False) -> None:
+        """Brings a guest to where it belongs, by what libvirt shows of it.
+
         Args:
             adopt: the manager has just started: what it keeps is said, and what waits to be started again goes on waiting.
         """
@@ -229,10 +230,11 @@ class Supervisor:
         if running and decision.action is not Action.QUARANTINE:
             self._quietly(lambda: self._keep(claim, decision))
             return
-        self.note(str(decision.action), claim, decision.why, MANAGER.name)
         if decision.action is Action.QUARANTINE:
             self._quarantine(claim, (decision.why,), MANAGER.name)
-        elif decision.state == GuestState.DELETING:
+            return
+        self.note(str(decision.action), claim, decision.why, MANAGER.name)
+        if decision.state == GuestState.DELETING:
             claim = self._ledger.set_state(name, GuestState.DELETING)
             self._quietly(lambda: self.delete(claim, "deleted", decision.why, MANAGER.name))
         elif claim.state == GuestState.STOPPING:
@@ -241,7 +243,7 @@ class Supervisor:
             self._quietly(lambda: self._after_end(claim, End.UNKNOWN))
 
     def _go_on(self, claim: Claim, decision: Decision, *, adopt: bool) -> None:
-        """Nothing is to be changed; see ``_recover``."""
+        """Nothing is to be changed; see ``recover_one``."""
         if adopt and decision.action is not Action.NONE:
             self.note(str(decision.action), claim, decision.why, MANAGER.name)
         if decision.action is Action.ADOPT and (adopt or claim.plan.name in self._loose):

@@ -65,6 +65,8 @@ def undo_steps(host: HostRoot, ledger: Ledger, owner: str, undos: Mapping[str, U
     """
     failed: list[str] = []
     for record in ledger.pending(owner):
+        what = " ".join(f"{name}={value}" for name, value in record.arguments.items())
+        _log.info("%s: undo %s %s", owner, record.action, what)
         try:
             undos[record.action](host, record.arguments)
         except OrchestratorError as error:

@@ -245,6 +245,17 @@ def test_a_guest_whose_qemu_is_killed_is_started_again_where_that_was_asked_for(
     assert now.lives == ran.lives
 
 
+@pytest.mark.usefixtures("guests", "repinned")
+def test_a_guest_that_panics_is_started_again_where_that_was_asked_for(host: LabHost, victim: str) -> None:
+    before = look(host)
+    panic = ("--cmdline", "rdinit=/nonexistent panic=1")
+    host.nohype("guest", "create", victim, *MEMORY, *panic, "--restart", "on-failure")
+    expected, deadline = ["claimed", "started", "ended", "started"], time.monotonic() + 2 * PERIOD
+    while (now := look(host, before.last)).kinds(victim)[: len(expected)] != expected:
+        assert time.monotonic() < deadline, now.events
+    assert next(event["detail"] for event in now.events if event["kind"] == "ended").startswith("reset itself")
+
+
 def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, repinned: tuple[str, str, Look]) -> None:
     name, allowed, before = repinned
     first, second, *_ = before.guests[name]["cpus"]
@@ -253,7 +264,7 @@ def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, rep
         time.sleep(1)
     told = [event["detail"] for event in now.events if event["subject"] == name]
     pin = f"vCPU 1 may run on CPUs {first} in place of {second}"
-    assert told[0] == f"{pin}; its VF's spoof check is off in place of on"
+    assert told == [f"{pin}: pinned again; its VF's spoof check is off in place of on"]
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
 

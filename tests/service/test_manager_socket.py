@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from orchestrator.api import client as client_module
 from orchestrator.api import shapes
 from orchestrator.api.client import Client
 from orchestrator.api.openapi import build_schema
@@ -240,3 +242,19 @@ def test_the_client_needs_the_standard_library_only() -> None:
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert not {"pydantic", "fastapi", "starlette", "uvicorn", "h11", "anyio"} & set(eval(done.stdout))
+
+
+def test_a_manager_that_does_not_answer_is_talked_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while systemd holds the socket of one that does not come up. What may take long is not."""
+    monkeypatch.setattr(client_module, "_SLOW", 0.1)
+    path, told = tmp_path / "socket", threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        client = Client(path, slow=told.set)
+        asking = threading.Thread(target=lambda: pytest.raises(OrchestratorError, client.version), daemon=True)
+        asking.start()
+        assert told.wait(10)
+        listener.accept()[0].close()
+        asking.join(10)
+    assert not asking.is_alive()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.access import MANAGER, OPERATOR, Identity, Role
-from orchestrator.errors import Conflict, HostError, HypervisorError, LedgerError, NoRoom, NotFound
+from orchestrator.access import MANAGER, OPERATOR, Identity, Quota, Role
+from orchestrator.errors import Conflict, HostError, HypervisorError, LedgerError, NoRoom, NotFound, QuotaExceeded
 from orchestrator.host.processes import read_process_threads
 from orchestrator.hypervisor import End, LiveGuest
 from orchestrator.ledger import Ledger
@@ -333,7 +333,7 @@ def test_housekeeping_that_shrinks_frees_no_core_on_which_a_guests_threads_may_r
     assert {str(thread.allowed) for thread in read_process_threads(world.host, pid) if "qemu" in thread.name} == {"0-1"}
     assert str(world.hypervisor.guest("web").emulator_pin) == "0-1"
     assert [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"] == [
-        "QEMU's other threads may run on CPUs 0-3 in place of 0-1"
+        "QEMU's other threads may run on CPUs 0-3 in place of 0-1: pinned again"
     ]
     assert create(manager, name="new").cpus == (2, 3)
     manager.start(OPERATOR, "stopped")
@@ -348,6 +348,21 @@ def test_housekeeping_that_takes_a_guests_cores_is_refused(world: World, manager
     manager, ledger = world.open_manager(replace(world.server.policy, housekeeping=CpuSet.parse("0-3")))
     with pytest.raises(Conflict, match="CPUs 0-3 cannot be for housekeeping: CPUs 2-3 are guest web's"):
         manager.supervisor.recover()
+
+
+def test_pins_that_something_changes_all_the_time_are_told_of_once(world: World, manager: SystemManager) -> None:
+    create(manager)
+    world.hypervisor.pin("web", 0, CpuSet.parse("2-3"))
+    for _ in range(3):
+        manager.supervisor.check()
+        assert [str(vcpu.pin) for vcpu in world.hypervisor.guest("web").vcpus] == ["2", "3"]
+        world.hypervisor.pin("web", 0, CpuSet.parse("2-3"))
+    manager.supervisor.check()
+    manager.supervisor.check()  # nothing is wrong any more
+    world.hypervisor.pin("web", 0, CpuSet.parse("2-3"))
+    manager.supervisor.check()
+    told = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
+    assert told == ["vCPU 0 may run on CPUs 2-3 in place of 2: pinned again"] * 2
 
 
 def test_a_creation_that_could_not_be_undone_is_undone_later(
@@ -448,6 +463,17 @@ def test_a_guest_whose_end_nobody_has_told_is_started(world: World, manager: Sys
     assert manager.start(OPERATOR, "web").state == "running"
     assert world.hypervisor.guest("web").hostdevs == (plan.vf.address,)
     assert [event.detail for event in manager.events(OPERATOR) if event.kind == "stopped"] == ["it had ended already"]
+
+
+def test_a_guest_that_somebody_else_has_started_is_not_ended_by_a_start(
+    world: World, manager: SystemManager, ledger: Ledger
+) -> None:
+    create(manager)
+    for name in (GuestState.STOPPING, GuestState.STOPPED):
+        ledger.set_state("web", name, restarts=0)
+    with pytest.raises(Conflict, match="somebody else has started it"):
+        manager.start(OPERATOR, "web")
+    assert (state(manager), world.hypervisor.names()) == ("quarantined", {"web"})
 
 
 # Ended by somebody
@@ -646,6 +672,19 @@ def test_what_the_host_can_not_do_is_no_refusal(world: World, manager: SystemMan
     with pytest.raises(NotFound):
         manager.create(ANN, parse_guest_request({"name": "web", "image": "none", "memory": "64M"}))
     assert kinds(manager)[-2:] == ["plan-failed", "refused"]
+
+
+def test_a_quota_counts_before_there_is_room(manager: SystemManager) -> None:
+    """Whoever has used his quota up does not learn how full the host is."""
+    limited = replace(ANN, quota=Quota(cores=1))
+    fields = {"name": "web", "image": IMAGE, "memory": "64M"}
+    with pytest.raises(QuotaExceeded, match="900 cores of 1"):
+        manager.plan(limited, parse_guest_request({**fields, "cores": 900}))
+    with pytest.raises(NoRoom) as caught:
+        manager.plan(ANN, parse_guest_request({**fields, "cores": 900}))
+    assert caught.value.hint == "ask the operator of the host"
+    with pytest.raises(NoRoom, match="nohype survey"):
+        manager.plan(OPERATOR, parse_guest_request({**fields, "cores": 900}))
 
 
 def test_a_tenant_is_not_told_what_is_not_clean(world: World, manager: SystemManager) -> None:

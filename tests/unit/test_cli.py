@@ -40,12 +40,14 @@ class FakeClient:
     asked: list[tuple[Any, ...]] = []
     log: list[dict[str, Any]] = []
 
-    def __init__(self, where: object = None, **credentials: object) -> None:
+    def __init__(self, where: object = None, slow: object = None, **credentials: object) -> None:
         self.made[:] = [(where, {name: value for name, value in credentials.items() if value is not None})]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def ask(*arguments: Any, **options: Any) -> Any:
             self.asked.append((name, *arguments, *([options] if options else [])))
+            if name == "wait_ready":
+                return "nohype: ready name=web"
             return {**GUEST, "state": "stopped"} if name in ("stop", "kill") else GUEST
 
         return ask
@@ -118,6 +120,13 @@ def test_each_verb(words: tuple[str, ...], asked: tuple[Any, ...], said: str) ->
     assert run("guest", *words).output == said + "\n"
     assert FakeClient.asked == [asked]
     assert json.loads(run("guest", *words, "--json").output)["name"] == "web"
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_a_guest_that_is_started_may_be_waited_for(verb: str) -> None:
+    assert run("guest", verb, "web", "--wait", "5").output == "web running\nnohype: ready name=web\n"
+    assert FakeClient.asked[-1] == ("wait_ready", "web", 5)
+    assert json.loads(run("guest", verb, "web", "--wait", "5", "--json").output)["ready"] == "nohype: ready name=web"
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "3601", "soon"])

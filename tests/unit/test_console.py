@@ -44,8 +44,24 @@ def test_an_answer_is_what_came_after_the_question(guest: tuple[Path, Path]) -> 
 
 def test_no_answer_shows_the_end_of_the_console(guest: tuple[Path, Path]) -> None:
     console, log = guest
-    with pytest.raises(GuestError, match=r"within 0.3 s; its console shows:\n    nohype: ready"):
+    with pytest.raises(GuestError, match=r"did not answer 'mac' within 0.3 s; its console shows:\n    noise"):
         tell(console, log, "mac", until="never", timeout=0.3)
+
+
+def test_a_guest_that_is_not_ready_yet_is_waited_for(guest: tuple[Path, Path]) -> None:
+    """It would not hear what is typed: nobody reads the console before."""
+    console, log = guest
+    log.write_text("booting\n")
+    with pytest.raises(GuestError, match="did not say that it is ready within 0.3 s"):
+        tell(console, log, "mac", timeout=0.3)
+    threading.Timer(0.3, lambda: log.write_text("booting\nnohype: ready name=guest\n")).start()
+    assert tell(console, log, "mac", timeout=5) == "noise\nnohype: done mac\n"
+
+
+def test_a_guest_whose_log_was_put_aside_is_ready(guest: tuple[Path, Path]) -> None:
+    console, log = guest
+    log.rename(f"{log}.0")
+    assert tell(console, log, "mac", timeout=5) == "noise\nnohype: done mac\n"
 
 
 def test_no_console(tmp_path: Path) -> None:
@@ -56,23 +72,23 @@ def test_no_console(tmp_path: Path) -> None:
 def test_ready_is_a_whole_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("boot\nnohype: ready name=one cp")
-    with pytest.raises(GuestError, match="did not print"):
-        wait_for(log, READY, timeout=0.3)
+    with pytest.raises(GuestError, match="did not get ready"):
+        wait_for(log, READY, "get ready", timeout=0.3)
     log.write_text("boot\nnohype: ready name=one cpus=2\n")
-    assert wait_for(log, READY, timeout=0.3).endswith("cpus=2\n")
+    assert wait_for(log, READY, "get ready", timeout=0.3).endswith("cpus=2\n")
 
 
 def test_a_guest_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(GuestError, match="has ended before"):
-        wait_for(tmp_path / "none", READY, timeout=60, alive=lambda: False)
+    with pytest.raises(GuestError, match="has ended before it could get ready"):
+        wait_for(tmp_path / "none", READY, "get ready", timeout=60, alive=lambda: False)
     assert time.monotonic() - start < 30
 
 
 def test_a_log_that_was_begun_anew_is_read_from_its_start(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("nohype: done mac\n")
-    assert wait_for(log, "^nohype: done .*$", since=10_000, timeout=1) == "nohype: done mac\n"
+    assert wait_for(log, "^nohype: done .*$", "answer", since=10_000, timeout=1) == "nohype: done mac\n"
 
 
 def test_nothing_that_a_guest_prints_moves_the_readers_cursor(tmp_path: Path) -> None:

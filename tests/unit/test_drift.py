@@ -9,7 +9,7 @@ import pytest
 from orchestrator.errors import HostError
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import Bounds, Hypervisor, LiveGuest, Vcpu
-from orchestrator.lifecycle.drift import check_drift, check_threads
+from orchestrator.lifecycle.drift import check_devices, check_pins, check_threads
 from orchestrator.planning.plan import Plan, VfPlan
 from orchestrator.topology import VfState
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -31,7 +31,8 @@ STATE = VfState(0, PLAN.vf.mac)
 
 def test_a_guest_as_planned_has_not_drifted() -> None:
     for state in (STATE, replace(STATE, spoof_check=None, trust=None)):
-        assert check_drift(PLAN, LIVE.bounds, "vfio-pci", state) == ()
+        assert check_pins(PLAN, LIVE.bounds) == ()
+        assert check_devices(PLAN, LIVE.bounds, "vfio-pci", state) == ()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_a_guest_as_planned_has_not_drifted() -> None:
     ],
 )
 def test_each_change_is_named(live: LiveGuest, driver: str | None, said: str) -> None:
-    (found,) = check_drift(PLAN, live.bounds, driver, STATE)
+    (found,) = (*check_pins(PLAN, live.bounds), *check_devices(PLAN, live.bounds, driver, STATE))
     assert said in found
 
 
@@ -64,7 +65,7 @@ def test_each_change_is_named(live: LiveGuest, driver: str | None, said: str) ->
     ],
 )
 def test_each_change_of_what_the_pf_enforces_is_named(state: VfState | None, said: str) -> None:
-    assert check_drift(PLAN, LIVE.bounds, "vfio-pci", state) == (said,)
+    assert check_devices(PLAN, LIVE.bounds, "vfio-pci", state) == (said,)
 
 
 class FakeDomain:
