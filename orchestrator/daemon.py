@@ -28,7 +28,7 @@ from orchestrator.metrics import Observations
 from orchestrator.planning.plan import Policy
 from orchestrator.service.alone import HOST_LOCK, stay_alone
 from orchestrator.service.systemd import notify_systemd
-from orchestrator.watching import build_metrics, find_listener, set_up_reports, start_heartbeat, watch_audit
+from orchestrator.watching import build_metrics, describe, find_listener, set_up_reports, start_heartbeat, watch_audit
 
 _log = logging.getLogger("nohyped")
 
@@ -89,7 +89,8 @@ def serve(config: DaemonConfig) -> None:
     api = Api(manager, audit, directory, config.limits, metrics.render)
 
     def ready() -> None:
-        notify_systemd("READY=1")
+        notify_systemd(f"READY=1\nSTATUS={describe(ledger)}")
+        ledger.on_event(lambda _event: notify_systemd(f"STATUS={describe(ledger)}"))
         start_heartbeat(server, ledger, manager.shared)
 
     def stopping() -> None:

@@ -52,5 +52,6 @@ def check_transition(name: str, old: GuestState, new: GuestState) -> None:
         Conflict: with both states and those that are allowed.
     """
     if new not in _NEXT[old]:
-        allowed = " or ".join(_NEXT[old])
-        raise Conflict(f"guest {name} is {old} and can't become {new}", f"from {old} it can become {allowed}")
+        allowed = f"from {old} it can become {' or '.join(_NEXT[old])}"
+        hint = "an operator can look and clear it: nohype quarantine list" if old == GuestState.QUARANTINED else allowed
+        raise Conflict(f"guest {name} is {old} and can't become {new}", hint)

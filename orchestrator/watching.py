@@ -92,8 +92,7 @@ def start_heartbeat(server: QuietServer, ledger: Ledger, changing: WatchedLock |
 
 def describe(ledger: Ledger) -> str:
     """The manager's line in `systemctl status`."""
-    read = ledger.read()
-    states = [claim.state for claim in read.claims]
+    states = [claim.state for claim in ledger.read().claims]
     quarantined = states.count(GuestState.QUARANTINED)
     more = f", {quarantined} in quarantine" if quarantined else ""
-    return f"{len(states)} guests, {states.count(GuestState.RUNNING)} of them running{more}; generation {read.generation}"
+    return f"{len(states)} guests, {states.count(GuestState.RUNNING)} of them running{more}"

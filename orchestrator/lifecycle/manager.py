@@ -32,6 +32,9 @@ from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
+_WORRYING = ("plan-failed", "failed", "quarantined", "drifted", "gave-up")
+"""Events that an operator should look at: warnings in the journal."""
+
 _TROUBLE = ("plan-failed", "failed", "quarantined")
 """Events that may name other people's guests and devices, as the host and libvirt do: a tenant only learns that there was one."""
 
@@ -277,6 +280,8 @@ class SystemManager:
         with self._asking(name):
             claim = self._find(who, name)  # again: it may be another's by now
             self._check_change(who, claim)
+            if claim.state == GuestState.STOPPED:
+                raise NotFound(f"guest {name} does not run: it is stopped", f"start it: nohype guest start {name}")
             console, log = self._hypervisor.guest(name).console, self._cores.console_log(name)
             # Since the console was found by name: nobody types on another's.
             if claim.plan.uuid not in self._hypervisor.uuids():
@@ -336,7 +341,8 @@ class SystemManager:
             yield claim
 
     def _wake(self, event: Event) -> None:
-        _log.info("%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
+        level = logging.WARNING if event.kind in _WORRYING else logging.INFO
+        _log.log(level, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._happened:
             self._happened.notify_all()
 

@@ -270,7 +270,8 @@ class Supervisor:
         """Sees to what shall become of a guest that was to run, and has ended without us; then cleans up after it."""
         name = claim.plan.name
         if claim.request.remove and end not in _FAILURES:
-            self.delete(self._ledger.set_state(name, GuestState.DELETING), "ended", str(end), MANAGER.name)
+            why = f"{end}; all it had was given back, as it was to be removed"
+            self.delete(self._ledger.set_state(name, GuestState.DELETING), "ended", why, MANAGER.name)
             return
         restarts = 0
         if end in _FAILURES and claim.request.restart is Restart.ON_FAILURE:

@@ -108,6 +108,7 @@ def test_a_guest_that_ends_by_itself_can_be_started_again_or_deleted(host: LabHo
     before = survey(host)
     made = json.loads(host.nohype("guest", "create", "brief", *MEMORY, "--wait", "180", "--json").stdout)
     assert made["ready"].startswith("nohype: ready name=brief")
+    assert host.nohype("guest", "tell", "brief", "burn 1").stdout.endswith("nohype: done burn seconds=1 cpus=2\n")
     assert host.nohype("guest", "tell", "brief", "halt").stdout.endswith("nohype: done halt\n")
     assert await_state(host, "brief", "stopped")["cpus"] == made["cpus"]
     # What it owns is still its own, but none of it is in use.

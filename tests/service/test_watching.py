@@ -68,7 +68,7 @@ def test_an_audit_is_remembered() -> None:
 
 
 def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
-    assert describe(ledger) == "0 guests, 0 of them running; generation 0"
+    assert describe(ledger) == "0 guests, 0 of them running"
 
 
 def test_no_heartbeat_unless_systemd_wants_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
