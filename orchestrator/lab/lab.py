@@ -49,7 +49,13 @@ class Lab:
             LabLost: it does not answer.
         """
         with not_lost(self):
-            return connect_lab(self.folder, self.state, timeout=timeout)
+            try:
+                return connect_lab(self.folder, self.state, timeout=timeout)
+            except ShellError:
+                # Once in many thousand times a handshake with an emulated machine fails (paramiko: "Invalid packet blocking"). One
+                # that is lost does not answer the second time either.
+                time.sleep(_POLL)
+                return connect_lab(self.folder, self.state, timeout=timeout)
 
 
 @dataclass(frozen=True)
