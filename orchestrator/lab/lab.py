@@ -52,8 +52,8 @@ class Lab:
             try:
                 return connect_lab(self.folder, self.state, timeout=timeout)
             except ShellError:
-                # Once in many thousand times a handshake with an emulated machine fails (paramiko: "Invalid packet blocking"). One
-                # that is lost does not answer the second time either.
+                # Now and then a handshake with an emulated machine fails (paramiko: "Invalid packet blocking"). One that is lost
+                # does not answer the second time either.
                 time.sleep(_POLL)
                 return connect_lab(self.folder, self.state, timeout=timeout)
 
