@@ -192,6 +192,11 @@ def test_guests_and_manager_do_not_mind_a_restart_of_libvirt(host: LabHost) -> N
     assert now.events == []
 
 
+def spoof_check(guest: dict[str, Any]) -> str:
+    """What switches the spoof check of the guest's VF, but for `on` or `off`."""
+    return f"ip link set {guest['vf']['interface']} vf {guest['vf']['index']} spoofchk"
+
+
 @pytest.fixture(scope="module")
 def repinned(host: LabHost, guests: list[dict[str, Any]]) -> Iterator[tuple[str, str, Look]]:
     """A guest with a vCPU that somebody lets run on another CPU of the guest, and with a VF that somebody lets send as it likes;
@@ -204,9 +209,7 @@ def repinned(host: LabHost, guests: list[dict[str, Any]]) -> Iterator[tuple[str,
     task = f"$(dirname $(grep -l 'CPU 1/KVM' /proc/{before.lives[name][0]}/task/*/comm))"
     allowed = f"awk '/^Cpus_allowed_list/ {{print $2}}' {task}/status"
     assert host.run(allowed).stdout.strip() == str(second)
-    vf = guests[0]["vf"]
-    spoof_check = f"ip link set {vf['interface']} vf {vf['index']} spoofchk"
-    with host.changed(f"{spoof_check} off", f"{spoof_check} on"):
+    with host.changed(f"{spoof_check(guests[0])} off", f"{spoof_check(guests[0])} on"):
         host.run(f"virsh vcpupin {name} 1 {first} --live")
         assert host.run(allowed).stdout.strip() == str(first)
         yield name, allowed, before
@@ -267,6 +270,9 @@ def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, rep
     assert told == [f"{pin}: pinned again; its VF's spoof check is off in place of on"]
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
+    host.run(f"{spoof_check(before.guests[name])} on")
+    again = await_events(host, now.last, name, ["drifted"], 1.5 * PERIOD)
+    assert again.events[-1]["detail"] == "all is as it was"
 
 
 @pytest.mark.usefixtures("guests")
