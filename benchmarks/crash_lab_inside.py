@@ -295,8 +295,8 @@ def check_host(host: Host, running: dict[str, Claimed]) -> list[str]:
         if host.threads.get(name) != one.cpus:
             found.append(f"cores: the vCPUs of {name} may run on {sorted(host.threads.get(name, ()))}, it has {sorted(one.cpus)}")
     owners = sorted(owner for owner in host.undo if owner != "host")
-    if owners != sorted([*running, *running]):
-        found.append(f"undo journal: records of {owners}, wanted are two of each running guest {sorted(running)}")
+    if owners != sorted([*running, *running, *running]):
+        found.append(f"undo journal: records of {owners}, wanted are three of each running guest {sorted(running)}")
     return found
 
 
