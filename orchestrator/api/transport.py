@@ -115,8 +115,12 @@ def build_context(ca: Path | None, certificate: Path | None, key: Path | None) -
             context.load_cert_chain(certificate, key, password=refuse)
     except OSError as error:  # ssl.SSLError is one
         files = ca if used == ca else " and ".join(str(file) for file in (certificate, key) if file)
-        hint = "it is PEM, with at least one certificate" if used == ca else "they are PEM; key and certificate belong together"
-        hint = "its key is in no file that was named: it may be in that of the certificate" if used == certificate else hint
+        if used == certificate:
+            hint = "its key is in no file that was named: it may be in that of the certificate"
+        elif used == ca:
+            hint = "it is PEM, with at least one certificate"
+        else:
+            hint = "they are PEM; key and certificate belong together"
         raise RequestError(f"TLS can't use {files}: {_reason(error)}", hint) from None
     return context
 

@@ -178,7 +178,12 @@ def _report(one: Mapping[str, Any], client: Client, wait: float = 0, *, as_json:
     """What has become of a guest; once it is ready, if that is waited for."""
     if wait:
         one = {**one, "ready": client.wait_ready(one["name"], wait)}
-    print_json(one) if as_json else click.echo("\n".join((f"{one['name']} {one['state']}", *filter(None, [one.get("ready")]))))
+    if as_json:
+        print_json(one)
+        return
+    click.echo(f"{one['name']} {one['state']}")
+    if wait:
+        click.echo(one["ready"])
 
 
 def _row(one: Mapping[str, Any]) -> tuple[object, ...]:

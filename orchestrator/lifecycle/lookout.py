@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterable
 
 from orchestrator.errors import NotFound
-from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST, CoreManager, VfStates
 from orchestrator.lifecycle.drift import check_devices, check_pins, check_vf, repair_pins
@@ -18,8 +17,8 @@ _LOOKS = 10
 class Lookout:
     """Compares guests with their claims. A guest's own methods are called with its lock held."""
 
-    def __init__(self, cores: CoreManager, hypervisor: Hypervisor, ledger: Ledger) -> None:
-        self._cores, self._hypervisor, self._ledger = cores, hypervisor, ledger
+    def __init__(self, cores: CoreManager, ledger: Ledger) -> None:
+        self._cores, self._hypervisor, self._ledger = cores, cores.hypervisor, ledger
         # What was found last of each guest, and of the host; and what was put right.
         self._found: dict[str, tuple[str, ...]] = {}
         self._pins: dict[str, tuple[str, ...]] = {}

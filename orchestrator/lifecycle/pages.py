@@ -40,10 +40,10 @@ def await_pages(host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, plan: Pl
     """
     if arguments["boot"] != read_boot_id(host):
         return
-    deadline = time.monotonic() + _RETURN
+    before, deadline = int(str(arguments["missing"])), time.monotonic() + _RETURN
     while True:
-        missing, who = _count_missing(host, hypervisor, ledger, plan, more_than=int(str(arguments["missing"])))
-        missing = min(missing - int(str(arguments["missing"])), plan.pages)
+        now, who = _count_missing(host, hypervisor, ledger, plan, more_than=before)
+        missing = min(now - before, plan.pages)
         if missing <= 0:
             return
         if time.monotonic() > deadline:

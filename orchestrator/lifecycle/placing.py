@@ -93,7 +93,7 @@ class Placing:
         if request.name in {claim.plan.name for claim in read.claims} | {guest.name for guest in live}:
             raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
         owned = [claim.plan for claim in read.claims if claim.owner == who.tenant]
-        if not request.placement:  # else the host knows how many cores that is
+        if not request.placement:
             _check_quota(who, request, request.cores, owned)
         try:
             plan = self._find_place(request, read.claims, live)
@@ -101,7 +101,8 @@ class Placing:
             if who.role is Role.TENANT:
                 error.hint = "ask the operator of the host"  # a tenant may not see the survey
             raise
-        _check_quota(who, request, len(plan.cores), owned)
+        if request.placement:  # only the host knows how many cores that is
+            _check_quota(who, request, len(plan.cores), owned)
         return plan, read.generation
 
     def _find_place(self, request: GuestRequest, claims: Sequence[Claim], live: tuple[LiveGuest, ...]) -> Plan:

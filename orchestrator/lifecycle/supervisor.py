@@ -46,7 +46,7 @@ class Supervisor:
         self._hypervisor = cores.hypervisor
         self._restarts: dict[str, threading.Timer] = {}
         self._since: dict[str, float] = {}
-        self._lookout = Lookout(cores, cores.hypervisor, ledger)
+        self._lookout = Lookout(cores, ledger)
         # Guests that were adopted, but could not be held to their cores yet.
         self._loose: set[str] = set()
         # Guests that should run, and did not at the last look.
@@ -227,11 +227,11 @@ class Supervisor:
         if decision.state == claim.state and claim.state in SETTLED:
             self._go_on(claim, decision, adopt=adopt)
             return
-        if running and decision.action is not Action.QUARANTINE:
-            self._quietly(lambda: self._keep(claim, decision))
-            return
         if decision.action is Action.QUARANTINE:
             self._quarantine(claim, (decision.why,), MANAGER.name)
+            return
+        if running:
+            self._quietly(lambda: self._keep(claim, decision))
             return
         self.note(str(decision.action), claim, decision.why, MANAGER.name)
         if decision.state == GuestState.DELETING:

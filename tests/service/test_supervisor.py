@@ -80,6 +80,12 @@ def spoil(world: World, plan: Plan) -> None:
     (world.host.path / DEVICES / str(plan.vf.address) / "reset").unlink()
 
 
+def stop_on_paper(ledger: Ledger) -> None:
+    """As if somebody else had started the guest: it is stopped as far as the ledger knows, and who started it does not matter."""
+    for new in (GuestState.STOPPING, GuestState.STOPPED):
+        ledger.set_state("web", new, restarts=0)
+
+
 # Consoles
 
 
@@ -469,8 +475,7 @@ def test_a_guest_that_somebody_else_has_started_is_not_ended_by_a_start(
     world: World, manager: SystemManager, ledger: Ledger
 ) -> None:
     create(manager)
-    for name in (GuestState.STOPPING, GuestState.STOPPED):
-        ledger.set_state("web", name, restarts=0)
+    stop_on_paper(ledger)
     with pytest.raises(Conflict, match="somebody else has started it"):
         manager.start(OPERATOR, "web")
     assert (state(manager), world.hypervisor.names()) == ("quarantined", {"web"})
@@ -577,9 +582,7 @@ def test_a_stopped_guest_that_somebody_else_starts_is_in_quarantine_and_runs(
     world: World, manager: SystemManager, ledger: Ledger
 ) -> None:
     create(manager)
-    # Stopped as far as the ledger knows; who started it does not matter.
-    for name in (GuestState.STOPPING, GuestState.STOPPED):
-        ledger.set_state("web", name, restarts=0)
+    stop_on_paper(ledger)
     manager.supervisor.collect()
     (one,) = manager.quarantined(OPERATOR)
     assert "somebody else has started it" in one.reasons[0]
