@@ -32,8 +32,15 @@ from orchestrator.api.client import Client
 def run(*words):
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
-def read_life(file):  # the start too: a process id alone could be another process's by now
-    return [pid := file.read_text().strip(), Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]]
+def read_lives():  # the start too: a process id alone could be another process's by now
+    for file in Path("/run/libvirt/qemu").glob("*.pid"):
+        try:
+            pid = file.read_text().strip()
+            start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        if file.stem != "driver":
+            yield file.stem, [pid, start]
 
 def read_driver(vf):
     return (vf / "driver").resolve().name if (vf / "driver").exists() else ""
@@ -44,7 +51,7 @@ nic = Path("/sys/class/net/nic0/device")
 print(json.dumps({
     "manager": run("systemctl", "show", "--property=MainPID", "--value", "nohyped").strip(),
     "guests": {guest["name"]: guest | {"version": 0} for guest in client.guests()},
-    "lives": {file.stem: read_life(file) for file in Path("/run/libvirt/qemu").glob("*.pid") if file.stem != "driver"},
+    "lives": dict(read_lives()),
     "vfs": {vf["vf"]: [vf["address"], read_driver(nic / f"virtfn{vf['vf']}")] for vf in link["vfinfo_list"]},
     "pools": {str(file): file.read_text() for file in Path("/sys/devices/system/node").glob("node*/hugepages/*/free_hugepages")},
     "events": client.events(after),
