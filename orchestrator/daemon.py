@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -47,7 +48,12 @@ def main(path: Path) -> None:
     """The NoHype system manager. It takes requests on a Unix socket; `nohype` talks to it."""
     set_up_reports()
     try:
-        serve(read_config(path))
+        config = read_config(path)
+    except OrchestratorError as error:
+        click.echo(f"nohyped: {error}", err=True)
+        sys.exit(os.EX_CONFIG)  # the unit does not try again: it would read the same file
+    try:
+        serve(config)
     except OrchestratorError as error:
         sys.exit(f"nohyped: {error}")
 

@@ -160,6 +160,8 @@ def read_packages(tree: Path) -> tuple[str, ...]:
 
 def role_variables(spec: LabSpec) -> dict[str, object]:
     """The variables of the host role (ansible/roles/nohype_host/defaults) that follow from a spec."""
+    pages = ",".join(f"{node}:{spec.gigantic_pages_per_node}" for node in range(spec.nodes))
+    gigantic = f"hugepagesz=1G hugepages={pages} " if spec.gigantic_pages_per_node else ""
     return {
         "nohype_offline": True,
         "nohype_housekeeping_cpus": str(spec.housekeeping),
@@ -170,7 +172,7 @@ def role_variables(spec: LabSpec) -> dict[str, object]:
         # the emulated processor is an AMD one, which the erratum does not affect
         "nohype_nx_huge_pages": "never",
         # self-tests of ciphers and of an entropy source: seconds of boot under emulation
-        "nohype_extra_cmdline": "cryptomgr.notests initcall_blacklist=jent_mod_init loglevel=5",
+        "nohype_extra_cmdline": f"{gigantic}cryptomgr.notests initcall_blacklist=jent_mod_init loglevel=5",
         "nohype_lab_hostname": f"lab-{spec.name}",
     }
 

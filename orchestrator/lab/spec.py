@@ -17,6 +17,7 @@ from orchestrator.values import CpuSet, Size
 SHIPPED = Path(__file__).parent / "specs"
 DEFAULT_SPEC = "numa"
 PAGE = Size(2 << 20)
+GIGANTIC_PAGE = Size(1 << 30)
 
 # An Intel 82576 has 7 VFs a port in QEMU (hw/net/igb_core.h, IGB_MAX_VF_FUNCTIONS counts from 0).
 _MOST_VFS = 7
@@ -60,6 +61,7 @@ class LabSpec(BaseModel):
         nodes: NUMA nodes; sockets are spread over them evenly.
         memory: all of the server's memory; spread over the nodes evenly.
         hugepages_per_node: 2 MB pages that are reserved at boot on each node.
+        gigantic_pages_per_node: 1 GB pages, the same. Later the kernel seldom finds a GB in one piece.
         vfs: virtual functions of the NIC (an Intel 82576, which has 7) that the host may use; 0 leaves the NIC out.
         disks: sizes of NVMe disks, each with a controller of its own.
     """
@@ -73,6 +75,7 @@ class LabSpec(BaseModel):
     nodes: Annotated[int, Field(ge=1, le=4)] = 1
     memory: _Size
     hugepages_per_node: Annotated[int, Field(ge=0, le=1 << 16)]
+    gigantic_pages_per_node: Annotated[int, Field(ge=0, le=1 << 7)] = 0
     vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] = _MOST_VFS
     disks: Annotated[tuple[_Size, ...], Field(max_length=8, strict=False)] = ()
 
@@ -84,11 +87,12 @@ class LabSpec(BaseModel):
             raise ValueError(f"nodes: {self.sockets} sockets cannot be spread evenly over {self.nodes} NUMA nodes")
         if self.size.bytes % (self.nodes * PAGE.bytes):
             raise ValueError(f"memory: {self.memory} cannot be spread evenly over {self.nodes} NUMA nodes in 2M pages")
-        free = self.size.bytes - self.nodes * self.hugepages_per_node * PAGE.bytes
+        huge = self.hugepages_per_node * PAGE.bytes + self.gigantic_pages_per_node * GIGANTIC_PAGE.bytes
+        free = self.size.bytes - self.nodes * huge
         if free < _LEAST_FREE.bytes:
             raise ValueError(
-                f"hugepages_per_node: of {self.memory} only {max(free, 0) >> 20}M would be left beside the huge pages;"
-                f" the host needs {_LEAST_FREE.bytes >> 20}M"
+                f"hugepages_per_node, gigantic_pages_per_node: of {self.memory} only {max(free, 0) >> 20}M would be left beside"
+                f" the huge pages; the host needs {_LEAST_FREE.bytes >> 20}M"
             )
         return self
 

@@ -61,6 +61,8 @@ class Lookout:
         except NotFound:
             return  # it is just ending
         pins, found = check_pins(plan, live), check_devices(plan, live, self._cores.find_driver(plan), vfs.get(where))
+        if self._hypervisor.is_paused(plan.uuid):
+            found = ("it is suspended", *found)
         if pins:
             repair_pins(self._hypervisor, plan, live)
         before, self._pins[plan.name] = self._pins.get(plan.name, ()), pins

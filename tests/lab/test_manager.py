@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.proof import Verdict
 from tests.lab.conftest import LabHost
 
 MEMORY = ("--memory", "128M", "--image", "minimal")
+GIB_PAGE = ("--memory", "1G", "--page-size", "1G", "--image", "minimal")
 
 
 def survey(host: LabHost) -> Any:
@@ -115,6 +117,22 @@ def test_a_guest_that_ends_by_itself_can_be_started_again_or_deleted(host: LabHo
     assert (again["state"], again["cpus"], again["vf"]) == ("running", made["cpus"], made["vf"])
     host.nohype("guest", "delete", "brief")
     assert "brief" not in host.nohype("guest", "list").stdout
+    assert survey(host) == before
+
+
+def test_a_guest_of_1_gb_pages(host: LabHost) -> None:
+    """QEMU takes the page by the mount that the host role has made, and it comes back."""
+    before = survey(host)
+    try:
+        made = json.loads(host.nohype("guest", "create", "big", *GIB_PAGE, "--wait", "180", "--json").stdout)
+        assert (made["page_size"], made["huge_pages"]) == (1 << 30, 1)
+        pool = f"/sys/devices/system/node/node{made['node']}/hugepages/hugepages-1048576kB/free_hugepages"
+        assert host.run(f"cat {pool}").stdout == "0\n"
+        assert host.proofs()["memory-static", "big"].verdict is Verdict.PASS
+        refused = host.nohype("guest", "create", "more", *GIB_PAGE, "--memory", "2G", check=False)
+        assert "0 of 1 huge pages of 1G are free, 2 are wanted" in refused.stderr
+    finally:
+        host.nohype("guest", "delete", "big", check=False)
     assert survey(host) == before
 
 

@@ -433,13 +433,17 @@ def test_a_guest_that_could_not_be_let_run_is_tried_again(
 
 
 def test_a_guest_that_somebody_has_suspended_stays_so(world: World, manager: SystemManager, ledger: Ledger) -> None:
-    create(manager)
+    plan = create(manager)
     world.hypervisor.suspend("web")
     ledger.close()
     manager, _ = world.open_manager()
     manager.supervisor.recover()
     manager.supervisor.collect()
     assert (state(manager), world.hypervisor.paused()) == ("running", {"web"})
+    assert [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"] == ["it is suspended"]
+    world.hypervisor.resume(plan.uuid)
+    manager.supervisor.check()
+    assert manager.events(OPERATOR)[-1].detail == "all is as it was"
 
 
 def test_an_adopted_guest_that_could_not_be_held_is_tried_again(
