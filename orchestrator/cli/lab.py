@@ -195,11 +195,11 @@ def _print_status(found: labs.LabStatus) -> None:
     rows: list[tuple[str, object]] = [("lab", found.name), ("condition", found.condition)]
     if state := found.state:
         spec = state.spec
-        pages = f"{spec.hugepages_per_node} of 2M, {spec.gigantic_pages_per_node} of 1G"
+        pages = f"{spec.hugepages_per_node} of 2M on each node, {spec.gigantic_pages} of 1G"
         shape = f"{spec.sockets} x {spec.cores} x {spec.threads} (sockets, cores, threads), NUMA nodes: {spec.nodes}"
         rows += [
             ("spec", f"{spec.name}: {shape}"),
-            ("memory", f"{spec.memory}, huge pages on each node: {pages}"),
+            ("memory", f"{spec.memory}, huge pages: {pages}"),
             ("devices", f"virtual functions: {spec.vfs}, NVMe disks: {', '.join(spec.disks) or 'none'}"),
             ("accelerator", f"{state.accel}: {state.accel_reason}"),
             ("processes", f"keeper {state.pid}, QEMU {state.qemu}"),

@@ -160,8 +160,7 @@ def read_packages(tree: Path) -> tuple[str, ...]:
 
 def role_variables(spec: LabSpec) -> dict[str, object]:
     """The variables of the host role (ansible/roles/nohype_host/defaults) that follow from a spec."""
-    pages = ",".join(f"{node}:{spec.gigantic_pages_per_node}" for node in range(spec.nodes))
-    gigantic = f"hugepagesz=1G hugepages={pages} " if spec.gigantic_pages_per_node else ""
+    gigantic = f"hugepagesz=1G hugepages={spec.gigantic_pages} " if spec.gigantic_pages else ""
     return {
         "nohype_offline": True,
         "nohype_housekeeping_cpus": str(spec.housekeeping),

@@ -61,7 +61,7 @@ class LabSpec(BaseModel):
         nodes: NUMA nodes; sockets are spread over them evenly.
         memory: all of the server's memory; spread over the nodes evenly.
         hugepages_per_node: 2 MB pages that are reserved at boot on each node.
-        gigantic_pages_per_node: 1 GB pages, the same. Later the kernel seldom finds a GB in one piece.
+        gigantic_pages: 1 GB pages, also reserved at boot: later the kernel seldom finds a GB in one piece.
         vfs: virtual functions of the NIC (an Intel 82576, which has 7) that the host may use; 0 leaves the NIC out.
         disks: sizes of NVMe disks, each with a controller of its own.
     """
@@ -75,7 +75,7 @@ class LabSpec(BaseModel):
     nodes: Annotated[int, Field(ge=1, le=4)] = 1
     memory: _Size
     hugepages_per_node: Annotated[int, Field(ge=0, le=1 << 16)]
-    gigantic_pages_per_node: Annotated[int, Field(ge=0, le=1 << 7)] = 0
+    gigantic_pages: Annotated[int, Field(ge=0, le=1 << 7)] = 0
     vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] = _MOST_VFS
     disks: Annotated[tuple[_Size, ...], Field(max_length=8, strict=False)] = ()
 
@@ -87,11 +87,11 @@ class LabSpec(BaseModel):
             raise ValueError(f"nodes: {self.sockets} sockets cannot be spread evenly over {self.nodes} NUMA nodes")
         if self.size.bytes % (self.nodes * PAGE.bytes):
             raise ValueError(f"memory: {self.memory} cannot be spread evenly over {self.nodes} NUMA nodes in 2M pages")
-        huge = self.hugepages_per_node * PAGE.bytes + self.gigantic_pages_per_node * GIGANTIC_PAGE.bytes
-        free = self.size.bytes - self.nodes * huge
+        huge = self.nodes * self.hugepages_per_node * PAGE.bytes + self.gigantic_pages * GIGANTIC_PAGE.bytes
+        free = self.size.bytes - huge
         if free < _LEAST_FREE.bytes:
             raise ValueError(
-                f"hugepages_per_node, gigantic_pages_per_node: of {self.memory} only {max(free, 0) >> 20}M would be left beside"
+                f"hugepages_per_node, gigantic_pages: of {self.memory} only {max(free, 0) >> 20}M would be left beside"
                 f" the huge pages; the host needs {_LEAST_FREE.bytes >> 20}M"
             )
         return self

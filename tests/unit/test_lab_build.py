@@ -20,7 +20,7 @@ def test_role_gets_the_specs_cpus_and_pages() -> None:
     assert variables["nohype_housekeeping_cpus"] == "0-1"
     assert variables["nohype_guest_cpus"] == "2-7"
     assert variables["nohype_hugepages"] == [256, 256]
-    assert "hugepagesz=1G hugepages=0:1,1:1 " in str(variables["nohype_extra_cmdline"])
+    assert "hugepagesz=1G hugepages=1 " in str(variables["nohype_extra_cmdline"])
     assert "1G" not in str(role_variables(load_spec("small"))["nohype_extra_cmdline"])
     assert role_variables(load_spec("small"))["nohype_housekeeping_cpus"] == "0"
 

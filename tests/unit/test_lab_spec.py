@@ -50,7 +50,7 @@ def test_housekeeping_is_the_first_physical_core() -> None:
         ("hugepages_per_node = 256", 'hugepages_per_node = 256\ndisks = ["0G"]'),
         ("hugepages_per_node = 256", "hugepages_per_node = 256\ncolour = 1"),
         ("hugepages_per_node = 256", "hugepages_per_node = 1200"),
-        ("hugepages_per_node = 256", "hugepages_per_node = 256\ngigantic_pages_per_node = 3"),
+        ("hugepages_per_node = 256", "hugepages_per_node = 256\ngigantic_pages = 5"),
         ("nodes = 2", "nodes = 3"),
         ('memory = "6G"', 'memory = "6145M"'),
         ("cores = 2", "cores = 1\n# one core in all"),
