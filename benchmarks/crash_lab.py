@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/crash_lab.py --seed N --only RUN     # one run again
 
 Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB, which must have no guests. A bystander runs all the time
-and must not notice. Prints a line of JSON a run, then a table, then a line of JSON with the sums. Exits with 1 after any fault.
-A run draws the same operation and moments again; what the manager is doing at such a moment may differ.
+and must not notice. Prints a line of JSON a run, then a table, then a line of JSON with the sums. Exits with 1 after any fault:
+what is still wrong after a while, and a guest that was stopped, or something that two have, even for a moment. A run draws the
+same operation and moments again; what the manager is doing at such a moment may differ.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from bench_lab import use_lab
 from orchestrator.lab import lab as labs
 from orchestrator.lab.demo import ask
 
-INSIDE = Path(__file__).with_name("crash_lab_inside.py")
+PARTS = tuple(Path(__file__).with_name(f"crash_lab_{part}.py") for part in ("reading", "checks", "inside"))
+"""What runs in the lab. They lie beside each other there, in root's folder; the last one is begun with."""
 LOST = ("stopped", "doubled cores", "doubled VFs", "doubled MACs", "leaked claims", "leaked VFs", "leaked MACs", "leaked pages")
 RUN = 600
 """Seconds that a run takes at the most."""
@@ -59,8 +61,11 @@ def run_inside(lab: labs.Lab, runs: int, seed: int, only: int) -> list[dict[str,
         (sys.stdout if name == "stdout" else sys.stderr).write(data.decode(errors="replace"))
         sys.stdout.flush()
 
-    words = ["/opt/nohype/bin/python", "-", str(runs), str(seed), str(only)]
-    done = labs.execute(lab, words, input=INSIDE.read_bytes(), timeout=RUN * (runs + 1), stream=show)
+    with lab.shell() as connection:
+        for part in PARTS:
+            connection.put(part, f"/root/{part.name}")
+    words = ["/opt/nohype/bin/python", f"/root/{PARTS[-1].name}", str(runs), str(seed), str(only)]
+    done = labs.execute(lab, words, timeout=RUN * (runs + 1), stream=show)
     found = [json.loads(line) for line in output.decode().splitlines()]
     if done.status or not found:
         sys.exit(f"the runs in the lab ended with status {done.status} after {max(0, len(found) - 1)} of {runs}")
@@ -68,7 +73,7 @@ def run_inside(lab: labs.Lab, runs: int, seed: int, only: int) -> list[dict[str,
 
 
 def summarise(runs: list[dict[str, Any]], first: dict[str, Any], seed: int, seconds: float) -> dict[str, Any]:
-    """The sums over all runs."""
+    """The sums over all runs. What was lost is counted twice: what makes the run fail, and what was wrong when it was ready."""
     faults = [fault for run in runs for fault in run["faults"]]
     slips = [slip for run in runs for slip in run["slips"]]
     recoveries = [run["recovery"] for run in runs]
@@ -78,8 +83,9 @@ def summarise(runs: list[dict[str, Any]], first: dict[str, Any], seed: int, seco
         "seconds": round(seconds),
         "runs with faults": sum(bool(run["faults"]) for run in runs),
         "faults": len(faults),
-        **{kind: sum(fault.startswith(kind) for fault in faults) for kind in LOST},
-        "wrong when ready, right later": len(slips) - len(faults) if len(slips) > len(faults) else 0,
+        **count_lost(faults),
+        "wrong when ready": len(slips),
+        **{f"{kind} when ready": number for kind, number in count_lost(slips).items()},
         "killed twice": sum(run["twice"] for run in runs),
         "start to ready, s": {
             "median": round(statistics.median(recoveries), 2),
@@ -89,12 +95,17 @@ def summarise(runs: list[dict[str, Any]], first: dict[str, Any], seed: int, seco
     }
 
 
+def count_lost(wrong: list[str]) -> dict[str, int]:
+    """How many sentences are of each kind of loss."""
+    return {kind: sum(text.startswith(kind) for text in wrong) for kind in LOST}
+
+
 def print_table(runs: list[dict[str, Any]]) -> None:
     """Operations by what the killed manager left, and what the next one did."""
     rows = Counter()  # type: Counter[tuple[str, str, str, bool]]
     for run in runs:
-        state, records, process = run["left"]
-        left = f"{state}, {records} changes{', QEMU' if process else ''}"
+        first = run["left"][0]
+        left = f"{first['state']}, {first['records']} changes{', QEMU' if first['life'] else ''}"
         rows[run["operation"], left, " ".join(run["did"]) or "-", bool(run["faults"])] += 1
     print(f"\n{'RUNS':>4} {'FAULTS':6} {'OPERATION':9} {'LEFT BY THE KILL':32} EVENTS OF THE GUEST, THE KILLED MANAGER'S TOO")
     for (operation, left, did, faulty), number in sorted(rows.items()):

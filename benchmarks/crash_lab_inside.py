@@ -1,7 +1,7 @@
 """Runs in the lab host (see crash_lab.py): kills nohyped at random moments of operations on a real guest, and looks what is lost.
 
-What is looked at is read from ledger, libvirt, /proc and /sys, never asked of the manager. Prints lines of JSON: first how long
-the operations take by themselves, then one a run. A bystander runs all the time.
+Prints lines of JSON: first how long the operations take by themselves, then one a run. A bystander runs all the time. What is
+looked at, and what is wrong with it, is in crash_lab_reading.py and crash_lab_checks.py, which lie beside this file there.
 """
 
 from __future__ import annotations
@@ -9,26 +9,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from random import Random
 
 import libvirt
+from crash_lab_checks import check_clean, check_guests, check_kept, prove_checks
+from crash_lab_reading import BYSTANDER, SECOND, Host, Left, Life, last_event, read_events, read_host, read_ledger, read_left
 
-BYSTANDER, SECOND = "bystander", "second"
-LEDGER = Path("/var/lib/nohype/ledger.sqlite")
-NIC = Path("/sys/class/net/nic0/device")
-PIDS = Path("/run/libvirt/qemu")
-POOLS = "/sys/devices/system/node/node{}/hugepages/hugepages-2048kB/{}_hugepages"
-NODES = (0, 1)
-NO_MAC = "00:00:00:00:00:00"
-"""Of a VF that nobody has given an address."""
-SETTLED = ("running", "stopped", "quarantined")
 FIELDS = ("--memory", "128M", "--image", "minimal")
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "create": ("create", SECOND, *FIELDS),
@@ -43,48 +34,8 @@ AFTER = {"create": "running", "stop": "stopped", "start": "running", "restart": 
 SECOND_CRASH = 0.2
 LATE = 135.0
 """Seconds within which two of the manager's looks, once a minute, put right what its recovery has not."""
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A guest of the ledger."""
-
-    state: str
-    cpus: frozenset[int]
-    node: int
-    pages: int
-    vf: str
-    index: int
-    mac: str
-
-
-@dataclass(frozen=True)
-class Host:
-    """All that is looked at, at one moment.
-
-    Attributes:
-        guests: the ledger's, by name.
-        taken: how many CPUs, VFs and addresses the ledger's tables of claims hold.
-        undo: owners of the records in the undo journal; one entry a record.
-        domains: libvirt's, by name, with their states; also those that do not run.
-        lives: process id and start of each guest's QEMU.
-        qemus: process ids of all QEMUs of the host.
-        threads: CPUs on which the vCPUs of each guest may run.
-        vfio: VFs that are bound to vfio-pci.
-        macs: address of each VF, as the PF enforces it.
-        used: huge pages of each node that are not free.
-    """
-
-    guests: dict[str, Claimed]
-    taken: tuple[int, int, int]
-    undo: tuple[str, ...]
-    domains: dict[str, int]
-    lives: dict[str, tuple[int, int]]
-    qemus: frozenset[int]
-    threads: dict[str, frozenset[int]]
-    vfio: frozenset[str]
-    macs: dict[int, str]
-    used: dict[int, int]
+AT_ONCE = ("stopped", "doubled")
+"""What begins with these is never right, not even for a moment: nobody gets back what was lost then."""
 
 
 @dataclass
@@ -93,19 +44,20 @@ class Run:
 
     Attributes:
         moment: seconds from the begin of the command to the kill.
-        left: what the killed manager left: state of the second guest in the ledger, undo records for it, whether it had a QEMU.
+        left: what each killed manager has left of the second guest.
         twice: whether the next manager was killed too, before it was ready.
         said: status of the command, and what it printed on standard error.
         did: what the next managers noted about the second guest.
         recovery: seconds from the start of the manager's process until it was ready.
-        late: seconds after that until nothing was wrong any more, 0 if nothing was; ``slips`` are what was.
-        faults: what is still wrong then.
+        late: seconds after that until nothing was wrong any more, 0 if nothing was.
+        slips: what was wrong when the manager was ready.
+        faults: what was still wrong in the end, or may not be even for a moment.
     """
 
     number: int
     operation: str
     moment: float = 0.0
-    left: tuple[str, int, bool] = ("", 0, False)
+    left: list[Left] = field(default_factory=list)
     twice: bool = False
     said: tuple[int, str] = (0, "")
     did: list[str] = field(default_factory=list)
@@ -179,19 +131,26 @@ def crash(run: Run, rng: Random, typical: dict[str, float], base: Host) -> None:
     asked = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     time.sleep(run.moment)
     os.kill(old, signal.SIGKILL)
-    run.left = read_left()
+    run.left.append(read_left())
     if run.twice:
         start_manager(old, prompt=True, wait=False)
         time.sleep(again)
         old = kill_manager(old)
+        run.left.append(read_left())
     start_manager(old, prompt=prompt, wait=True)
     run.recovery = round(read_start(), 3)
     # A request that no manager had taken up is in the socket's queue, and is the next manager's.
     _, error = asked.communicate(timeout=300)
     run.said = (asked.returncode, " ".join(error.split())[:200])
     wanted = AFTER[run.operation] if asked.returncode == 0 else ""
-    run.slips += check_until_well(run, lambda: check_guests(read_host(), base.lives[BYSTANDER], wanted))
-    run.did = read_events(after)
+    run.slips += check_until_well(run, lambda: check_crashed(run, base.lives[BYSTANDER], wanted, after))
+    run.did = [event.kind for event in read_events(after)]
+
+
+def check_crashed(run: Run, bystander: Life, wanted: str | None, after: int) -> list[str]:
+    """What is wrong now. Events are read last: whoever had ended by then has been noted, or will be."""
+    host = read_host()
+    return check_guests(host, bystander, wanted) + check_kept(host, run.left, read_events(after))
 
 
 def bring_to(wanted: str | None, run: Run, typical: dict[str, float], base: Host) -> None:
@@ -224,234 +183,21 @@ def end_second(run: Run, base: Host) -> None:
 
 
 def check_until_well(run: Run, check: Callable[[], list[str]]) -> list[str]:
-    """What was wrong at first; what is still wrong after a while goes to the run's faults."""
+    """What was wrong at first; what is still wrong after a while goes to the run's faults, and what may never be does at once."""
     began = time.monotonic()
     first = now = check()
-    while now and time.monotonic() < began + LATE:
+    while now and not find_grave(now) and time.monotonic() < began + LATE:
         time.sleep(1)
         now = check()
     if first:
         run.late = round(max(run.late, time.monotonic() - began), 1)
-    run.faults += now
+    run.faults += find_grave(now) or now
     return first
 
 
-def check_guests(host: Host, life: tuple[int, int], wanted: str | None) -> list[str]:
-    """What is wrong, a sentence each. Pure.
-
-    Args:
-        life: the bystander's.
-        wanted: state of the second guest, as somebody was told: None for none; empty if nobody was told anything.
-    """
-    found = []
-    if host.lives.get(BYSTANDER) != life:
-        found.append(f"stopped: the bystander was process {life}, now it is {host.lives.get(BYSTANDER)}")
-    state = host.guests[SECOND].state if SECOND in host.guests else None
-    if wanted != "" and state != wanted:
-        found.append(f"broken word: the second guest is {state}, but somebody was told that it is {wanted}")
-    found += [f"unsettled: {name} is {one.state}" for name, one in host.guests.items() if one.state not in SETTLED]
-    found += [f"quarantined: {name}" for name, one in host.guests.items() if one.state == "quarantined"]
-    running = {name: one for name, one in host.guests.items() if one.state == "running"}
-    domains = {name for name, state in host.domains.items() if state == libvirt.VIR_DOMAIN_RUNNING}
-    if domains != running.keys() or domains != host.domains.keys():
-        found.append(f"guests: running by the ledger {sorted(running)}, libvirt has {host.domains} (1 is running, 3 paused)")
-    if host.qemus != {pid for pid, _ in host.lives.values()} or host.lives.keys() != running.keys():
-        found.append(f"guests: processes {sorted(host.qemus)}, but libvirt's are {host.lives}")
-    return found + check_claims(host) + check_host(host, running)
-
-
-def check_claims(host: Host) -> list[str]:
-    """Nothing is claimed twice, or by nobody. Pure."""
-    guests = host.guests.values()
-    cpus = [cpu for one in guests for cpu in one.cpus]
-    found = []
-    for what, items in (("cores", cpus), ("VFs", [one.vf for one in guests]), ("MACs", [one.mac for one in guests])):
-        if len(set(items)) != len(items):
-            found.append(f"doubled {what}: {sorted(items)}")
-    if host.taken != (len(cpus), len(host.guests), len(host.guests)):
-        found.append(
-            f"leaked claims: {host.taken} CPUs, VFs and addresses are taken by {len(host.guests)} guests with {len(cpus)} CPUs"
-        )
-    return found
-
-
-def check_host(host: Host, running: dict[str, Claimed]) -> list[str]:
-    """Host and ledger agree to the last page. Pure."""
-    found = []
-    if host.vfio != {one.vf for one in running.values()}:
-        found.append(
-            f"leaked VFs: vfio-pci has {sorted(host.vfio)}, running guests have {sorted(one.vf for one in running.values())}"
-        )
-    given = {index: mac for index, mac in host.macs.items() if mac in {one.mac for one in host.guests.values()}}
-    if given != {one.index: one.mac for one in running.values()}:
-        found.append(f"leaked MACs: the PF has {host.macs}, running guests {[(one.index, one.mac) for one in running.values()]}")
-    macs = [mac for mac in host.macs.values() if mac != NO_MAC]
-    if len(set(macs)) != len(macs):
-        found.append(f"doubled MACs: {host.macs}")
-    pages = {node: sum(one.pages for one in running.values() if one.node == node) for node in host.used}
-    if host.used != pages:
-        found.append(f"leaked pages: in use on each node {host.used}, running guests have {pages}")
-    for name, one in running.items():
-        if host.threads.get(name) != one.cpus:
-            found.append(f"cores: the vCPUs of {name} may run on {sorted(host.threads.get(name, ()))}, it has {sorted(one.cpus)}")
-    owners = sorted(owner for owner in host.undo if owner != "host")
-    if owners != sorted([*running, *running, *running]):
-        found.append(f"undo journal: records of {owners}, wanted are three of each running guest {sorted(running)}")
-    return found
-
-
-def check_clean(host: Host, base: Host) -> list[str]:
-    """Without the second guest all is as before it. Pure."""
-    return [
-        f"after the end {name}: {getattr(host, name)}, before the begin: {getattr(base, name)}"
-        for name in ("guests", "taken", "undo", "domains", "lives", "qemus", "threads", "vfio", "macs", "used")
-        if getattr(host, name) != getattr(base, name)
-    ]
-
-
-def prove_checks(host: Host, life: tuple[int, int]) -> None:
-    """Each kind of loss, put into what was read, is found; what was really read is sound."""
-    sound, one = check_guests(host, life, None), host.guests[BYSTANDER]
-    stopped = replace(one, state="stopped", vf="x", mac="x", index=9, cpus=frozenset({9}))
-    wrong: dict[str, Host] = {
-        "stopped:": replace(host, lives={BYSTANDER: (life[0], life[1] + 1)}),
-        "broken word:": replace(host, guests={**host.guests, SECOND: stopped}),
-        "unsettled:": replace(host, guests={**host.guests, SECOND: replace(stopped, state="creating")}),
-        "quarantined:": replace(host, guests={**host.guests, SECOND: replace(stopped, state="quarantined")}),
-        "guests: running": replace(host, domains={BYSTANDER: libvirt.VIR_DOMAIN_PAUSED}),
-        "guests: processes": replace(host, qemus=host.qemus | {1}),
-        "doubled cores": replace(host, guests={**host.guests, SECOND: replace(stopped, cpus=one.cpus)}),
-        "doubled VFs": replace(host, guests={**host.guests, SECOND: replace(stopped, vf=one.vf)}),
-        "doubled MACs": replace(host, guests={**host.guests, SECOND: replace(stopped, mac=one.mac)}),
-        "leaked claims": replace(host, taken=(0, 1, 1)),
-        "leaked VFs": replace(host, vfio=host.vfio | {"x"}),
-        "leaked MACs": replace(host, macs={**host.macs, one.index: "x"}),
-        "doubled MACs:": replace(host, macs=dict.fromkeys(host.macs, one.mac)),
-        "leaked pages": replace(host, used={node: pages + 1 for node, pages in host.used.items()}),
-        "cores:": replace(host, threads={BYSTANDER: frozenset({0})}),
-        "undo journal": replace(host, undo=(*host.undo, SECOND)),
-    }
-    blind = [
-        kind for kind, reading in wrong.items() if not any(text.startswith(kind) for text in check_guests(reading, life, None))
-    ]
-    if sound or blind or not check_clean(wrong["leaked VFs"], host):
-        raise SystemExit(f"the checks are no good: on a sound host they find {sound}, and they do not find {blind}")
-
-
-def read_host() -> Host:
-    """Everything, as it is now."""
-    guests, taken, undo = read_ledger()
-    connection = libvirt.openReadOnly("qemu:///system")
-    domains = {domain.name(): domain.state()[0] for domain in connection.listAllDomains()}
-    connection.close()
-    lives = {file.stem: life for file in PIDS.glob("*.pid") if file.stem != "driver" and (life := read_life(file))}
-    return Host(
-        guests=guests,
-        taken=taken,
-        undo=undo,
-        domains=domains,
-        lives=lives,
-        qemus=frozenset(find_qemus()),
-        threads={name: read_threads(pid) for name, (pid, _) in lives.items()},
-        vfio=frozenset(path.name for path in Path("/sys/bus/pci/drivers/vfio-pci").glob("0000:*")),
-        macs=read_macs(),
-        used={node: int(read(POOLS.format(node, "nr"))) - int(read(POOLS.format(node, "free"))) for node in NODES},
-    )
-
-
-def read_ledger() -> tuple[dict[str, Claimed], tuple[int, int, int], tuple[str, ...]]:
-    """Guests, claims and undo records, past the product's own reader."""
-    with open_ledger() as db:
-        db.execute("BEGIN")
-        guests = {}
-        for name, state, text in db.execute("SELECT name, state, plan FROM guest"):
-            plan = json.loads(text)
-            cpus = frozenset(cpu for core in plan["cores"] for cpu in parse_cpus(core))
-            vf = plan["vf"]
-            guests[name] = Claimed(state, cpus, plan["node"], plan["pages"], vf["address"], vf["index"], vf["mac"])
-        cpus_vfs_macs = [db.execute(f"SELECT count(*) FROM claim_{what}").fetchone()[0] for what in ("cpu", "vf", "mac")]
-        undo = tuple(owner for (owner,) in db.execute("SELECT owner FROM undo ORDER BY owner"))
-    db.close()
-    return guests, tuple(cpus_vfs_macs), undo
-
-
-def read_left() -> tuple[str, int, bool]:
-    """See ``Run.left``."""
-    guests, _, undo = read_ledger()
-    return (guests[SECOND].state if SECOND in guests else "none", undo.count(SECOND), (PIDS / f"{SECOND}.pid").exists())
-
-
-def read_events(after: int) -> list[str]:
-    """Kinds of the second guest's events after one."""
-    with open_ledger() as db:
-        rows = db.execute("SELECT kind FROM event WHERE id > ? AND subject = ? ORDER BY id", (after, SECOND)).fetchall()
-    db.close()
-    return [kind for (kind,) in rows]
-
-
-def last_event() -> int:
-    """The id of the newest event."""
-    with open_ledger() as db:
-        (found,) = db.execute("SELECT max(id) FROM event").fetchone()
-    db.close()
-    return int(found)
-
-
-def open_ledger() -> sqlite3.Connection:
-    """Only to be read."""
-    return sqlite3.connect(f"file:{LEDGER}?mode=ro", uri=True, isolation_level=None)
-
-
-def find_qemus() -> list[int]:
-    """Process ids of all QEMUs that are alive."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/comm"):
-        try:
-            if file.read_text().startswith("qemu-system") and " Z " not in read(file.with_name("stat")):
-                found.append(int(file.parent.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
-
-
-def read_life(file: Path) -> tuple[int, int] | None:
-    """Process id and start of a guest's QEMU; None if it is gone."""
-    try:
-        pid = int(file.read_text())
-        return pid, int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError, ValueError):
-        return None
-
-
-def read_threads(pid: int) -> frozenset[int]:
-    """CPUs on which the vCPUs of a QEMU may run."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        try:
-            if task.joinpath("comm").read_text().rstrip().endswith("/KVM"):
-                (line,) = [
-                    line for line in task.joinpath("status").read_text().splitlines() if line.startswith("Cpus_allowed_list")
-                ]
-                found |= parse_cpus(line.split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return frozenset(found)
-
-
-def read_macs() -> dict[int, str]:
-    """Addresses that the PF enforces for its VFs."""
-    done = subprocess.run(["ip", "-json", "link", "show", "nic0"], capture_output=True, text=True, check=True)
-    return {vf["vf"]: vf["address"] for vf in json.loads(done.stdout)[0]["vfinfo_list"]}
-
-
-def parse_cpus(text: str) -> set[int]:
-    """A kernel list of CPUs."""
-    ends = [part.split("-") for part in text.split(",")]
-    return {cpu for end in ends for cpu in range(int(end[0]), int(end[-1]) + 1)}
-
-
-def read(path: Path | str) -> str:
-    return Path(path).read_text().strip()
+def find_grave(wrong: list[str]) -> list[str]:
+    """Those that begin with AT_ONCE."""
+    return [text for text in wrong if text.startswith(AT_ONCE)]
 
 
 def show(*properties: str) -> list[str]:

@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/manager_idle.py [SECONDS]
 
-Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB; there it starts two guests, unless some run already.
+Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB; there it starts two guests, unless some run already. Exits
+with 1 if the manager has more memory or time of a CPU than is wanted, or was seen on a guest's core.
 """
 
 import json
@@ -16,12 +17,14 @@ from orchestrator.lab import lab as labs
 from orchestrator.lab.demo import GUESTS, ask, create_guest
 
 INSIDE = Path(__file__).with_name("manager_idle_inside.py")
+RESIDENT, SHARE = 80.0, 0.2
+"""At most wanted: MB, and percent of one core."""
 SETTLE = 30
 """Seconds before the clock runs: what was begun by the last request has ended."""
 
 
-def main() -> None:
-    """Measures, and prints a table: a row a thread, then all of them together with what is wanted."""
+def main() -> int:
+    """Measures, and prints a table: a row a thread, then all of them together with what is wanted. Returns the exit status."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     made: list[str] = []
     with use_lab() as lab:
@@ -35,14 +38,14 @@ def main() -> None:
             done = labs.execute(lab, words, input=INSIDE.read_bytes(), timeout=seconds + SETTLE + 60)
             if done.status:
                 sys.exit(done.stderr)
-            report(json.loads(done.stdout), guests)
+            return 0 if report(json.loads(done.stdout), guests) else 1
         finally:
             for name in made:
                 ask(lab, "guest", "delete", name)
 
 
-def report(found: dict[str, Any], guests: list[dict[str, Any]]) -> None:
-    """Prints what was found."""
+def report(found: dict[str, Any], guests: list[dict[str, Any]]) -> bool:
+    """Prints what was found; returns whether it is as wanted."""
     minutes = found["seconds"] / 60
     print(f"{'THREAD':24} {'WAKE-UPS/MIN':>12} {'PREEMPTED/MIN':>13} {'CPU %':>8}  CPUS SEEN")
     for thread in sorted(found["threads"], key=lambda one: -one["voluntary"]):
@@ -52,14 +55,17 @@ def report(found: dict[str, Any], guests: list[dict[str, Any]]) -> None:
     guest_cpus = {cpu for guest in guests for cpu in guest["cpus"]}
     strayed = sorted({cpu for thread in found["threads"] for cpu in thread["cpus"]} & guest_cpus)
     wakeups = sum(thread["voluntary"] for thread in found["threads"]) / minutes
-    share = 100 * sum(thread["cpu"] for thread in found["threads"]) / found["seconds"]
+    resident, share = found["resident"] / 1e6, 100 * sum(thread["cpu"] for thread in found["threads"]) / found["seconds"]
     print(f"\nover {found['seconds']:.1f} s, {len(guests)} guests, {len(found['threads'])} threads")
-    print(f"resident         {found['resident'] / 1e6:8.1f} MB   wanted: at most 80")
+    print(f"resident         {resident:8.1f} MB   wanted: at most {RESIDENT:g}")
     print(f"  of it its own  {found['anonymous'] / 1e6:8.1f} MB")
-    print(f"CPU              {share:8.4f} %    of one core; wanted: at most 0.2")
+    print(f"CPU              {share:8.4f} %    of one core; wanted: at most {SHARE:g}")
     print(f"wake-ups         {wakeups:8.1f} a minute")
     print(f"on guest cores   {len(strayed):8} CPUs {strayed or ''}   wanted: none (guests have {sorted(guest_cpus)})")
+    good = resident <= RESIDENT and share <= SHARE and not strayed
+    print("all is as wanted" if good else "FAULT: not as wanted")
+    return good
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -230,6 +230,10 @@ class DaemonConfig(_Strict):
                 raise ValueError(f"tokens.{name}: a token has a tenant if its role is tenant, and only then")
             if token.tenant and token.tenant not in self.tenants:
                 raise ValueError(f"tokens.{name}: there is no [tenants.{token.tenant}]")
+        hashes: dict[str, str] = {}
+        for name, token in self.tokens.items():
+            if hashes.setdefault(token.hash, name) != name:
+                raise ValueError(f"tokens.{name}: it is the same token as tokens.{hashes[token.hash]}; make another")
         for kind in ("users", "certificates"):
             _check_once(kind, self._people())
         with_certificate = [where for where, people in self._people() if people.certificates]

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import click
@@ -35,6 +36,7 @@ _log = logging.getLogger("nohyped")
 
 _PAUSE = 5
 _LOOK = 60.0
+_LOOKS_A_DAY = 1440
 # Seconds that the recovery of one guest may take: libvirt may be busy with it for half a minute, and so may a NIC.
 _A_GUEST = 120
 
@@ -80,7 +82,7 @@ def serve(config: DaemonConfig) -> None:
     ledger.on_event(seen.observe_event)
     manager = SystemManager(
         host, hypervisor, ledger, policy,
-        images=Path(config.paths.images), consoles=Path(config.paths.consoles),
+        images=Path(config.paths.images), consoles=Path(config.paths.consoles), observer=seen,
     )  # fmt: skip
     supervisor = manager.supervisor
     hypervisor.watch_ends(lambda uuid, end: _logged(lambda: supervisor.ended(uuid, end)))
@@ -89,7 +91,7 @@ def serve(config: DaemonConfig) -> None:
     # A PF that can't be put right must not keep the manager from stopping its guests.
     _logged(supervisor.links_changed)
     threading.Thread(target=_watch_uplinks, args=(supervisor,), name="uplinks", daemon=True).start()
-    threading.Thread(target=_look_now_and_then, args=(supervisor,), name="looker", daemon=True).start()
+    threading.Thread(target=_look_now_and_then, args=(manager,), name="looker", daemon=True).start()
     audit = watch_audit(Auditor(host, hypervisor, manager, config).run, seen)
     metrics = build_metrics(manager.survey, ledger, hypervisor, policy, seen)
     api = Api(manager, audit, directory, config.limits, metrics.render)
@@ -97,7 +99,7 @@ def serve(config: DaemonConfig) -> None:
     def ready() -> None:
         notify_systemd(f"READY=1\nSTATUS={describe(ledger)}")
         ledger.on_event(lambda _event: notify_systemd(f"STATUS={describe(ledger)}"))
-        start_heartbeat(server, ledger, manager.shared)
+        start_heartbeat(server, ledger, manager.check)
 
     def stopping() -> None:
         notify_systemd("STOPPING=1")
@@ -123,12 +125,14 @@ def _watch_uplinks(supervisor: Supervisor) -> None:
         _logged(supervisor.links_changed)  # what was missed meanwhile
 
 
-def _look_now_and_then(supervisor: Supervisor) -> None:
+def _look_now_and_then(manager: SystemManager) -> None:
     """Finds guests whose end nobody told (libvirt was being restarted when they ended), and what others have changed."""
-    while True:
+    for look in count():
+        if look % _LOOKS_A_DAY == 0:
+            _logged(manager.tidy)
         time.sleep(_LOOK)
-        _logged(supervisor.collect)
-        _logged(supervisor.check)
+        _logged(manager.supervisor.collect)
+        _logged(manager.supervisor.check)
 
 
 def _logged(work: Callable[[], object]) -> None:

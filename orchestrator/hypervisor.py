@@ -154,18 +154,18 @@ class Hypervisor:
             if error.number not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
                 raise
 
-    def pin(self, name: str, vcpu: int, cpus: CpuSet) -> None:
+    def pin(self, uuid: UUID, vcpu: int, cpus: CpuSet) -> None:
         """Lets a vCPU of a running guest run on these host CPUs only.
 
         Raises:
             NotFound: no such guest runs.
             HypervisorError: libvirt refused.
         """
-        self._on(name, f"pin vCPU {vcpu} of {name}", lambda domain: domain.pinVcpu(vcpu, _cpu_map(domain, cpus)))
+        self._on(uuid, f"pin vCPU {vcpu} of the guest {uuid}", lambda domain: domain.pinVcpu(vcpu, _cpu_map(domain, cpus)))
 
-    def pin_emulator(self, name: str, cpus: CpuSet) -> None:
+    def pin_emulator(self, uuid: UUID, cpus: CpuSet) -> None:
         """Lets QEMU's other threads run on these host CPUs only; raises as ``pin``."""
-        self._on(name, f"pin the emulator threads of {name}", lambda domain: domain.pinEmulator(_cpu_map(domain, cpus)))
+        self._on(uuid, f"pin the emulator threads of the guest {uuid}", lambda domain: domain.pinEmulator(_cpu_map(domain, cpus)))
 
     def uuids(self) -> frozenset[UUID]:
         """The ids of all guests that run now, ours or not."""
@@ -196,21 +196,24 @@ class Hypervisor:
                 continue
         return tuple(live)
 
-    def guest(self, name: str) -> LiveGuest:
+    def guest(self, which: str | UUID) -> LiveGuest:
         """A running guest.
+
+        Args:
+            which: its name, or its id: somebody else's guest may have the name by now.
 
         Raises:
             NotFound: no such guest runs.
             HypervisorError: libvirt or QEMU refused.
         """
-        return self._on(name, f"look at the guest {name}", _read_guest)
+        return self._on(which, f"look at the guest {which}", _read_guest)
 
-    def bounds(self, name: str) -> Bounds:
+    def bounds(self, uuid: UUID) -> Bounds:
         """What a running guest is held to; raises as ``guest``.
 
         Two calls of libvirt, none of QEMU: ``guest`` takes five, each of which wakes the daemon and several of our threads.
         """
-        return self._on(name, f"look at the guest {name}", _read_bounds)
+        return self._on(uuid, f"look at the guest {uuid}", _read_bounds)
 
     def read_exits(self, name: str) -> tuple[dict[str, int], ...]:
         """KVM's counters of each vCPU since the guest started: ``exits``, ``halt_exits``, ``io_exits``, ...
@@ -265,12 +268,15 @@ class Hypervisor:
 
     _on_connect: Callable[[Any], object] | None = None
 
-    def _on(self, name: str, what: str, use: Callable[[Any], _Result]) -> _Result:
+    def _on(self, which: str | UUID, what: str, use: Callable[[Any], _Result]) -> _Result:
+        def find(connection: Any) -> Any:
+            return connection.lookupByName(which) if isinstance(which, str) else connection.lookupByUUIDString(str(which))
+
         try:
-            return self._call(what, lambda connection: use(connection.lookupByName(name)))
+            return self._call(what, lambda connection: use(find(connection)))
         except HypervisorError as error:
             if error.number in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                raise NotFound(f"no guest named {name} runs", "`nohype guest list` shows what runs") from None
+                raise NotFound(f"no guest {which} runs", "`nohype guest list` shows what runs") from None
             raise
 
     def _call(self, what: str, use: Callable[[Any], _Result]) -> _Result:
@@ -282,13 +288,22 @@ class Hypervisor:
     def _connect(self) -> Any:
         with self._lock:
             if self._connection is None or not self._connection.isAlive():
-                self._connection = libvirt.open(self._uri)
-                # Without keepalive a libvirt that hangs would hang us too; without an event loop it is refused, which is fine.
-                if self._on_connect:
-                    # Seconds, count: a libvirt that hangs is noticed after a minute and a half, at two wake-ups a minute.
-                    self._connection.setKeepAlive(30, 2)
-                    self._on_connect(self._connection)
+                self._connection = self._open()
             return self._connection
+
+    def _open(self) -> Any:
+        """A connection that tells of ends, if anybody wants to hear of them; else none at all."""
+        connection = libvirt.open(self._uri)
+        # Without keepalive a libvirt that hangs would hang us too; without an event loop it is refused, which is fine.
+        if self._on_connect:
+            try:
+                # Seconds, count: a libvirt that hangs is noticed after a minute and a half, at two wake-ups a minute.
+                connection.setKeepAlive(30, 2)
+                self._on_connect(connection)
+            except libvirt.libvirtError:
+                connection.close()
+                raise
+        return connection
 
 
 _ENDS = {"guest-reset": End.RESET, "guest-panic": End.RESET, "host-signal": End.FAILED, "host-error": End.FAILED}

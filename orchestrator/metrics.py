@@ -81,8 +81,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("nohype_proofs", Kind.GAUGE, "", ("proof", "verdict"), "Proofs of the last audit."),
     Metric("nohype_audit_age_seconds", Kind.GAUGE, "seconds", (), "Time since the last audit ended; +Inf if there was none."),
     Metric("nohype_guest_exits_total", Kind.COUNTER, "", ("guest", "class"), "VM exits of all vCPUs since the guest started."),
-    Metric("nohype_undo_failures_total", Kind.COUNTER, "", (), "Ends of guests after which not all was undone and verified."),
-    Metric("nohype_ledger_generation", Kind.GAUGE, "", (), "Number of claims so far."),
+    Metric("nohype_undo_failures_total", Kind.COUNTER, "", (), "Times that not all could be undone, or verified, after a guest."),
+    Metric("nohype_claims_total", Kind.COUNTER, "", (), "Claims since the ledger was made."),
     Metric("nohype_scrape_failures_total", Kind.COUNTER, "", ("source",), "Sources that could not be read for this page."),
 )
 
@@ -111,7 +111,7 @@ class Guest(Protocol):
         """How far it has come."""
 
     @property
-    def restarts(self) -> int:
+    def restarted(self) -> int:
         """How often it was started again."""
 
 
@@ -160,19 +160,21 @@ class Observations:
         """A request was planned and claimed, or refused, in so many seconds."""
         self._observe("nohype_claim_seconds", seconds, outcome)
 
+    def observe_refusal(self, kind: str, seconds: float) -> None:
+        """See ``lifecycle.observer``: an answer that is not in the event log."""
+        self.observe_claim(seconds, _FAILED_HOW[kind])
+
     def observe_start(self, seconds: float, outcome: Outcome = Outcome.OK) -> None:
         """A guest was started, or could not be, in so many seconds."""
         self._observe("nohype_start_seconds", seconds, outcome)
 
     def observe_event(self, event: Event) -> None:
-        """Something has happened that the ledger has logged: claims, starts and what could not be undone are counted from it."""
+        """Something has happened that the ledger has logged: claims and starts are counted from it."""
         outcome = _FAILED_HOW.get(event.kind, Outcome.OK)
         if event.took is not None and event.kind in ("claimed", "refused", "plan-failed"):
             self.observe_claim(event.took, outcome)
         elif event.took is not None and event.kind in ("started", "failed"):
             self.observe_start(event.took, outcome)
-        elif event.kind == "quarantined":
-            self.count_undo_failure()
 
     def observe_audit(self, proofs: Iterable[Proof]) -> None:
         """An audit has ended with these proofs."""
@@ -180,7 +182,7 @@ class Observations:
             self._audit = (self.clock(), tuple(proofs))
 
     def count_undo_failure(self) -> None:
-        """What a guest had could not all be undone, or not be verified clean."""
+        """See ``lifecycle.observer``."""
         with self._lock:
             self._undo_failures += 1
 
@@ -290,17 +292,19 @@ class Metrics:
         for state in sorted({*map(str, GuestState), *states}):
             yield "nohype_guests", (state,), states[state]
         for guest in guests:
-            yield "nohype_guest_restarts_total", (guest.plan.name,), guest.restarts
+            yield "nohype_guest_restarts_total", (guest.plan.name,), guest.restarted
 
     def _read_ledger(self) -> Iterator[Sample]:
-        yield "nohype_ledger_generation", (), self._sources.generation()
+        yield "nohype_claims_total", (), self._sources.generation()
 
     def _read_host(self) -> Iterator[Sample]:
         guests = tuple(self._sources.guests())
         topology = self._read_survey(tuple((guest.plan.uuid, guest.state) for guest in guests))
         plans = {str(guest.plan.name): guest.plan for guest in guests}
         quarantined = {guest.plan.name for guest in guests if guest.state == GuestState.QUARANTINED}
-        started = {guest.plan.name for guest in guests if guest.state != GuestState.STOPPED}
+        # Of one in quarantine the pool has most likely all pages back; what it lacks all the same nobody of ours has.
+        idle = (GuestState.STOPPED, GuestState.QUARANTINED)
+        started = {guest.plan.name for guest in guests if guest.state not in idle}
         for (node, use), count in count_cores(topology, plans, quarantined, self._policy).items():
             yield "nohype_cores", (str(node), use), count
         for (node, size, use), count in count_pages(topology, plans, quarantined, started, self._policy).items():

@@ -1,4 +1,8 @@
-"""What a user asks for, checked strictly: extra fields and silent conversions are refused."""
+"""What a user asks for, checked strictly: extra fields and silent conversions are refused.
+
+What has several spellings (sizes, CPUs, addresses) is kept in one: signs that no spelling needs go no further, and a request that
+is asked again in other words is the same request. The ledger's are read back through here, so theirs are spelled alike.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,7 @@ def _name(text: str) -> str:
 
 
 def _size(text: str) -> str:
-    as_value_error(lambda: str(Size.parse(text)))
-    return text
+    return as_value_error(lambda: str(Size.parse(text)))
 
 
 def _address(text: str) -> str:
@@ -42,9 +45,10 @@ def _cmdline(text: str) -> str:
 
 
 def _cpus(text: str) -> str:
-    if not as_value_error(lambda: str(CpuSet.parse(text))):
+    cpus = as_value_error(lambda: str(CpuSet.parse(text)))
+    if not cpus:
         raise ValueError("no CPU is named; write it like 2-3,6-7")
-    return text
+    return cpus
 
 
 def _pci_address(text: str) -> str:

@@ -16,7 +16,7 @@ from orchestrator.proof import Proof
 from orchestrator.service.journal import set_up_logging
 from orchestrator.service.server import QuietServer
 from orchestrator.service.systemd import read_watchdog, take_sockets
-from orchestrator.service.watchdog import Heartbeat, WatchedLock
+from orchestrator.service.watchdog import Heartbeat
 from orchestrator.state import GuestState
 from orchestrator.topology import Topology
 
@@ -25,6 +25,8 @@ _SOCKET = "nohyped"
 
 # Seconds. The loop answers within milliseconds; a minute is for a host that is out of memory.
 _LOOP = 30.0
+# A write waits at most ten seconds for another program's, and for a disk as long as that takes.
+_WRITE = 60.0
 # What serves all guests takes as long as a NIC's reset and its carrier, each of which has a limit of its own far below.
 _CHANGE = 600.0
 
@@ -69,22 +71,24 @@ def watch_audit(audit: Callable[[int], tuple[Proof, ...]], seen: Observations) -
     return observed
 
 
-def start_heartbeat(server: QuietServer, ledger: Ledger, changing: WatchedLock | None = None) -> Heartbeat | None:
+def start_heartbeat(server: QuietServer, ledger: Ledger, check_requests: Callable[[float], object]) -> Heartbeat | None:
     """Begins to tell systemd that we work; None if it does not want to know.
 
     Not libvirt: it may be away for as long as it likes, and a new manager would not bring it back.
 
     Args:
         server: its event loop must go on.
-        ledger: must be readable. A request that hangs in it holds this up too.
-        changing: must not be held for long.
+        ledger: must be readable, and a write to it must end.
+        check_requests: raises if what requests need has been held up for so many seconds.
     """
     seconds = read_watchdog()
     if seconds is None:
         return None
-    checks: dict[str, Callable[[], object]] = {"ledger": ledger.last_event, "server": lambda: server.check(_LOOP)}
-    if changing is not None:
-        checks["change"] = lambda: changing.check(_CHANGE)
+    checks: dict[str, Callable[[], object]] = {
+        "server": lambda: server.check(_LOOP),
+        "ledger": lambda: ledger.check(_WRITE),
+        "requests": lambda: check_requests(_CHANGE),
+    }
     heartbeat = Heartbeat.for_watchdog(checks, seconds, lambda: describe(ledger))
     heartbeat.start()
     return heartbeat

@@ -32,7 +32,7 @@ from orchestrator.planning.plan import Policy
 from orchestrator.request import GuestRequest
 from orchestrator.state import SETTLED, GuestState
 from tests.fakehost import BOOT_ID, IMAGE, Server, build_server, make_image
-from tests.fakehypervisor import FakeHypervisor
+from tests.fakehypervisor import FakeHypervisor, Life
 from tests.fakeroot import LOOPBACK, FakeRoot
 
 Tell = Callable[..., object]
@@ -144,7 +144,7 @@ def run_crash(folder: Path, seed: int) -> Outcome:
     if rng.random() < _REBOOT:
         world.reboot()
         outcome.rebooted = True
-    running = world.hypervisor.names()
+    running = world.hypervisor.lives()
     outcome.running = len(running)
     if rng.random() < _SECOND_CRASH:
         in_child(lambda tell: _recover_until_killed(World(folder), rng.randrange(60), tell))
@@ -181,10 +181,11 @@ def measure_recovery(folder: Path, guests: int, times: int) -> list[float]:
     for seed in range(times):
         assert status in (0, -signal.SIGKILL), text
         status, text = in_child(partial(work, seed))
-        running = world.hypervisor.names()
+        running = world.hypervisor.lives()
         _, said = in_child(recover)
         taken.append(float(json.loads(said)["recovery"]))
-        assert world.hypervisor.names() == running
+        faults = check_lives(running, world.hypervisor.lives())
+        assert not faults, faults
     return taken
 
 
@@ -234,7 +235,7 @@ def _recover_until_killed(world: World, points: int, tell: Tell) -> None:
 
 def _check_recovery(
     world: World,
-    running: frozenset[str],
+    running: frozenset[Life],
     expected: tuple[set[str], set[str]],
     original: dict[str, str],
     tell: Tell,
@@ -266,11 +267,19 @@ def _check_recovery(
     tell(recovery=recovery, faults=faults)
 
 
-def _check_claims(world: World, ledger: Ledger, running: frozenset[str], expected: tuple[set[str], set[str]]) -> list[str]:
-    faults = []
+def check_lives(before: frozenset[Life], after: frozenset[Life]) -> list[str]:
+    """A recovery ends no guest that runs, and starts none: not even one whose end had been asked for is ended and begun anew."""
+    names, names_after = ({life.name for life in lives} for lives in (before, after))
+    if names != names_after:
+        return [f"guests that ran: {sorted(names)}, after the recovery: {sorted(names_after)}"]
+    if before != after:
+        return [f"guests that ran were ended and started again: {sorted(life.name for life in before - after)}"]
+    return []
+
+
+def _check_claims(world: World, ledger: Ledger, lives: frozenset[Life], expected: tuple[set[str], set[str]]) -> list[str]:
     claims = {claim.plan.name: claim for claim in ledger.read().claims}
-    if running != world.hypervisor.names():
-        faults.append(f"guests that ran: {sorted(running)}, after the recovery: {sorted(world.hypervisor.names())}")
+    faults, running = check_lives(lives, world.hypervisor.lives()), {life.name for life in lives}
     states = {name: claim.state for name, claim in claims.items()}
     if unsettled := {name: str(state) for name, state in states.items() if state not in SETTLED}:
         faults.append(f"the recovery left guests half-way: {unsettled}")

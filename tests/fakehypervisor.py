@@ -11,10 +11,11 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from errno import ENOMEM
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import libvirt
@@ -32,6 +33,14 @@ _DTXSWC = 0x3500
 _FIRST_PID = 10_000
 _THREADS = 1_000
 """A process's threads have ids from its own up to its own plus this."""
+
+
+class Life(NamedTuple):
+    """A guest from one start to its end. Another start has the same id, and may have the same process id, but another time."""
+
+    name: str
+    uuid: str
+    start: int
 
 
 class FakeHypervisor:
@@ -71,6 +80,8 @@ class FakeHypervisor:
             self._host.add(f"{folder}/enable", "1")
             guest["pid"] = next(pid for pid in range(_FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
             self._add_threads(guest)
+            # As the kernel keeps it of each process (starttime in proc_pid_stat(5)); no two starts have the same.
+            guest["start"] = time.monotonic_ns()
             self._store(guest | {"paused": True})
 
     def resume(self, uuid: UUID) -> None:
@@ -115,17 +126,17 @@ class FakeHypervisor:
         self._end_if_there(uuid, how)
         return uuid
 
-    def pin(self, name: str, vcpu: int, cpus: CpuSet) -> None:
+    def pin(self, uuid: UUID, vcpu: int, cpus: CpuSet) -> None:
         """See Hypervisor."""
-        with self._host.changing("hypervisor pin", f"{name} {vcpu} {cpus}"):
-            guest = self._load(name)
+        with self._host.changing("hypervisor pin", f"{uuid} {vcpu} {cpus}"):
+            guest = self._get(uuid)
             guest["pins"][vcpu] = str(cpus)
             self._store(guest)
 
-    def pin_emulator(self, name: str, cpus: CpuSet) -> None:
+    def pin_emulator(self, uuid: UUID, cpus: CpuSet) -> None:
         """See Hypervisor."""
-        with self._host.changing("hypervisor pin emulator", f"{name} {cpus}"):
-            guest = self._load(name) | {"emulator": str(cpus)}
+        with self._host.changing("hypervisor pin emulator", f"{uuid} {cpus}"):
+            guest = self._get(uuid) | {"emulator": str(cpus)}
             self._store(guest)
             self._host.sched_setaffinity(guest["pid"], cpus)
 
@@ -137,19 +148,23 @@ class FakeHypervisor:
         """See Hypervisor."""
         return frozenset(self._files())
 
+    def lives(self) -> frozenset[Life]:
+        """The running guests, each told from the same one after another start."""
+        return frozenset(Life(guest["name"], guest["uuid"], guest["start"]) for guest in self._all())
+
     def guests(self, but: frozenset[UUID] = frozenset()) -> tuple[LiveGuest, ...]:
         """See Hypervisor."""
         # Only those are read: a manager leaves out its own, which may be many.
         found = [self._find(uuid) for uuid in map(UUID, self._files().values()) if uuid not in but]
         return tuple(_live(guest) for guest in found if guest)
 
-    def guest(self, name: str) -> LiveGuest:
+    def guest(self, which: str | UUID) -> LiveGuest:
         """See Hypervisor."""
-        return _live(self._load(name))
+        return _live(self._load(which) if isinstance(which, str) else self._get(which))
 
-    def bounds(self, name: str) -> Bounds:
+    def bounds(self, uuid: UUID) -> Bounds:
         """See Hypervisor."""
-        return self.guest(name).bounds
+        return self.guest(uuid).bounds
 
     def read_exits(self, name: str) -> tuple[dict[str, int], ...]:
         """See Hypervisor."""
@@ -259,11 +274,16 @@ class FakeHypervisor:
                     return None
         return None
 
+    def _get(self, uuid: UUID) -> dict[str, Any]:
+        if (guest := self._find(uuid)) is None:
+            raise NotFound(f"no guest {uuid} runs")
+        return guest
+
     def _load(self, name: str) -> dict[str, Any]:
         try:
             return json.loads((self._folder / f"{name}@{self._files()[name]}").read_text())  # type: ignore[no-any-return]
         except (KeyError, FileNotFoundError):
-            raise NotFound(f"no guest named {name} runs") from None
+            raise NotFound(f"no guest {name} runs") from None
 
     def _store(self, guest: dict[str, Any]) -> None:
         self._host.add(f"{_GUESTS}/{guest['name']}@{guest['uuid']}", json.dumps(guest))

@@ -18,6 +18,7 @@ from orchestrator import __version__
 from orchestrator.access import Identity, Role
 from orchestrator.api.fast import Body, Depends, FastAPI, Header, Path, Query, Request, RequestValidationError
 from orchestrator.api.feed import Feed
+from orchestrator.api.fields import IfMatch, refuse_more
 from orchestrator.api.guard import Guard
 from orchestrator.api.identity import Directory
 from orchestrator.api.manager import Manager, View, event_json, quarantined_json
@@ -25,7 +26,7 @@ from orchestrator.api.openapi import build_document
 from orchestrator.api.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
 from orchestrator.api.work import Workers
 from orchestrator.config import LimitConfig
-from orchestrator.errors import Forbidden, NotFound, OrchestratorError, RequestError
+from orchestrator.errors import Forbidden, NotFound, OrchestratorError, RequestError, Stale
 from orchestrator.proof import Proof
 from orchestrator.request import GuestRequest, as_value_error, describe
 from orchestrator.topology import Topology
@@ -37,16 +38,12 @@ _HOUR = 3600
 _MAX_ID = (1 << 63) - 1
 _LONGEST_DETAIL = 2000
 _STREAM = "text/event-stream"
-_TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e]*)"\s*')
 
 Timeout = Annotated[float, Field(gt=0, le=_HOUR)]
 Name = Annotated[
     str,
     AfterValidator(lambda text: as_value_error(lambda: parse_guest_name(text))),
     Path(description="The guest's name.", json_schema_extra={"pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"}),
-]
-IfMatch = Annotated[
-    str | None, Header(description='Only if the guest\'s ETag is still this one: "7". `*` is any.', max_length=200)
 ]
 EventId = Annotated[int | None, Query(ge=0, le=_MAX_ID, description="Only events with ids above this one.")]
 Force = Annotated[bool, Query(description="Give it free even if it is still not clean: the operator has seen to it.")]
@@ -132,6 +129,7 @@ class Api:
         app = FastAPI(
             title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
             openapi_url="/v1/openapi.json", generate_unique_id_function=lambda route: route.name,
+            dependencies=[Depends(refuse_more)],
         )  # fmt: skip
         app.openapi = lambda: build_document(app)  # type: ignore[method-assign]
         app.add_middleware(_HeadAsGet)
@@ -209,13 +207,14 @@ class Api:
             return JSONResponse({"answer": await self._waits.run(manager.tell, who, name, body.line, body.timeout)})
 
     def _add_change_routes(self, app: FastAPI, manager: Manager) -> None:
-        async def expected(who: Identity, name: str, if_match: str | None) -> int | None:
+        async def expected(who: Identity, name: str, versions: frozenset[int] | None) -> int | None:
             """The version that the caller has seen; of several that of the guest as it is now, if it is among them."""
-            versions = parse_if_match(if_match)
             if versions is None or len(versions) == 1:
                 return next(iter(versions)) if versions else None
             current = (await self._quick.run(manager.guest, who, name)).version
-            return current if current in versions else min(versions)
+            if current not in versions:
+                raise Stale(f"guest {name} is version {current}, which If-Match does not name", "look at it again")
+            return current
 
         @app.delete("/v1/guests/{name}", status_code=204)
         async def delete(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
@@ -273,25 +272,6 @@ class _HeadAsGet:
         head = scope["method"] == "HEAD"
         state = {**scope["state"], "head": head}
         await self._app({**scope, "method": "GET" if head else scope["method"], "state": state}, receive, send)
-
-
-def parse_if_match(field: str | None) -> frozenset[int] | None:
-    """The versions that an If-Match field names; None if any will do (RFC 9110 13.1.1).
-
-    A tag that is none of ours, or a weak one, is a version that no guest ever has.
-
-    Raises:
-        RequestError: it is not of that form.
-    """
-    if field is None or field.strip() == "*":
-        return None
-    found: set[int] = set()
-    for part in field.split(","):
-        match = _TAG.fullmatch(part)
-        if not match:
-            raise RequestError(f"If-Match {field[:80]!r} is wrong", 'send the ETag as it was received, with its quotes: "7"')
-        found.add(int(match[2]) if not match[1] and re.fullmatch("[0-9]{1,18}", match[2]) else -1)
-    return frozenset(found)
 
 
 def survey_json(topology: Topology) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from urllib.parse import quote, urlencode
 from orchestrator.api import shapes
 from orchestrator.api.problems import MEDIA_TYPE, parse_problem
 from orchestrator.api.transport import TlsConnection, UnixConnection, Unreachable, build_context, explain, parse_url
-from orchestrator.errors import OrchestratorError, RequestError
+from orchestrator.errors import LedgerError, OrchestratorError, RequestError, TooMany
 
 _QUICK = 120.0
 _SLOW = 10.0
@@ -194,7 +194,8 @@ class Client:
         return found
 
     def follow(self, after: int | None = None) -> Iterator[shapes.Event]:
-        """Events as they happen, without end; after a lost connection it goes on where it was.
+        """Events as they happen, without end; after a lost connection it goes on where it was. When the manager is too busy, or
+        can't read its ledger, it tries again.
 
         Args:
             after: id of the event after which to begin; None for those from now on.
@@ -207,16 +208,19 @@ class Client:
             after = max((event["id"] for event in self.events(limit=1)), default=0)
         reached = False
         while True:
+            pause = _PAUSE
             try:
                 with self._open("GET", "/v1/events/stream", None, {"Last-Event-ID": str(after)}, _SILENCE) as response:
                     reached = True
                     for event in _parse_stream(response):
                         after = event["id"]
                         yield event
-            except (Unreachable, OSError, http.client.HTTPException):
+            except (Unreachable, TooMany, LedgerError, OSError, http.client.HTTPException) as error:
                 if not reached:
                     raise
-            time.sleep(_PAUSE)
+                if isinstance(error, TooMany):
+                    pause = max(pause, error.wait)
+            time.sleep(pause)
 
     def metrics(self) -> str:
         """What Prometheus reads. Raises NotFound without metrics, Forbidden for tenants."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,11 +18,14 @@ from orchestrator.access import Identity, Role
 from orchestrator.api.body import ClientGone, check_json, read_body
 from orchestrator.api.identity import Directory, Peer, identify
 from orchestrator.api.limits import Turns
-from orchestrator.api.problems import MEDIA_TYPE, InternalError, build_headers, build_problem
+from orchestrator.api.problems import MEDIA_TYPE, CrossSite, InternalError, build_headers, build_problem
 from orchestrator.config import LimitConfig
 from orchestrator.errors import Forbidden, OrchestratorError, RequestError, Unauthorized
 
 _log = logging.getLogger(__name__)
+
+_SAFE = ("GET", "HEAD")
+_ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 
 
 class Guard:
@@ -59,6 +64,8 @@ class Guard:
         headers = dict(scope["headers"])
         who = self._identify(scope["state"]["peer"], headers.get(b"authorization"))
         with self._turn(who):
+            _check_site(scope["method"], headers)
+            scope = _as_origin_form(scope)
             if b"%2f" in scope["raw_path"].lower():
                 # The server has decoded it: it would count as a slash that parts names.
                 raise RequestError("a name can't hold a slash", "leave out the %2F")
@@ -111,6 +118,28 @@ class _Answer:
         headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
         await self.send({"type": "http.response.start", "status": problem["status"], "headers": headers})
         await self.send({"type": "http.response.body", "body": content})
+
+
+def _check_site(method: str, headers: Mapping[bytes, bytes]) -> None:
+    """Refuses what another site's page makes a browser send. The browser adds its user's client certificate by itself, and asks
+    nobody before a form is sent. We serve no pages, so there is none of our own that could send an Origin (RFC 6454 7.3; the
+    other field: https://w3c.github.io/webappsec-fetch-metadata/). Reading is left: the page does not get the answer.
+
+    Raises:
+        CrossSite: it is such a request.
+    """
+    site = headers.get(b"sec-fetch-site", b"none")
+    if method not in _SAFE and (b"origin" in headers or site not in (b"none", b"same-origin")):
+        raise CrossSite("a page of another site in a browser asks for this", "send no Origin and Sec-Fetch-Site fields")
+
+
+def _as_origin_form(scope: Scope) -> Scope:
+    """A server must understand the target as proxies get it, too (`GET http://host/v1/guests`, RFC 9112 3.2.2)."""
+    match = _ABSOLUTE.match(scope["raw_path"])
+    if not match:
+        return scope
+    path = scope["raw_path"][match.end() :] or b"/"
+    return {**scope, "raw_path": path, "path": unquote(path.decode("ascii"))}
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

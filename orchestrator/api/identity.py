@@ -41,6 +41,11 @@ class Peer:
     address: str = ""
 
     @property
+    def local(self) -> bool:
+        """Whether it came over the Unix socket."""
+        return self.uid is not None
+
+    @property
     def key(self) -> str:
         """What connections of one stranger have in common."""
         return f"user {self.uid}" if self.uid is not None else f"address {self.address}"

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _ALWAYS = ("bad-request", "unauthorized", "forbidden", "too-large", "media-type", "too-many", "internal")
 _HOST = ("host", "command", "ledger", "image", "hypervisor", "error")
-_CHANGE = ("not-found", "conflict", "lost-race", "guest", "stale", *_HOST)
-_PLAN = ("not-found", "conflict", "lost-race", "no-room", "quota", *_HOST)
+_CHANGE = ("cross-site", "not-found", "conflict", "lost-race", "guest", "stale", *_HOST)
+_PLAN = ("cross-site", "not-found", "conflict", "lost-race", "no-room", "quota", *_HOST)
 
 _ANSWERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "version": (shapes.Version, ()),
@@ -29,7 +29,7 @@ _ANSWERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "plan": (shapes.Guest, _PLAN),
     "guest": (shapes.Guest, ("not-found", *_HOST)),
     "ready": (shapes.Ready, ("not-found", "guest", "conflict", *_HOST)),
-    "tell": (shapes.Answer, ("not-found", "guest", "conflict", *_HOST)),
+    "tell": (shapes.Answer, ("cross-site", "not-found", "guest", "conflict", *_HOST)),
     "delete": (None, _CHANGE),
     "start": (shapes.Guest, _CHANGE),
     "kill": (shapes.Guest, _CHANGE),

@@ -17,6 +17,12 @@ class WrongMethod(OrchestratorError):
     code = "method"
 
 
+class CrossSite(errors.Forbidden):
+    """A browser was made to ask by a page that is none of ours: its user may know nothing of it."""
+
+    code = "cross-site"
+
+
 class WrongMedia(OrchestratorError):
     """A body that is not said to be JSON."""
 
@@ -36,6 +42,7 @@ _KINDS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
+    CrossSite: HTTPStatus.FORBIDDEN,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     WrongMethod: HTTPStatus.METHOD_NOT_ALLOWED,
     errors.Conflict: HTTPStatus.CONFLICT,

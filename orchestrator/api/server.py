@@ -33,7 +33,8 @@ _PATIENCE = 30.0
 _HANDSHAKE = 10.0
 _FAREWELL = 1.0
 _GRACE = 5
-# Of one user or address. A descriptor each: all together stay far below what systemd lets a service open (DefaultLimitNOFILE=).
+# Of one user or address, and of one listener. Each listener counts its own: strangers reach the TLS port, and must not lock
+# out those whom the Unix socket's mode lets in. A descriptor each: all together stay far below what the unit may open.
 _CONNECTIONS = 128
 _ALL_CONNECTIONS = 400
 
@@ -155,8 +156,8 @@ class Connection(H11Protocol):
         self.peer = self._read_peer(transport)
         # A copy: uvicorn's is shared by all connections.
         self.app_state = {**self.app_state, "peer": self.peer}
-        alike = sum(one.peer.key == self.peer.key for one in self.connections if isinstance(one, Connection))
-        if alike > _CONNECTIONS or len(self.connections) > _ALL_CONNECTIONS:
+        here = [one.peer for one in self.connections if isinstance(one, Connection) and one.peer.local == self.peer.local]
+        if len(here) > _ALL_CONNECTIONS or sum(one.key == self.peer.key for one in here) > _CONNECTIONS:
             if self.peer.uid != 0:
                 _log.warning("too many connections of %s: one is closed", self.peer.key)
                 transport.abort()

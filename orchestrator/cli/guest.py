@@ -10,10 +10,11 @@ import click
 from orchestrator.api.client import Client
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table
+from orchestrator.cli.seconds import Seconds
 
 # Checked here too: a wait that the manager refuses would be refused only after the guest was made.
-_SECONDS = click.FloatRange(0, 3600)
-_PATIENCE = click.FloatRange(0, 3600, min_open=True)
+_SECONDS = Seconds(0, 3600)
+_PATIENCE = Seconds(0, 3600, min_open=True)
 
 timeout_option = click.option(
     "--timeout", type=_PATIENCE, default=60, show_default=True, metavar="SECONDS",

@@ -13,6 +13,7 @@ import click
 
 from orchestrator.cli.output import format_size, json_option, print_json, print_table
 from orchestrator.cli.progress import show_progress
+from orchestrator.cli.seconds import Seconds
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.lab import lab as labs
 from orchestrator.lab import life
@@ -90,7 +91,7 @@ def status(name: str | None, *, as_json: bool) -> None:
 
 @lab.command("exec", context_settings={"ignore_unknown_options": True})
 @name_option
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End the command after so long.")
+@click.option("--timeout", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="End the command after so long.")
 @click.option("--stdin", "with_stdin", is_flag=True, help="Give our standard input to the command.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(name: str | None, *, timeout: float | None, with_stdin: bool, command: tuple[str, ...]) -> int:
@@ -140,7 +141,8 @@ def console(*, name: str | None, lines: int, follow: bool) -> None:
 
 @lab.command()
 @click.argument("name", required=False, envvar="NOHYPE_LAB")
-@click.option("--timeout", type=float, default=30, show_default=True, metavar="SECONDS", help="After that the lab is killed.")
+@click.option("--timeout", type=Seconds(min=0), default=30, show_default=True, metavar="SECONDS",
+              help="After that the lab is killed.")  # fmt: skip
 def down(name: str | None, *, timeout: float) -> None:
     """End a lab and remove all of it. What was changed in it is lost."""
     name = name or _the_lab(None)

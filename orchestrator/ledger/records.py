@@ -17,7 +17,7 @@ class Claim:
         request: what was asked for; the plan is the answer.
         owner: the tenant it belongs to, empty for the host's own.
         version: grows with each change of this guest; no two guests of one name ever have the same.
-        restarts: how often it was started again after a failure, since somebody last started it.
+        restarts: how often it was started again after a failure, since somebody last started it; the time that it waits for too.
     """
 
     plan: Plan
@@ -26,6 +26,11 @@ class Claim:
     owner: str = ""
     version: int = 1
     restarts: int = 0
+
+    @property
+    def restarted(self) -> int:
+        """How often it was started again, without the time that it waits for."""
+        return self.restarts if self.state == GuestState.RUNNING else max(0, self.restarts - 1)
 
 
 @dataclass(frozen=True)

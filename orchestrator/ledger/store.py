@@ -23,6 +23,7 @@ from orchestrator.ledger.records import Claim, Event, Quarantined, Reading, Undo
 from orchestrator.ledger.schema import DAMAGED, check_file, migrate
 from orchestrator.planning.plan import Plan, plan_from_json
 from orchestrator.request import GuestRequest
+from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState, check_transition
 
 _BUSY = 10.0
@@ -76,12 +77,13 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.RLock()
+        self._lock = WatchedLock()
         # Readers have a connection of their own: with WAL they need not wait until what others write is on the disk.
         self._read_lock = threading.Lock()
         self._listeners: list[Callable[[Event], None]] = []
         with self._explained("open"):
             _create(path)
+            check_file(path, _BUSY)
             # isolation_level None: the sqlite3 module begins no transactions of its own.
             self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
             self._unsynced = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
@@ -108,6 +110,16 @@ class Ledger:
     def on_event(self, call: Callable[[Event], None]) -> None:
         """Has each new event told to ``call``, once it is in the file, by the thread that logged it."""
         self._listeners.append(call)
+
+    def check(self, limit: float) -> None:
+        """Looks whether the file can be read, and whether writing it goes on.
+
+        Raises:
+            LedgerError: it can't be read.
+            OrchestratorError: one write has taken more than ``limit`` seconds.
+        """
+        self._lock.check(limit)
+        self.last_event()
 
     def read(self) -> Reading:
         """All claims, by guest name, with their generation."""
@@ -255,7 +267,6 @@ class Ledger:
 
     def _prepare(self) -> None:
         with self._explained("open"):
-            check_file(self._db, self._path)
             self._db.execute("PRAGMA journal_mode = WAL")
         with self._explained("make"), self._transaction():
             migrate(self._db)

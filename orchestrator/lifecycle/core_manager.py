@@ -25,6 +25,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
+from orchestrator.lifecycle.consoles import console_log
 from orchestrator.lifecycle.drift import check_threads
 from orchestrator.lifecycle.pages import PAGES, await_pages, note_missing
 from orchestrator.planning.plan import Plan, Policy
@@ -78,15 +79,13 @@ class CoreManager:
     are off the guest cores. Changed with ``shared`` held."""
     _hurried: set[UUID] = field(default_factory=set)
     """Guests whose ``shut_down`` is to wait no longer. A word that came too late is forgotten at the next start."""
+    launched: set[UUID] = field(default_factory=set)
+    """Guests whose QEMU was started by this manager: it has all its pages, and may not have ended yet."""
     _turns: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_AT_A_TIME))
 
     def as_now(self, plan: Plan) -> Plan:
         """The plan with the host's housekeeping CPUs of now: they may have been changed since it was made."""
         return replace(plan, housekeeping=self.policy.housekeeping)
-
-    def console_log(self, name: str) -> Path:
-        """The file that gets all that the guest prints."""
-        return self.consoles / f"{name}.log"
 
     def start(self, plan: Plan) -> tuple[str, ...]:
         """Prepares the host and starts the guest; returns once its vCPUs run and every other thread of QEMU is off its cores.
@@ -101,17 +100,20 @@ class CoreManager:
             OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.
         """
         plan = self.as_now(plan)
-        image, log = find_image(self.images, plan.image), self.console_log(plan.name)
+        image, log = find_image(self.images, plan.image), console_log(self.consoles, plan.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         self._hurried.discard(plan.uuid)
+        with self._turns:
+            changed = self._prepare(plan)
+            self.hypervisor.start(build_domain(plan, image, log=log))
+            self.launched.add(plan.uuid)
         try:
-            with self._turns:
-                changed = self._prepare(plan)
-                self.hypervisor.start(build_domain(plan, image, log=log))
             self.settle(plan)
             return changed
-        except NotFound:
+        except (NotFound, HostError):
+            if plan.uuid in self.hypervisor.uuids():
+                raise
             raise GuestError(
                 f"guest {plan.name} ended as soon as it was started",
                 f"the last it printed is in {log}, QEMU's own words are in /var/log/libvirt/qemu/{plan.name}.log",
@@ -136,7 +138,7 @@ class CoreManager:
         Raises:
             As ``settle``.
         """
-        plan, live = self.as_now(plan), self.hypervisor.guest(plan.name)
+        plan, live = self.as_now(plan), self.hypervisor.guest(plan.uuid)
         own = CpuSet.of(plan.cpus)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
         scope = read_cgroup(self.host, live.pid, live.pid).partition("/libvirt/")[0]
@@ -168,6 +170,7 @@ class CoreManager:
             HypervisorError: libvirt does not answer, so that nothing can be said.
         """
         self.hypervisor.destroy(plan.uuid)
+        self.launched.discard(plan.uuid)
         self._hurried.discard(plan.uuid)
         undos = {**UNDOS, PAGES: lambda host, noted: await_pages(host, self.hypervisor, self.ledger, plan, noted)}
         try:

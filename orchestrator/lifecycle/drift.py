@@ -74,6 +74,6 @@ def repair_pins(hypervisor: Hypervisor, plan: Plan, live: Bounds) -> None:
     """Pins a running guest's threads as its plan says: the one change to a running guest that cannot hurt it."""
     for index, (pin, cpu) in enumerate(zip(live.pins, plan.cpus, strict=False)):
         if tuple(pin) != (cpu,):
-            hypervisor.pin(plan.name, index, CpuSet.of([cpu]))
+            hypervisor.pin(plan.uuid, index, CpuSet.of([cpu]))
     if live.emulator_pin != plan.housekeeping:
-        hypervisor.pin_emulator(plan.name, plan.housekeeping)
+        hypervisor.pin_emulator(plan.uuid, plan.housekeeping)

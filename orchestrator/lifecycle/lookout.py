@@ -57,7 +57,7 @@ class Lookout:
         if check_vf(plan, vfs.get(where)):
             vfs = self._cores.read_vfs()  # it may have been started again since: nobody else changes it from here on
         try:
-            live = self._hypervisor.bounds(plan.name)
+            live = self._hypervisor.bounds(plan.uuid)
         except NotFound:
             return  # it is just ending
         pins, found = check_pins(plan, live), check_devices(plan, live, self._cores.find_driver(plan), vfs.get(where))

@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.access import Identity, Role, may_change, may_see
-from orchestrator.console import GET_READY, READY, tell, wait_for
-from orchestrator.errors import Conflict, Forbidden, GuestError, NotFound, OrchestratorError, Stale
+from orchestrator.errors import Conflict, Forbidden, NotFound, Stale
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.ledger import Claim, Event, Ledger, Quarantined
+from orchestrator.lifecycle.consoles import Consoles
 from orchestrator.lifecycle.core_manager import CoreManager
-from orchestrator.lifecycle.locks import Locks
+from orchestrator.lifecycle.observer import Observer, Unobserved
 from orchestrator.lifecycle.placing import Placing, find_repeated
 from orchestrator.lifecycle.refusals import RefusalLog
 from orchestrator.lifecycle.supervisor import Supervisor
@@ -32,7 +32,7 @@ from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
-_WORRYING = ("plan-failed", "failed", "quarantined", "drifted", "gave-up")
+_WORRYING = ("plan-failed", "failed", "quarantined", "undo-failed", "drifted", "gave-up")
 """Events that an operator should look at: warnings in the journal."""
 
 _TROUBLE = ("plan-failed", "failed", "quarantined")
@@ -49,20 +49,23 @@ class SystemManager:
         policy: how the host is divided.
         images: folder of the built guest images.
         consoles: folder of the guests' console logs.
+        observer: counts what no event tells.
     """
 
     def __init__(
-        self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy, *, images: Path, consoles: Path
-    ) -> None:
+        self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy, *,
+        images: Path, consoles: Path, observer: Observer | None = None,
+    ) -> None:  # fmt: skip
+        observer = observer or Unobserved()
         self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
         self._images = images
-        # Held while something is changed that serves all guests. The watchdog looks that it is not held for ever.
-        self.shared = WatchedLock()
-        self._cores = CoreManager(host, hypervisor, ledger, policy, self.shared, images, consoles)
-        self._placing = Placing(host, hypervisor, ledger, policy, self.shared, images)
-        self.supervisor = Supervisor(self._cores, ledger)
-        self._refusals = RefusalLog(ledger)
-        self._asking = Locks()
+        # Held while something is changed that serves all guests.
+        self._shared = WatchedLock()
+        self._cores = CoreManager(host, hypervisor, ledger, policy, self._shared, images, consoles)
+        self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched)
+        self.supervisor = Supervisor(self._cores, ledger, observer)
+        self._refusals = RefusalLog(ledger, observer)
+        self._consoles = Consoles(hypervisor, ledger, consoles)
         self._happened = threading.Condition()
         self._closed = False
         ledger.on_event(self._wake)
@@ -123,13 +126,16 @@ class SystemManager:
     # What somebody asks for.
 
     def plan(self, who: Identity, request: GuestRequest) -> GuestView:
-        """What the guest would get, without claiming it.
+        """What the guest would get, without claiming it; or the guest, if the same was asked for before, by the same id.
 
         Raises:
-            Conflict: the name is taken.
+            Conflict: the name is taken, or the id stands for another request.
             QuotaExceeded: the tenant may not have so much.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
+        known = find_repeated(who, request, self._ledger.read().claims)
+        if known:
+            return view_guest(known, self._hypervisor.uuids())
         return GuestView(self._placing.plan(who, request), "planned", request, who.tenant)
 
     def create(self, who: Identity, request: GuestRequest) -> tuple[GuestView, bool]:
@@ -147,20 +153,18 @@ class SystemManager:
         """
         if not may_change(who, who.tenant):
             raise Forbidden(f"{who.name} may look, but not make guests")
-        other = self._ledger.find(request.name)
-        if other and other.owner != who.tenant:
-            # At once: to wait until its owner is done with it would be no help, and could take an hour.
-            raise Conflict(f"the name {request.name} is taken", "choose another name")
+        with self._refusals.logging(request.name, who):
+            other = self._ledger.find(request.name)
+            if other and (other.owner != who.tenant or request.id is None or other.request.id != request.id):
+                # At once: to wait until somebody is done with it would be no help, and could take an hour.
+                raise Conflict(f"the name {request.name} is taken", "choose another name")
         with self.supervisor.changing(request.name):
-            known = find_repeated(who, request, self._ledger.read().claims)
-            if known:
-                return view_guest(known, self._hypervisor.uuids()), False
             began = time.monotonic()
-            try:
+            with self._refusals.logging(request.name, who):
+                known = find_repeated(who, request, self._ledger.read().claims)
+                if known:
+                    return view_guest(known, self._hypervisor.uuids()), False
                 plan = self._placing.claim(who, request)
-            except OrchestratorError as error:
-                self._refusals.log(request.name, error, who, time.monotonic() - began)
-                raise
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
             claim = self._find(who, plan.name)
@@ -189,6 +193,7 @@ class SystemManager:
                 self.supervisor.recover_one(claim)
                 raise Conflict(f"guest {name} runs already: somebody else has started it", "it is in quarantine now, and runs on")
             if claim.state != GuestState.RUNNING:
+                self.supervisor.cancel_restart(name)
                 claim = self._ledger.set_state(name, GuestState.STARTING, restarts=0)
                 claim = self.supervisor.start(claim, who.name)
             return view_guest(claim, frozenset({claim.plan.uuid}))
@@ -204,6 +209,7 @@ class SystemManager:
                 self.supervisor.cancel_restart(name)
                 if claim.restarts:  # it waits to be started again: also for a manager that starts meanwhile
                     claim = self._ledger.set_state(name, GuestState.STOPPED, restarts=0)
+                    self.supervisor.note("stopped", claim, "it had ended, and is not started again", who.name)
                 return view_guest(claim, frozenset())
             return view_guest(self.supervisor.stop(claim, who.name, timeout), frozenset())
 
@@ -253,6 +259,8 @@ class SystemManager:
             claim = self._ledger.find(name)
             if not claim or claim.state != GuestState.QUARANTINED:
                 raise NotFound(f"no guest {name} is in quarantine", "`nohype quarantine list` shows what is")
+            # First: one that runs and is to be deleted would count as running if this failed.
+            self._hypervisor.destroy(claim.plan.uuid)
             claim = self._ledger.set_state(name, GuestState.DELETING)
             if force:
                 self._cores.clean(claim.plan)
@@ -262,33 +270,31 @@ class SystemManager:
                 raise Conflict(f"{name} is still not clean: {'; '.join(findings)}", "see to it, then clear it with --force")
 
     def wait_ready(self, who: Identity, name: str, timeout: float) -> str:
-        """Waits for the guest's own word that it is ready; returns that line. See ``console.wait_for``."""
-        claim = self._find(who, name)
-        log, alive = self._cores.console_log(name), lambda: claim.plan.uuid in self._hypervisor.uuids()
-        said = self._read_console(who, claim, lambda: wait_for(log, READY, GET_READY, timeout=timeout, alive=alive))
-        return said.splitlines()[-1]
+        """Waits for the guest's own word that it is ready; returns that line. Raises as ``Consoles.wait_ready``."""
+        return self._consoles.wait_ready(self._find(who, name), timeout)
 
     def tell(self, who: Identity, name: str, line: str, timeout: float) -> str:
-        """Types a line on the guest's console and returns its answer. See ``console.tell``.
+        """Types a line on the guest's console and returns its answer.
 
         Raises:
-            NotFound: no such guest runs, or ``who`` may not see it.
+            NotFound: ``who`` may not see it.
             Forbidden: ``who`` may only look.
+            As ``Consoles.tell``.
         """
-        self._check_change(who, self._find(who, name))
-        # One question at a time: answers do not say which line they answer.
-        with self._asking(name):
-            claim = self._find(who, name)  # again: it may be another's by now
-            self._check_change(who, claim)
-            if claim.state == GuestState.STOPPED:
-                raise NotFound(f"guest {name} does not run: it is stopped", f"start it: nohype guest start {name}")
-            console, log = self._hypervisor.guest(name).console, self._cores.console_log(name)
-            # Since the console was found by name: nobody types on another's.
-            if claim.plan.uuid not in self._hypervisor.uuids():
-                raise _gone(claim)
-            if console is None:
-                raise GuestError(f"guest {name} has no serial console")
-            return self._read_console(who, claim, lambda: tell(console, log, line, timeout=timeout))
+        return self._consoles.tell(name, lambda: self._find_to_change(who, name), line, timeout)
+
+    def tidy(self) -> None:
+        """Removes what nobody needs any more; now and then. Raises as ``Consoles.tidy``."""
+        self._consoles.tidy()
+
+    def check(self, limit: float) -> None:
+        """Looks whether what all requests need goes on.
+
+        Raises:
+            OrchestratorError: it has been held up for more than ``limit`` seconds.
+        """
+        self._shared.check(limit)
+        self._placing.check(limit)
 
     def close(self) -> None:
         """Starts nothing any more, and lets those go who wait for events. Guests go on."""
@@ -299,23 +305,17 @@ class SystemManager:
 
     # How.
 
-    def _read_console(self, who: Identity, claim: Claim, read: Callable[[], str]) -> str:
-        """What ``read`` gives, or says in an error, if that was still the console of this guest: the log goes by the name."""
-        try:
-            return read()
-        finally:
-            if self._find(who, claim.plan.name).plan.uuid != claim.plan.uuid:
-                raise _gone(claim)
-
     def _find(self, who: Identity, name: str) -> Claim:
         claim = self._ledger.find(name)
         if not claim or not may_see(who, claim.owner):
             raise NotFound(f"there is no guest named {name}", "`nohype guest list` shows all")
         return claim
 
-    def _check_change(self, who: Identity, claim: Claim) -> None:
+    def _find_to_change(self, who: Identity, name: str) -> Claim:
+        claim = self._find(who, name)
         if not may_change(who, claim.owner):
             raise Forbidden(f"{who.name} may look at guest {claim.plan.name}, but not change it")
+        return claim
 
     def _hurry(self, who: Identity, name: str, expected: int | None) -> int | None:
         """Cuts short the time that a guest which is being stopped has for its power-off: whoever waits for it has the lock.
@@ -323,8 +323,7 @@ class SystemManager:
         Returns:
             The version to expect then: any, if it was of the expected one now.
         """
-        claim = self._find(who, name)
-        self._check_change(who, claim)
+        claim = self._find_to_change(who, name)
         if claim.state == GuestState.STOPPING and expected in (None, claim.version):
             self._cores.hurry(claim.plan)
             return None
@@ -333,11 +332,11 @@ class SystemManager:
     @contextmanager
     def _change(self, who: Identity, name: str, expected: int | None) -> Iterator[Claim]:
         """The guest, with nobody else changing it."""
-        self._check_change(who, self._find(who, name))
+        # At once: a version never comes again, and another's change may take an hour.
+        _check_version(self._find_to_change(who, name), expected)
         with self.supervisor.changing(name):
             claim = self._find(who, name)
-            if expected is not None and expected != claim.version:
-                raise Stale(f"guest {name} has changed: it is version {claim.version}, not {expected}", "look at it again")
+            _check_version(claim, expected)
             yield claim
 
     def _wake(self, event: Event) -> None:
@@ -347,8 +346,10 @@ class SystemManager:
             self._happened.notify_all()
 
 
-def _gone(claim: Claim) -> NotFound:
-    return NotFound(f"the guest {claim.plan.name} that was asked is gone", "`nohype guest list` shows if there is a new one")
+def _check_version(claim: Claim, expected: int | None) -> None:
+    if expected is not None and expected != claim.version:
+        what = f"guest {claim.plan.name} has changed: it is version {claim.version}, not {expected}"
+        raise Stale(what, "look at it again")
 
 
 def _hide_trouble(event: Event) -> Event:

@@ -13,7 +13,6 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.planning.plan import Plan
-from orchestrator.state import GuestState
 from orchestrator.steps.base import Arguments
 
 PAGES = "pages"
@@ -24,7 +23,7 @@ _RETURN = 10.0
 
 def note_missing(host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> None:
     """Writes down, before a guest takes its pages, how many its pool lacks of which nobody knows who has them."""
-    if not any(record.action == PAGES for record in ledger.pending(plan.name)):
+    if not _is_noted(ledger, plan):
         missing, _ = _count_missing(host, hypervisor, ledger, plan)
         ledger.record(plan.name, PAGES, {"missing": max(0, missing), "boot": read_boot_id(host)})
 
@@ -68,6 +67,11 @@ def _count_missing(host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, plan:
     return missing - programs, f"{words}, programs {programs}"
 
 
+def _is_noted(ledger: Ledger, plan: Plan) -> bool:
+    """Whether a guest is about to take its pages, has them, or has not been seen to give them back."""
+    return any(record.action == PAGES for record in ledger.pending(plan.name))
+
+
 def _used_by_programs(host: HostRoot, hypervisor: Hypervisor, plan: Plan) -> int:
     """Pages that programs have which are no guests, on all nodes: of which node they are is not told without a long look."""
     guests = {guest.pid for guest in hypervisor.guests()}
@@ -75,15 +79,16 @@ def _used_by_programs(host: HostRoot, hypervisor: Hypervisor, plan: Plan) -> int
 
 
 def _used_by_guests(hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> int:
-    """Pages of the pool that other guests use at the most: ours that are not stopped, and other people's that run."""
-    claims = [claim for claim in ledger.read().claims if claim.plan.name != plan.name]
+    """Pages of the pool that other guests use at the most: those that run, ours or not, and ours whose pages are not back."""
+    claims, running = [claim for claim in ledger.read().claims if claim.plan.name != plan.name], hypervisor.uuids()
     ours = {claim.plan.uuid for claim in claims} | {plan.uuid}
     used = sum(
         claim.plan.pages
         for claim in claims
-        if (claim.plan.node, claim.plan.page_size) == (plan.node, plan.page_size) and claim.state != GuestState.STOPPED
+        if (claim.plan.node, claim.plan.page_size) == (plan.node, plan.page_size)
+        and (claim.plan.uuid in running or _is_noted(ledger, claim.plan))
     )
-    if hypervisor.uuids() - ours:
+    if running - ours:
         names = {claim.plan.name for claim in claims}
         live = [guest for guest in hypervisor.guests() if guest.name not in names]
         used += sum(-(-guest.memory.bytes // plan.page_size.bytes) for guest in live if guest.node in (None, plan.node))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 from orchestrator.access import Identity, Role
 from orchestrator.errors import Conflict, NoRoom, QuotaExceeded, RequestError
@@ -31,8 +31,8 @@ _BELIEVED = 10.0
 """Seconds for which a place is found on an earlier survey. Only what few events change is not seen then (CPUs that go on or off
 line, hot-plugged devices): at worst the start fails, and is undone. Nothing is refused on it, but while VFs are being made."""
 
-# States in which the pool still shows the guest's pages as free, as far as can be known.
-_NOT_STARTED = (GuestState.CREATING, GuestState.STARTING, GuestState.STOPPED)
+# States in which a guest that libvirt has may not have its pages yet.
+_STARTING = (GuestState.CREATING, GuestState.STARTING, GuestState.STOPPED)
 
 
 class Placing:
@@ -41,16 +41,17 @@ class Placing:
     Args:
         shared: held while something is changed that serves all guests.
         images: folder of the built guest images.
+        launched: guests whose QEMU has been started, and has all its pages; changed by others meanwhile.
     """
 
     def __init__(
         self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy,
-        shared: WatchedLock, images: Path,
+        shared: WatchedLock, images: Path, launched: Container[UUID],
     ) -> None:  # fmt: skip
         self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
-        self._shared, self._images = shared, images
+        self._shared, self._images, self._launched = shared, images, launched
         # Held from reading what is free until it is claimed: two that read the same free pages would both be promised them.
-        self._lock = threading.Lock()
+        self._lock = WatchedLock()
         # The last survey, and when it was begun (time.monotonic()).
         self._known: tuple[Topology, float] | None = None
 
@@ -77,6 +78,14 @@ class Placing:
         """
         self._check(request)
         return self._plan(who, request)[0]
+
+    def check(self, limit: float) -> None:
+        """Looks whether claims go on.
+
+        Raises:
+            OrchestratorError: one has taken more than ``limit`` seconds.
+        """
+        self._lock.check(limit)
 
     def _check(self, request: GuestRequest) -> None:
         if request.name == HOST:
@@ -107,12 +116,15 @@ class Placing:
 
     def _find_place(self, request: GuestRequest, claims: Sequence[Claim], live: tuple[LiveGuest, ...]) -> Plan:
         """On what is known of the host; on what it is now if there is no room, or what was chosen has changed."""
-        # Before the host is surveyed: see ``Claims.of``.
-        started = frozenset(claim.plan.name for claim in claims if claim.state not in _NOT_STARTED)
-        owned, now = Claims.of([claim.plan for claim in claims], started), time.monotonic()
+        # Before the host is surveyed: those that may have their pages. See ``Claims.of``.
+        begun = {claim.plan.uuid for claim in claims if claim.state not in _STARTING or claim.plan.uuid in self._launched}
+        plans, now = [claim.plan for claim in claims], time.monotonic()
 
         def plan_on(topology: Topology, foreign: frozenset[PciAddress] = frozenset()) -> Plan:
-            taken = _with_strangers(owned, live, topology.cpus)
+            # After it was: the pages of one that has ended by now, with or without our knowledge, may count as free there.
+            running = self._hypervisor.uuids() if begun else frozenset()
+            started = frozenset(plan.name for plan in plans if plan.uuid in begun and plan.uuid in running)
+            taken = _with_strangers(Claims.of(plans, started), live, topology.cpus)
             return plan_guest(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
 
         try:

@@ -15,10 +15,12 @@ from orchestrator.access import MANAGER
 from orchestrator.errors import NotFound, OrchestratorError
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Claim, Ledger
-from orchestrator.lifecycle.core_manager import CoreManager
+from orchestrator.lifecycle.core_manager import HOST, CoreManager
 from orchestrator.lifecycle.locks import Locks
 from orchestrator.lifecycle.lookout import Lookout
+from orchestrator.lifecycle.observer import Observer
 from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, Decision, check_housekeeping, decide, plan_pause
+from orchestrator.lifecycle.timers import Timers
 from orchestrator.request import Restart
 from orchestrator.state import SETTLED, GuestState
 from orchestrator.values import CpuSet
@@ -38,26 +40,28 @@ class Supervisor:
     Args:
         cores: does the work on host and libvirt.
         ledger: says what was promised, and keeps what has happened.
+        observer: is told of what could not be undone.
     """
 
-    def __init__(self, cores: CoreManager, ledger: Ledger) -> None:
+    def __init__(self, cores: CoreManager, ledger: Ledger, observer: Observer) -> None:
         self.changing = Locks()
-        self._cores, self._ledger = cores, ledger
+        self._cores, self._ledger, self._observer = cores, ledger, observer
         self._hypervisor = cores.hypervisor
-        self._restarts: dict[str, threading.Timer] = {}
+        self._restarts = Timers()
         self._since: dict[str, float] = {}
         self._lookout = Lookout(cores, ledger)
         # Guests that were adopted, but could not be held to their cores yet.
         self._loose: set[str] = set()
         # Guests that should run, and did not at the last look.
         self._gone: set[UUID] = set()
+        # What of the host could not be given back, in words.
+        self._left_on_host = ""
         self._closed = False
 
     def close(self) -> None:
         """Starts nothing again any more. Guests go on."""
         self._closed = True
-        for timer in list(self._restarts.values()):
-            timer.cancel()
+        self._restarts.close()
 
     def start(self, claim: Claim, who: str) -> Claim:
         """Starts a guest in the state CREATING or STARTING. If that fails all is undone, and one that was being made is gone."""
@@ -67,20 +71,23 @@ class Supervisor:
             now = self._ledger.set_state(name, GuestState.RUNNING)
         except BaseException as error:
             why = error.message if isinstance(error, OrchestratorError) else repr(error)
-            if claim.state == GuestState.CREATING:
-                self._quietly(lambda: self.delete(self._ledger.set_state(name, GuestState.DELETING), "failed", why, who, began))
-            else:
-                # Counted only where somebody waits for it to be tried again: whoever asked has the error.
-                again = claim.restarts + 1 if claim.restarts else 0
-                self._quietly(
-                    lambda: self._end(
-                        self._ledger.set_state(name, GuestState.STOPPING, restarts=again), "failed", why, who, began
-                    )
-                )
+            # First: the cleaning may be cut short, and nobody would ever know why it was needed.
+            self.note("failed", claim, why, who, time.monotonic() - began)
+            self._quietly(lambda: self._undo_start(claim, who))
             raise
         self._since[name] = time.monotonic()
         self.note("started", now, "; ".join((f"on CPUs {CpuSet.of(claim.plan.cpus)}", *changed)), who, time.monotonic() - began)
         return now
+
+    def _undo_start(self, claim: Claim, who: str) -> None:
+        """Undoes what was done to start a guest; see ``start``."""
+        name = claim.plan.name
+        if claim.state == GuestState.CREATING:
+            self.delete(self._ledger.set_state(name, GuestState.DELETING), "", "", who)
+        else:
+            # Counted only where somebody waits for it to be tried again: whoever asked has the error.
+            again = claim.restarts + 1 if claim.restarts else 0
+            self._end(self._ledger.set_state(name, GuestState.STOPPING, restarts=again), "", "", who)
 
     def stop(self, claim: Claim, who: str, timeout: float) -> Claim:
         """Asks a guest to power off, ends it if it has not after ``timeout`` seconds, and cleans up. Its claim is kept."""
@@ -98,23 +105,38 @@ class Supervisor:
         return self._end(claim, "stopped", how, who, began)
 
     def delete(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> tuple[str, ...]:
-        """Cleans up after a guest in the state DELETING; its claim is released then, or it is QUARANTINED; returns why."""
+        """Cleans up after a guest in the state DELETING; its claim is released then, or it is QUARANTINED; returns why.
+
+        Args:
+            kind: of the event that tells of its end; empty if that was told.
+        """
         self.cancel_restart(claim.plan.name)
         findings = self._cores.clean(claim.plan)
         if findings:
-            self._quarantine(claim, findings, who)
+            self._keep_unclean(claim, findings, who)
         else:
             self.release(claim, kind, why, who, began)
         return findings
 
     def release(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> None:
-        """Gives the guest's claim free, and after the last one the host back."""
+        """Gives the guest's claim free, and after the last one the host back; ``kind`` as for ``delete``."""
         self._ledger.release(claim.plan.name)
         self._lookout.forget(claim.plan.name)
         self._loose.discard(claim.plan.name)
         self._since.pop(claim.plan.name, None)
-        self.note(kind, claim, why, who, None if began is None else time.monotonic() - began)
-        self._quietly(self._cores.release_host)
+        self._tell_end(kind, claim, why, who, began)
+        self._release_host()
+
+    def _release_host(self) -> None:
+        """Undoes what serves all guests, if there is none. What can't be undone is told once, and tried again."""
+        try:
+            self._cores.release_host()
+            self._left_on_host = ""
+        except OrchestratorError as error:
+            before, self._left_on_host = self._left_on_host, error.message
+            if self._left_on_host != before:
+                self._observer.count_undo_failure()
+                self._quietly(lambda: self._ledger.log("undo-failed", HOST, self._left_on_host))
 
     def recover(self, progress: Callable[[], object] = lambda: None) -> None:
         """After a start: compares ledger and libvirt, and brings each guest to where it belongs. Ends none that runs.
@@ -134,7 +156,7 @@ class Supervisor:
             progress()
             with self.changing(claim.plan.name):
                 self.recover_one(claim, adopt=True)
-        self._quietly(self._cores.release_host)
+        self._release_host()
 
     def collect(self) -> None:
         """The same for guests whose end nobody told, and for what failed half-way, as when libvirt was away. Whoever is just
@@ -154,6 +176,8 @@ class Supervisor:
                 now = self._ledger.find(claim.plan.name) if held else None
                 if now and (now.plan.uuid not in self._gone or now.plan.uuid in missed):
                     self.recover_one(now)
+        if self._left_on_host:
+            self._release_host()
 
     def ended(self, uuid: UUID, end: End) -> None:
         """A guest has ended, ours or not."""
@@ -204,10 +228,18 @@ class Supervisor:
         """Cleans up after a guest in the state STOPPING; it is STOPPED then, or QUARANTINED."""
         findings = self._cores.clean(claim.plan)
         if findings:
-            return self._quarantine(claim, findings, who)
+            return self._keep_unclean(claim, findings, who)
         now = self._ledger.set_state(claim.plan.name, GuestState.STOPPED)
-        self.note(kind, now, why, who, None if began is None else time.monotonic() - began)
+        self._tell_end(kind, now, why, who, began)
         return now
+
+    def _tell_end(self, kind: str, claim: Claim, why: str, who: str, began: float | None) -> None:
+        if kind:
+            self.note(kind, claim, why, who, None if began is None else time.monotonic() - began)
+
+    def _keep_unclean(self, claim: Claim, findings: tuple[str, ...], who: str) -> Claim:
+        self._observer.count_undo_failure()
+        return self._quarantine(claim, findings, who)
 
     def _quarantine(self, claim: Claim, findings: tuple[str, ...], who: str) -> Claim:
         self._ledger.quarantine(claim.plan.name, findings)
@@ -249,7 +281,8 @@ class Supervisor:
         if decision.action is Action.ADOPT and (adopt or claim.plan.name in self._loose):
             self._loose.add(claim.plan.name)
             self._quietly(lambda: self._hold(claim))
-        if adopt and claim.state == GuestState.STOPPED and claim.restarts:
+        waits = claim.state == GuestState.STOPPED and claim.restarts and plan_pause(claim.restarts - 1) is not None
+        if adopt and waits:  # else it was given up, and that was said
             self._restart_later(claim)
 
     def _keep(self, claim: Claim, decision: Decision) -> None:
@@ -293,16 +326,15 @@ class Supervisor:
         if pause is None:
             self.note("gave-up", claim, f"it was started again {MOST_RESTARTS} times, and has failed each time", MANAGER.name)
         elif not self._closed:
-            timer = threading.Timer(pause, lambda: self._quietly(lambda: self._restart(name)))
-            timer.daemon = True
-            self._restarts[name] = timer
-            timer.start()
+            self._restarts.set(name, pause, lambda timer: self._quietly(lambda: self._restart(name, timer)))
 
-    def _restart(self, name: str) -> None:
+    def _restart(self, name: str, timer: threading.Timer) -> None:
         with self.changing(name):
-            self._restarts.pop(name, None)
-            claim = self._ledger.find(name)
+            claim = self._ledger.find(name) if self._restarts.take(name, timer) else None
             if not self._closed and claim and claim.state == GuestState.STOPPED and claim.restarts:
+                if claim.plan.uuid in self._hypervisor.uuids():
+                    self.recover_one(claim)  # somebody else has started it: a start that fails would end it
+                    return
                 try:
                     self.start(self._ledger.set_state(name, GuestState.STARTING), MANAGER.name)
                 finally:
@@ -311,9 +343,8 @@ class Supervisor:
                         self._restart_later(now)
 
     def cancel_restart(self, name: str) -> None:
-        timer = self._restarts.pop(name, None)
-        if timer:
-            timer.cancel()
+        """Forgets that a guest was to be started again."""
+        self._restarts.cancel(name)
 
     def _quietly(self, work: Callable[[], object]) -> None:
         """Does what follows an error or an event. A further error goes to the log; it is tried again at the next start."""

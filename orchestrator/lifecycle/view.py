@@ -43,4 +43,4 @@ def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:
     """The guest as it is now; ``running`` are the guests that libvirt has."""
     ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
     state = "ended" if ended else str(claim.state)
-    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarts)
+    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted)

@@ -26,6 +26,7 @@ from tests.served import Authority
 ANSIBLE = source_tree() / "ansible"
 ROLE = ANSIBLE / "roles/nohype_host"
 HASH = "sha256:" + "0123456789abcdef" * 4
+OTHER_HASH = "sha256:" + "fedcba9876543210" * 4
 
 NEEDED: dict[str, Any] = {
     "nohype_housekeeping_cpus": "0-1", "nohype_guest_cpus": "2-3", "nohype_hugepages": [16],
@@ -50,7 +51,7 @@ EVERYTHING: dict[str, Any] = {
         "acme": {"cores": 16, "memory": "64G", "vfs": 8, "users": ["1234"], "groups": ["4321"], "certificates": ["alice"]},
         "bolt": None,
     },
-    "nohype_tokens": {"ci": {"hash": HASH, "role": "tenant", "tenant": "acme"}, "look": {"hash": HASH, "role": "viewer"}},
+    "nohype_tokens": {"ci": {"hash": HASH, "role": "tenant", "tenant": "acme"}, "look": {"hash": OTHER_HASH, "role": "viewer"}},
     "nohype_api": {"listen": "[::]:8443", "certificate": "/srv/c.pem", "key": "/srv/k.pem", "client_ca": "/srv/ca.pem"},
     "nohype_limits": {"rate": 5, "burst": 6, "concurrent": 7, "body": "8K", "nesting": 9},
 }
@@ -132,7 +133,7 @@ def test_every_field_of_the_configuration_can_be_set(tmp_path: Path) -> None:
     assert found.access
     assert found.access.operators.certificates == ('CN:Ädmin "A" \\ 1',)
     assert found.tenants["bolt"] == TenantConfig()
-    assert found.tokens["look"] == TokenConfig(hash=HASH, role="viewer")  # type: ignore[arg-type]
+    assert found.tokens["look"] == TokenConfig(hash=OTHER_HASH, role="viewer")  # type: ignore[arg-type]
     assert found.host.reserved_pages == {"1G": 1, "2M": 512}
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import socket
+import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.served import Served, serve
+from orchestrator.api import server as api_server
+from orchestrator.api.identity import hash_token
+from tests.served import Authority, Served, serve
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 
@@ -49,11 +55,16 @@ print(json.dumps([answer.status, json.loads(content) if content else None]))
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("access")
     with serve(folder, SETTINGS) as served:
-        served.path.chmod(0o666)  # in place of the group nohype, which a test machine need not have
-        for parent in served.path.parents:
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o111)
+        open_to_all(served)
         yield served
+
+
+def open_to_all(served: Served) -> None:
+    """In place of the group nohype, which a test machine need not have."""
+    served.path.chmod(0o666)
+    for parent in served.path.parents:
+        if parent.stat().st_uid == 0 and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o111)
 
 
 def ask(
@@ -163,10 +174,34 @@ def test_a_tenant_has_its_quota(served: Served) -> None:
 
 def test_without_access_and_tenants_the_socket_decides(tmp_path: Path) -> None:
     with serve(tmp_path) as served:
-        served.path.chmod(0o666)
-        for parent in served.path.parents:
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o111)
+        open_to_all(served)
         assert ask(served, EVE, "GET", "/v1/survey")[0] == 200
         assert ask(served, EVE, "POST", "/v1/guests", {"name": "one", **REQUEST})[0] == 201
         assert ask(served, EVE, "GET", "/v1/events?after=0")[1][0]["who"] == "sys"
+
+
+def test_strangers_on_the_tls_port_lock_nobody_out_of_the_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_server, "_CONNECTIONS", 4)
+    monkeypatch.setattr(api_server, "_ALL_CONNECTIONS", 12)
+    certificate, key = Authority(tmp_path).issue("manager", addresses=("127.0.0.1",))
+    settings = {
+        "api": {"listen": "127.0.0.1:0", "certificate": str(certificate), "key": str(key)},
+        "access": {"operators": {"users": [ALICE]}},
+        "tokens": {"ci": {"hash": f"sha256:{hash_token('t').hex()}", "role": "viewer"}},
+    }
+    strangers = ssl._create_unverified_context()
+    with serve(tmp_path, settings) as served, ExitStack() as held:
+        open_to_all(served)
+        port = int(served.url.rpartition(":")[2])
+        for number in range(4 * 4):
+            raw = socket.create_connection(("127.0.0.1", port), 10, source_address=(f"127.0.0.{2 + number // 4}", 0))
+            held.enter_context(strangers.wrap_socket(raw))
+        deadline = time.monotonic() + 10
+        while len(served.server.server_state.connections) < 12:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert ask(served, ALICE, "GET", "/v1/guests") == (200, [])
+        # And the TLS port is full: what comes more is closed.
+        with socket.create_connection(("127.0.0.1", port), 10, source_address=("127.0.0.9", 0)) as raw:
+            with suppress(ConnectionError, ssl.SSLError), strangers.wrap_socket(raw) as one:
+                assert one.recv(1) == b""

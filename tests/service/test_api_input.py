@@ -203,8 +203,14 @@ def test_if_match(served: Served) -> None:
     made = served.client.create(GOOD)
     tag = ask(served, "GET", "/v1/guests/one")[2]["etag"]
     assert tag == f'"{made["version"]}"'
-    for field in ('"999999"', f"W/{tag}", '"x"', '"999998", "999999"'):
-        check(ask(served, "POST", "/v1/guests/one/kill", None, f"If-Match: {field}"), 412, "stale")
+    number = tag.strip('"')
+    for field in ('"999999"', f"W/{tag}", '"x"', '"999998", "999999"', f'"0{number}"', '"999998", , "999999"'):
+        answer = ask(served, "POST", "/v1/guests/one/kill", None, f"If-Match: {field}")
+        check(answer, 412, "stale", f"version {number}")
+        assert "-1" not in answer[1]["detail"]
+    check(ask(served, "POST", "/v1/guests/none/kill", None, 'If-Match: W/"1"'), 404, "not-found")
+    running = ask(served, "POST", "/v1/guests/one/start", None, 'If-Match: "999999"', f"If-Match: {tag}")
+    assert (running[0], running[2]["etag"]) == (200, tag), "lines are one list"
     status, killed, headers = ask(served, "POST", "/v1/guests/one/kill", None, f'If-Match: "999999", {tag}')
     assert (status, killed["state"]) == (200, "stopped")
     assert headers["etag"] != tag
@@ -227,6 +233,68 @@ def test_what_is_no_http(served: Served, request_: bytes) -> None:
     answer = send(served.path, request_)
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431")), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "bad-request"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "said"),
+    [
+        ("DELETE", "/v1/guests/one", b'{"dry_run": true}', "no body"),
+        ("POST", "/v1/guests/one/kill", b'{"timeout": 5}', "no body"),
+        ("POST", "/v1/guests/one/start", b"[]", "no body"),
+        ("GET", "/v1/guests", b"null", "no body"),
+        ("GET", "/v1/events?limt=1", None, "'limt'"),
+        ("GET", "/v1/events?after=1&after=2", None, "'after' is 2 times"),
+        ("GET", "/v1/events/stream?limit=1", None, "'limit'"),
+        ("GET", "/v1/guests/one?timeout=1", None, "'timeout'"),
+        ("POST", "/v1/guests/one/kill?force=true", None, "'force'"),
+        ("POST", "/v1/guests/one/stop?timeout=5", None, "'timeout'"),
+        ("DELETE", "/v1/guests/one?name=two", None, "'name'"),
+        ("GET", "/v1/version?=", None, "''"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(served: Served, method: str, target: str, body: bytes | None, said: str) -> None:
+    made = served.client.create(GOOD)
+    check(ask(served, method, target, body), 400, "bad-request", said)
+    assert served.client.guest("one") == made
+    served.client.delete("one")
+
+
+def test_an_empty_object_says_as_little_as_no_body(served: Served) -> None:
+    served.client.create(GOOD)
+    for method, target in (("POST", "/stop"), ("POST", "/start"), ("POST", "/kill"), ("DELETE", "")):
+        assert ask(served, method, f"/v1/guests/one{target}", b" {}\n")[0] in (200, 204)
+
+
+CROSS_SITE = [
+    ("Origin: https://evil.example", "Sec-Fetch-Site: cross-site"),
+    ("Origin: null",),
+    ("Sec-Fetch-Site: cross-site",),
+    ("Sec-Fetch-Site: same-site",),
+]
+
+
+@pytest.mark.parametrize("fields", CROSS_SITE)
+def test_what_another_sites_page_makes_a_browser_send(served: Served, fields: tuple[str, ...]) -> None:
+    """A form without fields is asked of nobody first, and its browser shows the user's client certificate."""
+    made = served.client.create(GOOD)
+    form = ("Content-Type: application/x-www-form-urlencoded", *fields)
+    for method, target in (("POST", "/kill"), ("POST", "/stop"), ("DELETE", "")):
+        check(ask(served, method, f"/v1/guests/one{target}", b"", *form), 403, "cross-site")
+    check(ask(served, "POST", "/v1/plans", text(name="two"), *fields), 403, "cross-site")
+    assert ask(served, "GET", "/v1/guests/one", None, *fields)[1] == made
+    for site in ("none", "same-origin"):
+        assert ask(served, "POST", "/v1/guests/one/start", b"", f"Sec-Fetch-Site: {site}")[0] == 200
+    served.client.delete("one")
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [("http://nohype/v1/version", 200), ("HTTPS://[::1]:8443/v1/events?after=0", 200), ("http://x", 404),
+     ("http://x/v1/gu%65sts", 200), ("http://x/v1/guests/a%2Fb", 400), ("http://x?/v1/version", 404),
+     ("ftp://x/v1/version", 404)],
+)  # fmt: skip
+def test_a_target_as_a_proxy_gets_it(served: Served, target: str, status: int) -> None:
+    assert ask(served, "GET", target)[0] == status
 
 
 def test_a_client_that_hangs_up_loses_nothing(served: Served) -> None:

@@ -126,6 +126,26 @@ def test_a_recovery_that_ends_a_guest_is_found(tmp_path: Path, monkeypatch: pyte
     assert "guests that ran: ['guest0'], after the recovery: []" in faults
 
 
+def start_all_again(supervisor: Supervisor) -> None:
+    """Ends each guest that runs, and starts it again."""
+    for claim in supervisor._ledger.read().claims:
+        supervisor.stop(claim, "cheat", 0)
+        supervisor.start(supervisor._ledger.set_state(claim.plan.name, GuestState.STARTING), "cheat")
+
+
+def test_a_recovery_that_starts_a_guest_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Supervisor, "recover", start_all_again)
+    faults = run_with(tmp_path / "world", monkeypatch, lambda _world, _tell: None)
+    assert "guests that ran were ended and started again: ['guest0']" in faults
+
+
+def test_a_recovery_of_many_guests_that_starts_one_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.crashes._work_until_killed", lambda *_, **__: None)
+    monkeypatch.setattr(Supervisor, "recover", start_all_again)
+    with pytest.raises(AssertionError, match="started again"):
+        measure_recovery(tmp_path / "world", guests=1, times=1)
+
+
 def test_a_child_that_fails_says_why() -> None:
     def fail(_tell: object) -> None:
         raise ValueError("on purpose")

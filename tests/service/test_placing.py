@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from orchestrator.access import OPERATOR
 from orchestrator.errors import NoRoom
 from orchestrator.host.pci import bind_driver, release_driver
+from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.planning.plan import Plan
 from orchestrator.request import parse_guest_request
@@ -17,6 +19,8 @@ from orchestrator.steps.vfs import VFIO
 from orchestrator.values import Size
 from tests.crashes import World
 from tests.fakehost import IMAGE, Server
+from tests.fakeroot import DEVICES
+from tests.guests import use_pages
 
 SERVER = Server(cores=8, nodes=2, vfs=3, pages=64)
 
@@ -112,3 +116,57 @@ def test_an_earlier_survey_is_not_read_again(world: World, manager: SystemManage
     ask(manager)
     assert {name.rsplit("/", 1)[1] for name in reads} == {"nr_hugepages", "free_hugepages", "operstate", "carrier"}
     assert len(reads) == SERVER.nodes + 3
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[World, SystemManager]:
+    """A host with one pool of 100 pages, and a guest that has 32 of them."""
+    world = World(tmp_path / "small", Server(cores=8, nodes=1, vfs=7, pages=100))
+    manager, _ = world.open_manager()
+    create(manager, "a")
+    return world, manager
+
+
+@pytest.mark.parametrize("moment", ["stopping", "ended", "quarantined"])
+def test_pages_of_a_guest_that_has_ended_are_still_its_own(
+    small: tuple[World, SystemManager], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The pool shows them as free again. What another program has taken must not hide that they are promised."""
+    world, manager = small
+    plan = manager.guest(OPERATOR, "a").plan
+    use_pages(world, plan, 7000, 30)
+    told: list[str] = []
+
+    def ask_for_60(*_: object) -> tuple[str, ...]:
+        with pytest.raises(NoRoom) as caught:
+            ask(manager, memory="120M")
+        told.extend(caught.value.reasons)
+        return ()
+
+    if moment == "stopping":
+        monkeypatch.setattr(CoreManager, "_check_vf", ask_for_60)
+        manager.stop(OPERATOR, "a", 0)
+    elif moment == "ended":
+        world.hypervisor.end("a")
+        ask_for_60()
+    else:
+        (world.host.path / DEVICES / str(plan.vf.address) / "reset").unlink()
+        assert manager.stop(OPERATOR, "a", 0).state == "quarantined"
+        ask_for_60()
+    assert "38 of 100 huge pages of 2M are free, 60 are wanted" in str(told)
+
+
+def test_pages_of_a_guest_that_is_being_started_count_once(
+    small: tuple[World, SystemManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the moment that QEMU has taken them: its first exit may take a minute."""
+    world, manager = small
+    resume, found = world.hypervisor.resume, []
+
+    def resume_slowly(uuid: UUID) -> None:
+        found.append(ask(manager))
+        resume(uuid)
+
+    monkeypatch.setattr(world.hypervisor, "resume", resume_slowly)
+    create(manager, "b")
+    assert found[0].pages == 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import uvicorn
 
 from orchestrator import watching
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Ledger
@@ -22,6 +23,7 @@ from orchestrator.service.server import QuietServer
 from orchestrator.service.watchdog import WatchedLock
 from orchestrator.values import CpuSet, Size
 from orchestrator.watching import build_metrics, describe, find_listener, start_heartbeat, watch_audit
+from tests.crashes import World
 from tests.fakeroot import load_host
 
 POLICY = Policy(CpuSet.parse("0-1"), ("nic0",), Size.parse("2M"))
@@ -55,7 +57,7 @@ def test_metrics_of_a_real_ledger_and_a_host(tmp_path: Path, ledger: Ledger) -> 
     seen = Observations()
     page, kind = build_metrics(lambda: read_topology(host), ledger, Hypervisor(f"test://{node}"), POLICY, seen).render()
     assert kind.startswith("text/plain; version=0.0.4")
-    assert b"nohype_ledger_generation 0.0" in page
+    assert b"nohype_claims_total 0.0" in page
     assert b'nohype_cores{node="1",state="free"} 2.0' in page
     assert b'nohype_scrape_failures_total{source="survey"} 0.0' in page
 
@@ -73,7 +75,7 @@ def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
 
 def test_no_heartbeat_unless_systemd_wants_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    assert start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger) is None
+    assert start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lambda _limit: None) is None
 
 
 def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +87,7 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
         ledger = Ledger(tmp_path / "other.sqlite")
         lock = WatchedLock()
-        heartbeat = start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lock)
+        heartbeat = start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lock.check)
         assert heartbeat is not None
         assert systemd.recv(256).startswith(b"WATCHDOG=1\nSTATUS=0 guests")
         ledger.close()
@@ -97,3 +99,15 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
                 told += 1
         assert told <= 1
         heartbeat.stop()
+
+
+def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
+    """Who only reads the ledger still gets an answer then."""
+    manager, ledger = World(tmp_path).open_manager()
+    for held, check in ((ledger._lock, ledger.check), (manager._placing._lock, manager.check), (manager._shared, manager.check)):
+        check(0.01)
+        with held:
+            time.sleep(0.05)
+            with pytest.raises(OrchestratorError, match="one change has been going on"):
+                check(0.01)
+        check(0.01)

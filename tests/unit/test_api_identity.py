@@ -116,6 +116,8 @@ def test_the_kernel_says_who_is_at_the_other_end() -> None:
         ({"tokens": {"ci": {"hash": ZEROS, "role": "viewer", "tenant": "acme"}}}, r"tokens\.ci: a token has"),
         ({"tokens": {"ci": {"hash": "0" * 64, "role": "viewer"}}}, r"tokens\.ci\.hash"),
         ({"tokens": {"ci": {"hash": ZEROS, "role": "king"}}}, r"tokens\.ci\.role"),
+        ({"tokens": {"low": {"hash": ZEROS, "role": "viewer"}, "high": {"hash": ZEROS, "role": "operator"}}},
+         r"tokens\.high: it is the same token as tokens\.low"),
         ({"tenants": {"a": {"users": ["x"]}, "b": {"users": ["x"]}}}, r"tenants\.b\.users: 'x' is in tenants\.a"),
         ({"tenants": {"a": {"certificates": ["x"]}, "b": {"certificates": ["CN:x"]}}}, r"'CN:x' is in tenants\.a"),
         ({"tenants": {"A B": {}}}, "not a guest name"),

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.api.app import parse_if_match
 from orchestrator.api.body import check_json
-from orchestrator.api.client import _parse_stream
+from orchestrator.api.client import Client, _parse_stream
+from orchestrator.api.fields import parse_if_match
 from orchestrator.api.limits import _REMEMBERED, Turns
 from orchestrator.api.problems import _KINDS, STATUS, build_headers, build_problem, parse_problem
 from orchestrator.api.work import Workers
-from orchestrator.errors import HypervisorError, NoRoom, OrchestratorError, RequestError, TooMany
+from orchestrator.errors import HypervisorError, LedgerError, NoRoom, OrchestratorError, RequestError, TooMany
 
 
 class Clock:
@@ -112,13 +116,17 @@ def test_a_call_goes_on_when_nobody_waits_for_it_any_more() -> None:
 
 @pytest.mark.parametrize(
     ("field", "versions"),
-    [(None, None), ("*", None), ('"7"', {7}), (' "7" , "8"', {7, 8}), ('W/"7"', {-1}), ('"x"', {-1}), ('""', {-1})],
+    [(None, None), ("*", None), ('"7"', {7}), (' "7" , "8"', {7, 8}), ('W/"7"', set()), ('"x"', set()), ('""', set()),
+     ('"3" , , "4"', {3, 4}), (',"3",', {3}), ('"03"', set()), ('"0"', set()), ('"+3"', set()), ('W/"3", "4"', {4}),
+     (f'"{10**17}"', {10**17}), (f'"{10**18}"', set())],
 )  # fmt: skip
 def test_if_match(field: str | None, versions: set[int] | None) -> None:
     assert parse_if_match(field) == (None if versions is None else frozenset(versions))
 
 
-@pytest.mark.parametrize("field", ["7", '"7', "", ",", '"7";"8"', '"a b"', '"\x7f"'])
+@pytest.mark.parametrize(
+    "field", ["7", '"7', "", ",", " , ,", '*, "7"', 'w/"7"', 'W/ "7"', '"7"\n"8"', '"7";"8"', '"a b"', '"\x7f"']
+)
 def test_a_wrong_if_match(field: str) -> None:
     with pytest.raises(RequestError, match="If-Match"):
         parse_if_match(field)
@@ -152,3 +160,32 @@ def test_a_stream_of_events_is_read() -> None:
         b'data: {"id":\n',
     ]
     assert list(_parse_stream([*lines, b"data: 2}\n", b"\n", b'data: {"id": 3}\n'])) == [{"id": 1}, {"id": 2}]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "pauses"),
+    [(TooMany("slowly", wait=7.5), [1.0, 7.5]), (TooMany("slowly", wait=0.1), [1.0, 1.0]), (LedgerError("disk"), [1.0, 1.0])],
+)  # fmt: skip
+def test_who_follows_events_goes_on_after_trouble(
+    monkeypatch: pytest.MonkeyPatch, trouble: OrchestratorError, pauses: list[float]
+) -> None:
+    answers: list[list[bytes] | OrchestratorError] = [[b'data: {"id": 1}\n', b"\n"], trouble, [b'data: {"id": 2}\n', b"\n"]]
+    asked, slept = [], []
+
+    @contextmanager
+    def answer(
+        _self: Client, _method: str, _target: str, _body: object, headers: dict[str, str], _timeout: float
+    ) -> Iterator[Any]:
+        asked.append(headers["Last-Event-ID"])
+        if isinstance(one := answers.pop(0), OrchestratorError):
+            raise one
+        yield one
+
+    monkeypatch.setattr(Client, "_open", answer)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    events = Client(Path("/nowhere")).follow(0)
+    assert [next(events)["id"], next(events)["id"]] == [1, 2]
+    assert (asked, slept) == (["0", "1", "1"], pauses)
+    answers[:] = [trouble]
+    with pytest.raises(type(trouble)):
+        next(Client(Path("/nowhere")).follow(0))

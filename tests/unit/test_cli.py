@@ -129,9 +129,22 @@ def test_a_guest_that_is_started_may_be_waited_for(verb: str) -> None:
     assert json.loads(run("guest", verb, "web", "--wait", "5", "--json").output)["ready"] == "nohype: ready name=web"
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "3601", "soon"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "3601", "soon", "nan", "-nan", "inf"])
 def test_a_patience_that_makes_no_sense(seconds: str) -> None:
     run("guest", "stop", "web", "--timeout", seconds, status=2)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+@pytest.mark.parametrize(
+    "words",
+    [("guest", "create", "web", "--memory", "1G", "--image", "minimal", "--wait"), ("guest", "start", "web", "--wait"),
+     ("guest", "tell", "web", "mac", "--timeout"), ("lab", "down", "--timeout"), ("lab", "exec", "--timeout")],
+)  # fmt: skip
+def test_a_wait_that_makes_no_sense(words: tuple[str, ...], seconds: str) -> None:
+    """Nothing is asked: a guest that has been made already would stay."""
+    more = ("true",) if "exec" in words else ()
+    assert f"Invalid value for '{words[-1]}'" in run(*words, seconds, *more, status=2).output
+    assert FakeClient.asked == []
 
 
 def test_a_guest_is_shown_with_its_restarts() -> None:

@@ -105,7 +105,7 @@ HOSTDEV = f"<devices><hostdev type='pci'><source>{ADDRESS}</source></hostdev></d
 )
 def test_bounds_as_libvirt_says_them(inner: str, expected: Bounds, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hypervisor, "_on", lambda _self, _name, _what, use: use(FakeDomain(inner)))
-    assert Hypervisor().bounds("g1") == expected
+    assert Hypervisor().bounds(PLAN.uuid) == expected
 
 
 def thread(tid: int, cpus: str) -> Thread:

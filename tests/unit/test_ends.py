@@ -12,6 +12,7 @@ import libvirt
 import libvirt_qemu
 import pytest
 
+from orchestrator.errors import HypervisorError
 from orchestrator.hypervisor import End, Hypervisor
 
 GUEST = "4e6f4879-7065-4000-8000-000000000001"
@@ -78,3 +79,38 @@ def test_how_a_guest_has_ended(reasons: list[str], detail: int, end: End, monkey
         connection.lifecycle(connection, FakeDomain(), libvirt.VIR_DOMAIN_EVENT_STOPPED, detail, None)
         expected = end if run == 0 else (End.POWERED_OFF if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN else end)
         assert told.get(timeout=5) == (UUID(GUEST), expected)
+
+
+def test_a_connection_that_tells_of_nothing_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt dies again while we connect: else nobody would hear of ends any more."""
+
+    class Dying(FakeConnection):
+        closed = False
+
+        def isAlive(self) -> bool:
+            return self is not made[0]  # libvirt was restarted
+
+        def setKeepAlive(self, _interval: int, _count: int) -> None:
+            if len(made) == 2:
+                raise libvirt.libvirtError("the connection is closed")
+
+        def close(self) -> None:
+            self.closed = True
+
+    made: list[Dying] = []
+
+    def connect(_uri: str) -> Dying:
+        made.append(Dying())
+        return made[-1]
+
+    monkeypatch.setattr(libvirt, "open", connect)
+    monkeypatch.setattr(libvirt, "virEventRegisterDefaultImpl", lambda: None)
+    monkeypatch.setattr(libvirt, "virEventRunDefaultImpl", threading.Event().wait)
+    monkeypatch.setattr(libvirt_qemu, "qemuMonitorEventRegister", lambda *_: None)
+    hypervisor = Hypervisor()
+    hypervisor.watch_ends(lambda _uuid, _end: None)
+    with pytest.raises(HypervisorError):
+        hypervisor.uuids()
+    assert hypervisor.uuids() == frozenset()
+    assert [bool(one.lifecycle) for one in made] == [True, False, True]
+    assert [one.closed for one in made] == [False, True, False]

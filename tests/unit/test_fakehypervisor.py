@@ -54,6 +54,18 @@ def test_a_guest_outlives_the_one_who_started_it(world: World) -> None:
     assert not again.is_paused(plan_of(world).uuid)
 
 
+def test_a_start_is_told_from_another(world: World) -> None:
+    plan, before = plan_of(world), world.hypervisor.lives()
+    assert FakeHypervisor(FakeRoot(world.host.path)).lives() == before
+    pid = world.hypervisor.guest("guest0").pid
+    world.hypervisor.end("guest0")
+    start(world, plan)
+    (old,), (new,) = before, world.hypervisor.lives()
+    assert world.hypervisor.guest("guest0").pid == pid
+    assert (old.name, old.uuid) == (new.name, new.uuid)
+    assert old.start < new.start
+
+
 def test_a_guest_takes_its_pages_and_gives_them_back(world: World) -> None:
     taken = count_free_pages(world)
     world.hypervisor.end("guest0")

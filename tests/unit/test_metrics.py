@@ -32,7 +32,7 @@ COUNTERS = {"exits": 100, "halt_exits": 60, "io_exits": 5, "mmio_exits": 0}
 class FakeGuest:
     plan: Plan
     state: str = "running"
-    restarts: int = 0
+    restarted: int = 0
 
 
 def build_guest(name: str, cpus: str, index: int, topology: Topology, *, state: str = "running", pages: int = 64) -> FakeGuest:
@@ -40,7 +40,7 @@ def build_guest(name: str, cpus: str, index: int, topology: Topology, *, state: 
     node = next(core.node for core in topology.cores if core.cpus <= CpuSet.parse(cpus))
     vf = VfPlan(pf.address, "nic0", index, pf.vf_address(index), MacAddress.parse(f"02:4e:48:00:00:0{index}"))
     plan = Plan(name, (CpuSet.parse(cpus),), node, Size.parse("2M"), pages, POLICY.housekeeping, vf, "minimal", "")
-    return FakeGuest(plan, state, restarts=index)
+    return FakeGuest(plan, state, restarted=index)
 
 
 @pytest.fixture
@@ -290,10 +290,12 @@ def test_what_the_ledger_logs_is_counted(
     assert counted == ({series} if series else set())
 
 
-def test_a_quarantine_is_a_failure_to_undo(topology: Topology) -> None:
+def test_refusals_that_are_not_logged_are_counted(topology: Topology) -> None:
     fake = Fake(topology)
-    fake.seen.observe_event(Event(1, "2026-01-01T00:00:00+00:00", "quarantined", "web", "", "manager", "", None))
-    assert fake.figure("nohype_undo_failures_total") == 1
+    fake.seen.observe_refusal("refused", 0.001)
+    fake.seen.observe_refusal("plan-failed", 0.001)
+    assert fake.figure("nohype_claim_seconds_count", outcome="refused") == 1
+    assert fake.figure("nohype_claim_seconds_count", outcome="failed") == 1
 
 
 def queries() -> list[str]:

@@ -1,0 +1,75 @@
+"""What a request may carry beside its JSON: If-Match, and nothing that its route does not know.
+
+What is not known would be ignored in silence: `DELETE` with `{"dry_run": true}` would delete.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Annotated, Any
+
+from orchestrator.api.fast import Depends, Header, Request
+from orchestrator.errors import RequestError
+
+_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
+# As we write them: a tag is compared sign by sign (RFC 9110 8.8.3.2), "03" is another than "3".
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_SHOWN = 80
+
+_IfMatchField = Annotated[
+    str | None, Header(description='Only if the guest\'s ETag is still this one: "7". `*` is any.', max_length=200)
+]
+
+
+def parse_if_match(field: str | None) -> frozenset[int] | None:
+    """The versions that an If-Match field names; None if any will do (RFC 9110 13.1.1).
+
+    A tag that is none of ours, or a weak one, is none of a guest: the set may be empty.
+
+    Raises:
+        RequestError: it is not of that form.
+    """
+    if field is None or field.strip() == "*":
+        return None
+    # Empty elements of a list are to be passed over (RFC 9110 5.6.1.2).
+    parts = [part for one in field.split(",") if (part := one.strip(" \t"))]
+    tags = [_TAG.fullmatch(part) for part in parts]
+    if not tags or None in tags:
+        raise RequestError(f"If-Match {field[:_SHOWN]!r} is wrong", 'send the ETag as it was received, with its quotes: "7"')
+    return frozenset(int(tag[2]) for tag in tags if tag and not tag[1] and _VERSION.fullmatch(tag[2]))
+
+
+async def _read_if_match(request: Request, if_match: _IfMatchField = None) -> frozenset[int] | None:
+    """Several lines are one list (RFC 9110 5.3); the framework gives the first, and describes the field."""
+    return parse_if_match(None if if_match is None else ", ".join(request.headers.getlist("if-match")))
+
+
+IfMatch = Annotated[frozenset[int] | None, Depends(_read_if_match)]
+
+
+async def refuse_more(request: Request) -> None:
+    """Refuses a body where none is known, and names in the query that are unknown or given twice.
+
+    ``{}`` says as little as no body: programs that always send JSON send it.
+
+    Raises:
+        RequestError: the request has one of them.
+    """
+    route = request.scope["route"]
+    known = _query_names(route.dependant)
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if name not in known:
+            names = f"there is {' and '.join(sorted(known))}" if known else "leave out what follows the ?"
+            raise RequestError(f"{name[:_SHOWN]!r} in the query is not known here", names)
+        if count > 1:
+            raise RequestError(f"{name!r} is {count} times in the query", "say it once")
+    if route.body_field is None and (body := await request.body()) and json.loads(body) != {}:
+        raise RequestError("this request takes no body", "leave it out")
+
+
+def _query_names(dependant: Any) -> frozenset[str]:
+    """Of a route, and of all that it depends on."""
+    own = (field.alias for field in dependant.query_params)
+    return frozenset(own).union(*(_query_names(one) for one in dependant.dependencies))

@@ -1,0 +1,90 @@
+"""What tests of the life cycle do with a guest, most often the one named `web`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from orchestrator.access import OPERATOR
+from orchestrator.ledger import Ledger
+from orchestrator.lifecycle.manager import SystemManager
+from orchestrator.planning.plan import Plan
+from orchestrator.request import parse_guest_request
+from orchestrator.state import GuestState
+from tests.crashes import World
+from tests.fakehost import IMAGE
+from tests.fakeroot import DEVICES
+
+
+def create(manager: SystemManager, **fields: object) -> Plan:
+    request = {"name": "web", "image": IMAGE, "memory": "64M", **fields}
+    return manager.create(OPERATOR, parse_guest_request(request))[0].plan
+
+
+def state(manager: SystemManager, name: str = "web") -> str:
+    return manager.guest(OPERATOR, name).state
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kinds(manager: SystemManager) -> list[str]:
+    return [event.kind for event in manager.events(OPERATOR)]
+
+
+def spoil(world: World, plan: Plan) -> None:
+    """Makes the guest's VF one that can't be reset, and so not be verified clean."""
+    (world.host.path / DEVICES / str(plan.vf.address) / "reset").unlink()
+
+
+def stop_on_paper(ledger: Ledger) -> None:
+    """As if somebody else had started the guest: it is stopped as far as the ledger knows, and who started it does not matter."""
+    for new in (GuestState.STOPPING, GuestState.STOPPED):
+        ledger.set_state("web", new, restarts=0)
+
+
+def use_pages(world: World, plan: Plan, pid: int, pages: int) -> None:
+    """A program that is no guest takes huge pages of the guest's pool."""
+    free = f"sys/devices/system/node/node{plan.node}/hugepages/hugepages-2048kB/free_hugepages"
+    world.host.add(free, str(int(world.host.read(free)) - pages))
+    if pid:
+        world.host.add(f"proc/{pid}/status", f"Name:\tdatabase\nHugetlbPages:\t{2048 * pages} kB\n")
+
+
+def start_by_hand(world: World, plan: Plan, *, uuid: UUID | None = None, cpus: str = "") -> None:
+    """Somebody starts a guest past the manager: this one, or with another id one of its name, on these CPUs."""
+    guest = {
+        "name": plan.name, "uuid": str(uuid or plan.uuid), "pid": 77_000, "paused": False, "pages": 0, "memory": 65_536,
+        "pins": [cpus or str(cpu) for cpu in plan.cpus], "emulator": cpus or str(plan.housekeeping),
+        "node": plan.node, "page_kib": 2048, "vf": str(plan.vf.address), "mac": str(plan.vf.mac),
+    }  # fmt: skip
+    world.hypervisor._add_threads(guest)
+    world.hypervisor._store(guest)
+
+
+@dataclass
+class Seen:
+    """An observer (lifecycle.observer) that keeps what it is told."""
+
+    refusals: list[tuple[str, float]] = field(default_factory=list)
+    undo_failures: int = 0
+
+    def count_undo_failure(self) -> None:
+        self.undo_failures += 1
+
+    def observe_refusal(self, kind: str, seconds: float) -> None:
+        self.refusals.append((kind, seconds))
+
+
+def waiting(manager: SystemManager, name: str = "web") -> threading.Timer:
+    """The timer that will start the guest again; its ``function`` is what it will call."""
+    timer = manager.supervisor._restarts.get(name)
+    assert timer
+    return timer

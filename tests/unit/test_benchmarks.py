@@ -1,0 +1,158 @@
+"""What benchmarks in the lab judge by: no loss and no excess passes (benchmarks/crash_lab*.py, benchmarks/manager_idle.py)."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+LIFE, SECOND_LIFE = (10, 1000), (20, 2000)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Loads a benchmark, which is no part of a package."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def make_host(reading: Any, second: str | None = None) -> Any:
+    """A sound host on which the bystander runs, and the second guest is in a state."""
+    guests = {"bystander": reading.Claimed("running", frozenset({2}), 0, 64, "v0", 0, "m0")}
+    lives = {"bystander": LIFE}
+    if second:
+        guests["second"] = reading.Claimed(second, frozenset({4}), 0, 64, "v1", 1, "m1")
+    if second == "running":
+        lives["second"] = SECOND_LIFE
+    running = {name: one for name, one in guests.items() if one.state == "running"}
+    return reading.Host(
+        guests=guests,
+        taken=(len(guests), len(guests), len(guests)),
+        undo=tuple(name for name in running for _ in range(3)),
+        domains=dict.fromkeys(running, 1),
+        lives=lives,
+        qemus=frozenset(pid for pid, _ in lives.values()),
+        threads={name: one.cpus for name, one in running.items()},
+        vfio=frozenset(one.vf for one in running.values()),
+        macs=dict.fromkeys(range(4), "00:00:00:00:00:00") | {one.index: one.mac for one in running.values()},
+        used={0: 64 * len(running), 1: 0},
+    )
+
+
+def check_second(load: Any, host: Any, states: tuple[str, ...], *events: tuple[int, str, str, str]) -> list[str]:
+    """What is wrong after managers were killed that left the second guest alive in these states; the n-th at event n."""
+    reading = load("crash_lab_reading")
+    lefts = [reading.Left(state, 3, SECOND_LIFE, number) for number, state in enumerate(states, start=1)]
+    found = load("crash_lab_checks").check_kept(host, lefts, [reading.Event(*event) for event in events])
+    return [text.partition(":")[0] for text in found]
+
+
+def test_the_checks_find_each_kind_of_loss(load: Any) -> None:
+    reading, checks = load("crash_lab_reading"), load("crash_lab_checks")
+    checks.prove_checks(make_host(reading), LIFE)
+    for second in ("running", "stopped"):
+        assert checks.check_guests(make_host(reading, second), LIFE, "") == []
+
+
+def test_a_second_guest_that_a_recovery_has_ended_is_found(load: Any) -> None:
+    stopped = make_host(load("crash_lab_reading"), "stopped")
+    assert check_second(load, stopped, ("running",)) == ["stopped"]
+    found_gone = ((2, "finish", "manager", "it ended while no manager ran"), (3, "ended", "manager", "ended unseen"))
+    assert check_second(load, stopped, ("running",), *found_gone) == ["stopped"]
+    assert check_second(load, stopped, ("starting",), (2, "stopped", "manager", "ended at once")) == ["stopped"]
+
+
+def test_a_second_guest_that_is_another_process_is_found(load: Any) -> None:
+    running = make_host(load("crash_lab_reading"), "running")
+    assert check_second(load, running, ("running", "running")) == []
+    again = replace(running, lives=running.lives | {"second": (20, 2001)})
+    assert check_second(load, again, ("running",)) == ["stopped"]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        (2, "stopped", "root", "powered off"),
+        (2, "deleted", "root", "on request"),
+        (2, "ended", "manager", "powered off"),
+        (2, "ended", "manager", "reset itself"),
+    ],
+)
+def test_a_second_guest_that_was_to_end_is_no_loss(load: Any, event: tuple[int, str, str, str]) -> None:
+    stopped = make_host(load("crash_lab_reading"), "stopped")
+    assert check_second(load, stopped, ("running",), event) == []
+    # What was done before the kill was done to another process.
+    assert check_second(load, stopped, ("running",), (1, *event[1:])) == ["stopped"]
+
+
+def test_an_end_that_was_asked_for_needs_an_event(load: Any) -> None:
+    """By whichever of the killed managers: libvirt and the guest itself may go on with it."""
+    stopped = make_host(load("crash_lab_reading"), "stopped")
+    gone = (3, "ended", "manager", "its end was cut short when the manager ended")
+    for states in (("stopping",), ("deleting",), ("running", "stopping"), ("stopping", "running")):
+        assert check_second(load, stopped, states, gone) == []
+        assert set(check_second(load, stopped, states)) == {"unexplained"}
+
+
+def judge(load: Any, monkeypatch: pytest.MonkeyPatch, *looks: list[str]) -> tuple[Any, dict[str, Any]]:
+    """A run in which this is wrong at one look after another, and the sums."""
+    inside, reading = load("crash_lab_inside"), load("crash_lab_reading")
+    monkeypatch.setattr(inside.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(inside, "LATE", 0.2)
+    said = [*looks]
+    run = inside.Run(0, "stop", recovery=1.0, left=[reading.Left("running", 3, SECOND_LIFE, 1)])
+    run.slips += inside.check_until_well(run, lambda: said.pop(0) if len(said) > 1 else said[0])
+    return run, load("crash_lab").summarise([asdict(run)], {"clean": 1.0}, 1, 1.0)
+
+
+@pytest.mark.parametrize("grave", ["stopped: the bystander", "doubled cores: [2, 2]"])
+def test_what_may_never_be_is_a_fault_at_once(load: Any, monkeypatch: pytest.MonkeyPatch, grave: str) -> None:
+    run, sums = judge(load, monkeypatch, [grave, "unsettled: second is stopping"], [])
+    kind = grave.partition(":")[0]
+    assert run.faults == [grave]
+    assert (sums["faults"], sums[kind], sums[f"{kind} when ready"], sums["wrong when ready"]) == (1, 1, 1, 2)
+    assert judge(load, monkeypatch, ["leaked pages: 1"], [grave], [])[0].faults == [grave]
+
+
+def test_what_is_wrong_for_a_while_is_counted_by_itself(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, sums = judge(load, monkeypatch, ["leaked pages: 5"], ["leaked pages: 3"], [])
+    assert run.faults == []
+    assert (sums["faults"], sums["leaked pages"], sums["leaked pages when ready"]) == (0, 0, 1)
+    run, sums = judge(load, monkeypatch, ["leaked pages: 5"])
+    assert (sums["faults"], sums["leaked pages"], sums["leaked pages when ready"]) == (1, 1, 1)
+
+
+def test_the_table_shows_what_the_first_kill_left(
+    load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = judge(load, monkeypatch, [])
+    load("crash_lab").print_table([asdict(run)])
+    assert "running, 3 changes, QEMU" in capsys.readouterr().out
+
+
+def test_all_that_the_lab_needs_is_carried_there(load: Any, tmp_path: Path) -> None:
+    parts = load("crash_lab").PARTS
+    for part in parts:
+        shutil.copy(part, tmp_path)
+    subprocess.run([sys.executable, "-c", f"import {parts[-1].stem}"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "good"),
+    [({}, True), ({"resident": 80.1e6}, False), ({"cpu": 0.13}, False), ({"cpus": [0, 2]}, False), ({"cpu": 0.12}, True)],
+)
+def test_an_idle_manager_is_judged(load: Any, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], good: bool) -> None:
+    found: dict[str, Any] = {"resident": 80e6, "cpu": 0.05, "cpus": [0, 1]} | changed
+    thread = {"tid": 1, "name": "nohyped", "voluntary": 40, "involuntary": 0, "cpu": found["cpu"], "cpus": found["cpus"]}
+    measured = {"seconds": 60.0, "threads": [thread], "resident": found["resident"], "anonymous": 6e7}
+    assert load("manager_idle").report(measured, [{"cpus": [2, 3]}]) is good
+    shown = capsys.readouterr().out
+    assert "wanted: at most 80\n" in shown
+    assert "wanted: at most 0.2\n" in shown
