@@ -138,10 +138,11 @@ def test_a_patience_that_makes_no_sense(seconds: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [("guest", "create", "web", "--memory", "1G", "--image", "minimal", "--wait"), ("guest", "start", "web", "--wait"),
-     ("guest", "tell", "web", "mac", "--timeout"), ("lab", "down", "--timeout"), ("lab", "exec", "--timeout")],
+     ("guest", "tell", "web", "mac", "--timeout"), ("lab", "down", "no-such-lab", "--timeout"),
+     ("lab", "exec", "--lab", "no-such-lab", "--timeout")],
 )  # fmt: skip
 def test_a_wait_that_makes_no_sense(words: tuple[str, ...], seconds: str) -> None:
-    """Nothing is asked: a guest that has been made already would stay."""
+    """Nothing is asked: a guest that has been made already would stay. The lab has a name, so that no real one is ever ended."""
     more = ("true",) if "exec" in words else ()
     assert f"Invalid value for '{words[-1]}'" in run(*words, seconds, *more, status=2).output
     assert FakeClient.asked == []
