@@ -177,15 +177,19 @@ class Hypervisor:
         flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
         return self._call("list the guests", lambda c: frozenset(domain.name() for domain in c.listAllDomains(flags)))
 
-    def guests(self, but: frozenset[UUID] = frozenset()) -> tuple[LiveGuest, ...]:
-        """All guests that run now, but for those with the given ids. One that ends while it is being read is left out."""
+    def guests(self) -> tuple[LiveGuest, ...]:
+        """All guests that run now. One that ends while it is being read is left out."""
+        return self.look_around(frozenset())[1]
+
+    def look_around(self, known: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[LiveGuest, ...]]:
+        """The ids of all guests that run now, and what those are that are not known. As ``uuids`` and ``guests``, in one."""
         flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
 
-        def list_names(connection: Any) -> list[str]:
-            return sorted(domain.name() for domain in connection.listAllDomains(flags) if UUID(domain.UUIDString()) not in but)
+        def list_all(connection: Any) -> dict[UUID, str]:
+            return {UUID(domain.UUIDString()): domain.name() for domain in connection.listAllDomains(flags)}
 
-        live = []
-        for name in self._call("list the guests", list_names):
+        running, live = self._call("list the guests", list_all), []
+        for name in sorted(name for uuid, name in running.items() if uuid not in known):
             try:
                 live.append(self.guest(name))
             except HypervisorError:
@@ -194,7 +198,7 @@ class Hypervisor:
                     raise
             except NotFound:
                 continue
-        return tuple(live)
+        return frozenset(running), tuple(live)
 
     def guest(self, which: str | UUID) -> LiveGuest:
         """A running guest.

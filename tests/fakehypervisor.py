@@ -152,11 +152,16 @@ class FakeHypervisor:
         """The running guests, each told from the same one after another start."""
         return frozenset(Life(guest["name"], guest["uuid"], guest["start"]) for guest in self._all())
 
-    def guests(self, but: frozenset[UUID] = frozenset()) -> tuple[LiveGuest, ...]:
+    def guests(self) -> tuple[LiveGuest, ...]:
         """See Hypervisor."""
-        # Only those are read: a manager leaves out its own, which may be many.
-        found = [self._find(uuid) for uuid in map(UUID, self._files().values()) if uuid not in but]
-        return tuple(_live(guest) for guest in found if guest)
+        return self.look_around(frozenset())[1]
+
+    def look_around(self, known: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[LiveGuest, ...]]:
+        """See Hypervisor."""
+        running = frozenset(map(UUID, self._files().values()))
+        # Only those are read: a manager knows its own, which may be many.
+        found = [self._find(uuid) for uuid in running - known]
+        return running, tuple(sorted((_live(guest) for guest in found if guest), key=lambda guest: guest.name))
 
     def guest(self, which: str | UUID) -> LiveGuest:
         """See Hypervisor."""

@@ -1,8 +1,9 @@
 """The open ledger. The only user of sqlite3, with ``schema``.
 
-What a method has written outlives the process when it returns. Claims and states outlive a power cut too (fsync,
-https://sqlite.org/pragma.html#pragma_synchronous). Undo records need not: a power cut itself undoes what was changed on a host.
-Of the event log it may take the last lines. Claims say what was promised; whether the host is so is for the audit to say.
+What a method has written outlives the process when it returns. Claims, and the states at which a change ends, outlive a power cut
+too (fsync, https://sqlite.org/pragma.html#pragma_synchronous). What is between need not: nobody was answered yet, and a power cut
+ends all guests. Undo records need not: it itself undoes what was changed on a host. Of the event log it may take the last lines.
+Claims say what was promised; whether the host is so is for the audit to say.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from orchestrator.ledger.schema import DAMAGED, check_file, migrate
 from orchestrator.planning.plan import Plan, plan_from_json
 from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
-from orchestrator.state import GuestState, check_transition
+from orchestrator.state import SETTLED, GuestState, check_transition
 
 _BUSY = 10.0
 
@@ -180,6 +181,8 @@ class Ledger:
     def set_state(self, name: str, state: GuestState, *, restarts: int | None = None) -> Claim:
         """Notes how far the guest has come, and, if given, its count of restarts; returns the claim as it is now.
 
+        A power cut may take back a state that is on the way to another (not one of ``SETTLED``).
+
         Raises:
             NotFound: the guest has no claim.
             Conflict: as ``check_transition``.
@@ -294,7 +297,7 @@ class Ledger:
         after = replace(before, state=state, restarts=before.restarts if restarts is None else restarts, version=now.version)
         statement = "UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ? AND version = ?"
         values = (after.state, after.restarts, after.version, name, before.version)
-        _check_found(self._db.execute(statement, values), name)
+        _check_found((self._db if state in SETTLED else self._unsynced).execute(statement, values), name)
         now.claims[name] = after
 
     def _take(self, table: str, column: str, what: str, values: Sequence[object], guest: str) -> None:

@@ -98,14 +98,12 @@ class Placing:
         """The plan, and the generation of the ledger that it is based on."""
         read = self._ledger.read()
         find_repeated(who, request, read.claims)  # again: one of another name may have come with the same id meanwhile
-        live = self._hypervisor.guests(frozenset(claim.plan.uuid for claim in read.claims))
-        if request.name in {claim.plan.name for claim in read.claims} | {guest.name for guest in live}:
-            raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
+        _check_name(request, {claim.plan.name for claim in read.claims})
         owned = [claim.plan for claim in read.claims if claim.owner == who.tenant]
         if not request.placement:
             _check_quota(who, request, request.cores, owned)
         try:
-            plan = self._find_place(request, read.claims, live)
+            plan = self._find_place(request, read.claims)
         except NoRoom as error:
             if who.role is Role.TENANT:
                 error.hint = "ask the operator of the host"  # a tenant may not see the survey
@@ -114,15 +112,22 @@ class Placing:
             _check_quota(who, request, len(plan.cores), owned)
         return plan, read.generation
 
-    def _find_place(self, request: GuestRequest, claims: Sequence[Claim], live: tuple[LiveGuest, ...]) -> Plan:
-        """On what is known of the host; on what it is now if there is no room, or what was chosen has changed."""
+    def _find_place(self, request: GuestRequest, claims: Sequence[Claim]) -> Plan:
+        """On what is known of the host; on what it is now if there is no room, or what was chosen has changed.
+
+        Raises:
+            Conflict: somebody else's guest has the name.
+            RequestError, NoRoom: see ``plan_guest``.
+        """
         # Before the host is surveyed: those that may have their pages. See ``Claims.of``.
         begun = {claim.plan.uuid for claim in claims if claim.state not in _STARTING or claim.plan.uuid in self._launched}
         plans, now = [claim.plan for claim in claims], time.monotonic()
+        ours = frozenset(plan.uuid for plan in plans)
 
         def plan_on(topology: Topology, foreign: frozenset[PciAddress] = frozenset()) -> Plan:
             # After it was: the pages of one that has ended by now, with or without our knowledge, may count as free there.
-            running = self._hypervisor.uuids() if begun else frozenset()
+            running, live = self._hypervisor.look_around(ours)
+            _check_name(request, {guest.name for guest in live})
             started = frozenset(plan.name for plan in plans if plan.uuid in begun and plan.uuid in running)
             taken = _with_strangers(Claims.of(plans, started), live, topology.cpus)
             return plan_guest(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
@@ -185,6 +190,11 @@ def find_repeated(who: Identity, request: GuestRequest, claims: Iterable[Claim])
                 return claim
             raise Conflict(f"the id {request.id} stands for another request, that of guest {claim.plan.name}", "use a new id")
     return None
+
+
+def _check_name(request: GuestRequest, taken: Container[str]) -> None:
+    if request.name in taken:
+        raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
 
 
 def _check_quota(who: Identity, request: GuestRequest, cores: int, owned: list[Plan]) -> None:

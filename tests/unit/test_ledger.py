@@ -727,7 +727,14 @@ def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(ledger: Ledger) 
         assert connection.execute("PRAGMA synchronous").fetchone() == (mode,)
         connection.set_trace_callback(statements.append)
     claim(ledger, 1)
-    ledger.set_state("g1", GuestState.DELETING)
+    ledger.set_state("g1", GuestState.RUNNING)
+    assert synced
+    assert not unsynced
+    synced.clear()
+    ledger.set_state("g1", GuestState.DELETING)  # on the way: nobody is answered yet
+    assert len(set(unsynced)) == 1
+    assert not synced
+    unsynced.clear()
     ledger.quarantine("g1", ["why"])
     assert synced
     assert not unsynced
