@@ -193,6 +193,15 @@ def test_the_group_of_the_socket_is_the_same_everywhere(tmp_path: Path) -> None:
     assert "ListenStream=/run/x.sock\n" in unit
 
 
+def test_the_manager_has_ip_only_for_other_hosts(tmp_path: Path) -> None:
+    without = render(tmp_path, "nohyped.service", NEEDED)
+    assert "AF_INET" not in without
+    assert "\nIPAddressDeny=any\n" in without
+    with_api = render(tmp_path, "nohyped.service", EVERYTHING)
+    assert "\nRestrictAddressFamilies=AF_INET AF_INET6\n" in with_api
+    assert "IPAddressDeny" not in with_api
+
+
 def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:
     assert "ReadWritePaths=/srv/ledger /srv/consoles\n" in render(tmp_path, "nohyped.service", EVERYTHING)
     assert "ReadWritePaths" not in render(tmp_path, "nohyped.service", {**NEEDED, "nohype_paths": {"images": "/srv/images"}})
