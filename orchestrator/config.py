@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -230,12 +231,14 @@ class DaemonConfig(_Strict):
                 raise ValueError(f"tokens.{name}: a token has a tenant if its role is tenant, and only then")
             if token.tenant and token.tenant not in self.tenants:
                 raise ValueError(f"tokens.{name}: there is no [tenants.{token.tenant}]")
-        hashes: dict[str, str] = {}
-        for name, token in self.tokens.items():
-            if hashes.setdefault(token.hash, name) != name:
-                raise ValueError(f"tokens.{name}: it is the same token as tokens.{hashes[token.hash]}; make another")
+        for _, first, second in _find_doubles((token.hash, name) for name, token in self.tokens.items()):
+            raise ValueError(f"tokens.{second}: it is the same token as tokens.{first}; make another")
         for kind in ("users", "certificates"):
-            _check_once(kind, self._people())
+            # Nobody has two roles, or acts for two tenants: which one is meant could not be told.
+            for one, first, second in _find_doubles(
+                (one, where) for where, named in self._people() for one in getattr(named, kind)
+            ):
+                raise ValueError(f"{second}.{kind}: {one!r} is in {first} already")
         with_certificate = [where for where, people in self._people() if people.certificates]
         if self.api and not self.api.client_ca and with_certificate:
             raise ValueError(f"api.client_ca: certificates are named in {with_certificate[0]}, but no CA of theirs")
@@ -249,13 +252,12 @@ class DaemonConfig(_Strict):
         return named + [(f"tenants.{name}", tenant) for name, tenant in self.tenants.items()]
 
 
-def _check_once(kind: str, people: list[tuple[str, People]]) -> None:
-    """Nobody has two roles, or acts for two tenants: which one is meant could not be told."""
+def _find_doubles(places: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Of values and where they stand: those that stand in two places, with the first and the other."""
     seen: dict[str, str] = {}
-    for where, named in people:
-        for one in getattr(named, kind):
-            if seen.setdefault(one, where) != where:
-                raise ValueError(f"{where}.{kind}: {one!r} is in {seen[one]} already")
+    for one, where in places:
+        if seen.setdefault(one, where) != where:
+            yield one, seen[one], where
 
 
 def read_config(path: Path) -> DaemonConfig:

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -121,38 +122,25 @@ class Hypervisor:
             NotFound: it has ended.
             HypervisorError: libvirt or QEMU refused.
         """
-        try:
-            self._call(f"resume the guest {uuid}", lambda connection: connection.lookupByUUIDString(str(uuid)).resume())
-        except HypervisorError as error:
-            if error.number in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                raise NotFound(f"the guest {uuid} has ended") from None
-            raise
+        self._on(uuid, f"resume the guest {uuid}", lambda domain: domain.resume())
 
     def is_paused(self, uuid: UUID) -> bool:
         """Whether a guest is paused, as it is between ``start`` and ``resume``; False for one that has ended."""
         try:
-            state, _ = self._call(f"look at the guest {uuid}", lambda c: c.lookupByUUIDString(str(uuid)).state())
-        except HypervisorError as error:
-            if error.number == libvirt.VIR_ERR_NO_DOMAIN:
-                return False
-            raise
+            state, _ = self._on(uuid, f"look at the guest {uuid}", lambda domain: domain.state())
+        except NotFound:
+            return False
         return bool(state == libvirt.VIR_DOMAIN_PAUSED)
 
     def destroy(self, uuid: UUID) -> None:
         """Ends a guest at once. One that has ended already is fine, and so is a stranger's that has taken its name."""
-        try:
-            self._call(f"end the guest {uuid}", lambda connection: connection.lookupByUUIDString(str(uuid)).destroy())
-        except HypervisorError as error:
-            if error.number not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                raise
+        with suppress(NotFound):
+            self._on(uuid, f"end the guest {uuid}", lambda domain: domain.destroy())
 
     def shutdown(self, uuid: UUID) -> None:
         """Presses a guest's power button (ACPI) and returns at once. One that has ended already is fine."""
-        try:
-            self._call(f"shut the guest {uuid} down", lambda connection: connection.lookupByUUIDString(str(uuid)).shutdown())
-        except HypervisorError as error:
-            if error.number not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                raise
+        with suppress(NotFound):
+            self._on(uuid, f"shut the guest {uuid} down", lambda domain: domain.shutdown())
 
     def pin(self, uuid: UUID, vcpu: int, cpus: CpuSet) -> None:
         """Lets a vCPU of a running guest run on these host CPUs only.
@@ -169,13 +157,11 @@ class Hypervisor:
 
     def uuids(self) -> frozenset[UUID]:
         """The ids of all guests that run now, ours or not."""
-        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
-        return self._call("list the guests", lambda c: frozenset(UUID(domain.UUIDString()) for domain in c.listAllDomains(flags)))
+        return frozenset(self._list())
 
     def names(self) -> frozenset[str]:
         """The names of all guests that run now, ours or not."""
-        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
-        return self._call("list the guests", lambda c: frozenset(domain.name() for domain in c.listAllDomains(flags)))
+        return frozenset(self._list().values())
 
     def guests(self) -> tuple[LiveGuest, ...]:
         """All guests that run now. One that ends while it is being read is left out."""
@@ -183,12 +169,7 @@ class Hypervisor:
 
     def look_around(self, known: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[LiveGuest, ...]]:
         """The ids of all guests that run now, and what those are that are not known. As ``uuids`` and ``guests``, in one."""
-        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
-
-        def list_all(connection: Any) -> dict[UUID, str]:
-            return {UUID(domain.UUIDString()): domain.name() for domain in connection.listAllDomains(flags)}
-
-        running, live = self._call("list the guests", list_all), []
+        running, live = self._list(), []
         for name in sorted(name for uuid, name in running.items() if uuid not in known):
             try:
                 live.append(self.guest(name))
@@ -271,6 +252,15 @@ class Hypervisor:
         self.names()
 
     _on_connect: Callable[[Any], object] | None = None
+
+    def _list(self) -> dict[UUID, str]:
+        """The ids of all guests that run now, and their names: libvirt tells both at once."""
+
+        def read(connection: Any) -> dict[UUID, str]:
+            domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            return {UUID(domain.UUIDString()): domain.name() for domain in domains}
+
+        return self._call("list the guests", read)
 
     def _on(self, which: str | UUID, what: str, use: Callable[[Any], _Result]) -> _Result:
         def find(connection: Any) -> Any:

@@ -80,16 +80,14 @@ def _used_by_programs(host: HostRoot, hypervisor: Hypervisor, plan: Plan) -> int
 
 def _used_by_guests(hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> int:
     """Pages of the pool that other guests use at the most: those that run, ours or not, and ours whose pages are not back."""
-    claims, running = [claim for claim in ledger.read().claims if claim.plan.name != plan.name], hypervisor.uuids()
-    ours = {claim.plan.uuid for claim in claims} | {plan.uuid}
+    claims = [claim for claim in ledger.read().claims if claim.plan.name != plan.name]
+    running, strangers = hypervisor.look_around(frozenset({plan.uuid, *(claim.plan.uuid for claim in claims)}))
     used = sum(
         claim.plan.pages
         for claim in claims
         if (claim.plan.node, claim.plan.page_size) == (plan.node, plan.page_size)
         and (claim.plan.uuid in running or _is_noted(ledger, claim.plan))
     )
-    if running - ours:
-        names = {claim.plan.name for claim in claims}
-        live = [guest for guest in hypervisor.guests() if guest.name not in names]
-        used += sum(-(-guest.memory.bytes // plan.page_size.bytes) for guest in live if guest.node in (None, plan.node))
-    return used
+    names = {claim.plan.name for claim in claims}
+    live = [guest for guest in strangers if guest.name not in names and guest.node in (None, plan.node)]
+    return used + sum(-(-guest.memory.bytes // plan.page_size.bytes) for guest in live)

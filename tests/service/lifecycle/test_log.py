@@ -20,6 +20,15 @@ from tests.guests import Seen, create, kinds, spoil, state
 ANN = Identity("ann", Role.TENANT, "a")
 
 
+def fill_the_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No event can be written any more."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise LedgerError("database or disk is full")
+
+    monkeypatch.setattr(ledger, "log", fail)
+
+
 @pytest.mark.parametrize("kind", ["failed", "plan-failed", "quarantined"])
 def test_a_tenant_does_not_learn_of_others_from_trouble(manager: SystemManager, ledger: Ledger, kind: str) -> None:
     ledger.log(kind, "web", "VF is in use by domain secret", tenant="a")
@@ -63,11 +72,7 @@ def test_a_change_stands_though_its_event_can_not_be_written(
     manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk has just become full. The ledger knows what is so; what was done is not undone for want of its story."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise LedgerError("database or disk is full")
-
-    monkeypatch.setattr(ledger, "log", fail)
+    fill_the_disk(ledger, monkeypatch)
     create(manager)
     assert state(manager) == "running"
     manager.stop(OPERATOR, "web", 1)
@@ -130,10 +135,7 @@ def test_a_recovery_shows_that_it_goes_on(world: World, manager: SystemManager, 
 def test_a_refusal_that_cannot_be_logged_is_told_all_the_same(
     manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise LedgerError("database or disk is full")
-
-    monkeypatch.setattr(ledger, "log", fail)
+    fill_the_disk(ledger, monkeypatch)
     with pytest.raises(NoRoom):
         create(manager, cores=900)
 
