@@ -23,6 +23,7 @@ from bench_lab import use_lab
 
 from orchestrator.lab import lab as labs
 from orchestrator.lab.demo import ask
+from orchestrator.lab.health import check_emulation
 
 PARTS = tuple(Path(__file__).with_name(f"crash_lab_{part}.py") for part in ("reading", "checks", "inside"))
 """What runs in the lab. They lie beside each other there, in root's folder; the last one is begun with."""
@@ -44,7 +45,7 @@ def main() -> int:
             sys.exit(f"the lab {lab.name} has guests: delete them first")
         began = time.monotonic()
         found = run_inside(lab, arguments.runs, arguments.seed, arguments.only)
-        labs.check_cpus(lab)
+        check_emulation(lab)
     summary = summarise(found[1:], found[0], arguments.seed, time.monotonic() - began)
     print_table(found[1:])
     print(json.dumps(summary))

@@ -7,6 +7,7 @@ die         ends at once with an error, as QEMU does with a wrong option
 mute        SSH never answers, as of a host that hangs in its boot
 panic       ends by itself before SSH answers
 stubborn    ignores SIGTERM
+abort       when the file `abort` is beside the console, fails as an assertion of QEMU does
 full        says that it has stopped for want of disk space
 ready=WORD  prints the `ready` line of a guest with virt=WORD on the console, and serves nothing
 """
@@ -85,6 +86,11 @@ def main() -> None:
         if "mute" not in modes:
             keys = files["/etc/ssh/ssh_host_ed25519_key"], files["/root/.ssh/authorized_keys"].strip()
             threading.Thread(target=serve, args=(listener, *keys), daemon=True).start()
+    while "abort" in modes:
+        if console.with_name("abort").exists():
+            print("ERROR:system/cpus.c:276:cpu_interrupt: assertion failed: (bql_locked())", flush=True)
+            os.abort()
+        time.sleep(0.02)
     while True:
         signal.pause()
 

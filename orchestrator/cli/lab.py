@@ -204,6 +204,10 @@ def _print_status(found: labs.LabStatus) -> None:
             ("memory", f"{spec.memory}, huge pages: {pages}"),
             ("devices", f"virtual functions: {spec.vfs}, NVMe disks: {', '.join(spec.disks) or 'none'}"),
             ("accelerator", f"{state.accel}: {state.accel_reason}"),
+            *(
+                ("emulator patch", f"{patch.name}: {patch.describe()}")
+                for patch in (state.emulator.patches if state.emulator else ())
+            ),
             ("processes", f"keeper {state.pid}, QEMU {state.qemu}"),
             ("SSH", f"root@127.0.0.1 port {state.port}"),
             ("since", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.started))),

@@ -6,10 +6,12 @@ under emulation each stage would take ten to twenty times as long.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 from orchestrator.errors import ImageError
 from orchestrator.host.run import run
@@ -19,6 +21,7 @@ from orchestrator.images.cache import Progress, build_cached, hash_inputs, remov
 from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.logged import run_logged
 from orchestrator.lab import ansible
+from orchestrator.lab.emulator import PROGRAM, write_record
 from orchestrator.lab.spec import LabImage, LabSpec
 
 # An emulated processor can lose an interrupt in QEMU before 10.2: helpers of SVM change a processor's pending interrupts without
@@ -54,7 +57,7 @@ _NO_INITRD = {"INITRD": "No"}
 
 
 def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
-    """A Debian root with the QEMU that emulates labs, to be run by chroot: every machine runs the same, and installs none.
+    """A Debian root with the QEMU that emulates labs, patched (see ``patches``), to be run by chroot. The machine installs none.
 
     Args:
         cache: cache folder, see ``images.cache.cache_folder``.
@@ -67,6 +70,7 @@ def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
         ImageError: it could not be built; nothing is left of the attempt.
     """
     _check_root()
+    patches = _load_patches()
 
     def build(folder: Path) -> None:
         progress("tools: making a root with QEMU")
@@ -74,9 +78,10 @@ def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
         debian.make_root(folder / "root", _TOOLS, cache=cache, log=log, variant="extract", suites=_TOOLS_SUITES)
         for name in ("dev", "proc", "sys", "mnt", "tmp", "var/tmp"):
             (folder / "root" / name).mkdir(parents=True, exist_ok=True)
+        write_record(folder / "root", patches.patch_emulator(folder / "root" / PROGRAM))
         run(["chroot", folder / "root", "qemu-system-x86_64", "--version"])
 
-    key = hash_inputs(*_TOOLS_SUITES, _TOOLS, _code(debian.__file__))
+    key = hash_inputs(*_TOOLS_SUITES, _TOOLS, _code(debian.__file__, patches.__file__))
     return build_cached(cache, "tools", key, build, progress=progress) / "root"
 
 
@@ -225,6 +230,17 @@ def _pack(tree: Path, root: Path, folder: Path) -> None:
         timeout=600,
         env={"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
     )
+
+
+def _load_patches() -> ModuleType:
+    """The module that patches the emulator; only builds need the libraries that it imports."""
+    try:
+        return importlib.import_module("orchestrator.lab.patches")
+    except ImportError as error:
+        hint = "install the package with its extra `lab`: pip install 'nohype-orchestrator[lab]'"
+        raise ImageError(
+            f"the Python package {error.name} is not installed, which finds the places to patch in QEMU", hint
+        ) from None
 
 
 def _check_root() -> None:

@@ -13,7 +13,8 @@ from orchestrator.audit.traffic import count_at_switch, watch_switch
 from orchestrator.audit.vepa import VEPA, complete_vepa
 from orchestrator.errors import LabError, LabLost, ShellError
 from orchestrator.lab import switch
-from orchestrator.lab.lab import Lab, check_cpus, execute
+from orchestrator.lab.health import check_emulation
+from orchestrator.lab.lab import Lab, execute
 from orchestrator.lab.progress import Timeline
 from orchestrator.proof import Proof, Verdict, proof_from_json
 
@@ -105,7 +106,7 @@ def tell_story(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUEST
     """Makes the guests, lets the first ping the last, measures all proofs, ends the guests, looks whether the host is as before.
 
     Raises:
-        LabLost: the lab went away, or a CPU of its server has stopped: that says nothing about any proof.
+        LabLost: the lab went away, or its emulator has failed: that says nothing about any proof.
         LabError: a request to the manager failed.
     """
     try:
@@ -113,10 +114,10 @@ def tell_story(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUEST
     except LabLost:
         raise
     except (LabError, ShellError):
-        check_cpus(lab)
+        check_emulation(lab)
         raise
     if report.verdict != Verdict.PASS:
-        check_cpus(lab)
+        check_emulation(lab)
     return report
 
 
@@ -138,7 +139,8 @@ def _tell(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest]) -> Report:
             ask(lab, "guest", "delete", guest.name)
         proofs = (*proofs, prove_restored(before, _survey_when_settled(lab, before)))
     verdict = Verdict.PASS if all(proof.verdict == Verdict.PASS for proof in proofs) else Verdict.FAIL
-    host = {"lab": lab.name, "spec": lab.state.spec.name, "accel": lab.state.accel, "survey": before}
+    emulator = lab.state.emulator and lab.state.emulator.model_dump(mode="json")
+    host = {"lab": lab.name, "spec": lab.state.spec.name, "accel": lab.state.accel, "emulator": emulator, "survey": before}
     return Report(str(verdict), host, shown, [proof.to_json() for proof in proofs], timeline.timings)
 
 

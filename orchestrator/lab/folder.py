@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import HostError
+from orchestrator.lab.emulator import EmulatorRecord
 from orchestrator.lab.spec import LabSpec, is_lab_name
 
 RUNTIME = Path("/run/nohype-lab")
@@ -83,6 +84,7 @@ class LabState(BaseModel):
         port: TCP port on 127.0.0.1 that leads to the lab's SSH server.
         host_key: the lab's public host key, ``ssh-ed25519 AAAA...``.
         accel: ``tcg`` or ``kvm``; accel_reason says why.
+        emulator: which program emulates it, and its patches; None for a tools root that was not built by us.
         started: Unix time.
         ready: whether `up` found the lab ready.
         timings: seconds of each stage of `up`.
@@ -99,6 +101,7 @@ class LabState(BaseModel):
     host_key: str
     accel: str
     accel_reason: str
+    emulator: EmulatorRecord | None
     started: float
     ready: bool = False
     timings: dict[str, float] = {}

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from orchestrator.errors import LabError, OrchestratorError
 from orchestrator.host.run import spawn
 from orchestrator.lab import switch
+from orchestrator.lab.emulator import EmulatorRecord, describe_end
 from orchestrator.lab.folder import Folder, LabState, read_tail, remove, write_state
 from orchestrator.lab.keys import write_keys
 from orchestrator.lab.qemu import build_argv, build_entry
@@ -35,7 +36,6 @@ from orchestrator.values import Size
 _START_DEADLINE = 60
 _END_DEADLINE = 8
 _POLL = 0.1
-_ENDED = "QEMU ended: the lab host powered off, rebooted or panicked, or QEMU was killed"
 
 
 class Order(BaseModel):
@@ -44,6 +44,7 @@ class Order(BaseModel):
     Attributes:
         tools: root file system that QEMU comes from.
         accel_reason: why it is KVM or not, for the state.
+        emulator: record of the tools root, for the state.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -53,6 +54,7 @@ class Order(BaseModel):
     tools: Path
     kvm: bool
     accel_reason: str
+    emulator: EmulatorRecord | None
 
 
 class Channel:
@@ -141,11 +143,12 @@ class Keeper:
         process = self._start(order, undo)
         state = LabState(
             name=self._folder.name, spec=order.spec, pid=os.getpid(), qemu=process.pid, port=self._wait_for_monitor(process),
-            host_key=self._host_key, accel="kvm" if order.kvm else "tcg", accel_reason=order.accel_reason, started=self._started,
+            host_key=self._host_key, accel="kvm" if order.kvm else "tcg", accel_reason=order.accel_reason,
+            emulator=order.emulator, started=self._started,
         )  # fmt: skip
         self._save(state)
         self._channel.send(running=True)
-        self._watch(process.pid)
+        self._watch(process)
 
     def _start(self, order: Order, undo: ExitStack) -> Any:
         folder = self._folder
@@ -189,18 +192,19 @@ class Keeper:
                     raise
             time.sleep(_POLL)
 
-    def _watch(self, qemu: int) -> None:
+    def _watch(self, process: Any) -> None:
         """Waits for the end of the lab."""
         listening = True
-        ended = os.pidfd_open(qemu)
+        ended = os.pidfd_open(process.pid)
         try:
             while True:
                 readable = select.select([self._stop, ended, *([self._channel.fileno()] if listening else [])], [], [])[0]
                 if self._stop in readable:
                     return
                 if ended in readable:
-                    self._save(self._state, ended=_ENDED)
-                    self._channel.send(error=_ENDED, hint="", tail=read_tail(self._folder.console))
+                    why = describe_end(process.wait(), read_tail(self._folder.log))
+                    self._save(self._state, ended=why)
+                    self._channel.send(error=why, hint="", tail=read_tail(self._folder.console))
                     return
                 message = self._channel.receive()
                 if message is not None:

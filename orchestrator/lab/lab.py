@@ -14,20 +14,11 @@ from orchestrator.errors import HostError, LabError, LabLost, NotFound, ShellErr
 from orchestrator.host.root import HostRoot
 from orchestrator.lab import switch
 from orchestrator.lab.folder import Folder, LabState, find_state, is_locked, list_folders, read_tail, take_lock
-from orchestrator.lab.qmp import ask, ask_human
+from orchestrator.lab.qmp import ask
 from orchestrator.lab.spec import parse_lab_name
 
 _ANSWER_DEADLINE = 60
 _POLL = 0.2
-
-# Prints the CPUs on which a process does not get to run within 30 s. In the root control group, since those below keep to the
-# housekeeping CPUs; in the background, since a process on a CPU that has stopped cannot even be killed.
-_STUCK_CPUS = """echo 0 > /sys/fs/cgroup/cgroup.procs
-folder=$(mktemp -d)
-for cpu in $(seq 0 %d); do setsid taskset -c $cpu touch $folder/$cpu < /dev/null > /dev/null 2>&1 & done
-for second in $(seq 30); do [ "$(ls $folder | wc -l)" = %d ] && break; sleep 1; done
-for cpu in $(seq 0 %d); do [ -e $folder/$cpu ] || echo $cpu; done
-rm -r $folder"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ def find_lab(name: str) -> Lab:
     if alive and state and state.ready and not state.ended:
         return Lab(folder, state)
     if not alive and state:
-        raise _lost(folder, state)
+        raise build_lost(folder, state)
     others = ", ".join(one.name for one in list_folders() if one.name != name and is_locked(one))
     what = f"the lab {name} is still being started" if alive else f"there is no lab {name}"
     raise NotFound(what, f"up are: {others}" if others else f"start it: nohype lab up {name}")
@@ -145,7 +136,7 @@ def not_lost(lab: Lab) -> Iterator[None]:
         try:
             connect_lab(lab.folder, lab.state, timeout=_ANSWER_DEADLINE).close()
         except ShellError:
-            raise _lost(lab.folder, find_state(lab.folder), f"does not answer any more: {error.message}") from None
+            raise build_lost(lab.folder, find_state(lab.folder), f"does not answer any more: {error.message}") from None
         raise
     except ShellError as error:
         # QEMU ends a moment before its keeper has said so.
@@ -153,30 +144,7 @@ def not_lost(lab: Lab) -> Iterator[None]:
         while is_locked(lab.folder) and time.monotonic() < deadline:
             time.sleep(_POLL)
         state = find_state(lab.folder)
-        raise _lost(lab.folder, state, error.message) from None
-
-
-def check_cpus(lab: Lab) -> None:
-    """Looks whether each CPU of the lab host still runs processes, for one that has stopped makes anything fail.
-
-    The emulator can do that by losing an interrupt (QEMU before 10.2); the error has what its monitor tells, to judge by.
-
-    Raises:
-        LabLost: a CPU has stopped; with what the emulator says of its interrupts.
-    """
-    cpus = lab.state.spec.cpus
-    done = execute(lab, _STUCK_CPUS % (cpus - 1, cpus, cpus - 1), timeout=120)
-    stuck = [int(word) for word in done.stdout.split()]
-    if stuck:
-        seen = "".join(_read_monitor(lab.folder, f"info lapic {cpu}") for cpu in stuck)
-        why = f"its CPUs {', '.join(map(str, stuck))} do not run any more{show_lines(seen.splitlines())}"
-        raise _lost(lab.folder, lab.state, why)
-
-
-def _read_monitor(folder: Folder, line: str) -> str:
-    with suppress(LabError):
-        return ask_human(folder.qmp, line, timeout=3)
-    return ""
+        raise build_lost(lab.folder, state, error.message) from None
 
 
 def connect_lab(folder: Folder, state: LabState, **options: Any) -> shell.Shell:
@@ -190,7 +158,8 @@ def _read_memory(pid: int) -> int | None:
     return None
 
 
-def _lost(folder: Folder, state: LabState | None, why: str = "") -> LabLost:
+def build_lost(folder: Folder, state: LabState | None, why: str = "") -> LabLost:
+    """The error for a lab that cannot be used any more: why, and the tail of its console."""
     if is_locked(folder):
         reason = f"{_describe_machine(folder)}; {why}"
     else:

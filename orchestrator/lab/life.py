@@ -19,6 +19,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.host.run import spawn
 from orchestrator.lab import switch
 from orchestrator.lab.accel import Accel
+from orchestrator.lab.emulator import read_record
 from orchestrator.lab.folder import Folder, LabState, find_state, is_locked, read_tail, remove, take_lock
 from orchestrator.lab.keeper import Channel, Order
 from orchestrator.lab.lab import Lab, connect_lab, find_lab, show_lines
@@ -55,12 +56,15 @@ def up(
     """
     folder = Folder(parse_lab_name(name))
     _check_root("start")
+    emulator = read_record(tools)
+    if emulator and not accel.kvm and (warning := emulator.warning()):
+        timeline.note(warning)
     lock = take_lock(folder)
     if lock is None:
         raise _taken(folder)
     try:
         _clear(folder)
-        order = Order(spec=spec, image=image, tools=tools, kvm=accel.kvm, accel_reason=accel.reason)
+        order = Order(spec=spec, image=image, tools=tools, kvm=accel.kvm, accel_reason=accel.reason, emulator=emulator)
         channel = _start_keeper(folder, lock)
     finally:
         os.close(lock)  # the keeper has it now

@@ -19,6 +19,7 @@ from orchestrator.lab import lab as labs
 from orchestrator.lab import life
 from orchestrator.lab.accel import Wanted
 from orchestrator.lab.demo import GUESTS, create_guest, measure
+from orchestrator.lab.health import check_emulation
 from orchestrator.lab.progress import Event, Kind, Timeline
 from orchestrator.lab.spec import load_spec
 from orchestrator.lab.start import start_lab
@@ -46,7 +47,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     host = getattr(item, "funcargs", {}).get("host")
     if report.failed and isinstance(host, LabHost):
         try:
-            labs.check_cpus(host.lab)
+            check_emulation(host.lab)
         except LabLost as error:
             pytest.exit(f"{item.name} failed: {report.longreprtext[-2000:]}\n{error}", returncode=LAB_LOST)
     return report

@@ -23,6 +23,7 @@ from orchestrator.lab import accel, life, switch
 from orchestrator.lab import lab as labs
 from orchestrator.lab.build import build_tools
 from orchestrator.lab.folder import Folder, find_state
+from orchestrator.lab.health import check_cpus
 from orchestrator.lab.keys import make_key
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qmp import ask
@@ -194,9 +195,9 @@ def test_the_probe_for_kvm_recognizes_a_kernel_that_works(host: LabHost, monkeyp
 
 
 def test_a_cpu_that_has_stopped_is_a_lost_lab(host: LabHost) -> None:
-    labs.check_cpus(host.lab)
+    check_cpus(host.lab)
     online = "/sys/devices/system/cpu/cpu7/online"
     with host.changed(f"echo 0 > {online}", f"echo 1 > {online}"):
         with pytest.raises(LabLost, match="(?s)its CPUs 7 do not run any more.*local APIC state for CPU 7"):
-            labs.check_cpus(host.lab)
-    labs.check_cpus(host.lab)
+            check_cpus(host.lab)
+    check_cpus(host.lab)

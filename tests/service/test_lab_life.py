@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -212,6 +213,18 @@ def test_a_killed_keeper_takes_qemu_along_and_what_is_left_is_removed(
     assert not netlink.netns_exists(switch.netns_of(name))
     again = start(name, tmp_path)
     assert labs.execute(again, "echo new").stdout == "new\n"
+
+
+def test_an_emulator_that_fails_is_told_with_its_last_words(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("abort")
+    lab = start(name, tmp_path)
+    threading.Timer(0.5, lab.folder.path.joinpath("abort").touch).start()
+    with pytest.raises(LabLost, match=r"the emulator failed: QEMU ended by SIGABRT.*assertion failed: \(bql_locked\(\)\)"):
+        labs.execute(lab, ["sleep", "60"])
+    with pytest.raises(LabLost, match="the emulator failed"):
+        labs.find_lab(name)
+    assert "the emulator failed" in labs.read_status(name).state.ended  # type: ignore[union-attr]
+    assert not list(Path("/").glob("core*"))
 
 
 def test_what_a_killed_keeper_left_is_removed_by_down(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:

@@ -1,0 +1,183 @@
+"""Makes, uses and deletes guests in a lab on a loaded machine: does the emulator hang one, or deliver interrupts twice?
+
+    .venv/bin/python benchmarks/lab_soak.py [GUESTS]
+
+Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB, which must have no guests. Guests are made three at a time,
+ping each other, are busy for some seconds, and are deleted; meanwhile a busy process for each CPU of the machine takes time from
+the emulator. Second deliveries are counted by a uprobe in the emulator, where the kernel has uprobes and tracefs. Prints a line a
+round, then a line of JSON. Exits with 1 if a guest hung or failed, or an interrupt was delivered twice.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench_lab import use_lab
+
+from orchestrator.errors import LabLost
+from orchestrator.lab.demo import ask
+from orchestrator.lab.emulator import PROGRAM
+from orchestrator.lab.health import check_emulation
+from orchestrator.lab.lab import Lab, execute
+from orchestrator.lab.patches import UnexpectedForm, find_exception_probe
+
+INSIDE = Path(__file__).with_name("lab_soak_inside.py")
+BUSY = "while True: pass"
+GUEST = 200.0
+"""Seconds that a guest takes at the most."""
+
+
+@dataclass
+class Result:
+    """What came of the guests; the deliveries are None where they could not be counted."""
+
+    guests: int = 0
+    failed: int = 0
+    hung: int = 0
+    seconds: int = 0
+    exceptions: int | None = None
+    twice: int | None = None
+    not_counted: str = ""
+
+
+class Deliveries:
+    """Counts exceptions that the emulator delivers, in the kernel, by a uprobe with two histograms.
+
+    An external interrupt is never delivered on this way but by the fault of ``orchestrator.lab.patches``: its vector is 32 or
+    more, and it is not a software interrupt.
+    """
+
+    def __init__(self, tracefs: Path, program: Path, offset: int) -> None:
+        self._tracefs, self._name = tracefs, f"nohype{os.getpid()}"
+        self._instance = tracefs / "instances" / self._name
+        probe = f"p:{self._name}/exception {program}:{offset:#x} vector=%si:s32 software=%dx:s32"
+        (tracefs / "uprobe_events").open("a").write(probe + "\n")
+        try:
+            self._instance.mkdir()
+            (self._event / "trigger").write_text("hist:keys=vector,software:size=2048")
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def _event(self) -> Path:
+        return self._instance / "events" / self._name / "exception"
+
+    def read(self) -> tuple[int, int]:
+        """Exceptions of all kinds, and external interrupts among them."""
+        total = twice = 0
+        for line in (self._event / "hist").read_text().splitlines():
+            if line.startswith("{"):
+                fields = line.replace("{", " ").replace("}", " ").replace(",", " ").split()
+                vector, software, count = (int(fields[fields.index(name) + 1]) for name in ("vector:", "software:", "hitcount:"))
+                total += count
+                twice += count if vector >= 32 and not software and vector < 0x100 else 0
+        return total, twice
+
+    def end(self) -> None:
+        """Removes instance and probe."""
+        if self._instance.exists():
+            self._instance.rmdir()
+        with (self._tracefs / "uprobe_events").open("a") as file:
+            file.write(f"-:{self._name}/exception\n")
+
+
+@contextmanager
+def count_deliveries(lab: Lab, result: Result) -> Iterator[None]:
+    """Counts while the block runs; says why not where it can't."""
+    with ExitStack() as undo:
+        deliveries = None
+        try:
+            program = Path(f"/proc/{lab.state.qemu}/root/{PROGRAM}")
+            deliveries = Deliveries(_mount_tracefs(undo), program, find_exception_probe(program))
+            undo.callback(deliveries.end)
+        except (OSError, UnexpectedForm, subprocess.CalledProcessError) as error:
+            result.not_counted = str(error)
+        try:
+            yield
+        finally:
+            if deliveries:
+                result.exceptions, result.twice = deliveries.read()
+
+
+@contextmanager
+def load_machine() -> Iterator[None]:
+    """One busy process for each CPU of this machine."""
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def run_guests(lab: Lab, wanted: int, result: Result) -> None:
+    """Makes and uses guests in the lab until there were enough, or one fails.
+
+    Raises:
+        LabLost: the lab or one of its guests hangs, or the emulator has ended.
+    """
+    began, pending = time.monotonic(), bytearray()
+
+    def show(name: str, data: bytes) -> None:
+        if name != "stdout":
+            sys.stderr.write(data.decode(errors="replace"))
+            return
+        pending.extend(data)
+        while b"\n" in pending:
+            line, _, rest = pending.partition(b"\n")
+            pending[:] = rest
+            round_ = json.loads(line)
+            result.guests, result.failed = round_["made"], len(round_["errors"])
+            print(f"{time.monotonic() - began:6.0f} s: {line.decode()}", flush=True)
+
+    words = ["/opt/nohype/bin/python", "-", str(wanted)]
+    done = execute(lab, words, input=INSIDE.read_bytes(), timeout=GUEST * wanted, stream=show)
+    if done.status:
+        result.failed = result.failed or 1
+        check_emulation(lab)
+
+
+def main() -> int:
+    """The benchmark; its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("guests", type=int, nargs="?", default=200)
+    wanted, result = parser.parse_args().guests, Result()
+    began = time.monotonic()
+    with use_lab() as lab:
+        if ask(lab, "guest", "list"):
+            sys.exit(f"the lab {lab.name} has guests: delete them first")
+        print(json.dumps(lab.state.emulator and lab.state.emulator.model_dump(mode="json")), flush=True)
+        with count_deliveries(lab, result), load_machine():
+            try:
+                run_guests(lab, wanted, result)
+            except LabLost as error:
+                result.hung += 1
+                print(error, flush=True)
+    result.seconds = round(time.monotonic() - began)
+    print(json.dumps(asdict(result)))
+    return int(bool(result.hung or result.failed or result.twice))
+
+
+def _mount_tracefs(undo: ExitStack) -> Path:
+    """Where tracefs is mounted; it is mounted for the time of the benchmark if need be."""
+    usual = Path("/sys/kernel/tracing")
+    if (usual / "uprobe_events").exists():
+        return usual
+    folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="nohype-tracing-"))
+    subprocess.run(["mount", "-t", "tracefs", "nohype", folder], check=True, capture_output=True)
+    undo.callback(subprocess.run, ["umount", folder], check=True)
+    return Path(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
