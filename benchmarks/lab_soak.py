@@ -49,20 +49,22 @@ class Result:
 
 
 class Deliveries:
-    """Counts exceptions that the emulator delivers, in the kernel, by a uprobe with two histograms.
+    """Counts exceptions that the emulator delivers, in the kernel, by a uprobe (Documentation/trace/uprobetracer.rst).
 
-    An external interrupt is never delivered on this way but by the fault of ``orchestrator.lab.patches``: its vector is 32 or
-    more, and it is not a software interrupt.
+    uprobe_profile has the number of all; the filter lets external interrupts into the trace. An external interrupt is never
+    delivered on this way but by the fault of ``orchestrator.lab.patches``: its vector is 32 or more, and it is not a software
+    interrupt.
     """
 
     def __init__(self, tracefs: Path, program: Path, offset: int) -> None:
         self._tracefs, self._name = tracefs, f"nohype{os.getpid()}"
         self._instance = tracefs / "instances" / self._name
         probe = f"p:{self._name}/exception {program}:{offset:#x} vector=%si:s32 software=%dx:s32"
-        (tracefs / "uprobe_events").open("a").write(probe + "\n")
+        self._command(probe)
         try:
             self._instance.mkdir()
-            (self._event / "trigger").write_text("hist:keys=vector,software:size=2048")
+            (self._event / "filter").write_text("vector >= 32 && vector < 256 && software == 0")
+            (self._event / "enable").write_text("1")
         except BaseException:
             self.end()
             raise
@@ -73,21 +75,25 @@ class Deliveries:
 
     def read(self) -> tuple[int, int]:
         """Exceptions of all kinds, and external interrupts among them."""
-        total = twice = 0
-        for line in (self._event / "hist").read_text().splitlines():
-            if line.startswith("{"):
-                fields = line.replace("{", " ").replace("}", " ").replace(",", " ").split()
-                vector, software, count = (int(fields[fields.index(name) + 1]) for name in ("vector:", "software:", "hitcount:"))
-                total += count
-                twice += count if vector >= 32 and not software and vector < 0x100 else 0
+        lines = [line.split() for line in (self._tracefs / "uprobe_profile").read_text().splitlines()]
+        total = sum(int(words[2]) for words in lines if words[1] == "exception")
+        twice = sum(not line.startswith("#") for line in (self._instance / "trace").read_text().splitlines())
         return total, twice
 
     def end(self) -> None:
         """Removes instance and probe."""
         if self._instance.exists():
+            (self._event / "enable").write_text("0")
             self._instance.rmdir()
-        with (self._tracefs / "uprobe_events").open("a") as file:
-            file.write(f"-:{self._name}/exception\n")
+        self._command(f"-:{self._name}/exception")
+
+    def _command(self, line: str) -> None:
+        # O_APPEND: O_TRUNC would remove other programs' probes. Python's own mode "a" seeks, which this file refuses.
+        descriptor = os.open(self._tracefs / "uprobe_events", os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(descriptor, line.encode() + b"\n")
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
