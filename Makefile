@@ -12,7 +12,7 @@ DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.
 
 # 3: the lab was lost, which says nothing about any proof; once more, in a new one
 demo: setup
-	$(DEMO) || { [ $$? = 3 ] && echo "the lab was lost (see above): trying once more in a new lab" \
+	@$(DEMO) || { [ $$? = 3 ] && echo "the lab was lost (see above): trying once more in a new lab" \
 	  && $(VENV)/bin/nohype lab down demo && $(DEMO); }
 
 test: setup
