@@ -68,17 +68,18 @@ class Placing:
         """
         self._check(request)
         made: list[str] = []
-        tried = False
+        tried = 0
         try:
-            for _ in range(_ATTEMPTS):
+            while True:
                 with self._lock:
                     plan = self._try_claim(who, request)
                 if isinstance(plan, Plan):
                     return plan, tuple(made)
-                tried = True
+                if tried == _ATTEMPTS:
+                    raise HostError(f"VFs that guest {request.name} was to have went {_ATTEMPTS} times meanwhile", "try again")
+                tried += 1
                 made += self._cores.make_vfs(plan.address, plan.interface or "")
                 self._known = None
-            raise HostError(f"the VFs that guest {request.name} was to have changed {_ATTEMPTS} times meanwhile", "try again")
         except BaseException:
             if tried:
                 self._give_back()  # does nothing while there are claims

@@ -78,13 +78,14 @@ def _replace_address(host: HostRoot, interface: str, wanted: VfState, refusal: H
     after = read_vf_state(host, interface, wanted.index)
     if after is None:
         raise refusal
-    if after.mac and not after.mac.text.startswith(MAC_PREFIX) and refusal.errno == 0:
-        return f"VF {wanted.index} of {interface} has the address {after.mac}, which its driver has chosen"
+    what = f"VF {wanted.index} of {interface}"
+    if after.mac and not after.mac.text.startswith(MAC_PREFIX):
+        return f"{what} has the address {after.mac}: its driver did not take {wanted.mac or 'zeros'}"
     mac = _choose_mac()
     refused = host.net.enforce_vf(interface, replace(after, mac=mac))
     if "mac" in refused:
         raise refused["mac"]
-    return f"VF {wanted.index} of {interface} has the random address {mac}, as its driver refused {wanted.mac or 'to clear it'}"
+    return f"{what} has the random address {mac}: its driver did not take {wanted.mac or 'zeros'}"
 
 
 def _choose_mac() -> MacAddress:
