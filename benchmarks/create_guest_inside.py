@@ -37,7 +37,7 @@ def by_libvirt(plan: Plan) -> float:
     """Seconds that libvirt alone takes for the same XML; the VF is handed over before the clock runs."""
     host, hypervisor = HostRoot(net=netlink), Hypervisor()
     xml = build_domain(plan, find_image(Path(config.paths.images), plan.image), log=Path("/tmp/timed.log"))
-    steps = (SetVf(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address))
+    steps = (SetVf(plan.vf), BindVfio(plan.vf))
     before = [step.read_before(host) for step in steps]
     for step in steps:
         step.apply(host)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
@@ -40,12 +40,32 @@ class VirtualFunction:
         index: the VF's number within its PF (``virtfnN``).
         driver: bound driver, None if unbound.
         iommu_group: group number now; None without an IOMMU. Never store it: it changes across reboots.
+        use: how the host itself uses it, in words; empty if it does not. Such a VF is not a guest's.
     """
 
     address: PciAddress
     index: int
     driver: str | None
     iommu_group: int | None
+    use: str = ""
+
+
+@dataclass(frozen=True)
+class Port:
+    """A network interface below a PCI function.
+
+    Attributes:
+        up: administratively up *and* carrier present.
+        mac: None if it has no unicast Ethernet address.
+        fault: why it cannot be an uplink, in words; empty if it can.
+        representor: whether it stands for another function's port, as in switchdev mode.
+    """
+
+    name: str
+    up: bool
+    mac: MacAddress | None
+    fault: str = ""
+    representor: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,13 +73,16 @@ class PhysicalFunction:
     """An SR-IOV capable NIC function (Documentation/PCI/pci-iov-howto.rst).
 
     Attributes:
-        interface: its network interface, None while no network driver is bound.
+        interface: its own network interface in our network namespace, None if there is none; see ``fault``.
         device: vendor and device id, ``8086:10c9``.
         node: NUMA node, None where the firmware does not say (sysfs shows -1).
         up: administratively up *and* carrier present.
         total_vfs: how many VFs the device can have.
-        first_vf_offset, vf_stride: routing id arithmetic of the SR-IOV capability; they give a VF's address before it exists.
+        first_vf_offset, vf_stride: routing id arithmetic of the SR-IOV capability. They may change with the number of VFs, and
+            are unused while there are none (SR-IOV 1.1, 3.3.10 and 3.3.11): what they give then is provisional.
         vfs: the VFs that exist now.
+        fault: why its VFs cannot be guests', in words; empty if they can.
+        siblings: further network interfaces below the function: other ports, representors of VFs and subfunctions.
     """
 
     address: PciAddress
@@ -73,10 +96,40 @@ class PhysicalFunction:
     first_vf_offset: int
     vf_stride: int
     vfs: tuple[VirtualFunction, ...]
+    fault: str = ""
+    siblings: tuple[Port, ...] = ()
+
+    def at(self, interface: str) -> PhysicalFunction | None:
+        """The PF by this one of its interfaces, None if it has none of this name."""
+        if self.interface == interface:
+            return self
+        for port in self.siblings:
+            if port.name == interface:
+                return replace(self, interface=port.name, up=port.up, mac=port.mac, fault=port.fault)
+        return None
+
+    @property
+    def switchdev(self) -> bool:
+        """Whether it is in switchdev mode, as far as its interfaces show: before VFs are made nothing does."""
+        return any(port.representor for port in self.siblings)
 
     def vf_address(self, index: int) -> PciAddress:
-        """The PCI address that VF number ``index`` has or will have."""
-        return self.address.offset(self.first_vf_offset + index * self.vf_stride)
+        """The PCI address that VF number ``index`` has, or by arithmetic will have.
+
+        Raises:
+            ValueError: there are no VFs, and the capability does not tell yet: offset 0 would be the PF itself.
+        """
+        for vf in self.vfs:
+            if vf.index == index:
+                return vf.address
+        distance = self.first_vf_offset + index * self.vf_stride
+        if not self.first_vf_offset or (index and not self.vf_stride):
+            raise ValueError(f"PF {self.address} does not tell the address of VF {index} while it has no VFs")
+        return self.address.offset(distance)
+
+    def tells_addresses(self, count: int) -> bool:
+        """Whether ``vf_address`` is known for this many VFs, be it provisional."""
+        return bool(self.vfs or (self.first_vf_offset and (self.vf_stride or count < 2)))
 
 
 @dataclass(frozen=True)
@@ -108,17 +161,17 @@ class VfState:
         spoof_check = None if self.spoof_check is None else True
         return VfState(self.index, mac, spoof_check=spoof_check, trust=None if self.trust is None else False)
 
-    def list_differences(self, wanted: VfState) -> tuple[str, ...]:
-        """What is not as wanted, in words."""
+    def list_differences(self, wanted: VfState) -> dict[str, str]:
+        """What is not as wanted, by attribute, in words."""
 
         def say(value: object) -> str:
             return {None: "none", True: "on", False: "off"}[value] if value is None or isinstance(value, bool) else str(value)
 
-        return tuple(
-            f"{name.replace('_', ' ')} is {say(value)} in place of {say(vars(wanted)[name])}"
+        return {
+            name: f"{name.replace('_', ' ')} is {say(value)} in place of {say(vars(wanted)[name])}"
             for name, value in vars(self).items()
             if value != vars(wanted)[name]
-        )
+        }
 
 
 @dataclass(frozen=True)
@@ -131,7 +184,6 @@ class Link:
         carrier: whether the other side is there.
         master: name of the bridge or bond that it is a port of.
         kind: "bridge", "veth", "tun" ...; None for a physical one.
-        vfs: empty if it is not the interface of a PF with VFs.
     """
 
     name: str
@@ -141,16 +193,21 @@ class Link:
     carrier: bool
     master: str | None
     kind: str | None
-    vfs: tuple[VfState, ...]
 
 
 @dataclass(frozen=True)
 class IommuGroup:
-    """An IOMMU group and its default domain's type (ABI: sysfs-kernel-iommu_groups): DMA, DMA-FQ, identity, ..."""
+    """An IOMMU group and its default domain's type (ABI: sysfs-kernel-iommu_groups): DMA, DMA-FQ, identity, ...
+
+    Attributes:
+        type: empty if it could not be read.
+        fault: why the group could not be read, in words; empty if it could.
+    """
 
     number: int
     type: str
     devices: tuple[PciAddress, ...]
+    fault: str = ""
 
 
 @dataclass(frozen=True)

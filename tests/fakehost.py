@@ -115,6 +115,7 @@ def _nics(server: Server) -> Iterator[str]:
             "driver_override": "(null)", "resource0": "", "sriov_totalvfs": server.vfs, "sriov_numvfs": 0, "sriov_offset": 128,
             "sriov_stride": 2, "sriov_vf_device": "10ca", "sriov_drivers_autoprobe": 0,
             f"net/nic{node}/address": f"52:54:00:00:01:{node:02x}", f"net/nic{node}/operstate": "up", f"net/nic{node}/carrier": 1,
+            f"net/nic{node}/ifindex": 2 + node, f"net/nic{node}/type": 1, f"net/nic{node}/flags": "0x1003",
         }  # fmt: skip
         for name, text in texts.items():
             yield f"{folder}/{name} = {text}"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, RequestError
 from orchestrator.topology import Link, VfState
 from orchestrator.values import MacAddress
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 FOLDER = ".state/net"
 _DEVICES = "sys/bus/pci/devices"
 _MAX_VLAN, _MAX_QOS = 4095, 7
+Driver = Callable[[str, object], "int | dict[str, Any]"]
+"""An attribute of VfState and its wanted value -> an errno, or what is set instead of what was asked for."""
+# As host.netlink asks, one after the other, each with what goes with it.
+_REQUESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("trust", ()), ("spoof_check", ()), ("vlan", ("qos",)), ("max_rate", ("min_rate",)), ("link_state", ()), ("mac", ())
+)  # fmt: skip
 
 
 class FakeNet:
@@ -32,21 +38,51 @@ class FakeNet:
     Args:
         fake: the host that the network is of.
         changing: `FakeRoot.changing`.
+
+    Attributes:
+        drivers: interface -> what its driver makes of a request, where that is not as igb does.
+        new_vf: how the drivers make a new VF.
     """
 
     def __init__(self, fake: FakeRoot, changing: Callable[[str, str], AbstractContextManager[None]]) -> None:
         self._fake, self._changing = fake, changing
+        self.drivers: dict[str, Driver] = {}
+        self.new_vf = VfState(0)
 
     def read_links(self) -> tuple[Link, ...]:
         """See `host.netlink`."""
-        lo = Link("lo", 1, None, up=True, carrier=True, master=None, kind=None, vfs=())
+        lo = Link("lo", 1, None, up=True, carrier=True, master=None, kind=None)
         return (lo, *(self._link(number, name, folder) for number, (name, folder) in enumerate(self._interfaces().items(), 2)))
 
-    def reset_vf(self, interface: str, index: int, mac: MacAddress | None) -> None:
+    def read_addressed(self) -> frozenset[str]:
+        """See `host.netlink`. A test gives an interface an address with `give_address`."""
+        return frozenset(name for name in self._interfaces() if self._load(name).get("addressed"))
+
+    def read_vfs(self, interface: str) -> tuple[VfState, ...]:
         """See `host.netlink`."""
-        before = self._find(interface, index)
-        if before != (wanted := before.as_new(mac)):
-            self.set_vf(interface, index, **{key: value for key, value in vars(wanted).items() if key != "index"})
+        self._find_folder(interface)
+        return self.vfs(interface)
+
+    def enforce_vf(self, interface: str, wanted: VfState) -> dict[str, HostError]:
+        """See `host.netlink`: one attribute after the other, of which the driver may refuse some."""
+        refused: dict[str, HostError] = {}
+        for name, others in _REQUESTS:
+            before = self._find(interface, wanted.index)
+            fields = {key: getattr(wanted, key) for key in (name, *others)}
+            if any(getattr(before, key) != value for key, value in fields.items()):
+                try:
+                    self._ask_driver(interface, wanted.index, name, fields)
+                except HostError as error:
+                    refused[name] = error
+        for name, difference in self._find(interface, wanted.index).list_differences(wanted).items():
+            refused.setdefault(name, HostError(f"VF {wanted.index} of {interface}: its {difference}"))
+        return refused
+
+    def _ask_driver(self, interface: str, index: int, name: str, fields: dict[str, Any]) -> None:
+        answer = self.drivers.get(interface, _igb)(name, fields[name])
+        if isinstance(answer, int):
+            raise HostError(f"cannot set VF {index} of {interface}: {name} {fields[name]}", errno=answer)
+        self.set_vf(interface, index, **fields | answer)
 
     def set_vf(self, interface: str, index: int, **fields: Any) -> None:
         """What `ip link set IFACE vf N ...` does; the fields are those of VfState."""
@@ -79,8 +115,17 @@ class FakeNet:
         self._store(interface, hwmode=mode)
 
     def make_vfs(self, interface: str, count: int) -> None:
-        """New VFs: no address, checked for spoofing, not trusted (igb_main.c, igb_vf_configure())."""
-        self._store(interface, vfs=[_to_json(VfState(index)) for index in range(count)])
+        """New VFs: with igb no address, checked for spoofing, not trusted (igb_main.c, igb_vf_configure())."""
+        self._store(interface, vfs=[_to_json(dataclasses.replace(self.new_vf, index=index)) for index in range(count)])
+
+    def give_address(self, interface: str) -> None:
+        """Gives the interface an IP address."""
+        self._store(interface, addressed=True)
+
+    def own_interface(self, folder: str) -> str:
+        """Of a PF's interfaces its own: the oldest. Representors come later."""
+        names = self._fake.names(f"{folder}/net")
+        return min(names, key=lambda name: int(self._fake.find(f"{folder}/net/{name}/ifindex") or 10**9))
 
     def vfs(self, interface: str) -> tuple[VfState, ...]:
         """What the PF enforces for each VF."""
@@ -95,8 +140,11 @@ class FakeNet:
 
     def _link(self, number: int, name: str, folder: str) -> Link:
         up = self._fake.text(f"{folder}/net/{name}/operstate") == "up"
-        mac = MacAddress.parse(self._fake.text(f"{folder}/net/{name}/address"))
-        return Link(name, number, mac, up=up, carrier=up, master=None, kind=None, vfs=self.vfs(name))
+        try:
+            mac = MacAddress.parse(self._fake.text(f"{folder}/net/{name}/address"))
+        except RequestError:
+            mac = None
+        return Link(name, number, mac, up=up, carrier=up, master=None, kind=None)
 
     def _find_folder(self, interface: str) -> str:
         folder = self._interfaces().get(interface)
@@ -122,6 +170,11 @@ class FakeNet:
             self._fake.add(f"{FOLDER}/{interface}", json.dumps(kept))
         else:
             (self._fake.path / FOLDER / interface).unlink(missing_ok=True)
+
+
+def _igb(_name: str, _value: object) -> dict[str, Any]:
+    """Takes all that is asked for."""
+    return {}
 
 
 def _to_json(vf: VfState) -> dict[str, object]:

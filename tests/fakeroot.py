@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -277,7 +278,8 @@ def build_host(folder: Path, text: str) -> FakeRoot:
         if driver and driver != "vfio-pci" and physical:
             fake.native[fake.real(f"{DEVICES}/{device}")] = driver
         if fake.exists(f"{DEVICES}/{device}/net") and fake.exists(f"{DEVICES}/{device}/sriov_numvfs"):
-            fake.fake_net.make_vfs(fake.names(f"{DEVICES}/{device}/net")[0], int(fake.text(f"{DEVICES}/{device}/sriov_numvfs")))
+            own = fake.fake_net.own_interface(f"{DEVICES}/{device}")
+            fake.fake_net.make_vfs(own, int(fake.text(f"{DEVICES}/{device}/sriov_numvfs")))
     fake.keep_tables()
     return fake
 
@@ -309,7 +311,7 @@ def _numvfs(fake: FakeRoot, path: str, value: str) -> None:
         _add_vf(fake, pf, index)
     _store(fake, path, value)
     if fake.exists(f"{pf}/net"):
-        fake.fake_net.make_vfs(fake.names(f"{pf}/net")[0], count)
+        fake.fake_net.make_vfs(fake.fake_net.own_interface(pf), count)
     for resource, offset in list(fake.registers):
         if os.path.dirname(resource) == pf:
             # igb resets the PF, and from then on checks addresses and VLANs of all pools but its own, which is the one after the
@@ -349,9 +351,7 @@ def _remove_vf(fake: FakeRoot, pf: str, index: int) -> None:
         group.rmdir()
     (fake.path / pf / f"virtfn{index}").unlink()
     (fake.path / DEVICES / address).unlink()
-    for path in (fake.path / folder).iterdir():
-        path.unlink()
-    (fake.path / folder).rmdir()
+    shutil.rmtree(fake.path / folder)
 
 
 def _drivers_probe(fake: FakeRoot, path: str, value: str) -> None:
@@ -401,6 +401,7 @@ def _unbind(fake: FakeRoot, path: str, value: str) -> None:
     if fake.in_use(folder):
         fake.violate(f"{value} was unbound while a guest has it: the kernel would wait for the guest's end")
     (fake.path / folder / "driver").unlink()
+    shutil.rmtree(fake.path / folder / "net", ignore_errors=True)
     fake.add(f"{folder}/enable", "0")
 
 

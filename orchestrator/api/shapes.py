@@ -95,12 +95,23 @@ class Pool(TypedDict):
 
 
 class Function(TypedDict):
-    """A virtual function that exists."""
+    """A virtual function that exists; ``use`` says how the host itself uses it."""
 
     address: str
     index: int
     driver: str | None
     iommu_group: int | None
+    use: str
+
+
+class Port(TypedDict):
+    """A further network interface below a physical function; ``fault`` says why it can't be an uplink."""
+
+    name: str
+    up: bool
+    mac: str | None
+    fault: str
+    representor: bool
 
 
 class Pf(TypedDict):
@@ -117,14 +128,17 @@ class Pf(TypedDict):
     first_vf_offset: int
     vf_stride: int
     vfs: list[Function]
+    fault: str
+    siblings: list[Port]
 
 
 class Group(TypedDict):
-    """An IOMMU group."""
+    """An IOMMU group; ``fault`` says why it could not be read."""
 
     number: int
     type: str
     devices: list[str]
+    fault: str
 
 
 class Survey(TypedDict):

@@ -54,6 +54,7 @@ class DeviceState:
         unit: the IOMMU that translates for it (``dmar0``), by the device's own link.
         listed: whether that IOMMU lists the device among its own (/sys/class/iommu/UNIT/devices).
         held: the VFIO file of this device that the guest's QEMU has open, if it has.
+        physical: whether it is an SR-IOV physical function, through which its holder controls all of its VFs.
     """
 
     address: PciAddress
@@ -63,6 +64,7 @@ class DeviceState:
     unit: str | None
     listed: bool
     held: str | None
+    physical: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def prove_devices_minimal(guest: LiveGuest, threads: tuple[Thread, ...]) -> Proo
 
 def _check_device(device: DeviceState) -> list[str]:
     faults = []
+    if device.physical:
+        faults.append("it is a physical function: who has it controls its VFs")
     if device.driver != _OWN:
         faults.append(f"its driver is {device.driver or 'none'}, not {_OWN}")
     if device.held is None:

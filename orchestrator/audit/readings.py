@@ -9,7 +9,8 @@ from orchestrator.audit.devices import DeviceState, Translation
 from orchestrator.audit.vepa import EdgeReading
 from orchestrator.errors import HostError
 from orchestrator.host.edge import describe_edge, read_edge_mode
-from orchestrator.host.pci import read_driver, read_iommu_group
+from orchestrator.host.iommu import read_iommu_group
+from orchestrator.host.pci import read_driver
 from orchestrator.host.processes import Maps, Thread, read_last_run, read_open_files, read_pagemap
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import LiveGuest
@@ -53,6 +54,7 @@ def read_device(host: HostRoot, guest: LiveGuest, address: PciAddress, open_file
         unit=unit,
         listed=str(address) in members,
         held=next((path for path in open_files if path in nodes), None),
+        physical=host.exists(f"{folder}/sriov_totalvfs"),
     )
 
 

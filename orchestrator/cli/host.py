@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -31,6 +31,8 @@ def survey(*, as_json: bool, client: Client) -> None:
     click.echo()
     heading = ("PF", "INTERFACE", "DEVICE", "DRIVER", "NODE", "LINK", "VFS")
     print_table([heading, *(_pf_row(pf) for pf in found["pfs"])])
+    for line in _find_odd(found):
+        click.echo(line)
     click.echo(f"\nIOMMU groups: {len(found['iommu_groups'])}")
 
 
@@ -65,6 +67,17 @@ def print_proofs(proofs: Sequence[Mapping[str, Any]]) -> None:
 
 def _figure(figure: float | None) -> str:
     return "-" if figure is None else f"{figure:g}"
+
+
+def _find_odd(found: Mapping[str, Any]) -> Iterator[str]:
+    """What of the network can't be a guest's, a line each with the reason."""
+    for pf in found["pfs"]:
+        if pf["fault"]:
+            yield f"PF {pf['address']}: {pf['fault']}"
+        if any(port["representor"] for port in pf["siblings"]):
+            yield f"PF {pf['address']}: it is in switchdev mode, and VEPA needs the legacy mode"
+        yield from (f"VF {vf['address']} is used by the host: {vf['use']}" for vf in pf["vfs"] if vf["use"])
+    yield from (f"IOMMU group {group['number']}: {group['fault']}" for group in found["iommu_groups"] if group["fault"])
 
 
 def _pf_row(pf: Mapping[str, Any]) -> tuple[object, ...]:

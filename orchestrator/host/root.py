@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.errors import HostError
-from orchestrator.topology import Link
-from orchestrator.values import CpuSet, MacAddress
+from orchestrator.topology import Link, VfState
+from orchestrator.values import CpuSet
 
 _HINTS = {
     1: "run as root; in a container the file may be masked",
@@ -35,8 +35,14 @@ class Net(Protocol):
     def read_links(self) -> tuple[Link, ...]:
         """All interfaces."""
 
-    def reset_vf(self, interface: str, index: int, mac: MacAddress | None) -> None:
-        """Makes the PF enforce for a VF what it does for a new one, with this address."""
+    def read_addressed(self) -> frozenset[str]:
+        """The names of the interfaces that have an IP address."""
+
+    def read_vfs(self, interface: str) -> tuple[VfState, ...]:
+        """What a PF enforces for its VFs."""
+
+    def enforce_vf(self, interface: str, wanted: VfState) -> dict[str, HostError]:
+        """Makes the PF enforce this for a VF; returns what the driver refused, by attribute."""
 
     def read_hwmode(self, interface: str) -> str | None:
         """How the NIC switches between its VFs, None where the driver does not tell."""
@@ -51,8 +57,14 @@ class _NoNet:
     def read_links(self) -> tuple[Link, ...]:
         raise NotImplementedError("this HostRoot was opened without a network")
 
-    def reset_vf(self, interface: str, index: int, mac: MacAddress | None) -> None:
-        self.read_links()
+    def read_addressed(self) -> frozenset[str]:
+        return frozenset(map(str, self.read_links()))
+
+    def read_vfs(self, interface: str) -> tuple[VfState, ...]:
+        raise NotImplementedError(f"this HostRoot was opened without a network, and so without {interface}")
+
+    def enforce_vf(self, interface: str, wanted: VfState) -> dict[str, HostError]:
+        raise NotImplementedError(f"this HostRoot was opened without a network, and so without {interface}: {wanted}")
 
     def read_hwmode(self, interface: str) -> str | None:
         return str(self.read_links())

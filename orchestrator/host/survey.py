@@ -8,8 +8,10 @@ from errno import ENOENT
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import read_cores, read_isolated, read_online, read_topoext
 from orchestrator.host.hugepages import read_pools
-from orchestrator.host.pci import read_functions, read_iommu_groups, read_link, read_pfs
+from orchestrator.host.iommu import read_iommu_groups
+from orchestrator.host.pci import read_functions
 from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import read_link, read_pfs
 from orchestrator.topology import Topology
 
 
@@ -36,7 +38,7 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
     """An earlier survey, with what changes from guest to guest read again: pools, and the interfaces and links of the PFs.
 
     A server with 128 VFs is a thousand files; these are some twenty. Everything is surveyed anew if there are other CPUs or PCI
-    functions. The drivers of VFs are as they were: look at the VF that you want.
+    functions. The drivers and uses of VFs are as they were: look at the VF that you want.
 
     Raises:
         HostError: as ``read_topology``.

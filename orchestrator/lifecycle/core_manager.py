@@ -19,26 +19,25 @@ from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.edge import EdgeMode, read_edge_mode
 from orchestrator.host.hugepages import read_pools
-from orchestrator.host.pci import read_driver, read_numvfs, read_pf
+from orchestrator.host.pci import read_driver
+from orchestrator.host.ports import find_port
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.consoles import console_log
-from orchestrator.lifecycle.drift import check_threads
+from orchestrator.lifecycle.drift import VfStates, check_threads
 from orchestrator.lifecycle.pages import PAGES, await_pages, note_missing
 from orchestrator.planning.plan import Plan, Policy
 from orchestrator.state import GuestState
-from orchestrator.steps.base import Step, Undo, run_steps, undo_steps
+from orchestrator.steps.base import Arguments, Step, Undo, run_steps, undo_steps
 from orchestrator.steps.cores import MoveIrq, MoveKernelThread, plan_cores, undo_irq_affinity, undo_thread_affinity
 from orchestrator.steps.network import SetEdgeMode, undo_edge_mode
 from orchestrator.steps.vfs import VFIO, BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf, undo_vf_driver
 from orchestrator.topology import VfState
 from orchestrator.values import CpuSet, PciAddress, Size
-
-VfStates = Mapping[tuple[str, int], VfState]
-"""The PF's interface and the VF's number → what the PF enforces for it."""
 
 HOST = "host"
 """Owner, in the undo journal, of changes that serve all guests: undone when the last guest is gone. No guest's name."""
@@ -173,6 +172,10 @@ class CoreManager:
         self.launched.discard(plan.uuid)
         self._hurried.discard(plan.uuid)
         undos = {**UNDOS, PAGES: lambda host, noted: await_pages(host, self.hypervisor, self.ledger, plan, noted)}
+        # Records of earlier versions do not tell the PF.
+        vf: Arguments = {"pf": str(plan.vf.pf), "index": plan.vf.index}
+        undos[SetVf.action] = lambda host, noted: undo_vf(host, {**vf, **noted})
+        undos[BindVfio.action] = lambda host, noted: undo_vf_driver(host, {**vf, **noted})
         try:
             undo_steps(self.host, self.ledger, plan.name, undos)
         except HostError as error:
@@ -204,18 +207,29 @@ class CoreManager:
         Raises:
             HostError: the PF is gone, or refuses.
         """
-        pf = read_pf(self.host, plan.vf.pf)
+        pf = read_pf(self.host, plan.vf.pf, [plan.vf.interface, *self.policy.uplinks])
         if read_edge_mode(self.host, pf) is not EdgeMode.VEPA:
             with self.shared:
                 run_steps(self.host, self.ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
+
+    def has_interface(self, plan: Plan, interface: str) -> bool:
+        """Whether an interface is the guest's PF's, by the name that it had or has now."""
+        return plan.vf.interface == interface or self.host.exists(f"sys/bus/pci/devices/{plan.vf.pf}/net/{interface}")
 
     def find_driver(self, plan: Plan) -> str | None:
         """The driver of the guest's VF, if there is a VF and it has one."""
         return read_driver(self.host, plan.vf.address)
 
     def read_vfs(self) -> VfStates:
-        """What the PFs enforce for all VFs."""
-        return {(link.name, vf.index): vf for link in self.host.net.read_links() for vf in link.vfs}
+        """What the PFs that guests have VFs of enforce for all their VFs."""
+        names = {claim.plan.vf.pf: claim.plan.vf.interface for claim in self.ledger.read().claims}
+        return {pf: self._read_vfs(pf, name) for pf, name in names.items()}
+
+    def _read_vfs(self, pf: PciAddress, name: str) -> tuple[VfState, ...] | str:
+        try:
+            return self.host.net.read_vfs(find_port(self.host, pf, [name, *self.policy.uplinks]))
+        except HostError as error:
+            return error.message
 
     def check_pools(self, claims: tuple[Claim, ...]) -> tuple[str, ...]:
         """Whether the pools still have what stopped guests own there; if not, another program has taken it. A sentence each."""
@@ -233,24 +247,29 @@ class CoreManager:
         """First what serves all guests, then what is this guest's. Each step checks whether there is anything to do."""
         changed: tuple[str, ...] = ()
         if plan.vf.pf not in self._prepared or not read_numvfs(self.host, plan.vf.pf):
-            changed = self._prepare_host(plan)
+            changed = self.make_vfs(plan.vf.pf, plan.vf.interface)
         note_missing(self.host, self.hypervisor, self.ledger, plan)
-        own: list[Step] = [SetVf(plan.vf.interface, plan.vf.index, plan.vf.mac), BindVfio(plan.vf.address)]
+        own: list[Step] = [SetVf(plan.vf), BindVfio(plan.vf)]
         changed += run_steps(self.host, self.ledger, plan.name, own)
         self.keep_edge_mode(plan)
         return changed
 
-    def _prepare_host(self, plan: Plan) -> tuple[str, ...]:
+    def make_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
+        """Does what serves all guests of a PF, its VFs included; returns what was changed, in words.
+
+        Raises:
+            HostError: the kernel refused; what was done is in the journal, and undone with the last guest.
+        """
         moved: tuple[str, ...] = ()
         with self.shared:
             if not self._prepared:
                 # Once: it looks at every thread of the host. What strays later is found by the audit. Once for each manager too,
                 # since the journal outlives a reboot and the affinities do not.
-                moved = run_steps(self.host, self.ledger, HOST, plan_cores(self.host, plan.housekeeping))
-            pf = read_pf(self.host, plan.vf.pf)
-            made = run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, plan.vf.interface, self.policy.count_vfs(pf))])
+                moved = run_steps(self.host, self.ledger, HOST, plan_cores(self.host, self.policy.housekeeping))
+            pf = read_pf(self.host, address)
+            made = run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, interface, self.policy.count_vfs(pf))])
             self._prepared.add(pf.address)
-        return (*((f"move {len(moved)} threads and interrupts to CPUs {plan.housekeeping}",) if moved else ()), *made)
+        return (*((f"move {len(moved)} threads and interrupts to CPUs {self.policy.housekeeping}",) if moved else ()), *made)
 
     def _await_first_exit(self, name: str) -> None:
         """KVM makes its helper thread when a vCPU first runs; a vCPU that has exited once has run."""

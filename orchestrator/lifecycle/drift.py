@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from orchestrator.errors import HostError
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import Bounds, Hypervisor, LiveGuest
 from orchestrator.planning.plan import Plan
 from orchestrator.steps.vfs import VFIO
 from orchestrator.topology import VfState
-from orchestrator.values import CpuSet
+from orchestrator.values import CpuSet, PciAddress
 
 
 def check_threads(plan: Plan, live: LiveGuest, threads: tuple[Thread, ...]) -> None:
@@ -44,13 +46,23 @@ def check_pins(plan: Plan, live: Bounds) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_devices(plan: Plan, live: Bounds, driver: str | None, vf: VfState | None) -> tuple[str, ...]:
+VfStates = Mapping[PciAddress, Sequence[VfState] | str]
+"""PF → what it enforces for its VFs, or why that cannot be read."""
+
+
+def find_state(states: VfStates, plan: Plan) -> VfState | str | None:
+    """Of a guest's VF; None if the PF has no such VF. Pure."""
+    found = states.get(plan.vf.pf, ())
+    return found if isinstance(found, str) else next((vf for vf in found if vf.index == plan.vf.index), None)
+
+
+def check_devices(plan: Plan, live: Bounds, driver: str | None, vf: VfState | str | None) -> tuple[str, ...]:
     """What else somebody has changed on a running guest, a sentence each. Pure.
 
     Args:
         live: what libvirt has given the guest.
         driver: driver of its VF.
-        vf: what the PF enforces for its VF, None if it has no such VF.
+        vf: what the PF enforces for its VF, None if it has no such VF, or why it cannot be read.
     """
     found = []
     if len(live.pins) != len(plan.cpus):
@@ -63,11 +75,13 @@ def check_devices(plan: Plan, live: Bounds, driver: str | None, vf: VfState | No
     return (*found, *check_vf(plan, vf))
 
 
-def check_vf(plan: Plan, vf: VfState | None) -> tuple[str, ...]:
+def check_vf(plan: Plan, vf: VfState | str | None) -> tuple[str, ...]:
     """What the PF enforces for a guest's VF, where that is not as it was made. Pure."""
+    if isinstance(vf, str):
+        return (f"what its PF {plan.vf.pf} enforces for its VF cannot be read: {vf}",)
     if vf is None:
         return (f"{plan.vf.interface} has no VF {plan.vf.index} any more",)
-    return tuple(f"its VF's {difference}" for difference in vf.list_differences(vf.as_new(plan.vf.mac)))
+    return tuple(f"its VF's {difference}" for difference in vf.list_differences(vf.as_new(plan.vf.mac)).values())
 
 
 def repair_pins(hypervisor: Hypervisor, plan: Plan, live: Bounds) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from orchestrator.errors import NotFound
 from orchestrator.ledger import Claim, Ledger
-from orchestrator.lifecycle.core_manager import HOST, CoreManager, VfStates
-from orchestrator.lifecycle.drift import check_devices, check_pins, check_vf, repair_pins
+from orchestrator.lifecycle.core_manager import HOST, CoreManager
+from orchestrator.lifecycle.drift import VfStates, check_devices, check_pins, check_vf, find_state, repair_pins
 
 _LOOKS = 10
 """Looks after which the VFs are read though nobody has told of a change."""
@@ -33,16 +33,11 @@ class Lookout:
         self._links_changed.set()
 
     def begin(self) -> None:
-        """Begins a look. If the VFs can't be read, each guest's is tried again.
-
-        Raises:
-            HostError: they can't.
-        """
+        """Begins a look."""
         self._looks += 1
         # Now and then in any case: of a PF that is down, and of a request that fails half-way, the kernel does not tell.
         if self._links_changed.is_set() or self._looks % _LOOKS == 0:
             self._links_changed.clear()  # first: what changes while they are read is read at the next look
-            self._vfs = {}
             self._vfs = self._cores.read_vfs()
 
     def look_at(self, claim: Claim) -> None:
@@ -52,15 +47,15 @@ class Lookout:
             HypervisorError, HostError: it can't be looked at.
         """
         plan = self._cores.as_now(claim.plan)
-        where = plan.vf.interface, plan.vf.index
         vfs = self._vfs
-        if check_vf(plan, vfs.get(where)):
+        if check_vf(plan, find_state(vfs, plan)):
             vfs = self._cores.read_vfs()  # it may have been started again since: nobody else changes it from here on
         try:
             live = self._hypervisor.bounds(plan.uuid)
         except NotFound:
             return  # it is just ending
-        pins, found = check_pins(plan, live), check_devices(plan, live, self._cores.find_driver(plan), vfs.get(where))
+        pins = check_pins(plan, live)
+        found = check_devices(plan, live, self._cores.find_driver(plan), find_state(vfs, plan))
         if self._hypervisor.is_paused(plan.uuid):
             found = ("it is suspended", *found)
         if pins:

@@ -32,7 +32,7 @@ from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
-_WORRYING = ("plan-failed", "failed", "quarantined", "undo-failed", "drifted", "gave-up")
+_WORRYING = ("plan-failed", "failed", "quarantined", "undo-failed", "drifted", "gave-up", "not-restored")
 """Events that an operator should look at: warnings in the journal."""
 
 _TROUBLE = ("plan-failed", "failed", "quarantined")
@@ -62,8 +62,8 @@ class SystemManager:
         # Held while something is changed that serves all guests.
         self._shared = WatchedLock()
         self._cores = CoreManager(host, hypervisor, ledger, policy, self._shared, images, consoles)
-        self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched)
         self.supervisor = Supervisor(self._cores, ledger, observer)
+        self._placing = Placing(self._cores, self._shared, images, self.supervisor.release_host)
         self._refusals = RefusalLog(ledger, observer)
         self._consoles = Consoles(hypervisor, ledger, consoles)
         self._happened = threading.Condition()
@@ -164,12 +164,12 @@ class SystemManager:
                 known = find_repeated(who, request, self._ledger.read().claims)
                 if known:
                     return view_guest(known, self._hypervisor.uuids()), False
-                plan = self._placing.claim(who, request)
+                plan, made = self._placing.claim(who, request)
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
             claim = self._find(who, plan.name)
             self.supervisor.note("claimed", claim, what, who.name, time.monotonic() - began)
-            claim = self.supervisor.start(claim, who.name)
+            claim = self.supervisor.start(claim, who.name, made)
             return view_guest(claim, frozenset({plan.uuid})), True
 
     def start(self, who: Identity, name: str, expected: int | None = None) -> GuestView:

@@ -63,11 +63,11 @@ class Supervisor:
         self._closed = True
         self._restarts.close()
 
-    def start(self, claim: Claim, who: str) -> Claim:
-        """Starts a guest in the state CREATING or STARTING. If that fails all is undone, and one that was being made is gone."""
+    def start(self, claim: Claim, who: str, made: tuple[str, ...] = ()) -> Claim:
+        """Starts a guest (CREATING or STARTING) for which ``made`` was changed already. If that fails all is undone."""
         name, began = claim.plan.name, time.monotonic()
         try:
-            changed = self._cores.start(claim.plan)
+            changed = (*made, *self._cores.start(claim.plan))
             now = self._ledger.set_state(name, GuestState.RUNNING)
         except BaseException as error:
             why = error.message if isinstance(error, OrchestratorError) else repr(error)
@@ -125,9 +125,9 @@ class Supervisor:
         self._loose.discard(claim.plan.name)
         self._since.pop(claim.plan.name, None)
         self._tell_end(kind, claim, why, who, began)
-        self._release_host()
+        self.release_host()
 
-    def _release_host(self) -> None:
+    def release_host(self) -> None:
         """Undoes what serves all guests, if there is none. What can't be undone is told once, and tried again."""
         try:
             self._cores.release_host()
@@ -156,7 +156,7 @@ class Supervisor:
             progress()
             with self.changing(claim.plan.name):
                 self.recover_one(claim, adopt=True)
-        self._release_host()
+        self.release_host()
 
     def collect(self) -> None:
         """The same for guests whose end nobody told, and for what failed half-way, as when libvirt was away. Whoever is just
@@ -177,7 +177,7 @@ class Supervisor:
                 if now and (now.plan.uuid not in self._gone or now.plan.uuid in missed):
                     self.recover_one(now)
         if self._left_on_host:
-            self._release_host()
+            self.release_host()
 
     def ended(self, uuid: UUID, end: End) -> None:
         """A guest has ended, ours or not."""
@@ -203,8 +203,8 @@ class Supervisor:
         self._lookout.look_at_pools(claims)
 
     def uses(self, interface: str) -> bool:
-        """Whether a guest has a VF of this PF: it may be no uplink any more by the manager's configuration."""
-        return any(claim.plan.vf.interface == interface for claim in self._ledger.read().claims)
+        """Whether a guest has a VF of this PF: it may be no uplink any more by the configuration, or be renamed."""
+        return any(self._cores.has_interface(claim.plan, interface) for claim in self._ledger.read().claims)
 
     def links_changed(self) -> None:
         """Puts the PFs of guests back into VEPA mode if a PF reset took them out of it (with igb each reset does), and sees to it

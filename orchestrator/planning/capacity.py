@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from orchestrator.planning.plan import Plan, Policy
+from orchestrator.planning.planner import find_uplink
 from orchestrator.topology import Topology
 from orchestrator.values import PciAddress, Size
 
 FREE, CLAIMED, QUARANTINED, HOUSEKEEPING = "free", "claimed", "quarantined", "housekeeping"
 FOREIGN = "foreign"
-"""In use by somebody else: huge pages of another program, a VF that is handed over and no guest's of ours."""
+"""In use outside the manager: huge pages of another program, a VF handed over and no guest's of ours, or the host's own."""
 UNUSABLE = "unusable"
 """Neither for housekeeping nor for guests: a core that is not isolated."""
 
@@ -76,16 +77,16 @@ def count_vfs(
     topology: Topology, plans: Mapping[str, Plan], quarantined: Collection[str], policy: Policy
 ) -> dict[tuple[str, str], int]:
     """Virtual functions of each uplink by use. While none exist, those count that would be made."""
-    owners: dict[PciAddress, str] = {
-        plan.vf.address: QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items()
+    owners: dict[tuple[PciAddress, int], str] = {
+        (plan.vf.pf, plan.vf.index): QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items()
     }
     counts: dict[tuple[str, str], int] = {}
-    for pf in topology.pfs:
-        if pf.interface not in policy.uplinks:
+    for uplink in policy.uplinks:
+        pf = find_uplink(uplink, topology)
+        if pf is None:
             continue
-        drivers = {vf.index: vf.driver for vf in pf.vfs} or dict.fromkeys(range(policy.count_vfs(pf)))
-        uses = Counter(
-            owners.get(pf.vf_address(index), FOREIGN if driver == _HANDED_OVER else FREE) for index, driver in drivers.items()
-        )
-        counts.update({(str(pf.interface), use): uses[use] for use in _VF_STATES})
+        taken = {vf.index: vf.driver == _HANDED_OVER or bool(vf.use) for vf in pf.vfs}
+        taken = taken or dict.fromkeys(range(policy.count_vfs(pf)), False)
+        uses = Counter(owners.get((pf.address, index), FOREIGN if foreign else FREE) for index, foreign in taken.items())
+        counts.update({(uplink, use): uses[use] for use in _VF_STATES})
     return counts

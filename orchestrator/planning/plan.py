@@ -26,9 +26,9 @@ class VfPlan:
 
     Attributes:
         pf: address of its physical function.
-        interface: network interface of the PF.
+        interface: network interface of the PF when the plan was made. It may have another name since: find it by ``pf``.
         index: number of the VF within the PF.
-        address: PCI address of the VF.
+        address: PCI address of the VF, provisional in a plan for VFs that are not made yet; a claim is for one that exists.
         mac: Ethernet address that the PF gives the VF.
     """
 
@@ -208,6 +208,8 @@ class Claims:
 
     cpus: CpuSet = CpuSet()
     vfs: frozenset[PciAddress] = frozenset()
+    numbers: frozenset[tuple[PciAddress, int]] = frozenset()
+    """The same VFs by PF and number, which stay when addresses change."""
     macs: frozenset[MacAddress] = frozenset()
     pages: tuple[PageClaim, ...] = ()
 
@@ -230,6 +232,7 @@ class Claims:
         return cls(
             cpus=CpuSet.of(cpu for plan in plans for cpu in plan.cpus),
             vfs=frozenset(plan.vf.address for plan in plans),
+            numbers=frozenset((plan.vf.pf, plan.vf.index) for plan in plans),
             macs=frozenset(plan.vf.mac for plan in plans),
             pages=tuple(PageClaim(node, size, count, unused[node, size]) for (node, size), count in sorted(owned.items())),
         )

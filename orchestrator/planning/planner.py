@@ -11,12 +11,15 @@ from orchestrator.errors import NoRoom, RequestError
 from orchestrator.planning.places import Host, Pages, Place, check_place, find_places
 from orchestrator.planning.plan import Claims, Plan, Policy, VfPlan
 from orchestrator.request import GuestRequest
-from orchestrator.topology import IommuGroup, PhysicalFunction, Topology
+from orchestrator.topology import IommuGroup, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import MacAddress, PciAddress, Size
 
-# Locally administered (bit 1 of the first byte, IEEE 802-2014 8.4); "NH" in ASCII, so that a capture shows whose frames they are.
-_MAC_PREFIX = "02:4e:48"
+MAC_PREFIX = "02:4e:48"
+"""How the addresses of all guests begin: locally administered (bit 1 of the first byte, IEEE 802-2014 8.4), and "NH" in ASCII, so
+that a capture shows whose frames they are."""
 _MAC_SUFFIXES = 1 << 24
+_MOST_REASONS = 8
+"""VFs of an uplink that a refusal names with a reason each."""
 
 
 def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
@@ -57,6 +60,8 @@ class _Vf:
     pf: PhysicalFunction
     index: int
     address: PciAddress
+    now: VirtualFunction | None = None
+    """As it is, None if it has yet to be made."""
 
 
 def _build_plan(request: GuestRequest, pages: Pages, place: Place, vf: _Vf, host: Host) -> Plan:
@@ -116,27 +121,60 @@ def _find_vfs(wanted: PciAddress | None, host: Host) -> tuple[list[_Vf], list[st
 
 
 def _find_vf(uplink: str, wanted: PciAddress | None, groups: Mapping[PciAddress, IommuGroup], host: Host) -> _Vf | str:
-    pf = next((pf for pf in host.topology.pfs if pf.interface == uplink), None)
+    pf = find_uplink(uplink, host.topology)
     if not pf:
-        return "there is no SR-IOV capable network interface of this name"
-    if not groups:
-        return "the host has no IOMMU in use (firmware setting; boot with intel_iommu=on on Intel)"
-    if not pf.up:
-        return f"the PF {pf.address} is down or has no carrier"
+        absent = [f"PF {other.address}: {other.fault}" for other in host.topology.pfs if other.interface is None and other.fault]
+        return "; ".join(["there is no SR-IOV capable network interface of this name", *absent])
+    if reason := _check_pf(pf, groups, host):
+        return reason
     count = f"{len(pf.vfs)} (of {pf.total_vfs} possible)" if pf.vfs else str(host.policy.count_vfs(pf))
-    strangers: list[str] = []
+    refused: list[str] = []
     for vf in _list_vfs(pf, host.policy):
         if wanted not in (None, vf.address):
             continue
-        free = vf.address not in host.taken.vfs
-        # A VF that has yet to be made has no group yet.
-        stranger = _check_group(vf.address, groups) if free and pf.vfs else ""
-        if free and not stranger:
+        free = vf.address not in host.taken.vfs and (pf.address, vf.index) not in host.taken.numbers
+        reason = _check_vf(pf, vf, groups, host) if free else ""
+        if free and not reason:
             return vf
         if wanted:
-            return stranger or f"VF {wanted} is a guest's"
-        strangers += [stranger] if stranger else []
-    return "; ".join([f"VF {wanted} is none of its {count}" if wanted else f"no VF is left of {count}", *strangers])
+            return reason or f"VF {wanted} is a guest's"
+        refused += [reason] if reason else []
+    more = [f"and {len(refused) - _MOST_REASONS} more"] if len(refused) > _MOST_REASONS else []
+    return "; ".join(
+        [f"VF {wanted} is none of its {count}" if wanted else f"no VF is left of {count}", *refused[:_MOST_REASONS], *more]
+    )
+
+
+def find_uplink(uplink: str, topology: Topology) -> PhysicalFunction | None:
+    """The PF by its interface of this name, None if there is none."""
+    return next((found for pf in topology.pfs if (found := pf.at(uplink))), None)
+
+
+def find_unknown(topology: Topology, policy: Policy) -> PhysicalFunction | None:
+    """The first uplink whose VFs' addresses only the kernel can tell, and only once they are made."""
+    for uplink in policy.uplinks:
+        pf = find_uplink(uplink, topology)
+        if pf and pf.up and not pf.fault and not pf.switchdev and not pf.tells_addresses(policy.count_vfs(pf)):
+            return pf
+    return None
+
+
+def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], host: Host) -> str:
+    """Why none of the PF's VFs can be a guest's, or nothing."""
+    if not groups:
+        unread = [group.fault for group in host.topology.iommu_groups if group.fault]
+        none = "the host has no IOMMU in use (firmware setting; boot with intel_iommu=on on Intel)"
+        return f"no IOMMU group can be read: {unread[0]}" if unread else none
+    if pf.fault:
+        return f"PF {pf.address}: {pf.fault}"
+    if pf.switchdev:
+        legacy = f"devlink dev eswitch set pci/{pf.address} mode legacy"
+        return f"the PF {pf.address} is in switchdev mode, and VEPA needs the legacy mode ({legacy})"
+    if not pf.up:
+        return f"the PF {pf.address} is down or has no carrier"
+    if not pf.tells_addresses(host.policy.count_vfs(pf)):
+        return f"the PF {pf.address} does not tell its VFs' addresses before they are made, as for the first guest on it"
+    return ""
 
 
 def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[_Vf]:
@@ -146,17 +184,26 @@ def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[_Vf]:
     take other guests' VFs away. So if VFs exist, these are all there are.
     """
     for vf in sorted(pf.vfs, key=lambda vf: vf.index):
-        yield _Vf(pf, vf.index, vf.address)
+        yield _Vf(pf, vf.index, vf.address, vf)
     for index in range(0 if pf.vfs else policy.count_vfs(pf)):
         yield _Vf(pf, index, pf.vf_address(index))
 
 
-def _check_group(address: PciAddress, groups: Mapping[PciAddress, IommuGroup]) -> str:
-    """Why the VF's IOMMU group keeps it from being a guest's, or nothing."""
-    if address not in groups:
-        return f"VF {address} is in no IOMMU group"
-    others = ", ".join(str(device) for device in groups[address].devices if device != address)
-    return f"VF {address} shares IOMMU group {groups[address].number} with {others}" if others else ""
+def _check_vf(pf: PhysicalFunction, vf: _Vf, groups: Mapping[PciAddress, IommuGroup], host: Host) -> str:
+    """Why the host, or the VF's IOMMU group, keeps it from being a guest's, or nothing. One yet to be made has no group."""
+    if vf.address == pf.address:
+        return f"VF {vf.index} is said to be at {vf.address}, which is the PF itself"
+    if vf.now is None:
+        return ""
+    if vf.now.use:
+        return f"VF {vf.address} is used by the host: {vf.now.use}"
+    if vf.address not in groups:
+        fault = next(
+            (group.fault for group in host.topology.iommu_groups if group.fault and group.number == vf.now.iommu_group), ""
+        )
+        return f"the IOMMU group of VF {vf.address} cannot be read: {fault}" if fault else f"VF {vf.address} is in no IOMMU group"
+    others = ", ".join(str(device) for device in groups[vf.address].devices if device != vf.address)
+    return f"VF {vf.address} shares IOMMU group {groups[vf.address].number} with {others}" if others else ""
 
 
 def _choose_mac(seed: str, used: frozenset[MacAddress]) -> MacAddress:
@@ -164,7 +211,7 @@ def _choose_mac(seed: str, used: frozenset[MacAddress]) -> MacAddress:
     start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:3], "big")
     for step in range(_MAC_SUFFIXES):
         suffix = f"{(start + step) % _MAC_SUFFIXES:06x}"
-        mac = MacAddress(f"{_MAC_PREFIX}:{suffix[:2]}:{suffix[2:4]}:{suffix[4:]}")
+        mac = MacAddress(f"{MAC_PREFIX}:{suffix[:2]}:{suffix[2:4]}:{suffix[4:]}")
         if mac not in used:
             return mac
-    raise NoRoom("no Ethernet address is left", (f"all of {_MAC_PREFIX}:* are taken",))
+    raise NoRoom("no Ethernet address is left", (f"all of {MAC_PREFIX}:* are taken",))

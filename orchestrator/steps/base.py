@@ -16,7 +16,8 @@ from orchestrator.ledger import Ledger
 _log = logging.getLogger(__name__)
 
 Arguments = dict[str, object]
-Undo = Callable[[HostRoot, Arguments], None]
+Undo = Callable[[HostRoot, Arguments], str | None]
+"""Undoes one change; returns in words what could not be put back exactly as it was, though all is clean."""
 
 
 class Step(Protocol):
@@ -31,8 +32,8 @@ class Step(Protocol):
     def read_before(self, host: HostRoot) -> Arguments | None:
         """What undo needs, read from the host as it is now; None if the host is already as wanted."""
 
-    def apply(self, host: HostRoot) -> None:
-        """Makes the change and reads it back."""
+    def apply(self, host: HostRoot) -> str | None:
+        """Makes the change and reads it back; returns in words what of it could not be made, and a guest can do without."""
 
 
 def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step]) -> tuple[str, ...]:
@@ -52,13 +53,15 @@ def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step])
         if not any((record.action, record.arguments) == (step.action, before) for record in ledger.pending(owner)):
             ledger.record(owner, step.action, before)
         _log.info("%s: %s", owner, step.describe())
-        step.apply(host)
-        changed.append(step.describe())
+        missing = step.apply(host)
+        changed.append(f"{step.describe()} ({missing})" if missing else step.describe())
     return tuple(changed)
 
 
 def undo_steps(host: HostRoot, ledger: Ledger, owner: str, undos: Mapping[str, Undo]) -> None:
     """Undoes all that is recorded for the owner, newest first. A record is forgotten only after its undo worked.
+
+    What is clean, but not as it was before, is an event.
 
     Raises:
         HostError: what could not be undone; everything else was, and what was not stays in the journal.
@@ -68,7 +71,8 @@ def undo_steps(host: HostRoot, ledger: Ledger, owner: str, undos: Mapping[str, U
         what = " ".join(f"{name}={value}" for name, value in record.arguments.items())
         _log.info("%s: undo %s %s", owner, record.action, what)
         try:
-            undos[record.action](host, record.arguments)
+            if different := undos[record.action](host, record.arguments):
+                ledger.log("not-restored", owner, different)
         except OrchestratorError as error:
             failed.append(error.message)
         else:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.host.edge import EdgeMode, read_edge_mode, set_edge_mode
-from orchestrator.host.pci import read_numvfs, read_pf
 from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.steps.base import Arguments
 from orchestrator.topology import PhysicalFunction
 from orchestrator.values import PciAddress
@@ -28,7 +28,9 @@ class SetEdgeMode:
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step."""
         before = read_edge_mode(host, self.pf)
-        return None if before == self.mode else {"pf": str(self.pf.address), "mode": str(before or "")}
+        if before == self.mode:
+            return None
+        return {"pf": str(self.pf.address), "interface": self.pf.interface or "", "mode": str(before or "")}
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""
@@ -40,4 +42,5 @@ def undo_edge_mode(host: HostRoot, arguments: Arguments) -> None:
     address = PciAddress.parse(str(arguments["pf"]))
     if not arguments["mode"] or not host.exists(f"sys/bus/pci/devices/{address}") or not read_numvfs(host, address):
         return
-    set_edge_mode(host, read_pf(host, address), EdgeMode(str(arguments["mode"])))
+    pf = read_pf(host, address, [str(arguments.get("interface", ""))])
+    set_edge_mode(host, pf, EdgeMode(str(arguments["mode"])))

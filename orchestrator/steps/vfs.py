@@ -1,6 +1,8 @@
 """Virtual functions: making them, giving one its Ethernet address, handing it to vfio-pci.
 
 Order matters (82576 data sheet 7.10.2.9.1; igbvf): PF up, then VFs, then the address, then the driver, which reads it at reset.
+A VF is known by its PF's PCI address and its number. Each step and each undo looks first whether the kernel agrees on the VF's
+own address: addresses and names of interfaces that were computed or stored may be another function's by now.
 """
 
 from __future__ import annotations
@@ -10,19 +12,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.errors import Conflict, HostError
-from orchestrator.host.pci import (
-    bind_driver,
-    read_driver,
-    read_iommu_group,
-    read_numvfs,
-    release_driver,
-    reset_function,
-    set_numvfs,
-)
+from orchestrator.host.iommu import check_alone
+from orchestrator.host.pci import bind_driver, read_driver, read_override, release_driver, reset_function
+from orchestrator.host.ports import find_function, find_port, read_up
 from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import check_vf, find_vf, read_numvfs, read_use, set_numvfs
+from orchestrator.planning.plan import VfPlan
 from orchestrator.steps.base import Arguments
-from orchestrator.topology import VfState
-from orchestrator.values import MacAddress, PciAddress
+from orchestrator.steps.vf_state import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
+from orchestrator.values import PciAddress
 
 VFIO = "vfio-pci"
 _CARRIER = 30.0
@@ -43,124 +41,136 @@ class CreateVfs:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step."""
-        return None if read_numvfs(host, self.pf) else {"pf": str(self.pf)}
+        return None if read_numvfs(host, self.pf) else {"pf": str(self.pf), "count": self.count}
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""
         set_numvfs(host, self.pf, self.count)
-        _await_carrier(host, self.interface)
+        _await_carrier(host, self.pf, find_port(host, self.pf, [self.interface]))
 
 
 @dataclass(frozen=True)
 class SetVf:
-    """Gives a VF its Ethernet address, through the PF, and takes from it whatever else somebody may have set."""
+    """Gives a VF its Ethernet address, through the PF, and takes from it whatever else was set for it."""
 
     action: ClassVar[str] = "vf-mac"  # as in journals of earlier versions
-    interface: str
-    index: int
-    mac: MacAddress
+    vf: VfPlan
 
     def describe(self) -> str:
         """See Step."""
-        return f"give VF {self.index} of {self.interface} the address {self.mac}"
+        return f"give VF {self.vf.index} of {self.vf.interface} the address {self.vf.mac}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step. There is always something to undo: what others set for the VF while the guest has it."""
-        vf = find_vf(host, self.interface, self.index)
-        if vf is None:
-            raise HostError(f"{self.interface} has no VF {self.index}", "`nohype survey` shows the VFs that exist")
-        mac = "" if vf.mac in (None, self.mac) else str(vf.mac)
-        return {"interface": self.interface, "index": self.index, "mac": mac}
+        check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
+        interface = find_port(host, self.vf.pf, [self.vf.interface])
+        state = read_vf_state(host, interface, self.vf.index)
+        if state is None:
+            what = f"cannot read what {interface} enforces for its VF {self.vf.index}"
+            raise HostError(what, f"the driver of PF {self.vf.pf} does not tell: its VFs cannot be guests'")
+        before = state_to_json(state)
+        return {"pf": str(self.vf.pf), "interface": interface, "index": self.vf.index, **before}
 
-    def apply(self, host: HostRoot) -> None:
+    def apply(self, host: HostRoot) -> str:
         """See Step."""
-        host.net.reset_vf(self.interface, self.index, self.mac)
+        check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
+        return clear_vf(host, find_port(host, self.vf.pf, [self.vf.interface]), self.vf.index, self.vf.mac)
 
 
 @dataclass(frozen=True)
 class BindVfio:
-    """Hands a VF to vfio-pci. One that has vfio-pci already belongs to somebody else, since we give ours back."""
+    """Hands a VF to vfio-pci. One that has vfio-pci already was bound outside the manager, since we give ours back."""
 
     action: ClassVar[str] = "vf-driver"
-    address: PciAddress
+    vf: VfPlan
 
     def describe(self) -> str:
         """See Step."""
-        return f"bind {self.address} to {VFIO}"
+        return f"bind {self.vf.address} to {VFIO}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step."""
-        before = read_driver(host, self.address)
+        address = self.vf.address
+        check_vf(host, self.vf.pf, self.vf.index, address)
+        before = read_driver(host, address)
         if before == VFIO:
             raise Conflict(
-                f"VF {self.address} is bound to {VFIO} already, and not by us: somebody else may use it",
-                f"if nobody does: echo {self.address} > /sys/bus/pci/drivers/{VFIO}/unbind",
+                f"VF {address} is bound to {VFIO} already, and was not bound by the manager: another program may use it",
+                f"if none does: echo {address} > /sys/bus/pci/drivers/{VFIO}/unbind",
             )
-        return {"address": str(self.address), "driver": before or ""}
+        if use := read_use(host, address):
+            raise Conflict(
+                f"the host uses VF {address}: {use}", "set its interface down and take it out of bonds, bridges and namespaces"
+            )
+        return {
+            "address": str(address), "driver": before or "", "override": read_override(host, address),
+            "pf": str(self.vf.pf), "index": self.vf.index,
+        }  # fmt: skip
 
     def apply(self, host: HostRoot) -> None:
         """See Step."""
-        check_alone(host, self.address)
-        bind_driver(host, self.address, VFIO)
-
-
-def check_alone(host: HostRoot, address: PciAddress) -> None:
-    """A device can be handed over only if its IOMMU group holds nothing else (kernel: Documentation/driver-api/vfio.rst).
-
-    Raises:
-        HostError: no IOMMU group, or one with strangers; each is named with its driver.
-    """
-    group = read_iommu_group(host, address)
-    if group is None:
-        raise HostError(f"{address} is in no IOMMU group", "switch the IOMMU on in the firmware and with intel_iommu=on")
-    strangers = [f"{other} ({read_driver(host, other) or 'no driver'})" for other in group.devices if other != address]
-    if strangers:
-        raise HostError(
-            f"{address} shares IOMMU group {group.number} with {', '.join(strangers)}",
-            "a root port with ACS gives each function a group of its own; try another slot",
-        )
+        check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
+        check_alone(host, self.vf.address)
+        bind_driver(host, self.vf.address, VFIO)
 
 
 def undo_numvfs(host: HostRoot, arguments: Arguments) -> None:
-    """Removes the VFs that we made."""
-    set_numvfs(host, PciAddress.parse(str(arguments["pf"])), 0)
+    """Removes the VFs that we made. With the PF its VFs are gone; another number of VFs than ours was made by others since."""
+    pf = PciAddress.parse(str(arguments["pf"]))
+    if not host.exists(f"sys/bus/pci/devices/{pf}"):
+        return
+    if read_numvfs(host, pf) == arguments.get("count", read_numvfs(host, pf)):
+        set_numvfs(host, pf, 0)
 
 
-def undo_vf(host: HostRoot, arguments: Arguments) -> None:
-    """Makes the PF enforce for the VF what it does for a new one, but for the address that it had; a VF that is gone, as all are
-    after a reboot, needs none.
+def undo_vf(host: HostRoot, arguments: Arguments) -> str:
+    """Makes the PF enforce for the VF what it did before it was a guest's. A VF that the kernel no longer has, as all after a
+    reboot, needs none; a PF that cannot be reached is an error.
+
+    Args:
+        arguments: those of earlier versions have no PF, but its interface's name; and of what was before, the address alone.
+
+    Returns:
+        What could not be put back, in words.
+
+    Raises:
+        HostError: the PF's interface cannot be found, or its driver leaves the VF with the guest's address.
     """
-    interface, index, mac = str(arguments["interface"]), int(str(arguments["index"])), str(arguments["mac"])
-    if find_vf(host, interface, index):
-        host.net.reset_vf(interface, index, MacAddress.parse(mac) if mac else None)
+    interface, index = str(arguments["interface"]), int(str(arguments["index"]))
+    pf = PciAddress.parse(str(arguments["pf"])) if "pf" in arguments else find_function(host, interface)
+    if pf is None:
+        what = f"cannot put VF {index} of {interface} back: there is no interface {interface}"
+        raise HostError(what, "it has another name now, or was moved to another network namespace: ip link show, ip netns list")
+    if find_vf(host, pf, index) is None:
+        return ""
+    return restore_vf(host, find_port(host, pf, [interface]), state_from_json(index, arguments))
 
 
 def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:
-    """Resets the VF and gives it back to the driver it had; a VF that is gone needs none.
+    """Resets the VF and gives it back to the driver it had; a VF that the kernel no longer has needs none.
 
     Raises:
-        HostError: besides what the kernel refuses, if the VF can't be reset: what its last user left in it would reach the next.
+        HostError: besides what the kernel refuses, if the function is no VF, or if it can't be reset: what its last user left in
+            it would reach the next.
     """
     address = PciAddress.parse(str(arguments["address"]))
-    if host.exists(f"sys/bus/pci/devices/{address}"):
-        clean = reset_function(host, address)
-        release_driver(host, address, str(arguments["driver"]) or None)
-        if not clean:
-            # SR-IOV 2.2.2 demands it of each VF.
-            raise HostError(f"VF {address} has no reset of its own", "a driver of the host may reset it: bind it once")
+    if not host.exists(f"sys/bus/pci/devices/{address}"):
+        return
+    if "pf" in arguments and find_vf(host, PciAddress.parse(str(arguments["pf"])), int(str(arguments["index"]))) != address:
+        return  # the PF's VFs were made anew: what is at this address now was never bound by us
+    clean = reset_function(host, address)
+    release_driver(host, address, str(arguments["driver"]) or None, str(arguments.get("override", "")))
+    if not clean:
+        # SR-IOV 2.2.2 demands it of each VF.
+        raise HostError(f"VF {address} has no reset of its own", "a driver of the host may reset it: bind it once")
 
 
-def _await_carrier(host: HostRoot, interface: str) -> None:
+def _await_carrier(host: HostRoot, pf: PciAddress, interface: str) -> None:
     """Making VFs resets the NIC. Until its link is back, the VFs' mailbox does not answer ("PF still in reset")."""
     deadline = time.monotonic() + _CARRIER
-    while host.read(f"sys/class/net/{interface}/operstate") != "up":
+    while not read_up(host, pf, interface):
         if time.monotonic() > deadline:
             raise HostError(
                 f"{interface} has no carrier {_CARRIER:g} s after its VFs were made", "is the cable in, and the switch on?"
             )
         time.sleep(0.1)
-
-
-def find_vf(host: HostRoot, interface: str, index: int) -> VfState | None:
-    """What a PF enforces for its VF; None if there is no such interface or VF."""
-    return next((vf for link in host.net.read_links() if link.name == interface for vf in link.vfs if vf.index == index), None)

@@ -18,8 +18,9 @@ import pytest
 
 from orchestrator.host import netlink
 from orchestrator.host.edge import read_edge_mode, set_edge_mode
-from orchestrator.host.pci import bind_driver, read_pfs, release_driver, set_numvfs
+from orchestrator.host.pci import bind_driver, release_driver
 from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import read_pfs, set_numvfs
 from orchestrator.topology import PhysicalFunction
 from orchestrator.values import PciAddress
 from tests.fakeroot import FakeRoot, load_host
@@ -70,7 +71,7 @@ def _real_pf_put_back() -> Iterator[None]:
     if busy:
         pytest.fail(f"stop the guests that have {', '.join(busy)} first: these tests make and destroy VFs")
     mode = read_edge_mode(host, before)
-    macs = [vf.mac for link in host.net.read_links() if link.name == before.interface for vf in link.vfs]
+    states = host.net.read_vfs(before.interface or "")
     yield
     release_vfs(host, before)
     if len(find_pf(host).vfs) != len(before.vfs):
@@ -78,8 +79,8 @@ def _real_pf_put_back() -> Iterator[None]:
     for vf in before.vfs:
         if vf.driver:
             bind_driver(host, vf.address, vf.driver)
-    for index, mac in enumerate(macs):
-        host.net.reset_vf(before.interface or "", index, mac)
+    for state in states:
+        host.net.enforce_vf(before.interface or "", state)
     if mode:
         set_edge_mode(host, before, mode)
 

@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
-from orchestrator.host.pci import set_numvfs
 from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import set_numvfs
 from orchestrator.topology import PhysicalFunction
 from tests.fakeroot import DEVICES, FakeRoot
 

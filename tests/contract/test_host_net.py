@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from errno import EINVAL, ENODEV, EOPNOTSUPP, EPERM
 
 import pytest
 
 from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
-from orchestrator.host.pci import set_numvfs
 from orchestrator.host.root import HostRoot
-from orchestrator.steps.vfs import SetVf, find_vf, undo_vf
+from orchestrator.host.sriov import find_vf, set_numvfs
+from orchestrator.planning.plan import VfPlan
+from orchestrator.steps.vf_state import read_vf_state
+from orchestrator.steps.vfs import SetVf, undo_vf
 from orchestrator.topology import PhysicalFunction, VfState
 from orchestrator.values import MacAddress
 from tests.contract.conftest import await_link
 from tests.fakeroot import DEVICES, FakeRoot
 
 MAC = MacAddress.parse("02:4e:48:00:00:01")
+HOSTS_MAC = MacAddress.parse("02:00:00:00:00:77")
 
 
 @pytest.fixture
@@ -32,9 +36,15 @@ def nic(host: HostRoot, pf: PhysicalFunction) -> str:
 
 def read_vf(host: HostRoot, nic: str, index: int) -> VfState:
     """What the PF enforces for the VF now."""
-    found = find_vf(host, nic, index)
+    found = read_vf_state(host, nic, index)
     assert found
     return found
+
+
+def reset_vf(host: HostRoot, nic: str, index: int, mac: MacAddress | None) -> None:
+    """Makes the PF enforce for the VF what igb does for a new one, with this address."""
+    refused = host.net.enforce_vf(nic, VfState(index, mac))
+    assert not refused
 
 
 def set_vf(host: HostRoot, nic: str, index: int) -> VfState:
@@ -55,7 +65,7 @@ def test_a_new_vf_is_neutral(host: HostRoot, nic: str) -> None:
 
 def test_a_vf_gets_its_address_and_loses_it(host: HostRoot, nic: str) -> None:
     for mac in (MAC, MacAddress.parse("02:4e:48:00:00:99"), None):
-        host.net.reset_vf(nic, 1, mac)
+        reset_vf(host, nic, 1, mac)
         assert read_vf(host, nic, 1).mac == mac
     assert read_vf(host, nic, 0).mac is None
 
@@ -64,13 +74,13 @@ def test_a_vf_is_brought_back_to_neutral(host: HostRoot, nic: str) -> None:
     wanted = set_vf(host, nic, 1)
     assert read_vf(host, nic, 1) == wanted
     for mac in (MAC, None, None):
-        host.net.reset_vf(nic, 1, mac)
+        reset_vf(host, nic, 1, mac)
         assert read_vf(host, nic, 1) == VfState(1, mac)
 
 
 def test_only_the_one_vf_is_brought_back(host: HostRoot, nic: str) -> None:
-    host.net.reset_vf(nic, 0, MAC)
-    host.net.reset_vf(nic, 1, None)
+    reset_vf(host, nic, 0, MAC)
+    reset_vf(host, nic, 1, None)
     assert read_vf(host, nic, 0).mac == MAC
 
 
@@ -81,7 +91,7 @@ def test_what_the_driver_does_not_tell_stays_unknown() -> None:
 def test_new_vfs_have_nothing_of_the_old_ones(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
     set_vf(host, nic, 1)
     set_numvfs(host, pf.address, 0)
-    assert find_vf(host, nic, 1) is None
+    assert read_vf_state(host, nic, 1) is None
     set_numvfs(host, pf.address, 2)
     assert read_vf(host, nic, 1) == VfState(1)
 
@@ -97,14 +107,14 @@ def test_a_reset_of_the_function_leaves_what_the_pf_enforces(host: HostRoot, pf:
 
 def test_no_such_vf(host: HostRoot, nic: str) -> None:
     with pytest.raises(HostError, match=f"VF 2 of {nic}.*\n.*has no VF 2") as caught:
-        host.net.reset_vf(nic, 2, MAC)
+        reset_vf(host, nic, 2, MAC)
     assert caught.value.errno == EINVAL
-    assert find_vf(host, nic, 2) is None
+    assert read_vf_state(host, nic, 2) is None
 
 
 def test_no_such_interface(host: HostRoot) -> None:
     for call in (
-        lambda: host.net.reset_vf("nowhere", 0, MAC),
+        lambda: reset_vf(host, "nowhere", 0, MAC),
         lambda: host.net.read_hwmode("nowhere"),
         lambda: host.net.set_hwmode("nowhere", "vepa"),
     ):
@@ -115,7 +125,7 @@ def test_no_such_interface(host: HostRoot) -> None:
 
 def test_what_is_no_pf_has_no_vfs(host: HostRoot) -> None:
     with pytest.raises(HostError, match="lo has no VF 0") as caught:
-        host.net.reset_vf("lo", 0, MAC)
+        reset_vf(host, "lo", 0, MAC)
     assert caught.value.errno == EINVAL
 
 
@@ -137,8 +147,13 @@ def test_a_driver_with_hwmode_is_set_and_read(fake: FakeRoot, pf: PhysicalFuncti
         assert read_edge_mode(FakeRoot(fake.path), with_hwmode) is mode
 
 
-def test_the_step_gives_an_address_and_takes_it_back(host: HostRoot, nic: str) -> None:
-    step = SetVf(nic, 0, MAC)
+def plan_vf(host: HostRoot, pf: PhysicalFunction, index: int) -> VfPlan:
+    """The VF, if there is one, with an address for a guest."""
+    return VfPlan(pf.address, pf.interface or "", index, find_vf(host, pf.address, index) or pf.vf_address(index), MAC)
+
+
+def test_the_step_gives_an_address_and_takes_it_back(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
+    step = SetVf(plan_vf(host, pf, 0))
     before = step.read_before(host)
     assert before
     step.apply(host)
@@ -148,22 +163,40 @@ def test_the_step_gives_an_address_and_takes_it_back(host: HostRoot, nic: str) -
         assert read_vf(host, nic, 0) == VfState(0)
 
 
-def test_a_guest_gets_nothing_that_somebody_has_set_for_its_vf(host: HostRoot, nic: str) -> None:
-    set_vf(host, nic, 0)
-    step = SetVf(nic, 0, MAC)
-    assert step.read_before(host), "the address is right; VLAN, rate, spoof check and trust are not"
+def test_a_guest_gets_nothing_that_was_set_for_its_vf_and_it_is_put_back(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
+    was = replace(set_vf(host, nic, 0), mac=HOSTS_MAC)
+    refused = host.net.enforce_vf(nic, was)
+    assert not refused
+    step = SetVf(plan_vf(host, pf, 0))
+    before = step.read_before(host)
+    assert before
     step.apply(host)
     assert read_vf(host, nic, 0) == VfState(0, MAC)
+    undo_vf(host, before)
+    assert read_vf(host, nic, 0) == was
 
 
-def test_a_vf_that_is_gone_as_after_a_reboot_needs_no_address(host: HostRoot, nic: str) -> None:
-    for interface, index in ((nic, 2), ("nowhere", 0)):
-        undo_vf(host, {"interface": interface, "index": index, "mac": ""})
+def test_a_vf_that_is_gone_as_after_a_reboot_needs_nothing_put_back(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
+    assert undo_vf(host, {"pf": str(pf.address), "interface": nic, "index": 2, "mac": ""}) == ""
+    assert undo_vf(host, {"pf": "0000:ff:1f.7", "interface": nic, "index": 0, "mac": ""}) == ""
 
 
-def test_a_vf_that_is_not_there_gets_no_address(host: HostRoot, nic: str) -> None:
-    with pytest.raises(HostError, match=f"{nic} has no VF 2"):
-        SetVf(nic, 2, MAC).read_before(host)
+def test_an_undo_record_of_an_earlier_version_is_understood(host: HostRoot, nic: str) -> None:
+    """It has no PF, and of what was before the address alone."""
+    set_vf(host, nic, 0)
+    undo_vf(host, {"interface": nic, "index": 0, "mac": str(HOSTS_MAC)})
+    assert read_vf(host, nic, 0) == VfState(0, HOSTS_MAC)
+    assert undo_vf(host, {"interface": nic, "index": 2, "mac": ""}) == ""
+
+
+def test_an_interface_that_is_not_found_is_not_taken_for_clean(host: HostRoot) -> None:
+    with pytest.raises(HostError, match="cannot put VF 0 of nowhere back"):
+        undo_vf(host, {"interface": "nowhere", "index": 0, "mac": ""})
+
+
+def test_a_vf_that_is_not_there_gets_no_address(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
+    with pytest.raises(HostError, match=f"no VF 2 of PF {pf.address}"):
+        SetVf(plan_vf(host, pf, 2)).read_before(host)
 
 
 def test_a_fake_network_outlives_its_process(fake: FakeRoot, nic: str) -> None:

@@ -7,17 +7,10 @@ from errno import EBUSY, EIO, ENODEV, ENOENT, ENOMEM, EPERM, ERANGE
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.pci import (
-    bind_driver,
-    read_driver,
-    read_iommu_group,
-    read_iommu_groups,
-    read_numvfs,
-    read_pfs,
-    release_driver,
-    set_numvfs,
-)
+from orchestrator.host.iommu import read_iommu_group, read_iommu_groups
+from orchestrator.host.pci import bind_driver, read_driver, release_driver
 from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import read_numvfs, read_pfs, set_numvfs
 from orchestrator.topology import PhysicalFunction
 from orchestrator.values import PciAddress
 from tests.contract.conftest import Holder, release_vfs
@@ -58,8 +51,12 @@ def test_functions_without_sriov_are_no_pfs(host: HostRoot) -> None:
 
 
 def test_an_sriov_function_that_is_no_nic_is_left_out(fake: FakeRoot, pf: PhysicalFunction) -> None:
+    folder = fake.path / DEVICES / str(pf.address)
     fake.add(f"{DEVICES}/{pf.address}/class", "0x010802")  # an NVMe controller can have VFs too
+    (folder / "net").rename(folder / "nvme")
     assert read_pfs(fake) == ()
+    (folder / "nvme").rename(folder / "net")
+    assert [found.address for found in read_pfs(fake)] == [pf.address], "with a network interface it is a NIC, whatever its class"
     fake.add(f"{DEVICES}/{pf.address}/class", "0x020000")
 
 

@@ -10,8 +10,9 @@ import pytest
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import read_cores, read_isolated, read_topoext
 from orchestrator.host.hugepages import read_pools
-from orchestrator.host.pci import read_iommu_groups, read_pfs, set_numvfs
+from orchestrator.host.iommu import read_iommu_groups
 from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import read_pfs, set_numvfs
 from orchestrator.host.survey import read_topology, refresh_topology
 from orchestrator.topology import Core, PagePool, PhysicalFunction, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size

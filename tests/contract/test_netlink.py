@@ -18,18 +18,19 @@ from orchestrator.host.netlink import (
     create_bridge,
     create_netns,
     delete_netns,
+    enforce_vf,
     move_to_netns,
     netns_exists,
     read_hairpin,
     read_hwmode,
     read_links,
-    reset_vf,
+    read_vfs,
     set_hairpin,
     set_hwmode,
     set_link_up,
     watch_links,
 )
-from orchestrator.topology import Link
+from orchestrator.topology import Link, VfState
 from orchestrator.values import MacAddress
 
 pytestmark = pytest.mark.netns
@@ -104,10 +105,11 @@ def test_a_namespace_that_is_missing_is_not_made(wire: None) -> None:
 
 def test_links_are_described(wire: None) -> None:
     near, far = link(NEAR), link(FAR)
-    assert (near.kind, near.up, near.carrier, near.master, near.vfs) == ("veth", False, False, None, ())
+    assert (near.kind, near.up, near.carrier, near.master) == ("veth", False, False, None)
     assert near.index != far.index
     assert near.mac
     assert near.mac != far.mac
+    assert read_vfs(NEAR) == ()
     lo = link("lo")
     assert (lo.mac, lo.kind) == (None, None)
 
@@ -232,7 +234,7 @@ def test_what_is_no_port_has_no_hairpin(wire: None) -> None:
 
 def test_a_nic_without_vfs_has_no_vf_to_reset(wire: None) -> None:
     with pytest.raises(HostError, match=f"cannot set VF 0 of {NEAR}.*\n.*no VF 0") as caught:
-        reset_vf(NEAR, 0, MAC)
+        enforce_vf(NEAR, VfState(0, MAC))
     assert caught.value.errno == EINVAL
 
 
@@ -258,7 +260,7 @@ def test_a_bridge_port_has_no_hwmode_of_its_own(wire: None) -> None:
 
 def test_no_such_interface() -> None:
     for call in (
-        lambda: reset_vf("nowhere", 0, MAC),
+        lambda: enforce_vf("nowhere", VfState(0, MAC)),
         lambda: set_link_up("nowhere", up=True),
         lambda: set_hwmode("nowhere", "vepa"),
         lambda: read_hwmode("nowhere"),

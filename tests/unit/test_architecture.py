@@ -32,7 +32,7 @@ OWNERS = {
     "subprocess": {"host.run"},
     "libvirt": {"hypervisor"},
     "libvirt_qemu": {"hypervisor"},
-    "pyroute2": {"host.netlink"},
+    "pyroute2": {"host.netlink.sockets"},
     "paramiko": {"shell"},
     "prometheus_client": {"metrics"},
     "sqlite3": {"ledger.schema", "ledger.store"},

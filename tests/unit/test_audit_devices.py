@@ -47,6 +47,7 @@ def test_translating_group_types_pass(kind: str) -> None:
         ({"noiommu": True}, "without an IOMMU"),
         ({"unit": None}, "no IOMMU lists it"),
         ({"listed": False}, "no IOMMU lists it"),
+        ({"physical": True}, "it is a physical function: who has it controls its VFs"),
     ],
 )
 def test_device_that_is_not_isolated_fails(changes: dict[str, object], message: str) -> None:

@@ -156,3 +156,9 @@ def test_an_idle_manager_is_judged(load: Any, capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     assert "wanted: at most 80\n" in shown
     assert "wanted: at most 0.2\n" in shown
+
+
+def test_a_host_with_many_vfs_is_measured(load: Any, tmp_path: Path) -> None:
+    figures = load("big_host").measure_vfs(tmp_path, vfs=6, guests=2, runs=1)
+    assert len(figures) == 6
+    assert all(seconds > 0 for seconds in figures.values())

@@ -16,6 +16,7 @@ from orchestrator.hypervisor import End
 from orchestrator.images.store import find_image
 from orchestrator.planning.plan import Plan
 from orchestrator.request import GuestRequest
+from orchestrator.topology import VfState
 from orchestrator.values import CpuSet, PciAddress
 from tests.crashes import World
 from tests.fakehost import IMAGE
@@ -128,7 +129,7 @@ def test_a_host_that_is_not_prepared_is_noticed(world: World) -> None:
 def test_a_vf_in_use_must_not_be_touched(world: World) -> None:
     vf = plan_of(world).vf
     world.host.write(f"{DEVICES}/{vf.address}/reset", "1")
-    world.host.net.reset_vf(vf.interface, vf.index, None)
+    world.host.net.enforce_vf(vf.interface, VfState(vf.index))
     world.host.write("sys/bus/pci/drivers/vfio-pci/unbind", str(vf.address))
     assert len(world.host.violations()) == 3
 

@@ -297,6 +297,7 @@ def test_claims_add_up() -> None:
     assert Claims.of([one, two, three], frozenset({"g2", "other"})) == Claims(
         cpus=CpuSet.parse("2-7"),
         vfs=frozenset({one.vf.address, two.vf.address}),
+        numbers=frozenset({(one.vf.pf, one.vf.index), (two.vf.pf, two.vf.index)}),
         macs=frozenset({one.vf.mac, two.vf.mac}),
         pages=(PageClaim(0, M2, 128, 128), PageClaim(1, M2, 64, 32)),
     )

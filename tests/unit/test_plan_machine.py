@@ -329,7 +329,7 @@ def forgets_cpus(request: GuestRequest, topology: Topology, taken: Claims, polic
 
 def forgets_vfs(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
     """Looks at no guest's VFs."""
-    return plan_guest(request, topology, dataclasses.replace(taken, vfs=frozenset()), policy)
+    return plan_guest(request, topology, dataclasses.replace(taken, vfs=frozenset(), numbers=frozenset()), policy)
 
 
 def forgets_pages(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:

@@ -21,7 +21,7 @@ from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.planning.plan import Plan
 from orchestrator.state import GuestState
 from orchestrator.topology import VfState
-from orchestrator.values import CpuSet
+from orchestrator.values import CpuSet, PciAddress
 from tests.crashes import World
 from tests.guests import create, kinds, start_by_hand, state, stop_on_paper, until, waiting
 
@@ -98,7 +98,7 @@ def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager:
     net.set_vf(vf.interface, vf.index, vlan=7, spoof_check=False)
     assert told() == told() == ["its VF's vlan is 7 in place of 0; its VF's spoof check is off in place of on"]
     assert net.vfs(vf.interface)[vf.index].vlan == 7
-    net.reset_vf(vf.interface, vf.index, vf.mac)
+    net.enforce_vf(vf.interface, VfState(vf.index, vf.mac))
     assert told()[1:] == ["all is as it was"]
 
 
@@ -107,7 +107,7 @@ def test_a_vf_of_a_guest_that_is_started_again_meanwhile_has_not_changed(
 ) -> None:
     """The VFs are read once for all guests; a stop in between and a start after it are not taken for somebody's change."""
     create(manager)
-    now, first = CoreManager.read_vfs, [dict[tuple[str, int], VfState]()]
+    now, first = CoreManager.read_vfs, [dict[PciAddress, tuple[VfState, ...]]()]
     monkeypatch.setattr(CoreManager, "read_vfs", lambda self: first.pop() if first else now(self))
     manager.supervisor.links_changed()
     manager.supervisor.check()

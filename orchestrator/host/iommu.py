@@ -1,0 +1,103 @@
+"""IOMMU groups: what a device shares its address translation with, and why it has no group.
+
+Sources: Documentation/driver-api/vfio.rst, Documentation/ABI/testing/sysfs-kernel-iommu_groups.
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL, ENODEV, ENOENT
+
+from orchestrator.errors import HostError, RequestError
+from orchestrator.host.root import HostRoot
+from orchestrator.topology import IommuGroup
+from orchestrator.values import PciAddress
+
+_DEVICES = "sys/bus/pci/devices"
+_GROUPS = "sys/kernel/iommu_groups"
+
+
+def read_iommu_groups(host: HostRoot) -> tuple[IommuGroup, ...]:
+    """All IOMMU groups by number; none where no IOMMU is switched on. A group that cannot be read says so itself.
+
+    Raises:
+        HostError: the folder of all groups cannot be listed.
+    """
+    if not host.exists(_GROUPS):
+        return ()
+    found = [_find_group(host, int(name)) for name in sorted(filter(str.isdecimal, host.names(_GROUPS)), key=int)]
+    return tuple(group for group in found if group)
+
+
+def read_iommu_group(host: HostRoot, address: PciAddress) -> IommuGroup | None:
+    """The IOMMU group of a function with everything that is in it, None if it is in none.
+
+    Raises:
+        HostError: the group cannot be read.
+    """
+    number = read_group_number(host, address)
+    if number is None:
+        return None
+    return IommuGroup(number, host.read(f"{_GROUPS}/{number}/type"), _read_devices(host, number))
+
+
+def read_group_number(host: HostRoot, address: PciAddress) -> int | None:
+    """The number of a function's IOMMU group; None if it is in none, or there is no such function."""
+    number = host.link(f"{_DEVICES}/{address}/iommu_group")
+    return None if number is None else int(number)
+
+
+def check_alone(host: HostRoot, address: PciAddress) -> None:
+    """A device can be handed over only if its IOMMU group holds nothing else (kernel: Documentation/driver-api/vfio.rst).
+
+    Raises:
+        HostError: no such function (ENODEV), no IOMMU group, or one with other devices, each with its driver.
+    """
+    number = read_group_number(host, address)
+    if number is None:
+        raise _explain_no_group(host, address)
+    devices = host.names(f"{_GROUPS}/{number}/devices")
+    others = [f"{name} ({host.link(f'{_DEVICES}/{name}/driver') or 'no driver'})" for name in devices if name != str(address)]
+    if others:
+        raise HostError(
+            f"{address} shares IOMMU group {number} with {', '.join(others)}",
+            "a root port with ACS gives each function a group of its own; try another slot",
+        )
+    if str(address) not in devices:
+        raise HostError(f"IOMMU group {number} does not list {address}, whose link names it", "it has just changed: try again")
+
+
+def _explain_no_group(host: HostRoot, address: PciAddress) -> HostError:
+    """By cause: no such function, no IOMMU at all, or one that leaves this function out."""
+    if not host.exists(f"{_DEVICES}/{address}"):
+        return HostError(f"there is no PCI function {address}", "`nohype survey` shows what is there", ENODEV)
+    groups = len(host.names(_GROUPS)) if host.exists(_GROUPS) else 0
+    if not groups:
+        hint = "switch the IOMMU on in the firmware, and on Intel boot with intel_iommu=on"
+        return HostError(f"{address} is in no IOMMU group: the host has no IOMMU in use", hint)
+    hint = "the firmware's table (DMAR, IVRS) may leave its slot out: look for it in dmesg, or try another slot"
+    return HostError(f"{address} is in no IOMMU group, though the host has {groups}", hint)
+
+
+def _find_group(host: HostRoot, number: int) -> IommuGroup | None:
+    """None if it is gone: a group goes with its last device, as those of VFs do when the VFs are taken away."""
+    try:
+        devices = _read_devices(host, number)
+    except HostError as error:
+        return None if error.errno == ENOENT else IommuGroup(number, "", (), error.message)
+    try:
+        return IommuGroup(number, host.find(f"{_GROUPS}/{number}/type") or "", devices)
+    except HostError:
+        return IommuGroup(number, "", devices)
+
+
+def _read_devices(host: HostRoot, number: int) -> tuple[PciAddress, ...]:
+    """Groups hold devices of other buses too, on Arm mostly; those can only be named, so they are left out here."""
+    folder = f"{_GROUPS}/{number}/devices"
+    return tuple(sorted(_parse(name) for name in host.names(folder) if host.exists(f"{_DEVICES}/{name}")))
+
+
+def _parse(name: str) -> PciAddress:
+    try:
+        return PciAddress.parse(name)
+    except RequestError as error:
+        raise HostError(f"an IOMMU group holds {name}: {error.message}", errno=EINVAL) from None

@@ -1,0 +1,123 @@
+"""A netlink socket for one job, and interfaces found through it. The only importer of pyroute2."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EEXIST, EMSGSIZE, ENODEV, ENOENT, EPERM
+from typing import Any
+
+from orchestrator.errors import HostError, RequestError
+from orchestrator.topology import Link
+from orchestrator.values import MacAddress
+
+
+@contextmanager
+def _parts_only(package: str) -> Iterator[None]:
+    """Within it, modules of a package are imported without what the package's own ``__init__`` imports beside them.
+
+    Afterwards the package can be imported as a whole, as by anybody who has not been here.
+    """
+    spec = importlib.util.find_spec(package)
+    if package in sys.modules or spec is None:
+        yield  # it is there as a whole already, or not at all: then its modules say so
+        return
+    sys.modules[package] = importlib.util.module_from_spec(spec)
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+# pyroute2's `__init__` imports its databases, file servers, packet filters and more: 64 modules that nothing here needs, which
+# took 4 MB of the manager's memory for good (pyroute2 0.9.7).
+with _parts_only("pyroute2"):
+    from pyroute2 import netns as namespaces
+    from pyroute2.iproute.linux import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
+    from pyroute2.netlink.rtnl import RTMGRP_LINK
+
+__all__ = ["RTMGRP_LINK", "IPRoute", "NetlinkError", "namespaces"]
+
+_IFF_UP = 1  # include/uapi/linux/if.h
+# include/uapi/linux/rtnetlink.h. Without the first the kernel leaves the VFs out; with the second newer kernels leave out their
+# counters. A VF is 296 bytes with them, 196 without, and all are one attribute with a length of 16 bits: 221 VFs, or 334
+# (net/core/rtnetlink.c, rtnl_fill_vfinfo()).
+RTEXT_FILTER_VF, RTEXT_FILTER_SKIP_STATS = 1, 8
+NO_MAC = "00:00:00:00:00:00"
+HINTS = {
+    EPERM: "run as root",
+    EEXIST: "the name is taken; look with: ip link show, ip netns list",
+    EMSGSIZE: "the PF may have more VFs than the kernel can tell of in one message (about 330): set vfs_per_uplink",
+}
+
+
+@contextmanager
+def opened(what: str, netns: str | None = None, hints: dict[int, str] | None = None) -> Iterator[Any]:
+    """A netlink socket for one job; errors inside become one HostError that starts with "cannot <what>"."""
+    check_netns(what, netns)
+    try:
+        # flags=0, or pyroute2 would make a namespace that is missing.
+        with IPRoute(netns=netns, flags=0) as ipr:
+            yield ipr
+    except (NetlinkError, OSError) as error:
+        number = errno_of(error)
+        where = f" in the network namespace {netns}" if netns else ""
+        raise HostError(f"cannot {what}{where}", {**HINTS, **(hints or {})}.get(number, ""), number) from None
+    except (NetlinkDecodeError, struct.error, LookupError, TypeError) as error:
+        # Older kernels let the length of an attribute overflow, newer ones say EMSGSIZE. pyroute2 raises what its parser met.
+        raise HostError(f"cannot {what}: the kernel's answer cannot be read ({type(error).__name__})", HINTS[EMSGSIZE]) from None
+
+
+def netns_exists(name: str) -> bool:
+    """Whether there is a network namespace of that name (ip-netns(8))."""
+    return name in namespaces.listnetns()
+
+
+def check_netns(what: str, netns: str | None) -> None:
+    if netns is not None and not netns_exists(netns):
+        raise HostError(f"cannot {what}: there is no network namespace {netns}", "look with: ip netns list", ENOENT)
+
+
+def errno_of(error: Exception) -> int:
+    return int(error.code if isinstance(error, NetlinkError) else getattr(error, "errno", 0) or 0)
+
+
+def read_all(ipr: Any) -> tuple[Link, ...]:
+    messages = list(ipr.link("dump", ext_mask=RTEXT_FILTER_SKIP_STATS))
+    names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
+    return tuple(_parse_link(message, names) for message in messages)
+
+
+def find_link(links: tuple[Link, ...], interface: str, what: str) -> Link:
+    for link in links:
+        if link.name == interface:
+            return link
+    raise HostError(f"cannot {what}: there is no interface {interface}", "look with: ip link show", ENODEV)
+
+
+def find_index(ipr: Any, interface: str, what: str) -> int:
+    return find_link(read_all(ipr), interface, what).index
+
+
+def _parse_link(message: Any, names: dict[int, str]) -> Link:
+    return Link(
+        name=message.get_attr("IFLA_IFNAME"),
+        index=message["index"],
+        mac=parse_mac(message.get_attr("IFLA_ADDRESS")),
+        up=bool(message["flags"] & _IFF_UP),
+        carrier=bool(message.get_attr("IFLA_CARRIER")),
+        master=names.get(message.get_attr("IFLA_MASTER")),
+        kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND"),
+    )
+
+
+def parse_mac(text: str | None) -> MacAddress | None:
+    """None for what is no unicast Ethernet address: all zeros, a tunnel's IP address, InfiniBand's 20 bytes."""
+    try:
+        return MacAddress.parse(text or NO_MAC)
+    except RequestError:
+        return None

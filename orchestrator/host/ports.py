@@ -1,0 +1,159 @@
+"""The network interfaces below a PCI function: which is its own, whether it works, and how the host uses one.
+
+A function may have several: the uplink and, in switchdev mode, representors of its VFs and subfunctions (below the PF since
+Linux 5.8); two ports; IPoIB children. None are seen of what was moved to another network namespace.
+
+Sources: Documentation/ABI/testing/sysfs-class-net, Documentation/networking/operstates.rst,
+net/devlink/port.c (__devlink_port_phys_port_name_get).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP
+
+from orchestrator.errors import HostError, RequestError
+from orchestrator.host.root import HostRoot
+from orchestrator.topology import Port
+from orchestrator.values import MacAddress, PciAddress
+
+_DEVICES = "sys/bus/pci/devices"
+_LAST = 1 << 31
+_IFF_UP = 1  # include/uapi/linux/if.h
+_ARPHRD_ETHER, _ARPHRD_INFINIBAND = 1, 32  # include/uapi/linux/if_arp.h
+# "pf0vf3", "c1pf0vf3", "pf0sf88", "pf0": devlink flavours PCI_VF, PCI_SF, PCI_PF; sfc puts its own port before it ("p0pf0vf3").
+# The PF's own port is "p0" or "p0s1".
+_REPRESENTOR = re.compile(r"(?:p\d+)?(?:c\d+)?pf\d+(?:(?:vf|sf)\d+)?", re.ASCII)
+# operstates.rst: with "unknown" (the driver does not tell) and "dormant" (waits for 802.1X) carrier alone says whether it works.
+_WORKING = ("up", "unknown", "dormant")
+
+
+def read_ports(host: HostRoot, pci: PciAddress) -> tuple[Port, ...]:
+    """All interfaces of a function in our network namespace, its most likely own one first. One that is odd says so itself."""
+    folder = f"{_DEVICES}/{pci}/net"
+    names = host.names(folder) if host.exists(folder) else ()
+    ports = [_read_port(host, f"{folder}/{name}", name) for name in names]
+    return tuple(sorted(ports, key=lambda port: (bool(port.fault), _read_index(host, f"{folder}/{port.name}"), port.name)))
+
+
+def find_port(host: HostRoot, pci: PciAddress, known: Sequence[str] = ()) -> str:
+    """The name of a function's own interface as it is now.
+
+    Args:
+        known: names that it may have, from the plan or the configuration; asked only where there are several interfaces.
+
+    Raises:
+        HostError: there is none (ENODEV), with the reason, or it cannot be told which one is its own.
+    """
+    ports = [port for port in read_ports(host, pci) if not port.fault]
+    if len(ports) == 1:
+        return ports[0].name
+    for name in known:
+        if any(port.name == name for port in ports):
+            return name
+    if ports:
+        names = ", ".join(port.name for port in ports)
+        raise HostError(f"{pci} has several network interfaces ({names})", "name its uplink under [host] uplinks", EINVAL)
+    raise HostError(f"{pci} has no network interface: {describe_absence(host, pci)}", "`nohype survey` shows the ports", ENODEV)
+
+
+def find_function(host: HostRoot, interface: str) -> PciAddress | None:
+    """The PCI function that an interface belongs to, None if there is no such interface, or it is none of a PCI function."""
+    names = [name for name in host.names(_DEVICES) if host.exists(f"{_DEVICES}/{name}/net/{interface}")]
+    return PciAddress.parse(names[0]) if names else None
+
+
+def describe_absence(host: HostRoot, pci: PciAddress) -> str:
+    """Why a function has no interface of its own here, in words."""
+    folder = f"{_DEVICES}/{pci}"
+    if not host.exists(folder):
+        return "there is no such PCI function"
+    driver = host.link(f"{folder}/driver")
+    if driver is None:
+        return "no driver is bound to it"
+    if not host.exists(f"{folder}/net"):
+        return f"its driver {driver} makes none"
+    faults = [port.fault for port in read_ports(host, pci) if port.fault]
+    # sysfs shows only what is in its own network namespace; the folder stays (net/core/net-sysfs.c, net_class.namespace).
+    return "; ".join(faults) or "it is in another network namespace"
+
+
+def read_up(host: HostRoot, pci: PciAddress, interface: str) -> bool:
+    """Whether a function has this interface, and it is administratively up and has carrier."""
+    folder = f"{_DEVICES}/{pci}/net/{interface}"
+    return host.exists(folder) and _read_up(host, folder)
+
+
+def describe_use(host: HostRoot, folder: str, interface: str) -> str:
+    """How the host uses an interface, in words; empty if it does not. IP addresses are no files: `Net.read_addressed`.
+
+    Args:
+        folder: the interface's, such as sys/class/net/NAME.
+    """
+    try:
+        names, flags = host.names(folder), host.find(f"{folder}/flags")
+        if master := host.link(f"{folder}/master"):
+            return f"its interface {interface} is a port of {master}"
+        # netdev_adjacent_sysfs_add(): macvlan, macvtap, VLAN and team devices that stand on this one.
+        if upper := [name.removeprefix("upper_") for name in names if name.startswith("upper_")]:
+            return f"{', '.join(upper)} {'is' if len(upper) == 1 else 'are'} above its interface {interface}"
+        up = int(flags, 0) & _IFF_UP if flags else host.find(f"{folder}/operstate") == "up"
+        return f"its interface {interface} is up" if up else ""
+    except (HostError, ValueError) as error:
+        return f"its interface {interface} cannot be read: {error}"
+
+
+def _read_port(host: HostRoot, folder: str, name: str) -> Port:
+    try:
+        kind, address = int(host.find(f"{folder}/type") or _ARPHRD_ETHER), host.find(f"{folder}/address") or ""
+        port_name = _read_port_name(host, folder)
+        mac = _parse_mac(address)
+        representor = bool(_REPRESENTOR.fullmatch(port_name))
+        fault = ""
+        if kind == _ARPHRD_INFINIBAND:
+            fault = f"{name} is an InfiniBand interface (address {address}), not Ethernet"
+        elif kind != _ARPHRD_ETHER:
+            fault = f"{name} is no Ethernet interface (type {kind})"
+        elif representor:
+            fault = f"{name} is a representor (phys_port_name {port_name}), not the PF's own port"
+        elif mac is None:
+            fault = f"{name} has the address {address or 'none'}, which is no unicast Ethernet address"
+        return Port(name, _read_up(host, folder), mac, fault, representor)
+    except (HostError, ValueError) as error:
+        return Port(name, up=False, mac=None, fault=f"{name} cannot be read: {getattr(error, 'message', error)}")
+
+
+def _read_port_name(host: HostRoot, folder: str) -> str:
+    """Empty where the driver has none: the file then cannot be read."""
+    try:
+        return host.find(f"{folder}/phys_port_name") or ""
+    except HostError as error:
+        if error.errno not in (EOPNOTSUPP, EINVAL, ENODEV):
+            raise
+        return ""
+
+
+def _read_index(host: HostRoot, folder: str) -> int:
+    """Of interfaces that do not say more, the oldest comes first: representors and children are made after the PF's own."""
+    try:
+        return int(host.find(f"{folder}/ifindex") or _LAST)
+    except (HostError, ValueError):
+        return _LAST
+
+
+def _read_up(host: HostRoot, folder: str) -> bool:
+    """Administratively up and with carrier. The file `carrier` of an interface that is down cannot even be read (EINVAL)."""
+    try:
+        return host.read(f"{folder}/operstate") in _WORKING and host.read(f"{folder}/carrier") == "1"
+    except HostError as error:
+        if error.errno not in (EINVAL, ENOENT):
+            raise
+        return False
+
+
+def _parse_mac(text: str) -> MacAddress | None:
+    try:
+        return MacAddress.parse(text)
+    except RequestError:
+        return None
