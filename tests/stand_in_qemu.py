@@ -8,6 +8,7 @@ mute        SSH never answers, as of a host that hangs in its boot
 panic       ends by itself before SSH answers
 stubborn    ignores SIGTERM
 abort       when the file `abort` is beside the console, fails as an assertion of QEMU does
+fail        fails likewise a second after its start
 full        says that it has stopped for want of disk space
 ready=WORD  prints the `ready` line of a guest with virt=WORD on the console, and serves nothing
 """
@@ -72,6 +73,8 @@ def main() -> None:
     for mode in modes:
         if mode.startswith("ready="):
             console.write_text(f"nohype: ready name=guest cpus=2 virt={mode.removeprefix('ready=')} link=none\n")
+    if "fail" in modes:
+        threading.Timer(1, os.abort).start()
     if "stubborn" in modes:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if monitor := option("-qmp", "unix:"):

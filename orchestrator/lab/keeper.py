@@ -202,9 +202,10 @@ class Keeper:
                 if self._stop in readable:
                     return
                 if ended in readable:
-                    why = describe_end(process.wait(), read_tail(self._folder.log))
+                    status = process.wait()
+                    why = describe_end(status, read_tail(self._folder.log))
                     self._save(self._state, ended=why)
-                    self._channel.send(error=why, hint="", tail=read_tail(self._folder.console))
+                    self._channel.send(error=why, hint="", tail=read_tail(self._folder.console), lost=status != 0)
                     return
                 message = self._channel.receive()
                 if message is not None:

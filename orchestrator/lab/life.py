@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import shell
-from orchestrator.errors import Conflict, HostError, LabError, ShellError
+from orchestrator.errors import Conflict, HostError, LabError, LabLost, ShellError
 from orchestrator.host.root import HostRoot
 from orchestrator.host.run import spawn
 from orchestrator.lab import switch
@@ -28,6 +28,8 @@ from orchestrator.lab.spec import LabImage, LabSpec, parse_lab_name
 
 _START_DEADLINE = 90
 _END_DEADLINE = 30
+_LAST_WORD = 2.0
+"""Seconds. QEMU, and with it the connection, ends a moment before its keeper says why."""
 _POLL = 0.2
 
 
@@ -53,6 +55,7 @@ def up(
         Conflict: a lab of that name is up or being started.
         HostError: not root, no tap, no bridge.
         LabError: it did not start; with the tail of its console.
+        LabLost: the emulator failed.
     """
     folder = Folder(parse_lab_name(name))
     _check_root("start")
@@ -157,7 +160,8 @@ def _listen(channel: Channel, folder: Folder, timeout: float) -> dict[str, Any]:
         # The folder may be gone by now; then somebody has taken the lab down.
         raise LabError(f"the lab {folder.name} was taken down while it was being started" + show_lines(read_tail(folder.log)))
     if "error" in message:
-        raise LabError(f"cannot start the lab {folder.name}: {message['error']}" + show_lines(message["tail"]), message["hint"])
+        kind = LabLost if message.get("lost") else LabError
+        raise kind(f"cannot start the lab {folder.name}: {message['error']}" + show_lines(message["tail"]), message["hint"])
     return message
 
 
@@ -169,7 +173,12 @@ def _wait_ready(folder: Folder, channel: Channel, timeline: Timeline, patience: 
     with timeline.stage("boot until SSH answers"):
         connection = _wait_ssh(folder, state, channel, deadline)
     with connection, timeline.stage("manager"):
-        _wait_manager(folder, connection, deadline)
+        try:
+            _wait_manager(folder, connection, deadline)
+        except ShellError:
+            with suppress(TimeoutError):
+                _listen(channel, folder, _LAST_WORD)
+            raise
 
 
 def _wait_ssh(folder: Folder, state: LabState, channel: Channel, deadline: float) -> shell.Shell:

@@ -297,6 +297,20 @@ def test_a_boot_that_fails_is_reported_with_the_consoles_tail(
     assert_nothing_left(name)
 
 
+@pytest.mark.parametrize("mode", ["fail,mute", "fail"])
+def test_an_emulator_that_fails_in_the_boot_is_a_lost_lab(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str
+) -> None:
+    """Before SSH answers, and while the manager starts."""
+    stand_in(mode)
+    slow = tmp_path / "bin" / "systemctl"
+    slow.write_text("#!/bin/sh\nsleep 5\n")
+    slow.chmod(0o755)
+    with pytest.raises(LabLost, match="cannot start the lab .*: the emulator failed: QEMU ended by SIGABRT"):
+        start(name, tmp_path)
+    assert_nothing_left(name)
+
+
 def test_down_has_a_deadline(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     stand_in("stubborn")
     lab = start(name, tmp_path)
