@@ -18,7 +18,7 @@ from orchestrator.hypervisor import LiveGuest
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim
 from orchestrator.lifecycle.core_manager import HOST, CoreManager
-from orchestrator.planning.plan import Claims, Plan
+from orchestrator.planning.plan import Claims, Plan, Policy
 from orchestrator.planning.planner import find_unknown, find_uplink, plan_guest
 from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
@@ -89,11 +89,8 @@ class Placing:
         """The plan that was claimed, or the PF whose VFs have to be made first."""
         try:
             plan, generation = self._plan(who, request)
-        except NoRoom:
-            unknown = find_unknown(self._survey(0.0), self._policy)
-            if unknown is None:
-                raise
-            return unknown
+        except _UnknownVfs as error:
+            return error.pf
         if find_vf(self._host, plan.vf.pf, plan.vf.index) != plan.vf.address:
             return read_pf(self._host, plan.vf.pf, [plan.vf.interface])
         plan = replace(plan, serial=generation + 1)  # no two claims are based on the same generation
@@ -104,7 +101,7 @@ class Placing:
         """What a guest would get now.
 
         Raises:
-            Conflict: the name is taken, or the id stands for another request.
+            Conflict: the name is taken, the id stands for another request, or the uplink does not tell yet where its VFs will be.
             QuotaExceeded: the tenant may not have so much.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
@@ -148,7 +145,7 @@ class Placing:
         """On what is known of the host; on what it is now if there is no room, or what was chosen has changed.
 
         Raises:
-            Conflict: somebody else's guest has the name.
+            Conflict: somebody else's guest has the name, or an uplink does not tell yet where its VFs will be.
             RequestError, NoRoom: see ``plan_guest``.
         """
         # Before the host is surveyed: those that may have their pages. See ``Claims.of``.
@@ -162,13 +159,13 @@ class Placing:
             _check_name(request, {guest.name for guest in live})
             started = frozenset(plan.name for plan in plans if plan.uuid in begun and plan.uuid in running)
             taken = _with_strangers(Claims.of(plans, started), live, topology.cpus)
-            return plan_guest(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
+            return _plan(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
 
         try:
             topology = self._survey(now - _BELIEVED)
             plan = plan_on(topology)
             true = self._is_true(topology, plan)
-        except NoRoom:
+        except (NoRoom, _UnknownVfs):
             true = False
         if not true:
             plan = plan_on(self._survey(now))
@@ -216,6 +213,32 @@ class Placing:
     def _has_links(self, topology: Topology) -> bool:
         """All uplinks; one without may have been seen in the moment of a reset."""
         return all(pf.up for uplink in self._policy.uplinks if (pf := find_uplink(uplink, topology)))
+
+
+class _UnknownVfs(Conflict):
+    """There is room, but only the kernel can tell where a PF's VFs are, once they are made."""
+
+    def __init__(self, request: GuestRequest, pf: PhysicalFunction) -> None:
+        where = f"where the VFs of {pf.interface} ({pf.address}) will be is not known before they are made"
+        super().__init__(f"guest {request.name!r} cannot be planned yet: {where}", "creating a guest makes them")
+        self.pf = pf
+
+
+def _plan(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+    """As ``plan_guest``.
+
+    Raises:
+        _UnknownVfs: only because of an uplink whose VFs are not made yet there is no room.
+    """
+    try:
+        return plan_guest(request, topology, taken, policy)
+    except NoRoom:
+        unknown = find_unknown(topology, policy)
+        if unknown is None or (request.placement and request.placement.vf):
+            raise
+        known = replace(unknown, first_vf_offset=1, vf_stride=1)  # just to see: this plan is nobody's
+        plan_guest(request, replace(topology, pfs=(known,)), taken, replace(policy, uplinks=(known.interface or "",)))
+        raise _UnknownVfs(request, unknown) from None
 
 
 def find_repeated(who: Identity, request: GuestRequest, claims: Iterable[Claim]) -> Claim | None:

@@ -17,10 +17,11 @@ from orchestrator.host.sriov import find_vf
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.manager import SystemManager
+from orchestrator.request import parse_guest_request
 from orchestrator.topology import VfState
 from orchestrator.values import PciAddress
 from tests.crashes import World
-from tests.fakehost import Server
+from tests.fakehost import IMAGE, Server
 from tests.fakeroot import DEVICES, GROUPS
 from tests.guests import create, kinds, state
 
@@ -108,6 +109,19 @@ def test_guests_live_where_the_kernel_has_put_their_vfs(
         key: text for key, text in tree.items() if "irq" not in key
     }
     check_pf_untouched(world)
+
+
+def test_a_plan_that_only_a_creation_can_make_is_not_called_no_room(world: World, manager: SystemManager) -> None:
+    change_routing(world, (0, 0), (128, 2))
+    request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"})
+    with pytest.raises(Conflict, match=rf"where the VFs of nic0 \({PF}\) will be is not known before they are made"):
+        manager.plan(OPERATOR, request)
+    with pytest.raises(NoRoom, match="9 are wanted"):
+        create(manager, cores=9)
+    assert world.host.text(f"{FOLDER}/sriov_numvfs") == "0"
+    assert not any("sriov_numvfs" in name for name, _ in world.host.writes), "the NIC is not reset for what has no room"
+    create(manager)
+    assert manager.plan(OPERATOR, request).plan.vf.index == 1
 
 
 def test_a_wanted_vf_is_looked_for_where_vfs_really_are(world: World, manager: SystemManager) -> None:
