@@ -176,7 +176,7 @@ def check_vf(host: HostRoot, pf: PciAddress, index: int, address: PciAddress) ->
         raise HostError(f"{what} is {found}, not {address} as was planned", hint)
     physfn = host.link(f"{_folder(address)}/physfn")
     if physfn != str(pf):
-        raise HostError(f"{address}, which was to be {what}, is {f'a VF of PF {physfn}' if physfn else 'no VF at all'}", hint)
+        raise HostError(f"{address}, which was to be {what}, is {f'a VF of PF {physfn}' if physfn else 'not a VF'}", hint)
 
 
 def read_numvfs(host: HostRoot, pf: PciAddress) -> int:

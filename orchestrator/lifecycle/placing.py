@@ -236,7 +236,7 @@ def _plan(request: GuestRequest, topology: Topology, taken: Claims, policy: Poli
         unknown = find_unknown(topology, policy)
         if unknown is None or (request.placement and request.placement.vf):
             raise
-        known = replace(unknown, first_vf_offset=1, vf_stride=1)  # just to see: this plan is nobody's
+        known = replace(unknown, first_vf_offset=1, vf_stride=1)  # to see whether all else has room; this plan is not used
         plan_guest(request, replace(topology, pfs=(known,)), taken, replace(policy, uplinks=(known.interface or "",)))
         raise _UnknownVfs(request, unknown) from None
 

@@ -231,7 +231,7 @@ def test_a_pf_that_is_out_of_reach_leaves_its_vf_in_quarantine(world: World, man
 
 
 def test_vfs_that_were_made_anew_need_no_cleaning(world: World, manager: SystemManager) -> None:
-    """The kernel's word that there is no such VF any more is one."""
+    """The kernel itself says that the VF is gone."""
     plan = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web")
@@ -302,7 +302,7 @@ def test_vfs_that_were_made_for_nothing_are_removed(world: World, manager: Syste
 
     def make_shared(self: CoreManager, address: PciAddress, interface: str) -> tuple[str, ...]:
         made = make(self, address, interface)
-        world.host.read_errors[f"{GROUPS}/1/type"] = EIO  # odd, but in nobody's way
+        world.host.read_errors[f"{GROUPS}/1/type"] = EIO  # odd, but stops nothing
         for vf in range(7):
             group = world.host.real(f"{DEVICES}/{PF.offset(128 + 2 * vf)}/iommu_group")
             world.host.add_link(f"{group}/devices/{PF}", f"../../../../devices/pci0000:10/{PF}")
