@@ -374,3 +374,12 @@ def test_odd_things_beside_the_uplink_stop_nothing(tmp_path: Path) -> None:
 def test_a_port_that_does_not_tell_its_state_serves_guests(world: World, manager: SystemManager, operstate: str) -> None:
     world.host.add(f"{FOLDER}/net/nic0/operstate", operstate)
     assert create(manager).vf.interface == "nic0"
+
+
+def test_a_claim_rests_on_no_survey_from_before_the_vfs_were_made(world: World, manager: SystemManager) -> None:
+    """Their IOMMU groups show only afterwards, also where the addresses are as the arithmetic said."""
+    manager.plan(OPERATOR, parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"}))
+    manager._cores.make_vfs(PF, "nic0")
+    group = world.host.real(f"{DEVICES}/{PF.offset(128)}/iommu_group")
+    world.host.add_link(f"{group}/devices/{PF}", f"../../../../devices/pci0000:10/{PF}")
+    assert create(manager).vf.index == 1
