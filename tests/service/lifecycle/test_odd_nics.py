@@ -383,3 +383,16 @@ def test_a_claim_rests_on_no_survey_from_before_the_vfs_were_made(world: World, 
     group = world.host.real(f"{DEVICES}/{PF.offset(128)}/iommu_group")
     world.host.add_link(f"{group}/devices/{PF}", f"../../../../devices/pci0000:10/{PF}")
     assert create(manager).vf.index == 1
+
+
+def test_a_driver_that_was_loaded_again_meanwhile_serves_the_guest_as_before(world: World, manager: SystemManager) -> None:
+    """Its VFs are gone and its interface has another name, which the configuration does not know yet."""
+    plan = create(manager)
+    manager.stop(OPERATOR, "web", 1)
+    world.host.write(f"{FOLDER}/sriov_numvfs", "0")
+    net = world.host.path / FOLDER / "net"
+    (net / "nic0").rename(net / "ens7f0np0")
+    manager.start(OPERATOR, "web")
+    assert world.host.fake_net.vfs("ens7f0np0")[plan.vf.index].mac == plan.vf.mac
+    manager.delete(OPERATOR, "web")
+    assert world.host.text(f"{FOLDER}/sriov_numvfs") == "0"
