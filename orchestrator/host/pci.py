@@ -24,6 +24,11 @@ def read_functions(host: HostRoot) -> frozenset[PciAddress]:
     return frozenset(map(PciAddress.parse, host.names(_DEVICES)))
 
 
+def is_pf(host: HostRoot, address: PciAddress) -> bool:
+    """Whether there is an SR-IOV physical function at the address."""
+    return host.exists(f"{_folder(address)}/sriov_totalvfs")
+
+
 def read_driver(host: HostRoot, address: PciAddress) -> str | None:
     """The name of the driver that is bound to a function, None if there is none, or no such function."""
     return host.link(f"{_folder(address)}/driver")
@@ -105,7 +110,7 @@ def _check_no_pf(host: HostRoot, address: PciAddress) -> None:
     """A PF carries its VFs, and the host's own traffic: nothing here ever takes its driver from it, or resets it."""
     if not host.exists(_folder(address)):
         raise HostError(f"there is no PCI function {address}", "`nohype survey` shows what is there", ENODEV)
-    if host.exists(f"{_folder(address)}/sriov_totalvfs"):
+    if is_pf(host, address):
         what = f"{address} is a physical function (driver {read_driver(host, address) or 'none'}), not a VF: it is left alone"
         raise HostError(what, "if its driver was changed, bind it to its own by hand", EPERM)
 

@@ -59,7 +59,7 @@ def find_port(host: HostRoot, pci: PciAddress, known: Sequence[str] = ()) -> str
 
 
 def find_function(host: HostRoot, interface: str) -> PciAddress | None:
-    """The PCI function that an interface belongs to, None if there is no such interface, or it is none of a PCI function."""
+    """The PCI function that an interface belongs to, None if there is no such interface, or it belongs to no PCI function."""
     names = [name for name in host.names(_DEVICES) if host.exists(f"{_DEVICES}/{name}/net/{interface}")]
     return PciAddress.parse(names[0]) if names else None
 
@@ -114,11 +114,11 @@ def _read_port(host: HostRoot, folder: str, name: str) -> Port:
         if kind == _ARPHRD_INFINIBAND:
             fault = f"{name} is an InfiniBand interface (address {address}), not Ethernet"
         elif kind != _ARPHRD_ETHER:
-            fault = f"{name} is no Ethernet interface (type {kind})"
+            fault = f"{name} is not an Ethernet interface (type {kind})"
         elif representor:
             fault = f"{name} is a representor (phys_port_name {port_name}), not the PF's own port"
         elif mac is None:
-            fault = f"{name} has the address {address or 'none'}, which is no unicast Ethernet address"
+            fault = f"{name} has the address {address or 'none'}, which is not a unicast Ethernet address"
         return Port(name, _read_up(host, folder), mac, fault, representor)
     except (HostError, ValueError) as error:
         return Port(name, up=False, mac=None, fault=f"{name} cannot be read: {getattr(error, 'message', error)}")

@@ -13,7 +13,7 @@ from functools import cache
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.iommu import read_group_number
-from orchestrator.host.pci import read_driver, refuse_if_in_use
+from orchestrator.host.pci import is_pf, read_driver, refuse_if_in_use
 from orchestrator.host.ports import describe_absence, describe_use, read_ports
 from orchestrator.host.root import HostRoot
 from orchestrator.topology import PhysicalFunction, VirtualFunction
@@ -55,7 +55,7 @@ def read_pf(host: HostRoot, address: PciAddress, known: Sequence[str] = ()) -> P
     Raises:
         HostError: there is none at the address, or a file of it cannot be read.
     """
-    if not host.exists(f"{_folder(address)}/sriov_totalvfs"):
+    if not is_pf(host, address):
         raise HostError(f"{address} is no SR-IOV physical function", "`nohype survey` shows what there is", ENODEV)
     pf = _read_pf(host, address)
     return next((found for name in known if (found := pf.at(name)) and not found.fault), pf)
@@ -157,6 +157,11 @@ def find_vf(host: HostRoot, pf: PciAddress, index: int) -> PciAddress | None:
     return PciAddress.parse(name) if name else None
 
 
+def is_vf(host: HostRoot, address: PciAddress) -> bool:
+    """Whether there is a virtual function at the address, of whatever PF."""
+    return host.link(f"{_folder(address)}/physfn") is not None
+
+
 def check_vf(host: HostRoot, pf: PciAddress, index: int, address: PciAddress) -> None:
     """Looks in the kernel whether this VF of this PF is the function at the address, before anything is done to it.
 
@@ -171,7 +176,7 @@ def check_vf(host: HostRoot, pf: PciAddress, index: int, address: PciAddress) ->
         raise HostError(f"{what} is {found}, not {address} as was planned", hint)
     physfn = host.link(f"{_folder(address)}/physfn")
     if physfn != str(pf):
-        raise HostError(f"{address}, which was to be {what}, is {f'a VF of PF {physfn}' if physfn else 'no VF at all'}", hint)
+        raise HostError(f"{address}, which was to be {what}, is {f'a VF of PF {physfn}' if physfn else 'not a VF'}", hint)
 
 
 def read_numvfs(host: HostRoot, pf: PciAddress) -> int:

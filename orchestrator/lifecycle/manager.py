@@ -22,6 +22,7 @@ from orchestrator.lifecycle.observer import Observer, Unobserved
 from orchestrator.lifecycle.placing import Placing, find_repeated
 from orchestrator.lifecycle.refusals import RefusalLog
 from orchestrator.lifecycle.supervisor import Supervisor
+from orchestrator.lifecycle.vf_making import claim_with_vfs
 from orchestrator.lifecycle.view import GuestView, view_guest
 from orchestrator.planning.plan import Policy
 from orchestrator.request import GuestRequest
@@ -62,8 +63,8 @@ class SystemManager:
         # Held while something is changed that serves all guests.
         self._shared = WatchedLock()
         self._cores = CoreManager(host, hypervisor, ledger, policy, self._shared, images, consoles)
+        self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched)
         self.supervisor = Supervisor(self._cores, ledger, observer)
-        self._placing = Placing(self._cores, self._shared, images, self.supervisor.release_host)
         self._refusals = RefusalLog(ledger, observer)
         self._consoles = Consoles(hypervisor, ledger, consoles)
         self._happened = threading.Condition()
@@ -164,13 +165,12 @@ class SystemManager:
                 known = find_repeated(who, request, self._ledger.read().claims)
                 if known:
                     return view_guest(known, self._hypervisor.uuids()), False
-                plan, made = self._placing.claim(who, request)
+                plan, made = claim_with_vfs(lambda: self._placing.claim(who, request), self._cores, self.supervisor.release_host)
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
             claim = self._find(who, plan.name)
             self.supervisor.note("claimed", claim, what, who.name, time.monotonic() - began)
-            claim = self.supervisor.start(claim, who.name, made)
-            return view_guest(claim, frozenset({plan.uuid})), True
+            return view_guest(self.supervisor.start(claim, who.name, made), frozenset({plan.uuid})), True
 
     def start(self, who: Identity, name: str, expected: int | None = None) -> GuestView:
         """Starts a guest that is stopped, on the cores, pages and VF that it has claimed. One that runs already is fine.

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 from orchestrator.access import Identity, Role
-from orchestrator.errors import Conflict, HostError, NoRoom, QuotaExceeded, RequestError
+from orchestrator.errors import Conflict, NoRoom, QuotaExceeded, RequestError
 from orchestrator.host.hugepages import read_free_pages, read_pool_size, read_pools
 from orchestrator.host.pci import read_driver
 from orchestrator.host.ports import read_up
-from orchestrator.host.sriov import find_vf, read_pf, read_use
+from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import find_vf, read_use
 from orchestrator.host.survey import read_topology, refresh_topology
-from orchestrator.hypervisor import LiveGuest
+from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
-from orchestrator.ledger import Claim
-from orchestrator.lifecycle.core_manager import HOST, CoreManager
-from orchestrator.planning.plan import Claims, Plan
-from orchestrator.planning.planner import find_unknown, find_uplink, plan_guest
+from orchestrator.ledger import Claim, Ledger
+from orchestrator.lifecycle.core_manager import HOST
+from orchestrator.lifecycle.vf_making import VfsNeeded, check_made, plan_known
+from orchestrator.planning.plan import Claims, Plan, Policy
+from orchestrator.planning.planner import find_uplink
 from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
 from orchestrator.steps.vfs import VFIO
-from orchestrator.topology import PhysicalFunction, Topology
+from orchestrator.topology import Topology
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _BELIEVED = 10.0
 """Seconds for which a place is found on an earlier survey. Only what few events change is not seen then (CPUs that go on or off
 line, hot-plugged devices): at worst the start fails, and is undone. Nothing is refused on it, but while VFs are being made."""
-
-_ATTEMPTS = 3
-"""Times that VFs are made for a claim: the end of the last guest may take them away again meanwhile."""
 
 # States in which a guest that libvirt has may not have its pages yet.
 _STARTING = (GuestState.CREATING, GuestState.STARTING, GuestState.STOPPED)
@@ -42,63 +42,35 @@ class Placing:
     """Finds guests their place.
 
     Args:
-        cores: makes VFs.
         shared: held while something is changed that serves all guests.
         images: folder of the built guest images.
-        give_back: undoes what serves all guests, if there is none.
+        launched: guests whose QEMU has been started, and has all its pages; changed by others meanwhile.
     """
 
-    def __init__(self, cores: CoreManager, shared: WatchedLock, images: Path, give_back: Callable[[], None]) -> None:
-        self._host, self._hypervisor, self._ledger, self._policy = cores.host, cores.hypervisor, cores.ledger, cores.policy
-        self._cores, self._shared, self._images, self._give_back = cores, shared, images, give_back
+    def __init__(
+        self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy,
+        shared: WatchedLock, images: Path, launched: Container[UUID],
+    ) -> None:  # fmt: skip
+        self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
+        self._shared, self._images, self._launched = shared, images, launched
         # Held from reading what is free until it is claimed: two that read the same free pages would both be promised them.
         self._lock = WatchedLock()
         # The last survey, and when it was begun (time.monotonic()).
         self._known: tuple[Topology, float] | None = None
 
-    def claim(self, who: Identity, request: GuestRequest) -> tuple[Plan, tuple[str, ...]]:
-        """Plans a guest and claims what it is to have, in one. A claim is only for a VF that exists: where an uplink has none
-        yet, they are made first, since only then the kernel tells where they are.
-
-        Returns:
-            The plan, and what was changed on the host for it, in words.
+    def claim(self, who: Identity, request: GuestRequest) -> Plan:
+        """Plans a guest and claims what it is to have, in one.
 
         Raises:
-            As ``plan``; LostRace: another program has changed the ledger; HostError: VFs could not be made.
+            As ``plan``; LostRace: another program has changed the ledger; VfsNeeded: the planned VF is not made yet.
         """
         self._check(request)
-        made: list[str] = []
-        tried = 0
-        try:
-            while True:
-                with self._lock:
-                    plan = self._try_claim(who, request)
-                if isinstance(plan, Plan):
-                    return plan, tuple(made)
-                if tried == _ATTEMPTS:
-                    raise HostError(f"VFs that guest {request.name} was to have went {_ATTEMPTS} times meanwhile", "try again")
-                tried += 1
-                made += self._cores.make_vfs(plan.address, plan.interface or "")
-                self._known = None
-        except BaseException:
-            if tried:
-                self._give_back()  # does nothing while there are claims
-            raise
-
-    def _try_claim(self, who: Identity, request: GuestRequest) -> Plan | PhysicalFunction:
-        """The plan that was claimed, or the PF whose VFs have to be made first."""
-        try:
+        with self._lock:
             plan, generation = self._plan(who, request)
-        except NoRoom:
-            unknown = find_unknown(self._survey(0.0), self._policy)
-            if unknown is None:
-                raise
-            return unknown
-        if find_vf(self._host, plan.vf.pf, plan.vf.index) != plan.vf.address:
-            return read_pf(self._host, plan.vf.pf, [plan.vf.interface])
-        plan = replace(plan, serial=generation + 1)  # no two claims are based on the same generation
-        self._ledger.claim(plan, generation, request, who.tenant)
-        return plan
+            check_made(self._host, plan)
+            plan = replace(plan, serial=generation + 1)  # no two claims are based on the same generation
+            self._ledger.claim(plan, generation, request, who.tenant)
+            return plan
 
     def plan(self, who: Identity, request: GuestRequest) -> Plan:
         """What a guest would get now.
@@ -106,6 +78,7 @@ class Placing:
         Raises:
             Conflict: the name is taken, or the id stands for another request.
             QuotaExceeded: the tenant may not have so much.
+            VfsNeeded: there is room, but an uplink does not tell yet where its VFs will be.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
         self._check(request)
@@ -149,10 +122,10 @@ class Placing:
 
         Raises:
             Conflict: somebody else's guest has the name.
-            RequestError, NoRoom: see ``plan_guest``.
+            VfsNeeded, RequestError, NoRoom: see ``plan_known``.
         """
         # Before the host is surveyed: those that may have their pages. See ``Claims.of``.
-        begun = {claim.plan.uuid for claim in claims if claim.state not in _STARTING or claim.plan.uuid in self._cores.launched}
+        begun = {claim.plan.uuid for claim in claims if claim.state not in _STARTING or claim.plan.uuid in self._launched}
         plans, now = [claim.plan for claim in claims], time.monotonic()
         ours = frozenset(plan.uuid for plan in plans)
 
@@ -162,17 +135,18 @@ class Placing:
             _check_name(request, {guest.name for guest in live})
             started = frozenset(plan.name for plan in plans if plan.uuid in begun and plan.uuid in running)
             taken = _with_strangers(Claims.of(plans, started), live, topology.cpus)
-            return plan_guest(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
+            return plan_known(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
 
         try:
             topology = self._survey(now - _BELIEVED)
             plan = plan_on(topology)
             true = self._is_true(topology, plan)
-        except NoRoom:
+        except (NoRoom, VfsNeeded):
             true = False
         if not true:
-            plan = plan_on(self._survey(now))
-        if self._is_free(plan):
+            topology = self._survey(now)
+            plan = plan_on(topology)
+        if self._is_free(plan, topology):
             return plan
         self._known = None
         topology = self._survey(now)
@@ -184,11 +158,12 @@ class Placing:
         size = read_pool_size(self._host, plan.node, plan.page_size)
         return size == sizes[plan.node, plan.page_size] and read_up(self._host, plan.vf.pf, plan.vf.interface)
 
-    def _is_free(self, plan: Plan) -> bool:
-        """Whether the VF that the plan has chosen is where the survey says, and neither handed over nor used by the host."""
+    def _is_free(self, plan: Plan, topology: Topology) -> bool:
+        """Whether the VF that the plan has chosen is as the survey says, and neither handed over nor used by the host."""
         found = find_vf(self._host, plan.vf.pf, plan.vf.index)
-        if found is None:
-            return True  # it has yet to be made
+        surveyed = any(vf.address == plan.vf.address for pf in topology.pfs if pf.address == plan.vf.pf for vf in pf.vfs)
+        if found is None or not surveyed:
+            return found is None and not surveyed  # it has yet to be made
         taken = read_driver(self._host, found) == VFIO or read_use(self._host, found)
         return found == plan.vf.address and not taken
 

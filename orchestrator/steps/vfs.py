@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from orchestrator.errors import Conflict, HostError
 from orchestrator.host.iommu import check_alone
-from orchestrator.host.pci import bind_driver, read_driver, read_override, release_driver, reset_function
+from orchestrator.host.pci import bind_driver, is_pf, read_driver, read_override, release_driver, reset_function
 from orchestrator.host.ports import find_function, find_port, read_up
 from orchestrator.host.root import HostRoot
-from orchestrator.host.sriov import check_vf, find_vf, read_numvfs, read_use, set_numvfs
+from orchestrator.host.sriov import check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
 from orchestrator.planning.plan import VfPlan
 from orchestrator.steps.base import Arguments
 from orchestrator.steps.vf_state import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
@@ -154,7 +154,7 @@ def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:
             it would reach the next.
     """
     address = PciAddress.parse(str(arguments["address"]))
-    if not host.exists(f"sys/bus/pci/devices/{address}"):
+    if not is_vf(host, address) and not is_pf(host, address):
         return
     if "pf" in arguments and find_vf(host, PciAddress.parse(str(arguments["pf"])), int(str(arguments["index"]))) != address:
         return  # the PF's VFs were made anew: what is at this address now was never bound by us

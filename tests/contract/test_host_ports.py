@@ -83,11 +83,11 @@ def test_an_ipoib_child_beside_the_port_stays_out_of_the_way(fake: FakeRoot, pf:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"address": "00:00:00:00:00:00"}, "00:00:00:00:00:00, which is no unicast Ethernet address"),
-        ({"address": "01:00:5e:00:00:01"}, "no unicast Ethernet address"),
-        ({"address": INFINIBAND}, "no unicast Ethernet address"),
+        ({"address": "00:00:00:00:00:00"}, "00:00:00:00:00:00, which is not a unicast Ethernet address"),
+        ({"address": "01:00:5e:00:00:01"}, "not a unicast Ethernet address"),
+        ({"address": INFINIBAND}, "not a unicast Ethernet address"),
         ({"address": INFINIBAND, "type": "32"}, "is an InfiniBand interface"),
-        ({"type": "801"}, "is no Ethernet interface (type 801)"),
+        ({"type": "801"}, "is not an Ethernet interface (type 801)"),
         ({"type": "odd"}, "cannot be read"),
     ],
 )

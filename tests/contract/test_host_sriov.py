@@ -95,6 +95,16 @@ def test_what_was_never_bound_is_left_alone_by_an_undo(host: HostRoot, pf: Physi
         assert [read_driver(host, address), read_override(host, address)] == before
 
 
+def test_what_is_no_vf_by_now_is_left_alone_by_an_old_record(host: HostRoot, pf: PhysicalFunction) -> None:
+    """After a reboot another function may be at the address; records of earlier versions name no PF."""
+    set_numvfs(host, pf.address, 0)
+    others = [PciAddress.parse(name) for name in host.names(DEVICES) if name != str(pf.address)]
+    before = [read_driver(host, address) for address in others]
+    for address in others:
+        undo_vf_driver(host, {"address": str(address), "driver": "igbvf"})
+    assert [read_driver(host, address) for address in others] == before
+
+
 def test_an_override_that_was_there_is_put_back(host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...]) -> None:
     """As driverctl sets it."""
     host.write(f"{DEVICES}/{vfs[0]}/driver_override", "marker")

@@ -42,7 +42,8 @@ def test_no_first_version_of_pydantic() -> None:
 
 def test_pyroute2_as_a_whole_is_there_for_others() -> None:
     program = (
-        "from orchestrator.host import netlink; import pyroute2, pyroute2.netns as ns; from pyroute2 import NDB, NetlinkError\n"
+        "from orchestrator.host.netlink import sockets as netlink; import pyroute2, pyroute2.netns as ns\n"
+        "from pyroute2 import NDB, NetlinkError\n"
         "print(pyroute2.IPRoute is netlink.IPRoute, NetlinkError is netlink.NetlinkError, ns is netlink.namespaces)"
     )
     assert run(program) == ["True"] * 3

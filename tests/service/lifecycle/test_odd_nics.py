@@ -17,10 +17,11 @@ from orchestrator.host.sriov import find_vf
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.manager import SystemManager
+from orchestrator.request import parse_guest_request
 from orchestrator.topology import VfState
 from orchestrator.values import PciAddress
 from tests.crashes import World
-from tests.fakehost import Server
+from tests.fakehost import IMAGE, Server
 from tests.fakeroot import DEVICES, GROUPS
 from tests.guests import create, kinds, state
 
@@ -108,6 +109,19 @@ def test_guests_live_where_the_kernel_has_put_their_vfs(
         key: text for key, text in tree.items() if "irq" not in key
     }
     check_pf_untouched(world)
+
+
+def test_a_plan_that_only_a_creation_can_make_is_not_called_no_room(world: World, manager: SystemManager) -> None:
+    change_routing(world, (0, 0), (128, 2))
+    request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"})
+    with pytest.raises(Conflict, match=rf"where the VFs of nic0 \({PF}\) will be is not known before they are made"):
+        manager.plan(OPERATOR, request)
+    with pytest.raises(NoRoom, match="9 are wanted"):
+        create(manager, cores=9)
+    assert world.host.text(f"{FOLDER}/sriov_numvfs") == "0"
+    assert not any("sriov_numvfs" in name for name, _ in world.host.writes), "the NIC is not reset for what has no room"
+    create(manager)
+    assert manager.plan(OPERATOR, request).plan.vf.index == 1
 
 
 def test_a_wanted_vf_is_looked_for_where_vfs_really_are(world: World, manager: SystemManager) -> None:
@@ -217,7 +231,7 @@ def test_a_pf_that_is_out_of_reach_leaves_its_vf_in_quarantine(world: World, man
 
 
 def test_vfs_that_were_made_anew_need_no_cleaning(world: World, manager: SystemManager) -> None:
-    """The kernel's word that there is no such VF any more is one."""
+    """The kernel itself says that the VF is gone."""
     plan = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web")
@@ -288,7 +302,7 @@ def test_vfs_that_were_made_for_nothing_are_removed(world: World, manager: Syste
 
     def make_shared(self: CoreManager, address: PciAddress, interface: str) -> tuple[str, ...]:
         made = make(self, address, interface)
-        world.host.read_errors[f"{GROUPS}/1/type"] = EIO  # odd, but in nobody's way
+        world.host.read_errors[f"{GROUPS}/1/type"] = EIO  # odd, but stops nothing
         for vf in range(7):
             group = world.host.real(f"{DEVICES}/{PF.offset(128 + 2 * vf)}/iommu_group")
             world.host.add_link(f"{group}/devices/{PF}", f"../../../../devices/pci0000:10/{PF}")
@@ -360,3 +374,25 @@ def test_odd_things_beside_the_uplink_stop_nothing(tmp_path: Path) -> None:
 def test_a_port_that_does_not_tell_its_state_serves_guests(world: World, manager: SystemManager, operstate: str) -> None:
     world.host.add(f"{FOLDER}/net/nic0/operstate", operstate)
     assert create(manager).vf.interface == "nic0"
+
+
+def test_a_claim_rests_on_no_survey_from_before_the_vfs_were_made(world: World, manager: SystemManager) -> None:
+    """Their IOMMU groups show only afterwards, also where the addresses are as the arithmetic said."""
+    manager.plan(OPERATOR, parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"}))
+    manager._cores.make_vfs(PF, "nic0")
+    group = world.host.real(f"{DEVICES}/{PF.offset(128)}/iommu_group")
+    world.host.add_link(f"{group}/devices/{PF}", f"../../../../devices/pci0000:10/{PF}")
+    assert create(manager).vf.index == 1
+
+
+def test_a_driver_that_was_loaded_again_meanwhile_serves_the_guest_as_before(world: World, manager: SystemManager) -> None:
+    """Its VFs are gone and its interface has another name, which the configuration does not know yet."""
+    plan = create(manager)
+    manager.stop(OPERATOR, "web", 1)
+    world.host.write(f"{FOLDER}/sriov_numvfs", "0")
+    net = world.host.path / FOLDER / "net"
+    (net / "nic0").rename(net / "ens7f0np0")
+    manager.start(OPERATOR, "web")
+    assert world.host.fake_net.vfs("ens7f0np0")[plan.vf.index].mac == plan.vf.mac
+    manager.delete(OPERATOR, "web")
+    assert world.host.text(f"{FOLDER}/sriov_numvfs") == "0"

@@ -1,0 +1,63 @@
+"""`nohype survey` names what of the network can't be a guest's, each with its reason."""
+
+from __future__ import annotations
+
+from errno import EIO
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator.api.app import survey_json
+from orchestrator.cli import connection
+from orchestrator.cli.main import nohype
+from orchestrator.host.survey import read_topology
+from tests.fakehost import Server, build_server
+from tests.fakeroot import DEVICES, FakeRoot
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRoot:
+    """A host with two PFs that is surveyed by the command."""
+    fake = build_server(tmp_path, Server(cores=4, nodes=2, vfs=2, pages=8))
+
+    class Client:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def survey(self) -> object:
+            return survey_json(read_topology(fake))
+
+    monkeypatch.setattr(connection, "Client", Client)
+    return fake
+
+
+def survey() -> str:
+    done = CliRunner().invoke(nohype, ["survey"])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_host_like_the_lab_has_nothing_to_name(fake: FakeRoot) -> None:
+    assert "cannot" not in survey()
+    assert "nic1" in survey()
+
+
+def test_each_odd_thing_is_named_with_its_reason(fake: FakeRoot) -> None:
+    one, two = f"{DEVICES}/0000:10:00.0", f"{DEVICES}/0000:14:00.0"
+    fake.write(f"{one}/sriov_numvfs", "2")
+    vf = fake.real(f"{one}/virtfn0")
+    fake.add_link(f"{vf}/driver", "../../../bus/pci/drivers/igbvf")
+    fake.add(f"{vf}/net/ens1v0/flags", "0x1003")
+    fake.add(f"{one}/net/eth7/phys_port_name", "pf0vf0")
+    fake.add(f"{two}/net/nic1/address", "00:00:00:00:00:00")
+    fake.add("sys/kernel/iommu_groups/90/devices", "no folder")
+    said = survey()
+    for line in (
+        "PF 0000:10:00.0: it is in switchdev mode, and VEPA needs the legacy mode",
+        "VF 0000:10:10.0 is used by the host: its interface ens1v0 is up",
+        "PF 0000:14:00.0: nic1 has the address 00:00:00:00:00:00, which is not a unicast Ethernet address",
+        "IOMMU group 90: cannot list",
+    ):
+        assert line in said
+    fake.read_errors[f"{two}/sriov_offset"] = EIO
+    assert "PF 0000:14:00.0: it cannot be read: cannot read" in survey()
