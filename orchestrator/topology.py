@@ -33,6 +33,14 @@ class PagePool:
 
 
 @dataclass(frozen=True)
+class PromisedPages:
+    """Huge pages of one size, on whatever node, that the kernel has promised to programs and that pools still show as free."""
+
+    page_size: Size
+    count: int
+
+
+@dataclass(frozen=True)
 class VirtualFunction:
     """An SR-IOV virtual function that exists now.
 
@@ -161,6 +169,11 @@ class Topology:
         cores: all physical cores that are online, in CPU order.
         isolated: CPUs that the kernel keeps out of load balancing (``isolcpus=domain`` or isolated cpusets).
         topoext: whether the CPUs tell their SMT threads in AMD's way, for which a guest needs the CPU feature of this name.
+        possible: CPUs that can ever be online; empty if that is not known.
+        promised: see PromisedPages; sizes of which none are promised are left out.
+        kvm: whether the kernel offers KVM.
+        cmdline: the kernel's command line.
+        problems: what could not be read, and was left out, a sentence each.
     """
 
     cores: tuple[Core, ...]
@@ -169,6 +182,11 @@ class Topology:
     pfs: tuple[PhysicalFunction, ...]
     iommu_groups: tuple[IommuGroup, ...]
     topoext: bool = False
+    possible: CpuSet = CpuSet()
+    promised: tuple[PromisedPages, ...] = ()
+    kvm: bool = True
+    cmdline: str = ""
+    problems: tuple[str, ...] = ()
 
     @property
     def cpus(self) -> CpuSet:

@@ -156,7 +156,8 @@ class Api:
 
         @app.get("/v1/survey")
         async def survey(_who: Reader) -> Response:
-            return JSONResponse(survey_json(await self._quick.run(manager.survey)))
+            topology = await self._quick.run(manager.survey)
+            return JSONResponse({**survey_json(topology), "findings": _plain(await self._quick.run(manager.compare, topology))})
 
         @app.get("/v1/audit")
         async def proofs(who: Reader, frames: Annotated[int, Query(ge=0, le=10_000)] = 0) -> Response:

@@ -68,10 +68,6 @@ class Manager(Protocol):
         """What the host has now."""
         ...
 
-    def live_guests(self) -> tuple[LiveGuest, ...]:
-        """What runs now."""
-        ...
-
     def tell(self, who: Identity, name: str, line: str, timeout: float) -> str:
         """Types a line on a guest's console and returns the answer."""
         ...
@@ -97,8 +93,9 @@ class Auditor:
         """
         policy = ExitPolicy(self.config.exits.total, self.config.exits.emulated)
         tell = partial(self.manager.tell, MANAGER)
+        guests, unread = self.hypervisor.read_guests()
         return run_audit(
-            self.host, self.manager.live_guests(), self.manager.survey(), self.hypervisor.read_exits, tell,
+            self.host, guests, self.manager.survey(), self.hypervisor.read_exits, tell, unread=unread,
             housekeeping=self.config.host.housekeeping_cpus, policy=policy, manager_pid=os.getpid(), frames=frames,
         )  # fmt: skip
 
@@ -112,6 +109,7 @@ def run_audit(
     *,
     housekeeping: CpuSet,
     policy: ExitPolicy,
+    unread: Mapping[str, str] | None = None,
     manager_pid: int | None = None,
     frames: int = 0,
     window: float = _WINDOW,
@@ -122,6 +120,7 @@ def run_audit(
         read_exits: KVM's counters of a guest, one mapping a vCPU.
         tell: asks a guest on its console; used only with ``frames``.
         housekeeping: the CPUs that are for the manager and the kernel.
+        unread: guests that libvirt or QEMU could not describe, and why.
         manager_pid: the manager's process; None to find it by its systemd unit alone.
         frames: how many frames to send from guest to guest; 0 for none.
         window: seconds over which exits are counted.
@@ -148,7 +147,8 @@ def run_audit(
     # The exits are counted before the frames are sent, which make the guests exit.
     exits = of_each(EXITS, EXITS_UNIT, prove_exits)
     vepa = _measured(VEPA, "host", VEPA_UNIT, partial(_prove_vepa, host, guests, topology, tell, frames))
-    return (*proofs, vepa, *of_each(DEVICES_MINIMAL, MINIMAL_UNIT, audit.prove_devices_minimal), *exits)
+    missing = [not_measured(CORE_EXCLUSIVE, name, FOREIGN, why) for name, why in sorted((unread or {}).items())]
+    return (*missing, *proofs, vepa, *of_each(DEVICES_MINIMAL, MINIMAL_UNIT, audit.prove_devices_minimal), *exits)
 
 
 class _Audit:
@@ -184,7 +184,8 @@ class _Audit:
 
     def prove_device_isolated(self, guest: LiveGuest) -> Proof:
         translation = read_translation(self._host, guest, self._maps[guest.name].value())
-        return prove_device_isolated(guest, read_devices(self._host, guest), translation, self._host.find(_UNSAFE_INTERRUPTS))
+        unsafe = self._host.find(_UNSAFE_INTERRUPTS)
+        return prove_device_isolated(guest, read_devices(self._host, guest), translation, unsafe, self._topology.cmdline)
 
     def prove_devices_minimal(self, guest: LiveGuest) -> Proof:
         return prove_devices_minimal(guest, self._threads.value())

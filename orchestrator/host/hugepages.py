@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import PagePool
+from orchestrator.topology import PagePool, PromisedPages
 from orchestrator.values import Size
 
 _NODES = "sys/devices/system/node"
@@ -40,6 +40,18 @@ def read_free_pages(host: HostRoot, pools: Iterable[PagePool]) -> tuple[PagePool
         replace(pool, free=_read_free(host, _find_folder(host, pool.node, pool.page_size))) if pool.total else pool
         for pool in pools
     )
+
+
+def read_promised_pages(host: HostRoot, sizes: Iterable[Size]) -> tuple[PromisedPages, ...]:
+    """The pages of these sizes that the kernel has promised to mappings which have not touched them yet, where there are some.
+
+    They count as free, and QEMU cannot have them (mm/hugetlb.c, hugetlb_acct_memory). Known for the whole machine only.
+
+    Raises:
+        HostError: a file is there but cannot be read.
+    """
+    found = ((size, host.find(f"{_FLAT}/hugepages-{size.kib}kB/resv_hugepages")) for size in sorted(set(sizes)))
+    return tuple(PromisedPages(size, int(text)) for size, text in found if text and int(text))
 
 
 def read_pool_size(host: HostRoot, node: int, page_size: Size) -> int:
