@@ -191,8 +191,8 @@ class Topology:
     @property
     def cpus(self) -> CpuSet:
         """All online CPUs."""
-        return CpuSet.of(cpu for core in self.cores for cpu in core.cpus)
+        return CpuSet.of(cpu for core in self.cores for cpu in core.cpus.ids)
 
     def siblings(self, cpus: CpuSet) -> CpuSet:
         """The given CPUs and everything that shares a physical core with them."""
-        return CpuSet.of(cpu for core in self.cores if core.cpus & cpus for cpu in core.cpus)
+        return CpuSet.of(cpu for core in self.cores if core.cpus.meets(cpus) for cpu in core.cpus.ids)

@@ -49,19 +49,28 @@ def read_irqs(host: HostRoot) -> tuple[Irq, ...]:
         HostError: /proc/irq cannot be read.
     """
     numbers = sorted(int(name) for name in host.names("proc/irq") if name.isdecimal())
-    return tuple(irq for number in numbers if (irq := read_irq(host, number)))
+    known: dict[str, CpuSet] = {}
+    return tuple(irq for number in numbers if (irq := read_irq(host, number, known)))
 
 
-def read_irq(host: HostRoot, number: int) -> Irq | None:
-    """One interrupt, None if there is none of this number (any more)."""
-    name = ""
+def read_irq(host: HostRoot, number: int, known: dict[str, CpuSet] | None = None) -> Irq | None:
+    """One interrupt, None if there is none of this number (any more).
+
+    Args:
+        known: sets of CPUs by their text, which grows: most interrupts share a few, which are long on a large host.
+    """
+    name, known = "", {} if known is None else known
+
+    def parse(text: str) -> CpuSet:
+        return known.get(text) or known.setdefault(text, CpuSet.parse(text))
+
     try:
         affinity = host.find(f"proc/irq/{number}/smp_affinity_list")
         if affinity is None:
             return None
         name = host.find(f"sys/kernel/irq/{number}/actions") or ""
         effective = host.find(f"proc/irq/{number}/effective_affinity_list") or ""
-        return Irq(number, name, CpuSet.parse(affinity), CpuSet.parse(effective))
+        return Irq(number, name, parse(affinity), parse(effective))
     except (HostError, RequestError) as error:
         return Irq(number, name, CpuSet(), CpuSet(), error.message)
 

@@ -120,6 +120,8 @@ def survey_threads(host: HostRoot) -> tuple[tuple[Thread, ...], tuple[HostError,
     """
     threads: list[Thread] = []
     problems: list[HostError] = []
+    # Most threads share a few sets of CPUs, which are long on a large host.
+    known: dict[str, CpuSet] = {}
     for pid in sorted(int(name) for name in host.names("proc") if name.isdigit()):
         try:
             tids = _read_tids(host, pid)
@@ -128,7 +130,7 @@ def survey_threads(host: HostRoot) -> tuple[tuple[Thread, ...], tuple[HostError,
             continue
         for tid in tids:
             try:
-                thread = _read_thread(host, pid, tid)
+                thread = _read_thread(host, pid, tid, known)
             except HostError as error:
                 problems.append(error)
             else:
@@ -138,7 +140,8 @@ def survey_threads(host: HostRoot) -> tuple[tuple[Thread, ...], tuple[HostError,
 
 def read_process_threads(host: HostRoot, pid: int) -> tuple[Thread, ...]:
     """The threads of one process, none if it has ended. See ``read_threads``."""
-    found = (_read_thread(host, pid, tid) for tid in _read_tids(host, pid))
+    known: dict[str, CpuSet] = {}
+    found = (_read_thread(host, pid, tid, known) for tid in _read_tids(host, pid))
     return tuple(thread for thread in found if thread)
 
 
@@ -276,7 +279,7 @@ def _read_tids(host: HostRoot, pid: int) -> tuple[int, ...]:
         raise
 
 
-def _read_thread(host: HostRoot, pid: int, tid: int) -> Thread | None:
+def _read_thread(host: HostRoot, pid: int, tid: int, known: dict[str, CpuSet]) -> Thread | None:
     folder = f"proc/{pid}/task/{tid}"
     try:
         stat, status = host.read(f"{folder}/stat"), host.read(f"{folder}/status")
@@ -286,11 +289,17 @@ def _read_thread(host: HostRoot, pid: int, tid: int) -> Thread | None:
         if error.errno in (ENOENT, ESRCH):
             return None
         raise
-    return parse_thread(pid, tid, stat, status, schedstat)
+    return parse_thread(pid, tid, stat, status, schedstat, known)
 
 
-def parse_thread(pid: int, tid: int, stat: str, status: str, schedstat: str | None) -> Thread | None:
-    """A thread from the text of its ``stat``, ``status`` and ``schedstat``; None for one that has already exited (zombie)."""
+def parse_thread(
+    pid: int, tid: int, stat: str, status: str, schedstat: str | None, known: dict[str, CpuSet] | None = None
+) -> Thread | None:
+    """A thread from the text of its ``stat``, ``status`` and ``schedstat``; None for one that has already exited (zombie).
+
+    Args:
+        known: sets of CPUs by their text, which grows.
+    """
     try:
         # The name may hold spaces and brackets: proc_pid_stat(5) says to look for the last closing one.
         name, fields = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
@@ -300,9 +309,12 @@ def parse_thread(pid: int, tid: int, stat: str, status: str, schedstat: str | No
         _, found, rest = status.partition("Cpus_allowed_list:")
         if not found:
             raise HostError(f"/proc/{pid}/task/{tid}/status has no Cpus_allowed_list", "use a kernel with SMP support")
-        flags = int(fields[6])
+        flags, text = int(fields[6]), rest.partition("\n")[0]
+        allowed = (known or {}).get(text) or CpuSet.parse(text)
+        if known is not None:
+            known[text] = allowed
         return Thread(
-            pid, tid, name, CpuSet.parse(rest.partition("\n")[0]), int(fields[36]),
+            pid, tid, name, allowed, int(fields[36]),
             kernel=bool(flags & _PF_KTHREAD), pinned_by_kernel=bool(flags & _PF_NO_SETAFFINITY),
             started=int(fields[19]) / _TICKS, run_time=int(schedstat.split()[0]) / 1e9 if schedstat else None,
         )  # fmt: skip
