@@ -278,7 +278,7 @@ class _HeadAsGet:
 def survey_json(topology: Topology) -> dict[str, Any]:
     """A survey as plain JSON types: CPU sets as lists in the kernel's format, sizes in bytes."""
     plain: dict[str, Any] = _plain(topology)
-    return plain
+    return {name: value for name, value in plain.items() if name != "cmdline"}  # it may have passwords in it
 
 
 def _plain(value: Any) -> Any:

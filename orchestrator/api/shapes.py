@@ -156,7 +156,6 @@ class Survey(TypedDict):
     possible: str
     promised: list[Promised]
     kvm: bool
-    cmdline: str
     problems: list[str]
     findings: list[Finding]
 

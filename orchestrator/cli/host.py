@@ -30,15 +30,15 @@ def survey(*, as_json: bool, client: Client) -> None:
     click.echo(f"isolated CPUs: {found['isolated'] or 'none'}\n")
     pools = ((pool["node"], format_size(pool["page_size"]), pool["total"], pool["free"]) for pool in found["pools"])
     print_table([("NODE", "PAGE", "TOTAL", "FREE"), *pools])
-    for promise in found["promised"]:
+    for promise in found.get("promised", ()):
         size = format_size(promise["page_size"])
         click.echo(f"reserved by programs, and shown as free on some node: {promise['count']} huge pages of {size}")
     click.echo()
     heading = ("PF", "INTERFACE", "DEVICE", "DRIVER", "NODE", "LINK", "VFS")
     print_table([heading, *(_pf_row(pf) for pf in found["pfs"])])
     click.echo(f"\nIOMMU groups: {len(found['iommu_groups'])}")
-    click.echo(f"KVM: {'available' if found['kvm'] else 'not available'}")
-    for finding in found["findings"]:
+    click.echo(f"KVM: {'available' if found.get('kvm', True) else 'not available'}")
+    for finding in found.get("findings", ()):
         click.echo(f"{finding['severity']}: {finding['text']}\n  hint: {finding['hint']}")
 
 

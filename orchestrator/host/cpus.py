@@ -44,12 +44,8 @@ def read_isolated(host: HostRoot) -> CpuSet:
 
 
 def read_possible(host: HostRoot) -> CpuSet:
-    """The CPUs that can ever be online on this host, those that are offline or not plugged in too.
-
-    Raises:
-        HostError: sysfs is not there.
-    """
-    return CpuSet.parse(host.read(f"{_CPUS}/possible"))
+    """The CPUs that can ever be online on this host, those that are offline or not plugged in too; none if that is not told."""
+    return CpuSet.parse(host.find(f"{_CPUS}/possible") or "")
 
 
 def read_cores(host: HostRoot) -> tuple[Core, ...]:

@@ -15,7 +15,7 @@ from orchestrator.host.cpus import (
     read_topoext,
     survey_cores,
 )
-from orchestrator.host.hugepages import read_pools, read_promised_pages
+from orchestrator.host.hugepages import read_pools, read_promised_pages, survey_pools
 from orchestrator.host.pci import read_functions, read_iommu_groups, read_link, read_pfs
 from orchestrator.host.root import HostRoot
 from orchestrator.topology import Topology
@@ -30,8 +30,8 @@ def read_topology(host: HostRoot) -> Topology:
     for name in ("sys/devices/system/cpu/online", "sys/bus/pci/devices"):
         if not host.exists(name):
             raise HostError(f"cannot survey the host: there is no /{name}", "is sysfs mounted on /sys?", ENOENT)
-    cores, problems = survey_cores(host)
-    pools = read_pools(host)
+    cores, no_cores = survey_cores(host)
+    pools, no_pools = survey_pools(host)
     return Topology(
         cores=cores,
         isolated=read_isolated(host),
@@ -43,7 +43,7 @@ def read_topology(host: HostRoot) -> Topology:
         promised=read_promised_pages(host, (pool.page_size for pool in pools if pool.total)),
         kvm=read_kvm(host),
         cmdline=read_cmdline(host),
-        problems=tuple(error.message for error in problems),
+        problems=tuple(error.message for error in (*no_cores, *no_pools)),
     )
 
 

@@ -239,6 +239,17 @@ def test_what_a_guest_that_is_being_started_has_reserved_counts_once(world: Worl
     assert [plan.pages for plan in found] == [512]
 
 
+def test_a_pool_that_cannot_be_read_is_left_out_and_named(world: World) -> None:
+    pool = "sys/devices/system/node/node{}/hugepages/hugepages-2048kB"
+    world.host.read_errors[pool.format(0) + "/nr_hugepages"] = errno.EIO
+    world.host.add(pool.format(1).replace("2048", "1048576") + "/free_hugepages", "some")
+    manager = open_manager(world)
+    plan, warnings = ask(manager)
+    assert plan.node == 1
+    assert "node0/hugepages/hugepages-2048kB/nr_hugepages" in str(warnings)
+    assert "free_hugepages is not a number: 'some'" in str(warnings)
+
+
 # Domains that the manager did not create.
 
 
