@@ -163,11 +163,9 @@ class FakeHypervisor:
 
     def read_guests(self) -> tuple[tuple[LiveGuest, ...], dict[str, str]]:
         """See Hypervisor."""
-        live = [*map(_live, self._all()), *self.domains.live()]
-        live.sort(key=lambda guest: guest.name)
-        return tuple(guest for guest in live if guest.name not in self.broken), {
-            guest.name: _BROKEN for guest in live if guest.name in self.broken
-        }
+        live = sorted([*map(_live, self._all()), *self.domains.live()], key=lambda guest: guest.name)
+        unread = {guest.name: _BROKEN for guest in live if guest.name in self.broken}
+        return tuple(guest for guest in live if guest.name not in unread), unread
 
     def look_around(self, known: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[Unmanaged, ...]]:
         """See Hypervisor."""

@@ -36,8 +36,9 @@ _BELIEVED = 10.0
 """Seconds for which a place is found on an earlier survey. Only what few events change is not seen then (CPUs that go on or off
 line, hot-plugged devices): at worst the start fails, and is undone. Nothing is refused on it, but while VFs are being made."""
 
+_BEING_STARTED = (GuestState.CREATING, GuestState.STARTING)
 # States in which a guest that libvirt has may not have its pages yet.
-_STARTING = (GuestState.CREATING, GuestState.STARTING, GuestState.STOPPED)
+_STARTING = (*_BEING_STARTED, GuestState.STOPPED)
 
 
 class Placed(NamedTuple):
@@ -153,7 +154,7 @@ class Placing:
         """
         # Before the host is surveyed: those that may have their pages. See ``Claims.of``.
         begun = {claim.plan.uuid for claim in claims if claim.state not in _STARTING or claim.plan.uuid in self._launched}
-        starting = frozenset(claim.plan.name for claim in claims if claim.state in _STARTING[:2])
+        starting = frozenset(claim.plan.name for claim in claims if claim.state in _BEING_STARTED)
         plans, now = [claim.plan for claim in claims], time.monotonic()
         ours = frozenset(plan.uuid for plan in plans)
 

@@ -85,13 +85,10 @@ class Cleared:
 
     Attributes:
         moved: what was moved, in words.
-        managed: how many interrupts the kernel manages itself, as it does queue interrupts of virtio and NVMe: only a refused
-            write shows it. They fire only for I/O that was begun on their CPU, so a guest core never sees them.
-        left: what else could not be moved or read, and why, a sentence each.
+        left: what could not be moved or read, and why, a sentence each.
     """
 
     moved: tuple[str, ...]
-    managed: int
     left: tuple[str, ...]
 
 
@@ -105,13 +102,13 @@ def clear_cores(host: HostRoot, ledger: Ledger, owner: str, housekeeping: CpuSet
     irqs = read_irqs(host)
     left = [error.message for error in unread] + [f"{irq}: {irq.problem}" for irq in irqs if irq.problem]
     moved, failed = try_steps(host, ledger, owner, plan_cores(threads, irqs, housekeeping))
-    managed = 0
     for step, error in failed:
-        if isinstance(step, MoveIrq) and error.errno in MANAGED:
-            managed += 1
-        elif error.errno not in (ENOENT, ESRCH):  # it has gone, and disturbs nothing
-            left.append(f"{step.name}: {error.message}")
-    return Cleared(moved, managed, tuple(left))
+        # Queue interrupts of virtio and NVMe, which the kernel manages itself, fire only for I/O that was begun on their CPU: a
+        # guest core never sees them. Only a refused write shows that. What has gone disturbs nothing either.
+        harmless = (ENOENT, ESRCH, *MANAGED) if isinstance(step, MoveIrq) else (ENOENT, ESRCH)
+        if error.errno not in harmless:
+            left.append(f"{step.name}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return Cleared(moved, tuple(left))
 
 
 def undo_thread_affinity(host: HostRoot, arguments: Arguments) -> None:
