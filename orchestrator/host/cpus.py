@@ -28,7 +28,7 @@ def read_online(host: HostRoot) -> CpuSet:
     Raises:
         HostError: sysfs is not there.
     """
-    return CpuSet.parse(host.read(f"{_CPUS}/online"))
+    return _parse(f"{_CPUS}/online", host.read(f"{_CPUS}/online"))
 
 
 def read_isolated(host: HostRoot) -> CpuSet:
@@ -40,12 +40,19 @@ def read_isolated(host: HostRoot) -> CpuSet:
         HostError: a file is there but cannot be read.
     """
     files = (f"{_CPUS}/isolated", "sys/fs/cgroup/cpuset.cpus.isolated")
-    return CpuSet.of(cpu for file in files for cpu in CpuSet.parse(host.find(file) or ""))
+    return CpuSet.of(cpu for file in files for cpu in _parse(file, host.find(file) or "").ids)
 
 
 def read_possible(host: HostRoot) -> CpuSet:
     """The CPUs that can ever be online on this host, those that are offline or not plugged in too; none if that is not told."""
-    return CpuSet.parse(host.find(f"{_CPUS}/possible") or "")
+    return _parse(f"{_CPUS}/possible", host.find(f"{_CPUS}/possible") or "")
+
+
+def _parse(name: str, text: str) -> CpuSet:
+    try:
+        return CpuSet.parse(text)
+    except RequestError as error:
+        raise HostError(f"/{name} is not understood: {error.message}") from None
 
 
 def read_cores(host: HostRoot) -> tuple[Core, ...]:

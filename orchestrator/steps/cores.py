@@ -13,6 +13,7 @@ from errno import ENOENT, ESRCH
 from typing import ClassVar
 
 from orchestrator.errors import HostError
+from orchestrator.host.cgroups import read_cgroup
 from orchestrator.host.cpus import read_affinity, read_online, set_affinity
 from orchestrator.host.irqs import MANAGED, Irq, read_irq, read_irqs, set_irq_affinity
 from orchestrator.host.processes import Thread, survey_threads
@@ -101,6 +102,7 @@ def clear_cores(host: HostRoot, ledger: Ledger, owner: str, housekeeping: CpuSet
     threads, unread = survey_threads(host)
     irqs = read_irqs(host)
     left = [error.message for error in unread] + [f"{irq}: {irq.problem}" for irq in irqs if irq.problem]
+    left += _find_pinned_programs(host, threads, housekeeping)
     moved, failed = try_steps(host, ledger, owner, plan_cores(threads, irqs, housekeeping))
     for step, error in failed:
         # Queue interrupts of virtio and NVMe, which the kernel manages itself, fire only for I/O that was begun on their CPU: a
@@ -109,6 +111,29 @@ def clear_cores(host: HostRoot, ledger: Ledger, owner: str, housekeeping: CpuSet
         if error.errno not in harmless:
             left.append(f"{step.name}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
     return Cleared(moved, tuple(left))
+
+
+def _find_pinned_programs(host: HostRoot, threads: Iterable[Thread], housekeeping: CpuSet) -> list[str]:
+    """Programs that are pinned to CPUs which guests may get, as DPDK's and databases are; guests' QEMU is not among them."""
+    everything = read_online(host) - housekeeping
+    found: dict[int, tuple[str, set[int]]] = {}
+    for thread in threads:
+        if not thread.kernel and thread.allowed.meets(everything) and not everything <= thread.allowed:
+            name, cpus = found.setdefault(thread.pid, (thread.name, set()))
+            cpus |= thread.allowed.ids
+    return [
+        f"process {pid} ({name}) is pinned to CPUs {CpuSet.of(cpus)}; the manager moves no programs"
+        for pid, (name, cpus) in sorted(found.items())
+        if not _is_machine(host, pid)
+    ]
+
+
+def _is_machine(host: HostRoot, pid: int) -> bool:
+    """Whether a process is in systemd's slice of virtual machines and containers (systemd.special(7)), or has ended."""
+    try:
+        return read_cgroup(host, pid, pid).startswith("/machine.slice/")
+    except HostError as error:
+        return error.errno in (ENOENT, ESRCH)
 
 
 def undo_thread_affinity(host: HostRoot, arguments: Arguments) -> None:

@@ -93,6 +93,20 @@ def test_a_thread_that_refuses_is_named_and_the_others_are_moved(world: World, n
     assert "Cpus_allowed_list:\t0-1" in world.host.text("proc/11/task/11/status")
 
 
+def test_a_program_that_is_pinned_to_guest_cores_is_named_and_left_alone(world: World) -> None:
+    add_thread(world.host, 900, 900, "dpdk", "0-1")
+    add_thread(world.host, 900, 901, "dpdk-worker", "6")
+    add_thread(world.host, 910, 910, "service", "0-1")
+    add_thread(world.host, 920, 920, "anywhere", "0-15")
+    add_thread(world.host, 930, 930, "qemu", "8", group="/machine.slice/machine-qemu-db.scope")
+    manager = open_manager(world)
+    create(manager)
+    assert warned(manager) == [
+        "not moved off the guest cores: process 900 (dpdk-worker) is pinned to CPUs 6; the manager moves no programs"
+    ]
+    assert "Cpus_allowed_list:\t6" in world.host.text("proc/900/task/901/status")
+
+
 def test_a_thread_that_ends_meanwhile_is_no_trouble(world: World) -> None:
     add_thread(world.host, 900, 900, "brief", "0-15", flags=KTHREAD)
     world.host.write_errors["affinity of 900"] = errno.ESRCH
