@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
@@ -188,7 +189,7 @@ class Topology:
     cmdline: str = ""
     problems: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def cpus(self) -> CpuSet:
         """All online CPUs."""
         return CpuSet.of(cpu for core in self.cores for cpu in core.cpus.ids)

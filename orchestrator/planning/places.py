@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -138,12 +138,17 @@ def _why_not(core: Core, host: Host, *, last: bool) -> str:
         return "are housekeeping"
     if not core.cpus.ids.isdisjoint(host.taken.cpus.ids):
         return "are guests'"
-    for others in (host.taken.pinned, {} if last else host.taken.last_cpus):
-        if others and (reasons := {others[cpu] for cpu in core.cpus.ids if cpu in others}):
-            return " and ".join(sorted(reasons))
+    if host.taken.pinned and (use := _describe_use(core, host.taken.pinned)):
+        return use
+    if host.taken.last_cpus and not last and (use := _describe_use(core, host.taken.last_cpus)):
+        return use
     if host.topology.isolated and not core.cpus <= host.topology.isolated:
         return "are not isolated"
     return ""
+
+
+def _describe_use(core: Core, used: Mapping[int, str]) -> str:
+    return " and ".join(sorted({used[cpu] for cpu in core.cpus.ids if cpu in used}))
 
 
 def _choose_cores(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -138,7 +138,10 @@ def _find_vf(uplink: str, wanted: PciAddress | None, groups: Mapping[PciAddress,
         return f"the PF {pf.address} is down or has no carrier"
     count = f"{len(pf.vfs)} (of {pf.total_vfs} possible)" if pf.vfs else str(host.policy.count_vfs(pf))
     strangers: list[str] = []
-    for vf in sorted(_list_vfs(pf, host.policy), key=lambda vf: vf.address in host.taken.last_vfs):
+    vfs: Iterable[_Vf] = _list_vfs(pf, host.policy)
+    if host.taken.last_vfs:
+        vfs = sorted(vfs, key=lambda vf: vf.address in host.taken.last_vfs)
+    for vf in vfs:
         if wanted not in (None, vf.address):
             continue
         free = vf.address not in host.taken.vfs
