@@ -47,7 +47,7 @@ def prove_core_exclusive(
     Args:
         threads: every thread of the host.
         last_runs: thread id → latest second after boot at which it can have run, for what ``find_suspects`` named.
-        irqs: every interrupt of the host. One that may be sent to the guest's cores is no thread, and limits what is proved.
+        irqs: every interrupt of the host. One that may be sent to the guest's cores limits what is proved.
     """
     cores = read_guest_cpus(guest, topology)
     vcpus = {vcpu.tid for vcpu in guest.vcpus}
