@@ -27,7 +27,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.metrics import Observations
-from orchestrator.planning.plan import Policy
+from orchestrator.planning.host_check import build_policy
 from orchestrator.service.alone import HOST_LOCK, stay_alone
 from orchestrator.service.systemd import notify_systemd
 from orchestrator.watching import build_metrics, describe, find_listener, set_up_reports, start_heartbeat, watch_audit
@@ -75,9 +75,7 @@ def serve(config: DaemonConfig) -> None:
     listeners += [open_port(config.api)] if config.api else []
     host = HostRoot(net=netlink)
     hypervisor = Hypervisor()
-    policy = Policy(
-        config.host.housekeeping_cpus, config.host.uplinks, config.host.page, config.host.vfs_per_uplink, config.host.reserved
-    )  # fmt: skip
+    policy = build_policy(config.host)
     ledger, seen = Ledger(Path(config.paths.ledger)), Observations()
     ledger.on_event(seen.observe_event)
     manager = SystemManager(
@@ -85,6 +83,8 @@ def serve(config: DaemonConfig) -> None:
         images=Path(config.paths.images), consoles=Path(config.paths.consoles), observer=seen,
     )  # fmt: skip
     supervisor = manager.supervisor
+    # Said, and no more: guests that run need their manager, whatever new ones would lack.
+    _logged(lambda: manager.compare(manager.survey()))
     hypervisor.watch_ends(lambda uuid, end: _logged(lambda: supervisor.ended(uuid, end)))
     # However many guests there are: each may take a while (sd_notify(3)).
     supervisor.recover(lambda: notify_systemd(f"EXTEND_TIMEOUT_USEC={_A_GUEST * 1_000_000}"))

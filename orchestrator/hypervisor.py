@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +18,17 @@ import libvirt
 import libvirt_qemu
 from lxml import etree
 
-from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.values import CpuSet, PciAddress, Size
+from orchestrator.errors import HypervisorError, NotFound, RequestError
+from orchestrator.libvirt_hints import find_hint
+from orchestrator.live_guest import Bounds, LiveGuest, Vcpu, parse_bounds
+from orchestrator.unmanaged import Unmanaged, parse_unmanaged
+from orchestrator.values import CpuSet, Size
+
+__all__ = ["Bounds", "End", "Hypervisor", "LiveGuest", "Vcpu"]
 
 _Result = TypeVar("_Result")
 _VCPU_COUNTER = re.compile(r"vcpu\.(\d+)\.(\w+)\.sum")
+_PIDS = "/run/libvirt/qemu"
 _QTREE_DEVICE = re.compile(r"^\s*dev: ([^,]+),", re.MULTILINE)
 
 
@@ -36,60 +42,6 @@ class End(StrEnum):
     FAILED = "failed"
     """QEMU has died, or somebody has killed it."""
     UNKNOWN = "ended unseen"
-
-
-@dataclass(frozen=True)
-class Vcpu:
-    """A vCPU of a running guest: its number, its host thread (QMP query-cpus-fast) and the CPUs libvirt pins it to."""
-
-    index: int
-    tid: int
-    pin: CpuSet
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What libvirt holds a running guest to: the part of LiveGuest that can be had without asking QEMU.
-
-    Attributes:
-        pins: CPUs of each vCPU, by its number.
-        emulator_pin, hostdevs: see LiveGuest.
-    """
-
-    pins: tuple[CpuSet, ...]
-    emulator_pin: CpuSet
-    hostdevs: tuple[PciAddress, ...]
-
-
-@dataclass(frozen=True)
-class LiveGuest:
-    """A guest that runs now, as libvirt and QEMU tell it (never as our records do).
-
-    Attributes:
-        pid: QEMU's process id.
-        vcpus: its vCPUs with their host threads.
-        emulator_pin: CPUs that libvirt gives QEMU's other threads.
-        node: NUMA node its memory is bound to, None if it is not bound.
-        memory: configured memory.
-        hostdevs: host PCI functions passed through.
-        devices: QEMU's device models in the guest, one entry a device (HMP `info qtree`): "isa-serial", "vfio-pci", ...
-        console: the host's side of the guest's serial console (a pty), if it has one.
-    """
-
-    name: str
-    pid: int
-    vcpus: tuple[Vcpu, ...]
-    emulator_pin: CpuSet
-    node: int | None
-    memory: Size
-    hostdevs: tuple[PciAddress, ...]
-    devices: tuple[str, ...]
-    console: Path | None = None
-
-    @property
-    def bounds(self) -> Bounds:
-        """What it is held to."""
-        return Bounds(tuple(vcpu.pin for vcpu in self.vcpus), self.emulator_pin, self.hostdevs)
 
 
 class Hypervisor:
@@ -164,22 +116,51 @@ class Hypervisor:
         return frozenset(self._list().values())
 
     def guests(self) -> tuple[LiveGuest, ...]:
-        """All guests that run now. One that ends while it is being read is left out."""
-        return self.look_around(frozenset())[1]
+        """All guests that run now and can be read; see ``read_guests``."""
+        return self.read_guests()[0]
 
-    def look_around(self, known: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[LiveGuest, ...]]:
-        """The ids of all guests that run now, and what those are that are not known. As ``uuids`` and ``guests``, in one."""
-        running, live = self._list(), []
-        for name in sorted(name for uuid, name in running.items() if uuid not in known):
+    def read_guests(self) -> tuple[tuple[LiveGuest, ...], dict[str, str]]:
+        """All guests that run now, managed or not, and by name why some could not be read. One that ends meanwhile is in neither.
+
+        Raises:
+            HypervisorError: libvirt cannot be reached.
+        """
+        live, unread = [], {}
+        for uuid, name in sorted(self._list().items(), key=lambda item: item[1]):
             try:
-                live.append(self.guest(name))
-            except HypervisorError:
-                # One that is just ending can no longer be read; anybody else's trouble is real.
-                if name in self.names():
-                    raise
+                live.append(self.guest(uuid))
+            except HypervisorError as error:
+                # One that is just ending can no longer be read; this raises if it is libvirt that is away.
+                if uuid in self.uuids():
+                    unread[name] = error.message
             except NotFound:
                 continue
-        return frozenset(running), tuple(live)
+        return tuple(live), unread
+
+    def look_around(self, known: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[Unmanaged, ...]]:
+        """The ids of all guests that run now, and all domains that are not known, those that are shut off too.
+
+        Raises:
+            HypervisorError: libvirt cannot be reached.
+        """
+        running = self._list()
+        others = [(uuid, name, True) for uuid, name in running.items() if uuid not in known]
+        shut_off = self._list(libvirt.VIR_CONNECT_LIST_DOMAINS_INACTIVE)
+        others += [(uuid, name, False) for uuid, name in shut_off.items() if uuid not in known and uuid not in running]
+        found = (self._read_unmanaged(Unmanaged(name, uuid, runs)) for uuid, name, runs in sorted(others, key=lambda one: one[1]))
+        return frozenset(running), tuple(domain for domain in found if domain)
+
+    def _read_unmanaged(self, domain: Unmanaged) -> Unmanaged | None:
+        """The domain with what libvirt says of it; None if it is gone. What QEMU would have to be asked for is left out."""
+        pid = _find_pid(domain.name) if domain.running else None
+        try:
+            xml = self._on(domain.uuid, f"read the XML of {domain}", lambda found: found.XMLDesc())
+        except NotFound:
+            return None
+        except HypervisorError as error:
+            self.uuids()  # raises if it is libvirt that is away
+            return replace(domain, pid=pid, problem=error.message)
+        return parse_unmanaged(replace(domain, pid=pid), xml)
 
     def guest(self, which: str | UUID) -> LiveGuest:
         """A running guest.
@@ -253,11 +234,11 @@ class Hypervisor:
 
     _on_connect: Callable[[Any], object] | None = None
 
-    def _list(self) -> dict[UUID, str]:
+    def _list(self, flags: int = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE) -> dict[UUID, str]:
         """The ids of all guests that run now, and their names: libvirt tells both at once."""
 
         def read(connection: Any) -> dict[UUID, str]:
-            domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            domains = connection.listAllDomains(flags)
             return {UUID(domain.UUIDString()): domain.name() for domain in domains}
 
         return self._call("list the guests", read)
@@ -278,6 +259,9 @@ class Hypervisor:
             return use(self._connect())
         except libvirt.libvirtError as error:
             raise HypervisorError(f"cannot {what}: {error.get_error_message()}", _hint(error), error.get_error_code()) from None
+        except (AttributeError, KeyError, TypeError, ValueError, RequestError, etree.XMLSyntaxError) as error:
+            # A domain that was started outside the manager may be described in a way that is not known here.
+            raise HypervisorError(f"cannot {what}: what libvirt or QEMU said is not understood: {error}") from None
 
     def _connect(self) -> Any:
         with self._lock:
@@ -317,11 +301,7 @@ def _cpu_map(domain: Any, cpus: CpuSet) -> tuple[bool, ...]:
 
 
 def _hint(error: Any) -> str:
-    if error.get_error_code() in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_SYSTEM_ERROR):
-        return "is libvirt running? `systemctl status libvirtd.socket`"
-    if "hugetlbfs mount" in (error.get_error_message() or ""):
-        return "mount huge pages of this size (mount -t hugetlbfs -o pagesize=...), then restart libvirtd; the Ansible role does"
-    return "the guest's log in /var/log/libvirt/qemu has QEMU's own words"
+    return find_hint(error.get_error_message() or "", connecting=error.get_error_code() == libvirt.VIR_ERR_NO_CONNECT)
 
 
 def _read_guest(domain: Any) -> LiveGuest:
@@ -351,17 +331,7 @@ def _read_bounds(domain: Any) -> Bounds:
 
 
 def _parse_bounds(domain: Any, tree: Any, vcpus: Sequence[int]) -> Bounds:
-    """What the domain's XML says of these vCPUs, of QEMU's other threads, and of devices."""
-    pins = {int(pin.get("vcpu")): CpuSet.parse(pin.get("cpuset")) for pin in tree.iterfind("cputune/vcpupin")}
-    emulator = tree.find("cputune/emulatorpin")
-    # What libvirt does not pin may run anywhere; asked for only then, which with our guests is never.
-    unpinned = emulator is None or not pins.keys() >= set(vcpus)
-    everything = CpuSet.of(range(domain.connect().getCPUMap()[0])) if unpinned else CpuSet()
-    return Bounds(
-        pins=tuple(pins.get(index, everything) for index in vcpus),
-        emulator_pin=CpuSet.parse(emulator.get("cpuset")) if emulator is not None else everything,
-        hostdevs=tuple(_read_address(source) for source in tree.iterfind("devices/hostdev[@type='pci']/source/address")),
-    )
+    return parse_bounds(tree, vcpus, lambda: int(domain.connect().getCPUMap()[0]))
 
 
 def _monitor(domain: Any, command: str, *, human: bool = False) -> str:
@@ -370,12 +340,15 @@ def _monitor(domain: Any, command: str, *, human: bool = False) -> str:
 
 
 def _read_pid(domain: Any) -> int:
+    pid = _find_pid(domain.name())
+    if pid is None:
+        raise HypervisorError(f"cannot read the process id of guest {domain.name()} from {_PIDS}/{domain.name()}.pid")
+    return pid
+
+
+def _find_pid(name: str) -> int | None:
     # libvirt has no call for the process id; its own pid file is the documented place (libvirt.org/drvqemu.html).
     try:
-        return int(Path(f"/run/libvirt/qemu/{domain.name()}.pid").read_text())
-    except (OSError, ValueError) as error:
-        raise HypervisorError(f"cannot read the process id of guest {domain.name()}: {error}") from None
-
-
-def _read_address(source: Any) -> PciAddress:
-    return PciAddress(*(int(source.get(part), 16) for part in ("domain", "bus", "slot", "function")))
+        return int(Path(f"{_PIDS}/{name}.pid").read_text())
+    except (OSError, ValueError):
+        return None

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+WEAKER = "weaker, because "
+"""How evidence begins that says what a proof does not cover on this host."""
+
 
 class Verdict(StrEnum):
     """What a measurement says. Not being able to measure is an answer of its own, never a pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
@@ -30,6 +31,14 @@ class PagePool:
     page_size: Size
     total: int
     free: int
+
+
+@dataclass(frozen=True)
+class PromisedPages:
+    """Huge pages of one size, on whatever node, that the kernel has promised to programs and that pools still show as free."""
+
+    page_size: Size
+    count: int
 
 
 @dataclass(frozen=True)
@@ -218,6 +227,11 @@ class Topology:
         cores: all physical cores that are online, in CPU order.
         isolated: CPUs that the kernel keeps out of load balancing (``isolcpus=domain`` or isolated cpusets).
         topoext: whether the CPUs tell their SMT threads in AMD's way, for which a guest needs the CPU feature of this name.
+        possible: CPUs that can ever be online; empty if that is not known.
+        promised: see PromisedPages; sizes of which none are promised are left out.
+        kvm: whether the kernel offers KVM.
+        cmdline: the kernel's command line.
+        problems: what could not be read, and was left out, a sentence each.
     """
 
     cores: tuple[Core, ...]
@@ -226,12 +240,17 @@ class Topology:
     pfs: tuple[PhysicalFunction, ...]
     iommu_groups: tuple[IommuGroup, ...]
     topoext: bool = False
+    possible: CpuSet = CpuSet()
+    promised: tuple[PromisedPages, ...] = ()
+    kvm: bool = True
+    cmdline: str = ""
+    problems: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def cpus(self) -> CpuSet:
         """All online CPUs."""
-        return CpuSet.of(cpu for core in self.cores for cpu in core.cpus)
+        return CpuSet.of(cpu for core in self.cores for cpu in core.cpus.ids)
 
     def siblings(self, cpus: CpuSet) -> CpuSet:
         """The given CPUs and everything that shares a physical core with them."""
-        return CpuSet.of(cpu for core in self.cores if core.cpus & cpus for cpu in core.cpus)
+        return CpuSet.of(cpu for core in self.cores if core.cpus.meets(cpus) for cpu in core.cpus.ids)

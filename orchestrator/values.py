@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from orchestrator.errors import RequestError
@@ -52,13 +53,19 @@ class CpuSet:
         return cls(frozenset(ids))
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
+        # Kept: thousands of threads share a few sets, and each is named in what is said of it.
         parts: list[str] = []
-        run: list[int] = []
-        for cpu in [*sorted(self.ids), -1]:
-            if run and cpu != run[-1] + 1:
-                parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
-                run = []
-            run.append(cpu)
+        first = last = -1
+        for cpu in [*sorted(self.ids), _MOST_CPUS]:
+            if cpu != last + 1 or first < 0 or cpu == _MOST_CPUS:
+                if first >= 0:
+                    parts.append(str(first) if first == last else f"{first}-{last}")
+                first = cpu
+            last = cpu
         return ",".join(parts)
 
     def __iter__(self) -> Iterator[int]:
@@ -66,6 +73,10 @@ class CpuSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def meets(self, other: CpuSet) -> bool:
+        """Whether the two have a CPU in common; cheaper than to make the set of those."""
+        return not self.ids.isdisjoint(other.ids)
 
     def __contains__(self, cpu: object) -> bool:
         return cpu in self.ids

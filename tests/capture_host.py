@@ -20,6 +20,9 @@ sys/devices/system/cpu/cpu[0-9]*/topology/{core_cpus_list,physical_package_id,co
 sys/devices/system/cpu/cpu[0-9]*/node[0-9]*
 sys/devices/system/node/node[0-9]*/cpulist
 sys/devices/system/node/node[0-9]*/hugepages/*/{nr_hugepages,free_hugepages,surplus_hugepages}
+sys/kernel/mm/hugepages/*/resv_hugepages
+sys/class/misc/kvm/dev
+proc/cmdline
 sys/fs/cgroup/cpuset.cpus.isolated
 sys/bus/pci/drivers_probe
 sys/bus/pci/drivers/*/{bind,unbind}

@@ -81,6 +81,8 @@ def _cpus(server: Server) -> Iterator[str]:
     yield f"{folder}/online = {everything}"
     yield f"{folder}/possible = {everything}"
     yield f"{folder}/isolated = {isolated}"
+    yield "sys/class/misc/kvm/dev = 10:232"
+    yield "proc/cmdline = root=/dev/vda quiet"
     yield f"sys/fs/cgroup/cpuset.cpus.isolated = {isolated}"
     for cpu in server.cpus:
         core = cpu // server.threads

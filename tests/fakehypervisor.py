@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from errno import ENOMEM
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +23,15 @@ import libvirt
 from lxml import etree
 
 from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.host.irqs import read_irqs
-from orchestrator.host.processes import read_process_threads
 from orchestrator.hypervisor import Bounds, End, LiveGuest, Vcpu
+from orchestrator.unmanaged import Unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
-from tests.fakeroot import DEVICES, LOOPBACK, FakeRoot
+from tests.fakedomains import FakeDomains, add_thread
+from tests.fakeroot import DEVICES, FakeRoot
+from tests.fakerules import FIRST_PID, find_unprepared
 
 _GUESTS = ".state/guests"
-_DTXSWC = 0x3500
-_FIRST_PID = 10_000
+_BROKEN = "cannot read its XML: internal error: the domain is not described"
 _THREADS = 1_000
 """A process's threads have ids from its own up to its own plus this."""
 
@@ -50,14 +51,18 @@ class FakeHypervisor:
         host: the fake host that the guests run on.
 
     Attributes:
+        domains: what the host's administrator runs beside the manager's guests.
         deaf: names of guests that do not hear their power button.
+        broken: names of guests and domains of which libvirt tells nothing but that they are there.
     """
 
     def __init__(self, host: FakeRoot) -> None:
         self._host = host
         self._folder = host.path / _GUESTS
         self._ended: Callable[[UUID, End], None] | None = None
+        self.domains = FakeDomains(host)
         self.deaf: set[str] = set()
+        self.broken: set[str] = set()
 
     def start(self, xml: str) -> None:
         """See Hypervisor. The guest is paused; what libvirt, QEMU or VFIO would refuse is refused."""
@@ -72,13 +77,13 @@ class FakeHypervisor:
                 raise HypervisorError(f"cannot start the guest: {guest['vf']} is not bound to vfio-pci")
             pf = f"{DEVICES}/{self._host.link(f'{folder}/physfn')}"
             guest["mac"] = self._read_mac(guest["vf"], pf)
-            if found := [*self._find_doubles(guest, others), *self._find_unprepared(guest, pf)]:
+            if found := [*self._find_doubles(guest, others), *find_unprepared(self._host, guest, pf)]:
                 for violation in found:
                     self._host.violate(f"{name}: {violation}")
                 raise HypervisorError(f"cannot start the guest: {'; '.join(found)}")
             self._take_pages(guest, guest["pages"])
             self._host.add(f"{folder}/enable", "1")
-            guest["pid"] = next(pid for pid in range(_FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
+            guest["pid"] = next(pid for pid in range(FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
             self._add_threads(guest)
             # As the kernel keeps it of each process (starttime in proc_pid_stat(5)); no two starts have the same.
             guest["start"] = time.monotonic_ns()
@@ -142,11 +147,11 @@ class FakeHypervisor:
 
     def uuids(self) -> frozenset[UUID]:
         """See Hypervisor."""
-        return frozenset(map(UUID, self._files().values()))
+        return frozenset(map(UUID, self._files().values())) | {domain.uuid for domain in self.domains.all() if domain.running}
 
     def names(self) -> frozenset[str]:
         """See Hypervisor."""
-        return frozenset(self._files())
+        return frozenset(self._files()) | {domain.name for domain in self.domains.all() if domain.running}
 
     def lives(self) -> frozenset[Life]:
         """The running guests, each told from the same one after another start."""
@@ -154,14 +159,26 @@ class FakeHypervisor:
 
     def guests(self) -> tuple[LiveGuest, ...]:
         """See Hypervisor."""
-        return self.look_around(frozenset())[1]
+        return self.read_guests()[0]
 
-    def look_around(self, known: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[LiveGuest, ...]]:
+    def read_guests(self) -> tuple[tuple[LiveGuest, ...], dict[str, str]]:
         """See Hypervisor."""
-        running = frozenset(map(UUID, self._files().values()))
+        live = sorted([*map(_live, self._all()), *self.domains.live()], key=lambda guest: guest.name)
+        unread = {guest.name: _BROKEN for guest in live if guest.name in self.broken}
+        return tuple(guest for guest in live if guest.name not in unread), unread
+
+    def look_around(self, known: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[Unmanaged, ...]]:
+        """See Hypervisor."""
+        running = self.uuids()
         # Only those are read: a manager knows its own, which may be many.
-        found = [self._find(uuid) for uuid in running - known]
-        return running, tuple(sorted((_live(guest) for guest in found if guest), key=lambda guest: guest.name))
+        others = [self._find(uuid) for uuid in map(UUID, self._files().values()) if uuid not in known]
+        found = [*(_unmanaged(guest) for guest in others if guest), *(one for one in self.domains.all() if one.uuid not in known)]
+        return running, tuple(
+            replace(domain, pins=(), nodes=frozenset(), hostdevs=frozenset(), memory=None, problem=_BROKEN)
+            if domain.name in self.broken
+            else domain
+            for domain in sorted(found, key=lambda domain: domain.name)
+        )
 
     def guest(self, which: str | UUID) -> LiveGuest:
         """See Hypervisor."""
@@ -204,24 +221,6 @@ class FakeHypervisor:
             ]
         return found
 
-    def _find_unprepared(self, guest: dict[str, Any], pf: str) -> list[str]:
-        """What would disturb the guest on its cores, or let its frames past the external switch."""
-        housekeeping = CpuSet.parse(guest["emulator"])
-        pids = [int(name) for name in self._host.names("proc") if name.isdigit() and int(name) < _FIRST_PID]
-        found = [
-            f"the kernel thread {thread} may run on CPUs {thread.allowed}"
-            for pid in pids
-            for thread in read_process_threads(self._host, pid)
-            if thread.kernel and not thread.pinned_by_kernel and not thread.allowed <= housekeeping
-        ]
-        found += [
-            f"interrupt {irq.number} may be sent to CPUs {irq.affinity}"
-            for irq in read_irqs(self._host)
-            if not irq.affinity <= housekeeping and f"proc/irq/{irq.number}/smp_affinity_list" not in self._host.write_errors
-        ]
-        found += ["its PF is not in VEPA mode"] if self._host.read32(f"{pf}/resource0", _DTXSWC) & LOOPBACK else []
-        return found if guest["mac"] else [*found, f"VF {guest['vf']} has no address"]
-
     def _read_mac(self, vf: str, pf: str) -> str | None:
         (index,) = [
             int(name.removeprefix("virtfn"))
@@ -238,6 +237,12 @@ class FakeHypervisor:
         if left < 0:
             self._host.violate(f"{guest['name']} was promised {count} pages on node {guest['node']}, {-left} are not there")
             raise HypervisorError(f"cannot start the guest: {OSError(ENOMEM, 'cannot allocate memory')}")
+        flat = f"sys/kernel/mm/hugepages/hugepages-{guest['page_kib']}kB/resv_hugepages"
+        promised = int(self._host.text(flat)) if self._host.exists(flat) else 0
+        nodes = self._host.path.glob(f"sys/devices/system/node/node*/hugepages/hugepages-{guest['page_kib']}kB/free_hugepages")
+        if count > 0 and sum(int(file.read_text()) for file in nodes) - count < promised:
+            # mm/hugetlb.c, hugetlb_acct_memory(); not noted: programs may reserve pages at any moment.
+            raise HypervisorError("cannot start the guest: unable to map backing store for guest RAM: Cannot allocate memory")
         self._host.add(pool, str(left))
 
     def _add_threads(self, guest: dict[str, Any]) -> None:
@@ -294,18 +299,6 @@ class FakeHypervisor:
         self._host.add(f"{_GUESTS}/{guest['name']}@{guest['uuid']}", json.dumps(guest))
 
 
-def add_thread(host: FakeRoot, pid: int, tid: int, name: str, cpus: str, *, flags: int = 0, group: str = "/") -> None:
-    """A thread in /proc, as much of it as tells what it is and where it may run (fs/proc/array.c)."""
-    folder = f"proc/{pid}/task/{tid}"
-    # After the flags come 29 fields to the CPU it last ran on, which is number 39 of all (proc_pid_stat(5)).
-    fields = ["S", "1", "1", "1", "0", "-1", str(flags), *["0"] * 29, str(min(CpuSet.parse(cpus).ids)), *["0"] * 13]
-    host.add(f"{folder}/stat", f"{tid} ({name}) {' '.join(fields)}")
-    host.add(f"{folder}/status", f"Name:\t{name}\nCpus_allowed_list:\t{cpus}")
-    host.add(f"{folder}/cgroup", f"0::{group}")
-    host.add(f"proc/{tid}/cgroup", f"0::{group}")
-    host.add(f"proc/{tid}/comm", name)
-
-
 def _parse(tree: Any) -> dict[str, Any]:
     """What of a guest's XML matters here."""
     page = int(tree.find("memoryBacking/hugepages/page").get("size"))
@@ -339,6 +332,14 @@ def _live(guest: dict[str, Any]) -> LiveGuest:
         devices=("vfio-pci",),
         console=Path("/dev/null"),
     )
+
+
+def _unmanaged(guest: dict[str, Any]) -> Unmanaged:
+    return Unmanaged(
+        guest["name"], UUID(guest["uuid"]), running=True,
+        pins=tuple(map(CpuSet.parse, (*guest["pins"], guest["emulator"]))), nodes=frozenset([guest["node"]]),
+        hostdevs=frozenset([PciAddress.parse(guest["vf"])]), memory=Size(guest["memory"] << 10), pid=guest["pid"],
+    )  # fmt: skip
 
 
 def _pinned(guest: dict[str, Any]) -> CpuSet:

@@ -49,6 +49,7 @@ class FakeRoot(HostRoot):
     Attributes:
         writes: each (name, value) written, in order, failed ones too; changes of the network and of affinities as well.
         read_errors, write_errors: name -> errno that access gives, until it is taken out again. Names may go through links.
+            `affinity of TID` among the latter: that of moving a thread.
         page_limit: how many huge pages a pool can grow to.
         native: device folder -> the driver that knows it by its id; VFs are known by theirs.
         watch: called before and after each change of the host, with the moment ("before", "after") and what is changed.
@@ -181,6 +182,8 @@ class FakeRoot(HostRoot):
     def sched_setaffinity(self, tid: int, cpus: CpuSet) -> None:
         """See HostRoot. kernel/sched/syscalls.c, sched_setaffinity() and __sched_setaffinity()."""
         with self.changing(f"affinity of {tid}", str(cpus)):
+            if number := self.write_errors.get(f"affinity of {tid}"):
+                raise HostError(f"cannot confine thread {tid} to CPUs {cpus}", errno=number)
             folder = self._thread(tid)
             stat = self.text(f"{folder}/stat")
             possible = cpus & self._cpuset(folder)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from orchestrator.access import OPERATOR
+from orchestrator.access import OPERATOR, Identity
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle.manager import SystemManager
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Plan, Policy
 from orchestrator.request import parse_guest_request
 from orchestrator.state import GuestState
 from tests.crashes import World
@@ -22,6 +22,24 @@ from tests.fakeroot import DEVICES
 def create(manager: SystemManager, **fields: object) -> Plan:
     request = {"name": "web", "image": IMAGE, "memory": "64M", **fields}
     return manager.create(OPERATOR, parse_guest_request(request))[0].plan
+
+
+def open_manager(world: World, policy: Policy | None = None) -> SystemManager:
+    """A manager that has just started."""
+    manager, _ = world.open_manager(policy)
+    manager.supervisor.recover()
+    return manager
+
+
+def ask(manager: SystemManager, who: Identity = OPERATOR, **fields: object) -> tuple[Plan, tuple[str, ...]]:
+    """What a guest would get, and the warnings that come with it."""
+    view = manager.plan(who, parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M", **fields}))
+    return view.plan, view.warnings
+
+
+def warned(manager: SystemManager) -> list[str]:
+    """What operators were warned of, in events."""
+    return [event.detail for event in manager.events(OPERATOR) if event.kind == "host-warning"]
 
 
 def state(manager: SystemManager, name: str = "web") -> str:

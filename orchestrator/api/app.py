@@ -156,7 +156,8 @@ class Api:
 
         @app.get("/v1/survey")
         async def survey(_who: Reader) -> Response:
-            return JSONResponse(survey_json(await self._quick.run(manager.survey)))
+            topology = await self._quick.run(manager.survey)
+            return JSONResponse({**survey_json(topology), "findings": _plain(await self._quick.run(manager.compare, topology))})
 
         @app.get("/v1/audit")
         async def proofs(who: Reader, frames: Annotated[int, Query(ge=0, le=10_000)] = 0) -> Response:
@@ -277,7 +278,7 @@ class _HeadAsGet:
 def survey_json(topology: Topology) -> dict[str, Any]:
     """A survey as plain JSON types: CPU sets as lists in the kernel's format, sizes in bytes."""
     plain: dict[str, Any] = _plain(topology)
-    return plain
+    return {name: value for name, value in plain.items() if name != "cmdline"}  # it may have passwords in it
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,8 @@ class Guest(TypedDict):
     ``page_size`` are bytes. ``cpu_features`` are those that it is given by name. ``state`` is as in `state.GuestState`,
     "planned" for an answer that claims nothing, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
     empty for the host's own. ``version`` grows with each change of the guest: it is the ETag. ``restart`` says when it is started
-    again, ``restarts`` how often it was. ``id`` is the caller's own of the request that made it.
+    again, ``restarts`` how often it was. ``id`` is the caller's own of the request that made it. ``warnings`` come with a plan:
+    what of it others may use later, and what of the host differs from the configuration.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Guest(TypedDict):
     cpu_features: list[str]
     restart: Literal["never", "on-failure"]
     id: str | None
+    warnings: list[str]
 
 
 class Quarantined(TypedDict):
@@ -141,6 +143,21 @@ class Group(TypedDict):
     fault: str
 
 
+class Finding(TypedDict):
+    """A difference between the manager's configuration and the host; with an error no guest can be started."""
+
+    severity: Literal["error", "warning"]
+    text: str
+    hint: str
+
+
+class Promised(TypedDict):
+    """Huge pages of one size that programs have reserved and not used yet, on whatever node."""
+
+    page_size: int
+    count: int
+
+
 class Survey(TypedDict):
     """What the host has."""
 
@@ -150,6 +167,11 @@ class Survey(TypedDict):
     pfs: list[Pf]
     iommu_groups: list[Group]
     topoext: bool
+    possible: str
+    promised: list[Promised]
+    kvm: bool
+    problems: list[str]
+    findings: list[Finding]
 
 
 class Version(TypedDict):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
+from orchestrator.host.irqs import Irq
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import Proof, count_faults, not_measured
+from orchestrator.proof import WEAKER, Proof, count_faults, not_measured
 from orchestrator.topology import Topology
 from orchestrator.values import CpuSet
 
@@ -17,6 +18,7 @@ FOREIGN, SHARED, STRAY = "threads that are not the core's own", "cores shared", 
 # QEMU's helper threads, and KVM's that run in QEMU's process, may be born on a guest core; the manager moves them while it starts
 # the guest, and gives a guest at most this many seconds for its first instruction (lifecycle).
 _SET_UP = 60.0
+_NAMED = 5
 
 
 def read_guest_cpus(guest: LiveGuest, topology: Topology) -> CpuSet:
@@ -28,17 +30,24 @@ def read_guest_cpus(guest: LiveGuest, topology: Topology) -> CpuSet:
 def find_suspects(guests: Iterable[LiveGuest], threads: Iterable[Thread], topology: Topology) -> tuple[Thread, ...]:
     """Threads that last ran on a guest core though they may not run there now: *when* they ran decides."""
     cores = CpuSet.of(cpu for guest in guests for cpu in read_guest_cpus(guest, topology))
-    return tuple(thread for thread in threads if thread.last_cpu in cores and (not thread.allowed & cores or _is_rescuer(thread)))
+    return tuple(
+        thread for thread in threads if thread.last_cpu in cores and (not thread.allowed.meets(cores) or _is_rescuer(thread))
+    )
 
 
 def prove_core_exclusive(
-    guest: LiveGuest, threads: tuple[Thread, ...], topology: Topology, last_runs: Mapping[int, float | None]
+    guest: LiveGuest,
+    threads: tuple[Thread, ...],
+    topology: Topology,
+    last_runs: Mapping[int, float | None],
+    irqs: tuple[Irq, ...] = (),
 ) -> Proof:
     """On the guest's cores nothing runs but its vCPUs, each on its own CPU.
 
     Args:
         threads: every thread of the host.
         last_runs: thread id → latest second after boot at which it can have run, for what ``find_suspects`` named.
+        irqs: every interrupt of the host. One that may be sent to the guest's cores limits what is proved.
     """
     cores = read_guest_cpus(guest, topology)
     vcpus = {vcpu.tid for vcpu in guest.vcpus}
@@ -61,6 +70,7 @@ def prove_core_exclusive(
         f"pinned ({guest.name}, pid {guest.pid}): {pins}",
     ]
     evidence += [f"{why}: {_tally(names)}" for why, names in notes.items()]
+    evidence += _describe_irqs(irqs, cores)
     return count_faults(CORE_EXCLUSIVE, guest.name, FOREIGN, faults, evidence)
 
 
@@ -74,20 +84,24 @@ def prove_core_smt(
         threads: every thread of the host; where threads of the other guests may run decides, not what libvirt says of them.
     """
     faults = []
-    cores = [core for core in topology.cores if core.cpus & read_guest_cpus(guest, topology)]
+    own = read_guest_cpus(guest, topology)
+    cores = [core for core in topology.cores if core.cpus.meets(own)]
     if not {vcpu.tid for vcpu in guest.vcpus} <= {thread.tid for thread in threads}:
         return not_measured(CORE_SMT, guest.name, SHARED, "the guest's vCPU threads ended while they were looked at")
     if not cores:
         return not_measured(CORE_SMT, guest.name, SHARED, "no vCPU is pinned to one CPU, so no core is the guest's")
+    # One pass over all threads: a large host has thousands of them, and a hundred guests.
+    others = {other.pid: other.name for other in guests if other.name != guest.name}
+    near = [thread for thread in threads if thread.pid in others and thread.allowed.meets(own)]
     for core in cores:
         shared = core.cpus & housekeeping
         if shared:
             faults.append(f"core {core.cpus}: CPU {shared} is a housekeeping CPU")
-        for other in guests:
-            sharing = [thread for thread in threads if thread.pid == other.pid and thread.allowed & core.cpus]
-            used = CpuSet.of(cpu for thread in sharing for cpu in thread.allowed) & core.cpus
-            if other.name != guest.name and used:
-                faults.append(f"core {core.cpus}: {len(sharing)} threads of guest {other.name} may run on CPU {used}")
+        for pid, name in others.items() if near else ():
+            sharing = [thread for thread in near if thread.pid == pid and thread.allowed.meets(core.cpus)]
+            used = CpuSet.of(cpu for thread in sharing for cpu in thread.allowed.ids) & core.cpus
+            if used:
+                faults.append(f"core {core.cpus}: {len(sharing)} threads of guest {name} may run on CPU {used}")
     siblings = {len(core.cpus) for core in cores}
     smt = "one thread each: there is no sibling to share" if siblings == {1} else f"{max(siblings)} SMT threads each"
     evidence = [f"cores {', '.join(str(core.cpus) for core in cores)} (/sys/devices/system/cpu/cpu*/topology), {smt}"]
@@ -134,6 +148,18 @@ def prove_manager_core(
     return count_faults(MANAGER_CORE, "host", STRAY, faults, evidence)
 
 
+def _describe_irqs(irqs: tuple[Irq, ...], cores: CpuSet) -> list[str]:
+    """What interrupts take from the proof. One without a handler never comes."""
+    near = [irq for irq in irqs if irq.name and (irq.effective or irq.affinity).meets(cores)]
+    said = [f"{WEAKER}it cannot be told where an interrupt is sent: {irq}: {irq.problem}" for irq in irqs if irq.problem]
+    if near:
+        named = ", ".join(f"{irq.number} ({irq.name})" for irq in near[:_NAMED])
+        more = f" and {len(near) - _NAMED} more" if len(near) > _NAMED else ""
+        why = "the kernel manages them itself, or they were not moved"
+        said.append(f"{WEAKER}{len(near)} interrupts may be sent to CPUs {cores} ({why}): {named}{more}")
+    return said
+
+
 def _check_vcpus(guest: LiveGuest, threads: Mapping[int, Thread]) -> list[str]:
     faults = []
     pins = Counter(vcpu.pin for vcpu in guest.vcpus)
@@ -154,7 +180,7 @@ def _check_foreign(
     thread: Thread, guest: LiveGuest, cores: CpuSet, since: float, last_run: float | None, notes: defaultdict[str, list[str]]
 ) -> str | None:
     """What is wrong with a thread that is none of the guest's vCPUs; what is not wrong but worth telling goes to the notes."""
-    may_run, ran = bool(thread.allowed & cores), thread.last_cpu in cores
+    may_run, ran = thread.allowed.meets(cores), thread.last_cpu in cores
     if may_run and thread.kernel and thread.pinned_by_kernel and len(thread.allowed) == 1:
         notes["bound to these CPUs by the kernel itself, one CPU each, unmovable"].append(thread.name)
         return None

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestrator.cmdline import find_unsafe_words
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import Proof, count_faults, not_measured
+from orchestrator.proof import WEAKER, Proof, count_faults, not_measured
 from orchestrator.topology import IommuGroup
 from orchestrator.values import PciAddress
 
@@ -38,9 +39,10 @@ ALLOWED_DEVICES: Mapping[str, Allowance] = {
 }
 """QEMU device model → how many are allowed, and why. What is not here is a fault; ``vfio-pci`` is the guest's own hardware."""
 
-# drivers/iommu/iommu.c, iommu_group_show_type(), without "identity". It tells the domain that the group has while no guest holds
-# it; VFIO always attaches one that translates.
+# drivers/iommu/iommu.c, iommu_group_show_type(): the default domain, which the group has while no guest holds it. VFIO always
+# attaches one that translates (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group).
 _TRANSLATING = ("DMA", "DMA-FQ", "unmanaged", "blocked")
+_IDENTITY = "identity"
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,18 @@ class Translation:
 
 
 def prove_device_isolated(
-    guest: LiveGuest, devices: tuple[DeviceState, ...], translation: Translation | None, unsafe_interrupts: str | None
+    guest: LiveGuest,
+    devices: tuple[DeviceState, ...],
+    translation: Translation | None,
+    unsafe_interrupts: str | None,
+    cmdline: str = "",
 ) -> Proof:
     """The guest's devices reach the guest's memory only, through the IOMMU.
 
     Args:
         translation: None if the pages could not be looked up.
         unsafe_interrupts: /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts, None if there is none.
+        cmdline: the kernel's command line.
     """
     if not devices:
         return not_measured(DEVICE_ISOLATED, guest.name, ISOLATED_UNIT, "no device is passed through to this guest")
@@ -96,7 +103,14 @@ def prove_device_isolated(
         faults.append(f"VFIO may go without interrupt remapping: vfio_iommu_type1.allow_unsafe_interrupts is {unsafe_interrupts}")
     if translation and translation.sampled and translation.identical == translation.sampled:
         faults.append("DMA is not translated: every page looked up has the same address for guest and host")
+    faults += [f"{word} is on the kernel command line: {why}" for word, why in find_unsafe_words(cmdline)]
     evidence = [_describe_device(device) for device in devices]
+    evidence += [
+        f"{WEAKER}while no guest holds {device.address}, its DMA is not translated: IOMMU group {device.group.number} has a"
+        f" default domain of type {_IDENTITY} (iommu=pt); what is measured here holds while the guest has it"
+        for device in devices
+        if device.group and device.group.type == _IDENTITY
+    ]
     evidence.append(f"vfio_iommu_type1.allow_unsafe_interrupts is {unsafe_interrupts or 'absent'}")
     proof = count_faults(DEVICE_ISOLATED, guest.name, ISOLATED_UNIT, faults, evidence)
     if not translation or not translation.sampled:
@@ -149,9 +163,7 @@ def _check_device(device: DeviceState) -> list[str]:
         faults.append(f"it shares IOMMU group {device.group.number} with {', '.join(strangers)}")
     if device.address not in device.group.devices:
         faults.append(f"IOMMU group {device.group.number} does not list it")
-    if device.group.type == "identity":
-        faults.append(f"IOMMU group {device.group.number} is of type identity: DMA passes through untranslated")
-    elif device.group.type not in _TRANSLATING:
+    if device.group.type not in (*_TRANSLATING, _IDENTITY):
         faults.append(f"IOMMU group {device.group.number} is of type {device.group.type!r}, which we do not know")
     if device.noiommu:
         faults.append("VFIO drives it without an IOMMU (vfio-noiommu)")

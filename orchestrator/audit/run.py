@@ -37,13 +37,14 @@ from orchestrator.audit.traffic import Tell, find_guest_address, measure_traffic
 from orchestrator.audit.vepa import UNIT as VEPA_UNIT
 from orchestrator.audit.vepa import VEPA, Traffic, judge_vepa
 from orchestrator.config import DaemonConfig
-from orchestrator.errors import GuestError, OrchestratorError
+from orchestrator.errors import GuestError, HostError, OrchestratorError
 from orchestrator.exits import EXITS, ExitPolicy, ExitSample, judge_exits
 from orchestrator.exits import UNIT as EXITS_UNIT
-from orchestrator.host.processes import read_maps, read_services, read_threads
+from orchestrator.host.irqs import read_irqs
+from orchestrator.host.processes import read_maps, read_services, survey_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor, LiveGuest
-from orchestrator.proof import Proof, not_measured
+from orchestrator.proof import Proof, Verdict, not_measured
 from orchestrator.topology import Topology
 from orchestrator.values import CpuSet
 
@@ -66,10 +67,6 @@ class Manager(Protocol):
 
     def survey(self) -> Topology:
         """What the host has now."""
-        ...
-
-    def live_guests(self) -> tuple[LiveGuest, ...]:
-        """What runs now."""
         ...
 
     def tell(self, who: Identity, name: str, line: str, timeout: float) -> str:
@@ -97,8 +94,9 @@ class Auditor:
         """
         policy = ExitPolicy(self.config.exits.total, self.config.exits.emulated)
         tell = partial(self.manager.tell, MANAGER)
+        guests, unread = self.hypervisor.read_guests()
         return run_audit(
-            self.host, self.manager.live_guests(), self.manager.survey(), self.hypervisor.read_exits, tell,
+            self.host, guests, self.manager.survey(), self.hypervisor.read_exits, tell, unread=unread,
             housekeeping=self.config.host.housekeeping_cpus, policy=policy, manager_pid=os.getpid(), frames=frames,
         )  # fmt: skip
 
@@ -112,6 +110,7 @@ def run_audit(
     *,
     housekeeping: CpuSet,
     policy: ExitPolicy,
+    unread: Mapping[str, str] | None = None,
     manager_pid: int | None = None,
     frames: int = 0,
     window: float = _WINDOW,
@@ -122,6 +121,7 @@ def run_audit(
         read_exits: KVM's counters of a guest, one mapping a vCPU.
         tell: asks a guest on its console; used only with ``frames``.
         housekeeping: the CPUs that are for the manager and the kernel.
+        unread: guests that libvirt or QEMU could not describe, and why.
         manager_pid: the manager's process; None to find it by its systemd unit alone.
         frames: how many frames to send from guest to guest; 0 for none.
         window: seconds over which exits are counted.
@@ -148,7 +148,8 @@ def run_audit(
     # The exits are counted before the frames are sent, which make the guests exit.
     exits = of_each(EXITS, EXITS_UNIT, prove_exits)
     vepa = _measured(VEPA, "host", VEPA_UNIT, partial(_prove_vepa, host, guests, topology, tell, frames))
-    return (*proofs, vepa, *of_each(DEVICES_MINIMAL, MINIMAL_UNIT, audit.prove_devices_minimal), *exits)
+    missing = [not_measured(CORE_EXCLUSIVE, name, FOREIGN, why) for name, why in sorted((unread or {}).items())]
+    return (*missing, *proofs, vepa, *of_each(DEVICES_MINIMAL, MINIMAL_UNIT, audit.prove_devices_minimal), *exits)
 
 
 class _Audit:
@@ -159,22 +160,27 @@ class _Audit:
     ) -> None:
         self._host, self._guests, self._topology = host, guests, topology
         self._housekeeping, self._manager_pid = housekeeping, manager_pid
-        self._threads = _Reading(partial(read_threads, host))
-        self._runs = _Reading(lambda: read_last_runs(host, guests, self._threads.value(), topology))
+        self._threads = _Reading(partial(survey_threads, host))
+        self._irqs = _Reading(partial(read_irqs, host))
+        self._runs = _Reading(lambda: read_last_runs(host, guests, self._threads.value()[0], topology))
         self._maps = {guest.name: _Reading(partial(read_maps, host, guest.pid)) for guest in guests}
 
     def prove_core_exclusive(self, guest: LiveGuest) -> Proof:
-        return prove_core_exclusive(guest, self._threads.value(), self._topology, self._runs.value())
+        threads, problems = self._threads.value()
+        proof = prove_core_exclusive(guest, threads, self._topology, self._runs.value(), self._irqs.value())
+        return _lacking(proof, problems)
 
     def prove_core_smt(self, guest: LiveGuest) -> Proof:
-        return prove_core_smt(guest, self._guests, self._threads.value(), self._topology, self._housekeeping)
+        threads, problems = self._threads.value()
+        return _lacking(prove_core_smt(guest, self._guests, threads, self._topology, self._housekeeping), problems)
 
     def prove_manager_core(self) -> Proof:
         services = read_services(self._host, _SERVICES)
         if self._manager_pid is not None:
             services[_SERVICES[0]] = tuple(sorted({*services[_SERVICES[0]], self._manager_pid}))
-        threads, runs = self._threads.value(), self._runs.value()
-        return prove_manager_core(services, self._guests, threads, self._topology, self._housekeeping, runs)
+        (threads, problems), runs = self._threads.value(), self._runs.value()
+        proof = prove_manager_core(services, self._guests, threads, self._topology, self._housekeeping, runs)
+        return _lacking(proof, problems)
 
     def prove_memory_static(self, guest: LiveGuest) -> Proof:
         return prove_memory_static(guest, self._maps[guest.name].value(), self._topology, self._host.find(_KSM))
@@ -184,10 +190,12 @@ class _Audit:
 
     def prove_device_isolated(self, guest: LiveGuest) -> Proof:
         translation = read_translation(self._host, guest, self._maps[guest.name].value())
-        return prove_device_isolated(guest, read_devices(self._host, guest), translation, self._host.find(_UNSAFE_INTERRUPTS))
+        unsafe = self._host.find(_UNSAFE_INTERRUPTS)
+        return prove_device_isolated(guest, read_devices(self._host, guest), translation, unsafe, self._topology.cmdline)
 
     def prove_devices_minimal(self, guest: LiveGuest) -> Proof:
-        return prove_devices_minimal(guest, self._threads.value())
+        threads, problems = self._threads.value()
+        return _lacking(prove_devices_minimal(guest, threads), problems)
 
 
 class _Reading(Generic[_Value]):
@@ -216,6 +224,14 @@ def _measured(name: str, subject: str, unit: str, prove: Callable[[], Proof]) ->
         # A kernel that writes a file in another way than we know must not hide what the other proofs say.
         _log.exception("the proof %s of %s could not be measured", name, subject)
         return not_measured(name, subject, unit, f"what was read could not be understood: {type(error).__name__}: {error}")
+
+
+def _lacking(proof: Proof, problems: tuple[HostError, ...]) -> Proof:
+    """The proof, which does not pass if some threads could not be read: a fault that was found stays one."""
+    if not problems or proof.verdict is not Verdict.PASS:
+        return proof
+    reason = f"{len(problems)} threads could not be read: {'; '.join(problem.message for problem in problems[:3])}"
+    return not_measured(proof.name, proof.subject, proof.unit, reason)
 
 
 def _sample_exits(read: ReadExits, name: str) -> ExitSample:

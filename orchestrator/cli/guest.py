@@ -219,4 +219,5 @@ def _print_guest(one: Mapping[str, Any]) -> None:
         rows.insert(1, ("id", one["id"]))
     if "ready" in one:
         rows.append(("ready", one["ready"]))
+    rows += [("warning", warning) for warning in one.get("warnings", ())]
     print_table(rows)

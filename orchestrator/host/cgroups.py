@@ -27,6 +27,21 @@ def read_cgroup(host: HostRoot, pid: int, tid: int) -> str:
     return _parse_cgroup(host.read(f"proc/{pid}/task/{tid}/cgroup"), tid)
 
 
+def read_cpuset(host: HostRoot, cgroup: str) -> CpuSet | None:
+    """The CPUs that a control group may use, by itself and all groups above it; None where no group above it limits CPUs.
+
+    Raises:
+        HostError: the file is there but cannot be read.
+    """
+    path = cgroup.strip("/")
+    while path:
+        # A group without the controller `cpuset` has no such file, and the limits of the group above it.
+        if text := host.find(f"{_ROOT}/{path}/cpuset.cpus.effective"):
+            return CpuSet.parse(text)
+        path = path.rpartition("/")[0]
+    return None
+
+
 def move_thread(host: HostRoot, tid: int, cgroup: str) -> None:
     """Moves one thread into a threaded control group, and reads back.
 

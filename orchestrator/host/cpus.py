@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from errno import EINVAL, EPERM, ESRCH
 
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, RequestError
 from orchestrator.host.root import HostRoot
 from orchestrator.topology import Core
 from orchestrator.values import CpuSet
@@ -28,7 +28,7 @@ def read_online(host: HostRoot) -> CpuSet:
     Raises:
         HostError: sysfs is not there.
     """
-    return CpuSet.parse(host.read(f"{_CPUS}/online"))
+    return _parse(f"{_CPUS}/online", host.read(f"{_CPUS}/online"))
 
 
 def read_isolated(host: HostRoot) -> CpuSet:
@@ -40,7 +40,19 @@ def read_isolated(host: HostRoot) -> CpuSet:
         HostError: a file is there but cannot be read.
     """
     files = (f"{_CPUS}/isolated", "sys/fs/cgroup/cpuset.cpus.isolated")
-    return CpuSet.of(cpu for file in files for cpu in CpuSet.parse(host.find(file) or ""))
+    return CpuSet.of(cpu for file in files for cpu in _parse(file, host.find(file) or "").ids)
+
+
+def read_possible(host: HostRoot) -> CpuSet:
+    """The CPUs that can ever be online on this host, those that are offline or not plugged in too; none if that is not told."""
+    return _parse(f"{_CPUS}/possible", host.find(f"{_CPUS}/possible") or "")
+
+
+def _parse(name: str, text: str) -> CpuSet:
+    try:
+        return CpuSet.parse(text)
+    except RequestError as error:
+        raise HostError(f"/{name} is not understood: {error.message}") from None
 
 
 def read_cores(host: HostRoot) -> tuple[Core, ...]:
@@ -49,18 +61,63 @@ def read_cores(host: HostRoot) -> tuple[Core, ...]:
     Raises:
         HostError: a CPU that is online has no topology in sysfs.
     """
+    cores, problems = survey_cores(host)
+    if problems:
+        raise problems[0]
+    return cores
+
+
+def survey_cores(host: HostRoot) -> tuple[tuple[Core, ...], tuple[HostError, ...]]:
+    """The physical cores that are online, each with its SMT siblings, in CPU order; and the errors of CPUs that cannot be read.
+
+    A CPU whose topology cannot be read (it is just going on or off line, or firmware and kernel disagree) is part of no core.
+
+    Raises:
+        HostError: sysfs is not there.
+    """
     online = read_online(host)
     cores: list[Core] = []
-    seen = CpuSet()
+    problems: list[HostError] = []
+    seen: set[int] = set()
     for cpu in online:
         if cpu in seen:
             continue
+        try:
+            core = _read_core(host, cpu, online)
+        except HostError as error:
+            problems.append(error)
+            continue
+        cores.append(core)
+        seen |= core.cpus.ids
+    return tuple(cores), tuple(problems)
+
+
+def _read_core(host: HostRoot, cpu: int, online: CpuSet) -> Core:
+    folder = f"{_CPUS}/cpu{cpu}/topology"
+    listed, socket = host.read(f"{folder}/core_cpus_list"), host.read(f"{folder}/physical_package_id")
+    try:
         # A CPU without SMT lists itself; siblings that are offline are not listed, and may not be handed out.
-        siblings = CpuSet.parse(host.read(f"{_CPUS}/cpu{cpu}/topology/core_cpus_list")) & online
-        socket = int(host.read(f"{_CPUS}/cpu{cpu}/topology/physical_package_id"))
-        cores.append(Core(siblings, socket, _read_node(host, cpu)))
-        seen |= siblings
-    return tuple(cores)
+        core = Core(CpuSet.parse(listed) & online, int(socket), _read_node(host, cpu))
+    except (RequestError, ValueError) as error:
+        raise HostError(f"/{folder} is not understood: {error}") from None
+    if cpu not in core.cpus:
+        raise HostError(f"/{folder}/core_cpus_list is {listed!r}, without CPU {cpu} itself")
+    return core
+
+
+def read_kvm(host: HostRoot) -> bool:
+    """Whether the kernel offers /dev/kvm: KVM registers the device only where the processor and the firmware let it
+    (virt/kvm/kvm_main.c, kvm_init). From sysfs: the manager's sandbox has a /dev of its own.
+    """
+    return host.exists("sys/class/misc/kvm")
+
+
+def read_cmdline(host: HostRoot) -> str:
+    """The kernel's command line, empty where it cannot be read (proc_cmdline(5))."""
+    try:
+        return host.read("proc/cmdline")
+    except HostError:
+        return ""
 
 
 def read_topoext(host: HostRoot) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import PagePool
+from orchestrator.topology import PagePool, PromisedPages
 from orchestrator.values import Size
 
 _NODES = "sys/devices/system/node"
@@ -23,11 +23,32 @@ def read_pools(host: HostRoot) -> tuple[PagePool, ...]:
     Raises:
         HostError: a file of a pool cannot be read.
     """
-    if not host.exists(_NODES):
-        # A kernel without NUMA has only the pools of the whole machine.
-        return _read_node_pools(host, 0, _FLAT)
-    nodes = sorted(int(match[1]) for match in map(_NODE.fullmatch, host.names(_NODES)) if match)
-    return tuple(pool for node in nodes for pool in _read_node_pools(host, node, f"{_NODES}/node{node}/hugepages"))
+    pools, problems = survey_pools(host)
+    if problems:
+        raise problems[0]
+    return pools
+
+
+def survey_pools(host: HostRoot) -> tuple[tuple[PagePool, ...], tuple[HostError, ...]]:
+    """As ``read_pools``, and the errors of pools that could not be read: a node may be going away.
+
+    Raises:
+        HostError: the folder of nodes cannot be read.
+    """
+    folders = [(0, _FLAT)]  # a kernel without NUMA has only the pools of the whole machine
+    if host.exists(_NODES):
+        nodes = sorted(int(match[1]) for match in map(_NODE.fullmatch, host.names(_NODES)) if match)
+        folders = [(node, f"{_NODES}/node{node}/hugepages") for node in nodes]
+    pools: list[PagePool] = []
+    problems: list[HostError] = []
+    for node, folder in folders:
+        names = host.names(folder) if host.exists(folder) else ()
+        for kib in sorted(int(match[1]) for match in map(_POOL.fullmatch, names) if match):
+            try:
+                pools.append(_read_pool(host, node, Size(kib << 10), f"{folder}/hugepages-{kib}kB"))
+            except HostError as error:
+                problems.append(error)
+    return tuple(pools), tuple(problems)
 
 
 def read_free_pages(host: HostRoot, pools: Iterable[PagePool]) -> tuple[PagePool, ...]:
@@ -42,6 +63,18 @@ def read_free_pages(host: HostRoot, pools: Iterable[PagePool]) -> tuple[PagePool
     )
 
 
+def read_promised_pages(host: HostRoot, sizes: Iterable[Size]) -> tuple[PromisedPages, ...]:
+    """The pages of these sizes that the kernel has promised to mappings which have not touched them yet, where there are some.
+
+    They count as free, and QEMU cannot have them (mm/hugetlb.c, hugetlb_acct_memory). Known for the whole machine only.
+
+    Raises:
+        HostError: a file is there but cannot be read.
+    """
+    found = ((size, host.find(f"{_FLAT}/hugepages-{size.kib}kB/resv_hugepages")) for size in sorted(set(sizes)))
+    return tuple(PromisedPages(size, int(text)) for size, text in found if text and int(text))
+
+
 def read_pool_size(host: HostRoot, node: int, page_size: Size) -> int:
     """How many pages a pool has, those in use included.
 
@@ -51,19 +84,20 @@ def read_pool_size(host: HostRoot, node: int, page_size: Size) -> int:
     return int(host.read(f"{_find_folder(host, node, page_size)}/nr_hugepages"))
 
 
-def _read_node_pools(host: HostRoot, node: int, folder: str) -> tuple[PagePool, ...]:
-    if not host.exists(folder):
-        return ()
-    sizes = sorted(int(match[1]) for match in map(_POOL.fullmatch, host.names(folder)) if match)
-    return tuple(_read_pool(host, node, Size(kib << 10), f"{folder}/hugepages-{kib}kB") for kib in sizes)
-
-
 def _read_pool(host: HostRoot, node: int, page_size: Size, folder: str) -> PagePool:
-    return PagePool(node, page_size, int(host.read(f"{folder}/nr_hugepages")), _read_free(host, folder))
+    return PagePool(node, page_size, _read_count(host, f"{folder}/nr_hugepages"), _read_free(host, folder))
 
 
 def _read_free(host: HostRoot, folder: str) -> int:
-    return int(host.read(f"{folder}/free_hugepages"))
+    return _read_count(host, f"{folder}/free_hugepages")
+
+
+def _read_count(host: HostRoot, name: str) -> int:
+    text = host.read(name)
+    try:
+        return int(text)
+    except ValueError:
+        raise HostError(f"/{name} is not a number: {text!r}") from None
 
 
 def set_pool(host: HostRoot, node: int, page_size: Size, pages: int) -> None:

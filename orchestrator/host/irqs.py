@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import EINVAL, EIO, ENOSPC, EPERM
 
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, RequestError
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
 
@@ -29,32 +29,50 @@ class Irq:
         name: what its handlers are called, joined by commas ("nic0-TxRx-0"); empty while nobody handles it.
         affinity: CPUs that it may be sent to.
         effective: CPUs that it is really sent to; empty where the interrupt controller does not say.
+        problem: why its CPUs could not be read; they are empty then.
     """
 
     number: int
     name: str
     affinity: CpuSet
     effective: CpuSet
+    problem: str = ""
+
+    def __str__(self) -> str:
+        return f"interrupt {self.number} ({self.name or 'without a handler'})"
 
 
 def read_irqs(host: HostRoot) -> tuple[Irq, ...]:
-    """All interrupts by number, those without a handler too.
+    """All interrupts by number, those without a handler too. One that cannot be read says so, and the others are read.
 
     Raises:
         HostError: /proc/irq cannot be read.
     """
     numbers = sorted(int(name) for name in host.names("proc/irq") if name.isdecimal())
-    return tuple(irq for number in numbers if (irq := _read_irq(host, number)))
+    known: dict[str, CpuSet] = {}
+    return tuple(irq for number in numbers if (irq := read_irq(host, number, known)))
 
 
-def _read_irq(host: HostRoot, number: int) -> Irq | None:
-    """None if the interrupt went away since the folder was listed."""
-    affinity = host.find(f"proc/irq/{number}/smp_affinity_list")
-    if affinity is None:
-        return None
-    effective = host.find(f"proc/irq/{number}/effective_affinity_list") or ""
-    name = host.find(f"sys/kernel/irq/{number}/actions") or ""
-    return Irq(number, name, CpuSet.parse(affinity), CpuSet.parse(effective))
+def read_irq(host: HostRoot, number: int, known: dict[str, CpuSet] | None = None) -> Irq | None:
+    """One interrupt, None if there is none of this number (any more).
+
+    Args:
+        known: sets of CPUs by their text, which grows: most interrupts share a few, which are long on a large host.
+    """
+    name, known = "", {} if known is None else known
+
+    def parse(text: str) -> CpuSet:
+        return known.get(text) or known.setdefault(text, CpuSet.parse(text))
+
+    try:
+        affinity = host.find(f"proc/irq/{number}/smp_affinity_list")
+        if affinity is None:
+            return None
+        name = host.find(f"sys/kernel/irq/{number}/actions") or ""
+        effective = host.find(f"proc/irq/{number}/effective_affinity_list") or ""
+        return Irq(number, name, parse(affinity), parse(effective))
+    except (HostError, RequestError) as error:
+        return Irq(number, name, CpuSet(), CpuSet(), error.message)
 
 
 def set_irq_affinity(host: HostRoot, number: int, cpus: CpuSet) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import ENOENT, ESRCH
 
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, RequestError
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
 
@@ -106,13 +106,42 @@ def read_threads(host: HostRoot) -> tuple[Thread, ...]:
     Raises:
         HostError: /proc cannot be read, or a thread's files are forbidden to us.
     """
-    pids = sorted(int(name) for name in host.names("proc") if name.isdigit())
-    return tuple(thread for pid in pids for thread in read_process_threads(host, pid))
+    threads, problems = survey_threads(host)
+    if problems:
+        raise problems[0]
+    return threads
+
+
+def survey_threads(host: HostRoot) -> tuple[tuple[Thread, ...], tuple[HostError, ...]]:
+    """All threads of all processes, and the errors of those that could not be read; each names its file.
+
+    Raises:
+        HostError: /proc cannot be read.
+    """
+    threads: list[Thread] = []
+    problems: list[HostError] = []
+    # Most threads share a few sets of CPUs, which are long on a large host.
+    known: dict[str, CpuSet] = {}
+    for pid in sorted(int(name) for name in host.names("proc") if name.isdigit()):
+        try:
+            tids = _read_tids(host, pid)
+        except HostError as error:
+            problems.append(error)
+            continue
+        for tid in tids:
+            try:
+                thread = _read_thread(host, pid, tid, known)
+            except HostError as error:
+                problems.append(error)
+            else:
+                threads += [thread] if thread else []
+    return tuple(threads), tuple(problems)
 
 
 def read_process_threads(host: HostRoot, pid: int) -> tuple[Thread, ...]:
     """The threads of one process, none if it has ended. See ``read_threads``."""
-    found = (_read_thread(host, pid, tid) for tid in _read_tids(host, pid))
+    known: dict[str, CpuSet] = {}
+    found = (_read_thread(host, pid, tid, known) for tid in _read_tids(host, pid))
     return tuple(thread for thread in found if thread)
 
 
@@ -250,7 +279,7 @@ def _read_tids(host: HostRoot, pid: int) -> tuple[int, ...]:
         raise
 
 
-def _read_thread(host: HostRoot, pid: int, tid: int) -> Thread | None:
+def _read_thread(host: HostRoot, pid: int, tid: int, known: dict[str, CpuSet]) -> Thread | None:
     folder = f"proc/{pid}/task/{tid}"
     try:
         stat, status = host.read(f"{folder}/stat"), host.read(f"{folder}/status")
@@ -260,24 +289,37 @@ def _read_thread(host: HostRoot, pid: int, tid: int) -> Thread | None:
         if error.errno in (ENOENT, ESRCH):
             return None
         raise
-    return parse_thread(pid, tid, stat, status, schedstat)
+    return parse_thread(pid, tid, stat, status, schedstat, known)
 
 
-def parse_thread(pid: int, tid: int, stat: str, status: str, schedstat: str | None) -> Thread | None:
-    """A thread from the text of its ``stat``, ``status`` and ``schedstat``; None for one that has already exited (zombie)."""
-    # The name may hold spaces and brackets: proc_pid_stat(5) says to look for the last closing one.
-    name, fields = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
-    if fields[0] in "ZX":
-        return None
-    allowed = re.search(r"^Cpus_allowed_list:\s*(\S+)", status, re.MULTILINE)
-    if not allowed:
-        raise HostError(f"/proc/{pid}/task/{tid}/status has no Cpus_allowed_list", "a kernel without SMP support?")
-    flags = int(fields[6])
-    return Thread(
-        pid, tid, name, CpuSet.parse(allowed[1]), int(fields[36]),
-        kernel=bool(flags & _PF_KTHREAD), pinned_by_kernel=bool(flags & _PF_NO_SETAFFINITY),
-        started=int(fields[19]) / _TICKS, run_time=int(schedstat.split()[0]) / 1e9 if schedstat else None,
-    )  # fmt: skip
+def parse_thread(
+    pid: int, tid: int, stat: str, status: str, schedstat: str | None, known: dict[str, CpuSet] | None = None
+) -> Thread | None:
+    """A thread from the text of its ``stat``, ``status`` and ``schedstat``; None for one that has already exited (zombie).
+
+    Args:
+        known: sets of CPUs by their text, which grows.
+    """
+    try:
+        # The name may hold spaces and brackets: proc_pid_stat(5) says to look for the last closing one.
+        name, fields = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
+        if fields[0] in "ZX":
+            return None
+        # Not by a regular expression: it would try each position of a long text, and there are thousands of threads.
+        _, found, rest = status.partition("Cpus_allowed_list:")
+        if not found:
+            raise HostError(f"/proc/{pid}/task/{tid}/status has no Cpus_allowed_list", "use a kernel with SMP support")
+        flags, text = int(fields[6]), rest.partition("\n")[0]
+        allowed = (known or {}).get(text) or CpuSet.parse(text)
+        if known is not None:
+            known[text] = allowed
+        return Thread(
+            pid, tid, name, allowed, int(fields[36]),
+            kernel=bool(flags & _PF_KTHREAD), pinned_by_kernel=bool(flags & _PF_NO_SETAFFINITY),
+            started=int(fields[19]) / _TICKS, run_time=int(schedstat.split()[0]) / 1e9 if schedstat else None,
+        )  # fmt: skip
+    except (IndexError, ValueError, RequestError) as error:
+        raise HostError(f"/proc/{pid}/task/{tid}/stat or status is not understood: {error}") from None
 
 
 def _read_interrupt_time(host: HostRoot, cpu: int) -> float:

@@ -6,8 +6,16 @@ from dataclasses import replace
 from errno import ENOENT
 
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_cores, read_isolated, read_online, read_topoext
-from orchestrator.host.hugepages import read_pools
+from orchestrator.host.cpus import (
+    read_cmdline,
+    read_isolated,
+    read_kvm,
+    read_online,
+    read_possible,
+    read_topoext,
+    survey_cores,
+)
+from orchestrator.host.hugepages import read_pools, read_promised_pages, survey_pools
 from orchestrator.host.iommu import read_iommu_groups
 from orchestrator.host.pci import read_functions
 from orchestrator.host.root import HostRoot
@@ -24,13 +32,20 @@ def read_topology(host: HostRoot) -> Topology:
     for name in ("sys/devices/system/cpu/online", "sys/bus/pci/devices"):
         if not host.exists(name):
             raise HostError(f"cannot survey the host: there is no /{name}", "is sysfs mounted on /sys?", ENOENT)
+    cores, no_cores = survey_cores(host)
+    pools, no_pools = survey_pools(host)
     return Topology(
-        cores=read_cores(host),
+        cores=cores,
         isolated=read_isolated(host),
-        pools=read_pools(host),
+        pools=pools,
         pfs=read_pfs(host),
         iommu_groups=read_iommu_groups(host),
         topoext=read_topoext(host),
+        possible=read_possible(host),
+        promised=read_promised_pages(host, (pool.page_size for pool in pools if pool.total)),
+        kvm=read_kvm(host),
+        cmdline=read_cmdline(host),
+        problems=tuple(error.message for error in (*no_cores, *no_pools)),
     )
 
 
@@ -44,7 +59,9 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
         HostError: as ``read_topology``.
     """
     functions = {device for group in known.iommu_groups for device in group.devices}
-    if known.cpus != read_online(host) or functions != read_functions(host):
+    # What could not be read may have been so for a moment.
+    if known.problems or known.cpus != read_online(host) or functions != read_functions(host):
         return read_topology(host)
-    pfs = tuple(read_link(host, pf) for pf in known.pfs)
-    return replace(known, isolated=read_isolated(host), pools=read_pools(host), pfs=pfs)
+    pfs, pools = tuple(read_link(host, pf) for pf in known.pfs), read_pools(host)
+    promised = read_promised_pages(host, (pool.page_size for pool in pools if pool.total))
+    return replace(known, isolated=read_isolated(host), pools=pools, promised=promised, pfs=pfs, kvm=read_kvm(host))

@@ -17,6 +17,7 @@ from uuid import UUID
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
+from orchestrator.host.cpus import read_online
 from orchestrator.host.edge import EdgeMode, read_edge_mode
 from orchestrator.host.hugepages import read_pools
 from orchestrator.host.pci import read_driver
@@ -29,11 +30,12 @@ from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.consoles import console_log
 from orchestrator.lifecycle.drift import VfStates, check_threads
+from orchestrator.lifecycle.host_warnings import HostWarnings
 from orchestrator.lifecycle.pages import PAGES, await_pages, note_missing
 from orchestrator.planning.plan import Plan, Policy
 from orchestrator.state import GuestState
 from orchestrator.steps.base import Arguments, Step, Undo, run_steps, undo_steps
-from orchestrator.steps.cores import MoveIrq, MoveKernelThread, plan_cores, undo_irq_affinity, undo_thread_affinity
+from orchestrator.steps.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
 from orchestrator.steps.network import SetEdgeMode, undo_edge_mode
 from orchestrator.steps.vfs import VFIO, BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf, undo_vf_driver
 from orchestrator.topology import VfState
@@ -61,6 +63,7 @@ class CoreManager:
     """What starting and ending a guest takes. The caller sees to it that nobody else works on the same guest meanwhile.
 
     Attributes:
+        warnings: gets what could not be moved off the guest cores.
         shared: held while something is changed that serves all guests.
         images: folder of the built guest images.
         consoles: folder of the guests' console logs.
@@ -70,6 +73,7 @@ class CoreManager:
     hypervisor: Hypervisor
     ledger: Ledger
     policy: Policy
+    warnings: HostWarnings
     shared: AbstractContextManager[object]
     images: Path
     consoles: Path
@@ -83,8 +87,15 @@ class CoreManager:
     _turns: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_AT_A_TIME))
 
     def as_now(self, plan: Plan) -> Plan:
-        """The plan with the host's housekeeping CPUs of now: they may have been changed since it was made."""
-        return replace(plan, housekeeping=self.policy.housekeeping)
+        """The plan with the host's housekeeping CPUs of now: they may have been changed since it was made, or have gone off line,
+        and the kernel confines nothing to CPUs that are offline.
+        """
+        return replace(plan, housekeeping=self._housekeeping())
+
+    def _housekeeping(self) -> CpuSet:
+        """Those that are online; all, if that is none of them."""
+        housekeeping = self.policy.housekeeping
+        return housekeeping & read_online(self.host) or housekeeping
 
     def start(self, plan: Plan) -> tuple[str, ...]:
         """Prepares the host and starts the guest; returns once its vCPUs run and every other thread of QEMU is off its cores.
@@ -261,15 +272,18 @@ class CoreManager:
             HostError: the kernel refused; what was done is in the journal, and undone with the last guest.
         """
         moved: tuple[str, ...] = ()
+        housekeeping = self._housekeeping()
         with self.shared:
             if not self._prepared:
                 # Once: it looks at every thread of the host. What strays later is found by the audit. Once for each manager too,
                 # since the journal outlives a reboot and the affinities do not.
-                moved = run_steps(self.host, self.ledger, HOST, plan_cores(self.host, self.policy.housekeeping))
+                cleared = clear_cores(self.host, self.ledger, HOST, housekeeping)
+                self.warnings.report("not moved off the guest cores", cleared.left)
+                moved = cleared.moved
             pf = read_pf(self.host, address)
             made = run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, interface, self.policy.count_vfs(pf))])
             self._prepared.add(pf.address)
-        return (*((f"move {len(moved)} threads and interrupts to CPUs {self.policy.housekeeping}",) if moved else ()), *made)
+        return (*((f"move {len(moved)} threads and interrupts to CPUs {housekeeping}",) if moved else ()), *made)
 
     def _await_first_exit(self, name: str) -> None:
         """KVM makes its helper thread when a vCPU first runs; a vCPU that has exited once has run."""

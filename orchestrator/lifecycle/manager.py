@@ -7,23 +7,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.access import Identity, Role, may_change, may_see
-from orchestrator.errors import Conflict, Forbidden, NotFound, Stale
+from orchestrator.errors import Conflict, Forbidden, NotFound
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
-from orchestrator.hypervisor import Hypervisor, LiveGuest
+from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Claim, Event, Ledger, Quarantined
 from orchestrator.lifecycle.consoles import Consoles
-from orchestrator.lifecycle.core_manager import CoreManager
+from orchestrator.lifecycle.core_manager import HOST, CoreManager
+from orchestrator.lifecycle.host_warnings import HOST_TOPIC, KIND, HostWarnings
 from orchestrator.lifecycle.observer import Observer, Unobserved
 from orchestrator.lifecycle.placing import Placing, find_repeated
 from orchestrator.lifecycle.refusals import RefusalLog
 from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.lifecycle.vf_making import claim_with_vfs
-from orchestrator.lifecycle.view import GuestView, view_guest
+from orchestrator.lifecycle.view import GuestView, check_version, hide_trouble, view_guest
+from orchestrator.planning.host_check import HostFinding, check_host
 from orchestrator.planning.plan import Policy
 from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
@@ -33,11 +34,8 @@ from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
-_WORRYING = ("plan-failed", "failed", "quarantined", "undo-failed", "drifted", "gave-up", "not-restored")
+_WORRYING = ("plan-failed", "failed", "quarantined", "undo-failed", "drifted", "gave-up", "not-restored", KIND)
 """Events that an operator should look at: warnings in the journal."""
-
-_TROUBLE = ("plan-failed", "failed", "quarantined")
-"""Events that may name other people's guests and devices, as the host and libvirt do: a tenant only learns that there was one."""
 
 
 class SystemManager:
@@ -62,8 +60,9 @@ class SystemManager:
         self._images = images
         # Held while something is changed that serves all guests.
         self._shared = WatchedLock()
-        self._cores = CoreManager(host, hypervisor, ledger, policy, self._shared, images, consoles)
-        self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched)
+        self._warnings = HostWarnings(ledger, HOST)
+        self._cores = CoreManager(host, hypervisor, ledger, policy, self._warnings, self._shared, images, consoles)
+        self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched, self._warnings)
         self.supervisor = Supervisor(self._cores, ledger, observer)
         self._refusals = RefusalLog(ledger, observer)
         self._consoles = Consoles(hypervisor, ledger, consoles)
@@ -77,9 +76,11 @@ class SystemManager:
         """What the host has now."""
         return read_topology(self._host)
 
-    def live_guests(self) -> tuple[LiveGuest, ...]:
-        """What runs now, ours or not, as libvirt and QEMU tell it."""
-        return self._hypervisor.guests()
+    def compare(self, topology: Topology) -> tuple[HostFinding, ...]:
+        """How the configuration differs from the host; an event, if that has changed since the last time."""
+        found = check_host(self._policy, topology)
+        self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in found))
+        return found
 
     def guests(self, who: Identity) -> tuple[GuestView, ...]:
         """All guests that hold a claim and that ``who`` may see."""
@@ -108,7 +109,7 @@ class SystemManager:
         """Events that ``who`` may see, oldest first: those with ids above ``after``, or the newest if that is None."""
         if who.role is not Role.TENANT:
             return self._ledger.events(after, limit)
-        return tuple(map(_hide_trouble, self._ledger.events(after, limit, who.tenant)))
+        return tuple(map(hide_trouble, self._ledger.events(after, limit, who.tenant)))
 
     def last_event(self) -> int:
         """Id of the newest event, 0 before the first."""
@@ -137,7 +138,9 @@ class SystemManager:
         known = find_repeated(who, request, self._ledger.read().claims)
         if known:
             return view_guest(known, self._hypervisor.uuids())
-        return GuestView(self._placing.plan(who, request), "planned", request, who.tenant)
+        placed = self._placing.plan(who, request)
+        warnings = () if who.role is Role.TENANT else placed.warnings
+        return GuestView(placed.plan, "planned", request, who.tenant, warnings=warnings)
 
     def create(self, who: Identity, request: GuestRequest) -> tuple[GuestView, bool]:
         """Makes a guest: plan, claim, change the host, start. On any error all of it is undone.
@@ -333,10 +336,10 @@ class SystemManager:
     def _change(self, who: Identity, name: str, expected: int | None) -> Iterator[Claim]:
         """The guest, with nobody else changing it."""
         # At once: a version never comes again, and another's change may take an hour.
-        _check_version(self._find_to_change(who, name), expected)
+        check_version(self._find_to_change(who, name), expected)
         with self.supervisor.changing(name):
             claim = self._find(who, name)
-            _check_version(claim, expected)
+            check_version(claim, expected)
             yield claim
 
     def _wake(self, event: Event) -> None:
@@ -344,13 +347,3 @@ class SystemManager:
         _log.log(level, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._happened:
             self._happened.notify_all()
-
-
-def _check_version(claim: Claim, expected: int | None) -> None:
-    if expected is not None and expected != claim.version:
-        what = f"guest {claim.plan.name} has changed: it is version {claim.version}, not {expected}"
-        raise Stale(what, "look at it again")
-
-
-def _hide_trouble(event: Event) -> Event:
-    return replace(event, detail="the operator of the host can see why") if event.kind in _TROUBLE else event

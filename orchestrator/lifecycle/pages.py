@@ -74,14 +74,14 @@ def _is_noted(ledger: Ledger, plan: Plan) -> bool:
 
 def _used_by_programs(host: HostRoot, hypervisor: Hypervisor, plan: Plan) -> int:
     """Pages that programs have which are no guests, on all nodes: of which node they are is not told without a long look."""
-    guests = {guest.pid for guest in hypervisor.guests()}
+    guests = {domain.pid for domain in hypervisor.look_around(frozenset())[1] if domain.memory}
     return sum(size for pid, size in read_huge_pages(host).items() if pid not in guests) // plan.page_size.bytes
 
 
 def _used_by_guests(hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> int:
     """Pages of the pool that other guests use at the most: those that run, ours or not, and ours whose pages are not back."""
     claims = [claim for claim in ledger.read().claims if claim.plan.name != plan.name]
-    running, strangers = hypervisor.look_around(frozenset({plan.uuid, *(claim.plan.uuid for claim in claims)}))
+    running, unmanaged = hypervisor.look_around(frozenset({plan.uuid, *(claim.plan.uuid for claim in claims)}))
     used = sum(
         claim.plan.pages
         for claim in claims
@@ -89,5 +89,10 @@ def _used_by_guests(hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> int:
         and (claim.plan.uuid in running or _is_noted(ledger, claim.plan))
     )
     names = {claim.plan.name for claim in claims}
-    live = [guest for guest in strangers if guest.name not in names and guest.node in (None, plan.node)]
-    return used + sum(-(-guest.memory.bytes // plan.page_size.bytes) for guest in live)
+    # A domain that is bound to no node, or to several, may have all of its memory on this one.
+    sizes = [
+        domain.memory.bytes
+        for domain in unmanaged
+        if domain.running and domain.memory and domain.name not in names and plan.node in (domain.nodes or {plan.node})
+    ]
+    return used + sum(-(-size // plan.page_size.bytes) for size in sizes)

@@ -6,36 +6,62 @@ import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator.access import Identity, Role
 from orchestrator.errors import Conflict, NoRoom, QuotaExceeded, RequestError
-from orchestrator.host.hugepages import read_free_pages, read_pool_size, read_pools
+from orchestrator.host.hugepages import read_free_pages, read_pool_size, read_pools, read_promised_pages
 from orchestrator.host.pci import read_driver
 from orchestrator.host.ports import read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf, read_use
 from orchestrator.host.survey import read_topology, refresh_topology
-from orchestrator.hypervisor import Hypervisor, LiveGuest
+from orchestrator.hypervisor import Hypervisor
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST
+from orchestrator.lifecycle.host_warnings import HOST_TOPIC, HostWarnings
+from orchestrator.lifecycle.unmanaged_use import add_unmanaged
 from orchestrator.lifecycle.vf_making import VfsNeeded, check_made, plan_known
+from orchestrator.planning.host_check import HostFinding, check_host
+from orchestrator.planning.last_choices import list_last_choices
 from orchestrator.planning.plan import Claims, Plan, Policy
 from orchestrator.planning.planner import find_uplink
 from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
 from orchestrator.steps.vfs import VFIO
-from orchestrator.topology import Topology
-from orchestrator.values import CpuSet, PciAddress, Size
+from orchestrator.topology import PagePool, Topology
+from orchestrator.values import PciAddress, Size
 
 _BELIEVED = 10.0
 """Seconds for which a place is found on an earlier survey. Only what few events change is not seen then (CPUs that go on or off
 line, hot-plugged devices): at worst the start fails, and is undone. Nothing is refused on it, but while VFs are being made."""
 
+_BEING_STARTED = (GuestState.CREATING, GuestState.STARTING)
 # States in which a guest that libvirt has may not have its pages yet.
-_STARTING = (GuestState.CREATING, GuestState.STARTING, GuestState.STOPPED)
+_STARTING = (*_BEING_STARTED, GuestState.STOPPED)
+
+
+class Placed(NamedTuple):
+    """A plan, and what an operator should know of it and of the host, a sentence each.
+
+    Attributes:
+        last_choices: what of the plan others may use later.
+        problems: what could not be read of unmanaged domains.
+        findings: differences between configuration and host.
+    """
+
+    plan: Plan
+    last_choices: tuple[str, ...]
+    problems: tuple[str, ...]
+    findings: tuple[HostFinding, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """All of it."""
+        return (*self.last_choices, *self.problems, *(finding.text for finding in self.findings))
 
 
 class Placing:
@@ -45,14 +71,15 @@ class Placing:
         shared: held while something is changed that serves all guests.
         images: folder of the built guest images.
         launched: guests whose QEMU has been started, and has all its pages; changed by others meanwhile.
+        warnings: gets what claims had to take as a last choice.
     """
 
     def __init__(
         self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy,
-        shared: WatchedLock, images: Path, launched: Container[UUID],
+        shared: WatchedLock, images: Path, launched: Container[UUID], warnings: HostWarnings,
     ) -> None:  # fmt: skip
         self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
-        self._shared, self._images, self._launched = shared, images, launched
+        self._shared, self._images, self._launched, self._warnings = shared, images, launched, warnings
         # Held from reading what is free until it is claimed: two that read the same free pages would both be promised them.
         self._lock = WatchedLock()
         # The last survey, and when it was begun (time.monotonic()).
@@ -66,13 +93,16 @@ class Placing:
         """
         self._check(request)
         with self._lock:
-            plan, generation = self._plan(who, request)
-            check_made(self._host, plan)
-            plan = replace(plan, serial=generation + 1)  # no two claims are based on the same generation
+            placed, generation = self._plan(who, request)
+            check_made(self._host, placed.plan)
+            plan = replace(placed.plan, serial=generation + 1)  # no two claims are based on the same generation
             self._ledger.claim(plan, generation, request, who.tenant)
-            return plan
+        self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in placed.findings))
+        self._warnings.report("unmanaged domains", placed.problems)
+        self._warnings.note(plan.name, placed.last_choices)
+        return plan
 
-    def plan(self, who: Identity, request: GuestRequest) -> Plan:
+    def plan(self, who: Identity, request: GuestRequest) -> Placed:
         """What a guest would get now.
 
         Raises:
@@ -99,7 +129,7 @@ class Placing:
         if request.size.bytes < image.memory.bytes:
             raise RequestError(f"{request.memory} of memory is too small for the image {image.name}", f"it needs {image.memory}")
 
-    def _plan(self, who: Identity, request: GuestRequest) -> tuple[Plan, int]:
+    def _plan(self, who: Identity, request: GuestRequest) -> tuple[Placed, int]:
         """The plan, and the generation of the ledger that it is based on."""
         read = self._ledger.read()
         find_repeated(who, request, read.claims)  # again: one of another name may have come with the same id meanwhile
@@ -108,46 +138,53 @@ class Placing:
         if not request.placement:
             _check_quota(who, request, request.cores, owned)
         try:
-            plan = self._find_place(request, read.claims)
+            placed = self._find_place(request, read.claims, named=who.role is not Role.TENANT)
         except NoRoom as error:
             if who.role is Role.TENANT:
                 error.hint = "ask the operator of the host"  # a tenant may not see the survey
             raise
         if request.placement:  # only the host knows how many cores that is
-            _check_quota(who, request, len(plan.cores), owned)
-        return plan, read.generation
+            _check_quota(who, request, len(placed.plan.cores), owned)
+        return placed, read.generation
 
-    def _find_place(self, request: GuestRequest, claims: Sequence[Claim]) -> Plan:
+    def _find_place(self, request: GuestRequest, claims: Sequence[Claim], *, named: bool) -> Placed:
         """On what is known of the host; on what it is now if there is no room, or what was chosen has changed.
 
+        Args:
+            named: whether unmanaged domains may be named.
+
         Raises:
-            Conflict: somebody else's guest has the name.
+            Conflict: an unmanaged domain has the name.
             VfsNeeded, RequestError, NoRoom: see ``plan_known``.
         """
         # Before the host is surveyed: those that may have their pages. See ``Claims.of``.
         begun = {claim.plan.uuid for claim in claims if claim.state not in _STARTING or claim.plan.uuid in self._launched}
+        starting = frozenset(claim.plan.name for claim in claims if claim.state in _BEING_STARTED)
         plans, now = [claim.plan for claim in claims], time.monotonic()
         ours = frozenset(plan.uuid for plan in plans)
 
-        def plan_on(topology: Topology, foreign: frozenset[PciAddress] = frozenset()) -> Plan:
+        def plan_on(topology: Topology, foreign: frozenset[PciAddress] = frozenset()) -> Placed:
             # After it was: the pages of one that has ended by now, with or without our knowledge, may count as free there.
-            running, live = self._hypervisor.look_around(ours)
-            _check_name(request, {guest.name for guest in live})
+            running, domains = self._hypervisor.look_around(ours)
+            _check_name(request, {domain.name for domain in domains})
             started = frozenset(plan.name for plan in plans if plan.uuid in begun and plan.uuid in running)
-            taken = _with_strangers(Claims.of(plans, started), live, topology.cpus)
-            return plan_known(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
+            claimed = Claims.of(plans, started, starting)
+            taken, problems = add_unmanaged(self._host, claimed, domains, topology, named=named)
+            plan = plan_known(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
+            last_choices = list_last_choices(plan, taken.last_cpus, taken.last_vfs)
+            return Placed(plan, last_choices, problems, check_host(self._policy, topology))
 
         try:
             topology = self._survey(now - _BELIEVED)
-            plan = plan_on(topology)
-            true = self._is_true(topology, plan)
+            placed = plan_on(topology)
+            true = self._is_true(topology, placed.plan)
         except (NoRoom, VfsNeeded):
             true = False
         if not true:
             topology = self._survey(now)
-            plan = plan_on(topology)
-        if self._is_free(plan, topology):
-            return plan
+            placed = plan_on(topology)
+        if self._is_free(placed.plan, topology):
+            return placed
         self._known = None
         topology = self._survey(now)
         return plan_on(topology, frozenset(vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO))
@@ -175,9 +212,9 @@ class Placing:
         """
         known, then = self._known or (None, 0.0)  # once: others write it
         if known and then >= oldest and self._has_links(known):
-            return replace(known, pools=read_free_pages(self._host, known.pools))
+            return self._with_pools(known, read_free_pages(self._host, known.pools))
         if known and not self._shared.acquire(blocking=False):
-            return replace(known, pools=read_pools(self._host))
+            return self._with_pools(known, read_pools(self._host))
         if not known:
             self._shared.acquire()
         try:
@@ -187,6 +224,10 @@ class Placing:
             return topology
         finally:
             self._shared.release()
+
+    def _with_pools(self, known: Topology, pools: tuple[PagePool, ...]) -> Topology:
+        sizes = (pool.page_size for pool in pools if pool.total)
+        return replace(known, pools=pools, promised=read_promised_pages(self._host, sizes))
 
     def _has_links(self, topology: Topology) -> bool:
         """All uplinks; one without may have been seen in the moment of a reset."""
@@ -209,7 +250,8 @@ def find_repeated(who: Identity, request: GuestRequest, claims: Iterable[Claim])
 
 def _check_name(request: GuestRequest, taken: Container[str]) -> None:
     if request.name in taken:
-        raise Conflict(f"the name {request.name} is taken", "`nohype guest list` shows your guests; choose another name")
+        hint = "`nohype guest list` and, on the host, `virsh list --all` show the names; choose another name"
+        raise Conflict(f"the name {request.name} is taken", hint)
 
 
 def _check_quota(who: Identity, request: GuestRequest, cores: int, owned: list[Plan]) -> None:
@@ -226,11 +268,3 @@ def _check_quota(who: Identity, request: GuestRequest, cores: int, owned: list[P
         with_it = f"with guest {request.name!r} the tenant {who.tenant} would have"
         reasons = tuple(f"{with_it} {part}" for part in over)
         raise QuotaExceeded("the quota is used up", reasons, "delete a guest, or ask the operator")
-
-
-def _with_strangers(claims: Claims, live: tuple[LiveGuest, ...], cpus: CpuSet) -> Claims:
-    """Adds what guests that are not ours use, as libvirt tells it; ``cpus`` are all of the host."""
-    # A guest that nobody has pinned may run anywhere: it claims no core, and the audit names it.
-    pins = [vcpu.pin for guest in live for vcpu in guest.vcpus if not cpus <= vcpu.pin]
-    devices: frozenset[PciAddress] = frozenset(address for guest in live for address in guest.hostdevs)
-    return replace(claims, cpus=CpuSet.of({*claims.cpus, *(cpu for pin in pins for cpu in pin)}), vfs=claims.vfs | devices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -18,6 +18,7 @@ class Place:
     Attributes:
         node: NUMA node of both.
         cores: the CPUs of each core, in the order of the node's cores.
+        last: whether others may use some of the cores later: any place where that is not so is better.
         left: (usable cores, runs that the cores are taken from, free pages) of the node; of two places that with less of
             them is the better fit: it leaves the other node whole.
     """
@@ -25,6 +26,7 @@ class Place:
     node: int
     cores: tuple[CpuSet, ...]
     left: tuple[int, int, int]
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,18 @@ def find_places(count: int, pages: Pages, host: Host) -> tuple[list[Place], list
     places: list[Place] = []
     refused: list[str] = []
     for node, cores in _cores_by_node(host.topology.cores):
-        runs, unusable = _find_runs(cores, host)
-        chosen = _choose_cores(count, runs)
+        runs, unusable = _find_runs(cores, host, last=False)
+        chosen, last = _choose_cores(count, runs), False
+        if not chosen and host.taken.last_cpus:
+            runs, unusable = _find_runs(cores, host, last=True)
+            chosen, last = _choose_cores(count, runs), True
         usable = sum(map(len, runs))
         free = _count_free(pages.size, node, host)
         lacks = [] if chosen else [_describe_lack(count, usable, len(cores), unusable)]
-        lacks += _check_pages(pages, free, node, host.topology.pools)
+        lacks += _check_pages(pages, free, node, host)
         if chosen and not lacks:
-            places.append(Place(node, tuple(core.cpus for core in chosen), (usable - count, _count_runs(chosen, runs), free)))
+            left = (usable - count, _count_runs(chosen, runs), free)
+            places.append(Place(node, tuple(core.cpus for core in chosen), left, last))
         else:
             refused.append(f"node {node}: {'; '.join(lacks)}")
     return places, refused
@@ -85,7 +91,7 @@ def check_place(cpus: CpuSet, pages: Pages, host: Host) -> tuple[list[Place], li
     missing = cpus - host.topology.cpus
     wrong = [f"the host has no CPUs {missing}, or they are offline"] if missing else []
     wrong += [f"CPUs {core.cpus & cpus} are not the whole core {core.cpus}" for core in cores if not core.cpus <= cpus]
-    _, unusable = _find_runs(cores, host)
+    _, unusable = _find_runs(cores, host, last=True)
     wrong += [f"CPUs {of_reason & cpus} {reason}" for reason, of_reason in unusable.items()]
     nodes = {node: CpuSet.of(cpu for core in of_node for cpu in core.cpus) & cpus for node, of_node in _cores_by_node(cores)}
     if len(nodes) > 1:
@@ -95,7 +101,7 @@ def check_place(cpus: CpuSet, pages: Pages, host: Host) -> tuple[list[Place], li
         wrong.append(f"their cores have different numbers of threads: {' and '.join(map(str, widths))}")
     refused = [f"placement: {reason}" for reason in wrong]
     for node in nodes if len(nodes) == 1 else ():
-        lacks = _check_pages(pages, _count_free(pages.size, node, host), node, host.topology.pools)
+        lacks = _check_pages(pages, _count_free(pages.size, node, host), node, host)
         refused += [f"node {node}: {lack}" for lack in lacks]
         if not refused:
             return [Place(node, tuple(core.cpus for core in cores), (0, 0, 0))], []
@@ -110,14 +116,16 @@ def _cores_by_node(cores: Iterable[Core]) -> list[tuple[int, list[Core]]]:
     return [(node, sorted(nodes[node], key=lambda core: (core.socket, min(core.cpus.ids)))) for node in sorted(nodes)]
 
 
-def _find_runs(cores: Sequence[Core], host: Host) -> tuple[list[list[Core]], dict[str, CpuSet]]:
+def _find_runs(cores: Sequence[Core], host: Host, *, last: bool) -> tuple[list[list[Core]], dict[str, CpuSet]]:
     """The longest runs of neighbours that a guest may have, and the CPUs it may not have, by reason.
+
+    ``last``: whether cores that others may use later are among the first.
 
     All cores of a run have the same number of threads. Only a host without NUMA has several sockets in one node.
     """
     runs: list[list[Core]] = []
     unusable: dict[str, set[int]] = {}
-    for (reason, _, _), group in groupby(cores, key=lambda core: (_why_not(core, host), core.socket, len(core.cpus))):
+    for (reason, _, _), group in groupby(cores, key=lambda core: (_why_not(core, host, last=last), core.socket, len(core.cpus))):
         if reason:
             unusable.setdefault(reason, set()).update(cpu for core in group for cpu in core.cpus.ids)
         else:
@@ -125,14 +133,22 @@ def _find_runs(cores: Sequence[Core], host: Host) -> tuple[list[list[Core]], dic
     return runs, {reason: CpuSet.of(cpus) for reason, cpus in unusable.items()}
 
 
-def _why_not(core: Core, host: Host) -> str:
+def _why_not(core: Core, host: Host, *, last: bool) -> str:
     if not core.cpus.ids.isdisjoint(host.policy.housekeeping.ids):
         return "are housekeeping"
     if not core.cpus.ids.isdisjoint(host.taken.cpus.ids):
         return "are guests'"
+    if host.taken.pinned and (use := _describe_use(core, host.taken.pinned)):
+        return use
+    if host.taken.last_cpus and not last and (use := _describe_use(core, host.taken.last_cpus)):
+        return use
     if host.topology.isolated and not core.cpus <= host.topology.isolated:
         return "are not isolated"
     return ""
+
+
+def _describe_use(core: Core, used: Mapping[int, str]) -> str:
+    return " and ".join(sorted({used[cpu] for cpu in core.cpus.ids if cpu in used}))
 
 
 def _choose_cores(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
@@ -178,26 +194,48 @@ def _count_free(page_size: Size, node: int, host: Host) -> int:
 
     What the pool shows as free, less what guests will still take from it. The second bound holds even if ``unused`` is too
     small, as for a guest that has ended and still holds its claim: what is owned is never given twice. What programs of the
-    host have taken already counts as a part of its reserved share, whatever is the greater.
+    host have taken already counts as a part of its reserved share, whatever is the greater. The third is the kernel's own, for
+    all nodes together: what it has promised to programs that have not used it yet (mm/hugetlb.c, hugetlb_acct_memory).
     """
     pool = _find_pool(page_size, node, host.topology.pools)
     claim = next((claim for claim in host.taken.pages if claim.node == node and claim.page_size == page_size), None)
     if not pool:
         return 0
     owned, unused = (claim.owned, claim.unused) if claim else (0, 0)
-    return max(0, min(pool.free - unused, pool.total - host.policy.reserved(page_size) - owned))
+    free = min(pool.free - unused, pool.total - host.policy.reserved(page_size) - owned)
+    promised = _count_promised(page_size, host)
+    if promised:
+        others = sum(claim.unused for claim in host.taken.pages if claim.page_size == page_size)
+        machine = sum(pool.free for pool in host.topology.pools if pool.page_size == page_size)
+        free = min(free, machine - others - promised)
+    return max(0, free)
+
+
+def _count_promised(page_size: Size, host: Host) -> int:
+    """Pages that the kernel has promised to other programs. What it has promised to guests that are being started counts as
+    theirs: those own it."""
+    promised = sum(promise.count for promise in host.topology.promised if promise.page_size == page_size)
+    return max(0, promised - sum(claim.starting for claim in host.taken.pages if claim.page_size == page_size))
 
 
 def _find_pool(page_size: Size, node: int, pools: Iterable[PagePool]) -> PagePool | None:
     return next((pool for pool in pools if pool.node == node and pool.page_size == page_size), None)
 
 
-def _check_pages(wanted: Pages, free: int, node: int, pools: Sequence[PagePool]) -> list[str]:
+def _check_pages(wanted: Pages, free: int, node: int, host: Host) -> list[str]:
     """What is lacking, if anything."""
+    pools = host.topology.pools
     pool = _find_pool(wanted.size, node, pools)
     if not pool or not pool.total:
         others = " and ".join(str(pool.page_size) for pool in pools if pool.node == node and pool.total)
         return [f"it has no huge pages of {wanted.size}" + (f", only of {others}" if others else "")]
     if free >= wanted.count:
         return []
-    return [f"{free} of {pool.total} huge pages of {wanted.size} are free, {wanted.count} are wanted"]
+    promised = _count_promised(wanted.size, host)
+    why = (
+        f" (the pool shows {pool.free} as free; programs have reserved {promised} on the host and not used them yet:"
+        " resv_hugepages)"
+        if promised
+        else ""
+    )
+    return [f"{free} of {pool.total} huge pages of {wanted.size} are free, {wanted.count} are wanted{why}"]

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from uuid import UUID, uuid5
 
@@ -194,17 +194,25 @@ class Policy:
 @dataclass(frozen=True)
 class PageClaim:
     """Huge pages of one size that guests own on one node; the pool may still show the ``unused`` among them as free, as their
-    guests have not been started yet."""
+    guests have not been started yet. Guests that are being started may have ``starting`` of these, and QEMU may have had the
+    kernel promise them already (PromisedPages)."""
 
     node: int
     page_size: Size
     owned: int
     unused: int
+    starting: int = 0
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What guests own already."""
+    """What guests own already, and what others use.
+
+    Attributes:
+        pinned: CPU that others use → why no guest gets it.
+        last_cpus: CPU that others may use later → why guests get it last.
+        last_vfs: VF that others may use later → likewise.
+    """
 
     cpus: CpuSet = CpuSet()
     vfs: frozenset[PciAddress] = frozenset()
@@ -212,9 +220,12 @@ class Claims:
     """The same VFs by PF and number, which stay when addresses change."""
     macs: frozenset[MacAddress] = frozenset()
     pages: tuple[PageClaim, ...] = ()
+    pinned: Mapping[int, str] = field(default_factory=dict)
+    last_cpus: Mapping[int, str] = field(default_factory=dict)
+    last_vfs: Mapping[PciAddress, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plans: Iterable[Plan], started: frozenset[str]) -> Claims:
+    def of(cls, plans: Iterable[Plan], started: frozenset[str], starting: frozenset[str] = frozenset()) -> Claims:
         """Adds up the claims of all guests.
 
         Args:
@@ -222,17 +233,23 @@ class Claims:
             started: names of those whose pages the pool shows as used (QEMU takes them all before it runs: immediate
                 allocation). Read this *before* the topology is surveyed: a guest that starts in between is then counted
                 twice for a moment, which refuses too much, but never missed.
+            starting: names of those, of the others, that are being started.
         """
         plans = tuple(plans)
         owned: Counter[tuple[int, Size]] = Counter()
         unused: Counter[tuple[int, Size]] = Counter()
+        begun: Counter[tuple[int, Size]] = Counter()
         for plan in plans:
             owned[plan.node, plan.page_size] += plan.pages
             unused[plan.node, plan.page_size] += 0 if plan.name in started else plan.pages
+            begun[plan.node, plan.page_size] += plan.pages if plan.name in starting and plan.name not in started else 0
         return cls(
             cpus=CpuSet.of(cpu for plan in plans for cpu in plan.cpus),
             vfs=frozenset(plan.vf.address for plan in plans),
             numbers=frozenset((plan.vf.pf, plan.vf.index) for plan in plans),
             macs=frozenset(plan.vf.mac for plan in plans),
-            pages=tuple(PageClaim(node, size, count, unused[node, size]) for (node, size), count in sorted(owned.items())),
+            pages=tuple(
+                PageClaim(node, size, count, unused[node, size], begun[node, size])
+                for (node, size), count in sorted(owned.items())
+            ),
         )

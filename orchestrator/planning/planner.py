@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 from orchestrator.errors import NoRoom, RequestError
+from orchestrator.planning.host_check import find_blockers
 from orchestrator.planning.places import Host, Pages, Place, check_place, find_places
 from orchestrator.planning.plan import Claims, Plan, Policy, VfPlan
 from orchestrator.request import GuestRequest
@@ -25,9 +26,9 @@ _MOST_REASONS = 8
 def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
     """Chooses whole physical cores, huge pages of the same node, and a VF; the same input gives the same plan.
 
-    The node of the VF's PF is preferred, then the node with the fewest cores left over, then the one where the cores are
-    neighbours, then the one with the fewest pages left over, then the uplink named first, then the lower node. Which of a
-    node's cores: see ``find_places``. If the kernel isolates some CPUs, only these.
+    What others may use later is the last choice. The node of the VF's PF is preferred, then the node with the fewest cores left
+    over, then the one where the cores are neighbours, then the one with the fewest pages left over, then the uplink named first,
+    then the lower node. Which of a node's cores: see ``find_places``. If the kernel isolates some CPUs, only these.
 
     A given placement is taken as it is, or refused whole.
 
@@ -45,11 +46,23 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
     else:
         places, no_places = find_places(request.cores, pages, host)
         vfs, no_vfs = _find_vfs(None, host)
-    if not vfs or not places:
+    blockers = find_blockers(policy, topology)
+    if not vfs or not places or blockers:
         hint = "`nohype survey` shows what the host has, `nohype guest list` who owns it"
-        raise NoRoom(f"no room for guest {request.name!r} ({_describe(request, pages)})", (*no_vfs, *no_places), hint)
+        reasons = (*(f"host: {blocker.text}" for blocker in blockers), *no_vfs, *no_places)
+        raise NoRoom(
+            f"no room for guest {request.name!r} ({_describe(request, pages)})",
+            reasons,
+            next((blocker.hint for blocker in blockers), hint),
+        )
+
+    def rank(pair: tuple[_Vf, Place]) -> tuple[int, bool, tuple[int, int, int]]:
+        vf, place = pair
+        last = place.last + (vf.address in taken.last_vfs)
+        return last, vf.pf.node not in (None, place.node), place.left
+
     # min() keeps the first of equals, and both lists are in order of preference.
-    vf, place = min(product(vfs, places), key=lambda pair: (pair[0].pf.node not in (None, pair[1].node), pair[1].left))
+    vf, place = min(product(vfs, places), key=rank)
     return _build_plan(request, pages, place, vf, host)
 
 
@@ -74,7 +87,7 @@ def _build_plan(request: GuestRequest, pages: Pages, place: Place, vf: _Vf, host
         node=place.node,
         page_size=pages.size,
         pages=pages.count,
-        housekeeping=host.policy.housekeeping,
+        housekeeping=host.policy.housekeeping & host.topology.cpus,
         vf=VfPlan(vf.pf.address, vf.pf.interface or "", vf.index, vf.address, mac),
         image=request.image,
         cmdline=" ".join(filter(None, (request.cmdline, address))),
@@ -129,7 +142,10 @@ def _find_vf(uplink: str, wanted: PciAddress | None, groups: Mapping[PciAddress,
         return reason
     count = f"{len(pf.vfs)} (of {pf.total_vfs} possible)" if pf.vfs else str(host.policy.count_vfs(pf))
     refused: list[str] = []
-    for vf in _list_vfs(pf, host.policy):
+    vfs: Iterable[_Vf] = _list_vfs(pf, host.policy)
+    if host.taken.last_vfs:
+        vfs = sorted(vfs, key=lambda vf: vf.address in host.taken.last_vfs)
+    for vf in vfs:
         if wanted not in (None, vf.address):
             continue
         free = vf.address not in host.taken.vfs and (pf.address, vf.index) not in host.taken.numbers

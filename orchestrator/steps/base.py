@@ -5,9 +5,10 @@ What is needed to undo is plain JSON, so that a manager that was killed between 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.root import HostRoot
@@ -36,6 +37,9 @@ class Step(Protocol):
         """Makes the change and reads it back; returns in words what of it could not be made, and a guest can do without."""
 
 
+_Step = TypeVar("_Step", bound=Step)
+
+
 def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step]) -> tuple[str, ...]:
     """Makes the changes in order, each after its undo record was committed; returns what was changed, in words.
 
@@ -45,17 +49,78 @@ def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step])
         OrchestratorError: from the step that failed.
     """
     changed: list[str] = []
+    records = _Records(ledger, owner)
     for step in steps:
         before = step.read_before(host)
         if before is None:
             continue
-        # A change that somebody else keeps reverting (a PF reset and VEPA) is undone once.
-        if not any((record.action, record.arguments) == (step.action, before) for record in ledger.pending(owner)):
-            ledger.record(owner, step.action, before)
+        records.add(step, before)
         _log.info("%s: %s", owner, step.describe())
         missing = step.apply(host)
         changed.append(f"{step.describe()} ({missing})" if missing else step.describe())
     return tuple(changed)
+
+
+def try_steps(
+    host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[_Step]
+) -> tuple[tuple[str, ...], tuple[tuple[_Step, HostError], ...]]:
+    """As ``run_steps``, for changes that do not need each other: the error of one stays with it, and the others are made.
+
+    Returns:
+        What was changed, in words, and the steps that failed. One that failed and has changed nothing leaves no undo record.
+    """
+    changed: list[str] = []
+    failed: list[tuple[_Step, HostError]] = []
+    records = _Records(ledger, owner)
+    for step in steps:
+        try:
+            before = step.read_before(host)
+        except HostError as error:
+            failed.append((step, error))
+            continue
+        if before is None:
+            continue
+        id = records.add(step, before)
+        _log.info("%s: %s", owner, step.describe())
+        try:
+            step.apply(host)
+        except HostError as error:
+            failed.append((step, error))
+            if id is not None and _is_as(host, step, before):
+                ledger.forget(id)
+        else:
+            changed.append(step.describe())
+    return tuple(changed), tuple(failed)
+
+
+class _Records:
+    """The owner's undo records, read once: there may be thousands."""
+
+    def __init__(self, ledger: Ledger, owner: str) -> None:
+        self._ledger, self._owner = ledger, owner
+        self._known: set[tuple[str, str]] | None = None
+
+    def add(self, step: Step, before: Arguments) -> int | None:
+        """Records how to undo the step; None if that is recorded already, as of a change that others keep reverting."""
+        if self._known is None:
+            self._known = {_key(record.action, record.arguments) for record in self._ledger.pending(self._owner)}
+        key = _key(step.action, before)
+        if key in self._known:
+            return None
+        self._known.add(key)
+        return self._ledger.record(self._owner, step.action, before)
+
+
+def _key(action: str, arguments: Arguments) -> tuple[str, str]:
+    return action, json.dumps(arguments, sort_keys=True)
+
+
+def _is_as(host: HostRoot, step: Step, before: Arguments) -> bool:
+    """Whether the host still is as it was before the step, and so needs no undo."""
+    try:
+        return step.read_before(host) == before
+    except HostError:
+        return False
 
 
 def undo_steps(host: HostRoot, ledger: Ledger, owner: str, undos: Mapping[str, Undo]) -> None:

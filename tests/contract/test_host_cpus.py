@@ -9,7 +9,15 @@ from errno import EINVAL, ENOENT, ESRCH
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_affinity, read_cores, read_isolated, read_online, read_topoext, set_affinity
+from orchestrator.host.cpus import (
+    read_affinity,
+    read_cores,
+    read_isolated,
+    read_online,
+    read_possible,
+    read_topoext,
+    set_affinity,
+)
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
 from tests.fakeroot import FakeRoot
@@ -51,6 +59,14 @@ def test_cpus_isolated_by_a_cpuset_count_too(fake: FakeRoot) -> None:
     fake.add("sys/devices/system/cpu/isolated", "2-3")
     fake.add("sys/fs/cgroup/cpuset.cpus.isolated", "6-7")
     assert read_isolated(fake) == CpuSet.of([2, 3, 6, 7])
+
+
+@pytest.mark.parametrize("file", ["online", "isolated", "possible"])
+def test_a_list_that_is_not_understood_is_the_hosts_error(fake: FakeRoot, file: str) -> None:
+    """And not the client's, as that of a request would be."""
+    fake.add(f"sys/devices/system/cpu/{file}", "(null)")
+    with pytest.raises(HostError, match=f"cpu/{file} is not understood"):
+        {"online": read_online, "isolated": read_isolated, "possible": read_possible}[file](fake)
 
 
 def test_a_host_without_isolated_cpus(fake: FakeRoot) -> None:

@@ -14,7 +14,7 @@ from orchestrator.host.iommu import read_iommu_groups
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_pfs, set_numvfs
 from orchestrator.host.survey import read_topology, refresh_topology
-from orchestrator.topology import Core, PagePool, PhysicalFunction, VirtualFunction
+from orchestrator.topology import Core, PagePool, PhysicalFunction, PromisedPages, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 from tests.contract.conftest import await_link
 from tests.fakeroot import DEVICES, FakeRoot, load_host
@@ -117,3 +117,32 @@ def test_other_cpus_are_another_host(fake: FakeRoot) -> None:
     known = read_topology(fake)
     fake.add("sys/devices/system/cpu/online", "0-5")
     assert [str(core.cpus) for core in refresh_topology(fake, known).cores] == ["0-1", "2-3", "4-5"]
+
+
+def test_what_the_kernel_offers_and_what_it_was_told(host: HostRoot) -> None:
+    topology = read_topology(host)
+    assert topology.kvm, "the fake hosts and the lab have it"
+    assert topology.cpus <= topology.possible
+    assert "root=" in topology.cmdline
+    assert topology.problems == ()
+
+
+def test_pages_that_are_promised_are_read_again(fake: FakeRoot) -> None:
+    known = read_topology(fake)
+    assert known.promised == ()
+    fake.add("sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", "7")
+    assert refresh_topology(fake, known).promised == read_topology(fake).promised == (PromisedPages(MIB2, 7),)
+
+
+def test_one_cpu_and_one_pool_that_cannot_be_read_hide_no_other(fake: FakeRoot) -> None:
+    fake.add("sys/devices/system/cpu/cpu0/topology/core_cpus_list", "0")
+    (fake.path / "sys/devices/system/cpu/cpu1/topology/core_cpus_list").unlink()
+    fake.add("sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "?")
+    topology = read_topology(fake)
+    assert [str(core.cpus) for core in topology.cores] == ["0", "2-3", "4-5", "6-7"]
+    assert [(pool.node, pool.page_size) for pool in topology.pools] == [(0, GIB1), (1, MIB2), (1, GIB1)]
+    assert len(topology.problems) == 2
+    fake.add("sys/devices/system/cpu/cpu0/topology/core_cpus_list", "0-1")
+    fake.add("sys/devices/system/cpu/cpu1/topology/core_cpus_list", "0-1")
+    fake.add("sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "256")
+    assert refresh_topology(fake, topology).problems == (), "it was so for a moment"

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.host.netlink import set_hairpin
 from orchestrator.lab import switch
-from orchestrator.proof import Verdict
+from orchestrator.proof import WEAKER, Verdict
 from tests.lab.conftest import LabHost
 
 PROMISES = {
@@ -116,7 +116,7 @@ STRANGER = """<domain type='kvm'><name>stranger</name><memory unit='MiB'>128</me
 
 @pytest.fixture(scope="module")
 def stranger(host: LabHost) -> Any:
-    """A guest that somebody else has started by hand: unlocked, with an emulated device, and a VF whose DMA is not translated."""
+    """A guest started outside the manager: unlocked, with an emulated device, and a VF in a group of type identity (iommu=pt)."""
     free = host.run("readlink /sys/class/net/nic0/device/virtfn3").stdout.strip().rpartition("/")[2]
     _, bus, rest = free.split(":")
     slot, function = rest.split(".")
@@ -133,7 +133,20 @@ def stranger(host: LabHost) -> Any:
     host.run(f"echo {free} > {device}/driver/unbind; echo > {device}/driver_override; echo DMA > {device}/iommu_group/type")
 
 
-@pytest.mark.parametrize("name", ["memory-static", "devices-minimal", "device-isolated"])
+def test_a_default_domain_that_passes_through_limits_the_proof(stranger: Any) -> None:
+    """VFIO attaches a domain that translates, whatever the group has while no guest holds it."""
+    proof = stranger["device-isolated", "stranger"]
+    assert proof.verdict == Verdict.PASS, proof.evidence
+    assert any(line.startswith(WEAKER) for line in proof.evidence)
+
+
+def test_interrupts_that_need_not_be_remapped_fail(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    parameter = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+    with host.changed(f"echo Y > {parameter}", f"echo N > {parameter}"):
+        assert host.proofs()["device-isolated", guests[0]["name"]].verdict == Verdict.FAIL
+
+
+@pytest.mark.parametrize("name", ["memory-static", "devices-minimal"])
 def test_a_guest_made_carelessly_fails(stranger: Any, name: str) -> None:
     assert stranger[name, "stranger"].verdict == Verdict.FAIL, stranger[name, "stranger"].evidence
 

@@ -21,6 +21,7 @@ from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, read_co
 from orchestrator.host.run import Completed, run
 from orchestrator.images.wheels import source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
+from orchestrator.values import CpuSet
 from tests.served import Authority
 
 ANSIBLE = source_tree() / "ansible"
@@ -58,13 +59,15 @@ EVERYTHING: dict[str, Any] = {
 """Every variable that stands in the manager's configuration, none as it would be anyway."""
 
 
-def play(folder: Path, tasks: list[dict[str, Any]], variables: Mapping[str, Any], path: str = "", **more: Any) -> Completed:
+def play(
+    folder: Path, tasks: list[dict[str, Any]], variables: Mapping[str, Any], path: str = "", *, check: bool = True, **more: Any
+) -> Completed:
     """Runs tasks on this machine with the role's defaults; ``path``: folders of programs before those of the system."""
     whole = {"hosts": "localhost", "gather_facts": False, "vars_files": [str(ROLE / "defaults/main.yml")], "tasks": tasks, **more}
     (folder / "play.yml").write_text(json.dumps([whole]))
     env = {**build_environment(ANSIBLE, folder / "home"), "PATH": ":".join(filter(None, (path, os.environ["PATH"])))}
     argv = [find_ansible(), "--connection=local", "--inventory=localhost,", f"--extra-vars={json.dumps(variables)}"]
-    return run([*argv, folder / "play.yml"], env=env)
+    return run([*argv, folder / "play.yml"], env=env, check=check)
 
 
 def render(folder: Path, name: str, variables: Mapping[str, Any]) -> str:
@@ -90,17 +93,97 @@ def test_syntax(playbook: str, tmp_path: Path) -> None:
         ({"nohype_tls_folder": "/none"}, "nohype_tls_folder has no certificate.pem or no key.pem"),
         ({"nohype_paths": {"ledger": "ledger.sqlite"}}, "nohype_paths wants absolute paths"),
         ({"nohype_paths": {"ledger": "/srv/a b"}}, "nohype_paths wants absolute paths"),
+        ({"nohype_housekeeping_cpus": 0}, 'nohype_housekeeping_cpus must be a string in quotes, such as "0-1,32-33", but is'),
+        ({"nohype_guest_cpus": 12}, "nohype_guest_cpus must be a string in quotes"),
+        ({"nohype_guest_cpus": [2, 3]}, "nohype_guest_cpus must be a string in quotes"),
+        ({"nohype_hugepages": 512}, "nohype_hugepages must be a list with a number for each NUMA node, such as [16384, 16384]"),
+        ({"nohype_hugepages": "512"}, "nohype_hugepages must be a list"),
+        ({"nohype_hugepages": {"0": 512}}, "nohype_hugepages must be a list"),
+        ({"nohype_hugepages": [512, "many"]}, "nohype_hugepages must have a whole number for each NUMA node"),
+        ({"nohype_uplinks": "nic0"}, "nohype_uplinks must be a list"),
+        ({"nohype_iomem_relaxed": "false"}, "nohype_iomem_relaxed must be true or false, without quotes"),
+        ({"nohype_vfs_per_uplink": "all"}, "nohype_vfs_per_uplink must be a number"),
+        ({"nohype_reserved_pages": 512}, "nohype_reserved_pages must be a mapping"),
+        ({"nohype_tokens": "nohype_secret"}, "nohype_tokens must be a mapping, but is str"),
+        ({"nohype_hugepage_size": "4M"}, "nohype_hugepage_size 2M or 1G"),
+        ({"nohype_guest_cpus": "2:3"}, "nohype_guest_cpus is not a list of CPUs in the kernel's format, such as 0-1,32-33: 2:3"),
+        ({"nohype_guest_cpus": "2-3, 5"}, "nohype_guest_cpus is not a list of CPUs"),
+        ({"nohype_guest_cpus": "2-3,7-5"}, "nohype_guest_cpus is not a list of CPUs"),
+        ({"nohype_housekeeping_cpus": "0-1,99999"}, "nohype_housekeeping_cpus is not a list of CPUs"),
+        ({"nohype_housekeeping_cpus": "0-1,7", "nohype_guest_cpus": "2-8,1"}, "CPUs 1,7 are in nohype_housekeeping_cpus"),
+        ({"nohype_guest_cpus": ",".join(map(str, range(2, 1024, 2)))}, "x86 keeps 2047 of both"),
+        ({"nohype_extra_cmdline": "x" * 1800}, "x86 keeps 2047 of both"),
     ],
-)
+)  # fmt: skip
 def test_role_refuses_to_guess(tmp_path: Path, variables: dict[str, Any], said: str) -> None:
     """Before it changes anything, and without showing a secret."""
-    given = {**NEEDED, **variables} if variables else {}
+    given = {**NEEDED, "nohype_offline": True, **variables} if variables else {}
     argv = [find_ansible(), "--connection=local", "--inventory=localhost,", f"--extra-vars={json.dumps(given)}"]
     done = run([*argv, ANSIBLE / "playbooks/lab.yml"], env=build_environment(ANSIBLE, tmp_path), check=False)
     assert done.status
-    assert said in done.stdout
+    # Ansible shows it as JSON.
+    assert said in done.stdout.replace('\\"', '"')
     assert "changed=0" in done.stdout
     assert "secret" not in done.stdout
+
+
+TASKS = yaml.safe_load((ROLE / "tasks/main.yml").read_text())
+
+
+def check_server(folder: Path, possible: str, nodes: str | None, variables: Mapping[str, Any]) -> str:
+    """What the role says of a server with these CPUs and nodes, as sysfs tells them; nothing if the variables fit."""
+    tasks = [task for task in TASKS if "server" in task["name"]]
+    assert len(tasks) == 4
+    for task, name, text in ((tasks[0], "possible", possible), (tasks[2], "nodes", nodes)):
+        task = task["ansible.builtin.slurp"]
+        task["src"] = str(folder / name)
+        if text is not None:
+            (folder / name).write_text(text + "\n")
+    done = play(folder, tasks, variables, check=False)
+    return done.stdout.replace('\\"', '"') if done.status else ""
+
+
+@pytest.mark.parametrize(
+    ("possible", "nodes", "variables", "said"),
+    [
+        ("0-3", "0", {}, ""),
+        ("0-3", None, {}, ""),
+        ("0-127", "0-1", {"nohype_guest_cpus": "2-127", "nohype_hugepages": [16, 16]}, ""),
+        ("0-2", "0", {}, "CPUs 3 of nohype_housekeeping_cpus and nohype_guest_cpus do not exist: the server has CPUs 0-2"),
+        ("2-3", "0", {}, "CPUs 0,1 of nohype_housekeeping_cpus"),
+        ("0-3", "0", {"nohype_hugepages": [16, 16]}, "nohype_hugepages has 2 numbers; the server has 1 NUMA nodes"),
+    ],
+)  # fmt: skip
+def test_the_variables_are_compared_with_the_server(
+    tmp_path: Path, possible: str, nodes: str | None, variables: dict[str, Any], said: str
+) -> None:
+    found = check_server(tmp_path, possible, nodes, {**NEEDED, "nohype_offline": False, **variables})
+    assert said in found
+    assert bool(said) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("0-3,8", "0-3,8"), ("3,2,1,0", "0-3"), ("0-4,2-6,6", "0-6"), ("7", "7"), ("0,64,1,65,2,66", "0-2,64-66"),
+        (",".join(str(cpu) for cpu in range(512) if cpu % 128), "1-127,129-255,257-383,385-511"),
+    ],
+)  # fmt: skip
+def test_lists_of_cpus_are_written_as_ranges(tmp_path: Path, given: str, written: str) -> None:
+    line = render(tmp_path, "kernel.cmdline", {**NEEDED, "nohype_housekeeping_cpus": "1000,1001", "nohype_guest_cpus": given})
+    words = dict(word.partition("=")[::2] for word in line.split())
+    assert line.count("\n") == 1, "it is one line, as the boot loader takes it"
+    assert words["isolcpus"] == f"nohz,domain,managed_irq,{written}"
+    assert (words["nohz_full"], words["rcu_nocbs"], words["irqaffinity"]) == (written, written, "1000-1001")
+    assert CpuSet.parse(written) == CpuSet.parse(given)
+
+
+@pytest.mark.parametrize("name", ["affinity.conf", "slice.conf", "scope.conf", "nohyped.service", "nohype.toml"])
+def test_every_file_has_the_housekeeping_cpus_as_ranges(tmp_path: Path, name: str) -> None:
+    text = render(tmp_path, name, {**NEEDED, "nohype_housekeeping_cpus": "0,1,2,64"})
+    assert "0-2,64" in text
+    assert "0,1,2,64" not in text
+    assert text.startswith("# Written by Ansible"), "nothing else has changed"
 
 
 def test_with_the_defaults_nothing_is_opened(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[2] / "orchestrator"
 ORDER = [
     ("errors",),
     ("values",),
-    ("access", "request", "topology", "proof", "state"),
+    ("access", "request", "topology", "proof", "state", "unmanaged", "libvirt_hints", "cmdline"),
+    ("live_guest",),
     ("config",),
     ("host.root", "host.run"),
     ("host", "hypervisor", "shell", "console", "service"),

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.audit.cores import find_suspects, prove_core_exclusive, prove_core_smt, prove_manager_core
+from orchestrator.host.irqs import Irq
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import Proof, Verdict
+from orchestrator.proof import WEAKER, Proof, Verdict
 from orchestrator.topology import Core, Topology
 from orchestrator.values import CpuSet
 from tests.audit_data import GUEST1, GUEST2, GUESTS, HOUSEKEEPING, MANAGERS, TOPOLOGY, load_last_runs, load_threads
@@ -221,3 +222,19 @@ def test_manager_that_does_not_run_is_not_measured() -> None:
 
 def test_housekeeping_that_is_a_guests_core_fails() -> None:
     assert manager(load_threads(), housekeeping=CpuSet.parse("0-2")).verdict == Verdict.FAIL
+
+
+def test_interrupts_that_may_reach_the_core_limit_the_proof() -> None:
+    def irq(number: int, name: str, affinity: str, effective: str = "", problem: str = "") -> Irq:
+        return Irq(number, name, CpuSet.parse(affinity), CpuSet.parse(effective), problem)
+
+    irqs = (
+        irq(7, "nic1-TxRx-63", "0-7", "2"), irq(8, "nvme0q3", "3"), irq(9, "moved", "0-1", "0"), irq(10, "", "0-7", "2"),
+        irq(11, "elsewhere", "0-7", "0"), irq(12, "odd", "", "", "cannot read /proc/irq/12/smp_affinity_list"),
+    )  # fmt: skip
+    proof = prove_core_exclusive(GUEST1, load_threads(), TOPOLOGY, RUNS, irqs)
+    assert proof.verdict == Verdict.PASS
+    unread, near = (line for line in proof.evidence if line.startswith(WEAKER))
+    assert "2 interrupts may be sent to CPUs 2-3" in near
+    assert near.endswith("7 (nic1-TxRx-63), 8 (nvme0q3)")
+    assert "interrupt 12 (odd): cannot read" in unread

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.audit.devices import ALLOWED_DEVICES, DeviceState, Translation, prove_device_isolated, prove_devices_minimal
 from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import Proof, Verdict
+from orchestrator.proof import WEAKER, Proof, Verdict
 from orchestrator.topology import IommuGroup
 from orchestrator.values import PciAddress
 from tests.audit_data import GUEST1, GUESTS, load_threads
@@ -18,8 +18,10 @@ STATE = DeviceState(VF, "vfio-pci", IommuGroup(11, "DMA", (VF,)), False, "dmar0"
 TRANSLATED = Translation(128, 0)
 
 
-def isolated(state: DeviceState, translation: Translation | None = TRANSLATED, unsafe: str | None = "N") -> Proof:
-    return prove_device_isolated(GUEST1, (state,), translation, unsafe)
+def isolated(
+    state: DeviceState, translation: Translation | None = TRANSLATED, unsafe: str | None = "N", cmdline: str = "quiet"
+) -> Proof:
+    return prove_device_isolated(GUEST1, (state,), translation, unsafe, cmdline)
 
 
 def test_isolated_device_passes() -> None:
@@ -41,7 +43,6 @@ def test_translating_group_types_pass(kind: str) -> None:
         ({"held": None}, "does not have its VFIO file open"),
         ({"group": None}, "in no IOMMU group"),
         ({"group": IommuGroup(11, "DMA", (VF, PciAddress.parse("0000:41:10.6")))}, "shares IOMMU group 11 with 0000:41:10.6"),
-        ({"group": IommuGroup(11, "identity", (VF,))}, "of type identity: DMA passes through untranslated"),
         ({"group": IommuGroup(11, "DMA", ())}, "does not list it"),
         ({"group": IommuGroup(11, "new", (VF,))}, "of type 'new', which we do not know"),
         ({"noiommu": True}, "without an IOMMU"),
@@ -54,6 +55,38 @@ def test_device_that_is_not_isolated_fails(changes: dict[str, object], message: 
     proof = isolated(replace(STATE, **changes))  # type: ignore[arg-type]
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 1)
     assert message in proof.evidence[0]
+
+
+PASSED_THROUGH = replace(STATE, group=IommuGroup(11, "identity", (VF,)))
+
+
+def test_a_default_domain_that_passes_through_limits_the_proof() -> None:
+    """iommu=pt: the type is that of the time without a guest; what VFIO attaches translates, and that is what was measured."""
+    proof = isolated(PASSED_THROUGH)
+    assert proof.verdict == Verdict.PASS
+    (limit,) = [line for line in proof.evidence if line.startswith(WEAKER)]
+    assert f"while no guest holds {VF}, its DMA is not translated" in limit
+    assert not any("passes through untranslated" in line for line in proof.evidence)
+
+
+def test_a_default_domain_that_passes_through_hides_no_fault() -> None:
+    assert isolated(PASSED_THROUGH, Translation(128, 128)).verdict == Verdict.FAIL
+    assert isolated(PASSED_THROUGH, None).verdict == Verdict.NOT_MEASURED
+    assert isolated(replace(PASSED_THROUGH, held=None)).verdict == Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    "word", ["pcie_acs_override=downstream,multifunction", "pcie-acs-override=id:8086:10c9", "intremap=on,nosid"]
+)
+def test_words_that_make_groups_look_isolated_fail(word: str) -> None:
+    proof = isolated(STATE, cmdline=f"root=/dev/vda {word} quiet")
+    assert (proof.verdict, proof.figure) == (Verdict.FAIL, 1)
+    assert f"{word} is on the kernel command line" in proof.evidence[0]
+
+
+@pytest.mark.parametrize("cmdline", ["", "intremap=on iommu=pt", "my_pcie_acs_override_x=1", "quiet -- pcie_acs_override=x"])
+def test_other_words_do_not(cmdline: str) -> None:
+    assert isolated(STATE, cmdline=cmdline).verdict == Verdict.PASS
 
 
 def test_untranslated_dma_fails() -> None:

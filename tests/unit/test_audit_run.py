@@ -260,3 +260,35 @@ def check(name: str, before: dict[tuple[str, str], Verdict], proofs: tuple[Proof
     assert [(proof.name, proof.subject) for proof in proofs] == ORDER, name
     for key, verdict in verdicts(proofs).items():
         assert verdict != Verdict.PASS or before[key] == Verdict.PASS, f"{key} passes without {name}"
+
+
+def test_a_thread_that_cannot_be_read_takes_only_passes_away(host: RecordingRoot) -> None:
+    """It may run anywhere. A fault that the others show stays one, and what has no need of threads is as ever."""
+    host.read_errors[f"proc/{MANAGER}/task/{MANAGER}/stat"] = EACCES
+    proofs = audit(host)
+    (proof,) = [proof for proof in proofs if (proof.name, proof.subject) == ("core-exclusive", "guest1")]
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert f"1 threads could not be read: cannot read /proc/{MANAGER}/task/{MANAGER}/stat" in proof.evidence[0]
+    assert verdicts(proofs)["memory-static", "guest1"] == Verdict.PASS
+    vcpu = f"proc/{GUEST1.pid}/task/{GUEST1.vcpus[0].tid}/status"
+    host.add(vcpu, host.text(vcpu).replace("Cpus_allowed_list:\t2", "Cpus_allowed_list:\t0-7"))
+    assert verdicts(audit(host))["core-exclusive", "guest1"] == Verdict.FAIL
+
+
+def test_an_interrupt_that_cannot_be_read_is_named(host: RecordingRoot) -> None:
+    host.add("proc/irq/200/smp_affinity_list", "none")
+    proofs = audit(host)
+    (proof,) = [proof for proof in proofs if (proof.name, proof.subject) == ("core-exclusive", "guest1")]
+    assert proof.verdict == Verdict.PASS
+    assert any("interrupt 200" in line for line in proof.evidence)
+
+
+def test_a_guest_that_libvirt_cannot_describe_is_not_measured(host: RecordingRoot) -> None:
+    proofs = audit(host, unread={"odd": "internal error"})
+    assert (proofs[0].subject, proofs[0].verdict, proofs[0].evidence) == ("odd", Verdict.NOT_MEASURED, ("internal error",))
+    assert [(proof.name, proof.subject) for proof in proofs[1:]] == ORDER
+
+
+def test_the_kernels_command_line_is_looked_at(host: RecordingRoot) -> None:
+    host.add("proc/cmdline", "quiet pcie_acs_override=downstream")
+    assert verdicts(audit(host))["device-isolated", "guest1"] == Verdict.FAIL

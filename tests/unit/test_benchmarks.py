@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.fakehost import Server
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 LIFE, SECOND_LIFE = (10, 1000), (20, 2000)
 
@@ -162,3 +164,22 @@ def test_a_host_with_many_vfs_is_measured(load: Any, tmp_path: Path) -> None:
     figures = load("big_host").measure_vfs(tmp_path, vfs=6, guests=2, runs=1)
     assert len(figures) == 6
     assert all(seconds > 0 for seconds in figures.values())
+
+
+def test_the_benchmark_of_a_large_host_runs_and_judges(
+    load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a small one: what it measures is there, and a limit that is passed is named."""
+    large = load("big_host_cpus")
+    monkeypatch.setattr(sys, "argv", ["big_host_cpus.py", "1"])
+    for name, value in {"SERVER": Server(cores=16, nodes=2, vfs=7, pages=64), "THREADS": 90, "IRQS": 20, "GUESTS": 2}.items():
+        monkeypatch.setattr(large, name, value)
+    with pytest.raises(SystemExit) as ended:
+        large.main()
+    said = capsys.readouterr().out
+    assert (ended.value.code, "32 CPUs, 2 nodes, 90 threads, 20 interrupts" in said) == (0, True)
+    assert all(f"\n{name}  " in said for name in large.LIMITED)
+    monkeypatch.setattr(large, "LIMIT", 0.0)
+    with pytest.raises(SystemExit) as ended:
+        large.main()
+    assert ended.value.code == 1

@@ -18,6 +18,7 @@ from orchestrator.cli import connection
 from orchestrator.cli import main as main_module
 from orchestrator.cli.main import nohype
 from orchestrator.errors import Unauthorized
+from orchestrator.proof import WEAKER
 from orchestrator.request import parse_guest_request
 
 GUEST: dict[str, Any] = {
@@ -93,6 +94,31 @@ def test_a_request_with_everything() -> None:
     assert request["placement"] == {"cpus": "2-3,6-7", "vf": "0000:41:10.0"}
     found = parse_guest_request(request)
     assert (found.page_size, found.restart, found.id, found.cores, found.remove) == ("1G", "on-failure", "job-17", 2, True)
+
+
+def test_warnings_of_a_plan_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GUEST, "warnings", ["CPUs 2-3 are pinned by unmanaged domain db (shut off), and no others are free"])
+    done = run("guest", "create", "web", "--memory", "1G", "--image", "minimal", "--plan")
+    assert re.search(r"^warning +CPUs 2-3 are pinned by unmanaged domain db", done.output, re.MULTILINE)
+
+
+def test_a_survey_shows_where_the_configuration_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        "cores": [], "isolated": "", "pools": [], "pfs": [], "iommu_groups": [], "kvm": False,
+        "promised": [{"page_size": 2 << 20, "count": 400}],
+        "findings": [{"severity": "error", "text": "the kernel offers no KVM", "hint": "enable SVM"}],
+    }  # fmt: skip
+    monkeypatch.setattr(FakeClient, "survey", lambda _self: found, raising=False)
+    output = run("survey").output
+    assert "400 huge pages of 2M" in output
+    assert "KVM: not available\nerror: the kernel offers no KVM\n  hint: enable SVM" in output
+
+
+def test_limits_of_a_pass_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence = ["read", f"{WEAKER}its DMA is not translated while no guest holds it"]
+    proof = {"name": "device-isolated", "subject": "web", "verdict": "pass", "figure": 0, "unit": "faults", "evidence": evidence}
+    monkeypatch.setattr(FakeClient, "audit", lambda _self, _frames: [proof], raising=False)
+    assert f"device-isolated (web): {evidence[1]}" in run("audit").output
 
 
 def test_what_is_not_said_is_not_asked() -> None:

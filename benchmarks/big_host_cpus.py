@@ -1,0 +1,164 @@
+"""What survey, plan, clearing of cores and audit cost on a host of 1,024 CPUs, 16 nodes, 5,000 threads and 3,000 interrupts.
+
+    .venv/bin/python benchmarks/big_host_cpus.py [RUNS]
+
+The real code on files that look like the host's (tests/fakehost.py), in a temporary folder; nothing of this machine is changed.
+Prints the median of each part in milliseconds. Exits with 1 if survey, plan or audit takes a second or more.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from orchestrator.access import OPERATOR
+from orchestrator.audit.run import run_audit
+from orchestrator.exits import ExitPolicy
+from orchestrator.host.irqs import read_irqs
+from orchestrator.host.processes import read_threads
+from orchestrator.host.root import HostRoot
+from orchestrator.host.survey import read_topology, refresh_topology
+from orchestrator.hypervisor import LiveGuest, Vcpu
+from orchestrator.request import parse_guest_request
+from orchestrator.steps.base import undo_steps
+from orchestrator.steps.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
+from orchestrator.values import CpuSet, Size
+from tests.crashes import World
+from tests.fakedomains import add_thread
+from tests.fakehost import IMAGE, Server
+
+SERVER = Server(cores=512, threads=2, nodes=16, vfs=7, pages=4096)
+THREADS, IRQS = 5_000, 3_000
+GUESTS, GUEST_CORES = 60, 4
+QEMU_THREADS = 6
+"""Threads of a guest's QEMU beside its vCPUs."""
+LIMIT = 1000.0  # ms
+KTHREAD, NO_SETAFFINITY = 0x0020_0000, 0x0400_0000  # include/linux/sched.h
+LIMITED = ("survey", "survey again", "plan", "audit")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How long something took, in ms, and how many runs that is the median of."""
+
+    name: str
+    median: float
+    runs: int
+
+
+def main() -> None:
+    """Builds the host, measures, prints and judges."""
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder), SERVER)
+        guests = fill(world)
+        figures = [*measure_reading(world, runs), *measure_audit(world, guests, runs), *measure_manager(world, runs)]
+    print(f"{len(SERVER.cpus)} CPUs, {SERVER.nodes} nodes, {THREADS} threads, {IRQS} interrupts, {GUESTS} guests of others (ms)")
+    for figure in figures:
+        print(f"{figure.name:34} {figure.median:9.1f}   (median of {figure.runs})")
+    slow = [figure.name for figure in figures if figure.name in LIMITED and figure.median >= LIMIT]
+    print(f"slower than {LIMIT:g} ms: {', '.join(slow) or 'none'}")
+    sys.exit(bool(slow))
+
+
+def fill(world: World) -> tuple[LiveGuest, ...]:
+    """Adds threads and interrupts, and guests as they are on a host that was divided before."""
+    host, everywhere, housekeeping = world.host, str(SERVER.cpus), str(SERVER.policy.housekeeping)
+    guests = []
+    for number in range(GUESTS):
+        first = SERVER.threads * (1 + number * GUEST_CORES)
+        cpus, pid = range(first, first + SERVER.threads * GUEST_CORES), 20_000 + 100 * number
+        for helper in range(QEMU_THREADS):
+            add_thread(host, pid, pid + helper, "qemu-system-x86", housekeeping)
+        for index, cpu in enumerate(cpus):
+            add_thread(host, pid, pid + 50 + index, f"CPU {index}/KVM", str(cpu))
+        vcpus = tuple(Vcpu(index, pid + 50 + index, CpuSet.of([cpu])) for index, cpu in enumerate(cpus))
+        pins = SERVER.policy.housekeeping
+        guests.append(LiveGuest(f"guest{number}", pid, vcpus, pins, 0, Size.parse("256M"), (), ()))
+    left = THREADS - len(read_threads(host))
+    for number in range(left):
+        pid, cpu = 50_000 + number, number % len(SERVER.cpus)
+        if number % 5:  # bound by the kernel to a CPU each
+            add_thread(host, pid, pid, f"kworker/{cpu}:0", str(cpu), flags=KTHREAD | NO_SETAFFINITY)
+        else:  # programs that may run anywhere
+            add_thread(host, pid, pid, "program", everywhere)
+    for number in range(len(host.names("proc/irq")), IRQS):
+        host.add(f"proc/irq/{number}/smp_affinity_list", everywhere)
+        host.add(f"proc/irq/{number}/effective_affinity_list", str(number % len(SERVER.cpus)))
+        host.add(f"sys/kernel/irq/{number}/actions", f"nic{number % 16}-TxRx-{number}")
+    return tuple(guests)
+
+
+def measure_reading(world: World, runs: int) -> list[Figure]:
+    """What is read of the kernel's files, by the opener that the manager has."""
+    host = HostRoot(world.host.path)
+    known = read_topology(host)
+    return [
+        measure("survey", lambda: read_topology(host), runs),
+        measure("survey again", lambda: refresh_topology(host, known), runs),
+        measure("all threads", lambda: read_threads(host), runs),
+        measure("all interrupts", lambda: read_irqs(host), runs),
+    ]
+
+
+def measure_audit(world: World, guests: tuple[LiveGuest, ...], runs: int) -> list[Figure]:
+    """The whole audit; memory and devices of the guests are not there, so that their proofs end at once as not measured."""
+    host = HostRoot(world.host.path)
+    topology = read_topology(host)
+
+    def audit() -> None:
+        run_audit(
+            host, guests, topology, lambda _name: ({"exits": 1},), lambda *_: "", housekeeping=SERVER.policy.housekeeping,
+            policy=ExitPolicy(2000, 10), manager_pid=os.getpid(), window=0.0,
+        )  # fmt: skip
+
+    return [measure("audit", audit, runs)]
+
+
+class FileRoot(HostRoot):
+    """Plays writes and affinities by files alone: what the fake host checks on the way costs more than what is measured."""
+
+    def write(self, name: str, value: str) -> None:
+        """See HostRoot."""
+        (self.path / name).write_text(value)
+
+    def sched_getaffinity(self, tid: int) -> CpuSet:
+        """See HostRoot."""
+        status = self.read(f"proc/{tid}/task/{tid}/status")
+        return CpuSet.parse(status.partition("Cpus_allowed_list:")[2])
+
+    def sched_setaffinity(self, tid: int, cpus: CpuSet) -> None:
+        """See HostRoot."""
+        self.write(f"proc/{tid}/task/{tid}/status", f"Cpus_allowed_list:\t{cpus}\n")
+
+
+def measure_manager(world: World, runs: int) -> list[Figure]:
+    """A plan; and what the first and last guest of a host cost more than others, as all threads and interrupts are moved."""
+    manager, ledger = world.open_manager()
+    request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M", "cores": 4})
+    plan = measure("plan", lambda: manager.plan(OPERATOR, request), runs)
+    host, undos = FileRoot(world.host.path), {MoveKernelThread.action: undo_thread_affinity, MoveIrq.action: undo_irq_affinity}
+    clear = measure("first guest: clearing of cores", lambda: clear_cores(host, ledger, "host", SERVER.policy.housekeeping), 1)
+    moved = len(ledger.pending("host"))
+    undo = measure(f"last guest: {moved} undo records", lambda: undo_steps(host, ledger, "host", undos), 1)
+    return [plan, clear, undo]
+
+
+def measure(name: str, work: Callable[[], object], runs: int) -> Figure:
+    """The median of some runs."""
+    times = []
+    for _ in range(runs):
+        begin = perf_counter()
+        work()
+        times.append(1000 * (perf_counter() - begin))
+    return Figure(name, statistics.median(times), runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""What of a guest's plan others may use later: what a guest gets only if nothing else is left, and then by name. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from orchestrator.planning.plan import Plan
+from orchestrator.values import CpuSet, PciAddress
+
+
+def list_last_choices(plan: Plan, cpus: Mapping[int, str], vfs: Mapping[PciAddress, str]) -> tuple[str, ...]:
+    """What of the plan is a last choice, a sentence each.
+
+    Args:
+        cpus: CPU → why guests get it last.
+        vfs: VF → likewise.
+    """
+    reasons: dict[str, set[int]] = {}
+    for cpu in plan.cpus:
+        if cpu in cpus:
+            reasons.setdefault(cpus[cpu], set()).add(cpu)
+    found = [f"CPUs {CpuSet.of(chosen)} {reason}, and no others are free" for reason, chosen in reasons.items()]
+    if plan.vf.address in vfs:
+        found.append(f"VF {plan.vf.address} {vfs[plan.vf.address]}, and no other is free")
+    return tuple(found)
