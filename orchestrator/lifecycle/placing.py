@@ -169,7 +169,7 @@ class Placing:
             _check_name(request, {domain.name for domain in domains})
             started = frozenset(plan.name for plan in plans if plan.uuid in begun and plan.uuid in running)
             claimed = Claims.of(plans, started, starting)
-            taken, problems = add_unmanaged(self._host, claimed, domains, topology, named=named)
+            taken, problems = add_unmanaged(self._host, claimed, domains, topology, self._policy.housekeeping, named=named)
             plan = plan_known(request, topology, replace(taken, vfs=taken.vfs | foreign), self._policy)
             last_choices = list_last_choices(plan, taken.last_cpus, taken.last_vfs)
             return Placed(plan, last_choices, problems, check_host(self._policy, topology))

@@ -16,7 +16,7 @@ from orchestrator.values import CpuSet, PciAddress
 
 
 def add_unmanaged(
-    host: HostRoot, claims: Claims, domains: Iterable[Unmanaged], topology: Topology, *, named: bool
+    host: HostRoot, claims: Claims, domains: Iterable[Unmanaged], topology: Topology, housekeeping: CpuSet, *, named: bool
 ) -> tuple[Claims, tuple[str, ...]]:
     """The claims with what unmanaged domains use, and what of some domains could not be read, a sentence each.
 
@@ -25,6 +25,7 @@ def add_unmanaged(
     anywhere claims no core: the audit names it.
 
     Args:
+        housekeeping: CPUs that are no guest's anyway: a domain that is pinned there alone is pinned to none of theirs.
         named: whether the reasons may name the domains: a tenant may not see them.
     """
     pinned: dict[int, str] = {}
@@ -44,7 +45,7 @@ def add_unmanaged(
                 found.append(f"its threads cannot be read: {error.message}")
         else:
             last_vfs |= dict.fromkeys(domain.hostdevs, f"is a device of {who}")
-        cpus = {cpu for pins in sets if not topology.cpus <= pins for cpu in pins.ids}
+        cpus = {cpu for pins in sets if not topology.cpus <= pins for cpu in pins.ids - housekeeping.ids}
         (pinned if domain.running else last_cpus).update(dict.fromkeys(cpus, f"are pinned by {who}"))
         if not cpus:
             near = {cpu for core in topology.cores if core.node in domain.nodes for cpu in core.cpus.ids}

@@ -71,9 +71,10 @@ def test_a_domain_that_may_run_anywhere_claims_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("threads", ["0-15", None])
-def test_cpus_of_the_node_that_a_domain_is_bound_to_come_last(world: World, threads: str | None) -> None:
+@pytest.mark.parametrize("more", ["", "<cputune><emulatorpin cpuset='0-1'/></cputune>"])
+def test_cpus_of_the_node_that_a_domain_is_bound_to_come_last(world: World, threads: str | None, more: str) -> None:
     manager = open_manager(world)
-    world.hypervisor.domains.define(domain("<numatune><memory mode='strict' nodeset='0'/></numatune>"), threads=threads)
+    world.hypervisor.domains.define(domain(f"<numatune><memory mode='strict' nodeset='0'/></numatune>{more}"), threads=threads)
     plan, warnings = ask(manager)
     assert (plan.node, warnings) == (1, ())
     _, warnings = ask(manager, placement={"cpus": FIRST})

@@ -7,9 +7,11 @@ from uuid import UUID
 
 import libvirt
 import pytest
+from lxml import etree
 
 from orchestrator.errors import HypervisorError
 from orchestrator.hypervisor import Hypervisor
+from orchestrator.live_guest import parse_bounds
 from orchestrator.unmanaged import Unmanaged, parse_cpuset, parse_unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
 
@@ -69,6 +71,21 @@ def test_xml_that_is_none() -> None:
 
 def test_libvirts_sets_can_leave_numbers_out() -> None:
     assert parse_cpuset("0-7,^2,^4") == CpuSet.parse("0-1,3,5-7")
+
+
+@pytest.mark.parametrize(
+    ("inner", "pins", "emulator"),
+    [
+        ("<vcpu>2</vcpu>", ["0-7", "0-7"], "0-7"),
+        ("<vcpu cpuset='4-5'>2</vcpu>", ["4-5", "4-5"], "4-5"),
+        ("<vcpu cpuset='4-7,^6'>2</vcpu><cputune><vcpupin vcpu='1' cpuset='2'/></cputune>", ["4-5,7", "2"], "4-5,7"),
+        ("<vcpu cpuset='4-5'>2</vcpu><cputune><emulatorpin cpuset='0'/></cputune>", ["4-5", "4-5"], "0"),
+    ],
+)
+def test_what_no_element_pins_runs_where_the_default_says(inner: str, pins: list[str], emulator: str) -> None:
+    """So that the audit tells such a guest from one that may run anywhere."""
+    bounds = parse_bounds(etree.fromstring(f"<domain>{inner}</domain>"), range(2), lambda: 8)
+    assert ([str(cpus) for cpus in bounds.pins], str(bounds.emulator_pin)) == (pins, emulator)
 
 
 class Error(libvirt.libvirtError):
