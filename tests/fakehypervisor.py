@@ -164,16 +164,16 @@ class FakeHypervisor:
         return running, tuple(sorted((_live(guest) for guest in found if guest), key=lambda guest: guest.name))
 
     def guest(self, which: str | UUID) -> LiveGuest:
-        """See Hypervisor."""
+        """See Hypervisor, which takes an id only; tests may name a guest."""
         return _live(self._load(which) if isinstance(which, str) else self._get(which))
 
     def bounds(self, uuid: UUID) -> Bounds:
         """See Hypervisor."""
         return self.guest(uuid).bounds
 
-    def read_exits(self, name: str) -> tuple[dict[str, int], ...]:
+    def read_exits(self, uuid: UUID) -> tuple[dict[str, int], ...]:
         """See Hypervisor."""
-        guest = self._load(name)
+        guest = self._get(uuid)
         return tuple({"exits": 0 if guest["paused"] else 1000} for _ in guest["pins"])
 
     def watch_ends(self, ended: Callable[[UUID, End], None]) -> None:
@@ -337,7 +337,7 @@ def _live(guest: dict[str, Any]) -> LiveGuest:
         memory=Size(guest["memory"] << 10),
         hostdevs=(PciAddress.parse(guest["vf"]),),
         devices=("vfio-pci",),
-        console=Path("/dev/null"),
+        uuid=UUID(guest["uuid"]),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
+from uuid import UUID
 
 from orchestrator.access import MANAGER, Identity
 from orchestrator.audit.cores import (
@@ -57,8 +58,8 @@ _UNSAFE_INTERRUPTS = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interr
 _KSM = "sys/kernel/mm/ksm/run"
 _WINDOW = 5.0
 
-ReadExits = Callable[[str], tuple[Mapping[str, int], ...]]
-"""KVM's counters of a guest, by its name."""
+ReadExits = Callable[[UUID], tuple[Mapping[str, int], ...]]
+"""KVM's counters of a guest, by its id."""
 
 
 class Manager(Protocol):
@@ -72,8 +73,8 @@ class Manager(Protocol):
         """What runs now."""
         ...
 
-    def tell(self, who: Identity, name: str, line: str, timeout: float) -> str:
-        """Types a line on a guest's console and returns the answer."""
+    def tell(self, who: Identity, name: str, line: str, timeout: float, uuid: UUID) -> str:
+        """Types a line on the console of the guest of this name and id, and returns the answer."""
         ...
 
 
@@ -96,9 +97,14 @@ class Auditor:
             OrchestratorError: the host can't be surveyed, or libvirt does not answer: then nothing can be said at all.
         """
         policy = ExitPolicy(self.config.exits.total, self.config.exits.emulated)
-        tell = partial(self.manager.tell, MANAGER)
+        guests = self.manager.live_guests()
+        ids = {guest.name: guest.uuid for guest in guests}
+
+        def tell(name: str, line: str, timeout: float) -> str:
+            return self.manager.tell(MANAGER, name, line, timeout, ids[name])
+
         return run_audit(
-            self.host, self.manager.live_guests(), self.manager.survey(), self.hypervisor.read_exits, tell,
+            self.host, guests, self.manager.survey(), self.hypervisor.read_exits, tell,
             housekeeping=self.config.host.housekeeping_cpus, policy=policy, manager_pid=os.getpid(), frames=frames,
         )  # fmt: skip
 
@@ -127,12 +133,12 @@ def run_audit(
         window: seconds over which exits are counted.
     """
     audit = _Audit(host, guests, topology, housekeeping, manager_pid)
-    before = {guest.name: _Reading(partial(_sample_exits, read_exits, guest.name)) for guest in guests}
+    before = {guest.name: _Reading(partial(_sample_exits, read_exits, guest.uuid)) for guest in guests}
 
     def prove_exits(guest: LiveGuest) -> Proof:
         first = before[guest.name].value()
         time.sleep(max(0.0, first.time + window - time.monotonic()))
-        return judge_exits(guest.name, first, _sample_exits(read_exits, guest.name), policy)
+        return judge_exits(guest.name, first, _sample_exits(read_exits, guest.uuid), policy)
 
     def of_each(name: str, unit: str, prove: Callable[[LiveGuest], Proof]) -> list[Proof]:
         return [_measured(name, guest.name, unit, partial(prove, guest)) for guest in guests]
@@ -218,8 +224,8 @@ def _measured(name: str, subject: str, unit: str, prove: Callable[[], Proof]) ->
         return not_measured(name, subject, unit, f"what was read could not be understood: {type(error).__name__}: {error}")
 
 
-def _sample_exits(read: ReadExits, name: str) -> ExitSample:
-    return ExitSample(time.monotonic(), read(name))
+def _sample_exits(read: ReadExits, uuid: UUID) -> ExitSample:
+    return ExitSample(time.monotonic(), read(uuid))
 
 
 def _prove_vepa(host: HostRoot, guests: tuple[LiveGuest, ...], topology: Topology, tell: Tell, frames: int) -> Proof:

@@ -129,7 +129,7 @@ class CoreManager:
         live = self.hold(plan)
         if self.hypervisor.is_paused(plan.uuid):
             self.hypervisor.resume(plan.uuid)
-        self._await_first_exit(plan.name)
+        self._await_first_exit(plan)
         _move_helpers(self.host, live)
 
     def hold(self, plan: Plan) -> LiveGuest:
@@ -252,12 +252,12 @@ class CoreManager:
             self._prepared.add(pf.address)
         return (*((f"move {len(moved)} threads and interrupts to CPUs {plan.housekeeping}",) if moved else ()), *made)
 
-    def _await_first_exit(self, name: str) -> None:
+    def _await_first_exit(self, plan: Plan) -> None:
         """KVM makes its helper thread when a vCPU first runs; a vCPU that has exited once has run."""
         deadline = time.monotonic() + _FIRST_EXIT
-        while not all(vcpu.get("exits", 1) for vcpu in self.hypervisor.read_exits(name)[:1]):
+        while not all(vcpu.get("exits", 1) for vcpu in self.hypervisor.read_exits(plan.uuid)[:1]):
             if time.monotonic() > deadline:
-                raise GuestError(f"guest {name} did not run a single instruction within {_FIRST_EXIT:g} s")
+                raise GuestError(f"guest {plan.name} did not run a single instruction within {_FIRST_EXIT:g} s")
             time.sleep(0.1)
 
     def _check_vf(self, plan: Plan) -> tuple[str, ...]:

@@ -88,6 +88,5 @@ def _used_by_guests(hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> int:
         if (claim.plan.node, claim.plan.page_size) == (plan.node, plan.page_size)
         and (claim.plan.uuid in running or _is_noted(ledger, claim.plan))
     )
-    names = {claim.plan.name for claim in claims}
-    live = [guest for guest in strangers if guest.name not in names and guest.node in (None, plan.node)]
+    live = [guest for guest in strangers if guest.node in (None, plan.node)]
     return used + sum(-(-guest.memory.bytes // plan.page_size.bytes) for guest in live)

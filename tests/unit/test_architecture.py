@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "orchestrator"
 ORDER = [
     ("errors",),
     ("values",),
-    ("access", "request", "topology", "proof", "state"),
+    ("access", "request", "topology", "proof", "state", "running"),
     ("config",),
     ("host.root", "host.run"),
     ("host", "hypervisor", "shell", "console", "service"),
