@@ -24,7 +24,7 @@ from lxml import etree
 from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.host.irqs import read_irqs
 from orchestrator.host.processes import read_process_threads
-from orchestrator.hypervisor import Bounds, End, LiveGuest, Vcpu
+from orchestrator.hypervisor import Bounds, End, LiveGuest, SerialConsole, Vcpu
 from orchestrator.values import CpuSet, PciAddress, Size
 from tests.fakeroot import DEVICES, LOOPBACK, FakeRoot
 
@@ -51,6 +51,7 @@ class FakeHypervisor:
 
     Attributes:
         deaf: names of guests that do not hear their power button.
+        ptys: the consoles of guests, by name, that are not /dev/null.
     """
 
     def __init__(self, host: FakeRoot) -> None:
@@ -58,6 +59,7 @@ class FakeHypervisor:
         self._folder = host.path / _GUESTS
         self._ended: Callable[[UUID, End], None] | None = None
         self.deaf: set[str] = set()
+        self.ptys: dict[str, Path] = {}
 
     def start(self, xml: str) -> None:
         """See Hypervisor. The guest is paused; what libvirt, QEMU or VFIO would refuse is refused."""
@@ -76,6 +78,7 @@ class FakeHypervisor:
                 for violation in found:
                     self._host.violate(f"{name}: {violation}")
                 raise HypervisorError(f"cannot start the guest: {'; '.join(found)}")
+            Path(guest["log"]).touch()  # virtlogd opens it
             self._take_pages(guest, guest["pages"])
             self._host.add(f"{folder}/enable", "1")
             guest["pid"] = next(pid for pid in range(_FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
@@ -166,6 +169,16 @@ class FakeHypervisor:
     def guest(self, which: str | UUID) -> LiveGuest:
         """See Hypervisor, which takes an id only; tests may name a guest."""
         return _live(self._load(which) if isinstance(which, str) else self._get(which))
+
+    def console(self, uuid: UUID) -> SerialConsole:
+        """See Hypervisor."""
+        guest = self._get(uuid)
+        return SerialConsole(self.ptys.get(guest["name"], Path("/dev/null")), Path(guest["log"]) if guest.get("log") else None)
+
+    def write(self, name: str, printed: bytes) -> None:
+        """The guest prints something."""
+        with Path(self._load(name)["log"]).open("ab") as log:
+            log.write(printed)
 
     def bounds(self, uuid: UUID) -> Bounds:
         """See Hypervisor."""
@@ -323,6 +336,7 @@ def _parse(tree: Any) -> dict[str, Any]:
         "pages": -(-memory // page),
         "memory": memory,
         "vf": str(vf),
+        "log": tree.find("devices/serial/log").get("file"),
     }
 
 

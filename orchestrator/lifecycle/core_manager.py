@@ -25,7 +25,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
-from orchestrator.lifecycle.consoles import console_log
+from orchestrator.lifecycle.console_logs import ConsoleLogs
 from orchestrator.lifecycle.drift import check_threads
 from orchestrator.lifecycle.pages import PAGES, await_pages, note_missing
 from orchestrator.planning.plan import Plan, Policy
@@ -64,7 +64,7 @@ class CoreManager:
     Attributes:
         shared: held while something is changed that serves all guests.
         images: folder of the built guest images.
-        consoles: folder of the guests' console logs.
+        logs: where what guests print is kept.
     """
 
     host: HostRoot
@@ -73,7 +73,7 @@ class CoreManager:
     policy: Policy
     shared: AbstractContextManager[object]
     images: Path
-    consoles: Path
+    logs: ConsoleLogs
     _prepared: set[PciAddress] = field(default_factory=set)
     """PFs whose VFs are made, by this manager or before. As long as there are some, the kernel's movable threads and interrupts
     are off the guest cores. Changed with ``shared`` held."""
@@ -87,11 +87,14 @@ class CoreManager:
         """The plan with the host's housekeeping CPUs of now: they may have been changed since it was made."""
         return replace(plan, housekeeping=self.policy.housekeeping)
 
-    def start(self, plan: Plan) -> tuple[str, ...]:
+    def start(self, plan: Plan, owner: str) -> tuple[str, ...]:
         """Prepares the host and starts the guest; returns once its vCPUs run and every other thread of QEMU is off its cores.
 
         libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
         instruction, and pins each vCPU before the guest's (qemuProcessLaunch): so no thread of it is ever on another's core.
+
+        Args:
+            owner: the tenant that the guest belongs to, empty for the host's own.
 
         Returns:
             What was changed on the host, in words.
@@ -100,9 +103,7 @@ class CoreManager:
             OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.
         """
         plan = self.as_now(plan)
-        image, log = find_image(self.images, plan.image), console_log(self.consoles, plan.name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
+        image, log = find_image(self.images, plan.image), self.logs.begin(plan, owner)
         self._hurried.discard(plan.uuid)
         with self._turns:
             changed = self._prepare(plan)

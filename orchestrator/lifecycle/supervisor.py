@@ -67,7 +67,7 @@ class Supervisor:
         """Starts a guest in the state CREATING or STARTING. If that fails all is undone, and one that was being made is gone."""
         name, began = claim.plan.name, time.monotonic()
         try:
-            changed = self._cores.start(claim.plan)
+            changed = self._cores.start(claim.plan, claim.owner)
             now = self._ledger.set_state(name, GuestState.RUNNING)
         except BaseException as error:
             why = error.message if isinstance(error, OrchestratorError) else repr(error)
