@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from orchestrator.access import Identity, may_change, may_see
 from orchestrator.errors import Forbidden, NotFound, Stale
 from orchestrator.ledger import Claim, Ledger
+from orchestrator.lifecycle.console_watch import explain_gone
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.locks import Locks
 from orchestrator.state import GuestState
@@ -64,10 +65,12 @@ class Changes:
         check_version(before, expected)
         if hurry and before.state == GuestState.STOPPING:
             self._cores.hurry(before.plan)
-            expected = None
         with self._locks(name):
             claim = self.find(who, name)
-            check_version(claim, expected)
+            if not (hurry and _was_stopped(before, claim)):
+                check_version(claim, expected)
+            if claim.plan.uuid != before.plan.uuid:
+                raise explain_gone(name)
             yield claim
 
 
@@ -80,3 +83,10 @@ def check_version(claim: Claim, expected: int | None) -> None:
     if expected is not None and expected != claim.version:
         what = f"guest {claim.plan.name} has changed: it is version {claim.version}, not {expected}"
         raise Stale(what, "look at it again")
+
+
+def _was_stopped(before: Claim, now: Claim) -> bool:
+    """Whether the stop that was under way before is all that has happened to the guest. No two versions are the same number, so
+    this is the same guest too.
+    """
+    return before.state == GuestState.STOPPING and now.state == GuestState.STOPPED and now.previous == before.version

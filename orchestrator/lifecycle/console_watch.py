@@ -238,7 +238,7 @@ class ConsoleWatch:
         if claim is None or claim.plan.uuid != console.uuid:
             return False
         # While it is being stopped, or is put into quarantine, it may still run.
-        is_ending = claim.state in (GuestState.STOPPING, GuestState.QUARANTINED)
+        is_ending = claim.previous == console.version and claim.state in (GuestState.STOPPING, GuestState.QUARANTINED)
         if claim.version != console.version and not is_ending:
             return False
         return looked < console.since or console.uuid in running
