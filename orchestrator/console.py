@@ -14,11 +14,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-READY = re.compile(rb"nohype: ready .*")
-ANSWER = re.compile(rb"nohype: (?:done|error).*")
-
 LINE = 4096
 """Bytes of the longest line that can belong to the protocol; a longer one is noise."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Lines of the protocol.
+
+    Attributes:
+        words: one of these is in each of them: what is quickly seen to have none needs no regular expression.
+        regex: matches one with its end; possessive, so that each byte is looked at once.
+    """
+
+    words: tuple[bytes, ...]
+    regex: re.Pattern[bytes]
+
+
+READY = Pattern((b"nohype: ready ",), re.compile(rb"^\r*+(nohype: ready [^\n]{0,%d}+)\n" % LINE, re.MULTILINE))
+ANSWER = Pattern(
+    (b"nohype: done", b"nohype: error"), re.compile(rb"^\r*+(nohype: (?:done|error)[^\n]{0,%d}+)\n" % LINE, re.MULTILINE)
+)
 
 ANSWER_BYTES = 16 << 10
 """What is kept of all that a guest prints before its answer: the last of it."""
@@ -26,7 +42,6 @@ ANSWER_BYTES = 16 << 10
 _WORD = b"nohype: "
 _TAIL_READ, _TAIL_LINES, _TAIL_LINE, _TAIL_BYTES = 4 << 10, 8, 200, 2000
 _BACKUPS = 100
-_CR = 13
 # C0 controls but tab and line feed. All become one of them, which is replaced when the text is decoded.
 _CONTROLS = bytes(0 if code < 32 and code not in (9, 10) or code == 127 else code for code in range(256))
 # C1 controls, and what changes the direction of text (Unicode 9, UAX 9 2).
@@ -181,60 +196,48 @@ class LogReader:
 
 
 @dataclass(frozen=True)
-class ProtocolLine:
-    """A line that begins with ``nohype: ``.
+class Line:
+    """A line of the protocol.
 
     Attributes:
-        line: without its end and without carriage returns.
+        text: without its end and without carriage returns.
         end: position behind its end in the piece with which it was complete.
     """
 
-    line: bytes
+    text: bytes
     end: int
 
 
 class LineScanner:
-    """Finds the lines of the protocol in what is fed to it piece by piece. What is no such line is passed over unread."""
+    """Finds lines of the protocol in what is fed to it piece by piece.
+
+    Args:
+        begins_line: whether the first piece begins with a line.
+    """
 
     def __init__(self, *, begins_line: bool = True) -> None:
         self._begins_line = begins_line
-        # The begin of a line that may become one of the protocol: shorter than LINE.
-        self._kept = b""
+        # The begin of a line that may become one of the protocol, shorter than LINE; and with the piece that was fed last.
+        self._kept = self._text = b""
+        self._before = self._from = 0
 
-    def feed(self, data: bytes) -> list[ProtocolLine]:
-        """The lines that are complete with this piece."""
-        text, before = self._kept + data, len(self._kept)
-        found: list[ProtocolLine] = []
-        self._kept, at = b"", 0
-        while (at := text.find(_WORD, at)) >= 0:
-            if not self._is_begin(text, at):
-                at += len(_WORD)
-                continue
-            end = text.find(b"\n", at, at + LINE)
-            if end >= 0:
-                found.append(ProtocolLine(text[at:end].replace(b"\r", b""), end + 1 - before))
-                at = end
-            elif len(text) - at < LINE:
-                self._kept, self._begins_line = text[at:], True
-                return found
-            else:
-                at += len(_WORD)
-        rest = text.rfind(b"\n") + 1
-        if rest or self._begins_line:
-            # A word that is cut in two; carriage returns before it count for nothing.
-            last = text[rest : rest + LINE].lstrip(b"\r")
-            self._begins_line = _WORD.startswith(last)
+    def feed(self, data: bytes) -> None:
+        """Takes the next piece."""
+        self._text, self._before = self._kept + data, len(self._kept)
+        self._from = 0 if self._begins_line else self._text.find(b"\n") + 1 or len(self._text)
+        begin = self._text.rfind(b"\n") + 1
+        if begin or self._begins_line:
+            # Carriage returns before a line count for nothing.
+            last = self._text[begin:].lstrip(b"\r")
+            self._begins_line = len(last) < LINE and (last.startswith(_WORD) or _WORD.startswith(last))
             self._kept = last if self._begins_line else b""
-        return found
 
-    def _is_begin(self, text: bytes, at: int) -> bool:
-        for _ in range(len(_WORD)):
-            if at == 0:
-                return self._begins_line
-            at -= 1
-            if text[at] != _CR:
-                return text[at] == ord("\n")
-        return False
+    def find(self, pattern: Pattern) -> Line | None:
+        """The first line that is complete with the last piece and matches."""
+        if not any(word in self._text for word in pattern.words):
+            return None
+        match = pattern.regex.search(self._text, self._from)
+        return Line(match[1].replace(b"\r", b""), match.end() - self._before) if match else None
 
 
 def _open(log: Path) -> int | None:

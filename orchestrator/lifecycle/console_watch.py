@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from orchestrator.console import READY, LineScanner, LogReader, clean, format_tail, read_tail
+from orchestrator.console import ANSWER, READY, LineScanner, LogReader, clean, format_tail, read_tail
 from orchestrator.errors import GuestError, HostError, NotFound, OrchestratorError
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.question import GET_READY, Question, settle
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _PIECE = 16 << 10
 # Seconds of the processor for reading in one round; and how many times as long the pause after it is at least.
-_WORK, _REST = 0.005, 4
+_WORK, _REST = 0.002, 4
 # Seconds between rounds; and while there is more to read, or an answer is due: QEMU drops what a guest prints while its pty (4
 # KB) is full.
 _PAUSE, _SHORT_PAUSE = 0.2, 0.05
@@ -76,10 +76,10 @@ class Console:
         """Reads one piece; returns whether there was one."""
         data = self._reader.read(_PIECE)
         self.was_read, self.is_read = time.monotonic(), not data
-        lines = self._scanner.feed(data)
-        if self._ready_line is None:
-            self._ready_line = next((clean(one.line) for one in lines if READY.fullmatch(one.line)), None)
-        if self.questions and self.questions[0].was_typed and self.questions[0].hear(data, lines):
+        self._scanner.feed(data)
+        if self._ready_line is None and (line := self._scanner.find(READY)):
+            self._ready_line = clean(line.text)
+        if self.questions and self.questions[0].was_typed and self.questions[0].hear(data, self._scanner.find(ANSWER)):
             self.questions.popleft()
         return bool(data)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.console import ANSWER, ANSWER_BYTES, ProtocolLine, clean, format_tail
+from orchestrator.console import ANSWER_BYTES, Line, clean, format_tail
 from orchestrator.errors import GuestError, OrchestratorError
 
 GET_READY = "say that it is ready"
@@ -58,10 +57,9 @@ class Question:
             why = f"cannot type on the guest's console {self._pty}: {error.strerror}"
             self._fail(GuestError(why, "QEMU does not read it"))
 
-    def hear(self, data: bytes, lines: Iterable[ProtocolLine]) -> bool:
-        """Takes what the guest has printed since; returns whether that was the answer."""
+    def hear(self, data: bytes, answer: Line | None) -> bool:
+        """Takes what the guest has printed since, and the answer if that is in it; returns whether it is."""
         self._drain()
-        answer = next((one for one in lines if ANSWER.fullmatch(one.line)), None)
         self._keep(data if answer is None else data[: answer.end])
         if answer is None:
             return False
