@@ -76,6 +76,8 @@ async def while_there(receive: Receive, wait: Awaitable[_Result] | Future[_Resul
             one.cancel()
         with suppress(asyncio.CancelledError):
             await gone
+        # An error holds this frame, and the future the error: a circle that would keep the connection and its buffers.
+        del answer, wait
 
 
 async def answer_nobody(_request: Request, _error: Exception) -> Response:

@@ -35,7 +35,7 @@ class Workers:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Result] = loop.create_future()
 
-        def settle(result: _Result | None, error: BaseException | None) -> None:
+        def settle(future: asyncio.Future[_Result], result: _Result | None, error: BaseException | None) -> None:
             self._turns.release()
             if future.cancelled():
                 return
@@ -44,14 +44,14 @@ class Workers:
             else:
                 future.set_result(result)  # type: ignore[arg-type]
 
-        def call() -> None:
+        def call(future: asyncio.Future[_Result] = future) -> None:
             result, failed = None, None
             try:
                 result = work(*arguments)
             except BaseException as error:
                 failed = error
             try:
-                loop.call_soon_threadsafe(settle, result, failed)
+                loop.call_soon_threadsafe(settle, future, result, failed)
             except RuntimeError:
                 pass  # the loop has ended, and nobody waits for this any more
 
@@ -60,7 +60,10 @@ class Workers:
         except BaseException:
             self._turns.release()
             raise
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # an error holds this frame, and the future the error: a circle that would keep the whole request
 
 
 class WorkersOfEach:
