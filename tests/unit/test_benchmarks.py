@@ -163,7 +163,8 @@ def test_an_idle_manager_is_judged(load: Any, capsys: pytest.CaptureFixture[str]
     [
         ({}, ""), ({"peak": 201.0}, "201 MB resident"), ({"polls": 0}, "nothing was flooded"),
         ({"wrong": ["ledger: x"]}, "wrong answer"), ({"guests": 0.0599}, ""),
-        ({"guests": 0.0611}, "99th percentile of GET rises by 51 ms"), ({"plans": 0.0611}, "99th percentile of plan rises by 51 ms"),
+        ({"guests": 0.0611}, "99th percentile of GET rises by 51 ms"),
+        ({"plans": 0.0611}, "99th percentile of plan rises by 51 ms"),
     ],
 )  # fmt: skip
 def test_a_flood_that_others_notice_is_a_fault(load: Any, change: dict[str, Any], fault: str) -> None:
