@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from uuid import UUID
 
@@ -96,22 +96,22 @@ class Console:
 
     def expire(self, now: float) -> None:
         """Tells the clients whose time is up."""
-        late = [wait for wait in self.waits if now >= wait.deadline]
-        said = format_tail(read_tail(self.log)) if late else ""
-        for wait in late:
-            error = GuestError(f"the guest did not {GET_READY} within {wait.timeout:g} s; its console shows:{said}")
-            settle(wait.future, error=error)
+        said = cache(lambda: format_tail(read_tail(self.log)))
+        for wait in self.waits:
+            if now >= wait.deadline:
+                what = f"the guest did not {GET_READY} within {wait.timeout:g} s"
+                settle(wait.future, error=GuestError(f"{what}; its console shows:{said()}"))
         for question in self.questions:
-            question.expire(now)
+            question.expire(now, said)
 
     def end(self, error: OrchestratorError | None = None) -> None:
         """Tells all clients that the guest has ended, or another reason why waiting is no use."""
-        said = format_tail(read_tail(self.log)) if self.waits and not error else ""
+        said = cache(lambda: format_tail(read_tail(self.log)))
         for wait in self.waits:
             before = "" if self._ready_line else f" before it could {GET_READY}"
-            settle(wait.future, error=error or GuestError(f"the guest has ended{before}; its console shows:{said}"))
+            settle(wait.future, error=error or GuestError(f"the guest has ended{before}; its console shows:{said()}"))
         for question in self.questions:
-            question.end(error)
+            question.end(said, error)
 
     def drop_settled(self) -> None:
         """Forgets the waits that are over, or were given up; without any the log is closed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from pathlib import Path
@@ -79,18 +80,21 @@ class Question:
         self._close()
         return True
 
-    def expire(self, now: float) -> None:
-        """Tells whoever waits if its time is up."""
-        if now >= self.deadline:
-            what = f"answer {self._line!r}" if self.was_typed else GET_READY
-            why = f"the guest did not {what} within {self.timeout:g} s; its console shows:{format_tail(self._said)}"
-            self._fail(GuestError(why))
+    def expire(self, now: float, show: Callable[[], str]) -> None:
+        """Tells the client if its time is up; ``show`` gives the end of the console as it is shown before anything was typed."""
+        if now >= self.deadline and not self.future.done():
+            what, said = self._describe(show)
+            self._fail(GuestError(f"the guest did not {what} within {self.timeout:g} s; its console shows:{said}"))
 
-    def end(self, error: OrchestratorError | None) -> None:
-        """Tells whoever waits that the guest has ended, or the reason that is given."""
-        what = f"answer {self._line!r}" if self.was_typed else GET_READY
-        why = f"the guest has ended before it could {what}; its console shows:{format_tail(self._said)}"
-        self._fail(error or GuestError(why))
+    def end(self, show: Callable[[], str], error: OrchestratorError | None) -> None:
+        """Tells the client that the guest has ended, or the reason that is given."""
+        if not error:
+            what, said = self._describe(show)
+            error = GuestError(f"the guest has ended before it could {what}; its console shows:{said}")
+        self._fail(error)
+
+    def _describe(self, show: Callable[[], str]) -> tuple[str, str]:
+        return (f"answer {self._line!r}", format_tail(self._said)) if self.was_typed else (GET_READY, show())
 
     def _keep(self, data: bytes) -> None:
         self._said += data

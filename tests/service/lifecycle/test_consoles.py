@@ -495,7 +495,7 @@ def test_a_guest_that_is_not_ready_yet_is_waited_for(world: World, manager: Syst
     create(manager)
     world.hypervisor.write("web", b"booting\n")
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()) as heard:
-        with pytest.raises(GuestError, match="did not say that it is ready within 0.3 s"):
+        with pytest.raises(GuestError, match=r"did not say that it is ready within 0.3 s; its console shows:\n    booting"):
             manager.tell(OPERATOR, "web", "mac", 0.3)
         assert heard == []
         wait = manager.begin_tell(OPERATOR, "web", "mac", 60)
