@@ -36,6 +36,8 @@ from orchestrator.values import CpuSet, MacAddress, PciAddress, Size, parse_gues
 _log = logging.getLogger(__name__)
 
 _HOUR = 3600
+# Seconds that the end of a guest and its start take at most, beside its own time: pages that come back, a NIC's reset.
+_CLEANING, _STARTING = 30.0, 120.0
 _MAX_ID = (1 << 63) - 1
 _LONGEST_DETAIL = 2000
 _STREAM = "text/event-stream"
@@ -242,7 +244,7 @@ class Api:
         async def stop(
             request: Request, who: Changer, name: Name, body: Annotated[Stop, Body()] = _IN_GOOD_TIME, if_match: IfMatch = None
         ) -> Response:
-            may_last(request, body.timeout)
+            may_last(request, body.timeout + _CLEANING)
             version = await expected(who, name, if_match)
             return _show(await self._changes.run(who, manager.stop, who, name, body.timeout, version))
 
@@ -250,7 +252,7 @@ class Api:
         async def restart(
             request: Request, who: Changer, name: Name, body: Annotated[Stop, Body()] = _IN_GOOD_TIME, if_match: IfMatch = None
         ) -> Response:
-            may_last(request, body.timeout)
+            may_last(request, body.timeout + _CLEANING + _STARTING)
             version = await expected(who, name, if_match)
             return _show(await self._changes.run(who, manager.restart, who, name, body.timeout, version))
 

@@ -14,7 +14,7 @@ from orchestrator.access import Identity
 from orchestrator.errors import TooMany
 
 _REMEMBERED = 1024
-_ENDLESS = 3600.0
+_SOON, _ENDLESS = 1.0, 3600.0
 
 
 class Kind(StrEnum):
@@ -39,13 +39,13 @@ class Turn:
         self._until: float | None = None
 
     def may_last(self, seconds: float) -> None:
-        """Notes that it may take so long from now on; unless that is said, it takes moments."""
+        """Notes that it may take so long from now on; unless that is noted, it is not known."""
         self._until = self._clock() + seconds
 
     @property
-    def left(self) -> float:
-        """Seconds after which it is over at the latest."""
-        return 1.0 if self._until is None else max(1.0, self._until - self._clock())
+    def left(self) -> float | None:
+        """Seconds after which it is due, if that is known."""
+        return None if self._until is None else max(_SOON, self._until - self._clock())
 
 
 @dataclass
@@ -90,7 +90,8 @@ class Turns:
         """Counts a request as running while the block runs.
 
         Raises:
-            TooMany: as ``charge``, or too many of its kind are running; with the seconds until the first of them is over.
+            TooMany: as ``charge``, or too many of its kind are running; with the seconds until the first of them is due, or a
+            second if that is not known of all.
         """
         self.charge(client)
         running = self._account(client).running[kind]
@@ -124,13 +125,18 @@ def name_client(who: Identity) -> str:
 
 
 def _explain(client: str, kind: Kind, running: list[Turn]) -> TooMany:
-    left = min(turn.left for turn in running)
-    wait = round(min(left, _ENDLESS), 3)
-    when = "none of them ends by itself" if math.isinf(left) else f"the first ends in {math.ceil(wait)} s at the latest"
+    known = [left for turn in running if (left := turn.left) is not None]
+    first = min(known) if len(known) == len(running) else None
+    if first is None:
+        wait, when = _SOON, ""
+    elif math.isinf(first):
+        wait, when = _ENDLESS, "; none of them ends by itself"
+    else:
+        wait, when = round(first, 3), f"; the first is due in {math.ceil(first)} s"
     hint = {
         Kind.WAIT: "close the connection of one to free its place",
         Kind.END: "wait for one of the answers",
         Kind.OTHER: "wait for one of the answers; kill and delete are accepted meanwhile",
     }
     what = "are waiting" if kind is Kind.WAIT else "are running"
-    return TooMany(f"{len(running)} requests of {client} {what} already; {when}", hint[kind], wait)
+    return TooMany(f"{len(running)} requests of {client} {what} already{when}", hint[kind], wait)

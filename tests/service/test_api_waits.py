@@ -169,7 +169,7 @@ def test_a_client_may_end_a_guest_when_its_places_are_taken(served: Served) -> N
         until(lambda: running(served, "tenant acme", "other") == PLACES)
         status, problem, _ = ask(served, "acme", "GET", "/v1/guests")
         assert (status, problem["code"]) == (429, "too-many")
-        assert 2900 < problem["wait"] <= 3000
+        assert 2900 < problem["wait"] <= 3030
         assert "kill and delete" in problem["hint"]
         assert ask(served, "", "GET", "/v1/guests/acme")[1]["state"] == "stopping"
         assert ask(served, "acme", "POST", "/v1/guests/acme/kill")[1]["state"] == "stopped"

@@ -102,12 +102,13 @@ def test_who_is_refused_is_told_how_long_it_may_take() -> None:
         second.may_last(600)
         clock.now = 100
         assert refused(Kind.WAIT)[0] == 500
-        assert "the first ends in 500 s at the latest" in refused(Kind.WAIT)[1]
+        assert "the first is due in 500 s" in refused(Kind.WAIT)[1]
         clock.now = 1000
         assert refused(Kind.WAIT)[0] == 1, "it is about to end"
     with turns.turn("a") as first, turns.turn("a"):
         first.may_last(600)
-        assert refused(Kind.OTHER)[0] == 1, "the other is a matter of moments"
+        assert refused(Kind.OTHER)[0] == 1, "of the other it is not known"
+        assert "is due" not in refused(Kind.OTHER)[1]
         assert "kill and delete are accepted meanwhile" in refused(Kind.OTHER)[1]
 
 
