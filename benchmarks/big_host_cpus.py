@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -80,7 +81,7 @@ def fill(world: World) -> tuple[LiveGuest, ...]:
             add_thread(host, pid, pid + 50 + index, f"CPU {index}/KVM", str(cpu))
         vcpus = tuple(Vcpu(index, pid + 50 + index, CpuSet.of([cpu])) for index, cpu in enumerate(cpus))
         pins = SERVER.policy.housekeeping
-        guests.append(LiveGuest(f"guest{number}", pid, vcpus, pins, 0, Size.parse("256M"), (), ()))
+        guests.append(LiveGuest(f"guest{number}", pid, vcpus, pins, 0, Size.parse("256M"), (), (), UUID(int=number + 1)))
     left = THREADS - len(read_threads(host))
     for number in range(left):
         pid, cpu = 50_000 + number, number % len(SERVER.cpus)

@@ -195,7 +195,8 @@ class LimitConfig(_Strict):
     Attributes:
         rate: requests a second; all who act for one tenant count as one.
         burst: requests at once after a pause.
-        concurrent: requests that are worked on at a time, streams of events among them.
+        concurrent: requests that are worked on at a time, of each of three kinds: waits (streams of events among them), ends of
+            guests, and all others.
         body: longest body of a request.
         nesting: deepest nesting of JSON.
     """

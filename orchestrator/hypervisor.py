@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -20,28 +19,16 @@ from lxml import etree
 
 from orchestrator.errors import HypervisorError, NotFound, RequestError
 from orchestrator.libvirt_hints import find_hint
-from orchestrator.live_guest import Bounds, LiveGuest, Vcpu, parse_bounds
+from orchestrator.live_guest import Bounds, End, LiveGuest, SerialConsole, Vcpu, parse_bounds
 from orchestrator.unmanaged import Unmanaged, parse_unmanaged
 from orchestrator.values import CpuSet, Size
 
-__all__ = ["Bounds", "End", "Hypervisor", "LiveGuest", "Vcpu"]
+__all__ = ["Bounds", "End", "Hypervisor", "LiveGuest", "SerialConsole", "Vcpu"]
 
 _Result = TypeVar("_Result")
 _VCPU_COUNTER = re.compile(r"vcpu\.(\d+)\.(\w+)\.sum")
 _PIDS = "/run/libvirt/qemu"
 _QTREE_DEVICE = re.compile(r"^\s*dev: ([^,]+),", re.MULTILINE)
-
-
-class End(StrEnum):
-    """How a guest has ended."""
-
-    POWERED_OFF = "powered off"
-    RESET = "reset itself"
-    """Its kernel rebooted, as it does on request, or panicked: nothing tells the two apart."""
-    DESTROYED = "was ended from outside"
-    FAILED = "failed"
-    """QEMU has died, or somebody has killed it."""
-    UNKNOWN = "ended unseen"
 
 
 class Hypervisor:
@@ -162,17 +149,18 @@ class Hypervisor:
             return replace(domain, pid=pid, problem=error.message)
         return parse_unmanaged(replace(domain, pid=pid), xml)
 
-    def guest(self, which: str | UUID) -> LiveGuest:
+    def guest(self, uuid: UUID) -> LiveGuest:
         """A running guest.
-
-        Args:
-            which: its name, or its id: somebody else's guest may have the name by now.
 
         Raises:
             NotFound: no such guest runs.
             HypervisorError: libvirt or QEMU refused.
         """
-        return self._on(which, f"look at the guest {which}", _read_guest)
+        return self._on(uuid, f"look at the guest {uuid}", _read_guest)
+
+    def console(self, uuid: UUID) -> SerialConsole:
+        """The serial console of a running guest, as it was started; raises as ``guest``. One call of libvirt, none of QEMU."""
+        return self._on(uuid, f"find the console of the guest {uuid}", _read_console)
 
     def bounds(self, uuid: UUID) -> Bounds:
         """What a running guest is held to; raises as ``guest``.
@@ -181,7 +169,7 @@ class Hypervisor:
         """
         return self._on(uuid, f"look at the guest {uuid}", _read_bounds)
 
-    def read_exits(self, name: str) -> tuple[dict[str, int], ...]:
+    def read_exits(self, uuid: UUID) -> tuple[dict[str, int], ...]:
         """KVM's counters of each vCPU since the guest started: ``exits``, ``halt_exits``, ``io_exits``, ...
 
         The names come from the kernel through QEMU (query-stats) and are no stable interface: treat every key as optional.
@@ -192,7 +180,7 @@ class Hypervisor:
             return domain.connect().domainListGetStats([domain], flags)[0][1]  # type: ignore[no-any-return]
 
         counters: dict[int, dict[str, int]] = {}
-        for key, value in self._on(name, f"read the exits of {name}", read).items():
+        for key, value in self._on(uuid, f"read the exits of the guest {uuid}", read).items():
             if match := _VCPU_COUNTER.fullmatch(key):
                 counters.setdefault(int(match[1]), {})[match[2]] = int(value)
         return tuple(counters[index] for index in sorted(counters))
@@ -243,15 +231,13 @@ class Hypervisor:
 
         return self._call("list the guests", read)
 
-    def _on(self, which: str | UUID, what: str, use: Callable[[Any], _Result]) -> _Result:
-        def find(connection: Any) -> Any:
-            return connection.lookupByName(which) if isinstance(which, str) else connection.lookupByUUIDString(str(which))
-
+    def _on(self, uuid: UUID, what: str, use: Callable[[Any], _Result]) -> _Result:
+        """By id only: a name may be another guest's by now."""
         try:
-            return self._call(what, lambda connection: use(find(connection)))
+            return self._call(what, lambda connection: use(connection.lookupByUUIDString(str(uuid))))
         except HypervisorError as error:
             if error.number in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                raise NotFound(f"no guest {which} runs", "`nohype guest list` shows what runs") from None
+                raise NotFound(f"no guest {uuid} runs", "`nohype guest list` shows what runs") from None
             raise
 
     def _call(self, what: str, use: Callable[[Any], _Result]) -> _Result:
@@ -309,17 +295,19 @@ def _read_guest(domain: Any) -> LiveGuest:
     threads = json.loads(_monitor(domain, json.dumps({"execute": "query-cpus-fast"})))["return"]
     bounds = _parse_bounds(domain, tree, [cpu["cpu-index"] for cpu in threads])
     nodeset = tree.find("numatune/memory")
-    console = tree.find("devices/serial[@type='pty']/source")
+    pid = _read_pid(domain)
+    # After the file of the process id, which goes by name: the answer shows that the name was still this domain's.
+    devices = tuple(_QTREE_DEVICE.findall(_monitor(domain, "info qtree", human=True)))
     return LiveGuest(
         name=domain.name(),
-        pid=_read_pid(domain),
+        pid=pid,
         vcpus=tuple(Vcpu(cpu["cpu-index"], cpu["thread-id"], pin) for cpu, pin in zip(threads, bounds.pins, strict=True)),
         emulator_pin=bounds.emulator_pin,
         node=int(nodeset.get("nodeset")) if nodeset is not None and nodeset.get("nodeset", "").isdigit() else None,
         memory=Size(domain.maxMemory() * 1024),
         hostdevs=bounds.hostdevs,
-        devices=tuple(_QTREE_DEVICE.findall(_monitor(domain, "info qtree", human=True))),
-        console=Path(console.get("path")) if console is not None else None,
+        devices=devices,
+        uuid=UUID(domain.UUIDString()),
     )
 
 
@@ -328,6 +316,15 @@ def _read_bounds(domain: Any) -> Bounds:
     # `current` is there while fewer vCPUs are plugged in than may be (libvirt.org/formatdomain.html#cpu-allocation).
     vcpus = tree.find("vcpu")
     return _parse_bounds(domain, tree, range(int(vcpus.get("current", vcpus.text))))
+
+
+def _read_console(domain: Any) -> SerialConsole:
+    """libvirt.org/formatdomain.html#consoles-serial-parallel-channel-devices."""
+    serial: Any = etree.fromstring(domain.XMLDesc().encode()).find("devices/serial[@type='pty']")
+    if serial is None:
+        return SerialConsole(None, None)
+    pty, log = serial.xpath("string(source/@path)"), serial.xpath("string(log/@file)")
+    return SerialConsole(Path(pty) if pty else None, Path(log) if log else None)
 
 
 def _parse_bounds(domain: Any, tree: Any, vcpus: Sequence[int]) -> Bounds:

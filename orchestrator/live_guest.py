@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from orchestrator.unmanaged import parse_cpuset
 from orchestrator.values import CpuSet, PciAddress, Size
+
+
+class End(StrEnum):
+    """How a guest has ended."""
+
+    POWERED_OFF = "powered off"
+    RESET = "reset itself"
+    """Its kernel rebooted, as it does on request, or panicked: nothing tells the two apart."""
+    DESTROYED = "was ended from outside"
+    FAILED = "failed"
+    """QEMU has died, or somebody has killed it."""
+    UNKNOWN = "ended unseen"
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class LiveGuest:
         memory: configured memory.
         hostdevs: host PCI functions passed through.
         devices: QEMU's device models in the guest, one entry a device (HMP `info qtree`): "isa-serial", "vfio-pci", ...
-        console: the host's side of the guest's serial console (a pty), if it has one.
+        uuid: libvirt's id: another guest may have the name by now.
     """
 
     name: str
@@ -57,12 +71,25 @@ class LiveGuest:
     memory: Size
     hostdevs: tuple[PciAddress, ...]
     devices: tuple[str, ...]
-    console: Path | None = None
+    uuid: UUID
 
     @property
     def bounds(self) -> Bounds:
         """What it is held to."""
         return Bounds(tuple(vcpu.pin for vcpu in self.vcpus), self.emulator_pin, self.hostdevs)
+
+
+@dataclass(frozen=True)
+class SerialConsole:
+    """The serial console of a running guest.
+
+    Attributes:
+        pty: QEMU's end of it, None if there is none.
+        log: file that gets a copy of all that the guest prints, None if there is none.
+    """
+
+    pty: Path | None
+    log: Path | None
 
 
 def parse_bounds(tree: Any, vcpus: Sequence[int], count_cpus: Callable[[], int]) -> Bounds:

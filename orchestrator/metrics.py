@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
+from uuid import UUID
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -123,14 +124,14 @@ class Sources:
         guests: all guests that hold a claim.
         generation: of the ledger.
         survey: the host.
-        read_exits: KVM's counters of a running guest by its name, one mapping a vCPU. QEMU reads them without stopping the vCPU
+        read_exits: KVM's counters of a running guest by its id, one mapping a vCPU. QEMU reads them without stopping the vCPU
             since its patch "kvm: reuse per-vcpu stats fd to avoid vcpu interruption" (June 2023); before, each reading made one.
     """
 
     guests: Callable[[], Iterable[Guest]]
     generation: Callable[[], int]
     survey: Callable[[], Topology]
-    read_exits: Callable[[str], tuple[Mapping[str, int], ...]]
+    read_exits: Callable[[UUID], tuple[Mapping[str, int], ...]]
 
 
 Sample = tuple[str, tuple[str, ...], float]
@@ -322,7 +323,7 @@ class Metrics:
         for guest in self._sources.guests():
             if guest.state == GuestState.RUNNING:
                 try:
-                    vcpus = self._sources.read_exits(guest.plan.name)
+                    vcpus = self._sources.read_exits(guest.plan.uuid)
                 except NotFound:
                     continue  # it has ended just now
                 for name, count in _sum_exits(vcpus).items():

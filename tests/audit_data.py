@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from uuid import UUID
 
 from orchestrator.exits import ExitSample
 from orchestrator.host.processes import Maps, Thread, parse_numa_maps, parse_smaps
@@ -46,7 +47,7 @@ _DEVICES = (
 
 def _guest(name: str, pid: int, tids: tuple[int, int], cpu: int, node: int, vf: PciAddress) -> LiveGuest:
     vcpus = tuple(Vcpu(index, tid, CpuSet.of((cpu + index,))) for index, tid in enumerate(tids))
-    return LiveGuest(name, pid, vcpus, HOUSEKEEPING, node, Size(256 << 20), (vf,), _DEVICES)
+    return LiveGuest(name, pid, vcpus, HOUSEKEEPING, node, Size(256 << 20), (vf,), _DEVICES, UUID(int=pid))
 
 
 GUEST1 = _guest("guest1", 4944, (4955, 4956), 2, 0, _VFS[2])

@@ -23,7 +23,7 @@ import libvirt
 from lxml import etree
 
 from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.hypervisor import Bounds, End, LiveGuest, Vcpu
+from orchestrator.hypervisor import Bounds, End, LiveGuest, SerialConsole, Vcpu
 from orchestrator.unmanaged import Unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
 from tests.fakedomains import FakeDomains, add_thread
@@ -54,6 +54,7 @@ class FakeHypervisor:
         domains: what the host's administrator runs beside the manager's guests.
         deaf: names of guests that do not hear their power button.
         broken: names of guests and domains of which libvirt tells nothing but that they are there.
+        ptys: the consoles of guests, by name, that are not /dev/null.
     """
 
     def __init__(self, host: FakeRoot) -> None:
@@ -63,6 +64,7 @@ class FakeHypervisor:
         self.domains = FakeDomains(host)
         self.deaf: set[str] = set()
         self.broken: set[str] = set()
+        self.ptys: dict[str, Path] = {}
 
     def start(self, xml: str) -> None:
         """See Hypervisor. The guest is paused; what libvirt, QEMU or VFIO would refuse is refused."""
@@ -81,6 +83,7 @@ class FakeHypervisor:
                 for violation in found:
                     self._host.violate(f"{name}: {violation}")
                 raise HypervisorError(f"cannot start the guest: {'; '.join(found)}")
+            Path(guest["log"]).touch()  # virtlogd opens it
             self._take_pages(guest, guest["pages"])
             self._host.add(f"{folder}/enable", "1")
             guest["pid"] = next(pid for pid in range(FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
@@ -181,16 +184,26 @@ class FakeHypervisor:
         )
 
     def guest(self, which: str | UUID) -> LiveGuest:
-        """See Hypervisor."""
+        """See Hypervisor, which takes an id only; tests may name a guest."""
         return _live(self._load(which) if isinstance(which, str) else self._get(which))
+
+    def console(self, uuid: UUID) -> SerialConsole:
+        """See Hypervisor."""
+        guest = self._get(uuid)
+        return SerialConsole(self.ptys.get(guest["name"], Path("/dev/null")), Path(guest["log"]) if guest.get("log") else None)
+
+    def write(self, name: str, printed: bytes) -> None:
+        """The guest prints something."""
+        with Path(self._load(name)["log"]).open("ab") as log:
+            log.write(printed)
 
     def bounds(self, uuid: UUID) -> Bounds:
         """See Hypervisor."""
         return self.guest(uuid).bounds
 
-    def read_exits(self, name: str) -> tuple[dict[str, int], ...]:
+    def read_exits(self, uuid: UUID) -> tuple[dict[str, int], ...]:
         """See Hypervisor."""
-        guest = self._load(name)
+        guest = self._get(uuid)
         return tuple({"exits": 0 if guest["paused"] else 1000} for _ in guest["pins"])
 
     def watch_ends(self, ended: Callable[[UUID, End], None]) -> None:
@@ -316,6 +329,7 @@ def _parse(tree: Any) -> dict[str, Any]:
         "pages": -(-memory // page),
         "memory": memory,
         "vf": str(vf),
+        "log": tree.find("devices/serial/log").get("file"),
     }
 
 
@@ -330,7 +344,7 @@ def _live(guest: dict[str, Any]) -> LiveGuest:
         memory=Size(guest["memory"] << 10),
         hostdevs=(PciAddress.parse(guest["vf"]),),
         devices=("vfio-pci",),
-        console=Path("/dev/null"),
+        uuid=UUID(guest["uuid"]),
     )
 
 

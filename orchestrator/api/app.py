@@ -12,19 +12,20 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import __version__
 from orchestrator.access import Identity, Role
+from orchestrator.api.body import ClientGone
 from orchestrator.api.fast import Body, Depends, FastAPI, Header, Path, Query, Request, RequestValidationError
 from orchestrator.api.feed import Feed
 from orchestrator.api.fields import IfMatch, refuse_more
-from orchestrator.api.guard import Guard
+from orchestrator.api.guard import Guard, HeadAsGet
 from orchestrator.api.identity import Directory
 from orchestrator.api.manager import Manager, View, event_json, quarantined_json
 from orchestrator.api.openapi import build_document
 from orchestrator.api.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
-from orchestrator.api.work import Workers
+from orchestrator.api.waits import FOREVER, Kinds, answer_nobody, may_last, while_there
+from orchestrator.api.work import Workers, WorkersOfEach
 from orchestrator.config import LimitConfig
 from orchestrator.errors import Forbidden, NotFound, OrchestratorError, RequestError, Stale
 from orchestrator.proof import Proof
@@ -35,6 +36,8 @@ from orchestrator.values import CpuSet, MacAddress, PciAddress, Size, parse_gues
 _log = logging.getLogger(__name__)
 
 _HOUR = 3600
+# Seconds that the end of a guest and its start take at most, beside its own time: pages that come back, a NIC's reset.
+_CLEANING, _STARTING = 30.0, 120.0
 _MAX_ID = (1 << 63) - 1
 _LONGEST_DETAIL = 2000
 _STREAM = "text/event-stream"
@@ -123,25 +126,28 @@ class Api:
         limits: LimitConfig | None = None,
         metrics: Callable[[], tuple[bytes, str]] | None = None,
     ) -> None:
-        # Apart, so that a look at the guests never waits for a guest that takes its time, nor does what ends such a guest.
-        self._quick, self._changes, self._ends, self._waits = Workers(32), Workers(64), Workers(64), Workers(64)
-        self.feed = Feed(manager, self._quick)
+        # Apart, so that a look at the guests never waits for a guest that takes its time, nor does what ends such a guest. What
+        # waits on a console takes no thread.
+        self._quick, self._changes, self._ends = WorkersOfEach(32), WorkersOfEach(64), WorkersOfEach(64)
+        self._audits = WorkersOfEach(2)
+        self.feed = Feed(manager, Workers(32))
         app = FastAPI(
             title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
             openapi_url="/v1/openapi.json", generate_unique_id_function=lambda route: route.name,
             dependencies=[Depends(refuse_more)],
         )  # fmt: skip
         app.openapi = lambda: build_document(app)  # type: ignore[method-assign]
-        app.add_middleware(_HeadAsGet)
+        app.add_middleware(HeadAsGet)
         app.add_exception_handler(OrchestratorError, _answer_error)
         app.add_exception_handler(RequestValidationError, _answer_invalid)
         app.add_exception_handler(HTTPException, _answer_http)
         app.add_exception_handler(Exception, _answer_fault)
+        app.add_exception_handler(ClientGone, answer_nobody)
         self._add_host_routes(app, manager, audit, metrics)
         self._add_guest_routes(app, manager)
         self._add_change_routes(app, manager)
         self._add_event_routes(app, manager)
-        self.app = Guard(app, directory, limits or LimitConfig())
+        self.app = Guard(app, directory, limits or LimitConfig(), Kinds(app.routes))
 
     def _add_host_routes(
         self,
@@ -155,99 +161,107 @@ class Api:
             return JSONResponse({"version": __version__})
 
         @app.get("/v1/survey")
-        async def survey(_who: Reader) -> Response:
-            topology = await self._quick.run(manager.survey)
-            return JSONResponse({**survey_json(topology), "findings": _plain(await self._quick.run(manager.compare, topology))})
+        async def survey(who: Reader) -> Response:
+            topology = await self._quick.run(who, manager.survey)
+            findings = _plain(await self._quick.run(who, manager.compare, topology))
+            return JSONResponse({**survey_json(topology), "findings": findings})
 
         @app.get("/v1/audit")
-        async def proofs(who: Reader, frames: Annotated[int, Query(ge=0, le=10_000)] = 0) -> Response:
+        async def proofs(request: Request, who: Reader, frames: Annotated[int, Query(ge=0, le=10_000)] = 0) -> Response:
             if frames and who.role is not Role.OPERATOR:
                 raise Forbidden(f"{who.name} may not make guests send frames", "leave out frames")
-            return JSONResponse([proof.to_json() for proof in await self._waits.run(audit, frames)])
+            measured = await while_there(request.receive, self._audits.run(who, audit, frames))
+            return JSONResponse([proof.to_json() for proof in measured])
 
         @app.get("/v1/metrics")
-        async def read_metrics(_who: Reader) -> Response:
+        async def read_metrics(who: Reader) -> Response:
             if metrics is None:
                 raise NotFound("this manager has no metrics")
-            page, kind = await self._quick.run(metrics)
+            page, kind = await self._quick.run(who, metrics)
             return Response(page, media_type=kind)
 
         @app.get("/v1/quarantine")
         async def quarantined(who: Reader) -> Response:
-            return JSONResponse([quarantined_json(one) for one in await self._quick.run(manager.quarantined, who)])
+            return JSONResponse([quarantined_json(one) for one in await self._quick.run(who, manager.quarantined, who)])
 
         @app.delete("/v1/quarantine/{name}", status_code=204)
         async def clear_quarantine(who: Operator, name: Name, *, force: Force = False) -> Response:
-            await self._changes.run(functools.partial(manager.clear_quarantine, who, name, force=force))
+            await self._changes.run(who, functools.partial(manager.clear_quarantine, who, name, force=force))
             return Response(status_code=204)
 
     def _add_guest_routes(self, app: FastAPI, manager: Manager) -> None:
         @app.get("/v1/guests")
         async def guests(who: Who) -> Response:
-            return JSONResponse([guest.to_json() for guest in await self._quick.run(manager.guests, who)])
+            return JSONResponse([guest.to_json() for guest in await self._quick.run(who, manager.guests, who)])
 
         @app.post("/v1/guests", status_code=201)
         async def create(who: Changer, request: GuestRequest) -> Response:
-            view, new = await self._changes.run(manager.create, who, request)
+            view, new = await self._changes.run(who, manager.create, who, request)
             return _show(view, 201 if new else 200, {"Location": f"/v1/guests/{request.name}"})
 
         @app.post("/v1/plans")
         async def plan(who: Who, request: GuestRequest) -> Response:
-            return JSONResponse((await self._quick.run(manager.plan, who, request)).to_json())
+            return JSONResponse((await self._quick.run(who, manager.plan, who, request)).to_json())
 
         @app.get("/v1/guests/{name}")
         async def guest(who: Who, name: Name) -> Response:
-            return _show(await self._quick.run(manager.guest, who, name))
+            return _show(await self._quick.run(who, manager.guest, who, name))
 
         @app.get("/v1/guests/{name}/ready")
-        async def ready(who: Who, name: Name, timeout: WaitQuery = 60.0) -> Response:
-            return JSONResponse({"line": await self._waits.run(manager.wait_ready, who, name, timeout)})
+        async def ready(request: Request, who: Who, name: Name, timeout: WaitQuery = 60.0) -> Response:
+            may_last(request, timeout)
+            wait = await self._quick.run(who, manager.begin_ready, who, name, timeout)
+            return JSONResponse({"line": await while_there(request.receive, wait)})
 
         @app.post("/v1/guests/{name}/tell")
-        async def tell(who: Changer, name: Name, body: Tell) -> Response:
-            return JSONResponse({"answer": await self._waits.run(manager.tell, who, name, body.line, body.timeout)})
+        async def tell(request: Request, who: Changer, name: Name, body: Tell) -> Response:
+            may_last(request, body.timeout)
+            wait = await self._quick.run(who, manager.begin_tell, who, name, body.line, body.timeout)
+            return JSONResponse({"answer": await while_there(request.receive, wait)})
 
     def _add_change_routes(self, app: FastAPI, manager: Manager) -> None:
         async def expected(who: Identity, name: str, versions: frozenset[int] | None) -> int | None:
             """The version that the caller has seen; of several that of the guest as it is now, if it is among them."""
             if versions is None or len(versions) == 1:
                 return next(iter(versions)) if versions else None
-            current = (await self._quick.run(manager.guest, who, name)).version
+            current = (await self._quick.run(who, manager.guest, who, name)).version
             if current not in versions:
                 raise Stale(f"guest {name} is version {current}, which If-Match does not name", "look at it again")
             return current
 
         @app.delete("/v1/guests/{name}", status_code=204)
         async def delete(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
-            await self._ends.run(manager.delete, who, name, await expected(who, name, if_match))
+            await self._ends.run(who, manager.delete, who, name, await expected(who, name, if_match))
             return Response(status_code=204)
 
         @app.post("/v1/guests/{name}/start")
         async def start(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
-            return _show(await self._changes.run(manager.start, who, name, await expected(who, name, if_match)))
+            return _show(await self._changes.run(who, manager.start, who, name, await expected(who, name, if_match)))
 
         @app.post("/v1/guests/{name}/kill")
         async def kill(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
-            return _show(await self._ends.run(manager.kill, who, name, await expected(who, name, if_match)))
+            return _show(await self._ends.run(who, manager.kill, who, name, await expected(who, name, if_match)))
 
         @app.post("/v1/guests/{name}/stop")
         async def stop(
-            who: Changer, name: Name, body: Annotated[Stop, Body()] = _IN_GOOD_TIME, if_match: IfMatch = None
+            request: Request, who: Changer, name: Name, body: Annotated[Stop, Body()] = _IN_GOOD_TIME, if_match: IfMatch = None
         ) -> Response:
+            may_last(request, body.timeout + _CLEANING)
             version = await expected(who, name, if_match)
-            return _show(await self._waits.run(manager.stop, who, name, body.timeout, version))
+            return _show(await self._changes.run(who, manager.stop, who, name, body.timeout, version))
 
         @app.post("/v1/guests/{name}/restart")
         async def restart(
-            who: Changer, name: Name, body: Annotated[Stop, Body()] = _IN_GOOD_TIME, if_match: IfMatch = None
+            request: Request, who: Changer, name: Name, body: Annotated[Stop, Body()] = _IN_GOOD_TIME, if_match: IfMatch = None
         ) -> Response:
+            may_last(request, body.timeout + _CLEANING + _STARTING)
             version = await expected(who, name, if_match)
-            return _show(await self._waits.run(manager.restart, who, name, body.timeout, version))
+            return _show(await self._changes.run(who, manager.restart, who, name, body.timeout, version))
 
     def _add_event_routes(self, app: FastAPI, manager: Manager) -> None:
         @app.get("/v1/events")
         async def events(who: Who, after: EventId = None, limit: Annotated[int, Query(ge=1, le=1000)] = 1000) -> Response:
-            return JSONResponse([event_json(event) for event in await self._quick.run(manager.events, who, after, limit)])
+            return JSONResponse([event_json(event) for event in await self._quick.run(who, manager.events, who, after, limit)])
 
         @app.get("/v1/events/stream")
         async def stream_events(
@@ -260,19 +274,8 @@ class Api:
             if request.state.head:
                 # Nobody reads the stream, which has no end.
                 return Response(media_type=_STREAM)
+            may_last(request, FOREVER)
             return StreamingResponse(self.feed.stream(who, after), media_type=_STREAM)
-
-
-class _HeadAsGet:
-    """Answers HEAD as GET (RFC 9110 9.3.2); uvicorn leaves the content out. Routes of its own would be described twice."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = scope["method"] == "HEAD"
-        state = {**scope["state"], "head": head}
-        await self._app({**scope, "method": "GET" if head else scope["method"], "state": state}, receive, send)
 
 
 def survey_json(topology: Topology) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.access import Identity, Role
 from orchestrator.api.body import ClientGone, check_json, read_body
 from orchestrator.api.identity import Directory, Peer, identify
-from orchestrator.api.limits import Turns
+from orchestrator.api.limits import Kind, Turn, Turns, name_client
 from orchestrator.api.problems import MEDIA_TYPE, CrossSite, InternalError, build_headers, build_problem
+from orchestrator.api.waits import Kinds
 from orchestrator.config import LimitConfig
 from orchestrator.errors import Forbidden, OrchestratorError, RequestError, Unauthorized
 
@@ -35,10 +36,11 @@ class Guard:
         app: gets the requests that pass, with the Identity as ``scope["state"]["who"]``.
         directory: who is who.
         limits: rate, sizes, nesting.
+        kinds: says what a request is for.
     """
 
-    def __init__(self, app: ASGIApp, directory: Directory, limits: LimitConfig) -> None:
-        self._app, self._directory, self._limits = app, directory, limits
+    def __init__(self, app: ASGIApp, directory: Directory, limits: LimitConfig, kinds: Kinds) -> None:
+        self._app, self._directory, self._limits, self._kinds = app, directory, limits, kinds
         self._turns = Turns(limits.rate, limits.burst, limits.concurrent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,9 +65,9 @@ class Guard:
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = dict(scope["headers"])
         who = self._identify(scope["state"]["peer"], headers.get(b"authorization"))
-        with self._turn(who):
+        scope = _as_origin_form(scope)
+        with self._turn(who, self._kinds.find(scope["method"], scope["path"])) as turn:
             _check_site(scope["method"], headers)
-            scope = _as_origin_form(scope)
             if b"%2f" in scope["raw_path"].lower():
                 # The server has decoded it: it would count as a slash that parts names.
                 raise RequestError("a name can't hold a slash", "leave out the %2F")
@@ -73,7 +75,7 @@ class Guard:
             body = await read_body(receive, length, self._limits.body_bytes)
             if body:
                 check_json(body, headers.get(b"content-type", b"").decode("latin-1"), self._limits.nesting)
-            scope = {**scope, "state": {**scope["state"], "who": who}}
+            scope = {**scope, "state": {**scope["state"], "who": who, "turn": turn}}
             await self._app(scope, _replay(body, receive), answer.send)
 
     def _identify(self, peer: Peer, authorization: bytes | None) -> Identity:
@@ -84,12 +86,25 @@ class Guard:
             raise
 
     @contextlib.contextmanager
-    def _turn(self, who: Identity) -> Iterator[None]:
+    def _turn(self, who: Identity, kind: Kind) -> Iterator[Turn]:
         if who.role is Role.OPERATOR:
-            yield
+            yield Turn()
         else:
-            with self._turns.turn(f"tenant {who.tenant}" if who.tenant else who.name):
-                yield
+            with self._turns.turn(name_client(who), kind) as turn:
+                yield turn
+
+
+class HeadAsGet:
+    """Answers HEAD as GET (RFC 9110 9.3.2); uvicorn leaves the content out. Routes of its own would be described twice."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes one request on (ASGI)."""
+        head = scope["method"] == "HEAD"
+        state = {**scope["state"], "head": head}
+        await self._app({**scope, "method": "GET" if head else scope["method"], "state": state}, receive, send)
 
 
 class _Answer:

@@ -7,18 +7,52 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
+from orchestrator.access import Identity
 from orchestrator.errors import TooMany
 
 _REMEMBERED = 1024
+_SOON, _ENDLESS = 1.0, 3600.0
+
+
+class Kind(StrEnum):
+    """What a request does, as far as its place is concerned: of each kind a client has as many places."""
+
+    WAIT = "wait"
+    """It changes nothing, and takes as long as the client likes."""
+    END = "end"
+    """It ends a guest at once. A client whose other places are all taken can still do that."""
+    OTHER = "other"
+
+
+class Turn:
+    """A request that is worked on.
+
+    Args:
+        clock: seconds, never going backwards.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until: float | None = None
+
+    def may_last(self, seconds: float) -> None:
+        """Notes that it may take so long from now on; unless that is noted, it is not known."""
+        self._until = self._clock() + seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds after which it is due, if that is known."""
+        return None if self._until is None else max(_SOON, self._until - self._clock())
 
 
 @dataclass
 class _Account:
     tokens: float
     time: float
-    running: int = 0
+    running: dict[Kind, list[Turn]] = field(default_factory=lambda: {kind: [] for kind in Kind})
 
 
 class Turns:
@@ -27,7 +61,7 @@ class Turns:
     Args:
         rate: requests a second that a client may send for ever.
         burst: how many it may send at once after a pause.
-        concurrent: how many of them may be worked on at a time.
+        concurrent: how many of them, of each kind, may be worked on at a time.
         clock: seconds, never going backwards.
     """
 
@@ -52,21 +86,23 @@ class Turns:
         account.tokens -= 1
 
     @contextmanager
-    def turn(self, client: str) -> Iterator[None]:
+    def turn(self, client: str, kind: Kind = Kind.OTHER) -> Iterator[Turn]:
         """Counts a request as running while the block runs.
 
         Raises:
-            TooMany: as ``charge``, or too many are running.
+            TooMany: as ``charge``, or too many of its kind are running; with the seconds until the first of them is due, or a
+            second if that is not known of all.
         """
         self.charge(client)
-        account = self._account(client)
-        if account.running >= self._concurrent:
-            raise TooMany(f"{account.running} requests of {client} are running already", "wait for the answers of some")
-        account.running += 1
+        running = self._account(client).running[kind]
+        if len(running) >= self._concurrent:
+            raise _explain(client, kind, running)
+        turn = Turn(self._clock)
+        running.append(turn)
         try:
-            yield
+            yield turn
         finally:
-            account.running -= 1
+            running.remove(turn)
 
     def _account(self, client: str) -> _Account:
         if client not in self._accounts:
@@ -77,7 +113,30 @@ class Turns:
 
     def _forget(self) -> None:
         """Addresses of strangers are without number: those are forgotten that were not seen for longest."""
-        idle = (client for client, account in self._accounts.items() if not account.running)
+        idle = (client for client, account in self._accounts.items() if not any(account.running.values()))
         while len(self._accounts) > _REMEMBERED and (oldest := next(idle, None)):
             del self._accounts[oldest]
-            idle = (client for client, account in self._accounts.items() if not account.running)
+            idle = (client for client, account in self._accounts.items() if not any(account.running.values()))
+
+
+def name_client(who: Identity) -> str:
+    """By whom requests are counted: all who act for one tenant are one client."""
+    return f"tenant {who.tenant}" if who.tenant else who.name
+
+
+def _explain(client: str, kind: Kind, running: list[Turn]) -> TooMany:
+    known = [left for turn in running if (left := turn.left) is not None]
+    first = min(known) if len(known) == len(running) else None
+    if first is None:
+        wait, when = _SOON, ""
+    elif math.isinf(first):
+        wait, when = _ENDLESS, "; none of them ends by itself"
+    else:
+        wait, when = round(first, 3), f"; the first is due in {math.ceil(first)} s"
+    hint = {
+        Kind.WAIT: "close the connection of one to free its place",
+        Kind.END: "wait for one of the answers",
+        Kind.OTHER: "wait for one of the answers; kill and delete are accepted meanwhile",
+    }
+    what = "are waiting" if kind is Kind.WAIT else "are running"
+    return TooMany(f"{len(running)} requests of {client} {what} already{when}", hint[kind], wait)

@@ -6,6 +6,10 @@ import asyncio
 import threading
 from collections.abc import Callable
 from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from orchestrator.access import Identity
+from orchestrator.api.limits import name_client
 
 _Result = TypeVar("_Result")
 
@@ -24,29 +28,57 @@ class Workers:
         self._turns = asyncio.Semaphore(limit)
 
     async def run(self, work: Callable[..., _Result], *arguments: object) -> _Result:
-        """Calls ``work`` in a thread; what it raises is raised here. If we are cancelled, the call goes on to its end."""
-        async with self._turns:
-            loop = asyncio.get_running_loop()
-            future: asyncio.Future[_Result] = loop.create_future()
+        """Calls ``work`` in a thread; what it raises is raised here. If we are cancelled, a call that has begun goes on to its
+        end, and keeps its turn.
+        """
+        await self._turns.acquire()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_Result] = loop.create_future()
 
-            def settle(result: _Result | None, error: BaseException | None) -> None:
-                if future.cancelled():
-                    return
-                if error:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)  # type: ignore[arg-type]
+        def settle(future: asyncio.Future[_Result], result: _Result | None, error: BaseException | None) -> None:
+            self._turns.release()
+            if future.cancelled():
+                return
+            if error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
 
-            def call() -> None:
-                result, failed = None, None
-                try:
-                    result = work(*arguments)
-                except BaseException as error:
-                    failed = error
-                try:
-                    loop.call_soon_threadsafe(settle, result, failed)
-                except RuntimeError:
-                    pass  # the loop has ended, and nobody waits for this any more
+        def call(future: asyncio.Future[_Result] = future) -> None:
+            result, failed = None, None
+            try:
+                result = work(*arguments)
+            except BaseException as error:
+                failed = error
+            try:
+                loop.call_soon_threadsafe(settle, future, result, failed)
+            except RuntimeError:
+                pass  # the loop has ended, and nobody waits for this any more
 
+        try:
             threading.Thread(target=call, name=f"api-{getattr(work, '__name__', 'work')}", daemon=True).start()
+        except BaseException:
+            self._turns.release()
+            raise
+        try:
             return await future
+        finally:
+            del future  # an error holds this frame, and the future the error: a circle that would keep the whole request
+
+
+class WorkersOfEach:
+    """Workers for each client: none has to wait because of what others ask for.
+
+    Args:
+        limit: how many calls of one client run at a time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # Those that nothing runs in, and that no call waits for, go away by themselves.
+        self._workers: WeakValueDictionary[str, Workers] = WeakValueDictionary()
+
+    async def run(self, who: Identity, work: Callable[..., _Result], *arguments: object) -> _Result:
+        """As ``Workers.run``, on behalf of a client."""
+        workers = self._workers.setdefault(name_client(who), Workers(self._limit))
+        return await workers.run(work, *arguments)

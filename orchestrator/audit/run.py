@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
+from uuid import UUID
 
 from orchestrator.access import MANAGER, Identity
 from orchestrator.audit.cores import (
@@ -58,8 +59,8 @@ _UNSAFE_INTERRUPTS = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interr
 _KSM = "sys/kernel/mm/ksm/run"
 _WINDOW = 5.0
 
-ReadExits = Callable[[str], tuple[Mapping[str, int], ...]]
-"""KVM's counters of a guest, by its name."""
+ReadExits = Callable[[UUID], tuple[Mapping[str, int], ...]]
+"""KVM's counters of a guest, by its id."""
 
 
 class Manager(Protocol):
@@ -69,8 +70,8 @@ class Manager(Protocol):
         """What the host has now."""
         ...
 
-    def tell(self, who: Identity, name: str, line: str, timeout: float) -> str:
-        """Types a line on a guest's console and returns the answer."""
+    def tell(self, who: Identity, name: str, line: str, timeout: float, uuid: UUID) -> str:
+        """Types a line on the console of the guest of this name and id, and returns the answer."""
         ...
 
 
@@ -93,8 +94,12 @@ class Auditor:
             OrchestratorError: the host can't be surveyed, or libvirt does not answer: then nothing can be said at all.
         """
         policy = ExitPolicy(self.config.exits.total, self.config.exits.emulated)
-        tell = partial(self.manager.tell, MANAGER)
         guests, unread = self.hypervisor.read_guests()
+        ids = {guest.name: guest.uuid for guest in guests}
+
+        def tell(name: str, line: str, timeout: float) -> str:
+            return self.manager.tell(MANAGER, name, line, timeout, ids[name])
+
         return run_audit(
             self.host, guests, self.manager.survey(), self.hypervisor.read_exits, tell, unread=unread,
             housekeeping=self.config.host.housekeeping_cpus, policy=policy, manager_pid=os.getpid(), frames=frames,
@@ -127,12 +132,12 @@ def run_audit(
         window: seconds over which exits are counted.
     """
     audit = _Audit(host, guests, topology, housekeeping, manager_pid)
-    before = {guest.name: _Reading(partial(_sample_exits, read_exits, guest.name)) for guest in guests}
+    before = {guest.name: _Reading(partial(_sample_exits, read_exits, guest.uuid)) for guest in guests}
 
     def prove_exits(guest: LiveGuest) -> Proof:
         first = before[guest.name].value()
         time.sleep(max(0.0, first.time + window - time.monotonic()))
-        return judge_exits(guest.name, first, _sample_exits(read_exits, guest.name), policy)
+        return judge_exits(guest.name, first, _sample_exits(read_exits, guest.uuid), policy)
 
     def of_each(name: str, unit: str, prove: Callable[[LiveGuest], Proof]) -> list[Proof]:
         return [_measured(name, guest.name, unit, partial(prove, guest)) for guest in guests]
@@ -234,8 +239,8 @@ def _lacking(proof: Proof, problems: tuple[HostError, ...]) -> Proof:
     return not_measured(proof.name, proof.subject, proof.unit, reason)
 
 
-def _sample_exits(read: ReadExits, name: str) -> ExitSample:
-    return ExitSample(time.monotonic(), read(name))
+def _sample_exits(read: ReadExits, uuid: UUID) -> ExitSample:
+    return ExitSample(time.monotonic(), read(uuid))
 
 
 def _prove_vepa(host: HostRoot, guests: tuple[LiveGuest, ...], topology: Topology, tell: Tell, frames: int) -> Proof:

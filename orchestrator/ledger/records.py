@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.planning.plan import Plan
 from orchestrator.request import GuestRequest
@@ -16,7 +16,8 @@ class Claim:
     Attributes:
         request: what was asked for; the plan is the answer.
         owner: the tenant it belongs to, empty for the host's own.
-        version: grows with each change of this guest; no two guests of one name ever have the same.
+        version: grows with each change of this guest; no two guests ever have the same.
+        previous: the version that the last change was made of; None for a new claim, and for one as it was read from the file.
         restarts: how often it was started again after a failure, since somebody last started it; the time that it waits for too.
     """
 
@@ -26,6 +27,7 @@ class Claim:
     owner: str = ""
     version: int = 1
     restarts: int = 0
+    previous: int | None = field(default=None, compare=False)
 
     @property
     def restarted(self) -> int:

@@ -294,7 +294,8 @@ class Ledger:
     def _set_state(self, now: _Known, name: str, state: GuestState, restarts: int | None = None) -> None:
         before = now.get(name)
         check_transition(name, before.state, state)
-        after = replace(before, state=state, restarts=before.restarts if restarts is None else restarts, version=now.version)
+        count = before.restarts if restarts is None else restarts
+        after = replace(before, state=state, restarts=count, version=now.version, previous=before.version)
         statement = "UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ? AND version = ?"
         values = (after.state, after.restarts, after.version, name, before.version)
         _check_found((self._db if state in SETTLED else self._unsynced).execute(statement, values), name)

@@ -1,98 +1,94 @@
-"""The guests' serial consoles: what they print is in a file that goes by the guest's name, and is read as that guest's only."""
+"""The guests' serial consoles: what is waited for on one is waited for on that of this guest, in the life that it is in now."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
-from orchestrator.console import GET_READY, READY, tell, wait_for
-from orchestrator.errors import GuestError, HostError, NotFound
-from orchestrator.hypervisor import Hypervisor
+from orchestrator.errors import GuestError, NotFound
+from orchestrator.hypervisor import Hypervisor, SerialConsole
 from orchestrator.ledger import Claim, Ledger
-from orchestrator.lifecycle.locks import Locks
+from orchestrator.lifecycle.console_logs import ConsoleLogs
+from orchestrator.lifecycle.console_watch import ConsoleWatch, explain_gone
 from orchestrator.state import GuestState
 
-_KEPT = 7 * 24 * 3600.0
-"""Seconds for which the log of a deleted guest stays: it may say why it failed, or be what it was run for."""
-
-
-def console_log(folder: Path, name: str) -> Path:
-    """The file that gets all that a guest prints."""
-    return folder / f"{name}.log"
+_TYPED_ON = (GuestState.RUNNING, GuestState.STOPPING, GuestState.QUARANTINED)
+"""States in which a guest may run that has been let run."""
 
 
 class Consoles:
-    """The consoles of all guests.
+    """The consoles of all guests."""
 
-    Args:
-        folder: where their logs are.
-    """
+    def __init__(self, hypervisor: Hypervisor, ledger: Ledger, logs: ConsoleLogs) -> None:
+        self._hypervisor, self._ledger, self._logs = hypervisor, ledger, logs
+        self._watch = ConsoleWatch(ledger, hypervisor.uuids)
 
-    def __init__(self, hypervisor: Hypervisor, ledger: Ledger, folder: Path) -> None:
-        self._hypervisor, self._ledger, self._folder = hypervisor, ledger, folder
-        self._asking = Locks()
+    def begin_ready(self, claim: Claim, timeout: float) -> Future[str]:
+        """Waits for the guest's own word that it is ready, since its last start.
 
-    def wait_ready(self, claim: Claim, timeout: float) -> str:
-        """Waits for the guest's own word that it is ready; returns that line. See ``console.wait_for``.
-
-        Raises:
-            NotFound: it is gone.
-            GuestError: it has not said so within ``timeout`` seconds, or has ended.
-        """
-        log, alive = console_log(self._folder, claim.plan.name), lambda: claim.plan.uuid in self._hypervisor.uuids()
-        said = self._read(claim, lambda: wait_for(log, READY, GET_READY, timeout=timeout, alive=alive))
-        return said.splitlines()[-1]
-
-    def tell(self, name: str, find: Callable[[], Claim], line: str, timeout: float) -> str:
-        """Types a line on a guest's console and returns its answer. See ``console.tell``.
-
-        Args:
-            find: gives the claim of the guest ``name`` as it is now, if the caller may type on it; raises if not.
+        Returns:
+            That line; may be cancelled. Its errors: NotFound if the guest is deleted meanwhile; GuestError if it has not said so
+            within ``timeout`` seconds, or ends before.
 
         Raises:
-            NotFound: no such guest runs.
-            GuestError: it does not answer.
+            NotFound: it is gone, or does not run.
+            GuestError: it is being started or stopped.
         """
-        find()
-        # One question at a time: answers do not say which line they answer.
-        with self._asking(name):
-            claim = find()  # again: it may be another's by now
-            if claim.state == GuestState.STOPPED:
-                raise NotFound(f"guest {name} does not run: it is stopped", f"start it: nohype guest start {name}")
-            try:
-                console = self._hypervisor.guest(claim.plan.uuid).console
-            except NotFound:
-                raise _gone(claim) from None
-            if console is None:
-                raise GuestError(f"guest {name} has no serial console")
-            return self._read(claim, lambda: tell(console, console_log(self._folder, name), line, timeout=timeout))
+        console = self._find(claim, (GuestState.RUNNING,))
+        if console.log is None:
+            raise GuestError(f"the console of guest {claim.plan.name} has no log")
+        return self._watch.wait_ready(claim, console.log, timeout, backups=self._has_own_backups(claim, console.log))
+
+    def begin_tell(self, claim: Claim, line: str, timeout: float) -> Future[str]:
+        """Types a line on the guest's console once it is ready, and has answered earlier ones.
+
+        Returns:
+            What it has printed from then on, up to the end of its answer, or the last of that; may be cancelled. Its errors: as
+            of ``begin_ready``.
+
+        Raises:
+            NotFound: it is gone, or does not run.
+            GuestError: it is being started, or has no console.
+        """
+        console = self._find(claim, _TYPED_ON)
+        if console.pty is None or console.log is None:
+            raise GuestError(f"guest {claim.plan.name} has no serial console")
+        own = self._has_own_backups(claim, console.log)
+        return self._watch.ask(claim, console.log, console.pty, line, timeout, backups=own)
 
     def tidy(self) -> None:
-        """Removes what guests have printed that were deleted long ago.
+        """Removes what deleted guests have printed. Raises as ``ConsoleLogs.tidy``."""
+        self._logs.tidy(self._is_in_use)
 
-        Raises:
-            HostError: a file can't be removed.
-        """
-        oldest, claimed = time.time() - _KEPT, {claim.plan.name for claim in self._ledger.read().claims}
-        for file in self._folder.glob("*.log*"):  # NAME.log, and NAME.log.N that virtlogd has put aside
-            try:
-                if file.name.partition(".log")[0] not in claimed and file.stat().st_mtime < oldest:
-                    file.unlink()
-            except FileNotFoundError:
-                continue  # a guest of this name is just being started
-            except OSError as error:
-                raise HostError(f"cannot remove {file}: {error.strerror}", "see `mount` and `lsattr`") from None
+    def close(self) -> None:
+        """Ends all waits."""
+        self._watch.close()
 
-    def _read(self, claim: Claim, read: Callable[[], str]) -> str:
-        """What ``read`` gives, or says in an error, if that was still the console of this guest."""
+    def _find(self, claim: Claim, states: tuple[GuestState, ...]) -> SerialConsole:
+        """The console of a guest in one of these states, as it was started last."""
+        name = claim.plan.name
+        if claim.state == GuestState.STOPPED:
+            raise NotFound(f"guest {name} does not run: it is stopped", f"start it: nohype guest start {name}")
+        if claim.state not in states:
+            raise GuestError(f"guest {name} is not running: it is {claim.state}", "wait until it runs, then ask again")
         try:
-            return read()
-        finally:
-            now = self._ledger.find(claim.plan.name)
-            if not now or now.plan.uuid != claim.plan.uuid:
-                raise _gone(claim)
+            console = self._hypervisor.console(claim.plan.uuid)
+        except NotFound:
+            console = None
+        now = self._ledger.find(name)
+        if not now or now.plan.uuid != claim.plan.uuid:
+            raise explain_gone(name)
+        if console is None:
+            raise NotFound(f"guest {name} does not run: it has ended", "`nohype events` says why")
+        return console
 
+    def _has_own_backups(self, claim: Claim, log: Path) -> bool:
+        """Earlier versions named logs by the guest's name alone: those that were put aside may be another guest's."""
+        return log == self._logs.find(claim.plan, claim.owner)
 
-def _gone(claim: Claim) -> NotFound:
-    return NotFound(f"the guest {claim.plan.name} that was asked is gone", "`nohype guest list` shows if there is a new one")
+    def _is_in_use(self, log: Path, name: str) -> bool:
+        claim = self._ledger.find(name)
+        try:
+            return claim is not None and self._hypervisor.console(claim.plan.uuid).log == log
+        except NotFound:
+            return False

@@ -28,7 +28,7 @@ from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.hypervisor import Hypervisor, LiveGuest
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
-from orchestrator.lifecycle.consoles import console_log
+from orchestrator.lifecycle.console_logs import ConsoleLogs
 from orchestrator.lifecycle.drift import VfStates, check_threads
 from orchestrator.lifecycle.host_warnings import HostWarnings
 from orchestrator.lifecycle.pages import PAGES, await_pages, note_missing
@@ -66,7 +66,7 @@ class CoreManager:
         warnings: gets what could not be moved off the guest cores.
         shared: held while something is changed that serves all guests.
         images: folder of the built guest images.
-        consoles: folder of the guests' console logs.
+        logs: where what guests print is kept.
     """
 
     host: HostRoot
@@ -76,7 +76,7 @@ class CoreManager:
     warnings: HostWarnings
     shared: AbstractContextManager[object]
     images: Path
-    consoles: Path
+    logs: ConsoleLogs
     _prepared: set[PciAddress] = field(default_factory=set)
     """PFs whose VFs are made, by this manager or before. As long as there are some, the kernel's movable threads and interrupts
     are off the guest cores. Changed with ``shared`` held."""
@@ -97,11 +97,14 @@ class CoreManager:
         housekeeping = self.policy.housekeeping
         return housekeeping & read_online(self.host) or housekeeping
 
-    def start(self, plan: Plan) -> tuple[str, ...]:
+    def start(self, plan: Plan, owner: str) -> tuple[str, ...]:
         """Prepares the host and starts the guest; returns once its vCPUs run and every other thread of QEMU is off its cores.
 
         libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
         instruction, and pins each vCPU before the guest's (qemuProcessLaunch): so no thread of it is ever on another's core.
+
+        Args:
+            owner: the tenant that the guest belongs to, empty for the host's own.
 
         Returns:
             What was changed on the host, in words.
@@ -110,9 +113,7 @@ class CoreManager:
             OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.
         """
         plan = self.as_now(plan)
-        image, log = find_image(self.images, plan.image), console_log(self.consoles, plan.name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
+        image, log = find_image(self.images, plan.image), self.logs.begin(plan, owner)
         self._hurried.discard(plan.uuid)
         with self._turns:
             changed = self._prepare(plan)
@@ -139,7 +140,7 @@ class CoreManager:
         live = self.hold(plan)
         if self.hypervisor.is_paused(plan.uuid):
             self.hypervisor.resume(plan.uuid)
-        self._await_first_exit(plan.name)
+        self._await_first_exit(plan)
         _move_helpers(self.host, live)
 
     def hold(self, plan: Plan) -> LiveGuest:
@@ -285,12 +286,12 @@ class CoreManager:
             self._prepared.add(pf.address)
         return (*((f"move {len(moved)} threads and interrupts to CPUs {housekeeping}",) if moved else ()), *made)
 
-    def _await_first_exit(self, name: str) -> None:
+    def _await_first_exit(self, plan: Plan) -> None:
         """KVM makes its helper thread when a vCPU first runs; a vCPU that has exited once has run."""
         deadline = time.monotonic() + _FIRST_EXIT
-        while not all(vcpu.get("exits", 1) for vcpu in self.hypervisor.read_exits(name)[:1]):
+        while not all(vcpu.get("exits", 1) for vcpu in self.hypervisor.read_exits(plan.uuid)[:1]):
             if time.monotonic() > deadline:
-                raise GuestError(f"guest {name} did not run a single instruction within {_FIRST_EXIT:g} s")
+                raise GuestError(f"guest {plan.name} did not run a single instruction within {_FIRST_EXIT:g} s")
             time.sleep(0.1)
 
     def _check_vf(self, plan: Plan) -> tuple[str, ...]:

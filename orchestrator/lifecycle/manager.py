@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
 from pathlib import Path
+from uuid import UUID
 
 from orchestrator.access import Identity, Role, may_change, may_see
 from orchestrator.errors import Conflict, Forbidden, NotFound
@@ -15,6 +15,9 @@ from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Claim, Event, Ledger, Quarantined
+from orchestrator.lifecycle.changes import Changes
+from orchestrator.lifecycle.console_logs import ConsoleLogs
+from orchestrator.lifecycle.console_watch import explain_gone
 from orchestrator.lifecycle.consoles import Consoles
 from orchestrator.lifecycle.core_manager import HOST, CoreManager
 from orchestrator.lifecycle.host_warnings import HOST_TOPIC, KIND, HostWarnings
@@ -23,7 +26,7 @@ from orchestrator.lifecycle.placing import Placing, find_repeated
 from orchestrator.lifecycle.refusals import RefusalLog
 from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.lifecycle.vf_making import claim_with_vfs
-from orchestrator.lifecycle.view import GuestView, check_version, hide_trouble, view_guest
+from orchestrator.lifecycle.view import GuestView, hide_trouble, view_guest
 from orchestrator.planning.host_check import HostFinding, check_host
 from orchestrator.planning.plan import Policy
 from orchestrator.request import GuestRequest
@@ -61,11 +64,13 @@ class SystemManager:
         # Held while something is changed that serves all guests.
         self._shared = WatchedLock()
         self._warnings = HostWarnings(ledger, HOST)
-        self._cores = CoreManager(host, hypervisor, ledger, policy, self._warnings, self._shared, images, consoles)
+        logs = ConsoleLogs(ledger, consoles)
+        self._cores = CoreManager(host, hypervisor, ledger, policy, self._warnings, self._shared, images, logs)
         self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched, self._warnings)
         self.supervisor = Supervisor(self._cores, ledger, observer)
         self._refusals = RefusalLog(ledger, observer)
-        self._consoles = Consoles(hypervisor, ledger, consoles)
+        self._consoles = Consoles(hypervisor, ledger, logs)
+        self._changes = Changes(ledger, self._cores, self.supervisor.changing)
         self._happened = threading.Condition()
         self._closed = False
         ledger.on_event(self._wake)
@@ -93,7 +98,7 @@ class SystemManager:
         Raises:
             NotFound: no guest of this name holds a claim, or ``who`` may not see it.
         """
-        return view_guest(self._find(who, name), self._hypervisor.uuids())
+        return view_guest(self._changes.find(who, name), self._hypervisor.uuids())
 
     def quarantined(self, who: Identity) -> tuple[Quarantined, ...]:
         """What could not be verified clean, for operators and viewers.
@@ -171,7 +176,7 @@ class SystemManager:
                 plan, made = claim_with_vfs(lambda: self._placing.claim(who, request), self._cores, self.supervisor.release_host)
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
-            claim = self._find(who, plan.name)
+            claim = self._changes.find(who, plan.name)
             self.supervisor.note("claimed", claim, what, who.name, time.monotonic() - began)
             return view_guest(self.supervisor.start(claim, who.name, made), frozenset({plan.uuid})), True
 
@@ -188,7 +193,7 @@ class SystemManager:
             Conflict: its state does not allow it.
             HostError, HypervisorError: the kernel or libvirt refused; what was done is undone.
         """
-        with self._change(who, name, expected) as claim:
+        with self._changes.change(who, name, expected) as claim:
             runs = claim.plan.uuid in self._hypervisor.uuids()
             if claim.state == GuestState.RUNNING and not runs:
                 claim = self.supervisor.stop(claim, who.name, 0)  # nobody has told of its end yet
@@ -207,14 +212,8 @@ class SystemManager:
         Raises:
             As ``start``.
         """
-        with self._change(who, name, expected) as claim:
-            if claim.state == GuestState.STOPPED:
-                self.supervisor.cancel_restart(name)
-                if claim.restarts:  # it waits to be started again: also for a manager that starts meanwhile
-                    claim = self._ledger.set_state(name, GuestState.STOPPED, restarts=0)
-                    self.supervisor.note("stopped", claim, "it had ended, and is not started again", who.name)
-                return view_guest(claim, frozenset())
-            return view_guest(self.supervisor.stop(claim, who.name, timeout), frozenset())
+        with self._changes.change(who, name, expected) as claim:
+            return self._stop(who, claim, timeout)
 
     def kill(self, who: Identity, name: str, expected: int | None = None) -> GuestView:
         """Ends a guest at once, as pulling the plug does, even one that is just being stopped. Its claim is kept.
@@ -222,11 +221,12 @@ class SystemManager:
         Raises:
             As ``start``.
         """
-        return self.stop(who, name, 0, self._hurry(who, name, expected))
+        with self._changes.change(who, name, expected, hurry=True) as claim:
+            return self._stop(who, claim, 0)
 
     def restart(self, who: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
         """As ``stop``, then ``start``, with nobody in between."""
-        with self._change(who, name, expected):
+        with self._changes.change(who, name, expected):
             self.stop(who, name, timeout)
             return self.start(who, name)
 
@@ -236,7 +236,7 @@ class SystemManager:
         Raises:
             As ``start``; Conflict also if it has ended, but went into quarantine, or was there already.
         """
-        with self._change(who, name, self._hurry(who, name, expected)) as claim:
+        with self._changes.change(who, name, expected, hurry=True) as claim:
             if claim.state == GuestState.QUARANTINED:
                 raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
             self._ledger.set_state(name, GuestState.DELETING)
@@ -272,19 +272,32 @@ class SystemManager:
             elif findings := self.supervisor.delete(claim, "cleared", "clean now", who.name):
                 raise Conflict(f"{name} is still not clean: {'; '.join(findings)}", "see to it, then clear it with --force")
 
-    def wait_ready(self, who: Identity, name: str, timeout: float) -> str:
-        """Waits for the guest's own word that it is ready; returns that line. Raises as ``Consoles.wait_ready``."""
-        return self._consoles.wait_ready(self._find(who, name), timeout)
+    def begin_ready(self, who: Identity, name: str, timeout: float) -> Future[str]:
+        """Waits for the guest's own word that it is ready: that line. As ``Consoles.begin_ready``."""
+        return self._consoles.begin_ready(self._changes.find(who, name), timeout)
 
-    def tell(self, who: Identity, name: str, line: str, timeout: float) -> str:
-        """Types a line on the guest's console and returns its answer.
+    def begin_tell(self, who: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> Future[str]:
+        """Types a line on the guest's console: its answer. As ``Consoles.begin_tell``.
+
+        Args:
+            uuid: the guest's id, None if the name is enough.
 
         Raises:
-            NotFound: ``who`` may not see it.
+            NotFound: ``who`` may not see it, or another guest has the name.
             Forbidden: ``who`` may only look.
-            As ``Consoles.tell``.
         """
-        return self._consoles.tell(name, lambda: self._find_to_change(who, name), line, timeout)
+        claim = self._changes.find_to_change(who, name)
+        if uuid not in (None, claim.plan.uuid):
+            raise explain_gone(name)
+        return self._consoles.begin_tell(claim, line, timeout)
+
+    def wait_ready(self, who: Identity, name: str, timeout: float) -> str:
+        """As ``begin_ready``, and waits for it."""
+        return self.begin_ready(who, name, timeout).result()
+
+    def tell(self, who: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
+        """As ``begin_tell``, and waits for it."""
+        return self.begin_tell(who, name, line, timeout, uuid).result()
 
     def tidy(self) -> None:
         """Removes what nobody needs any more; now and then. Raises as ``Consoles.tidy``."""
@@ -300,47 +313,25 @@ class SystemManager:
         self._placing.check(limit)
 
     def close(self) -> None:
-        """Starts nothing any more, and lets those go who wait for events. Guests go on."""
+        """Starts nothing any more, and ends what clients wait for. Guests go on."""
         self._closed = True
         self.supervisor.close()
+        self._consoles.close()
         with self._happened:
             self._happened.notify_all()
 
     # How.
 
-    def _find(self, who: Identity, name: str) -> Claim:
-        claim = self._ledger.find(name)
-        if not claim or not may_see(who, claim.owner):
-            raise NotFound(f"there is no guest named {name}", "`nohype guest list` shows all")
-        return claim
-
-    def _find_to_change(self, who: Identity, name: str) -> Claim:
-        claim = self._find(who, name)
-        if not may_change(who, claim.owner):
-            raise Forbidden(f"{who.name} may look at guest {claim.plan.name}, but not change it")
-        return claim
-
-    def _hurry(self, who: Identity, name: str, expected: int | None) -> int | None:
-        """Cuts short the time that a guest which is being stopped has for its power-off: whoever waits for it has the lock.
-
-        Returns:
-            The version to expect then: any, if it was of the expected one now.
-        """
-        claim = self._find_to_change(who, name)
-        if claim.state == GuestState.STOPPING and expected in (None, claim.version):
-            self._cores.hurry(claim.plan)
-            return None
-        return expected
-
-    @contextmanager
-    def _change(self, who: Identity, name: str, expected: int | None) -> Iterator[Claim]:
-        """The guest, with nobody else changing it."""
-        # At once: a version never comes again, and another's change may take an hour.
-        check_version(self._find_to_change(who, name), expected)
-        with self.supervisor.changing(name):
-            claim = self._find(who, name)
-            check_version(claim, expected)
-            yield claim
+    def _stop(self, who: Identity, claim: Claim, timeout: float) -> GuestView:
+        """See ``stop``; with the guest's lock held."""
+        name = claim.plan.name
+        if claim.state != GuestState.STOPPED:
+            return view_guest(self.supervisor.stop(claim, who.name, timeout), frozenset())
+        self.supervisor.cancel_restart(name)
+        if claim.restarts:  # it waits to be started again: also for a manager that starts meanwhile
+            claim = self._ledger.set_state(name, GuestState.STOPPED, restarts=0)
+            self.supervisor.note("stopped", claim, "it had ended, and is not started again", who.name)
+        return view_guest(claim, frozenset())
 
     def _wake(self, event: Event) -> None:
         level = logging.WARNING if event.kind in _WORRYING else logging.INFO

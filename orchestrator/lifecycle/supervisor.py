@@ -67,7 +67,7 @@ class Supervisor:
         """Starts a guest (CREATING or STARTING) for which ``made`` was changed already. If that fails all is undone."""
         name, began = claim.plan.name, time.monotonic()
         try:
-            changed = (*made, *self._cores.start(claim.plan))
+            changed = (*made, *self._cores.start(claim.plan, claim.owner))
             now = self._ledger.set_state(name, GuestState.RUNNING)
         except BaseException as error:
             why = error.message if isinstance(error, OrchestratorError) else repr(error)
@@ -120,11 +120,14 @@ class Supervisor:
 
     def release(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> None:
         """Gives the guest's claim free, and after the last one the host back; ``kind`` as for ``delete``."""
-        self._ledger.release(claim.plan.name)
-        self._lookout.forget(claim.plan.name)
-        self._loose.discard(claim.plan.name)
-        self._since.pop(claim.plan.name, None)
-        self._tell_end(kind, claim, why, who, began)
+        name = claim.plan.name
+        self._ledger.release(name)
+        # What was noted by name must not be taken for the next guest's of that name.
+        self.cancel_restart(name)
+        self._lookout.forget(name)
+        self._loose.discard(name)
+        self._since.pop(name, None)
+        self.note(kind, claim, why, who, began and time.monotonic() - began)
         self.release_host()
 
     def release_host(self) -> None:
@@ -230,12 +233,8 @@ class Supervisor:
         if findings:
             return self._keep_unclean(claim, findings, who)
         now = self._ledger.set_state(claim.plan.name, GuestState.STOPPED)
-        self._tell_end(kind, now, why, who, began)
+        self.note(kind, now, why, who, began and time.monotonic() - began)
         return now
-
-    def _tell_end(self, kind: str, claim: Claim, why: str, who: str, began: float | None) -> None:
-        if kind:
-            self.note(kind, claim, why, who, None if began is None else time.monotonic() - began)
 
     def _keep_unclean(self, claim: Claim, findings: tuple[str, ...], who: str) -> Claim:
         self._observer.count_undo_failure()
@@ -354,5 +353,6 @@ class Supervisor:
             _log.error("%s", error)
 
     def note(self, kind: str, claim: Claim, detail: str, who: str, took: float | None = None) -> None:
-        """Logs an event of a change that was made. If that fails (a full disk), the change stands all the same."""
-        self._quietly(lambda: self._ledger.log(kind, claim.plan.name, detail, who=who, tenant=claim.owner, took=took))
+        """Logs an event of a change that was made, if it has a kind. If that fails (a full disk), the change stands."""
+        if kind:
+            self._quietly(lambda: self._ledger.log(kind, claim.plan.name, detail, who=who, tenant=claim.owner, took=took))

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.api.body import check_json
+from orchestrator.access import Identity, Role
+from orchestrator.api.app import Api
+from orchestrator.api.body import ClientGone, check_json
 from orchestrator.api.client import Client, _parse_stream
 from orchestrator.api.fields import parse_if_match
-from orchestrator.api.limits import _REMEMBERED, Turns
+from orchestrator.api.limits import _REMEMBERED, Kind, Turns
 from orchestrator.api.problems import _KINDS, STATUS, build_headers, build_problem, parse_problem
-from orchestrator.api.work import Workers
-from orchestrator.errors import HypervisorError, LedgerError, NoRoom, OrchestratorError, RequestError, TooMany
+from orchestrator.api.waits import while_there
+from orchestrator.api.work import Workers, WorkersOfEach
+from orchestrator.errors import GuestError, HypervisorError, LedgerError, NoRoom, OrchestratorError, RequestError, TooMany
 
 
 class Clock:
@@ -67,6 +72,62 @@ def test_only_so_many_run_at_a_time() -> None:
         pass
 
 
+@pytest.mark.parametrize("kind", Kind)
+def test_each_kind_of_request_has_places_of_its_own(kind: Kind) -> None:
+    """So that a client which waits in all places can still do everything else, and end what it waits for."""
+    turns = Turns(rate=1000, burst=1000, concurrent=2, clock=Clock())
+    with turns.turn("a", kind), turns.turn("a", kind):
+        with pytest.raises(TooMany, match="2 requests of a are (waiting|running) already"), turns.turn("a", kind):
+            pass
+        for other in set(Kind) - {kind}:
+            with turns.turn("a", other), turns.turn("a", other):
+                pass
+
+
+def test_who_is_refused_is_told_how_long_it_may_take() -> None:
+    clock = Clock()
+    turns = Turns(rate=1000, burst=1000, concurrent=2, clock=clock)
+
+    def refused(kind: Kind) -> tuple[float, str]:
+        with pytest.raises(TooMany) as caught, turns.turn("a", kind):
+            pass
+        return caught.value.wait, str(caught.value)
+
+    with turns.turn("a", Kind.WAIT) as first, turns.turn("a", Kind.WAIT) as second:
+        first.may_last(math.inf)
+        second.may_last(math.inf)
+        assert refused(Kind.WAIT)[0] == 3600
+        assert "none of them ends by itself" in refused(Kind.WAIT)[1]
+        assert "close the connection of one" in refused(Kind.WAIT)[1]
+        second.may_last(600)
+        clock.now = 100
+        assert refused(Kind.WAIT)[0] == 500
+        assert "the first is due in 500 s" in refused(Kind.WAIT)[1]
+        clock.now = 1000
+        assert refused(Kind.WAIT)[0] == 1, "it is about to end"
+    with turns.turn("a") as first, turns.turn("a"):
+        first.may_last(600)
+        assert refused(Kind.OTHER)[0] == 1, "of the other it is not known"
+        assert "is due" not in refused(Kind.OTHER)[1]
+        assert "kill and delete are accepted meanwhile" in refused(Kind.OTHER)[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("GET", "/v1/guests/web/ready", Kind.WAIT), ("HEAD", "/v1/guests/web/ready", Kind.WAIT), ("GET", "/v1/audit", Kind.WAIT),
+        ("POST", "/v1/guests/web/tell", Kind.WAIT), ("GET", "/v1/events/stream", Kind.WAIT), ("GET", "/v1/events", Kind.OTHER),
+        ("POST", "/v1/guests/web/kill", Kind.END), ("DELETE", "/v1/guests/web", Kind.END), ("GET", "/v1/guests/web", Kind.OTHER),
+        ("POST", "/v1/guests/web/stop", Kind.OTHER), ("DELETE", "/v1/quarantine/web", Kind.OTHER), ("GET", "/nix", Kind.OTHER),
+        ("POST", "/v1/guests", Kind.OTHER), ("DELETE", "/v1/guests/web/kill", Kind.OTHER),
+        ("GET", "/v1/guests/ready", Kind.OTHER),
+    ],
+)  # fmt: skip
+def test_what_a_request_is_for_is_seen_from_its_path(method: str, path: str, kind: Kind) -> None:
+    api = Api(None, lambda _frames: (), None)  # type: ignore[arg-type]
+    assert api.app._kinds.find(method, path) is kind
+
+
 def test_strangers_without_number_take_no_memory_without_bound() -> None:
     turns = Turns(rate=1, burst=1, concurrent=2, clock=Clock())
     with turns.turn("one that stays"):
@@ -101,6 +162,78 @@ def test_calls_run_side_by_side_but_only_so_many() -> None:
     assert [result for result in results if isinstance(result, int)] == [0, 1, 2, 3, 4, 5, 6, 8]
     assert str(results[7]) == "seven"
     assert most == 3
+
+
+def test_a_call_that_was_given_up_keeps_its_turn_until_it_ends() -> None:
+    """Else there would be more threads than turns."""
+    begun: list[int] = []
+    hangs = threading.Event()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        hangs.wait(10)
+        return number
+
+    async def main() -> None:
+        workers = Workers(2)
+        for number in range(4):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(workers.run(work, number), 0.05)
+        while len(begun) < 2:
+            await asyncio.sleep(0.01)
+        assert begun == [0, 1]
+        hangs.set()
+        assert await workers.run(work, 4) == 4
+        assert begun == [0, 1, 4], "what was given up before it had begun was not done"
+
+    asyncio.run(main())
+
+
+def test_one_clients_calls_keep_no_other_waiting() -> None:
+    hangs, ann, bob = threading.Event(), *(Identity(name, Role.TENANT, name) for name in "ab")
+
+    async def main() -> None:
+        workers = WorkersOfEach(2)
+        many = [asyncio.ensure_future(workers.run(ann, hangs.wait, 10)) for _ in range(50)]
+        await asyncio.sleep(0)
+        assert await workers.run(bob, lambda: "done") == "done"
+        hangs.set()
+        assert await asyncio.gather(*many) == [True] * 50
+        assert len(workers._workers) <= 1
+
+    asyncio.run(main())
+
+
+def test_a_wait_is_given_up_when_its_client_has_gone() -> None:
+    async def main() -> None:
+        messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        wait: Future[str] = Future()
+        messages.put_nowait({"type": "http.request"})
+        waiting = asyncio.ensure_future(while_there(messages.get, wait))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        messages.put_nowait({"type": "http.disconnect"})
+        with pytest.raises(ClientGone):
+            await waiting
+        assert wait.cancelled()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [None, GuestError("no")])
+def test_a_wait_ends_as_it_ends(error: GuestError | None) -> None:
+    async def main() -> str:
+        wait: Future[str] = Future()
+        waiting = asyncio.ensure_future(while_there(asyncio.Queue().get, wait))
+        await asyncio.sleep(0)
+        threading.Thread(target=lambda: wait.set_exception(error) if error else wait.set_result("yes")).start()
+        return await waiting
+
+    if error:
+        with pytest.raises(GuestError):
+            asyncio.run(main())
+    else:
+        assert asyncio.run(main()) == "yes"
 
 
 def test_a_call_goes_on_when_nobody_waits_for_it_any_more() -> None:

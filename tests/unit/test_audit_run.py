@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from errno import EACCES
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -105,7 +106,7 @@ def add_qemu(host: FakeRoot, guest: LiveGuest, group: int) -> None:
             pagemap.write(struct.pack("<Q", 1 << 63 | frame))
 
 
-def read_exits(name: str) -> tuple[Mapping[str, int], ...]:
+def read_exits(_uuid: UUID) -> tuple[Mapping[str, int], ...]:
     return ({"exits": 5, "io_exits": 1, "mmio_exits": 0, "halt_exits": 4}, {"exits": 5, "io_exits": 1, "mmio_exits": 0})
 
 

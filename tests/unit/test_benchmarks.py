@@ -1,4 +1,4 @@
-"""What benchmarks in the lab judge by: no loss and no excess passes (benchmarks/crash_lab*.py, benchmarks/manager_idle.py)."""
+"""What benchmarks judge by: no loss and no excess passes (benchmarks/crash_lab*.py, manager_idle.py, console_flood.py)."""
 
 from __future__ import annotations
 
@@ -183,3 +183,24 @@ def test_the_benchmark_of_a_large_host_runs_and_judges(
     with pytest.raises(SystemExit) as ended:
         large.main()
     assert ended.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, ""), ({"peak": 201.0}, "201 MB resident"), ({"polls": 0}, "nothing was flooded"),
+        ({"wrong": ["ledger: x"]}, "wrong answer"), ({"guests": 0.0599}, ""),
+        ({"guests": 0.0611}, "99th percentile of GET rises by 51 ms"),
+        ({"plans": 0.0611}, "99th percentile of plan rises by 51 ms"),
+    ],
+)  # fmt: skip
+def test_a_flood_that_others_notice_is_a_fault(load: Any, change: dict[str, Any], fault: str) -> None:
+    flood = load("console_flood")
+    quiet = flood.Times([0.010] * 100, [0.010] * 100)
+    slow = {name: [change.pop(name, 0.010)] * 2 for name in ("guests", "plans")}
+    flooded = flood.Times([0.010] * 98 + slow["guests"], [0.010] * 98 + slow["plans"])
+    faults = flood.find_faults(
+        "noise", flood.Figures(**{"quiet": quiet, "flooded": flooded, "peak": 199.0, "polls": 1, **change})
+    )
+    assert len(faults) == bool(fault)
+    assert fault in "".join(faults)

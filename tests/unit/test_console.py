@@ -1,101 +1,240 @@
-"""The guests' consoles: what is waited for, who answers, and when waiting is no use. With a real pty."""
+"""The text of a console: read once, piece by piece, whatever the guest prints and virtlogd does, and kept within bounds."""
 
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from orchestrator.console import READY, read_console, tell, wait_for
-from orchestrator.errors import GuestError
+from orchestrator.console import ANSWER, LINE, READY, LineScanner, LogReader, Pattern, clean, format_tail, read_tail
 
 
-@pytest.fixture
-def guest(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """A pty with a guest behind it that answers each line in its log, as QEMU's chardev does; and that log."""
-    ours, theirs = os.openpty()
-    log = tmp_path / "guest.log"
-    log.write_text("nohype: ready name=guest\nnohype: done mac old\n")
-
-    def answer() -> None:
-        while line := os.read(ours, 512).decode().strip():
-            if line == "halt":
-                return
-            with log.open("a") as file:
-                file.write(f"noise\nnohype: done {line}\r\n")
-
-    thread = threading.Thread(target=answer, daemon=True)
-    thread.start()
-    yield Path(os.ttyname(theirs)), log
-    os.write(theirs, b"halt\n")
-    thread.join(5)
-    os.close(theirs)
-    os.close(ours)
+def read_all(reader: LogReader, limit: int = 1 << 20) -> bytes:
+    said = b""
+    while piece := reader.read(limit):
+        said += piece
+    return said
 
 
-def test_an_answer_is_what_came_after_the_question(guest: tuple[Path, Path]) -> None:
-    console, log = guest
-    assert tell(console, log, "mac", timeout=5) == "noise\nnohype: done mac\n"
-
-
-def test_no_answer_shows_the_end_of_the_console(guest: tuple[Path, Path]) -> None:
-    console, log = guest
-    with pytest.raises(GuestError, match=r"did not answer 'mac' within 0.3 s; its console shows:\n    noise"):
-        tell(console, log, "mac", until="never", timeout=0.3)
-
-
-def test_a_guest_that_is_not_ready_yet_is_waited_for(guest: tuple[Path, Path]) -> None:
-    """It would not hear what is typed: nobody reads the console before."""
-    console, log = guest
-    log.write_text("booting\n")
-    with pytest.raises(GuestError, match="did not say that it is ready within 0.3 s"):
-        tell(console, log, "mac", timeout=0.3)
-    threading.Timer(0.3, lambda: log.write_text("booting\nnohype: ready name=guest\n")).start()
-    assert tell(console, log, "mac", timeout=5) == "noise\nnohype: done mac\n"
-
-
-def test_a_guest_whose_log_was_put_aside_is_ready(guest: tuple[Path, Path]) -> None:
-    console, log = guest
+def put_aside(log: Path) -> None:
+    """What virtlogd does with a full log (virRotatingFileWriterRollover)."""
+    for number in range(8, -1, -1):
+        if (backup := log.with_name(f"{log.name}.{number}")).exists():
+            backup.rename(log.with_name(f"{log.name}.{number + 1}"))
     log.rename(f"{log}.0")
-    assert tell(console, log, "mac", timeout=5) == "noise\nnohype: done mac\n"
 
 
-def test_no_console(tmp_path: Path) -> None:
-    with pytest.raises(GuestError, match="cannot open the guest's console"):
-        tell(tmp_path / "pty", tmp_path / "log", "mac", timeout=1)
+def find_lines(data: bytes, size: int = 1 << 20, pattern: Pattern = READY, *, begins_line: bool = True) -> list[bytes]:
+    """The first line in each piece."""
+    scanner, found = LineScanner(begins_line=begins_line), []
+    for begin in range(0, len(data), size):
+        scanner.feed(data[begin : begin + size])
+        found += [line.text for line in [scanner.find(pattern)] if line]
+    return found
 
 
-def test_ready_is_a_whole_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [1, 3, 1 << 20])
+def test_a_log_is_read_once(tmp_path: Path, limit: int) -> None:
     log = tmp_path / "log"
-    log.write_text("boot\nnohype: ready name=one cp")
-    with pytest.raises(GuestError, match="did not get ready"):
-        wait_for(log, READY, "get ready", timeout=0.3)
-    log.write_text("boot\nnohype: ready name=one cpus=2\n")
-    assert wait_for(log, READY, "get ready", timeout=0.3).endswith("cpus=2\n")
+    reader = LogReader(log, backups=True)
+    assert reader.read(limit) == b"", "it is not there yet"
+    log.write_bytes(b"one\n")
+    assert read_all(reader, limit) == b"one\n"
+    assert reader.read(limit) == b""
+    reader.close()
+    with log.open("ab") as file:
+        file.write(b"two\n")
+    assert read_all(reader, limit) == b"two\n", "it goes on where it was"
 
 
-def test_a_guest_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
-    start = time.monotonic()
-    with pytest.raises(GuestError, match="has ended before it could get ready"):
-        wait_for(tmp_path / "none", READY, "get ready", timeout=60, alive=lambda: False)
-    assert time.monotonic() - start < 30
+@pytest.mark.parametrize("open_meanwhile", [True, False])
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_is_put_aside_is_read_to_its_end(tmp_path: Path, open_meanwhile: bool, times: int) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"0a ")
+    reader = LogReader(log, backups=True)
+    assert reader.read(9) == b"0a "
+    if not open_meanwhile:
+        reader.close()
+    for number in range(1, times + 1):
+        with log.open("ab") as file:
+            file.write(b"more ")
+        put_aside(log)
+        log.write_bytes(b"%da " % number)
+    assert read_all(reader, 4) == b"more " + b"".join(b"%da more " % number for number in range(1, times)) + b"%da " % times
+
+
+def test_what_was_put_aside_before_is_read_first_if_it_is_the_guests(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for text in (b"first ", b"second ", b"third "):
+        if log.exists():
+            put_aside(log)
+        log.write_bytes(text)
+    assert read_all(LogReader(log, backups=True)) == b"first second third "
+    assert read_all(LogReader(log, backups=False)) == b"third "
+
+
+def test_a_log_whose_oldest_part_is_gone_is_read_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"one ")
+    reader = LogReader(log, backups=True)
+    assert read_all(reader) == b"one "
+    put_aside(log)
+    log.with_name("log.0").unlink()
+    log.write_bytes(b"two ")
+    assert read_all(reader) == b"two "
+
+
+def test_a_log_without_backups_is_followed_too(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"one ")
+    reader = LogReader(log, backups=False)
+    assert reader.read(2) == b"on"
+    put_aside(log)
+    log.write_bytes(b"two ")
+    assert read_all(reader) == b"e two "
 
 
 def test_a_log_that_was_begun_anew_is_read_from_its_start(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text("nohype: done mac\n")
-    assert wait_for(log, "^nohype: done .*$", "answer", since=10_000, timeout=1) == "nohype: done mac\n"
+    log.write_bytes(b"a long line\n")
+    reader = LogReader(log, backups=True)
+    assert read_all(reader) == b"a long line\n"
+    log.write_bytes(b"new\n")
+    assert read_all(reader) == b"new\n"
 
 
-def test_nothing_that_a_guest_prints_moves_the_readers_cursor(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "begins"), [(b"", True), (b"old\n", True), (b"old", False)])
+def test_what_was_printed_before_is_skipped(tmp_path: Path, before: bytes, begins: bool) -> None:
     log = tmp_path / "log"
-    log.write_text("nohype: ready \x1b]0;title\x07 \x9b2J\u202e\x00 ä\tb\n")
-    assert read_console(log) == "nohype: ready \ufffd]0;title\ufffd \ufffd2J\ufffd\ufffd ä\tb\n"
+    log.write_bytes(before)
+    reader = LogReader(log, backups=True)
+    assert reader.skip_to_end() is begins
+    with log.open("ab") as file:
+        file.write(b"new\n")
+    assert read_all(reader) == b"new\n"
+
+
+def test_a_log_of_any_size_is_skipped_without_reading_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    os.truncate(log, 1 << 40)
+    reader = LogReader(log, backups=True)
+    reader.skip_to_end()
+    assert reader.read(100) == b""
+    assert len(read_tail(log)) <= 4096
+
+
+def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
+    """A FIFO would block, a link may lead anywhere."""
+    os.mkfifo(tmp_path / "fifo")
+    assert LogReader(tmp_path / "fifo", backups=True).read(9) == b""
+    assert read_tail(tmp_path / "fifo") == b""
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="symbolic links"):
+        LogReader(tmp_path / "link", backups=True).read(9)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7, 8, 9, 13, 1 << 20])
+def test_lines_of_the_protocol_are_found_however_they_come(size: int) -> None:
+    printed = b"boot\nnohype nohype: no\nxnohype: ready no\n\r\n%s\r\nmore nohype: ready no\nnohype: ready"
+    for line, pattern in ((b"nohype: ready name=one", READY), (b"nohype: done mac", ANSWER), (b"nohype: error x y", ANSWER)):
+        for before in (b"", b"\r", b"\r\r"):
+            assert find_lines(printed % (before + line), size, pattern) == [line]
+
+
+def test_the_first_of_several_lines_is_found() -> None:
+    assert find_lines(b"nohype: ready 1\nnohype: ready 2\n") == [b"nohype: ready 1"]
+    assert find_lines(b"nohype: ready 1\nnohype: ready 2\n", 1) == [b"nohype: ready 1", b"nohype: ready 2"]
+
+
+def test_where_a_line_ends_is_told() -> None:
+    scanner = LineScanner()
+    scanner.feed(b"noise\nnohype: do")
+    assert scanner.find(ANSWER) is None
+    scanner.feed(b"ne mac\r\nmore")
+    line = scanner.find(ANSWER)
+    assert line
+    assert (line.text, line.end) == (b"nohype: done mac", len(b"ne mac\r\n"))
+    scanner.feed(b"and more\n")
+    assert scanner.find(ANSWER) is None, "it was in the piece before"
+
+
+@pytest.mark.parametrize("size", [1, 5, 1 << 20])
+def test_a_line_that_was_begun_before_is_none_of_the_protocol(size: int) -> None:
+    assert find_lines(b"nohype: ready x\nnohype: ready y\n", size, begins_line=False) == [b"nohype: ready y"]
+    assert find_lines(b"nohype: ready x", size, begins_line=False) == []
+
+
+@pytest.mark.parametrize("size", [1000, 16384, 1 << 20])
+@pytest.mark.parametrize("noise", [b"nohype: ready " + b"x" * 100_000, b"nohype: " * 20_000, b"\xff" * 200_000, b"\r" * 100_000])
+def test_a_line_without_end_is_passed_over_and_not_kept(size: int, noise: bytes) -> None:
+    scanner = LineScanner()
+    for begin in range(0, len(noise), size):
+        scanner.feed(noise[begin : begin + size])
+        assert scanner.find(READY) is None
+        assert len(scanner._kept) < LINE
+    scanner.feed(b"\nnohype: ready yes\n")
+    line = scanner.find(READY)
+    assert line
+    assert line.text == b"nohype: ready yes"
+
+
+def test_a_scanner_finds_what_is_there_wherever_it_is_cut() -> None:
+    rng = Random(7)
+    words = [b"nohype: ", b"ready ", b"nohype: ready ", b"\n", b"\r", b"x", b"\r\n", b"nohype: done a"]
+    for _ in range(500):
+        printed = b"".join(rng.choices(words, k=30)) + b"\n"
+        lines = [line.lstrip(b"\r") for line in printed.split(b"\n")[:-1]]
+        wanted = [line.replace(b"\r", b"") for line in lines if line.startswith(b"nohype: ready ")]
+        assert find_lines(printed, 1) == wanted, printed
+        assert find_lines(printed) == wanted[:1], printed
+        assert set(find_lines(printed, rng.choice((3, 7, 20)))) <= set(wanted), printed
+
+
+@pytest.mark.parametrize("line", [b"nohype: ready", b" nohype: ready x", b"nohype:ready x", b"nohype: done x"])
+def test_what_is_not_the_word(line: bytes) -> None:
+    assert find_lines(line + b"\n") == []
+
+
+def test_nothing_that_a_guest_prints_moves_the_readers_cursor() -> None:
+    printed = "nohype: ready \x1b]0;title\x07 \x9b2J\u202e\x00 ä\tb\n".encode()
+    assert clean(printed) == "nohype: ready \ufffd]0;title\ufffd \ufffd2J\ufffd\ufffd ä\tb\n"
+    assert clean(b"\xff\xfe\x7f\r\n") == "\ufffd\ufffd\ufffd\n"
+    for code in (
+        *range(9),
+        *range(11, 13),
+        *range(14, 32),
+        *range(127, 160),
+        0x61C,
+        0x200E,
+        0x200F,
+        *range(0x202A, 0x202F),
+        0x2066,
+        0x2069,
+    ):
+        assert clean(chr(code).encode()) == "\ufffd", hex(code)
+
+
+@pytest.mark.parametrize(
+    "printed", [b"\xff" * (2 << 20), b"\x01" * (2 << 20), b"x" * (2 << 20), "\u202e".encode() * 500_000, b"a\n" * 99_999]
+)
+def test_the_end_of_a_console_is_short_whatever_was_printed(printed: bytes) -> None:
+    shown = format_tail(printed)
+    assert len(shown.encode()) <= 2000
+    assert len(shown.splitlines()) <= 9
+    assert all(len(line) <= 204 for line in shown.splitlines())
+
+
+def test_the_end_of_a_console() -> None:
+    assert format_tail(b"") == " nothing"
+    assert format_tail(b"".join(b"%d\n" % number for number in range(20))) == "".join(
+        f"\n    {number}" for number in range(12, 20)
+    )
 
 
 def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert read_console(tmp_path / "none") == ""
+    assert read_tail(tmp_path / "none") == b""

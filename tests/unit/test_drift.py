@@ -22,7 +22,15 @@ PLAN = Plan(
     VfPlan(PF, "nic0", 0, VF, MacAddress("02:4e:48:00:00:01")), "minimal", "",
 )  # fmt: skip
 LIVE = LiveGuest(
-    "g1", 100, (Vcpu(0, 101, CpuSet.parse("2")), Vcpu(1, 102, CpuSet.parse("3"))), HOUSEKEEPING, 0, PLAN.memory, (VF,), ()
+    "g1",
+    100,
+    (Vcpu(0, 101, CpuSet.parse("2")), Vcpu(1, 102, CpuSet.parse("3"))),
+    HOUSEKEEPING,
+    0,
+    PLAN.memory,
+    (VF,),
+    (),
+    PLAN.uuid,
 )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -77,8 +78,9 @@ class Fake:
         self.surveys += 1
         return self.read("survey", self.topology)
 
-    def read_exits(self, name: str) -> tuple[Mapping[str, int], ...]:
+    def read_exits(self, uuid: UUID) -> tuple[Mapping[str, int], ...]:
         self.read("exits", None)
+        name = next(guest.plan.name for guest in self.guests if guest.plan.uuid == uuid)
         if name not in self.exits:
             raise NotFound(f"no guest named {name} runs")
         return self.exits[name]

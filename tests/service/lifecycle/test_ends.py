@@ -174,6 +174,21 @@ def test_a_restart_that_waits_is_not_hastened_by_an_earlier_one(
     assert waiting(manager) is not first
 
 
+def test_a_restart_that_waits_is_not_that_of_the_next_guest_of_the_name(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest goes into quarantine while it waits, and an operator clears it by force."""
+    monkeypatch.setattr(supervisor_module, "plan_pause", lambda _restarts: 60)
+    plan = create(manager, restart="on-failure")
+    world.hypervisor.end("web", End.FAILED)
+    until(lambda: manager.supervisor._restarts.get("web"))
+    start_by_hand(world, plan)
+    manager.supervisor.collect()
+    assert state(manager) == "quarantined"
+    manager.clear_quarantine(OPERATOR, "web", force=True)
+    assert manager.supervisor._restarts.get("web") is None
+
+
 @pytest.mark.parametrize("moment", ["guest", "read_exits"])
 def test_a_guest_that_ends_while_it_is_started_is_told_as_such(
     world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch, moment: str

@@ -330,10 +330,19 @@ def test_a_strangers_guest_of_the_same_name_is_left_alone(world: World, manager:
 
 
 def test_old_consoles_of_deleted_guests_are_removed(world: World, manager: SystemManager) -> None:
-    create(manager)
-    folder = world.folder / "consoles"
-    for name, age in (("web.log", 30), ("web.log.0", 30), ("gone.log", 30), ("gone.log.0", 30), ("failed.log", 1)):
+    plan = create(manager)
+    folder, gone, failed = world.folder / "consoles", "gone.00000000-0000-0000-0000-000000000001.log", "failed.log"
+    ours = f"web.{plan.uuid}.log"
+    for name, age in (
+        (ours, 30),
+        (f"{ours}.0", 30),
+        (gone, 30),
+        (f"{gone}.0", 30),
+        (failed, 1),
+        ("web.log", 30),
+        ("web.log.0", 30),
+    ):
         (folder / name).touch()
         os.utime(folder / name, (0, time.time() - age * 24 * 3600))
     manager.tidy()
-    assert sorted(file.name for file in folder.iterdir()) == ["failed.log", "web.log", "web.log.0"]
+    assert sorted(file.name for file in folder.iterdir()) == [failed, ours, f"{ours}.0"]

@@ -1,0 +1,90 @@
+"""Waiting for something on a client's behalf only while the client is there; and which routes wait."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import Receive
+
+from orchestrator.api.body import ClientGone
+from orchestrator.api.limits import Kind, Turn
+
+_Result = TypeVar("_Result")
+
+FOREVER = float("inf")
+
+_KINDS = {
+    "ready": Kind.WAIT, "tell": Kind.WAIT, "stream_events": Kind.WAIT, "proofs": Kind.WAIT,
+    "kill": Kind.END, "delete": Kind.END,
+}  # fmt: skip
+"""Names of routes, and what they do; all others are of the kind OTHER."""
+
+
+class Kinds:
+    """Says of a request, before it is read, of which kind it is.
+
+    Args:
+        routes: of the application.
+    """
+
+    def __init__(self, routes: list[BaseRoute]) -> None:
+        self._known: list[tuple[str, re.Pattern[str], Kind]] = [
+            (method, route.path_regex, kind)  # type: ignore[attr-defined]
+            for route in routes
+            if (kind := _KINDS.get(getattr(route, "name", "")))
+            for method in route.methods or ()  # type: ignore[attr-defined]
+        ]
+
+    def find(self, method: str, path: str) -> Kind:
+        """The kind of a request; HEAD is as GET."""
+        method = "GET" if method == "HEAD" else method
+        return next((kind for one, regex, kind in self._known if one == method and regex.match(path)), Kind.OTHER)
+
+
+def may_last(request: Request, seconds: float) -> None:
+    """Notes how long the request may take: others of its client that are refused meanwhile are told."""
+    turn: Turn = request.state.turn
+    turn.may_last(seconds)
+
+
+async def while_there(receive: Receive, wait: Awaitable[_Result] | Future[_Result]) -> _Result:
+    """What ``wait`` gives, unless the client closes the connection before; then it is cancelled.
+
+    Args:
+        receive: of the request, whose body was read.
+
+    Raises:
+        ClientGone: the client has closed the connection.
+    """
+    answer = asyncio.wrap_future(wait) if isinstance(wait, Future) else asyncio.ensure_future(wait)
+    gone = asyncio.ensure_future(_until_gone(receive))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientGone
+        return answer.result()
+    finally:
+        for one in (answer, gone):
+            one.cancel()
+        with suppress(asyncio.CancelledError):
+            await gone
+        # An error holds this frame, and the future the error: a circle that would keep the connection and its buffers.
+        del answer, wait
+
+
+async def answer_nobody(_request: Request, _error: Exception) -> Response:
+    """The handler of ClientGone: the server drops what is sent to a client that has gone."""
+    return Response(status_code=499)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
