@@ -15,6 +15,7 @@ ORDER = [
     ("errors",),
     ("values",),
     ("access", "request", "topology", "proof", "state"),
+    ("config_values",),
     ("config",),
     ("host.root", "host.run"),
     ("host", "hypervisor", "shell", "console", "service"),
