@@ -15,7 +15,7 @@ from orchestrator.errors import Conflict, Forbidden, NotFound, Stale
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor, LiveGuest
-from orchestrator.ledger import Claim, Event, Ledger, Quarantined
+from orchestrator.ledger import TROUBLE, Claim, Event, Ledger, Quarantined
 from orchestrator.lifecycle.consoles import Consoles
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.observer import Observer, Unobserved
@@ -32,10 +32,7 @@ from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
-_WORRYING = ("plan-failed", "failed", "quarantined", "undo-failed", "drifted", "gave-up")
-"""Events that an operator should look at: warnings in the journal."""
-
-_TROUBLE = ("plan-failed", "failed", "quarantined")
+_HIDDEN = ("plan-failed", "failed", "quarantined")
 """Events that may name other people's guests and devices, as the host and libvirt do: a tenant only learns that there was one."""
 
 
@@ -340,7 +337,7 @@ class SystemManager:
             yield claim
 
     def _wake(self, event: Event) -> None:
-        level = logging.WARNING if event.kind in _WORRYING else logging.INFO
+        level = logging.WARNING if event.kind in TROUBLE else logging.INFO
         _log.log(level, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._happened:
             self._happened.notify_all()
@@ -353,4 +350,4 @@ def _check_version(claim: Claim, expected: int | None) -> None:
 
 
 def _hide_trouble(event: Event) -> Event:
-    return replace(event, detail="the operator of the host can see why") if event.kind in _TROUBLE else event
+    return replace(event, detail="the operator of the host can see why") if event.kind in _HIDDEN else event

@@ -36,7 +36,7 @@ OWNERS = {
     "pyroute2": {"host.netlink"},
     "paramiko": {"shell"},
     "prometheus_client": {"metrics"},
-    "sqlite3": {"ledger.schema", "ledger.store"},
+    "sqlite3": {"ledger.database", "ledger.loading", "ledger.retention", "ledger.schema", "ledger.store"},
 }
 
 

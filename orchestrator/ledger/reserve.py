@@ -1,0 +1,84 @@
+"""Space that is kept for the day on which the disk is full: a file beside the ledger that holds nothing but its size.
+
+Guests can still be ended then. What begins something new does not get it, or whoever fills the disk would use this up as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+# An end of a guest writes some 40 pages of 4 KiB to the WAL, and SQLite uses that anew when it is told to move it into the file.
+_SIZE = 2 << 20
+_PART = 512 << 10
+
+
+class Reserve:
+    """The file. Its methods are called by one thread at a time, and raise nothing.
+
+    Attributes:
+        used: some of it was given back to the file system, and is not there again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.used = False
+
+    def release(self) -> bool:
+        """Gives a part back to the file system; returns whether there was any."""
+        try:
+            left = os.stat(self._path).st_size - _PART
+            if left < 0:
+                return False
+            os.truncate(self._path, left)
+        except OSError:
+            return False
+        if not self.used:
+            _log.warning(
+                "the disk of %s is full: guests can be ended, but nothing new begins until there is space", self._path.parent
+            )
+        self.used = True
+        return True
+
+    def restore(self) -> bool:
+        """Takes all of it from the file system again; returns whether it is there.
+
+        Where space can't be taken in advance (a file system that does not know how) there is no reserve, and none is missed.
+        """
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            return self._note(error)
+        try:
+            before = os.fstat(descriptor).st_size
+            if before < _SIZE:
+                self._extend(descriptor, before)
+        except OSError as error:
+            return self._note(error)
+        finally:
+            os.close(descriptor)
+        if self.used:
+            _log.info("there is space on the disk of %s again", self._path.parent)
+        self.used = False
+        return True
+
+    @staticmethod
+    def _extend(descriptor: int, before: int) -> None:
+        try:
+            os.posix_fallocate(descriptor, 0, _SIZE)
+        except OSError:
+            # Else what was had of it so far would be kept from others, and would count as given back.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, before)
+            raise
+
+    def _note(self, error: OSError) -> bool:
+        self.used = error.errno in (ENOSPC, EDQUOT)
+        if not self.used:
+            _log.warning("nothing of the disk is kept in reserve for the ledger: %s: %s", self._path, error.strerror)
+        return not self.used
