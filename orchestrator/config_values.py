@@ -71,9 +71,7 @@ def check_certificate(text: str) -> str:
     if not colon:
         kind, value = "CN", text
     if kind not in CERTIFICATE_NAMES or not value or not value.isprintable():
-        raise ValueError(
-            f"{text!r} is no name in a certificate: write {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}"
-        )
+        raise ValueError(f"{text!r} is no name in a certificate: write {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}")
     return f"{kind}:{value}"
 
 
