@@ -25,6 +25,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle.manager import SystemManager
+from orchestrator.lifecycle.recovery import check_housekeeping
 from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.metrics import Observations
 from orchestrator.planning.plan import Policy
@@ -78,7 +79,9 @@ def serve(config: DaemonConfig) -> None:
     policy = Policy(
         config.host.housekeeping_cpus, config.host.uplinks, config.host.page, config.host.vfs_per_uplink, config.host.reserved
     )  # fmt: skip
-    ledger, seen = Ledger(Path(config.paths.ledger)), Observations()
+    ledger, seen = Ledger(
+        Path(config.paths.ledger), accept=lambda claims: check_housekeeping(claims, policy.housekeeping), keep=config.events.keep
+    ), Observations()  # fmt: skip
     ledger.on_event(seen.observe_event)
     manager = SystemManager(
         host, hypervisor, ledger, policy,
@@ -108,7 +111,11 @@ def serve(config: DaemonConfig) -> None:
     server = Server(api, listeners, ready, stopping)
     where = f"{config.paths.socket} and {config.api.listen}" if config.api else config.paths.socket
     _log.info("version %s serves %s", __version__, where)
-    server.run()
+    try:
+        server.run()
+    finally:
+        # What some threads still do ends here, as it would with a kill, and is finished by the next manager.
+        ledger.close()
 
 
 def _watch_uplinks(supervisor: Supervisor) -> None:
