@@ -252,7 +252,7 @@ def test_qemu_is_confined(tmp_path: Path, variables: dict[str, Any], driver: str
         "seccomp_sandbox = 1", 'stdio_handler = "logd"', "# seccomp_sandbox is a filter", '#user = "x"',
     }  # fmt: skip
     assert (tmp_path / "virtlogd.conf").read_text() == "max_size = 1048576\nmax_backups = 1\n"
-    assert "\nMemoryMax=2G\n" in (tmp_path / "machine-.scope.d/nohype.conf").read_text()
+    assert "\nMemoryMax=4G\n" in (tmp_path / "machine-.scope.d/nohype.conf").read_text()
 
 
 def test_services_come_before_guests(tmp_path: Path) -> None:
