@@ -22,8 +22,8 @@ _LONGEST_ACCOUNT = 256
 # (uid_t) -1 means "no change" in chown(2) and setresuid(2).
 _HIGHEST_ACCOUNT = 2**32 - 2
 _EMPTY_TOKEN = "sha256:" + hashlib.sha256(b"").hexdigest()
-# What SQLite and the manager keep beside the ledger.
-_BESIDE_LEDGER = ("-wal", "-shm", "-journal", ".lock", ".reserve")
+# Suffixes of the files that SQLite and the manager create next to the ledger.
+_LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve")
 
 
 def check_cpus(text: str) -> str:
@@ -148,8 +148,8 @@ def check_paths(files: Mapping[str, str], folders: Mapping[str, str]) -> None:
         for file, where in files.items():
             if path.startswith(f"{where}/"):
                 raise ValueError(f"{field} is below {where}, which is the file of {file}")
-        if path in {files["ledger"] + suffix for suffix in _BESIDE_LEDGER}:
-            raise ValueError(f"{field} is {path}, which the manager keeps beside the ledger")
+        if path in {files["ledger"] + suffix for suffix in _LEDGER_SUFFIXES}:
+            raise ValueError(f"{field} is {path}, which belongs to the ledger")
 
 
 def check_account(text: str) -> str:

@@ -89,14 +89,14 @@ def end_guests(world: World, disk: Disk, tell: Tell) -> None:
     refuse(lambda: manager.start(OPERATOR, "g5"))
     refuse(lambda: ledger.log("told", "host", ""))
     manager.stop(OPERATOR, "g0", 5)
-    disk.fill()  # whoever has filled it goes on
+    disk.fill()  # other programs take what was released
     manager.kill(OPERATOR, "g1")
     disk.fill()
     manager.delete(OPERATOR, "g2")
     disk.fill()
     assert "is full" in describe(ledger)
     for _ in range(300):
-        # Whoever begins things all the time can't use up what ends them.
+        # Repeated attempts to start something must not use up the reserve.
         refuse(lambda: manager.start(OPERATOR, "g0"))
         refuse(lambda: manager.create(OPERATOR, request("new")))
         refuse(lambda: ledger.record("g0", "move", {}))
@@ -118,7 +118,7 @@ def start_and_end(world: World, disk: Disk, name: str) -> None:
     disk.fill()
     manager.close()
     ledger.close()
-    # Nothing is beside it but what is kept for such a day.
+    # Only the reserve is left next to it.
     assert {file.name for file in disk.folder.iterdir()} <= {"ledger.sqlite", "ledger.sqlite.reserve", "filler"}
 
 

@@ -110,7 +110,7 @@ class Database:
         self._unsynced.execute("PRAGMA synchronous = NORMAL")
         self._known = self._load(self._db)
         for path in (self._path, self._path.with_name(f"{self._path.name}-wal")):
-            # By its path: whoever opens a file of SQLite's and closes it ends the locks that this process has on it.
+            # By path: opening and closing a file of SQLite's would release the locks that this process holds on it (fcntl(2)).
             found = path.stat()
             self._files[path] = found.st_dev, found.st_ino
 
@@ -129,7 +129,7 @@ class Database:
 
         Raises:
             LostRace: another program has changed the file; what it holds is known now.
-            LedgerError: it can't be written, or is no more the file at its path.
+            LedgerError: it can't be written, or is not the file at its path any more.
         """
 
         def attempt() -> Known:
@@ -143,7 +143,7 @@ class Database:
 
         with self._writing(what, begins=begins):
             now = attempt() if begins else self._with_reserve(attempt)
-            # Again, before it is told: who has deleted the file meanwhile has deleted this, too.
+            # Again, before the change is reported: it is lost if the file was deleted meanwhile.
             self._check_files()
             self._known = now
             return now
@@ -160,7 +160,7 @@ class Database:
         with self._lock, self._explained(what):
             self._check_files()
             if begins and self._reserve.used and not self._reserve.restore():
-                message = f"cannot {what} the ledger {self._path}: its disk is full, and what is left is for ending guests"
+                message = f"cannot {what} the ledger {self._path}: its disk is full, and the reserve is for ending guests only"
                 raise LedgerError(message, _FREE)
             yield
 
@@ -196,7 +196,7 @@ class Database:
                     self._connections[0].execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
     def _find_missing(self) -> Path | None:
-        """A file of ours that is no longer at its path: what is written to it would be gone with this process."""
+        """A file of the ledger that is not at its path any more: what is written to it would be lost with this process."""
         for path, known in self._files.items():
             try:
                 found = path.stat()

@@ -79,7 +79,7 @@ def parse_reasons(name: str, text: str) -> tuple[str, ...]:
     """
     reasons = _parse_json(text, f"reasons of {name}'s quarantine")
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
-        raise ValueError(f"reasons of {name}'s quarantine that are no list of sentences")
+        raise ValueError(f"reasons of {name}'s quarantine that are not a list of sentences")
     return tuple(reasons)
 
 
@@ -147,7 +147,7 @@ def _parse_json(text: str, what: str) -> Any:
     except RecursionError:
         raise ValueError(f"{what}, nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{what}, no JSON: {error}") from None
+        raise ValueError(f"{what}, not JSON: {error}") from None
 
 
 def _check_number(number: object, what: str) -> None:

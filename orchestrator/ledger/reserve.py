@@ -1,6 +1,6 @@
-"""Space that is kept for the day on which the disk is full: a file beside the ledger that holds nothing but its size.
+"""Disk space that is reserved for a full disk: a file next to the ledger, allocated and without content.
 
-Guests can still be ended then. What begins something new does not get it, or whoever fills the disk would use this up as well.
+With it guests can still be ended. New work never gets it; otherwise a tenant that fills the disk would use it up too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Reserve:
             return False
         if not self.used:
             _log.warning(
-                "the disk of %s is full: guests can be ended, but nothing new begins until there is space", self._path.parent
+                "the disk of %s is full: guests can be ended, but none can be created or started until space is freed",
+                self._path.parent,
             )
         self.used = True
         return True
@@ -48,7 +49,7 @@ class Reserve:
     def restore(self) -> bool:
         """Takes all of it from the file system again; returns whether it is there.
 
-        Where space can't be taken in advance (a file system that does not know how) there is no reserve, and none is missed.
+        On a file system that can't allocate space in advance there is no reserve, and nothing is refused for want of one.
         """
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -72,7 +73,7 @@ class Reserve:
         try:
             os.posix_fallocate(descriptor, 0, _SIZE)
         except OSError:
-            # Else what was had of it so far would be kept from others, and would count as given back.
+            # A part of the allocation may have succeeded; other writers need that space.
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, before)
             raise

@@ -1,4 +1,4 @@
-"""How many events are kept. Each tenant's count for themselves, so that none can push out another's, nor fill the disk."""
+"""Limits the event log. Each tenant has its own limit, so that no tenant can displace another's events or fill the disk."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Retention:
             self._counts[key] -= self._remove(key)
 
     def _remove(self, key: tuple[str, bool]) -> int:
-        """One transaction: for everybody else, and after a kill, the trigger has never been away."""
+        """In one transaction: other connections, and a recovery after a kill, never see the table without its trigger."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.execute("DROP TRIGGER event_no_delete")

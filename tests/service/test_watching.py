@@ -74,7 +74,7 @@ def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
     ledger._path.rename(away := ledger._path.with_name("away"))
     try:
         gone = f"{ledger._path} is gone or another file"
-        assert describe(ledger) == f"0 guests, 0 of them running; nothing new can begin: {gone}"
+        assert describe(ledger) == f"0 guests, 0 of them running; guests cannot be created or started: {gone}"
     finally:
         away.rename(ledger._path)
 

@@ -91,8 +91,8 @@ def paths(**fields: str) -> str:
         (paths(ledger="/a/x", consoles="/a/x/"), "ledger and consoles are the same path /a/x"),
         (paths(images="/a", consoles="/a"), "images and consoles are the same path /a"),
         (paths(ledger="/a/x", consoles="/a/x/y"), "consoles is below /a/x, which is the file of ledger"),
-        (paths(ledger="/a/x", socket="/a/x-wal"), "socket is /a/x-wal, which the manager keeps beside the ledger"),
-        (paths(ledger="/a/x", consoles="/a/x.lock"), "consoles is /a/x.lock, which the manager keeps"),
+        (paths(ledger="/a/x", socket="/a/x-wal"), "socket is /a/x-wal, which belongs to the ledger"),
+        (paths(ledger="/a/x", consoles="/a/x.lock"), "consoles is /a/x.lock, which belongs"),
         (f'{HOST}[tenants.a]\nusers = ["0"]', r"tenants\.a\.users: '0' is root"),
         (f'{HOST}[tenants.a]\nusers = ["000"]', r"tenants\.a\.users: '0' is root"),
         (f'{HOST}[tenants.a]\nusers = ["root"]', r"tenants\.a\.users: 'root' is root"),
@@ -188,7 +188,7 @@ def odd_file(folder: Path, kind: str) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link to a device", "socket"])
-def test_a_file_that_is_none_keeps_nobody_waiting(tmp_path: Path, kind: str) -> None:
+def test_a_special_file_does_not_block(tmp_path: Path, kind: str) -> None:
     results: list[Any] = []
     with odd_file(tmp_path, kind) as path:
         # In a thread: the test must not hang where the reading does.

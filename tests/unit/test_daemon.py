@@ -45,7 +45,7 @@ def test_after_other_trouble_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Stub:
-    """Whatever a manager needs that is no ledger: takes any arguments, and has any method."""
+    """Stands for everything that a manager needs except the ledger: takes any arguments, and has any method."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass

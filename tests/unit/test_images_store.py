@@ -125,7 +125,7 @@ def test_a_description_that_is_no_description_is_an_error(tmp_path: Path, conten
 
 
 @pytest.mark.parametrize("name", ["image.json", "vmlinuz", "initrd"])
-def test_a_pipe_in_an_image_keeps_nobody_waiting(tmp_path: Path, name: str) -> None:
+def test_a_fifo_in_an_image_does_not_block(tmp_path: Path, name: str) -> None:
     file = build(tmp_path / "one") / name
     file.unlink()
     os.mkfifo(file)

@@ -48,7 +48,7 @@ def test_a_tenant_can_not_fill_the_disk(ledger: Ledger, path: Path) -> None:
     assert KEEP <= kept["acme", True] < KEEP + STEP
 
 
-def test_nobody_pushes_out_anothers_events_nor_trouble(ledger: Ledger) -> None:
+def test_a_tenant_displaces_neither_others_events_nor_trouble(ledger: Ledger) -> None:
     rare = [ledger.log(kind, "db", "", tenant=tenant) for tenant in ("bolt", "") for kind in ("claimed", *TROUBLE)]
     rare += [ledger.log(kind, "web", "", tenant="acme") for kind in TROUBLE]
     last = [ledger.log("started", "web", str(number), tenant="acme") for number in range(KEEP + 3 * STEP)][-KEEP:]
@@ -58,7 +58,7 @@ def test_nobody_pushes_out_anothers_events_nor_trouble(ledger: Ledger) -> None:
     assert len(found) < len(rare) + KEEP + STEP
 
 
-def test_ids_go_on_and_who_reads_on_misses_nothing_new(ledger: Ledger) -> None:
+def test_ids_continue_and_a_reader_misses_nothing_new(ledger: Ledger) -> None:
     first = ledger.log("started", "web", "")
     for _ in range(KEEP + STEP):
         ledger.log("started", "web", "")
@@ -89,7 +89,7 @@ def test_other_programs_can_not_remove_any(ledger: Ledger, path: Path) -> None:
 
 
 def test_a_kill_while_old_ones_are_removed(path: Path) -> None:
-    """All are there, or all that were too many are gone; in either case nobody else can remove any."""
+    """All are there, or all that were too many are gone; in either case other programs cannot remove any."""
     for statement in ("BEGIN", "DROP", "DELETE", "CREATE", "COMMIT"):
         path.unlink(missing_ok=True)
         with Ledger(path, keep=KEEP) as ledger:

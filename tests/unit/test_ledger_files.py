@@ -207,7 +207,7 @@ def test_what_ends_a_guest_has_the_reserve(ledger: Ledger, path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", refuse)
         for begin in ("claim", "record", "log"):
-            with pytest.raises(LedgerError, match="its disk is full, and what is left is for ending guests"):
+            with pytest.raises(LedgerError, match="its disk is full, and the reserve is for ending guests only"):
                 CHANGES[begin](ledger)
         ledger.set_state("g1", GuestState.DELETING)
         with pytest.raises(LedgerError, match="disk is full"):
