@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from orchestrator import daemon
 from orchestrator.config import DaemonConfig
 from orchestrator.errors import Conflict, HostError, LedgerError
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.database import Accept
+from orchestrator.service.server import QuietServer
+from tests.crashes import in_child
 from tests.unit.test_ledger import claim, leave
 
 UNIT = Path(__file__).parents[2] / "ansible/roles/nohype_host/templates/nohyped.service.j2"
@@ -101,6 +105,31 @@ def test_after_a_stop_the_ledger_is_one_file(tmp_path: Path, monkeypatch: pytest
     with contextlib.suppress(HostError):
         daemon.serve(configure(tmp_path, "0-1"))
     assert {file.name for file in tmp_path.iterdir()} == {"ledger.sqlite", "ledger.sqlite.reserve"}
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert len(ledger.read().claims) == 1
+
+
+@pytest.mark.usefixtures("stubs")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_and_then_the_ledger_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """uvicorn itself would let the process die of the signal, as systemd sends it, when it has shut down."""
+
+    async def app(*_: object) -> None:
+        """Is asked for nothing."""
+
+    def build(*_: object) -> QuietServer:
+        def ready() -> None:
+            claim(LEDGERS[0], 1)
+            os.kill(os.getpid(), number)
+
+        config = uvicorn.Config(app, lifespan="off", log_config=None, uds=str(tmp_path / "socket"))  # type: ignore[arg-type]
+        return QuietServer(config, ready)
+
+    monkeypatch.setattr(daemon, "Server", build)
+    assert in_child(lambda _: daemon.serve(configure(tmp_path, "0-1"))) == (0, "")
+    assert not (tmp_path / "ledger.sqlite-wal").exists()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         assert len(ledger.read().claims) == 1
 
