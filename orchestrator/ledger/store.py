@@ -45,8 +45,12 @@ class Ledger(Database):
     def __init__(self, path: Path, *, accept: Accept = lambda _: None, keep: int = KEEP) -> None:
         super().__init__(path, accept)
         self._listeners: list[Callable[[Event], None]] = []
-        with self._explained("read"):
-            self._retention = Retention(self._unsynced, keep)
+        try:
+            with self._explained("read"):
+                self._retention = Retention(self._unsynced, keep)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Ledger:
         return self
