@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
-import re
+import os
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.access import Quota, Role
+from orchestrator.config_values import (
+    CERTIFICATE_NAMES,
+    check_account,
+    check_certificate,
+    check_cpus,
+    check_file,
+    check_interface,
+    check_interfaces,
+    check_listen,
+    check_name,
+    check_page_counts,
+    check_page_size,
+    check_path,
+    check_paths,
+    check_size,
+    check_socket,
+    check_token_hash,
+    find_root,
+)
 from orchestrator.errors import RequestError
-from orchestrator.request import as_value_error, describe
-from orchestrator.values import DEFAULT_SOCKET, CpuSet, Size, parse_guest_name
+from orchestrator.request import describe
+from orchestrator.values import DEFAULT_SOCKET, MOST_CPUS, CpuSet, Size
+
+__all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "People", "read_config"]
 
 DEFAULT_CONFIG = Path("/etc/nohype/nohype.toml")
 
-CERTIFICATE_NAMES = ("CN", "DNS", "URI", "email")
-"""The kinds of names in a certificate that can be mapped to somebody (RFC 5280 4.1.2.6, 4.2.1.6)."""
+_LONGEST_FILE = 1 << 20
+_LONGEST_MESSAGE = 2000
+# NumVFs of the SR-IOV capability has 16 bits (PCIe base specification 9.3.3.7).
+_MOST_VFS = 65535
+_MOST_PAGES = 1 << 32
+
+_Path = Annotated[str, AfterValidator(check_path)]
+_File = Annotated[str, AfterValidator(check_file)]
+_Accounts = Annotated[tuple[Annotated[str, AfterValidator(check_account)], ...], Field(strict=False)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-def _cpus(text: str) -> str:
-    if not as_value_error(lambda: str(CpuSet.parse(text))):
-        raise ValueError("no CPU is left for housekeeping")
-    return text
-
-
-def _size(text: str) -> str:
-    return as_value_error(lambda: str(Size.parse(text)))
-
-
-def _name(text: str) -> str:
-    return as_value_error(lambda: parse_guest_name(text))
-
-
-def _certificate(text: str) -> str:
-    kind, colon, value = text.partition(":")
-    if not colon:
-        kind, value = "CN", text
-    if kind not in CERTIFICATE_NAMES or not value:
-        raise ValueError(f"{text!r} is no name in a certificate: write {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}")
-    return f"{kind}:{value}"
-
-
-def _listen(text: str) -> str:
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", text)
-    if not match or int(match[2]) > 65535:
-        raise ValueError(f"{text!r} is no address with a port: write 192.0.2.1:8443 or [::]:8443")
-    return text
 
 
 class HostConfig(_Strict):
@@ -66,11 +65,16 @@ class HostConfig(_Strict):
         reserved_pages: huge page size -> how many pages of each node guests do not get, such as ``{"1G" = 1}``: the host's share.
     """
 
-    housekeeping: Annotated[str, AfterValidator(_cpus)]
-    uplinks: tuple[str, ...] = Field(min_length=1, strict=False)
-    page_size: Annotated[str, AfterValidator(_size)] = "2M"
-    vfs_per_uplink: Annotated[int, Field(ge=1)] | None = None
-    reserved_pages: dict[Annotated[str, AfterValidator(_size)], Annotated[int, Field(ge=0)]] = {}
+    housekeeping: Annotated[str, AfterValidator(check_cpus)]
+    uplinks: Annotated[tuple[Annotated[str, AfterValidator(check_interface)], ...], AfterValidator(check_interfaces)] = Field(
+        min_length=1, strict=False
+    )
+    page_size: Annotated[str, AfterValidator(check_page_size)] = "2M"
+    vfs_per_uplink: Annotated[int, Field(ge=1, le=_MOST_VFS)] | None = None
+    reserved_pages: Annotated[
+        dict[Annotated[str, AfterValidator(check_page_size)], Annotated[int, Field(ge=0, le=_MOST_PAGES)]],
+        BeforeValidator(check_page_counts),
+    ] = {}
 
     @property
     def housekeeping_cpus(self) -> CpuSet:
@@ -91,10 +95,25 @@ class HostConfig(_Strict):
 class PathConfig(_Strict):
     """Where things are kept."""
 
-    images: str = "/var/lib/nohype/images"
-    ledger: str = "/var/lib/nohype/ledger.sqlite"
-    consoles: str = "/var/log/nohype/guests"
-    socket: str = str(DEFAULT_SOCKET)
+    images: _Path = "/var/lib/nohype/images"
+    ledger: _Path = "/var/lib/nohype/ledger.sqlite"
+    consoles: _Path = "/var/log/nohype/guests"
+    socket: Annotated[str, AfterValidator(check_socket)] = str(DEFAULT_SOCKET)
+
+    @model_validator(mode="after")
+    def _check_all(self) -> Self:
+        check_paths({"ledger": self.ledger, "socket": self.socket}, {"images": self.images, "consoles": self.consoles})
+        return self
+
+
+class EventConfig(_Strict):
+    """How much of the event log is kept.
+
+    Attributes:
+        keep: newest events of each tenant, and of the host itself; and as many of those kinds that are rarer and tell of trouble.
+    """
+
+    keep: Annotated[int, Field(ge=1000, le=10_000_000)] = 20_000
 
 
 class ExitConfig(_Strict):
@@ -105,8 +124,8 @@ class ExitConfig(_Strict):
         emulated: exits that QEMU or KVM's emulator had to serve (port I/O and memory-mapped I/O).
     """
 
-    total: Annotated[float, Field(gt=0, strict=False)] = 2000.0
-    emulated: Annotated[float, Field(gt=0, strict=False)] = 10.0
+    total: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 2000.0
+    emulated: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 10.0
 
 
 class People(_Strict):
@@ -119,9 +138,9 @@ class People(_Strict):
             ``email:a@b.example``.
     """
 
-    users: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    groups: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    certificates: Annotated[tuple[Annotated[str, AfterValidator(_certificate)], ...], Field(strict=False)] = ()
+    users: _Accounts = ()
+    groups: _Accounts = ()
+    certificates: Annotated[tuple[Annotated[str, AfterValidator(check_certificate)], ...], Field(strict=False)] = ()
 
 
 class AccessConfig(_Strict):
@@ -143,9 +162,9 @@ class TenantConfig(People):
         vfs: virtual functions.
     """
 
-    cores: Annotated[int, Field(ge=0)] | None = None
-    memory: Annotated[str, AfterValidator(_size)] | None = None
-    vfs: Annotated[int, Field(ge=0)] | None = None
+    cores: Annotated[int, Field(ge=0, le=MOST_CPUS)] | None = None
+    memory: Annotated[str, AfterValidator(check_size)] | None = None
+    vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
 
     @property
     def quota(self) -> Quota:
@@ -162,7 +181,7 @@ class TokenConfig(_Strict):
         tenant: for whom, if the role is "tenant".
     """
 
-    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$"), AfterValidator(check_token_hash)]
     role: Annotated[Role, Field(strict=False)]
     tenant: str = ""
 
@@ -177,10 +196,10 @@ class ApiConfig(_Strict):
         client_ca: PEM file with the CAs whose client certificates are believed; left out: only tokens are taken.
     """
 
-    listen: Annotated[str, AfterValidator(_listen)]
-    certificate: str
-    key: str
-    client_ca: str | None = None
+    listen: Annotated[str, AfterValidator(check_listen)]
+    certificate: _File
+    key: _File
+    client_ca: _File | None = None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -202,9 +221,9 @@ class LimitConfig(_Strict):
     """
 
     rate: Annotated[float, Field(gt=0, le=1e6, strict=False)] = 50.0
-    burst: Annotated[int, Field(ge=1)] = 100
-    concurrent: Annotated[int, Field(ge=1)] = 16
-    body: Annotated[str, AfterValidator(_size)] = "64K"
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    concurrent: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    body: Annotated[str, AfterValidator(check_size)] = "64K"
     nesting: Annotated[int, Field(ge=1, le=100)] = 16
 
     @property
@@ -219,9 +238,10 @@ class DaemonConfig(_Strict):
     host: HostConfig
     paths: PathConfig = PathConfig()
     exits: ExitConfig = ExitConfig()
+    events: EventConfig = EventConfig()
     access: AccessConfig | None = None
-    tenants: dict[Annotated[str, AfterValidator(_name)], TenantConfig] = {}
-    tokens: dict[Annotated[str, AfterValidator(_name)], TokenConfig] = {}
+    tenants: dict[Annotated[str, AfterValidator(check_name)], TenantConfig] = {}
+    tokens: dict[Annotated[str, AfterValidator(check_name)], TokenConfig] = {}
     api: ApiConfig | None = None
     limits: LimitConfig = LimitConfig()
 
@@ -234,8 +254,11 @@ class DaemonConfig(_Strict):
                 raise ValueError(f"tokens.{name}: there is no [tenants.{token.tenant}]")
         for _, first, second in _find_doubles((token.hash, name) for name, token in self.tokens.items()):
             raise ValueError(f"tokens.{second}: it is the same token as tokens.{first}; make another")
-        for kind in ("users", "certificates"):
-            # Nobody has two roles, or acts for two tenants: which one is meant could not be told.
+        for where, people in self._people():
+            if where != "access.operators" and (root := find_root(people.users)):
+                raise ValueError(f"{where}.users: {root!r} is root, who is always an operator")
+        for kind in ("users", "groups", "certificates"):
+            # One account has one role, or acts for one tenant: which one is meant could not be told.
             for one, first, second in _find_doubles(
                 (one, where) for where, named in self._people() for one in getattr(named, kind)
             ):
@@ -268,10 +291,35 @@ def read_config(path: Path) -> DaemonConfig:
         RequestError: no such file, no TOML, or a wrong field; with the file's name and the field's path.
     """
     try:
-        return DaemonConfig.model_validate(tomllib.loads(path.read_text()))
+        return DaemonConfig.model_validate(tomllib.loads(_read_text(path)))
     except OSError as error:
         raise RequestError(f"cannot read the configuration {path}: {error.strerror}", "the Ansible host role writes it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"the configuration {path} is not TOML: {error}") from None
     except ValidationError as error:
-        raise RequestError(f"the configuration {path} is wrong: {describe(error).removeprefix(': ')}") from None
+        raise RequestError(f"the configuration {path} is wrong: {_tidy(describe(error).removeprefix(': '))}") from None
+    except RecursionError:
+        raise RequestError(f"the configuration {path} is not TOML: its arrays or tables are nested too deeply") from None
+    except ValueError as error:  # no TOML, no UTF-8, or an integer of thousands of digits
+        raise RequestError(f"the configuration {path} is not TOML: {_tidy(str(error))}") from None
+
+
+def _read_text(path: Path) -> str:
+    """The text of a regular file: a pipe could keep us waiting, and a device never end.
+
+    Raises:
+        OSError: it can't be read.
+        RequestError: it is something else, or too long.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise RequestError(f"the configuration {path} is not a regular file", "give the path of a TOML file")
+        if found.st_size > _LONGEST_FILE:
+            raise RequestError(f"the configuration {path} has {found.st_size} bytes, more than {_LONGEST_FILE}")
+        return file.read(_LONGEST_FILE).decode()
+
+
+def _tidy(text: str) -> str:
+    """On one line that is not too long, and without what a terminal would act on: keys may hold anything."""
+    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text[:_LONGEST_MESSAGE])
+    return shown if len(text) <= _LONGEST_MESSAGE else f"{shown}..."

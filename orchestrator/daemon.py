@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -25,9 +27,11 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle.manager import SystemManager
+from orchestrator.lifecycle.recovery import check_housekeeping
 from orchestrator.lifecycle.supervisor import Supervisor
 from orchestrator.metrics import Observations
 from orchestrator.planning.host_check import build_policy
+from orchestrator.planning.plan import Policy
 from orchestrator.service.alone import HOST_LOCK, stay_alone
 from orchestrator.service.systemd import notify_systemd
 from orchestrator.watching import build_metrics, describe, find_listener, set_up_reports, start_heartbeat, watch_audit
@@ -76,7 +80,7 @@ def serve(config: DaemonConfig) -> None:
     host = HostRoot(net=netlink)
     hypervisor = Hypervisor()
     policy = build_policy(config.host)
-    ledger, seen = Ledger(Path(config.paths.ledger)), Observations()
+    ledger, seen = _open_ledger(config, policy), Observations()
     ledger.on_event(seen.observe_event)
     manager = SystemManager(
         host, hypervisor, ledger, policy,
@@ -108,7 +112,32 @@ def serve(config: DaemonConfig) -> None:
     server = Server(api, listeners, ready, stopping)
     where = f"{config.paths.socket} and {config.api.listen}" if config.api else config.paths.socket
     _log.info("version %s serves %s", __version__, where)
-    server.run()
+    _run(server, ledger)
+
+
+def _open_ledger(config: DaemonConfig, policy: Policy) -> Ledger:
+    """The ledger, if the configuration does not take a guest's cores. It is not touched otherwise."""
+    accept = partial(check_housekeeping, housekeeping=policy.housekeeping)
+    return Ledger(Path(config.paths.ledger), accept=accept, keep=config.events.keep)
+
+
+def _run(server: Server, ledger: Ledger) -> None:
+    """Serves until a signal, then closes the ledger. What other threads still do ends there, as it would with a kill.
+
+    The signal must end the server only: when uvicorn has shut down, it restores the handlers that it found and raises the signal
+    again (Server.capture_signals), and with the default handler the process would end before the ledger is closed.
+    """
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run()
+    finally:
+        ledger.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _watch_uplinks(supervisor: Supervisor) -> None:

@@ -18,7 +18,9 @@ _SIZE = re.compile(r"(\d{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.ASCII)
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
-_MOST_CPUS = 8192
+MOST_CPUS = 8192
+"""More than any kernel has (NR_CPUS, arch/x86/Kconfig)."""
+
 _CPU_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
@@ -47,7 +49,7 @@ class CpuSet:
                 raise RequestError(f"{_shorten(text)} is not a list of CPUs", "write it like 0-3,8")
             first, last = int(match[1]), int(match[2] or match[1])
             # Before they are counted out: a short text can name very many.
-            if last >= _MOST_CPUS or len(ids) + last - first >= _MOST_CPUS:
+            if last >= MOST_CPUS or len(ids) + last - first >= MOST_CPUS:
                 raise RequestError(f"{_shorten(text)} names more CPUs than any kernel has", "write it like 0-3,8")
             ids.extend(range(first, last + 1))
         return cls(frozenset(ids))
@@ -60,8 +62,8 @@ class CpuSet:
         # Kept: thousands of threads share a few sets, and each is named in what is said of it.
         parts: list[str] = []
         first = last = -1
-        for cpu in [*sorted(self.ids), _MOST_CPUS]:
-            if cpu != last + 1 or first < 0 or cpu == _MOST_CPUS:
+        for cpu in [*sorted(self.ids), MOST_CPUS]:
+            if cpu != last + 1 or first < 0 or cpu == MOST_CPUS:
                 if first >= 0:
                     parts.append(str(first) if first == last else f"{first}-{last}")
                 first = cpu

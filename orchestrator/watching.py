@@ -99,4 +99,5 @@ def describe(ledger: Ledger) -> str:
     states = [claim.state for claim in ledger.read().claims]
     quarantined = states.count(GuestState.QUARANTINED)
     more = f", {quarantined} in quarantine" if quarantined else ""
-    return f"{len(states)} guests, {states.count(GuestState.RUNNING)} of them running{more}"
+    trouble = f"; guests cannot be created or started: {ledger.trouble}" if ledger.trouble else ""
+    return f"{len(states)} guests, {states.count(GuestState.RUNNING)} of them running{more}{trouble}"

@@ -112,11 +112,14 @@ def build_directory(config: DaemonConfig) -> Directory:
     for where, people, role in roles:
         for user in people.users:
             uid = _find_user(user, where)
+            if uid == _ROOT and role.role is not Role.OPERATOR:
+                raise RequestError(f"{where}.users: {user!r} is root, who is always an operator", "name another user")
             if users.setdefault(uid, replace(role, name=user)) != replace(role, name=user):
                 raise RequestError(f"{where}.users: {user!r} has a role already", "a user has one role")
         for group in people.groups:
             gid = _find_group(group, where)
-            groups[gid] = (*groups.get(gid, ()), role)
+            if groups.setdefault(gid, (role,)) != (role,):
+                raise RequestError(f"{where}.groups: {group!r} has a role already", "a group has one role")
         certificates |= {one: replace(role, name=one) for one in people.certificates}
     tokens = {}
     for name, token in config.tokens.items():

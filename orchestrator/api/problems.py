@@ -51,6 +51,8 @@ _KINDS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.QuotaExceeded: HTTPStatus.CONFLICT,
     # No 5xx: nothing is wrong with the manager when a guest does not get ready.
     errors.GuestError: HTTPStatus.CONFLICT,
+    # Nor when an image in the store is damaged: another image can be asked for.
+    errors.ImageError: HTTPStatus.CONFLICT,
     errors.Stale: HTTPStatus.PRECONDITION_FAILED,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     WrongMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -59,7 +61,6 @@ _KINDS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.HostError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.CommandError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.LedgerError: HTTPStatus.INTERNAL_SERVER_ERROR,
-    errors.ImageError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.OrchestratorError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.HypervisorError: HTTPStatus.BAD_GATEWAY,
 }

@@ -7,14 +7,39 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Annotated
 
-from orchestrator.errors import ImageError, NotFound, RequestError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.errors import ImageError, NotFound
 from orchestrator.images.cache import locked, remove_tree
+from orchestrator.request import as_value_error, describe
 from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")
 
 _DESCRIPTION = "image.json"
+
+
+def _printable(text: str) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("this is printable ASCII on one line")
+    return text
+
+
+_Line = Annotated[str, Field(max_length=2048), AfterValidator(_printable)]
+
+
+class _Description(BaseModel):
+    """``image.json``, of which libvirt gets the command line: what it could not take is found before anything is claimed."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    cmdline: _Line
+    memory: Annotated[str, AfterValidator(lambda text: as_value_error(lambda: str(Size.parse(text))))]
+    console: _Line | None
+    kernel_version: _Line
+    hash: _Line
 
 
 @dataclass(frozen=True)
@@ -76,24 +101,26 @@ def read_image(folder: Path) -> Image:
     Raises:
         ImageError: the folder is damaged.
     """
-    try:
-        fields = json.loads((folder / _DESCRIPTION).read_text())
-        image = Image(
-            folder.name,
-            folder / "vmlinuz",
-            folder / "initrd",
-            fields["cmdline"],
-            Size.parse(fields["memory"]),
-            fields["console"],
-            fields["kernel_version"],
-            fields["hash"],
-        )
-        missing = [file.name for file in (image.kernel, image.initrd) if not file.is_file()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
-        raise ImageError(f"the guest image in {folder} is damaged: {error}", _rebuild(folder)) from None
+    damaged = f"the guest image {folder.name} is damaged"
+    missing = [name for name in (_DESCRIPTION, "vmlinuz", "initrd") if not (folder / name).is_file()]
     if missing:
-        raise ImageError(f"the guest image in {folder} is damaged: {', '.join(missing)} missing", _rebuild(folder))
-    return image
+        raise ImageError(f"{damaged}: {', '.join(missing)} missing", _rebuild(folder))
+    try:
+        found = _Description.model_validate_json((folder / _DESCRIPTION).read_bytes())
+    except OSError as error:
+        raise ImageError(f"{damaged}: {_DESCRIPTION}: {error.strerror}", _rebuild(folder)) from None
+    except ValidationError as error:
+        raise ImageError(f"{damaged}: {_DESCRIPTION}: {describe(error).removeprefix(': ')}", _rebuild(folder)) from None
+    return Image(
+        folder.name,
+        folder / "vmlinuz",
+        folder / "initrd",
+        found.cmdline,
+        Size.parse(found.memory),
+        found.console,
+        found.kernel_version,
+        found.hash,
+    )
 
 
 def write_description(
@@ -136,4 +163,5 @@ def install_image(built: Path, store: Path, name: str) -> Image:
 
 
 def _rebuild(folder: Path) -> str:
-    return f"`nohype image build {folder.name} --output {folder.parent}` builds it again"
+    where = "" if folder.parent == STORE else f" --output {folder.parent}"
+    return f"`nohype image build {folder.name}{where}` builds it again"

@@ -8,6 +8,9 @@ from orchestrator.planning.plan import Plan
 from orchestrator.request import GuestRequest
 from orchestrator.state import GuestState
 
+TROUBLE = ("plan-failed", "failed", "quarantined", "undo-failed", "drifted", "gave-up", "not-restored", "host-warning")
+"""Kinds of events that an operator should look at. They are kept apart from all others, and so for longer."""
+
 
 @dataclass(frozen=True)
 class Claim:

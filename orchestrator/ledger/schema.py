@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import LedgerError
+from orchestrator.errors import LedgerError, RequestError
 from orchestrator.values import Size
 
 _APPLICATION = 0x4E48
@@ -58,6 +58,16 @@ CREATE TRIGGER event_no_replace BEFORE INSERT ON event WHEN EXISTS (SELECT 1 FRO
     BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 """
 
+EVENT_NO_DELETE = """
+CREATE TRIGGER event_no_delete BEFORE DELETE ON event BEGIN SELECT RAISE(ABORT, 'events are append-only'); END
+"""
+"""As in ``_TABLES_1``: `retention` puts it back after it has removed old events."""
+
+_COLUMN_4 = """
+ALTER TABLE event ADD COLUMN trouble INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX event_by_age ON event (tenant, trouble, id);
+"""
+
 # What schema 1 called claimed was on its way to run; its stop gave everything back.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -83,40 +93,68 @@ def _migrate_3(db: sqlite3.Connection) -> None:
     _execute_all(db, _TRIGGER_3)
 
 
+def _migrate_4(db: sqlite3.Connection) -> None:
+    """Events of trouble are told from others, so that they can be kept for longer. Older ones count as others."""
+    _execute_all(db, _COLUMN_4)
+
+
 # One entry a schema version; never edit one that was released, add the next.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migrate_1, _migrate_2, _migrate_3)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migrate_1, _migrate_2, _migrate_3, _migrate_4)
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"
 
 
-def check_file(path: Path, busy: float) -> None:
+def check_file(path: Path, busy: float, look: Callable[[sqlite3.Connection], object]) -> None:
     """Looks whether a database is empty or a ledger that we can read.
 
     What is refused is not touched: neither the file nor its WAL. (-shm is made anew, and an empty -wal if there is none.)
+    So whatever may refuse it looks at a copy in memory, which has been brought to our version.
 
     The event log is not looked through: it only grows, and the manager's start would take longer and longer (3 s a GB). Damage
     in it is found when it is read or written. All else, of which claims are a part, is looked through page by page.
 
     Args:
         busy: how many seconds to wait for another program that holds it.
+        look: raises what speaks against the copy. It has all but the events.
 
     Raises:
         LedgerError: it is something else, damaged, or of a newer version.
     """
     try:
-        _check_through("ro", path, busy)
+        _check_through("ro", path, busy, look)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
             raise
         # The power went in the moment in which the file was made, before it had a WAL: SQLite must undo that half first.
-        _check_through("rw", path, busy)
+        _check_through("rw", path, busy, look)
 
 
-def _check_through(mode: str, path: Path, busy: float) -> None:
+def _check_through(mode: str, path: Path, busy: float, look: Callable[[sqlite3.Connection], object]) -> None:
     """A connection that may write moves the WAL into the file when it is closed, one that may not does not."""
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=busy, isolation_level=None)
     with contextlib.closing(db):
         _check(db, path)
+        with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+            _copy(db, copy)
+            try:
+                migrate(copy)
+            except (ValueError, LookupError, TypeError, RecursionError, RequestError) as error:
+                what = (
+                    f"the ledger {path}, of schema {read_version(db)}, holds a guest that can't be read: {type(error).__name__}"
+                )
+                raise LedgerError(what, DAMAGED) from None
+            look(copy)
+
+
+def _copy(db: sqlite3.Connection, copy: sqlite3.Connection) -> None:
+    """All but the events, of which there may be too many for the memory."""
+    made = "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
+    for kind, name, sql in db.execute(made).fetchall():
+        copy.execute(sql)
+        if kind == "table" and name != "event":
+            rows = db.execute(f'SELECT * FROM "{name}"')
+            copy.executemany(f'INSERT INTO "{name}" VALUES ({", ".join("?" for _ in rows.description)})', rows)
+    copy.execute(f"PRAGMA user_version = {read_version(db)}")
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:
@@ -135,6 +173,11 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
         found = [text for (text,) in db.execute("SELECT quick_check FROM pragma_quick_check(?)", (table,)).fetchmany(3)]
         if found != ["ok"]:
             raise LedgerError(f"the ledger {path} is damaged: {' '.join(' '.join(found).split())}", DAMAGED)
+
+
+def is_current(db: sqlite3.Connection) -> bool:
+    """Whether there is nothing to migrate: a start then writes nothing, and needs no space on a full disk."""
+    return read_version(db) == len(MIGRATIONS) and _read(db, "PRAGMA application_id") == _APPLICATION
 
 
 def migrate(db: sqlite3.Connection) -> None:

@@ -14,13 +14,13 @@ from orchestrator.errors import Conflict, Forbidden, NotFound
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor import Hypervisor
-from orchestrator.ledger import Claim, Event, Ledger, Quarantined
+from orchestrator.ledger import TROUBLE, Claim, Event, Ledger, Quarantined
 from orchestrator.lifecycle.changes import Changes
 from orchestrator.lifecycle.console_logs import ConsoleLogs
 from orchestrator.lifecycle.console_watch import explain_gone
 from orchestrator.lifecycle.consoles import Consoles
 from orchestrator.lifecycle.core_manager import HOST, CoreManager
-from orchestrator.lifecycle.host_warnings import HOST_TOPIC, KIND, HostWarnings
+from orchestrator.lifecycle.host_warnings import HOST_TOPIC, HostWarnings
 from orchestrator.lifecycle.observer import Observer, Unobserved
 from orchestrator.lifecycle.placing import Placing, find_repeated
 from orchestrator.lifecycle.refusals import RefusalLog
@@ -36,9 +36,6 @@ from orchestrator.topology import Topology
 from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
-
-_WORRYING = ("plan-failed", "failed", "quarantined", "undo-failed", "drifted", "gave-up", "not-restored", KIND)
-"""Events that an operator should look at: warnings in the journal."""
 
 
 class SystemManager:
@@ -334,7 +331,7 @@ class SystemManager:
         return view_guest(claim, frozenset())
 
     def _wake(self, event: Event) -> None:
-        level = logging.WARNING if event.kind in _WORRYING else logging.INFO
+        level = logging.WARNING if event.kind in TROUBLE else logging.INFO
         _log.log(level, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._happened:
             self._happened.notify_all()

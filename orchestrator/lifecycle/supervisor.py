@@ -12,7 +12,7 @@ from functools import partial
 from uuid import UUID
 
 from orchestrator.access import MANAGER
-from orchestrator.errors import NotFound, OrchestratorError
+from orchestrator.errors import LedgerError, NotFound, OrchestratorError
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST, CoreManager
@@ -353,6 +353,10 @@ class Supervisor:
             _log.error("%s", error)
 
     def note(self, kind: str, claim: Claim, detail: str, who: str, took: float | None = None) -> None:
-        """Logs an event of a change that was made, if it has a kind. If that fails (a full disk), the change stands."""
-        if kind:
-            self._quietly(lambda: self._ledger.log(kind, claim.plan.name, detail, who=who, tenant=claim.owner, took=took))
+        """Logs an event of a change that was made, if it has a kind. If that fails (a full disk), the journal has it."""
+        if not kind:
+            return
+        try:
+            self._ledger.log(kind, claim.plan.name, detail, who=who, tenant=claim.owner, took=took)
+        except LedgerError as error:
+            _log.error("%s %s by %s: %s; not in the event log: %s", claim.plan.name, kind, who, detail, error.message)

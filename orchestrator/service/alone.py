@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from errno import EAGAIN
 from pathlib import Path
 from typing import IO
@@ -36,10 +37,11 @@ def stay_alone(path: Path) -> IO[str]:
     except BlockingIOError:
         first = file.read().strip()
         file.close()
-        message = f"another manager, process {first}, has {path}"
+        message = f"another manager, process {first or 'unknown'}, has {path}"
         raise HostError(message, "one manager a host: `systemctl status nohyped`", EAGAIN) from None
-    file.seek(0)
-    file.truncate()
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    # Over what is there, then cut: on a full disk no other program can take the room meanwhile. The lock counts, not the number.
+    with suppress(OSError):
+        text = f"{os.getpid()}\n".encode()
+        os.pwrite(file.fileno(), text, 0)
+        os.ftruncate(file.fileno(), len(text))
     return file

@@ -44,6 +44,7 @@ EVERYTHING: dict[str, Any] = {
         "socket": "/run/x.sock",
     },
     "nohype_exits": {"total": 100, "emulated": 2.5},
+    "nohype_events": {"keep": 5000},
     "nohype_access": {
         "operators": {"users": ["root"], "groups": ["daemon"], "certificates": ['CN:Ädmin "A" \\ 1']},
         "viewers": {"users": ["daemon"], "groups": [], "certificates": ["DNS:monitor.example"]},
@@ -233,7 +234,7 @@ def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
 def test_what_the_configuration_knows_is_in_the_defaults() -> None:
     """With a comment each; a section or field that is new in `config` must be told of."""
     text = (ROLE / "defaults/main.yml").read_text()
-    told = dict.fromkeys(("paths", "exits", "access", "tenants", "tokens", "api", "limits"))
+    told = dict.fromkeys(("paths", "exits", "events", "access", "tenants", "tokens", "api", "limits"))
     assert set(DaemonConfig.model_fields) == {"host", *told}
     for name in told:
         comment = re.search(rf"((?:^#.*\n)+)^nohype_{name}: {{}}$", text, re.MULTILINE)
@@ -251,7 +252,7 @@ def test_the_manager_checks_what_the_role_writes(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.issue("manager")
     api = {"listen": "127.0.0.1:0", "certificate": str(certificate), "key": str(key), "client_ca": str(authority.file)}
-    good = {**NEEDED, "nohype_api": api, "nohype_tenants": {"acme": {"users": ["root"], "certificates": ["alice"]}}}
+    good = {**NEEDED, "nohype_api": api, "nohype_tenants": {"acme": {"users": ["daemon"], "certificates": ["alice"]}}}
     file = str(tmp_path / "nohype.toml")
 
     def check(**change: Any) -> str:
@@ -283,11 +284,71 @@ def test_the_manager_has_ip_only_for_other_hosts(tmp_path: Path) -> None:
     with_api = render(tmp_path, "nohyped.service", EVERYTHING)
     assert "\nRestrictAddressFamilies=AF_INET AF_INET6\n" in with_api
     assert "IPAddressDeny" not in with_api
+    assert "\nSocketBindDeny=any\nSocketBindAllow=tcp:8443\n" in with_api
+    assert "SocketBindAllow" not in without
+    narrow = render(tmp_path, "nohyped.service", {**EVERYTHING, "nohype_api_clients": ["192.0.2.0/24", "2001:db8::/32"]})
+    assert "\nIPAddressDeny=any\nIPAddressAllow=192.0.2.0/24 2001:db8::/32\n" in narrow
 
 
 def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:
     assert "ReadWritePaths=/srv/ledger /srv/consoles\n" in render(tmp_path, "nohyped.service", EVERYTHING)
-    assert "ReadWritePaths" not in render(tmp_path, "nohyped.service", {**NEEDED, "nohype_paths": {"images": "/srv/images"}})
+    without = render(tmp_path, "nohyped.service", {**NEEDED, "nohype_paths": {"images": "/srv/images"}})
+    assert re.findall(r"^ReadWritePaths=(.*)$", without, re.MULTILINE) == ["/sys/bus/pci /sys/devices /sys/fs/cgroup"]
+
+
+QEMU_CONF = """\
+#security_driver = "selinux"
+#security_require_confined = 1
+# seccomp_sandbox is a filter
+#seccomp_sandbox = 1
+#user = "x"
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "driver", "required"),
+    [
+        ({"nohype_offline": True}, '"apparmor"', 1),
+        ({"nohype_offline": True, "nohype_confine_qemu": "leave"}, '[ "apparmor", "none" ]', 0),
+        ({"nohype_confine_qemu": "require"}, '"apparmor"', 1),
+    ],
+)
+def test_qemu_is_confined(tmp_path: Path, variables: dict[str, Any], driver: str, required: int) -> None:
+    """Each setting is there once, applied again nothing changes, and all else in the package's files stays."""
+    for name, content in (("qemu.conf", QEMU_CONF), ("virtlogd.conf", "#max_size = 2097152\nmax_backups = 9\n")):
+        (tmp_path / name).write_text(content)
+    text = (
+        (ROLE / "tasks/confine.yml")
+        .read_text()
+        .replace("/etc/libvirt", str(tmp_path))
+        .replace("/etc/systemd/system", str(tmp_path))
+    )
+    tasks = yaml.safe_load(text.replace("src: guest.conf.j2", f"src: {ROLE}/templates/guest.conf.j2"))
+    handlers = [
+        {"name": name, "ansible.builtin.meta": "noop"} for name in ("Restart libvirt", "Reload virtlogd", "Reload systemd")
+    ]
+    for changed in (True, False):
+        done = play(tmp_path, tasks, {**NEEDED, **variables}, handlers=handlers)
+        assert ("changed=0" in done.stdout) is not changed
+    assert set((tmp_path / "qemu.conf").read_text().splitlines()) == {
+        f"security_driver = {driver}", f"security_require_confined = {required}", "security_default_confined = 1",
+        "seccomp_sandbox = 1", 'stdio_handler = "logd"', "# seccomp_sandbox is a filter", '#user = "x"',
+    }  # fmt: skip
+    assert (tmp_path / "virtlogd.conf").read_text() == "max_size = 1048576\nmax_backups = 1\n"
+    assert "\nMemoryMax=4G\n" in (tmp_path / "machine-.scope.d/nohype.conf").read_text()
+
+
+def test_services_come_before_guests(tmp_path: Path) -> None:
+    """On the CPUs that both run on, by weights of control groups."""
+    weights = {}
+    for name, weight in (("system", 1000), ("user", 100)):
+        text = render(tmp_path, "slice.conf", {**NEEDED, "item": {"weight": weight}})
+        weights[name] = text.splitlines()[-1]
+    tasks = (ROLE / "tasks/services.yml").read_text()
+    assert "file: system/system.slice.d, weight: 1000" in tasks
+    assert "file: system/user.slice.d, weight: 100" in tasks
+    assert weights == {"system": "CPUWeight=1000", "user": "CPUWeight=100"}
+    assert "CPUWeight=100\n" in (ROLE / "tasks/confine.yml").read_text()
 
 
 SYSTEMCTL = """#!/bin/sh

@@ -25,12 +25,12 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become 
 
 # Users that every Debian has; nothing is done with them but to ask.
 ALICE, BOB, CAROL, DAVE, EVE = "daemon", "bin", "games", "nobody", "sys"
-STAFF, BOTH = 4321, 4322
+STAFF, ACME, BOLT = 4321, 4322, 4323
 SETTINGS: dict[str, object] = {
     "access": {"operators": {"groups": [str(STAFF)]}, "viewers": {"users": [CAROL]}},
     "tenants": {
-        "acme": {"users": [ALICE], "cores": 2, "groups": [str(BOTH)]},
-        "bolt": {"users": [BOB], "groups": [str(BOTH)]},
+        "acme": {"users": [ALICE], "cores": 2, "groups": [str(ACME)]},
+        "bolt": {"users": [BOB], "groups": [str(BOLT)]},
     },
 }
 REQUEST = {"memory": "64M", "image": "minimal"}
@@ -92,7 +92,7 @@ def test_groups_count_supplementary_ones_too(served: Served) -> None:
 
 
 def test_who_is_in_groups_of_two_tenants_is_not_guessed(served: Served) -> None:
-    status, problem = ask(served, DAVE, "GET", "/v1/guests", groups=(BOTH,))
+    status, problem = ask(served, DAVE, "GET", "/v1/guests", groups=(ACME, BOLT))
     assert (status, problem["code"]) == (403, "forbidden")
     assert "acme, bolt" in problem["detail"]
 

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 
 from orchestrator.access import OPERATOR
-from orchestrator.errors import NoRoom
+from orchestrator.api.problems import STATUS
+from orchestrator.errors import ImageError, NoRoom
 from orchestrator.host.pci import bind_driver, release_driver
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.manager import SystemManager
@@ -172,3 +173,15 @@ def test_pages_of_a_guest_that_is_being_started_count_once(
     monkeypatch.setattr(world.hypervisor, "resume", resume_slowly)
     create(manager, "b")
     assert found[0].pages == 32
+
+
+@pytest.mark.parametrize("content", ['{"cmdline": ["a"]}', "[" * 100_000, "{}"])
+def test_a_damaged_image_is_told_before_anything_is_claimed(world: World, manager: SystemManager, content: str) -> None:
+    """Not as a fault of the manager: another image can be asked for."""
+    (world.folder / "images" / IMAGE / "image.json").write_text(content)
+    before = manager.guests(OPERATOR)
+    with pytest.raises(ImageError, match=f"the guest image {IMAGE} is damaged: image.json: ") as caught:
+        create(manager, "second")
+    assert STATUS[caught.value.code] == 409
+    assert manager.guests(OPERATOR) == before
+    assert [event.kind for event in manager.events(OPERATOR, None, 1)] == ["plan-failed"], "and it is not claimed and undone"

@@ -71,6 +71,12 @@ def test_an_audit_is_remembered() -> None:
 
 def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
     assert describe(ledger) == "0 guests, 0 of them running"
+    ledger._path.rename(away := ledger._path.with_name("away"))
+    try:
+        gone = f"{ledger._path} is gone or another file"
+        assert describe(ledger) == f"0 guests, 0 of them running; guests cannot be created or started: {gone}"
+    finally:
+        away.rename(ledger._path)
 
 
 def test_no_heartbeat_unless_systemd_wants_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

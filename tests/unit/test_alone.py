@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -39,3 +40,24 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match="cannot open"):
         stay_alone(tmp_path / "file" / "lock")
+
+
+def test_a_full_disk_keeps_no_manager_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock counts; whose it is can't be told then."""
+    path = tmp_path / "lock"
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fail)
+        held = stay_alone(path)
+    with held, pytest.raises(HostError, match="another manager, process unknown, has"):
+        stay_alone(path)
+
+
+def test_a_shorter_id_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("12345678901234567890\n")
+    with stay_alone(path):
+        assert path.read_text() == f"{os.getpid()}\n"

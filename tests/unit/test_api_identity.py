@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def test_users_and_groups_must_be_there(settings: dict[str, Any]) -> None:
 
 def test_one_user_by_name_and_number_has_one_role() -> None:
     with pytest.raises(RequestError, match="a role already"):
-        directory(tenants={"a": {"users": ["root"]}, "b": {"users": ["0"]}})
+        directory(tenants={"a": {"users": ["daemon"]}, "b": {"users": [str(pwd.getpwnam("daemon").pw_uid)]}})
 
 
 def _toml(value: Any, path: str = "") -> str:

@@ -15,7 +15,7 @@ ORDER = [
     ("errors",),
     ("values",),
     ("access", "request", "topology", "proof", "state", "unmanaged", "libvirt_hints", "cmdline"),
-    ("live_guest",),
+    ("live_guest", "config_values"),
     ("config",),
     ("host.root", "host.run"),
     ("host", "hypervisor", "shell", "console", "service"),
@@ -36,7 +36,7 @@ OWNERS = {
     "pyroute2": {"host.netlink.sockets"},
     "paramiko": {"shell"},
     "prometheus_client": {"metrics"},
-    "sqlite3": {"ledger.schema", "ledger.store"},
+    "sqlite3": {"ledger.database", "ledger.loading", "ledger.retention", "ledger.schema", "ledger.store"},
 }
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from orchestrator import daemon
-from orchestrator.errors import LedgerError
+from orchestrator.config import DaemonConfig
+from orchestrator.errors import Conflict, HostError, LedgerError
+from orchestrator.ledger import Ledger
+from orchestrator.ledger.database import Accept
+from orchestrator.service.server import QuietServer
+from tests.crashes import in_child
+from tests.unit.test_ledger import claim, leave
 
 UNIT = Path(__file__).parents[2] / "ansible/roles/nohype_host/templates/nohyped.service.j2"
 
@@ -37,3 +46,100 @@ def test_after_other_trouble_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ended:
         daemon.main([])
     assert ended.value.code == "nohyped: the disk is full"  # which makes Python print it and end with 1
+
+
+class Stub:
+    """Stands for everything that a manager needs except the ledger: takes any arguments, and has any method."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __getattr__(self, _name: str) -> Stub:
+        return self
+
+    def __call__(self, *_: object, **__: object) -> Stub:
+        return self
+
+
+class StubServer(Stub):
+    """Serves for as long as it takes to claim something."""
+
+    ends = False
+
+    def run(self) -> None:
+        (ledger,) = LEDGERS
+        claim(ledger, 1)
+        if self.ends:
+            raise HostError("the loop has failed")
+
+
+LEDGERS: list[Ledger] = []
+
+
+@pytest.fixture
+def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kept(Ledger):
+        def __init__(self, path: Path, *, accept: Accept, keep: int) -> None:
+            super().__init__(path, accept=accept, keep=keep)
+            LEDGERS.append(self)
+
+    LEDGERS.clear()
+    for name in (
+        "stay_alone", "Listener", "find_listener", "Hypervisor", "SystemManager", "Auditor", "Api", "build_metrics",
+        "notify_systemd", "start_heartbeat", "_watch_uplinks", "_look_now_and_then",
+    ):  # fmt: skip
+        monkeypatch.setattr(daemon, name, Stub())
+    monkeypatch.setattr(daemon, "Ledger", Kept)
+    monkeypatch.setattr(daemon, "Server", StubServer)
+
+
+def configure(folder: Path, housekeeping: str) -> DaemonConfig:
+    fields = {"housekeeping": housekeeping, "uplinks": ["nic0"]}
+    return DaemonConfig.model_validate({"host": fields, "paths": {"ledger": str(folder / "ledger.sqlite")}})
+
+
+@pytest.mark.usefixtures("stubs")
+@pytest.mark.parametrize("fails", [False, True])
+def test_after_a_stop_the_ledger_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
+    monkeypatch.setattr(StubServer, "ends", fails)
+    with contextlib.suppress(HostError):
+        daemon.serve(configure(tmp_path, "0-1"))
+    assert {file.name for file in tmp_path.iterdir()} == {"ledger.sqlite", "ledger.sqlite.reserve"}
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert len(ledger.read().claims) == 1
+
+
+@pytest.mark.usefixtures("stubs")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_and_then_the_ledger_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """uvicorn itself would let the process die of the signal, as systemd sends it, when it has shut down."""
+
+    async def app(*_: object) -> None:
+        """Is asked for nothing."""
+
+    def build(*_: object) -> QuietServer:
+        def ready() -> None:
+            claim(LEDGERS[0], 1)
+            os.kill(os.getpid(), number)
+
+        config = uvicorn.Config(app, lifespan="off", log_config=None, uds=str(tmp_path / "socket"))  # type: ignore[arg-type]
+        return QuietServer(config, ready)
+
+    monkeypatch.setattr(daemon, "Server", build)
+    assert in_child(lambda _: daemon.serve(configure(tmp_path, "0-1"))) == (0, "")
+    assert not (tmp_path / "ledger.sqlite-wal").exists()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert len(ledger.read().claims) == 1
+
+
+@pytest.mark.usefixtures("stubs")
+def test_a_configuration_that_takes_a_guests_cores_touches_nothing(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        claim(ledger, 1)
+    leave(tmp_path / "ledger.sqlite", "UPDATE guest SET restarts = 1")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if not file.name.endswith("-shm")}
+    with pytest.raises(Conflict, match="CPUs 2-3 are guest g1's"):
+        daemon.serve(configure(tmp_path, "0-3"))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if not file.name.endswith("-shm")} == before

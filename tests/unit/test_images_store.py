@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,4 +75,59 @@ def test_damaged_image_is_an_error(tmp_path: Path, damage: str) -> None:
 def test_description_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     (build(tmp_path / "one") / "image.json").write_text("{")
     with pytest.raises(ImageError, match="damaged"):
+        find_image(tmp_path, "one")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cmdline": ["a"]}, "cmdline: "),
+        ({"cmdline": 5}, "cmdline: "),
+        ({"cmdline": None}, "cmdline: "),
+        ({"cmdline": "a\nb"}, "cmdline: this is printable ASCII"),
+        ({"cmdline": "\ud800"}, "cmdline: |Invalid JSON"),
+        ({"cmdline": "x" * 4096}, "cmdline: "),
+        ({"memory": 96}, "memory: "),
+        ({"memory": "much"}, "memory: 'much' is not a size"),
+        ({"memory": "9" * 5000}, "memory: "),
+        ({"console": {}}, "console: "),
+        ({"console": "a\u001b[31m"}, "console: "),
+        ({"kernel_version": [[]]}, "kernel_version: "),
+        ({"hash": True}, "hash: "),
+    ],
+)
+def test_a_description_with_a_wrong_field_is_an_error(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    """Each would fail later, when all is claimed: in libvirt, or as a fault of ours."""
+    file = build(tmp_path / "one") / "image.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ImageError, match=f"the guest image one is damaged: image.json: .*({said})") as caught:
+        find_image(tmp_path, "one")
+    assert "\n" not in caught.value.message
+    assert f"nohype image build one --output {tmp_path}`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"cmdline": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        "[]",
+        "null",
+        '"x"',
+        "\xff",
+        '{"cmdline": ' + "9" * 5000 + "}",
+    ],
+)
+def test_a_description_that_is_no_description_is_an_error(tmp_path: Path, content: str) -> None:
+    (build(tmp_path / "one") / "image.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ImageError, match="the guest image one is damaged: image.json: "):
+        find_image(tmp_path, "one")
+
+
+@pytest.mark.parametrize("name", ["image.json", "vmlinuz", "initrd"])
+def test_a_fifo_in_an_image_does_not_block(tmp_path: Path, name: str) -> None:
+    file = build(tmp_path / "one") / name
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ImageError, match=f"{name} missing"):
         find_image(tmp_path, "one")

@@ -69,7 +69,7 @@ def test_a_tenant_is_not_told_what_is_not_clean(world: World, manager: SystemMan
 
 
 def test_a_change_stands_though_its_event_can_not_be_written(
-    manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The disk has just become full. The ledger knows what is so; what was done is not undone for want of its story."""
     fill_the_disk(ledger, monkeypatch)
@@ -80,6 +80,8 @@ def test_a_change_stands_though_its_event_can_not_be_written(
     manager.delete(OPERATOR, "web")
     assert ledger.read().claims == ()
     assert manager.survey().pfs[0].vfs == (), "the host was given back"
+    for kind in ("claimed", "started", "stopped", "deleted"):
+        assert f"web {kind} by {OPERATOR.name}: " in caplog.text, "the journal has it"
 
 
 def test_a_start_says_what_was_changed(manager: SystemManager) -> None:

@@ -1,0 +1,175 @@
+"""What single values of the configuration may be. Each check returns the value in its one spelling, or raises ValueError."""
+
+from __future__ import annotations
+
+import hashlib
+import os.path
+import re
+from collections.abc import Iterable, Mapping
+
+from orchestrator.request import as_value_error
+from orchestrator.values import MOST_CPUS, CpuSet, Size, parse_guest_name
+
+CERTIFICATE_NAMES = ("CN", "DNS", "URI", "email")
+"""The kinds of names in a certificate that can be mapped to an identity (RFC 5280 4.1.2.6, 4.2.1.6)."""
+
+ROOT_USERS = frozenset({"0", "root"})
+
+_PAGE_SIZES = (Size.parse("2M"), Size.parse("1G"))
+# PATH_MAX of linux/limits.h, with its end; sun_path of unix(7), likewise; IFNAMSIZ of linux/if.h, likewise
+_LONGEST_PATH, _LONGEST_SOCKET, _LONGEST_INTERFACE = 4095, 107, 15
+_LONGEST_ACCOUNT = 256
+# (uid_t) -1 means "no change" in chown(2) and setresuid(2).
+_HIGHEST_ACCOUNT = 2**32 - 2
+_EMPTY_TOKEN = "sha256:" + hashlib.sha256(b"").hexdigest()
+# Suffixes of the files that SQLite and the manager create next to the ledger.
+_LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve")
+
+
+def check_cpus(text: str) -> str:
+    """CPUs for housekeeping."""
+    cpus = as_value_error(lambda: str(CpuSet.parse(text)))
+    if not cpus:
+        raise ValueError("no CPU is left for housekeeping")
+    if len(CpuSet.parse(cpus)) == MOST_CPUS:
+        raise ValueError(f"{cpus} are all CPUs that a kernel can have; no CPU is left for guests")
+    return cpus
+
+
+def check_size(text: str) -> str:
+    """An amount of memory."""
+    return as_value_error(lambda: str(Size.parse(text)))
+
+
+def check_page_size(text: str) -> str:
+    """A huge page size of x86-64 (Documentation/admin-guide/mm/hugetlbpage.rst)."""
+    size = check_size(text)
+    if Size.parse(size) not in _PAGE_SIZES:
+        raise ValueError(f"{text!r} is not a huge page size; use {' or '.join(map(str, _PAGE_SIZES))}")
+    return size
+
+
+def check_page_counts(counts: object) -> object:
+    """Refuses a page size that is there twice, spelled differently: one of the two counts would be lost. To be called first."""
+    seen: dict[str, str] = {}
+    for text in counts if isinstance(counts, Mapping) else ():
+        if isinstance(text, str):
+            first = seen.setdefault(check_page_size(text), text)
+            if first != text:
+                raise ValueError(f"{first!r} and {text!r} are the same page size; keep one of them")
+    return counts
+
+
+def check_name(text: str) -> str:
+    """The name of a tenant or token."""
+    return as_value_error(lambda: parse_guest_name(text))
+
+
+def check_certificate(text: str) -> str:
+    """A name in a client certificate; without a kind it is a CN."""
+    kind, colon, value = text.partition(":")
+    if not colon:
+        kind, value = "CN", text
+    if kind not in CERTIFICATE_NAMES or not value or not value.isprintable():
+        raise ValueError(f"{text!r} is no name in a certificate: write {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}")
+    return f"{kind}:{value}"
+
+
+def check_token_hash(text: str) -> str:
+    """The hash of a token, which every request with an empty token would have too if it were that of the empty one."""
+    if text == _EMPTY_TOKEN:
+        raise ValueError("this is the hash of an empty token; create a token with `nohype token new`")
+    return text
+
+
+def check_listen(text: str) -> str:
+    """An address with a port."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", text)
+    if not match or int(match[2]) > 65535:
+        raise ValueError(f"{text!r} is no address with a port: write 192.0.2.1:8443 or [::]:8443")
+    return text
+
+
+def check_interface(text: str) -> str:
+    """The name of a network interface (dev_valid_name() of net/core/dev.c), with nothing that a terminal would act on."""
+    odd = {"/", ":", " "} & set(text)
+    if not text or text in (".", "..") or odd or not (text.isascii() and text.isprintable()) or len(text) > _LONGEST_INTERFACE:
+        raise ValueError(f"{_shorten(text)} is not the name of a network interface: 1 to 15 visible characters, without / and :")
+    return text
+
+
+def check_interfaces(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Network interfaces, the preferred one first."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is named {names.count(name)} times; keep one of them")
+    return names
+
+
+def check_path(text: str) -> str:
+    """An absolute path. A relative one would depend on the directory in which a program was started."""
+    if not text.startswith("/") or not text.isprintable() or ".." in text.split("/"):
+        raise ValueError(f"{_shorten(text)} is not an absolute path without '..' and control characters")
+    path = os.path.normpath(text).replace("//", "/")
+    if path == "/":
+        raise ValueError("/ is the root directory; name a file or folder in it")
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(f"a path of {len(os.fsencode(path))} bytes is too long; the kernel takes {_LONGEST_PATH}")
+    return path
+
+
+def check_file(text: str) -> str:
+    """The path of a file that is read; it may be relative."""
+    if not text or not text.isprintable():
+        raise ValueError(f"{_shorten(text)} is not a path")
+    return text
+
+
+def check_socket(text: str) -> str:
+    """The path of a Unix socket."""
+    path = check_path(text)
+    if len(os.fsencode(path)) > _LONGEST_SOCKET:
+        raise ValueError(f"a socket's path has {_LONGEST_SOCKET} bytes at most, this one {len(os.fsencode(path))}: unix(7)")
+    return path
+
+
+def check_paths(files: Mapping[str, str], folders: Mapping[str, str]) -> None:
+    """Refuses paths that are in each other's way.
+
+    Args:
+        files: path by the field that names it; that of the ledger is ``ledger``.
+        folders: likewise.
+    """
+    seen: dict[str, str] = {}
+    for field, path in {**files, **folders}.items():
+        first = seen.setdefault(path, field)
+        if first != field:
+            raise ValueError(f"{first} and {field} are the same path {path}")
+        for file, where in files.items():
+            if path.startswith(f"{where}/"):
+                raise ValueError(f"{field} is below {where}, which is the file of {file}")
+        if path in {files["ledger"] + suffix for suffix in _LEDGER_SUFFIXES}:
+            raise ValueError(f"{field} is {path}, which belongs to the ledger")
+
+
+def check_account(text: str) -> str:
+    """The name or number of a user or group."""
+    if text.isascii() and text.isdigit():
+        # The length first: Python refuses to convert more than 4300 digits.
+        number = int(text) if len(text) <= _LONGEST_ACCOUNT else _HIGHEST_ACCOUNT + 1
+        if number > _HIGHEST_ACCOUNT:
+            raise ValueError(f"{_shorten(text)} is too high for the number of a user or group: 0 to {_HIGHEST_ACCOUNT}")
+        return str(number)
+    spaces = text != text.strip()
+    if not text or spaces or ":" in text or text.isdecimal() or not text.isprintable() or len(text) > _LONGEST_ACCOUNT:
+        raise ValueError(f"{_shorten(text)} is not the name or number of a user or group")
+    return text
+
+
+def find_root(users: Iterable[str]) -> str | None:
+    """Root among users, by a name that needs no look-up."""
+    return next((user for user in users if user in ROOT_USERS), None)
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:100]}...")

@@ -1,0 +1,202 @@
+"""Settings that mean nothing are refused, with one line that names the field; and reading the file neither hangs nor fails."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator import daemon
+from orchestrator.api.identity import build_directory
+from orchestrator.cli.main import nohype
+from orchestrator.config import DaemonConfig, read_config
+from orchestrator.errors import RequestError
+
+HOST = '[host]\nhousekeeping = "0-1"\nuplinks = ["nic0"]\n'
+EMPTY_HASH = hashlib.sha256(b"").hexdigest()
+DIGITS = "9" * 5000
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "set_up_reports", lambda: None)
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "nohype.toml"
+    file.write_text(text)
+    return file
+
+
+def host(**fields: str) -> str:
+    settings = {"housekeeping": '"0-1"', "uplinks": '["nic0"]', **fields}
+    return "[host]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
+
+
+def paths(**fields: str) -> str:
+    return f"{HOST}[paths]\n" + "".join(f'{name} = "{value}"\n' for name, value in fields.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = " + "[" * 20_000, "nested too deeply"),
+        ("x = " + "{a=" * 20_000, "nested too deeply"),
+        ("x = " + "[" * 900 + "]" * 900, "nested too deeply|x: "),
+        (f"x = {DIGITS}", "is not TOML: .*4300"),
+        (f"{HOST}[limits]\nburst = {DIGITS}", "is not TOML: .*4300"),
+        (f"{HOST}[limits]\nburst = 0x{'f' * 5000}", r"limits\.burst"),
+        (f"{HOST}[tenants.a]\ncores = 0x{'f' * 5000}", r"tenants\.a\.cores"),
+        (f"{HOST}[tenants.a]\nvfs = 0b{'1' * 50000}", r"tenants\.a\.vfs"),
+        (host(vfs_per_uplink=f"0o{'7' * 5000}"), r"host\.vfs_per_uplink"),
+        (host(reserved_pages=f'{{"2M" = 0x{"f" * 5000}}}'), r"host\.reserved_pages"),
+        (f"{HOST}[exits]\ntotal = inf", r"exits\.total"),
+        (f"{HOST}[exits]\nemulated = nan", r"exits\.emulated"),
+        (f"{HOST}[limits]\nrate = nan", r"limits\.rate"),
+        (f"{HOST}[events]\nkeep = 1", r"events\.keep"),
+        (host(housekeeping='"0-8191"'), "no CPU is left for guests"),
+        (host(housekeeping='"٣"'), "not a list of CPUs"),
+        (host(page_size='"1"'), "'1' is not a huge page size; use 2M or 1G"),
+        (host(page_size='"3M"'), "'3M' is not a huge page size"),
+        (host(page_size='"4K"'), "'4K' is not a huge page size"),
+        (host(reserved_pages='{"3M" = 5}'), r"reserved_pages.*'3M' is not a huge page size"),
+        (host(reserved_pages='{"2M" = 1, "2MiB" = 5}'), "'2M' and '2MiB' are the same page size"),
+        (host(reserved_pages='{"1G" = 1, "1024M" = 1}'), "'1G' and '1024M' are the same page size"),
+        (host(uplinks='["nic0", "nic0"]'), r"host\.uplinks: nic0 is named 2 times"),
+        (host(uplinks='["../nic0"]'), "not the name of a network interface"),
+        (host(uplinks='[".."]'), "not the name of a network interface"),
+        (host(uplinks='["nic0", ""]'), "not the name of a network interface"),
+        (host(uplinks='["nic\\u001b[31m"]'), "not the name of a network interface"),
+        (host(uplinks='["a name"]'), "not the name of a network interface"),
+        (host(uplinks='["sixteen-letters-"]'), "not the name of a network interface"),
+        (paths(ledger=""), r"paths\.ledger: '' is not an absolute path"),
+        (paths(images=""), r"paths\.images: '' is not an absolute path"),
+        (paths(consoles="guests"), r"paths\.consoles: 'guests' is not an absolute path"),
+        (paths(ledger="/a/../b"), r"paths\.ledger: .* is not an absolute path"),
+        (paths(ledger="/a\\u0000b"), r"paths\.ledger: .* is not an absolute path"),
+        (paths(socket="/a\\u001b[31m"), r"paths\.socket: .* is not an absolute path"),
+        (paths(ledger="//"), r"paths\.ledger: / is the root directory"),
+        (paths(consoles=f"/{'a/' * 2500}"), r"paths\.consoles: a path of \d+ bytes is too long"),
+        (paths(socket=f"/{'a' * 107}"), "a socket's path has 107 bytes at most, this one 108"),
+        (paths(socket=f"/{'ä' * 54}"), "a socket's path has 107 bytes at most, this one 109"),
+        (paths(ledger="/a/x", socket="/a//x"), "ledger and socket are the same path /a/x"),
+        (paths(ledger="/a/x", consoles="/a/x/"), "ledger and consoles are the same path /a/x"),
+        (paths(images="/a", consoles="/a"), "images and consoles are the same path /a"),
+        (paths(ledger="/a/x", consoles="/a/x/y"), "consoles is below /a/x, which is the file of ledger"),
+        (paths(ledger="/a/x", socket="/a/x-wal"), "socket is /a/x-wal, which belongs to the ledger"),
+        (paths(ledger="/a/x", consoles="/a/x.lock"), "consoles is /a/x.lock, which belongs"),
+        (f'{HOST}[tenants.a]\nusers = ["0"]', r"tenants\.a\.users: '0' is root"),
+        (f'{HOST}[tenants.a]\nusers = ["000"]', r"tenants\.a\.users: '0' is root"),
+        (f'{HOST}[tenants.a]\nusers = ["root"]', r"tenants\.a\.users: 'root' is root"),
+        (f'{HOST}[access.viewers]\nusers = ["root"]', r"access\.viewers\.users: 'root' is root"),
+        (f'{HOST}[tenants.a]\nusers = ["99999999999999999999"]', "too high for the number of a user or group"),
+        (f'{HOST}[tenants.a]\nusers = ["4294967295"]', "too high for the number of a user or group"),
+        (f'{HOST}[tenants.a]\nusers = ["{DIGITS}"]', "too high for the number of a user or group"),
+        (f'{HOST}[tenants.a]\ngroups = ["{DIGITS}"]', "too high for the number of a user or group"),
+        (f'{HOST}[tenants.a]\nusers = ["٣"]', "not the name or number of a user or group"),
+        (f'{HOST}[tenants.a]\ngroups = ["1٣"]', "not the name or number of a user or group"),
+        (f'{HOST}[tenants.a]\nusers = [""]', "not the name or number of a user or group"),
+        (f'{HOST}[tenants.a]\nusers = ["a\\u0000"]', "not the name or number of a user or group"),
+        (f'{HOST}[tenants.a]\nusers = ["7"]\n[tenants.b]\nusers = ["07"]', r"tenants\.b\.users: '7' is in tenants\.a"),
+        (f'{HOST}[tenants.a]\ngroups = ["x"]\n[tenants.b]\ngroups = ["x"]', r"tenants\.b\.groups: 'x' is in tenants\.a"),
+        (f'{HOST}[access.viewers]\ngroups = ["x"]\n[tenants.b]\ngroups = ["x"]', r"groups: 'x' is in access\.viewers"),
+        (f'{HOST}[tenants.a]\ncertificates = ["CN:\\u001b[31m"]', "no name in a certificate"),
+        (f'{HOST}[tokens.a]\nrole = "operator"\nhash = "sha256:{EMPTY_HASH}"', "the hash of an empty token"),
+        (f'{HOST}"\\u001b[31m" = 1', r"\\x1b\[31m: "),
+        (f'{HOST}"a\\nb" = 1', r"a\\nb: "),
+        (HOST + "".join(f"x{number} = 1\n" for number in range(5000)), r"\.\.\.$"),
+        ("x" * (1 << 21), "has 2097152 bytes"),
+        ("\ufeff" + HOST, "is not TOML"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(RequestError, match=said) as caught:
+        read_config(file)
+    assert str(file) in caught.value.message
+    assert caught.value.message.isprintable(), "one line, and nothing that a terminal acts on"
+    assert len(caught.value.message) < 2500
+    with pytest.raises(SystemExit) as ended:
+        daemon.main(["--config", str(file)])
+    assert ended.value.code == os.EX_CONFIG, "systemd does not try it again"
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (host(reserved_pages='{"2MiB" = 5, "1 G" = 1}', page_size='"1024M"'), ("host", "reserved_pages", {"2M": 5, "1G": 1})),
+        (host(uplinks='["enp1s0f0np0", "a.b@c"]'), ("host", "uplinks", ("enp1s0f0np0", "a.b@c"))),
+        (paths(ledger="/srv//a b/ledger.sqlite"), ("paths", "ledger", "/srv/a b/ledger.sqlite")),
+        (paths(socket=f"/{'a' * 106}"), ("paths", "socket", f"/{'a' * 106}")),
+        (f"{HOST}[events]\nkeep = 1000", ("events", "keep", 1000)),
+    ],
+)
+def test_what_means_something_is_taken(tmp_path: Path, text: str, found: tuple[str, str, Any]) -> None:
+    section, field, value = found
+    assert getattr(getattr(read_config(write(tmp_path, text)), section), field) == value
+
+
+def test_accounts_of_all_kinds_are_taken() -> None:
+    users = ["alice", "4294967294", "DOMAIN\\alice", "alice@example.org", "müller", "nobody-"]
+    config = DaemonConfig.model_validate(
+        {
+            "host": {"housekeeping": "0", "uplinks": ["nic0"]},
+            "access": {"operators": {"users": ["root"]}},
+            "tenants": {"a": {"users": users, "groups": ["0", "domain users"]}},
+        }
+    )
+    assert config.tenants["a"].users == tuple(users)
+
+
+def test_root_and_groups_are_known_by_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only the host's own list of accounts tells."""
+    monkeypatch.setattr("orchestrator.api.identity._find_user", lambda *_: 0)
+    monkeypatch.setattr("orchestrator.api.identity._find_group", lambda *_: 7)
+    section = {"host": {"housekeeping": "0", "uplinks": ["nic0"]}}
+    with pytest.raises(RequestError, match=r"tenants\.a\.users: 'toor' is root"):
+        build_directory(DaemonConfig.model_validate({**section, "tenants": {"a": {"users": ["toor"]}}}))
+    tenants = {"a": {"groups": ["staff"]}, "b": {"groups": ["7"]}}
+    with pytest.raises(RequestError, match=r"tenants\.b\.groups: '7' has a role already"):
+        build_directory(DaemonConfig.model_validate({**section, "tenants": tenants}))
+    build_directory(DaemonConfig.model_validate({**section, "access": {"operators": {"users": ["toor"]}}}))
+
+
+@contextmanager
+def odd_file(folder: Path, kind: str) -> Iterator[Path]:
+    path = folder / kind
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            yield path
+        return
+    yield path
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link to a device", "socket"])
+def test_a_special_file_does_not_block(tmp_path: Path, kind: str) -> None:
+    results: list[Any] = []
+    with odd_file(tmp_path, kind) as path:
+        # In a thread: the test must not hang where the reading does.
+        reader = threading.Thread(
+            target=lambda: results.append(CliRunner().invoke(nohype, ["config", "check", str(path)])), daemon=True
+        )
+        reader.start()
+        reader.join(20)
+        assert results, "it waits"
+        assert isinstance(results[0].exception, RequestError)
+        assert str(path) in str(results[0].exception)

@@ -1,0 +1,145 @@
+"""The event log has bounds: of each tenant the newest events stay, and those of trouble for longer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ledger import TROUBLE, Ledger, retention
+from orchestrator.ledger.retention import LONGEST, STEP
+from tests.crashes import Tell, in_child
+from tests.unit.test_ledger import claim
+
+KEEP = 100
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with Ledger(path, keep=KEEP) as opened:
+        yield opened
+
+
+def count(ledger: Ledger) -> Counter[tuple[str, bool]]:
+    return Counter((event.tenant, event.kind in TROUBLE) for event in ledger.events(limit=1_000_000))
+
+
+def test_a_tenant_can_not_fill_the_disk(ledger: Ledger, path: Path) -> None:
+    """With what it may do as often as it likes: starts, kills, and guests that fail."""
+    sizes = []
+    for number in range(6000):
+        ledger.log(("started", "stopped", "failed")[number % 3], "web", "x" * 300, tenant="acme")
+        if number in (3000, 5999):
+            sizes.append(ledger._db.execute("PRAGMA page_count").fetchone()[0])
+    assert sizes[0] == sizes[1], "the file does not grow any more"
+    kept = count(ledger)
+    assert KEEP <= kept["acme", False] < KEEP + STEP
+    assert KEEP <= kept["acme", True] < KEEP + STEP
+
+
+def test_a_tenant_displaces_neither_others_events_nor_trouble(ledger: Ledger) -> None:
+    rare = [ledger.log(kind, "db", "", tenant=tenant) for tenant in ("bolt", "") for kind in ("claimed", *TROUBLE)]
+    rare += [ledger.log(kind, "web", "", tenant="acme") for kind in TROUBLE]
+    last = [ledger.log("started", "web", str(number), tenant="acme") for number in range(KEEP + 3 * STEP)][-KEEP:]
+    found = ledger.events(limit=1_000_000)
+    assert set(rare) <= set(found)
+    assert set(last) <= set(found), "of its own the newest stay"
+    assert len(found) < len(rare) + KEEP + STEP
+
+
+def test_ids_continue_and_a_reader_misses_nothing_new(ledger: Ledger) -> None:
+    first = ledger.log("started", "web", "")
+    for _ in range(KEEP + STEP):
+        ledger.log("started", "web", "")
+    kept = ledger.events(after=first.id, limit=1_000_000)
+    assert [event.id for event in kept] == list(range(kept[0].id, ledger.last_event() + 1)), "a gap at the beginning only"
+    assert kept[0].id == first.id + STEP
+    assert ledger.log("told", "web", "").id == kept[-1].id + 1
+
+
+def test_what_there_is_counts_after_a_start(path: Path) -> None:
+    """A log that has grown without bounds comes within them, step by step."""
+    with Ledger(path) as ledger:
+        for _ in range(KEEP + 4 * STEP):
+            ledger.log("started", "web", "", tenant="acme")
+            ledger.log("drifted", "web", "", tenant="acme")
+    with Ledger(path, keep=KEEP) as ledger:
+        for _ in range(5):
+            ledger.log("started", "web", "", tenant="acme")
+        assert count(ledger) == {("acme", False): KEEP + 5, ("acme", True): KEEP + 4 * STEP}
+
+
+def test_other_programs_can_not_remove_any(ledger: Ledger, path: Path) -> None:
+    for _ in range(KEEP + STEP):
+        ledger.log("started", "web", "")
+    with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        other.execute("DELETE FROM event")
+    other.close()
+
+
+def test_a_kill_while_old_ones_are_removed(path: Path) -> None:
+    """All are there, or all that were too many are gone; in either case other programs cannot remove any."""
+    for statement in ("BEGIN", "DROP", "DELETE", "CREATE", "COMMIT"):
+        path.unlink(missing_ok=True)
+        with Ledger(path, keep=KEEP) as ledger:
+            for _ in range(KEEP + STEP - 1):
+                ledger.log("started", "web", "")
+
+        def work(tell: Tell, statement: str = statement) -> None:
+            ledger = Ledger(path, keep=KEEP)
+            ledger._unsynced.set_trace_callback(
+                lambda text: os.kill(os.getpid(), signal.SIGKILL) if text.strip().startswith(statement) else None
+            )
+            ledger.log("started", "web", "the last")
+            tell(left="alive")
+
+        assert in_child(work) == (-signal.SIGKILL, ""), statement
+        with Ledger(path, keep=KEEP) as ledger:
+            events = ledger.events(limit=10_000)
+            assert len(events) == KEEP + STEP, statement
+            assert events[-1].detail == "the last"
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                ledger._db.execute("DELETE FROM event")
+
+
+def test_an_event_is_logged_though_old_ones_can_not_be_removed(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    for _ in range(KEEP + STEP - 1):
+        ledger.log("started", "web", "")
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(retention.Retention, "_remove", fail)
+        event = ledger.log("started", "web", "the last")
+    assert ledger.events(None, 1) == (event,)
+    assert "cannot remove old events" in caplog.text
+    ledger.log("started", "web", "")
+    assert count(ledger) == {("", False): KEEP + 1}
+
+
+def test_a_long_detail_is_cut(ledger: Ledger) -> None:
+    event = ledger.log("failed", "web", "ä" * 100_000)
+    assert ledger.events() == (event,)
+    assert len(event.detail) == LONGEST + 3
+
+
+def test_claims_and_undo_records_have_no_such_bounds(ledger: Ledger) -> None:
+    claim(ledger, 1)
+    for number in range(KEEP + STEP + 1):
+        ledger.record("g1", "move", {"number": number})
+        ledger.log("started", "g1", "")
+    assert len(ledger.pending("g1")) == KEEP + STEP + 1
+    assert len(ledger.read().claims) == 1

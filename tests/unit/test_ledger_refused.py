@@ -1,0 +1,138 @@
+"""A ledger that is not whole is refused with one message, and neither it nor what a kill left beside it is touched."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import Conflict, LedgerError
+from orchestrator.ledger import Claim, Ledger, schema
+from orchestrator.lifecycle.recovery import check_housekeeping
+from orchestrator.state import GuestState
+from orchestrator.values import CpuSet
+from tests.unit.test_ledger import claim, leave, make_plan
+
+DEEP = "[" * 20_000 + "]" * 20_000
+DEEP_OBJECT = '{"a":' * 10_000
+MOST = 2**63 - 1
+
+
+def set_plan(**fields: object) -> str:
+    """Changes g1's plan, in SQL."""
+    text = json.dumps({**make_plan(1).to_json(), **fields}).replace("'", "''")
+    return f"UPDATE guest SET plan = '{text}' WHERE name = 'g1'"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "ledger.sqlite"
+    with Ledger(file) as ledger:
+        claim(ledger, 1, 2)
+        ledger.set_state("g2", GuestState.DELETING)
+        ledger.quarantine("g2", ["it is dirty"])
+        ledger.record("g1", "move", {"x": 1})
+    return file
+
+
+def read_all(path: Path) -> list[bytes]:
+    return [path.read_bytes(), path.with_name(f"{path.name}-wal").read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (f"UPDATE guest SET plan = '{DEEP}' WHERE name = 'g1'", "of guest g1: a plan, nested too deeply"),
+        (f"UPDATE guest SET plan = '{DEEP_OBJECT}' WHERE name = 'g1'", "of guest g1: a plan, nested too deeply"),
+        (f"UPDATE guest SET request = '{DEEP}' WHERE name = 'g1'", "of guest g1: "),
+        ("UPDATE guest SET plan = 'x' WHERE name = 'g1'", "of guest g1: a plan, not JSON"),
+        (f"UPDATE guest SET plan = '{'9' * 5000}' WHERE name = 'g1'", "of guest g1: a plan, not JSON"),
+        ("UPDATE guest SET plan = '[]' WHERE name = 'g1'", "of guest g1: "),
+        (f"UPDATE guest SET version = {MOST} WHERE name = 'g1'", f"for guest g1 the version {MOST}"),
+        ("UPDATE guest SET version = -1 WHERE name = 'g1'", "for guest g1 the version -1"),
+        (f"UPDATE guest SET restarts = {MOST} WHERE name = 'g1'", "for guest g1 the count of restarts"),
+        (f"UPDATE generation SET number = {MOST}", f"a number of claims of {MOST}"),
+        (f"UPDATE generation SET version = {MOST}", f"a number of changes of {MOST}"),
+        ("DELETE FROM generation", "no counters of its claims"),
+        (set_plan(name="g2"), "of guest g1: its plan is that of 'g2'"),
+        (set_plan(name="keep"), "of guest g1: its plan is that of 'keep'"),
+        ("UPDATE guest SET request = replace(request, '\"g1\"', '\"g3\"') WHERE name = 'g1'", "its request is that of 'g3'"),
+        (set_plan(pages=0), "its plan has no cores, no pages, or a number below 0"),
+        (set_plan(node=-1), "its plan has no cores"),
+        (set_plan(cores=[]), "its plan has no cores"),
+        (set_plan(cores=["2-3,8"]), "of guest g1: its plan and the table claim_cpu differ in CPUs 8"),
+        ("DELETE FROM claim_cpu WHERE cpu = 3", "of guest g1: its plan and the table claim_cpu differ in CPUs 3"),
+        ("UPDATE claim_cpu SET guest = 'g2' WHERE cpu = 3", "of guest g1: its plan and the table claim_cpu differ in CPUs 3"),
+        ("INSERT INTO claim_cpu VALUES (40, 'ghost')", "of guest ghost: its plan and the table claim_cpu differ in CPUs 40"),
+        ("DELETE FROM claim_vf WHERE guest = 'g2'", "of guest g2: its plan and the table claim_vf differ in VFs 0000:41:10.4"),
+        ("UPDATE claim_mac SET mac = 'x' WHERE guest = 'g1'", "of guest g1: its plan and the table claim_mac differ in Ether"),
+        (f"UPDATE quarantine SET reasons = '{DEEP}'", "reasons of g2's quarantine, nested too deeply"),
+        ("UPDATE quarantine SET reasons = '{}'", "reasons of g2's quarantine that are not a list of sentences"),
+        ("UPDATE quarantine SET reasons = '[1]'", "reasons of g2's quarantine that are not a list of sentences"),
+        (f"UPDATE undo SET arguments = '{DEEP}'", "an undo record of g1, nested too deeply"),
+        ("UPDATE undo SET arguments = '[]'", "an undo record of g1 that does not name its arguments"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_what_is_not_whole_is_refused(path: Path, statement: str, said: str, *, checkpointed: bool) -> None:
+    """Whether it is in the file, or in the WAL that a kill has left."""
+    if checkpointed:
+        with sqlite3.connect(path) as other:
+            other.execute(statement)
+        other.close()
+        leave(path, "UPDATE undo SET owner = owner")
+    else:
+        leave(path, statement)
+    before = read_all(path)
+    assert before[1]
+    for _ in range(2):
+        with pytest.raises(LedgerError) as caught:
+            Ledger(path)
+        assert said in caught.value.message
+        assert "\n" not in caught.value.message
+        assert len(caught.value.message) < 2000
+        assert "move the file away" in caught.value.hint
+        assert read_all(path) == before
+
+
+def test_claims_that_the_configuration_forbids(path: Path) -> None:
+    """Housekeeping CPUs that are a guest's, as the daemon finds out: put back, it starts with what was there."""
+    leave(path, "UPDATE guest SET restarts = 3 WHERE name = 'g1'")
+    before = read_all(path)
+
+    def accept(claims: Sequence[Claim]) -> None:
+        assert [(one.plan.name, one.restarts) for one in claims] == [("g1", 3), ("g2", 0)]
+        check_housekeeping(claims, CpuSet.parse("0-2"))
+
+    with pytest.raises(Conflict, match="CPUs 2 are guest g1's"):
+        Ledger(path, accept=accept)
+    assert read_all(path) == before
+    with Ledger(path, accept=lambda claims: check_housekeeping(claims, CpuSet.parse("0-1"))) as ledger:
+        assert len(ledger.read().claims) == 2
+
+
+def test_an_older_ledger_that_can_not_be_migrated(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as other:
+        schema._migrate_1(other)
+        other.execute("INSERT INTO guest VALUES ('g1', 'running', ?)", (DEEP,))
+        other.execute("PRAGMA user_version = 1")
+        other.execute(f"PRAGMA application_id = {0x4E48}")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="schema 1, holds a guest that can't be read"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+def test_a_start_writes_nothing(path: Path) -> None:
+    """So it needs no space, and wears out no disk."""
+    before = path.read_bytes()
+    for _ in range(2):
+        with Ledger(path) as ledger:
+            assert path.with_name(f"{path.name}-wal").stat().st_size == 0
+            assert len(ledger.read().claims) == 2
+        assert path.read_bytes() == before
