@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.x509.oid import NameOID
 
 from orchestrator.api import client as client_module
 from orchestrator.api import transport
@@ -113,6 +114,11 @@ def test_certificates_have_roles(port: Port) -> None:
 def test_a_genuine_certificate_without_a_role_is_refused(port: Port) -> None:
     with pytest.raises(Forbidden, match="CN:mallory"):
         port.client(certificate=port.authority.issue("mallory")).guests()
+
+
+def test_a_genuine_certificate_without_a_name_is_refused_as_one(port: Port) -> None:
+    with pytest.raises(Forbidden, match="has no name of a kind"):
+        port.client(certificate=port.authority.issue("alice", title=NameOID.ORGANIZATION_NAME)).guests()
 
 
 def test_a_certificate_of_another_ca_is_worth_nothing(port: Port) -> None:
