@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
 from orchestrator.api.client import Client
 from orchestrator.api.feed import Feed
 from orchestrator.api.identity import build_directory
-from orchestrator.api.server import Listener, Server, open_port, open_socket
+from orchestrator.api.server import Server, open_port, open_socket
 from orchestrator.config import DaemonConfig
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle.manager import SystemManager

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -57,7 +57,7 @@ class Guard:
         """Answers one request (ASGI)."""
         if scope["type"] != "http":
             return
-        answer = _Answer(send)
+        answer = _Answer(send, scope["state"]["hold"])
         try:
             await self._serve(scope, receive, answer)
         except ClientGone:
@@ -89,7 +89,7 @@ class Guard:
                 check_media_type(*(headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding")))
                 check_json(body, self._limits.nesting)
             fields = [(name, value) for name, value in scope["headers"] if name in _APP_READS]
-            scope = {**scope, "headers": fields, "state": {**scope["state"], "who": who}}
+            scope = {**scope, "headers": fields, "state": {"peer": peer, "who": who}}
             await self._app(scope, _replay(body, receive), answer.send)
 
     def _read_fields(self, peer: Peer, fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -117,10 +117,14 @@ class Guard:
 
 
 class _Answer:
-    """The answer to one request; knows how far it has come."""
+    """The answer to one request; knows how far it has come.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    Args:
+        hold: gets the number of bytes that wait to be sent.
+    """
+
+    def __init__(self, send: Send, hold: Callable[[int], object]) -> None:
+        self._send, self._hold = send, hold
         self.started = self.complete = False
 
     async def send(self, message: Message) -> None:
@@ -131,17 +135,20 @@ class _Answer:
             more = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
             message = {**message, "headers": [*message.get("headers", ()), *more]}
         elif len(message.get("body", b"")) > _PIECE:
-            # Piece by piece: the server waits after each until most of it was read, and what is read is seen to get on.
-            body, more = message["body"], message.get("more_body", False)
-            for begin in range(0, len(body), _PIECE):
-                last = begin + _PIECE >= len(body)
-                piece = body[begin : begin + _PIECE]
-                await self._send({"type": "http.response.body", "body": piece, "more_body": more or not last})
-            self.complete = not more
+            await self._send_pieces(message["body"], more=message.get("more_body", False))
             return
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.complete = True
+
+    async def _send_pieces(self, body: bytes, *, more: bool) -> None:
+        """The server waits after each until most of it was read; and of what is still to be sent it is known how much it is."""
+        for begin in range(0, len(body), _PIECE):
+            left = len(body) - begin - _PIECE
+            self._hold(max(left, 0))
+            piece = body[begin : begin + _PIECE]
+            await self._send({"type": "http.response.body", "body": piece, "more_body": more or left > 0})
+        self.complete = not more
 
     async def send_problem(self, error: OrchestratorError) -> None:
         """Answers with a problem document."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,9 @@ def test_strangers_on_the_tls_port_lock_nobody_out_of_the_unix_socket(tmp_path: 
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert ask(served, ALICE, "GET", "/v1/guests") == (200, [])
-        # And the TLS port is full: what comes more is closed.
+        # Nor are others locked out of the TLS port: the oldest idle connection gives way.
         with socket.create_connection(("127.0.0.1", port), 10, source_address=("127.0.0.9", 0)) as raw:
-            with suppress(ConnectionError, ssl.SSLError), strangers.wrap_socket(raw) as one:
-                assert one.recv(1) == b""
+            with strangers.wrap_socket(raw) as one:
+                one.sendall(b"GET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                assert one.recv(100).startswith(b"HTTP/1.1 401")
+        assert len(served.server.server_state.connections) <= 12

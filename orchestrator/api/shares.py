@@ -1,0 +1,116 @@
+"""Who holds how many connections of a listener, and which connection gives way when there are too many. No sockets here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+MAX_HELD = 16 << 20
+"""Bytes of answers that one user or address has asked for and not read yet; and all together, 4 times as many."""
+
+
+def _never_busy() -> bool:
+    return False
+
+
+@dataclass(eq=False)
+class Place:
+    """A connection, from the moment at which it is accepted.
+
+    Attributes:
+        key: whose it is: a user, or an address.
+        close: ends it immediately.
+        busy: whether a whole request has arrived and is not answered yet. Such a connection never gives way.
+        since: when it was accepted or last answered (time.monotonic()). What it sends does not count: who sends a byte now and
+            then would else never be the oldest.
+        held: bytes of its answer that are not sent yet.
+    """
+
+    key: str
+    close: Callable[[], object]
+    busy: Callable[[], bool] = _never_busy
+    since: float = field(default_factory=time.monotonic)
+    held: int = 0
+
+
+class Shares:
+    """The connections of one listener. For one thread.
+
+    A new connection is refused only if no other may give way: the oldest idle one of whoever holds the most is closed instead.
+    So however many connections some hold open without using them, others always get in.
+
+    Args:
+        each: connections of one user or address.
+        most: connections of all.
+        spare: how many more there may be for users and addresses that hold fewer than ``few``, while all others are busy.
+    """
+
+    def __init__(self, each: int, most: int, spare: int = 64, few: int = 4) -> None:
+        self._each, self._most, self._spare, self._few = each, most, spare, few
+        self._holders: dict[str, set[Place]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._holders.values()))
+
+    def admit(self, place: Place, *, always: bool = False) -> bool:
+        """Counts a new connection; may close another for it.
+
+        Args:
+            always: let it in even if all others are busy (root's, up to twice as many as there may be).
+
+        Returns:
+            Whether there is a place for it.
+        """
+        count, total = len(self._holders.get(place.key, ())), len(self)
+        if count >= self._each:
+            room = self._close_idle([place.key]) or (always and total < 2 * self._most)
+        elif total >= self._most:
+            greater = [key for key, held in self._holders.items() if len(held) > count or key == place.key]
+            room = self._close_idle(sorted(greater, key=lambda key: -len(self._holders[key])))
+            room = room or (always and total < 2 * self._most) or (count < self._few and total < self._most + self._spare)
+        else:
+            room = True
+        if room:
+            self._holders.setdefault(place.key, set()).add(place)
+        return room
+
+    def make_room(self) -> bool:
+        """Closes the oldest idle connection of the greatest holder, if there is one: the process has no descriptor left."""
+        return self._close_idle(sorted(self._holders, key=lambda key: -len(self._holders[key])))
+
+    def release(self, place: Place) -> None:
+        """The connection has ended. One that was released before may be released again."""
+        held = self._holders.get(place.key, set())
+        held.discard(place)
+        place.held = 0
+        if not held:
+            self._holders.pop(place.key, None)
+
+    def hold(self, place: Place, size: int) -> None:
+        """So many bytes of an answer wait to be read. Closes connections whose answers have waited longest if it is too much."""
+        place.held = size
+        self._bound([place.key], MAX_HELD, place)
+        self._bound(list(self._holders), 4 * MAX_HELD, place)
+
+    def _bound(self, keys: list[str], most: int, but: Place) -> None:
+        holding = [place for key in keys for place in self._holders.get(key, ()) if place.held]
+        total = sum(place.held for place in holding)
+        for place in sorted(holding, key=lambda place: (place is but, place.since)):
+            if total <= most or place is but:
+                return
+            total -= place.held
+            self._end(place)
+
+    def _close_idle(self, keys: list[str]) -> bool:
+        for key in keys:
+            idle = [place for place in self._holders[key] if not place.busy()]
+            if idle:
+                # One that has nothing left to send before one whose answer would be cut off.
+                self._end(min(idle, key=lambda place: (place.held > 0, place.since)))
+                return True
+        return False
+
+    def _end(self, place: Place) -> None:
+        self.release(place)
+        place.close()
