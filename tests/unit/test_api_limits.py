@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.api.answers import parse_stream
 from orchestrator.api.body import check_json
-from orchestrator.api.client import Client, _parse_stream
+from orchestrator.api.client import Client
 from orchestrator.api.fields import parse_if_match
 from orchestrator.api.limits import _REMEMBERED, Turns
 from orchestrator.api.problems import _KINDS, STATUS, build_headers, build_problem, parse_problem
@@ -147,19 +151,46 @@ def test_every_error_survives_the_journey() -> None:
     assert parse_problem({}).code == "error"
 
 
+EVENT = {"id": 1, "time": "t", "kind": "k", "subject": "s", "who": "w", "detail": "d", "tenant": "", "took": None}
+
+
+class Stream(io.BytesIO):
+    headers = Message()
+    headers["Content-Type"] = "text/event-stream"
+
+
+def event_line(number: int) -> bytes:
+    return b"data: " + json.dumps({**EVENT, "id": number}).encode() + b"\n"
+
+
 def test_a_stream_of_events_is_read() -> None:
+    first, comma, rest = event_line(2).partition(b",")
+    begin, end = first + comma + b"\n", b"data: " + rest
     lines = [
         b": hello\n",
         b"\n",
         b"id: 1\n",
         b"event: x\n",
-        b'data: {"id": 1}\n',
+        event_line(1),
         b"\n",
         b": still here\n",
         b"\n",
-        b'data: {"id":\n',
+        begin,
+        end,
+        b"\n",
+        event_line(3),
     ]
-    assert list(_parse_stream([*lines, b"data: 2}\n", b"\n", b'data: {"id": 3}\n'])) == [{"id": 1}, {"id": 2}]  # type: ignore[arg-type]
+    assert list(parse_stream(io.BytesIO(b"".join(lines)))) == [{**EVENT, "id": 1}, {**EVENT, "id": 2}]
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [b"data: \xff\n\n", b"data: {\n\n", b"data: [1]\n\n", b'data: {"id": "1"}\n\n', b"data: " + b"[" * 100_000 + b"\n\n",
+     b"x" * (2 << 20), b"data: x\n" * 600_000],
+)  # fmt: skip
+def test_what_is_no_stream_of_events(stream: bytes) -> None:
+    with pytest.raises(OrchestratorError, match="what answers is no manager"):
+        list(parse_stream(io.BytesIO(stream)))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +200,7 @@ def test_a_stream_of_events_is_read() -> None:
 def test_who_follows_events_goes_on_after_trouble(
     monkeypatch: pytest.MonkeyPatch, trouble: OrchestratorError, pauses: list[float]
 ) -> None:
-    answers: list[list[bytes] | OrchestratorError] = [[b'data: {"id": 1}\n', b"\n"], trouble, [b'data: {"id": 2}\n', b"\n"]]
+    answers: list[bytes | OrchestratorError] = [event_line(1) + b"\n", trouble, event_line(2) + b"\n"]
     asked, slept = [], []
 
     @contextmanager
@@ -179,7 +210,7 @@ def test_who_follows_events_goes_on_after_trouble(
         asked.append(headers["Last-Event-ID"])
         if isinstance(one := answers.pop(0), OrchestratorError):
             raise one
-        yield one
+        yield Stream(one)
 
     monkeypatch.setattr(Client, "_open", answer)
     monkeypatch.setattr(time, "sleep", slept.append)
