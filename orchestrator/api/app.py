@@ -15,13 +15,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import __version__
 from orchestrator.access import Identity, Role
+from orchestrator.api import shapes
 from orchestrator.api.error_answers import add_error_handlers
 from orchestrator.api.fast import Body, Depends, FastAPI, Header, Path, Query, Request
 from orchestrator.api.feed import Feed
 from orchestrator.api.fields import Boolean, IfMatch, Integer, Number, refuse_more
 from orchestrator.api.guard import Guard
 from orchestrator.api.identity import Directory
-from orchestrator.api.manager import Manager, View, event_json, quarantined_json
+from orchestrator.api.manager import Manager, View, quarantined_json, show_events
 from orchestrator.api.openapi import build_document
 from orchestrator.api.work import Workers
 from orchestrator.config import LimitConfig
@@ -121,7 +122,12 @@ class Api:
     ) -> None:
         # Apart, so that a look at the guests never waits for a guest that takes its time, nor does what ends such a guest.
         self._quick, self._changes, self._ends, self._waits = Workers(32), Workers(64), Workers(64), Workers(64)
-        self.feed = Feed(manager, self._quick)
+
+        def read_events(who: Identity, after: int | None, limit: int) -> list[shapes.Event]:
+            return show_events(manager.events(who, after, limit), who, directory)
+
+        self._read_events = read_events
+        self.feed = Feed(manager, read_events, self._quick)
         app = FastAPI(
             title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
             openapi_url=None, generate_unique_id_function=lambda route: route.name,
@@ -133,7 +139,7 @@ class Api:
         self._add_host_routes(app, manager, audit, metrics)
         self._add_guest_routes(app, manager)
         self._add_change_routes(app, manager)
-        self._add_event_routes(app, manager)
+        self._add_event_routes(app)
         self.app = Guard(app, directory, limits or LimitConfig())
 
     def _add_host_routes(
@@ -240,10 +246,10 @@ class Api:
             version = await expected(who, name, if_match)
             return _show(await self._waits.run(manager.restart, who, name, body.timeout, version))
 
-    def _add_event_routes(self, app: FastAPI, manager: Manager) -> None:
+    def _add_event_routes(self, app: FastAPI) -> None:
         @app.get("/v1/events")
         async def events(who: Who, after: EventId = None, limit: Annotated[Integer, Query(ge=1, le=1000)] = 1000) -> Response:
-            return await _encode_apart(self._quick, lambda: [event_json(event) for event in manager.events(who, after, limit)])
+            return await _encode_apart(self._quick, lambda: self._read_events(who, after, limit))
 
         @app.get("/v1/events/stream")
         async def stream_events(

@@ -7,6 +7,7 @@ import grp
 import hashlib
 import hmac
 import ipaddress
+import os
 import pwd
 import socket
 import struct
@@ -163,6 +164,19 @@ def identify(directory: Directory, peer: Peer, authorization: str | None) -> Ide
         names = _shorten(", ".join(sorted(peer.certificate)))
         raise Forbidden(f"your certificate ({names}) has no role here", "the operator can name it in [access] or [tenants]")
     return min(found, key=lambda one: one.name)
+
+
+def acts_for(directory: Directory, name: str, tenant: str) -> bool:
+    """Whether somebody of this name, as it stands in the event log, acts for a tenant. May ask the host's name service."""
+    named = (*directory.users.values(), *directory.certificates.values(), *directory.tokens.values())
+    if any((one.name, one.tenant) == (name, tenant) for one in named):
+        return True
+    try:
+        user = pwd.getpwnam(name)
+        groups = frozenset(os.getgrouplist(name, user.pw_gid))
+        return _identify_user(directory, user.pw_uid, groups).tenant == tenant
+    except (KeyError, ValueError, Forbidden):
+        return False
 
 
 def hash_token(token: str) -> bytes:

@@ -89,15 +89,9 @@ def parse_url(text: str) -> tuple[str, int]:
     except ValueError:  # of the port, of brackets, of a name
         host, port = None, None
     rest = text.partition("://")[2].partition("/")
-    # The parser leaves out line ends and tabs, wherever they are.
-    if (
-        not host
-        or not text.isprintable()
-        or port == 0
-        or parts.scheme != "https"
-        or rest[2]
-        or any(sign in rest[0] for sign in "@?#")
-    ):
+    # Line ends and tabs, too: the parser leaves them out, wherever they are.
+    odd = not text.isprintable() or any(sign in rest[0] for sign in "@?#")
+    if not host or port == 0 or parts.scheme != "https" or rest[2] or odd:
         shown = _without_user(text)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
         raise RequestError(f"{shown!r} is no address of a manager", "write it like https://host:8443")

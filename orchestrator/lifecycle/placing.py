@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 from orchestrator.access import Identity, Role
-from orchestrator.errors import Conflict, NoRoom, QuotaExceeded, RequestError
+from orchestrator.errors import Conflict, NoRoom, NotFound, QuotaExceeded, RequestError
 from orchestrator.host.hugepages import read_free_pages, read_pool_size, read_pools
 from orchestrator.host.pci import read_driver, read_up
 from orchestrator.host.root import HostRoot
@@ -19,7 +19,7 @@ from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST
 from orchestrator.planning.plan import Claims, Plan, Policy
-from orchestrator.planning.planner import plan_guest
+from orchestrator.planning.planner import hide_vf_owners, plan_guest
 from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
@@ -61,7 +61,7 @@ class Placing:
         Raises:
             As ``plan``; LostRace: another program has changed the ledger.
         """
-        self._check(request)
+        self._check(who, request)
         with self._lock:
             plan, generation = self._plan(who, request)
             plan = replace(plan, serial=generation + 1)  # no two claims are based on the same generation
@@ -76,7 +76,7 @@ class Placing:
             QuotaExceeded: the tenant may not have so much.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
-        self._check(request)
+        self._check(who, request)
         return self._plan(who, request)[0]
 
     def check(self, limit: float) -> None:
@@ -87,10 +87,16 @@ class Placing:
         """
         self._lock.check(limit)
 
-    def _check(self, request: GuestRequest) -> None:
+    def _check(self, who: Identity, request: GuestRequest) -> None:
         if request.name == HOST:
             raise RequestError(f"no guest can be named {HOST}: that is the host itself", "choose another name")
-        image = find_image(self._images, request.image)
+        try:
+            image = find_image(self._images, request.image)
+        except NotFound:
+            if who.role is not Role.TENANT:
+                raise
+            # Not where images are kept, and not the names of other customers'.
+            raise NotFound(f"there is no guest image {request.image!r}", "ask the operator of the host for its images") from None
         if request.size.bytes < image.memory.bytes:
             raise RequestError(f"{request.memory} of memory is too small for the image {image.name}", f"it needs {image.memory}")
 
@@ -106,8 +112,9 @@ class Placing:
             plan = self._find_place(request, read.claims)
         except NoRoom as error:
             if who.role is Role.TENANT:
+                error = hide_vf_owners(error, request)
                 error.hint = "ask the operator of the host"  # a tenant may not see the survey
-            raise
+            raise error from None
         if request.placement:  # only the host knows how many cores that is
             _check_quota(who, request, len(plan.cores), owned)
         return plan, read.generation

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.access import Quota, Role
-from orchestrator.api.identity import Directory, Peer, build_directory, hash_token, identify, read_names, read_peer
+from orchestrator.api.identity import Directory, Peer, acts_for, build_directory, hash_token, identify, read_names, read_peer
 from orchestrator.config import DaemonConfig, read_config
 from orchestrator.errors import Forbidden, RequestError, Unauthorized
 from orchestrator.values import Size
@@ -140,6 +140,22 @@ def test_a_token_counts_before_the_certificate() -> None:
     for wrong in ("Bearer wrong", "Bearer", "", "Basic c2VjcmV0", "secret", "Bearer séc"):
         with pytest.raises(Unauthorized):
             identify(known, peer, wrong)
+
+
+def test_who_acts_for_a_tenant() -> None:
+    known = directory(
+        api={**TLS, "client_ca": "ca"},
+        access={"operators": {"users": ["bin"], "certificates": ["CN:boss"]}},
+        tenants={"acme": {"users": ["daemon"], "certificates": ["alice"], "groups": ["games"]}, "bolt": {"users": ["sys"]}},
+        tokens={
+            "ci": {"hash": ZEROS, "role": "tenant", "tenant": "acme"},
+            "root": {"hash": ZEROS[:-1] + "1", "role": "operator"},
+        },
+    )
+    assert all(acts_for(known, name, "acme") for name in ("daemon", "CN:alice", "token ci", "games"))
+    others = ("bin", "sys", "root", "CN:boss", "token root", "nobody", "no-such-user", "operator", "", "a\x00b")
+    assert not any(acts_for(known, name, "acme") for name in others)
+    assert not any(acts_for(directory(), name, "acme") for name in ("root", "daemon"))
 
 
 def test_the_kernel_says_who_is_at_the_other_end() -> None:
