@@ -127,6 +127,8 @@ class Api:
             return show_events(manager.events(who, after, limit), who, directory)
 
         self._read_events = read_events
+        # Reads of which each may be long: few at a time, since they keep the interpreter and memory from others.
+        self._long = Workers(4)
         self.feed = Feed(manager, read_events, self._quick)
         app = FastAPI(
             title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
@@ -155,11 +157,11 @@ class Api:
 
         @app.get("/v1/openapi.json", include_in_schema=False)
         async def openapi(_who: Who) -> Response:
-            return await _encode_apart(self._quick, app.openapi)
+            return await _encode_apart(self._long, app.openapi)
 
         @app.get("/v1/survey")
         async def survey(_who: Reader) -> Response:
-            return await _encode_apart(self._quick, lambda: survey_json(manager.survey()))
+            return await _encode_apart(self._long, lambda: survey_json(manager.survey()))
 
         @app.get("/v1/audit")
         async def proofs(who: Reader, frames: Annotated[Integer, Query(ge=0, le=10_000)] = 0) -> Response:
@@ -249,7 +251,7 @@ class Api:
     def _add_event_routes(self, app: FastAPI) -> None:
         @app.get("/v1/events")
         async def events(who: Who, after: EventId = None, limit: Annotated[Integer, Query(ge=1, le=1000)] = 1000) -> Response:
-            return await _encode_apart(self._quick, lambda: self._read_events(who, after, limit))
+            return await _encode_apart(self._long, lambda: self._read_events(who, after, limit))
 
         @app.get("/v1/events/stream")
         async def stream_events(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MAX_HELD = 16 << 20
 """Bytes of answers that one user or address has asked for and not read yet; and all together, 4 times as many."""
+
+
+_SETTLED = 2.0
+"""Seconds after which an idle connection gives way to one of a user or address that holds more than a few. Who opens others all
+the time for those that are closed would else be let in all the time, which costs more than to refuse it."""
+_REMEMBERED = 1024
 
 
 def _never_busy() -> bool:
@@ -64,10 +72,13 @@ class Shares:
         """
         count, total = len(self._holders.get(place.key, ())), len(self)
         if count >= self._each:
-            room = self._close_idle([place.key]) or (always and total < 2 * self._most)
+            room = self._close_idle([place.key], before=place.since - _SETTLED) or (
+                always and total < 2 * self._most and all(other.busy() for other in self._holders[place.key])
+            )
         elif total >= self._most:
             greater = [key for key, held in self._holders.items() if len(held) > count or key == place.key]
-            room = self._close_idle(sorted(greater, key=lambda key: -len(self._holders[key])))
+            before = math.inf if count < self._few else place.since - _SETTLED
+            room = self._close_idle(sorted(greater, key=lambda key: -len(self._holders[key])), before)
             room = room or (always and total < 2 * self._most) or (count < self._few and total < self._most + self._spare)
         else:
             room = True
@@ -102,9 +113,9 @@ class Shares:
             total -= place.held
             self._end(place)
 
-    def _close_idle(self, keys: list[str]) -> bool:
+    def _close_idle(self, keys: list[str], before: float = math.inf) -> bool:
         for key in keys:
-            idle = [place for place in self._holders[key] if not place.busy()]
+            idle = [place for place in self._holders[key] if place.since <= before and not place.busy()]
             if idle:
                 # One that has nothing left to send before one whose answer would be cut off.
                 self._end(min(idle, key=lambda place: (place.held > 0, place.since)))
@@ -114,3 +125,27 @@ class Shares:
     def _end(self, place: Place) -> None:
         self.release(place)
         place.close()
+
+
+class Pace:
+    """How soon each user or address may begin something that costs much (the generic cell rate algorithm, ITU-T I.371).
+
+    Args:
+        rate: a second, for ever.
+        burst: at once after a pause.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._step, self._burst, self._clock = 1 / rate, burst, clock
+        self._due: OrderedDict[str, float] = OrderedDict()
+
+    def reserve(self, key: str) -> float:
+        """Takes a turn; returns in how many seconds it is."""
+        now = self._clock()
+        due = max(self._due.get(key, 0.0), now) + self._step
+        self._due[key] = due
+        self._due.move_to_end(key)
+        while len(self._due) > _REMEMBERED:
+            self._due.popitem(last=False)
+        return max(0.0, due - self._burst * self._step - now)

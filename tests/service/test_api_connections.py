@@ -114,6 +114,7 @@ def test_idle_connections_lock_nobody_out(tmp_path: Path, monkeypatch: pytest.Mo
     """Nor do those of users without a role, who need only reach the socket."""
     monkeypatch.setattr(api_server, "_CONNECTIONS", 8)
     monkeypatch.setattr(api_server, "_ALL_CONNECTIONS", 24)
+    monkeypatch.setattr(api_shares, "_SETTLED", 0.0)
     settings = {
         "tenants": {"acme": {"users": ["12", "21"]}, "bolt": {"users": ["22"]}},
         "access": {"operators": {"users": ["23"]}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.api import shares as shares_module
-from orchestrator.api.shares import Place, Shares
+from orchestrator.api.shares import Pace, Place, Shares
 
 
 class Holder:
@@ -14,8 +14,8 @@ class Holder:
     def __init__(self, shares: Shares) -> None:
         self.shares, self.closed, self.now = shares, [], 0.0
 
-    def open(self, key: str, *, busy: bool = False, always: bool = False) -> Place | None:
-        self.now += 1
+    def open(self, key: str, *, busy: bool = False, always: bool = False, later: float = 1) -> Place | None:
+        self.now += later
         place = Place(key, lambda: self.closed.append(place), busy=lambda: busy, since=self.now)
         return place if self.shares.admit(place, always=always) else None
 
@@ -118,6 +118,48 @@ def test_answers_that_nobody_reads_are_bounded(holder: Holder, monkeypatch: pyte
     for key in ("b", "c", "d", "e"):
         holder.shares.hold(holder.open(key, busy=True), 90)  # type: ignore[arg-type]
     assert [place.key for place in holder.closed[2:]] == ["a"], "all together have four times as much"
+
+
+def test_one_who_opens_more_all_the_time_is_refused(holder: Holder) -> None:
+    for _ in range(4):
+        assert holder.open("a", later=0.01)
+    for _ in range(50):
+        assert holder.open("a", later=0.01) is None, "the four are as new"
+    assert holder.open("a", later=2)
+    assert len(holder.closed) == 1
+    for key in ("b", "c", "d", "e", "f", "g", "h", "i"):
+        assert holder.open(key, later=0.01), "others do not wait"
+
+
+def test_nor_do_those_who_hold_many_push_out_each_other_all_the_time(holder: Holder) -> None:
+    for key in ("a", "b"):
+        for _ in range(4):
+            assert holder.open(key, later=0.01)
+    for _ in range(2):
+        assert holder.open("c", later=0.01)
+    for _ in range(50):
+        assert holder.open("c", later=0.01) is None, "it holds two, which is not few here"
+    assert holder.closed == []
+    assert holder.open("d", later=0.01)
+    assert holder.open("c", later=2)
+    assert [place.key for place in holder.closed] == ["a", "b"]
+
+
+def test_root_has_no_more_idle_ones_than_others(holder: Holder) -> None:
+    opened = [holder.open("root", always=True, later=0.01) for _ in range(20)]
+    assert sum(map(bool, opened)) == 4
+
+
+def test_what_costs_much_is_begun_at_a_pace() -> None:
+    now = 0.0
+    pace = Pace(rate=10, burst=3, clock=lambda: now)
+    assert [round(pace.reserve("a"), 3) for _ in range(5)] == [0, 0, 0, 0.1, 0.2]
+    assert pace.reserve("b") == 0
+    now = 0.5
+    assert [round(pace.reserve("a"), 3) for _ in range(4)] == [0, 0, 0, 0.1]
+    for number in range(5000):
+        pace.reserve(f"address {number}")
+    assert len(pace._due) == 1024
 
 
 def test_room_is_made_when_descriptors_run_out(holder: Holder) -> None:
