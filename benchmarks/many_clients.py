@@ -5,7 +5,7 @@ on a Unix socket, on a fake host of 128 cores.
 
 Clients are threads of processes of their own. Prints how requests were answered; how long planning and claiming held their lock,
 how long they took with waiting for it, and how long whole requests took as the clients see them: the times under the lock say
-nothing of the time that a request waits for the event loop, a thread, or the start of the guest. Exits with 1 if anybody got an
+nothing of the time that a request waits for the event loop, a thread, or the start of the guest. Exits with 1 if a client got an
 answer that is neither what was asked for nor, to `create`, an honest "no room"; if a request got none; if something is left
 behind; or if the 99th percentile of plan and claim, under the lock, is above 10 ms.
 """

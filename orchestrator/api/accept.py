@@ -1,4 +1,4 @@
-"""Accepts connections: each is counted before anything else, a TLS handshake included, is done for it."""
+"""Accepts connections, and counts each of them before its TLS handshake starts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from orchestrator.api.shares import Pace, Place, Shares
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE = 10.0
-# Handshakes of one address: a second, and at once after a pause. Each takes the event loop 1 to 2 ms. More are begun later.
+# TLS handshakes of one address: per second, and in a burst after a pause. Each takes the event loop 1 to 2 ms. More start later.
 _RATE, _BURST = 100.0, 200
-# How many are refused, which takes some 0.05 ms, before others get their turn.
+# How many connections are refused, which takes some 0.05 ms each, before other work gets its turn.
 _IN_A_ROW = 16
 _FAREWELL = 1.0
 _PAUSE = 0.1
@@ -127,8 +127,8 @@ class Acceptor:
             early.replay(protocol)
             transport.resume_reading()
         except (OSError, asyncio.CancelledError):
-            # No TLS, none that we take, a certificate that is not believed, too slow; or it had to give way. Nothing is logged:
-            # anybody on the network can do so as often as they like.
+            # Not TLS, an unsupported version, a certificate that is not trusted, a timeout; or it gave way to another one.
+            # Nothing is logged: this needs no credentials, and a client can repeat it.
             pass
         finally:
             if not served:

@@ -1,6 +1,6 @@
-"""What a manager answers, read by its client: not more than it can be, and only what has the form that it should have.
+"""The client's reading of answers: bounded in length, and checked against the types of `shapes`.
 
-Anything may listen at an address that was mistyped. Standard library only.
+Any program may listen at an address that was mistyped. Standard library only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_problem(response: http.client.HTTPResponse) -> OrchestratorError:
     """The error that an answer stands for.
 
     Raises:
-        OrchestratorError: it is no problem document.
+        OrchestratorError: it is not a problem document.
     """
     document = _parse(response, read_content(response), MEDIA_TYPE)
     if not isinstance(document, dict):
@@ -59,7 +59,7 @@ def read_text(response: http.client.HTTPResponse) -> str:
     """The content of an answer that is text.
 
     Raises:
-        OrchestratorError: it is not in UTF-8, or is said to be something else.
+        OrchestratorError: it is not in UTF-8, or has another content type.
     """
     content = read_content(response)
     with contextlib.suppress(UnicodeDecodeError):
@@ -93,7 +93,7 @@ def read_content(response: http.client.HTTPResponse) -> bytes:
 def check_stream(response: http.client.HTTPResponse) -> None:
     """
     Raises:
-        OrchestratorError: an answer is not said to be a stream of events.
+        OrchestratorError: the content type is not that of a stream of events.
     """
     if response.headers.get_content_type() != "text/event-stream":
         raise _wrong(response)
@@ -103,7 +103,7 @@ def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse) -> Iterator
     """The events of a stream; comments and fields that we do not need are passed over.
 
     Raises:
-        OrchestratorError: what comes is no stream of events.
+        OrchestratorError: the content is not a stream of events.
     """
     data: list[str] = []
     size = 0
@@ -160,9 +160,15 @@ def _parse(response: http.client.HTTPResponse, content: bytes, media: str) -> An
 
 
 def _wrong(response: http.client.HTTPResponse) -> OrchestratorError:
-    # Not its reason: what another program says may move a terminal's cursor.
-    return OrchestratorError(f"what answers is no manager: HTTP status {response.status}", "is the address that of `nohyped`?")
+    # Without the reason phrase: another program's may move a terminal's cursor.
+    return OrchestratorError(
+        f"the program at this address did not answer as a manager does: HTTP status {response.status}",
+        "check that the address is that of `nohyped`",
+    )
 
 
 def _wrong_stream() -> OrchestratorError:
-    return OrchestratorError("what answers is no manager: it sends no events", "is the address that of `nohyped`?")
+    return OrchestratorError(
+        "the program at this address did not answer as a manager does: not a stream of events",
+        "check that the address is that of `nohyped`",
+    )

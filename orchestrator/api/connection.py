@@ -35,7 +35,7 @@ _BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
 class TooMuch(h11.RemoteProtocolError):
-    """HTTP that is right, but more of it than any request needs."""
+    """Valid HTTP, but longer or of more parts than any request needs."""
 
 
 class Parser(h11.Connection):
@@ -184,7 +184,7 @@ class Connection(H11Protocol):
             self.loop.call_later(_LOOK, self._look_for_end, connection)
 
     def _watch(self) -> None:
-        """Who has opened a connection, or begun a request, and sends nothing more, can't keep it for ever."""
+        """Closes a connection on which a request is not begun, or not completed, within ``_PATIENCE`` seconds."""
         if self._is_answering():
             self._stop_waiting()
         elif self._waiting is None:

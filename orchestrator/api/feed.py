@@ -30,7 +30,7 @@ class Feed:
 
     Args:
         manager: has the events.
-        read: reads up to so many of them after one, as somebody may see them.
+        read: reads up to a number of them after an id, as the caller may see them.
         workers: for reading them.
         heartbeat: seconds of silence after which a comment is sent, so that both sides notice a dead connection.
     """

@@ -164,7 +164,7 @@ def read_fields(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The fields that we look at, by name. How many there are, and how long, the connection has bounded.
 
     Raises:
-        RequestError: one that is no list is there twice, or Host is no host (RFC 9112 3.2).
+        RequestError: a field that is not a list is there twice, or Host is invalid (RFC 9112 3.2).
     """
     found: dict[bytes, bytes] = {}
     for name, value in fields:

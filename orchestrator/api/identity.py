@@ -167,7 +167,7 @@ def identify(directory: Directory, peer: Peer, authorization: str | None) -> Ide
 
 
 def acts_for(directory: Directory, name: str, tenant: str) -> bool:
-    """Whether somebody of this name, as it stands in the event log, acts for a tenant. May ask the host's name service."""
+    """Whether the caller whom an event names acts for a tenant. May ask the host's name service (nsswitch.conf(5))."""
     named = (*directory.users.values(), *directory.certificates.values(), *directory.tokens.values())
     if any((one.name, one.tenant) == (name, tenant) for one in named):
         return True

@@ -1,4 +1,4 @@
-"""What is written to a client: it is waited for the client to read it, but neither for ever nor at any pace."""
+"""Writing to a client that reads slowly: all of an answer is delivered, if the client keeps a minimum pace."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _LOOK = 0.05
 class Outgoing:
     """An asyncio.Transport whose ``close`` waits until all that was written was taken by the kernel.
 
-    asyncio's own waits for ever on a plain socket, and on TLS for `ssl_shutdown_timeout`, whatever is left then is lost; and it
-    counts what TLS has encrypted already as written.
+    asyncio's own ``close`` waits indefinitely on a plain socket. On TLS it waits for `ssl_shutdown_timeout` and drops the rest,
+    and its buffer size does not include what TLS has encrypted already.
 
     Args:
         transport: what the protocol writes to.
@@ -63,7 +63,7 @@ class Outgoing:
         self._raw.abort()
 
     def stop(self) -> None:
-        """The connection is lost: nothing is waited for any more."""
+        """Cancels the timers: the connection is lost."""
         for timer in (self._window, self._closer):
             if timer:
                 timer.cancel()

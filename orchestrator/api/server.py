@@ -32,8 +32,8 @@ SOCKET_GROUP = "nohype"
 # interpreter, while others compute. With 64 clients it makes the slowest of a hundred claims a quarter faster.
 _TURN = 0.001
 _GRACE = 5
-# Of one user or address, and of one listener. Each listener counts its own: anybody reaches the TLS port, and must not lock out
-# those whom the Unix socket's mode lets in. A descriptor each: all together stay far below what the unit may open.
+# Of one user or address, and of one listener. Each listener counts its own: the TLS port is open to the network, which must not
+# lock out the users of the Unix socket. A descriptor each: all together stay far below what the unit may open.
 _CONNECTIONS = 128
 _ALL_CONNECTIONS = 400
 

@@ -13,8 +13,8 @@ MAX_HELD = 16 << 20
 
 
 _SETTLED = 2.0
-"""Seconds after which an idle connection gives way to one of a user or address that holds more than a few. Who opens others all
-the time for those that are closed would else be let in all the time, which costs more than to refuse it."""
+"""Seconds for which an idle connection is kept although a user or address that holds several wants its place. A client that
+reopens all connections as they are closed would otherwise be admitted each time, which costs more than a refusal."""
 _REMEMBERED = 1024
 
 
@@ -131,8 +131,8 @@ class Pace:
     """How soon each user or address may begin something that costs much (the generic cell rate algorithm, ITU-T I.371).
 
     Args:
-        rate: a second, for ever.
-        burst: at once after a pause.
+        rate: per second, sustained.
+        burst: without a delay, after a pause.
         clock: seconds that only grow.
     """
 

@@ -209,7 +209,7 @@ def _is_no_http(error: Exception) -> bool:
 
 
 def _check_file(file: Path) -> None:
-    """OpenSSL's errors do not say which file, and it would wait for a pipe's other end for ever."""
+    """OpenSSL's errors do not name the file, and OpenSSL would wait indefinitely for the other end of a pipe."""
     try:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

@@ -15,12 +15,12 @@ _PATIENCE = 60.0
 
 
 def check_secret(path: Path) -> None:
-    """Looks whether a file can be used as a secret, as ssh does with its keys (sshkey_perm_ok in OpenSSH's authfile.c).
+    """Checks the mode of a file with a secret, as ssh does with its keys (sshkey_perm_ok in OpenSSH's authfile.c).
 
     Raises:
-        RequestError: it is not there; it is our own, and not ours alone; or every user can read it, so that it is no secret any
-            more; or others can write it, who could put their own credentials there and have us work in their name. That a group
-            can read the file of another user is that user's choice.
+        RequestError: the file does not exist; or the caller owns it and others have rights on it; or every user can read it; or
+            others can write it, who could replace the credentials by their own. That a group can read the file of another user
+            is that user's choice.
     """
     try:
         found = path.stat()

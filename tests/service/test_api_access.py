@@ -242,7 +242,7 @@ def test_without_access_and_tenants_the_socket_decides(tmp_path: Path) -> None:
         assert ask(served, EVE, "GET", "/v1/events?after=0")[1][0]["who"] == "sys"
 
 
-def test_strangers_on_the_tls_port_lock_nobody_out_of_the_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connections_on_the_tls_port_lock_out_no_user_of_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_server, "_CONNECTIONS", 4)
     monkeypatch.setattr(api_server, "_ALL_CONNECTIONS", 12)
     certificate, key = Authority(tmp_path).issue("manager", addresses=("127.0.0.1",))

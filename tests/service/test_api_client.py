@@ -1,4 +1,4 @@
-"""The client against what is no manager, or refuses: one error, whatever comes."""
+"""The client against programs that are not a manager, and managers that refuse: one error, whatever comes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GUEST: dict[str, Any] = {
 
 @contextmanager
 def answering(folder: Path, answer: Callable[[socket.socket], object]) -> Iterator[Path]:
-    """Another server on a Unix socket; it answers what it likes to each who has sent something."""
+    """Another server on a Unix socket, which gives the same answer to each request."""
     path = folder / "other.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -113,7 +113,10 @@ def test_what_is_no_manager_is_one_error(
 
 @pytest.mark.parametrize("ask", [name for name in ASKS if name not in ("delete", "clear", "follow")])
 def test_an_answer_without_content_is_no_list(tmp_path: Path, ask: str) -> None:
-    with answering(tmp_path, send(b"204 No Content")) as path, pytest.raises(OrchestratorError, match="no manager"):
+    with (
+        answering(tmp_path, send(b"204 No Content")) as path,
+        pytest.raises(OrchestratorError, match="did not answer as a manager"),
+    ):
         ASKS[ask](Client(path))
 
 

@@ -110,7 +110,9 @@ def read_all(connection: socket.socket) -> bytes:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 @pytest.mark.parametrize("holders", [{11: 1, 12: 9, 13: 9, 14: 9, 15: 9}, {0: 40}, {0: 40, 11: 40, 12: 40}], ids=str)
-def test_idle_connections_lock_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holders: dict[int, int]) -> None:
+def test_idle_connections_do_not_lock_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holders: dict[int, int]
+) -> None:
     """Nor do those of users without a role, who need only reach the socket."""
     monkeypatch.setattr(api_server, "_CONNECTIONS", 8)
     monkeypatch.setattr(api_server, "_ALL_CONNECTIONS", 24)
@@ -286,7 +288,9 @@ def test_no_more_than_a_slice_is_given_to_the_parser_at_a_time(served: Served, m
 
 
 @pytest.mark.parametrize("body", [b"x" * 70_000, b""])
-def test_the_rest_of_what_is_refused_is_not_read_for_ever(served: Served, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+def test_the_rest_of_a_refused_body_is_read_for_a_moment_only(
+    served: Served, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
     monkeypatch.setattr(api_connection, "_LINGER", 0.2)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)

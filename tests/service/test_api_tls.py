@@ -343,7 +343,9 @@ def test_what_answers_is_no_manager(nohype: Program, tmp_path: Path) -> None:
     ):
         with answering(answer, context) as number:
             said = nohype.bad("--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca)
-            assert f"what answers is no manager: HTTP status {answer.split()[1].decode()}" in said
+            assert (
+                f"the program at this address did not answer as a manager does: HTTP status {answer.split()[1].decode()}" in said
+            )
     for answer, context_ in ((b"SSH-2.0-x\r\n", None), (b"HTTP/1.1 \x1b[2J\r\n\r\n", context), (b"", context)):
         with answering(answer, context_) as number:
             assert "does not answer on https://127" in nohype.bad("--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca)

@@ -189,7 +189,7 @@ def test_a_stream_of_events_is_read() -> None:
      b"x" * (2 << 20), b"data: x\n" * 600_000],
 )  # fmt: skip
 def test_what_is_no_stream_of_events(stream: bytes) -> None:
-    with pytest.raises(OrchestratorError, match="what answers is no manager"):
+    with pytest.raises(OrchestratorError, match="the program at this address did not answer as a manager does"):
         list(parse_stream(io.BytesIO(stream)))
 
 

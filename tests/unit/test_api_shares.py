@@ -61,7 +61,7 @@ def test_none_gives_way_to_one_who_holds_as_many(holder: Holder) -> None:
     assert len(holder.shares) == 10
 
 
-def test_a_thousand_idle_ones_of_one_user_lock_nobody_out() -> None:
+def test_a_thousand_idle_ones_of_one_user_do_not_lock_others_out() -> None:
     holder = Holder(Shares(each=128, most=400))
     for _ in range(1000):
         assert holder.open("root", always=True)
@@ -105,7 +105,7 @@ def test_an_answer_that_is_unread_is_cut_off_last(holder: Holder) -> None:
     assert holder.closed == [places[1]]
 
 
-def test_answers_that_nobody_reads_are_bounded(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_answers_are_bounded(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares_module, "MAX_HELD", 100)
     places = [holder.open("a", busy=True) for _ in range(3)]
     for place in places[:2]:
