@@ -16,9 +16,10 @@ from pathlib import Path
 import click
 
 from orchestrator import __version__
+from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
 from orchestrator.api.identity import build_directory
-from orchestrator.api.server import Listener, Server, open_port
+from orchestrator.api.server import Server, open_port
 from orchestrator.audit.run import Auditor
 from orchestrator.config import DEFAULT_CONFIG, DaemonConfig, read_config
 from orchestrator.errors import OrchestratorError

@@ -18,6 +18,10 @@ from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.values import CpuSet, PciAddress, Size, parse_guest_name
 
 _MAX_CMDLINE = 1024
+_MAX_TEXT = 128
+"""Characters of a field that a parser reads: what the parser says of a wrong one repeats it."""
+_MAX_FINDINGS = 20
+_MAX_PATH = 200
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
@@ -87,7 +91,7 @@ class Placement(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     cpus: Annotated[str, Field(max_length=4096), AfterValidator(_cpus)]
-    vf: Annotated[str, AfterValidator(_pci_address)] | None = None
+    vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_pci_address)] | None = None
 
     @property
     def cpu_set(self) -> CpuSet:
@@ -119,17 +123,17 @@ class GuestRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    name: Annotated[str, AfterValidator(_name)]
+    name: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_name)]
     cores: Annotated[int, Field(ge=1, le=1024)] = 1
-    memory: Annotated[str, AfterValidator(_size)]
-    image: Annotated[str, AfterValidator(_name)]
-    address: Annotated[str, AfterValidator(_address)] | None = None
+    memory: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_size)]
+    image: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_name)]
+    address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
     cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
-    page_size: Annotated[str, AfterValidator(_size)] | None = None
+    page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_size)] | None = None
     placement: Placement | None = None
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
-    id: Annotated[str, AfterValidator(_id)] | None = None
+    id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
 
     @property
     def size(self) -> Size:
@@ -157,8 +161,12 @@ class Findings(Protocol):
 
 
 def describe(error: Findings) -> str:
-    """All findings of a validation on one line, each with the path of its field (within the body, where there is one)."""
-    return "; ".join(
-        ".".join(str(part) for part in item["loc"] if part != "body") + ": " + item["msg"].removeprefix("Value error, ")
-        for item in error.errors()
-    )
+    """The first 20 findings of a validation on one line, each with the path of its field (within the body, if there is one)."""
+    found = error.errors()
+    said = [
+        ".".join(str(part)[:_MAX_PATH] for part in item["loc"] if part != "body")[:_MAX_PATH]
+        + ": "
+        + item["msg"].removeprefix("Value error, ")
+        for item in found[:_MAX_FINDINGS]
+    ]
+    return "; ".join(said + [f"and {len(found) - _MAX_FINDINGS} more"] * (len(found) > _MAX_FINDINGS))

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
 from orchestrator.api.client import Client
 from orchestrator.api.feed import Feed
 from orchestrator.api.identity import build_directory
-from orchestrator.api.server import Listener, Server, open_port, open_socket
+from orchestrator.api.server import Server, open_port, open_socket
 from orchestrator.config import DaemonConfig
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle.manager import SystemManager
@@ -118,11 +119,22 @@ class Authority:
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, name: str, *, addresses: tuple[str, ...] = (), uri: str = "", hours: int = 1, pass_phrase: bytes = b""
+        self,
+        name: str,
+        *,
+        addresses: tuple[str, ...] = (),
+        uri: str = "",
+        hours: int = 1,
+        pass_phrase: bytes = b"",
+        title: x509.ObjectIdentifier = NameOID.COMMON_NAME,
     ) -> tuple[Path, Path]:
-        """A certificate for a common name, valid for so long from now on; returns the files of certificate and key."""
+        """A certificate for a common name, valid for so long from now on; returns the files of certificate and key.
+
+        Args:
+            title: the kind of name, instead of a common name.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        subject = x509.Name([x509.NameAttribute(title, name)])
         others: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
         others += [x509.UniformResourceIdentifier(uri)] if uri else []
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())

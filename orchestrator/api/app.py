@@ -4,42 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrator import __version__
 from orchestrator.access import Identity, Role
-from orchestrator.api.body import ClientGone
-from orchestrator.api.fast import Body, Depends, FastAPI, Header, Path, Query, Request, RequestValidationError
+from orchestrator.api import shapes
+from orchestrator.api.error_answers import add_error_handlers
+from orchestrator.api.fast import Body, Depends, FastAPI, Header, Path, Query, Request
 from orchestrator.api.feed import Feed
-from orchestrator.api.fields import IfMatch, refuse_more
+from orchestrator.api.fields import Boolean, IfMatch, Integer, Number, refuse_more
 from orchestrator.api.guard import Guard, HeadAsGet
 from orchestrator.api.identity import Directory
-from orchestrator.api.manager import Manager, View, event_json, quarantined_json
+from orchestrator.api.manager import Manager, View, quarantined_json, show_events
 from orchestrator.api.openapi import build_document
-from orchestrator.api.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
-from orchestrator.api.waits import FOREVER, Kinds, answer_nobody, may_last, while_there
+from orchestrator.api.waits import FOREVER, Kinds, may_last, while_there
 from orchestrator.api.work import Workers, WorkersOfEach
 from orchestrator.config import LimitConfig
-from orchestrator.errors import Forbidden, NotFound, OrchestratorError, RequestError, Stale
+from orchestrator.errors import Forbidden, NotFound, RequestError, Stale
 from orchestrator.proof import Proof
-from orchestrator.request import GuestRequest, as_value_error, describe
+from orchestrator.request import GuestRequest, as_value_error
 from orchestrator.topology import Topology
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size, parse_guest_name
-
-_log = logging.getLogger(__name__)
 
 _HOUR = 3600
 # Seconds that the end of a guest and its start take at most, beside its own time: pages that come back, a NIC's reset.
 _CLEANING, _STARTING = 30.0, 120.0
 _MAX_ID = (1 << 63) - 1
-_LONGEST_DETAIL = 2000
 _STREAM = "text/event-stream"
 
 Timeout = Annotated[float, Field(gt=0, le=_HOUR)]
@@ -48,9 +44,9 @@ Name = Annotated[
     AfterValidator(lambda text: as_value_error(lambda: parse_guest_name(text))),
     Path(description="The guest's name.", json_schema_extra={"pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"}),
 ]
-EventId = Annotated[int | None, Query(ge=0, le=_MAX_ID, description="Only events with ids above this one.")]
-Force = Annotated[bool, Query(description="Give it free even if it is still not clean: the operator has seen to it.")]
-WaitQuery = Annotated[float, Query(gt=0, le=_HOUR, description="Seconds.")]
+EventId = Annotated[Integer | None, Query(ge=0, le=_MAX_ID, description="Only events with ids above this one.")]
+Force = Annotated[Boolean, Query(description="Give it free even if it is still not clean: the operator has seen to it.")]
+WaitQuery = Annotated[Number, Query(gt=0, le=_HOUR, description="Seconds.")]
 
 
 class Tell(BaseModel):
@@ -130,23 +126,26 @@ class Api:
         # waits on a console takes no thread.
         self._quick, self._changes, self._ends = WorkersOfEach(32), WorkersOfEach(64), WorkersOfEach(64)
         self._audits = WorkersOfEach(2)
-        self.feed = Feed(manager, Workers(32))
+
+        def read_events(who: Identity, after: int | None, limit: int) -> list[shapes.Event]:
+            return show_events(manager.events(who, after, limit), who, directory)
+
+        self._read_events = read_events
+        # Reads of which each may be long: few at a time, since they keep the interpreter and memory from others.
+        self._long = WorkersOfEach(4)
+        self.feed = Feed(manager, read_events, Workers(32))
         app = FastAPI(
             title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
-            openapi_url="/v1/openapi.json", generate_unique_id_function=lambda route: route.name,
+            openapi_url=None, generate_unique_id_function=lambda route: route.name,
             dependencies=[Depends(refuse_more)],
         )  # fmt: skip
         app.openapi = lambda: build_document(app)  # type: ignore[method-assign]
         app.add_middleware(HeadAsGet)
-        app.add_exception_handler(OrchestratorError, _answer_error)
-        app.add_exception_handler(RequestValidationError, _answer_invalid)
-        app.add_exception_handler(HTTPException, _answer_http)
-        app.add_exception_handler(Exception, _answer_fault)
-        app.add_exception_handler(ClientGone, answer_nobody)
+        add_error_handlers(app)
         self._add_host_routes(app, manager, audit, metrics)
         self._add_guest_routes(app, manager)
         self._add_change_routes(app, manager)
-        self._add_event_routes(app, manager)
+        self._add_event_routes(app)
         self.app = Guard(app, directory, limits or LimitConfig(), Kinds(app.routes))
 
     def _add_host_routes(
@@ -160,18 +159,24 @@ class Api:
         async def version(_who: Who) -> Response:
             return JSONResponse({"version": __version__})
 
+        @app.get("/v1/openapi.json", include_in_schema=False)
+        async def openapi(who: Who) -> Response:
+            return await _encode_apart(self._long, who, app.openapi)
+
         @app.get("/v1/survey")
         async def survey(who: Reader) -> Response:
-            topology = await self._quick.run(who, manager.survey)
-            findings = _plain(await self._quick.run(who, manager.compare, topology))
-            return JSONResponse({**survey_json(topology), "findings": findings})
+            def read() -> dict[str, Any]:
+                topology = manager.survey()
+                return {**survey_json(topology), "findings": _plain(manager.compare(topology))}
+
+            return await _encode_apart(self._long, who, read)
 
         @app.get("/v1/audit")
-        async def proofs(request: Request, who: Reader, frames: Annotated[int, Query(ge=0, le=10_000)] = 0) -> Response:
+        async def proofs(request: Request, who: Reader, frames: Annotated[Integer, Query(ge=0, le=10_000)] = 0) -> Response:
             if frames and who.role is not Role.OPERATOR:
                 raise Forbidden(f"{who.name} may not make guests send frames", "leave out frames")
-            measured = await while_there(request.receive, self._audits.run(who, audit, frames))
-            return JSONResponse([proof.to_json() for proof in measured])
+            measured = _encode_apart(self._audits, who, lambda: [proof.to_json() for proof in audit(frames)])
+            return await while_there(request.receive, measured)
 
         @app.get("/v1/metrics")
         async def read_metrics(who: Reader) -> Response:
@@ -182,7 +187,7 @@ class Api:
 
         @app.get("/v1/quarantine")
         async def quarantined(who: Reader) -> Response:
-            return JSONResponse([quarantined_json(one) for one in await self._quick.run(who, manager.quarantined, who)])
+            return await _encode_apart(self._quick, who, lambda: [quarantined_json(one) for one in manager.quarantined(who)])
 
         @app.delete("/v1/quarantine/{name}", status_code=204)
         async def clear_quarantine(who: Operator, name: Name, *, force: Force = False) -> Response:
@@ -192,7 +197,7 @@ class Api:
     def _add_guest_routes(self, app: FastAPI, manager: Manager) -> None:
         @app.get("/v1/guests")
         async def guests(who: Who) -> Response:
-            return JSONResponse([guest.to_json() for guest in await self._quick.run(who, manager.guests, who)])
+            return await _encode_apart(self._quick, who, lambda: [guest.to_json() for guest in manager.guests(who)])
 
         @app.post("/v1/guests", status_code=201)
         async def create(who: Changer, request: GuestRequest) -> Response:
@@ -258,10 +263,10 @@ class Api:
             version = await expected(who, name, if_match)
             return _show(await self._changes.run(who, manager.restart, who, name, body.timeout, version))
 
-    def _add_event_routes(self, app: FastAPI, manager: Manager) -> None:
+    def _add_event_routes(self, app: FastAPI) -> None:
         @app.get("/v1/events")
-        async def events(who: Who, after: EventId = None, limit: Annotated[int, Query(ge=1, le=1000)] = 1000) -> Response:
-            return JSONResponse([event_json(event) for event in await self._quick.run(who, manager.events, who, after, limit)])
+        async def events(who: Who, after: EventId = None, limit: Annotated[Integer, Query(ge=1, le=1000)] = 1000) -> Response:
+            return await _encode_apart(self._long, who, lambda: self._read_events(who, after, limit))
 
         @app.get("/v1/events/stream")
         async def stream_events(
@@ -294,58 +299,12 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
+async def _encode_apart(workers: WorkersOfEach, who: Identity, read: Callable[[], Any]) -> Response:
+    """What is read, as JSON. It is encoded in the worker's thread too: with thousands of entries the event loop would serve no
+    one else meanwhile."""
+    content = await workers.run(who, lambda: json.dumps(read(), separators=(",", ":")).encode())
+    return Response(content, media_type="application/json")
+
+
 def _show(view: View, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse(view.to_json(), status, {"ETag": f'"{view.version}"', **(headers or {})})
-
-
-def _problem(error: OrchestratorError, headers: dict[str, str] | None = None) -> JSONResponse:
-    problem = build_problem(error)
-    return JSONResponse(problem, int(str(problem["status"])), {**build_headers(error), **(headers or {})}, MEDIA_TYPE)
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, OrchestratorError)
-    answer = _problem(error)
-    if answer.status_code >= 500:
-        _log.error("%s %s: %s", request.method, request.url.path, error)
-        if request.state.who.role is Role.TENANT:
-            # What the kernel or libvirt said may name other guests.
-            hidden = OrchestratorError("the host could not do this", "its operator's log says why")
-            hidden.code = error.code
-            return _problem(hidden)
-    return answer
-
-
-async def _answer_invalid(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    # Names of fields come from the client: what could move a terminal's cursor is shown as it would be written.
-    said = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in describe(error)[:_LONGEST_DETAIL])
-    return _problem(RequestError("the request is wrong: " + said))
-
-
-async def _answer_http(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: a path that is not there, or that can't be asked this way."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path[:200]
-    if error.status_code == 404:
-        return _problem(NotFound(f"there is nothing at {path!r}", "GET /v1/openapi.json lists what there is"))
-    if error.status_code == 405:
-        methods = sorted(find_methods(request.app, request.scope["path"]))
-        wrong = WrongMethod(f"{path} can't be asked with {request.method[:20]}", f"use {' or '.join(methods)}")
-        return _problem(wrong, {"Allow": ", ".join(methods)})
-    if error.status_code == 400:
-        return _problem(RequestError(f"the request is wrong: {error.detail}"))
-    _log.error("%s %s: %s", request.method, path, error.detail)
-    return _problem(InternalError())
-
-
-async def _answer_fault(_request: Request, _error: Exception) -> Response:
-    """A fault of ours; the framework raises it again afterwards, and the guard logs it."""
-    return _problem(InternalError())
-
-
-def find_methods(app: FastAPI, path: str) -> frozenset[str]:
-    """The methods with which a path can be asked; each is a route of its own, and the framework names those of the first only."""
-    routes = [route for route in app.routes if (regex := getattr(route, "path_regex", None)) and regex.match(path)]
-    methods = frozenset(method for route in routes for method in getattr(route, "methods", None) or ())
-    return methods | {"HEAD"} if "GET" in methods else methods

@@ -16,7 +16,13 @@ from orchestrator.errors import RequestError, TooLarge
 
 _ARRIVES = 30.0
 # Possessive, and a string need not end: each character is looked at once, whatever is sent.
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+\\?"?|[\[{]|[\]}]|,', re.DOTALL)
+_MAX_ELEMENTS = 512
+"""Strings, lists, objects and commas in one body. A request for a guest has some 40; three more can cost an error message."""
+_MAX_DIGITS = 40
+_CODINGS = ("", "identity")
+_CHARSETS = ("", "utf-8")
+_MAX_MEDIA_TYPE = 200
 
 
 class ClientGone(Exception):
@@ -57,21 +63,38 @@ async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
         raise RequestError(f"the request's body did not arrive within {_ARRIVES:g} s") from None
 
 
-def check_json(body: bytes, media_type: str, nesting: int) -> None:
-    """Refuses what programs read in different ways, or can't read at all.
+def check_media_type(media_type: str, coding: str) -> None:
+    """Refuses a body that would have to be decoded before it is JSON in UTF-8.
+
+    Args:
+        media_type: the Content-Type field.
+        coding: the Content-Encoding field.
 
     Raises:
-        WrongMedia: it is not said to be JSON.
-        RequestError: no UTF-8, no JSON, a name twice in one object, NaN, infinity, half a surrogate pair (RFC 8259 4, 6, 8.2).
-        TooLarge: nested more deeply than ``nesting``.
+        WrongMedia: the body is not JSON, is in another charset, or is compressed (RFC 9110 8.4, 15.5.16).
     """
-    if media_type.partition(";")[0].strip().lower() != "application/json":
+    if coding.strip().lower() not in _CODINGS:
+        raise WrongMedia(f"the Content-Encoding {coding[:80]!r} is not supported", "send the body without Content-Encoding")
+    kind, *parameters = media_type.split(";")
+    if kind.strip().lower() != "application/json" or len(media_type) > _MAX_MEDIA_TYPE:
         raise WrongMedia(f"the body is said to be {media_type[:80] or 'of no type'!r}", "send Content-Type: application/json")
+    for name, _, value in (parameter.strip().partition("=") for parameter in parameters):
+        if name.strip().lower() == "charset" and value.strip(' \t"').lower() not in _CHARSETS:
+            raise WrongMedia(f"the charset {value[:80]!r} is not supported", "send UTF-8, which is the only charset of JSON")
+
+
+def check_json(body: bytes, nesting: int) -> None:
+    """Refuses what programs read in different ways, or can't read at all, and what takes long to read.
+
+    Raises:
+        RequestError: no UTF-8, no JSON, a name twice in one object, NaN, infinity, half a surrogate pair (RFC 8259 4, 6, 8.2).
+        TooLarge: nested more deeply than ``nesting``, or more elements than any request needs.
+    """
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8: byte {error.start} is wrong") from None
-    _check_nesting(text, nesting)
+    _check_structure(text, nesting)
     try:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
@@ -83,13 +106,22 @@ def check_json(body: bytes, media_type: str, nesting: int) -> None:
         raise RequestError("the body holds half a surrogate pair, which is no character") from None
 
 
-def _check_nesting(text: str, limit: int) -> None:
-    depth = 0
+def _check_structure(text: str, nesting: int) -> None:
+    """Before anything is built of it. Stops at the first sign that is too many."""
+    depth, elements = 0, 0
     for token in _TOKEN.finditer(text):
         sign = token[0]
-        depth += (sign in "[{") - (sign in "]}")
-        if depth > limit:
-            raise TooLarge(f"the body is nested more than {limit} levels deep", "no request needs so many")
+        if sign in "[{":
+            depth += 1
+        elif sign in "]}":
+            depth -= 1
+            continue
+        # Numbers have no token of their own: a comma stands between two.
+        elements += 1
+        if depth > nesting:
+            raise TooLarge(f"the body is nested more than {nesting} levels deep", "no request needs so many")
+        if elements > _MAX_ELEMENTS:
+            raise TooLarge(f"the body has more than {_MAX_ELEMENTS} elements", "no request needs so many")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -106,6 +138,8 @@ def _no_constant(text: str) -> NoReturn:
 
 
 def _finite(text: str) -> float:
+    if len(text) > _MAX_DIGITS:
+        raise RequestError(f"the body holds a number with too many digits: {text[:_MAX_DIGITS]}...")
     number = float(text)
     if not math.isfinite(number):
         raise RequestError(f"the body holds a number that is too large: {text[:40]}")

@@ -18,17 +18,18 @@ import contextlib
 import http.client
 import json
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from orchestrator.api import shapes
-from orchestrator.api.problems import MEDIA_TYPE, parse_problem
-from orchestrator.api.transport import TlsConnection, UnixConnection, Unreachable, build_context, explain, parse_url
-from orchestrator.errors import LedgerError, OrchestratorError, RequestError, TooMany
+from orchestrator.api.answers import check_stream, parse_stream, read_answer, read_problem, read_text
+from orchestrator.api.transport import TlsConnection, UnixConnection, Unreachable, build_context, explain, is_alert, parse_url
+from orchestrator.errors import LedgerError, RequestError, TooMany
 
 _QUICK = 120.0
 _SLOW = 10.0
@@ -75,21 +76,21 @@ class Client:
 
     def version(self) -> str:
         """The manager's version."""
-        return str(self._ask("GET", "/v1/version")["version"])
+        return str(self._ask(shapes.Version, "GET", "/v1/version")["version"])
 
     def survey(self) -> shapes.Survey:
         """What the host has. Raises Forbidden for tenants."""
-        found: shapes.Survey = self._ask("GET", "/v1/survey")
+        found: shapes.Survey = self._ask(shapes.Survey, "GET", "/v1/survey")
         return found
 
     def guests(self) -> list[shapes.Guest]:
         """All guests that the caller may see."""
-        found: list[shapes.Guest] = self._ask("GET", "/v1/guests")
+        found: list[shapes.Guest] = self._ask(list[shapes.Guest], "GET", "/v1/guests")
         return found
 
     def guest(self, name: str) -> shapes.Guest:
         """One guest. Raises NotFound if there is none, or it is another tenant's."""
-        found: shapes.Guest = self._ask("GET", _path(name))
+        found: shapes.Guest = self._ask(shapes.Guest, "GET", _path(name))
         return found
 
     def plan(self, request: Mapping[str, object]) -> shapes.Guest:
@@ -101,7 +102,7 @@ class Client:
             Conflict: the name is taken.
             NoRoom, QuotaExceeded: ``reasons`` says why each candidate was refused.
         """
-        planned: shapes.Guest = self._ask("POST", "/v1/plans", request)
+        planned: shapes.Guest = self._ask(shapes.Guest, "POST", "/v1/plans", request)
         return planned
 
     def create(self, request: Mapping[str, object], *, timeout: float = 600.0) -> shapes.Guest:
@@ -113,7 +114,7 @@ class Client:
             RequestError, NotFound, Conflict, NoRoom, QuotaExceeded: as ``plan``.
             HostError, HypervisorError, GuestError: it could not be started; all is as before.
         """
-        made: shapes.Guest = self._ask("POST", "/v1/guests", request, timeout)
+        made: shapes.Guest = self._ask(shapes.Guest, "POST", "/v1/guests", request, timeout)
         return made
 
     def start(self, name: str, *, version: int | None = None, timeout: float = 600.0) -> shapes.Guest:
@@ -148,21 +149,21 @@ class Client:
 
     def delete(self, name: str, *, version: int | None = None) -> None:
         """Ends a guest at once if it runs, and gives back what it had. Raises as ``stop`` does."""
-        self._ask("DELETE", _path(name), timeout=_QUICK, headers=_if_match(version))
+        self._ask(None, "DELETE", _path(name), timeout=_QUICK, headers=_if_match(version))
 
     def wait_ready(self, name: str, timeout: float) -> str:
         """Waits (seconds) for the guest's word that it is ready; returns that line. Raises NotFound, GuestError."""
         query = urlencode({"timeout": timeout})
-        return str(self._ask("GET", f"{_path(name)}/ready?{query}", timeout=timeout + _MARGIN)["line"])
+        return str(self._ask(shapes.Ready, "GET", f"{_path(name)}/ready?{query}", timeout=timeout + _MARGIN)["line"])
 
     def tell(self, name: str, line: str, timeout: float) -> str:
         """Types a line on the guest's console; returns its answer. Raises NotFound, GuestError."""
         body = {"line": line, "timeout": timeout}
-        return str(self._ask("POST", f"{_path(name)}/tell", body, timeout + _MARGIN)["answer"])
+        return str(self._ask(shapes.Answer, "POST", f"{_path(name)}/tell", body, timeout + _MARGIN)["answer"])
 
     def quarantined(self) -> list[shapes.Quarantined]:
         """The guests whose things could not be verified clean. Raises Forbidden for tenants."""
-        found: list[shapes.Quarantined] = self._ask("GET", "/v1/quarantine")
+        found: list[shapes.Quarantined] = self._ask(list[shapes.Quarantined], "GET", "/v1/quarantine")
         return found
 
     def clear_quarantine(self, name: str, *, force: bool = False) -> None:
@@ -176,7 +177,7 @@ class Client:
             NotFound: no such guest is in quarantine.
             Conflict: it is still not clean.
         """
-        self._ask("DELETE", f"/v1/quarantine/{quote(name, safe='')}?{urlencode({'force': str(force).lower()})}")
+        self._ask(None, "DELETE", f"/v1/quarantine/{quote(name, safe='')}?{urlencode({'force': str(force).lower()})}")
 
     def audit(self, frames: int) -> list[shapes.Proof]:
         """All proofs, measured now. Raises Forbidden for tenants.
@@ -184,13 +185,13 @@ class Client:
         Args:
             frames: how many to send from guest to guest for `vepa`; only operators may ask for more than 0.
         """
-        proofs: list[shapes.Proof] = self._ask("GET", f"/v1/audit?{urlencode({'frames': frames})}", timeout=_AUDIT)
+        proofs: list[shapes.Proof] = self._ask(list[shapes.Proof], "GET", f"/v1/audit?frames={frames:d}", timeout=_AUDIT)
         return proofs
 
     def events(self, after: int | None = None, limit: int = 1000) -> list[shapes.Event]:
         """Up to ``limit`` events with ids above ``after``, oldest first; None for the newest. Only those the caller may see."""
         query = {"limit": limit} if after is None else {"limit": limit, "after": after}
-        found: list[shapes.Event] = self._ask("GET", f"/v1/events?{urlencode(query)}")
+        found: list[shapes.Event] = self._ask(list[shapes.Event], "GET", f"/v1/events?{urlencode(query)}")
         return found
 
     def follow(self, after: int | None = None) -> Iterator[shapes.Event]:
@@ -211,8 +212,9 @@ class Client:
             pause = _PAUSE
             try:
                 with self._open("GET", "/v1/events/stream", None, {"Last-Event-ID": str(after)}, _SILENCE) as response:
+                    check_stream(response)
                     reached = True
-                    for event in _parse_stream(response):
+                    for event in parse_stream(response):
                         after = event["id"]
                         yield event
             except (Unreachable, TooMany, LedgerError, OSError, http.client.HTTPException) as error:
@@ -225,20 +227,21 @@ class Client:
     def metrics(self) -> str:
         """What Prometheus reads. Raises NotFound without metrics, Forbidden for tenants."""
         with self._open("GET", "/v1/metrics", None, {}, _QUICK) as response:
-            return response.read().decode()
+            return read_text(response)
 
     def _change(
         self, name: str, what: str, version: int | None, timeout: float, body: Mapping[str, object] | None = None
     ) -> shapes.Guest:
-        changed: shapes.Guest = self._ask("POST", f"{_path(name)}/{what}", body, timeout, _if_match(version))
+        changed: shapes.Guest = self._ask(shapes.Guest, "POST", f"{_path(name)}/{what}", body, timeout, _if_match(version))
         return changed
 
     def _ask(
-        self, method: str, target: str, body: object = None, timeout: float = _QUICK, headers: Mapping[str, str] | None = None
-    ) -> Any:
+        self, kind: Any, method: str, target: str, body: object = None, timeout: float = _QUICK,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:  # fmt: skip
+        """The answer, which must be of a type of `shapes`; None: without content."""
         with self._open(method, target, body, headers or {}, timeout) as response:
-            content = response.read()
-            return _parse_json(response, content, "application/json") if content else None
+            return read_answer(response, kind)
 
     @contextlib.contextmanager
     def _open(
@@ -252,20 +255,19 @@ class Client:
             fields["Content-Type"] = "application/json"
         if self._token:
             fields["Authorization"] = f"Bearer {self._token}"
+        connected = False
         try:
             if timer:
                 timer.daemon = True
                 timer.start()
-            try:
-                connection.request(method, target, None if body is None else json.dumps(body), fields)
-            except BrokenPipeError:
-                pass  # it refuses before it has read all: the answer says why
-            response = connection.getresponse()
+            connection.connect()
+            connected = True
+            response = _exchange(connection, method, target, None if body is None else json.dumps(body), fields)
             if response.status >= 300:
-                raise _read_problem(response)
+                raise read_problem(response)
             yield response
         except (OSError, http.client.HTTPException) as error:
-            raise explain(self._where, error) from None
+            raise explain(self._where, error, connected=connected) from None
         finally:
             if timer:
                 timer.cancel()
@@ -277,31 +279,27 @@ class Client:
         return TlsConnection(self._address, self._tls, timeout)
 
 
-def _read_problem(response: http.client.HTTPResponse) -> OrchestratorError:
-    document = _parse_json(response, response.read(), MEDIA_TYPE)
-    return parse_problem(document if isinstance(document, dict) else {})
+def _exchange(
+    connection: http.client.HTTPConnection, method: str, target: str, body: str | None, fields: Mapping[str, str]
+) -> http.client.HTTPResponse:
+    """Sends a request on a connection, and returns the head of the answer.
 
-
-def _parse_json(response: http.client.HTTPResponse, content: bytes, media: str) -> Any:
-    """The content of an answer, if it is what a manager answers: anything may listen at an address that was mistyped."""
-    with contextlib.suppress(ValueError):
-        if response.headers.get_content_type() == media:
-            return json.loads(content)
-    # Not its reason: what a stranger says may move a terminal's cursor.
-    raise OrchestratorError(f"what answers is no manager: HTTP status {response.status}", "is the address that of `nohyped`?")
-
-
-def _parse_stream(lines: IO[bytes] | http.client.HTTPResponse) -> Iterator[shapes.Event]:
-    """The events of a stream; comments and fields that we do not need are passed over."""
-    data: list[str] = []
-    for line in lines:
-        name, _, value = line.decode().rstrip("\n").partition(":")
-        if name == "data":
-            data.append(value.removeprefix(" "))
-        elif not name and not value and data:
-            event: shapes.Event = json.loads("\n".join(data))
-            data = []
-            yield event
+    Who refuses before all is read closes the connection: writing fails then, and what was said before that is still to be read.
+    It is an answer, or TLS's alert: since TLS 1.3 a client certificate is refused after the client's handshake is over.
+    """
+    failed: OSError | None = None
+    try:
+        connection.request(method, target, body, dict(fields))
+    except (BrokenPipeError, ConnectionResetError, ssl.SSLError) as error:
+        failed = error
+    try:
+        return connection.getresponse()
+    except ssl.SSLError as error:
+        raise (error if failed is None or is_alert(error) else failed) from None
+    except (OSError, http.client.HTTPException):
+        if failed is None:
+            raise
+        raise failed from None
 
 
 def _path(name: str) -> str:

@@ -7,10 +7,11 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from orchestrator.access import MANAGER, Identity
-from orchestrator.api.manager import Event, Manager, event_json
+from orchestrator.api import shapes
+from orchestrator.api.manager import Manager
 from orchestrator.api.work import Workers
 from orchestrator.errors import OrchestratorError
 
@@ -29,12 +30,19 @@ class Feed:
 
     Args:
         manager: has the events.
+        read: reads up to a number of them after an id, as the caller may see them.
         workers: for reading them.
         heartbeat: seconds of silence after which a comment is sent, so that both sides notice a dead connection.
     """
 
-    def __init__(self, manager: Manager, workers: Workers, heartbeat: float = _HEARTBEAT) -> None:
-        self._manager, self._workers, self._heartbeat = manager, workers, heartbeat
+    def __init__(
+        self,
+        manager: Manager,
+        read: Callable[[Identity, int | None, int], Sequence[shapes.Event]],
+        workers: Workers,
+        heartbeat: float = _HEARTBEAT,
+    ) -> None:
+        self._manager, self._read, self._workers, self._heartbeat = manager, read, workers, heartbeat
         self._changed = asyncio.Event()
         self._watchers = 0
         self._thread: threading.Thread | None = None
@@ -59,9 +67,9 @@ class Feed:
             yield b": events follow\n\n"
             while not self._closed:
                 changed = self._changed  # before reading: what comes in between is not missed
-                events = await self._workers.run(self._manager.events, who, seen, _BATCH)
+                events = await self._workers.run(self._read, who, seen, _BATCH)
                 for event in events:
-                    seen = event.id
+                    seen = event["id"]
                     yield format_event(event)
                 if not events and not await _within(changed, self._heartbeat):
                     yield b": still here\n\n"
@@ -105,9 +113,9 @@ class Feed:
             self._start(seen)
 
 
-def format_event(event: Event) -> bytes:
+def format_event(event: shapes.Event) -> bytes:
     """One event on the wire. Its data is JSON on one line."""
-    return f"id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(event_json(event))}\n\n".encode()
+    return f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n".encode()
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""What a request may carry beside its JSON: If-Match, and nothing that its route does not know.
+"""What a request may carry beside its JSON: If-Match, numbers in the query, and nothing that its route does not know.
 
 What is not known would be ignored in silence: `DELETE` with `{"dry_run": true}` would delete.
 """
@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from typing import Annotated, Any
 
+from pydantic import BeforeValidator
+
 from orchestrator.api.fast import Depends, Header, Request
 from orchestrator.errors import RequestError
 
@@ -17,9 +19,13 @@ _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
 # As we write them: a tag is compared sign by sign (RFC 9110 8.8.3.2), "03" is another than "3".
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _SHOWN = 80
+_MAX_IF_MATCH = 1000
+# JSON's grammar (RFC 8259 6): pydantic also takes "1_0", " 1 ", "+5", "1.0" for a whole number, and "nan".
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,3})?")
 
 _IfMatchField = Annotated[
-    str | None, Header(description='Only if the guest\'s ETag is still this one: "7". `*` is any.', max_length=200)
+    str | None, Header(description='Only if the guest\'s ETag is still this one: "7". `*` is any.', max_length=_MAX_IF_MATCH)
 ]
 
 
@@ -43,8 +49,34 @@ def parse_if_match(field: str | None) -> frozenset[int] | None:
 
 async def _read_if_match(request: Request, if_match: _IfMatchField = None) -> frozenset[int] | None:
     """Several lines are one list (RFC 9110 5.3); the framework gives the first, and describes the field."""
-    return parse_if_match(None if if_match is None else ", ".join(request.headers.getlist("if-match")))
+    field = None if if_match is None else ", ".join(request.headers.getlist("if-match"))
+    if field and len(field) > _MAX_IF_MATCH:
+        raise RequestError(f"If-Match is longer than {_MAX_IF_MATCH} characters", "name fewer versions")
+    return parse_if_match(field)
 
+
+def _check_integer(value: object) -> object:
+    if isinstance(value, str) and not _INTEGER.fullmatch(value):
+        raise ValueError("not a whole number in decimal digits, such as 0 or 25")
+    return value
+
+
+def _check_number(value: object) -> object:
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise ValueError("not a number in decimal digits, such as 2 or 0.5")
+    return value
+
+
+def _check_boolean(value: object) -> object:
+    if isinstance(value, str) and value not in ("true", "false"):
+        raise ValueError("not true or false")
+    return value
+
+
+# Numbers and booleans of a query, each in one spelling.
+Integer = Annotated[int, BeforeValidator(_check_integer)]
+Number = Annotated[float, BeforeValidator(_check_number)]
+Boolean = Annotated[bool, BeforeValidator(_check_boolean)]
 
 IfMatch = Annotated[frozenset[int] | None, Depends(_read_if_match)]
 

@@ -5,28 +5,40 @@ Plain ASGI. It also answers for faults of our own, so that whatever goes wrong, 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.access import Identity, Role
-from orchestrator.api.body import ClientGone, check_json, read_body
+from orchestrator.api.body import ClientGone, check_json, check_media_type, read_body
 from orchestrator.api.identity import Directory, Peer, identify
 from orchestrator.api.limits import Kind, Turn, Turns, name_client
 from orchestrator.api.problems import MEDIA_TYPE, CrossSite, InternalError, build_headers, build_problem
 from orchestrator.api.waits import Kinds
 from orchestrator.config import LimitConfig
-from orchestrator.errors import Forbidden, OrchestratorError, RequestError, Unauthorized
+from orchestrator.errors import Forbidden, OrchestratorError, RequestError, TooMany, Unauthorized
 
 _log = logging.getLogger(__name__)
 
 _SAFE = ("GET", "HEAD")
 _ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
+# RFC 3986 3.2.2, 3.2.3; without user and password, which have no place there (RFC 9110 7.2).
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_APP_READS = (b"host", b"content-type", b"if-match", b"last-event-id")
+"""The fields that the application reads. The framework would parse others in full, such as cookies."""
+_LISTS = (b"if-match",)
+"""Fields of which several lines are one list (RFC 9110 5.3). Of any other one a program takes the first line, or the last."""
+_CHECKED = frozenset({*_APP_READS, b"authorization", b"content-encoding", b"content-length", b"origin", b"sec-fetch-site"})
+_MAX_QUERY = 16
+_HELD = 1.0
+"""Seconds for which the answer "too many requests" is held back, so that a connection gets no more than one of them a second."""
+_PIECE = 64 << 10
 
 
 class Guard:
@@ -47,11 +59,14 @@ class Guard:
         """Answers one request (ASGI)."""
         if scope["type"] != "http":
             return
-        answer = _Answer(send)
+        answer = _Answer(send, scope["state"]["hold"])
         try:
             await self._serve(scope, receive, answer)
         except ClientGone:
             pass
+        except TooMany as error:
+            await asyncio.sleep(_HELD)
+            await answer.send_problem(error)
         except OrchestratorError as error:
             await answer.send_problem(error)
         except Exception:
@@ -63,20 +78,29 @@ class Guard:
             await answer.send_problem(InternalError())
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        headers = dict(scope["headers"])
-        who = self._identify(scope["state"]["peer"], headers.get(b"authorization"))
+        peer = scope["state"]["peer"]
+        headers = self._read_fields(peer, scope["headers"])
+        who = self._identify(peer, headers.get(b"authorization"))
         scope = _as_origin_form(scope)
         with self._turn(who, self._kinds.find(scope["method"], scope["path"])) as turn:
             _check_site(scope["method"], headers)
-            if b"%2f" in scope["raw_path"].lower():
-                # The server has decoded it: it would count as a slash that parts names.
-                raise RequestError("a name can't hold a slash", "leave out the %2F")
+            _check_target(scope)
             length = headers.get(b"content-length", b"").decode("ascii", "replace") or None
             body = await read_body(receive, length, self._limits.body_bytes)
             if body:
-                check_json(body, headers.get(b"content-type", b"").decode("latin-1"), self._limits.nesting)
-            scope = {**scope, "state": {**scope["state"], "who": who, "turn": turn}}
+                check_media_type(*(headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding")))
+                check_json(body, self._limits.nesting)
+            fields = [(name, value) for name, value in scope["headers"] if name in _APP_READS]
+            scope = {**scope, "headers": fields, "state": {"peer": peer, "who": who, "turn": turn}}
             await self._app(scope, _replay(body, receive), answer.send)
+
+    def _read_fields(self, peer: Peer, fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+        """Before it is known who asks: of two Authorization fields either could be meant."""
+        try:
+            return read_fields(fields)
+        except RequestError:
+            self._turns.charge(peer.key)
+            raise
 
     def _identify(self, peer: Peer, authorization: bytes | None) -> Identity:
         try:
@@ -108,10 +132,14 @@ class HeadAsGet:
 
 
 class _Answer:
-    """The answer to one request; knows how far it has come."""
+    """The answer to one request; knows how far it has come.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    Args:
+        hold: gets the number of bytes that wait to be sent.
+    """
+
+    def __init__(self, send: Send, hold: Callable[[int], object]) -> None:
+        self._send, self._hold = send, hold
         self.started = self.complete = False
 
     async def send(self, message: Message) -> None:
@@ -121,9 +149,21 @@ class _Answer:
             # What one may see another may not.
             more = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
             message = {**message, "headers": [*message.get("headers", ()), *more]}
+        elif len(message.get("body", b"")) > _PIECE:
+            await self._send_pieces(message["body"], more=message.get("more_body", False))
+            return
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.complete = True
+
+    async def _send_pieces(self, body: bytes, *, more: bool) -> None:
+        """The server waits after each until most of it was read; and of what is still to be sent it is known how much it is."""
+        for begin in range(0, len(body), _PIECE):
+            left = len(body) - begin - _PIECE
+            self._hold(max(left, 0))
+            piece = body[begin : begin + _PIECE]
+            await self._send({"type": "http.response.body", "body": piece, "more_body": more or left > 0})
+        self.complete = not more
 
     async def send_problem(self, error: OrchestratorError) -> None:
         """Answers with a problem document."""
@@ -133,6 +173,36 @@ class _Answer:
         headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
         await self.send({"type": "http.response.start", "status": problem["status"], "headers": headers})
         await self.send({"type": "http.response.body", "body": content})
+
+
+def read_fields(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The fields that we look at, by name. How many there are, and how long, the connection has bounded.
+
+    Raises:
+        RequestError: a field that is not a list is there twice, or Host is invalid (RFC 9112 3.2).
+    """
+    found: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if name not in _CHECKED:
+            continue
+        if name in found and name not in _LISTS:
+            raise RequestError(f"the request has the field {name.decode('ascii').title()} twice", "send it once")
+        found[name] = value
+    if not _HOST.fullmatch(found.get(b"host", b"")):
+        raise RequestError("the field Host is not a host name or address with a port", "send the host of the URL")
+    return found
+
+
+def _check_target(scope: Scope) -> None:
+    """
+    Raises:
+        RequestError: a name in the path holds a slash, or the query has more parts than any request takes.
+    """
+    if b"%2f" in scope["raw_path"].lower():
+        # The server has decoded it: it would count as a slash that parts names.
+        raise RequestError("a name can't hold a slash", "leave out the %2F")
+    if scope["query_string"].count(b"&") >= _MAX_QUERY:
+        raise RequestError(f"the query has more than {_MAX_QUERY} parts", "no request takes so many")
 
 
 def _check_site(method: str, headers: Mapping[bytes, bytes]) -> None:

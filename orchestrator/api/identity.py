@@ -6,6 +6,8 @@ import functools
 import grp
 import hashlib
 import hmac
+import ipaddress
+import os
 import pwd
 import socket
 import struct
@@ -13,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.access import Identity, Role
-from orchestrator.config import DaemonConfig, People
+from orchestrator.config import CERTIFICATE_NAMES, DaemonConfig, People
 from orchestrator.errors import Forbidden, RequestError, Unauthorized
 
 # include/uapi/asm-generic/socket.h; the socket module does not know it.
@@ -21,6 +23,7 @@ _SO_PEERGROUPS = 59
 # The most that Python's getsockopt gives room for; who is in more groups is known by the main one only.
 _GROUPS_ROOM = 1024
 _ROOT = 0
+_SHOWN = 200
 _TITLES = {"commonName": "CN", "DNS": "DNS", "URI": "URI", "email": "email"}
 
 
@@ -31,13 +34,14 @@ class Peer:
     Attributes:
         uid: user at the other end of a Unix socket when it was connected; None over TCP.
         gids: that process's groups, supplementary ones included.
-        certificate: names in the client certificate that TLS has verified, as in the configuration (``CN:alice``).
+        certificate: names in the client certificate that TLS has verified, as in the configuration (``CN:alice``); None without
+            such a certificate.
         address: IP address over TCP.
     """
 
     uid: int | None = None
     gids: frozenset[int] = frozenset()
-    certificate: frozenset[str] = frozenset()
+    certificate: frozenset[str] | None = None
     address: str = ""
 
     @property
@@ -47,8 +51,11 @@ class Peer:
 
     @property
     def key(self) -> str:
-        """What connections of one stranger have in common."""
-        return f"user {self.uid}" if self.uid is not None else f"address {self.address}"
+        """What the connections of one user, or of one address on the network, have in common.
+
+        Of an IPv6 address the first 64 bits count: a site assigns the others as it likes (RFC 4291 2.5.1, RFC 8981).
+        """
+        return f"user {self.uid}" if self.uid is not None else f"address {_network(self.address)}"
 
 
 def read_peer(connection: socket.socket, certificate: Mapping[str, object] | None) -> Peer:
@@ -58,7 +65,7 @@ def read_peer(connection: socket.socket, certificate: Mapping[str, object] | Non
         certificate: what ``ssl.SSLSocket.getpeercert`` gives; None or empty without a verified one.
     """
     if connection.family != socket.AF_UNIX:
-        return Peer(certificate=read_names(certificate or {}), address=_address(connection))
+        return Peer(certificate=read_names(certificate) if certificate else None, address=_address(connection))
     _, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_ROOM)
@@ -142,17 +149,37 @@ def identify(directory: Directory, peer: Peer, authorization: str | None) -> Ide
         return _identify_user(directory, peer.uid, peer.gids)
     if authorization is not None:
         return _identify_bearer(directory, authorization)
+    if peer.certificate is None:
+        raise Unauthorized(
+            "no credentials were presented", "present a client certificate, or a token: `Authorization: Bearer ...`"
+        )
     if not peer.certificate:
-        raise Unauthorized("who are you?", "show a client certificate, or a token: `Authorization: Bearer ...`")
+        raise Forbidden(
+            f"the client certificate has no name of a kind that is known here ({', '.join(CERTIFICATE_NAMES)})",
+            "use a certificate with a common name, or with an alternative name of type DNS, URI or email",
+        )
     found = {directory.certificates[name] for name in peer.certificate & directory.certificates.keys()}
     if len({replace(one, name="") for one in found}) > 1:
         raise Forbidden(
             "the names in your certificate have different roles here", "the operator can change [access] and [tenants]"
         )
     if not found:
-        names = ", ".join(sorted(peer.certificate)) or "without a name"
+        names = _shorten(", ".join(sorted(peer.certificate)))
         raise Forbidden(f"your certificate ({names}) has no role here", "the operator can name it in [access] or [tenants]")
     return min(found, key=lambda one: one.name)
+
+
+def acts_for(directory: Directory, name: str, tenant: str) -> bool:
+    """Whether the caller whom an event names acts for a tenant. May ask the host's name service (nsswitch.conf(5))."""
+    named = (*directory.users.values(), *directory.certificates.values(), *directory.tokens.values())
+    if any((one.name, one.tenant) == (name, tenant) for one in named):
+        return True
+    try:
+        user = pwd.getpwnam(name)
+        groups = frozenset(os.getgrouplist(name, user.pw_gid))
+        return _identify_user(directory, user.pw_uid, groups).tenant == tenant
+    except (KeyError, ValueError, Forbidden):
+        return False
 
 
 def hash_token(token: str) -> bytes:
@@ -185,6 +212,9 @@ def _identify_bearer(directory: Directory, authorization: str) -> Identity:
     scheme, _, token = authorization.strip().partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthorized(f"the Authorization scheme {scheme[:20]!r} is not known", "write `Authorization: Bearer ...`")
+    if not token.strip():
+        # Whatever the configuration holds: its hash may be that of nothing at all.
+        raise Unauthorized("the Authorization field has no token", "send `Authorization: Bearer TOKEN`")
     digest = hash_token(token.strip())
     found = None
     # All are compared, each in constant time.
@@ -220,6 +250,24 @@ def _name_user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"user {uid}"
+
+
+def _shorten(text: str) -> str:
+    """Names in a certificate are of any length, and may hold what moves a terminal's cursor."""
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in shown)
+
+
+def _network(address: str) -> str:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
 
 
 def _address(connection: socket.socket) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from orchestrator.access import Identity
+from orchestrator.access import MANAGER, Identity, Role
 from orchestrator.api import shapes
+from orchestrator.api.identity import Directory, acts_for
 from orchestrator.request import GuestRequest
 from orchestrator.topology import Topology
 
@@ -84,6 +85,20 @@ def event_json(event: Event) -> shapes.Event:
         "id": event.id, "time": event.time, "kind": event.kind, "subject": event.subject,
         "who": event.who, "detail": event.detail, "tenant": event.tenant, "took": event.took,
     }  # fmt: skip
+
+
+def show_events(events: Sequence[Event], who: Identity, directory: Directory) -> list[shapes.Event]:
+    """Events as ``who`` may see them: a tenant sees its own people's names, and of operators only that they are some."""
+    shown = [event_json(event) for event in events]
+    if who.role is Role.TENANT:
+        known = {MANAGER.name: True, who.name: True}
+        for event in shown:
+            name = event["who"]
+            if name not in known:
+                known[name] = acts_for(directory, name, who.tenant)
+            if not known[name]:
+                event["who"] = str(Role.OPERATOR)
+    return shown
 
 
 def quarantined_json(one: Quarantined) -> shapes.Quarantined:

@@ -70,6 +70,7 @@ STATUS: Mapping[str, HTTPStatus] = {kind.code: status for kind, status in _KINDS
 
 _CLASSES = {kind.code: kind for kind in _KINDS}
 # What a constructor of ours would have set, for errors that are made without it.
+_MAX_WAIT = 3600.0
 _ATTRIBUTES: Mapping[str, object] = {"reasons": (), "wait": 1.0, "errno": 0, "number": 0}
 
 
@@ -100,11 +101,17 @@ def build_headers(error: OrchestratorError) -> dict[str, str]:
 def parse_problem(document: Mapping[str, object]) -> OrchestratorError:
     """The error that a problem document tells of, of the same class as on the manager's side."""
     code = str(document.get("code", OrchestratorError.code))
+    reasons, wait = document.get("reasons"), document.get("wait")
     kind = _CLASSES.get(code, OrchestratorError)
     # Not through the constructors of the classes: they put together the message that we have already.
     error = kind.__new__(kind)
     OrchestratorError.__init__(error, str(document.get("detail", "the manager gave no reason")), str(document.get("hint", "")))
     error.code = code
-    for name, value in _ATTRIBUTES.items():
-        setattr(error, name, document.get(name, value))
+    attributes = dict(_ATTRIBUTES)
+    if isinstance(reasons, list):
+        attributes["reasons"] = [str(reason) for reason in reasons]
+    if isinstance(wait, int | float) and 0 <= wait <= _MAX_WAIT:  # NaN is not
+        attributes["wait"] = float(wait)
+    for name, value in attributes.items():
+        setattr(error, name, value)
     return error

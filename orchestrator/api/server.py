@@ -1,54 +1,41 @@
-"""The sockets: uvicorn, told who is at the other end of each connection, on the Unix socket and the TLS port."""
+"""The server: uvicorn on the Unix socket and the TLS port."""
 
 from __future__ import annotations
 
 import asyncio
 import grp
-import json
 import logging
 import os
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from orchestrator.api.accept import Acceptor, Listener
 from orchestrator.api.app import Api
-from orchestrator.api.identity import Peer, read_peer
-from orchestrator.api.problems import MEDIA_TYPE, build_problem
+from orchestrator.api.connection import Connection
+from orchestrator.api.identity import Peer
+from orchestrator.api.shares import Place, Shares
 from orchestrator.api.tls import Certificates
 from orchestrator.config import ApiConfig
-from orchestrator.errors import HostError, RequestError
+from orchestrator.errors import HostError
 from orchestrator.service.server import QuietServer
 
 _log = logging.getLogger(__name__)
 
 SOCKET_GROUP = "nohype"
 
-_PATIENCE = 30.0
 # Seconds, a fifth of what Python begins with: a request waits for the kernel and the disk several times, and each time for the
 # interpreter, while others compute. With 64 clients it makes the slowest of a hundred claims a quarter faster.
 _TURN = 0.001
-_HANDSHAKE = 10.0
-_FAREWELL = 1.0
 _GRACE = 5
-# Of one user or address, and of one listener. Each listener counts its own: strangers reach the TLS port, and must not lock
-# out those whom the Unix socket's mode lets in. A descriptor each: all together stay far below what the unit may open.
+# Of one user or address, and of one listener. Each listener counts its own: the TLS port is open to the network, which must not
+# lock out the users of the Unix socket. A descriptor each: all together stay far below what the unit may open.
 _CONNECTIONS = 128
 _ALL_CONNECTIONS = 400
-
-
-@dataclass(frozen=True)
-class Listener:
-    """A socket that listens, and its TLS if it has one."""
-
-    socket: socket.socket
-    tls: ssl.SSLContext | None = None
 
 
 def open_socket(path: Path) -> socket.socket:
@@ -135,76 +122,12 @@ class Server(QuietServer):
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves; see ``should_exit``. The process is its own: threads take turns in the interpreter as suits requests."""
         sys.setswitchinterval(_TURN)
-        super().run([one.socket for one in self._listeners if not one.tls])
+        super().run([])
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn.Server, which knows one TLS for all sockets or none."""
-        loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-        for one in self._listeners:
-            if one.tls:
-                server = loop.create_server(
-                    lambda: Connection(self.config, self.server_state, {}),
-                    sock=one.socket, ssl=one.tls, ssl_handshake_timeout=_HANDSHAKE, ssl_shutdown_timeout=_FAREWELL,
-                )  # fmt: skip
-                self.servers.append(await server)
+    def listen(self) -> None:
+        """Serves the listeners. uvicorn has no sockets here: its servers count a connection only once its handshake is done."""
+        for listener in self._listeners:
+            self.servers.append(cast(asyncio.Server, Acceptor(listener, Shares(_CONNECTIONS, _ALL_CONNECTIONS), self._build)))
 
-
-class Connection(H11Protocol):
-    """A connection that knows its peer: each request finds it as ``scope["state"]["peer"]``."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asks who is there, once: it can't change."""
-        assert isinstance(transport, asyncio.Transport)
-        super().connection_made(transport)
-        self._waiting: asyncio.TimerHandle | None = None
-        self.peer = self._read_peer(transport)
-        # A copy: uvicorn's is shared by all connections.
-        self.app_state = {**self.app_state, "peer": self.peer}
-        here = [one.peer for one in self.connections if isinstance(one, Connection) and one.peer.local == self.peer.local]
-        if len(here) > _ALL_CONNECTIONS or sum(one.key == self.peer.key for one in here) > _CONNECTIONS:
-            if self.peer.uid != 0:
-                _log.warning("too many connections of %s: one is closed", self.peer.key)
-                transport.abort()
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        """Takes bytes of a request."""
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
-        super().connection_lost(exc)
-        self._stop_waiting()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP, as all errors are answered."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.close()
-            return
-        problem = build_problem(RequestError(f"this is no HTTP request: {msg}"))
-        content = json.dumps(problem).encode()
-        fields = [("content-type", MEDIA_TYPE), ("content-length", str(len(content))), ("connection", "close")]
-        for event in (
-            h11.Response(status_code=400, headers=fields, reason=b"Bad Request"),
-            h11.Data(content),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-    def _read_peer(self, transport: asyncio.Transport) -> Peer:
-        return read_peer(transport.get_extra_info("socket"), transport.get_extra_info("peercert"))
-
-    def _watch(self) -> None:
-        """Who has opened a connection, or begun a request, and sends nothing more, can't keep it for ever."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_waiting()
-        elif self._waiting is None:
-            self._waiting = self.loop.call_later(_PATIENCE, self.transport.close)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+    def _build(self, peer: Peer, place: Place, shares: Shares) -> Connection:
+        return Connection(self.config, self.server_state, peer, place, shares)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
+import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,10 +15,14 @@ from orchestrator.errors import OrchestratorError, RequestError
 # Seconds. Who drops packets without a word is not waited for as long as a manager that has accepted us and still recovers.
 _CONNECT = 10.0
 _HTTPS = 443
+_SHOWN = 100
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (openssl/x509_vfy.h); X509_V_ERR_CERT_NOT_YET_VALID and
 # X509_V_ERR_CERT_HAS_EXPIRED.
 _WRONG_NAME = (62, 64)
 _WRONG_TIME = (9, 10)
+# A host name of DNS as people write it, in its ASCII form (RFC 5890 2.3.2.1), or an address; the zone of a link-local one too.
+_HOST = re.compile(rb"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
+_ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _ANOTHER = "is the port that of [api] in the manager's configuration? another program may serve there"
 _TAKES_LONG = "it may still do what it was asked for: look (`nohype guest list`, `nohype events`) before you ask again"
 
@@ -78,12 +84,17 @@ def parse_url(text: str) -> tuple[str, int]:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
         # As the resolver will write it: a label that is too long or empty is found here.
-        (host or "").encode("idna")
+        if not _HOST.fullmatch((host or "").encode("idna")):
+            host = None
     except ValueError:  # of the port, of brackets, of a name
         host, port = None, None
     rest = text.partition("://")[2].partition("/")
-    if not host or port == 0 or parts.scheme != "https" or rest[2] or any(sign in rest[0] for sign in "@?#"):
-        raise RequestError(f"{_without_user(text)!r} is no address of a manager", "write it like https://host:8443")
+    # Line ends and tabs, too: the parser leaves them out, wherever they are.
+    odd = not text.isprintable() or any(sign in rest[0] for sign in "@?#")
+    if not host or port == 0 or parts.scheme != "https" or rest[2] or odd:
+        shown = _without_user(text)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+        raise RequestError(f"{shown!r} is no address of a manager", "write it like https://host:8443")
     return host, port or _HTTPS
 
 
@@ -125,18 +136,24 @@ def build_context(ca: Path | None, certificate: Path | None, key: Path | None) -
     return context
 
 
-def explain(where: Path | str, error: OSError | http.client.HTTPException) -> Unreachable:
+def is_alert(error: ssl.SSLError) -> bool:
+    """Whether the other side has said why it refuses (RFC 8446 6.2)."""
+    return "ALERT" in (error.reason or "")
+
+
+def explain(where: Path | str, error: OSError | http.client.HTTPException, *, connected: bool = False) -> Unreachable:
     """What it means that a request got no answer.
 
     Args:
         where: the manager's socket or URL.
         error: what came instead of the answer.
+        connected: whether there was a connection, of which TLS's handshake is a part.
     """
     if isinstance(where, Path):
         return Unreachable(f"the manager does not answer on {where}: {_reason(error)}", _hint_socket(error))
     if isinstance(error, ssl.SSLCertVerificationError):
         return _explain_certificate(where, error)
-    return Unreachable(f"the manager does not answer on {where}: {_reason(error)}", _hint_url(error))
+    return Unreachable(f"the manager does not answer on {where}: {_reason(error)}", _hint_url(error, connected=connected))
 
 
 def _explain_certificate(where: str, error: ssl.SSLCertVerificationError) -> Unreachable:
@@ -158,18 +175,18 @@ def _hint_socket(error: Exception) -> str:
     return "is it running? `systemctl status nohyped`; are you root or in the group nohype?"
 
 
-def _hint_url(error: Exception) -> str:
+def _hint_url(error: Exception, *, connected: bool) -> str:
     if isinstance(error, socket.gaierror):
         return "is the name of the host right?"
-    if isinstance(error, ssl.SSLError):
-        if "ALERT" in (error.reason or ""):
+    if isinstance(error, ssl.SSLError) and not (connected and isinstance(error, _ENDED)):
+        if is_alert(error):
             return "it refused us: is our client certificate of its `client_ca` ([api] in its configuration), and not expired?"
         return _ANOTHER
     if isinstance(error, TimeoutError):
         return _TAKES_LONG
     if _is_no_http(error):
         return _ANOTHER
-    if isinstance(error, ConnectionResetError | http.client.HTTPException):
+    if connected or isinstance(error, ConnectionResetError | http.client.HTTPException):
         # Also what is left of a refused client certificate, where the alert that says so is lost (TLS 1.3: after the handshake).
         return "does it believe the CA of our client certificate, if we show one? are there too many connections? see its journal"
     return "is it running, with [api] in its configuration? is there a firewall between?"
@@ -177,6 +194,8 @@ def _hint_url(error: Exception) -> str:
 
 def _reason(error: Exception) -> str:
     """What the kernel or TLS said, without the places in source files that OpenSSL and Python add."""
+    if isinstance(error, _ENDED):
+        return "the connection was closed"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
     if _is_no_http(error):
@@ -190,8 +209,11 @@ def _is_no_http(error: Exception) -> bool:
 
 
 def _check_file(file: Path) -> None:
-    """OpenSSL's errors do not say which file."""
+    """OpenSSL's errors do not name the file, and OpenSSL would wait indefinitely for the other end of a pipe."""
     try:
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise RequestError(f"TLS can't use {file}: it is not a regular file", "name a file: TLS reads it more than once")
         with file.open("rb"):
             pass
     except OSError as error:

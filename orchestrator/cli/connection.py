@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from orchestrator.api.client import Client
+from orchestrator.cli.secrets import check_secret, read_secret
 from orchestrator.errors import RequestError
 from orchestrator.values import DEFAULT_SOCKET
 
@@ -61,7 +61,7 @@ def connect(ctx: click.Context, socket: Path | None = None) -> Client:
     if "key" in said and "cert" not in said:
         raise click.UsageError(f"{_name('key', typed)} is of no use alone: name its certificate too, --cert FILE", root)
     if "key" in said:
-        _check_secret(Path(said["key"]))
+        check_secret(Path(said["key"]))
     token = _read_token(Path(said["token_file"])) if "token_file" in said else said.get("token")
     files = {"ca": _path(said, "ca"), "certificate": _path(said, "cert"), "key": _path(said, "key")}
     return Client(str(said["url"]), token=token, slow=_say_slow, **files)
@@ -100,34 +100,8 @@ def _path(said: dict[str, Any], name: str) -> Path | None:
 
 
 def _read_token(path: Path) -> str:
-    _check_secret(path)
-    try:
-        with path.open("rb") as file:
-            words = file.read(_LONGEST_TOKEN).decode("ascii", "replace").split()
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    words = read_secret(path, _LONGEST_TOKEN).decode("ascii", "replace").split()
     if len(words) != 1:
         what = "more than one word" if words else "nothing"
         raise RequestError(f"there is {what} in the token file {path}", "it holds the token, as `nohype token new` printed it")
     return words[0]
-
-
-def _check_secret(path: Path) -> None:
-    """Looks whether a file can be used as a secret.
-
-    Raises:
-        RequestError: it is not there; or every user can read it, so that it is no secret any more; or others can write it, who
-            could put their own credentials there and have us work in their name. That a group can read it is its owner's choice.
-    """
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    # Of a pipe from a password manager the mode says nothing.
-    if stat.S_ISREG(mode) and mode & (stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
-        what = "every user of this machine can read" if mode & stat.S_IROTH else "others can write"
-        raise RequestError(f"{what} {path} (mode {stat.S_IMODE(mode):04o})", f"chmod 600 {path}, and make a new secret")
-
-
-def _unreadable(path: Path, error: OSError) -> RequestError:
-    return RequestError(f"cannot read {path}: {error.strerror}", "is the name right, and may you read it?")

@@ -108,5 +108,10 @@ def main() -> NoReturn:
     except OrchestratorError as error:
         if isinstance(error, Unauthorized):
             error.hint = f"{error.hint}; with nohype: --token-file FILE or NOHYPE_TOKEN, or --cert FILE --key FILE"
-        click.echo(f"nohype: {error}", err=True)
+        click.echo(f"nohype: {_printable(str(error))}", err=True)
         sys.exit(_LAB_LOST if isinstance(error, LabLost) else 1)
+
+
+def _printable(text: str) -> str:
+    """What could move a terminal's cursor is shown as it would be written: parts of an error come from the network."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator.access import Identity, Role
-from orchestrator.errors import Conflict, NoRoom, QuotaExceeded, RequestError
+from orchestrator.errors import Conflict, NoRoom, NotFound, QuotaExceeded, RequestError
 from orchestrator.host.hugepages import read_free_pages, read_pool_size, read_pools, read_promised_pages
 from orchestrator.host.pci import read_driver
 from orchestrator.host.ports import read_up
@@ -27,7 +27,7 @@ from orchestrator.lifecycle.vf_making import VfsNeeded, check_made, plan_known
 from orchestrator.planning.host_check import HostFinding, check_host
 from orchestrator.planning.last_choices import list_last_choices
 from orchestrator.planning.plan import Claims, Plan, Policy
-from orchestrator.planning.planner import find_uplink
+from orchestrator.planning.planner import find_uplink, hide_vf_owners
 from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
@@ -91,7 +91,7 @@ class Placing:
         Raises:
             As ``plan``; LostRace: another program has changed the ledger; VfsNeeded: the planned VF is not made yet.
         """
-        self._check(request)
+        self._check(who, request)
         with self._lock:
             placed, generation = self._plan(who, request)
             check_made(self._host, placed.plan)
@@ -111,7 +111,7 @@ class Placing:
             VfsNeeded: there is room, but an uplink does not tell yet where its VFs will be.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
-        self._check(request)
+        self._check(who, request)
         return self._plan(who, request)[0]
 
     def check(self, limit: float) -> None:
@@ -122,10 +122,16 @@ class Placing:
         """
         self._lock.check(limit)
 
-    def _check(self, request: GuestRequest) -> None:
+    def _check(self, who: Identity, request: GuestRequest) -> None:
         if request.name == HOST:
             raise RequestError(f"no guest can be named {HOST}: that is the host itself", "choose another name")
-        image = find_image(self._images, request.image)
+        try:
+            image = find_image(self._images, request.image)
+        except NotFound:
+            if who.role is not Role.TENANT:
+                raise
+            # Not where images are kept, and not the names of other customers'.
+            raise NotFound(f"there is no guest image {request.image!r}", "ask the operator of the host for its images") from None
         if request.size.bytes < image.memory.bytes:
             raise RequestError(f"{request.memory} of memory is too small for the image {image.name}", f"it needs {image.memory}")
 
@@ -141,8 +147,9 @@ class Placing:
             placed = self._find_place(request, read.claims, named=who.role is not Role.TENANT)
         except NoRoom as error:
             if who.role is Role.TENANT:
+                error = hide_vf_owners(error, request)
                 error.hint = "ask the operator of the host"  # a tenant may not see the survey
-            raise
+            raise error from None
         if request.placement:  # only the host knows how many cores that is
             _check_quota(who, request, len(placed.plan.cores), owned)
         return placed, read.generation

@@ -21,6 +21,7 @@ that a capture shows whose frames they are."""
 _MAC_SUFFIXES = 1 << 24
 _MOST_REASONS = 8
 """VFs of an uplink that a refusal names with a reason each."""
+_UPLINK = "uplink "
 
 
 def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
@@ -64,6 +65,17 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
     # min() keeps the first of equals, and both lists are in order of preference.
     vf, place = min(product(vfs, places), key=rank)
     return _build_plan(request, pages, place, vf, host)
+
+
+def hide_vf_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
+    """A refusal without the reason why the VF that was asked for can't be had: that it is a guest's, is not there, or is another
+    device's is for those who may see the whole host."""
+    if not request.placement or not request.placement.vf:
+        return error
+    reasons = tuple(reason for reason in error.reasons if not reason.startswith(_UPLINK))
+    if len(reasons) != len(error.reasons):
+        reasons = (f"VF {request.placement.vf} is not available", *reasons)
+    return NoRoom(error.message.partition("\n")[0], reasons, error.hint)
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,7 @@ def _find_vfs(wanted: PciAddress | None, host: Host) -> tuple[list[_Vf], list[st
     refused = [] if host.policy.uplinks else ["network: no uplink is configured"]
     for uplink in host.policy.uplinks:
         found = _find_vf(uplink, wanted, groups, host)
-        refused.append(f"uplink {uplink}: {found}") if isinstance(found, str) else vfs.append(found)
+        refused.append(f"{_UPLINK}{uplink}: {found}") if isinstance(found, str) else vfs.append(found)
     return vfs, refused
 
 

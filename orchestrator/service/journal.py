@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from errno import EMSGSIZE, ENOBUFS
 from pathlib import Path
 
+from orchestrator.service.flood import FloodFilter
+
 JOURNAL = Path("/run/systemd/journal/socket")
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
@@ -93,7 +95,7 @@ class PriorityFormatter(logging.Formatter):
 
 
 def set_up_logging(level: int = logging.INFO, journal: Path = JOURNAL) -> None:
-    """Sends all logs to the journal if our standard error goes there, else to standard error."""
+    """Sends all logs to the journal if our standard error goes there, else to standard error; not more than it takes."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if writes_to_journal(journal):
         handler = JournalHandler(journal)
@@ -102,6 +104,7 @@ def set_up_logging(level: int = logging.INFO, journal: Path = JOURNAL) -> None:
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     else:
         handler.setFormatter(PriorityFormatter())
+    handler.addFilter(FloodFilter(handler.handle))
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 

@@ -52,7 +52,11 @@ class QuietServer(uvicorn.Server):
         """See uvicorn.Server."""
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         await super().startup(sockets)
+        self.listen()
         self._ready()
+
+    def listen(self) -> None:
+        """Begins to serve what uvicorn does not know of; may be overridden."""
 
     async def main_loop(self) -> None:
         """See uvicorn.Server: waits until the server is to end, and does nothing else."""

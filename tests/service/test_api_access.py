@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,68 @@ def test_a_refusal_names_nobody_elses_guests(served: Served) -> None:
     served.client.delete("tattletale")
 
 
+def test_a_tenant_sees_names_of_its_own_people_only(served: Served) -> None:
+    """Over the list and the stream; ALICE is named, DAVE is in a group of the tenant, EVE in one of the operators."""
+    assert ask(served, ALICE, "POST", "/v1/guests", {"name": "ours", **REQUEST})[0] == 201
+    assert ask(served, DAVE, "POST", "/v1/guests/ours/kill", groups=(STAFF,))[0] == 200
+    assert ask(served, ALICE, "POST", "/v1/guests/ours/start")[0] == 200
+    served.client.delete("ours")
+    mine = [event for event in ask(served, ALICE, "GET", "/v1/events?after=0")[1] if event["subject"] == "ours"]
+    assert {event["who"] for event in mine} == {ALICE, "operator"}
+    assert [event["who"] for event in mine if event["kind"] in ("stopped", "deleted")] == ["operator", "operator"]
+    whole = [event["who"] for event in served.client.events(0) if event["subject"] == "ours"]
+    assert {ALICE, DAVE, "root"} == set(whole)
+
+
+def test_the_stream_shows_a_tenant_no_other_names_either(served: Served) -> None:
+    assert ask(served, ALICE, "POST", "/v1/guests", {"name": "ours", **REQUEST})[0] == 201
+    served.client.delete("ours")
+    who = pwd.getpwnam(ALICE)
+    arguments = [who.pw_uid, who.pw_gid, (), str(served.path), "GET", "/v1/events/stream?after=0", None, {}]
+    script = (
+        ASK[: ASK.index("answer = connection")]
+        + """
+answer = connection.getresponse()
+for line in answer:
+    print(line.decode(), end="", flush=True)
+    if b'"deleted"' in line and b'"ours"' in line:
+        break
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(arguments)], capture_output=True, text=True, cwd="/", timeout=60
+    )
+    events = [json.loads(line.removeprefix("data: ")) for line in done.stdout.splitlines() if line.startswith("data: ")]
+    assert events[-1]["who"] == "operator"
+    assert {event["who"] for event in events} <= {ALICE, "operator", "manager"}
+
+
+def test_a_missing_image_tells_a_tenant_nothing_of_the_store(served: Served) -> None:
+    for target in ("/v1/plans", "/v1/guests"):
+        status, problem = ask(served, BOB, "POST", target, {"name": "x", "memory": "64M", "image": "none"})
+        assert (status, problem["code"]) == (404, "not-found")
+        assert not any(word in json.dumps(problem) for word in ("minimal", str(served.world.folder), "build"))
+    status, problem = ask(served, CAROL, "POST", "/v1/plans", {"name": "x", "memory": "64M", "image": "none"})
+    assert (status, "minimal" in problem["detail"]) == (404, True)
+
+
+def test_a_tenant_does_not_learn_whose_a_vf_is(served: Served) -> None:
+    """Of a guest's, of one that is not there, and of another device the refusal is the same."""
+    assert ask(served, ALICE, "POST", "/v1/guests", {"name": "owner", **REQUEST})[0] == 201
+    taken = served.client.guest("owner")["vf"]
+    said = set()
+    for vf in (taken["address"], taken["pf"], "0000:7f:1f.7"):
+        body = {"name": "there", "placement": {"cpus": "6", "vf": vf}, **REQUEST}
+        status, problem = ask(served, BOB, "POST", "/v1/plans", body)
+        assert (status, problem["code"]) == (409, "no-room")
+        said.add(json.dumps(problem).replace(vf, "VF"))
+        assert "VF" in problem["reasons"][0]
+    assert len(said) == 1, said
+    body = {"name": "there", "placement": {"cpus": "6", "vf": taken["address"]}, **REQUEST}
+    assert f"VF {taken['address']} is a guest's" in json.dumps(ask(served, CAROL, "POST", "/v1/plans", body)[1])
+    served.client.delete("owner")
+
+
 def test_a_tenant_has_its_quota(served: Served) -> None:
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "first", "cores": 2, **REQUEST})[0] == 201
     status, problem = ask(served, ALICE, "POST", "/v1/guests", {"name": "second", **REQUEST})
@@ -180,7 +242,7 @@ def test_without_access_and_tenants_the_socket_decides(tmp_path: Path) -> None:
         assert ask(served, EVE, "GET", "/v1/events?after=0")[1][0]["who"] == "sys"
 
 
-def test_strangers_on_the_tls_port_lock_nobody_out_of_the_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connections_on_the_tls_port_lock_out_no_user_of_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_server, "_CONNECTIONS", 4)
     monkeypatch.setattr(api_server, "_ALL_CONNECTIONS", 12)
     certificate, key = Authority(tmp_path).issue("manager", addresses=("127.0.0.1",))
@@ -201,7 +263,9 @@ def test_strangers_on_the_tls_port_lock_nobody_out_of_the_unix_socket(tmp_path: 
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert ask(served, ALICE, "GET", "/v1/guests") == (200, [])
-        # And the TLS port is full: what comes more is closed.
+        # Nor are others locked out of the TLS port: the oldest idle connection gives way.
         with socket.create_connection(("127.0.0.1", port), 10, source_address=("127.0.0.9", 0)) as raw:
-            with suppress(ConnectionError, ssl.SSLError), strangers.wrap_socket(raw) as one:
-                assert one.recv(1) == b""
+            with strangers.wrap_socket(raw) as one:
+                one.sendall(b"GET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                assert one.recv(100).startswith(b"HTTP/1.1 401")
+        assert len(served.server.server_state.connections) <= 12

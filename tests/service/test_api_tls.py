@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.x509.oid import NameOID
 
 from orchestrator.api import client as client_module
 from orchestrator.api import transport
@@ -113,6 +114,11 @@ def test_certificates_have_roles(port: Port) -> None:
 def test_a_genuine_certificate_without_a_role_is_refused(port: Port) -> None:
     with pytest.raises(Forbidden, match="CN:mallory"):
         port.client(certificate=port.authority.issue("mallory")).guests()
+
+
+def test_a_genuine_certificate_without_a_name_is_refused_as_one(port: Port) -> None:
+    with pytest.raises(Forbidden, match="has no name of a kind"):
+        port.client(certificate=port.authority.issue("alice", title=NameOID.ORGANIZATION_NAME)).guests()
 
 
 def test_a_certificate_of_another_ca_is_worth_nothing(port: Port) -> None:
@@ -337,7 +343,9 @@ def test_what_answers_is_no_manager(nohype: Program, tmp_path: Path) -> None:
     ):
         with answering(answer, context) as number:
             said = nohype.bad("--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca)
-            assert f"what answers is no manager: HTTP status {answer.split()[1].decode()}" in said
+            assert (
+                f"the program at this address did not answer as a manager does: HTTP status {answer.split()[1].decode()}" in said
+            )
     for answer, context_ in ((b"SSH-2.0-x\r\n", None), (b"HTTP/1.1 \x1b[2J\r\n\r\n", context), (b"", context)):
         with answering(answer, context_) as number:
             assert "does not answer on https://127" in nohype.bad("--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca)

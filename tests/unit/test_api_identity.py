@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.access import Quota, Role
-from orchestrator.api.identity import Directory, Peer, build_directory, hash_token, identify, read_names, read_peer
+from orchestrator.api.identity import Directory, Peer, acts_for, build_directory, hash_token, identify, read_names, read_peer
 from orchestrator.config import DaemonConfig, read_config
 from orchestrator.errors import Forbidden, RequestError, Unauthorized
 from orchestrator.values import Size
@@ -88,6 +88,47 @@ def test_names_of_a_certificate_as_python_shows_it() -> None:
     assert read_names({}) == frozenset()
 
 
+def test_a_certificate_without_a_name_is_not_the_same_as_none() -> None:
+    known = directory(api={**TLS, "client_ca": "ca"}, tenants={"acme": {"certificates": ["alice"]}})
+    with pytest.raises(Unauthorized, match="no credentials were presented"):
+        identify(known, Peer(address="192.0.2.1"), None)
+    with pytest.raises(Forbidden, match="has no name of a kind"):
+        identify(known, Peer(address="192.0.2.1", certificate=frozenset()), None)
+
+
+def test_a_name_in_a_certificate_moves_no_cursor_and_is_shortened() -> None:
+    known = directory(api={**TLS, "client_ca": "ca"}, tenants={"acme": {"certificates": ["alice"]}})
+    with pytest.raises(Forbidden, match=r"CN:\\x1b\[2Jx+\.\.\.") as caught:
+        identify(known, Peer(address="192.0.2.1", certificate=frozenset({"CN:\x1b[2J" + "x" * 5000})), None)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_empty_token_is_never_valid() -> None:
+    """Not even if the configuration has its hash."""
+    known = directory(
+        api={**TLS, "client_ca": "ca"}, tokens={"none": {"hash": f"sha256:{hash_token('').hex()}", "role": "operator"}}
+    )
+    for field in ("Bearer", "Bearer ", "bearer   ", "Bearer\t", " Bearer "):
+        with pytest.raises(Unauthorized):
+            identify(known, Peer(address="192.0.2.1"), field)
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("192.0.2.1", "address 192.0.2.1"),
+        ("2001:db8:1:2::1", "address 2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", "address 2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.1", "address 192.0.2.1"),
+        ("::1", "address ::/64"),
+        ("fe80::1%eth0", "address fe80::/64"),
+        ("unknown", "address unknown"),
+    ],
+)
+def test_what_connections_of_one_site_have_in_common(address: str, key: str) -> None:
+    assert Peer(address=address).key == key
+
+
 def test_a_token_counts_before_the_certificate() -> None:
     hashed = f"sha256:{hash_token('secret').hex()}"
     known = directory(
@@ -100,6 +141,22 @@ def test_a_token_counts_before_the_certificate() -> None:
     for wrong in ("Bearer wrong", "Bearer", "", "Basic c2VjcmV0", "secret", "Bearer séc"):
         with pytest.raises(Unauthorized):
             identify(known, peer, wrong)
+
+
+def test_who_acts_for_a_tenant() -> None:
+    known = directory(
+        api={**TLS, "client_ca": "ca"},
+        access={"operators": {"users": ["bin"], "certificates": ["CN:boss"]}},
+        tenants={"acme": {"users": ["daemon"], "certificates": ["alice"], "groups": ["games"]}, "bolt": {"users": ["sys"]}},
+        tokens={
+            "ci": {"hash": ZEROS, "role": "tenant", "tenant": "acme"},
+            "root": {"hash": ZEROS[:-1] + "1", "role": "operator"},
+        },
+    )
+    assert all(acts_for(known, name, "acme") for name in ("daemon", "CN:alice", "token ci", "games"))
+    others = ("bin", "sys", "root", "CN:boss", "token root", "nobody", "no-such-user", "operator", "", "a\x00b")
+    assert not any(acts_for(known, name, "acme") for name in others)
+    assert not any(acts_for(directory(), name, "acme") for name in ("root", "daemon"))
 
 
 def test_the_kernel_says_who_is_at_the_other_end() -> None:

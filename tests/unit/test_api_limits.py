@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import math
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.access import Identity, Role
+from orchestrator.api.answers import parse_stream
 from orchestrator.api.app import Api
 from orchestrator.api.body import ClientGone, check_json
-from orchestrator.api.client import Client, _parse_stream
+from orchestrator.api.client import Client
 from orchestrator.api.fields import parse_if_match
 from orchestrator.api.limits import _REMEMBERED, Kind, Turns
 from orchestrator.api.problems import _KINDS, STATUS, build_headers, build_problem, parse_problem
@@ -38,7 +42,7 @@ class Clock:
 def test_each_character_of_a_body_is_looked_at_once(end: bytes) -> None:
     """A string that never ends, of a length at which to begin again at each quote would take days."""
     with pytest.raises(RequestError, match="not JSON"):
-        check_json(b'["' + b'\\"' * 1_000_000 + end, "application/json", nesting=16)
+        check_json(b'["' + b'\\"' * 1_000_000 + end, nesting=16)
 
 
 def test_a_bucket_empties_and_fills() -> None:
@@ -280,19 +284,46 @@ def test_every_error_survives_the_journey() -> None:
     assert parse_problem({}).code == "error"
 
 
+EVENT = {"id": 1, "time": "t", "kind": "k", "subject": "s", "who": "w", "detail": "d", "tenant": "", "took": None}
+
+
+class Stream(io.BytesIO):
+    headers = Message()
+    headers["Content-Type"] = "text/event-stream"
+
+
+def event_line(number: int) -> bytes:
+    return b"data: " + json.dumps({**EVENT, "id": number}).encode() + b"\n"
+
+
 def test_a_stream_of_events_is_read() -> None:
+    first, comma, rest = event_line(2).partition(b",")
+    begin, end = first + comma + b"\n", b"data: " + rest
     lines = [
         b": hello\n",
         b"\n",
         b"id: 1\n",
         b"event: x\n",
-        b'data: {"id": 1}\n',
+        event_line(1),
         b"\n",
         b": still here\n",
         b"\n",
-        b'data: {"id":\n',
+        begin,
+        end,
+        b"\n",
+        event_line(3),
     ]
-    assert list(_parse_stream([*lines, b"data: 2}\n", b"\n", b'data: {"id": 3}\n'])) == [{"id": 1}, {"id": 2}]  # type: ignore[arg-type]
+    assert list(parse_stream(io.BytesIO(b"".join(lines)))) == [{**EVENT, "id": 1}, {**EVENT, "id": 2}]
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [b"data: \xff\n\n", b"data: {\n\n", b"data: [1]\n\n", b'data: {"id": "1"}\n\n', b"data: " + b"[" * 100_000 + b"\n\n",
+     b"x" * (2 << 20), b"data: x\n" * 600_000],
+)  # fmt: skip
+def test_what_is_no_stream_of_events(stream: bytes) -> None:
+    with pytest.raises(OrchestratorError, match="the program at this address did not answer as a manager does"):
+        list(parse_stream(io.BytesIO(stream)))
 
 
 @pytest.mark.parametrize(
@@ -302,7 +333,7 @@ def test_a_stream_of_events_is_read() -> None:
 def test_who_follows_events_goes_on_after_trouble(
     monkeypatch: pytest.MonkeyPatch, trouble: OrchestratorError, pauses: list[float]
 ) -> None:
-    answers: list[list[bytes] | OrchestratorError] = [[b'data: {"id": 1}\n', b"\n"], trouble, [b'data: {"id": 2}\n', b"\n"]]
+    answers: list[bytes | OrchestratorError] = [event_line(1) + b"\n", trouble, event_line(2) + b"\n"]
     asked, slept = [], []
 
     @contextmanager
@@ -312,7 +343,7 @@ def test_who_follows_events_goes_on_after_trouble(
         asked.append(headers["Last-Event-ID"])
         if isinstance(one := answers.pop(0), OrchestratorError):
             raise one
-        yield one
+        yield Stream(one)
 
     monkeypatch.setattr(Client, "_open", answer)
     monkeypatch.setattr(time, "sleep", slept.append)

@@ -56,6 +56,29 @@ def check_second(load: Any, host: Any, states: tuple[str, ...], *events: tuple[i
     return [text.partition(":")[0] for text in found]
 
 
+def make_flood(floods: Any, **change: Any) -> Any:
+    fields = {"name": "x", "sent": 1, "plans": [0.01] * 100, "failed": 0, "rss": 70 << 20, "lines": 0, "seconds": 5.0}
+    return floods.Figures(**{**fields, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"plans": [0.01] * 99 + [5.0]}, ""),
+        ({"plans": [0.01] * 98 + [0.08] * 2}, "p99 of plan is 70 ms longer"),
+        ({"failed": 1}, "1 of the operator's requests failed"),
+        ({"rss": 201 << 20}, "201 MB resident"),
+        ({"lines": 1001}, "1001 lines in the log"),
+        ({"lines": 1900, "seconds": 60.0}, ""),
+    ],
+)
+def test_a_flood_that_does_too_much_to_others_is_found(load: Any, change: dict[str, Any], said: str) -> None:
+    floods = load("floods")
+    faults = floods.find_faults(make_flood(floods, **change), make_flood(floods))
+    assert [said in fault for fault in faults] == [True] * bool(said)
+
+
 def test_the_checks_find_each_kind_of_loss(load: Any) -> None:
     reading, checks = load("crash_lab_reading"), load("crash_lab_checks")
     checks.prove_checks(make_host(reading), LIFE)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from click.testing import CliRunner, Result
 from orchestrator.cli import connection
 from orchestrator.cli import main as main_module
 from orchestrator.cli.main import nohype
-from orchestrator.errors import Unauthorized
+from orchestrator.errors import NotFound, Unauthorized
 from orchestrator.proof import WEAKER
 from orchestrator.request import parse_guest_request
 
@@ -329,7 +330,10 @@ def test_the_environment_is_nothing_to_a_command_that_asks_no_manager(monkeypatc
     [
         (0o600, ""),
         (0o400, ""),
-        (0o640, ""),  # a group may share a token
+        (0o640, "its group can read"),
+        (0o440, "its group can read"),
+        (0o610, "others than its owner have rights on"),
+        (0o601, "others than its owner have rights on"),
         (0o644, "every user of this machine can read"),
         (0o604, "every user of this machine can read"),
         (0o660, "others can write"),
@@ -369,6 +373,57 @@ def test_a_token_may_come_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> Non
     run("--url", URL, "--token-file", f"/dev/fd/{reader}", *LIST)
     os.close(reader)
     assert FakeClient.made == [(URL, {"token": "secret-token"})]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+@pytest.mark.parametrize(
+    ("mode", "said"), [(0o640, ""), (0o440, ""), (0o644, "every user of this machine"), (0o660, "others can")]
+)
+def test_a_group_may_share_a_secret_of_another_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files: dict[str, str], mode: int, said: str
+) -> None:
+    """As ssh, which looks at the mode of its user's own keys only."""
+    Path(files["token"]).chmod(mode)
+    os.chown(files["token"], 1, 1)
+    status, output = main(monkeypatch, capsys, "--url", URL, "--token-file", files["token"], *LIST)
+    assert (status, said in output) == (int(bool(said)), True), output
+
+
+def test_a_pipe_that_no_program_writes_to_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    words = ("--url", URL, "--token-file", str(tmp_path / "pipe"), *LIST)
+    status, output = main(monkeypatch, capsys, *words)
+    assert (status, "no program writes to it" in output) == (1, True), output
+    # One has it open, and never writes.
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(tmp_path / "pipe", os.O_WRONLY)
+    monkeypatch.setattr("orchestrator.cli.secrets._PATIENCE", 0.05)
+    status, output = main(monkeypatch, capsys, *words)
+    assert (status, "nothing was written to the pipe" in output) == (1, True), output
+    os.close(writer), os.close(reader)
+    status, output = main(monkeypatch, capsys, "--url", URL, "--token-file", "/dev/null", *LIST)
+    assert (status, "neither a file nor a pipe" in output) == (1, True), output
+
+
+def test_a_program_may_write_the_token_in_parts_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    writing = threading.Timer(0.05, lambda: (os.write(writer, b"-token\n"), os.close(writer)))
+    os.write(writer, b"secret")
+    writing.start()
+    run("--url", URL, "--token-file", f"/dev/fd/{reader}", *LIST)
+    writing.join()
+    os.close(reader)
+    assert FakeClient.made == [(URL, {"token": "secret-token"})]
+
+
+def test_an_error_moves_no_cursor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(_self: FakeClient, _name: str) -> None:
+        raise NotFound("there is \x1b[2J\rnothing", "look\x07")
+
+    monkeypatch.setattr(FakeClient, "guest", refuse, raising=False)
+    assert main(monkeypatch, capsys, *LIST) == (1, "nohype: there is \\x1b[2J\\rnothing\n  hint: look\\x07\n")
 
 
 def test_a_token_that_is_refused_is_told_where_to_put_it(

@@ -1,0 +1,211 @@
+"""One connection: uvicorn's HTTP over h11, with bounds on what a client can make it do, hold, or write into the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import select
+import socket
+import sys
+import time
+from typing import cast
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from orchestrator.api.identity import Peer
+from orchestrator.api.outgoing import Outgoing
+from orchestrator.api.problems import MEDIA_TYPE, build_problem
+from orchestrator.api.shares import Place, Shares
+from orchestrator.errors import RequestError
+
+_PATIENCE = 30.0
+_LINGER = 2.0
+_LOOK = 1.0
+# Bytes and lines of a request's head. What browsers and proxies send has some 2 KB and 30 lines.
+_MAX_HEAD = 16 << 10
+_MAX_LINES = 101
+# What one chunk of a body costs to parse is what 4 KB in one chunk cost.
+_MAX_CHUNKS = 1000
+_SLICE = 16 << 10
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+
+
+class TooMuch(h11.RemoteProtocolError):
+    """Valid HTTP, but longer or of more parts than any request needs."""
+
+
+class Parser(h11.Connection):
+    """h11's parser, which has no bound on the number of fields and chunks, and on the length of a head that arrives whole."""
+
+    _chunks = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """See h11.Connection.
+
+        Raises:
+            TooMuch: the head is too long or has too many fields, or the body has too many chunks.
+        """
+        if self.their_state is h11.IDLE:
+            self._chunks = 0
+            _check_head(self.trailing_data[0])
+        event = super().next_event()
+        if isinstance(event, h11.Data) and event.chunk_start:
+            self._chunks += 1
+            if self._chunks > _MAX_CHUNKS:
+                raise TooMuch(f"its body is in more than {_MAX_CHUNKS} chunks")
+        return event
+
+
+class Connection(H11Protocol):
+    """A connection that knows its peer: each request finds it as ``scope["state"]["peer"]``.
+
+    Args:
+        config, state: uvicorn's.
+        peer: who is at the other end.
+        place, shares: where it is counted.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: ServerState, peer: Peer, place: Place, shares: Shares) -> None:
+        super().__init__(config, state, {"peer": peer, "hold": lambda size: shares.hold(place, size)})
+        self.peer, self._place, self._shares = peer, place, shares
+        self.conn = Parser(h11.SERVER, _MAX_HEAD)
+        # Not only by its configuration, which is that of a logger of the whole process: a line for each request.
+        self.access_log = False
+        self._pending = bytearray()
+        self._half_closed = False
+        self._waiting: asyncio.TimerHandle | None = None
+        place.busy = self._is_busy
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol.
+
+        Args:
+            transport: an Outgoing.
+        """
+        self._outgoing = cast(Outgoing, transport)
+        self._place.close = self._outgoing.abort
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes of a request."""
+        if self.transport.is_closing():
+            return
+        self._pending += data
+        self._feed()
+        self._watch()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. Returns whether it still gets an answer: not over TLS, where asyncio ends both directions."""
+        connection = self.transport.get_extra_info("socket")
+        if self.scheme == "https" or not self._is_busy() or _has_hung_up(connection):
+            return False
+        self._half_closed = True
+        self.loop.call_later(_LOOK, self._look_for_end, connection)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._outgoing.stop()
+        self._shares.release(self._place)
+        self._pending.clear()
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        """See uvicorn: goes on with what the client has sent meanwhile."""
+        cycle = self.cycle
+        self._place.since = time.monotonic()
+        super().on_response_complete()
+        self._feed()
+        if self._half_closed and not self._is_answering():
+            self.transport.close()
+        elif self.cycle is cycle and cycle.more_body:
+            # It was refused before all of it had arrived. The rest is read for a moment only, so that the client sees the answer.
+            self.loop.call_later(_LINGER, self._end_refused, cycle)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """See uvicorn: the time begins when the answer was read."""
+        if self._outgoing.unread:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP, as all errors are answered."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        reason = sys.exc_info()[1]
+        said = f"this request is too much: {reason}" if isinstance(reason, TooMuch) else f"this is no HTTP request: {msg}"
+        problem = build_problem(RequestError(said))
+        content = json.dumps(problem).encode()
+        fields = [("content-type", MEDIA_TYPE), ("content-length", str(len(content))), ("connection", "close")]
+        for event in (
+            h11.Response(status_code=400, headers=fields, reason=b"Bad Request"),
+            h11.Data(content),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        """The server stays with HTTP/1.1, as it may (RFC 9110 7.8). uvicorn's logs two warnings for each request."""
+        return False
+
+    def _feed(self) -> None:
+        """Gives h11 no more at a time than it parses in a few milliseconds, and nothing while it waits for an answer."""
+        while self._pending and not self.transport.is_closing() and len(self.conn.trailing_data[0]) <= _SLICE:
+            piece = bytes(self._pending[:_SLICE])
+            del self._pending[:_SLICE]
+            super().data_received(piece)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_busy(self) -> bool:
+        return self._is_answering() and not self.cycle.more_body
+
+    def _end_refused(self, cycle: object) -> None:
+        if self.cycle is cycle and self.cycle.more_body:
+            self.transport.close()
+
+    def _look_for_end(self, connection: socket.socket) -> None:
+        """asyncio reads no more after the end of what the client sends, and so would not notice that it hangs up."""
+        if self.transport.is_closing():
+            return
+        if _has_hung_up(connection):
+            self._outgoing.abort()
+        else:
+            self.loop.call_later(_LOOK, self._look_for_end, connection)
+
+    def _watch(self) -> None:
+        """Closes a connection on which a request is not begun, or not completed, within ``_PATIENCE`` seconds."""
+        if self._is_answering():
+            self._stop_waiting()
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(_PATIENCE, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+
+def _check_head(data: bytes) -> None:
+    end = _BLANK_LINE.search(data, 0, _MAX_HEAD)
+    if not end and len(data) >= _MAX_HEAD:
+        raise TooMuch(f"its head is longer than {_MAX_HEAD} bytes")
+    if data.count(b"\n", 0, end.start() if end else len(data)) > _MAX_LINES:
+        raise TooMuch(f"its head has more than {_MAX_LINES - 1} fields")
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+    """Whether the other end is closed in both directions (unix(7) sockets: POLLHUP; half of it is POLLRDHUP alone)."""
+    poll = select.poll()
+    poll.register(connection.fileno(), 0)
+    return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))

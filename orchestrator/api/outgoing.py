@@ -1,0 +1,90 @@
+"""Writing to a client that reads slowly: all of an answer is delivered, if the client keeps a minimum pace."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+_WINDOW = 30.0
+"""Seconds in which a client must have read ``_PACE`` bytes, or all that is left."""
+_PACE = 64 << 10
+_LOOK = 0.05
+
+
+class Outgoing:
+    """An asyncio.Transport whose ``close`` waits until all that was written was taken by the kernel.
+
+    asyncio's own ``close`` waits indefinitely on a plain socket. On TLS it waits for `ssl_shutdown_timeout` and drops the rest,
+    and its buffer size does not include what TLS has encrypted already.
+
+    Args:
+        transport: what the protocol writes to.
+        raw: the transport below TLS; the same without TLS.
+    """
+
+    def __init__(self, transport: asyncio.Transport, raw: asyncio.Transport) -> None:
+        self._transport, self._raw = transport, raw
+        self._loop = asyncio.get_running_loop()
+        self._closing = False
+        self._written = self._taken = 0
+        self._window: asyncio.TimerHandle | None = None
+        self._closer: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        sizes = {id(one): one.get_write_buffer_size() for one in (self._transport, self._raw)}
+        return sum(sizes.values())
+
+    def write(self, data: bytes) -> None:
+        """As asyncio.WriteTransport."""
+        self._written += len(data)
+        self._transport.write(data)
+        self._watch()
+
+    def is_closing(self) -> bool:
+        """As asyncio.BaseTransport."""
+        return self._closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        """As asyncio.BaseTransport, once all was read."""
+        if not self._closing:
+            self._closing = True
+            self._finish()
+
+    def abort(self) -> None:
+        """As asyncio.WriteTransport; below TLS too, which would say goodbye first."""
+        self._closing = True
+        self.stop()
+        self._transport.abort()
+        self._raw.abort()
+
+    def stop(self) -> None:
+        """Cancels the timers: the connection is lost."""
+        for timer in (self._window, self._closer):
+            if timer:
+                timer.cancel()
+        self._window = self._closer = None
+
+    def _finish(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self.unread:
+            self._closer = self._loop.call_later(_LOOK, self._finish)
+        else:
+            self._transport.close()
+
+    def _watch(self) -> None:
+        if self._window is None and self.unread:
+            self._taken = self._written - self.unread
+            self._window = self._loop.call_later(_WINDOW, self._look)
+
+    def _look(self) -> None:
+        self._window = None
+        if self.unread and self._written - self.unread - self._taken < _PACE:
+            self.abort()
+        else:
+            self._watch()

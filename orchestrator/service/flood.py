@@ -1,0 +1,94 @@
+"""Keeps what clients do from filling the log: of each kind of message only so many within a time, then a count of the rest.
+
+journald drops all further messages of a service that has written 10,000 within 30 s (journald.conf(5), RateLimitBurst=), the
+important ones too. Any place in the code that logs something for a request can be reached as often as a client likes, so the
+bound is here and not at those places.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+PERIOD = 30.0
+EACH = 100
+"""Messages of one place in the code; of an event's, those of one kind and tenant."""
+ALL = 3000
+"""Messages below WARNING of all places. Warnings are not so many: they have ``EACH`` alone."""
+
+Key = tuple[object, ...]
+
+
+class FloodFilter(logging.Filter):
+    """A filter for a handler.
+
+    Args:
+        write: handles the message that says how many were left out.
+        later: calls something after so many seconds, from any thread.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[logging.LogRecord], object],
+        later: Callable[[float, Callable[[], None]], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._write, self._later, self._clock = write, later or _call_later, clock
+        self._lock = threading.Lock()
+        self._since = clock()
+        self._total = 0
+        self._counts: dict[Key, int] = {}
+        self._left_out: dict[Key, tuple[int, logging.LogRecord]] = {}
+        self._due = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        if isinstance(record, _Count):
+            return True
+        key = _build_key(record)
+        with self._lock:
+            now = self._clock()
+            if now - self._since >= PERIOD and not self._due:
+                self._since, self._total, self._counts = now, 0, {}
+            count = self._counts.get(key, 0)
+            if count < EACH and (self._total < ALL or record.levelno >= logging.WARNING):
+                self._counts[key] = count + 1
+                self._total += 1
+                return True
+            number, _ = self._left_out.get(key, (0, record))
+            self._left_out[key] = number + 1, record
+            begin, self._due = not self._due, True
+        if begin:
+            # Only then is there a timer: a manager that has nothing to say does not wake up.
+            self._later(max(0.0, self._since + PERIOD - now), self._report)
+        return False
+
+    def _report(self) -> None:
+        with self._lock:
+            left_out, self._left_out, self._due = self._left_out, {}, False
+            self._since, self._total, self._counts = self._clock(), 0, {}
+        for number, last in left_out.values():
+            text = "%d more messages like this one were left out within %g s: %s"
+            arguments = (number, PERIOD, last.getMessage())
+            self._write(_Count(last.name, last.levelno, last.pathname, last.lineno, text, arguments, None))
+
+
+class _Count(logging.LogRecord):
+    """Says how many were left out."""
+
+
+def _build_key(record: logging.LogRecord) -> Key:
+    """The place in the code, whatever the message says. Events come from one place: of those kind and tenant count."""
+    event = getattr(record, "event", None)
+    return record.name, record.pathname, record.lineno, getattr(event, "kind", None), getattr(event, "tenant", None)
+
+
+def _call_later(seconds: float, work: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, work)
+    timer.daemon = True
+    timer.name = "log"
+    timer.start()
