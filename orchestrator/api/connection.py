@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import select
-import socket
 import sys
 import time
 from typing import cast
@@ -76,7 +75,7 @@ class Connection(H11Protocol):
         # Not only by its configuration, which is that of a logger of the whole process: a line for each request.
         self.access_log = False
         self._pending = bytearray()
-        self._half_closed = False
+        self._half_closed = self._looking = False
         self._waiting: asyncio.TimerHandle | None = None
         place.busy = self._is_busy
 
@@ -98,14 +97,15 @@ class Connection(H11Protocol):
         self._pending += data
         self._feed()
         self._watch()
+        if self.flow.read_paused and self._is_answering():
+            self._look_for_end()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more. Returns whether it still gets an answer: not over TLS, where asyncio ends both directions."""
-        connection = self.transport.get_extra_info("socket")
-        if self.scheme == "https" or not self._is_busy() or _has_hung_up(connection):
+        if self.scheme == "https" or not self._is_busy() or self._has_hung_up():
             return False
         self._half_closed = True
-        self.loop.call_later(_LOOK, self._look_for_end, connection)
+        self._look_for_end()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -114,6 +114,7 @@ class Connection(H11Protocol):
         self._shares.release(self._place)
         self._pending.clear()
         super().connection_lost(exc)
+        self._outgoing.forget()
         self._stop_waiting()
 
     def on_response_complete(self) -> None:
@@ -174,14 +175,29 @@ class Connection(H11Protocol):
         if self.cycle is cycle and self.cycle.more_body:
             self.transport.close()
 
-    def _look_for_end(self, connection: socket.socket) -> None:
-        """asyncio reads no more after the end of what the client sends, and so would not notice that it hangs up."""
-        if self.transport.is_closing():
+    def _look_for_end(self) -> None:
+        """Notices a client that hangs up while asyncio does not read: after the end of what the client sends, and while its next
+        request waits.
+        """
+        if not self._looking:
+            self._looking = True
+            self.loop.call_later(_LOOK, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        if self.transport.is_closing() or not (self._half_closed or self.flow.read_paused):
             return
-        if _has_hung_up(connection):
+        if self._has_hung_up():
             self._outgoing.abort()
         else:
-            self.loop.call_later(_LOOK, self._look_for_end, connection)
+            self._look_for_end()
+
+    def _has_hung_up(self) -> bool:
+        """Whether the other end is closed, for unix(7) sockets in both directions (POLLHUP; one direction is POLLRDHUP alone)."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        ends = select.POLLHUP | select.POLLERR | (select.POLLRDHUP if self.scheme == "https" else 0)
+        return any(event & ends for _, event in poll.poll(0))
 
     def _watch(self) -> None:
         """Closes a connection on which a request is not begun, or not completed, within ``_PATIENCE`` seconds."""
@@ -202,10 +218,3 @@ def _check_head(data: bytes) -> None:
         raise TooMuch(f"its head is longer than {_MAX_HEAD} bytes")
     if data.count(b"\n", 0, end.start() if end else len(data)) > _MAX_LINES:
         raise TooMuch(f"its head has more than {_MAX_LINES - 1} fields")
-
-
-def _has_hung_up(connection: socket.socket) -> bool:
-    """Whether the other end is closed in both directions (unix(7) sockets: POLLHUP; half of it is POLLRDHUP alone)."""
-    poll = select.poll()
-    poll.register(connection.fileno(), 0)
-    return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))

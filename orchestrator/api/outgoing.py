@@ -11,6 +11,27 @@ _PACE = 64 << 10
 _LOOK = 0.05
 
 
+class _Lost(asyncio.Transport):
+    """Stands for a transport whose connection is lost."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Drops it."""
+
+    def close(self) -> None:
+        """Does nothing, as on each transport that is closed."""
+
+    abort = pause_reading = resume_reading = close
+
+
+_LOST = _Lost()
+
+
 class Outgoing:
     """An asyncio.Transport whose ``close`` waits until all that was written was taken by the kernel.
 
@@ -61,6 +82,11 @@ class Outgoing:
         self.stop()
         self._transport.abort()
         self._raw.abort()
+
+    def forget(self) -> None:
+        """Lets go of a lost transport: TLS has a buffer of 256 KB, which would live until the next full garbage collection."""
+        self.stop()
+        self._transport = self._raw = _LOST
 
     def stop(self) -> None:
         """Cancels the timers: the connection is lost."""

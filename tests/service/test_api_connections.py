@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio.sslproto
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -355,6 +357,60 @@ def test_who_hangs_up_after_that_is_noticed(served: Served, monkeypatch: pytest.
                 wait_for(lambda: any(one._half_closed for one in served.server.server_state.connections))  # type: ignore[union-attr]
         wait_for(lambda: connections(served) == 0)
     served.client.delete("one")
+
+
+def waiting(served: Served) -> bool:
+    """Whether a console is waited for."""
+    return any(thread.name == "consoles" for thread in threading.enumerate())
+
+
+def test_who_hangs_up_with_a_next_request_sent_is_noticed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server reads nothing while the next request waits, and so does not see the end."""
+    monkeypatch.setattr(api_connection, "_LOOK", 0.05)
+    served.client.create(GOOD)
+    wait = b"GET /v1/guests/one/ready?timeout=3600 HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(served.path))
+        connection.sendall(wait)
+        wait_for(lambda: waiting(served))
+        connection.sendall(wait)
+        wait_for(lambda: any(one.flow.read_paused for one in served.server.server_state.connections))  # type: ignore[union-attr]
+    wait_for(lambda: connections(served) == 0)
+    served.client.delete("one")
+
+
+def test_who_hangs_up_likewise_on_tls_is_noticed(tls: tuple[Served, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_connection, "_LOOK", 0.05)
+    served, context = tls
+    served.client.create(GOOD)
+    wait = f"GET /v1/guests/one/ready?timeout=3600 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+    with dial(served) as raw, context.wrap_socket(raw, server_hostname="127.0.0.1") as connection:
+        connection.sendall(wait)
+        wait_for(lambda: waiting(served))
+        connection.sendall(wait)
+        wait_for(lambda: any(one.flow.read_paused for one in served.server.server_state.connections))  # type: ignore[union-attr]
+    wait_for(lambda: not any(one.scheme == "https" for one in served.server.server_state.connections))  # type: ignore[union-attr]
+    served.client.delete("one")
+
+
+def test_tls_of_a_lost_connection_is_freed_at_once(tls: tuple[Served, ssl.SSLContext]) -> None:
+    """It has a buffer of 256 KB; what waits for a garbage collection is held by each of very many connections."""
+    served, context = tls
+
+    def count() -> int:
+        return sum(isinstance(one, asyncio.sslproto.SSLProtocol) for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = count()
+        for _ in range(5):
+            with dial(served) as raw, context.wrap_socket(raw, server_hostname="127.0.0.1") as connection:
+                connection.sendall(b"GET /v1/version HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert connection.recv(65536).startswith(b"HTTP/1.1 401")
+        wait_for(lambda: count() <= before)
+    finally:
+        gc.enable()
 
 
 # Answers that are read late, or not at all.

@@ -153,6 +153,7 @@ def rewrite_plan(world: World, change: Callable[[dict[str, object]], None]) -> N
             plan = json.loads(text)
             change(plan["vf"])
             database.execute("UPDATE guest SET plan = ? WHERE name = ?", (json.dumps(plan), name))
+            database.execute("UPDATE claim_vf SET address = ? WHERE guest = ?", (plan["vf"]["address"], name))
 
 
 def test_a_stored_plan_that_names_the_pf_as_its_vf_does_it_no_harm(world: World, manager: SystemManager, ledger: Ledger) -> None:
