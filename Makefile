@@ -6,7 +6,7 @@ PYTHON := /usr/bin/python3
 VENV := .venv
 PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs iproute2 util-linux cpio openssh-client
 
-.PHONY: demo test test-quick setup clean
+.PHONY: demo test test-quick lint format check-golden setup clean
 
 DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.json
 
@@ -22,6 +22,19 @@ test: setup
 
 test-quick: setup
 	$(VENV)/bin/pytest -n 2 -m "not lab" tests
+
+# style, types and spelling; part of `make test` too
+lint: setup
+	$(VENV)/bin/pytest -q tests/unit/test_linters.py tests/unit/test_architecture.py
+
+format: setup
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+# writes the golden files (tests/data/domains) again and shows what differs from the committed ones
+check-golden: setup
+	REGENERATE=1 $(VENV)/bin/pytest -q tests/unit/test_domain.py
+	git diff --exit-code -- tests/data/domains
 
 setup: $(VENV)/installed
 

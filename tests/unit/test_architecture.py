@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import configparser
+import re
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -105,7 +109,48 @@ def test_the_operators_command_cannot_reach_the_host() -> None:
         if not more:
             break
         reached |= more
-    assert not {module for module in reached if rank(module)[1] in ("host", "hypervisor", "steps", "lifecycle", "ledger")}
+    privileged = {
+        "host",
+        "hypervisor",
+        "planning",
+        "images",
+        "ledger",
+        "steps",
+        "domain",
+        "audit",
+        "lifecycle",
+        "metrics",
+        "lab",
+        "daemon",
+    }
+    assert not {module for module in reached if module.partition(".")[0] in privileged}
+
+
+def declared(*extras: str) -> set[str]:
+    """Distributions that setup.cfg declares, by their normalized names."""
+    parser = configparser.ConfigParser()
+    parser.read(PACKAGE.parent / "setup.cfg")
+    lists = [parser["options"]["install_requires"], *(parser["options.extras_require"][extra] for extra in extras)]
+    return {normalize(re.split(r"[<>=!~ ;]", line)[0]) for text in lists for line in text.split("\n") if line}
+
+
+def normalize(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [("orchestrator", ("lab",)), ("tests", ("lab", "test")), ("benchmarks", ("lab", "test", "bench"))],
+)
+def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
+    """What comes along with another package today may not do so tomorrow."""
+    ours = {"orchestrator", "tests", *(path.stem for path in (PACKAGE.parent / "benchmarks").glob("*.py"))}
+    known, missing = packages_distributions(), []
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        for name in {imported.split(".")[0] for imported in imports(path)} - sys.stdlib_module_names - ours:
+            if not {normalize(one) for one in known.get(name, [name])} & declared(*extras):
+                missing.append(f"{path.name}: {name}")
+    assert not missing
 
 
 def test_modules_are_small() -> None:

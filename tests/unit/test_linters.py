@@ -1,7 +1,8 @@
-"""Style and types are tests like any other: one command checks everything."""
+"""Style, types and spelling are tests like any other: one command checks everything."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,39 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+TOOLS = {
+    "ruff check": ["-m", "ruff", "check", "."],
+    "ruff format": ["-m", "ruff", "format", "--check", "."],
+    "mypy": ["-m", "mypy"],
+    "codespell": ["-m", "codespell_lib", "."],
+    "yamllint": ["-m", "yamllint", "--strict", "ansible", ".yamllint", "ansible/.ansible-lint"],
+}
 
 
-@pytest.mark.parametrize("tool", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=" ".join)
-def test_linter(tool: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+def run(*words: str | Path, cwd: Path = ROOT) -> None:
+    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def shell_scripts() -> list[Path]:
+    """Files of the tree that begin with a line for a shell."""
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    paths = [ROOT / name for name in names if name]
+    return [path for path in paths if path.is_file() and re.match(rb"#!.*\b(ba|da)?sh\b", path.read_bytes()[:80])]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_linter(tool: str) -> None:
+    run(sys.executable, *TOOLS[tool])
+
+
+def test_shell_scripts() -> None:
+    scripts = shell_scripts()
+    assert ROOT / "guest-images/minimal/init" in scripts
+    run(BIN / "shellcheck", *scripts)
+
+
+def test_ansible_roles() -> None:
+    run(sys.executable, "-m", "ansiblelint", "--offline", "-q", cwd=ROOT / "ansible")
