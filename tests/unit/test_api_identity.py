@@ -104,10 +104,12 @@ def test_a_name_in_a_certificate_moves_no_cursor_and_is_shortened() -> None:
 
 
 def test_the_empty_token_is_never_valid() -> None:
-    """Not even if the configuration has its hash."""
-    known = directory(
-        api={**TLS, "client_ca": "ca"}, tokens={"none": {"hash": f"sha256:{hash_token('').hex()}", "role": "operator"}}
+    """Not even if the configuration had its hash, which it refuses."""
+    config = DaemonConfig.model_validate(
+        {"host": HOST, "api": {**TLS, "client_ca": "ca"}, "tokens": {"none": {"hash": f"sha256:{'1' * 64}", "role": "operator"}}}
     )
+    empty = config.tokens["none"].model_copy(update={"hash": f"sha256:{hash_token('').hex()}"})
+    known = build_directory(config.model_copy(update={"tokens": {"none": empty}}))
     for field in ("Bearer", "Bearer ", "bearer   ", "Bearer\t", " Bearer "):
         with pytest.raises(Unauthorized):
             identify(known, Peer(address="192.0.2.1"), field)

@@ -112,7 +112,7 @@ def paths(**fields: str) -> str:
         (f'{HOST}[tokens.a]\nrole = "operator"\nhash = "sha256:{EMPTY_HASH}"', "the hash of an empty token"),
         (f'{HOST}"\\u001b[31m" = 1', r"\\x1b\[31m: "),
         (f'{HOST}"a\\nb" = 1', r"a\\nb: "),
-        (HOST + "".join(f"x{number} = 1\n" for number in range(5000)), r"\.\.\.$"),
+        (HOST + "".join(f"x{number} = 1\n" for number in range(5000)), r"and 4980 more$"),
         ("x" * (1 << 21), "has 2097152 bytes"),
         ("\ufeff" + HOST, "is not TOML"),
     ],
