@@ -12,7 +12,7 @@ from functools import partial
 from uuid import UUID
 
 from orchestrator.access import MANAGER
-from orchestrator.errors import LedgerError, NotFound, OrchestratorError
+from orchestrator.errors import LedgerError, OrchestratorError
 from orchestrator.hypervisor import End
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.lifecycle.core_manager import HOST, CoreManager
@@ -221,12 +221,6 @@ class Supervisor:
                 # The other PFs' guests must not suffer from this one.
                 _log.error("PF %s is not in VEPA mode: %s", plan.vf.pf, error)
 
-    def _get(self, name: str) -> Claim:
-        claim = self._ledger.find(name)
-        if not claim:
-            raise NotFound(f"there is no guest named {name}", "`nohype guest list` shows all")
-        return claim
-
     def _end(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> Claim:
         """Cleans up after a guest in the state STOPPING; it is STOPPED then, or QUARANTINED."""
         findings = self._cores.clean(claim.plan)
@@ -243,7 +237,7 @@ class Supervisor:
     def _quarantine(self, claim: Claim, findings: tuple[str, ...], who: str) -> Claim:
         self._ledger.quarantine(claim.plan.name, findings)
         self.note("quarantined", claim, "; ".join(findings), who)
-        return self._get(claim.plan.name)
+        return self._ledger.find(claim.plan.name) or claim  # it is there: its lock is held
 
     def recover_one(self, claim: Claim, *, adopt: bool = False) -> None:
         """Brings a guest to where it belongs, by what libvirt shows of it.
