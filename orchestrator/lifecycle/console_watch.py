@@ -29,8 +29,7 @@ _log = logging.getLogger(__name__)
 _PIECE = 16 << 10
 # Seconds of the processor for reading in one round; and how many times as long the pause after it is at least.
 _WORK, _REST = 0.002, 4
-# Seconds between rounds; and while there is more to read, or an answer is due: QEMU drops what a guest prints while its pty (4
-# KB) is full.
+# Seconds between rounds; and while there is more to read, or an answer is due: then the pty is to be emptied, see Question.
 _PAUSE, _SHORT_PAUSE = 0.2, 0.05
 _LOOK = 2.0
 

@@ -106,7 +106,10 @@ class Question:
             self._said = self._said[begin:]
 
     def _drain(self) -> None:
-        """Takes what the guest prints out of the pty: QEMU drops what there is no room for, in the log too."""
+        """Takes what the guest prints out of the pty, which holds 4 KB: what there is no room for QEMU tries to write a few times
+        (hw/char/serial.c, serial_xmit), and drops it then or has it several times in the log (chardev/char.c,
+        qemu_chr_write_buffer).
+        """
         with suppress(BlockingIOError, OSError):
             if self._descriptor is not None:
                 os.read(self._descriptor, 1 << 16)
