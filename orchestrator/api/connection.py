@@ -137,12 +137,12 @@ class Connection(H11Protocol):
             super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP, as all errors are answered."""
+        """Answers malformed HTTP with a problem document, as all errors are answered."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
         reason = sys.exc_info()[1]
-        said = f"this request is too much: {reason}" if isinstance(reason, TooMuch) else f"this is no HTTP request: {msg}"
+        said = f"request refused: {reason}" if isinstance(reason, TooMuch) else f"malformed HTTP request: {msg}"
         problem = build_problem(RequestError(said))
         content = json.dumps(problem).encode()
         fields = [("content-type", MEDIA_TYPE), ("content-length", str(len(content))), ("connection", "close")]
