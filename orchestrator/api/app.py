@@ -133,7 +133,7 @@ class Api:
         self._read_events = read_events
         # Reads of which each may be long: few at a time, since they keep the interpreter and memory from others.
         self._long = WorkersOfEach(4)
-        self.feed = Feed(manager, read_events, Workers(32))
+        self.feed = Feed(manager, read_events, Workers(4))
         app = FastAPI(
             title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
             openapi_url=None, generate_unique_id_function=lambda route: route.name,

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 _HEARTBEAT = 15.0
 _BATCH = 200
+# Bytes after which a write begins.
+_PIECE = 32 << 10
 # How long one waiting takes: so long does the thread outlive the last watcher.
 _WAIT = 10.0
 # Between two wakings: each makes every watcher read the ledger.
@@ -67,16 +69,27 @@ class Feed:
             yield b": events follow\n\n"
             while not self._closed:
                 changed = self._changed  # before reading: what comes in between is not missed
-                events = await self._workers.run(self._read, who, seen, _BATCH)
-                for event in events:
-                    seen = event["id"]
-                    yield format_event(event)
-                if not events and not await _within(changed, self._heartbeat):
+                pieces, seen = await self._workers.run(self._read_pieces, who, seen)
+                for piece in pieces:
+                    yield piece
+                if not pieces and not await _within(changed, self._heartbeat):
                     yield b": still here\n\n"
         except OrchestratorError as error:
             _log.error("a stream of events ends: %s", error)
         finally:
             self._watchers -= 1
+
+    def _read_pieces(self, who: Identity, seen: int) -> tuple[list[bytes], int]:
+        """What is to be sent next, and the id up to which that goes. In few writes: each is work of the event loop, and with one
+        for each event the streams of one client would keep it from all others.
+        """
+        events = self._read(who, seen, _BATCH)
+        pieces = [bytearray()] if events else []
+        for event in events:
+            if len(pieces[-1]) >= _PIECE:
+                pieces.append(bytearray())
+            pieces[-1] += format_event(event)
+        return list(map(bytes, pieces)), events[-1]["id"] if events else seen
 
     def _wake(self) -> None:
         self._changed.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import queue
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.access import OPERATOR, Identity
 from orchestrator.api import shapes
 from orchestrator.api.client import Client
+from orchestrator.api.feed import Feed
 from orchestrator.api.identity import hash_token
+from orchestrator.api.work import Workers
 from orchestrator.errors import OrchestratorError, RequestError
 from tests.crashes import World
 from tests.served import Authority, Served, serve
@@ -183,3 +187,29 @@ def test_pages_of_events(served: Served) -> None:
     assert served.client.events(10**9) == []
     with pytest.raises(RequestError):
         served.client.events(0, limit=1001)
+
+
+def test_many_events_are_few_writes(served: Served) -> None:
+    """The event loop has some work with each, and serves nobody else between those of one reading."""
+
+    def read(_who: Identity, after: int | None, limit: int) -> list[shapes.Event]:
+        first = (after or 0) + 1
+        event: shapes.Event = {
+            "id": 0, "time": "", "kind": "started", "subject": "one", "who": "", "detail": "x" * 100, "tenant": "", "took": None
+        }  # fmt: skip
+        return [{**event, "id": id} for id in range(first, min(first + limit, 1001))]
+
+    async def collect() -> list[bytes]:
+        pieces: list[bytes] = []
+        feed = Feed(served.manager, read, Workers(1))
+        async for piece in feed.stream(OPERATOR, 0):
+            pieces.append(piece)
+            if b"id: 1000\n" in piece:
+                feed.close()
+        return pieces
+
+    pieces = asyncio.run(collect())
+    ids = [int(line[4:]) for line in b"".join(pieces).splitlines() if line.startswith(b"id: ")]
+    assert ids == list(range(1, 1001))
+    assert len(pieces) < 20
+    assert max(map(len, pieces)) < 64 << 10
