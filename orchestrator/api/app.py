@@ -189,11 +189,6 @@ class Api:
         async def quarantined(who: Reader) -> Response:
             return await _encode_apart(self._quick, who, lambda: [quarantined_json(one) for one in manager.quarantined(who)])
 
-        @app.delete("/v1/quarantine/{name}", status_code=204)
-        async def clear_quarantine(who: Operator, name: Name, *, force: Force = False) -> Response:
-            await self._changes.run(who, functools.partial(manager.clear_quarantine, who, name, force=force))
-            return Response(status_code=204)
-
     def _add_guest_routes(self, app: FastAPI, manager: Manager) -> None:
         @app.get("/v1/guests")
         async def guests(who: Who) -> Response:
@@ -237,6 +232,12 @@ class Api:
         @app.delete("/v1/guests/{name}", status_code=204)
         async def delete(who: Changer, name: Name, if_match: IfMatch = None) -> Response:
             await self._ends.run(who, manager.delete, who, name, await expected(who, name, if_match))
+            return Response(status_code=204)
+
+        @app.delete("/v1/quarantine/{name}", status_code=204)
+        async def clear_quarantine(who: Operator, name: Name, *, force: Force = False, if_match: IfMatch = None) -> Response:
+            version = await expected(who, name, if_match)
+            await self._changes.run(who, functools.partial(manager.clear_quarantine, who, name, version, force=force))
             return Response(status_code=204)
 
         @app.post("/v1/guests/{name}/start")

@@ -82,7 +82,7 @@ IfMatch = Annotated[frozenset[int] | None, Depends(_read_if_match)]
 
 
 async def refuse_more(request: Request) -> None:
-    """Refuses a body where none is known, and names in the query that are unknown or given twice.
+    """Refuses a body and If-Match where none is known, and names in the query that are unknown or given twice.
 
     ``{}`` says as little as no body: programs that always send JSON send it.
 
@@ -90,18 +90,20 @@ async def refuse_more(request: Request) -> None:
         RequestError: the request has one of them.
     """
     route = request.scope["route"]
-    known = _query_names(route.dependant)
+    known = _names(route.dependant, "query_params")
     for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
         if name not in known:
             names = f"there is {' and '.join(sorted(known))}" if known else "leave out what follows the ?"
             raise RequestError(f"{name[:_SHOWN]!r} in the query is not known here", names)
         if count > 1:
             raise RequestError(f"{name!r} is {count} times in the query", "say it once")
+    if "if-match" in request.headers and request.method != "GET" and "if-match" not in _names(route.dependant, "header_params"):
+        raise RequestError("this request takes no If-Match", "leave it out: it is of no one version of a guest")
     if route.body_field is None and (body := await request.body()) and json.loads(body) != {}:
         raise RequestError("this request takes no body", "leave it out")
 
 
-def _query_names(dependant: Any) -> frozenset[str]:
+def _names(dependant: Any, kind: str) -> frozenset[str]:
     """Of a route, and of all that it depends on."""
-    own = (field.alias for field in dependant.query_params)
-    return frozenset(own).union(*(_query_names(one) for one in dependant.dependencies))
+    own = (field.alias.lower() for field in getattr(dependant, kind))
+    return frozenset(own).union(*(_names(one, kind) for one in dependant.dependencies))

@@ -242,23 +242,27 @@ class SystemManager:
                 found = "" if who.role is Role.TENANT else f": {'; '.join(findings)}"
                 raise Conflict(what + found, "an operator can look and clear it: nohype quarantine list")
 
-    def clear_quarantine(self, who: Identity, name: str, *, force: bool = False) -> None:
+    def clear_quarantine(self, who: Identity, name: str, expected: int | None = None, *, force: bool = False) -> None:
         """Tries once more to clean what a guest had, and gives it free.
 
         Args:
+            expected: as of ``start``.
             force: give it free even if it is still not clean, since the operator has seen to it.
 
         Raises:
             Forbidden: ``who`` is no operator.
-            NotFound: no such guest is in quarantine.
+            NotFound: no such guest is in quarantine, or another guest has taken the name meanwhile.
+            Stale: it is of another version.
             Conflict: it is still not clean; with the reasons.
         """
         if who.role is not Role.OPERATOR:
             raise Forbidden(f"{who.name} is no operator, and may not clear the quarantine")
-        with self.supervisor.changing(name):
-            claim = self._ledger.find(name)
-            if not claim or claim.state != GuestState.QUARANTINED:
-                raise NotFound(f"no guest {name} is in quarantine", "`nohype quarantine list` shows what is")
+        none = NotFound(f"no guest {name} is in quarantine", "`nohype quarantine list` shows what is")
+        if not self._ledger.find(name):
+            raise none
+        with self._changes.change(who, name, expected) as claim:
+            if claim.state != GuestState.QUARANTINED:
+                raise none
             # First: one that runs and is to be deleted would count as running if this failed.
             self._hypervisor.destroy(claim.plan.uuid)
             claim = self._ledger.set_state(name, GuestState.DELETING)

@@ -194,6 +194,25 @@ def test_head_of_the_stream_ends(served: Served) -> None:
     assert answer.endswith(b'"}')
 
 
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/v1/guests", text()),
+        ("/v1/plans", text()),
+        ("/v1/guests/one/tell", b'{"line": "mac", "timeout": 0.1}'),
+    ],
+)
+def test_an_if_match_that_would_be_ignored(served: Served, target: str, body: bytes) -> None:
+    check(ask(served, "POST", target, body, 'If-Match: "1"'), 400, "bad-request", "If-Match")
+    assert served.client.guests() == []
+
+
+def test_if_match_of_a_guest_in_quarantine(served: Served) -> None:
+    check(ask(served, "DELETE", "/v1/quarantine/one", None, 'If-Match: "1"'), 404, "not-found")
+    served.client.create(GOOD)
+    check(ask(served, "DELETE", "/v1/quarantine/one", None, 'If-Match: "999999"'), 412, "stale")
+
+
 @pytest.mark.parametrize("field", ["7", '"7', "nix", '"7" "8"', ",", "W/7"])
 def test_an_if_match_that_is_wrong(served: Served, field: str) -> None:
     check(ask(served, "DELETE", "/v1/guests/one", None, f"If-Match: {field}"), 400, "bad-request", "If-Match")

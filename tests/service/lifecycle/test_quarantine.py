@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from orchestrator.access import OPERATOR
-from orchestrator.errors import Conflict, HostError, HypervisorError
+from orchestrator.errors import Conflict, HostError, HypervisorError, NotFound, OrchestratorError, Stale
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import pages as pages_module
 from orchestrator.lifecycle.manager import SystemManager
@@ -196,3 +199,36 @@ def test_what_the_host_could_not_be_given_back_is_told_once_and_tried_again(
     assert world.count_undo_records()
     manager.supervisor.collect()
     assert not world.count_undo_records()
+
+
+def test_a_later_guest_of_the_name_is_not_cleared(world: World, manager: SystemManager) -> None:
+    """An operator clears by force what he has looked at. While he waits for the lock it is cleared, and the name is used anew."""
+    spoil(world, create(manager))
+    manager.stop(OPERATOR, "web", 1)
+    told: list[OrchestratorError] = []
+
+    def clear() -> None:
+        with pytest.raises(NotFound) as caught:
+            manager.clear_quarantine(OPERATOR, "web", force=True)
+        told.append(caught.value)
+
+    thread = threading.Thread(target=clear)
+    with manager.supervisor.changing("web"):
+        thread.start()
+        time.sleep(0.3)
+        manager.clear_quarantine(OPERATOR, "web", force=True)
+        spoil(world, create(manager))
+        manager.stop(OPERATOR, "web", 1)
+    thread.join(10)
+    assert [error.message for error in told] == ["the guest web that was asked is gone"]
+    assert state(manager) == "quarantined"
+
+
+def test_clearing_what_has_changed_since(world: World, manager: SystemManager) -> None:
+    spoil(world, create(manager))
+    version = manager.stop(OPERATOR, "web", 1).version
+    with pytest.raises(Stale):
+        manager.clear_quarantine(OPERATOR, "web", version - 1, force=True)
+    assert state(manager) == "quarantined"
+    manager.clear_quarantine(OPERATOR, "web", version, force=True)
+    assert manager.guests(OPERATOR) == ()
