@@ -27,6 +27,7 @@ _HINTS = {
     sqlite3.SQLITE_BUSY: "another program holds it; only one manager may run on a host",
     sqlite3.SQLITE_IOERR: "the disk reports errors, or is full: see `dmesg` and `df`",
     sqlite3.SQLITE_CORRUPT: DAMAGED,
+    sqlite3.SQLITE_CONSTRAINT: DAMAGED,
     sqlite3.SQLITE_NOTADB: "it is another kind of file: give the manager another path",
 }
 
@@ -217,7 +218,11 @@ class Database:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0)
-            raise LedgerError(f"cannot {what} the ledger {self._path}: {error}", _HINTS.get(code & 0xFF, "")) from None
+            said = " ".join(str(error).split())  # it may quote a part of the schema, with its line breaks
+            raise LedgerError(f"cannot {what} the ledger {self._path}: {said}", _HINTS.get(code & 0xFF, "")) from None
+        except UnicodeDecodeError:
+            # Of SQLite's message, which quotes the schema.
+            raise LedgerError(f"cannot {what} the ledger {self._path}: its schema is not in UTF-8", DAMAGED) from None
 
 
 def _create(path: Path) -> None:

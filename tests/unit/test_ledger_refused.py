@@ -98,6 +98,33 @@ def test_what_is_not_whole_is_refused(path: Path, statement: str, said: str, *, 
         assert read_all(path) == before
 
 
+def refuse(path: Path, said: str) -> None:
+    before = path.read_bytes()
+    with pytest.raises(LedgerError) as caught:
+        Ledger(path)
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert "move the file away" in caught.value.hint
+    assert path.read_bytes() == before
+
+
+def test_a_schema_that_is_no_text(path: Path) -> None:
+    """SQLite's message quotes it."""
+    content = path.read_bytes()
+    assert content.count(b"CREATE TABLE claim_mac (mac TEXT") == 1
+    path.write_bytes(content.replace(b"CREATE TABLE claim_mac (mac TEXT", b"CREATE TABLE claim_mac (mac \xff\xffXT"))
+    refuse(path, "its schema is not in UTF-8")
+
+
+def test_a_state_that_there_is_not(path: Path) -> None:
+    """SQLite quotes the constraint, which has several lines."""
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA ignore_check_constraints = 1")
+        other.execute("UPDATE guest SET state = 'x' WHERE name = 'g1'")
+    other.close()
+    refuse(path, "CHECK constraint failed: state IN ('creating', ")
+
+
 def test_claims_that_the_configuration_forbids(path: Path) -> None:
     """Housekeeping CPUs that are a guest's, as the daemon finds out: put back, it starts with what was there."""
     leave(path, "UPDATE guest SET restarts = 3 WHERE name = 'g1'")
