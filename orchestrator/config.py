@@ -220,7 +220,7 @@ class LimitConfig(_Strict):
         nesting: deepest nesting of JSON.
     """
 
-    rate: Annotated[float, Field(gt=0, le=1e6, strict=False)] = 50.0
+    rate: Annotated[float, Field(ge=1e-3, le=1e6, strict=False)] = 50.0
     burst: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     concurrent: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     body: Annotated[str, AfterValidator(check_size)] = "64K"

@@ -61,6 +61,7 @@ def paths(**fields: str) -> str:
         (f"{HOST}[exits]\ntotal = inf", r"exits\.total"),
         (f"{HOST}[exits]\nemulated = nan", r"exits\.emulated"),
         (f"{HOST}[limits]\nrate = nan", r"limits\.rate"),
+        (f"{HOST}[limits]\nrate = 5e-324", r"limits\.rate"),
         (f"{HOST}[events]\nkeep = 1", r"events\.keep"),
         (host(housekeeping='"0-8191"'), "no CPU is left for guests"),
         (host(housekeeping='"٣"'), "not a list of CPUs"),
