@@ -23,8 +23,9 @@ KEPT_BYTES, KEPT_BYTES_OF_ALL = 64 << 20, 1 << 30
 """Bytes of deleted guests' logs that stay, of one owner and of all. New guests cost a tenant nothing, and each may print 8 MiB
 (virtlogd's own limit, with its backups)."""
 
-_FILE_COSTS = 4096
-"""Bytes that each file counts in addition to its size: an empty one takes an inode."""
+_FILE_COSTS = 64 << 10
+"""Bytes that each file counts in addition to its size: an empty one takes an inode, and each start of a guest looks at all that
+are kept. So there are 1,024 of one owner at most, and 16,384 of all."""
 
 # Earlier versions made logs whose names have no id. The number is virtlogd's, of a file that it has put aside.
 _NAME = re.compile(r"(?P<guest>[a-z0-9-]+)(?:\.(?P<id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}))?\.log(?:\.[0-9]+)?")

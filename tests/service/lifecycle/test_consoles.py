@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -321,7 +321,7 @@ def test_deleted_guests_logs_of_a_tenant_have_a_bound(
     """Names cost nothing: a tenant that makes and deletes guests must not fill the disk. Others' stay."""
     from orchestrator.lifecycle import console_logs
 
-    monkeypatch.setattr(console_logs, "KEPT_BYTES", 5 * (10_000 + 4096))
+    monkeypatch.setattr(console_logs, "KEPT_BYTES", 5 * (10_000 + 65536))
     kept = {}
     for who in (BOLT, OPERATOR):
         make(manager, who)
@@ -337,6 +337,16 @@ def test_deleted_guests_logs_of_a_tenant_have_a_bound(
         assert len(list(log.parent.iterdir())) <= 6, "five, and that of the guest which was there last"
     assert log.exists(), "the oldest go first"
     assert [log.read_bytes() for log in kept.values()] == [b"mine", b"mine"]
+
+
+def test_deleted_guests_logs_are_not_many(world: World, manager: SystemManager) -> None:
+    """Each start looks at all that are kept."""
+    make(manager, ACME)
+    folder = log_of(world).parent
+    for _ in range(1200):
+        (folder / f"web.{uuid4()}.log").touch()
+    make(manager, ACME, "other")
+    assert 1000 < len(list(folder.iterdir())) <= 1024 + 2
 
 
 def test_a_guest_that_is_there_keeps_its_log(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
