@@ -244,7 +244,7 @@ def test_a_head_that_is_too_much(served: Served, request_: bytes, monkeypatch: p
     answer = send(served.path, request_)
     problem = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert answer.startswith(b"HTTP/1.1 400")
-    assert (problem["code"], "too much: its head" in problem["detail"]) == ("bad-request", True)
+    assert (problem["code"], "request refused: its head" in problem["detail"]) == ("bad-request", True)
 
 
 def test_as_many_fields_as_a_browser_sends_are_no_problem(served: Served) -> None:
