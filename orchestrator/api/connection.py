@@ -30,11 +30,12 @@ _MAX_LINES = 101
 # What one chunk of a body costs to parse is what 4 KB in one chunk cost.
 _MAX_CHUNKS = 1000
 _SLICE = 16 << 10
+_FRAMINGS = {b"content-length", b"transfer-encoding"}
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
-class TooMuch(h11.RemoteProtocolError):
-    """Valid HTTP, but longer or of more parts than any request needs."""
+class Refused(h11.RemoteProtocolError):
+    """Valid HTTP, but longer or of more parts than any request needs, or not clear."""
 
 
 class Parser(h11.Connection):
@@ -46,16 +47,19 @@ class Parser(h11.Connection):
         """See h11.Connection.
 
         Raises:
-            TooMuch: the head is too long or has too many fields, or the body has too many chunks.
+            Refused: the head is too long or has too many fields, the body has too many chunks, or two fields say how long it is.
         """
         if self.their_state is h11.IDLE:
             self._chunks = 0
             _check_head(self.trailing_data[0])
         event = super().next_event()
+        if isinstance(event, h11.Request) and _FRAMINGS <= {name for name, _ in event.headers}:
+            # A proxy before us may believe the other: what follows would be another request for it (RFC 9112 6.1, 11.2).
+            raise Refused("it has both Content-Length and Transfer-Encoding")
         if isinstance(event, h11.Data) and event.chunk_start:
             self._chunks += 1
             if self._chunks > _MAX_CHUNKS:
-                raise TooMuch(f"its body is in more than {_MAX_CHUNKS} chunks")
+                raise Refused(f"its body is in more than {_MAX_CHUNKS} chunks")
         return event
 
 
@@ -142,7 +146,7 @@ class Connection(H11Protocol):
             self.transport.close()
             return
         reason = sys.exc_info()[1]
-        said = f"request refused: {reason}" if isinstance(reason, TooMuch) else f"malformed HTTP request: {msg}"
+        said = f"request refused: {reason}" if isinstance(reason, Refused) else f"malformed HTTP request: {msg}"
         problem = build_problem(RequestError(said))
         content = json.dumps(problem).encode()
         fields = [("content-type", MEDIA_TYPE), ("content-length", str(len(content))), ("connection", "close")]
@@ -215,6 +219,6 @@ class Connection(H11Protocol):
 def _check_head(data: bytes) -> None:
     end = _BLANK_LINE.search(data, 0, _MAX_HEAD)
     if not end and len(data) >= _MAX_HEAD:
-        raise TooMuch(f"its head is longer than {_MAX_HEAD} bytes")
+        raise Refused(f"its head is longer than {_MAX_HEAD} bytes")
     if data.count(b"\n", 0, end.start() if end else len(data)) > _MAX_LINES:
-        raise TooMuch(f"its head has more than {_MAX_LINES - 1} fields")
+        raise Refused(f"its head has more than {_MAX_LINES - 1} fields")

@@ -255,6 +255,18 @@ def test_what_is_no_http(served: Served, request_: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "fields", [(b"Content-Length: 2", b"Transfer-Encoding: chunked"), (b"transfer-encoding: chunked", b"content-length: 0")]
+)
+def test_two_ends_of_a_body(served: Served, fields: tuple[bytes, bytes]) -> None:
+    """By one of the fields what follows is the body's, by the other a request. No proxy before us may be of another opinion."""
+    head = b"\r\n".join([b"POST /v1/guests/one/kill HTTP/1.1", b"Host: x", b"Content-Type: application/json", *fields])
+    answer = send(served.path, head + b"\r\n\r\n0\r\n\r\nGET /v1/version HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert "both Content-Length and Transfer-Encoding" in json.loads(answer.partition(b"\r\n\r\n")[2])["detail"]
+
+
+@pytest.mark.parametrize(
     ("method", "target", "body", "said"),
     [
         ("DELETE", "/v1/guests/one", b'{"dry_run": true}', "no body"),
