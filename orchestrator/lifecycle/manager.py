@@ -164,6 +164,10 @@ class SystemManager:
             if other and (other.owner != who.tenant or request.id is None or other.request.id != request.id):
                 # At once: to wait until somebody is done with it would be no help, and could take an hour.
                 raise Conflict(f"the name {request.name} is taken", "choose another name")
+            known = find_repeated(who, request, self._ledger.read().claims)
+            if known and known.state not in (GuestState.CREATING, GuestState.DELETING):
+                # Likewise. Only what ends by itself soon is waited for: the first request, or the end of its guest.
+                return view_guest(known, self._hypervisor.uuids()), False
         with self.supervisor.changing(request.name):
             began = time.monotonic()
             with self._refusals.logging(request.name, who):

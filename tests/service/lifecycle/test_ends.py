@@ -141,6 +141,23 @@ def test_an_id_stands_for_one_request(manager: SystemManager) -> None:
         manager._placing.claim(OPERATOR, parse_guest_request({"name": "db", "image": IMAGE, "memory": "64M", "id": "job.1"}))
 
 
+def test_a_request_that_is_repeated_does_not_wait_for_a_stop(world: World, manager: SystemManager) -> None:
+    """That may take an hour. The answer is the guest, in whatever state it is."""
+    create(manager, id="job.1")
+    world.hypervisor.deaf.add("web")
+    stop = threading.Thread(target=manager.stop, args=(OPERATOR, "web", 30))
+    stop.start()
+    until(lambda: state(manager) == "stopping")
+    request = parse_guest_request({"name": "web", "image": IMAGE, "memory": "64M", "id": "job.1"})
+    began = time.monotonic()
+    view, new = manager.create(OPERATOR, request)
+    took = time.monotonic() - began
+    manager.kill(OPERATOR, "web")
+    stop.join(10)
+    assert (view.state, new) == ("stopping", False)
+    assert took < 5
+
+
 def test_a_restart_does_not_end_a_guest_that_somebody_else_has_started(
     world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
