@@ -9,7 +9,7 @@ import click
 
 from orchestrator.api.client import Client
 from orchestrator.cli.connection import client_option
-from orchestrator.cli.output import format_size, json_option, print_json, print_table
+from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
 from orchestrator.cli.seconds import Seconds
 
 # Checked here too: a wait that the manager refuses would be refused only after the guest was made.
@@ -88,7 +88,7 @@ def list_guests(*, as_json: bool, client: Client) -> None:
         heading = ("NAME", "STATE", "CPUS", "NODE", "MEMORY", "VF", "MAC", "IMAGE")
         print_table([heading, *(_row(one) for one in guests)])
     else:
-        click.echo("no guests")
+        say("no guests")
 
 
 @guest.command()
@@ -157,7 +157,7 @@ def kill(name: str, *, as_json: bool, client: Client) -> None:
 def delete(name: str, *, as_json: bool, client: Client) -> None:
     """End a guest at once, and give back all it owns."""
     client.delete(name)
-    print_json({"name": name, "state": "deleted"}) if as_json else click.echo(f"{name} deleted")
+    print_json({"name": name, "state": "deleted"}) if as_json else say(f"{name} deleted")
 
 
 @guest.command()
@@ -172,7 +172,7 @@ def tell(name: str, line: str, *, timeout: float, as_json: bool, client: Client)
     Prints what the guest answers to LINE. For images with the console protocol nohype-1, such as `minimal`.
     """
     answer = client.tell(name, line, timeout)
-    print_json({"name": name, "answer": answer}) if as_json else click.echo(answer, nl=False)
+    print_json({"name": name, "answer": answer}) if as_json else say(answer, nl=False)
 
 
 def _report(one: Mapping[str, Any], client: Client, wait: float = 0, *, as_json: bool) -> None:
@@ -182,9 +182,9 @@ def _report(one: Mapping[str, Any], client: Client, wait: float = 0, *, as_json:
     if as_json:
         print_json(one)
         return
-    click.echo(f"{one['name']} {one['state']}")
+    say(f"{one['name']} {one['state']}")
     if wait:
-        click.echo(one["ready"])
+        say(one["ready"])
 
 
 def _row(one: Mapping[str, Any]) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ import click
 
 from orchestrator.api.client import Client
 from orchestrator.cli.connection import client_option
-from orchestrator.cli.output import format_size, json_option, print_json, print_table
+from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
 from orchestrator.proof import WEAKER
 
 
@@ -27,21 +27,21 @@ def survey(*, as_json: bool, client: Client) -> None:
         print_json(found)
         return
     print_table([("CORE", "SOCKET", "NODE"), *((core["cpus"], core["socket"], core["node"]) for core in found["cores"])])
-    click.echo(f"isolated CPUs: {found['isolated'] or 'none'}\n")
+    say(f"isolated CPUs: {found['isolated'] or 'none'}\n")
     pools = ((pool["node"], format_size(pool["page_size"]), pool["total"], pool["free"]) for pool in found["pools"])
     print_table([("NODE", "PAGE", "TOTAL", "FREE"), *pools])
     for promise in found.get("promised", ()):
         size = format_size(promise["page_size"])
-        click.echo(f"reserved by programs, and shown as free on some node: {promise['count']} huge pages of {size}")
+        say(f"reserved by programs, and shown as free on some node: {promise['count']} huge pages of {size}")
     click.echo()
     heading = ("PF", "INTERFACE", "DEVICE", "DRIVER", "NODE", "LINK", "VFS")
     print_table([heading, *(_pf_row(pf) for pf in found["pfs"])])
     for line in _find_odd(found):
-        click.echo(line)
-    click.echo(f"\nIOMMU groups: {len(found['iommu_groups'])}")
-    click.echo(f"KVM: {'available' if found.get('kvm', True) else 'not available'}")
+        say(line)
+    say(f"\nIOMMU groups: {len(found['iommu_groups'])}")
+    say(f"KVM: {'available' if found.get('kvm', True) else 'not available'}")
     for finding in found.get("findings", ()):
-        click.echo(f"{finding['severity']}: {finding['text']}\n  hint: {finding['hint']}")
+        say(f"{finding['severity']}: {finding['text']}\n  hint: {finding['hint']}")
 
 
 @click.command()
@@ -68,12 +68,12 @@ def print_proofs(proofs: Sequence[Mapping[str, Any]]) -> None:
     print_table([("PROOF", "SUBJECT", "VERDICT", "FIGURE", "UNIT"), *rows])
     for proof in proofs:
         if proof["verdict"] != "pass":
-            click.echo(f"\n{proof['name']} ({proof['subject']}): {proof['verdict']}")
+            say(f"\n{proof['name']} ({proof['subject']}): {proof['verdict']}")
             for line in proof["evidence"][:8]:
-                click.echo(f"  {line}")
+                say(f"  {line}")
         for line in proof["evidence"] if proof["verdict"] == "pass" else ():
             if line.startswith(WEAKER):
-                click.echo(f"\n{proof['name']} ({proof['subject']}): {line}")
+                say(f"\n{proof['name']} ({proof['subject']}): {line}")
 
 
 def _figure(figure: float | None) -> str:

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from orchestrator import __version__
+from orchestrator.cli.output import printable
 from orchestrator.errors import LabLost, OrchestratorError, Unauthorized
 from orchestrator.values import DEFAULT_SOCKET
 
@@ -108,10 +109,5 @@ def main() -> NoReturn:
     except OrchestratorError as error:
         if isinstance(error, Unauthorized):
             error.hint = f"{error.hint}; with nohype: --token-file FILE or NOHYPE_TOKEN, or --cert FILE --key FILE"
-        click.echo(f"nohype: {_printable(str(error))}", err=True)
+        click.echo(f"nohype: {printable(str(error))}", err=True)
         sys.exit(_LAB_LOST if isinstance(error, LabLost) else 1)
-
-
-def _printable(text: str) -> str:
-    """What could move a terminal's cursor is shown as it would be written: parts of an error come from the network."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)

@@ -10,7 +10,7 @@ import click
 
 from orchestrator.api.client import Client
 from orchestrator.cli.connection import client_option
-from orchestrator.cli.output import json_option, print_json
+from orchestrator.cli.output import json_option, print_json, say
 
 _PAGE = 1000
 
@@ -64,11 +64,11 @@ def list_quarantined(*, as_json: bool, client: Client) -> None:
         print_json(found)
     elif found:
         for one in found:
-            click.echo(f"{one['name']}, since {one['since']}")
+            say(f"{one['name']}, since {one['since']}")
             for reason in one["reasons"]:
-                click.echo(f"  {reason}")
+                say(f"  {reason}")
     else:
-        click.echo("nothing is in quarantine")
+        say("nothing is in quarantine")
 
 
 @quarantine.command()
@@ -82,7 +82,7 @@ def clear(name: str, *, force: bool, as_json: bool, client: Client) -> None:
     The manager looks again first, and refuses if something is still not clean. Operators only.
     """
     client.clear_quarantine(name, force=force)
-    print_json({"name": name, "state": "cleared"}) if as_json else click.echo(f"{name} cleared")
+    print_json({"name": name, "state": "cleared"}) if as_json else say(f"{name} cleared")
 
 
 @click.command()
@@ -97,7 +97,7 @@ def metrics(*, as_json: bool, client: Client) -> None:
     if as_json:
         print_json(_parse_metrics(text))
     else:
-        click.echo(text, nl=False)
+        say(text, nl=False)
 
 
 def _all_after(client: Client, after: int | None) -> Iterator[Mapping[str, Any]]:
@@ -112,12 +112,12 @@ def _all_after(client: Client, after: int | None) -> Iterator[Mapping[str, Any]]
 
 def _print_event(event: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(event))
+        say(json.dumps(event))
         return
     took = "" if event["took"] is None else f" ({event['took']:.3f} s)"
     # A line an event, whatever the detail holds (a refusal has a line for each candidate).
     detail = " ".join(event["detail"].split())
-    click.echo(f"{event['id']:>6} {event['time']} {event['kind']:<12} {event['subject']:<16} by {event['who']}: {detail}{took}")
+    say(f"{event['id']:>6} {event['time']} {event['kind']:<12} {event['subject']:<16} by {event['who']}: {detail}{took}")
 
 
 def _parse_metrics(text: str) -> list[dict[str, str]]:

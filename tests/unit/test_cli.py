@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator.cli import connection
+from orchestrator.cli import connection, output
 from orchestrator.cli import main as main_module
 from orchestrator.cli.main import nohype
 from orchestrator.errors import NotFound, Unauthorized
@@ -462,3 +462,10 @@ def test_help(path: tuple[str, ...], command: click.Command) -> None:
 def test_the_list_of_commands_says_what_they_say_themselves() -> None:
     for (name,), command in ((path, command) for path, command in commands(nohype) if len(path) == 1):
         assert main_module._COMMANDS[name][2] == command.get_short_help_str(100), name
+
+
+def test_what_a_manager_says_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    """Any program may be listening in a manager's place. Half a surrogate pair can't be printed at all."""
+    output.print_table([["NAME", "STATE"], ["a\x1b[2J\u202e\ud800", "run\nning"]])
+    output.say("one\n\ttwo\x07", nl=False)
+    assert capsys.readouterr().out == ("NAME                  STATE\na\\x1b[2J\\u202e\\ud800  run\\nning\none\n\ttwo\\x07")
