@@ -51,28 +51,48 @@ def survey_pools(host: HostRoot) -> tuple[tuple[PagePool, ...], tuple[HostError,
     return tuple(pools), tuple(problems)
 
 
-def read_free_pages(host: HostRoot, pools: Iterable[PagePool]) -> tuple[PagePool, ...]:
-    """Pools that were read before, with the pages that are free now. Those that had no pages at all are as they were.
+def find_pool(host: HostRoot, node: int, page_size: Size) -> PagePool | None:
+    """One pool, None if there is none.
 
     Raises:
-        HostError: a pool is gone, or cannot be read.
+        HostError: it cannot be read.
     """
-    return tuple(
-        replace(pool, free=_read_free(host, _find_folder(host, pool.node, pool.page_size))) if pool.total else pool
-        for pool in pools
-    )
+    folder = _find_folder(host, node, page_size)
+    return _read_pool(host, node, page_size, folder) if host.exists(folder) else None
 
 
-def read_promised_pages(host: HostRoot, sizes: Iterable[Size]) -> tuple[PromisedPages, ...]:
-    """The pages of these sizes that the kernel has promised to mappings which have not touched them yet, where there are some.
+def read_free_pages(host: HostRoot, pools: Iterable[PagePool]) -> tuple[PagePool, ...]:
+    """Pools that were read before, with the pages that are free now. Those that had no pages at all are as they were; one that
+    is gone, or cannot be read any more, is left out.
+    """
+    found = (_try_free(host, pool) if pool.total else pool for pool in pools)
+    return tuple(pool for pool in found if pool)
+
+
+def _try_free(host: HostRoot, pool: PagePool) -> PagePool | None:
+    try:
+        return replace(pool, free=_read_free(host, _find_folder(host, pool.node, pool.page_size)))
+    except HostError:
+        return None
+
+
+def survey_promised_pages(host: HostRoot, sizes: Iterable[Size]) -> tuple[tuple[PromisedPages, ...], tuple[HostError, ...]]:
+    """The pages of these sizes that the kernel has promised to mappings which have not touched them yet, where there are some;
+    and the errors of sizes for which that cannot be read.
 
     They count as free, and QEMU cannot have them (mm/hugetlb.c, hugetlb_acct_memory). Known for the whole machine only.
-
-    Raises:
-        HostError: a file is there but cannot be read.
     """
-    found = ((size, host.find(f"{_FLAT}/hugepages-{size.kib}kB/resv_hugepages")) for size in sorted(set(sizes)))
-    return tuple(PromisedPages(size, int(text)) for size, text in found if text and int(text))
+    promised: list[PromisedPages] = []
+    problems: list[HostError] = []
+    for size in sorted(set(sizes)):
+        name = f"{_FLAT}/hugepages-{size.kib}kB/resv_hugepages"
+        try:
+            count = _parse_count(name, host.find(name) or "0")
+        except HostError as error:
+            problems.append(error)
+            continue
+        promised += [PromisedPages(size, count)] if count else []
+    return tuple(promised), tuple(problems)
 
 
 def read_pool_size(host: HostRoot, node: int, page_size: Size) -> int:
@@ -81,7 +101,7 @@ def read_pool_size(host: HostRoot, node: int, page_size: Size) -> int:
     Raises:
         HostError: there is no such pool (ENOENT), or it cannot be read.
     """
-    return int(host.read(f"{_find_folder(host, node, page_size)}/nr_hugepages"))
+    return _read_count(host, f"{_find_folder(host, node, page_size)}/nr_hugepages")
 
 
 def _read_pool(host: HostRoot, node: int, page_size: Size, folder: str) -> PagePool:
@@ -93,7 +113,10 @@ def _read_free(host: HostRoot, folder: str) -> int:
 
 
 def _read_count(host: HostRoot, name: str) -> int:
-    text = host.read(name)
+    return _parse_count(name, host.read(name))
+
+
+def _parse_count(name: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from errno import ENOENT
+from typing import TypeVar
 
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import (
@@ -15,38 +17,53 @@ from orchestrator.host.cpus import (
     read_topoext,
     survey_cores,
 )
-from orchestrator.host.hugepages import read_pools, read_promised_pages, survey_pools
+from orchestrator.host.hugepages import survey_pools, survey_promised_pages
 from orchestrator.host.iommu import read_iommu_groups
 from orchestrator.host.pci import read_functions
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_link, read_pfs
 from orchestrator.topology import Topology
+from orchestrator.values import CpuSet
+
+_Value = TypeVar("_Value")
 
 
 def read_topology(host: HostRoot) -> Topology:
     """Surveys the host. No huge pages, PFs or IOMMU groups are facts, and show as empty; without CPUs or PCI there is no host.
 
+    What else cannot be read is named, and is as on a host that does not have it.
+
     Raises:
-        HostError: sysfs is not mounted, or lacks the CPUs or the PCI bus; or a file cannot be read.
+        HostError: sysfs is not mounted, or lacks the CPUs or the PCI bus; or one of its folders cannot be listed.
     """
     for name in ("sys/devices/system/cpu/online", "sys/bus/pci/devices"):
         if not host.exists(name):
             raise HostError(f"cannot survey the host: there is no /{name}", "is sysfs mounted on /sys?", ENOENT)
     cores, no_cores = survey_cores(host)
     pools, no_pools = survey_pools(host)
+    promised, no_promised = survey_promised_pages(host, (pool.page_size for pool in pools if pool.total))
+    problems = [*no_cores, *no_pools, *no_promised]
     return Topology(
         cores=cores,
-        isolated=read_isolated(host),
+        isolated=_try(lambda: read_isolated(host), problems, otherwise=CpuSet()),
         pools=pools,
         pfs=read_pfs(host),
         iommu_groups=read_iommu_groups(host),
-        topoext=read_topoext(host),
-        possible=read_possible(host),
-        promised=read_promised_pages(host, (pool.page_size for pool in pools if pool.total)),
+        topoext=_try(lambda: read_topoext(host), problems, otherwise=False),
+        possible=_try(lambda: read_possible(host), problems, otherwise=CpuSet()),
+        promised=promised,
         kvm=read_kvm(host),
         cmdline=read_cmdline(host),
-        problems=tuple(error.message for error in (*no_cores, *no_pools)),
+        problems=tuple(error.message for error in problems),
     )
+
+
+def _try(read: Callable[[], _Value], problems: list[HostError], *, otherwise: _Value) -> _Value:
+    try:
+        return read()
+    except HostError as error:
+        problems.append(error)
+        return otherwise
 
 
 def refresh_topology(host: HostRoot, known: Topology) -> Topology:
@@ -62,6 +79,9 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
     # What could not be read may have been so for a moment.
     if known.problems or known.cpus != read_online(host) or functions != read_functions(host):
         return read_topology(host)
-    pfs, pools = tuple(read_link(host, pf) for pf in known.pfs), read_pools(host)
-    promised = read_promised_pages(host, (pool.page_size for pool in pools if pool.total))
-    return replace(known, isolated=read_isolated(host), pools=pools, promised=promised, pfs=pfs, kvm=read_kvm(host))
+    pfs, (pools, no_pools) = tuple(read_link(host, pf) for pf in known.pfs), survey_pools(host)
+    promised, no_promised = survey_promised_pages(host, (pool.page_size for pool in pools if pool.total))
+    problems = [*no_pools, *no_promised]
+    isolated = _try(lambda: read_isolated(host), problems, otherwise=known.isolated)
+    said = tuple(error.message for error in problems)
+    return replace(known, isolated=isolated, pools=pools, promised=promised, pfs=pfs, kvm=read_kvm(host), problems=said)

@@ -19,7 +19,7 @@ from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
 from orchestrator.host.edge import EdgeMode, read_edge_mode
-from orchestrator.host.hugepages import read_pools
+from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.pci import read_driver
 from orchestrator.host.ports import find_port
 from orchestrator.host.processes import read_process_threads
@@ -249,10 +249,13 @@ class CoreManager:
         for claim in claims:
             if claim.state == GuestState.STOPPED:
                 waiting[claim.plan.node, claim.plan.page_size] += claim.plan.pages
+        pools, problems = survey_pools(self.host)
+        free = {(pool.node, pool.page_size): pool.free for pool in pools}
+        unread = f" ({'; '.join(problem.message for problem in problems)})" if problems else ""
         return tuple(
-            f"{pool.free} huge pages of {pool.page_size} are free on node {pool.node}, but stopped guests own {owned}"
-            for pool in read_pools(self.host)
-            if pool.free < (owned := waiting[pool.node, pool.page_size])
+            f"{left} huge pages of {size} are free on node {node}, but stopped guests own {owned}{unread}"
+            for (node, size), owned in sorted(waiting.items())
+            if (left := free.get((node, size), 0)) < owned
         )
 
     def _prepare(self, plan: Plan) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 
 from orchestrator.errors import HostError
-from orchestrator.host.hugepages import read_pools
+from orchestrator.host.hugepages import find_pool
 from orchestrator.host.processes import read_boot_id, read_huge_pages
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor import Hypervisor
@@ -57,8 +57,8 @@ def _count_missing(host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, plan:
     Args:
         more_than: programs, which take a long look, are asked only if more than these are missing without.
     """
-    pools = [pool for pool in read_pools(host) if (pool.node, pool.page_size) == (plan.node, plan.page_size)]
-    total, free = sum(pool.total for pool in pools), sum(pool.free for pool in pools)
+    pool = find_pool(host, plan.node, plan.page_size)
+    total, free = (pool.total, pool.free) if pool else (0, 0)
     others = _used_by_guests(hypervisor, ledger, plan)
     missing, words = total - free - others, f"{free} of {total} are free, other guests use at most {others}"
     if missing <= more_than:

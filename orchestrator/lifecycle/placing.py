@@ -10,8 +10,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator.access import Identity, Role
-from orchestrator.errors import Conflict, NoRoom, NotFound, QuotaExceeded, RequestError
-from orchestrator.host.hugepages import read_free_pages, read_pool_size, read_pools, read_promised_pages
+from orchestrator.errors import Conflict, HostError, NoRoom, NotFound, QuotaExceeded, RequestError
+from orchestrator.host.hugepages import read_free_pages, read_pool_size, survey_pools, survey_promised_pages
 from orchestrator.host.pci import read_driver
 from orchestrator.host.ports import read_up
 from orchestrator.host.root import HostRoot
@@ -199,7 +199,10 @@ class Placing:
     def _is_true(self, topology: Topology, plan: Plan) -> bool:
         """Whether what the plan has chosen is as the survey says: the pool as big, and the port with its link."""
         sizes = {(pool.node, pool.page_size): pool.total for pool in topology.pools}
-        size = read_pool_size(self._host, plan.node, plan.page_size)
+        try:
+            size = read_pool_size(self._host, plan.node, plan.page_size)
+        except HostError:
+            return False  # it is gone since, or cannot be read: the next survey names it
         return size == sizes[plan.node, plan.page_size] and read_up(self._host, plan.vf.pf, plan.vf.interface)
 
     def _is_free(self, plan: Plan, topology: Topology) -> bool:
@@ -221,7 +224,7 @@ class Placing:
         if known and then >= oldest and self._has_links(known):
             return self._with_pools(known, read_free_pages(self._host, known.pools))
         if known and not self._shared.acquire(blocking=False):
-            return self._with_pools(known, read_pools(self._host))
+            return self._with_pools(known, survey_pools(self._host)[0])
         if not known:
             self._shared.acquire()
         try:
@@ -234,7 +237,7 @@ class Placing:
 
     def _with_pools(self, known: Topology, pools: tuple[PagePool, ...]) -> Topology:
         sizes = (pool.page_size for pool in pools if pool.total)
-        return replace(known, pools=pools, promised=read_promised_pages(self._host, sizes))
+        return replace(known, pools=pools, promised=survey_promised_pages(self._host, sizes)[0])
 
     def _has_links(self, topology: Topology) -> bool:
         """All uplinks; one without may have been seen in the moment of a reset."""

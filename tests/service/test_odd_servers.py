@@ -11,6 +11,7 @@ import pytest
 from orchestrator.access import OPERATOR
 from orchestrator.errors import NoRoom
 from orchestrator.host.irqs import read_irq
+from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.planning.plan import Plan
 from orchestrator.steps.cores import MoveIrq
 from orchestrator.values import CpuSet
@@ -245,3 +246,59 @@ def test_a_pool_that_cannot_be_read_is_left_out_and_named(world: World) -> None:
     assert plan.node == 1
     assert "node0/hugepages/hugepages-2048kB/nr_hugepages" in str(warnings)
     assert "free_hugepages is not a number: 'some'" in str(warnings)
+
+
+def age_survey(manager: SystemManager) -> None:
+    """What is known of the host is older than what is believed."""
+    known, _ = manager._placing._known or (manager.survey(), 0.0)
+    manager._placing._known = known, 0.0
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_pool_that_goes_bad_later_concerns_its_own_node_only(world: World, gone: bool) -> None:
+    """As when memory is taken out of a node while the manager runs."""
+    manager, pool = open_manager(world), "sys/devices/system/node/node1/hugepages/hugepages-2048kB"
+    create(manager, name="runs")
+    create(manager, name="stopped", placement={"cpus": "8-9"})
+    manager.stop(OPERATOR, "stopped", 0)
+    if gone:
+        (world.host.path / pool).rename(world.host.path / "elsewhere")
+    else:
+        world.host.read_errors[f"{pool}/free_hugepages"] = errno.EIO
+    assert ask(manager)[0].node == 0
+    age_survey(manager)
+    plan, warnings = ask(manager)
+    assert plan.node == 0
+    assert gone or "node1/hugepages/hugepages-2048kB/free_hugepages" in str(warnings)
+    create(manager)
+    manager.supervisor.check()
+    (drifted,) = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
+    assert "0 huge pages of 2M are free on node 1, but stopped guests own 32" in drifted
+    for name in ("runs", "web"):
+        manager.delete(OPERATOR, name)
+    assert manager.quarantined(OPERATOR) == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"{CPU}/isolated", f"{CPU}/possible", f"{CPU}/modalias", "sys/fs/cgroup/cpuset.cpus.isolated", f"{POOL}/resv_hugepages"],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_what_of_the_host_cannot_be_read_is_named_and_planning_goes_on(world: World, name: str, late: bool) -> None:
+    if not world.host.exists(name):
+        world.host.add(name, "0")
+    manager = open_manager(world)
+    if late:
+        ask(manager)
+        age_survey(manager)
+    world.host.read_errors[name] = errno.EIO
+    _, warnings = ask(manager)
+    assert (late and name in (f"{CPU}/possible", f"{CPU}/modalias")) or name in str(warnings)
+    create(manager)
+    assert any(name in problem for problem in manager.survey().problems)
+
+
+def test_a_count_of_promised_pages_that_is_no_number_is_named(world: World) -> None:
+    world.host.add(f"{POOL}/resv_hugepages", "some")
+    manager = open_manager(world)
+    assert "resv_hugepages is not a number: 'some'" in str(ask(manager)[1])
