@@ -32,7 +32,7 @@ def find_unprepared(host: FakeRoot, guest: dict[str, Any], pf: str) -> list[str]
     ]
     found += [
         f"interrupt {irq.number} may be sent to CPUs {irq.affinity}"
-        for irq in read_irqs(host)
+        for irq in (read_irqs(host) if host.exists("proc/irq") else ())
         if not irq.affinity & online <= housekeeping and f"proc/irq/{irq.number}/smp_affinity_list" not in host.write_errors
         if _would_move(lambda name=f"proc/irq/{irq.number}/smp_affinity_list": host.write(name, str(housekeeping)))  # type: ignore[misc]
     ]

@@ -41,9 +41,17 @@ def read_iommu_group(host: HostRoot, address: PciAddress) -> IommuGroup | None:
 
 
 def read_group_number(host: HostRoot, address: PciAddress) -> int | None:
-    """The number of a function's IOMMU group; None if it is in none, or there is no such function."""
-    number = host.link(f"{_DEVICES}/{address}/iommu_group")
-    return None if number is None else int(number)
+    """The number of a function's IOMMU group; None if it is in none, or there is no such function.
+
+    Raises:
+        HostError: the link cannot be read, or its target is no number.
+    """
+    name = f"{_DEVICES}/{address}/iommu_group"
+    number = host.link(name)
+    try:
+        return None if number is None else int(number)
+    except ValueError:
+        raise HostError(f"/{name} is not understood: it leads to {number!r}") from None
 
 
 def check_alone(host: HostRoot, address: PciAddress) -> None:

@@ -100,9 +100,12 @@ def _read_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
 
 def read_link(host: HostRoot, pf: PhysicalFunction) -> PhysicalFunction:
     """A PF that was read before, with its interfaces and links as they are now."""
-    ports = read_ports(host, pf.address)
+    try:
+        ports = read_ports(host, pf.address)
+        fault = "" if ports else f"it has no network interface: {describe_absence(host, pf.address)}"
+    except HostError as error:
+        ports, fault = (), f"its network interfaces cannot be read: {error.message}"
     if not ports:
-        fault = f"it has no network interface: {describe_absence(host, pf.address)}"
         return replace(pf, interface=None, up=False, mac=None, fault=fault, siblings=())
     own, *others = ports
     return replace(pf, interface=own.name, up=own.up, mac=own.mac, fault=own.fault, siblings=tuple(others))
@@ -115,10 +118,17 @@ def _read_vfs(host: HostRoot, pf: PciAddress) -> tuple[VirtualFunction, ...]:
         match = _VIRTFN.fullmatch(name)
         target = host.link(f"{_folder(pf)}/{name}") if match else None
         if match and target:
-            address = PciAddress.parse(target)
-            driver, group = read_driver(host, address), read_group_number(host, address)
-            vfs.append(VirtualFunction(address, int(match[1]), driver, group, read_use(host, address, addressed)))
+            vfs.append(_read_vf(host, PciAddress.parse(target), int(match[1]), addressed))
     return tuple(sorted(vfs, key=lambda vf: vf.index))
+
+
+def _read_vf(host: HostRoot, address: PciAddress, index: int, addressed: Callable[[], Container[str]]) -> VirtualFunction:
+    """A VF that cannot be read says so itself, and counts as used: the others must not suffer from it."""
+    try:
+        driver, group = read_driver(host, address), read_group_number(host, address)
+        return VirtualFunction(address, index, driver, group, read_use(host, address, addressed))
+    except HostError as error:
+        return VirtualFunction(address, index, None, None, f"whether it is in use cannot be told: {error.message}")
 
 
 def read_use(host: HostRoot, vf: PciAddress, addressed: Callable[[], Container[str]] | None = None) -> str:

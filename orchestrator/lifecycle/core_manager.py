@@ -190,9 +190,9 @@ class CoreManager:
         undos[BindVfio.action] = lambda host, noted: undo_vf_driver(host, {**vf, **noted})
         try:
             undo_steps(self.host, self.ledger, plan.name, undos)
+            return self._check_vf(plan)
         except HostError as error:
             return (error.message,)
-        return self._check_vf(plan)
 
     def forget(self, plan: Plan) -> None:
         """Drops what could not be undone for the guest: an operator has seen to it."""

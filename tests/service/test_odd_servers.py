@@ -73,6 +73,15 @@ def test_an_interrupt_that_cannot_be_read_is_named(world: World) -> None:
     assert "interrupt 91 (strange): 'all of them' is not a list of CPUs" in said
 
 
+def test_interrupts_that_nobody_may_see_stop_nothing(world: World) -> None:
+    """In a container /proc/irq may be hidden."""
+    (world.host.path / "proc/irq").rename(world.host.path / "hidden")
+    manager = open_manager(world)
+    create(manager)
+    assert warned(manager)[0].startswith("not moved off the guest cores: interrupts: cannot list /proc/irq")
+    assert "Cpus_allowed_list:\t0-1" in world.host.text("proc/11/task/11/status"), "threads are moved"
+
+
 def test_nothing_is_written_to_learn_what_was_before(world: World) -> None:
     """The undo record must be on disk before anything of the host is written."""
     add_irq(world, 90, "nic1")

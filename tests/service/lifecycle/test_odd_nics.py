@@ -397,3 +397,41 @@ def test_a_driver_that_was_loaded_again_meanwhile_serves_the_guest_as_before(wor
     assert world.host.fake_net.vfs("ens7f0np0")[plan.vf.index].mac == plan.vf.mac
     manager.delete(OPERATOR, "web")
     assert world.host.text(f"{FOLDER}/sriov_numvfs") == "0"
+
+
+def test_a_vf_that_cannot_be_read_stops_no_other(world: World, manager: SystemManager) -> None:
+    """Neither their guests' starts and ends, nor the look that keeps the PF in VEPA mode."""
+    plan = create(manager)
+    group = f"{world.host.real(f'{DEVICES}/{PF.offset(130)}')}/iommu_group"
+    before = world.host.target(group)
+    world.host.add_link(group, "../../nowhere")
+    manager._placing._known = None
+    assert create(manager, name="other").vf.index == 2
+    with pytest.raises(NoRoom, match=f"VF {PF.offset(130)} is used by the host: whether it is in use cannot be told"):
+        create(manager, name="third", placement={"cpus": "6-7", "vf": str(PF.offset(130))})
+    manager.supervisor.links_changed()
+    manager.stop(OPERATOR, "web", 1)
+    manager.start(OPERATOR, "web")
+    assert manager.guest(OPERATOR, "web").plan == plan
+    for name in ("web", "other"):
+        manager.delete(OPERATOR, name)
+    assert "undo-failed" in kinds(manager), "it may be in use: VFs are not removed"
+    world.host.add_link(group, str(before))
+    manager.supervisor.collect()
+    assert world.count_undo_records() == 0
+
+
+def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path) -> None:
+    """As when its driver is taken from it in between."""
+    world = World(tmp_path / "two", Server(cores=8, nodes=2, vfs=7, pages=512))
+    manager, _ = world.open_manager()
+    request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"})
+    manager.plan(OPERATOR, request)
+    net = world.host.path / FOLDER / "net"
+    net.rename(net.parent / "gone")
+    net.write_text("")
+    manager._placing._known = manager.survey(), 0.0
+    assert str(manager.plan(OPERATOR, request).plan.vf.pf) == "0000:14:00.0"
+    (fault,) = [pf.fault for pf in manager.survey().pfs if pf.address == PF]
+    assert "its network interfaces cannot be read" in fault
+    manager.supervisor.links_changed()
