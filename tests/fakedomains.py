@@ -55,6 +55,7 @@ class FakeDomains:
         return LiveGuest(
             name=domain.name, pid=pid, vcpus=tuple(Vcpu(index, pid, pin) for index, pin in enumerate(bounds.pins)),
             emulator_pin=bounds.emulator_pin, node=None, memory=domain.memory or Size(0), hostdevs=bounds.hostdevs, devices=(),
+            uuid=domain.uuid,
         )  # fmt: skip
 
     def live(self) -> list[LiveGuest]:
