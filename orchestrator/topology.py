@@ -117,6 +117,17 @@ class PhysicalFunction:
                 return replace(self, interface=port.name, up=port.up, mac=port.mac, fault=port.fault)
         return None
 
+    def describe_uselessness(self) -> str:
+        """Why no VF of it can ever be a guest's, whether it has a link or not; empty if one can."""
+        if self.fault:
+            return f"PF {self.address}: {self.fault}"
+        if self.switchdev:
+            legacy = f"devlink dev eswitch set pci/{self.address} mode legacy"
+            return f"the PF {self.address} is in switchdev mode, and VEPA needs the legacy mode ({legacy})"
+        if not self.total_vfs:
+            return f"the PF {self.address} can have no VFs: switch SR-IOV on in the card's firmware settings"
+        return ""
+
     @property
     def switchdev(self) -> bool:
         """Whether it is in switchdev mode, as far as its interfaces show: before VFs are made nothing does."""
@@ -250,6 +261,10 @@ class Topology:
     def cpus(self) -> CpuSet:
         """All online CPUs."""
         return CpuSet.of(cpu for core in self.cores for cpu in core.cpus.ids)
+
+    def find_uplink(self, uplink: str) -> PhysicalFunction | None:
+        """The PF by its interface of this name, None if there is none."""
+        return next((found for pf in self.pfs if (found := pf.at(uplink))), None)
 
     def siblings(self, cpus: CpuSet) -> CpuSet:
         """The given CPUs and everything that shares a physical core with them."""

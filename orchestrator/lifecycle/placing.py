@@ -27,7 +27,7 @@ from orchestrator.lifecycle.vf_making import VfsNeeded, check_made, plan_known
 from orchestrator.planning.host_check import HostFinding, check_host
 from orchestrator.planning.last_choices import list_last_choices
 from orchestrator.planning.plan import Claims, Plan, Policy
-from orchestrator.planning.planner import find_uplink, hide_vf_owners
+from orchestrator.planning.planner import hide_vf_owners
 from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
@@ -241,7 +241,7 @@ class Placing:
 
     def _has_links(self, topology: Topology) -> bool:
         """All uplinks; one without may have been seen in the moment of a reset."""
-        return all(pf.up for uplink in self._policy.uplinks if (pf := find_uplink(uplink, topology)))
+        return all(pf.up for uplink in self._policy.uplinks if (pf := topology.find_uplink(uplink)))
 
 
 def find_repeated(who: Identity, request: GuestRequest, claims: Iterable[Claim]) -> Claim | None:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from orchestrator.planning.plan import Plan, Policy
-from orchestrator.planning.planner import find_uplink
 from orchestrator.topology import Topology
 from orchestrator.values import PciAddress, Size
 
@@ -82,7 +81,7 @@ def count_vfs(
     }
     counts: dict[tuple[str, str], int] = {}
     for uplink in policy.uplinks:
-        pf = find_uplink(uplink, topology)
+        pf = topology.find_uplink(uplink)
         if pf is None:
             continue
         taken = {vf.index: vf.driver == _HANDED_OVER or bool(vf.use) for vf in pf.vfs}

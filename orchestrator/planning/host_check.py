@@ -77,15 +77,26 @@ def _find_blockers(housekeeping: CpuSet, topology: Topology) -> Iterator[HostFin
 
 
 def _check_devices(policy: Policy, topology: Topology) -> Iterator[HostFinding]:
-    interfaces = {pf.interface for pf in topology.pfs}
-    missing = [uplink for uplink in policy.uplinks if uplink not in interfaces]
-    for uplink in missing:
-        severity = Severity.ERROR if len(missing) == len(policy.uplinks) else Severity.WARNING
-        text = f"uplink {uplink}: there is no SR-IOV capable network interface of this name"
-        yield HostFinding(severity, text, "`nohype survey` and `ip link` show the interfaces; set [host] uplinks")
+    useless = {uplink: reason for uplink in policy.uplinks if (reason := _check_uplink(uplink, topology))}
+    for uplink, reason in useless.items():
+        severity = Severity.ERROR if len(useless) == len(policy.uplinks) else Severity.WARNING
+        hint = "`nohype survey` and `ip link` show the interfaces; set [host] uplinks"
+        yield HostFinding(severity, f"uplink {uplink}: {reason}", hint)
     if not topology.iommu_groups:
         hint = "enable the IOMMU in the firmware; boot with intel_iommu=on on Intel"
         yield HostFinding(Severity.ERROR, "the host has no IOMMU in use: /sys/kernel/iommu_groups is empty", hint)
+
+
+def _check_uplink(uplink: str, topology: Topology) -> str:
+    """Why no guest can ever have a VF of it, or nothing. That it has no link now is left out: it may come at any moment."""
+    pf = topology.find_uplink(uplink)
+    return pf.describe_uselessness() if pf else explain_no_uplink(topology)
+
+
+def explain_no_uplink(topology: Topology) -> str:
+    """Why no PF has an interface of the name of an uplink: those that have none at all may be it."""
+    absent = [f"PF {pf.address}: {pf.fault}" for pf in topology.pfs if pf.interface is None and pf.fault]
+    return "; ".join(["there is no SR-IOV capable network interface of this name", *absent])
 
 
 def _check_housekeeping(policy: Policy, topology: Topology) -> Iterator[HostFinding]:

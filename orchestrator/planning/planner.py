@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.planning.host_check import find_blockers
+from orchestrator.planning.host_check import explain_no_uplink, find_blockers
 from orchestrator.planning.places import Host, Pages, Place, check_place, find_places
 from orchestrator.planning.plan import Claims, Plan, Policy, VfPlan
 from orchestrator.request import GuestRequest
@@ -146,10 +146,9 @@ def _find_vfs(wanted: PciAddress | None, host: Host) -> tuple[list[_Vf], list[st
 
 
 def _find_vf(uplink: str, wanted: PciAddress | None, groups: Mapping[PciAddress, IommuGroup], host: Host) -> _Vf | str:
-    pf = find_uplink(uplink, host.topology)
+    pf = host.topology.find_uplink(uplink)
     if not pf:
-        absent = [f"PF {other.address}: {other.fault}" for other in host.topology.pfs if other.interface is None and other.fault]
-        return "; ".join(["there is no SR-IOV capable network interface of this name", *absent])
+        return explain_no_uplink(host.topology)
     if reason := _check_pf(pf, groups, host):
         return reason
     count = f"{len(pf.vfs)} (of {pf.total_vfs} possible)" if pf.vfs else str(host.policy.count_vfs(pf))
@@ -173,16 +172,11 @@ def _find_vf(uplink: str, wanted: PciAddress | None, groups: Mapping[PciAddress,
     )
 
 
-def find_uplink(uplink: str, topology: Topology) -> PhysicalFunction | None:
-    """The PF by its interface of this name, None if there is none."""
-    return next((found for pf in topology.pfs if (found := pf.at(uplink))), None)
-
-
 def find_unknown(topology: Topology, policy: Policy) -> PhysicalFunction | None:
     """The first uplink whose VFs' addresses only the kernel can tell, and only once they are made."""
     for uplink in policy.uplinks:
-        pf = find_uplink(uplink, topology)
-        if pf and pf.up and not pf.fault and not pf.switchdev and not pf.tells_addresses(policy.count_vfs(pf)):
+        pf = topology.find_uplink(uplink)
+        if pf and pf.up and not pf.describe_uselessness() and not pf.tells_addresses(policy.count_vfs(pf)):
             return pf
     return None
 
@@ -193,11 +187,8 @@ def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], hos
         unread = [group.fault for group in host.topology.iommu_groups if group.fault]
         none = "the host has no IOMMU in use (firmware setting; boot with intel_iommu=on on Intel)"
         return f"no IOMMU group can be read: {unread[0]}" if unread else none
-    if pf.fault:
-        return f"PF {pf.address}: {pf.fault}"
-    if pf.switchdev:
-        legacy = f"devlink dev eswitch set pci/{pf.address} mode legacy"
-        return f"the PF {pf.address} is in switchdev mode, and VEPA needs the legacy mode ({legacy})"
+    if reason := pf.describe_uselessness():
+        return reason
     if not pf.up:
         return f"the PF {pf.address} is down or has no carrier"
     if not pf.tells_addresses(host.policy.count_vfs(pf)):

@@ -17,7 +17,7 @@ from orchestrator.planning.host_check import check_host
 from orchestrator.planning.plan import Claims
 from orchestrator.planning.planner import plan_guest
 from orchestrator.request import parse_guest_request
-from orchestrator.topology import Topology
+from orchestrator.topology import Port, Topology
 from orchestrator.values import CpuSet, Size
 from tests.fakehost import Server, build_server
 
@@ -67,6 +67,34 @@ def test_each_difference_is_found(topology: Topology, policy: dict[str, Any], ho
         cores = (replace(core, cpus=core.cpus - offline) for core in topology.cores)
         host = {"cores": tuple(core for core in cores if core.cpus)}
     assert said in "\n".join(find(replace(topology, **host), **policy))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fault": "nic0 is an InfiniBand interface"}, "uplink nic0: PF 0000:10:00.0: nic0 is an InfiniBand interface"),
+        ({"siblings": (Port("eth0", up=True, mac=None, representor=True),)}, "the PF 0000:10:00.0 is in switchdev mode"),
+        ({"total_vfs": 0}, "the PF 0000:10:00.0 can have no VFs"),
+        ({"interface": None, "fault": "no driver is bound"}, "of this name; PF 0000:10:00.0: no driver is bound"),
+    ],
+)
+def test_an_uplink_that_can_serve_no_guest_is_found(topology: Topology, change: dict[str, Any], said: str) -> None:
+    pf, other = topology.pfs
+    host = replace(topology, pfs=(replace(pf, **change), other))
+    for uplinks, severity in ((("nic0", "nic1"), "warning"), (("nic0",), "error")):
+        (found,) = find(host, uplinks=uplinks)
+        assert found.startswith(f"{severity}: uplink nic0: ")
+        assert said in found
+
+
+def test_an_uplink_that_is_the_second_port_of_its_pf_is_one(topology: Topology) -> None:
+    pf = replace(topology.pfs[0], siblings=(Port("p2", up=True, mac=None),))
+    assert find(replace(topology, pfs=(pf,)), uplinks=("p2",)) == []
+
+
+def test_a_port_without_a_link_is_no_difference(topology: Topology) -> None:
+    """Making VFs takes it away for some seconds."""
+    assert find(replace(topology, pfs=tuple(replace(pf, up=False) for pf in topology.pfs))) == []
 
 
 def test_errors_come_first_and_tell_what_to_do(topology: Topology) -> None:
