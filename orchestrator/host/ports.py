@@ -37,16 +37,21 @@ def read_ports(host: HostRoot, pci: PciAddress) -> tuple[Port, ...]:
     return tuple(sorted(ports, key=lambda port: (bool(port.fault), _read_index(host, f"{folder}/{port.name}"), port.name)))
 
 
-def find_port(host: HostRoot, pci: PciAddress, known: Sequence[str] = ()) -> str:
+def find_port(host: HostRoot, pci: PciAddress, known: Sequence[str] = (), *, odd: bool = False) -> str:
     """The name of a function's own interface as it is now.
 
     Args:
         known: names that it may have, from the plan or the configuration; asked only where there are several interfaces.
+        odd: the only one will do even if it could be no uplink now, to look at VFs, or undo what was done to one: that goes by
+            its name alone.
 
     Raises:
         HostError: there is none (ENODEV), with the reason, or it cannot be told which one is its own.
     """
-    ports = [port for port in read_ports(host, pci) if not port.fault]
+    every = read_ports(host, pci)
+    ports = [port for port in every if not port.fault]
+    if odd and not ports and len(every) == 1 and not every[0].representor:
+        return every[0].name
     if len(ports) == 1:
         return ports[0].name
     for name in known:

@@ -81,7 +81,7 @@ def _try_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
 
 def _read_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
     folder = _folder(address)
-    node = int(host.find(f"{folder}/numa_node") or "-1")
+    node = _read_number(host, f"{folder}/numa_node") if host.exists(f"{folder}/numa_node") else -1
     pf = PhysicalFunction(
         address=address,
         interface=None,
@@ -90,9 +90,9 @@ def _read_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
         node=node if node >= 0 else None,
         up=False,
         mac=None,
-        total_vfs=int(host.read(f"{folder}/sriov_totalvfs")),
-        first_vf_offset=int(host.read(f"{folder}/sriov_offset")),
-        vf_stride=int(host.read(f"{folder}/sriov_stride")),
+        total_vfs=_read_number(host, f"{folder}/sriov_totalvfs"),
+        first_vf_offset=_read_number(host, f"{folder}/sriov_offset"),
+        vf_stride=_read_number(host, f"{folder}/sriov_stride"),
         vfs=_read_vfs(host, address),
     )
     return read_link(host, pf)
@@ -195,7 +195,7 @@ def read_numvfs(host: HostRoot, pf: PciAddress) -> int:
     Raises:
         HostError: the function is not there, or is no PF (ENOENT).
     """
-    return int(host.read(f"{_folder(pf)}/sriov_numvfs"))
+    return _read_number(host, f"{_folder(pf)}/sriov_numvfs")
 
 
 def set_numvfs(host: HostRoot, pf: PciAddress, count: int) -> None:
@@ -211,7 +211,7 @@ def set_numvfs(host: HostRoot, pf: PciAddress, count: int) -> None:
     before = read_numvfs(host, pf)
     if before == count:
         return
-    total = int(host.read(f"{_folder(pf)}/sriov_totalvfs"))
+    total = _read_number(host, f"{_folder(pf)}/sriov_totalvfs")
     if not 0 <= count <= total:
         raise HostError(f"cannot give PF {pf} {count} VFs: it can have {total}", errno=ERANGE)
     what = f"cannot change the number of VFs of PF {pf} from {before} to {count}"
@@ -242,6 +242,14 @@ def _write_numvfs(host: HostRoot, pf: PciAddress, before: int, count: int) -> No
         host.write(f"{_folder(pf)}/sriov_numvfs", str(count))
     finally:
         host.write(autoprobe, probing)
+
+
+def _read_number(host: HostRoot, name: str) -> int:
+    text = host.read(name)
+    try:
+        return int(text)
+    except ValueError:
+        raise HostError(f"/{name} is not a number: {text!r}") from None
 
 
 def _folder(address: PciAddress) -> str:

@@ -239,7 +239,7 @@ class CoreManager:
 
     def _read_vfs(self, pf: PciAddress, name: str) -> tuple[VfState, ...] | str:
         try:
-            return self.host.net.read_vfs(find_port(self.host, pf, [name, *self.policy.uplinks]))
+            return self.host.net.read_vfs(find_port(self.host, pf, [name, *self.policy.uplinks], odd=True))
         except HostError as error:
             return error.message
 

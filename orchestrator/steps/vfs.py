@@ -143,7 +143,7 @@ def undo_vf(host: HostRoot, arguments: Arguments) -> str:
         raise HostError(what, "it has another name now, or was moved to another network namespace: ip link show, ip netns list")
     if find_vf(host, pf, index) is None:
         return ""
-    return restore_vf(host, find_port(host, pf, [interface]), state_from_json(index, arguments))
+    return restore_vf(host, find_port(host, pf, [interface], odd=True), state_from_json(index, arguments))
 
 
 def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:

@@ -435,3 +435,30 @@ def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path) -
     (fault,) = [pf.fault for pf in manager.survey().pfs if pf.address == PF]
     assert "its network interfaces cannot be read" in fault
     manager.supervisor.links_changed()
+
+
+@pytest.mark.parametrize(("file", "text"), [("address", "00:00:00:00:00:00"), ("carrier", None), ("phys_port_name", None)])
+def test_what_is_odd_of_an_uplink_keeps_no_vf_from_being_cleaned(
+    world: World, manager: SystemManager, file: str, text: str | None
+) -> None:
+    """VFs are set by the name of its interface. It is no uplink for new guests meanwhile."""
+    plan = create(manager)
+    create(manager, name="neighbour")
+    name = f"{FOLDER}/net/nic0/{file}"
+    world.host.add(name, text or "")
+    if text is None:
+        world.host.read_errors[name] = EIO
+    manager._placing._known = None
+    with pytest.raises(NoRoom, match="nic0"):
+        create(manager, name="new")
+    manager.delete(OPERATOR, "web")
+    assert manager.quarantined(OPERATOR) == ()
+    assert world.host.fake_net.vfs("nic0")[plan.vf.index] == VfState(plan.vf.index)
+
+
+def test_a_number_that_is_none_ends_no_watching_of_links(world: World, manager: SystemManager) -> None:
+    create(manager)
+    world.host.add(f"{FOLDER}/numa_node", "none")
+    manager.supervisor.links_changed()
+    with pytest.raises(HostError, match="numa_node is not a number: 'none'"):
+        create(manager, name="new")
