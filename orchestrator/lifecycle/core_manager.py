@@ -112,6 +112,9 @@ class CoreManager:
         Raises:
             OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.
         """
+        if offline := self.find_offline(plan):
+            hint = "set them online (echo 1 > /sys/devices/system/cpu/cpuN/online), or delete the guest and create it again"
+            raise HostError(f"CPUs {offline} of guest {plan.name} are offline", hint)
         plan = self.as_now(plan)
         image, log = find_image(self.images, plan.image), self.logs.begin(plan, owner)
         self._hurried.discard(plan.uuid)
@@ -227,6 +230,10 @@ class CoreManager:
     def has_interface(self, plan: Plan, interface: str) -> bool:
         """Whether an interface is the guest's PF's, by the name that it had or has now."""
         return plan.vf.interface == interface or self.host.exists(f"sys/bus/pci/devices/{plan.vf.pf}/net/{interface}")
+
+    def find_offline(self, plan: Plan) -> CpuSet:
+        """The guest's CPUs that are offline: the kernel lets its threads run on housekeeping CPUs in place of them."""
+        return CpuSet.of(plan.cpus) - read_online(self.host)
 
     def find_driver(self, plan: Plan) -> str | None:
         """The driver of the guest's VF, if there is a VF and it has one."""

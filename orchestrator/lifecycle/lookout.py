@@ -56,6 +56,8 @@ class Lookout:
             return  # it is just ending
         pins = check_pins(plan, live)
         found = check_devices(plan, live, self._cores.find_driver(plan), find_state(vfs, plan))
+        if offline := self._cores.find_offline(plan):
+            found = (f"its CPUs {offline} are offline", *found)
         if self._hypervisor.is_paused(plan.uuid):
             found = ("it is suspended", *found)
         if pins:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.access import OPERATOR
-from orchestrator.errors import NoRoom
+from orchestrator.errors import HostError, NoRoom
 from orchestrator.host.irqs import read_irq
 from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.planning.plan import Plan
@@ -168,6 +168,25 @@ def test_a_housekeeping_cpu_that_goes_off_line_meanwhile_stops_neither_guests_no
     for name in ("web", "next"):
         manager.delete(OPERATOR, name)
     assert world.count_undo_records() == 0
+
+
+def test_a_guest_whose_cpus_have_gone_off_line_is_named(world: World) -> None:
+    manager = open_manager(world)
+    create(manager, name="runs")
+    create(manager)
+    manager.stop(OPERATOR, "web", 0)
+    switch_off(world, "2-3,5")
+    with pytest.raises(HostError, match="CPUs 5 of guest web are offline") as caught:
+        manager.start(OPERATOR, "web")
+    assert "set them online" in caught.value.hint
+    for _ in range(2):
+        manager.supervisor.check()
+    said = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
+    assert said == ["its CPUs 2-3 are offline"]
+    world.host.add(f"{CPU}/online", str(SERVER.cpus))
+    manager.start(OPERATOR, "web")
+    manager.supervisor.check()
+    assert manager.events(OPERATOR)[-1].detail == "all is as it was"
 
 
 @pytest.mark.parametrize(("housekeeping", "said"), [("64-65", "CPUs 64-65 do not exist"), ("0-1,64", "CPUs 64 do not exist")])
