@@ -25,6 +25,8 @@ _FUNCTIONS = (
 )
 """Elements that name a PCI function of the host which the domain owns while it runs."""
 
+_MACVTAP = "devices/interface[@type='direct']/source"
+
 
 @dataclass(frozen=True)
 class Unmanaged:
@@ -35,6 +37,7 @@ class Unmanaged:
         pins: each set of host CPUs that the XML pins some of its threads to.
         nodes: NUMA nodes that its memory comes from (``numatune``); libvirt may start QEMU on their CPUs.
         hostdevs: the host's PCI functions that it owns while it runs.
+        interfaces: the host's network interfaces that it stands on while it runs (macvtap).
         memory: None if the XML does not tell.
         pid: QEMU's process id, None if it does not run or libvirt does not tell.
         problem: what of it could not be read; empty if all could.
@@ -46,6 +49,7 @@ class Unmanaged:
     pins: tuple[CpuSet, ...] = ()
     nodes: frozenset[int] = frozenset()
     hostdevs: frozenset[PciAddress] = frozenset()
+    interfaces: frozenset[str] = frozenset()
     memory: Size | None = None
     pid: int | None = None
     problem: str = ""
@@ -68,6 +72,7 @@ def parse_unmanaged(domain: Unmanaged, xml: str) -> Unmanaged:
         pins=tuple(dict.fromkeys(_parse_sets(pins, problems))),
         nodes=frozenset(node for nodes in _parse_sets(nodesets, problems) for node in nodes),
         hostdevs=frozenset(_parse_functions(tree, problems)),
+        interfaces=frozenset(filter(None, (source.get("dev") for source in tree.iterfind(_MACVTAP)))),
         memory=_parse_memory(tree, problems),
         problem="; ".join(problems),
     )

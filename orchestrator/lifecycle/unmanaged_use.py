@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from orchestrator.errors import HostError, RequestError
@@ -45,6 +45,8 @@ def add_unmanaged(
                 found.append(f"its threads cannot be read: {error.message}")
         else:
             last_vfs |= dict.fromkeys(domain.hostdevs, f"is a device of {who}")
+            # Of one that runs the kernel itself shows what stands on an interface (`host.ports.describe_use`).
+            last_vfs |= dict.fromkeys(_find_functions(host, domain.interfaces), f"has an interface of {who}")
         cpus = {cpu for pins in sets if not topology.cpus <= pins for cpu in pins.ids - housekeeping.ids}
         (pinned if domain.running else last_cpus).update(dict.fromkeys(cpus, f"are pinned by {who}"))
         if not cpus:
@@ -55,6 +57,17 @@ def add_unmanaged(
     known = {cpu: reason for cpu, reason in last_cpus.items() if cpu not in pinned}
     claims = replace(claims, vfs=claims.vfs | vfs, pinned=pinned, last_cpus=known, last_vfs=last_vfs)
     return claims, tuple(problems)
+
+
+def _find_functions(host: HostRoot, interfaces: Iterable[str]) -> Iterator[PciAddress]:
+    """The PCI functions that interfaces belong to, where there are some."""
+    for name in interfaces:
+        try:
+            function = host.link(f"sys/class/net/{name}/device")
+            if function:
+                yield PciAddress.parse(function)
+        except (HostError, RequestError):
+            continue  # it belongs to no PCI function: a bond, a USB device
 
 
 def _read_allowed(host: HostRoot, pid: int | None) -> list[CpuSet]:

@@ -135,3 +135,20 @@ def test_a_tenant_learns_nothing_of_domains(world: World) -> None:
         ask(manager, tenant)
     assert "are pinned by an unmanaged domain" in str(caught.value.reasons)
     assert "db7" not in str(caught.value)
+
+
+def test_a_vf_that_a_domain_which_is_shut_off_stands_on_is_the_last_choice(world: World) -> None:
+    """Macvtap names the interface of the VF: `<interface type='direct'>`."""
+    manager = open_manager(world)
+    create(manager, name="first")
+    vf = ask(manager)[0].vf
+    world.host.add_link("sys/class/net/ens1v1/device", f"../../../{vf.address}")
+    world.host.add_link("sys/class/net/bond0/device", "../../../platform")
+    xml = "".join(
+        f"<interface type='direct'><source dev='{name}' mode='passthrough'/></interface>" for name in ("ens1v1", "bond0")
+    )
+    world.hypervisor.domains.define(domain(f"<devices>{xml}</devices>"))
+    plan, warnings = ask(manager)
+    assert (plan.vf.index, warnings) == (vf.index + 1, ())
+    _, warnings = ask(manager, placement={"cpus": "4-5", "vf": str(vf.address)})
+    assert f"VF {vf.address} has an interface of unmanaged domain db7 (shut off)" in str(warnings)
