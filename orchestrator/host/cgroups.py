@@ -6,6 +6,7 @@ from __future__ import annotations
 from errno import EBUSY, ENOENT, EOPNOTSUPP, ESRCH
 
 from orchestrator.errors import HostError
+from orchestrator.host.cpus import parse_cpus
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
 
@@ -36,8 +37,9 @@ def read_cpuset(host: HostRoot, cgroup: str) -> CpuSet | None:
     path = cgroup.strip("/")
     while path:
         # A group without the controller `cpuset` has no such file, and the limits of the group above it.
-        if text := host.find(f"{_ROOT}/{path}/cpuset.cpus.effective"):
-            return CpuSet.parse(text)
+        name = f"{_ROOT}/{path}/cpuset.cpus.effective"
+        if text := host.find(name):
+            return parse_cpus(name, text)
         path = path.rpartition("/")[0]
     return None
 
@@ -79,7 +81,8 @@ def confine(host: HostRoot, cgroup: str, cpus: CpuSet) -> None:
     except HostError as error:
         what = f"cannot confine the control group {path} to CPUs {cpus}"
         raise HostError(what, _HINTS.get(error.errno, error.hint), error.errno) from None
-    actual = CpuSet.parse(host.read(f"{_ROOT}{path}/cpuset.cpus.effective"))
+    name = f"{_ROOT}{path}/cpuset.cpus.effective"
+    actual = parse_cpus(name, host.read(name))
     if actual != cpus:
         what = f"the control group {path} was to be confined to CPUs {cpus}, but has {actual}"
         raise HostError(what, "a group above it has fewer: `systemctl show --property AllowedCPUs machine.slice`")

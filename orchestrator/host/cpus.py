@@ -28,7 +28,7 @@ def read_online(host: HostRoot) -> CpuSet:
     Raises:
         HostError: sysfs is not there.
     """
-    return _parse(f"{_CPUS}/online", host.read(f"{_CPUS}/online"))
+    return parse_cpus(f"{_CPUS}/online", host.read(f"{_CPUS}/online"))
 
 
 def read_isolated(host: HostRoot) -> CpuSet:
@@ -40,15 +40,20 @@ def read_isolated(host: HostRoot) -> CpuSet:
         HostError: a file is there but cannot be read.
     """
     files = (f"{_CPUS}/isolated", "sys/fs/cgroup/cpuset.cpus.isolated")
-    return CpuSet.of(cpu for file in files for cpu in _parse(file, host.find(file) or "").ids)
+    return CpuSet.of(cpu for file in files for cpu in parse_cpus(file, host.find(file) or "").ids)
 
 
 def read_possible(host: HostRoot) -> CpuSet:
     """The CPUs that can ever be online on this host, those that are offline or not plugged in too; none if that is not told."""
-    return _parse(f"{_CPUS}/possible", host.find(f"{_CPUS}/possible") or "")
+    return parse_cpus(f"{_CPUS}/possible", host.find(f"{_CPUS}/possible") or "")
 
 
-def _parse(name: str, text: str) -> CpuSet:
+def parse_cpus(name: str, text: str) -> CpuSet:
+    """A list of CPUs from a file of the kernel. What is wrong with it is no fault of whoever asks.
+
+    Raises:
+        HostError: the text is no list of CPUs, with the file's name.
+    """
     try:
         return CpuSet.parse(text)
     except RequestError as error:

@@ -42,7 +42,11 @@ def survey_pools(host: HostRoot) -> tuple[tuple[PagePool, ...], tuple[HostError,
     pools: list[PagePool] = []
     problems: list[HostError] = []
     for node, folder in folders:
-        names = host.names(folder) if host.exists(folder) else ()
+        try:
+            names = host.names(folder) if host.exists(folder) else ()
+        except HostError as error:
+            problems.append(error)
+            continue
         for kib in sorted(int(match[1]) for match in map(_POOL.fullmatch, names) if match):
             try:
                 pools.append(_read_pool(host, node, Size(kib << 10), f"{folder}/hugepages-{kib}kB"))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from errno import EINVAL, EIO, ENOSPC, EPERM
 
 from orchestrator.errors import HostError, RequestError
+from orchestrator.host.cpus import parse_cpus
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
 
@@ -88,6 +89,6 @@ def set_irq_affinity(host: HostRoot, number: int, cpus: CpuSet) -> None:
     except HostError as error:
         what = f"cannot send interrupt {number} to CPUs {cpus} (/{name})"
         raise HostError(what, _HINTS.get(error.errno, error.hint), error.errno) from None
-    actual = CpuSet.parse(host.read(name))
+    actual = parse_cpus(name, host.read(name))
     if actual != cpus:
         raise HostError(f"interrupt {number} was to be sent to CPUs {cpus}, but may be sent to {actual}")

@@ -162,9 +162,17 @@ def read_use(host: HostRoot, vf: PciAddress, addressed: Callable[[], Container[s
 
 
 def find_vf(host: HostRoot, pf: PciAddress, index: int) -> PciAddress | None:
-    """Where VF number ``index`` of a PF is, by the kernel's own link; None if there is no such PF or VF."""
-    name = host.link(f"{_folder(pf)}/virtfn{index}")
-    return PciAddress.parse(name) if name else None
+    """Where VF number ``index`` of a PF is, by the kernel's own link; None if there is no such PF or VF.
+
+    Raises:
+        HostError: the link cannot be read, or leads to no PCI function.
+    """
+    name = f"{_folder(pf)}/virtfn{index}"
+    target = host.link(name)
+    try:
+        return PciAddress.parse(target) if target else None
+    except RequestError as error:
+        raise HostError(f"/{name} is not understood: {error.message}") from None
 
 
 def is_vf(host: HostRoot, address: PciAddress) -> bool:

@@ -18,6 +18,7 @@ from orchestrator.values import CpuSet
 from tests.crashes import World
 from tests.fakedomains import add_thread
 from tests.fakehost import Server
+from tests.fakeroot import FakeRoot
 from tests.guests import ask, create, open_manager, warned
 
 SERVER = Server(cores=8, nodes=2, vfs=7, pages=512)
@@ -330,3 +331,35 @@ def test_a_count_of_promised_pages_that_is_no_number_is_named(world: World) -> N
     world.host.add(f"{POOL}/resv_hugepages", "some")
     manager = open_manager(world)
     assert "resv_hugepages is not a number: 'some'" in str(ask(manager)[1])
+
+
+@pytest.mark.parametrize("text", ["all", ""])
+def test_an_interrupt_that_reads_back_oddly_stops_no_guest(world: World, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, read = add_irq(world, 90, "nic9"), FakeRoot.read_bytes
+
+    def read_oddly(host: FakeRoot, wanted: str) -> bytes:
+        written = any(change[0] == name for change in host.writes)
+        return text.encode() if wanted == name and written else read(host, wanted)
+
+    monkeypatch.setattr(FakeRoot, "read_bytes", read_oddly)
+    manager = open_manager(world)
+    create(manager)
+    assert "nic9: " in warned(manager)[0]
+
+
+def test_a_control_group_that_reads_oddly_is_the_hosts_fault(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = FakeRoot.read_bytes
+    monkeypatch.setattr(
+        FakeRoot, "read_bytes", lambda host, name: b"all" if name.endswith("cpus.effective") else read(host, name)
+    )
+    with pytest.raises(HostError, match=r"web.scope/cpuset.cpus.effective is not understood: 'all'"):
+        create(open_manager(world))
+
+
+def test_a_node_that_vanishes_while_it_is_read_is_named(world: World) -> None:
+    folder = world.host.path / "sys/devices/system/node/node1/hugepages"
+    folder.rename(world.host.path / "elsewhere")
+    folder.write_text("")
+    plan, warnings = ask(open_manager(world))
+    assert plan.node == 0
+    assert "cannot list /sys/devices/system/node/node1/hugepages" in str(warnings)
