@@ -241,6 +241,7 @@ class Topology:
         possible: CPUs that can ever be online; empty if that is not known.
         promised: see PromisedPages; sizes of which none are promised are left out.
         kvm: whether the kernel offers KVM.
+        vfio: whether the driver vfio-pci is loaded.
         cmdline: the kernel's command line.
         problems: what could not be read, and was left out, a sentence each.
     """
@@ -254,6 +255,7 @@ class Topology:
     possible: CpuSet = CpuSet()
     promised: tuple[PromisedPages, ...] = ()
     kvm: bool = True
+    vfio: bool = True
     cmdline: str = ""
     problems: tuple[str, ...] = ()
 

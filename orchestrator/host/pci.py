@@ -13,6 +13,8 @@ from orchestrator.values import PciAddress
 
 _DEVICES = "sys/bus/pci/devices"
 _DRIVERS = "sys/bus/pci/drivers"
+VFIO = "vfio-pci"
+"""The driver that hands a function to a guest."""
 
 
 def read_functions(host: HostRoot) -> frozenset[PciAddress]:
@@ -34,6 +36,11 @@ def read_driver(host: HostRoot, address: PciAddress) -> str | None:
     return host.link(f"{_folder(address)}/driver")
 
 
+def is_loaded(host: HostRoot, driver: str) -> bool:
+    """Whether the kernel has this driver for PCI functions now."""
+    return host.exists(f"{_DRIVERS}/{driver}")
+
+
 def bind_driver(host: HostRoot, address: PciAddress, driver: str) -> None:
     """Binds a function to a driver that need not know its id, such as vfio-pci, and takes it from the one that it has.
 
@@ -44,7 +51,7 @@ def bind_driver(host: HostRoot, address: PciAddress, driver: str) -> None:
         HostError: no such function or driver (ENOENT), the function is in use by a guest (EBUSY), or the driver did not take it.
     """
     _check_no_pf(host, address)
-    if not host.exists(f"{_DRIVERS}/{driver}"):
+    if not is_loaded(host, driver):
         raise HostError(f"cannot bind {address} to {driver}: no such driver is loaded", f"modprobe {driver}", ENOENT)
     before = read_driver(host, address)
     if before != driver:

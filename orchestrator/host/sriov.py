@@ -56,9 +56,13 @@ def read_pf(host: HostRoot, address: PciAddress, known: Sequence[str] = ()) -> P
         HostError: there is none at the address, or a file of it cannot be read.
     """
     if not is_pf(host, address):
-        raise HostError(f"{address} is no SR-IOV physical function", "`nohype survey` shows what there is", ENODEV)
+        raise _explain_no_pf(address)
     pf = _read_pf(host, address)
     return next((found for name in known if (found := pf.at(name)) and not found.fault), pf)
+
+
+def _explain_no_pf(address: PciAddress) -> HostError:
+    return HostError(f"there is no SR-IOV physical function {address}", "`nohype survey` shows what there is", ENODEV)
 
 
 def _is_network(host: HostRoot, address: PciAddress) -> bool:
@@ -201,8 +205,10 @@ def read_numvfs(host: HostRoot, pf: PciAddress) -> int:
     """How many VFs a PF has now.
 
     Raises:
-        HostError: the function is not there, or is no PF (ENOENT).
+        HostError: the function is not there, or is no PF (ENODEV).
     """
+    if not is_pf(host, pf):
+        raise _explain_no_pf(pf)
     return _read_number(host, f"{_folder(pf)}/sriov_numvfs")
 
 

@@ -19,7 +19,7 @@ from orchestrator.host.cpus import (
 )
 from orchestrator.host.hugepages import survey_pools, survey_promised_pages
 from orchestrator.host.iommu import read_iommu_groups
-from orchestrator.host.pci import read_functions
+from orchestrator.host.pci import VFIO, is_loaded, read_functions
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_link, read_pfs
 from orchestrator.topology import Topology
@@ -53,6 +53,7 @@ def read_topology(host: HostRoot) -> Topology:
         possible=_try(lambda: read_possible(host), problems, otherwise=CpuSet()),
         promised=promised,
         kvm=read_kvm(host),
+        vfio=is_loaded(host, VFIO),
         cmdline=read_cmdline(host),
         problems=tuple(error.message for error in problems),
     )
@@ -84,4 +85,13 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
     problems = [*no_pools, *no_promised]
     isolated = _try(lambda: read_isolated(host), problems, otherwise=known.isolated)
     said = tuple(error.message for error in problems)
-    return replace(known, isolated=isolated, pools=pools, promised=promised, pfs=pfs, kvm=read_kvm(host), problems=said)
+    return replace(
+        known,
+        isolated=isolated,
+        pools=pools,
+        promised=promised,
+        pfs=pfs,
+        kvm=read_kvm(host),
+        vfio=is_loaded(host, VFIO),
+        problems=said,
+    )

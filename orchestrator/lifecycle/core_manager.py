@@ -20,7 +20,7 @@ from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
 from orchestrator.host.edge import EdgeMode, read_edge_mode
 from orchestrator.host.hugepages import survey_pools
-from orchestrator.host.pci import read_driver
+from orchestrator.host.pci import VFIO, read_driver
 from orchestrator.host.ports import find_port
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
@@ -37,7 +37,7 @@ from orchestrator.state import GuestState
 from orchestrator.steps.base import Arguments, Step, Undo, run_steps, undo_steps
 from orchestrator.steps.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
 from orchestrator.steps.network import SetEdgeMode, undo_edge_mode
-from orchestrator.steps.vfs import VFIO, BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf, undo_vf_driver
+from orchestrator.steps.vfs import BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf, undo_vf_driver
 from orchestrator.topology import VfState
 from orchestrator.values import CpuSet, PciAddress, Size
 

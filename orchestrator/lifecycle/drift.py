@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import HostError
+from orchestrator.host.pci import VFIO
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor import Bounds, Hypervisor, LiveGuest
 from orchestrator.planning.plan import Plan
-from orchestrator.steps.vfs import VFIO
 from orchestrator.topology import VfState
 from orchestrator.values import CpuSet, PciAddress
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from orchestrator.access import Identity, Role
 from orchestrator.errors import Conflict, HostError, NoRoom, NotFound, QuotaExceeded, RequestError
 from orchestrator.host.hugepages import read_free_pages, read_pool_size, survey_pools, survey_promised_pages
-from orchestrator.host.pci import read_driver
+from orchestrator.host.pci import VFIO, read_driver
 from orchestrator.host.ports import read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf, read_use
@@ -31,7 +31,6 @@ from orchestrator.planning.planner import hide_vf_owners
 from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
-from orchestrator.steps.vfs import VFIO
 from orchestrator.topology import PagePool, Topology
 from orchestrator.values import PciAddress, Size
 

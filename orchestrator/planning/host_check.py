@@ -85,6 +85,9 @@ def _check_devices(policy: Policy, topology: Topology) -> Iterator[HostFinding]:
     if not topology.iommu_groups:
         hint = "enable the IOMMU in the firmware; boot with intel_iommu=on on Intel"
         yield HostFinding(Severity.ERROR, "the host has no IOMMU in use: /sys/kernel/iommu_groups is empty", hint)
+    if not topology.vfio:
+        hint = "modprobe vfio-pci, at each boot by a file in /etc/modules-load.d"
+        yield HostFinding(Severity.ERROR, "the driver vfio-pci is not loaded: no VF can be given to a guest", hint)
 
 
 def _check_uplink(uplink: str, topology: Topology) -> str:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from orchestrator.errors import Conflict, HostError
 from orchestrator.host.iommu import check_alone
-from orchestrator.host.pci import bind_driver, is_pf, read_driver, read_override, release_driver, reset_function
+from orchestrator.host.pci import VFIO, bind_driver, is_pf, read_driver, read_override, release_driver, reset_function
 from orchestrator.host.ports import find_function, find_port, read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
@@ -22,7 +22,6 @@ from orchestrator.steps.base import Arguments
 from orchestrator.steps.vf_state import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
 from orchestrator.values import PciAddress
 
-VFIO = "vfio-pci"
 _CARRIER = 30.0
 
 

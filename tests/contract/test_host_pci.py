@@ -113,9 +113,9 @@ def test_too_many_vfs_leave_the_ones_that_are_there(host: HostRoot, pf: Physical
 def test_vfs_of_what_is_no_pf(host: HostRoot, pf: PhysicalFunction) -> None:
     vf = make_vfs(host, pf, 2)[0]
     for address in (vf, NOWHERE):
-        with pytest.raises(HostError, match=f"{address}/sriov_numvfs") as caught:
+        with pytest.raises(HostError, match=f"there is no SR-IOV physical function {address}") as caught:
             set_numvfs(host, address, 1)
-        assert caught.value.errno == ENOENT
+        assert caught.value.errno == ENODEV
 
 
 @pytest.mark.parametrize(

@@ -363,3 +363,22 @@ def test_a_node_that_vanishes_while_it_is_read_is_named(world: World) -> None:
     plan, warnings = ask(open_manager(world))
     assert plan.node == 0
     assert "cannot list /sys/devices/system/node/node1/hugepages" in str(warnings)
+
+
+def test_a_host_whose_vfio_pci_is_not_loaded_says_so_before_a_guest_is_made(world: World) -> None:
+    manager = open_manager(world)
+    assert manager.compare(manager.survey()) == ()
+    driver = world.host.path / "sys/bus/pci/drivers/vfio-pci"
+    driver.rename(world.host.path / "elsewhere")
+    age_survey(manager)
+    assert "the driver vfio-pci is not loaded" in str(ask(manager)[1])
+    assert "the driver vfio-pci is not loaded" in str(manager.compare(manager.survey()))
+
+
+def test_a_start_on_a_card_that_was_taken_out_names_the_card(world: World) -> None:
+    manager = open_manager(world)
+    pf = create(manager).vf.pf
+    manager.stop(OPERATOR, "web", 0)
+    (world.host.path / f"sys/bus/pci/devices/{pf}").unlink()
+    with pytest.raises(HostError, match=f"there is no SR-IOV physical function {pf}"):
+        manager.start(OPERATOR, "web")

@@ -11,12 +11,11 @@ import pytest
 from orchestrator.access import OPERATOR
 from orchestrator.api.problems import STATUS
 from orchestrator.errors import ImageError, NoRoom
-from orchestrator.host.pci import bind_driver, release_driver
+from orchestrator.host.pci import VFIO, bind_driver, release_driver
 from orchestrator.lifecycle.core_manager import CoreManager
 from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.planning.plan import Plan
 from orchestrator.request import parse_guest_request
-from orchestrator.steps.vfs import VFIO
 from orchestrator.values import Size
 from tests.crashes import World
 from tests.fakehost import IMAGE, Server

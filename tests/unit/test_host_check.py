@@ -50,6 +50,7 @@ def test_a_host_that_fits_has_no_findings(topology: Topology) -> None:
         ({"housekeeping": "0-15"}, {}, "error: no CPU is left for guests"),
         ({}, {"isolated": CpuSet.parse("4-15")}, "warning: CPUs 2-3 are neither for housekeeping nor isolated"),
         ({}, {"kvm": False}, "error: the kernel offers no KVM"),
+        ({}, {"vfio": False}, "error: the driver vfio-pci is not loaded"),
         ({}, {"iommu_groups": ()}, "error: the host has no IOMMU in use"),
         ({"uplinks": ("nic0", "nic7")}, {}, "warning: uplink nic7: there is no SR-IOV capable network interface"),
         ({"uplinks": ("nic7",)}, {}, "error: uplink nic7"),

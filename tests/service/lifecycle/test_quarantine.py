@@ -9,11 +9,11 @@ import pytest
 
 from orchestrator.access import OPERATOR
 from orchestrator.errors import Conflict, HostError, HypervisorError, NotFound, OrchestratorError, Stale
+from orchestrator.host.pci import VFIO
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import pages as pages_module
 from orchestrator.lifecycle.manager import SystemManager
 from orchestrator.steps import vfs as vfs_module
-from orchestrator.steps.vfs import VFIO
 from tests.crashes import World
 from tests.fakeroot import DEVICES
 from tests.guests import Seen, create, spoil, state, stop_on_paper, use_pages
