@@ -11,6 +11,7 @@ from uuid import UUID
 
 from orchestrator.access import Identity, Role
 from orchestrator.errors import Conflict, HostError, NoRoom, NotFound, QuotaExceeded, RequestError
+from orchestrator.host.cpus import read_online
 from orchestrator.host.hugepages import read_free_pages, read_pool_size, survey_pools, survey_promised_pages
 from orchestrator.host.pci import VFIO, read_driver
 from orchestrator.host.ports import read_up
@@ -32,11 +33,11 @@ from orchestrator.request import GuestRequest
 from orchestrator.service.watchdog import WatchedLock
 from orchestrator.state import GuestState
 from orchestrator.topology import PagePool, Topology
-from orchestrator.values import PciAddress, Size
+from orchestrator.values import CpuSet, PciAddress, Size
 
 _BELIEVED = 10.0
-"""Seconds for which a place is found on an earlier survey. Only what few events change is not seen then (CPUs that go on or off
-line, hot-plugged devices): at worst the start fails, and is undone. Nothing is refused on it, but while VFs are being made."""
+"""Seconds for which a place is found on an earlier survey. Only what few events change is not seen then (CPUs that come on line,
+hot-plugged devices): at worst the start fails, and is undone. Nothing is refused on it, but while VFs are being made."""
 
 _BEING_STARTED = (GuestState.CREATING, GuestState.STARTING)
 # States in which a guest that libvirt has may not have its pages yet.
@@ -196,13 +197,14 @@ class Placing:
         return plan_on(topology, frozenset(vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO))
 
     def _is_true(self, topology: Topology, plan: Plan) -> bool:
-        """Whether what the plan has chosen is as the survey says: the pool as big, and the port with its link."""
+        """Whether what the plan has chosen is as the survey says: the CPUs online, the pool as big, the port with its link."""
         sizes = {(pool.node, pool.page_size): pool.total for pool in topology.pools}
         try:
             size = read_pool_size(self._host, plan.node, plan.page_size)
         except HostError:
             return False  # it is gone since, or cannot be read: the next survey names it
-        return size == sizes[plan.node, plan.page_size] and read_up(self._host, plan.vf.pf, plan.vf.interface)
+        online = CpuSet.of(plan.cpus) <= read_online(self._host)
+        return online and size == sizes[plan.node, plan.page_size] and read_up(self._host, plan.vf.pf, plan.vf.interface)
 
     def _is_free(self, plan: Plan, topology: Topology) -> bool:
         """Whether the VF that the plan has chosen is as the survey says, and neither handed over nor used by the host."""

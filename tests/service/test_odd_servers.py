@@ -382,3 +382,12 @@ def test_a_start_on_a_card_that_was_taken_out_names_the_card(world: World) -> No
     (world.host.path / f"sys/bus/pci/devices/{pf}").unlink()
     with pytest.raises(HostError, match=f"there is no SR-IOV physical function {pf}"):
         manager.start(OPERATOR, "web")
+
+
+def test_no_guest_is_placed_on_cpus_that_have_gone_off_line_since_the_survey(world: World) -> None:
+    manager = open_manager(world)
+    create(manager, name="first")
+    assert str(ask(manager)[0].cores[0]) == "4-5"
+    switch_off(world, "4-5")
+    assert str(ask(manager)[0].cores[0]) == "6-7"
+    create(manager)

@@ -115,9 +115,9 @@ def test_an_earlier_survey_is_not_read_again(world: World, manager: SystemManage
     monkeypatch.setattr(type(world.host), "read", lambda self, name: reads.append(name) or read(self, name))
     ask(manager)
     assert {name.rsplit("/", 1)[1] for name in reads} == {
-        "nr_hugepages", "free_hugepages", "resv_hugepages", "operstate", "carrier",
+        "nr_hugepages", "free_hugepages", "resv_hugepages", "operstate", "carrier", "online",
     }  # fmt: skip
-    assert len(reads) == SERVER.nodes + 4
+    assert len(reads) == SERVER.nodes + 5
 
 
 @pytest.fixture
