@@ -179,6 +179,20 @@ def find_vf(host: HostRoot, pf: PciAddress, index: int) -> PciAddress | None:
         raise HostError(f"/{name} is not understood: {error.message}") from None
 
 
+def check_gone(host: HostRoot, pf: PciAddress, index: int, address: PciAddress) -> None:
+    """A VF is gone only if both links say so, the PF's to the function and the function's to the PF, or it is another VF by now.
+
+    Raises:
+        HostError: one of them is there without the other: the VF is just being made or removed.
+    """
+    folder = _folder(pf)
+    names = host.names(folder) if host.exists(folder) else ()
+    known = any(host.link(f"{folder}/{name}") == str(address) for name in names if _VIRTFN.fullmatch(name))
+    if known != (host.link(f"{_folder(address)}/physfn") == str(pf)):
+        what = f"only one of PF {pf} and {address}, which was its VF {index}, has a link to the other"
+        raise HostError(what, "the VF is just being made or removed: try again")
+
+
 def is_vf(host: HostRoot, address: PciAddress) -> bool:
     """Whether there is a virtual function at the address, of whatever PF."""
     return host.link(f"{_folder(address)}/physfn") is not None

@@ -188,7 +188,7 @@ class CoreManager:
         self._hurried.discard(plan.uuid)
         undos = {**UNDOS, PAGES: lambda host, noted: await_pages(host, self.hypervisor, self.ledger, plan, noted)}
         # Records of earlier versions do not tell the PF.
-        vf: Arguments = {"pf": str(plan.vf.pf), "index": plan.vf.index}
+        vf: Arguments = {"pf": str(plan.vf.pf), "index": plan.vf.index, "address": str(plan.vf.address)}
         undos[SetVf.action] = lambda host, noted: undo_vf(host, {**vf, **noted})
         undos[BindVfio.action] = lambda host, noted: undo_vf_driver(host, {**vf, **noted})
         try:

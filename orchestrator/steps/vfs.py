@@ -16,7 +16,7 @@ from orchestrator.host.iommu import check_alone
 from orchestrator.host.pci import VFIO, bind_driver, is_pf, read_driver, read_override, release_driver, reset_function
 from orchestrator.host.ports import find_function, find_port, read_up
 from orchestrator.host.root import HostRoot
-from orchestrator.host.sriov import check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
+from orchestrator.host.sriov import check_gone, check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
 from orchestrator.planning.plan import VfPlan
 from orchestrator.steps.base import Arguments
 from orchestrator.steps.vf_state import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
@@ -128,6 +128,7 @@ def undo_vf(host: HostRoot, arguments: Arguments) -> str:
 
     Args:
         arguments: those of earlier versions have no PF, but its interface's name; and of what was before, the address alone.
+            ``address`` is the VF's own, where that is known.
 
     Returns:
         What could not be put back, in words.
@@ -141,6 +142,8 @@ def undo_vf(host: HostRoot, arguments: Arguments) -> str:
         what = f"cannot put VF {index} of {interface} back: there is no interface {interface}"
         raise HostError(what, "it has another name now, or was moved to another network namespace: ip link show, ip netns list")
     if find_vf(host, pf, index) is None:
+        if "address" in arguments:
+            check_gone(host, pf, index, PciAddress.parse(str(arguments["address"])))
         return ""
     return restore_vf(host, find_port(host, pf, [interface], odd=True), state_from_json(index, arguments))
 
@@ -153,10 +156,13 @@ def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:
             it would reach the next.
     """
     address = PciAddress.parse(str(arguments["address"]))
+    if "pf" in arguments:
+        pf, index = PciAddress.parse(str(arguments["pf"])), int(str(arguments["index"]))
+        check_gone(host, pf, index, address)
+        if find_vf(host, pf, index) != address:
+            return  # the PF's VFs were made anew: what is at this address now was never bound by us
     if not is_vf(host, address) and not is_pf(host, address):
         return
-    if "pf" in arguments and find_vf(host, PciAddress.parse(str(arguments["pf"])), int(str(arguments["index"]))) != address:
-        return  # the PF's VFs were made anew: what is at this address now was never bound by us
     clean = reset_function(host, address)
     release_driver(host, address, str(arguments["driver"]) or None, str(arguments.get("override", "")))
     if not clean:

@@ -462,3 +462,19 @@ def test_a_number_that_is_none_ends_no_watching_of_links(world: World, manager: 
     manager.supervisor.links_changed()
     with pytest.raises(HostError, match="numa_node is not a number: 'none'"):
         create(manager, name="new")
+
+
+@pytest.mark.parametrize("half", ["virtfn", "physfn"])
+def test_a_vf_that_only_half_the_kernel_shows_is_not_taken_for_gone(world: World, manager: SystemManager, half: str) -> None:
+    """As in the moment in which VFs are made or removed: its links come one after the other."""
+    create(manager, name="neighbour")
+    plan = create(manager)
+    name = f"{FOLDER}/virtfn{plan.vf.index}" if half == "virtfn" else f"{DEVICES}/{plan.vf.address}/physfn"
+    target = str(world.host.target(name))
+    (world.host.path / name).unlink()
+    with pytest.raises(Conflict, match="is in quarantine"):
+        manager.delete(OPERATOR, "web")
+    world.host.add_link(name, target)
+    manager.clear_quarantine(OPERATOR, "web")
+    assert world.host.link(f"{DEVICES}/{plan.vf.address}/driver") is None
+    assert world.host.fake_net.vfs("nic0")[plan.vf.index] == VfState(plan.vf.index)
