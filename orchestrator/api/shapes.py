@@ -170,6 +170,7 @@ class Survey(TypedDict):
     possible: str
     promised: list[Promised]
     kvm: bool
+    vfio: bool
     problems: list[str]
     findings: list[Finding]
 
