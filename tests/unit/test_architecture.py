@@ -9,7 +9,10 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import click
 import pytest
+
+from orchestrator.cli.main import nohype
 
 PACKAGE = Path(__file__).parents[2] / "orchestrator"
 
@@ -170,3 +173,32 @@ def test_only_the_root_opens_the_kernels_files() -> None:
         and argument.value.startswith(("/sys/", "/proc/"))
     ]
     assert not found
+
+
+def texts() -> list[Path]:
+    """Files with messages and documents that name commands."""
+    root = PACKAGE.parent
+    return [*PACKAGE.rglob("*.py"), *root.glob("*.md"), *(root / "docs").glob("*.md"), *(root / "ansible").rglob("*.md")]
+
+
+def is_command(words: list[str]) -> bool:
+    """Whether `nohype` has such a command; what follows a command that is no group are its arguments."""
+    command: click.Command | None = nohype
+    for word in words:
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(click.Context(command), word)
+    return command is not None
+
+
+def test_every_command_in_a_message_or_document_exists() -> None:
+    named = re.compile(r"`(?:\S*/)?nohype ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)*)")
+    wrong = [
+        f"{path.name}: {found[0]}"
+        for path in texts()
+        for found in named.finditer(path.read_text())
+        if not is_command(found[1].split())
+    ]
+    assert not wrong
+    assert not is_command(["list"])
+    assert is_command(["guest", "create", "web"])
