@@ -105,7 +105,7 @@ def await_events(host: LabHost, after: int, subject: str, kinds: list[str], seco
     deadline = time.monotonic() + seconds
     while (found := look(host, after)).kinds(subject) != kinds:
         assert time.monotonic() < deadline, f"no {kinds} of {subject} within {seconds:g} s, only {found.events}"
-    return found
+    return look(host, after)  # a look reads the events last: what it has read before may be older than they are
 
 
 def await_new(host: LabHost, unit: str, old: str, seconds: int = 90) -> None:
