@@ -199,7 +199,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
     if _is_no_http(error):
-        return "what answers is no HTTP"
+        return "the answer is not HTTP"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

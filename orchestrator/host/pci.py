@@ -127,7 +127,7 @@ def refuse_if_in_use(host: HostRoot, address: PciAddress, what: str) -> None:
 
     vfio-pci enables the function when it is opened and disables it when it is closed: vfio_pci_core_enable() and _disable().
     """
-    if read_driver(host, address) == "vfio-pci" and host.read(f"{_folder(address)}/enable") != "0":
+    if read_driver(host, address) == VFIO and host.read(f"{_folder(address)}/enable") != "0":
         raise HostError(f"{what}: {address} is in use by a guest", "stop the guest that has it (`nohype guest list`)", EBUSY)
 
 

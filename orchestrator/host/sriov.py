@@ -13,7 +13,7 @@ from functools import cache
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.iommu import read_group_number
-from orchestrator.host.pci import is_pf, read_driver, refuse_if_in_use
+from orchestrator.host.pci import VFIO, is_pf, read_driver, refuse_if_in_use
 from orchestrator.host.ports import describe_absence, describe_use, read_ports
 from orchestrator.host.root import HostRoot
 from orchestrator.topology import PhysicalFunction, VirtualFunction
@@ -145,7 +145,7 @@ def read_use(host: HostRoot, vf: PciAddress, addressed: Callable[[], Container[s
         addressed: the interfaces that have an IP address, where they were read already.
     """
     folder, driver = _folder(vf), read_driver(host, vf)
-    if driver in (None, "vfio-pci"):
+    if driver in (None, VFIO):
         return ""
     # uio_pci_generic, igb_uio: DPDK. Other drivers of VFIO (mlx5_vfio_pci): another program hands it over.
     if host.exists(f"{folder}/uio") or host.exists(f"{folder}/vfio-dev") or driver in _SET_ASIDE:

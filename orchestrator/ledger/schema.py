@@ -110,7 +110,7 @@ def check_file(path: Path, busy: float, look: Callable[[sqlite3.Connection], obj
     What is refused is not touched: neither the file nor its WAL. (-shm is made anew, and an empty -wal if there is none.)
     So whatever may refuse it looks at a copy in memory, which has been brought to our version.
 
-    The event log is not looked through: it only grows, and the manager's start would take longer and longer (3 s a GB). Damage
+    The event log is not read through: it may be large (`ledger.retention`), and the manager's start would take 3 s a GB. Damage
     in it is found when it is read or written. All else, of which claims are a part, is looked through page by page.
 
     Args:

@@ -1,4 +1,4 @@
-"""Refused requests go to the event log, but nobody may fill the disk with them: events are never removed."""
+"""Refused requests go to the event log, a limited number a minute: they must not push other events out of it."""
 
 from __future__ import annotations
 
