@@ -90,6 +90,12 @@ def read_up(host: HostRoot, pci: PciAddress, interface: str) -> bool:
     return host.exists(folder) and _read_up(host, folder)
 
 
+def has_carrier(host: HostRoot, pci: PciAddress) -> bool:
+    """Whether any interface of a function is administratively up and has carrier."""
+    folder = f"{_DEVICES}/{pci}/net"
+    return host.exists(folder) and any(_read_up(host, f"{folder}/{name}") for name in host.names(folder))
+
+
 def describe_use(host: HostRoot, folder: str, interface: str) -> str:
     """How the host uses an interface, in words; empty if it does not. IP addresses are no files: `Net.read_addressed`.
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from orchestrator.errors import Conflict, HostError
 from orchestrator.host.iommu import check_alone
 from orchestrator.host.pci import VFIO, bind_driver, is_pf, read_driver, read_override, release_driver, reset_function
-from orchestrator.host.ports import find_function, find_port, read_up
+from orchestrator.host.ports import find_function, find_port, has_carrier, read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_gone, check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
 from orchestrator.planning.plan import VfPlan
@@ -114,12 +114,20 @@ class BindVfio:
 
 
 def undo_numvfs(host: HostRoot, arguments: Arguments) -> None:
-    """Removes the VFs that we made. With the PF its VFs are gone; another number of VFs than ours was made by others since."""
+    """Removes the VFs that we made. With the PF its VFs are gone; another number of VFs than ours was made by others since.
+
+    Removing VFs resets the NIC too. If an interface of the PF had carrier before, this waits until one has it
+    again: a request that follows would be refused because the uplink is down.
+    """
     pf = PciAddress.parse(str(arguments["pf"]))
     if not host.exists(f"sys/bus/pci/devices/{pf}"):
         return
     if read_numvfs(host, pf) == arguments.get("count", read_numvfs(host, pf)):
+        had_carrier = has_carrier(host, pf)
         set_numvfs(host, pf, 0)
+        deadline = time.monotonic() + _CARRIER
+        while had_carrier and not has_carrier(host, pf) and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 def undo_vf(host: HostRoot, arguments: Arguments) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from errno import EINVAL, EIO
@@ -478,3 +479,29 @@ def test_a_vf_that_only_half_the_kernel_shows_is_not_taken_for_gone(world: World
     manager.clear_quarantine(OPERATOR, "web")
     assert world.host.link(f"{DEVICES}/{plan.vf.address}/driver") is None
     assert world.host.fake_net.vfs("nic0")[plan.vf.index] == VfState(plan.vf.index)
+
+
+def test_next_guest_is_not_refused_while_the_nic_resets_after_its_vfs_were_removed(world: World) -> None:
+    """Removing VFs resets the PF, as making them does: its link is away for a second or two."""
+    manager, _ = world.open_manager()
+    files = [f"{FOLDER}/net/nic0/carrier", f"{FOLDER}/net/nic0/operstate"]
+    waits: list[threading.Timer] = []
+
+    def set_link(up: bool) -> None:
+        world.host.add(files[0], str(int(up)))
+        world.host.add(files[1], "up" if up else "down")
+
+    def reset(change: str) -> None:
+        if change.endswith("= 0"):
+            set_link(False)
+            waits.append(threading.Timer(0.5, set_link, (True,)))
+            waits[-1].start()
+
+    create(manager)
+    on_change(world, "sriov_numvfs = ", reset)
+    manager.delete(OPERATOR, "web")
+    create(manager, name="next")
+    assert waits
+    assert state(manager, "next") == "running"
+    for wait in waits:
+        wait.join()
