@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.api_fuzz import ROLES, fuzz, serve_target
+from tests.harness.api_fuzz import ROLES, fuzz, serve_target
 
 
 def main() -> int:

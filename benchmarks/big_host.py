@@ -16,13 +16,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.access import OPERATOR
 from orchestrator.audit.run import run_audit
-from orchestrator.exits import ExitPolicy
-from orchestrator.lifecycle.manager import SystemManager
-from orchestrator.request import parse_guest_request
-from tests.crashes import World
-from tests.fakehost import IMAGE, Server
+from orchestrator.guests.service import SystemManager
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.exits import ExitPolicy
+from orchestrator.model.request import parse_guest_request
+from tests.fakes.server import IMAGE, Server
+from tests.harness.crash import World
 
 VFS = 256
 GUESTS = 32

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/big_host_cpus.py [RUNS]
 
-The real code on files that look like the host's (tests/fakehost.py), in a temporary folder; nothing of this machine is changed.
+Real code on files that look like the host's (tests/fakes/server.py), in a temporary folder; nothing of this machine is changed.
 Prints the median of each part in milliseconds. Exits with 1 if survey, plan or audit takes a second or more.
 """
 
@@ -18,21 +18,21 @@ from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.access import OPERATOR
 from orchestrator.audit.run import run_audit
-from orchestrator.exits import ExitPolicy
 from orchestrator.host.irqs import read_irqs
 from orchestrator.host.processes import read_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology, refresh_topology
-from orchestrator.hypervisor import LiveGuest, Vcpu
-from orchestrator.request import parse_guest_request
-from orchestrator.steps.base import undo_steps
-from orchestrator.steps.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
+from orchestrator.hypervisor.connection import LiveGuest, Vcpu
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.exits import ExitPolicy
+from orchestrator.model.request import parse_guest_request
+from orchestrator.resources.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
+from orchestrator.resources.step import undo_steps
 from orchestrator.values import CpuSet, Size
-from tests.crashes import World
-from tests.fakedomains import add_thread
-from tests.fakehost import IMAGE, Server
+from tests.fakes.domains import add_thread
+from tests.fakes.server import IMAGE, Server
+from tests.harness.crash import World
 
 SERVER = Server(cores=512, threads=2, nodes=16, vfs=7, pages=4096)
 THREADS, IRQS = 5_000, 3_000

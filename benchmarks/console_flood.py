@@ -33,12 +33,12 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.api.client import Client
 from orchestrator.api.identity import hash_token
+from orchestrator.client.client import Client
 from orchestrator.errors import OrchestratorError
-from tests.crashes import World
-from tests.fakehost import IMAGE, Server
-from tests.served import Authority, serve
+from tests.fakes.server import IMAGE, Server
+from tests.harness.api_server import Authority, serve
+from tests.harness.crash import World
 
 SERVER = Server(cores=128, threads=2, nodes=2, vfs=64, pages=16384)
 DELAY, MEMORY = 50.0, 200

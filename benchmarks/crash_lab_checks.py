@@ -8,8 +8,8 @@ from dataclasses import replace
 import libvirt
 from crash_lab_reading import BYSTANDER, SECOND, Claimed, Event, Host, Left, Life
 
-from orchestrator.access import MANAGER
-from orchestrator.hypervisor import End
+from orchestrator.hypervisor.connection import End
+from orchestrator.model.access import MANAGER
 
 NO_MAC = "00:00:00:00:00:00"
 """Of a VF that nobody has given an address."""

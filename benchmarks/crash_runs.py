@@ -1,4 +1,4 @@
-"""Kills a manager at a random point of a random operation, many times, and looks whether anything was lost (tests/crashes.py).
+"""Kills a manager at a random point of a random operation, many times, and checks that nothing was lost (tests/harness/crash.py).
 
     .venv/bin/python benchmarks/crash_runs.py [--runs 1000] [--jobs 2] [--first 0]
     .venv/bin/python benchmarks/crash_runs.py --seed N      # one run again, with its folder kept
@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.crashes import CHANGES, Outcome, measure_recovery, run_crash
+from tests.harness.crash import CHANGES, Outcome, measure_recovery, run_crash
 
 GUESTS, REPEATS, LIMIT = 100, 30, 2.0
 

@@ -8,16 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.api.client import Client
+from orchestrator.client.client import Client
 from orchestrator.config import DEFAULT_CONFIG, read_config
 from orchestrator.domain import build_domain
 from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor import Hypervisor
+from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Ledger
-from orchestrator.planning.plan import Plan
-from orchestrator.steps.vfs import BindVfio, SetVf, undo_vf, undo_vf_driver
+from orchestrator.model.plan import Plan
+from orchestrator.resources.nic import BindVfio, SetVf, undo_vf, undo_vf_driver
 
 NAME = "timed"
 REQUEST = {"name": NAME, "memory": "256M", "image": "minimal"}

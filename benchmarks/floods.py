@@ -32,8 +32,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from orchestrator.api.identity import hash_token
-from orchestrator.service.journal import set_up_logging
-from tests.served import Authority, serve
+from orchestrator.daemon.journal import set_up_logging
+from tests.harness.api_server import Authority, serve
 
 OPERATOR, USERS, TENANT_TOKEN = 60_000, (60_001, 60_002, 60_003, 60_004), "tenant-token"
 REQUEST = json.dumps({"name": "one", "memory": "64M", "image": "minimal"})

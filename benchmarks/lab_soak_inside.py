@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from orchestrator.api.client import Client
+from orchestrator.client.client import Client
 from orchestrator.errors import OrchestratorError
 from orchestrator.values import DEFAULT_SOCKET
 

@@ -29,12 +29,12 @@ from types import TracebackType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.access import OPERATOR
-from orchestrator.api.client import Client
+from orchestrator.client.client import Client
 from orchestrator.errors import OrchestratorError
-from tests.crashes import World
-from tests.fakehost import IMAGE, Server
-from tests.served import serve
+from orchestrator.model.access import OPERATOR
+from tests.fakes.server import IMAGE, Server
+from tests.harness.api_server import serve
+from tests.harness.crash import World
 
 SERVER = Server(cores=128, threads=2, nodes=2, vfs=64, pages=16384)
 SETTINGS = {"limits": {"rate": 1e6, "burst": 1_000_000, "concurrent": 1000}}

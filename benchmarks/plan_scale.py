@@ -19,10 +19,10 @@ from typing import TypeVar
 
 from orchestrator.errors import NoRoom
 from orchestrator.ledger import Ledger, Reading
-from orchestrator.planning.plan import Claims, Plan, Policy
+from orchestrator.model.plan import Claims, Plan, Policy
+from orchestrator.model.request import GuestRequest, parse_guest_request
+from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
-from orchestrator.request import GuestRequest, parse_guest_request
-from orchestrator.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)

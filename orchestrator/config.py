@@ -11,7 +11,6 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.access import Quota, Role
 from orchestrator.config_values import (
     CERTIFICATE_NAMES,
     check_account,
@@ -32,7 +31,8 @@ from orchestrator.config_values import (
     find_root,
 )
 from orchestrator.errors import RequestError
-from orchestrator.request import describe
+from orchestrator.model.access import Quota, Role
+from orchestrator.model.request import describe
 from orchestrator.values import DEFAULT_SOCKET, MOST_CPUS, CpuSet, Size
 
 __all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "People", "read_config"]

@@ -7,7 +7,7 @@ import os.path
 import re
 from collections.abc import Iterable, Mapping
 
-from orchestrator.request import as_value_error
+from orchestrator.model.request import as_value_error
 from orchestrator.values import MOST_CPUS, CpuSet, Size, parse_guest_name
 
 CERTIFICATE_NAMES = ("CN", "DNS", "URI", "email")

@@ -7,7 +7,7 @@ from pathlib import Path
 from lxml import etree
 
 from orchestrator.images.store import Image
-from orchestrator.planning.plan import Plan
+from orchestrator.model.plan import Plan
 from orchestrator.values import PciAddress
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"

@@ -22,13 +22,13 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.metrics_core import Metric as Family
 
 from orchestrator.errors import NotFound
-from orchestrator.exits import CLASSES
 from orchestrator.ledger import Event
+from orchestrator.model.exits import CLASSES
+from orchestrator.model.plan import Plan, Policy
+from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.state import GuestState
+from orchestrator.model.topology import Topology
 from orchestrator.planning.capacity import count_cores, count_pages, count_vfs
-from orchestrator.planning.plan import Plan, Policy
-from orchestrator.proof import Proof, Verdict
-from orchestrator.state import GuestState
-from orchestrator.topology import Topology
 
 _log = logging.getLogger(__name__)
 

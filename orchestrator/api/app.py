@@ -13,8 +13,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrator import __version__
-from orchestrator.access import Identity, Role
-from orchestrator.api import shapes
 from orchestrator.api.error_answers import add_error_handlers
 from orchestrator.api.fast import Body, Depends, FastAPI, Header, Path, Query, Request
 from orchestrator.api.feed import Feed
@@ -25,11 +23,13 @@ from orchestrator.api.manager import Manager, View, quarantined_json, show_event
 from orchestrator.api.openapi import build_document
 from orchestrator.api.waits import FOREVER, Kinds, may_last, while_there
 from orchestrator.api.work import Workers, WorkersOfEach
+from orchestrator.client import shapes
 from orchestrator.config import LimitConfig
 from orchestrator.errors import Forbidden, NotFound, RequestError, Stale
-from orchestrator.proof import Proof
-from orchestrator.request import GuestRequest, as_value_error
-from orchestrator.topology import Topology
+from orchestrator.model.access import Identity, Role
+from orchestrator.model.proof import Proof
+from orchestrator.model.request import GuestRequest, as_value_error
+from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size, parse_guest_name
 
 _HOUR = 3600

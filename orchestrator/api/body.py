@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from starlette.types import Receive
 
-from orchestrator.api.problems import WrongMedia
+from orchestrator.client.problems import WrongMedia
 from orchestrator.errors import RequestError, TooLarge
 
 _ARRIVES = 30.0

@@ -17,8 +17,8 @@ from uvicorn.server import ServerState
 
 from orchestrator.api.identity import Peer
 from orchestrator.api.outgoing import Outgoing
-from orchestrator.api.problems import MEDIA_TYPE, build_problem
 from orchestrator.api.shares import Place, Shares
+from orchestrator.client.problems import MEDIA_TYPE, build_problem
 from orchestrator.errors import RequestError
 
 _PATIENCE = 30.0

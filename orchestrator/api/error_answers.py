@@ -7,13 +7,13 @@ import logging
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from orchestrator.access import Role
 from orchestrator.api.body import ClientGone
 from orchestrator.api.fast import FastAPI, Request, RequestValidationError
-from orchestrator.api.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
 from orchestrator.api.waits import answer_nobody
+from orchestrator.client.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
 from orchestrator.errors import NotFound, OrchestratorError, RequestError
-from orchestrator.request import describe
+from orchestrator.model.access import Role
+from orchestrator.model.request import describe
 
 _log = logging.getLogger(__name__)
 

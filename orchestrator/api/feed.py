@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from orchestrator.access import MANAGER, Identity
-from orchestrator.api import shapes
 from orchestrator.api.manager import Manager
 from orchestrator.api.work import Workers
+from orchestrator.client import shapes
 from orchestrator.errors import OrchestratorError
+from orchestrator.model.access import MANAGER, Identity
 
 _log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.access import Identity, Role
 from orchestrator.api.body import ClientGone, check_json, check_media_type, read_body
 from orchestrator.api.identity import Directory, Peer, identify
 from orchestrator.api.limits import Kind, Turn, Turns, name_client
-from orchestrator.api.problems import MEDIA_TYPE, CrossSite, InternalError, build_headers, build_problem
 from orchestrator.api.waits import Kinds
+from orchestrator.client.problems import MEDIA_TYPE, CrossSite, InternalError, build_headers, build_problem
 from orchestrator.config import LimitConfig
 from orchestrator.errors import Forbidden, OrchestratorError, RequestError, TooMany, Unauthorized
+from orchestrator.model.access import Identity, Role
 
 _log = logging.getLogger(__name__)
 

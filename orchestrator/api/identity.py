@@ -14,9 +14,9 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from orchestrator.access import Identity, Role
 from orchestrator.config import CERTIFICATE_NAMES, DaemonConfig, People
 from orchestrator.errors import Forbidden, RequestError, Unauthorized
+from orchestrator.model.access import Identity, Role
 
 # include/uapi/asm-generic/socket.h; the socket module does not know it.
 _SO_PEERGROUPS = 59

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orchestrator.access import Identity
 from orchestrator.errors import TooMany
+from orchestrator.model.access import Identity
 
 _REMEMBERED = 1024
 _SOON, _ENDLESS = 1.0, 3600.0

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from orchestrator.access import MANAGER, Identity, Role
-from orchestrator.api import shapes
 from orchestrator.api.identity import Directory, acts_for
-from orchestrator.request import GuestRequest
-from orchestrator.topology import Topology
+from orchestrator.client import shapes
+from orchestrator.model.access import MANAGER, Identity, Role
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.topology import Topology
 
 
 class View(Protocol):

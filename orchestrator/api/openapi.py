@@ -6,8 +6,8 @@ import types
 import typing
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from orchestrator.api import shapes
-from orchestrator.api.problems import MEDIA_TYPE, STATUS
+from orchestrator.client import shapes
+from orchestrator.client.problems import MEDIA_TYPE, STATUS
 
 if TYPE_CHECKING:
     from orchestrator.api.fast import FastAPI

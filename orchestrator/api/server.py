@@ -19,10 +19,10 @@ from orchestrator.api.app import Api
 from orchestrator.api.connection import Connection
 from orchestrator.api.identity import Peer
 from orchestrator.api.shares import Place, Shares
+from orchestrator.api.tickless import QuietServer
 from orchestrator.api.tls import Certificates
 from orchestrator.config import ApiConfig
 from orchestrator.errors import HostError
-from orchestrator.service.server import QuietServer
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from orchestrator.access import Identity
 from orchestrator.api.limits import name_client
+from orchestrator.model.access import Identity
 
 _Result = TypeVar("_Result")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from orchestrator.host.irqs import Irq
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import WEAKER, Proof, count_faults, not_measured
-from orchestrator.topology import Topology
+from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.model.proof import WEAKER, Proof, count_faults, not_measured
+from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet
 
 CORE_EXCLUSIVE, CORE_SMT, MANAGER_CORE = "core-exclusive", "core-smt", "manager-core"

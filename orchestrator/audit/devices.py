@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.cmdline import find_unsafe_words
+from orchestrator.host.cmdline import find_unsafe_words
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import WEAKER, Proof, count_faults, not_measured
-from orchestrator.topology import IommuGroup
+from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.model.proof import WEAKER, Proof, count_faults, not_measured
+from orchestrator.model.topology import IommuGroup
 from orchestrator.values import PciAddress
 
 DEVICE_ISOLATED, DEVICES_MINIMAL = "device-isolated", "devices-minimal"

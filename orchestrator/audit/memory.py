@@ -7,9 +7,9 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 
 from orchestrator.host.processes import Mapping, Maps
-from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import Proof, Verdict, count_faults, not_measured
-from orchestrator.topology import PagePool, Topology
+from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.model.proof import Proof, Verdict, count_faults, not_measured
+from orchestrator.model.topology import PagePool, Topology
 from orchestrator.values import CpuSet
 
 MEMORY_STATIC = "memory-static"

@@ -13,8 +13,8 @@ from orchestrator.host.iommu import read_iommu_group
 from orchestrator.host.pci import read_driver
 from orchestrator.host.processes import Maps, Thread, read_last_run, read_open_files, read_pagemap
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor import LiveGuest
-from orchestrator.topology import Topology
+from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.model.topology import Topology
 from orchestrator.values import PciAddress
 
 # QEMU hw/i386/pc_q35.c, pc_q35_init(): q35 splits larger RAM around the hole for devices below 4 GiB. (On AMD, with some 1 TiB or

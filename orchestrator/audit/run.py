@@ -11,7 +11,6 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
-from orchestrator.access import MANAGER, Identity
 from orchestrator.audit.cores import (
     CORE_EXCLUSIVE,
     CORE_SMT,
@@ -39,14 +38,15 @@ from orchestrator.audit.vepa import UNIT as VEPA_UNIT
 from orchestrator.audit.vepa import VEPA, Traffic, judge_vepa
 from orchestrator.config import DaemonConfig
 from orchestrator.errors import GuestError, HostError, OrchestratorError
-from orchestrator.exits import EXITS, ExitPolicy, ExitSample, judge_exits
-from orchestrator.exits import UNIT as EXITS_UNIT
 from orchestrator.host.irqs import read_irqs
 from orchestrator.host.processes import read_maps, read_services, survey_threads
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor import Hypervisor, LiveGuest
-from orchestrator.proof import Proof, Verdict, not_measured
-from orchestrator.topology import Topology
+from orchestrator.hypervisor.connection import Hypervisor, LiveGuest
+from orchestrator.model.access import MANAGER, Identity
+from orchestrator.model.exits import EXITS, ExitPolicy, ExitSample, judge_exits
+from orchestrator.model.exits import UNIT as EXITS_UNIT
+from orchestrator.model.proof import Proof, Verdict, not_measured
+from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)

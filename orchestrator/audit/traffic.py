@@ -11,7 +11,7 @@ from orchestrator.audit.vepa import SwitchCount, Traffic
 from orchestrator.errors import GuestError
 from orchestrator.host.frames import EchoFilter, FrameCounter
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor import LiveGuest
+from orchestrator.hypervisor.connection import LiveGuest
 
 SIZE = 248
 """Bytes of ICMP data in a counted frame. No ping program uses it unasked, so warm-up and other pings are not counted."""

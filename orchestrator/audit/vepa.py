@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.proof import Proof, Verdict, not_measured
+from orchestrator.model.proof import Proof, Verdict, not_measured
 
 VEPA = "vepa"
 UNIT = "frames that did not go out and come back once"

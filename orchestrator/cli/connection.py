@@ -14,8 +14,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from orchestrator.api.client import Client
 from orchestrator.cli.secrets import check_secret, read_secret
+from orchestrator.client.client import Client
 from orchestrator.errors import RequestError
 from orchestrator.values import DEFAULT_SOCKET
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from orchestrator.api.client import Client
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
 from orchestrator.cli.seconds import Seconds
+from orchestrator.client.client import Client
 
 # Checked here too: a wait that the manager refuses would be refused only after the guest was made.
 _SECONDS = Seconds(0, 3600)

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from orchestrator.api.client import Client
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
-from orchestrator.proof import WEAKER
+from orchestrator.client.client import Client
+from orchestrator.model.proof import WEAKER
 
 
 @click.command()

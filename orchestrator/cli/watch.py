@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from orchestrator.api.client import Client
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import json_option, print_json, say
+from orchestrator.client.client import Client
 
 _PAGE = 1000
 

@@ -9,7 +9,7 @@ from errno import EINVAL, EPERM, ESRCH
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import Core
+from orchestrator.model.topology import Core
 from orchestrator.values import CpuSet
 
 _CPUS = "sys/devices/system/cpu"

@@ -15,7 +15,7 @@ from errno import EINVAL, ENODEV, EOPNOTSUPP, EPERM
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import PhysicalFunction
+from orchestrator.model.topology import PhysicalFunction
 
 
 class EdgeMode(StrEnum):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import PagePool, PromisedPages
+from orchestrator.model.topology import PagePool, PromisedPages
 from orchestrator.values import Size
 
 _NODES = "sys/devices/system/node"

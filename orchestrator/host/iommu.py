@@ -9,7 +9,7 @@ from errno import EINVAL, ENODEV, ENOENT
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import IommuGroup
+from orchestrator.model.topology import IommuGroup
 from orchestrator.values import PciAddress
 
 _DEVICES = "sys/bus/pci/devices"

@@ -15,7 +15,7 @@ from errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import Port
+from orchestrator.model.topology import Port
 from orchestrator.values import MacAddress, PciAddress
 
 _DEVICES = "sys/bus/pci/devices"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.errors import HostError
-from orchestrator.topology import Link, VfState
+from orchestrator.model.topology import Link, VfState
 from orchestrator.values import CpuSet
 
 _HINTS = {

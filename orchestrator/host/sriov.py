@@ -16,7 +16,7 @@ from orchestrator.host.iommu import read_group_number
 from orchestrator.host.pci import VFIO, is_pf, read_driver, refuse_if_in_use
 from orchestrator.host.ports import describe_absence, describe_use, read_ports
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import PhysicalFunction, VirtualFunction
+from orchestrator.model.topology import PhysicalFunction, VirtualFunction
 from orchestrator.values import PciAddress
 
 _DEVICES = "sys/bus/pci/devices"

@@ -22,7 +22,7 @@ from orchestrator.host.iommu import read_iommu_groups
 from orchestrator.host.pci import VFIO, is_loaded, read_functions
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_link, read_pfs
-from orchestrator.topology import Topology
+from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet
 
 _Value = TypeVar("_Value")

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import ImageError, NotFound
-from orchestrator.request import as_value_error
+from orchestrator.model.request import as_value_error
 from orchestrator.values import Size
 
 SHIPPED = Path("/usr/share/nohype/guest-images")

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from orchestrator.errors import ImageError, NotFound
 from orchestrator.images.cache import locked, remove_tree
-from orchestrator.request import as_value_error, describe
+from orchestrator.model.request import as_value_error, describe
 from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")

@@ -16,7 +16,7 @@ from orchestrator.lab import switch
 from orchestrator.lab.health import check_emulation
 from orchestrator.lab.lab import Lab, execute
 from orchestrator.lab.progress import Timeline
-from orchestrator.proof import Proof, Verdict, proof_from_json
+from orchestrator.model.proof import Proof, Verdict, proof_from_json
 
 FRAMES = 50
 _READY = 180

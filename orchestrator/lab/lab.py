@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-from orchestrator import shell
+from orchestrator import ssh
 from orchestrator.errors import HostError, LabError, LabLost, NotFound, ShellError
 from orchestrator.host.root import HostRoot
 from orchestrator.lab import switch
@@ -33,7 +33,7 @@ class Lab:
         """The lab's name."""
         return self.folder.name
 
-    def shell(self, *, timeout: float = 60) -> shell.Shell:
+    def shell(self, *, timeout: float = 60) -> ssh.Shell:
         """A connection to the lab host, as root.
 
         Raises:
@@ -115,13 +115,13 @@ def execute(
     *,
     timeout: float | None = None,
     input: bytes | IO[bytes] = b"",
-    stream: shell.Stream | None = None,
-) -> shell.Completed:
+    stream: ssh.Stream | None = None,
+) -> ssh.Completed:
     """Runs a command in the lab host; a status other than 0 is a result, not an error.
 
     Raises:
         LabLost: the lab went away.
-        shell.ShellTimeout: the command did not end in time; the lab is sound.
+        ssh.ShellTimeout: the command did not end in time; the lab is sound.
     """
     with not_lost(lab), lab.shell() as connection:
         return connection.run(command, timeout=timeout, input=input, stream=stream)
@@ -132,7 +132,7 @@ def not_lost(lab: Lab) -> Iterator[None]:
     """Turns a connection that fails inside into LabLost. A command's time-out stays what it is if the lab host still answers."""
     try:
         yield
-    except shell.ShellTimeout as error:
+    except ssh.ShellTimeout as error:
         try:
             connect_lab(lab.folder, lab.state, timeout=_ANSWER_DEADLINE).close()
         except ShellError:
@@ -147,9 +147,9 @@ def not_lost(lab: Lab) -> Iterator[None]:
         raise build_lost(lab.folder, state, error.message) from None
 
 
-def connect_lab(folder: Folder, state: LabState, **options: Any) -> shell.Shell:
-    """A connection to the lab host, as ``shell.connect`` gives it."""
-    return shell.connect("127.0.0.1", state.port, key=folder.key, host_key=state.host_key, **options)
+def connect_lab(folder: Folder, state: LabState, **options: Any) -> ssh.Shell:
+    """A connection to the lab host, as ``ssh.connect`` gives it."""
+    return ssh.connect("127.0.0.1", state.port, key=folder.key, host_key=state.host_key, **options)
 
 
 def _read_memory(pid: int) -> int | None:

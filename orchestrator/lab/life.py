@@ -13,7 +13,7 @@ from errno import EPERM
 from pathlib import Path
 from typing import Any
 
-from orchestrator import shell
+from orchestrator import ssh
 from orchestrator.errors import Conflict, HostError, LabError, LabLost, ShellError
 from orchestrator.host.root import HostRoot
 from orchestrator.host.run import spawn
@@ -181,7 +181,7 @@ def _wait_ready(folder: Folder, channel: Channel, timeline: Timeline, patience: 
             raise
 
 
-def _wait_ssh(folder: Folder, state: LabState, channel: Channel, deadline: float) -> shell.Shell:
+def _wait_ssh(folder: Folder, state: LabState, channel: Channel, deadline: float) -> ssh.Shell:
     attempt = 0
     while True:
         attempt += 1
@@ -196,7 +196,7 @@ def _wait_ssh(folder: Folder, state: LabState, channel: Channel, deadline: float
             _listen(channel, folder, _POLL)
 
 
-def _wait_manager(folder: Folder, connection: shell.Shell, deadline: float) -> None:
+def _wait_manager(folder: Folder, connection: ssh.Shell, deadline: float) -> None:
     """Waits for the manager's service, not for all of the boot: that goes on for a while and concerns nobody."""
     while True:
         done = connection.run("systemctl show --value --property LoadState --property ActiveState nohyped.service")

@@ -11,7 +11,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import RequestError
-from orchestrator.request import as_value_error, describe
+from orchestrator.model.request import as_value_error, describe
 from orchestrator.values import CpuSet, Size
 
 SHIPPED = Path(__file__).parent / "specs"

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from orchestrator.errors import LedgerError, LostRace
 from orchestrator.ledger.loading import Known, load
-from orchestrator.ledger.records import Claim
 from orchestrator.ledger.reserve import Reserve
 from orchestrator.ledger.schema import DAMAGED, check_file, is_current, migrate
-from orchestrator.service.watchdog import WatchedLock
+from orchestrator.locks import WatchedLock
+from orchestrator.model.claim import Claim
 
 _BUSY = 10.0
 

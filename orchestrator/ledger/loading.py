@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import NotFound
-from orchestrator.ledger.records import Claim
-from orchestrator.planning.plan import Plan, plan_from_json
-from orchestrator.request import GuestRequest
-from orchestrator.state import GuestState
+from orchestrator.model.claim import Claim
+from orchestrator.model.plan import Plan, plan_from_json
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.state import GuestState
 
 # Far from what SQLite can hold (2^63 - 1), as each change adds one.
 _HIGHEST = 1 << 62

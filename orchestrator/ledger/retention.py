@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 
-from orchestrator.ledger.records import TROUBLE
 from orchestrator.ledger.schema import EVENT_NO_DELETE
+from orchestrator.model.claim import TROUBLE
 
 KEEP = 20_000
 """Of each tenant, and of the host, whose tenant is empty; and once more as many of those that tell of trouble."""

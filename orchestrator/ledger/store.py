@@ -19,11 +19,11 @@ from pathlib import Path
 from orchestrator.errors import Conflict, LostRace, NotFound
 from orchestrator.ledger.database import Accept, Database
 from orchestrator.ledger.loading import Known, parse_arguments, parse_reasons, read_rows
-from orchestrator.ledger.records import TROUBLE, Claim, Event, Quarantined, Reading, UndoRecord
 from orchestrator.ledger.retention import KEEP, LONGEST, Retention
-from orchestrator.planning.plan import Plan
-from orchestrator.request import GuestRequest
-from orchestrator.state import SETTLED, GuestState, check_transition
+from orchestrator.model.claim import TROUBLE, Claim, Event, Quarantined, Reading, UndoRecord
+from orchestrator.model.plan import Plan
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.state import SETTLED, GuestState, check_transition
 
 _log = logging.getLogger(__name__)
 

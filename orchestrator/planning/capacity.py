@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from orchestrator.planning.plan import Plan, Policy
-from orchestrator.topology import Topology
+from orchestrator.model.plan import Plan, Policy
+from orchestrator.model.topology import Topology
 from orchestrator.values import PciAddress, Size
 
 FREE, CLAIMED, QUARANTINED, HOUSEKEEPING = "free", "claimed", "quarantined", "housekeeping"

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.cmdline import MAX_CMDLINE, find_unsafe_words
 from orchestrator.config import HostConfig
-from orchestrator.planning.plan import Policy
-from orchestrator.topology import Topology
+from orchestrator.host.cmdline import MAX_CMDLINE, find_unsafe_words
+from orchestrator.model.plan import Policy
+from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.planning.plan import Plan
+from orchestrator.model.plan import Plan
 from orchestrator.values import CpuSet, PciAddress
 
 

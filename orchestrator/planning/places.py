@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from orchestrator.planning.plan import Claims, Policy
-from orchestrator.topology import Core, PagePool, Topology
+from orchestrator.model.plan import Claims, Policy
+from orchestrator.model.topology import Core, PagePool, Topology
 from orchestrator.values import CpuSet, Size
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import product
 
 from orchestrator.errors import NoRoom, RequestError
+from orchestrator.model.plan import Claims, Plan, Policy, VfPlan
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.topology import IommuGroup, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.host_check import explain_no_uplink, find_blockers
 from orchestrator.planning.places import Host, Pages, Place, check_place, find_places
-from orchestrator.planning.plan import Claims, Plan, Policy, VfPlan
-from orchestrator.request import GuestRequest
-from orchestrator.topology import IommuGroup, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import MacAddress, PciAddress, Size
 
 MAC_PREFIX = "02:4e:48"

@@ -21,9 +21,9 @@ from orchestrator.host.edge import read_edge_mode, set_edge_mode
 from orchestrator.host.pci import bind_driver, release_driver
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_pfs, set_numvfs
-from orchestrator.topology import PhysicalFunction
+from orchestrator.model.topology import PhysicalFunction
 from orchestrator.values import PciAddress
-from tests.fakeroot import FakeRoot, load_host
+from tests.fakes.root import FakeRoot, load_host
 
 REAL = os.environ.get("NOHYPE_CONTRACT_ROOT")
 Holder = Callable[[PciAddress], AbstractContextManager[None]]

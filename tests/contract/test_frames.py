@@ -22,7 +22,7 @@ from orchestrator.errors import HostError
 from orchestrator.host import frames
 from orchestrator.host.frames import EchoFilter, FrameCounter
 from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, set_hairpin
-from orchestrator.proof import Proof, Verdict
+from orchestrator.model.proof import Proof, Verdict
 
 pytestmark = pytest.mark.netns
 

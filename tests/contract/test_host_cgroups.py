@@ -14,7 +14,7 @@ import pytest
 from orchestrator.errors import HostError
 from orchestrator.host.cgroups import move_thread, read_cgroup
 from orchestrator.host.root import HostRoot
-from tests.fakeroot import FakeRoot
+from tests.fakes.root import FakeRoot
 
 GROUPS = Path("sys/fs/cgroup")
 NAME = r"nohype-contract\x2d1"  # systemd escapes like this; the backslash must survive

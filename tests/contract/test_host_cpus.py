@@ -20,7 +20,7 @@ from orchestrator.host.cpus import (
 )
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
-from tests.fakeroot import FakeRoot
+from tests.fakes.root import FakeRoot
 
 NO_SUCH_CPU = 8191  # the kernel's largest NR_CPUS is 8192
 PF_NO_SETAFFINITY = 0x0400_0000  # include/linux/sched.h

@@ -11,8 +11,8 @@ from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import set_numvfs
-from orchestrator.topology import PhysicalFunction
-from tests.fakeroot import DEVICES, FakeRoot
+from orchestrator.model.topology import PhysicalFunction
+from tests.fakes.root import DEVICES, FakeRoot
 
 DTXSWC, TXSWC = 0x3500, 0x5ACC
 LOW_BITS = 0x7FFF_FFFF

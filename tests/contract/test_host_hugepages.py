@@ -10,9 +10,9 @@ import pytest
 from orchestrator.errors import HostError
 from orchestrator.host.hugepages import read_pools, set_pool
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import PagePool
+from orchestrator.model.topology import PagePool
 from orchestrator.values import Size
-from tests.fakeroot import FakeRoot, build_host
+from tests.fakes.root import FakeRoot, build_host
 
 MIB2 = Size(2 << 20)
 

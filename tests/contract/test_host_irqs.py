@@ -10,9 +10,9 @@ from orchestrator.errors import HostError
 from orchestrator.host.cpus import read_online
 from orchestrator.host.irqs import MANAGED, Irq, read_irqs, set_irq_affinity
 from orchestrator.host.root import HostRoot
-from orchestrator.topology import PhysicalFunction
+from orchestrator.model.topology import PhysicalFunction
 from orchestrator.values import CpuSet
-from tests.fakeroot import FakeRoot
+from tests.fakes.root import FakeRoot
 
 
 def nic_irq(host: HostRoot, pf: PhysicalFunction) -> Irq:

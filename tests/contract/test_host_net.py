@@ -12,13 +12,13 @@ from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf, set_numvfs
-from orchestrator.planning.plan import VfPlan
-from orchestrator.steps.vf_state import read_vf_state
-from orchestrator.steps.vfs import SetVf, undo_vf
-from orchestrator.topology import PhysicalFunction, VfState
+from orchestrator.model.plan import VfPlan
+from orchestrator.model.topology import PhysicalFunction, VfState
+from orchestrator.resources.nic import SetVf, undo_vf
+from orchestrator.resources.nic_settings import read_vf_state
 from orchestrator.values import MacAddress
 from tests.contract.conftest import await_link
-from tests.fakeroot import DEVICES, FakeRoot
+from tests.fakes.root import DEVICES, FakeRoot
 
 MAC = MacAddress.parse("02:4e:48:00:00:01")
 HOSTS_MAC = MacAddress.parse("02:00:00:00:00:77")

@@ -11,10 +11,10 @@ from orchestrator.host.iommu import read_iommu_group, read_iommu_groups
 from orchestrator.host.pci import bind_driver, read_driver, release_driver
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pfs, set_numvfs
-from orchestrator.topology import PhysicalFunction
+from orchestrator.model.topology import PhysicalFunction
 from orchestrator.values import PciAddress
 from tests.contract.conftest import Holder, release_vfs
-from tests.fakeroot import DEVICES, FakeRoot
+from tests.fakes.root import DEVICES, FakeRoot
 
 NOWHERE = PciAddress.parse("0000:ff:1f.7")
 

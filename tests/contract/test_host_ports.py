@@ -16,8 +16,8 @@ from orchestrator.host.ports import describe_use, find_port, read_ports, read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_pf, read_pfs
 from orchestrator.host.survey import read_topology, refresh_topology
-from orchestrator.topology import PhysicalFunction
-from tests.fakeroot import DEVICES, FakeRoot
+from orchestrator.model.topology import PhysicalFunction
+from tests.fakes.root import DEVICES, FakeRoot
 
 INFINIBAND = "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:0a:41:21"
 NEAR, ABOVE, BRIDGE = (f"np{os.getpid()}{letter}" for letter in "nab")

@@ -31,7 +31,7 @@ from orchestrator.host.processes import (
 )
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
-from tests.fakeroot import FakeRoot, build_host
+from tests.fakes.root import FakeRoot, build_host
 
 KERNEL = HostRoot()
 ME = os.getpid()

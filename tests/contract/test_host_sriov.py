@@ -13,13 +13,13 @@ from orchestrator.host.pci import bind_driver, read_driver, read_override, relea
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_vf, find_vf, read_numvfs, read_pf, read_use, set_numvfs
 from orchestrator.host.survey import read_topology
-from orchestrator.planning.plan import VfPlan
-from orchestrator.steps.base import Step
-from orchestrator.steps.vfs import BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf_driver
-from orchestrator.topology import PhysicalFunction
+from orchestrator.model.plan import VfPlan
+from orchestrator.model.topology import PhysicalFunction
+from orchestrator.resources.nic import BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf_driver
+from orchestrator.resources.step import Step
 from orchestrator.values import MacAddress, PciAddress
 from tests.contract.conftest import await_link
-from tests.fakeroot import DEVICES, DRIVERS, GROUPS, FakeRoot
+from tests.fakes.root import DEVICES, DRIVERS, GROUPS, FakeRoot
 
 MAC = MacAddress.parse("02:4e:48:00:00:01")
 

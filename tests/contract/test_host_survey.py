@@ -14,10 +14,10 @@ from orchestrator.host.iommu import read_iommu_groups
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_pfs, set_numvfs
 from orchestrator.host.survey import read_topology, refresh_topology
-from orchestrator.topology import Core, PagePool, PhysicalFunction, PromisedPages, VirtualFunction
+from orchestrator.model.topology import Core, PagePool, PhysicalFunction, PromisedPages, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 from tests.contract.conftest import await_link
-from tests.fakeroot import DEVICES, FakeRoot, load_host
+from tests.fakes.root import DEVICES, FakeRoot, load_host
 
 MIB2, GIB1 = Size(2 << 20), Size(1 << 30)
 

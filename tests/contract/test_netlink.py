@@ -30,7 +30,7 @@ from orchestrator.host.netlink import (
     set_link_up,
     watch_links,
 )
-from orchestrator.topology import Link, VfState
+from orchestrator.model.topology import Link, VfState
 from orchestrator.values import MacAddress
 
 pytestmark = pytest.mark.netns

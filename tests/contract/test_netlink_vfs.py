@@ -20,7 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from orchestrator.errors import HostError
 from orchestrator.host.netlink import enforce_vf, read_links, read_vfs, sockets, vfs
-from orchestrator.topology import Link, VfState
+from orchestrator.model.topology import Link, VfState
 from orchestrator.values import MacAddress
 
 NAME = f"nv{os.getpid()}"

@@ -9,12 +9,12 @@ import pytest
 
 from orchestrator.errors import HostError
 from orchestrator.host.sriov import set_numvfs
-from orchestrator.planning.plan import VfPlan
-from orchestrator.steps.vfs import SetVf, undo_vf
-from orchestrator.topology import PhysicalFunction, VfState
+from orchestrator.model.plan import VfPlan
+from orchestrator.model.topology import PhysicalFunction, VfState
+from orchestrator.resources.nic import SetVf, undo_vf
 from orchestrator.values import MacAddress
-from tests.fakenet import Driver
-from tests.fakeroot import DEVICES, FakeRoot
+from tests.fakes.net import Driver
+from tests.fakes.root import DEVICES, FakeRoot
 
 NIC = "nic0"
 MAC, HOSTS = MacAddress.parse("02:4e:48:00:00:01"), MacAddress.parse("02:00:00:00:00:77")

@@ -23,8 +23,8 @@ from orchestrator.lab.health import check_emulation
 from orchestrator.lab.progress import Event, Kind, Timeline
 from orchestrator.lab.spec import load_spec
 from orchestrator.lab.start import start_lab
-from orchestrator.proof import Proof
-from orchestrator.shell import Completed
+from orchestrator.model.proof import Proof
+from orchestrator.ssh import Completed
 
 NAME = "test"
 

@@ -28,7 +28,7 @@ from orchestrator.lab.keys import make_key
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qmp import ask
 from orchestrator.lab.start import build_parts
-from orchestrator.shell import ShellTimeout, connect
+from orchestrator.ssh import ShellTimeout, connect
 from tests.lab.conftest import LabHost
 
 ROOT = Path(__file__).parents[2]

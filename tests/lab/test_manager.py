@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.proof import Verdict
+from orchestrator.model.proof import Verdict
 from tests.lab.conftest import LabHost
 
 MEMORY = ("--memory", "128M", "--image", "minimal")

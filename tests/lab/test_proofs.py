@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.host.netlink import set_hairpin
 from orchestrator.lab import switch
-from orchestrator.proof import WEAKER, Verdict
+from orchestrator.model.proof import WEAKER, Verdict
 from tests.lab.conftest import LabHost
 
 PROMISES = {

@@ -27,7 +27,7 @@ PERIOD = 60
 LOOK = """
 import json, re, subprocess, sys
 from pathlib import Path
-from orchestrator.api.client import Client
+from orchestrator.client.client import Client
 
 def run(*words):
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout

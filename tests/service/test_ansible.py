@@ -22,7 +22,7 @@ from orchestrator.host.run import Completed, run
 from orchestrator.images.wheels import source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
 from orchestrator.values import CpuSet
-from tests.served import Authority
+from tests.harness.api_server import Authority
 
 ANSIBLE = source_tree() / "ansible"
 ROLE = ANSIBLE / "roles/nohype_host"

@@ -19,7 +19,7 @@ import pytest
 
 from orchestrator.api import server as api_server
 from orchestrator.api.identity import hash_token
-from tests.served import Authority, Served, serve
+from tests.harness.api_server import Authority, Served, serve
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api import answers, shapes, transport
-from orchestrator.api.answers import has_shape
-from orchestrator.api.client import Client
-from orchestrator.api.problems import parse_problem
-from orchestrator.api.transport import TlsConnection, Unreachable, parse_url
+from orchestrator.client import answers, shapes, transport
+from orchestrator.client.answers import has_shape
+from orchestrator.client.client import Client
+from orchestrator.client.problems import parse_problem
+from orchestrator.client.transport import TlsConnection, Unreachable, parse_url
 from orchestrator.errors import NoRoom, OrchestratorError, RequestError, TooMany
-from tests.served import Authority
+from tests.harness.api_server import Authority
 
 GUEST: dict[str, Any] = {
     "name": "web", "state": "running", "owner": "", "version": 3, "restarts": 1, "cores": ["2-3"], "cpus": [2, 3], "node": 0,

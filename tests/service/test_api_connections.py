@@ -24,9 +24,9 @@ from orchestrator.api import accept, guard, outgoing
 from orchestrator.api import connection as api_connection
 from orchestrator.api import server as api_server
 from orchestrator.api import shares as api_shares
-from orchestrator.api.client import Client
 from orchestrator.api.identity import hash_token
-from tests.served import Authority, Served, send, serve
+from orchestrator.client.client import Client
+from tests.harness.api_server import Authority, Served, send, serve
 
 GOOD = {"name": "one", "memory": "64M", "image": "minimal"}
 TOKEN = "viewer-token"

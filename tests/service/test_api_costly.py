@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.api.body import check_json, check_media_type
-from orchestrator.api.problems import WrongMedia
+from orchestrator.client.problems import WrongMedia
 from orchestrator.errors import RequestError, TooLarge
-from orchestrator.request import GuestRequest, describe
-from tests.served import Served, send, serve
+from orchestrator.model.request import GuestRequest, describe
+from tests.harness.api_server import Served, send, serve
 
 GOOD = {"name": "one", "memory": "64M", "image": "minimal"}
 LONG = 60_000

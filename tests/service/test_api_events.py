@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.access import OPERATOR, Identity
-from orchestrator.api import shapes
-from orchestrator.api.client import Client
 from orchestrator.api.feed import Feed
 from orchestrator.api.identity import hash_token
 from orchestrator.api.work import Workers
+from orchestrator.client import shapes
+from orchestrator.client.client import Client
 from orchestrator.errors import OrchestratorError, RequestError
-from tests.crashes import World
-from tests.served import Authority, Served, serve
+from orchestrator.model.access import OPERATOR, Identity
+from tests.harness.api_server import Authority, Served, serve
+from tests.harness.crash import World
 
 GOOD = {"name": "one", "memory": "64M", "image": "minimal"}
 

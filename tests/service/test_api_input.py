@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.api import connection as api_connection
-from tests.served import Served, send, serve
+from tests.harness.api_server import Served, send, serve
 
 GOOD = {"name": "one", "memory": "64M", "image": "minimal"}
 LIMIT = 64 << 10

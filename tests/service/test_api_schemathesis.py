@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.api_fuzz import ROLES, fuzz, serve_target
+from tests.harness.api_fuzz import ROLES, fuzz, serve_target
 
 
 def test_nothing_breaks_and_nobody_sees_what_is_not_theirs(tmp_path: Path) -> None:

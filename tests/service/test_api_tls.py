@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 from cryptography.x509.oid import NameOID
 
-from orchestrator.api import client as client_module
-from orchestrator.api import transport
-from orchestrator.api.client import Client
 from orchestrator.api.identity import hash_token
 from orchestrator.api.server import open_port
 from orchestrator.api.tls import build_context
 from orchestrator.cli.main import main
+from orchestrator.client import client as client_module
+from orchestrator.client import transport
+from orchestrator.client.client import Client
 from orchestrator.config import ApiConfig
 from orchestrator.errors import Forbidden, HostError, NotFound, OrchestratorError, RequestError, TooMany, Unauthorized
-from tests.served import Authority, Served, serve
+from tests.harness.api_server import Authority, Served, serve
 
 OPERATOR, ACME = "operator-token-0123456789", "acme-token-0123456789"
 REQUEST = {"name": "one", "memory": "64M", "image": "minimal"}

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api.client import Client
 from orchestrator.api.identity import hash_token
-from orchestrator.lifecycle.manager import SystemManager
-from tests.guests import until
-from tests.served import PROOF, Authority, Served, serve
+from orchestrator.client.client import Client
+from orchestrator.guests.service import SystemManager
+from tests.harness.api_server import PROOF, Authority, Served, serve
+from tests.harness.guests import until
 
 PLACES = 4
 TENANTS = ("acme", "bolt", "coil", "dent", "eels")

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.access import OPERATOR
 from orchestrator.domain import build_domain
 from orchestrator.errors import HypervisorError
+from orchestrator.guests.core_manager import HOST
+from orchestrator.guests.transitions import Supervisor
 from orchestrator.images.store import find_image
-from orchestrator.lifecycle.core_manager import HOST
-from orchestrator.lifecycle.supervisor import Supervisor
-from orchestrator.request import GuestRequest
-from orchestrator.state import GuestState
-from tests.crashes import World, in_child, measure_recovery, run_crash
-from tests.fakehost import IMAGE
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.state import GuestState
+from tests.fakes.server import IMAGE
+from tests.harness.crash import World, in_child, measure_recovery, run_crash
 
 Tell = Callable[..., None]
 QUIET_SEED = 0
@@ -90,7 +90,7 @@ def run_with(folder: Path, monkeypatch: pytest.MonkeyPatch, cheat: Callable[[Wor
         cheat(world, tell)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("tests.crashes._work_until_killed", work)
+    monkeypatch.setattr("tests.harness.crash._work_until_killed", work)
     return run_crash(folder, QUIET_SEED).faults
 
 
@@ -140,7 +140,7 @@ def test_a_recovery_that_starts_a_guest_again_is_found(tmp_path: Path, monkeypat
 
 
 def test_a_recovery_of_many_guests_that_starts_one_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.crashes._work_until_killed", lambda *_, **__: None)
+    monkeypatch.setattr("tests.harness.crash._work_until_killed", lambda *_, **__: None)
     monkeypatch.setattr(Supervisor, "recover", start_all_again)
     with pytest.raises(AssertionError, match="started again"):
         measure_recovery(tmp_path / "world", guests=1, times=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import full_disk
+from tests.harness import full_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     # In a mount namespace: it is gone with the program, however that ends.
-    script = 'mount -t tmpfs -o "size=$3" tmpfs "$2/disk" && exec "$1" -m tests.full_disk "$2"'
+    script = 'mount -t tmpfs -o "size=$3" tmpfs "$2/disk" && exec "$1" -m tests.harness.full_disk "$2"'
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
     done = subprocess.run(
         [*argv, sys.executable, tmp_path, str(full_disk.SIZE)], cwd=ROOT, capture_output=True, text=True, check=False

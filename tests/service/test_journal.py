@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.daemon import journal
+from orchestrator.daemon.journal import JournalHandler, PriorityFormatter, encode, set_up_logging, writes_to_journal
 from orchestrator.ledger import Event
-from orchestrator.service import journal
-from orchestrator.service.journal import JournalHandler, PriorityFormatter, encode, set_up_logging, writes_to_journal
 
 
 def parse(data: bytes) -> dict[str, bytes]:
@@ -183,7 +183,7 @@ def test_our_standard_error_is_the_journals_only_if_systemd_says_so(
 
 def test_set_up_without_a_journal_writes_priorities_to_standard_error(tmp_path: Path) -> None:
     code = (
-        "import logging; from orchestrator.service.journal import set_up_logging; set_up_logging();"
+        "import logging; from orchestrator.daemon.journal import set_up_logging; set_up_logging();"
         "logging.getLogger('x').warning('one\\ntwo'); logging.getLogger('x').debug('no')"
     )
     done = subprocess.run(

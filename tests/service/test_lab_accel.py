@@ -25,7 +25,7 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pr
     """A probe whose QEMU is the stand-in, in the given mode."""
     program = tmp_path / "bin" / "qemu-system-x86_64"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/stand_in_qemu.py "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/fakes/qemu.py "$@"\n')
     program.chmod(0o755)
     for name in ("vmlinuz", "initrd", "kvm"):
         (tmp_path / name).touch()

@@ -26,7 +26,7 @@ from orchestrator.lab.folder import Folder, is_locked
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qemu import build_entry
 from orchestrator.lab.spec import LabImage, parse_spec
-from orchestrator.shell import ShellTimeout
+from orchestrator.ssh import ShellTimeout
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 
@@ -51,7 +51,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     """Puts the stand-in for QEMU on the PATH; the result sets its mode."""
     program = tmp_path / "bin" / "qemu-system-x86_64"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/stand_in_qemu.py "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/fakes/qemu.py "$@"\n')
     program.chmod(0o755)
     for name in ("vmlinuz", "initrd", "root.raw"):
         (tmp_path / name).write_text("not looked at\n")

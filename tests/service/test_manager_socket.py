@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.api import client as client_module
-from orchestrator.api import shapes
-from orchestrator.api.client import Client
 from orchestrator.api.openapi import build_schema
 from orchestrator.api.server import open_socket
 from orchestrator.cli.main import nohype
+from orchestrator.client import client as client_module
+from orchestrator.client import shapes
+from orchestrator.client.client import Client
 from orchestrator.errors import Conflict, HostError, NoRoom, NotFound, OrchestratorError, RequestError, Stale
-from tests.served import FAULT, Served, serve
+from tests.harness.api_server import FAULT, Served, serve
 
 REQUEST = {"name": "one", "memory": "256M", "image": "minimal"}
 
@@ -238,7 +238,7 @@ def test_64_clients_at_once_see_nothing_but_no_room(served: Served) -> None:
 
 def test_the_client_needs_the_standard_library_only() -> None:
     """`nohype` must start quickly."""
-    code = "import sys, orchestrator.api.client; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    code = "import sys, orchestrator.client.client; print(sorted({name.split('.')[0] for name in sys.modules}))"
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert not {"pydantic", "fastapi", "starlette", "uvicorn", "h11", "anyio"} & set(eval(done.stdout))

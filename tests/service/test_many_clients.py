@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakehost import Server
+from tests.fakes.server import Server
 
 
 def make_figures(module: ModuleType, asked: int, answers: list[tuple[str, str, float]]) -> Any:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.access import OPERATOR
 from orchestrator.errors import HostError, NoRoom
+from orchestrator.guests.service import SystemManager
 from orchestrator.host.irqs import read_irq
-from orchestrator.lifecycle.manager import SystemManager
-from orchestrator.planning.plan import Plan
-from orchestrator.steps.cores import MoveIrq
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.plan import Plan
+from orchestrator.resources.cores import MoveIrq
 from orchestrator.values import CpuSet
-from tests.crashes import World
-from tests.fakedomains import add_thread
-from tests.fakehost import Server
-from tests.fakeroot import FakeRoot
-from tests.guests import ask, create, open_manager, warned
+from tests.fakes.domains import add_thread
+from tests.fakes.root import FakeRoot
+from tests.fakes.server import Server
+from tests.harness.crash import World
+from tests.harness.guests import ask, create, open_manager, warned
 
 SERVER = Server(cores=8, nodes=2, vfs=7, pages=512)
 CPU = "sys/devices/system/cpu"

@@ -15,8 +15,8 @@ import pytest
 
 from orchestrator.errors import ShellError
 from orchestrator.lab.keys import KeyPair, make_key
-from orchestrator.shell import Shell, ShellTimeout, connect
-from tests.ssh_server import serve
+from orchestrator.ssh import Shell, ShellTimeout, connect
+from tests.harness.ssh_server import serve
 
 pytestmark = pytest.mark.timeout(60)
 

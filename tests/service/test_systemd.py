@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from orchestrator.api.tickless import QuietServer
+from orchestrator.daemon.systemd import notify_systemd, read_watchdog, take_sockets
+from orchestrator.daemon.watchdog import Heartbeat
 from orchestrator.errors import OrchestratorError
-from orchestrator.service.server import QuietServer
-from orchestrator.service.systemd import notify_systemd, read_watchdog, take_sockets
-from orchestrator.service.watchdog import Heartbeat, WatchedLock
+from orchestrator.locks import WatchedLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +63,7 @@ def test_a_systemd_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_no_descriptor_left_for_telling_is_no_error(systemd: Callable[[], str]) -> None:
     lack = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); notify_systemd('WATCHDOG=1')"
-    text = f"from orchestrator.service.systemd import notify_systemd; {lack}; print('went on')"
+    text = f"from orchestrator.daemon.systemd import notify_systemd; {lack}; print('went on')"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert (done.stdout, systemd()) == ("went on\n", "")
 
@@ -70,7 +71,7 @@ def test_no_descriptor_left_for_telling_is_no_error(systemd: Callable[[], str]) 
 CHILD = """
 import json, os, sys
 os.environ["LISTEN_PID"] = os.environ["LISTEN_PID"] or str(os.getpid())
-from orchestrator.service.systemd import take_sockets
+from orchestrator.daemon.systemd import take_sockets
 found = take_sockets()
 names = {name: [one.getsockname() for one in sockets] for name, sockets in found.items()}
 inherited = [one.get_inheritable() for sockets in found.values() for one in sockets]
@@ -290,7 +291,7 @@ def test_systemd_hears_of_begin_and_end(systemd: Callable[[], str]) -> None:
 
 MAIN = """
 import socket, uvicorn
-from orchestrator.service.server import QuietServer
+from orchestrator.api.tickless import QuietServer
 from tests.service.test_systemd import hello
 server = QuietServer(uvicorn.Config(hello, log_config=None, lifespan="off", ws="none"), lambda: print("ready", flush=True))
 server.run(sockets=[socket.create_server(("127.0.0.1", 0))])

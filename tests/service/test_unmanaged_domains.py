@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.access import OPERATOR, Identity, Role
 from orchestrator.errors import Conflict, NoRoom
-from tests.crashes import World
-from tests.fakehost import Server
-from tests.guests import ask, create, open_manager, warned
+from orchestrator.model.access import OPERATOR, Identity, Role
+from tests.fakes.server import Server
+from tests.harness.crash import World
+from tests.harness.guests import ask, create, open_manager, warned
 
 SERVER = Server(cores=8, nodes=2, vfs=7, pages=512)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.access import Quota, Role
 from orchestrator.api.identity import Directory, Peer, acts_for, build_directory, hash_token, identify, read_names, read_peer
 from orchestrator.config import DaemonConfig, read_config
 from orchestrator.errors import Forbidden, RequestError, Unauthorized
+from orchestrator.model.access import Quota, Role
 from orchestrator.values import Size
 
 HOST = {"housekeeping": "0-1", "uplinks": ["nic0"]}

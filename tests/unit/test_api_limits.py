@@ -17,17 +17,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.access import Identity, Role
-from orchestrator.api.answers import parse_stream
 from orchestrator.api.app import Api
 from orchestrator.api.body import ClientGone, check_json
-from orchestrator.api.client import Client
 from orchestrator.api.fields import parse_if_match
 from orchestrator.api.limits import _REMEMBERED, Kind, Turns
-from orchestrator.api.problems import _KINDS, STATUS, build_headers, build_problem, parse_problem
 from orchestrator.api.waits import while_there
 from orchestrator.api.work import Workers, WorkersOfEach
+from orchestrator.client.answers import parse_stream
+from orchestrator.client.client import Client
+from orchestrator.client.problems import _KINDS, STATUS, build_headers, build_problem, parse_problem
 from orchestrator.errors import GuestError, HypervisorError, LedgerError, NoRoom, OrchestratorError, RequestError, TooMany
+from orchestrator.model.access import Identity, Role
 
 
 class Clock:

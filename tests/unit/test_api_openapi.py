@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api import client, shapes
 from orchestrator.api.app import Api
 from orchestrator.api.identity import build_directory
 from orchestrator.api.openapi import _ANSWERS, build_document, build_schema
-from orchestrator.api.problems import STATUS
+from orchestrator.client import client, shapes
+from orchestrator.client.problems import STATUS
 from orchestrator.config import DaemonConfig
 
 

@@ -10,11 +10,11 @@ import pytest
 from orchestrator.audit.cores import find_suspects, prove_core_exclusive, prove_core_smt, prove_manager_core
 from orchestrator.host.irqs import Irq
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import WEAKER, Proof, Verdict
-from orchestrator.topology import Core, Topology
+from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.model.proof import WEAKER, Proof, Verdict
+from orchestrator.model.topology import Core, Topology
 from orchestrator.values import CpuSet
-from tests.audit_data import GUEST1, GUEST2, GUESTS, HOUSEKEEPING, MANAGERS, TOPOLOGY, load_last_runs, load_threads
+from tests.harness.audit_data import GUEST1, GUEST2, GUESTS, HOUSEKEEPING, MANAGERS, TOPOLOGY, load_last_runs, load_threads
 
 Change = Callable[[Thread], Thread]
 RUNS = load_last_runs()

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.audit.devices import ALLOWED_DEVICES, DeviceState, Translation, prove_device_isolated, prove_devices_minimal
-from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import WEAKER, Proof, Verdict
-from orchestrator.topology import IommuGroup
+from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.model.proof import WEAKER, Proof, Verdict
+from orchestrator.model.topology import IommuGroup
 from orchestrator.values import PciAddress
-from tests.audit_data import GUEST1, GUESTS, load_threads
+from tests.harness.audit_data import GUEST1, GUESTS, load_threads
 
 VF = GUEST1.hostdevs[0]
 STATE = DeviceState(VF, "vfio-pci", IommuGroup(11, "DMA", (VF,)), False, "dmar0", True, "/dev/vfio/11")

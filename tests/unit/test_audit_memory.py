@@ -9,11 +9,11 @@ import pytest
 
 from orchestrator.audit.memory import prove_memory_static, prove_pool_accounting
 from orchestrator.host.processes import Mapping, Maps
-from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import Proof, Verdict
-from orchestrator.topology import PagePool
+from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.topology import PagePool
 from orchestrator.values import Size
-from tests.audit_data import GUEST1, GUEST2, GUESTS, TOPOLOGY, load_maps
+from tests.harness.audit_data import GUEST1, GUEST2, GUESTS, TOPOLOGY, load_maps
 
 MAPS = {guest.name: load_maps(guest.name) for guest in GUESTS}
 

@@ -13,14 +13,14 @@ import pytest
 
 from orchestrator.audit.run import run_audit
 from orchestrator.errors import HypervisorError
-from orchestrator.exits import ExitPolicy
 from orchestrator.host.survey import read_topology
-from orchestrator.hypervisor import LiveGuest
-from orchestrator.proof import Proof, Verdict
-from orchestrator.topology import Topology
+from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.model.exits import ExitPolicy
+from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.topology import Topology
 from orchestrator.values import PciAddress
-from tests.audit_data import DATA, GUEST1, GUEST2, HOUSEKEEPING, load_maps
-from tests.fakeroot import HOSTS, FakeRoot, build_host
+from tests.fakes.root import HOSTS, FakeRoot, build_host
+from tests.harness.audit_data import DATA, GUEST1, GUEST2, HOUSEKEEPING, load_maps
 
 ORDER = [
     ("core-exclusive", "guest1"), ("core-exclusive", "guest2"), ("core-smt", "guest1"), ("core-smt", "guest2"),

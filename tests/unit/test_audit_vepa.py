@@ -11,9 +11,9 @@ import pytest
 from orchestrator.audit.traffic import SIZE, find_guest_address, parse_ping
 from orchestrator.audit.vepa import EdgeReading, SwitchCount, Traffic, complete_vepa, judge_vepa
 from orchestrator.errors import GuestError
-from orchestrator.proof import Proof, Verdict, not_measured, proof_from_json
-from tests.audit_data import GUEST1
-from tests.fakeroot import build_host
+from orchestrator.model.proof import Proof, Verdict, not_measured, proof_from_json
+from tests.fakes.root import build_host
+from tests.harness.audit_data import GUEST1
 
 EDGE = EdgeReading("nic0", "vepa", "PF 0000:41:00.0 DTXSWC (BAR0+0x3500) is 0x0000efef, loopback bit 31 clear: vepa")
 VEB = EdgeReading("nic0", "veb", "PF 0000:41:00.0 DTXSWC (BAR0+0x3500) is 0x8000efef, loopback bit 31 set: veb")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakehost import Server
+from tests.fakes.server import Server
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 LIFE, SECOND_LIFE = (10, 1000), (20, 2000)

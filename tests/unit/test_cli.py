@@ -19,8 +19,8 @@ from orchestrator.cli import connection, output
 from orchestrator.cli import main as main_module
 from orchestrator.cli.main import nohype
 from orchestrator.errors import NotFound, Unauthorized
-from orchestrator.proof import WEAKER
-from orchestrator.request import parse_guest_request
+from orchestrator.model.proof import WEAKER
+from orchestrator.model.request import parse_guest_request
 
 GUEST: dict[str, Any] = {
     "name": "web", "state": "running", "owner": "", "version": 3, "restarts": 1, "cores": ["2-3"], "cpus": [2, 3], "node": 0,

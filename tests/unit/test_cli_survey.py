@@ -12,8 +12,8 @@ from orchestrator.api.app import survey_json
 from orchestrator.cli import connection
 from orchestrator.cli.main import nohype
 from orchestrator.host.survey import read_topology
-from tests.fakehost import Server, build_server
-from tests.fakeroot import DEVICES, FakeRoot
+from tests.fakes.root import DEVICES, FakeRoot
+from tests.fakes.server import Server, build_server
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestrator import daemon
 from orchestrator.api.identity import build_directory
 from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, read_config
+from orchestrator.daemon import main as daemon
 from orchestrator.errors import RequestError
 
 HOST = '[host]\nhousekeeping = "0-1"\nuplinks = ["nic0"]\n'

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from orchestrator import daemon
+from orchestrator.api.tickless import QuietServer
 from orchestrator.config import DaemonConfig
+from orchestrator.daemon import main as daemon
 from orchestrator.errors import Conflict, HostError, LedgerError
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.database import Accept
-from orchestrator.service.server import QuietServer
-from tests.crashes import in_child
+from tests.harness.crash import in_child
 from tests.unit.test_ledger import claim, leave
 
 UNIT = Path(__file__).parents[2] / "ansible/roles/nohype_host/templates/nohyped.service.j2"

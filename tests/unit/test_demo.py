@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from orchestrator.lab.demo import Report, prove_restored
-from orchestrator.proof import Verdict
+from orchestrator.model.proof import Verdict
 
 BEFORE = {"isolated": "2-7", "pfs": [{"address": "0000:41:00.0", "vfs": []}], "pools": [{"node": 0, "free": 256}]}
 

@@ -11,7 +11,7 @@ from lxml import etree
 
 from orchestrator.domain import build_domain
 from orchestrator.images.store import Image
-from orchestrator.planning.plan import Plan, VfPlan
+from orchestrator.model.plan import Plan, VfPlan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 GOLDEN = Path(__file__).parents[1] / "data" / "domains"

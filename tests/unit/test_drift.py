@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.errors import HostError
+from orchestrator.guests.drift import check_devices, check_pins, check_threads
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor import Bounds, Hypervisor, LiveGuest, Vcpu
-from orchestrator.lifecycle.drift import check_devices, check_pins, check_threads
-from orchestrator.planning.plan import Plan, VfPlan
-from orchestrator.topology import VfState
+from orchestrator.hypervisor.connection import Bounds, Hypervisor, LiveGuest, Vcpu
+from orchestrator.model.plan import Plan, VfPlan
+from orchestrator.model.topology import VfState
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 PF = PciAddress.parse("0000:41:00.0")

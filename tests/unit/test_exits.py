@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.exits import CLASSES, ExitPolicy, ExitSample, judge_exits, measure_rates
-from orchestrator.proof import Proof, Verdict
-from tests.audit_data import load_exits
+from orchestrator.model.exits import CLASSES, ExitPolicy, ExitSample, judge_exits, measure_rates
+from orchestrator.model.proof import Proof, Verdict
+from tests.harness.audit_data import load_exits
 
 POLICY = ExitPolicy(total=2000, emulated=10)
 BEFORE, AFTER = load_exits()

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.access import OPERATOR
 from orchestrator.domain import build_domain
 from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.host.hugepages import read_pools
-from orchestrator.hypervisor import End
+from orchestrator.hypervisor.connection import End
 from orchestrator.images.store import find_image
-from orchestrator.planning.plan import Plan
-from orchestrator.request import GuestRequest
-from orchestrator.topology import VfState
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.plan import Plan
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.topology import VfState
 from orchestrator.values import CpuSet, PciAddress
-from tests.crashes import World
-from tests.fakehost import IMAGE
-from tests.fakehypervisor import FakeHypervisor
-from tests.fakeroot import DEVICES, FakeRoot
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.root import DEVICES, FakeRoot
+from tests.fakes.server import IMAGE
+from tests.harness.crash import World
 
 
 @pytest.fixture

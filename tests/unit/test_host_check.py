@@ -13,13 +13,13 @@ from orchestrator.cli.main import nohype
 from orchestrator.errors import NoRoom
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
+from orchestrator.model.plan import Claims
+from orchestrator.model.request import parse_guest_request
+from orchestrator.model.topology import Port, Topology
 from orchestrator.planning.host_check import check_host
-from orchestrator.planning.plan import Claims
 from orchestrator.planning.planner import plan_guest
-from orchestrator.request import parse_guest_request
-from orchestrator.topology import Port, Topology
 from orchestrator.values import CpuSet, Size
-from tests.fakehost import Server, build_server
+from tests.fakes.server import Server, build_server
 
 SERVER = Server(cores=8, nodes=2, vfs=7, pages=64)
 CPU = "sys/devices/system/cpu"

@@ -11,9 +11,9 @@ import libvirt
 import libvirt_qemu
 import pytest
 
-from orchestrator import hypervisor as hypervisor_module
 from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.hypervisor import Hypervisor, SerialConsole
+from orchestrator.hypervisor import connection as hypervisor_module
+from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
 
 OLD, NEW, OTHER = (UUID(int=number) for number in (1, 2, 3))
 LOG = "<log file='/var/log/nohype/guests/web.log' append='off'/>"

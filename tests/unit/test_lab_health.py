@@ -15,7 +15,7 @@ from orchestrator.lab.folder import Folder, take_lock
 from orchestrator.lab.health import Reading, find_hung, parse_registers
 from orchestrator.lab.lab import Lab
 from orchestrator.lab.progress import Timeline
-from orchestrator.shell import Completed
+from orchestrator.ssh import Completed
 
 SPINNING = "ffffffff810c1b52 RFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0"
 HALTED = "ffffffff81e2a51b RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1"

@@ -10,7 +10,7 @@ from orchestrator.errors import ImageError
 from orchestrator.lab import patches
 from orchestrator.lab.emulator import EmulatorRecord, read_record, write_record
 from orchestrator.lab.patches import Patch, Place, Program, UnexpectedForm, find_exception_probe, patch_emulator
-from tests.elf import BASE, OFFSET, Code, write_elf
+from tests.harness.elf import BASE, OFFSET, Code, write_elf
 
 RET = b"\xc3"
 STORE = b"\x89\xb3\x50\xc2\xff\xff"  # mov [rbx-0x3db0], esi

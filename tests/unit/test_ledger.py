@@ -19,9 +19,9 @@ import pytest
 from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
 from orchestrator.ledger import Claim, Ledger, Quarantined, database, schema
 from orchestrator.ledger.loading import Known
-from orchestrator.planning.plan import Plan, VfPlan
-from orchestrator.request import GuestRequest
-from orchestrator.state import GuestState
+from orchestrator.model.plan import Plan, VfPlan
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.state import GuestState
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 PF = PciAddress.parse("0000:41:00.0")

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.ledger import TROUBLE, Ledger, retention
 from orchestrator.ledger.retention import LONGEST, STEP
-from tests.crashes import Tell, in_child
+from tests.harness.crash import Tell, in_child
 from tests.unit.test_ledger import claim
 
 KEEP = 100

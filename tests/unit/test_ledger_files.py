@@ -14,7 +14,7 @@ import pytest
 from orchestrator.errors import LedgerError
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.reserve import Reserve
-from orchestrator.state import GuestState
+from orchestrator.model.state import GuestState
 from tests.unit.test_ledger import claim
 
 SIZE, PART = 2 << 20, 512 << 10

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import Conflict, LedgerError
+from orchestrator.guests.recovery import check_housekeeping
 from orchestrator.ledger import Claim, Ledger, schema
-from orchestrator.lifecycle.recovery import check_housekeeping
-from orchestrator.state import GuestState
+from orchestrator.model.state import GuestState
 from orchestrator.values import CpuSet
 from tests.unit.test_ledger import claim, leave, make_plan
 

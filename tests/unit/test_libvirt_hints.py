@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.libvirt_hints import find_hint
+from orchestrator.hypervisor.hints import find_hint
 
 QEMU = "qemu unexpectedly closed the monitor: "
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.service import flood
-from orchestrator.service.flood import FloodFilter
-from orchestrator.service.journal import set_up_logging
+from orchestrator.daemon import flood
+from orchestrator.daemon.flood import FloodFilter
+from orchestrator.daemon.journal import set_up_logging
 
 JOURNALD = 10_000
 

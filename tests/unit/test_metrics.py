@@ -18,11 +18,11 @@ from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.host.survey import read_topology
 from orchestrator.ledger import Event
 from orchestrator.metrics import METRICS, Kind, Metric, Metrics, Observations, Outcome, Sources
-from orchestrator.planning.plan import Plan, Policy, VfPlan
-from orchestrator.proof import Proof, Verdict
-from orchestrator.topology import Topology
+from orchestrator.model.plan import Plan, Policy, VfPlan
+from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet, MacAddress, Size
-from tests.fakeroot import load_host
+from tests.fakes.root import load_host
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
 POLICY = Policy(CpuSet.parse("0-1"), ("nic0",), Size.parse("2M"), None, ((Size.parse("2M"), 16),))

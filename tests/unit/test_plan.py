@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.planning.plan import Claims, PageClaim, Plan, Policy, VfPlan, plan_from_json
+from orchestrator.model.plan import Claims, PageClaim, Plan, Policy, VfPlan, plan_from_json
+from orchestrator.model.request import GuestRequest, parse_guest_request
+from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
-from orchestrator.request import GuestRequest, parse_guest_request
-from orchestrator.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 M2 = Size.parse("2M")

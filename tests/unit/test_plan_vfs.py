@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
+from orchestrator.model.plan import Claims, Plan
+from orchestrator.model.topology import IommuGroup, PhysicalFunction, Port, Topology, VirtualFunction
 from orchestrator.planning.capacity import count_vfs
-from orchestrator.planning.plan import Claims, Plan
 from orchestrator.planning.planner import find_unknown, plan_guest
-from orchestrator.topology import IommuGroup, PhysicalFunction, Port, Topology, VirtualFunction
 from orchestrator.values import MacAddress, PciAddress
 from tests.unit.test_plan import HOST, PF, POLICY, groups, host, nic, refusals, request
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import Conflict
-from orchestrator.lifecycle.recovery import MOST_RESTARTS, Action, decide, plan_pause
-from orchestrator.state import SETTLED, GuestState, check_transition
+from orchestrator.guests.recovery import MOST_RESTARTS, Action, decide, plan_pause
+from orchestrator.model.state import SETTLED, GuestState, check_transition
 
 ALLOWED = {
     "creating": {"running", "deleting"},

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import RequestError
-from orchestrator.request import GuestRequest, parse_guest_request
+from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.values import Size
 
 GOOD: dict[str, object] = {"name": "g1", "memory": "256M", "image": "minimal"}

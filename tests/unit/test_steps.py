@@ -16,8 +16,8 @@ from typing import ClassVar
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
 from orchestrator.ledger import Ledger
-from orchestrator.steps.base import Arguments, try_steps
-from orchestrator.steps.cores import MoveKernelThread
+from orchestrator.resources.cores import MoveKernelThread
+from orchestrator.resources.step import Arguments, try_steps
 from orchestrator.values import CpuSet
 
 

@@ -10,9 +10,9 @@ import pytest
 from lxml import etree
 
 from orchestrator.errors import HypervisorError
-from orchestrator.hypervisor import Hypervisor
-from orchestrator.live_guest import parse_bounds
-from orchestrator.unmanaged import Unmanaged, parse_cpuset, parse_unmanaged
+from orchestrator.hypervisor.connection import Hypervisor
+from orchestrator.hypervisor.guests import parse_bounds
+from orchestrator.hypervisor.unmanaged import Unmanaged, parse_cpuset, parse_unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
 
 ID = UUID(int=1)

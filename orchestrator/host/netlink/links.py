@@ -17,7 +17,7 @@ from orchestrator.host.netlink.sockets import (
     opened,
     read_all,
 )
-from orchestrator.topology import Link
+from orchestrator.model.topology import Link
 
 AF_BRIDGE = 7  # include/linux/socket.h
 # include/uapi/linux/if_bridge.h, BRIDGE_MODE_VEB and _VEPA; 0xffff is BRIDGE_MODE_UNDEF

@@ -11,7 +11,7 @@ from errno import EEXIST, EMSGSIZE, ENODEV, ENOENT, EPERM
 from typing import Any
 
 from orchestrator.errors import HostError, RequestError
-from orchestrator.topology import Link
+from orchestrator.model.topology import Link
 from orchestrator.values import MacAddress
 
 

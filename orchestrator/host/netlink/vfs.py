@@ -15,7 +15,7 @@ from orchestrator.host.netlink.sockets import (
     opened,
     parse_mac,
 )
-from orchestrator.topology import VfState
+from orchestrator.model.topology import VfState
 
 _UNKNOWN = 0xFFFF_FFFF
 _VF_LINK_STATES = {0: "auto", 1: "enable", 2: "disable"}

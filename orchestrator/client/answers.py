@@ -1,0 +1,174 @@
+"""The client's reading of answers: bounded in length, and checked against the types of `shapes`.
+
+Any program may listen at an address that was mistyped. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import json
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from orchestrator.client import shapes
+from orchestrator.client.problems import MEDIA_TYPE, parse_problem
+from orchestrator.errors import OrchestratorError
+
+# A thousand events of the longest, and a survey of a big server, are some 2 MB.
+MAX_ANSWER = 64 << 20
+_MAX_LINE = 1 << 20
+_PIECE = 64 << 10
+_NO_CONTENT = 204
+
+
+def read_answer(response: http.client.HTTPResponse, kind: Any) -> Any:
+    """The content of a good answer.
+
+    Args:
+        kind: what it must be, as in `shapes`; None for no content.
+
+    Raises:
+        OrchestratorError: it is something else.
+    """
+    content = read_content(response)
+    if kind is None:
+        if response.status == _NO_CONTENT and not content:
+            return None
+    elif (value := _parse(response, content, "application/json")) is not None and has_shape(value, kind):
+        return value
+    raise _wrong(response)
+
+
+def read_problem(response: http.client.HTTPResponse) -> OrchestratorError:
+    """The error that an answer stands for.
+
+    Raises:
+        OrchestratorError: it is not a problem document.
+    """
+    document = _parse(response, read_content(response), MEDIA_TYPE)
+    if not isinstance(document, dict):
+        raise _wrong(response)
+    return parse_problem(document)
+
+
+def read_text(response: http.client.HTTPResponse) -> str:
+    """The content of an answer that is text.
+
+    Raises:
+        OrchestratorError: it is not in UTF-8, or has another content type.
+    """
+    content = read_content(response)
+    with contextlib.suppress(UnicodeDecodeError):
+        if response.headers.get_content_type() == "text/plain":
+            return content.decode()
+    raise _wrong(response)
+
+
+def read_content(response: http.client.HTTPResponse) -> bytes:
+    """All of an answer, whatever length it is said to have.
+
+    Raises:
+        OrchestratorError: it is longer than any manager's.
+        http.client.IncompleteRead: the connection ended before all of it had come.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while part := response.read(_PIECE):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER:
+            raise OrchestratorError(
+                f"the manager's answer is longer than {MAX_ANSWER >> 20} MB", "check that the address is that of `nohyped`"
+            )
+    if response.length:
+        # Without a number of bytes http.client says so itself.
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(parts)
+
+
+def check_stream(response: http.client.HTTPResponse) -> None:
+    """
+    Raises:
+        OrchestratorError: the content type is not that of a stream of events.
+    """
+    if response.headers.get_content_type() != "text/event-stream":
+        raise _wrong(response)
+
+
+def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse) -> Iterator[shapes.Event]:
+    """The events of a stream; comments and fields that we do not need are passed over.
+
+    Raises:
+        OrchestratorError: the content is not a stream of events.
+    """
+    data: list[str] = []
+    size = 0
+    while line := lines.readline(_MAX_LINE):
+        size += len(line)
+        if size > _MAX_LINE:
+            raise _wrong_stream()
+        try:
+            name, _, value = line.decode().rstrip("\n").partition(":")
+            event = json.loads("\n".join(data)) if not name and not value and data else None
+        except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            raise _wrong_stream() from None
+        if name == "data":
+            data.append(value.removeprefix(" "))
+        elif not name:
+            # The end of an event, or a comment.
+            size = 0 if not data or event else size
+            if event is not None:
+                data = []
+                if not has_shape(event, shapes.Event):
+                    raise _wrong_stream()
+                yield event
+
+
+def has_shape(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a type of `shapes`. Further members are fine: they are of a newer manager; so is another word
+    where only some are known."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is list:
+        return isinstance(value, list) and all(has_shape(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(has_shape(item, arguments[1]) for item in value.values())
+    if origin is Literal:
+        return type(value) in {type(argument) for argument in arguments}
+    if origin in (Union, types.UnionType):
+        return any(has_shape(value, one) for one in arguments)
+    if typing.is_typeddict(kind):
+        return isinstance(value, dict) and all(
+            name in value and has_shape(value[name], one) for name, one in _read_hints(kind).items()
+        )
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return kind is object or type(value) is kind
+
+
+_read_hints = functools.cache(get_type_hints)
+
+
+def _parse(response: http.client.HTTPResponse, content: bytes, media: str) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
+        if response.headers.get_content_type() == media:
+            return json.loads(content)
+    return None
+
+
+def _wrong(response: http.client.HTTPResponse) -> OrchestratorError:
+    # Without the reason phrase: another program's may move a terminal's cursor.
+    return OrchestratorError(
+        f"the program at this address did not answer as a manager does: HTTP status {response.status}",
+        "check that the address is that of `nohyped`",
+    )
+
+
+def _wrong_stream() -> OrchestratorError:
+    return OrchestratorError(
+        "the program at this address did not answer as a manager does: not a stream of events",
+        "check that the address is that of `nohyped`",
+    )

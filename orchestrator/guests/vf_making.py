@@ -1,0 +1,89 @@
+"""VFs are made before a guest is claimed on one: only the kernel tells where they are, and only once they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from orchestrator.errors import Conflict, HostError, NoRoom
+from orchestrator.guests.core_manager import CoreManager
+from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import find_vf
+from orchestrator.model.plan import Claims, Plan, Policy
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.topology import Topology
+from orchestrator.planning.planner import find_unknown, plan_guest
+from orchestrator.values import PciAddress
+
+_ATTEMPTS = 3
+"""Times that VFs are made for a claim: the end of the last guest may take them away again meanwhile."""
+
+
+class VfsNeeded(Conflict):
+    """There is room for a guest, once an uplink's VFs are made."""
+
+    def __init__(self, name: str, pf: PciAddress, interface: str) -> None:
+        where = f"where the VFs of {interface} ({pf}) will be is not known before they are made"
+        super().__init__(f"guest {name!r} cannot be planned yet: {where}", "creating a guest makes them")
+        self.name, self.pf, self.interface = name, pf, interface
+
+
+def plan_known(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+    """As ``plan_guest``.
+
+    Raises:
+        VfsNeeded: there is no room only because an uplink does not tell where its VFs will be.
+    """
+    try:
+        return plan_guest(request, topology, taken, policy)
+    except NoRoom:
+        pf = find_unknown(topology, policy)
+        if pf is None or (request.placement and request.placement.vf):
+            raise
+        # To see whether all else has room; this plan is not used.
+        known, interface = replace(pf, first_vf_offset=1, vf_stride=1), pf.interface or ""
+        plan_guest(request, replace(topology, pfs=(known,)), taken, replace(policy, uplinks=(interface,)))
+        raise VfsNeeded(request.name, pf.address, interface) from None
+
+
+def check_made(host: HostRoot, plan: Plan) -> None:
+    """Looks whether the VF of a plan exists where the plan says.
+
+    Raises:
+        VfsNeeded: it does not.
+    """
+    if find_vf(host, plan.vf.pf, plan.vf.index) != plan.vf.address:
+        raise VfsNeeded(plan.name, plan.vf.pf, plan.vf.interface)
+
+
+def claim_with_vfs(claim: Callable[[], Plan], cores: CoreManager, give_back: Callable[[], None]) -> tuple[Plan, tuple[str, ...]]:
+    """Claims, and makes VFs first where that is needed.
+
+    Args:
+        claim: plans and claims; raises VfsNeeded.
+        cores: makes the VFs.
+        give_back: undoes what serves all guests, if there is none.
+
+    Returns:
+        The plan that was claimed, and what was changed on the host for it.
+
+    Raises:
+        HostError: VFs could not be made; or what ``claim`` raises.
+    """
+    made: list[str] = []
+    tried = 0
+    try:
+        while True:
+            try:
+                return claim(), tuple(made)
+            except VfsNeeded as needed:
+                if tried == _ATTEMPTS:
+                    what = f"VFs that guest {needed.name} was to have went {_ATTEMPTS} times meanwhile"
+                    raise HostError(what, "try again") from None
+                pf, interface = needed.pf, needed.interface
+            tried += 1
+            made += cores.make_vfs(pf, interface)
+    except BaseException:
+        if tried:
+            give_back()  # does nothing while there are claims
+        raise

@@ -1,0 +1,72 @@
+"""A guest as the manager shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from orchestrator.errors import Stale
+from orchestrator.model.claim import Claim, Event
+from orchestrator.model.plan import Plan
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.state import GuestState
+
+_TROUBLE = ("plan-failed", "failed", "quarantined")
+"""Events that may name other people's guests and devices, as the host and libvirt do: a tenant only learns that there was one."""
+
+
+@dataclass(frozen=True)
+class GuestView:
+    """A guest as the manager shows it.
+
+    Attributes:
+        state: as in the ledger; ``ended`` if it should run but does not; ``planned`` if nothing is claimed for it.
+        owner: the tenant it belongs to, empty for the host's own.
+        version: see ``Claim``; 0 if nothing is claimed.
+        warnings: of a plan: what of it others may use later, and what of the host is not as the configuration says.
+    """
+
+    plan: Plan
+    state: str
+    request: GuestRequest
+    owner: str = ""
+    version: int = 0
+    restarts: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The guest as plain JSON types; memory in bytes."""
+        plan = self.plan.to_json()
+        pages = plan.pop("pages")
+        del plan["serial"]  # ours alone
+        sizes = {"memory": self.plan.memory.bytes, "huge_pages": pages, "page_size": self.plan.page_size.bytes}
+        kept = {"owner": self.owner, "version": self.version, "restart": self.request.restart, "restarts": self.restarts}
+        return {
+            **plan,
+            "state": self.state,
+            "cpus": list(self.plan.cpus),
+            **sizes,
+            **kept,
+            "id": self.request.id,
+            "warnings": list(self.warnings),
+        }
+
+
+def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:
+    """The guest as it is now; ``running`` are the guests that libvirt has."""
+    ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
+    state = "ended" if ended else str(claim.state)
+    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted)
+
+
+def check_version(claim: Claim, expected: int | None) -> None:
+    """Raises Stale unless the guest is of the version that the caller has seen; None for any."""
+    if expected is not None and expected != claim.version:
+        what = f"guest {claim.plan.name} has changed: it is version {claim.version}, not {expected}"
+        raise Stale(what, "look at it again")
+
+
+def hide_trouble(event: Event) -> Event:
+    """The event as its tenant may see it."""
+    return replace(event, detail="the operator of the host can see why") if event.kind in _TROUBLE else event

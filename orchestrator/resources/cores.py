@@ -1,0 +1,180 @@
+"""Keeps movable kernel threads and interrupts off the guest cores.
+
+`isolcpus` and `nohz_full` keep most of the kernel away from start; some threads (kswapdN, kcompactdN) and interrupts follow
+their NUMA node all the same (kernel: Documentation/admin-guide/kernel-per-CPU-kthreads.rst). Other people's processes are
+never moved: the audit names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from errno import ENOENT, ESRCH
+from typing import ClassVar
+
+from orchestrator.errors import HostError
+from orchestrator.host.cgroups import read_cgroup
+from orchestrator.host.cpus import read_affinity, read_online, set_affinity
+from orchestrator.host.irqs import MANAGED, Irq, read_irq, read_irqs, set_irq_affinity
+from orchestrator.host.processes import Thread, survey_threads
+from orchestrator.host.root import HostRoot
+from orchestrator.ledger import Ledger
+from orchestrator.resources.step import Arguments, try_steps
+from orchestrator.values import CpuSet
+
+
+@dataclass(frozen=True)
+class MoveKernelThread:
+    """Confines one kernel thread to the housekeeping CPUs."""
+
+    action: ClassVar[str] = "thread-affinity"
+    tid: int
+    name: str
+    cpus: CpuSet
+
+    def describe(self) -> str:
+        """See Step."""
+        return f"confine the kernel thread {self.name} ({self.tid}) to CPUs {self.cpus}"
+
+    def read_before(self, host: HostRoot) -> Arguments | None:
+        """See Step."""
+        if host.find(f"proc/{self.tid}/comm") != self.name:
+            return None  # it has ended since the threads were listed; its number may be another's
+        try:
+            before = read_affinity(host, self.tid)
+        except HostError as error:
+            if error.errno == ESRCH:
+                return None
+            raise
+        return None if before == self.cpus else {"tid": self.tid, "name": self.name, "cpus": str(before)}
+
+    def apply(self, host: HostRoot) -> None:
+        """See Step."""
+        _set_if_there(host, self.tid, self.cpus)
+
+
+@dataclass(frozen=True)
+class MoveIrq:
+    """Directs one interrupt to the housekeeping CPUs."""
+
+    action: ClassVar[str] = "irq-affinity"
+    number: int
+    name: str
+    cpus: CpuSet
+
+    def describe(self) -> str:
+        """See Step."""
+        return f"direct interrupt {self.number} ({self.name}) to CPUs {self.cpus}"
+
+    def read_before(self, host: HostRoot) -> Arguments | None:
+        """See Step."""
+        irq = read_irq(host, self.number)
+        if irq is None or irq.name != self.name:
+            return None  # it has gone since the interrupts were listed; its number may be another's
+        if irq.problem:
+            raise HostError(irq.problem)
+        return None if irq.affinity <= self.cpus else {"number": self.number, "name": self.name, "cpus": str(irq.affinity)}
+
+    def apply(self, host: HostRoot) -> None:
+        """See Step."""
+        set_irq_affinity(host, self.number, self.cpus)
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """What became of the threads and interrupts that could be on guest cores.
+
+    Attributes:
+        moved: what was moved, in words.
+        left: what could not be moved or read, and why, a sentence each.
+    """
+
+    moved: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def clear_cores(host: HostRoot, ledger: Ledger, owner: str, housekeeping: CpuSet) -> Cleared:
+    """Moves everything movable of the kernel's own to the housekeeping CPUs. What cannot be moved is named, and stops nothing.
+
+    Raises:
+        HostError: /proc cannot be read at all.
+    """
+    threads, unread = survey_threads(host)
+    left = [error.message for error in unread]
+    try:
+        irqs = read_irqs(host)
+    except HostError as unlisted:  # hidden in a container, or by the security module
+        irqs = ()
+        left.append(f"interrupts: {unlisted.message}")
+    left += [f"{irq}: {irq.problem}" for irq in irqs if irq.problem]
+    left += _find_pinned_programs(host, threads, housekeeping)
+    moved, failed = try_steps(host, ledger, owner, plan_cores(threads, irqs, housekeeping))
+    for step, error in failed:
+        # Queue interrupts of virtio and NVMe, which the kernel manages itself, fire only for I/O that was begun on their CPU: a
+        # guest core never sees them. Only a refused write shows that. What has gone disturbs nothing either.
+        harmless = (ENOENT, ESRCH, *MANAGED) if isinstance(step, MoveIrq) else (ENOENT, ESRCH)
+        if error.errno not in harmless:
+            left.append(f"{step.name}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return Cleared(moved, tuple(left))
+
+
+def _find_pinned_programs(host: HostRoot, threads: Iterable[Thread], housekeeping: CpuSet) -> list[str]:
+    """Programs that are pinned to CPUs which guests may get, as DPDK's and databases are; guests' QEMU is not among them."""
+    everything = read_online(host) - housekeeping
+    found: dict[int, tuple[str, set[int]]] = {}
+    for thread in threads:
+        if not thread.kernel and thread.allowed.meets(everything) and not everything <= thread.allowed:
+            name, cpus = found.setdefault(thread.pid, (thread.name, set()))
+            cpus |= thread.allowed.ids
+    return [
+        f"process {pid} ({name}) is pinned to CPUs {CpuSet.of(cpus)}; the manager moves no programs"
+        for pid, (name, cpus) in sorted(found.items())
+        if not _is_machine(host, pid)
+    ]
+
+
+def _is_machine(host: HostRoot, pid: int) -> bool:
+    """Whether a process is in systemd's slice of virtual machines and containers (systemd.special(7)), or has ended."""
+    try:
+        return read_cgroup(host, pid, pid).startswith("/machine.slice/")
+    except HostError as error:
+        return error.errno in (ENOENT, ESRCH)
+
+
+def undo_thread_affinity(host: HostRoot, arguments: Arguments) -> None:
+    """Gives a kernel thread its affinity back; one that is gone needs none. A number that was reused is left alone."""
+    tid, cpus = int(str(arguments["tid"])), CpuSet.parse(str(arguments["cpus"]))
+    if host.find(f"proc/{tid}/comm") != arguments["name"]:
+        return
+    # The kernel leaves out CPUs that have gone off line meanwhile; without any the thread stays where it is.
+    _set_if_there(host, tid, cpus & read_online(host) or cpus)
+
+
+def undo_irq_affinity(host: HostRoot, arguments: Arguments) -> None:
+    """Gives an interrupt its affinity back; one that is gone needs none. A number that was reused is left alone."""
+    irq, before = read_irq(host, int(str(arguments["number"]))), CpuSet.parse(str(arguments["cpus"]))
+    if irq is None or irq.name != arguments["name"]:
+        return
+    if irq.problem:
+        raise HostError(f"{irq}: {irq.problem}")
+    if irq.affinity != before:
+        set_irq_affinity(host, irq.number, before)
+
+
+def plan_cores(threads: Iterable[Thread], irqs: Iterable[Irq], housekeeping: CpuSet) -> list[MoveKernelThread | MoveIrq]:
+    """The steps that clear everything movable of the kernel's own from the CPUs that are not for housekeeping. Pure."""
+    moves: list[MoveKernelThread | MoveIrq] = [
+        MoveKernelThread(thread.tid, thread.name, housekeeping)
+        for thread in threads
+        if thread.kernel and not thread.pinned_by_kernel and not thread.allowed <= housekeeping
+    ]
+    return moves + [MoveIrq(irq.number, irq.name, housekeeping) for irq in irqs if not irq.affinity <= housekeeping]
+
+
+def _set_if_there(host: HostRoot, tid: int, cpus: CpuSet) -> None:
+    """A thread that ends meanwhile runs nowhere any more."""
+    try:
+        set_affinity(host, tid, cpus)
+    except HostError as error:
+        if error.errno != ESRCH:
+            raise

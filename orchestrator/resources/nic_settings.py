@@ -1,0 +1,110 @@
+"""What a PF enforces for a VF: made a new VF's for a guest, and put back afterwards, as far as the driver can.
+
+Drivers differ in what a new VF is and in what they can set. igb takes all zeros for "no address", bnx2x refuses it (EINVAL, as
+for any invalid address); mlx5 makes VFs without spoof check; some have no trust, no rates or no link state (EOPNOTSUPP).
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from errno import EOPNOTSUPP
+from typing import Any
+
+from orchestrator.errors import HostError
+from orchestrator.host.root import HostRoot
+from orchestrator.model.topology import VfState
+from orchestrator.planning.planner import MAC_PREFIX
+from orchestrator.resources.step import Arguments
+from orchestrator.values import MacAddress
+
+
+def read_vf_state(host: HostRoot, interface: str, index: int) -> VfState | None:
+    """What a PF enforces for its VF; None if it has no such VF, or its driver does not tell.
+
+    Raises:
+        HostError: there is no such interface, or it can't be read.
+    """
+    return next((vf for vf in host.net.read_vfs(interface) if vf.index == index), None)
+
+
+def clear_vf(host: HostRoot, interface: str, index: int, mac: MacAddress) -> str:
+    """Makes the PF enforce for a VF what it does for a new one, with a guest's address.
+
+    Returns:
+        What the driver can't do and a guest can do without, in words: spoof check, where the driver has none; rates; link state.
+
+    Raises:
+        HostError: the driver refuses the address, a VLAN's removal, or to distrust the VF; or there is no such VF.
+    """
+    before = read_vf_state(host, interface, index)
+    if before is None:
+        raise HostError(f"{interface} has no VF {index}", "`nohype survey` shows the VFs that exist")
+    refused = host.net.enforce_vf(interface, before.as_new(mac))
+    for name, error in refused.items():
+        if name not in ("max_rate", "min_rate", "link_state") and not (name == "spoof_check" and error.errno == EOPNOTSUPP):
+            raise error
+    return "; ".join(error.message for error in refused.values())
+
+
+def restore_vf(host: HostRoot, interface: str, wanted: VfState) -> str:
+    """Makes the PF enforce for a VF what it did before a guest had it.
+
+    Where the driver takes no zeros for "no address", the VF gets a random one, so that it keeps no guest's.
+
+    Returns:
+        What could not be put back, in words.
+
+    Raises:
+        HostError: the VF keeps its address, which is a guest's.
+    """
+    found = read_vf_state(host, interface, wanted.index)
+    if found is None:
+        raise HostError(f"cannot put VF {wanted.index} of {interface} back: its driver does not tell what it enforces for it")
+    # What the driver does not tell can't be compared, whatever it told before.
+    wanted = replace(
+        wanted,
+        spoof_check=None if found.spoof_check is None else wanted.spoof_check,
+        trust=None if found.trust is None else wanted.trust,
+    )
+    refused = host.net.enforce_vf(interface, wanted)
+    said = [error.message for name, error in refused.items() if name != "mac"]
+    if "mac" in refused:
+        said.append(_replace_address(host, interface, wanted, refused["mac"]))
+    return "; ".join(filter(None, said))
+
+
+def _replace_address(host: HostRoot, interface: str, wanted: VfState, refusal: HostError) -> str:
+    after = read_vf_state(host, interface, wanted.index)
+    if after is None:
+        raise refusal
+    what = f"VF {wanted.index} of {interface}"
+    if after.mac and not after.mac.text.startswith(MAC_PREFIX):
+        return f"{what} has the address {after.mac}: its driver did not take {wanted.mac or 'zeros'}"
+    mac = _choose_mac()
+    refused = host.net.enforce_vf(interface, replace(after, mac=mac))
+    if "mac" in refused:
+        raise refused["mac"]
+    return f"{what} has the random address {mac}: its driver did not take {wanted.mac or 'zeros'}"
+
+
+def _choose_mac() -> MacAddress:
+    """A random address that is locally administered (IEEE 802-2014 8.4), and not a guest's."""
+    while True:
+        first, *rest = secrets.token_bytes(6)
+        text = ":".join(f"{byte:02x}" for byte in (first & 0xFC | 2, *rest))
+        if not text.startswith(MAC_PREFIX):
+            return MacAddress.parse(text)
+
+
+def state_to_json(state: VfState) -> Arguments:
+    """What was enforced, as plain JSON. A guest's address, left by a manager that lost its ledger, is not put back."""
+    mac = "" if state.mac is None or state.mac.text.startswith(MAC_PREFIX) else str(state.mac)
+    return {**{name: value for name, value in vars(state).items() if name != "index"}, "mac": mac}
+
+
+def state_from_json(index: int, arguments: Arguments) -> VfState:
+    """What ``state_to_json`` wrote. Earlier versions wrote the address alone: the rest is then as igb makes a new VF."""
+    mac, new = str(arguments["mac"]), VfState(index)
+    rest: dict[str, Any] = {name: arguments.get(name, value) for name, value in vars(new).items() if name not in ("index", "mac")}
+    return VfState(index, MacAddress.parse(mac) if mac else None, **rest)

@@ -1,0 +1,185 @@
+"""The network of a fake host: its PFs' interfaces with what igb enforces for their VFs. On disk, below the host's folder.
+
+What is refused, and how, is from rtnetlink (net/core/rtnetlink.c, do_setvfinfo()) and igb (drivers/net/ethernet/intel/igb,
+igb_ndo_set_vf_*()). The same contract tests run on this and, in the lab, on the real network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import HostError, RequestError
+from orchestrator.model.topology import Link, VfState
+from orchestrator.values import MacAddress
+
+if TYPE_CHECKING:
+    from tests.fakes.root import FakeRoot
+
+FOLDER = ".state/net"
+_DEVICES = "sys/bus/pci/devices"
+_MAX_VLAN, _MAX_QOS = 4095, 7
+Driver = Callable[[str, object], "int | dict[str, Any]"]
+"""An attribute of VfState and its wanted value -> an errno, or what is set instead of what was asked for."""
+# As host.netlink asks, one after the other, each with what goes with it.
+_REQUESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("trust", ()), ("spoof_check", ()), ("vlan", ("qos",)), ("max_rate", ("min_rate",)), ("link_state", ()), ("mac", ())
+)  # fmt: skip
+
+
+class FakeNet:
+    """See `host.root.Net`.
+
+    Args:
+        fake: the host that the network is of.
+        changing: `FakeRoot.changing`.
+
+    Attributes:
+        drivers: interface -> what its driver makes of a request, where that is not as igb does.
+        new_vf: how the drivers make a new VF.
+    """
+
+    def __init__(self, fake: FakeRoot, changing: Callable[[str, str], AbstractContextManager[None]]) -> None:
+        self._fake, self._changing = fake, changing
+        self.drivers: dict[str, Driver] = {}
+        self.new_vf = VfState(0)
+
+    def read_links(self) -> tuple[Link, ...]:
+        """See `host.netlink`."""
+        lo = Link("lo", 1, None, up=True, carrier=True, master=None, kind=None)
+        return (lo, *(self._link(number, name, folder) for number, (name, folder) in enumerate(self._interfaces().items(), 2)))
+
+    def read_addressed(self) -> frozenset[str]:
+        """See `host.netlink`. A test gives an interface an address with `give_address`."""
+        return frozenset(name for name in self._interfaces() if self._load(name).get("addressed"))
+
+    def read_vfs(self, interface: str) -> tuple[VfState, ...]:
+        """See `host.netlink`."""
+        self._find_folder(interface)
+        return self.vfs(interface)
+
+    def enforce_vf(self, interface: str, wanted: VfState) -> dict[str, HostError]:
+        """See `host.netlink`: one attribute after the other, of which the driver may refuse some."""
+        refused: dict[str, HostError] = {}
+        for name, others in _REQUESTS:
+            before = self._find(interface, wanted.index)
+            fields = {key: getattr(wanted, key) for key in (name, *others)}
+            if any(getattr(before, key) != value for key, value in fields.items()):
+                try:
+                    self._ask_driver(interface, wanted.index, name, fields)
+                except HostError as error:
+                    refused[name] = error
+        for name, difference in self._find(interface, wanted.index).list_differences(wanted).items():
+            refused.setdefault(name, HostError(f"VF {wanted.index} of {interface}: its {difference}"))
+        return refused
+
+    def _ask_driver(self, interface: str, index: int, name: str, fields: dict[str, Any]) -> None:
+        answer = self.drivers.get(interface, _igb)(name, fields[name])
+        if isinstance(answer, int):
+            raise HostError(f"cannot set VF {index} of {interface}: {name} {fields[name]}", errno=answer)
+        self.set_vf(interface, index, **fields | answer)
+
+    def set_vf(self, interface: str, index: int, **fields: Any) -> None:
+        """What `ip link set IFACE vf N ...` does; the fields are those of VfState."""
+        with self._changing(f"{interface} vf {index}", " ".join(f"{key}={value}" for key, value in fields.items())):
+            before = self._find(interface, index)
+            after = dataclasses.replace(before, **fields)
+            if after.vlan > _MAX_VLAN or after.qos > _MAX_QOS or after.min_rate:
+                # igb_ndo_set_vf_vlan(), igb_ndo_set_vf_bw(): it has no minimum rate.
+                raise HostError(f"cannot set VF {index} of {interface}", errno=errno.EINVAL)
+            if self._fake.in_use(f"{self._find_folder(interface)}/virtfn{index}"):
+                self._fake.violate(f"VF {index} of {interface} was changed while a guest has it: {fields}")
+            vfs = [after if vf.index == index else vf for vf in self.vfs(interface)]
+            self._store(interface, vfs=[_to_json(vf) for vf in vfs])
+
+    def read_hwmode(self, interface: str) -> str | None:
+        """See `host.netlink`."""
+        self._find_folder(interface)
+        mode = self._load(interface).get("hwmode")
+        return str(mode) if mode else None
+
+    def set_hwmode(self, interface: str, mode: str) -> None:
+        """See `host.netlink`. igb has none; a test gives an interface one with `give_hwmode`."""
+        with self._changing(f"{interface} hwmode", mode):
+            if self.read_hwmode(interface) is None:
+                raise HostError(f"cannot set {interface} to hwmode {mode}", "its driver has no hwmode", errno.EOPNOTSUPP)
+            self._store(interface, hwmode=mode)
+
+    def give_hwmode(self, interface: str, mode: str) -> None:
+        """Makes the interface's driver one with a hwmode."""
+        self._store(interface, hwmode=mode)
+
+    def make_vfs(self, interface: str, count: int) -> None:
+        """New VFs: with igb no address, checked for spoofing, not trusted (igb_main.c, igb_vf_configure())."""
+        self._store(interface, vfs=[_to_json(dataclasses.replace(self.new_vf, index=index)) for index in range(count)])
+
+    def give_address(self, interface: str) -> None:
+        """Gives the interface an IP address."""
+        self._store(interface, addressed=True)
+
+    def own_interface(self, folder: str) -> str:
+        """Of a PF's interfaces its own: the oldest. Representors come later."""
+        names = self._fake.names(f"{folder}/net")
+        return min(names, key=lambda name: int(self._fake.find(f"{folder}/net/{name}/ifindex") or 10**9))
+
+    def vfs(self, interface: str) -> tuple[VfState, ...]:
+        """What the PF enforces for each VF."""
+        return tuple(_from_json(fields) for fields in self._load(interface).get("vfs", ()))
+
+    def _interfaces(self) -> dict[str, str]:
+        """Name of each interface, in order, and the folder of its device."""
+        folders = [f"{_DEVICES}/{name}" for name in self._fake.names(_DEVICES)]
+        # os.path and not pathlib: there may be hundreds of devices, and this is asked often.
+        nics = [folder for folder in folders if os.path.isdir(f"{self._fake.path}/{folder}/net")]
+        return dict(sorted((name, folder) for folder in nics for name in self._fake.names(f"{folder}/net")))
+
+    def _link(self, number: int, name: str, folder: str) -> Link:
+        up = self._fake.text(f"{folder}/net/{name}/operstate") == "up"
+        try:
+            mac = MacAddress.parse(self._fake.text(f"{folder}/net/{name}/address"))
+        except RequestError:
+            mac = None
+        return Link(name, number, mac, up=up, carrier=up, master=None, kind=None)
+
+    def _find_folder(self, interface: str) -> str:
+        folder = self._interfaces().get(interface)
+        if folder is None and interface != "lo":
+            raise HostError(f"there is no interface {interface}", "look with: ip link show", errno.ENODEV)
+        return folder or "sys/devices/virtual/net/lo"
+
+    def _find(self, interface: str, index: int) -> VfState:
+        self._find_folder(interface)
+        for vf in self.vfs(interface):
+            if vf.index == index:
+                return vf
+        raise HostError(f"cannot set VF {index} of {interface}", f"{interface} has no VF {index}", errno.EINVAL)
+
+    def _load(self, interface: str) -> dict[str, Any]:
+        path = self._fake.path / FOLDER / interface
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _store(self, interface: str, **fields: object) -> None:
+        """One file an interface; without anything to say, no file, so that a host after a test looks as before."""
+        kept = {key: value for key, value in {**self._load(interface), **fields}.items() if value}
+        if kept:
+            self._fake.add(f"{FOLDER}/{interface}", json.dumps(kept))
+        else:
+            (self._fake.path / FOLDER / interface).unlink(missing_ok=True)
+
+
+def _igb(_name: str, _value: object) -> dict[str, Any]:
+    """Takes all that is asked for."""
+    return {}
+
+
+def _to_json(vf: VfState) -> dict[str, object]:
+    return vars(vf) | {"mac": str(vf.mac) if vf.mac else None}
+
+
+def _from_json(fields: dict[str, Any]) -> VfState:
+    return VfState(**fields | {"mac": MacAddress(fields["mac"]) if fields["mac"] else None})

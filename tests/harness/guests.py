@@ -1,0 +1,108 @@
+"""What tests of the life cycle do with a guest, most often the one named `web`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from orchestrator.guests.service import SystemManager
+from orchestrator.ledger import Ledger
+from orchestrator.model.access import OPERATOR, Identity
+from orchestrator.model.plan import Plan, Policy
+from orchestrator.model.request import parse_guest_request
+from orchestrator.model.state import GuestState
+from tests.fakes.root import DEVICES
+from tests.fakes.server import IMAGE
+from tests.harness.crash import World
+
+
+def create(manager: SystemManager, **fields: object) -> Plan:
+    request = {"name": "web", "image": IMAGE, "memory": "64M", **fields}
+    return manager.create(OPERATOR, parse_guest_request(request))[0].plan
+
+
+def open_manager(world: World, policy: Policy | None = None) -> SystemManager:
+    """A manager that has just started."""
+    manager, _ = world.open_manager(policy)
+    manager.supervisor.recover()
+    return manager
+
+
+def ask(manager: SystemManager, who: Identity = OPERATOR, **fields: object) -> tuple[Plan, tuple[str, ...]]:
+    """What a guest would get, and the warnings that come with it."""
+    view = manager.plan(who, parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M", **fields}))
+    return view.plan, view.warnings
+
+
+def warned(manager: SystemManager) -> list[str]:
+    """What operators were warned of, in events."""
+    return [event.detail for event in manager.events(OPERATOR) if event.kind == "host-warning"]
+
+
+def state(manager: SystemManager, name: str = "web") -> str:
+    return manager.guest(OPERATOR, name).state
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kinds(manager: SystemManager) -> list[str]:
+    return [event.kind for event in manager.events(OPERATOR)]
+
+
+def spoil(world: World, plan: Plan) -> None:
+    """Makes the guest's VF one that can't be reset, and so not be verified clean."""
+    (world.host.path / DEVICES / str(plan.vf.address) / "reset").unlink()
+
+
+def stop_on_paper(ledger: Ledger) -> None:
+    """As if somebody else had started the guest: it is stopped as far as the ledger knows, and who started it does not matter."""
+    for new in (GuestState.STOPPING, GuestState.STOPPED):
+        ledger.set_state("web", new, restarts=0)
+
+
+def use_pages(world: World, plan: Plan, pid: int, pages: int) -> None:
+    """A program that is no guest takes huge pages of the guest's pool."""
+    free = f"sys/devices/system/node/node{plan.node}/hugepages/hugepages-2048kB/free_hugepages"
+    world.host.add(free, str(int(world.host.read(free)) - pages))
+    if pid:
+        world.host.add(f"proc/{pid}/status", f"Name:\tdatabase\nHugetlbPages:\t{2048 * pages} kB\n")
+
+
+def start_by_hand(world: World, plan: Plan, *, uuid: UUID | None = None, cpus: str = "") -> None:
+    """Somebody starts a guest past the manager: this one, or with another id one of its name, on these CPUs."""
+    guest = {
+        "name": plan.name, "uuid": str(uuid or plan.uuid), "pid": 77_000, "paused": False, "pages": 0, "memory": 65_536,
+        "pins": [cpus or str(cpu) for cpu in plan.cpus], "emulator": cpus or str(plan.housekeeping),
+        "node": plan.node, "page_kib": 2048, "vf": str(plan.vf.address), "mac": str(plan.vf.mac),
+    }  # fmt: skip
+    world.hypervisor._add_threads(guest)
+    world.hypervisor._store(guest)
+
+
+@dataclass
+class Seen:
+    """An observer (lifecycle.observer) that keeps what it is told."""
+
+    refusals: list[tuple[str, float]] = field(default_factory=list)
+    undo_failures: int = 0
+
+    def count_undo_failure(self) -> None:
+        self.undo_failures += 1
+
+    def observe_refusal(self, kind: str, seconds: float) -> None:
+        self.refusals.append((kind, seconds))
+
+
+def waiting(manager: SystemManager, name: str = "web") -> threading.Timer:
+    """The timer that will start the guest again; its ``function`` is what it will call."""
+    timer = manager.supervisor._restarts.get(name)
+    assert timer
+    return timer

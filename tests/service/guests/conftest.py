@@ -1,0 +1,34 @@
+"""A manager that has just started on a fake host, and hears of the ends of its guests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.guests.service import SystemManager
+from orchestrator.ledger import Ledger
+from tests.harness.crash import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "world")
+
+
+@pytest.fixture
+def opened(world: World) -> tuple[SystemManager, Ledger]:
+    manager, ledger = world.open_manager()
+    manager.supervisor.recover()
+    world.hypervisor.watch_ends(manager.supervisor.ended)
+    return manager, ledger
+
+
+@pytest.fixture
+def manager(opened: tuple[SystemManager, Ledger]) -> SystemManager:
+    return opened[0]
+
+
+@pytest.fixture
+def ledger(opened: tuple[SystemManager, Ledger]) -> Ledger:
+    return opened[1]

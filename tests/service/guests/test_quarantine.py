@@ -1,0 +1,234 @@
+"""What could not be verified clean."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from orchestrator.errors import Conflict, HostError, HypervisorError, NotFound, OrchestratorError, Stale
+from orchestrator.guests.service import SystemManager
+from orchestrator.host.pci import VFIO
+from orchestrator.ledger import Ledger
+from orchestrator.model.access import OPERATOR
+from orchestrator.resources import memory as pages_module
+from orchestrator.resources import nic as vfs_module
+from tests.fakes.root import DEVICES
+from tests.harness.crash import World
+from tests.harness.guests import Seen, create, spoil, state, stop_on_paper, use_pages
+
+
+def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    plan = create(manager)
+    spoil(world, plan)
+    with pytest.raises(Conflict, match="web has ended, but is in quarantine.* has no reset of its own"):
+        manager.delete(OPERATOR, "web")
+    assert world.hypervisor.names() == set()
+    assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
+    assert create(manager, name="other").vf.address != plan.vf.address
+    with pytest.raises(Conflict, match="in quarantine"):
+        manager.delete(OPERATOR, "web")
+    with pytest.raises(Conflict, match="can't become starting"):
+        manager.start(OPERATOR, "web")
+    with pytest.raises(Conflict, match="still not clean.* no reset"):
+        manager.clear_quarantine(OPERATOR, "web")
+    assert state(manager) == "quarantined"
+    world.host.add(f"{DEVICES}/{plan.vf.address}/reset")
+    manager.clear_quarantine(OPERATOR, "web")
+    assert ledger.find("web") is None
+    assert ledger.pending("web") == ()
+    assert create(manager).vf.address == plan.vf.address
+
+
+def test_an_operator_may_clear_by_force(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    plan = create(manager)
+    spoil(world, plan)
+    assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
+    manager.clear_quarantine(OPERATOR, "web", force=True)
+    assert ledger.find("web") is None
+    assert ledger.pending("web") == ()
+    assert world.host.link(f"{DEVICES}/{plan.vf.address}/driver") != VFIO
+
+
+def test_a_quarantine_outlives_the_manager(world: World, manager: SystemManager, ledger: Ledger) -> None:
+    spoil(world, create(manager))
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    manager.stop(OPERATOR, "web", 1)
+    before = manager.quarantined(OPERATOR)
+    ledger.close()
+    manager, _ = world.open_manager()
+    manager.supervisor.recover()
+    manager.supervisor.collect()
+    assert manager.quarantined(OPERATOR) == before
+
+
+def test_a_stopped_guest_that_somebody_else_starts_is_in_quarantine_and_runs(
+    world: World, manager: SystemManager, ledger: Ledger
+) -> None:
+    create(manager)
+    stop_on_paper(ledger)
+    manager.supervisor.collect()
+    (one,) = manager.quarantined(OPERATOR)
+    assert "somebody else has started it" in one.reasons[0]
+    assert world.hypervisor.names() == {"web"}
+    manager.clear_quarantine(OPERATOR, "web")
+    assert world.hypervisor.names() == set(), "an operator's word ends it"
+    assert ledger.find("web") is None
+
+
+def test_a_program_may_use_huge_pages_too(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's have come back, as far as can be told; without a program that has them, pages are missing."""
+    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    plan = create(manager)
+    use_pages(world, plan, 7000, 3)
+    assert manager.stop(OPERATOR, "web", 1).state == "stopped"
+    manager.start(OPERATOR, "web")
+    use_pages(world, plan, 0, 1)
+    assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
+    assert "1 of its 32 huge pages" in manager.quarantined(OPERATOR)[0].reasons[0]
+    use_pages(world, plan, 0, -1)
+    manager.clear_quarantine(OPERATOR, "web")
+    assert manager.quarantined(OPERATOR) == ()
+
+
+def test_pages_that_were_missing_before_are_not_the_guests(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program has left files in hugetlbfs: no process has their pages. Another manager knows as much of it."""
+    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    plan = create(manager, name="first")
+    manager.delete(OPERATOR, "first")
+    use_pages(world, plan, 0, 10)
+    plan = create(manager)
+    manager.stop(OPERATOR, "web", 1)
+    manager.start(OPERATOR, "web")
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    ledger.close()
+    manager, _ = world.open_manager()
+    manager.supervisor.recover()
+    assert manager.stop(OPERATOR, "web", 1).state == "stopped"
+    manager.start(OPERATOR, "web")
+    use_pages(world, plan, 0, 1)
+    assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
+    assert "1 of its 32 huge pages" in manager.quarantined(OPERATOR)[0].reasons[0]
+
+
+def test_after_a_reboot_no_page_is_the_guests(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing then was taken by whoever was up before the manager."""
+    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    plan = create(manager)
+    ledger.close()
+    world.reboot()
+    use_pages(world, plan, 0, 10)
+    manager, _ = world.open_manager()
+    manager.supervisor.recover()
+    assert state(manager) == "stopped"
+
+
+def test_a_clearing_that_fails_leaves_it_in_quarantine(
+    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt can't end it: it must not count as a guest that runs as it should."""
+    create(manager)
+    stop_on_paper(ledger)
+    manager.supervisor.collect()
+
+    def fail(_uuid: object) -> None:
+        raise HypervisorError("Failed to terminate process: Device or resource busy")
+
+    monkeypatch.setattr(world.hypervisor, "destroy", fail)
+    for force in (False, True):
+        with pytest.raises(HypervisorError):
+            manager.clear_quarantine(OPERATOR, "web", force=force)
+        manager.supervisor.collect()
+        assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
+
+
+def test_pages_that_do_not_come_back_are_missed_beside_a_neighbour_in_quarantine(
+    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pages are long back: they must not count for those that another guest has not given back."""
+    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    spoil(world, create(manager, name="dirty"))
+    assert manager.stop(OPERATOR, "dirty", 0).state == "quarantined"
+    plan = create(manager)
+    monkeypatch.setattr(world.hypervisor, "_take_pages", lambda _guest, _count: None)
+    assert manager.stop(OPERATOR, "web", 0).state == "quarantined"
+    assert f"{plan.pages} of its {plan.pages} huge pages" in manager.quarantined(OPERATOR)[1].reasons[0]
+
+
+def test_why_a_start_has_failed_is_told_before_it_is_cleaned_up(
+    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.supervisor._observer = seen = Seen()
+
+    def fail(_xml: str) -> None:
+        for file in (world.host.path / DEVICES).glob("*/reset"):
+            file.unlink()
+        raise HypervisorError("QEMU refused")
+
+    monkeypatch.setattr(world.hypervisor, "start", fail)
+    with pytest.raises(HypervisorError, match="QEMU refused"):
+        create(manager)
+    *_, failed, quarantined = manager.events(OPERATOR)
+    assert (failed.kind, failed.detail, quarantined.kind) == ("failed", "QEMU refused", "quarantined")
+    assert failed.took is not None
+    assert seen.undo_failures == 1
+
+
+def test_what_the_host_could_not_be_given_back_is_told_once_and_tried_again(
+    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.supervisor._observer = seen = Seen()
+
+    def fail(_host: object, _pf: object, _count: object) -> None:
+        raise HostError("cannot write 0 to sriov_numvfs: device busy")
+
+    with monkeypatch.context() as patch:
+        create(manager)
+        patch.setattr(vfs_module, "set_numvfs", fail)
+        manager.delete(OPERATOR, "web")
+        manager.supervisor.collect()
+    told = [event for event in manager.events(OPERATOR) if event.kind == "undo-failed"]
+    assert [event.subject for event in told] == ["host"]
+    assert "device busy" in told[0].detail
+    assert seen.undo_failures == 1
+    assert world.count_undo_records()
+    manager.supervisor.collect()
+    assert not world.count_undo_records()
+
+
+def test_a_later_guest_of_the_name_is_not_cleared(world: World, manager: SystemManager) -> None:
+    """An operator clears by force what he has looked at. While he waits for the lock it is cleared, and the name is used anew."""
+    spoil(world, create(manager))
+    manager.stop(OPERATOR, "web", 1)
+    told: list[OrchestratorError] = []
+
+    def clear() -> None:
+        with pytest.raises(NotFound) as caught:
+            manager.clear_quarantine(OPERATOR, "web", force=True)
+        told.append(caught.value)
+
+    thread = threading.Thread(target=clear)
+    with manager.supervisor.changing("web"):
+        thread.start()
+        time.sleep(0.3)
+        manager.clear_quarantine(OPERATOR, "web", force=True)
+        spoil(world, create(manager))
+        manager.stop(OPERATOR, "web", 1)
+    thread.join(10)
+    assert [error.message for error in told] == ["the guest web that was asked is gone"]
+    assert state(manager) == "quarantined"
+
+
+def test_clearing_what_has_changed_since(world: World, manager: SystemManager) -> None:
+    spoil(world, create(manager))
+    version = manager.stop(OPERATOR, "web", 1).version
+    with pytest.raises(Stale):
+        manager.clear_quarantine(OPERATOR, "web", version - 1, force=True)
+    assert state(manager) == "quarantined"
+    manager.clear_quarantine(OPERATOR, "web", version, force=True)
+    assert manager.guests(OPERATOR) == ()

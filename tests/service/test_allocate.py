@@ -1,0 +1,186 @@
+"""Where guests are put on a host that other people use too: an earlier survey must not hide what has changed since."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from orchestrator.client.problems import STATUS
+from orchestrator.errors import ImageError, NoRoom
+from orchestrator.guests.core_manager import CoreManager
+from orchestrator.guests.service import SystemManager
+from orchestrator.host.pci import VFIO, bind_driver, release_driver
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.plan import Plan
+from orchestrator.model.request import parse_guest_request
+from orchestrator.values import Size
+from tests.fakes.root import DEVICES
+from tests.fakes.server import IMAGE, Server
+from tests.harness.crash import World
+from tests.harness.guests import use_pages
+
+SERVER = Server(cores=8, nodes=2, vfs=3, pages=64)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, SERVER)
+
+
+@pytest.fixture
+def manager(world: World) -> SystemManager:
+    """With one guest, so that the VFs of one uplink are made."""
+    found, _ = world.open_manager()
+    create(found, "first")
+    return found
+
+
+def create(manager: SystemManager, name: str, **fields: object) -> Plan:
+    return manager.create(OPERATOR, parse_guest_request({"name": name, "image": IMAGE, "memory": "64M", **fields}))[0].plan
+
+
+def ask(manager: SystemManager, **fields: object) -> Plan:
+    request = {"name": "asked", "image": IMAGE, "memory": "64M", **fields}
+    return manager.plan(OPERATOR, parse_guest_request(request)).plan
+
+
+def test_a_vf_that_somebody_has_taken_meanwhile_is_left_to_them(world: World, manager: SystemManager) -> None:
+    vf = ask(manager).vf.address
+    bind_driver(world.host, vf, VFIO)
+    assert ask(manager).vf.address != vf
+    with pytest.raises(NoRoom, match="no room") as caught:
+        ask(manager, placement={"cpus": "4-5", "vf": str(vf)})
+    assert f"VF {vf} is a guest's" in str(caught.value.reasons)
+    release_driver(world.host, vf, None)
+    assert ask(manager).vf.address == vf
+
+
+def test_a_vf_that_somebody_has_given_back_is_free(world: World, manager: SystemManager) -> None:
+    """Also if it was seen as taken in the survey that is brought up to date."""
+    vf = ask(manager).vf.address
+    bind_driver(world.host, vf, VFIO)
+    ask(manager)
+    release_driver(world.host, vf, None)
+    assert ask(manager).vf.address == vf
+
+
+def test_pages_that_somebody_has_taken_are_not_promised(world: World, manager: SystemManager) -> None:
+    plan = ask(manager)
+    world.host.add(f"sys/devices/system/node/node{plan.node}/hugepages/hugepages-2048kB/free_hugepages", "1")
+    assert ask(manager).node != plan.node
+
+
+def test_pages_that_the_host_keeps_are_kept_when_a_pool_shrinks(world: World, manager: SystemManager) -> None:
+    manager._placing._policy = replace(SERVER.policy, reserved_pages=((Size.parse("2M"), 16),))
+    ask(manager, memory="96M")
+    for node in range(SERVER.nodes):
+        for file in ("nr_hugepages", "free_hugepages"):
+            world.host.add(f"sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/{file}", "48")
+    with pytest.raises(NoRoom, match="no room"):
+        ask(manager, memory="96M")
+
+
+def test_a_port_that_has_lost_its_link_is_not_used(world: World, manager: SystemManager) -> None:
+    plan = ask(manager)
+    world.host.add(f"sys/bus/pci/devices/{plan.vf.pf}/net/{plan.vf.interface}/operstate", "down")
+    assert ask(manager).vf.pf != plan.vf.pf
+
+
+def test_a_port_that_has_its_link_again_is_used(world: World, manager: SystemManager) -> None:
+    """Nothing is refused for what was so a moment ago."""
+    files = [f"sys/bus/pci/devices/{pf.address}/net/{pf.interface}/operstate" for pf in manager.survey().pfs]
+    for file in files:
+        world.host.add(file, "down")
+    with pytest.raises(NoRoom, match="no room"):
+        ask(manager)
+    world.host.add(files[0], "up")
+    ask(manager)
+
+
+def test_a_port_with_another_name_is_found(world: World, manager: SystemManager) -> None:
+    plan = ask(manager)
+    net = world.host.path / f"sys/bus/pci/devices/{plan.vf.pf}/net"
+    (net / plan.vf.interface).rename(net / "renamed")
+    assert ask(manager).vf.pf != plan.vf.pf
+
+
+def test_an_earlier_survey_is_not_read_again(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some files and not a thousand: what a plan reads does not grow with the number of VFs."""
+    ask(manager)
+    reads: list[str] = []
+    read = type(world.host).read
+    monkeypatch.setattr(type(world.host), "read", lambda self, name: reads.append(name) or read(self, name))
+    ask(manager)
+    assert {name.rsplit("/", 1)[1] for name in reads} == {
+        "nr_hugepages", "free_hugepages", "resv_hugepages", "operstate", "carrier", "online",
+    }  # fmt: skip
+    assert len(reads) == SERVER.nodes + 5
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[World, SystemManager]:
+    """A host with one pool of 100 pages, and a guest that has 32 of them."""
+    world = World(tmp_path / "small", Server(cores=8, nodes=1, vfs=7, pages=100))
+    manager, _ = world.open_manager()
+    create(manager, "a")
+    return world, manager
+
+
+@pytest.mark.parametrize("moment", ["stopping", "ended", "quarantined"])
+def test_pages_of_a_guest_that_has_ended_are_still_its_own(
+    small: tuple[World, SystemManager], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The pool shows them as free again. What another program has taken must not hide that they are promised."""
+    world, manager = small
+    plan = manager.guest(OPERATOR, "a").plan
+    use_pages(world, plan, 7000, 30)
+    told: list[str] = []
+
+    def ask_for_60(*_: object) -> tuple[str, ...]:
+        with pytest.raises(NoRoom) as caught:
+            ask(manager, memory="120M")
+        told.extend(caught.value.reasons)
+        return ()
+
+    if moment == "stopping":
+        monkeypatch.setattr(CoreManager, "_check_vf", ask_for_60)
+        manager.stop(OPERATOR, "a", 0)
+    elif moment == "ended":
+        world.hypervisor.end("a")
+        ask_for_60()
+    else:
+        (world.host.path / DEVICES / str(plan.vf.address) / "reset").unlink()
+        assert manager.stop(OPERATOR, "a", 0).state == "quarantined"
+        ask_for_60()
+    assert "38 of 100 huge pages of 2M are free, 60 are wanted" in str(told)
+
+
+def test_pages_of_a_guest_that_is_being_started_count_once(
+    small: tuple[World, SystemManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the moment that QEMU has taken them: its first exit may take a minute."""
+    world, manager = small
+    resume, found = world.hypervisor.resume, []
+
+    def resume_slowly(uuid: UUID) -> None:
+        found.append(ask(manager))
+        resume(uuid)
+
+    monkeypatch.setattr(world.hypervisor, "resume", resume_slowly)
+    create(manager, "b")
+    assert found[0].pages == 32
+
+
+@pytest.mark.parametrize("content", ['{"cmdline": ["a"]}', "[" * 100_000, "{}"])
+def test_a_damaged_image_is_told_before_anything_is_claimed(world: World, manager: SystemManager, content: str) -> None:
+    """Not as a fault of the manager: another image can be asked for."""
+    (world.folder / "images" / IMAGE / "image.json").write_text(content)
+    before = manager.guests(OPERATOR)
+    with pytest.raises(ImageError, match=f"the guest image {IMAGE} is damaged: image.json: ") as caught:
+        create(manager, "second")
+    assert STATUS[caught.value.code] == 409
+    assert manager.guests(OPERATOR) == before
+    assert [event.kind for event in manager.events(OPERATOR, None, 1)] == ["plan-failed"], "and it is not claimed and undone"

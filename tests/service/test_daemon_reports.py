@@ -1,0 +1,119 @@
+"""How the manager is watched, with the real ledger, a fake host and libvirt's test driver."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from orchestrator.api.tickless import QuietServer
+from orchestrator.daemon import reports as watching
+from orchestrator.daemon.reports import build_metrics, describe, find_listener, start_heartbeat, watch_audit
+from orchestrator.errors import HostError, OrchestratorError
+from orchestrator.host.survey import read_topology
+from orchestrator.hypervisor.connection import Hypervisor
+from orchestrator.ledger import Ledger
+from orchestrator.locks import WatchedLock
+from orchestrator.metrics import Observations
+from orchestrator.model.plan import Policy
+from orchestrator.model.proof import Proof, Verdict
+from orchestrator.values import CpuSet, Size
+from tests.fakes.root import load_host
+from tests.harness.crash import World
+
+POLICY = Policy(CpuSet.parse("0-1"), ("nic0",), Size.parse("2M"))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.sqlite") as found:
+        yield found
+
+
+def test_without_a_socket_unit_we_make_our_own(tmp_path: Path) -> None:
+    path = tmp_path / "manager.sock"
+    with find_listener(path) as listener:
+        assert listener.getsockname() == str(path)
+        with pytest.raises(HostError, match="another manager serves"):
+            find_listener(path)
+
+
+def test_the_socket_units_socket_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as given:
+        monkeypatch.setattr(watching, "take_sockets", lambda: {"nohyped": [given]})
+        assert find_listener(tmp_path / "unused") is given
+    assert not (tmp_path / "unused").exists()
+
+
+def test_metrics_of_a_real_ledger_and_a_host(tmp_path: Path, ledger: Ledger) -> None:
+    node = tmp_path / "node.xml"
+    node.write_text("<node><cpu><arch>x86_64</arch></cpu></node>")
+    host = load_host(tmp_path / "host", "numa")
+    seen = Observations()
+    page, kind = build_metrics(lambda: read_topology(host), ledger, Hypervisor(f"test://{node}"), POLICY, seen).render()
+    assert kind.startswith("text/plain; version=0.0.4")
+    assert b"nohype_claims_total 0.0" in page
+    assert b'nohype_cores{node="1",state="free"} 2.0' in page
+    assert b'nohype_scrape_failures_total{source="survey"} 0.0' in page
+
+
+def test_an_audit_is_remembered() -> None:
+    proof = Proof("vepa", "host", Verdict.FAIL, 1, "frames", ())
+    seen = Observations()
+    assert watch_audit(lambda frames: (proof,) * frames, seen)(2) == (proof, proof)
+    assert ("nohype_proofs", ("vepa", "fail"), 2) in list(seen.samples())
+
+
+def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
+    assert describe(ledger) == "0 guests, 0 of them running"
+    ledger._path.rename(away := ledger._path.with_name("away"))
+    try:
+        gone = f"{ledger._path} is gone or another file"
+        assert describe(ledger) == f"0 guests, 0 of them running; guests cannot be created or started: {gone}"
+    finally:
+        away.rename(ledger._path)
+
+
+def test_no_heartbeat_unless_systemd_wants_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    assert start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lambda _limit: None) is None
+
+
+def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(1)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "300000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        ledger = Ledger(tmp_path / "other.sqlite")
+        lock = WatchedLock()
+        heartbeat = start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lock.check)
+        assert heartbeat is not None
+        assert systemd.recv(256).startswith(b"WATCHDOG=1\nSTATUS=0 guests")
+        ledger.close()
+        # What was on its way when the ledger closed.
+        systemd.settimeout(0.4)
+        told = 0
+        with contextlib.suppress(TimeoutError):
+            while systemd.recv(256) and told < 10:
+                told += 1
+        assert told <= 1
+        heartbeat.stop()
+
+
+def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
+    """Who only reads the ledger still gets an answer then."""
+    manager, ledger = World(tmp_path).open_manager()
+    for held, check in ((ledger._lock, ledger.check), (manager._placing._lock, manager.check), (manager._shared, manager.check)):
+        check(0.01)
+        with held:
+            time.sleep(0.05)
+            with pytest.raises(OrchestratorError, match="one change has been going on"):
+                check(0.01)
+        check(0.01)

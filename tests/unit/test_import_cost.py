@@ -1,0 +1,49 @@
+"""The manager does not load what it does not need: it runs for years on a host whose memory is the guests'. See `host.netlink`,
+`api.fast`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LOADED = "import sys, orchestrator.daemon.main; print(*(name for name, module in sys.modules.items() if module))"
+
+
+def run(program: str) -> list[str]:
+    """What a Python of its own prints: ours has loaded much else."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def loaded() -> list[str]:
+    return run(LOADED)
+
+
+def test_of_pyroute2_only_what_interfaces_need(loaded: list[str]) -> None:
+    parts = {name.split(".")[1] for name in loaded if name.startswith("pyroute2.")}
+    assert "iproute" in parts
+    assert not parts & {"ndb", "ipdb", "plan9", "conntrack", "ipset", "nslink"}
+
+
+def test_no_first_version_of_pydantic() -> None:
+    """FastAPI imports it when it looks at the first route."""
+    program = (
+        "import sys; from orchestrator.api.fast import FastAPI; app = FastAPI(); app.get('/{x}')(lambda x: x)\n"
+        "print(*(name for name, module in sys.modules.items() if module))"
+    )
+    found = run(program)
+    assert "pydantic.main" in found
+    assert not [name for name in found if name.startswith("pydantic.v1")]
+
+
+def test_pyroute2_as_a_whole_is_there_for_others() -> None:
+    program = (
+        "from orchestrator.host.netlink import sockets as netlink; import pyroute2, pyroute2.netns as ns\n"
+        "from pyroute2 import NDB, NetlinkError\n"
+        "print(pyroute2.IPRoute is netlink.IPRoute, NetlinkError is netlink.NetlinkError, ns is netlink.namespaces)"
+    )
+    assert run(program) == ["True"] * 3
