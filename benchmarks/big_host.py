@@ -79,7 +79,7 @@ def measure(work: Callable[[], Any], runs: int) -> float:
 
 def plan_anew(manager: SystemManager) -> None:
     """Plans as the first request after the manager's start does."""
-    manager._placing._known = None
+    manager.allocator.surveys.discard()
     manager.plan(OPERATOR, make_request("asked"))
 
 

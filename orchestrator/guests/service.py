@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 from orchestrator.errors import Conflict, Forbidden, NotFound
-from orchestrator.guests.allocate import Placing, find_repeated
+from orchestrator.guests.allocate import Allocator, find_by_request_id
 from orchestrator.guests.changes import Changes
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.console_watch import explain_gone
@@ -63,7 +64,7 @@ class SystemManager:
         self._warnings = HostWarnings(ledger, HOST)
         logs = ConsoleLogs(ledger, consoles)
         self._cores = CoreManager(host, hypervisor, ledger, policy, self._warnings, self._shared, images, logs)
-        self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched, self._warnings)
+        self.allocator = Allocator(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched, self._warnings)
         self.supervisor = Supervisor(self._cores, ledger, observer)
         self._refusals = RefusalLog(ledger, observer)
         self._consoles = Consoles(hypervisor, ledger, logs)
@@ -137,10 +138,10 @@ class SystemManager:
             QuotaExceeded: the tenant may not have so much.
             RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
         """
-        known = find_repeated(who, request, self._ledger.read().claims)
+        known = find_by_request_id(who, request, self._ledger.read().claims)
         if known:
             return view_guest(known, self._hypervisor.uuids())
-        placed = self._placing.plan(who, request)
+        placed = self.allocator.plan(who, request)
         warnings = () if who.role is Role.TENANT else placed.warnings
         return GuestView(placed.plan, "planned", request, who.tenant, warnings=warnings)
 
@@ -164,20 +165,21 @@ class SystemManager:
             if other and (other.owner != who.tenant or request.id is None or other.request.id != request.id):
                 # At once: to wait until somebody is done with it would be no help, and could take an hour.
                 raise Conflict(f"the name {request.name} is taken", "choose another name")
-            known = find_repeated(who, request, self._ledger.read().claims)
+            known = find_by_request_id(who, request, self._ledger.read().claims)
             if known and known.state not in (GuestState.CREATING, GuestState.DELETING):
                 # Likewise. Only what ends by itself soon is waited for: the first request, or the end of its guest.
                 return view_guest(known, self._hypervisor.uuids()), False
         with self.supervisor.changing(request.name):
             began = time.monotonic()
             with self._refusals.logging(request.name, who):
-                known = find_repeated(who, request, self._ledger.read().claims)
+                known = find_by_request_id(who, request, self._ledger.read().claims)
                 if known:
                     return view_guest(known, self._hypervisor.uuids()), False
-                plan, made = claim_with_vfs(lambda: self._placing.claim(who, request), self._cores, self.supervisor.release_host)
+                allocate = partial(self.allocator.claim, who, request)
+                claim, made = claim_with_vfs(allocate, self._cores, self.supervisor.release_host)
+            plan = claim.plan
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
-            claim = self._changes.find(who, plan.name)
             self.supervisor.note(EventKind.CLAIMED, claim, what, who.name, time.monotonic() - began)
             return view_guest(self.supervisor.start(claim, who.name, made), frozenset({plan.uuid})), True
 
@@ -315,7 +317,7 @@ class SystemManager:
             OrchestratorError: it has been held up for more than ``limit`` seconds.
         """
         self._shared.check(limit)
-        self._placing.check(limit)
+        self.allocator.lock.check(limit)
 
     def close(self) -> None:
         """Starts nothing any more, and ends what clients wait for. Guests go on."""

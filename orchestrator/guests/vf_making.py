@@ -9,6 +9,7 @@ from orchestrator.errors import Conflict, HostError, NoRoom
 from orchestrator.guests.core_manager import CoreManager
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf
+from orchestrator.ledger import Claim
 from orchestrator.model.plan import Claims, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
@@ -56,7 +57,9 @@ def check_made(host: HostRoot, plan: Plan) -> None:
         raise VfsNeeded(plan.name, plan.vf.pf, plan.vf.interface)
 
 
-def claim_with_vfs(claim: Callable[[], Plan], cores: CoreManager, give_back: Callable[[], None]) -> tuple[Plan, tuple[str, ...]]:
+def claim_with_vfs(
+    claim: Callable[[], Claim], cores: CoreManager, give_back: Callable[[], None]
+) -> tuple[Claim, tuple[str, ...]]:
     """Claims, and makes VFs first where that is needed.
 
     Args:
@@ -65,7 +68,7 @@ def claim_with_vfs(claim: Callable[[], Plan], cores: CoreManager, give_back: Cal
         give_back: undoes what serves all guests, if there is none.
 
     Returns:
-        The plan that was claimed, and what was changed on the host for it.
+        The claim, and what was changed on the host for it.
 
     Raises:
         HostError: VFs could not be made; or what ``claim`` raises.

@@ -137,8 +137,8 @@ def test_an_image_that_is_gone_is_named(world: World, manager: SystemManager) ->
 def test_an_id_stands_for_one_request(manager: SystemManager) -> None:
     """Also if two come at once, under two names: the second is planned after the first was looked for."""
     create(manager, id="job.1")
-    with pytest.raises(Conflict, match="stands for another request"):
-        manager._placing.claim(OPERATOR, parse_guest_request({"name": "db", "image": IMAGE, "memory": "64M", "id": "job.1"}))
+    with pytest.raises(Conflict, match="was already used for guest"):
+        manager.allocator.claim(OPERATOR, parse_guest_request({"name": "db", "image": IMAGE, "memory": "64M", "id": "job.1"}))
 
 
 def test_a_request_that_is_repeated_does_not_wait_for_a_stop(world: World, manager: SystemManager) -> None:
