@@ -11,9 +11,9 @@ from orchestrator.cli.host import print_proofs
 from orchestrator.cli.lab import build_ssh
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.cli.progress import show_progress
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
-from orchestrator.lab.demo import Report, tell_story
+from orchestrator.lab import control
+from orchestrator.lab.accel import AccelChoice
+from orchestrator.lab.demo import Report, run_demo
 from orchestrator.lab.lab import Lab
 from orchestrator.lab.spec import DEFAULT_SPEC, load_spec
 from orchestrator.lab.start import start_lab
@@ -33,15 +33,15 @@ def demo(*, keep: bool, path: Path | None, as_json: bool) -> int:
     Exit status 0 only if every proof passed; 3 if the lab was lost, which says nothing about any proof.
     """
     with show_progress() as timeline:
-        lab = start_lab(NAME, load_spec(DEFAULT_SPEC), Wanted.AUTO, timeline)
+        lab = start_lab(NAME, load_spec(DEFAULT_SPEC), AccelChoice.AUTO, timeline)
         try:
-            report = tell_story(lab, timeline)
+            report = run_demo(lab, timeline)
         finally:
             if keep:
                 _say_how_to_go_in(lab)
             else:
                 with timeline.stage("lab down"):
-                    life.down(NAME)
+                    control.down(NAME)
     if path:
         report.write(path)
     print_json(vars(report)) if as_json else _print(report, path)

@@ -15,10 +15,10 @@ from orchestrator.cli.output import format_size, json_option, print_json, print_
 from orchestrator.cli.progress import show_progress
 from orchestrator.cli.seconds import Seconds
 from orchestrator.errors import Conflict, NotFound
+from orchestrator.lab import control
 from orchestrator.lab import lab as labs
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
-from orchestrator.lab.folder import Folder, list_folders, read_tail
+from orchestrator.lab.accel import AccelChoice
+from orchestrator.lab.paths import LabDir, list_folders, read_tail
 from orchestrator.lab.spec import DEFAULT_SPEC, load_spec, parse_lab_name, shipped_specs
 from orchestrator.lab.start import build_parts, start_lab
 
@@ -30,7 +30,7 @@ name_option = click.option(
     "--lab", "name", envvar="NOHYPE_LAB", metavar="NAME", help="Which lab; can be left out if there is only one."
 )
 accel_option = click.option(
-    "--accel", type=click.Choice([str(one) for one in Wanted]), default=str(Wanted.AUTO), show_default=True,
+    "--accel", type=click.Choice([str(one) for one in AccelChoice]), default=str(AccelChoice.AUTO), show_default=True,
     help="tcg is emulation; auto takes KVM if a kernel really boots in it.",
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def up(name: str | None, *, wanted: str, accel: str, as_json: bool) -> None:
     spec = load_spec(wanted)
     name = parse_lab_name(name or spec.name)
     with show_progress() as timeline:
-        made = start_lab(name, spec, Wanted(accel), timeline)
+        made = start_lab(name, spec, AccelChoice(accel), timeline)
     if as_json:
         print_json(_as_dict(labs.read_status(name)))
     else:
@@ -100,7 +100,7 @@ def execute(name: str | None, *, timeout: float | None, with_stdin: bool, comman
     Its exit status becomes ours; status 3 with a message of ours: the lab is lost. One word is a line for the shell there;
     several are taken as they are.
     """
-    found = labs.find_lab(_the_lab(name))
+    found = labs.find_lab(_resolve_lab_name(name))
     line = command[0] if len(command) == 1 else shlex.join(command)
     input: Any = sys.stdin.buffer if with_stdin else b""
     return labs.execute(found, line, timeout=timeout, input=input, stream=_print_stream).status
@@ -110,7 +110,7 @@ def execute(name: str | None, *, timeout: float | None, with_stdin: bool, comman
 @name_option
 def ssh(*, name: str | None) -> None:
     """Log in to the lab host with this machine's ssh program."""
-    found = labs.find_lab(_the_lab(name))
+    found = labs.find_lab(_resolve_lab_name(name))
     words = build_ssh(found)
     try:
         os.execvp(words[0], words)
@@ -125,7 +125,7 @@ def ssh(*, name: str | None) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on until interrupted.")
 def console(*, name: str | None, lines: int, follow: bool) -> None:
     """Show the serial console of the lab host."""
-    folder = Folder(parse_lab_name(_the_lab(name)))
+    folder = LabDir(parse_lab_name(_resolve_lab_name(name)))
     if not folder.path.exists():
         labs.read_status(folder.name)  # says what is wrong
     size = folder.console.stat().st_size if folder.console.exists() else 0
@@ -145,8 +145,8 @@ def console(*, name: str | None, lines: int, follow: bool) -> None:
               help="After that the lab is killed.")  # fmt: skip
 def down(name: str | None, *, timeout: float) -> None:
     """End a lab and remove all of it. What was changed in it is lost."""
-    name = name or _the_lab(None)
-    click.echo(f"the lab {name} is down" if life.down(name, timeout=timeout) else f"there is no lab {name}")
+    name = name or _resolve_lab_name(None)
+    click.echo(f"the lab {name} is down" if control.down(name, timeout=timeout) else f"there is no lab {name}")
 
 
 def build_ssh(found: labs.Lab) -> list[str]:
@@ -159,7 +159,7 @@ def build_ssh(found: labs.Lab) -> list[str]:
     return ["ssh", *words, "-p", str(found.state.port), "root@127.0.0.1"]
 
 
-def _the_lab(name: str | None) -> str:
+def _resolve_lab_name(name: str | None) -> str:
     """The name that is meant: the one given, or that of the only lab."""
     if name:
         return parse_lab_name(name)

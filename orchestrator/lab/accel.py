@@ -18,7 +18,7 @@ from orchestrator.errors import LabError
 from orchestrator.host.processes import read_boot_id
 from orchestrator.host.root import HostRoot
 from orchestrator.host.run import spawn
-from orchestrator.lab.folder import RUNTIME, read_tail
+from orchestrator.lab.paths import RUNTIME, read_tail
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qemu import INSIDE, build_entry
 
@@ -28,7 +28,7 @@ _READY = re.compile(r"^nohype: ready .*\bvirt=(\w+)", re.MULTILINE)
 _POLL = 0.1
 
 
-class Wanted(StrEnum):
+class AccelChoice(StrEnum):
     """What the user asks for."""
 
     AUTO = "auto"
@@ -54,7 +54,7 @@ class Probe:
 
 
 def choose_accel(
-    host: HostRoot, wanted: Wanted, probe: Probe, timeline: Timeline, *, cache: Path = RUNTIME / "kvm.json"
+    host: HostRoot, wanted: AccelChoice, probe: Probe, timeline: Timeline, *, cache: Path = RUNTIME / "kvm.json"
 ) -> Accel:
     """Decides, and probes KVM where that is needed.
 
@@ -66,14 +66,14 @@ def choose_accel(
     Raises:
         LabError: KVM is asked for, but does not work; with the reason.
     """
-    if wanted is Wanted.TCG:
+    if wanted is AccelChoice.TCG:
         return Accel(kvm=False, reason="emulation was asked for")
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         verdict = Accel(kvm=False, reason=f"{_DEVICE} is not there, or not ours to open")
     else:
         boot = read_boot_id(host)
         known = _find_verdict(cache, boot)
-        if known is None or (wanted is Wanted.KVM and not known.kvm):
+        if known is None or (wanted is AccelChoice.KVM and not known.kvm):
             with timeline.stage("probe KVM"):
                 known = probe_kvm(probe)
             cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def choose_accel(
             if not known.kvm:
                 timeline.note(f"KVM cannot be used, so the lab is emulated: {known.reason}")
         verdict = known
-    if wanted is Wanted.KVM and not verdict.kvm:
+    if wanted is AccelChoice.KVM and not verdict.kvm:
         raise LabError(f"KVM cannot be used for a lab: {verdict.reason}", "--accel auto takes emulation instead")
     return verdict
 

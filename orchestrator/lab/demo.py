@@ -102,7 +102,7 @@ def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
     return tuple(complete_vepa(proof, counted) if proof.name == VEPA else proof for proof in proofs)
 
 
-def tell_story(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUESTS) -> Report:
+def run_demo(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUESTS) -> Report:
     """Makes the guests, lets the first ping the last, measures all proofs, ends the guests, looks whether the host is as before.
 
     Raises:

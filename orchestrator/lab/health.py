@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from orchestrator.errors import LabError
-from orchestrator.lab.folder import Folder
 from orchestrator.lab.lab import Lab, build_lost, execute, show_lines
+from orchestrator.lab.paths import LabDir
 from orchestrator.lab.qmp import ask_human
 
 # Prints the CPUs on which a process does not get to run within 30 s. In the root control group, since those below keep to the
@@ -114,7 +114,7 @@ def find_hung(readings: dict[tuple[str, int], tuple[Reading, ...]]) -> list[str]
     return hung
 
 
-def _read_monitor(folder: Folder, line: str) -> str:
+def _read_monitor(folder: LabDir, line: str) -> str:
     with suppress(LabError):
         return ask_human(folder.qmp, line, timeout=3)
     return ""

@@ -26,8 +26,8 @@ from orchestrator.errors import LabError, OrchestratorError
 from orchestrator.host.run import spawn
 from orchestrator.lab import switch
 from orchestrator.lab.emulator import EmulatorRecord, describe_end
-from orchestrator.lab.folder import Folder, LabState, read_tail, remove, write_state
 from orchestrator.lab.keys import write_keys
+from orchestrator.lab.paths import LabDir, LabState, read_tail, remove, write_state
 from orchestrator.lab.qemu import build_argv, build_entry
 from orchestrator.lab.qmp import read_ssh_port
 from orchestrator.lab.spec import LabImage, LabSpec
@@ -38,7 +38,7 @@ _END_DEADLINE = 8
 _POLL = 0.1
 
 
-class Order(BaseModel):
+class StartOrder(BaseModel):
     """What `up` wants; the first line on the channel.
 
     Attributes:
@@ -109,7 +109,7 @@ class Keeper:
         stop: a descriptor that is readable when the lab is to end.
     """
 
-    def __init__(self, folder: Folder, channel: Channel, stop: int) -> None:
+    def __init__(self, folder: LabDir, channel: Channel, stop: int) -> None:
         self._folder, self._channel, self._stop = folder, channel, stop
         self._state: LabState | None = None
         self._switch = False
@@ -139,7 +139,7 @@ class Keeper:
         message = self._channel.receive(_START_DEADLINE)
         if message is None:
             raise _Stopped
-        order = Order.model_validate_json(json.dumps(message))
+        order = StartOrder.model_validate_json(json.dumps(message))
         process = self._start(order, undo)
         state = LabState(
             name=self._folder.name, spec=order.spec, pid=os.getpid(), qemu=process.pid, port=self._wait_for_monitor(process),
@@ -150,7 +150,7 @@ class Keeper:
         self._channel.send(running=True)
         self._watch(process)
 
-    def _start(self, order: Order, undo: ExitStack) -> Any:
+    def _start(self, order: StartOrder, undo: ExitStack) -> Any:
         folder = self._folder
         self._host_key, self._started = write_keys(folder), time.time()
         for index, size in enumerate(order.spec.disks):
@@ -251,7 +251,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, tell)
     os.chdir("/")
-    Keeper(Folder(name), Channel(socket.socket(fileno=connection)), stop).keep()
+    Keeper(LabDir(name), Channel(socket.socket(fileno=connection)), stop).keep()
 
 
 if __name__ == "__main__":

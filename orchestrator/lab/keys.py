@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from orchestrator.lab.folder import Folder
+from orchestrator.lab.paths import LabDir
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def make_key() -> KeyPair:
     return KeyPair(private, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode())
 
 
-def write_keys(folder: Folder) -> str:
+def write_keys(folder: LabDir) -> str:
     """Makes the keys of a lab: ours, the lab's own, and the credential that carries them in.
 
     Returns:

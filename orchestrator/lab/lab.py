@@ -13,7 +13,7 @@ from orchestrator import shell
 from orchestrator.errors import HostError, LabError, LabLost, NotFound, ShellError
 from orchestrator.host.root import HostRoot
 from orchestrator.lab import switch
-from orchestrator.lab.folder import Folder, LabState, find_state, is_locked, list_folders, read_tail, take_lock
+from orchestrator.lab.paths import LabDir, LabState, find_state, is_locked, list_folders, read_tail, take_lock
 from orchestrator.lab.qmp import ask
 from orchestrator.lab.spec import parse_lab_name
 
@@ -23,9 +23,9 @@ _POLL = 0.2
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab that is up. Made by ``find_lab`` and ``life.up``."""
+    """A lab that is up. Made by ``find_lab`` and ``control.up``."""
 
-    folder: Folder
+    folder: LabDir
     state: LabState
 
     @property
@@ -39,7 +39,7 @@ class Lab:
         Raises:
             LabLost: it does not answer.
         """
-        with not_lost(self):
+        with raising_lab_lost(self):
             try:
                 return connect_lab(self.folder, self.state, timeout=timeout)
             except ShellError:
@@ -74,7 +74,7 @@ def find_lab(name: str) -> Lab:
         NotFound: there is none, or it is still being started.
         LabLost: it was up, but is gone without having been taken down.
     """
-    folder = Folder(parse_lab_name(name))
+    folder = LabDir(parse_lab_name(name))
     alive, state = is_locked(folder), find_state(folder)
     if alive and state and state.ready and not state.ended:
         return Lab(folder, state)
@@ -92,7 +92,7 @@ def read_status(name: str) -> LabStatus:
         NotFound: there is no lab of that name.
         HostError: not root.
     """
-    folder = Folder(parse_lab_name(name))
+    folder = LabDir(parse_lab_name(name))
     if is_locked(folder):
         state = find_state(folder)
         memory = _read_memory(state.qemu) if state else None
@@ -123,12 +123,12 @@ def execute(
         LabLost: the lab went away.
         shell.ShellTimeout: the command did not end in time; the lab is sound.
     """
-    with not_lost(lab), lab.shell() as connection:
+    with raising_lab_lost(lab), lab.shell() as connection:
         return connection.run(command, timeout=timeout, input=input, stream=stream)
 
 
 @contextmanager
-def not_lost(lab: Lab) -> Iterator[None]:
+def raising_lab_lost(lab: Lab) -> Iterator[None]:
     """Turns a connection that fails inside into LabLost. A command's time-out stays what it is if the lab host still answers."""
     try:
         yield
@@ -147,7 +147,7 @@ def not_lost(lab: Lab) -> Iterator[None]:
         raise build_lost(lab.folder, state, error.message) from None
 
 
-def connect_lab(folder: Folder, state: LabState, **options: Any) -> shell.Shell:
+def connect_lab(folder: LabDir, state: LabState, **options: Any) -> shell.Shell:
     """A connection to the lab host, as ``shell.connect`` gives it."""
     return shell.connect("127.0.0.1", state.port, key=folder.key, host_key=state.host_key, **options)
 
@@ -158,7 +158,7 @@ def _read_memory(pid: int) -> int | None:
     return None
 
 
-def build_lost(folder: Folder, state: LabState | None, why: str = "") -> LabLost:
+def build_lost(folder: LabDir, state: LabState | None, why: str = "") -> LabLost:
     """The error for a lab that cannot be used any more: why, and the tail of its console."""
     if is_locked(folder):
         reason = f"{_describe_machine(folder)}; {why}"
@@ -168,7 +168,7 @@ def build_lost(folder: Folder, state: LabState | None, why: str = "") -> LabLost
     return LabLost(text, f"`nohype lab down {folder.name}` removes what is left")
 
 
-def _describe_machine(folder: Folder) -> str:
+def _describe_machine(folder: LabDir) -> str:
     try:
         status = str(ask(folder.qmp, "query-status", timeout=3)["status"])
     except (LabError, KeyError, TypeError):

@@ -8,10 +8,10 @@ from orchestrator.host.root import HostRoot
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.recipe import recipes_folder
-from orchestrator.lab.accel import Probe, Wanted, choose_accel
+from orchestrator.lab.accel import AccelChoice, Probe, choose_accel
 from orchestrator.lab.build import build_lab, build_tools
+from orchestrator.lab.control import check_name_available, up
 from orchestrator.lab.lab import Lab
-from orchestrator.lab.life import check_free, up
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.spec import LabImage, LabSpec
 
@@ -26,14 +26,14 @@ def build_parts(spec: LabSpec, timeline: Timeline) -> tuple[Path, LabImage]:
     return tools, _build_image(spec, timeline)
 
 
-def start_lab(name: str, spec: LabSpec, wanted: Wanted, timeline: Timeline) -> Lab:
+def start_lab(name: str, spec: LabSpec, wanted: AccelChoice, timeline: Timeline) -> Lab:
     """Builds what is missing and starts a lab.
 
     Raises:
         Conflict: a lab of that name is up or being started; found out before anything is built.
-        HostError, ImageError, LabError: see ``life.up``, ``choose_accel`` and ``build_parts``.
+        HostError, ImageError, LabError: see ``control.up``, ``choose_accel`` and ``build_parts``.
     """
-    check_free(name)
+    check_name_available(name)
     tools = _build_tools(timeline)
     with timeline.stage("guest image minimal"):
         guest = build_image(recipes_folder(), "minimal", cache_folder(), progress=timeline.note)

@@ -11,9 +11,9 @@ import pytest
 from orchestrator.errors import LabError, LabLost
 from orchestrator.lab import demo, health
 from orchestrator.lab.emulator import describe_end
-from orchestrator.lab.folder import Folder, take_lock
 from orchestrator.lab.health import Reading, find_hung, parse_registers
 from orchestrator.lab.lab import Lab
+from orchestrator.lab.paths import LabDir, take_lock
 from orchestrator.lab.progress import Timeline
 from orchestrator.shell import Completed
 
@@ -70,7 +70,7 @@ def test_guests_are_told_apart() -> None:
 
 
 def test_a_hung_guest_is_a_lost_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Folder("demo", tmp_path)
+    folder = LabDir("demo", tmp_path)
     lock = take_lock(folder)
     assert lock is not None
     text = samples(*[(SPINNING,)] * 5)
@@ -93,10 +93,10 @@ def test_a_story_that_fails_asks_whether_the_emulator_did(monkeypatch: pytest.Mo
     monkeypatch.setattr(demo, "_tell", fail)
     monkeypatch.setattr(demo, "check_emulation", lambda _: None)
     with pytest.raises(LabError, match="guest1"):
-        demo.tell_story(Lab(Folder("demo"), None), Timeline())  # type: ignore[arg-type]
+        demo.run_demo(Lab(LabDir("demo"), None), Timeline())  # type: ignore[arg-type]
     monkeypatch.setattr(demo, "check_emulation", lose)
     with pytest.raises(LabLost, match="hangs"):
-        demo.tell_story(Lab(Folder("demo"), None), Timeline())  # type: ignore[arg-type]
+        demo.run_demo(Lab(LabDir("demo"), None), Timeline())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from orchestrator.host.run import spawn
 from orchestrator.lab import switch
 from orchestrator.lab.accel import Accel
 from orchestrator.lab.emulator import read_record
-from orchestrator.lab.folder import Folder, LabState, find_state, is_locked, read_tail, remove, take_lock
-from orchestrator.lab.keeper import Channel, Order
+from orchestrator.lab.keeper import Channel, StartOrder
 from orchestrator.lab.lab import Lab, connect_lab, find_lab, show_lines
+from orchestrator.lab.paths import LabDir, LabState, find_state, is_locked, read_tail, remove, take_lock
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.spec import LabImage, LabSpec, parse_lab_name
 
@@ -41,7 +41,7 @@ def up(
     accel: Accel,
     timeline: Timeline,
     *,
-    patience: float = 300,
+    boot_timeout: float = 300,
 ) -> Lab:
     """Starts a lab and waits until it can be used: SSH answers, and the manager runs if the image has one.
 
@@ -49,7 +49,7 @@ def up(
 
     Args:
         tools: root file system with QEMU, from ``build.build_tools``.
-        patience: seconds for the boot.
+        boot_timeout: seconds for the boot.
 
     Raises:
         Conflict: a lab of that name is up or being started.
@@ -57,7 +57,7 @@ def up(
         LabError: it did not start; with the tail of its console.
         LabLost: the emulator failed.
     """
-    folder = Folder(parse_lab_name(name))
+    folder = LabDir(parse_lab_name(name))
     _check_root("start")
     emulator = read_record(tools)
     if emulator and not accel.kvm and (warning := emulator.warning()):
@@ -67,7 +67,7 @@ def up(
         raise _taken(folder)
     try:
         _clear(folder)
-        order = Order(spec=spec, image=image, tools=tools, kvm=accel.kvm, accel_reason=accel.reason, emulator=emulator)
+        order = StartOrder(spec=spec, image=image, tools=tools, kvm=accel.kvm, accel_reason=accel.reason, emulator=emulator)
         channel = _start_keeper(folder, lock)
     finally:
         os.close(lock)  # the keeper has it now
@@ -75,7 +75,7 @@ def up(
         with timeline.stage("switch and emulator"):
             channel.send(**order.model_dump(mode="json"))
             _expect(channel, folder, "running", _START_DEADLINE)
-        _wait_ready(folder, channel, timeline, patience)
+        _wait_ready(folder, channel, timeline, boot_timeout)
         channel.send(timings=timeline.timings)
         _expect(channel, folder, "kept", _START_DEADLINE)
     except BaseException:
@@ -87,7 +87,7 @@ def up(
     return find_lab(name)
 
 
-def check_free(name: str) -> None:
+def check_name_available(name: str) -> None:
     """Finds out early, before anything is built, that a lab cannot be started under this name.
 
     Raises:
@@ -95,7 +95,7 @@ def check_free(name: str) -> None:
         HostError: not root.
     """
     _check_root("start")
-    folder = Folder(parse_lab_name(name))
+    folder = LabDir(parse_lab_name(name))
     if is_locked(folder):
         raise _taken(folder)
 
@@ -113,13 +113,13 @@ def down(name: str, *, timeout: float = _END_DEADLINE) -> bool:
         HostError: not root.
         LabError: even then something holds the lab.
     """
-    folder = Folder(parse_lab_name(name))
+    folder = LabDir(parse_lab_name(name))
     if not is_locked(folder) and not folder.path.exists():
         return False
     _check_root("end")
-    for number, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
+    for number, limit in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
         _signal_keeper(folder, number)
-        if _wait_unlocked(folder, patience):
+        if _wait_unlocked(folder, limit):
             break
     lock = take_lock(folder)
     if lock is None:
@@ -132,7 +132,7 @@ def down(name: str, *, timeout: float = _END_DEADLINE) -> bool:
     return True
 
 
-def _start_keeper(folder: Folder, lock: int) -> Channel:
+def _start_keeper(folder: LabDir, lock: int) -> Channel:
     ours, theirs = socket.socketpair()
     with theirs:
         folder.path.mkdir(mode=0o700)
@@ -142,7 +142,7 @@ def _start_keeper(folder: Folder, lock: int) -> Channel:
     return Channel(ours)
 
 
-def _expect(channel: Channel, folder: Folder, wanted: str, timeout: float) -> None:
+def _expect(channel: Channel, folder: LabDir, wanted: str, timeout: float) -> None:
     """Waits for the keeper to say a word."""
     try:
         message = _listen(channel, folder, timeout)
@@ -153,7 +153,7 @@ def _expect(channel: Channel, folder: Folder, wanted: str, timeout: float) -> No
         raise LabError(f"the keeper of the lab {folder.name} said {message} in place of {wanted}")
 
 
-def _listen(channel: Channel, folder: Folder, timeout: float) -> dict[str, Any]:
+def _listen(channel: Channel, folder: LabDir, timeout: float) -> dict[str, Any]:
     """The next word of the keeper; an error that it reports is raised here. TimeoutError if it says nothing."""
     message = channel.receive(timeout)
     if message is None:
@@ -165,11 +165,11 @@ def _listen(channel: Channel, folder: Folder, timeout: float) -> dict[str, Any]:
     return message
 
 
-def _wait_ready(folder: Folder, channel: Channel, timeline: Timeline, patience: float) -> None:
+def _wait_ready(folder: LabDir, channel: Channel, timeline: Timeline, boot_timeout: float) -> None:
     state = find_state(folder)
     if state is None:
         raise LabError(f"the lab {folder.name} has no state in {folder.state}")
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + boot_timeout
     with timeline.stage("boot until SSH answers"):
         connection = _wait_ssh(folder, state, channel, deadline)
     with connection, timeline.stage("manager"):
@@ -181,7 +181,7 @@ def _wait_ready(folder: Folder, channel: Channel, timeline: Timeline, patience: 
             raise
 
 
-def _wait_ssh(folder: Folder, state: LabState, channel: Channel, deadline: float) -> shell.Shell:
+def _wait_ssh(folder: LabDir, state: LabState, channel: Channel, deadline: float) -> shell.Shell:
     attempt = 0
     while True:
         attempt += 1
@@ -196,7 +196,7 @@ def _wait_ssh(folder: Folder, state: LabState, channel: Channel, deadline: float
             _listen(channel, folder, _POLL)
 
 
-def _wait_manager(folder: Folder, connection: shell.Shell, deadline: float) -> None:
+def _wait_manager(folder: LabDir, connection: shell.Shell, deadline: float) -> None:
     """Waits for the manager's service, not for all of the boot: that goes on for a while and concerns nobody."""
     while True:
         done = connection.run("systemctl show --value --property LoadState --property ActiveState nohyped.service")
@@ -209,14 +209,14 @@ def _wait_manager(folder: Folder, connection: shell.Shell, deadline: float) -> N
         time.sleep(0.5)
 
 
-def _clear(folder: Folder) -> None:
+def _clear(folder: LabDir) -> None:
     """Removes what a killed lab has left. Only for a holder of the lock; without files of ours the switch is not ours either."""
     if folder.path.exists():
         switch.delete_switch(folder.name)
         shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _signal_keeper(folder: Folder, number: int) -> None:
+def _signal_keeper(folder: LabDir, number: int) -> None:
     state = find_state(folder)
     deadline = time.monotonic() + 5
     while state is None and is_locked(folder) and time.monotonic() < deadline:
@@ -239,7 +239,7 @@ def _signal_keeper(folder: Folder, number: int) -> None:
         os.close(process)
 
 
-def _wait_unlocked(folder: Folder, timeout: float) -> bool:
+def _wait_unlocked(folder: LabDir, timeout: float) -> bool:
     deadline = time.monotonic() + timeout
     while is_locked(folder):
         if time.monotonic() > deadline:
@@ -248,7 +248,7 @@ def _wait_unlocked(folder: Folder, timeout: float) -> bool:
     return True
 
 
-def _taken(folder: Folder) -> Conflict:
+def _taken(folder: LabDir) -> Conflict:
     state = find_state(folder)
     if state and state.ready:
         since = time.strftime("%H:%M:%S", time.localtime(state.started))

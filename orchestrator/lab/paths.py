@@ -24,7 +24,7 @@ TAIL = 25
 
 
 @dataclass(frozen=True)
-class Folder:
+class LabDir:
     """Where a lab keeps its files; only root can read them.
 
     Attributes:
@@ -108,7 +108,7 @@ class LabState(BaseModel):
     ended: str = ""
 
 
-def take_lock(folder: Folder, *, timeout: float = 1) -> int | None:
+def take_lock(folder: LabDir, *, timeout: float = 1) -> int | None:
     """Takes the lab's lock, making the base folder if there is none.
 
     Args:
@@ -132,7 +132,7 @@ def take_lock(folder: Folder, *, timeout: float = 1) -> int | None:
         time.sleep(0.05)
 
 
-def is_locked(folder: Folder) -> bool:
+def is_locked(folder: LabDir) -> bool:
     """Whether the lab lives. Creates nothing."""
     try:
         descriptor = _try_lock(folder.lock, 0)
@@ -146,20 +146,20 @@ def is_locked(folder: Folder) -> bool:
     return False
 
 
-def remove(folder: Folder) -> None:
+def remove(folder: LabDir) -> None:
     """Removes the lab's files, the lock last. Only for a holder of the lock."""
     shutil.rmtree(folder.path, ignore_errors=True)
     folder.lock.unlink(missing_ok=True)
 
 
-def write_state(folder: Folder, state: LabState) -> None:
+def write_state(folder: LabDir, state: LabState) -> None:
     """Replaces the state in one step, so that a reader sees the old or the new one."""
     fresh = folder.state.with_suffix(".new")
     fresh.write_text(state.model_dump_json(indent=2) + "\n")
     fresh.replace(folder.state)
 
 
-def find_state(folder: Folder) -> LabState | None:
+def find_state(folder: LabDir) -> LabState | None:
     """The lab's state, or None if there is none (or none that this version can read)."""
     try:
         return LabState.model_validate_json(folder.state.read_text())
@@ -179,7 +179,7 @@ def read_tail(path: Path, lines: int = TAIL) -> tuple[str, ...]:
     return tuple(line for line in shown if line)[-lines:]
 
 
-def list_folders(base: Path = RUNTIME) -> tuple[Folder, ...]:
+def list_folders(base: Path = RUNTIME) -> tuple[LabDir, ...]:
     """All labs that live or have left files, by name."""
     try:
         names = {path.name.removesuffix(".lock") for path in base.iterdir() if path.is_dir() or path.suffix == ".lock"}
@@ -187,7 +187,7 @@ def list_folders(base: Path = RUNTIME) -> tuple[Folder, ...]:
         return ()
     except OSError as error:
         raise HostError(f"cannot list {base}", "run as root", error.errno or 0) from None
-    return tuple(Folder(name, base) for name in sorted(names) if is_lab_name(name))
+    return tuple(LabDir(name, base) for name in sorted(names) if is_lab_name(name))
 
 
 def _try_lock(path: Path, flags: int) -> int | None:
