@@ -1,14 +1,13 @@
-"""A lab's folder under /run: its files, its lock, its state. A lab lives exactly as long as its lock is held.
+"""A lab's files below /run/nohype-lab: paths, lock and state.
 
-The lock is a flock(2), which the kernel drops with its last holder: a lab whose lock is free is dead, whatever its files say.
+A lab lives exactly as long as its lock is held (flock(2)). The kernel releases the lock with its last holder, so a lab whose lock
+is free is dead, whatever its files say.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from errno import ENOENT
 from pathlib import Path
@@ -18,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.errors import HostError
 from orchestrator.lab.emulator import EmulatorRecord
 from orchestrator.lab.spec import LabSpec, is_lab_name
+from orchestrator.locks import lock_file
+from orchestrator.waiting import wait_until
 
 RUNTIME = Path("/run/nohype-lab")
 TAIL = 25
@@ -25,11 +26,11 @@ TAIL = 25
 
 @dataclass(frozen=True)
 class LabDir:
-    """Where a lab keeps its files; only root can read them.
+    """The paths of a lab's files; only root can read the files.
 
     Attributes:
-        name: the lab's name, checked by ``parse_lab_name``.
-        base: folder of all labs. It is one place for the machine: the names of network namespaces are machine-wide too.
+        name: a name that ``parse_lab_name`` accepts.
+        base: folder of all labs. There is one per machine, as names of network namespaces are machine-wide too.
     """
 
     name: str
@@ -37,37 +38,35 @@ class LabDir:
 
     @property
     def path(self) -> Path:
-        """The lab's own folder."""
         return self.base / self.name
 
     @property
     def lock(self) -> Path:
-        """The lock; beside the folder, so that the folder can be removed while the lock is held."""
+        # Outside the folder, so that the folder can be removed while the lock is held.
         return self.base / f"{self.name}.lock"
 
     @property
     def state(self) -> Path:
-        """What runs, as JSON."""
         return self.path / "state.json"
 
     @property
     def console(self) -> Path:
-        """All that the lab host printed on its serial console."""
+        """Everything that the lab host has printed on its serial console."""
         return self.path / "console.log"
 
     @property
     def log(self) -> Path:
-        """What the keeper and QEMU printed."""
+        """The output of the keeper and of QEMU."""
         return self.path / "keeper.log"
 
     @property
     def qmp(self) -> Path:
-        """QEMU's monitor (QMP), a Unix socket; one client at a time."""
+        """QEMU's monitor (QMP), a Unix socket that serves one client at a time."""
         return self.path / "qmp"
 
     @property
     def key(self) -> Path:
-        """The private key with which the lab lets us in, in OpenSSH's format."""
+        """The client's private key in OpenSSH format."""
         return self.path / "key"
 
     @property
@@ -81,14 +80,13 @@ class LabState(BaseModel):
 
     Attributes:
         pid, qemu: process ids of the keeper and of QEMU.
-        port: TCP port on 127.0.0.1 that leads to the lab's SSH server.
+        port: TCP port on 127.0.0.1 that is forwarded to the lab's SSH server.
         host_key: the lab's public host key, ``ssh-ed25519 AAAA...``.
-        accel: ``tcg`` or ``kvm``; accel_reason says why.
-        emulator: which program emulates it, and its patches; None for a tools root that was not built by us.
+        accel: ``tcg`` or ``kvm``.
+        emulator: None if ``build_tools`` did not build the tools root.
         started: Unix time.
-        ready: whether `up` found the lab ready.
-        timings: seconds of each stage of `up`.
-        ended: why QEMU ended by itself; empty while it runs.
+        timings: seconds per stage of `up`.
+        ended: why QEMU exited unexpectedly; empty while it runs.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -109,33 +107,30 @@ class LabState(BaseModel):
 
 
 def take_lock(folder: LabDir, *, timeout: float = 1) -> int | None:
-    """Takes the lab's lock, making the base folder if there is none.
+    """Locks the lab, and creates the base folder if necessary.
 
     Args:
-        timeout: seconds to try; somebody who only looks (``is_locked``) holds the lock for a moment.
+        timeout: seconds; ``is_locked`` in another process holds the lock for a moment.
 
     Returns:
-        A descriptor that holds the lock until it and all its duplicates are closed, or None if the lab lives.
+        A descriptor that holds the lock until it and all its duplicates are closed; None if the lab lives.
 
     Raises:
-        HostError: the runtime folder cannot be used.
+        HostError: the base folder or the lock cannot be used.
     """
     try:
         folder.base.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise HostError(f"cannot make the folder {folder.base}", "run as root", error.errno or 0) from None
-    deadline = time.monotonic() + timeout
-    while True:
-        descriptor = _try_lock(folder.lock, os.O_CREAT)
-        if descriptor is not None or time.monotonic() > deadline:
-            return descriptor
-        time.sleep(0.05)
+        raise HostError(f"cannot create the folder {folder.base}", "run as root", error.errno or 0) from None
+    return wait_until(
+        lambda: _try_lock(folder, create=True), lambda descriptor: descriptor is not None, timeout=timeout, interval=0.05
+    )
 
 
 def is_locked(folder: LabDir) -> bool:
     """Whether the lab lives. Creates nothing."""
     try:
-        descriptor = _try_lock(folder.lock, 0)
+        descriptor = _try_lock(folder, create=False)
     except HostError as error:
         if error.errno == ENOENT:
             return False
@@ -147,20 +142,20 @@ def is_locked(folder: LabDir) -> bool:
 
 
 def remove(folder: LabDir) -> None:
-    """Removes the lab's files, the lock last. Only for a holder of the lock."""
+    """Removes the lab's files, the lock last. The caller holds the lock."""
     shutil.rmtree(folder.path, ignore_errors=True)
     folder.lock.unlink(missing_ok=True)
 
 
 def write_state(folder: LabDir, state: LabState) -> None:
-    """Replaces the state in one step, so that a reader sees the old or the new one."""
+    """Replaces the state atomically."""
     fresh = folder.state.with_suffix(".new")
     fresh.write_text(state.model_dump_json(indent=2) + "\n")
     fresh.replace(folder.state)
 
 
 def find_state(folder: LabDir) -> LabState | None:
-    """The lab's state, or None if there is none (or none that this version can read)."""
+    """None if there is no state, or one that this version cannot read."""
     try:
         return LabState.model_validate_json(folder.state.read_text())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
@@ -170,12 +165,12 @@ def find_state(folder: LabDir) -> LabState | None:
 
 
 def read_tail(path: Path, lines: int = TAIL) -> tuple[str, ...]:
-    """The last lines of a log, without escape sequences' control characters; empty if there is no such file."""
+    """The last lines of a log without control characters and empty lines; () if the file cannot be read."""
     try:
         text = path.read_bytes()[-65536:].decode(errors="replace")
     except OSError:
         return ()
-    shown = ("".join(sign for sign in line if sign.isprintable()).rstrip() for line in text.splitlines())
+    shown = ("".join(char for char in line if char.isprintable()).rstrip() for line in text.splitlines())
     return tuple(line for line in shown if line)[-lines:]
 
 
@@ -190,23 +185,10 @@ def list_folders(base: Path = RUNTIME) -> tuple[LabDir, ...]:
     return tuple(LabDir(name, base) for name in sorted(names) if is_lab_name(name))
 
 
-def _try_lock(path: Path, flags: int) -> int | None:
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
-        except OSError as error:
-            raise HostError(f"cannot open the lock {path}", "run as root", error.errno or 0) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        # The last holder may have removed the file between our open and our flock: then we hold a lock that nobody else sees.
-        try:
-            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)
-        if not flags:
-            return _try_lock(path, flags)
+def _try_lock(folder: LabDir, *, create: bool) -> int | None:
+    try:
+        return lock_file(folder.lock, create=create)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        raise HostError(f"cannot open the lock {folder.lock}", "run as root", error.errno or 0) from None

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "orchestrator"
 # of one package may see each other.
 ORDER = [
     ("errors",),
-    ("values",),
+    ("values", "locks", "waiting"),
     ("access", "request", "topology", "proof", "state", "unmanaged", "libvirt_hints", "cmdline"),
     ("live_guest", "config_values"),
     ("config",),
