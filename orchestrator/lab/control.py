@@ -1,4 +1,4 @@
-"""The beginning and the end of a lab, from the outside. The keeper does what needs a life time."""
+"""Starts and stops labs. The keeper process does what must last as long as the lab."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from orchestrator.lab import switch
 from orchestrator.lab.accel import Accel
 from orchestrator.lab.emulator import read_record
 from orchestrator.lab.keeper import Channel, StartOrder
-from orchestrator.lab.lab import Lab, connect_lab, find_lab, show_lines
+from orchestrator.lab.lab import Lab, connect_lab, find_lab, format_lines
 from orchestrator.lab.paths import LabDir, LabState, find_state, is_locked, read_tail, remove, take_lock
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.spec import LabImage, LabSpec, parse_lab_name
+from orchestrator.waiting import wait_until
 
-_START_DEADLINE = 90
-_END_DEADLINE = 30
-_LAST_WORD = 2.0
-"""Seconds. QEMU, and with it the connection, ends a moment before its keeper says why."""
+_START_TIMEOUT = 90
+_STOP_TIMEOUT = 30
+# QEMU, and the connection with it, ends a moment before the keeper reports why.
+_LAST_MESSAGE = 2.0
 _POLL = 0.2
 
 
@@ -43,17 +44,16 @@ def up(
     *,
     boot_timeout: float = 300,
 ) -> Lab:
-    """Starts a lab and waits until it can be used: SSH answers, and the manager runs if the image has one.
+    """Starts a lab and waits until SSH works and, if the image has the manager, the manager runs.
 
-    Whatever happens before that, an interruption too, leaves nothing behind.
+    An error or interrupt before that leaves nothing behind.
 
     Args:
         tools: root file system with QEMU, from ``build.build_tools``.
-        boot_timeout: seconds for the boot.
 
     Raises:
-        Conflict: a lab of that name is up or being started.
-        HostError: not root, no tap, no bridge.
+        Conflict: the lab is up or is being started.
+        HostError: not root, or tap, bridge or namespace cannot be created.
         LabError: it did not start; with the tail of its console.
         LabLost: the emulator failed.
     """
@@ -64,68 +64,68 @@ def up(
         timeline.note(warning)
     lock = take_lock(folder)
     if lock is None:
-        raise _taken(folder)
+        raise _name_taken(folder)
     try:
-        _clear(folder)
+        _remove_leftovers(folder)
         order = StartOrder(spec=spec, image=image, tools=tools, kvm=accel.kvm, accel_reason=accel.reason, emulator=emulator)
         channel = _start_keeper(folder, lock)
     finally:
-        os.close(lock)  # the keeper has it now
+        os.close(lock)  # the keeper has inherited it
     try:
         with timeline.stage("switch and emulator"):
             channel.send(**order.model_dump(mode="json"))
-            _expect(channel, folder, "running", _START_DEADLINE)
+            _expect(channel, folder, "running", _START_TIMEOUT)
         _wait_ready(folder, channel, timeline, boot_timeout)
         channel.send(timings=timeline.timings)
-        _expect(channel, folder, "kept", _START_DEADLINE)
+        _expect(channel, folder, "kept", _START_TIMEOUT)
     except BaseException:
-        channel.close()  # the keeper takes this as the end, and removes all
+        channel.close()  # makes the keeper stop the lab and remove everything
         with suppress(KeyboardInterrupt):
-            _wait_unlocked(folder, _END_DEADLINE)
+            _wait_unlocked(folder, _STOP_TIMEOUT)
         raise
     channel.close()
     return find_lab(name)
 
 
 def check_name_available(name: str) -> None:
-    """Finds out early, before anything is built, that a lab cannot be started under this name.
+    """For a refusal before anything is built.
 
     Raises:
-        Conflict: a lab of that name is up or being started.
+        Conflict: the lab is up or is being started.
         HostError: not root.
     """
     _check_root("start")
     folder = LabDir(parse_lab_name(name))
     if is_locked(folder):
-        raise _taken(folder)
+        raise _name_taken(folder)
 
 
-def down(name: str, *, timeout: float = _END_DEADLINE) -> bool:
-    """Ends a lab and removes all of it: QEMU, switch, files. Its disks are snapshots, so nothing is shut down in it.
+def down(name: str, *, timeout: float = _STOP_TIMEOUT) -> bool:
+    """Stops a lab and removes its QEMU, switch and files. Its disks are snapshots, so the lab host is not shut down first.
 
     Args:
         timeout: seconds; after that the keeper is killed, and QEMU with it.
 
     Returns:
-        Whether there was a lab (or what one had left).
+        Whether there was a lab, or leftovers of one.
 
     Raises:
         HostError: not root.
-        LabError: even then something holds the lab.
+        LabError: a process still holds the lab's lock.
     """
     folder = LabDir(parse_lab_name(name))
     if not is_locked(folder) and not folder.path.exists():
         return False
-    _check_root("end")
+    _check_root("stop")
     for number, limit in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
         _signal_keeper(folder, number)
         if _wait_unlocked(folder, limit):
             break
     lock = take_lock(folder)
     if lock is None:
-        raise LabError(f"the lab {name} does not end: something holds its lock {folder.lock}", f"see: fuser {folder.lock}")
+        raise LabError(f"lab {name} does not stop: a process holds its lock {folder.lock}", f"see `fuser {folder.lock}`")
     try:
-        _clear(folder)
+        _remove_leftovers(folder)
         remove(folder)
     finally:
         os.close(lock)
@@ -133,42 +133,41 @@ def down(name: str, *, timeout: float = _END_DEADLINE) -> bool:
 
 
 def _start_keeper(folder: LabDir, lock: int) -> Channel:
-    ours, theirs = socket.socketpair()
-    with theirs:
+    near, far = socket.socketpair()
+    with far:
         folder.path.mkdir(mode=0o700)
-        # -P: root must not import what happens to lie in the folder that it was called in.
-        argv = [sys.executable, "-P", "-m", "orchestrator.lab.keeper", folder.name, str(lock), str(theirs.fileno())]
-        spawn(argv, log=folder.log, pass_fds=(lock, theirs.fileno()))
-    return Channel(ours)
+        # -P: root must not import modules from the current folder.
+        argv = [sys.executable, "-P", "-m", "orchestrator.lab.keeper", folder.name, str(lock), str(far.fileno())]
+        spawn(argv, log=folder.log, pass_fds=(lock, far.fileno()))
+    return Channel(near)
 
 
-def _expect(channel: Channel, folder: LabDir, wanted: str, timeout: float) -> None:
-    """Waits for the keeper to say a word."""
+def _expect(channel: Channel, folder: LabDir, expected: str, timeout: float) -> None:
     try:
-        message = _listen(channel, folder, timeout)
+        message = _receive(channel, folder, timeout)
     except TimeoutError:
-        tail = show_lines(read_tail(folder.log))
-        raise LabError(f"the keeper of the lab {folder.name} did not answer within {timeout:g} s{tail}") from None
-    if wanted not in message:
-        raise LabError(f"the keeper of the lab {folder.name} said {message} in place of {wanted}")
+        tail = format_lines(read_tail(folder.log))
+        raise LabError(f"the keeper of lab {folder.name} did not respond within {timeout:g} s{tail}") from None
+    if expected not in message:
+        raise LabError(f"the keeper of lab {folder.name} sent {message}, expected {expected}")
 
 
-def _listen(channel: Channel, folder: LabDir, timeout: float) -> dict[str, Any]:
-    """The next word of the keeper; an error that it reports is raised here. TimeoutError if it says nothing."""
+def _receive(channel: Channel, folder: LabDir, timeout: float) -> dict[str, Any]:
+    """The keeper's next message. An error that it reports is raised here; TimeoutError if none comes."""
     message = channel.receive(timeout)
     if message is None:
-        # The folder may be gone by now; then somebody has taken the lab down.
-        raise LabError(f"the lab {folder.name} was taken down while it was being started" + show_lines(read_tail(folder.log)))
+        # The lab was taken down; its folder, and the log in it, may be gone.
+        raise LabError(f"lab {folder.name} was taken down while it was being started" + format_lines(read_tail(folder.log)))
     if "error" in message:
         kind = LabLost if message.get("lost") else LabError
-        raise kind(f"cannot start the lab {folder.name}: {message['error']}" + show_lines(message["tail"]), message["hint"])
+        raise kind(f"cannot start lab {folder.name}: {message['error']}" + format_lines(message["tail"]), message["hint"])
     return message
 
 
 def _wait_ready(folder: LabDir, channel: Channel, timeline: Timeline, boot_timeout: float) -> None:
     state = find_state(folder)
     if state is None:
-        raise LabError(f"the lab {folder.name} has no state in {folder.state}")
+        raise LabError(f"lab {folder.name} has no valid state in {folder.state}")
     deadline = time.monotonic() + boot_timeout
     with timeline.stage("boot until SSH answers"):
         connection = _wait_ssh(folder, state, channel, deadline)
@@ -177,7 +176,7 @@ def _wait_ready(folder: LabDir, channel: Channel, timeline: Timeline, boot_timeo
             _wait_manager(folder, connection, deadline)
         except ShellError:
             with suppress(TimeoutError):
-                _listen(channel, folder, _LAST_WORD)
+                _receive(channel, folder, _LAST_MESSAGE)
             raise
 
 
@@ -186,18 +185,18 @@ def _wait_ssh(folder: LabDir, state: LabState, channel: Channel, deadline: float
     while True:
         attempt += 1
         try:
-            # A connection that is made before the network is up can hang in QEMU's for a minute: rather try again.
+            # A connection made before the lab's network is up can hang in QEMU for a minute: short time-outs, many attempts.
             return connect_lab(folder, state, timeout=60, banner_timeout=min(2 + attempt, 15))
         except ShellError as error:
             if time.monotonic() > deadline:
-                tail = show_lines(read_tail(folder.console))
-                raise LabError(f"the lab {folder.name} did not get ready in time: {error.message}{tail}") from None
+                tail = format_lines(read_tail(folder.console))
+                raise LabError(f"lab {folder.name} did not become ready in time: {error.message}{tail}") from None
         with suppress(TimeoutError):
-            _listen(channel, folder, _POLL)
+            _receive(channel, folder, _POLL)
 
 
 def _wait_manager(folder: LabDir, connection: shell.Shell, deadline: float) -> None:
-    """Waits for the manager's service, not for all of the boot: that goes on for a while and concerns nobody."""
+    """Waits for the manager's unit only: other units may still be starting, and none of them is needed."""
     while True:
         done = connection.run("systemctl show --value --property LoadState --property ActiveState nohyped.service")
         words = done.stdout.split()
@@ -205,23 +204,20 @@ def _wait_manager(folder: LabDir, connection: shell.Shell, deadline: float) -> N
             return
         if "failed" in words or time.monotonic() > deadline:
             journal = connection.run("journalctl --no-pager --output cat --lines 15 --unit nohyped.service").stdout
-            raise LabError(f"the manager of the lab {folder.name} did not start:" + show_lines(tuple(journal.splitlines())))
+            raise LabError(f"the manager of lab {folder.name} did not start:" + format_lines(journal.splitlines()))
         time.sleep(0.5)
 
 
-def _clear(folder: LabDir) -> None:
-    """Removes what a killed lab has left. Only for a holder of the lock; without files of ours the switch is not ours either."""
+def _remove_leftovers(folder: LabDir) -> None:
+    """Removes what a killed lab has left. The caller holds the lock. Without the folder, the switch is not this lab's."""
     if folder.path.exists():
         switch.delete_switch(folder.name)
         shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def _signal_keeper(folder: LabDir, number: int) -> None:
+    wait_until(lambda: find_state(folder) or not is_locked(folder), timeout=5, interval=_POLL)
     state = find_state(folder)
-    deadline = time.monotonic() + 5
-    while state is None and is_locked(folder) and time.monotonic() < deadline:
-        time.sleep(_POLL)
-        state = find_state(folder)
     if state is None:
         return
     try:
@@ -229,7 +225,7 @@ def _signal_keeper(folder: LabDir, number: int) -> None:
     except ProcessLookupError:
         return
     try:
-        # The number may have been given to another process since the state was written; the descriptor now holds it fast.
+        # The pid may belong to another process since the state was written. The pidfd fixes the process that is checked here.
         words = (HostRoot().read_bytes(f"proc/{state.pid}/cmdline")).decode(errors="replace").split("\0")
         if "orchestrator.lab.keeper" in words and folder.name in words:
             signal.pidfd_send_signal(process, number)
@@ -240,24 +236,19 @@ def _signal_keeper(folder: LabDir, number: int) -> None:
 
 
 def _wait_unlocked(folder: LabDir, timeout: float) -> bool:
-    deadline = time.monotonic() + timeout
-    while is_locked(folder):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+    return wait_until(lambda: not is_locked(folder), timeout=timeout, interval=0.1)
 
 
-def _taken(folder: LabDir) -> Conflict:
+def _name_taken(folder: LabDir) -> Conflict:
     state = find_state(folder)
     if state and state.ready:
         since = time.strftime("%H:%M:%S", time.localtime(state.started))
-        what = f"the lab {folder.name} is up since {since} (spec {state.spec.name}, keeper process {state.pid})"
+        what = f"lab {folder.name} is up since {since} (spec {state.spec.name}, keeper process {state.pid})"
     else:
-        what = f"the lab {folder.name} is being started by somebody else"
-    return Conflict(what, f"use it, end it with `nohype lab down {folder.name}`, or give another name")
+        what = f"lab {folder.name} is already being started"
+    return Conflict(what, f"use it, stop it with `nohype lab down {folder.name}`, or choose another name")
 
 
 def _check_root(verb: str) -> None:
     if os.geteuid():
-        raise HostError(f"cannot {verb} a lab: it takes network namespaces and mounts", "run as root (sudo)", EPERM)
+        raise HostError(f"cannot {verb} a lab: root is required (network namespaces, mounts)", "run as root (sudo)", EPERM)
