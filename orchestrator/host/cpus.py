@@ -13,6 +13,7 @@ from orchestrator.topology import Core
 from orchestrator.values import CpuSet
 
 _CPUS = "sys/devices/system/cpu"
+ONLINE = f"{_CPUS}/online"
 # X86_FEATURE_TOPOEXT, 6*32+22 (arch/x86/include/asm/cpufeatures.h): word 6 is a register of the CPU, bit by bit.
 _TOPOEXT = "00D6"
 _AFFINITY_HINTS = {
@@ -28,7 +29,7 @@ def read_online(host: HostRoot) -> CpuSet:
     Raises:
         HostError: sysfs is not there.
     """
-    return parse_cpus(f"{_CPUS}/online", host.read(f"{_CPUS}/online"))
+    return parse_cpus(ONLINE, host.read(ONLINE))
 
 
 def read_isolated(host: HostRoot) -> CpuSet:

@@ -108,6 +108,11 @@ def read_pool_size(host: HostRoot, node: int, page_size: Size) -> int:
     return _read_count(host, f"{_find_folder(host, node, page_size)}/nr_hugepages")
 
 
+def read_ksm_run(host: HostRoot) -> str | None:
+    """None on a kernel without KSM. The values are those of Documentation/admin-guide/mm/ksm.rst."""
+    return host.find("sys/kernel/mm/ksm/run")
+
+
 def _read_pool(host: HostRoot, node: int, page_size: Size, folder: str) -> PagePool:
     return PagePool(node, page_size, _read_count(host, f"{folder}/nr_hugepages"), _read_free(host, folder))
 

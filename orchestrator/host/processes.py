@@ -98,6 +98,26 @@ def read_boot_id(host: HostRoot) -> str:
     return host.read("proc/sys/kernel/random/boot_id")
 
 
+def read_arguments(host: HostRoot, pid: int) -> tuple[str, ...]:
+    """Raises HostError (ENOENT or ESRCH) if the process has ended."""
+    return tuple(host.read_bytes(f"proc/{pid}/cmdline").decode(errors="replace").rstrip("\0").split("\0"))
+
+
+def find_comm(host: HostRoot, tid: int) -> str | None:
+    """The kernel's name of a thread, None if it has ended."""
+    return host.find(f"proc/{tid}/comm")
+
+
+def read_resident(host: HostRoot, pid: int) -> int:
+    """Bytes of a process in RAM, without huge pages of a pool (proc_pid_statm(5))."""
+    name = f"proc/{pid}/statm"
+    text = host.read(name)
+    try:
+        return int(text.split()[1]) * _PAGE
+    except (IndexError, ValueError):
+        raise HostError(f"cannot parse /{name}: {text!r}") from None
+
+
 def read_threads(host: HostRoot) -> tuple[Thread, ...]:
     """All threads of all processes.
 
@@ -187,7 +207,7 @@ def read_maps(host: HostRoot, pid: int) -> Maps:
     numa = parse_numa_maps(host.read(f"proc/{pid}/numa_maps"))
     locked = re.search(r"^VmLck:\s*(\d+) kB", host.read(f"proc/{pid}/status"), re.MULTILINE)
     if not locked:
-        raise HostError(f"/proc/{pid}/status has no VmLck", "it is a zombie or a kernel thread and has no memory")
+        raise HostError(f"cannot parse /proc/{pid}/status: no VmLck", "zombies and kernel threads have no memory")
     return Maps(tuple(parse_smaps(host.read(f"proc/{pid}/smaps"), numa)), int(locked[1]) << 10)
 
 
@@ -235,7 +255,8 @@ def read_pagemap(host: HostRoot, pid: int, addresses: tuple[int, ...]) -> tuple[
         (entry,) = struct.unpack("<Q", host.read_at(f"proc/{pid}/pagemap", address // _PAGE * 8, 8))
         frame = entry & _PAGEMAP_FRAME
         if entry & _PAGEMAP_PRESENT and not frame:
-            raise HostError(f"/proc/{pid}/pagemap does not show page frames", "CAP_SYS_ADMIN is needed: run as root of the host")
+            what = f"cannot read page frames from /proc/{pid}/pagemap: CAP_SYS_ADMIN is required"
+            raise HostError(what, "run as root, outside a container")
         result.append(frame * _PAGE + address % _PAGE if entry & _PAGEMAP_PRESENT else None)
     return tuple(result)
 
@@ -308,7 +329,8 @@ def parse_thread(
         # Not by a regular expression: it would try each position of a long text, and there are thousands of threads.
         _, found, rest = status.partition("Cpus_allowed_list:")
         if not found:
-            raise HostError(f"/proc/{pid}/task/{tid}/status has no Cpus_allowed_list", "use a kernel with SMP support")
+            what = f"cannot parse /proc/{pid}/task/{tid}/status: no Cpus_allowed_list"
+            raise HostError(what, "use a kernel with SMP support")
         flags, text = int(fields[6]), rest.partition("\n")[0]
         allowed = (known or {}).get(text) or CpuSet.parse(text)
         if known is not None:
@@ -319,7 +341,7 @@ def parse_thread(
             started=int(fields[19]) / _TICKS, run_time=int(schedstat.split()[0]) / 1e9 if schedstat else None,
         )  # fmt: skip
     except (IndexError, ValueError, RequestError) as error:
-        raise HostError(f"/proc/{pid}/task/{tid}/stat or status is not understood: {error}") from None
+        raise HostError(f"cannot parse /proc/{pid}/task/{tid}/stat or status: {error}") from None
 
 
 def _read_interrupt_time(host: HostRoot, cpu: int) -> float:

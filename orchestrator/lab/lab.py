@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from orchestrator import shell
 from orchestrator.errors import HostError, LabError, LabLost, NotFound, ShellError
+from orchestrator.host.processes import read_resident
 from orchestrator.host.root import HostRoot
 from orchestrator.lab import switch
 from orchestrator.lab.folder import Folder, LabState, find_state, is_locked, list_folders, read_tail, take_lock
@@ -153,8 +154,8 @@ def connect_lab(folder: Folder, state: LabState, **options: Any) -> shell.Shell:
 
 
 def _read_memory(pid: int) -> int | None:
-    with suppress(HostError, IndexError, ValueError):
-        return int(HostRoot().read(f"proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with suppress(HostError):
+        return read_resident(HostRoot(), pid)
     return None
 
 
