@@ -61,18 +61,6 @@ def parse_cpus(name: str, text: str) -> CpuSet:
         raise HostError(f"/{name} is not understood: {error.message}") from None
 
 
-def read_cores(host: HostRoot) -> tuple[Core, ...]:
-    """The physical cores that are online, each with its SMT siblings, in CPU order.
-
-    Raises:
-        HostError: a CPU that is online has no topology in sysfs.
-    """
-    cores, problems = survey_cores(host)
-    if problems:
-        raise problems[0]
-    return cores
-
-
 def survey_cores(host: HostRoot) -> tuple[tuple[Core, ...], tuple[HostError, ...]]:
     """The physical cores that are online, each with its SMT siblings, in CPU order; and the errors of CPUs that cannot be read.
 

@@ -41,7 +41,6 @@ class Thread:
         kernel: whether it is a kernel thread (PF_KTHREAD).
         pinned_by_kernel: whether the kernel forbids to move it (PF_NO_SETAFFINITY).
         started: seconds from boot to its creation.
-        run_time: seconds it ever ran, None where the kernel does not count them (CONFIG_SCHED_INFO).
     """
 
     pid: int
@@ -52,7 +51,6 @@ class Thread:
     kernel: bool
     pinned_by_kernel: bool
     started: float
-    run_time: float | None
 
     def __str__(self) -> str:
         return f"{self.name} ({self.tid} of process {self.pid})" if self.tid != self.pid else f"{self.name} ({self.pid})"
@@ -118,26 +116,8 @@ def read_resident(host: HostRoot, pid: int) -> int:
         raise HostError(f"cannot parse /{name}: {text!r}") from None
 
 
-def read_threads(host: HostRoot) -> tuple[Thread, ...]:
-    """All threads of all processes.
-
-    A thread that ends while we look is left out, which is right: it no longer runs anywhere.
-
-    Raises:
-        HostError: /proc cannot be read, or a thread's files are forbidden to us.
-    """
-    threads, problems = survey_threads(host)
-    if problems:
-        raise problems[0]
-    return threads
-
-
 def survey_threads(host: HostRoot) -> tuple[tuple[Thread, ...], tuple[HostError, ...]]:
-    """All threads of all processes, and the errors of those that could not be read; each names its file.
-
-    Raises:
-        HostError: /proc cannot be read.
-    """
+    """All threads of all processes, and the errors of threads that could not be read. Threads that end meanwhile are left out."""
     threads: list[Thread] = []
     problems: list[HostError] = []
     # Most threads share a few sets of CPUs, which are long on a large host.
@@ -304,23 +284,16 @@ def _read_thread(host: HostRoot, pid: int, tid: int, known: dict[str, CpuSet]) -
     folder = f"proc/{pid}/task/{tid}"
     try:
         stat, status = host.read(f"{folder}/stat"), host.read(f"{folder}/status")
-        schedstat = host.find(f"{folder}/schedstat")
     except HostError as error:
         # ESRCH: it ended between open(2) and read(2).
         if error.errno in (ENOENT, ESRCH):
             return None
         raise
-    return parse_thread(pid, tid, stat, status, schedstat, known)
+    return _parse_thread(pid, tid, stat, status, known)
 
 
-def parse_thread(
-    pid: int, tid: int, stat: str, status: str, schedstat: str | None, known: dict[str, CpuSet] | None = None
-) -> Thread | None:
-    """A thread from the text of its ``stat``, ``status`` and ``schedstat``; None for one that has already exited (zombie).
-
-    Args:
-        known: sets of CPUs by their text, which grows.
-    """
+def _parse_thread(pid: int, tid: int, stat: str, status: str, known: dict[str, CpuSet]) -> Thread | None:
+    """None for a thread that has already exited (zombie). Adds to `known`: CPU sets by their text."""
     try:
         # The name may hold spaces and brackets: proc_pid_stat(5) says to look for the last closing one.
         name, fields = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
@@ -332,13 +305,11 @@ def parse_thread(
             what = f"cannot parse /proc/{pid}/task/{tid}/status: no Cpus_allowed_list"
             raise HostError(what, "use a kernel with SMP support")
         flags, text = int(fields[6]), rest.partition("\n")[0]
-        allowed = (known or {}).get(text) or CpuSet.parse(text)
-        if known is not None:
-            known[text] = allowed
+        allowed = known[text] = known.get(text) or CpuSet.parse(text)
         return Thread(
             pid, tid, name, allowed, int(fields[36]),
             kernel=bool(flags & _PF_KTHREAD), pinned_by_kernel=bool(flags & _PF_NO_SETAFFINITY),
-            started=int(fields[19]) / _TICKS, run_time=int(schedstat.split()[0]) / 1e9 if schedstat else None,
+            started=int(fields[19]) / _TICKS,
         )  # fmt: skip
     except (IndexError, ValueError, RequestError) as error:
         raise HostError(f"cannot parse /proc/{pid}/task/{tid}/stat or status: {error}") from None

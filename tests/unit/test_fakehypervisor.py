@@ -11,7 +11,7 @@ import pytest
 from orchestrator.access import OPERATOR
 from orchestrator.domain import build_domain
 from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.host.hugepages import read_pools
+from orchestrator.host.hugepages import survey_pools
 from orchestrator.hypervisor import End
 from orchestrator.images.store import find_image
 from orchestrator.planning.plan import Plan
@@ -21,7 +21,7 @@ from orchestrator.values import CpuSet, PciAddress
 from tests.crashes import World
 from tests.fakehost import IMAGE
 from tests.fakehypervisor import FakeHypervisor
-from tests.fakeroot import DEVICES, FakeRoot
+from tests.fakeroot import DEVICES, FakeRoot, all_read
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def start(world: World, plan: Plan) -> None:
 
 def count_free_pages(world: World) -> int:
     """Of all pools."""
-    return sum(pool.free for pool in read_pools(world.host))
+    return sum(pool.free for pool in all_read(survey_pools(world.host)))
 
 
 def test_a_guest_outlives_the_one_who_started_it(world: World) -> None:
