@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator import ssh
 from orchestrator.errors import Conflict, HostError, LabError, LabLost, ShellError
+from orchestrator.host.processes import read_arguments
 from orchestrator.host.root import HostRoot
 from orchestrator.host.run import spawn
 from orchestrator.lab import switch
@@ -226,7 +227,7 @@ def _signal_keeper(folder: LabDir, number: int) -> None:
         return
     try:
         # The pid may belong to another process since the state was written. The pidfd fixes the process that is checked here.
-        words = (HostRoot().read_bytes(f"proc/{state.pid}/cmdline")).decode(errors="replace").split("\0")
+        words = read_arguments(HostRoot(), state.pid)
         if "orchestrator.lab.keeper" in words and folder.name in words:
             signal.pidfd_send_signal(process, number)
     except (ProcessLookupError, HostError):

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from orchestrator import ssh
 from orchestrator.errors import HostError, LabError, LabLost, NotFound, ShellError
+from orchestrator.host.processes import read_resident
 from orchestrator.host.root import HostRoot
 from orchestrator.lab import switch
 from orchestrator.lab.paths import LabDir, LabState, find_state, is_locked, list_folders, read_tail, take_lock
@@ -151,8 +152,8 @@ def connect_lab(folder: LabDir, state: LabState, **options: Any) -> ssh.Shell:
 
 
 def _read_memory(pid: int) -> int | None:
-    with suppress(HostError, IndexError, ValueError):
-        return int(HostRoot().read(f"proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with suppress(HostError):
+        return read_resident(HostRoot(), pid)
     return None
 
 

@@ -16,7 +16,7 @@ from orchestrator.errors import HostError
 from orchestrator.host.cgroups import read_cgroup
 from orchestrator.host.cpus import read_affinity, read_online, set_affinity
 from orchestrator.host.irqs import MANAGED, Irq, read_irq, read_irqs, set_irq_affinity
-from orchestrator.host.processes import Thread, survey_threads
+from orchestrator.host.processes import Thread, find_comm, survey_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.ledger import Ledger
 from orchestrator.resources.step import Arguments, try_steps
@@ -38,7 +38,7 @@ class MoveKernelThread:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         """See Step."""
-        if host.find(f"proc/{self.tid}/comm") != self.name:
+        if find_comm(host, self.tid) != self.name:
             return None  # it has ended since the threads were listed; its number may be another's
         try:
             before = read_affinity(host, self.tid)
@@ -144,7 +144,7 @@ def _is_machine(host: HostRoot, pid: int) -> bool:
 def undo_thread_affinity(host: HostRoot, arguments: Arguments) -> None:
     """Gives a kernel thread its affinity back; one that is gone needs none. A number that was reused is left alone."""
     tid, cpus = int(str(arguments["tid"])), CpuSet.parse(str(arguments["cpus"]))
-    if host.find(f"proc/{tid}/comm") != arguments["name"]:
+    if find_comm(host, tid) != arguments["name"]:
         return
     # The kernel leaves out CPUs that have gone off line meanwhile; without any the thread stays where it is.
     _set_if_there(host, tid, cpus & read_online(host) or cpus)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.host.edge import EdgeMode, read_edge_mode, set_edge_mode
+from orchestrator.host.pci import has_function
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.model.topology import PhysicalFunction
@@ -40,7 +41,7 @@ class SetEdgeMode:
 def undo_edge_mode(host: HostRoot, arguments: Arguments) -> None:
     """Puts the edge mode back; a PF that is gone, could not tell its mode, or has no VFs, as after a reboot, needs none."""
     address = PciAddress.parse(str(arguments["pf"]))
-    if not arguments["mode"] or not host.exists(f"sys/bus/pci/devices/{address}") or not read_numvfs(host, address):
+    if not arguments["mode"] or not has_function(host, address) or not read_numvfs(host, address):
         return
     pf = read_pf(host, address, [str(arguments.get("interface", ""))])
     set_edge_mode(host, pf, EdgeMode(str(arguments["mode"])))
