@@ -219,7 +219,9 @@ def test_an_emulator_that_fails_is_told_with_its_last_words(name: str, tmp_path:
     stand_in("abort")
     lab = start(name, tmp_path)
     threading.Timer(0.5, lab.folder.path.joinpath("abort").touch).start()
-    with pytest.raises(LabLost, match=r"the emulator failed, not the lab host: QEMU was killed by SIGABRT.*assertion failed: \(bql_locked\(\)\)"):
+    with pytest.raises(
+        LabLost, match=r"the emulator failed, not the lab host: QEMU was killed by SIGABRT.*assertion failed: \(bql_locked\(\)\)"
+    ):
         labs.execute(lab, ["sleep", "60"])
     with pytest.raises(LabLost, match="the emulator failed"):
         labs.find_lab(name)
@@ -264,9 +266,7 @@ def test_a_host_that_hangs_is_a_lost_lab_and_no_slow_command(
     os.kill(lab.state.qemu, signal.SIGCONT)
 
 
-@pytest.mark.parametrize(
-    ("mode", "text"), [("", "its machine is running; gone"), ("full", "this machine's disk is full; gone")]
-)
+@pytest.mark.parametrize(("mode", "text"), [("", "its machine is running; gone"), ("full", "this machine's disk is full; gone")])
 def test_a_lost_lab_says_what_its_machine_does(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
 ) -> None:
