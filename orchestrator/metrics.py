@@ -23,11 +23,8 @@ from prometheus_client.metrics_core import Metric as Family
 
 from orchestrator.errors import NotFound
 from orchestrator.ledger import Event
-from orchestrator.model.event import Event
-from orchestrator.model.event import EventKind
-from orchestrator.model.exits import CLASSES
-from orchestrator.model.exits import add_vcpus
-from orchestrator.model.exits import classify
+from orchestrator.model.event import Event, EventKind
+from orchestrator.model.exits import add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.state import GuestState
