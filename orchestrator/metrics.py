@@ -22,7 +22,6 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.metrics_core import Metric as Family
 
 from orchestrator.errors import NotFound
-from orchestrator.ledger import Event
 from orchestrator.model.event import Event, EventKind
 from orchestrator.model.exits import add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
