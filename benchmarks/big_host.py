@@ -52,7 +52,7 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
     bind_the_rest(world, manager)
     cores = manager.supervisor._cores
     audit = partial(
-        run_audit, world.host, world.hypervisor.guests(), manager.survey(), world.hypervisor.read_exits, manager.tell,
+        run_audit, world.host, world.hypervisor.read_guests()[0], manager.survey(), world.hypervisor.read_exits, manager.tell,
         housekeeping=world.server.policy.housekeeping, policy=ExitPolicy(1e9, 1e9), window=0,
     )  # fmt: skip
     title = f"{vfs} VFs, {guests} guests"

@@ -23,7 +23,7 @@ class Consoles:
 
     def __init__(self, hypervisor: Hypervisor, ledger: Ledger, logs: ConsoleLogs, images: Path) -> None:
         self._hypervisor, self._ledger, self._logs, self._images = hypervisor, ledger, logs, images
-        self._watch = ConsoleWatch(ledger, hypervisor.uuids)
+        self._watch = ConsoleWatch(ledger, hypervisor.running_uuids)
 
     def begin_ready(self, claim: Claim, timeout: float) -> Future[str]:
         """Waits for the guest's own word that it is ready, since its last start.

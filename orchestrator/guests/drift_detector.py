@@ -51,7 +51,7 @@ class Lookout:
         if check_vf(plan, find_state(vfs, plan)):
             vfs = self._cores.read_vfs()  # it may have been started again since: nobody else changes it from here on
         try:
-            live = self._hypervisor.bounds(plan.uuid)
+            live = self._hypervisor.read_pinning(plan.uuid)
         except NotFound:
             return  # it is just ending
         pins = check_pins(plan, live)

@@ -86,7 +86,7 @@ class SystemManager:
 
     def guests(self, who: Identity) -> tuple[GuestView, ...]:
         """All guests that hold a claim and that ``who`` may see."""
-        running = self._hypervisor.uuids()
+        running = self._hypervisor.running_uuids()
         return tuple(view_guest(claim, running) for claim in self._ledger.read().claims if may_see(who, claim.owner))
 
     def guest(self, who: Identity, name: str) -> GuestView:
@@ -95,7 +95,7 @@ class SystemManager:
         Raises:
             NotFound: no guest of this name holds a claim, or ``who`` may not see it.
         """
-        return view_guest(self._changes.find(who, name), self._hypervisor.uuids())
+        return view_guest(self._changes.find(who, name), self._hypervisor.running_uuids())
 
     def quarantined(self, who: Identity) -> tuple[Quarantined, ...]:
         """What could not be verified clean, for operators and viewers.
@@ -139,7 +139,7 @@ class SystemManager:
         """
         known = find_repeated(who, request, self._ledger.read().claims)
         if known:
-            return view_guest(known, self._hypervisor.uuids())
+            return view_guest(known, self._hypervisor.running_uuids())
         placed = self._placing.plan(who, request)
         warnings = () if who.role is Role.TENANT else placed.warnings
         return GuestView(placed.plan, "planned", request, who.tenant, warnings=warnings)
@@ -167,13 +167,13 @@ class SystemManager:
             known = find_repeated(who, request, self._ledger.read().claims)
             if known and known.state not in (GuestState.CREATING, GuestState.DELETING):
                 # Likewise. Only what ends by itself soon is waited for: the first request, or the end of its guest.
-                return view_guest(known, self._hypervisor.uuids()), False
+                return view_guest(known, self._hypervisor.running_uuids()), False
         with self.supervisor.changing(request.name):
             began = time.monotonic()
             with self._refusals.logging(request.name, who):
                 known = find_repeated(who, request, self._ledger.read().claims)
                 if known:
-                    return view_guest(known, self._hypervisor.uuids()), False
+                    return view_guest(known, self._hypervisor.running_uuids()), False
                 plan, made = claim_with_vfs(lambda: self._placing.claim(who, request), self._cores, self.supervisor.release_host)
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
@@ -195,7 +195,7 @@ class SystemManager:
             HostError, HypervisorError: the kernel or libvirt refused; what was done is undone.
         """
         with self._changes.change(who, name, expected) as claim:
-            runs = claim.plan.uuid in self._hypervisor.uuids()
+            runs = claim.plan.uuid in self._hypervisor.running_uuids()
             if claim.state == GuestState.RUNNING and not runs:
                 claim = self.supervisor.stop(claim, who.name, 0)  # nobody has told of its end yet
             if claim.state == GuestState.STOPPED and runs:

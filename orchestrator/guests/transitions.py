@@ -17,7 +17,7 @@ from orchestrator.guests.drift_detector import Lookout
 from orchestrator.guests.observer import Observer
 from orchestrator.guests.recovery import MOST_RESTARTS, Action, Decision, check_housekeeping, decide, plan_pause
 from orchestrator.guests.timers import Timers
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Claim, EventKind, Ledger
 from orchestrator.locks import Locks
 from orchestrator.model.access import MANAGER
@@ -27,7 +27,7 @@ from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
-_FAILURES = (End.FAILED, End.RESET, End.UNKNOWN)
+_FAILURES = (EndCause.FAILED, EndCause.RESET, EndCause.UNKNOWN)
 """Ends after which the policy ``on-failure`` starts a guest again. A reset is a panic, or a reboot, which means to go on."""
 
 _LONG = 600.0
@@ -96,7 +96,7 @@ class Supervisor:
         name, began = claim.plan.name, time.monotonic()
         self.cancel_restart(name)
         claim = self._ledger.set_state(name, GuestState.STOPPING, restarts=0)
-        if claim.plan.uuid not in self._hypervisor.uuids():
+        if claim.plan.uuid not in self._hypervisor.running_uuids():
             how = "it had ended already"
         elif not timeout:
             how = "ended at once"
@@ -169,7 +169,7 @@ class Supervisor:
         """
         claims = self._ledger.read().claims
         # libvirt is asked once for all, not once for each; a guest that looks amiss is locked and looked at anew.
-        running = self._hypervisor.uuids() if claims else frozenset()
+        running = self._hypervisor.running_uuids() if claims else frozenset()
         # Acted on when seen twice: an end that is being told just now says more than that there was one.
         missed = self._gone
         self._gone = {claim.plan.uuid for claim in claims if claim.state == GuestState.RUNNING} - running
@@ -184,14 +184,19 @@ class Supervisor:
         if self._left_on_host:
             self.release_host()
 
-    def ended(self, uuid: UUID, end: End) -> None:
+    def ended(self, uuid: UUID, end: EndCause) -> None:
         """A guest has ended, ours or not."""
         for claim in self._ledger.read().claims:
             if claim.plan.uuid == uuid:
                 with self.changing(claim.plan.name):
                     now = self._ledger.find(claim.plan.name)
                     # Somebody may have seen to it meanwhile, or have started it again.
-                    if now and now.plan.uuid == uuid and now.state == GuestState.RUNNING and uuid not in self._hypervisor.uuids():
+                    if (
+                        now
+                        and now.plan.uuid == uuid
+                        and now.state == GuestState.RUNNING
+                        and uuid not in self._hypervisor.running_uuids()
+                    ):
                         self._after_end(now, end)
 
     def check(self) -> None:
@@ -247,7 +252,7 @@ class Supervisor:
         Args:
             adopt: the manager has just started: what it keeps is said, and what waits to be started again goes on waiting.
         """
-        name, running = claim.plan.name, claim.plan.uuid in self._hypervisor.uuids()
+        name, running = claim.plan.name, claim.plan.uuid in self._hypervisor.running_uuids()
         if running and claim.state == GuestState.DELETING and self._hypervisor.is_paused(claim.plan.uuid):
             running = False  # a creation that failed, and could not be undone at once: it has not run, and nobody has it
         decision = decide(claim.state, running=running)
@@ -267,7 +272,7 @@ class Supervisor:
         elif claim.state == GuestState.STOPPING:
             self._quietly(lambda: self._finish(claim, decision.why))
         else:
-            self._quietly(lambda: self._after_end(claim, End.UNKNOWN))
+            self._quietly(lambda: self._after_end(claim, EndCause.UNKNOWN))
 
     def _go_on(self, claim: Claim, decision: Decision, *, adopt: bool) -> None:
         """Nothing is to be changed; see ``recover_one``."""
@@ -294,7 +299,7 @@ class Supervisor:
         self._cores.hold(claim.plan)
         self._loose.discard(claim.plan.name)
 
-    def _after_end(self, claim: Claim, end: End) -> None:
+    def _after_end(self, claim: Claim, end: EndCause) -> None:
         """Sees to what shall become of a guest that was to run, and has ended without us; then cleans up after it."""
         name = claim.plan.name
         if claim.request.remove and end not in _FAILURES:
@@ -329,7 +334,7 @@ class Supervisor:
         with self.changing(name):
             claim = self._ledger.find(name) if self._restarts.take(name, timer) else None
             if not self._closed and claim and claim.state == GuestState.STOPPED and claim.restarts:
-                if claim.plan.uuid in self._hypervisor.uuids():
+                if claim.plan.uuid in self._hypervisor.running_uuids():
                     self.recover_one(claim)  # somebody else has started it: a start that fails would end it
                     return
                 try:
