@@ -8,9 +8,9 @@ from typing import Any
 from uuid import UUID
 
 from lxml import etree
-from orchestrator.model.running_guest import parse_pinning
 
 from orchestrator.hypervisor.connection import RunningGuest, Vcpu
+from orchestrator.hypervisor.guests import parse_pinning
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_unmanaged
 from orchestrator.values import CpuSet, Size
 from tests.fakes.root import FakeRoot

@@ -8,10 +8,10 @@ from uuid import UUID
 import libvirt
 import pytest
 from lxml import etree
-from orchestrator.model.running_guest import parse_pinning
 
 from orchestrator.errors import HypervisorError
 from orchestrator.hypervisor.connection import Hypervisor
+from orchestrator.hypervisor.guests import parse_pinning
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_cpuset, parse_unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
 
