@@ -18,7 +18,7 @@ from orchestrator.lab.qmp import ask
 from orchestrator.lab.spec import parse_lab_name
 from orchestrator.waiting import wait_until
 
-_RESPONSE_TIMEOUT = 60
+RESPONSE_TIMEOUT = 60
 _POLL = 0.2
 
 
@@ -119,7 +119,7 @@ def raising_lab_lost(lab: Lab) -> Iterator[None]:
         yield
     except shell.ShellTimeout as error:
         try:
-            connect_lab(lab.folder, lab.state, timeout=_RESPONSE_TIMEOUT).close()
+            connect_lab(lab.folder, lab.state, timeout=RESPONSE_TIMEOUT).close()
         except ShellError:
             raise build_lost(lab.folder, find_state(lab.folder), f"the lab host does not respond: {error.message}") from None
         raise

@@ -30,7 +30,7 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pr
     for name in ("vmlinuz", "initrd", "kvm"):
         (tmp_path / name).touch()
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(accel, "_DEVICE", tmp_path / "kvm")
+    monkeypatch.setattr(accel, "DEVICE", tmp_path / "kvm")
 
     def make(mode: str) -> Probe:
         monkeypatch.setenv("STAND_IN", mode)

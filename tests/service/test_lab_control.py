@@ -259,7 +259,7 @@ def test_a_command_that_takes_too_long_is_no_lost_lab(name: str, tmp_path: Path,
 def test_a_host_that_hangs_is_a_lost_lab_and_no_slow_command(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labs, "_RESPONSE_TIMEOUT", 2)
+    monkeypatch.setattr(labs, "RESPONSE_TIMEOUT", 2)
     lab = start(name, tmp_path)
     with pytest.raises(LabLost, match="the lab host does not respond"):
         labs.execute(lab, f"kill -STOP {lab.state.qemu}; sleep 60", timeout=3)

@@ -90,7 +90,7 @@ def test_a_story_that_fails_asks_whether_the_emulator_did(monkeypatch: pytest.Mo
     def lose(*_: object) -> None:
         raise LabLost("a guest hangs in the emulator")
 
-    monkeypatch.setattr(demo, "_run", fail)
+    monkeypatch.setattr(demo, "ask", fail)
     monkeypatch.setattr(demo, "check_emulation", lambda _: None)
     with pytest.raises(LabError, match="timed out"):
         demo.run_demo(Lab(LabDir("demo"), None), Timeline())  # type: ignore[arg-type]
