@@ -33,7 +33,7 @@ def _no_caches(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if info.name.endswith("__pycache__") else info
 
 
-def test_the_contract_holds_on_the_real_kernel(host: LabHost) -> None:
+def test_contract_holds_on_the_real_kernel(host: LabHost) -> None:
     """Runs without guests: it makes and removes VFs."""
     for name in ("guest1", "guest2"):
         host.nohype("guest", "delete", name, check=False)

@@ -41,7 +41,7 @@ def test_the_emulator_was_patched(host: LabHost) -> None:
     assert host.lab.state.emulator.warning() == ""
 
 
-def test_a_guest_that_writes_cr8_does_not_end_the_lab(host: LabHost) -> None:
+def test_guest_that_writes_cr8_does_not_abort_the_lab(host: LabHost) -> None:
     words = "-accel kvm -cpu host -M pc -m 16M -nodefaults -no-user-config -display none -device isa-debug-exit,iobase=0xf4"
     put(host, "/root/cr8", build_boot_sector(2_000_000))
     try:
@@ -58,7 +58,7 @@ SPIN_XML = """<domain type="kvm"><name>spin</name><memory unit="MiB">16</memory>
 <source file="/var/tmp/spin"/><target dev="hda" bus="ide"/></disk></devices></domain>"""
 
 
-def test_a_guest_that_hangs_with_interrupts_off_is_named(host: LabHost) -> None:
+def test_guest_that_spins_with_interrupts_off_is_named(host: LabHost) -> None:
     put(host, "/var/tmp/spin", SPIN)
     put(host, "/var/tmp/spin.xml", SPIN_XML.encode())
     host.run("virsh -q -c qemu:///system create /var/tmp/spin.xml")

@@ -49,7 +49,7 @@ def test_building_again_builds_nothing(image: LabImage) -> None:
     assert said == []
 
 
-def test_role_changes_nothing_the_second_time(root: Path, tmp_path: Path) -> None:
+def test_role_applied_again_changes_nothing(root: Path, tmp_path: Path) -> None:
     assert apply_role(source_tree(), root, role_variables(SPEC), log=tmp_path / "log") == 0
 
 
@@ -64,7 +64,7 @@ def test_no_mirror_proxy_or_key_is_in_the_image(root: Path) -> None:
     assert list((root / "root/.ssh").glob("*")) == []
 
 
-def test_kernel_command_line_says_what_a_host_needs(image: LabImage) -> None:
+def test_kernel_command_line_has_the_options_of_a_host(image: LabImage) -> None:
     words = image.cmdline.split()
     assert {
         "intel_iommu=on",

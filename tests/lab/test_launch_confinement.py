@@ -41,7 +41,7 @@ def strangers(seen: list[tuple[int, str, int]], guests: list[dict[str, Any]], ho
     return found
 
 
-def test_a_guest_that_starts_keeps_to_its_cores(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_starting_guest_runs_only_on_its_cores(host: LabHost, guests: list[dict[str, Any]]) -> None:
     try:
         with watched(host) as seen:
             made = json.loads(host.nohype(*CREATE).stdout)
@@ -54,7 +54,7 @@ def test_a_guest_that_starts_keeps_to_its_cores(host: LabHost, guests: list[dict
 
 
 @pytest.mark.usefixtures("guests")
-def test_a_thread_of_qemu_on_anothers_core_is_seen(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_qemu_thread_on_another_guests_core_is_detected(host: LabHost, guests: list[dict[str, Any]]) -> None:
     """The same, broken on purpose: helper threads of the second guest are let loose on a core of the first."""
     one, two = guests
     refused = host.run(f"virsh emulatorpin {two['name']} {one['cpus'][0]}", check=False)

@@ -18,7 +18,7 @@ PROMISES = {
 pytestmark = pytest.mark.usefixtures("guests")
 
 
-def test_all_hold(host: LabHost) -> None:
+def test_all_proofs_pass(host: LabHost) -> None:
     proofs = host.proofs(frames=50)
     assert {name for name, _ in proofs} == PROMISES
     assert {key: proof.evidence for key, proof in proofs.items() if proof.verdict != Verdict.PASS} == {}
@@ -33,7 +33,7 @@ def test_vepa_fails_without_hairpin(host: LabHost) -> None:
         set_hairpin(port.interface, port.netns, on=True)
 
 
-def test_vepa_fails_when_the_nic_switches_itself(host: LabHost) -> None:
+def test_vepa_fails_when_the_nic_switches_locally(host: LabHost) -> None:
     """The register is set behind the manager's back; a link event, which a PF reset gives, makes the manager put it right."""
     read_and_set = (
         "import json,struct,mmap,os,sys;f=os.open('/sys/bus/pci/devices/'+sys.argv[1]+'/resource0',os.O_RDWR|os.O_SYNC)"
@@ -80,7 +80,7 @@ def test_core_smt_fails_when_a_sibling_is_shared(host: LabHost, guests: list[dic
     assert proofs["core-smt", name].verdict == Verdict.FAIL
 
 
-def test_manager_core_fails_when_the_manager_strays(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_manager_core_fails_when_the_manager_may_run_elsewhere(host: LabHost, guests: list[dict[str, Any]]) -> None:
     pid = host.run("systemctl show --value -p MainPID nohyped").stdout.strip()
     del guests
     slices = "/sys/fs/cgroup/system.slice/cpuset.cpus"
@@ -90,13 +90,13 @@ def test_manager_core_fails_when_the_manager_strays(host: LabHost, guests: list[
         assert host.proofs()["manager-core", "host"].verdict == Verdict.FAIL
 
 
-def test_manager_core_fails_when_a_helper_of_qemu_strays(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_manager_core_fails_when_a_qemu_helper_may_run_elsewhere(host: LabHost, guests: list[dict[str, Any]]) -> None:
     name = guests[0]["name"]
     with host.unconfined(guests[0]), host.changed(f"virsh emulatorpin {name} 6", f"virsh emulatorpin {name} 0-1"):
         assert host.proofs()["manager-core", "host"].verdict == Verdict.FAIL
 
 
-def test_exits_fail_when_the_guest_has_to_be_emulated(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_exits_fail_when_qemu_serves_port_writes(host: LabHost, guests: list[dict[str, Any]]) -> None:
     """Each character on the serial console is a port write that QEMU serves."""
     name = guests[0]["name"]
     chatter = f"systemd-run --quiet --collect --unit chatter sh -c 'while :; do nohype guest tell {name} counters; done'"
@@ -133,24 +133,24 @@ def stranger(host: LabHost) -> Any:
     host.run(f"echo {free} > {device}/driver/unbind; echo > {device}/driver_override; echo DMA > {device}/iommu_group/type")
 
 
-def test_a_default_domain_that_passes_through_limits_the_proof(stranger: Any) -> None:
+def test_identity_default_domain_weakens_the_proof(stranger: Any) -> None:
     """VFIO attaches a domain that translates, whatever the group has while no guest holds it."""
     proof = stranger["device-isolated", "stranger"]
     assert proof.verdict == Verdict.PASS, proof.evidence
     assert any(line.startswith(WEAKER) for line in proof.evidence)
 
 
-def test_interrupts_that_need_not_be_remapped_fail(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_device_isolated_fails_with_unsafe_interrupts_allowed(host: LabHost, guests: list[dict[str, Any]]) -> None:
     parameter = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
     with host.changed(f"echo Y > {parameter}", f"echo N > {parameter}"):
         assert host.proofs()["device-isolated", guests[0]["name"]].verdict == Verdict.FAIL
 
 
 @pytest.mark.parametrize("name", ["memory-static", "devices-minimal"])
-def test_a_guest_made_carelessly_fails(stranger: Any, name: str) -> None:
+def test_unmanaged_guest_fails_proof(stranger: Any, name: str) -> None:
     assert stranger[name, "stranger"].verdict == Verdict.FAIL, stranger[name, "stranger"].evidence
 
 
-def test_the_managers_own_guests_hold_beside_a_stranger(stranger: Any, guests: list[dict[str, Any]]) -> None:
+def test_managed_guest_passes_next_to_unmanaged_guest(stranger: Any, guests: list[dict[str, Any]]) -> None:
     for name in ("memory-static", "devices-minimal", "device-isolated", "core-smt"):
         assert stranger[name, guests[0]["name"]].verdict == Verdict.PASS

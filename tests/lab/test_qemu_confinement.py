@@ -35,7 +35,7 @@ def test_qemu_is_confined(host: LabHost, guests: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("command", FORBIDDEN)
-def test_what_the_manager_is_kept_from(host: LabHost, command: str) -> None:
+def test_manager_sandbox_refuses_command(host: LabHost, command: str) -> None:
     """Tried as root in its mount namespace. That the same commands work outside of it is no part of this: some would hurt."""
     pid = host.run("systemctl show --property MainPID --value nohyped").stdout.strip()
     clean = "rm -f /var/lib/nohype/x /var/log/nohype/x /run/nohype/x /tmp/x"
@@ -46,7 +46,7 @@ def test_what_the_manager_is_kept_from(host: LabHost, command: str) -> None:
 
 
 @pytest.mark.usefixtures("guests")
-def test_after_a_stop_the_ledger_is_one_file(host: LabHost) -> None:
+def test_stopped_manager_leaves_one_ledger_file(host: LabHost) -> None:
     with host.changed("systemctl stop nohyped.socket nohyped.service", "systemctl start nohyped.socket nohyped.service"):
         files = host.run("ls /var/lib/nohype").stdout.split()
         assert sorted(files) == ["images", "ledger.sqlite", "ledger.sqlite.lock", "ledger.sqlite.reserve"]

@@ -149,7 +149,7 @@ def upgrade(host: LabHost, _pid: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("guests")
-def test_guests_do_not_notice_a_new_manager(host: LabHost, trouble: Callable[[LabHost, str], object]) -> None:
+def test_restarted_manager_does_not_affect_guests(host: LabHost, trouble: Callable[[LabHost, str], object]) -> None:
     before = look(host)
     trouble(host, before.manager)
     await_new(host, "nohyped", before.manager)
@@ -180,7 +180,7 @@ def short_watchdog(host: LabHost) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("guests", "short_watchdog")
-def test_guests_do_not_notice_a_manager_that_hangs(host: LabHost) -> None:
+def test_hung_manager_does_not_affect_guests(host: LabHost) -> None:
     before, run = look(host), host.run("systemctl show --property=InvocationID --value nohyped").stdout.strip()
     host.run(f"kill -STOP {before.manager}")
     await_new(host, "nohyped", before.manager)
@@ -190,7 +190,7 @@ def test_guests_do_not_notice_a_manager_that_hangs(host: LabHost) -> None:
 
 
 @pytest.mark.usefixtures("guests")
-def test_guests_and_manager_do_not_mind_a_restart_of_libvirt(host: LabHost) -> None:
+def test_libvirt_restart_does_not_affect_guests_and_manager(host: LabHost) -> None:
     before, old = look(host), host.run("systemctl show --property=MainPID --value libvirtd").stdout.strip()
     host.run("systemctl restart libvirtd")
     await_new(host, "libvirtd", old)
@@ -230,7 +230,7 @@ def victim(host: LabHost) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("guests", "repinned")
-def test_a_guest_whose_qemu_is_killed_is_stopped_and_clean(host: LabHost, victim: str) -> None:
+def test_killed_guest_is_stopped_and_clean(host: LabHost, victim: str) -> None:
     before = look(host)
     made = json.loads(host.nohype("guest", "create", victim, *MEMORY, "--json").stdout)
     vf, ran = made["vf"], look(host)
@@ -245,7 +245,7 @@ def test_a_guest_whose_qemu_is_killed_is_stopped_and_clean(host: LabHost, victim
 
 
 @pytest.mark.usefixtures("guests", "repinned")
-def test_a_guest_whose_qemu_is_killed_is_started_again_where_that_was_asked_for(host: LabHost, victim: str) -> None:
+def test_killed_guest_with_restart_on_failure_is_restarted(host: LabHost, victim: str) -> None:
     host.nohype("guest", "create", victim, *MEMORY, "--restart", "on-failure")
     ran = look(host)
     host.run(f"kill -KILL {ran.lives[victim][0]}")
@@ -256,7 +256,7 @@ def test_a_guest_whose_qemu_is_killed_is_started_again_where_that_was_asked_for(
 
 
 @pytest.mark.usefixtures("guests", "repinned")
-def test_a_guest_that_panics_is_started_again_where_that_was_asked_for(host: LabHost, victim: str) -> None:
+def test_panicked_guest_with_restart_on_failure_is_restarted(host: LabHost, victim: str) -> None:
     before = look(host)
     panic = ("--cmdline", "rdinit=/nonexistent panic=1")
     host.nohype("guest", "create", victim, *MEMORY, *panic, "--restart", "on-failure")
@@ -266,7 +266,7 @@ def test_a_guest_that_panics_is_started_again_where_that_was_asked_for(host: Lab
     assert next(event["detail"] for event in now.events if event["kind"] == "ended").startswith("reset itself")
 
 
-def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, repinned: tuple[str, str, Look]) -> None:
+def test_drift_is_reported_and_pinning_restored(host: LabHost, repinned: tuple[str, str, Look]) -> None:
     name, allowed, before = repinned
     first, second, *_ = before.guests[name]["cpus"]
     deadline = time.monotonic() + 1.5 * PERIOD
@@ -283,7 +283,7 @@ def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, rep
 
 
 @pytest.mark.usefixtures("guests")
-def test_a_create_that_is_cut_short_is_finished_or_undone(host: LabHost, victim: str) -> None:
+def test_interrupted_create_is_finished_or_undone(host: LabHost, victim: str) -> None:
     """The manager is killed as soon as the VF is handed over: much of the host is changed by then, and QEMU is not there yet."""
     before = look(host)
     bound = f"[ $(ls -d /sys/bus/pci/drivers/vfio-pci/0000:* | wc -l) -gt {len(before.guests)} ]"

@@ -50,7 +50,7 @@ def apply(host: LabHost, folder: Path, **variables: object) -> list[str]:
 
 
 @pytest.mark.usefixtures("guests")
-def test_the_role_is_applied_to_a_host_with_guests(host: LabHost, tmp_path: Path) -> None:
+def test_role_can_be_applied_to_a_host_with_guests(host: LabHost, tmp_path: Path) -> None:
     """The socket's unit is the hardest: systemd starts no socket whose service runs."""
     before = look(host)
     spoil = f"cp -a {SETTINGS} {SETTINGS}.kept && echo '# an older one' >> {SOCKET}"

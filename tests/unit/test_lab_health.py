@@ -33,7 +33,7 @@ def samples(*rounds: tuple[str, ...]) -> str:
     return "\n".join(f"sample {number} guest web\n{dump(*vcpus)}" for number, vcpus in enumerate(rounds, 1))
 
 
-def test_a_vcpu_that_spins_with_interrupts_off_is_named() -> None:
+def test_vcpu_that_spins_with_interrupts_off_is_named() -> None:
     readings = parse_registers(samples(*[(HALTED, SPINNING)] * 5))
     assert readings["web", 0][0] == Reading(0xFFFFFFFF81E2A51B, 0x246, halted=True)
     assert find_hung(readings) == [
@@ -41,7 +41,7 @@ def test_a_vcpu_that_spins_with_interrupts_off_is_named() -> None:
     ]  # fmt: skip
 
 
-def test_a_loop_of_some_instructions_is_one_place() -> None:
+def test_loop_of_some_instructions_counts_as_one_place() -> None:
     rounds = [(SPINNING.replace("1b52", f"1b{0x40 + number:x}"),) for number in range(5)]
     assert find_hung(parse_registers(samples(*rounds)))
 
@@ -54,22 +54,22 @@ def test_a_loop_of_some_instructions_is_one_place() -> None:
         SPINNING.replace("1b52", "2b52"),  # somewhere else
     ],
 )
-def test_one_sample_of_another_kind_clears_a_guest(last: str) -> None:
+def test_one_different_sample_clears_a_guest(last: str) -> None:
     assert find_hung(parse_registers(samples(*[(SPINNING,)] * 4, (last,)))) == []
 
 
-def test_too_few_samples_accuse_no_guest() -> None:
+def test_too_few_samples_are_not_a_hang() -> None:
     """A guest that ends meanwhile, or a virsh that does not answer."""
     assert find_hung(parse_registers(samples(*[(SPINNING,)] * 4))) == []
     assert parse_registers("error: failed to connect to the hypervisor\n") == {}
 
 
-def test_guests_are_told_apart() -> None:
+def test_guests_are_distinguished() -> None:
     text = "\n".join(samples((SPINNING,)) + "\n" + samples((HALTED,)).replace("web", "a b") for _ in range(5))
     assert [line.partition(",")[0] for line in find_hung(parse_registers(text))] == ["guest web"]
 
 
-def test_a_hung_guest_is_a_lost_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hung_guest_is_reported_as_lost_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = LabDir("demo", tmp_path)
     lock = take_lock(folder)
     assert lock is not None
@@ -83,7 +83,7 @@ def test_a_hung_guest_is_a_lost_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     os.close(lock)
 
 
-def test_a_story_that_fails_asks_whether_the_emulator_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_demo_checks_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise LabError("timed out after 180 s waiting for the guest to report ready")
 
@@ -109,10 +109,10 @@ def test_a_story_that_fails_asks_whether_the_emulator_did(monkeypatch: pytest.Mo
         (1, "the emulator failed, not the lab host: QEMU exited with status 1"),
     ],
 )
-def test_the_end_of_the_emulator(status: int, said: str) -> None:
+def test_exit_of_the_emulator_is_explained(status: int, said: str) -> None:
     assert said in describe_end(status, ("assertion failed: (bql_locked())",))
 
 
-def test_the_emulators_last_words_are_told() -> None:
+def test_last_output_of_the_emulator_is_reported() -> None:
     assert describe_end(-signal.SIGABRT, ("1", "2", "3", "4")).endswith("last output: 2; 3; 4")
     assert describe_end(-signal.SIGABRT, ()).endswith("last output: none")

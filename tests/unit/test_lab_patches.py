@@ -65,7 +65,7 @@ def test_both_places_are_found_replaced_and_recorded(tmp_path: Path) -> None:
     assert (cr8.name, cr8.applied, cr8.reason) == ("unlocked-interrupt", True, "")
 
 
-def test_the_place_for_counting_second_deliveries(tmp_path: Path) -> None:
+def test_exception_probe_is_found(tmp_path: Path) -> None:
     path = build(tmp_path)
     at = find_exception_probe(path)
     assert path.read_bytes()[at] == 0xE8
@@ -90,7 +90,9 @@ def test_the_place_for_counting_second_deliveries(tmp_path: Path) -> None:
         ({"cpu_set_interrupt": None}, "unlocked-interrupt", "cpu_set_interrupt is not exported"),
     ],
 )  # fmt: skip
-def test_another_form_is_left_alone_and_said(tmp_path: Path, changed: dict[str, Code | None], name: str, reason: str) -> None:
+def test_unexpected_form_is_not_patched_and_reported(
+    tmp_path: Path, changed: dict[str, Code | None], name: str, reason: str
+) -> None:
     path = build(tmp_path, **changed)
     record = patch_emulator(path)
     left = {patch.name: patch for patch in record.patches if not patch.applied}
@@ -102,7 +104,7 @@ def test_another_form_is_left_alone_and_said(tmp_path: Path, changed: dict[str, 
     assert "\n" not in record.warning()
 
 
-def test_a_second_time_nothing_is_found(tmp_path: Path) -> None:
+def test_patched_program_is_not_patched_again(tmp_path: Path) -> None:
     path = build(tmp_path)
     patch_emulator(path)
     before = path.read_bytes()
@@ -111,27 +113,27 @@ def test_a_second_time_nothing_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01\x01" + bytes(9)])
-def test_what_is_not_a_program_is_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_other_file_is_not_changed(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "qemu"
     path.write_bytes(content)
     assert [patch.applied for patch in patch_emulator(path).patches] == [False, False]
     assert path.read_bytes() == content
 
 
-def test_a_program_for_another_machine_is_left_alone(tmp_path: Path) -> None:
+def test_program_for_another_architecture_is_not_patched(tmp_path: Path) -> None:
     path = tmp_path / "qemu"
     write_elf(path, FUNCTIONS, machine=183)
     assert all("AArch64" in patch.reason for patch in patch_emulator(path).patches)
 
 
-def test_a_place_that_does_not_hold_what_was_decoded_is_an_error(tmp_path: Path) -> None:
+def test_place_with_other_bytes_is_an_error(tmp_path: Path) -> None:
     path = build(tmp_path)
     wrong = Patch("wrong", "helper_vmrun", "", lambda program: Place(BASE, b"\xff\xff", b"\x90\x90"))
     with pytest.raises(ImageError, match="does not contain ffff"):
         patch_emulator(path, [wrong])
 
 
-def test_the_record_is_kept_beside_the_root(tmp_path: Path) -> None:
+def test_record_is_stored_next_to_the_root(tmp_path: Path) -> None:
     tools = tmp_path / "root"
     tools.mkdir()
     record = patch_emulator(build(tmp_path))
@@ -141,7 +143,7 @@ def test_the_record_is_kept_beside_the_root(tmp_path: Path) -> None:
     assert isinstance(EmulatorRecord.model_validate_json(record.model_dump_json()), EmulatorRecord)
 
 
-def test_the_rows_are_told_apart() -> None:
+def test_patch_names_are_unique() -> None:
     assert len({patch.name for patch in patches.PATCHES}) == len(patches.PATCHES)
     with pytest.raises(UnexpectedForm, match="cannot be read"):
         Program(Path("/nonexistent"))
