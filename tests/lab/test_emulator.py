@@ -1,4 +1,4 @@
-"""What the patches of the emulator are for, in the lab's own KVM."""
+"""The bugs that the emulator's patches fix, tried in the lab's own KVM."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from orchestrator.lab.health import check_guests
 from tests.lab.conftest import LabHost
 
 EXIT = 0x2A
-"""Written to isa-debug-exit, which ends QEMU with the status 2 * value + 1 (QEMU, hw/misc/debugexit.c)."""
+"""Written to isa-debug-exit, which makes QEMU exit with the status 2 * value + 1 (QEMU, hw/misc/debugexit.c)."""
 
 
 def build_boot_sector(writes: int) -> bytes:
-    """A boot sector that writes CR8 with interrupts off, while the BIOS's timer interrupt waits, and then ends its machine.
+    """A boot sector that writes CR8 with interrupts off, while the BIOS's timer interrupt is pending, and then exits.
 
     The loop must take longer than 55 ms, the period of that timer. CR8 is written in 16-bit code by LOCK MOV CR0 (AMD64
     Architecture Programmer's Manual, volume 3, MOV CRn: AltMovCr8).
@@ -26,12 +26,11 @@ def build_boot_sector(writes: int) -> bytes:
     loop = b"\xf0\x0f\x22\xc0" + b"\x66\x49"  # lock mov cr0, eax; dec ecx
     code += loop + b"\x75" + struct.pack("<b", -(len(loop) + 2))  # jnz to the loop
     code += b"\xba\xf4\x00" + b"\xb0" + bytes([EXIT]) + b"\xee"  # mov dx, 0xf4; mov al, EXIT; out dx, al
-    code += b"\xf4\xeb\xfd"  # hlt, for ever
+    code += b"\xf4\xeb\xfd"  # hlt, in a loop
     return code.ljust(510, b"\0") + b"\x55\xaa"
 
 
 def put(host: LabHost, path: str, data: bytes) -> None:
-    """Writes a file in the lab host."""
     escaped = "".join(f"\\x{byte:02x}" for byte in data)
     host.run(f"printf '{escaped}' > {path}")
 

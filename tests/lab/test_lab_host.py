@@ -1,4 +1,4 @@
-"""The lab itself, with the real QEMU: the machine is what its spec says, and nothing of it stays behind."""
+"""The lab itself, with the real QEMU: the machine matches its spec, and nothing of it is left behind."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_each_disk_has_its_own_nvme_controller(host: LabHost) -> None:
 
 
 def test_emulator_memory_is_within_limit(host: LabHost) -> None:
-    # A machine with 8 GB must do.
+    # A machine with 8 GB must suffice.
     memory = labs.read_status(host.lab.name).memory
     assert memory is not None
     assert memory <= 5 * GIB
@@ -125,7 +125,7 @@ def test_link_down_is_visible_in_the_lab(host: LabHost) -> None:
 
 @pytest.fixture
 def booting(host: LabHost) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A second lab that has just begun to boot, and the `up` that waits for it."""
+    """A second lab that has just started to boot, and the `up` that waits for it."""
     name = f"{host.lab.name[:16]}-b"
     spec = host.lab.state.spec
     tools, image = build_parts(spec, Timeline())
@@ -185,7 +185,7 @@ def _wait_until(condition: Callable[[], object], what: str, timeout: float = 30)
 
 
 def test_kvm_probe_accepts_a_working_kernel(host: LabHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The same boot under emulation, where it is known to work: else a refusal would say nothing about KVM.
+    # The same boot under emulation, where it works: a refusal would not be due to KVM.
     words = {"kvm": "tcg", "host": "max", "q35,kernel-irqchip=split": "q35"}
     monkeypatch.setattr(accel, "PROBE_ARGV", [words.get(word, word) for word in accel.PROBE_ARGV])
     image = build_image(recipes_folder(), "minimal", cache_folder(), progress=lambda _: None)

@@ -1,4 +1,4 @@
-"""The manager in the lab: a guest's whole life, trouble on the way, and the host as it was before."""
+"""The manager in the lab: the life of a guest, errors, and a restored host."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_plan_claims_nothing(host: LabHost) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("Bad_Name", *MEMORY), "not a guest name"),
         (("one", "--memory", "97M", "--image", "minimal"), "multiple of the huge page size"),
@@ -59,18 +59,18 @@ def test_plan_claims_nothing(host: LabHost) -> None:
     ],
 )
 @pytest.mark.usefixtures("guests")
-def test_bad_requests_leave_nothing(host: LabHost, words: tuple[str, ...], said: str) -> None:
+def test_bad_requests_leave_nothing(host: LabHost, words: tuple[str, ...], message: str) -> None:
     before = survey(host)
     done = host.nohype("guest", "create", *words, check=False)
     assert done.status == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert survey(host) == before
 
 
 @pytest.mark.usefixtures("guests")
 def test_create_without_free_vf_is_refused(host: LabHost) -> None:
-    """VFs that somebody else has handed to vfio-pci are taken."""
+    """VFs bound to vfio-pci outside the manager are not free."""
     free = host.run(
         "for vf in /sys/class/net/nic0/device/virtfn*; do [ -e $vf/driver ] || basename $(readlink $vf); done"
     ).stdout.split()
@@ -121,7 +121,7 @@ def test_guest_that_powered_off_can_be_started_and_deleted(host: LabHost) -> Non
 
 
 def test_guest_with_1_gb_pages_runs_and_returns_them(host: LabHost) -> None:
-    """QEMU takes the page by the mount that the host role has made, and it comes back."""
+    """QEMU uses the hugetlbfs mount of the host role, and the page is returned."""
     before = survey(host)
     try:
         made = json.loads(host.nohype("guest", "create", "big", *GIB_PAGE, "--wait", "180", "--json").stdout)

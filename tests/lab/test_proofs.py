@@ -1,4 +1,4 @@
-"""Every proof passes on two real guests, and every proof fails when what it claims is broken on purpose."""
+"""Every proof passes on two real guests, and fails when its property is broken on purpose."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_vepa_fails_without_hairpin(host: LabHost) -> None:
 
 
 def test_vepa_fails_when_the_nic_switches_locally(host: LabHost) -> None:
-    """The register is set behind the manager's back; a link event, which a PF reset gives, makes the manager put it right."""
+    """The register is set directly; a link event, which a PF reset causes, makes the manager restore it."""
     read_and_set = (
         "import json,struct,mmap,os,sys;f=os.open('/sys/bus/pci/devices/'+sys.argv[1]+'/resource0',os.O_RDWR|os.O_SYNC)"
     )
@@ -97,7 +97,7 @@ def test_manager_core_fails_when_a_qemu_helper_may_run_elsewhere(host: LabHost, 
 
 
 def test_exits_fail_when_qemu_serves_port_writes(host: LabHost, guests: list[dict[str, Any]]) -> None:
-    """Each character on the serial console is a port write that QEMU serves."""
+    """Each character on the serial console is a port write that QEMU handles."""
     name = guests[0]["name"]
     chatter = f"systemd-run --quiet --collect --unit chatter sh -c 'while :; do nohype guest tell {name} counters; done'"
     with host.changed(chatter, "systemctl stop chatter"):
@@ -105,7 +105,7 @@ def test_exits_fail_when_qemu_serves_port_writes(host: LabHost, guests: list[dic
     assert proof.verdict == Verdict.FAIL, proof.evidence
 
 
-STRANGER = """<domain type='kvm'><name>stranger</name><memory unit='MiB'>128</memory>
+UNMANAGED = """<domain type='kvm'><name>unmanaged</name><memory unit='MiB'>128</memory>
 <memoryBacking><hugepages><page size='2' unit='MiB' nodeset='0'/></hugepages>{locked}</memoryBacking><vcpu>2</vcpu>
 <cputune><vcpupin vcpu='0' cpuset='6'/><vcpupin vcpu='1' cpuset='7'/><emulatorpin cpuset='0-1'/></cputune>
 <os><type arch='x86_64' machine='q35'>hvm</type><kernel>/var/lib/nohype/images/minimal/vmlinuz</kernel>
@@ -115,8 +115,8 @@ STRANGER = """<domain type='kvm'><name>stranger</name><memory unit='MiB'>128</me
 
 
 @pytest.fixture(scope="module")
-def stranger(host: LabHost) -> Any:
-    """A guest started outside the manager: unlocked, with an emulated device, and a VF in a group of type identity (iommu=pt)."""
+def unmanaged(host: LabHost) -> Any:
+    """An unmanaged guest: unlocked, with an emulated device, and a VF in a group of type identity (iommu=pt)."""
     free = host.run("readlink /sys/class/net/nic0/device/virtfn3").stdout.strip().rpartition("/")[2]
     _, bus, rest = free.split(":")
     slot, function = rest.split(".")
@@ -126,16 +126,16 @@ def stranger(host: LabHost) -> Any:
     device = f"/sys/bus/pci/devices/{free}"
     host.run(f"echo identity > {device}/iommu_group/type && echo vfio-pci > {device}/driver_override")
     host.run(f"echo {free} > /sys/bus/pci/drivers_probe")
-    xml = STRANGER.format(locked="", devices=hostdev + rng)
-    host.run(f"cat > /tmp/stranger.xml <<'END'\n{xml}\nEND\nvirsh create /tmp/stranger.xml")
+    xml = UNMANAGED.format(locked="", devices=hostdev + rng)
+    host.run(f"cat > /tmp/unmanaged.xml <<'END'\n{xml}\nEND\nvirsh create /tmp/unmanaged.xml")
     yield host.proofs()
-    host.run("virsh destroy stranger; rm /tmp/stranger.xml")
+    host.run("virsh destroy unmanaged; rm /tmp/unmanaged.xml")
     host.run(f"echo {free} > {device}/driver/unbind; echo > {device}/driver_override; echo DMA > {device}/iommu_group/type")
 
 
-def test_identity_default_domain_weakens_the_proof(stranger: Any) -> None:
-    """VFIO attaches a domain that translates, whatever the group has while no guest holds it."""
-    proof = stranger["device-isolated", "stranger"]
+def test_identity_default_domain_weakens_the_proof(unmanaged: Any) -> None:
+    """VFIO attaches a translating domain, whatever the type of the group is while no guest uses it."""
+    proof = unmanaged["device-isolated", "unmanaged"]
     assert proof.verdict == Verdict.PASS, proof.evidence
     assert any(line.startswith(WEAKER) for line in proof.evidence)
 
@@ -147,10 +147,10 @@ def test_device_isolated_fails_with_unsafe_interrupts_allowed(host: LabHost, gue
 
 
 @pytest.mark.parametrize("name", ["memory-static", "devices-minimal"])
-def test_unmanaged_guest_fails_proof(stranger: Any, name: str) -> None:
-    assert stranger[name, "stranger"].verdict == Verdict.FAIL, stranger[name, "stranger"].evidence
+def test_unmanaged_guest_fails_proof(unmanaged: Any, name: str) -> None:
+    assert unmanaged[name, "unmanaged"].verdict == Verdict.FAIL, unmanaged[name, "unmanaged"].evidence
 
 
-def test_managed_guest_passes_next_to_unmanaged_guest(stranger: Any, guests: list[dict[str, Any]]) -> None:
+def test_managed_guest_passes_next_to_unmanaged_guest(unmanaged: Any, guests: list[dict[str, Any]]) -> None:
     for name in ("memory-static", "devices-minimal", "device-isolated", "core-smt"):
-        assert stranger[name, guests[0]["name"]].verdict == Verdict.PASS
+        assert unmanaged[name, guests[0]["name"]].verdict == Verdict.PASS

@@ -1,4 +1,4 @@
-"""What a compromised QEMU, or a compromised manager, is kept from: by the real kernel, systemd and libvirt."""
+"""The confinement of QEMU and of the manager by the real kernel, systemd and libvirt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_qemu_is_confined(host: LabHost, guests: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("command", FORBIDDEN)
 def test_manager_sandbox_refuses_command(host: LabHost, command: str) -> None:
-    """Tried as root in its mount namespace. That the same commands work outside of it is no part of this: some would hurt."""
+    """Tried as root in the manager's mount namespace, not outside of it, where some commands would do harm."""
     pid = host.run("systemctl show --property MainPID --value nohyped").stdout.strip()
     clean = "rm -f /var/lib/nohype/x /var/log/nohype/x /run/nohype/x /tmp/x"
     try:

@@ -1,4 +1,4 @@
-"""The cache of builds: complete or not there, one builder at a time, nothing left of a failure."""
+"""The cache of builds: complete folders only, one builder at a time, nothing left of a failure."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ def test_next_build_removes_leftovers_of_a_crash(tmp_path: Path, builder: subpro
 
 
 def test_second_builder_waits_and_reports_it(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
-    said: list[str] = []
-    thread = threading.Thread(target=lambda: build_cached(tmp_path, "thing", "a" * 12, fill(), progress=said.append))  # type: ignore[arg-type]
+    notes: list[str] = []
+    thread = threading.Thread(target=lambda: build_cached(tmp_path, "thing", "a" * 12, fill(), progress=notes.append))  # type: ignore[arg-type]
     thread.start()
     deadline = time.monotonic() + 10
-    while not said and time.monotonic() < deadline:
+    while not notes and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert said == ["waiting for another build (thing.lock)"]
+    assert notes == ["waiting for another build (thing.lock)"]
     assert not (tmp_path / f"thing-{'a' * 12}").exists()
     builder.kill()
     thread.join(10)

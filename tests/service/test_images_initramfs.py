@@ -1,4 +1,4 @@
-"""Packing an initramfs with the real cpio, from a root that only has what the packer looks at."""
+"""Packs an initramfs with the real cpio from a minimal root."""
 
 from __future__ import annotations
 

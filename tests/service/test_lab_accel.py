@@ -1,4 +1,4 @@
-"""KVM is believed only when a kernel gets to its `ready` line in it. QEMU is stood in for; where KVM is there, see tests/lab."""
+"""KVM is used only after a kernel reports `ready` under it. QEMU is a stand-in; tests/lab has the real probe."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The life of a lab: started, used, ended, killed in every way, and nothing left of it.
+"""Labs are started, used, stopped and killed, and nothing is left of them.
 
-Keeper, locks, network namespace, tap, private mounts and death signals are the real ones; only QEMU is stood in for.
+Keeper, locks, network namespace, tap, private mounts and death signals are real; only QEMU is a stand-in.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ print("up", flush=True)
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts the stand-in for QEMU on the PATH; the result sets its mode."""
+    """Puts the stand-in for QEMU on the PATH; the returned function sets its mode."""
     program = tmp_path / "bin" / "qemu-system-x86_64"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/stand_in_qemu.py "$@"\n')
     program.chmod(0o755)
     for name in ("vmlinuz", "initrd", "root.raw"):
-        (tmp_path / name).write_text("not looked at\n")
+        (tmp_path / name).write_text("not read\n")
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("STAND_IN", "")
     return lambda mode: monkeypatch.setenv("STAND_IN", mode)
@@ -62,7 +62,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 @pytest.fixture
 def name(tmp_path: Path) -> Iterator[str]:
-    """A name that no other lab on this machine has; what carries it is gone after the test, whatever the test did."""
+    """A unique name; the lab is removed after the test."""
     found = f"t{os.getpid()}-{int(time.monotonic() * 1000) % 100000}"
     yield found
     control.down(found, timeout=3)
@@ -76,7 +76,7 @@ def start(name: str, tmp_path: Path, *, boot_timeout: float = 30) -> labs.Lab:
 
 
 def start_in_background(name: str, tmp_path: Path) -> subprocess.Popen[str]:
-    """`up` in a process of its own, which the test can kill."""
+    """`up` in its own process, which the test can kill."""
     return subprocess.Popen(
         [sys.executable, "-c", UP, name, str(tmp_path)],
         cwd=ROOT,
@@ -134,7 +134,7 @@ def test_switch_is_a_bridge_with_the_tap_as_hairpin_port(name: str, tmp_path: Pa
     links = {link.name: link for link in netlink.read_links(netns=port.netns)}
     assert links[port.interface].master == port.bridge
     assert links[port.interface].up
-    assert links[port.interface].carrier, "nobody holds the tap"
+    assert links[port.interface].carrier, "no process holds the tap"
     assert port.interface not in [link.name for link in netlink.read_links()]
 
 
@@ -302,7 +302,7 @@ def test_emulator_failure_during_boot_is_a_lost_lab(
 def test_down_kills_after_the_timeout(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     stand_in("stubborn")
     lab = start(name, tmp_path)
-    os.kill(lab.state.pid, signal.SIGSTOP)  # a keeper that does nothing any more
+    os.kill(lab.state.pid, signal.SIGSTOP)  # a hung keeper
     before = time.monotonic()
     assert control.down(name, timeout=1) is True
     assert time.monotonic() - before < 8
@@ -323,7 +323,7 @@ def test_down_during_up_stops_both(name: str, tmp_path: Path, stand_in: Callable
 
 
 def test_busy_switch_is_removed_later(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
-    # A mount in the way, as of a process that was given the namespace's file: unmounting it once is not enough.
+    # A second mount on the namespace's file: unmounting once does not suffice.
     start(name, tmp_path)
     netns = switch.netns_of(name)
     subprocess.run(["mount", "--bind", "/proc/self/ns/net", f"/run/netns/{netns}"], check=True)

@@ -1,4 +1,4 @@
-"""The demonstration's own proof, and its report."""
+"""The demo's own proof, and its report."""
 
 from __future__ import annotations
 

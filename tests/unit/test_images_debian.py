@@ -1,4 +1,4 @@
-"""Where packages come from, and the command line of mmdebstrap."""
+"""The source of packages, and the command line of mmdebstrap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernel modules of an initramfs: which, in what order, and how they are found."""
+"""Kernel modules of an initramfs: selection, order and aliases."""
 
 from __future__ import annotations
 

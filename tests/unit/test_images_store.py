@@ -80,7 +80,7 @@ def test_description_with_invalid_json_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "text"),
     [
         ({"cmdline": ["a"]}, "cmdline: "),
         ({"cmdline": 5}, "cmdline: "),
@@ -97,11 +97,11 @@ def test_description_with_invalid_json_is_an_error(tmp_path: Path) -> None:
         ({"hash": True}, "hash: "),
     ],
 )
-def test_description_with_invalid_field_is_an_error(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    """Each would fail later, when all is claimed: in libvirt, or as a fault of ours."""
+def test_description_with_invalid_field_is_an_error(tmp_path: Path, change: dict[str, Any], text: str) -> None:
+    """Each would fail after the claim: in libvirt, or as an internal error."""
     file = build(tmp_path / "one") / "image.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(ImageError, match=f"guest image one is damaged: image.json: .*({said})") as caught:
+    with pytest.raises(ImageError, match=f"guest image one is damaged: image.json: .*({text})") as caught:
         find_image(tmp_path, "one")
     assert "\n" not in caught.value.message
     assert f"nohype image build one --output {tmp_path}`" in caught.value.hint

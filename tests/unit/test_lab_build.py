@@ -1,4 +1,4 @@
-"""What the lab's image is made of: pure parts. The builds themselves are seen by the lab tests."""
+"""Inputs of the lab's image. The lab tests cover the builds themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as a guest that hangs in the emulator, and what the end of the emulator means."""
+"""Detection of guests that hang in the emulator, and of the emulator's exit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HALTED = "ffffffff81e2a51b RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1"
 
 
 def dump(*vcpus: str) -> str:
-    """As QEMU 10 prints `info registers -a`, without the registers of which nothing is read."""
+    """The output of `info registers -a` in QEMU 10, without unused registers."""
     lines = [
         f"\nCPU#{index}\nRAX=0000000000000000 RBX=0000000000000003\nRIP={vcpu}\nES =0000" for index, vcpu in enumerate(vcpus)
     ]
@@ -59,7 +59,7 @@ def test_one_different_sample_clears_a_guest(last: str) -> None:
 
 
 def test_too_few_samples_are_not_a_hang() -> None:
-    """A guest that ends meanwhile, or a virsh that does not answer."""
+    """A guest that ends during the samples, or a virsh that does not respond."""
     assert find_hung(parse_registers(samples(*[(SPINNING,)] * 4))) == []
     assert parse_registers("error: failed to connect to the hypervisor\n") == {}
 
@@ -100,7 +100,7 @@ def test_failed_demo_checks_the_emulator(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "text"),
     [
         (0, "the lab host powered off, rebooted or panicked"),
         (-signal.SIGKILL, "QEMU was killed by SIGKILL, sent by"),
@@ -109,8 +109,8 @@ def test_failed_demo_checks_the_emulator(monkeypatch: pytest.MonkeyPatch) -> Non
         (1, "the emulator failed, not the lab host: QEMU exited with status 1"),
     ],
 )
-def test_exit_of_the_emulator_is_explained(status: int, said: str) -> None:
-    assert said in describe_end(status, ("assertion failed: (bql_locked())",))
+def test_exit_of_the_emulator_is_explained(status: int, text: str) -> None:
+    assert text in describe_end(status, ("assertion failed: (bql_locked())",))
 
 
 def test_last_output_of_the_emulator_is_reported() -> None:

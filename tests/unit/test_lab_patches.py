@@ -1,4 +1,4 @@
-"""The patches of the lab's emulator: each place is found by its form, is the only one, and otherwise nothing is changed."""
+"""The patches of the lab's emulator: each place is found by its form and must be unique; otherwise nothing is changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FUNCTIONS: dict[str, Code] = {
 
 
 def build(folder: Path, **changed: Code | None) -> Path:
-    """A program like QEMU; functions are replaced, or left out with None."""
+    """A program like QEMU; functions are replaced, or omitted with None."""
     path = folder / "qemu-system-x86_64"
     write_elf(path, {name: code for name, code in {**FUNCTIONS, **changed}.items() if code is not None})
     return path

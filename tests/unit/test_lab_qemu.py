@@ -1,4 +1,4 @@
-"""The command line of the emulated server: what depends on the spec, and what must always hold."""
+"""The command line of the emulated server."""
 
 from __future__ import annotations
 

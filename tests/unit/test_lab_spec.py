@@ -1,4 +1,4 @@
-"""Lab specs: the shipped ones, and what is refused, with the field's name."""
+"""Lab specs: the shipped ones, and refusals that name the field."""
 
 from __future__ import annotations
 
