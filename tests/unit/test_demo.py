@@ -1,4 +1,4 @@
-"""The demonstration's own proof, and its report."""
+"""The demo's own proof, and its report."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from orchestrator.model.proof import Verdict
 BEFORE = {"isolated": "2-7", "pfs": [{"address": "0000:41:00.0", "vfs": []}], "pools": [{"node": 0, "free": 256}]}
 
 
-def test_a_host_as_before_is_restored() -> None:
+def test_equal_surveys_pass() -> None:
     assert prove_restored(BEFORE, json.loads(json.dumps(BEFORE))).verdict == Verdict.PASS
 
 
-def test_each_part_that_differs_is_named() -> None:
+def test_each_difference_is_named() -> None:
     proof = prove_restored(BEFORE, {**BEFORE, "pfs": [{"address": "0000:41:00.0", "vfs": [1]}], "pools": []})
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 2)
     assert [line.partition(":")[0] for line in proof.evidence[:2]] == ["pfs", "pools"]
 
 
-def test_the_report_is_written_whole(tmp_path: Path) -> None:
+def test_report_is_complete(tmp_path: Path) -> None:
     report = Report("pass", {"lab": "demo"}, [{"name": "guest1"}], to_plain((prove_restored(BEFORE, BEFORE),)), {"survey": 1.5})
     report.write(tmp_path / "new" / "report.json")
     read = json.loads((tmp_path / "new" / "report.json").read_text())
