@@ -132,11 +132,11 @@ def test_an_odd_port_is_refused_if_it_is_the_uplink_and_stops_no_other() -> None
 
 
 def test_an_uplink_that_is_missing_is_told_with_the_ports_that_have_none() -> None:
-    hidden = nic(None, up=False, mac=None, fault="it has no network interface: it is in another network namespace")
+    hidden = nic(None, up=False, mac=None, fault="no network interface: it is in another network namespace")
     (reason,) = refusals(host(pfs=(hidden,)))
     assert reason == (
         "uplink nic0: there is no SR-IOV capable network interface of this name"
-        f"; PF {PF}: it has no network interface: it is in another network namespace"
+        f"; PF {PF}: no network interface: it is in another network namespace"
     )
 
 
