@@ -142,7 +142,7 @@ def test_what_a_driver_has_not_taken_is_told_too(answer: Any, monkeypatch: pytes
     monkeypatch.setattr(FakeSocket, "link", lambda self, command, **_: (parse(build_link(2 if command == "get" else 0)),))
     refused = enforce_vf("nic0", VfState(1))
     assert list(refused) == ["mac"]
-    assert "its mac is 02:4e:48:00:00:01 in place of none" in refused["mac"].message
+    assert "mac is 02:4e:48:00:00:01, expected none" in refused["mac"].message
 
 
 @pytest.mark.netns
