@@ -39,13 +39,11 @@ class LostRace(Conflict):
 
 
 class NoRoom(OrchestratorError):
-    """The host has no room for the guest; `reasons` has one reason per candidate (NUMA node, VF)."""
-
     code = "no-room"
 
     def __init__(self, message: str, reasons: tuple[str, ...], hint: str = "") -> None:
         super().__init__(message + "".join(f"\n  - {reason}" for reason in reasons), hint)
-        self.reasons = reasons
+        self.reasons = reasons  # one per candidate (NUMA node, VF)
 
 
 class QuotaExceeded(NoRoom):
@@ -67,13 +65,11 @@ class Forbidden(OrchestratorError):
 
 
 class TooMany(OrchestratorError):
-    """Too many requests from one client; `wait` is the number of seconds before a retry."""
-
     code = "too-many"
 
     def __init__(self, message: str, hint: str = "", wait: float = 1.0) -> None:
         super().__init__(message, hint)
-        self.wait = wait
+        self.wait = wait  # seconds before a retry
 
 
 class TooLarge(OrchestratorError):
