@@ -17,7 +17,7 @@ from orchestrator.audit.nic import prove_device_isolated
 from orchestrator.audit.restored import Surveys, prove_host_restored
 from orchestrator.audit.uplink import prove_vepa
 from orchestrator.errors import OrchestratorError
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Measurement, Proof, Verdict, not_measured
 
 _log = logging.getLogger(__name__)
@@ -77,10 +77,10 @@ class GuestRow(Row):
     """A proof about each guest; ``all_threads`` as of ``HostRow``."""
 
     scope: ClassVar[str] = "guest"
-    measure: Callable[[Facts, LiveGuest], Measurement]
+    measure: Callable[[Facts, RunningGuest], Measurement]
     all_threads: bool = False
 
-    def prove(self, facts: Facts, guest: LiveGuest) -> Proof:
+    def prove(self, facts: Facts, guest: RunningGuest) -> Proof:
         measure = partial(self.measure, facts, guest)
         return self._prove(guest.name, partial(_with_all_threads, measure, facts) if self.all_threads else measure)
 

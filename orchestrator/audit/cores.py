@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from orchestrator.host.irqs import Irq
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import WEAKER, Measurement, count_findings, not_measured
 from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet
@@ -19,13 +19,13 @@ _NAMED = 5
 _EXITED = "the guest's vCPU threads exited during the measurement"
 
 
-def read_guest_cpus(guest: LiveGuest, topology: Topology) -> CpuSet:
+def read_guest_cpus(guest: RunningGuest, topology: Topology) -> CpuSet:
     """The CPUs to which single vCPUs are pinned, and all their SMT siblings."""
     pinned = CpuSet.of(cpu for vcpu in guest.vcpus if len(vcpu.pin) == 1 for cpu in vcpu.pin)
     return topology.siblings(pinned)
 
 
-def find_ambiguous_threads(guests: Iterable[LiveGuest], threads: Iterable[Thread], topology: Topology) -> tuple[Thread, ...]:
+def find_ambiguous_threads(guests: Iterable[RunningGuest], threads: Iterable[Thread], topology: Topology) -> tuple[Thread, ...]:
     """Threads that last ran on a guest core but may not run there now: the time of that run decides."""
     cores = CpuSet.of(cpu for guest in guests for cpu in read_guest_cpus(guest, topology))
     return tuple(
@@ -34,7 +34,7 @@ def find_ambiguous_threads(guests: Iterable[LiveGuest], threads: Iterable[Thread
 
 
 def prove_core_exclusive(
-    guest: LiveGuest,
+    guest: RunningGuest,
     threads: tuple[Thread, ...],
     topology: Topology,
     last_runs: Mapping[int, float | None],
@@ -73,7 +73,7 @@ def prove_core_exclusive(
 
 
 def prove_core_smt(
-    guest: LiveGuest, guests: tuple[LiveGuest, ...], threads: tuple[Thread, ...], topology: Topology, housekeeping: CpuSet
+    guest: RunningGuest, guests: tuple[RunningGuest, ...], threads: tuple[Thread, ...], topology: Topology, housekeeping: CpuSet
 ) -> Measurement:
     """No SMT sibling of a guest core belongs to another guest or to housekeeping.
 
@@ -108,7 +108,7 @@ def prove_core_smt(
 
 def prove_manager_core(
     managers: Mapping[str, tuple[int, ...]],
-    guests: tuple[LiveGuest, ...],
+    guests: tuple[RunningGuest, ...],
     threads: tuple[Thread, ...],
     topology: Topology,
     housekeeping: CpuSet,
@@ -158,7 +158,7 @@ def _describe_irqs(irqs: tuple[Irq, ...], cores: CpuSet) -> list[str]:
     return limits
 
 
-def _check_vcpus(guest: LiveGuest, threads: Mapping[int, Thread]) -> list[str]:
+def _check_vcpus(guest: RunningGuest, threads: Mapping[int, Thread]) -> list[str]:
     findings = []
     pins = Counter(vcpu.pin for vcpu in guest.vcpus)
     for vcpu in guest.vcpus:
@@ -175,7 +175,7 @@ def _check_vcpus(guest: LiveGuest, threads: Mapping[int, Thread]) -> list[str]:
 
 
 def _check_other_thread(
-    thread: Thread, guest: LiveGuest, cores: CpuSet, since: float, last_run: float | None, notes: defaultdict[str, list[str]]
+    thread: Thread, guest: RunningGuest, cores: CpuSet, since: float, last_run: float | None, notes: defaultdict[str, list[str]]
 ) -> str | None:
     """The finding about a thread that is not a vCPU of the guest, if any; permitted threads are added to the notes."""
     may_run, ran = thread.allowed.meets(cores), thread.last_cpu in cores
@@ -218,7 +218,7 @@ def _is_rescuer(thread: Thread) -> bool:
     return thread.kernel and thread.pinned_by_kernel and len(thread.allowed) > 1 and not thread.name.startswith("kworker/u")
 
 
-def _is_helper(thread: Thread, guest: LiveGuest) -> bool:
+def _is_helper(thread: Thread, guest: RunningGuest) -> bool:
     """Whether a non-vCPU thread works for a guest: in QEMU's process, or a kernel thread named after it."""
     if thread.pid == guest.pid:
         return thread.tid not in {vcpu.tid for vcpu in guest.vcpus}

@@ -29,7 +29,7 @@ from orchestrator.host.processes import (
     survey_threads,
 )
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.exits import ExitPolicy, ExitSample
 from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
@@ -51,7 +51,7 @@ SendCommand = Callable[[str, str, float, UUID], str]
 class Hypervisor(Protocol):
     """What the audit reads from libvirt."""
 
-    def read_guests(self) -> tuple[tuple[LiveGuest, ...], Mapping[str, str]]:
+    def read_guests(self) -> tuple[tuple[RunningGuest, ...], Mapping[str, str]]:
         """The running guests, and by name why others cannot be described."""
         ...
 
@@ -133,7 +133,7 @@ class Facts:
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 
-    def _read_translation(self, host: HostRoot, guest: LiveGuest) -> Translation | None:
+    def _read_translation(self, host: HostRoot, guest: RunningGuest) -> Translation | None:
         return read_translation(host, guest, self.maps[guest.name]())
 
     def _read_vepa(self, source: Source, frames: int) -> VepaReadings:
@@ -151,7 +151,7 @@ class Facts:
 
 
 def read_last_runs(
-    host: HostRoot, guests: tuple[LiveGuest, ...], threads: tuple[Thread, ...], topology: Topology
+    host: HostRoot, guests: tuple[RunningGuest, ...], threads: tuple[Thread, ...], topology: Topology
 ) -> dict[int, float | None]:
     """By thread id: when ``find_ambiguous_threads`` last ran."""
     return {thread.tid: read_last_run(host, thread) for thread in find_ambiguous_threads(guests, threads, topology)}
@@ -182,12 +182,12 @@ def read_device(host: HostRoot, address: PciAddress, open_files: tuple[str, ...]
     )
 
 
-def read_devices(host: HostRoot, guest: LiveGuest) -> tuple[DeviceState, ...]:
+def read_devices(host: HostRoot, guest: RunningGuest) -> tuple[DeviceState, ...]:
     open_files = read_open_files(host, guest.pid)
     return tuple(read_device(host, address, open_files) for address in guest.hostdevs)
 
 
-def read_translation(host: HostRoot, guest: LiveGuest, maps: Maps) -> Translation | None:
+def read_translation(host: HostRoot, guest: RunningGuest, maps: Maps) -> Translation | None:
     """Reads the host addresses of sampled guest pages, spread evenly.
 
     Returns:
@@ -211,7 +211,7 @@ def read_translation(host: HostRoot, guest: LiveGuest, maps: Maps) -> Translatio
     return Translation(len(present), sum(physical == address for physical, address in present))
 
 
-def read_edges(host: HostRoot, guests: Iterable[LiveGuest], topology: Topology) -> tuple[EdgeReading, ...]:
+def read_edges(host: HostRoot, guests: Iterable[RunningGuest], topology: Topology) -> tuple[EdgeReading, ...]:
     """The edge mode of each PF of which a guest has a VF; the reading of a device that cannot be read has the error."""
     used = {address for guest in guests for address in guest.hostdevs}
     edges = []
@@ -226,14 +226,14 @@ def read_edges(host: HostRoot, guests: Iterable[LiveGuest], topology: Topology) 
     return tuple(edges)
 
 
-def _guest_address(offset: int, guest: LiveGuest) -> int:
+def _guest_address(offset: int, guest: RunningGuest) -> int:
     """Guest physical address of an offset in the guest's memory."""
     if guest.memory.bytes < _SPLIT_FROM or offset < _LOW_MEMORY:
         return offset
     return _HIGH_MEMORY + offset - _LOW_MEMORY
 
 
-def _count_exits(source: Source, guest: LiveGuest) -> Lazy[tuple[ExitSample, ExitSample]]:
+def _count_exits(source: Source, guest: RunningGuest) -> Lazy[tuple[ExitSample, ExitSample]]:
     """Takes the first sample now, and the second at least ``window`` seconds later."""
 
     def sample() -> ExitSample:
@@ -250,7 +250,7 @@ def _count_exits(source: Source, guest: LiveGuest) -> Lazy[tuple[ExitSample, Exi
     return Lazy(read)
 
 
-def _send_frames(source: Source, guests: tuple[LiveGuest, ...], frames: int) -> Traffic:
+def _send_frames(source: Source, guests: tuple[RunningGuest, ...], frames: int) -> Traffic:
     ids = {guest.name: guest.uuid for guest in guests}
     ends = [
         (guest.name, address)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.host.pci import VFIO
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Measurement, count_findings, not_measured
 
 
@@ -34,7 +34,7 @@ ALLOWED_DEVICES: Mapping[str, Allowance] = {
 """By QEMU's name of the device model. A model that is not listed is a finding; ``vfio-pci`` is the guest's own hardware."""
 
 
-def prove_devices_minimal(guest: LiveGuest, threads: tuple[Thread, ...]) -> Measurement:
+def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> Measurement:
     """Besides listed devices, QEMU has exactly the passed-through ones.
 
     Args:

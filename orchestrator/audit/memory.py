@@ -7,7 +7,7 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 
 from orchestrator.host.processes import Mapping, Maps
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Measurement, Verdict, not_measured
 from orchestrator.model.topology import PagePool, Topology
 from orchestrator.values import CpuSet
@@ -26,7 +26,7 @@ class _Finding:
     text: str
 
 
-def prove_memory_static(guest: LiveGuest, maps: Maps, topology: Topology, ksm_run: str | None) -> Measurement:
+def prove_memory_static(guest: RunningGuest, maps: Maps, topology: Topology, ksm_run: str | None) -> Measurement:
     """The figure is in kB.
 
     Args:
@@ -93,7 +93,7 @@ def prove_pool_accounting(pools: tuple[PagePool, ...], maps: MappingType[str, Ma
     return Measurement(Verdict.FAIL if findings else Verdict.PASS, wrong, (*findings, *evidence))
 
 
-def _check_huge(guest: LiveGuest, huge: int) -> list[_Finding]:
+def _check_huge(guest: RunningGuest, huge: int) -> list[_Finding]:
     missing = guest.memory.bytes - huge
     if not missing:
         return []
@@ -102,7 +102,7 @@ def _check_huge(guest: LiveGuest, huge: int) -> list[_Finding]:
     return [_Finding(missing, f"{missing >> 10} kB of {guest.memory.kib} kB of guest memory are not huge pages of a pool")]
 
 
-def _check_nodes(guest: LiveGuest, pool: list[Mapping], topology: Topology) -> list[_Finding]:
+def _check_nodes(guest: RunningGuest, pool: list[Mapping], topology: Topology) -> list[_Finding]:
     """Pages must be on the node of the cores, by a policy that allows no other node."""
     cpus = CpuSet.of(cpu for vcpu in guest.vcpus for cpu in vcpu.pin)
     nodes = {core.node for core in topology.cores if core.cpus & cpus}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.host.cmdline import find_unsafe_words
 from orchestrator.host.pci import VFIO
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import WEAKER, Measurement, count_findings, not_measured
 from orchestrator.model.topology import IommuGroup
 from orchestrator.values import PciAddress
@@ -54,7 +54,7 @@ class Translation:
 
 
 def prove_device_isolated(
-    guest: LiveGuest,
+    guest: RunningGuest,
     devices: tuple[DeviceState, ...],
     translation: Translation | None,
     unsafe_interrupts: str | None,

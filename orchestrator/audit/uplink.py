@@ -16,7 +16,7 @@ from orchestrator.errors import GuestError
 from orchestrator.host.frames import EchoFilter, FrameCounter
 from orchestrator.host.processes import read_arguments
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Measurement, Proof, Verdict, not_measured
 from orchestrator.model.uplink import Traffic, VepaReadings
 
@@ -76,7 +76,7 @@ def complete_vepa(proof: Proof, switch: SwitchCount) -> Proof:
     return proof.measured_as(prove_vepa(proof.readings, switch))
 
 
-def find_guest_address(host: HostRoot, guest: LiveGuest) -> IPv4Address | None:
+def find_guest_address(host: HostRoot, guest: RunningGuest) -> IPv4Address | None:
     """The address that the guest was assigned on the command line of its running QEMU, if any."""
     match = next((match for word in read_arguments(host, guest.pid) if (match := _ADDRESS.search(word))), None)
     return IPv4Address(match[1]) if match else None

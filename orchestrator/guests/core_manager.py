@@ -28,7 +28,7 @@ from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
-from orchestrator.hypervisor.connection import Hypervisor, LiveGuest
+from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.plan import Plan, Policy
@@ -120,13 +120,13 @@ class CoreManager:
         self._hurried.discard(plan.uuid)
         with self._turns:
             changed = self._prepare(plan)
-            self.hypervisor.start(build_domain(plan, image, log=log))
+            self.hypervisor.create_paused(build_domain(plan, image, log=log))
             self.launched.add(plan.uuid)
         try:
             self.settle(plan)
             return changed
         except (NotFound, HostError):
-            if plan.uuid in self.hypervisor.uuids():
+            if plan.uuid in self.hypervisor.running_uuids():
                 raise
             raise GuestError(
                 f"guest {plan.name} ended as soon as it was started",
@@ -146,13 +146,13 @@ class CoreManager:
         self._await_first_exit(plan)
         _move_helpers(self.host, live)
 
-    def hold(self, plan: Plan) -> LiveGuest:
+    def hold(self, plan: Plan) -> RunningGuest:
         """Confines a guest to its cores and housekeeping, and looks whether none of its threads can reach beyond.
 
         Raises:
             As ``settle``.
         """
-        plan, live = self.as_now(plan), self.hypervisor.guest(plan.uuid)
+        plan, live = self.as_now(plan), self.hypervisor.read_guest(plan.uuid)
         own = CpuSet.of(plan.cpus)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
         scope = read_cgroup(self.host, live.pid, live.pid).partition("/libvirt/")[0]
@@ -164,7 +164,7 @@ class CoreManager:
         """Presses the guest's power button and waits, at most ``timeout`` seconds, for its end; returns whether it has ended."""
         self.hypervisor.shutdown(plan.uuid)
         deadline = time.monotonic() + timeout
-        while plan.uuid in self.hypervisor.uuids():
+        while plan.uuid in self.hypervisor.running_uuids():
             if time.monotonic() > deadline or plan.uuid in self._hurried:
                 return False
             time.sleep(0.2)
@@ -311,7 +311,7 @@ class CoreManager:
         return ()
 
 
-def _move_helpers(host: HostRoot, guest: LiveGuest) -> None:
+def _move_helpers(host: HostRoot, guest: RunningGuest) -> None:
     """KVM's kvm-nx-lpage-recovery is a thread of the process whose vCPU ran first and inherits that vCPU's cgroup
     (kernel 6.12, virt/kvm: vhost_task_create from the vCPU's first KVM_RUN).
     """

@@ -24,10 +24,10 @@ from orchestrator.guests.vf_making import claim_with_vfs
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.ledger import TROUBLE, Claim, Event, Ledger, Quarantined
+from orchestrator.ledger import Claim, Event, EventKind, Ledger, Quarantined
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role, may_change, may_see
-from orchestrator.model.guest_view import GuestView, hide_trouble, view_guest
+from orchestrator.model.guest_view import GuestView, view_guest
 from orchestrator.model.plan import Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
@@ -66,7 +66,7 @@ class SystemManager:
         self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched, self._warnings)
         self.supervisor = Supervisor(self._cores, ledger, observer)
         self._refusals = RefusalLog(ledger, observer)
-        self._consoles = Consoles(hypervisor, ledger, logs)
+        self._consoles = Consoles(hypervisor, ledger, logs, images)
         self._changes = Changes(ledger, self._cores, self.supervisor.changing)
         self._happened = threading.Condition()
         self._closed = False
@@ -86,7 +86,7 @@ class SystemManager:
 
     def guests(self, who: Identity) -> tuple[GuestView, ...]:
         """All guests that hold a claim and that ``who`` may see."""
-        running = self._hypervisor.uuids()
+        running = self._hypervisor.running_uuids()
         return tuple(view_guest(claim, running) for claim in self._ledger.read().claims if may_see(who, claim.owner))
 
     def guest(self, who: Identity, name: str) -> GuestView:
@@ -95,7 +95,7 @@ class SystemManager:
         Raises:
             NotFound: no guest of this name holds a claim, or ``who`` may not see it.
         """
-        return view_guest(self._changes.find(who, name), self._hypervisor.uuids())
+        return view_guest(self._changes.find(who, name), self._hypervisor.running_uuids())
 
     def quarantined(self, who: Identity) -> tuple[Quarantined, ...]:
         """What could not be verified clean, for operators and viewers.
@@ -111,7 +111,7 @@ class SystemManager:
         """Events that ``who`` may see, oldest first: those with ids above ``after``, or the newest if that is None."""
         if who.role is not Role.TENANT:
             return self._ledger.events(after, limit)
-        return tuple(map(hide_trouble, self._ledger.events(after, limit, who.tenant)))
+        return tuple(event.redacted() for event in self._ledger.events(after, limit, who.tenant))
 
     def last_event(self) -> int:
         """Id of the newest event, 0 before the first."""
@@ -139,7 +139,7 @@ class SystemManager:
         """
         known = find_repeated(who, request, self._ledger.read().claims)
         if known:
-            return view_guest(known, self._hypervisor.uuids())
+            return view_guest(known, self._hypervisor.running_uuids())
         placed = self._placing.plan(who, request)
         warnings = () if who.role is Role.TENANT else placed.warnings
         return GuestView(placed.plan, "planned", request, who.tenant, warnings=warnings)
@@ -167,18 +167,18 @@ class SystemManager:
             known = find_repeated(who, request, self._ledger.read().claims)
             if known and known.state not in (GuestState.CREATING, GuestState.DELETING):
                 # Likewise. Only what ends by itself soon is waited for: the first request, or the end of its guest.
-                return view_guest(known, self._hypervisor.uuids()), False
+                return view_guest(known, self._hypervisor.running_uuids()), False
         with self.supervisor.changing(request.name):
             began = time.monotonic()
             with self._refusals.logging(request.name, who):
                 known = find_repeated(who, request, self._ledger.read().claims)
                 if known:
-                    return view_guest(known, self._hypervisor.uuids()), False
+                    return view_guest(known, self._hypervisor.running_uuids()), False
                 plan, made = claim_with_vfs(lambda: self._placing.claim(who, request), self._cores, self.supervisor.release_host)
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
             claim = self._changes.find(who, plan.name)
-            self.supervisor.note("claimed", claim, what, who.name, time.monotonic() - began)
+            self.supervisor.note(EventKind.CLAIMED, claim, what, who.name, time.monotonic() - began)
             return view_guest(self.supervisor.start(claim, who.name, made), frozenset({plan.uuid})), True
 
     def start(self, who: Identity, name: str, expected: int | None = None) -> GuestView:
@@ -195,7 +195,7 @@ class SystemManager:
             HostError, HypervisorError: the kernel or libvirt refused; what was done is undone.
         """
         with self._changes.change(who, name, expected) as claim:
-            runs = claim.plan.uuid in self._hypervisor.uuids()
+            runs = claim.plan.uuid in self._hypervisor.running_uuids()
             if claim.state == GuestState.RUNNING and not runs:
                 claim = self.supervisor.stop(claim, who.name, 0)  # nobody has told of its end yet
             if claim.state == GuestState.STOPPED and runs:
@@ -241,7 +241,7 @@ class SystemManager:
             if claim.state == GuestState.QUARANTINED:
                 raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
             self._ledger.set_state(name, GuestState.DELETING)
-            if findings := self.supervisor.delete(claim, "deleted", "on request", who.name):
+            if findings := self.supervisor.delete(claim, EventKind.DELETED, "on request", who.name):
                 what = f"guest {name} has ended, but is in quarantine, since not all that it had is clean"
                 found = "" if who.role is Role.TENANT else f": {'; '.join(findings)}"
                 raise Conflict(what + found, "an operator can look and clear it: nohype quarantine list")
@@ -273,8 +273,8 @@ class SystemManager:
             if force:
                 self._cores.clean(claim.plan)
                 self._cores.forget(claim.plan)
-                self.supervisor.release(claim, "cleared", "by force", who.name)
-            elif findings := self.supervisor.delete(claim, "cleared", "clean now", who.name):
+                self.supervisor.release(claim, EventKind.CLEARED, "by force", who.name)
+            elif findings := self.supervisor.delete(claim, EventKind.CLEARED, "clean now", who.name):
                 raise Conflict(f"{name} is still not clean: {'; '.join(findings)}", "see to it, then clear it with --force")
 
     def begin_ready(self, who: Identity, name: str, timeout: float) -> Future[str]:
@@ -335,11 +335,10 @@ class SystemManager:
         self.supervisor.cancel_restart(name)
         if claim.restarts:  # it waits to be started again: also for a manager that starts meanwhile
             claim = self._ledger.set_state(name, GuestState.STOPPED, restarts=0)
-            self.supervisor.note("stopped", claim, "it had ended, and is not started again", who.name)
+            self.supervisor.note(EventKind.STOPPED, claim, "it had ended, and is not started again", who.name)
         return view_guest(claim, frozenset())
 
     def _wake(self, event: Event) -> None:
-        level = logging.WARNING if event.kind in TROUBLE else logging.INFO
-        _log.log(level, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
+        _log.log(event.severity, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._happened:
             self._happened.notify_all()

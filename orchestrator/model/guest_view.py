@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 from uuid import UUID
 
 from orchestrator.errors import Stale
-from orchestrator.model.claim import Claim, Event
+from orchestrator.model.claim import Claim
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
-
-_TROUBLE = ("plan-failed", "failed", "quarantined")
-"""Events that may name other people's guests and devices, as the host and libvirt do: a tenant only learns that there was one."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +31,6 @@ class GuestView:
     restarts: int = 0
     warnings: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """The guest as plain JSON types; memory in bytes."""
-        plan = self.plan.to_json()
-        pages = plan.pop("pages")
-        del plan["serial"]  # ours alone
-        sizes = {"memory": self.plan.memory.bytes, "huge_pages": pages, "page_size": self.plan.page_size.bytes}
-        kept = {"owner": self.owner, "version": self.version, "restart": self.request.restart, "restarts": self.restarts}
-        return {
-            **plan,
-            "state": self.state,
-            "cpus": list(self.plan.cpus),
-            **sizes,
-            **kept,
-            "id": self.request.id,
-            "warnings": list(self.warnings),
-        }
-
 
 def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:
     """The guest as it is now; ``running`` are the guests that libvirt has."""
@@ -65,8 +44,3 @@ def check_version(claim: Claim, expected: int | None) -> None:
     if expected is not None and expected != claim.version:
         what = f"guest {claim.plan.name} has changed: it is version {claim.version}, not {expected}"
         raise Stale(what, "look at it again")
-
-
-def hide_trouble(event: Event) -> Event:
-    """The event as its tenant may see it."""
-    return replace(event, detail="the operator of the host can see why") if event.kind in _TROUBLE else event

@@ -59,20 +59,9 @@ class Proof:
         """The same statement with another result."""
         return replace(self, verdict=result.verdict, figure=result.figure, evidence=result.evidence, readings=result.readings)
 
-    def to_json(self) -> dict[str, object]:
-        return {
-            "name": self.name,
-            "subject": self.subject,
-            "verdict": str(self.verdict),
-            "figure": self.figure,
-            "unit": self.unit,
-            "evidence": list(self.evidence),
-            "readings": self.readings and self.readings.to_json(),
-        }
-
 
 def proof_from_json(fields: Mapping[str, Any]) -> Proof:
-    """The proof that ``Proof.to_json`` wrote."""
+    """The proof that ``to_plain`` made plain."""
     return Proof(
         name=fields["name"],
         subject=fields["subject"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -57,16 +57,9 @@ class VepaReadings:
     traffic: Traffic | None
     gaps: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, object]:
-        return {
-            "edges": [asdict(edge) for edge in self.edges],
-            "traffic": self.traffic and asdict(self.traffic),
-            "gaps": list(self.gaps),
-        }
-
 
 def readings_from_json(fields: Mapping[str, Any] | None) -> VepaReadings | None:
-    """The readings that ``VepaReadings.to_json`` wrote."""
+    """The readings that ``to_plain`` made plain."""
     if fields is None:
         return None
     return VepaReadings(

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.root import HostRoot
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import EventKind, Ledger
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def undo_steps(host: HostRoot, ledger: Ledger, owner: str, undos: Mapping[str, U
         _log.info("%s: undo %s %s", owner, record.action, what)
         try:
             if different := undos[record.action](host, record.arguments):
-                ledger.log("not-restored", owner, different)
+                ledger.log(EventKind.NOT_RESTORED, owner, different)
         except OrchestratorError as error:
             failed.append(error.message)
         else:

@@ -113,7 +113,7 @@ UNMANAGED = """<domain type='kvm'><name>unmanaged</name><memory unit='MiB'>128</
 
 @pytest.fixture(scope="module")
 def unmanaged(host: LabHost) -> Any:
-    """A domain started outside the manager: unlocked, with an emulated device, and a VF in a group of type identity (iommu=pt)."""
+    """A domain started outside the manager: unlocked, with an emulated device and a VF in an identity group (iommu=pt)."""
     free = host.run("readlink /sys/class/net/nic0/device/virtfn3").stdout.strip().rpartition("/")[2]
     _, bus, rest = free.split(":")
     slot, function = rest.split(".")

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.audit.isolation import ALLOWED_DEVICES, prove_devices_minimal
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Measurement, Verdict
 from tests.harness.audit_data import GUEST1, GUESTS, load_threads
 
 
-def minimal(guest: LiveGuest) -> Measurement:
+def minimal(guest: RunningGuest) -> Measurement:
     threads = tuple(thread for thread in load_threads() if not thread.name.startswith("kvm-pit"))
     return prove_devices_minimal(guest, threads)
 

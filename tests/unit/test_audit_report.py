@@ -16,7 +16,7 @@ from orchestrator.audit.facts import SendCommand, Source
 from orchestrator.audit.report import Auditor, summarize
 from orchestrator.errors import HypervisorError
 from orchestrator.host.survey import read_topology
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import Topology
@@ -78,7 +78,7 @@ def add_thread(host: FakeRoot, *words: str) -> None:
     host.add(f"{folder}/sched", f"se.exec_start : {exec_start}")
 
 
-def add_qemu(host: FakeRoot, guest: LiveGuest, group: int) -> None:
+def add_qemu(host: FakeRoot, guest: RunningGuest, group: int) -> None:
     """Memory, open files and IOMMU of a guest."""
     folder = f"proc/{guest.pid}"
     for name in ("smaps", "numa_maps", "status"):
@@ -114,11 +114,11 @@ def no_console(*_: object) -> str:
 class StubHypervisor:
     """libvirt, as the audit uses it."""
 
-    guests: tuple[LiveGuest, ...]
+    guests: tuple[RunningGuest, ...]
     unread: Mapping[str, str]
     exits: ReadExits
 
-    def read_guests(self) -> tuple[tuple[LiveGuest, ...], Mapping[str, str]]:
+    def read_guests(self) -> tuple[tuple[RunningGuest, ...], Mapping[str, str]]:
         return self.guests, self.unread
 
     def read_exits(self, uuid: UUID) -> tuple[Mapping[str, int], ...]:
@@ -127,7 +127,7 @@ class StubHypervisor:
 
 def audit(
     host: FakeRoot,
-    guests: tuple[LiveGuest, ...] = GUESTS,
+    guests: tuple[RunningGuest, ...] = GUESTS,
     topology: Topology | None = None,
     *,
     exits: ReadExits = read_exits,
@@ -142,7 +142,7 @@ def audit(
     return Auditor(source).run(frames)
 
 
-def keys(guests: tuple[LiveGuest, ...] = GUESTS) -> list[tuple[str, str]]:
+def keys(guests: tuple[RunningGuest, ...] = GUESTS) -> list[tuple[str, str]]:
     """Name and subject of the proofs that an audit measures, in order."""
     return [
         (row.name, subject)
