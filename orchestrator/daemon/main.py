@@ -34,7 +34,7 @@ from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
-from orchestrator.metrics import Observations
+from orchestrator.metrics.counters import Counters
 from orchestrator.model.access import MANAGER
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.plan import Policy
@@ -84,7 +84,7 @@ def serve(config: DaemonConfig) -> None:
     host = HostRoot(net=netlink)
     hypervisor = Hypervisor()
     policy = build_policy(config.host)
-    ledger, seen = _open_ledger(config, policy), Observations()
+    ledger, seen = _open_ledger(config, policy), Counters()
     ledger.on_event(seen.observe_event)
     manager = SystemManager(
         host, hypervisor, ledger, policy,

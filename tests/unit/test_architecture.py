@@ -43,7 +43,7 @@ OWNERS = {
     "libvirt_qemu": {"hypervisor.connection"},
     "pyroute2": {"host.netlink.sockets"},
     "paramiko": {"ssh"},
-    "prometheus_client": {"metrics"},
+    "prometheus_client": {"metrics.collect"},
     "sqlite3": {"ledger.database", "ledger.loading", "ledger.retention", "ledger.schema", "ledger.store"},
 }
 
