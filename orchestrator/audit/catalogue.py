@@ -28,14 +28,10 @@ HOST = "host"
 
 @dataclass(frozen=True)
 class Row:
-    """A proof as docs/promises.md lists it.
-
-    Attributes:
-        unit: what the figure counts.
-    """
+    """A proof as docs/promises.md lists it."""
 
     name: str
-    unit: str
+    unit: str  # of the figure
     scope: ClassVar[str] = HOST
 
     def unmeasured(self, reason: str, subject: str = HOST) -> Proof:
@@ -58,14 +54,10 @@ class Row:
 
 @dataclass(frozen=True)
 class HostRow(Row):
-    """A proof about the host.
-
-    Attributes:
-        all_threads: whether a pass requires that every thread of the host could be read.
-    """
+    """A proof about the host."""
 
     measure: Callable[[Facts], Measurement]
-    all_threads: bool = False
+    all_threads: bool = False  # a pass requires that every thread of the host could be read
 
     def prove(self, facts: Facts) -> Proof:
         measure = partial(self.measure, facts)

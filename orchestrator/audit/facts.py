@@ -62,22 +62,16 @@ class Hypervisor(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """The live host, and the settings that it is compared with.
-
-    Attributes:
-        send_command: used only to send frames.
-        manager_pid: the manager's process; None to find it by its systemd unit only.
-        window: seconds over which exits are counted.
-    """
+    """The live host, and the settings that it is compared with."""
 
     host: HostRoot
     hypervisor: Hypervisor
     survey: Callable[[], Topology]
-    send_command: SendCommand
+    send_command: SendCommand  # used only to send frames
     housekeeping: CpuSet
     exit_policy: ExitPolicy
-    manager_pid: int | None = None
-    window: float = 5.0
+    manager_pid: int | None = None  # None to find the manager's process by its systemd unit only
+    window: float = 5.0  # seconds over which exits are counted
 
 
 class Lazy(Generic[_Value]):

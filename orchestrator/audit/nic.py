@@ -19,38 +19,24 @@ _IDENTITY = "identity"
 
 @dataclass(frozen=True)
 class DeviceState:
-    """A passed-through PCI function, as the host's kernel shows it.
-
-    Attributes:
-        driver: bound driver.
-        group: its IOMMU group with all members.
-        noiommu: whether VFIO made the group without an IOMMU (vfio.enable_unsafe_noiommu_mode).
-        unit: the IOMMU that translates for it (``dmar0``), by the device's own link.
-        listed: whether that IOMMU lists the device (/sys/class/iommu/UNIT/devices).
-        vfio_file: the VFIO file of this device that the guest's QEMU has open, if any.
-        physical: whether it is an SR-IOV physical function, which controls all of its VFs.
-    """
+    """A passed-through PCI function, as the host's kernel shows it."""
 
     address: PciAddress
     driver: str | None
     group: IommuGroup | None
-    noiommu: bool
-    unit: str | None
-    listed: bool
-    vfio_file: str | None
-    physical: bool = False
+    noiommu: bool  # VFIO made the group without an IOMMU (vfio.enable_unsafe_noiommu_mode)
+    unit: str | None  # the IOMMU that translates for it, such as dmar0, by the device's own link
+    listed: bool  # that IOMMU lists the device (/sys/class/iommu/UNIT/devices)
+    vfio_file: str | None  # the VFIO file of this device that the guest's QEMU has open
+    physical: bool = False  # an SR-IOV physical function, which controls all of its VFs
 
 
 @dataclass(frozen=True)
 class Translation:
-    """Guest pages whose host physical address was read.
-
-    Attributes:
-        identical: how many of the sampled pages have the same address in the guest and on the host.
-    """
+    """Guest pages whose host physical address was read."""
 
     sampled: int
-    identical: int
+    identical: int  # pages with the same address in the guest and on the host
 
 
 def prove_device_isolated(

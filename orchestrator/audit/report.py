@@ -1,4 +1,4 @@
-"""The audit of a host and its guests: all proofs, in the order of the catalogue."""
+"""The audit: all proofs of a host, in the order of the catalogue."""
 
 from __future__ import annotations
 

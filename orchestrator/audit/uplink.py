@@ -1,7 +1,6 @@
 """vepa: frames between guests leave the host and come back, each once.
 
-The manager measures the edge modes and the traffic on the host. The frames are also counted at the port of the external switch,
-by an observer there, who completes the host's proof with the count.
+The manager measures the host's half. An observer counts the frames at the port of the external switch and completes the proof.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ _COUNT = re.compile(r"\b(sent|received|duplicates)=(\d+)", re.ASCII)
 
 @dataclass(frozen=True)
 class SwitchCount:
-    """The counted requests at a port of the external switch: from the host, to the host, and lost by the capture."""
+    """The counted requests at a port of the external switch."""
 
     port: str
-    into_switch: int
-    out_of_switch: int
-    dropped: int = 0
+    into_switch: int  # from the host
+    out_of_switch: int  # to the host
+    dropped: int = 0  # lost by the capture
 
 
 def prove_vepa(readings: VepaReadings, switch: SwitchCount | None) -> Measurement:
@@ -117,17 +116,11 @@ def measure_traffic(ask: AskGuest, source: tuple[str, IPv4Address], target: tupl
 
 
 def watch_switch(port: str, netns: str | None = None) -> FrameCounter:
-    """Counts the same requests at a port of the external switch; use it in a ``with`` around the host's audit.
-
-    Args:
-        port: the switch's interface to the host.
-        netns: the network namespace of the switch.
-    """
+    """Counts the same requests at a port of the external switch; use it in a ``with`` around the host's audit."""
     return FrameCounter(EchoFilter(size=SIZE), port, netns, promiscuous=True)
 
 
 def count_at_switch(counter: FrameCounter) -> SwitchCount:
-    """The frames that ``watch_switch`` counted, with directions as the switch has them."""
     count = counter.count()
     return SwitchCount(counter.interface or "", sum(count.incoming.values()), sum(count.outgoing.values()), count.dropped)
 

@@ -16,21 +16,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """A declared metric.
+    """A declared metric."""
 
-    Attributes:
-        name: ends with the unit, and the name of a counter with ``_total``.
-        unit: "seconds", or empty for a plain number.
-        labels: names of the labels.
-        buckets: upper bounds of a histogram's buckets, without the last bucket, which has no bound.
-    """
-
-    name: str
+    name: str  # ends with the unit, and the name of a counter with _total
     kind: Kind
-    unit: str
+    unit: str  # "seconds", or empty for a plain number
     labels: tuple[str, ...]
     help: str
-    buckets: tuple[float, ...] = ()
+    buckets: tuple[float, ...] = ()  # upper bounds of a histogram's buckets; the last bucket has no bound
 
 
 _QUICK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)

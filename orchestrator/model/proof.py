@@ -23,35 +23,23 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Measurement:
-    """The result of a proof, to which the audit's catalogue adds name, subject and unit.
-
-    Attributes:
-        figure: the number that decided; 0 is the good value if findings are counted. None if not measured.
-        evidence: what was read and from where, one statement per entry; findings first.
-        readings: measured values that a measurement made elsewhere can complete; None if there are none.
-    """
+    """The result of a proof, to which the audit's catalogue adds name, subject and unit."""
 
     verdict: Verdict
-    figure: float | None
-    evidence: tuple[str, ...]
-    readings: VepaReadings | None = None
+    figure: float | None  # the number that decided; None if not measured
+    evidence: tuple[str, ...]  # what was read and from where, one statement per entry; findings first
+    readings: VepaReadings | None = None  # values that a measurement made elsewhere can complete
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A statement with its figure and evidence; attributes as of ``Measurement``.
-
-    Attributes:
-        name: the statement, such as ``core-exclusive`` (docs/promises.md).
-        subject: ``host`` or the name of a guest.
-        unit: what the figure counts.
-    """
+    """A statement of docs/promises.md with its result."""
 
     name: str
-    subject: str
+    subject: str  # "host" or the name of a guest
     verdict: Verdict
     figure: float | None
-    unit: str
+    unit: str  # of the figure
     evidence: tuple[str, ...]
     readings: VepaReadings | None = None
 

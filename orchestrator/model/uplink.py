@@ -1,4 +1,4 @@
-"""What is measured of the traffic between guests: edge modes of the PFs, and counted frames. Pure values."""
+"""What is measured of the traffic between guests."""
 
 from __future__ import annotations
 
@@ -9,53 +9,34 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EdgeReading:
-    """Edge mode of a PF.
-
-    Attributes:
-        mode: ``vepa``, ``veb``, or None if it is unknown.
-        text: what was read, or why it could not be read.
-    """
+    """Edge mode of a PF."""
 
     interface: str
-    mode: str | None
-    text: str
+    mode: str | None  # vepa, veb, or None if it is unknown
+    text: str  # what was read, or why it could not be read
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Echo requests from one guest to another, as counted on the host.
-
-    Attributes:
-        source, target: names of the guests.
-        size: bytes of ICMP data; only requests of this size are counted.
-        sent, received, duplicates: requests, replies and duplicate replies, as the source reports them.
-        in_host: requests and replies that the host's own network stack received, by interface.
-        dropped: frames that the capture on the host lost.
-    """
+    """Echo requests from one guest to another, as counted on the host."""
 
     source: str
     target: str
-    size: int
+    size: int  # bytes of ICMP data; only requests of this size are counted
     sent: int
-    received: int
+    received: int  # as the source reports it, like duplicates
     duplicates: int
-    in_host: dict[str, int]
-    dropped: int
+    in_host: dict[str, int]  # requests and replies that the host's own network stack received, by interface
+    dropped: int  # frames that the capture on the host lost
 
 
 @dataclass(frozen=True)
 class VepaReadings:
-    """The host's half of the proof ``vepa``; the other half is counted at the external switch.
+    """The host's half of the proof ``vepa``; the other half is counted at the external switch."""
 
-    Attributes:
-        edges: the PFs whose VFs guests have.
-        traffic: None if no frames were sent.
-        gaps: reasons why a part could not be measured.
-    """
-
-    edges: tuple[EdgeReading, ...]
-    traffic: Traffic | None
-    gaps: tuple[str, ...] = ()
+    edges: tuple[EdgeReading, ...]  # of the PFs whose VFs guests have
+    traffic: Traffic | None  # None if no frames were sent
+    gaps: tuple[str, ...] = ()  # reasons why a part could not be measured
 
 
 def readings_from_json(fields: Mapping[str, Any] | None) -> VepaReadings | None:
