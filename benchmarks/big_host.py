@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.audit.run import run_audit
+from orchestrator.audit.facts import Source
+from orchestrator.audit.report import Auditor
 from orchestrator.guests.service import SystemManager
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.exits import ExitPolicy
@@ -46,9 +47,9 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
         manager.create(OPERATOR, make_request(f"guest{number}"))
     bind_the_rest(world, manager)
     cores = manager.supervisor._cores
-    audit = partial(
-        run_audit, world.host, world.hypervisor.read_guests()[0], manager.survey(), world.hypervisor.read_exits, manager.tell,
-        housekeeping=world.server.policy.housekeeping, policy=ExitPolicy(1e9, 1e9), window=0,
+    source = Source(
+        world.host, world.hypervisor, manager.survey, partial(manager.tell, OPERATOR), world.server.policy.housekeeping,
+        ExitPolicy(1e9, 1e9), window=0,
     )  # fmt: skip
     title = f"{vfs} VFs, {guests} guests"
     works: dict[str, Callable[[], Any]] = {
@@ -57,7 +58,7 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
         "plan on the survey of another one": partial(manager.plan, OPERATOR, make_request("asked")),
         "what the PF enforces for all VFs": cores.read_vfs,
         "look at all guests for drift": partial(look, manager),
-        "audit of all guests, without the seconds that exits are counted": audit,
+        "audit of all guests, without the seconds that exits are counted": Auditor(source).run,
     }
     return {what: measure(work, runs) for what, work in works.items()}
 

@@ -18,7 +18,8 @@ from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.audit.run import run_audit
+from orchestrator.audit.facts import Source
+from orchestrator.audit.report import Auditor
 from orchestrator.host.irqs import read_irqs
 from orchestrator.host.processes import survey_threads
 from orchestrator.host.root import HostRoot
@@ -105,18 +106,29 @@ def measure_reading(world: World, runs: int) -> list[Figure]:
     ]
 
 
+@dataclass(frozen=True)
+class Hypervisor:
+    """libvirt, as the audit uses it."""
+
+    guests: tuple[RunningGuest, ...]
+
+    def read_guests(self) -> tuple[tuple[RunningGuest, ...], dict[str, str]]:
+        return self.guests, {}
+
+    def read_exits(self, _uuid: UUID) -> tuple[dict[str, int], ...]:
+        return ({"exits": 1},)
+
+
 def measure_audit(world: World, guests: tuple[RunningGuest, ...], runs: int) -> list[Figure]:
     """The whole audit. The guests have no memory and devices, so those proofs return immediately as not measured."""
     host = HostRoot(world.host.path)
     topology = read_topology(host)
 
-    def audit() -> None:
-        run_audit(
-            host, guests, topology, lambda _name: ({"exits": 1},), lambda *_: "", housekeeping=SERVER.policy.housekeeping,
-            policy=ExitPolicy(2000, 10), manager_pid=os.getpid(), window=0.0,
-        )  # fmt: skip
-
-    return [measure("audit", audit, runs)]
+    source = Source(
+        host, Hypervisor(guests), lambda: topology, lambda *_: "", SERVER.policy.housekeeping, ExitPolicy(2000, 10),
+        os.getpid(), window=0.0,
+    )  # fmt: skip
+    return [measure("audit", Auditor(source).run, runs)]
 
 
 class FileRoot(HostRoot):

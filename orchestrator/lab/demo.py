@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.audit.traffic import count_at_switch, watch_switch
-from orchestrator.audit.vepa import VEPA, complete_vepa
+from orchestrator.audit.catalogue import HOST_RESTORED, VEPA
+from orchestrator.audit.report import summarize
+from orchestrator.audit.restored import Surveys
+from orchestrator.audit.uplink import complete_vepa, count_at_switch, watch_switch
 from orchestrator.errors import LabError, LabLost, ShellError
 from orchestrator.lab import switch
 from orchestrator.lab.health import check_emulation
@@ -78,7 +80,7 @@ def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
     with watch_switch(port.interface, port.netns) as counter:
         proofs = [proof_from_json(fields) for fields in ask(lab, "audit", "--frames", str(frames), check=False)]
     counted = count_at_switch(counter)
-    return tuple(complete_vepa(proof, counted) if proof.name == VEPA else proof for proof in proofs)
+    return tuple(complete_vepa(proof, counted) if proof.name == VEPA.name else proof for proof in proofs)
 
 
 def run_demo(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUESTS) -> Report:
@@ -113,16 +115,7 @@ def _run(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest]) -> Report:
             ask(lab, "guest", "delete", guest.name)
         # Removing the VFs resets the NIC; its link is back a moment later.
         after = wait_until(lambda: ask(lab, "survey"), lambda survey: survey == before, timeout=20, interval=1)
-        proofs = (*proofs, prove_restored(before, after))
-    verdict = Verdict.PASS if all(proof.verdict == Verdict.PASS for proof in proofs) else Verdict.FAIL
+        proofs = (*proofs, HOST_RESTORED.prove(Surveys(before, after)))
     emulator = lab.state.emulator and lab.state.emulator.model_dump(mode="json")
     host = {"lab": lab.name, "spec": lab.state.spec.name, "accel": lab.state.accel, "emulator": emulator, "survey": before}
-    return Report(str(verdict), host, views, to_plain(proofs), timeline.timings)
-
-
-def prove_restored(before: dict[str, Any], after: dict[str, Any]) -> Proof:
-    """`host-restored`: the survey after the last guest equals the one before the first guest."""
-    changed = [f"{part}: before {before[part]}, after {after.get(part)}" for part in before if before[part] != after.get(part)]
-    verdict = Verdict.FAIL if changed else Verdict.PASS
-    evidence = (*changed, f"surveys before and after are compared: {', '.join(before)}")
-    return Proof("host-restored", "host", verdict, len(changed), "parts of the survey that differ", evidence)
+    return Report(str(summarize(proofs)), host, views, to_plain(proofs), timeline.timings)
