@@ -1,4 +1,4 @@
-"""The manager as the interface sees it: what it asks of `lifecycle.SystemManager`."""
+"""The manager as the interface sees it: what it asks of `lifecycle.GuestService`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.errors import GuestError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
-from orchestrator.guests.console_watch import ConsoleWatch, explain_gone
+from orchestrator.guests.console_watch import ConsoleWatch, guest_replaced_error
 from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.state import GuestState
@@ -77,7 +77,7 @@ class Consoles:
             console = None
         now = self._ledger.find(name)
         if not now or now.plan.uuid != claim.plan.uuid:
-            raise explain_gone(name)
+            raise guest_replaced_error(name)
         if console is None:
             raise NotFound(f"guest {name} does not run: it has ended", "`nohype events` says why")
         return console

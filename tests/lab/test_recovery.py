@@ -274,12 +274,12 @@ def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, rep
         time.sleep(1)
     told = [event["detail"] for event in now.events if event["subject"] == name]
     pin = f"vCPU 1 may run on CPUs {first} in place of {second}"
-    assert told == [f"{pin}: pinned again; its VF's spoof check is off in place of on"]
+    assert told == [f"{pin} (restored); its VF's spoof check is off in place of on"]
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
     host.run(f"{spoof_check(before.guests[name])} on")
     again = await_events(host, now.last, name, ["drifted"], 1.5 * PERIOD)
-    assert again.events[-1]["detail"] == "all is as it was"
+    assert again.events[-1]["detail"] == "no differences remain"
 
 
 @pytest.mark.usefixtures("guests")
