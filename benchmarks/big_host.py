@@ -51,7 +51,7 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
         manager.create(OPERATOR, make_request(f"guest{number}"))
     bind_the_rest(world, manager)
     audit = partial(
-        run_audit, world.host, world.hypervisor.guests(), manager.survey(), world.hypervisor.read_exits, manager.tell,
+        run_audit, world.host, world.hypervisor.read_guests()[0], manager.survey(), world.hypervisor.read_exits, manager.tell,
         housekeeping=world.server.policy.housekeeping, policy=ExitPolicy(1e9, 1e9), window=0,
     )  # fmt: skip
     title = f"{vfs} VFs, {guests} guests"

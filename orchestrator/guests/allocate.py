@@ -172,7 +172,7 @@ class Placing:
 
         def plan_on(topology: Topology, foreign: frozenset[PciAddress] = frozenset()) -> Placed:
             # After it was: the pages of one that has ended by now, with or without our knowledge, may count as free there.
-            running, domains = self._hypervisor.look_around(ours)
+            running, domains = self._hypervisor.list_running(ours)
             _check_name(request, {domain.name for domain in domains})
             started = frozenset(plan.name for plan in plans if plan.uuid in begun and plan.uuid in running)
             claimed = Claims.of(plans, started, starting)

@@ -22,7 +22,7 @@ from orchestrator.host.cpus import read_online
 from orchestrator.host.pci import VFIO, read_driver
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor.connection import Hypervisor, LiveGuest
+from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
@@ -93,7 +93,7 @@ class CoreManager:
     @property
     def is_running(self) -> bool:
         """Whether libvirt has the guest, paused or not."""
-        return self.plan.uuid in self._hypervisor.uuids()
+        return self.plan.uuid in self._hypervisor.running_uuids()
 
     def launch(self) -> tuple[str, ...]:
         """Prepares the host and starts the guest. Returns once its vCPUs run and every other thread of QEMU is off its cores.
@@ -114,7 +114,7 @@ class CoreManager:
         image, log = find_image(context.images, plan.image), context.logs.begin(plan, self._owner)
         with context.launches.slot():
             changed = self._prepare(plan)
-            self._hypervisor.start(build_domain(plan, image, log=log))
+            self._hypervisor.create_paused(build_domain(plan, image, log=log))
             context.launches.add(plan.uuid)
         try:
             self.confine_and_resume()
@@ -138,13 +138,13 @@ class CoreManager:
         self._await_first_exit()
         _move_helpers(self._host, running)
 
-    def confine(self) -> LiveGuest:
+    def confine(self) -> RunningGuest:
         """Confines a running guest to its cores and housekeeping, and checks that none of its threads can reach beyond.
 
         Raises:
             As ``confine_and_resume``.
         """
-        plan, running = self._current_plan(), self._hypervisor.guest(self.plan.uuid)
+        plan, running = self._current_plan(), self._hypervisor.read_guest(self.plan.uuid)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
         scope = read_cgroup(self._host, running.pid, running.pid).partition("/libvirt/")[0]
         confine(self._host, scope, CpuSet.of(plan.cpus) | plan.housekeeping)
@@ -226,7 +226,7 @@ def find_offline(host: HostRoot, plan: Plan) -> CpuSet:
     return CpuSet.of(plan.cpus) - read_online(host)
 
 
-def _move_helpers(host: HostRoot, guest: LiveGuest) -> None:
+def _move_helpers(host: HostRoot, guest: RunningGuest) -> None:
     """KVM's kvm-nx-lpage-recovery is a thread of the process whose vCPU ran first, and inherits that vCPU's cgroup
     (kernel 6.12, virt/kvm: vhost_task_create from the vCPU's first KVM_RUN).
     """

@@ -57,7 +57,7 @@ class DriftDetector:
         if check_vf(plan, find_state(states, plan)):
             states = self._setup.read_vf_states()  # it may have been started again since the round began
         try:
-            running = self._hypervisor.bounds(plan.uuid)
+            running = self._hypervisor.read_pinning(plan.uuid)
         except NotFound:
             return  # it is ending
         pinning = check_pins(plan, running)

@@ -11,7 +11,7 @@ from orchestrator.guests.drift_detector import DriftDetector
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
 from orchestrator.guests.recovery import Decision, RecoveryAction, check_housekeeping, decide
 from orchestrator.guests.transitions import Transitions
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Claim, EventKind
 from orchestrator.model.state import SETTLED, GuestState
 
@@ -53,7 +53,7 @@ class Reconciler:
         """
         claims = self._ledger.read().claims
         # One call for all guests. A guest that differs is locked and read again.
-        running = self._hypervisor.uuids() if claims else frozenset()
+        running = self._hypervisor.running_uuids() if claims else frozenset()
         # Acted on when seen twice: an end whose report is under way states its cause.
         seen_before = self._seen_not_running
         self._seen_not_running = {claim.plan.uuid for claim in claims if claim.state == GuestState.RUNNING} - running
@@ -74,7 +74,7 @@ class Reconciler:
         Args:
             adopt: the manager was just started: guests that keep running are reported, and scheduled restarts continue.
         """
-        running = claim.plan.uuid in self._hypervisor.uuids()
+        running = claim.plan.uuid in self._hypervisor.running_uuids()
         if running and claim.state == GuestState.DELETING and self._hypervisor.is_paused(claim.plan.uuid):
             running = False  # a failed creation whose cleanup failed: it has not run, and its caller has the error
         decision = decide(claim.state, running=running)
@@ -91,14 +91,19 @@ class Reconciler:
         log_event(self._ledger, claim, outcome)
         log_errors(lambda: self._finish(claim, decision))
 
-    def on_guest_ended(self, uuid: UUID, cause: End) -> None:
+    def on_guest_ended(self, uuid: UUID, cause: EndCause) -> None:
         """Handles libvirt's event. The guest can be an unmanaged one."""
         for claim in self._ledger.read().claims:
             if claim.plan.uuid == uuid:
                 with self._transitions.guest_locks(claim.plan.name):
                     now = self._ledger.find(claim.plan.name)
                     # Another thread may have handled the end, or have started the guest again.
-                    if now and now.plan.uuid == uuid and now.state == GuestState.RUNNING and uuid not in self._hypervisor.uuids():
+                    if (
+                        now
+                        and now.plan.uuid == uuid
+                        and now.state == GuestState.RUNNING
+                        and uuid not in self._hypervisor.running_uuids()
+                    ):
                         self._transitions.handle_unrequested_end(now, cause)
 
     def detect_drift(self) -> None:
@@ -130,7 +135,7 @@ class Reconciler:
         elif claim.state == GuestState.STOPPING:
             self._transitions.finish_interrupted_stop(claim, decision.why)
         else:
-            self._transitions.handle_unrequested_end(claim, End.UNKNOWN)
+            self._transitions.handle_unrequested_end(claim, EndCause.UNKNOWN)
 
     def _keep_settled(self, claim: Claim, decision: Decision, *, adopt: bool) -> None:
         if adopt and decision.action is not RecoveryAction.NONE:

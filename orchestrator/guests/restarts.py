@@ -8,11 +8,11 @@ from collections.abc import Callable
 from uuid import UUID
 
 from orchestrator.guests.outcome import log_errors
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Claim
 from orchestrator.model.request import Restart
 
-RESTARTABLE_CAUSES = (End.FAILED, End.RESET, End.UNKNOWN)
+RESTARTABLE_CAUSES = (EndCause.FAILED, EndCause.RESET, EndCause.UNKNOWN)
 """A reset is a panic, or a reboot, after which the guest is meant to continue."""
 STABLE_RUN_SECONDS = 600.0
 """After a run of this length a failure counts as the first one."""
@@ -29,7 +29,7 @@ def delay(restarts: int) -> float | None:
     return None if restarts >= MAX_RESTARTS else min(_FIRST_DELAY * 2**restarts, _LONGEST_DELAY)
 
 
-def count_restarts(claim: Claim, cause: End, ran: float | None) -> int:
+def count_restarts(claim: Claim, cause: EndCause, ran: float | None) -> int:
     """The number of the restart that follows this end, 0 if none does.
 
     Args:
@@ -96,7 +96,7 @@ class Restarts:
         """The guest runs from now on."""
         self._running_since[claim.plan.uuid] = time.monotonic()
 
-    def count_after(self, claim: Claim, cause: End) -> int:
+    def count_after(self, claim: Claim, cause: EndCause) -> int:
         """As ``count_restarts``, with the time that the guest has run."""
         since = self._running_since.pop(claim.plan.uuid, None)
         return count_restarts(claim, cause, None if since is None else time.monotonic() - since)

@@ -73,7 +73,7 @@ class GuestService:
         self.allocator = Placing(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings)
         self._access = GuestAccess(ledger, self.transitions)
         self._refusals = RefusalLog(ledger, observe_refusal)
-        self._consoles = Consoles(hypervisor, ledger, logs)
+        self._consoles = Consoles(hypervisor, ledger, logs, images)
         self._new_event = threading.Condition()
         self._closed = False
         ledger.on_event(self._on_event)

@@ -12,7 +12,7 @@ from orchestrator.guests.core_manager import CoreContext, CoreManager
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
 from orchestrator.guests.recovery import decide
 from orchestrator.guests.restarts import MAX_RESTARTS, RESTARTABLE_CAUSES, Restarts
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Claim, EventKind
 from orchestrator.locks import Locks
 from orchestrator.model.access import MANAGER
@@ -45,7 +45,7 @@ class Transitions:
 
     def list_running(self) -> frozenset[UUID]:
         """Ids of the guests that libvirt has."""
-        return self._context.hypervisor.uuids()
+        return self._context.hypervisor.running_uuids()
 
     def core_manager(self, claim: Claim) -> CoreManager:
         """The guest's core manager."""
@@ -173,7 +173,7 @@ class Transitions:
         if now.state == GuestState.STOPPED and now.restarts:
             self.schedule_restart(now)
 
-    def handle_unrequested_end(self, claim: Claim, cause: End) -> None:
+    def handle_unrequested_end(self, claim: Claim, cause: EndCause) -> None:
         """Cleans up after a RUNNING guest that has ended; then deletes it, keeps it, or schedules its restart."""
         if claim.request.remove and cause not in RESTARTABLE_CAUSES:
             self.delete(claim, Outcome(EventKind.ENDED, f"{cause}; deleted (--remove)"))

@@ -25,7 +25,7 @@ from typing import Any
 
 from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError
 from orchestrator.guests.service import GuestService
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Policy
@@ -139,8 +139,8 @@ def run_crash(folder: Path, seed: int) -> Outcome:
     outcome.faults += [line["fault"] for line in said if "fault" in line]
     if status != -signal.SIGKILL:
         outcome.faults.append(f"the manager was not killed, but ended with {status}")
-    if rng.random() < _END_MEANWHILE and (names := sorted(world.hypervisor.names())):
-        world.hypervisor.end(rng.choice(names), End.FAILED)
+    if rng.random() < _END_MEANWHILE and (names := sorted(world.hypervisor.running_names())):
+        world.hypervisor.end(rng.choice(names), EndCause.FAILED)
     if rng.random() < _REBOOT:
         world.reboot()
         outcome.rebooted = True
@@ -369,8 +369,8 @@ def _stop(_world: World, manager: GuestService, name: str, rng: Random) -> None:
 
 def _end(world: World, manager: GuestService, name: str, rng: Random) -> None:
     """The guest ends by itself, or by somebody's hand; the manager may or may not be told."""
-    if name in world.hypervisor.names():
-        how = rng.choice([how for how in End if how is not End.UNKNOWN])
+    if name in world.hypervisor.running_names():
+        how = rng.choice([how for how in EndCause if how is not EndCause.UNKNOWN])
         uuid = world.hypervisor.end(name, how)
         if rng.random() < 0.7:
             manager.reconciler.on_guest_ended(uuid, how)

@@ -135,7 +135,7 @@ def go_on(world: World, disk: Disk) -> None:
     assert [event.kind for event in ledger.events(None, 1)] == ["started"]
     for name in states(ledger):
         manager.delete(OPERATOR, name)
-    assert not world.hypervisor.names()
+    assert not world.hypervisor.running_names()
     assert (disk.folder / "ledger.sqlite.reserve").stat().st_size == 2 << 20
     disk.fill()
     refuse(lambda: manager.create(OPERATOR, request("last")))

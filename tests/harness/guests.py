@@ -88,6 +88,7 @@ def start_by_hand(world: World, plan: Plan, *, uuid: UUID | None = None, cpus: s
 
 def waiting(manager: GuestService, name: str = "web") -> threading.Timer:
     """The timer that will start the guest again; its ``function`` is what it will call."""
+    until(lambda: manager.transitions.restarts.pending(name))
     timer = manager.transitions.restarts.pending(name)
     assert timer
     return timer

@@ -263,7 +263,7 @@ def test_a_guest_that_panics_is_started_again_where_that_was_asked_for(host: Lab
     expected, deadline = ["claimed", "started", "ended", "started"], time.monotonic() + 2 * PERIOD
     while (now := look(host, before.last)).kinds(victim)[: len(expected)] != expected:
         assert time.monotonic() < deadline, now.events
-    assert next(event["detail"] for event in now.events if event["kind"] == "ended").startswith("reset itself")
+    assert next(event["detail"] for event in now.events if event["kind"] == "ended").startswith("reset (reboot or panic)")
 
 
 def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, repinned: tuple[str, str, Look]) -> None:

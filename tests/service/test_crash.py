@@ -79,7 +79,9 @@ def cheat_cores(world: World, _tell: Tell) -> None:
     manager, _ = world.open_manager()
     plan = manager.guest(OPERATOR, "guest0").plan
     with pytest.raises(HypervisorError, match="in use by guest0"):
-        world.hypervisor.start(build_domain(replace(plan, name="guest1"), find_image(world.folder / "images", IMAGE), log=Path()))
+        world.hypervisor.create_paused(
+            build_domain(replace(plan, name="guest1"), find_image(world.folder / "images", IMAGE), log=Path())
+        )
 
 
 def run_with(folder: Path, monkeypatch: pytest.MonkeyPatch, cheat: Callable[[World, Tell], None]) -> list[str]:
@@ -120,7 +122,7 @@ def test_what_is_lost_is_found(
 
 def test_a_recovery_that_ends_a_guest_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def recover(world: World, _manager: GuestService, _ledger: Ledger) -> None:
-        for uuid in world.hypervisor.uuids():
+        for uuid in world.hypervisor.running_uuids():
             world.hypervisor.destroy(uuid)
 
     replace_recovery(monkeypatch, recover)
@@ -194,7 +196,7 @@ def test_a_guest_is_let_run_though_the_recovery_was_killed_too(tmp_path: Path) -
         assert world.hypervisor.paused() == {"guest0"}
     world.open_manager()[0].reconciler.recover()
     assert world.hypervisor.paused() == frozenset()
-    assert world.hypervisor.names() == {"guest0"}
+    assert world.hypervisor.running_names() == {"guest0"}
 
 
 def test_a_guest_that_was_stopped_starts_on_a_prepared_host_after_a_power_cut(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_reserved_pages_and_those_of_stopped_guests_add_up(world: World) -> None
 
 def test_what_a_guest_that_is_being_started_has_reserved_counts_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """QEMU reserves its pages before it takes them."""
-    manager, start = open_manager(world), world.hypervisor.start
+    manager, start = open_manager(world), world.hypervisor.create_paused
     found: list[Plan] = []
 
     def start_slowly(xml: str) -> None:
@@ -261,7 +261,7 @@ def test_what_a_guest_that_is_being_started_has_reserved_counts_once(world: Worl
         reserve(world, 0)
         start(xml)
 
-    monkeypatch.setattr(world.hypervisor, "start", start_slowly)
+    monkeypatch.setattr(world.hypervisor, "create_paused", start_slowly)
     create(manager, memory="1G")
     assert [plan.pages for plan in found] == [512]
 

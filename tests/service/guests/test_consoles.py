@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -19,7 +21,8 @@ from orchestrator.errors import GuestError, HostError, HypervisorError, NotFound
 from orchestrator.guests import question as question_module
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.service import GuestService
-from orchestrator.hypervisor.connection import End, SerialConsole
+from orchestrator.hypervisor.connection import EndCause, SerialConsole
+from orchestrator.images.store import read_image, write_description
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
 from orchestrator.model.plan import Plan
@@ -34,7 +37,7 @@ READY = b"nohype: ready name=web\n"
 
 
 def log_of(world: World, name: str = "web") -> Path:
-    log = world.hypervisor.console(world.hypervisor.guest(name).uuid).log
+    log = world.hypervisor.console(world.hypervisor.read_guest(name).uuid).log
     assert log
     return log
 
@@ -104,8 +107,8 @@ def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
         begin = ConsoleLogs.begin
         monkeypatch.setattr(ConsoleLogs, "begin", lambda *arguments: (look(), begin(*arguments))[1])
     elif moment == "prepared":
-        start = world.hypervisor.start
-        monkeypatch.setattr(world.hypervisor, "start", lambda xml: (look(), start(xml))[1])
+        start = world.hypervisor.create_paused
+        monkeypatch.setattr(world.hypervisor, "create_paused", lambda xml: (look(), start(xml))[1])
     make(manager, ACME)
     if moment == "runs":
         look()
@@ -113,6 +116,21 @@ def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
     assert not re.search("hunter2|nohype: ready|ready name", str(told)), told
     assert ("its console shows: nothing" in told[0]) == (moment == "runs")
     assert moment == "runs" or "it is creating" in told[0]
+
+
+@pytest.mark.parametrize("console", [None, "another-1"])
+def test_image_without_the_console_protocol_is_reported_immediately(
+    world: World, manager: GuestService, console: str | None
+) -> None:
+    make(manager, ACME)
+    image = read_image(world.folder / "images" / IMAGE)
+    write_description(image.folder, image.model_copy(update={"console": console}))
+    for ask in (manager.wait_ready, partial(manager.begin_tell, line="mac")):
+        with pytest.raises(GuestError, match=f"guest web: image {IMAGE} does not speak the protocol nohype-1") as caught:
+            ask(ACME, "web", timeout=60)
+        assert "use an image that speaks it" in caught.value.hint
+    shutil.rmtree(image.folder)
+    manager.begin_ready(ACME, "web", 60).cancel()  # the guest was started from it all the same
 
 
 def test_logs_of_two_guests_of_one_name_are_two_files(world: World, manager: GuestService) -> None:
@@ -131,7 +149,7 @@ def test_logs_of_two_guests_of_one_name_are_two_files(world: World, manager: Gue
 def test_counters_are_of_the_guest_and_not_of_its_name(world: World, manager: GuestService) -> None:
     first = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     start_by_hand(world, first, uuid=UUID(int=1), cpus="0-7")
     with pytest.raises(NotFound):
         world.hypervisor.read_exits(first.uuid)
@@ -189,7 +207,7 @@ def test_a_guest_that_does_not_run_is_not_ready(world: World, manager: GuestServ
     if end == "unseen":
         world.hypervisor.watch_ends(lambda _uuid, _end: None)
     if end in ("by itself", "unseen"):
-        world.hypervisor.end("web", End.POWERED_OFF)
+        world.hypervisor.end("web", EndCause.POWERED_OFF)
         until(lambda: state(manager) == ("stopped" if end == "by itself" else "ended"))
     else:
         getattr(manager, end)(OPERATOR, "web", *([1] if end == "stop" else []))
@@ -245,7 +263,7 @@ def test_a_guest_that_ends_is_not_waited_for(world: World, manager: GuestService
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.write("web", b"kernel panic\n")
     wait = manager.begin_ready(OPERATOR, "web", 3000)
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     with pytest.raises(GuestError, match=r"ended before it could say that it is ready; its console shows:\n    kernel panic"):
         wait.result(20)
 
@@ -257,7 +275,7 @@ def test_the_last_words_of_a_guest_are_an_answer(world: World, manager: GuestSer
 
     def halt(_line: str) -> bytes:
         world.hypervisor.write("web", b"nohype: done halt\n")
-        world.hypervisor.end("web", End.POWERED_OFF)
+        world.hypervisor.end("web", EndCause.POWERED_OFF)
         return b""
 
     with pytest.MonkeyPatch.context() as patch, answering(world, lambda _line: b"") as heard:

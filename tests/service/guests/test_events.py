@@ -41,7 +41,7 @@ def test_what_the_host_can_not_do_is_no_refusal(world: World, manager: GuestServ
     def fail(_own: object) -> None:
         raise HypervisorError("QEMU of guest secret does not answer")
 
-    monkeypatch.setattr(world.hypervisor, "look_around", fail)
+    monkeypatch.setattr(world.hypervisor, "list_running", fail)
     with pytest.raises(HypervisorError):
         manager.create(ANN, parse_guest_request({"name": "web", "image": IMAGE, "memory": "64M"}))
     with pytest.raises(NotFound):

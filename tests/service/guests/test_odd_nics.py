@@ -100,7 +100,7 @@ def test_guests_live_where_the_kernel_has_put_their_vfs(
     for index, name in enumerate(("web", "other")):
         plan = create(manager, name=name)
         assert (plan.vf.index, plan.vf.address) == (index, find_vf(world.host, PF, index))
-        assert world.hypervisor.guest(plan.uuid).hostdevs == (plan.vf.address,)
+        assert world.hypervisor.read_guest(plan.uuid).hostdevs == (plan.vf.address,)
     manager.stop(OPERATOR, "web", 1)
     manager.start(OPERATOR, "web")
     for name in ("web", "other"):

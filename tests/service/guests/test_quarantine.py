@@ -24,7 +24,7 @@ def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: GuestSe
     spoil(world, plan)
     with pytest.raises(Conflict, match="web was stopped and quarantined: cleanup not verified: .* has no reset of its own"):
         manager.delete(OPERATOR, "web")
-    assert world.hypervisor.names() == set()
+    assert world.hypervisor.running_names() == set()
     assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
     assert create(manager, name="other").vf.address != plan.vf.address
     with pytest.raises(Conflict, match="in quarantine"):
@@ -71,9 +71,9 @@ def test_a_stopped_guest_that_somebody_else_starts_is_in_quarantine_and_runs(
     manager.reconciler.reconcile()
     (one,) = manager.quarantined(OPERATOR)
     assert "started outside the manager" in one.reasons[0]
-    assert world.hypervisor.names() == {"web"}
+    assert world.hypervisor.running_names() == {"web"}
     manager.clear_quarantine(OPERATOR, "web")
-    assert world.hypervisor.names() == set(), "an operator's word ends it"
+    assert world.hypervisor.running_names() == set(), "an operator's word ends it"
     assert ledger.find("web") is None
 
 
@@ -178,7 +178,7 @@ def test_why_a_start_has_failed_is_told_before_it_is_cleaned_up(world: World, mo
             file.unlink()
         raise HypervisorError("QEMU refused")
 
-    monkeypatch.setattr(world.hypervisor, "start", fail)
+    monkeypatch.setattr(world.hypervisor, "create_paused", fail)
     with pytest.raises(HypervisorError, match="QEMU refused"):
         create(manager)
     *_, failed, quarantined = manager.events(OPERATOR)

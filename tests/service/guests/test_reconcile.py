@@ -16,7 +16,7 @@ from orchestrator.guests.core_manager import CoreManager
 from orchestrator.guests.host_setup import HostSetup
 from orchestrator.guests.service import GuestService
 from orchestrator.host.processes import read_process_threads
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.state import GuestState
@@ -40,9 +40,9 @@ def test_an_end_that_is_told_late_is_what_is_told(world: World, manager: GuestSe
     """A look in between must not take a power-off for a failure."""
     plan = create(manager, restart="on-failure")
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
-    world.hypervisor.end("web", End.POWERED_OFF)
+    world.hypervisor.end("web", EndCause.POWERED_OFF)
     manager.reconciler.reconcile()
-    manager.reconciler.on_guest_ended(plan.uuid, End.POWERED_OFF)
+    manager.reconciler.on_guest_ended(plan.uuid, EndCause.POWERED_OFF)
     claim = ledger.find("web")
     assert claim
     assert (claim.state, claim.restarts) == (GuestState.STOPPED, 0)
@@ -54,7 +54,7 @@ def test_a_stop_takes_a_restart_back_for_good(
     """Also for the next manager, and for a timer that waits for its turn."""
     monkeypatch.setattr(restarts_module, "delay", lambda _restarts: 60)
     create(manager, restart="on-failure")
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     until(lambda: state(manager) == "stopped")
     waits = waiting(manager)
     manager.stop(OPERATOR, "web", 1)
@@ -80,7 +80,7 @@ def test_a_look_does_not_take_one_guest_for_another(
     assert plan.cpus != old.claims[0].plan.cpus
     monkeypatch.setattr(ledger, "read", lambda: old)
     manager.reconciler.detect_drift()
-    assert [str(vcpu.pin) for vcpu in world.hypervisor.guest("web").vcpus] == [str(cpu) for cpu in plan.cpus]
+    assert [str(vcpu.pin) for vcpu in world.hypervisor.read_guest("web").vcpus] == [str(cpu) for cpu in plan.cpus]
     assert "drifted" not in kinds(manager)
 
 
@@ -163,19 +163,19 @@ def test_housekeeping_that_shrinks_frees_no_core_on_which_a_guests_threads_may_r
     manager, ledger = world.open_manager(wide)
     create(manager, name="stopped")
     manager.kill(OPERATOR, "stopped")
-    pid = world.hypervisor.guest(create(manager).name).pid
-    assert str(world.hypervisor.guest("web").emulator_pin) == "0-3"
+    pid = world.hypervisor.read_guest(create(manager).name).pid
+    assert str(world.hypervisor.read_guest("web").emulator_pin) == "0-3"
     ledger.close()
     manager, ledger = world.open_manager()
     manager.reconciler.recover()
     assert {str(thread.allowed) for thread in read_process_threads(world.host, pid) if "qemu" in thread.name} == {"0-1"}
-    assert str(world.hypervisor.guest("web").emulator_pin) == "0-1"
+    assert str(world.hypervisor.read_guest("web").emulator_pin) == "0-1"
     assert [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"] == [
         "QEMU's other threads may run on CPUs 0-3 in place of 0-1 (restored)"
     ]
     assert create(manager, name="new").cpus == (2, 3)
     manager.start(OPERATOR, "stopped")
-    assert str(world.hypervisor.guest("stopped").emulator_pin) == "0-1"
+    assert str(world.hypervisor.read_guest("stopped").emulator_pin) == "0-1"
     assert world.host.violations() == []
 
 
@@ -193,7 +193,7 @@ def test_pins_that_something_changes_all_the_time_are_told_of_once(world: World,
     world.hypervisor.pin(plan.uuid, 0, CpuSet.parse("2-3"))
     for _ in range(3):
         manager.reconciler.detect_drift()
-        assert [str(vcpu.pin) for vcpu in world.hypervisor.guest("web").vcpus] == ["2", "3"]
+        assert [str(vcpu.pin) for vcpu in world.hypervisor.read_guest("web").vcpus] == ["2", "3"]
         world.hypervisor.pin(plan.uuid, 0, CpuSet.parse("2-3"))
     manager.reconciler.detect_drift()
     manager.reconciler.detect_drift()  # nothing is wrong any more
@@ -218,7 +218,7 @@ def test_a_creation_that_could_not_be_undone_is_undone_later(
             create(manager)
     assert world.hypervisor.paused() == {"web"}
     manager.reconciler.reconcile()
-    assert world.hypervisor.names() == set()
+    assert world.hypervisor.running_names() == set()
     assert ledger.read().claims == ()
 
 
@@ -303,7 +303,7 @@ def test_a_guest_whose_end_nobody_has_told_is_started(world: World, manager: Gue
     world.hypervisor.end("web")
     assert state(manager) == "ended"
     assert manager.start(OPERATOR, "web").state == "running"
-    assert world.hypervisor.guest("web").hostdevs == (plan.vf.address,)
+    assert world.hypervisor.read_guest("web").hostdevs == (plan.vf.address,)
     assert [event.detail for event in manager.events(OPERATOR) if event.kind == "stopped"] == ["had ended already"]
 
 
@@ -314,19 +314,19 @@ def test_a_guest_that_somebody_else_has_started_is_not_ended_by_a_start(
     stop_on_paper(ledger)
     with pytest.raises(Conflict, match="was started outside the manager"):
         manager.start(OPERATOR, "web")
-    assert (state(manager), world.hypervisor.names()) == ("quarantined", {"web"})
+    assert (state(manager), world.hypervisor.running_names()) == ("quarantined", {"web"})
 
 
 def test_a_strangers_guest_of_the_same_name_is_left_alone(world: World, manager: GuestService) -> None:
     """Ours has ended, and nobody has told us yet."""
     plan = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     start_by_hand(world, plan, uuid=UUID(int=1), cpus="0-7")
-    before = world.hypervisor.guest("web")
+    before = world.hypervisor.read_guest("web")
     manager.reconciler.detect_drift()
     manager.reconciler.reconcile()
-    assert world.hypervisor.guest("web") == before
+    assert world.hypervisor.read_guest("web") == before
 
 
 def test_old_consoles_of_deleted_guests_are_removed(world: World, manager: GuestService) -> None:

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.errors import Conflict, GuestError, NotFound, Stale
 from orchestrator.guests import restarts as restarts_module
 from orchestrator.guests.service import GuestService
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.request import parse_guest_request
@@ -22,7 +22,7 @@ from tests.harness.guests import create, kinds, start_by_hand, state, until, wai
 
 def test_a_guest_that_fails_is_started_again(world: World, manager: GuestService) -> None:
     create(manager, restart="on-failure")
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     until(lambda: kinds(manager)[-2:] == ["ended", "started"])
     assert state(manager) == "running"
 
@@ -30,9 +30,9 @@ def test_a_guest_that_fails_is_started_again(world: World, manager: GuestService
 def test_a_guest_that_has_failed_and_then_powers_off_stays_off(world: World, manager: GuestService, ledger: Ledger) -> None:
     """Its count of restarts says that it is to be started again; a power-off takes that back."""
     create(manager, restart="on-failure")
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     until(lambda: kinds(manager).count("started") == 2)
-    world.hypervisor.end("web", End.POWERED_OFF)
+    world.hypervisor.end("web", EndCause.POWERED_OFF)
     until(lambda: kinds(manager)[-1] == "ended")
     claim = ledger.find("web")
     assert claim
@@ -41,7 +41,7 @@ def test_a_guest_that_has_failed_and_then_powers_off_stays_off(world: World, man
 
 def test_a_guest_that_powers_off_and_is_to_be_removed_is_gone(world: World, manager: GuestService, ledger: Ledger) -> None:
     create(manager, remove=True)
-    world.hypervisor.end("web", End.POWERED_OFF)
+    world.hypervisor.end("web", EndCause.POWERED_OFF)
     until(lambda: not ledger.read().claims)
 
 
@@ -53,7 +53,7 @@ def test_a_stop_that_was_cut_short_stays_a_stop(
     plan = create(manager, remove=remove, restart=restart)
     ledger.set_state("web", GuestState.STOPPING, restarts=0)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
-    world.hypervisor.end("web", End.POWERED_OFF)
+    world.hypervisor.end("web", EndCause.POWERED_OFF)
     ledger.close()
     manager, ledger = world.open_manager()
     manager.reconciler.recover()
@@ -66,7 +66,7 @@ def test_a_failure_that_was_cut_short_is_still_a_failure(world: World, manager: 
     """It was noted that the guest is to be started again, and the manager was killed while it cleaned up."""
     create(manager, restart="on-failure")
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     ledger.set_state("web", GuestState.STOPPING, restarts=1)
     ledger.close()
     manager, _ = world.open_manager()
@@ -80,9 +80,9 @@ def test_a_guest_that_always_fails_is_given_up(
     monkeypatch.setattr(restarts_module, "delay", lambda restarts: None if restarts >= 2 else 0.01)
     create(manager, restart="on-failure")
     for number in (2, 3):
-        world.hypervisor.end("web", End.FAILED)
+        world.hypervisor.end("web", EndCause.FAILED)
         until(lambda: kinds(manager).count("started") == number)  # noqa: B023
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     until(lambda: kinds(manager)[-1] == "gave-up")
     assert state(manager) == "stopped"
     assert manager.guest(OPERATOR, "web").restarts == 2
@@ -163,13 +163,13 @@ def test_a_restart_does_not_end_a_guest_that_somebody_else_has_started(
 ) -> None:
     monkeypatch.setattr(restarts_module, "delay", lambda _restarts: 60)
     plan = create(manager, restart="on-failure")
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     until(lambda: state(manager) == "stopped")
     assert manager.guest(OPERATOR, "web").restarts == 0, "it waits for the first"
     start_by_hand(world, plan)
-    before = world.hypervisor.guest("web")
+    before = world.hypervisor.read_guest("web")
     waiting(manager).function()
-    assert world.hypervisor.guest("web") == before
+    assert world.hypervisor.read_guest("web") == before
     assert "started outside the manager" in manager.quarantined(OPERATOR)[0].reasons[0]
 
 
@@ -179,12 +179,12 @@ def test_a_restart_that_waits_is_not_hastened_by_an_earlier_one(
     """Somebody starts the guest while it waits, and it fails again."""
     monkeypatch.setattr(restarts_module, "delay", lambda _restarts: 60)
     create(manager, restart="on-failure")
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     until(lambda: manager.transitions.restarts.pending("web"))
     first = waiting(manager)
     manager.start(OPERATOR, "web")
     assert manager.transitions.restarts.pending("web") is None
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     until(lambda: manager.transitions.restarts.pending("web"))
     first.function()
     assert state(manager) == "stopped"
@@ -197,7 +197,7 @@ def test_a_restart_that_waits_is_not_that_of_the_next_guest_of_the_name(
     """The guest goes into quarantine while it waits, and an operator clears it by force."""
     monkeypatch.setattr(restarts_module, "delay", lambda _restarts: 60)
     plan = create(manager, restart="on-failure")
-    world.hypervisor.end("web", End.FAILED)
+    world.hypervisor.end("web", EndCause.FAILED)
     until(lambda: manager.transitions.restarts.pending("web"))
     start_by_hand(world, plan)
     manager.reconciler.reconcile()
@@ -206,7 +206,7 @@ def test_a_restart_that_waits_is_not_that_of_the_next_guest_of_the_name(
     assert manager.transitions.restarts.pending("web") is None
 
 
-@pytest.mark.parametrize("moment", ["guest", "read_exits"])
+@pytest.mark.parametrize("moment", ["read_guest", "read_exits"])
 def test_a_guest_that_ends_while_it_is_started_is_told_as_such(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -215,7 +215,7 @@ def test_a_guest_that_ends_while_it_is_started_is_told_as_such(
 
     def look_and_end(which: object) -> object:
         found = look(which)
-        world.hypervisor.end("web", End.RESET)
+        world.hypervisor.end("web", EndCause.RESET)
         return found
 
     monkeypatch.setattr(world.hypervisor, moment, look_and_end)
