@@ -1,4 +1,4 @@
-"""What a survey, a plan and an audit cost on a host with as many VFs as a PF may have; all is real but kernel and libvirt.
+"""Times survey, plan and audit on a host whose PF has the maximum number of VFs. Kernel and libvirt are fake.
 
     .venv/bin/python benchmarks/big_host.py
 
@@ -32,7 +32,6 @@ LIMIT = 1.0  # seconds
 
 
 def main() -> None:
-    """Prints a line for each figure."""
     with tempfile.TemporaryDirectory() as folder:
         figures = measure_vfs(Path(folder))
     for what, seconds in figures.items():
@@ -41,11 +40,7 @@ def main() -> None:
 
 
 def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = RUNS) -> dict[str, float]:
-    """Seconds, median of the runs, on a host with one PF, some guests, and the rest of the VFs with the host's own driver.
-
-    Args:
-        folder: empty, for the host.
-    """
+    """Median seconds on a host with one PF, some guests, and all other VFs bound to the host's driver. ``folder`` is empty."""
     world = World(folder / "host", Server(cores=vfs + 1, threads=1, nodes=1, vfs=vfs, pages=32 * (guests + 1)))
     manager, _ = world.open_manager()
     for number in range(guests):
@@ -69,7 +64,7 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
 
 
 def measure(work: Callable[[], Any], runs: int) -> float:
-    """Seconds that the work takes, median of the runs."""
+    """Median seconds of the runs."""
     times = []
     for _ in range(runs):
         begin = perf_counter()
@@ -79,24 +74,23 @@ def measure(work: Callable[[], Any], runs: int) -> float:
 
 
 def plan_anew(manager: SystemManager) -> None:
-    """Plans as the first request after the manager's start does."""
+    """Plans like the first request after a manager start."""
     manager._placing._known = None
     manager.plan(OPERATOR, make_request("asked"))
 
 
 def look(manager: SystemManager) -> None:
-    """As every ten minutes, the VFs included."""
+    """The drift check with all VFs, which runs every ten minutes."""
     manager.supervisor.links_changed()
     manager.supervisor.check()
 
 
 def make_request(name: str) -> Any:
-    """One core and 64 MiB."""
     return parse_guest_request({"name": name, "image": IMAGE, "memory": "64M"})
 
 
 def bind_the_rest(world: World, manager: SystemManager) -> None:
-    """Gives the host's own driver to all VFs but those of guests and the last, each with an interface that is up."""
+    """Binds all VFs except the guests' and the last to the host's driver, with interfaces that are up."""
     for file in ("bind", "unbind"):
         world.host.add(f"sys/bus/pci/drivers/igbvf/{file}")
     (pf,) = manager.survey().pfs

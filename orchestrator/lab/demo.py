@@ -28,10 +28,8 @@ _COMMAND_TIMEOUT = 400.0
 
 @dataclass(frozen=True)
 class DemoGuest:
-    """A guest of the demo; it gives the address to its VF."""
-
     name: str
-    address: str
+    address: str  # of its VF, with prefix length
 
 
 GUESTS = (DemoGuest("guest1", "10.9.0.11/24"), DemoGuest("guest2", "10.9.0.12/24"))
@@ -39,23 +37,15 @@ GUESTS = (DemoGuest("guest1", "10.9.0.11/24"), DemoGuest("guest2", "10.9.0.12/24
 
 @dataclass(frozen=True)
 class Report:
-    """The content of `report.json`.
+    """The content of `report.json`."""
 
-    Attributes:
-        verdict: ``pass`` only if every proof passed.
-        host: the survey of the host, and how it was emulated.
-        guests: each guest as the manager shows it, with its `ready` line and its ping.
-        timings: seconds per stage.
-    """
-
-    verdict: str
-    host: dict[str, Any]
-    guests: list[dict[str, Any]]
+    verdict: str  # "pass" only if every proof passed
+    host: dict[str, Any]  # its survey, and how it was emulated
+    guests: list[dict[str, Any]]  # as the manager shows them, each with its `ready` line, the first with its ping
     proofs: list[dict[str, object]]
-    timings: dict[str, float]
+    timings: dict[str, float]  # seconds per stage
 
     def write(self, path: Path) -> None:
-        """Raises LabError if the file cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -64,15 +54,7 @@ class Report:
 
 
 def ask(lab: Lab, *words: str, check: bool = True) -> Any:
-    """Runs `nohype ... --json` in the lab host and parses its output.
-
-    Args:
-        check: treat a status other than 0 as an error. An audit with a failed proof exits with 1 and is still a valid result.
-
-    Raises:
-        LabLost: the lab is lost.
-        LabError: the command failed; with its output.
-    """
+    """Runs `nohype ... --json` in the lab host. An audit with a failed proof exits with 1: its result needs ``check=False``."""
     done = execute(lab, ["nohype", *words, "--json"], timeout=_COMMAND_TIMEOUT)
     try:
         if check and done.status:
@@ -102,12 +84,7 @@ def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
 
 
 def run_demo(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUESTS) -> Report:
-    """Creates the guests, pings the last from the first, measures all proofs, deletes the guests, compares the host.
-
-    Raises:
-        LabLost: the lab is lost or its emulator failed, which says nothing about any proof.
-        LabError: a request to the manager failed.
-    """
+    """Raises LabLost if the lab is lost or its emulator failed, and LabError if a request to the manager failed."""
     try:
         report = _run(lab, timeline, guests)
     except LabLost:

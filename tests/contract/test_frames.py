@@ -184,7 +184,7 @@ def test_frames_that_the_kernel_could_not_keep_are_reported(hairpin: bool, monke
 def test_interface_and_namespace_that_do_not_exist() -> None:
     with pytest.raises(HostError, match="cannot count frames on nothere"), FrameCounter(EchoFilter(), "nothere"):
         pass
-    with pytest.raises(HostError, match="no network namespace nothere"), FrameCounter(EchoFilter(), netns="nothere"):
+    with pytest.raises(HostError, match="cannot open network namespace nothere"), FrameCounter(EchoFilter(), netns="nothere"):
         pass
 
 

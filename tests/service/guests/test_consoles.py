@@ -531,7 +531,7 @@ def test_a_guest_that_is_not_ready_yet_is_waited_for(world: World, manager: Syst
         assert wait.result(20) == "nohype: done mac\n"
 
 
-def test_a_guest_whose_log_was_put_aside_is_ready(world: World, manager: SystemManager) -> None:
+def test_a_guest_whose_log_was_rotated_is_ready(world: World, manager: SystemManager) -> None:
     create(manager)
     log = log_of(world)
     log.rename(f"{log}.0")
