@@ -62,7 +62,7 @@ class Reconciler:
             decision = decide(claim.state, running=claim.plan.uuid in running)
             if _is_settled(claim, decision) and claim.plan.uuid not in self._unconfined:
                 continue
-            with self._transitions.guest_locks.if_free(claim.plan.name) as held:
+            with self._transitions.guest_locks.try_acquire(claim.plan.name) as held:
                 now = self._ledger.find(claim.plan.name) if held else None
                 if now and (now.plan.uuid not in self._seen_not_running or now.plan.uuid in seen_before):
                     self.reconcile_guest(now)
@@ -112,7 +112,7 @@ class Reconciler:
         log_errors(partial(self._drift.begin_round, claims))
         for claim in claims:
             if claim.state == GuestState.RUNNING:
-                with self._transitions.guest_locks.if_free(claim.plan.name) as held:
+                with self._transitions.guest_locks.try_acquire(claim.plan.name) as held:
                     now = self._ledger.find(claim.plan.name) if held else None
                     # Another guest may have the name by now.
                     if now and now.plan == claim.plan and now.state == GuestState.RUNNING:

@@ -271,7 +271,7 @@ class GuestService:
 
     def check(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""
-        self.host_setup.lock.check(limit)
+        self.host_setup.lock.raise_if_held_longer(limit)
         self.allocator.check(limit)
 
     def close(self) -> None:

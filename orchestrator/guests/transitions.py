@@ -14,7 +14,7 @@ from orchestrator.guests.recovery import decide
 from orchestrator.guests.restarts import MAX_RESTARTS, RESTARTABLE_CAUSES, Restarts
 from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Claim, EventKind
-from orchestrator.locks import Locks
+from orchestrator.locks import NamedLocks
 from orchestrator.model.access import MANAGER
 from orchestrator.model.state import GuestState
 from orchestrator.values import CpuSet
@@ -32,7 +32,7 @@ class Transitions:
     """
 
     def __init__(self, context: CoreContext, count_undo_failure: Callable[[], object]) -> None:
-        self.guest_locks = Locks()
+        self.guest_locks = NamedLocks()
         self.restarts = Restarts(self._run_restart)
         self._context, self._ledger = context, context.ledger
         self._count_undo_failure = count_undo_failure
