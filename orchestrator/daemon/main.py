@@ -18,7 +18,8 @@ from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
 from orchestrator.api.identity import build_directory
 from orchestrator.api.server import Server, open_port, open_socket
-from orchestrator.audit.run import Auditor
+from orchestrator.audit.facts import Source
+from orchestrator.audit.report import Auditor
 from orchestrator.config import DEFAULT_CONFIG, DaemonConfig, read_config
 from orchestrator.daemon.background import log_errors, start_threads
 from orchestrator.daemon.journal import set_up_logging
@@ -32,7 +33,9 @@ from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
-from orchestrator.metrics import Observations
+from orchestrator.metrics.counters import Counters
+from orchestrator.model.access import MANAGER
+from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.plan import Policy
 from orchestrator.planning.host_check import build_policy
 
@@ -90,7 +93,7 @@ def serve(config: DaemonConfig) -> None:
     host = HostRoot(net=netlink)
     hypervisor = Hypervisor()
     policy = build_policy(config.host)
-    ledger, counters = _open_ledger(config, policy), Observations()
+    ledger, counters = _open_ledger(config, policy), Counters()
     ledger.on_event(counters.observe_event)
     service = GuestService(
         host, hypervisor, ledger, policy, images=Path(config.paths.images), consoles=Path(config.paths.consoles),
@@ -98,7 +101,11 @@ def serve(config: DaemonConfig) -> None:
     )  # fmt: skip
     _recover(service, hypervisor)
     start_threads(service)
-    audit = record_audits(Auditor(host, hypervisor, service, config).run, counters)
+    source = Source(
+        host, hypervisor, service.survey, partial(service.tell, MANAGER), policy.housekeeping,
+        ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
+    )  # fmt: skip
+    audit = record_audits(Auditor(source).run, counters)
     metrics = build_metrics(service.survey, ledger, hypervisor, policy, counters)
     api = Api(service, audit, directory, config.limits, metrics.render)
 

@@ -9,7 +9,8 @@ from orchestrator.daemon.systemd import read_watchdog
 from orchestrator.daemon.watchdog import Heartbeat
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
-from orchestrator.metrics import Metrics, Observations, Sources
+from orchestrator.metrics.collect import Metrics, Sources
+from orchestrator.metrics.counters import Counters
 from orchestrator.model.plan import Policy
 from orchestrator.model.proof import Proof
 from orchestrator.model.state import GuestState
@@ -24,7 +25,7 @@ _CHANGE_SECONDS = 600.0
 
 
 def build_metrics(
-    survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Observations
+    survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters
 ) -> Metrics:
     """Metrics from the ledger, the live host and KVM's counters."""
     sources = Sources(
@@ -36,7 +37,7 @@ def build_metrics(
     return Metrics(sources, policy, counters)
 
 
-def record_audits(audit: Callable[[int], tuple[Proof, ...]], counters: Observations) -> Callable[[int], tuple[Proof, ...]]:
+def record_audits(audit: Callable[[int], tuple[Proof, ...]], counters: Counters) -> Callable[[int], tuple[Proof, ...]]:
     """The same audit, whose proofs are recorded for the metrics."""
 
     def recorded(frames: int) -> tuple[Proof, ...]:

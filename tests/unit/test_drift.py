@@ -64,12 +64,12 @@ def test_each_change_is_named(live: RunningGuest, driver: str | None, said: str)
     ("state", "said"),
     [
         (None, "nic0 has no VF 0 any more"),
-        (replace(STATE, mac=None), "its VF's mac is none in place of 02:4e:48:00:00:01"),
-        (replace(STATE, vlan=1), "its VF's vlan is 1 in place of 0"),
-        (replace(STATE, max_rate=1), "its VF's max rate is 1 in place of 0"),
-        (replace(STATE, spoof_check=False), "its VF's spoof check is off in place of on"),
-        (replace(STATE, trust=True), "its VF's trust is on in place of off"),
-        (replace(STATE, link_state="disable"), "its VF's link state is disable in place of auto"),
+        (replace(STATE, mac=None), "its VF's mac is none, expected 02:4e:48:00:00:01"),
+        (replace(STATE, vlan=1), "its VF's vlan is 1, expected 0"),
+        (replace(STATE, max_rate=1), "its VF's max rate is 1, expected 0"),
+        (replace(STATE, spoof_check=False), "its VF's spoof check is off, expected on"),
+        (replace(STATE, trust=True), "its VF's trust is on, expected off"),
+        (replace(STATE, link_state="disable"), "its VF's link state is disable, expected auto"),
     ],
 )
 def test_each_change_of_what_the_pf_enforces_is_named(state: VfState | None, said: str) -> None:
