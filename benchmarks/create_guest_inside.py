@@ -17,7 +17,8 @@ from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
-from orchestrator.resources.nic import BindVfio, SetVf, undo_vf, undo_vf_driver
+from orchestrator.resources.nic import BindVfio, ConfigureVf
+from orchestrator.resources.step import UndoContext
 
 NAME = "timed"
 REQUEST = {"name": NAME, "memory": "256M", "image": "minimal"}
@@ -37,7 +38,7 @@ def by_libvirt(plan: Plan) -> float:
     """Seconds that libvirt alone takes for the same XML; the VF is handed over before the clock runs."""
     host, hypervisor = HostRoot(net=netlink), Hypervisor()
     xml = build_domain(plan, find_image(Path(config.paths.images), plan.image), log=Path("/tmp/timed.log"))
-    steps = (SetVf(plan.vf), BindVfio(plan.vf))
+    steps = (ConfigureVf(plan.vf), BindVfio(plan.vf))
     before = [step.read_before(host) for step in steps]
     for step in steps:
         step.apply(host)
@@ -46,8 +47,8 @@ def by_libvirt(plan: Plan) -> float:
     hypervisor.start(xml)
     seconds = time.monotonic() - start
     hypervisor.destroy(plan.uuid)
-    undo_vf_driver(host, before[1] or {})
-    undo_vf(host, before[0] or {})
+    BindVfio.undo(UndoContext(host), before[1] or {})
+    ConfigureVf.undo(UndoContext(host), before[0] or {})
     return seconds
 
 

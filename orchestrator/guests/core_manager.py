@@ -7,7 +7,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from errno import ENOENT, ESRCH
@@ -34,11 +33,11 @@ from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import VfState
-from orchestrator.resources.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
-from orchestrator.resources.memory import PAGES, await_pages, note_missing
-from orchestrator.resources.nic import BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf, undo_vf_driver
-from orchestrator.resources.step import Arguments, Step, Undo, run_steps, undo_steps
-from orchestrator.resources.uplink import SetEdgeMode, undo_edge_mode
+from orchestrator.resources.cores import clear_cores
+from orchestrator.resources.memory import TakePages
+from orchestrator.resources.nic import BindVfio, ConfigureVf, CreateVfs
+from orchestrator.resources.step import GuestContext, Step, UndoContext, run_steps, undo_steps
+from orchestrator.resources.uplink import SetEdgeMode
 from orchestrator.values import CpuSet, PciAddress, Size
 
 HOST = "host"
@@ -47,15 +46,6 @@ HOST = "host"
 # Guests that are started at a time: all of that is work of the housekeeping cores. Their ends never wait.
 _AT_A_TIME = 8
 _FIRST_EXIT = 60.0
-
-UNDOS: Mapping[str, Undo] = {
-    MoveKernelThread.action: undo_thread_affinity,
-    MoveIrq.action: undo_irq_affinity,
-    CreateVfs.action: undo_numvfs,
-    SetEdgeMode.action: undo_edge_mode,
-    SetVf.action: undo_vf,
-    BindVfio.action: undo_vf_driver,
-}
 
 
 @dataclass(frozen=True)
@@ -186,16 +176,14 @@ class CoreManager:
         self.hypervisor.destroy(plan.uuid)
         self.launched.discard(plan.uuid)
         self._hurried.discard(plan.uuid)
-        undos = {**UNDOS, PAGES: lambda host, noted: await_pages(host, self.hypervisor, self.ledger, plan, noted)}
-        # Records of earlier versions do not tell the PF.
-        vf: Arguments = {"pf": str(plan.vf.pf), "index": plan.vf.index, "address": str(plan.vf.address)}
-        undos[SetVf.action] = lambda host, noted: undo_vf(host, {**vf, **noted})
-        undos[BindVfio.action] = lambda host, noted: undo_vf_driver(host, {**vf, **noted})
         try:
-            undo_steps(self.host, self.ledger, plan.name, undos)
+            undo_steps(UndoContext(self.host, self._context(plan)), self.ledger, plan.name)
             return self._check_vf(plan)
         except HostError as error:
             return (error.message,)
+
+    def _context(self, plan: Plan) -> GuestContext:
+        return GuestContext(plan, self.ledger, self.hypervisor)
 
     def forget(self, plan: Plan) -> None:
         """Drops what could not be undone for the guest: an operator has seen to it."""
@@ -214,7 +202,7 @@ class CoreManager:
             # In this order: a guest that is claimed after we looked finds nothing prepared, and waits for us.
             self._prepared.clear()
             if not self.ledger.read().claims:
-                undo_steps(self.host, self.ledger, HOST, UNDOS)
+                undo_steps(UndoContext(self.host), self.ledger, HOST)
 
     def keep_edge_mode(self, plan: Plan) -> None:
         """Puts the guest's PF back into VEPA mode if something took it out of it.
@@ -270,8 +258,7 @@ class CoreManager:
         changed: tuple[str, ...] = ()
         if plan.vf.pf not in self._prepared or not read_numvfs(self.host, plan.vf.pf):
             changed = self.make_vfs(plan.vf.pf, plan.vf.interface)
-        note_missing(self.host, self.hypervisor, self.ledger, plan)
-        own: list[Step] = [SetVf(plan.vf), BindVfio(plan.vf)]
+        own: list[Step] = [TakePages(self._context(plan)), ConfigureVf(plan.vf), BindVfio(plan.vf)]
         changed += run_steps(self.host, self.ledger, plan.name, own)
         self.keep_edge_mode(plan)
         return changed

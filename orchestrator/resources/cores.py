@@ -19,10 +19,11 @@ from orchestrator.host.irqs import MANAGED, Irq, read_irq, read_irqs, set_irq_af
 from orchestrator.host.processes import Thread, survey_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.ledger import Ledger
-from orchestrator.resources.step import Arguments, try_steps
+from orchestrator.resources.step import Arguments, UndoContext, register, try_steps
 from orchestrator.values import CpuSet
 
 
+@register
 @dataclass(frozen=True)
 class MoveKernelThread:
     """Confines one kernel thread to the housekeeping CPUs."""
@@ -33,11 +34,9 @@ class MoveKernelThread:
     cpus: CpuSet
 
     def describe(self) -> str:
-        """See Step."""
         return f"confine the kernel thread {self.name} ({self.tid}) to CPUs {self.cpus}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step."""
         if host.find(f"proc/{self.tid}/comm") != self.name:
             return None  # it has ended since the threads were listed; its number may be another's
         try:
@@ -49,10 +48,19 @@ class MoveKernelThread:
         return None if before == self.cpus else {"tid": self.tid, "name": self.name, "cpus": str(before)}
 
     def apply(self, host: HostRoot) -> None:
-        """See Step."""
         _set_if_there(host, self.tid, self.cpus)
 
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """A thread that has ended needs no undo; one that has the number of another is left alone."""
+        host, tid, cpus = context.host, int(str(arguments["tid"])), CpuSet.parse(str(arguments["cpus"]))
+        if host.find(f"proc/{tid}/comm") != arguments["name"]:
+            return
+        # The kernel leaves out CPUs that are offline now; if all are, the thread keeps the affinity it has.
+        _set_if_there(host, tid, cpus & read_online(host) or cpus)
 
+
+@register
 @dataclass(frozen=True)
 class MoveIrq:
     """Directs one interrupt to the housekeeping CPUs."""
@@ -63,11 +71,9 @@ class MoveIrq:
     cpus: CpuSet
 
     def describe(self) -> str:
-        """See Step."""
         return f"direct interrupt {self.number} ({self.name}) to CPUs {self.cpus}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step."""
         irq = read_irq(host, self.number)
         if irq is None or irq.name != self.name:
             return None  # it has gone since the interrupts were listed; its number may be another's
@@ -76,8 +82,19 @@ class MoveIrq:
         return None if irq.affinity <= self.cpus else {"number": self.number, "name": self.name, "cpus": str(irq.affinity)}
 
     def apply(self, host: HostRoot) -> None:
-        """See Step."""
         set_irq_affinity(host, self.number, self.cpus)
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """An interrupt that is gone needs no undo; one that has the number of another is left alone."""
+        host, before = context.host, CpuSet.parse(str(arguments["cpus"]))
+        irq = read_irq(host, int(str(arguments["number"])))
+        if irq is None or irq.name != arguments["name"]:
+            return
+        if irq.problem:
+            raise HostError(f"{irq}: {irq.problem}")
+        if irq.affinity != before:
+            set_irq_affinity(host, irq.number, before)
 
 
 @dataclass(frozen=True)
@@ -139,26 +156,6 @@ def _is_machine(host: HostRoot, pid: int) -> bool:
         return read_cgroup(host, pid, pid).startswith("/machine.slice/")
     except HostError as error:
         return error.errno in (ENOENT, ESRCH)
-
-
-def undo_thread_affinity(host: HostRoot, arguments: Arguments) -> None:
-    """Gives a kernel thread its affinity back; one that is gone needs none. A number that was reused is left alone."""
-    tid, cpus = int(str(arguments["tid"])), CpuSet.parse(str(arguments["cpus"]))
-    if host.find(f"proc/{tid}/comm") != arguments["name"]:
-        return
-    # The kernel leaves out CPUs that have gone off line meanwhile; without any the thread stays where it is.
-    _set_if_there(host, tid, cpus & read_online(host) or cpus)
-
-
-def undo_irq_affinity(host: HostRoot, arguments: Arguments) -> None:
-    """Gives an interrupt its affinity back; one that is gone needs none. A number that was reused is left alone."""
-    irq, before = read_irq(host, int(str(arguments["number"]))), CpuSet.parse(str(arguments["cpus"]))
-    if irq is None or irq.name != arguments["name"]:
-        return
-    if irq.problem:
-        raise HostError(f"{irq}: {irq.problem}")
-    if irq.affinity != before:
-        set_irq_affinity(host, irq.number, before)
 
 
 def plan_cores(threads: Iterable[Thread], irqs: Iterable[Irq], housekeeping: CpuSet) -> list[MoveKernelThread | MoveIrq]:

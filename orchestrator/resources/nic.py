@@ -19,12 +19,13 @@ from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_gone, check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
 from orchestrator.model.plan import VfPlan
 from orchestrator.resources.nic_settings import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
-from orchestrator.resources.step import Arguments
+from orchestrator.resources.step import Arguments, UndoContext, register
 from orchestrator.values import PciAddress
 
-_CARRIER = 30.0
+CARRIER_SECONDS = 30.0
 
 
+@register
 @dataclass(frozen=True)
 class CreateVfs:
     """Makes the PF's virtual functions. Existing ones are left as they are: changing their number would destroy them."""
@@ -35,47 +36,85 @@ class CreateVfs:
     count: int
 
     def describe(self) -> str:
-        """See Step."""
         return f"create {self.count} VFs on {self.pf}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step."""
         return None if read_numvfs(host, self.pf) else {"pf": str(self.pf), "count": self.count}
 
     def apply(self, host: HostRoot) -> None:
-        """See Step."""
         set_numvfs(host, self.pf, self.count)
-        _await_carrier(host, self.pf, find_port(host, self.pf, [self.interface]))
+        _wait_for_carrier(host, self.pf, find_port(host, self.pf, [self.interface]))
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """Removes the VFs. If the PF is gone, or has another number of VFs than were created, there is nothing to undo.
+
+        Removing VFs resets the NIC too. If an interface of the PF had carrier before, this waits until one has it
+        again: a request that follows would be refused because the uplink is down.
+        """
+        host, pf = context.host, PciAddress.parse(str(arguments["pf"]))
+        if not host.exists(f"sys/bus/pci/devices/{pf}"):
+            return
+        if read_numvfs(host, pf) == arguments.get("count", read_numvfs(host, pf)):
+            had_carrier = has_carrier(host, pf)
+            set_numvfs(host, pf, 0)
+            deadline = time.monotonic() + CARRIER_SECONDS
+            while had_carrier and not has_carrier(host, pf) and time.monotonic() < deadline:
+                time.sleep(0.1)
 
 
+@register
 @dataclass(frozen=True)
-class SetVf:
+class ConfigureVf:
     """Gives a VF its Ethernet address, through the PF, and takes from it whatever else was set for it."""
 
     action: ClassVar[str] = "vf-mac"  # as in journals of earlier versions
     vf: VfPlan
 
     def describe(self) -> str:
-        """See Step."""
         return f"give VF {self.vf.index} of {self.vf.interface} the address {self.vf.mac}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step. There is always something to undo: what others set for the VF while the guest has it."""
+        # Never None: what others set for the VF while the guest has it is undone too.
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
         interface = find_port(host, self.vf.pf, [self.vf.interface])
         state = read_vf_state(host, interface, self.vf.index)
         if state is None:
             what = f"cannot read what {interface} enforces for its VF {self.vf.index}"
-            raise HostError(what, f"the driver of PF {self.vf.pf} does not tell: its VFs cannot be guests'")
+            raise HostError(what, f"the driver of PF {self.vf.pf} does not report it: guests cannot have its VFs")
         before = state_to_json(state)
-        return {"pf": str(self.vf.pf), "interface": interface, "index": self.vf.index, **before}
+        return {"pf": str(self.vf.pf), "interface": interface, "index": self.vf.index, "address": str(self.vf.address), **before}
 
     def apply(self, host: HostRoot) -> str:
-        """See Step."""
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
         return clear_vf(host, find_port(host, self.vf.pf, [self.vf.interface]), self.vf.index, self.vf.mac)
 
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> str:
+        """Makes the PF enforce what it did before. If the VF is gone, as all are after a reboot, there is nothing to undo.
 
+        Args:
+            arguments: earlier versions recorded no ``pf`` and no ``address``, and of the VF's state the address alone.
+
+        Raises:
+            HostError: the PF's interface is not found, or its driver leaves the VF with the guest's address.
+        """
+        host, arguments = context.host, _complete(context, arguments)
+        interface, index = str(arguments["interface"]), int(str(arguments["index"]))
+        pf = PciAddress.parse(str(arguments["pf"])) if "pf" in arguments else find_function(host, interface)
+        if pf is None:
+            raise HostError(
+                f"cannot restore VF {index} of {interface}: there is no interface {interface}",
+                "check whether it was renamed or moved to another network namespace: ip link show, ip netns list",
+            )
+        if find_vf(host, pf, index) is None:
+            if "address" in arguments:
+                check_gone(host, pf, index, PciAddress.parse(str(arguments["address"])))
+            return ""
+        return restore_vf(host, find_port(host, pf, [interface], odd=True), state_from_json(index, arguments))
+
+
+@register
 @dataclass(frozen=True)
 class BindVfio:
     """Hands a VF to vfio-pci. One that has vfio-pci already was bound outside the manager, since we give ours back."""
@@ -84,11 +123,9 @@ class BindVfio:
     vf: VfPlan
 
     def describe(self) -> str:
-        """See Step."""
         return f"bind {self.vf.address} to {VFIO}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step."""
         address = self.vf.address
         check_vf(host, self.vf.pf, self.vf.index, address)
         before = read_driver(host, address)
@@ -107,83 +144,50 @@ class BindVfio:
         }  # fmt: skip
 
     def apply(self, host: HostRoot) -> None:
-        """See Step."""
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
         check_alone(host, self.vf.address)
         bind_driver(host, self.vf.address, VFIO)
 
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """Resets the VF and binds it to the driver it had. If the VF is gone there is nothing to undo.
 
-def undo_numvfs(host: HostRoot, arguments: Arguments) -> None:
-    """Removes the VFs that we made. With the PF its VFs are gone; another number of VFs than ours was made by others since.
-
-    Removing VFs resets the NIC too. If an interface of the PF had carrier before, this waits until one has it
-    again: a request that follows would be refused because the uplink is down.
-    """
-    pf = PciAddress.parse(str(arguments["pf"]))
-    if not host.exists(f"sys/bus/pci/devices/{pf}"):
-        return
-    if read_numvfs(host, pf) == arguments.get("count", read_numvfs(host, pf)):
-        had_carrier = has_carrier(host, pf)
-        set_numvfs(host, pf, 0)
-        deadline = time.monotonic() + _CARRIER
-        while had_carrier and not has_carrier(host, pf) and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-
-def undo_vf(host: HostRoot, arguments: Arguments) -> str:
-    """Makes the PF enforce for the VF what it did before it was a guest's. A VF that the kernel no longer has, as all after a
-    reboot, needs none; a PF that cannot be reached is an error.
-
-    Args:
-        arguments: those of earlier versions have no PF, but its interface's name; and of what was before, the address alone.
-            ``address`` is the VF's own, where that is known.
-
-    Returns:
-        What could not be put back, in words.
-
-    Raises:
-        HostError: the PF's interface cannot be found, or its driver leaves the VF with the guest's address.
-    """
-    interface, index = str(arguments["interface"]), int(str(arguments["index"]))
-    pf = PciAddress.parse(str(arguments["pf"])) if "pf" in arguments else find_function(host, interface)
-    if pf is None:
-        what = f"cannot put VF {index} of {interface} back: there is no interface {interface}"
-        raise HostError(what, "it has another name now, or was moved to another network namespace: ip link show, ip netns list")
-    if find_vf(host, pf, index) is None:
-        if "address" in arguments:
-            check_gone(host, pf, index, PciAddress.parse(str(arguments["address"])))
-        return ""
-    return restore_vf(host, find_port(host, pf, [interface], odd=True), state_from_json(index, arguments))
+        Raises:
+            HostError: the kernel refuses, the function is not a VF, or it cannot be reset: the next guest would see what the
+                last one left in it.
+        """
+        host, arguments = context.host, _complete(context, arguments)
+        address = PciAddress.parse(str(arguments["address"]))
+        if "pf" in arguments:
+            pf, index = PciAddress.parse(str(arguments["pf"])), int(str(arguments["index"]))
+            check_gone(host, pf, index, address)
+            if find_vf(host, pf, index) != address:
+                return  # the PF's VFs were created anew: the manager has not bound the one that has this address now
+        if not is_vf(host, address) and not is_pf(host, address):
+            return
+        clean = reset_function(host, address)
+        release_driver(host, address, str(arguments["driver"]) or None, str(arguments.get("override", "")))
+        if not clean:
+            # SR-IOV 2.2.2 demands it of each VF.
+            raise HostError(f"VF {address} cannot be reset (no sysfs reset)", "bind it once to a host driver, which may reset it")
 
 
-def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:
-    """Resets the VF and gives it back to the driver it had; a VF that the kernel no longer has needs none.
-
-    Raises:
-        HostError: besides what the kernel refuses, if the function is no VF, or if it can't be reset: what its last user left in
-            it would reach the next.
-    """
-    address = PciAddress.parse(str(arguments["address"]))
-    if "pf" in arguments:
-        pf, index = PciAddress.parse(str(arguments["pf"])), int(str(arguments["index"]))
-        check_gone(host, pf, index, address)
-        if find_vf(host, pf, index) != address:
-            return  # the PF's VFs were made anew: what is at this address now was never bound by us
-    if not is_vf(host, address) and not is_pf(host, address):
-        return
-    clean = reset_function(host, address)
-    release_driver(host, address, str(arguments["driver"]) or None, str(arguments.get("override", "")))
-    if not clean:
-        # SR-IOV 2.2.2 demands it of each VF.
-        raise HostError(f"VF {address} has no reset of its own", "a driver of the host may reset it: bind it once")
+def _complete(context: UndoContext, arguments: Arguments) -> Arguments:
+    """Adds from the guest's plan what records of earlier versions lack: PF and number, or address, of the VF."""
+    for vf in (context.guest.plan.vf,) if context.guest else ():
+        own: Arguments = {"pf": str(vf.pf), "index": vf.index, "address": str(vf.address)}
+        if all(arguments.get(name, value) == value for name, value in own.items()):
+            return {**own, **arguments}
+    return arguments
 
 
-def _await_carrier(host: HostRoot, pf: PciAddress, interface: str) -> None:
+def _wait_for_carrier(host: HostRoot, pf: PciAddress, interface: str) -> None:
     """Making VFs resets the NIC. Until its link is back, the VFs' mailbox does not answer ("PF still in reset")."""
-    deadline = time.monotonic() + _CARRIER
+    deadline = time.monotonic() + CARRIER_SECONDS
     while not read_up(host, pf, interface):
         if time.monotonic() > deadline:
             raise HostError(
-                f"{interface} has no carrier {_CARRIER:g} s after its VFs were made", "is the cable in, and the switch on?"
+                f"{interface} has no carrier {CARRIER_SECONDS:g} s after its VFs were created",
+                "check the cable and the switch port",
             )
         time.sleep(0.1)

@@ -60,7 +60,7 @@ def restore_vf(host: HostRoot, interface: str, wanted: VfState) -> str:
     """
     found = read_vf_state(host, interface, wanted.index)
     if found is None:
-        raise HostError(f"cannot put VF {wanted.index} of {interface} back: its driver does not tell what it enforces for it")
+        raise HostError(f"cannot restore VF {wanted.index} of {interface}: its driver does not report the VF's settings")
     # What the driver does not tell can't be compared, whatever it told before.
     wanted = replace(
         wanted,
