@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.metrics_core import Metric as Family
 
 from orchestrator.errors import NotFound
-from orchestrator.ledger import Event
+from orchestrator.model.event import Event, EventKind
 from orchestrator.model.exits import CLASSES
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
@@ -97,7 +97,14 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-_FAILED_HOW = {"refused": Outcome.REFUSED, "plan-failed": Outcome.FAILED, "failed": Outcome.FAILED}
+_TIMED = {
+    EventKind.CLAIMED: ("nohype_claim_seconds", Outcome.OK),
+    EventKind.REFUSED: ("nohype_claim_seconds", Outcome.REFUSED),
+    EventKind.PLAN_FAILED: ("nohype_claim_seconds", Outcome.FAILED),
+    EventKind.STARTED: ("nohype_start_seconds", Outcome.OK),
+    EventKind.FAILED: ("nohype_start_seconds", Outcome.FAILED),
+}
+"""Kind of event → the histogram that its duration belongs to, and the outcome."""
 
 
 class Guest(Protocol):
@@ -159,23 +166,20 @@ class Observations:
 
     def observe_claim(self, seconds: float, outcome: Outcome = Outcome.OK) -> None:
         """A request was planned and claimed, or refused, in so many seconds."""
-        self._observe("nohype_claim_seconds", seconds, outcome)
+        self._observe("nohype_claim_seconds", outcome, seconds)
 
     def observe_refusal(self, kind: str, seconds: float) -> None:
         """See ``lifecycle.observer``: an answer that is not in the event log."""
-        self.observe_claim(seconds, _FAILED_HOW[kind])
+        self._observe(*_TIMED[EventKind(kind)], seconds)
 
     def observe_start(self, seconds: float, outcome: Outcome = Outcome.OK) -> None:
         """A guest was started, or could not be, in so many seconds."""
-        self._observe("nohype_start_seconds", seconds, outcome)
+        self._observe("nohype_start_seconds", outcome, seconds)
 
     def observe_event(self, event: Event) -> None:
         """Something has happened that the ledger has logged: claims and starts are counted from it."""
-        outcome = _FAILED_HOW.get(event.kind, Outcome.OK)
-        if event.took is not None and event.kind in ("claimed", "refused", "plan-failed"):
-            self.observe_claim(event.took, outcome)
-        elif event.took is not None and event.kind in ("started", "failed"):
-            self.observe_start(event.took, outcome)
+        if event.took is not None and event.kind in _TIMED:
+            self._observe(*_TIMED[EventKind(event.kind)], event.took)
 
     def observe_audit(self, proofs: Iterable[Proof]) -> None:
         """An audit has ended with these proofs."""
@@ -220,7 +224,7 @@ class Observations:
         for source in sources:
             yield "nohype_scrape_failures_total", (source,), counts[source]
 
-    def _observe(self, name: str, seconds: float, outcome: Outcome) -> None:
+    def _observe(self, name: str, outcome: Outcome, seconds: float) -> None:
         buckets = next(metric.buckets for metric in METRICS if metric.name == name)
         with self._lock:
             found = self._histograms.setdefault((name, outcome), _Histogram([0] * (len(buckets) + 1)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from orchestrator.api.identity import Directory, acts_for
 from orchestrator.client import shapes
 from orchestrator.model.access import MANAGER, Identity, Role
+from orchestrator.model.event import Event
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
 
@@ -22,27 +23,6 @@ class View(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """The guest as plain JSON types."""
-
-
-class Event(Protocol):
-    """An entry of the event log; see `ledger.Event`."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def time(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def subject(self) -> str: ...
-    @property
-    def who(self) -> str: ...
-    @property
-    def detail(self) -> str: ...
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def took(self) -> float | None: ...
 
 
 class Quarantined(Protocol):
@@ -79,17 +59,9 @@ class Manager(Protocol):
     def wait_events(self, who: Identity, after: int, timeout: float, /) -> Sequence[Event]: ...
 
 
-def event_json(event: Event) -> shapes.Event:
-    """An event as plain JSON types."""
-    return {
-        "id": event.id, "time": event.time, "kind": event.kind, "subject": event.subject,
-        "who": event.who, "detail": event.detail, "tenant": event.tenant, "took": event.took,
-    }  # fmt: skip
-
-
 def show_events(events: Sequence[Event], who: Identity, directory: Directory) -> list[shapes.Event]:
     """Events as ``who`` may see them: a tenant sees its own people's names, and of operators only that they are some."""
-    shown = [event_json(event) for event in events]
+    shown = [cast(shapes.Event, event.to_json()) for event in events]
     if who.role is Role.TENANT:
         known = {MANAGER.name: True, who.name: True}
         for event in shown:

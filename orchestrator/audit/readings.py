@@ -9,8 +9,8 @@ from orchestrator.audit.devices import DeviceState, Translation
 from orchestrator.audit.vepa import EdgeReading
 from orchestrator.errors import HostError
 from orchestrator.host.edge import describe_edge, read_edge_mode
-from orchestrator.host.iommu import read_iommu_group
-from orchestrator.host.pci import read_driver
+from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit, read_vfio_devices
+from orchestrator.host.pci import is_pf, read_driver
 from orchestrator.host.processes import Maps, Thread, read_last_run, read_open_files, read_pagemap
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import LiveGuest
@@ -39,22 +39,19 @@ def read_device(host: HostRoot, guest: LiveGuest, address: PciAddress, open_file
     Raises:
         HostError: sysfs cannot be read.
     """
-    folder = f"sys/bus/pci/devices/{address}"
     group = read_iommu_group(host, address)
-    unit = host.link(f"{folder}/iommu")
-    members = host.names(f"sys/class/iommu/{unit}/devices") if unit and host.exists(f"sys/class/iommu/{unit}/devices") else ()
-    nodes = {f"/dev/vfio/{group.number}"} if group else set()
-    if host.exists(f"{folder}/vfio-dev"):  # iommufd opens the device itself (Documentation/driver-api/vfio.rst)
-        nodes |= {f"/dev/vfio/devices/{name}" for name in host.names(f"{folder}/vfio-dev")}
+    unit, listed = read_unit(host, address)
+    nodes = {f"/dev/vfio/devices/{name}" for name in read_vfio_devices(host, address)}
+    nodes |= {f"/dev/vfio/{group.number}"} if group else set()
     return DeviceState(
         address=address,
         driver=read_driver(host, address),
         group=group,
-        noiommu=group is not None and host.find(f"sys/kernel/iommu_groups/{group.number}/name") == "vfio-noiommu",
+        noiommu=group is not None and read_group_name(host, group.number) == "vfio-noiommu",
         unit=unit,
-        listed=str(address) in members,
+        listed=listed,
         held=next((path for path in open_files if path in nodes), None),
-        physical=host.exists(f"{folder}/sriov_totalvfs"),
+        physical=is_pf(host, address),
     )
 
 

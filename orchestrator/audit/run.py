@@ -38,6 +38,8 @@ from orchestrator.audit.vepa import UNIT as VEPA_UNIT
 from orchestrator.audit.vepa import VEPA, Traffic, judge_vepa
 from orchestrator.config import DaemonConfig
 from orchestrator.errors import GuestError, HostError, OrchestratorError
+from orchestrator.host.hugepages import read_ksm_run
+from orchestrator.host.iommu import read_unsafe_interrupts
 from orchestrator.host.irqs import read_irqs
 from orchestrator.host.processes import read_maps, read_services, survey_threads
 from orchestrator.host.root import HostRoot
@@ -55,8 +57,6 @@ _Value = TypeVar("_Value")
 
 # The manager first; then libvirt's daemons, monolithic and modular (libvirt.org/daemons.html), of which not all run.
 _SERVICES = ("nohyped.service", "libvirtd.service", "virtqemud.service", "virtlogd.service", "virtlockd.service")
-_UNSAFE_INTERRUPTS = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
-_KSM = "sys/kernel/mm/ksm/run"
 _WINDOW = 5.0
 
 ReadExits = Callable[[UUID], tuple[Mapping[str, int], ...]]
@@ -188,14 +188,14 @@ class _Audit:
         return _lacking(proof, problems)
 
     def prove_memory_static(self, guest: LiveGuest) -> Proof:
-        return prove_memory_static(guest, self._maps[guest.name].value(), self._topology, self._host.find(_KSM))
+        return prove_memory_static(guest, self._maps[guest.name].value(), self._topology, read_ksm_run(self._host))
 
     def prove_pool_accounting(self) -> Proof:
         return prove_pool_accounting(self._topology.pools, {name: found.value() for name, found in self._maps.items()})
 
     def prove_device_isolated(self, guest: LiveGuest) -> Proof:
         translation = read_translation(self._host, guest, self._maps[guest.name].value())
-        unsafe = self._host.find(_UNSAFE_INTERRUPTS)
+        unsafe = read_unsafe_interrupts(self._host)
         return prove_device_isolated(guest, read_devices(self._host, guest), translation, unsafe, self._topology.cmdline)
 
     def prove_devices_minimal(self, guest: LiveGuest) -> Proof:

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from orchestrator.audit.vepa import SwitchCount, Traffic
 from orchestrator.errors import GuestError
 from orchestrator.host.frames import EchoFilter, FrameCounter
+from orchestrator.host.processes import read_arguments
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import LiveGuest
 
@@ -25,8 +26,7 @@ _FIGURE = re.compile(r"\b(sent|received|duplicates)=(\d+)", re.ASCII)
 
 def find_guest_address(host: HostRoot, guest: LiveGuest) -> IPv4Address | None:
     """The address that the guest was told to take, from the command line of its running QEMU; None if it was told none."""
-    words = host.read_bytes(f"proc/{guest.pid}/cmdline").decode(errors="replace").split("\0")
-    match = next((match for word in words if (match := _ADDRESS.search(word))), None)
+    match = next((match for word in read_arguments(host, guest.pid) if (match := _ADDRESS.search(word))), None)
     return IPv4Address(match[1]) if match else None
 
 

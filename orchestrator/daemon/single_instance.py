@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from errno import EAGAIN
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from orchestrator.errors import HostError
+from orchestrator.locks import lock_file
 
 HOST_LOCK = Path("/run/nohype/host.lock")
 """Whose process has it manages this host, whatever its configuration says."""
@@ -29,16 +29,13 @@ def stay_alone(path: Path) -> IO[str]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
-    except OSError as error:
-        raise HostError(f"cannot open {path}", "run as root; see `mount` and `df`", error.errno or 0) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = os.fdopen(lock_file(path), "r+")
     except BlockingIOError:
-        first = file.read().strip()
-        file.close()
+        first = path.read_text().strip()
         message = f"another manager, process {first or 'unknown'}, has {path}"
         raise HostError(message, "one manager a host: `systemctl status nohyped`", EAGAIN) from None
+    except OSError as error:
+        raise HostError(f"cannot open {path}", "run as root; see `mount` and `df`", error.errno or 0) from None
     # Over what is there, then cut: on a full disk no other program can take the room meanwhile. The lock counts, not the number.
     with suppress(OSError):
         text = f"{os.getpid()}\n".encode()

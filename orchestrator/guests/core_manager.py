@@ -23,7 +23,7 @@ from orchestrator.host.cpus import read_online
 from orchestrator.host.edge import EdgeMode, read_edge_mode
 from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.pci import VFIO, read_driver
-from orchestrator.host.ports import find_port
+from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
@@ -217,7 +217,7 @@ class CoreManager:
 
     def has_interface(self, plan: Plan, interface: str) -> bool:
         """Whether an interface is the guest's PF's, by the name that it had or has now."""
-        return plan.vf.interface == interface or self.host.exists(f"sys/bus/pci/devices/{plan.vf.pf}/net/{interface}")
+        return plan.vf.interface == interface or has_port(self.host, plan.vf.pf, interface)
 
     def find_offline(self, plan: Plan) -> CpuSet:
         """The guest's CPUs that are offline: the kernel lets its threads run on housekeeping CPUs in place of them."""

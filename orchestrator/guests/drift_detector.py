@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from orchestrator.errors import NotFound
 from orchestrator.guests.core_manager import HOST, CoreManager
 from orchestrator.guests.drift import VfStates, check_devices, check_pins, check_vf, find_state, repair_pins
-from orchestrator.ledger import Claim, Ledger
+from orchestrator.ledger import Claim, EventKind, Ledger
 
 _LOOKS = 10
 """Looks after which the VFs are read though nobody has told of a change."""
@@ -79,5 +79,5 @@ class Lookout:
         """Once for each change of what is found."""
         if repaired or found != self._found.get(subject, ()):
             said = (*(f"{one}: pinned again" for one in repaired), *found)
-            self._ledger.log("drifted", subject, "; ".join(said) or "all is as it was", tenant=tenant)
+            self._ledger.log(EventKind.DRIFTED, subject, "; ".join(said) or "all is as it was", tenant=tenant)
             self._found[subject] = found

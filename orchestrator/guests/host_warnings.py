@@ -6,11 +6,10 @@ import logging
 import threading
 
 from orchestrator.errors import LedgerError
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import EventKind, Ledger
 
 _log = logging.getLogger(__name__)
 
-KIND = "host-warning"
 HOST_TOPIC = "configuration and host"
 """Topic of what `planning.host_check` finds."""
 
@@ -41,6 +40,6 @@ class HostWarnings:
 
     def _write(self, subject: str, detail: str) -> None:
         try:
-            self._ledger.log(KIND, subject, detail)
+            self._ledger.log(EventKind.HOST_WARNING, subject, detail)
         except LedgerError as error:
             _log.error("%s: %s (%s)", subject, detail, error)  # what was warned of goes on all the same

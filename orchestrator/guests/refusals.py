@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from orchestrator.errors import Conflict, LedgerError, NoRoom, NotFound, OrchestratorError, RequestError
 from orchestrator.guests.observer import Observer
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import Identity
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class RefusalLog:
         Raises:
             LedgerError: it can't be written.
         """
-        kind, why = "refused" if isinstance(error, _REFUSALS) else "plan-failed", error.message
+        kind, why = EventKind.REFUSED if isinstance(error, _REFUSALS) else EventKind.PLAN_FAILED, error.message
         now = self._clock()
         with self._lock:
             since, count = self._counts.get(who.name, (now, 0))
@@ -71,4 +71,4 @@ class RefusalLog:
         self._observer.observe_refusal(kind, took)
         if count == MOST:
             why = f"more than {MOST} requests within a minute; further ones of this minute are not logged"
-            self._ledger.log("refused", name, why, who=who.name, tenant=who.tenant)
+            self._ledger.log(EventKind.REFUSED, name, why, who=who.name, tenant=who.tenant)

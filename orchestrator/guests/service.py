@@ -24,10 +24,10 @@ from orchestrator.guests.vf_making import claim_with_vfs
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.ledger import TROUBLE, Claim, Event, Ledger, Quarantined
+from orchestrator.ledger import Claim, Event, EventKind, Ledger, Quarantined
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role, may_change, may_see
-from orchestrator.model.guest_view import GuestView, hide_trouble, view_guest
+from orchestrator.model.guest_view import GuestView, view_guest
 from orchestrator.model.plan import Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
@@ -111,7 +111,7 @@ class SystemManager:
         """Events that ``who`` may see, oldest first: those with ids above ``after``, or the newest if that is None."""
         if who.role is not Role.TENANT:
             return self._ledger.events(after, limit)
-        return tuple(map(hide_trouble, self._ledger.events(after, limit, who.tenant)))
+        return tuple(event.redacted() for event in self._ledger.events(after, limit, who.tenant))
 
     def last_event(self) -> int:
         """Id of the newest event, 0 before the first."""
@@ -178,7 +178,7 @@ class SystemManager:
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
             claim = self._changes.find(who, plan.name)
-            self.supervisor.note("claimed", claim, what, who.name, time.monotonic() - began)
+            self.supervisor.note(EventKind.CLAIMED, claim, what, who.name, time.monotonic() - began)
             return view_guest(self.supervisor.start(claim, who.name, made), frozenset({plan.uuid})), True
 
     def start(self, who: Identity, name: str, expected: int | None = None) -> GuestView:
@@ -241,7 +241,7 @@ class SystemManager:
             if claim.state == GuestState.QUARANTINED:
                 raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
             self._ledger.set_state(name, GuestState.DELETING)
-            if findings := self.supervisor.delete(claim, "deleted", "on request", who.name):
+            if findings := self.supervisor.delete(claim, EventKind.DELETED, "on request", who.name):
                 what = f"guest {name} has ended, but is in quarantine, since not all that it had is clean"
                 found = "" if who.role is Role.TENANT else f": {'; '.join(findings)}"
                 raise Conflict(what + found, "an operator can look and clear it: nohype quarantine list")
@@ -273,8 +273,8 @@ class SystemManager:
             if force:
                 self._cores.clean(claim.plan)
                 self._cores.forget(claim.plan)
-                self.supervisor.release(claim, "cleared", "by force", who.name)
-            elif findings := self.supervisor.delete(claim, "cleared", "clean now", who.name):
+                self.supervisor.release(claim, EventKind.CLEARED, "by force", who.name)
+            elif findings := self.supervisor.delete(claim, EventKind.CLEARED, "clean now", who.name):
                 raise Conflict(f"{name} is still not clean: {'; '.join(findings)}", "see to it, then clear it with --force")
 
     def begin_ready(self, who: Identity, name: str, timeout: float) -> Future[str]:
@@ -335,11 +335,10 @@ class SystemManager:
         self.supervisor.cancel_restart(name)
         if claim.restarts:  # it waits to be started again: also for a manager that starts meanwhile
             claim = self._ledger.set_state(name, GuestState.STOPPED, restarts=0)
-            self.supervisor.note("stopped", claim, "it had ended, and is not started again", who.name)
+            self.supervisor.note(EventKind.STOPPED, claim, "it had ended, and is not started again", who.name)
         return view_guest(claim, frozenset())
 
     def _wake(self, event: Event) -> None:
-        level = logging.WARNING if event.kind in TROUBLE else logging.INFO
-        _log.log(level, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
+        _log.log(event.severity, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._happened:
             self._happened.notify_all()

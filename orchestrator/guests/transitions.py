@@ -18,7 +18,7 @@ from orchestrator.guests.observer import Observer
 from orchestrator.guests.recovery import MOST_RESTARTS, Action, Decision, check_housekeeping, decide, plan_pause
 from orchestrator.guests.timers import Timers
 from orchestrator.hypervisor.connection import End
-from orchestrator.ledger import Claim, Ledger
+from orchestrator.ledger import Claim, EventKind, Ledger
 from orchestrator.locks import Locks
 from orchestrator.model.access import MANAGER
 from orchestrator.model.request import Restart
@@ -72,11 +72,13 @@ class Supervisor:
         except BaseException as error:
             why = error.message if isinstance(error, OrchestratorError) else repr(error)
             # First: the cleaning may be cut short, and nobody would ever know why it was needed.
-            self.note("failed", claim, why, who, time.monotonic() - began)
+            self.note(EventKind.FAILED, claim, why, who, time.monotonic() - began)
             self._quietly(lambda: self._undo_start(claim, who))
             raise
         self._since[name] = time.monotonic()
-        self.note("started", now, "; ".join((f"on CPUs {CpuSet.of(claim.plan.cpus)}", *changed)), who, time.monotonic() - began)
+        self.note(
+            EventKind.STARTED, now, "; ".join((f"on CPUs {CpuSet.of(claim.plan.cpus)}", *changed)), who, time.monotonic() - began
+        )
         return now
 
     def _undo_start(self, claim: Claim, who: str) -> None:
@@ -102,7 +104,7 @@ class Supervisor:
             how = "powered off"
         else:  # after less than it was given, if a `kill` has cut that short
             how = f"ended, since it had not powered off after {round(min(timeout, time.monotonic() - began), 1):g} s"
-        return self._end(claim, "stopped", how, who, began)
+        return self._end(claim, EventKind.STOPPED, how, who, began)
 
     def delete(self, claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> tuple[str, ...]:
         """Cleans up after a guest in the state DELETING; its claim is released then, or it is QUARANTINED; returns why.
@@ -139,7 +141,7 @@ class Supervisor:
             before, self._left_on_host = self._left_on_host, error.message
             if self._left_on_host != before:
                 self._observer.count_undo_failure()
-                self._quietly(lambda: self._ledger.log("undo-failed", HOST, self._left_on_host))
+                self._quietly(lambda: self._ledger.log(EventKind.UNDO_FAILED, HOST, self._left_on_host))
 
     def recover(self, progress: Callable[[], object] = lambda: None) -> None:
         """After a start: compares ledger and libvirt, and brings each guest to where it belongs. Ends none that runs.
@@ -236,7 +238,7 @@ class Supervisor:
 
     def _quarantine(self, claim: Claim, findings: tuple[str, ...], who: str) -> Claim:
         self._ledger.quarantine(claim.plan.name, findings)
-        self.note("quarantined", claim, "; ".join(findings), who)
+        self.note(EventKind.QUARANTINED, claim, "; ".join(findings), who)
         return self._ledger.find(claim.plan.name) or claim  # it is there: its lock is held
 
     def recover_one(self, claim: Claim, *, adopt: bool = False) -> None:
@@ -261,7 +263,7 @@ class Supervisor:
         self.note(str(decision.action), claim, decision.why, MANAGER.name)
         if decision.state == GuestState.DELETING:
             claim = self._ledger.set_state(name, GuestState.DELETING)
-            self._quietly(lambda: self.delete(claim, "deleted", decision.why, MANAGER.name))
+            self._quietly(lambda: self.delete(claim, EventKind.DELETED, decision.why, MANAGER.name))
         elif claim.state == GuestState.STOPPING:
             self._quietly(lambda: self._finish(claim, decision.why))
         else:
@@ -297,7 +299,7 @@ class Supervisor:
         name = claim.plan.name
         if claim.request.remove and end not in _FAILURES:
             why = f"{end}; all it had was given back, as it was to be removed"
-            self.delete(self._ledger.set_state(name, GuestState.DELETING), "ended", why, MANAGER.name)
+            self.delete(self._ledger.set_state(name, GuestState.DELETING), EventKind.ENDED, why, MANAGER.name)
             return
         restarts = 0
         if end in _FAILURES and claim.request.restart is Restart.ON_FAILURE:
@@ -309,7 +311,7 @@ class Supervisor:
 
     def _finish(self, claim: Claim, why: str) -> None:
         """Cleans up after a guest in the state STOPPING, and starts it again if that was decided when it ended."""
-        now = self._end(claim, "ended", why, MANAGER.name)
+        now = self._end(claim, EventKind.ENDED, why, MANAGER.name)
         if now.state == GuestState.STOPPED and now.restarts:
             self._restart_later(now)
 
@@ -317,7 +319,9 @@ class Supervisor:
         """Starts a guest again after a pause; its count of restarts says the how manieth time this will be."""
         name, pause = claim.plan.name, plan_pause(claim.restarts - 1)
         if pause is None:
-            self.note("gave-up", claim, f"it was started again {MOST_RESTARTS} times, and has failed each time", MANAGER.name)
+            self.note(
+                EventKind.GAVE_UP, claim, f"it was started again {MOST_RESTARTS} times, and has failed each time", MANAGER.name
+            )
         elif not self._closed:
             self._restarts.set(name, pause, lambda timer: self._quietly(lambda: self._restart(name, timer)))
 
@@ -351,6 +355,6 @@ class Supervisor:
         if not kind:
             return
         try:
-            self._ledger.log(kind, claim.plan.name, detail, who=who, tenant=claim.owner, took=took)
+            self._ledger.log(EventKind(kind), claim.plan.name, detail, who=who, tenant=claim.owner, took=took)
         except LedgerError as error:
             _log.error("%s %s by %s: %s; not in the event log: %s", claim.plan.name, kind, who, detail, error.message)

@@ -13,6 +13,7 @@ from orchestrator.model.topology import Core
 from orchestrator.values import CpuSet
 
 _CPUS = "sys/devices/system/cpu"
+ONLINE = f"{_CPUS}/online"
 # X86_FEATURE_TOPOEXT, 6*32+22 (arch/x86/include/asm/cpufeatures.h): word 6 is a register of the CPU, bit by bit.
 _TOPOEXT = "00D6"
 _AFFINITY_HINTS = {
@@ -28,7 +29,7 @@ def read_online(host: HostRoot) -> CpuSet:
     Raises:
         HostError: sysfs is not there.
     """
-    return parse_cpus(f"{_CPUS}/online", host.read(f"{_CPUS}/online"))
+    return parse_cpus(ONLINE, host.read(ONLINE))
 
 
 def read_isolated(host: HostRoot) -> CpuSet:
@@ -58,18 +59,6 @@ def parse_cpus(name: str, text: str) -> CpuSet:
         return CpuSet.parse(text)
     except RequestError as error:
         raise HostError(f"/{name} is not understood: {error.message}") from None
-
-
-def read_cores(host: HostRoot) -> tuple[Core, ...]:
-    """The physical cores that are online, each with its SMT siblings, in CPU order.
-
-    Raises:
-        HostError: a CPU that is online has no topology in sysfs.
-    """
-    cores, problems = survey_cores(host)
-    if problems:
-        raise problems[0]
-    return cores
 
 
 def survey_cores(host: HostRoot) -> tuple[tuple[Core, ...], tuple[HostError, ...]]:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from errno import EINVAL, ENODEV, EOPNOTSUPP, EPERM
 
 from orchestrator.errors import HostError
+from orchestrator.host.pci import function_path
 from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import PhysicalFunction
 
@@ -127,7 +128,7 @@ def _read(host: HostRoot, pf: PhysicalFunction, register: _Register) -> int:
 
 
 def _resource(pf: PhysicalFunction) -> str:
-    return f"sys/bus/pci/devices/{pf.address}/resource0"
+    return f"{function_path(pf.address)}/resource0"
 
 
 def _map_error(pf: PhysicalFunction, register: _Register, error: HostError) -> HostError:

@@ -38,14 +38,12 @@ class EchoFilter:
         source, target: IPv4 addresses, None for any.
         reply: whether replies are meant and not requests.
         size: length of the ICMP data in bytes (``ping -s``), None for any. Tells counted pings from others between the same two.
-        payload: bytes that the ICMP data must contain.
     """
 
     source: ipaddress.IPv4Address | None = None
     target: ipaddress.IPv4Address | None = None
     reply: bool = False
     size: int | None = None
-    payload: bytes = b""
 
     def matches(self, frame: bytes) -> bool:
         """Whether a frame, from its Ethernet header on, is one of those."""
@@ -61,10 +59,9 @@ class EchoFilter:
         for address, found in ((self.source, packet[12:16]), (self.target, packet[16:20])):
             if address is not None and address.packed != found:
                 return False
-        # The IP length, not the frame's: Ethernet pads short frames.
-        data = packet[header + 8 : length]
         kind = _ICMP_REPLY if self.reply else _ICMP_REQUEST
-        return packet[header] == kind and self.size in (None, length - header - 8) and self.payload in data
+        # The IP length, not the frame's: Ethernet pads short frames.
+        return packet[header] == kind and self.size in (None, length - header - 8)
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,6 @@ class FrameCount:
     incoming: dict[str, int]
     outgoing: dict[str, int]
     dropped: int
-
-    @property
-    def total(self) -> int:
-        """All that matched, on all interfaces, in both directions."""
-        return sum(self.incoming.values()) + sum(self.outgoing.values())
 
 
 @dataclass

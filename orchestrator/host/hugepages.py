@@ -17,23 +17,9 @@ _NODE = re.compile(r"node(\d+)", re.ASCII)
 _POOL = re.compile(r"hugepages-(\d+)kB", re.ASCII)
 
 
-def read_pools(host: HostRoot) -> tuple[PagePool, ...]:
-    """All pools, empty ones too, by node and then page size. None at all on a kernel without huge pages.
-
-    Raises:
-        HostError: a file of a pool cannot be read.
-    """
-    pools, problems = survey_pools(host)
-    if problems:
-        raise problems[0]
-    return pools
-
-
 def survey_pools(host: HostRoot) -> tuple[tuple[PagePool, ...], tuple[HostError, ...]]:
-    """As ``read_pools``, and the errors of pools that could not be read: a node may be going away.
-
-    Raises:
-        HostError: the folder of nodes cannot be read.
+    """All pools by node and then page size, empty pools too, and the errors of pools that could not be read: a node may be
+    going offline.
     """
     folders = [(0, _FLAT)]  # a kernel without NUMA has only the pools of the whole machine
     if host.exists(_NODES):
@@ -108,6 +94,11 @@ def read_pool_size(host: HostRoot, node: int, page_size: Size) -> int:
     return _read_count(host, f"{_find_folder(host, node, page_size)}/nr_hugepages")
 
 
+def read_ksm_run(host: HostRoot) -> str | None:
+    """None on a kernel without KSM. The values are those of Documentation/admin-guide/mm/ksm.rst."""
+    return host.find("sys/kernel/mm/ksm/run")
+
+
 def _read_pool(host: HostRoot, node: int, page_size: Size, folder: str) -> PagePool:
     return PagePool(node, page_size, _read_count(host, f"{folder}/nr_hugepages"), _read_free(host, folder))
 
@@ -125,25 +116,6 @@ def _parse_count(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise HostError(f"/{name} is not a number: {text!r}") from None
-
-
-def set_pool(host: HostRoot, node: int, page_size: Size, pages: int) -> None:
-    """Makes one node's pool that many pages big. The kernel gives what it finds and reports no error, so it is read back.
-
-    Args:
-        pages: the new size of the pool in pages, those in use included.
-
-    Raises:
-        HostError: no such node or page size (ENOENT), or the kernel made the pool of another size, with both numbers.
-    """
-    name = f"{_find_folder(host, node, page_size)}/nr_hugepages"
-    host.write(name, str(pages))
-    actual = int(host.read(name))
-    if actual != pages:
-        raise HostError(
-            f"node {node} was to have {pages} huge pages of {page_size}, but has {actual}",
-            "pages in use cannot be taken back, nor can used memory be made into pages: reserve them at boot (hugepages=)",
-        )
 
 
 def _find_folder(host: HostRoot, node: int, page_size: Size) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from errno import EINVAL, ENODEV, ENOENT
 
 from orchestrator.errors import HostError, RequestError
+from orchestrator.host.pci import DEVICES, function_path, has_function
 from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import IommuGroup
 from orchestrator.values import PciAddress
 
-_DEVICES = "sys/bus/pci/devices"
 _GROUPS = "sys/kernel/iommu_groups"
+_UNITS = "sys/class/iommu"
 
 
 def read_iommu_groups(host: HostRoot) -> tuple[IommuGroup, ...]:
@@ -46,12 +47,35 @@ def read_group_number(host: HostRoot, address: PciAddress) -> int | None:
     Raises:
         HostError: the link cannot be read, or its target is no number.
     """
-    name = f"{_DEVICES}/{address}/iommu_group"
+    name = f"{function_path(address)}/iommu_group"
     number = host.link(name)
     try:
         return None if number is None else int(number)
     except ValueError:
         raise HostError(f"/{name} is not understood: it leads to {number!r}") from None
+
+
+def read_group_name(host: HostRoot, number: int) -> str | None:
+    """The name is "vfio-noiommu" for a group that VFIO made without an IOMMU; None for most groups."""
+    return host.find(f"{_GROUPS}/{number}/name")
+
+
+def read_unit(host: HostRoot, address: PciAddress) -> tuple[str | None, bool]:
+    """The IOMMU in front of a function, None if there is none, and whether this IOMMU lists the function."""
+    unit = host.link(f"{function_path(address)}/iommu")
+    folder = f"{_UNITS}/{unit}/devices"
+    return unit, bool(unit) and host.exists(folder) and str(address) in host.names(folder)
+
+
+def read_vfio_devices(host: HostRoot, address: PciAddress) -> tuple[str, ...]:
+    """Device nodes of a function below /dev/vfio/devices: iommufd opens the device itself (Documentation/driver-api/vfio.rst)."""
+    folder = f"{function_path(address)}/vfio-dev"
+    return host.names(folder) if host.exists(folder) else ()
+
+
+def read_unsafe_interrupts(host: HostRoot) -> str | None:
+    """The parameter allow_unsafe_interrupts of vfio_iommu_type1, "Y" or "N"; None if the module does not exist."""
+    return host.find("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")
 
 
 def check_alone(host: HostRoot, address: PciAddress) -> None:
@@ -64,7 +88,7 @@ def check_alone(host: HostRoot, address: PciAddress) -> None:
     if number is None:
         raise _explain_no_group(host, address)
     devices = host.names(f"{_GROUPS}/{number}/devices")
-    others = [f"{name} ({host.link(f'{_DEVICES}/{name}/driver') or 'no driver'})" for name in devices if name != str(address)]
+    others = [f"{name} ({host.link(f'{DEVICES}/{name}/driver') or 'no driver'})" for name in devices if name != str(address)]
     if others:
         raise HostError(
             f"{address} shares IOMMU group {number} with {', '.join(others)}",
@@ -76,7 +100,7 @@ def check_alone(host: HostRoot, address: PciAddress) -> None:
 
 def _explain_no_group(host: HostRoot, address: PciAddress) -> HostError:
     """By cause: no such function, no IOMMU at all, or one that leaves this function out."""
-    if not host.exists(f"{_DEVICES}/{address}"):
+    if not has_function(host, address):
         return HostError(f"there is no PCI function {address}", "`nohype survey` shows what is there", ENODEV)
     groups = len(host.names(_GROUPS)) if host.exists(_GROUPS) else 0
     if not groups:
@@ -101,7 +125,7 @@ def _find_group(host: HostRoot, number: int) -> IommuGroup | None:
 def _read_devices(host: HostRoot, number: int) -> tuple[PciAddress, ...]:
     """Groups hold devices of other buses too, on Arm mostly; those can only be named, so they are left out here."""
     folder = f"{_GROUPS}/{number}/devices"
-    return tuple(sorted(_parse(name) for name in host.names(folder) if host.exists(f"{_DEVICES}/{name}")))
+    return tuple(sorted(_parse(name) for name in host.names(folder) if host.exists(f"{DEVICES}/{name}")))
 
 
 def _parse(name: str) -> PciAddress:

@@ -11,7 +11,7 @@ from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
 from orchestrator.values import PciAddress
 
-_DEVICES = "sys/bus/pci/devices"
+DEVICES = "sys/bus/pci/devices"
 _DRIVERS = "sys/bus/pci/drivers"
 VFIO = "vfio-pci"
 """The driver that hands a function to a guest."""
@@ -23,17 +23,25 @@ def read_functions(host: HostRoot) -> frozenset[PciAddress]:
     Raises:
         HostError: sysfs has no PCI bus.
     """
-    return frozenset(map(PciAddress.parse, host.names(_DEVICES)))
+    return frozenset(map(PciAddress.parse, host.names(DEVICES)))
+
+
+def function_path(address: PciAddress) -> str:
+    return f"{DEVICES}/{address}"
+
+
+def has_function(host: HostRoot, address: PciAddress) -> bool:
+    return host.exists(function_path(address))
 
 
 def is_pf(host: HostRoot, address: PciAddress) -> bool:
     """Whether there is an SR-IOV physical function at the address."""
-    return host.exists(f"{_folder(address)}/sriov_totalvfs")
+    return host.exists(f"{function_path(address)}/sriov_totalvfs")
 
 
 def read_driver(host: HostRoot, address: PciAddress) -> str | None:
     """The name of the driver that is bound to a function, None if there is none, or no such function."""
-    return host.link(f"{_folder(address)}/driver")
+    return host.link(f"{function_path(address)}/driver")
 
 
 def is_loaded(host: HostRoot, driver: str) -> bool:
@@ -56,7 +64,7 @@ def bind_driver(host: HostRoot, address: PciAddress, driver: str) -> None:
     before = read_driver(host, address)
     if before != driver:
         refuse_if_in_use(host, address, f"cannot bind {address} to {driver}")
-    host.write(f"{_folder(address)}/driver_override", driver)
+    host.write(f"{function_path(address)}/driver_override", driver)
     if before != driver:
         _unbind(host, address, before)
         _probe(host, address)
@@ -80,16 +88,16 @@ def release_driver(host: HostRoot, address: PciAddress, original: str | None, ov
         _unbind(host, address, before)
         if original:
             # Without an override a VF is not probed while its PF has sriov_drivers_autoprobe=0: pci_device_can_probe().
-            host.write(f"{_folder(address)}/driver_override", original)
+            host.write(f"{function_path(address)}/driver_override", original)
             _probe(host, address)
     # An empty line clears the override: Documentation/ABI/testing/sysfs-bus-pci.
-    host.write(f"{_folder(address)}/driver_override", override or "\n")
+    host.write(f"{function_path(address)}/driver_override", override or "\n")
     _check_driver(host, address, original)
 
 
 def read_override(host: HostRoot, address: PciAddress) -> str:
     """The driver that a function is kept for (`driver_override`), empty for none."""
-    text = host.find(f"{_folder(address)}/driver_override") or ""
+    text = host.find(f"{function_path(address)}/driver_override") or ""
     return "" if text == "(null)" else text
 
 
@@ -102,20 +110,16 @@ def reset_function(host: HostRoot, address: PciAddress) -> bool:
         HostError: no such function (ENOENT), it is in use by a guest (EBUSY), or the reset failed.
     """
     _check_no_pf(host, address)
-    if not host.exists(f"{_folder(address)}/reset"):
+    if not host.exists(f"{function_path(address)}/reset"):
         return False
     refuse_if_in_use(host, address, f"cannot reset {address}")
-    host.write(f"{_folder(address)}/reset", "1")
+    host.write(f"{function_path(address)}/reset", "1")
     return True
-
-
-def _folder(address: PciAddress) -> str:
-    return f"{_DEVICES}/{address}"
 
 
 def _check_no_pf(host: HostRoot, address: PciAddress) -> None:
     """A PF carries its VFs, and the host's own traffic: nothing here ever takes its driver from it, or resets it."""
-    if not host.exists(_folder(address)):
+    if not host.exists(function_path(address)):
         raise HostError(f"there is no PCI function {address}", "`nohype survey` shows what is there", ENODEV)
     if is_pf(host, address):
         what = f"{address} is a physical function (driver {read_driver(host, address) or 'none'}), not a VF: it is left alone"
@@ -127,7 +131,7 @@ def refuse_if_in_use(host: HostRoot, address: PciAddress, what: str) -> None:
 
     vfio-pci enables the function when it is opened and disables it when it is closed: vfio_pci_core_enable() and _disable().
     """
-    if read_driver(host, address) == VFIO and host.read(f"{_folder(address)}/enable") != "0":
+    if read_driver(host, address) == VFIO and host.read(f"{function_path(address)}/enable") != "0":
         raise HostError(f"{what}: {address} is in use by a guest", "stop the guest that has it (`nohype guest list`)", EBUSY)
 
 

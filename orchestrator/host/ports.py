@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP
 
 from orchestrator.errors import HostError, RequestError
+from orchestrator.host.pci import DEVICES, function_path
 from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import Port
 from orchestrator.values import MacAddress, PciAddress
 
-_DEVICES = "sys/bus/pci/devices"
 _LAST = 1 << 31
 _IFF_UP = 1  # include/uapi/linux/if.h
 _ARPHRD_ETHER, _ARPHRD_INFINIBAND = 1, 32  # include/uapi/linux/if_arp.h
@@ -31,7 +31,7 @@ _WORKING = ("up", "unknown", "dormant")
 
 def read_ports(host: HostRoot, pci: PciAddress) -> tuple[Port, ...]:
     """All interfaces of a function in our network namespace, its most likely own one first. One that is odd says so itself."""
-    folder = f"{_DEVICES}/{pci}/net"
+    folder = f"{function_path(pci)}/net"
     names = host.names(folder) if host.exists(folder) else ()
     ports = [_read_port(host, f"{folder}/{name}", name) for name in names]
     return tuple(sorted(ports, key=lambda port: (bool(port.fault), _read_index(host, f"{folder}/{port.name}"), port.name)))
@@ -65,13 +65,22 @@ def find_port(host: HostRoot, pci: PciAddress, known: Sequence[str] = (), *, odd
 
 def find_function(host: HostRoot, interface: str) -> PciAddress | None:
     """The PCI function that an interface belongs to, None if there is no such interface, or it belongs to no PCI function."""
-    names = [name for name in host.names(_DEVICES) if host.exists(f"{_DEVICES}/{name}/net/{interface}")]
+    names = [name for name in host.names(DEVICES) if host.exists(f"{DEVICES}/{name}/net/{interface}")]
     return PciAddress.parse(names[0]) if names else None
+
+
+def find_device(host: HostRoot, interface: str) -> str | None:
+    """The name of the device that an interface of any bus stands on (for PCI its address), None for a virtual interface."""
+    return host.link(f"sys/class/net/{interface}/device")
+
+
+def has_port(host: HostRoot, pci: PciAddress, interface: str) -> bool:
+    return host.exists(f"{function_path(pci)}/net/{interface}")
 
 
 def describe_absence(host: HostRoot, pci: PciAddress) -> str:
     """Why a function has no interface of its own here, in words."""
-    folder = f"{_DEVICES}/{pci}"
+    folder = function_path(pci)
     if not host.exists(folder):
         return "there is no such PCI function"
     driver = host.link(f"{folder}/driver")
@@ -86,13 +95,12 @@ def describe_absence(host: HostRoot, pci: PciAddress) -> str:
 
 def read_up(host: HostRoot, pci: PciAddress, interface: str) -> bool:
     """Whether a function has this interface, and it is administratively up and has carrier."""
-    folder = f"{_DEVICES}/{pci}/net/{interface}"
-    return host.exists(folder) and _read_up(host, folder)
+    return has_port(host, pci, interface) and _read_up(host, f"{function_path(pci)}/net/{interface}")
 
 
 def has_carrier(host: HostRoot, pci: PciAddress) -> bool:
     """Whether any interface of a function is administratively up and has carrier."""
-    folder = f"{_DEVICES}/{pci}/net"
+    folder = f"{DEVICES}/{pci}/net"
     return host.exists(folder) and any(_read_up(host, f"{folder}/{name}") for name in host.names(folder))
 
 

@@ -41,7 +41,6 @@ class Thread:
         kernel: whether it is a kernel thread (PF_KTHREAD).
         pinned_by_kernel: whether the kernel forbids to move it (PF_NO_SETAFFINITY).
         started: seconds from boot to its creation.
-        run_time: seconds it ever ran, None where the kernel does not count them (CONFIG_SCHED_INFO).
     """
 
     pid: int
@@ -52,7 +51,6 @@ class Thread:
     kernel: bool
     pinned_by_kernel: bool
     started: float
-    run_time: float | None
 
     def __str__(self) -> str:
         return f"{self.name} ({self.tid} of process {self.pid})" if self.tid != self.pid else f"{self.name} ({self.pid})"
@@ -98,26 +96,28 @@ def read_boot_id(host: HostRoot) -> str:
     return host.read("proc/sys/kernel/random/boot_id")
 
 
-def read_threads(host: HostRoot) -> tuple[Thread, ...]:
-    """All threads of all processes.
+def read_arguments(host: HostRoot, pid: int) -> tuple[str, ...]:
+    """Raises HostError (ENOENT or ESRCH) if the process has ended."""
+    return tuple(host.read_bytes(f"proc/{pid}/cmdline").decode(errors="replace").rstrip("\0").split("\0"))
 
-    A thread that ends while we look is left out, which is right: it no longer runs anywhere.
 
-    Raises:
-        HostError: /proc cannot be read, or a thread's files are forbidden to us.
-    """
-    threads, problems = survey_threads(host)
-    if problems:
-        raise problems[0]
-    return threads
+def find_comm(host: HostRoot, tid: int) -> str | None:
+    """The kernel's name of a thread, None if it has ended."""
+    return host.find(f"proc/{tid}/comm")
+
+
+def read_resident(host: HostRoot, pid: int) -> int:
+    """Bytes of a process in RAM, without huge pages of a pool (proc_pid_statm(5))."""
+    name = f"proc/{pid}/statm"
+    text = host.read(name)
+    try:
+        return int(text.split()[1]) * _PAGE
+    except (IndexError, ValueError):
+        raise HostError(f"cannot parse /{name}: {text!r}") from None
 
 
 def survey_threads(host: HostRoot) -> tuple[tuple[Thread, ...], tuple[HostError, ...]]:
-    """All threads of all processes, and the errors of those that could not be read; each names its file.
-
-    Raises:
-        HostError: /proc cannot be read.
-    """
+    """All threads of all processes, and the errors of threads that could not be read. Threads that end meanwhile are left out."""
     threads: list[Thread] = []
     problems: list[HostError] = []
     # Most threads share a few sets of CPUs, which are long on a large host.
@@ -187,7 +187,7 @@ def read_maps(host: HostRoot, pid: int) -> Maps:
     numa = parse_numa_maps(host.read(f"proc/{pid}/numa_maps"))
     locked = re.search(r"^VmLck:\s*(\d+) kB", host.read(f"proc/{pid}/status"), re.MULTILINE)
     if not locked:
-        raise HostError(f"/proc/{pid}/status has no VmLck", "it is a zombie or a kernel thread and has no memory")
+        raise HostError(f"cannot parse /proc/{pid}/status: no VmLck", "zombies and kernel threads have no memory")
     return Maps(tuple(parse_smaps(host.read(f"proc/{pid}/smaps"), numa)), int(locked[1]) << 10)
 
 
@@ -235,7 +235,8 @@ def read_pagemap(host: HostRoot, pid: int, addresses: tuple[int, ...]) -> tuple[
         (entry,) = struct.unpack("<Q", host.read_at(f"proc/{pid}/pagemap", address // _PAGE * 8, 8))
         frame = entry & _PAGEMAP_FRAME
         if entry & _PAGEMAP_PRESENT and not frame:
-            raise HostError(f"/proc/{pid}/pagemap does not show page frames", "CAP_SYS_ADMIN is needed: run as root of the host")
+            what = f"cannot read page frames from /proc/{pid}/pagemap: CAP_SYS_ADMIN is required"
+            raise HostError(what, "run as root, outside a container")
         result.append(frame * _PAGE + address % _PAGE if entry & _PAGEMAP_PRESENT else None)
     return tuple(result)
 
@@ -283,23 +284,16 @@ def _read_thread(host: HostRoot, pid: int, tid: int, known: dict[str, CpuSet]) -
     folder = f"proc/{pid}/task/{tid}"
     try:
         stat, status = host.read(f"{folder}/stat"), host.read(f"{folder}/status")
-        schedstat = host.find(f"{folder}/schedstat")
     except HostError as error:
         # ESRCH: it ended between open(2) and read(2).
         if error.errno in (ENOENT, ESRCH):
             return None
         raise
-    return parse_thread(pid, tid, stat, status, schedstat, known)
+    return _parse_thread(pid, tid, stat, status, known)
 
 
-def parse_thread(
-    pid: int, tid: int, stat: str, status: str, schedstat: str | None, known: dict[str, CpuSet] | None = None
-) -> Thread | None:
-    """A thread from the text of its ``stat``, ``status`` and ``schedstat``; None for one that has already exited (zombie).
-
-    Args:
-        known: sets of CPUs by their text, which grows.
-    """
+def _parse_thread(pid: int, tid: int, stat: str, status: str, known: dict[str, CpuSet]) -> Thread | None:
+    """None for a thread that has already exited (zombie). Adds to `known`: CPU sets by their text."""
     try:
         # The name may hold spaces and brackets: proc_pid_stat(5) says to look for the last closing one.
         name, fields = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
@@ -308,18 +302,17 @@ def parse_thread(
         # Not by a regular expression: it would try each position of a long text, and there are thousands of threads.
         _, found, rest = status.partition("Cpus_allowed_list:")
         if not found:
-            raise HostError(f"/proc/{pid}/task/{tid}/status has no Cpus_allowed_list", "use a kernel with SMP support")
+            what = f"cannot parse /proc/{pid}/task/{tid}/status: no Cpus_allowed_list"
+            raise HostError(what, "use a kernel with SMP support")
         flags, text = int(fields[6]), rest.partition("\n")[0]
-        allowed = (known or {}).get(text) or CpuSet.parse(text)
-        if known is not None:
-            known[text] = allowed
+        allowed = known[text] = known.get(text) or CpuSet.parse(text)
         return Thread(
             pid, tid, name, allowed, int(fields[36]),
             kernel=bool(flags & _PF_KTHREAD), pinned_by_kernel=bool(flags & _PF_NO_SETAFFINITY),
-            started=int(fields[19]) / _TICKS, run_time=int(schedstat.split()[0]) / 1e9 if schedstat else None,
+            started=int(fields[19]) / _TICKS,
         )  # fmt: skip
     except (IndexError, ValueError, RequestError) as error:
-        raise HostError(f"/proc/{pid}/task/{tid}/stat or status is not understood: {error}") from None
+        raise HostError(f"cannot parse /proc/{pid}/task/{tid}/stat or status: {error}") from None
 
 
 def _read_interrupt_time(host: HostRoot, cpu: int) -> float:

@@ -103,7 +103,7 @@ class HostRoot:
                 os.close(descriptor)
             return b"".join(parts)
         except OSError as error:
-            raise _host_error("cannot read", name, error) from None
+            raise host_error("cannot read", name, error) from None
 
     def read_at(self, name: str, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``offset`` on; for binary files such as /proc/PID/pagemap."""
@@ -114,7 +114,7 @@ class HostRoot:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise _host_error("cannot read", name, error) from None
+            raise host_error("cannot read", name, error) from None
         if len(found) != length:
             raise HostError(f"/{name} ends at offset {offset + len(found)}; {length} bytes from {offset} on were wanted")
         return found
@@ -140,7 +140,7 @@ class HostRoot:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise _host_error(f"cannot write {value!r} to", name, error) from None
+            raise host_error(f"cannot write {value!r} to", name, error) from None
 
     def exists(self, name: str) -> bool:
         """Whether the name is there (symbolic links followed)."""
@@ -153,7 +153,7 @@ class HostRoot:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _host_error("cannot read the link", name, error) from None
+            raise host_error("cannot read the link", name, error) from None
 
     def target(self, name: str) -> str | None:
         """The whole text of a symbolic link (``fd/21`` -> "/dev/vfio/9"), or None if there is no such link."""
@@ -162,14 +162,14 @@ class HostRoot:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _host_error("cannot read the link", name, error) from None
+            raise host_error("cannot read the link", name, error) from None
 
     def names(self, name: str) -> tuple[str, ...]:
         """The names in a folder, sorted."""
         try:
             return tuple(sorted(os.listdir(self._at(name))))
         except OSError as error:
-            raise _host_error("cannot list", name, error) from None
+            raise host_error("cannot list", name, error) from None
 
     def read32(self, name: str, offset: int) -> int:
         """A little-endian 32 bit device register through a PCI ``resourceN`` file; offset in bytes."""
@@ -214,12 +214,12 @@ class _Registers:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise _host_error("cannot map the device registers", self._name, error) from None
+            raise host_error("cannot map the device registers", self._name, error) from None
         return self._map
 
     def __exit__(self, *_: object) -> None:
         self._map.close()
 
 
-def _host_error(what: str, name: str, error: OSError) -> HostError:
+def host_error(what: str, name: str, error: OSError) -> HostError:
     return HostError(f"{what} /{name}", _HINTS.get(error.errno or 0, ""), error.errno or 0)

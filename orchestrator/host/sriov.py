@@ -13,13 +13,12 @@ from functools import cache
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.iommu import read_group_number
-from orchestrator.host.pci import VFIO, is_pf, read_driver, refuse_if_in_use
+from orchestrator.host.pci import DEVICES, VFIO, function_path, is_pf, read_driver, refuse_if_in_use
 from orchestrator.host.ports import describe_absence, describe_use, read_ports
 from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import PhysicalFunction, VirtualFunction
 from orchestrator.values import PciAddress
 
-_DEVICES = "sys/bus/pci/devices"
 # PCI Code and ID Assignment Specification 1.2: base class 02, network controller. What of it is Ethernet its interfaces say.
 _NETWORK = "0x02"
 # Drivers that keep a function for a virtual machine without saying so in a folder of their own.
@@ -42,7 +41,7 @@ def read_pfs(host: HostRoot) -> tuple[PhysicalFunction, ...]:
     Raises:
         HostError: sysfs has no PCI bus.
     """
-    names = [name for name in host.names(_DEVICES) if host.exists(f"{_DEVICES}/{name}/sriov_totalvfs")]
+    names = [name for name in host.names(DEVICES) if host.exists(f"{DEVICES}/{name}/sriov_totalvfs")]
     return tuple(_try_pf(host, address) for address in sorted(map(PciAddress.parse, names)) if _is_network(host, address))
 
 
@@ -68,9 +67,9 @@ def _explain_no_pf(address: PciAddress) -> HostError:
 def _is_network(host: HostRoot, address: PciAddress) -> bool:
     """By its class, or by its interfaces: some cards give themselves another class."""
     try:
-        return host.read(f"{_folder(address)}/class").startswith(_NETWORK) or host.exists(f"{_folder(address)}/net")
+        return host.read(f"{function_path(address)}/class").startswith(_NETWORK) or host.exists(f"{function_path(address)}/net")
     except HostError:
-        return host.exists(f"{_folder(address)}/net")
+        return host.exists(f"{function_path(address)}/net")
 
 
 def _try_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
@@ -84,7 +83,7 @@ def _try_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
 
 
 def _read_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
-    folder = _folder(address)
+    folder = function_path(address)
     node = _read_number(host, f"{folder}/numa_node") if host.exists(f"{folder}/numa_node") else -1
     pf = PhysicalFunction(
         address=address,
@@ -118,9 +117,9 @@ def read_link(host: HostRoot, pf: PhysicalFunction) -> PhysicalFunction:
 def _read_vfs(host: HostRoot, pf: PciAddress) -> tuple[VirtualFunction, ...]:
     vfs: list[VirtualFunction] = []
     addressed = cache(host.net.read_addressed)
-    for name in host.names(_folder(pf)):
+    for name in host.names(function_path(pf)):
         match = _VIRTFN.fullmatch(name)
-        target = host.link(f"{_folder(pf)}/{name}") if match else None
+        target = host.link(f"{function_path(pf)}/{name}") if match else None
         if match and target:
             vfs.append(_read_vf(host, PciAddress.parse(target), int(match[1]), addressed))
     return tuple(sorted(vfs, key=lambda vf: vf.index))
@@ -144,7 +143,7 @@ def read_use(host: HostRoot, vf: PciAddress, addressed: Callable[[], Container[s
     Args:
         addressed: the interfaces that have an IP address, where they were read already.
     """
-    folder, driver = _folder(vf), read_driver(host, vf)
+    folder, driver = function_path(vf), read_driver(host, vf)
     if driver in (None, VFIO):
         return ""
     # uio_pci_generic, igb_uio: DPDK. Other drivers of VFIO (mlx5_vfio_pci): another program hands it over.
@@ -171,7 +170,7 @@ def find_vf(host: HostRoot, pf: PciAddress, index: int) -> PciAddress | None:
     Raises:
         HostError: the link cannot be read, or leads to no PCI function.
     """
-    name = f"{_folder(pf)}/virtfn{index}"
+    name = f"{function_path(pf)}/virtfn{index}"
     target = host.link(name)
     try:
         return PciAddress.parse(target) if target else None
@@ -185,17 +184,17 @@ def check_gone(host: HostRoot, pf: PciAddress, index: int, address: PciAddress) 
     Raises:
         HostError: one of them is there without the other: the VF is just being made or removed.
     """
-    folder = _folder(pf)
+    folder = function_path(pf)
     names = host.names(folder) if host.exists(folder) else ()
     known = any(host.link(f"{folder}/{name}") == str(address) for name in names if _VIRTFN.fullmatch(name))
-    if known != (host.link(f"{_folder(address)}/physfn") == str(pf)):
+    if known != (host.link(f"{function_path(address)}/physfn") == str(pf)):
         what = f"only one of PF {pf} and {address}, which was its VF {index}, has a link to the other"
         raise HostError(what, "the VF is just being made or removed: try again")
 
 
 def is_vf(host: HostRoot, address: PciAddress) -> bool:
     """Whether there is a virtual function at the address, of whatever PF."""
-    return host.link(f"{_folder(address)}/physfn") is not None
+    return host.link(f"{function_path(address)}/physfn") is not None
 
 
 def check_vf(host: HostRoot, pf: PciAddress, index: int, address: PciAddress) -> None:
@@ -210,7 +209,7 @@ def check_vf(host: HostRoot, pf: PciAddress, index: int, address: PciAddress) ->
         raise HostError(f"there is no {what}, which was to be {address}", "`nohype survey` shows the VFs that exist", ENODEV)
     if found != address:
         raise HostError(f"{what} is {found}, not {address} as was planned", hint)
-    physfn = host.link(f"{_folder(address)}/physfn")
+    physfn = host.link(f"{function_path(address)}/physfn")
     if physfn != str(pf):
         raise HostError(f"{address}, which was to be {what}, is {f'a VF of PF {physfn}' if physfn else 'not a VF'}", hint)
 
@@ -223,7 +222,7 @@ def read_numvfs(host: HostRoot, pf: PciAddress) -> int:
     """
     if not is_pf(host, pf):
         raise _explain_no_pf(pf)
-    return _read_number(host, f"{_folder(pf)}/sriov_numvfs")
+    return _read_number(host, f"{function_path(pf)}/sriov_numvfs")
 
 
 def set_numvfs(host: HostRoot, pf: PciAddress, count: int) -> None:
@@ -239,7 +238,7 @@ def set_numvfs(host: HostRoot, pf: PciAddress, count: int) -> None:
     before = read_numvfs(host, pf)
     if before == count:
         return
-    total = _read_number(host, f"{_folder(pf)}/sriov_totalvfs")
+    total = _read_number(host, f"{function_path(pf)}/sriov_totalvfs")
     if not 0 <= count <= total:
         raise HostError(f"cannot give PF {pf} {count} VFs: it can have {total}", errno=ERANGE)
     what = f"cannot change the number of VFs of PF {pf} from {before} to {count}"
@@ -260,14 +259,14 @@ def set_numvfs(host: HostRoot, pf: PciAddress, count: int) -> None:
 
 def _write_numvfs(host: HostRoot, pf: PciAddress, before: int, count: int) -> None:
     """Without the drivers' probing for the time: the host's own VF driver would take each VF, only to be thrown off again."""
-    autoprobe = f"{_folder(pf)}/sriov_drivers_autoprobe"
+    autoprobe = f"{function_path(pf)}/sriov_drivers_autoprobe"
     probing = host.read(autoprobe)
     host.write(autoprobe, "0")
     try:
         # The kernel refuses to go from one number to another (EBUSY): pci-iov-howto.rst, sriov_numvfs_store().
         if before and count:
-            host.write(f"{_folder(pf)}/sriov_numvfs", "0")
-        host.write(f"{_folder(pf)}/sriov_numvfs", str(count))
+            host.write(f"{function_path(pf)}/sriov_numvfs", "0")
+        host.write(f"{function_path(pf)}/sriov_numvfs", str(count))
     finally:
         host.write(autoprobe, probing)
 
@@ -278,7 +277,3 @@ def _read_number(host: HostRoot, name: str) -> int:
         return int(text)
     except ValueError:
         raise HostError(f"/{name} is not a number: {text!r}") from None
-
-
-def _folder(address: PciAddress) -> str:
-    return f"{_DEVICES}/{address}"

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import (
+    ONLINE,
     read_cmdline,
     read_isolated,
     read_kvm,
@@ -19,7 +20,7 @@ from orchestrator.host.cpus import (
 )
 from orchestrator.host.hugepages import survey_pools, survey_promised_pages
 from orchestrator.host.iommu import read_iommu_groups
-from orchestrator.host.pci import VFIO, is_loaded, read_functions
+from orchestrator.host.pci import DEVICES, VFIO, is_loaded, read_functions
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_link, read_pfs
 from orchestrator.model.topology import Topology
@@ -36,7 +37,7 @@ def read_topology(host: HostRoot) -> Topology:
     Raises:
         HostError: sysfs is not mounted, or lacks the CPUs or the PCI bus; or one of its folders cannot be listed.
     """
-    for name in ("sys/devices/system/cpu/online", "sys/bus/pci/devices"):
+    for name in (ONLINE, DEVICES):
         if not host.exists(name):
             raise HostError(f"cannot survey the host: there is no /{name}", "is sysfs mounted on /sys?", ENOENT)
     cores, no_cores = survey_cores(host)

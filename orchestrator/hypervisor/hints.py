@@ -42,7 +42,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         f" `systemctl show --property AllowedCPUs machine.slice`; then restart {_DAEMON}",
     ),
     (
-        r"/sys/fs/cgroup|cgroup",
+        r"cgroup",
         "libvirt could not set up the guest's control group: check that the host mounts cgroup version 2 and that"
         " /sys/fs/cgroup/machine.slice/cgroup.controllers names cpuset",
     ),

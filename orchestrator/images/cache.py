@@ -5,7 +5,6 @@ A build happens in a temporary sibling that is renamed into place; a crash leave
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -17,6 +16,7 @@ from tempfile import mkdtemp
 
 from orchestrator.errors import CommandError, ImageError
 from orchestrator.host.run import run
+from orchestrator.locks import lock_file
 
 Progress = Callable[[str], None]
 """Called with one line of text when a stage of a build begins."""
@@ -90,13 +90,12 @@ def build_cached(
 @contextmanager
 def locked(path: Path, *, progress: Progress) -> Iterator[None]:
     """Holds an exclusive flock(2) on the file; waits for another holder and says so. The kernel drops it if we die."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"waiting for another build ({path.name})")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        descriptor = lock_file(path, mode=0o644)
+    except BlockingIOError:
+        progress(f"waiting for another build ({path.name})")
+        descriptor = lock_file(path, mode=0o644, wait=True)
+    try:
         yield
     finally:
         os.close(descriptor)

@@ -6,7 +6,7 @@ import sqlite3
 from collections import Counter
 
 from orchestrator.ledger.schema import EVENT_NO_DELETE
-from orchestrator.model.claim import TROUBLE
+from orchestrator.model.event import EventKind
 
 KEEP = 20_000
 """Of each tenant, and of the host, whose tenant is empty; and once more as many of those that tell of trouble."""
@@ -37,13 +37,13 @@ class Retention:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
                 raise
 
-    def add(self, tenant: str, kind: str) -> None:
+    def add(self, tenant: str, kind: EventKind) -> None:
         """Counts an event that was written; removes older ones of its tenant and sort if there are too many.
 
         Raises:
             sqlite3.Error: they can't be removed; it is tried again with the next.
         """
-        key = tenant, kind in TROUBLE
+        key = tenant, kind.is_trouble
         self._counts[key] += 1
         if self._counts[key] >= self._keep + STEP:
             self._counts[key] -= self._remove(key)

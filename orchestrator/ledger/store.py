@@ -20,12 +20,17 @@ from orchestrator.errors import Conflict, LostRace, NotFound
 from orchestrator.ledger.database import Accept, Database
 from orchestrator.ledger.loading import Known, parse_arguments, parse_reasons, read_rows
 from orchestrator.ledger.retention import KEEP, LONGEST, Retention
-from orchestrator.model.claim import TROUBLE, Claim, Event, Quarantined, Reading, UndoRecord
+from orchestrator.model.claim import Claim, Quarantined, Reading, UndoRecord
+from orchestrator.model.event import EVENT_FIELDS, Event, EventKind, Visibility
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import SETTLED, GuestState, check_transition
 
 _log = logging.getLogger(__name__)
+
+_COLUMNS = ", ".join(EVENT_FIELDS)
+_WRITTEN = EVENT_FIELDS[1:]  # SQLite chooses the id
+_INSERT_EVENT = f"INSERT INTO event ({', '.join(_WRITTEN)}, trouble) VALUES ({', '.join('?' * (len(_WRITTEN) + 1))})"
 
 
 class Ledger(Database):
@@ -206,22 +211,24 @@ class Ledger(Database):
             return tuple(UndoRecord(id, owner, action, parse_arguments(owner, text)) for id, owner, action, text in rows)
 
     def log(
-        self, kind: str, subject: str, detail: str, *, who: str = "manager", tenant: str = "", took: float | None = None
+        self, kind: EventKind, subject: str, detail: str, *, who: str = "manager", tenant: str = "", took: float | None = None
     ) -> Event:
         """Adds an event; the arguments are an Event's. It is never changed, and removed when there are many newer ones."""
         detail = detail if len(detail) <= LONGEST else f"{detail[:LONGEST]}..."
-        values = (_now(), kind, subject, detail, who, tenant, took)
-        statement = "INSERT INTO event (time, kind, subject, detail, who, tenant, took, trouble) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        event = Event(int(self._write("log to", statement, *values, kind in TROUBLE).lastrowid or 0), *values)
-        self._remove_old(event)
+        kind = EventKind(kind)  # ValueError for a text that is not a kind
+        tenant = "" if kind.visibility is Visibility.HIDDEN else tenant
+        event = Event(0, _now(), kind, subject, detail, who, tenant, took)
+        values = (*(getattr(event, name) for name in _WRITTEN), kind.is_trouble)
+        event = replace(event, id=int(self._write("log to", _INSERT_EVENT, *values).lastrowid or 0))
+        self._remove_old(event.tenant, kind)
         for call in self._listeners:
             call(event)
         return event
 
-    def _remove_old(self, event: Event) -> None:
+    def _remove_old(self, tenant: str, kind: EventKind) -> None:
         try:
             with self._lock:
-                self._retention.add(event.tenant, event.kind)
+                self._retention.add(tenant, kind)
         except sqlite3.Error as error:
             # The event is logged all the same. It is tried again with the next.
             _log.error("cannot remove old events of the ledger %s: %s", self._path, error)
@@ -232,9 +239,8 @@ class Ledger(Database):
         """
         where, values = ("tenant = ? AND id > ?", [tenant]) if tenant is not None else ("id > ?", [])
         order = "DESC" if after is None else "ASC"
-        columns = "id, time, kind, subject, detail, who, tenant, took"
         with self._reading() as db:
-            statement = f"SELECT {columns} FROM event WHERE {where} ORDER BY id {order} LIMIT ?"
+            statement = f"SELECT {_COLUMNS} FROM event WHERE {where} ORDER BY id {order} LIMIT ?"
             rows = [Event(*row) for row in read_rows(db, statement, *values, after or 0, limit)]
             return tuple(rows[::-1] if after is None else rows)
 

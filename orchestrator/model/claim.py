@@ -8,9 +8,6 @@ from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 
-TROUBLE = ("plan-failed", "failed", "quarantined", "undo-failed", "drifted", "gave-up", "not-restored", "host-warning")
-"""Kinds of events that an operator should look at. They are kept apart from all others, and so for longer."""
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -68,27 +65,3 @@ class Quarantined:
     name: str
     since: str
     reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened.
-
-    Attributes:
-        time: UTC in ISO 8601.
-        kind: what sort of thing: "claimed", "started", "refused", ...
-        subject: a guest's name or "host".
-        detail: what was decided and why, what changed.
-        who: who asked for it; "manager" for what nobody asked for.
-        tenant: whom the subject belongs to, empty for the host's own.
-        took: seconds, None where it has no length.
-    """
-
-    id: int
-    time: str
-    kind: str
-    subject: str
-    detail: str
-    who: str
-    tenant: str
-    took: float | None

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from orchestrator.errors import Stale
-from orchestrator.model.claim import Claim, Event
+from orchestrator.model.claim import Claim
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
-
-_TROUBLE = ("plan-failed", "failed", "quarantined")
-"""Events that may name other people's guests and devices, as the host and libvirt do: a tenant only learns that there was one."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,3 @@ def check_version(claim: Claim, expected: int | None) -> None:
     if expected is not None and expected != claim.version:
         what = f"guest {claim.plan.name} has changed: it is version {claim.version}, not {expected}"
         raise Stale(what, "look at it again")
-
-
-def hide_trouble(event: Event) -> Event:
-    """The event as its tenant may see it."""
-    return replace(event, detail="the operator of the host can see why") if event.kind in _TROUBLE else event

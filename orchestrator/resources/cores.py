@@ -16,7 +16,7 @@ from orchestrator.errors import HostError
 from orchestrator.host.cgroups import read_cgroup
 from orchestrator.host.cpus import read_affinity, read_online, set_affinity
 from orchestrator.host.irqs import MANAGED, Irq, read_irq, read_irqs, set_irq_affinity
-from orchestrator.host.processes import Thread, survey_threads
+from orchestrator.host.processes import Thread, find_comm, survey_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.ledger import Ledger
 from orchestrator.resources.step import Arguments, UndoContext, register, try_steps
@@ -37,7 +37,7 @@ class MoveKernelThread:
         return f"confine the kernel thread {self.name} ({self.tid}) to CPUs {self.cpus}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        if host.find(f"proc/{self.tid}/comm") != self.name:
+        if find_comm(host, self.tid) != self.name:
             return None  # it has ended since the threads were listed; its number may be another's
         try:
             before = read_affinity(host, self.tid)
@@ -54,7 +54,7 @@ class MoveKernelThread:
     def undo(context: UndoContext, arguments: Arguments) -> None:
         """A thread that has ended needs no undo; one that has the number of another is left alone."""
         host, tid, cpus = context.host, int(str(arguments["tid"])), CpuSet.parse(str(arguments["cpus"]))
-        if host.find(f"proc/{tid}/comm") != arguments["name"]:
+        if find_comm(host, tid) != arguments["name"]:
             return
         # The kernel leaves out CPUs that are offline now; if all are, the thread keeps the affinity it has.
         _set_if_there(host, tid, cpus & read_online(host) or cpus)

@@ -13,7 +13,16 @@ from typing import ClassVar
 
 from orchestrator.errors import Conflict, HostError
 from orchestrator.host.iommu import check_alone
-from orchestrator.host.pci import VFIO, bind_driver, is_pf, read_driver, read_override, release_driver, reset_function
+from orchestrator.host.pci import (
+    VFIO,
+    bind_driver,
+    has_function,
+    is_pf,
+    read_driver,
+    read_override,
+    release_driver,
+    reset_function,
+)
 from orchestrator.host.ports import find_function, find_port, has_carrier, read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_gone, check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
@@ -53,7 +62,7 @@ class CreateVfs:
         again: a request that follows would be refused because the uplink is down.
         """
         host, pf = context.host, PciAddress.parse(str(arguments["pf"]))
-        if not host.exists(f"sys/bus/pci/devices/{pf}"):
+        if not has_function(host, pf):
             return
         if read_numvfs(host, pf) == arguments.get("count", read_numvfs(host, pf)):
             had_carrier = has_carrier(host, pf)

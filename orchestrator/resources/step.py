@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol, TypeVar
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.ledger import Ledger, UndoRecord
+from orchestrator.ledger import EventKind, Ledger, UndoRecord
 from orchestrator.model.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def undo_steps(context: UndoContext, ledger: Ledger, owner: str) -> None:
         _log.info("%s: undo %s %s", owner, record.action, what)
         try:
             if different := _find_step(record, context).undo(context, record.arguments):
-                ledger.log("not-restored", owner, different)
+                ledger.log(EventKind.NOT_RESTORED, owner, different)
         except OrchestratorError as error:
             failed.append(error)
         else:

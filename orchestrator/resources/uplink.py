@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.host.edge import EdgeMode, read_edge_mode, set_edge_mode
+from orchestrator.host.pci import has_function
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.model.topology import PhysicalFunction
@@ -38,7 +39,7 @@ class SetEdgeMode:
     def undo(context: UndoContext, arguments: Arguments) -> None:
         """A PF that is gone, has no VFs (as after a reboot), or whose mode could not be read before, needs no undo."""
         host, address = context.host, PciAddress.parse(str(arguments["pf"]))
-        if not arguments["mode"] or not host.exists(f"sys/bus/pci/devices/{address}") or not read_numvfs(host, address):
+        if not arguments["mode"] or not has_function(host, address) or not read_numvfs(host, address):
             return
         pf = read_pf(host, address, [str(arguments.get("interface", ""))])
         set_edge_mode(host, pf, EdgeMode(str(arguments["mode"])))

@@ -20,7 +20,7 @@ from orchestrator.audit.traffic import count_at_switch, measure_traffic, watch_s
 from orchestrator.audit.vepa import EdgeReading, SwitchCount, judge_vepa
 from orchestrator.errors import HostError
 from orchestrator.host import frames
-from orchestrator.host.frames import EchoFilter, FrameCounter
+from orchestrator.host.frames import EchoFilter, FrameCount, FrameCounter
 from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, set_hairpin
 from orchestrator.model.proof import Proof, Verdict
 
@@ -101,6 +101,10 @@ def _network() -> Iterator[None]:
             delete_netns(name)
 
 
+def total(count: FrameCount) -> int:
+    return sum(count.incoming.values()) + sum(count.outgoing.values())
+
+
 @pytest.fixture(params=["on"])
 def hairpin(_network: None, request: pytest.FixtureRequest) -> bool:
     """The switch port's hairpin flag, set."""
@@ -115,20 +119,18 @@ def test_port_sees_each_frame_twice_with_hairpin_and_once_without(hairpin: bool,
             ping(B, 10)
     assert requests.count().incoming == {PORT: 10}
     assert requests.count().outgoing == ({PORT: turned} if turned else {})
-    assert replies.count().total == 2 * turned
+    assert total(replies.count()) == 2 * turned
     assert (requests.count().dropped, replies.count().dropped) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "total"),
+    ("wanted", "frames"),
     [
         (EchoFilter(), 20),
         (EchoFilter(A), 20),
         (EchoFilter(target=B), 20),
         (EchoFilter(A, B, size=56), 20),
         (EchoFilter(A, B, size=57), 0),
-        (EchoFilter(A, B, payload=b"nnnn"), 20),
-        (EchoFilter(A, B, payload=b"mmmm"), 0),
         (EchoFilter(B, A), 0),
         (EchoFilter(A, IPv4Address("192.0.2.3")), 0),
         (EchoFilter(A, B, reply=True), 0),
@@ -136,10 +138,10 @@ def test_port_sees_each_frame_twice_with_hairpin_and_once_without(hairpin: bool,
     ],
     ids=str,
 )
-def test_filter(hairpin: bool, wanted: EchoFilter, total: int) -> None:
+def test_filter(hairpin: bool, wanted: EchoFilter, frames: int) -> None:
     with FrameCounter(wanted, PORT, SWITCH) as counter:
         ping(B, 10)
-    assert counter.count().total == total
+    assert total(counter.count()) == frames
 
 
 def test_all_interfaces_of_a_namespace(hairpin: bool) -> None:
@@ -175,7 +177,7 @@ def test_frames_that_the_kernel_could_not_keep_are_reported(hairpin: bool, monke
         may_read.set()
     count = counter.count()
     assert count.dropped > 0
-    assert count.total + count.dropped == 100
+    assert total(count) + count.dropped == 100
 
 
 @pytest.mark.usefixtures("_network")

@@ -11,36 +11,36 @@ import pytest
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import (
     read_affinity,
-    read_cores,
     read_isolated,
     read_online,
     read_possible,
     read_topoext,
     set_affinity,
+    survey_cores,
 )
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
-from tests.fakes.root import FakeRoot
+from tests.fakes.root import FakeRoot, all_read
 
 NO_SUCH_CPU = 8191  # the kernel's largest NR_CPUS is 8192
 PF_NO_SETAFFINITY = 0x0400_0000  # include/linux/sched.h
 
 
 def test_the_cores_are_a_partition_of_the_online_cpus(host: HostRoot) -> None:
-    cores = read_cores(host)
+    cores = all_read(survey_cores(host))
     listed = [cpu for core in cores for cpu in core.cpus]
     assert sorted(listed) == list(read_online(host))
     assert all(core.cpus for core in cores)
 
 
 def test_the_siblings_agree_with_each_other(host: HostRoot) -> None:
-    for core in read_cores(host):
+    for core in all_read(survey_cores(host)):
         for cpu in core.cpus:
             assert CpuSet.parse(host.read(f"sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list")) == core.cpus
 
 
 def test_the_nodes_list_the_cpus_that_say_they_are_on_them(host: HostRoot) -> None:
-    cores = read_cores(host)
+    cores = all_read(survey_cores(host))
     for node in {core.node for core in cores}:
         listed = CpuSet.parse(host.read(f"sys/devices/system/node/node{node}/cpulist"))
         assert listed == CpuSet.of(cpu for core in cores if core.node == node for cpu in core.cpus)
@@ -52,7 +52,7 @@ def test_isolated_cpus_exist(host: HostRoot) -> None:
 
 def test_a_sibling_that_is_offline_is_not_handed_out(fake: FakeRoot) -> None:
     fake.add("sys/devices/system/cpu/online", "0-6")
-    assert read_cores(fake)[-1].cpus == CpuSet.of([6])
+    assert all_read(survey_cores(fake))[-1].cpus == CpuSet.of([6])
 
 
 def test_cpus_isolated_by_a_cpuset_count_too(fake: FakeRoot) -> None:
@@ -97,7 +97,7 @@ def test_a_cpu_without_topology_is_an_error_with_the_file(fake: FakeRoot) -> Non
     (fake.path / "sys/devices/system/cpu/cpu5/topology/core_cpus_list").unlink()
     fake.add("sys/devices/system/cpu/cpu4/topology/core_cpus_list", "4")
     with pytest.raises(HostError, match="cpu5/topology/core_cpus_list") as caught:
-        read_cores(fake)
+        all_read(survey_cores(fake))
     assert caught.value.errno == ENOENT
 
 

@@ -82,7 +82,7 @@ def _read_threads() -> list[tuple[Thread, float | None]]:
     found = []
     for line in (DATA / "threads.txt").read_text().splitlines():
         if not line.startswith("#"):
-            pid, tid, flags, started, allowed, last_cpu, run_time, exec_start, name = line.split(maxsplit=8)
+            pid, tid, flags, started, allowed, last_cpu, _, exec_start, name = line.split(maxsplit=8)
             kernel, pinned = bool(int(flags) & 0x200000), bool(int(flags) & 0x4000000)
             thread = Thread(
                 int(pid),
@@ -93,7 +93,6 @@ def _read_threads() -> list[tuple[Thread, float | None]]:
                 kernel,
                 pinned,
                 int(started) / 100,
-                int(run_time) / 1e9,
             )
             found.append((thread, float(exec_start) / 1000 or None))
     return found

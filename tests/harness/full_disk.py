@@ -87,7 +87,7 @@ def end_guests(world: World, disk: Disk, tell: Tell) -> None:
     disk.fill()
     refuse(lambda: manager.create(OPERATOR, request("new")))
     refuse(lambda: manager.start(OPERATOR, "g5"))
-    refuse(lambda: ledger.log("told", "host", ""))
+    refuse(lambda: ledger.log("cleared", "host", ""))
     manager.stop(OPERATOR, "g0", 5)
     disk.fill()  # other programs take what was released
     manager.kill(OPERATOR, "g1")

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import LabLost
+from orchestrator.lab import control
 from orchestrator.lab import lab as labs
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
+from orchestrator.lab.accel import AccelChoice
 from orchestrator.lab.demo import GUESTS, create_guest, measure
 from orchestrator.lab.health import check_emulation
 from orchestrator.lab.progress import Event, Kind, Timeline
@@ -111,11 +111,11 @@ def host() -> Iterator[LabHost]:
         if event.kind is not Kind.BEGIN:
             print(f"{event.stage}: {event.text or f'{event.seconds:.1f} s'}", flush=True)
 
-    lab = start_lab(NAME, load_spec("numa"), Wanted.AUTO, Timeline(show))
+    lab = start_lab(NAME, load_spec("numa"), AccelChoice.AUTO, Timeline(show))
     try:
         yield LabHost(lab)
     finally:
-        life.down(NAME)
+        control.down(NAME)
 
 
 @pytest.fixture(scope="session")

@@ -19,12 +19,12 @@ from orchestrator.host import netlink
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.recipe import recipes_folder
-from orchestrator.lab import accel, life, switch
+from orchestrator.lab import accel, control, switch
 from orchestrator.lab import lab as labs
 from orchestrator.lab.build import build_tools
-from orchestrator.lab.folder import Folder, find_state
 from orchestrator.lab.health import check_cpus
 from orchestrator.lab.keys import make_key
+from orchestrator.lab.paths import LabDir, find_state
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qmp import ask
 from orchestrator.lab.start import build_parts
@@ -37,7 +37,7 @@ UP = """
 import sys
 from pathlib import Path
 from orchestrator.lab.accel import Accel
-from orchestrator.lab.life import up
+from orchestrator.lab.control import up
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.spec import LabImage, load_spec
 name, spec, tools, kernel, initrd, root = sys.argv[1:]
@@ -133,12 +133,12 @@ def booting(host: LabHost) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     words = [name, spec.name, str(tools), str(image.kernel), str(image.initrd), str(image.root)]
     process = subprocess.Popen([sys.executable, "-c", UP, *words], cwd=ROOT, start_new_session=True)
     try:
-        _wait_until(lambda: Folder(name).console.exists() and Folder(name).console.stat().st_size, "the kernel prints something")
+        _wait_until(lambda: LabDir(name).console.exists() and LabDir(name).console.stat().st_size, "the kernel prints something")
         yield name, process
     finally:
         process.kill()
         process.wait()
-        life.down(name)
+        control.down(name)
     after = image.root.stat()
     assert (after.st_mtime, after.st_blocks) == (before.st_mtime, before.st_blocks), "a lab wrote to the image it boots from"
 
@@ -148,26 +148,26 @@ def test_an_up_that_is_killed_takes_the_real_emulator_along(booting: tuple[str, 
     qemu = _qemu(name)
     process.kill()
     _wait_until(lambda: not _lives(qemu), "QEMU is gone")
-    _wait_until(lambda: not Folder(name).lock.exists(), "the keeper is gone")
+    _wait_until(lambda: not LabDir(name).lock.exists(), "the keeper is gone")
     assert not netlink.netns_exists(switch.netns_of(name))
-    assert not Folder(name).path.exists()
+    assert not LabDir(name).path.exists()
 
 
 def test_a_keeper_that_is_killed_takes_the_real_emulator_along(booting: tuple[str, subprocess.Popen[bytes]]) -> None:
     name, _ = booting
     qemu = _qemu(name)
-    state = find_state(Folder(name))
+    state = find_state(LabDir(name))
     assert state
     os.kill(state.pid, signal.SIGKILL)
     _wait_until(lambda: not _lives(qemu), "QEMU is gone")
-    life.down(name)
+    control.down(name)
     assert not netlink.netns_exists(switch.netns_of(name))
     assert not [line for line in Path("/proc/self/mounts").read_text().splitlines() if "nohype" in line and "netns" not in line]
 
 
 def _qemu(name: str) -> int:
-    _wait_until(lambda: find_state(Folder(name)), "the keeper has written its state")
-    state = find_state(Folder(name))
+    _wait_until(lambda: find_state(LabDir(name)), "the keeper has written its state")
+    state = find_state(LabDir(name))
     assert state
     assert _lives(state.qemu)
     return state.qemu

@@ -135,7 +135,7 @@ def test_a_thread_that_cannot_be_read_is_named(world: World) -> None:
     create(manager)
     (said,) = warned(manager)
     assert "/proc/900/task/900/status" in said
-    assert "/proc/901/task/901/stat or status is not understood" in said
+    assert "cannot parse /proc/901/task/901/stat or status" in said
 
 
 # CPUs.

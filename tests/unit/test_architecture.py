@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[2] / "orchestrator"
 ORDER = [
     ("errors",),
     ("values",),
-    ("locks",),
+    ("locks", "waiting"),
     ("client",),
     ("model",),
     ("config_values",),
@@ -161,19 +161,41 @@ def test_modules_are_small() -> None:
     assert {name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > 500} == {}
 
 
-def test_only_the_root_opens_the_kernels_files() -> None:
-    """Absolute names below /sys and /proc stand nowhere in code; relative ones go through HostRoot."""
-    found = [
-        f"{name}:{node.lineno}"
-        for name, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        for argument in node.args
-        if isinstance(argument, ast.Constant)
-        and isinstance(argument.value, str)
-        and argument.value.startswith(("/sys/", "/proc/"))
+def kernel_paths(code: str) -> list[str]:
+    """Strings and parts of f-strings that begin like a path below /sys or /proc. Text with blanks (a hint) is not a path."""
+    return [
+        node.value
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.removeprefix("/").startswith(("sys/", "proc/"))
+        and not re.search(r"\s", node.value)
     ]
-    assert not found
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if not f"{name}.".startswith("host.")])
+def test_only_host_names_files_of_the_kernel(module: str) -> None:
+    assert not kernel_paths(modules()[module].read_text())
+
+
+def test_host_names_kernel_files_by_relative_paths() -> None:
+    """An absolute path would escape from a HostRoot that is not the root folder."""
+    code = {name: path.read_text() for name, path in modules().items() if f"{name}.".startswith("host.")}
+    assert not {name: found for name, text in code.items() if (found := [p for p in kernel_paths(text) if p[0] == "/"])}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'host.read("sys/kernel/mm/ksm/run")',
+        'KSM = "/sys/kernel/mm/ksm/run"',
+        'name = f"proc/{pid}/stat"',
+        'name = f"{root}/proc/{pid}/stat"',
+        'open(file="/proc/stat")',
+    ],
+)
+def test_a_kernel_path_is_found(code: str) -> None:
+    assert kernel_paths(code)
 
 
 def texts() -> list[Path]:

@@ -117,7 +117,7 @@ def test_bounds_as_libvirt_says_them(inner: str, expected: Bounds, monkeypatch: 
 
 
 def thread(tid: int, cpus: str) -> Thread:
-    return Thread(100, tid, f"t{tid}", CpuSet.parse(cpus), 0, False, False, 0.0, None)
+    return Thread(100, tid, f"t{tid}", CpuSet.parse(cpus), 0, False, False, 0.0)
 
 
 SOUND = (thread(100, "0-1"), thread(101, "2"), thread(102, "3"), thread(103, "2"))

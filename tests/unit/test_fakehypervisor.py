@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.domain import build_domain
 from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.host.hugepages import read_pools
+from orchestrator.host.hugepages import survey_pools
 from orchestrator.hypervisor.connection import End
 from orchestrator.images.store import find_image
 from orchestrator.model.access import OPERATOR
@@ -19,7 +19,7 @@ from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import VfState
 from orchestrator.values import CpuSet, PciAddress
 from tests.fakes.hypervisor import FakeHypervisor
-from tests.fakes.root import DEVICES, FakeRoot
+from tests.fakes.root import DEVICES, FakeRoot, all_read
 from tests.fakes.server import IMAGE
 from tests.harness.crash import World
 
@@ -45,7 +45,7 @@ def start(world: World, plan: Plan) -> None:
 
 def count_free_pages(world: World) -> int:
     """Of all pools."""
-    return sum(pool.free for pool in read_pools(world.host))
+    return sum(pool.free for pool in all_read(survey_pools(world.host)))
 
 
 def test_a_guest_outlives_the_one_who_started_it(world: World) -> None:

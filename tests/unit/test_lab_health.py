@@ -11,9 +11,9 @@ import pytest
 from orchestrator.errors import LabError, LabLost
 from orchestrator.lab import demo, health
 from orchestrator.lab.emulator import describe_end
-from orchestrator.lab.folder import Folder, take_lock
 from orchestrator.lab.health import Reading, find_hung, parse_registers
 from orchestrator.lab.lab import Lab
+from orchestrator.lab.paths import LabDir, take_lock
 from orchestrator.lab.progress import Timeline
 from orchestrator.ssh import Completed
 
@@ -70,13 +70,13 @@ def test_guests_are_told_apart() -> None:
 
 
 def test_a_hung_guest_is_a_lost_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Folder("demo", tmp_path)
+    folder = LabDir("demo", tmp_path)
     lock = take_lock(folder)
     assert lock is not None
     text = samples(*[(SPINNING,)] * 5)
     monkeypatch.setattr(health, "execute", lambda *_, **__: Completed(0, text, ""))
     lab = Lab(folder, None)  # type: ignore[arg-type]
-    with pytest.raises(LabLost, match=r"the lab demo is lost: .*a guest hangs in the emulator\n    guest web, vCPU 0: spins"):
+    with pytest.raises(LabLost, match=r"lab demo is lost: .*a guest hangs in the emulator\n    guest web, vCPU 0: spins"):
         health.check_guests(lab)
     text = samples(*[(HALTED,)] * 5)
     health.check_guests(lab)
@@ -85,28 +85,28 @@ def test_a_hung_guest_is_a_lost_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_story_that_fails_asks_whether_the_emulator_did(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise LabError("guest guest1 did not say that it is ready")
+        raise LabError("timed out after 180 s waiting for the guest to report ready")
 
     def lose(*_: object) -> None:
         raise LabLost("a guest hangs in the emulator")
 
-    monkeypatch.setattr(demo, "_tell", fail)
+    monkeypatch.setattr(demo, "_run", fail)
     monkeypatch.setattr(demo, "check_emulation", lambda _: None)
-    with pytest.raises(LabError, match="guest1"):
-        demo.tell_story(Lab(Folder("demo"), None), Timeline())  # type: ignore[arg-type]
+    with pytest.raises(LabError, match="timed out"):
+        demo.run_demo(Lab(LabDir("demo"), None), Timeline())  # type: ignore[arg-type]
     monkeypatch.setattr(demo, "check_emulation", lose)
     with pytest.raises(LabLost, match="hangs"):
-        demo.tell_story(Lab(Folder("demo"), None), Timeline())  # type: ignore[arg-type]
+        demo.run_demo(Lab(LabDir("demo"), None), Timeline())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
         (0, "the lab host powered off, rebooted or panicked"),
-        (-signal.SIGKILL, "QEMU ended: it got SIGKILL"),
-        (-signal.SIGABRT, "the emulator failed: QEMU ended by SIGABRT"),
-        (-signal.SIGSEGV, "the emulator failed: QEMU ended by SIGSEGV"),
-        (1, "the emulator failed: QEMU ended with status 1"),
+        (-signal.SIGKILL, "QEMU was killed by SIGKILL, sent by"),
+        (-signal.SIGABRT, "the emulator failed, not the lab host: QEMU was killed by SIGABRT"),
+        (-signal.SIGSEGV, "the emulator failed, not the lab host: QEMU was killed by SIGSEGV"),
+        (1, "the emulator failed, not the lab host: QEMU exited with status 1"),
     ],
 )
 def test_the_end_of_the_emulator(status: int, said: str) -> None:
@@ -114,5 +114,5 @@ def test_the_end_of_the_emulator(status: int, said: str) -> None:
 
 
 def test_the_emulators_last_words_are_told() -> None:
-    assert describe_end(-signal.SIGABRT, ("1", "2", "3", "4")).endswith("its last words: 2; 3; 4")
-    assert describe_end(-signal.SIGABRT, ()).endswith("it printed nothing")
+    assert describe_end(-signal.SIGABRT, ("1", "2", "3", "4")).endswith("last output: 2; 3; 4")
+    assert describe_end(-signal.SIGABRT, ()).endswith("last output: none")

@@ -214,7 +214,7 @@ def test_one_ledger_serves_many_threads(ledger: Ledger) -> None:
     def work(worker: int) -> None:
         for _ in range(20):
             ledger.forget(ledger.record(f"w{worker}", "move", {"worker": worker}))
-            ledger.log("worked", f"w{worker}", "")
+            ledger.log("cleared", f"w{worker}", "")
 
     threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
     for thread in threads:
@@ -339,8 +339,8 @@ def test_quarantine_ends_with_the_state(ledger: Ledger, path: Path) -> None:
 
 
 def test_events_of_one_tenant(ledger: Ledger) -> None:
-    ledger.log("created", "g1", "", who="alice", tenant="blue", took=0.5)
-    second = ledger.log("created", "g2", "", tenant="red")
+    ledger.log("claimed", "g1", "", who="alice", tenant="blue", took=0.5)
+    second = ledger.log("claimed", "g2", "", tenant="red")
     assert ledger.events(tenant="red") == (second,)
     assert [(event.who, event.took) for event in ledger.events(tenant="blue")] == [("alice", 0.5)]
     assert len(ledger.events()) == 2
@@ -351,16 +351,16 @@ def test_events_are_told_once_they_are_on_disk(ledger: Ledger, path: Path) -> No
     told = []
     with Ledger(path) as other:
         ledger.on_event(lambda event: told.append(event in other.events()))
-        ledger.log("created", "g1", "")
+        ledger.log("claimed", "g1", "")
     assert told == [True]
 
 
 def test_events_in_order(ledger: Ledger) -> None:
-    first = ledger.log("guest-started", "g1", "on CPUs 2-3")
-    second = ledger.log("guest-ended", "g1", "")
-    third = ledger.log("edge-mode", "host", "nic0 is back in VEPA mode")
+    first = ledger.log("started", "g1", "on CPUs 2-3")
+    second = ledger.log("ended", "g1", "")
+    third = ledger.log("drifted", "host", "nic0 is back in VEPA mode")
     assert ledger.events() == (first, second, third)
-    assert [event.kind for event in ledger.events(after=first.id)] == ["guest-ended", "edge-mode"]
+    assert [event.kind for event in ledger.events(after=first.id)] == ["ended", "drifted"]
     assert ledger.events(limit=2) == (first, second)
     assert ledger.events(after=third.id) == ()
     event = ledger.events()[0]
@@ -378,12 +378,12 @@ REWRITTEN = "INTO event (id, time, kind, subject, detail) VALUES (1, '', '', '',
      f"INSERT {REWRITTEN} ON CONFLICT (id) DO UPDATE SET detail = excluded.detail"],
 )  # fmt: skip
 def test_events_can_not_be_changed(ledger: Ledger, path: Path, statement: str) -> None:
-    events = (ledger.log("guest-started", "g1", ""), ledger.log("guest-ended", "g1", ""))
+    events = (ledger.log("started", "g1", ""), ledger.log("ended", "g1", ""))
     with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
         other.execute(statement)
     other.close()
     assert ledger.events() == events
-    assert ledger.log("guest-started", "g1", "").id == events[-1].id + 1
+    assert ledger.log("started", "g1", "").id == events[-1].id + 1
 
 
 # Trouble
@@ -394,7 +394,7 @@ def fill(path: Path) -> None:
     with Ledger(path) as ledger:
         claim(ledger, 1, 2)
         for number in range(200):
-            ledger.log("filler", "host", f"{number} " * 50)
+            ledger.log("stopped", "host", f"{number} " * 50)
 
 
 @pytest.mark.parametrize("content", [b"this is no database at all\n" * 100, b"\0" * 8192, b"SQLite format 3\0" + b"\xff" * 4096])
@@ -469,8 +469,8 @@ def test_a_start_does_not_look_through_the_event_log(path: Path) -> None:
         with pytest.raises(LedgerError, match=f"cannot read the ledger {path}: .*malformed") as caught:
             ledger.events()
         assert "move the file away" in caught.value.hint
-        ledger.log("told", "g1", "")
-        assert ledger.events(after=None, limit=1)[0].kind == "told"
+        ledger.log("cleared", "g1", "")
+        assert ledger.events(after=None, limit=1)[0].kind == "cleared"
 
 
 # Ends with a WAL that nobody has moved into the file, as a kill leaves it.
@@ -660,7 +660,7 @@ def test_a_ledger_of_the_second_schema(path: Path) -> None:
             assert [(event.id, event.who, event.took) for event in ledger.events(limit=1)] == [(7, "alice", 0.5)]
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 ledger._db.execute("REPLACE INTO event (id, time, kind, subject, detail) VALUES (7, '', '', '', '')")
-            assert ledger.log("told", "g1", "").id > 7
+            assert ledger.log("cleared", "g1", "").id > 7
 
 
 def test_folder_that_is_a_file(path: Path) -> None:
@@ -703,17 +703,17 @@ with Ledger(path) as ledger:
     written = 0
     try:
         for _ in range(10_000):
-            ledger.log("filler", "host", "x" * 500)
+            ledger.log("stopped", "host", "x" * 500)
             written += 1
     except LedgerError as error:
         print(error.code, error.message, error.hint, sep="|")
     print(len(ledger.events(limit=100_000)) == written)
     try:
-        ledger.log("filler", "host", "x" * 500)
+        ledger.log("stopped", "host", "x" * 500)
     except LedgerError as error:
         print(error.code)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    ledger.log("space again", "host", "")
+    ledger.log("cleared", "host", "")
     print(written > 0, len(ledger.events(limit=100_000)) == written + 1)
 """
 
@@ -749,7 +749,7 @@ def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(ledger: Ledger) 
     assert not unsynced
     synced.clear()
     ledger.forget(ledger.record("g1", "vf-mac", {}))
-    ledger.log("told", "g1", "")
+    ledger.log("cleared", "g1", "")
     # A set: SQLite names a statement again for each trigger of it.
     assert len(set(unsynced)) == 3, "a statement each: after each, a thread may have to wait for the interpreter"
     assert not synced
@@ -760,7 +760,7 @@ def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(ledger: Ledger) 
 
 def test_readers_do_not_wait_for_writers(ledger: Ledger) -> None:
     claim(ledger, 1)
-    ledger.log("told", "g1", "")
+    ledger.log("cleared", "g1", "")
     seen: list[int] = []
 
     def read() -> None:

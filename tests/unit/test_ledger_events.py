@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger import TROUBLE, Ledger, retention
+from orchestrator.ledger import EventKind, Ledger, retention
 from orchestrator.ledger.retention import LONGEST, STEP
+from orchestrator.model.event import Visibility
 from tests.harness.crash import Tell, in_child
 from tests.unit.test_ledger import claim
 
 KEEP = 100
+TROUBLE = tuple(kind for kind in EventKind if kind.is_trouble)
 
 
 @pytest.fixture
@@ -58,6 +60,18 @@ def test_a_tenant_displaces_neither_others_events_nor_trouble(ledger: Ledger) ->
     assert len(found) < len(rare) + KEEP + STEP
 
 
+@pytest.mark.parametrize("kind", [kind for kind in EventKind if kind.visibility is Visibility.HIDDEN])
+def test_hidden_kinds_are_stored_without_a_tenant(ledger: Ledger, kind: EventKind) -> None:
+    assert ledger.log(kind, "web", "", tenant="acme").tenant == ""
+    assert ledger.events(tenant="acme") == ()
+
+
+def test_a_kind_that_is_not_in_the_list_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="drited"):
+        ledger.log("drited", "web", "")  # type: ignore[arg-type]
+    assert ledger.events() == ()
+
+
 def test_ids_continue_and_a_reader_misses_nothing_new(ledger: Ledger) -> None:
     first = ledger.log("started", "web", "")
     for _ in range(KEEP + STEP):
@@ -65,7 +79,7 @@ def test_ids_continue_and_a_reader_misses_nothing_new(ledger: Ledger) -> None:
     kept = ledger.events(after=first.id, limit=1_000_000)
     assert [event.id for event in kept] == list(range(kept[0].id, ledger.last_event() + 1)), "a gap at the beginning only"
     assert kept[0].id == first.id + STEP
-    assert ledger.log("told", "web", "").id == kept[-1].id + 1
+    assert ledger.log("cleared", "web", "").id == kept[-1].id + 1
 
 
 def test_what_there_is_counts_after_a_start(path: Path) -> None:

@@ -61,7 +61,7 @@ CHANGES: dict[str, Callable[[Ledger], object]] = {
     "release": lambda ledger: ledger.release("g1"),
     "record": lambda ledger: ledger.record("g1", "move", {}),
     "forget": lambda ledger: ledger.forget(1),
-    "log": lambda ledger: ledger.log("told", "g1", ""),
+    "log": lambda ledger: ledger.log("cleared", "g1", ""),
 }
 
 
@@ -111,7 +111,7 @@ def test_a_ledger_that_was_replaced_is_not_spoiled_by_the_end_of_a_manager(ledge
 
 
 def test_after_a_stop_all_is_in_one_file(ledger: Ledger, path: Path, tmp_path: Path) -> None:
-    ledger.log("told", "g1", "last words")
+    ledger.log("cleared", "g1", "last words")
     assert path.with_name(f"{path.name}-wal").stat().st_size
     ledger.close()
     assert {file.name for file in path.parent.iterdir()} == {path.name, f"{path.name}.reserve"}

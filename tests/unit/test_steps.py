@@ -13,8 +13,8 @@ import inspect
 import os
 import pkgutil
 import subprocess
-from dataclasses import dataclass
-from errno import ENOSPC
+from dataclasses import dataclass, replace
+from errno import ENOSPC, EPERM
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -25,9 +25,10 @@ from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
-from orchestrator.resources.cores import MoveKernelThread
+from orchestrator.resources.cores import MoveIrq, MoveKernelThread
 from orchestrator.resources.step import STEPS, Arguments, GuestContext, Step, UndoContext, register, try_steps, undo_steps
 from orchestrator.values import CpuSet
+from tests.fakes.root import FakeRoot, load_host
 from tests.unit.test_ledger import make_plan
 
 PLAN = make_plan(1)
@@ -39,6 +40,34 @@ def test_a_thread_that_has_ended_needs_no_moving(tmp_path: Path) -> None:
     step = MoveKernelThread(process.pid, "gone", CpuSet.of(os.sched_getaffinity(0)))
     assert step.read_before(HostRoot(tmp_path)) is None
     step.apply(HostRoot(tmp_path))
+
+
+def test_moving_an_interrupt_changes_nothing_before_the_undo_record(tmp_path: Path) -> None:
+    """What the kernel manages itself shows only at a write: that write comes after the record, and leaves none if refused."""
+    host, ledger = load_host(tmp_path / "host", "numa"), Ledger(tmp_path / "ledger.sqlite")
+    _add_irq(host, 24, "nic0-TxRx-0", "0-7")
+    _add_irq(host, 25, "nvme0q1", "0-7")
+    host.write_errors["proc/irq/25/smp_affinity_list"] = EPERM
+    steps = [MoveIrq(24, "nic0-TxRx-0", CpuSet.parse("0")), MoveIrq(25, "nvme0q1", CpuSet.parse("0"))]
+    before = [step.read_before(host) for step in steps]
+    assert before == [
+        {"number": 24, "name": "nic0-TxRx-0", "cpus": "0-7"},
+        {"number": 25, "name": "nvme0q1", "cpus": "0-7"},
+    ]
+    assert host.writes == []
+
+    recorded: list[int] = []
+    host = replace(host, watch=lambda moment, _what: recorded.append(len(ledger.pending("host"))))
+    changed, failed = try_steps(host, ledger, "host", steps)
+    assert (len(changed), [step.number for step, _ in failed]) == (1, [25])
+    assert recorded
+    assert min(recorded) >= 1
+    assert [record.arguments["number"] for record in ledger.pending("host")] == [24]
+
+
+def _add_irq(host: FakeRoot, number: int, name: str, cpus: str) -> None:
+    host.add(f"proc/irq/{number}/smp_affinity_list", cpus)
+    host.add(f"sys/kernel/irq/{number}/actions", name)
 
 
 @dataclass(frozen=True)

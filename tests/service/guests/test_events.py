@@ -117,9 +117,9 @@ def test_refusals_cannot_fill_the_disk(ledger: Ledger) -> None:
 
 def test_the_newest_events_of_a_tenant(ledger: Ledger) -> None:
     for number in range(5):
-        ledger.log("told", f"a{number}", "", tenant="a")
-        ledger.log("told", f"b{number}", "", tenant="b")
-    ledger.log("told", "b", "", tenant="b")
+        ledger.log("cleared", f"a{number}", "", tenant="a")
+        ledger.log("cleared", f"b{number}", "", tenant="b")
+    ledger.log("cleared", "b", "", tenant="b")
     assert [event.subject for event in ledger.events(None, 2, "a")] == ["a3", "a4"]
     assert [event.subject for event in ledger.events(None, 2)] == ["b4", "b"]
 

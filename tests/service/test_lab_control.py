@@ -19,10 +19,10 @@ import pytest
 
 from orchestrator.errors import Conflict, LabError, LabLost, NotFound, RequestError, ShellError
 from orchestrator.host import netlink
+from orchestrator.lab import control, switch
 from orchestrator.lab import lab as labs
-from orchestrator.lab import life, switch
 from orchestrator.lab.accel import Accel
-from orchestrator.lab.folder import Folder, is_locked
+from orchestrator.lab.paths import LabDir, is_locked
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qemu import build_entry
 from orchestrator.lab.spec import LabImage, parse_spec
@@ -40,7 +40,7 @@ EMULATED = Accel(kvm=False, reason="test")
 UP = """
 import sys
 from pathlib import Path
-from tests.service.test_lab_life import start
+from tests.service.test_lab_control import start
 start(sys.argv[1], Path(sys.argv[2]))
 print("up", flush=True)
 """
@@ -65,14 +65,14 @@ def name(tmp_path: Path) -> Iterator[str]:
     """A name that no other lab on this machine has; what carries it is gone after the test, whatever the test did."""
     found = f"t{os.getpid()}-{int(time.monotonic() * 1000) % 100000}"
     yield found
-    life.down(found, timeout=3)
+    control.down(found, timeout=3)
     assert_nothing_left(found)
 
 
-def start(name: str, tmp_path: Path, *, patience: float = 30) -> labs.Lab:
+def start(name: str, tmp_path: Path, *, boot_timeout: float = 30) -> labs.Lab:
     """Starts a lab whose tools root is this machine's own root."""
     image = LabImage(tmp_path / "vmlinuz", tmp_path / "initrd", tmp_path / "root.raw", "quiet")
-    return life.up(name, SPEC, image, Path("/"), EMULATED, Timeline(), patience=patience)
+    return control.up(name, SPEC, image, Path("/"), EMULATED, Timeline(), boot_timeout=boot_timeout)
 
 
 def start_in_background(name: str, tmp_path: Path) -> subprocess.Popen[str]:
@@ -105,7 +105,7 @@ def processes_of(name: str) -> list[str]:
 
 
 def assert_nothing_left(name: str) -> None:
-    folder = Folder(name)
+    folder = LabDir(name)
     wait_until(lambda: not processes_of(name), f"{name} has no process")
     assert not netlink.netns_exists(switch.netns_of(name))
     assert not folder.path.exists()
@@ -122,9 +122,9 @@ def test_a_lab_starts_runs_commands_and_leaves_nothing(name: str, tmp_path: Path
     status = labs.read_status(name)
     assert (status.condition, status.state) == ("up", lab.state)
     assert status.memory
-    assert life.down(name) is True
+    assert control.down(name) is True
     assert_nothing_left(name)
-    assert life.down(name) is False
+    assert control.down(name) is False
 
 
 def test_the_switch_is_a_bridge_with_a_hairpin_port_that_is_the_tap(
@@ -146,10 +146,10 @@ def test_two_labs_side_by_side(name: str, tmp_path: Path, stand_in: Callable[[st
         first, second = start(name, tmp_path), start(other, tmp_path)
         assert first.state.port != second.state.port
         assert first.state.host_key != second.state.host_key
-        life.down(name)
+        control.down(name)
         assert labs.execute(second, "echo still here").stdout == "still here\n"
     finally:
-        life.down(other)
+        control.down(other)
     assert_nothing_left(other)
 
 
@@ -160,7 +160,7 @@ def test_a_second_up_is_refused_and_the_first_lab_is_not_touched(
     with pytest.raises(Conflict, match=f"{name} is up since .*keeper process {lab.state.pid}"):
         start(name, tmp_path)
     with pytest.raises(Conflict):
-        life.check_free(name)
+        control.check_name_available(name)
     assert labs.execute(lab, "true").status == 0
 
 
@@ -183,11 +183,11 @@ def test_an_up_that_is_killed_leaves_nothing(
 ) -> None:
     stand_in("mute")
     up = start_in_background(name, tmp_path)
-    wait_until(Folder(name).state.exists, "QEMU runs")
+    wait_until(LabDir(name).state.exists, "QEMU runs")
     assert netlink.netns_exists(switch.netns_of(name))
     up.send_signal(number)
     up.communicate(timeout=20)
-    wait_until(lambda: not Folder(name).lock.exists(), "the keeper has cleaned up")
+    wait_until(lambda: not LabDir(name).lock.exists(), "the keeper has cleaned up")
     assert_nothing_left(name)
 
 
@@ -219,7 +219,8 @@ def test_an_emulator_that_fails_is_told_with_its_last_words(name: str, tmp_path:
     stand_in("abort")
     lab = start(name, tmp_path)
     threading.Timer(0.5, lab.folder.path.joinpath("abort").touch).start()
-    with pytest.raises(LabLost, match=r"the emulator failed: QEMU ended by SIGABRT.*assertion failed: \(bql_locked\(\)\)"):
+    expected = r"the emulator failed, not the lab host: QEMU was killed by SIGABRT.*assertion failed: \(bql_locked\(\)\)"
+    with pytest.raises(LabLost, match=expected):
         labs.execute(lab, ["sleep", "60"])
     with pytest.raises(LabLost, match="the emulator failed"):
         labs.find_lab(name)
@@ -229,19 +230,19 @@ def test_an_emulator_that_fails_is_told_with_its_last_words(name: str, tmp_path:
 
 def test_what_a_killed_keeper_left_is_removed_by_down(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     os.kill(start(name, tmp_path).state.pid, signal.SIGKILL)
-    assert life.down(name) is True
+    assert control.down(name) is True
     assert_nothing_left(name)
 
 
 def test_a_lab_that_dies_is_lost_and_no_failed_command(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     lab = start(name, tmp_path)
-    with pytest.raises(LabLost, match="(?s)QEMU ended.*Linux version 6.12 of the stand-in"):
+    with pytest.raises(LabLost, match="(?s)QEMU was killed by SIGKILL.*Linux version 6.12 of the stand-in"):
         labs.execute(lab, f"kill -KILL {lab.state.qemu}; sleep 60")
-    wait_until(lambda: not is_locked(Folder(name)), "the keeper has ended")
+    wait_until(lambda: not is_locked(LabDir(name)), "the keeper has ended")
     status = labs.read_status(name)
     assert status.condition == "lost"
     assert status.state
-    assert "QEMU ended" in status.state.ended
+    assert "QEMU was killed" in status.state.ended
     assert not netlink.netns_exists(switch.netns_of(name))
     with pytest.raises(LabLost):
         labs.find_lab(name)
@@ -257,22 +258,20 @@ def test_a_command_that_takes_too_long_is_no_lost_lab(name: str, tmp_path: Path,
 def test_a_host_that_hangs_is_a_lost_lab_and_no_slow_command(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labs, "_ANSWER_DEADLINE", 2)
+    monkeypatch.setattr(labs, "_RESPONSE_TIMEOUT", 2)
     lab = start(name, tmp_path)
-    with pytest.raises(LabLost, match="does not answer any more"):
+    with pytest.raises(LabLost, match="the lab host does not respond"):
         labs.execute(lab, f"kill -STOP {lab.state.qemu}; sleep 60", timeout=3)
     os.kill(lab.state.qemu, signal.SIGCONT)
 
 
-@pytest.mark.parametrize(
-    ("mode", "text"), [("", "its machine is running; gone"), ("full", "no longer fits on this machine's disk; gone")]
-)
+@pytest.mark.parametrize(("mode", "text"), [("", "its machine is running; gone"), ("full", "this machine's disk is full; gone")])
 def test_a_lost_lab_says_what_its_machine_does(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
 ) -> None:
     stand_in(mode)
     lab = start(name, tmp_path)
-    with pytest.raises(LabLost, match=text), labs.not_lost(lab):
+    with pytest.raises(LabLost, match=text), labs.raising_lab_lost(lab):
         raise ShellError("gone")
 
 
@@ -286,14 +285,14 @@ def test_an_emulator_that_does_not_start_is_reported_with_what_it_said(
 
 
 @pytest.mark.parametrize(
-    ("mode", "text"), [("mute", "(?s)did not get ready in time.*Linux version"), ("panic", "(?s)QEMU ended.*Kernel panic")]
+    ("mode", "text"), [("mute", "(?s)did not become ready in time.*Linux version"), ("panic", "(?s)QEMU exited.*Kernel panic")]
 )
 def test_a_boot_that_fails_is_reported_with_the_consoles_tail(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
 ) -> None:
     stand_in(mode)
     with pytest.raises(LabError, match=text):
-        start(name, tmp_path, patience=4)
+        start(name, tmp_path, boot_timeout=4)
     assert_nothing_left(name)
 
 
@@ -306,7 +305,7 @@ def test_an_emulator_that_fails_in_the_boot_is_a_lost_lab(
     slow = tmp_path / "bin" / "systemctl"
     slow.write_text("#!/bin/sh\nsleep 5\n")
     slow.chmod(0o755)
-    with pytest.raises(LabLost, match="cannot start the lab .*: the emulator failed: QEMU ended by SIGABRT"):
+    with pytest.raises(LabLost, match="cannot start lab .*: the emulator failed, not the lab host: QEMU was killed by SIGABRT"):
         start(name, tmp_path)
     assert_nothing_left(name)
 
@@ -316,7 +315,7 @@ def test_down_has_a_deadline(name: str, tmp_path: Path, stand_in: Callable[[str]
     lab = start(name, tmp_path)
     os.kill(lab.state.pid, signal.SIGSTOP)  # a keeper that does nothing any more
     before = time.monotonic()
-    assert life.down(name, timeout=1) is True
+    assert control.down(name, timeout=1) is True
     assert time.monotonic() - before < 8
     assert_nothing_left(name)
 
@@ -324,11 +323,11 @@ def test_down_has_a_deadline(name: str, tmp_path: Path, stand_in: Callable[[str]
 def test_a_down_during_up_ends_both(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     stand_in("mute")
     up = start_in_background(name, tmp_path)
-    wait_until(Folder(name).state.exists, "QEMU runs")
+    wait_until(LabDir(name).state.exists, "QEMU runs")
     with pytest.raises(NotFound, match="still being started"):
         labs.find_lab(name)
     assert labs.read_status(name).condition == "starting"
-    life.down(name)
+    control.down(name)
     _, err = up.communicate(timeout=20)
     assert up.returncode
     assert "taken down while it was being started" in err
@@ -339,25 +338,25 @@ def test_a_switch_that_cannot_be_removed_is_not_forgotten(name: str, tmp_path: P
     start(name, tmp_path)
     netns = switch.netns_of(name)
     subprocess.run(["mount", "--bind", "/proc/self/ns/net", f"/run/netns/{netns}"], check=True)
-    life.down(name)
+    control.down(name)
     assert_nothing_left(name)
 
 
 def test_only_root_may_start_and_end_labs(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     start(name, tmp_path)
-    for call in (f"life.down({name!r})", "life.check_free('other')", f"labs.read_status({name!r})"):
-        code = f"import os; os.setuid(65534)\nfrom orchestrator.lab import life, lab as labs\n{call}"
-        argv = [sys.executable, "-c", f"from orchestrator.lab import life, lab as labs\n{code}"]
+    for call in (f"control.down({name!r})", "control.check_name_available('other')", f"labs.read_status({name!r})"):
+        code = f"import os; os.setuid(65534)\nfrom orchestrator.lab import control, lab as labs\n{call}"
+        argv = [sys.executable, "-c", f"from orchestrator.lab import control, lab as labs\n{code}"]
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
         assert "HostError" in done.stderr
         assert "run as root" in done.stderr
-    assert is_locked(Folder(name))
+    assert is_locked(LabDir(name))
 
 
 def test_a_lab_that_is_not_there(name: str) -> None:
-    with pytest.raises(NotFound, match=f"there is no lab {name}"):
+    with pytest.raises(NotFound, match=f"no lab named {name}"):
         labs.find_lab(name)
-    with pytest.raises(NotFound, match=f"there is no lab {name}"):
+    with pytest.raises(NotFound, match=f"no lab named {name}"):
         labs.read_status(name)
     with pytest.raises(RequestError, match="is not a lab name"):
         labs.find_lab("../etc")
@@ -376,12 +375,12 @@ def test_the_command_line(name: str, tmp_path: Path, stand_in: Callable[[str], N
     assert (shown["condition"], shown["state"]["accel"], shown["state"]["accel_reason"]) == ("up", "tcg", "test")
     assert "Linux version 6.12" in nohype("console", "--lab", name).stdout
     os.kill(labs.find_lab(name).state.qemu, signal.SIGKILL)
-    wait_until(lambda: not is_locked(Folder(name)), "the keeper has ended")
+    wait_until(lambda: not is_locked(LabDir(name)), "the keeper has ended")
     lost = nohype("exec", "--lab", name, "--", "true")
     assert lost.returncode == 3
-    assert f"the lab {name} is lost: QEMU ended" in lost.stderr
+    assert f"lab {name} is lost: QEMU was killed" in lost.stderr
     assert "Traceback" not in lost.stderr
-    assert nohype("down", name).stdout == f"the lab {name} is down\n"
+    assert nohype("down", name).stdout == f"lab {name} is down\n"
 
 
 def test_an_emulator_whose_keeper_died_before_it_began_does_not_begin(tmp_path: Path) -> None:
