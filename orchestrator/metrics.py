@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import Metric as Family
 
 from orchestrator.errors import NotFound
 from orchestrator.model.event import Event, EventKind
-from orchestrator.model.exits import CLASSES
+from orchestrator.model.exits import add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.state import GuestState
@@ -330,22 +330,8 @@ class Metrics:
                     vcpus = self._sources.read_exits(guest.plan.uuid)
                 except NotFound:
                     continue  # it has ended just now
-                for name, count in _sum_exits(vcpus).items():
+                for name, count in classify(add_vcpus(vcpus)).items():
                     yield "nohype_guest_exits_total", (guest.plan.name, name), count
-
-
-def _sum_exits(vcpus: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Exits of all vCPUs by class. A counter that this kernel lacks gives no figure; ``other`` is what no class names."""
-    known: Counter[str] = Counter()
-    total, complete = 0, True
-    for vcpu in vcpus:
-        for name, counter in CLASSES.items():
-            if counter in vcpu:
-                known[name] += vcpu[counter]
-        complete = complete and "exits" in vcpu
-        total += vcpu.get("exits", 0)
-    # The counters are read one after the other, so their sum may pass the total by an exit or two.
-    return {**known, **({"other": max(0, total - sum(known.values()))} if known and complete else {})}
 
 
 def _bound(bound: float) -> str:

@@ -30,6 +30,8 @@ from orchestrator.audit.devices import (
     prove_device_isolated,
     prove_devices_minimal,
 )
+from orchestrator.audit.exits import EXITS, prove_exits
+from orchestrator.audit.exits import UNIT as EXITS_UNIT
 from orchestrator.audit.memory import MEMORY_STATIC, POOL_UNIT, prove_memory_static, prove_pool_accounting
 from orchestrator.audit.memory import UNIT as MEMORY_UNIT
 from orchestrator.audit.readings import read_devices, read_edges, read_last_runs, read_translation
@@ -45,8 +47,7 @@ from orchestrator.host.processes import read_maps, read_services, survey_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor, LiveGuest
 from orchestrator.model.access import MANAGER, Identity
-from orchestrator.model.exits import EXITS, ExitPolicy, ExitSample, judge_exits
-from orchestrator.model.exits import UNIT as EXITS_UNIT
+from orchestrator.model.exits import ExitPolicy, ExitSample
 from orchestrator.model.proof import Proof, Verdict, not_measured
 from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet
@@ -134,10 +135,10 @@ def run_audit(
     audit = _Audit(host, guests, topology, housekeeping, manager_pid)
     before = {guest.name: _Reading(partial(_sample_exits, read_exits, guest.uuid)) for guest in guests}
 
-    def prove_exits(guest: LiveGuest) -> Proof:
+    def measure_exits(guest: LiveGuest) -> Proof:
         first = before[guest.name].value()
         time.sleep(max(0.0, first.time + window - time.monotonic()))
-        return judge_exits(guest.name, first, _sample_exits(read_exits, guest.uuid), policy)
+        return prove_exits(guest.name, first, _sample_exits(read_exits, guest.uuid), policy)
 
     def of_each(name: str, unit: str, prove: Callable[[LiveGuest], Proof]) -> list[Proof]:
         return [_measured(name, guest.name, unit, partial(prove, guest)) for guest in guests]
@@ -151,7 +152,7 @@ def run_audit(
         *of_each(DEVICE_ISOLATED, ISOLATED_UNIT, audit.prove_device_isolated),
     ]
     # The exits are counted before the frames are sent, which make the guests exit.
-    exits = of_each(EXITS, EXITS_UNIT, prove_exits)
+    exits = of_each(EXITS, EXITS_UNIT, measure_exits)
     vepa = _measured(VEPA, "host", VEPA_UNIT, partial(_prove_vepa, host, guests, topology, tell, frames))
     missing = [not_measured(CORE_EXCLUSIVE, name, FOREIGN, why) for name, why in sorted((unread or {}).items())]
     return (*missing, *proofs, vepa, *of_each(DEVICES_MINIMAL, MINIMAL_UNIT, audit.prove_devices_minimal), *exits)

@@ -13,7 +13,7 @@ from orchestrator.errors import ImageError
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.recipe import recipe_names, recipes_folder
-from orchestrator.images.store import STORE, Image, install_image, list_images
+from orchestrator.images.store import STORE, install_image, list_images
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -44,7 +44,7 @@ def build(name: str, *, output: Path, recipes: Path | None, as_json: bool) -> No
         built = build_image(recipes or recipes_folder(), name, cache_folder(), progress=timeline.note)
         installed = install_image(built, output, name)
     if as_json:
-        print_json(_as_dict(installed))
+        print_json(installed.to_json())
     else:
         click.echo(f"guest image {name}: kernel {installed.kernel_version}, in {output / name}")
 
@@ -56,17 +56,10 @@ def list_command(*, store: Path, as_json: bool) -> None:
     """Show the guest images in the store."""
     images = list_images(store)
     if as_json:
-        print_json([_as_dict(image) for image in images])
+        print_json([image.to_json() for image in images])
     elif images:
         rows = [(image.name, image.kernel_version, image.console or "-", image.hash) for image in images]
         print_table([("NAME", "KERNEL", "CONSOLE", "HASH"), *rows])
     else:
         recipes = ", ".join(recipe_names(recipes_folder())) or "none"
         click.echo(f"no guest images in {store}; recipes: {recipes}")
-
-
-def _as_dict(made: Image) -> dict[str, object]:
-    return {
-        "name": made.name, "kernel": str(made.kernel), "initrd": str(made.initrd), "cmdline": made.cmdline,
-        "console": made.console, "memory": made.memory.bytes, "kernel_version": made.kernel_version, "hash": made.hash,
-    }  # fmt: skip

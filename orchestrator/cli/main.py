@@ -26,7 +26,7 @@ _COMMANDS = {
     "config": ("orchestrator.cli.config", "config", "Check the manager's configuration file."),
     "image": ("orchestrator.cli.image", "image", "Build and list guest images."),
     "lab": ("orchestrator.cli.lab", "lab", "Build and run the nested lab."),
-    "demo": ("orchestrator.cli.demo", "demo", "Run the whole story in the nested lab."),
+    "demo": ("orchestrator.cli.demo", "demo", "Run the end-to-end demo in the nested lab."),
 }
 _ALONE = ("token", "config", "image", "lab", "demo")
 """Commands that ask no manager."""

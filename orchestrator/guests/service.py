@@ -66,7 +66,7 @@ class SystemManager:
         self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched, self._warnings)
         self.supervisor = Supervisor(self._cores, ledger, observer)
         self._refusals = RefusalLog(ledger, observer)
-        self._consoles = Consoles(hypervisor, ledger, logs)
+        self._consoles = Consoles(hypervisor, ledger, logs, images)
         self._changes = Changes(ledger, self._cores, self.supervisor.changing)
         self._happened = threading.Condition()
         self._closed = False

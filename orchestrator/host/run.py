@@ -116,8 +116,12 @@ def _how_it_ended(status: int) -> str:
 
 
 def _tail(done: Completed, log: Path | None) -> str:
-    text = log.read_text(errors="replace") if log else done.stderr or done.stdout
-    lines = text.strip().splitlines()[-_TAIL:]
+    return format_tail(log.read_text(errors="replace") if log else done.stderr or done.stdout)
+
+
+def format_tail(output: str) -> str:
+    """A colon and the last lines, indented, to follow an error's own line; empty if there is no output."""
+    lines = output.strip().splitlines()[-_TAIL:]
     return ":\n    " + "\n    ".join(lines) if lines else ""
 
 

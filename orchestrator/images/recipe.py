@@ -1,4 +1,4 @@
-"""Recipes of guest images: a folder with ``image.toml`` and the files that it names."""
+"""Recipes of guest images: folders with ``image.toml`` and the files that it names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.model.request import as_value_error
 from orchestrator.values import Size
 
 SHIPPED = Path("/usr/share/nohype/guest-images")
-"""Where an installed host has the recipes; the host role of ansible/ puts them there."""
+"""The recipes of an installed host, where the host role of ansible/ puts them."""
 
 _FILE = "image.toml"
 
@@ -23,15 +23,14 @@ def _size(text: str) -> str:
 
 
 class Recipe(BaseModel):
-    """How an image is made.
+    """The build instructions of an image.
 
     Attributes:
-        packages: Debian packages that hold its kernel and busybox.
-        modules: kernel modules that go into its initramfs, with all they need.
+        packages: Debian packages with kernel and busybox.
+        modules: kernel modules for the initramfs; their dependencies are added.
         init: file in the recipe's folder that becomes /init.
-        cmdline: words for the kernel command line.
-        memory: the least that a guest of this image starts with ("96M").
-        console: protocol that its init speaks on the console; None if it speaks none.
+        memory: minimum of a guest ("96M").
+        console: protocol that the init speaks on the console; None if it speaks none.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -46,13 +45,12 @@ class Recipe(BaseModel):
 
 
 def recipes_folder() -> Path:
-    """The recipes of this source tree, or, for an installed package, the ones that the host role put on the host."""
+    """The recipes of the source tree; for an installed package those of the host."""
     of_tree = Path(__file__).parents[2] / "guest-images"
     return of_tree if of_tree.is_dir() else SHIPPED
 
 
 def recipe_names(recipes: Path) -> tuple[str, ...]:
-    """The names of the recipes in a folder, sorted."""
     return tuple(sorted(path.parent.name for path in recipes.glob(f"*/{_FILE}")))
 
 
@@ -61,12 +59,12 @@ def read_recipe(recipes: Path, name: str) -> Recipe:
 
     Raises:
         NotFound: there is no such recipe.
-        ImageError: the recipe is wrong; with the place in the file.
+        ImageError: the recipe is invalid; names the field.
     """
     names = recipe_names(recipes)
     if name not in names:
-        there = f"there are {', '.join(names)}" if names else "there are none"
-        raise NotFound(f"there is no recipe for a guest image {name!r} in {recipes}: {there}", "--recipes DIR takes others")
+        available = f"available: {', '.join(names) or 'none'}"
+        raise NotFound(f"no recipe {name!r} in {recipes}; {available}", "use --recipes DIR for another folder of recipes")
     file = recipes / name / _FILE
     try:
         recipe = Recipe.model_validate(tomllib.loads(file.read_text()))
@@ -74,7 +72,7 @@ def read_recipe(recipes: Path, name: str) -> Recipe:
         raise ImageError(f"cannot read {file}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise ImageError(f"{file} is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ImageError(f"invalid recipe {file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if not (file.parent / recipe.init).is_file():
-        raise ImageError(f"{file} names {recipe.init} as init, but {file.parent} has no such file")
+        raise ImageError(f"invalid recipe {file}: init: {file.parent / recipe.init} does not exist")
     return recipe

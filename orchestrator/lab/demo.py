@@ -15,6 +15,7 @@ from orchestrator.lab import switch
 from orchestrator.lab.health import check_emulation
 from orchestrator.lab.lab import Lab, execute
 from orchestrator.lab.progress import Timeline
+from orchestrator.model.plain import to_plain
 from orchestrator.model.proof import Proof, Verdict, proof_from_json
 from orchestrator.waiting import wait_until
 
@@ -139,7 +140,7 @@ def _run(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest]) -> Report:
     verdict = Verdict.PASS if all(proof.verdict == Verdict.PASS for proof in proofs) else Verdict.FAIL
     emulator = lab.state.emulator and lab.state.emulator.model_dump(mode="json")
     host = {"lab": lab.name, "spec": lab.state.spec.name, "accel": lab.state.accel, "emulator": emulator, "survey": before}
-    return Report(str(verdict), host, views, [proof.to_json() for proof in proofs], timeline.timings)
+    return Report(str(verdict), host, views, to_plain(proofs), timeline.timings)
 
 
 def prove_restored(before: dict[str, Any], after: dict[str, Any]) -> Proof:

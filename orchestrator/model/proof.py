@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 WEAKER = "weaker, because "
@@ -36,13 +36,9 @@ class Proof:
     unit: str
     evidence: tuple[str, ...]
 
-    def to_json(self) -> dict[str, object]:
-        """The proof as plain JSON types."""
-        return {**asdict(self), "verdict": str(self.verdict), "evidence": list(self.evidence)}
-
 
 def proof_from_json(fields: dict[str, object]) -> Proof:
-    """Reads back what ``Proof.to_json`` wrote."""
+    """Reads back what ``to_plain`` made of a proof."""
     evidence = fields["evidence"]
     assert isinstance(evidence, list)
     return Proof(**{**fields, "verdict": Verdict(fields["verdict"]), "evidence": tuple(evidence)})  # type: ignore[arg-type]

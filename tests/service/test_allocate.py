@@ -179,7 +179,7 @@ def test_a_damaged_image_is_told_before_anything_is_claimed(world: World, manage
     """Not as a fault of the manager: another image can be asked for."""
     (world.folder / "images" / IMAGE / "image.json").write_text(content)
     before = manager.guests(OPERATOR)
-    with pytest.raises(ImageError, match=f"the guest image {IMAGE} is damaged: image.json: ") as caught:
+    with pytest.raises(ImageError, match=f"guest image {IMAGE} is damaged: image.json: ") as caught:
         create(manager, "second")
     assert STATUS[caught.value.code] == 409
     assert manager.guests(OPERATOR) == before

@@ -138,7 +138,7 @@ def test_full_disk_is_one_clear_error(small_disk: Path) -> None:
     def build(folder: Path) -> None:
         (folder / "big").write_bytes(bytes(2 << 20))
 
-    with pytest.raises(ImageError, match="the disk is full: thing") as error:
+    with pytest.raises(ImageError, match="cannot build thing in .*: the disk is full") as error:
         build_cached(small_disk / "cache", "thing", "a" * 12, build, progress=nothing)
     assert "NOHYPE_CACHE" in error.value.hint
     assert names(small_disk / "cache") == []
@@ -148,7 +148,7 @@ def test_full_disk_met_by_a_program_is_the_same_error(small_disk: Path) -> None:
     def build(folder: Path) -> None:
         run(["dd", "if=/dev/zero", f"of={folder}/big", "bs=1M", "count=2"], env={"LC_ALL": "C"})
 
-    with pytest.raises(ImageError, match="the disk is full: thing"):
+    with pytest.raises(ImageError, match="cannot build thing in .*: the disk is full"):
         build_cached(small_disk / "cache", "thing", "a" * 12, build, progress=nothing)
     assert names(small_disk / "cache") == []
 
@@ -197,7 +197,7 @@ def test_failing_program_shows_the_end_of_its_output(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as error:
         run_logged(["sh", "-c", f"{lines}; exit 3"], task="cannot make it", program="thing", log=log, timeout=10)
     first, *rest = error.value.message.splitlines()
-    assert first == "cannot make it: thing ended with status 3:"
+    assert first == "cannot make it: thing exited with status 3:"
     assert rest == [f"    line {number}" for number in range(8, 20)]
     assert str(log) in error.value.hint
     run_logged(["sh", "-c", "echo again"], task="cannot make it", program="thing", log=log, timeout=10)

@@ -61,7 +61,7 @@ def test_same_inputs_give_the_same_bytes(root: Path, tmp_path: Path) -> None:
 
 def test_a_driver_without_devices_is_an_error(root: Path, tmp_path: Path) -> None:
     (root / "usr/lib/modules/6.12/modules.alias").write_text("")
-    with pytest.raises(ImageError, match="no device that igbvf"):
+    with pytest.raises(ImageError, match="no devices for igbvf"):
         build_initramfs(root, tmp_path / "init", ["igbvf"], tmp_path / "initrd")
 
 

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.audit.traffic import SIZE, find_guest_address, parse_ping
 from orchestrator.audit.vepa import EdgeReading, SwitchCount, Traffic, complete_vepa, judge_vepa
 from orchestrator.errors import GuestError
+from orchestrator.model.plain import to_plain
 from orchestrator.model.proof import Proof, Verdict, not_measured, proof_from_json
 from tests.fakes.root import build_host
 from tests.harness.audit_data import GUEST1
@@ -84,7 +85,7 @@ def test_one_of_two_pfs_in_veb_mode_fails() -> None:
 
 
 def through_json(proof: Proof) -> Proof:
-    return proof_from_json(json.loads(json.dumps(proof.to_json())))
+    return proof_from_json(json.loads(json.dumps(to_plain(proof))))
 
 
 def test_the_hosts_half_is_completed_outside() -> None:

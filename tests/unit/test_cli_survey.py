@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.api.app import survey_json
+from orchestrator.api.routes.host import show_survey
 from orchestrator.cli import connection
 from orchestrator.cli.main import nohype
 from orchestrator.host.survey import read_topology
@@ -25,7 +25,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRoot:
         def __init__(self, *_: object, **__: object) -> None: ...
 
         def survey(self) -> object:
-            return survey_json(read_topology(fake))
+            return show_survey(read_topology(fake))
 
     monkeypatch.setattr(connection, "Client", Client)
     return fake

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from orchestrator.lab.demo import Report, prove_restored
+from orchestrator.model.plain import to_plain
 from orchestrator.model.proof import Verdict
 
 BEFORE = {"isolated": "2-7", "pfs": [{"address": "0000:41:00.0", "vfs": []}], "pools": [{"node": 0, "free": 256}]}
@@ -22,7 +23,7 @@ def test_each_part_that_differs_is_named() -> None:
 
 
 def test_the_report_is_written_whole(tmp_path: Path) -> None:
-    report = Report("pass", {"lab": "demo"}, [{"name": "guest1"}], [prove_restored(BEFORE, BEFORE).to_json()], {"survey": 1.5})
+    report = Report("pass", {"lab": "demo"}, [{"name": "guest1"}], to_plain((prove_restored(BEFORE, BEFORE),)), {"survey": 1.5})
     report.write(tmp_path / "new" / "report.json")
     read = json.loads((tmp_path / "new" / "report.json").read_text())
     assert list(read) == ["verdict", "host", "guests", "proofs", "timings"]

@@ -16,8 +16,10 @@ from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 GOLDEN = Path(__file__).parents[1] / "data" / "domains"
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
-FOLDER = Path("/images/minimal")
-IMAGE = Image("minimal", FOLDER / "vmlinuz", FOLDER / "initrd", "console=ttyS0 panic=-1", Size.parse("96M"), "nohype-1")
+IMAGE = Image(
+    folder=Path("/images/minimal"), cmdline="console=ttyS0 panic=-1", memory=Size.parse("96M"), console="nohype-1",
+    kernel_version="6.12", hash="0",
+)  # fmt: skip
 LOG = Path("/var/log/nohype/g1.log")
 QEMU = {"qemu": "http://libvirt.org/schemas/domain/qemu/1.0"}
 
@@ -157,4 +159,4 @@ def test_a_guest_that_ends_is_gone() -> None:
 )
 def test_kernel_command_line(image: str, plan: str, line: str) -> None:
     """The image's words come first: the kernel takes the last of two that contradict each other."""
-    assert build(replace(SMT, cmdline=plan), replace(IMAGE, cmdline=image)).findtext("os/cmdline") == line
+    assert build(replace(SMT, cmdline=plan), IMAGE.model_copy(update={"cmdline": image})).findtext("os/cmdline") == line

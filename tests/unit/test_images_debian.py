@@ -42,7 +42,7 @@ def test_local_mirror_lists_are_kept_as_they_are() -> None:
     ],
 )
 def test_no_archive_is_an_error_with_a_hint(targets: str) -> None:
-    with pytest.raises(ImageError, match="no Debian archive") as error:
+    with pytest.raises(ImageError, match="no Debian archive configured") as error:
         parse_archive_uri(targets)
     assert "apt-get update" in error.value.hint
 

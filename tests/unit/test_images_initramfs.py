@@ -31,7 +31,7 @@ def test_what_the_kernel_has_built_in_is_left_out() -> None:
 
 
 def test_unknown_module_is_named() -> None:
-    with pytest.raises(ImageError, match="no module frob"):
+    with pytest.raises(ImageError, match="module frob does not exist"):
         plan_modules(parse_modules_dep(DEP), ["frob"])
 
 

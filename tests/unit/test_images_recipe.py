@@ -29,7 +29,7 @@ def test_shipped_recipe_is_sound() -> None:
 
 
 def test_unknown_recipe_names_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="'two'.*there are one"):
+    with pytest.raises(NotFound, match="'two'.*available: one"):
         read_recipe(write(tmp_path, GOOD), "two")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -19,6 +21,7 @@ from orchestrator.errors import GuestError, HostError, HypervisorError, NotFound
 from orchestrator.guests import question as question_module
 from orchestrator.guests.service import SystemManager
 from orchestrator.hypervisor.connection import End, SerialConsole
+from orchestrator.images.store import read_image, write_description
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
 from orchestrator.model.plan import Plan
@@ -112,6 +115,21 @@ def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
     assert not re.search("hunter2|nohype: ready|ready name", str(told)), told
     assert ("its console shows: nothing" in told[0]) == (moment == "runs")
     assert moment == "runs" or "it is creating" in told[0]
+
+
+@pytest.mark.parametrize("console", [None, "another-1"])
+def test_image_without_the_console_protocol_is_reported_immediately(
+    world: World, manager: SystemManager, console: str | None
+) -> None:
+    make(manager, ACME)
+    image = read_image(world.folder / "images" / IMAGE)
+    write_description(image.folder, image.model_copy(update={"console": console}))
+    for ask in (manager.wait_ready, partial(manager.begin_tell, line="mac")):
+        with pytest.raises(GuestError, match=f"guest web: image {IMAGE} does not speak the protocol nohype-1") as caught:
+            ask(ACME, "web", timeout=60)
+        assert "use an image that speaks it" in caught.value.hint
+    shutil.rmtree(image.folder)
+    manager.begin_ready(ACME, "web", 60).cancel()  # the guest was started from it all the same
 
 
 def test_logs_of_two_guests_of_one_name_are_two_files(world: World, manager: SystemManager) -> None:
