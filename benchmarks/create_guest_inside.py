@@ -14,7 +14,7 @@ from orchestrator.domain import build_domain
 from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.images.store import find_image
+from orchestrator.images.store import find_build
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
 from orchestrator.resources.nic import BindVfio, ConfigureVf
@@ -37,7 +37,9 @@ def by_manager(client: Client) -> tuple[float, Plan]:
 def by_libvirt(plan: Plan) -> float:
     """Seconds that libvirt alone takes for the same XML; the VF is handed over before the clock runs."""
     host, hypervisor = HostRoot(net=netlink), Hypervisor()
-    xml = build_domain(plan, find_image(Path(config.paths.images), plan.image), log=Path("/tmp/timed.log"))
+    xml = build_domain(
+        plan, find_build(Path(config.paths.images), plan.image), config.host.housekeeping_cpus, log=Path("/tmp/timed.log")
+    )
     steps = (ConfigureVf(plan.vf), BindVfio(plan.vf))
     before = [step.read_before(host) for step in steps]
     for step in steps:

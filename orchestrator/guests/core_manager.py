@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from errno import ENOENT, ESRCH
 from pathlib import Path
 from uuid import UUID
@@ -16,26 +16,24 @@ from uuid import UUID
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
-from orchestrator.guests.drift import VfStates, check_threads
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
 from orchestrator.host.edge import EdgeMode, read_edge_mode
 from orchestrator.host.hugepages import survey_pools
-from orchestrator.host.pci import VFIO, read_driver
 from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.hypervisor.connection import Hypervisor, LiveGuest
-from orchestrator.images.store import find_image
+from orchestrator.images.store import find_build
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import VfState
-from orchestrator.resources.cores import clear_cores
+from orchestrator.resources.cores import check_confinement, clear_cores
 from orchestrator.resources.memory import TakePages
-from orchestrator.resources.nic import BindVfio, ConfigureVf, CreateVfs
+from orchestrator.resources.nic import BindVfio, ConfigureVf, CreateVfs, VfStates, find_still_bound
 from orchestrator.resources.step import GuestContext, Step, UndoContext, run_steps, undo_steps
 from orchestrator.resources.uplink import SetEdgeMode
 from orchestrator.values import CpuSet, PciAddress, Size
@@ -76,14 +74,9 @@ class CoreManager:
     """Guests whose QEMU was started by this manager: it has all its pages, and may not have ended yet."""
     _turns: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_AT_A_TIME))
 
-    def as_now(self, plan: Plan) -> Plan:
-        """The plan with the host's housekeeping CPUs of now: they may have been changed since it was made, or have gone off line,
-        and the kernel confines nothing to CPUs that are offline.
-        """
-        return replace(plan, housekeeping=self._housekeeping())
-
-    def _housekeeping(self) -> CpuSet:
-        """Those that are online; all, if that is none of them."""
+    @property
+    def housekeeping(self) -> CpuSet:
+        """The housekeeping CPUs that are online; all of them if none is: the kernel confines nothing to offline CPUs."""
         housekeeping = self.policy.housekeeping
         return housekeeping & read_online(self.host) or housekeeping
 
@@ -105,12 +98,11 @@ class CoreManager:
         if offline := self.find_offline(plan):
             hint = "set them online (echo 1 > /sys/devices/system/cpu/cpuN/online), or delete the guest and create it again"
             raise HostError(f"CPUs {offline} of guest {plan.name} are offline", hint)
-        plan = self.as_now(plan)
-        image, log = find_image(self.images, plan.image), self.logs.begin(plan, owner)
+        image, log = find_build(self.images, plan.image), self.logs.begin(plan, owner)
         self._hurried.discard(plan.uuid)
         with self._turns:
             changed = self._prepare(plan)
-            self.hypervisor.start(build_domain(plan, image, log=log))
+            self.hypervisor.start(build_domain(plan, image, self.housekeeping, log=log))
             self.launched.add(plan.uuid)
         try:
             self.settle(plan)
@@ -142,12 +134,12 @@ class CoreManager:
         Raises:
             As ``settle``.
         """
-        plan, live = self.as_now(plan), self.hypervisor.guest(plan.uuid)
+        live, housekeeping = self.hypervisor.guest(plan.uuid), self.housekeeping
         own = CpuSet.of(plan.cpus)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
         scope = read_cgroup(self.host, live.pid, live.pid).partition("/libvirt/")[0]
-        confine(self.host, scope, own | plan.housekeeping)
-        check_threads(plan, live, read_process_threads(self.host, live.pid))
+        confine(self.host, scope, own | housekeeping)
+        check_confinement(plan, housekeeping, live, read_process_threads(self.host, live.pid))
         return live
 
     def shut_down(self, plan: Plan, timeout: float) -> bool:
@@ -178,7 +170,7 @@ class CoreManager:
         self._hurried.discard(plan.uuid)
         try:
             undo_steps(UndoContext(self.host, self._context(plan)), self.ledger, plan.name)
-            return self._check_vf(plan)
+            return find_still_bound(self.host, plan)
         except HostError as error:
             return (error.message,)
 
@@ -210,26 +202,23 @@ class CoreManager:
         Raises:
             HostError: the PF is gone, or refuses.
         """
-        pf = read_pf(self.host, plan.vf.pf, [plan.vf.interface, *self.policy.uplinks])
-        if read_edge_mode(self.host, pf) is not EdgeMode.VEPA:
-            with self.shared:
-                run_steps(self.host, self.ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
+        for address, interface in {nic.pf: nic.interface for nic in plan.nics}.items():
+            pf = read_pf(self.host, address, [interface, *self.policy.uplinks])
+            if read_edge_mode(self.host, pf) is not EdgeMode.VEPA:
+                with self.shared:
+                    run_steps(self.host, self.ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
 
     def has_interface(self, plan: Plan, interface: str) -> bool:
         """Whether an interface is the guest's PF's, by the name that it had or has now."""
-        return plan.vf.interface == interface or has_port(self.host, plan.vf.pf, interface)
+        return any(nic.interface == interface or has_port(self.host, nic.pf, interface) for nic in plan.nics)
 
     def find_offline(self, plan: Plan) -> CpuSet:
         """The guest's CPUs that are offline: the kernel lets its threads run on housekeeping CPUs in place of them."""
         return CpuSet.of(plan.cpus) - read_online(self.host)
 
-    def find_driver(self, plan: Plan) -> str | None:
-        """The driver of the guest's VF, if there is a VF and it has one."""
-        return read_driver(self.host, plan.vf.address)
-
     def read_vfs(self) -> VfStates:
         """What the PFs that guests have VFs of enforce for all their VFs."""
-        names = {claim.plan.vf.pf: claim.plan.vf.interface for claim in self.ledger.read().claims}
+        names = {nic.pf: nic.interface for claim in self.ledger.read().claims for nic in claim.plan.nics}
         return {pf: self._read_vfs(pf, name) for pf, name in names.items()}
 
     def _read_vfs(self, pf: PciAddress, name: str) -> tuple[VfState, ...] | str:
@@ -256,9 +245,12 @@ class CoreManager:
     def _prepare(self, plan: Plan) -> tuple[str, ...]:
         """First what serves all guests, then what is this guest's. Each step checks whether there is anything to do."""
         changed: tuple[str, ...] = ()
-        if plan.vf.pf not in self._prepared or not read_numvfs(self.host, plan.vf.pf):
-            changed = self.make_vfs(plan.vf.pf, plan.vf.interface)
-        own: list[Step] = [TakePages(self._context(plan)), ConfigureVf(plan.vf), BindVfio(plan.vf)]
+        for pf, interface in {nic.pf: nic.interface for nic in plan.nics}.items():
+            if pf not in self._prepared or not read_numvfs(self.host, pf):
+                changed += self.make_vfs(pf, interface)
+        own: list[Step] = [TakePages(self._context(plan))]
+        for nic in plan.nics:
+            own += [ConfigureVf(nic), BindVfio(nic)]
         changed += run_steps(self.host, self.ledger, plan.name, own)
         self.keep_edge_mode(plan)
         return changed
@@ -270,7 +262,7 @@ class CoreManager:
             HostError: the kernel refused; what was done is in the journal, and undone with the last guest.
         """
         moved: tuple[str, ...] = ()
-        housekeeping = self._housekeeping()
+        housekeeping = self.housekeeping
         with self.shared:
             if not self._prepared:
                 # Once: it looks at every thread of the host. What strays later is found by the audit. Once for each manager too,
@@ -290,12 +282,6 @@ class CoreManager:
             if time.monotonic() > deadline:
                 raise GuestError(f"guest {plan.name} did not run a single instruction within {_FIRST_EXIT:g} s")
             time.sleep(0.1)
-
-    def _check_vf(self, plan: Plan) -> tuple[str, ...]:
-        """The VF is no longer handed over. Its address was read back by the step that put it back."""
-        if self.find_driver(plan) == VFIO:
-            return (f"VF {plan.vf.address} is still bound to {VFIO}",)
-        return ()
 
 
 def _move_helpers(host: HostRoot, guest: LiveGuest) -> None:

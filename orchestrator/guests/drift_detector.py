@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from orchestrator.errors import NotFound
 from orchestrator.guests.core_manager import HOST, CoreManager
-from orchestrator.guests.drift import VfStates, check_devices, check_pins, check_vf, find_state, repair_pins
 from orchestrator.ledger import Claim, EventKind, Ledger
+from orchestrator.resources.cores import diff_pinning, diff_vcpus, restore_pinning
+from orchestrator.resources.nic import VfStates, diff_devices, diff_vf, find_drivers
 
 _LOOKS = 10
 """Looks after which the VFs are read though nobody has told of a change."""
@@ -46,22 +47,22 @@ class Lookout:
         Raises:
             HypervisorError, HostError: it can't be looked at.
         """
-        plan = self._cores.as_now(claim.plan)
+        plan, housekeeping = claim.plan, self._cores.housekeeping
         vfs = self._vfs
-        if check_vf(plan, find_state(vfs, plan)):
+        if diff_vf(plan, vfs):
             vfs = self._cores.read_vfs()  # it may have been started again since: nobody else changes it from here on
         try:
             live = self._hypervisor.bounds(plan.uuid)
         except NotFound:
             return  # it is just ending
-        pins = check_pins(plan, live)
-        found = check_devices(plan, live, self._cores.find_driver(plan), find_state(vfs, plan))
+        pins = diff_pinning(plan, housekeeping, live)
+        found = (*diff_vcpus(plan, live), *diff_devices(plan, live, find_drivers(self._cores.host, plan), vfs))
         if offline := self._cores.find_offline(plan):
             found = (f"its CPUs {offline} are offline", *found)
         if self._hypervisor.is_paused(plan.uuid):
             found = ("it is suspended", *found)
         if pins:
-            repair_pins(self._hypervisor, plan, live)
+            restore_pinning(self._hypervisor, plan, housekeeping, live)
         before, self._pins[plan.name] = self._pins.get(plan.name, ()), pins
         # Something that changes pins again and again is told of once.
         self._report(plan.name, claim.owner, found, repaired=pins if pins != before else ())

@@ -97,6 +97,11 @@ class SystemManager:
         """
         return view_guest(self._changes.find(who, name), self._hypervisor.uuids())
 
+    @property
+    def housekeeping(self) -> CpuSet:
+        """The CPUs that QEMU's threads of all guests may use, except vCPUs."""
+        return self._cores.housekeeping
+
     def quarantined(self, who: Identity) -> tuple[Quarantined, ...]:
         """What could not be verified clean, for operators and viewers.
 
@@ -176,7 +181,7 @@ class SystemManager:
                     return view_guest(known, self._hypervisor.uuids()), False
                 plan, made = claim_with_vfs(lambda: self._placing.claim(who, request), self._cores, self.supervisor.release_host)
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
-            what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
+            what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(f'VF {nic.address}' for nic in plan.nics)}"
             claim = self._changes.find(who, plan.name)
             self.supervisor.note(EventKind.CLAIMED, claim, what, who.name, time.monotonic() - began)
             return view_guest(self.supervisor.start(claim, who.name, made), frozenset({plan.uuid})), True

@@ -216,7 +216,7 @@ class Supervisor:
         that the next look is at their VFs too: the kernel tells of each that is set (do_setlink(), rtnetlink.c).
         """
         self._lookout.links_changed()
-        for plan in {claim.plan.vf.pf: claim.plan for claim in self._ledger.read().claims}.values():
+        for plan in {nic.pf: claim.plan for claim in self._ledger.read().claims for nic in claim.plan.nics}.values():
             try:
                 self._cores.keep_edge_mode(plan)
             except OrchestratorError as error:

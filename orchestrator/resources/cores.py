@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from errno import ENOENT, ESRCH
 from typing import ClassVar
 
+from lxml import etree
+
 from orchestrator.errors import HostError
 from orchestrator.host.cgroups import read_cgroup
 from orchestrator.host.cpus import read_affinity, read_online, set_affinity
 from orchestrator.host.irqs import MANAGED, Irq, read_irq, read_irqs, set_irq_affinity
 from orchestrator.host.processes import Thread, find_comm, survey_threads
 from orchestrator.host.root import HostRoot
+from orchestrator.hypervisor.connection import Bounds, Hypervisor, LiveGuest
 from orchestrator.ledger import Ledger
+from orchestrator.model.plan import Plan
 from orchestrator.resources.step import Arguments, UndoContext, register, try_steps
+from orchestrator.resources.xml import element
 from orchestrator.values import CpuSet
 
 
@@ -175,3 +180,54 @@ def _set_if_there(host: HostRoot, tid: int, cpus: CpuSet) -> None:
     except HostError as error:
         if error.errno != ESRCH:
             raise
+
+
+def check_confinement(plan: Plan, housekeeping: CpuSet, running: LiveGuest, threads: tuple[Thread, ...]) -> None:
+    """Checks where the threads of a guest's QEMU may run. Pure.
+
+    Raises:
+        HostError: a vCPU may run elsewhere than on its CPU, or another thread beyond the guest's CPUs and housekeeping.
+    """
+    own, vcpus = CpuSet.of(plan.cpus), {vcpu.tid: plan.cpus[vcpu.index] for vcpu in running.vcpus}
+    for thread in threads:
+        allowed = CpuSet.of([vcpus[thread.tid]]) if thread.tid in vcpus else own | housekeeping
+        if not thread.allowed <= allowed:
+            raise HostError(
+                f"thread {thread.name} ({thread.tid}) of guest {plan.name}: affinity {thread.allowed}, allowed {allowed}",
+                "check for a tuning daemon that sets affinities",
+            )
+
+
+def diff_pinning(plan: Plan, housekeeping: CpuSet, running: Bounds) -> tuple[str, ...]:
+    """What ``restore_pinning`` would change on a running guest. Pure."""
+    found = [
+        f"vCPU {index}: affinity {pin}, expected {cpu}"
+        for index, (pin, cpu) in enumerate(zip(running.pins, plan.cpus, strict=False))
+        if tuple(pin) != (cpu,)
+    ]
+    if running.emulator_pin != housekeeping:
+        found.append(f"emulator threads: affinity {running.emulator_pin}, expected {housekeeping}")
+    return tuple(found)
+
+
+def diff_vcpus(plan: Plan, running: Bounds) -> tuple[str, ...]:
+    """Whether a running guest has another number of vCPUs than planned. Pure."""
+    have, expected = len(running.pins), len(plan.cpus)
+    return () if have == expected else (f"{have} vCPUs, expected {expected}",)
+
+
+def restore_pinning(hypervisor: Hypervisor, plan: Plan, housekeeping: CpuSet, running: Bounds) -> None:
+    """Pins a running guest's threads as planned: the one repair that cannot harm it."""
+    for index, (pin, cpu) in enumerate(zip(running.pins, plan.cpus, strict=False)):
+        if tuple(pin) != (cpu,):
+            hypervisor.pin(plan.uuid, index, CpuSet.of([cpu]))
+    if running.emulator_pin != housekeeping:
+        hypervisor.pin_emulator(plan.uuid, housekeeping)
+
+
+def build_pinning(plan: Plan, housekeeping: CpuSet) -> etree._Element:
+    return element(
+        "cputune",
+        *(element("vcpupin", vcpu=str(vcpu), cpuset=str(cpu)) for vcpu, cpu in enumerate(plan.cpus)),
+        element("emulatorpin", cpuset=str(housekeeping)),
+    )

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lxml import etree
+
 from orchestrator.errors import HostError
 from orchestrator.host.hugepages import find_pool
 from orchestrator.host.processes import read_boot_id, read_huge_pages
@@ -17,6 +19,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
 from orchestrator.resources.step import Arguments, GuestContext, UndoContext, register
+from orchestrator.resources.xml import element
 
 RETURN_SECONDS = 10.0
 """Seconds. The kernel frees the pages of a process some time after its end."""
@@ -116,3 +119,17 @@ def _count_used_by_guests(guest: GuestContext) -> int:
         if domain.running and domain.memory and domain.name not in names and plan.node in (domain.nodes or {plan.node})
     ]
     return used + sum(-(-size // plan.page_size.bytes) for size in sizes)
+
+
+def build_placement(plan: Plan) -> etree._Element:
+    return element("numatune", element("memory", mode="strict", nodeset=str(plan.node)))
+
+
+def build_backing(plan: Plan) -> etree._Element:
+    return element(
+        "memoryBacking",
+        element("hugepages", element("page", size=str(plan.page_size.kib), unit="KiB")),
+        element("nosharepages"),
+        element("locked"),
+        element("allocation", mode="immediate"),
+    )

@@ -8,8 +8,11 @@ own address: addresses and names of interfaces that were computed or stored may 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from lxml import etree
 
 from orchestrator.errors import Conflict, HostError
 from orchestrator.host.iommu import check_alone
@@ -26,12 +29,17 @@ from orchestrator.host.pci import (
 from orchestrator.host.ports import find_function, find_port, has_carrier, read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_gone, check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
-from orchestrator.model.plan import VfPlan
+from orchestrator.hypervisor.connection import Bounds
+from orchestrator.model.plan import NicPlan, Plan
+from orchestrator.model.topology import VfState
 from orchestrator.resources.nic_settings import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
 from orchestrator.resources.step import Arguments, UndoContext, register
+from orchestrator.resources.xml import element
 from orchestrator.values import PciAddress
 
 CARRIER_SECONDS = 30.0
+_FIRST_SLOT = 2
+"""PCI slot of a guest's first NIC; the others follow. A guest numbers its interfaces in this order."""
 
 
 @register
@@ -78,7 +86,7 @@ class ConfigureVf:
     """Gives a VF its Ethernet address, through the PF, and takes from it whatever else was set for it."""
 
     action: ClassVar[str] = "vf-mac"  # as in journals of earlier versions
-    vf: VfPlan
+    vf: NicPlan
 
     def describe(self) -> str:
         return f"give VF {self.vf.index} of {self.vf.interface} the address {self.vf.mac}"
@@ -129,7 +137,7 @@ class BindVfio:
     """Hands a VF to vfio-pci. One that has vfio-pci already was bound outside the manager, since we give ours back."""
 
     action: ClassVar[str] = "vf-driver"
-    vf: VfPlan
+    vf: NicPlan
 
     def describe(self) -> str:
         return f"bind {self.vf.address} to {VFIO}"
@@ -183,7 +191,7 @@ class BindVfio:
 
 def _complete(context: UndoContext, arguments: Arguments) -> Arguments:
     """Adds from the guest's plan what records of earlier versions lack: PF and number, or address, of the VF."""
-    for vf in (context.guest.plan.vf,) if context.guest else ():
+    for vf in context.guest.plan.nics if context.guest else ():
         own: Arguments = {"pf": str(vf.pf), "index": vf.index, "address": str(vf.address)}
         if all(arguments.get(name, value) == value for name, value in own.items()):
             return {**own, **arguments}
@@ -200,3 +208,69 @@ def _wait_for_carrier(host: HostRoot, pf: PciAddress, interface: str) -> None:
                 "check the cable and the switch port",
             )
         time.sleep(0.1)
+
+
+VfStates = Mapping[PciAddress, Sequence[VfState] | str]
+"""PF → the settings that it enforces for its VFs, or why they cannot be read."""
+
+
+def find_drivers(host: HostRoot, plan: Plan) -> dict[PciAddress, str | None]:
+    """The drivers of a guest's VFs; None for a VF that has none, or is gone."""
+    return {nic.address: read_driver(host, nic.address) for nic in plan.nics}
+
+
+def diff_devices(plan: Plan, running: Bounds, drivers: Mapping[PciAddress, str | None], states: VfStates) -> tuple[str, ...]:
+    """How the devices of a running guest differ from its plan. Pure."""
+    found = [
+        f"VF {nic.address}: driver {drivers.get(nic.address) or 'none'}, expected {VFIO}"
+        for nic in plan.nics
+        if drivers.get(nic.address) != VFIO
+    ]
+    expected = [nic.address for nic in plan.nics]
+    if sorted(running.hostdevs) != sorted(expected):
+        found.append(f"devices passed through: {_join(running.hostdevs)}, expected {_join(expected)}")
+    return (*found, *diff_vf(plan, states))
+
+
+def diff_vf(plan: Plan, states: VfStates) -> tuple[str, ...]:
+    """How the settings that PFs enforce for a guest's VFs differ from those that it was given. Pure."""
+    found: list[str] = []
+    for nic in plan.nics:
+        vfs = states.get(nic.pf, ())
+        if isinstance(vfs, str):
+            found.append(f"VF {nic.address}: settings cannot be read from PF {nic.pf}: {vfs}")
+            continue
+        state = next((vf for vf in vfs if vf.index == nic.index), None)
+        if state is None:
+            found.append(f"{nic.interface} has no VF {nic.index}")
+        else:
+            differences = state.list_differences(state.as_new(nic.mac)).values()
+            found += [f"VF {nic.address}: {difference}" for difference in differences]
+    return tuple(found)
+
+
+def find_still_bound(host: HostRoot, plan: Plan) -> tuple[str, ...]:
+    """VFs of a guest that has ended which are still passed through. Their addresses were read back when they were restored."""
+    return tuple(f"VF {vf} is still bound to {VFIO}" for vf, driver in find_drivers(host, plan).items() if driver == VFIO)
+
+
+def build_hostdevs(plan: Plan) -> list[etree._Element]:
+    return [_build_hostdev(nic.address, _FIRST_SLOT + number) for number, nic in enumerate(plan.nics)]
+
+
+def _build_hostdev(address: PciAddress, slot: int) -> etree._Element:
+    """managed='no': binding to vfio-pci and back is a step with its own undo."""
+    source = element(
+        "address",
+        domain=f"0x{address.domain:04x}",
+        bus=f"0x{address.bus:02x}",
+        slot=f"0x{address.device:02x}",
+        function=f"0x{address.function:x}",
+    )
+    # On the root bus, as an integrated endpoint: no emulated root port is needed, and libvirt adds no spare one.
+    place = element("address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
+    return element("hostdev", element("source", source), place, mode="subsystem", type="pci", managed="no")
+
+
+def _join(addresses: Iterable[PciAddress]) -> str:
+    return ", ".join(map(str, addresses)) or "none"

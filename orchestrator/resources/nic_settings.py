@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import VfState
-from orchestrator.planning.planner import MAC_PREFIX
+from orchestrator.planning.nic import MAC_PREFIX
 from orchestrator.resources.step import Arguments
 from orchestrator.values import MacAddress
 

@@ -12,7 +12,7 @@ from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf, set_numvfs
-from orchestrator.model.plan import VfPlan
+from orchestrator.model.plan import NicPlan
 from orchestrator.model.topology import PhysicalFunction, VfState
 from orchestrator.resources.nic import ConfigureVf
 from orchestrator.resources.nic_settings import read_vf_state
@@ -148,9 +148,9 @@ def test_a_driver_with_hwmode_is_set_and_read(fake: FakeRoot, pf: PhysicalFuncti
         assert read_edge_mode(FakeRoot(fake.path), with_hwmode) is mode
 
 
-def plan_vf(host: HostRoot, pf: PhysicalFunction, index: int) -> VfPlan:
+def plan_vf(host: HostRoot, pf: PhysicalFunction, index: int) -> NicPlan:
     """The VF, if there is one, with an address for a guest."""
-    return VfPlan(pf.address, pf.interface or "", index, find_vf(host, pf.address, index) or pf.vf_address(index), MAC)
+    return NicPlan(pf.address, pf.interface or "", index, find_vf(host, pf.address, index) or pf.vf_address(index), MAC)
 
 
 def test_the_step_gives_an_address_and_takes_it_back(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:

@@ -13,7 +13,7 @@ from orchestrator.host.pci import bind_driver, read_driver, read_override, relea
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_vf, find_vf, read_numvfs, read_pf, read_use, set_numvfs
 from orchestrator.host.survey import read_topology
-from orchestrator.model.plan import VfPlan
+from orchestrator.model.plan import NicPlan
 from orchestrator.model.topology import PhysicalFunction
 from orchestrator.resources.nic import BindVfio, ConfigureVf, CreateVfs
 from orchestrator.resources.step import Step, UndoContext
@@ -55,11 +55,11 @@ def test_a_vf_that_is_another_is_refused_with_both_addresses(
 
 @pytest.mark.parametrize("step", [ConfigureVf, BindVfio])
 def test_no_step_touches_what_is_not_the_planned_vf(
-    host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...], step: Callable[[VfPlan], Step]
+    host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...], step: Callable[[NicPlan], Step]
 ) -> None:
     """The PF itself, as with a first VF offset of 0, a sibling, and another function."""
     for address in (pf.address, vfs[1], PciAddress.parse("0000:00:00.0")):
-        made = step(VfPlan(pf.address, pf.interface or "", 0, address, MAC))
+        made = step(NicPlan(pf.address, pf.interface or "", 0, address, MAC))
         for work in (made.read_before, made.apply):
             with pytest.raises(HostError, match=f"VF 0 of PF {pf.address} is {vfs[0]}, not {address}"):
                 work(host)
@@ -109,7 +109,7 @@ def test_what_is_no_vf_by_now_is_left_alone_by_an_old_record(host: HostRoot, pf:
 def test_an_override_that_was_there_is_put_back(host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...]) -> None:
     """As driverctl sets it."""
     host.write(f"{DEVICES}/{vfs[0]}/driver_override", "marker")
-    step = BindVfio(VfPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
+    step = BindVfio(NicPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
     before = step.read_before(host)
     assert before
     step.apply(host)
@@ -192,7 +192,7 @@ def test_a_vf_that_the_host_uses_says_how_and_is_not_bound(
 ) -> None:
     folder = give_to_host(fake, vfs[0])
     assert read_use(fake, vfs[0]) == ""
-    step = BindVfio(VfPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
+    step = BindVfio(NicPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
     assert step.read_before(fake)
     use(fake, folder)
     assert said in read_use(fake, vfs[0])
@@ -289,7 +289,7 @@ def test_a_name_in_a_group_that_is_no_address_stays_with_the_group(fake: FakeRoo
 
 def test_the_group_is_read_again_before_a_vf_is_bound(fake: FakeRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...]) -> None:
     """A device of any bus that has come into it since."""
-    step = BindVfio(VfPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
+    step = BindVfio(NicPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
     assert step.read_before(fake)
     fake.add_link(f"{group_of(fake, vfs[0])}/devices/MSFT0201:00", "../../../../devices/platform/MSFT0201:00")
     with pytest.raises(HostError, match=r"shares IOMMU group \d+ with MSFT0201:00"):

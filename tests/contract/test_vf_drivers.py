@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.errors import HostError
 from orchestrator.host.sriov import set_numvfs
-from orchestrator.model.plan import VfPlan
+from orchestrator.model.plan import NicPlan
 from orchestrator.model.topology import PhysicalFunction, VfState
 from orchestrator.resources.nic import ConfigureVf
 from orchestrator.resources.step import UndoContext
@@ -40,7 +40,7 @@ def make_vfs(fake: FakeRoot, pf: PhysicalFunction, new: VfState) -> ConfigureVf:
     fake.fake_net.new_vf = new
     set_numvfs(fake, pf.address, 0)
     set_numvfs(fake, pf.address, 2)
-    return ConfigureVf(VfPlan(pf.address, NIC, 0, pf.vf_address(0), MAC))
+    return ConfigureVf(NicPlan(pf.address, NIC, 0, pf.vf_address(0), MAC))
 
 
 @pytest.mark.parametrize(

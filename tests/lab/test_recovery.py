@@ -273,8 +273,9 @@ def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, rep
     while "drifted" not in (now := look(host, before.last)).kinds(name) and time.monotonic() < deadline:
         time.sleep(1)
     told = [event["detail"] for event in now.events if event["subject"] == name]
-    pin = f"vCPU 1 may run on CPUs {first} in place of {second}"
-    assert told == [f"{pin}: pinned again; its VF's spoof check is off in place of on"]
+    pin = f"vCPU 1: affinity {first}, expected {second}"
+    vf = before.guests[name]["vf"]["address"]
+    assert told == [f"{pin}: pinned again; VF {vf}: spoof check is off in place of on"]
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
     host.run(f"{spoof_check(before.guests[name])} on")

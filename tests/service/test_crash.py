@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -77,7 +78,14 @@ def cheat_cores(world: World, _tell: Tell) -> None:
     manager, _ = world.open_manager()
     plan = manager.guest(OPERATOR, "guest0").plan
     with pytest.raises(HypervisorError, match="in use by guest0"):
-        world.hypervisor.start(build_domain(replace(plan, name="guest1"), find_image(world.folder / "images", IMAGE), log=Path()))
+        world.hypervisor.start(
+            build_domain(
+                replace(plan, name="guest1", uuid=uuid4()),
+                find_image(world.folder / "images", IMAGE),
+                world.server.policy.housekeeping,
+                log=Path(),
+            )
+        )
 
 
 def run_with(folder: Path, monkeypatch: pytest.MonkeyPatch, cheat: Callable[[World, Tell], None]) -> list[str]:
