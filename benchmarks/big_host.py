@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from orchestrator.audit.run import run_audit
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.request import parse_guest_request
@@ -50,9 +50,8 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
     for number in range(guests):
         manager.create(OPERATOR, make_request(f"guest{number}"))
     bind_the_rest(world, manager)
-    cores = manager.supervisor._cores
     audit = partial(
-        run_audit, world.host, world.hypervisor.guests(), manager.survey(), world.hypervisor.read_exits, manager.tell,
+        run_audit, world.host, world.hypervisor.read_guests()[0], manager.survey(), world.hypervisor.read_exits, manager.tell,
         housekeeping=world.server.policy.housekeeping, policy=ExitPolicy(1e9, 1e9), window=0,
     )  # fmt: skip
     title = f"{vfs} VFs, {guests} guests"
@@ -60,7 +59,7 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
         f"survey of {title}": manager.survey,
         "plan on a new survey": partial(plan_anew, manager),
         "plan on the survey of another one": partial(manager.plan, OPERATOR, make_request("asked")),
-        "what the PF enforces for all VFs": cores.read_vfs,
+        "what the PF enforces for all VFs": manager.host_setup.read_vf_states,
         "look at all guests for drift": partial(look, manager),
         "audit of all guests, without the seconds that exits are counted": audit,
     }
@@ -77,16 +76,16 @@ def measure(work: Callable[[], Any], runs: int) -> float:
     return median(times)
 
 
-def plan_anew(manager: SystemManager) -> None:
+def plan_anew(manager: GuestService) -> None:
     """Plans as the first request after the manager's start does."""
-    manager._placing._known = None
+    manager.allocator._known = None
     manager.plan(OPERATOR, make_request("asked"))
 
 
-def look(manager: SystemManager) -> None:
+def look(manager: GuestService) -> None:
     """As every ten minutes, the VFs included."""
-    manager.supervisor.links_changed()
-    manager.supervisor.check()
+    manager.reconciler.on_link_change()
+    manager.reconciler.detect_drift()
 
 
 def make_request(name: str) -> Any:
@@ -94,7 +93,7 @@ def make_request(name: str) -> Any:
     return parse_guest_request({"name": name, "image": IMAGE, "memory": "64M"})
 
 
-def bind_the_rest(world: World, manager: SystemManager) -> None:
+def bind_the_rest(world: World, manager: GuestService) -> None:
     """Gives the host's own driver to all VFs but those of guests and the last, each with an interface that is up."""
     for file in ("bind", "unbind"):
         world.host.add(f"sys/bus/pci/drivers/igbvf/{file}")

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from orchestrator.audit.run import run_audit
 from orchestrator.host.irqs import read_irqs
-from orchestrator.host.processes import read_threads
+from orchestrator.host.processes import survey_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology, refresh_topology
-from orchestrator.hypervisor.connection import LiveGuest, Vcpu
+from orchestrator.hypervisor.connection import RunningGuest, Vcpu
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.request import parse_guest_request
@@ -68,7 +68,7 @@ def main() -> None:
     sys.exit(bool(slow))
 
 
-def fill(world: World) -> tuple[LiveGuest, ...]:
+def fill(world: World) -> tuple[RunningGuest, ...]:
     """Adds threads and interrupts, and guests as they are on a host that was divided before."""
     host, everywhere, housekeeping = world.host, str(SERVER.cpus), str(SERVER.policy.housekeeping)
     guests = []
@@ -81,8 +81,8 @@ def fill(world: World) -> tuple[LiveGuest, ...]:
             add_thread(host, pid, pid + 50 + index, f"CPU {index}/KVM", str(cpu))
         vcpus = tuple(Vcpu(index, pid + 50 + index, CpuSet.of([cpu])) for index, cpu in enumerate(cpus))
         pins = SERVER.policy.housekeeping
-        guests.append(LiveGuest(f"guest{number}", pid, vcpus, pins, 0, Size.parse("256M"), (), (), UUID(int=number + 1)))
-    left = THREADS - len(read_threads(host))
+        guests.append(RunningGuest(f"guest{number}", pid, vcpus, pins, 0, Size.parse("256M"), (), (), UUID(int=number + 1)))
+    left = THREADS - len(survey_threads(host)[0])
     for number in range(left):
         pid, cpu = 50_000 + number, number % len(SERVER.cpus)
         if number % 5:  # bound by the kernel to a CPU each
@@ -103,12 +103,12 @@ def measure_reading(world: World, runs: int) -> list[Figure]:
     return [
         measure("survey", lambda: read_topology(host), runs),
         measure("survey again", lambda: refresh_topology(host, known), runs),
-        measure("all threads", lambda: read_threads(host), runs),
+        measure("all threads", lambda: survey_threads(host), runs),
         measure("all interrupts", lambda: read_irqs(host), runs),
     ]
 
 
-def measure_audit(world: World, guests: tuple[LiveGuest, ...], runs: int) -> list[Figure]:
+def measure_audit(world: World, guests: tuple[RunningGuest, ...], runs: int) -> list[Figure]:
     """The whole audit; memory and devices of the guests are not there, so that their proofs end at once as not measured."""
     host = HostRoot(world.host.path)
     topology = read_topology(host)

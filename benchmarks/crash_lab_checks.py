@@ -8,7 +8,7 @@ from dataclasses import replace
 import libvirt
 from crash_lab_reading import BYSTANDER, SECOND, Claimed, Event, Host, Left, Life
 
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.model.access import MANAGER
 
 NO_MAC = "00:00:00:00:00:00"
@@ -18,7 +18,7 @@ ENDING = ("stopping", "deleting")
 """States of a guest whose end has been asked for."""
 ON_REQUEST, ENDS = ("stopped", "deleted"), ("finish", "ended", "stopped", "deleted")
 """Events of a guest that was ended by whoever asked, and of any that has ended, or whose end is seen to."""
-BY_ITSELF = (str(End.POWERED_OFF), str(End.RESET))
+BY_ITSELF = (str(EndCause.POWERED_OFF), str(EndCause.RESET))
 
 
 def check_guests(host: Host, life: Life, wanted: str | None) -> list[str]:

@@ -44,9 +44,9 @@ def by_libvirt(plan: Plan) -> float:
     before = [step.read_before(host) for step in steps]
     for step in steps:
         step.apply(host)
-    hypervisor.names()
+    hypervisor.running_names()
     start = time.monotonic()
-    hypervisor.start(xml)
+    hypervisor.create_paused(xml)
     seconds = time.monotonic() - start
     hypervisor.destroy(plan.uuid)
     BindVfio.undo(UndoContext(host), before[1] or {})

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from orchestrator.host.irqs import Irq
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import WEAKER, Proof, count_faults, not_measured
 from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet
@@ -21,13 +21,13 @@ _SET_UP = 60.0
 _NAMED = 5
 
 
-def read_guest_cpus(guest: LiveGuest, topology: Topology) -> CpuSet:
+def read_guest_cpus(guest: RunningGuest, topology: Topology) -> CpuSet:
     """The CPUs that are the guest's: those its vCPUs are pinned to one by one, and all their SMT siblings."""
     pinned = CpuSet.of(cpu for vcpu in guest.vcpus if len(vcpu.pin) == 1 for cpu in vcpu.pin)
     return topology.siblings(pinned)
 
 
-def find_suspects(guests: Iterable[LiveGuest], threads: Iterable[Thread], topology: Topology) -> tuple[Thread, ...]:
+def find_suspects(guests: Iterable[RunningGuest], threads: Iterable[Thread], topology: Topology) -> tuple[Thread, ...]:
     """Threads that last ran on a guest core though they may not run there now: *when* they ran decides."""
     cores = CpuSet.of(cpu for guest in guests for cpu in read_guest_cpus(guest, topology))
     return tuple(
@@ -36,7 +36,7 @@ def find_suspects(guests: Iterable[LiveGuest], threads: Iterable[Thread], topolo
 
 
 def prove_core_exclusive(
-    guest: LiveGuest,
+    guest: RunningGuest,
     threads: tuple[Thread, ...],
     topology: Topology,
     last_runs: Mapping[int, float | None],
@@ -75,7 +75,7 @@ def prove_core_exclusive(
 
 
 def prove_core_smt(
-    guest: LiveGuest, guests: tuple[LiveGuest, ...], threads: tuple[Thread, ...], topology: Topology, housekeeping: CpuSet
+    guest: RunningGuest, guests: tuple[RunningGuest, ...], threads: tuple[Thread, ...], topology: Topology, housekeeping: CpuSet
 ) -> Proof:
     """No SMT sibling of a guest core belongs to another guest or to housekeeping.
 
@@ -110,7 +110,7 @@ def prove_core_smt(
 
 def prove_manager_core(
     managers: Mapping[str, tuple[int, ...]],
-    guests: tuple[LiveGuest, ...],
+    guests: tuple[RunningGuest, ...],
     threads: tuple[Thread, ...],
     topology: Topology,
     housekeeping: CpuSet,
@@ -160,7 +160,7 @@ def _describe_irqs(irqs: tuple[Irq, ...], cores: CpuSet) -> list[str]:
     return said
 
 
-def _check_vcpus(guest: LiveGuest, threads: Mapping[int, Thread]) -> list[str]:
+def _check_vcpus(guest: RunningGuest, threads: Mapping[int, Thread]) -> list[str]:
     faults = []
     pins = Counter(vcpu.pin for vcpu in guest.vcpus)
     for vcpu in guest.vcpus:
@@ -177,7 +177,7 @@ def _check_vcpus(guest: LiveGuest, threads: Mapping[int, Thread]) -> list[str]:
 
 
 def _check_foreign(
-    thread: Thread, guest: LiveGuest, cores: CpuSet, since: float, last_run: float | None, notes: defaultdict[str, list[str]]
+    thread: Thread, guest: RunningGuest, cores: CpuSet, since: float, last_run: float | None, notes: defaultdict[str, list[str]]
 ) -> str | None:
     """What is wrong with a thread that is none of the guest's vCPUs; what is not wrong but worth telling goes to the notes."""
     may_run, ran = thread.allowed.meets(cores), thread.last_cpu in cores
@@ -222,7 +222,7 @@ def _is_rescuer(thread: Thread) -> bool:
     return thread.kernel and thread.pinned_by_kernel and len(thread.allowed) > 1 and not thread.name.startswith("kworker/u")
 
 
-def _helps(thread: Thread, guest: LiveGuest) -> bool:
+def _helps(thread: Thread, guest: RunningGuest) -> bool:
     """Whether a thread works for a guest without being a vCPU: in QEMU's process, or a kernel thread named after it."""
     if thread.pid == guest.pid:
         return thread.tid not in {vcpu.tid for vcpu in guest.vcpus}

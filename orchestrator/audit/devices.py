@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.host.cmdline import find_unsafe_words
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import WEAKER, Proof, count_faults, not_measured
 from orchestrator.model.topology import IommuGroup
 from orchestrator.values import PciAddress
@@ -83,7 +83,7 @@ class Translation:
 
 
 def prove_device_isolated(
-    guest: LiveGuest,
+    guest: RunningGuest,
     devices: tuple[DeviceState, ...],
     translation: Translation | None,
     unsafe_interrupts: str | None,
@@ -124,7 +124,7 @@ def prove_device_isolated(
     return count_faults(DEVICE_ISOLATED, guest.name, ISOLATED_UNIT, faults, [*evidence, measured])
 
 
-def prove_devices_minimal(guest: LiveGuest, threads: tuple[Thread, ...]) -> Proof:
+def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> Proof:
     """QEMU emulates nothing for the guest but what the list allows, and the guest's own devices are those passed through."""
     if not guest.devices:
         return not_measured(DEVICES_MINIMAL, guest.name, MINIMAL_UNIT, "QEMU's device tree is empty (HMP `info qtree`)")

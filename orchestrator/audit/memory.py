@@ -7,7 +7,7 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 
 from orchestrator.host.processes import Mapping, Maps
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Proof, Verdict, count_faults, not_measured
 from orchestrator.model.topology import PagePool, Topology
 from orchestrator.values import CpuSet
@@ -29,7 +29,7 @@ class _Finding:
     text: str
 
 
-def prove_memory_static(guest: LiveGuest, maps: Maps, topology: Topology, ksm_run: str | None) -> Proof:
+def prove_memory_static(guest: RunningGuest, maps: Maps, topology: Topology, ksm_run: str | None) -> Proof:
     """The guest's memory is static.
 
     Args:
@@ -97,7 +97,7 @@ def prove_pool_accounting(pools: tuple[PagePool, ...], maps: MappingType[str, Ma
     return Proof(proof.name, proof.subject, proof.verdict, wrong, proof.unit, proof.evidence)
 
 
-def _check_huge(guest: LiveGuest, huge: int) -> list[_Finding]:
+def _check_huge(guest: RunningGuest, huge: int) -> list[_Finding]:
     missing = guest.memory.bytes - huge
     if not missing:
         return []
@@ -106,7 +106,7 @@ def _check_huge(guest: LiveGuest, huge: int) -> list[_Finding]:
     return [_Finding(missing, f"{missing >> 10} kB of {guest.memory.kib} kB of guest memory are not huge pages of a pool")]
 
 
-def _check_nodes(guest: LiveGuest, pool: list[Mapping], topology: Topology) -> list[_Finding]:
+def _check_nodes(guest: RunningGuest, pool: list[Mapping], topology: Topology) -> list[_Finding]:
     """Pages must lie on the node of the cores, by a policy that lets them go nowhere else."""
     cpus = CpuSet.of(cpu for vcpu in guest.vcpus for cpu in vcpu.pin)
     nodes = {core.node for core in topology.cores if core.cpus & cpus}

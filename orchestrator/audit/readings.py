@@ -13,7 +13,7 @@ from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit
 from orchestrator.host.pci import is_pf, read_driver
 from orchestrator.host.processes import Maps, Thread, read_last_run, read_open_files, read_pagemap
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.topology import Topology
 from orchestrator.values import PciAddress
 
@@ -24,13 +24,13 @@ _SAMPLES = 512
 
 
 def read_last_runs(
-    host: HostRoot, guests: tuple[LiveGuest, ...], threads: tuple[Thread, ...], topology: Topology
+    host: HostRoot, guests: tuple[RunningGuest, ...], threads: tuple[Thread, ...], topology: Topology
 ) -> dict[int, float | None]:
     """When the threads ran last whose last CPU alone would speak against them; by thread id."""
     return {thread.tid: read_last_run(host, thread) for thread in find_suspects(guests, threads, topology)}
 
 
-def read_device(host: HostRoot, guest: LiveGuest, address: PciAddress, open_files: tuple[str, ...]) -> DeviceState:
+def read_device(host: HostRoot, guest: RunningGuest, address: PciAddress, open_files: tuple[str, ...]) -> DeviceState:
     """A passed-through function.
 
     Args:
@@ -55,13 +55,13 @@ def read_device(host: HostRoot, guest: LiveGuest, address: PciAddress, open_file
     )
 
 
-def read_devices(host: HostRoot, guest: LiveGuest) -> tuple[DeviceState, ...]:
+def read_devices(host: HostRoot, guest: RunningGuest) -> tuple[DeviceState, ...]:
     """All functions passed through to a guest."""
     open_files = read_open_files(host, guest.pid)
     return tuple(read_device(host, guest, address, open_files) for address in guest.hostdevs)
 
 
-def read_translation(host: HostRoot, guest: LiveGuest, maps: Maps) -> Translation | None:
+def read_translation(host: HostRoot, guest: RunningGuest, maps: Maps) -> Translation | None:
     """Looks up where some pages of the guest's memory, evenly spread, lie on the host.
 
     Returns:
@@ -85,7 +85,7 @@ def read_translation(host: HostRoot, guest: LiveGuest, maps: Maps) -> Translatio
     return Translation(len(present), sum(physical == address for physical, address in present))
 
 
-def read_edges(host: HostRoot, guests: Iterable[LiveGuest], topology: Topology) -> tuple[EdgeReading, ...]:
+def read_edges(host: HostRoot, guests: Iterable[RunningGuest], topology: Topology) -> tuple[EdgeReading, ...]:
     """The edge mode of each PF that a guest has a VF of. A device that can't be read gives a reading that says so."""
     used = {address for guest in guests for address in guest.hostdevs}
     edges = []
@@ -100,7 +100,7 @@ def read_edges(host: HostRoot, guests: Iterable[LiveGuest], topology: Topology) 
     return tuple(edges)
 
 
-def _guest_address(offset: int, guest: LiveGuest) -> int:
+def _guest_address(offset: int, guest: RunningGuest) -> int:
     """Guest physical address of an offset in the guest's memory."""
     if guest.memory.bytes < _SPLIT_FROM or offset < _LOW_MEMORY:
         return offset

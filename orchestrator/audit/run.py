@@ -45,7 +45,7 @@ from orchestrator.host.iommu import read_unsafe_interrupts
 from orchestrator.host.irqs import read_irqs
 from orchestrator.host.processes import read_maps, read_services, survey_threads
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor.connection import Hypervisor, LiveGuest
+from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
 from orchestrator.model.access import MANAGER, Identity
 from orchestrator.model.exits import ExitPolicy, ExitSample
 from orchestrator.model.proof import Proof, Verdict, not_measured
@@ -109,7 +109,7 @@ class Auditor:
 
 def run_audit(
     host: HostRoot,
-    guests: tuple[LiveGuest, ...],
+    guests: tuple[RunningGuest, ...],
     topology: Topology,
     read_exits: ReadExits,
     tell: Tell,
@@ -135,12 +135,12 @@ def run_audit(
     audit = _Audit(host, guests, topology, housekeeping, manager_pid)
     before = {guest.name: _Reading(partial(_sample_exits, read_exits, guest.uuid)) for guest in guests}
 
-    def measure_exits(guest: LiveGuest) -> Proof:
+    def measure_exits(guest: RunningGuest) -> Proof:
         first = before[guest.name].value()
         time.sleep(max(0.0, first.time + window - time.monotonic()))
         return prove_exits(guest.name, first, _sample_exits(read_exits, guest.uuid), policy)
 
-    def of_each(name: str, unit: str, prove: Callable[[LiveGuest], Proof]) -> list[Proof]:
+    def of_each(name: str, unit: str, prove: Callable[[RunningGuest], Proof]) -> list[Proof]:
         return [_measured(name, guest.name, unit, partial(prove, guest)) for guest in guests]
 
     proofs = [
@@ -162,7 +162,7 @@ class _Audit:
     """One audit: what several proofs need is read once, at its beginning."""
 
     def __init__(
-        self, host: HostRoot, guests: tuple[LiveGuest, ...], topology: Topology, housekeeping: CpuSet, manager_pid: int | None
+        self, host: HostRoot, guests: tuple[RunningGuest, ...], topology: Topology, housekeeping: CpuSet, manager_pid: int | None
     ) -> None:
         self._host, self._guests, self._topology = host, guests, topology
         self._housekeeping, self._manager_pid = housekeeping, manager_pid
@@ -171,12 +171,12 @@ class _Audit:
         self._runs = _Reading(lambda: read_last_runs(host, guests, self._threads.value()[0], topology))
         self._maps = {guest.name: _Reading(partial(read_maps, host, guest.pid)) for guest in guests}
 
-    def prove_core_exclusive(self, guest: LiveGuest) -> Proof:
+    def prove_core_exclusive(self, guest: RunningGuest) -> Proof:
         threads, problems = self._threads.value()
         proof = prove_core_exclusive(guest, threads, self._topology, self._runs.value(), self._irqs.value())
         return _lacking(proof, problems)
 
-    def prove_core_smt(self, guest: LiveGuest) -> Proof:
+    def prove_core_smt(self, guest: RunningGuest) -> Proof:
         threads, problems = self._threads.value()
         return _lacking(prove_core_smt(guest, self._guests, threads, self._topology, self._housekeeping), problems)
 
@@ -188,18 +188,18 @@ class _Audit:
         proof = prove_manager_core(services, self._guests, threads, self._topology, self._housekeeping, runs)
         return _lacking(proof, problems)
 
-    def prove_memory_static(self, guest: LiveGuest) -> Proof:
+    def prove_memory_static(self, guest: RunningGuest) -> Proof:
         return prove_memory_static(guest, self._maps[guest.name].value(), self._topology, read_ksm_run(self._host))
 
     def prove_pool_accounting(self) -> Proof:
         return prove_pool_accounting(self._topology.pools, {name: found.value() for name, found in self._maps.items()})
 
-    def prove_device_isolated(self, guest: LiveGuest) -> Proof:
+    def prove_device_isolated(self, guest: RunningGuest) -> Proof:
         translation = read_translation(self._host, guest, self._maps[guest.name].value())
         unsafe = read_unsafe_interrupts(self._host)
         return prove_device_isolated(guest, read_devices(self._host, guest), translation, unsafe, self._topology.cmdline)
 
-    def prove_devices_minimal(self, guest: LiveGuest) -> Proof:
+    def prove_devices_minimal(self, guest: RunningGuest) -> Proof:
         threads, problems = self._threads.value()
         return _lacking(prove_devices_minimal(guest, threads), problems)
 
@@ -244,7 +244,7 @@ def _sample_exits(read: ReadExits, uuid: UUID) -> ExitSample:
     return ExitSample(time.monotonic(), read(uuid))
 
 
-def _prove_vepa(host: HostRoot, guests: tuple[LiveGuest, ...], topology: Topology, tell: Tell, frames: int) -> Proof:
+def _prove_vepa(host: HostRoot, guests: tuple[RunningGuest, ...], topology: Topology, tell: Tell, frames: int) -> Proof:
     traffic: Traffic | None = None
     gaps: tuple[str, ...] = ()
     if frames:
@@ -256,7 +256,7 @@ def _prove_vepa(host: HostRoot, guests: tuple[LiveGuest, ...], topology: Topolog
     return judge_vepa(read_edges(host, guests, topology), traffic, None, gaps)
 
 
-def _send(host: HostRoot, guests: tuple[LiveGuest, ...], tell: Tell, frames: int) -> Traffic:
+def _send(host: HostRoot, guests: tuple[RunningGuest, ...], tell: Tell, frames: int) -> Traffic:
     ends = [
         (guest.name, address) for guest in guests if guest.hostdevs and (address := find_guest_address(host, guest)) is not None
     ]

@@ -12,7 +12,7 @@ from orchestrator.errors import GuestError
 from orchestrator.host.frames import EchoFilter, FrameCounter
 from orchestrator.host.processes import read_arguments
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 
 SIZE = 248
 """Bytes of ICMP data in a counted frame. No ping program uses it unasked, so warm-up and other pings are not counted."""
@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r"(?:^|\s)nohype\.address=([0-9.]+)/\d+(?:\s|$)", re.ASCII
 _FIGURE = re.compile(r"\b(sent|received|duplicates)=(\d+)", re.ASCII)
 
 
-def find_guest_address(host: HostRoot, guest: LiveGuest) -> IPv4Address | None:
+def find_guest_address(host: HostRoot, guest: RunningGuest) -> IPv4Address | None:
     """The address that the guest was told to take, from the command line of its running QEMU; None if it was told none."""
     match = next((match for word in read_arguments(host, guest.pid) if (match := _ADDRESS.search(word))), None)
     return IPv4Address(match[1]) if match else None

@@ -176,12 +176,12 @@ class VfState:
     trust: bool | None = False
     link_state: str = "auto"
 
-    def as_new(self, mac: MacAddress | None = None) -> VfState:
+    def with_defaults(self, mac: MacAddress | None = None) -> VfState:
         """The same VF as a driver makes a new one, but for its address. What the driver does not tell stays unknown."""
         spoof_check = None if self.spoof_check is None else True
         return VfState(self.index, mac, spoof_check=spoof_check, trust=None if self.trust is None else False)
 
-    def list_differences(self, wanted: VfState) -> dict[str, str]:
+    def diff(self, wanted: VfState) -> dict[str, str]:
         """What is not as wanted, by attribute, in words."""
 
         def say(value: object) -> str:

@@ -20,7 +20,7 @@ from orchestrator.host.cpus import read_affinity, read_online, set_affinity
 from orchestrator.host.irqs import MANAGED, Irq, read_irq, read_irqs, set_irq_affinity
 from orchestrator.host.processes import Thread, find_comm, survey_threads
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor.connection import Bounds, Hypervisor, LiveGuest
+from orchestrator.hypervisor.connection import Hypervisor, Pinning, RunningGuest
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
 from orchestrator.resources.step import Arguments, UndoContext, register, try_steps
@@ -182,7 +182,7 @@ def _set_if_there(host: HostRoot, tid: int, cpus: CpuSet) -> None:
             raise
 
 
-def check_confinement(plan: Plan, housekeeping: CpuSet, running: LiveGuest, threads: tuple[Thread, ...]) -> None:
+def check_confinement(plan: Plan, housekeeping: CpuSet, running: RunningGuest, threads: tuple[Thread, ...]) -> None:
     """Checks where the threads of a guest's QEMU may run. Pure.
 
     Raises:
@@ -198,7 +198,7 @@ def check_confinement(plan: Plan, housekeeping: CpuSet, running: LiveGuest, thre
             )
 
 
-def diff_pinning(plan: Plan, housekeeping: CpuSet, running: Bounds) -> tuple[str, ...]:
+def diff_pinning(plan: Plan, housekeeping: CpuSet, running: Pinning) -> tuple[str, ...]:
     """What ``restore_pinning`` would change on a running guest. Pure."""
     found = [
         f"vCPU {index}: affinity {pin}, expected {cpu}"
@@ -210,13 +210,13 @@ def diff_pinning(plan: Plan, housekeeping: CpuSet, running: Bounds) -> tuple[str
     return tuple(found)
 
 
-def diff_vcpus(plan: Plan, running: Bounds) -> tuple[str, ...]:
+def diff_vcpus(plan: Plan, running: Pinning) -> tuple[str, ...]:
     """Whether a running guest has another number of vCPUs than planned. Pure."""
     have, expected = len(running.pins), len(plan.cpus)
     return () if have == expected else (f"{have} vCPUs, expected {expected}",)
 
 
-def restore_pinning(hypervisor: Hypervisor, plan: Plan, housekeeping: CpuSet, running: Bounds) -> None:
+def restore_pinning(hypervisor: Hypervisor, plan: Plan, housekeeping: CpuSet, running: Pinning) -> None:
     """Pins a running guest's threads as planned: the one repair that cannot harm it."""
     for index, (pin, cpu) in enumerate(zip(running.pins, plan.cpus, strict=False)):
         if tuple(pin) != (cpu,):

@@ -94,7 +94,7 @@ def _has_pages_record(ledger: Ledger, plan: Plan) -> bool:
 
 def _count_used_by_programs(host: HostRoot, guest: GuestContext) -> int:
     """Pages on all nodes that programs other than guests use: to find their nodes takes long (numa_maps)."""
-    guests = {domain.pid for domain in guest.hypervisor.look_around(frozenset())[1] if domain.memory}
+    guests = {domain.pid for domain in guest.hypervisor.list_running(frozenset())[1] if domain.memory}
     return sum(size for pid, size in read_huge_pages(host).items() if pid not in guests) // guest.plan.page_size.bytes
 
 
@@ -104,7 +104,7 @@ def _count_used_by_guests(guest: GuestContext) -> int:
     """
     plan, ledger, hypervisor = guest.plan, guest.ledger, guest.hypervisor
     claims = [claim for claim in ledger.read().claims if claim.plan.name != plan.name]
-    running, unmanaged = hypervisor.look_around(frozenset({plan.uuid, *(claim.plan.uuid for claim in claims)}))
+    running, unmanaged = hypervisor.list_running(frozenset({plan.uuid, *(claim.plan.uuid for claim in claims)}))
     used = sum(
         claim.plan.pages
         for claim in claims

@@ -29,7 +29,7 @@ from orchestrator.host.pci import (
 from orchestrator.host.ports import find_function, find_port, has_carrier, read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_gone, check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
-from orchestrator.hypervisor.connection import Bounds
+from orchestrator.hypervisor.connection import Pinning
 from orchestrator.model.plan import NicPlan, Plan
 from orchestrator.model.topology import VfState
 from orchestrator.resources.nic_settings import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
@@ -219,7 +219,7 @@ def find_drivers(host: HostRoot, plan: Plan) -> dict[PciAddress, str | None]:
     return {nic.address: read_driver(host, nic.address) for nic in plan.nics}
 
 
-def diff_devices(plan: Plan, running: Bounds, drivers: Mapping[PciAddress, str | None], states: VfStates) -> tuple[str, ...]:
+def diff_devices(plan: Plan, running: Pinning, drivers: Mapping[PciAddress, str | None], states: VfStates) -> tuple[str, ...]:
     """How the devices of a running guest differ from its plan. Pure."""
     found = [
         f"VF {nic.address}: driver {drivers.get(nic.address) or 'none'}, expected {VFIO}"
@@ -244,7 +244,7 @@ def diff_vf(plan: Plan, states: VfStates) -> tuple[str, ...]:
         if state is None:
             found.append(f"{nic.interface} has no VF {nic.index}")
         else:
-            differences = state.list_differences(state.as_new(nic.mac)).values()
+            differences = state.diff(state.with_defaults(nic.mac)).values()
             found += [f"VF {nic.address}: {difference}" for difference in differences]
     return tuple(found)
 

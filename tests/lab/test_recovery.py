@@ -263,7 +263,7 @@ def test_a_guest_that_panics_is_started_again_where_that_was_asked_for(host: Lab
     expected, deadline = ["claimed", "started", "ended", "started"], time.monotonic() + 2 * PERIOD
     while (now := look(host, before.last)).kinds(victim)[: len(expected)] != expected:
         assert time.monotonic() < deadline, now.events
-    assert next(event["detail"] for event in now.events if event["kind"] == "ended").startswith("reset itself")
+    assert next(event["detail"] for event in now.events if event["kind"] == "ended").startswith("reset (reboot or panic)")
 
 
 def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, repinned: tuple[str, str, Look]) -> None:
@@ -275,12 +275,12 @@ def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, rep
     told = [event["detail"] for event in now.events if event["subject"] == name]
     pin = f"vCPU 1: affinity {first}, expected {second}"
     vf = before.guests[name]["vf"]["address"]
-    assert told == [f"{pin}: pinned again; VF {vf}: spoof check is off in place of on"]
+    assert told == [f"{pin} (restored); VF {vf}: spoof check is off in place of on"]
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
     host.run(f"{spoof_check(before.guests[name])} on")
     again = await_events(host, now.last, name, ["drifted"], 1.5 * PERIOD)
-    assert again.events[-1]["detail"] == "all is as it was"
+    assert again.events[-1]["detail"] == "no differences remain"
 
 
 @pytest.mark.usefixtures("guests")

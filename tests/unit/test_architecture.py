@@ -159,7 +159,7 @@ def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]
 
 
 def test_modules_are_small() -> None:
-    assert {name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > 500} == {}
+    assert {name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > 350} == {}
 
 
 def kernel_paths(code: str) -> list[str]:
@@ -215,6 +215,30 @@ def is_command(words: list[str]) -> bool:
     return command is not None
 
 
+STATE_WRITERS = ("set_state", "quarantine", "release")
+
+
+def find_state_writes(source: str) -> list[int]:
+    """Lines that call one of the ledger's methods that write a guest's state."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and node.attr in STATE_WRITERS and re.search(r"\b_?ledger$", ast.unparse(node.value))
+    ]
+
+
+def test_only_transitions_writes_the_state_of_a_guest() -> None:
+    found = {name: lines for name, path in modules().items() if (lines := find_state_writes(path.read_text()))}
+    assert list(found) == ["guests.transitions"]
+
+
+@pytest.mark.parametrize("ledger", ["ledger", "self._ledger", "context.ledger", "self._context.ledger"])
+@pytest.mark.parametrize("method", STATE_WRITERS)
+def test_a_state_that_is_written_elsewhere_is_found(ledger: str, method: str) -> None:
+    assert find_state_writes(f"x = 1\nwrite = {ledger}.{method}") == [2]
+    assert not find_state_writes(f"setup.{method}()")
+
+
 def test_every_command_in_a_message_or_document_exists() -> None:
     named = re.compile(r"`(?:\S*/)?nohype ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)*)")
     wrong = [
@@ -226,3 +250,17 @@ def test_every_command_in_a_message_or_document_exists() -> None:
     assert not wrong
     assert not is_command(["list"])
     assert is_command(["guest", "create", "web"])
+
+
+def test_every_file_named_in_a_document_exists() -> None:
+    """Paths below the top-level folders in backticks, such as `tests/unit/test_values.py`."""
+    root = PACKAGE.parent
+    named = re.compile(r"`((?:tests|benchmarks|orchestrator|ansible|docs|guest-images)/[\w./*-]+)`")
+    documents = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("*/README.md")]
+    missing = [
+        f"{path.name}: {found[1]}"
+        for path in documents
+        for found in named.finditer(path.read_text())
+        if not any(root.glob(found[1]))
+    ]
+    assert not missing

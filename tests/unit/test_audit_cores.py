@@ -10,7 +10,7 @@ import pytest
 from orchestrator.audit.cores import find_suspects, prove_core_exclusive, prove_core_smt, prove_manager_core
 from orchestrator.host.irqs import Irq
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import WEAKER, Proof, Verdict
 from orchestrator.model.topology import Core, Topology
 from orchestrator.values import CpuSet
@@ -28,12 +28,12 @@ def change(name: str, **values: object) -> tuple[Thread, ...]:
     return tuple(replace(thread, **values) if thread in found else thread for thread in load_threads())  # type: ignore[arg-type]
 
 
-def exclusive(threads: tuple[Thread, ...], guest: LiveGuest = GUEST1, runs: dict[int, float | None] = RUNS) -> Proof:
+def exclusive(threads: tuple[Thread, ...], guest: RunningGuest = GUEST1, runs: dict[int, float | None] = RUNS) -> Proof:
     return prove_core_exclusive(guest, threads, TOPOLOGY, runs)
 
 
 @pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: guest.name)
-def test_sound_host_passes(guest: LiveGuest) -> None:
+def test_sound_host_passes(guest: RunningGuest) -> None:
     proof = exclusive(load_threads(), guest)
     assert (proof.verdict, proof.figure) == (Verdict.PASS, 0), proof.evidence
 
@@ -146,7 +146,7 @@ def test_smt_passes_on_sound_host() -> None:
         assert (proof.verdict, proof.figure) == (Verdict.PASS, 0)
 
 
-def repin(guest: LiveGuest, *cpus: int) -> LiveGuest:
+def repin(guest: RunningGuest, *cpus: int) -> RunningGuest:
     vcpus = tuple(replace(vcpu, pin=CpuSet.of((cpu,))) for vcpu, cpu in zip(guest.vcpus, cpus, strict=False))
     return replace(guest, vcpus=vcpus)
 
@@ -184,7 +184,7 @@ def test_smt_says_when_there_are_no_siblings() -> None:
 def manager(
     threads: tuple[Thread, ...],
     managers: dict[str, tuple[int, ...]] = MANAGERS,
-    guests: tuple[LiveGuest, ...] = GUESTS,
+    guests: tuple[RunningGuest, ...] = GUESTS,
     housekeeping: CpuSet = HOUSEKEEPING,
     topology: Topology = TOPOLOGY,
 ) -> Proof:

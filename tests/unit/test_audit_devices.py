@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.audit.devices import ALLOWED_DEVICES, DeviceState, Translation, prove_device_isolated, prove_devices_minimal
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import WEAKER, Proof, Verdict
 from orchestrator.model.topology import IommuGroup
 from orchestrator.values import PciAddress
@@ -109,7 +109,7 @@ def test_guest_without_devices_is_not_measured() -> None:
     assert prove_device_isolated(GUEST1, (), TRANSLATED, "N").verdict == Verdict.NOT_MEASURED
 
 
-def minimal(guest: LiveGuest) -> Proof:
+def minimal(guest: RunningGuest) -> Proof:
     threads = tuple(thread for thread in load_threads() if not thread.name.startswith("kvm-pit"))
     return prove_devices_minimal(guest, threads)
 

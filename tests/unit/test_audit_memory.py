@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.audit.memory import prove_memory_static, prove_pool_accounting
 from orchestrator.host.processes import Mapping, Maps
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import PagePool
 from orchestrator.values import Size
@@ -18,7 +18,7 @@ from tests.harness.audit_data import GUEST1, GUEST2, GUESTS, TOPOLOGY, load_maps
 MAPS = {guest.name: load_maps(guest.name) for guest in GUESTS}
 
 
-def static(maps: Maps, guest: LiveGuest = GUEST1, ksm_run: str | None = "0") -> Proof:
+def static(maps: Maps, guest: RunningGuest = GUEST1, ksm_run: str | None = "0") -> Proof:
     return prove_memory_static(guest, maps, TOPOLOGY, ksm_run)
 
 
@@ -43,7 +43,7 @@ def heap() -> Mapping:
 
 
 @pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: guest.name)
-def test_real_guests_pass(guest: LiveGuest) -> None:
+def test_real_guests_pass(guest: RunningGuest) -> None:
     proof = static(MAPS[guest.name], guest)
     assert (proof.verdict, proof.figure) == (Verdict.PASS, 0), proof.evidence
     assert proof.evidence[0].startswith("262144 of 262144 kB are pool pages: 128 of 2048 kB")

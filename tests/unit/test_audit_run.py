@@ -14,7 +14,7 @@ import pytest
 from orchestrator.audit.run import run_audit
 from orchestrator.errors import HypervisorError
 from orchestrator.host.survey import read_topology
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import Topology
@@ -84,7 +84,7 @@ def add_thread(host: FakeRoot, *words: str) -> None:
     host.add(f"{folder}/sched", f"se.exec_start : {exec_start}")
 
 
-def add_qemu(host: FakeRoot, guest: LiveGuest, group: int) -> None:
+def add_qemu(host: FakeRoot, guest: RunningGuest, group: int) -> None:
     """Memory, open files and IOMMU of a guest."""
     folder = f"proc/{guest.pid}"
     for name in ("smaps", "numa_maps", "status"):
@@ -114,7 +114,7 @@ def no_console(*_: object) -> str:
 
 
 def audit(
-    host: FakeRoot, guests: tuple[LiveGuest, ...] = GUESTS, topology: Topology | None = None, **more: object
+    host: FakeRoot, guests: tuple[RunningGuest, ...] = GUESTS, topology: Topology | None = None, **more: object
 ) -> tuple[Proof, ...]:
     return run_audit(
         host, guests, topology or read_topology(host), more.pop("read_exits", read_exits), more.pop("tell", no_console),  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.errors import HostError
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import Bounds, Hypervisor, LiveGuest, Vcpu
+from orchestrator.hypervisor.connection import Hypervisor, Pinning, RunningGuest, Vcpu
 from orchestrator.model.plan import ImageRef, NicPlan, Plan
 from orchestrator.model.topology import VfState
 from orchestrator.resources.cores import check_confinement, diff_pinning, diff_vcpus
@@ -22,7 +22,7 @@ PLAN = Plan(
     "g1", (CpuSet.parse("2-3"),), 0, Size.parse("2M"), 64,
     (NicPlan(PF, "nic0", 0, VF, MacAddress("02:4e:48:00:00:01")),), ImageRef("minimal"), "",
 )  # fmt: skip
-LIVE = LiveGuest(
+LIVE = RunningGuest(
     "g1",
     100,
     (Vcpu(0, 101, CpuSet.parse("2")), Vcpu(1, 102, CpuSet.parse("3"))),
@@ -39,11 +39,11 @@ STATE = VfState(0, PLAN.vf.mac)
 
 
 def diff(
-    running: LiveGuest = LIVE, driver: str | None = "vfio-pci", states: VfStates | None = None, plan: Plan = PLAN
+    running: RunningGuest = LIVE, driver: str | None = "vfio-pci", states: VfStates | None = None, plan: Plan = PLAN
 ) -> tuple[str, ...]:
     """All differences; the VFs all have this driver."""
     drivers = dict.fromkeys((nic.address for nic in plan.nics), driver)
-    bounds = running.bounds
+    bounds = running.pinning
     devices = diff_devices(plan, bounds, drivers, {PF: [STATE]} if states is None else states)
     return (*diff_pinning(plan, HOUSEKEEPING, bounds), *diff_vcpus(plan, bounds), *devices)
 
@@ -65,7 +65,7 @@ def test_guest_as_planned_has_not_drifted(state: VfState) -> None:
         (replace(LIVE, hostdevs=(VF, PF)), "vfio-pci", f"devices passed through: {VF}, {PF}, expected {VF}"),
     ],
 )
-def test_each_change_is_reported(running: LiveGuest, driver: str | None, expected: str) -> None:
+def test_each_change_is_reported(running: RunningGuest, driver: str | None, expected: str) -> None:
     assert diff(running, driver) == (expected,)
 
 
@@ -98,7 +98,7 @@ def test_each_nic_is_compared() -> None:
     assert found.startswith(f"VF {second.address}: mac is none")
     running = replace(LIVE, hostdevs=(VF, second.address))
     drivers = {VF: "vfio-pci", second.address: "igbvf"}
-    assert diff_devices(plan, running.bounds, drivers, states) == (f"VF {second.address}: driver igbvf, expected vfio-pci",)
+    assert diff_devices(plan, running.pinning, drivers, states) == (f"VF {second.address}: driver igbvf, expected vfio-pci",)
 
 
 class FakeDomain:
@@ -127,18 +127,18 @@ HOSTDEV = f"<devices><hostdev type='pci'><source>{ADDRESS}</source></hostdev></d
     [
         (
             f"<vcpu>2</vcpu><cputune>{PINS}<emulatorpin cpuset='0-1'/></cputune>{HOSTDEV}",
-            Bounds((CpuSet.parse("2"), CpuSet.parse("3")), HOUSEKEEPING, (VF,)),
+            Pinning((CpuSet.parse("2"), CpuSet.parse("3")), HOUSEKEEPING, (VF,)),
         ),
         (
             f"<vcpu current='3'>4</vcpu><cputune>{PINS}</cputune>",
-            Bounds((CpuSet.parse("2"), CpuSet.parse("3"), CpuSet.parse("0-7")), CpuSet.parse("0-7"), ()),
+            Pinning((CpuSet.parse("2"), CpuSet.parse("3"), CpuSet.parse("0-7")), CpuSet.parse("0-7"), ()),
         ),
     ],
     ids=["pinned", "partly"],
 )
-def test_bounds_as_libvirt_says_them(inner: str, expected: Bounds, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Hypervisor, "_on", lambda _self, _name, _what, use: use(FakeDomain(inner)))
-    assert Hypervisor().bounds(PLAN.uuid) == expected
+def test_bounds_as_libvirt_says_them(inner: str, expected: Pinning, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hypervisor, "_with_domain", lambda _self, _name, _what, use: use(FakeDomain(inner)))
+    assert Hypervisor().read_pinning(PLAN.uuid) == expected
 
 
 def thread(tid: int, cpus: str) -> Thread:

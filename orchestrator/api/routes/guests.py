@@ -59,7 +59,7 @@ StopBody = Annotated[Stop, Body()]
 @routes.add("GET", "/v1/guests", list[shapes.Guest], HOST_CODES)
 async def guests(backend: Served, caller: Caller) -> Response:
     def read() -> list[shapes.Guest]:
-        housekeeping = backend.guests.housekeeping
+        housekeeping = backend.guests.host_setup.housekeeping
         return [show_guest(view, housekeeping) for view in backend.guests.guests(caller)]
 
     return await answer_plain(backend.quick, caller, read)
@@ -74,7 +74,7 @@ async def create(backend: Served, caller: Writer, request: GuestRequest) -> Resp
 @routes.add("POST", "/v1/plans", shapes.Guest, PLAN_CODES)
 async def plan(backend: Served, caller: Caller, request: GuestRequest) -> Response:
     view = await backend.quick.run(caller, backend.guests.plan, caller, request)
-    return JSONResponse(show_guest(view, backend.guests.housekeeping))
+    return JSONResponse(show_guest(view, backend.guests.host_setup.housekeeping))
 
 
 @routes.add("GET", "/v1/guests/{name}", shapes.Guest, ("not-found", *HOST_CODES), etag=True)
@@ -150,4 +150,6 @@ def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
 
 
 def _answer(backend: Backend, view: GuestView, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse(show_guest(view, backend.guests.housekeeping), status, {"ETag": f'"{view.version}"', **(headers or {})})
+    return JSONResponse(
+        show_guest(view, backend.guests.host_setup.housekeeping), status, {"ETag": f'"{view.version}"', **(headers or {})}
+    )

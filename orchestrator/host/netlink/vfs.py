@@ -62,7 +62,7 @@ def enforce_vf(interface: str, wanted: VfState) -> dict[str, HostError]:
             refused[name] = error
     with opened(what) as ipr:
         after = _find_vf(_read_vfs(ipr, index), interface, wanted.index, what)
-    for name, difference in after.list_differences(wanted).items():
+    for name, difference in after.diff(wanted).items():
         refused.setdefault(name, HostError(f"VF {wanted.index} of {interface} did not take all that it was to: its {difference}"))
     return refused
 
