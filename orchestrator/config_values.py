@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from orchestrator.model.request import as_value_error
-from orchestrator.values import MOST_CPUS, CpuSet, Size, parse_guest_name
+from orchestrator.values import MAX_CPUS, CpuSet, Size, parse_guest_name
 
 CERTIFICATE_NAMES = ("CN", "DNS", "URI", "email")
 """The kinds of names in a certificate that can be mapped to an identity (RFC 5280 4.1.2.6, 4.2.1.6)."""
@@ -31,7 +31,7 @@ def check_cpus(text: str) -> str:
     cpus = as_value_error(lambda: str(CpuSet.parse(text)))
     if not cpus:
         raise ValueError("no CPU is left for housekeeping")
-    if len(CpuSet.parse(cpus)) == MOST_CPUS:
+    if len(CpuSet.parse(cpus)) == MAX_CPUS:
         raise ValueError(f"{cpus} are all CPUs that a kernel can have; no CPU is left for guests")
     return cpus
 

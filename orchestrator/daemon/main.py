@@ -20,7 +20,8 @@ from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
 from orchestrator.api.identity import build_directory
 from orchestrator.api.server import Server, open_port
-from orchestrator.audit.run import Auditor
+from orchestrator.audit.facts import Source
+from orchestrator.audit.report import Auditor
 from orchestrator.config import DEFAULT_CONFIG, DaemonConfig, read_config
 from orchestrator.daemon.reports import build_metrics, describe, find_listener, set_up_reports, start_heartbeat, watch_audit
 from orchestrator.daemon.single_instance import HOST_LOCK, stay_alone
@@ -33,7 +34,9 @@ from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
-from orchestrator.metrics import Observations
+from orchestrator.metrics.counters import Counters
+from orchestrator.model.access import MANAGER
+from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.plan import Policy
 from orchestrator.planning.host_check import build_policy
 
@@ -81,7 +84,7 @@ def serve(config: DaemonConfig) -> None:
     host = HostRoot(net=netlink)
     hypervisor = Hypervisor()
     policy = build_policy(config.host)
-    ledger, seen = _open_ledger(config, policy), Observations()
+    ledger, seen = _open_ledger(config, policy), Counters()
     ledger.on_event(seen.observe_event)
     manager = GuestService(
         host, hypervisor, ledger, policy,
@@ -98,7 +101,11 @@ def serve(config: DaemonConfig) -> None:
     _logged(reconciler.on_link_change)
     threading.Thread(target=_watch_uplinks, args=(reconciler,), name="uplinks", daemon=True).start()
     threading.Thread(target=_look_now_and_then, args=(manager,), name="looker", daemon=True).start()
-    audit = watch_audit(Auditor(host, hypervisor, manager, config).run, seen)
+    source = Source(
+        host, hypervisor, manager.survey, partial(manager.tell, MANAGER), policy.housekeeping,
+        ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
+    )  # fmt: skip
+    audit = watch_audit(Auditor(source).run, seen)
     metrics = build_metrics(manager.survey, ledger, hypervisor, policy, seen)
     api = Api(manager, audit, directory, config.limits, metrics.render)
 

@@ -88,7 +88,7 @@ class Console:
             for wait in self.waits:
                 settle(wait.future, self._ready_line)
         # If a guest has printed so much that its log was put aside, its word may be gone with the oldest part: it has run long.
-        is_ready = self._ready_line is not None or (self.is_read and self._reader.was_put_aside)
+        is_ready = self._ready_line is not None or (self.is_read and self._reader.was_rotated)
         if is_ready and self.questions and not self.questions[0].was_typed:
             self._scanner = LineScanner(begins_line=self._reader.skip_to_end())
             self.questions[0].type()

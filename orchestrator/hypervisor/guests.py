@@ -41,21 +41,16 @@ class Pinning:
 
 @dataclass(frozen=True)
 class RunningGuest:
-    """A guest as libvirt and QEMU report it, never as the ledger records it.
-
-    Attributes:
-        node: NUMA node that the memory is bound to, None if it is not bound.
-        devices: QEMU's device models, one entry per device (HMP `info qtree`): "isa-serial", "vfio-pci", ...
-    """
+    """A guest as libvirt and QEMU report it, never as the ledger records it."""
 
     name: str
-    pid: int
+    pid: int  # of QEMU
     vcpus: tuple[Vcpu, ...]
     emulator_pin: CpuSet
-    node: int | None
+    node: int | None  # to which the memory is bound, None if it is not bound
     memory: Size
     hostdevs: tuple[PciAddress, ...]
-    devices: tuple[str, ...]
+    devices: tuple[str, ...]  # QEMU's device models, one entry per device (HMP `info qtree`): "isa-serial", "vfio-pci", ...
     uuid: UUID
 
     @property

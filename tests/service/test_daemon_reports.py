@@ -19,7 +19,7 @@ from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.locks import WatchedLock
-from orchestrator.metrics import Observations
+from orchestrator.metrics.counters import Counters
 from orchestrator.model.plan import Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.values import CpuSet, Size
@@ -54,7 +54,7 @@ def test_metrics_of_a_real_ledger_and_a_host(tmp_path: Path, ledger: Ledger) -> 
     node = tmp_path / "node.xml"
     node.write_text("<node><cpu><arch>x86_64</arch></cpu></node>")
     host = load_host(tmp_path / "host", "numa")
-    seen = Observations()
+    seen = Counters()
     page, kind = build_metrics(lambda: read_topology(host), ledger, Hypervisor(f"test://{node}"), POLICY, seen).render()
     assert kind.startswith("text/plain; version=0.0.4")
     assert b"nohype_claims_total 0.0" in page
@@ -64,7 +64,7 @@ def test_metrics_of_a_real_ledger_and_a_host(tmp_path: Path, ledger: Ledger) -> 
 
 def test_an_audit_is_remembered() -> None:
     proof = Proof("vepa", "host", Verdict.FAIL, 1, "frames", ())
-    seen = Observations()
+    seen = Counters()
     assert watch_audit(lambda frames: (proof,) * frames, seen)(2) == (proof, proof)
     assert ("nohype_proofs", ("vepa", "fail"), 2) in list(seen.samples())
 

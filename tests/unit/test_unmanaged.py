@@ -54,8 +54,8 @@ def test_every_way_to_own_a_function_counts(kind: str) -> None:
     ("inner", "said"),
     [
         ("<cputune><vcpupin vcpu='0' cpuset='all'/><emulatorpin cpuset='6'/></cputune>", "'all' is not a list of CPUs"),
-        ("<devices><hostdev type='pci'><source><address uuid='4'/></source></hostdev></devices>", "address is not understood"),
-        ("<vcpu cpuset='99999'>1</vcpu>", "names more CPUs than any kernel has"),
+        ("<devices><hostdev type='pci'><source><address uuid='4'/></source></hostdev></devices>", "cannot parse the PCI address"),
+        ("<vcpu cpuset='99999'>1</vcpu>", "contains more CPUs than the kernel supports"),
     ],
 )  # fmt: skip
 def test_what_is_odd_is_named_and_the_rest_is_read(inner: str, said: str) -> None:

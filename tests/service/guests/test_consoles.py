@@ -532,7 +532,7 @@ def test_a_guest_that_is_not_ready_yet_is_waited_for(world: World, manager: Gues
         assert wait.result(20) == "nohype: done mac\n"
 
 
-def test_a_guest_whose_log_was_put_aside_is_ready(world: World, manager: GuestService) -> None:
+def test_a_guest_whose_log_was_rotated_is_ready(world: World, manager: GuestService) -> None:
     create(manager)
     log = log_of(world)
     log.rename(f"{log}.0")

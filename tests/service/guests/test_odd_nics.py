@@ -352,7 +352,7 @@ def test_a_pf_in_switchdev_mode_is_refused_once_that_shows(world: World, manager
                     world.host.add(f"{folder}/{file}", text)
 
     on_change(world, "sriov_numvfs = ", represent)
-    with pytest.raises(NoRoom, match="is in switchdev mode, and VEPA needs the legacy mode"):
+    with pytest.raises(NoRoom, match="is in switchdev mode, but VEPA requires legacy mode"):
         create(manager)
     assert world.host.text(f"{FOLDER}/sriov_numvfs") == "0"
     check_pf_untouched(world)

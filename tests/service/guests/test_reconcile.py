@@ -96,7 +96,7 @@ def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager:
 
     assert told() == []
     net.set_vf(vf.interface, vf.index, vlan=7, spoof_check=False)
-    assert told() == told() == [f"VF {vf.address}: vlan is 7 in place of 0; VF {vf.address}: spoof check is off in place of on"]
+    assert told() == told() == [f"VF {vf.address}: vlan is 7, expected 0; VF {vf.address}: spoof check is off, expected on"]
     assert net.vfs(vf.interface)[vf.index].vlan == 7
     net.enforce_vf(vf.interface, VfState(vf.index, vf.mac))
     assert told()[1:] == ["no differences remain"]
