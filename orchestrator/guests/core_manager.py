@@ -15,20 +15,19 @@ from uuid import UUID
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
-from orchestrator.guests.drift import check_threads
-from orchestrator.guests.host_setup import UNDOS, HostSetup
+from orchestrator.guests.host_setup import HostSetup
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
-from orchestrator.host.pci import VFIO, read_driver
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
-from orchestrator.images.store import find_image
+from orchestrator.images.store import find_build
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
-from orchestrator.resources.memory import PAGES, await_pages, note_missing
-from orchestrator.resources.nic import BindVfio, SetVf, undo_vf, undo_vf_driver
-from orchestrator.resources.step import Arguments, Step, run_steps, undo_steps
+from orchestrator.resources.cores import check_confinement
+from orchestrator.resources.memory import TakePages
+from orchestrator.resources.nic import BindVfio, ConfigureVf, find_still_bound
+from orchestrator.resources.step import GuestContext, Step, UndoContext, run_steps, undo_steps
 from orchestrator.values import CpuSet
 from orchestrator.waiting import wait_until
 
@@ -107,14 +106,14 @@ class CoreManager:
         Raises:
             OrchestratorError: the kernel or libvirt refused, or the guest ended immediately. The caller cleans up.
         """
-        plan, context = self._current_plan(), self._context
+        plan, context = self.plan, self._context
         if offline := find_offline(self._host, plan):
             hint = "set them online (echo 1 > /sys/devices/system/cpu/cpuN/online), or delete the guest and create it again"
             raise HostError(f"guest {plan.name}: CPUs {offline} are offline", hint)
-        image, log = find_image(context.images, plan.image), context.logs.begin(plan, self._owner)
+        image, log = find_build(context.images, plan.image), context.logs.begin(plan, self._owner)
         with context.launches.slot():
             changed = self._prepare(plan)
-            self._hypervisor.create_paused(build_domain(plan, image, log=log))
+            self._hypervisor.create_paused(build_domain(plan, image, context.setup.housekeeping, log=log))
             context.launches.add(plan.uuid)
         try:
             self.confine_and_resume()
@@ -144,11 +143,12 @@ class CoreManager:
         Raises:
             As ``confine_and_resume``.
         """
-        plan, running = self._current_plan(), self._hypervisor.read_guest(self.plan.uuid)
+        plan, housekeeping = self.plan, self._context.setup.housekeeping
+        running = self._hypervisor.read_guest(self.plan.uuid)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
         scope = read_cgroup(self._host, running.pid, running.pid).partition("/libvirt/")[0]
-        confine(self._host, scope, CpuSet.of(plan.cpus) | plan.housekeeping)
-        check_threads(plan, running, read_process_threads(self._host, running.pid))
+        confine(self._host, scope, CpuSet.of(plan.cpus) | housekeeping)
+        check_confinement(plan, housekeeping, running, read_process_threads(self._host, running.pid))
         return running
 
     def shut_down(self, timeout: float, is_expired: Callable[[], bool]) -> bool:
@@ -173,8 +173,8 @@ class CoreManager:
         self._hypervisor.destroy(self.plan.uuid)
         self._context.launches.discard(self.plan.uuid)
         try:
-            self._undo()
-            return self._find_vf_still_bound()
+            undo_steps(UndoContext(self._host, self._guest_context()), self._context.ledger, self.plan.name)
+            return find_still_bound(self._host, self.plan)
         except HostError as error:
             return (error.message,)
 
@@ -183,33 +183,19 @@ class CoreManager:
         for record in self._context.ledger.pending(self.plan.name):
             self._context.ledger.forget(record.id)
 
-    def _current_plan(self) -> Plan:
-        return self._context.setup.with_current_housekeeping(self.plan)
-
     def _prepare(self, plan: Plan) -> tuple[str, ...]:
         """First what serves all guests, then what is this guest's."""
         context = self._context
         changed = context.setup.prepare(plan)
-        note_missing(self._host, self._hypervisor, context.ledger, plan)
-        steps: list[Step] = [SetVf(plan.vf), BindVfio(plan.vf)]
+        steps: list[Step] = [TakePages(self._guest_context())]
+        for nic in plan.nics:
+            steps += [ConfigureVf(nic), BindVfio(nic)]
         changed += run_steps(self._host, context.ledger, plan.name, steps)
         context.setup.restore_edge_mode(plan)
         return changed
 
-    def _undo(self) -> None:
-        plan, ledger = self.plan, self._context.ledger
-        undos = {**UNDOS, PAGES: lambda host, noted: await_pages(host, self._hypervisor, ledger, plan, noted)}
-        # Records of earlier versions do not name the PF.
-        vf: Arguments = {"pf": str(plan.vf.pf), "index": plan.vf.index, "address": str(plan.vf.address)}
-        undos[SetVf.action] = lambda host, noted: undo_vf(host, {**vf, **noted})
-        undos[BindVfio.action] = lambda host, noted: undo_vf_driver(host, {**vf, **noted})
-        undo_steps(self._host, ledger, plan.name, undos)
-
-    def _find_vf_still_bound(self) -> tuple[str, ...]:
-        """Its address needs no check: the step that restored it has read it back."""
-        if read_driver(self._host, self.plan.vf.address) == VFIO:
-            return (f"VF {self.plan.vf.address} is still bound to {VFIO}",)
-        return ()
+    def _guest_context(self) -> GuestContext:
+        return GuestContext(self.plan, self._context.ledger, self._hypervisor)
 
     def _await_first_exit(self) -> None:
         """KVM creates its helper thread when a vCPU first runs; a vCPU that has exited once has run."""

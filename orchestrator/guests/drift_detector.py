@@ -7,10 +7,10 @@ from uuid import UUID
 
 from orchestrator.errors import NotFound
 from orchestrator.guests.core_manager import CoreContext, find_offline
-from orchestrator.guests.drift import VfStates, check_devices, check_pins, check_vf, find_state, repair_pins
 from orchestrator.guests.host_setup import HOST
-from orchestrator.host.pci import read_driver
 from orchestrator.ledger import Claim, EventKind
+from orchestrator.resources.cores import diff_pinning, diff_vcpus, restore_pinning
+from orchestrator.resources.nic import VfStates, diff_devices, diff_vf, find_drivers
 
 FORCE_VF_READ_EVERY = 10
 """Rounds after which VFs are read although no link has changed: the kernel announces neither what happens to the VFs of a PF that
@@ -52,22 +52,22 @@ class DriftDetector:
         Raises:
             HypervisorError, HostError: the guest cannot be read.
         """
-        plan = self._setup.with_current_housekeeping(claim.plan)
+        plan, housekeeping = claim.plan, self._setup.housekeeping
         states = self._vf_states
-        if check_vf(plan, find_state(states, plan)):
+        if diff_vf(plan, states):
             states = self._setup.read_vf_states()  # it may have been started again since the round began
         try:
             running = self._hypervisor.read_pinning(plan.uuid)
         except NotFound:
             return  # it is ending
-        pinning = check_pins(plan, running)
-        findings = check_devices(plan, running, read_driver(self._host, plan.vf.address), find_state(states, plan))
+        pinning = diff_pinning(plan, housekeeping, running)
+        findings = (*diff_vcpus(plan, running), *diff_devices(plan, running, find_drivers(self._host, plan), states))
         if offline := find_offline(self._host, plan):
             findings = (f"CPUs {offline} are offline", *findings)
         if self._hypervisor.is_paused(plan.uuid):
             findings = ("suspended", *findings)
         if pinning:
-            repair_pins(self._hypervisor, plan, running)
+            restore_pinning(self._hypervisor, plan, housekeeping, running)
         before, self._last_repaired[plan.uuid] = self._last_repaired.get(plan.uuid, ()), pinning
         # A program that changes the pinning again and again is reported once.
         self._report(claim, findings, repaired=pinning if pinning != before else ())

@@ -172,7 +172,7 @@ class GuestService:
                     lambda: self.allocator.claim(caller, request), self.host_setup.make_vfs, self.host_setup.release
                 )
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
-            detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
+            detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(f'VF {nic.address}' for nic in plan.nics)}"
             claim = self._access.find(caller, plan.name)
             log_event(self._ledger, claim, Outcome(EventKind.CLAIMED, detail, caller.name, started_at))
             return _view_running(self.transitions.launch(claim, caller.name, changed)), True

@@ -269,8 +269,9 @@ def test_drift_is_reported_and_pinning_restored(host: LabHost, repinned: tuple[s
     while "drifted" not in (now := look(host, before.last)).kinds(name) and time.monotonic() < deadline:
         time.sleep(1)
     told = [event["detail"] for event in now.events if event["subject"] == name]
-    pin = f"vCPU 1 may run on CPUs {first} in place of {second}"
-    assert told == [f"{pin} (restored); its VF's spoof check is off, expected on"]
+    pin = f"vCPU 1: affinity {first}, expected {second}"
+    vf = before.guests[name]["vf"]["address"]
+    assert told == [f"{pin} (restored); VF {vf}: spoof check is off, expected on"]
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
     host.run(f"{spoof_check(before.guests[name])} on")
