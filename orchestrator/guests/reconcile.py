@@ -7,7 +7,7 @@ from functools import partial
 from uuid import UUID
 
 from orchestrator.guests.core_manager import CoreContext
-from orchestrator.guests.drift_detector import DriftDetector
+from orchestrator.guests.drift import DriftDetector
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
 from orchestrator.guests.recovery import Decision, RecoveryAction, check_housekeeping, decide
 from orchestrator.guests.transitions import Transitions
