@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.values import CpuSet, PciAddress, Size, parse_guest_name
@@ -22,6 +22,10 @@ _MAX_TEXT = 128
 """Characters of a field that a parser reads: what the parser says of a wrong one repeats it."""
 _MAX_FINDINGS = 20
 _MAX_PATH = 200
+_MAX_INTERFACE = 15
+"""IFNAMSIZ, less the final zero byte."""
+MAX_NICS = 8
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
@@ -40,6 +44,12 @@ def _address(text: str) -> str:
         # A zone may hold any text, and names an interface of the machine that reads it: it means nothing in a guest.
         raise ValueError(f"{text!r} has a zone; leave out what follows the %")
     return str(ipaddress.ip_interface(text))
+
+
+def _interface(text: str) -> str:
+    if not _INTERFACE.fullmatch(text):
+        raise ValueError(f"{text!r} is not the name of a network interface; `nohype survey` shows them")
+    return text
 
 
 def _cmdline(text: str) -> str:
@@ -104,6 +114,26 @@ class Placement(BaseModel):
         return PciAddress.parse(self.vf) if self.vf else None
 
 
+class NicRequest(BaseModel):
+    """One network interface of a guest.
+
+    Attributes:
+        uplink: network interface of the PF that the VF must be of; None for the planner's choice.
+        vf: PCI address of the virtual function; None for any.
+        address: IP address and prefix length that the guest gives the interface; None for none.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    uplink: Annotated[str, Field(max_length=_MAX_INTERFACE), AfterValidator(_interface)] | None = None
+    vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_pci_address)] | None = None
+    address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
+
+    @property
+    def vf_address(self) -> PciAddress | None:
+        return PciAddress.parse(self.vf) if self.vf else None
+
+
 class GuestRequest(BaseModel):
     """A guest as its owner asks for it.
 
@@ -116,6 +146,8 @@ class GuestRequest(BaseModel):
         cmdline: further words for the guest's kernel command line.
         page_size: size of its huge pages ("2M", "1G"); None for the host's own choice.
         placement: a given place; None lets the planner choose.
+        nics: its network interfaces, in the order in which the guest counts them; None for one. ``address`` and ``placement.vf``
+            are short for those of a single one, and cannot be given with it.
         remove: delete it once it has ended by itself, in place of keeping its claim.
         restart: whether it is started again when it fails. One that ends by itself in good order never is.
         id: the caller's own id of this request: asking again with the same id and the same fields changes nothing.
@@ -131,9 +163,25 @@ class GuestRequest(BaseModel):
     cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
     page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_size)] | None = None
     placement: Placement | None = None
+    nics: Annotated[tuple[NicRequest, ...], Field(strict=False, min_length=1, max_length=MAX_NICS)] | None = None
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
+
+    @model_validator(mode="after")
+    def _check_nics(self) -> GuestRequest:
+        if self.nics is not None:
+            if self.address is not None or (self.placement and self.placement.vf):
+                raise ValueError("nics cannot be given together with address or placement.vf; move them into nics")
+            named = [nic.vf for nic in self.nics if nic.vf]
+            if len(named) != len(set(named)):
+                raise ValueError("nics name the same VF twice; name each VF once")
+        return self
+
+    @property
+    def wanted_nics(self) -> tuple[NicRequest, ...]:
+        """The NICs, however they are spelled. At least one."""
+        return self.nics or (NicRequest(vf=self.placement.vf if self.placement else None, address=self.address),)
 
     @property
     def size(self) -> Size:
