@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from orchestrator.cli.main import nohype
+from orchestrator.cli.main import LOCAL_COMMANDS, nohype
 
 PACKAGE = Path(__file__).parents[2] / "orchestrator"
 
@@ -100,34 +100,47 @@ def test_outside_things_have_one_owner(module: str) -> None:
     assert not foreign, f"{module} is not the owner of {foreign}"
 
 
-def test_the_operators_command_cannot_reach_the_host() -> None:
-    """`nohype guest`, `survey` and `audit` only talk to the manager; the privileged side is not even imported."""
-    reached = {"cli.main", "cli.guest", "cli.host", "cli.watch"}
-    while True:
-        more = {
-            inner
-            for module in reached
-            for imported in imports(modules()[module])
-            if (inner := imported.removeprefix("orchestrator.")) in modules() and inner not in reached
-        }
-        if not more:
-            break
-        reached |= more
-    privileged = {
-        "host",
-        "hypervisor",
-        "planning",
-        "images",
-        "ledger",
-        "steps",
-        "domain",
-        "audit",
-        "lifecycle",
-        "metrics",
-        "lab",
-        "daemon",
-    }
-    assert not {module for module in reached if module.partition(".")[0] in privileged}
+def reached(start: set[str]) -> set[str]:
+    """These modules and all that they import, directly or not."""
+    known = set(start)
+    while more := {
+        inner
+        for module in known
+        for imported in imports(modules()[module])
+        if (inner := imported.removeprefix("orchestrator.")) in modules() and inner not in known
+    }:
+        known |= more
+    return known
+
+
+def above_the_model(found: set[str]) -> set[str]:
+    """Those between `model` and `cli`: they read or change the host, or load what a client does not need."""
+    return {module for module in found if ORDER.index(("model",)) < rank(module)[0] < ORDER.index(("cli",))}
+
+
+def test_commands_that_contact_a_manager_cannot_reach_the_host() -> None:
+    """They only talk to the manager; nothing that reads or changes the host is even imported."""
+    commands = {f"cli.{name}" for name in set(nohype.list_commands(click.Context(nohype))) - set(LOCAL_COMMANDS)}
+    assert not above_the_model(reached({"cli.main", *commands}))
+
+
+def test_local_commands_reach_the_host() -> None:
+    """So that the test above can fail."""
+    assert {"host.run", "host.root", "config"} <= above_the_model(reached({"cli.config", "cli.lab"}))
+
+
+def test_client_needs_only_the_standard_library() -> None:
+    parts = ("errors", "values", "client")
+    wrong = [
+        f"{module}: {imported}"
+        for module, path in modules().items()
+        if module.partition(".")[0] in parts
+        for imported in imports(path)
+        if imported != "orchestrator"
+        and imported.split(".")[0] not in sys.stdlib_module_names
+        and not any(f"{imported}.".startswith(f"orchestrator.{part}.") for part in parts)
+    ]
+    assert not wrong
 
 
 def declared(*extras: str) -> set[str]:
