@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import json_option, print_json, print_table, say
-from orchestrator.client.client import Client
+from orchestrator.client import Client
 from orchestrator.model.proof import WEAKER
 
 

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from orchestrator.cli.secrets import check_secret, read_secret
-from orchestrator.client.client import Client
+from orchestrator.client import Client
 from orchestrator.errors import RequestError
 from orchestrator.values import DEFAULT_SOCKET
 

@@ -10,7 +10,7 @@ import click
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
 from orchestrator.cli.seconds import Seconds
-from orchestrator.client.client import Client
+from orchestrator.client import Client
 
 # Checked here too: the manager would refuse a wrong wait only after it has created the guest.
 _SECONDS = Seconds(0, 3600)

@@ -45,7 +45,14 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"orchestrator.cli.{cmd_name}"), cmd_name)
+        try:
+            command: click.Command = getattr(importlib.import_module(f"orchestrator.cli.{cmd_name}"), cmd_name)
+        except ModuleNotFoundError as error:
+            if not error.name or error.name.startswith("orchestrator"):
+                raise
+            extra = "lab" if cmd_name in ("lab", "demo") else "host"
+            hint = f"run `pip install 'nohype-orchestrator[{extra}]'`"
+            raise OrchestratorError(f"`nohype {cmd_name}` requires the Python package {error.name}", hint) from None
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -6,7 +6,7 @@ import click
 
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import json_option, print_json, say
-from orchestrator.client.client import Client
+from orchestrator.client import Client
 
 
 @click.command()

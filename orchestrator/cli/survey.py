@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
-from orchestrator.client.client import Client
+from orchestrator.client import Client
 
 
 @click.command()

@@ -100,6 +100,11 @@ def test_outside_things_have_one_owner(module: str) -> None:
     assert not foreign, f"{module} is not the owner of {foreign}"
 
 
+REMOTE_COMMANDS = {"cli.main"} | {
+    f"cli.{name}" for name in set(nohype.list_commands(click.Context(nohype))) - set(LOCAL_COMMANDS)
+}
+
+
 def reached(start: set[str]) -> set[str]:
     """These modules and all that they import, directly or not."""
     known = set(start)
@@ -120,13 +125,19 @@ def above_the_model(found: set[str]) -> set[str]:
 
 def test_commands_that_contact_a_manager_cannot_reach_the_host() -> None:
     """They only talk to the manager; nothing that reads or changes the host is even imported."""
-    commands = {f"cli.{name}" for name in set(nohype.list_commands(click.Context(nohype))) - set(LOCAL_COMMANDS)}
-    assert not above_the_model(reached({"cli.main", *commands}))
+    assert not above_the_model(reached(REMOTE_COMMANDS))
 
 
 def test_local_commands_reach_the_host() -> None:
     """So that the test above can fail."""
     assert {"host.run", "host.root", "config"} <= above_the_model(reached({"cli.config", "cli.lab"}))
+
+
+def test_commands_that_contact_a_manager_need_only_click() -> None:
+    """They, and the client, can be installed without the extra `host`."""
+    names = {imported.split(".")[0] for module in reached(REMOTE_COMMANDS) for imported in imports(modules()[module])}
+    assert names - sys.stdlib_module_names == {"orchestrator", "click"}
+    assert declared() == {"click"}
 
 
 def test_client_needs_only_the_standard_library() -> None:
@@ -148,7 +159,7 @@ def declared(*extras: str) -> set[str]:
     parser = configparser.ConfigParser()
     parser.read(PACKAGE.parent / "setup.cfg")
     lists = [parser["options"]["install_requires"], *(parser["options.extras_require"][extra] for extra in extras)]
-    return {normalize(re.split(r"[<>=!~ ;]", line)[0]) for text in lists for line in text.split("\n") if line}
+    return {normalize(re.split(r"[<>=!~ ;\[]", line)[0]) for text in lists for line in text.split("\n") if line}
 
 
 def normalize(name: str) -> str:
@@ -157,7 +168,11 @@ def normalize(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("orchestrator", ("lab",)), ("tests", ("lab", "test")), ("benchmarks", ("lab", "test", "bench"))],
+    [
+        ("orchestrator", ("host", "lab")),
+        ("tests", ("host", "lab", "test")),
+        ("benchmarks", ("host", "lab", "test", "bench")),
+    ],
 )
 def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     """What comes along with another package today may not do so tomorrow."""

@@ -460,6 +460,16 @@ def test_help(path: tuple[str, ...], command: click.Command) -> None:
         assert not isinstance(option, click.Option) or option.help, option.name
 
 
+def test_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delitem(sys.modules, "orchestrator.cli.config", raising=False)
+    monkeypatch.delitem(sys.modules, "orchestrator.config", raising=False)
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    assert main(monkeypatch, capsys, "config", "check") == (
+        1,
+        "nohype: `nohype config` requires the Python package pydantic\n  hint: run `pip install 'nohype-orchestrator[host]'`\n",
+    )
+
+
 def test_list_of_commands_shows_the_help_of_each() -> None:
     listed = run("--help").output
     for (name,), command in ((path, command) for path, command in commands(nohype) if len(path) == 1):
