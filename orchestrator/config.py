@@ -31,7 +31,7 @@ from orchestrator.config_values import (
 from orchestrator.errors import RequestError
 from orchestrator.model.access import Quota, Role
 from orchestrator.model.fields import NameField, SizeField, describe
-from orchestrator.values import DEFAULT_SOCKET, MOST_CPUS, CpuSet, Size
+from orchestrator.values import DEFAULT_SOCKET, MAX_CPUS, CpuSet, Size
 
 __all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "People", "read_config"]
 
@@ -160,7 +160,7 @@ class TenantConfig(People):
         vfs: virtual functions.
     """
 
-    cores: Annotated[int, Field(ge=0, le=MOST_CPUS)] | None = None
+    cores: Annotated[int, Field(ge=0, le=MAX_CPUS)] | None = None
     memory: SizeField | None = None
     vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
 

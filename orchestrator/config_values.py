@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from orchestrator.model.fields import check_cpus, check_size
-from orchestrator.values import MOST_CPUS, CpuSet, Size
+from orchestrator.values import MAX_CPUS, CpuSet, Size
 
 CERTIFICATE_NAMES = ("CN", "DNS", "URI", "email")
 """The kinds of names in a certificate that can be mapped to an identity (RFC 5280 4.1.2.6, 4.2.1.6)."""
@@ -29,7 +29,7 @@ _LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve")
 def check_housekeeping(text: str) -> str:
     """CPUs that leave some for guests."""
     cpus = check_cpus(text)
-    if len(CpuSet.parse(cpus)) == MOST_CPUS:
+    if len(CpuSet.parse(cpus)) == MAX_CPUS:
         raise ValueError(f"{cpus} are all CPUs that a kernel can have; no CPU is left for guests")
     return cpus
 

@@ -10,11 +10,7 @@ Value = TypeVar("Value")
 
 
 def wait_until(read: Callable[[], Value], accept: Callable[[Value], object] = bool, *, timeout: float, interval: float) -> Value:
-    """Calls ``read`` every ``interval`` seconds until its value is accepted, for at most ``timeout`` seconds.
-
-    Returns:
-        The last value: the accepted one, or after the time-out one that is not. ``read`` is called at least once.
-    """
+    """Calls ``read``, at least once, until its value is accepted or the time is over. Returns the last value in both cases."""
     deadline = time.monotonic() + timeout
     while not accept(value := read()) and time.monotonic() < deadline:
         time.sleep(interval)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from orchestrator.model.exits import EMULATED, ExitPolicy, ExitRates, ExitSample, measure_rates
-from orchestrator.model.proof import Proof, Verdict, not_measured
-
-EXITS, UNIT = "exits", "exits per second of the busiest vCPU"
+from orchestrator.model.proof import Measurement, Verdict, not_measured
 
 
-def prove_exits(name: str, before: ExitSample, after: ExitSample, policy: ExitPolicy) -> Proof:
-    """The proof ``exits`` of a guest.
+def prove_exits(before: ExitSample, after: ExitSample, policy: ExitPolicy) -> Measurement:
+    """The figure is the rate of the busiest vCPU.
 
     Args:
         before, after: samples some seconds apart, without a command to the guest in between.
@@ -17,10 +15,10 @@ def prove_exits(name: str, before: ExitSample, after: ExitSample, policy: ExitPo
     try:
         rates = measure_rates(before, after)
     except ValueError as error:
-        return not_measured(EXITS, name, UNIT, str(error))
+        return not_measured(str(error))
     totals = [rate.total for rate in rates if rate.total is not None]
     if not rates or len(totals) != len(rates):
-        return not_measured(EXITS, name, UNIT, "this kernel or QEMU lacks KVM's counter `exits`")
+        return not_measured("this kernel or QEMU lacks KVM's counter `exits`")
     findings, gaps = [], []
     for index, (rate, total) in enumerate(zip(rates, totals, strict=True)):
         if total > policy.total:
@@ -34,7 +32,7 @@ def prove_exits(name: str, before: ExitSample, after: ExitSample, policy: ExitPo
     evidence = [f"during {seconds:.1f} s; limits per vCPU: {policy.total:g} exits/s, {policy.emulated:g} emulated"]
     evidence += [f"vCPU {index}: {totals[index]:.1f}/s: {_describe(rate)}" for index, rate in enumerate(rates)]
     figure = None if verdict == Verdict.NOT_MEASURED else round(max(totals), 1)
-    return Proof(EXITS, name, verdict, figure, UNIT, (*findings, *gaps, *evidence))
+    return Measurement(verdict, figure, (*findings, *gaps, *evidence))
 
 
 def _describe(rate: ExitRates) -> str:

@@ -68,6 +68,35 @@ class Event(TypedDict):
     took: float | None
 
 
+class EdgeReading(TypedDict):
+    """Edge mode of a PF: `vepa`, `veb`, or null if it is unknown; `text` is what was read, or why it could not be read."""
+
+    interface: str
+    mode: Literal["vepa", "veb"] | None
+    text: str
+
+
+class Traffic(TypedDict):
+    """Frames that one guest sent to another, as counted on the host."""
+
+    source: str
+    target: str
+    size: int
+    sent: int
+    received: int
+    duplicates: int
+    in_host: dict[str, int]
+    dropped: int
+
+
+class VepaReadings(TypedDict):
+    """What the host measured for the proof `vepa`, to be completed with the frames counted at the external switch."""
+
+    edges: list[EdgeReading]
+    traffic: Traffic | None
+    gaps: list[str]
+
+
 class Proof(TypedDict):
     """A measured statement; see docs/promises.md."""
 
@@ -77,6 +106,7 @@ class Proof(TypedDict):
     figure: float | None
     unit: str
     evidence: list[str]
+    readings: VepaReadings | None
 
 
 class Core(TypedDict):

@@ -14,7 +14,8 @@ from orchestrator.daemon.systemd import read_watchdog, take_sockets
 from orchestrator.daemon.watchdog import Heartbeat
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
-from orchestrator.metrics import Metrics, Observations, Sources
+from orchestrator.metrics.collect import Metrics, Sources
+from orchestrator.metrics.counters import Counters
 from orchestrator.model.plan import Policy
 from orchestrator.model.proof import Proof
 from orchestrator.model.state import GuestState
@@ -48,7 +49,7 @@ def find_listener(path: Path) -> socket.socket:
 
 
 def build_metrics(
-    survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, seen: Observations
+    survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, seen: Counters
 ) -> Metrics:
     """What Prometheus reads: from the ledger, the live host and KVM's counters. libvirt is asked for running guests only."""
     sources = Sources(
@@ -60,7 +61,7 @@ def build_metrics(
     return Metrics(sources, policy, seen)
 
 
-def watch_audit(audit: Callable[[int], tuple[Proof, ...]], seen: Observations) -> Callable[[int], tuple[Proof, ...]]:
+def watch_audit(audit: Callable[[int], tuple[Proof, ...]], seen: Counters) -> Callable[[int], tuple[Proof, ...]]:
     """The same audit, whose proofs are remembered for Prometheus."""
 
     def observed(frames: int) -> tuple[Proof, ...]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator.errors import Conflict, HostError, NoRoom, NotFound, QuotaExceeded, RequestError
-from orchestrator.guests.core_manager import HOST
+from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
 from orchestrator.guests.unmanaged_use import add_unmanaged
 from orchestrator.guests.vf_making import VfsNeeded, check_made, plan_known
@@ -172,7 +172,7 @@ class Placing:
 
         def plan_on(topology: Topology, foreign: frozenset[PciAddress] = frozenset()) -> Placed:
             # After it was: the pages of one that has ended by now, with or without our knowledge, may count as free there.
-            running, domains = self._hypervisor.look_around(ours)
+            running, domains = self._hypervisor.list_running(ours)
             _check_name(request, {domain.name for domain in domains})
             started = frozenset(plan.name for plan in plans if plan.uuid in begun and plan.uuid in running)
             claimed = Claims.of(plans, started, starting)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from orchestrator.errors import HostError
 from orchestrator.host.pci import VFIO
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import Bounds, Hypervisor, LiveGuest
+from orchestrator.hypervisor.connection import Hypervisor, Pinning, RunningGuest
 from orchestrator.model.plan import Plan
 from orchestrator.model.topology import VfState
 from orchestrator.values import CpuSet, PciAddress
 
 
-def check_threads(plan: Plan, live: LiveGuest, threads: tuple[Thread, ...]) -> None:
+def check_threads(plan: Plan, live: RunningGuest, threads: tuple[Thread, ...]) -> None:
     """Looks where the threads of a guest's QEMU may run. Pure.
 
     Raises:
@@ -30,7 +30,7 @@ def check_threads(plan: Plan, live: LiveGuest, threads: tuple[Thread, ...]) -> N
             )
 
 
-def check_pins(plan: Plan, live: Bounds) -> tuple[str, ...]:
+def check_pins(plan: Plan, live: Pinning) -> tuple[str, ...]:
     """What ``repair_pins`` would put right on a running guest, a sentence each. Pure.
 
     Args:
@@ -56,7 +56,7 @@ def find_state(states: VfStates, plan: Plan) -> VfState | str | None:
     return found if isinstance(found, str) else next((vf for vf in found if vf.index == plan.vf.index), None)
 
 
-def check_devices(plan: Plan, live: Bounds, driver: str | None, vf: VfState | str | None) -> tuple[str, ...]:
+def check_devices(plan: Plan, live: Pinning, driver: str | None, vf: VfState | str | None) -> tuple[str, ...]:
     """What else somebody has changed on a running guest, a sentence each. Pure.
 
     Args:
@@ -81,10 +81,10 @@ def check_vf(plan: Plan, vf: VfState | str | None) -> tuple[str, ...]:
         return (f"what its PF {plan.vf.pf} enforces for its VF cannot be read: {vf}",)
     if vf is None:
         return (f"{plan.vf.interface} has no VF {plan.vf.index} any more",)
-    return tuple(f"its VF's {difference}" for difference in vf.list_differences(vf.as_new(plan.vf.mac)).values())
+    return tuple(f"its VF's {difference}" for difference in vf.diff(vf.with_defaults(plan.vf.mac)).values())
 
 
-def repair_pins(hypervisor: Hypervisor, plan: Plan, live: Bounds) -> None:
+def repair_pins(hypervisor: Hypervisor, plan: Plan, live: Pinning) -> None:
     """Pins a running guest's threads as its plan says: the one change to a running guest that cannot hurt it."""
     for index, (pin, cpu) in enumerate(zip(live.pins, plan.cpus, strict=False)):
         if tuple(pin) != (cpu,):

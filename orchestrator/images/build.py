@@ -16,15 +16,7 @@ _CODE = tuple(Path(__file__).with_name(name) for name in ("build.py", "debian.py
 
 
 def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) -> Path:
-    """Builds a guest image, or finds it in the cache.
-
-    Returns:
-        The folder with ``vmlinuz``, ``initrd`` and ``image.json``, named after the image. It must not be changed.
-
-    Raises:
-        NotFound: there is no such recipe.
-        ImageError: the build failed; nothing is left of it.
-    """
+    """A folder with ``vmlinuz``, ``initrd`` and ``image.json``, named after the image. It is cached: do not change it."""
     recipe = read_recipe(recipes, name)
     key = hash_inputs(debian.SUITE, recipes / name, *_CODE)
 

@@ -55,12 +55,7 @@ def build_cached(
 ) -> Path:
     """The folder ``<cache>/<kind>-<key>``, built if it does not exist. Concurrent callers wait for each other.
 
-    Args:
-        build: fills the empty folder that it is given.
-        keep: number of folders of the kind that stay after a build.
-
-    Raises:
-        ImageError: the cache cannot be written, or the disk is full; nothing is left of the build.
+    ``build`` fills the empty folder that it is given; nothing is left of one that fails. ``keep`` folders of the kind stay.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -92,14 +92,9 @@ def make_root(
 
     Args:
         target: folder to fill; must be empty.
-        cache: ``<cache>/debs`` keeps the downloaded packages.
-        log: file for mmdebstrap's output.
         variant: mmdebstrap's; "extract" only unpacks and runs no maintainer scripts.
         suites: sources of packages; the last has priority.
         env: environment variables for maintainer scripts.
-
-    Raises:
-        ImageError: the archive's keys or an archive are missing, or mmdebstrap failed.
     """
     if not _KEYRING.exists():
         raise ImageError(f"cannot verify packages: {_KEYRING} does not exist", "run `apt-get install debian-archive-keyring`")

@@ -60,13 +60,7 @@ def plan_modules(
 def build_initramfs(root: Path, init: Path, modules: Sequence[str], output: Path) -> None:
     """Writes a gzip-compressed newc archive with /init, /bin/busybox, and modules for busybox's modprobe.
 
-    Args:
-        root: a root file system with one kernel, busybox-static and kmod; depmod is run in it if necessary.
-        init: the script or program that becomes /init.
-
-    Raises:
-        ImageError: a file is missing in the root.
-        CommandError: depmod or cpio failed.
+    ``root`` has one kernel, busybox-static and kmod; depmod is run in it if necessary.
     """
     version, _ = find_kernel(root)
     library = root / "usr/lib/modules" / version

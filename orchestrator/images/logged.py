@@ -12,16 +12,9 @@ from orchestrator.host.run import format_tail, run
 def run_logged(
     argv: Sequence[str | Path], *, task: str, program: str, log: Path, timeout: float, env: Mapping[str, str] | None = None
 ) -> None:
-    """Runs a program that is part of a build.
+    """Runs a program and raises ImageError if it fails.
 
-    Args:
-        task: begin of an error message: "cannot build the wheels".
-        program: the program's name for messages; argv may begin with wrappers.
-        log: file for the output; emptied first.
-        env: variables added to the inherited environment.
-
-    Raises:
-        ImageError: the program failed; with the last lines of its output.
+    ``task`` starts the message ("cannot build the wheels"); ``program`` names the program, as argv may start with wrappers.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)

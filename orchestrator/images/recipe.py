@@ -17,25 +17,17 @@ _FILE = "image.toml"
 
 
 class Recipe(BaseModel):
-    """The build instructions of an image.
-
-    Attributes:
-        packages: Debian packages with kernel and busybox.
-        modules: kernel modules for the initramfs; their dependencies are added.
-        init: file in the recipe's folder that becomes /init.
-        memory: minimum of a guest ("96M").
-        console: protocol that the init speaks on the console; None if it speaks none.
-    """
+    """The build instructions of an image."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     description: str
-    packages: list[str] = Field(min_length=1)
-    modules: list[str]
-    init: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    packages: list[str] = Field(min_length=1)  # with kernel and busybox
+    modules: list[str]  # for the initramfs; dependencies are added
+    init: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # file of the recipe that becomes /init
     cmdline: str
-    memory: SizeField
-    console: str | None = None
+    memory: SizeField  # minimum of a guest
+    console: str | None = None  # protocol that the init speaks on the console
 
 
 def recipes_folder() -> Path:
@@ -49,12 +41,6 @@ def recipe_names(recipes: Path) -> tuple[str, ...]:
 
 
 def read_recipe(recipes: Path, name: str) -> Recipe:
-    """Reads a recipe.
-
-    Raises:
-        NotFound: there is no such recipe.
-        ImageError: the recipe is invalid; names the field.
-    """
     names = recipe_names(recipes)
     if name not in names:
         available = f"available: {', '.join(names) or 'none'}"

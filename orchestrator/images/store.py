@@ -39,24 +39,17 @@ _Line = Annotated[str, Field(max_length=2048), AfterValidator(_printable)]
 
 
 class Description(BaseModel):
-    """The content of ``image.json``. Values that libvirt would refuse are refused here, before anything is claimed.
-
-    Attributes:
-        hash: of everything that the image was built from.
-        kernel_version: the kernel's release, for reports.
-        cmdline: words of the image for the kernel command line.
-        memory: minimum of a guest; with less, its kernel hangs without a message.
-        console: protocol that the image's init speaks on the console; None if it speaks none.
-    """
+    """The content of ``image.json``. Values that libvirt would refuse are refused here, before anything is claimed."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     description: str = ""
-    hash: _Line
+    hash: _Line  # of everything that the image was built from
     kernel_version: _Line
     cmdline: _Line
+    # The minimum of a guest: with less, its kernel hangs without a message.
     memory: Annotated[Size, PlainValidator(_size), PlainSerializer(str)]
-    console: _Line | None
+    console: _Line | None  # protocol that the image's init speaks on the console
 
 
 class Image(Description):
@@ -88,12 +81,7 @@ class Image(Description):
 
 
 def find_image(store: Path, name: str) -> Image:
-    """Reads an image.
-
-    Raises:
-        NotFound: there is no such image.
-        ImageError: its folder is damaged.
-    """
+    """Raises NotFound if there is no such image, and ImageError if its folder is damaged."""
     names = image_names(store)
     if name not in names:
         available = f"available: {', '.join(names) or 'none'}"
@@ -102,7 +90,6 @@ def find_image(store: Path, name: str) -> Image:
 
 
 def list_images(store: Path) -> tuple[Image, ...]:
-    """All images by name. Raises ImageError if one is damaged."""
     return tuple(read_image(store / name) for name in image_names(store))
 
 
@@ -138,9 +125,6 @@ def install_image(built: Path, store: Path, name: str) -> Image:
     """Copies a built image into the store and replaces one of the same name. The store never contains half an image.
 
     Running guests are not affected: QEMU reads kernel and initrd only when a guest starts.
-
-    Raises:
-        ImageError: the store cannot be written.
     """
     try:
         store.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from orchestrator.lab.qemu import INSIDE, build_entry
 from orchestrator.waiting import wait_until
 
 PROBE_TIMEOUT = 20.0
-_DEVICE = Path("/dev/kvm")
+DEVICE = Path("/dev/kvm")
 _READY = re.compile(r"^nohype: ready .*\bvirt=(\w+) ", re.MULTILINE)
 
 
@@ -63,8 +63,8 @@ def choose_accel(
     """
     if choice is AccelChoice.TCG:
         return Accel(kvm=False, reason="emulation was requested")
-    if not os.access(_DEVICE, os.R_OK | os.W_OK):
-        result = Accel(kvm=False, reason=f"{_DEVICE} does not exist or is not accessible")
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        result = Accel(kvm=False, reason=f"{DEVICE} does not exist or is not accessible")
     else:
         boot = read_boot_id(host)
         known = _find_result(cache, boot)
@@ -86,7 +86,7 @@ def probe_kvm(probe: Probe, *, timeout: float = PROBE_TIMEOUT) -> Accel:
     with TemporaryDirectory(prefix="nohype-kvm-") as folder:
         log, console = Path(folder, "qemu.log"), Path(folder, "console.log")
         binds = {"lab": Path(folder), "kernel": probe.kernel, "initrd": probe.initrd}
-        process = spawn([*build_entry(probe.tools, binds, os.getpid()), *_PROBE_ARGV], log=log)
+        process = spawn([*build_entry(probe.tools, binds, os.getpid()), *PROBE_ARGV], log=log)
         try:
             return wait_until(lambda: _read_result(process, log, console), timeout=timeout, interval=0.1) or Accel(
                 kvm=False, reason=f"a kernel under KVM did not become ready within {timeout:g} s; console: {_last(console)}"
@@ -96,7 +96,7 @@ def probe_kvm(probe: Probe, *, timeout: float = PROBE_TIMEOUT) -> Accel:
             process.wait()
 
 
-_PROBE_ARGV = [
+PROBE_ARGV = [
     "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot",
     "-M", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host", "-smp", "2", "-m", "256M",
     "-kernel", str(INSIDE / "kernel"), "-initrd", str(INSIDE / "initrd"), "-append", "console=ttyS0 panic=-1",

@@ -57,11 +57,7 @@ _NO_INITRD = {"INITRD": "No"}
 
 
 def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
-    """Builds a Debian root with the patched QEMU (see ``patches``), to be run by chroot(2) in a mount namespace.
-
-    Raises:
-        ImageError: the build failed; nothing is left of it.
-    """
+    """Builds a Debian root with the patched QEMU (see ``patches``), to be run by chroot(2) in a mount namespace."""
     _check_root()
     patches = _load_patches()
 
@@ -79,11 +75,7 @@ def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
 
 
 def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -> LabImage:
-    """Builds the image of a lab host: Debian, libvirt, QEMU, this package, the guest image, and the host role applied.
-
-    Raises:
-        ImageError: the build failed; nothing is left of it.
-    """
+    """Builds the image of a lab host: Debian, libvirt, QEMU, this package, the guest image, and the host role applied."""
     _check_root()
     tree = wheels.source_tree()
     host = build_host(spec, tree, cache, progress=progress)

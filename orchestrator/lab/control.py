@@ -89,12 +89,7 @@ def up(
 
 
 def check_name_available(name: str) -> None:
-    """For a refusal before anything is built.
-
-    Raises:
-        Conflict: the lab is up or is being started.
-        HostError: not root.
-    """
+    """Raises Conflict if the lab is up or is being started, and HostError without root: before anything is built."""
     _check_root("start")
     folder = LabDir(parse_lab_name(name))
     if is_locked(folder):

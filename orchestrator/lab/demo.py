@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.audit.traffic import count_at_switch, watch_switch
-from orchestrator.audit.vepa import VEPA, complete_vepa
+from orchestrator.audit.catalogue import HOST_RESTORED, VEPA
+from orchestrator.audit.report import summarize
+from orchestrator.audit.restored import Surveys
+from orchestrator.audit.uplink import complete_vepa, count_at_switch, watch_switch
 from orchestrator.errors import LabError, LabLost, ShellError
 from orchestrator.lab import switch
 from orchestrator.lab.health import check_emulation
@@ -26,10 +28,8 @@ _COMMAND_TIMEOUT = 400.0
 
 @dataclass(frozen=True)
 class DemoGuest:
-    """A guest of the demo; it gives the address to its VF."""
-
     name: str
-    address: str
+    address: str  # of its VF, with prefix length
 
 
 GUESTS = (DemoGuest("guest1", "10.9.0.11/24"), DemoGuest("guest2", "10.9.0.12/24"))
@@ -37,23 +37,15 @@ GUESTS = (DemoGuest("guest1", "10.9.0.11/24"), DemoGuest("guest2", "10.9.0.12/24
 
 @dataclass(frozen=True)
 class Report:
-    """The content of `report.json`.
+    """The content of `report.json`."""
 
-    Attributes:
-        verdict: ``pass`` only if every proof passed.
-        host: the survey of the host, and how it was emulated.
-        guests: each guest as the manager shows it, with its `ready` line and its ping.
-        timings: seconds per stage.
-    """
-
-    verdict: str
-    host: dict[str, Any]
-    guests: list[dict[str, Any]]
+    verdict: str  # "pass" only if every proof passed
+    host: dict[str, Any]  # its survey, and how it was emulated
+    guests: list[dict[str, Any]]  # as the manager shows them, each with its `ready` line, the first with its ping
     proofs: list[dict[str, object]]
-    timings: dict[str, float]
+    timings: dict[str, float]  # seconds per stage
 
     def write(self, path: Path) -> None:
-        """Raises LabError if the file cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -62,15 +54,7 @@ class Report:
 
 
 def ask(lab: Lab, *words: str, check: bool = True) -> Any:
-    """Runs `nohype ... --json` in the lab host and parses its output.
-
-    Args:
-        check: treat a status other than 0 as an error. An audit with a failed proof exits with 1 and is still a valid result.
-
-    Raises:
-        LabLost: the lab is lost.
-        LabError: the command failed; with its output.
-    """
+    """Runs `nohype ... --json` in the lab host. An audit with a failed proof exits with 1: its result needs ``check=False``."""
     done = execute(lab, ["nohype", *words, "--json"], timeout=_COMMAND_TIMEOUT)
     try:
         if check and done.status:
@@ -96,16 +80,11 @@ def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
     with watch_switch(port.interface, port.netns) as counter:
         proofs = [proof_from_json(fields) for fields in ask(lab, "audit", "--frames", str(frames), check=False)]
     counted = count_at_switch(counter)
-    return tuple(complete_vepa(proof, counted) if proof.name == VEPA else proof for proof in proofs)
+    return tuple(complete_vepa(proof, counted) if proof.name == VEPA.name else proof for proof in proofs)
 
 
 def run_demo(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUESTS) -> Report:
-    """Creates the guests, pings the last from the first, measures all proofs, deletes the guests, compares the host.
-
-    Raises:
-        LabLost: the lab is lost or its emulator failed, which says nothing about any proof.
-        LabError: a request to the manager failed.
-    """
+    """Raises LabLost if the lab is lost or its emulator failed, and LabError if a request to the manager failed."""
     try:
         report = _run(lab, timeline, guests)
     except LabLost:
@@ -136,16 +115,7 @@ def _run(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest]) -> Report:
             ask(lab, "guest", "delete", guest.name)
         # Removing the VFs resets the NIC; its link is back a moment later.
         after = wait_until(lambda: ask(lab, "survey"), lambda survey: survey == before, timeout=20, interval=1)
-        proofs = (*proofs, prove_restored(before, after))
-    verdict = Verdict.PASS if all(proof.verdict == Verdict.PASS for proof in proofs) else Verdict.FAIL
+        proofs = (*proofs, HOST_RESTORED.prove(Surveys(before, after)))
     emulator = lab.state.emulator and lab.state.emulator.model_dump(mode="json")
     host = {"lab": lab.name, "spec": lab.state.spec.name, "accel": lab.state.accel, "emulator": emulator, "survey": before}
-    return Report(str(verdict), host, views, to_plain(proofs), timeline.timings)
-
-
-def prove_restored(before: dict[str, Any], after: dict[str, Any]) -> Proof:
-    """`host-restored`: the survey after the last guest equals the one before the first guest."""
-    changed = [f"{part}: before {before[part]}, after {after.get(part)}" for part in before if before[part] != after.get(part)]
-    verdict = Verdict.FAIL if changed else Verdict.PASS
-    evidence = (*changed, f"surveys before and after are compared: {', '.join(before)}")
-    return Proof("host-restored", "host", verdict, len(changed), "parts of the survey that differ", evidence)
+    return Report(str(summarize(proofs)), host, views, to_plain(proofs), timeline.timings)

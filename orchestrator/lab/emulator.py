@@ -13,27 +13,18 @@ _RECORD = "emulator.json"
 
 
 class PatchRecord(BaseModel):
-    """The result of one patch.
-
-    Attributes:
-        name: row of ``patches.PATCHES``.
-        symbol: function that contains the patched place.
-        effect: what happens in a lab without the patch.
-        address: virtual address of the place; None if it was not found, like ``old`` and ``new``.
-        old, new: the bytes there, hexadecimal.
-        reason: why the patch was not applied; empty if it was.
-    """
+    """The result of one patch."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    name: str
-    symbol: str
-    effect: str
+    name: str  # row of patches.PATCHES
+    symbol: str  # function that contains the patched place
+    effect: str  # what happens in a lab without the patch
     applied: bool
-    address: str | None = None
-    old: str | None = None
+    address: str | None = None  # virtual; None if the place was not found
+    old: str | None = None  # bytes, hexadecimal
     new: str | None = None
-    reason: str = ""
+    reason: str = ""  # why the patch was not applied
 
     def describe(self) -> str:
         if not self.applied:
@@ -42,11 +33,9 @@ class PatchRecord(BaseModel):
 
 
 class EmulatorRecord(BaseModel):
-    """The emulator: its GNU build id (hexadecimal, empty if it has none) and the result of each patch."""
-
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    build_id: str
+    build_id: str  # GNU build id, hexadecimal; empty if the program has none
     patches: tuple[PatchRecord, ...]
 
     def warning(self) -> str:
@@ -68,12 +57,7 @@ def read_record(tools: Path) -> EmulatorRecord | None:
 
 
 def describe_end(status: int, log: Sequence[str]) -> str:
-    """Why QEMU exited.
-
-    Args:
-        status: as in ``Popen.returncode``: negative for a signal.
-        log: the last lines of QEMU's output.
-    """
+    """Why QEMU exited. ``status`` is as in ``Popen.returncode``: negative for a signal."""
     if status == 0:  # -no-reboot: QEMU exits when the machine powers off, reboots or panics
         return "QEMU exited: the lab host powered off, rebooted or panicked"
     if status in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):

@@ -19,14 +19,12 @@ from orchestrator.lab.qmp import ask
 from orchestrator.lab.spec import parse_lab_name
 from orchestrator.waiting import wait_until
 
-_RESPONSE_TIMEOUT = 60
+RESPONSE_TIMEOUT = 60
 _POLL = 0.2
 
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab that is up, as ``find_lab`` and ``control.up`` return it."""
-
     folder: LabDir
     state: LabState
 
@@ -48,20 +46,11 @@ class Lab:
 
 @dataclass(frozen=True)
 class LabStatus:
-    """The status of a lab.
-
-    Attributes:
-        condition: ``up``, ``starting`` or ``lost`` (its files exist, but no process runs).
-        state: None while the lab is starting.
-        memory: resident bytes of QEMU; None if it does not run.
-        tail: last lines of the console, only of a lost lab.
-    """
-
     name: str
-    condition: str
-    state: LabState | None
-    memory: int | None
-    tail: tuple[str, ...]
+    condition: str  # "up", "starting", or "lost": its files exist, but no process runs
+    state: LabState | None  # None while the lab is starting
+    memory: int | None  # resident bytes of QEMU; None if it does not run
+    tail: tuple[str, ...]  # last lines of the console, only of a lost lab
 
 
 def find_lab(name: str) -> Lab:
@@ -84,12 +73,7 @@ def find_lab(name: str) -> Lab:
 
 
 def read_status(name: str) -> LabStatus:
-    """The status of a lab. Removes the switch that a killed keeper has left in the kernel; the files stay for `down`.
-
-    Raises:
-        NotFound: there is no such lab.
-        HostError: not root.
-    """
+    """Also removes the switch that a killed keeper has left in the kernel; the files stay for `down`. Requires root."""
     folder = LabDir(parse_lab_name(name))
     if is_locked(folder):
         state = find_state(folder)
@@ -123,7 +107,7 @@ def execute(
 
     Raises:
         LabLost: the lab is lost.
-        ssh.ShellTimeout: the command did not finish in time, but the lab host responds.
+        ShellTimeout: the command did not finish in time, but the lab host responds.
     """
     with raising_lab_lost(lab), lab.shell() as connection:
         return connection.run(command, timeout=timeout, input=input, stream=stream)
@@ -136,7 +120,7 @@ def raising_lab_lost(lab: Lab) -> Iterator[None]:
         yield
     except ssh.ShellTimeout as error:
         try:
-            connect_lab(lab.folder, lab.state, timeout=_RESPONSE_TIMEOUT).close()
+            connect_lab(lab.folder, lab.state, timeout=RESPONSE_TIMEOUT).close()
         except ShellError:
             raise build_lost(lab.folder, find_state(lab.folder), f"the lab host does not respond: {error.message}") from None
         raise
@@ -177,5 +161,4 @@ def _describe_machine(folder: LabDir) -> str:
 
 
 def format_lines(lines: Sequence[str]) -> str:
-    """Indented lines of a log, to be appended to an error message."""
     return "".join(f"\n    {line}" for line in lines)

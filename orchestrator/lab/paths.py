@@ -26,15 +26,10 @@ TAIL = 25
 
 @dataclass(frozen=True)
 class LabDir:
-    """The paths of a lab's files; only root can read the files.
+    """The paths of a lab's files; only root can read the files."""
 
-    Attributes:
-        name: a name that ``parse_lab_name`` accepts.
-        base: folder of all labs. There is one per machine, as names of network namespaces are machine-wide too.
-    """
-
-    name: str
-    base: Path = RUNTIME
+    name: str  # accepted by parse_lab_name
+    base: Path = RUNTIME  # one per machine: names of network namespaces are machine-wide too
 
     @property
     def path(self) -> Path:
@@ -51,73 +46,48 @@ class LabDir:
 
     @property
     def console(self) -> Path:
-        """Everything that the lab host has printed on its serial console."""
         return self.path / "console.log"
 
     @property
     def log(self) -> Path:
-        """The output of the keeper and of QEMU."""
-        return self.path / "keeper.log"
+        return self.path / "keeper.log"  # the output of QEMU too
 
     @property
     def qmp(self) -> Path:
-        """QEMU's monitor (QMP), a Unix socket that serves one client at a time."""
-        return self.path / "qmp"
+        return self.path / "qmp"  # a Unix socket
 
     @property
     def key(self) -> Path:
-        """The client's private key in OpenSSH format."""
         return self.path / "key"
 
     @property
     def known_hosts(self) -> Path:
-        """The lab's host key, for OpenSSH's ``UserKnownHostsFile``."""
-        return self.path / "known_hosts"
+        return self.path / "known_hosts"  # for OpenSSH; our own connections use LabState.host_key
 
 
 class LabState(BaseModel):
-    """A lab that runs, or ran.
-
-    Attributes:
-        pid, qemu: process ids of the keeper and of QEMU.
-        port: TCP port on 127.0.0.1 that is forwarded to the lab's SSH server.
-        host_key: the lab's public host key, ``ssh-ed25519 AAAA...``.
-        accel: ``tcg`` or ``kvm``.
-        emulator: None if ``build_tools`` did not build the tools root.
-        started: Unix time.
-        timings: seconds per stage of `up`.
-        ended: why QEMU exited unexpectedly; empty while it runs.
-    """
+    """A lab that runs, or ran."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: str
     spec: LabSpec
-    pid: int
-    qemu: int
-    port: int
-    host_key: str
-    accel: str
+    pid: int  # of the keeper
+    qemu: int  # pid
+    port: int  # on 127.0.0.1, forwarded to the lab's SSH server
+    host_key: str  # public, "ssh-ed25519 AAAA..."
+    accel: str  # "tcg" or "kvm"
     accel_reason: str
-    emulator: EmulatorRecord | None
-    started: float
+    emulator: EmulatorRecord | None  # None if build_tools() did not build the tools root
+    started: float  # Unix time
     ready: bool = False
-    timings: dict[str, float] = {}
-    ended: str = ""
+    timings: dict[str, float] = {}  # seconds per stage of `up`
+    ended: str = ""  # why QEMU exited unexpectedly
 
 
 def take_lock(folder: LabDir, *, timeout: float = 1) -> int | None:
-    """Locks the lab, and creates the base folder if necessary.
-
-    Args:
-        timeout: seconds; ``is_locked`` in another process holds the lock for a moment.
-
-    Returns:
-        A descriptor that holds the lock until it and all its duplicates are closed; None if the lab lives.
-
-    Raises:
-        HostError: the base folder or the lock cannot be used.
-    """
+    """A descriptor that holds the lock until it and all its duplicates are closed; None if the lab lives."""
+    # With a time-out, as is_locked() in another process holds the lock for a moment.
     try:
         folder.base.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -142,14 +112,13 @@ def is_locked(folder: LabDir) -> bool:
 
 
 def remove(folder: LabDir) -> None:
-    """Removes the lab's files, the lock last. The caller holds the lock."""
+    """The caller holds the lock, which is removed last."""
     shutil.rmtree(folder.path, ignore_errors=True)
     folder.lock.unlink(missing_ok=True)
 
 
 def write_state(folder: LabDir, state: LabState) -> None:
-    """Replaces the state atomically."""
-    fresh = folder.state.with_suffix(".new")
+    fresh = folder.state.with_suffix(".new")  # replaces the state atomically
     fresh.write_text(state.model_dump_json(indent=2) + "\n")
     fresh.replace(folder.state)
 

@@ -18,18 +18,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """A start, a note or an end.
-
-    Attributes:
-        stage: name of the stage; empty for a note outside of all stages.
-        text: one line, of a note.
-        seconds: duration, of an end.
-    """
-
     kind: Kind
-    stage: str
-    text: str = ""
-    seconds: float = 0
+    stage: str  # empty for a note outside of all stages
+    text: str = ""  # of a note, one line
+    seconds: float = 0  # of an end: the duration of the stage
 
 
 class Timeline:

@@ -15,15 +15,7 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s")
 
 
 def ask(monitor: Path, command: str, *, arguments: Mapping[str, object] | None = None, timeout: float = 10) -> Any:
-    """Executes one command. The monitor serves one client at a time: others wait.
-
-    Args:
-        monitor: the Unix socket.
-        timeout: seconds per response.
-
-    Raises:
-        LabError: QEMU does not run, does not respond, or refuses the command.
-    """
+    """Executes one command; ``timeout`` is per response. The monitor serves one client at a time: others wait."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout)

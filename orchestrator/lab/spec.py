@@ -39,31 +39,20 @@ def is_lab_name(text: str) -> bool:
 
 
 class LabSpec(BaseModel):
-    """An emulated server.
-
-    Attributes:
-        name: not a field of the file; ``load_spec`` sets it.
-        cores: per socket.
-        threads: per core.
-        nodes: NUMA nodes; sockets and memory are divided evenly between them.
-        hugepages_per_node: 2 MB pages, reserved at boot.
-        gigantic_pages: 1 GB pages on all nodes together, reserved at boot: later the kernel rarely finds a contiguous GB.
-        vfs: VFs of the NIC (Intel 82576) that the host may use; 0 omits the NIC.
-        disks: sizes of NVMe disks, each with its own controller.
-    """
+    """An emulated server. Its pages are reserved at boot: later the kernel rarely finds a contiguous GB."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    name: str
+    name: str  # not a field of the file
     sockets: Annotated[int, Field(ge=1, le=4)]
-    cores: Annotated[int, Field(ge=1, le=16)]
-    threads: Annotated[int, Field(ge=1, le=2)]
-    nodes: Annotated[int, Field(ge=1, le=4)] = 1
+    cores: Annotated[int, Field(ge=1, le=16)]  # per socket
+    threads: Annotated[int, Field(ge=1, le=2)]  # per core
+    nodes: Annotated[int, Field(ge=1, le=4)] = 1  # sockets and memory are divided evenly between NUMA nodes
     memory: SizeField
-    hugepages_per_node: Annotated[int, Field(ge=0, le=1 << 16)]
-    gigantic_pages: Annotated[int, Field(ge=0, le=1 << 7)] = 0
-    vfs: Annotated[int, Field(ge=0, le=_MAX_VFS)] = _MAX_VFS
-    disks: Annotated[tuple[SizeField, ...], Field(max_length=8, strict=False)] = ()
+    hugepages_per_node: Annotated[int, Field(ge=0, le=1 << 16)]  # of 2 MB
+    gigantic_pages: Annotated[int, Field(ge=0, le=1 << 7)] = 0  # of 1 GB, on all nodes together
+    vfs: Annotated[int, Field(ge=0, le=_MAX_VFS)] = _MAX_VFS  # 0 omits the NIC
+    disks: Annotated[tuple[SizeField, ...], Field(max_length=8, strict=False)] = ()  # NVMe, each with its own controller
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -114,25 +103,16 @@ class LabSpec(BaseModel):
 
 @dataclass(frozen=True)
 class LabImage:
-    """The files that a lab boots from.
-
-    Attributes:
-        root: raw image of the root file system; labs never write to it.
-        cmdline: words of the host role for the kernel command line of any NoHype host.
-    """
+    """The files that a lab boots from."""
 
     kernel: Path
     initrd: Path
-    root: Path
-    cmdline: str
+    root: Path  # raw image; labs never write to it
+    cmdline: str  # words of the host role for the kernel command line of any NoHype host
 
 
 def load_spec(spec: str) -> LabSpec:
-    """Reads a shipped spec by name, or a TOML file: any text with a slash or ending in .toml is a path.
-
-    Raises:
-        RequestError: the spec does not exist, is not TOML, or has invalid fields, each named.
-    """
+    """Reads a shipped spec by name, or a TOML file: a text with a slash or ending in .toml is a path."""
     is_file = "/" in spec or spec.endswith(".toml")
     path = Path(spec) if is_file else SHIPPED / f"{spec}.toml"
     try:

@@ -48,12 +48,7 @@ def port(lab: str) -> SwitchPort:
 
 
 def create_switch(lab: str) -> int:
-    """Creates the switch with hairpin on (reflective relay, IEEE 802.1Qbg). Returns the descriptor of the tap, for QEMU.
-
-    Raises:
-        Conflict: a network namespace of that name exists already.
-        HostError: no /dev/net/tun, no permission, or the kernel lacks bridges.
-    """
+    """Creates the switch with hairpin on (reflective relay, IEEE 802.1Qbg). Returns the descriptor of the tap, for QEMU."""
     netns = netns_of(lab)
     if netlink.netns_exists(netns):
         raise Conflict(
@@ -77,7 +72,6 @@ def create_switch(lab: str) -> int:
 
 
 def delete_switch(lab: str) -> None:
-    """Does nothing if the switch does not exist."""
     if netlink.netns_exists(netns_of(lab)):
         netlink.delete_netns(netns_of(lab))
 

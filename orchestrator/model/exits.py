@@ -30,15 +30,10 @@ EMULATED = ("io", "mmio")
 
 @dataclass(frozen=True)
 class ExitPolicy:
-    """Limits in exits per second and vCPU.
-
-    Attributes:
-        total: all exits.
-        emulated: exits of the classes ``EMULATED``.
-    """
+    """Limits in exits per second and vCPU."""
 
     total: float
-    emulated: float
+    emulated: float  # of the classes EMULATED
 
 
 @dataclass(frozen=True)

@@ -74,14 +74,14 @@ def _is_noted(ledger: Ledger, plan: Plan) -> bool:
 
 def _used_by_programs(host: HostRoot, hypervisor: Hypervisor, plan: Plan) -> int:
     """Pages that programs have which are no guests, on all nodes: of which node they are is not told without a long look."""
-    guests = {domain.pid for domain in hypervisor.look_around(frozenset())[1] if domain.memory}
+    guests = {domain.pid for domain in hypervisor.list_running(frozenset())[1] if domain.memory}
     return sum(size for pid, size in read_huge_pages(host).items() if pid not in guests) // plan.page_size.bytes
 
 
 def _used_by_guests(hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> int:
     """Pages of the pool that other guests use at the most: those that run, ours or not, and ours whose pages are not back."""
     claims = [claim for claim in ledger.read().claims if claim.plan.name != plan.name]
-    running, unmanaged = hypervisor.look_around(frozenset({plan.uuid, *(claim.plan.uuid for claim in claims)}))
+    running, unmanaged = hypervisor.list_running(frozenset({plan.uuid, *(claim.plan.uuid for claim in claims)}))
     used = sum(
         claim.plan.pages
         for claim in claims

@@ -40,7 +40,7 @@ def clear_vf(host: HostRoot, interface: str, index: int, mac: MacAddress) -> str
     before = read_vf_state(host, interface, index)
     if before is None:
         raise HostError(f"{interface} has no VF {index}", "`nohype survey` shows the VFs that exist")
-    refused = host.net.enforce_vf(interface, before.as_new(mac))
+    refused = host.net.enforce_vf(interface, before.with_defaults(mac))
     for name, error in refused.items():
         if name not in ("max_rate", "min_rate", "link_state") and not (name == "spoof_check" and error.errno == EOPNOTSUPP):
             raise error

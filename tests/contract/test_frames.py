@@ -16,13 +16,13 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from orchestrator.audit.traffic import count_at_switch, measure_traffic, watch_switch
-from orchestrator.audit.vepa import EdgeReading, SwitchCount, judge_vepa
+from orchestrator.audit.uplink import SwitchCount, count_at_switch, measure_traffic, prove_vepa, watch_switch
 from orchestrator.errors import HostError
 from orchestrator.host import frames
 from orchestrator.host.frames import EchoFilter, FrameCount, FrameCounter
 from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, set_hairpin
-from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.proof import Measurement, Verdict
+from orchestrator.model.uplink import EdgeReading, VepaReadings
 
 pytestmark = pytest.mark.netns
 
@@ -184,7 +184,7 @@ def test_frames_that_the_kernel_could_not_keep_are_reported(hairpin: bool, monke
 def test_interface_and_namespace_that_do_not_exist() -> None:
     with pytest.raises(HostError, match="cannot count frames on nothere"), FrameCounter(EchoFilter(), "nothere"):
         pass
-    with pytest.raises(HostError, match="no network namespace nothere"), FrameCounter(EchoFilter(), netns="nothere"):
+    with pytest.raises(HostError, match="cannot open network namespace nothere"), FrameCounter(EchoFilter(), netns="nothere"):
         pass
 
 
@@ -195,12 +195,12 @@ def test_our_own_namespace_is_left_alone(hairpin: bool) -> None:
         assert os.readlink("/proc/thread-self/ns/net") == before
 
 
-def prove() -> tuple[Proof, SwitchCount]:
+def prove() -> tuple[Measurement, SwitchCount]:
     """The whole proof: the host's half in this namespace, which none of these frames crosses, and the switch's."""
     with watch_switch(PORT, SWITCH) as watch:
         traffic = measure_traffic(tell, ("guest1", A), ("guest2", B), 20)
     switch = count_at_switch(watch)
-    return judge_vepa((VEPA,), traffic, switch), switch
+    return prove_vepa(VepaReadings((VEPA,), traffic), switch), switch
 
 
 def test_the_proof_passes_with_hairpin(hairpin: bool) -> None:
@@ -214,7 +214,7 @@ def test_the_proof_fails_without_hairpin(hairpin: bool) -> None:
     proof, switch = prove()
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 20)
     assert switch == SwitchCount(PORT, 20, 0, 0)
-    assert any("is hairpin on at port?" in line for line in proof.evidence)
+    assert any("the switch did not reflect 20 of 20 frames" in line for line in proof.evidence)
 
 
 def test_the_proof_fails_when_the_uplink_switches_itself(hairpin: bool) -> None:
@@ -228,4 +228,4 @@ def test_the_proof_fails_when_the_uplink_switches_itself(hairpin: bool) -> None:
             ip("-n", guest, "link", "set", "eth0", "type", "macvlan", "mode", "vepa")
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 20)
     assert switch == SwitchCount(PORT, 0, 0, 0)
-    assert "20 of 20 frames never came to the switch port port" in proof.evidence
+    assert "20 of 20 frames did not reach the switch port port" in proof.evidence

@@ -60,7 +60,7 @@ def set_vf(host: HostRoot, nic: str, index: int) -> VfState:
 
 def test_a_new_vf_is_neutral(host: HostRoot, nic: str) -> None:
     for index in (0, 1):
-        assert read_vf(host, nic, index) == VfState(index) == VfState(index).as_new()
+        assert read_vf(host, nic, index) == VfState(index) == VfState(index).with_defaults()
 
 
 def test_a_vf_gets_its_address_and_loses_it(host: HostRoot, nic: str) -> None:
@@ -85,7 +85,7 @@ def test_only_the_one_vf_is_brought_back(host: HostRoot, nic: str) -> None:
 
 
 def test_what_the_driver_does_not_tell_stays_unknown() -> None:
-    assert VfState(3, MAC, vlan=7, spoof_check=None, trust=None).as_new() == VfState(3, spoof_check=None, trust=None)
+    assert VfState(3, MAC, vlan=7, spoof_check=None, trust=None).with_defaults() == VfState(3, spoof_check=None, trust=None)
 
 
 def test_new_vfs_have_nothing_of_the_old_ones(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
@@ -133,7 +133,7 @@ def test_a_driver_without_hwmode_says_so(host: HostRoot, pf: PhysicalFunction) -
     unknown = PhysicalFunction(**vars(pf) | {"device": "ffff:0001", "interface": "lo"})
     assert read_edge_mode(host, unknown) is None
     assert "(lo, igb) hwmode unknown" in describe_edge(host, unknown)
-    with pytest.raises(HostError, match=rf"PF {pf.address} \(lo\) into vepa mode") as caught:
+    with pytest.raises(HostError, match=rf"cannot set edge mode vepa on PF {pf.address} \(lo\)") as caught:
         set_edge_mode(host, unknown, EdgeMode.VEPA)
     assert caught.value.errno in (EOPNOTSUPP, EPERM)
 

@@ -48,7 +48,7 @@ def test_a_vf_that_is_another_is_refused_with_both_addresses(
         check_vf(host, pf.address, 0, vfs[1])
     with pytest.raises(HostError, match=f"is {vfs[0]}, not {pf.address}"):
         check_vf(host, pf.address, 0, pf.address)
-    with pytest.raises(HostError, match=f"there is no VF 2 of PF {pf.address}") as caught:
+    with pytest.raises(HostError, match=f"VF 2 of PF {pf.address} does not exist") as caught:
         check_vf(host, pf.address, 2, vfs[1])
     assert caught.value.errno == ENODEV
 
@@ -175,12 +175,12 @@ USES = [
     (sets_up, "its interface ens1v0 is up"),
     (sets_up_without_flags, "its interface ens1v0 is up"),
     (bonds, "its interface ens1v0 is a port of bond0"),
-    (puts_a_macvtap_above, "macvtap0 is above its interface ens1v0"),
-    (puts_two_vlans_above, "v0.7, v0.8 are above its interface ens1v0"),
+    (puts_a_macvtap_above, "macvtap0 uses its interface ens1v0"),
+    (puts_two_vlans_above, "v0.7, v0.8 use its interface ens1v0"),
     (moves_it_away, "its interface is in another network namespace"),
     (gives_it_an_address, "its interface ens1v0 has an IP address"),
-    (hands_it_to_user_space, "its driver igbvf is for a program in user space"),
-    (hands_it_to_another_vfio_driver, "its driver igbvf is for a program in user space"),
+    (hands_it_to_user_space, "its driver igbvf serves a user-space program"),
+    (hands_it_to_another_vfio_driver, "its driver igbvf serves a user-space program"),
     (makes_it_unreadable, "its interface ens1v0 cannot be read"),
 ]
 
@@ -205,7 +205,7 @@ def test_a_vf_that_the_host_uses_says_how_and_is_not_bound(
 @pytest.mark.parametrize("driver", ["pci-stub", "xen-pciback"])
 def test_a_vf_that_is_set_aside_is_in_use(fake: FakeRoot, vfs: tuple[PciAddress, ...], driver: str) -> None:
     give_to_host(fake, vfs[0], driver)
-    assert f"its driver {driver} is for" in read_use(fake, vfs[0])
+    assert f"its driver {driver} serves" in read_use(fake, vfs[0])
 
 
 @pytest.mark.parametrize(("use", "said"), USES)
@@ -297,14 +297,14 @@ def test_the_group_is_read_again_before_a_vf_is_bound(fake: FakeRoot, pf: Physic
 
 
 def test_why_a_device_has_no_group_is_said_by_its_cause(fake: FakeRoot, vfs: tuple[PciAddress, ...]) -> None:
-    with pytest.raises(HostError, match=r"there is no PCI function 0000:ff:1f\.7"):
+    with pytest.raises(HostError, match=r"PCI function 0000:ff:1f\.7 does not exist"):
         check_alone(fake, PciAddress.parse("ff:1f.7"))
     groups = len(fake.names(GROUPS))
     (fake.path / fake.real(f"{DEVICES}/{vfs[0]}") / "iommu_group").unlink()
-    with pytest.raises(HostError, match=f"is in no IOMMU group, though the host has {groups}") as caught:
+    with pytest.raises(HostError, match=f"has no IOMMU group, but the host has {groups} groups") as caught:
         check_alone(fake, vfs[0])
     assert "DMAR" in caught.value.hint
     (fake.path / GROUPS).rename(fake.path / "none")
-    with pytest.raises(HostError, match="the host has no IOMMU in use") as caught:
+    with pytest.raises(HostError, match="the host does not use an IOMMU") as caught:
         check_alone(fake, vfs[0])
     assert "intel_iommu=on" in caught.value.hint

@@ -58,7 +58,7 @@ def test_what_was_read_before_is_put_back(fake: FakeRoot, pf: PhysicalFunction, 
     before = step.read_before(fake)
     assert before
     assert step.apply(fake) == ""
-    assert fake.fake_net.vfs(NIC)[0] == new.as_new(MAC)
+    assert fake.fake_net.vfs(NIC)[0] == new.with_defaults(MAC)
     for _ in range(2):
         assert undo_vf(fake, before) == ""
         assert fake.fake_net.vfs(NIC)[0] == new

@@ -74,7 +74,7 @@ class FakeNet:
                     self._ask_driver(interface, wanted.index, name, fields)
                 except HostError as error:
                     refused[name] = error
-        for name, difference in self._find(interface, wanted.index).list_differences(wanted).items():
+        for name, difference in self._find(interface, wanted.index).diff(wanted).items():
             refused.setdefault(name, HostError(f"VF {wanted.index} of {interface}: its {difference}"))
         return refused
 

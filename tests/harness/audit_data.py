@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from orchestrator.host.processes import Maps, Thread, parse_numa_maps, parse_smaps
-from orchestrator.hypervisor.connection import LiveGuest, Vcpu
+from orchestrator.hypervisor.connection import RunningGuest, Vcpu
 from orchestrator.model.exits import ExitSample
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import CpuSet, PciAddress, Size
@@ -45,9 +45,9 @@ _DEVICES = (
 )  # fmt: skip
 
 
-def _guest(name: str, pid: int, tids: tuple[int, int], cpu: int, node: int, vf: PciAddress) -> LiveGuest:
+def _guest(name: str, pid: int, tids: tuple[int, int], cpu: int, node: int, vf: PciAddress) -> RunningGuest:
     vcpus = tuple(Vcpu(index, tid, CpuSet.of((cpu + index,))) for index, tid in enumerate(tids))
-    return LiveGuest(name, pid, vcpus, HOUSEKEEPING, node, Size(256 << 20), (vf,), _DEVICES, UUID(int=pid))
+    return RunningGuest(name, pid, vcpus, HOUSEKEEPING, node, Size(256 << 20), (vf,), _DEVICES, UUID(int=pid))
 
 
 GUEST1 = _guest("guest1", 4944, (4955, 4956), 2, 0, _VFS[2])

@@ -19,7 +19,7 @@ from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.locks import WatchedLock
-from orchestrator.metrics import Observations
+from orchestrator.metrics.counters import Counters
 from orchestrator.model.plan import Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.values import CpuSet, Size
@@ -54,7 +54,7 @@ def test_metrics_of_a_real_ledger_and_a_host(tmp_path: Path, ledger: Ledger) -> 
     node = tmp_path / "node.xml"
     node.write_text("<node><cpu><arch>x86_64</arch></cpu></node>")
     host = load_host(tmp_path / "host", "numa")
-    seen = Observations()
+    seen = Counters()
     page, kind = build_metrics(lambda: read_topology(host), ledger, Hypervisor(f"test://{node}"), POLICY, seen).render()
     assert kind.startswith("text/plain; version=0.0.4")
     assert b"nohype_claims_total 0.0" in page
@@ -64,7 +64,7 @@ def test_metrics_of_a_real_ledger_and_a_host(tmp_path: Path, ledger: Ledger) -> 
 
 def test_an_audit_is_remembered() -> None:
     proof = Proof("vepa", "host", Verdict.FAIL, 1, "frames", ())
-    seen = Observations()
+    seen = Counters()
     assert watch_audit(lambda frames: (proof,) * frames, seen)(2) == (proof, proof)
     assert ("nohype_proofs", ("vepa", "fail"), 2) in list(seen.samples())
 
@@ -110,7 +110,11 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     """Who only reads the ledger still gets an answer then."""
     manager, ledger = World(tmp_path).open_manager()
-    for held, check in ((ledger._lock, ledger.check), (manager._placing._lock, manager.check), (manager._shared, manager.check)):
+    for held, check in (
+        (ledger._lock, ledger.check),
+        (manager.allocator._lock, manager.check),
+        (manager.host_setup.lock, manager.check),
+    ):
         check(0.01)
         with held:
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""KVM is believed only when a kernel gets to its `ready` line in it. QEMU is stood in for; where KVM is there, see tests/lab."""
+"""KVM is used only after a kernel reports `ready` under it. QEMU is a stand-in; tests/lab has the real probe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pr
     for name in ("vmlinuz", "initrd", "kvm"):
         (tmp_path / name).touch()
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(accel, "_DEVICE", tmp_path / "kvm")
+    monkeypatch.setattr(accel, "DEVICE", tmp_path / "kvm")
 
     def make(mode: str) -> Probe:
         monkeypatch.setenv("STAND_IN", mode)
@@ -40,29 +40,29 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pr
 
 
 @pytest.mark.parametrize("virt", ["svm", "vmx"])
-def test_a_kernel_that_gets_ready_and_sees_nesting_counts(probe: Callable[[str], Probe], virt: str) -> None:
+def test_ready_kernel_with_nesting_passes(probe: Callable[[str], Probe], virt: str) -> None:
     assert probe_kvm(probe(f"ready={virt}")) == Accel(kvm=True, reason=f"a kernel boots under KVM and reports {virt}")
 
 
-def test_a_kernel_without_nesting_does_not_count(probe: Callable[[str], Probe]) -> None:
+def test_kernel_without_nesting_fails(probe: Callable[[str], Probe]) -> None:
     found = probe_kvm(probe("ready=none"))
     assert not found.kvm
     assert "nested virtualization is off" in found.reason
 
 
-def test_a_kernel_that_hangs_does_not_count(probe: Callable[[str], Probe]) -> None:
+def test_hung_kernel_fails(probe: Callable[[str], Probe]) -> None:
     found = probe_kvm(probe("mute"), timeout=2)
     assert not found.kvm
     assert "did not become ready within 2 s" in found.reason
 
 
-def test_an_emulator_that_fails_does_not_count(probe: Callable[[str], Probe]) -> None:
+def test_failed_emulator_fails(probe: Callable[[str], Probe]) -> None:
     found = probe_kvm(probe("die"))
     assert not found.kvm
     assert "status 1: qemu-system-x86_64: -device nonsense" in found.reason
 
 
-def test_the_verdict_is_kept_and_its_reason_shown_once(probe: Callable[[str], Probe], tmp_path: Path) -> None:
+def test_result_is_cached_and_its_reason_shown_once(probe: Callable[[str], Probe], tmp_path: Path) -> None:
     events: list[Event] = []
     cache = tmp_path / "kvm.json"
     first = choose_accel(HostRoot(), AccelChoice.AUTO, probe("ready=none"), Timeline(events.append), cache=cache)
@@ -73,7 +73,7 @@ def test_the_verdict_is_kept_and_its_reason_shown_once(probe: Callable[[str], Pr
     assert events == []
 
 
-def test_who_insists_on_kvm_gets_it_or_an_error(probe: Callable[[str], Probe], tmp_path: Path) -> None:
+def test_requested_kvm_is_used_or_an_error(probe: Callable[[str], Probe], tmp_path: Path) -> None:
     cache = tmp_path / "kvm.json"
     with pytest.raises(LabError, match="KVM does not work for labs: .*nested virtualization is off"):
         choose_accel(HostRoot(), AccelChoice.KVM, probe("ready=none"), Timeline(), cache=cache)
@@ -81,7 +81,7 @@ def test_who_insists_on_kvm_gets_it_or_an_error(probe: Callable[[str], Probe], t
     assert choose_accel(HostRoot(), AccelChoice.AUTO, probe("ready=none"), Timeline(), cache=cache).kvm
 
 
-def test_a_verdict_of_another_boot_does_not_count(probe: Callable[[str], Probe], tmp_path: Path) -> None:
+def test_result_of_another_boot_is_ignored(probe: Callable[[str], Probe], tmp_path: Path) -> None:
     cache = tmp_path / "kvm.json"
     choose_accel(HostRoot(), AccelChoice.AUTO, probe("ready=none"), Timeline(), cache=cache)
     host = tmp_path / "host" / "proc/sys/kernel/random"
@@ -95,7 +95,7 @@ def test_emulation_is_not_probed(probe: Callable[[str], Probe], tmp_path: Path) 
     assert not (tmp_path / "kvm.json").exists()
 
 
-def test_a_machine_without_kvm_is_not_probed(probe: Callable[[str], Probe], tmp_path: Path) -> None:
+def test_machine_without_kvm_is_not_probed(probe: Callable[[str], Probe], tmp_path: Path) -> None:
     (tmp_path / "kvm").unlink()
     found = choose_accel(HostRoot(), AccelChoice.AUTO, probe("ready=svm"), Timeline(), cache=tmp_path / "kvm.json")
     assert not found.kvm

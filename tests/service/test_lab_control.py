@@ -1,6 +1,6 @@
-"""The life of a lab: started, used, ended, killed in every way, and nothing left of it.
+"""Labs are started, used, stopped and killed, and nothing is left of them.
 
-Keeper, locks, network namespace, tap, private mounts and death signals are the real ones; only QEMU is stood in for.
+Keeper, locks, network namespace, tap, private mounts and death signals are real; only QEMU is a stand-in.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ print("up", flush=True)
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts the stand-in for QEMU on the PATH; the result sets its mode."""
+    """Puts the stand-in for QEMU on the PATH; the returned function sets its mode."""
     program = tmp_path / "bin" / "qemu-system-x86_64"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/fakes/qemu.py "$@"\n')
     program.chmod(0o755)
     for name in ("vmlinuz", "initrd", "root.raw"):
-        (tmp_path / name).write_text("not looked at\n")
+        (tmp_path / name).write_text("not read\n")
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("STAND_IN", "")
     return lambda mode: monkeypatch.setenv("STAND_IN", mode)
@@ -62,7 +62,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 @pytest.fixture
 def name(tmp_path: Path) -> Iterator[str]:
-    """A name that no other lab on this machine has; what carries it is gone after the test, whatever the test did."""
+    """A unique name; the lab is removed after the test."""
     found = f"t{os.getpid()}-{int(time.monotonic() * 1000) % 100000}"
     yield found
     control.down(found, timeout=3)
@@ -76,7 +76,7 @@ def start(name: str, tmp_path: Path, *, boot_timeout: float = 30) -> labs.Lab:
 
 
 def start_in_background(name: str, tmp_path: Path) -> subprocess.Popen[str]:
-    """`up` in a process of its own, which the test can kill."""
+    """`up` in its own process, which the test can kill."""
     return subprocess.Popen(
         [sys.executable, "-c", UP, name, str(tmp_path)],
         cwd=ROOT,
@@ -114,7 +114,7 @@ def assert_nothing_left(name: str) -> None:
     assert not [link.name for link in netlink.read_links() if link.name.startswith("nhtap") and link.carrier is False and link.up]
 
 
-def test_a_lab_starts_runs_commands_and_leaves_nothing(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_lab_starts_runs_commands_and_leaves_nothing(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     lab = start(name, tmp_path)
     assert lab.state.timings.keys() == {"switch and emulator", "boot until SSH answers", "manager"}
     done = labs.execute(lab, ["sh", "-c", "echo out; echo err >&2; exit 7"])
@@ -127,20 +127,18 @@ def test_a_lab_starts_runs_commands_and_leaves_nothing(name: str, tmp_path: Path
     assert control.down(name) is False
 
 
-def test_the_switch_is_a_bridge_with_a_hairpin_port_that_is_the_tap(
-    name: str, tmp_path: Path, stand_in: Callable[[str], None]
-) -> None:
+def test_switch_is_a_bridge_with_the_tap_as_hairpin_port(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     start(name, tmp_path)
     port = switch.port(name)
     assert netlink.read_hairpin(port.interface, port.netns)
     links = {link.name: link for link in netlink.read_links(netns=port.netns)}
     assert links[port.interface].master == port.bridge
     assert links[port.interface].up
-    assert links[port.interface].carrier, "nobody holds the tap"
+    assert links[port.interface].carrier, "no process holds the tap"
     assert port.interface not in [link.name for link in netlink.read_links()]
 
 
-def test_two_labs_side_by_side(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_two_labs_run_at_the_same_time(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     other = f"{name}-b"
     try:
         first, second = start(name, tmp_path), start(other, tmp_path)
@@ -153,9 +151,7 @@ def test_two_labs_side_by_side(name: str, tmp_path: Path, stand_in: Callable[[st
     assert_nothing_left(other)
 
 
-def test_a_second_up_is_refused_and_the_first_lab_is_not_touched(
-    name: str, tmp_path: Path, stand_in: Callable[[str], None]
-) -> None:
+def test_second_up_is_refused_and_does_not_affect_the_lab(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     lab = start(name, tmp_path)
     with pytest.raises(Conflict, match=f"{name} is up since .*keeper process {lab.state.pid}"):
         start(name, tmp_path)
@@ -164,9 +160,7 @@ def test_a_second_up_is_refused_and_the_first_lab_is_not_touched(
     assert labs.execute(lab, "true").status == 0
 
 
-def test_a_foreign_namespace_of_the_same_name_is_refused_and_kept(
-    name: str, tmp_path: Path, stand_in: Callable[[str], None]
-) -> None:
+def test_existing_namespace_is_refused_and_kept(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     netns = switch.netns_of(name)
     netlink.create_netns(netns)
     try:
@@ -178,9 +172,7 @@ def test_a_foreign_namespace_of_the_same_name_is_refused_and_kept(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_an_up_that_is_killed_leaves_nothing(
-    name: str, tmp_path: Path, stand_in: Callable[[str], None], number: signal.Signals
-) -> None:
+def test_killed_up_leaves_nothing(name: str, tmp_path: Path, stand_in: Callable[[str], None], number: signal.Signals) -> None:
     stand_in("mute")
     up = start_in_background(name, tmp_path)
     wait_until(LabDir(name).state.exists, "QEMU runs")
@@ -191,18 +183,14 @@ def test_an_up_that_is_killed_leaves_nothing(
     assert_nothing_left(name)
 
 
-def test_an_up_that_is_killed_when_the_lab_is_ready_leaves_the_lab(
-    name: str, tmp_path: Path, stand_in: Callable[[str], None]
-) -> None:
+def test_up_killed_after_ready_keeps_the_lab(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     up = start_in_background(name, tmp_path)
     out, err = up.communicate(timeout=40)
     assert out == "up\n", err
     assert labs.execute(labs.find_lab(name), "true").status == 0
 
 
-def test_a_killed_keeper_takes_qemu_along_and_what_is_left_is_removed(
-    name: str, tmp_path: Path, stand_in: Callable[[str], None]
-) -> None:
+def test_killed_keeper_kills_qemu_and_leftovers_are_removed(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     lab = start(name, tmp_path)
     os.kill(lab.state.pid, signal.SIGKILL)
     wait_until(lambda: not processes_of(name), "QEMU died with its keeper")
@@ -215,7 +203,7 @@ def test_a_killed_keeper_takes_qemu_along_and_what_is_left_is_removed(
     assert labs.execute(again, "echo new").stdout == "new\n"
 
 
-def test_an_emulator_that_fails_is_told_with_its_last_words(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_failed_emulator_is_reported_with_its_output(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     stand_in("abort")
     lab = start(name, tmp_path)
     threading.Timer(0.5, lab.folder.path.joinpath("abort").touch).start()
@@ -228,13 +216,13 @@ def test_an_emulator_that_fails_is_told_with_its_last_words(name: str, tmp_path:
     assert not list(Path("/").glob("core*"))
 
 
-def test_what_a_killed_keeper_left_is_removed_by_down(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_down_removes_leftovers_of_a_killed_keeper(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     os.kill(start(name, tmp_path).state.pid, signal.SIGKILL)
     assert control.down(name) is True
     assert_nothing_left(name)
 
 
-def test_a_lab_that_dies_is_lost_and_no_failed_command(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_killed_lab_is_lost_not_a_failed_command(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     lab = start(name, tmp_path)
     with pytest.raises(LabLost, match="(?s)QEMU was killed by SIGKILL.*Linux version 6.12 of the stand-in"):
         labs.execute(lab, f"kill -KILL {lab.state.qemu}; sleep 60")
@@ -248,17 +236,17 @@ def test_a_lab_that_dies_is_lost_and_no_failed_command(name: str, tmp_path: Path
         labs.find_lab(name)
 
 
-def test_a_command_that_takes_too_long_is_no_lost_lab(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_timed_out_command_is_not_a_lost_lab(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     lab = start(name, tmp_path)
-    with pytest.raises(ShellTimeout, match="(?s)did not end within 1 s.*begun"):
+    with pytest.raises(ShellTimeout, match="(?s)timed out after 1 s.*begun"):
         labs.execute(lab, "echo begun; sleep 60", timeout=1)
     assert labs.execute(lab, "true").status == 0
 
 
-def test_a_host_that_hangs_is_a_lost_lab_and_no_slow_command(
+def test_hung_host_is_a_lost_lab_not_a_timeout(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labs, "_RESPONSE_TIMEOUT", 2)
+    monkeypatch.setattr(labs, "RESPONSE_TIMEOUT", 2)
     lab = start(name, tmp_path)
     with pytest.raises(LabLost, match="the lab host does not respond"):
         labs.execute(lab, f"kill -STOP {lab.state.qemu}; sleep 60", timeout=3)
@@ -266,7 +254,7 @@ def test_a_host_that_hangs_is_a_lost_lab_and_no_slow_command(
 
 
 @pytest.mark.parametrize(("mode", "text"), [("", "its machine is running; gone"), ("full", "this machine's disk is full; gone")])
-def test_a_lost_lab_says_what_its_machine_does(
+def test_lost_lab_reports_the_machine_state(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
 ) -> None:
     stand_in(mode)
@@ -275,7 +263,7 @@ def test_a_lost_lab_says_what_its_machine_does(
         raise ShellError("gone")
 
 
-def test_an_emulator_that_does_not_start_is_reported_with_what_it_said(
+def test_emulator_that_does_not_start_is_reported_with_its_output(
     name: str, tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
     stand_in("die")
@@ -287,7 +275,7 @@ def test_an_emulator_that_does_not_start_is_reported_with_what_it_said(
 @pytest.mark.parametrize(
     ("mode", "text"), [("mute", "(?s)did not become ready in time.*Linux version"), ("panic", "(?s)QEMU exited.*Kernel panic")]
 )
-def test_a_boot_that_fails_is_reported_with_the_consoles_tail(
+def test_failed_boot_is_reported_with_the_console(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
 ) -> None:
     stand_in(mode)
@@ -297,7 +285,7 @@ def test_a_boot_that_fails_is_reported_with_the_consoles_tail(
 
 
 @pytest.mark.parametrize("mode", ["fail,mute", "fail"])
-def test_an_emulator_that_fails_in_the_boot_is_a_lost_lab(
+def test_emulator_failure_during_boot_is_a_lost_lab(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str
 ) -> None:
     """Before SSH answers, and while the manager starts."""
@@ -310,17 +298,17 @@ def test_an_emulator_that_fails_in_the_boot_is_a_lost_lab(
     assert_nothing_left(name)
 
 
-def test_down_has_a_deadline(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_down_kills_after_the_timeout(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     stand_in("stubborn")
     lab = start(name, tmp_path)
-    os.kill(lab.state.pid, signal.SIGSTOP)  # a keeper that does nothing any more
+    os.kill(lab.state.pid, signal.SIGSTOP)  # a hung keeper
     before = time.monotonic()
     assert control.down(name, timeout=1) is True
     assert time.monotonic() - before < 8
     assert_nothing_left(name)
 
 
-def test_a_down_during_up_ends_both(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_down_during_up_stops_both(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     stand_in("mute")
     up = start_in_background(name, tmp_path)
     wait_until(LabDir(name).state.exists, "QEMU runs")
@@ -333,8 +321,8 @@ def test_a_down_during_up_ends_both(name: str, tmp_path: Path, stand_in: Callabl
     assert "taken down while it was being started" in err
 
 
-def test_a_switch_that_cannot_be_removed_is_not_forgotten(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
-    # A mount in the way, as of a process that was given the namespace's file: unmounting it once is not enough.
+def test_busy_switch_is_removed_later(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    # A second mount on the namespace's file: unmounting once does not suffice.
     start(name, tmp_path)
     netns = switch.netns_of(name)
     subprocess.run(["mount", "--bind", "/proc/self/ns/net", f"/run/netns/{netns}"], check=True)
@@ -342,7 +330,7 @@ def test_a_switch_that_cannot_be_removed_is_not_forgotten(name: str, tmp_path: P
     assert_nothing_left(name)
 
 
-def test_only_root_may_start_and_end_labs(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_start_and_stop_require_root(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     start(name, tmp_path)
     for call in (f"control.down({name!r})", "control.check_name_available('other')", f"labs.read_status({name!r})"):
         code = f"import os; os.setuid(65534)\nfrom orchestrator.lab import control, lab as labs\n{call}"
@@ -353,7 +341,7 @@ def test_only_root_may_start_and_end_labs(name: str, tmp_path: Path, stand_in: C
     assert is_locked(LabDir(name))
 
 
-def test_a_lab_that_is_not_there(name: str) -> None:
+def test_unknown_lab_is_not_found(name: str) -> None:
     with pytest.raises(NotFound, match=f"no lab named {name}"):
         labs.find_lab(name)
     with pytest.raises(NotFound, match=f"no lab named {name}"):
@@ -362,7 +350,7 @@ def test_a_lab_that_is_not_there(name: str) -> None:
         labs.find_lab("../etc")
 
 
-def test_the_command_line(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+def test_lab_commands(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     start(name, tmp_path)
 
     def nohype(*words: str) -> subprocess.CompletedProcess[str]:
@@ -383,7 +371,7 @@ def test_the_command_line(name: str, tmp_path: Path, stand_in: Callable[[str], N
     assert nohype("down", name).stdout == f"lab {name} is down\n"
 
 
-def test_an_emulator_whose_keeper_died_before_it_began_does_not_begin(tmp_path: Path) -> None:
+def test_emulator_does_not_start_after_its_keeper_died(tmp_path: Path) -> None:
     def enter(parent: int) -> int:
         return subprocess.run(
             [*build_entry(Path("/"), {"lab": tmp_path}, parent), "ls", "/mnt/lab"], check=False, capture_output=True

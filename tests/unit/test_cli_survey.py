@@ -55,9 +55,9 @@ def test_each_odd_thing_is_named_with_its_reason(fake: FakeRoot) -> None:
     for line in (
         "PF 0000:10:00.0: switchdev mode; VEPA requires legacy mode",
         "VF 0000:10:10.0 is used by the host: its interface ens1v0 is up",
-        "PF 0000:14:00.0: nic1 has the address 00:00:00:00:00:00, which is not a unicast Ethernet address",
+        "PF 0000:14:00.0: nic1 has address 00:00:00:00:00:00, which is not a unicast Ethernet address",
         "IOMMU group 90: cannot list",
     ):
         assert line in said
     fake.read_errors[f"{two}/sriov_offset"] = EIO
-    assert "PF 0000:14:00.0: it cannot be read: cannot read" in survey()
+    assert "PF 0000:14:00.0: cannot be read: cannot read" in survey()

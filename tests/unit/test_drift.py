@@ -9,7 +9,7 @@ import pytest
 from orchestrator.errors import HostError
 from orchestrator.guests.drift import check_devices, check_pins, check_threads
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import Bounds, Hypervisor, LiveGuest, Vcpu
+from orchestrator.hypervisor.connection import Hypervisor, Pinning, RunningGuest, Vcpu
 from orchestrator.model.plan import Plan, VfPlan
 from orchestrator.model.topology import VfState
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -21,7 +21,7 @@ PLAN = Plan(
     "g1", (CpuSet.parse("2-3"),), 0, Size.parse("2M"), 64, HOUSEKEEPING,
     VfPlan(PF, "nic0", 0, VF, MacAddress("02:4e:48:00:00:01")), "minimal", "",
 )  # fmt: skip
-LIVE = LiveGuest(
+LIVE = RunningGuest(
     "g1",
     100,
     (Vcpu(0, 101, CpuSet.parse("2")), Vcpu(1, 102, CpuSet.parse("3"))),
@@ -39,8 +39,8 @@ STATE = VfState(0, PLAN.vf.mac)
 
 def test_a_guest_as_planned_has_not_drifted() -> None:
     for state in (STATE, replace(STATE, spoof_check=None, trust=None)):
-        assert check_pins(PLAN, LIVE.bounds) == ()
-        assert check_devices(PLAN, LIVE.bounds, "vfio-pci", state) == ()
+        assert check_pins(PLAN, LIVE.pinning) == ()
+        assert check_devices(PLAN, LIVE.pinning, "vfio-pci", state) == ()
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_a_guest_as_planned_has_not_drifted() -> None:
         (replace(LIVE, hostdevs=(VF, PF)), "vfio-pci", f"{VF}, {PF}"),
     ],
 )
-def test_each_change_is_named(live: LiveGuest, driver: str | None, said: str) -> None:
-    (found,) = (*check_pins(PLAN, live.bounds), *check_devices(PLAN, live.bounds, driver, STATE))
+def test_each_change_is_named(live: RunningGuest, driver: str | None, said: str) -> None:
+    (found,) = (*check_pins(PLAN, live.pinning), *check_devices(PLAN, live.pinning, driver, STATE))
     assert said in found
 
 
@@ -64,16 +64,16 @@ def test_each_change_is_named(live: LiveGuest, driver: str | None, said: str) ->
     ("state", "said"),
     [
         (None, "nic0 has no VF 0 any more"),
-        (replace(STATE, mac=None), "its VF's mac is none in place of 02:4e:48:00:00:01"),
-        (replace(STATE, vlan=1), "its VF's vlan is 1 in place of 0"),
-        (replace(STATE, max_rate=1), "its VF's max rate is 1 in place of 0"),
-        (replace(STATE, spoof_check=False), "its VF's spoof check is off in place of on"),
-        (replace(STATE, trust=True), "its VF's trust is on in place of off"),
-        (replace(STATE, link_state="disable"), "its VF's link state is disable in place of auto"),
+        (replace(STATE, mac=None), "its VF's mac is none, expected 02:4e:48:00:00:01"),
+        (replace(STATE, vlan=1), "its VF's vlan is 1, expected 0"),
+        (replace(STATE, max_rate=1), "its VF's max rate is 1, expected 0"),
+        (replace(STATE, spoof_check=False), "its VF's spoof check is off, expected on"),
+        (replace(STATE, trust=True), "its VF's trust is on, expected off"),
+        (replace(STATE, link_state="disable"), "its VF's link state is disable, expected auto"),
     ],
 )
 def test_each_change_of_what_the_pf_enforces_is_named(state: VfState | None, said: str) -> None:
-    assert check_devices(PLAN, LIVE.bounds, "vfio-pci", state) == (said,)
+    assert check_devices(PLAN, LIVE.pinning, "vfio-pci", state) == (said,)
 
 
 class FakeDomain:
@@ -102,18 +102,18 @@ HOSTDEV = f"<devices><hostdev type='pci'><source>{ADDRESS}</source></hostdev></d
     [
         (
             f"<vcpu>2</vcpu><cputune>{PINS}<emulatorpin cpuset='0-1'/></cputune>{HOSTDEV}",
-            Bounds((CpuSet.parse("2"), CpuSet.parse("3")), HOUSEKEEPING, (VF,)),
+            Pinning((CpuSet.parse("2"), CpuSet.parse("3")), HOUSEKEEPING, (VF,)),
         ),
         (
             f"<vcpu current='3'>4</vcpu><cputune>{PINS}</cputune>",
-            Bounds((CpuSet.parse("2"), CpuSet.parse("3"), CpuSet.parse("0-7")), CpuSet.parse("0-7"), ()),
+            Pinning((CpuSet.parse("2"), CpuSet.parse("3"), CpuSet.parse("0-7")), CpuSet.parse("0-7"), ()),
         ),
     ],
     ids=["pinned", "partly"],
 )
-def test_bounds_as_libvirt_says_them(inner: str, expected: Bounds, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Hypervisor, "_on", lambda _self, _name, _what, use: use(FakeDomain(inner)))
-    assert Hypervisor().bounds(PLAN.uuid) == expected
+def test_bounds_as_libvirt_says_them(inner: str, expected: Pinning, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hypervisor, "_with_domain", lambda _self, _name, _what, use: use(FakeDomain(inner)))
+    assert Hypervisor().read_pinning(PLAN.uuid) == expected
 
 
 def thread(tid: int, cpus: str) -> Thread:

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.audit.exits import prove_exits
 from orchestrator.model.exits import CLASSES, ExitPolicy, ExitSample, add_vcpus, classify, measure_rates
-from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.proof import Measurement, Verdict
 from tests.harness.audit_data import load_exits
 
 POLICY = ExitPolicy(total=2000, emulated=10)
@@ -20,8 +20,8 @@ def add(counters: Mapping[str, int], **more: int) -> dict[str, int]:
     return {**counters, **{key: counters[key] + value for key, value in more.items()}}
 
 
-def judge(after: ExitSample, before: ExitSample = BEFORE, policy: ExitPolicy = POLICY) -> Proof:
-    return prove_exits("guest1", before, after, policy)
+def judge(after: ExitSample, before: ExitSample = BEFORE, policy: ExitPolicy = POLICY) -> Measurement:
+    return prove_exits(before, after, policy)
 
 
 def busier(**more: int) -> ExitSample:

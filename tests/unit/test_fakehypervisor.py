@@ -11,7 +11,7 @@ import pytest
 from orchestrator.domain import build_domain
 from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.host.hugepages import survey_pools
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.images.store import find_image
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Plan
@@ -40,7 +40,7 @@ def plan_of(world: World) -> Plan:
 
 def start(world: World, plan: Plan) -> None:
     """Starts a guest past the manager."""
-    world.hypervisor.start(build_domain(plan, find_image(world.folder / "images", IMAGE), log=Path("/dev/null")))
+    world.hypervisor.create_paused(build_domain(plan, find_image(world.folder / "images", IMAGE), log=Path("/dev/null")))
 
 
 def count_free_pages(world: World) -> int:
@@ -50,19 +50,19 @@ def count_free_pages(world: World) -> int:
 
 def test_a_guest_outlives_the_one_who_started_it(world: World) -> None:
     again = FakeHypervisor(FakeRoot(world.host.path))
-    assert again.names() == {"guest0"}
-    assert again.guest("guest0") == world.hypervisor.guest("guest0")
+    assert again.running_names() == {"guest0"}
+    assert again.read_guest("guest0") == world.hypervisor.read_guest("guest0")
     assert not again.is_paused(plan_of(world).uuid)
 
 
 def test_a_start_is_told_from_another(world: World) -> None:
     plan, before = plan_of(world), world.hypervisor.lives()
     assert FakeHypervisor(FakeRoot(world.host.path)).lives() == before
-    pid = world.hypervisor.guest("guest0").pid
+    pid = world.hypervisor.read_guest("guest0").pid
     world.hypervisor.end("guest0")
     start(world, plan)
     (old,), (new,) = before, world.hypervisor.lives()
-    assert world.hypervisor.guest("guest0").pid == pid
+    assert world.hypervisor.read_guest("guest0").pid == pid
     assert (old.name, old.uuid) == (new.name, new.uuid)
     assert old.start < new.start
 
@@ -71,13 +71,13 @@ def test_a_guest_takes_its_pages_and_gives_them_back(world: World) -> None:
     taken = count_free_pages(world)
     world.hypervisor.end("guest0")
     assert count_free_pages(world) - taken == 32
-    assert world.hypervisor.names() == frozenset()
+    assert world.hypervisor.running_names() == frozenset()
     with pytest.raises(NotFound):
-        world.hypervisor.guest("guest0")
+        world.hypervisor.read_guest("guest0")
 
 
 def test_a_guest_that_has_ended_may_be_ended_again(world: World) -> None:
-    uuid = world.hypervisor.end("guest0", End.POWERED_OFF)
+    uuid = world.hypervisor.end("guest0", EndCause.POWERED_OFF)
     world.hypervisor.destroy(uuid)
     world.hypervisor.shutdown(uuid)
     assert not world.hypervisor.is_paused(uuid)
@@ -87,7 +87,7 @@ def test_two_guests_share_nothing(world: World) -> None:
     with pytest.raises(HypervisorError, match=r"CPUs .* are in use by guest0; vf .* is in use by guest0; mac .* by guest0"):
         start(world, replace(plan_of(world), name="guest1"))
     assert len(world.host.violations()) == 3
-    assert world.hypervisor.names() == {"guest0"}
+    assert world.hypervisor.running_names() == {"guest0"}
 
 
 def test_a_vf_that_is_not_handed_over_cannot_be_had(world: World) -> None:
@@ -105,7 +105,7 @@ def test_pages_that_are_not_there_cannot_be_had(world: World) -> None:
     with pytest.raises(HypervisorError, match="cannot allocate memory"):
         start(world, replace(plan, pages=1_000_000))
     assert world.host.violations()
-    assert world.hypervisor.names() == frozenset()
+    assert world.hypervisor.running_names() == frozenset()
 
 
 def test_a_guest_must_not_run_unconfined(world: World) -> None:
@@ -135,10 +135,10 @@ def test_a_vf_in_use_must_not_be_touched(world: World) -> None:
 
 
 def test_ends_are_told(world: World) -> None:
-    told: list[End] = []
+    told: list[EndCause] = []
     heard = threading.Event()
 
-    def hear(_uuid: object, end: End) -> None:
+    def hear(_uuid: object, end: EndCause) -> None:
         told.append(end)
         heard.set()
 
@@ -146,7 +146,7 @@ def test_ends_are_told(world: World) -> None:
     world.hypervisor.deaf.add("guest0")
     uuid = plan_of(world).uuid
     world.hypervisor.shutdown(uuid)
-    assert world.hypervisor.names() == {"guest0"}
+    assert world.hypervisor.running_names() == {"guest0"}
     world.hypervisor.destroy(uuid)
     assert heard.wait(5)
-    assert told == [End.DESTROYED]
+    assert told == [EndCause.DESTROYED]

@@ -74,8 +74,8 @@ def test_each_difference_is_found(topology: Topology, policy: dict[str, Any], ho
     ("change", "said"),
     [
         ({"fault": "nic0 is an InfiniBand interface"}, "uplink nic0: PF 0000:10:00.0: nic0 is an InfiniBand interface"),
-        ({"siblings": (Port("eth0", up=True, mac=None, representor=True),)}, "the PF 0000:10:00.0 is in switchdev mode"),
-        ({"total_vfs": 0}, "the PF 0000:10:00.0 can have no VFs"),
+        ({"siblings": (Port("eth0", up=True, mac=None, representor=True),)}, "PF 0000:10:00.0 is in switchdev mode"),
+        ({"total_vfs": 0}, "PF 0000:10:00.0 cannot have VFs"),
         ({"interface": None, "fault": "no driver is bound"}, "of this name; PF 0000:10:00.0: no driver is bound"),
     ],
 )

@@ -193,7 +193,7 @@ def test_uplink_that_is_down_is_passed_over_but_named_when_nothing_is_left() -> 
         (host(pfs=()), "uplink nic0: there is no SR-IOV capable network interface of this name"),
         (host(pfs=(nic(None),)), "uplink nic0: there is no SR-IOV"),
         (host(pfs=(nic(up=False),)), "is down"),
-        (host(pfs=(nic(total_vfs=0),)), "the PF 0000:41:00.0 can have no VFs"),
+        (host(pfs=(nic(total_vfs=0),)), "PF 0000:41:00.0 cannot have VFs"),
         (host(iommu_groups=()), "no IOMMU"),
     ],
 )

@@ -1,9 +1,9 @@
-"""The whole audit on a host made of files: all proofs in order; what can't be read is not measured, and nothing is raised."""
+"""The whole audit on a host made of files: all proofs in order; a fact that cannot be read makes its proofs not measured."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from errno import EACCES
 from pathlib import Path
@@ -11,10 +11,12 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator.audit.run import run_audit
+from orchestrator.audit.catalogue import PROOFS, ComparisonRow
+from orchestrator.audit.facts import SendCommand, Source
+from orchestrator.audit.report import Auditor, summarize
 from orchestrator.errors import HypervisorError
 from orchestrator.host.survey import read_topology
-from orchestrator.hypervisor.connection import LiveGuest
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import Topology
@@ -22,12 +24,6 @@ from orchestrator.values import PciAddress
 from tests.fakes.root import HOSTS, FakeRoot, build_host
 from tests.harness.audit_data import DATA, GUEST1, GUEST2, HOUSEKEEPING, load_maps
 
-ORDER = [
-    ("core-exclusive", "guest1"), ("core-exclusive", "guest2"), ("core-smt", "guest1"), ("core-smt", "guest2"),
-    ("manager-core", "host"), ("memory-static", "guest1"), ("memory-static", "guest2"), ("memory-static", "host"),
-    ("device-isolated", "guest1"), ("device-isolated", "guest2"), ("vepa", "host"),
-    ("devices-minimal", "guest1"), ("devices-minimal", "guest2"), ("exits", "guest1"), ("exits", "guest2"),
-]  # fmt: skip
 PF = "sys/bus/pci/devices/0000:41:00.0/resource0"
 # The captured host has its bound VFs at these addresses, in groups 9 and 10.
 GUESTS = tuple(
@@ -39,17 +35,15 @@ _STAT = "{tid} ({name}) S 0 0 0 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {started} 
 
 @dataclass(frozen=True)
 class RecordingRoot(FakeRoot):
-    """A fake host that remembers which files were asked for."""
+    """A fake host that records which files are read."""
 
     asked: set[str] = field(default_factory=set)
 
     def read_bytes(self, name: str) -> bytes:
-        """See HostRoot."""
         self.asked.add(name)
         return super().read_bytes(name)
 
     def read_at(self, name: str, offset: int, length: int) -> bytes:
-        """See HostRoot."""
         self.asked.add(name)
         self._check(self.read_errors, name, "cannot read")
         return super().read_at(name, offset, length)
@@ -84,7 +78,7 @@ def add_thread(host: FakeRoot, *words: str) -> None:
     host.add(f"{folder}/sched", f"se.exec_start : {exec_start}")
 
 
-def add_qemu(host: FakeRoot, guest: LiveGuest, group: int) -> None:
+def add_qemu(host: FakeRoot, guest: RunningGuest, group: int) -> None:
     """Memory, open files and IOMMU of a guest."""
     folder = f"proc/{guest.pid}"
     for name in ("smaps", "numa_maps", "status"):
@@ -105,40 +99,77 @@ def add_qemu(host: FakeRoot, guest: LiveGuest, group: int) -> None:
             pagemap.write(struct.pack("<Q", 1 << 63 | frame))
 
 
+ReadExits = Callable[[UUID], tuple[Mapping[str, int], ...]]
+
+
 def read_exits(_uuid: UUID) -> tuple[Mapping[str, int], ...]:
     return ({"exits": 5, "io_exits": 1, "mmio_exits": 0, "halt_exits": 4}, {"exits": 5, "io_exits": 1, "mmio_exits": 0})
 
 
 def no_console(*_: object) -> str:
-    raise AssertionError("nothing is to be asked of a guest")
+    raise AssertionError("no command may be sent to a guest")
+
+
+@dataclass(frozen=True)
+class StubHypervisor:
+    """libvirt, as the audit uses it."""
+
+    guests: tuple[RunningGuest, ...]
+    unread: Mapping[str, str]
+    exits: ReadExits
+
+    def read_guests(self) -> tuple[tuple[RunningGuest, ...], Mapping[str, str]]:
+        return self.guests, self.unread
+
+    def read_exits(self, uuid: UUID) -> tuple[Mapping[str, int], ...]:
+        return self.exits(uuid)
 
 
 def audit(
-    host: FakeRoot, guests: tuple[LiveGuest, ...] = GUESTS, topology: Topology | None = None, **more: object
+    host: FakeRoot,
+    guests: tuple[RunningGuest, ...] = GUESTS,
+    topology: Topology | None = None,
+    *,
+    exits: ReadExits = read_exits,
+    send: SendCommand = no_console,
+    unread: Mapping[str, str] | None = None,
+    frames: int = 0,
 ) -> tuple[Proof, ...]:
-    return run_audit(
-        host, guests, topology or read_topology(host), more.pop("read_exits", read_exits), more.pop("tell", no_console),  # type: ignore[arg-type]
-        housekeeping=HOUSEKEEPING, policy=ExitPolicy(2000, 10), window=0.01, **more,  # type: ignore[arg-type]
+    source = Source(
+        host, StubHypervisor(guests, unread or {}, exits), lambda: topology or read_topology(host), send, HOUSEKEEPING,
+        ExitPolicy(2000, 10), window=0.01,
     )  # fmt: skip
+    return Auditor(source).run(frames)
+
+
+def keys(guests: tuple[RunningGuest, ...] = GUESTS) -> list[tuple[str, str]]:
+    """Name and subject of the proofs that an audit measures, in order."""
+    return [
+        (row.name, subject)
+        for row in PROOFS
+        if not isinstance(row, ComparisonRow)
+        for subject in ([guest.name for guest in guests] if row.scope == "guest" else ["host"])
+    ]
 
 
 def verdicts(proofs: tuple[Proof, ...]) -> dict[tuple[str, str], Verdict]:
     return {(proof.name, proof.subject): proof.verdict for proof in proofs}
 
 
-def test_all_proofs_in_order_pass_but_vepa_which_wants_a_switch(host: RecordingRoot) -> None:
+def test_all_proofs_pass_in_order_except_vepa_without_a_switch(host: RecordingRoot) -> None:
     proofs = audit(host)
-    assert [(proof.name, proof.subject) for proof in proofs] == ORDER
+    assert [(proof.name, proof.subject) for proof in proofs] == keys()
     bad = [proof for proof in proofs if proof.verdict != Verdict.PASS]
     assert [(proof.name, proof.verdict) for proof in bad] == [("vepa", Verdict.NOT_MEASURED)], bad
     assert host.writes == [], "an audit changes nothing"
 
 
 def test_host_without_guests(host: RecordingRoot) -> None:
-    found = verdicts(audit(host, ()))
-    assert found == {
+    proofs = audit(host, ())
+    assert [(proof.name, proof.subject) for proof in proofs] == keys(())
+    assert verdicts(proofs) == {
         ("manager-core", "host"): Verdict.PASS,
-        ("memory-static", "host"): Verdict.FAIL,  # 256 pages are in use, and by no guest
+        ("memory-static", "host"): Verdict.FAIL,  # 256 pages are in use, but not by a guest
         ("vepa", "host"): Verdict.NOT_MEASURED,
     }
 
@@ -180,38 +211,38 @@ def test_page_frames_that_the_kernel_hides_are_not_measured(host: RecordingRoot)
     assert "cannot read page frames from /proc/" in proof.evidence[0]
 
 
-def test_libvirt_that_fails_leaves_the_other_proofs(host: RecordingRoot) -> None:
-    def fail(name: str) -> tuple[Mapping[str, int], ...]:
+def test_unreadable_exit_counters_leave_the_other_proofs(host: RecordingRoot) -> None:
+    def fail(_uuid: UUID) -> tuple[Mapping[str, int], ...]:
         raise HypervisorError("cannot read the exits: connection lost")
 
-    found = verdicts(audit(host, read_exits=fail))
-    assert [key for key in ORDER if found[key] == Verdict.NOT_MEASURED] == [
+    found = verdicts(audit(host, exits=fail))
+    assert [key for key in keys() if found[key] == Verdict.NOT_MEASURED] == [
         ("vepa", "host"),
         ("exits", "guest1"),
         ("exits", "guest2"),
     ]
 
 
-def test_guest_that_does_not_answer_is_the_reason_in_vepa(host: RecordingRoot) -> None:
+def test_reply_without_counts_is_the_reason_in_vepa(host: RecordingRoot) -> None:
     asked = []
 
-    def tell(name: str, line: str, timeout: float) -> str:
-        asked.append((name, line))
+    def send(name: str, line: str, _timeout: float, uuid: UUID) -> str:
+        asked.append((name, line, uuid))
         return "nohype: error ping there is no network interface\n"
 
-    (proof,) = (proof for proof in audit(host, tell=tell, frames=20) if proof.name == "vepa")
-    assert asked == [("guest1", f"ping 10.9.0.{GUEST2.pid % 100} 2")]
+    (proof,) = (proof for proof in audit(host, send=send, frames=20) if proof.name == "vepa")
+    assert asked == [("guest1", f"ping 10.9.0.{GUEST2.pid % 100} 2", GUEST1.uuid)]
     assert proof.verdict == Verdict.NOT_MEASURED
     assert "there is no network interface" in proof.evidence[0]
 
 
 def test_one_guest_cannot_send_to_another(host: RecordingRoot) -> None:
     (proof,) = (proof for proof in audit(host, GUESTS[:1], frames=20) if proof.name == "vepa")
-    assert "two guests with an address and a virtual function are needed; 1 such guests run" in proof.evidence[0]
+    assert "two guests with an address and a VF are required, 1 such guests are running" in proof.evidence[0]
 
 
 def test_each_file_that_cannot_be_read_or_understood(host: RecordingRoot) -> None:
-    """Whatever file of the host fails: the same proofs in the same order, no exception, and no failing proof begins to pass."""
+    """Whichever file fails: the same proofs in the same order, no exception, and no failing proof starts to pass."""
     topology = read_topology(host)
     host.registers[host.real(PF), 0x3500] = 0x8000EFEF
     host.asked.clear()
@@ -257,13 +288,13 @@ def test_proof_never_passes_without_what_it_rests_on(host: RecordingRoot, name: 
 
 
 def check(name: str, before: dict[tuple[str, str], Verdict], proofs: tuple[Proof, ...]) -> None:
-    assert [(proof.name, proof.subject) for proof in proofs] == ORDER, name
+    assert [(proof.name, proof.subject) for proof in proofs] == keys(), name
     for key, verdict in verdicts(proofs).items():
         assert verdict != Verdict.PASS or before[key] == Verdict.PASS, f"{key} passes without {name}"
 
 
-def test_a_thread_that_cannot_be_read_takes_only_passes_away(host: RecordingRoot) -> None:
-    """It may run anywhere. A fault that the others show stays one, and what has no need of threads is as ever."""
+def test_unreadable_thread_prevents_only_passes_that_need_threads(host: RecordingRoot) -> None:
+    """It may run anywhere. A finding about other threads still fails the proof."""
     host.read_errors[f"proc/{MANAGER}/task/{MANAGER}/stat"] = EACCES
     proofs = audit(host)
     (proof,) = [proof for proof in proofs if (proof.name, proof.subject) == ("core-exclusive", "guest1")]
@@ -286,9 +317,30 @@ def test_an_interrupt_that_cannot_be_read_is_named(host: RecordingRoot) -> None:
 def test_a_guest_that_libvirt_cannot_describe_is_not_measured(host: RecordingRoot) -> None:
     proofs = audit(host, unread={"odd": "internal error"})
     assert (proofs[0].subject, proofs[0].verdict, proofs[0].evidence) == ("odd", Verdict.NOT_MEASURED, ("internal error",))
-    assert [(proof.name, proof.subject) for proof in proofs[1:]] == ORDER
+    assert [(proof.name, proof.subject) for proof in proofs[1:]] == keys()
 
 
-def test_the_kernels_command_line_is_looked_at(host: RecordingRoot) -> None:
+def test_kernel_command_line_is_checked(host: RecordingRoot) -> None:
     host.add("proc/cmdline", "quiet pcie_acs_override=downstream")
     assert verdicts(audit(host))["device-isolated", "guest1"] == Verdict.FAIL
+
+
+def test_exits_are_counted_before_frames_are_sent(host: RecordingRoot) -> None:
+    done = []
+
+    def exits(uuid: UUID) -> tuple[Mapping[str, int], ...]:
+        done.append("exits")
+        return read_exits(uuid)
+
+    def send(*_: object) -> str:
+        done.append("frames")
+        return ""
+
+    audit(host, exits=exits, send=send, frames=20)
+    assert done == ["exits"] * 2 * len(GUESTS) + ["frames"]
+
+
+def test_summary_passes_only_if_every_proof_passed(host: RecordingRoot) -> None:
+    proofs = audit(host)
+    assert summarize(proofs) == Verdict.FAIL
+    assert summarize(proof for proof in proofs if proof.name != "vepa") == Verdict.PASS
