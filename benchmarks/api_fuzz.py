@@ -1,4 +1,4 @@
-"""Ten thousand generated requests over the whole interface, as tenant, stranger and operator: no 5xx, none sees another's.
+"""Sends ten thousand generated requests to all endpoints as tenants and operator: no 5xx, no data of another tenant.
 
     python -m benchmarks.api_fuzz [--cases 10000] [--seed 1]
 
@@ -21,9 +21,9 @@ from tests.harness.api_fuzz import ROLES, fuzz, serve_target
 
 
 def main() -> int:
-    """Prints what came back as JSON. Status 1 if anything is wrong."""
+    """Prints a summary of the responses as JSON. Status 1 after any failure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=10_000, help="in all roles together")
+    parser.add_argument("--cases", type=int, default=10_000, help="total of all roles")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     logging.disable(logging.ERROR)

@@ -1,11 +1,11 @@
-"""The lab of the benchmarks that need one: `bench`, for the time of the benchmark, or the one named by NOHYPE_TEST_LAB."""
+"""The lab for benchmarks: `bench`, started for the benchmark, or the running lab named by NOHYPE_TEST_LAB."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
+from orchestrator.lab import control
+from orchestrator.lab.accel import AccelChoice
 from orchestrator.lab.lab import Lab, find_lab
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.spec import load_spec
@@ -14,11 +14,11 @@ from orchestrator.lab.start import start_lab
 
 @contextmanager
 def use_lab() -> Iterator[Lab]:
-    """A lab that is up. One that was given stays up."""
+    """A lab that is up. A lab given by NOHYPE_TEST_LAB stays up."""
     given = os.environ.get("NOHYPE_TEST_LAB")
-    lab = find_lab(given) if given else start_lab("bench", load_spec("numa"), Wanted.AUTO, Timeline())
+    lab = find_lab(given) if given else start_lab("bench", load_spec("numa"), AccelChoice.AUTO, Timeline())
     try:
         yield lab
     finally:
         if not given:
-            life.down("bench")
+            control.down("bench")

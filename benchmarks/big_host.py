@@ -1,4 +1,4 @@
-"""What a survey, a plan and an audit cost on a host with as many VFs as a PF may have; all is real but kernel and libvirt.
+"""Times survey, plan and audit on a host whose PF has the maximum number of VFs. Kernel and libvirt are fake.
 
     .venv/bin/python benchmarks/big_host.py
 
@@ -16,8 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.audit.run import run_audit
-from orchestrator.guests.service import SystemManager
+from orchestrator.audit.facts import Source
+from orchestrator.audit.report import Auditor
+from orchestrator.guests.service import GuestService
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.request import parse_guest_request
@@ -31,7 +32,6 @@ LIMIT = 1.0  # seconds
 
 
 def main() -> None:
-    """Prints a line for each figure."""
     with tempfile.TemporaryDirectory() as folder:
         figures = measure_vfs(Path(folder))
     for what, seconds in figures.items():
@@ -40,35 +40,30 @@ def main() -> None:
 
 
 def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = RUNS) -> dict[str, float]:
-    """Seconds, median of the runs, on a host with one PF, some guests, and the rest of the VFs with the host's own driver.
-
-    Args:
-        folder: empty, for the host.
-    """
+    """Median seconds on a host with one PF, some guests, and all other VFs bound to the host's driver. ``folder`` is empty."""
     world = World(folder / "host", Server(cores=vfs + 1, threads=1, nodes=1, vfs=vfs, pages=32 * (guests + 1)))
     manager, _ = world.open_manager()
     for number in range(guests):
         manager.create(OPERATOR, make_request(f"guest{number}"))
     bind_the_rest(world, manager)
-    cores = manager.supervisor._cores
-    audit = partial(
-        run_audit, world.host, world.hypervisor.guests(), manager.survey(), world.hypervisor.read_exits, manager.tell,
-        housekeeping=world.server.policy.housekeeping, policy=ExitPolicy(1e9, 1e9), window=0,
+    source = Source(
+        world.host, world.hypervisor, manager.survey, partial(manager.tell, OPERATOR), world.server.policy.housekeeping,
+        ExitPolicy(1e9, 1e9), window=0,
     )  # fmt: skip
     title = f"{vfs} VFs, {guests} guests"
     works: dict[str, Callable[[], Any]] = {
         f"survey of {title}": manager.survey,
         "plan on a new survey": partial(plan_anew, manager),
         "plan on the survey of another one": partial(manager.plan, OPERATOR, make_request("asked")),
-        "what the PF enforces for all VFs": cores.read_vfs,
+        "what the PF enforces for all VFs": manager.host_setup.read_vf_states,
         "look at all guests for drift": partial(look, manager),
-        "audit of all guests, without the seconds that exits are counted": audit,
+        "audit of all guests, without the seconds that exits are counted": Auditor(source).run,
     }
     return {what: measure(work, runs) for what, work in works.items()}
 
 
 def measure(work: Callable[[], Any], runs: int) -> float:
-    """Seconds that the work takes, median of the runs."""
+    """Median seconds of the runs."""
     times = []
     for _ in range(runs):
         begin = perf_counter()
@@ -77,25 +72,24 @@ def measure(work: Callable[[], Any], runs: int) -> float:
     return median(times)
 
 
-def plan_anew(manager: SystemManager) -> None:
-    """Plans as the first request after the manager's start does."""
+def plan_anew(manager: GuestService) -> None:
+    """Plans like the first request after a manager start."""
     manager.allocator.surveys.discard()
     manager.plan(OPERATOR, make_request("asked"))
 
 
-def look(manager: SystemManager) -> None:
-    """As every ten minutes, the VFs included."""
-    manager.supervisor.links_changed()
-    manager.supervisor.check()
+def look(manager: GuestService) -> None:
+    """The drift check with all VFs, which runs every ten minutes."""
+    manager.reconciler.on_link_change()
+    manager.reconciler.detect_drift()
 
 
 def make_request(name: str) -> Any:
-    """One core and 64 MiB."""
     return parse_guest_request({"name": name, "image": IMAGE, "memory": "64M"})
 
 
-def bind_the_rest(world: World, manager: SystemManager) -> None:
-    """Gives the host's own driver to all VFs but those of guests and the last, each with an interface that is up."""
+def bind_the_rest(world: World, manager: GuestService) -> None:
+    """Binds all VFs except the guests' and the last to the host's driver, with interfaces that are up."""
     for file in ("bind", "unbind"):
         world.host.add(f"sys/bus/pci/drivers/igbvf/{file}")
     (pf,) = manager.survey().pfs

@@ -1,9 +1,9 @@
-"""What survey, plan, clearing of cores and audit cost on a host of 1,024 CPUs, 16 nodes, 5,000 threads and 3,000 interrupts.
+"""Times survey, plan, clearing of cores and audit on a host of 1,024 CPUs, 16 nodes, 5,000 threads and 3,000 interrupts.
 
     .venv/bin/python benchmarks/big_host_cpus.py [RUNS]
 
-Real code on files that look like the host's (tests/fakes/server.py), in a temporary folder; nothing of this machine is changed.
-Prints the median of each part in milliseconds. Exits with 1 if survey, plan or audit takes a second or more.
+Runs the real code on a fake host (tests/fakes/server.py) in a temporary folder; nothing on this machine is changed.
+Prints the median per part in milliseconds. Exits with 1 if survey, plan or audit takes a second or more.
 """
 
 import os
@@ -18,17 +18,18 @@ from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.audit.run import run_audit
+from orchestrator.audit.facts import Source
+from orchestrator.audit.report import Auditor
 from orchestrator.host.irqs import read_irqs
-from orchestrator.host.processes import read_threads
+from orchestrator.host.processes import survey_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology, refresh_topology
-from orchestrator.hypervisor.connection import LiveGuest, Vcpu
+from orchestrator.hypervisor.connection import RunningGuest, Vcpu
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.request import parse_guest_request
-from orchestrator.resources.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
-from orchestrator.resources.step import undo_steps
+from orchestrator.resources.cores import clear_cores
+from orchestrator.resources.step import UndoContext, undo_steps
 from orchestrator.values import CpuSet, Size
 from tests.fakes.domains import add_thread
 from tests.fakes.server import IMAGE, Server
@@ -38,7 +39,7 @@ SERVER = Server(cores=512, threads=2, nodes=16, vfs=7, pages=4096)
 THREADS, IRQS = 5_000, 3_000
 GUESTS, GUEST_CORES = 60, 4
 QEMU_THREADS = 6
-"""Threads of a guest's QEMU beside its vCPUs."""
+"""Threads of a guest's QEMU in addition to its vCPUs."""
 LIMIT = 1000.0  # ms
 KTHREAD, NO_SETAFFINITY = 0x0020_0000, 0x0400_0000  # include/linux/sched.h
 LIMITED = ("survey", "survey again", "plan", "audit")
@@ -46,21 +47,18 @@ LIMITED = ("survey", "survey again", "plan", "audit")
 
 @dataclass(frozen=True)
 class Figure:
-    """How long something took, in ms, and how many runs that is the median of."""
-
     name: str
-    median: float
+    median: float  # ms
     runs: int
 
 
 def main() -> None:
-    """Builds the host, measures, prints and judges."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), SERVER)
         guests = fill(world)
         figures = [*measure_reading(world, runs), *measure_audit(world, guests, runs), *measure_manager(world, runs)]
-    print(f"{len(SERVER.cpus)} CPUs, {SERVER.nodes} nodes, {THREADS} threads, {IRQS} interrupts, {GUESTS} guests of others (ms)")
+    print(f"{len(SERVER.cpus)} CPUs, {SERVER.nodes} nodes, {THREADS} threads, {IRQS} interrupts, {GUESTS} unmanaged guests (ms)")
     for figure in figures:
         print(f"{figure.name:34} {figure.median:9.1f}   (median of {figure.runs})")
     slow = [figure.name for figure in figures if figure.name in LIMITED and figure.median >= LIMIT]
@@ -68,8 +66,8 @@ def main() -> None:
     sys.exit(bool(slow))
 
 
-def fill(world: World) -> tuple[LiveGuest, ...]:
-    """Adds threads and interrupts, and guests as they are on a host that was divided before."""
+def fill(world: World) -> tuple[RunningGuest, ...]:
+    """Adds threads, interrupts and unmanaged guests."""
     host, everywhere, housekeeping = world.host, str(SERVER.cpus), str(SERVER.policy.housekeeping)
     guests = []
     for number in range(GUESTS):
@@ -81,11 +79,11 @@ def fill(world: World) -> tuple[LiveGuest, ...]:
             add_thread(host, pid, pid + 50 + index, f"CPU {index}/KVM", str(cpu))
         vcpus = tuple(Vcpu(index, pid + 50 + index, CpuSet.of([cpu])) for index, cpu in enumerate(cpus))
         pins = SERVER.policy.housekeeping
-        guests.append(LiveGuest(f"guest{number}", pid, vcpus, pins, 0, Size.parse("256M"), (), (), UUID(int=number + 1)))
-    left = THREADS - len(read_threads(host))
+        guests.append(RunningGuest(f"guest{number}", pid, vcpus, pins, 0, Size.parse("256M"), (), (), UUID(int=number + 1)))
+    left = THREADS - len(survey_threads(host)[0])
     for number in range(left):
         pid, cpu = 50_000 + number, number % len(SERVER.cpus)
-        if number % 5:  # bound by the kernel to a CPU each
+        if number % 5:  # each bound to a CPU by the kernel
             add_thread(host, pid, pid, f"kworker/{cpu}:0", str(cpu), flags=KTHREAD | NO_SETAFFINITY)
         else:  # programs that may run anywhere
             add_thread(host, pid, pid, "program", everywhere)
@@ -97,62 +95,69 @@ def fill(world: World) -> tuple[LiveGuest, ...]:
 
 
 def measure_reading(world: World, runs: int) -> list[Figure]:
-    """What is read of the kernel's files, by the opener that the manager has."""
+    """Reads the kernel's files as the manager does."""
     host = HostRoot(world.host.path)
     known = read_topology(host)
     return [
         measure("survey", lambda: read_topology(host), runs),
         measure("survey again", lambda: refresh_topology(host, known), runs),
-        measure("all threads", lambda: read_threads(host), runs),
+        measure("all threads", lambda: survey_threads(host), runs),
         measure("all interrupts", lambda: read_irqs(host), runs),
     ]
 
 
-def measure_audit(world: World, guests: tuple[LiveGuest, ...], runs: int) -> list[Figure]:
-    """The whole audit; memory and devices of the guests are not there, so that their proofs end at once as not measured."""
+@dataclass(frozen=True)
+class Hypervisor:
+    """libvirt, as the audit uses it."""
+
+    guests: tuple[RunningGuest, ...]
+
+    def read_guests(self) -> tuple[tuple[RunningGuest, ...], dict[str, str]]:
+        return self.guests, {}
+
+    def read_exits(self, _uuid: UUID) -> tuple[dict[str, int], ...]:
+        return ({"exits": 1},)
+
+
+def measure_audit(world: World, guests: tuple[RunningGuest, ...], runs: int) -> list[Figure]:
+    """The whole audit. The guests have no memory and devices, so those proofs return immediately as not measured."""
     host = HostRoot(world.host.path)
     topology = read_topology(host)
 
-    def audit() -> None:
-        run_audit(
-            host, guests, topology, lambda _name: ({"exits": 1},), lambda *_: "", housekeeping=SERVER.policy.housekeeping,
-            policy=ExitPolicy(2000, 10), manager_pid=os.getpid(), window=0.0,
-        )  # fmt: skip
-
-    return [measure("audit", audit, runs)]
+    source = Source(
+        host, Hypervisor(guests), lambda: topology, lambda *_: "", SERVER.policy.housekeeping, ExitPolicy(2000, 10),
+        os.getpid(), window=0.0,
+    )  # fmt: skip
+    return [measure("audit", Auditor(source).run, runs)]
 
 
 class FileRoot(HostRoot):
-    """Plays writes and affinities by files alone: what the fake host checks on the way costs more than what is measured."""
+    """Writes and affinities go to plain files: the checks of the fake host would cost more than the measured code."""
 
     def write(self, name: str, value: str) -> None:
-        """See HostRoot."""
         (self.path / name).write_text(value)
 
     def sched_getaffinity(self, tid: int) -> CpuSet:
-        """See HostRoot."""
         status = self.read(f"proc/{tid}/task/{tid}/status")
         return CpuSet.parse(status.partition("Cpus_allowed_list:")[2])
 
     def sched_setaffinity(self, tid: int, cpus: CpuSet) -> None:
-        """See HostRoot."""
         self.write(f"proc/{tid}/task/{tid}/status", f"Cpus_allowed_list:\t{cpus}\n")
 
 
 def measure_manager(world: World, runs: int) -> list[Figure]:
-    """A plan; and what the first and last guest of a host cost more than others, as all threads and interrupts are moved."""
+    """A plan, and the additional cost of a host's first and last guest, for which all threads and interrupts move."""
     manager, ledger = world.open_manager()
     request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M", "cores": 4})
     plan = measure("plan", lambda: manager.plan(OPERATOR, request), runs)
-    host, undos = FileRoot(world.host.path), {MoveKernelThread.action: undo_thread_affinity, MoveIrq.action: undo_irq_affinity}
+    host = FileRoot(world.host.path)
     clear = measure("first guest: clearing of cores", lambda: clear_cores(host, ledger, "host", SERVER.policy.housekeeping), 1)
     moved = len(ledger.pending("host"))
-    undo = measure(f"last guest: {moved} undo records", lambda: undo_steps(host, ledger, "host", undos), 1)
+    undo = measure(f"last guest: {moved} undo records", lambda: undo_steps(UndoContext(host), ledger, "host"), 1)
     return [plan, clear, undo]
 
 
 def measure(name: str, work: Callable[[], object], runs: int) -> Figure:
-    """The median of some runs."""
     times = []
     for _ in range(runs):
         begin = perf_counter()

@@ -29,8 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from orchestrator.client.client import Client
-from orchestrator.guests.service import SystemManager
-from orchestrator.ledger import Claim
+from orchestrator.guests.service import GuestService
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.request import GuestRequest
 from tests.fakes.server import IMAGE, Server
@@ -68,21 +67,22 @@ def make_server(cores: int) -> Server:
     return Server(cores=cores, threads=2, nodes=nodes, vfs=min(CORES_PER_NODE, cores), pages=64 * cores)
 
 
-def skip_host_changes(manager: SystemManager) -> None:
-    """From now on a guest is claimed and released, and nothing is changed on the host for it."""
-    transitions: Any = manager.supervisor
+class NoChanges:
+    """A core manager of a guest for which nothing was changed on the host."""
 
-    def start(claim: Claim, _who: str, _made: tuple[str, ...] = ()) -> Claim:
-        return claim
-
-    def delete(claim: Claim, kind: str, why: str, who: str, began: float | None = None) -> tuple[str, ...]:
-        transitions.release(claim, kind, why, who, began)
+    def clean_up(self) -> tuple[str, ...]:
+        """Finds nothing left."""
         return ()
 
-    transitions.start, transitions.delete = start, delete
+
+def skip_host_changes(manager: GuestService) -> None:
+    """From now on a guest is claimed and released, and nothing is changed on the host for it."""
+    transitions: Any = manager.transitions
+    transitions.core_manager = lambda _claim: NoChanges()
+    transitions.launch = lambda claim, _caller, _changed=(): claim
 
 
-def fill(manager: SystemManager, cores: int) -> None:
+def fill(manager: GuestService, cores: int) -> None:
     """Half of the host, with guests of two cores."""
     for number in range(cores // 4):
         manager.create(OPERATOR, GuestRequest(name=f"old{number}", cores=2, memory="64M", image=IMAGE))
@@ -127,7 +127,7 @@ def run_threads(first: int, threads: int, cycles: int, make_calls: Callable[[], 
     return total
 
 
-def call_manager(manager: SystemManager) -> tuple[Callable[[str], object], Callable[[str], object]]:
+def call_manager(manager: GuestService) -> tuple[Callable[[str], object], Callable[[str], object]]:
     """The manager's own methods."""
 
     def create(name: str) -> object:

@@ -1,15 +1,14 @@
-"""What a tenant can do to others through the consoles of its guests, within the limits that the manager has by default.
+"""Measures how a tenant's console traffic delays other clients, within the manager's default limits.
 
     .venv/bin/python benchmarks/console_flood.py [--seconds 10]
 
-A manager in a process of its own serves its real interface on a Unix socket and over TLS, on a fake host. A tenant has a guest
-that has printed 2 MiB of noise, or 300 MB where nothing limits logs. Over TLS it polls `ready` on four connections at the rate
-that it is allowed, has as many waits beside that as it may, and asks on a hundred more connections without reading the answers.
-Meanwhile root asks for a guest and for a plan again and again. The tenant pauses and goes on every second.
+A manager in its own process serves its interface on a Unix socket and over TLS, on a fake host. A tenant's guest has printed
+2 MiB of noise, or 300 MB if logs are unlimited. Over TLS the tenant polls `ready` on four connections at its rate limit, keeps
+the maximum number of waits open, and sends requests on a hundred more connections without reading the responses. At the same time
+root requests a guest and a plan in turn. The tenant pauses and continues every second.
 
-Prints for each kind of noise how long root's requests took while the tenant paused and while it did not, and the most memory that
-the manager had resident. Exits with 1 if the 99th percentile rises by more than 50 ms, if the manager had more than 200 MB, or if
-an answer was no answer.
+Prints per kind of noise the duration of root's requests with and without the tenant's, and the manager's peak resident memory.
+Exits with 1 if the 99th percentile rises by more than 50 ms, if the manager used more than 200 MB, or after an invalid response.
 """
 
 import argparse
@@ -45,8 +44,7 @@ DELAY, MEMORY = 50.0, 200
 """Milliseconds, and MB."""
 POLLS, UNREAD, WAITS = 4, 100, 12
 PAUSE, PAUSE_UNREAD = 0.2, 0.04
-"""Seconds between the polls of one connection, and between requests whose answers are not read: some 45 a second, of the 50
-that a tenant may send."""
+"""Seconds between the polls of a connection, and between requests without reading: about 45 per second, of 50 allowed."""
 MIB = 1 << 20
 NOISES = {
     "2 MiB that is no UTF-8": (b"\xff", 2 * MIB),
@@ -59,7 +57,7 @@ NOISES = {
 
 @dataclass
 class Times:
-    """Seconds that requests for a guest and for a plan took."""
+    """Durations of requests for a guest and for a plan, in seconds."""
 
     guests: list[float] = field(default_factory=list)
     plans: list[float] = field(default_factory=list)
@@ -67,13 +65,13 @@ class Times:
 
 @dataclass
 class Figures:
-    """What one kind of noise has shown.
+    """The result of one kind of noise.
 
     Attributes:
         quiet, flooded: while the tenant paused, and while it did not.
-        peak: the most memory that the manager had, in MB.
-        polls: answers that the tenant got.
-        wrong: answers that root should not have got.
+        peak: peak resident memory of the manager, in MB.
+        polls: responses to the tenant.
+        wrong: invalid responses to root.
     """
 
     quiet: Times = field(default_factory=Times)
@@ -84,7 +82,7 @@ class Figures:
 
 
 def play_manager(folder: Path, certificate: Path, key: Path, pipe: Connection) -> None:
-    """The manager's process: says where it serves, then at "peak" the most memory that it had since then, in MB."""
+    """The manager's process: sends its address, then after each "peak" its peak memory since the last one, in MB."""
     settings = {
         "api": {"listen": "127.0.0.1:0", "certificate": str(certificate), "key": str(key)},
         "tenants": {"acme": {}},
@@ -101,7 +99,7 @@ def play_manager(folder: Path, certificate: Path, key: Path, pipe: Connection) -
 
 
 def go_first(steps: int) -> None:
-    """Before other programs on this machine, whose load is not what is measured; as far as that is allowed."""
+    """Raises the priority, if allowed, above other programs on this machine, whose load is not measured."""
     with suppress(PermissionError):
         os.nice(-steps)
 
@@ -113,16 +111,16 @@ def connect(url: str) -> socket.socket:
 
 
 def ask(connection: socket.socket, target: str) -> None:
-    """Sends a request, and reads nothing."""
+    """Sends a request without reading the response."""
     connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer acme\r\n\r\n".encode())
 
 
 class Tenant:
-    """The tenant's process, which floods when it is told to.
+    """The tenant's process.
 
     Args:
         url: of the manager.
-        pipe: gets 1 to go on, 0 to pause, and None to end; each is answered with the number of polls that were answered.
+        pipe: receives 1 to continue, 0 to pause, and None to exit; replies with the number of completed polls.
     """
 
     def __init__(self, url: str, pipe: Connection) -> None:
@@ -132,7 +130,6 @@ class Tenant:
         self._waiting: list[socket.socket] = []
 
     def play(self) -> None:
-        """Until it is told to end."""
         threads = [threading.Thread(target=self._poll) for _ in range(POLLS)] + [threading.Thread(target=self._ask_unread)]
         for thread in threads:
             thread.start()
@@ -155,7 +152,7 @@ class Tenant:
             connection.close()
 
     def _poll(self) -> None:
-        """With a time so short that each answer shows the end of the console."""
+        """With a time-out so short that each response contains the tail of the console."""
         with connect(self._url) as connection:
             while not self._ends.wait(PAUSE) and self._active.wait():
                 ask(connection, "/v1/guests/noisy/ready?timeout=0.001")
@@ -170,12 +167,11 @@ class Tenant:
 
 
 def play_tenant(url: str, pipe: Connection) -> None:
-    """See Tenant."""
     Tenant(url, pipe).play()
 
 
 def measure(path: Path, seconds: float, times: Times) -> list[str]:
-    """Root asks for a guest, then for a plan, and so on; returns what went wrong."""
+    """Root requests a guest and a plan in turn; returns the errors."""
     client, request, wrong = Client(path), {"name": "other", "memory": "256M", "image": IMAGE}, []
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -191,12 +187,11 @@ def measure(path: Path, seconds: float, times: Times) -> list[str]:
 
 
 def find_log(world: Path) -> Path:
-    """The file that the noisy guest prints into."""
+    """The console log of the noisy guest."""
     return next((world / "consoles").glob("**/noisy*.log"), world / "consoles" / "noisy.log")
 
 
 def print_noise(log: Path, noise: bytes, size: int) -> None:
-    """The guest has printed so much."""
     piece = noise * (MIB // len(noise))
     with log.open("wb") as file:
         for _ in range(size // len(piece)):
@@ -205,7 +200,7 @@ def print_noise(log: Path, noise: bytes, size: int) -> None:
 
 @contextmanager
 def process(target: Callable[..., None], *arguments: object) -> Iterator[Connection]:
-    """A process with a pipe, which ends when it gets None."""
+    """A process with a pipe; None makes it exit."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     one = context.Process(target=target, args=(*arguments, theirs))
@@ -228,7 +223,7 @@ def run(folder: Path, seconds: float) -> dict[str, Figures]:
         Client(path).create({"name": "quiet", "memory": "256M", "image": IMAGE})
         Client(url, token="acme", ca=authority.file).create({"name": "noisy", "memory": "256M", "image": IMAGE})
         with process(play_tenant, url) as tenant:
-            measure(path, 3, Times())  # until all its connections are there
+            measure(path, 3, Times())  # until all its connections are open
             for name, noise in NOISES.items():
                 print_noise(find_log(folder / "world"), *noise)
                 found[name] = flood(path, seconds, tenant)
@@ -238,7 +233,7 @@ def run(folder: Path, seconds: float) -> dict[str, Figures]:
 
 
 def flood(path: Path, seconds: float, tenant: Connection) -> Figures:
-    """A second without, a second with, and so on; ``seconds`` of each."""
+    """Alternates seconds without and with noise; ``seconds`` of each."""
     figures, polls = Figures(), [0]
     for _ in range(round(seconds)):
         for active, times in ((0, figures.quiet), (1, figures.flooded)):
@@ -262,7 +257,7 @@ def describe(seconds: Sequence[float]) -> str:
 
 
 def find_faults(name: str, figures: Figures) -> list[str]:
-    """Why the run is no good; nothing if it is."""
+    """Reasons why the run failed."""
     faults = [f"wrong answer: {wrong}" for wrong in figures.wrong[:3]]
     for what, without, flooded in (
         ("GET", figures.quiet.guests, figures.flooded.guests),
@@ -278,15 +273,15 @@ def find_faults(name: str, figures: Figures) -> list[str]:
 
 
 def main() -> int:
-    """The benchmark; its exit status."""
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="with and without, for each kind of noise")
+    parser.add_argument("--seconds", type=float, default=10.0, help="with and without noise, per kind")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="console-flood-") as folder:
         found = run(Path(folder), arguments.seconds)
     faults = []
     for name, figures in found.items():
-        print(f"{name}: {figures.polls} polls were answered, peak RSS of the manager {figures.peak:.0f} MB")
+        print(f"{name}: {figures.polls} polls completed, peak RSS of the manager {figures.peak:.0f} MB")
         for what, times in (("without the flood", figures.quiet), ("with it", figures.flooded)):
             print(f"  {what}: GET {describe(times.guests)}; plan {describe(times.plans)}; {len(times.plans)} of each")
         faults += find_faults(name, figures)

@@ -1,12 +1,12 @@
-"""Kills the manager of a lab at random moments of operations on a real guest, and looks whether anything was lost or doubled.
+"""Kills the manager of a lab at random moments of operations on a real guest, and checks that nothing is lost or claimed twice.
 
     .venv/bin/python benchmarks/crash_lab.py [RUNS] [--seed N]
     .venv/bin/python benchmarks/crash_lab.py --seed N --only RUN     # one run again
 
-Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB, which must have no guests. A bystander runs all the time
-and must not notice. Prints a line of JSON a run, then a table, then a line of JSON with the sums. Exits with 1 after any fault:
-what is still wrong after a while, and a guest that was stopped, or something that two have, even for a moment. A run draws the
-same operation and moments again; what the manager is doing at such a moment may differ.
+Requires root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB, which must have no guests. A guest, the bystander, runs
+all the time and must not be affected. Prints a line of JSON per run, then a table, then a line of JSON with totals. Exits
+with 1 after any fault: a difference that persists, a stopped guest, or a double claim even for a moment. The same seed and run
+repeat the operation and the moments; what the manager does at such a moment may differ.
 """
 
 import argparse
@@ -26,23 +26,23 @@ from orchestrator.lab.demo import ask
 from orchestrator.lab.health import check_emulation
 
 PARTS = tuple(Path(__file__).with_name(f"crash_lab_{part}.py") for part in ("reading", "checks", "inside"))
-"""What runs in the lab. They lie beside each other there, in root's folder; the last one is begun with."""
+"""Programs that run in the lab, next to each other in root's folder; the last one is started."""
 LOST = ("stopped", "doubled cores", "doubled VFs", "doubled MACs", "leaked claims", "leaked VFs", "leaked MACs", "leaked pages")
 RUN = 600
-"""Seconds that a run takes at the most."""
+"""Maximum seconds per run."""
 
 
 def main() -> int:
-    """The benchmark; its exit status."""
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=int, nargs="?", default=50)
     parser.add_argument("--seed", type=int, default=SystemRandom().randrange(1_000_000))
-    parser.add_argument("--only", type=int, default=-1, help="number of the one run to do")
+    parser.add_argument("--only", type=int, default=-1, help="number of the only run to do")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     with use_lab() as lab:
         if ask(lab, "guest", "list"):
-            sys.exit(f"the lab {lab.name} has guests: delete them first")
+            sys.exit(f"lab {lab.name} has guests: delete them first")
         began = time.monotonic()
         found = run_inside(lab, arguments.runs, arguments.seed, arguments.only)
         check_emulation(lab)
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def run_inside(lab: labs.Lab, runs: int, seed: int, only: int) -> list[dict[str, Any]]:
-    """What the lab has printed, a value a line; shown as it comes."""
+    """The output of the lab, one JSON value per line; shown immediately."""
     output = bytearray()
 
     def show(name: str, data: bytes) -> None:
@@ -69,12 +69,12 @@ def run_inside(lab: labs.Lab, runs: int, seed: int, only: int) -> list[dict[str,
     done = labs.execute(lab, words, timeout=RUN * (runs + 1), stream=show)
     found = [json.loads(line) for line in output.decode().splitlines()]
     if done.status or not found:
-        sys.exit(f"the runs in the lab ended with status {done.status} after {max(0, len(found) - 1)} of {runs}")
+        sys.exit(f"the runs in the lab exited with status {done.status} after {max(0, len(found) - 1)} of {runs}")
     return found
 
 
 def summarise(runs: list[dict[str, Any]], first: dict[str, Any], seed: int, seconds: float) -> dict[str, Any]:
-    """The sums over all runs. What was lost is counted twice: what makes the run fail, and what was wrong when it was ready."""
+    """Totals of all runs: faults, and differences at the moment when the manager was ready."""
     faults = [fault for run in runs for fault in run["faults"]]
     slips = [slip for run in runs for slip in run["slips"]]
     recoveries = [run["recovery"] for run in runs]
@@ -97,12 +97,12 @@ def summarise(runs: list[dict[str, Any]], first: dict[str, Any], seed: int, seco
 
 
 def count_lost(wrong: list[str]) -> dict[str, int]:
-    """How many sentences are of each kind of loss."""
+    """Number of findings per kind."""
     return {kind: sum(text.startswith(kind) for text in wrong) for kind in LOST}
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
-    """Operations by what the killed manager left, and what the next one did."""
+    """Operations by the state that the killed manager left and the actions of the next one."""
     rows = Counter()  # type: Counter[tuple[str, str, str, bool]]
     for run in runs:
         first = run["left"][0]

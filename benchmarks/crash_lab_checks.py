@@ -1,4 +1,4 @@
-"""Runs in the lab host (see crash_lab.py): what is wrong with what was read there, a sentence each. Pure."""
+"""Runs in the lab host (see crash_lab.py): checks of what was read there, one sentence per finding. Pure."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from dataclasses import replace
 import libvirt
 from crash_lab_reading import BYSTANDER, SECOND, Claimed, Event, Host, Left, Life
 
-from orchestrator.hypervisor.connection import End
+from orchestrator.hypervisor.connection import EndCause
 from orchestrator.model.access import MANAGER
 
 NO_MAC = "00:00:00:00:00:00"
-"""Of a VF that nobody has given an address."""
+"""The address of an unused VF."""
 SETTLED = ("running", "stopped", "quarantined")
 ENDING = ("stopping", "deleting")
-"""States of a guest whose end has been asked for."""
+"""States of a guest that is being stopped or deleted on request."""
 ON_REQUEST, ENDS = ("stopped", "deleted"), ("finish", "ended", "stopped", "deleted")
-"""Events of a guest that was ended by whoever asked, and of any that has ended, or whose end is seen to."""
-BY_ITSELF = (str(End.POWERED_OFF), str(End.RESET))
+"""Events of a guest that ended on request, and of any guest that ended or whose cleanup was finished."""
+BY_ITSELF = (str(EndCause.POWERED_OFF), str(EndCause.RESET))
 
 
 def check_guests(host: Host, life: Life, wanted: str | None) -> list[str]:
-    """What is wrong, a sentence each. Pure.
+    """Findings about both guests.
 
     Args:
         life: the bystander's.
-        wanted: state of the second guest, as somebody was told: None for none; empty if nobody was told anything.
+        wanted: state of the second guest according to the last response: None for no guest; empty without a response.
     """
     found = []
     if host.lives.get(BYSTANDER) != life:
         found.append(f"stopped: the bystander was process {life}, now it is {host.lives.get(BYSTANDER)}")
     state = host.guests[SECOND].state if SECOND in host.guests else None
     if wanted != "" and state != wanted:
-        found.append(f"broken word: the second guest is {state}, but somebody was told that it is {wanted}")
+        found.append(f"broken word: the second guest is {state}, but the response was {wanted}")
     found += [f"unsettled: {name} is {one.state}" for name, one in host.guests.items() if one.state not in SETTLED]
     found += [f"quarantined: {name}" for name, one in host.guests.items() if one.state == "quarantined"]
     running = {name: one for name, one in host.guests.items() if one.state == "running"}
@@ -46,15 +46,15 @@ def check_guests(host: Host, life: Life, wanted: str | None) -> list[str]:
 
 
 def check_kept(host: Host, lefts: Sequence[Left], events: Sequence[Event]) -> list[str]:
-    """The second guest's process outlives each manager that is killed, unless somebody has asked for its end, or the guest itself
+    """The second guest's process outlives each killed manager, unless its end was requested, or the guest itself
     has ended. Pure.
 
     Args:
-        lefts: what each of them has left.
+        lefts: what each killed manager left.
         events: of the second guest; read after ``host``.
     """
     now, found = host.lives.get(SECOND), []
-    # Whoever has begun to end it may have told libvirt or the guest, which go on with it.
+    # A shutdown that a killed manager had started continues in libvirt or in the guest.
     asked = any(left.state in ENDING for left in lefts)
     for left in lefts:
         if left.life in (None, now):
@@ -62,21 +62,21 @@ def check_kept(host: Host, lefts: Sequence[Left], events: Sequence[Event]) -> li
         since = [event for event in events if event.id > left.event]
         what = f"the second guest was {left.state} as process {left.life} at a kill, now it is {now}"
         if asked and not any(event.kind in ENDS for event in since):
-            found.append(f"unexplained: {what}, and no event tells of its end")  # one may be on its way
+            found.append(f"unexplained: {what}, and no event reports its end")  # one may be on its way
         if not asked and not any(explains(event) for event in since):
             found.append(f"stopped: {what}")
     return found
 
 
 def explains(event: Event) -> bool:
-    """Whether the guest was ended on request, or has ended by itself. That it was found to be gone says neither. Pure."""
+    """Whether the guest ended on request or by itself; an event that only reports its absence counts as neither."""
     if event.kind in ON_REQUEST:
         return event.who != MANAGER.name
     return event.kind == "ended" and event.detail in BY_ITSELF
 
 
 def check_claims(host: Host) -> list[str]:
-    """Nothing is claimed twice, or by nobody. Pure."""
+    """Every resource is claimed once, by a guest that exists."""
     guests = host.guests.values()
     cpus = [cpu for one in guests for cpu in one.cpus]
     found = []
@@ -91,7 +91,7 @@ def check_claims(host: Host) -> list[str]:
 
 
 def check_host(host: Host, running: dict[str, Claimed]) -> list[str]:
-    """Host and ledger agree to the last page. Pure."""
+    """Host and ledger agree, down to the page."""
     found = []
     if host.vfio != {one.vf for one in running.values()}:
         found.append(
@@ -116,7 +116,7 @@ def check_host(host: Host, running: dict[str, Claimed]) -> list[str]:
 
 
 def check_clean(host: Host, base: Host) -> list[str]:
-    """Without the second guest all is as before it. Pure."""
+    """Without the second guest the host is as it was before it."""
     return [
         f"after the end {name}: {getattr(host, name)}, before the begin: {getattr(base, name)}"
         for name in ("guests", "taken", "undo", "domains", "lives", "qemus", "threads", "vfio", "macs", "used")
@@ -125,7 +125,7 @@ def check_clean(host: Host, base: Host) -> list[str]:
 
 
 def prove_checks(host: Host, life: Life) -> None:
-    """Each kind of loss, put into what was read, is found; what was really read is sound."""
+    """Exits unless each kind of loss, inserted into the real reading, is found, and the real reading has no finding."""
     sound, one = check_guests(host, life, None), host.guests[BYSTANDER]
     stopped = replace(one, state="stopped", vf="x", mac="x", index=9, cpus=frozenset({9}))
     wrong: dict[str, Host] = {
@@ -150,4 +150,4 @@ def prove_checks(host: Host, life: Life) -> None:
         kind for kind, reading in wrong.items() if not any(text.startswith(kind) for text in check_guests(reading, life, None))
     ]
     if sound or blind or not check_clean(wrong["leaked VFs"], host):
-        raise SystemExit(f"the checks are no good: on a sound host they find {sound}, and they do not find {blind}")
+        raise SystemExit(f"the checks are wrong: on a correct host they find {sound}, and they miss {blind}")

@@ -1,7 +1,7 @@
-"""Runs in the lab host (see crash_lab.py): kills nohyped at random moments of operations on a real guest, and looks what is lost.
+"""Runs in the lab host (see crash_lab.py): kills nohyped at random moments of operations on a real guest, and checks for losses.
 
-Prints lines of JSON: first how long the operations take by themselves, then one a run. A bystander runs all the time. What is
-looked at, and what is wrong with it, is in crash_lab_reading.py and crash_lab_checks.py, which lie beside this file there.
+Prints lines of JSON: first the duration of undisturbed operations, then one line per run. A bystander runs all the time.
+crash_lab_reading.py reads the state of the host and crash_lab_checks.py checks it; both are next to this file.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ AFTER = {"create": "running", "stop": "stopped", "start": "running", "restart": 
 """State of the second guest before and after each operation; None if there is none."""
 SECOND_CRASH = 0.2
 LATE = 135.0
-"""Seconds within which two of the manager's looks, once a minute, put right what its recovery has not."""
+"""Seconds in which two of the manager's reconciliations, one per minute, repair what its recovery did not."""
 AT_ONCE = ("stopped", "doubled")
-"""What begins with these is never right, not even for a moment: nobody gets back what was lost then."""
+"""Kinds of findings that are a fault even for a moment: such a loss cannot be repaired."""
 
 
 @dataclass
 class Run:
-    """What a run has shown.
+    """The result of a run.
 
     Attributes:
-        moment: seconds from the begin of the command to the kill.
-        left: what each killed manager has left of the second guest.
+        moment: seconds from the start of the command to the kill.
+        left: what each killed manager left of the second guest.
         twice: whether the next manager was killed too, before it was ready.
-        said: status of the command, and what it printed on standard error.
-        did: what the next managers noted about the second guest.
+        said: status and standard error of the command.
+        did: events of the next managers about the second guest.
         recovery: seconds from the start of the manager's process until it was ready.
-        late: seconds after that until nothing was wrong any more, 0 if nothing was.
-        slips: what was wrong when the manager was ready.
-        faults: what was still wrong in the end, or may not be even for a moment.
+        late: seconds after that until there was no finding any more.
+        slips: findings when the manager was ready.
+        faults: findings that persist, or that must not occur even for a moment.
     """
 
     number: int
@@ -100,30 +100,29 @@ def command(*words: str, check: bool = True) -> tuple[int, str]:
 
 
 def measure_operations() -> dict[str, float]:
-    """Seconds that each command takes when nobody kills anything, and under "list" what a command takes at the least."""
+    """Seconds per undisturbed command; "list" is the minimum of any command."""
     words = {"list": ("list",), **{name: OPERATIONS[name] for name in ("create", "stop", "start", "restart", "delete")}}
     return {name: measure(*line) for name, line in words.items()}
 
 
 def measure(*words: str) -> float:
-    """Seconds that a command takes."""
     began = time.monotonic()
     command(*words)
     return time.monotonic() - began
 
 
 def restart_cleanly() -> float:
-    """Seconds that a manager takes to be ready when there is nothing to recover but the bystander."""
+    """Seconds until a manager is ready that has only the bystander to recover."""
     subprocess.run(["systemctl", "restart", "nohyped"], check=True)
     return read_start()
 
 
 def crash(run: Run, rng: Random, typical: dict[str, float], base: Host) -> None:
-    """One run. All that is random is drawn first, so that the same seed draws the same whatever happens."""
+    """One run. All random values are drawn first, so that a seed always draws the same."""
     run.operation = rng.choice(sorted(OPERATIONS))
     part, run.twice, prompt, again = rng.uniform(0, 1.05), rng.random() < SECOND_CRASH, rng.random() < 0.5, rng.uniform(0, 10)
     bring_to(BEFORE[run.operation], run, typical, base)
-    # Before the least that a command takes is half over, the manager has not been asked yet.
+    # In the first half of a command's minimum duration, no request has reached the manager.
     least = typical["list"] / 2
     run.moment = round(least + part * (typical[run.operation] - least), 3)
     after, old = last_event(), manager()
@@ -139,7 +138,7 @@ def crash(run: Run, rng: Random, typical: dict[str, float], base: Host) -> None:
         run.left.append(read_left())
     start_manager(old, prompt=prompt, wait=True)
     run.recovery = round(read_start(), 3)
-    # A request that no manager had taken up is in the socket's queue, and is the next manager's.
+    # A request that no manager has accepted waits in the socket's queue for the next manager.
     _, error = asked.communicate(timeout=300)
     run.said = (asked.returncode, " ".join(error.split())[:200])
     wanted = AFTER[run.operation] if asked.returncode == 0 else ""
@@ -148,13 +147,13 @@ def crash(run: Run, rng: Random, typical: dict[str, float], base: Host) -> None:
 
 
 def check_crashed(run: Run, bystander: Life, wanted: str | None, after: int) -> list[str]:
-    """What is wrong now. Events are read last: whoever had ended by then has been noted, or will be."""
+    """The present findings. Events are read last, so that the end of a guest that was missing before is in them."""
     host = read_host()
     return check_guests(host, bystander, wanted) + check_kept(host, run.left, read_events(after))
 
 
 def bring_to(wanted: str | None, run: Run, typical: dict[str, float], base: Host) -> None:
-    """Sees to it that the second guest is in a state. What the run before has left is used: so guests get a longer history.
+    """Brings the second guest into a state. What the run before has left is used, so that guests get a longer history.
 
     How long a create takes is measured each time, and the other operations are taken to be slower or faster likewise: the machine
     under the lab may be busy now and idle then.
@@ -175,7 +174,7 @@ def bring_to(wanted: str | None, run: Run, typical: dict[str, float], base: Host
 
 
 def end_second(run: Run, base: Host) -> None:
-    """Deletes the second guest; then nothing of it must be left."""
+    """Deletes the second guest; nothing of it must be left."""
     status, error = command("delete", SECOND, check=False)
     if status and "no guest named" not in error:
         run.faults.append(f"the second guest cannot be deleted: {error}")
@@ -183,7 +182,7 @@ def end_second(run: Run, base: Host) -> None:
 
 
 def check_until_well(run: Run, check: Callable[[], list[str]]) -> list[str]:
-    """What was wrong at first; what is still wrong after a while goes to the run's faults, and what may never be does at once."""
+    """The first findings. Those that persist, and those that must never occur, are added to the run's faults."""
     began = time.monotonic()
     first = now = check()
     while now and not find_grave(now) and time.monotonic() < began + LATE:
@@ -222,14 +221,14 @@ def kill_manager(old: int) -> int:
 
 
 def start_manager(old: int, *, prompt: bool, wait: bool) -> None:
-    """Has a new manager started.
+    """Starts a new manager.
 
     Args:
-        prompt: at once, in place of when systemd does it by itself.
-        wait: until it is ready.
+        prompt: immediately, instead of waiting for systemd's restart.
+        wait: until the manager is ready.
     """
     if prompt:
-        # Until systemd has seen the end of the old one, there is nothing to start.
+        # systemd starts nothing until it has noticed the end of the old manager.
         while manager() == old:
             time.sleep(0.02)
         subprocess.run(["systemctl", "start", "nohyped", *([] if wait else ["--no-block"])], check=True)
@@ -239,7 +238,7 @@ def start_manager(old: int, *, prompt: bool, wait: bool) -> None:
         if state == "active" and int(pid) != old:
             return
         if time.monotonic() > deadline:
-            raise SystemExit("there is no new manager after 300 s: journalctl -u nohyped")
+            raise SystemExit("no new manager after 300 s: see journalctl -u nohyped")
         time.sleep(0.2)
 
 

@@ -1,6 +1,4 @@
-"""Runs in the lab host (see crash_lab.py): all that is looked at, read from ledger, libvirt, /proc and /sys, never asked of the
-manager.
-"""
+"""Runs in the lab host (see crash_lab.py): reads ledger, libvirt, /proc and /sys, without the manager."""
 
 from __future__ import annotations
 
@@ -37,13 +35,13 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Host:
-    """All that is looked at, at one moment.
+    """The state of the host at one moment.
 
     Attributes:
         guests: the ledger's, by name.
-        taken: how many CPUs, VFs and addresses the ledger's tables of claims hold.
-        undo: owners of the records in the undo journal; one entry a record.
-        domains: libvirt's, by name, with their states; also those that do not run.
+        taken: numbers of claimed CPUs, VFs and addresses in the ledger.
+        undo: owners of the records in the undo journal, one entry per record.
+        domains: libvirt's, by name, with their states; also inactive ones.
         lives: of each guest's QEMU.
         qemus: process ids of all QEMUs of the host.
         threads: CPUs on which the vCPUs of each guest may run.
@@ -66,13 +64,13 @@ class Host:
 
 @dataclass(frozen=True)
 class Left:
-    """What a killed manager has left of the second guest.
+    """What a killed manager left of the second guest.
 
     Attributes:
-        state: in the ledger; "none" if it is not there.
-        records: how many are for it in the undo journal.
+        state: in the ledger; "none" if the guest is not in it.
+        records: number of its records in the undo journal.
         life: of its QEMU; None if it has none.
-        event: id of the newest event, of whatever guest.
+        event: id of the newest event of any guest.
     """
 
     state: str
@@ -91,7 +89,6 @@ class Event(NamedTuple):
 
 
 def read_host() -> Host:
-    """Everything, as it is now."""
     guests, taken, undo = read_ledger()
     connection = libvirt.openReadOnly("qemu:///system")
     domains = {domain.name(): domain.state()[0] for domain in connection.listAllDomains()}
@@ -112,7 +109,7 @@ def read_host() -> Host:
 
 
 def read_ledger() -> tuple[dict[str, Claimed], tuple[int, int, int], tuple[str, ...]]:
-    """Guests, claims and undo records, past the product's own reader."""
+    """Guests, claims and undo records, without the product's own reader."""
     with open_ledger() as db:
         db.execute("BEGIN")
         guests = {}
@@ -128,8 +125,7 @@ def read_ledger() -> tuple[dict[str, Claimed], tuple[int, int, int], tuple[str, 
 
 
 def read_left() -> Left:
-    """What is left now."""
-    # First, so that an end which is noted only now is no older than the kill.
+    # First: an end that is logged from now on is not older than the kill.
     event = last_event()
     guests, _, undo = read_ledger()
     state = guests[SECOND].state if SECOND in guests else "none"
@@ -154,7 +150,6 @@ def last_event() -> int:
 
 
 def open_ledger() -> sqlite3.Connection:
-    """Only to be read."""
     return sqlite3.connect(f"file:{LEDGER}?mode=ro", uri=True, isolation_level=None)
 
 
@@ -171,7 +166,7 @@ def find_qemus() -> list[int]:
 
 
 def read_life(file: Path) -> Life | None:
-    """The life of a guest's QEMU, by the file with its process id; None if it is gone."""
+    """From the pid file of a guest's QEMU; None if the process does not exist."""
     try:
         pid = int(file.read_text())
         return pid, int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
@@ -201,7 +196,6 @@ def read_macs() -> dict[int, str]:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """A kernel list of CPUs."""
     ends = [part.split("-") for part in text.split(",")]
     return {cpu for end in ends for cpu in range(int(end[0]), int(end[-1]) + 1)}
 

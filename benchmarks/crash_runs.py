@@ -1,9 +1,9 @@
-"""Kills a manager at a random point of a random operation, many times, and checks that nothing was lost (tests/harness/crash.py).
+"""Kills a manager at a random point of a random operation, many times, and checks for losses (tests/harness/crash.py).
 
     .venv/bin/python benchmarks/crash_runs.py [--runs 1000] [--jobs 2] [--first 0]
     .venv/bin/python benchmarks/crash_runs.py --seed N      # one run again, with its folder kept
 
-Prints counts, and how long recoveries took: of the runs, and of a host with 100 guests. Exits with 1 if anything was lost, or if
+Prints counts and the duration of recoveries, in the runs and on a host with 100 guests. Exits with 1 if anything was lost, or if
 a recovery with 100 guests took 2 s or more.
 """
 
@@ -27,7 +27,7 @@ GUESTS, REPEATS, LIMIT = 100, 30, 2.0
 
 
 def run_seed(seed: int) -> Outcome:
-    """One run; what went well leaves nothing behind."""
+    """One run; a successful one leaves nothing behind."""
     with tempfile.TemporaryDirectory(prefix=f"crash-{seed}-") as folder:
         return run_crash(Path(folder) / "world", seed)
 
@@ -40,14 +40,13 @@ def describe(seconds: Sequence[float]) -> str:
 
 
 def find_place(point: str) -> str:
-    """What sort of point it is."""
     if point.removeprefix("before ").startswith(CHANGES):
         return "before a statement of the ledger"
     return f"{point.partition(' ')[0]} a change of host or guests"
 
 
 def show(outcome: Outcome) -> None:
-    """A run that has lost something."""
+    """A run with a loss."""
     state = "then the host was booted" if outcome.rebooted else f"{outcome.running} guests running"
     print(f"seed {outcome.seed}: killed {outcome.point!r} during {outcome.operation!r}, {state}")
     for fault in outcome.faults:
@@ -55,12 +54,12 @@ def show(outcome: Outcome) -> None:
 
 
 def main() -> int:
-    """The benchmark; its exit status."""
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs")
     parser.add_argument("--first", type=int, default=0, help="seed of the first run")
-    parser.add_argument("--seed", type=int, help="do this run only, and keep its folder")
+    parser.add_argument("--seed", type=int, help="only this run; its folder is kept")
     arguments = parser.parse_args()
     if arguments.seed is not None:
         folder = Path(tempfile.mkdtemp(prefix=f"crash-{arguments.seed}-"))

@@ -1,8 +1,8 @@
-"""What the manager adds to libvirt: `create` against `virDomainCreateXML` of the same XML, pair by pair in one lab.
+"""Measures what the manager adds to libvirt: `create` against `virDomainCreateXML` of the same XML, in pairs in one lab.
 
     .venv/bin/python benchmarks/create_guest.py [PAIRS]
 
-Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB. The first pair warms up and is not counted.
+Requires root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB. The first pair warms up and is not counted.
 """
 
 import json
@@ -18,7 +18,7 @@ INSIDE = Path(__file__).with_name("create_guest_inside.py")
 
 
 def main() -> None:
-    """Runs the pairs and prints minimum, median and maximum of both and of their ratio."""
+    """Prints minimum, median and maximum of both and of their ratio."""
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     with use_lab() as lab:
         done = labs.execute(lab, ["/opt/nohype/bin/python", "-", str(pairs)], input=INSIDE.read_bytes(), timeout=3600)

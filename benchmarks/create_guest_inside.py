@@ -1,6 +1,6 @@
 """Runs in the lab host (see create_guest.py): times the manager's `create` and libvirt's `createXML` of the same XML, in turn.
 
-Prints one JSON line a pair: seconds of the manager and of libvirt. The second guest's, so that what serves all guests is done.
+Prints one JSON line per pair: seconds of the manager and of libvirt. Times the second guest: host-wide setup is done by then.
 """
 
 import json
@@ -14,17 +14,18 @@ from orchestrator.domain import build_domain
 from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.images.store import find_image
+from orchestrator.images.store import find_build
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
-from orchestrator.resources.nic import BindVfio, SetVf, undo_vf, undo_vf_driver
+from orchestrator.resources.nic import BindVfio, ConfigureVf
+from orchestrator.resources.step import UndoContext
 
 NAME = "timed"
 REQUEST = {"name": NAME, "memory": "256M", "image": "minimal"}
 
 
 def by_manager(client: Client) -> tuple[float, Plan]:
-    """Seconds that the manager takes from request to running guest, and the plan it made."""
+    """The manager's seconds from request to running guest, and its plan."""
     start = time.monotonic()
     client.create(REQUEST)
     seconds = time.monotonic() - start
@@ -34,20 +35,22 @@ def by_manager(client: Client) -> tuple[float, Plan]:
 
 
 def by_libvirt(plan: Plan) -> float:
-    """Seconds that libvirt alone takes for the same XML; the VF is handed over before the clock runs."""
+    """Seconds of libvirt alone for the same XML; the VF is bound to vfio-pci before."""
     host, hypervisor = HostRoot(net=netlink), Hypervisor()
-    xml = build_domain(plan, find_image(Path(config.paths.images), plan.image), log=Path("/tmp/timed.log"))
-    steps = (SetVf(plan.vf), BindVfio(plan.vf))
+    xml = build_domain(
+        plan, find_build(Path(config.paths.images), plan.image), config.host.housekeeping_cpus, log=Path("/tmp/timed.log")
+    )
+    steps = (ConfigureVf(plan.vf), BindVfio(plan.vf))
     before = [step.read_before(host) for step in steps]
     for step in steps:
         step.apply(host)
-    hypervisor.names()
+    hypervisor.running_names()
     start = time.monotonic()
-    hypervisor.start(xml)
+    hypervisor.create_paused(xml)
     seconds = time.monotonic() - start
     hypervisor.destroy(plan.uuid)
-    undo_vf_driver(host, before[1] or {})
-    undo_vf(host, before[0] or {})
+    BindVfio.undo(UndoContext(host), before[1] or {})
+    ConfigureVf.undo(UndoContext(host), before[0] or {})
     return seconds
 
 

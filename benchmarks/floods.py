@@ -1,13 +1,12 @@
-"""What hostile and careless clients do to others: how long an operator's `plan` takes while each of several floods goes on.
+"""Measures how long an operator's `plan` takes during several floods by hostile or careless clients.
 
     .venv/bin/python benchmarks/floods.py [--seconds 5] [--only NAME]
 
-Real manager, ledger, interface and TLS in a process of their own, with the default limits; fake host and hypervisor. The floods
-are processes too, of a lower priority, since they would be on other machines; the operator who asks is not root, and has a
-connection of its own for each request, as `nohype` has. Prints a
-table; exits with 1 if a flood makes the 99th percentile of `plan` more than 50 ms longer, leaves a request of the operator
-without a good answer, brings the manager above 200 MB, or writes more than 1,000 lines into the log in 30 s. Needs root, to be
-several users.
+Manager, ledger, interface and TLS are real, in their own process, with the default limits; host and hypervisor are fake. The
+floods are processes with a lower priority, as they would run on other machines. The operator is not root, and opens a connection
+per request, as `nohype` does. Prints a table. Exits with 1 if a flood makes the 99th percentile of `plan` more than 50 ms longer,
+makes a request of the operator fail, makes the manager use more than 200 MB, or logs more than 1,000 lines in 30 s. Requires
+root, to run as several users.
 """
 
 import argparse
@@ -43,8 +42,6 @@ _FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Target:
-    """Where the manager is."""
-
     socket: Path
     port: int
     ca: Path
@@ -54,7 +51,7 @@ class Target:
 
 @dataclass
 class Figures:
-    """What was measured during one flood.
+    """The result of one flood.
 
     Attributes:
         sent: requests or connections that the flood made.
@@ -77,7 +74,7 @@ class Figures:
 
 
 def run_manager(folder: Path, pipe: Connection) -> None:
-    """The process that is flooded; ends with the pipe."""
+    """The flooded process; exits with the pipe."""
     raise_priority()
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 2)
@@ -100,13 +97,13 @@ def run_manager(folder: Path, pipe: Connection) -> None:
 
 
 def raise_priority() -> None:
-    """Above the floods, and other programs of the machine."""
+    """Priority above the floods and other programs of the machine."""
     with suppress(PermissionError):
         os.nice(-10)
 
 
 def read_peak(pid: int) -> int:
-    """The most bytes that a process had resident since ``forget_peak`` (proc(5), VmHWM)."""
+    """Peak resident bytes of a process since ``forget_peak`` (proc(5), VmHWM)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
@@ -132,7 +129,7 @@ def dial_tls(target: Target) -> ssl.SSLSocket:
 
 
 def repeat(target: Target, request: bytes, connections: int, count: Any) -> None:
-    """Asks on several TLS connections, on each as soon as it was answered."""
+    """Sends requests on several TLS connections, on each after the last response."""
     opened: list[ssl.SSLSocket | None] = [None] * connections
     while True:
         for number, connection in enumerate(opened):
@@ -191,7 +188,7 @@ def hold_many_idle(target: Target, count: Any) -> None:
 
 
 def hold(dial: Callable[[], socket.socket], number: int, count: Any) -> None:
-    """Keeps so many connections open, and opens others for those that are closed."""
+    """Keeps this many connections open and replaces closed ones."""
     held: list[socket.socket] = []
     while True:
         for connection in held[:]:
@@ -208,7 +205,7 @@ def hold(dial: Callable[[], socket.socket], number: int, count: Any) -> None:
 
 
 def read_nothing(target: Target, count: Any) -> None:
-    """Asks for the longest answers there are, and reads none; in new connections for those that are closed."""
+    """Requests the longest responses without reading them; replaces closed connections."""
 
     def ask() -> socket.socket:
         connection = dial_unix(target)
@@ -234,7 +231,7 @@ FLOODS: dict[str, Sequence[tuple[int, Callable[[Target, Any], None]]]] = {
 
 
 def run_as(uid: int, work: Callable[..., None], *arguments: object, first: bool = False) -> None:
-    """Does something as a user; ``first``: before others."""
+    """Runs work as a user; ``first``: with a higher priority."""
     if first:
         raise_priority()
     os.setgroups([])
@@ -246,7 +243,7 @@ def run_as(uid: int, work: Callable[..., None], *arguments: object, first: bool 
 
 @contextmanager
 def flooding(target: Target, name: str) -> Iterator[list[Any]]:
-    """While the block runs; yields the flood's counters."""
+    """Runs the flood during the block; yields its counters."""
     processes: list[ForkProcess] = []
     counts = []
     try:
@@ -265,7 +262,7 @@ def flooding(target: Target, name: str) -> Iterator[list[Any]]:
 
 
 def ask_plans(target: Target, seconds: float, pipe: Connection) -> None:
-    """An operator's requests, one after the other, with a pause as a person or a script makes one."""
+    """An operator's requests, one after the other, with the pauses of a person or a script."""
     took: list[float] = []
     failed, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
@@ -286,12 +283,11 @@ def ask_plans(target: Target, seconds: float, pipe: Connection) -> None:
 
 
 def measure(target: Target, name: str, seconds: float) -> Figures:
-    """One flood."""
     forget_peak(target.pid)
     before = len(target.log.read_bytes().splitlines())
     ours, theirs = _FORK.Pipe()
     with flooding(target, name) as counts:
-        time.sleep(min(1.0, seconds / 4))  # until it is under way
+        time.sleep(min(1.0, seconds / 4))  # until the flood is running
         asking = _FORK.Process(target=run_as, args=(OPERATOR, ask_plans, target, seconds, theirs), kwargs={"first": True})
         asking.start()
         plans, failed = ours.recv()
@@ -308,7 +304,7 @@ def find_p99(seconds: Sequence[float]) -> float:
 
 
 def find_faults(figures: Figures, quiet: Figures) -> list[str]:
-    """Why one flood does too much to others; nothing if it does not."""
+    """Reasons why a flood affects others too much."""
     faults = []
     added = find_p99(figures.plans) - find_p99(quiet.plans)
     if added > MOST_ADDED:
@@ -323,7 +319,6 @@ def find_faults(figures: Figures, quiet: Figures) -> list[str]:
 
 
 def show(figures: Figures) -> str:
-    """A line of the table."""
     median, p99, most = statistics.median(figures.plans), find_p99(figures.plans), max(figures.plans)
     plan = "".join(f"{one * 1e3:>8.1f}" for one in (median, p99, most))
     rest = f"{figures.failed:>7}{figures.rss >> 20:>8}{figures.lines:>8}"
@@ -331,10 +326,10 @@ def show(figures: Figures) -> str:
 
 
 def main() -> int:
-    """The benchmark; its exit status."""
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5, help="of each flood")
-    parser.add_argument("--only", default="", help="floods whose name holds this")
+    parser.add_argument("--seconds", type=float, default=5, help="per flood")
+    parser.add_argument("--only", default="", help="floods whose name contains this")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="floods-") as name, ExitStack() as stack:
         folder = Path(name)

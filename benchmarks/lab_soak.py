@@ -1,11 +1,11 @@
-"""Makes, uses and deletes guests in a lab on a loaded machine: does the emulator hang one, or deliver interrupts twice?
+"""Creates, uses and deletes guests in a lab on a loaded machine, to find hangs and repeated interrupts of the emulator.
 
     .venv/bin/python benchmarks/lab_soak.py [GUESTS]
 
-Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB, which must have no guests. Guests are made three at a time,
-ping each other, are busy for some seconds, and are deleted; meanwhile a busy process for each CPU of the machine takes time from
-the emulator. Second deliveries are counted by a uprobe in the emulator, where the kernel has uprobes and tracefs. Prints a line a
-round, then a line of JSON. Exits with 1 if a guest hung or failed, or an interrupt was delivered twice.
+Requires root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB, which must have no guests. Guests are created three at a
+time, ping each other, are busy for some seconds, and are deleted. A busy process per CPU of the machine takes time from the
+emulator. A uprobe in the emulator counts repeated deliveries if the kernel has uprobes and tracefs. Prints a line per round, then
+a line of JSON. Exits with 1 if a guest hung or failed, or an interrupt was delivered twice.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from orchestrator.lab.patches import UnexpectedForm, find_exception_probe
 INSIDE = Path(__file__).with_name("lab_soak_inside.py")
 BUSY = "while True: pass"
 GUEST = 200.0
-"""Seconds that a guest takes at the most."""
+"""Maximum seconds per guest."""
 
 
 @dataclass
 class Result:
-    """What came of the guests; the deliveries are None where they could not be counted."""
+    """The result; deliveries are None if they could not be counted."""
 
     guests: int = 0
     failed: int = 0
@@ -49,11 +49,10 @@ class Result:
 
 
 class Deliveries:
-    """Counts exceptions that the emulator delivers, in the kernel, by a uprobe (Documentation/trace/uprobetracer.rst).
+    """Counts the exceptions that the emulator delivers, by a uprobe (Documentation/trace/uprobetracer.rst).
 
-    uprobe_profile has the number of all; the filter lets external interrupts into the trace. An external interrupt is never
-    delivered on this way but by the fault of ``orchestrator.lab.patches``: its vector is 32 or more, and it is not a software
-    interrupt.
+    uprobe_profile counts all; the filter passes external interrupts to the trace (vector 32 or more, not a software interrupt).
+    Only the bug ``stale-vector`` (``orchestrator.lab.patches``) delivers an external interrupt in this way.
     """
 
     def __init__(self, tracefs: Path, program: Path, offset: int) -> None:
@@ -98,7 +97,7 @@ class Deliveries:
 
 @contextmanager
 def count_deliveries(lab: Lab, result: Result) -> Iterator[None]:
-    """Counts while the block runs; says why not where it can't."""
+    """Counts during the block; prints the reason if it cannot."""
     with ExitStack() as undo:
         deliveries = None
         try:
@@ -116,7 +115,7 @@ def count_deliveries(lab: Lab, result: Result) -> Iterator[None]:
 
 @contextmanager
 def load_machine() -> Iterator[None]:
-    """One busy process for each CPU of this machine."""
+    """One busy process per CPU of this machine."""
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
     try:
         yield
@@ -127,10 +126,10 @@ def load_machine() -> Iterator[None]:
 
 
 def run_guests(lab: Lab, wanted: int, result: Result) -> None:
-    """Makes and uses guests in the lab until there were enough, or one fails.
+    """Creates and uses guests in the lab until their number is reached or one fails.
 
     Raises:
-        LabLost: the lab or one of its guests hangs, or the emulator has ended.
+        LabLost: the lab or one of its guests hangs, or the emulator exited.
     """
     began, pending = time.monotonic(), bytearray()
 
@@ -154,14 +153,14 @@ def run_guests(lab: Lab, wanted: int, result: Result) -> None:
 
 
 def main() -> int:
-    """The benchmark; its exit status."""
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("guests", type=int, nargs="?", default=200)
     wanted, result = parser.parse_args().guests, Result()
     began = time.monotonic()
     with use_lab() as lab:
         if ask(lab, "guest", "list"):
-            sys.exit(f"the lab {lab.name} has guests: delete them first")
+            sys.exit(f"lab {lab.name} has guests: delete them first")
         print(json.dumps(lab.state.emulator and lab.state.emulator.model_dump(mode="json")), flush=True)
         with count_deliveries(lab, result), load_machine():
             try:
@@ -175,7 +174,7 @@ def main() -> int:
 
 
 def _mount_tracefs(undo: ExitStack) -> Path:
-    """Where tracefs is mounted; it is mounted for the time of the benchmark if need be."""
+    """The mount point of tracefs, which is mounted for the benchmark if necessary."""
     usual = Path("/sys/kernel/tracing")
     if (usual / "uprobe_events").exists():
         return usual

@@ -1,6 +1,6 @@
-"""Runs in the lab host (see lab_soak.py): makes guests three at a time, has them ping each other and be busy, deletes them.
+"""Runs in the lab host (see lab_soak.py): creates guests three at a time, keeps them busy, deletes them.
 
-Prints a line of JSON a round. Ends at the first failure, and leaves the guests as they are then, so that they can be looked at.
+Prints a line of JSON per round. Exits at the first failure and keeps the guests for inspection.
 """
 
 import json
@@ -18,7 +18,7 @@ READY = 180.0
 
 
 def main() -> int:
-    """Rounds until enough guests were made; 1 after a failure."""
+    """Runs rounds until the number of guests is reached; returns 1 after a failure."""
     wanted, client = int(sys.argv[1]), Client(Path(DEFAULT_SOCKET))
     made = 0
     with ThreadPoolExecutor(TOGETHER) as pool:
@@ -36,14 +36,14 @@ def main() -> int:
 
 
 def make(client: Client, name: str, index: int) -> None:
-    """Makes a guest and waits for its word that it is ready."""
+    """Creates a guest and waits until it reports ready."""
     client.create({"name": name, "memory": "128M", "image": "minimal", "address": f"10.9.0.{11 + index}/24"})
     client.wait_ready(name, READY)
 
 
 def use(client: Client, name: str, index: int) -> None:
-    """The first guest pings the last; the others are busy, so that they take timer interrupts."""
-    client.tell(name, f"ping 10.9.0.{10 + TOGETHER} 10 0.2" if not index else "burn 5", 60.0)
+    """The first guest pings the last; the others are busy and so receive timer interrupts."""
+    client.send_command(name, f"ping 10.9.0.{10 + TOGETHER} 10 0.2" if not index else "burn 5", 60.0)
 
 
 def _each(pool: ThreadPoolExecutor, action: Callable[[Client, str, int], None], client: Client, names: list[str]) -> list[str]:

@@ -1,9 +1,9 @@
-"""What the manager in a lab costs while nothing is asked of it: memory, CPU time, wake-ups, and on which CPUs.
+"""Measures the idle manager in a lab: memory, CPU time, wake-ups, and the CPUs of its threads.
 
     .venv/bin/python benchmarks/manager_idle.py [SECONDS]
 
-Needs root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB; there it starts two guests, unless some run already. Exits
-with 1 if the manager has more memory or time of a CPU than is wanted, or was seen on a guest's core.
+Requires root. Uses the lab `bench`, or the one named by NOHYPE_TEST_LAB; starts two guests unless guests run there already. Exits
+with 1 if the manager exceeds the limits for memory and CPU time, or ran on a guest's core.
 """
 
 import json
@@ -18,13 +18,13 @@ from orchestrator.lab.demo import GUESTS, ask, create_guest
 
 INSIDE = Path(__file__).with_name("manager_idle_inside.py")
 RESIDENT, SHARE = 80.0, 0.2
-"""At most wanted: MB, and percent of one core."""
+"""Limits: MB, and percent of one core."""
 SETTLE = 30
-"""Seconds before the clock runs: what was begun by the last request has ended."""
+"""Seconds before the measurement, until the work of the last request is done."""
 
 
 def main() -> int:
-    """Measures, and prints a table: a row a thread, then all of them together with what is wanted. Returns the exit status."""
+    """Prints one row per thread and a row with totals and limits. Returns the exit status."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     made: list[str] = []
     with use_lab() as lab:
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def report(found: dict[str, Any], guests: list[dict[str, Any]]) -> bool:
-    """Prints what was found; returns whether it is as wanted."""
+    """Prints the result; returns whether it is within the limits."""
     minutes = found["seconds"] / 60
     print(f"{'THREAD':24} {'WAKE-UPS/MIN':>12} {'PREEMPTED/MIN':>13} {'CPU %':>8}  CPUS SEEN")
     for thread in sorted(found["threads"], key=lambda one: -one["voluntary"]):

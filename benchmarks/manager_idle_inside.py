@@ -1,7 +1,7 @@
-"""Runs in the lab host (see manager_idle.py): watches the threads of nohyped for some seconds and prints what they did as JSON.
+"""Runs in the lab host (see manager_idle.py): watches the threads of nohyped for some seconds and prints the result as JSON.
 
-Standard library only, and a process of its own: nothing here runs in the manager. A voluntary context switch is a thread that
-went to sleep, so there is one for each wake-up (proc_pid_status(5)). CPU time is schedstat's: clock ticks are too coarse.
+Standard library only, in its own process: nothing here runs in the manager. A voluntary context switch is a thread going to
+sleep, so there is one per wake-up (proc_pid_status(5)). CPU time is schedstat's: clock ticks are too coarse.
 """
 
 import json
@@ -27,7 +27,7 @@ def read_thread(task: Path) -> dict[str, object]:
 
 
 def read_threads(pid: int) -> dict[int, dict[str, object]]:
-    """All threads of the process; one that ends meanwhile is left out."""
+    """All threads of the process except those that exit during the read."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -46,7 +46,6 @@ def read_memory(pid: int, field: str) -> int:
 
 
 def main() -> None:
-    """Watches, then prints."""
     seconds, settle = float(sys.argv[1]), float(sys.argv[2])
     show = ["systemctl", "show", "--value", "--property=MainPID", "nohyped.service"]
     pid = int(subprocess.run(show, capture_output=True, text=True, check=True).stdout)
@@ -60,7 +59,7 @@ def main() -> None:
         time.sleep(LOOK)
         now = read_threads(pid)
         for tid, thread in now.items():
-            # Only where it ran while it was watched: where it slept before says nothing.
+            # Only CPUs where the thread ran during the measurement, not where it slept before.
             if thread["voluntary"] != before.get(tid, {}).get("voluntary"):
                 cpus.setdefault(tid, set()).add(thread["last"])
     passed = time.monotonic() - begin

@@ -1,13 +1,12 @@
-"""Many clients at once, each making, stopping, starting and deleting a guest of its own, again and again, over the real interface
-on a Unix socket, on a fake host of 128 cores.
+"""Measures many concurrent clients, each of which repeatedly creates, stops, starts and deletes its guest, on a fake host of 128
+cores.
 
     .venv/bin/python benchmarks/many_clients.py [--requests 10000] [--clients 64] [--processes 2]
 
-Clients are threads of processes of their own. Prints how requests were answered; how long planning and claiming held their lock,
-how long they took with waiting for it, and how long whole requests took as the clients see them: the times under the lock say
-nothing of the time that a request waits for the event loop, a thread, or the start of the guest. Exits with 1 if a client got an
-answer that is neither what was asked for nor, to `create`, an honest "no room"; if a request got none; if something is left
-behind; or if the 99th percentile of plan and claim, under the lock, is above 10 ms.
+Clients are threads of separate processes and use the real interface on a Unix socket. Prints the responses; the time for which
+planning and claiming held their lock, with and without the wait for it; and the duration of whole requests as seen by clients,
+which includes waits for the event loop, a thread, and the guest's start. Exits with 1 after an unexpected response (`create` may
+return `no-room`) or none; if anything is left behind; or if the 99th percentile of plan and claim under the lock is above 10 ms.
 """
 
 import argparse
@@ -42,18 +41,18 @@ LIMIT = 10.0
 DONE, HONEST = "done", "no-room"
 ABSENT, RUNNING, STOPPED = "absent", "running", "stopped"
 NEXT = {ABSENT: ("create",), RUNNING: ("stop", "stop", "stop", "delete"), STOPPED: ("delete", "delete", "delete", "start")}
-"""What a client asks for next, one as likely as another. Of those done 32 % create, 32 % delete, 29 % stop and 7 % start."""
+"""The next request of a client, all equally likely. Of those completed, 32 % create, 32 % delete, 29 % stop and 7 % start."""
 AFTER = {"create": RUNNING, "stop": STOPPED, "start": RUNNING, "delete": ABSENT}
 Answers = list[tuple[str, str, float]]
 
 
 class TimedLock:
-    """A lock that knows how long it was held each time, in seconds: the manager holds this one while it plans and claims.
+    """A lock that records how long it was held each time, in seconds. The manager holds it while it plans and claims.
 
     Attributes:
         held: by the clock, for a plan that was claimed.
-        computed: time of the processor that whoever held it then got; the rest went to other threads, and to the disk.
-        refused: by the clock, for a request that there was no room for.
+        computed: CPU time of the holder; the rest went to other threads and to the disk.
+        refused: elapsed time, for a request that was refused for lack of room.
     """
 
     def __init__(self) -> None:
@@ -79,7 +78,7 @@ class TimedLock:
 
 @dataclass
 class Figures:
-    """What was measured.
+    """The result.
 
     Attributes:
         asked: how many requests were to be made.
@@ -97,27 +96,27 @@ class Figures:
 
     @property
     def wrong(self) -> set[str]:
-        """Answers that nobody should get."""
+        """Unexpected responses."""
         return {
             f"{kind}: {answer}" for kind, answer, _ in self.answers if answer != DONE and (kind, answer) != ("create", HONEST)
         }
 
     def find_faults(self) -> list[str]:
-        """Why the run is no good; nothing if it is."""
+        """Reasons why the run failed."""
         faults = [f"wrong answer: {answer}" for answer in sorted(self.wrong)[:5]]
         if len(self.answers) != self.asked:
             faults.append(f"{self.asked} requests were to be made, {len(self.answers)} were answered")
         if self.left:
             faults.append(f"left behind: {self.left[:5]}")
         if not self.lock.held:
-            faults.append("nobody got a guest")
+            faults.append("no guest was created")
         elif (p99 := find_p99(self.lock.held) * 1e3) > LIMIT:
             faults.append(f"the 99th percentile of plan and claim is {p99:.1f} ms, above {LIMIT:g} ms")
         return faults
 
 
 def ask(client: Client, kind: str, name: str, rng: Random) -> str:
-    """A request; its answer in a word, or what went wrong, whatever it was: a client that dies would not be missed."""
+    """Sends a request; returns one word for the response, or any error: the death of a client would go unnoticed."""
     try:
         if kind == "create":
             fields = {"name": name, "cores": rng.choice((1, 1, 2, 4, 8)), "memory": rng.choice(("64M", "256M", "1G"))}
@@ -136,7 +135,7 @@ def ask(client: Client, kind: str, name: str, rng: Random) -> str:
 
 
 def play_client(path: Path, number: int, requests: int, answers: Answers) -> None:
-    """Asks for one thing after another for a guest of its own; adds to the answers. Then deletes it."""
+    """Sends requests for its own guest and counts the responses, then deletes the guest."""
     client, rng = Client(path), Random(number)
     name, state = f"client{number}", ABSENT
     for _ in range(requests):
@@ -151,7 +150,7 @@ def play_client(path: Path, number: int, requests: int, answers: Answers) -> Non
 
 
 def play_clients(path: Path, requests: dict[int, int], pipe: Connection) -> None:
-    """A process of clients, which begins when it is told to; ``requests`` are how many each of them makes, by its number."""
+    """A process of clients; ``requests`` maps a client's number to its number of requests. Waits for the start signal."""
     pipe.recv()
     answers: Answers = []
     threads = [threading.Thread(target=play_client, args=(path, *one, answers)) for one in requests.items()]
@@ -163,10 +162,9 @@ def play_clients(path: Path, requests: dict[int, int], pipe: Connection) -> None
 
 
 def measure(folder: Path, requests: int, clients: int, processes: int, server: Server = SERVER) -> Figures:
-    """Lets the clients loose."""
     world = World(folder / "world", server)
     before = world.host.tree()
-    # Forked before there is any thread.
+    # Forked before any thread exists.
     context = multiprocessing.get_context("fork")
     pipes, workers = [], []
     for number in range(processes):
@@ -178,7 +176,7 @@ def measure(folder: Path, requests: int, clients: int, processes: int, server: S
         pipes.append(ours)
     with serve(folder, SETTINGS, world=world) as served:
         lock = TimedLock()
-        served.manager._placing._lock = lock  # type: ignore[assignment]
+        served.manager.allocator.lock = lock  # type: ignore[assignment]
         answers = gather(pipes)
         for worker in workers:
             worker.join()
@@ -193,7 +191,7 @@ def measure(folder: Path, requests: int, clients: int, processes: int, server: S
 
 
 def gather(pipes: Sequence[Connection]) -> Answers:
-    """Lets the processes begin, and waits for their answers; those of one that has died are missing."""
+    """Starts the processes and collects their results; those of a dead process are missing."""
     answers: Answers = []
     for pipe in pipes:
         with suppress(BrokenPipeError):
@@ -205,7 +203,7 @@ def gather(pipes: Sequence[Connection]) -> Answers:
 
 
 def share(requests: int, clients: int, number: int) -> int:
-    """How many of the requests one client makes; the first ones make those that are over."""
+    """The number of requests per client; the first clients get the remainder."""
     return requests // clients + (number < requests % clients)
 
 
@@ -224,11 +222,11 @@ def describe(seconds: Sequence[float]) -> str:
 
 
 def main() -> int:
-    """The benchmark; its exit status."""
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--processes", type=int, default=2, help="that the clients are threads of")
+    parser.add_argument("--processes", type=int, default=2, help="processes of the clients")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="many-clients-") as folder:
         began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""What plan and claim cost on hosts of 8 to 1,024 cores, half full, with the real ledger on the real disk.
+"""Times plan and claim on half-full hosts of 8 to 1,024 cores, with the real ledger on the real disk.
 
     .venv/bin/python benchmarks/plan_scale.py [RUNS]
 
-Prints a table, and writes build/benchmarks/plan_scale.png where matplotlib is installed (pip install -e '.[bench]').
+Prints a table, and writes build/benchmarks/plan_scale.png if matplotlib is installed (pip install -e '.[bench]').
 Exits with 1 if the cost grows faster than the host, or if the 99th percentile at 128 cores is above 10 ms.
 """
 
@@ -27,7 +27,7 @@ from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 CORES_PER_NODE = 64
-OTHER_DEVICES = 60  # PCI functions of a node that are nobody's VF
+OTHER_DEVICES = 60  # other PCI functions of a node
 LARGEST_GUEST = 8  # cores
 LIMIT = 10.0  # ms, at 128 cores
 OUT = Path("build/benchmarks")
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Host:
-    """One host with its guests, and the ms that each run took: to read, plan, claim, and to refuse."""
+    """One host with its guests, and the durations in ms of reads, plans, claims and refusals."""
 
     topology: Topology
     policy: Policy
@@ -52,7 +52,7 @@ class Host:
 
     @property
     def totals(self) -> list[float]:
-        """Plan and claim together, with the reading that they are based on."""
+        """Read, plan and claim together."""
         return [read + plan + claim for read, plan, claim, _ in self.times]
 
     @property
@@ -72,7 +72,7 @@ class Host:
 
 
 def main() -> None:
-    """Measures all sizes in turn, so that trouble of the machine meets all of them, and prints, draws and judges the figures."""
+    """Measures all sizes in turn, so that load on the machine affects all alike; prints and draws the results."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=OUT) as folder:
@@ -98,15 +98,14 @@ def main() -> None:
 
 
 def prepare(cores: int, ledger: Ledger) -> Host:
-    """A host that is half full."""
     topology, policy = make_host(cores)
     return Host(topology, policy, ledger, fill(topology, policy, ledger, random.Random(cores)))
 
 
 def measure(host: Host, run: int) -> None:
-    """A guest comes and goes, and one too large is refused."""
+    """Claims and releases a guest, and refuses one that is too large."""
     started = frozenset(plan.name for plan in host.plans)
-    # As large as one of the guests: there is a place for it even on the smallest host.
+    # As large as one of the guests: it fits even on the smallest host.
     request = make_request(f"run{run}", host.plans[run % len(host.plans)])
     reading, read = _timed(host.ledger.read)
     plan, decide = _timed(decide_place, reading, request, host.topology, host.policy, started)
@@ -116,12 +115,12 @@ def measure(host: Host, run: int) -> None:
 
 
 def decide_place(reading: Reading, request: GuestRequest, topology: Topology, policy: Policy, started: frozenset[str]) -> Plan:
-    """What the manager does between reading the claims and writing one."""
+    """The manager's work between reading the claims and writing one."""
     return plan_guest(request, topology, Claims.of((claim.plan for claim in reading.claims), started), policy)
 
 
 def refuse(topology: Topology, policy: Policy, taken: Claims) -> float:
-    """Time of a refusal, which names every CPU: ms."""
+    """Milliseconds of a refusal, which names every CPU."""
     request = parse_guest_request({"name": "huge", "image": "minimal", "memory": "2M", "cores": 1024})
     begin = perf_counter()
     try:
@@ -132,7 +131,7 @@ def refuse(topology: Topology, policy: Policy, taken: Claims) -> float:
 
 
 def fill(topology: Topology, policy: Policy, ledger: Ledger, chance: random.Random) -> list[Plan]:
-    """Guests of 1 to 8 cores until the host is full; then every second goes, so that what is free is in pieces."""
+    """Guests of 1 to 8 cores until the host is full; then every second one is deleted, which fragments the free cores."""
     plans: list[Plan] = []
     largest = min(LARGEST_GUEST, len(topology.cores) // 4)
     while True:
@@ -152,13 +151,13 @@ def fill(topology: Topology, policy: Policy, ledger: Ledger, chance: random.Rand
 
 
 def make_request(name: str, like: Plan) -> GuestRequest:
-    """A request for as much as another guest has."""
+    """A request for the same resources as another guest's."""
     fields: dict[str, object] = {"name": name, "image": "minimal", "memory": str(like.memory), "cores": len(like.cores)}
     return parse_guest_request(fields)
 
 
 def make_host(cores: int) -> tuple[Topology, Policy]:
-    """A server of nodes of 64 cores with two threads each, and on each node a PF with a VF for every core."""
+    """A server with nodes of 64 cores with two threads each, and per node a PF with one VF per core."""
     nodes = max(1, cores // CORES_PER_NODE)
     of_node = cores // nodes
     made = tuple(Core(CpuSet.of((number, number + cores)), number // of_node, number // of_node) for number in range(cores))
@@ -173,7 +172,7 @@ def make_host(cores: int) -> tuple[Topology, Policy]:
 
 
 def make_pf(node: int, vfs: int) -> PhysicalFunction:
-    """A PF in a PCI domain of its own, its VFs made."""
+    """A PF with its VFs in its own PCI domain."""
     mac = MacAddress(f"52:54:00:00:{node:02x}:00")
     address = PciAddress(node, 0x41, 0, 0)
     numbers = {"total_vfs": vfs, "first_vf_offset": 8, "vf_stride": 1}
@@ -183,7 +182,7 @@ def make_pf(node: int, vfs: int) -> PhysicalFunction:
 
 
 def draw(hosts: list[Host], file: Path) -> None:
-    """The figures, both axes logarithmic, with a line as steep as the host grows."""
+    """Both axes logarithmic, with a line for linear growth."""
     try:
         import matplotlib
     except ImportError:
@@ -211,7 +210,7 @@ def draw(hosts: list[Host], file: Path) -> None:
 
 
 def _timed(work: Callable[..., Result], *arguments: object) -> tuple[Result, float]:
-    """What the work returns, and the ms it took."""
+    """The result of the work, and its duration in ms."""
     begin = perf_counter()
     result = work(*arguments)
     return result, (perf_counter() - begin) * 1000

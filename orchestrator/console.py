@@ -1,8 +1,8 @@
-"""A guest's serial console as text: its log, read piece by piece, and the lines in it that belong to the protocol `nohype-1`.
+"""A guest's serial console: its log, and the lines of the protocol `nohype-1` in it.
 
-A guest may print anything, as fast as it likes, without ever ending a line. So nothing here reads, keeps or decodes more than a
-fixed number of bytes at a time, and each byte is looked at once. The log is that of libvirt (`<log file=...>` of a serial port);
-virtlogd renames a full one to LOG.0, and LOG.0 to LOG.1, and so on (src/util/virrotatingfile.c).
+Guests can print anything at any speed, without an end of line. So the code here reads, keeps and decodes a bounded number of
+bytes at a time, and scans each byte once. libvirt writes the log (`<log file=...>` of a serial port); virtlogd renames a full log
+to LOG.0, LOG.0 to LOG.1 and so on (src/util/virrotatingfile.c).
 """
 
 from __future__ import annotations
@@ -14,21 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-LINE = 4096
-"""Bytes of the longest line that can belong to the protocol; a longer one is noise."""
+LINE = 4096  # bytes of the longest line of the protocol; longer lines are ignored
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Lines of the protocol.
+    """Lines of the protocol."""
 
-    Attributes:
-        words: one of these is in each of them: what is quickly seen to have none needs no regular expression.
-        regex: matches one with its end; possessive, so that each byte is looked at once.
-    """
-
-    words: tuple[bytes, ...]
-    regex: re.Pattern[bytes]
+    words: tuple[bytes, ...]  # every such line contains one of them: a fast test before the regular expression
+    regex: re.Pattern[bytes]  # possessive, so that it scans each byte once
 
 
 READY = Pattern((b"nohype: ready ",), re.compile(rb"^\r*+(nohype: ready [^\n]{0,%d}+)\n" % LINE, re.MULTILINE))
@@ -36,20 +30,19 @@ ANSWER = Pattern(
     (b"nohype: done", b"nohype: error"), re.compile(rb"^\r*+(nohype: (?:done|error)[^\n]{0,%d}+)\n" % LINE, re.MULTILINE)
 )
 
-ANSWER_BYTES = 16 << 10
-"""What is kept of all that a guest prints before its answer: the last of it."""
+ANSWER_BYTES = 16 << 10  # how much of the output before the guest's reply is kept
 
 _WORD = b"nohype: "
 _TAIL_READ, _TAIL_LINES, _TAIL_LINE, _TAIL_BYTES = 4 << 10, 8, 200, 2000
 _BACKUPS = 100
-# C0 controls but tab and line feed. All become one of them, which is replaced when the text is decoded.
+# C0 controls except tab and line feed become NUL, which is replaced after decoding.
 _CONTROLS = bytes(0 if code < 32 and code not in (9, 10) or code == 127 else code for code in range(256))
-# C1 controls, and what changes the direction of text (Unicode 9, UAX 9 2).
+# C1 controls, and characters that change the direction of text (Unicode 9, UAX 9 2).
 _UNSAFE = re.compile("[\x80-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def clean(printed: bytes) -> str:
-    """Text without what could move the cursor of whoever reads it, or turn his text round."""
+    """Text without characters that control a terminal or the direction of text."""
     text = printed.replace(b"\r", b"").translate(_CONTROLS).decode(errors="replace")
     if not text.isascii():
         text = _UNSAFE.sub("\ufffd", text)
@@ -57,7 +50,7 @@ def clean(printed: bytes) -> str:
 
 
 def format_tail(printed: bytes) -> str:
-    """The last lines, as the end of an error message: at most 8 of 200 characters each, and 2,000 bytes in all."""
+    """The last lines for an error message: at most 8 lines of 200 characters, and 2,000 bytes in total."""
     lines = clean(printed[-_TAIL_READ:]).splitlines()[-_TAIL_LINES:]
     shown = [f"\n    {line if len(line) <= _TAIL_LINE else f'{line[: _TAIL_LINE - 3]}...'}" for line in lines]
     while sum(len(line.encode()) for line in shown) > _TAIL_BYTES:
@@ -66,7 +59,7 @@ def format_tail(printed: bytes) -> str:
 
 
 def read_tail(log: Path) -> bytes:
-    """The last bytes of a log; none if it is not there."""
+    """Empty if the log does not exist."""
     descriptor = _open(log)
     if descriptor is None:
         return b""
@@ -77,33 +70,26 @@ def read_tail(log: Path) -> bytes:
 
 
 class LogReader:
-    """Reads a log once from its beginning on, or from where it was told to skip to, also when virtlogd puts files aside.
+    """Reads a log from its beginning, or from `skip_to_end()`, and follows it when virtlogd rotates files.
 
-    Args:
-        log: need not be there yet.
-        backups: whether files that were put aside before are the guest's too; if so they are read first.
+    The log need not exist yet. With `backups`, rotated files are read first. Methods raise OSError.
     """
 
     def __init__(self, log: Path, *, backups: bool) -> None:
         self._log, self._backups = log, backups
         self._descriptor: int | None = None
-        # Device and inode of the file that is being read: its name changes when it is put aside.
+        # Device and inode of the current file: its name changes when it is rotated.
         self._file: tuple[int, int] | None = None
         self._offset = 0
 
     @property
-    def was_put_aside(self) -> bool:
-        """Whether something of the log was put aside: the guest has printed a lot."""
+    def was_rotated(self) -> bool:
         return _identify(self._name(0)) is not None
 
     def read(self, limit: int) -> bytes:
-        """What comes next, at most ``limit`` bytes; empty if there is nothing yet.
-
-        Raises:
-            OSError: the log can't be read.
-        """
+        """The next bytes, at most `limit`; empty if there are none yet."""
         for _ in range(_BACKUPS + 2):
-            if self._descriptor is None and not self._go_on():
+            if self._descriptor is None and not self._reopen():
                 return b""
             assert self._descriptor is not None
             if data := os.pread(self._descriptor, limit, self._offset):
@@ -114,27 +100,23 @@ class LogReader:
         return b""
 
     def skip_to_end(self) -> bool:
-        """Goes on with what is printed from now on; returns whether that begins a line.
-
-        Raises:
-            OSError: the log can't be read.
-        """
+        """Skips everything printed so far; returns whether the next byte starts a line."""
         self.close()
         self._file, self._offset = None, 0
         self._descriptor = _open(self._log)
         if self._descriptor is None:
             return True
-        self._offset = self._note_file()
+        self._offset = self._record_file()
         return self._offset == 0 or os.pread(self._descriptor, 1, self._offset - 1) == b"\n"
 
     def close(self) -> None:
-        """Lets go of the file; ``read`` goes on where it was."""
+        """`read` reopens the file and continues."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _go_on(self) -> bool:
-        """Opens the file that was being read, or the oldest if that is gone."""
+    def _reopen(self) -> bool:
+        # Opens the current file, or the oldest if the current file does not exist any more.
         names = self._names()
         index = self._find(names)
         if index is None:
@@ -142,7 +124,7 @@ class LogReader:
         return bool(names) and self._open(names[index])
 
     def _next_file(self) -> bool:
-        """At the end of a file: whether there is more to read, in it or in the next."""
+        """At the end of a file: whether there is more to read, in this file or the next."""
         assert self._descriptor is not None
         now = _identify(self._log)
         if now is None:
@@ -151,7 +133,7 @@ class LogReader:
             begun_anew = os.fstat(self._descriptor).st_size < self._offset
             self._offset = 0 if begun_anew else self._offset
             return begun_anew
-        # Something may have been printed between our last look and the renaming.
+        # The guest may have printed between the last read and the rotation.
         if os.pread(self._descriptor, 1, self._offset):
             return True
         names = self._names()
@@ -164,25 +146,24 @@ class LogReader:
         return self._open(names[following])
 
     def _find(self, names: list[Path]) -> int | None:
-        """Which of the files is the one that is being read."""
         return next((index for index, name in enumerate(names) if self._file and _identify(name) == self._file), None)
 
     def _open(self, name: Path) -> bool:
         self._descriptor = _open(name)
         if self._descriptor is None:
             return False
-        self._note_file()
+        self._record_file()
         return True
 
-    def _note_file(self) -> int:
-        """Notes which file is open; returns its size."""
+    def _record_file(self) -> int:
+        """Records which file is open; returns its size."""
         assert self._descriptor is not None
         status = os.fstat(self._descriptor)
         self._file = status.st_dev, status.st_ino
         return status.st_size
 
     def _names(self) -> list[Path]:
-        """The files of the log, oldest first."""
+        # oldest first
         names = [self._log] if _identify(self._log) else []
         if self._backups:
             for number in range(_BACKUPS):
@@ -197,43 +178,31 @@ class LogReader:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the protocol.
-
-    Attributes:
-        text: without its end and without carriage returns.
-        end: position behind its end in the piece with which it was complete.
-    """
-
-    text: bytes
-    end: int
+    text: bytes  # without end of line and carriage returns
+    end: int  # position after the line in the piece that completed it
 
 
 class LineScanner:
-    """Finds lines of the protocol in what is fed to it piece by piece.
-
-    Args:
-        begins_line: whether the first piece begins with a line.
-    """
+    """Finds lines of the protocol in pieces of output. `begins_line`: the first piece starts at the beginning of a line."""
 
     def __init__(self, *, begins_line: bool = True) -> None:
         self._begins_line = begins_line
-        # The begin of a line that may become one of the protocol, shorter than LINE; and with the piece that was fed last.
+        # The beginning of a possible line of the protocol, shorter than LINE; and the same with the last piece.
         self._kept = self._text = b""
         self._before = self._from = 0
 
     def feed(self, data: bytes) -> None:
-        """Takes the next piece."""
         self._text, self._before = self._kept + data, len(self._kept)
         self._from = 0 if self._begins_line else self._text.find(b"\n") + 1 or len(self._text)
         begin = self._text.rfind(b"\n") + 1
         if begin or self._begins_line:
-            # Carriage returns before a line count for nothing.
+            # Carriage returns before a line are ignored.
             last = self._text[begin:].lstrip(b"\r")
             self._begins_line = len(last) < LINE and (last.startswith(_WORD) or _WORD.startswith(last))
             self._kept = last if self._begins_line else b""
 
     def find(self, pattern: Pattern) -> Line | None:
-        """The first line that is complete with the last piece and matches."""
+        """The first matching line that the last piece completed."""
         if not any(word in self._text for word in pattern.words):
             return None
         match = pattern.regex.search(self._text, self._from)
@@ -241,7 +210,7 @@ class LineScanner:
 
 
 def _open(log: Path) -> int | None:
-    """A plain file only: opening anything else could block."""
+    # Regular files only: opening another file can block.
     try:
         descriptor = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -1,18 +1,49 @@
-"""Locks between threads: one per name, and one that knows for how long it has been held."""
+"""Locks: on a file between processes, one per name and one with a time limit between threads."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from orchestrator.errors import OrchestratorError
 
 
-class Locks:
-    """A re-entrant lock for each name that somebody holds or waits for."""
+def lock_file(path: Path, *, mode: int = 0o600, create: bool = True, wait: bool = False) -> int:
+    """Opens the file and locks it (flock(2)). Closing the last copy of the returned descriptor releases the lock.
+
+    Raises:
+        BlockingIOError: another process holds the lock (never with ``wait``).
+        OSError: the file cannot be opened or, without ``create``, does not exist.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    while True:
+        descriptor = os.open(path, flags, mode)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_same_file(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The last holder removed the file between our open(2) and flock(2): a lock on it excludes no other process.
+        os.close(descriptor)
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+class NamedLocks:
+    """One re-entrant lock per name, while a thread holds it or waits for it."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -20,13 +51,12 @@ class Locks:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Held for the time of the block."""
         with self._using(name) as lock, lock:
             yield
 
     @contextmanager
-    def if_free(self, name: str) -> Iterator[bool]:
-        """As a call, but does not wait; gives whether it is held."""
+    def try_acquire(self, name: str) -> Iterator[bool]:
+        """As a call, without waiting; yields whether the lock is held."""
         with self._using(name) as lock:
             held = lock.acquire(blocking=False)
             try:
@@ -63,7 +93,6 @@ class WatchedLock:
         return self
 
     def acquire(self, *, blocking: bool = True) -> bool:
-        """Takes the lock, waiting for it if ``blocking``; returns whether it is ours. Give it back with ``release``."""
         if not self._lock.acquire(blocking):
             return False
         self._depth += 1
@@ -73,7 +102,7 @@ class WatchedLock:
 
     @contextmanager
     def try_acquire(self) -> Iterator[bool]:
-        """As a ``with`` on the lock, but does not wait; gives whether it is held."""
+        """As a ``with`` on the lock, without waiting; yields whether it is held."""
         held = self.acquire(blocking=False)
         try:
             yield held
@@ -85,23 +114,18 @@ class WatchedLock:
         self.release()
 
     def release(self) -> None:
-        """Gives the lock back."""
         self._depth -= 1
         if not self._depth:
             self._since = None
         self._lock.release()
 
     @property
-    def held(self) -> float:
-        """Seconds since it was taken, 0 if it is free."""
+    def held_seconds(self) -> float:
+        """0 if the lock is free."""
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
-    def check(self, limit: float) -> None:
-        """Looks whether somebody hangs who has it.
-
-        Raises:
-            OrchestratorError: it has been held for longer than ``limit`` seconds.
-        """
-        if (held := self.held) > limit:
-            raise OrchestratorError(f"one change has been going on for {held:.0f} s, more than {limit:g} s")
+    def raise_if_held_longer(self, limit: float) -> None:
+        """Raises OrchestratorError if the lock has been held for more than ``limit`` seconds."""
+        if (held := self.held_seconds) > limit:
+            raise OrchestratorError(f"lock held for {held:.0f} s, limit {limit:g} s")

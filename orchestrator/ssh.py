@@ -1,6 +1,6 @@
-"""The only user of paramiko: commands and files over SSH, to a host whose key we know. Nothing else is accepted.
+"""The only user of paramiko: commands and files over SSH, to hosts with a known key.
 
-A command that fails is a result with its exit status; only a connection that fails is an error.
+A failed command is a result with its exit status; only a failed connection is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from paramiko.common import cMSG_CHANNEL_REQUEST
 
 from orchestrator.errors import ShellError
 
-# Without a handler of their own paramiko's complaints go to our standard error; what matters of them is in our errors.
+# Without a handler, paramiko's messages go to stderr. The relevant ones are in the errors below.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 Stream = Callable[[str, bytes], None]
@@ -33,27 +33,23 @@ _POLL = 0.2
 
 
 class ShellTimeout(ShellError):
-    """A command did not end in time. The connection is sound, and the command was ended."""
+    """A command timed out and was stopped. The connection is usable."""
 
     code = "shell-timeout"
 
 
 @dataclass(frozen=True)
 class Completed:
-    """A remote command that ended. As a shell says it, status 128+n means ended by signal n."""
-
-    status: int
+    status: int  # 128 + n: ended by signal n
     stdout: str
     stderr: str
 
 
 class _StreamFailed(Exception):
-    """The caller's ``stream`` raised. Its OSError (say, a closed pipe) must not be taken for the connection's."""
+    """The caller's `stream` raised OSError, which must not be mistaken for an error of the connection."""
 
 
 class Shell:
-    """An SSH connection. Use as a context manager, or close it."""
-
     def __init__(self, transport: paramiko.Transport, where: str) -> None:
         self._transport = transport
         self._where = where
@@ -65,7 +61,6 @@ class Shell:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection."""
         self._transport.close()
 
     def run(
@@ -76,22 +71,17 @@ class Shell:
         input: bytes | IO[bytes] = b"",
         stream: Stream | None = None,
     ) -> Completed:
-        """Runs a command to its end. When we are interrupted, or time is up, the command is ended there too.
+        """On a timeout or an interrupt the remote command is stopped as well.
 
         Args:
             command: a line for the remote shell, or words, which are quoted.
-            timeout: seconds; None waits for ever.
-            input: its standard input; a file is read as it is sent.
-            stream: is called with "stdout" or "stderr" and each piece of output as it comes; the result then holds none.
-
-        Raises:
-            ShellTimeout: the command did not end in time.
-            ShellError: the connection was lost.
+            timeout: seconds, None for no limit.
+            stream: receives "stdout" or "stderr" and each piece of output; the result then has no output.
         """
         line = command if isinstance(command, str) else shlex.join(command)
         try:
             channel = self._transport.open_session(timeout=30)
-            # The line after it keeps the shell in place of replacing itself with the command, so that a signal becomes a status.
+            # Without the second line the shell replaces itself by the command, and a signal does not become a status.
             channel.exec_command(f"{line}\nexit $?")
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise self._lost(line, error) from None
@@ -101,7 +91,7 @@ class Shell:
             status = self._status(channel, line)
         except TimeoutError:
             self._cancel(channel)
-            raise ShellTimeout(f"`{_short(line)}` on {self._where} did not end within {timeout:g} s{pump.tail()}") from None
+            raise ShellTimeout(f"`{_short(line)}` on {self._where} timed out after {timeout:g} s{pump.tail()}") from None
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise self._lost(line, error) from None
         except BaseException as error:
@@ -112,11 +102,7 @@ class Shell:
         return Completed(status, pump.text("stdout"), pump.text("stderr"))
 
     def put(self, local: Path, remote: str, *, mode: int = 0o644, timeout: float = 300) -> None:
-        """Copies a file there; it appears under its name only when it is whole.
-
-        Raises:
-            ShellError: the connection was lost, or the file could not be written.
-        """
+        """Copies a file; it appears under its name only when it is complete."""
         fresh = f"{remote}.new"
         quoted, target = shlex.quote(fresh), shlex.quote(remote)
         with local.open("rb") as file:
@@ -125,7 +111,7 @@ class Shell:
             raise ShellError(f"cannot write {remote} on {self._where}: {done.stderr.strip()}")
 
     def _status(self, channel: paramiko.Channel, line: str) -> int:
-        # The status comes before the channel is closed; without it either the shell itself was killed or the connection was.
+        # The status arrives before the channel is closed. Without it, the shell was killed or the connection was lost.
         channel.status_event.wait(_GRACE if channel.closed else 30)
         if channel.exit_status >= 0:
             return channel.exit_status
@@ -135,17 +121,17 @@ class Shell:
 
     def _lost(self, line: str, error: object) -> ShellError:
         why = f": {error}" if str(error or "") else ""
-        return ShellError(f"the connection to {self._where} was lost, or refused, at `{_short(line)}`{why}")
+        return ShellError(f"connection to {self._where} lost or refused during `{_short(line)}`{why}")
 
     def _cancel(self, channel: paramiko.Channel) -> None:
-        """Ends the command's process group (RFC 4254 6.9); sshd does not do that when a channel without a terminal closes."""
+        """Signals the command's process group (RFC 4254 6.9): sshd does not do this when a channel without a terminal closes."""
         with suppress(Exception):
             for name in ("TERM", "KILL"):
                 message = paramiko.Message()
                 message.add_byte(cMSG_CHANNEL_REQUEST)
                 message.add_int(channel.remote_chanid)
                 message.add_string("signal")
-                message.add_boolean(b=False)  # no answer wanted
+                message.add_boolean(b=False)  # no reply requested
                 message.add_string(name)
                 self._transport._send_user_message(message)  # type: ignore[attr-defined]
                 if channel.status_event.wait(_GRACE) or channel.closed:
@@ -153,7 +139,7 @@ class Shell:
 
 
 class _Pump:
-    """Moves a command's input and output until it has said all."""
+    """Transfers a command's input and output until both streams are closed."""
 
     def __init__(self, channel: paramiko.Channel, input: bytes | IO[bytes], stream: Stream | None) -> None:
         self._channel, self._input, self._stream = channel, input, stream
@@ -162,7 +148,6 @@ class _Pump:
         self._sending = True
 
     def run(self, timeout: float | None) -> None:
-        """Returns when the other side has closed both streams; raises TimeoutError when time is up."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             self._send()
@@ -172,7 +157,7 @@ class _Pump:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError
             if not moved:
-                # Readable with data on either stream and at the end; the time-out serves the input and the deadline.
+                # Readable with data on either stream and at the end; the timeout is for input and deadline.
                 select.select([self._channel], [], [], 0.01 if self._sending else _POLL)
 
     def text(self, name: str) -> str:
@@ -227,32 +212,29 @@ def connect(
     timeout: float = 30,
     banner_timeout: float | None = None,
 ) -> Shell:
-    """Opens a connection.
+    """Opens a connection; raises ShellError.
 
     Args:
-        key: our private key (ed25519, OpenSSH's format).
-        host_key: the only public key that the other side may show, ``ssh-ed25519 AAAA...``.
-        timeout: seconds for the connection as a whole.
-        banner_timeout: seconds until a server answers at all; less than ``timeout`` when one is waited for.
-
-    Raises:
-        ShellError: nobody answers, it shows another key, or it does not accept ours.
+        key: private key (ed25519, OpenSSH format).
+        host_key: the expected public key of the host, `ssh-ed25519 AAAA...`.
+        timeout: seconds for the whole connection.
+        banner_timeout: seconds until the server must respond; shorter than `timeout` while waiting for a server to start.
     """
     where = f"{user}@{host}:{port}"
     try:
         connection = _dial(host, port, banner_timeout or timeout)
     except OSError as error:
-        raise ShellError(f"no SSH server answers at {host}:{port}: {error.strerror or error}") from None
+        raise ShellError(f"no SSH server responds at {host}:{port}: {error.strerror or error}") from None
     transport = paramiko.Transport(connection)
     try:
         transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = timeout
-        # Only this kind of key is known to us, so only this kind may be negotiated.
+        # The expected key is of this type, so only this type may be negotiated.
         transport.get_security_options().key_types = ("ssh-ed25519",)
         transport.start_client(timeout=timeout)
         shown = transport.get_remote_server_key()
         text = f"{shown.get_name()} {shown.get_base64()}"
         if text != " ".join(host_key.split()[:2]):
-            raise ShellError(f"{where} shows another host key ({text}) than the one that is known")
+            raise ShellError(f"{where} presented an unexpected host key ({text})")
         transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key)))
         transport.set_keepalive(_KEEPALIVE)
     except paramiko.AuthenticationException as error:
@@ -270,10 +252,10 @@ def connect(
 def _dial(host: str, port: int, timeout: float) -> socket.socket:
     connection = socket.create_connection((host, port), timeout)
     try:
-        # QEMU's forward accepts before anybody listens inside; only the server's first bytes show that somebody does.
+        # QEMU's port forward accepts connections before a server listens in the guest: wait for the server's first bytes.
         connection.settimeout(timeout)
         if not connection.recv(4, socket.MSG_PEEK):
-            raise ConnectionRefusedError(0, "the connection was closed at once")
+            raise ConnectionRefusedError(0, "the connection was closed immediately")
         connection.settimeout(None)
     except BaseException:
         connection.close()

@@ -1,4 +1,4 @@
-"""Small immutable values with parse and format. Kernel and libvirt spellings are kept."""
+"""Small immutable values with parse and format, in the formats of the kernel and libvirt. `parse` raises RequestError."""
 
 from __future__ import annotations
 
@@ -11,46 +11,39 @@ from pathlib import Path
 from orchestrator.errors import RequestError
 
 DEFAULT_SOCKET = Path("/run/nohype/nohyped.sock")
-"""Where the manager serves. Here, not in `config`: `nohype` would have to import pydantic for it, which doubles its start."""
+# The manager's socket. Here, not in `config`, which imports pydantic: that doubles the start time of `nohype`.
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.ASCII)
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
-MOST_CPUS = 8192
-"""More than any kernel has (NR_CPUS, arch/x86/Kconfig)."""
-
+MAX_CPUS = 8192  # NR_CPUS, arch/x86/Kconfig
 _CPU_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class CpuSet:
-    """A set of CPU numbers; ``parse`` and ``str`` use the kernel's list format (cpuset(7), "0-3,8")."""
+    """A set of CPU numbers, in the kernel's list format "0-3,8" (cpuset(7))."""
 
     ids: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, ids: Iterable[int]) -> CpuSet:
-        """Makes a set from CPU numbers."""
         return cls(frozenset(ids))
 
     @classmethod
     def parse(cls, text: str) -> CpuSet:
-        """Reads the kernel's list format.
-
-        Raises:
-            RequestError: the text is no CPU list, or names more than any kernel has (8192: NR_CPUS, arch/x86/Kconfig).
-        """
         ids: list[int] = []
         for part in filter(None, text.strip().split(",")):
             match = _CPU_RANGE.fullmatch(part.strip())
             if not match or int(match[2] or match[1]) < int(match[1]):
-                raise RequestError(f"{_shorten(text)} is not a list of CPUs", "write it like 0-3,8")
+                raise RequestError(f"{_shorten(text)} is not a list of CPUs", "use the form 0-3,8")
             first, last = int(match[1]), int(match[2] or match[1])
-            # Before they are counted out: a short text can name very many.
-            if last >= MOST_CPUS or len(ids) + last - first >= MOST_CPUS:
-                raise RequestError(f"{_shorten(text)} names more CPUs than any kernel has", "write it like 0-3,8")
+            # Before the range is expanded: a short text can contain very many numbers.
+            if last >= MAX_CPUS or len(ids) + last - first >= MAX_CPUS:
+                what = f"{_shorten(text)} contains more CPUs than the kernel supports ({MAX_CPUS})"
+                raise RequestError(what, "use the form 0-3,8")
             ids.extend(range(first, last + 1))
         return cls(frozenset(ids))
 
@@ -59,11 +52,11 @@ class CpuSet:
 
     @cached_property
     def _text(self) -> str:
-        # Kept: thousands of threads share a few sets, and each is named in what is said of it.
+        # Cached: thousands of threads share a few sets.
         parts: list[str] = []
         first = last = -1
-        for cpu in [*sorted(self.ids), MOST_CPUS]:
-            if cpu != last + 1 or first < 0 or cpu == MOST_CPUS:
+        for cpu in [*sorted(self.ids), MAX_CPUS]:
+            if cpu != last + 1 or first < 0 or cpu == MAX_CPUS:
                 if first >= 0:
                     parts.append(str(first) if first == last else f"{first}-{last}")
                 first = cpu
@@ -77,7 +70,7 @@ class CpuSet:
         return len(self.ids)
 
     def meets(self, other: CpuSet) -> bool:
-        """Whether the two have a CPU in common; cheaper than to make the set of those."""
+        """Whether the intersection is not empty."""
         return not self.ids.isdisjoint(other.ids)
 
     def __contains__(self, cpu: object) -> bool:
@@ -98,20 +91,16 @@ class CpuSet:
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """An amount of memory in bytes. Units are binary: 1K = 1024 bytes."""
+    """An amount of memory. Units are binary: 1K = 1024 bytes."""
 
     bytes: int
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        """Reads ``256M``, ``2MiB``, ``1 G``; a bare number is bytes.
-
-        Raises:
-            RequestError: the text is no size, or zero.
-        """
+        """Accepts 256M, 2MiB and "1 G"; a number without a unit is bytes. Zero is an error."""
         match = _SIZE.fullmatch(text.strip())
         if not match or not int(match[1]):
-            raise RequestError(f"{text!r} is not a size", "write it like 256M or 1G; units are K, M, G, T (binary)")
+            raise RequestError(f"{text!r} is not a size", "use the form 256M or 1G; units are K, M, G, T (binary)")
         return cls(int(match[1]) * _UNITS[match[2] or ""])
 
     def __str__(self) -> str:
@@ -122,14 +111,11 @@ class Size:
 
     @property
     def kib(self) -> int:
-        """The size in units of 1024 bytes, rounded down."""
         return self.bytes >> 10
 
 
 @dataclass(frozen=True, order=True)
 class PciAddress:
-    """A PCI function: domain, bus, device, function (``0000:01:10.3``)."""
-
     domain: int
     bus: int
     device: int
@@ -137,18 +123,14 @@ class PciAddress:
 
     @classmethod
     def parse(cls, text: str) -> PciAddress:
-        """Reads ``0000:01:10.3``; the domain may be left out.
-
-        Raises:
-            RequestError: the text is no PCI address.
-        """
+        """Accepts 0000:01:10.3 and 01:10.3."""
         match = _PCI.fullmatch(text.strip().lower())
         if not match:
-            raise RequestError(f"{text!r} is not a PCI address", "write it like 0000:01:10.3")
+            raise RequestError(f"{text!r} is not a PCI address", "use the form 0000:01:10.3")
         return cls(*(int(part or "0", 16) for part in match.groups()))
 
     def offset(self, routing_ids: int) -> PciAddress:
-        """The function this many routing ids further on: how SR-IOV numbers VFs (PCIe base specification 9.2.1.2)."""
+        """The function `routing_ids` later; SR-IOV numbers VFs in this way (PCIe base specification 9.2.1.2)."""
         routing_id = (self.bus << 8 | self.device << 3 | self.function) + routing_ids
         return PciAddress(self.domain, routing_id >> 8, routing_id >> 3 & 0x1F, routing_id & 7)
 
@@ -158,20 +140,13 @@ class PciAddress:
 
 @dataclass(frozen=True, order=True)
 class MacAddress:
-    """An Ethernet address, lower case with colons."""
-
-    text: str
+    text: str  # lower case, with colons
 
     @classmethod
     def parse(cls, text: str) -> MacAddress:
-        """Reads ``52:54:00:00:00:01``.
-
-        Raises:
-            RequestError: the text is no unicast Ethernet address.
-        """
         lowered = text.strip().lower()
         if not _MAC.fullmatch(lowered) or int(lowered[:2], 16) & 1 or lowered == "00:00:00:00:00:00":
-            raise RequestError(f"{text!r} is not a unicast Ethernet address", "write it like 02:4e:48:00:00:01")
+            raise RequestError(f"{text!r} is not a unicast Ethernet address", "use the form 02:4e:48:00:00:01")
         return cls(lowered)
 
     def __str__(self) -> str:
@@ -183,11 +158,7 @@ def _shorten(text: str) -> str:
 
 
 def parse_guest_name(text: str) -> str:
-    """Checks the name of a guest: 1 to 40 of a-z, 0-9 and inner hyphens (a DNS label, so it can be a host name too).
-
-    Raises:
-        RequestError: the name is not of that form.
-    """
+    """The name is a DNS label, so that it can also be a host name."""
     if not _NAME.fullmatch(text):
-        raise RequestError(f"{text!r} is not a guest name", "use 1 to 40 of a-z, 0-9 and, inside, hyphens")
+        raise RequestError(f"{text!r} is not a guest name", "use 1 to 40 characters of a-z, 0-9 and inner hyphens")
     return text

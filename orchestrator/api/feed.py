@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from orchestrator.api.manager import Manager
 from orchestrator.api.work import Workers
-from orchestrator.client import shapes
 from orchestrator.errors import OrchestratorError
-from orchestrator.model.access import MANAGER, Identity
+from orchestrator.ledger import Event
+from orchestrator.model.access import Identity
+from orchestrator.model.plain import to_plain
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ class Feed:
     """Streams of events. However many watch, one thread waits for the next event; without watchers there is none.
 
     Args:
-        manager: has the events.
+        last_event: the id of the newest event.
+        wait: waits a number of seconds for events after an id.
         read: reads up to a number of them after an id, as the caller may see them.
         workers: for reading them.
         heartbeat: seconds of silence after which a comment is sent, so that both sides notice a dead connection.
@@ -39,12 +40,14 @@ class Feed:
 
     def __init__(
         self,
-        manager: Manager,
-        read: Callable[[Identity, int | None, int], Sequence[shapes.Event]],
+        last_event: Callable[[], int],
+        wait: Callable[[int, float], Sequence[Event]],
+        read: Callable[[Identity, int | None, int], Sequence[Event]],
         workers: Workers,
         heartbeat: float = _HEARTBEAT,
     ) -> None:
-        self._manager, self._read, self._workers, self._heartbeat = manager, read, workers, heartbeat
+        self._last_event, self._wait, self._read = last_event, wait, read
+        self._workers, self._heartbeat = workers, heartbeat
         self._changed = asyncio.Event()
         self._watchers = 0
         self._thread: threading.Thread | None = None
@@ -63,7 +66,7 @@ class Feed:
         """
         self._watchers += 1
         try:
-            newest = await self._workers.run(self._manager.last_event)
+            newest = await self._workers.run(self._last_event)
             self._start(newest)
             seen = newest if after is None else after
             yield b": events follow\n\n"
@@ -89,7 +92,7 @@ class Feed:
             if len(pieces[-1]) >= _PIECE:
                 pieces.append(bytearray())
             pieces[-1] += format_event(event)
-        return list(map(bytes, pieces)), events[-1]["id"] if events else seen
+        return list(map(bytes, pieces)), events[-1].id if events else seen
 
     def _wake(self) -> None:
         self._changed.set()
@@ -106,7 +109,7 @@ class Feed:
         try:
             while self._watchers and not self._closed:
                 try:
-                    events = self._manager.wait_events(MANAGER, seen, _WAIT)
+                    events = self._wait(seen, _WAIT)
                 except OrchestratorError as error:
                     _log.error("waiting for events: %s", error)
                     events = ()
@@ -126,9 +129,9 @@ class Feed:
             self._start(seen)
 
 
-def format_event(event: shapes.Event) -> bytes:
+def format_event(event: Event) -> bytes:
     """One event on the wire. Its data is JSON on one line."""
-    return f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n".encode()
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(to_plain(event))}\n\n".encode()
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

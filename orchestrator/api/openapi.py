@@ -4,56 +4,29 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from orchestrator.client import shapes
+from orchestrator.api.routing import Route
 from orchestrator.client.problems import MEDIA_TYPE, STATUS
 
 if TYPE_CHECKING:
     from orchestrator.api.fast import FastAPI
 
 _ALWAYS = ("bad-request", "unauthorized", "forbidden", "too-large", "media-type", "too-many", "internal")
-_HOST = ("host", "command", "ledger", "image", "hypervisor", "error")
-_CHANGE = ("cross-site", "not-found", "conflict", "lost-race", "guest", "stale", *_HOST)
-_PLAN = ("cross-site", "not-found", "conflict", "lost-race", "no-room", "quota", *_HOST)
-
-_ANSWERS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "version": (shapes.Version, ()),
-    "survey": (shapes.Survey, _HOST),
-    "proofs": (list[shapes.Proof], ("conflict", *_HOST)),
-    "read_metrics": (str, ("not-found", *_HOST)),
-    "quarantined": (list[shapes.Quarantined], _HOST),
-    "clear_quarantine": (None, _CHANGE),
-    "guests": (list[shapes.Guest], _HOST),
-    "create": (shapes.Guest, ("guest", *_PLAN)),
-    "plan": (shapes.Guest, _PLAN),
-    "guest": (shapes.Guest, ("not-found", *_HOST)),
-    "ready": (shapes.Ready, ("not-found", "guest", "conflict", *_HOST)),
-    "tell": (shapes.Answer, ("cross-site", "not-found", "guest", "conflict", *_HOST)),
-    "delete": (None, _CHANGE),
-    "start": (shapes.Guest, _CHANGE),
-    "kill": (shapes.Guest, _CHANGE),
-    "stop": (shapes.Guest, _CHANGE),
-    "restart": (shapes.Guest, _CHANGE),
-    "events": (list[shapes.Event], _HOST),
-    "stream_events": (str, _HOST),
-}
-"""What each operation answers, and the codes of the problems it may answer with beyond those of all."""
 
 _ABOUT = (
     "Every error is a problem document (RFC 9457) with a stable `code`. A tenant sees its own guests only: another's is"
     " `not-found`; only that a name is taken (`conflict`) tells that there is such a guest."
 )
-_MEDIA = {"read_metrics": "text/plain", "stream_events": "text/event-stream"}
-_TAGGED = ("create", "guest", "start", "kill", "stop", "restart")
 _PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"}, int: {"type": "integer"}, bool: {"type": "boolean"}, float: {"type": "number"},
     type(None): {"type": "null"}, object: {},
 }  # fmt: skip
 
 
-def build_document(app: FastAPI) -> dict[str, Any]:
-    """The document of an application; kept by the application once it is made."""
+def build_document(app: FastAPI, routes: Iterable[Route]) -> dict[str, Any]:
+    """The document of an application with these routes; kept by the application once it is made."""
     if app.openapi_schema:
         return app.openapi_schema
     from fastapi.openapi.utils import get_openapi
@@ -62,8 +35,9 @@ def build_document(app: FastAPI) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    declared = {route.name: route for route in routes}
     for operation in (one for path in document["paths"].values() for one in path.values()):
-        _complete(operation, schemas)
+        operation["responses"] = _build_responses(declared[operation["operationId"]], schemas)
     schemas["Problem"] = _problem_schema()
     document["components"]["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "description": "Over TLS; see `nohype token new`."},
@@ -96,27 +70,22 @@ def build_schema(kind: Any, named: dict[str, Any]) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
 
-def _complete(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
-    id = operation["operationId"]
-    kind, codes = _ANSWERS[id]
-    responses: dict[str, Any] = {}
-    success = next(status for status in operation["responses"] if status.startswith("2"))
-    responses[success] = {"description": "Done."}
-    if kind is not None:
-        media = _MEDIA.get(id, "application/json")
-        responses[success]["content"] = {media: {"schema": build_schema(kind, schemas)}}
-    if id in _TAGGED:
-        tag = {"description": "The guest's version, for If-Match.", "schema": {"type": "string"}}
-        responses[success]["headers"] = {"ETag": tag}
-    if id == "create":
-        responses["200"] = {**responses["201"], "description": "It was made before, by a request of the same id and fields."}
+def _build_responses(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": "Done."}
+    if route.answer is not None:
+        success["content"] = {route.media: {"schema": build_schema(route.answer, schemas)}}
+    if route.etag:
+        success["headers"] = {"ETag": {"description": "The guest's version, for If-Match.", "schema": {"type": "string"}}}
+    responses = {str(route.status): success}
+    if route.repeatable:
+        responses["200"] = {**success, "description": "It was made before, by a request of the same id and fields."}
     by_status: dict[int, list[str]] = {}
-    for code in (*_ALWAYS, *codes):
+    for code in (*_ALWAYS, *route.codes):
         by_status.setdefault(int(STATUS[code]), []).append(code)
-    for status, of_status in sorted(by_status.items()):
+    for status, codes in sorted(by_status.items()):
         content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-        responses[str(status)] = {"description": "Code " + " or ".join(f"`{code}`" for code in of_status), "content": content}
-    operation["responses"] = responses
+        responses[str(status)] = {"description": "Code " + " or ".join(f"`{code}`" for code in codes), "content": content}
+    return responses
 
 
 def _problem_schema() -> dict[str, Any]:

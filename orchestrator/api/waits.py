@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import compile_path
 from starlette.types import Receive
 
 from orchestrator.api.body import ClientGone
 from orchestrator.api.limits import Kind, Turn
+from orchestrator.api.routing import Route
 
 _Result = TypeVar("_Result")
 
 FOREVER = float("inf")
-
-_KINDS = {
-    "ready": Kind.WAIT, "tell": Kind.WAIT, "stream_events": Kind.WAIT, "proofs": Kind.WAIT,
-    "kill": Kind.END, "delete": Kind.END,
-}  # fmt: skip
-"""Names of routes, and what they do; all others are of the kind OTHER."""
 
 
 class Kinds:
@@ -35,12 +30,9 @@ class Kinds:
         routes: of the application.
     """
 
-    def __init__(self, routes: list[BaseRoute]) -> None:
+    def __init__(self, routes: Iterable[Route]) -> None:
         self._known: list[tuple[str, re.Pattern[str], Kind]] = [
-            (method, route.path_regex, kind)  # type: ignore[attr-defined]
-            for route in routes
-            if (kind := _KINDS.get(getattr(route, "name", "")))
-            for method in route.methods or ()  # type: ignore[attr-defined]
+            (route.method, compile_path(route.path)[0], route.kind) for route in routes if route.kind is not Kind.OTHER
         ]
 
     def find(self, method: str, path: str) -> Kind:

@@ -1,4 +1,4 @@
-"""`nohype demo`: the whole story in the nested lab, by one command."""
+"""`nohype demo`: the end-to-end demo in a lab."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.host import print_proofs
+from orchestrator.cli.audit import print_proofs
 from orchestrator.cli.lab import build_ssh
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.cli.progress import show_progress
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
-from orchestrator.lab.demo import Report, tell_story
+from orchestrator.lab import control
+from orchestrator.lab.accel import AccelChoice
+from orchestrator.lab.demo import Report, run_demo
 from orchestrator.lab.lab import Lab
 from orchestrator.lab.spec import DEFAULT_SPEC, load_spec
 from orchestrator.lab.start import start_lab
@@ -22,36 +22,39 @@ NAME = "demo"
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave the lab up, and say how to go in.")
+@click.option("--keep", is_flag=True, help="Leave the lab up, and print how to log in.")
 @click.option("--report", "path", type=click.Path(path_type=Path), help="Also write the report to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 def demo(*, keep: bool, path: Path | None, as_json: bool) -> int:
-    """Run the whole story in the nested lab.
+    """Run the end-to-end demo in the nested lab.
 
-    Start the lab, ask its manager for two guests, and prove every claim about them.
+    Starts a lab, creates two guests, measures every proof about them, deletes them, and compares the host before and after.
 
-    Exit status 0 only if every proof passed; 3 if the lab was lost, which says nothing about any proof.
+    Exits with 0 only if every proof passed, and with 3 if the lab was lost, which says nothing about any proof.
     """
     with show_progress() as timeline:
-        lab = start_lab(NAME, load_spec(DEFAULT_SPEC), Wanted.AUTO, timeline)
+        lab = start_lab(NAME, load_spec(DEFAULT_SPEC), AccelChoice.AUTO, timeline)
         try:
-            report = tell_story(lab, timeline)
+            report = run_demo(lab, timeline)
         finally:
             if keep:
-                _say_how_to_go_in(lab)
+                _print_login(lab)
             else:
                 with timeline.stage("lab down"):
-                    life.down(NAME)
+                    control.down(NAME)
     if path:
         report.write(path)
-    print_json(vars(report)) if as_json else _print(report, path)
+    if as_json:
+        print_json(vars(report))
+    else:
+        _print(report, path)
     return int(report.verdict != "pass")
 
 
-def _say_how_to_go_in(lab: Lab) -> None:
-    """On standard error, so that the JSON report stays alone; also after a failure, which is when it is wanted most."""
-    click.echo(f"The lab is up. Go in: nohype lab exec --lab {NAME} -- COMMAND, or\n  {' '.join(build_ssh(lab))}", err=True)
-    click.echo(f"End it: nohype lab down {NAME}\n", err=True)
+def _print_login(lab: Lab) -> None:
+    # To standard error, which keeps the JSON report clean. Also after a failure, when it is needed most.
+    click.echo(f"Lab {NAME} is up. Log in: nohype lab exec --lab {NAME} -- COMMAND, or\n  {' '.join(build_ssh(lab))}", err=True)
+    click.echo(f"Stop it: nohype lab down {NAME}\n", err=True)
 
 
 def _print(report: Report, path: Path | None) -> None:
@@ -61,7 +64,7 @@ def _print(report: Report, path: Path | None) -> None:
     click.echo(f"  {report.guests[0]['ping']}\n")
     print_proofs(report.proofs)
     total = sum(report.timings.values())
-    click.echo(f"\n{report.verdict.upper()} after {total:.0f} s" + (f"; the report is in {path}" if path else ""))
+    click.echo(f"\n{report.verdict.upper()} after {total:.0f} s" + (f"; report: {path}" if path else ""))
 
 
 def _row(guest: dict[str, Any]) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""`nohype image`: builds guest images and shows the ones that are there. Works without the manager."""
+"""`nohype image`: builds and lists guest images, without the manager."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.errors import ImageError
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.recipe import recipe_names, recipes_folder
-from orchestrator.images.store import STORE, Image, install_image, list_images
+from orchestrator.images.store import STORE, install_image, list_images
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -22,49 +22,44 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 def image() -> None:
     """Build and list guest images.
 
-    On the host itself: guests are started from the images in its store.
+    Run it on the host: its manager starts guests from the images in the store.
     """
 
 
 @image.command()
 @click.argument("name")
-@click.option("--output", type=_FOLDER, default=STORE, show_default=True, help="Store to put the image into, as the folder NAME.")
-@click.option("--recipes", type=_FOLDER, help="Folder of recipes. [default: guest-images of the source tree, or of the host]")
+@click.option(
+    "--output", type=_FOLDER, default=STORE, show_default=True, help="Store for the image, which becomes its folder NAME."
+)
+@click.option("--recipes", type=_FOLDER, help="Folder of recipes. [default: guest-images of the source tree or of the host]")
 @json_option
 def build(name: str, *, output: Path, recipes: Path | None, as_json: bool) -> None:
     """Build the guest image NAME from its recipe.
 
-    Quick when nothing has changed since. Takes root, and a package mirror for the first time.
+    Uses the cache if nothing has changed. Requires root, and a package mirror for the first build.
     """
     if os.geteuid():
-        raise ImageError("building a guest image needs root: its kernel is unpacked by mmdebstrap", "run it with sudo")
+        raise ImageError("cannot build a guest image: root is required (mmdebstrap)", "run as root (sudo)")
     with show_progress() as timeline, timeline.stage(f"image {name}"):
         built = build_image(recipes or recipes_folder(), name, cache_folder(), progress=timeline.note)
-        made = install_image(built, output, name)
+        installed = install_image(built, output, name)
     if as_json:
-        print_json(_as_dict(made))
+        print_json(installed.to_json())
     else:
-        click.echo(f"guest image {name}: kernel {made.kernel_version}, in {output / name}")
+        click.echo(f"guest image {name}: kernel {installed.kernel_version}, in {output / name}")
 
 
 @image.command("list")
-@click.option("--store", type=_FOLDER, default=STORE, show_default=True, help="Store to look in.")
+@click.option("--store", type=_FOLDER, default=STORE, show_default=True, help="Store to list.")
 @json_option
 def list_command(*, store: Path, as_json: bool) -> None:
     """Show the guest images in the store."""
     images = list_images(store)
     if as_json:
-        print_json([_as_dict(one) for one in images])
+        print_json([image.to_json() for image in images])
     elif images:
-        rows = [(one.name, one.kernel_version, one.console or "-", one.hash) for one in images]
+        rows = [(image.name, image.kernel_version, image.console or "-", image.hash) for image in images]
         print_table([("NAME", "KERNEL", "CONSOLE", "HASH"), *rows])
     else:
         recipes = ", ".join(recipe_names(recipes_folder())) or "none"
-        click.echo(f"there is no guest image in {store}; recipes that can be built: {recipes}")
-
-
-def _as_dict(made: Image) -> dict[str, object]:
-    return {
-        "name": made.name, "kernel": str(made.kernel), "initrd": str(made.initrd), "cmdline": made.cmdline,
-        "console": made.console, "memory": made.memory.bytes, "kernel_version": made.kernel_version, "hash": made.hash,
-    }  # fmt: skip
+        click.echo(f"no guest images in {store}; recipes: {recipes}")

@@ -1,4 +1,4 @@
-"""`nohype lab`: builds the emulated server, starts it, runs commands in it and ends it."""
+"""`nohype lab`: builds an emulated server, starts it, runs commands in it and stops it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from orchestrator.cli.output import format_size, json_option, print_json, print_
 from orchestrator.cli.progress import show_progress
 from orchestrator.cli.seconds import Seconds
 from orchestrator.errors import Conflict, NotFound
+from orchestrator.lab import control
 from orchestrator.lab import lab as labs
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
-from orchestrator.lab.folder import Folder, list_folders, read_tail
+from orchestrator.lab.accel import AccelChoice
+from orchestrator.lab.paths import LabDir, list_folders, read_tail
 from orchestrator.lab.spec import DEFAULT_SPEC, load_spec, parse_lab_name, shipped_specs
 from orchestrator.lab.start import build_parts, start_lab
 
 spec_option = click.option(
-    "--spec", "wanted", default=DEFAULT_SPEC, show_default=True, metavar="NAME|FILE",
-    help=f"What the server is made of: {', '.join(shipped_specs())}, or a TOML file.",
+    "--spec", "spec_name", default=DEFAULT_SPEC, show_default=True, metavar="NAME|FILE",
+    help=f"Hardware of the server: {', '.join(shipped_specs())}, or a TOML file.",
 )  # fmt: skip
 name_option = click.option(
-    "--lab", "name", envvar="NOHYPE_LAB", metavar="NAME", help="Which lab; can be left out if there is only one."
+    "--lab", "name", envvar="NOHYPE_LAB", metavar="NAME", help="Name of the lab; optional if there is only one."
 )
 accel_option = click.option(
-    "--accel", type=click.Choice([str(one) for one in Wanted]), default=str(Wanted.AUTO), show_default=True,
-    help="tcg is emulation; auto takes KVM if a kernel really boots in it.",
+    "--accel", type=click.Choice([str(choice) for choice in AccelChoice]), default=str(AccelChoice.AUTO), show_default=True,
+    help="tcg is emulation; auto uses KVM if a kernel boots under it.",
 )  # fmt: skip
 
 
@@ -39,15 +39,15 @@ accel_option = click.option(
 def lab() -> None:
     """Build and run the nested lab.
 
-    An emulated server with IOMMU, SR-IOV NIC and nested virtualization, and an external switch. Takes root.
+    A lab is an emulated server with IOMMU, SR-IOV NIC and nested virtualization, and an external switch. Requires root.
     """
 
 
 @lab.command()
 @spec_option
-def build(*, wanted: str) -> None:
-    """Build what a lab boots from. Quick when it is there already."""
-    spec = load_spec(wanted)
+def build(*, spec_name: str) -> None:
+    """Build what a lab boots from, unless it is cached."""
+    spec = load_spec(spec_name)
     with show_progress() as timeline:
         tools, image = build_parts(spec, timeline)
     click.echo(f"lab {spec.name}: root {image.root}, emulator from {tools}")
@@ -58,17 +58,17 @@ def build(*, wanted: str) -> None:
 @spec_option
 @accel_option
 @json_option
-def up(name: str | None, *, wanted: str, accel: str, as_json: bool) -> None:
-    """Start a lab and wait until it can be used. NAME is the spec's name unless given."""
-    spec = load_spec(wanted)
+def up(name: str | None, *, spec_name: str, accel: str, as_json: bool) -> None:
+    """Start a lab and wait until it is ready. NAME defaults to the name of the spec."""
+    spec = load_spec(spec_name)
     name = parse_lab_name(name or spec.name)
     with show_progress() as timeline:
-        made = start_lab(name, spec, Wanted(accel), timeline)
+        started = start_lab(name, spec, AccelChoice(accel), timeline)
     if as_json:
         print_json(_as_dict(labs.read_status(name)))
     else:
-        seconds = sum(made.state.timings.values())
-        click.echo(f"the lab {name} is up after {seconds:.0f} s; use it with: nohype lab exec --lab {name} -- COMMAND")
+        seconds = sum(started.state.timings.values())
+        click.echo(f"lab {name} is up after {seconds:.0f} s; run commands in it with: nohype lab exec --lab {name} -- COMMAND")
 
 
 @lab.command()
@@ -76,58 +76,59 @@ def up(name: str | None, *, wanted: str, accel: str, as_json: bool) -> None:
 @json_option
 def status(name: str | None, *, as_json: bool) -> None:
     """Show one lab, or all."""
-    if name:
-        found = labs.read_status(name)
-        print_json(_as_dict(found)) if as_json else _print_status(found)
+    if name and as_json:
+        print_json(_as_dict(labs.read_status(name)))
         return
-    all_found = [labs.read_status(folder.name) for folder in list_folders()]
+    if name:
+        _print_status(labs.read_status(name))
+        return
+    statuses = [labs.read_status(folder.name) for folder in list_folders()]
     if as_json:
-        print_json([_as_dict(found) for found in all_found])
-    elif all_found:
-        print_table([("LAB", "CONDITION", "SPEC", "CPUS", "MEMORY", "ACCEL", "SSH PORT", "SINCE"), *map(_row, all_found)])
+        print_json([_as_dict(status) for status in statuses])
+    elif statuses:
+        print_table([("LAB", "CONDITION", "SPEC", "CPUS", "MEMORY", "ACCEL", "SSH PORT", "SINCE"), *map(_row, statuses)])
     else:
         click.echo("no labs")
 
 
 @lab.command("exec", context_settings={"ignore_unknown_options": True})
 @name_option
-@click.option("--timeout", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="End the command after so long.")
-@click.option("--stdin", "with_stdin", is_flag=True, help="Give our standard input to the command.")
+@click.option("--timeout", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="Stop the command after this long.")
+@click.option("--stdin", "with_stdin", is_flag=True, help="Pass standard input to the command.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(name: str | None, *, timeout: float | None, with_stdin: bool, command: tuple[str, ...]) -> int:
     """Run COMMAND in the lab host, as root.
 
-    Its exit status becomes ours; status 3 with a message of ours: the lab is lost. One word is a line for the shell there;
-    several are taken as they are.
+    Exits with the status of the command, or with 3 and a message if the lab is lost. A single argument is a line for the shell of
+    the lab host; several are the words of the command.
     """
-    found = labs.find_lab(_the_lab(name))
+    lab = labs.find_lab(_resolve_lab_name(name))
     line = command[0] if len(command) == 1 else shlex.join(command)
     input: Any = sys.stdin.buffer if with_stdin else b""
-    return labs.execute(found, line, timeout=timeout, input=input, stream=_print_stream).status
+    return labs.execute(lab, line, timeout=timeout, input=input, stream=_print_stream).status
 
 
 @lab.command()
 @name_option
 def ssh(*, name: str | None) -> None:
-    """Log in to the lab host with this machine's ssh program."""
-    found = labs.find_lab(_the_lab(name))
-    words = build_ssh(found)
+    """Log in to the lab host with the ssh program of this machine."""
+    words = build_ssh(labs.find_lab(_resolve_lab_name(name)))
     try:
         os.execvp(words[0], words)
     except FileNotFoundError:
-        raise NotFound("there is no ssh program here", "use `nohype lab exec`, or install openssh-client") from None
+        raise NotFound("ssh is not installed", "use `nohype lab exec`, or install openssh-client") from None
 
 
 @lab.command()
 @name_option
 @click.option("--lines", "-n", type=click.IntRange(min=1), default=25, show_default=True, metavar="NUMBER",
-              help="How many lines, from the end.")  # fmt: skip
-@click.option("--follow", "-f", is_flag=True, help="Go on until interrupted.")
+              help="Number of lines, from the end.")  # fmt: skip
+@click.option("--follow", "-f", is_flag=True, help="Keep printing until interrupted.")
 def console(*, name: str | None, lines: int, follow: bool) -> None:
     """Show the serial console of the lab host."""
-    folder = Folder(parse_lab_name(_the_lab(name)))
+    folder = LabDir(parse_lab_name(_resolve_lab_name(name)))
     if not folder.path.exists():
-        labs.read_status(folder.name)  # says what is wrong
+        labs.read_status(folder.name)  # raises the error
     size = folder.console.stat().st_size if folder.console.exists() else 0
     click.echo("\n".join(read_tail(folder.console, lines)))
     while follow and folder.console.exists():
@@ -142,33 +143,33 @@ def console(*, name: str | None, lines: int, follow: bool) -> None:
 @lab.command()
 @click.argument("name", required=False, envvar="NOHYPE_LAB")
 @click.option("--timeout", type=Seconds(min=0), default=30, show_default=True, metavar="SECONDS",
-              help="After that the lab is killed.")  # fmt: skip
+              help="Kill the lab after this long.")  # fmt: skip
 def down(name: str | None, *, timeout: float) -> None:
-    """End a lab and remove all of it. What was changed in it is lost."""
-    name = name or _the_lab(None)
-    click.echo(f"the lab {name} is down" if life.down(name, timeout=timeout) else f"there is no lab {name}")
+    """Stop a lab and remove it, with all changes made in it."""
+    name = name or _resolve_lab_name(None)
+    click.echo(f"lab {name} is down" if control.down(name, timeout=timeout) else f"no lab named {name}")
 
 
-def build_ssh(found: labs.Lab) -> list[str]:
-    """The words that log in to a lab with OpenSSH."""
+def build_ssh(lab: labs.Lab) -> list[str]:
+    """The command line of OpenSSH's client for a lab."""
     options = {
-        "IdentityFile": found.folder.key, "IdentitiesOnly": "yes", "UserKnownHostsFile": found.folder.known_hosts,
-        "HostKeyAlias": f"nohype-lab-{found.name}", "StrictHostKeyChecking": "yes", "LogLevel": "ERROR",
+        "IdentityFile": lab.folder.key, "IdentitiesOnly": "yes", "UserKnownHostsFile": lab.folder.known_hosts,
+        "HostKeyAlias": f"nohype-lab-{lab.name}", "StrictHostKeyChecking": "yes", "LogLevel": "ERROR",
     }  # fmt: skip
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    return ["ssh", *words, "-p", str(found.state.port), "root@127.0.0.1"]
+    return ["ssh", *words, "-p", str(lab.state.port), "root@127.0.0.1"]
 
 
-def _the_lab(name: str | None) -> str:
-    """The name that is meant: the one given, or that of the only lab."""
+def _resolve_lab_name(name: str | None) -> str:
+    """The given name, or that of the only lab."""
     if name:
         return parse_lab_name(name)
     names = [folder.name for folder in list_folders()]
     if len(names) == 1:
         return names[0]
     if not names:
-        raise NotFound("there is no lab", "start one: nohype lab up")
-    raise Conflict(f"there are several labs: {', '.join(names)}", "say which: NAME or --lab NAME")
+        raise NotFound("no lab exists", "start one with `nohype lab up`")
+    raise Conflict(f"several labs exist: {', '.join(names)}", "select one with NAME or --lab NAME")
 
 
 def _print_stream(name: str, data: bytes) -> None:
@@ -177,27 +178,27 @@ def _print_stream(name: str, data: bytes) -> None:
     stream.buffer.flush()
 
 
-def _as_dict(found: labs.LabStatus) -> dict[str, Any]:
-    fields = {**asdict(found), "state": None}
-    if found.state:
-        fields["state"] = found.state.model_dump(mode="json")
+def _as_dict(status: labs.LabStatus) -> dict[str, Any]:
+    fields = {**asdict(status), "state": None}
+    if status.state:
+        fields["state"] = status.state.model_dump(mode="json")
     return fields
 
 
-def _row(found: labs.LabStatus) -> tuple[object, ...]:
-    state = found.state
+def _row(status: labs.LabStatus) -> tuple[object, ...]:
+    state = status.state
     if state is None:
-        return found.name, found.condition, *["-"] * 6
+        return status.name, status.condition, *["-"] * 6
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.started))
     memory = format_size(state.spec.size.bytes)
-    return found.name, found.condition, state.spec.name, state.spec.cpus, memory, state.accel, state.port, since
+    return status.name, status.condition, state.spec.name, state.spec.cpus, memory, state.accel, state.port, since
 
 
-def _print_status(found: labs.LabStatus) -> None:
-    rows: list[tuple[str, object]] = [("lab", found.name), ("condition", found.condition)]
-    if state := found.state:
+def _print_status(status: labs.LabStatus) -> None:
+    rows: list[tuple[str, object]] = [("lab", status.name), ("condition", status.condition)]
+    if state := status.state:
         spec = state.spec
-        pages = f"{spec.hugepages_per_node} of 2M on each node, {spec.gigantic_pages} of 1G"
+        pages = ", ".join(f"{count} of {size}" for size, count in spec.page_pools.items())
         shape = f"{spec.sockets} x {spec.cores} x {spec.threads} (sockets, cores, threads), NUMA nodes: {spec.nodes}"
         rows += [
             ("spec", f"{spec.name}: {shape}"),
@@ -215,8 +216,8 @@ def _print_status(found: labs.LabStatus) -> None:
         ]
         if state.ended:
             rows.append(("ended", state.ended))
-    if found.memory is not None:
-        rows.append(("resident", f"{found.memory / (1 << 30):.1f}G of this machine's memory"))
+    if status.memory is not None:
+        rows.append(("resident", f"{status.memory / (1 << 30):.1f}G of this machine's memory"))
     print_table(rows)
-    for line in found.tail:
+    for line in status.tail:
         click.echo(f"    {line}")

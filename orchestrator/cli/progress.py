@@ -1,4 +1,4 @@
-"""Shows the stages of long work on standard error: alive on a terminal, with the time of each; elsewhere a plain line a stage."""
+"""Shows the stages of long work on standard error: updated live on a terminal, otherwise one line per stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from orchestrator.lab.progress import Event, Kind, Timeline
 
 @contextmanager
 def show_progress() -> Iterator[Timeline]:
-    """A timeline whose events are shown while the block runs."""
     with _live() if sys.stderr.isatty() else _plain() as report:
         yield Timeline(report)
 
@@ -34,7 +33,7 @@ def _plain() -> Iterator[Callable[[Event], None]]:
 
 @contextmanager
 def _live() -> Iterator[Callable[[Event], None]]:
-    # rich is imported only when it is used: the manager's own commands run under emulation, where each import costs.
+    # Imported late: other commands run under emulation, where each import takes time.
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -45,7 +44,7 @@ def _live() -> Iterator[Callable[[Event], None]]:
     lock = threading.Lock()
 
     class Current:
-        """What runs now; drawn anew several times a second, so that the seconds are seen to pass."""
+        """The running stage, rendered at each refresh."""
 
         def __rich__(self) -> Text:
             with lock:

@@ -19,8 +19,9 @@ class Guest(TypedDict):
     """A guest.
 
     ``cores`` are the CPUs of each physical core, in the kernel's list format; vCPU n runs on the n-th of ``cpus``. ``memory`` and
-    ``page_size`` are bytes. ``cpu_features`` are those that it is given by name. ``state`` is as in `state.GuestState`,
-    "planned" for an answer that claims nothing, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
+    ``page_size`` are bytes. ``vf`` is the first of ``nics``. ``cpu_features`` are those that it is given by name.
+    ``state`` is as in `state.GuestState`, "planned" for an answer that claims
+    nothing, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
     empty for the host's own. ``version`` grows with each change of the guest: it is the ETag. ``restart`` says when it is started
     again, ``restarts`` how often it was. ``id`` is the caller's own of the request that made it. ``warnings`` come with a plan:
     what of it others may use later, and what of the host differs from the configuration.
@@ -39,6 +40,7 @@ class Guest(TypedDict):
     page_size: int
     housekeeping: str
     vf: Vf
+    nics: list[Vf]
     image: str
     cmdline: str
     cpu_features: list[str]
@@ -68,6 +70,35 @@ class Event(TypedDict):
     took: float | None
 
 
+class EdgeReading(TypedDict):
+    """Edge mode of a PF: `vepa`, `veb`, or null if it is unknown; `text` is what was read, or why it could not be read."""
+
+    interface: str
+    mode: Literal["vepa", "veb"] | None
+    text: str
+
+
+class Traffic(TypedDict):
+    """Frames that one guest sent to another, as counted on the host."""
+
+    source: str
+    target: str
+    size: int
+    sent: int
+    received: int
+    duplicates: int
+    in_host: dict[str, int]
+    dropped: int
+
+
+class VepaReadings(TypedDict):
+    """What the host measured for the proof `vepa`, to be completed with the frames counted at the external switch."""
+
+    edges: list[EdgeReading]
+    traffic: Traffic | None
+    gaps: list[str]
+
+
 class Proof(TypedDict):
     """A measured statement; see docs/promises.md."""
 
@@ -77,6 +108,7 @@ class Proof(TypedDict):
     figure: float | None
     unit: str
     evidence: list[str]
+    readings: VepaReadings | None
 
 
 class Core(TypedDict):

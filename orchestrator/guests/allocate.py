@@ -10,7 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator.errors import Conflict, NoRoom, NotFound, RequestError
-from orchestrator.guests.core_manager import HOST
+from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
 from orchestrator.guests.survey_cache import SurveyCache
 from orchestrator.guests.unmanaged_use import add_unmanaged
@@ -22,7 +22,7 @@ from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger, Reading
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
-from orchestrator.model.plan import Claims, Plan, Policy
+from orchestrator.model.plan import Claims, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
@@ -90,12 +90,12 @@ class Allocator:
         Raises:
             As `plan`; LostRace: another program has changed the ledger; VfsNeeded: the planned VF is not created yet.
         """
-        self._check(caller, request)
+        image = self._check(caller, request)
         with self.lock:
             reading = self._ledger.read()
             placed = self._plan(caller, request, reading)
             check_made(self._host, placed.plan)
-            plan = replace(placed.plan, serial=reading.generation + 1)  # no two claims are based on the same generation
+            plan = placed.plan.claimed(reading.generation + 1, image)  # no two claims are based on the same generation
             pending = self._ledger.begin_claim(plan, reading.generation, request, caller.tenant)
         claim = pending.wait()
         self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in placed.findings))
@@ -115,7 +115,7 @@ class Allocator:
         self._check(caller, request)
         return self._plan(caller, request, self._ledger.read())
 
-    def _check(self, caller: Identity, request: GuestRequest) -> None:
+    def _check(self, caller: Identity, request: GuestRequest) -> ImageRef:
         if request.name == HOST:
             raise RequestError(f"invalid guest name {HOST}: reserved for the host itself", "choose another name")
         try:
@@ -128,6 +128,7 @@ class Allocator:
         if request.size.bytes < image.memory.bytes:
             what = f"image {image.name} needs {image.memory} of memory, requested {request.memory}"
             raise RequestError(what, f"request at least {image.memory}")
+        return ImageRef(image.name, image.hash)
 
     def _plan(self, caller: Identity, request: GuestRequest, reading: Reading) -> Placed:
         # Again: another guest may have been created with the same id meanwhile.
@@ -173,7 +174,7 @@ class Allocator:
                 continue
             if self.surveys.still_valid(topology, placed.plan):
                 break
-        if self.surveys.is_vf_free(topology, placed.plan):
+        if all(self.surveys.is_vf_free(topology, nic) for nic in placed.plan.nics):
             return placed
         self.surveys.discard()
         topology = self.surveys.get(now)
@@ -185,7 +186,7 @@ class Allocator:
         unavailable_vfs: frozenset[PciAddress] = frozenset(), *, named: bool,
     ) -> Placed:  # fmt: skip
         # After the survey: the pages of a guest that has ended since, with or without our knowledge, may count as free there.
-        running, domains = self._hypervisor.look_around(frozenset(claim.plan.uuid for claim in claims))
+        running, domains = self._hypervisor.list_running(frozenset(claim.plan.uuid for claim in claims))
         _check_name(request, {domain.name for domain in domains})
         plans = [claim.plan for claim in claims]
         started = frozenset(plan.name for plan in plans if plan.name in may_hold_pages and plan.uuid in running)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.errors import GuestError, NotFound
+from orchestrator.errors import GuestError, ImageError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
-from orchestrator.guests.console_watch import ConsoleWatch, explain_gone
+from orchestrator.guests.console_watch import ConsoleWatch, guest_replaced_error
 from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
+from orchestrator.images.store import CONSOLE_PROTOCOL, find_image
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.state import GuestState
 
@@ -19,9 +21,9 @@ _TYPED_ON = (GuestState.RUNNING, GuestState.STOPPING, GuestState.QUARANTINED)
 class Consoles:
     """The consoles of all guests."""
 
-    def __init__(self, hypervisor: Hypervisor, ledger: Ledger, logs: ConsoleLogs) -> None:
-        self._hypervisor, self._ledger, self._logs = hypervisor, ledger, logs
-        self._watch = ConsoleWatch(ledger, hypervisor.uuids)
+    def __init__(self, hypervisor: Hypervisor, ledger: Ledger, logs: ConsoleLogs, images: Path) -> None:
+        self._hypervisor, self._ledger, self._logs, self._images = hypervisor, ledger, logs, images
+        self._watch = ConsoleWatch(ledger, hypervisor.running_uuids)
 
     def begin_ready(self, claim: Claim, timeout: float) -> Future[str]:
         """Waits for the guest's own word that it is ready, since its last start.
@@ -32,9 +34,10 @@ class Consoles:
 
         Raises:
             NotFound: it is gone, or does not run.
-            GuestError: it is being started or stopped.
+            GuestError: it is being started or stopped, or its image has no console protocol.
         """
         console = self._find(claim, (GuestState.RUNNING,))
+        self._check_protocol(claim, "omit --wait, or use an image that speaks it, such as minimal")
         if console.log is None:
             raise GuestError(f"the console of guest {claim.plan.name} has no log")
         return self._watch.wait_ready(claim, console.log, timeout, backups=self._has_own_backups(claim, console.log))
@@ -48,9 +51,10 @@ class Consoles:
 
         Raises:
             NotFound: it is gone, or does not run.
-            GuestError: it is being started, or has no console.
+            GuestError: it is being started, has no console, or its image has no console protocol.
         """
         console = self._find(claim, _TYPED_ON)
+        self._check_protocol(claim, "use an image that speaks it, such as minimal")
         if console.pty is None or console.log is None:
             raise GuestError(f"guest {claim.plan.name} has no serial console")
         own = self._has_own_backups(claim, console.log)
@@ -77,10 +81,19 @@ class Consoles:
             console = None
         now = self._ledger.find(name)
         if not now or now.plan.uuid != claim.plan.uuid:
-            raise explain_gone(name)
+            raise guest_replaced_error(name)
         if console is None:
             raise NotFound(f"guest {name} does not run: it has ended", "`nohype events` says why")
         return console
+
+    def _check_protocol(self, claim: Claim, hint: str) -> None:
+        """Raises GuestError at once instead of after a time-out. An image that was removed since the start is not judged."""
+        plan = claim.plan
+        with suppress(NotFound, ImageError):
+            if not find_image(self._images, plan.image.name).speaks_protocol:
+                raise GuestError(
+                    f"guest {plan.name}: image {plan.image.name} does not speak the protocol {CONSOLE_PROTOCOL}", hint
+                )
 
     def _has_own_backups(self, claim: Claim, log: Path) -> bool:
         """Earlier versions named logs by the guest's name alone: those that were put aside may be another guest's."""

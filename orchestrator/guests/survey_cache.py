@@ -15,7 +15,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf, read_use
 from orchestrator.host.survey import read_topology, refresh_topology
 from orchestrator.locks import WatchedLock
-from orchestrator.model.plan import Plan
+from orchestrator.model.plan import NicPlan, Plan
 from orchestrator.model.topology import PagePool, Topology
 from orchestrator.values import CpuSet
 
@@ -62,16 +62,17 @@ class SurveyCache:
         except HostError:
             return False  # gone, or unreadable: the next survey says which
         online = CpuSet.of(plan.cpus) <= read_online(self._host)
-        return online and size == sizes[plan.node, plan.page_size] and read_up(self._host, plan.vf.pf, plan.vf.interface)
+        up = all(read_up(self._host, pf, interface) for pf, interface in {(nic.pf, nic.interface) for nic in plan.nics})
+        return online and size == sizes[plan.node, plan.page_size] and up
 
-    def is_vf_free(self, topology: Topology, plan: Plan) -> bool:
-        """Whether the plan's VF is where the survey has it, or not created yet, and not in use."""
-        address = find_vf(self._host, plan.vf.pf, plan.vf.index)
-        surveyed = any(vf.address == plan.vf.address for pf in topology.pfs if pf.address == plan.vf.pf for vf in pf.vfs)
+    def is_vf_free(self, topology: Topology, nic: NicPlan) -> bool:
+        """Whether a planned VF is where the survey has it, or not created yet, and not in use."""
+        address = find_vf(self._host, nic.pf, nic.index)
+        surveyed = any(vf.address == nic.address for pf in topology.pfs if pf.address == nic.pf for vf in pf.vfs)
         if address is None or not surveyed:
             return address is None and not surveyed
         in_use = read_driver(self._host, address) == VFIO or read_use(self._host, address)
-        return address == plan.vf.address and not in_use
+        return address == nic.address and not in_use
 
     def _read(self, cached: Topology | None) -> Topology:
         started = time.monotonic()

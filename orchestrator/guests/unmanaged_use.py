@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.cgroups import read_cgroup, read_cpuset
+from orchestrator.host.ports import find_device
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.unmanaged import Unmanaged
@@ -63,9 +64,8 @@ def _find_functions(host: HostRoot, interfaces: Iterable[str]) -> Iterator[PciAd
     """The PCI functions that interfaces belong to, where there are some."""
     for name in interfaces:
         try:
-            function = host.link(f"sys/class/net/{name}/device")
-            if function:
-                yield PciAddress.parse(function)
+            if device := find_device(host, name):
+                yield PciAddress.parse(device)
         except (HostError, RequestError):
             continue  # it belongs to no PCI function: a bond, a USB device
 

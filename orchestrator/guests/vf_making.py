@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from orchestrator.errors import Conflict, HostError, NoRoom
-from orchestrator.guests.core_manager import CoreManager
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf
 from orchestrator.ledger import Claim
 from orchestrator.model.plan import Claims, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
-from orchestrator.planning.planner import find_unknown, plan_guest
+from orchestrator.planning.nic import find_unknown
+from orchestrator.planning.planner import plan_guest
 from orchestrator.values import PciAddress
 
 _ATTEMPTS = 3
@@ -38,13 +38,13 @@ def plan_known(request: GuestRequest, topology: Topology, taken: Claims, policy:
     try:
         return plan_guest(request, topology, taken, policy)
     except NoRoom:
-        pf = find_unknown(topology, policy)
-        if pf is None or (request.placement and request.placement.vf):
+        unknown = {pf.address: replace(pf, first_vf_offset=1, vf_stride=1) for pf in find_unknown(topology, policy)}
+        if not unknown or any(nic.vf for nic in request.wanted_nics):
             raise
         # To see whether all else has room; this plan is not used.
-        known, interface = replace(pf, first_vf_offset=1, vf_stride=1), pf.interface or ""
-        plan_guest(request, replace(topology, pfs=(known,)), taken, replace(policy, uplinks=(interface,)))
-        raise VfsNeeded(request.name, pf.address, interface) from None
+        supposed = replace(topology, pfs=tuple(unknown.get(pf.address, pf) for pf in topology.pfs))
+        nic = next(nic for nic in plan_guest(request, supposed, taken, policy).nics if nic.pf in unknown)
+        raise VfsNeeded(request.name, nic.pf, nic.interface) from None
 
 
 def check_made(host: HostRoot, plan: Plan) -> None:
@@ -53,18 +53,19 @@ def check_made(host: HostRoot, plan: Plan) -> None:
     Raises:
         VfsNeeded: it does not.
     """
-    if find_vf(host, plan.vf.pf, plan.vf.index) != plan.vf.address:
-        raise VfsNeeded(plan.name, plan.vf.pf, plan.vf.interface)
+    for nic in plan.nics:
+        if find_vf(host, nic.pf, nic.index) != nic.address:
+            raise VfsNeeded(plan.name, nic.pf, nic.interface)
 
 
 def claim_with_vfs(
-    claim: Callable[[], Claim], cores: CoreManager, give_back: Callable[[], None]
+    claim: Callable[[], Claim], make_vfs: Callable[[PciAddress, str], tuple[str, ...]], give_back: Callable[[], None]
 ) -> tuple[Claim, tuple[str, ...]]:
     """Claims, and makes VFs first where that is needed.
 
     Args:
         claim: plans and claims; raises VfsNeeded.
-        cores: makes the VFs.
+        make_vfs: ``HostSetup.make_vfs``.
         give_back: undoes what serves all guests, if there is none.
 
     Returns:
@@ -85,7 +86,7 @@ def claim_with_vfs(
                     raise HostError(what, "try again") from None
                 pf, interface = needed.pf, needed.interface
             tried += 1
-            made += cores.make_vfs(pf, interface)
+            made += make_vfs(pf, interface)
     except BaseException:
         if tried:
             give_back()  # does nothing while there are claims

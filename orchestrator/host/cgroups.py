@@ -1,5 +1,5 @@
-"""Control groups of version 2 (kernel: Documentation/admin-guide/cgroup-v2.rst, Threads). Moves threads and
-confines groups; makes none."""
+"""Control groups, version 2 (Documentation/admin-guide/cgroup-v2.rst). Paths of groups are relative to the root of the hierarchy:
+`/machine.slice/...`. Moves threads and confines groups, but does not create groups."""
 
 from __future__ import annotations
 
@@ -12,31 +12,23 @@ from orchestrator.values import CpuSet
 
 _ROOT = "sys/fs/cgroup"
 _HINTS = {
-    EBUSY: "the group has controllers enabled for its children, so it holds no threads of its own",
-    ENOENT: "there is no such control group, or the host still mounts version 1 (systemd.unified_cgroup_hierarchy=1)",
-    EOPNOTSUPP: "threads move only within one threaded subtree: process and group must be below the same domain group",
-    ESRCH: "the thread has ended",
+    EBUSY: "the control group has controllers enabled for its children and cannot contain threads",
+    ENOENT: "the control group does not exist, or the host mounts cgroup version 1 (systemd.unified_cgroup_hierarchy=1)",
+    EOPNOTSUPP: "a thread can move only within one threaded subtree, below the same domain group",
+    ESRCH: "the thread has exited",
 }
 
 
 def read_cgroup(host: HostRoot, pid: int, tid: int) -> str:
-    """The control group of a thread, as a path below the hierarchy's root: `/machine.slice/...`.
-
-    Raises:
-        HostError: no such thread (ENOENT), or the host has no version 2 hierarchy.
-    """
+    """Raises HostError if the thread does not exist (ENOENT) or the host has no version 2 hierarchy."""
     return _parse_cgroup(host.read(f"proc/{pid}/task/{tid}/cgroup"), tid)
 
 
 def read_cpuset(host: HostRoot, cgroup: str) -> CpuSet | None:
-    """The CPUs that a control group may use, by itself and all groups above it; None where no group above it limits CPUs.
-
-    Raises:
-        HostError: the file is there but cannot be read.
-    """
+    """The CPUs that a control group may use, limited by all parent groups; None if neither it nor a parent limits CPUs."""
     path = cgroup.strip("/")
     while path:
-        # A group without the controller `cpuset` has no such file, and the limits of the group above it.
+        # A group without the controller `cpuset` does not have this file, and has the limits of its parent.
         name = f"{_ROOT}/{path}/cpuset.cpus.effective"
         if text := host.find(name):
             return parse_cpus(name, text)
@@ -45,52 +37,39 @@ def read_cpuset(host: HostRoot, cgroup: str) -> CpuSet | None:
 
 
 def move_thread(host: HostRoot, tid: int, cgroup: str) -> None:
-    """Moves one thread into a threaded control group, and reads back.
-
-    Args:
-        cgroup: path below the hierarchy's root, as `read_cgroup` gives it.
-
-    Raises:
-        HostError: no such group (ENOENT) or thread (ESRCH), or the group is in another threaded subtree (EOPNOTSUPP).
-    """
+    """Raises HostError (EOPNOTSUPP) if the group is in another threaded subtree."""
     path = "/" + cgroup.strip("/")
     try:
         host.write(f"{_ROOT}{path.rstrip('/')}/cgroup.threads", str(tid))
     except HostError as error:
-        what = f"cannot move thread {tid} to the control group {path}"
+        what = f"cannot move thread {tid} to control group {path}"
         raise HostError(what, _HINTS.get(error.errno, error.hint), error.errno) from None
-    # /proc/TID works for every thread, though only leaders are listed (proc(5)).
+    # /proc/TID exists for every thread, but only leaders are listed (proc(5)).
     actual = _parse_cgroup(host.read(f"proc/{tid}/cgroup"), tid)
     if actual != path:
-        what = f"thread {tid} was to be in the control group {path}, but is in {actual}"
-        raise HostError(what, "something moved it back: systemd or libvirt?")
+        what = f"thread {tid}: requested control group {path}, but it is in {actual}"
+        raise HostError(what, "check whether systemd or libvirt moved it")
 
 
 def confine(host: HostRoot, cgroup: str, cpus: CpuSet) -> None:
-    """Confines a control group, and all below it, to CPUs, and reads back: no affinity that a thread sets reaches beyond.
-
-    Args:
-        cgroup: path below the hierarchy's root.
-
-    Raises:
-        HostError: no such group (ENOENT), or the group above it does not have all of the CPUs, with both sets.
-    """
+    """Limits a control group and all its children to CPUs, whatever affinities their threads set."""
     path = "/" + cgroup.strip("/")
     try:
         host.write(f"{_ROOT}{path}/cpuset.cpus", str(cpus))
     except HostError as error:
-        what = f"cannot confine the control group {path} to CPUs {cpus}"
+        what = f"cannot confine control group {path} to CPUs {cpus}"
         raise HostError(what, _HINTS.get(error.errno, error.hint), error.errno) from None
     name = f"{_ROOT}{path}/cpuset.cpus.effective"
     actual = parse_cpus(name, host.read(name))
     if actual != cpus:
-        what = f"the control group {path} was to be confined to CPUs {cpus}, but has {actual}"
-        raise HostError(what, "a group above it has fewer: `systemctl show --property AllowedCPUs machine.slice`")
+        what = f"control group {path}: requested CPUs {cpus}, kernel set {actual}"
+        hint = "a parent group allows fewer CPUs: check `systemctl show --property AllowedCPUs machine.slice`"
+        raise HostError(what, hint)
 
 
 def _parse_cgroup(text: str, tid: int) -> str:
     for line in text.splitlines():
-        # cgroups(7): the version 2 hierarchy always has number 0 and no controller names.
+        # cgroups(7): version 2 always has hierarchy number 0 and no controller names.
         if line.startswith("0::"):
             return line.removeprefix("0::")
-    raise HostError(f"thread {tid} is in no control group of version 2", _HINTS[ENOENT])
+    raise HostError(f"thread {tid} is not in a control group of version 2", _HINTS[ENOENT])

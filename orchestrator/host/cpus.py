@@ -1,7 +1,4 @@
-"""CPUs of the host: which are online, which share a core, which are kept out of load balancing, and where a thread may run.
-
-Sources: Documentation/admin-guide/cputopology.rst, Documentation/admin-guide/cgroup-v2.rst, sched_setaffinity(2).
-"""
+"""Online, isolated and sibling CPUs, and thread affinities (Documentation/admin-guide/cputopology.rst, sched_setaffinity(2))."""
 
 from __future__ import annotations
 
@@ -13,72 +10,43 @@ from orchestrator.model.topology import Core
 from orchestrator.values import CpuSet
 
 _CPUS = "sys/devices/system/cpu"
-# X86_FEATURE_TOPOEXT, 6*32+22 (arch/x86/include/asm/cpufeatures.h): word 6 is a register of the CPU, bit by bit.
+ONLINE = f"{_CPUS}/online"
+# X86_FEATURE_TOPOEXT, 6*32+22 (arch/x86/include/asm/cpufeatures.h)
 _TOPOEXT = "00D6"
 _AFFINITY_HINTS = {
-    EINVAL: "either none of the CPUs is online and in the thread's cpuset, or the kernel forbids to move it (PF_NO_SETAFFINITY)",
+    EINVAL: "no requested CPU is online and in the thread's cpuset, or the thread is not movable (PF_NO_SETAFFINITY)",
     EPERM: "run as root",
-    ESRCH: "the thread has ended",
+    ESRCH: "the thread has exited",
 }
 
 
 def read_online(host: HostRoot) -> CpuSet:
-    """The CPUs that are online.
-
-    Raises:
-        HostError: sysfs is not there.
-    """
-    return parse_cpus(f"{_CPUS}/online", host.read(f"{_CPUS}/online"))
+    return parse_cpus(ONLINE, host.read(ONLINE))
 
 
 def read_isolated(host: HostRoot) -> CpuSet:
-    """The CPUs that the kernel keeps out of load balancing: by `isolcpus=domain` at boot, or by isolated cpuset partitions.
-
-    Two files, because before Linux 6.19 the first tells only what was said at boot.
-
-    Raises:
-        HostError: a file is there but cannot be read.
-    """
+    """The CPUs excluded from load balancing, by `isolcpus=domain` or by isolated cpuset partitions."""
+    # Before Linux 6.19 the first file shows only the boot parameter.
     files = (f"{_CPUS}/isolated", "sys/fs/cgroup/cpuset.cpus.isolated")
     return CpuSet.of(cpu for file in files for cpu in parse_cpus(file, host.find(file) or "").ids)
 
 
 def read_possible(host: HostRoot) -> CpuSet:
-    """The CPUs that can ever be online on this host, those that are offline or not plugged in too; none if that is not told."""
+    """The CPUs that can be online on this host, including CPUs not plugged in; empty if the kernel does not report them."""
     return parse_cpus(f"{_CPUS}/possible", host.find(f"{_CPUS}/possible") or "")
 
 
 def parse_cpus(name: str, text: str) -> CpuSet:
-    """A list of CPUs from a file of the kernel. What is wrong with it is no fault of whoever asks.
-
-    Raises:
-        HostError: the text is no list of CPUs, with the file's name.
-    """
+    """Raises HostError with the file's name, not RequestError: the caller's request is not at fault."""
     try:
         return CpuSet.parse(text)
     except RequestError as error:
-        raise HostError(f"/{name} is not understood: {error.message}") from None
-
-
-def read_cores(host: HostRoot) -> tuple[Core, ...]:
-    """The physical cores that are online, each with its SMT siblings, in CPU order.
-
-    Raises:
-        HostError: a CPU that is online has no topology in sysfs.
-    """
-    cores, problems = survey_cores(host)
-    if problems:
-        raise problems[0]
-    return cores
+        raise HostError(f"cannot parse /{name}: {error.message}") from None
 
 
 def survey_cores(host: HostRoot) -> tuple[tuple[Core, ...], tuple[HostError, ...]]:
-    """The physical cores that are online, each with its SMT siblings, in CPU order; and the errors of CPUs that cannot be read.
-
-    A CPU whose topology cannot be read (it is just going on or off line, or firmware and kernel disagree) is part of no core.
-
-    Raises:
-        HostError: sysfs is not there.
+    """The online physical cores with their SMT siblings, in CPU order, and the errors of CPUs that cannot be read: a CPU is going
+    online or offline, or firmware and kernel disagree.
     """
     online = read_online(host)
     cores: list[Core] = []
@@ -101,24 +69,23 @@ def _read_core(host: HostRoot, cpu: int, online: CpuSet) -> Core:
     folder = f"{_CPUS}/cpu{cpu}/topology"
     listed, socket = host.read(f"{folder}/core_cpus_list"), host.read(f"{folder}/physical_package_id")
     try:
-        # A CPU without SMT lists itself; siblings that are offline are not listed, and may not be handed out.
+        # A CPU without SMT lists itself. Offline siblings are not listed, and guests must not get them.
         core = Core(CpuSet.parse(listed) & online, int(socket), _read_node(host, cpu))
     except (RequestError, ValueError) as error:
-        raise HostError(f"/{folder} is not understood: {error}") from None
+        raise HostError(f"cannot parse /{folder}: {error}") from None
     if cpu not in core.cpus:
-        raise HostError(f"/{folder}/core_cpus_list is {listed!r}, without CPU {cpu} itself")
+        raise HostError(f"/{folder}/core_cpus_list is {listed!r}: CPU {cpu} itself is missing")
     return core
 
 
 def read_kvm(host: HostRoot) -> bool:
-    """Whether the kernel offers /dev/kvm: KVM registers the device only where the processor and the firmware let it
-    (virt/kvm/kvm_main.c, kvm_init). From sysfs: the manager's sandbox has a /dev of its own.
-    """
+    # KVM registers the device only if processor and firmware support it (virt/kvm/kvm_main.c, kvm_init). The manager's sandbox
+    # has a private /dev.
     return host.exists("sys/class/misc/kvm")
 
 
 def read_cmdline(host: HostRoot) -> str:
-    """The kernel's command line, empty where it cannot be read (proc_cmdline(5))."""
+    """Empty if it cannot be read."""
     try:
         return host.read("proc/cmdline")
     except HostError:
@@ -126,29 +93,20 @@ def read_cmdline(host: HostRoot) -> str:
 
 
 def read_topoext(host: HostRoot) -> bool:
-    """Whether the CPUs have AMD's topology extensions (CPUID 8000_001E), which tell of SMT threads; CPUs of others never do.
-
-    From modalias (arch/x86/kernel/cpu/match.c): to read /proc/cpuinfo interrupts every CPU before Linux 5.18, guests' too.
-
-    Raises:
-        HostError: the file is there but cannot be read.
-    """
+    """Whether the CPUs have AMD's topology extensions (CPUID 8000_001E). Other vendors' CPUs do not have them."""
+    # From modalias (arch/x86/kernel/cpu/match.c): before Linux 5.18, reading /proc/cpuinfo interrupts every CPU.
     _, _, features = (host.find(f"{_CPUS}/modalias") or "").partition(":feature:")
     return _TOPOEXT in features.split(",")
 
 
 def _read_node(host: HostRoot, cpu: int) -> int:
-    """A CPU's NUMA node, a link `nodeN` in the CPU's folder; 0 for a kernel without NUMA, which has no such links."""
+    # A link `nodeN` in the CPU's folder. A kernel without NUMA has no such links.
     nodes = [name[4:] for name in host.names(f"{_CPUS}/cpu{cpu}") if name.startswith("node") and name[4:].isdecimal()]
     return int(nodes[0]) if nodes else 0
 
 
 def read_affinity(host: HostRoot, tid: int) -> CpuSet:
-    """The CPUs that a thread may run on (sched_getaffinity(2): already limited to its cpuset).
-
-    Raises:
-        HostError: there is no such thread (ESRCH).
-    """
+    """Limited to the thread's cpuset. Raises HostError (ESRCH) if the thread does not exist."""
     try:
         return host.sched_getaffinity(tid)
     except HostError as error:
@@ -156,11 +114,8 @@ def read_affinity(host: HostRoot, tid: int) -> CpuSet:
 
 
 def set_affinity(host: HostRoot, tid: int, cpus: CpuSet) -> None:
-    """Confines a thread to CPUs, and reads back: the kernel silently leaves out CPUs that are offline or not in its cpuset.
-
-    Raises:
-        HostError: no such thread (ESRCH), not to be moved or no usable CPU (EINVAL), not root (EPERM), or only a part of the CPUs
-            was taken, with both sets.
+    """Raises HostError if the thread does not exist (ESRCH), is not movable or no CPU is usable (EINVAL), or the kernel ignored
+    CPUs that are offline or not in the thread's cpuset.
     """
     try:
         host.sched_setaffinity(tid, cpus)
@@ -169,8 +124,8 @@ def set_affinity(host: HostRoot, tid: int, cpus: CpuSet) -> None:
     actual = read_affinity(host, tid)
     if actual != cpus:
         raise HostError(
-            f"thread {tid} was to be confined to CPUs {cpus}, but may run on {actual}",
-            "its cpuset (/proc/TID/cpuset) does not hold all of them, or some are offline",
+            f"thread {tid}: requested CPUs {cpus}, kernel set {actual}",
+            f"check that the CPUs are online and in the cpuset of /proc/{tid}/cpuset",
         )
 
 

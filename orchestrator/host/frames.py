@@ -1,4 +1,4 @@
-"""Counts ICMP echo frames on network interfaces with an AF_PACKET socket (packet(7)). Never changes a frame or a route."""
+"""Counts ICMP echo frames on network interfaces with an AF_PACKET socket (packet(7)). Does not change frames or routes."""
 
 from __future__ import annotations
 
@@ -26,29 +26,25 @@ _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 _PACKET_OUTGOING = 4
 _BUFFER = 32 << 20
 _SNAP = 256
-# A frame that a bridge turns around, or a busy receive queue holds, is seen within a few milliseconds of the reply to it.
+# A frame that a bridge reflects, or that waits in a receive queue, arrives within a few milliseconds after its reply.
 _SETTLE = 0.2
 
 
 @dataclass(frozen=True)
 class EchoFilter:
-    """Which frames count: ICMP echo requests (or replies) over IPv4 from one address to another.
+    """Which ICMP echo frames over IPv4 count. None matches any address or size.
 
     Attributes:
-        source, target: IPv4 addresses, None for any.
-        reply: whether replies are meant and not requests.
-        size: length of the ICMP data in bytes (``ping -s``), None for any. Tells counted pings from others between the same two.
-        payload: bytes that the ICMP data must contain.
+        reply: count replies instead of requests.
+        size: length of the ICMP data in bytes (`ping -s`); distinguishes counted pings from other pings between the addresses.
     """
 
     source: ipaddress.IPv4Address | None = None
     target: ipaddress.IPv4Address | None = None
     reply: bool = False
     size: int | None = None
-    payload: bytes = b""
 
     def matches(self, frame: bytes) -> bool:
-        """Whether a frame, from its Ethernet header on, is one of those."""
         offset = 12
         while len(frame) >= offset + 2 and struct.unpack_from("!H", frame, offset)[0] in _VLAN_TAGS:
             offset += 4
@@ -61,45 +57,29 @@ class EchoFilter:
         for address, found in ((self.source, packet[12:16]), (self.target, packet[16:20])):
             if address is not None and address.packed != found:
                 return False
-        # The IP length, not the frame's: Ethernet pads short frames.
-        data = packet[header + 8 : length]
         kind = _ICMP_REPLY if self.reply else _ICMP_REQUEST
-        return packet[header] == kind and self.size in (None, length - header - 8) and self.payload in data
+        # The IP length, not the frame's: Ethernet pads short frames.
+        return packet[header] == kind and self.size in (None, length - header - 8)
 
 
 @dataclass(frozen=True)
 class FrameCount:
-    """Frames that matched.
-
-    Attributes:
-        incoming: frames that came in from the wire, an interface → count.
-        outgoing: frames that were sent to it.
-        dropped: frames (matching or not) that the kernel could not give us; a count with drops proves nothing.
-    """
+    """Matching frames per interface. A count with dropped frames proves nothing."""
 
     incoming: dict[str, int]
     outgoing: dict[str, int]
-    dropped: int
-
-    @property
-    def total(self) -> int:
-        """All that matched, on all interfaces, in both directions."""
-        return sum(self.incoming.values()) + sum(self.outgoing.values())
+    dropped: int  # frames, matching or not, that the kernel could not deliver
 
 
 @dataclass
 class FrameCounter:
-    """Counts while the ``with`` block runs; ``count()`` after it gives the result.
+    """Counts while the `with` block runs. Entering it raises HostError if the interface or namespace does not exist, or without
+    CAP_NET_RAW.
 
     Args:
-        wanted: which frames count.
-        interface: name of one interface, or None for all of the network namespace, also those that come later.
-        netns: name of a network namespace (``ip netns``), None for our own.
-        promiscuous: whether the interface is set promiscuous for the time. Needs ``interface``. Not for a PF: that would change
-            what the NIC hands to the host, which is what is being measured.
-
-    Raises:
-        HostError: no such interface or namespace, or no right to open a packet socket (CAP_NET_RAW).
+        interface: None for all interfaces of the network namespace, including interfaces that appear later.
+        netns: name of a network namespace (`ip netns`), None for the current namespace.
+        promiscuous: needs `interface`. Must not be set for a PF: the NIC would copy frames to the host that it normally does not.
     """
 
     wanted: EchoFilter
@@ -125,7 +105,7 @@ class FrameCounter:
             self._read_drops()
 
     def count(self) -> FrameCount:
-        """What was seen; final once the ``with`` block has ended."""
+        """Final after the end of the `with` block."""
         seen = self._seen.copy()
         incoming = {name: count for (name, outgoing), count in sorted(seen.items()) if not outgoing}
         return FrameCount(incoming, {name: count for (name, outgoing), count in sorted(seen.items()) if outgoing}, self._dropped)
@@ -133,7 +113,7 @@ class FrameCounter:
     def _open(self) -> socket.socket:
         where = self.interface or "all interfaces"
         try:
-            # One interface is named by bind(2); with protocol 0 nothing is received before. All of them need no bind(2).
+            # One interface is selected by bind(2); until then, protocol 0 receives nothing. All interfaces need no bind(2).
             protocol = 0 if self.interface else socket.htons(_ETH_P_ALL)
             result = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:
@@ -149,7 +129,7 @@ class FrameCounter:
             result.settimeout(0.05)
         except OSError as error:
             result.close()
-            raise HostError(f"cannot count frames on {where}", "`ip link` shows the interfaces", error.errno or 0) from None
+            raise HostError(f"cannot count frames on {where}", "check the name with `ip link`", error.errno or 0) from None
         return result
 
     def _work(self) -> None:
@@ -160,7 +140,7 @@ class FrameCounter:
                 if self._stop.is_set():
                     return
                 continue
-            except OSError:  # ENETDOWN: an interface went down; the socket lives on (packet(7))
+            except OSError:  # ENETDOWN: an interface went down; the socket stays usable (packet(7))
                 if self._stop.is_set():
                     return
                 continue
@@ -173,9 +153,9 @@ class FrameCounter:
 
 
 def _in_netns(netns: str | None, call: Callable[[], socket.socket]) -> socket.socket:
-    """Calls in a thread that enters the namespace and ends: a socket stays in the one it was made in (network_namespaces(7))."""
     if netns is None:
         return call()
+    # In a thread that enters the namespace: a socket stays in the namespace of its creation (network_namespaces(7)).
     outcome: list[socket.socket | Exception] = []
 
     def enter() -> None:
@@ -194,22 +174,22 @@ def _in_netns(netns: str | None, call: Callable[[], socket.socket]) -> socket.so
 
 
 def _setns(netns: str) -> None:
-    """os.setns came with Python 3.12; we support 3.11."""
+    # os.setns needs Python 3.12.
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         descriptor = os.open(f"/run/netns/{netns}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError(f"no network namespace {netns}", "`ip netns` lists them", error.errno or 0) from None
+        raise HostError(f"cannot open network namespace {netns}", "check the name with `ip netns`", error.errno or 0) from None
     try:
         if libc.setns(descriptor, _CLONE_NEWNET):
-            raise HostError(f"cannot enter the network namespace {netns}", "run as root", ctypes.get_errno())
+            raise HostError(f"cannot enter network namespace {netns}", "run as root", ctypes.get_errno())
     finally:
         os.close(descriptor)
 
 
 def _program(wanted: EchoFilter) -> list[tuple[int, int, int, int]]:
-    """Classic BPF (Documentation/networking/filter.rst): IPv4 ICMP between the two addresses passes; a busy interface does not
-    overrun us. A VLAN tag is not in the frame: the kernel takes it off before packet sockets see it."""
+    # Classic BPF (Documentation/networking/filter.rst) that accepts IPv4 ICMP between the two addresses, so that other frames do
+    # not fill the buffer. The kernel removes VLAN tags before packet sockets.
     load_half, load_byte, load_word, equal, give = 0x28, 0x30, 0x20, 0x15, 0x06
     tests = [(load_half, 12, _ETH_P_IP), (load_byte, 23, socket.IPPROTO_ICMP)]
     tests += [(load_word, 26, int(wanted.source))] if wanted.source is not None else []

@@ -1,4 +1,4 @@
-"""Pools of persistent huge pages, one for each NUMA node and page size (kernel: Documentation/admin-guide/mm/hugetlbpage.rst)."""
+"""Pools of persistent huge pages, one per NUMA node and page size (Documentation/admin-guide/mm/hugetlbpage.rst), and KSM."""
 
 from __future__ import annotations
 
@@ -17,25 +17,9 @@ _NODE = re.compile(r"node(\d+)", re.ASCII)
 _POOL = re.compile(r"hugepages-(\d+)kB", re.ASCII)
 
 
-def read_pools(host: HostRoot) -> tuple[PagePool, ...]:
-    """All pools, empty ones too, by node and then page size. None at all on a kernel without huge pages.
-
-    Raises:
-        HostError: a file of a pool cannot be read.
-    """
-    pools, problems = survey_pools(host)
-    if problems:
-        raise problems[0]
-    return pools
-
-
 def survey_pools(host: HostRoot) -> tuple[tuple[PagePool, ...], tuple[HostError, ...]]:
-    """As ``read_pools``, and the errors of pools that could not be read: a node may be going away.
-
-    Raises:
-        HostError: the folder of nodes cannot be read.
-    """
-    folders = [(0, _FLAT)]  # a kernel without NUMA has only the pools of the whole machine
+    """All pools by node and page size, including empty pools, and the errors of pools that could not be read."""
+    folders = [(0, _FLAT)]  # a kernel without NUMA has only machine-wide pools
     if host.exists(_NODES):
         nodes = sorted(int(match[1]) for match in map(_NODE.fullmatch, host.names(_NODES)) if match)
         folders = [(node, f"{_NODES}/node{node}/hugepages") for node in nodes]
@@ -56,19 +40,12 @@ def survey_pools(host: HostRoot) -> tuple[tuple[PagePool, ...], tuple[HostError,
 
 
 def find_pool(host: HostRoot, node: int, page_size: Size) -> PagePool | None:
-    """One pool, None if there is none.
-
-    Raises:
-        HostError: it cannot be read.
-    """
     folder = _find_folder(host, node, page_size)
     return _read_pool(host, node, page_size, folder) if host.exists(folder) else None
 
 
 def read_free_pages(host: HostRoot, pools: Iterable[PagePool]) -> tuple[PagePool, ...]:
-    """Pools that were read before, with the pages that are free now. Those that had no pages at all are as they were; one that
-    is gone, or cannot be read any more, is left out.
-    """
+    """The pools with `free` read again, without pools that can no longer be read. Empty pools are returned unchanged."""
     found = (_try_free(host, pool) if pool.total else pool for pool in pools)
     return tuple(pool for pool in found if pool)
 
@@ -81,10 +58,8 @@ def _try_free(host: HostRoot, pool: PagePool) -> PagePool | None:
 
 
 def survey_promised_pages(host: HostRoot, sizes: Iterable[Size]) -> tuple[tuple[PromisedPages, ...], tuple[HostError, ...]]:
-    """The pages of these sizes that the kernel has promised to mappings which have not touched them yet, where there are some;
-    and the errors of sizes for which that cannot be read.
-
-    They count as free, and QEMU cannot have them (mm/hugetlb.c, hugetlb_acct_memory). Known for the whole machine only.
+    """Pages that the kernel has reserved for mappings but not allocated yet: they count as free, but QEMU cannot get them
+    (mm/hugetlb.c, hugetlb_acct_memory). Reported machine-wide only; sizes without such pages are left out.
     """
     promised: list[PromisedPages] = []
     problems: list[HostError] = []
@@ -100,12 +75,13 @@ def survey_promised_pages(host: HostRoot, sizes: Iterable[Size]) -> tuple[tuple[
 
 
 def read_pool_size(host: HostRoot, node: int, page_size: Size) -> int:
-    """How many pages a pool has, those in use included.
-
-    Raises:
-        HostError: there is no such pool (ENOENT), or it cannot be read.
-    """
+    """Pages of a pool, including pages in use. Raises HostError (ENOENT) if the pool does not exist."""
     return _read_count(host, f"{_find_folder(host, node, page_size)}/nr_hugepages")
+
+
+def read_ksm_run(host: HostRoot) -> str | None:
+    """None on a kernel without KSM. The values are those of Documentation/admin-guide/mm/ksm.rst."""
+    return host.find("sys/kernel/mm/ksm/run")
 
 
 def _read_pool(host: HostRoot, node: int, page_size: Size, folder: str) -> PagePool:
@@ -124,26 +100,7 @@ def _parse_count(name: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise HostError(f"/{name} is not a number: {text!r}") from None
-
-
-def set_pool(host: HostRoot, node: int, page_size: Size, pages: int) -> None:
-    """Makes one node's pool that many pages big. The kernel gives what it finds and reports no error, so it is read back.
-
-    Args:
-        pages: the new size of the pool in pages, those in use included.
-
-    Raises:
-        HostError: no such node or page size (ENOENT), or the kernel made the pool of another size, with both numbers.
-    """
-    name = f"{_find_folder(host, node, page_size)}/nr_hugepages"
-    host.write(name, str(pages))
-    actual = int(host.read(name))
-    if actual != pages:
-        raise HostError(
-            f"node {node} was to have {pages} huge pages of {page_size}, but has {actual}",
-            "pages in use cannot be taken back, nor can used memory be made into pages: reserve them at boot (hugepages=)",
-        )
+        raise HostError(f"cannot parse /{name}: {text!r} is not a number") from None
 
 
 def _find_folder(host: HostRoot, node: int, page_size: Size) -> str:

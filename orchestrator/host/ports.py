@@ -1,10 +1,5 @@
-"""The network interfaces below a PCI function: which is its own, whether it works, and how the host uses one.
-
-A function may have several: the uplink and, in switchdev mode, representors of its VFs and subfunctions (below the PF since
-Linux 5.8); two ports; IPoIB children. None are seen of what was moved to another network namespace.
-
-Sources: Documentation/ABI/testing/sysfs-class-net, Documentation/networking/operstates.rst,
-net/devlink/port.c (__devlink_port_phys_port_name_get).
+"""The network interfaces of a PCI function: the uplink and, in switchdev mode, representors of VFs and subfunctions (below the PF
+since Linux 5.8), a second port, or IPoIB children. Interfaces in other network namespaces are not visible.
 """
 
 from __future__ import annotations
@@ -14,39 +9,36 @@ from collections.abc import Sequence
 from errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP
 
 from orchestrator.errors import HostError, RequestError
+from orchestrator.host.pci import DEVICES, function_path
 from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import Port
 from orchestrator.values import MacAddress, PciAddress
 
-_DEVICES = "sys/bus/pci/devices"
 _LAST = 1 << 31
 _IFF_UP = 1  # include/uapi/linux/if.h
 _ARPHRD_ETHER, _ARPHRD_INFINIBAND = 1, 32  # include/uapi/linux/if_arp.h
-# "pf0vf3", "c1pf0vf3", "pf0sf88", "pf0": devlink flavours PCI_VF, PCI_SF, PCI_PF; sfc puts its own port before it ("p0pf0vf3").
-# The PF's own port is "p0" or "p0s1".
+# "pf0vf3", "c1pf0vf3", "pf0sf88", "pf0": devlink flavours PCI_VF, PCI_SF, PCI_PF (net/devlink/port.c,
+# __devlink_port_phys_port_name_get); sfc adds its own port in front ("p0pf0vf3"). The PF's own port is "p0" or "p0s1".
 _REPRESENTOR = re.compile(r"(?:p\d+)?(?:c\d+)?pf\d+(?:(?:vf|sf)\d+)?", re.ASCII)
-# operstates.rst: with "unknown" (the driver does not tell) and "dormant" (waits for 802.1X) carrier alone says whether it works.
+# Documentation/networking/operstates.rst: for "unknown" (the driver does not report it) and "dormant" (waits for 802.1X) only the
+# carrier counts.
 _WORKING = ("up", "unknown", "dormant")
 
 
 def read_ports(host: HostRoot, pci: PciAddress) -> tuple[Port, ...]:
-    """All interfaces of a function in our network namespace, its most likely own one first. One that is odd says so itself."""
-    folder = f"{_DEVICES}/{pci}/net"
+    """All visible interfaces, the function's most likely own one first. If one is not usable, its `fault` has the reason."""
+    folder = f"{function_path(pci)}/net"
     names = host.names(folder) if host.exists(folder) else ()
     ports = [_read_port(host, f"{folder}/{name}", name) for name in names]
     return tuple(sorted(ports, key=lambda port: (bool(port.fault), _read_index(host, f"{folder}/{port.name}"), port.name)))
 
 
 def find_port(host: HostRoot, pci: PciAddress, known: Sequence[str] = (), *, odd: bool = False) -> str:
-    """The name of a function's own interface as it is now.
+    """The current name of a function's own interface. Raises HostError if there is none (ENODEV) or the choice is ambiguous.
 
     Args:
-        known: names that it may have, from the plan or the configuration; asked only where there are several interfaces.
-        odd: the only one will do even if it could be no uplink now, to look at VFs, or undo what was done to one: that goes by
-            its name alone.
-
-    Raises:
-        HostError: there is none (ENODEV), with the reason, or it cannot be told which one is its own.
+        known: expected names, from plan or configuration; used only if there are several interfaces.
+        odd: accept a single interface even if it cannot be an uplink, for reading VFs or an undo, which only need a name.
     """
     every = read_ports(host, pci)
     ports = [port for port in every if not port.fault]
@@ -59,56 +51,58 @@ def find_port(host: HostRoot, pci: PciAddress, known: Sequence[str] = (), *, odd
             return name
     if ports:
         names = ", ".join(port.name for port in ports)
-        raise HostError(f"{pci} has several network interfaces ({names})", "name its uplink under [host] uplinks", EINVAL)
-    raise HostError(f"{pci} has no network interface: {describe_absence(host, pci)}", "`nohype survey` shows the ports", ENODEV)
+        raise HostError(f"{pci} has several network interfaces ({names})", "list its uplink in [host] uplinks", EINVAL)
+    raise HostError(f"{pci} has no network interface: {describe_absence(host, pci)}", "check with `nohype survey`", ENODEV)
 
 
 def find_function(host: HostRoot, interface: str) -> PciAddress | None:
-    """The PCI function that an interface belongs to, None if there is no such interface, or it belongs to no PCI function."""
-    names = [name for name in host.names(_DEVICES) if host.exists(f"{_DEVICES}/{name}/net/{interface}")]
+    names = [name for name in host.names(DEVICES) if host.exists(f"{DEVICES}/{name}/net/{interface}")]
     return PciAddress.parse(names[0]) if names else None
 
 
+def find_device(host: HostRoot, interface: str) -> str | None:
+    """The device of an interface on any bus (for PCI the address), None for a virtual interface."""
+    return host.link(f"sys/class/net/{interface}/device")
+
+
+def has_port(host: HostRoot, pci: PciAddress, interface: str) -> bool:
+    return host.exists(f"{function_path(pci)}/net/{interface}")
+
+
 def describe_absence(host: HostRoot, pci: PciAddress) -> str:
-    """Why a function has no interface of its own here, in words."""
-    folder = f"{_DEVICES}/{pci}"
+    folder = function_path(pci)
     if not host.exists(folder):
-        return "there is no such PCI function"
+        return "the PCI function does not exist"
     driver = host.link(f"{folder}/driver")
     if driver is None:
-        return "no driver is bound to it"
+        return "no driver is bound"
     if not host.exists(f"{folder}/net"):
-        return f"its driver {driver} makes none"
+        return f"driver {driver} creates none"
     faults = [port.fault for port in read_ports(host, pci) if port.fault]
-    # sysfs shows only what is in its own network namespace; the folder stays (net/core/net-sysfs.c, net_class.namespace).
+    # sysfs shows only interfaces of its own network namespace; the folder stays (net/core/net-sysfs.c, net_class.namespace).
     return "; ".join(faults) or "it is in another network namespace"
 
 
 def read_up(host: HostRoot, pci: PciAddress, interface: str) -> bool:
-    """Whether a function has this interface, and it is administratively up and has carrier."""
-    folder = f"{_DEVICES}/{pci}/net/{interface}"
-    return host.exists(folder) and _read_up(host, folder)
+    """Administratively up with carrier; False if the function does not have the interface."""
+    return has_port(host, pci, interface) and _read_up(host, f"{function_path(pci)}/net/{interface}")
 
 
 def has_carrier(host: HostRoot, pci: PciAddress) -> bool:
     """Whether any interface of a function is administratively up and has carrier."""
-    folder = f"{_DEVICES}/{pci}/net"
+    folder = f"{DEVICES}/{pci}/net"
     return host.exists(folder) and any(_read_up(host, f"{folder}/{name}") for name in host.names(folder))
 
 
 def describe_use(host: HostRoot, folder: str, interface: str) -> str:
-    """How the host uses an interface, in words; empty if it does not. IP addresses are no files: `Net.read_addressed`.
-
-    Args:
-        folder: the interface's, such as sys/class/net/NAME.
-    """
+    """Empty if the host does not use the interface. IP addresses are not in sysfs: see `Net.read_addressed`."""
     try:
         names, flags = host.names(folder), host.find(f"{folder}/flags")
         if master := host.link(f"{folder}/master"):
             return f"its interface {interface} is a port of {master}"
-        # netdev_adjacent_sysfs_add(): macvlan, macvtap, VLAN and team devices that stand on this one.
+        # netdev_adjacent_sysfs_add(): macvlan, macvtap, VLAN and team devices on top of the interface
         if upper := [name.removeprefix("upper_") for name in names if name.startswith("upper_")]:
-            return f"{', '.join(upper)} {'is' if len(upper) == 1 else 'are'} above its interface {interface}"
+            return f"{', '.join(upper)} {'uses' if len(upper) == 1 else 'use'} its interface {interface}"
         up = int(flags, 0) & _IFF_UP if flags else host.find(f"{folder}/operstate") == "up"
         return f"its interface {interface} is up" if up else ""
     except (HostError, ValueError) as error:
@@ -129,14 +123,14 @@ def _read_port(host: HostRoot, folder: str, name: str) -> Port:
         elif representor:
             fault = f"{name} is a representor (phys_port_name {port_name}), not the PF's own port"
         elif mac is None:
-            fault = f"{name} has the address {address or 'none'}, which is not a unicast Ethernet address"
+            fault = f"{name} has address {address or 'none'}, which is not a unicast Ethernet address"
         return Port(name, _read_up(host, folder), mac, fault, representor)
     except (HostError, ValueError) as error:
         return Port(name, up=False, mac=None, fault=f"{name} cannot be read: {getattr(error, 'message', error)}")
 
 
 def _read_port_name(host: HostRoot, folder: str) -> str:
-    """Empty where the driver has none: the file then cannot be read."""
+    # The file cannot be read if the driver does not have a port name.
     try:
         return host.find(f"{folder}/phys_port_name") or ""
     except HostError as error:
@@ -146,7 +140,7 @@ def _read_port_name(host: HostRoot, folder: str) -> str:
 
 
 def _read_index(host: HostRoot, folder: str) -> int:
-    """Of interfaces that do not say more, the oldest comes first: representors and children are made after the PF's own."""
+    # The oldest first: representors and children are created after the PF's own interface.
     try:
         return int(host.find(f"{folder}/ifindex") or _LAST)
     except (HostError, ValueError):
@@ -154,7 +148,7 @@ def _read_index(host: HostRoot, folder: str) -> int:
 
 
 def _read_up(host: HostRoot, folder: str) -> bool:
-    """Administratively up and with carrier. The file `carrier` of an interface that is down cannot even be read (EINVAL)."""
+    # The file `carrier` of an interface that is down cannot be read (EINVAL).
     try:
         return host.read(f"{folder}/operstate") in _WORKING and host.read(f"{folder}/carrier") == "1"
     except HostError as error:

@@ -1,7 +1,6 @@
-"""All of the kernel that the rest sees: files (the only opener of /sys, /proc, cgroupfs and tracefs), threads, the network.
+"""Access to the kernel: files (the only code that opens /sys and /proc), thread affinities, and the network.
 
-The root is a value, so tests and containers can give another one. Names are relative (``sys/devices/system/cpu/online``), so that
-nothing escapes a fake root by being absolute.
+The root is a value, which tests replace. Names are relative ("sys/devices/system/cpu/online"), so they cannot leave a fake root.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import mmap
 import os
 import struct
 from dataclasses import dataclass, field
-from errno import ENOENT
+from errno import EACCES, EBUSY, ENOENT, EPERM
 from pathlib import Path
 from typing import Protocol
 
@@ -19,40 +18,27 @@ from orchestrator.model.topology import Link, VfState
 from orchestrator.values import CpuSet
 
 _HINTS = {
-    1: "run as root; in a container the file may be masked",
-    13: "run as root",
-    2: "the kernel or the device does not offer this; `nohype survey` shows what is there",
-    16: "something else uses it",
+    EPERM: "run as root; in a container the file may be masked",
+    EACCES: "run as root",
+    ENOENT: "the kernel or the device does not support this: check with `nohype survey`",
+    EBUSY: "check which program or driver uses the device",
 }
-
-_PART = 1 << 16
-"""Bytes to read at a time: most files of the kernel are smaller than a page."""
+_CHUNK = 1 << 16  # bytes; most files are smaller than a page
 
 
 class Net(Protocol):
-    """What we do with a host's network interfaces. `host.netlink` is the real one, and says what each function raises."""
+    """The network of a host; the module `host.netlink` implements and documents it."""
 
-    def read_links(self) -> tuple[Link, ...]:
-        """All interfaces."""
-
-    def read_addressed(self) -> frozenset[str]:
-        """The names of the interfaces that have an IP address."""
-
-    def read_vfs(self, interface: str) -> tuple[VfState, ...]:
-        """What a PF enforces for its VFs."""
-
-    def enforce_vf(self, interface: str, wanted: VfState) -> dict[str, HostError]:
-        """Makes the PF enforce this for a VF; returns what the driver refused, by attribute."""
-
-    def read_hwmode(self, interface: str) -> str | None:
-        """How the NIC switches between its VFs, None where the driver does not tell."""
-
-    def set_hwmode(self, interface: str, mode: str) -> None:
-        """Sets how the NIC switches between its VFs."""
+    def read_links(self) -> tuple[Link, ...]: ...
+    def read_addressed(self) -> frozenset[str]: ...
+    def read_vfs(self, interface: str) -> tuple[VfState, ...]: ...
+    def enforce_vf(self, interface: str, wanted: VfState) -> dict[str, HostError]: ...
+    def read_hwmode(self, interface: str) -> str | None: ...
+    def set_hwmode(self, interface: str, mode: str) -> None: ...
 
 
 class _NoNet:
-    """Stands in for the network where only files are wanted. Asking it for something is a fault of ours."""
+    """For a HostRoot that is used for files only. Every call is a programming error."""
 
     def read_links(self) -> tuple[Link, ...]:
         raise NotImplementedError("this HostRoot was opened without a network")
@@ -75,38 +61,33 @@ class _NoNet:
 
 @dataclass(frozen=True)
 class HostRoot:
-    """A host: its pseudo file systems below one folder, its scheduler and its network.
+    """The pseudo file systems below one folder, the scheduler and the network of a host.
 
-    All methods raise HostError with the file's name and the kernel's errno.
-
-    Attributes:
-        net: give the module `host.netlink` for the real network; without it only files and threads can be had.
+    All methods raise HostError with the file's name and the kernel's errno. `net` is the module `host.netlink`.
     """
 
     path: Path = Path("/")
     net: Net = field(default=_NoNet(), repr=False)
 
     def read(self, name: str) -> str:
-        """The file's text without surrounding white space."""
+        """The text without surrounding white space."""
         return self.read_bytes(name).decode(errors="replace").strip()
 
     def read_bytes(self, name: str) -> bytes:
-        """The file's bytes; for files with NULs, such as /proc/PID/cmdline."""
         try:
-            # Not by open(): that is twice as many system calls, and there are many such files.
+            # open() needs twice as many system calls, and a survey reads thousands of files.
             descriptor = os.open(self._at(name), os.O_RDONLY)
             try:
                 parts = []
-                while part := os.read(descriptor, _PART):
+                while part := os.read(descriptor, _CHUNK):
                     parts.append(part)
             finally:
                 os.close(descriptor)
             return b"".join(parts)
         except OSError as error:
-            raise _host_error("cannot read", name, error) from None
+            raise host_error("cannot read", name, error) from None
 
     def read_at(self, name: str, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``offset`` on; for binary files such as /proc/PID/pagemap."""
         try:
             descriptor = os.open(self._at(name), os.O_RDONLY)
             try:
@@ -114,13 +95,13 @@ class HostRoot:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise _host_error("cannot read", name, error) from None
+            raise host_error("cannot read", name, error) from None
         if len(found) != length:
-            raise HostError(f"/{name} ends at offset {offset + len(found)}; {length} bytes from {offset} on were wanted")
+            raise HostError(f"cannot read {length} bytes of /{name} at offset {offset}: it ends at {offset + len(found)}")
         return found
 
     def find(self, name: str) -> str | None:
-        """The file's text, or None if there is no such file. Forbidden is an error, not absent."""
+        """None if the file does not exist. A file that may not be read is an error."""
         try:
             return self.read(name)
         except HostError as error:
@@ -129,10 +110,7 @@ class HostRoot:
             raise
 
     def write(self, name: str, value: str) -> None:
-        """Writes the value in one write(2), which sysfs takes as one request. Creates nothing.
-
-        Does not read back: some files are write-only. The function that knows the file does that.
-        """
+        """One write(2) to an existing file. The caller reads back: some files are write-only."""
         try:
             descriptor = os.open(self._at(name), os.O_WRONLY)
             try:
@@ -140,60 +118,58 @@ class HostRoot:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise _host_error(f"cannot write {value!r} to", name, error) from None
+            raise host_error(f"cannot write {value!r} to", name, error) from None
 
     def exists(self, name: str) -> bool:
-        """Whether the name is there (symbolic links followed)."""
+        """Follows symbolic links."""
         return os.path.exists(self._at(name))
 
     def link(self, name: str) -> str | None:
-        """The last part of a symbolic link's target (``driver`` -> "vfio-pci"), or None if there is no such link."""
+        """The last part of a symbolic link's target ("vfio-pci"), None if the link does not exist."""
         try:
             return os.path.basename(os.readlink(self._at(name)))
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _host_error("cannot read the link", name, error) from None
+            raise host_error("cannot read the link", name, error) from None
 
     def target(self, name: str) -> str | None:
-        """The whole text of a symbolic link (``fd/21`` -> "/dev/vfio/9"), or None if there is no such link."""
+        """The whole target of a symbolic link ("/dev/vfio/9"), None if the link does not exist."""
         try:
             return os.readlink(self._at(name))
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _host_error("cannot read the link", name, error) from None
+            raise host_error("cannot read the link", name, error) from None
 
     def names(self, name: str) -> tuple[str, ...]:
-        """The names in a folder, sorted."""
         try:
             return tuple(sorted(os.listdir(self._at(name))))
         except OSError as error:
-            raise _host_error("cannot list", name, error) from None
+            raise host_error("cannot list", name, error) from None
 
     def read32(self, name: str, offset: int) -> int:
-        """A little-endian 32 bit device register through a PCI ``resourceN`` file; offset in bytes."""
+        """A little-endian 32-bit device register in a PCI `resourceN` file; offset in bytes."""
         with _Registers(self._at(name), name) as registers:
             return int(struct.unpack_from("<I", registers, offset)[0])
 
     def write32(self, name: str, offset: int, value: int) -> None:
-        """Writes a 32 bit device register; see ``read32``."""
         with _Registers(self._at(name), name) as registers:
             struct.pack_into("<I", registers, offset, value)
 
     def _at(self, name: str) -> str:
-        # Not through pathlib: a survey reads a thousand files, and in the emulated lab each Path costs a millisecond.
+        # A survey reads a thousand files, and in the emulated lab each Path costs a millisecond.
         return f"{self.path}/{name}"
 
     def sched_getaffinity(self, tid: int) -> CpuSet:
-        """The CPUs that a thread may run on (sched_getaffinity(2)); use ``host.cpus.read_affinity``."""
+        """Callers use `host.cpus.read_affinity`."""
         try:
             return CpuSet.of(os.sched_getaffinity(tid))
         except OSError as error:
             raise HostError(f"cannot read the affinity of thread {tid}", errno=error.errno or 0) from None
 
     def sched_setaffinity(self, tid: int, cpus: CpuSet) -> None:
-        """Confines a thread to CPUs (sched_setaffinity(2)); use ``host.cpus.set_affinity``, which reads back."""
+        """Callers use `host.cpus.set_affinity`, which reads back."""
         try:
             os.sched_setaffinity(tid, cpus)
         except OSError as error:
@@ -201,8 +177,6 @@ class HostRoot:
 
 
 class _Registers:
-    """A mapped PCI resource, for the time of one access."""
-
     def __init__(self, path: str, name: str) -> None:
         self._path, self._name = path, name
 
@@ -214,12 +188,12 @@ class _Registers:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise _host_error("cannot map the device registers", self._name, error) from None
+            raise host_error("cannot map the device registers", self._name, error) from None
         return self._map
 
     def __exit__(self, *_: object) -> None:
         self._map.close()
 
 
-def _host_error(what: str, name: str, error: OSError) -> HostError:
+def host_error(what: str, name: str, error: OSError) -> HostError:
     return HostError(f"{what} /{name}", _HINTS.get(error.errno or 0, ""), error.errno or 0)

@@ -1,4 +1,4 @@
-"""The only user of subprocess: argument lists only, no inherited stdin, one readable error however a program fails."""
+"""The only user of subprocess: argument lists only, no inherited stdin, and CommandError for every failure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ _TAIL = 12
 
 @dataclass(frozen=True)
 class Completed:
-    """A program that ended: exit status and what it printed."""
-
     status: int
     stdout: str
     stderr: str
@@ -35,18 +33,12 @@ def run(
     log: Path | None = None,
     check: bool = True,
 ) -> Completed:
-    """Runs a program to its end.
+    """Raises CommandError, with the end of the output, if the program is not found, times out or (with `check`) fails.
 
     Args:
-        argv: program and arguments; never a shell line.
-        timeout: seconds after which the program and its whole process group is killed.
-        input: text for its standard input.
+        timeout: seconds after which the process group is killed.
         env: variables added to the inherited environment.
-        log: file that gets standard output and error, appended, instead of the result.
-        check: whether a non-zero status is an error.
-
-    Raises:
-        CommandError: not found, out of time, or (with check) a non-zero status; with the tail of what it printed.
+        log: file to which stdout and stderr are appended; the result then has neither.
     """
     words = [str(word) for word in argv]
     output: IO[bytes] | int = log.open("ab") if log else subprocess.PIPE
@@ -58,14 +50,14 @@ def run(
         except BaseException as error:
             _kill_group(process)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise CommandError(f"`{shlex.join(words)}` did not end within {timeout:g} s", _log_hint(log)) from None
+                raise CommandError(f"`{shlex.join(words)}` timed out after {timeout:g} s", _log_hint(log)) from None
             raise
     finally:
         if not isinstance(output, int):
             output.close()
     done = Completed(process.returncode, (out or b"").decode(errors="replace"), (err or b"").decode(errors="replace"))
     if check and done.status:
-        raise CommandError(f"`{shlex.join(words)}` {_how_it_ended(done.status)}{_tail(done, log)}", _log_hint(log))
+        raise CommandError(f"`{shlex.join(words)}` {_describe_status(done.status)}{_tail(done, log)}", _log_hint(log))
     return done
 
 
@@ -77,15 +69,7 @@ def spawn(
     new_session: bool = True,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts a long-lived program whose output goes to a log file.
-
-    Args:
-        pass_fds: descriptors that the program inherits under the same numbers.
-        new_session: whether it leaves our session, so that ctrl-C at the terminal does not reach it.
-
-    Raises:
-        CommandError: the program could not be started.
-    """
+    """Starts a long-lived program whose output goes to a log file. A new session protects it from ctrl-C at the terminal."""
     with log.open("ab") as output:
         return _popen(
             [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -98,7 +82,7 @@ def _popen(words: list[str], *, env: Mapping[str, str] | None, **options: Any) -
     try:
         return subprocess.Popen(words, env={**os.environ, **(env or {})}, **options)
     except FileNotFoundError:
-        raise CommandError(f"`{words[0]}` is not installed", "`make setup` installs what the project needs") from None
+        raise CommandError(f"`{words[0]}` is not installed", "install the dependencies with `make setup`") from None
     except OSError as error:
         raise CommandError(f"cannot start `{words[0]}`", errno=error.errno or 0) from None
 
@@ -111,15 +95,19 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _how_it_ended(status: int) -> str:
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+def _describe_status(status: int) -> str:
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
 def _tail(done: Completed, log: Path | None) -> str:
-    text = log.read_text(errors="replace") if log else done.stderr or done.stdout
-    lines = text.strip().splitlines()[-_TAIL:]
+    return format_tail(log.read_text(errors="replace") if log else done.stderr or done.stdout)
+
+
+def format_tail(output: str) -> str:
+    """A colon and the last lines, indented, to follow an error's own line; empty if there is no output."""
+    lines = output.strip().splitlines()[-_TAIL:]
     return ":\n    " + "\n    ".join(lines) if lines else ""
 
 
 def _log_hint(log: Path | None) -> str:
-    return f"the whole output is in {log}" if log else ""
+    return f"see {log} for the complete output" if log else ""

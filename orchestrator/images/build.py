@@ -9,27 +9,14 @@ from orchestrator.images import debian
 from orchestrator.images.cache import Progress, build_cached, hash_inputs, remove_tree
 from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.recipe import read_recipe
-from orchestrator.images.store import write_description
+from orchestrator.images.store import Description, write_description
+from orchestrator.values import Size
 
 _CODE = tuple(Path(__file__).with_name(name) for name in ("build.py", "debian.py", "initramfs.py", "store.py"))
 
 
 def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) -> Path:
-    """Builds a guest image, or finds it in the cache.
-
-    Args:
-        recipes: folder of recipes.
-        name: the recipe.
-        cache: cache folder, see ``cache.cache_folder``.
-        progress: called when a stage begins.
-
-    Returns:
-        The folder with ``vmlinuz``, ``initrd`` and ``image.json``; it is named like the image and must not be changed.
-
-    Raises:
-        NotFound: there is no such recipe.
-        ImageError: it could not be built; nothing is left of the attempt.
-    """
+    """A folder with ``vmlinuz``, ``initrd`` and ``image.json``, named after the image. It is cached: do not change it."""
     recipe = read_recipe(recipes, name)
     key = hash_inputs(debian.SUITE, recipes / name, *_CODE)
 
@@ -37,8 +24,8 @@ def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) ->
         root, image = folder / "root", folder / name
         image.mkdir()
         progress(f"image {name}: fetching and unpacking packages")
-        # kmod: depmod is run in the root, so the machine itself needs none. It opens liblzma only when it meets a compressed
-        # module, and where that fails it finds no aliases and says nothing (kmod 34).
+        # kmod: depmod runs in the root, so that the machine needs none. It loads liblzma only for a compressed module; if that
+        # fails, it finds no aliases and reports no error (kmod 34).
         debian.make_root(
             root, [*recipe.packages, "kmod", "liblzma5"], cache=cache, log=cache / "log" / f"image-{name}.log", variant="extract"
         )
@@ -47,14 +34,14 @@ def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) ->
         shutil.copyfile(kernel, image / "vmlinuz")
         build_initramfs(root, recipes / name / recipe.init, recipe.modules, image / "initrd")
         remove_tree(root)
-        write_description(
-            image,
-            cmdline=recipe.cmdline,
-            memory=recipe.memory,
-            console=recipe.console,
-            kernel_version=version,
-            hash=key,
+        description = Description(
             description=recipe.description,
+            hash=key,
+            kernel_version=version,
+            cmdline=recipe.cmdline,
+            memory=Size.parse(recipe.memory),
+            console=recipe.console,
         )
+        write_description(image, description)
 
     return build_cached(cache, f"image-{name}", key, build, progress=progress) / name

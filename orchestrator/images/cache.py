@@ -1,11 +1,10 @@
-"""A cache of built folders, keyed by a hash of what they were built from. A folder in it is complete or not there.
+"""A cache of built folders, keyed by a hash of their inputs. A cached folder is always complete.
 
-A build happens in a temporary sibling that is renamed into place; a crash leaves only the sibling, which the next build removes.
+A build fills a temporary sibling that is renamed into place. A crash leaves only the sibling, which the next build removes.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -17,16 +16,17 @@ from tempfile import mkdtemp
 
 from orchestrator.errors import CommandError, ImageError
 from orchestrator.host.run import run
+from orchestrator.locks import lock_file
 
 Progress = Callable[[str], None]
-"""Called with one line of text when a stage of a build begins."""
+"""Called with one line of text when a stage of a build starts."""
 
 _KEEP = 2
 _SKIPPED = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 
 
 def cache_folder() -> Path:
-    """Where builds are kept: $NOHYPE_CACHE, else $XDG_CACHE_HOME/nohype, else ~/.cache/nohype."""
+    """$NOHYPE_CACHE, otherwise $XDG_CACHE_HOME/nohype, otherwise ~/.cache/nohype."""
     if given := os.environ.get("NOHYPE_CACHE"):
         return Path(given).absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -34,14 +34,7 @@ def cache_folder() -> Path:
 
 
 def hash_inputs(*inputs: str | Path | Iterable[str]) -> str:
-    """A hash of everything that a build depends on.
-
-    Args:
-        inputs: texts, lists of texts, and files or folders (names, contents and the executable bit count; times do not).
-
-    Returns:
-        12 hexadecimal digits.
-    """
+    """12 hexadecimal digits over texts, lists of texts, files and folders (names, contents and executable bits, not times)."""
     digest = hashlib.sha256()
     for item in inputs:
         if isinstance(item, Path):
@@ -60,18 +53,9 @@ def hash_inputs(*inputs: str | Path | Iterable[str]) -> str:
 def build_cached(
     cache: Path, kind: str, key: str, build: Callable[[Path], None], *, progress: Progress, keep: int = _KEEP
 ) -> Path:
-    """The folder ``<cache>/<kind>-<key>``, built if it is not there.
+    """The folder ``<cache>/<kind>-<key>``, built if it does not exist. Concurrent callers wait for each other.
 
-    Two callers at once wait for each other. Older folders of the kind are removed after a successful build.
-
-    Args:
-        cache: the cache folder; made if missing.
-        key: see ``hash_inputs``.
-        build: fills the empty folder that it is given.
-        keep: how many folders of the kind stay.
-
-    Raises:
-        ImageError: the cache cannot be written, or the disk is full; nothing is left of the attempt.
+    ``build`` fills the empty folder that it is given; nothing is left of one that fails. ``keep`` folders of the kind stay.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -82,37 +66,36 @@ def build_cached(
             os.utime(folder)
             _prune(cache, kind, keep)
     except OSError as error:
-        hint = f"set NOHYPE_CACHE to a folder that can be written; now it is {cache}"
+        hint = f"set NOHYPE_CACHE to a writable folder; it is {cache} now"
         raise ImageError(f"cannot use the cache folder {cache}: {error.strerror or error}", hint) from None
     return folder
 
 
 @contextmanager
 def locked(path: Path, *, progress: Progress) -> Iterator[None]:
-    """Holds an exclusive flock(2) on the file; waits for another holder and says so. The kernel drops it if we die."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Holds an exclusive lock on the file. Waits for another holder, and reports that to ``progress``."""
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"waiting for another build ({path.name})")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        descriptor = lock_file(path, mode=0o644)
+    except BlockingIOError:
+        progress(f"waiting for another build ({path.name})")
+        descriptor = lock_file(path, mode=0o644, wait=True)
+    try:
         yield
     finally:
         os.close(descriptor)
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, never crossing into a file system that is mounted below it (a half-made root may have /dev bound in)."""
-    for _ in range(3):  # a killed build's last process may still be writing for a moment
+    """Removes a folder, but no file system mounted below it: an unfinished root may have /dev bound in."""
+    for _ in range(3):  # the last process of a killed build may still write for a moment
         if not run(["rm", "-rf", "--one-file-system", "--", path], timeout=300, check=False).status:
             return
     run(["rm", "-rf", "--one-file-system", "--", path], timeout=300)
 
 
 def _build_in_sibling(cache: Path, kind: str, folder: Path, build: Callable[[Path], None]) -> None:
-    for left_over in cache.glob(f".{kind}-tmp-*"):
-        remove_tree(left_over)
+    for leftover in cache.glob(f".{kind}-tmp-*"):
+        remove_tree(leftover)
     sibling = Path(mkdtemp(prefix=f".{kind}-tmp-", dir=cache))
     try:
         sibling.chmod(0o755)
@@ -122,13 +105,13 @@ def _build_in_sibling(cache: Path, kind: str, folder: Path, build: Callable[[Pat
         full = _is_disk_full(error, sibling)
         remove_tree(sibling)
         if full:
-            text = f"the disk is full: {kind} could not be built in {cache}"
-            raise ImageError(text, "free some space (2 GB are enough), or set NOHYPE_CACHE to another folder") from None
+            text = f"cannot build {kind} in {cache}: the disk is full"
+            raise ImageError(text, "free 2 GB, or set NOHYPE_CACHE to another folder") from None
         raise
 
 
 def _is_disk_full(error: BaseException, where: Path) -> bool:
-    """Whether a build failed for want of space: the kernel said so, a program that we ran did, or nothing is left."""
+    """Whether the kernel or a program reported a full disk, or less than 1 MB is free."""
     if isinstance(error, OSError) and error.errno == ENOSPC:
         return True
     if not isinstance(error, ImageError | CommandError):
@@ -147,11 +130,11 @@ def _walk(path: Path) -> Sequence[tuple[str, Path]]:
     if path.is_file():
         return [(path.name, path)]
     if not path.is_dir():
-        raise ImageError(f"{path} is not there, but the build needs it", "is the source tree complete?")
+        raise ImageError(f"the build needs {path}, which does not exist", "check that the source tree is complete")
     files = (file for file in sorted(path.rglob("*")) if file.is_file() and not _SKIPPED & set(file.parts))
     return [(str(file.relative_to(path)), file) for file in files]
 
 
 def _feed(digest: hashlib._Hash, part: bytes) -> None:
-    # the length in front keeps ("ab", "c") apart from ("a", "bc")
+    # the length distinguishes ("ab", "c") from ("a", "bc")
     digest.update(len(part).to_bytes(8, "little") + part)

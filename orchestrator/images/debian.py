@@ -1,4 +1,4 @@
-"""Debian root file systems by mmdebstrap. The mirror is that of the machine's own apt; none is named here or left in a root."""
+"""Debian root file systems built by mmdebstrap. The mirror is that of this machine's apt; it does not stay in a root."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BACKPORTS = f"{SUITE}-backports"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _INDEX_FORMAT = "$(ORIGIN) $(LABEL) $(COMPONENT) $(CODENAME) $(REPO_URI)"
 _OPTION = re.compile(r'(Acquire::(?:https?::|Retries|Check-Valid-Until|Check-Date)\S*) "(.+)";')
-_DEBS_LIMIT = 1 << 30  # bytes; a cache of packages that has grown beyond is emptied
+_DEBS_LIMIT = 1 << 30  # bytes; a larger cache of packages is emptied
 
-# Mounts and processes of a build end with it, however it ends: its own mount and PID namespace, and death with its parent.
+# Own mount and PID namespaces, and death with the parent: no mount or process outlives the build.
 _CONTAINED = (
     "setpriv", "--pdeathsig", "KILL",
     "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
 )  # fmt: skip
 
-# Nobody reads manuals in these roots; they would be a third of the image.
+# Documentation would be a third of the image.
 _EXCLUDED = (
     "/usr/share/doc/*",
     "/usr/share/man/*",
@@ -41,35 +41,22 @@ _EXCLUDED = (
 
 @dataclass(frozen=True)
 class AptSettings:
-    """Where packages come from.
-
-    Attributes:
-        uri: URI of a Debian archive that the machine itself uses.
-        options: apt configuration lines of the machine that matter for downloads (proxy, certificates).
-    """
+    """Settings of this machine's apt: the URI of a Debian archive, and configuration lines for downloads."""
 
     uri: str
     options: tuple[str, ...]
 
 
 def read_apt_settings() -> AptSettings:
-    """Reads the machine's own apt settings.
-
-    Raises:
-        ImageError: the machine's apt knows no Debian archive.
-        CommandError: apt is not installed.
-    """
+    """Raises ImageError if apt has no Debian archive configured, and CommandError if apt is not installed."""
     targets = run(["apt-get", "indextargets", "--format", _INDEX_FORMAT]).stdout
     return AptSettings(parse_archive_uri(targets), parse_apt_options(run(["apt-config", "dump"]).stdout))
 
 
 def parse_archive_uri(targets: str) -> str:
-    """The first Debian archive in the output of ``apt-get indextargets``; one that already has our suite is preferred.
+    """The first Debian archive in the output of ``apt-get indextargets``; one with SUITE is preferred.
 
-    Only origin and label Debian, component main will do: backports and security archives lack most packages.
-
-    Raises:
-        ImageError: there is none.
+    Archives with other origins or labels, such as security archives, and backports lack most packages.
     """
     found: list[tuple[bool, str]] = []
     for line in targets.splitlines():
@@ -79,15 +66,15 @@ def parse_archive_uri(targets: str) -> str:
                 found.append((codename.split("-")[0] == SUITE, words[1]))
     if not found:
         raise ImageError(
-            "this machine's apt knows no Debian archive (origin Debian, component main)",
-            "run `apt-get update`; on another distribution add a deb line for a Debian archive with "
-            f"[signed-by={_KEYRING}], from the package debian-archive-keyring",
+            "apt has no Debian archive configured (origin Debian, component main)",
+            "run `apt-get update`; on another distribution, add a deb line for a Debian archive with "
+            f"[signed-by={_KEYRING}] (package debian-archive-keyring)",
         )
     return max(found, key=lambda item: item[0])[1]
 
 
 def parse_apt_options(dump: str) -> tuple[str, ...]:
-    """The lines of ``apt-config dump`` that decide how packages are fetched, so that a proxy or a private CA works for us too."""
+    """The lines of ``apt-config dump`` for downloads: proxies, certificates, retries."""
     return tuple(f'{match[1]} "{match[2]}";' for line in dump.splitlines() if (match := _OPTION.fullmatch(line.strip())))
 
 
@@ -101,21 +88,16 @@ def make_root(
     suites: Sequence[str] = (SUITE,),
     env: Mapping[str, str] | None = None,
 ) -> None:
-    """Makes a root file system of our suite with the packages and what they depend on (recommendations are left out).
+    """Builds a root file system of SUITE with the packages and their dependencies, without recommendations.
 
     Args:
-        target: folder to fill; made if missing, must be empty.
-        cache: folder that keeps the downloaded packages (``<cache>/debs``), so that several roots fetch a package once.
-        log: file that gets what mmdebstrap prints.
-        variant: mmdebstrap's; "extract" unpacks only and runs no maintainer scripts.
-        suites: where packages come from; of a package in several, that of the last.
-        env: environment variables for the packages' maintainer scripts.
-
-    Raises:
-        ImageError: the machine lacks the archive's keys or knows no archive, or mmdebstrap failed.
+        target: folder to fill; must be empty.
+        variant: mmdebstrap's; "extract" only unpacks and runs no maintainer scripts.
+        suites: sources of packages; the last has priority.
+        env: environment variables for maintainer scripts.
     """
     if not _KEYRING.exists():
-        raise ImageError(f"{_KEYRING} is not there, so packages cannot be checked", "apt-get install debian-archive-keyring")
+        raise ImageError(f"cannot verify packages: {_KEYRING} does not exist", "run `apt-get install debian-archive-keyring`")
     settings = read_apt_settings()
     debs = cache / "debs"
     debs.mkdir(parents=True, exist_ok=True)
@@ -124,7 +106,7 @@ def make_root(
         argv = build_mmdebstrap(settings, target, packages, debs, variant=variant, suites=suites)
         run_logged(
             [*_CONTAINED, *argv],
-            task=f"cannot make a Debian {SUITE} root file system",
+            task=f"cannot build a Debian {SUITE} root file system",
             program="mmdebstrap",
             log=log,
             timeout=3600,
@@ -143,12 +125,11 @@ def build_mmdebstrap(
     variant: str,
     suites: Sequence[str] = (SUITE,),
 ) -> list[str]:
-    """The command line of mmdebstrap; see ``make_root``."""
     archives, kept = '"$1"/var/cache/apt/archives', shlex.quote(str(debs))
     fill = f"mkdir -p {archives} && cp -a --reflink=auto {kept}/. {archives}/"
-    # -n: what came from the cache need not go back
+    # -n: files from the cache are not copied back
     keep = f"find {archives} -maxdepth 1 -name '*.deb' -exec cp -n --preserve=timestamps --reflink=auto -t {kept} {{}} +"
-    # the machine's mirror and proxy are nobody's business in an image
+    # the machine's mirror and proxy do not belong in an image
     forget = 'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/* "$1"/etc/apt/apt.conf.d/99mmdebstrap'
     return [
         "mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory", "--architectures=amd64",
@@ -156,7 +137,7 @@ def build_mmdebstrap(
         *(f"--aptopt={option}" for option in (*settings.options, 'Acquire::Retries "3";', 'Acquire::Languages "none";')),
         f'--aptopt=APT::Default-Release "{suites[-1]}";',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED), "--dpkgopt=force-unsafe-io",
-        "--skip=essential/unlink",  # or the packages of the essential set would not reach the cache
+        "--skip=essential/unlink",  # keeps the packages of the essential set for the cache
         f"--setup-hook={fill}", f"--extract-hook={keep}", f"--customize-hook={keep}", f"--customize-hook={forget}",
         SUITE, str(target), *(f"deb [signed-by={_KEYRING}] {settings.uri} {suite} main" for suite in suites),
     ]  # fmt: skip
@@ -169,7 +150,7 @@ def _limit(debs: Path) -> None:
 
 
 def _merge_usr(root: Path) -> None:
-    """Makes /bin, /lib and so on, which base-files makes in a root that is set up; and drops what mmdebstrap leaves behind."""
+    """Creates /bin, /lib and the like, which base-files creates on configuration, and removes leftovers of mmdebstrap."""
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True, exist_ok=True)
         if not (root / name).exists():

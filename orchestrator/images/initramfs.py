@@ -1,4 +1,4 @@
-"""A small initramfs: busybox, the kernel modules that are named (with what they need), and an init that is a file of its own."""
+"""A small initramfs: busybox, kernel modules with their dependencies, and an init from a file."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ from tempfile import TemporaryDirectory
 from orchestrator.errors import ImageError
 from orchestrator.host.run import run
 
-_EPOCH = 0  # all times in the archive, so that the same inputs give the same bytes
+_EPOCH = 0  # all times in the archive: the same inputs give the same bytes
 
 
 def find_kernel(root: Path) -> tuple[str, Path]:
-    """The version and the image file of the only kernel in a root file system.
-
-    Raises:
-        ImageError: there is none, or more than one.
-    """
+    """The version and the image file of the only kernel. Raises ImageError if there is not one kernel."""
     kernels = sorted((root / "boot").glob("vmlinuz-*"))
     if len(kernels) != 1:
-        raise ImageError(f"{root} has {len(kernels)} kernels instead of one", "check the list of packages")
+        raise ImageError(f"{root} has {len(kernels)} kernels, expected 1", "check the list of packages")
     return kernels[0].name.removeprefix("vmlinuz-"), kernels[0]
 
 
 def parse_modules_dep(text: str) -> dict[str, tuple[str, ...]]:
-    """Reads modules.dep(5): file of a module → files of the modules it needs."""
+    """modules.dep(5): file of a module → files of the modules it needs."""
     lines = (line.partition(":") for line in text.splitlines())
     return {name: tuple(needed.split()) for name, colon, needed in lines if colon}
 
@@ -42,15 +38,7 @@ def module_name(file: str) -> str:
 def plan_modules(
     needs: dict[str, tuple[str, ...]], names: Sequence[str], builtin: frozenset[str] = frozenset()
 ) -> tuple[str, ...]:
-    """The files of the named modules and of all they need, each after what it needs: the order to load them in.
-
-    Args:
-        needs: see ``parse_modules_dep``.
-        builtin: names of modules that this kernel has built in; they are left out.
-
-    Raises:
-        ImageError: the kernel has no such module.
-    """
+    """The files of the named modules and their dependencies in load order, without those that are built in."""
     files = {module_name(file): file for file in needs}
     order: dict[str, None] = {}
 
@@ -64,22 +52,15 @@ def plan_modules(
         if wanted in builtin:
             continue
         if wanted not in files:
-            raise ImageError(f"the kernel has no module {name}", "check the list of modules in the recipe")
+            raise ImageError(f"module {name} does not exist for this kernel", "check the list of modules in the recipe")
         add(files[wanted])
     return tuple(order)
 
 
 def build_initramfs(root: Path, init: Path, modules: Sequence[str], output: Path) -> None:
-    """Writes a gzip-compressed newc archive with /init, /bin/busybox, and the modules where busybox's modprobe finds them.
+    """Writes a gzip-compressed newc archive with /init, /bin/busybox, and modules for busybox's modprobe.
 
-    Args:
-        root: a root file system with one kernel, busybox-static and kmod; depmod is run in it if it has not been.
-        init: the script or program that becomes /init.
-        modules: names of kernel modules.
-
-    Raises:
-        ImageError: something is missing in the root.
-        CommandError: depmod or cpio failed.
+    ``root`` has one kernel, busybox-static and kmod; depmod is run in it if necessary.
     """
     version, _ = find_kernel(root)
     library = root / "usr/lib/modules" / version
@@ -89,7 +70,7 @@ def build_initramfs(root: Path, init: Path, modules: Sequence[str], output: Path
     files = plan_modules(parse_modules_dep((library / "modules.dep").read_text()), modules, builtin)
     busybox = next((path for path in (root / "usr/bin/busybox", root / "bin/busybox") if path.exists()), None)
     if busybox is None:
-        raise ImageError(f"{root} has no busybox", "add busybox-static to the packages of the recipe")
+        raise ImageError(f"busybox is missing in {root}", "add busybox-static to the packages of the recipe")
     with TemporaryDirectory(dir=output.parent, prefix=".initramfs-") as name:
         tree = Path(name)
         for folder in ("bin", "dev", "proc", "sys", "mnt"):
@@ -102,13 +83,13 @@ def build_initramfs(root: Path, init: Path, modules: Sequence[str], output: Path
 
 
 def format_modules_dep(needs: dict[str, tuple[str, ...]], files: Sequence[str]) -> str:
-    """modules.dep(5) for modules that lie flat in one folder, named ``<module>.ko``."""
+    """modules.dep(5) for modules in one folder, named ``<module>.ko``."""
     lines = ((module_name(file), " ".join(f"{module_name(needed)}.ko" for needed in needs[file])) for file in files)
     return "".join(f"{name}.ko: {needed}".rstrip() + "\n" for name, needed in lines)
 
 
 def filter_aliases(text: str, files: Sequence[str]) -> str:
-    """The lines of modules.alias that lead to one of the modules: with them a module is found by its device."""
+    """The lines of modules.alias for these modules; they map devices to modules."""
     kept = {module_name(file) for file in files}
     return "".join(
         f"{line}\n"
@@ -124,10 +105,8 @@ def _copy_modules(library: Path, files: Sequence[str], target: Path) -> None:
     needs = parse_modules_dep((library / "modules.dep").read_text())
     (target / "modules.dep").write_text(format_modules_dep(needs, files))
     aliases = filter_aliases((library / "modules.alias").read_text(), files)
-    if files and not aliases:  # depmod says nothing when it cannot read the modules; the guest would have no driver
-        raise ImageError(
-            f"depmod found no device that {', '.join(map(module_name, files))} are for", f"see {library}/modules.alias"
-        )
+    if files and not aliases:  # depmod reports no error if it cannot read the modules; the guest would have no driver
+        raise ImageError(f"depmod found no devices for {', '.join(map(module_name, files))}", f"see {library}/modules.alias")
     (target / "modules.alias").write_text(aliases)
     (target / "modules.symbols").write_text("")  # busybox's modprobe warns if it is missing
 

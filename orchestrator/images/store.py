@@ -1,152 +1,153 @@
-"""The folder of built guest images that the system manager starts guests from: one folder an image."""
+"""The store of built guest images, one folder per image. The system manager starts guests from it."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
-from orchestrator.errors import ImageError, NotFound
+from orchestrator.errors import Conflict, ImageError, NotFound
 from orchestrator.images.cache import locked, remove_tree
-from orchestrator.model.request import as_value_error, describe
+from orchestrator.model.fields import check_size, describe
+from orchestrator.model.plan import ImageRef
 from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")
+CONSOLE_PROTOCOL = "nohype-1"
 
 _DESCRIPTION = "image.json"
 
 
 def _printable(text: str) -> str:
     if not text.isascii() or not text.isprintable():
-        raise ValueError("this is printable ASCII on one line")
+        raise ValueError("only printable ASCII on one line is allowed")
     return text
+
+
+def _size(value: Any) -> Size:
+    if isinstance(value, Size):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('not a text such as "96M"')
+    return Size.parse(check_size(value))
 
 
 _Line = Annotated[str, Field(max_length=2048), AfterValidator(_printable)]
 
 
-class _Description(BaseModel):
-    """``image.json``, of which libvirt gets the command line: what it could not take is found before anything is claimed."""
+class Description(BaseModel):
+    """The content of ``image.json``. Values that libvirt would refuse are refused here, before anything is claimed."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    cmdline: _Line
-    memory: Annotated[str, AfterValidator(lambda text: as_value_error(lambda: str(Size.parse(text))))]
-    console: _Line | None
+    description: str = ""
+    hash: _Line  # of everything that the image was built from
     kernel_version: _Line
-    hash: _Line
+    cmdline: _Line
+    # The minimum of a guest: with less, its kernel hangs without a message.
+    memory: Annotated[Size, PlainValidator(_size), PlainSerializer(str)]
+    console: _Line | None  # protocol that the image's init speaks on the console
 
 
-@dataclass(frozen=True)
-class Image:
-    """A built guest image.
+class Image(Description):
+    """A built guest image and its folder, which is named after it."""
 
-    Attributes:
-        kernel, initrd: files that QEMU loads.
-        cmdline: words for the kernel command line that the image wants.
-        memory: the least that a guest of it starts with; with less, its kernel hangs before it can say so.
-        console: protocol that the image speaks on its console ("nohype-1"), None if it speaks none.
-        kernel_version: release of its kernel, for reports.
-        hash: hash of what it was built from.
-    """
+    folder: Path
 
-    name: str
-    kernel: Path
-    initrd: Path
-    cmdline: str
-    memory: Size
-    console: str | None
-    kernel_version: str = ""
-    hash: str = ""
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def kernel(self) -> Path:
+        return self.folder / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        return self.folder / "initrd"
+
+    @property
+    def speaks_protocol(self) -> bool:
+        """Whether its guests report ready and execute commands on their console."""
+        return self.console == CONSOLE_PROTOCOL
+
+    def to_json(self) -> dict[str, object]:
+        """For users; ``memory`` in bytes."""
+        files = {"name": self.name, "kernel": str(self.kernel), "initrd": str(self.initrd)}
+        return {**files, **self.model_dump(exclude={"folder", "description"}), "memory": self.memory.bytes}
 
 
 def find_image(store: Path, name: str) -> Image:
-    """The image of that name.
-
-    Raises:
-        NotFound: there is none; with the names that there are and how to build one.
-        ImageError: its folder is damaged.
-    """
+    """Raises NotFound if there is no such image, and ImageError if its folder is damaged."""
     names = image_names(store)
     if name not in names:
-        there = f"there are {', '.join(names)}" if names else "there are none"
-        raise NotFound(f"there is no guest image {name!r} in {store}: {there}", f"`nohype image build {name}` builds one")
+        available = f"available: {', '.join(names) or 'none'}"
+        raise NotFound(f"no guest image {name!r} in {store}; {available}", f"build it with `nohype image build {name}`")
     return read_image(store / name)
 
 
-def list_images(store: Path) -> tuple[Image, ...]:
-    """All images in the store, by name; damaged ones are an error.
+def find_build(store: Path, ref: ImageRef) -> Image:
+    """The image, if it is the build that a guest was created with.
 
     Raises:
-        ImageError: a folder is damaged.
+        NotFound, ImageError: as ``find_image``.
+        Conflict: the image was built anew since.
     """
+    image = find_image(store, ref.name)
+    if ref.hash not in ("", image.hash):
+        raise Conflict(
+            f"image {ref.name} has changed since the guest was created: build {image.hash[:12]}, expected {ref.hash[:12]}",
+            "delete the guest and create it again, or install the earlier build",
+        )
+    return image
+
+
+def list_images(store: Path) -> tuple[Image, ...]:
     return tuple(read_image(store / name) for name in image_names(store))
 
 
 def image_names(store: Path) -> tuple[str, ...]:
-    """The names of the images in the store, sorted."""
+    """The names of the images, sorted; () if there is no store."""
     if not store.is_dir():
         return ()
     return tuple(sorted(path.name for path in store.iterdir() if not path.name.startswith(".") and path.is_dir()))
 
 
 def read_image(folder: Path) -> Image:
-    """Reads the image that a folder holds.
-
-    Raises:
-        ImageError: the folder is damaged.
-    """
-    damaged = f"the guest image {folder.name} is damaged"
+    """Raises ImageError if the folder is damaged."""
+    damaged = f"guest image {folder.name} is damaged"
     missing = [name for name in (_DESCRIPTION, "vmlinuz", "initrd") if not (folder / name).is_file()]
     if missing:
-        raise ImageError(f"{damaged}: {', '.join(missing)} missing", _rebuild(folder))
+        raise ImageError(f"{damaged}: missing {', '.join(missing)}", _rebuild(folder))
     try:
-        found = _Description.model_validate_json((folder / _DESCRIPTION).read_bytes())
+        description = Description.model_validate_json((folder / _DESCRIPTION).read_bytes())
     except OSError as error:
         raise ImageError(f"{damaged}: {_DESCRIPTION}: {error.strerror}", _rebuild(folder)) from None
     except ValidationError as error:
         raise ImageError(f"{damaged}: {_DESCRIPTION}: {describe(error).removeprefix(': ')}", _rebuild(folder)) from None
-    return Image(
-        folder.name,
-        folder / "vmlinuz",
-        folder / "initrd",
-        found.cmdline,
-        Size.parse(found.memory),
-        found.console,
-        found.kernel_version,
-        found.hash,
-    )
+    return Image(folder=folder, **dict(description))
 
 
-def write_description(
-    folder: Path, *, cmdline: str, memory: str, console: str | None, kernel_version: str, hash: str, description: str
-) -> None:
+def write_description(folder: Path, description: Description) -> None:
     """Writes ``image.json``, the last file of an image."""
-    fields = {
-        "name": folder.name, "description": description, "hash": hash, "kernel_version": kernel_version,
-        "cmdline": cmdline, "memory": memory, "console": console,
-    }  # fmt: skip
+    fields = {"name": folder.name, **description.model_dump(mode="json")}
     (folder / _DESCRIPTION).write_text(json.dumps(fields, indent=2) + "\n")
 
 
 def install_image(built: Path, store: Path, name: str) -> Image:
-    """Copies a built image into the store, in place of one of the same name. The store never holds half an image.
+    """Copies a built image into the store and replaces one of the same name. The store never contains half an image.
 
-    Guests that run are not touched: QEMU has read kernel and initrd when a guest starts.
-
-    Raises:
-        ImageError: the store cannot be written.
+    Running guests are not affected: QEMU reads kernel and initrd only when a guest starts.
     """
     try:
         store.mkdir(parents=True, exist_ok=True)
         with locked(store / ".lock", progress=lambda _: None):
-            for left_over in store.glob(".tmp-*"):
-                remove_tree(left_over)
+            for leftover in store.glob(".tmp-*"):
+                remove_tree(leftover)
             temporary = Path(mkdtemp(prefix=".tmp-", dir=store))
             try:
                 shutil.copytree(built, temporary / name)
@@ -157,11 +158,11 @@ def install_image(built: Path, store: Path, name: str) -> Image:
                 remove_tree(temporary)
     except OSError as error:
         raise ImageError(
-            f"cannot put the guest image into {store}: {error.strerror or error}", "run as root, or give --output DIR"
+            f"cannot install the guest image in {store}: {error.strerror or error}", "run as root, or give --output DIR"
         ) from None
     return read_image(store / name)
 
 
 def _rebuild(folder: Path) -> str:
-    where = "" if folder.parent == STORE else f" --output {folder.parent}"
-    return f"`nohype image build {folder.name}{where}` builds it again"
+    store = "" if folder.parent == STORE else f" --output {folder.parent}"
+    return f"rebuild it with `nohype image build {folder.name}{store}`"

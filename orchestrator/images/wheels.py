@@ -1,4 +1,4 @@
-"""The wheelhouse: our package and all that it needs as wheels for the Python of our Debian suite, in one tar file."""
+"""The wheelhouse: this package and its requirements as wheels for the Python of Debian 13, in one tar file."""
 
 from __future__ import annotations
 
@@ -17,62 +17,47 @@ from orchestrator.images.logged import run_logged
 _PYTHON = "3.13"
 _GLIBC_MINOR = 41
 
-# What goes into our wheel.
+# The content of this package's wheel.
 _SOURCES = ("orchestrator", "setup.cfg", "pyproject.toml", "README.md")
 
 
 def source_tree() -> Path:
-    """The source tree that this program runs from.
-
-    Raises:
-        ImageError: it runs from an installed package, which has neither roles nor sources to build from.
-    """
+    """The source tree of this program. Raises ImageError for an installed package, which has no roles and sources."""
     tree = Path(__file__).parents[2]
     missing = [name for name in (*_SOURCES, "ansible", "guest-images") if not (tree / name).exists()]
     if missing:
-        raise ImageError(
-            f"labs are built from a source tree, but {tree} has no {', '.join(missing)}", "run nohype from a checkout"
-        )
+        raise ImageError(f"not a source tree: {tree} lacks {', '.join(missing)}", "build labs with nohype from a checkout")
     return tree
 
 
 def hash_sources(tree: Path) -> str:
-    """A hash of all that goes into our wheel."""
     return hash_inputs(*(tree / name for name in _SOURCES))
 
 
 def read_requirements(tree: Path) -> tuple[str, ...]:
-    """What our package needs at run time, without libvirt-python: that must match the host's libvirt, so it comes from Debian."""
+    """Requirements of a host except libvirt-python, which must match the host's libvirt and comes from Debian."""
     config = configparser.ConfigParser()
     config.read(tree / "setup.cfg")
-    lines = config["options"]["install_requires"].split("\n")
+    lines = (config["options"]["install_requires"] + config["options.extras_require"]["host"]).split("\n")
     return tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("libvirt-python"))
 
 
 def build_wheelhouse(tree: Path, cache: Path, *, progress: Progress) -> Path:
-    """Builds our wheel and fetches the others. pip's own settings (index, proxy, constraints) hold.
-
-    Args:
-        tree: see ``source_tree``.
-        cache: cache folder.
-        progress: called when a stage begins.
+    """Builds this package's wheel and downloads the others with pip's own settings (index, proxy, constraints).
 
     Returns:
         A tar file; the same inputs give the same bytes.
-
-    Raises:
-        ImageError: a wheel could not be built or fetched.
     """
     requirements = read_requirements(tree)
 
     def fetch(folder: Path) -> None:
-        progress("wheels: fetching what the package needs")
+        progress("wheels: downloading the requirements")
         _pip(build_download(requirements, folder), cache / "log" / "wheels.log")
 
     def build(folder: Path) -> None:
         fetched = build_cached(cache, "wheels", hash_inputs(requirements, _PYTHON, str(_GLIBC_MINOR)), fetch, progress=progress)
-        progress("wheels: building our own")
-        # a copy, since setuptools leaves build/ and egg-info in the tree, and takes stale files from there
+        progress("wheels: building this package")
+        # a copy: setuptools leaves build/ and egg-info in the tree, and packs stale files from there
         copy = folder / "source"
         copy.mkdir()
         for name in _SOURCES:
@@ -86,8 +71,8 @@ def build_wheelhouse(tree: Path, cache: Path, *, progress: Progress) -> Path:
 
 
 def build_download(requirements: Sequence[str], folder: Path) -> list[str]:
-    """pip's arguments that fetch wheels for the image's Python, which need not be ours."""
-    # pip does not derive older manylinux tags from newer ones (PEP 600 says they are compatible): all are listed
+    """pip's arguments for wheels of the image's Python, which may differ from this one."""
+    # pip does not derive older manylinux tags from newer ones, although they are compatible (PEP 600): all are listed
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(_GLIBC_MINOR, 16, -1)] + ["manylinux2014_x86_64"]
     return [
         "download", "--quiet", "--only-binary=:all:", f"--python-version={_PYTHON}", "--implementation=cp",
@@ -97,7 +82,7 @@ def build_download(requirements: Sequence[str], folder: Path) -> list[str]:
 
 def _pip(arguments: Sequence[str], log: Path) -> None:
     argv = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    run_logged(argv, task="cannot make the wheels for a host", program="pip", log=log, timeout=900)
+    run_logged(argv, task="cannot build the wheels for a host", program="pip", log=log, timeout=900)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,6 +1,6 @@
-"""Which accelerator a lab gets. KVM is believed only after a kernel has really booted in it and shows nested virtualization.
+"""Chooses the accelerator of a lab. KVM is used only after a kernel has booted under it and reported nested virtualization.
 
-/dev/kvm alone proves nothing: there are kinds that make a virtual machine in which a stock kernel dies in its decompressor.
+/dev/kvm alone proves nothing: on some machines a stock kernel dies in its decompressor under KVM.
 """
 
 from __future__ import annotations
@@ -8,28 +8,28 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from orchestrator.errors import LabError
 from orchestrator.host.processes import read_boot_id
 from orchestrator.host.root import HostRoot
 from orchestrator.host.run import spawn
-from orchestrator.lab.folder import RUNTIME, read_tail
+from orchestrator.lab.paths import RUNTIME, read_tail
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qemu import INSIDE, build_entry
+from orchestrator.waiting import wait_until
 
-PROBE_DEADLINE = 20.0
-_DEVICE = Path("/dev/kvm")
-_READY = re.compile(r"^nohype: ready .*\bvirt=(\w+)", re.MULTILINE)
-_POLL = 0.1
+PROBE_TIMEOUT = 20.0
+DEVICE = Path("/dev/kvm")
+_READY = re.compile(r"^nohype: ready .*\bvirt=(\w+) ", re.MULTILINE)
 
 
-class Wanted(StrEnum):
-    """What the user asks for."""
+class AccelChoice(StrEnum):
+    """The user's choice."""
 
     AUTO = "auto"
     TCG = "tcg"
@@ -38,7 +38,7 @@ class Wanted(StrEnum):
 
 @dataclass(frozen=True)
 class Accel:
-    """The choice, and the reason for it in one line."""
+    """The decision, with its reason on one line."""
 
     kvm: bool
     reason: str
@@ -46,7 +46,7 @@ class Accel:
 
 @dataclass(frozen=True)
 class Probe:
-    """What the probe boots: the guest image `minimal`, in the QEMU of the tools root."""
+    """Files of the probe: the guest image `minimal`, booted by the QEMU of the tools root."""
 
     tools: Path
     kernel: Path
@@ -54,72 +54,49 @@ class Probe:
 
 
 def choose_accel(
-    host: HostRoot, wanted: Wanted, probe: Probe, timeline: Timeline, *, cache: Path = RUNTIME / "kvm.json"
+    host: HostRoot, choice: AccelChoice, probe: Probe, timeline: Timeline, *, cache: Path = RUNTIME / "kvm.json"
 ) -> Accel:
-    """Decides, and probes KVM where that is needed.
-
-    The verdict is kept until the machine boots again; only who insists on KVM has a refusal looked at anew.
-
-    Args:
-        cache: file that keeps the verdict.
+    """Decides, and probes KVM unless ``cache`` holds a result of this boot. `kvm` repeats a probe that has failed before.
 
     Raises:
-        LabError: KVM is asked for, but does not work; with the reason.
+        LabError: KVM was requested but does not work.
     """
-    if wanted is Wanted.TCG:
-        return Accel(kvm=False, reason="emulation was asked for")
-    if not os.access(_DEVICE, os.R_OK | os.W_OK):
-        verdict = Accel(kvm=False, reason=f"{_DEVICE} is not there, or not ours to open")
+    if choice is AccelChoice.TCG:
+        return Accel(kvm=False, reason="emulation was requested")
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        result = Accel(kvm=False, reason=f"{DEVICE} does not exist or is not accessible")
     else:
         boot = read_boot_id(host)
-        known = _find_verdict(cache, boot)
-        if known is None or (wanted is Wanted.KVM and not known.kvm):
+        known = _find_result(cache, boot)
+        if known is None or (choice is AccelChoice.KVM and not known.kvm):
             with timeline.stage("probe KVM"):
                 known = probe_kvm(probe)
             cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             cache.write_text(json.dumps({"boot": boot, **asdict(known)}))
             if not known.kvm:
-                timeline.note(f"KVM cannot be used, so the lab is emulated: {known.reason}")
-        verdict = known
-    if wanted is Wanted.KVM and not verdict.kvm:
-        raise LabError(f"KVM cannot be used for a lab: {verdict.reason}", "--accel auto takes emulation instead")
-    return verdict
+                timeline.note(f"KVM does not work for labs, using emulation: {known.reason}")
+        result = known
+    if choice is AccelChoice.KVM and not result.kvm:
+        raise LabError(f"KVM does not work for labs: {result.reason}", "use --accel auto or --accel tcg for emulation")
+    return result
 
 
-def probe_kvm(probe: Probe, *, deadline: float = PROBE_DEADLINE) -> Accel:
-    """Boots a kernel under KVM; only one that gets to its `ready` line and sees SVM or VMX counts.
-
-    Args:
-        deadline: seconds that it may take.
-    """
+def probe_kvm(probe: Probe, *, timeout: float = PROBE_TIMEOUT) -> Accel:
+    """Boots a kernel under KVM; the probe passes if the guest reports `ready` with SVM or VMX."""
     with TemporaryDirectory(prefix="nohype-kvm-") as folder:
         log, console = Path(folder, "qemu.log"), Path(folder, "console.log")
         binds = {"lab": Path(folder), "kernel": probe.kernel, "initrd": probe.initrd}
-        process = spawn([*build_entry(probe.tools, binds, os.getpid()), *_PROBE_ARGV], log=log)
+        process = spawn([*build_entry(probe.tools, binds, os.getpid()), *PROBE_ARGV], log=log)
         try:
-            end = time.monotonic() + deadline
-            while time.monotonic() < end:
-                alive = process.poll() is None
-                # The size is known only when the guest is done with the line; a part of it does not match.
-                match = _READY.search(console.read_text(errors="replace")) if console.exists() else None
-                if match:
-                    return _judge(match[1])
-                if not alive:
-                    said = "; ".join((read_tail(log) or read_tail(console))[-2:])
-                    return Accel(
-                        kvm=False, reason=f"QEMU with KVM ended with status {process.returncode}: {said or 'it said nothing'}"
-                    )
-                time.sleep(_POLL)
-            last = "; ".join(read_tail(console)[-2:]) or "nothing"
-            return Accel(
-                kvm=False, reason=f"a kernel did not get ready under KVM within {deadline:g} s; its console shows {last}"
+            return wait_until(lambda: _read_result(process, log, console), timeout=timeout, interval=0.1) or Accel(
+                kvm=False, reason=f"a kernel under KVM did not become ready within {timeout:g} s; console: {_last(console)}"
             )
         finally:
             process.kill()
             process.wait()
 
 
-_PROBE_ARGV = [
+PROBE_ARGV = [
     "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot",
     "-M", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host", "-smp", "2", "-m", "256M",
     "-kernel", str(INSIDE / "kernel"), "-initrd", str(INSIDE / "initrd"), "-append", "console=ttyS0 panic=-1",
@@ -127,13 +104,27 @@ _PROBE_ARGV = [
 ]  # fmt: skip
 
 
-def _judge(virt: str) -> Accel:
-    if virt in ("svm", "vmx"):
-        return Accel(kvm=True, reason=f"a kernel boots under KVM and sees {virt}")
-    return Accel(kvm=False, reason="a kernel boots under KVM, but sees neither SVM nor VMX: nested virtualization is off")
+def _read_result(process: Any, log: Path, console: Path) -> Accel | None:
+    # The status first: what QEMU wrote before its exit is in the console file then.
+    status = process.poll()
+    # An incomplete line does not match: a space follows the word.
+    match = _READY.search(console.read_text(errors="replace")) if console.exists() else None
+    if match and match[1] in ("svm", "vmx"):
+        return Accel(kvm=True, reason=f"a kernel boots under KVM and reports {match[1]}")
+    if match:
+        return Accel(kvm=False, reason="a kernel boots under KVM without SVM or VMX: nested virtualization is off")
+    if status is not None:
+        return Accel(
+            kvm=False, reason=f"QEMU with KVM exited with status {status}: {_last(log) or _last(console) or 'no output'}"
+        )
+    return None
 
 
-def _find_verdict(cache: Path, boot: str) -> Accel | None:
+def _last(path: Path) -> str:
+    return "; ".join(read_tail(path)[-2:])
+
+
+def _find_result(cache: Path, boot: str) -> Accel | None:
     try:
         fields = json.loads(cache.read_text())
         return Accel(kvm=bool(fields["kvm"]), reason=str(fields["reason"])) if fields["boot"] == boot else None

@@ -1,4 +1,4 @@
-"""Ansible as a program: where it is, what it wants of its environment, and what it says at its end."""
+"""Runs of Ansible: the program, its environment, and its recap."""
 
 from __future__ import annotations
 
@@ -11,31 +11,26 @@ from orchestrator.errors import ImageError
 
 
 def find_ansible() -> Path:
-    """ansible-playbook of the virtual environment that we run in, else of the PATH."""
-    beside = Path(sys.executable).with_name("ansible-playbook")
-    found = beside if beside.exists() else shutil.which("ansible-playbook")
-    if not found:
+    """ansible-playbook of the virtual environment that runs this program, otherwise of the PATH."""
+    sibling = Path(sys.executable).with_name("ansible-playbook")
+    program = sibling if sibling.exists() else shutil.which("ansible-playbook")
+    if not program:
         raise ImageError(
-            "ansible-playbook is not there, so the host role cannot be applied",
-            "`make setup` installs it; or pip install nohype-orchestrator[lab]",
+            "cannot apply the host role: ansible-playbook is not installed",
+            "run `make setup`, or pip install 'nohype-orchestrator[lab]'",
         )
-    return Path(found)
+    return Path(program)
 
 
 def build_environment(ansible: Path, home: Path) -> dict[str, str]:
-    """The variables that a run of it is to have.
-
-    Args:
-        ansible: our folder of roles and playbooks.
-        home: folder for what it keeps, in place of ~/.ansible.
-    """
-    # It insists on a UTF-8 locale.
+    """Environment variables for a run with the roles in ``ansible``; ``home`` replaces ~/.ansible."""
+    # Ansible requires a UTF-8 locale.
     return {"ANSIBLE_CONFIG": str(ansible / "ansible.cfg"), "ANSIBLE_HOME": str(home), "LC_ALL": "C.UTF-8"}
 
 
 def parse_changed(text: str) -> int:
-    """The number of changed tasks in Ansible's recap."""
-    found = re.findall(r"^\S+ +: ok=\d+ +changed=(\d+) ", text, re.MULTILINE)
-    if len(found) != 1:
-        raise ImageError("Ansible ended without a recap, so it is not known what it did", "see its log in the cache folder")
-    return int(found[0])
+    """The number of changed tasks in the recap."""
+    numbers = re.findall(r"^\S+ +: ok=\d+ +changed=(\d+) ", text, re.MULTILINE)
+    if len(numbers) != 1:
+        raise ImageError("Ansible exited without a recap", "see its log in the cache folder")
+    return int(numbers[0])

@@ -1,7 +1,7 @@
 """Builds what a lab boots from: a root with QEMU, and the image of a lab host with the host role of ansible/ applied.
 
-In stages, each cached by a hash of what it is made of: packages → wheels → role applied → raw image. Everything runs natively;
-under emulation each stage would take ten to twenty times as long.
+The stages packages, wheels, role, raw image are each cached by a hash of their inputs. All run natively: under emulation each
+would take ten to twenty times longer.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.logged import run_logged
 from orchestrator.lab import ansible
 from orchestrator.lab.emulator import PROGRAM, write_record
-from orchestrator.lab.spec import LabImage, LabSpec
+from orchestrator.lab.spec import PAGE, LabImage, LabSpec
 
 # An emulated processor can lose an interrupt in QEMU before 10.2: helpers of SVM change a processor's pending interrupts without
 # the lock, while another thread may add one (qemu-devel, 29 August 2025, "treewide: clear bits of cs->interrupt_request with
-# cpu_reset_interrupt()"). A lab's CPU did stop once; this is the likely cause, and could not be made to happen again.
+# cpu_reset_interrupt()"). A lab's CPU stopped once; this is the likely cause, but it could not be reproduced.
 _TOOLS_SUITES = (debian.SUITE, debian.BACKPORTS)
 
 # coreutils: the lab starts QEMU through env(1)
 _TOOLS = ("coreutils", "qemu-system-x86")
 
-# Beside the packages of the host role: what makes a root a machine that boots and can be logged in to, and two tools for proofs.
+# In addition to the packages of the host role: what a root needs to boot and to serve SSH, and two tools for proofs.
 _BASE = ("busybox-static", "dbus", "linux-image-amd64", "openssh-server", "strace", "systemd-sysv", "tcpdump", "udev")
 
-# Drivers of hardware that no server without a desktop has; they are half of the modules.
+# Drivers of hardware that servers do not have: half of the modules.
 _DROPPED = (
     "sound",
     "drivers/gpu",
@@ -47,33 +47,22 @@ _DROPPED = (
     "net/bluetooth",
 )
 
-# crc32c_generic: ext4 asks for it by the name of the algorithm, which modules.dep does not know
+# crc32c_generic: ext4 requests it by the name of the algorithm, which modules.dep does not list
 _INITRD_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "qemu_fw_cfg", "virtio_net")
 _GUEST_IMAGE = "minimal"
-_FILE_SYSTEM = "2G"  # sparse: what is not used is not allocated
+_FILE_SYSTEM = "2G"  # sparse
 
-# The initramfs of the distribution is not made: the lab has one of its own. The kernel's hook asks for this variable.
+# The lab has its own initramfs: this variable makes the kernel's hook build none.
 _NO_INITRD = {"INITRD": "No"}
 
 
 def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
-    """A Debian root with the QEMU that emulates labs, patched (see ``patches``), to be run by chroot. The machine installs none.
-
-    Args:
-        cache: cache folder, see ``images.cache.cache_folder``.
-        progress: called when a stage begins.
-
-    Returns:
-        The root's path. It has empty folders dev, proc, sys, mnt and var/tmp; mount there in a mount namespace only.
-
-    Raises:
-        ImageError: it could not be built; nothing is left of the attempt.
-    """
+    """Builds a Debian root with the patched QEMU (see ``patches``), to be run by chroot(2) in a mount namespace."""
     _check_root()
     patches = _load_patches()
 
     def build(folder: Path) -> None:
-        progress("tools: making a root with QEMU")
+        progress("tools: building a root with QEMU")
         log = cache / "log" / "tools.log"
         debian.make_root(folder / "root", _TOOLS, cache=cache, log=log, variant="extract", suites=_TOOLS_SUITES)
         for name in ("dev", "proc", "sys", "mnt", "tmp", "var/tmp"):
@@ -86,16 +75,7 @@ def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
 
 
 def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -> LabImage:
-    """The image of a lab host for a spec: Debian, libvirt, QEMU, our package, the guest image, and the host role applied.
-
-    Args:
-        spec: decides the role's variables: which CPUs are for guests, how many huge pages.
-        cache: cache folder, see ``images.cache.cache_folder``.
-        progress: called when a stage begins.
-
-    Raises:
-        ImageError: it could not be built; nothing is left of the attempt.
-    """
+    """Builds the image of a lab host: Debian, libvirt, QEMU, this package, the guest image, and the host role applied."""
     _check_root()
     tree = wheels.source_tree()
     host = build_host(spec, tree, cache, progress=progress)
@@ -105,7 +85,7 @@ def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -
         root = folder / "root"
         progress(f"lab {spec.name}: installing the package")
         _copy_root(host, root)
-        # the same role once more: only the part that installs our package, so that a change of our sources costs seconds
+        # the same role again, only the part that installs this package: a change of the sources costs seconds
         variables = {**role_variables(spec), "nohype_wheelhouse": str(wheelhouse)}
         apply_role(tree, root, variables, log=cache / "log" / f"lab-{spec.name}.log", tags="nohype_install")
         progress(f"lab {spec.name}: packing the image")
@@ -123,7 +103,7 @@ def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -
 
 
 def build_host(spec: LabSpec, tree: Path, cache: Path, *, progress: Progress) -> Path:
-    """The root file system of a lab host with the role applied, all but our package. Must not be changed."""
+    """The root file system of a lab host with the role applied except this package. Must not be changed."""
     base = build_base(tree, cache, progress=progress)
     guest_image = build_image(tree / "guest-images", _GUEST_IMAGE, cache, progress=progress)
     variables = {**role_variables(spec), "nohype_guest_images": [str(guest_image)]}
@@ -133,7 +113,7 @@ def build_host(spec: LabSpec, tree: Path, cache: Path, *, progress: Progress) ->
         _copy_root(base, folder / "root")
         apply_role(tree, folder / "root", variables, log=cache / "log" / f"host-{spec.name}.log")
 
-    # the paths of base and guest image have hashes in them
+    # the paths of base and guest image contain hashes
     key = hash_inputs(
         str(base), json.dumps(variables), tree / "ansible", tree / "guest-images", _code(__file__, ansible.__file__)
     )
@@ -145,7 +125,7 @@ def build_base(tree: Path, cache: Path, *, progress: Progress) -> Path:
     packages = (*_BASE, *read_packages(tree))
 
     def build(folder: Path) -> None:
-        progress("lab: making a root with kernel, libvirt and QEMU")
+        progress("lab: building a root with kernel, libvirt and QEMU")
         root = folder / "root"
         debian.make_root(root, packages, cache=cache, log=cache / "log" / "base.log", env=_NO_INITRD)
         version, _ = find_kernel(root)
@@ -158,14 +138,14 @@ def build_base(tree: Path, cache: Path, *, progress: Progress) -> Path:
 
 
 def read_packages(tree: Path) -> tuple[str, ...]:
-    """The packages of the host role: one list for real servers and for the lab."""
     text = (tree / "ansible/roles/nohype_host/files/packages.txt").read_text()
     return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
 def role_variables(spec: LabSpec) -> dict[str, object]:
-    """The variables of the host role (ansible/roles/nohype_host/defaults) that follow from a spec."""
-    gigantic = f"hugepagesz=1G hugepages={spec.gigantic_pages} " if spec.gigantic_pages else ""
+    """Variables of the host role (ansible/roles/nohype_host/defaults) that depend on the spec."""
+    # The kernel distributes these over the nodes; pages of the default size are reserved per node.
+    larger = "".join(f"hugepagesz={size} hugepages={n} " for size, n in spec.page_pools.items() if n and size != PAGE)
     return {
         "nohype_offline": True,
         "nohype_housekeeping_cpus": str(spec.housekeeping),
@@ -173,10 +153,10 @@ def role_variables(spec: LabSpec) -> dict[str, object]:
         "nohype_hugepages": [spec.hugepages_per_node] * spec.nodes,
         "nohype_vfs_per_uplink": spec.vfs,
         "nohype_iomem_relaxed": True,  # the emulated NIC is an 82576
-        # the emulated processor is an AMD one, which the erratum does not affect
+        # the emulated processor is from AMD, which the erratum does not affect
         "nohype_nx_huge_pages": "never",
-        # self-tests of ciphers and of an entropy source: seconds of boot under emulation
-        "nohype_extra_cmdline": f"{gigantic}cryptomgr.notests initcall_blacklist=jent_mod_init loglevel=5",
+        # disables self-tests of ciphers and of an entropy source, which take seconds under emulation
+        "nohype_extra_cmdline": f"{larger}cryptomgr.notests initcall_blacklist=jent_mod_init loglevel=5",
         "nohype_lab_hostname": f"lab-{spec.name}",
     }
 
@@ -185,27 +165,22 @@ def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Pat
     """Applies the host role and the lab's own role to a root file system.
 
     Args:
-        tree: source tree with ansible/.
-        root: the root file system; changed.
         variables: see ``role_variables``.
-        log: file that gets Ansible's output.
+        log: file for Ansible's output.
         tags: only tasks with this tag.
 
     Returns:
-        How many tasks changed something; 0 for a role that is applied again.
-
-    Raises:
-        ImageError: a task failed; with the tail of Ansible's output.
+        The number of changed tasks; 0 for a role that is applied again.
     """
-    ours = tree / "ansible"
+    roles = tree / "ansible"
     home = root.parent / f".ansible-{root.name}"
     argv: list[str | Path] = [
         ansible.find_ansible(), "--connection=nohype_chroot", f"--inventory={root},", f"--extra-vars={json.dumps(variables)}",
-        f"--tags={tags}", ours / "playbooks/lab.yml",
+        f"--tags={tags}", roles / "playbooks/lab.yml",
     ]  # fmt: skip
     task = "cannot apply the host role to the lab's image"
     try:
-        run_logged(argv, task=task, program="Ansible", log=log, timeout=900, env=ansible.build_environment(ours, home))
+        run_logged(argv, task=task, program="Ansible", log=log, timeout=900, env=ansible.build_environment(roles, home))
     finally:
         remove_tree(home)
     return ansible.parse_changed(log.read_text())
@@ -216,14 +191,13 @@ def _copy_root(source: Path, target: Path) -> None:
 
 
 def _pack(tree: Path, root: Path, folder: Path) -> None:
-    """Takes kernel and command line out of a finished root, and makes initramfs and raw image."""
     _, kernel = find_kernel(root)
     shutil.copyfile(kernel, folder / "vmlinuz")
     build_initramfs(root, tree / "ansible/roles/nohype_lab/files/init", _INITRD_MODULES, folder / "initrd")
     shutil.copyfile(root / "etc/nohype/kernel.cmdline", folder / "cmdline")
     for path in (root / "boot").iterdir():  # QEMU loads the kernel
         path.unlink()
-    # No journal, no reserve: labs write to a snapshot that is thrown away.
+    # No journal, no reserve: labs write to a snapshot that is discarded.
     argv = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-L", "nohype-lab"]
     run(
         [*argv, "-d", root, folder / "root.raw", _FILE_SYSTEM],
@@ -233,19 +207,17 @@ def _pack(tree: Path, root: Path, folder: Path) -> None:
 
 
 def _load_patches() -> ModuleType:
-    """The module that patches the emulator; only builds need the libraries that it imports."""
+    """Imported late: only builds need the libraries of this module."""
     try:
         return importlib.import_module("orchestrator.lab.patches")
     except ImportError as error:
         hint = "install the package with its extra `lab`: pip install 'nohype-orchestrator[lab]'"
-        raise ImageError(
-            f"the Python package {error.name} is not installed, which finds the places to patch in QEMU", hint
-        ) from None
+        raise ImageError(f"cannot patch QEMU: the Python package {error.name} is not installed", hint) from None
 
 
 def _check_root() -> None:
     if os.geteuid():
-        raise ImageError("building a lab needs root: root file systems are made by mmdebstrap and chroot", "run it with sudo")
+        raise ImageError("cannot build a lab: root is required (mmdebstrap, chroot)", "run as root (sudo)")
 
 
 def _code(*files: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Which program emulates labs, what was patched in it, and what its end means."""
+"""The program that emulates labs: its patches, and why it exited."""
 
 from __future__ import annotations
 
@@ -13,57 +13,43 @@ _RECORD = "emulator.json"
 
 
 class PatchRecord(BaseModel):
-    """What became of one patch.
-
-    Attributes:
-        name: row of ``patches.PATCHES``.
-        symbol: function that contains the place.
-        effect: what happens in a lab without the patch.
-        applied: whether the place was replaced.
-        address: virtual address of the place in the program; None if it was not found.
-        old, new: the bytes there, hexadecimal; None likewise.
-        reason: why the patch was not applied; empty if it was.
-    """
+    """The result of one patch."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    name: str
-    symbol: str
-    effect: str
+    name: str  # row of patches.PATCHES
+    symbol: str  # function that contains the patched place
+    effect: str  # what happens in a lab without the patch
     applied: bool
-    address: str | None = None
-    old: str | None = None
+    address: str | None = None  # virtual; None if the place was not found
+    old: str | None = None  # bytes, hexadecimal
     new: str | None = None
-    reason: str = ""
+    reason: str = ""  # why the patch was not applied
 
     def describe(self) -> str:
-        """What was done, for a user."""
         if not self.applied:
             return f"not applied: {self.reason}"
-        return f"applied in {self.symbol} at {self.address}: {self.old} is {self.new}"
+        return f"applied in {self.symbol} at {self.address}: {self.old} replaced by {self.new}"
 
 
 class EmulatorRecord(BaseModel):
-    """The program that emulates labs: its GNU build id (hexadecimal, empty if it has none) and what became of each patch."""
-
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    build_id: str
+    build_id: str  # GNU build id, hexadecimal; empty if the program has none
     patches: tuple[PatchRecord, ...]
 
     def warning(self) -> str:
-        """One line about the patches that are not applied; empty if all are."""
+        """One line about the patches that are not applied; empty if all are applied."""
         missing = [f"{patch.name} ({patch.reason}; without it {patch.effect})" for patch in self.patches if not patch.applied]
-        return f"warning: the emulator is used without the patch {', '.join(missing)}" if missing else ""
+        return f"warning: emulator patches not applied: {', '.join(missing)}" if missing else ""
 
 
 def write_record(tools: Path, record: EmulatorRecord) -> None:
-    """Keeps the record beside the tools root, where ``read_record`` finds it."""
     (tools.parent / _RECORD).write_text(record.model_dump_json(indent=2) + "\n")
 
 
 def read_record(tools: Path) -> EmulatorRecord | None:
-    """The record of a tools root; None for a root that was not made by ``build_tools``."""
+    """None for a root that ``build_tools`` did not build."""
     try:
         return EmulatorRecord.model_validate_json((tools.parent / _RECORD).read_text())
     except (OSError, ValidationError):
@@ -71,16 +57,11 @@ def read_record(tools: Path) -> EmulatorRecord | None:
 
 
 def describe_end(status: int, log: Sequence[str]) -> str:
-    """Says why QEMU ended by itself.
-
-    Args:
-        status: as ``Popen.returncode`` has it: negative for a signal.
-        log: the last lines that QEMU printed.
-    """
-    if status == 0:  # with -no-reboot QEMU ends so when the machine powers off, reboots or panics
-        return "QEMU ended: the lab host powered off, rebooted or panicked"
+    """Why QEMU exited. ``status`` is as in ``Popen.returncode``: negative for a signal."""
+    if status == 0:  # -no-reboot: QEMU exits when the machine powers off, reboots or panics
+        return "QEMU exited: the lab host powered off, rebooted or panicked"
     if status in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
-        return f"QEMU ended: it got {signal.Signals(-status).name}, from a user or from the kernel for want of memory"
-    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-    words = "; ".join(log[-3:]) or "it printed nothing"
-    return f"the emulator failed: QEMU ended {how}, which says nothing about the lab host; its last words: {words}"
+        return f"QEMU was killed by {signal.Signals(-status).name}, sent by a user or by the kernel when out of memory"
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+    output = "; ".join(log[-3:]) or "none"
+    return f"the emulator failed, not the lab host: QEMU {how}; last output: {output}"

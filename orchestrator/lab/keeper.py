@@ -1,8 +1,8 @@
-"""The process that a lab's life hangs on: it makes the switch, starts QEMU, waits, and takes all of it away again.
+"""The keeper process of a lab: creates the switch, starts QEMU, waits, and removes everything again.
 
-`up` starts it. It ends the lab when it is told to (SIGTERM), when QEMU ends, and when `up` dies before it has said that the lab
-is ready. Should it be killed itself, QEMU dies with it, and its lock is free: then everybody knows that what is left is stale.
-Run as: python -m orchestrator.lab.keeper NAME LOCK CHANNEL, the latter two being inherited descriptors.
+`up` starts it. It ends the lab on SIGTERM, when QEMU exits, and when `up` dies before it has reported that the lab is ready. If
+the keeper itself is killed, QEMU dies with it and the lab's lock is released, which marks what is left as stale.
+Usage: python -m orchestrator.lab.keeper NAME LOCK CHANNEL, where LOCK and CHANNEL are inherited descriptors.
 """
 
 from __future__ import annotations
@@ -26,26 +26,20 @@ from orchestrator.errors import LabError, OrchestratorError
 from orchestrator.host.run import spawn
 from orchestrator.lab import switch
 from orchestrator.lab.emulator import EmulatorRecord, describe_end
-from orchestrator.lab.folder import Folder, LabState, read_tail, remove, write_state
 from orchestrator.lab.keys import write_keys
+from orchestrator.lab.paths import LabDir, LabState, read_tail, remove, write_state
 from orchestrator.lab.qemu import build_argv, build_entry
 from orchestrator.lab.qmp import read_ssh_port
 from orchestrator.lab.spec import LabImage, LabSpec
 from orchestrator.values import Size
 
-_START_DEADLINE = 60
-_END_DEADLINE = 8
+_START_TIMEOUT = 60
+_STOP_TIMEOUT = 8
 _POLL = 0.1
 
 
-class Order(BaseModel):
-    """What `up` wants; the first line on the channel.
-
-    Attributes:
-        tools: root file system that QEMU comes from.
-        accel_reason: why it is KVM or not, for the state.
-        emulator: record of the tools root, for the state.
-    """
+class StartOrder(BaseModel):
+    """The first message of `up`. ``tools`` is the root file system with QEMU."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -58,7 +52,7 @@ class Order(BaseModel):
 
 
 class Channel:
-    """Lines of JSON to and from `up`; both sides use it. The end of `up` is the end of the stream."""
+    """Lines of JSON between `up` and the keeper. The stream ends when the other side exits."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -68,18 +62,14 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, **message: object) -> None:
-        """Sends a message; nothing happens if nobody listens any more."""
+        """Does nothing if the other side has exited."""
         try:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             pass
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
-        """The next message, or None at the end of the stream.
-
-        Raises:
-            TimeoutError: nothing came within so many seconds.
-        """
+        """The next message, or None at the end of the stream. Raises TimeoutError after ``timeout`` seconds."""
         self._socket.settimeout(timeout)
         while b"\n" not in self._buffer:
             try:
@@ -94,31 +84,29 @@ class Channel:
         return message
 
     def close(self) -> None:
-        """Ends the stream."""
         self._socket.close()
 
 
 class _Stopped(Exception):
-    """Somebody wants the lab to end."""
+    """The lab is to be stopped."""
 
 
 class Keeper:
-    """A lab's life. The caller holds the lab's lock, and the folder is there.
+    """Runs one lab. The caller holds the lab's lock and has created its folder.
 
     Args:
-        stop: a descriptor that is readable when the lab is to end.
+        stop: a descriptor that becomes readable when the lab is to be stopped.
     """
 
-    def __init__(self, folder: Folder, channel: Channel, stop: int) -> None:
+    def __init__(self, folder: LabDir, channel: Channel, stop: int) -> None:
         self._folder, self._channel, self._stop = folder, channel, stop
         self._state: LabState | None = None
         self._switch = False
 
     def keep(self) -> None:
-        """Makes the lab, keeps it, removes it."""
         try:
             with ExitStack() as undo:
-                self._live(undo)
+                self._run(undo)
         except _Stopped:
             pass
         except OrchestratorError as error:
@@ -128,18 +116,18 @@ class Keeper:
             self._channel.send(error=f"the lab's keeper failed: {error!r}", hint="", tail=())
         state = self._state
         if state and state.ready and state.ended:
-            pass  # the files say what happened; `down` and the next `up` remove them
+            pass  # the files say why QEMU exited; `down` and the next `up` remove them
         elif self._switch:
-            pass  # the switch could not be removed; the files say that it is ours, and the next one will try again
+            pass  # the switch could not be removed; the files mark it as this lab's, so `down` and the next `up` remove it
         else:
             remove(self._folder)
         self._channel.close()
 
-    def _live(self, undo: ExitStack) -> None:
-        message = self._channel.receive(_START_DEADLINE)
+    def _run(self, undo: ExitStack) -> None:
+        message = self._channel.receive(_START_TIMEOUT)
         if message is None:
             raise _Stopped
-        order = Order.model_validate_json(json.dumps(message))
+        order = StartOrder.model_validate_json(json.dumps(message))
         process = self._start(order, undo)
         state = LabState(
             name=self._folder.name, spec=order.spec, pid=os.getpid(), qemu=process.pid, port=self._wait_for_monitor(process),
@@ -150,7 +138,7 @@ class Keeper:
         self._channel.send(running=True)
         self._watch(process)
 
-    def _start(self, order: Order, undo: ExitStack) -> Any:
+    def _start(self, order: StartOrder, undo: ExitStack) -> Any:
         folder = self._folder
         self._host_key, self._started = write_keys(folder), time.time()
         for index, size in enumerate(order.spec.disks):
@@ -169,8 +157,8 @@ class Keeper:
             process = spawn(argv, log=folder.log, pass_fds=() if tap is None else (tap,))
         finally:
             if tap is not None:
-                os.close(tap)  # QEMU has it; the tap is to end with QEMU
-        undo.callback(_end, process)
+                os.close(tap)  # QEMU has inherited it, and the tap must end with QEMU
+        undo.callback(_stop, process)
         return process
 
     def _delete_switch(self) -> None:
@@ -178,11 +166,11 @@ class Keeper:
         self._switch = False
 
     def _wait_for_monitor(self, process: Any) -> int:
-        deadline = time.monotonic() + _START_DEADLINE
+        deadline = time.monotonic() + _START_TIMEOUT
         while True:
             if process.poll() is not None:
-                said = "".join(f"\n    {line}" for line in read_tail(self._folder.log))
-                raise LabError(f"QEMU ended as soon as it was started, with status {process.returncode}:{said}")
+                output = "".join(f"\n    {line}" for line in read_tail(self._folder.log))
+                raise LabError(f"QEMU exited immediately with status {process.returncode}:{output}")
             if select.select([self._channel.fileno(), self._stop], [], [], 0)[0]:
                 raise _Stopped
             try:
@@ -193,15 +181,15 @@ class Keeper:
             time.sleep(_POLL)
 
     def _watch(self, process: Any) -> None:
-        """Waits for the end of the lab."""
+        """Returns when QEMU has exited or the lab is to be stopped."""
         listening = True
-        ended = os.pidfd_open(process.pid)
+        exited = os.pidfd_open(process.pid)
         try:
             while True:
-                readable = select.select([self._stop, ended, *([self._channel.fileno()] if listening else [])], [], [])[0]
+                readable = select.select([self._stop, exited, *([self._channel.fileno()] if listening else [])], [], [])[0]
                 if self._stop in readable:
                     return
-                if ended in readable:
+                if exited in readable:
                     status = process.wait()
                     why = describe_end(status, read_tail(self._folder.log))
                     self._save(self._state, ended=why)
@@ -216,7 +204,7 @@ class Keeper:
                 else:
                     return
         finally:
-            os.close(ended)
+            os.close(exited)
 
     def _save(self, state: LabState | None, **changes: object) -> None:
         if state:
@@ -224,11 +212,11 @@ class Keeper:
             write_state(self._folder, self._state)
 
 
-def _end(process: Any) -> None:
-    """Ends QEMU: politely, then surely. Nothing in the lab is worth a clean shutdown: its disks are snapshots."""
+def _stop(process: Any) -> None:
+    """The lab host needs no clean shutdown: its disks are snapshots."""
     process.terminate()
     try:
-        process.wait(_END_DEADLINE)
+        process.wait(_STOP_TIMEOUT)
     except Exception:
         process.kill()
         process.wait()
@@ -241,17 +229,17 @@ def main() -> None:
     stop, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     keeper = os.getpid()
 
-    def tell(*_: object) -> None:
-        # Only ours count: pyroute2 forks helpers, which inherit handler and descriptor, and ends them with SIGTERM.
+    def wake_keeper(*_: object) -> None:
+        # Not in the helpers that pyroute2 forks: they inherit handler and descriptor, and are stopped with SIGTERM.
         if os.getpid() == keeper:
             with suppress(BlockingIOError):
                 os.write(wake, b".")
 
-    # Signals become a readable descriptor, so that none can break into the middle of taking the lab down.
+    # Signals make a descriptor readable, so that none can interrupt the removal of the lab.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, tell)
+        signal.signal(number, wake_keeper)
     os.chdir("/")
-    Keeper(Folder(name), Channel(socket.socket(fileno=connection)), stop).keep()
+    Keeper(LabDir(name), Channel(socket.socket(fileno=connection)), stop).keep()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A lab's SSH keys, made for it alone, and how they get into it: systemd credentials, so that no image holds a secret."""
+"""A lab's own SSH keys. They reach the lab host as a systemd credential, so no image contains a secret."""
 
 from __future__ import annotations
 
@@ -10,30 +10,25 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from orchestrator.lab.folder import Folder
+from orchestrator.lab.paths import LabDir
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """An ed25519 key in OpenSSH's formats; ``public`` is one line without a comment."""
+    """An ed25519 key in OpenSSH formats; ``public`` is one line without a comment."""
 
     private: bytes
     public: str
 
 
 def make_key() -> KeyPair:
-    """A fresh key."""
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     return KeyPair(private, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode())
 
 
-def write_keys(folder: Folder) -> str:
-    """Makes the keys of a lab: ours, the lab's own, and the credential that carries them in.
-
-    Returns:
-        The lab's public host key, which a connection must show.
-    """
+def write_keys(folder: LabDir) -> str:
+    """Creates the client's and the host's key and the credential with both. Returns the public host key."""
     client, host = make_key(), make_key()
     _write_secret(folder.key, client.private)
     _write_secret(folder.path / "tmpfiles.extra", build_tmpfiles(client.public, host).encode())
@@ -44,8 +39,8 @@ def write_keys(folder: Folder) -> str:
 def build_tmpfiles(client: str, host: KeyPair) -> str:
     """Lines for the credential ``tmpfiles.extra`` (systemd-tmpfiles(8), tmpfiles.d(5)).
 
-    They are applied in systemd-tmpfiles-setup.service, before anything that listens. ``f+`` replaces what an image holds, ``~``
-    means base64. A credential ``ssh.authorized_keys.root`` exists too, but would not replace, and there is none for host keys.
+    systemd-tmpfiles-setup.service applies them before any server starts. ``f+`` replaces a file of the image, ``~`` means base64.
+    The credential ``ssh.authorized_keys.root`` does not replace a file, and host keys have no credential.
     """
     return "".join(
         f"{kind} {path} {mode} root root - {value}\n"

@@ -1,4 +1,4 @@
-"""Stages of a long piece of work: each is timed, and told to whoever shows it. Knows nothing of terminals."""
+"""Timed stages of long work, reported to a callback. Independent of terminals."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What an event says."""
-
     BEGIN = "begin"
     NOTE = "note"
     END = "end"
@@ -20,26 +18,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened.
-
-    Attributes:
-        stage: name of the stage; empty for a note outside of any.
-        text: one line, for notes.
-        seconds: how long the stage took, at its end.
-    """
-
     kind: Kind
-    stage: str
-    text: str = ""
-    seconds: float = 0
+    stage: str  # empty for a note outside of all stages
+    text: str = ""  # of a note, one line
+    seconds: float = 0  # of an end: the duration of the stage
 
 
 class Timeline:
-    """The stages of one piece of work, in order.
-
-    Args:
-        report: is called with each event, in the thread that does the work.
-    """
+    """The stages of one piece of work, in order. ``report`` is called with each event in the working thread."""
 
     def __init__(self, report: Callable[[Event], None] = lambda event: None) -> None:
         self._report = report
@@ -48,7 +34,7 @@ class Timeline:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times what is done inside; the time of a stage that fails is kept too. A name that comes again is added up."""
+        """Times the block, also one that fails. Times of stages with the same name are added."""
         self._stages.append(name)
         self._report(Event(Kind.BEGIN, name))
         start = time.monotonic()
@@ -63,5 +49,4 @@ class Timeline:
             self._report(Event(kind, name, seconds=seconds))
 
     def note(self, text: str) -> None:
-        """One line that is worth to be seen, within the stage or outside."""
         self._report(Event(Kind.NOTE, self._stages[-1] if self._stages else "", text))

@@ -1,4 +1,4 @@
-"""QEMU's monitor protocol (docs/interop/qmp-spec), as little as a lab needs: one connection, one command."""
+"""QEMU's monitor protocol (docs/interop/qmp-spec): one command per connection."""
 
 from __future__ import annotations
 
@@ -15,15 +15,7 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s")
 
 
 def ask(monitor: Path, command: str, *, arguments: Mapping[str, object] | None = None, timeout: float = 10) -> Any:
-    """Connects, gives one command and returns its answer. The monitor serves one client at a time: others wait.
-
-    Args:
-        monitor: the Unix socket.
-        timeout: seconds for each answer.
-
-    Raises:
-        LabError: QEMU is gone, does not answer, or refuses.
-    """
+    """Executes one command; ``timeout`` is per response. The monitor serves one client at a time: others wait."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout)
@@ -33,25 +25,21 @@ def ask(monitor: Path, command: str, *, arguments: Mapping[str, object] | None =
                 _exchange(stream, "qmp_capabilities", {})
                 return _exchange(stream, command, arguments or {})
     except (OSError, ValueError) as error:
-        raise LabError(f"QEMU's monitor {monitor} does not answer to {command}: {error}") from None
+        raise LabError(f"no response from QEMU's monitor {monitor} to {command}: {error}") from None
 
 
 def ask_human(monitor: Path, line: str, *, timeout: float = 10) -> str:
-    """Gives a line to the human monitor, for what QMP cannot do, and returns its text; arguments and errors as ``ask``."""
+    """Executes a line of the human monitor, for what QMP cannot do."""
     return str(ask(monitor, "human-monitor-command", arguments={"command-line": line}, timeout=timeout))
 
 
 def read_ssh_port(monitor: Path) -> int:
-    """The TCP port of the host that QEMU forwards to the lab's SSH server.
-
-    Raises:
-        LabError: as for ``ask``, or QEMU forwards nothing.
-    """
-    # There is no QMP command for it; the human monitor's table has been the same since QEMU 0.12.
+    """The TCP port of this machine that QEMU forwards to the lab's SSH server."""
+    # QMP has no command for it; the format of the human monitor's table has not changed since QEMU 0.12.
     table = ask_human(monitor, "info usernet")
     match = _FORWARD.search(table)
     if not match:
-        raise LabError(f"QEMU forwards no TCP port; `info usernet` says:\n{table}")
+        raise LabError(f"QEMU forwards no TCP port; `info usernet`:\n{table}")
     return int(match[1])
 
 

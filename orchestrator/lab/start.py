@@ -1,4 +1,4 @@
-"""From nothing to a lab that is up: what is missing is built, the accelerator is chosen, the lab started."""
+"""Builds what is missing, chooses the accelerator, and starts a lab."""
 
 from __future__ import annotations
 
@@ -8,38 +8,29 @@ from orchestrator.host.root import HostRoot
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.recipe import recipes_folder
-from orchestrator.lab.accel import Probe, Wanted, choose_accel
+from orchestrator.lab.accel import AccelChoice, Probe, choose_accel
 from orchestrator.lab.build import build_lab, build_tools
+from orchestrator.lab.control import check_name_available, up
 from orchestrator.lab.lab import Lab
-from orchestrator.lab.life import check_free, up
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.spec import LabImage, LabSpec
 
 
 def build_parts(spec: LabSpec, timeline: Timeline) -> tuple[Path, LabImage]:
-    """The tools root with QEMU, and the lab's image.
-
-    Raises:
-        ImageError: something could not be built.
-    """
+    """The tools root with QEMU, and the lab's image."""
     tools = _build_tools(timeline)
     return tools, _build_image(spec, timeline)
 
 
-def start_lab(name: str, spec: LabSpec, wanted: Wanted, timeline: Timeline) -> Lab:
-    """Builds what is missing and starts a lab.
-
-    Raises:
-        Conflict: a lab of that name is up or being started; found out before anything is built.
-        HostError, ImageError, LabError: see ``life.up``, ``choose_accel`` and ``build_parts``.
-    """
-    check_free(name)
+def start_lab(name: str, spec: LabSpec, accel: AccelChoice, timeline: Timeline) -> Lab:
+    """Raises Conflict before anything is built if the lab is up or is being started."""
+    check_name_available(name)
     tools = _build_tools(timeline)
     with timeline.stage("guest image minimal"):
         guest = build_image(recipes_folder(), "minimal", cache_folder(), progress=timeline.note)
-    # Before the long build: who wants KVM and can't have it is told so at once.
-    accel = choose_accel(HostRoot(), wanted, Probe(tools, guest / "vmlinuz", guest / "initrd"), timeline)
-    return up(name, spec, _build_image(spec, timeline), tools, accel, timeline)
+    # Before the long build of the image, so that --accel kvm without KVM fails early.
+    chosen = choose_accel(HostRoot(), accel, Probe(tools, guest / "vmlinuz", guest / "initrd"), timeline)
+    return up(name, spec, _build_image(spec, timeline), tools, chosen, timeline)
 
 
 def _build_tools(timeline: Timeline) -> Path:

@@ -19,6 +19,7 @@ from orchestrator.ledger.database import Database
 from orchestrator.ledger.loading import Cache, list_keys, load, parse_reasons, read_rows
 from orchestrator.model.claim import Claim, Quarantined, Reading
 from orchestrator.model.event import utc_now
+from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import SETTLED, GuestState, check_transition
@@ -75,7 +76,7 @@ class Claims:
             LostRace: claims have changed since; read again, plan again.
             Conflict: the name is taken, or a key (CPU, VF, MAC address) belongs to another guest.
         """
-        name, texts = plan.name, (json.dumps(plan.to_json()), request.model_dump_json(exclude_unset=True))
+        name, texts = plan.name, (json.dumps(to_plain(plan)), request.model_dump_json(exclude_unset=True))
 
         def work(db: sqlite3.Connection, cache: Cache) -> Claim:
             if name in cache.claims:

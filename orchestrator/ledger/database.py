@@ -114,7 +114,7 @@ class Database:
 
     def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a write or an fsync has been running for more than ``limit`` seconds."""
-        self._lock.check(limit)
+        self._lock.raise_if_held_longer(limit)
         self._sync.raise_if_stalled(limit)
 
     @contextmanager

@@ -78,7 +78,7 @@ class GroupSync:
 
     def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a sync has been running for more than ``limit`` seconds."""
-        self._running.check(limit)
+        self._running.raise_if_held_longer(limit)
 
     def _take_turn(self, number: int) -> int:
         """The last change that the caller's sync will cover, 0 if the change is on the disk."""

@@ -122,7 +122,7 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
     for what, other in (("plan", plan.name), ("request", asked.name)):
         if other != name:
             raise ValueError(f"{_UNREADABLE} {name}: its {what} is that of {other!r}")
-    if not all(plan.cores) or not plan.cores or min(plan.pages, plan.node + 1, plan.vf.index + 1) <= 0:
+    if not all(plan.cores) or not plan.cores or min(plan.pages, plan.node + 1, *(nic.index + 1 for nic in plan.nics)) <= 0:
         raise ValueError(f"{_UNREADABLE} {name}: its plan has no cores, no pages, or a number below 0")
     _check_number(version, f"for guest {name} the version")
     _check_number(restarts, f"for guest {name} the count of restarts")
@@ -131,7 +131,8 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
 
 def list_keys(plan: Plan) -> list[tuple[str, str]]:
     """What a plan claims of things that exist once: (kind, key) of each row in the table claim_key."""
-    return [*(("cpu", str(cpu)) for cpu in plan.cpus), ("vf", str(plan.vf.address)), ("mac", str(plan.vf.mac))]
+    nics = [key for nic in plan.nics for key in (("vf", str(nic.address)), ("mac", str(nic.mac)))]
+    return [*(("cpu", str(cpu)) for cpu in plan.cpus), *nics]
 
 
 def _check_keys(db: sqlite3.Connection, claims: dict[str, Claim]) -> None:

@@ -1,16 +1,16 @@
-"""VM exits: how many a second, of which class, and whether that keeps to a policy. Pure; the counters come from the hypervisor.
+"""VM exits of a guest by class: counts and rates from KVM's counters.
 
-KVM's names (arch/x86/kvm/x86.c, kvm_vcpu_stats_desc) are no stable interface: a counter may be missing, and then nothing is said.
+KVM's names (arch/x86/kvm/x86.c, kvm_vcpu_stats_desc) are not a stable interface: a counter may be missing, and then its class
+is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.model.proof import Proof, Verdict, not_measured
-
-EXITS, UNIT = "exits", "exits per second of the busiest vCPU"
+TOTAL = "exits"
+"""KVM's counter of all exits."""
 
 CLASSES: Mapping[str, str] = {
     "halt": "halt_exits",
@@ -22,27 +22,23 @@ CLASSES: Mapping[str, str] = {
     "signal": "signal_exits",
     "nmi": "nmi_window_exits",
 }
-"""Class of exits → KVM's counter. What no counter names is class ``other``: MSR writes (the timer), page faults, CPUID."""
+"""Exit class → KVM's counter. All other exits are of class ``other``: MSR writes (the timer), page faults, CPUID."""
 
-_EMULATED = ("io", "mmio")
+EMULATED = ("io", "mmio")
+"""Classes that need an instruction or a device emulated."""
 
 
 @dataclass(frozen=True)
 class ExitPolicy:
-    """Bounds per vCPU and second.
-
-    Attributes:
-        total: all exits.
-        emulated: exits that need an instruction or a device emulated: port I/O and memory-mapped I/O.
-    """
+    """Limits in exits per second and vCPU."""
 
     total: float
-    emulated: float
+    emulated: float  # of the classes EMULATED
 
 
 @dataclass(frozen=True)
 class ExitSample:
-    """KVM's counters of all vCPUs of a guest at a time (seconds of a monotonic clock)."""
+    """KVM's counters, one mapping per vCPU, at a time in seconds of a monotonic clock."""
 
     time: float
     vcpus: tuple[Mapping[str, int], ...]
@@ -50,18 +46,34 @@ class ExitSample:
 
 @dataclass(frozen=True)
 class ExitRates:
-    """Exits per second of one vCPU; None where the kernel has no such counter. ``classes`` holds what is counted only."""
+    """Exits per second of one vCPU; None where the kernel has no such counter."""
 
     total: float | None
     emulated: float | None
     classes: Mapping[str, float]
 
 
+def classify(counters: Mapping[str, float]) -> dict[str, float]:
+    """Exits by class; ``other`` only if the total is known."""
+    classes = {kind: counters[name] for kind, name in CLASSES.items() if name in counters}
+    if TOTAL in counters:
+        # The counters are read one after the other, so their sum may exceed the total by an exit or two.
+        classes["other"] = max(0, counters[TOTAL] - sum(classes.values()))
+    return classes
+
+
+def add_vcpus(vcpus: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The counters of all vCPUs together; a counter that one vCPU lacks is left out."""
+    samples = tuple(vcpus)
+    names = set[str]().union(*samples)
+    return {name: sum(sample[name] for sample in samples) for name in names if all(name in sample for sample in samples)}
+
+
 def measure_rates(before: ExitSample, after: ExitSample) -> tuple[ExitRates, ...]:
-    """Exits per second between two samples, one value a vCPU.
+    """Exits per second between two samples, one value per vCPU.
 
     Raises:
-        ValueError: the samples are not of one run of one guest, or no time passed.
+        ValueError: the samples are not of the same run of one guest, or no time passed.
     """
     seconds = after.time - before.time
     if seconds <= 0:
@@ -71,52 +83,14 @@ def measure_rates(before: ExitSample, after: ExitSample) -> tuple[ExitRates, ...
     return tuple(_rates(old, new, seconds) for old, new in zip(before.vcpus, after.vcpus, strict=True))
 
 
-def judge_exits(name: str, before: ExitSample, after: ExitSample, policy: ExitPolicy) -> Proof:
-    """The proof ``exits`` of a guest.
-
-    Args:
-        name: the guest.
-        before, after: samples some seconds apart, with nothing asked of the guest in between.
-    """
-    try:
-        rates = measure_rates(before, after)
-    except ValueError as error:
-        return not_measured(EXITS, name, UNIT, str(error))
-    if not rates or any(rate.total is None for rate in rates):
-        return not_measured(EXITS, name, UNIT, "KVM's counter `exits` is missing: this kernel or QEMU does not give it")
-    totals = [rate.total for rate in rates if rate.total is not None]
-    faults, gaps = [], []
-    for index, (rate, total) in enumerate(zip(rates, totals, strict=True)):
-        if total > policy.total:
-            faults.append(f"vCPU {index}: {total:.1f} exits/s, the policy allows {policy.total:g}")
-        if rate.emulated is None:
-            gaps.append(f"vCPU {index}: no counters for {' and '.join(_EMULATED)}, so emulated exits cannot be bounded")
-        elif rate.emulated > policy.emulated:
-            faults.append(f"vCPU {index}: {rate.emulated:.1f} emulated exits/s (io, mmio), the policy allows {policy.emulated:g}")
-    verdict = Verdict.FAIL if faults else Verdict.NOT_MEASURED if gaps else Verdict.PASS
-    evidence = [f"over {after.time - before.time:.1f} s; policy a vCPU: {policy.total:g} exits/s, {policy.emulated:g} emulated"]
-    evidence += [f"vCPU {index}: {totals[index]:.1f}/s: {_describe(rate)}" for index, rate in enumerate(rates)]
-    figure = None if verdict == Verdict.NOT_MEASURED else round(max(totals), 1)
-    return Proof(EXITS, name, verdict, figure, UNIT, (*faults, *gaps, *evidence))
-
-
 def _rates(before: Mapping[str, int], after: Mapping[str, int], seconds: float) -> ExitRates:
-    def rate(counter: str) -> float | None:
-        if counter not in before or counter not in after:
-            return None
-        if after[counter] < before[counter]:
-            raise ValueError(f"{counter} fell from {before[counter]} to {after[counter]}: the guest was started again in between")
-        return (after[counter] - before[counter]) / seconds
-
-    counted = {kind: value for kind, counter in CLASSES.items() if (value := rate(counter)) is not None}
-    total = rate("exits")
-    classes = dict(counted)
-    if total is not None:
-        # The counters are read one after the other, so their sum may pass the total by an exit or two.
-        classes["other"] = max(0.0, total - sum(counted.values()))
-    emulated = sum(counted[kind] for kind in _EMULATED) if all(kind in counted for kind in _EMULATED) else None
-    return ExitRates(total, emulated, classes)
-
-
-def _describe(rate: ExitRates) -> str:
-    return ", ".join(f"{kind} {value:.1f}" for kind, value in rate.classes.items() if value) or "none"
+    rates = {}
+    for name in (TOTAL, *CLASSES.values()):
+        if name not in before or name not in after:
+            continue
+        if after[name] < before[name]:
+            raise ValueError(f"{name} fell from {before[name]} to {after[name]}: the guest was restarted between the samples")
+        rates[name] = (after[name] - before[name]) / seconds
+    classes = classify(rates)
+    emulated = sum(classes[kind] for kind in EMULATED) if all(kind in classes for kind in EMULATED) else None
+    return ExitRates(rates.get(TOTAL), emulated, classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from orchestrator.errors import Stale
@@ -31,23 +30,6 @@ class GuestView:
     version: int = 0
     restarts: int = 0
     warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The guest as plain JSON types; memory in bytes."""
-        plan = self.plan.to_json()
-        pages = plan.pop("pages")
-        del plan["serial"]  # ours alone
-        sizes = {"memory": self.plan.memory.bytes, "huge_pages": pages, "page_size": self.plan.page_size.bytes}
-        kept = {"owner": self.owner, "version": self.version, "restart": self.request.restart, "restarts": self.restarts}
-        return {
-            **plan,
-            "state": self.state,
-            "cpus": list(self.plan.cpus),
-            **sizes,
-            **kept,
-            "id": self.request.id,
-            "warnings": list(self.warnings),
-        }
 
 
 def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:

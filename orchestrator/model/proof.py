@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
+
+from orchestrator.model.uplink import VepaReadings, readings_from_json
 
 WEAKER = "weaker, because "
-"""How evidence begins that says what a proof does not cover on this host."""
+"""Prefix of evidence that states a limit of the proof on this host."""
 
 
 class Verdict(StrEnum):
-    """What a measurement says. Not being able to measure is an answer of its own, never a pass."""
+    """The result of a measurement. A proof that could not be measured never passes."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -18,42 +22,49 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Proof:
-    """A statement with its figure and the evidence that was read to decide it.
+class Measurement:
+    """The result of a proof, to which the audit's catalogue adds name, subject and unit."""
 
-    Attributes:
-        name: what is claimed, ``core-exclusive`` (see docs/promises.md).
-        subject: ``host`` or a guest's name.
-        figure: the number that decided; 0 is the good value where faults are counted. None if not measured.
-        unit: what the figure counts.
-        evidence: what was read, from where, one statement an entry; faults first.
-    """
+    verdict: Verdict
+    figure: float | None  # the number that decided; None if not measured
+    evidence: tuple[str, ...]  # what was read and from where, one statement per entry; findings first
+    readings: VepaReadings | None = None  # values that a measurement made elsewhere can complete
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A statement of docs/promises.md with its result."""
 
     name: str
-    subject: str
+    subject: str  # "host" or the name of a guest
     verdict: Verdict
     figure: float | None
-    unit: str
+    unit: str  # of the figure
     evidence: tuple[str, ...]
+    readings: VepaReadings | None = None
 
-    def to_json(self) -> dict[str, object]:
-        """The proof as plain JSON types."""
-        return {**asdict(self), "verdict": str(self.verdict), "evidence": list(self.evidence)}
-
-
-def proof_from_json(fields: dict[str, object]) -> Proof:
-    """Reads back what ``Proof.to_json`` wrote."""
-    evidence = fields["evidence"]
-    assert isinstance(evidence, list)
-    return Proof(**{**fields, "verdict": Verdict(fields["verdict"]), "evidence": tuple(evidence)})  # type: ignore[arg-type]
+    def measured_as(self, result: Measurement) -> Proof:
+        """The same statement with another result."""
+        return replace(self, verdict=result.verdict, figure=result.figure, evidence=result.evidence, readings=result.readings)
 
 
-def count_faults(name: str, subject: str, unit: str, faults: list[str], evidence: list[str]) -> Proof:
-    """A proof that passes if no fault was found; the figure is the number of faults."""
-    verdict = Verdict.FAIL if faults else Verdict.PASS
-    return Proof(name, subject, verdict, len(faults), unit, (*faults, *evidence))
+def proof_from_json(fields: Mapping[str, Any]) -> Proof:
+    """The proof that ``to_plain`` made plain."""
+    return Proof(
+        name=fields["name"],
+        subject=fields["subject"],
+        verdict=Verdict(fields["verdict"]),
+        figure=fields["figure"],
+        unit=fields["unit"],
+        evidence=tuple(fields["evidence"]),
+        readings=readings_from_json(fields["readings"]),
+    )
 
 
-def not_measured(name: str, subject: str, unit: str, reason: str) -> Proof:
-    """A proof that could not be measured, with the reason."""
-    return Proof(name, subject, Verdict.NOT_MEASURED, None, unit, (reason,))
+def count_findings(findings: Sequence[str], evidence: Sequence[str]) -> Measurement:
+    """Passes without findings; the figure is their number."""
+    return Measurement(Verdict.FAIL if findings else Verdict.PASS, len(findings), (*findings, *evidence))
+
+
+def not_measured(reason: str) -> Measurement:
+    return Measurement(Verdict.NOT_MEASURED, None, (reason,))

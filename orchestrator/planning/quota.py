@@ -20,7 +20,7 @@ def check_quota(caller: Identity, request: GuestRequest, cores: int, owned: Sequ
     quota, reasons = caller.quota, []
     total_cores = cores + sum(len(plan.cores) for plan in owned)
     total_memory = request.size.bytes + sum(plan.memory.bytes for plan in owned)
-    total_vfs = 1 + len(owned)
+    total_vfs = len(request.wanted_nics) + sum(len(plan.nics) for plan in owned)
     if quota.cores is not None and total_cores > quota.cores:
         reasons.append(f"{total_cores} of {quota.cores} cores")
     if quota.memory is not None and total_memory > quota.memory.bytes:

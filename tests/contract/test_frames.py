@@ -16,13 +16,13 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from orchestrator.audit.traffic import count_at_switch, measure_traffic, watch_switch
-from orchestrator.audit.vepa import EdgeReading, SwitchCount, judge_vepa
+from orchestrator.audit.uplink import SwitchCount, count_at_switch, measure_traffic, prove_vepa, watch_switch
 from orchestrator.errors import HostError
 from orchestrator.host import frames
-from orchestrator.host.frames import EchoFilter, FrameCounter
+from orchestrator.host.frames import EchoFilter, FrameCount, FrameCounter
 from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, set_hairpin
-from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.proof import Measurement, Verdict
+from orchestrator.model.uplink import EdgeReading, VepaReadings
 
 pytestmark = pytest.mark.netns
 
@@ -101,6 +101,10 @@ def _network() -> Iterator[None]:
             delete_netns(name)
 
 
+def total(count: FrameCount) -> int:
+    return sum(count.incoming.values()) + sum(count.outgoing.values())
+
+
 @pytest.fixture(params=["on"])
 def hairpin(_network: None, request: pytest.FixtureRequest) -> bool:
     """The switch port's hairpin flag, set."""
@@ -115,20 +119,18 @@ def test_port_sees_each_frame_twice_with_hairpin_and_once_without(hairpin: bool,
             ping(B, 10)
     assert requests.count().incoming == {PORT: 10}
     assert requests.count().outgoing == ({PORT: turned} if turned else {})
-    assert replies.count().total == 2 * turned
+    assert total(replies.count()) == 2 * turned
     assert (requests.count().dropped, replies.count().dropped) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "total"),
+    ("wanted", "frames"),
     [
         (EchoFilter(), 20),
         (EchoFilter(A), 20),
         (EchoFilter(target=B), 20),
         (EchoFilter(A, B, size=56), 20),
         (EchoFilter(A, B, size=57), 0),
-        (EchoFilter(A, B, payload=b"nnnn"), 20),
-        (EchoFilter(A, B, payload=b"mmmm"), 0),
         (EchoFilter(B, A), 0),
         (EchoFilter(A, IPv4Address("192.0.2.3")), 0),
         (EchoFilter(A, B, reply=True), 0),
@@ -136,10 +138,10 @@ def test_port_sees_each_frame_twice_with_hairpin_and_once_without(hairpin: bool,
     ],
     ids=str,
 )
-def test_filter(hairpin: bool, wanted: EchoFilter, total: int) -> None:
+def test_filter(hairpin: bool, wanted: EchoFilter, frames: int) -> None:
     with FrameCounter(wanted, PORT, SWITCH) as counter:
         ping(B, 10)
-    assert counter.count().total == total
+    assert total(counter.count()) == frames
 
 
 def test_all_interfaces_of_a_namespace(hairpin: bool) -> None:
@@ -175,14 +177,14 @@ def test_frames_that_the_kernel_could_not_keep_are_reported(hairpin: bool, monke
         may_read.set()
     count = counter.count()
     assert count.dropped > 0
-    assert count.total + count.dropped == 100
+    assert total(count) + count.dropped == 100
 
 
 @pytest.mark.usefixtures("_network")
 def test_interface_and_namespace_that_do_not_exist() -> None:
     with pytest.raises(HostError, match="cannot count frames on nothere"), FrameCounter(EchoFilter(), "nothere"):
         pass
-    with pytest.raises(HostError, match="no network namespace nothere"), FrameCounter(EchoFilter(), netns="nothere"):
+    with pytest.raises(HostError, match="cannot open network namespace nothere"), FrameCounter(EchoFilter(), netns="nothere"):
         pass
 
 
@@ -193,12 +195,12 @@ def test_our_own_namespace_is_left_alone(hairpin: bool) -> None:
         assert os.readlink("/proc/thread-self/ns/net") == before
 
 
-def prove() -> tuple[Proof, SwitchCount]:
+def prove() -> tuple[Measurement, SwitchCount]:
     """The whole proof: the host's half in this namespace, which none of these frames crosses, and the switch's."""
     with watch_switch(PORT, SWITCH) as watch:
         traffic = measure_traffic(tell, ("guest1", A), ("guest2", B), 20)
     switch = count_at_switch(watch)
-    return judge_vepa((VEPA,), traffic, switch), switch
+    return prove_vepa(VepaReadings((VEPA,), traffic), switch), switch
 
 
 def test_the_proof_passes_with_hairpin(hairpin: bool) -> None:
@@ -212,7 +214,7 @@ def test_the_proof_fails_without_hairpin(hairpin: bool) -> None:
     proof, switch = prove()
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 20)
     assert switch == SwitchCount(PORT, 20, 0, 0)
-    assert any("is hairpin on at port?" in line for line in proof.evidence)
+    assert any("the switch did not reflect 20 of 20 frames" in line for line in proof.evidence)
 
 
 def test_the_proof_fails_when_the_uplink_switches_itself(hairpin: bool) -> None:
@@ -226,4 +228,4 @@ def test_the_proof_fails_when_the_uplink_switches_itself(hairpin: bool) -> None:
             ip("-n", guest, "link", "set", "eth0", "type", "macvlan", "mode", "vepa")
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 20)
     assert switch == SwitchCount(PORT, 0, 0, 0)
-    assert "20 of 20 frames never came to the switch port port" in proof.evidence
+    assert "20 of 20 frames did not reach the switch port port" in proof.evidence

@@ -65,7 +65,7 @@ def test_the_slash_in_front_may_be_missing(host: HostRoot, playground: Playgroun
 
 def test_no_such_group(host: HostRoot, playground: Playground) -> None:
     before = read_cgroup(host, playground.pid, playground.pid)
-    with pytest.raises(HostError, match=r"to the control group /nohype-nowhere.*\n.*no such control group") as caught:
+    with pytest.raises(HostError, match=r"to control group /nohype-nowhere.*\n.*the control group does not exist") as caught:
         move_thread(host, playground.pid, "/nohype-nowhere")
     assert caught.value.errno == ENOENT
     assert read_cgroup(host, playground.pid, playground.pid) == before
@@ -93,11 +93,11 @@ def test_a_thread_that_does_not_stay_is_an_error_with_both_groups(fake: FakeRoot
         def write(self, name: str, value: str) -> None:
             """Takes the write, and does nothing."""
 
-    with pytest.raises(HostError, match=r"was to be in the control group .*/vcpu0, but is in /nohype"):
+    with pytest.raises(HostError, match=r"requested control group .*/vcpu0, but it is in /nohype"):
         move_thread(Stubborn(fake.path), playground.pid, f"/{NAME}/vcpu0")
 
 
 def test_a_host_with_version_1_only(fake: FakeRoot) -> None:
     fake.add("proc/7/task/7/cgroup", "4:cpuset:/a\n1:name=systemd:/b")
-    with pytest.raises(HostError, match="no control group of version 2"):
+    with pytest.raises(HostError, match="not in a control group of version 2"):
         read_cgroup(fake, 7, 7)

@@ -99,5 +99,5 @@ def test_other_cpus_than_asked_for_are_an_error_with_both_sets(fake: FakeRoot) -
         def write(self, name: str, value: str) -> None:
             """Takes the write, and does something else."""
 
-    with pytest.raises(HostError, match="39 was to be sent to CPUs 7, but may be sent to 0-1"):
+    with pytest.raises(HostError, match="39: requested CPUs 7, kernel set 0-1"):
         set_irq_affinity(Stubborn(fake.path), 39, CpuSet.of([7]))

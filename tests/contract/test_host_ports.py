@@ -136,8 +136,8 @@ def make_none(fake: FakeRoot, pf: PhysicalFunction) -> None:
     ("change", "said"),
     [
         (hide, "it is in another network namespace"),
-        (take_the_driver, "no driver is bound to it"),
-        (make_none, "its driver igb makes none"),
+        (take_the_driver, "no driver is bound"),
+        (make_none, "driver igb creates none"),
     ],
 )
 def test_why_a_pf_has_no_interface_is_said(
@@ -152,7 +152,7 @@ def test_why_a_pf_has_no_interface_is_said(
 
 
 def test_a_function_that_is_gone_is_said_to_be(fake: FakeRoot, pf: PhysicalFunction) -> None:
-    with pytest.raises(HostError, match="there is no such PCI function"):
+    with pytest.raises(HostError, match="the PCI function does not exist"):
         find_port(fake, pf.address.offset(1))
 
 
@@ -229,7 +229,7 @@ def test_the_real_kernel_shows_what_is_above(near: str, kind: str) -> None:
             ipr.link("add", ifname=ABOVE, kind=kind, link=ipr.link_lookup(ifname=near)[0], **fields)
         except Exception as error:  # noqa: BLE001 (whatever it says, this kernel has no such interfaces)
             pytest.skip(f"this kernel has no {kind}: {error}")
-    assert use_of(near) == f"{ABOVE} is above its interface {near}"
+    assert use_of(near) == f"{ABOVE} uses its interface {near}"
 
 
 @pytest.mark.netns

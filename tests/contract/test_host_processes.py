@@ -27,11 +27,11 @@ from orchestrator.host.processes import (
     read_open_files,
     read_pagemap,
     read_services,
-    read_threads,
+    survey_threads,
 )
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
-from tests.fakes.root import FakeRoot, build_host
+from tests.fakes.root import FakeRoot, all_read, build_host
 
 KERNEL = HostRoot()
 ME = os.getpid()
@@ -44,7 +44,6 @@ def add_thread(fake: FakeRoot, pid: int, tid: int, name: str, flags: int, allowe
     folder = f"proc/{pid}/task/{tid}"
     fake.add(f"{folder}/stat", STAT.format(tid=tid, name=name, flags=flags, started=4200, cpu=cpu))
     fake.add(f"{folder}/status", f"Name:\t{name}\nCpus_allowed:\tff\nCpus_allowed_list:\t{allowed}")
-    fake.add(f"{folder}/schedstat", "1500000000 20 3")
 
 
 @pytest.fixture
@@ -85,45 +84,39 @@ def test_a_boot_has_a_name() -> None:
 
 
 def test_kernel_threads_are_told_from_others(fake: FakeRoot) -> None:
-    threads = read_threads(fake)
+    threads = all_read(survey_threads(fake))
     assert [thread.tid for thread in threads] == [5, 26, 2147, 2158]
-    assert of(threads, 26) == Thread(26, 26, "cpuhp/2", CpuSet.parse("2"), 2, True, True, 42.0, 1.5)
+    assert of(threads, 26) == Thread(26, 26, "cpuhp/2", CpuSet.parse("2"), 2, True, True, 42.0)
     assert of(threads, 5).pinned_by_kernel
     assert of(threads, 5).allowed == CpuSet.parse("0-7")
-    assert of(threads, 2158) == Thread(2147, 2158, "CPU 0/KVM", CpuSet.parse("2"), 2, False, False, 42.0, 1.5)
+    assert of(threads, 2158) == Thread(2147, 2158, "CPU 0/KVM", CpuSet.parse("2"), 2, False, False, 42.0)
 
 
 def test_thread_that_ends_while_it_is_read_is_left_out(fake: FakeRoot) -> None:
     fake.read_errors["proc/2147/task/2158/status"] = ESRCH
-    assert [thread.tid for thread in read_threads(fake)] == [5, 26, 2147]
+    assert [thread.tid for thread in all_read(survey_threads(fake))] == [5, 26, 2147]
 
 
 def test_threads_that_are_forbidden_are_an_error_not_left_out(fake: FakeRoot) -> None:
     fake.read_errors["proc/2147/task/2158/status"] = EACCES
     with pytest.raises(HostError, match="proc/2147/task/2158/status"):
-        read_threads(fake)
+        all_read(survey_threads(fake))
 
 
 def test_zombie_runs_nowhere(fake: FakeRoot) -> None:
     stat = fake.text("proc/2147/task/2147/stat")
     fake.add("proc/2147/task/2147/stat", stat.replace(") S ", ") Z "))
-    assert 2147 not in [thread.tid for thread in read_threads(fake)]
-
-
-def test_kernel_without_run_time(fake: FakeRoot) -> None:
-    (fake.path / "proc/26/task/26/schedstat").unlink()
-    assert of(read_threads(fake), 26).run_time is None
+    assert 2147 not in [thread.tid for thread in all_read(survey_threads(fake))]
 
 
 def test_own_threads_with_their_real_affinity() -> None:
     with parked_thread() as tid:
         cpu = min(os.sched_getaffinity(tid))
         os.sched_setaffinity(tid, {cpu})
-        threads = read_threads(KERNEL)
+        threads = all_read(survey_threads(KERNEL))
     assert (of(threads, tid).pid, of(threads, tid).allowed) == (ME, CpuSet.of((cpu,)))
     assert not of(threads, tid).kernel
     assert of(threads, ME).allowed == CpuSet.of(os.sched_getaffinity(ME))
-    assert of(threads, ME).run_time
     uptime = float(KERNEL.read("proc/uptime").split()[0])
     assert 0 < of(threads, ME).started < uptime
     assert all(thread.last_cpu >= 0 and len(thread.allowed) for thread in threads)
@@ -132,7 +125,7 @@ def test_own_threads_with_their_real_affinity() -> None:
 def test_the_real_kernels_own_threads() -> None:
     if KERNEL.find("proc/2/comm") != "kthreadd":
         pytest.skip("this process namespace does not show kernel threads")
-    threads = read_threads(KERNEL)
+    threads = all_read(survey_threads(KERNEL))
     bound = [thread for thread in threads if thread.name.startswith("migration/")]
     assert bound
     assert all(thread.kernel and thread.pinned_by_kernel and len(thread.allowed) == 1 for thread in bound)
@@ -146,7 +139,7 @@ def test_names_with_brackets_and_blanks(name: str) -> None:
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
     assert process.stdout
     process.stdout.readline()
-    found = of(read_threads(KERNEL), process.pid)
+    found = of(all_read(survey_threads(KERNEL)), process.pid)
     process.communicate(b"\n")
     assert (found.name, found.pid) == (name, process.pid)
     assert found.allowed == CpuSet.of(os.sched_getaffinity(0))
@@ -164,7 +157,7 @@ def test_processes_that_come_and_go_do_no_harm() -> None:
         thread.start()
     try:
         for _ in range(30):
-            assert of(read_threads(KERNEL), ME).pid == ME
+            assert of(all_read(survey_threads(KERNEL)), ME).pid == ME
     finally:
         done.set()
         for thread in threads:
@@ -174,7 +167,7 @@ def test_processes_that_come_and_go_do_no_harm() -> None:
 def test_last_run_adds_what_the_tasks_clock_leaves_out(fake: FakeRoot) -> None:
     fake.add("proc/stat", "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 0 0 0 0 0 100 100 100 0 0\ncpu2 0 0 0 0 0 10 20 30 0 0\nintr 5")
     fake.add("proc/26/task/26/sched", "cpuhp/2 (26, #threads: 1)\n---\nse.exec_start   :   30820.500000\nnr_switches : 11")
-    thread = of(read_threads(fake), 26)
+    thread = of(all_read(survey_threads(fake)), 26)
     assert read_last_run(fake, thread) == pytest.approx(30.8205 + 0.6)
 
 
@@ -182,11 +175,11 @@ def test_last_run_adds_what_the_tasks_clock_leaves_out(fake: FakeRoot) -> None:
 def test_last_run_that_the_kernel_does_not_tell(fake: FakeRoot, text: str) -> None:
     fake.add("proc/stat", "cpu2 0 0 0 0 0 10 20 30 0 0")
     fake.add("proc/26/task/26/sched", text)
-    assert read_last_run(fake, of(read_threads(fake), 26)) is None
+    assert read_last_run(fake, of(all_read(survey_threads(fake)), 26)) is None
 
 
 def test_last_run_without_scheduler_files(fake: FakeRoot) -> None:
-    assert read_last_run(fake, of(read_threads(fake), 26)) is None
+    assert read_last_run(fake, of(all_read(survey_threads(fake)), 26)) is None
 
 
 def test_last_run_of_a_real_thread() -> None:
@@ -198,7 +191,7 @@ def test_last_run_of_a_real_thread() -> None:
     try:
         with parked_thread() as tid:
             time.sleep(0.3)
-            parked, mine = (read_last_run(KERNEL, of(read_threads(KERNEL), number)) for number in (tid, ME))
+            parked, mine = (read_last_run(KERNEL, of(all_read(survey_threads(KERNEL)), number)) for number in (tid, ME))
     finally:
         os.sched_setaffinity(0, before)
     if parked is None or mine is None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_cores, read_isolated, read_topoext
-from orchestrator.host.hugepages import read_pools
+from orchestrator.host.cpus import read_isolated, read_topoext, survey_cores
+from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.iommu import read_iommu_groups
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_pfs, set_numvfs
@@ -17,7 +17,7 @@ from orchestrator.host.survey import read_topology, refresh_topology
 from orchestrator.model.topology import Core, PagePool, PhysicalFunction, PromisedPages, VirtualFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 from tests.contract.conftest import await_link
-from tests.fakes.root import DEVICES, FakeRoot, load_host
+from tests.fakes.root import DEVICES, FakeRoot, all_read, load_host
 
 MIB2, GIB1 = Size(2 << 20), Size(1 << 30)
 
@@ -29,9 +29,9 @@ def cores(*rows: tuple[str, int, int]) -> tuple[Core, ...]:
 
 def test_the_survey_is_made_of_its_parts(host: HostRoot) -> None:
     topology = read_topology(host)
-    assert topology.cores == read_cores(host)
+    assert topology.cores == all_read(survey_cores(host))
     assert topology.isolated == read_isolated(host)
-    assert topology.pools == read_pools(host)
+    assert topology.pools == all_read(survey_pools(host))
     assert topology.pfs == read_pfs(host)
     assert topology.iommu_groups == read_iommu_groups(host)
     assert topology.topoext == read_topoext(host)
@@ -48,7 +48,7 @@ def test_a_survey_changes_nothing(fake: FakeRoot) -> None:
 @pytest.mark.parametrize("missing", ["sys/devices/system/cpu/online", "sys/bus/pci/devices"])
 def test_a_host_without_sysfs_is_no_host(fake: FakeRoot, missing: str) -> None:
     (fake.path / missing).rename(fake.path / "gone")
-    with pytest.raises(HostError, match=f"there is no /{missing}") as caught:
+    with pytest.raises(HostError, match=f"/{missing} is missing") as caught:
         read_topology(fake)
     assert caught.value.errno == ENOENT
 

@@ -109,7 +109,7 @@ def test_hundreds_of_vfs_are_read_without_their_counters(answer: Any, count: int
 def test_an_older_kernel_sends_counters_and_an_answer_that_cannot_be_read(answer: Any, count: int) -> None:
     """296 bytes a VF, so that the length passes 16 bits."""
     answer(build_link(count, stats=True))
-    with pytest.raises(HostError, match="cannot read the VFs of nic0: the kernel's answer cannot be read") as caught:
+    with pytest.raises(HostError, match="cannot read the VFs of nic0: cannot parse the kernel's reply") as caught:
         read_vfs("nic0")
     assert "vfs_per_uplink" in caught.value.hint
 
@@ -142,7 +142,7 @@ def test_what_a_driver_has_not_taken_is_told_too(answer: Any, monkeypatch: pytes
     monkeypatch.setattr(FakeSocket, "link", lambda self, command, **_: (parse(build_link(2 if command == "get" else 0)),))
     refused = enforce_vf("nic0", VfState(1))
     assert list(refused) == ["mac"]
-    assert "its mac is 02:4e:48:00:00:01 in place of none" in refused["mac"].message
+    assert "mac is 02:4e:48:00:00:01, expected none" in refused["mac"].message
 
 
 @pytest.mark.netns

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from lxml import etree
 
-from orchestrator.hypervisor.connection import LiveGuest, Vcpu
-from orchestrator.hypervisor.guests import parse_bounds
+from orchestrator.hypervisor.connection import RunningGuest, Vcpu
+from orchestrator.hypervisor.guests import parse_pinning
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_unmanaged
 from orchestrator.values import CpuSet, Size
 from tests.fakes.root import FakeRoot
@@ -47,18 +47,18 @@ class FakeDomains:
             found.append(parse_unmanaged(domain, stored["xml"]))
         return found
 
-    def _live(self, domain: Unmanaged) -> LiveGuest:
+    def _live(self, domain: Unmanaged) -> RunningGuest:
         tree: Any = etree.fromstring(json.loads((self._host.path / _DOMAINS / domain.name).read_text())["xml"].encode())
         cpus = CpuSet.parse(self._host.text("sys/devices/system/cpu/possible"))
-        bounds = parse_bounds(tree, range(int(tree.findtext("vcpu"))), lambda: len(cpus))
+        pinning = parse_pinning(tree, range(int(tree.findtext("vcpu"))), lambda: len(cpus))
         pid = domain.pid or 0
-        return LiveGuest(
-            name=domain.name, pid=pid, vcpus=tuple(Vcpu(index, pid, pin) for index, pin in enumerate(bounds.pins)),
-            emulator_pin=bounds.emulator_pin, node=None, memory=domain.memory or Size(0), hostdevs=bounds.hostdevs, devices=(),
+        return RunningGuest(
+            name=domain.name, pid=pid, vcpus=tuple(Vcpu(index, pid, pin) for index, pin in enumerate(pinning.pins)),
+            emulator_pin=pinning.emulator_pin, node=None, memory=domain.memory or Size(0), hostdevs=pinning.hostdevs, devices=(),
             uuid=domain.uuid,
         )  # fmt: skip
 
-    def live(self) -> list[LiveGuest]:
+    def live(self) -> list[RunningGuest]:
         """Those that run."""
         return [self._live(domain) for domain in self.all() if domain.running]
 

@@ -23,7 +23,7 @@ import libvirt
 from lxml import etree
 
 from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.hypervisor.connection import Bounds, End, LiveGuest, SerialConsole, Vcpu
+from orchestrator.hypervisor.connection import EndCause, Pinning, RunningGuest, SerialConsole, Vcpu
 from orchestrator.hypervisor.unmanaged import Unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
 from tests.fakes.domains import FakeDomains, add_thread
@@ -60,32 +60,33 @@ class FakeHypervisor:
     def __init__(self, host: FakeRoot) -> None:
         self._host = host
         self._folder = host.path / _GUESTS
-        self._ended: Callable[[UUID, End], None] | None = None
+        self._ended: Callable[[UUID, EndCause], None] | None = None
         self.domains = FakeDomains(host)
         self.deaf: set[str] = set()
         self.broken: set[str] = set()
         self.ptys: dict[str, Path] = {}
 
-    def start(self, xml: str) -> None:
+    def create_paused(self, xml: str) -> None:
         """See Hypervisor. The guest is paused; what libvirt, QEMU or VFIO would refuse is refused."""
         guest = _parse(etree.fromstring(xml.encode()))
         name = guest["name"]
         with self._host.changing("hypervisor start", name):
             others = self._all()
             if any(name == other["name"] or guest["uuid"] == other["uuid"] for other in others):
-                raise HypervisorError(f"cannot start the guest: domain {name} exists", number=libvirt.VIR_ERR_OPERATION_FAILED)
-            folder = f"{DEVICES}/{guest['vf']}"
-            if self._host.link(f"{folder}/driver") != "vfio-pci":
-                raise HypervisorError(f"cannot start the guest: {guest['vf']} is not bound to vfio-pci")
-            pf = f"{DEVICES}/{self._host.link(f'{folder}/physfn')}"
-            guest["mac"] = self._read_mac(guest["vf"], pf)
-            if found := [*self._find_doubles(guest, others), *find_unprepared(self._host, guest, pf)]:
+                raise HypervisorError(f"cannot create the guest: domain {name} exists", number=libvirt.VIR_ERR_OPERATION_FAILED)
+            for vf in guest["vfs"]:
+                if self._host.link(f"{DEVICES}/{vf}/driver") != "vfio-pci":
+                    raise HypervisorError(f"cannot create the guest: {vf} is not bound to vfio-pci")
+            pfs = [f"{DEVICES}/{self._host.link(f'{DEVICES}/{vf}/physfn')}" for vf in guest["vfs"]]
+            guest["macs"] = [self._read_mac(vf, pf) for vf, pf in zip(guest["vfs"], pfs, strict=True)]
+            if found := [*self._find_doubles(guest, others), *find_unprepared(self._host, guest, pfs)]:
                 for violation in found:
                     self._host.violate(f"{name}: {violation}")
-                raise HypervisorError(f"cannot start the guest: {'; '.join(found)}")
+                raise HypervisorError(f"cannot create the guest: {'; '.join(found)}")
             Path(guest["log"]).touch()  # virtlogd opens it
             self._take_pages(guest, guest["pages"])
-            self._host.add(f"{folder}/enable", "1")
+            for vf in guest["vfs"]:
+                self._host.add(f"{DEVICES}/{vf}/enable", "1")
             guest["pid"] = next(pid for pid in range(FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
             self._add_threads(guest)
             # As the kernel keeps it of each process (starttime in proc_pid_stat(5)); no two starts have the same.
@@ -120,15 +121,15 @@ class FakeHypervisor:
 
     def destroy(self, uuid: UUID) -> None:
         """See Hypervisor."""
-        self._end_if_there(uuid, End.DESTROYED)
+        self._end_if_there(uuid, EndCause.DESTROYED)
 
     def shutdown(self, uuid: UUID) -> None:
         """See Hypervisor. The guest powers off at once, unless it is deaf, or paused."""
         guest = self._find(uuid)
         if guest and guest["name"] not in self.deaf and not guest["paused"]:
-            self._end_if_there(uuid, End.POWERED_OFF)
+            self._end_if_there(uuid, EndCause.POWERED_OFF)
 
-    def end(self, name: str, how: End = End.FAILED) -> UUID:
+    def end(self, name: str, how: EndCause = EndCause.FAILED) -> UUID:
         """Ends a guest behind the manager's back; returns its id."""
         uuid = UUID(self._load(name)["uuid"])
         self._end_if_there(uuid, how)
@@ -148,11 +149,11 @@ class FakeHypervisor:
             self._store(guest)
             self._host.sched_setaffinity(guest["pid"], cpus)
 
-    def uuids(self) -> frozenset[UUID]:
+    def running_uuids(self) -> frozenset[UUID]:
         """See Hypervisor."""
         return frozenset(map(UUID, self._files().values())) | {domain.uuid for domain in self.domains.all() if domain.running}
 
-    def names(self) -> frozenset[str]:
+    def running_names(self) -> frozenset[str]:
         """See Hypervisor."""
         return frozenset(self._files()) | {domain.name for domain in self.domains.all() if domain.running}
 
@@ -160,22 +161,21 @@ class FakeHypervisor:
         """The running guests, each told from the same one after another start."""
         return frozenset(Life(guest["name"], guest["uuid"], guest["start"]) for guest in self._all())
 
-    def guests(self) -> tuple[LiveGuest, ...]:
-        """See Hypervisor."""
-        return self.read_guests()[0]
-
-    def read_guests(self) -> tuple[tuple[LiveGuest, ...], dict[str, str]]:
+    def read_guests(self) -> tuple[tuple[RunningGuest, ...], dict[str, str]]:
         """See Hypervisor."""
         live = sorted([*map(_live, self._all()), *self.domains.live()], key=lambda guest: guest.name)
         unread = {guest.name: _BROKEN for guest in live if guest.name in self.broken}
         return tuple(guest for guest in live if guest.name not in unread), unread
 
-    def look_around(self, known: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[Unmanaged, ...]]:
+    def list_running(self, managed: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[Unmanaged, ...]]:
         """See Hypervisor."""
-        running = self.uuids()
+        running = self.running_uuids()
         # Only those are read: a manager knows its own, which may be many.
-        others = [self._find(uuid) for uuid in map(UUID, self._files().values()) if uuid not in known]
-        found = [*(_unmanaged(guest) for guest in others if guest), *(one for one in self.domains.all() if one.uuid not in known)]
+        others = [self._find(uuid) for uuid in map(UUID, self._files().values()) if uuid not in managed]
+        found = [
+            *(_unmanaged(guest) for guest in others if guest),
+            *(known for known in self.domains.all() if known.uuid not in managed),
+        ]
         return running, tuple(
             replace(domain, pins=(), nodes=frozenset(), hostdevs=frozenset(), memory=None, problem=_BROKEN)
             if domain.name in self.broken
@@ -183,7 +183,7 @@ class FakeHypervisor:
             for domain in sorted(found, key=lambda domain: domain.name)
         )
 
-    def guest(self, which: str | UUID) -> LiveGuest:
+    def read_guest(self, which: str | UUID) -> RunningGuest:
         """See Hypervisor, which takes an id only; tests may name a guest."""
         return _live(self._load(which) if isinstance(which, str) else self._get(which))
 
@@ -197,27 +197,28 @@ class FakeHypervisor:
         with Path(self._load(name)["log"]).open("ab") as log:
             log.write(printed)
 
-    def bounds(self, uuid: UUID) -> Bounds:
+    def read_pinning(self, uuid: UUID) -> Pinning:
         """See Hypervisor."""
-        return self.guest(uuid).bounds
+        return self.read_guest(uuid).pinning
 
     def read_exits(self, uuid: UUID) -> tuple[dict[str, int], ...]:
         """See Hypervisor."""
         guest = self._get(uuid)
         return tuple({"exits": 0 if guest["paused"] else 1000} for _ in guest["pins"])
 
-    def watch_ends(self, ended: Callable[[UUID, End], None]) -> None:
+    def watch_ends(self, ended: Callable[[UUID, EndCause], None]) -> None:
         """See Hypervisor: the callback comes in a thread of its own."""
         self._ended = ended
 
-    def _end_if_there(self, uuid: UUID, how: End) -> None:
+    def _end_if_there(self, uuid: UUID, how: EndCause) -> None:
         with self._host.changing("hypervisor end", f"{uuid} {how}"):
             guest = self._find(uuid)
             if guest is None:
                 return
             (self._folder / f"{guest['name']}@{guest['uuid']}").unlink()
             self._take_pages(guest, -guest["pages"])
-            self._host.add(f"{DEVICES}/{guest['vf']}/enable", "0")
+            for vf in guest["vfs"]:
+                self._host.add(f"{DEVICES}/{vf}/enable", "0")
             shutil.rmtree(self._host.path / "sys/fs/cgroup" / _group(guest))
             for tid in range(guest["pid"], guest["pid"] + len(guest["pins"]) + 2):
                 shutil.rmtree(self._host.path / f"proc/{tid}", ignore_errors=True)
@@ -230,7 +231,10 @@ class FakeHypervisor:
             both = _pinned(guest) & _pinned(other)
             found += [f"CPUs {both} are in use by {other['name']}"] if both else []
             found += [
-                f"{what} {guest[what]} is in use by {other['name']}" for what in ("vf", "mac") if guest[what] == other[what]
+                f"{what} {one} is in use by {other['name']}"
+                for what in ("vf", "mac")
+                for one in guest[f"{what}s"]
+                if one in other[f"{what}s"]
             ]
         return found
 
@@ -249,13 +253,13 @@ class FakeHypervisor:
         left = int(self._host.text(pool)) - count
         if left < 0:
             self._host.violate(f"{guest['name']} was promised {count} pages on node {guest['node']}, {-left} are not there")
-            raise HypervisorError(f"cannot start the guest: {OSError(ENOMEM, 'cannot allocate memory')}")
+            raise HypervisorError(f"cannot create the guest: {OSError(ENOMEM, 'cannot allocate memory')}")
         flat = f"sys/kernel/mm/hugepages/hugepages-{guest['page_kib']}kB/resv_hugepages"
         promised = int(self._host.text(flat)) if self._host.exists(flat) else 0
         nodes = self._host.path.glob(f"sys/devices/system/node/node*/hugepages/hugepages-{guest['page_kib']}kB/free_hugepages")
         if count > 0 and sum(int(file.read_text()) for file in nodes) - count < promised:
             # mm/hugetlb.c, hugetlb_acct_memory(); not noted: programs may reserve pages at any moment.
-            raise HypervisorError("cannot start the guest: unable to map backing store for guest RAM: Cannot allocate memory")
+            raise HypervisorError("cannot create the guest: unable to map backing store for guest RAM: Cannot allocate memory")
         self._host.add(pool, str(left))
 
     def _add_threads(self, guest: dict[str, Any]) -> None:
@@ -316,8 +320,10 @@ def _parse(tree: Any) -> dict[str, Any]:
     """What of a guest's XML matters here."""
     page = int(tree.find("memoryBacking/hugepages/page").get("size"))
     memory = int(tree.findtext("memory"))
-    address = tree.find("devices/hostdev/source/address")
-    vf = PciAddress(*(int(address.get(part), 16) for part in ("domain", "bus", "slot", "function")))
+    vfs = [
+        PciAddress(*(int(address.get(part), 16) for part in ("domain", "bus", "slot", "function")))
+        for address in tree.iterfind("devices/hostdev/source/address")
+    ]
     pins = {int(pin.get("vcpu")): pin.get("cpuset") for pin in tree.iterfind("cputune/vcpupin")}
     return {
         "name": tree.findtext("name"),
@@ -328,21 +334,21 @@ def _parse(tree: Any) -> dict[str, Any]:
         "page_kib": page,
         "pages": -(-memory // page),
         "memory": memory,
-        "vf": str(vf),
+        "vfs": list(map(str, vfs)),
         "log": tree.find("devices/serial/log").get("file"),
     }
 
 
-def _live(guest: dict[str, Any]) -> LiveGuest:
+def _live(guest: dict[str, Any]) -> RunningGuest:
     pins = [CpuSet.parse(cpus) for cpus in guest["pins"]]
-    return LiveGuest(
+    return RunningGuest(
         name=guest["name"],
         pid=guest["pid"],
         vcpus=tuple(Vcpu(index, guest["pid"] + 1 + index, cpus) for index, cpus in enumerate(pins)),
         emulator_pin=CpuSet.parse(guest["emulator"]),
         node=guest["node"],
         memory=Size(guest["memory"] << 10),
-        hostdevs=(PciAddress.parse(guest["vf"]),),
+        hostdevs=tuple(map(PciAddress.parse, guest["vfs"])),
         devices=("vfio-pci",),
         uuid=UUID(guest["uuid"]),
     )
@@ -352,7 +358,7 @@ def _unmanaged(guest: dict[str, Any]) -> Unmanaged:
     return Unmanaged(
         guest["name"], UUID(guest["uuid"]), running=True,
         pins=tuple(map(CpuSet.parse, (*guest["pins"], guest["emulator"]))), nodes=frozenset([guest["node"]]),
-        hostdevs=frozenset([PciAddress.parse(guest["vf"])]), memory=Size(guest["memory"] << 10), pid=guest["pid"],
+        hostdevs=frozenset(map(PciAddress.parse, guest["vfs"])), memory=Size(guest["memory"] << 10), pid=guest["pid"],
     )  # fmt: skip
 
 

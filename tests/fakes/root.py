@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.errors import HostError, RequestError
-from orchestrator.host.root import HostRoot, _host_error
+from orchestrator.host.root import HostRoot, host_error
 from orchestrator.values import CpuSet, PciAddress
 from tests.fakes.net import FakeNet
 
@@ -37,6 +38,7 @@ _LINE = re.compile(
     r"(?P<path>\S+) (?:= ?(?P<text>.*)|-> (?P<target>\S+)|!(?P<kind>read|write) (?P<errno>E\w+)"
     r"|@(?P<offset>\w+) = (?P<value>\w+))"
 )
+_Item = TypeVar("_Item")
 _ALLOWED = r"^Cpus_allowed_list:\s*(\S+)"
 # The drivers that know a VF by its id, where they are loaded.
 _VF_DRIVERS = {("8086", "10ca"): "igbvf", ("8086", "1520"): "igbvf", ("8086", "10ed"): "ixgbevf"}
@@ -171,7 +173,7 @@ class FakeRoot(HostRoot):
             try:
                 _HOOKS.get(os.path.basename(path), _store)(self, path, value)
             except OSError as error:
-                raise _host_error(f"cannot write {value!r} to", name, error) from None
+                raise host_error(f"cannot write {value!r} to", name, error) from None
 
     def sched_getaffinity(self, tid: int) -> CpuSet:
         """See HostRoot. kernel/sched/syscalls.c, sched_getaffinity(): what it may run on, less what is offline."""
@@ -215,7 +217,7 @@ class FakeRoot(HostRoot):
         if errors:
             for key, number in errors.items():
                 if self.real(key) == self.real(name):
-                    raise _host_error(what, name, OSError(number, ""))
+                    raise host_error(what, name, OSError(number, ""))
 
     def _check_present(self, name: str) -> None:
         if not (self.path / name).is_file():
@@ -250,6 +252,14 @@ class _RegisterFile(MutableMapping[tuple[str, int], int]):
 
     def _store(self, values: dict[tuple[str, int], int]) -> None:
         self._fake.add(_REGISTERS, "\n".join(f"{name} {offset:#x} {value:#x}" for (name, offset), value in values.items()))
+
+
+def all_read(survey: tuple[tuple[_Item, ...], tuple[HostError, ...]]) -> tuple[_Item, ...]:
+    """What a `survey_*` function has read; raises the first error."""
+    items, problems = survey
+    if problems:
+        raise problems[0]
+    return items
 
 
 def load_host(folder: Path, name: str) -> FakeRoot:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from orchestrator.images.store import CONSOLE_PROTOCOL, Description, write_description
 from orchestrator.model.plan import Policy
 from orchestrator.values import CpuSet, Size
 from tests.fakes.hypervisor import add_thread
@@ -70,8 +70,9 @@ def make_image(store: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("vmlinuz", "initrd"):
         (folder / name).write_text("")
-    fields = {"name": IMAGE, "cmdline": "quiet", "console": None, "kernel_version": "6.12", "hash": "0", "memory": "64M"}
-    (folder / "image.json").write_text(json.dumps(fields))
+    size = Size.parse("64M")
+    fields = Description(cmdline="quiet", console=CONSOLE_PROTOCOL, kernel_version="6.12", hash="0", memory=size)
+    write_description(folder, fields)
 
 
 def _cpus(server: Server) -> Iterator[str]:

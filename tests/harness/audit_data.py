@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from orchestrator.host.processes import Maps, Thread, parse_numa_maps, parse_smaps
-from orchestrator.hypervisor.connection import LiveGuest, Vcpu
+from orchestrator.hypervisor.connection import RunningGuest, Vcpu
 from orchestrator.model.exits import ExitSample
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.values import CpuSet, PciAddress, Size
@@ -45,9 +45,9 @@ _DEVICES = (
 )  # fmt: skip
 
 
-def _guest(name: str, pid: int, tids: tuple[int, int], cpu: int, node: int, vf: PciAddress) -> LiveGuest:
+def _guest(name: str, pid: int, tids: tuple[int, int], cpu: int, node: int, vf: PciAddress) -> RunningGuest:
     vcpus = tuple(Vcpu(index, tid, CpuSet.of((cpu + index,))) for index, tid in enumerate(tids))
-    return LiveGuest(name, pid, vcpus, HOUSEKEEPING, node, Size(256 << 20), (vf,), _DEVICES, UUID(int=pid))
+    return RunningGuest(name, pid, vcpus, HOUSEKEEPING, node, Size(256 << 20), (vf,), _DEVICES, UUID(int=pid))
 
 
 GUEST1 = _guest("guest1", 4944, (4955, 4956), 2, 0, _VFS[2])
@@ -82,7 +82,7 @@ def _read_threads() -> list[tuple[Thread, float | None]]:
     found = []
     for line in (DATA / "threads.txt").read_text().splitlines():
         if not line.startswith("#"):
-            pid, tid, flags, started, allowed, last_cpu, run_time, exec_start, name = line.split(maxsplit=8)
+            pid, tid, flags, started, allowed, last_cpu, _, exec_start, name = line.split(maxsplit=8)
             kernel, pinned = bool(int(flags) & 0x200000), bool(int(flags) & 0x4000000)
             thread = Thread(
                 int(pid),
@@ -93,7 +93,6 @@ def _read_threads() -> list[tuple[Thread, float | None]]:
                 kernel,
                 pinned,
                 int(started) / 100,
-                int(run_time) / 1e9,
             )
             found.append((thread, float(exec_start) / 1000 or None))
     return found

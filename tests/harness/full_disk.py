@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.daemon.reports import describe
+from orchestrator.daemon.monitoring import status_line
 from orchestrator.errors import LedgerError
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.request import GuestRequest
@@ -56,10 +56,10 @@ def _is_written(file: FileIO, data: bytes) -> bool:
         raise
 
 
-def open_manager(world: World, disk: Disk) -> tuple[SystemManager, Ledger]:
+def open_manager(world: World, disk: Disk) -> tuple[GuestService, Ledger]:
     ledger = Ledger(disk.folder / "ledger.sqlite")
     folders = {"images": world.folder / "images", "consoles": world.folder / "consoles"}
-    return SystemManager(world.host, world.hypervisor, ledger, world.server.policy, **folders), ledger  # type: ignore[arg-type]
+    return GuestService(world.host, world.hypervisor, ledger, world.server.policy, **folders), ledger  # type: ignore[arg-type]
 
 
 def refuse(work: Callable[[], object]) -> None:
@@ -80,7 +80,7 @@ def states(ledger: Ledger) -> dict[str, str]:
 def end_guests(world: World, disk: Disk, tell: Tell) -> None:
     """A manager that meets a disk which has just become full."""
     manager, ledger = open_manager(world, disk)
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     for name in NAMES:
         manager.create(OPERATOR, request(name))
     manager.stop(OPERATOR, "g5", 0)
@@ -94,7 +94,7 @@ def end_guests(world: World, disk: Disk, tell: Tell) -> None:
     disk.fill()
     manager.delete(OPERATOR, "g2")
     disk.fill()
-    assert "is full" in describe(ledger)
+    assert "is full" in status_line(ledger)
     for _ in range(300):
         # Repeated attempts to start something must not use up the reserve.
         refuse(lambda: manager.start(OPERATOR, "g0"))
@@ -111,7 +111,7 @@ def start_and_end(world: World, disk: Disk, name: str) -> None:
     """A manager that starts on a full disk, ends a guest, and is stopped."""
     disk.fill()
     manager, ledger = open_manager(world, disk)
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     refuse(lambda: manager.create(OPERATOR, request("new")))
     assert states(ledger)[name] == "running"
     manager.kill(OPERATOR, name)
@@ -126,16 +126,16 @@ def go_on(world: World, disk: Disk) -> None:
     """There is space again."""
     disk.free()
     manager, ledger = open_manager(world, disk)
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     assert states(ledger) == {"g1": "stopped", "g3": "stopped", "g4": "stopped", "g5": "stopped"}
     for name in states(ledger):
         manager.start(OPERATOR, name)
     manager.create(OPERATOR, request("new"))
-    assert "full" not in describe(ledger)
+    assert "full" not in status_line(ledger)
     assert [event.kind for event in ledger.events(None, 1)] == ["started"]
     for name in states(ledger):
         manager.delete(OPERATOR, name)
-    assert not world.hypervisor.names()
+    assert not world.hypervisor.running_names()
     assert (disk.folder / "ledger.sqlite.reserve").stat().st_size == 2 << 20
     disk.fill()
     refuse(lambda: manager.create(OPERATOR, request("last")))

@@ -1,6 +1,6 @@
-"""One lab, booted once and shared by all lab tests. A test that changes it puts it back.
+"""One lab, booted once and shared by all lab tests. A test that changes it restores it.
 
-NOHYPE_TEST_LAB=NAME uses a lab that is up already, and leaves it up: `nohype lab up NAME`.
+NOHYPE_TEST_LAB=NAME uses a lab that is up (`nohype lab up NAME`) and leaves it up.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import LabLost
+from orchestrator.lab import control
 from orchestrator.lab import lab as labs
-from orchestrator.lab import life
-from orchestrator.lab.accel import Wanted
+from orchestrator.lab.accel import AccelChoice
 from orchestrator.lab.demo import GUESTS, create_guest, measure
 from orchestrator.lab.health import check_emulation
 from orchestrator.lab.progress import Event, Kind, Timeline
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failure may be the emulator's; then no test can be believed, and the session ends."""
+    """If the emulator has failed, no test result is valid, and the session ends."""
     report = yield
     host = getattr(item, "funcargs", {}).get("host")
     if report.failed and isinstance(host, LabHost):
@@ -55,7 +55,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @dataclass(frozen=True)
 class LabHost:
-    """The lab's server, as tests use it."""
+    """The lab host, as tests use it."""
 
     lab: labs.Lab
 
@@ -70,12 +70,12 @@ class LabHost:
         return self.run(shlex.join(["nohype", *words]), check=check)
 
     def proofs(self, frames: int = 0) -> dict[tuple[str, str], Proof]:
-        """All proofs, measured now, by name and subject."""
+        """All proofs by name and subject, measured now."""
         return {(proof.name, proof.subject): proof for proof in measure(self.lab, frames)}
 
     @contextmanager
     def changed(self, change: str, back: str) -> Iterator[None]:
-        """Makes a change for the time of the block."""
+        """Changes the host during the block."""
         try:
             self.run(change)
             yield
@@ -83,14 +83,14 @@ class LabHost:
             self.run(back)
 
     def scope(self, guest: str) -> str:
-        """The control group of all of a guest's threads, quoted for the shell."""
+        """The control group of a guest's threads, quoted for the shell."""
         pid = self.run(f"cat /run/libvirt/qemu/{guest}.pid").stdout.strip()
         path = self.run(f"sed -n 's/^0:://;s,/libvirt/.*,,p' /proc/{pid}/cgroup").stdout.strip()
         return shlex.quote(f"/sys/fs/cgroup{path}")
 
     @contextmanager
     def unconfined(self, guest: dict[str, Any]) -> Iterator[None]:
-        """Takes away, for the time of the block, what keeps a guest's threads from other guests' cores whatever is asked for."""
+        """Lifts the guest's cpuset during the block, so that its threads can be moved to other guests' cores."""
         file = f"{self.scope(guest['name'])}/cpuset.cpus"
         with self.changed(f"echo 0-7 > {file}", f"echo 0-1,{','.join(guest['cores'])} > {file}"):
             yield
@@ -111,16 +111,16 @@ def host() -> Iterator[LabHost]:
         if event.kind is not Kind.BEGIN:
             print(f"{event.stage}: {event.text or f'{event.seconds:.1f} s'}", flush=True)
 
-    lab = start_lab(NAME, load_spec("numa"), Wanted.AUTO, Timeline(show))
+    lab = start_lab(NAME, load_spec("numa"), AccelChoice.AUTO, Timeline(show))
     try:
         yield LabHost(lab)
     finally:
-        life.down(NAME)
+        control.down(NAME)
 
 
 @pytest.fixture(scope="session")
 def guests(host: LabHost) -> Iterator[list[dict[str, Any]]]:
-    """Two guests that run, as the manager shows them. They live until the session ends."""
+    """Two running guests, as the manager shows them; deleted when the session ends."""
     yield [create_guest(host.lab, guest) for guest in GUESTS]
     for guest in GUESTS:
         host.nohype("guest", "delete", guest.name, check=False)

@@ -1,4 +1,4 @@
-"""The contract tests of the host layer again, on the real kernel of the lab host: a fake that lies is caught here."""
+"""Runs the contract tests of the host layer on the real kernel of the lab host, to find differences from the fake."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CARRIED = ("pytest", "_pytest", "py.py", "pluggy", "iniconfig", "packaging", "py
 
 
 def pack() -> bytes:
-    """The contract tests, and pytest with what it needs: all pure Python, so that they run there as they are."""
+    """The contract tests, and pytest with its dependencies, which are pure Python."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
         for name in ("tests/fakes/root.py", "tests/fakes/net.py", "tests/contract", "tests/data/hosts"):
@@ -33,8 +33,8 @@ def _no_caches(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if info.name.endswith("__pycache__") else info
 
 
-def test_the_contract_holds_on_the_real_kernel(host: LabHost) -> None:
-    """Runs without guests: it makes and removes VFs."""
+def test_contract_holds_on_the_real_kernel(host: LabHost) -> None:
+    """Runs without guests, as it creates and removes VFs."""
     for name in ("guest1", "guest2"):
         host.nohype("guest", "delete", name, check=False)
     pf = host.run("basename $(readlink /sys/class/net/nic0/device)").stdout.strip()

@@ -1,4 +1,4 @@
-"""The lab itself, with the real QEMU: the machine is what its spec says, and nothing of it stays behind."""
+"""The lab itself, with the real QEMU: the machine matches its spec, and nothing of it is left behind."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from orchestrator.host import netlink
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.recipe import recipes_folder
-from orchestrator.lab import accel, life, switch
+from orchestrator.lab import accel, control, switch
 from orchestrator.lab import lab as labs
 from orchestrator.lab.build import build_tools
-from orchestrator.lab.folder import Folder, find_state
 from orchestrator.lab.health import check_cpus
 from orchestrator.lab.keys import make_key
+from orchestrator.lab.paths import LabDir, find_state
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qmp import ask
 from orchestrator.lab.start import build_parts
@@ -37,7 +37,7 @@ UP = """
 import sys
 from pathlib import Path
 from orchestrator.lab.accel import Accel
-from orchestrator.lab.life import up
+from orchestrator.lab.control import up
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.spec import LabImage, load_spec
 name, spec, tools, kernel, initrd, root = sys.argv[1:]
@@ -46,7 +46,7 @@ up(name, load_spec(spec), image, Path(tools), Accel(kvm=False, reason="test"), T
 """
 
 
-def test_processors_and_memory_are_as_the_spec_says(host: LabHost) -> None:
+def test_processors_and_memory_match_the_spec(host: LabHost) -> None:
     spec = host.lab.state.spec
     fields = {item["field"]: item["data"] for item in json.loads(host.run("lscpu --json --hierarchic=never").stdout)["lscpu"]}
     assert fields["CPU(s):"] == str(spec.cpus)
@@ -62,7 +62,7 @@ def test_processors_and_memory_are_as_the_spec_says(host: LabHost) -> None:
     assert host.run("cat /sys/devices/system/cpu/isolated").stdout.strip() == str(spec.guest_cpus)
 
 
-def test_the_machine_has_what_passing_devices_through_needs(host: LabHost) -> None:
+def test_machine_supports_device_passthrough(host: LabHost) -> None:
     assert "Enabled IRQ remapping" in host.run("dmesg").stdout
     assert host.run("ls /sys/kernel/iommu_groups | wc -l").stdout.strip() != "0"
     assert host.run("grep -cwE 'svm|vmx' /proc/cpuinfo", check=False).stdout.strip() == str(host.lab.state.spec.cpus)
@@ -73,7 +73,7 @@ def test_the_machine_has_what_passing_devices_through_needs(host: LabHost) -> No
     ]
 
 
-def test_each_disk_is_an_nvme_controller_of_its_own(host: LabHost) -> None:
+def test_each_disk_has_its_own_nvme_controller(host: LabHost) -> None:
     spec = host.lab.state.spec
     found = host.run("cat /sys/class/nvme/nvme*/serial").stdout.split()
     assert sorted(found) == [f"nohype-disk{index}" for index in range(len(spec.disks))]
@@ -82,27 +82,27 @@ def test_each_disk_is_an_nvme_controller_of_its_own(host: LabHost) -> None:
         assert host.run(line).stdout.strip() == str(index % spec.nodes)
 
 
-def test_the_emulator_takes_no_more_memory_than_promised(host: LabHost) -> None:
-    # A machine with 8 GB must do.
+def test_emulator_memory_is_within_limit(host: LabHost) -> None:
+    # A machine with 8 GB must suffice.
     memory = labs.read_status(host.lab.name).memory
     assert memory is not None
     assert memory <= 5 * GIB
 
 
 def test_only_the_labs_own_host_key_is_accepted(host: LabHost) -> None:
-    with pytest.raises(ShellError, match="shows another host key"):
+    with pytest.raises(ShellError, match="presented an unexpected host key"):
         connect("127.0.0.1", host.lab.state.port, key=host.lab.folder.key, host_key=make_key().public)
     offered = host.run("sshd -T | grep -i ^hostkey").stdout.split()
     assert [word for word in offered if word.startswith("/")] == ["/etc/ssh/ssh_host_ed25519_key"]
 
 
-def test_a_command_that_takes_too_long_is_ended_in_the_lab_too(host: LabHost) -> None:
+def test_timed_out_command_is_killed_in_the_lab(host: LabHost) -> None:
     with pytest.raises(ShellTimeout):
         host.run("sleep 98765", timeout=3)
     assert host.run("pgrep --full 'sleep [9]8765'", check=False).status == 1
 
 
-def test_files_go_in_whole(host: LabHost, tmp_path: Path) -> None:
+def test_uploaded_file_is_complete(host: LabHost, tmp_path: Path) -> None:
     source = tmp_path / "data"
     source.write_bytes(os.urandom(2 << 20))
     with host.lab.shell() as shell:
@@ -110,7 +110,7 @@ def test_files_go_in_whole(host: LabHost, tmp_path: Path) -> None:
     assert host.run("sha256sum /root/data; rm /root/data").stdout.split()[0] == hashlib.sha256(source.read_bytes()).hexdigest()
 
 
-def test_a_cable_that_is_pulled_is_seen_inside(host: LabHost) -> None:
+def test_link_down_is_visible_in_the_lab(host: LabHost) -> None:
     def carrier() -> str:
         return host.run("cat /sys/class/net/nic0/carrier").stdout.strip()
 
@@ -125,7 +125,7 @@ def test_a_cable_that_is_pulled_is_seen_inside(host: LabHost) -> None:
 
 @pytest.fixture
 def booting(host: LabHost) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A second lab that has just begun to boot, and the `up` that waits for it."""
+    """A second lab that has just started to boot, and the `up` that waits for it."""
     name = f"{host.lab.name[:16]}-b"
     spec = host.lab.state.spec
     tools, image = build_parts(spec, Timeline())
@@ -133,41 +133,41 @@ def booting(host: LabHost) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     words = [name, spec.name, str(tools), str(image.kernel), str(image.initrd), str(image.root)]
     process = subprocess.Popen([sys.executable, "-c", UP, *words], cwd=ROOT, start_new_session=True)
     try:
-        _wait_until(lambda: Folder(name).console.exists() and Folder(name).console.stat().st_size, "the kernel prints something")
+        _wait_until(lambda: LabDir(name).console.exists() and LabDir(name).console.stat().st_size, "the kernel prints something")
         yield name, process
     finally:
         process.kill()
         process.wait()
-        life.down(name)
+        control.down(name)
     after = image.root.stat()
     assert (after.st_mtime, after.st_blocks) == (before.st_mtime, before.st_blocks), "a lab wrote to the image it boots from"
 
 
-def test_an_up_that_is_killed_takes_the_real_emulator_along(booting: tuple[str, subprocess.Popen[bytes]]) -> None:
+def test_killed_up_kills_the_emulator(booting: tuple[str, subprocess.Popen[bytes]]) -> None:
     name, process = booting
     qemu = _qemu(name)
     process.kill()
     _wait_until(lambda: not _lives(qemu), "QEMU is gone")
-    _wait_until(lambda: not Folder(name).lock.exists(), "the keeper is gone")
+    _wait_until(lambda: not LabDir(name).lock.exists(), "the keeper is gone")
     assert not netlink.netns_exists(switch.netns_of(name))
-    assert not Folder(name).path.exists()
+    assert not LabDir(name).path.exists()
 
 
-def test_a_keeper_that_is_killed_takes_the_real_emulator_along(booting: tuple[str, subprocess.Popen[bytes]]) -> None:
+def test_killed_keeper_kills_the_emulator(booting: tuple[str, subprocess.Popen[bytes]]) -> None:
     name, _ = booting
     qemu = _qemu(name)
-    state = find_state(Folder(name))
+    state = find_state(LabDir(name))
     assert state
     os.kill(state.pid, signal.SIGKILL)
     _wait_until(lambda: not _lives(qemu), "QEMU is gone")
-    life.down(name)
+    control.down(name)
     assert not netlink.netns_exists(switch.netns_of(name))
     assert not [line for line in Path("/proc/self/mounts").read_text().splitlines() if "nohype" in line and "netns" not in line]
 
 
 def _qemu(name: str) -> int:
-    _wait_until(lambda: find_state(Folder(name)), "the keeper has written its state")
-    state = find_state(Folder(name))
+    _wait_until(lambda: find_state(LabDir(name)), "the keeper has written its state")
+    state = find_state(LabDir(name))
     assert state
     assert _lives(state.qemu)
     return state.qemu
@@ -184,20 +184,20 @@ def _wait_until(condition: Callable[[], object], what: str, timeout: float = 30)
         time.sleep(0.1)
 
 
-def test_the_probe_for_kvm_recognizes_a_kernel_that_works(host: LabHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The same boot under emulation, where it is known to work: else a refusal would say nothing about KVM.
+def test_kvm_probe_accepts_a_working_kernel(host: LabHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same boot under emulation, where it works: a refusal would not be due to KVM.
     words = {"kvm": "tcg", "host": "max", "q35,kernel-irqchip=split": "q35"}
-    monkeypatch.setattr(accel, "_PROBE_ARGV", [words.get(word, word) for word in accel._PROBE_ARGV])
+    monkeypatch.setattr(accel, "PROBE_ARGV", [words.get(word, word) for word in accel.PROBE_ARGV])
     image = build_image(recipes_folder(), "minimal", cache_folder(), progress=lambda _: None)
     tools = build_tools(cache_folder())
-    found = accel.probe_kvm(accel.Probe(tools, image / "vmlinuz", image / "initrd"), deadline=180)
-    assert found == accel.Accel(kvm=True, reason="a kernel boots under KVM and sees svm")
+    found = accel.probe_kvm(accel.Probe(tools, image / "vmlinuz", image / "initrd"), timeout=180)
+    assert found == accel.Accel(kvm=True, reason="a kernel boots under KVM and reports svm")
 
 
-def test_a_cpu_that_has_stopped_is_a_lost_lab(host: LabHost) -> None:
+def test_stopped_cpu_is_reported_as_lost_lab(host: LabHost) -> None:
     check_cpus(host.lab)
     online = "/sys/devices/system/cpu/cpu7/online"
     with host.changed(f"echo 0 > {online}", f"echo 1 > {online}"):
-        with pytest.raises(LabLost, match="(?s)its CPUs 7 do not run any more.*local APIC state for CPU 7"):
+        with pytest.raises(LabLost, match="(?s)CPUs 7 stopped executing.*local APIC state for CPU 7"):
             check_cpus(host.lab)
     check_cpus(host.lab)

@@ -1,4 +1,4 @@
-"""The lab's image: what the builders promise of it. Uses the builds that the lab itself was started from."""
+"""The lab's image. Uses the builds that the lab itself was started from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def image() -> LabImage:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of the root file system that the image was made from, before our package."""
+    """A copy of the root file system of the image without this package."""
     copy = tmp_path_factory.mktemp("image") / "root"
     run(
         ["cp", "--archive", "--reflink=auto", build_host(SPEC, source_tree(), cache_folder(), progress=nothing), copy],
@@ -44,12 +44,12 @@ def test_image_is_small(image: LabImage) -> None:
 
 
 def test_building_again_builds_nothing(image: LabImage) -> None:
-    said: list[str] = []
-    assert build_lab(SPEC, cache_folder(), said.append) == image
-    assert said == []
+    notes: list[str] = []
+    assert build_lab(SPEC, cache_folder(), notes.append) == image
+    assert notes == []
 
 
-def test_role_changes_nothing_the_second_time(root: Path, tmp_path: Path) -> None:
+def test_role_applied_again_changes_nothing(root: Path, tmp_path: Path) -> None:
     assert apply_role(source_tree(), root, role_variables(SPEC), log=tmp_path / "log") == 0
 
 
@@ -64,7 +64,7 @@ def test_no_mirror_proxy_or_key_is_in_the_image(root: Path) -> None:
     assert list((root / "root/.ssh").glob("*")) == []
 
 
-def test_kernel_command_line_says_what_a_host_needs(image: LabImage) -> None:
+def test_kernel_command_line_has_the_options_of_a_host(image: LabImage) -> None:
     words = image.cmdline.split()
     assert {
         "intel_iommu=on",

@@ -1,4 +1,4 @@
-"""The manager in the lab: a guest's whole life, trouble on the way, and the host as it was before."""
+"""The manager in the lab: the life of a guest, errors, and a restored host."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_plan_claims_nothing(host: LabHost) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("Bad_Name", *MEMORY), "not a guest name"),
         (("one", "--memory", "97M", "--image", "minimal"), "multiple of the huge page size"),
@@ -59,18 +59,18 @@ def test_plan_claims_nothing(host: LabHost) -> None:
     ],
 )
 @pytest.mark.usefixtures("guests")
-def test_bad_requests_leave_nothing(host: LabHost, words: tuple[str, ...], said: str) -> None:
+def test_bad_requests_leave_nothing(host: LabHost, words: tuple[str, ...], message: str) -> None:
     before = survey(host)
     done = host.nohype("guest", "create", *words, check=False)
     assert done.status == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert survey(host) == before
 
 
 @pytest.mark.usefixtures("guests")
-def test_no_virtual_function_left(host: LabHost) -> None:
-    """VFs that somebody else has handed to vfio-pci are taken."""
+def test_create_without_free_vf_is_refused(host: LabHost) -> None:
+    """VFs bound to vfio-pci outside the manager are not free."""
     free = host.run(
         "for vf in /sys/class/net/nic0/device/virtfn*; do [ -e $vf/driver ] || basename $(readlink $vf); done"
     ).stdout.split()
@@ -87,7 +87,7 @@ def test_no_virtual_function_left(host: LabHost) -> None:
 
 
 @pytest.mark.usefixtures("guests")
-def test_a_pf_that_is_down(host: LabHost) -> None:
+def test_create_with_pf_down_is_refused(host: LabHost) -> None:
     with host.changed("ip link set nic0 down", "ip link set nic0 up && sleep 5"):
         done = host.nohype("guest", "create", "one", *MEMORY, check=False)
     assert done.status == 1
@@ -104,7 +104,7 @@ def test_guests_outlive_the_manager(host: LabHost, guests: list[dict[str, Any]])
 
 
 @pytest.mark.usefixtures("guests")
-def test_a_guest_that_ends_by_itself_can_be_started_again_or_deleted(host: LabHost) -> None:
+def test_guest_that_powered_off_can_be_started_and_deleted(host: LabHost) -> None:
     before = survey(host)
     made = json.loads(host.nohype("guest", "create", "brief", *MEMORY, "--wait", "180", "--json").stdout)
     assert made["ready"].startswith("nohype: ready name=brief")
@@ -120,8 +120,8 @@ def test_a_guest_that_ends_by_itself_can_be_started_again_or_deleted(host: LabHo
     assert survey(host) == before
 
 
-def test_a_guest_of_1_gb_pages(host: LabHost) -> None:
-    """QEMU takes the page by the mount that the host role has made, and it comes back."""
+def test_guest_with_1_gb_pages_runs_and_returns_them(host: LabHost) -> None:
+    """QEMU uses the hugetlbfs mount of the host role, and the page is returned."""
     before = survey(host)
     try:
         made = json.loads(host.nohype("guest", "create", "big", *GIB_PAGE, "--wait", "180", "--json").stdout)
@@ -136,13 +136,13 @@ def test_a_guest_of_1_gb_pages(host: LabHost) -> None:
     assert survey(host) == before
 
 
-def test_no_manager(host: LabHost) -> None:
+def test_unreachable_manager_is_an_error(host: LabHost) -> None:
     done = host.run("nohype guest list --socket /run/nohype/none.sock", check=False)
     assert done.status == 1
     assert "does not answer" in done.stderr
 
 
-def test_no_libvirt(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_create_without_libvirt_is_an_error(host: LabHost, guests: list[dict[str, Any]]) -> None:
     del guests
     stop = "systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service"
     with host.changed(stop, "systemctl start libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service; sleep 2"):

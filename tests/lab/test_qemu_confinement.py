@@ -1,4 +1,4 @@
-"""What a compromised QEMU, or a compromised manager, is kept from: by the real kernel, systemd and libvirt."""
+"""The confinement of QEMU and of the manager by the real kernel, systemd and libvirt."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_qemu_is_confined(host: LabHost, guests: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("command", FORBIDDEN)
-def test_what_the_manager_is_kept_from(host: LabHost, command: str) -> None:
-    """Tried as root in its mount namespace. That the same commands work outside of it is no part of this: some would hurt."""
+def test_manager_sandbox_refuses_command(host: LabHost, command: str) -> None:
+    """Tried as root in the manager's mount namespace, not outside of it, where some commands would do harm."""
     pid = host.run("systemctl show --property MainPID --value nohyped").stdout.strip()
     clean = "rm -f /var/lib/nohype/x /var/log/nohype/x /run/nohype/x /tmp/x"
     try:
@@ -46,7 +46,7 @@ def test_what_the_manager_is_kept_from(host: LabHost, command: str) -> None:
 
 
 @pytest.mark.usefixtures("guests")
-def test_after_a_stop_the_ledger_is_one_file(host: LabHost) -> None:
+def test_stopped_manager_leaves_one_ledger_file(host: LabHost) -> None:
     with host.changed("systemctl stop nohyped.socket nohyped.service", "systemctl start nohyped.socket nohyped.service"):
         files = host.run("ls /var/lib/nohype").stdout.split()
         assert sorted(files) == ["images", "ledger.sqlite", "ledger.sqlite.lock", "ledger.sqlite.reserve"]

@@ -1,6 +1,4 @@
-"""Real guests and trouble: whatever becomes of the manager, of libvirt or of one guest, no other guest notices, and the manager
-finds out what there is.
-"""
+"""Failures of the manager, of libvirt and of a guest: no other guest is affected, and the manager detects what happened."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ MEMORY = ("--memory", "128M", "--image", "minimal")
 VICTIM = "victim"
 DROP_IN = "/run/systemd/system/nohyped.service.d"
 PERIOD = 60
-"""Seconds from one look of the manager at its guests to the next (daemon)."""
+"""Seconds between the manager's checks of its guests (daemon)."""
 
 LOOK = """
 import json, re, subprocess, sys
@@ -32,13 +30,13 @@ from orchestrator.client.client import Client
 def run(*words):
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
-def read_lives():  # the start too: a process id alone could be another process's by now
+def read_lives():  # with the start time: the pid may belong to another process by now
     for file in Path("/run/libvirt/qemu").glob("*.pid"):
         try:
             pid = file.read_text().strip()
             start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
+            continue  # it exited during the read
         if file.stem != "driver":
             yield file.stem, [pid, start]
 
@@ -55,23 +53,23 @@ print(json.dumps({
     "vfs": {vf["vf"]: [vf["address"], read_driver(nic / f"virtfn{vf['vf']}")] for vf in link["vfinfo_list"]},
     "pools": {str(file): file.read_text() for file in Path("/sys/devices/system/node").glob("node*/hugepages/*/free_hugepages")},
     "events": client.events(after),
-    "answers": {name: client.tell(name, "counters", 60) for name in sys.argv[2:]},
+    "answers": {name: client.send_command(name, "counters", 60) for name in sys.argv[2:]},
 }))
 """
 
 
 @dataclass(frozen=True)
 class Look:
-    """What there is at one moment.
+    """The state of the lab host at one moment.
 
     Attributes:
         manager: its process id.
-        guests: as the manager shows them, but for their versions.
-        lives: of each guest that libvirt runs, the process id of its QEMU, and when that started.
-        vfs: of each VF, by number, its address as the PF enforces it, and its driver.
+        guests: as the manager shows them, except their versions.
+        lives: of each guest that libvirt runs, the pid and start time of its QEMU.
+        vfs: of each VF, by number, the address that the PF enforces, and its driver.
         pools: free huge pages.
-        events: those after the one that was given.
-        answers: of the guests that were asked for their counters.
+        events: those after the given one.
+        answers: of the guests whose counters were requested.
     """
 
     manager: str
@@ -84,16 +82,15 @@ class Look:
 
     @property
     def last(self) -> int:
-        """The id of the newest event."""
         return int(self.events[-1]["id"])
 
     def kinds(self, subject: str) -> list[str]:
-        """What has happened to a guest."""
+        """Kinds of a guest's events."""
         return [event["kind"] for event in self.events if event["subject"] == subject]
 
 
 def look(host: LabHost, after: int = 0, *ask: str) -> Look:
-    """In one go, since each command in the lab takes a second."""
+    """With one command, since each command in the lab takes a second."""
     words = ["/opt/nohype/bin/python", "-", str(after), *ask]
     done = labs.execute(host.lab, words, input=LOOK.encode(), timeout=120)
     assert done.status == 0, done.stderr
@@ -101,22 +98,22 @@ def look(host: LabHost, after: int = 0, *ask: str) -> Look:
 
 
 def await_events(host: LabHost, after: int, subject: str, kinds: list[str], seconds: float) -> Look:
-    """Waits until just this has happened to a guest."""
+    """Waits until a guest has exactly these events."""
     deadline = time.monotonic() + seconds
     while (found := look(host, after)).kinds(subject) != kinds:
         assert time.monotonic() < deadline, f"no {kinds} of {subject} within {seconds:g} s, only {found.events}"
-    return look(host, after)  # a look reads the events last: what it has read before may be older than they are
+    return look(host, after)  # again: look() reads the events last, and the rest may be older
 
 
 def await_new(host: LabHost, unit: str, old: str, seconds: int = 90) -> None:
-    """Waits until the unit is up, in another process than the old one. One that is still starting has a process already."""
+    """Waits until the unit is active in a process other than the old one; a starting unit has a process already."""
     new = f'[ "$(systemctl is-active {unit})" = active ] && [ "$(systemctl show --property=MainPID --value {unit})" != {old} ]'
     done = host.run(f"for _ in $(seq {2 * seconds}); do {new} && exit; sleep 0.5; done; exit 1", check=False)
     assert done.status == 0, host.run(f"systemctl status {unit}; journalctl --no-pager -n 30 -u {unit}", check=False).stdout
 
 
 def check_unnoticed(host: LabHost, before: Look) -> Look:
-    """The same guests run, in the same processes, own the same, and answer."""
+    """The same guests run in the same processes, own the same resources, and respond."""
     now = look(host, before.last, *before.guests)
     assert now.lives == before.lives
     assert now.guests == before.guests
@@ -127,7 +124,7 @@ def check_unnoticed(host: LabHost, before: Look) -> Look:
 
 
 def upgrade(host: LabHost, _pid: str) -> None:
-    """As the host role does it: pip, with the package of this source tree, then a restart."""
+    """Like the host role: pip, with the package of this source tree, then a restart."""
     with tarfile.open(build_wheelhouse(source_tree(), cache_folder(), progress=print)) as archive:
         (entry,) = (entry for entry in archive if entry.name.startswith("nohype_orchestrator"))
         data = archive.extractfile(entry)
@@ -137,7 +134,7 @@ def upgrade(host: LabHost, _pid: str) -> None:
     host.run(f"touch -d 2001-01-01 {package}")
     host.run(f"/opt/nohype/bin/pip install --quiet --no-index --no-deps --force-reinstall /tmp/{entry.name}")
     host.run(f"rm /tmp/{entry.name}")
-    assert not host.run(f"stat -c %y {package}").stdout.startswith("2001"), "pip has installed nothing"
+    assert not host.run(f"stat -c %y {package}").stdout.startswith("2001"), "pip installed nothing"
     host.run("systemctl restart nohyped")
 
 
@@ -149,7 +146,7 @@ def upgrade(host: LabHost, _pid: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("guests")
-def test_guests_do_not_notice_a_new_manager(host: LabHost, trouble: Callable[[LabHost, str], object]) -> None:
+def test_restarted_manager_does_not_affect_guests(host: LabHost, trouble: Callable[[LabHost, str], object]) -> None:
     before = look(host)
     trouble(host, before.manager)
     await_new(host, "nohyped", before.manager)
@@ -159,20 +156,20 @@ def test_guests_do_not_notice_a_new_manager(host: LabHost, trouble: Callable[[La
 
 
 def test_a_second_manager_is_refused_and_the_first_is_named(host: LabHost) -> None:
-    """Also one that keeps its things elsewhere: both would give away the same cores."""
+    """Also one with other paths: both would allocate the same cores."""
     first = host.run("systemctl show --property=MainPID --value nohyped").stdout.strip()
     paths = '[paths]\nledger = "/root/second/ledger.sqlite"\nsocket = "/root/second/socket"\n'
     host.run(f"{{ cat /etc/nohype/nohype.toml; printf '{paths}'; }} > /root/second.toml")
     done = host.run("nohyped --config /root/second.toml", check=False, timeout=60)
     assert (done.status, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"nohyped: another manager, process {first}, has /run/nohype/host.lock")
-    assert host.run("rm /root/second.toml; ls -d /root/second", check=False).status, "nothing was made"
+    assert done.stderr.startswith(f"nohyped: another manager (pid {first}) holds /run/nohype/host.lock")
+    assert host.run("rm /root/second.toml; ls -d /root/second", check=False).status, "nothing was created"
     host.nohype("guest", "list")
 
 
 @pytest.fixture
 def short_watchdog(host: LabHost) -> Iterator[None]:
-    """systemd waits for a sign of life of the manager no longer than 9 s, in place of 90."""
+    """Sets the manager's watchdog time-out to 9 s instead of 90 s."""
     write = f"mkdir -p {DROP_IN} && printf '[Service]\\nWatchdogSec=9\\n' > {DROP_IN}/short.conf"
     make = f"{write} && systemctl daemon-reload && systemctl restart nohyped"
     with host.changed(make, f"rm -r {DROP_IN}; systemctl daemon-reload; systemctl restart nohyped"):
@@ -180,7 +177,7 @@ def short_watchdog(host: LabHost) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("guests", "short_watchdog")
-def test_guests_do_not_notice_a_manager_that_hangs(host: LabHost) -> None:
+def test_hung_manager_does_not_affect_guests(host: LabHost) -> None:
     before, run = look(host), host.run("systemctl show --property=InvocationID --value nohyped").stdout.strip()
     host.run(f"kill -STOP {before.manager}")
     await_new(host, "nohyped", before.manager)
@@ -190,7 +187,7 @@ def test_guests_do_not_notice_a_manager_that_hangs(host: LabHost) -> None:
 
 
 @pytest.mark.usefixtures("guests")
-def test_guests_and_manager_do_not_mind_a_restart_of_libvirt(host: LabHost) -> None:
+def test_libvirt_restart_does_not_affect_guests_and_manager(host: LabHost) -> None:
     before, old = look(host), host.run("systemctl show --property=MainPID --value libvirtd").stdout.strip()
     host.run("systemctl restart libvirtd")
     await_new(host, "libvirtd", old)
@@ -200,16 +197,15 @@ def test_guests_and_manager_do_not_mind_a_restart_of_libvirt(host: LabHost) -> N
 
 
 def spoof_check(guest: dict[str, Any]) -> str:
-    """What switches the spoof check of the guest's VF, but for `on` or `off`."""
+    """The command that sets the spoof check of the guest's VF, without `on` or `off`."""
     return f"ip link set {guest['vf']['interface']} vf {guest['vf']['index']} spoofchk"
 
 
 @pytest.fixture(scope="module")
 def repinned(host: LabHost, guests: list[dict[str, Any]]) -> Iterator[tuple[str, str, Look]]:
-    """A guest with a vCPU that somebody lets run on another CPU of the guest, and with a VF that somebody lets send as it likes;
-    a line of shell that tells the vCPU's CPUs; and what was before.
+    """A guest with a wrongly pinned vCPU and a VF without spoof check, a command for the vCPU's CPUs, and the state before.
 
-    Since the manager looks once a minute only, what else goes wrong with guests is tested meanwhile.
+    The manager checks once per minute: other failures of guests are tested in the meantime.
     """
     name, (first, second, *_) = guests[0]["name"], guests[0]["cpus"]
     before = look(host)
@@ -224,20 +220,20 @@ def repinned(host: LabHost, guests: list[dict[str, Any]]) -> Iterator[tuple[str,
 
 @pytest.fixture
 def victim(host: LabHost) -> Iterator[str]:
-    """The name of a third guest, which is gone afterwards whatever has become of it."""
+    """The name of a third guest, which is deleted afterwards."""
     yield VICTIM
     host.nohype("guest", "delete", VICTIM, check=False)
 
 
 @pytest.mark.usefixtures("guests", "repinned")
-def test_a_guest_whose_qemu_is_killed_is_stopped_and_clean(host: LabHost, victim: str) -> None:
+def test_killed_guest_is_stopped_and_clean(host: LabHost, victim: str) -> None:
     before = look(host)
     made = json.loads(host.nohype("guest", "create", victim, *MEMORY, "--json").stdout)
     vf, ran = made["vf"], look(host)
     assert ran.vfs[str(vf["index"])] == [vf["mac"], "vfio-pci"]
     assert ran.pools != before.pools
     host.run(f"kill -KILL {ran.lives[victim][0]}")
-    # libvirt tells of it: it does not wait for the manager's next look.
+    # libvirt reports it: no wait for the manager's next check.
     now = await_events(host, ran.last, victim, ["ended"], PERIOD / 4)
     assert [event["detail"] for event in now.events if event["subject"] == victim] == ["failed"]
     assert now.guests[victim]["state"] == "stopped"
@@ -245,7 +241,7 @@ def test_a_guest_whose_qemu_is_killed_is_stopped_and_clean(host: LabHost, victim
 
 
 @pytest.mark.usefixtures("guests", "repinned")
-def test_a_guest_whose_qemu_is_killed_is_started_again_where_that_was_asked_for(host: LabHost, victim: str) -> None:
+def test_killed_guest_with_restart_on_failure_is_restarted(host: LabHost, victim: str) -> None:
     host.nohype("guest", "create", victim, *MEMORY, "--restart", "on-failure")
     ran = look(host)
     host.run(f"kill -KILL {ran.lives[victim][0]}")
@@ -256,35 +252,36 @@ def test_a_guest_whose_qemu_is_killed_is_started_again_where_that_was_asked_for(
 
 
 @pytest.mark.usefixtures("guests", "repinned")
-def test_a_guest_that_panics_is_started_again_where_that_was_asked_for(host: LabHost, victim: str) -> None:
+def test_panicked_guest_with_restart_on_failure_is_restarted(host: LabHost, victim: str) -> None:
     before = look(host)
     panic = ("--cmdline", "rdinit=/nonexistent panic=1")
     host.nohype("guest", "create", victim, *MEMORY, *panic, "--restart", "on-failure")
     expected, deadline = ["claimed", "started", "ended", "started"], time.monotonic() + 2 * PERIOD
     while (now := look(host, before.last)).kinds(victim)[: len(expected)] != expected:
         assert time.monotonic() < deadline, now.events
-    assert next(event["detail"] for event in now.events if event["kind"] == "ended").startswith("reset itself")
+    assert next(event["detail"] for event in now.events if event["kind"] == "ended").startswith("reset (reboot or panic)")
 
 
-def test_what_somebody_changes_is_told_and_pins_are_put_right(host: LabHost, repinned: tuple[str, str, Look]) -> None:
+def test_drift_is_reported_and_pinning_restored(host: LabHost, repinned: tuple[str, str, Look]) -> None:
     name, allowed, before = repinned
     first, second, *_ = before.guests[name]["cpus"]
     deadline = time.monotonic() + 1.5 * PERIOD
     while "drifted" not in (now := look(host, before.last)).kinds(name) and time.monotonic() < deadline:
         time.sleep(1)
     told = [event["detail"] for event in now.events if event["subject"] == name]
-    pin = f"vCPU 1 may run on CPUs {first} in place of {second}"
-    assert told == [f"{pin}: pinned again; its VF's spoof check is off in place of on"]
+    pin = f"vCPU 1: affinity {first}, expected {second}"
+    vf = before.guests[name]["vf"]["address"]
+    assert told == [f"{pin} (restored); VF {vf}: spoof check is off, expected on"]
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
     host.run(f"{spoof_check(before.guests[name])} on")
     again = await_events(host, now.last, name, ["drifted"], 1.5 * PERIOD)
-    assert again.events[-1]["detail"] == "all is as it was"
+    assert again.events[-1]["detail"] == "no differences remain"
 
 
 @pytest.mark.usefixtures("guests")
-def test_a_create_that_is_cut_short_is_finished_or_undone(host: LabHost, victim: str) -> None:
-    """The manager is killed as soon as the VF is handed over: much of the host is changed by then, and QEMU is not there yet."""
+def test_interrupted_create_is_finished_or_undone(host: LabHost, victim: str) -> None:
+    """The manager is killed when the VF is bound to vfio-pci: the host is partly changed, and QEMU does not run yet."""
     before = look(host)
     bound = f"[ $(ls -d /sys/bus/pci/drivers/vfio-pci/0000:* | wc -l) -gt {len(before.guests)} ]"
     create = f"nohype guest create {victim} {' '.join(MEMORY)}"

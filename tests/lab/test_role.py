@@ -1,4 +1,4 @@
-"""The host role on a host that runs: manager and guests go on, and only what is different is changed."""
+"""The host role on a running host: manager and guests keep running, and only differences are changed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SETTINGS, SOCKET = "/etc/nohype/nohype.toml", "/etc/systemd/system/nohyped.socke
 
 
 def apply(host: LabHost, folder: Path, **variables: object) -> list[str]:
-    """Applies playbooks/host.yml by SSH, as an operator does; returns the names of the tasks and handlers that changed something.
+    """Applies playbooks/host.yml by SSH, as an operator does; returns the names of the changed tasks and handlers.
 
-    Without the packages: the lab has no network to fetch any from.
+    Without the packages, as the lab has no network.
     """
     lab = host.lab
     _ssh, *options, _p, _port, _where = build_ssh(lab)
@@ -36,7 +36,7 @@ def apply(host: LabHost, folder: Path, **variables: object) -> list[str]:
         "ansible_host": "127.0.0.1",
         "ansible_port": lab.state.port,
         "ansible_user": "root",
-        "ansible_become": False,  # we are root there, and have no sudo
+        "ansible_become": False,  # already root, without sudo
         "ansible_ssh_common_args": shlex.join(options),
         **variables,
     }
@@ -46,12 +46,12 @@ def apply(host: LabHost, folder: Path, **variables: object) -> list[str]:
     done = run(argv, env=build_environment(ANSIBLE, folder / "home"), timeout=800, check=False)
     assert done.status == 0, done.stdout[-4000:] + done.stderr[-1000:]
     parts = re.split(r"^(?:TASK|RUNNING HANDLER) \[nohype_host : (.*)\] \**$", done.stdout, flags=re.MULTILINE)
-    return [name for name, said in zip(parts[1::2], parts[2::2], strict=True) if re.search("^changed: ", said, re.MULTILINE)]
+    return [name for name, output in zip(parts[1::2], parts[2::2], strict=True) if re.search("^changed: ", output, re.MULTILINE)]
 
 
 @pytest.mark.usefixtures("guests")
-def test_the_role_is_applied_to_a_host_with_guests(host: LabHost, tmp_path: Path) -> None:
-    """The socket's unit is the hardest: systemd starts no socket whose service runs."""
+def test_role_can_be_applied_to_a_host_with_guests(host: LabHost, tmp_path: Path) -> None:
+    """Includes the socket's unit: systemd starts no socket whose service runs."""
     before = look(host)
     spoil = f"cp -a {SETTINGS} {SETTINGS}.kept && echo '# an older one' >> {SOCKET}"
     with host.changed(spoil, f"mv {SETTINGS}.kept {SETTINGS} && systemctl restart nohyped"):
@@ -61,7 +61,7 @@ def test_the_role_is_applied_to_a_host_with_guests(host: LabHost, tmp_path: Path
             "Stop the manager",
             "Open the socket",
             "Restart the manager",
-        ], "all else is as the role has left it"
+        ], "nothing else differs"
         await_new(host, "nohyped", before.manager)
         now = check_unnoticed(host, before)
         assert {name: now.kinds(name) for name in now.guests} == dict.fromkeys(before.guests, ["adopt"])

@@ -88,32 +88,32 @@ def test_syntax(playbook: str, tmp_path: Path) -> None:
     ("variables", "said"),
     [
         ({}, "Set nohype_housekeeping_cpus"),
-        ({"nohype_tokens": {"ci": {"hash": "nohype_secret", "role": "viewer"}}}, "nohype_tokens wants the hash"),
-        ({"nohype_tokens": {"ci": {"hash": HASH + "0", "role": "viewer"}}}, "nohype_tokens wants the hash"),
-        ({"nohype_api": {"client_ca": "/srv/ca.pem"}}, "nohype_api wants an address"),
-        ({"nohype_tls_folder": "/none"}, "nohype_tls_folder has no certificate.pem or no key.pem"),
-        ({"nohype_paths": {"ledger": "ledger.sqlite"}}, "nohype_paths wants absolute paths"),
-        ({"nohype_paths": {"ledger": "/srv/a b"}}, "nohype_paths wants absolute paths"),
+        ({"nohype_tokens": {"ci": {"hash": "nohype_secret", "role": "viewer"}}}, "nohype_tokens: hash must be `sha256:`"),
+        ({"nohype_tokens": {"ci": {"hash": HASH + "0", "role": "viewer"}}}, "nohype_tokens: hash must be `sha256:`"),
+        ({"nohype_api": {"client_ca": "/srv/ca.pem"}}, "nohype_api: `listen` is required"),
+        ({"nohype_tls_folder": "/none"}, "nohype_tls_folder: certificate.pem or key.pem is missing"),
+        ({"nohype_paths": {"ledger": "ledger.sqlite"}}, "nohype_paths: paths must be absolute"),
+        ({"nohype_paths": {"ledger": "/srv/a b"}}, "nohype_paths: paths must be absolute"),
         ({"nohype_housekeeping_cpus": 0}, 'nohype_housekeeping_cpus must be a string in quotes, such as "0-1,32-33", but is'),
         ({"nohype_guest_cpus": 12}, "nohype_guest_cpus must be a string in quotes"),
         ({"nohype_guest_cpus": [2, 3]}, "nohype_guest_cpus must be a string in quotes"),
-        ({"nohype_hugepages": 512}, "nohype_hugepages must be a list with a number for each NUMA node, such as [16384, 16384]"),
+        ({"nohype_hugepages": 512}, "nohype_hugepages must be a list with one number per NUMA node, such as [16384, 16384]"),
         ({"nohype_hugepages": "512"}, "nohype_hugepages must be a list"),
         ({"nohype_hugepages": {"0": 512}}, "nohype_hugepages must be a list"),
-        ({"nohype_hugepages": [512, "many"]}, "nohype_hugepages must have a whole number for each NUMA node"),
+        ({"nohype_hugepages": [512, "many"]}, "nohype_hugepages must have one whole number per NUMA node"),
         ({"nohype_uplinks": "nic0"}, "nohype_uplinks must be a list"),
         ({"nohype_iomem_relaxed": "false"}, "nohype_iomem_relaxed must be true or false, without quotes"),
         ({"nohype_vfs_per_uplink": "all"}, "nohype_vfs_per_uplink must be a number"),
         ({"nohype_reserved_pages": 512}, "nohype_reserved_pages must be a mapping"),
         ({"nohype_tokens": "nohype_secret"}, "nohype_tokens must be a mapping, but is str"),
         ({"nohype_hugepage_size": "4M"}, "nohype_hugepage_size 2M or 1G"),
-        ({"nohype_guest_cpus": "2:3"}, "nohype_guest_cpus is not a list of CPUs in the kernel's format, such as 0-1,32-33: 2:3"),
-        ({"nohype_guest_cpus": "2-3, 5"}, "nohype_guest_cpus is not a list of CPUs"),
-        ({"nohype_guest_cpus": "2-3,7-5"}, "nohype_guest_cpus is not a list of CPUs"),
-        ({"nohype_housekeeping_cpus": "0-1,99999"}, "nohype_housekeeping_cpus is not a list of CPUs"),
+        ({"nohype_guest_cpus": "2:3"}, "nohype_guest_cpus is not a CPU list in the kernel's format, such as 0-1,32-33: 2:3"),
+        ({"nohype_guest_cpus": "2-3, 5"}, "nohype_guest_cpus is not a CPU list"),
+        ({"nohype_guest_cpus": "2-3,7-5"}, "nohype_guest_cpus is not a CPU list"),
+        ({"nohype_housekeeping_cpus": "0-1,99999"}, "nohype_housekeeping_cpus is not a CPU list"),
         ({"nohype_housekeeping_cpus": "0-1,7", "nohype_guest_cpus": "2-8,1"}, "CPUs 1,7 are in nohype_housekeeping_cpus"),
-        ({"nohype_guest_cpus": ",".join(map(str, range(2, 1024, 2)))}, "x86 keeps 2047 of both"),
-        ({"nohype_extra_cmdline": "x" * 1800}, "x86 keeps 2047 of both"),
+        ({"nohype_guest_cpus": ",".join(map(str, range(2, 1024, 2)))}, "x86 keeps 2047, of which 256 are reserved"),
+        ({"nohype_extra_cmdline": "x" * 1800}, "x86 keeps 2047, of which 256 are reserved"),
     ],
 )  # fmt: skip
 def test_role_refuses_to_guess(tmp_path: Path, variables: dict[str, Any], said: str) -> None:
@@ -261,7 +261,7 @@ def test_the_manager_checks_what_the_role_writes(tmp_path: Path) -> None:
         assert (done.exit_code == 0) == (not change)
         return str(done.exception) if change else done.output
 
-    assert check() == f"the configuration {file} is good\n"
+    assert check() == f"configuration {file} is valid\n"
     assert "limits.ratte" in check(nohype_limits={"ratte": 5})
     assert "there is no user 'nobody-here'" in check(nohype_access={"viewers": {"users": ["nobody-here"]}})
     assert "none.pem" in check(nohype_api={**api, "key": str(tmp_path / "none.pem")})
@@ -363,7 +363,7 @@ case "$1" in show) echo LoadState=loaded; echo ActiveState=active; echo UnitFile
         (["Restart the manager"], ["restart nohyped.service"]),
         (
             # as notified by a new unit of the socket
-            ["Restart the manager", "Open the manager's socket anew", "Reload systemd"],
+            ["Restart the manager", "Reopen the manager's socket", "Reload systemd"],
             ["stop nohyped.service", "restart nohyped.socket", "restart nohyped.service"],
         ),
     ],
@@ -385,7 +385,7 @@ def test_what_has_changed_is_applied_in_order(tmp_path: Path, told: list[str], w
 
 
 def test_a_host_without_the_manager_has_nothing_to_restart(tmp_path: Path) -> None:
-    task = {"ansible.builtin.command": {"argv": ["true"]}, "notify": ["Restart the manager", "Open the manager's socket anew"]}
+    task = {"ansible.builtin.command": {"argv": ["true"]}, "notify": ["Restart the manager", "Reopen the manager's socket"]}
     handlers = yaml.safe_load((ROLE / "handlers/main.yml").read_text())
     play(tmp_path, [task], {**NEEDED, "nohype_manager": {"stat": {"exists": False}}}, "/none", handlers=handlers)
 
@@ -395,7 +395,7 @@ def test_each_unit_that_changes_is_applied() -> None:
     notified = {task["ansible.builtin.template"]["src"]: task["notify"] for task in tasks if "ansible.builtin.template" in task}
     assert "Restart the manager" in notified["nohype.toml.j2"]
     assert {"Reload systemd", "Restart the manager"} == set(notified["nohyped.service.j2"])
-    assert {"Reload systemd", "Restart the manager", "Open the manager's socket anew"} == set(notified["nohyped.socket.j2"])
+    assert {"Reload systemd", "Restart the manager", "Reopen the manager's socket"} == set(notified["nohyped.socket.j2"])
     names = {handler["name"] for handler in yaml.safe_load((ROLE / "handlers/main.yml").read_text())}
     topics = {handler.get("listen") for handler in yaml.safe_load((ROLE / "handlers/main.yml").read_text())}
     for path in (ROLE / "tasks").glob("*.yml"):

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,8 @@ from orchestrator.api.work import Workers
 from orchestrator.client import shapes
 from orchestrator.client.client import Client
 from orchestrator.errors import OrchestratorError, RequestError
-from orchestrator.model.access import OPERATOR, Identity
+from orchestrator.ledger import Event
+from orchestrator.model.access import MANAGER, OPERATOR, Identity
 from tests.harness.api_server import Authority, Served, serve
 from tests.harness.crash import World
 
@@ -192,16 +195,14 @@ def test_pages_of_events(served: Served) -> None:
 def test_many_events_are_few_writes(served: Served) -> None:
     """The event loop has some work with each, and serves nobody else between those of one reading."""
 
-    def read(_who: Identity, after: int | None, limit: int) -> list[shapes.Event]:
+    def read(_who: Identity, after: int | None, limit: int) -> list[Event]:
         first = (after or 0) + 1
-        event: shapes.Event = {
-            "id": 0, "time": "", "kind": "started", "subject": "one", "who": "", "detail": "x" * 100, "tenant": "", "took": None
-        }  # fmt: skip
-        return [{**event, "id": id} for id in range(first, min(first + limit, 1001))]
+        event = Event(0, time="", kind="started", subject="one", who="", detail="x" * 100, tenant="", took=None)
+        return [replace(event, id=id) for id in range(first, min(first + limit, 1001))]
 
     async def collect() -> list[bytes]:
         pieces: list[bytes] = []
-        feed = Feed(served.manager, read, Workers(1))
+        feed = Feed(served.manager.last_event, partial(served.manager.wait_events, MANAGER), read, Workers(1))
         async for piece in feed.stream(OPERATOR, 0):
             pieces.append(piece)
             if b"id: 1000\n" in piece:

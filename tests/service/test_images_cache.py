@@ -1,4 +1,4 @@
-"""The cache of builds: complete or not there, one builder at a time, nothing left of a failure."""
+"""The cache of builds: complete folders only, one builder at a time, nothing left of a failure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def names(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
 
 
-def test_built_once(tmp_path: Path) -> None:
+def test_folder_is_built_once(tmp_path: Path) -> None:
     calls: list[Path] = []
 
     def build(folder: Path) -> None:
@@ -91,7 +91,7 @@ def builder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_next_build_clears_up_after_a_crash(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
+def test_next_build_removes_leftovers_of_a_crash(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
     builder.send_signal(signal.SIGKILL)
     builder.wait()
     assert [name for name in names(tmp_path) if name.startswith(".thing-tmp-")]
@@ -99,21 +99,21 @@ def test_next_build_clears_up_after_a_crash(tmp_path: Path, builder: subprocess.
     assert names(tmp_path) == [f"thing-{'a' * 12}"]
 
 
-def test_second_builder_waits_and_says_so(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
-    said: list[str] = []
-    thread = threading.Thread(target=lambda: build_cached(tmp_path, "thing", "a" * 12, fill(), progress=said.append))  # type: ignore[arg-type]
+def test_second_builder_waits_and_reports_it(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
+    notes: list[str] = []
+    thread = threading.Thread(target=lambda: build_cached(tmp_path, "thing", "a" * 12, fill(), progress=notes.append))  # type: ignore[arg-type]
     thread.start()
     deadline = time.monotonic() + 10
-    while not said and time.monotonic() < deadline:
+    while not notes and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert said == ["waiting for another build (thing.lock)"]
+    assert notes == ["waiting for another build (thing.lock)"]
     assert not (tmp_path / f"thing-{'a' * 12}").exists()
     builder.kill()
     thread.join(10)
     assert (tmp_path / f"thing-{'a' * 12}" / "file").exists()
 
 
-def test_the_newest_two_of_a_kind_stay(tmp_path: Path) -> None:
+def test_newest_two_folders_stay(tmp_path: Path) -> None:
     for number, letter in enumerate("abc"):
         folder = build_cached(tmp_path, "thing", letter * 12, fill(), progress=nothing)  # type: ignore[arg-type]
         os.utime(folder, (number, number))
@@ -138,29 +138,29 @@ def test_full_disk_is_one_clear_error(small_disk: Path) -> None:
     def build(folder: Path) -> None:
         (folder / "big").write_bytes(bytes(2 << 20))
 
-    with pytest.raises(ImageError, match="the disk is full: thing") as error:
+    with pytest.raises(ImageError, match="cannot build thing in .*: the disk is full") as error:
         build_cached(small_disk / "cache", "thing", "a" * 12, build, progress=nothing)
     assert "NOHYPE_CACHE" in error.value.hint
     assert names(small_disk / "cache") == []
 
 
-def test_full_disk_met_by_a_program_is_the_same_error(small_disk: Path) -> None:
+def test_full_disk_in_a_program_is_the_same_error(small_disk: Path) -> None:
     def build(folder: Path) -> None:
         run(["dd", "if=/dev/zero", f"of={folder}/big", "bs=1M", "count=2"], env={"LC_ALL": "C"})
 
-    with pytest.raises(ImageError, match="the disk is full: thing"):
+    with pytest.raises(ImageError, match="cannot build thing in .*: the disk is full"):
         build_cached(small_disk / "cache", "thing", "a" * 12, build, progress=nothing)
     assert names(small_disk / "cache") == []
 
 
-def test_cache_that_cannot_be_made(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ImageError, match="cannot use the cache folder") as error:
         build_cached(tmp_path / "file" / "cache", "thing", "a" * 12, fill(), progress=nothing)  # type: ignore[arg-type]
     assert "NOHYPE_CACHE" in error.value.hint
 
 
-def test_hash_sees_names_contents_and_mode_but_not_times(tmp_path: Path) -> None:
+def test_hash_covers_names_contents_and_mode_not_times(tmp_path: Path) -> None:
     file = tmp_path / "tree" / "file"
     file.parent.mkdir()
     file.write_text("one")
@@ -176,7 +176,7 @@ def test_hash_sees_names_contents_and_mode_but_not_times(tmp_path: Path) -> None
     assert len(seen) == 4
 
 
-def test_hash_keeps_parts_apart() -> None:
+def test_hash_distinguishes_parts() -> None:
     assert len({hash_inputs("ab", "c"), hash_inputs("a", "bc"), hash_inputs(["a", "bc"]), hash_inputs("abc")}) == 4
 
 
@@ -191,13 +191,13 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert cache_folder() == Path("/own")
 
 
-def test_failing_program_shows_the_end_of_its_output(tmp_path: Path) -> None:
+def test_failed_program_shows_its_last_output(tmp_path: Path) -> None:
     log = tmp_path / "log" / "one.log"
     lines = "; ".join(f"echo line {number}" for number in range(20))
     with pytest.raises(ImageError) as error:
         run_logged(["sh", "-c", f"{lines}; exit 3"], task="cannot make it", program="thing", log=log, timeout=10)
     first, *rest = error.value.message.splitlines()
-    assert first == "cannot make it: thing ended with status 3:"
+    assert first == "cannot make it: thing exited with status 3:"
     assert rest == [f"    line {number}" for number in range(8, 20)]
     assert str(log) in error.value.hint
     run_logged(["sh", "-c", "echo again"], task="cannot make it", program="thing", log=log, timeout=10)

@@ -1,4 +1,4 @@
-"""Packing an initramfs with the real cpio, from a root that only has what the packer looks at."""
+"""Packs an initramfs with the real cpio from a minimal root."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_same_inputs_give_the_same_bytes(root: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["init", "one", "root", "two"]
 
 
-def test_a_driver_without_devices_is_an_error(root: Path, tmp_path: Path) -> None:
+def test_driver_without_devices_is_an_error(root: Path, tmp_path: Path) -> None:
     (root / "usr/lib/modules/6.12/modules.alias").write_text("")
-    with pytest.raises(ImageError, match="no device that igbvf"):
+    with pytest.raises(ImageError, match="no devices for igbvf"):
         build_initramfs(root, tmp_path / "init", ["igbvf"], tmp_path / "initrd")
 
 
-def test_a_root_without_busybox_is_an_error(root: Path, tmp_path: Path) -> None:
+def test_root_without_busybox_is_an_error(root: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / "usr/bin")
     with pytest.raises(ImageError, match="busybox"):
         build_initramfs(root, tmp_path / "init", ["igbvf"], tmp_path / "initrd")

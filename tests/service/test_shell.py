@@ -87,7 +87,7 @@ def test_a_stream_that_cannot_be_written_is_no_lost_connection(shell: Shell) -> 
 
 
 def test_a_command_that_takes_too_long_is_ended_and_says_what_it_printed(shell: Shell) -> None:
-    with pytest.raises(ShellTimeout, match="(?s)did not end within 0.5 s.*so far"):
+    with pytest.raises(ShellTimeout, match="(?s)timed out after 0.5 s.*so far"):
         shell.run("echo so far; sleep 30", timeout=0.5)
     assert shell.run("echo sound").stdout == "sound\n"
 
@@ -104,7 +104,7 @@ def test_files_are_copied_whole(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_another_host_key_is_refused(place: Place) -> None:
-    with pytest.raises(ShellError, match="shows another host key"):
+    with pytest.raises(ShellError, match="presented an unexpected host key"):
         place.connect(host_key=make_key().public)
 
 
@@ -119,17 +119,17 @@ def test_nobody_who_listens_or_answers_is_an_error(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         before = time.monotonic()
-        with pytest.raises(ShellError, match="no SSH server answers"):
+        with pytest.raises(ShellError, match="no SSH server responds"):
             connect("127.0.0.1", port, key=place.key, host_key=place.host.public, banner_timeout=0.5)
         assert time.monotonic() - before < 5
-    with pytest.raises(ShellError, match="no SSH server answers.*refused"):
+    with pytest.raises(ShellError, match="no SSH server responds.*refused"):
         connect("127.0.0.1", port, key=place.key, host_key=place.host.public)
 
 
 def test_a_connection_that_is_lost_is_no_result(place: Place) -> None:
     shell = place.connect()
     threading.Timer(1, shell.close).start()
-    with pytest.raises(ShellError, match="was lost, or refused, at `sleep 30`"):
+    with pytest.raises(ShellError, match="lost or refused during `sleep 30`"):
         shell.run("sleep 30")
-    with pytest.raises(ShellError, match="was lost"):
+    with pytest.raises(ShellError, match="lost or refused"):
         shell.run("true")

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api.app import Api
+from orchestrator.api.app import ROUTES
 from orchestrator.api.body import ClientGone, check_json
 from orchestrator.api.fields import parse_if_match
 from orchestrator.api.limits import _REMEMBERED, Kind, Turns
-from orchestrator.api.waits import while_there
+from orchestrator.api.waits import Kinds, while_there
 from orchestrator.api.work import Workers, WorkersOfEach
 from orchestrator.client.answers import parse_stream
 from orchestrator.client.client import Client
@@ -128,8 +128,7 @@ def test_who_is_refused_is_told_how_long_it_may_take() -> None:
     ],
 )  # fmt: skip
 def test_what_a_request_is_for_is_seen_from_its_path(method: str, path: str, kind: Kind) -> None:
-    api = Api(None, lambda _frames: (), None)  # type: ignore[arg-type]
-    assert api.app._kinds.find(method, path) is kind
+    assert Kinds(ROUTES).find(method, path) is kind
 
 
 def test_strangers_without_number_take_no_memory_without_bound() -> None:

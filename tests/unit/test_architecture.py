@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from orchestrator.cli.main import nohype
+from orchestrator.cli.main import LOCAL_COMMANDS, nohype
 
 PACKAGE = Path(__file__).parents[2] / "orchestrator"
 
@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[2] / "orchestrator"
 ORDER = [
     ("errors",),
     ("values",),
-    ("locks",),
+    ("locks", "waiting"),
     ("client",),
     ("model",),
     ("config_values",),
@@ -30,7 +30,8 @@ ORDER = [
     ("host", "hypervisor", "ssh", "console"),
     ("planning", "images"),
     ("ledger",),
-    ("resources", "domain"),
+    ("resources",),
+    ("domain",),
     ("audit", "guests", "metrics"),
     ("api", "lab"),
     ("daemon",),
@@ -43,7 +44,7 @@ OWNERS = {
     "libvirt_qemu": {"hypervisor.connection"},
     "pyroute2": {"host.netlink.sockets"},
     "paramiko": {"ssh"},
-    "prometheus_client": {"metrics"},
+    "prometheus_client": {"metrics.collect"},
     "sqlite3": {"ledger.claims", "ledger.database", "ledger.events", "ledger.loading", "ledger.retention", "ledger.schema"},
 }
 
@@ -100,34 +101,66 @@ def test_outside_things_have_one_owner(module: str) -> None:
     assert not foreign, f"{module} is not the owner of {foreign}"
 
 
-def test_the_operators_command_cannot_reach_the_host() -> None:
-    """`nohype guest`, `survey` and `audit` only talk to the manager; the privileged side is not even imported."""
-    reached = {"cli.main", "cli.guest", "cli.host", "cli.watch"}
-    while True:
-        more = {
-            inner
-            for module in reached
-            for imported in imports(modules()[module])
-            if (inner := imported.removeprefix("orchestrator.")) in modules() and inner not in reached
-        }
-        if not more:
-            break
-        reached |= more
-    privileged = {
-        "host",
-        "hypervisor",
-        "planning",
-        "images",
-        "ledger",
-        "steps",
-        "domain",
-        "audit",
-        "lifecycle",
-        "metrics",
-        "lab",
-        "daemon",
-    }
-    assert not {module for module in reached if module.partition(".")[0] in privileged}
+REMOTE_COMMANDS = {"cli.main"} | {
+    f"cli.{name}" for name in set(nohype.list_commands(click.Context(nohype))) - set(LOCAL_COMMANDS)
+}
+
+
+def reach(*start: str) -> set[str]:
+    """Modules that these import, directly or through others; themselves included."""
+    known = set(start)
+    while more := {
+        inner
+        for module in known
+        for imported in imports(modules()[module])
+        if (inner := imported.removeprefix("orchestrator.")) in modules() and inner not in known
+    }:
+        known |= more
+    return known
+
+
+def above_the_model(found: set[str]) -> set[str]:
+    """Those between `model` and `cli`: they read or change the host, or load what a client does not need."""
+    return {module for module in found if ORDER.index(("model",)) < rank(module)[0] < ORDER.index(("cli",))}
+
+
+def test_commands_that_contact_a_manager_cannot_reach_the_host() -> None:
+    """They only talk to the manager; nothing that reads or changes the host is even imported."""
+    assert not above_the_model(reach(*REMOTE_COMMANDS))
+
+
+def test_local_commands_reach_the_host() -> None:
+    """So that the test above can fail."""
+    assert {"host.run", "host.root", "config"} <= above_the_model(reach("cli.config", "cli.lab"))
+
+
+def test_commands_that_contact_a_manager_need_only_click() -> None:
+    """They, and the client, can be installed without the extra `host`."""
+    names = {imported.split(".")[0] for module in reach(*REMOTE_COMMANDS) for imported in imports(modules()[module])}
+    assert names - sys.stdlib_module_names == {"orchestrator", "click"}
+    assert declared() == {"click"}
+
+
+def test_client_needs_only_the_standard_library() -> None:
+    parts = ("errors", "values", "client")
+    wrong = [
+        f"{module}: {imported}"
+        for module, path in modules().items()
+        if module.partition(".")[0] in parts
+        for imported in imports(path)
+        if imported != "orchestrator"
+        and imported.split(".")[0] not in sys.stdlib_module_names
+        and not any(f"{imported}.".startswith(f"orchestrator.{part}.") for part in parts)
+    ]
+    assert not wrong
+
+
+def test_the_audit_shares_no_code_with_what_it_judges() -> None:
+    audit = {module for module in modules() if module.partition(".")[0] == "audit"}
+    assert "audit.catalogue" in audit
+    judged = {"planning", "ledger", "resources", "domain", "guests"}
+    assert judged <= {module.partition(".")[0] for module in modules()}
+    assert not {module for module in reach(*audit) if module.partition(".")[0] in judged}
 
 
 def declared(*extras: str) -> set[str]:
@@ -135,7 +168,7 @@ def declared(*extras: str) -> set[str]:
     parser = configparser.ConfigParser()
     parser.read(PACKAGE.parent / "setup.cfg")
     lists = [parser["options"]["install_requires"], *(parser["options.extras_require"][extra] for extra in extras)]
-    return {normalize(re.split(r"[<>=!~ ;]", line)[0]) for text in lists for line in text.split("\n") if line}
+    return {normalize(re.split(r"[<>=!~ ;\[]", line)[0]) for text in lists for line in text.split("\n") if line}
 
 
 def normalize(name: str) -> str:
@@ -144,7 +177,11 @@ def normalize(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("orchestrator", ("lab",)), ("tests", ("lab", "test")), ("benchmarks", ("lab", "test", "bench"))],
+    [
+        ("orchestrator", ("host", "lab")),
+        ("tests", ("host", "lab", "test")),
+        ("benchmarks", ("host", "lab", "test", "bench")),
+    ],
 )
 def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     """What comes along with another package today may not do so tomorrow."""
@@ -158,22 +195,44 @@ def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]
 
 
 def test_modules_are_small() -> None:
-    assert {name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > 500} == {}
+    assert {name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > 350} == {}
 
 
-def test_only_the_root_opens_the_kernels_files() -> None:
-    """Absolute names below /sys and /proc stand nowhere in code; relative ones go through HostRoot."""
-    found = [
-        f"{name}:{node.lineno}"
-        for name, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        for argument in node.args
-        if isinstance(argument, ast.Constant)
-        and isinstance(argument.value, str)
-        and argument.value.startswith(("/sys/", "/proc/"))
+def kernel_paths(code: str) -> list[str]:
+    """Strings and parts of f-strings that begin like a path below /sys or /proc. Text with blanks (a hint) is not a path."""
+    return [
+        node.value
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.removeprefix("/").startswith(("sys/", "proc/"))
+        and not re.search(r"\s", node.value)
     ]
-    assert not found
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if not f"{name}.".startswith("host.")])
+def test_only_host_names_files_of_the_kernel(module: str) -> None:
+    assert not kernel_paths(modules()[module].read_text())
+
+
+def test_host_names_kernel_files_by_relative_paths() -> None:
+    """An absolute path would escape from a HostRoot that is not the root folder."""
+    code = {name: path.read_text() for name, path in modules().items() if f"{name}.".startswith("host.")}
+    assert not {name: found for name, text in code.items() if (found := [p for p in kernel_paths(text) if p[0] == "/"])}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'host.read("sys/kernel/mm/ksm/run")',
+        'KSM = "/sys/kernel/mm/ksm/run"',
+        'name = f"proc/{pid}/stat"',
+        'name = f"{root}/proc/{pid}/stat"',
+        'open(file="/proc/stat")',
+    ],
+)
+def test_a_kernel_path_is_found(code: str) -> None:
+    assert kernel_paths(code)
 
 
 def texts() -> list[Path]:
@@ -192,6 +251,30 @@ def is_command(words: list[str]) -> bool:
     return command is not None
 
 
+STATE_WRITERS = ("set_state", "quarantine", "release")
+
+
+def find_state_writes(source: str) -> list[int]:
+    """Lines that call one of the ledger's methods that write a guest's state."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and node.attr in STATE_WRITERS and re.search(r"\b_?ledger$", ast.unparse(node.value))
+    ]
+
+
+def test_only_transitions_writes_the_state_of_a_guest() -> None:
+    found = {name: lines for name, path in modules().items() if (lines := find_state_writes(path.read_text()))}
+    assert list(found) == ["guests.transitions"]
+
+
+@pytest.mark.parametrize("ledger", ["ledger", "self._ledger", "context.ledger", "self._context.ledger"])
+@pytest.mark.parametrize("method", STATE_WRITERS)
+def test_a_state_that_is_written_elsewhere_is_found(ledger: str, method: str) -> None:
+    assert find_state_writes(f"x = 1\nwrite = {ledger}.{method}") == [2]
+    assert not find_state_writes(f"setup.{method}()")
+
+
 def test_every_command_in_a_message_or_document_exists() -> None:
     named = re.compile(r"`(?:\S*/)?nohype ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)*)")
     wrong = [
@@ -203,3 +286,17 @@ def test_every_command_in_a_message_or_document_exists() -> None:
     assert not wrong
     assert not is_command(["list"])
     assert is_command(["guest", "create", "web"])
+
+
+def test_every_file_named_in_a_document_exists() -> None:
+    """Paths below the top-level folders in backticks, such as `tests/unit/test_values.py`."""
+    root = PACKAGE.parent
+    named = re.compile(r"`((?:tests|benchmarks|orchestrator|ansible|docs|guest-images)/[\w./*-]+)`")
+    documents = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("*/README.md")]
+    missing = [
+        f"{path.name}: {found[1]}"
+        for path in documents
+        for found in named.finditer(path.read_text())
+        if not any(root.glob(found[1]))
+    ]
+    assert not missing

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.audit.cores import find_suspects, prove_core_exclusive, prove_core_smt, prove_manager_core
+from orchestrator.audit.cores import find_ambiguous_threads, prove_core_exclusive, prove_core_smt, prove_manager_core
 from orchestrator.host.irqs import Irq
 from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import LiveGuest
-from orchestrator.model.proof import WEAKER, Proof, Verdict
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.proof import WEAKER, Measurement, Verdict
 from orchestrator.model.topology import Core, Topology
 from orchestrator.values import CpuSet
 from tests.harness.audit_data import GUEST1, GUEST2, GUESTS, HOUSEKEEPING, MANAGERS, TOPOLOGY, load_last_runs, load_threads
@@ -28,12 +28,12 @@ def change(name: str, **values: object) -> tuple[Thread, ...]:
     return tuple(replace(thread, **values) if thread in found else thread for thread in load_threads())  # type: ignore[arg-type]
 
 
-def exclusive(threads: tuple[Thread, ...], guest: LiveGuest = GUEST1, runs: dict[int, float | None] = RUNS) -> Proof:
+def exclusive(threads: tuple[Thread, ...], guest: RunningGuest = GUEST1, runs: dict[int, float | None] = RUNS) -> Measurement:
     return prove_core_exclusive(guest, threads, TOPOLOGY, runs)
 
 
 @pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: guest.name)
-def test_sound_host_passes(guest: LiveGuest) -> None:
+def test_sound_host_passes(guest: RunningGuest) -> None:
     proof = exclusive(load_threads(), guest)
     assert (proof.verdict, proof.figure) == (Verdict.PASS, 0), proof.evidence
 
@@ -41,11 +41,9 @@ def test_sound_host_passes(guest: LiveGuest) -> None:
 def test_evidence_names_the_kernels_own_threads_and_what_was_excused() -> None:
     evidence = "\n".join(exclusive(load_threads(), GUEST2).evidence)
     assert "200 threads of 163 processes" in evidence
-    assert (
-        "by the kernel itself, one CPU each, unmovable: cpuhp 2, idle_inject 2, ksoftirqd 2, kworker 7, migration 2" in evidence
-    )
-    assert "last before the guest started: kswapd1" in evidence
-    assert "confined elsewhere since: kvm-nx-lpage-re" in evidence
+    assert "per-CPU kernel threads, unmovable: cpuhp 2, idle_inject 2, ksoftirqd 2, kworker 7, migration 2" in evidence
+    assert "last ran here before the guest started: kswapd1" in evidence
+    assert "since confined to other CPUs: kvm-nx-lpage-re" in evidence
 
 
 @pytest.mark.parametrize("allowed", ["2", "0-7", "1-3", "3,7"])
@@ -78,7 +76,7 @@ def test_rescuer_passes_until_it_ran_on_a_guest_core() -> None:
     name = "kworker/R-rcu_gp"
     assert next(thread for thread in load_threads() if thread.name == name).allowed == CpuSet.parse("0-7")
     threads = change(name, last_cpu=2)
-    assert name in [thread.name for thread in find_suspects(GUESTS, threads, TOPOLOGY)]
+    assert name in [thread.name for thread in find_ambiguous_threads(GUESTS, threads, TOPOLOGY)]
     tid = next(thread.tid for thread in threads if thread.name == name)
     assert exclusive(threads).verdict == Verdict.PASS, "it ran there when the host booted, long before the guest"
     assert exclusive(threads, runs={**RUNS, tid: GUEST1_START + 1}).verdict == Verdict.FAIL
@@ -90,7 +88,7 @@ def test_confined_thread_that_last_ran_on_the_core_after_the_start_fails() -> No
     assert exclusive(threads, runs={**RUNS, 491: GUEST1_START - 1}).verdict == Verdict.PASS
     proof = exclusive(threads, runs={**RUNS, 491: GUEST1_START + 7.5})
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 1)
-    assert "last ran on CPU 3, at the latest 7.5 s after the guest's start" in proof.evidence[0]
+    assert "last ran on CPU 3, no later than 7.5 s after the guest started" in proof.evidence[0]
     assert exclusive(threads, runs={}).verdict == Verdict.FAIL, "a time that is not known is no excuse"
 
 
@@ -110,7 +108,7 @@ def test_helper_that_was_not_moved_fails() -> None:
 def test_vcpu_thread_with_a_wider_affinity_than_its_pin_fails() -> None:
     proof = exclusive(change("vCPU 0", allowed=CpuSet.parse("2-3")))
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 1)
-    assert "may run on 2-3, not only on its CPU 2" in proof.evidence[0]
+    assert "may run on 2-3, expected 2" in proof.evidence[0]
 
 
 def test_vcpu_thread_that_ran_elsewhere_fails() -> None:
@@ -146,7 +144,7 @@ def test_smt_passes_on_sound_host() -> None:
         assert (proof.verdict, proof.figure) == (Verdict.PASS, 0)
 
 
-def repin(guest: LiveGuest, *cpus: int) -> LiveGuest:
+def repin(guest: RunningGuest, *cpus: int) -> RunningGuest:
     vcpus = tuple(replace(vcpu, pin=CpuSet.of((cpu,))) for vcpu, cpu in zip(guest.vcpus, cpus, strict=False))
     return replace(guest, vcpus=vcpus)
 
@@ -184,10 +182,10 @@ def test_smt_says_when_there_are_no_siblings() -> None:
 def manager(
     threads: tuple[Thread, ...],
     managers: dict[str, tuple[int, ...]] = MANAGERS,
-    guests: tuple[LiveGuest, ...] = GUESTS,
+    guests: tuple[RunningGuest, ...] = GUESTS,
     housekeeping: CpuSet = HOUSEKEEPING,
     topology: Topology = TOPOLOGY,
-) -> Proof:
+) -> Measurement:
     return prove_manager_core(managers, guests, threads, topology, housekeeping, RUNS)
 
 
@@ -195,7 +193,7 @@ def test_manager_passes_on_sound_host() -> None:
     proof = manager(load_threads())
     assert (proof.verdict, proof.figure) == (Verdict.PASS, 0), proof.evidence
     assert "nohyped.service: 1 threads of process 4935" in proof.evidence
-    assert "virtqemud.service: does not run" in proof.evidence
+    assert "virtqemud.service: not running" in proof.evidence
 
 
 @pytest.mark.parametrize("name", ["rpc-libvirtd", "virtlogd", "IO mon_iothread", "kvm-pit/4944"])

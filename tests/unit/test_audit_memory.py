@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.audit.memory import prove_memory_static, prove_pool_accounting
 from orchestrator.host.processes import Mapping, Maps
-from orchestrator.hypervisor.connection import LiveGuest
-from orchestrator.model.proof import Proof, Verdict
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.proof import Measurement, Verdict
 from orchestrator.model.topology import PagePool
 from orchestrator.values import Size
 from tests.harness.audit_data import GUEST1, GUEST2, GUESTS, TOPOLOGY, load_maps
@@ -18,7 +18,7 @@ from tests.harness.audit_data import GUEST1, GUEST2, GUESTS, TOPOLOGY, load_maps
 MAPS = {guest.name: load_maps(guest.name) for guest in GUESTS}
 
 
-def static(maps: Maps, guest: LiveGuest = GUEST1, ksm_run: str | None = "0") -> Proof:
+def static(maps: Maps, guest: RunningGuest = GUEST1, ksm_run: str | None = "0") -> Measurement:
     return prove_memory_static(guest, maps, TOPOLOGY, ksm_run)
 
 
@@ -43,7 +43,7 @@ def heap() -> Mapping:
 
 
 @pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: guest.name)
-def test_real_guests_pass(guest: LiveGuest) -> None:
+def test_real_guests_pass(guest: RunningGuest) -> None:
     proof = static(MAPS[guest.name], guest)
     assert (proof.verdict, proof.figure) == (Verdict.PASS, 0), proof.evidence
     assert proof.evidence[0].startswith("262144 of 262144 kB are pool pages: 128 of 2048 kB")
@@ -66,7 +66,7 @@ def test_more_pool_memory_than_the_guest_has_fails() -> None:
 def test_pages_on_another_node_fail() -> None:
     proof = static(change(is_pool, nodes=((0, 120), (1, 8))))
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 8 * 2048)
-    assert "off the cores' node 0: 120 pages on node 0, 8 pages on node 1" in proof.evidence[0]
+    assert "are not on node 0 of the guest's cores: 120 pages on node 0, 8 pages on node 1" in proof.evidence[0]
 
 
 def test_cores_on_the_other_node_fail() -> None:
@@ -90,8 +90,8 @@ def test_policy_that_lets_pages_go_elsewhere_fails(policy: str) -> None:
 def test_unlocked_domain_fails() -> None:
     """Without <locked/> no mapping of QEMU has `lo`; the figure is what could be swapped out."""
     maps = MAPS["guest1"]
-    loose = tuple(replace(mapping, flags=mapping.flags - {"lo"}) for mapping in maps.mappings)
-    proof = static(Maps(loose, 0))
+    unlocked = tuple(replace(mapping, flags=mapping.flags - {"lo"}) for mapping in maps.mappings)
+    proof = static(Maps(unlocked, 0))
     assert proof.verdict == Verdict.FAIL
     exempt = {"io", "pf", "mm", "de", "dp", "ht"}
     assert proof.figure == sum(mapping.resident for mapping in maps.mappings if not mapping.flags & exempt) >> 10
@@ -131,7 +131,7 @@ def test_a_page_that_breaks_several_promises_is_counted_once() -> None:
 
 def test_pool_accounting_passes_when_each_page_has_an_owner() -> None:
     proof = prove_pool_accounting(TOPOLOGY.pools, MAPS)
-    assert (proof.verdict, proof.figure, proof.subject) == (Verdict.PASS, 0, "host"), proof.evidence
+    assert (proof.verdict, proof.figure) == (Verdict.PASS, 0), proof.evidence
     assert "node 0, 2048 kB pages: 256 in the pool, 128 free, 128 mapped by guests (guest1 128)" in proof.evidence
 
 

@@ -89,7 +89,7 @@ def test_the_checks_find_each_kind_of_loss(load: Any) -> None:
 def test_a_second_guest_that_a_recovery_has_ended_is_found(load: Any) -> None:
     stopped = make_host(load("crash_lab_reading"), "stopped")
     assert check_second(load, stopped, ("running",)) == ["stopped"]
-    found_gone = ((2, "finish", "manager", "it ended while no manager ran"), (3, "ended", "manager", "ended unseen"))
+    found_gone = ((2, "finish", "manager", "it ended while no manager ran"), (3, "ended", "manager", "end not observed"))
     assert check_second(load, stopped, ("running",), *found_gone) == ["stopped"]
     assert check_second(load, stopped, ("starting",), (2, "stopped", "manager", "ended at once")) == ["stopped"]
 
@@ -107,7 +107,7 @@ def test_a_second_guest_that_is_another_process_is_found(load: Any) -> None:
         (2, "stopped", "root", "powered off"),
         (2, "deleted", "root", "on request"),
         (2, "ended", "manager", "powered off"),
-        (2, "ended", "manager", "reset itself"),
+        (2, "ended", "manager", "reset (reboot or panic)"),
     ],
 )
 def test_a_second_guest_that_was_to_end_is_no_loss(load: Any, event: tuple[int, str, str, str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.api.app import survey_json
+from orchestrator.api.routes.host import show_survey
 from orchestrator.cli import connection
 from orchestrator.cli.main import nohype
 from orchestrator.host.survey import read_topology
@@ -25,7 +25,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRoot:
         def __init__(self, *_: object, **__: object) -> None: ...
 
         def survey(self) -> object:
-            return survey_json(read_topology(fake))
+            return show_survey(read_topology(fake))
 
     monkeypatch.setattr(connection, "Client", Client)
     return fake
@@ -53,11 +53,11 @@ def test_each_odd_thing_is_named_with_its_reason(fake: FakeRoot) -> None:
     fake.add("sys/kernel/iommu_groups/90/devices", "no folder")
     said = survey()
     for line in (
-        "PF 0000:10:00.0: it is in switchdev mode, and VEPA needs the legacy mode",
+        "PF 0000:10:00.0: switchdev mode; VEPA requires legacy mode",
         "VF 0000:10:10.0 is used by the host: its interface ens1v0 is up",
-        "PF 0000:14:00.0: nic1 has the address 00:00:00:00:00:00, which is not a unicast Ethernet address",
+        "PF 0000:14:00.0: nic1 has address 00:00:00:00:00:00, which is not a unicast Ethernet address",
         "IOMMU group 90: cannot list",
     ):
         assert line in said
     fake.read_errors[f"{two}/sriov_offset"] = EIO
-    assert "PF 0000:14:00.0: it cannot be read: cannot read" in survey()
+    assert "PF 0000:14:00.0: cannot be read: cannot read" in survey()

@@ -66,7 +66,7 @@ def test_what_is_put_aside_is_read_to_its_end(tmp_path: Path, open_meanwhile: bo
     assert read_all(reader, 4) == b"more " + b"".join(b"%da more " % number for number in range(1, times)) + b"%da " % times
 
 
-def test_what_was_put_aside_before_is_read_first_if_it_is_the_guests(tmp_path: Path) -> None:
+def test_what_was_rotated_before_is_read_first_if_it_is_the_guests(tmp_path: Path) -> None:
     log = tmp_path / "log"
     for text in (b"first ", b"second ", b"third "):
         if log.exists():

@@ -13,7 +13,7 @@ import libvirt_qemu
 import pytest
 
 from orchestrator.errors import HypervisorError
-from orchestrator.hypervisor.connection import End, Hypervisor
+from orchestrator.hypervisor.connection import EndCause, Hypervisor
 
 GUEST = "4e6f4879-7065-4000-8000-000000000001"
 
@@ -47,19 +47,19 @@ class FakeConnection:
 @pytest.mark.parametrize(
     ("reasons", "detail", "end"),
     [
-        (["guest-shutdown"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, End.POWERED_OFF),
-        (["guest-shutdown", "host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, End.POWERED_OFF),
-        (["guest-reset", "host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, End.RESET),
-        (["guest-panic", "host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, End.RESET),
-        (["host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, End.FAILED),
-        ([], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, End.POWERED_OFF),
-        ([], libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED, End.FAILED),
-        ([], libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, End.FAILED),
-        (["host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED, End.DESTROYED),
+        (["guest-shutdown"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, EndCause.POWERED_OFF),
+        (["guest-shutdown", "host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, EndCause.POWERED_OFF),
+        (["guest-reset", "host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, EndCause.RESET),
+        (["guest-panic", "host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, EndCause.RESET),
+        (["host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, EndCause.FAILED),
+        ([], libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, EndCause.POWERED_OFF),
+        ([], libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED, EndCause.FAILED),
+        ([], libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, EndCause.FAILED),
+        (["host-signal"], libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED, EndCause.DESTROYED),
     ],
 )
-def test_how_a_guest_has_ended(reasons: list[str], detail: int, end: End, monkeypatch: pytest.MonkeyPatch) -> None:
-    connection, told = FakeConnection(), queue.Queue[tuple[UUID, End]]()
+def test_how_a_guest_has_ended(reasons: list[str], detail: int, end: EndCause, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection, told = FakeConnection(), queue.Queue[tuple[UUID, EndCause]]()
 
     def register(_connection: object, _domain: None, event: str, callback: Callable[..., None], _opaque: None) -> None:
         assert event == "SHUTDOWN"
@@ -77,7 +77,7 @@ def test_how_a_guest_has_ended(reasons: list[str], detail: int, end: End, monkey
             details = json.dumps({"guest": reason.startswith("guest"), "reason": reason})
             connection.monitor(connection, FakeDomain(), "SHUTDOWN", 0, 0, details, None)
         connection.lifecycle(connection, FakeDomain(), libvirt.VIR_DOMAIN_EVENT_STOPPED, detail, None)
-        expected = end if run == 0 else (End.POWERED_OFF if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN else end)
+        expected = end if run == 0 else (EndCause.POWERED_OFF if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN else end)
         assert told.get(timeout=5) == (UUID(GUEST), expected)
 
 
@@ -110,7 +110,7 @@ def test_a_connection_that_tells_of_nothing_is_not_kept(monkeypatch: pytest.Monk
     hypervisor = Hypervisor()
     hypervisor.watch_ends(lambda _uuid, _end: None)
     with pytest.raises(HypervisorError):
-        hypervisor.uuids()
-    assert hypervisor.uuids() == frozenset()
+        hypervisor.running_uuids()
+    assert hypervisor.running_uuids() == frozenset()
     assert [bool(one.lifecycle) for one in made] == [True, False, True]
     assert [one.closed for one in made] == [False, True, False]

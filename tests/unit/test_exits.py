@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.model.exits import CLASSES, ExitPolicy, ExitSample, judge_exits, measure_rates
-from orchestrator.model.proof import Proof, Verdict
+from orchestrator.audit.exits import prove_exits
+from orchestrator.model.exits import CLASSES, ExitPolicy, ExitSample, add_vcpus, classify, measure_rates
+from orchestrator.model.proof import Measurement, Verdict
 from tests.harness.audit_data import load_exits
 
 POLICY = ExitPolicy(total=2000, emulated=10)
@@ -19,8 +20,8 @@ def add(counters: Mapping[str, int], **more: int) -> dict[str, int]:
     return {**counters, **{key: counters[key] + value for key, value in more.items()}}
 
 
-def judge(after: ExitSample, before: ExitSample = BEFORE, policy: ExitPolicy = POLICY) -> Proof:
-    return judge_exits("guest1", before, after, policy)
+def judge(after: ExitSample, before: ExitSample = BEFORE, policy: ExitPolicy = POLICY) -> Measurement:
+    return prove_exits(before, after, policy)
 
 
 def busier(**more: int) -> ExitSample:
@@ -98,3 +99,18 @@ def test_samples_that_do_not_belong_together_are_not_measured(after: ExitSample)
 
 def test_guest_without_vcpus_is_not_measured() -> None:
     assert judge(replace(AFTER, vcpus=()), replace(BEFORE, vcpus=())).verdict == Verdict.NOT_MEASURED
+
+
+def test_counters_of_all_vcpus_are_added_and_classified_once() -> None:
+    total = add_vcpus(BEFORE.vcpus)
+    assert total["exits"] == sum(vcpu["exits"] for vcpu in BEFORE.vcpus)
+    assert sum(classify(total).values()) == total["exits"]
+
+
+def test_counter_that_one_vcpu_lacks_is_not_added() -> None:
+    assert add_vcpus(({"exits": 3, "io_exits": 1}, {"exits": 4})) == {"exits": 7}
+
+
+def test_other_is_known_only_with_the_total() -> None:
+    assert classify({"halt_exits": 3}) == {"halt": 3}
+    assert classify({"exits": 2, "halt_exits": 3}) == {"halt": 3, "other": 0}

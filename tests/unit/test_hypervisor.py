@@ -12,8 +12,8 @@ import libvirt_qemu
 import pytest
 
 from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.hypervisor import connection as hypervisor_module
 from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
+from orchestrator.hypervisor.connection import connection as hypervisor_module
 
 OLD, NEW, OTHER = (UUID(int=number) for number in (1, 2, 3))
 LOG = "<log file='/var/log/nohype/guests/web.log' append='off'/>"
@@ -95,11 +95,11 @@ def replace_old(libvirtd: Libvirt) -> None:
 
 
 def test_a_guest_is_read_by_its_id(libvirtd: Libvirt) -> None:
-    found = Hypervisor().guest(OLD)
+    found = Hypervisor().read_guest(OLD)
     assert (found.name, found.uuid, found.pid, str(found.vcpus[0].pin)) == ("web", OLD, 4711, "1")
     replace_old(libvirtd)
-    for ask in (Hypervisor().guest, Hypervisor().bounds, Hypervisor().console, Hypervisor().read_exits):
-        with pytest.raises(NotFound, match=f"no guest {OLD} runs"):
+    for ask in (Hypervisor().read_guest, Hypervisor().read_pinning, Hypervisor().console, Hypervisor().read_exits):
+        with pytest.raises(NotFound, match=f"guest {OLD} is not running"):
             ask(OLD)  # type: ignore[operator]
 
 
@@ -130,7 +130,7 @@ def test_the_process_id_is_not_that_of_another_guest_of_the_name(libvirtd: Libvi
 
     monkeypatch.setattr(hypervisor_module, "_read_pid", read_late)
     with pytest.raises(NotFound):
-        Hypervisor().guest(OLD)
+        Hypervisor().read_guest(OLD)
 
 
 def test_trouble_with_a_guest_that_runs_is_no_end(libvirtd: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Where packages come from, and the command line of mmdebstrap."""
+"""The source of packages, and the command line of mmdebstrap."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Debian Backports main bookworm-backports http://one.invalid/debian/
 """
 
 
-def test_archive_of_another_release_will_do() -> None:
+def test_archive_of_another_release_is_accepted() -> None:
     assert parse_archive_uri(TARGETS) == "http://one.invalid/debian/"
 
 
-def test_archive_that_has_our_suite_is_preferred() -> None:
+def test_archive_with_the_suite_is_preferred() -> None:
     assert parse_archive_uri(TARGETS + "Debian Debian main trixie https://two.invalid/debian/\n") == "https://two.invalid/debian/"
 
 
@@ -41,13 +41,13 @@ def test_local_mirror_lists_are_kept_as_they_are() -> None:
         "Ubuntu Ubuntu main noble http://one.invalid/",
     ],
 )
-def test_no_archive_is_an_error_with_a_hint(targets: str) -> None:
-    with pytest.raises(ImageError, match="no Debian archive") as error:
+def test_missing_archive_is_an_error_with_a_hint(targets: str) -> None:
+    with pytest.raises(ImageError, match="no Debian archive configured") as error:
         parse_archive_uri(targets)
     assert "apt-get update" in error.value.hint
 
 
-def test_only_options_that_matter_for_downloads_are_taken() -> None:
+def test_only_download_options_are_used() -> None:
     dump = """\
 Acquire "";
 Acquire::http::Proxy "http://proxy.invalid:3142";
@@ -77,7 +77,7 @@ def test_command_line() -> None:
     assert any("'/cache of debs'" in word for word in words if word.startswith("--setup-hook"))
 
 
-def test_a_later_suite_is_preferred() -> None:
+def test_last_suite_is_preferred() -> None:
     settings = AptSettings("http://one.invalid/", ())
     suites = ("trixie", "trixie-backports")
     words = build_mmdebstrap(settings, Path("/target"), ["a"], Path("/debs"), variant="extract", suites=suites)

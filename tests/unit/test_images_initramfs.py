@@ -1,4 +1,4 @@
-"""Kernel modules of an initramfs: which, in what order, and how they are found."""
+"""Kernel modules of an initramfs: selection, order and aliases."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ kernel/lib/lib-ie.ko.xz:
 """
 
 
-def test_needed_modules_come_first_and_once() -> None:
+def test_dependencies_come_first_and_once() -> None:
     order = plan_modules(parse_modules_dep(DEP), ["iavf", "igbvf"])
     assert [Path(file).name for file in order] == ["lib-ie.ko.xz", "libeth.ko.xz", "iavf.ko.xz", "igbvf.ko.xz"]
 
 
-def test_hyphen_and_underscore_are_the_same() -> None:
+def test_hyphen_and_underscore_are_equal() -> None:
     assert plan_modules(parse_modules_dep(DEP), ["lib_ie"]) == plan_modules(parse_modules_dep(DEP), ["lib-ie"])
 
 
-def test_what_the_kernel_has_built_in_is_left_out() -> None:
+def test_built_in_module_is_omitted() -> None:
     assert plan_modules(parse_modules_dep(DEP), ["virtio-pci"], frozenset({"virtio_pci"})) == ()
 
 
 def test_unknown_module_is_named() -> None:
-    with pytest.raises(ImageError, match="no module frob"):
+    with pytest.raises(ImageError, match="module frob does not exist"):
         plan_modules(parse_modules_dep(DEP), ["frob"])
 
 
-def test_modules_lie_flat() -> None:
+def test_modules_dep_is_flat() -> None:
     needs = parse_modules_dep(DEP)
     text = format_modules_dep(needs, plan_modules(needs, ["iavf"]))
     assert text == "lib_ie.ko:\nlibeth.ko: lib_ie.ko\niavf.ko: libeth.ko lib_ie.ko\n"
 
 
-def test_only_aliases_of_modules_that_are_there() -> None:
+def test_aliases_of_other_modules_are_dropped() -> None:
     text = "# Aliases\nalias pci:v8086d10CA* igbvf\nalias pci:v8086d1889* iavf\nalias fs-xfs xfs\nalias x lib-ie\n"
     assert filter_aliases(text, ["a/igbvf.ko.xz", "a/lib-ie.ko"]) == "alias pci:v8086d10CA* igbvf\nalias x lib-ie\n"
 
 
-def test_a_root_has_one_kernel(tmp_path: Path) -> None:
+def test_root_must_have_one_kernel(tmp_path: Path) -> None:
     (tmp_path / "boot").mkdir()
     with pytest.raises(ImageError, match="0 kernels"):
         find_kernel(tmp_path)

@@ -19,7 +19,7 @@ def write(folder: Path, text: str) -> Path:
     return folder
 
 
-def test_shipped_recipe_is_sound() -> None:
+def test_shipped_recipe_is_valid() -> None:
     assert "minimal" in recipe_names(recipes_folder())
     recipe = read_recipe(recipes_folder(), "minimal")
     assert recipe.console == "nohype-1"
@@ -28,13 +28,13 @@ def test_shipped_recipe_is_sound() -> None:
     assert "  " not in recipe.cmdline
 
 
-def test_unknown_recipe_names_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="'two'.*there are one"):
+def test_unknown_recipe_lists_the_available_ones(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="'two'.*available: one"):
         read_recipe(write(tmp_path, GOOD), "two")
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "one/../one", "../" * 5 + "etc"])
-def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
+def test_path_as_name_is_not_found(tmp_path: Path, name: str) -> None:
     with pytest.raises(NotFound):
         read_recipe(write(tmp_path, GOOD), name)
 
@@ -51,6 +51,6 @@ def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
         (GOOD.replace('"init"', '"other"'), "other"),
     ],
 )
-def test_wrong_recipe_says_where(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_recipe_names_the_field(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         read_recipe(write(tmp_path, text), "one")

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ImageError, NotFound
-from orchestrator.images.store import find_image, install_image, list_images, write_description
+from orchestrator.images.store import Description, find_image, install_image, list_images, write_description
+from orchestrator.values import Size
 
 
 def build(folder: Path, kernel: str = "kernel") -> Path:
     folder.mkdir(parents=True)
     (folder / "vmlinuz").write_text(kernel)
     (folder / "initrd").write_text("initrd")
-    texts = {"kernel_version": "6.12", "hash": "abc", "description": "d"}
-    write_description(folder, cmdline="quiet", memory="96M", console="nohype-1", **texts)
+    texts = {"kernel_version": "6.12", "hash": "abc", "description": "d", "cmdline": "quiet", "console": "nohype-1"}
+    write_description(folder, Description(memory=Size.parse("96M"), **texts))
     return folder
 
 
@@ -39,7 +40,7 @@ def test_installing_again_replaces_and_leaves_nothing_else(tmp_path: Path) -> No
     assert sorted(path.name for path in store.iterdir()) == [".lock", "one"]
 
 
-def test_left_over_of_a_crash_is_no_image_and_goes(tmp_path: Path) -> None:
+def test_leftover_of_a_crash_is_ignored_and_removed(tmp_path: Path) -> None:
     store = tmp_path / "store"
     build(store / ".tmp-crashed" / "one")
     with pytest.raises(NotFound):
@@ -48,17 +49,17 @@ def test_left_over_of_a_crash_is_no_image_and_goes(tmp_path: Path) -> None:
     assert sorted(path.name for path in store.iterdir()) == [".lock", "two"]
 
 
-def test_unknown_image_names_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="there are none") as error:
+def test_unknown_image_lists_the_available_ones(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="available: none") as error:
         find_image(tmp_path / "nowhere", "one")
     assert "nohype image build one" in error.value.hint
     build(tmp_path / "two")
-    with pytest.raises(NotFound, match="there are two"):
+    with pytest.raises(NotFound, match="available: two"):
         find_image(tmp_path, "one")
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "two/../two"])
-def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
+def test_path_as_name_is_not_found(tmp_path: Path, name: str) -> None:
     build(tmp_path / "two")
     with pytest.raises(NotFound):
         find_image(tmp_path, name)
@@ -72,19 +73,19 @@ def test_damaged_image_is_an_error(tmp_path: Path, damage: str) -> None:
         find_image(tmp_path, "one")
 
 
-def test_description_that_is_no_json_is_an_error(tmp_path: Path) -> None:
+def test_description_with_invalid_json_is_an_error(tmp_path: Path) -> None:
     (build(tmp_path / "one") / "image.json").write_text("{")
     with pytest.raises(ImageError, match="damaged"):
         find_image(tmp_path, "one")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "text"),
     [
         ({"cmdline": ["a"]}, "cmdline: "),
         ({"cmdline": 5}, "cmdline: "),
         ({"cmdline": None}, "cmdline: "),
-        ({"cmdline": "a\nb"}, "cmdline: this is printable ASCII"),
+        ({"cmdline": "a\nb"}, "cmdline: only printable ASCII"),
         ({"cmdline": "\ud800"}, "cmdline: |Invalid JSON"),
         ({"cmdline": "x" * 4096}, "cmdline: "),
         ({"memory": 96}, "memory: "),
@@ -96,11 +97,11 @@ def test_description_that_is_no_json_is_an_error(tmp_path: Path) -> None:
         ({"hash": True}, "hash: "),
     ],
 )
-def test_a_description_with_a_wrong_field_is_an_error(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    """Each would fail later, when all is claimed: in libvirt, or as a fault of ours."""
+def test_description_with_invalid_field_is_an_error(tmp_path: Path, change: dict[str, Any], text: str) -> None:
+    """Each would fail after the claim: in libvirt, or as an internal error."""
     file = build(tmp_path / "one") / "image.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(ImageError, match=f"the guest image one is damaged: image.json: .*({said})") as caught:
+    with pytest.raises(ImageError, match=f"guest image one is damaged: image.json: .*({text})") as caught:
         find_image(tmp_path, "one")
     assert "\n" not in caught.value.message
     assert f"nohype image build one --output {tmp_path}`" in caught.value.hint
@@ -118,16 +119,16 @@ def test_a_description_with_a_wrong_field_is_an_error(tmp_path: Path, change: di
         '{"cmdline": ' + "9" * 5000 + "}",
     ],
 )
-def test_a_description_that_is_no_description_is_an_error(tmp_path: Path, content: str) -> None:
+def test_description_of_another_shape_is_an_error(tmp_path: Path, content: str) -> None:
     (build(tmp_path / "one") / "image.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ImageError, match="the guest image one is damaged: image.json: "):
+    with pytest.raises(ImageError, match="guest image one is damaged: image.json: "):
         find_image(tmp_path, "one")
 
 
 @pytest.mark.parametrize("name", ["image.json", "vmlinuz", "initrd"])
-def test_a_fifo_in_an_image_does_not_block(tmp_path: Path, name: str) -> None:
+def test_fifo_in_an_image_does_not_block(tmp_path: Path, name: str) -> None:
     file = build(tmp_path / "one") / name
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(ImageError, match=f"{name} missing"):
+    with pytest.raises(ImageError, match=f"missing {name}"):
         find_image(tmp_path, "one")

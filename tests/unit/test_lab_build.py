@@ -1,4 +1,4 @@
-"""What the lab's image is made of: pure parts. The builds themselves are seen by the lab tests."""
+"""Inputs of the lab's image. The lab tests cover the builds themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.lab.spec import load_spec
 DEFAULTS = source_tree() / "ansible/roles/nohype_host/defaults/main.yml"
 
 
-def test_role_gets_the_specs_cpus_and_pages() -> None:
+def test_role_variables_match_the_spec() -> None:
     variables = role_variables(load_spec("numa"))
     assert variables["nohype_housekeeping_cpus"] == "0-1"
     assert variables["nohype_guest_cpus"] == "2-7"
@@ -25,14 +25,14 @@ def test_role_gets_the_specs_cpus_and_pages() -> None:
     assert role_variables(load_spec("small"))["nohype_housekeeping_cpus"] == "0"
 
 
-def test_every_variable_is_one_of_the_roles() -> None:
+def test_role_variables_exist_in_the_roles() -> None:
     known = set(re.findall(r"^(nohype_\w+):", DEFAULTS.read_text(), re.MULTILINE))
     of_lab = source_tree() / "ansible/roles/nohype_lab/defaults/main.yml"
     known |= set(re.findall(r"^(nohype_\w+):", of_lab.read_text(), re.MULTILINE))
     assert set(role_variables(load_spec("numa"))) <= known
 
 
-def test_packages_of_the_role_are_read_without_comments() -> None:
+def test_packages_are_read_without_comments() -> None:
     packages = read_packages(source_tree())
     assert "qemu-system-x86" in packages
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", package) for package in packages)
@@ -45,7 +45,7 @@ def test_libvirt_comes_from_debian() -> None:
     assert "python3-libvirt" in read_packages(source_tree())
 
 
-def test_wheels_are_for_the_images_python() -> None:
+def test_wheels_match_the_python_of_the_image() -> None:
     words = build_download(["one>=1"], source_tree() / "wheels")
     assert {"--python-version=3.13", "--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64", "one>=1"} <= set(
         words
@@ -53,11 +53,11 @@ def test_wheels_are_for_the_images_python() -> None:
     assert "--platform=manylinux_2_42_x86_64" not in words  # newer than the image's C library
 
 
-def test_sources_have_one_hash() -> None:
+def test_hash_of_sources_is_stable() -> None:
     assert hash_sources(source_tree()) == hash_sources(source_tree())
 
 
-def test_recap_of_ansible() -> None:
+def test_ansible_recap_is_parsed() -> None:
     line = "/cache/.lab/root    : ok=44   changed=35   unreachable=0    failed=0    skipped=9    rescued=0    ignored=0\n"
     assert parse_changed(f"PLAY RECAP ****\n{line}") == 35
     with pytest.raises(ImageError):

@@ -1,4 +1,4 @@
-"""What counts as a guest that hangs in the emulator, and what the end of the emulator means."""
+"""Detection of guests that hang in the emulator, and of the emulator's exit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from orchestrator.errors import LabError, LabLost
 from orchestrator.lab import demo, health
 from orchestrator.lab.emulator import describe_end
-from orchestrator.lab.folder import Folder, take_lock
 from orchestrator.lab.health import Reading, find_hung, parse_registers
 from orchestrator.lab.lab import Lab
+from orchestrator.lab.paths import LabDir, take_lock
 from orchestrator.lab.progress import Timeline
 from orchestrator.ssh import Completed
 
@@ -22,7 +22,7 @@ HALTED = "ffffffff81e2a51b RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1"
 
 
 def dump(*vcpus: str) -> str:
-    """As QEMU 10 prints `info registers -a`, without the registers of which nothing is read."""
+    """The output of `info registers -a` in QEMU 10, without unused registers."""
     lines = [
         f"\nCPU#{index}\nRAX=0000000000000000 RBX=0000000000000003\nRIP={vcpu}\nES =0000" for index, vcpu in enumerate(vcpus)
     ]
@@ -33,7 +33,7 @@ def samples(*rounds: tuple[str, ...]) -> str:
     return "\n".join(f"sample {number} guest web\n{dump(*vcpus)}" for number, vcpus in enumerate(rounds, 1))
 
 
-def test_a_vcpu_that_spins_with_interrupts_off_is_named() -> None:
+def test_vcpu_that_spins_with_interrupts_off_is_named() -> None:
     readings = parse_registers(samples(*[(HALTED, SPINNING)] * 5))
     assert readings["web", 0][0] == Reading(0xFFFFFFFF81E2A51B, 0x246, halted=True)
     assert find_hung(readings) == [
@@ -41,7 +41,7 @@ def test_a_vcpu_that_spins_with_interrupts_off_is_named() -> None:
     ]  # fmt: skip
 
 
-def test_a_loop_of_some_instructions_is_one_place() -> None:
+def test_loop_of_some_instructions_counts_as_one_place() -> None:
     rounds = [(SPINNING.replace("1b52", f"1b{0x40 + number:x}"),) for number in range(5)]
     assert find_hung(parse_registers(samples(*rounds)))
 
@@ -54,65 +54,65 @@ def test_a_loop_of_some_instructions_is_one_place() -> None:
         SPINNING.replace("1b52", "2b52"),  # somewhere else
     ],
 )
-def test_one_sample_of_another_kind_clears_a_guest(last: str) -> None:
+def test_one_different_sample_clears_a_guest(last: str) -> None:
     assert find_hung(parse_registers(samples(*[(SPINNING,)] * 4, (last,)))) == []
 
 
-def test_too_few_samples_accuse_no_guest() -> None:
-    """A guest that ends meanwhile, or a virsh that does not answer."""
+def test_too_few_samples_are_not_a_hang() -> None:
+    """A guest that ends during the samples, or a virsh that does not respond."""
     assert find_hung(parse_registers(samples(*[(SPINNING,)] * 4))) == []
     assert parse_registers("error: failed to connect to the hypervisor\n") == {}
 
 
-def test_guests_are_told_apart() -> None:
+def test_guests_are_distinguished() -> None:
     text = "\n".join(samples((SPINNING,)) + "\n" + samples((HALTED,)).replace("web", "a b") for _ in range(5))
     assert [line.partition(",")[0] for line in find_hung(parse_registers(text))] == ["guest web"]
 
 
-def test_a_hung_guest_is_a_lost_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Folder("demo", tmp_path)
+def test_hung_guest_is_reported_as_lost_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = LabDir("demo", tmp_path)
     lock = take_lock(folder)
     assert lock is not None
     text = samples(*[(SPINNING,)] * 5)
     monkeypatch.setattr(health, "execute", lambda *_, **__: Completed(0, text, ""))
     lab = Lab(folder, None)  # type: ignore[arg-type]
-    with pytest.raises(LabLost, match=r"the lab demo is lost: .*a guest hangs in the emulator\n    guest web, vCPU 0: spins"):
+    with pytest.raises(LabLost, match=r"lab demo is lost: .*a guest hangs in the emulator\n    guest web, vCPU 0: spins"):
         health.check_guests(lab)
     text = samples(*[(HALTED,)] * 5)
     health.check_guests(lab)
     os.close(lock)
 
 
-def test_a_story_that_fails_asks_whether_the_emulator_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_demo_checks_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise LabError("guest guest1 did not say that it is ready")
+        raise LabError("timed out after 180 s waiting for the guest to report ready")
 
     def lose(*_: object) -> None:
         raise LabLost("a guest hangs in the emulator")
 
-    monkeypatch.setattr(demo, "_tell", fail)
+    monkeypatch.setattr(demo, "ask", fail)
     monkeypatch.setattr(demo, "check_emulation", lambda _: None)
-    with pytest.raises(LabError, match="guest1"):
-        demo.tell_story(Lab(Folder("demo"), None), Timeline())  # type: ignore[arg-type]
+    with pytest.raises(LabError, match="timed out"):
+        demo.run_demo(Lab(LabDir("demo"), None), Timeline())  # type: ignore[arg-type]
     monkeypatch.setattr(demo, "check_emulation", lose)
     with pytest.raises(LabLost, match="hangs"):
-        demo.tell_story(Lab(Folder("demo"), None), Timeline())  # type: ignore[arg-type]
+        demo.run_demo(Lab(LabDir("demo"), None), Timeline())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "text"),
     [
         (0, "the lab host powered off, rebooted or panicked"),
-        (-signal.SIGKILL, "QEMU ended: it got SIGKILL"),
-        (-signal.SIGABRT, "the emulator failed: QEMU ended by SIGABRT"),
-        (-signal.SIGSEGV, "the emulator failed: QEMU ended by SIGSEGV"),
-        (1, "the emulator failed: QEMU ended with status 1"),
+        (-signal.SIGKILL, "QEMU was killed by SIGKILL, sent by"),
+        (-signal.SIGABRT, "the emulator failed, not the lab host: QEMU was killed by SIGABRT"),
+        (-signal.SIGSEGV, "the emulator failed, not the lab host: QEMU was killed by SIGSEGV"),
+        (1, "the emulator failed, not the lab host: QEMU exited with status 1"),
     ],
 )
-def test_the_end_of_the_emulator(status: int, said: str) -> None:
-    assert said in describe_end(status, ("assertion failed: (bql_locked())",))
+def test_exit_of_the_emulator_is_explained(status: int, text: str) -> None:
+    assert text in describe_end(status, ("assertion failed: (bql_locked())",))
 
 
-def test_the_emulators_last_words_are_told() -> None:
-    assert describe_end(-signal.SIGABRT, ("1", "2", "3", "4")).endswith("its last words: 2; 3; 4")
-    assert describe_end(-signal.SIGABRT, ()).endswith("it printed nothing")
+def test_last_output_of_the_emulator_is_reported() -> None:
+    assert describe_end(-signal.SIGABRT, ("1", "2", "3", "4")).endswith("last output: 2; 3; 4")
+    assert describe_end(-signal.SIGABRT, ()).endswith("last output: none")

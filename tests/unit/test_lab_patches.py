@@ -1,4 +1,4 @@
-"""The patches of the lab's emulator: each place is found by its form, is the only one, and otherwise nothing is changed."""
+"""The patches of the lab's emulator: each place is found by its form and must be unique; otherwise nothing is changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FUNCTIONS: dict[str, Code] = {
 
 
 def build(folder: Path, **changed: Code | None) -> Path:
-    """A program like QEMU; functions are replaced, or left out with None."""
+    """A program like QEMU; functions are replaced, or omitted with None."""
     path = folder / "qemu-system-x86_64"
     write_elf(path, {name: code for name, code in {**FUNCTIONS, **changed}.items() if code is not None})
     return path
@@ -65,7 +65,7 @@ def test_both_places_are_found_replaced_and_recorded(tmp_path: Path) -> None:
     assert (cr8.name, cr8.applied, cr8.reason) == ("unlocked-interrupt", True, "")
 
 
-def test_the_place_for_counting_second_deliveries(tmp_path: Path) -> None:
+def test_exception_probe_is_found(tmp_path: Path) -> None:
     path = build(tmp_path)
     at = find_exception_probe(path)
     assert path.read_bytes()[at] == 0xE8
@@ -74,23 +74,25 @@ def test_the_place_for_counting_second_deliveries(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "name", "reason"),
     [
-        ({"helper_vmrun": replaced(VMRUN, STORE)}, "stale-vector", "there are 0 stores into cs->exception_index"),
-        ({"helper_vmrun": replaced(VMRUN, STORE, STORE, STORE)}, "stale-vector", "there are 2 stores"),
-        ({"helper_vmrun": (*VMRUN[:-1], ("call", "do_interrupt_x86_hardirq"), RET)}, "stale-vector", "there are 2 calls of"),
+        ({"helper_vmrun": replaced(VMRUN, STORE)}, "stale-vector", "found 0 stores into cs->exception_index"),
+        ({"helper_vmrun": replaced(VMRUN, STORE, STORE, STORE)}, "stale-vector", "found 2 stores"),
+        ({"helper_vmrun": (*VMRUN[:-1], ("call", "do_interrupt_x86_hardirq"), RET)}, "stale-vector", "found 2 calls of"),
         ({"helper_vmrun": (b"\x75\x0d", *VMRUN)}, "stale-vector", "another path of helper_vmrun leads to the store"),
-        ({"helper_vmrun": None}, "stale-vector", "it does not export helper_vmrun"),
+        ({"helper_vmrun": None}, "stale-vector", "helper_vmrun is not exported"),
         ({"helper_vmrun": (*VMRUN, b"\x06")}, "stale-vector", "helper_vmrun cannot be decoded"),
         ({"x86_cpu_do_interrupt": replaced(HANDLER, ("jmp", "do_vmexit"), b"\x90" * 5)}, "stale-vector", "0 jumps to do_vmexit"),
         ({"x86_cpu_do_interrupt": replaced(HANDLER, b"\x81\xfe\x00\x01\x00\x00", b"\x90" * 6)}, "stale-vector", "0 loads of"),
-        ({"helper_write_crN": replaced(CR8, VIRQ, b"\xbe\x02\x00\x00\x00")}, "unlocked-interrupt", "another interrupt"),
-        ({"helper_write_crN": replaced(CR8, VIRQ)}, "unlocked-interrupt", "another interrupt"),
-        ({"helper_write_crN": (*CR8, *CR8)}, "unlocked-interrupt", "there are 2 jumps to cpu_interrupt"),
+        ({"helper_write_crN": replaced(CR8, VIRQ, b"\xbe\x02\x00\x00\x00")}, "unlocked-interrupt", "an interrupt other than"),
+        ({"helper_write_crN": replaced(CR8, VIRQ)}, "unlocked-interrupt", "an interrupt other than"),
+        ({"helper_write_crN": (*CR8, *CR8)}, "unlocked-interrupt", "found 2 jumps to cpu_interrupt"),
         ({"helper_write_crN": (VIRQ, ("jne", "cpu_interrupt"), RET)}, "unlocked-interrupt", "by `jne "),
-        ({"helper_write_crN": (RET,)}, "unlocked-interrupt", "there are 0 jumps"),
-        ({"cpu_set_interrupt": None}, "unlocked-interrupt", "it does not export cpu_set_interrupt"),
+        ({"helper_write_crN": (RET,)}, "unlocked-interrupt", "found 0 jumps"),
+        ({"cpu_set_interrupt": None}, "unlocked-interrupt", "cpu_set_interrupt is not exported"),
     ],
 )  # fmt: skip
-def test_another_form_is_left_alone_and_said(tmp_path: Path, changed: dict[str, Code | None], name: str, reason: str) -> None:
+def test_unexpected_form_is_not_patched_and_reported(
+    tmp_path: Path, changed: dict[str, Code | None], name: str, reason: str
+) -> None:
     path = build(tmp_path, **changed)
     record = patch_emulator(path)
     left = {patch.name: patch for patch in record.patches if not patch.applied}
@@ -102,7 +104,7 @@ def test_another_form_is_left_alone_and_said(tmp_path: Path, changed: dict[str, 
     assert "\n" not in record.warning()
 
 
-def test_a_second_time_nothing_is_found(tmp_path: Path) -> None:
+def test_patched_program_is_not_patched_again(tmp_path: Path) -> None:
     path = build(tmp_path)
     patch_emulator(path)
     before = path.read_bytes()
@@ -111,27 +113,27 @@ def test_a_second_time_nothing_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01\x01" + bytes(9)])
-def test_what_is_not_a_program_is_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_other_file_is_not_changed(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "qemu"
     path.write_bytes(content)
     assert [patch.applied for patch in patch_emulator(path).patches] == [False, False]
     assert path.read_bytes() == content
 
 
-def test_a_program_for_another_machine_is_left_alone(tmp_path: Path) -> None:
+def test_program_for_another_architecture_is_not_patched(tmp_path: Path) -> None:
     path = tmp_path / "qemu"
     write_elf(path, FUNCTIONS, machine=183)
     assert all("AArch64" in patch.reason for patch in patch_emulator(path).patches)
 
 
-def test_a_place_that_does_not_hold_what_was_decoded_is_an_error(tmp_path: Path) -> None:
+def test_place_with_other_bytes_is_an_error(tmp_path: Path) -> None:
     path = build(tmp_path)
     wrong = Patch("wrong", "helper_vmrun", "", lambda program: Place(BASE, b"\xff\xff", b"\x90\x90"))
-    with pytest.raises(ImageError, match="does not hold ffff"):
+    with pytest.raises(ImageError, match="does not contain ffff"):
         patch_emulator(path, [wrong])
 
 
-def test_the_record_is_kept_beside_the_root(tmp_path: Path) -> None:
+def test_record_is_stored_next_to_the_root(tmp_path: Path) -> None:
     tools = tmp_path / "root"
     tools.mkdir()
     record = patch_emulator(build(tmp_path))
@@ -141,7 +143,7 @@ def test_the_record_is_kept_beside_the_root(tmp_path: Path) -> None:
     assert isinstance(EmulatorRecord.model_validate_json(record.model_dump_json()), EmulatorRecord)
 
 
-def test_the_rows_are_told_apart() -> None:
+def test_patch_names_are_unique() -> None:
     assert len({patch.name for patch in patches.PATCHES}) == len(patches.PATCHES)
     with pytest.raises(UnexpectedForm, match="cannot be read"):
         Program(Path("/nonexistent"))

@@ -1,4 +1,4 @@
-"""The command line of the emulated server: what depends on the spec, and what must always hold."""
+"""The command line of the emulated server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build(spec: LabSpec, *, kvm: bool = False) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["small", "numa"])
-def test_memory_and_cpus_of_the_nodes_add_up(name: str) -> None:
+def test_nodes_have_all_memory_and_cpus(name: str) -> None:
     spec = load_spec(name)
     nodes = [dict(part.partition("=")[::2] for part in text.split(",")) for text in values(build(spec), "-numa")]
     assert len(nodes) == spec.nodes
@@ -30,7 +30,7 @@ def test_memory_and_cpus_of_the_nodes_add_up(name: str) -> None:
     assert backends == [f"memory-backend-ram,id=ram{number},size={spec.node_memory}" for number in range(spec.nodes)]
 
 
-def test_the_nic_hangs_below_the_host_bridge_of_a_node_and_on_the_given_tap() -> None:
+def test_nic_is_below_the_host_bridge_of_a_node_and_uses_the_tap() -> None:
     argv = build(load_spec("numa"))
     assert "tap,id=data,fd=7" in values(argv, "-netdev")
     devices = values(argv, "-device")
@@ -39,12 +39,12 @@ def test_the_nic_hangs_below_the_host_bridge_of_a_node_and_on_the_given_tap() ->
     assert [text for text in devices if text.startswith("igb,bus=port0,netdev=data,")]
 
 
-def test_a_spec_without_vfs_has_no_nic() -> None:
+def test_spec_without_vfs_has_no_nic() -> None:
     argv = build_argv(load_spec("small").model_copy(update={"vfs": 0}), IMAGE, name="x", kvm=False, tap=None)
     assert not [word for word in argv if "igb" in word or "tap" in word]
 
 
-def test_each_disk_is_a_controller_of_its_own_on_the_nodes_in_turn() -> None:
+def test_disks_have_own_controllers_on_alternating_nodes() -> None:
     devices = values(build(load_spec("numa")), "-device")
     ports = [text for text in devices if text.startswith("pcie-root-port") and "slot=1," not in text]
     assert [dict(part.partition("=")[::2] for part in text.split(","))["bus"] for text in ports] == ["pxb0", "pxb1"]
@@ -53,7 +53,7 @@ def test_each_disk_is_a_controller_of_its_own_on_the_nodes_in_turn() -> None:
     assert len(set(chassis)) == len(chassis)
 
 
-def test_emulation_and_kvm_differ_where_they_must() -> None:
+def test_accelerator_options() -> None:
     emulated, real = build(load_spec("small")), build(load_spec("small"), kvm=True)
     assert values(emulated, "-cpu") == ["max"]
     assert values(emulated, "-accel")[0].startswith("tcg,thread=multi")
@@ -63,7 +63,7 @@ def test_emulation_and_kvm_differ_where_they_must() -> None:
         assert [text for text in values(argv, "-device") if text.startswith("intel-iommu,intremap=on")]
 
 
-def test_a_lab_never_writes_to_what_it_boots_from_and_never_reboots() -> None:
+def test_image_is_a_snapshot_and_reboot_is_off() -> None:
     argv = build(load_spec("numa"))
     assert all("snapshot=on" in drive for drive in values(argv, "-drive"))
     assert "-no-reboot" in argv
@@ -71,11 +71,11 @@ def test_a_lab_never_writes_to_what_it_boots_from_and_never_reboots() -> None:
     assert build_cmdline(IMAGE).endswith(IMAGE.cmdline)
 
 
-def test_secrets_and_paths_of_this_machine_are_not_on_the_command_line() -> None:
+def test_command_line_has_no_secrets_and_host_paths() -> None:
     assert not [word for word in build(load_spec("numa")) if "/c/" in word or "ssh-" in word]
 
 
-def test_the_entry_asks_for_the_death_signal_before_anything_else() -> None:
+def test_death_signal_is_set_first() -> None:
     words = build_entry(Path("/tools"), {"lab": Path("/run/l"), "kernel": Path("/c/a=b")}, 42)
     assert words[:3] == ["setpriv", "--pdeathsig", "KILL"]
     start = words.index("enter")

@@ -1,4 +1,4 @@
-"""Lab specs: the shipped ones, and what is refused, with the field's name."""
+"""Lab specs: the shipped ones, and refusals that name the field."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parse(text: str) -> LabSpec:
     return parse_spec(text, name="mine", source="mine.toml")
 
 
-def test_shipped_specs_are_what_the_documentation_says() -> None:
+def test_shipped_specs_match_the_documentation() -> None:
     assert shipped_specs() == ("numa", "small")
     numa, small = load_spec("numa"), load_spec("small")
     assert (numa.sockets, numa.cores, numa.threads, numa.nodes, numa.cpus) == (2, 2, 2, 2, 8)
@@ -56,34 +56,34 @@ def test_housekeeping_is_the_first_physical_core() -> None:
         ("cores = 2", "cores = 1\n# one core in all"),
     ],
 )
-def test_a_wrong_field_is_named(change: str, complaint: str) -> None:
+def test_invalid_field_is_named(change: str, complaint: str) -> None:
     text = GOOD.replace(change, complaint)
     if "one core in all" in complaint:
         text = text.replace("sockets = 2", "sockets = 1").replace("nodes = 2", "nodes = 1")
     field = (complaint or change).replace("hugepages_per_node = 256\n", "").split(" ")[0]
-    with pytest.raises(RequestError, match=rf"the lab spec mine.toml is wrong: .*{field}"):
+    with pytest.raises(RequestError, match=rf"invalid lab spec mine.toml: .*{field}"):
         parse(text)
 
 
-def test_text_that_is_no_toml_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"mine.toml is not TOML: .*line 1"):
+def test_invalid_toml_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"mine.toml is not valid TOML: .*line 1"):
         parse("sockets: 2")
 
 
-def test_an_unknown_spec_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"no lab spec 'huge'\n  hint: shipped are: numa, small"):
+def test_unknown_spec_is_refused_with_the_shipped_ones(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no lab spec named 'huge'\n  hint: use a shipped spec \(numa, small\)"):
         load_spec("huge")
-    with pytest.raises(RequestError, match="no lab spec"):
+    with pytest.raises(RequestError, match="no lab spec named"):
         load_spec(str(tmp_path / "none.toml"))
 
 
-def test_a_file_is_read_and_named_after_itself(tmp_path: Path) -> None:
+def test_spec_file_is_named_after_itself(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text((SHIPPED / "small.toml").read_text())
     assert load_spec(str(path)).name == "mine"
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a/b", "..", "a b", "x" * 25, "ä", "a\n"])
-def test_bad_lab_names_are_refused(name: str) -> None:
+def test_invalid_lab_name_is_refused(name: str) -> None:
     with pytest.raises(RequestError, match="is not a lab name"):
         parse_lab_name(name)

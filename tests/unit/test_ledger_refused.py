@@ -12,6 +12,7 @@ import pytest
 from orchestrator.errors import Conflict, LedgerError
 from orchestrator.guests.recovery import check_housekeeping
 from orchestrator.ledger import Claim, Ledger, schema
+from orchestrator.model.plain import to_plain
 from orchestrator.model.state import GuestState
 from orchestrator.values import CpuSet
 from tests.unit.test_ledger import claim, leave, make_plan
@@ -24,7 +25,7 @@ DIFFER = "its plan and the table claim_key differ in"
 
 def set_plan(**fields: object) -> str:
     """Changes g1's plan, in SQL."""
-    text = json.dumps({**make_plan(1).to_json(), **fields}).replace("'", "''")
+    text = json.dumps({**to_plain(make_plan(1)), **fields}).replace("'", "''")
     return f"UPDATE guest SET plan = '{text}' WHERE name = 'g1'"
 
 
@@ -136,7 +137,7 @@ def test_claims_that_the_configuration_forbids(path: Path) -> None:
         assert [(one.plan.name, one.restarts) for one in claims] == [("g1", 3), ("g2", 0)]
         check_housekeeping(claims, CpuSet.parse("0-2"))
 
-    with pytest.raises(Conflict, match="CPUs 2 are guest g1's"):
+    with pytest.raises(Conflict, match="CPUs 2 are owned by guest g1"):
         Ledger(path, accept=accept)
     assert read_all(path) == before
     with Ledger(path, accept=lambda claims: check_housekeeping(claims, CpuSet.parse("0-1"))) as ledger:

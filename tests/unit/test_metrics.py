@@ -1,4 +1,4 @@
-"""What Prometheus is told: every declared metric is produced as declared, and a source that fails takes nothing else along."""
+"""The Prometheus page: every declared metric is produced as declared; a failed source affects only its own metrics."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.host.survey import read_topology
 from orchestrator.ledger import Event
-from orchestrator.metrics import METRICS, Kind, Metric, Metrics, Observations, Outcome, Sources
-from orchestrator.model.plan import Plan, Policy, VfPlan
+from orchestrator.metrics.collect import Metrics, Sources
+from orchestrator.metrics.counters import Counters
+from orchestrator.metrics.declare import METRICS, Kind, Metric, Outcome
+from orchestrator.model.plan import ImageRef, NicPlan, Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet, MacAddress, Size
@@ -39,8 +41,10 @@ class FakeGuest:
 def build_guest(name: str, cpus: str, index: int, topology: Topology, *, state: str = "running", pages: int = 64) -> FakeGuest:
     pf = topology.pfs[0]
     node = next(core.node for core in topology.cores if core.cpus <= CpuSet.parse(cpus))
-    vf = VfPlan(pf.address, "nic0", index, pf.vf_address(index), MacAddress.parse(f"02:4e:48:00:00:0{index}"))
-    plan = Plan(name, (CpuSet.parse(cpus),), node, Size.parse("2M"), pages, POLICY.housekeeping, vf, "minimal", "")
+    vf = NicPlan(pf.address, "nic0", index, pf.vf_address(index), MacAddress.parse(f"02:4e:48:00:00:0{index}"))
+    plan = Plan(
+        name, (CpuSet.parse(cpus),), node, Size.parse("2M"), pages, (vf,), ImageRef("minimal"), "", uuid=UUID(int=index + 1)
+    )
     return FakeGuest(plan, state, restarted=index)
 
 
@@ -50,14 +54,14 @@ def topology(tmp_path: Path) -> Topology:
 
 
 class Fake:
-    """The manager's side: what is read, how often, and what fails."""
+    """The sources: their values, how often they are read, and which of them fail."""
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
         self.now = 1000.0
         self.generation = 7
         self.surveys = 0
-        self.seen = Observations(lambda: self.now)
+        self.counters = Counters(lambda: self.now)
         self.guests: list[FakeGuest] = []
         self.exits: dict[str, tuple[Mapping[str, int], ...]] = {}
         self.broken: set[str] = set()
@@ -66,12 +70,12 @@ class Fake:
                 lambda: self.read("guests", self.guests), lambda: self.read("generation", self.generation),
                 self.survey, self.read_exits,
             ),
-            POLICY, self.seen,
+            POLICY, self.counters,
         )  # fmt: skip
 
     def read(self, what: str, value: Any) -> Any:
         if what in self.broken:
-            raise HypervisorError(f"{what} does not answer")
+            raise HypervisorError(f"{what} does not respond")
         return value
 
     def survey(self) -> Topology:
@@ -82,7 +86,7 @@ class Fake:
         self.read("exits", None)
         name = next(guest.plan.name for guest in self.guests if guest.plan.uuid == uuid)
         if name not in self.exits:
-            raise NotFound(f"no guest named {name} runs")
+            raise NotFound(f"guest {name} is not running")
         return self.exits[name]
 
     def page(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
@@ -107,10 +111,10 @@ def fake(topology: Topology) -> Fake:
         build_guest("off", "6-7", 2, topology, state="stopped"),
     ]
     fake.exits = {"web": (COUNTERS, COUNTERS)}
-    fake.seen.observe_claim(0.003)
-    fake.seen.observe_start(4.0, Outcome.FAILED)
-    fake.seen.observe_audit([Proof("vepa", "host", Verdict.NOT_MEASURED, None, "frames", ())])
-    fake.seen.count_undo_failure()
+    fake.counters.observe_claim(0.003)
+    fake.counters.observe_start(4.0, Outcome.FAILED)
+    fake.counters.observe_audit([Proof("vepa", "host", Verdict.NOT_MEASURED, None, "frames", ())])
+    fake.counters.count_undo_failure()
     return fake
 
 
@@ -119,7 +123,7 @@ def series(metric: Metric) -> set[str]:
     return {metric.name + end for end in ends}
 
 
-def test_what_is_produced_is_what_is_declared(fake: Fake) -> None:
+def test_produced_metrics_are_the_declared_ones(fake: Fake) -> None:
     families = {
         (family.name, family.type): family for family in text_string_to_metric_families(fake.metrics.render()[0].decode())
     }
@@ -160,7 +164,7 @@ def test_each_core_is_counted_once(fake: Fake) -> None:
     }
 
 
-def test_a_core_that_is_not_isolated_is_not_free(topology: Topology) -> None:
+def test_core_that_is_not_isolated_is_unusable(topology: Topology) -> None:
     fake = Fake(replace(topology, isolated=CpuSet.parse("2-3")))
     assert fake.figure("nohype_cores", node="0", state="free") == 1
     assert fake.figure("nohype_cores", node="1", state="unusable") == 2
@@ -172,7 +176,7 @@ def test_each_page_is_counted_once(fake: Fake) -> None:
     pages = {
         state: fake.figure("nohype_huge_pages", node="0", size="2M", state=state) for state in ("claimed", "free", "foreign")
     }
-    # Of the pages in use 64 are the guest's, 10 somebody else's; 16 are the host's own share.
+    # Of the pages in use 64 are the guest's and 10 foreign; 16 are the host's own share.
     assert pages == {"claimed": 64, "foreign": 10, "free": 256 - 64 - 10 - 16}
     assert fake.figure("nohype_huge_pages", node="0", size="2M", state="housekeeping") == 16
     assert fake.figure("nohype_huge_pages", node="1", size="2M", state="quarantined") == 64
@@ -190,12 +194,12 @@ def test_exits_of_all_vcpus_by_class(fake: Fake) -> None:
     assert fake.figure("nohype_guest_exits_total", **{"guest": "web", "class": "other"}) == 70
 
 
-def test_a_counter_that_the_kernel_lacks_gives_no_figure(fake: Fake) -> None:
+def test_counter_that_the_kernel_lacks_has_no_sample(fake: Fake) -> None:
     fake.exits = {"web": ({"halt_exits": 3},)}
     assert {dict(labels)["class"] for labels in fake.page()["nohype_guest_exits_total"]} == {"halt"}
 
 
-def test_a_guest_that_ends_meanwhile_is_no_failure(fake: Fake) -> None:
+def test_guest_that_ends_during_a_scrape_is_not_a_failure(fake: Fake) -> None:
     fake.exits = {}
     assert "nohype_guest_exits_total" not in fake.page()
     assert fake.figure("nohype_scrape_failures_total", source="exits") == 0
@@ -229,7 +233,7 @@ def test_a_source_that_fails_takes_nothing_else_along(fake: Fake, broken: str, s
     assert set(fake.page()) == whole
 
 
-def test_nothing_works_and_there_is_a_page_all_the_same(fake: Fake) -> None:
+def test_page_is_rendered_although_every_source_fails(fake: Fake) -> None:
     fake.broken = {"guests", "generation", "survey", "exits"}
     assert sum(fake.page()["nohype_scrape_failures_total"].values()) == 4
     assert fake.figure("nohype_undo_failures_total") == 1
@@ -240,7 +244,7 @@ def test_the_host_is_not_surveyed_for_each_scrape(fake: Fake) -> None:
     assert fake.surveys == 1
     fake.guests[0] = replace(fake.guests[0], state="stopped")
     fake.page(), fake.page()
-    assert fake.surveys == 2, "what a guest has given back is nobody else's"
+    assert fake.surveys == 2, "the resources of a stopped guest are not in use"
     del fake.guests[0]
     fake.page(), fake.page()
     assert fake.surveys == 3
@@ -250,19 +254,19 @@ def test_the_host_is_not_surveyed_for_each_scrape(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "first"), [(0.001, "0.001"), (0.0011, "0.0025"), (5.0, "+Inf")])
-def test_an_observation_falls_into_the_first_bucket_that_holds_it(fake: Fake, seconds: float, first: str) -> None:
-    fake.seen = Observations()
-    fake.metrics = Metrics(Sources(list, int, fake.survey, fake.read_exits), POLICY, fake.seen)
-    fake.seen.observe_claim(seconds, Outcome.REFUSED)
+def test_observation_is_in_the_first_bucket_with_room(fake: Fake, seconds: float, first: str) -> None:
+    fake.counters = Counters()
+    fake.metrics = Metrics(Sources(list, int, fake.survey, fake.read_exits), POLICY, fake.counters)
+    fake.counters.observe_claim(seconds, Outcome.REFUSED)
     buckets = {dict(labels)["le"]: count for labels, count in fake.page()["nohype_claim_seconds_bucket"].items()
                if dict(labels)["outcome"] == "refused"}  # fmt: skip
     assert min((float(bound) for bound, count in buckets.items() if count)) == float(first)
     assert buckets["+Inf"] == 1
 
 
-def test_two_managers_in_one_process_do_not_share_figures(topology: Topology) -> None:
+def test_two_managers_in_one_process_do_not_share_counters(topology: Topology) -> None:
     one, other = Fake(topology), Fake(topology)
-    one.seen.count_undo_failure()
+    one.counters.count_undo_failure()
     assert other.figure("nohype_undo_failures_total") == 0
 
 
@@ -277,11 +281,9 @@ def test_two_managers_in_one_process_do_not_share_figures(topology: Topology) ->
         ("stopped", 3.0, None),
     ],
 )
-def test_what_the_ledger_logs_is_counted(
-    topology: Topology, kind: str, took: float | None, series: tuple[str, str] | None
-) -> None:
+def test_logged_events_are_counted(topology: Topology, kind: str, took: float | None, series: tuple[str, str] | None) -> None:
     fake = Fake(topology)
-    fake.seen.observe_event(Event(1, "2026-01-01T00:00:00+00:00", kind, "web", "", "root", "", took))
+    fake.counters.observe_event(Event(1, "2026-01-01T00:00:00+00:00", kind, "web", "", "root", "", took))
     page = fake.page()
     counted = {
         (name, dict(labels)["outcome"])
@@ -294,8 +296,8 @@ def test_what_the_ledger_logs_is_counted(
 
 def test_refusals_that_are_not_logged_are_counted(topology: Topology) -> None:
     fake = Fake(topology)
-    fake.seen.observe_refusal("refused", 0.001)
-    fake.seen.observe_refusal("plan-failed", 0.001)
+    fake.counters.observe_refusal("refused", 0.001)
+    fake.counters.observe_refusal("plan-failed", 0.001)
     assert fake.figure("nohype_claim_seconds_count", outcome="refused") == 1
     assert fake.figure("nohype_claim_seconds_count", outcome="failed") == 1
 
@@ -305,7 +307,7 @@ def queries() -> list[str]:
     return [target["expr"] for panel in panels for target in panel.get("targets", [])]
 
 
-def test_the_dashboard_asks_only_for_what_there_is() -> None:
+def test_dashboard_uses_only_declared_metrics() -> None:
     known = {name for metric in METRICS for name in series(metric)}
     asked = {name for query in queries() for name in re.findall(r"\bnohype_\w+", query)}
     assert asked <= known
@@ -326,7 +328,7 @@ def test_the_dashboards_labels_exist() -> None:
         assert grouped | matched <= allowed, query
 
 
-def test_the_dashboard_is_one_that_grafana_takes() -> None:
+def test_dashboard_is_valid_for_grafana() -> None:
     board = json.loads(DASHBOARD.read_text())
     assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= board.keys()
     ids = [panel["id"] for panel in board["panels"]]
@@ -351,10 +353,10 @@ def test_panels_do_not_overlap() -> None:
 def test_observations_from_many_threads_are_all_counted(fake: Fake) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    fake.seen = Observations()
+    fake.counters = Counters()
     with ThreadPoolExecutor(8) as pool:
         for _ in range(2000):
-            pool.submit(fake.seen.observe_claim, 0.002)
-    (_, buckets, total), *_ = fake.seen.histograms("nohype_claim_seconds")
+            pool.submit(fake.counters.observe_claim, 0.002)
+    (_, buckets, total), *_ = fake.counters.histograms("nohype_claim_seconds")
     assert buckets[-1][1] == 2000
     assert total == pytest.approx(4.0)

@@ -11,7 +11,7 @@ from lxml import etree
 
 from orchestrator.errors import HypervisorError
 from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.hypervisor.guests import parse_bounds
+from orchestrator.hypervisor.guests import parse_pinning
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_cpuset, parse_unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
 
@@ -54,8 +54,8 @@ def test_every_way_to_own_a_function_counts(kind: str) -> None:
     ("inner", "said"),
     [
         ("<cputune><vcpupin vcpu='0' cpuset='all'/><emulatorpin cpuset='6'/></cputune>", "'all' is not a list of CPUs"),
-        ("<devices><hostdev type='pci'><source><address uuid='4'/></source></hostdev></devices>", "address is not understood"),
-        ("<vcpu cpuset='99999'>1</vcpu>", "names more CPUs than any kernel has"),
+        ("<devices><hostdev type='pci'><source><address uuid='4'/></source></hostdev></devices>", "cannot parse the PCI address"),
+        ("<vcpu cpuset='99999'>1</vcpu>", "contains more CPUs than the kernel supports"),
     ],
 )  # fmt: skip
 def test_what_is_odd_is_named_and_the_rest_is_read(inner: str, said: str) -> None:
@@ -84,8 +84,8 @@ def test_libvirts_sets_can_leave_numbers_out() -> None:
 )
 def test_what_no_element_pins_runs_where_the_default_says(inner: str, pins: list[str], emulator: str) -> None:
     """So that the audit tells such a guest from one that may run anywhere."""
-    bounds = parse_bounds(etree.fromstring(f"<domain>{inner}</domain>"), range(2), lambda: 8)
-    assert ([str(cpus) for cpus in bounds.pins], str(bounds.emulator_pin)) == (pins, emulator)
+    pinning = parse_pinning(etree.fromstring(f"<domain>{inner}</domain>"), range(2), lambda: 8)
+    assert ([str(cpus) for cpus in pinning.pins], str(pinning.emulator_pin)) == (pins, emulator)
 
 
 class Error(libvirt.libvirtError):
@@ -147,7 +147,7 @@ def hypervisor(monkeypatch: pytest.MonkeyPatch) -> Hypervisor:
 
 
 def test_a_domain_that_libvirt_cannot_describe_is_named_and_the_others_are_read(hypervisor: Hypervisor) -> None:
-    running, domains = hypervisor.look_around(frozenset([UUID(int=1)]))
+    running, domains = hypervisor.list_running(frozenset([UUID(int=1)]))
     assert len(running) == 4
     assert [(domain.name, domain.running, bool(domain.problem)) for domain in domains] == [
         ("asleep", False, False), ("db", True, False), ("odd", True, True),
@@ -158,7 +158,7 @@ def test_a_domain_that_libvirt_cannot_describe_is_named_and_the_others_are_read(
 
 def test_a_guest_that_cannot_be_read_hides_no_other(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one of which libvirt says nothing, nor one whose XML has something that is not understood."""
-    monkeypatch.setattr(hypervisor, "guest", lambda uuid: hypervisor._on(uuid, "look", _read))
+    monkeypatch.setattr(hypervisor, "read_guest", lambda uuid: hypervisor._with_domain(uuid, "look", _read))
     live, unread = hypervisor.read_guests()
     assert live == ("db", "ours")  # type: ignore[comparison-overlap]
     assert sorted(unread) == ["odd"]
@@ -173,17 +173,17 @@ def test_xml_that_is_not_understood_is_an_error_of_that_guest(hypervisor: Hyperv
     def read(_domain: object) -> None:
         raise ValueError("invalid literal for int()")
 
-    with pytest.raises(HypervisorError, match="cannot look: what libvirt or QEMU said is not understood: invalid literal"):
-        hypervisor._on(UUID(int=4), "look", read)
+    with pytest.raises(HypervisorError, match="cannot look: cannot parse the reply of libvirt or QEMU: invalid literal"):
+        hypervisor._with_domain(UUID(int=4), "look", read)
 
 
 def test_a_libvirt_that_is_away_is_an_error(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    hypervisor.uuids()
+    hypervisor.running_uuids()
 
     def fail(_uri: str) -> None:
         raise Error(libvirt.VIR_ERR_NO_CONNECT)
 
     hypervisor._connection.alive = False
     monkeypatch.setattr(libvirt, "open", fail)
-    with pytest.raises(HypervisorError, match="cannot list the guests"):
-        hypervisor.look_around(frozenset())
+    with pytest.raises(HypervisorError, match="cannot list guests"):
+        hypervisor.list_running(frozenset())

@@ -57,7 +57,7 @@ def test_cpu_set_refuses(text: str) -> None:
 @pytest.mark.parametrize("text", ["8192", "0-8192", "0-4095,0-4095,7", "0-99999," * 500])
 def test_cpu_set_counts_before_it_counts_out(text: str) -> None:
     assert len(CpuSet.parse("0-8191")) == 8192
-    with pytest.raises(RequestError, match="more CPUs than any kernel has") as caught:
+    with pytest.raises(RequestError, match="more CPUs than the kernel supports") as caught:
         CpuSet.parse(text)
     assert len(caught.value.message) < 200
 

@@ -1,9 +1,7 @@
-"""Network interfaces, VFs as their PF sees them, bridges and network namespaces. As a value this is `host.root.Net`.
+"""Network interfaces, VF settings, bridges and network namespaces (rtnetlink(7)). This module implements `host.root.Net`."""
 
-Each function opens a socket of its own and closes it: a long-lived one leaks an acknowledgement for every `get` (pyroute2 0.9.7).
-For the same reason interfaces are looked up by a dump. pyroute2 runs an event loop inside, so an asyncio program must call
-these functions in a thread. Sources: rtnetlink(7), include/uapi/linux/if_link.h, ip-link(8), bridge(8).
-"""
+# Each function opens and closes its own socket, and finds interfaces by a dump: a long-lived socket leaks an acknowledgement for
+# every `get` (pyroute2 0.9.7). pyroute2 runs an event loop, so asyncio programs must call these functions in a thread.
 
 from orchestrator.host.netlink.bridges import add_port, create_bridge, read_hairpin, set_hairpin
 from orchestrator.host.netlink.links import (

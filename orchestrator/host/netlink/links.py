@@ -1,4 +1,4 @@
-"""Interfaces: what there are, whether they are up, how a NIC switches between its VFs, and word of their changes."""
+"""Network interfaces: reading, link state, edge mode of a NIC, and notifications of changes."""
 
 from __future__ import annotations
 
@@ -25,33 +25,20 @@ _HWMODES = {"veb": 0, "vepa": 1}
 
 
 def read_links(*, netns: str | None = None) -> tuple[Link, ...]:
-    """All interfaces, in our network namespace or in the named one.
-
-    Raises:
-        HostError: no such network namespace (ENOENT), or the kernel refused.
-    """
     with opened("read the network interfaces", netns) as ipr:
         return read_all(ipr)
 
 
 def read_addressed() -> frozenset[str]:
-    """The names of the interfaces that have an IP address.
-
-    Raises:
-        HostError: the kernel refused.
-    """
+    """The names of the interfaces with an IP address."""
     with opened("read the IP addresses") as ipr:
         used = {message["index"] for message in ipr.get_addr()}
         return frozenset(link.name for link in read_all(ipr) if link.index in used)
 
 
 def watch_links() -> Iterator[str]:
-    """Yields the name of an interface each time that something about it changed, for ever. Blocks.
-
-    When the kernel had to drop notices (ENOBUFS), every interface may have changed, and each is named once.
-
-    Raises:
-        HostError: the kernel refused.
+    """Yields the name of each interface that changes, indefinitely; blocks. After lost notifications (ENOBUFS) it yields all
+    interfaces.
     """
     while True:
         try:
@@ -68,25 +55,18 @@ def watch_links() -> Iterator[str]:
 
 
 def set_link_up(interface: str, *, up: bool, netns: str | None = None) -> None:
-    """Sets an interface administratively up or down, and reads back. Its carrier may follow seconds later.
-
-    Raises:
-        HostError: no such interface (ENODEV), or its driver refused.
-    """
+    """Administratively; the carrier can follow seconds later."""
     what = f"set {interface} {'up' if up else 'down'}"
     with opened(what, netns) as ipr:
         ipr.link("set", index=find_index(ipr, interface, what), state="up" if up else "down")
     if find_link(read_links(netns=netns), interface, what).up != up:
-        raise HostError(f"{interface} was to be {'up' if up else 'down'}, but is not", "something else sets it: NetworkManager?")
+        what = f"{interface} is {'down' if up else 'up'}, expected {'up' if up else 'down'}"
+        raise HostError(what, "check whether NetworkManager manages the interface")
 
 
 def read_hwmode(interface: str) -> str | None:
-    """How the NIC switches between its VFs: "veb" (inside), "vepa" (all goes out); None where the driver does not tell (igb).
-
-    Raises:
-        HostError: no such interface (ENODEV).
-    """
-    what = f"read the switching mode of {interface}"
+    """The mode "veb" or "vepa"; None if the driver does not report it (igb)."""
+    what = f"read the edge mode of {interface}"
     with opened(what) as ipr:
         index = find_index(ipr, interface, what)
         for message in ipr.link("dump", family=AF_BRIDGE):
@@ -99,19 +79,12 @@ def read_hwmode(interface: str) -> str | None:
 
 
 def set_hwmode(interface: str, mode: str) -> None:
-    """Sets how the NIC switches between its VFs, as `bridge link set dev X hwmode vepa` does, and reads back.
-
-    Args:
-        mode: "veb" or "vepa".
-
-    Raises:
-        HostError: the driver cannot (EOPNOTSUPP), or the mode reads back differently, with both.
-    """
-    what = f"set {interface} to hwmode {mode}"
-    hints = {EOPNOTSUPP: "its driver has no hwmode (ixgbe, i40e, ice, mlx5, bnxt, nfp and be2net have)"}
+    """As `bridge link set dev X hwmode vepa` does. Raises HostError (EOPNOTSUPP) if the driver does not support it."""
+    what = f"set hwmode {mode} on {interface}"
+    hints = {EOPNOTSUPP: "use a NIC whose driver supports hwmode: ixgbe, i40e, ice, mlx5, bnxt, nfp or be2net"}
     with opened(what, None, hints) as ipr:
-        # RTM_SETLINK, AF_BRIDGE, IFLA_AF_SPEC {IFLA_BRIDGE_FLAGS self, IFLA_BRIDGE_MODE}: the driver's ndo_bridge_setlink.
+        # RTM_SETLINK, AF_BRIDGE, IFLA_AF_SPEC {IFLA_BRIDGE_FLAGS self, IFLA_BRIDGE_MODE}: the driver's ndo_bridge_setlink
         ipr.vlan_filter("add", index=find_index(ipr, interface, what), vlan_flags="self", mode=_HWMODES[mode])
     actual = read_hwmode(interface)
     if actual != mode:
-        raise HostError(f"{interface} was to have hwmode {mode}, but has {actual or 'none'}")
+        raise HostError(f"{interface}: requested hwmode {mode}, kernel set {actual or 'none'}")

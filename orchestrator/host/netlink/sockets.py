@@ -1,4 +1,4 @@
-"""A netlink socket for one job, and interfaces found through it. The only importer of pyroute2."""
+"""A netlink socket for one operation, and look-up of interfaces. The only importer of pyroute2."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ from orchestrator.values import MacAddress
 
 @contextmanager
 def _parts_only(package: str) -> Iterator[None]:
-    """Within it, modules of a package are imported without what the package's own ``__init__`` imports beside them.
-
-    Afterwards the package can be imported as a whole, as by anybody who has not been here.
-    """
+    """Imports modules of a package without its `__init__`. Afterwards the whole package can still be imported."""
     spec = importlib.util.find_spec(package)
     if package in sys.modules or spec is None:
-        yield  # it is there as a whole already, or not at all: then its modules say so
+        yield
         return
     sys.modules[package] = importlib.util.module_from_spec(spec)
     try:
@@ -32,8 +29,7 @@ def _parts_only(package: str) -> Iterator[None]:
         del sys.modules[package]
 
 
-# pyroute2's `__init__` imports its databases, file servers, packet filters and more: 64 modules that nothing here needs, which
-# took 4 MB of the manager's memory for good (pyroute2 0.9.7).
+# pyroute2's `__init__` imports 64 modules that are not needed here and cost 4 MB (pyroute2 0.9.7).
 with _parts_only("pyroute2"):
     from pyroute2 import netns as namespaces
     from pyroute2.iproute.linux import IPRoute
@@ -43,24 +39,24 @@ with _parts_only("pyroute2"):
 __all__ = ["RTMGRP_LINK", "IPRoute", "NetlinkError", "namespaces"]
 
 _IFF_UP = 1  # include/uapi/linux/if.h
-# include/uapi/linux/rtnetlink.h. Without the first the kernel leaves the VFs out; with the second newer kernels leave out their
-# counters. A VF is 296 bytes with them, 196 without, and all are one attribute with a length of 16 bits: 221 VFs, or 334
-# (net/core/rtnetlink.c, rtnl_fill_vfinfo()).
+# include/uapi/linux/rtnetlink.h. The first requests VFs, the second omits their counters (newer kernels). A VF is 296 bytes with
+# counters and 196 without. All VFs are one attribute with a 16-bit length: 221 or 334 VFs (net/core/rtnetlink.c,
+# rtnl_fill_vfinfo()).
 RTEXT_FILTER_VF, RTEXT_FILTER_SKIP_STATS = 1, 8
 NO_MAC = "00:00:00:00:00:00"
 HINTS = {
     EPERM: "run as root",
-    EEXIST: "the name is taken; look with: ip link show, ip netns list",
-    EMSGSIZE: "the PF may have more VFs than the kernel can tell of in one message (about 330): set vfs_per_uplink",
+    EEXIST: "use another name; `ip link show` and `ip netns list` show used names",
+    EMSGSIZE: "set vfs_per_uplink: the kernel cannot report more than about 330 VFs in one message",
 }
 
 
 @contextmanager
 def opened(what: str, netns: str | None = None, hints: dict[int, str] | None = None) -> Iterator[Any]:
-    """A netlink socket for one job; errors inside become one HostError that starts with "cannot <what>"."""
+    """Errors inside become one HostError that starts with "cannot <what>"."""
     check_netns(what, netns)
     try:
-        # flags=0, or pyroute2 would make a namespace that is missing.
+        # flags=0: otherwise pyroute2 creates a missing namespace.
         with IPRoute(netns=netns, flags=0) as ipr:
             yield ipr
     except (NetlinkError, OSError) as error:
@@ -68,18 +64,18 @@ def opened(what: str, netns: str | None = None, hints: dict[int, str] | None = N
         where = f" in the network namespace {netns}" if netns else ""
         raise HostError(f"cannot {what}{where}", {**HINTS, **(hints or {})}.get(number, ""), number) from None
     except (NetlinkDecodeError, struct.error, LookupError, TypeError) as error:
-        # Older kernels let the length of an attribute overflow, newer ones say EMSGSIZE. pyroute2 raises what its parser met.
-        raise HostError(f"cannot {what}: the kernel's answer cannot be read ({type(error).__name__})", HINTS[EMSGSIZE]) from None
+        # Older kernels let the length of an attribute overflow, newer ones return EMSGSIZE. pyroute2's parser raises any error.
+        raise HostError(f"cannot {what}: cannot parse the kernel's reply ({type(error).__name__})", HINTS[EMSGSIZE]) from None
 
 
 def netns_exists(name: str) -> bool:
-    """Whether there is a network namespace of that name (ip-netns(8))."""
     return name in namespaces.listnetns()
 
 
 def check_netns(what: str, netns: str | None) -> None:
     if netns is not None and not netns_exists(netns):
-        raise HostError(f"cannot {what}: there is no network namespace {netns}", "look with: ip netns list", ENOENT)
+        hint = "check the name with `ip netns list`"
+        raise HostError(f"cannot {what}: network namespace {netns} does not exist", hint, ENOENT)
 
 
 def errno_of(error: Exception) -> int:
@@ -96,7 +92,7 @@ def find_link(links: tuple[Link, ...], interface: str, what: str) -> Link:
     for link in links:
         if link.name == interface:
             return link
-    raise HostError(f"cannot {what}: there is no interface {interface}", "look with: ip link show", ENODEV)
+    raise HostError(f"cannot {what}: interface {interface} does not exist", "check the name with `ip link show`", ENODEV)
 
 
 def find_index(ipr: Any, interface: str, what: str) -> int:
@@ -116,7 +112,7 @@ def _parse_link(message: Any, names: dict[int, str]) -> Link:
 
 
 def parse_mac(text: str | None) -> MacAddress | None:
-    """None for what is no unicast Ethernet address: all zeros, a tunnel's IP address, InfiniBand's 20 bytes."""
+    """None if it is not a unicast Ethernet address: all zeros, a tunnel's IP address, InfiniBand's 20 bytes."""
     try:
         return MacAddress.parse(text or NO_MAC)
     except RequestError:

@@ -1,4 +1,4 @@
-"""VFs as their PF sees them: address, VLAN, rate, trust, spoof check, link state."""
+"""VF settings of a PF: address, VLAN, rate, trust, spoof check, link state."""
 
 from __future__ import annotations
 
@@ -22,32 +22,21 @@ _VF_LINK_STATES = {0: "auto", 1: "enable", 2: "disable"}
 
 
 def read_vfs(interface: str) -> tuple[VfState, ...]:
-    """What a PF enforces for its VFs; empty if it has none, or its driver does not tell.
-
-    Raises:
-        HostError: no such interface (ENODEV), or the answer cannot be read: more VFs than fit into one message (EMSGSIZE).
-    """
+    """Empty if there are no VFs or the driver does not report them. HostError has EMSGSIZE if one message cannot hold all."""
     what = f"read the VFs of {interface}"
     with opened(what) as ipr:
         return _read_vfs(ipr, find_index(ipr, interface, what))
 
 
 def enforce_vf(interface: str, wanted: VfState) -> dict[str, HostError]:
-    """Makes the PF enforce this for a VF, as far as its driver can. A bound VF driver learns its address at its next reset.
+    """Returns the settings that the driver refused or ignored, by attribute of `VfState`.
 
-    Only what is not so is written, one attribute a request: the kernel applies them one by one, and many drivers can't do all.
-
-    Args:
-        wanted: no address (None) is all zeros, which some drivers refuse.
-
-    Returns:
-        What the driver refused, or has not taken, by the attribute's name in `VfState`.
-
-    Raises:
-        HostError: no such interface (ENODEV) or VF (EINVAL).
+    A bound VF driver uses a new address after its next reset. Address None is written as zeros, which some drivers refuse.
+    Raises HostError if the interface (ENODEV) or the VF (EINVAL) does not exist.
     """
+    # One request per changed attribute: many drivers do not support all attributes.
     what = f"set VF {wanted.index} of {interface}"
-    hint = f"its driver does not do this, or not now: some want {interface} to have its link for it"
+    hint = f"not supported by the driver; some need link on {interface} first"
     with opened(what) as ipr:
         index = find_index(ipr, interface, what)
         before = _find_vf(_read_vfs(ipr, index), interface, wanted.index, what)
@@ -62,13 +51,13 @@ def enforce_vf(interface: str, wanted: VfState) -> dict[str, HostError]:
             refused[name] = error
     with opened(what) as ipr:
         after = _find_vf(_read_vfs(ipr, index), interface, wanted.index, what)
-    for name, difference in after.list_differences(wanted).items():
-        refused.setdefault(name, HostError(f"VF {wanted.index} of {interface} did not take all that it was to: its {difference}"))
+    for name, difference in after.diff(wanted).items():
+        refused.setdefault(name, HostError(f"VF {wanted.index} of {interface}: settings not applied: {difference}"))
     return refused
 
 
 def _read_vfs(ipr: Any, index: int) -> tuple[VfState, ...]:
-    """Of one interface: a dump of all would fail as a whole for one PF with too many VFs."""
+    # Of one interface: a dump of all interfaces fails for all if one PF has too many VFs.
     (message,) = ipr.link("get", index=index, ext_mask=RTEXT_FILTER_VF | RTEXT_FILTER_SKIP_STATS)
     return _parse_vfs(message)
 
@@ -90,8 +79,7 @@ def _find_vf(vfs: Iterable[VfState], interface: str, index: int, what: str) -> V
 
 
 def _list_changes(before: VfState, after: VfState) -> list[tuple[str, str, object]]:
-    """What differs: its name, and name and value as pyroute2 wants them. The address comes last, since a VF that is trusted may
-    still change its own."""
+    """(attribute of VfState, pyroute2's name, value) per difference. The address is last: a trusted VF can still change it."""
     rates = {"min_tx_rate": after.min_rate, "max_tx_rate": after.max_rate}
     link_states = {name: number for number, name in _VF_LINK_STATES.items()}
     changes: list[tuple[str, str, object]] = []
@@ -116,7 +104,7 @@ def _parse_vf(info: Any) -> VfState:
         return int(value[key]) if value is not None else 0
 
     def flag(attribute: str, key: str) -> bool | None:
-        # All ones where the driver does not tell (rtnl_fill_vfinfo(), -1).
+        # All ones if the driver does not report it (rtnl_fill_vfinfo(), -1).
         value = info.get_attr(attribute)
         return None if value is None or int(value[key]) == _UNKNOWN else bool(value[key])
 

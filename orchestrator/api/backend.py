@@ -1,0 +1,77 @@
+"""What the routes call: the guests' service, the audit, the metrics and the event log, and the threads in which they run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from starlette.responses import Response
+
+from orchestrator.api.fast import Depends, Request
+from orchestrator.api.feed import Feed
+from orchestrator.api.work import WorkersOfEach
+from orchestrator.errors import Stale
+from orchestrator.guests.service import GuestService
+from orchestrator.ledger import Event
+from orchestrator.model.access import Identity
+from orchestrator.model.plain import to_plain
+from orchestrator.model.proof import Proof
+
+__all__ = ["Backend", "GuestService", "Served", "answer_plain"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Each pool of workers is separate, so that reading guests never waits for a shutdown that takes long, nor does forcing off
+    that guest. Waiting on a console needs no thread.
+
+    Attributes:
+        audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
+        metrics: the page that Prometheus reads and its content type; None without metrics.
+        read_events: up to a number of events after an id, as the caller may see them.
+        long: for reads that can each be long: few at a time, since they keep the interpreter and memory from others.
+    """
+
+    guests: GuestService
+    audit: Callable[[int], Iterable[Proof]]
+    metrics: Callable[[], tuple[bytes, str]] | None
+    read_events: Callable[[Identity, int | None, int], Sequence[Event]]
+    feed: Feed
+    quick: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(32))
+    changes: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(64))
+    ends: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(64))
+    audits: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(2))
+    long: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(4))
+
+    async def choose_version(self, caller: Identity, name: str, versions: frozenset[int] | None) -> int | None:
+        """The version of a guest that a change requires; None for any.
+
+        Args:
+            versions: those that If-Match lists; of several, the guest's present version is chosen.
+
+        Raises:
+            Stale: there are several, and the guest has none of them.
+        """
+        if versions is None or len(versions) == 1:
+            return next(iter(versions)) if versions else None
+        current = (await self.quick.run(caller, self.guests.guest, caller, name)).version
+        if current not in versions:
+            raise Stale(f"guest {name} is version {current}, which If-Match does not name", "look at it again")
+        return current
+
+
+async def answer_plain(workers: WorkersOfEach, caller: Identity, read: Callable[[], object]) -> Response:
+    """What ``read`` returns, as JSON. It is encoded in the worker's thread too: with thousands of entries the event loop would
+    serve no other request meanwhile."""
+    content = await workers.run(caller, lambda: json.dumps(to_plain(read()), separators=(",", ":")).encode())
+    return Response(content, media_type="application/json")
+
+
+async def _find_backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+Served = Annotated[Backend, Depends(_find_backend)]

@@ -1,0 +1,43 @@
+"""Which caller a route admits, as parameters of its function. The service decides what exactly the caller may change."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from orchestrator.api.fast import Depends, Request
+from orchestrator.errors import Forbidden
+from orchestrator.model.access import Identity, Role
+
+_ASK = "ask the operator of the host"
+
+
+async def _find_caller(request: Request) -> Identity:
+    caller: Identity = request.state.who
+    return caller
+
+
+async def _require_host_access(request: Request) -> Identity:
+    caller = await _find_caller(request)
+    if caller.role is Role.TENANT:
+        raise Forbidden(f"{caller.name} acts for the tenant {caller.tenant} and sees its guests only", _ASK)
+    return caller
+
+
+async def _require_write(request: Request) -> Identity:
+    caller = await _find_caller(request)
+    if caller.role is Role.VIEWER:
+        raise Forbidden(f"{caller.name} is a viewer, who changes nothing", _ASK)
+    return caller
+
+
+async def _require_operator(request: Request) -> Identity:
+    caller = await _find_caller(request)
+    if caller.role is not Role.OPERATOR:
+        raise Forbidden(f"{caller.name} is no operator", _ASK)
+    return caller
+
+
+Caller = Annotated[Identity, Depends(_find_caller)]
+HostReader = Annotated[Identity, Depends(_require_host_access)]
+Writer = Annotated[Identity, Depends(_require_write)]
+Operator = Annotated[Identity, Depends(_require_operator)]

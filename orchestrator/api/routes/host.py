@@ -1,0 +1,68 @@
+"""The host as a whole: version, survey, proofs, metrics; and the description of the interface itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from starlette.responses import JSONResponse, Response
+
+from orchestrator import __version__
+from orchestrator.api.backend import Served, answer_plain
+from orchestrator.api.callers import Caller, HostReader
+from orchestrator.api.fast import Query, Request
+from orchestrator.api.fields import Integer
+from orchestrator.api.limits import Kind
+from orchestrator.api.routing import HOST_CODES, Routes
+from orchestrator.api.waits import while_there
+from orchestrator.client import shapes
+from orchestrator.errors import Forbidden, NotFound
+from orchestrator.model.access import Role
+from orchestrator.model.plain import to_plain
+from orchestrator.model.topology import Topology
+
+Frames = Annotated[Integer, Query(ge=0, le=10_000)]
+
+routes = Routes()
+
+
+@routes.add("GET", "/v1/version", shapes.Version)
+async def version(_caller: Caller) -> Response:
+    return JSONResponse({"version": __version__})
+
+
+@routes.add("GET", "/v1/openapi.json", dict[str, object], documented=False)
+async def openapi(backend: Served, request: Request, caller: Caller) -> Response:
+    return await answer_plain(backend.long, caller, request.app.openapi)
+
+
+@routes.add("GET", "/v1/survey", shapes.Survey, HOST_CODES)
+async def survey(backend: Served, caller: HostReader) -> Response:
+    def read() -> dict[str, Any]:
+        topology = backend.guests.survey()
+        return show_survey(topology, backend.guests.compare(topology))
+
+    return await answer_plain(backend.long, caller, read)
+
+
+@routes.add("GET", "/v1/audit", list[shapes.Proof], ("conflict", *HOST_CODES), kind=Kind.WAIT)
+async def proofs(backend: Served, request: Request, caller: HostReader, frames: Frames = 0) -> Response:
+    if frames and caller.role is not Role.OPERATOR:
+        raise Forbidden(f"{caller.name} may not make guests send frames", "leave out frames")
+    measured = answer_plain(backend.audits, caller, lambda: tuple(backend.audit(frames)))
+    return await while_there(request.receive, measured)
+
+
+@routes.add("GET", "/v1/metrics", str, ("not-found", *HOST_CODES), media="text/plain")
+async def read_metrics(backend: Served, caller: HostReader) -> Response:
+    if backend.metrics is None:
+        raise NotFound("this manager has no metrics")
+    page, media = await backend.quick.run(caller, backend.metrics)
+    return Response(page, media_type=media)
+
+
+def show_survey(topology: Topology, findings: Sequence[object] = ()) -> dict[str, Any]:
+    """A survey as plain JSON types, without the kernel's command line: it may hold passwords."""
+    plain: dict[str, Any] = to_plain(topology)
+    del plain["cmdline"]
+    return {**plain, "findings": to_plain(tuple(findings))}

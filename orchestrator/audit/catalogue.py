@@ -1,0 +1,157 @@
+"""The proofs: one row per proof, in the order of the report. A proof whose facts cannot be read is `not measured`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from orchestrator.audit.cores import prove_core_exclusive, prove_core_smt, prove_manager_core
+from orchestrator.audit.exits import prove_exits
+from orchestrator.audit.facts import Facts
+from orchestrator.audit.isolation import prove_devices_minimal
+from orchestrator.audit.memory import prove_memory_static, prove_pool_accounting
+from orchestrator.audit.nic import prove_device_isolated
+from orchestrator.audit.restored import Surveys, prove_host_restored
+from orchestrator.audit.uplink import prove_vepa
+from orchestrator.errors import OrchestratorError
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.proof import Measurement, Proof, Verdict, not_measured
+
+_log = logging.getLogger(__name__)
+
+HOST = "host"
+"""Subject of a proof about the whole host."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A proof as docs/promises.md lists it."""
+
+    name: str
+    unit: str  # of the figure
+    scope: ClassVar[str] = HOST
+
+    def unmeasured(self, reason: str, subject: str = HOST) -> Proof:
+        return self._state(subject, not_measured(reason))
+
+    def _prove(self, subject: str, measure: Callable[[], Measurement]) -> Proof:
+        try:
+            result = measure()
+        except OrchestratorError as error:
+            result = not_measured(error.message)
+        except Exception as error:
+            # An unknown format of one kernel file must not hide the other proofs.
+            _log.exception("the proof %s of %s could not be measured", self.name, subject)
+            result = not_measured(f"what was read could not be parsed: {type(error).__name__}: {error}")
+        return self._state(subject, result)
+
+    def _state(self, subject: str, result: Measurement) -> Proof:
+        return Proof(self.name, subject, result.verdict, result.figure, self.unit, result.evidence, result.readings)
+
+
+@dataclass(frozen=True)
+class HostRow(Row):
+    """A proof about the host."""
+
+    measure: Callable[[Facts], Measurement]
+    all_threads: bool = False  # a pass requires that every thread of the host could be read
+
+    def prove(self, facts: Facts) -> Proof:
+        measure = partial(self.measure, facts)
+        return self._prove(HOST, partial(_with_all_threads, measure, facts) if self.all_threads else measure)
+
+
+@dataclass(frozen=True)
+class GuestRow(Row):
+    """A proof about each guest; ``all_threads`` as of ``HostRow``."""
+
+    scope: ClassVar[str] = "guest"
+    measure: Callable[[Facts, RunningGuest], Measurement]
+    all_threads: bool = False
+
+    def prove(self, facts: Facts, guest: RunningGuest) -> Proof:
+        measure = partial(self.measure, facts, guest)
+        return self._prove(guest.name, partial(_with_all_threads, measure, facts) if self.all_threads else measure)
+
+
+@dataclass(frozen=True)
+class ComparisonRow(Row):
+    """A proof about the host that needs a survey from before its first guest, which a running manager does not have."""
+
+    measure: Callable[[Surveys], Measurement]
+
+    def prove(self, surveys: Surveys) -> Proof:
+        return self._prove(HOST, partial(self.measure, surveys))
+
+
+VEPA = HostRow("vepa", "misrouted frames", lambda facts: prove_vepa(facts.vepa(), None))
+HOST_RESTORED = ComparisonRow("host-restored", "parts of the survey that differ", prove_host_restored)
+
+PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
+    GuestRow(
+        "core-exclusive",
+        "unexpected threads",
+        lambda facts, guest: prove_core_exclusive(guest, facts.threads(), facts.topology, facts.last_runs(), facts.irqs()),
+        all_threads=True,
+    ),
+    GuestRow(
+        "core-smt",
+        "cores shared",
+        lambda facts, guest: prove_core_smt(guest, facts.guests, facts.threads(), facts.topology, facts.housekeeping),
+        all_threads=True,
+    ),
+    HostRow(
+        "manager-core",
+        "threads outside housekeeping",
+        lambda facts: prove_manager_core(
+            facts.services(), facts.guests, facts.threads(), facts.topology, facts.housekeeping, facts.last_runs()
+        ),
+        all_threads=True,
+    ),
+    GuestRow(
+        "memory-static",
+        "kB violating the policy",
+        lambda facts, guest: prove_memory_static(guest, facts.maps[guest.name](), facts.topology, facts.ksm_run()),
+    ),
+    HostRow(
+        "memory-static",
+        "huge pages unaccounted for",
+        lambda facts: prove_pool_accounting(facts.topology.pools, {name: maps() for name, maps in facts.maps.items()}),
+    ),
+    GuestRow(
+        "device-isolated",
+        "isolation violations",
+        lambda facts, guest: prove_device_isolated(
+            guest,
+            facts.devices[guest.name](),
+            facts.translation[guest.name](),
+            facts.unsafe_interrupts(),
+            facts.topology.cmdline,
+        ),
+    ),
+    VEPA,
+    GuestRow(
+        "devices-minimal",
+        "unlisted device models",
+        lambda facts, guest: prove_devices_minimal(guest, facts.threads()),
+        all_threads=True,
+    ),
+    GuestRow(
+        "exits",
+        "exits per second of the busiest vCPU",
+        lambda facts, guest: prove_exits(*facts.exits[guest.name](), facts.exit_policy),
+    ),
+    HOST_RESTORED,
+)
+"""All proofs. `nohype audit` measures all but ``ComparisonRow``, which `nohype demo` measures."""
+
+
+def _with_all_threads(measure: Callable[[], Measurement], facts: Facts) -> Measurement:
+    """The measurement, which does not pass if a thread could not be read: it may run anywhere. A failure stays one."""
+    result, errors = measure(), facts.unread_threads()
+    if not errors or result.verdict is not Verdict.PASS:
+        return result
+    return not_measured(f"{len(errors)} threads could not be read: {'; '.join(error.message for error in errors[:3])}")

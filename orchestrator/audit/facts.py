@@ -1,0 +1,262 @@
+"""What the proofs need to know of the live host. A fact is read once, when the first proof needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID
+
+from orchestrator.audit.cores import find_ambiguous_threads
+from orchestrator.audit.nic import DeviceState, Translation
+from orchestrator.audit.uplink import find_guest_address, measure_traffic
+from orchestrator.errors import GuestError, HostError, OrchestratorError
+from orchestrator.host.edge import describe_edge, read_edge_mode
+from orchestrator.host.hugepages import read_ksm_run
+from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit, read_unsafe_interrupts, read_vfio_devices
+from orchestrator.host.irqs import read_irqs
+from orchestrator.host.pci import is_pf, read_driver
+from orchestrator.host.processes import (
+    Maps,
+    Thread,
+    read_last_run,
+    read_maps,
+    read_open_files,
+    read_pagemap,
+    read_services,
+    survey_threads,
+)
+from orchestrator.host.root import HostRoot
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.exits import ExitPolicy, ExitSample
+from orchestrator.model.topology import Topology
+from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
+from orchestrator.values import CpuSet, PciAddress
+
+# The manager first; then libvirt's daemons, monolithic and modular (libvirt.org/daemons.html), of which not all run.
+_SERVICES = ("nohyped.service", "libvirtd.service", "virtqemud.service", "virtlogd.service", "virtlockd.service")
+# QEMU hw/i386/pc_q35.c, pc_q35_init(): q35 splits larger RAM around the hole for devices below 4 GiB. (On AMD, with some 1 TiB or
+# more, the upper part starts higher still; a real host address is then compared with a wrong guest address.)
+_LOW_MEMORY, _SPLIT_FROM, _HIGH_MEMORY = 0x8000_0000, 0xB000_0000, 0x1_0000_0000
+_SAMPLES = 512
+
+_Value = TypeVar("_Value")
+
+SendCommand = Callable[[str, str, float, UUID], str]
+"""Sends a line to the console of the guest of this name and id, and returns the reply: name, line, seconds to wait, id."""
+
+
+class Hypervisor(Protocol):
+    """What the audit reads from libvirt."""
+
+    def read_guests(self) -> tuple[tuple[RunningGuest, ...], Mapping[str, str]]:
+        """The running guests, and by name why others cannot be described."""
+        ...
+
+    def read_exits(self, uuid: UUID) -> tuple[Mapping[str, int], ...]:
+        """KVM's counters of a guest, one mapping per vCPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """The live host, and the settings that it is compared with."""
+
+    host: HostRoot
+    hypervisor: Hypervisor
+    survey: Callable[[], Topology]
+    send_command: SendCommand  # used only to send frames
+    housekeeping: CpuSet
+    exit_policy: ExitPolicy
+    manager_pid: int | None = None  # None to find the manager's process by its systemd unit only
+    window: float = 5.0  # seconds over which exits are counted
+
+
+class Lazy(Generic[_Value]):
+    """A value that is read at the first call: each call returns the same value or raises the same error."""
+
+    def __init__(self, read: Callable[[], _Value]) -> None:
+        self._read, self._is_read = read, False
+        self._error: Exception | None = None
+
+    def __call__(self) -> _Value:
+        self.read()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def read(self) -> None:
+        """Reads the value now; an error is raised only by a call."""
+        if self._is_read:
+            return
+        self._is_read = True
+        try:
+            self._value = self._read()
+        except Exception as error:
+            self._error = error
+
+
+class Facts:
+    """The facts of one audit.
+
+    Args:
+        frames: how many frames to send from guest to guest; 0 for none.
+
+    Raises:
+        OrchestratorError: the host cannot be surveyed, or libvirt does not respond: then no proof can be measured.
+    """
+
+    def __init__(self, source: Source, frames: int) -> None:
+        host = source.host
+        self.guests, self.unread = source.hypervisor.read_guests()
+        self.topology = source.survey()
+        self.housekeeping, self.exit_policy = source.housekeeping, source.exit_policy
+        self.exits = {guest.name: _count_exits(source, guest) for guest in self.guests}
+        self._threads = Lazy(partial(survey_threads, host))
+        self.threads = Lazy(lambda: self._threads()[0])
+        self.unread_threads = Lazy(lambda: self._threads()[1])
+        self.last_runs = Lazy(lambda: read_last_runs(host, self.guests, self.threads(), self.topology))
+        self.irqs = Lazy(partial(read_irqs, host))
+        self.services = Lazy(partial(read_manager_services, host, source.manager_pid))
+        self.maps = {guest.name: Lazy(partial(read_maps, host, guest.pid)) for guest in self.guests}
+        for maps in self.maps.values():
+            maps.read()  # soon after the pools of the survey, with which they are compared
+        self.ksm_run = Lazy(partial(read_ksm_run, host))
+        self.devices = {guest.name: Lazy(partial(read_devices, host, guest)) for guest in self.guests}
+        self.translation = {guest.name: Lazy(partial(self._read_translation, host, guest)) for guest in self.guests}
+        self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
+        self.vepa = Lazy(partial(self._read_vepa, source, frames))
+
+    def _read_translation(self, host: HostRoot, guest: RunningGuest) -> Translation | None:
+        return read_translation(host, guest, self.maps[guest.name]())
+
+    def _read_vepa(self, source: Source, frames: int) -> VepaReadings:
+        traffic: Traffic | None = None
+        gaps: tuple[str, ...] = ()
+        if frames:
+            for exits in self.exits.values():
+                exits.read()  # before the frames, which make the guests exit
+            try:
+                traffic = _send_frames(source, self.guests, frames)
+            except OrchestratorError as error:
+                gaps = (error.message,)
+        # After the traffic: a PF that was reset in the meantime shows.
+        return VepaReadings(read_edges(source.host, self.guests, self.topology), traffic, gaps)
+
+
+def read_last_runs(
+    host: HostRoot, guests: tuple[RunningGuest, ...], threads: tuple[Thread, ...], topology: Topology
+) -> dict[int, float | None]:
+    """By thread id: when ``find_ambiguous_threads`` last ran."""
+    return {thread.tid: read_last_run(host, thread) for thread in find_ambiguous_threads(guests, threads, topology)}
+
+
+def read_manager_services(host: HostRoot, manager_pid: int | None) -> dict[str, tuple[int, ...]]:
+    """Process ids by service, the manager's first."""
+    services = read_services(host, _SERVICES)
+    if manager_pid is not None:
+        services[_SERVICES[0]] = tuple(sorted({*services[_SERVICES[0]], manager_pid}))
+    return services
+
+
+def read_device(host: HostRoot, address: PciAddress, open_files: tuple[str, ...]) -> DeviceState:
+    group = read_iommu_group(host, address)
+    unit, listed = read_unit(host, address)
+    nodes = {f"/dev/vfio/devices/{name}" for name in read_vfio_devices(host, address)}
+    nodes |= {f"/dev/vfio/{group.number}"} if group else set()
+    return DeviceState(
+        address=address,
+        driver=read_driver(host, address),
+        group=group,
+        noiommu=group is not None and read_group_name(host, group.number) == "vfio-noiommu",
+        unit=unit,
+        listed=listed,
+        vfio_file=next((path for path in open_files if path in nodes), None),
+        physical=is_pf(host, address),
+    )
+
+
+def read_devices(host: HostRoot, guest: RunningGuest) -> tuple[DeviceState, ...]:
+    open_files = read_open_files(host, guest.pid)
+    return tuple(read_device(host, address, open_files) for address in guest.hostdevs)
+
+
+def read_translation(host: HostRoot, guest: RunningGuest, maps: Maps) -> Translation | None:
+    """Reads the host addresses of sampled guest pages, spread evenly.
+
+    Returns:
+        None unless the memory is one file of huge pages, as the manager launches guests: other guest addresses are unknown.
+
+    Raises:
+        HostError: the kernel does not show page frames.
+    """
+    pool = [mapping for mapping in maps.mappings if mapping.huge]
+    if not pool or len({mapping.path for mapping in pool}) != 1 or sum(m.end - m.start for m in pool) != guest.memory.bytes:
+        return None
+    pages = [
+        (mapping.start + distance, mapping.offset + distance)
+        for mapping in pool
+        for distance in range(0, mapping.end - mapping.start, mapping.page_size)
+    ]
+    pages = pages[:: -(-len(pages) // _SAMPLES)]
+    frames = read_pagemap(host, guest.pid, tuple(virtual for virtual, _ in pages))
+    pairs = [(physical, _guest_address(offset, guest)) for physical, (_, offset) in zip(frames, pages, strict=True)]
+    present = [(physical, address) for physical, address in pairs if physical is not None]
+    return Translation(len(present), sum(physical == address for physical, address in present))
+
+
+def read_edges(host: HostRoot, guests: Iterable[RunningGuest], topology: Topology) -> tuple[EdgeReading, ...]:
+    """The edge mode of each PF of which a guest has a VF; the reading of a device that cannot be read has the error."""
+    used = {address for guest in guests for address in guest.hostdevs}
+    edges = []
+    for pf in topology.pfs:
+        if not any(vf.address in used for vf in pf.vfs):
+            continue
+        name = pf.interface or str(pf.address)
+        try:
+            edges.append(EdgeReading(name, read_edge_mode(host, pf), describe_edge(host, pf)))
+        except HostError as error:
+            edges.append(EdgeReading(name, None, error.message))
+    return tuple(edges)
+
+
+def _guest_address(offset: int, guest: RunningGuest) -> int:
+    """Guest physical address of an offset in the guest's memory."""
+    if guest.memory.bytes < _SPLIT_FROM or offset < _LOW_MEMORY:
+        return offset
+    return _HIGH_MEMORY + offset - _LOW_MEMORY
+
+
+def _count_exits(source: Source, guest: RunningGuest) -> Lazy[tuple[ExitSample, ExitSample]]:
+    """Takes the first sample now, and the second at least ``window`` seconds later."""
+
+    def sample() -> ExitSample:
+        return ExitSample(time.monotonic(), source.hypervisor.read_exits(guest.uuid))
+
+    first = Lazy(sample)
+    first.read()
+
+    def read() -> tuple[ExitSample, ExitSample]:
+        before = first()
+        time.sleep(max(0.0, before.time + source.window - time.monotonic()))
+        return before, sample()
+
+    return Lazy(read)
+
+
+def _send_frames(source: Source, guests: tuple[RunningGuest, ...], frames: int) -> Traffic:
+    ids = {guest.name: guest.uuid for guest in guests}
+    ends = [
+        (guest.name, address)
+        for guest in guests
+        if guest.hostdevs and (address := find_guest_address(source.host, guest)) is not None
+    ]
+    if len(ends) < 2:
+        raise GuestError(f"two guests with an address and a VF are required, {len(ends)} such guests are running")
+
+    def ask(name: str, line: str, timeout: float) -> str:
+        return source.send_command(name, line, timeout, ids[name])
+
+    return measure_traffic(ask, ends[0], ends[1], frames)

@@ -1,0 +1,64 @@
+"""devices-minimal: QEMU emulates only the devices of a short list. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.host.pci import VFIO
+from orchestrator.host.processes import Thread
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.proof import Measurement, count_findings, not_measured
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How many devices of a model a guest may have, and why."""
+
+    count: int
+    reason: str
+
+
+ALLOWED_DEVICES: Mapping[str, Allowance] = {
+    "q35-pcihost": Allowance(1, "the PCI host bridge: without PCI there is no bus for the virtual function"),
+    "mch": Allowance(1, "the host bridge's own PCI function, part of q35"),
+    "ICH9-LPC": Allowance(1, "ACPI of q35: power-off and the guest's interrupt routing; QEMU has no option to omit it"),
+    "isa-serial": Allowance(1, "the console: the only channel between guest and manager"),
+    "fw_cfg_io": Allowance(1, "passes kernel, initramfs and command line; not used after the guest has booted"),
+    "kvm-ioapic": Allowance(1, "the interrupt controller for the console and ACPI, inside KVM"),
+    "kvmclock": Allowance(1, "the guest's clock: without it each reading of the time is an exit"),
+    "mc146818rtc": Allowance(1, "the time of day, read once while the guest boots; QEMU has no option to omit it"),
+    "i8257": Allowance(2, "legacy DMA controllers, which Linux does not use; QEMU has no option to omit them"),
+}
+"""By QEMU's name of the device model. A model that is not listed is a finding; ``vfio-pci`` is the guest's own hardware."""
+
+
+def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> Measurement:
+    """Besides listed devices, QEMU has exactly the passed-through ones.
+
+    Args:
+        threads: every thread of the host.
+    """
+    if not guest.devices:
+        return not_measured("QEMU's device tree is empty (HMP `info qtree`)")
+    counts = Counter(guest.devices)
+    findings = [
+        f"{count} x {model}: {_allowed(model)} allowed"
+        for model, count in sorted(counts.items())
+        if model != VFIO and count > _allowed(model)
+    ]
+    if counts[VFIO] != len(guest.hostdevs):
+        findings.append(f"QEMU has {counts[VFIO]} {VFIO} devices, libvirt passed {len(guest.hostdevs)} through")
+    # KVM's timer chip has a kernel thread of its own (arch/x86/kvm/i8254.c), which can run on a guest's core.
+    if "kvm-pit" not in counts and any(thread.kernel and thread.name == f"kvm-pit/{guest.pid}" for thread in threads):
+        findings.append(f"a kernel thread kvm-pit/{guest.pid} runs: KVM emulates a timer chip")
+    evidence = [
+        f"{counts[model]} x {model}: {ALLOWED_DEVICES[model].reason}" for model in sorted(counts.keys() & ALLOWED_DEVICES)
+    ]
+    evidence.append(f"{counts[VFIO]} x {VFIO}: the guest's own hardware, not emulated")
+    return count_findings(findings, evidence)
+
+
+def _allowed(model: str) -> int:
+    return ALLOWED_DEVICES[model].count if model in ALLOWED_DEVICES else 0

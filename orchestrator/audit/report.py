@@ -1,0 +1,43 @@
+"""The audit: all proofs of a host, in the order of the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.audit.catalogue import PROOFS, GuestRow, HostRow
+from orchestrator.audit.facts import Facts, Source
+from orchestrator.model.proof import Proof, Verdict
+
+
+@dataclass(frozen=True)
+class Auditor:
+    """Measures the proofs of a host."""
+
+    source: Source
+
+    def run(self, frames: int = 0) -> tuple[Proof, ...]:
+        """Takes ``window`` seconds at least, and changes nothing on the host.
+
+        Args:
+            frames: how many frames to send from guest to guest for ``vepa``; 0 for none.
+
+        Raises:
+            OrchestratorError: the host cannot be surveyed, or libvirt does not respond: then no proof can be measured.
+        """
+        facts = Facts(self.source, frames)
+        proofs: list[Proof] = []
+        # A guest that libvirt cannot describe is reported once, not by every proof.
+        first = next(row for row in PROOFS if isinstance(row, GuestRow))
+        proofs += [first.unmeasured(reason, name) for name, reason in sorted(facts.unread.items())]
+        for row in PROOFS:
+            if isinstance(row, GuestRow):
+                proofs += [row.prove(facts, guest) for guest in facts.guests]
+            elif isinstance(row, HostRow):
+                proofs.append(row.prove(facts))
+        return tuple(proofs)
+
+
+def summarize(proofs: Iterable[Proof]) -> Verdict:
+    """Passes only if every proof passed."""
+    return Verdict.PASS if all(proof.verdict is Verdict.PASS for proof in proofs) else Verdict.FAIL

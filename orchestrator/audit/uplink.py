@@ -1,0 +1,190 @@
+"""vepa: frames between guests leave the host and come back, each once.
+
+The manager measures the host's half. An observer counts the frames at the port of the external switch and completes the proof.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from orchestrator.errors import GuestError
+from orchestrator.host.frames import EchoFilter, FrameCounter
+from orchestrator.host.processes import read_arguments
+from orchestrator.host.root import HostRoot
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.proof import Measurement, Proof, Verdict, not_measured
+from orchestrator.model.uplink import Traffic, VepaReadings
+
+SIZE = 248
+"""Bytes of ICMP data in a counted frame. No ping program uses this size by default, so the warm-up is not counted."""
+
+AskGuest = Callable[[str, str, float], str]
+"""Sends a line (second) to a guest's console (first), and returns the reply, received within the third, seconds."""
+
+_ADDRESS = re.compile(r"(?:^|\s)nohype\.address=([0-9.]+)/\d+(?:\s|$)", re.ASCII)
+_COUNT = re.compile(r"\b(sent|received|duplicates)=(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class SwitchCount:
+    """The counted requests at a port of the external switch."""
+
+    port: str
+    into_switch: int  # from the host
+    out_of_switch: int  # to the host
+    dropped: int = 0  # lost by the capture
+
+
+def prove_vepa(readings: VepaReadings, switch: SwitchCount | None) -> Measurement:
+    """Passes only if every frame was seen exactly once in each direction at the switch port, and never in the host.
+
+    Args:
+        switch: None until the frames were counted at the switch.
+    """
+    edges, traffic = readings.edges, readings.traffic
+    findings = [f"{edge.interface} switches locally between VFs (VEB): {edge.text}" for edge in edges if edge.mode == "veb"]
+    unknown = [f"{edge.interface}: edge mode unknown: {edge.text}" for edge in edges if edge.mode not in ("veb", "vepa")]
+    missing = [*readings.gaps, *unknown]
+    if not edges:
+        missing.append("no guest has a VF of a known PF")
+    findings += _check_traffic(traffic, missing) if traffic else []
+    if not traffic:
+        missing.append("no frames were sent from guest to guest")
+    elif not switch:
+        missing.append("the frames were not counted at the external switch")
+    else:
+        findings += _check_switch(traffic, switch, missing)
+    verdict = Verdict.FAIL if findings else Verdict.NOT_MEASURED if missing else Verdict.PASS
+    figure = _count_misrouted(traffic, switch) if traffic and switch and verdict != Verdict.NOT_MEASURED else None
+    if verdict == Verdict.FAIL and not figure:
+        figure = None  # no counted frame was misrouted: the finding is about something else
+    evidence = [edge.text for edge in edges if edge.mode]
+    evidence += [_describe_traffic(traffic)] if traffic else []
+    evidence += [f"port {switch.port}: {switch.into_switch} in from the host, {switch.out_of_switch} out to it"] if switch else []
+    return Measurement(verdict, figure, (*findings, *missing, *evidence), readings)
+
+
+def complete_vepa(proof: Proof, switch: SwitchCount) -> Proof:
+    """The host's proof, judged again together with the count at the switch."""
+    if proof.readings is None:
+        return proof.measured_as(not_measured("; ".join(proof.evidence) or "the host measured nothing"))
+    return proof.measured_as(prove_vepa(proof.readings, switch))
+
+
+def find_guest_address(host: HostRoot, guest: RunningGuest) -> IPv4Address | None:
+    """The address that the guest was assigned on the command line of its running QEMU, if any."""
+    match = next((match for word in read_arguments(host, guest.pid) if (match := _ADDRESS.search(word))), None)
+    return IPv4Address(match[1]) if match else None
+
+
+def measure_traffic(ask: AskGuest, source: tuple[str, IPv4Address], target: tuple[str, IPv4Address], count: int) -> Traffic:
+    """Sends `count` echo requests from one guest to another, and counts those that the host's network stack receives.
+
+    The host's interfaces are watched as they are: a promiscuous PF would make the NIC copy frames to the host.
+
+    Args:
+        source, target: name and address of the guests.
+
+    Raises:
+        GuestError: the guest does not respond or cannot send.
+        HostError: no permission to watch the interfaces.
+    """
+    # Uncounted: it resolves the addresses, so that no counted frame is lost while ARP is unanswered.
+    _ping(ask, source[0], f"ping {target[1]} 2", 60.0)
+    request_filter = EchoFilter(source[1], target[1], size=SIZE)
+    reply_filter = EchoFilter(target[1], source[1], reply=True, size=SIZE)
+    with FrameCounter(request_filter) as requests, FrameCounter(reply_filter) as replies:
+        counts = _ping(ask, source[0], f"flood {target[1]} {count} {SIZE}", 60.0 + 4 * count)
+    in_host: Counter[str] = Counter()
+    for counter in (requests, replies):
+        in_host.update(counter.count().incoming)
+        in_host.update(counter.count().outgoing)
+    return Traffic(
+        source=source[0],
+        target=target[0],
+        size=SIZE,
+        sent=counts["sent"],
+        received=counts["received"],
+        duplicates=counts["duplicates"],
+        in_host=dict(in_host),
+        dropped=requests.count().dropped + replies.count().dropped,
+    )
+
+
+def watch_switch(port: str, netns: str | None = None) -> FrameCounter:
+    """Counts the same requests at a port of the external switch; use it in a ``with`` around the host's audit."""
+    return FrameCounter(EchoFilter(size=SIZE), port, netns, promiscuous=True)
+
+
+def count_at_switch(counter: FrameCounter) -> SwitchCount:
+    count = counter.count()
+    return SwitchCount(counter.interface or "", sum(count.incoming.values()), sum(count.outgoing.values()), count.dropped)
+
+
+def parse_ping(reply: str) -> dict[str, int]:
+    """The counts of the last line of a guest's reply: ``nohype: done flood sent=20 received=20 duplicates=0 ...``.
+
+    Raises:
+        GuestError: there is no such line, or one of the three counts is missing.
+    """
+    lines = [line for line in reply.splitlines() if line.startswith("nohype: ")]
+    counts = {key: int(value) for key, value in _COUNT.findall(lines[-1] if lines else "")}
+    if not lines or not lines[-1].startswith("nohype: done ") or counts.keys() != {"sent", "received", "duplicates"}:
+        raise GuestError(f"the guest could not ping: {lines[-1] if lines else reply.strip()[-200:] or 'no reply'}")
+    return counts
+
+
+def _ping(ask: AskGuest, guest: str, line: str, timeout: float) -> dict[str, int]:
+    return parse_ping(ask(guest, line, timeout))
+
+
+def _check_traffic(traffic: Traffic, missing: list[str]) -> list[str]:
+    findings = [f"{count} of the frames were seen inside the host, on {name}" for name, count in traffic.in_host.items() if count]
+    if traffic.duplicates:
+        findings.append(f"{traffic.duplicates} duplicate replies: frames took two paths")
+    if not traffic.sent:
+        missing.append(f"{traffic.source} sent no frame")
+    elif not traffic.received:
+        findings.append(f"{traffic.source} received no reply from {traffic.target} to {traffic.sent} requests")
+    elif traffic.received < traffic.sent:
+        missing.append(f"{traffic.sent - traffic.received} of {traffic.sent} replies were lost: measure again")
+    if traffic.dropped:
+        missing.append(f"the capture on the host lost {traffic.dropped} frames")
+    return findings
+
+
+def _check_switch(traffic: Traffic, switch: SwitchCount, missing: list[str]) -> list[str]:
+    if switch.dropped:
+        # The lost frames may be the counted ones: neither a wrong nor a right count proves anything.
+        missing.append(f"the capture on {switch.port} lost {switch.dropped} frames")
+        return []
+    findings = []
+    if switch.into_switch < traffic.sent:
+        lost = traffic.sent - switch.into_switch
+        findings.append(f"{lost} of {traffic.sent} frames did not reach the switch port {switch.port}")
+    if switch.into_switch > traffic.sent:
+        findings.append(f"{switch.into_switch} frames reached the switch port {switch.port}, but only {traffic.sent} were sent")
+    if switch.out_of_switch < switch.into_switch:
+        lost = switch.into_switch - switch.out_of_switch
+        hint = f"check that hairpin is enabled on {switch.port}"
+        findings.append(f"the switch did not reflect {lost} of {switch.into_switch} frames: {hint}")
+    if switch.out_of_switch > switch.into_switch:
+        findings.append(f"{switch.into_switch} frames entered the switch, {switch.out_of_switch} left it")
+    return findings
+
+
+def _count_misrouted(traffic: Traffic, switch: SwitchCount) -> int:
+    strayed = sum(traffic.in_host.values()) + traffic.duplicates
+    unanswered = 0 if traffic.received else traffic.sent
+    return max(abs(traffic.sent - switch.into_switch), abs(traffic.sent - switch.out_of_switch), unanswered) + strayed
+
+
+def _describe_traffic(traffic: Traffic) -> str:
+    return (
+        f"{traffic.source} → {traffic.target}: {traffic.sent} echo requests of {traffic.size} bytes, {traffic.received} replies;"
+        f" the host's own network stack saw {sum(traffic.in_host.values())} of these frames (AF_PACKET on all interfaces)"
+    )

@@ -1,0 +1,250 @@
+"""Starts and stops labs. The keeper process does what must last as long as the lab."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from errno import EPERM
+from pathlib import Path
+from typing import Any
+
+from orchestrator import ssh
+from orchestrator.errors import Conflict, HostError, LabError, LabLost, ShellError
+from orchestrator.host.processes import read_arguments
+from orchestrator.host.root import HostRoot
+from orchestrator.host.run import spawn
+from orchestrator.lab import switch
+from orchestrator.lab.accel import Accel
+from orchestrator.lab.emulator import read_record
+from orchestrator.lab.keeper import Channel, StartOrder
+from orchestrator.lab.lab import Lab, connect_lab, find_lab, format_lines
+from orchestrator.lab.paths import LabDir, LabState, find_state, is_locked, read_tail, remove, take_lock
+from orchestrator.lab.progress import Timeline
+from orchestrator.lab.spec import LabImage, LabSpec, parse_lab_name
+from orchestrator.waiting import wait_until
+
+_START_TIMEOUT = 90
+_STOP_TIMEOUT = 30
+# QEMU, and the connection with it, ends a moment before the keeper reports why.
+_LAST_MESSAGE = 2.0
+_POLL = 0.2
+
+
+def up(
+    name: str,
+    spec: LabSpec,
+    image: LabImage,
+    tools: Path,
+    accel: Accel,
+    timeline: Timeline,
+    *,
+    boot_timeout: float = 300,
+) -> Lab:
+    """Starts a lab and waits until SSH works and, if the image has the manager, the manager runs.
+
+    An error or interrupt before that leaves nothing behind.
+
+    Args:
+        tools: root file system with QEMU, from ``build.build_tools``.
+
+    Raises:
+        Conflict: the lab is up or is being started.
+        HostError: not root, or tap, bridge or namespace cannot be created.
+        LabError: it did not start; with the tail of its console.
+        LabLost: the emulator failed.
+    """
+    folder = LabDir(parse_lab_name(name))
+    _check_root("start")
+    emulator = read_record(tools)
+    if emulator and not accel.kvm and (warning := emulator.warning()):
+        timeline.note(warning)
+    lock = take_lock(folder)
+    if lock is None:
+        raise _name_taken(folder)
+    try:
+        _remove_leftovers(folder)
+        order = StartOrder(spec=spec, image=image, tools=tools, kvm=accel.kvm, accel_reason=accel.reason, emulator=emulator)
+        channel = _start_keeper(folder, lock)
+    finally:
+        os.close(lock)  # the keeper has inherited it
+    try:
+        with timeline.stage("switch and emulator"):
+            channel.send(**order.model_dump(mode="json"))
+            _expect(channel, folder, "running", _START_TIMEOUT)
+        _wait_ready(folder, channel, timeline, boot_timeout)
+        channel.send(timings=timeline.timings)
+        _expect(channel, folder, "kept", _START_TIMEOUT)
+    except BaseException:
+        channel.close()  # makes the keeper stop the lab and remove everything
+        with suppress(KeyboardInterrupt):
+            _wait_unlocked(folder, _STOP_TIMEOUT)
+        raise
+    channel.close()
+    return find_lab(name)
+
+
+def check_name_available(name: str) -> None:
+    """Raises Conflict if the lab is up or is being started, and HostError without root: before anything is built."""
+    _check_root("start")
+    folder = LabDir(parse_lab_name(name))
+    if is_locked(folder):
+        raise _name_taken(folder)
+
+
+def down(name: str, *, timeout: float = _STOP_TIMEOUT) -> bool:
+    """Stops a lab and removes its QEMU, switch and files. Its disks are snapshots, so the lab host is not shut down first.
+
+    Args:
+        timeout: seconds; after that the keeper is killed, and QEMU with it.
+
+    Returns:
+        Whether there was a lab, or leftovers of one.
+
+    Raises:
+        HostError: not root.
+        LabError: a process still holds the lab's lock.
+    """
+    folder = LabDir(parse_lab_name(name))
+    if not is_locked(folder) and not folder.path.exists():
+        return False
+    _check_root("stop")
+    for number, limit in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
+        _signal_keeper(folder, number)
+        if _wait_unlocked(folder, limit):
+            break
+    lock = take_lock(folder)
+    if lock is None:
+        raise LabError(f"lab {name} does not stop: a process holds its lock {folder.lock}", f"see `fuser {folder.lock}`")
+    try:
+        _remove_leftovers(folder)
+        remove(folder)
+    finally:
+        os.close(lock)
+    return True
+
+
+def _start_keeper(folder: LabDir, lock: int) -> Channel:
+    near, far = socket.socketpair()
+    with far:
+        folder.path.mkdir(mode=0o700)
+        # -P: root must not import modules from the current folder.
+        argv = [sys.executable, "-P", "-m", "orchestrator.lab.keeper", folder.name, str(lock), str(far.fileno())]
+        spawn(argv, log=folder.log, pass_fds=(lock, far.fileno()))
+    return Channel(near)
+
+
+def _expect(channel: Channel, folder: LabDir, expected: str, timeout: float) -> None:
+    try:
+        message = _receive(channel, folder, timeout)
+    except TimeoutError:
+        tail = format_lines(read_tail(folder.log))
+        raise LabError(f"the keeper of lab {folder.name} did not respond within {timeout:g} s{tail}") from None
+    if expected not in message:
+        raise LabError(f"the keeper of lab {folder.name} sent {message}, expected {expected}")
+
+
+def _receive(channel: Channel, folder: LabDir, timeout: float) -> dict[str, Any]:
+    """The keeper's next message. An error that it reports is raised here; TimeoutError if none comes."""
+    message = channel.receive(timeout)
+    if message is None:
+        # The lab was taken down; its folder, and the log in it, may be gone.
+        raise LabError(f"lab {folder.name} was taken down while it was being started" + format_lines(read_tail(folder.log)))
+    if "error" in message:
+        kind = LabLost if message.get("lost") else LabError
+        raise kind(f"cannot start lab {folder.name}: {message['error']}" + format_lines(message["tail"]), message["hint"])
+    return message
+
+
+def _wait_ready(folder: LabDir, channel: Channel, timeline: Timeline, boot_timeout: float) -> None:
+    state = find_state(folder)
+    if state is None:
+        raise LabError(f"lab {folder.name} has no valid state in {folder.state}")
+    deadline = time.monotonic() + boot_timeout
+    with timeline.stage("boot until SSH answers"):
+        connection = _wait_ssh(folder, state, channel, deadline)
+    with connection, timeline.stage("manager"):
+        try:
+            _wait_manager(folder, connection, deadline)
+        except ShellError:
+            with suppress(TimeoutError):
+                _receive(channel, folder, _LAST_MESSAGE)
+            raise
+
+
+def _wait_ssh(folder: LabDir, state: LabState, channel: Channel, deadline: float) -> ssh.Shell:
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            # A connection made before the lab's network is up can hang in QEMU for a minute: short time-outs, many attempts.
+            return connect_lab(folder, state, timeout=60, banner_timeout=min(2 + attempt, 15))
+        except ShellError as error:
+            if time.monotonic() > deadline:
+                tail = format_lines(read_tail(folder.console))
+                raise LabError(f"lab {folder.name} did not become ready in time: {error.message}{tail}") from None
+        with suppress(TimeoutError):
+            _receive(channel, folder, _POLL)
+
+
+def _wait_manager(folder: LabDir, connection: ssh.Shell, deadline: float) -> None:
+    """Waits for the manager's unit only: other units may still be starting, and none of them is needed."""
+    while True:
+        done = connection.run("systemctl show --value --property LoadState --property ActiveState nohyped.service")
+        words = done.stdout.split()
+        if "loaded" not in words or "active" in words:
+            return
+        if "failed" in words or time.monotonic() > deadline:
+            journal = connection.run("journalctl --no-pager --output cat --lines 15 --unit nohyped.service").stdout
+            raise LabError(f"the manager of lab {folder.name} did not start:" + format_lines(journal.splitlines()))
+        time.sleep(0.5)
+
+
+def _remove_leftovers(folder: LabDir) -> None:
+    """Removes what a killed lab has left. The caller holds the lock. Without the folder, the switch is not this lab's."""
+    if folder.path.exists():
+        switch.delete_switch(folder.name)
+        shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _signal_keeper(folder: LabDir, number: int) -> None:
+    wait_until(lambda: find_state(folder) or not is_locked(folder), timeout=5, interval=_POLL)
+    state = find_state(folder)
+    if state is None:
+        return
+    try:
+        process = os.pidfd_open(state.pid)
+    except ProcessLookupError:
+        return
+    try:
+        # The pid may belong to another process since the state was written. The pidfd fixes the process that is checked here.
+        words = read_arguments(HostRoot(), state.pid)
+        if "orchestrator.lab.keeper" in words and folder.name in words:
+            signal.pidfd_send_signal(process, number)
+    except (ProcessLookupError, HostError):
+        return
+    finally:
+        os.close(process)
+
+
+def _wait_unlocked(folder: LabDir, timeout: float) -> bool:
+    return wait_until(lambda: not is_locked(folder), timeout=timeout, interval=0.1)
+
+
+def _name_taken(folder: LabDir) -> Conflict:
+    state = find_state(folder)
+    if state and state.ready:
+        since = time.strftime("%H:%M:%S", time.localtime(state.started))
+        what = f"lab {folder.name} is up since {since} (spec {state.spec.name}, keeper process {state.pid})"
+    else:
+        what = f"lab {folder.name} is already being started"
+    return Conflict(what, f"use it, stop it with `nohype lab down {folder.name}`, or choose another name")
+
+
+def _check_root(verb: str) -> None:
+    if os.geteuid():
+        raise HostError(f"cannot {verb} a lab: root is required (network namespaces, mounts)", "run as root (sudo)", EPERM)

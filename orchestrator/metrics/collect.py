@@ -1,0 +1,163 @@
+"""The Prometheus page: samples are read at each scrape.
+
+A source that fails is counted and its samples are left out, never replaced by 0; the samples of the other sources are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+
+from orchestrator.errors import NotFound
+from orchestrator.metrics.counters import Counters
+from orchestrator.metrics.declare import METRICS, Kind, Metric, Sample
+from orchestrator.model.exits import add_vcpus, classify
+from orchestrator.model.plan import Plan, Policy
+from orchestrator.model.state import GuestState
+from orchestrator.model.topology import Topology
+from orchestrator.planning.capacity import count_cores, count_pages, count_vfs
+
+_log = logging.getLogger(__name__)
+
+# Seconds. A survey of a large host reads thousands of files, and only the pools in it change while no guest changes its state:
+# scrapes share one survey for this long, unless a guest was created, deleted or changed its state.
+_SURVEY_AGE = 60.0
+
+
+# What generate_latest() writes (https://prometheus.io/docs/instrumenting/exposition_formats/).
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Guest(Protocol):
+    """The attributes of a guest that are read."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def restarted(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The sources of the samples. Each may raise any exception.
+
+    Attributes:
+        guests: all guests that have a claim.
+        generation: number of claims since the ledger was created.
+        read_exits: KVM's counters of a running guest by its id, one mapping per vCPU. QEMU before its patch "kvm: reuse per-vcpu
+            stats fd to avoid vcpu interruption" (June 2023) stops the vCPU for each reading.
+    """
+
+    guests: Callable[[], Iterable[Guest]]
+    generation: Callable[[], int]
+    survey: Callable[[], Topology]
+    read_exits: Callable[[UUID], tuple[Mapping[str, int], ...]]
+
+
+class Metrics:
+    """Renders the page that Prometheus reads."""
+
+    def __init__(self, sources: Sources, policy: Policy, counters: Counters) -> None:
+        self._sources, self._policy, self._counters = sources, policy, counters
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        self._lock = threading.Lock()
+        self._survey: tuple[float, Hashable, Topology] | None = None
+
+    def render(self) -> tuple[bytes, str]:
+        """The page and its content type. Errors of sources are not raised."""
+        # One scrape at a time: concurrent scrapes would read the same sources again.
+        with self._lock:
+            return generate_latest(self._registry), _TEXT
+
+    def collect(self) -> Iterator[Family]:
+        """For prometheus-client: all declared metrics, in their order, with the samples that could be read."""
+        samples: dict[str, list[Sample]] = {metric.name: [] for metric in METRICS}
+        for source, read in self._readers().items():
+            for sample in self._try(source, read):
+                samples[sample[0]].append(sample)
+        for sample in (*self._counters.samples(), *self._counters.failed_sources(self._readers())):
+            samples[sample[0]].append(sample)
+        for metric in METRICS:
+            yield self._build(metric, samples[metric.name])
+
+    def _build(self, metric: Metric, samples: list[Sample]) -> Family:
+        if metric.kind is Kind.HISTOGRAM:
+            histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+            for labels, buckets, total in self._counters.histograms(metric.name):
+                histogram.add_metric(labels, buckets, total)
+            return histogram
+        family = (CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily)(
+            metric.name, metric.help, labels=metric.labels
+        )
+        for _, labels, value in samples:
+            family.add_metric(labels, value)
+        return family
+
+    def _readers(self) -> dict[str, Callable[[], Iterator[Sample]]]:
+        return {"guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host, "exits": self._read_exits}
+
+    def _try(self, source: str, read: Callable[[], Iterator[Sample]]) -> list[Sample]:
+        """All samples of a source, or none."""
+        try:
+            return list(read())
+        except Exception as error:
+            # Of any kind: the page is needed most when something is wrong.
+            _log.warning("metrics without %s: %s", source, error)
+            self._counters.count_failed_source(source)
+            return []
+
+    def _read_guests(self) -> Iterator[Sample]:
+        guests = tuple(self._sources.guests())
+        states = Counter(str(guest.state) for guest in guests)
+        for state in sorted({*map(str, GuestState), *states}):
+            yield "nohype_guests", (state,), states[state]
+        for guest in guests:
+            yield "nohype_guest_restarts_total", (guest.plan.name,), guest.restarted
+
+    def _read_ledger(self) -> Iterator[Sample]:
+        yield "nohype_claims_total", (), self._sources.generation()
+
+    def _read_host(self) -> Iterator[Sample]:
+        guests = tuple(self._sources.guests())
+        topology = self._read_survey(tuple((guest.plan.uuid, guest.state) for guest in guests))
+        plans = {str(guest.plan.name): guest.plan for guest in guests}
+        quarantined = {guest.plan.name for guest in guests if guest.state == GuestState.QUARANTINED}
+        # The pages of a quarantined guest are most likely back in the pool; pages that are missing there are counted as foreign.
+        idle = (GuestState.STOPPED, GuestState.QUARANTINED)
+        started = {guest.plan.name for guest in guests if guest.state not in idle}
+        for (node, use), count in count_cores(topology, plans, quarantined, self._policy).items():
+            yield "nohype_cores", (str(node), use), count
+        for (node, size, use), count in count_pages(topology, plans, quarantined, started, self._policy).items():
+            yield "nohype_huge_pages", (str(node), str(size), use), count
+        for (uplink, use), count in count_vfs(topology, plans, quarantined, self._policy).items():
+            yield "nohype_vfs", (uplink, use), count
+
+    def _read_survey(self, guests: Hashable) -> Topology:
+        now = self._counters.clock()
+        if self._survey is None or self._survey[1] != guests or now - self._survey[0] > _SURVEY_AGE:
+            self._survey = (now, guests, self._sources.survey())
+        return self._survey[2]
+
+    def _read_exits(self) -> Iterator[Sample]:
+        for guest in self._sources.guests():
+            if guest.state == GuestState.RUNNING:
+                try:
+                    vcpus = self._sources.read_exits(guest.plan.uuid)
+                except NotFound:
+                    continue  # the guest has ended in the meantime
+                for name, count in classify(add_vcpus(vcpus)).items():
+                    yield "nohype_guest_exits_total", (guest.plan.name, name), count

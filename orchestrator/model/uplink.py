@@ -1,0 +1,50 @@
+"""What is measured of the traffic between guests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EdgeReading:
+    """Edge mode of a PF."""
+
+    interface: str
+    mode: str | None  # vepa, veb, or None if it is unknown
+    text: str  # what was read, or why it could not be read
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Echo requests from one guest to another, as counted on the host."""
+
+    source: str
+    target: str
+    size: int  # bytes of ICMP data; only requests of this size are counted
+    sent: int
+    received: int  # as the source reports it, like duplicates
+    duplicates: int
+    in_host: dict[str, int]  # requests and replies that the host's own network stack received, by interface
+    dropped: int  # frames that the capture on the host lost
+
+
+@dataclass(frozen=True)
+class VepaReadings:
+    """The host's half of the proof ``vepa``; the other half is counted at the external switch."""
+
+    edges: tuple[EdgeReading, ...]  # of the PFs whose VFs guests have
+    traffic: Traffic | None  # None if no frames were sent
+    gaps: tuple[str, ...] = ()  # reasons why a part could not be measured
+
+
+def readings_from_json(fields: Mapping[str, Any] | None) -> VepaReadings | None:
+    """The readings that ``to_plain`` made plain."""
+    if fields is None:
+        return None
+    return VepaReadings(
+        edges=tuple(EdgeReading(**edge) for edge in fields["edges"]),
+        traffic=Traffic(**fields["traffic"]) if fields["traffic"] else None,
+        gaps=tuple(fields["gaps"]),
+    )

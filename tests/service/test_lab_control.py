@@ -1,0 +1,385 @@
+"""Labs are started, used, stopped and killed, and nothing is left of them.
+
+Keeper, locks, network namespace, tap, private mounts and death signals are real; only QEMU is a stand-in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import Conflict, LabError, LabLost, NotFound, RequestError, ShellError
+from orchestrator.host import netlink
+from orchestrator.lab import control, switch
+from orchestrator.lab import lab as labs
+from orchestrator.lab.accel import Accel
+from orchestrator.lab.paths import LabDir, is_locked
+from orchestrator.lab.progress import Timeline
+from orchestrator.lab.qemu import build_entry
+from orchestrator.lab.spec import LabImage, parse_spec
+from orchestrator.ssh import ShellTimeout
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parents[2]
+SPEC = parse_spec(
+    'sockets = 1\ncores = 2\nthreads = 1\nmemory = "2G"\nhugepages_per_node = 64\nvfs = 2\ndisks = ["1M"]\n',
+    name="tiny",
+    source="test",
+)
+EMULATED = Accel(kvm=False, reason="test")
+UP = """
+import sys
+from pathlib import Path
+from tests.service.test_lab_control import start
+start(sys.argv[1], Path(sys.argv[2]))
+print("up", flush=True)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts the stand-in for QEMU on the PATH; the returned function sets its mode."""
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/fakes/qemu.py "$@"\n')
+    program.chmod(0o755)
+    for name in ("vmlinuz", "initrd", "root.raw"):
+        (tmp_path / name).write_text("not read\n")
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", "")
+    return lambda mode: monkeypatch.setenv("STAND_IN", mode)
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> Iterator[str]:
+    """A unique name; the lab is removed after the test."""
+    found = f"t{os.getpid()}-{int(time.monotonic() * 1000) % 100000}"
+    yield found
+    control.down(found, timeout=3)
+    assert_nothing_left(found)
+
+
+def start(name: str, tmp_path: Path, *, boot_timeout: float = 30) -> labs.Lab:
+    """Starts a lab whose tools root is this machine's own root."""
+    image = LabImage(tmp_path / "vmlinuz", tmp_path / "initrd", tmp_path / "root.raw", "quiet")
+    return control.up(name, SPEC, image, Path("/"), EMULATED, Timeline(), boot_timeout=boot_timeout)
+
+
+def start_in_background(name: str, tmp_path: Path) -> subprocess.Popen[str]:
+    """`up` in its own process, which the test can kill."""
+    return subprocess.Popen(
+        [sys.executable, "-c", UP, name, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.05)
+
+
+def processes_of(name: str) -> list[str]:
+    """Command lines that name the lab: its keeper's and QEMU's."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it exited since the glob
+            lines.append(path.read_bytes())
+    return [
+        line.replace(b"\0", b" ").decode()[:200]
+        for line in lines
+        if f"nohype-lab-{name},".encode() in line or b"keeper\0" + name.encode() in line
+    ]
+
+
+def assert_nothing_left(name: str) -> None:
+    folder = LabDir(name)
+    wait_until(lambda: not processes_of(name), f"{name} has no process")
+    assert not netlink.netns_exists(switch.netns_of(name))
+    assert not folder.path.exists()
+    assert not folder.lock.exists()
+    assert not [line for line in Path("/proc/self/mounts").read_text().splitlines() if name in line]
+    assert not [link.name for link in netlink.read_links() if link.name.startswith("nhtap") and link.carrier is False and link.up]
+
+
+def test_lab_starts_runs_commands_and_leaves_nothing(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    lab = start(name, tmp_path)
+    assert lab.state.timings.keys() == {"switch and emulator", "boot until SSH answers", "manager"}
+    done = labs.execute(lab, ["sh", "-c", "echo out; echo err >&2; exit 7"])
+    assert (done.status, done.stdout, done.stderr) == (7, "out\n", "err\n")
+    status = labs.read_status(name)
+    assert (status.condition, status.state) == ("up", lab.state)
+    assert status.memory
+    assert control.down(name) is True
+    assert_nothing_left(name)
+    assert control.down(name) is False
+
+
+def test_switch_is_a_bridge_with_the_tap_as_hairpin_port(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    start(name, tmp_path)
+    port = switch.port(name)
+    assert netlink.read_hairpin(port.interface, port.netns)
+    links = {link.name: link for link in netlink.read_links(netns=port.netns)}
+    assert links[port.interface].master == port.bridge
+    assert links[port.interface].up
+    assert links[port.interface].carrier, "no process holds the tap"
+    assert port.interface not in [link.name for link in netlink.read_links()]
+
+
+def test_two_labs_run_at_the_same_time(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    other = f"{name}-b"
+    try:
+        first, second = start(name, tmp_path), start(other, tmp_path)
+        assert first.state.port != second.state.port
+        assert first.state.host_key != second.state.host_key
+        control.down(name)
+        assert labs.execute(second, "echo still here").stdout == "still here\n"
+    finally:
+        control.down(other)
+    assert_nothing_left(other)
+
+
+def test_second_up_is_refused_and_does_not_affect_the_lab(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    lab = start(name, tmp_path)
+    with pytest.raises(Conflict, match=f"{name} is up since .*keeper process {lab.state.pid}"):
+        start(name, tmp_path)
+    with pytest.raises(Conflict):
+        control.check_name_available(name)
+    assert labs.execute(lab, "true").status == 0
+
+
+def test_existing_namespace_is_refused_and_kept(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    netns = switch.netns_of(name)
+    netlink.create_netns(netns)
+    try:
+        with pytest.raises(LabError, match=f"namespace {netns}.* exists already"):
+            start(name, tmp_path)
+        assert netlink.netns_exists(netns)
+    finally:
+        netlink.delete_netns(netns)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_up_leaves_nothing(name: str, tmp_path: Path, stand_in: Callable[[str], None], number: signal.Signals) -> None:
+    stand_in("mute")
+    up = start_in_background(name, tmp_path)
+    wait_until(LabDir(name).state.exists, "QEMU runs")
+    assert netlink.netns_exists(switch.netns_of(name))
+    up.send_signal(number)
+    up.communicate(timeout=20)
+    wait_until(lambda: not LabDir(name).lock.exists(), "the keeper has cleaned up")
+    assert_nothing_left(name)
+
+
+def test_up_killed_after_ready_keeps_the_lab(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    up = start_in_background(name, tmp_path)
+    out, err = up.communicate(timeout=40)
+    assert out == "up\n", err
+    assert labs.execute(labs.find_lab(name), "true").status == 0
+
+
+def test_killed_keeper_kills_qemu_and_leftovers_are_removed(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    lab = start(name, tmp_path)
+    os.kill(lab.state.pid, signal.SIGKILL)
+    wait_until(lambda: not processes_of(name), "QEMU died with its keeper")
+    with pytest.raises(LabLost, match="keeper was killed"):
+        labs.find_lab(name)
+    assert netlink.netns_exists(switch.netns_of(name))
+    assert labs.read_status(name).condition == "lost"
+    assert not netlink.netns_exists(switch.netns_of(name))
+    again = start(name, tmp_path)
+    assert labs.execute(again, "echo new").stdout == "new\n"
+
+
+def test_failed_emulator_is_reported_with_its_output(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("abort")
+    lab = start(name, tmp_path)
+    threading.Timer(0.5, lab.folder.path.joinpath("abort").touch).start()
+    expected = r"the emulator failed, not the lab host: QEMU was killed by SIGABRT.*assertion failed: \(bql_locked\(\)\)"
+    with pytest.raises(LabLost, match=expected):
+        labs.execute(lab, ["sleep", "60"])
+    with pytest.raises(LabLost, match="the emulator failed"):
+        labs.find_lab(name)
+    assert "the emulator failed" in labs.read_status(name).state.ended  # type: ignore[union-attr]
+    assert not list(Path("/").glob("core*"))
+
+
+def test_down_removes_leftovers_of_a_killed_keeper(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    os.kill(start(name, tmp_path).state.pid, signal.SIGKILL)
+    assert control.down(name) is True
+    assert_nothing_left(name)
+
+
+def test_killed_lab_is_lost_not_a_failed_command(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    lab = start(name, tmp_path)
+    with pytest.raises(LabLost, match="(?s)QEMU was killed by SIGKILL.*Linux version 6.12 of the stand-in"):
+        labs.execute(lab, f"kill -KILL {lab.state.qemu}; sleep 60")
+    wait_until(lambda: not is_locked(LabDir(name)), "the keeper has ended")
+    status = labs.read_status(name)
+    assert status.condition == "lost"
+    assert status.state
+    assert "QEMU was killed" in status.state.ended
+    assert not netlink.netns_exists(switch.netns_of(name))
+    with pytest.raises(LabLost):
+        labs.find_lab(name)
+
+
+def test_timed_out_command_is_not_a_lost_lab(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    lab = start(name, tmp_path)
+    with pytest.raises(ShellTimeout, match="(?s)timed out after 1 s.*begun"):
+        labs.execute(lab, "echo begun; sleep 60", timeout=1)
+    assert labs.execute(lab, "true").status == 0
+
+
+def test_hung_host_is_a_lost_lab_not_a_timeout(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labs, "RESPONSE_TIMEOUT", 2)
+    lab = start(name, tmp_path)
+    with pytest.raises(LabLost, match="the lab host does not respond"):
+        labs.execute(lab, f"kill -STOP {lab.state.qemu}; sleep 60", timeout=3)
+    os.kill(lab.state.qemu, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(("mode", "text"), [("", "its machine is running; gone"), ("full", "this machine's disk is full; gone")])
+def test_lost_lab_reports_the_machine_state(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
+) -> None:
+    stand_in(mode)
+    lab = start(name, tmp_path)
+    with pytest.raises(LabLost, match=text), labs.raising_lab_lost(lab):
+        raise ShellError("gone")
+
+
+def test_emulator_that_does_not_start_is_reported_with_its_output(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in("die")
+    with pytest.raises(LabError, match="(?s)status 1.*not a valid device model name"):
+        start(name, tmp_path)
+    assert_nothing_left(name)
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"), [("mute", "(?s)did not become ready in time.*Linux version"), ("panic", "(?s)QEMU exited.*Kernel panic")]
+)
+def test_failed_boot_is_reported_with_the_console(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
+) -> None:
+    stand_in(mode)
+    with pytest.raises(LabError, match=text):
+        start(name, tmp_path, boot_timeout=4)
+    assert_nothing_left(name)
+
+
+@pytest.mark.parametrize("mode", ["fail,mute", "fail"])
+def test_emulator_failure_during_boot_is_a_lost_lab(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str
+) -> None:
+    """Before SSH answers, and while the manager starts."""
+    stand_in(mode)
+    slow = tmp_path / "bin" / "systemctl"
+    slow.write_text("#!/bin/sh\nsleep 5\n")
+    slow.chmod(0o755)
+    with pytest.raises(LabLost, match="cannot start lab .*: the emulator failed, not the lab host: QEMU was killed by SIGABRT"):
+        start(name, tmp_path)
+    assert_nothing_left(name)
+
+
+def test_down_kills_after_the_timeout(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("stubborn")
+    lab = start(name, tmp_path)
+    os.kill(lab.state.pid, signal.SIGSTOP)  # a hung keeper
+    before = time.monotonic()
+    assert control.down(name, timeout=1) is True
+    assert time.monotonic() - before < 8
+    assert_nothing_left(name)
+
+
+def test_down_during_up_stops_both(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("mute")
+    up = start_in_background(name, tmp_path)
+    wait_until(LabDir(name).state.exists, "QEMU runs")
+    with pytest.raises(NotFound, match="still being started"):
+        labs.find_lab(name)
+    assert labs.read_status(name).condition == "starting"
+    control.down(name)
+    _, err = up.communicate(timeout=20)
+    assert up.returncode
+    assert "taken down while it was being started" in err
+
+
+def test_busy_switch_is_removed_later(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    # A second mount on the namespace's file: unmounting once does not suffice.
+    start(name, tmp_path)
+    netns = switch.netns_of(name)
+    subprocess.run(["mount", "--bind", "/proc/self/ns/net", f"/run/netns/{netns}"], check=True)
+    control.down(name)
+    assert_nothing_left(name)
+
+
+def test_start_and_stop_require_root(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    start(name, tmp_path)
+    for call in (f"control.down({name!r})", "control.check_name_available('other')", f"labs.read_status({name!r})"):
+        code = f"import os; os.setuid(65534)\nfrom orchestrator.lab import control, lab as labs\n{call}"
+        argv = [sys.executable, "-c", f"from orchestrator.lab import control, lab as labs\n{code}"]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+        assert "HostError" in done.stderr
+        assert "run as root" in done.stderr
+    assert is_locked(LabDir(name))
+
+
+def test_unknown_lab_is_not_found(name: str) -> None:
+    with pytest.raises(NotFound, match=f"no lab named {name}"):
+        labs.find_lab(name)
+    with pytest.raises(NotFound, match=f"no lab named {name}"):
+        labs.read_status(name)
+    with pytest.raises(RequestError, match="is not a lab name"):
+        labs.find_lab("../etc")
+
+
+def test_lab_commands(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    start(name, tmp_path)
+
+    def nohype(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-c", "from orchestrator.cli.main import main; main()", "lab", *words]
+        return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert nohype("exec", "--lab", name, "--", "exit 5").returncode == 5
+    assert nohype("exec", "--lab", name, "--", "printf", "%s\n", "a b", "$HOME").stdout == "a b\n$HOME\n"
+    shown = json.loads(nohype("status", name, "--json").stdout)
+    assert (shown["condition"], shown["state"]["accel"], shown["state"]["accel_reason"]) == ("up", "tcg", "test")
+    assert "Linux version 6.12" in nohype("console", "--lab", name).stdout
+    os.kill(labs.find_lab(name).state.qemu, signal.SIGKILL)
+    wait_until(lambda: not is_locked(LabDir(name)), "the keeper has ended")
+    lost = nohype("exec", "--lab", name, "--", "true")
+    assert lost.returncode == 3
+    assert f"lab {name} is lost: QEMU was killed" in lost.stderr
+    assert "Traceback" not in lost.stderr
+    assert nohype("down", name).stdout == f"lab {name} is down\n"
+
+
+def test_emulator_does_not_start_after_its_keeper_died(tmp_path: Path) -> None:
+    def enter(parent: int) -> int:
+        return subprocess.run(
+            [*build_entry(Path("/"), {"lab": tmp_path}, parent), "ls", "/mnt/lab"], check=False, capture_output=True
+        ).returncode
+
+    assert enter(os.getpid()) == 0
+    assert enter(os.getppid()) != 0

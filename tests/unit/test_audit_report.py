@@ -1,0 +1,346 @@
+"""The whole audit on a host made of files: all proofs in order; a fact that cannot be read makes its proofs not measured."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from errno import EACCES
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from orchestrator.audit.catalogue import PROOFS, ComparisonRow
+from orchestrator.audit.facts import SendCommand, Source
+from orchestrator.audit.report import Auditor, summarize
+from orchestrator.errors import HypervisorError
+from orchestrator.host.survey import read_topology
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.exits import ExitPolicy
+from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.topology import Topology
+from orchestrator.values import PciAddress
+from tests.fakes.root import HOSTS, FakeRoot, build_host
+from tests.harness.audit_data import DATA, GUEST1, GUEST2, HOUSEKEEPING, load_maps
+
+PF = "sys/bus/pci/devices/0000:41:00.0/resource0"
+# The captured host has its bound VFs at these addresses, in groups 9 and 10.
+GUESTS = tuple(
+    replace(guest, hostdevs=(PciAddress.parse(f"0000:41:10.{function}"),)) for guest, function in ((GUEST1, 0), (GUEST2, 2))
+)
+MANAGER = 4935
+_STAT = "{tid} ({name}) S 0 0 0 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {started} 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 {cpu} 0 0"
+
+
+@dataclass(frozen=True)
+class RecordingRoot(FakeRoot):
+    """A fake host that records which files are read."""
+
+    asked: set[str] = field(default_factory=set)
+
+    def read_bytes(self, name: str) -> bytes:
+        self.asked.add(name)
+        return super().read_bytes(name)
+
+    def read_at(self, name: str, offset: int, length: int) -> bytes:
+        self.asked.add(name)
+        self._check(self.read_errors, name, "cannot read")
+        return super().read_at(name, offset, length)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> RecordingRoot:
+    """The captured lab host with a few of its threads and the memory of both guests."""
+    fake = build_host(tmp_path, (HOSTS / "numa-guests.txt").read_text())
+    host = RecordingRoot(fake.path)
+    host.registers[host.real(PF), 0x3500] = 0x0000EFEF
+    host.add("proc/stat", "cpu2 0 0 0 0 0 0 0 0 0 0\ncpu4 0 0 0 0 0 0 0 0 0 0")
+    host.add("sys/kernel/mm/ksm/run", "0")
+    host.add("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "N")
+    for line in (DATA / "threads.txt").read_text().splitlines()[1:]:
+        add_thread(host, *line.split(maxsplit=8))
+    for pid, unit in ((MANAGER, "nohyped.service"), (491, "virtlogd.service"), (26, "")):
+        host.add(f"proc/{pid}/cgroup", f"0::/system.slice/{unit}" if unit else "0::/")
+    for number, guest in zip((9, 10), GUESTS, strict=True):
+        add_qemu(host, guest, number)
+    return host
+
+
+def add_thread(host: FakeRoot, *words: str) -> None:
+    """A line of threads.txt, if it is one of those that this host shall have: fewer make a quicker test."""
+    pid, tid, flags, started, allowed, cpu, _, exec_start, name = words
+    if int(pid) not in (26, 27, 103, 491, MANAGER, *(guest.pid for guest in GUESTS)):
+        return
+    folder = f"proc/{pid}/task/{tid}"
+    host.add(f"{folder}/stat", _STAT.format(tid=tid, name=name, flags=flags, started=started, cpu=cpu))
+    host.add(f"{folder}/status", f"Cpus_allowed_list:\t{allowed}")
+    host.add(f"{folder}/sched", f"se.exec_start : {exec_start}")
+
+
+def add_qemu(host: FakeRoot, guest: RunningGuest, group: int) -> None:
+    """Memory, open files and IOMMU of a guest."""
+    folder = f"proc/{guest.pid}"
+    for name in ("smaps", "numa_maps", "status"):
+        host.add(f"{folder}/{name}", (DATA / f"{name}-{guest.name}.txt").read_text())
+    host.add(f"{folder}/cgroup", "0::/machine.slice/machine-qemu.scope/libvirt/emulator")
+    host.add(f"{folder}/cmdline", f"qemu-system-x86_64\0-append\0quiet nohype.address=10.9.0.{guest.pid % 100}/24")
+    host.add_link(f"{folder}/fd/21", f"/dev/vfio/{group}")
+    host.add_link(f"{folder}/fd/22", "/dev/vfio/vfio")
+    (address,) = guest.hostdevs
+    device = host.real(f"sys/bus/pci/devices/{address}")
+    host.add_link(f"{device}/iommu", "../../../virtual/iommu/dmar0")
+    host.add(f"sys/class/iommu/dmar0/devices/{address}")
+    (pool,) = (mapping for mapping in load_maps(guest.name).mappings if mapping.huge)
+    with (host.path / f"{folder}/pagemap").open("wb") as pagemap:  # sparse: 8 bytes for each 4 KB page of the address space
+        for page in range(pool.start, pool.end, pool.page_size):
+            pagemap.seek(page // 4096 * 8)
+            frame = 0x140000 + (page - pool.start) // 4096
+            pagemap.write(struct.pack("<Q", 1 << 63 | frame))
+
+
+ReadExits = Callable[[UUID], tuple[Mapping[str, int], ...]]
+
+
+def read_exits(_uuid: UUID) -> tuple[Mapping[str, int], ...]:
+    return ({"exits": 5, "io_exits": 1, "mmio_exits": 0, "halt_exits": 4}, {"exits": 5, "io_exits": 1, "mmio_exits": 0})
+
+
+def no_console(*_: object) -> str:
+    raise AssertionError("no command may be sent to a guest")
+
+
+@dataclass(frozen=True)
+class StubHypervisor:
+    """libvirt, as the audit uses it."""
+
+    guests: tuple[RunningGuest, ...]
+    unread: Mapping[str, str]
+    exits: ReadExits
+
+    def read_guests(self) -> tuple[tuple[RunningGuest, ...], Mapping[str, str]]:
+        return self.guests, self.unread
+
+    def read_exits(self, uuid: UUID) -> tuple[Mapping[str, int], ...]:
+        return self.exits(uuid)
+
+
+def audit(
+    host: FakeRoot,
+    guests: tuple[RunningGuest, ...] = GUESTS,
+    topology: Topology | None = None,
+    *,
+    exits: ReadExits = read_exits,
+    send: SendCommand = no_console,
+    unread: Mapping[str, str] | None = None,
+    frames: int = 0,
+) -> tuple[Proof, ...]:
+    source = Source(
+        host, StubHypervisor(guests, unread or {}, exits), lambda: topology or read_topology(host), send, HOUSEKEEPING,
+        ExitPolicy(2000, 10), window=0.01,
+    )  # fmt: skip
+    return Auditor(source).run(frames)
+
+
+def keys(guests: tuple[RunningGuest, ...] = GUESTS) -> list[tuple[str, str]]:
+    """Name and subject of the proofs that an audit measures, in order."""
+    return [
+        (row.name, subject)
+        for row in PROOFS
+        if not isinstance(row, ComparisonRow)
+        for subject in ([guest.name for guest in guests] if row.scope == "guest" else ["host"])
+    ]
+
+
+def verdicts(proofs: tuple[Proof, ...]) -> dict[tuple[str, str], Verdict]:
+    return {(proof.name, proof.subject): proof.verdict for proof in proofs}
+
+
+def test_all_proofs_pass_in_order_except_vepa_without_a_switch(host: RecordingRoot) -> None:
+    proofs = audit(host)
+    assert [(proof.name, proof.subject) for proof in proofs] == keys()
+    bad = [proof for proof in proofs if proof.verdict != Verdict.PASS]
+    assert [(proof.name, proof.verdict) for proof in bad] == [("vepa", Verdict.NOT_MEASURED)], bad
+    assert host.writes == [], "an audit changes nothing"
+
+
+def test_host_without_guests(host: RecordingRoot) -> None:
+    proofs = audit(host, ())
+    assert [(proof.name, proof.subject) for proof in proofs] == keys(())
+    assert verdicts(proofs) == {
+        ("manager-core", "host"): Verdict.PASS,
+        ("memory-static", "host"): Verdict.FAIL,  # 256 pages are in use, but not by a guest
+        ("vepa", "host"): Verdict.NOT_MEASURED,
+    }
+
+
+def test_nic_back_in_veb_mode_fails(host: RecordingRoot) -> None:
+    host.registers[host.real(PF), 0x3500] = 0x8000EFEF
+    assert verdicts(audit(host))["vepa", "host"] == Verdict.FAIL
+
+
+def test_identity_mapped_memory_fails(host: RecordingRoot) -> None:
+    (pool,) = (mapping for mapping in load_maps("guest1").mappings if mapping.huge)
+    with (host.path / f"proc/{GUEST1.pid}/pagemap").open("r+b") as pagemap:
+        for page in range(pool.start, pool.end, pool.page_size):
+            pagemap.seek(page // 4096 * 8)
+            pagemap.write(struct.pack("<Q", 1 << 63 | (page - pool.start) // 4096))
+    # Page 0 lies at address 0 for the guest; that frame is the one that means "hidden" too.
+    found = verdicts(audit(host))
+    assert found["device-isolated", "guest1"] != Verdict.PASS
+    assert found["device-isolated", "guest2"] == Verdict.PASS
+
+
+def test_vf_of_another_driver_fails(host: RecordingRoot) -> None:
+    host.add_link(host.real("sys/bus/pci/devices/0000:41:10.0") + "/driver", "../../../../bus/pci/drivers/igbvf")
+    assert verdicts(audit(host))["device-isolated", "guest1"] == Verdict.FAIL
+
+
+def test_vf_that_qemu_does_not_hold_fails(host: RecordingRoot) -> None:
+    (host.path / f"proc/{GUEST1.pid}/fd/21").unlink()
+    assert verdicts(audit(host))["device-isolated", "guest1"] == Verdict.FAIL
+
+
+def test_page_frames_that_the_kernel_hides_are_not_measured(host: RecordingRoot) -> None:
+    (pool,) = (mapping for mapping in load_maps("guest1").mappings if mapping.huge)
+    with (host.path / f"proc/{GUEST1.pid}/pagemap").open("r+b") as pagemap:
+        pagemap.seek(pool.start // 4096 * 8)
+        pagemap.write(struct.pack("<Q", 1 << 63))
+    (proof,) = (proof for proof in audit(host) if (proof.name, proof.subject) == ("device-isolated", "guest1"))
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert "cannot read page frames from /proc/" in proof.evidence[0]
+
+
+def test_unreadable_exit_counters_leave_the_other_proofs(host: RecordingRoot) -> None:
+    def fail(_uuid: UUID) -> tuple[Mapping[str, int], ...]:
+        raise HypervisorError("cannot read the exits: connection lost")
+
+    found = verdicts(audit(host, exits=fail))
+    assert [key for key in keys() if found[key] == Verdict.NOT_MEASURED] == [
+        ("vepa", "host"),
+        ("exits", "guest1"),
+        ("exits", "guest2"),
+    ]
+
+
+def test_reply_without_counts_is_the_reason_in_vepa(host: RecordingRoot) -> None:
+    asked = []
+
+    def send(name: str, line: str, _timeout: float, uuid: UUID) -> str:
+        asked.append((name, line, uuid))
+        return "nohype: error ping there is no network interface\n"
+
+    (proof,) = (proof for proof in audit(host, send=send, frames=20) if proof.name == "vepa")
+    assert asked == [("guest1", f"ping 10.9.0.{GUEST2.pid % 100} 2", GUEST1.uuid)]
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert "there is no network interface" in proof.evidence[0]
+
+
+def test_one_guest_cannot_send_to_another(host: RecordingRoot) -> None:
+    (proof,) = (proof for proof in audit(host, GUESTS[:1], frames=20) if proof.name == "vepa")
+    assert "two guests with an address and a VF are required, 1 such guests are running" in proof.evidence[0]
+
+
+def test_each_file_that_cannot_be_read_or_understood(host: RecordingRoot) -> None:
+    """Whichever file fails: the same proofs in the same order, no exception, and no failing proof starts to pass."""
+    topology = read_topology(host)
+    host.registers[host.real(PF), 0x3500] = 0x8000EFEF
+    host.asked.clear()
+    before = verdicts(audit(host, topology=topology))
+    assert before["vepa", "host"] == Verdict.FAIL
+    asked = sorted(host.asked)
+    assert f"proc/{GUEST1.pid}/smaps" in asked
+    for name in asked:
+        host.read_errors[name] = EACCES
+        forbidden = audit(host, topology=topology)
+        host.read_errors.clear()
+        check(name, before, forbidden)
+        if (host.path / name).is_file() and not name.endswith("pagemap"):
+            content = (host.path / name).read_bytes()
+            (host.path / name).write_bytes(b"\xff) garbage\n\n: 7 lo\n")
+            check(name, before, audit(host, topology=topology))
+            (host.path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("proc/491/task/491/stat", ("core-exclusive", "guest1")),
+        ("proc/491/task/491/status", ("manager-core", "host")),
+        ("proc/4944/task/4955/status", ("core-exclusive", "guest2")),
+        ("proc/4944/smaps", ("memory-static", "guest1")),
+        ("proc/4944/numa_maps", ("memory-static", "guest1")),
+        ("proc/4944/status", ("memory-static", "host")),
+        ("proc/4944/smaps", ("device-isolated", "guest1")),
+        ("sys/kernel/mm/ksm/run", ("memory-static", "guest2")),
+        ("sys/kernel/iommu_groups/9/type", ("device-isolated", "guest1")),
+        ("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", ("device-isolated", "guest2")),
+    ],
+)
+@pytest.mark.parametrize("how", ["forbidden", "garbage", "empty"])
+def test_proof_never_passes_without_what_it_rests_on(host: RecordingRoot, name: str, key: tuple[str, str], how: str) -> None:
+    topology = read_topology(host)
+    if how == "forbidden":
+        host.read_errors[name] = EACCES
+    else:
+        (host.path / name).write_text("7 ) garbage\n" if how == "garbage" else "")
+    assert verdicts(audit(host, topology=topology))[key] != Verdict.PASS
+
+
+def check(name: str, before: dict[tuple[str, str], Verdict], proofs: tuple[Proof, ...]) -> None:
+    assert [(proof.name, proof.subject) for proof in proofs] == keys(), name
+    for key, verdict in verdicts(proofs).items():
+        assert verdict != Verdict.PASS or before[key] == Verdict.PASS, f"{key} passes without {name}"
+
+
+def test_unreadable_thread_prevents_only_passes_that_need_threads(host: RecordingRoot) -> None:
+    """It may run anywhere. A finding about other threads still fails the proof."""
+    host.read_errors[f"proc/{MANAGER}/task/{MANAGER}/stat"] = EACCES
+    proofs = audit(host)
+    (proof,) = [proof for proof in proofs if (proof.name, proof.subject) == ("core-exclusive", "guest1")]
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert f"1 threads could not be read: cannot read /proc/{MANAGER}/task/{MANAGER}/stat" in proof.evidence[0]
+    assert verdicts(proofs)["memory-static", "guest1"] == Verdict.PASS
+    vcpu = f"proc/{GUEST1.pid}/task/{GUEST1.vcpus[0].tid}/status"
+    host.add(vcpu, host.text(vcpu).replace("Cpus_allowed_list:\t2", "Cpus_allowed_list:\t0-7"))
+    assert verdicts(audit(host))["core-exclusive", "guest1"] == Verdict.FAIL
+
+
+def test_an_interrupt_that_cannot_be_read_is_named(host: RecordingRoot) -> None:
+    host.add("proc/irq/200/smp_affinity_list", "none")
+    proofs = audit(host)
+    (proof,) = [proof for proof in proofs if (proof.name, proof.subject) == ("core-exclusive", "guest1")]
+    assert proof.verdict == Verdict.PASS
+    assert any("interrupt 200" in line for line in proof.evidence)
+
+
+def test_a_guest_that_libvirt_cannot_describe_is_not_measured(host: RecordingRoot) -> None:
+    proofs = audit(host, unread={"odd": "internal error"})
+    assert (proofs[0].subject, proofs[0].verdict, proofs[0].evidence) == ("odd", Verdict.NOT_MEASURED, ("internal error",))
+    assert [(proof.name, proof.subject) for proof in proofs[1:]] == keys()
+
+
+def test_kernel_command_line_is_checked(host: RecordingRoot) -> None:
+    host.add("proc/cmdline", "quiet pcie_acs_override=downstream")
+    assert verdicts(audit(host))["device-isolated", "guest1"] == Verdict.FAIL
+
+
+def test_exits_are_counted_before_frames_are_sent(host: RecordingRoot) -> None:
+    done = []
+
+    def exits(uuid: UUID) -> tuple[Mapping[str, int], ...]:
+        done.append("exits")
+        return read_exits(uuid)
+
+    def send(*_: object) -> str:
+        done.append("frames")
+        return ""
+
+    audit(host, exits=exits, send=send, frames=20)
+    assert done == ["exits"] * 2 * len(GUESTS) + ["frames"]
+
+
+def test_summary_passes_only_if_every_proof_passed(host: RecordingRoot) -> None:
+    proofs = audit(host)
+    assert summarize(proofs) == Verdict.FAIL
+    assert summarize(proof for proof in proofs if proof.name != "vepa") == Verdict.PASS
