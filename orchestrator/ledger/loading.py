@@ -131,8 +131,9 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
 
 def list_keys(plan: Plan) -> list[tuple[str, str]]:
     """What a plan claims of things that exist once: (kind, key) of each row in the table claim_key."""
-    nics = [key for nic in plan.nics for key in (("vf", str(nic.address)), ("mac", str(nic.mac)))]
-    return [*(("cpu", str(cpu)) for cpu in plan.cpus), *nics]
+    vfs, macs = [str(nic.address) for nic in plan.nics], [str(nic.mac) for nic in plan.nics]
+    named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs}
+    return [(kind, key) for kind, keys in named.items() for key in keys]
 
 
 def _check_keys(db: sqlite3.Connection, claims: dict[str, Claim]) -> None:
