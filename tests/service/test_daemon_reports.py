@@ -113,8 +113,8 @@ def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     manager, ledger = World(tmp_path).open_manager()
     for held, check in (
         (ledger._lock, ledger.check),
-        (manager.allocator._lock, manager.check),
-        (manager.host_setup.lock, manager.check),
+        (manager.allocator._lock, manager.raise_if_stalled),
+        (manager.host_setup.lock, manager.raise_if_stalled),
     ):
         check(0.01)
         with held:

@@ -344,5 +344,5 @@ def test_old_consoles_of_deleted_guests_are_removed(world: World, manager: Guest
     ):
         (folder / name).touch()
         os.utime(folder / name, (0, time.time() - age * 24 * 3600))
-    manager.tidy()
+    manager.remove_old_logs()
     assert sorted(file.name for file in folder.iterdir()) == [failed, ours, f"{ours}.0"]
