@@ -21,7 +21,7 @@ _TYPED_ON = (GuestState.RUNNING, GuestState.STOPPING, GuestState.QUARANTINED)
 class Consoles:
     def __init__(self, hypervisor: Hypervisor, ledger: Ledger, logs: ConsoleLogs, images: Path) -> None:
         self._hypervisor, self._ledger, self._logs, self._images = hypervisor, ledger, logs, images
-        self._watch = ConsoleWatch(ledger, hypervisor.running_uuids)
+        self._watch = ConsoleWatch(ledger, lambda: hypervisor.running_uuids())
 
     def begin_ready(self, claim: Claim, timeout: float) -> Future[str]:
         """The line with which the guest reports ready after its last start. The future can be cancelled. Its errors are NotFound

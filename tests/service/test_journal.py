@@ -143,7 +143,7 @@ def test_a_journal_that_was_started_again_is_found(log: logging.Logger, journald
 def test_without_a_journal_nothing_is_lost(log: logging.Logger, journald: Journald, capfd: pytest.CaptureFixture[str]) -> None:
     handler = log.handlers[0]
     assert isinstance(handler, JournalHandler)
-    handler._otherwise.setStream(sys.stderr)
+    handler.fallback.setStream(sys.stderr)
     journald.close()
     log.error("all\nlines")
     assert capfd.readouterr().err == "<3>nohyped-test: all\n<3>lines\n"
@@ -154,8 +154,7 @@ def test_a_journal_that_stands_still_does_not_hold_us_up(
 ) -> None:
     handler = log.handlers[0]
     assert isinstance(handler, JournalHandler)
-    handler._otherwise.setStream(sys.stderr)
-    handler._socket.settimeout(0.05)
+    handler.fallback.setStream(sys.stderr)
     for _ in range(600):  # more than net.unix.max_dgram_qlen
         log.info("again")
         if said := capfd.readouterr().err:

@@ -53,7 +53,7 @@ def test_of_one_place_only_so_many_and_then_a_count(log: Log) -> None:
     [(seconds, _)] = log.timers
     assert 0 < seconds <= flood.PERIOD
     log.run_timers()
-    assert log.written[-1] == f"{1000 - flood.EACH} more messages like this one were left out within 30 s: refused 999"
+    assert log.written[-1] == f"{1000 - flood.EACH} more messages like this one were suppressed within 30 s: refused 999"
     assert log.write("again")
 
 
@@ -88,7 +88,7 @@ def test_two_floods_in_a_row_are_counted_apart(log: Log) -> None:
         for _ in range(250):
             log.write("x")
         log.run_timers()
-    assert [text for text in log.written if text != "x"] == ["150 more messages like this one were left out within 30 s: x"] * 3
+    assert [text for text in log.written if text != "x"] == ["150 more messages like this one were suppressed within 30 s: x"] * 3
     assert log.written.count("x") == 3 * flood.EACH
 
 
@@ -114,6 +114,7 @@ def test_the_managers_log_is_filtered(capsys: pytest.CaptureFixture[str], monkey
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 * (flood.EACH + 1)
     assert (
-        lines[-2] == "<4>uvicorn.error: 400 more messages like this one were left out within 30 s: Invalid HTTP request received."
+        lines[-2]
+        == "<4>uvicorn.error: 400 more messages like this one were suppressed within 30 s: Invalid HTTP request received."
     )
     assert lines[-1].startswith("<4>other: 400 more")

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -405,17 +405,26 @@ def test_a_folder_that_can_not_be_made_is_a_clear_error(world: World, manager: G
 # Many at a time.
 
 
+def open_logs(world: World) -> set[str]:
+    """Console logs that this process has open."""
+    links = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.add(os.readlink(descriptor))
+    return {link for link in links if link.startswith(str((world.folder / "consoles").resolve()))}
+
+
 def test_all_waits_share_one_thread_and_end_when_they_are_given_up(world: World, manager: GuestService) -> None:
     for name in ("web", "db"):
         create(manager, name=name)
     waits = [manager.begin_ready(OPERATOR, name, 3000) for name in ("web", "db") for _ in range(100)]
     waits += [manager.begin_command(OPERATOR, "web", "mac", 3000) for _ in range(100)]
-    until(lambda: all(console._reader._descriptor is not None for console in manager._consoles._watch._consoles.values()))
+    until(lambda: len(open_logs(world)) == 2)
     assert [thread.name for thread in threading.enumerate()].count("consoles") == 1
     for wait in waits:
         wait.cancel()
     until(lambda: "consoles" not in [thread.name for thread in threading.enumerate()])
-    assert all(console._reader._descriptor is None for console in manager._consoles._watch._consoles.values())
+    assert not open_logs(world)
     for wait in waits:
         with pytest.raises(CancelledError):
             wait.result(0)
@@ -469,7 +478,7 @@ def test_a_libvirt_that_does_not_answer_keeps_nobody_longer_than_asked(
 ) -> None:
     create(manager)
     hangs = threading.Event()
-    monkeypatch.setattr(manager._consoles._watch, "_list_running", lambda: (hangs.wait(30), frozenset())[1])
+    monkeypatch.setattr(world.hypervisor, "running_uuids", lambda: (hangs.wait(30), frozenset())[1])
     with pytest.raises(GuestError, match="timed out after 0.3 s"):
         manager.begin_ready(OPERATOR, "web", 0.3).result(20)
     hangs.set()
@@ -483,7 +492,7 @@ def test_a_libvirt_that_is_away_ends_no_wait(world: World, manager: GuestService
         looks.append(1)
         raise HypervisorError("away")
 
-    monkeypatch.setattr(manager._consoles._watch, "_list_running", fail)
+    monkeypatch.setattr(world.hypervisor, "running_uuids", fail)
     wait = manager.begin_ready(OPERATOR, "web", 60)
     until(lambda: looks)
     world.hypervisor.write("web", READY)
