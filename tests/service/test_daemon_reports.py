@@ -36,7 +36,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield found
 
 
-def test_without_a_socket_unit_we_make_our_own(tmp_path: Path) -> None:
+def test_socket_is_created_without_a_socket_unit(tmp_path: Path) -> None:
     path = tmp_path / "manager.sock"
     with open_listener(path) as listener:
         assert listener.getsockname() == str(path)
@@ -80,12 +80,12 @@ def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
         away.rename(ledger._path)
 
 
-def test_no_heartbeat_unless_systemd_wants_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_heartbeat_without_a_watchdog(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     assert start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lambda _limit: None) is None
 
 
-def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watchdog_not_notified_when_ledger_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(1)

@@ -45,7 +45,7 @@ def log() -> Log:
     return Log()
 
 
-def test_of_one_place_only_so_many_and_then_a_count(log: Log) -> None:
+def test_messages_of_one_place_are_limited_and_counted(log: Log) -> None:
     for number in range(1000):
         log.write(f"refused {number}")
     assert log.write("another place", line=2)
@@ -57,7 +57,7 @@ def test_of_one_place_only_so_many_and_then_a_count(log: Log) -> None:
     assert log.write("again")
 
 
-def test_nothing_is_left_out_and_nothing_wakes_up_at_an_ordinary_rate(log: Log) -> None:
+def test_ordinary_rate_is_not_limited_and_sets_no_timer(log: Log) -> None:
     for number in range(1000):
         log.now += 1
         assert log.write(f"one {number}")

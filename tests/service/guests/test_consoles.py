@@ -85,7 +85,7 @@ def answering(world: World, answer: Callable[[str], bytes], name: str = "web") -
 
 @pytest.mark.parametrize("moment", ["claimed", "prepared", "runs"])
 @pytest.mark.parametrize("file", ["", ".0", ".1"])
-def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
+def test_output_of_an_earlier_guest_of_the_same_name_is_not_shown(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, moment: str, file: str
 ) -> None:
     """Also while it is being started: a name may be had again as soon as it is free."""
@@ -156,7 +156,7 @@ def test_counters_are_of_the_guest_and_not_of_its_name(world: World, manager: Gu
     assert world.hypervisor.read_exits(UUID(int=1))
 
 
-def test_what_another_guest_of_the_name_prints_is_not_told(world: World, manager: GuestService) -> None:
+def test_output_of_a_later_guest_of_the_same_name_is_not_shown(world: World, manager: GuestService) -> None:
     """It was deleted and made anew while somebody waited for it."""
     create(manager)
     wait = manager.begin_ready(OPERATOR, "web", 60)
@@ -184,7 +184,7 @@ def test_nothing_is_typed_on_the_console_of_another_guest_of_the_name(
         manager.send_command(OPERATOR, "web", "halt", 1)
 
 
-def test_a_line_for_a_guest_that_is_named_by_its_id_reaches_no_other(world: World, manager: GuestService) -> None:
+def test_command_with_a_uuid_is_typed_only_for_that_guest(world: World, manager: GuestService) -> None:
     """As the audit does: it has looked at the guests some time before."""
     first = create(manager)
     manager.delete(OPERATOR, "web")
@@ -234,7 +234,7 @@ def test_a_guest_that_is_being_started_or_stopped_is_not_ready(
 
 
 @pytest.mark.parametrize("file", ["", ".0"])
-def test_what_it_has_said_in_a_former_life_counts_no_more(world: World, manager: GuestService, file: str) -> None:
+def test_ready_line_of_an_earlier_run_is_ignored(world: World, manager: GuestService, file: str) -> None:
     create(manager)
     log = log_of(world)
     log.with_name(f"{log.name}{file}").write_bytes(b"former\n" + READY)
@@ -246,7 +246,7 @@ def test_what_it_has_said_in_a_former_life_counts_no_more(world: World, manager:
     assert manager.wait_ready(OPERATOR, "web", 5) == "nohype: ready again"
 
 
-def test_a_wait_ends_with_the_life_that_it_was_for(world: World, manager: GuestService) -> None:
+def test_wait_ends_with_its_run(world: World, manager: GuestService) -> None:
     """However quickly the guest is there again."""
     create(manager)
     wait = manager.begin_ready(OPERATOR, "web", 60)
@@ -268,7 +268,7 @@ def test_a_guest_that_ends_is_not_waited_for(world: World, manager: GuestService
         wait.result(20)
 
 
-def test_the_last_words_of_a_guest_are_an_answer(world: World, manager: GuestService) -> None:
+def test_output_at_the_end_of_a_guest_completes_a_reply(world: World, manager: GuestService) -> None:
     """It has ended by then, as after `halt`."""
     create(manager)
     world.hypervisor.write("web", READY)
@@ -414,7 +414,7 @@ def open_logs(world: World) -> set[str]:
     return {link for link in links if link.startswith(str((world.folder / "consoles").resolve()))}
 
 
-def test_all_waits_share_one_thread_and_end_when_they_are_given_up(world: World, manager: GuestService) -> None:
+def test_waits_share_one_thread_that_ends_when_all_are_cancelled(world: World, manager: GuestService) -> None:
     for name in ("web", "db"):
         create(manager, name=name)
     waits = [manager.begin_ready(OPERATOR, name, 3000) for name in ("web", "db") for _ in range(100)]
@@ -454,7 +454,7 @@ def test_a_piece_of_each_log_is_read_in_turn(world: World, manager: GuestService
 
 
 @pytest.mark.parametrize("noise", [b"\xff", b"\x01", b"x", b"nohype: "])
-def test_an_error_shows_little_whatever_the_guest_prints(world: World, manager: GuestService, noise: bytes) -> None:
+def test_console_output_in_an_error_is_bounded(world: World, manager: GuestService, noise: bytes) -> None:
     create(manager)
     world.hypervisor.write("web", noise * ((2 << 20) // len(noise)))
     assert len(said(lambda: manager.wait_ready(OPERATOR, "web", 0.05)).encode()) < 2300
@@ -473,9 +473,7 @@ def test_a_log_that_can_not_be_read_is_an_error_of_that_guest_alone(world: World
     assert other.result(20)
 
 
-def test_a_libvirt_that_does_not_answer_keeps_nobody_longer_than_asked(
-    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wait_times_out_while_libvirt_hangs(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     create(manager)
     hangs = threading.Event()
     monkeypatch.setattr(world.hypervisor, "running_uuids", lambda: (hangs.wait(30), frozenset())[1])
@@ -484,7 +482,7 @@ def test_a_libvirt_that_does_not_answer_keeps_nobody_longer_than_asked(
     hangs.set()
 
 
-def test_a_libvirt_that_is_away_ends_no_wait(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libvirt_error_does_not_end_a_wait(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     create(manager)
     looks: list[int] = []
 
@@ -499,7 +497,7 @@ def test_a_libvirt_that_is_away_ends_no_wait(world: World, manager: GuestService
     assert wait.result(20)
 
 
-def test_a_manager_that_ends_lets_all_go(manager: GuestService) -> None:
+def test_closing_the_manager_ends_all_waits(manager: GuestService) -> None:
     create(manager)
     waits = [manager.begin_ready(OPERATOR, "web", 3000), manager.begin_command(OPERATOR, "web", "mac", 3000)]
     manager.close()
@@ -511,7 +509,7 @@ def test_a_manager_that_ends_lets_all_go(manager: GuestService) -> None:
 # What is typed.
 
 
-def test_an_answer_is_what_came_after_the_question(world: World, manager: GuestService) -> None:
+def test_reply_begins_after_the_command(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY + b"nohype: done mac old\nhalf a line ")
     with answering(world, lambda line: b"noise\r\nnohype: done %s\r\nmore\n" % line.encode()) as heard:
@@ -520,7 +518,7 @@ def test_an_answer_is_what_came_after_the_question(world: World, manager: GuestS
         assert heard == ["mac", "halt"]
 
 
-def test_no_answer_shows_the_end_of_the_console(world: World, manager: GuestService) -> None:
+def test_missing_reply_shows_the_end_of_the_console(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda _line: b"noise\n"):
@@ -568,7 +566,7 @@ def test_an_answer_after_much_noise_is_short(world: World, manager: GuestService
     assert answer.endswith("noise\nnohype: done mac\n")
 
 
-def test_questions_are_typed_one_after_the_other(world: World, manager: GuestService) -> None:
+def test_commands_are_typed_one_at_a_time(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()) as heard:
@@ -577,7 +575,7 @@ def test_questions_are_typed_one_after_the_other(world: World, manager: GuestSer
         assert heard == [f"word{number}" for number in range(10)]
 
 
-def test_the_answer_to_a_question_that_was_given_up_is_not_the_next_ones(world: World, manager: GuestService) -> None:
+def test_reply_to_a_cancelled_command_is_not_the_reply_to_the_next(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     late: list[str] = []
@@ -595,7 +593,7 @@ def test_the_answer_to_a_question_that_was_given_up_is_not_the_next_ones(world: 
         assert heard == ["slow", "mac"], "what was not typed yet is not typed"
 
 
-def test_a_question_that_was_given_up_does_not_keep_others_for_long(
+def test_cancelled_command_does_not_delay_the_next_for_long(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(question_module, "_ABANDONED", 0.1)
