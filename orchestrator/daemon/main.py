@@ -102,7 +102,7 @@ def serve(config: DaemonConfig) -> None:
     _recover(service, hypervisor)
     start_threads(service)
     source = Source(
-        host, hypervisor, service.survey, partial(service.tell, MANAGER), policy.housekeeping,
+        host, hypervisor, service.survey, partial(service.send_command, MANAGER), policy.housekeeping,
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
@@ -112,7 +112,7 @@ def serve(config: DaemonConfig) -> None:
     def ready() -> None:
         notify_systemd(f"READY=1\nSTATUS={status_line(ledger)}")
         ledger.on_event(lambda _event: notify_systemd(f"STATUS={status_line(ledger)}"))
-        start_heartbeat(server, ledger, service.check)
+        start_heartbeat(server, ledger, service.raise_if_stalled)
 
     def stopping() -> None:
         notify_systemd("STOPPING=1")

@@ -37,7 +37,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield found
 
 
-def test_without_a_socket_unit_we_make_our_own(tmp_path: Path) -> None:
+def test_socket_is_created_without_a_socket_unit(tmp_path: Path) -> None:
     path = tmp_path / "manager.sock"
     with open_listener(path) as listener:
         assert listener.getsockname() == str(path)
@@ -82,12 +82,12 @@ def test_the_line_for_systemctl_status(ledger: Ledger, tmp_path: Path) -> None:
         away.rename(path)
 
 
-def test_no_heartbeat_unless_systemd_wants_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_heartbeat_without_a_watchdog(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     assert start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lambda _limit: None) is None
 
 
-def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watchdog_not_notified_when_ledger_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(1)
@@ -124,7 +124,7 @@ def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     go_on.set()
     writer.join()
     ledger.check(0.01)
-    for held, check in ((manager.allocator.lock, manager.check), (manager.host_setup.lock, manager.check)):
+    for held, check in ((manager.allocator.lock, manager.raise_if_stalled), (manager.host_setup.lock, manager.raise_if_stalled)):
         check(0.01)
         with held:
             time.sleep(0.05)

@@ -27,7 +27,7 @@ def _logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "set_up_diagnostics", lambda: None)
 
 
-def test_after_a_wrong_configuration_it_is_not_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuration_error_exits_with_ex_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "nohype.toml"
     file.write_text("[host")
     with pytest.raises(SystemExit) as ended:
@@ -37,7 +37,7 @@ def test_after_a_wrong_configuration_it_is_not_started_again(tmp_path: Path, cap
     assert f"\nRestartPreventExitStatus={os.EX_CONFIG}\n" in UNIT.read_text()
 
 
-def test_after_other_trouble_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_exit_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise LedgerError("the disk is full")
 

@@ -94,7 +94,7 @@ async def ready(backend: Served, request: Request, caller: Caller, name: Name, t
 )
 async def tell(backend: Served, request: Request, caller: Writer, name: Name, body: Tell) -> Response:
     may_last(request, body.timeout)
-    wait = await backend.quick.run(caller, backend.guests.begin_tell, caller, name, body.line, body.timeout)
+    wait = await backend.quick.run(caller, backend.guests.begin_command, caller, name, body.line, body.timeout)
     return JSONResponse({"answer": await while_there(request.receive, wait)})
 
 
