@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from orchestrator.audit.facts import Source
 from orchestrator.audit.report import Auditor
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.request import parse_guest_request
@@ -46,7 +46,6 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
     for number in range(guests):
         manager.create(OPERATOR, make_request(f"guest{number}"))
     bind_the_rest(world, manager)
-    cores = manager.supervisor._cores
     source = Source(
         world.host, world.hypervisor, manager.survey, partial(manager.tell, OPERATOR), world.server.policy.housekeeping,
         ExitPolicy(1e9, 1e9), window=0,
@@ -56,7 +55,7 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
         f"survey of {title}": manager.survey,
         "plan on a new survey": partial(plan_anew, manager),
         "plan on the survey of another one": partial(manager.plan, OPERATOR, make_request("asked")),
-        "what the PF enforces for all VFs": cores.read_vfs,
+        "what the PF enforces for all VFs": manager.host_setup.read_vf_states,
         "look at all guests for drift": partial(look, manager),
         "audit of all guests, without the seconds that exits are counted": Auditor(source).run,
     }
@@ -73,23 +72,23 @@ def measure(work: Callable[[], Any], runs: int) -> float:
     return median(times)
 
 
-def plan_anew(manager: SystemManager) -> None:
+def plan_anew(manager: GuestService) -> None:
     """Plans like the first request after a manager start."""
-    manager._placing._known = None
+    manager.allocator._known = None
     manager.plan(OPERATOR, make_request("asked"))
 
 
-def look(manager: SystemManager) -> None:
+def look(manager: GuestService) -> None:
     """The drift check with all VFs, which runs every ten minutes."""
-    manager.supervisor.links_changed()
-    manager.supervisor.check()
+    manager.reconciler.on_link_change()
+    manager.reconciler.detect_drift()
 
 
 def make_request(name: str) -> Any:
     return parse_guest_request({"name": name, "image": IMAGE, "memory": "64M"})
 
 
-def bind_the_rest(world: World, manager: SystemManager) -> None:
+def bind_the_rest(world: World, manager: GuestService) -> None:
     """Binds all VFs except the guests' and the last to the host's driver, with interfaces that are up."""
     for file in ("bind", "unbind"):
         world.host.add(f"sys/bus/pci/drivers/igbvf/{file}")

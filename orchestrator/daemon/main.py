@@ -27,9 +27,9 @@ from orchestrator.daemon.reports import build_metrics, describe, find_listener, 
 from orchestrator.daemon.single_instance import HOST_LOCK, stay_alone
 from orchestrator.daemon.systemd import notify_systemd
 from orchestrator.errors import OrchestratorError
+from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.recovery import check_housekeeping
-from orchestrator.guests.service import SystemManager
-from orchestrator.guests.transitions import Supervisor
+from orchestrator.guests.service import GuestService
 from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
@@ -86,19 +86,20 @@ def serve(config: DaemonConfig) -> None:
     policy = build_policy(config.host)
     ledger, seen = _open_ledger(config, policy), Counters()
     ledger.on_event(seen.observe_event)
-    manager = SystemManager(
+    manager = GuestService(
         host, hypervisor, ledger, policy,
-        images=Path(config.paths.images), consoles=Path(config.paths.consoles), observer=seen,
+        images=Path(config.paths.images), consoles=Path(config.paths.consoles),
+        count_undo_failure=seen.count_undo_failure, observe_refusal=seen.observe_refusal,
     )  # fmt: skip
-    supervisor = manager.supervisor
+    reconciler = manager.reconciler
     # Said, and no more: guests that run need their manager, whatever new ones would lack.
     _logged(lambda: manager.compare(manager.survey()))
-    hypervisor.watch_ends(lambda uuid, end: _logged(lambda: supervisor.ended(uuid, end)))
+    hypervisor.watch_ends(lambda uuid, end: _logged(lambda: reconciler.on_guest_ended(uuid, end)))
     # However many guests there are: each may take a while (sd_notify(3)).
-    supervisor.recover(lambda: notify_systemd(f"EXTEND_TIMEOUT_USEC={_A_GUEST * 1_000_000}"))
+    reconciler.recover(lambda: notify_systemd(f"EXTEND_TIMEOUT_USEC={_A_GUEST * 1_000_000}"))
     # A PF that can't be put right must not keep the manager from stopping its guests.
-    _logged(supervisor.links_changed)
-    threading.Thread(target=_watch_uplinks, args=(supervisor,), name="uplinks", daemon=True).start()
+    _logged(reconciler.on_link_change)
+    threading.Thread(target=_watch_uplinks, args=(reconciler,), name="uplinks", daemon=True).start()
     threading.Thread(target=_look_now_and_then, args=(manager,), name="looker", daemon=True).start()
     source = Source(
         host, hypervisor, manager.survey, partial(manager.tell, MANAGER), policy.housekeeping,
@@ -148,28 +149,28 @@ def _run(server: Server, ledger: Ledger) -> None:
             signal.signal(number, handler)
 
 
-def _watch_uplinks(supervisor: Supervisor) -> None:
+def _watch_uplinks(reconciler: Reconciler) -> None:
     """A PF reset shows as its link going down and up; igb then has local switching on again."""
 
     def watch() -> None:
         for interface in netlink.watch_links():
-            if supervisor.uses(interface):
-                _logged(supervisor.links_changed)
+            if reconciler.has_guest_on(interface):
+                _logged(reconciler.on_link_change)
 
     while True:
         _logged(watch)
         time.sleep(_PAUSE)
-        _logged(supervisor.links_changed)  # what was missed meanwhile
+        _logged(reconciler.on_link_change)  # what was missed meanwhile
 
 
-def _look_now_and_then(manager: SystemManager) -> None:
+def _look_now_and_then(manager: GuestService) -> None:
     """Finds guests whose end nobody told (libvirt was being restarted when they ended), and what others have changed."""
     for look in count():
         if look % _LOOKS_A_DAY == 0:
             _logged(manager.tidy)
         time.sleep(_LOOK)
-        _logged(manager.supervisor.collect)
-        _logged(manager.supervisor.check)
+        _logged(manager.reconciler.reconcile)
+        _logged(manager.reconciler.detect_drift)
 
 
 def _logged(work: Callable[[], object]) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator.errors import Conflict, HostError, NoRoom, NotFound, QuotaExceeded, RequestError
-from orchestrator.guests.core_manager import HOST
+from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
 from orchestrator.guests.unmanaged_use import add_unmanaged
 from orchestrator.guests.vf_making import VfsNeeded, check_made, plan_known

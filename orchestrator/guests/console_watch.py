@@ -244,7 +244,7 @@ class ConsoleWatch:
 
     def _find_reason(self, console: Console) -> OrchestratorError | None:
         claim = self._ledger.find(console.name)
-        return None if claim and claim.plan.uuid == console.uuid else explain_gone(console.name)
+        return None if claim and claim.plan.uuid == console.uuid else guest_replaced_error(console.name)
 
     def _guard(self, console: Console, work: Callable[[], bool]) -> bool:
         """Whatever is wrong with one console, the others go on."""
@@ -281,6 +281,6 @@ class ConsoleWatch:
         return max(0.0, min([pause, *(deadline - time.monotonic() for deadline in deadlines)]))
 
 
-def explain_gone(name: str) -> NotFound:
-    """Another guest may have the name by now."""
-    return NotFound(f"the guest {name} that was asked is gone", "`nohype guest list` shows if there is a new one")
+def guest_replaced_error(name: str) -> NotFound:
+    """Another guest can have the name by now."""
+    return NotFound(f"guest {name} ended or was replaced during the request", "see `nohype guest list`")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.errors import GuestError, ImageError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
-from orchestrator.guests.console_watch import ConsoleWatch, explain_gone
+from orchestrator.guests.console_watch import ConsoleWatch, guest_replaced_error
 from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
 from orchestrator.images.store import CONSOLE_PROTOCOL, find_image
 from orchestrator.ledger import Claim, Ledger
@@ -81,7 +81,7 @@ class Consoles:
             console = None
         now = self._ledger.find(name)
         if not now or now.plan.uuid != claim.plan.uuid:
-            raise explain_gone(name)
+            raise guest_replaced_error(name)
         if console is None:
             raise NotFound(f"guest {name} does not run: it has ended", "`nohype events` says why")
         return console

@@ -1,15 +1,13 @@
-"""The core manager of one guest: prepares its cores, memory and VF, starts it there, and does nothing until it has ended;
-then it gives all of it back, and looks whether that is so. Between the two no code of ours runs for the guest.
+"""The core manager of one guest: prepares its memory and VF, launches it on its cores, and runs no code for it while it runs.
+After its end it cleans up and verifies the cleanup.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import Counter
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from errno import ENOENT, ESRCH
 from pathlib import Path
 from uuid import UUID
@@ -17,302 +15,219 @@ from uuid import UUID
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
-from orchestrator.guests.drift import VfStates, check_threads
-from orchestrator.guests.host_warnings import HostWarnings
+from orchestrator.guests.drift import check_threads
+from orchestrator.guests.host_setup import UNDOS, HostSetup
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
-from orchestrator.host.edge import EdgeMode, read_edge_mode
-from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.pci import VFIO, read_driver
-from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
-from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
 from orchestrator.images.store import find_image
-from orchestrator.ledger import Claim, Ledger
-from orchestrator.model.plan import Plan, Policy
-from orchestrator.model.state import GuestState
-from orchestrator.model.topology import VfState
-from orchestrator.resources.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
+from orchestrator.ledger import Ledger
+from orchestrator.model.plan import Plan
 from orchestrator.resources.memory import PAGES, await_pages, note_missing
-from orchestrator.resources.nic import BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf, undo_vf_driver
-from orchestrator.resources.step import Arguments, Step, Undo, run_steps, undo_steps
-from orchestrator.resources.uplink import SetEdgeMode, undo_edge_mode
-from orchestrator.values import CpuSet, PciAddress, Size
+from orchestrator.resources.nic import BindVfio, SetVf, undo_vf, undo_vf_driver
+from orchestrator.resources.step import Arguments, Step, run_steps, undo_steps
+from orchestrator.values import CpuSet
+from orchestrator.waiting import wait_until
 
-HOST = "host"
-"""Owner, in the undo journal, of changes that serve all guests: undone when the last guest is gone. No guest's name."""
+PARALLEL_LAUNCHES = 8
+"""A launch is work for the housekeeping cores. Shutdowns are not limited."""
+_FIRST_EXIT_SECONDS = 60.0
 
-# Guests that are started at a time: all of that is work of the housekeeping cores. Their ends never wait.
-_AT_A_TIME = 8
-_FIRST_EXIT = 60.0
 
-UNDOS: Mapping[str, Undo] = {
-    MoveKernelThread.action: undo_thread_affinity,
-    MoveIrq.action: undo_irq_affinity,
-    CreateVfs.action: undo_numvfs,
-    SetEdgeMode.action: undo_edge_mode,
-    SetVf.action: undo_vf,
-    BindVfio.action: undo_vf_driver,
-}
+class Launches:
+    """Limits parallel launches; contains the ids of guests that this manager has launched and that hold their pages."""
+
+    def __init__(self) -> None:
+        self._slots = threading.BoundedSemaphore(PARALLEL_LAUNCHES)
+        self._holding_pages: set[UUID] = set()
+
+    def __contains__(self, uuid: object) -> bool:
+        return uuid in self._holding_pages
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Waits for one of the slots."""
+        with self._slots:
+            yield
+
+    def add(self, uuid: UUID) -> None:
+        """QEMU was created: it has all its pages."""
+        self._holding_pages.add(uuid)
+
+    def discard(self, uuid: UUID) -> None:
+        """QEMU has ended."""
+        self._holding_pages.discard(uuid)
 
 
 @dataclass(frozen=True)
-class CoreManager:
-    """What starting and ending a guest takes. The caller sees to it that nobody else works on the same guest meanwhile.
+class CoreContext:
+    """What every core manager works with.
 
     Attributes:
-        warnings: gets what could not be moved off the guest cores.
-        shared: held while something is changed that serves all guests.
         images: folder of the built guest images.
-        logs: where what guests print is kept.
     """
 
     host: HostRoot
     hypervisor: Hypervisor
     ledger: Ledger
-    policy: Policy
-    warnings: HostWarnings
-    shared: AbstractContextManager[object]
+    setup: HostSetup
+    launches: Launches
     images: Path
     logs: ConsoleLogs
-    _prepared: set[PciAddress] = field(default_factory=set)
-    """PFs whose VFs are made, by this manager or before. As long as there are some, the kernel's movable threads and interrupts
-    are off the guest cores. Changed with ``shared`` held."""
-    _hurried: set[UUID] = field(default_factory=set)
-    """Guests whose ``shut_down`` is to wait no longer. A word that came too late is forgotten at the next start."""
-    launched: set[UUID] = field(default_factory=set)
-    """Guests whose QEMU was started by this manager: it has all its pages, and may not have ended yet."""
-    _turns: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_AT_A_TIME))
 
-    def as_now(self, plan: Plan) -> Plan:
-        """The plan with the host's housekeeping CPUs of now: they may have been changed since it was made, or have gone off line,
-        and the kernel confines nothing to CPUs that are offline.
-        """
-        return replace(plan, housekeeping=self._housekeeping())
 
-    def _housekeeping(self) -> CpuSet:
-        """Those that are online; all, if that is none of them."""
-        housekeeping = self.policy.housekeeping
-        return housekeeping & read_online(self.host) or housekeeping
+class CoreManager:
+    """Launches, confines, shuts down and cleans up one guest. The caller holds the guest's lock.
 
-    def start(self, plan: Plan, owner: str) -> tuple[str, ...]:
-        """Prepares the host and starts the guest; returns once its vCPUs run and every other thread of QEMU is off its cores.
+    Args:
+        owner: the tenant, empty for the host's own.
+    """
+
+    def __init__(self, context: CoreContext, plan: Plan, owner: str) -> None:
+        self._context, self._host, self._hypervisor = context, context.host, context.hypervisor
+        self.plan, self._owner = plan, owner
+
+    @property
+    def is_running(self) -> bool:
+        """Whether libvirt has the guest, paused or not."""
+        return self.plan.uuid in self._hypervisor.running_uuids()
+
+    def launch(self) -> tuple[str, ...]:
+        """Prepares the host and starts the guest. Returns once its vCPUs run and every other thread of QEMU is off its cores.
 
         libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
-        instruction, and pins each vCPU before the guest's (qemuProcessLaunch): so no thread of it is ever on another's core.
-
-        Args:
-            owner: the tenant that the guest belongs to, empty for the host's own.
+        instruction, and pins each vCPU before the guest's (qemuProcessLaunch): no thread of it is ever on another guest's core.
 
         Returns:
             What was changed on the host, in words.
 
         Raises:
-            OrchestratorError: the kernel or libvirt refused, or the guest ended at once; the caller cleans up.
+            OrchestratorError: the kernel or libvirt refused, or the guest ended immediately. The caller cleans up.
         """
-        if offline := self.find_offline(plan):
+        plan, context = self._current_plan(), self._context
+        if offline := find_offline(self._host, plan):
             hint = "set them online (echo 1 > /sys/devices/system/cpu/cpuN/online), or delete the guest and create it again"
-            raise HostError(f"CPUs {offline} of guest {plan.name} are offline", hint)
-        plan = self.as_now(plan)
-        image, log = find_image(self.images, plan.image), self.logs.begin(plan, owner)
-        self._hurried.discard(plan.uuid)
-        with self._turns:
+            raise HostError(f"guest {plan.name}: CPUs {offline} are offline", hint)
+        image, log = find_image(context.images, plan.image), context.logs.begin(plan, self._owner)
+        with context.launches.slot():
             changed = self._prepare(plan)
-            self.hypervisor.create_paused(build_domain(plan, image, log=log))
-            self.launched.add(plan.uuid)
+            self._hypervisor.create_paused(build_domain(plan, image, log=log))
+            context.launches.add(plan.uuid)
         try:
-            self.settle(plan)
+            self.confine_and_resume()
             return changed
         except (NotFound, HostError):
-            if plan.uuid in self.hypervisor.running_uuids():
+            if self.is_running:
                 raise
-            raise GuestError(
-                f"guest {plan.name} ended as soon as it was started",
-                f"the last it printed is in {log}, QEMU's own words are in /var/log/libvirt/qemu/{plan.name}.log",
-            ) from None
+            hint = f"see {log} and /var/log/libvirt/qemu/{plan.name}.log"
+            raise GuestError(f"guest {plan.name} ended immediately after launch", hint) from None
 
-    def settle(self, plan: Plan) -> None:
-        """Lets a guest run that was created, once none of its threads can reach another guest's core. May be done again.
+    def confine_and_resume(self) -> None:
+        """Resumes a guest that was created paused, once none of its threads can reach another guest's core. Can be repeated.
 
         Raises:
             NotFound: it has ended.
             HostError: a thread may run where it must not; with both sets.
         """
-        live = self.hold(plan)
-        if self.hypervisor.is_paused(plan.uuid):
-            self.hypervisor.resume(plan.uuid)
-        self._await_first_exit(plan)
-        _move_helpers(self.host, live)
+        running = self.confine()
+        if self._hypervisor.is_paused(self.plan.uuid):
+            self._hypervisor.resume(self.plan.uuid)
+        self._await_first_exit()
+        _move_helpers(self._host, running)
 
-    def hold(self, plan: Plan) -> RunningGuest:
-        """Confines a guest to its cores and housekeeping, and looks whether none of its threads can reach beyond.
+    def confine(self) -> RunningGuest:
+        """Confines a running guest to its cores and housekeeping, and checks that none of its threads can reach beyond.
 
         Raises:
-            As ``settle``.
+            As ``confine_and_resume``.
         """
-        plan, live = self.as_now(plan), self.hypervisor.read_guest(plan.uuid)
-        own = CpuSet.of(plan.cpus)
+        plan, running = self._current_plan(), self._hypervisor.read_guest(self.plan.uuid)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
-        scope = read_cgroup(self.host, live.pid, live.pid).partition("/libvirt/")[0]
-        confine(self.host, scope, own | plan.housekeeping)
-        check_threads(plan, live, read_process_threads(self.host, live.pid))
-        return live
+        scope = read_cgroup(self._host, running.pid, running.pid).partition("/libvirt/")[0]
+        confine(self._host, scope, CpuSet.of(plan.cpus) | plan.housekeeping)
+        check_threads(plan, running, read_process_threads(self._host, running.pid))
+        return running
 
-    def shut_down(self, plan: Plan, timeout: float) -> bool:
-        """Presses the guest's power button and waits, at most ``timeout`` seconds, for its end; returns whether it has ended."""
-        self.hypervisor.shutdown(plan.uuid)
-        deadline = time.monotonic() + timeout
-        while plan.uuid in self.hypervisor.running_uuids():
-            if time.monotonic() > deadline or plan.uuid in self._hurried:
-                return False
-            time.sleep(0.2)
-        return True
+    def shut_down(self, timeout: float, is_expired: Callable[[], bool]) -> bool:
+        """Presses the power button and waits at most ``timeout`` seconds; returns whether the guest has ended.
 
-    def hurry(self, plan: Plan) -> None:
-        """Makes a ``shut_down`` of this guest that waits in another thread wait no longer."""
-        self._hurried.add(plan.uuid)
+        Args:
+            is_expired: called repeatedly; True ends the wait before its time.
+        """
+        self._hypervisor.shutdown(self.plan.uuid)
+        wait_until(lambda: not self.is_running or is_expired(), timeout=timeout, interval=0.2)
+        return not self.is_running
 
-    def clean(self, plan: Plan) -> tuple[str, ...]:
-        """Ends the guest if it runs, undoes what was done for it, and looks whether all that it had is clean.
+    def clean_up(self) -> tuple[str, ...]:
+        """Forces the guest off if it runs, undoes what was done for it, and verifies that all its resources are clean.
 
         Returns:
-            What is not, a sentence each; nothing if all is.
+            Why they are not, one sentence per finding; empty if they are.
 
         Raises:
-            HypervisorError: libvirt does not answer, so that nothing can be said.
+            HypervisorError: libvirt did not respond, so nothing is known.
         """
-        self.hypervisor.destroy(plan.uuid)
-        self.launched.discard(plan.uuid)
-        self._hurried.discard(plan.uuid)
-        undos = {**UNDOS, PAGES: lambda host, noted: await_pages(host, self.hypervisor, self.ledger, plan, noted)}
-        # Records of earlier versions do not tell the PF.
-        vf: Arguments = {"pf": str(plan.vf.pf), "index": plan.vf.index, "address": str(plan.vf.address)}
-        undos[SetVf.action] = lambda host, noted: undo_vf(host, {**vf, **noted})
-        undos[BindVfio.action] = lambda host, noted: undo_vf_driver(host, {**vf, **noted})
+        self._hypervisor.destroy(self.plan.uuid)
+        self._context.launches.discard(self.plan.uuid)
         try:
-            undo_steps(self.host, self.ledger, plan.name, undos)
-            return self._check_vf(plan)
+            self._undo()
+            return self._find_vf_still_bound()
         except HostError as error:
             return (error.message,)
 
-    def forget(self, plan: Plan) -> None:
-        """Drops what could not be undone for the guest: an operator has seen to it."""
-        for record in self.ledger.pending(plan.name):
-            self.ledger.forget(record.id)
+    def drop_undo_records(self) -> None:
+        """Drops what could not be undone; an operator has handled it."""
+        for record in self._context.ledger.pending(self.plan.name):
+            self._context.ledger.forget(record.id)
 
-    def release_host(self) -> None:
-        """Undoes what serves all guests, if there is none.
-
-        Raises:
-            HostError: what could not be undone stays in the journal.
-        """
-        if self.ledger.read().claims:
-            return
-        with self.shared:
-            # In this order: a guest that is claimed after we looked finds nothing prepared, and waits for us.
-            self._prepared.clear()
-            if not self.ledger.read().claims:
-                undo_steps(self.host, self.ledger, HOST, UNDOS)
-
-    def keep_edge_mode(self, plan: Plan) -> None:
-        """Puts the guest's PF back into VEPA mode if something took it out of it.
-
-        Raises:
-            HostError: the PF is gone, or refuses.
-        """
-        pf = read_pf(self.host, plan.vf.pf, [plan.vf.interface, *self.policy.uplinks])
-        if read_edge_mode(self.host, pf) is not EdgeMode.VEPA:
-            with self.shared:
-                run_steps(self.host, self.ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
-
-    def has_interface(self, plan: Plan, interface: str) -> bool:
-        """Whether an interface is the guest's PF's, by the name that it had or has now."""
-        return plan.vf.interface == interface or has_port(self.host, plan.vf.pf, interface)
-
-    def find_offline(self, plan: Plan) -> CpuSet:
-        """The guest's CPUs that are offline: the kernel lets its threads run on housekeeping CPUs in place of them."""
-        return CpuSet.of(plan.cpus) - read_online(self.host)
-
-    def find_driver(self, plan: Plan) -> str | None:
-        """The driver of the guest's VF, if there is a VF and it has one."""
-        return read_driver(self.host, plan.vf.address)
-
-    def read_vfs(self) -> VfStates:
-        """What the PFs that guests have VFs of enforce for all their VFs."""
-        names = {claim.plan.vf.pf: claim.plan.vf.interface for claim in self.ledger.read().claims}
-        return {pf: self._read_vfs(pf, name) for pf, name in names.items()}
-
-    def _read_vfs(self, pf: PciAddress, name: str) -> tuple[VfState, ...] | str:
-        try:
-            return self.host.net.read_vfs(find_port(self.host, pf, [name, *self.policy.uplinks], odd=True))
-        except HostError as error:
-            return error.message
-
-    def check_pools(self, claims: tuple[Claim, ...]) -> tuple[str, ...]:
-        """Whether the pools still have what stopped guests own there; if not, another program has taken it. A sentence each."""
-        waiting: Counter[tuple[int, Size]] = Counter()
-        for claim in claims:
-            if claim.state == GuestState.STOPPED:
-                waiting[claim.plan.node, claim.plan.page_size] += claim.plan.pages
-        pools, problems = survey_pools(self.host)
-        free = {(pool.node, pool.page_size): pool.free for pool in pools}
-        unread = f" ({'; '.join(problem.message for problem in problems)})" if problems else ""
-        return tuple(
-            f"{left} huge pages of {size} are free on node {node}, but stopped guests own {owned}{unread}"
-            for (node, size), owned in sorted(waiting.items())
-            if (left := free.get((node, size), 0)) < owned
-        )
+    def _current_plan(self) -> Plan:
+        return self._context.setup.with_current_housekeeping(self.plan)
 
     def _prepare(self, plan: Plan) -> tuple[str, ...]:
-        """First what serves all guests, then what is this guest's. Each step checks whether there is anything to do."""
-        changed: tuple[str, ...] = ()
-        if plan.vf.pf not in self._prepared or not read_numvfs(self.host, plan.vf.pf):
-            changed = self.make_vfs(plan.vf.pf, plan.vf.interface)
-        note_missing(self.host, self.hypervisor, self.ledger, plan)
-        own: list[Step] = [SetVf(plan.vf), BindVfio(plan.vf)]
-        changed += run_steps(self.host, self.ledger, plan.name, own)
-        self.keep_edge_mode(plan)
+        """First what serves all guests, then what is this guest's."""
+        context = self._context
+        changed = context.setup.prepare(plan)
+        note_missing(self._host, self._hypervisor, context.ledger, plan)
+        steps: list[Step] = [SetVf(plan.vf), BindVfio(plan.vf)]
+        changed += run_steps(self._host, context.ledger, plan.name, steps)
+        context.setup.restore_edge_mode(plan)
         return changed
 
-    def make_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
-        """Does what serves all guests of a PF, its VFs included; returns what was changed, in words.
+    def _undo(self) -> None:
+        plan, ledger = self.plan, self._context.ledger
+        undos = {**UNDOS, PAGES: lambda host, noted: await_pages(host, self._hypervisor, ledger, plan, noted)}
+        # Records of earlier versions do not name the PF.
+        vf: Arguments = {"pf": str(plan.vf.pf), "index": plan.vf.index, "address": str(plan.vf.address)}
+        undos[SetVf.action] = lambda host, noted: undo_vf(host, {**vf, **noted})
+        undos[BindVfio.action] = lambda host, noted: undo_vf_driver(host, {**vf, **noted})
+        undo_steps(self._host, ledger, plan.name, undos)
 
-        Raises:
-            HostError: the kernel refused; what was done is in the journal, and undone with the last guest.
-        """
-        moved: tuple[str, ...] = ()
-        housekeeping = self._housekeeping()
-        with self.shared:
-            if not self._prepared:
-                # Once: it looks at every thread of the host. What strays later is found by the audit. Once for each manager too,
-                # since the journal outlives a reboot and the affinities do not.
-                cleared = clear_cores(self.host, self.ledger, HOST, housekeeping)
-                self.warnings.report("not moved off the guest cores", cleared.left)
-                moved = cleared.moved
-            pf = read_pf(self.host, address)
-            made = run_steps(self.host, self.ledger, HOST, [CreateVfs(pf.address, interface, self.policy.count_vfs(pf))])
-            self._prepared.add(pf.address)
-        return (*((f"move {len(moved)} threads and interrupts to CPUs {housekeeping}",) if moved else ()), *made)
-
-    def _await_first_exit(self, plan: Plan) -> None:
-        """KVM makes its helper thread when a vCPU first runs; a vCPU that has exited once has run."""
-        deadline = time.monotonic() + _FIRST_EXIT
-        while not all(vcpu.get("exits", 1) for vcpu in self.hypervisor.read_exits(plan.uuid)[:1]):
-            if time.monotonic() > deadline:
-                raise GuestError(f"guest {plan.name} did not run a single instruction within {_FIRST_EXIT:g} s")
-            time.sleep(0.1)
-
-    def _check_vf(self, plan: Plan) -> tuple[str, ...]:
-        """The VF is no longer handed over. Its address was read back by the step that put it back."""
-        if self.find_driver(plan) == VFIO:
-            return (f"VF {plan.vf.address} is still bound to {VFIO}",)
+    def _find_vf_still_bound(self) -> tuple[str, ...]:
+        """Its address needs no check: the step that restored it has read it back."""
+        if read_driver(self._host, self.plan.vf.address) == VFIO:
+            return (f"VF {self.plan.vf.address} is still bound to {VFIO}",)
         return ()
+
+    def _await_first_exit(self) -> None:
+        """KVM creates its helper thread when a vCPU first runs; a vCPU that has exited once has run."""
+        uuid = self.plan.uuid
+        if not wait_until(
+            lambda: all(vcpu.get("exits", 1) for vcpu in self._hypervisor.read_exits(uuid)[:1]),
+            timeout=_FIRST_EXIT_SECONDS, interval=0.1,
+        ):  # fmt: skip
+            raise GuestError(f"guest {self.plan.name}: vCPU 0 did not run within {_FIRST_EXIT_SECONDS:g} s")
+
+
+def find_offline(host: HostRoot, plan: Plan) -> CpuSet:
+    """The guest's CPUs that are offline: the kernel lets its threads run on housekeeping CPUs instead."""
+    return CpuSet.of(plan.cpus) - read_online(host)
 
 
 def _move_helpers(host: HostRoot, guest: RunningGuest) -> None:
-    """KVM's kvm-nx-lpage-recovery is a thread of the process whose vCPU ran first and inherits that vCPU's cgroup
+    """KVM's kvm-nx-lpage-recovery is a thread of the process whose vCPU ran first, and inherits that vCPU's cgroup
     (kernel 6.12, virt/kvm: vhost_task_create from the vCPU's first KVM_RUN).
     """
     vcpus = {vcpu.tid for vcpu in guest.vcpus}
@@ -322,6 +237,6 @@ def _move_helpers(host: HostRoot, guest: RunningGuest) -> None:
             try:
                 move_thread(host, thread.tid, emulator)
             except HostError as error:
-                # It has ended: the write says ESRCH, reading back ENOENT.
+                # The thread has ended: the write fails with ESRCH, reading back with ENOENT.
                 if error.errno not in (ENOENT, ESRCH):
                     raise

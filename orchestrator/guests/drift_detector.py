@@ -1,83 +1,85 @@
-"""Looks now and then whether running guests are still as they were made, and says each change once."""
+"""Detects drift: what of a running guest differs from its claim. Each change is reported once."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from uuid import UUID
 
 from orchestrator.errors import NotFound
-from orchestrator.guests.core_manager import HOST, CoreManager
+from orchestrator.guests.core_manager import CoreContext, find_offline
 from orchestrator.guests.drift import VfStates, check_devices, check_pins, check_vf, find_state, repair_pins
-from orchestrator.ledger import Claim, EventKind, Ledger
+from orchestrator.guests.host_setup import HOST
+from orchestrator.host.pci import read_driver
+from orchestrator.ledger import Claim, EventKind
 
-_LOOKS = 10
-"""Looks after which the VFs are read though nobody has told of a change."""
+FORCE_VF_READ_EVERY = 10
+"""Rounds after which VFs are read although no link has changed: the kernel announces neither what happens to the VFs of a PF that
+is down, nor a request that fails half-way."""
 
 
-class Lookout:
-    """Compares guests with their claims. A guest's own methods are called with its lock held."""
+class DriftDetector:
+    """Compares guests with their claims."""
 
-    def __init__(self, cores: CoreManager, ledger: Ledger) -> None:
-        self._cores, self._hypervisor, self._ledger = cores, cores.hypervisor, ledger
-        # What was found last of each guest, and of the host; and what was put right.
-        self._found: dict[str, tuple[str, ...]] = {}
-        self._pins: dict[str, tuple[str, ...]] = {}
-        # What the PFs enforce for their VFs, and whether that may have changed since: reading it costs.
-        self._vfs: VfStates = {}
+    def __init__(self, context: CoreContext) -> None:
+        self._host, self._hypervisor, self._ledger = context.host, context.hypervisor, context.ledger
+        self._setup = context.setup
+        # By guest; None is the host.
+        self._last_reported: dict[UUID | None, tuple[str, ...]] = {}
+        self._last_repaired: dict[UUID, tuple[str, ...]] = {}
+        # Settings of the VFs, and whether they may have changed since: reading them is slow.
+        self._vf_states: VfStates = {}
         self._links_changed = threading.Event()
         self._links_changed.set()
-        self._looks = 0
+        self._rounds = 0
 
-    def links_changed(self) -> None:
-        """An uplink or one of its VFs was set, as far as the kernel tells: the next look is at the VFs too."""
+    def on_link_change(self) -> None:
+        """An uplink or a VF was set, according to the kernel (do_setlink(), rtnetlink.c): the next round reads the VFs."""
         self._links_changed.set()
 
-    def begin(self) -> None:
-        """Begins a look."""
-        self._looks += 1
-        # Now and then in any case: of a PF that is down, and of a request that fails half-way, the kernel does not tell.
-        if self._links_changed.is_set() or self._looks % _LOOKS == 0:
-            self._links_changed.clear()  # first: what changes while they are read is read at the next look
-            self._vfs = self._cores.read_vfs()
+    def begin_round(self, claims: tuple[Claim, ...]) -> None:
+        """Forgets guests without a claim, and reads the VFs if they may have changed."""
+        uuids = {claim.plan.uuid for claim in claims}
+        self._last_reported = {key: value for key, value in self._last_reported.items() if key is None or key in uuids}
+        self._last_repaired = {key: value for key, value in self._last_repaired.items() if key in uuids}
+        self._rounds += 1
+        if self._links_changed.is_set() or self._rounds % FORCE_VF_READ_EVERY == 0:
+            self._links_changed.clear()  # before the reading: a later change is read in the next round
+            self._vf_states = self._setup.read_vf_states()
 
-    def look_at(self, claim: Claim) -> None:
-        """Compares a running guest with its claim. What differs is reported, and put right only where that cannot hurt.
+    def check_guest(self, claim: Claim) -> None:
+        """Reports how a running guest differs from its claim, and restores its pinning. The caller holds the guest's lock.
 
         Raises:
-            HypervisorError, HostError: it can't be looked at.
+            HypervisorError, HostError: the guest cannot be read.
         """
-        plan = self._cores.as_now(claim.plan)
-        vfs = self._vfs
-        if check_vf(plan, find_state(vfs, plan)):
-            vfs = self._cores.read_vfs()  # it may have been started again since: nobody else changes it from here on
+        plan = self._setup.with_current_housekeeping(claim.plan)
+        states = self._vf_states
+        if check_vf(plan, find_state(states, plan)):
+            states = self._setup.read_vf_states()  # it may have been started again since the round began
         try:
-            live = self._hypervisor.read_pinning(plan.uuid)
+            running = self._hypervisor.read_pinning(plan.uuid)
         except NotFound:
-            return  # it is just ending
-        pins = check_pins(plan, live)
-        found = check_devices(plan, live, self._cores.find_driver(plan), find_state(vfs, plan))
-        if offline := self._cores.find_offline(plan):
-            found = (f"its CPUs {offline} are offline", *found)
+            return  # it is ending
+        pinning = check_pins(plan, running)
+        findings = check_devices(plan, running, read_driver(self._host, plan.vf.address), find_state(states, plan))
+        if offline := find_offline(self._host, plan):
+            findings = (f"CPUs {offline} are offline", *findings)
         if self._hypervisor.is_paused(plan.uuid):
-            found = ("it is suspended", *found)
-        if pins:
-            repair_pins(self._hypervisor, plan, live)
-        before, self._pins[plan.name] = self._pins.get(plan.name, ()), pins
-        # Something that changes pins again and again is told of once.
-        self._report(plan.name, claim.owner, found, repaired=pins if pins != before else ())
+            findings = ("suspended", *findings)
+        if pinning:
+            repair_pins(self._hypervisor, plan, running)
+        before, self._last_repaired[plan.uuid] = self._last_repaired.get(plan.uuid, ()), pinning
+        # A program that changes the pinning again and again is reported once.
+        self._report(claim, findings, repaired=pinning if pinning != before else ())
 
-    def look_at_pools(self, claims: Iterable[Claim]) -> None:
-        """Whether what stopped guests own is still there."""
-        self._report(HOST, "", self._cores.check_pools(tuple(claims)))
+    def check_pools(self, claims: tuple[Claim, ...]) -> None:
+        """Reports pools that lack pages of stopped guests."""
+        self._report(None, self._setup.find_pool_shortfalls(claims))
 
-    def forget(self, name: str) -> None:
-        """The guest is gone."""
-        self._found.pop(name, None)
-        self._pins.pop(name, None)
-
-    def _report(self, subject: str, tenant: str, found: tuple[str, ...], repaired: tuple[str, ...] = ()) -> None:
-        """Once for each change of what is found."""
-        if repaired or found != self._found.get(subject, ()):
-            said = (*(f"{one}: pinned again" for one in repaired), *found)
-            self._ledger.log(EventKind.DRIFTED, subject, "; ".join(said) or "all is as it was", tenant=tenant)
-            self._found[subject] = found
+    def _report(self, claim: Claim | None, findings: tuple[str, ...], repaired: tuple[str, ...] = ()) -> None:
+        key = claim.plan.uuid if claim else None
+        if repaired or findings != self._last_reported.get(key, ()):
+            detail = "; ".join((*(f"{finding} (restored)" for finding in repaired), *findings)) or "no differences remain"
+            subject, tenant = (claim.plan.name, claim.owner) if claim else (HOST, "")
+            self._ledger.log(EventKind.DRIFTED, subject, detail, tenant=tenant)
+            self._last_reported[key] = findings

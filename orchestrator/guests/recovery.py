@@ -1,4 +1,4 @@
-"""What a manager that has just started does with each guest of the ledger. Pure: what is recorded and what runs → a decision."""
+"""Decides what a manager that has just started does with each guest, from the ledger's state and from what runs. Pure."""
 
 from __future__ import annotations
 
@@ -12,89 +12,78 @@ from orchestrator.model.state import GuestState
 from orchestrator.values import CpuSet
 
 
-class Action(StrEnum):
-    """What is done with a guest."""
+class RecoveryAction(StrEnum):
+    """What is done with a guest. The values but ``none`` are event kinds."""
 
     ADOPT = "adopt"
-    """It runs, and is kept as it is."""
+    """It runs, and keeps running."""
     FINISH = "finish"
-    """What was begun is brought to its end: a start of a guest that runs already, or the end of one that has ended."""
+    """An interrupted start of a running guest, or an interrupted shutdown, is completed."""
     UNDO = "undo"
-    """What was done for a guest that never came to run is undone, and its claim is released."""
+    """A creation that did not complete is undone, and its claim released."""
     QUARANTINE = "quarantine"
-    """It stays, or goes, where nobody gets what it had."""
+    """Its resources are withheld."""
     NONE = "none"
-    """It does not run and is not meant to."""
+    """It does not run, as intended."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done with a guest, the state that it gets first, and why."""
+    """What is done with a guest.
 
-    action: Action
+    Attributes:
+        state: set before the action.
+    """
+
+    action: RecoveryAction
     state: GuestState
     why: str
 
 
 def decide(state: GuestState, *, running: bool) -> Decision:
-    """Decides from what the ledger says and from whether the guest runs. A guest that runs is never ended.
+    """Never ends a running guest.
 
     Args:
-        state: the guest's state in the ledger.
-        running: whether it runs now, as libvirt tells.
+        state: in the ledger.
+        running: in libvirt.
     """
     return _IF_RUNNING[state] if running else _IF_NOT[state]
 
 
 def check_housekeeping(claims: Iterable[Claim], housekeeping: CpuSet) -> None:
-    """A host's housekeeping CPUs may be changed while there are guests, but not be taken from one.
-
-    Raises:
-        Conflict: some are a guest's; with each such guest, and what to do.
-    """
-    taken = [
-        f"CPUs {both} are guest {claim.plan.name}'s" for claim in claims if (both := CpuSet.of(claim.plan.cpus) & housekeeping)
+    """Raises Conflict if housekeeping CPUs are owned by guests; names each such guest."""
+    owned = [
+        f"CPUs {both} are owned by guest {claim.plan.name}"
+        for claim in claims
+        if (both := CpuSet.of(claim.plan.cpus) & housekeeping)
     ]
-    if taken:
+    if owned:
         raise Conflict(
-            f"CPUs {housekeeping} cannot be for housekeeping: {'; '.join(taken)}",
-            "put [host] housekeeping back as it was and delete the guest first; guests that run go on meanwhile",
+            f"CPUs {housekeeping} cannot be housekeeping: {'; '.join(owned)}",
+            "restore [host] housekeeping and delete these guests first; running guests keep running",
         )
 
 
-_CUT_SHORT = "its end was asked for, but not begun when the manager ended; ask again"
+_NOT_STARTED = "its shutdown was requested, but not started when the manager exited; request it again"
 
 _IF_RUNNING = {
-    GuestState.CREATING: Decision(Action.FINISH, GuestState.RUNNING, "it was started just before the manager ended"),
-    GuestState.STARTING: Decision(Action.FINISH, GuestState.RUNNING, "it was started just before the manager ended"),
-    GuestState.RUNNING: Decision(Action.ADOPT, GuestState.RUNNING, "it runs as it should"),
-    GuestState.STOPPING: Decision(Action.ADOPT, GuestState.RUNNING, _CUT_SHORT),
-    GuestState.DELETING: Decision(Action.ADOPT, GuestState.RUNNING, _CUT_SHORT),
+    GuestState.CREATING: Decision(RecoveryAction.FINISH, GuestState.RUNNING, "it was launched just before the manager exited"),
+    GuestState.STARTING: Decision(RecoveryAction.FINISH, GuestState.RUNNING, "it was launched just before the manager exited"),
+    GuestState.RUNNING: Decision(RecoveryAction.ADOPT, GuestState.RUNNING, "running as intended"),
+    GuestState.STOPPING: Decision(RecoveryAction.ADOPT, GuestState.RUNNING, _NOT_STARTED),
+    GuestState.DELETING: Decision(RecoveryAction.ADOPT, GuestState.RUNNING, _NOT_STARTED),
     GuestState.STOPPED: Decision(
-        Action.QUARANTINE, GuestState.QUARANTINED, "it runs although it is stopped: somebody else has started it"
+        RecoveryAction.QUARANTINE, GuestState.QUARANTINED, "running although stopped: started outside the manager"
     ),
-    GuestState.QUARANTINED: Decision(Action.QUARANTINE, GuestState.QUARANTINED, "it runs although it is in quarantine"),
+    GuestState.QUARANTINED: Decision(RecoveryAction.QUARANTINE, GuestState.QUARANTINED, "running although quarantined"),
 }
 
 _IF_NOT = {
-    GuestState.CREATING: Decision(Action.UNDO, GuestState.DELETING, "it never came to run"),
-    GuestState.STARTING: Decision(Action.FINISH, GuestState.STOPPING, "its start was cut short when the manager ended"),
-    GuestState.RUNNING: Decision(Action.FINISH, GuestState.STOPPING, "it ended while no manager ran"),
-    GuestState.STOPPING: Decision(Action.FINISH, GuestState.STOPPING, "its end was cut short when the manager ended"),
-    GuestState.DELETING: Decision(Action.FINISH, GuestState.DELETING, "its end was cut short when the manager ended"),
-    GuestState.STOPPED: Decision(Action.NONE, GuestState.STOPPED, "it is stopped"),
-    GuestState.QUARANTINED: Decision(Action.QUARANTINE, GuestState.QUARANTINED, "an operator has to clear it"),
+    GuestState.CREATING: Decision(RecoveryAction.UNDO, GuestState.DELETING, "creation did not complete"),
+    GuestState.STARTING: Decision(RecoveryAction.FINISH, GuestState.STOPPING, "start was interrupted when the manager exited"),
+    GuestState.RUNNING: Decision(RecoveryAction.FINISH, GuestState.STOPPING, "ended while no manager ran"),
+    GuestState.STOPPING: Decision(RecoveryAction.FINISH, GuestState.STOPPING, "shutdown was interrupted when the manager exited"),
+    GuestState.DELETING: Decision(RecoveryAction.FINISH, GuestState.DELETING, "shutdown was interrupted when the manager exited"),
+    GuestState.STOPPED: Decision(RecoveryAction.NONE, GuestState.STOPPED, "stopped"),
+    GuestState.QUARANTINED: Decision(RecoveryAction.QUARANTINE, GuestState.QUARANTINED, "an operator has to clear it"),
 }
-
-_FIRST_PAUSE = 1.0
-_LONGEST_PAUSE = 300.0
-MOST_RESTARTS = 10
-
-
-def plan_pause(restarts: int) -> float | None:
-    """Seconds before a guest that has failed is started again: twice as long each time, up to five minutes; None to give up.
-
-    Args:
-        restarts: how often it was started again already since somebody asked for it.
-    """
-    return None if restarts >= MOST_RESTARTS else min(_FIRST_PAUSE * 2**restarts, _LONGEST_PAUSE)

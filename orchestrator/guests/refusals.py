@@ -1,4 +1,4 @@
-"""Refused requests go to the event log, a limited number a minute: they must not push other events out of it."""
+"""Writes refused requests to the event log, a limited number per minute: they must not displace other events."""
 
 from __future__ import annotations
 
@@ -9,66 +9,67 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from orchestrator.errors import Conflict, LedgerError, NoRoom, NotFound, OrchestratorError, RequestError
-from orchestrator.guests.observer import Observer
 from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import Identity
 
 _log = logging.getLogger(__name__)
 
 _REFUSALS = (RequestError, NotFound, Conflict, NoRoom)
-"""Errors that say what is wrong with a request; any other one is the host's."""
+"""Errors of a request; any other error is one of the host."""
 
-MOST = 30
-_LONGEST = 500
-"""Characters of a reason: it may repeat what was asked for, which is as long as somebody likes."""
+MAX_PER_MINUTE = 30
+_MAX_DETAIL = 500
+"""Characters: a reason can repeat the request, which can be long."""
 _PERIOD = 60.0
 
 
 class RefusalLog:
-    """Logs up to ``MOST`` refusals of each person a minute; the one after those only says that there are more.
+    """Logs up to ``MAX_PER_MINUTE`` refusals per caller, and once per minute that there are more.
 
     Args:
-        observer: is told of those that are not logged.
-        clock: seconds that only grow.
+        observe_unlogged: gets kind and seconds of each refusal that is not logged; must not raise.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, ledger: Ledger, observer: Observer, clock: Callable[[], float] = time.monotonic) -> None:
-        self._ledger, self._observer, self._clock = ledger, observer, clock
+    def __init__(
+        self, ledger: Ledger, observe_unlogged: Callable[[str, float], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ledger, self._observe_unlogged, self._clock = ledger, observe_unlogged, clock
         self._lock = threading.Lock()
-        # Person -> (beginning of the minute, refusals within it). As many as there are accounts and tokens.
+        # Caller -> (start of its minute, refusals within it). Bounded by the number of accounts and tokens.
         self._counts: dict[str, tuple[float, int]] = {}
 
     @contextmanager
-    def logging(self, name: str, who: Identity) -> Iterator[None]:
-        """Logs an error of the block: somebody does not get a guest of this name."""
-        began = time.monotonic()
+    def logging(self, name: str, caller: Identity) -> Iterator[None]:
+        """Logs an error of the block as the refusal of a guest of this name."""
+        started_at = time.monotonic()
         try:
             yield
         except OrchestratorError as error:
             try:
-                self.log(name, error, who, time.monotonic() - began)
+                self.log(name, error, caller, time.monotonic() - started_at)
             except LedgerError as full:
-                _log.error("%s", full)  # who asked has to know of the other
+                _log.error("%s", full)  # the caller needs the first error
             raise
 
-    def log(self, name: str, error: OrchestratorError, who: Identity, took: float) -> None:
-        """Somebody did not get a guest of this name, after ``took`` seconds.
+    def log(self, name: str, error: OrchestratorError, caller: Identity, seconds: float) -> None:
+        """Logs the refusal of a guest of this name after ``seconds``.
 
         Raises:
-            LedgerError: it can't be written.
+            LedgerError: the event cannot be written.
         """
-        kind, why = EventKind.REFUSED if isinstance(error, _REFUSALS) else EventKind.PLAN_FAILED, error.message
-        now = self._clock()
+        kind = EventKind.REFUSED if isinstance(error, _REFUSALS) else EventKind.PLAN_FAILED
+        detail, now = error.message, self._clock()
         with self._lock:
-            since, count = self._counts.get(who.name, (now, 0))
+            since, count = self._counts.get(caller.name, (now, 0))
             if now - since >= _PERIOD:
                 since, count = now, 0
-            self._counts[who.name] = since, count + 1
-        if count < MOST:
-            why = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}..."
-            self._ledger.log(kind, name, why, who=who.name, tenant=who.tenant, took=took)
+            self._counts[caller.name] = since, count + 1
+        if count < MAX_PER_MINUTE:
+            detail = detail if len(detail) <= _MAX_DETAIL else f"{detail[:_MAX_DETAIL]}..."
+            self._ledger.log(kind, name, detail, who=caller.name, tenant=caller.tenant, took=seconds)
             return
-        self._observer.observe_refusal(kind, took)
-        if count == MOST:
-            why = f"more than {MOST} requests within a minute; further ones of this minute are not logged"
-            self._ledger.log(EventKind.REFUSED, name, why, who=who.name, tenant=who.tenant)
+        self._observe_unlogged(kind, seconds)
+        if count == MAX_PER_MINUTE:
+            detail = f"more than {MAX_PER_MINUTE} refused requests within a minute; further ones are not logged"
+            self._ledger.log(EventKind.REFUSED, name, detail, who=caller.name, tenant=caller.tenant)

@@ -1,31 +1,33 @@
-"""What somebody may ask the system manager for: who may, what is planned and claimed for it, and what is shown of it."""
+"""What callers can request: who may, what was requested before, and what is shown of guests. Guests change in `transitions`."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from uuid import UUID
 
 from orchestrator.errors import Conflict, Forbidden, NotFound
 from orchestrator.guests.allocate import Placing, find_repeated
-from orchestrator.guests.changes import Changes
 from orchestrator.guests.console_logs import ConsoleLogs
-from orchestrator.guests.console_watch import explain_gone
+from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
-from orchestrator.guests.core_manager import HOST, CoreManager
+from orchestrator.guests.core_manager import CoreContext, Launches
+from orchestrator.guests.guest_access import GuestAccess
+from orchestrator.guests.host_setup import HOST, HostSetup
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
-from orchestrator.guests.observer import Observer, Unobserved
+from orchestrator.guests.outcome import Outcome, log_event
+from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.refusals import RefusalLog
-from orchestrator.guests.transitions import Supervisor
+from orchestrator.guests.transitions import Transitions
 from orchestrator.guests.vf_making import claim_with_vfs
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Claim, Event, EventKind, Ledger, Quarantined
-from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role, may_change, may_see
 from orchestrator.model.guest_view import GuestView, view_guest
 from orchestrator.model.plan import Policy
@@ -38,307 +40,263 @@ from orchestrator.values import CpuSet
 _log = logging.getLogger(__name__)
 
 
-class SystemManager:
-    """Takes requests and makes guests of them. Changes of one guest come one after the other, those of several side by side.
+class GuestService:
+    """Serves callers. Changes of one guest are made one after the other, changes of several guests in parallel.
+
+    Methods with ``caller`` raise NotFound for a guest that the caller may not see, and Forbidden for one that it may not change.
+    Methods with ``expected``, the version that the caller has seen (None for any), raise Stale if the guest is at another one.
 
     Args:
-        host: the kernel's files.
-        hypervisor: the connection to libvirt.
-        ledger: claims and undo journal.
         policy: how the host is divided.
         images: folder of the built guest images.
         consoles: folder of the guests' console logs.
-        observer: counts what no event tells.
+        count_undo_failure: called if a cleanup is not verified; must not raise.
+        observe_refusal: gets kind and seconds of a refusal that is not in the event log; must not raise.
+
+    Attributes:
+        host_setup: what serves all guests.
+        transitions: changes guests.
+        reconciler: handles what was not requested.
     """
 
     def __init__(
-        self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy, *,
-        images: Path, consoles: Path, observer: Observer | None = None,
+        self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy, *, images: Path, consoles: Path,
+        count_undo_failure: Callable[[], object] = lambda: None,
+        observe_refusal: Callable[[str, float], object] = lambda _kind, _seconds: None,
     ) -> None:  # fmt: skip
-        observer = observer or Unobserved()
-        self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
-        self._images = images
-        # Held while something is changed that serves all guests.
-        self._shared = WatchedLock()
-        self._warnings = HostWarnings(ledger, HOST)
-        logs = ConsoleLogs(ledger, consoles)
-        self._cores = CoreManager(host, hypervisor, ledger, policy, self._warnings, self._shared, images, logs)
-        self._placing = Placing(host, hypervisor, ledger, policy, self._shared, images, self._cores.launched, self._warnings)
-        self.supervisor = Supervisor(self._cores, ledger, observer)
-        self._refusals = RefusalLog(ledger, observer)
+        self._host, self._ledger, self._policy = host, ledger, policy
+        self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()
+        self.host_setup = setup = HostSetup(host, ledger, policy, self._warnings, count_undo_failure)
+        context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs)
+        self.transitions = Transitions(context, count_undo_failure)
+        self.reconciler = Reconciler(context, self.transitions)
+        self.allocator = Placing(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings)
+        self._access = GuestAccess(ledger, self.transitions)
+        self._refusals = RefusalLog(ledger, observe_refusal)
         self._consoles = Consoles(hypervisor, ledger, logs, images)
-        self._changes = Changes(ledger, self._cores, self.supervisor.changing)
-        self._happened = threading.Condition()
+        self._new_event = threading.Condition()
         self._closed = False
-        ledger.on_event(self._wake)
+        ledger.on_event(self._on_event)
 
-    # What there is.
+    # Views.
 
     def survey(self) -> Topology:
         """What the host has now."""
         return read_topology(self._host)
 
     def compare(self, topology: Topology) -> tuple[HostFinding, ...]:
-        """How the configuration differs from the host; an event, if that has changed since the last time."""
-        found = check_host(self._policy, topology)
-        self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in found))
-        return found
+        """How the configuration differs from the host; writes an event if that has changed since the last call."""
+        findings = check_host(self._policy, topology)
+        self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in findings))
+        return findings
 
-    def guests(self, who: Identity) -> tuple[GuestView, ...]:
-        """All guests that hold a claim and that ``who`` may see."""
-        running = self._hypervisor.running_uuids()
-        return tuple(view_guest(claim, running) for claim in self._ledger.read().claims if may_see(who, claim.owner))
+    def guests(self, caller: Identity) -> tuple[GuestView, ...]:
+        """All guests that the caller may see."""
+        running = self.transitions.list_running()
+        return tuple(view_guest(claim, running) for claim in self._ledger.read().claims if may_see(caller, claim.owner))
 
-    def guest(self, who: Identity, name: str) -> GuestView:
-        """One guest.
+    def guest(self, caller: Identity, name: str) -> GuestView:
+        """One guest."""
+        return self._view(self._access.find(caller, name))
 
-        Raises:
-            NotFound: no guest of this name holds a claim, or ``who`` may not see it.
-        """
-        return view_guest(self._changes.find(who, name), self._hypervisor.running_uuids())
-
-    def quarantined(self, who: Identity) -> tuple[Quarantined, ...]:
-        """What could not be verified clean, for operators and viewers.
-
-        Raises:
-            Forbidden: ``who`` is a tenant.
-        """
-        if who.role is Role.TENANT:
+    def quarantined(self, caller: Identity) -> tuple[Quarantined, ...]:
+        """All guests in quarantine. Raises Forbidden for a tenant."""
+        if caller.role is Role.TENANT:
             raise Forbidden("a tenant may not see the quarantine", "ask the operator of the host")
         return self._ledger.quarantined()
 
-    def events(self, who: Identity, after: int | None = 0, limit: int = 1000) -> tuple[Event, ...]:
-        """Events that ``who`` may see, oldest first: those with ids above ``after``, or the newest if that is None."""
-        if who.role is not Role.TENANT:
+    def events(self, caller: Identity, after: int | None = 0, limit: int = 1000) -> tuple[Event, ...]:
+        """Events that the caller may see, oldest first: those with ids above ``after``, or the newest if that is None."""
+        if caller.role is not Role.TENANT:
             return self._ledger.events(after, limit)
-        return tuple(event.redacted() for event in self._ledger.events(after, limit, who.tenant))
+        return tuple(event.redacted() for event in self._ledger.events(after, limit, caller.tenant))
 
     def last_event(self) -> int:
         """Id of the newest event, 0 before the first."""
         return self._ledger.last_event()
 
-    def wait_events(self, who: Identity, after: int, timeout: float) -> tuple[Event, ...]:
+    def wait_events(self, caller: Identity, after: int, timeout: float) -> tuple[Event, ...]:
         """As ``events``; waits at most ``timeout`` seconds until there are some."""
         deadline = time.monotonic() + timeout
-        with self._happened:
-            while not (found := self.events(who, after)) and not self._closed:
+        with self._new_event:
+            while not (events := self.events(caller, after)) and not self._closed:
                 left = deadline - time.monotonic()
-                if left <= 0 or not self._happened.wait(left):
+                if left <= 0 or not self._new_event.wait(left):
                     break
-        return found
+        return events
 
-    # What somebody asks for.
+    # Changes.
 
-    def plan(self, who: Identity, request: GuestRequest) -> GuestView:
-        """What the guest would get, without claiming it; or the guest, if the same was asked for before, by the same id.
+    def plan(self, caller: Identity, request: GuestRequest) -> GuestView:
+        """What the guest would get, without claiming it; or the guest itself if it was created with the same request id.
 
         Raises:
-            Conflict: the name is taken, or the id stands for another request.
-            QuotaExceeded: the tenant may not have so much.
-            RequestError, NotFound, NoRoom: see ``plan_guest`` and ``find_image``.
+            As ``create``.
         """
-        known = find_repeated(who, request, self._ledger.read().claims)
+        known = find_repeated(caller, request, self._ledger.read().claims)
         if known:
-            return view_guest(known, self._hypervisor.running_uuids())
-        placed = self._placing.plan(who, request)
-        warnings = () if who.role is Role.TENANT else placed.warnings
-        return GuestView(placed.plan, "planned", request, who.tenant, warnings=warnings)
+            return self._view(known)
+        placed = self.allocator.plan(caller, request)
+        warnings = () if caller.role is Role.TENANT else placed.warnings
+        return GuestView(placed.plan, "planned", request, caller.tenant, warnings=warnings)
 
-    def create(self, who: Identity, request: GuestRequest) -> tuple[GuestView, bool]:
-        """Makes a guest: plan, claim, change the host, start. On any error all of it is undone.
+    def create(self, caller: Identity, request: GuestRequest) -> tuple[GuestView, bool]:
+        """Plans a guest, claims its resources and launches it. If that fails, everything is undone.
 
         Returns:
-            The guest, and whether it is new: False if the same was asked for before, by the same id.
+            The guest, and whether it is new: False if it was created with the same request id before.
 
         Raises:
-            Conflict: the name is taken, or the id stands for another request.
-            Forbidden: ``who`` may not change anything.
-            QuotaExceeded: the tenant may not have so much.
-            RequestError, NotFound, NoRoom: the request can't be met.
+            Conflict: the name is taken, or the request id was used for another request.
+            QuotaExceeded: the tenant's quota does not allow it.
+            RequestError, NotFound, NoRoom: the request cannot be met.
             HostError, HypervisorError: the kernel or libvirt refused.
         """
-        if not may_change(who, who.tenant):
-            raise Forbidden(f"{who.name} may look, but not make guests")
-        with self._refusals.logging(request.name, who):
+        if not may_change(caller, caller.tenant):
+            raise Forbidden(f"{caller.name} may not create guests")
+        with self._refusals.logging(request.name, caller):
+            # Before the wait for the lock, which can take an hour.
             other = self._ledger.find(request.name)
-            if other and (other.owner != who.tenant or request.id is None or other.request.id != request.id):
-                # At once: to wait until somebody is done with it would be no help, and could take an hour.
+            if other and (other.owner != caller.tenant or request.id is None or other.request.id != request.id):
                 raise Conflict(f"the name {request.name} is taken", "choose another name")
-            known = find_repeated(who, request, self._ledger.read().claims)
-            if known and known.state not in (GuestState.CREATING, GuestState.DELETING):
-                # Likewise. Only what ends by itself soon is waited for: the first request, or the end of its guest.
-                return view_guest(known, self._hypervisor.running_uuids()), False
-        with self.supervisor.changing(request.name):
-            began = time.monotonic()
-            with self._refusals.logging(request.name, who):
-                known = find_repeated(who, request, self._ledger.read().claims)
+            known = find_repeated(caller, request, self._ledger.read().claims)
+            if known and known.state not in (GuestState.CREATING, GuestState.DELETING):  # these states end soon
+                return self._view(known), False
+        with self.transitions.guest_locks(request.name):
+            started_at = time.monotonic()
+            with self._refusals.logging(request.name, caller):
+                known = find_repeated(caller, request, self._ledger.read().claims)
                 if known:
-                    return view_guest(known, self._hypervisor.running_uuids()), False
-                plan, made = claim_with_vfs(lambda: self._placing.claim(who, request), self._cores, self.supervisor.release_host)
+                    return self._view(known), False
+                plan, changed = claim_with_vfs(
+                    lambda: self.allocator.claim(caller, request), self.host_setup.make_vfs, self.host_setup.release
+                )
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
-            what = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
-            claim = self._changes.find(who, plan.name)
-            self.supervisor.note(EventKind.CLAIMED, claim, what, who.name, time.monotonic() - began)
-            return view_guest(self.supervisor.start(claim, who.name, made), frozenset({plan.uuid})), True
+            detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
+            claim = self._access.find(caller, plan.name)
+            log_event(self._ledger, claim, Outcome(EventKind.CLAIMED, detail, caller.name, started_at))
+            return _view_running(self.transitions.launch(claim, caller.name, changed)), True
 
-    def start(self, who: Identity, name: str, expected: int | None = None) -> GuestView:
-        """Starts a guest that is stopped, on the cores, pages and VF that it has claimed. One that runs already is fine.
-
-        Args:
-            expected: the version of the guest that the caller has seen, or None for any.
+    def start(self, caller: Identity, name: str, expected: int | None = None) -> GuestView:
+        """Starts a stopped guest on the resources that it owns; does nothing if it runs.
 
         Raises:
-            NotFound: no such guest, or ``who`` may not see it.
-            Forbidden: ``who`` may not change it.
-            Stale: it is of another version.
             Conflict: its state does not allow it.
             HostError, HypervisorError: the kernel or libvirt refused; what was done is undone.
         """
-        with self._changes.change(who, name, expected) as claim:
-            runs = claim.plan.uuid in self._hypervisor.running_uuids()
-            if claim.state == GuestState.RUNNING and not runs:
-                claim = self.supervisor.stop(claim, who.name, 0)  # nobody has told of its end yet
-            if claim.state == GuestState.STOPPED and runs:
-                self.supervisor.recover_one(claim)
-                raise Conflict(f"guest {name} runs already: somebody else has started it", "it is in quarantine now, and runs on")
-            if claim.state != GuestState.RUNNING:
-                self.supervisor.cancel_restart(name)
-                claim = self._ledger.set_state(name, GuestState.STARTING, restarts=0)
-                claim = self.supervisor.start(claim, who.name)
-            return view_guest(claim, frozenset({claim.plan.uuid}))
+        with self._access.lock_for_change(caller, name, expected) as claim:
+            return _view_running(self.transitions.start(claim, caller.name))
 
-    def stop(self, who: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
-        """Asks a guest to power off, and ends it if it has not after ``timeout`` seconds. Its claim is kept.
+    def stop(self, caller: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
+        """Shuts a guest down, and forces it off after ``timeout`` seconds. Its claim is kept."""
+        with self._access.lock_for_change(caller, name, expected) as claim:
+            return self._stop(caller, claim, timeout)
 
-        Raises:
-            As ``start``.
-        """
-        with self._changes.change(who, name, expected) as claim:
-            return self._stop(who, claim, timeout)
+    def kill(self, caller: Identity, name: str, expected: int | None = None) -> GuestView:
+        """Forces a guest off immediately, also one that is being shut down. Its claim is kept."""
+        with self._access.lock_for_change(caller, name, expected, expire_shutdown=True) as claim:
+            return self._stop(caller, claim, 0)
 
-    def kill(self, who: Identity, name: str, expected: int | None = None) -> GuestView:
-        """Ends a guest at once, as pulling the plug does, even one that is just being stopped. Its claim is kept.
+    def restart(self, caller: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
+        """``stop`` followed by ``start``, without another change in between."""
+        with self._access.lock_for_change(caller, name, expected):
+            self.stop(caller, name, timeout)
+            return self.start(caller, name)
+
+    def delete(self, caller: Identity, name: str, expected: int | None = None) -> None:
+        """Forces a guest off if it runs, and releases its claim.
 
         Raises:
-            As ``start``.
+            Conflict: it is in quarantine, before or after the attempt.
         """
-        with self._changes.change(who, name, expected, hurry=True) as claim:
-            return self._stop(who, claim, 0)
-
-    def restart(self, who: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
-        """As ``stop``, then ``start``, with nobody in between."""
-        with self._changes.change(who, name, expected):
-            self.stop(who, name, timeout)
-            return self.start(who, name)
-
-    def delete(self, who: Identity, name: str, expected: int | None = None) -> None:
-        """Ends a guest at once if it runs, and gives back all that it had, its claim included.
-
-        Raises:
-            As ``start``; Conflict also if it has ended, but went into quarantine, or was there already.
-        """
-        with self._changes.change(who, name, expected, hurry=True) as claim:
+        with self._access.lock_for_change(caller, name, expected, expire_shutdown=True) as claim:
             if claim.state == GuestState.QUARANTINED:
                 raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
-            self._ledger.set_state(name, GuestState.DELETING)
-            if findings := self.supervisor.delete(claim, EventKind.DELETED, "on request", who.name):
-                what = f"guest {name} has ended, but is in quarantine, since not all that it had is clean"
-                found = "" if who.role is Role.TENANT else f": {'; '.join(findings)}"
-                raise Conflict(what + found, "an operator can look and clear it: nohype quarantine list")
+            if findings := self.transitions.delete(claim, Outcome(EventKind.DELETED, "on request", caller.name)):
+                reasons = "" if caller.role is Role.TENANT else f": {'; '.join(findings)}"
+                message = f"guest {name} was stopped and quarantined: cleanup not verified{reasons}"
+                raise Conflict(message, "an operator can check it: `nohype quarantine list`")
 
-    def clear_quarantine(self, who: Identity, name: str, expected: int | None = None, *, force: bool = False) -> None:
-        """Tries once more to clean what a guest had, and gives it free.
+    def clear_quarantine(self, caller: Identity, name: str, expected: int | None = None, *, force: bool = False) -> None:
+        """Repeats the cleanup of a quarantined guest, and releases its claim.
 
         Args:
-            expected: as of ``start``.
-            force: give it free even if it is still not clean, since the operator has seen to it.
+            force: release it even if the cleanup is not verified.
 
         Raises:
-            Forbidden: ``who`` is no operator.
-            NotFound: no such guest is in quarantine, or another guest has taken the name meanwhile.
-            Stale: it is of another version.
-            Conflict: it is still not clean; with the reasons.
+            NotFound: the guest is not in quarantine, or another guest has taken the name meanwhile.
+            Conflict: the cleanup is not verified; with the reasons.
         """
-        if who.role is not Role.OPERATOR:
-            raise Forbidden(f"{who.name} is no operator, and may not clear the quarantine")
-        none = NotFound(f"no guest {name} is in quarantine", "`nohype quarantine list` shows what is")
+        if caller.role is not Role.OPERATOR:
+            raise Forbidden(f"{caller.name} is not an operator and may not clear the quarantine")
+        not_quarantined = NotFound(f"guest {name} is not in quarantine", "`nohype quarantine list` shows quarantined guests")
         if not self._ledger.find(name):
-            raise none
-        with self._changes.change(who, name, expected) as claim:
+            raise not_quarantined
+        with self._access.lock_for_change(caller, name, expected) as claim:
             if claim.state != GuestState.QUARANTINED:
-                raise none
-            # First: one that runs and is to be deleted would count as running if this failed.
-            self._hypervisor.destroy(claim.plan.uuid)
-            claim = self._ledger.set_state(name, GuestState.DELETING)
-            if force:
-                self._cores.clean(claim.plan)
-                self._cores.forget(claim.plan)
-                self.supervisor.release(claim, EventKind.CLEARED, "by force", who.name)
-            elif findings := self.supervisor.delete(claim, EventKind.CLEARED, "clean now", who.name):
-                raise Conflict(f"{name} is still not clean: {'; '.join(findings)}", "see to it, then clear it with --force")
+                raise not_quarantined
+            if findings := self.transitions.clear(claim, caller.name, force=force):
+                raise Conflict(f"{name}: verification failed: {'; '.join(findings)}", "fix the cause, or use --force")
 
-    def begin_ready(self, who: Identity, name: str, timeout: float) -> Future[str]:
-        """Waits for the guest's own word that it is ready: that line. As ``Consoles.begin_ready``."""
-        return self._consoles.begin_ready(self._changes.find(who, name), timeout)
+    # Consoles.
 
-    def begin_tell(self, who: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> Future[str]:
-        """Types a line on the guest's console: its answer. As ``Consoles.begin_tell``.
+    def begin_ready(self, caller: Identity, name: str, timeout: float) -> Future[str]:
+        """As ``Consoles.begin_ready``."""
+        return self._consoles.begin_ready(self._access.find(caller, name), timeout)
+
+    def begin_tell(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> Future[str]:
+        """As ``Consoles.begin_tell``.
 
         Args:
-            uuid: the guest's id, None if the name is enough.
-
-        Raises:
-            NotFound: ``who`` may not see it, or another guest has the name.
-            Forbidden: ``who`` may only look.
+            uuid: the guest's id if it must be this one; else another guest of the name raises NotFound.
         """
-        claim = self._changes.find_to_change(who, name)
+        claim = self._access.find_for_change(caller, name)
         if uuid not in (None, claim.plan.uuid):
-            raise explain_gone(name)
+            raise guest_replaced_error(name)
         return self._consoles.begin_tell(claim, line, timeout)
 
-    def wait_ready(self, who: Identity, name: str, timeout: float) -> str:
-        """As ``begin_ready``, and waits for it."""
-        return self.begin_ready(who, name, timeout).result()
+    def wait_ready(self, caller: Identity, name: str, timeout: float) -> str:
+        """The line with which the guest reports that it is ready."""
+        return self.begin_ready(caller, name, timeout).result()
 
-    def tell(self, who: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
-        """As ``begin_tell``, and waits for it."""
-        return self.begin_tell(who, name, line, timeout, uuid).result()
+    def tell(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
+        """The reply to a line that is sent to the guest's console."""
+        return self.begin_tell(caller, name, line, timeout, uuid).result()
 
     def tidy(self) -> None:
-        """Removes what nobody needs any more; now and then. Raises as ``Consoles.tidy``."""
+        """Removes old console logs of deleted guests."""
         self._consoles.tidy()
 
-    def check(self, limit: float) -> None:
-        """Looks whether what all requests need goes on.
+    # The manager's own.
 
-        Raises:
-            OrchestratorError: it has been held up for more than ``limit`` seconds.
-        """
-        self._shared.check(limit)
-        self._placing.check(limit)
+    def check(self, limit: float) -> None:
+        """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""
+        self.host_setup.lock.check(limit)
+        self.allocator.check(limit)
 
     def close(self) -> None:
-        """Starts nothing any more, and ends what clients wait for. Guests go on."""
+        """Restarts no guest any more, and ends what clients wait for. Guests keep running."""
         self._closed = True
-        self.supervisor.close()
+        self.transitions.close()
         self._consoles.close()
-        with self._happened:
-            self._happened.notify_all()
+        with self._new_event:
+            self._new_event.notify_all()
 
-    # How.
-
-    def _stop(self, who: Identity, claim: Claim, timeout: float) -> GuestView:
-        """See ``stop``; with the guest's lock held."""
-        name = claim.plan.name
-        if claim.state != GuestState.STOPPED:
-            return view_guest(self.supervisor.stop(claim, who.name, timeout), frozenset())
-        self.supervisor.cancel_restart(name)
-        if claim.restarts:  # it waits to be started again: also for a manager that starts meanwhile
-            claim = self._ledger.set_state(name, GuestState.STOPPED, restarts=0)
-            self.supervisor.note(EventKind.STOPPED, claim, "it had ended, and is not started again", who.name)
+    def _stop(self, caller: Identity, claim: Claim, timeout: float) -> GuestView:
+        if claim.state == GuestState.STOPPED:
+            claim = self.transitions.cancel_restart(claim, caller.name)
+        else:
+            claim = self.transitions.stop(claim, caller.name, timeout)
         return view_guest(claim, frozenset())
 
-    def _wake(self, event: Event) -> None:
+    def _view(self, claim: Claim) -> GuestView:
+        return view_guest(claim, self.transitions.list_running())
+
+    def _on_event(self, event: Event) -> None:
         _log.log(event.severity, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
-        with self._happened:
-            self._happened.notify_all()
+        with self._new_event:
+            self._new_event.notify_all()
+
+
+def _view_running(claim: Claim) -> GuestView:
+    return view_guest(claim, frozenset({claim.plan.uuid}))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from orchestrator.errors import Conflict, HostError, NoRoom
-from orchestrator.guests.core_manager import CoreManager
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf
 from orchestrator.model.plan import Claims, Plan, Policy
@@ -56,12 +55,14 @@ def check_made(host: HostRoot, plan: Plan) -> None:
         raise VfsNeeded(plan.name, plan.vf.pf, plan.vf.interface)
 
 
-def claim_with_vfs(claim: Callable[[], Plan], cores: CoreManager, give_back: Callable[[], None]) -> tuple[Plan, tuple[str, ...]]:
+def claim_with_vfs(
+    claim: Callable[[], Plan], make_vfs: Callable[[PciAddress, str], tuple[str, ...]], give_back: Callable[[], None]
+) -> tuple[Plan, tuple[str, ...]]:
     """Claims, and makes VFs first where that is needed.
 
     Args:
         claim: plans and claims; raises VfsNeeded.
-        cores: makes the VFs.
+        make_vfs: ``HostSetup.make_vfs``.
         give_back: undoes what serves all guests, if there is none.
 
     Returns:
@@ -82,7 +83,7 @@ def claim_with_vfs(claim: Callable[[], Plan], cores: CoreManager, give_back: Cal
                     raise HostError(what, "try again") from None
                 pf, interface = needed.pf, needed.interface
             tried += 1
-            made += cores.make_vfs(pf, interface)
+            made += make_vfs(pf, interface)
     except BaseException:
         if tried:
             give_back()  # does nothing while there are claims

@@ -24,7 +24,7 @@ from orchestrator.api.identity import build_directory
 from orchestrator.api.server import Server, open_port, open_socket
 from orchestrator.client.client import Client
 from orchestrator.config import DaemonConfig
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
 from orchestrator.model.proof import Proof, Verdict
 from tests.harness.crash import World
@@ -48,7 +48,7 @@ class Served:
     """
 
     world: World
-    manager: SystemManager
+    manager: GuestService
     ledger: Ledger
     server: Server
     feed: Feed
@@ -73,7 +73,7 @@ def serve(
     world = world or World(folder / "world")
     config = DaemonConfig.model_validate({"host": {"housekeeping": "0-1", "uplinks": ["nic0"]}, **(settings or {})})
     manager, ledger = world.open_manager()
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     path = folder / "manager.sock"
     listeners = [Listener(open_socket(path))]
     if config.api:

@@ -24,7 +24,7 @@ from random import Random
 from typing import Any
 
 from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
@@ -86,11 +86,11 @@ class World:
         self.host = FakeRoot(folder / "host")
         self.hypervisor = FakeHypervisor(self.host)
 
-    def open_manager(self, policy: Policy | None = None) -> tuple[SystemManager, Ledger]:
+    def open_manager(self, policy: Policy | None = None) -> tuple[GuestService, Ledger]:
         """A manager as `nohyped` makes it, not recovered yet; with another policy than the server's, if one is given."""
         ledger = Ledger(self.folder / "ledger.sqlite")
         folders = {"images": self.folder / "images", "consoles": self.folder / "consoles"}
-        return SystemManager(self.host, self.hypervisor, ledger, policy or self.server.policy, **folders), ledger  # type: ignore[arg-type]
+        return GuestService(self.host, self.hypervisor, ledger, policy or self.server.policy, **folders), ledger  # type: ignore[arg-type]
 
     def count_undo_records(self) -> int:
         """Length of the undo journal, past the ledger's own words."""
@@ -173,7 +173,7 @@ def measure_recovery(folder: Path, guests: int, times: int) -> list[float]:
     def recover(tell: Tell) -> None:
         began = time.perf_counter()
         manager, _ = World(folder, server).open_manager()
-        manager.supervisor.recover()
+        manager.reconciler.recover()
         tell(recovery=time.perf_counter() - began)
 
     taken = []
@@ -207,7 +207,7 @@ def _expect(said: list[dict[str, str]]) -> tuple[set[str], set[str]]:
 
 def _work_until_killed(world: World, rng: Random, points: int, tell: Tell, before: int | None = None) -> None:
     manager, ledger = world.open_manager()
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     before = rng.randint(0, _MOST_BEFORE) if before is None else before
     for number in count():
         if number == before:
@@ -229,7 +229,7 @@ def _work_until_killed(world: World, rng: Random, points: int, tell: Tell, befor
 def _recover_until_killed(world: World, points: int, tell: Tell) -> None:
     manager, ledger = world.open_manager()
     arm(world, ledger, points, lambda where: tell(killed=where))
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -242,13 +242,13 @@ def _check_recovery(
 ) -> None:
     began = time.perf_counter()
     manager, ledger = world.open_manager()
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     recovery = time.perf_counter() - began
     manager.close()  # guests that are to be started again stay as they are while we look
     faults = [*_check_claims(world, ledger, running, expected)]
     before = (world.host.tree(), [(claim.plan, claim.state) for claim in ledger.read().claims])
     again, ledger_again = world.open_manager()
-    again.supervisor.recover()
+    again.reconciler.recover()
     again.close()
     after = (world.host.tree(), [(claim.plan, claim.state) for claim in ledger_again.read().claims])
     if before != after:
@@ -298,7 +298,7 @@ def _check_claims(world: World, ledger: Ledger, lives: frozenset[Life], expected
     return faults
 
 
-def _go_on(manager: SystemManager, ledger: Ledger) -> list[str]:
+def _go_on(manager: GuestService, ledger: Ledger) -> list[str]:
     """Whoever has a claim can start the guest, and whoever asks for a guest gets one, or an honest answer."""
     faults = []
     for claim in ledger.read().claims:
@@ -359,32 +359,32 @@ def build_request(rng: Random, name: str) -> GuestRequest:
     return GuestRequest.model_validate(fields)
 
 
-def _create(_world: World, manager: SystemManager, name: str, rng: Random) -> None:
+def _create(_world: World, manager: GuestService, name: str, rng: Random) -> None:
     manager.create(OPERATOR, build_request(rng, name))
 
 
-def _stop(_world: World, manager: SystemManager, name: str, rng: Random) -> None:
+def _stop(_world: World, manager: GuestService, name: str, rng: Random) -> None:
     manager.stop(OPERATOR, name, rng.choice((0, 5)))
 
 
-def _end(world: World, manager: SystemManager, name: str, rng: Random) -> None:
+def _end(world: World, manager: GuestService, name: str, rng: Random) -> None:
     """The guest ends by itself, or by somebody's hand; the manager may or may not be told."""
     if name in world.hypervisor.running_names():
         how = rng.choice([how for how in EndCause if how is not EndCause.UNKNOWN])
         uuid = world.hypervisor.end(name, how)
         if rng.random() < 0.7:
-            manager.supervisor.ended(uuid, how)
+            manager.reconciler.on_guest_ended(uuid, how)
 
 
-def _reset_pf(world: World, manager: SystemManager, _name: str, rng: Random) -> None:
+def _reset_pf(world: World, manager: GuestService, _name: str, rng: Random) -> None:
     """The PF is reset, after which igb switches inside the NIC again (igb_vmm_control()); the manager hears of it."""
     key = rng.choice(sorted(world.host.registers))
     if world.host.registers[key]:
         world.host.registers[key] |= LOOPBACK
-    manager.supervisor.links_changed()
+    manager.reconciler.on_link_change()
 
 
-OPERATIONS: dict[str, Callable[[World, SystemManager, str, Random], object]] = {
+OPERATIONS: dict[str, Callable[[World, GuestService, str, Random], object]] = {
     "create": _create,
     "start": lambda _w, manager, name, _r: manager.start(OPERATOR, name),
     "stop": _stop,
@@ -393,9 +393,9 @@ OPERATIONS: dict[str, Callable[[World, SystemManager, str, Random], object]] = {
     "delete": lambda _w, manager, name, _r: manager.delete(OPERATOR, name),
     "end": _end,
     "reset-pf": _reset_pf,
-    "collect": lambda _w, manager, _n, _r: manager.supervisor.collect(),
-    "check": lambda _w, manager, _n, _r: manager.supervisor.check(),
-    "recover": lambda _w, manager, _n, _r: manager.supervisor.recover(),
+    "collect": lambda _w, manager, _n, _r: manager.reconciler.reconcile(),
+    "check": lambda _w, manager, _n, _r: manager.reconciler.detect_drift(),
+    "recover": lambda _w, manager, _n, _r: manager.reconciler.recover(),
 }
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from orchestrator.daemon.reports import describe
 from orchestrator.errors import LedgerError
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.request import GuestRequest
@@ -56,10 +56,10 @@ def _is_written(file: FileIO, data: bytes) -> bool:
         raise
 
 
-def open_manager(world: World, disk: Disk) -> tuple[SystemManager, Ledger]:
+def open_manager(world: World, disk: Disk) -> tuple[GuestService, Ledger]:
     ledger = Ledger(disk.folder / "ledger.sqlite")
     folders = {"images": world.folder / "images", "consoles": world.folder / "consoles"}
-    return SystemManager(world.host, world.hypervisor, ledger, world.server.policy, **folders), ledger  # type: ignore[arg-type]
+    return GuestService(world.host, world.hypervisor, ledger, world.server.policy, **folders), ledger  # type: ignore[arg-type]
 
 
 def refuse(work: Callable[[], object]) -> None:
@@ -80,7 +80,7 @@ def states(ledger: Ledger) -> dict[str, str]:
 def end_guests(world: World, disk: Disk, tell: Tell) -> None:
     """A manager that meets a disk which has just become full."""
     manager, ledger = open_manager(world, disk)
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     for name in NAMES:
         manager.create(OPERATOR, request(name))
     manager.stop(OPERATOR, "g5", 0)
@@ -111,7 +111,7 @@ def start_and_end(world: World, disk: Disk, name: str) -> None:
     """A manager that starts on a full disk, ends a guest, and is stopped."""
     disk.fill()
     manager, ledger = open_manager(world, disk)
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     refuse(lambda: manager.create(OPERATOR, request("new")))
     assert states(ledger)[name] == "running"
     manager.kill(OPERATOR, name)
@@ -126,7 +126,7 @@ def go_on(world: World, disk: Disk) -> None:
     """There is space again."""
     disk.free()
     manager, ledger = open_manager(world, disk)
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     assert states(ledger) == {"g1": "stopped", "g3": "stopped", "g4": "stopped", "g5": "stopped"}
     for name in states(ledger):
         manager.start(OPERATOR, name)

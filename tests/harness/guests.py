@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from uuid import UUID
 
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR, Identity
 from orchestrator.model.plan import Plan, Policy
@@ -19,30 +18,30 @@ from tests.fakes.server import IMAGE
 from tests.harness.crash import World
 
 
-def create(manager: SystemManager, **fields: object) -> Plan:
+def create(manager: GuestService, **fields: object) -> Plan:
     request = {"name": "web", "image": IMAGE, "memory": "64M", **fields}
     return manager.create(OPERATOR, parse_guest_request(request))[0].plan
 
 
-def open_manager(world: World, policy: Policy | None = None) -> SystemManager:
+def open_manager(world: World, policy: Policy | None = None) -> GuestService:
     """A manager that has just started."""
     manager, _ = world.open_manager(policy)
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     return manager
 
 
-def ask(manager: SystemManager, who: Identity = OPERATOR, **fields: object) -> tuple[Plan, tuple[str, ...]]:
+def ask(manager: GuestService, who: Identity = OPERATOR, **fields: object) -> tuple[Plan, tuple[str, ...]]:
     """What a guest would get, and the warnings that come with it."""
     view = manager.plan(who, parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M", **fields}))
     return view.plan, view.warnings
 
 
-def warned(manager: SystemManager) -> list[str]:
+def warned(manager: GuestService) -> list[str]:
     """What operators were warned of, in events."""
     return [event.detail for event in manager.events(OPERATOR) if event.kind == "host-warning"]
 
 
-def state(manager: SystemManager, name: str = "web") -> str:
+def state(manager: GuestService, name: str = "web") -> str:
     return manager.guest(OPERATOR, name).state
 
 
@@ -53,7 +52,7 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def kinds(manager: SystemManager) -> list[str]:
+def kinds(manager: GuestService) -> list[str]:
     return [event.kind for event in manager.events(OPERATOR)]
 
 
@@ -87,22 +86,9 @@ def start_by_hand(world: World, plan: Plan, *, uuid: UUID | None = None, cpus: s
     world.hypervisor._store(guest)
 
 
-@dataclass
-class Seen:
-    """An observer (lifecycle.observer) that keeps what it is told."""
-
-    refusals: list[tuple[str, float]] = field(default_factory=list)
-    undo_failures: int = 0
-
-    def count_undo_failure(self) -> None:
-        self.undo_failures += 1
-
-    def observe_refusal(self, kind: str, seconds: float) -> None:
-        self.refusals.append((kind, seconds))
-
-
-def waiting(manager: SystemManager, name: str = "web") -> threading.Timer:
+def waiting(manager: GuestService, name: str = "web") -> threading.Timer:
     """The timer that will start the guest again; its ``function`` is what it will call."""
-    timer = manager.supervisor._restarts.get(name)
+    until(lambda: manager.transitions.restarts.pending(name))
+    timer = manager.transitions.restarts.pending(name)
     assert timer
     return timer

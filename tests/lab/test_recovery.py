@@ -270,12 +270,12 @@ def test_drift_is_reported_and_pinning_restored(host: LabHost, repinned: tuple[s
         time.sleep(1)
     told = [event["detail"] for event in now.events if event["subject"] == name]
     pin = f"vCPU 1 may run on CPUs {first} in place of {second}"
-    assert told == [f"{pin}: pinned again; its VF's spoof check is off, expected on"]
+    assert told == [f"{pin} (restored); its VF's spoof check is off, expected on"]
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
     host.run(f"{spoof_check(before.guests[name])} on")
     again = await_events(host, now.last, name, ["drifted"], 1.5 * PERIOD)
-    assert again.events[-1]["detail"] == "all is as it was"
+    assert again.events[-1]["detail"] == "no differences remain"
 
 
 @pytest.mark.usefixtures("guests")

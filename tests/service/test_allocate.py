@@ -11,7 +11,7 @@ import pytest
 from orchestrator.client.problems import STATUS
 from orchestrator.errors import ImageError, NoRoom
 from orchestrator.guests.core_manager import CoreManager
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.host.pci import VFIO, bind_driver, release_driver
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Plan
@@ -31,23 +31,23 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture
-def manager(world: World) -> SystemManager:
+def manager(world: World) -> GuestService:
     """With one guest, so that the VFs of one uplink are made."""
     found, _ = world.open_manager()
     create(found, "first")
     return found
 
 
-def create(manager: SystemManager, name: str, **fields: object) -> Plan:
+def create(manager: GuestService, name: str, **fields: object) -> Plan:
     return manager.create(OPERATOR, parse_guest_request({"name": name, "image": IMAGE, "memory": "64M", **fields}))[0].plan
 
 
-def ask(manager: SystemManager, **fields: object) -> Plan:
+def ask(manager: GuestService, **fields: object) -> Plan:
     request = {"name": "asked", "image": IMAGE, "memory": "64M", **fields}
     return manager.plan(OPERATOR, parse_guest_request(request)).plan
 
 
-def test_a_vf_that_somebody_has_taken_meanwhile_is_left_to_them(world: World, manager: SystemManager) -> None:
+def test_a_vf_that_somebody_has_taken_meanwhile_is_left_to_them(world: World, manager: GuestService) -> None:
     vf = ask(manager).vf.address
     bind_driver(world.host, vf, VFIO)
     assert ask(manager).vf.address != vf
@@ -58,7 +58,7 @@ def test_a_vf_that_somebody_has_taken_meanwhile_is_left_to_them(world: World, ma
     assert ask(manager).vf.address == vf
 
 
-def test_a_vf_that_somebody_has_given_back_is_free(world: World, manager: SystemManager) -> None:
+def test_a_vf_that_somebody_has_given_back_is_free(world: World, manager: GuestService) -> None:
     """Also if it was seen as taken in the survey that is brought up to date."""
     vf = ask(manager).vf.address
     bind_driver(world.host, vf, VFIO)
@@ -67,14 +67,14 @@ def test_a_vf_that_somebody_has_given_back_is_free(world: World, manager: System
     assert ask(manager).vf.address == vf
 
 
-def test_pages_that_somebody_has_taken_are_not_promised(world: World, manager: SystemManager) -> None:
+def test_pages_that_somebody_has_taken_are_not_promised(world: World, manager: GuestService) -> None:
     plan = ask(manager)
     world.host.add(f"sys/devices/system/node/node{plan.node}/hugepages/hugepages-2048kB/free_hugepages", "1")
     assert ask(manager).node != plan.node
 
 
-def test_pages_that_the_host_keeps_are_kept_when_a_pool_shrinks(world: World, manager: SystemManager) -> None:
-    manager._placing._policy = replace(SERVER.policy, reserved_pages=((Size.parse("2M"), 16),))
+def test_pages_that_the_host_keeps_are_kept_when_a_pool_shrinks(world: World, manager: GuestService) -> None:
+    manager.allocator._policy = replace(SERVER.policy, reserved_pages=((Size.parse("2M"), 16),))
     ask(manager, memory="96M")
     for node in range(SERVER.nodes):
         for file in ("nr_hugepages", "free_hugepages"):
@@ -83,13 +83,13 @@ def test_pages_that_the_host_keeps_are_kept_when_a_pool_shrinks(world: World, ma
         ask(manager, memory="96M")
 
 
-def test_a_port_that_has_lost_its_link_is_not_used(world: World, manager: SystemManager) -> None:
+def test_a_port_that_has_lost_its_link_is_not_used(world: World, manager: GuestService) -> None:
     plan = ask(manager)
     world.host.add(f"sys/bus/pci/devices/{plan.vf.pf}/net/{plan.vf.interface}/operstate", "down")
     assert ask(manager).vf.pf != plan.vf.pf
 
 
-def test_a_port_that_has_its_link_again_is_used(world: World, manager: SystemManager) -> None:
+def test_a_port_that_has_its_link_again_is_used(world: World, manager: GuestService) -> None:
     """Nothing is refused for what was so a moment ago."""
     files = [f"sys/bus/pci/devices/{pf.address}/net/{pf.interface}/operstate" for pf in manager.survey().pfs]
     for file in files:
@@ -100,14 +100,14 @@ def test_a_port_that_has_its_link_again_is_used(world: World, manager: SystemMan
     ask(manager)
 
 
-def test_a_port_with_another_name_is_found(world: World, manager: SystemManager) -> None:
+def test_a_port_with_another_name_is_found(world: World, manager: GuestService) -> None:
     plan = ask(manager)
     net = world.host.path / f"sys/bus/pci/devices/{plan.vf.pf}/net"
     (net / plan.vf.interface).rename(net / "renamed")
     assert ask(manager).vf.pf != plan.vf.pf
 
 
-def test_an_earlier_survey_is_not_read_again(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_survey_is_not_read_again(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some files and not a thousand: what a plan reads does not grow with the number of VFs."""
     ask(manager)
     reads: list[str] = []
@@ -121,7 +121,7 @@ def test_an_earlier_survey_is_not_read_again(world: World, manager: SystemManage
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> tuple[World, SystemManager]:
+def small(tmp_path: Path) -> tuple[World, GuestService]:
     """A host with one pool of 100 pages, and a guest that has 32 of them."""
     world = World(tmp_path / "small", Server(cores=8, nodes=1, vfs=7, pages=100))
     manager, _ = world.open_manager()
@@ -131,7 +131,7 @@ def small(tmp_path: Path) -> tuple[World, SystemManager]:
 
 @pytest.mark.parametrize("moment", ["stopping", "ended", "quarantined"])
 def test_pages_of_a_guest_that_has_ended_are_still_its_own(
-    small: tuple[World, SystemManager], monkeypatch: pytest.MonkeyPatch, moment: str
+    small: tuple[World, GuestService], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """The pool shows them as free again. What another program has taken must not hide that they are promised."""
     world, manager = small
@@ -146,7 +146,8 @@ def test_pages_of_a_guest_that_has_ended_are_still_its_own(
         return ()
 
     if moment == "stopping":
-        monkeypatch.setattr(CoreManager, "_check_vf", ask_for_60)
+        clean_up = CoreManager.clean_up
+        monkeypatch.setattr(CoreManager, "clean_up", lambda core: (*clean_up(core), *ask_for_60()))
         manager.stop(OPERATOR, "a", 0)
     elif moment == "ended":
         world.hypervisor.end("a")
@@ -159,7 +160,7 @@ def test_pages_of_a_guest_that_has_ended_are_still_its_own(
 
 
 def test_pages_of_a_guest_that_is_being_started_count_once(
-    small: tuple[World, SystemManager], monkeypatch: pytest.MonkeyPatch
+    small: tuple[World, GuestService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the moment that QEMU has taken them: its first exit may take a minute."""
     world, manager = small
@@ -175,7 +176,7 @@ def test_pages_of_a_guest_that_is_being_started_count_once(
 
 
 @pytest.mark.parametrize("content", ['{"cmdline": ["a"]}', "[" * 100_000, "{}"])
-def test_a_damaged_image_is_told_before_anything_is_claimed(world: World, manager: SystemManager, content: str) -> None:
+def test_a_damaged_image_is_told_before_anything_is_claimed(world: World, manager: GuestService, content: str) -> None:
     """Not as a fault of the manager: another image can be asked for."""
     (world.folder / "images" / IMAGE / "image.json").write_text(content)
     before = manager.guests(OPERATOR)

@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.api.identity import hash_token
 from orchestrator.client.client import Client
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from tests.harness.api_server import PROOF, Authority, Served, serve
 from tests.harness.guests import until
 
@@ -111,7 +111,7 @@ def running(served: Served, client: str, kind: str) -> int:
     return len(account.running[kind]) if account else 0
 
 
-def count_waits(manager: SystemManager) -> int:
+def count_waits(manager: GuestService) -> int:
     consoles = list(manager._consoles._watch._consoles.values())
     return sum(len(console.waits) + len(console.questions) for console in consoles)
 

@@ -10,14 +10,16 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.domain import build_domain
 from orchestrator.errors import HypervisorError
-from orchestrator.guests.core_manager import HOST
-from orchestrator.guests.transitions import Supervisor
+from orchestrator.guests.host_setup import HOST
+from orchestrator.guests.service import GuestService
 from orchestrator.images.store import find_image
+from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
@@ -119,31 +121,42 @@ def test_what_is_lost_is_found(
 
 
 def test_a_recovery_that_ends_a_guest_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def recover(supervisor: Supervisor) -> None:
-        for uuid in supervisor._hypervisor.running_uuids():
-            supervisor._hypervisor.destroy(uuid)
+    def recover(world: World, _manager: GuestService, _ledger: Ledger) -> None:
+        for uuid in world.hypervisor.running_uuids():
+            world.hypervisor.destroy(uuid)
 
-    monkeypatch.setattr(Supervisor, "recover", recover)
+    replace_recovery(monkeypatch, recover)
     faults = run_with(tmp_path / "world", monkeypatch, lambda _world, _tell: None)
     assert "guests that ran: ['guest0'], after the recovery: []" in faults
 
 
-def start_all_again(supervisor: Supervisor) -> None:
-    """Ends each guest that runs, and starts it again."""
-    for claim in supervisor._ledger.read().claims:
-        supervisor.stop(claim, "cheat", 0)
-        supervisor.start(supervisor._ledger.set_state(claim.plan.name, GuestState.STARTING), "cheat")
+def replace_recovery(monkeypatch: pytest.MonkeyPatch, recover: Callable[[World, GuestService, Ledger], None]) -> None:
+    """Managers that are opened from now on recover in another way."""
+    open_manager = World.open_manager
+
+    def open_other(world: World, *arguments: Any) -> tuple[GuestService, Ledger]:
+        manager, ledger = open_manager(world, *arguments)
+        monkeypatch.setattr(manager.reconciler, "recover", lambda: recover(world, manager, ledger))
+        return manager, ledger
+
+    monkeypatch.setattr(World, "open_manager", open_other)
+
+
+def start_all_again(_world: World, manager: GuestService, ledger: Ledger) -> None:
+    """Stops each guest, and starts it again."""
+    for claim in ledger.read().claims:
+        manager.transitions.start(manager.transitions.stop(claim, "cheat", 0), "cheat")
 
 
 def test_a_recovery_that_starts_a_guest_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Supervisor, "recover", start_all_again)
+    replace_recovery(monkeypatch, start_all_again)
     faults = run_with(tmp_path / "world", monkeypatch, lambda _world, _tell: None)
     assert "guests that ran were ended and started again: ['guest0']" in faults
 
 
 def test_a_recovery_of_many_guests_that_starts_one_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.harness.crash._work_until_killed", lambda *_, **__: None)
-    monkeypatch.setattr(Supervisor, "recover", start_all_again)
+    replace_recovery(monkeypatch, start_all_again)
     with pytest.raises(AssertionError, match="started again"):
         measure_recovery(tmp_path / "world", guests=1, times=1)
 
@@ -176,12 +189,12 @@ def test_a_guest_is_let_run_though_the_recovery_was_killed_too(tmp_path: Path) -
 
     def recover(_tell: Tell) -> None:
         kill_before_resume(world)
-        world.open_manager()[0].supervisor.recover()
+        world.open_manager()[0].reconciler.recover()
 
     for work in (create, recover):
         assert in_child(work)[0] == -signal.SIGKILL
         assert world.hypervisor.paused() == {"guest0"}
-    world.open_manager()[0].supervisor.recover()
+    world.open_manager()[0].reconciler.recover()
     assert world.hypervisor.paused() == frozenset()
     assert world.hypervisor.running_names() == {"guest0"}
 
@@ -194,7 +207,7 @@ def test_a_guest_that_was_stopped_starts_on_a_prepared_host_after_a_power_cut(tm
     ledger.close()
     world.reboot()
     manager, ledger = world.open_manager()
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     manager.start(OPERATOR, "guest0")
     manager.delete(OPERATOR, "guest0")
     assert world.host.violations() == []

@@ -110,7 +110,11 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     """Who only reads the ledger still gets an answer then."""
     manager, ledger = World(tmp_path).open_manager()
-    for held, check in ((ledger._lock, ledger.check), (manager._placing._lock, manager.check), (manager._shared, manager.check)):
+    for held, check in (
+        (ledger._lock, ledger.check),
+        (manager.allocator._lock, manager.check),
+        (manager.host_setup.lock, manager.check),
+    ):
         check(0.01)
         with held:
             time.sleep(0.05)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import HostError, NoRoom
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.host.irqs import read_irq
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Plan
@@ -157,7 +157,7 @@ def test_a_host_whose_smt_was_switched_off_goes_on_with_what_is_online(world: Wo
     plan = create(manager)
     assert str(plan.housekeeping) == "0"
     assert warned(manager) == ["configuration and host: housekeeping CPUs 1 are offline: 0 are used"]
-    manager.supervisor.check()
+    manager.reconciler.detect_drift()
     assert "drifted" not in [event.kind for event in manager.events(OPERATOR)]
 
 
@@ -177,17 +177,17 @@ def test_a_guest_whose_cpus_have_gone_off_line_is_named(world: World) -> None:
     create(manager)
     manager.stop(OPERATOR, "web", 0)
     switch_off(world, "2-3,5")
-    with pytest.raises(HostError, match="CPUs 5 of guest web are offline") as caught:
+    with pytest.raises(HostError, match="guest web: CPUs 5 are offline") as caught:
         manager.start(OPERATOR, "web")
     assert "set them online" in caught.value.hint
     for _ in range(2):
-        manager.supervisor.check()
+        manager.reconciler.detect_drift()
     said = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
-    assert said == ["its CPUs 2-3 are offline"]
+    assert said == ["CPUs 2-3 are offline"]
     world.host.add(f"{CPU}/online", str(SERVER.cpus))
     manager.start(OPERATOR, "web")
-    manager.supervisor.check()
-    assert manager.events(OPERATOR)[-1].detail == "all is as it was"
+    manager.reconciler.detect_drift()
+    assert manager.events(OPERATOR)[-1].detail == "no differences remain"
 
 
 @pytest.mark.parametrize(("housekeeping", "said"), [("64-65", "CPUs 64-65 do not exist"), ("0-1,64", "CPUs 64 do not exist")])
@@ -277,10 +277,10 @@ def test_a_pool_that_cannot_be_read_is_left_out_and_named(world: World) -> None:
     assert "free_hugepages is not a number: 'some'" in str(warnings)
 
 
-def age_survey(manager: SystemManager) -> None:
+def age_survey(manager: GuestService) -> None:
     """What is known of the host is older than what is believed."""
-    known, _ = manager._placing._known or (manager.survey(), 0.0)
-    manager._placing._known = known, 0.0
+    known, _ = manager.allocator._known or (manager.survey(), 0.0)
+    manager.allocator._known = known, 0.0
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -300,9 +300,9 @@ def test_a_pool_that_goes_bad_later_concerns_its_own_node_only(world: World, gon
     assert plan.node == 0
     assert gone or "node1/hugepages/hugepages-2048kB/free_hugepages" in str(warnings)
     create(manager)
-    manager.supervisor.check()
+    manager.reconciler.detect_drift()
     (drifted,) = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
-    assert "0 huge pages of 2M are free on node 1, but stopped guests own 32" in drifted
+    assert "node 1: 0 huge pages of 2M are free, but stopped guests own 32" in drifted
     for name in ("runs", "web"):
         manager.delete(OPERATOR, name)
     assert manager.quarantined(OPERATOR) == ()
@@ -380,7 +380,7 @@ def test_a_start_on_a_card_that_was_taken_out_names_the_card(world: World) -> No
     pf = create(manager).vf.pf
     manager.stop(OPERATOR, "web", 0)
     (world.host.path / f"sys/bus/pci/devices/{pf}").unlink()
-    with pytest.raises(HostError, match=f"there is no SR-IOV physical function {pf}"):
+    with pytest.raises(HostError, match=f"{pf} is not an SR-IOV physical function"):
         manager.start(OPERATOR, "web")
 
 

@@ -227,6 +227,30 @@ def is_command(words: list[str]) -> bool:
     return command is not None
 
 
+STATE_WRITERS = ("set_state", "quarantine", "release")
+
+
+def find_state_writes(source: str) -> list[int]:
+    """Lines that call one of the ledger's methods that write a guest's state."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and node.attr in STATE_WRITERS and re.search(r"\b_?ledger$", ast.unparse(node.value))
+    ]
+
+
+def test_only_transitions_writes_the_state_of_a_guest() -> None:
+    found = {name: lines for name, path in modules().items() if (lines := find_state_writes(path.read_text()))}
+    assert list(found) == ["guests.transitions"]
+
+
+@pytest.mark.parametrize("ledger", ["ledger", "self._ledger", "context.ledger", "self._context.ledger"])
+@pytest.mark.parametrize("method", STATE_WRITERS)
+def test_a_state_that_is_written_elsewhere_is_found(ledger: str, method: str) -> None:
+    assert find_state_writes(f"x = 1\nwrite = {ledger}.{method}") == [2]
+    assert not find_state_writes(f"setup.{method}()")
+
+
 def test_every_command_in_a_message_or_document_exists() -> None:
     named = re.compile(r"`(?:\S*/)?nohype ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)*)")
     wrong = [

@@ -85,7 +85,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     LEDGERS.clear()
     for name in (
-        "stay_alone", "Listener", "find_listener", "Hypervisor", "SystemManager", "Auditor", "Api", "build_metrics",
+        "stay_alone", "Listener", "find_listener", "Hypervisor", "GuestService", "Auditor", "Api", "build_metrics",
         "notify_systemd", "start_heartbeat", "_watch_uplinks", "_look_now_and_then",
     ):  # fmt: skip
         monkeypatch.setattr(daemon, name, Stub())
@@ -140,6 +140,6 @@ def test_a_configuration_that_takes_a_guests_cores_touches_nothing(tmp_path: Pat
         claim(ledger, 1)
     leave(tmp_path / "ledger.sqlite", "UPDATE guest SET restarts = 1")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if not file.name.endswith("-shm")}
-    with pytest.raises(Conflict, match="CPUs 2-3 are guest g1's"):
+    with pytest.raises(Conflict, match="CPUs 2-3 are owned by guest g1"):
         daemon.serve(configure(tmp_path, "0-3"))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if not file.name.endswith("-shm")} == before

@@ -134,7 +134,7 @@ def test_claims_that_the_configuration_forbids(path: Path) -> None:
         assert [(one.plan.name, one.restarts) for one in claims] == [("g1", 3), ("g2", 0)]
         check_housekeeping(claims, CpuSet.parse("0-2"))
 
-    with pytest.raises(Conflict, match="CPUs 2 are guest g1's"):
+    with pytest.raises(Conflict, match="CPUs 2 are owned by guest g1"):
         Ledger(path, accept=accept)
     assert read_all(path) == before
     with Ledger(path, accept=lambda claims: check_housekeeping(claims, CpuSet.parse("0-1"))) as ledger:

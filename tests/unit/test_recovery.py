@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import Conflict
-from orchestrator.guests.recovery import MOST_RESTARTS, Action, decide, plan_pause
+from orchestrator.guests.recovery import RecoveryAction, decide
+from orchestrator.guests.restarts import MAX_RESTARTS, delay
 from orchestrator.model.state import SETTLED, GuestState, check_transition
 
 ALLOWED = {
@@ -52,15 +53,15 @@ def test_a_guest_that_does_not_run_is_never_shown_as_running(state: GuestState) 
 def test_what_is_as_it_should_be_stays(state: GuestState) -> None:
     decision = decide(state, running=state == GuestState.RUNNING)
     assert decision.state == state
-    assert decision.action in (Action.ADOPT, Action.NONE, Action.QUARANTINE)
+    assert decision.action in (RecoveryAction.ADOPT, RecoveryAction.NONE, RecoveryAction.QUARANTINE)
 
 
 def test_a_guest_that_was_never_made_is_undone() -> None:
-    assert decide(GuestState.CREATING, running=False).action == Action.UNDO
+    assert decide(GuestState.CREATING, running=False).action == RecoveryAction.UNDO
 
 
 def test_pauses_grow_and_end() -> None:
-    pauses = [plan_pause(count) for count in range(MOST_RESTARTS + 1)]
+    pauses = [delay(count) for count in range(MAX_RESTARTS + 1)]
     assert pauses[:3] == [1, 2, 4]
     assert pauses[-2] == 300
     assert pauses[-1] is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
 from tests.harness.crash import World
 
@@ -17,18 +17,18 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture
-def opened(world: World) -> tuple[SystemManager, Ledger]:
+def opened(world: World) -> tuple[GuestService, Ledger]:
     manager, ledger = world.open_manager()
-    manager.supervisor.recover()
-    world.hypervisor.watch_ends(manager.supervisor.ended)
+    manager.reconciler.recover()
+    world.hypervisor.watch_ends(manager.reconciler.on_guest_ended)
     return manager, ledger
 
 
 @pytest.fixture
-def manager(opened: tuple[SystemManager, Ledger]) -> SystemManager:
+def manager(opened: tuple[GuestService, Ledger]) -> GuestService:
     return opened[0]
 
 
 @pytest.fixture
-def ledger(opened: tuple[SystemManager, Ledger]) -> Ledger:
+def ledger(opened: tuple[GuestService, Ledger]) -> Ledger:
     return opened[1]

@@ -19,7 +19,8 @@ import pytest
 from orchestrator.console import LogReader
 from orchestrator.errors import GuestError, HostError, HypervisorError, NotFound, OrchestratorError
 from orchestrator.guests import question as question_module
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.console_logs import ConsoleLogs
+from orchestrator.guests.service import GuestService
 from orchestrator.hypervisor.connection import EndCause, SerialConsole
 from orchestrator.images.store import read_image, write_description
 from orchestrator.ledger import Ledger
@@ -41,7 +42,7 @@ def log_of(world: World, name: str = "web") -> Path:
     return log
 
 
-def make(manager: SystemManager, who: Identity, name: str = "web") -> Plan:
+def make(manager: GuestService, who: Identity, name: str = "web") -> Plan:
     return manager.create(who, parse_guest_request({"name": name, "image": IMAGE, "memory": "64M"}))[0].plan
 
 
@@ -85,7 +86,7 @@ def answering(world: World, answer: Callable[[str], bytes], name: str = "web") -
 @pytest.mark.parametrize("moment", ["claimed", "prepared", "runs"])
 @pytest.mark.parametrize("file", ["", ".0", ".1"])
 def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch, moment: str, file: str
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, moment: str, file: str
 ) -> None:
     """Also while it is being started: a name may be had again as soon as it is free."""
     make(manager, BOLT)
@@ -103,8 +104,8 @@ def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
         )  # type: ignore[misc]
 
     if moment == "claimed":
-        begin = manager._cores.logs.begin
-        monkeypatch.setattr(manager._cores.logs, "begin", lambda *own: (look(), begin(*own))[1])
+        begin = ConsoleLogs.begin
+        monkeypatch.setattr(ConsoleLogs, "begin", lambda *arguments: (look(), begin(*arguments))[1])
     elif moment == "prepared":
         start = world.hypervisor.create_paused
         monkeypatch.setattr(world.hypervisor, "create_paused", lambda xml: (look(), start(xml))[1])
@@ -119,7 +120,7 @@ def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
 
 @pytest.mark.parametrize("console", [None, "another-1"])
 def test_image_without_the_console_protocol_is_reported_immediately(
-    world: World, manager: SystemManager, console: str | None
+    world: World, manager: GuestService, console: str | None
 ) -> None:
     make(manager, ACME)
     image = read_image(world.folder / "images" / IMAGE)
@@ -132,7 +133,7 @@ def test_image_without_the_console_protocol_is_reported_immediately(
     manager.begin_ready(ACME, "web", 60).cancel()  # the guest was started from it all the same
 
 
-def test_logs_of_two_guests_of_one_name_are_two_files(world: World, manager: SystemManager) -> None:
+def test_logs_of_two_guests_of_one_name_are_two_files(world: World, manager: GuestService) -> None:
     logs = []
     for who in (OPERATOR, ACME, BOLT):
         plan = make(manager, who)
@@ -145,7 +146,7 @@ def test_logs_of_two_guests_of_one_name_are_two_files(world: World, manager: Sys
     assert logs[1].parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_counters_are_of_the_guest_and_not_of_its_name(world: World, manager: SystemManager) -> None:
+def test_counters_are_of_the_guest_and_not_of_its_name(world: World, manager: GuestService) -> None:
     first = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web", EndCause.FAILED)
@@ -155,19 +156,19 @@ def test_counters_are_of_the_guest_and_not_of_its_name(world: World, manager: Sy
     assert world.hypervisor.read_exits(UUID(int=1))
 
 
-def test_what_another_guest_of_the_name_prints_is_not_told(world: World, manager: SystemManager) -> None:
+def test_what_another_guest_of_the_name_prints_is_not_told(world: World, manager: GuestService) -> None:
     """It was deleted and made anew while somebody waited for it."""
     create(manager)
     wait = manager.begin_ready(OPERATOR, "web", 60)
     manager.delete(OPERATOR, "web")
     create(manager)
     world.hypervisor.write("web", b"nohype: ready secret\n")
-    with pytest.raises(NotFound, match="web that was asked is gone"):
+    with pytest.raises(NotFound, match="guest web ended or was replaced"):
         wait.result(20)
 
 
 def test_nothing_is_typed_on_the_console_of_another_guest_of_the_name(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create(manager)
     find = world.hypervisor.console
@@ -179,18 +180,18 @@ def test_nothing_is_typed_on_the_console_of_another_guest_of_the_name(
         return find(uuid)
 
     monkeypatch.setattr(world.hypervisor, "console", swap)
-    with pytest.raises(NotFound, match="web that was asked is gone"):
+    with pytest.raises(NotFound, match="guest web ended or was replaced"):
         manager.tell(OPERATOR, "web", "halt", 1)
 
 
-def test_a_line_for_a_guest_that_is_named_by_its_id_reaches_no_other(world: World, manager: SystemManager) -> None:
+def test_a_line_for_a_guest_that_is_named_by_its_id_reaches_no_other(world: World, manager: GuestService) -> None:
     """As the audit does: it has looked at the guests some time before."""
     first = create(manager)
     manager.delete(OPERATOR, "web")
     create(manager)
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()) as heard:
         world.hypervisor.write("web", READY)
-        with pytest.raises(NotFound, match="web that was asked is gone"):
+        with pytest.raises(NotFound, match="guest web ended or was replaced"):
             manager.tell(OPERATOR, "web", "flood", 5, first.uuid)
         assert heard == []
 
@@ -199,7 +200,7 @@ def test_a_line_for_a_guest_that_is_named_by_its_id_reaches_no_other(world: Worl
 
 
 @pytest.mark.parametrize("end", ["stop", "kill", "by itself", "unseen"])
-def test_a_guest_that_does_not_run_is_not_ready(world: World, manager: SystemManager, end: str) -> None:
+def test_a_guest_that_does_not_run_is_not_ready(world: World, manager: GuestService, end: str) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     assert manager.wait_ready(OPERATOR, "web", 5) == "nohype: ready name=web"
@@ -217,7 +218,7 @@ def test_a_guest_that_does_not_run_is_not_ready(world: World, manager: SystemMan
 
 @pytest.mark.parametrize("stage", [GuestState.STARTING, GuestState.STOPPING])
 def test_a_guest_that_is_being_started_or_stopped_is_not_ready(
-    manager: SystemManager, world: World, ledger: Ledger, stage: GuestState
+    manager: GuestService, world: World, ledger: Ledger, stage: GuestState
 ) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
@@ -233,7 +234,7 @@ def test_a_guest_that_is_being_started_or_stopped_is_not_ready(
 
 
 @pytest.mark.parametrize("file", ["", ".0"])
-def test_what_it_has_said_in_a_former_life_counts_no_more(world: World, manager: SystemManager, file: str) -> None:
+def test_what_it_has_said_in_a_former_life_counts_no_more(world: World, manager: GuestService, file: str) -> None:
     create(manager)
     log = log_of(world)
     log.with_name(f"{log.name}{file}").write_bytes(b"former\n" + READY)
@@ -245,7 +246,7 @@ def test_what_it_has_said_in_a_former_life_counts_no_more(world: World, manager:
     assert manager.wait_ready(OPERATOR, "web", 5) == "nohype: ready again"
 
 
-def test_a_wait_ends_with_the_life_that_it_was_for(world: World, manager: SystemManager) -> None:
+def test_a_wait_ends_with_the_life_that_it_was_for(world: World, manager: GuestService) -> None:
     """However quickly the guest is there again."""
     create(manager)
     wait = manager.begin_ready(OPERATOR, "web", 60)
@@ -256,7 +257,7 @@ def test_a_wait_ends_with_the_life_that_it_was_for(world: World, manager: System
     assert manager.wait_ready(OPERATOR, "web", 5) == "nohype: ready name=web"
 
 
-def test_a_guest_that_ends_is_not_waited_for(world: World, manager: SystemManager) -> None:
+def test_a_guest_that_ends_is_not_waited_for(world: World, manager: GuestService) -> None:
     """Nobody has told of its end: libvirt was away."""
     create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
@@ -267,7 +268,7 @@ def test_a_guest_that_ends_is_not_waited_for(world: World, manager: SystemManage
         wait.result(20)
 
 
-def test_the_last_words_of_a_guest_are_an_answer(world: World, manager: SystemManager) -> None:
+def test_the_last_words_of_a_guest_are_an_answer(world: World, manager: GuestService) -> None:
     """It has ended by then, as after `halt`."""
     create(manager)
     world.hypervisor.write("web", READY)
@@ -289,25 +290,25 @@ def test_the_last_words_of_a_guest_are_an_answer(world: World, manager: SystemMa
 # Guests that an earlier version has started.
 
 
-def make_legacy(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> Path:
+def make_legacy(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> Path:
     log = world.folder / "consoles" / "web.log"
     with monkeypatch.context() as patch:
         log.parent.mkdir(exist_ok=True)
-        patch.setattr(manager._cores.logs, "begin", lambda _plan, _owner: log)
+        patch.setattr(ConsoleLogs, "begin", lambda _logs, _plan, _owner: log)
         create(manager)
     return log
 
 
 def test_a_guest_whose_log_goes_by_its_name_is_read(
-    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = make_legacy(world, manager, monkeypatch)
     log.write_bytes(READY)
     log.with_name("web.log.0").write_bytes(b"nohype: ready other\nsecret of another\n")
     ledger.close()
     manager, _ = world.open_manager()
-    manager.supervisor.recover()
-    world.hypervisor.watch_ends(manager.supervisor.ended)
+    manager.reconciler.recover()
+    world.hypervisor.watch_ends(manager.reconciler.on_guest_ended)
     assert manager.wait_ready(OPERATOR, "web", 5) == "nohype: ready name=web"
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()):
         assert manager.tell(OPERATOR, "web", "mac", 5) == "nohype: done mac\n"
@@ -319,7 +320,7 @@ def test_a_guest_whose_log_goes_by_its_name_is_read(
 
 
 def test_old_logs_by_name_are_removed_but_not_those_in_use(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = make_legacy(world, manager, monkeypatch)
     create(manager, name="db")
@@ -334,7 +335,7 @@ def test_old_logs_by_name_are_removed_but_not_those_in_use(
 
 
 def test_deleted_guests_logs_of_a_tenant_have_a_bound(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names cost nothing: a tenant that makes and deletes guests must not fill the disk. Others' stay."""
     from orchestrator.guests import console_logs
@@ -357,7 +358,7 @@ def test_deleted_guests_logs_of_a_tenant_have_a_bound(
     assert [log.read_bytes() for log in kept.values()] == [b"mine", b"mine"]
 
 
-def test_deleted_guests_logs_are_not_many(world: World, manager: SystemManager) -> None:
+def test_deleted_guests_logs_are_not_many(world: World, manager: GuestService) -> None:
     """Each start looks at all that are kept."""
     make(manager, ACME)
     folder = log_of(world).parent
@@ -367,7 +368,7 @@ def test_deleted_guests_logs_are_not_many(world: World, manager: SystemManager) 
     assert 1000 < len(list(folder.iterdir())) <= 1024 + 2
 
 
-def test_a_guest_that_is_there_keeps_its_log(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_that_is_there_keeps_its_log(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator.guests import console_logs
 
     monkeypatch.setattr(console_logs, "KEPT_BYTES", 0)
@@ -383,7 +384,7 @@ def test_a_guest_that_is_there_keeps_its_log(world: World, manager: SystemManage
 
 @pytest.mark.parametrize("bound", ["KEPT_BYTES", "KEPT_BYTES_OF_ALL"])
 def test_all_deleted_guests_logs_have_a_bound(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch, bound: str
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     from orchestrator.guests import console_logs
 
@@ -395,7 +396,7 @@ def test_all_deleted_guests_logs_have_a_bound(
     assert list((world.folder / "consoles").glob("**/*.log")) == []
 
 
-def test_a_folder_that_can_not_be_made_is_a_clear_error(world: World, manager: SystemManager) -> None:
+def test_a_folder_that_can_not_be_made_is_a_clear_error(world: World, manager: GuestService) -> None:
     (world.folder / "consoles").touch()
     with pytest.raises(HostError, match="cannot prepare .*web"):
         create(manager)
@@ -404,7 +405,7 @@ def test_a_folder_that_can_not_be_made_is_a_clear_error(world: World, manager: S
 # Many at a time.
 
 
-def test_all_waits_share_one_thread_and_end_when_they_are_given_up(world: World, manager: SystemManager) -> None:
+def test_all_waits_share_one_thread_and_end_when_they_are_given_up(world: World, manager: GuestService) -> None:
     for name in ("web", "db"):
         create(manager, name=name)
     waits = [manager.begin_ready(OPERATOR, name, 3000) for name in ("web", "db") for _ in range(100)]
@@ -422,7 +423,7 @@ def test_all_waits_share_one_thread_and_end_when_they_are_given_up(world: World,
     assert manager.wait_ready(OPERATOR, "web", 5), "and another one begins"
 
 
-def test_a_piece_of_each_log_is_read_in_turn(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piece_of_each_log_is_read_in_turn(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that prints without end keeps nobody waiting, and no more than a piece is read at a time."""
     sizes: list[int] = []
     for name in ("noisy", "web"):
@@ -444,13 +445,13 @@ def test_a_piece_of_each_log_is_read_in_turn(world: World, manager: SystemManage
 
 
 @pytest.mark.parametrize("noise", [b"\xff", b"\x01", b"x", b"nohype: "])
-def test_an_error_shows_little_whatever_the_guest_prints(world: World, manager: SystemManager, noise: bytes) -> None:
+def test_an_error_shows_little_whatever_the_guest_prints(world: World, manager: GuestService, noise: bytes) -> None:
     create(manager)
     world.hypervisor.write("web", noise * ((2 << 20) // len(noise)))
     assert len(said(lambda: manager.wait_ready(OPERATOR, "web", 0.05)).encode()) < 2300
 
 
-def test_a_log_that_can_not_be_read_is_an_error_of_that_guest_alone(world: World, manager: SystemManager) -> None:
+def test_a_log_that_can_not_be_read_is_an_error_of_that_guest_alone(world: World, manager: GuestService) -> None:
     for name in ("web", "db"):
         create(manager, name=name)
     log = log_of(world)
@@ -464,7 +465,7 @@ def test_a_log_that_can_not_be_read_is_an_error_of_that_guest_alone(world: World
 
 
 def test_a_libvirt_that_does_not_answer_keeps_nobody_longer_than_asked(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create(manager)
     hangs = threading.Event()
@@ -474,7 +475,7 @@ def test_a_libvirt_that_does_not_answer_keeps_nobody_longer_than_asked(
     hangs.set()
 
 
-def test_a_libvirt_that_is_away_ends_no_wait(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_libvirt_that_is_away_ends_no_wait(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     create(manager)
     looks: list[int] = []
 
@@ -489,7 +490,7 @@ def test_a_libvirt_that_is_away_ends_no_wait(world: World, manager: SystemManage
     assert wait.result(20)
 
 
-def test_a_manager_that_ends_lets_all_go(manager: SystemManager) -> None:
+def test_a_manager_that_ends_lets_all_go(manager: GuestService) -> None:
     create(manager)
     waits = [manager.begin_ready(OPERATOR, "web", 3000), manager.begin_tell(OPERATOR, "web", "mac", 3000)]
     manager.close()
@@ -501,7 +502,7 @@ def test_a_manager_that_ends_lets_all_go(manager: SystemManager) -> None:
 # What is typed.
 
 
-def test_an_answer_is_what_came_after_the_question(world: World, manager: SystemManager) -> None:
+def test_an_answer_is_what_came_after_the_question(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY + b"nohype: done mac old\nhalf a line ")
     with answering(world, lambda line: b"noise\r\nnohype: done %s\r\nmore\n" % line.encode()) as heard:
@@ -510,7 +511,7 @@ def test_an_answer_is_what_came_after_the_question(world: World, manager: System
         assert heard == ["mac", "halt"]
 
 
-def test_no_answer_shows_the_end_of_the_console(world: World, manager: SystemManager) -> None:
+def test_no_answer_shows_the_end_of_the_console(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda _line: b"noise\n"):
@@ -518,7 +519,7 @@ def test_no_answer_shows_the_end_of_the_console(world: World, manager: SystemMan
             manager.tell(OPERATOR, "web", "mac", 1)
 
 
-def test_a_guest_that_is_not_ready_yet_is_waited_for(world: World, manager: SystemManager) -> None:
+def test_a_guest_that_is_not_ready_yet_is_waited_for(world: World, manager: GuestService) -> None:
     """It would not hear what is typed: nobody reads the console before."""
     create(manager)
     world.hypervisor.write("web", b"booting\n")
@@ -531,7 +532,7 @@ def test_a_guest_that_is_not_ready_yet_is_waited_for(world: World, manager: Syst
         assert wait.result(20) == "nohype: done mac\n"
 
 
-def test_a_guest_whose_log_was_rotated_is_ready(world: World, manager: SystemManager) -> None:
+def test_a_guest_whose_log_was_rotated_is_ready(world: World, manager: GuestService) -> None:
     create(manager)
     log = log_of(world)
     log.rename(f"{log}.0")
@@ -540,7 +541,7 @@ def test_a_guest_whose_log_was_rotated_is_ready(world: World, manager: SystemMan
         assert manager.tell(OPERATOR, "web", "mac", 5) == "nohype: done mac\n"
 
 
-def test_no_pty_is_a_clear_error(world: World, manager: SystemManager) -> None:
+def test_no_pty_is_a_clear_error(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     world.hypervisor.ptys["web"] = world.folder / "pty"
@@ -548,7 +549,7 @@ def test_no_pty_is_a_clear_error(world: World, manager: SystemManager) -> None:
         manager.tell(OPERATOR, "web", "mac", 5)
 
 
-def test_an_answer_after_much_noise_is_short(world: World, manager: SystemManager) -> None:
+def test_an_answer_after_much_noise_is_short(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda line: b"noise\n" * 500_000 + b"nohype: done %s\n" % line.encode()):
@@ -558,7 +559,7 @@ def test_an_answer_after_much_noise_is_short(world: World, manager: SystemManage
     assert answer.endswith("noise\nnohype: done mac\n")
 
 
-def test_questions_are_typed_one_after_the_other(world: World, manager: SystemManager) -> None:
+def test_questions_are_typed_one_after_the_other(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()) as heard:
@@ -567,7 +568,7 @@ def test_questions_are_typed_one_after_the_other(world: World, manager: SystemMa
         assert heard == [f"word{number}" for number in range(10)]
 
 
-def test_the_answer_to_a_question_that_was_given_up_is_not_the_next_ones(world: World, manager: SystemManager) -> None:
+def test_the_answer_to_a_question_that_was_given_up_is_not_the_next_ones(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     late: list[str] = []
@@ -586,7 +587,7 @@ def test_the_answer_to_a_question_that_was_given_up_is_not_the_next_ones(world: 
 
 
 def test_a_question_that_was_given_up_does_not_keep_others_for_long(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(question_module, "_ABANDONED", 0.1)
     create(manager)
@@ -598,7 +599,7 @@ def test_a_question_that_was_given_up_does_not_keep_others_for_long(
         assert manager.tell(OPERATOR, "web", "mac", 60) == "nohype: done mac\n"
 
 
-def test_a_guest_without_a_console(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_without_a_console(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     create(manager)
     monkeypatch.setattr(world.hypervisor, "console", lambda _uuid: SerialConsole(None, None))
     with pytest.raises(GuestError, match="has no serial console"):

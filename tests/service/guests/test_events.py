@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.errors import Conflict, HypervisorError, LedgerError, NoRoom, NotFound, QuotaExceeded
-from orchestrator.guests.refusals import MOST, RefusalLog
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.refusals import MAX_PER_MINUTE, RefusalLog
+from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import MANAGER, OPERATOR, Identity, Quota, Role
 from orchestrator.model.request import parse_guest_request
 from orchestrator.values import CpuSet
 from tests.fakes.server import IMAGE
 from tests.harness.crash import World
-from tests.harness.guests import Seen, create, kinds, spoil, state
+from tests.harness.guests import create, kinds, spoil, state
 
 ANN = Identity("ann", Role.TENANT, "a")
 
@@ -30,14 +30,14 @@ def fill_the_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["failed", "plan-failed", "quarantined"])
-def test_a_tenant_does_not_learn_of_others_from_trouble(manager: SystemManager, ledger: Ledger, kind: str) -> None:
+def test_a_tenant_does_not_learn_of_others_from_trouble(manager: GuestService, ledger: Ledger, kind: str) -> None:
     ledger.log(kind, "web", "VF is in use by domain secret", tenant="a")
     assert "secret" not in str(manager.events(ANN))
     assert "the operator of the host can see" in manager.events(ANN)[-1].detail
     assert "secret" in manager.events(OPERATOR)[-1].detail
 
 
-def test_what_the_host_can_not_do_is_no_refusal(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_host_can_not_do_is_no_refusal(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_own: object) -> None:
         raise HypervisorError("QEMU of guest secret does not answer")
 
@@ -49,7 +49,7 @@ def test_what_the_host_can_not_do_is_no_refusal(world: World, manager: SystemMan
     assert kinds(manager)[-2:] == ["plan-failed", "refused"]
 
 
-def test_a_quota_counts_before_there_is_room(manager: SystemManager) -> None:
+def test_a_quota_counts_before_there_is_room(manager: GuestService) -> None:
     """Whoever has used his quota up does not learn how full the host is."""
     limited = replace(ANN, quota=Quota(cores=1))
     fields = {"name": "web", "image": IMAGE, "memory": "64M"}
@@ -62,14 +62,14 @@ def test_a_quota_counts_before_there_is_room(manager: SystemManager) -> None:
         manager.plan(OPERATOR, parse_guest_request({**fields, "cores": 900}))
 
 
-def test_a_tenant_is_not_told_what_is_not_clean(world: World, manager: SystemManager) -> None:
+def test_a_tenant_is_not_told_what_is_not_clean(world: World, manager: GuestService) -> None:
     spoil(world, manager.create(ANN, parse_guest_request({"name": "web", "image": IMAGE, "memory": "64M"}))[0].plan)
-    with pytest.raises(Conflict, match="in quarantine, since not all that it had is clean\n"):
+    with pytest.raises(Conflict, match="cleanup not verified\n"):
         manager.delete(ANN, "web")
 
 
 def test_a_change_stands_though_its_event_can_not_be_written(
-    manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The disk has just become full. The ledger knows what is so; what was done is not undone for want of its story."""
     fill_the_disk(ledger, monkeypatch)
@@ -84,7 +84,7 @@ def test_a_change_stands_though_its_event_can_not_be_written(
         assert f"web {kind} by {OPERATOR.name}: " in caplog.text, "the journal has it"
 
 
-def test_a_start_says_what_was_changed(manager: SystemManager) -> None:
+def test_a_start_says_what_was_changed(manager: GuestService) -> None:
     plan = create(manager)
     (started,) = [event for event in manager.events(OPERATOR) if event.kind == "started"]
     for said in (
@@ -98,20 +98,21 @@ def test_a_start_says_what_was_changed(manager: SystemManager) -> None:
 
 
 def test_refusals_cannot_fill_the_disk(ledger: Ledger) -> None:
-    now, unlogged = [0.0], Seen()
-    log = RefusalLog(ledger, unlogged, lambda: now[0])
+    now: list[float] = [0.0]
+    unlogged: list[tuple[str, float]] = []
+    log = RefusalLog(ledger, lambda *refusal: unlogged.append(refusal), lambda: now[0])
     before = ledger.last_event()
-    for _ in range(MOST * 3):
+    for _ in range(MAX_PER_MINUTE * 3):
         log.log("web", NoRoom("no room", ()), OPERATOR, 0.1)
     log.log("web", NoRoom("no room", ()), MANAGER, 0.1)
     events = ledger.events(before)
-    assert len(events) == MOST + 2, "one says that there are more, and others are not silenced"
-    assert "further ones of this minute are not logged" in events[-2].detail
-    assert unlogged.refusals == [("refused", 0.1)] * 2 * MOST, "each is counted all the same"
+    assert len(events) == MAX_PER_MINUTE + 2, "one says that there are more, and others are not silenced"
+    assert "further ones are not logged" in events[-2].detail
+    assert unlogged == [("refused", 0.1)] * 2 * MAX_PER_MINUTE, "each is counted all the same"
     now[0] = 61
     log.log("web", NoRoom("no room" * 1000, ()), OPERATOR, 0.1)
     *_, last = ledger.events(before)
-    assert len(ledger.events(before)) == MOST + 3
+    assert len(ledger.events(before)) == MAX_PER_MINUTE + 3
     assert len(last.detail) < 600
 
 
@@ -124,25 +125,25 @@ def test_the_newest_events_of_a_tenant(ledger: Ledger) -> None:
     assert [event.subject for event in ledger.events(None, 2)] == ["b4", "b"]
 
 
-def test_a_recovery_shows_that_it_goes_on(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_a_recovery_shows_that_it_goes_on(world: World, manager: GuestService, ledger: Ledger) -> None:
     """systemd is told before each guest, so that a host full of guests is not too slow for it."""
     for name in ("web", "db"):
         create(manager, name=name)
     ledger.close()
     told: list[int] = []
-    world.open_manager()[0].supervisor.recover(lambda: told.append(1))
+    world.open_manager()[0].reconciler.recover(lambda: told.append(1))
     assert len(told) == 2
 
 
 def test_a_refusal_that_cannot_be_logged_is_told_all_the_same(
-    manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_the_disk(ledger, monkeypatch)
     with pytest.raises(NoRoom):
         create(manager, cores=900)
 
 
-def test_whoever_asks_for_a_name_that_is_taken_is_logged(manager: SystemManager) -> None:
+def test_whoever_asks_for_a_name_that_is_taken_is_logged(manager: GuestService) -> None:
     """Others' names can be probed this way. So is an id that stands for another request."""
     create(manager, id="job.1")
     for fields in ({"name": "web"}, {"name": "db", "id": "job.1"}):

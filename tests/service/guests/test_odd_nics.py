@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import Conflict, HostError, NoRoom
-from orchestrator.guests.core_manager import CoreManager
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.host_setup import HostSetup
+from orchestrator.guests.service import GuestService
 from orchestrator.host.sriov import find_vf
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
@@ -62,17 +62,17 @@ def rename(world: World, old: str, new: str) -> None:
         (folder / old).rename(folder / new)
 
 
-def close(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def close(world: World, manager: GuestService, ledger: Ledger) -> None:
     """Ends the manager, while guests run."""
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     manager.close()
     ledger.close()
 
 
-def open_next(world: World, uplink: str) -> SystemManager:
+def open_next(world: World, uplink: str) -> GuestService:
     """The next manager, with its configuration."""
     manager, _ = world.open_manager(replace(world.server.policy, uplinks=(uplink,)))
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     return manager
 
 
@@ -93,7 +93,7 @@ def check_pf_untouched(world: World) -> None:
     [((128, 2), (384, 1)), ((0, 0), (128, 2)), ((0, 2), (128, 2)), ((128, 0), (128, 2)), ((2, 1), (1, 1)), ((384, 4), (128, 2))],
 )
 def test_guests_live_where_the_kernel_has_put_their_vfs(
-    world: World, manager: SystemManager, before: tuple[int, int], after: tuple[int, int]
+    world: World, manager: GuestService, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     tree = world.host.tree()
     change_routing(world, before, after)
@@ -112,7 +112,7 @@ def test_guests_live_where_the_kernel_has_put_their_vfs(
     check_pf_untouched(world)
 
 
-def test_a_plan_that_only_a_creation_can_make_is_not_called_no_room(world: World, manager: SystemManager) -> None:
+def test_a_plan_that_only_a_creation_can_make_is_not_called_no_room(world: World, manager: GuestService) -> None:
     change_routing(world, (0, 0), (128, 2))
     request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"})
     with pytest.raises(Conflict, match=rf"where the VFs of nic0 \({PF}\) will be is not known before they are made"):
@@ -125,19 +125,19 @@ def test_a_plan_that_only_a_creation_can_make_is_not_called_no_room(world: World
     assert manager.plan(OPERATOR, request).plan.vf.index == 1
 
 
-def test_a_wanted_vf_is_looked_for_where_vfs_really_are(world: World, manager: SystemManager) -> None:
+def test_a_wanted_vf_is_looked_for_where_vfs_really_are(world: World, manager: GuestService) -> None:
     change_routing(world, (128, 2), (384, 1))
     create(manager, name="first")
     plan = create(manager, placement={"cpus": "4-5", "vf": str(PF.offset(386))})
     assert plan.vf.index == 2
 
 
-def test_a_stopped_guest_whose_vf_has_moved_is_told_both_addresses(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_a_stopped_guest_whose_vf_has_moved_is_told_both_addresses(world: World, manager: GuestService, ledger: Ledger) -> None:
     plan = create(manager)
     manager.stop(OPERATOR, "web", 1)
     world.host.write(f"{FOLDER}/sriov_numvfs", "0")
     set_routing(world, 384, 1)
-    with pytest.raises(HostError, match=f"VF 0 of PF {PF} is {PF.offset(384)}, not {plan.vf.address}") as caught:
+    with pytest.raises(HostError, match=f"VF 0 of PF {PF} is {PF.offset(384)}, expected {plan.vf.address}") as caught:
         manager.start(OPERATOR, "web")
     assert "delete the guest and create it again" in caught.value.hint
     assert state(manager) == "stopped"
@@ -157,20 +157,20 @@ def rewrite_plan(world: World, change: Callable[[dict[str, object]], None]) -> N
             database.execute("UPDATE claim_vf SET address = ? WHERE guest = ?", (plan["vf"]["address"], name))
 
 
-def test_a_stored_plan_that_names_the_pf_as_its_vf_does_it_no_harm(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_a_stored_plan_that_names_the_pf_as_its_vf_does_it_no_harm(world: World, manager: GuestService, ledger: Ledger) -> None:
     """As an earlier version made it where the first VF offset was 0."""
     create(manager)
     manager.stop(OPERATOR, "web", 1)
     close(world, manager, ledger)
     rewrite_plan(world, lambda vf: vf.update(address=str(PF)))
     manager = open_next(world, "nic0")
-    with pytest.raises(HostError, match=f"not {PF} as was planned"):
+    with pytest.raises(HostError, match=f"expected {PF}"):
         manager.start(OPERATOR, "web")
     manager.delete(OPERATOR, "web")
     check_pf_untouched(world)
 
 
-def test_a_renamed_nic_is_found_by_its_address(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_a_renamed_nic_is_found_by_its_address(world: World, manager: GuestService, ledger: Ledger) -> None:
     create(manager)
     neighbour = create(manager, name="neighbour")
     manager.stop(OPERATOR, "web", 1)
@@ -178,13 +178,13 @@ def test_a_renamed_nic_is_found_by_its_address(world: World, manager: SystemMana
     rename(world, "nic0", "nic0np0")
     manager = open_next(world, "nic0np0")
     manager.start(OPERATOR, "web")
-    assert manager.supervisor.uses("nic0np0"), "its links are watched"
-    manager.supervisor.links_changed()
-    manager.supervisor.check()
+    assert manager.reconciler.has_guest_on("nic0np0"), "its links are watched"
+    manager.reconciler.on_link_change()
+    manager.reconciler.detect_drift()
     assert "drifted" not in kinds(manager)
     world.host.fake_net.set_vf("nic0np0", neighbour.vf.index, vlan=7)
-    manager.supervisor.links_changed()
-    manager.supervisor.check()
+    manager.reconciler.on_link_change()
+    manager.reconciler.detect_drift()
     assert kinds(manager).count("drifted") == 1
     for name in ("web", "neighbour"):
         manager.delete(OPERATOR, name)
@@ -193,7 +193,7 @@ def test_a_renamed_nic_is_found_by_its_address(world: World, manager: SystemMana
 
 @pytest.mark.parametrize("old_journal", [False, True])
 def test_a_vf_of_a_nic_that_was_renamed_meanwhile_is_cleaned(
-    world: World, manager: SystemManager, ledger: Ledger, old_journal: bool
+    world: World, manager: GuestService, ledger: Ledger, old_journal: bool
 ) -> None:
     """Undo records of earlier versions name the PF's interface alone."""
     plan = create(manager)
@@ -214,14 +214,14 @@ def test_a_vf_of_a_nic_that_was_renamed_meanwhile_is_cleaned(
     assert manager.quarantined(OPERATOR) == ()
 
 
-def test_a_pf_that_is_out_of_reach_leaves_its_vf_in_quarantine(world: World, manager: SystemManager) -> None:
+def test_a_pf_that_is_out_of_reach_leaves_its_vf_in_quarantine(world: World, manager: GuestService) -> None:
     """Moved to another network namespace: that it is not found does not make it clean. Back again, it can be cleared."""
     plan = create(manager)
     create(manager, name="neighbour")
     folder = world.host.path / FOLDER / "net" / "nic0"
     folder.rename(world.host.path / "elsewhere")
-    manager.supervisor.links_changed()
-    manager.supervisor.check()
+    manager.reconciler.on_link_change()
+    manager.reconciler.detect_drift()
     (drifted, _) = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
     assert "cannot be read: 0000:10:00.0 has no network interface: it is in another network namespace" in drifted
     with pytest.raises(Conflict, match="it is in another network namespace"):
@@ -232,7 +232,7 @@ def test_a_pf_that_is_out_of_reach_leaves_its_vf_in_quarantine(world: World, man
     assert world.host.fake_net.vfs("nic0")[plan.vf.index] == VfState(plan.vf.index)
 
 
-def test_vfs_that_were_made_anew_need_no_cleaning(world: World, manager: SystemManager) -> None:
+def test_vfs_that_were_made_anew_need_no_cleaning(world: World, manager: GuestService) -> None:
     """The kernel itself says that the VF is gone."""
     plan = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
@@ -243,7 +243,7 @@ def test_vfs_that_were_made_anew_need_no_cleaning(world: World, manager: SystemM
     assert manager.quarantined(OPERATOR) == ()
 
 
-def test_a_driver_that_takes_no_zeros_fills_no_quarantine(world: World, manager: SystemManager) -> None:
+def test_a_driver_that_takes_no_zeros_fills_no_quarantine(world: World, manager: GuestService) -> None:
     world.host.fake_net.drivers["nic0"] = lambda name, value: EINVAL if name == "mac" and value is None else {}
     create(manager, name="neighbour")
     for number in range(3):
@@ -261,7 +261,7 @@ def test_a_driver_that_takes_no_zeros_fills_no_quarantine(world: World, manager:
     assert "not-restored" not in [event.kind for event in manager.events(tenant)]
 
 
-def test_what_the_host_had_set_for_a_vf_is_there_again(world: World, manager: SystemManager) -> None:
+def test_what_the_host_had_set_for_a_vf_is_there_again(world: World, manager: GuestService) -> None:
     create(manager, name="neighbour")
     was = VfState(1, vlan=77, max_rate=100, spoof_check=False, trust=True)
     world.host.fake_net.set_vf("nic0", 1, vlan=77, max_rate=100, spoof_check=False, trust=True)
@@ -281,7 +281,7 @@ def use_by_host(world: World, address: PciAddress, name: str = "ens1v0") -> None
         world.host.add(f"{folder}/net/{name}/{file}", text)
 
 
-def test_a_vf_that_the_host_has_taken_since_the_survey_is_left_to_it(world: World, manager: SystemManager) -> None:
+def test_a_vf_that_the_host_has_taken_since_the_survey_is_left_to_it(world: World, manager: GuestService) -> None:
     plan = create(manager, name="neighbour")
     use_by_host(world, PF.offset(130))
     assert create(manager).vf.index == 2
@@ -296,13 +296,13 @@ def test_a_vf_that_the_host_has_taken_since_the_survey_is_left_to_it(world: Worl
     assert world.host.text(f"{FOLDER}/sriov_numvfs") == "7"
 
 
-def test_vfs_that_were_made_for_nothing_are_removed(world: World, manager: SystemManager) -> None:
+def test_vfs_that_were_made_for_nothing_are_removed(world: World, manager: GuestService) -> None:
     """All of them are in one IOMMU group, which shows only once they are there."""
 
     before = world.host.tree()
-    make = CoreManager.make_vfs
+    make = HostSetup.make_vfs
 
-    def make_shared(self: CoreManager, address: PciAddress, interface: str) -> tuple[str, ...]:
+    def make_shared(self: HostSetup, address: PciAddress, interface: str) -> tuple[str, ...]:
         made = make(self, address, interface)
         world.host.read_errors[f"{GROUPS}/1/type"] = EIO  # odd, but stops nothing
         for vf in range(7):
@@ -311,7 +311,7 @@ def test_vfs_that_were_made_for_nothing_are_removed(world: World, manager: Syste
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CoreManager, "make_vfs", make_shared)
+        patch.setattr(HostSetup, "make_vfs", make_shared)
         patch.setattr("tests.fakes.root._remove_vf", lambda fake, pf, index: None)
         with pytest.raises(NoRoom, match=f"shares IOMMU group 1 with {PF}"):
             create(manager)
@@ -320,19 +320,19 @@ def test_vfs_that_were_made_for_nothing_are_removed(world: World, manager: Syste
 
 
 def test_vfs_that_are_removed_while_a_guest_is_placed_are_made_again(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last guest's end may come between making them and the claim."""
-    make, left = CoreManager.make_vfs, [2]
+    make, left = HostSetup.make_vfs, [2]
 
-    def make_and_lose(self: CoreManager, address: PciAddress, interface: str) -> tuple[str, ...]:
+    def make_and_lose(self: HostSetup, address: PciAddress, interface: str) -> tuple[str, ...]:
         made = make(self, address, interface)
         if left[0]:
             left[0] -= 1
-            self.release_host()
+            self.release()
         return made
 
-    monkeypatch.setattr(CoreManager, "make_vfs", make_and_lose)
+    monkeypatch.setattr(HostSetup, "make_vfs", make_and_lose)
     create(manager)
     left[0] = 9
     manager.delete(OPERATOR, "web")
@@ -341,7 +341,7 @@ def test_vfs_that_are_removed_while_a_guest_is_placed_are_made_again(
     assert world.count_undo_records() == 0
 
 
-def test_a_pf_in_switchdev_mode_is_refused_once_that_shows(world: World, manager: SystemManager) -> None:
+def test_a_pf_in_switchdev_mode_is_refused_once_that_shows(world: World, manager: GuestService) -> None:
     """Representors come with the VFs."""
 
     def represent(change: str) -> None:
@@ -373,21 +373,21 @@ def test_odd_things_beside_the_uplink_stop_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("operstate", ["unknown", "dormant"])
-def test_a_port_that_does_not_tell_its_state_serves_guests(world: World, manager: SystemManager, operstate: str) -> None:
+def test_a_port_that_does_not_tell_its_state_serves_guests(world: World, manager: GuestService, operstate: str) -> None:
     world.host.add(f"{FOLDER}/net/nic0/operstate", operstate)
     assert create(manager).vf.interface == "nic0"
 
 
-def test_a_claim_rests_on_no_survey_from_before_the_vfs_were_made(world: World, manager: SystemManager) -> None:
+def test_a_claim_rests_on_no_survey_from_before_the_vfs_were_made(world: World, manager: GuestService) -> None:
     """Their IOMMU groups show only afterwards, also where the addresses are as the arithmetic said."""
     manager.plan(OPERATOR, parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"}))
-    manager._cores.make_vfs(PF, "nic0")
+    manager.host_setup.make_vfs(PF, "nic0")
     group = world.host.real(f"{DEVICES}/{PF.offset(128)}/iommu_group")
     world.host.add_link(f"{group}/devices/{PF}", f"../../../../devices/pci0000:10/{PF}")
     assert create(manager).vf.index == 1
 
 
-def test_a_driver_that_was_loaded_again_meanwhile_serves_the_guest_as_before(world: World, manager: SystemManager) -> None:
+def test_a_driver_that_was_loaded_again_meanwhile_serves_the_guest_as_before(world: World, manager: GuestService) -> None:
     """Its VFs are gone and its interface has another name, which the configuration does not know yet."""
     plan = create(manager)
     manager.stop(OPERATOR, "web", 1)
@@ -400,17 +400,17 @@ def test_a_driver_that_was_loaded_again_meanwhile_serves_the_guest_as_before(wor
     assert world.host.text(f"{FOLDER}/sriov_numvfs") == "0"
 
 
-def test_a_vf_that_cannot_be_read_stops_no_other(world: World, manager: SystemManager) -> None:
+def test_a_vf_that_cannot_be_read_stops_no_other(world: World, manager: GuestService) -> None:
     """Neither their guests' starts and ends, nor the look that keeps the PF in VEPA mode."""
     plan = create(manager)
     group = f"{world.host.real(f'{DEVICES}/{PF.offset(130)}')}/iommu_group"
     before = world.host.target(group)
     world.host.add_link(group, "../../nowhere")
-    manager._placing._known = None
+    manager.allocator._known = None
     assert create(manager, name="other").vf.index == 2
-    with pytest.raises(NoRoom, match=f"VF {PF.offset(130)} is used by the host: whether it is in use cannot be told"):
+    with pytest.raises(NoRoom, match=f"VF {PF.offset(130)} is used by the host: its use cannot be determined"):
         create(manager, name="third", placement={"cpus": "6-7", "vf": str(PF.offset(130))})
-    manager.supervisor.links_changed()
+    manager.reconciler.on_link_change()
     manager.stop(OPERATOR, "web", 1)
     manager.start(OPERATOR, "web")
     assert manager.guest(OPERATOR, "web").plan == plan
@@ -418,7 +418,7 @@ def test_a_vf_that_cannot_be_read_stops_no_other(world: World, manager: SystemMa
         manager.delete(OPERATOR, name)
     assert "undo-failed" in kinds(manager), "it may be in use: VFs are not removed"
     world.host.add_link(group, str(before))
-    manager.supervisor.collect()
+    manager.reconciler.reconcile()
     assert world.count_undo_records() == 0
 
 
@@ -431,16 +431,16 @@ def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path) -
     net = world.host.path / FOLDER / "net"
     net.rename(net.parent / "gone")
     net.write_text("")
-    manager._placing._known = manager.survey(), 0.0
+    manager.allocator._known = manager.survey(), 0.0
     assert str(manager.plan(OPERATOR, request).plan.vf.pf) == "0000:14:00.0"
     (fault,) = [pf.fault for pf in manager.survey().pfs if pf.address == PF]
     assert "its network interfaces cannot be read" in fault
-    manager.supervisor.links_changed()
+    manager.reconciler.on_link_change()
 
 
 @pytest.mark.parametrize(("file", "text"), [("address", "00:00:00:00:00:00"), ("carrier", None), ("phys_port_name", None)])
 def test_what_is_odd_of_an_uplink_keeps_no_vf_from_being_cleaned(
-    world: World, manager: SystemManager, file: str, text: str | None
+    world: World, manager: GuestService, file: str, text: str | None
 ) -> None:
     """VFs are set by the name of its interface. It is no uplink for new guests meanwhile."""
     plan = create(manager)
@@ -449,7 +449,7 @@ def test_what_is_odd_of_an_uplink_keeps_no_vf_from_being_cleaned(
     world.host.add(name, text or "")
     if text is None:
         world.host.read_errors[name] = EIO
-    manager._placing._known = None
+    manager.allocator._known = None
     with pytest.raises(NoRoom, match="nic0"):
         create(manager, name="new")
     manager.delete(OPERATOR, "web")
@@ -457,23 +457,23 @@ def test_what_is_odd_of_an_uplink_keeps_no_vf_from_being_cleaned(
     assert world.host.fake_net.vfs("nic0")[plan.vf.index] == VfState(plan.vf.index)
 
 
-def test_a_number_that_is_none_ends_no_watching_of_links(world: World, manager: SystemManager) -> None:
+def test_a_number_that_is_none_ends_no_watching_of_links(world: World, manager: GuestService) -> None:
     create(manager)
     world.host.add(f"{FOLDER}/numa_node", "none")
-    manager.supervisor.links_changed()
+    manager.reconciler.on_link_change()
     with pytest.raises(HostError, match="numa_node is not a number: 'none'"):
         create(manager, name="new")
 
 
 @pytest.mark.parametrize("half", ["virtfn", "physfn"])
-def test_a_vf_that_only_half_the_kernel_shows_is_not_taken_for_gone(world: World, manager: SystemManager, half: str) -> None:
+def test_a_vf_that_only_half_the_kernel_shows_is_not_taken_for_gone(world: World, manager: GuestService, half: str) -> None:
     """As in the moment in which VFs are made or removed: its links come one after the other."""
     create(manager, name="neighbour")
     plan = create(manager)
     name = f"{FOLDER}/virtfn{plan.vf.index}" if half == "virtfn" else f"{DEVICES}/{plan.vf.address}/physfn"
     target = str(world.host.target(name))
     (world.host.path / name).unlink()
-    with pytest.raises(Conflict, match="is in quarantine"):
+    with pytest.raises(Conflict, match="quarantine"):
         manager.delete(OPERATOR, "web")
     world.host.add_link(name, target)
     manager.clear_quarantine(OPERATOR, "web")

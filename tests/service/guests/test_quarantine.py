@@ -8,7 +8,7 @@ import time
 import pytest
 
 from orchestrator.errors import Conflict, HostError, HypervisorError, NotFound, OrchestratorError, Stale
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.service import GuestService
 from orchestrator.host.pci import VFIO
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
@@ -16,13 +16,13 @@ from orchestrator.resources import memory as pages_module
 from orchestrator.resources import nic as vfs_module
 from tests.fakes.root import DEVICES
 from tests.harness.crash import World
-from tests.harness.guests import Seen, create, spoil, state, stop_on_paper, use_pages
+from tests.harness.guests import create, spoil, state, stop_on_paper, use_pages
 
 
-def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: GuestService, ledger: Ledger) -> None:
     plan = create(manager)
     spoil(world, plan)
-    with pytest.raises(Conflict, match="web has ended, but is in quarantine.* has no reset of its own"):
+    with pytest.raises(Conflict, match="web was stopped and quarantined: cleanup not verified: .* has no reset of its own"):
         manager.delete(OPERATOR, "web")
     assert world.hypervisor.running_names() == set()
     assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
@@ -31,7 +31,7 @@ def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: SystemM
         manager.delete(OPERATOR, "web")
     with pytest.raises(Conflict, match="can't become starting"):
         manager.start(OPERATOR, "web")
-    with pytest.raises(Conflict, match="still not clean.* no reset"):
+    with pytest.raises(Conflict, match="web: verification failed: .* no reset"):
         manager.clear_quarantine(OPERATOR, "web")
     assert state(manager) == "quarantined"
     world.host.add(f"{DEVICES}/{plan.vf.address}/reset")
@@ -41,7 +41,7 @@ def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: SystemM
     assert create(manager).vf.address == plan.vf.address
 
 
-def test_an_operator_may_clear_by_force(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_an_operator_may_clear_by_force(world: World, manager: GuestService, ledger: Ledger) -> None:
     plan = create(manager)
     spoil(world, plan)
     assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
@@ -51,33 +51,33 @@ def test_an_operator_may_clear_by_force(world: World, manager: SystemManager, le
     assert world.host.link(f"{DEVICES}/{plan.vf.address}/driver") != VFIO
 
 
-def test_a_quarantine_outlives_the_manager(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_a_quarantine_outlives_the_manager(world: World, manager: GuestService, ledger: Ledger) -> None:
     spoil(world, create(manager))
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     manager.stop(OPERATOR, "web", 1)
     before = manager.quarantined(OPERATOR)
     ledger.close()
     manager, _ = world.open_manager()
-    manager.supervisor.recover()
-    manager.supervisor.collect()
+    manager.reconciler.recover()
+    manager.reconciler.reconcile()
     assert manager.quarantined(OPERATOR) == before
 
 
 def test_a_stopped_guest_that_somebody_else_starts_is_in_quarantine_and_runs(
-    world: World, manager: SystemManager, ledger: Ledger
+    world: World, manager: GuestService, ledger: Ledger
 ) -> None:
     create(manager)
     stop_on_paper(ledger)
-    manager.supervisor.collect()
+    manager.reconciler.reconcile()
     (one,) = manager.quarantined(OPERATOR)
-    assert "somebody else has started it" in one.reasons[0]
+    assert "started outside the manager" in one.reasons[0]
     assert world.hypervisor.running_names() == {"web"}
     manager.clear_quarantine(OPERATOR, "web")
     assert world.hypervisor.running_names() == set(), "an operator's word ends it"
     assert ledger.find("web") is None
 
 
-def test_a_program_may_use_huge_pages_too(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_may_use_huge_pages_too(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest's have come back, as far as can be told; without a program that has them, pages are missing."""
     monkeypatch.setattr(pages_module, "_RETURN", 0.3)
     plan = create(manager)
@@ -93,7 +93,7 @@ def test_a_program_may_use_huge_pages_too(world: World, manager: SystemManager, 
 
 
 def test_pages_that_were_missing_before_are_not_the_guests(
-    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program has left files in hugetlbfs: no process has their pages. Another manager knows as much of it."""
     monkeypatch.setattr(pages_module, "_RETURN", 0.3)
@@ -106,7 +106,7 @@ def test_pages_that_were_missing_before_are_not_the_guests(
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     ledger.close()
     manager, _ = world.open_manager()
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     assert manager.stop(OPERATOR, "web", 1).state == "stopped"
     manager.start(OPERATOR, "web")
     use_pages(world, plan, 0, 1)
@@ -115,7 +115,7 @@ def test_pages_that_were_missing_before_are_not_the_guests(
 
 
 def test_after_a_reboot_no_page_is_the_guests(
-    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is missing then was taken by whoever was up before the manager."""
     monkeypatch.setattr(pages_module, "_RETURN", 0.3)
@@ -124,17 +124,17 @@ def test_after_a_reboot_no_page_is_the_guests(
     world.reboot()
     use_pages(world, plan, 0, 10)
     manager, _ = world.open_manager()
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     assert state(manager) == "stopped"
 
 
 def test_a_clearing_that_fails_leaves_it_in_quarantine(
-    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libvirt can't end it: it must not count as a guest that runs as it should."""
     create(manager)
     stop_on_paper(ledger)
-    manager.supervisor.collect()
+    manager.reconciler.reconcile()
 
     def fail(_uuid: object) -> None:
         raise HypervisorError("Failed to terminate process: Device or resource busy")
@@ -143,12 +143,12 @@ def test_a_clearing_that_fails_leaves_it_in_quarantine(
     for force in (False, True):
         with pytest.raises(HypervisorError):
             manager.clear_quarantine(OPERATOR, "web", force=force)
-        manager.supervisor.collect()
+        manager.reconciler.reconcile()
         assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
 
 
 def test_pages_that_do_not_come_back_are_missed_beside_a_neighbour_in_quarantine(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its pages are long back: they must not count for those that another guest has not given back."""
     monkeypatch.setattr(pages_module, "_RETURN", 0.3)
@@ -160,10 +160,18 @@ def test_pages_that_do_not_come_back_are_missed_beside_a_neighbour_in_quarantine
     assert f"{plan.pages} of its {plan.pages} huge pages" in manager.quarantined(OPERATOR)[1].reasons[0]
 
 
-def test_why_a_start_has_failed_is_told_before_it_is_cleaned_up(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manager.supervisor._observer = seen = Seen()
+def open_counting(world: World) -> tuple[GuestService, list[int]]:
+    """A manager, and a list that grows with each cleanup that is not verified."""
+    counted: list[int] = []
+    manager = GuestService(
+        world.host, world.hypervisor, Ledger(world.folder / "ledger.sqlite"), world.server.policy,  # type: ignore[arg-type]
+        images=world.folder / "images", consoles=world.folder / "consoles", count_undo_failure=lambda: counted.append(1),
+    )  # fmt: skip
+    return manager, counted
+
+
+def test_why_a_start_has_failed_is_told_before_it_is_cleaned_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager, counted = open_counting(world)
 
     def fail(_xml: str) -> None:
         for file in (world.host.path / DEVICES).glob("*/reset"):
@@ -176,13 +184,13 @@ def test_why_a_start_has_failed_is_told_before_it_is_cleaned_up(
     *_, failed, quarantined = manager.events(OPERATOR)
     assert (failed.kind, failed.detail, quarantined.kind) == ("failed", "QEMU refused", "quarantined")
     assert failed.took is not None
-    assert seen.undo_failures == 1
+    assert counted == [1]
 
 
 def test_what_the_host_could_not_be_given_back_is_told_once_and_tried_again(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager.supervisor._observer = seen = Seen()
+    manager, counted = open_counting(world)
 
     def fail(_host: object, _pf: object, _count: object) -> None:
         raise HostError("cannot write 0 to sriov_numvfs: device busy")
@@ -191,17 +199,17 @@ def test_what_the_host_could_not_be_given_back_is_told_once_and_tried_again(
         create(manager)
         patch.setattr(vfs_module, "set_numvfs", fail)
         manager.delete(OPERATOR, "web")
-        manager.supervisor.collect()
+        manager.reconciler.reconcile()
     told = [event for event in manager.events(OPERATOR) if event.kind == "undo-failed"]
     assert [event.subject for event in told] == ["host"]
     assert "device busy" in told[0].detail
-    assert seen.undo_failures == 1
+    assert counted == [1]
     assert world.count_undo_records()
-    manager.supervisor.collect()
+    manager.reconciler.reconcile()
     assert not world.count_undo_records()
 
 
-def test_a_later_guest_of_the_name_is_not_cleared(world: World, manager: SystemManager) -> None:
+def test_a_later_guest_of_the_name_is_not_cleared(world: World, manager: GuestService) -> None:
     """An operator clears by force what he has looked at. While he waits for the lock it is cleared, and the name is used anew."""
     spoil(world, create(manager))
     manager.stop(OPERATOR, "web", 1)
@@ -213,18 +221,18 @@ def test_a_later_guest_of_the_name_is_not_cleared(world: World, manager: SystemM
         told.append(caught.value)
 
     thread = threading.Thread(target=clear)
-    with manager.supervisor.changing("web"):
+    with manager.transitions.guest_locks("web"):
         thread.start()
         time.sleep(0.3)
         manager.clear_quarantine(OPERATOR, "web", force=True)
         spoil(world, create(manager))
         manager.stop(OPERATOR, "web", 1)
     thread.join(10)
-    assert [error.message for error in told] == ["the guest web that was asked is gone"]
+    assert [error.message for error in told] == ["guest web ended or was replaced during the request"]
     assert state(manager) == "quarantined"
 
 
-def test_clearing_what_has_changed_since(world: World, manager: SystemManager) -> None:
+def test_clearing_what_has_changed_since(world: World, manager: GuestService) -> None:
     spoil(world, create(manager))
     version = manager.stop(OPERATOR, "web", 1).version
     with pytest.raises(Stale):

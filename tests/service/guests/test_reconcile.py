@@ -11,14 +11,14 @@ from uuid import UUID
 import pytest
 
 from orchestrator.errors import Conflict, HostError, HypervisorError
-from orchestrator.guests import transitions as supervisor_module
+from orchestrator.guests import restarts as restarts_module
 from orchestrator.guests.core_manager import CoreManager
-from orchestrator.guests.service import SystemManager
+from orchestrator.guests.host_setup import HostSetup
+from orchestrator.guests.service import GuestService
 from orchestrator.host.processes import read_process_threads
 from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
-from orchestrator.model.plan import Plan
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import VfState
 from orchestrator.values import CpuSet, PciAddress
@@ -26,50 +26,50 @@ from tests.harness.crash import World
 from tests.harness.guests import create, kinds, start_by_hand, state, stop_on_paper, until, waiting
 
 
-def test_an_end_that_nobody_told_is_noticed(world: World, manager: SystemManager) -> None:
+def test_an_end_that_nobody_told_is_noticed(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web")
-    manager.supervisor.collect()
+    manager.reconciler.reconcile()
     assert state(manager) == "ended", "it may be about to be told"
-    manager.supervisor.collect()
+    manager.reconciler.reconcile()
     assert state(manager) == "stopped"
 
 
-def test_an_end_that_is_told_late_is_what_is_told(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_an_end_that_is_told_late_is_what_is_told(world: World, manager: GuestService, ledger: Ledger) -> None:
     """A look in between must not take a power-off for a failure."""
     plan = create(manager, restart="on-failure")
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web", EndCause.POWERED_OFF)
-    manager.supervisor.collect()
-    manager.supervisor.ended(plan.uuid, EndCause.POWERED_OFF)
+    manager.reconciler.reconcile()
+    manager.reconciler.on_guest_ended(plan.uuid, EndCause.POWERED_OFF)
     claim = ledger.find("web")
     assert claim
     assert (claim.state, claim.restarts) == (GuestState.STOPPED, 0)
 
 
 def test_a_stop_takes_a_restart_back_for_good(
-    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also for the next manager, and for a timer that waits for its turn."""
-    monkeypatch.setattr(supervisor_module, "plan_pause", lambda _restarts: 60)
+    monkeypatch.setattr(restarts_module, "delay", lambda _restarts: 60)
     create(manager, restart="on-failure")
     world.hypervisor.end("web", EndCause.FAILED)
     until(lambda: state(manager) == "stopped")
     waits = waiting(manager)
     manager.stop(OPERATOR, "web", 1)
-    assert manager.events(OPERATOR)[-1].detail == "it had ended, and is not started again"
+    assert manager.events(OPERATOR)[-1].detail == "had already ended; scheduled restart cancelled"
     waits.function()
     ledger.close()
     manager, ledger = world.open_manager()
-    monkeypatch.setattr(supervisor_module, "plan_pause", lambda _restarts: 0.01)
-    manager.supervisor.recover()
+    monkeypatch.setattr(restarts_module, "delay", lambda _restarts: 0.01)
+    manager.reconciler.recover()
     time.sleep(0.2)
     assert state(manager) == "stopped"
 
 
 def test_a_look_does_not_take_one_guest_for_another(
-    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it looks, the guest that it has read of is deleted, and another gets the name, and other cores."""
     create(manager)
@@ -79,19 +79,19 @@ def test_a_look_does_not_take_one_guest_for_another(
     plan = create(manager)
     assert plan.cpus != old.claims[0].plan.cpus
     monkeypatch.setattr(ledger, "read", lambda: old)
-    manager.supervisor.check()
+    manager.reconciler.detect_drift()
     assert [str(vcpu.pin) for vcpu in world.hypervisor.read_guest("web").vcpus] == [str(cpu) for cpu in plan.cpus]
     assert "drifted" not in kinds(manager)
 
 
-def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager: SystemManager) -> None:
+def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager: GuestService) -> None:
     """Some drivers reset a VF for it: that could hurt the guest."""
     vf = create(manager).vf
     net = world.host.fake_net
 
     def told() -> list[str]:
-        manager.supervisor.links_changed()
-        manager.supervisor.check()
+        manager.reconciler.on_link_change()
+        manager.reconciler.detect_drift()
         return [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
 
     assert told() == []
@@ -99,50 +99,50 @@ def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager:
     assert told() == told() == ["its VF's vlan is 7, expected 0; its VF's spoof check is off, expected on"]
     assert net.vfs(vf.interface)[vf.index].vlan == 7
     net.enforce_vf(vf.interface, VfState(vf.index, vf.mac))
-    assert told()[1:] == ["all is as it was"]
+    assert told()[1:] == ["no differences remain"]
 
 
 def test_a_vf_of_a_guest_that_is_started_again_meanwhile_has_not_changed(
-    world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The VFs are read once for all guests; a stop in between and a start after it are not taken for somebody's change."""
     create(manager)
-    now, first = CoreManager.read_vfs, [dict[PciAddress, tuple[VfState, ...]]()]
-    monkeypatch.setattr(CoreManager, "read_vfs", lambda self: first.pop() if first else now(self))
-    manager.supervisor.links_changed()
-    manager.supervisor.check()
+    now, first = HostSetup.read_vf_states, [dict[PciAddress, tuple[VfState, ...]]()]
+    monkeypatch.setattr(HostSetup, "read_vf_states", lambda self: first.pop() if first else now(self))
+    manager.reconciler.on_link_change()
+    manager.reconciler.detect_drift()
     assert first == []
     assert "drifted" not in kinds(manager)
 
 
-def test_vfs_are_read_only_when_a_link_has_changed(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vfs_are_read_only_when_a_link_has_changed(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     create(manager)
-    manager.supervisor.links_changed()
-    manager.supervisor.check()
-    monkeypatch.setattr(CoreManager, "read_vfs", lambda _self: pytest.fail("nothing has changed"))
-    manager.supervisor.check()
+    manager.reconciler.on_link_change()
+    manager.reconciler.detect_drift()
+    monkeypatch.setattr(HostSetup, "read_vf_states", lambda _self: pytest.fail("nothing has changed"))
+    manager.reconciler.detect_drift()
 
 
-def test_vfs_are_read_now_and_then_though_nobody_has_told(world: World, manager: SystemManager) -> None:
+def test_vfs_are_read_now_and_then_though_nobody_has_told(world: World, manager: GuestService) -> None:
     """Of a PF that is down the kernel tells nothing."""
     vf = create(manager).vf
-    manager.supervisor.links_changed()
-    manager.supervisor.check()
+    manager.reconciler.on_link_change()
+    manager.reconciler.detect_drift()
     world.host.fake_net.set_vf(vf.interface, vf.index, vlan=7)
     for _ in range(10):
-        manager.supervisor.check()
+        manager.reconciler.detect_drift()
     assert kinds(manager).count("drifted") == 1
 
 
-def test_links_of_guests_are_watched_whatever_is_configured(manager: SystemManager) -> None:
+def test_links_of_guests_are_watched_whatever_is_configured(manager: GuestService) -> None:
     interface = create(manager).vf.interface
-    assert manager.supervisor.uses(interface)
-    assert not manager.supervisor.uses("nic9")
+    assert manager.reconciler.has_guest_on(interface)
+    assert not manager.reconciler.has_guest_on("nic9")
     manager.delete(OPERATOR, "web")
-    assert not manager.supervisor.uses(interface)
+    assert not manager.reconciler.has_guest_on(interface)
 
 
-def test_vfs_that_could_not_be_read_are_read_again(world: World, manager: SystemManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vfs_that_could_not_be_read_are_read_again(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     vf = create(manager).vf
 
     def fail(_self: object) -> None:
@@ -150,10 +150,10 @@ def test_vfs_that_could_not_be_read_are_read_again(world: World, manager: System
 
     world.host.fake_net.set_vf(vf.interface, vf.index, vlan=7)
     with monkeypatch.context() as patch:
-        patch.setattr(CoreManager, "read_vfs", fail)
-        manager.supervisor.check()
+        patch.setattr(HostSetup, "read_vf_states", fail)
+        manager.reconciler.detect_drift()
         assert "drifted" not in kinds(manager), "what could not be read has not changed"
-    manager.supervisor.check()
+    manager.reconciler.detect_drift()
     assert "drifted" in kinds(manager)
 
 
@@ -167,11 +167,11 @@ def test_housekeeping_that_shrinks_frees_no_core_on_which_a_guests_threads_may_r
     assert str(world.hypervisor.read_guest("web").emulator_pin) == "0-3"
     ledger.close()
     manager, ledger = world.open_manager()
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     assert {str(thread.allowed) for thread in read_process_threads(world.host, pid) if "qemu" in thread.name} == {"0-1"}
     assert str(world.hypervisor.read_guest("web").emulator_pin) == "0-1"
     assert [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"] == [
-        "QEMU's other threads may run on CPUs 0-3 in place of 0-1: pinned again"
+        "QEMU's other threads may run on CPUs 0-3 in place of 0-1 (restored)"
     ]
     assert create(manager, name="new").cpus == (2, 3)
     manager.start(OPERATOR, "stopped")
@@ -179,32 +179,32 @@ def test_housekeeping_that_shrinks_frees_no_core_on_which_a_guests_threads_may_r
     assert world.host.violations() == []
 
 
-def test_housekeeping_that_takes_a_guests_cores_is_refused(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_housekeeping_that_takes_a_guests_cores_is_refused(world: World, manager: GuestService, ledger: Ledger) -> None:
     create(manager)
     manager.kill(OPERATOR, "web")
     ledger.close()
     manager, ledger = world.open_manager(replace(world.server.policy, housekeeping=CpuSet.parse("0-3")))
-    with pytest.raises(Conflict, match="CPUs 0-3 cannot be for housekeeping: CPUs 2-3 are guest web's"):
-        manager.supervisor.recover()
+    with pytest.raises(Conflict, match="CPUs 0-3 cannot be housekeeping: CPUs 2-3 are owned by guest web"):
+        manager.reconciler.recover()
 
 
-def test_pins_that_something_changes_all_the_time_are_told_of_once(world: World, manager: SystemManager) -> None:
+def test_pins_that_something_changes_all_the_time_are_told_of_once(world: World, manager: GuestService) -> None:
     plan = create(manager)
     world.hypervisor.pin(plan.uuid, 0, CpuSet.parse("2-3"))
     for _ in range(3):
-        manager.supervisor.check()
+        manager.reconciler.detect_drift()
         assert [str(vcpu.pin) for vcpu in world.hypervisor.read_guest("web").vcpus] == ["2", "3"]
         world.hypervisor.pin(plan.uuid, 0, CpuSet.parse("2-3"))
-    manager.supervisor.check()
-    manager.supervisor.check()  # nothing is wrong any more
+    manager.reconciler.detect_drift()
+    manager.reconciler.detect_drift()  # nothing is wrong any more
     world.hypervisor.pin(plan.uuid, 0, CpuSet.parse("2-3"))
-    manager.supervisor.check()
+    manager.reconciler.detect_drift()
     told = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
-    assert told == ["vCPU 0 may run on CPUs 2-3 in place of 2: pinned again"] * 2
+    assert told == ["vCPU 0 may run on CPUs 2-3 in place of 2 (restored)"] * 2
 
 
 def test_a_creation_that_could_not_be_undone_is_undone_later(
-    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is paused, and whoever asked for it was told that it failed: it must not run one day."""
 
@@ -217,12 +217,12 @@ def test_a_creation_that_could_not_be_undone_is_undone_later(
         with pytest.raises(HypervisorError):
             create(manager)
     assert world.hypervisor.paused() == {"web"}
-    manager.supervisor.collect()
+    manager.reconciler.reconcile()
     assert world.hypervisor.running_names() == set()
     assert ledger.read().claims == ()
 
 
-def test_a_look_does_not_wait_for_a_guest_that_is_being_stopped(world: World, manager: SystemManager) -> None:
+def test_a_look_does_not_wait_for_a_guest_that_is_being_stopped(world: World, manager: GuestService) -> None:
     create(manager)
     create(manager, name="deaf")
     world.hypervisor.deaf.add("deaf")
@@ -232,8 +232,8 @@ def test_a_look_does_not_wait_for_a_guest_that_is_being_stopped(world: World, ma
     until(lambda: state(manager, "deaf") == "stopping")
     world.hypervisor.end("web")
     for _ in range(2):
-        manager.supervisor.collect()
-        manager.supervisor.check()
+        manager.reconciler.reconcile()
+        manager.reconciler.detect_drift()
     assert stopping.is_alive()
     assert (state(manager), state(manager, "deaf")) == ("stopped", "stopping")
     stopping.join()
@@ -241,7 +241,7 @@ def test_a_look_does_not_wait_for_a_guest_that_is_being_stopped(world: World, ma
 
 
 def test_a_guest_that_could_not_be_let_run_is_tried_again(
-    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libvirt was away at the wrong moment of a recovery."""
 
@@ -251,85 +251,85 @@ def test_a_guest_that_could_not_be_let_run_is_tried_again(
     resume = world.hypervisor.resume
     monkeypatch.setattr(world.hypervisor, "resume", fail)
     # Killed here, as far as the next manager can see.
-    monkeypatch.setattr(manager.supervisor, "delete", fail)
+    monkeypatch.setattr(manager.transitions, "delete", fail)
     with pytest.raises(HypervisorError):
         create(manager)
     ledger._db.execute("UPDATE guest SET state = 'creating'")
     ledger.close()
     manager, _ = world.open_manager()
-    manager.supervisor.recover()
+    manager.reconciler.recover()
     assert (state(manager), world.hypervisor.paused()) == ("creating", {"web"})
     monkeypatch.setattr(world.hypervisor, "resume", resume)
-    manager.supervisor.collect()
+    manager.reconciler.reconcile()
     assert (state(manager), world.hypervisor.paused()) == ("running", set())
 
 
-def test_a_guest_that_somebody_has_suspended_stays_so(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_a_guest_that_somebody_has_suspended_stays_so(world: World, manager: GuestService, ledger: Ledger) -> None:
     plan = create(manager)
     world.hypervisor.suspend("web")
     ledger.close()
     manager, _ = world.open_manager()
-    manager.supervisor.recover()
-    manager.supervisor.collect()
+    manager.reconciler.recover()
+    manager.reconciler.reconcile()
     assert (state(manager), world.hypervisor.paused()) == ("running", {"web"})
-    assert [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"] == ["it is suspended"]
+    assert [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"] == ["suspended"]
     world.hypervisor.resume(plan.uuid)
-    manager.supervisor.check()
-    assert manager.events(OPERATOR)[-1].detail == "all is as it was"
+    manager.reconciler.detect_drift()
+    assert manager.events(OPERATOR)[-1].detail == "no differences remain"
 
 
 def test_an_adopted_guest_that_could_not_be_held_is_tried_again(
-    world: World, manager: SystemManager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, held = create(manager), []
+    plan, confined = create(manager), []
 
-    def hold(_self: object, plan: Plan) -> None:
-        held.append(plan)
-        if len(held) == 1:
+    def confine(core: CoreManager) -> None:
+        confined.append(core.plan)
+        if len(confined) == 1:
             raise HypervisorError("libvirt is away")
 
     ledger.close()
     manager, _ = world.open_manager()
-    monkeypatch.setattr(CoreManager, "hold", hold)
-    manager.supervisor.recover()
+    monkeypatch.setattr(CoreManager, "confine", confine)
+    manager.reconciler.recover()
     for _ in range(3):
-        manager.supervisor.collect()
-    assert held == [plan, plan]
+        manager.reconciler.reconcile()
+    assert confined == [plan, plan]
 
 
-def test_a_guest_whose_end_nobody_has_told_is_started(world: World, manager: SystemManager) -> None:
+def test_a_guest_whose_end_nobody_has_told_is_started(world: World, manager: GuestService) -> None:
     plan = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web")
     assert state(manager) == "ended"
     assert manager.start(OPERATOR, "web").state == "running"
     assert world.hypervisor.read_guest("web").hostdevs == (plan.vf.address,)
-    assert [event.detail for event in manager.events(OPERATOR) if event.kind == "stopped"] == ["it had ended already"]
+    assert [event.detail for event in manager.events(OPERATOR) if event.kind == "stopped"] == ["had ended already"]
 
 
 def test_a_guest_that_somebody_else_has_started_is_not_ended_by_a_start(
-    world: World, manager: SystemManager, ledger: Ledger
+    world: World, manager: GuestService, ledger: Ledger
 ) -> None:
     create(manager)
     stop_on_paper(ledger)
-    with pytest.raises(Conflict, match="somebody else has started it"):
+    with pytest.raises(Conflict, match="was started outside the manager"):
         manager.start(OPERATOR, "web")
     assert (state(manager), world.hypervisor.running_names()) == ("quarantined", {"web"})
 
 
-def test_a_strangers_guest_of_the_same_name_is_left_alone(world: World, manager: SystemManager) -> None:
+def test_a_strangers_guest_of_the_same_name_is_left_alone(world: World, manager: GuestService) -> None:
     """Ours has ended, and nobody has told us yet."""
     plan = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web", EndCause.FAILED)
     start_by_hand(world, plan, uuid=UUID(int=1), cpus="0-7")
     before = world.hypervisor.read_guest("web")
-    manager.supervisor.check()
-    manager.supervisor.collect()
+    manager.reconciler.detect_drift()
+    manager.reconciler.reconcile()
     assert world.hypervisor.read_guest("web") == before
 
 
-def test_old_consoles_of_deleted_guests_are_removed(world: World, manager: SystemManager) -> None:
+def test_old_consoles_of_deleted_guests_are_removed(world: World, manager: GuestService) -> None:
     plan = create(manager)
     folder, gone, failed = world.folder / "consoles", "gone.00000000-0000-0000-0000-000000000001.log", "failed.log"
     ours = f"web.{plan.uuid}.log"

@@ -8,86 +8,86 @@ from contextlib import contextmanager
 import pytest
 
 from orchestrator.errors import NotFound, Stale
-from orchestrator.guests.service import SystemManager
-from orchestrator.ledger import Ledger
+from orchestrator.guests.outcome import Outcome
+from orchestrator.guests.service import GuestService
+from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.state import GuestState
 from tests.harness.crash import World
 from tests.harness.guests import create, spoil, state
 
-Ask = Callable[[SystemManager, int | None], object]
+Ask = Callable[[GuestService, int | None], object]
 END = {
     "kill": lambda manager, expected: manager.kill(OPERATOR, "web", expected),
     "delete": lambda manager, expected: manager.delete(OPERATOR, "web", expected),
 }
 
 
-def finish_stop(manager: SystemManager, ledger: Ledger) -> None:
+def finish_stop(manager: GuestService, ledger: Ledger) -> None:
     """The stop that was under way comes to its end."""
     claim = ledger.find("web")
     assert claim
-    manager.supervisor._end(claim, "stopped", "powered off", "test")
+    manager.transitions.finish_stopping(claim, Outcome(EventKind.STOPPED, "powered off", "test"))
 
 
-def start(manager: SystemManager, ledger: Ledger) -> None:
+def start(manager: GuestService, ledger: Ledger) -> None:
     finish_stop(manager, ledger)
     manager.start(OPERATOR, "web")
 
 
-def start_and_stop(manager: SystemManager, ledger: Ledger) -> None:
+def start_and_stop(manager: GuestService, ledger: Ledger) -> None:
     start(manager, ledger)
     manager.stop(OPERATOR, "web", 1)
 
 
-def change_restarts(manager: SystemManager, ledger: Ledger) -> None:
+def change_restarts(manager: GuestService, ledger: Ledger) -> None:
     finish_stop(manager, ledger)
     ledger.set_state("web", GuestState.STOPPED, restarts=0)
 
 
-def stop_again(manager: SystemManager, ledger: Ledger) -> None:
+def stop_again(manager: GuestService, ledger: Ledger) -> None:
     ledger.set_state("web", GuestState.STOPPING)
     finish_stop(manager, ledger)
 
 
-def quarantine(_manager: SystemManager, ledger: Ledger) -> None:
+def quarantine(_manager: GuestService, ledger: Ledger) -> None:
     ledger.quarantine("web", ["not clean"])
 
 
-def make_anew(manager: SystemManager, ledger: Ledger) -> None:
+def make_anew(manager: GuestService, ledger: Ledger) -> None:
     finish_stop(manager, ledger)
     manager.delete(OPERATOR, "web")
     create(manager)
 
 
-def make_anew_and_stop(manager: SystemManager, ledger: Ledger) -> None:
+def make_anew_and_stop(manager: GuestService, ledger: Ledger) -> None:
     make_anew(manager, ledger)
     manager.stop(OPERATOR, "web", 1)
 
 
-def delete(manager: SystemManager, ledger: Ledger) -> None:
+def delete(manager: GuestService, ledger: Ledger) -> None:
     finish_stop(manager, ledger)
     manager.delete(OPERATOR, "web")
 
 
-def stopping(manager: SystemManager, ledger: Ledger) -> int:
+def stopping(manager: GuestService, ledger: Ledger) -> int:
     """A guest that is being stopped; its version."""
     create(manager)
     return ledger.set_state("web", GuestState.STOPPING, restarts=0).version
 
 
-def meanwhile(manager: SystemManager, ledger: Ledger, happens: Callable[[SystemManager, Ledger], None]) -> None:
+def meanwhile(manager: GuestService, ledger: Ledger, happens: Callable[[GuestService, Ledger], None]) -> None:
     """Something happens while the next change waits for the guest's lock."""
-    changes = manager._changes
-    locks = changes._locks
+    locks = manager.transitions.guest_locks
 
     @contextmanager
     def wait(name: str) -> Iterator[None]:
-        changes._locks = locks
+        manager.transitions.guest_locks = locks
         happens(manager, ledger)
         with locks(name):
             yield
 
-    changes._locks = wait  # type: ignore[assignment]
+    manager.transitions.guest_locks = wait  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("end", END)
@@ -95,7 +95,7 @@ def meanwhile(manager: SystemManager, ledger: Ledger, happens: Callable[[SystemM
     "happens", [start, start_and_stop, change_restarts, stop_again, quarantine, make_anew, make_anew_and_stop]
 )
 def test_what_was_seen_while_a_guest_was_stopped_is_no_other_state(
-    manager: SystemManager, ledger: Ledger, end: str, happens: Callable[[SystemManager, Ledger], None]
+    manager: GuestService, ledger: Ledger, end: str, happens: Callable[[GuestService, Ledger], None]
 ) -> None:
     seen = stopping(manager, ledger)
     meanwhile(manager, ledger, happens)
@@ -110,7 +110,7 @@ def test_what_was_seen_while_a_guest_was_stopped_is_no_other_state(
 @pytest.mark.parametrize("end", END)
 @pytest.mark.parametrize("happens", [finish_stop, lambda _manager, _ledger: None])
 def test_the_end_of_the_stop_itself_is_expected(
-    manager: SystemManager, ledger: Ledger, end: str, happens: Callable[[SystemManager, Ledger], None]
+    manager: GuestService, ledger: Ledger, end: str, happens: Callable[[GuestService, Ledger], None]
 ) -> None:
     """Whoever waits for a power-off that does not come has the version of the guest that is being stopped."""
     seen = stopping(manager, ledger)
@@ -119,7 +119,7 @@ def test_the_end_of_the_stop_itself_is_expected(
     assert [claim.state for claim in ledger.read().claims] == ([GuestState.STOPPED] if end == "kill" else [])
 
 
-def test_several_who_have_seen_the_same_may_all_hurry(manager: SystemManager, ledger: Ledger) -> None:
+def test_several_who_have_seen_the_same_may_all_hurry(manager: GuestService, ledger: Ledger) -> None:
     seen = stopping(manager, ledger)
     meanwhile(manager, ledger, lambda manager, ledger: END["kill"](manager, seen))  # type: ignore[arg-type,return-value]
     with pytest.raises(Stale):
@@ -127,25 +127,25 @@ def test_several_who_have_seen_the_same_may_all_hurry(manager: SystemManager, le
 
 
 @pytest.mark.parametrize("end", [*END, "start", "stop", "restart"])
-def test_a_change_is_of_the_guest_that_was_there_when_it_was_asked_for(manager: SystemManager, ledger: Ledger, end: str) -> None:
+def test_a_change_is_of_the_guest_that_was_there_when_it_was_asked_for(manager: GuestService, ledger: Ledger, end: str) -> None:
     """And not of the next that has the name."""
     stopping(manager, ledger)
     meanwhile(manager, ledger, make_anew)
     more = [1] if end in ("stop", "restart") else []
-    with pytest.raises(NotFound, match="web that was asked is gone"):
+    with pytest.raises(NotFound, match="guest web ended or was replaced"):
         getattr(manager, end)(OPERATOR, "web", *more)
     assert state(manager) == "running"
 
 
 @pytest.mark.parametrize("end", END)
-def test_without_a_version_a_guest_is_ended_whatever_its_state(manager: SystemManager, ledger: Ledger, end: str) -> None:
+def test_without_a_version_a_guest_is_ended_whatever_its_state(manager: GuestService, ledger: Ledger, end: str) -> None:
     stopping(manager, ledger)
     meanwhile(manager, ledger, start)
     END[end](manager, None)
     assert [claim.state for claim in ledger.read().claims] == ([GuestState.STOPPED] if end == "kill" else [])
 
 
-def test_a_guest_that_is_gone_meanwhile_is_not_found(manager: SystemManager, ledger: Ledger) -> None:
+def test_a_guest_that_is_gone_meanwhile_is_not_found(manager: GuestService, ledger: Ledger) -> None:
     seen = stopping(manager, ledger)
     meanwhile(manager, ledger, delete)
     with pytest.raises(NotFound, match="no guest named web"):
@@ -154,7 +154,7 @@ def test_a_guest_that_is_gone_meanwhile_is_not_found(manager: SystemManager, led
 
 @pytest.mark.parametrize("end", END)
 def test_a_stop_that_leaves_something_behind_is_another_state(
-    world: World, manager: SystemManager, ledger: Ledger, end: str
+    world: World, manager: GuestService, ledger: Ledger, end: str
 ) -> None:
     plan = create(manager)
     seen = ledger.set_state("web", GuestState.STOPPING, restarts=0).version
@@ -165,7 +165,7 @@ def test_a_stop_that_leaves_something_behind_is_another_state(
     assert state(manager) == "quarantined"
 
 
-def test_no_version_comes_again(world: World, manager: SystemManager, ledger: Ledger) -> None:
+def test_no_version_comes_again(world: World, manager: GuestService, ledger: Ledger) -> None:
     """Nor in a manager that has just started, which does not know what was before."""
     seen = [stopping(manager, ledger)]
     for happens in (start_and_stop, make_anew_and_stop):
@@ -179,11 +179,11 @@ def test_no_version_comes_again(world: World, manager: SystemManager, ledger: Le
         seen.append(claim.version)
     ledger.close()
     again, reopened = world.open_manager()
-    world.hypervisor.watch_ends(again.supervisor.ended)
+    world.hypervisor.watch_ends(again.reconciler.on_guest_ended)
     claim = reopened.find("web")
     assert claim
     assert claim.previous is None
-    again.supervisor.recover()
+    again.reconciler.recover()
     again.stop(OPERATOR, "web", 1)
     seen.append(again.guest(OPERATOR, "web").version)
     assert sorted(set(seen)) == seen

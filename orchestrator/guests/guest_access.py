@@ -1,0 +1,69 @@
+"""Which guest a request means, whether the caller may see or change it, and in which version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orchestrator.errors import Forbidden, NotFound
+from orchestrator.guests.console_watch import guest_replaced_error
+from orchestrator.guests.transitions import Transitions
+from orchestrator.ledger import Claim, Ledger
+from orchestrator.model.access import Identity, may_change, may_see
+from orchestrator.model.guest_view import check_version
+from orchestrator.model.state import GuestState
+
+
+class GuestAccess:
+    """Finds guests for callers, and serialises the changes of a guest."""
+
+    def __init__(self, ledger: Ledger, transitions: Transitions) -> None:
+        self._ledger, self._transitions = ledger, transitions
+
+    def find(self, caller: Identity, name: str) -> Claim:
+        """Raises NotFound also for a guest that the caller may not see."""
+        claim = self._ledger.find(name)
+        if not claim or not may_see(caller, claim.owner):
+            raise NotFound(f"no guest named {name}", "`nohype guest list` shows all guests")
+        return claim
+
+    def find_for_change(self, caller: Identity, name: str) -> Claim:
+        """Raises Forbidden for a guest that the caller may only see; and as ``find``."""
+        claim = self.find(caller, name)
+        if not may_change(caller, claim.owner):
+            raise Forbidden(f"{caller.name} may not change guest {claim.plan.name}")
+        return claim
+
+    @contextmanager
+    def lock_for_change(
+        self, caller: Identity, name: str, expected: int | None, *, expire_shutdown: bool = False
+    ) -> Iterator[Claim]:
+        """Holds the guest's lock.
+
+        Args:
+            expected: the version that the caller has seen, None for any.
+            expire_shutdown: do not wait for a shutdown that is under way (it holds the lock): it times out now. The version that
+                this shutdown alone makes of the guest is then accepted too.
+
+        Raises:
+            NotFound: as ``find``; or another guest has taken the name meanwhile.
+            Forbidden: as ``find_for_change``.
+            Stale: the guest is at another version.
+        """
+        # Checked before the wait for the lock, which can take an hour: a version that is gone does not come again.
+        before = self.find_for_change(caller, name)
+        check_version(before, expected)
+        if expire_shutdown and before.state == GuestState.STOPPING:
+            self._transitions.expire_shutdown(before)
+        with self._transitions.guest_locks(name):
+            claim = self.find(caller, name)
+            if not (expire_shutdown and _was_only_stopped(before, claim)):
+                check_version(claim, expected)
+            if claim.plan.uuid != before.plan.uuid:
+                raise guest_replaced_error(name)
+            yield claim
+
+
+def _was_only_stopped(before: Claim, now: Claim) -> bool:
+    """Whether the shutdown that was under way is all that has happened. Versions are unique, so this is the same guest too."""
+    return before.state == GuestState.STOPPING and now.state == GuestState.STOPPED and now.previous == before.version

@@ -1,0 +1,183 @@
+"""What serves all guests: VFs, edge modes, kernel threads and interrupts off the guest cores. Undone after the last guest."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from orchestrator.errors import HostError, OrchestratorError
+from orchestrator.guests.drift import VfStates
+from orchestrator.guests.host_warnings import HostWarnings
+from orchestrator.guests.outcome import log_errors
+from orchestrator.host.cpus import read_online
+from orchestrator.host.edge import EdgeMode, read_edge_mode
+from orchestrator.host.hugepages import survey_pools
+from orchestrator.host.ports import find_port, has_port
+from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import read_numvfs, read_pf
+from orchestrator.ledger import Claim, EventKind, Ledger
+from orchestrator.locks import WatchedLock
+from orchestrator.model.plan import Plan, Policy
+from orchestrator.model.state import GuestState
+from orchestrator.model.topology import VfState
+from orchestrator.resources.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
+from orchestrator.resources.nic import BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf, undo_vf_driver
+from orchestrator.resources.step import Undo, run_steps, undo_steps
+from orchestrator.resources.uplink import SetEdgeMode, undo_edge_mode
+from orchestrator.values import CpuSet, PciAddress, Size
+
+_log = logging.getLogger(__name__)
+
+HOST = "host"
+"""Owner of these changes in the undo journal. No guest can have this name."""
+
+UNDOS: Mapping[str, Undo] = {
+    MoveKernelThread.action: undo_thread_affinity,
+    MoveIrq.action: undo_irq_affinity,
+    CreateVfs.action: undo_numvfs,
+    SetEdgeMode.action: undo_edge_mode,
+    SetVf.action: undo_vf,
+    BindVfio.action: undo_vf_driver,
+}
+
+
+class HostSetup:
+    """Prepares the host for guests.
+
+    Args:
+        warnings: receives what could not be moved off the guest cores.
+        count_undo_failure: called if a change could not be undone; must not raise.
+
+    Attributes:
+        lock: held while something that serves all guests changes.
+    """
+
+    def __init__(
+        self, host: HostRoot, ledger: Ledger, policy: Policy, warnings: HostWarnings, count_undo_failure: Callable[[], object]
+    ) -> None:
+        self.lock = WatchedLock()
+        self._host, self._ledger, self._policy, self._warnings = host, ledger, policy, warnings
+        self._count_undo_failure = count_undo_failure
+        # While it is not empty, movable kernel threads and interrupts are off the guest cores. Changed with the lock held.
+        self._prepared_pfs: set[PciAddress] = set()
+        self._undo_error = ""
+
+    @property
+    def policy(self) -> Policy:
+        """The configuration that divides the host."""
+        return self._policy
+
+    @property
+    def housekeeping(self) -> CpuSet:
+        """The housekeeping CPUs that are online; all of them if none is: the kernel confines nothing to offline CPUs."""
+        housekeeping = self._policy.housekeeping
+        return housekeeping & read_online(self._host) or housekeeping
+
+    def with_current_housekeeping(self, plan: Plan) -> Plan:
+        """The plan with the present housekeeping CPUs, which may have changed since the plan was made."""
+        return replace(plan, housekeeping=self.housekeeping)
+
+    def prepare(self, plan: Plan) -> tuple[str, ...]:
+        """Does what serves all guests of the plan's PF, unless that is done already; returns what was changed, in words."""
+        if plan.vf.pf in self._prepared_pfs and read_numvfs(self._host, plan.vf.pf):
+            return ()
+        return self.make_vfs(plan.vf.pf, plan.vf.interface)
+
+    def make_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
+        """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed, in words.
+
+        Raises:
+            HostError: the kernel refused. What was done is in the undo journal, and is undone with the last guest.
+        """
+        moved: tuple[str, ...] = ()
+        housekeeping = self.housekeeping
+        with self.lock:
+            if not self._prepared_pfs:
+                # Once, since it reads every thread of the host; the audit finds what strays later. Once per manager process too:
+                # the journal outlives a reboot, the affinities do not.
+                cleared = clear_cores(self._host, self._ledger, HOST, housekeeping)
+                self._warnings.report("not moved off the guest cores", cleared.left)
+                moved = cleared.moved
+            pf = read_pf(self._host, address)
+            made = run_steps(self._host, self._ledger, HOST, [CreateVfs(pf.address, interface, self._policy.count_vfs(pf))])
+            self._prepared_pfs.add(pf.address)
+        return (*((f"move {len(moved)} threads and interrupts to CPUs {housekeeping}",) if moved else ()), *made)
+
+    def restore_edge_mode(self, plan: Plan) -> None:
+        """Puts the guest's PF back into VEPA mode, if it is not.
+
+        Raises:
+            HostError: the PF is gone, or its driver refused.
+        """
+        pf = read_pf(self._host, plan.vf.pf, [plan.vf.interface, *self._policy.uplinks])
+        if read_edge_mode(self._host, pf) is not EdgeMode.VEPA:
+            with self.lock:
+                run_steps(self._host, self._ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
+
+    def restore_edge_modes(self) -> None:
+        """The same for the PFs of all guests. An error of one PF does not stop the others."""
+        for plan in {claim.plan.vf.pf: claim.plan for claim in self._ledger.read().claims}.values():
+            try:
+                self.restore_edge_mode(plan)
+            except OrchestratorError as error:
+                _log.error("cannot restore VEPA mode on PF %s: %s", plan.vf.pf, error)
+
+    def has_guest_on(self, interface: str) -> bool:
+        """Whether a guest has a VF of this PF, by its planned or its present name: it need not be a configured uplink."""
+        return any(
+            claim.plan.vf.interface == interface or has_port(self._host, claim.plan.vf.pf, interface)
+            for claim in self._ledger.read().claims
+        )
+
+    def release(self) -> None:
+        """Undoes what serves all guests if no claim is left. A failure is one event per cause; ``retry_release`` repeats it."""
+        try:
+            self._undo()
+            self._undo_error = ""
+        except OrchestratorError as error:
+            before, self._undo_error = self._undo_error, error.message
+            if self._undo_error != before:
+                self._count_undo_failure()
+                log_errors(lambda: self._ledger.log(EventKind.UNDO_FAILED, HOST, self._undo_error))
+
+    def retry_release(self) -> None:
+        """Repeats a release that failed."""
+        if self._undo_error:
+            self.release()
+
+    def read_vf_states(self) -> VfStates:
+        """The settings that the PFs of guests enforce for all their VFs."""
+        names = {claim.plan.vf.pf: claim.plan.vf.interface for claim in self._ledger.read().claims}
+        return {pf: self._read_vf_states(pf, name) for pf, name in names.items()}
+
+    def find_pool_shortfalls(self, claims: tuple[Claim, ...]) -> tuple[str, ...]:
+        """Pools with fewer free pages than stopped guests own there: another program has taken some. One sentence per pool."""
+        owned: Counter[tuple[int, Size]] = Counter()
+        for claim in claims:
+            if claim.state == GuestState.STOPPED:
+                owned[claim.plan.node, claim.plan.page_size] += claim.plan.pages
+        pools, problems = survey_pools(self._host)
+        free = {(pool.node, pool.page_size): pool.free for pool in pools}
+        unread = f" ({'; '.join(problem.message for problem in problems)})" if problems else ""
+        return tuple(
+            f"node {node}: {left} huge pages of {size} are free, but stopped guests own {count}{unread}"
+            for (node, size), count in sorted(owned.items())
+            if (left := free.get((node, size), 0)) < count
+        )
+
+    def _undo(self) -> None:
+        if self._ledger.read().claims:
+            return
+        with self.lock:
+            # In this order: a guest that is claimed after the check finds nothing prepared, and waits for the lock.
+            self._prepared_pfs.clear()
+            if not self._ledger.read().claims:
+                undo_steps(self._host, self._ledger, HOST, UNDOS)
+
+    def _read_vf_states(self, pf: PciAddress, name: str) -> tuple[VfState, ...] | str:
+        try:
+            return self._host.net.read_vfs(find_port(self._host, pf, [name, *self._policy.uplinks], odd=True))
+        except HostError as error:
+            return error.message
