@@ -19,8 +19,9 @@ class Guest(TypedDict):
     """A guest.
 
     ``cores`` are the CPUs of each physical core, in the kernel's list format; vCPU n runs on the n-th of ``cpus``. ``memory`` and
-    ``page_size`` are bytes. ``cpu_features`` are those that it is given by name. ``state`` is as in `state.GuestState`,
-    "planned" for an answer that claims nothing, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
+    ``page_size`` are bytes. ``vf`` is the first of ``nics``. ``cpu_features`` are those that it is given by name.
+    ``state`` is as in `state.GuestState`, "planned" for an answer that claims
+    nothing, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
     empty for the host's own. ``version`` grows with each change of the guest: it is the ETag. ``restart`` says when it is started
     again, ``restarts`` how often it was. ``id`` is the caller's own of the request that made it. ``warnings`` come with a plan:
     what of it others may use later, and what of the host differs from the configuration.
@@ -39,6 +40,7 @@ class Guest(TypedDict):
     page_size: int
     housekeeping: str
     vf: Vf
+    nics: list[Vf]
     image: str
     cmdline: str
     cpu_features: list[str]

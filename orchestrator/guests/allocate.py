@@ -26,7 +26,7 @@ from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
-from orchestrator.model.plan import Claims, Plan, Policy
+from orchestrator.model.plan import Claims, ImageRef, NicPlan, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import PagePool, Topology
@@ -91,11 +91,11 @@ class Placing:
         Raises:
             As ``plan``; LostRace: another program has changed the ledger; VfsNeeded: the planned VF is not made yet.
         """
-        self._check(who, request)
+        image = self._check(who, request)
         with self._lock:
             placed, generation = self._plan(who, request)
             check_made(self._host, placed.plan)
-            plan = replace(placed.plan, serial=generation + 1)  # no two claims are based on the same generation
+            plan = placed.plan.claimed(generation + 1, image)  # no two claims are based on the same generation
             self._ledger.claim(plan, generation, request, who.tenant)
         self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in placed.findings))
         self._warnings.report("unmanaged domains", placed.problems)
@@ -120,9 +120,9 @@ class Placing:
         Raises:
             OrchestratorError: one has taken more than ``limit`` seconds.
         """
-        self._lock.check(limit)
+        self._lock.raise_if_held_longer(limit)
 
-    def _check(self, who: Identity, request: GuestRequest) -> None:
+    def _check(self, who: Identity, request: GuestRequest) -> ImageRef:
         if request.name == HOST:
             raise RequestError(f"no guest can be named {HOST}: that is the host itself", "choose another name")
         try:
@@ -134,6 +134,7 @@ class Placing:
             raise NotFound(f"there is no guest image {request.image!r}", "ask the operator of the host for its images") from None
         if request.size.bytes < image.memory.bytes:
             raise RequestError(f"{request.memory} of memory is too small for the image {image.name}", f"it needs {image.memory}")
+        return ImageRef(image.name, image.hash)
 
     def _plan(self, who: Identity, request: GuestRequest) -> tuple[Placed, int]:
         """The plan, and the generation of the ledger that it is based on."""
@@ -190,7 +191,7 @@ class Placing:
         if not true:
             topology = self._survey(now)
             placed = plan_on(topology)
-        if self._is_free(placed.plan, topology):
+        if all(self._is_free(nic, topology) for nic in placed.plan.nics):
             return placed
         self._known = None
         topology = self._survey(now)
@@ -204,16 +205,17 @@ class Placing:
         except HostError:
             return False  # it is gone since, or cannot be read: the next survey names it
         online = CpuSet.of(plan.cpus) <= read_online(self._host)
-        return online and size == sizes[plan.node, plan.page_size] and read_up(self._host, plan.vf.pf, plan.vf.interface)
+        up = all(read_up(self._host, pf, interface) for pf, interface in {(nic.pf, nic.interface) for nic in plan.nics})
+        return online and size == sizes[plan.node, plan.page_size] and up
 
-    def _is_free(self, plan: Plan, topology: Topology) -> bool:
+    def _is_free(self, nic: NicPlan, topology: Topology) -> bool:
         """Whether the VF that the plan has chosen is as the survey says, and neither handed over nor used by the host."""
-        found = find_vf(self._host, plan.vf.pf, plan.vf.index)
-        surveyed = any(vf.address == plan.vf.address for pf in topology.pfs if pf.address == plan.vf.pf for vf in pf.vfs)
+        found = find_vf(self._host, nic.pf, nic.index)
+        surveyed = any(vf.address == nic.address for pf in topology.pfs if pf.address == nic.pf for vf in pf.vfs)
         if found is None or not surveyed:
             return found is None and not surveyed  # it has yet to be made
         taken = read_driver(self._host, found) == VFIO or read_use(self._host, found)
-        return found == plan.vf.address and not taken
+        return found == nic.address and not taken
 
     def _survey(self, oldest: float) -> Topology:
         """The pages that are free now, and all else not older than ``oldest`` (time.monotonic()).
@@ -268,7 +270,7 @@ def _check_name(request: GuestRequest, taken: Container[str]) -> None:
 def _check_quota(who: Identity, request: GuestRequest, cores: int, owned: list[Plan]) -> None:
     """Whether a tenant may have this, with so many cores, beside what it has."""
     cores, memory = cores + sum(len(one.cores) for one in owned), request.size.bytes + sum(one.memory.bytes for one in owned)
-    quota, over, vfs = who.quota, [], len(owned) + 1
+    quota, over, vfs = who.quota, [], sum(len(one.nics) for one in owned) + len(request.wanted_nics)
     if quota.cores is not None and cores > quota.cores:
         over.append(f"{cores} cores of {quota.cores}")
     if quota.memory is not None and memory > quota.memory.bytes:

@@ -110,7 +110,7 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
     for what, other in (("plan", plan.name), ("request", asked.name)):
         if other != name:
             raise ValueError(f"{_UNREADABLE} {name}: its {what} is that of {other!r}")
-    if not all(plan.cores) or not plan.cores or min(plan.pages, plan.node + 1, plan.vf.index + 1) <= 0:
+    if not all(plan.cores) or not plan.cores or min(plan.pages, plan.node + 1, *(nic.index + 1 for nic in plan.nics)) <= 0:
         raise ValueError(f"{_UNREADABLE} {name}: its plan has no cores, no pages, or a number below 0")
     _check_number(version, f"for guest {name} the version")
     _check_number(restarts, f"for guest {name} the count of restarts")
@@ -136,8 +136,8 @@ def _read_cpus(plan: Plan) -> set[str]:
 
 _OWNED = (
     ("claim_cpu", "cpu", "CPUs", _read_cpus),
-    ("claim_vf", "address", "VFs", lambda plan: {str(plan.vf.address)}),
-    ("claim_mac", "mac", "Ethernet addresses", lambda plan: {str(plan.vf.mac)}),
+    ("claim_vf", "address", "VFs", lambda plan: {str(nic.address) for nic in plan.nics}),
+    ("claim_mac", "mac", "Ethernet addresses", lambda plan: {str(nic.mac) for nic in plan.nics}),
 )
 
 

@@ -22,6 +22,7 @@ from orchestrator.ledger.loading import Known, parse_arguments, parse_reasons, r
 from orchestrator.ledger.retention import KEEP, LONGEST, Retention
 from orchestrator.model.claim import Claim, Quarantined, Reading, UndoRecord
 from orchestrator.model.event import EVENT_FIELDS, Event, EventKind, Visibility
+from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import SETTLED, GuestState, check_transition
@@ -74,7 +75,7 @@ class Ledger(Database):
             LedgerError: it can't be read.
             OrchestratorError: one write has taken more than ``limit`` seconds.
         """
-        self._lock.check(limit)
+        self._lock.raise_if_held_longer(limit)
         self.last_event()
 
     def read(self) -> Reading:
@@ -101,7 +102,7 @@ class Ledger(Database):
             LostRace: claims have changed since; read again, plan again.
             Conflict: the name is taken, or a CPU, VF or MAC address is another guest's.
         """
-        name, texts = plan.name, (json.dumps(plan.to_json()), request.model_dump_json(exclude_unset=True))
+        name, texts = plan.name, (json.dumps(to_plain(plan)), request.model_dump_json(exclude_unset=True))
 
         def work(now: Known) -> None:
             with self._transaction():
@@ -113,8 +114,8 @@ class Ledger(Database):
                 values = (name, GuestState.CREATING, *texts, owner, now.version, 0)
                 self._db.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", values)
                 self._take("claim_cpu", "cpu", "CPU", list(plan.cpus), name)
-                self._take("claim_vf", "address", "VF", [str(plan.vf.address)], name)
-                self._take("claim_mac", "mac", "Ethernet address", [str(plan.vf.mac)], name)
+                self._take("claim_vf", "address", "VF", [str(nic.address) for nic in plan.nics], name)
+                self._take("claim_mac", "mac", "Ethernet address", [str(nic.mac) for nic in plan.nics], name)
             claim = Claim(plan, GuestState.CREATING, request, owner, now.version)
             now.generation, now.claims = generation + 1, dict(sorted({**now.claims, name: claim}.items()))
 

@@ -1,36 +1,29 @@
-"""What a user asks for, checked strictly: extra fields and silent conversions are refused.
+"""A guest's request, checked strictly: extra fields and silent conversions are refused.
 
-What has several spellings (sizes, CPUs, addresses) is kept in one: signs that no spelling needs go no further, and a request that
-is asked again in other words is the same request. The ledger's are read back through here, so theirs are spelled alike.
+Values are normalised (sizes, CPUs, addresses), so equal requests compare equal. Stored requests are read through here as well.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.errors import OrchestratorError, RequestError
-from orchestrator.values import CpuSet, PciAddress, Size, parse_guest_name
+from orchestrator.errors import RequestError
+from orchestrator.model.fields import as_value_error, check_cpus, check_name, check_size, describe
+from orchestrator.values import CpuSet, PciAddress, Size
 
 _MAX_CMDLINE = 1024
 _MAX_TEXT = 128
 """Characters of a field that a parser reads: what the parser says of a wrong one repeats it."""
-_MAX_FINDINGS = 20
-_MAX_PATH = 200
+_MAX_INTERFACE = 15
+"""IFNAMSIZ, less the final zero byte."""
+MAX_NICS = 8
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
-
-
-def _name(text: str) -> str:
-    return as_value_error(lambda: parse_guest_name(text))
-
-
-def _size(text: str) -> str:
-    return as_value_error(lambda: str(Size.parse(text)))
 
 
 def _address(text: str) -> str:
@@ -42,17 +35,16 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_interface(text))
 
 
+def _interface(text: str) -> str:
+    if not _INTERFACE.fullmatch(text):
+        raise ValueError(f"{text!r} is not the name of a network interface; `nohype survey` shows them")
+    return text
+
+
 def _cmdline(text: str) -> str:
     if not text.isascii() or not text.isprintable():
         raise ValueError("a kernel command line is printable ASCII on one line")
     return text
-
-
-def _cpus(text: str) -> str:
-    cpus = as_value_error(lambda: str(CpuSet.parse(text)))
-    if not cpus:
-        raise ValueError("no CPU is named; write it like 2-3,6-7")
-    return cpus
 
 
 def _pci_address(text: str) -> str:
@@ -63,14 +55,6 @@ def _id(text: str) -> str:
     if not _ID.fullmatch(text):
         raise ValueError(f"{text!r} is not an id: 1 to 64 of a-z, A-Z, 0-9 and . _ : -, the first a letter or digit")
     return text
-
-
-def as_value_error(parse: Callable[[], str]) -> str:
-    """Runs one of our parsers for pydantic, which collects ValueErrors and adds the path of the field."""
-    try:
-        return parse()
-    except OrchestratorError as error:
-        raise ValueError(f"{error.message}; {error.hint}") from None
 
 
 class Restart(StrEnum):
@@ -90,7 +74,7 @@ class Placement(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    cpus: Annotated[str, Field(max_length=4096), AfterValidator(_cpus)]
+    cpus: Annotated[str, Field(max_length=4096), AfterValidator(check_cpus)]
     vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_pci_address)] | None = None
 
     @property
@@ -101,6 +85,26 @@ class Placement(BaseModel):
     @property
     def vf_address(self) -> PciAddress | None:
         """The virtual function as a value."""
+        return PciAddress.parse(self.vf) if self.vf else None
+
+
+class NicRequest(BaseModel):
+    """One network interface of a guest.
+
+    Attributes:
+        uplink: network interface of the PF that the VF must be of; None for the planner's choice.
+        vf: PCI address of the virtual function; None for any.
+        address: IP address and prefix length that the guest gives the interface; None for none.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    uplink: Annotated[str, Field(max_length=_MAX_INTERFACE), AfterValidator(_interface)] | None = None
+    vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_pci_address)] | None = None
+    address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
+
+    @property
+    def vf_address(self) -> PciAddress | None:
         return PciAddress.parse(self.vf) if self.vf else None
 
 
@@ -116,6 +120,8 @@ class GuestRequest(BaseModel):
         cmdline: further words for the guest's kernel command line.
         page_size: size of its huge pages ("2M", "1G"); None for the host's own choice.
         placement: a given place; None lets the planner choose.
+        nics: its network interfaces, in the order in which the guest counts them; None for one. ``address`` and ``placement.vf``
+            are short for those of a single one, and cannot be given with it.
         remove: delete it once it has ended by itself, in place of keeping its claim.
         restart: whether it is started again when it fails. One that ends by itself in good order never is.
         id: the caller's own id of this request: asking again with the same id and the same fields changes nothing.
@@ -123,17 +129,33 @@ class GuestRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_name)]
+    name: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)]
     cores: Annotated[int, Field(ge=1, le=1024)] = 1
-    memory: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_size)]
-    image: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_name)]
+    memory: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)]
+    image: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)]
     address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
     cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
-    page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_size)] | None = None
+    page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
     placement: Placement | None = None
+    nics: Annotated[tuple[NicRequest, ...], Field(strict=False, min_length=1, max_length=MAX_NICS)] | None = None
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
+
+    @model_validator(mode="after")
+    def _check_nics(self) -> GuestRequest:
+        if self.nics is not None:
+            if self.address is not None or (self.placement and self.placement.vf):
+                raise ValueError("nics cannot be given together with address or placement.vf; move them into nics")
+            named = [nic.vf for nic in self.nics if nic.vf]
+            if len(named) != len(set(named)):
+                raise ValueError("nics name the same VF twice; name each VF once")
+        return self
+
+    @property
+    def wanted_nics(self) -> tuple[NicRequest, ...]:
+        """The NICs, however they are spelled. At least one."""
+        return self.nics or (NicRequest(vf=self.placement.vf if self.placement else None, address=self.address),)
 
     @property
     def size(self) -> Size:
@@ -151,22 +173,3 @@ def parse_guest_request(fields: dict[str, object]) -> GuestRequest:
         return GuestRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestError("the request is wrong: " + describe(error)) from None
-
-
-class Findings(Protocol):
-    """What pydantic's ValidationError and FastAPI's RequestValidationError have in common."""
-
-    def errors(self) -> Sequence[Any]:
-        """One mapping a finding, with ``loc`` and ``msg``."""
-
-
-def describe(error: Findings) -> str:
-    """The first 20 findings of a validation on one line, each with the path of its field (within the body, if there is one)."""
-    found = error.errors()
-    said = [
-        ".".join(str(part)[:_MAX_PATH] for part in item["loc"] if part != "body")[:_MAX_PATH]
-        + ": "
-        + item["msg"].removeprefix("Value error, ")
-        for item in found[:_MAX_FINDINGS]
-    ]
-    return "; ".join(said + [f"and {len(found) - _MAX_FINDINGS} more"] * (len(found) > _MAX_FINDINGS))

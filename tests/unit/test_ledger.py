@@ -13,13 +13,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
 from orchestrator.ledger import Claim, Ledger, Quarantined, database, schema
 from orchestrator.ledger.loading import Known
-from orchestrator.model.plan import Plan, VfPlan
+from orchestrator.model.plain import to_plain
+from orchestrator.model.plan import ImageRef, NicPlan, Plan, plan_from_json
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -29,14 +31,38 @@ PF = PciAddress.parse("0000:41:00.0")
 
 def make_plan(number: int, **changes: object) -> Plan:
     """Guest gN with core N (CPUs 2N and 2N+1), VF N and a MAC address that ends in N."""
-    vf = VfPlan(PF, "nic0", number, PF.offset(128 + 2 * number), MacAddress(f"02:4e:48:00:00:{number:02x}"))
+    vf = NicPlan(PF, "nic0", number, PF.offset(128 + 2 * number), MacAddress(f"02:4e:48:00:00:{number:02x}"))
     cores = (CpuSet.of((2 * number, 2 * number + 1)),)
-    plan = Plan(f"g{number}", cores, 0, Size.parse("2M"), 128, CpuSet.parse("0-1"), vf, "minimal", "quiet 'ä\"")
+    plan = Plan(f"g{number}", cores, 0, Size.parse("2M"), 128, (vf,), ImageRef("minimal"), "quiet 'ä\"")
     return replace(plan, **changes)  # type: ignore[arg-type]
 
 
+def store_as_before(plan: Plan, **changes: object) -> str:
+    """A plan without a UUID, as earlier versions stored it: one VF, the image's name, the number that the UUID is computed of."""
+    nic = plan.vf
+    return json.dumps(
+        {
+            "name": plan.name, "cores": [str(core) for core in plan.cores], "node": plan.node,
+            "page_size": str(plan.page_size), "pages": plan.pages, "housekeeping": "0-1",
+            "vf": {
+                "pf": str(nic.pf), "interface": nic.interface, "index": nic.index, "address": str(nic.address),
+                "mac": str(nic.mac),
+            },
+            "image": plan.image.name, "cmdline": plan.cmdline, **changes,
+        }
+    )  # fmt: skip
+
+
+OLD_UUIDS = {
+    None: "f64abb56-b811-53db-a220-f48cce745777",
+    0: "f64abb56-b811-53db-a220-f48cce745777",
+    7: "b14cb9d9-7888-501d-987e-5ab04390f933",
+}
+"""Serial of make_plan(1) → its UUID, as earlier versions computed it: their guests may be running."""
+
+
 def make_request(plan: Plan) -> GuestRequest:
-    return GuestRequest(name=plan.name, memory=str(plan.memory), image=plan.image, id=f"job.{plan.name}")
+    return GuestRequest(name=plan.name, memory=str(plan.memory), image=plan.image.name, id=f"job.{plan.name}")
 
 
 @pytest.fixture
@@ -109,9 +135,9 @@ def test_name_can_be_claimed_once(ledger: Ledger) -> None:
     ("second", "says"),
     [
         (make_plan(2, cores=(CpuSet.parse("4,3"),)), "CPU 3 can't be given to guest g2: it is another guest's"),
-        (make_plan(2, vf=replace(make_plan(2).vf, address=make_plan(1).vf.address)), "VF 0000:41:10.2 .* another guest's"),
+        (make_plan(2, nics=(replace(make_plan(2).vf, address=make_plan(1).vf.address),)), "VF 0000:41:10.2 .* another guest's"),
         (
-            make_plan(2, vf=replace(make_plan(2).vf, mac=make_plan(1).vf.mac)),
+            make_plan(2, nics=(make_plan(3).vf, replace(make_plan(2).vf, mac=make_plan(1).vf.mac))),
             "Ethernet address 02:4e:48:00:00:01 .* another guest's",
         ),
     ],
@@ -626,7 +652,7 @@ def test_a_ledger_of_the_first_schema(path: Path) -> None:
     plan = make_plan(1)
     with sqlite3.connect(path) as other:
         schema._execute_all(other, schema._TABLES_1)
-        other.execute("INSERT INTO guest VALUES ('g1', 'stopping', ?)", (json.dumps(plan.to_json()),))
+        other.execute("INSERT INTO guest VALUES ('g1', 'stopping', ?)", (store_as_before(plan),))
         own(other, plan)
         other.execute("INSERT INTO event VALUES (7, '2026-11-22T00:00:00.000+00:00', 'created', 'g1', '')")
         other.execute("PRAGMA user_version = 1")
@@ -634,7 +660,8 @@ def test_a_ledger_of_the_first_schema(path: Path) -> None:
     other.close()
     with Ledger(path) as ledger:
         (held,) = ledger.read().claims
-        assert (held.plan, held.state, held.request.size, held.owner) == (plan, GuestState.DELETING, plan.memory, "")
+        assert held.plan == replace(plan, uuid=UUID(OLD_UUIDS[None]))
+        assert (held.plan.name, held.state, held.request.size, held.owner) == (plan.name, GuestState.DELETING, plan.memory, "")
         assert ledger.events()[0].who == ""
         assert ledger._db.execute("SELECT * FROM claim_cpu").fetchall() == [(2, "g1"), (3, "g1")]
         ledger.release("g1")
@@ -647,7 +674,15 @@ def test_a_ledger_of_the_second_schema(path: Path) -> None:
         schema._migrate_1(other)
         schema._migrate_2(other)
         plan = make_plan(1)
-        row = ("g1", "running", json.dumps(plan.to_json()), make_request(plan).model_dump_json(exclude_unset=True), "acme", 5, 1)
+        row = (
+            "g1",
+            "running",
+            store_as_before(plan, serial=7, cpu_features=[]),
+            make_request(plan).model_dump_json(exclude_unset=True),
+            "acme",
+            5,
+            1,
+        )
         other.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         own(other, plan)
         other.execute("INSERT INTO event VALUES (7, '2026-11-22T00:00:00.000+00:00', 'started', 'g1', '', 'alice', 'acme', 0.5)")
@@ -656,6 +691,7 @@ def test_a_ledger_of_the_second_schema(path: Path) -> None:
     other.close()
     for _ in range(2):
         with Ledger(path) as ledger:
+            plan = replace(plan, uuid=UUID(OLD_UUIDS[7]))
             assert ledger.read().claims == (Claim(plan, GuestState.RUNNING, make_request(plan), "acme", 5, 1),)
             assert [(event.id, event.who, event.took) for event in ledger.events(limit=1)] == [(7, "alice", 0.5)]
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -813,3 +849,41 @@ def test_changes_by_another_program_are_noticed(ledger: Ledger, path: Path, chan
         changes[change]()
     assert ledger.read().claims == (theirs,)
     changes[change]()
+
+
+STORED = (
+    '{"name": "g1", "cores": ["2-3"], "node": 0, "page_size": 2097152, "pages": 128, "nics": [{"pf": "0000:41:00.0", '
+    '"interface": "nic0", "index": 1, "address": "0000:41:10.2", "mac": "02:4e:48:00:00:01"}], "image": {"name": "minimal", '
+    '"hash": "abc"}, "cmdline": "quiet", "cpu_features": ["topoext"], "uuid": "0b0b0b0b-0000-4000-8000-000000000000"}'
+)
+
+
+def test_stored_plan_of_this_version_is_read() -> None:
+    """The format of ledgers in use: it must stay readable."""
+    expected = make_plan(
+        1, image=ImageRef("minimal", "abc"), cmdline="quiet", cpu_features=("topoext",),
+        uuid=UUID("0b0b0b0b-0000-4000-8000-000000000000"),
+    )  # fmt: skip
+    assert plan_from_json(json.loads(STORED)) == expected
+    assert json.loads(STORED) == to_plain(expected)
+
+
+@pytest.mark.parametrize("serial", OLD_UUIDS)
+def test_stored_plan_of_earlier_versions_is_read(serial: int | None) -> None:
+    fields = json.loads(store_as_before(make_plan(1), **({} if serial is None else {"serial": serial})))
+    assert plan_from_json(fields) == make_plan(1, uuid=UUID(OLD_UUIDS[serial]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"vf": {}}, "nics.0.pf: missing"),
+        ({"vf": None}, "nics.0: not an object"),
+        ({"serial": "1"}, "serial: not of type int"),
+        ({"image": 3}, "image.name: not of type str"),
+        ({"more": 1}, "more: unknown field"),
+    ],
+)
+def test_damaged_plan_of_earlier_versions_is_refused(change: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        plan_from_json(json.loads(store_as_before(make_plan(1), **change)))

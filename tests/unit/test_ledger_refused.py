@@ -12,6 +12,7 @@ import pytest
 from orchestrator.errors import Conflict, LedgerError
 from orchestrator.guests.recovery import check_housekeeping
 from orchestrator.ledger import Claim, Ledger, schema
+from orchestrator.model.plain import to_plain
 from orchestrator.model.state import GuestState
 from orchestrator.values import CpuSet
 from tests.unit.test_ledger import claim, leave, make_plan
@@ -23,7 +24,7 @@ MOST = 2**63 - 1
 
 def set_plan(**fields: object) -> str:
     """Changes g1's plan, in SQL."""
-    text = json.dumps({**make_plan(1).to_json(), **fields}).replace("'", "''")
+    text = json.dumps({**to_plain(make_plan(1)), **fields}).replace("'", "''")
     return f"UPDATE guest SET plan = '{text}' WHERE name = 'g1'"
 
 
