@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,12 +111,19 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     """Who only reads the ledger still gets an answer then."""
-    manager, ledger = World(tmp_path).open_manager()
-    for held, check in (
-        (ledger._lock, ledger.check),
-        (manager.allocator._lock, manager.check),
-        (manager.host_setup.lock, manager.check),
-    ):
+    world = World(tmp_path)
+    manager, ledger = world.open_manager()
+    go_on = threading.Event()
+    world.trace = lambda _statement: go_on.wait(30)
+    writer = threading.Thread(target=ledger.log, args=("cleared", "host", ""))
+    writer.start()
+    with pytest.raises(OrchestratorError, match="one change has been going on"):  # noqa: PT012
+        while writer.is_alive():
+            ledger.check(0.01)
+    go_on.set()
+    writer.join()
+    ledger.check(0.01)
+    for held, check in ((manager.allocator.lock, manager.check), (manager.host_setup.lock, manager.check)):
         check(0.01)
         with held:
             time.sleep(0.05)
