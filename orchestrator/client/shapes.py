@@ -74,7 +74,7 @@ class EdgeReading(TypedDict):
     """Edge mode of a PF: `vepa`, `veb`, or null if it is unknown; `text` is what was read, or why it could not be read."""
 
     interface: str
-    mode: Literal["vepa", "veb"] | None
+    mode: str | None
     text: str
 
 
