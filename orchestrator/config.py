@@ -33,7 +33,7 @@ from orchestrator.model.access import Quota, Role
 from orchestrator.model.fields import NameField, SizeField, describe
 from orchestrator.values import DEFAULT_SOCKET, MAX_CPUS, CpuSet, Size
 
-__all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "People", "read_config"]
+__all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "Principals", "read_config"]
 
 DEFAULT_CONFIG = Path("/etc/nohype/nohype.toml")
 
@@ -126,7 +126,7 @@ class ExitConfig(_Strict):
     emulated: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 10.0
 
 
-class People(_Strict):
+class Principals(_Strict):
     """Who may act in a role.
 
     Attributes:
@@ -147,11 +147,11 @@ class AccessConfig(_Strict):
     Without this section, and without tenants, whoever can open the Unix socket may do everything.
     """
 
-    operators: People = People()
-    viewers: People = People()
+    operators: Principals = Principals()
+    viewers: Principals = Principals()
 
 
-class TenantConfig(People):
+class TenantConfig(Principals):
     """A customer: who acts for it, and the most that its guests together may own; left out: no bound.
 
     Attributes:
@@ -250,14 +250,14 @@ class DaemonConfig(_Strict):
                 raise ValueError(f"tokens.{name}: a token has a tenant if its role is tenant, and only then")
             if token.tenant and token.tenant not in self.tenants:
                 raise ValueError(f"tokens.{name}: there is no [tenants.{token.tenant}]")
-        for _, first, second in _find_doubles((token.hash, name) for name, token in self.tokens.items()):
+        for _, first, second in _find_duplicates((token.hash, name) for name, token in self.tokens.items()):
             raise ValueError(f"tokens.{second}: it is the same token as tokens.{first}; make another")
         for where, people in self._people():
             if where != "access.operators" and (root := find_root(people.users)):
                 raise ValueError(f"{where}.users: {root!r} is root, who is always an operator")
         for kind in ("users", "groups", "certificates"):
             # One account has one role, or acts for one tenant: which one is meant could not be told.
-            for one, first, second in _find_doubles(
+            for one, first, second in _find_duplicates(
                 (one, where) for where, named in self._people() for one in getattr(named, kind)
             ):
                 raise ValueError(f"{second}.{kind}: {one!r} is in {first} already")
@@ -268,13 +268,13 @@ class DaemonConfig(_Strict):
             raise ValueError("api: nobody could use this port; name certificates, or make a token with `nohype token new`")
         return self
 
-    def _people(self) -> list[tuple[str, People]]:
+    def _people(self) -> list[tuple[str, Principals]]:
         access = self.access or AccessConfig()
-        named: list[tuple[str, People]] = [("access.operators", access.operators), ("access.viewers", access.viewers)]
+        named: list[tuple[str, Principals]] = [("access.operators", access.operators), ("access.viewers", access.viewers)]
         return named + [(f"tenants.{name}", tenant) for name, tenant in self.tenants.items()]
 
 
-def _find_doubles(places: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+def _find_duplicates(places: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
     """Of values and where they stand: those that stand in two places, with the first and the other."""
     seen: dict[str, str] = {}
     for one, where in places:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from errno import ECONNABORTED, EMFILE, ENFILE
 from typing import Any, cast
 
-from orchestrator.api.connection import Connection
+from orchestrator.api.connection import PeerConnection
 from orchestrator.api.identity import Peer, read_peer
 from orchestrator.api.outgoing import Outgoing
 from orchestrator.api.shares import Pace, Place, Shares
@@ -23,7 +23,7 @@ _HANDSHAKE = 10.0
 _RATE, _BURST = 100.0, 200
 # How many connections are refused, which takes some 0.05 ms each, before other work gets its turn.
 _IN_A_ROW = 16
-_FAREWELL = 1.0
+TLS_CLOSE_TIMEOUT = 1.0
 _PAUSE = 0.1
 _BACKLOG = 2048
 _ROOT = 0
@@ -48,7 +48,7 @@ class Acceptor:
         build: makes the protocol of a connection.
     """
 
-    def __init__(self, listener: Listener, shares: Shares, build: Callable[[Peer, Place, Shares], Connection]) -> None:
+    def __init__(self, listener: Listener, shares: Shares, build: Callable[[Peer, Place, Shares], PeerConnection]) -> None:
         self._listener, self._shares, self._build = listener, shares, build
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,9 +97,9 @@ class Acceptor:
         except OSError:
             connection.close()  # it has gone already
             return False
-        place = Place(peer.key, connection.close)
+        place = Place(peer.rate_limit_key, connection.close)
         if not self._shares.admit(place, always=peer.uid == _ROOT):
-            _log.warning("too many connections of %s, and none of them is idle: a new one is refused", peer.key)
+            _log.warning("too many connections of %s, and none of them is idle: a new one is refused", peer.rate_limit_key)
             connection.close()
             return False
         task = self._start(self._open(connection, peer, place))
@@ -114,7 +114,7 @@ class Acceptor:
             raw, _ = await self._loop.connect_accepted_socket(_Paused, connection)
             transport, early = raw, _Early()
             if self._listener.tls is not None:
-                if wait := self._pace.reserve(peer.key):
+                if wait := self._pace.reserve(peer.rate_limit_key):
                     await asyncio.sleep(wait)
                 transport = await self._greet(raw, self._listener.tls, early)
                 if early.lost:
@@ -142,7 +142,7 @@ class Acceptor:
             OSError: ssl.SSLError and TimeoutError are some.
         """
         transport = await self._loop.start_tls(
-            raw, early, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE, ssl_shutdown_timeout=_FAREWELL
+            raw, early, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE, ssl_shutdown_timeout=TLS_CLOSE_TIMEOUT
         )
         if transport is None:
             raise ConnectionAbortedError

@@ -25,7 +25,7 @@ _CHARSETS = ("", "utf-8")
 _MAX_MEDIA_TYPE = 200
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client has closed the connection before its request was complete. Nothing was done for it."""
 
 
@@ -40,7 +40,7 @@ async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
     Raises:
         TooLarge: it is longer than the limit.
         RequestError: it does not arrive within 30 s.
-        ClientGone: see there.
+        ClientDisconnected: see there.
     """
     too_long = TooLarge(f"the request's body is longer than {limit} bytes", "no request needs so many")
     if length and int(length) > limit:
@@ -52,7 +52,7 @@ async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise ClientGone
+                    raise ClientDisconnected
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > limit:

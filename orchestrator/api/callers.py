@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from orchestrator.api.fast import Depends, Request
+from orchestrator.api.fastapi_import import Depends, Request
 from orchestrator.errors import Forbidden
 from orchestrator.model.access import Identity, Role
 
@@ -12,7 +12,7 @@ _ASK = "ask the operator of the host"
 
 
 async def _find_caller(request: Request) -> Identity:
-    caller: Identity = request.state.who
+    caller: Identity = request.state.caller
     return caller
 
 

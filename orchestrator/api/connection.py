@@ -21,9 +21,9 @@ from orchestrator.api.shares import Place, Shares
 from orchestrator.client.problems import MEDIA_TYPE, build_problem
 from orchestrator.errors import RequestError
 
-_PATIENCE = 30.0
-_LINGER = 2.0
-_LOOK = 1.0
+IDLE_TIMEOUT = 30.0
+LINGER_SECONDS = 2.0
+POLL_INTERVAL = 1.0
 # Bytes and lines of a request's head. What browsers and proxies send has some 2 KB and 30 lines.
 _MAX_HEAD = 16 << 10
 _MAX_LINES = 101
@@ -63,7 +63,7 @@ class Parser(h11.Connection):
         return event
 
 
-class Connection(H11Protocol):
+class PeerConnection(H11Protocol):
     """A connection that knows its peer: each request finds it as ``scope["state"]["peer"]``.
 
     Args:
@@ -131,7 +131,7 @@ class Connection(H11Protocol):
             self.transport.close()
         elif self.cycle is cycle and cycle.more_body:
             # It was refused before all of it had arrived. The rest is read for a moment only, so that the client sees the answer.
-            self.loop.call_later(_LINGER, self._end_refused, cycle)
+            self.loop.call_later(LINGER_SECONDS, self._end_refused, cycle)
 
     def timeout_keep_alive_handler(self) -> None:
         """See uvicorn: the time begins when the answer was read."""
@@ -185,7 +185,7 @@ class Connection(H11Protocol):
         """
         if not self._looking:
             self._looking = True
-            self.loop.call_later(_LOOK, self._look)
+            self.loop.call_later(POLL_INTERVAL, self._look)
 
     def _look(self) -> None:
         self._looking = False
@@ -204,11 +204,11 @@ class Connection(H11Protocol):
         return any(event & ends for _, event in poll.poll(0))
 
     def _watch(self) -> None:
-        """Closes a connection on which a request is not begun, or not completed, within ``_PATIENCE`` seconds."""
+        """Closes a connection on which a request is not begun, or not completed, within ``IDLE_TIMEOUT`` seconds."""
         if self._is_answering():
             self._stop_waiting()
         elif self._waiting is None:
-            self._waiting = self.loop.call_later(_PATIENCE, self.transport.close)
+            self._waiting = self.loop.call_later(IDLE_TIMEOUT, self.transport.close)
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:

@@ -7,8 +7,8 @@ import logging
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from orchestrator.api.body import ClientGone
-from orchestrator.api.fast import FastAPI, Request, RequestValidationError
+from orchestrator.api.body import ClientDisconnected
+from orchestrator.api.fastapi_import import FastAPI, Request, RequestValidationError
 from orchestrator.api.waits import answer_nobody
 from orchestrator.client.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
 from orchestrator.errors import NotFound, OrchestratorError, RequestError
@@ -27,7 +27,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_fault)
-    app.add_exception_handler(ClientGone, answer_nobody)
+    app.add_exception_handler(ClientDisconnected, answer_nobody)
 
 
 def _problem(error: OrchestratorError, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -40,7 +40,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     answer = _problem(error)
     if answer.status_code >= 500:
         _log.error("%s %s: %s", request.method, _path(request), error)
-        if request.state.who.role is Role.TENANT:
+        if request.state.caller.role is Role.TENANT:
             # What the kernel or libvirt said may name other guests.
             hidden = OrchestratorError("the host could not do this", "its operator's log says why")
             hidden.code = error.code

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from orchestrator.api.fast import Depends, Header, Request
+from orchestrator.api.fastapi_import import Depends, Header, Request
 from orchestrator.errors import RequestError
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
@@ -81,7 +81,7 @@ Boolean = Annotated[bool, BeforeValidator(_check_boolean)]
 IfMatch = Annotated[frozenset[int] | None, Depends(_read_if_match)]
 
 
-async def refuse_more(request: Request) -> None:
+async def reject_unknown_input(request: Request) -> None:
     """Refuses a body and If-Match where none is known, and names in the query that are unknown or given twice.
 
     ``{}`` says as little as no body: programs that always send JSON send it.

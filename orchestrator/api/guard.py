@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.api.body import ClientGone, check_json, check_media_type, read_body
-from orchestrator.api.identity import Directory, Peer, identify
-from orchestrator.api.limits import Kind, Turn, Turns, name_client
+from orchestrator.api.body import ClientDisconnected, check_json, check_media_type, read_body
+from orchestrator.api.identity import IdentityMap, Peer, identify
+from orchestrator.api.limits import Admission, Kind, RateLimiter, name_client
 from orchestrator.api.waits import Kinds
 from orchestrator.client.problems import MEDIA_TYPE, CrossSite, InternalError, build_headers, build_problem
 from orchestrator.config import LimitConfig
@@ -45,24 +45,24 @@ class Guard:
     """The outermost layer of the application.
 
     Args:
-        app: gets the requests that pass, with the Identity as ``scope["state"]["who"]``.
-        directory: who is who.
+        app: gets the requests that pass, with the Identity as ``scope["state"]["caller"]``.
+        identities: who is who.
         limits: rate, sizes, nesting.
         kinds: says what a request is for.
     """
 
-    def __init__(self, app: ASGIApp, directory: Directory, limits: LimitConfig, kinds: Kinds) -> None:
-        self._app, self._directory, self._limits, self._kinds = app, directory, limits, kinds
-        self._turns = Turns(limits.rate, limits.burst, limits.concurrent)
+    def __init__(self, app: ASGIApp, identities: IdentityMap, limits: LimitConfig, kinds: Kinds) -> None:
+        self._app, self._directory, self._limits, self._kinds = app, identities, limits, kinds
+        self.limiter = RateLimiter(limits.rate, limits.burst, limits.concurrent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request (ASGI)."""
         if scope["type"] != "http":
             return
-        answer = _Answer(send, scope["state"]["hold"])
+        answer = _Response(send, scope["state"]["hold"])
         try:
             await self._serve(scope, receive, answer)
-        except ClientGone:
+        except ClientDisconnected:
             pass
         except TooMany as error:
             await asyncio.sleep(_HELD)
@@ -77,12 +77,12 @@ class Guard:
                 raise  # the server closes the connection: half an answer must not look whole
             await answer.send_problem(InternalError())
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, answer: _Response) -> None:
         peer = scope["state"]["peer"]
         headers = self._read_fields(peer, scope["headers"])
-        who = self._identify(peer, headers.get(b"authorization"))
+        caller = self._identify(peer, headers.get(b"authorization"))
         scope = _as_origin_form(scope)
-        with self._turn(who, self._kinds.find(scope["method"], scope["path"])) as turn:
+        with self._turn(caller, self._kinds.find(scope["method"], scope["path"])) as admission:
             _check_site(scope["method"], headers)
             _check_target(scope)
             length = headers.get(b"content-length", b"").decode("ascii", "replace") or None
@@ -91,7 +91,7 @@ class Guard:
                 check_media_type(*(headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding")))
                 check_json(body, self._limits.nesting)
             fields = [(name, value) for name, value in scope["headers"] if name in _APP_READS]
-            scope = {**scope, "headers": fields, "state": {"peer": peer, "who": who, "turn": turn}}
+            scope = {**scope, "headers": fields, "state": {"peer": peer, "caller": caller, "admission": admission}}
             await self._app(scope, _replay(body, receive), answer.send)
 
     def _read_fields(self, peer: Peer, fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -99,23 +99,23 @@ class Guard:
         try:
             return read_fields(fields)
         except RequestError:
-            self._turns.charge(peer.key)
+            self.limiter.consume(peer.rate_limit_key)
             raise
 
     def _identify(self, peer: Peer, authorization: bytes | None) -> Identity:
         try:
             return identify(self._directory, peer, None if authorization is None else authorization.decode("latin-1"))
         except (Unauthorized, Forbidden):
-            self._turns.charge(peer.key)  # who tries tokens is slowed down
+            self.limiter.consume(peer.rate_limit_key)  # who tries tokens is slowed down
             raise
 
     @contextlib.contextmanager
-    def _turn(self, who: Identity, kind: Kind) -> Iterator[Turn]:
-        if who.role is Role.OPERATOR:
-            yield Turn()
+    def _turn(self, caller: Identity, kind: Kind) -> Iterator[Admission]:
+        if caller.role is Role.OPERATOR:
+            yield Admission()
         else:
-            with self._turns.turn(name_client(who), kind) as turn:
-                yield turn
+            with self.limiter.admit(name_client(caller), kind) as admission:
+                yield admission
 
 
 class HeadAsGet:
@@ -131,7 +131,7 @@ class HeadAsGet:
         await self._app({**scope, "method": "GET" if head else scope["method"], "state": state}, receive, send)
 
 
-class _Answer:
+class _Response:
     """The answer to one request; knows how far it has come.
 
     Args:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from orchestrator.config import CERTIFICATE_NAMES, DaemonConfig, People
+from orchestrator.config import CERTIFICATE_NAMES, DaemonConfig, Principals
 from orchestrator.errors import Forbidden, RequestError, Unauthorized
 from orchestrator.model.access import Identity, Role
 
@@ -50,7 +50,7 @@ class Peer:
         return self.uid is not None
 
     @property
-    def key(self) -> str:
+    def rate_limit_key(self) -> str:
         """What the connections of one user, or of one address on the network, have in common.
 
         Of an IPv6 address the first 64 bits count: a site assigns the others as it likes (RFC 4291 2.5.1, RFC 8981).
@@ -84,30 +84,30 @@ def read_names(certificate: Mapping[str, object]) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Directory:
+class IdentityMap:
     """Everybody whom the configuration knows.
 
     Attributes:
-        open: whoever can open the Unix socket is an operator.
+        group_is_operator: whoever can open the Unix socket is an operator.
         users, groups: by number; a group's members get the user's name.
         certificates: by name in the certificate.
         tokens: SHA-256 of each token.
     """
 
-    open: bool
+    group_is_operator: bool
     users: Mapping[int, Identity]
     groups: Mapping[int, tuple[Identity, ...]]
     certificates: Mapping[str, Identity]
     tokens: Mapping[bytes, Identity]
 
 
-def build_directory(config: DaemonConfig) -> Directory:
+def build_identity_map(config: DaemonConfig) -> IdentityMap:
     """Looks up the users and groups that the configuration names.
 
     Raises:
         RequestError: there is no such user or group.
     """
-    roles: list[tuple[str, People, Identity]] = []
+    roles: list[tuple[str, Principals, Identity]] = []
     if config.access:
         roles += [("access.operators", config.access.operators, Identity("", Role.OPERATOR))]
         roles += [("access.viewers", config.access.viewers, Identity("", Role.VIEWER))]
@@ -132,10 +132,10 @@ def build_directory(config: DaemonConfig) -> Directory:
     for name, token in config.tokens.items():
         quota = config.tenants[token.tenant].quota if token.tenant else Identity("", token.role).quota
         tokens[bytes.fromhex(token.hash.removeprefix("sha256:"))] = Identity(f"token {name}", token.role, token.tenant, quota)
-    return Directory(config.access is None and not config.tenants, users, groups, certificates, tokens)
+    return IdentityMap(config.access is None and not config.tenants, users, groups, certificates, tokens)
 
 
-def identify(directory: Directory, peer: Peer, authorization: str | None) -> Identity:
+def identify(identities: IdentityMap, peer: Peer, authorization: str | None) -> Identity:
     """Who asks. Over a Unix socket the kernel decides, over TCP a bearer token or else the client certificate.
 
     Args:
@@ -146,9 +146,9 @@ def identify(directory: Directory, peer: Peer, authorization: str | None) -> Ide
         Forbidden: the user or certificate is genuine, but has no role here.
     """
     if peer.uid is not None:
-        return _identify_user(directory, peer.uid, peer.gids)
+        return _identify_user(identities, peer.uid, peer.gids)
     if authorization is not None:
-        return _identify_bearer(directory, authorization)
+        return _identify_bearer(identities, authorization)
     if peer.certificate is None:
         raise Unauthorized(
             "no credentials were presented", "present a client certificate, or a token: `Authorization: Bearer ...`"
@@ -158,7 +158,7 @@ def identify(directory: Directory, peer: Peer, authorization: str | None) -> Ide
             f"the client certificate has no name of a kind that is known here ({', '.join(CERTIFICATE_NAMES)})",
             "use a certificate with a common name, or with an alternative name of type DNS, URI or email",
         )
-    found = {directory.certificates[name] for name in peer.certificate & directory.certificates.keys()}
+    found = {identities.certificates[name] for name in peer.certificate & identities.certificates.keys()}
     if len({replace(one, name="") for one in found}) > 1:
         raise Forbidden(
             "the names in your certificate have different roles here", "the operator can change [access] and [tenants]"
@@ -169,15 +169,15 @@ def identify(directory: Directory, peer: Peer, authorization: str | None) -> Ide
     return min(found, key=lambda one: one.name)
 
 
-def acts_for(directory: Directory, name: str, tenant: str) -> bool:
+def acts_for(identities: IdentityMap, name: str, tenant: str) -> bool:
     """Whether the caller whom an event names acts for a tenant. May ask the host's name service (nsswitch.conf(5))."""
-    named = (*directory.users.values(), *directory.certificates.values(), *directory.tokens.values())
+    named = (*identities.users.values(), *identities.certificates.values(), *identities.tokens.values())
     if any((one.name, one.tenant) == (name, tenant) for one in named):
         return True
     try:
         user = pwd.getpwnam(name)
         groups = frozenset(os.getgrouplist(name, user.pw_gid))
-        return _identify_user(directory, user.pw_uid, groups).tenant == tenant
+        return _identify_user(identities, user.pw_uid, groups).tenant == tenant
     except (KeyError, ValueError, Forbidden):
         return False
 
@@ -187,13 +187,13 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _identify_user(directory: Directory, uid: int, gids: frozenset[int]) -> Identity:
+def _identify_user(identities: IdentityMap, uid: int, gids: frozenset[int]) -> Identity:
     name = _name_user(uid)
     if uid == _ROOT:
         return Identity(name, Role.OPERATOR)
-    if uid in directory.users:
-        return directory.users[uid]
-    roles = {role for gid in gids for role in directory.groups.get(gid, ())}
+    if uid in identities.users:
+        return identities.users[uid]
+    roles = {role for gid in gids for role in identities.groups.get(gid, ())}
     # Who is in the operators' group needs no other.
     chosen = {role for role in roles if role.role is Role.OPERATOR} or roles
     if len(chosen) > 1:
@@ -203,12 +203,12 @@ def _identify_user(directory: Directory, uid: int, gids: frozenset[int]) -> Iden
         )
     if chosen:
         return replace(chosen.pop(), name=name)
-    if directory.open:
+    if identities.group_is_operator:
         return Identity(name, Role.OPERATOR)
     raise Forbidden(f"user {name} has no role here", "the operator can name the user, or a group, in [access] or [tenants]")
 
 
-def _identify_bearer(directory: Directory, authorization: str) -> Identity:
+def _identify_bearer(identities: IdentityMap, authorization: str) -> Identity:
     scheme, _, token = authorization.strip().partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthorized(f"the Authorization scheme {scheme[:20]!r} is not known", "write `Authorization: Bearer ...`")
@@ -218,7 +218,7 @@ def _identify_bearer(directory: Directory, authorization: str) -> Identity:
     digest = hash_token(token.strip())
     found = None
     # All are compared, each in constant time.
-    for known, identity in directory.tokens.items():
+    for known, identity in identities.tokens.items():
         if hmac.compare_digest(known, digest):
             found = identity
     if not found:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from orchestrator.errors import TooMany
 from orchestrator.model.access import Identity
 
-_REMEMBERED = 1024
+MAX_CLIENTS = 1024
 _SOON, _ENDLESS = 1.0, 3600.0
 
 
@@ -27,7 +27,7 @@ class Kind(StrEnum):
     OTHER = "other"
 
 
-class Turn:
+class Admission:
     """A request that is worked on.
 
     Args:
@@ -52,10 +52,10 @@ class Turn:
 class _Account:
     tokens: float
     time: float
-    running: dict[Kind, list[Turn]] = field(default_factory=lambda: {kind: [] for kind in Kind})
+    running: dict[Kind, list[Admission]] = field(default_factory=lambda: {kind: [] for kind in Kind})
 
 
-class Turns:
+class RateLimiter:
     """Counts the requests of each client. For one thread.
 
     Args:
@@ -69,7 +69,7 @@ class Turns:
         self._rate, self._burst, self._concurrent, self._clock = rate, burst, concurrent, clock
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
 
-    def charge(self, client: str) -> None:
+    def consume(self, client: str) -> None:
         """Takes one token.
 
         Raises:
@@ -86,23 +86,32 @@ class Turns:
         account.tokens -= 1
 
     @contextmanager
-    def turn(self, client: str, kind: Kind = Kind.OTHER) -> Iterator[Turn]:
+    def admit(self, client: str, kind: Kind = Kind.OTHER) -> Iterator[Admission]:
         """Counts a request as running while the block runs.
 
         Raises:
-            TooMany: as ``charge``, or too many of its kind are running; with the seconds until the first of them is due, or a
+            TooMany: as ``consume``, or too many of its kind are running; with the seconds until the first of them is due, or a
             second if that is not known of all.
         """
-        self.charge(client)
+        self.consume(client)
         running = self._account(client).running[kind]
         if len(running) >= self._concurrent:
             raise _explain(client, kind, running)
-        turn = Turn(self._clock)
-        running.append(turn)
+        admission = Admission(self._clock)
+        running.append(admission)
         try:
-            yield turn
+            yield admission
         finally:
-            running.remove(turn)
+            running.remove(admission)
+
+    def count(self, client: str, kind: Kind) -> int:
+        """Requests of a client that are in progress."""
+        account = self._accounts.get(client)
+        return len(account.running[kind]) if account else 0
+
+    def __len__(self) -> int:
+        """Clients that are remembered."""
+        return len(self._accounts)
 
     def _account(self, client: str) -> _Account:
         if client not in self._accounts:
@@ -114,18 +123,18 @@ class Turns:
     def _forget(self) -> None:
         """Addresses of strangers are without number: those are forgotten that were not seen for longest."""
         idle = (client for client, account in self._accounts.items() if not any(account.running.values()))
-        while len(self._accounts) > _REMEMBERED and (oldest := next(idle, None)):
+        while len(self._accounts) > MAX_CLIENTS and (oldest := next(idle, None)):
             del self._accounts[oldest]
             idle = (client for client, account in self._accounts.items() if not any(account.running.values()))
 
 
-def name_client(who: Identity) -> str:
+def name_client(caller: Identity) -> str:
     """By whom requests are counted: all who act for one tenant are one client."""
-    return f"tenant {who.tenant}" if who.tenant else who.name
+    return f"tenant {caller.tenant}" if caller.tenant else caller.name
 
 
-def _explain(client: str, kind: Kind, running: list[Turn]) -> TooMany:
-    known = [left for turn in running if (left := turn.left) is not None]
+def _explain(client: str, kind: Kind, running: list[Admission]) -> TooMany:
+    known = [left for admission in running if (left := admission.left) is not None]
     first = min(known) if len(known) == len(running) else None
     if first is None:
         wait, when = _SOON, ""

@@ -11,7 +11,7 @@ from orchestrator.api.routing import Route
 from orchestrator.client.problems import MEDIA_TYPE, STATUS
 
 if TYPE_CHECKING:
-    from orchestrator.api.fast import FastAPI
+    from orchestrator.api.fastapi_import import FastAPI
 
 _ALWAYS = ("bad-request", "unauthorized", "forbidden", "too-large", "media-type", "too-many", "internal")
 

@@ -8,7 +8,7 @@ from typing import Any
 _WINDOW = 30.0
 """Seconds in which a client must have read ``_PACE`` bytes, or all that is left."""
 _PACE = 64 << 10
-_LOOK = 0.05
+_POLL_INTERVAL = 0.05
 
 
 class _Lost(asyncio.Transport):
@@ -99,7 +99,7 @@ class Outgoing:
         if self._transport.is_closing():
             return
         if self.unread:
-            self._closer = self._loop.call_later(_LOOK, self._finish)
+            self._closer = self._loop.call_later(_POLL_INTERVAL, self._finish)
         else:
             self._transport.close()
 

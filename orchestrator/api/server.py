@@ -16,10 +16,10 @@ import uvicorn
 
 from orchestrator.api.accept import Acceptor, Listener
 from orchestrator.api.app import Api
-from orchestrator.api.connection import Connection
+from orchestrator.api.connection import PeerConnection
 from orchestrator.api.identity import Peer
 from orchestrator.api.shares import Place, Shares
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.api.tls import Certificates
 from orchestrator.config import ApiConfig
 from orchestrator.errors import HostError
@@ -34,8 +34,8 @@ _TURN = 0.001
 _GRACE = 5
 # Of one user or address, and of one listener. Each listener counts its own: the TLS port is open to the network, which must not
 # lock out the users of the Unix socket. A descriptor each: all together stay far below what the unit may open.
-_CONNECTIONS = 128
-_ALL_CONNECTIONS = 400
+MAX_CONNECTIONS_PER_CLIENT = 128
+MAX_CONNECTIONS = 400
 
 
 def open_socket(path: Path) -> socket.socket:
@@ -91,7 +91,7 @@ def open_port(config: ApiConfig) -> Listener:
         raise HostError(f"cannot listen on {config.listen}", "see [api] in the configuration", error.errno or 0) from None
 
 
-class Server(QuietServer):
+class Server(TicklessServer):
     """Serves the interface until it is told to end.
 
     Args:
@@ -109,11 +109,11 @@ class Server(QuietServer):
         stopping: Callable[[], object] = lambda: None,
     ) -> None:
         def stop() -> None:
-            api.feed.close()
+            api.stream.close()
             stopping()
 
         config = uvicorn.Config(
-            api.app, http=Connection, ws="none", lifespan="off", interface="asgi3", loop="asyncio", log_config=None,
+            api.app, http=PeerConnection, ws="none", lifespan="off", interface="asgi3", loop="asyncio", log_config=None,
             access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=_GRACE,
         )  # fmt: skip
         super().__init__(config, ready, stop)
@@ -127,7 +127,8 @@ class Server(QuietServer):
     def listen(self) -> None:
         """Serves the listeners. uvicorn has no sockets here: its servers count a connection only once its handshake is done."""
         for listener in self._listeners:
-            self.servers.append(cast(asyncio.Server, Acceptor(listener, Shares(_CONNECTIONS, _ALL_CONNECTIONS), self._build)))
+            shares = Shares(MAX_CONNECTIONS_PER_CLIENT, MAX_CONNECTIONS)
+            self.servers.append(cast(asyncio.Server, Acceptor(listener, shares, self._build)))
 
-    def _build(self, peer: Peer, place: Place, shares: Shares) -> Connection:
-        return Connection(self.config, self.server_state, peer, place, shares)
+    def _build(self, peer: Peer, place: Place, shares: Shares) -> PeerConnection:
+        return PeerConnection(self.config, self.server_state, peer, place, shares)

@@ -12,7 +12,7 @@ MAX_HELD = 16 << 20
 """Bytes of answers that one user or address has asked for and not read yet; and all together, 4 times as many."""
 
 
-_SETTLED = 2.0
+SETTLED_SECONDS = 2.0
 """Seconds for which an idle connection is kept although a user or address that holds several wants its place. A client that
 reopens all connections as they are closed would otherwise be admitted each time, which costs more than a refusal."""
 _REMEMBERED = 1024
@@ -72,12 +72,12 @@ class Shares:
         """
         count, total = len(self._holders.get(place.key, ())), len(self)
         if count >= self._each:
-            room = self._close_idle([place.key], before=place.since - _SETTLED) or (
+            room = self._close_idle([place.key], before=place.since - SETTLED_SECONDS) or (
                 always and total < 2 * self._most and all(other.busy() for other in self._holders[place.key])
             )
         elif total >= self._most:
             greater = [key for key, held in self._holders.items() if len(held) > count or key == place.key]
-            before = math.inf if count < self._few else place.since - _SETTLED
+            before = math.inf if count < self._few else place.since - SETTLED_SECONDS
             room = self._close_idle(sorted(greater, key=lambda key: -len(self._holders[key])), before)
             room = room or (always and total < 2 * self._most) or (count < self._few and total < self._most + self._spare)
         else:

@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 from orchestrator.errors import OrchestratorError
 
 
-class QuietServer(uvicorn.Server):
+class TicklessServer(uvicorn.Server):
     """uvicorn's main loop looks ten times a second whether it should end, and what time it is (uvicorn.Server.on_tick).
 
     Here ending is an event, and the date is asked for when an answer needs it. uvicorn's `limit_max_requests` and
@@ -33,7 +33,7 @@ class QuietServer(uvicorn.Server):
         self._end: asyncio.Event | None = None
         self._exit = False
         super().__init__(config)
-        self.server_state = _DatedState(config)
+        self.server_state = _PerResponseDate(config)
         self._ready, self._stopping = ready, stopping
 
     @property
@@ -87,7 +87,7 @@ class QuietServer(uvicorn.Server):
             raise OrchestratorError(f"the server's event loop has not answered for {timeout:g} s")
 
 
-class _DatedState(ServerState):
+class _PerResponseDate(ServerState):
     """Gives each answer the headers of its own moment (RFC 9110 6.6.1: a server with a clock sends Date)."""
 
     def __init__(self, config: uvicorn.Config) -> None:

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Receive
 
-from orchestrator.api.body import ClientGone
-from orchestrator.api.limits import Kind, Turn
+from orchestrator.api.body import ClientDisconnected
+from orchestrator.api.limits import Admission, Kind
 from orchestrator.api.routing import Route
 
 _Result = TypeVar("_Result")
@@ -43,8 +43,8 @@ class Kinds:
 
 def may_last(request: Request, seconds: float) -> None:
     """Notes how long the request may take: others of its client that are refused meanwhile are told."""
-    turn: Turn = request.state.turn
-    turn.may_last(seconds)
+    admission: Admission = request.state.admission
+    admission.may_last(seconds)
 
 
 async def while_there(receive: Receive, wait: Awaitable[_Result] | Future[_Result]) -> _Result:
@@ -54,14 +54,14 @@ async def while_there(receive: Receive, wait: Awaitable[_Result] | Future[_Resul
         receive: of the request, whose body was read.
 
     Raises:
-        ClientGone: the client has closed the connection.
+        ClientDisconnected: the client has closed the connection.
     """
     answer = asyncio.wrap_future(wait) if isinstance(wait, Future) else asyncio.ensure_future(wait)
     gone = asyncio.ensure_future(_until_gone(receive))
     try:
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise ClientGone
+            raise ClientDisconnected
         return answer.result()
     finally:
         for one in (answer, gone):
@@ -73,7 +73,7 @@ async def while_there(receive: Receive, wait: Awaitable[_Result] | Future[_Resul
 
 
 async def answer_nobody(_request: Request, _error: Exception) -> Response:
-    """The handler of ClientGone: the server drops what is sent to a client that has gone."""
+    """The handler of ClientDisconnected: the server drops what is sent to a client that has gone."""
     return Response(status_code=499)
 
 

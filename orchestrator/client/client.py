@@ -28,12 +28,20 @@ from urllib.parse import quote, urlencode
 
 from orchestrator.client import shapes
 from orchestrator.client.answers import check_stream, parse_stream, read_answer, read_problem, read_text
-from orchestrator.client.transport import TlsConnection, UnixConnection, Unreachable, build_context, explain, is_alert, parse_url
+from orchestrator.client.transport import (
+    TlsConnection,
+    UnixConnection,
+    Unreachable,
+    build_context,
+    is_alert,
+    map_connection_error,
+    parse_url,
+)
 from orchestrator.errors import LedgerError, RequestError, TooMany
 
 _QUICK = 120.0
-_SLOW = 10.0
-_MARGIN = 30.0
+SLOW_SECONDS = 10.0
+MARGIN_SECONDS = 30.0
 _AUDIT = 600.0
 # Three of the heartbeats that the manager sends.
 _SILENCE = 45.0
@@ -51,7 +59,7 @@ class Client:
         ca: PEM file with the CA of the manager's certificate; None for those of the system.
         certificate: PEM file with the client certificate (and, if ``key`` is None, its key).
         key: PEM file with the key of the client certificate, without a pass phrase.
-        slow: called from another thread when something that should be quick has not been answered for 10 s.
+        on_on_slow: called from another thread when something that should be quick has not been answered for 10 s.
 
     Raises:
         RequestError: the address is no https URL, the token can't be one, or a file can't be used.
@@ -65,12 +73,12 @@ class Client:
         ca: Path | None = None,
         certificate: Path | None = None,
         key: Path | None = None,
-        slow: Callable[[], object] | None = None,
+        on_slow: Callable[[], object] | None = None,
     ) -> None:
         if token and not _TOKEN.fullmatch(token):
             # It is not shown: it may be nearly right.
             raise RequestError("the token has signs that no token has", "it is one word, as `nohype token new` printed it")
-        self._where, self._token, self._slow = where, token, slow
+        self._where, self._token, self._on_slow = where, token, on_slow
         if isinstance(where, str):
             self._address, self._tls = parse_url(where), build_context(ca, certificate, key)
 
@@ -154,7 +162,7 @@ class Client:
     def wait_ready(self, name: str, timeout: float) -> str:
         """Waits (seconds) for the guest's word that it is ready; returns that line. Raises NotFound, GuestError."""
         query = urlencode({"timeout": timeout})
-        return str(self._ask(shapes.Ready, "GET", f"{_path(name)}/ready?{query}", timeout=timeout + _MARGIN)["line"])
+        return str(self._ask(shapes.Ready, "GET", f"{_path(name)}/ready?{query}", timeout=timeout + MARGIN_SECONDS)["line"])
 
     def send_command(self, name: str, line: str, timeout: float) -> str:
         """Sends a line to the guest's console; returns the reply, for which it waits ``timeout`` seconds.
@@ -163,7 +171,7 @@ class Client:
             NotFound, GuestError.
         """
         body = {"line": line, "timeout": timeout}
-        return str(self._ask(shapes.Answer, "POST", f"{_path(name)}/tell", body, timeout + _MARGIN)["answer"])
+        return str(self._ask(shapes.Answer, "POST", f"{_path(name)}/tell", body, timeout + MARGIN_SECONDS)["answer"])
 
     def quarantined(self) -> list[shapes.Quarantined]:
         """The guests whose things could not be verified clean. Raises Forbidden for tenants."""
@@ -253,7 +261,7 @@ class Client:
     ) -> Iterator[http.client.HTTPResponse]:
         """The answer to a request, if it is a good one. Other errors of the connection are explained here."""
         connection = self._connect(timeout)
-        timer = threading.Timer(_SLOW, self._slow) if self._slow and timeout == _QUICK else None
+        timer = threading.Timer(SLOW_SECONDS, self._on_slow) if self._on_slow and timeout == _QUICK else None
         fields = dict(headers)
         if body is not None:
             fields["Content-Type"] = "application/json"
@@ -271,7 +279,7 @@ class Client:
                 raise read_problem(response)
             yield response
         except (OSError, http.client.HTTPException) as error:
-            raise explain(self._where, error, connected=connected) from None
+            raise map_connection_error(self._where, error, connected=connected) from None
         finally:
             if timer:
                 timer.cancel()

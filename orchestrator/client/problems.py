@@ -38,7 +38,7 @@ class InternalError(OrchestratorError):
         super().__init__("the manager failed", "its log says why: `journalctl -u nohyped`")
 
 
-_KINDS: Mapping[type[OrchestratorError], HTTPStatus] = {
+STATUS_BY_CLASS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
@@ -65,10 +65,10 @@ _KINDS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.HypervisorError: HTTPStatus.BAD_GATEWAY,
 }
 
-STATUS: Mapping[str, HTTPStatus] = {kind.code: status for kind, status in _KINDS.items()}
+STATUS: Mapping[str, HTTPStatus] = {kind.code: status for kind, status in STATUS_BY_CLASS.items()}
 """Every code that the interface answers with, and its HTTP status. A code never changes its meaning."""
 
-_CLASSES = {kind.code: kind for kind in _KINDS}
+_CLASSES = {kind.code: kind for kind in STATUS_BY_CLASS}
 # What a constructor of ours would have set, for errors that are made without it.
 _MAX_WAIT = 3600.0
 _ATTRIBUTES: Mapping[str, object] = {"reasons": (), "wait": 1.0, "errno": 0, "number": 0}

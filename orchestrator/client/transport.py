@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from orchestrator.errors import OrchestratorError, RequestError
 
 # Seconds. Who drops packets without a word is not waited for as long as a manager that has accepted us and still recovers.
-_CONNECT = 10.0
+CONNECT_TIMEOUT = 10.0
 _HTTPS = 443
 _SHOWN = 100
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (openssl/x509_vfy.h); X509_V_ERR_CERT_NOT_YET_VALID and
@@ -67,7 +67,7 @@ class TlsConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """See http.client."""
-        self.sock = socket.create_connection((self.host, self.port), min(_CONNECT, self._seconds))
+        self.sock = socket.create_connection((self.host, self.port), min(CONNECT_TIMEOUT, self._seconds))
         # Else the body of a request waits for the acknowledgement of its head (Nagle's algorithm).
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.settimeout(self._seconds)
@@ -141,7 +141,9 @@ def is_alert(error: ssl.SSLError) -> bool:
     return "ALERT" in (error.reason or "")
 
 
-def explain(where: Path | str, error: OSError | http.client.HTTPException, *, connected: bool = False) -> Unreachable:
+def map_connection_error(
+    where: Path | str, error: OSError | http.client.HTTPException, *, connected: bool = False
+) -> Unreachable:
     """What it means that a request got no answer.
 
     Args:

@@ -18,7 +18,7 @@ import click
 from orchestrator import __version__
 from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
-from orchestrator.api.identity import build_directory
+from orchestrator.api.identity import build_identity_map
 from orchestrator.api.server import Server, open_port
 from orchestrator.audit.facts import Source
 from orchestrator.audit.report import Auditor
@@ -75,7 +75,7 @@ def serve(config: DaemonConfig) -> None:
         OrchestratorError: the ledger, the hypervisor or the socket can't be had.
     """
     # First: what is wrong with the configuration is said before anything is done.
-    directory = build_directory(config)
+    directory = build_identity_map(config)
     # Never closed: it is held until the process ends, as some threads go on until then.
     # The ledger's too: it may be on a disk that another host has as well.
     _alone = stay_alone(HOST_LOCK), stay_alone(Path(f"{config.paths.ledger}.lock"))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.api.server import open_socket
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.daemon.journal import set_up_logging
 from orchestrator.daemon.systemd import read_watchdog, take_sockets
 from orchestrator.daemon.watchdog import Heartbeat
@@ -72,7 +72,7 @@ def watch_audit(audit: Callable[[int], tuple[Proof, ...]], seen: Counters) -> Ca
     return observed
 
 
-def start_heartbeat(server: QuietServer, ledger: Ledger, check_requests: Callable[[float], object]) -> Heartbeat | None:
+def start_heartbeat(server: TicklessServer, ledger: Ledger, check_requests: Callable[[float], object]) -> Heartbeat | None:
     """Begins to tell systemd that we work; None if it does not want to know.
 
     Not libvirt: it may be away for as long as it likes, and a new manager would not bring it back.

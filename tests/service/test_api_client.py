@@ -221,7 +221,7 @@ def test_the_alert_of_a_refused_certificate_is_read_after_a_failed_write(
 @pytest.mark.parametrize("failure", [BrokenPipeError(32, "Broken pipe"), ConnectionResetError(104, "Connection reset by peer"),
                                      ssl.SSLEOFError(8, "EOF occurred in violation of protocol")])  # fmt: skip
 def test_without_an_alert_the_hint_is_of_a_manager_that_runs(failure: OSError) -> None:
-    said = transport.explain("https://x", failure, connected=True)
+    said = transport.map_connection_error("https://x", failure, connected=True)
     assert "our client certificate" in said.hint
     assert "is it running" not in said.hint
     assert "_ssl.c" not in said.message

@@ -346,7 +346,7 @@ def test_a_client_that_hangs_up_loses_nothing(served: Served) -> None:
 
 
 def test_who_sends_nothing_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_connection, "_PATIENCE", 0.3)
+    monkeypatch.setattr(api_connection, "IDLE_TIMEOUT", 0.3)
     for begin in (b"", b"GET /v1/guests HTTP/1.1\r\nHo"):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)

@@ -360,7 +360,7 @@ def test_nobody_is_there(nohype: Program, monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "plain").touch()
     assert "Connection refused" in nohype.bad("--socket", tmp_path / "plain")
     # A queue of connections that is full: what comes more is dropped, as a firewall does.
-    monkeypatch.setattr(transport, "_CONNECT", 0.2)
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         waiting = [socket.socket() for _ in range(4)]
         for one in waiting:
@@ -372,7 +372,7 @@ def test_nobody_is_there(nohype: Program, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_manager_that_says_nothing(nohype: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_MARGIN", 0.2)
+    monkeypatch.setattr(client_module, "MARGIN_SECONDS", 0.2)
     context = context_of(nohype.port.authority.issue("mute", addresses=("127.0.0.1",)))
     with answering(None, context) as number:
         words = ("--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca, "guest", "tell", "one", "mac", "--timeout", "0.1")

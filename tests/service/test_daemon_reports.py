@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.daemon import reports as watching
 from orchestrator.daemon.reports import build_metrics, describe, find_listener, start_heartbeat, watch_audit
 from orchestrator.errors import HostError, OrchestratorError
@@ -81,7 +81,7 @@ def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
 
 def test_no_heartbeat_unless_systemd_wants_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    assert start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lambda _limit: None) is None
+    assert start_heartbeat(TicklessServer(uvicorn.Config("none:none", log_config=None)), ledger, lambda _limit: None) is None
 
 
 def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
         ledger = Ledger(tmp_path / "other.sqlite")
         lock = WatchedLock()
-        heartbeat = start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lock.check)
+        heartbeat = start_heartbeat(TicklessServer(uvicorn.Config("none:none", log_config=None)), ledger, lock.check)
         assert heartbeat is not None
         assert systemd.recv(256).startswith(b"WATCHDOG=1\nSTATUS=0 guests")
         ledger.close()

@@ -246,7 +246,7 @@ def test_the_client_needs_the_standard_library_only() -> None:
 
 def test_a_manager_that_does_not_answer_is_talked_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As while systemd holds the socket of one that does not come up. What may take long is not."""
-    monkeypatch.setattr(client_module, "_SLOW", 0.1)
+    monkeypatch.setattr(client_module, "SLOW_SECONDS", 0.1)
     path, told = tmp_path / "socket", threading.Event()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.api.identity import build_directory
+from orchestrator.api.identity import build_identity_map
 from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, read_config
 from orchestrator.daemon import main as daemon
@@ -164,11 +164,11 @@ def test_root_and_groups_are_known_by_any_name(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("orchestrator.api.identity._find_group", lambda *_: 7)
     section = {"host": {"housekeeping": "0", "uplinks": ["nic0"]}}
     with pytest.raises(RequestError, match=r"tenants\.a\.users: 'toor' is root"):
-        build_directory(DaemonConfig.model_validate({**section, "tenants": {"a": {"users": ["toor"]}}}))
+        build_identity_map(DaemonConfig.model_validate({**section, "tenants": {"a": {"users": ["toor"]}}}))
     tenants = {"a": {"groups": ["staff"]}, "b": {"groups": ["7"]}}
     with pytest.raises(RequestError, match=r"tenants\.b\.groups: '7' has a role already"):
-        build_directory(DaemonConfig.model_validate({**section, "tenants": tenants}))
-    build_directory(DaemonConfig.model_validate({**section, "access": {"operators": {"users": ["toor"]}}}))
+        build_identity_map(DaemonConfig.model_validate({**section, "tenants": tenants}))
+    build_identity_map(DaemonConfig.model_validate({**section, "access": {"operators": {"users": ["toor"]}}}))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.config import DaemonConfig
 from orchestrator.daemon import main as daemon
 from orchestrator.errors import Conflict, HostError, LedgerError
@@ -119,13 +119,13 @@ def test_a_signal_ends_the_server_and_then_the_ledger_is_closed(
     async def app(*_: object) -> None:
         """Is asked for nothing."""
 
-    def build(*_: object) -> QuietServer:
+    def build(*_: object) -> TicklessServer:
         def ready() -> None:
             claim(LEDGERS[0], 1)
             os.kill(os.getpid(), number)
 
         config = uvicorn.Config(app, lifespan="off", log_config=None, uds=str(tmp_path / "socket"))  # type: ignore[arg-type]
-        return QuietServer(config, ready)
+        return TicklessServer(config, ready)
 
     monkeypatch.setattr(daemon, "Server", build)
     assert in_child(lambda _: daemon.serve(configure(tmp_path, "0-1"))) == (0, "")

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Caller, Writer
-from orchestrator.api.fast import Body, Path, Query, Request
+from orchestrator.api.fastapi_import import Body, Path, Query, Request
 from orchestrator.api.fields import IfMatch, Number
 from orchestrator.api.limits import Kind
 from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, PLAN_CODES, Routes

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from orchestrator import __version__
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Caller, HostReader
-from orchestrator.api.fast import Query, Request
+from orchestrator.api.fastapi_import import Query, Request
 from orchestrator.api.fields import Integer
 from orchestrator.api.limits import Kind
 from orchestrator.api.routing import HOST_CODES, Routes

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from orchestrator.api.work import Workers
+from orchestrator.api.workers import Workers
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger import Event
 from orchestrator.model.access import Identity
@@ -27,7 +27,7 @@ _WAIT = 10.0
 _PAUSE = 0.05
 
 
-class Feed:
+class EventStream:
     """Streams of events. However many watch, one thread waits for the next event; without watchers there is none.
 
     Args:
@@ -47,9 +47,9 @@ class Feed:
         heartbeat: float = _HEARTBEAT,
     ) -> None:
         self._last_event, self._wait, self._read = last_event, wait, read
-        self._workers, self._heartbeat = workers, heartbeat
+        self._workers, self.heartbeat = workers, heartbeat
         self._changed = asyncio.Event()
-        self._watchers = 0
+        self.watchers = 0
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -58,13 +58,13 @@ class Feed:
         self._closed = True
         self._wake()
 
-    async def stream(self, who: Identity, after: int | None) -> AsyncIterator[bytes]:
+    async def follow(self, caller: Identity, after: int | None) -> AsyncIterator[bytes]:
         """Events that somebody may see, as they happen, in the format of text/event-stream.
 
         Args:
             after: id of the event after which to begin; None for those from now on.
         """
-        self._watchers += 1
+        self.watchers += 1
         try:
             newest = await self._workers.run(self._last_event)
             self._start(newest)
@@ -72,21 +72,21 @@ class Feed:
             yield b": events follow\n\n"
             while not self._closed:
                 changed = self._changed  # before reading: what comes in between is not missed
-                pieces, seen = await self._workers.run(self._read_pieces, who, seen)
+                pieces, seen = await self._workers.run(self._read_pieces, caller, seen)
                 for piece in pieces:
                     yield piece
-                if not pieces and not await _within(changed, self._heartbeat):
+                if not pieces and not await _within(changed, self.heartbeat):
                     yield b": still here\n\n"
         except OrchestratorError as error:
             _log.error("a stream of events ends: %s", error)
         finally:
-            self._watchers -= 1
+            self.watchers -= 1
 
-    def _read_pieces(self, who: Identity, seen: int) -> tuple[list[bytes], int]:
+    def _read_pieces(self, caller: Identity, seen: int) -> tuple[list[bytes], int]:
         """What is to be sent next, and the id up to which that goes. In few writes: each is work of the event loop, and with one
         for each event the streams of one client would keep it from all others.
         """
-        events = self._read(who, seen, _BATCH)
+        events = self._read(caller, seen, _BATCH)
         pieces = [bytearray()] if events else []
         for event in events:
             if len(pieces[-1]) >= _PIECE:
@@ -107,7 +107,7 @@ class Feed:
 
     def _watch(self, seen: int, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            while self._watchers and not self._closed:
+            while self.watchers and not self._closed:
                 try:
                     events = self._wait(seen, _WAIT)
                 except OrchestratorError as error:
@@ -125,7 +125,7 @@ class Feed:
 
     def _ended(self, seen: int) -> None:
         self._thread = None
-        if self._watchers and not self._closed:
+        if self.watchers and not self._closed:
             self._start(seen)
 
 

@@ -66,7 +66,7 @@ class Workers:
             del future  # an error holds this frame, and the future the error: a circle that would keep the whole request
 
 
-class WorkersOfEach:
+class WorkersPerClient:
     """Workers for each client: none has to wait because of what others ask for.
 
     Args:
@@ -78,7 +78,7 @@ class WorkersOfEach:
         # Those that nothing runs in, and that no call waits for, go away by themselves.
         self._workers: WeakValueDictionary[str, Workers] = WeakValueDictionary()
 
-    async def run(self, who: Identity, work: Callable[..., _Result], *arguments: object) -> _Result:
+    async def run(self, caller: Identity, work: Callable[..., _Result], *arguments: object) -> _Result:
         """As ``Workers.run``, on behalf of a client."""
-        workers = self._workers.setdefault(name_client(who), Workers(self._limit))
+        workers = self._workers.setdefault(name_client(caller), Workers(self._limit))
         return await workers.run(work, *arguments)
