@@ -27,14 +27,14 @@ ROUTES: tuple[Route, ...] = (*host.routes, *guests.routes, *quarantine.routes, *
 
 
 class Api:
-    """The application, and what of it must be ended.
+    """The ASGI application; ``stream`` must be closed before the server ends.
 
     Args:
         service: does the work.
         audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
         identities: the configured identities.
-        limits: how much one client may ask for.
-        metrics: the page that Prometheus reads, and its content type; None if there is none.
+        limits: of one client.
+        metrics: the page that Prometheus reads, and its content type; None without metrics.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the routes call: the guests' service, the audit, the metrics and the event log, and the threads in which they run."""
+"""What the routes call: service, audit, metrics and event log, and the threads in which the calls run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Backend:
             return next(iter(versions)) if versions else None
         current = (await self.quick.run(caller, self.guests.guest, caller, name)).version
         if current not in versions:
-            raise Stale(f"guest {name} is version {current}, which If-Match does not name", "look at it again")
+            raise Stale(f"guest {name} is at version {current}, not listed in If-Match", "read it again, then retry")
         return current
 
 

@@ -19,21 +19,21 @@ async def _find_caller(request: Request) -> Identity:
 async def _require_host_access(request: Request) -> Identity:
     caller = await _find_caller(request)
     if caller.role is Role.TENANT:
-        raise Forbidden(f"{caller.name} acts for the tenant {caller.tenant} and sees its guests only", _ASK)
+        raise Forbidden(f"{caller.name} belongs to tenant {caller.tenant} and may read only that tenant's guests", _ASK)
     return caller
 
 
 async def _require_write(request: Request) -> Identity:
     caller = await _find_caller(request)
     if caller.role is Role.VIEWER:
-        raise Forbidden(f"{caller.name} is a viewer, who changes nothing", _ASK)
+        raise Forbidden(f"{caller.name} has the read-only role viewer", _ASK)
     return caller
 
 
 async def _require_operator(request: Request) -> Identity:
     caller = await _find_caller(request)
     if caller.role is not Role.OPERATOR:
-        raise Forbidden(f"{caller.name} is no operator", _ASK)
+        raise Forbidden(f"{caller.name} is not an operator", _ASK)
     return caller
 
 

@@ -147,7 +147,7 @@ def test_waits_lock_their_own_tenant_out_of_nothing_else(served: Served, wait: s
         for other in WAITS.values():
             status, problem, fields = ask(served, "acme", *other)
             assert (status, problem["code"]) == (429, "too-many")
-            assert f"{PLACES} requests of tenant acme are waiting already" in problem["detail"]
+            assert f"tenant acme has {PLACES} waiting requests, the limit" in problem["detail"]
             assert 3500 < problem["wait"] <= 3600, "the truth: they may wait an hour"
             assert int(fields["Retry-After".lower()]) >= 3500
         assert ask(served, "acme", "GET", "/v1/guests")[0] == 200

@@ -39,7 +39,7 @@ def test_without_a_socket_unit_we_make_our_own(tmp_path: Path) -> None:
     path = tmp_path / "manager.sock"
     with find_listener(path) as listener:
         assert listener.getsockname() == str(path)
-        with pytest.raises(HostError, match="another manager serves"):
+        with pytest.raises(HostError, match="another manager listens on"):
             find_listener(path)
 
 

@@ -92,7 +92,7 @@ def test_a_certificate_without_a_name_is_not_the_same_as_none() -> None:
     known = identities(api={**TLS, "client_ca": "ca"}, tenants={"acme": {"certificates": ["alice"]}})
     with pytest.raises(Unauthorized, match="no credentials were presented"):
         identify(known, Peer(address="192.0.2.1"), None)
-    with pytest.raises(Forbidden, match="has no name of a kind"):
+    with pytest.raises(Forbidden, match="has no name of a supported kind"):
         identify(known, Peer(address="192.0.2.1", certificate=frozenset()), None)
 
 
@@ -171,25 +171,25 @@ def test_the_kernel_says_who_is_at_the_other_end() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"tokens": {"ci": {"hash": ZEROS, "role": "tenant", "tenant": "nix"}}}, r"tokens\.ci: there is no \[tenants\.nix\]"),
-        ({"tokens": {"ci": {"hash": ZEROS, "role": "tenant"}}}, r"tokens\.ci: a token has a tenant"),
-        ({"tokens": {"ci": {"hash": ZEROS, "role": "viewer", "tenant": "acme"}}}, r"tokens\.ci: a token has"),
+        ({"tokens": {"ci": {"hash": ZEROS, "role": "tenant", "tenant": "nix"}}}, r"tokens\.ci: \[tenants\.nix\] does not exist"),
+        ({"tokens": {"ci": {"hash": ZEROS, "role": "tenant"}}}, r"tokens\.ci: a tenant is required"),
+        ({"tokens": {"ci": {"hash": ZEROS, "role": "viewer", "tenant": "acme"}}}, r"tokens\.ci: a tenant is required"),
         ({"tokens": {"ci": {"hash": "0" * 64, "role": "viewer"}}}, r"tokens\.ci\.hash"),
         ({"tokens": {"ci": {"hash": ZEROS, "role": "king"}}}, r"tokens\.ci\.role"),
         ({"tokens": {"low": {"hash": ZEROS, "role": "viewer"}, "high": {"hash": ZEROS, "role": "operator"}}},
-         r"tokens\.high: it is the same token as tokens\.low"),
-        ({"tenants": {"a": {"users": ["x"]}, "b": {"users": ["x"]}}}, r"tenants\.b\.users: 'x' is in tenants\.a"),
-        ({"tenants": {"a": {"certificates": ["x"]}, "b": {"certificates": ["CN:x"]}}}, r"'CN:x' is in tenants\.a"),
+         r"tokens\.high: same hash as tokens\.low"),
+        ({"tenants": {"a": {"users": ["x"]}, "b": {"users": ["x"]}}}, r"tenants\.b\.users: 'x' is already in tenants\.a"),
+        ({"tenants": {"a": {"certificates": ["x"]}, "b": {"certificates": ["CN:x"]}}}, r"'CN:x' is already in tenants\.a"),
         ({"tenants": {"A B": {}}}, "not a guest name"),
         ({"tenants": {"a": {"cores": True}}}, r"tenants\.a\.cores"),
         ({"tenants": {"a": {"cores": -1}}}, r"tenants\.a\.cores"),
         ({"tenants": {"a": {"memory": "much"}}}, r"tenants\.a\.memory"),
-        ({"tenants": {"a": {"certificates": ["O:x"]}}}, "no name in a certificate"),
+        ({"tenants": {"a": {"certificates": ["O:x"]}}}, "invalid certificate name"),
         ({"tenants": {"a": {"color": 1}}}, r"tenants\.a\.color"),
-        ({"api": TLS}, "nobody could use this port"),
+        ({"api": TLS}, "no credentials are configured for this port"),
         ({"api": TLS, "tenants": {"a": {"certificates": ["x"]}}}, r"api\.client_ca"),
-        ({"api": {**TLS, "listen": "8443"}}, "no address with a port"),
-        ({"api": {**TLS, "listen": "host:99999"}}, "no address with a port"),
+        ({"api": {**TLS, "listen": "8443"}}, "invalid listen address"),
+        ({"api": {**TLS, "listen": "host:99999"}}, "invalid listen address"),
         ({"limits": {"rate": 0}}, r"limits\.rate"),
     ],
 )  # fmt: skip
@@ -198,19 +198,19 @@ def test_a_wrong_configuration_is_one_clear_error(settings: dict[str, Any], said
     file.write_text(_toml({"host": HOST, **settings}))
     with pytest.raises(RequestError, match=said) as caught:
         read_config(file)
-    assert "wrong: :" not in str(caught.value)
+    assert ": :" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "settings", [{"tenants": {"a": {"users": ["no-such-user"]}}}, {"access": {"viewers": {"groups": ["no-such-group"]}}}]
 )
 def test_users_and_groups_must_be_there(settings: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="there is no (user|group) 'no-such"):
+    with pytest.raises(RequestError, match="(user|group) 'no-such"):
         identities(**settings)
 
 
 def test_one_user_by_name_and_number_has_one_role() -> None:
-    with pytest.raises(RequestError, match="a role already"):
+    with pytest.raises(RequestError, match="already has a role"):
         identities(tenants={"a": {"users": ["daemon"]}, "b": {"users": [str(pwd.getpwnam("daemon").pw_uid)]}})
 
 

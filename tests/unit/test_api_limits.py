@@ -21,7 +21,7 @@ from orchestrator.api.app import ROUTES
 from orchestrator.api.body import ClientDisconnected, check_json
 from orchestrator.api.fields import parse_if_match
 from orchestrator.api.limits import MAX_CLIENTS, Kind, RateLimiter
-from orchestrator.api.waits import Kinds, while_there
+from orchestrator.api.waits import Kinds, while_connected
 from orchestrator.api.workers import Workers, WorkersPerClient
 from orchestrator.client.answers import parse_stream
 from orchestrator.client.client import Client
@@ -41,7 +41,7 @@ class Clock:
 @pytest.mark.parametrize("end", [b"", b"\\", b'"'])
 def test_each_character_of_a_body_is_looked_at_once(end: bytes) -> None:
     """A string that never ends, of a length at which to begin again at each quote would take days."""
-    with pytest.raises(RequestError, match="not JSON"):
+    with pytest.raises(RequestError, match="invalid JSON"):
         check_json(b'["' + b'\\"' * 1_000_000 + end, nesting=16)
 
 
@@ -68,7 +68,7 @@ def test_a_bucket_empties_and_fills() -> None:
 def test_only_so_many_run_at_a_time() -> None:
     limiter = RateLimiter(rate=1000, burst=1000, concurrent=2, clock=Clock())
     with limiter.admit("a"), limiter.admit("a"):
-        with pytest.raises(TooMany, match="2 requests of a are running"), limiter.admit("a"):
+        with pytest.raises(TooMany, match="a has 2 requests in progress, the limit"), limiter.admit("a"):
             pass
         with limiter.admit("b"):
             pass
@@ -81,7 +81,7 @@ def test_each_kind_of_request_has_places_of_its_own(kind: Kind) -> None:
     """So that a client which waits in all places can still do everything else, and end what it waits for."""
     limiter = RateLimiter(rate=1000, burst=1000, concurrent=2, clock=Clock())
     with limiter.admit("a", kind), limiter.admit("a", kind):
-        with pytest.raises(TooMany, match="2 requests of a are (waiting|running) already"), limiter.admit("a", kind):
+        with pytest.raises(TooMany, match="a has 2 (waiting requests|requests in progress), the limit"), limiter.admit("a", kind):
             pass
         for other in set(Kind) - {kind}:
             with limiter.admit("a", other), limiter.admit("a", other):
@@ -101,8 +101,8 @@ def test_who_is_refused_is_told_how_long_it_may_take() -> None:
         first.may_last(math.inf)
         second.may_last(math.inf)
         assert refused(Kind.WAIT)[0] == 3600
-        assert "none of them ends by itself" in refused(Kind.WAIT)[1]
-        assert "close the connection of one" in refused(Kind.WAIT)[1]
+        assert "none of them ends without the client" in refused(Kind.WAIT)[1]
+        assert "close the connection of a waiting request" in refused(Kind.WAIT)[1]
         second.may_last(600)
         clock.now = 100
         assert refused(Kind.WAIT)[0] == 500
@@ -212,7 +212,7 @@ def test_a_wait_is_given_up_when_its_client_has_gone() -> None:
         messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         wait: Future[str] = Future()
         messages.put_nowait({"type": "http.request"})
-        waiting = asyncio.ensure_future(while_there(messages.get, wait))
+        waiting = asyncio.ensure_future(while_connected(messages.get, wait))
         await asyncio.sleep(0.01)
         assert not waiting.done()
         messages.put_nowait({"type": "http.disconnect"})
@@ -227,7 +227,7 @@ def test_a_wait_is_given_up_when_its_client_has_gone() -> None:
 def test_a_wait_ends_as_it_ends(error: GuestError | None) -> None:
     async def main() -> str:
         wait: Future[str] = Future()
-        waiting = asyncio.ensure_future(while_there(asyncio.Queue().get, wait))
+        waiting = asyncio.ensure_future(while_connected(asyncio.Queue().get, wait))
         await asyncio.sleep(0)
         threading.Thread(target=lambda: wait.set_exception(error) if error else wait.set_result("yes")).start()
         return await waiting
@@ -321,7 +321,7 @@ def test_a_stream_of_events_is_read() -> None:
      b"x" * (2 << 20), b"data: x\n" * 600_000],
 )  # fmt: skip
 def test_what_is_no_stream_of_events(stream: bytes) -> None:
-    with pytest.raises(OrchestratorError, match="the program at this address did not answer as a manager does"):
+    with pytest.raises(OrchestratorError, match="not a NoHype manager"):
         list(parse_stream(io.BytesIO(stream)))
 
 

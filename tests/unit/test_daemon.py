@@ -33,7 +33,7 @@ def test_after_a_wrong_configuration_it_is_not_started_again(tmp_path: Path, cap
     with pytest.raises(SystemExit) as ended:
         daemon.main(["--config", str(file)])
     assert ended.value.code == os.EX_CONFIG
-    assert capsys.readouterr().err.startswith(f"nohyped: the configuration {file} is not TOML: ")
+    assert capsys.readouterr().err.startswith(f"nohyped: configuration {file} is not TOML: ")
     assert f"\nRestartPreventExitStatus={os.EX_CONFIG}\n" in UNIT.read_text()
 
 

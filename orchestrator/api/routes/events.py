@@ -43,10 +43,10 @@ async def stream_events(
 ) -> Response:
     if last_event_id:
         if not re.fullmatch(r"[0-9]{1,18}", last_event_id):
-            raise RequestError(f"Last-Event-ID {last_event_id!r} is no id of an event")
+            raise RequestError(f"invalid Last-Event-ID {last_event_id!r}", "send the id of an event")
         after = int(last_event_id)
     if request.state.head:
-        # Nobody reads the stream, which has no end.
+        # The stream would never end.
         return Response(media_type=_STREAM)
     may_last(request, FOREVER)
     return StreamingResponse(backend.stream.follow(caller, after), media_type=_STREAM)
