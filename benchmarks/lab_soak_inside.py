@@ -43,7 +43,7 @@ def make(client: Client, name: str, index: int) -> None:
 
 def use(client: Client, name: str, index: int) -> None:
     """The first guest pings the last; the others are busy and so receive timer interrupts."""
-    client.tell(name, f"ping 10.9.0.{10 + TOGETHER} 10 0.2" if not index else "burn 5", 60.0)
+    client.send_command(name, f"ping 10.9.0.{10 + TOGETHER} 10 0.2" if not index else "burn 5", 60.0)
 
 
 def _each(pool: ThreadPoolExecutor, action: Callable[[Client, str, int], None], client: Client, names: list[str]) -> list[str]:

@@ -15,24 +15,22 @@ from orchestrator.config_values import (
     CERTIFICATE_NAMES,
     check_account,
     check_certificate,
-    check_cpus,
     check_file,
+    check_housekeeping,
     check_interface,
     check_interfaces,
     check_listen,
-    check_name,
     check_page_counts,
     check_page_size,
     check_path,
     check_paths,
-    check_size,
     check_socket,
     check_token_hash,
     find_root,
 )
 from orchestrator.errors import RequestError
 from orchestrator.model.access import Quota, Role
-from orchestrator.model.request import describe
+from orchestrator.model.fields import NameField, SizeField, describe
 from orchestrator.values import DEFAULT_SOCKET, MAX_CPUS, CpuSet, Size
 
 __all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "People", "read_config"]
@@ -65,7 +63,7 @@ class HostConfig(_Strict):
         reserved_pages: huge page size -> how many pages of each node guests do not get, such as ``{"1G" = 1}``: the host's share.
     """
 
-    housekeeping: Annotated[str, AfterValidator(check_cpus)]
+    housekeeping: Annotated[str, AfterValidator(check_housekeeping)]
     uplinks: Annotated[tuple[Annotated[str, AfterValidator(check_interface)], ...], AfterValidator(check_interfaces)] = Field(
         min_length=1, strict=False
     )
@@ -163,7 +161,7 @@ class TenantConfig(People):
     """
 
     cores: Annotated[int, Field(ge=0, le=MAX_CPUS)] | None = None
-    memory: Annotated[str, AfterValidator(check_size)] | None = None
+    memory: SizeField | None = None
     vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
 
     @property
@@ -223,7 +221,7 @@ class LimitConfig(_Strict):
     rate: Annotated[float, Field(ge=1e-3, le=1e6, strict=False)] = 50.0
     burst: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     concurrent: Annotated[int, Field(ge=1, le=1_000_000)] = 16
-    body: Annotated[str, AfterValidator(check_size)] = "64K"
+    body: SizeField = "64K"
     nesting: Annotated[int, Field(ge=1, le=100)] = 16
 
     @property
@@ -240,8 +238,8 @@ class DaemonConfig(_Strict):
     exits: ExitConfig = ExitConfig()
     events: EventConfig = EventConfig()
     access: AccessConfig | None = None
-    tenants: dict[Annotated[str, AfterValidator(check_name)], TenantConfig] = {}
-    tokens: dict[Annotated[str, AfterValidator(check_name)], TokenConfig] = {}
+    tenants: dict[NameField, TenantConfig] = {}
+    tokens: dict[NameField, TokenConfig] = {}
     api: ApiConfig | None = None
     limits: LimitConfig = LimitConfig()
 

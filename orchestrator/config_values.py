@@ -7,8 +7,8 @@ import os.path
 import re
 from collections.abc import Iterable, Mapping
 
-from orchestrator.model.request import as_value_error
-from orchestrator.values import MAX_CPUS, CpuSet, Size, parse_guest_name
+from orchestrator.model.fields import check_cpus, check_size
+from orchestrator.values import MAX_CPUS, CpuSet, Size
 
 CERTIFICATE_NAMES = ("CN", "DNS", "URI", "email")
 """The kinds of names in a certificate that can be mapped to an identity (RFC 5280 4.1.2.6, 4.2.1.6)."""
@@ -26,19 +26,12 @@ _EMPTY_TOKEN = "sha256:" + hashlib.sha256(b"").hexdigest()
 _LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve")
 
 
-def check_cpus(text: str) -> str:
-    """CPUs for housekeeping."""
-    cpus = as_value_error(lambda: str(CpuSet.parse(text)))
-    if not cpus:
-        raise ValueError("no CPU is left for housekeeping")
+def check_housekeeping(text: str) -> str:
+    """CPUs that leave some for guests."""
+    cpus = check_cpus(text)
     if len(CpuSet.parse(cpus)) == MAX_CPUS:
         raise ValueError(f"{cpus} are all CPUs that a kernel can have; no CPU is left for guests")
     return cpus
-
-
-def check_size(text: str) -> str:
-    """An amount of memory."""
-    return as_value_error(lambda: str(Size.parse(text)))
 
 
 def check_page_size(text: str) -> str:
@@ -58,11 +51,6 @@ def check_page_counts(counts: object) -> object:
             if first != text:
                 raise ValueError(f"{first!r} and {text!r} are the same page size; keep one of them")
     return counts
-
-
-def check_name(text: str) -> str:
-    """The name of a tenant or token."""
-    return as_value_error(lambda: parse_guest_name(text))
 
 
 def check_certificate(text: str) -> str:

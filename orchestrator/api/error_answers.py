@@ -13,7 +13,7 @@ from orchestrator.api.waits import answer_nobody
 from orchestrator.client.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
 from orchestrator.errors import NotFound, OrchestratorError, RequestError
 from orchestrator.model.access import Role
-from orchestrator.model.request import describe
+from orchestrator.model.fields import describe
 
 _log = logging.getLogger(__name__)
 

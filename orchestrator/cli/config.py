@@ -1,4 +1,4 @@
-"""`nohype config`: looks at the manager's configuration before the manager does. Works without one."""
+"""`nohype config`: checks the manager's configuration. Works without a manager."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def config() -> None:
 
 @config.command()
 @click.argument("path", metavar="[FILE]", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
-@click.option("--host", "compare", is_flag=True, help="Compare [host] with this server, too.")
+@click.option("--host", "compare", is_flag=True, help="Compare [host] with this server.")
 @click.pass_context
 def check(ctx: click.Context, path: Path, *, compare: bool) -> None:
-    """Find what `nohyped` would refuse in its configuration.
+    """Check the file as `nohyped` does when it starts.
 
-    Looks at each section and field of FILE (left out: /etc/nohype/nohype.toml), whether the users and groups that are named
-    exist, and whether TLS can use the files of [api]. With --host it also reads what this server has: CPUs that do not exist or
-    are offline, uplinks, huge pages, KVM, IOMMU. An error there means that no guest can be started; a warning does not. Exit
-    status 0 without errors, 1 with. Run it as root, who alone can read the key.
+    Checks each section and field of FILE (default: /etc/nohype/nohype.toml), that the users and groups in it exist, and that TLS
+    can use the files of [api]. With --host it also reads what this server has: CPUs that do not exist or are offline, uplinks,
+    huge pages, KVM, IOMMU. With an error there no guest can be started; with a warning guests can. Exit status 1 if there are
+    errors, otherwise 0. Run it as root: only root can read the key.
     """
-    found = read_config(path)
-    build_directory(found)
-    if found.api:
-        build_context(found.api)
-    findings = check_host(build_policy(found.host), read_topology(HostRoot(net=netlink))) if compare else ()
+    settings = read_config(path)
+    build_directory(settings)
+    if settings.api:
+        build_context(settings.api)
+    findings = check_host(build_policy(settings.host), read_topology(HostRoot(net=netlink))) if compare else ()
     for finding in findings:
         click.echo(str(finding))
     errors = sum(finding.severity is Severity.ERROR for finding in findings)
     if errors:
-        click.echo(f"the configuration {path} does not fit this host: {errors} errors")
+        click.echo(f"configuration {path}: {errors} errors on this host")
         ctx.exit(1)
-    click.echo(f"the configuration {path} is good")
+    click.echo(f"configuration {path} is valid")

@@ -1,4 +1,4 @@
-"""The manager that a command talks to: this host's, on its Unix socket, or one on the network, by its URL.
+"""Which manager a command contacts: that of this host, on its Unix socket, or one on the network, by its URL.
 
 A secret is never an argument: every user of a machine can read the arguments of all programs (proc(5), /proc/PID/cmdline).
 """
@@ -15,18 +15,18 @@ import click
 from click.core import ParameterSource
 
 from orchestrator.cli.secrets import check_secret, read_secret
-from orchestrator.client.client import Client
+from orchestrator.client import Client
 from orchestrator.errors import RequestError
 from orchestrator.values import DEFAULT_SOCKET
 
 _TOKEN = "NOHYPE_TOKEN"
-# What only the TLS port wants, as people write it.
+# Settings that only the TLS port uses, as they are typed.
 _FLAGS = {"ca": "--ca", "cert": "--cert", "key": "--key", "token_file": "--token-file", "token": _TOKEN}
 _LONGEST_TOKEN = 4096
 
 
 def client_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command its argument ``client``, and the option --socket, which may stand before the command as well."""
+    """Passes the argument ``client`` to a command, and adds the option --socket, which can also precede the command."""
 
     @click.option("--socket", type=click.Path(path_type=Path), help="As `nohype --socket`.", hidden=True)
     @functools.wraps(command)
@@ -37,71 +37,71 @@ def client_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def connect(ctx: click.Context, socket: Path | None = None) -> Client:
-    """A client of the manager that the options of `nohype` and the environment name. Nothing is sent yet.
+    """A client of the manager that the options of `nohype` and the environment name. Sends nothing.
 
     Args:
         ctx: of the command; the options are those of its outermost group.
-        socket: what the command's own --socket says.
+        socket: the command's own --socket.
 
     Raises:
         click.UsageError: the options contradict each other.
         RequestError: the URL, a file or the token can't be used.
     """
     root = ctx.find_root()
-    said, typed = _read_settings(root, socket)
-    if "url" in said and "socket" in said:
+    given, typed = _read_settings(root, socket)
+    if "url" in given and "socket" in given:
         if typed >= {"url", "socket"} or not typed & {"url", "socket"}:
             names = "--url and --socket" if "url" in typed else "NOHYPE_URL and NOHYPE_SOCKET"
-            raise click.UsageError(f"{names} name two managers: leave one of them out", root)
-        # What was typed is meant; what is in the environment was set for all commands.
-        del said["socket" if "url" in typed else "url"]
-    if "url" not in said:
-        _check_no_tls(root, said, typed)
-        return Client(Path(said.get("socket", DEFAULT_SOCKET)), slow=_say_slow)
-    if "key" in said and "cert" not in said:
-        raise click.UsageError(f"{_name('key', typed)} is of no use alone: name its certificate too, --cert FILE", root)
-    if "key" in said:
-        check_secret(Path(said["key"]))
-    token = _read_token(Path(said["token_file"])) if "token_file" in said else said.get("token")
-    files = {"ca": _path(said, "ca"), "certificate": _path(said, "cert"), "key": _path(said, "key")}
-    return Client(str(said["url"]), token=token, slow=_say_slow, **files)
+            raise click.UsageError(f"{names} are mutually exclusive", root)
+        # The command line takes precedence over the environment, which was set for all commands.
+        del given["socket" if "url" in typed else "url"]
+    if "url" not in given:
+        _check_no_tls(root, given, typed)
+        return Client(Path(given.get("socket", DEFAULT_SOCKET)), slow=_warn_slow)
+    if "key" in given and "cert" not in given:
+        raise click.UsageError(f"{_name('key', typed)} requires --cert FILE", root)
+    if "key" in given:
+        check_secret(Path(given["key"]))
+    token = _read_token(Path(given["token_file"])) if "token_file" in given else given.get("token")
+    files = {"ca": _path(given, "ca"), "certificate": _path(given, "cert"), "key": _path(given, "key")}
+    return Client(str(given["url"]), token=token, slow=_warn_slow, **files)
 
 
-def _say_slow() -> None:
-    """systemd holds the socket: while a manager does not come up, requests wait."""
-    click.echo("nohype: the manager has not answered yet; on its host `systemctl status nohyped` says how it is", err=True)
+def _warn_slow() -> None:
+    """systemd holds the socket: requests wait until the manager has started."""
+    click.echo("nohype: still waiting for the manager: check `systemctl status nohyped` on its host", err=True)
 
 
 def _read_settings(root: click.Context, socket: Path | None) -> tuple[dict[str, Any], frozenset[str]]:
-    """What is said by options and environment, and which of it was typed on the command line."""
-    said = {name: root.params.get(name) for name in ("url", "socket", *_FLAGS)}
-    typed = {name for name in said if root.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    """All settings, and the names of those from the command line."""
+    given = {name: root.params.get(name) for name in ("url", "socket", *_FLAGS)}
+    typed = {name for name in given if root.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if socket is not None:
-        said["socket"] = socket
+        given["socket"] = socket
         typed.add("socket")
-    said["token"] = os.environ.get(_TOKEN) or None
-    return {name: value for name, value in said.items() if value is not None}, frozenset(typed)
+    given["token"] = os.environ.get(_TOKEN) or None
+    return {name: value for name, value in given.items() if value is not None}, frozenset(typed)
 
 
-def _check_no_tls(root: click.Context, said: dict[str, Any], typed: frozenset[str]) -> None:
-    """Whoever shows a token, and forgets the URL, would else be answered as somebody else: as the user that the kernel knows."""
-    wrong = [name for name in _FLAGS if name in said and (name in typed or "socket" not in typed)]
+def _check_no_tls(root: click.Context, given: dict[str, Any], typed: frozenset[str]) -> None:
+    """Without --url a token would be ignored, and the caller would be the local user instead."""
+    wrong = [name for name in _FLAGS if name in given and (name in typed or "socket" not in typed)]
     if wrong:
         names = ", ".join(_name(name, typed) for name in wrong)
-        raise click.UsageError(f"{names}: only for a manager's TLS port; name it: --url https://HOST:PORT", root)
+        raise click.UsageError(f"{names}: requires --url https://HOST:PORT", root)
 
 
 def _name(setting: str, typed: frozenset[str]) -> str:
     return _FLAGS[setting] if setting in typed else f"NOHYPE_{setting.upper()}"
 
 
-def _path(said: dict[str, Any], name: str) -> Path | None:
-    return Path(said[name]) if name in said else None
+def _path(given: dict[str, Any], name: str) -> Path | None:
+    return Path(given[name]) if name in given else None
 
 
 def _read_token(path: Path) -> str:
     words = read_secret(path, _LONGEST_TOKEN).decode("ascii", "replace").split()
     if len(words) != 1:
-        what = "more than one word" if words else "nothing"
-        raise RequestError(f"there is {what} in the token file {path}", "it holds the token, as `nohype token new` printed it")
+        problem = "has several words" if words else "is empty"
+        raise RequestError(f"token file {path} {problem}", "store the word printed by `nohype token new`")
     return words[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.host import print_proofs
+from orchestrator.cli.audit import print_proofs
 from orchestrator.cli.lab import build_ssh
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.cli.progress import show_progress

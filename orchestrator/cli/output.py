@@ -1,4 +1,4 @@
-"""How results look: JSON for programs, aligned columns for people."""
+"""Output: JSON for programs, aligned columns for people."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 def printable(text: str) -> str:
-    """What could move a terminal's cursor, or turn text round, is shown as it would be written: it may come from the network."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
+    """Escapes characters that a terminal would act on: the text may come from the network."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
 def say(text: str, *, nl: bool = True) -> None:
-    """Prints text of which parts come from a manager; any program may be listening in its place."""
+    """Prints text that a manager sent: any program may be listening at its address."""
     click.echo(printable(text), nl=nl)
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as indented JSON."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_table(rows: Sequence[Sequence[object]]) -> None:
-    """Prints rows as left-aligned columns; the first row is the heading."""
+    """Prints left-aligned columns; the first row is the heading."""
     texts = [[printable(str(cell)).replace("\n", r"\n") for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in texts) for column in range(len(texts[0]))]
     for row in texts:
@@ -37,5 +36,5 @@ def print_table(rows: Sequence[Sequence[object]]) -> None:
 
 
 def format_size(size: int) -> str:
-    """Bytes as people read them: 256M."""
+    """A size in bytes with its unit: 256M."""
     return str(Size(size))

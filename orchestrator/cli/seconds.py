@@ -9,11 +9,10 @@ import click
 
 
 class Seconds(click.FloatRange):
-    """Click's own takes `nan`, which is neither too small nor too large; nobody can wait for so long, nor for `inf` seconds."""
+    """Refuses `nan` and `inf`, which click.FloatRange accepts."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number that was written."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
         return number

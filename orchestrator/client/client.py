@@ -156,8 +156,12 @@ class Client:
         query = urlencode({"timeout": timeout})
         return str(self._ask(shapes.Ready, "GET", f"{_path(name)}/ready?{query}", timeout=timeout + _MARGIN)["line"])
 
-    def tell(self, name: str, line: str, timeout: float) -> str:
-        """Types a line on the guest's console; returns its answer. Raises NotFound, GuestError."""
+    def send_command(self, name: str, line: str, timeout: float) -> str:
+        """Sends a line to the guest's console; returns the reply, for which it waits ``timeout`` seconds.
+
+        Raises:
+            NotFound, GuestError.
+        """
         body = {"line": line, "timeout": timeout}
         return str(self._ask(shapes.Answer, "POST", f"{_path(name)}/tell", body, timeout + _MARGIN)["answer"])
 

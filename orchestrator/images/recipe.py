@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import ImageError, NotFound
-from orchestrator.model.request import as_value_error
-from orchestrator.values import Size
+from orchestrator.model.fields import SizeField
 
 SHIPPED = Path("/usr/share/nohype/guest-images")
 """The recipes of an installed host, where the host role of ansible/ puts them."""
 
 _FILE = "image.toml"
-
-
-def _size(text: str) -> str:
-    return as_value_error(lambda: str(Size.parse(text)))
 
 
 class Recipe(BaseModel):
@@ -32,7 +26,7 @@ class Recipe(BaseModel):
     modules: list[str]  # for the initramfs; dependencies are added
     init: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # file of the recipe that becomes /init
     cmdline: str
-    memory: Annotated[str, AfterValidator(_size)]  # minimum of a guest
+    memory: SizeField  # minimum of a guest
     console: str | None = None  # protocol that the init speaks on the console
 
 

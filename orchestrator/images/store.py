@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 
 from orchestrator.errors import Conflict, ImageError, NotFound
 from orchestrator.images.cache import locked, remove_tree
+from orchestrator.model.fields import check_size, describe
 from orchestrator.model.plan import ImageRef
-from orchestrator.model.request import as_value_error, describe
 from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")
@@ -33,7 +33,7 @@ def _size(value: Any) -> Size:
         return value
     if not isinstance(value, str):
         raise ValueError('not a text such as "96M"')
-    return Size.parse(as_value_error(lambda: str(Size.parse(value))))
+    return Size.parse(check_size(value))
 
 
 _Line = Annotated[str, Field(max_length=2048), AfterValidator(_printable)]

@@ -35,10 +35,10 @@ def hash_sources(tree: Path) -> str:
 
 
 def read_requirements(tree: Path) -> tuple[str, ...]:
-    """Requirements at run time except libvirt-python, which must match the host's libvirt and comes from Debian."""
+    """Requirements of a host except libvirt-python, which must match the host's libvirt and comes from Debian."""
     config = configparser.ConfigParser()
     config.read(tree / "setup.cfg")
-    lines = config["options"]["install_requires"].split("\n")
+    lines = (config["options"]["install_requires"] + config["options.extras_require"]["host"]).split("\n")
     return tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("libvirt-python"))
 
 

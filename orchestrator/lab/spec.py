@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import RequestError
-from orchestrator.model.request import as_value_error, describe
+from orchestrator.model.fields import SizeField, describe
 from orchestrator.values import CpuSet, Size
 
 SHIPPED = Path(__file__).parent / "specs"
@@ -25,13 +25,6 @@ _MAX_VFS = 7
 _MIN_FREE = Size(1536 << 20)
 # A lab's name is part of the names of its network namespace, folder and socket (sun_path has 108 bytes).
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?", re.ASCII)
-
-
-def _size(text: str) -> str:
-    return as_value_error(lambda: str(Size.parse(text)))
-
-
-_Size = Annotated[str, AfterValidator(_size)]
 
 
 def parse_lab_name(text: str) -> str:
@@ -55,11 +48,11 @@ class LabSpec(BaseModel):
     cores: Annotated[int, Field(ge=1, le=16)]  # per socket
     threads: Annotated[int, Field(ge=1, le=2)]  # per core
     nodes: Annotated[int, Field(ge=1, le=4)] = 1  # sockets and memory are divided evenly between NUMA nodes
-    memory: _Size
+    memory: SizeField
     hugepages_per_node: Annotated[int, Field(ge=0, le=1 << 16)]  # of 2 MB
     gigantic_pages: Annotated[int, Field(ge=0, le=1 << 7)] = 0  # of 1 GB, on all nodes together
     vfs: Annotated[int, Field(ge=0, le=_MAX_VFS)] = _MAX_VFS  # 0 omits the NIC
-    disks: Annotated[tuple[_Size, ...], Field(max_length=8, strict=False)] = ()  # NVMe, each with its own controller
+    disks: Annotated[tuple[SizeField, ...], Field(max_length=8, strict=False)] = ()  # NVMe, each with its own controller
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

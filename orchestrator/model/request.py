@@ -1,40 +1,29 @@
-"""What a user asks for, checked strictly: extra fields and silent conversions are refused.
+"""A guest's request, checked strictly: extra fields and silent conversions are refused.
 
-What has several spellings (sizes, CPUs, addresses) is kept in one: signs that no spelling needs go no further, and a request that
-is asked again in other words is the same request. The ledger's are read back through here, so theirs are spelled alike.
+Values are normalised (sizes, CPUs, addresses), so equal requests compare equal. Stored requests are read through here as well.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.errors import OrchestratorError, RequestError
-from orchestrator.values import CpuSet, PciAddress, Size, parse_guest_name
+from orchestrator.errors import RequestError
+from orchestrator.model.fields import as_value_error, check_cpus, check_name, check_size, describe
+from orchestrator.values import CpuSet, PciAddress, Size
 
 _MAX_CMDLINE = 1024
 _MAX_TEXT = 128
 """Characters of a field that a parser reads: what the parser says of a wrong one repeats it."""
-_MAX_FINDINGS = 20
-_MAX_PATH = 200
 _MAX_INTERFACE = 15
 """IFNAMSIZ, less the final zero byte."""
 MAX_NICS = 8
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
-
-
-def _name(text: str) -> str:
-    return as_value_error(lambda: parse_guest_name(text))
-
-
-def _size(text: str) -> str:
-    return as_value_error(lambda: str(Size.parse(text)))
 
 
 def _address(text: str) -> str:
@@ -58,13 +47,6 @@ def _cmdline(text: str) -> str:
     return text
 
 
-def _cpus(text: str) -> str:
-    cpus = as_value_error(lambda: str(CpuSet.parse(text)))
-    if not cpus:
-        raise ValueError("no CPU is named; write it like 2-3,6-7")
-    return cpus
-
-
 def _pci_address(text: str) -> str:
     return as_value_error(lambda: str(PciAddress.parse(text)))
 
@@ -73,14 +55,6 @@ def _id(text: str) -> str:
     if not _ID.fullmatch(text):
         raise ValueError(f"{text!r} is not an id: 1 to 64 of a-z, A-Z, 0-9 and . _ : -, the first a letter or digit")
     return text
-
-
-def as_value_error(parse: Callable[[], str]) -> str:
-    """Runs one of our parsers for pydantic, which collects ValueErrors and adds the path of the field."""
-    try:
-        return parse()
-    except OrchestratorError as error:
-        raise ValueError(f"{error.message}; {error.hint}") from None
 
 
 class Restart(StrEnum):
@@ -100,7 +74,7 @@ class Placement(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    cpus: Annotated[str, Field(max_length=4096), AfterValidator(_cpus)]
+    cpus: Annotated[str, Field(max_length=4096), AfterValidator(check_cpus)]
     vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_pci_address)] | None = None
 
     @property
@@ -155,13 +129,13 @@ class GuestRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_name)]
+    name: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)]
     cores: Annotated[int, Field(ge=1, le=1024)] = 1
-    memory: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_size)]
-    image: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_name)]
+    memory: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)]
+    image: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)]
     address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
     cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
-    page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_size)] | None = None
+    page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
     placement: Placement | None = None
     nics: Annotated[tuple[NicRequest, ...], Field(strict=False, min_length=1, max_length=MAX_NICS)] | None = None
     remove: bool = False
@@ -199,22 +173,3 @@ def parse_guest_request(fields: dict[str, object]) -> GuestRequest:
         return GuestRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestError("the request is wrong: " + describe(error)) from None
-
-
-class Findings(Protocol):
-    """What pydantic's ValidationError and FastAPI's RequestValidationError have in common."""
-
-    def errors(self) -> Sequence[Any]:
-        """One mapping a finding, with ``loc`` and ``msg``."""
-
-
-def describe(error: Findings) -> str:
-    """The first 20 findings of a validation on one line, each with the path of its field (within the body, if there is one)."""
-    found = error.errors()
-    said = [
-        ".".join(str(part)[:_MAX_PATH] for part in item["loc"] if part != "body")[:_MAX_PATH]
-        + ": "
-        + item["msg"].removeprefix("Value error, ")
-        for item in found[:_MAX_FINDINGS]
-    ]
-    return "; ".join(said + [f"and {len(found) - _MAX_FINDINGS} more"] * (len(found) > _MAX_FINDINGS))

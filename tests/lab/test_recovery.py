@@ -53,7 +53,7 @@ print(json.dumps({
     "vfs": {vf["vf"]: [vf["address"], read_driver(nic / f"virtfn{vf['vf']}")] for vf in link["vfinfo_list"]},
     "pools": {str(file): file.read_text() for file in Path("/sys/devices/system/node").glob("node*/hugepages/*/free_hugepages")},
     "events": client.events(after),
-    "answers": {name: client.tell(name, "counters", 60) for name in sys.argv[2:]},
+    "answers": {name: client.send_command(name, "counters", 60) for name in sys.argv[2:]},
 }))
 """
 

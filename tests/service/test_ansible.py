@@ -261,7 +261,7 @@ def test_the_manager_checks_what_the_role_writes(tmp_path: Path) -> None:
         assert (done.exit_code == 0) == (not change)
         return str(done.exception) if change else done.output
 
-    assert check() == f"the configuration {file} is good\n"
+    assert check() == f"configuration {file} is valid\n"
     assert "limits.ratte" in check(nohype_limits={"ratte": 5})
     assert "there is no user 'nobody-here'" in check(nohype_access={"viewers": {"users": ["nobody-here"]}})
     assert "none.pem" in check(nohype_api={**api, "key": str(tmp_path / "none.pem")})

@@ -75,7 +75,7 @@ ASKS: dict[str, Callable[[Client], object]] = {
     "stop": lambda client: client.stop("web"),
     "delete": lambda client: client.delete("web"),
     "ready": lambda client: client.wait_ready("web", 1),
-    "tell": lambda client: client.tell("web", "x", 1),
+    "send_command": lambda client: client.send_command("web", "x", 1),
     "quarantined": lambda client: client.quarantined(),
     "clear": lambda client: client.clear_quarantine("web"),
     "audit": lambda client: client.audit(0),

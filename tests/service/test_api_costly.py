@@ -11,7 +11,8 @@ import pytest
 from orchestrator.api.body import check_json, check_media_type
 from orchestrator.client.problems import WrongMedia
 from orchestrator.errors import RequestError, TooLarge
-from orchestrator.model.request import GuestRequest, describe
+from orchestrator.model.fields import describe
+from orchestrator.model.request import GuestRequest
 from tests.harness.api_server import Served, send, serve
 
 GOOD = {"name": "one", "memory": "64M", "image": "minimal"}

@@ -149,7 +149,7 @@ def test_a_wrong_request_is_one_clear_error(served: Served, change: dict[str, ob
 def test_a_guest_that_is_not_there(served: Served) -> None:
     client = served.client
     asks = (client.guest, client.stop, client.start, client.restart, client.kill, client.delete)
-    for ask in (*asks, lambda name: client.tell(name, "mac", 1), lambda name: client.wait_ready(name, 1)):
+    for ask in (*asks, lambda name: client.send_command(name, "mac", 1), lambda name: client.wait_ready(name, 1)):
         with pytest.raises(NotFound, match="no guest named nobody"):
             ask("nobody")
     with pytest.raises(NotFound, match="quarantine"):
@@ -158,7 +158,7 @@ def test_a_guest_that_is_not_there(served: Served) -> None:
 
 def test_a_line_for_the_console_is_one_line(served: Served) -> None:
     with pytest.raises(RequestError, match="line"):
-        served.client.tell("nobody", "mac\nhalt", 1)
+        served.client.send_command("nobody", "mac\nhalt", 1)
 
 
 def test_commands_show_what_the_manager_says(served: Served) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from orchestrator.cli.main import nohype
+from orchestrator.cli.main import LOCAL_COMMANDS, nohype
 
 PACKAGE = Path(__file__).parents[2] / "orchestrator"
 
@@ -101,19 +101,58 @@ def test_outside_things_have_one_owner(module: str) -> None:
     assert not foreign, f"{module} is not the owner of {foreign}"
 
 
+REMOTE_COMMANDS = {"cli.main"} | {
+    f"cli.{name}" for name in set(nohype.list_commands(click.Context(nohype))) - set(LOCAL_COMMANDS)
+}
+
+
 def reach(*start: str) -> set[str]:
     """Modules that these import, directly or through others; themselves included."""
-    reached = set(start)
-    while True:
-        more = {
-            inner
-            for module in reached
-            for imported in imports(modules()[module])
-            if (inner := imported.removeprefix("orchestrator.")) in modules() and inner not in reached
-        }
-        if not more:
-            return reached
-        reached |= more
+    known = set(start)
+    while more := {
+        inner
+        for module in known
+        for imported in imports(modules()[module])
+        if (inner := imported.removeprefix("orchestrator.")) in modules() and inner not in known
+    }:
+        known |= more
+    return known
+
+
+def above_the_model(found: set[str]) -> set[str]:
+    """Those between `model` and `cli`: they read or change the host, or load what a client does not need."""
+    return {module for module in found if ORDER.index(("model",)) < rank(module)[0] < ORDER.index(("cli",))}
+
+
+def test_commands_that_contact_a_manager_cannot_reach_the_host() -> None:
+    """They only talk to the manager; nothing that reads or changes the host is even imported."""
+    assert not above_the_model(reach(*REMOTE_COMMANDS))
+
+
+def test_local_commands_reach_the_host() -> None:
+    """So that the test above can fail."""
+    assert {"host.run", "host.root", "config"} <= above_the_model(reach("cli.config", "cli.lab"))
+
+
+def test_commands_that_contact_a_manager_need_only_click() -> None:
+    """They, and the client, can be installed without the extra `host`."""
+    names = {imported.split(".")[0] for module in reach(*REMOTE_COMMANDS) for imported in imports(modules()[module])}
+    assert names - sys.stdlib_module_names == {"orchestrator", "click"}
+    assert declared() == {"click"}
+
+
+def test_client_needs_only_the_standard_library() -> None:
+    parts = ("errors", "values", "client")
+    wrong = [
+        f"{module}: {imported}"
+        for module, path in modules().items()
+        if module.partition(".")[0] in parts
+        for imported in imports(path)
+        if imported != "orchestrator"
+        and imported.split(".")[0] not in sys.stdlib_module_names
+        and not any(f"{imported}.".startswith(f"orchestrator.{part}.") for part in parts)
+    ]
+    assert not wrong
 
 
 def test_the_audit_shares_no_code_with_what_it_judges() -> None:
@@ -124,32 +163,12 @@ def test_the_audit_shares_no_code_with_what_it_judges() -> None:
     assert not {module for module in reach(*audit) if module.partition(".")[0] in judged}
 
 
-def test_the_operators_command_cannot_reach_the_host() -> None:
-    """`nohype guest`, `survey` and `audit` only talk to the manager; the privileged side is not even imported."""
-    reached = reach("cli.main", "cli.guest", "cli.host", "cli.watch")
-    privileged = {
-        "host",
-        "hypervisor",
-        "planning",
-        "images",
-        "ledger",
-        "resources",
-        "domain",
-        "audit",
-        "guests",
-        "metrics",
-        "lab",
-        "daemon",
-    }
-    assert not {module for module in reached if module.partition(".")[0] in privileged}
-
-
 def declared(*extras: str) -> set[str]:
     """Distributions that setup.cfg declares, by their normalized names."""
     parser = configparser.ConfigParser()
     parser.read(PACKAGE.parent / "setup.cfg")
     lists = [parser["options"]["install_requires"], *(parser["options.extras_require"][extra] for extra in extras)]
-    return {normalize(re.split(r"[<>=!~ ;]", line)[0]) for text in lists for line in text.split("\n") if line}
+    return {normalize(re.split(r"[<>=!~ ;\[]", line)[0]) for text in lists for line in text.split("\n") if line}
 
 
 def normalize(name: str) -> str:
@@ -158,7 +177,11 @@ def normalize(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("orchestrator", ("lab",)), ("tests", ("lab", "test")), ("benchmarks", ("lab", "test", "bench"))],
+    [
+        ("orchestrator", ("host", "lab")),
+        ("tests", ("host", "lab", "test")),
+        ("benchmarks", ("host", "lab", "test", "bench")),
+    ],
 )
 def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     """What comes along with another package today may not do so tomorrow."""

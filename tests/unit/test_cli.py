@@ -128,7 +128,10 @@ def test_what_is_not_said_is_not_asked() -> None:
 
 
 def test_a_vf_alone_is_no_place() -> None:
-    assert "--cpus too" in run("guest", "create", "web", "--memory", "1G", "--image", "minimal", "--vf", "0:0", status=2).output
+    assert (
+        "--vf requires --cpus"
+        in run("guest", "create", "web", "--memory", "1G", "--image", "minimal", "--vf", "0:0", status=2).output
+    )
     assert FakeClient.asked == []
 
 
@@ -289,17 +292,17 @@ def test_credentials_of_the_options_and_of_the_environment(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "environment", "said"),
     [
-        (("--url", URL, "--socket", SOCKET), {}, "--url and --socket name two managers"),
-        ((), {"NOHYPE_URL": URL, "NOHYPE_SOCKET": SOCKET}, "NOHYPE_URL and NOHYPE_SOCKET name two managers"),
-        (("--url", URL, "--key", "/none"), {}, "--key is of no use alone"),
-        (("--url", URL), {"NOHYPE_KEY": "/none"}, "NOHYPE_KEY is of no use alone"),
-        (("--ca", "/none"), {}, "--ca: only for a manager's TLS port"),
-        (("--cert", "/none", "--key", "/none"), {}, "--cert, --key: only for a manager's TLS port"),
-        (("--token-file", "/none"), {}, "--token-file: only for a manager's TLS port"),
+        (("--url", URL, "--socket", SOCKET), {}, "--url and --socket are mutually exclusive"),
+        ((), {"NOHYPE_URL": URL, "NOHYPE_SOCKET": SOCKET}, "NOHYPE_URL and NOHYPE_SOCKET are mutually exclusive"),
+        (("--url", URL, "--key", "/none"), {}, "--key requires --cert"),
+        (("--url", URL), {"NOHYPE_KEY": "/none"}, "NOHYPE_KEY requires --cert"),
+        (("--ca", "/none"), {}, "--ca: requires --url"),
+        (("--cert", "/none", "--key", "/none"), {}, "--cert, --key: requires --url"),
+        (("--token-file", "/none"), {}, "--token-file: requires --url"),
         # it would be answered as root, not as whose token it is
-        ((), {"NOHYPE_TOKEN": "secret"}, "NOHYPE_TOKEN: only for a manager's TLS port"),
-        (("--socket", SOCKET, "--ca", "/none"), {"NOHYPE_CERT": "/none"}, "--ca: only for a manager's TLS port"),
-        ((), {"NOHYPE_SOCKET": SOCKET, "NOHYPE_TOKEN": "secret"}, "NOHYPE_TOKEN: only for a manager's TLS port"),
+        ((), {"NOHYPE_TOKEN": "secret"}, "NOHYPE_TOKEN: requires --url"),
+        (("--socket", SOCKET, "--ca", "/none"), {"NOHYPE_CERT": "/none"}, "--ca: requires --url"),
+        ((), {"NOHYPE_SOCKET": SOCKET, "NOHYPE_TOKEN": "secret"}, "NOHYPE_TOKEN: requires --url"),
     ],
 )
 def test_options_that_contradict_each_other(
@@ -316,7 +319,7 @@ def test_options_that_contradict_each_other(
 @pytest.mark.parametrize("words", [("--url", URL), ("--socket", SOCKET), ("--token-file", "/none")])
 @pytest.mark.parametrize("command", [("image", "list"), ("lab", "status"), ("token", "new", "ci", "--role", "viewer")])
 def test_a_command_that_asks_no_manager_takes_no_manager(words: tuple[str, ...], command: tuple[str, ...]) -> None:
-    assert "asks no manager" in run(*words, *command, status=2).output
+    assert "does not contact a manager" in run(*words, *command, status=2).output
 
 
 def test_the_environment_is_nothing_to_a_command_that_asks_no_manager(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,14 +333,14 @@ def test_the_environment_is_nothing_to_a_command_that_asks_no_manager(monkeypatc
     [
         (0o600, ""),
         (0o400, ""),
-        (0o640, "its group can read"),
-        (0o440, "its group can read"),
-        (0o610, "others than its owner have rights on"),
-        (0o601, "others than its owner have rights on"),
-        (0o644, "every user of this machine can read"),
-        (0o604, "every user of this machine can read"),
-        (0o660, "others can write"),
-        (0o602, "others can write"),
+        (0o640, "readable by its group"),
+        (0o440, "readable by its group"),
+        (0o610, "gives other users permissions"),
+        (0o601, "gives other users permissions"),
+        (0o644, "readable by all users"),
+        (0o604, "readable by all users"),
+        (0o660, "writable by other users"),
+        (0o602, "writable by other users"),
     ],
 )
 @pytest.mark.parametrize("option", ["token", "key"])
@@ -352,7 +355,7 @@ def test_a_secret_that_is_none(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"", "nothing"), (b" \n", "nothing"), (b"two words", "more than one word"), (None, "No such file")]
+    ("content", "said"), [(b"", "is empty"), (b" \n", "is empty"), (b"two words", "has several words"), (None, "No such file")]
 )
 def test_a_token_file_without_a_token(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files: dict[str, str], content: bytes | None, said: str
@@ -376,9 +379,7 @@ def test_a_token_may_come_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
-@pytest.mark.parametrize(
-    ("mode", "said"), [(0o640, ""), (0o440, ""), (0o644, "every user of this machine"), (0o660, "others can")]
-)
+@pytest.mark.parametrize(("mode", "said"), [(0o640, ""), (0o440, ""), (0o644, "readable by all users"), (0o660, "writable by")])
 def test_a_group_may_share_a_secret_of_another_user(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files: dict[str, str], mode: int, said: str
 ) -> None:
@@ -399,9 +400,9 @@ def test_a_pipe_that_no_program_writes_to_is_not_waited_for(
     # One has it open, and never writes.
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(tmp_path / "pipe", os.O_WRONLY)
-    monkeypatch.setattr("orchestrator.cli.secrets._PATIENCE", 0.05)
+    monkeypatch.setattr("orchestrator.cli.secrets.PIPE_TIMEOUT", 0.05)
     status, output = main(monkeypatch, capsys, *words)
-    assert (status, "nothing was written to the pipe" in output) == (1, True), output
+    assert (status, "nothing was written within" in output) == (1, True), output
     os.close(writer), os.close(reader)
     status, output = main(monkeypatch, capsys, "--url", URL, "--token-file", "/dev/null", *LIST)
     assert (status, "neither a file nor a pipe" in output) == (1, True), output
@@ -459,9 +460,20 @@ def test_help(path: tuple[str, ...], command: click.Command) -> None:
         assert not isinstance(option, click.Option) or option.help, option.name
 
 
-def test_the_list_of_commands_says_what_they_say_themselves() -> None:
+def test_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delitem(sys.modules, "orchestrator.cli.config", raising=False)
+    monkeypatch.delitem(sys.modules, "orchestrator.config", raising=False)
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    assert main(monkeypatch, capsys, "config", "check") == (
+        1,
+        "nohype: `nohype config` requires the Python package pydantic\n  hint: run `pip install 'nohype-orchestrator[host]'`\n",
+    )
+
+
+def test_list_of_commands_shows_the_help_of_each() -> None:
+    listed = run("--help").output
     for (name,), command in ((path, command) for path, command in commands(nohype) if len(path) == 1):
-        assert main_module._COMMANDS[name][2] == command.get_short_help_str(100), name
+        assert re.search(rf"^  {name} +{re.escape(command.get_short_help_str(100))}$", listed, re.MULTILINE), name
 
 
 def test_what_a_manager_says_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def test_each_odd_thing_is_named_with_its_reason(fake: FakeRoot) -> None:
     fake.add("sys/kernel/iommu_groups/90/devices", "no folder")
     said = survey()
     for line in (
-        "PF 0000:10:00.0: it is in switchdev mode, and VEPA needs the legacy mode",
+        "PF 0000:10:00.0: switchdev mode; VEPA requires legacy mode",
         "VF 0000:10:10.0 is used by the host: its interface ens1v0 is up",
         "PF 0000:14:00.0: nic1 has address 00:00:00:00:00:00, which is not a unicast Ethernet address",
         "IOMMU group 90: cannot list",

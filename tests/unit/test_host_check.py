@@ -119,7 +119,7 @@ def test_a_plan_says_what_keeps_all_guests_out(topology: Topology, policy: Any, 
 
 @pytest.mark.parametrize(
     ("housekeeping", "status", "said"),
-    [("0-1", 0, "is good"), ("0-3", 0, "warning: housekeeping CPUs 2-3 are isolated"), ("0-1,64", 1, "CPUs 64 do not exist")],
+    [("0-1", 0, "is valid"), ("0-3", 0, "warning: housekeeping CPUs 2-3 are isolated"), ("0-1,64", 1, "CPUs 64 do not exist")],
 )  # fmt: skip
 def test_config_check_compares_with_the_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, housekeeping: str, status: int, said: str

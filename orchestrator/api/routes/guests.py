@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from orchestrator.api.backend import Backend, Served, answer_plain
@@ -15,10 +15,11 @@ from orchestrator.api.limits import Kind
 from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, PLAN_CODES, Routes
 from orchestrator.api.waits import may_last, while_there
 from orchestrator.client import shapes
+from orchestrator.model.fields import NameField
 from orchestrator.model.guest_view import GuestView
 from orchestrator.model.plain import to_plain
-from orchestrator.model.request import GuestRequest, as_value_error
-from orchestrator.values import CpuSet, parse_guest_name
+from orchestrator.model.request import GuestRequest
+from orchestrator.values import CpuSet
 
 _HOUR = 3600
 # Seconds that cleaning up after a guest and launching it take at most, in addition to its own (pages that return, NIC resets).
@@ -26,8 +27,7 @@ _CLEANING, _STARTING = 30.0, 120.0
 
 Timeout = Annotated[float, Field(gt=0, le=_HOUR)]
 Name = Annotated[
-    str,
-    AfterValidator(lambda text: as_value_error(lambda: parse_guest_name(text))),
+    NameField,
     Path(description="The guest's name.", json_schema_extra={"pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"}),
 ]
 WaitQuery = Annotated[Number, Query(gt=0, le=_HOUR, description="Seconds.")]

@@ -1,0 +1,63 @@
+"""`nohype events`: the event log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from orchestrator.cli.connection import client_option
+from orchestrator.cli.output import json_option, print_json, say
+from orchestrator.client import Client
+
+_PAGE = 1000
+
+
+@click.command()
+@click.option("--follow", "-f", is_flag=True, help="Keep printing events as they happen, until interrupted.")
+@click.option("--after", type=click.IntRange(min=0), metavar="ID", help="Start after this event id; 0 starts with the oldest.")
+@click.option("--guest", metavar="NAME", help="Only events about this guest.")
+@json_option
+@client_option
+def events(*, follow: bool, after: int | None, guest: str | None, as_json: bool, client: Client) -> None:
+    """Show the event log.
+
+    One line per event: id, time, kind, subject, caller, what was decided and why, duration in seconds. Without --after the
+    newest 1000 events. With --json and --follow each line is an event as JSON.
+    """
+    shown, last = [], after
+    for event in _all_after(client, after):
+        last = event["id"]
+        if guest in (None, event["subject"]):
+            shown.append(event)
+            if follow or not as_json:
+                _print_event(event, as_json=as_json)
+    if as_json and not follow:
+        print_json(shown)
+    if follow:
+        # After the last event read above: those that happened meanwhile are not missed.
+        for event in client.follow(last):
+            if guest in (None, event["subject"]):
+                _print_event(event, as_json=as_json)
+
+
+def _all_after(client: Client, after: int | None) -> Iterator[Mapping[str, Any]]:
+    """The newest page, or all pages after an event."""
+    page = client.events(after, _PAGE)
+    while True:
+        yield from page
+        if after is None or len(page) < _PAGE:
+            return
+        page = client.events(page[-1]["id"], _PAGE)
+
+
+def _print_event(event: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        say(json.dumps(event))
+        return
+    took = "" if event["took"] is None else f" ({event['took']:.3f} s)"
+    # One line per event, whatever the detail contains (a refusal has one line per candidate).
+    detail = " ".join(event["detail"].split())
+    say(f"{event['id']:>6} {event['time']} {event['kind']:<12} {event['subject']:<16} by {event['who']}: {detail}{took}")

@@ -1,0 +1,67 @@
+"""Fields of checked requests and files: pydantic types for names, sizes and CPU lists, and the text of a failed validation.
+
+Fields stay text, in one spelling: equal requests compare equal, and what no spelling needs goes no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Protocol
+
+from pydantic import AfterValidator
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.values import CpuSet, Size, parse_guest_name
+
+_MAX_FINDINGS = 20
+_MAX_PATH = 200
+
+
+def as_value_error(parse: Callable[[], str]) -> str:
+    """Calls a parser of `values` for pydantic, which collects ValueErrors and adds the path of the field."""
+    try:
+        return parse()
+    except OrchestratorError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from None
+
+
+def check_name(text: str) -> str:
+    return as_value_error(lambda: parse_guest_name(text))
+
+
+def check_size(text: str) -> str:
+    return as_value_error(lambda: str(Size.parse(text)))
+
+
+def check_cpus(text: str) -> str:
+    cpus = as_value_error(lambda: str(CpuSet.parse(text)))
+    if not cpus:
+        raise ValueError("no CPU is named; use the form 2-3,6-7")
+    return cpus
+
+
+NameField = Annotated[str, AfterValidator(check_name)]
+"""The name of a guest, image, tenant or token."""
+SizeField = Annotated[str, AfterValidator(check_size)]
+"""An amount of memory: 256M."""
+CpuField = Annotated[str, AfterValidator(check_cpus)]
+"""At least one CPU, in the kernel's list format: 2-3,6-7."""
+
+
+class ValidationFailure(Protocol):
+    """What pydantic's ValidationError and FastAPI's RequestValidationError have in common."""
+
+    def errors(self) -> Sequence[Any]:
+        """One mapping per finding, with ``loc`` and ``msg``."""
+
+
+def describe(error: ValidationFailure) -> str:
+    """The first 20 findings of a validation on one line, each with the path of its field (within the body, if there is one)."""
+    findings = error.errors()
+    texts = [
+        ".".join(str(part)[:_MAX_PATH] for part in finding["loc"] if part != "body")[:_MAX_PATH]
+        + ": "
+        + finding["msg"].removeprefix("Value error, ")
+        for finding in findings[:_MAX_FINDINGS]
+    ]
+    return "; ".join(texts + [f"and {len(findings) - _MAX_FINDINGS} more"] * (len(findings) > _MAX_FINDINGS))

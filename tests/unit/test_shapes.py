@@ -1,0 +1,56 @@
+"""The types that the client promises are those of the values that the manager sends."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import types
+from enum import StrEnum
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from uuid import UUID
+
+import pytest
+
+from orchestrator.client import shapes
+from orchestrator.ledger import Quarantined
+from orchestrator.model import plan, proof, topology
+from orchestrator.model.event import Event
+from orchestrator.planning.host_check import HostFinding
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
+
+VALUES: dict[type, Any] = {
+    plan.VfPlan: shapes.Vf,
+    Event: shapes.Event,
+    Quarantined: shapes.Quarantined,
+    proof.Proof: shapes.Proof,
+    topology.Core: shapes.Core,
+    topology.PagePool: shapes.Pool,
+    topology.VirtualFunction: shapes.Function,
+    topology.Port: shapes.Port,
+    topology.PhysicalFunction: shapes.Pf,
+    topology.IommuGroup: shapes.Group,
+    topology.PromisedPages: shapes.Promised,
+    topology.Topology: shapes.Survey,
+    HostFinding: shapes.Finding,
+}
+PLAIN: dict[Any, Any] = {**VALUES, CpuSet: str, PciAddress: str, MacAddress: str, UUID: str, Size: int}
+
+
+def plain_type(kind: Any) -> Any:
+    """The type that ``to_plain`` makes of a value of this type."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return functools.reduce(operator.or_, map(plain_type, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return list[plain_type(get_args(kind)[0])]  # type: ignore[misc]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return Literal[tuple(member.value for member in kind)]
+    return PLAIN.get(kind, kind)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value.__name__)
+def test_shape_has_the_fields_of_its_value(value: type) -> None:
+    fields = {name: plain_type(kind) for name, kind in get_type_hints(value).items()}
+    if value is topology.Topology:
+        del fields["cmdline"]  # it may hold passwords
+        fields["findings"] = list[shapes.Finding]
+    assert fields == get_type_hints(VALUES[value])
