@@ -119,7 +119,7 @@ def test_no_such_interface(host: HostRoot) -> None:
         lambda: host.net.read_hwmode("nowhere"),
         lambda: host.net.set_hwmode("nowhere", "vepa"),
     ):
-        with pytest.raises(HostError, match="no interface nowhere") as caught:
+        with pytest.raises(HostError, match="interface nowhere does not exist") as caught:
             call()
         assert caught.value.errno == ENODEV
 

@@ -44,9 +44,9 @@ def test_a_vf_is_found_by_the_kernels_links(host: HostRoot, pf: PhysicalFunction
 def test_a_vf_that_is_another_is_refused_with_both_addresses(
     host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...]
 ) -> None:
-    with pytest.raises(HostError, match=f"VF 0 of PF {pf.address} is {vfs[0]}, not {vfs[1]}"):
+    with pytest.raises(HostError, match=f"VF 0 of PF {pf.address} is {vfs[0]}, expected {vfs[1]}"):
         check_vf(host, pf.address, 0, vfs[1])
-    with pytest.raises(HostError, match=f"is {vfs[0]}, not {pf.address}"):
+    with pytest.raises(HostError, match=f"is {vfs[0]}, expected {pf.address}"):
         check_vf(host, pf.address, 0, pf.address)
     with pytest.raises(HostError, match=f"VF 2 of PF {pf.address} does not exist") as caught:
         check_vf(host, pf.address, 2, vfs[1])
@@ -61,7 +61,7 @@ def test_no_step_touches_what_is_not_the_planned_vf(
     for address in (pf.address, vfs[1], PciAddress.parse("0000:00:00.0")):
         made = step(NicPlan(pf.address, pf.interface or "", 0, address, MAC))
         for work in (made.read_before, made.apply):
-            with pytest.raises(HostError, match=f"VF 0 of PF {pf.address} is {vfs[0]}, not {address}"):
+            with pytest.raises(HostError, match=f"VF 0 of PF {pf.address} is {vfs[0]}, expected {address}"):
                 work(host)
     assert read_driver(host, pf.address) == pf.driver
     assert [vf.mac for vf in host.net.read_vfs(pf.interface or "")] == [None, None]
