@@ -13,7 +13,7 @@ from orchestrator.api.fast import Depends, Request
 from orchestrator.api.feed import Feed
 from orchestrator.api.work import WorkersOfEach
 from orchestrator.errors import Stale
-from orchestrator.guests.service import GuestService as GuestService
+from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Event
 from orchestrator.model.access import Identity
 from orchestrator.model.plain import to_plain

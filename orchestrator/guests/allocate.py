@@ -120,7 +120,7 @@ class Placing:
         Raises:
             OrchestratorError: one has taken more than ``limit`` seconds.
         """
-        self._lock.check(limit)
+        self._lock.raise_if_held_longer(limit)
 
     def _check(self, who: Identity, request: GuestRequest) -> ImageRef:
         if request.name == HOST:

@@ -48,26 +48,19 @@ class Launches:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Waits for one of the slots."""
         with self._slots:
             yield
 
     def add(self, uuid: UUID) -> None:
-        """QEMU was created: it has all its pages."""
         self._holding_pages.add(uuid)
 
     def discard(self, uuid: UUID) -> None:
-        """QEMU has ended."""
         self._holding_pages.discard(uuid)
 
 
 @dataclass(frozen=True)
 class CoreContext:
-    """What every core manager works with.
-
-    Attributes:
-        images: folder of the built guest images.
-    """
+    """What every core manager works with. ``images`` is the folder of the built guest images."""
 
     host: HostRoot
     hypervisor: Hypervisor
@@ -79,11 +72,7 @@ class CoreContext:
 
 
 class CoreManager:
-    """Launches, confines, shuts down and cleans up one guest. The caller holds the guest's lock.
-
-    Args:
-        owner: the tenant, empty for the host's own.
-    """
+    """Launches, confines, shuts down and cleans up one guest. The caller holds the guest's lock."""
 
     def __init__(self, context: CoreContext, plan: Plan, owner: str) -> None:
         self._context, self._host, self._hypervisor = context, context.host, context.hypervisor
@@ -99,12 +88,7 @@ class CoreManager:
 
         libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
         instruction, and pins each vCPU before the guest's (qemuProcessLaunch): no thread of it is ever on another guest's core.
-
-        Returns:
-            What was changed on the host, in words.
-
-        Raises:
-            OrchestratorError: the kernel or libvirt refused, or the guest ended immediately. The caller cleans up.
+        Returns what was changed on the host, in words. If it raises, the caller cleans up.
         """
         plan, context = self.plan, self._context
         if offline := find_offline(self._host, plan):
@@ -126,10 +110,7 @@ class CoreManager:
 
     def confine_and_resume(self) -> None:
         """Resumes a guest that was created paused, once none of its threads can reach another guest's core. Can be repeated.
-
-        Raises:
-            NotFound: it has ended.
-            HostError: a thread may run where it must not; with both sets.
+        Raises NotFound if it has ended.
         """
         running = self.confine()
         if self._hypervisor.is_paused(self.plan.uuid):
@@ -138,11 +119,7 @@ class CoreManager:
         _move_helpers(self._host, running)
 
     def confine(self) -> RunningGuest:
-        """Confines a running guest to its cores and housekeeping, and checks that none of its threads can reach beyond.
-
-        Raises:
-            As ``confine_and_resume``.
-        """
+        """Raises HostError if a thread can reach beyond the guest's cores and housekeeping, NotFound if it has ended."""
         plan, housekeeping = self.plan, self._context.setup.housekeeping
         running = self._hypervisor.read_guest(self.plan.uuid)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
@@ -152,23 +129,14 @@ class CoreManager:
         return running
 
     def shut_down(self, timeout: float, is_expired: Callable[[], bool]) -> bool:
-        """Presses the power button and waits at most ``timeout`` seconds; returns whether the guest has ended.
-
-        Args:
-            is_expired: called repeatedly; True ends the wait before its time.
-        """
+        """Presses the power button; returns whether the guest has ended after ``timeout`` seconds, or once ``is_expired()``."""
         self._hypervisor.shutdown(self.plan.uuid)
         wait_until(lambda: not self.is_running or is_expired(), timeout=timeout, interval=0.2)
         return not self.is_running
 
     def clean_up(self) -> tuple[str, ...]:
-        """Forces the guest off if it runs, undoes what was done for it, and verifies that all its resources are clean.
-
-        Returns:
-            Why they are not, one sentence per finding; empty if they are.
-
-        Raises:
-            HypervisorError: libvirt did not respond, so nothing is known.
+        """Forces the guest off if it runs, and undoes what was done for it. Returns what is not verified clean, one sentence
+        per finding; raises HypervisorError if libvirt did not respond, so nothing is known.
         """
         self._hypervisor.destroy(self.plan.uuid)
         self._context.launches.discard(self.plan.uuid)
@@ -179,12 +147,10 @@ class CoreManager:
             return (error.message,)
 
     def drop_undo_records(self) -> None:
-        """Drops what could not be undone; an operator has handled it."""
         for record in self._context.ledger.pending(self.plan.name):
             self._context.ledger.forget(record.id)
 
     def _prepare(self, plan: Plan) -> tuple[str, ...]:
-        """First what serves all guests, then what is this guest's."""
         context = self._context
         changed = context.setup.prepare(plan)
         steps: list[Step] = [TakePages(self._guest_context())]

@@ -33,14 +33,11 @@ HOST = "host"
 
 
 class HostSetup:
-    """Prepares the host for guests.
+    """Prepares the host for guests. The lock is held while something that serves all guests changes.
 
     Args:
         warnings: receives what could not be moved off the guest cores.
         count_undo_failure: called if a change could not be undone; must not raise.
-
-    Attributes:
-        lock: held while something that serves all guests changes.
     """
 
     def __init__(
@@ -55,7 +52,6 @@ class HostSetup:
 
     @property
     def policy(self) -> Policy:
-        """The configuration that divides the host."""
         return self._policy
 
     @property
@@ -73,11 +69,7 @@ class HostSetup:
         return changed
 
     def make_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
-        """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed, in words.
-
-        Raises:
-            HostError: the kernel refused. What was done is in the undo journal, and is undone with the last guest.
-        """
+        """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed, in words."""
         moved: tuple[str, ...] = ()
         housekeeping = self.housekeeping
         with self.lock:
@@ -93,11 +85,7 @@ class HostSetup:
         return (*((f"move {len(moved)} threads and interrupts to CPUs {housekeeping}",) if moved else ()), *made)
 
     def restore_edge_mode(self, plan: Plan) -> None:
-        """Puts the guest's PFs back into VEPA mode, if they are not.
-
-        Raises:
-            HostError: a PF is gone, or its driver refused.
-        """
+        """Puts the guest's PFs back into VEPA mode."""
         for pf, interface in _list_pfs([plan]).items():
             self._restore_edge_mode(pf, interface)
 
@@ -129,12 +117,10 @@ class HostSetup:
                 log_errors(lambda: self._ledger.log(EventKind.UNDO_FAILED, HOST, self._undo_error))
 
     def retry_release(self) -> None:
-        """Repeats a release that failed."""
         if self._undo_error:
             self.release()
 
     def read_vf_states(self) -> VfStates:
-        """The settings that the PFs of guests enforce for all their VFs."""
         return {pf: self._read_vf_states(pf, name) for pf, name in self._list_guest_pfs().items()}
 
     def find_pool_shortfalls(self, claims: tuple[Claim, ...]) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class Ledger(Database):
             LedgerError: it can't be read.
             OrchestratorError: one write has taken more than ``limit`` seconds.
         """
-        self._lock.check(limit)
+        self._lock.raise_if_held_longer(limit)
         self.last_event()
 
     def read(self) -> Reading:

@@ -162,7 +162,7 @@ def test_a_second_manager_is_refused_and_the_first_is_named(host: LabHost) -> No
     host.run(f"{{ cat /etc/nohype/nohype.toml; printf '{paths}'; }} > /root/second.toml")
     done = host.run("nohyped --config /root/second.toml", check=False, timeout=60)
     assert (done.status, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"nohyped: another manager, process {first}, has /run/nohype/host.lock")
+    assert done.stderr.startswith(f"nohyped: another manager (pid {first}) holds /run/nohype/host.lock")
     assert host.run("rm /root/second.toml; ls -d /root/second", check=False).status, "nothing was created"
     host.nohype("guest", "list")
 

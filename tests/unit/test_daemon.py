@@ -24,7 +24,7 @@ UNIT = Path(__file__).parents[2] / "ansible/roles/nohype_host/templates/nohyped.
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "set_up_reports", lambda: None)
+    monkeypatch.setattr(daemon, "set_up_diagnostics", lambda: None)
 
 
 def test_after_a_wrong_configuration_it_is_not_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,8 +85,8 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     LEDGERS.clear()
     for name in (
-        "stay_alone", "Listener", "find_listener", "Hypervisor", "GuestService", "Auditor", "Api", "build_metrics",
-        "notify_systemd", "start_heartbeat", "_watch_uplinks", "_look_now_and_then",
+        "acquire", "Listener", "open_listener", "Hypervisor", "GuestService", "Auditor", "Api", "build_metrics",
+        "notify_systemd", "start_heartbeat", "start_threads",
     ):  # fmt: skip
         monkeypatch.setattr(daemon, name, Stub())
     monkeypatch.setattr(daemon, "Ledger", Kept)

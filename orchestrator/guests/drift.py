@@ -47,11 +47,7 @@ class DriftDetector:
             self._vf_states = self._setup.read_vf_states()
 
     def check_guest(self, claim: Claim) -> None:
-        """Reports how a running guest differs from its claim, and restores its pinning. The caller holds the guest's lock.
-
-        Raises:
-            HypervisorError, HostError: the guest cannot be read.
-        """
+        """Reports how a running guest differs from its claim, and restores its pinning. The caller holds the guest's lock."""
         plan, housekeeping = claim.plan, self._setup.housekeeping
         states = self._vf_states
         if diff_vf(plan, states):
