@@ -117,7 +117,7 @@ def test_a_plan_that_only_a_creation_can_make_is_not_called_no_room(world: World
     request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"})
     with pytest.raises(Conflict, match=rf"where the VFs of nic0 \({PF}\) will be is not known before they are made"):
         manager.plan(OPERATOR, request)
-    with pytest.raises(NoRoom, match="9 are wanted"):
+    with pytest.raises(NoRoom, match="9 requested"):
         create(manager, cores=9)
     assert world.host.text(f"{FOLDER}/sriov_numvfs") == "0"
     assert not any("sriov_numvfs" in name for name, _ in world.host.writes), "the NIC is not reset for what has no room"

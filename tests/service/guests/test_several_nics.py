@@ -53,7 +53,7 @@ def test_no_other_guest_gets_one_of_its_vfs(world: World, manager: GuestService)
     assert len(set(vfs)) == 4
     assert len({nic.mac for plan in (first, second) for nic in plan.nics}) == 4
     wanted = {"nics": [{"vf": str(first.nics[1].address)}]}
-    with pytest.raises(NoRoom, match=f"VF {first.nics[1].address} is a guest's"):
+    with pytest.raises(NoRoom, match=f"VF {first.nics[1].address} is owned by a guest"):
         ask(manager, **wanted)
 
 
