@@ -152,9 +152,9 @@ def rewrite_plan(world: World, change: Callable[[dict[str, object]], None]) -> N
     with sqlite3.connect(world.folder / "ledger.sqlite") as database:
         for name, text in database.execute("SELECT name, plan FROM guest").fetchall():
             plan = json.loads(text)
-            change(plan["vf"])
+            change(plan["nics"][0])
             database.execute("UPDATE guest SET plan = ? WHERE name = ?", (json.dumps(plan), name))
-            database.execute("UPDATE claim_vf SET address = ? WHERE guest = ?", (plan["vf"]["address"], name))
+            database.execute("UPDATE claim_vf SET address = ? WHERE guest = ?", (plan["nics"][0]["address"], name))
 
 
 def test_a_stored_plan_that_names_the_pf_as_its_vf_does_it_no_harm(world: World, manager: GuestService, ledger: Ledger) -> None:
@@ -223,7 +223,7 @@ def test_a_pf_that_is_out_of_reach_leaves_its_vf_in_quarantine(world: World, man
     manager.reconciler.on_link_change()
     manager.reconciler.detect_drift()
     (drifted, _) = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
-    assert "cannot be read: 0000:10:00.0 has no network interface: it is in another network namespace" in drifted
+    assert "0000:10:00.0 has no network interface: it is in another network namespace" in drifted
     with pytest.raises(Conflict, match="it is in another network namespace"):
         manager.delete(OPERATOR, "web")
     assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
@@ -461,7 +461,7 @@ def test_a_number_that_is_none_ends_no_watching_of_links(world: World, manager: 
     create(manager)
     world.host.add(f"{FOLDER}/numa_node", "none")
     manager.reconciler.on_link_change()
-    with pytest.raises(HostError, match="numa_node is not a number: 'none'"):
+    with pytest.raises(HostError, match="numa_node: 'none' is not a number"):
         create(manager, name="new")
 
 
