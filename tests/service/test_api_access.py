@@ -222,7 +222,7 @@ def test_a_tenant_does_not_learn_whose_a_vf_is(served: Served) -> None:
         assert "VF" in problem["reasons"][0]
     assert len(said) == 1, said
     body = {"name": "there", "placement": {"cpus": "6", "vf": taken["address"]}, **REQUEST}
-    assert f"VF {taken['address']} is a guest's" in json.dumps(ask(served, CAROL, "POST", "/v1/plans", body)[1])
+    assert f"VF {taken['address']} is owned by a guest" in json.dumps(ask(served, CAROL, "POST", "/v1/plans", body)[1])
     served.client.delete("owner")
 
 

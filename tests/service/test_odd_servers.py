@@ -233,7 +233,7 @@ def test_pages_that_programs_have_reserved_are_not_promised(world: World) -> Non
     reserve(world, 900)
     with pytest.raises(NoRoom) as caught:
         ask(manager, memory="256M")
-    said = "124 of 512 huge pages of 2M are free, 128 are wanted (the pool shows 512 as free; programs have reserved 900"
+    said = "124 of 512 huge pages of 2M are free, 128 requested (the pool shows 512 as free; programs have reserved 900"
     assert said in str(caught.value.reasons)
     assert ask(manager, memory="248M")[0].pages == 124
     reserve(world, 400)
