@@ -206,25 +206,25 @@ class GuestService:
     def begin_ready(self, caller: Identity, name: str, timeout: float) -> Future[str]:
         return self._consoles.begin_ready(self._access.find(caller, name), timeout)
 
-    def begin_tell(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> Future[str]:
+    def begin_command(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> Future[str]:
         """Raises NotFound if ``uuid`` is given and is not the guest's."""
         claim = self._access.find_for_change(caller, name)
         if uuid not in (None, claim.plan.uuid):
             raise guest_replaced_error(name)
-        return self._consoles.begin_tell(claim, line, timeout)
+        return self._consoles.begin_command(claim, line, timeout)
 
     def wait_ready(self, caller: Identity, name: str, timeout: float) -> str:
         return self.begin_ready(caller, name, timeout).result()
 
-    def tell(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
-        return self.begin_tell(caller, name, line, timeout, uuid).result()
+    def send_command(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
+        return self.begin_command(caller, name, line, timeout, uuid).result()
 
-    def tidy(self) -> None:
-        self._consoles.tidy()
+    def remove_old_logs(self) -> None:
+        self._consoles.remove_old_logs()
 
     # The manager's own.
 
-    def check(self, limit: float) -> None:
+    def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""
         self.host_setup.lock.raise_if_held_longer(limit)
         self.allocator.lock.raise_if_held_longer(limit)

@@ -1,25 +1,25 @@
-"""Where on a host there is room for a guest's cores and memory: whole physical cores and huge pages of one NUMA node. Pure."""
+"""Where on a host there is room for a guest's cores and pages: whole physical cores and huge pages of one NUMA node. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.model.plan import Claims, Policy
-from orchestrator.model.topology import Core, PagePool, Topology, list_nodes
-from orchestrator.values import CpuSet, Size
+from orchestrator.model.topology import Core, list_nodes
+from orchestrator.planning.inputs import PlanningInput
+from orchestrator.planning.memory import PageRequest, count_free, find_lacking_pages
+from orchestrator.values import CpuSet
 
 
 @dataclass(frozen=True)
-class Place:
+class Candidate:
     """Cores and pages of one node that a guest could get.
 
     Attributes:
-        node: NUMA node of both.
         cores: the CPUs of each core, in the order of the node's cores.
-        last: whether others may use some of the cores later: any place where that is not so is better.
-        left: (usable cores, runs that the cores are taken from, free pages) of the node; of two places that with less of
-            them is the better fit: it leaves the other node whole.
+        left: (usable cores left over, runs that the cores are taken from, free pages) of the node. The candidate with less is
+            the better fit: it leaves the other node whole.
+        last: whether unmanaged domains may use some of the cores later: any other candidate is better.
     """
 
     node: int
@@ -28,31 +28,8 @@ class Place:
     last: bool = False
 
 
-@dataclass(frozen=True)
-class Host:
-    """What places are looked for in.
-
-    Attributes:
-        topology: the host.
-        taken: what guests own.
-        policy: what the operator keeps from them.
-    """
-
-    topology: Topology
-    taken: Claims
-    policy: Policy
-
-
-@dataclass(frozen=True)
-class Pages:
-    """Huge pages that a guest wants."""
-
-    size: Size
-    count: int
-
-
-def find_places(count: int, pages: Pages, host: Host) -> tuple[list[Place], list[str]]:
-    """The best place on each node that has room, and why each of the others has none.
+def find_candidates(count: int, pages: PageRequest, host: PlanningInput) -> tuple[list[Candidate], list[str]]:
+    """The best candidate on each node that has room, and why each of the other nodes has none.
 
     Of a node's cores the guest gets a run of neighbours: the smallest that is long enough, so that the longer ones stay
     whole for bigger guests. Where none is long enough, it gets as few runs as can be.
@@ -60,7 +37,7 @@ def find_places(count: int, pages: Pages, host: Host) -> tuple[list[Place], list
     Args:
         count: how many whole cores.
     """
-    places: list[Place] = []
+    candidates: list[Candidate] = []
     refused: list[str] = []
     for node, cores in host.topology.nodes:
         runs, unusable = _find_runs(cores, host, last=False)
@@ -69,23 +46,19 @@ def find_places(count: int, pages: Pages, host: Host) -> tuple[list[Place], list
             runs, unusable = _find_runs(cores, host, last=True)
             chosen, last = _choose_cores(count, runs), True
         usable = sum(map(len, runs))
-        free = _count_free(pages.size, node, host)
+        free = count_free(pages.size, node, host)
         lacks = [] if chosen else [_describe_lack(count, usable, len(cores), unusable)]
-        lacks += _check_pages(pages, free, node, host)
+        lacks += find_lacking_pages(pages, free, node, host)
         if chosen and not lacks:
             left = (usable - count, _count_runs(chosen, runs), free)
-            places.append(Place(node, tuple(core.cpus for core in chosen), left, last))
+            candidates.append(Candidate(node, tuple(core.cpus for core in chosen), left, last))
         else:
             refused.append(f"node {node}: {'; '.join(lacks)}")
-    return places, refused
+    return candidates, refused
 
 
-def check_place(cpus: CpuSet, pages: Pages, host: Host) -> tuple[list[Place], list[str]]:
-    """The given place, if all of it can be had, or what is wrong with each part of it.
-
-    Args:
-        cpus: all CPUs of the wanted cores.
-    """
+def check_placement(cpus: CpuSet, pages: PageRequest, host: PlanningInput) -> tuple[list[Candidate], list[str]]:
+    """The prescribed CPUs as the only candidate, or what is wrong with each part of them."""
     cores = [core for _, of_node in host.topology.nodes for core in of_node if core.cpus & cpus]
     missing = cpus - host.topology.cpus
     wrong = [f"the host has no CPUs {missing}, or they are offline"] if missing else []
@@ -94,23 +67,23 @@ def check_place(cpus: CpuSet, pages: Pages, host: Host) -> tuple[list[Place], li
     wrong += [f"CPUs {of_reason & cpus} {reason}" for reason, of_reason in unusable.items()]
     nodes = {node: CpuSet.of(cpu for core in of_node for cpu in core.cpus) & cpus for node, of_node in list_nodes(cores)}
     if len(nodes) > 1:
-        wrong.append("they are of several NUMA nodes: " + ", ".join(f"{some} of node {node}" for node, some in nodes.items()))
+        wrong.append("CPUs span several nodes: " + ", ".join(f"{some} on node {node}" for node, some in nodes.items()))
     widths = sorted({len(core.cpus) for core in cores})
     if len(widths) > 1:
-        wrong.append(f"their cores have different numbers of threads: {' and '.join(map(str, widths))}")
+        wrong.append(f"cores have different numbers of threads: {' and '.join(map(str, widths))}")
     refused = [f"placement: {reason}" for reason in wrong]
     for node in nodes if len(nodes) == 1 else ():
-        lacks = _check_pages(pages, _count_free(pages.size, node, host), node, host)
+        lacks = find_lacking_pages(pages, count_free(pages.size, node, host), node, host)
         refused += [f"node {node}: {lack}" for lack in lacks]
         if not refused:
-            return [Place(node, tuple(core.cpus for core in cores), (0, 0, 0))], []
+            return [Candidate(node, tuple(core.cpus for core in cores), (0, 0, 0))], []
     return [], refused
 
 
-def _find_runs(cores: Sequence[Core], host: Host, *, last: bool) -> tuple[list[list[Core]], dict[str, CpuSet]]:
+def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tuple[list[list[Core]], dict[str, CpuSet]]:
     """The longest runs of neighbours that a guest may have, and the CPUs it may not have, by reason.
 
-    ``last``: whether cores that others may use later are among the first.
+    ``last``: whether the first include cores that unmanaged domains may use later.
 
     All cores of a run have the same number of threads. Only a host without NUMA has several sockets in one node.
     """
@@ -124,9 +97,9 @@ def _find_runs(cores: Sequence[Core], host: Host, *, last: bool) -> tuple[list[l
         if not ids.isdisjoint(housekeeping):
             reason = "are housekeeping"
         elif not ids.isdisjoint(owned):
-            reason = "are guests'"
+            reason = "are owned by guests"
         else:
-            reason = _why_not(core, host, last=last)
+            reason = _reason_unusable(core, host, last=last)
         if reason:
             unusable.setdefault(reason, set()).update(ids)
             before = None
@@ -140,7 +113,7 @@ def _find_runs(cores: Sequence[Core], host: Host, *, last: bool) -> tuple[list[l
     return runs, {reason: CpuSet.of(cpus) for reason, cpus in unusable.items()}
 
 
-def _why_not(core: Core, host: Host, *, last: bool) -> str:
+def _reason_unusable(core: Core, host: PlanningInput, *, last: bool) -> str:
     if host.taken.pinned and (use := _describe_use(core, host.taken.pinned)):
         return use
     if host.taken.last_cpus and not last and (use := _describe_use(core, host.taken.last_cpus)):
@@ -189,56 +162,4 @@ def _count_runs(chosen: Sequence[Core], runs: Sequence[Sequence[Core]]) -> int:
 def _describe_lack(count: int, usable: int, total: int, unusable: dict[str, CpuSet]) -> str:
     reasons = ", ".join(f"cpus {cpus} {reason}" for reason, cpus in unusable.items())
     same = " with the same number of threads" if usable >= count else ""
-    return f"{usable} of {total} whole cores are free, {count} are wanted{same}" + (f" ({reasons})" if reasons else "")
-
-
-def _count_free(page_size: Size, node: int, host: Host) -> int:
-    """How many pages of a node a guest may have.
-
-    What the pool shows as free, less what guests will still take from it. The second bound holds even if ``unused`` is too
-    small, as for a guest that has ended and still holds its claim: what is owned is never given twice. What programs of the
-    host have taken already counts as a part of its reserved share, whatever is the greater. The third is the kernel's own, for
-    all nodes together: what it has promised to programs that have not used it yet (mm/hugetlb.c, hugetlb_acct_memory).
-    """
-    pool = _find_pool(page_size, node, host.topology.pools)
-    claim = next((claim for claim in host.taken.pages if claim.node == node and claim.page_size == page_size), None)
-    if not pool:
-        return 0
-    owned, unused = (claim.owned, claim.unused) if claim else (0, 0)
-    free = min(pool.free - unused, pool.total - host.policy.reserved(page_size) - owned)
-    promised = _count_promised(page_size, host)
-    if promised:
-        others = sum(claim.unused for claim in host.taken.pages if claim.page_size == page_size)
-        machine = sum(pool.free for pool in host.topology.pools if pool.page_size == page_size)
-        free = min(free, machine - others - promised)
-    return max(0, free)
-
-
-def _count_promised(page_size: Size, host: Host) -> int:
-    """Pages that the kernel has promised to other programs. What it has promised to guests that are being started counts as
-    theirs: those own it."""
-    promised = sum(promise.count for promise in host.topology.promised if promise.page_size == page_size)
-    return max(0, promised - sum(claim.starting for claim in host.taken.pages if claim.page_size == page_size))
-
-
-def _find_pool(page_size: Size, node: int, pools: Iterable[PagePool]) -> PagePool | None:
-    return next((pool for pool in pools if pool.node == node and pool.page_size == page_size), None)
-
-
-def _check_pages(wanted: Pages, free: int, node: int, host: Host) -> list[str]:
-    """What is lacking, if anything."""
-    pools = host.topology.pools
-    pool = _find_pool(wanted.size, node, pools)
-    if not pool or not pool.total:
-        others = " and ".join(str(pool.page_size) for pool in pools if pool.node == node and pool.total)
-        return [f"it has no huge pages of {wanted.size}" + (f", only of {others}" if others else "")]
-    if free >= wanted.count:
-        return []
-    promised = _count_promised(wanted.size, host)
-    why = (
-        f" (the pool shows {pool.free} as free; programs have reserved {promised} on the host and not used them yet:"
-        " resv_hugepages)"
-        if promised
-        else ""
-    )
-    return [f"{free} of {pool.total} huge pages of {wanted.size} are free, {wanted.count} are wanted{why}"]
+    return f"{usable} of {total} whole cores are free, {count} requested{same}" + (f" ({reasons})" if reasons else "")
