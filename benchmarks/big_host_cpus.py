@@ -28,8 +28,8 @@ from orchestrator.hypervisor.connection import RunningGuest, Vcpu
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.request import parse_guest_request
-from orchestrator.resources.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
-from orchestrator.resources.step import undo_steps
+from orchestrator.resources.cores import clear_cores
+from orchestrator.resources.step import UndoContext, undo_steps
 from orchestrator.values import CpuSet, Size
 from tests.fakes.domains import add_thread
 from tests.fakes.server import IMAGE, Server
@@ -150,10 +150,10 @@ def measure_manager(world: World, runs: int) -> list[Figure]:
     manager, ledger = world.open_manager()
     request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M", "cores": 4})
     plan = measure("plan", lambda: manager.plan(OPERATOR, request), runs)
-    host, undos = FileRoot(world.host.path), {MoveKernelThread.action: undo_thread_affinity, MoveIrq.action: undo_irq_affinity}
+    host = FileRoot(world.host.path)
     clear = measure("first guest: clearing of cores", lambda: clear_cores(host, ledger, "host", SERVER.policy.housekeeping), 1)
     moved = len(ledger.pending("host"))
-    undo = measure(f"last guest: {moved} undo records", lambda: undo_steps(host, ledger, "host", undos), 1)
+    undo = measure(f"last guest: {moved} undo records", lambda: undo_steps(UndoContext(host), ledger, "host"), 1)
     return [plan, clear, undo]
 
 

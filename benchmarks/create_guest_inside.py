@@ -14,10 +14,11 @@ from orchestrator.domain import build_domain
 from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.images.store import find_image
+from orchestrator.images.store import find_build
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
-from orchestrator.resources.nic import BindVfio, SetVf, undo_vf, undo_vf_driver
+from orchestrator.resources.nic import BindVfio, ConfigureVf
+from orchestrator.resources.step import UndoContext
 
 NAME = "timed"
 REQUEST = {"name": NAME, "memory": "256M", "image": "minimal"}
@@ -36,8 +37,10 @@ def by_manager(client: Client) -> tuple[float, Plan]:
 def by_libvirt(plan: Plan) -> float:
     """Seconds of libvirt alone for the same XML; the VF is bound to vfio-pci before."""
     host, hypervisor = HostRoot(net=netlink), Hypervisor()
-    xml = build_domain(plan, find_image(Path(config.paths.images), plan.image), log=Path("/tmp/timed.log"))
-    steps = (SetVf(plan.vf), BindVfio(plan.vf))
+    xml = build_domain(
+        plan, find_build(Path(config.paths.images), plan.image), config.host.housekeeping_cpus, log=Path("/tmp/timed.log")
+    )
+    steps = (ConfigureVf(plan.vf), BindVfio(plan.vf))
     before = [step.read_before(host) for step in steps]
     for step in steps:
         step.apply(host)
@@ -46,8 +49,8 @@ def by_libvirt(plan: Plan) -> float:
     hypervisor.create_paused(xml)
     seconds = time.monotonic() - start
     hypervisor.destroy(plan.uuid)
-    undo_vf_driver(host, before[1] or {})
-    undo_vf(host, before[0] or {})
+    BindVfio.undo(UndoContext(host), before[1] or {})
+    ConfigureVf.undo(UndoContext(host), before[0] or {})
     return seconds
 
 

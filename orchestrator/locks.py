@@ -42,8 +42,8 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-class Locks:
-    """A re-entrant lock for each name that somebody holds or waits for."""
+class NamedLocks:
+    """One re-entrant lock per name, while a thread holds it or waits for it."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -51,13 +51,12 @@ class Locks:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Held for the time of the block."""
         with self._using(name) as lock, lock:
             yield
 
     @contextmanager
-    def if_free(self, name: str) -> Iterator[bool]:
-        """As a call, but does not wait; gives whether it is held."""
+    def try_acquire(self, name: str) -> Iterator[bool]:
+        """As a call, without waiting; yields whether the lock is held."""
         with self._using(name) as lock:
             held = lock.acquire(blocking=False)
             try:
@@ -94,7 +93,6 @@ class WatchedLock:
         return self
 
     def acquire(self, *, blocking: bool = True) -> bool:
-        """Takes the lock, waiting for it if ``blocking``; returns whether it is ours. Give it back with ``release``."""
         if not self._lock.acquire(blocking):
             return False
         self._depth += 1
@@ -102,27 +100,32 @@ class WatchedLock:
             self._since = time.monotonic()
         return True
 
+    @contextmanager
+    def try_acquire(self) -> Iterator[bool]:
+        """As a ``with`` on the lock, without waiting; yields whether it is held."""
+        held = self.acquire(blocking=False)
+        try:
+            yield held
+        finally:
+            if held:
+                self.release()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.release()
 
     def release(self) -> None:
-        """Gives the lock back."""
         self._depth -= 1
         if not self._depth:
             self._since = None
         self._lock.release()
 
     @property
-    def held(self) -> float:
-        """Seconds since it was taken, 0 if it is free."""
+    def held_seconds(self) -> float:
+        """0 if the lock is free."""
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
-    def check(self, limit: float) -> None:
-        """Looks whether somebody hangs who has it.
-
-        Raises:
-            OrchestratorError: it has been held for longer than ``limit`` seconds.
-        """
-        if (held := self.held) > limit:
-            raise OrchestratorError(f"one change has been going on for {held:.0f} s, more than {limit:g} s")
+    def raise_if_held_longer(self, limit: float) -> None:
+        """Raises OrchestratorError if the lock has been held for more than ``limit`` seconds."""
+        if (held := self.held_seconds) > limit:
+            raise OrchestratorError(f"lock held for {held:.0f} s, limit {limit:g} s")

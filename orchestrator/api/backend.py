@@ -13,7 +13,7 @@ from orchestrator.api.event_stream import EventStream
 from orchestrator.api.fastapi_import import Depends, Request
 from orchestrator.api.workers import WorkersPerClient
 from orchestrator.errors import Stale
-from orchestrator.guests.service import GuestService as GuestService
+from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Event
 from orchestrator.model.access import Identity
 from orchestrator.model.plain import to_plain

@@ -121,6 +121,8 @@ class Facts:
         self.irqs = Lazy(partial(read_irqs, host))
         self.services = Lazy(partial(read_manager_services, host, source.manager_pid))
         self.maps = {guest.name: Lazy(partial(read_maps, host, guest.pid)) for guest in self.guests}
+        for maps in self.maps.values():
+            maps.read()  # soon after the pools of the survey, with which they are compared
         self.ksm_run = Lazy(partial(read_ksm_run, host))
         self.devices = {guest.name: Lazy(partial(read_devices, host, guest)) for guest in self.guests}
         self.translation = {guest.name: Lazy(partial(self._read_translation, host, guest)) for guest in self.guests}

@@ -1,4 +1,4 @@
-"""One manager a host: two would give away the same cores."""
+"""One manager per host: two would allocate the same cores."""
 
 from __future__ import annotations
 
@@ -12,31 +12,25 @@ from orchestrator.errors import HostError
 from orchestrator.locks import lock_file
 
 HOST_LOCK = Path("/run/nohype/host.lock")
-"""Whose process has it manages this host, whatever its configuration says."""
+"""Independent of the configuration."""
 
 
-def stay_alone(path: Path) -> IO[str]:
-    """Takes a lock that ends with the process, however it ends, and notes its id for the next who asks (flock(2)).
-
-    Args:
-        path: the file of the lock; it and its folder are made if they are not there.
-
-    Returns:
-        What holds the lock, for as long as it is kept open.
+def acquire(path: Path) -> IO[str]:
+    """Acquires the lock (flock(2), held while the file is open) and writes the pid into it. Makes missing folders.
 
     Raises:
-        HostError: another process has it, with that one's id (EAGAIN); or the file can't be written.
+        HostError: another process holds it (EAGAIN); or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(lock_file(path), "r+")
     except BlockingIOError:
-        first = path.read_text().strip()
-        message = f"another manager, process {first or 'unknown'}, has {path}"
-        raise HostError(message, "one manager a host: `systemctl status nohyped`", EAGAIN) from None
+        pid = path.read_text().strip()
+        message = f"another manager (pid {pid or 'unknown'}) holds {path}"
+        raise HostError(message, "run one manager per host: see `systemctl status nohyped`", EAGAIN) from None
     except OSError as error:
-        raise HostError(f"cannot open {path}", "run as root; see `mount` and `df`", error.errno or 0) from None
-    # Over what is there, then cut: on a full disk no other program can take the room meanwhile. The lock counts, not the number.
+        raise HostError(f"cannot open {path}", "run as root; check `mount` and `df`", error.errno or 0) from None
+    # Overwritten, then truncated: on a full disk no other program can take the space meanwhile. The lock counts, not the pid.
     with suppress(OSError):
         text = f"{os.getpid()}\n".encode()
         os.pwrite(file.fileno(), text, 0)

@@ -1,4 +1,4 @@
-"""What systemd and a service say to each other: sockets that it opened for us, readiness, the watchdog.
+"""systemd's interfaces for services: activation sockets, notifications, the watchdog.
 
 Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3). Each is a few lines without libsystemd.
 """
@@ -9,14 +9,11 @@ import os
 import socket
 from collections.abc import MutableMapping
 
-_FIRST = 3
+_FIRST_DESCRIPTOR = 3
 
 
 def notify_systemd(state: str) -> None:
-    """Tells systemd how we are: lines like ``READY=1``. Nothing happens outside a unit of Type=notify.
-
-    One that cannot be told is no error: systemd itself draws the conclusion.
-    """
+    """Sends lines like ``READY=1``. Does nothing outside a unit of Type=notify, and ignores errors: systemd times out itself."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -27,30 +24,27 @@ def notify_systemd(state: str) -> None:
         return
 
 
-def take_sockets(environ: MutableMapping[str, str] = os.environ) -> dict[str, list[socket.socket]]:
-    """The listening sockets that systemd opened for us, by FileDescriptorName=; none if we were not started by a socket unit.
+def take_activation_sockets(environ: MutableMapping[str, str] = os.environ) -> dict[str, list[socket.socket]]:
+    """The listening sockets that systemd opened, by FileDescriptorName=; empty without a socket unit.
 
-    The variables are taken out of the environment, and the descriptors are closed in programs that we run: both are for us only.
-
-    Args:
-        environ: the environment; LISTEN_PID says whose the sockets are, which a program that systemd's service runs may inherit.
+    Child processes get neither the variables nor the descriptors. LISTEN_PID tells a variable that was inherited from a service.
     """
     pid, count, names = (environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES"))
     if pid != str(os.getpid()) or not count.isascii() or not count.isdigit():
         return {}
-    found: dict[str, list[socket.socket]] = {}
+    sockets: dict[str, list[socket.socket]] = {}
     given = names.split(":") if names else []
     for index in range(int(count)):
-        descriptor = _FIRST + index
+        descriptor = _FIRST_DESCRIPTOR + index
         os.set_inheritable(descriptor, False)  # noqa: FBT003 (the standard library's interface)
         name = given[index] if index < len(given) else "unknown"
-        # Family and type are asked of the descriptor itself (socket.socket, fileno).
-        found.setdefault(name, []).append(socket.socket(fileno=descriptor))
-    return found
+        # socket.socket reads family and type from the descriptor.
+        sockets.setdefault(name, []).append(socket.socket(fileno=descriptor))
+    return sockets
 
 
 def read_watchdog() -> float | None:
-    """Seconds within which systemd wants a sign of life; None if it wants none, or not from us."""
+    """Seconds within which systemd expects a notification; None if it expects none from this process."""
     usec = os.environ.get("WATCHDOG_USEC", "")
     if not usec.isascii() or not usec.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

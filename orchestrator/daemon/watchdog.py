@@ -1,7 +1,4 @@
-"""The manager's sign of life for systemd's watchdog: sent only while its parts really work.
-
-A manager that hangs is so replaced. That is harmless: guests go on without a manager, and the next one recovers.
-"""
+"""Notifies systemd's watchdog only while the manager's parts work. systemd restarts a manager that hangs; guests keep running."""
 
 from __future__ import annotations
 
@@ -13,16 +10,16 @@ from orchestrator.daemon.systemd import notify_systemd
 
 _log = logging.getLogger(__name__)
 
-# Three signs in the time that systemd waits: one may be late.
-_SIGNS = 3
+_NOTIFICATIONS_PER_TIMEOUT = 3
+"""One may be late."""
 
 
 class Heartbeat:
-    """Looks at the manager's parts and tells systemd that it works; a thread of its own.
+    """Runs the checks in a thread of its own.
 
     Args:
-        checks: what must work, by name; each raises, or does not return, if it does not. They must be cheap.
-        interval: seconds from look to look.
+        checks: by name; each raises, or does not return, if the part does not work. They must be cheap.
+        interval: seconds between checks.
         status: a line for `systemctl status`.
     """
 
@@ -35,26 +32,24 @@ class Heartbeat:
     def for_watchdog(
         cls, checks: Mapping[str, Callable[[], object]], seconds: float, status: Callable[[], str] = str
     ) -> Heartbeat:
-        """A heartbeat that keeps a watchdog of so many seconds content."""
-        return cls(checks, seconds / _SIGNS, status)
+        return cls(checks, seconds / _NOTIFICATIONS_PER_TIMEOUT, status)
 
     def start(self) -> None:
-        """Begins."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends; a check that hangs is not waited for."""
+        """Does not wait for a check that hangs."""
         self._stop.set()
         self._thread.join(timeout=1)
 
-    def beat(self) -> bool:
-        """Looks once; returns whether all works, and if so tells systemd."""
+    def check_and_notify(self) -> bool:
+        """Notifies systemd if all checks pass; returns whether they do."""
         for name, check in self._checks.items():
             try:
                 check()
             except Exception as error:
-                # Whatever is wrong: the next look may find it well; if none does, systemd starts a new manager.
-                _log.error("no sign of life for systemd's watchdog, %s does not work: %s", name, error)
+                # The next check may pass; if none does, systemd restarts the manager.
+                _log.error("watchdog not notified: %s: %s", name, error)
                 return False
         notify_systemd(f"WATCHDOG=1\nSTATUS={self._describe()}")
         return True
@@ -67,4 +62,4 @@ class Heartbeat:
 
     def _work(self) -> None:
         while not self._stop.wait(self._interval):
-            self.beat()
+            self.check_and_notify()

@@ -90,8 +90,10 @@ class Consoles:
         """Raises GuestError at once instead of after a time-out. An image that was removed since the start is not judged."""
         plan = claim.plan
         with suppress(NotFound, ImageError):
-            if not find_image(self._images, plan.image).speaks_protocol:
-                raise GuestError(f"guest {plan.name}: image {plan.image} does not speak the protocol {CONSOLE_PROTOCOL}", hint)
+            if not find_image(self._images, plan.image.name).speaks_protocol:
+                raise GuestError(
+                    f"guest {plan.name}: image {plan.image.name} does not speak the protocol {CONSOLE_PROTOCOL}", hint
+                )
 
     def _has_own_backups(self, claim: Claim, log: Path) -> bool:
         """Earlier versions named logs by the guest's name alone: those that were put aside may be another guest's."""

@@ -15,20 +15,19 @@ from uuid import UUID
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
-from orchestrator.guests.drift import check_threads
-from orchestrator.guests.host_setup import UNDOS, HostSetup
+from orchestrator.guests.host_setup import HostSetup
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
-from orchestrator.host.pci import VFIO, read_driver
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
-from orchestrator.images.store import find_image
+from orchestrator.images.store import find_build
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
-from orchestrator.resources.memory import PAGES, await_pages, note_missing
-from orchestrator.resources.nic import BindVfio, SetVf, undo_vf, undo_vf_driver
-from orchestrator.resources.step import Arguments, Step, run_steps, undo_steps
+from orchestrator.resources.cores import check_confinement
+from orchestrator.resources.memory import TakePages
+from orchestrator.resources.nic import BindVfio, ConfigureVf, find_still_bound
+from orchestrator.resources.step import GuestContext, Step, UndoContext, run_steps, undo_steps
 from orchestrator.values import CpuSet
 from orchestrator.waiting import wait_until
 
@@ -49,26 +48,19 @@ class Launches:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Waits for one of the slots."""
         with self._slots:
             yield
 
     def add(self, uuid: UUID) -> None:
-        """QEMU was created: it has all its pages."""
         self._holding_pages.add(uuid)
 
     def discard(self, uuid: UUID) -> None:
-        """QEMU has ended."""
         self._holding_pages.discard(uuid)
 
 
 @dataclass(frozen=True)
 class CoreContext:
-    """What every core manager works with.
-
-    Attributes:
-        images: folder of the built guest images.
-    """
+    """What every core manager works with. ``images`` is the folder of the built guest images."""
 
     host: HostRoot
     hypervisor: Hypervisor
@@ -80,11 +72,7 @@ class CoreContext:
 
 
 class CoreManager:
-    """Launches, confines, shuts down and cleans up one guest. The caller holds the guest's lock.
-
-    Args:
-        owner: the tenant, empty for the host's own.
-    """
+    """Launches, confines, shuts down and cleans up one guest. The caller holds the guest's lock."""
 
     def __init__(self, context: CoreContext, plan: Plan, owner: str) -> None:
         self._context, self._host, self._hypervisor = context, context.host, context.hypervisor
@@ -100,21 +88,16 @@ class CoreManager:
 
         libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
         instruction, and pins each vCPU before the guest's (qemuProcessLaunch): no thread of it is ever on another guest's core.
-
-        Returns:
-            What was changed on the host, in words.
-
-        Raises:
-            OrchestratorError: the kernel or libvirt refused, or the guest ended immediately. The caller cleans up.
+        Returns what was changed on the host, in words. If it raises, the caller cleans up.
         """
-        plan, context = self._current_plan(), self._context
+        plan, context = self.plan, self._context
         if offline := find_offline(self._host, plan):
             hint = "set them online (echo 1 > /sys/devices/system/cpu/cpuN/online), or delete the guest and create it again"
             raise HostError(f"guest {plan.name}: CPUs {offline} are offline", hint)
-        image, log = find_image(context.images, plan.image), context.logs.begin(plan, self._owner)
+        image, log = find_build(context.images, plan.image), context.logs.begin(plan, self._owner)
         with context.launches.slot():
             changed = self._prepare(plan)
-            self._hypervisor.create_paused(build_domain(plan, image, log=log))
+            self._hypervisor.create_paused(build_domain(plan, image, context.setup.housekeeping, log=log))
             context.launches.add(plan.uuid)
         try:
             self.confine_and_resume()
@@ -127,10 +110,7 @@ class CoreManager:
 
     def confine_and_resume(self) -> None:
         """Resumes a guest that was created paused, once none of its threads can reach another guest's core. Can be repeated.
-
-        Raises:
-            NotFound: it has ended.
-            HostError: a thread may run where it must not; with both sets.
+        Raises NotFound if it has ended.
         """
         running = self.confine()
         if self._hypervisor.is_paused(self.plan.uuid):
@@ -139,77 +119,49 @@ class CoreManager:
         _move_helpers(self._host, running)
 
     def confine(self) -> RunningGuest:
-        """Confines a running guest to its cores and housekeeping, and checks that none of its threads can reach beyond.
-
-        Raises:
-            As ``confine_and_resume``.
-        """
-        plan, running = self._current_plan(), self._hypervisor.read_guest(self.plan.uuid)
+        """Raises HostError if a thread can reach beyond the guest's cores and housekeeping, NotFound if it has ended."""
+        plan, housekeeping = self.plan, self._context.setup.housekeeping
+        running = self._hypervisor.read_guest(self.plan.uuid)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
         scope = read_cgroup(self._host, running.pid, running.pid).partition("/libvirt/")[0]
-        confine(self._host, scope, CpuSet.of(plan.cpus) | plan.housekeeping)
-        check_threads(plan, running, read_process_threads(self._host, running.pid))
+        confine(self._host, scope, CpuSet.of(plan.cpus) | housekeeping)
+        check_confinement(plan, housekeeping, running, read_process_threads(self._host, running.pid))
         return running
 
     def shut_down(self, timeout: float, is_expired: Callable[[], bool]) -> bool:
-        """Presses the power button and waits at most ``timeout`` seconds; returns whether the guest has ended.
-
-        Args:
-            is_expired: called repeatedly; True ends the wait before its time.
-        """
+        """Presses the power button; returns whether the guest has ended after ``timeout`` seconds, or once ``is_expired()``."""
         self._hypervisor.shutdown(self.plan.uuid)
         wait_until(lambda: not self.is_running or is_expired(), timeout=timeout, interval=0.2)
         return not self.is_running
 
     def clean_up(self) -> tuple[str, ...]:
-        """Forces the guest off if it runs, undoes what was done for it, and verifies that all its resources are clean.
-
-        Returns:
-            Why they are not, one sentence per finding; empty if they are.
-
-        Raises:
-            HypervisorError: libvirt did not respond, so nothing is known.
+        """Forces the guest off if it runs, and undoes what was done for it. Returns what is not verified clean, one sentence
+        per finding; raises HypervisorError if libvirt did not respond, so nothing is known.
         """
         self._hypervisor.destroy(self.plan.uuid)
         self._context.launches.discard(self.plan.uuid)
         try:
-            self._undo()
-            return self._find_vf_still_bound()
+            undo_steps(UndoContext(self._host, self._guest_context()), self._context.ledger, self.plan.name)
+            return find_still_bound(self._host, self.plan)
         except HostError as error:
             return (error.message,)
 
     def drop_undo_records(self) -> None:
-        """Drops what could not be undone; an operator has handled it."""
         for record in self._context.ledger.pending(self.plan.name):
             self._context.ledger.forget(record.id)
 
-    def _current_plan(self) -> Plan:
-        return self._context.setup.with_current_housekeeping(self.plan)
-
     def _prepare(self, plan: Plan) -> tuple[str, ...]:
-        """First what serves all guests, then what is this guest's."""
         context = self._context
         changed = context.setup.prepare(plan)
-        note_missing(self._host, self._hypervisor, context.ledger, plan)
-        steps: list[Step] = [SetVf(plan.vf), BindVfio(plan.vf)]
+        steps: list[Step] = [TakePages(self._guest_context())]
+        for nic in plan.nics:
+            steps += [ConfigureVf(nic), BindVfio(nic)]
         changed += run_steps(self._host, context.ledger, plan.name, steps)
         context.setup.restore_edge_mode(plan)
         return changed
 
-    def _undo(self) -> None:
-        plan, ledger = self.plan, self._context.ledger
-        undos = {**UNDOS, PAGES: lambda host, noted: await_pages(host, self._hypervisor, ledger, plan, noted)}
-        # Records of earlier versions do not name the PF.
-        vf: Arguments = {"pf": str(plan.vf.pf), "index": plan.vf.index, "address": str(plan.vf.address)}
-        undos[SetVf.action] = lambda host, noted: undo_vf(host, {**vf, **noted})
-        undos[BindVfio.action] = lambda host, noted: undo_vf_driver(host, {**vf, **noted})
-        undo_steps(self._host, ledger, plan.name, undos)
-
-    def _find_vf_still_bound(self) -> tuple[str, ...]:
-        """Its address needs no check: the step that restored it has read it back."""
-        if read_driver(self._host, self.plan.vf.address) == VFIO:
-            return (f"VF {self.plan.vf.address} is still bound to {VFIO}",)
-        return ()
+    def _guest_context(self) -> GuestContext:
+        return GuestContext(self.plan, self._context.ledger, self._hypervisor)
 
     def _await_first_exit(self) -> None:
         """KVM creates its helper thread when a vCPU first runs; a vCPU that has exited once has run."""

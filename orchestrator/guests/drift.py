@@ -1,93 +1,81 @@
-"""Whether a running guest is still where its plan says, and the one repair that cannot hurt it."""
+"""Detects drift: what of a running guest differs from its claim. Each change is reported once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from uuid import UUID
 
-from orchestrator.errors import HostError
-from orchestrator.host.pci import VFIO
-from orchestrator.host.processes import Thread
-from orchestrator.hypervisor.connection import Hypervisor, Pinning, RunningGuest
-from orchestrator.model.plan import Plan
-from orchestrator.model.topology import VfState
-from orchestrator.values import CpuSet, PciAddress
+from orchestrator.errors import NotFound
+from orchestrator.guests.core_manager import CoreContext, find_offline
+from orchestrator.guests.host_setup import HOST
+from orchestrator.ledger import Claim, EventKind
+from orchestrator.resources.cores import diff_pinning, diff_vcpus, restore_pinning
+from orchestrator.resources.nic import VfStates, diff_devices, diff_vf, find_drivers
 
-
-def check_threads(plan: Plan, live: RunningGuest, threads: tuple[Thread, ...]) -> None:
-    """Looks where the threads of a guest's QEMU may run. Pure.
-
-    Raises:
-        HostError: a vCPU may run elsewhere than on its CPU, or another thread beyond the guest's and housekeeping.
-    """
-    own, vcpus = CpuSet.of(plan.cpus), {vcpu.tid: plan.cpus[vcpu.index] for vcpu in live.vcpus}
-    for thread in threads:
-        may = CpuSet.of([vcpus[thread.tid]]) if thread.tid in vcpus else own | plan.housekeeping
-        if not thread.allowed <= may:
-            what = f"thread {thread.name} ({thread.tid}) of guest {plan.name}"
-            raise HostError(
-                f"{what} may run on CPUs {thread.allowed}, but must keep to {may}",
-                "something else sets affinities: a tuning daemon?",
-            )
+FORCE_VF_READ_EVERY = 10
+"""Rounds after which VFs are read although no link has changed: the kernel announces neither what happens to the VFs of a PF that
+is down, nor a request that fails half-way."""
 
 
-def check_pins(plan: Plan, live: Pinning) -> tuple[str, ...]:
-    """What ``repair_pins`` would put right on a running guest, a sentence each. Pure.
+class DriftDetector:
+    """Compares guests with their claims."""
 
-    Args:
-        live: what libvirt holds the guest to.
-    """
-    found = [
-        f"vCPU {index} may run on CPUs {pin} in place of {cpu}"
-        for index, (pin, cpu) in enumerate(zip(live.pins, plan.cpus, strict=False))
-        if tuple(pin) != (cpu,)
-    ]
-    if live.emulator_pin != plan.housekeeping:
-        found.append(f"QEMU's other threads may run on CPUs {live.emulator_pin} in place of {plan.housekeeping}")
-    return tuple(found)
+    def __init__(self, context: CoreContext) -> None:
+        self._host, self._hypervisor, self._ledger = context.host, context.hypervisor, context.ledger
+        self._setup = context.setup
+        # By guest; None is the host.
+        self._last_reported: dict[UUID | None, tuple[str, ...]] = {}
+        self._last_repaired: dict[UUID, tuple[str, ...]] = {}
+        # Settings of the VFs, and whether they may have changed since: reading them is slow.
+        self._vf_states: VfStates = {}
+        self._links_changed = threading.Event()
+        self._links_changed.set()
+        self._rounds = 0
 
+    def on_link_change(self) -> None:
+        """An uplink or a VF was set, according to the kernel (do_setlink(), rtnetlink.c): the next round reads the VFs."""
+        self._links_changed.set()
 
-VfStates = Mapping[PciAddress, Sequence[VfState] | str]
-"""PF → what it enforces for its VFs, or why that cannot be read."""
+    def begin_round(self, claims: tuple[Claim, ...]) -> None:
+        """Forgets guests without a claim, and reads the VFs if they may have changed."""
+        uuids = {claim.plan.uuid for claim in claims}
+        self._last_reported = {key: value for key, value in self._last_reported.items() if key is None or key in uuids}
+        self._last_repaired = {key: value for key, value in self._last_repaired.items() if key in uuids}
+        self._rounds += 1
+        if self._links_changed.is_set() or self._rounds % FORCE_VF_READ_EVERY == 0:
+            self._links_changed.clear()  # before the reading: a later change is read in the next round
+            self._vf_states = self._setup.read_vf_states()
 
+    def check_guest(self, claim: Claim) -> None:
+        """Reports how a running guest differs from its claim, and restores its pinning. The caller holds the guest's lock."""
+        plan, housekeeping = claim.plan, self._setup.housekeeping
+        states = self._vf_states
+        if diff_vf(plan, states):
+            states = self._setup.read_vf_states()  # it may have been started again since the round began
+        try:
+            running = self._hypervisor.read_pinning(plan.uuid)
+        except NotFound:
+            return  # it is ending
+        pinning = diff_pinning(plan, housekeeping, running)
+        findings = (*diff_vcpus(plan, running), *diff_devices(plan, running, find_drivers(self._host, plan), states))
+        if offline := find_offline(self._host, plan):
+            findings = (f"CPUs {offline} are offline", *findings)
+        if self._hypervisor.is_paused(plan.uuid):
+            findings = ("suspended", *findings)
+        if pinning:
+            restore_pinning(self._hypervisor, plan, housekeeping, running)
+        before, self._last_repaired[plan.uuid] = self._last_repaired.get(plan.uuid, ()), pinning
+        # A program that changes the pinning again and again is reported once.
+        self._report(claim, findings, repaired=pinning if pinning != before else ())
 
-def find_state(states: VfStates, plan: Plan) -> VfState | str | None:
-    """Of a guest's VF; None if the PF has no such VF. Pure."""
-    found = states.get(plan.vf.pf, ())
-    return found if isinstance(found, str) else next((vf for vf in found if vf.index == plan.vf.index), None)
+    def check_pools(self, claims: tuple[Claim, ...]) -> None:
+        """Reports pools that lack pages of stopped guests."""
+        self._report(None, self._setup.find_pool_shortfalls(claims))
 
-
-def check_devices(plan: Plan, live: Pinning, driver: str | None, vf: VfState | str | None) -> tuple[str, ...]:
-    """What else somebody has changed on a running guest, a sentence each. Pure.
-
-    Args:
-        live: what libvirt has given the guest.
-        driver: driver of its VF.
-        vf: what the PF enforces for its VF, None if it has no such VF, or why it cannot be read.
-    """
-    found = []
-    if len(live.pins) != len(plan.cpus):
-        found.append(f"it has {len(live.pins)} vCPUs in place of {len(plan.cpus)}")
-    if driver != VFIO:
-        found.append(f"its VF {plan.vf.address} is bound to {driver or 'no driver'} in place of {VFIO}")
-    if live.hostdevs != (plan.vf.address,):
-        devices = ", ".join(map(str, live.hostdevs)) or "none"
-        found.append(f"the devices handed to it are {devices} in place of {plan.vf.address}")
-    return (*found, *check_vf(plan, vf))
-
-
-def check_vf(plan: Plan, vf: VfState | str | None) -> tuple[str, ...]:
-    """What the PF enforces for a guest's VF, where that is not as it was made. Pure."""
-    if isinstance(vf, str):
-        return (f"what its PF {plan.vf.pf} enforces for its VF cannot be read: {vf}",)
-    if vf is None:
-        return (f"{plan.vf.interface} has no VF {plan.vf.index} any more",)
-    return tuple(f"its VF's {difference}" for difference in vf.diff(vf.with_defaults(plan.vf.mac)).values())
-
-
-def repair_pins(hypervisor: Hypervisor, plan: Plan, live: Pinning) -> None:
-    """Pins a running guest's threads as its plan says: the one change to a running guest that cannot hurt it."""
-    for index, (pin, cpu) in enumerate(zip(live.pins, plan.cpus, strict=False)):
-        if tuple(pin) != (cpu,):
-            hypervisor.pin(plan.uuid, index, CpuSet.of([cpu]))
-    if live.emulator_pin != plan.housekeeping:
-        hypervisor.pin_emulator(plan.uuid, plan.housekeeping)
+    def _report(self, claim: Claim | None, findings: tuple[str, ...], repaired: tuple[str, ...] = ()) -> None:
+        key = claim.plan.uuid if claim else None
+        if repaired or findings != self._last_reported.get(key, ()):
+            detail = "; ".join((*(f"{finding} (restored)" for finding in repaired), *findings)) or "no differences remain"
+            subject, tenant = (claim.plan.name, claim.owner) if claim else (HOST, "")
+            self._ledger.log(EventKind.DRIFTED, subject, detail, tenant=tenant)
+            self._last_reported[key] = findings

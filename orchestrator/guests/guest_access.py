@@ -15,8 +15,6 @@ from orchestrator.model.state import GuestState
 
 
 class GuestAccess:
-    """Finds guests for callers, and serialises the changes of a guest."""
-
     def __init__(self, ledger: Ledger, transitions: Transitions) -> None:
         self._ledger, self._transitions = ledger, transitions
 
@@ -38,17 +36,10 @@ class GuestAccess:
     def lock_for_change(
         self, caller: Identity, name: str, expected: int | None, *, expire_shutdown: bool = False
     ) -> Iterator[Claim]:
-        """Holds the guest's lock.
+        """Holds the guest's lock. Raises Stale if the guest is not at the ``expected`` version; None accepts any.
 
-        Args:
-            expected: the version that the caller has seen, None for any.
-            expire_shutdown: do not wait for a shutdown that is under way (it holds the lock): it times out now. The version that
-                this shutdown alone makes of the guest is then accepted too.
-
-        Raises:
-            NotFound: as ``find``; or another guest has taken the name meanwhile.
-            Forbidden: as ``find_for_change``.
-            Stale: the guest is at another version.
+        With ``expire_shutdown`` a shutdown under way, which holds the lock, times out now; the version that it alone makes of the
+        guest is accepted too.
         """
         # Checked before the wait for the lock, which can take an hour: a version that is gone does not come again.
         before = self.find_for_change(caller, name)

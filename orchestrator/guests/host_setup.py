@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 
 from orchestrator.errors import HostError, OrchestratorError
-from orchestrator.guests.drift import VfStates
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import log_errors
 from orchestrator.host.cpus import read_online
@@ -22,10 +20,10 @@ from orchestrator.locks import WatchedLock
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import VfState
-from orchestrator.resources.cores import MoveIrq, MoveKernelThread, clear_cores, undo_irq_affinity, undo_thread_affinity
-from orchestrator.resources.nic import BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf, undo_vf_driver
-from orchestrator.resources.step import Undo, run_steps, undo_steps
-from orchestrator.resources.uplink import SetEdgeMode, undo_edge_mode
+from orchestrator.resources.cores import clear_cores
+from orchestrator.resources.nic import CreateVfs, VfStates
+from orchestrator.resources.step import UndoContext, run_steps, undo_steps
+from orchestrator.resources.uplink import SetEdgeMode
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _log = logging.getLogger(__name__)
@@ -33,25 +31,13 @@ _log = logging.getLogger(__name__)
 HOST = "host"
 """Owner of these changes in the undo journal. No guest can have this name."""
 
-UNDOS: Mapping[str, Undo] = {
-    MoveKernelThread.action: undo_thread_affinity,
-    MoveIrq.action: undo_irq_affinity,
-    CreateVfs.action: undo_numvfs,
-    SetEdgeMode.action: undo_edge_mode,
-    SetVf.action: undo_vf,
-    BindVfio.action: undo_vf_driver,
-}
-
 
 class HostSetup:
-    """Prepares the host for guests.
+    """Prepares the host for guests. The lock is held while something that serves all guests changes.
 
     Args:
         warnings: receives what could not be moved off the guest cores.
         count_undo_failure: called if a change could not be undone; must not raise.
-
-    Attributes:
-        lock: held while something that serves all guests changes.
     """
 
     def __init__(
@@ -66,7 +52,6 @@ class HostSetup:
 
     @property
     def policy(self) -> Policy:
-        """The configuration that divides the host."""
         return self._policy
 
     @property
@@ -75,22 +60,16 @@ class HostSetup:
         housekeeping = self._policy.housekeeping
         return housekeeping & read_online(self._host) or housekeeping
 
-    def with_current_housekeeping(self, plan: Plan) -> Plan:
-        """The plan with the present housekeeping CPUs, which may have changed since the plan was made."""
-        return replace(plan, housekeeping=self.housekeeping)
-
     def prepare(self, plan: Plan) -> tuple[str, ...]:
-        """Does what serves all guests of the plan's PF, unless that is done already; returns what was changed, in words."""
-        if plan.vf.pf in self._prepared_pfs and read_numvfs(self._host, plan.vf.pf):
-            return ()
-        return self.make_vfs(plan.vf.pf, plan.vf.interface)
+        """Does what serves all guests of the plan's PFs, unless that is done already; returns what was changed, in words."""
+        changed: tuple[str, ...] = ()
+        for pf, interface in _list_pfs([plan]).items():
+            if pf not in self._prepared_pfs or not read_numvfs(self._host, pf):
+                changed += self.make_vfs(pf, interface)
+        return changed
 
     def make_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
-        """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed, in words.
-
-        Raises:
-            HostError: the kernel refused. What was done is in the undo journal, and is undone with the last guest.
-        """
+        """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed, in words."""
         moved: tuple[str, ...] = ()
         housekeeping = self.housekeeping
         with self.lock:
@@ -106,29 +85,24 @@ class HostSetup:
         return (*((f"move {len(moved)} threads and interrupts to CPUs {housekeeping}",) if moved else ()), *made)
 
     def restore_edge_mode(self, plan: Plan) -> None:
-        """Puts the guest's PF back into VEPA mode, if it is not.
-
-        Raises:
-            HostError: the PF is gone, or its driver refused.
-        """
-        pf = read_pf(self._host, plan.vf.pf, [plan.vf.interface, *self._policy.uplinks])
-        if read_edge_mode(self._host, pf) is not EdgeMode.VEPA:
-            with self.lock:
-                run_steps(self._host, self._ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
+        """Puts the guest's PFs back into VEPA mode."""
+        for pf, interface in _list_pfs([plan]).items():
+            self._restore_edge_mode(pf, interface)
 
     def restore_edge_modes(self) -> None:
         """The same for the PFs of all guests. An error of one PF does not stop the others."""
-        for plan in {claim.plan.vf.pf: claim.plan for claim in self._ledger.read().claims}.values():
+        for pf, interface in self._list_guest_pfs().items():
             try:
-                self.restore_edge_mode(plan)
+                self._restore_edge_mode(pf, interface)
             except OrchestratorError as error:
-                _log.error("cannot restore VEPA mode on PF %s: %s", plan.vf.pf, error)
+                _log.error("cannot restore VEPA mode on PF %s: %s", pf, error)
 
     def has_guest_on(self, interface: str) -> bool:
         """Whether a guest has a VF of this PF, by its planned or its present name: it need not be a configured uplink."""
         return any(
-            claim.plan.vf.interface == interface or has_port(self._host, claim.plan.vf.pf, interface)
+            nic.interface == interface or has_port(self._host, nic.pf, interface)
             for claim in self._ledger.read().claims
+            for nic in claim.plan.nics
         )
 
     def release(self) -> None:
@@ -143,14 +117,11 @@ class HostSetup:
                 log_errors(lambda: self._ledger.log(EventKind.UNDO_FAILED, HOST, self._undo_error))
 
     def retry_release(self) -> None:
-        """Repeats a release that failed."""
         if self._undo_error:
             self.release()
 
     def read_vf_states(self) -> VfStates:
-        """The settings that the PFs of guests enforce for all their VFs."""
-        names = {claim.plan.vf.pf: claim.plan.vf.interface for claim in self._ledger.read().claims}
-        return {pf: self._read_vf_states(pf, name) for pf, name in names.items()}
+        return {pf: self._read_vf_states(pf, name) for pf, name in self._list_guest_pfs().items()}
 
     def find_pool_shortfalls(self, claims: tuple[Claim, ...]) -> tuple[str, ...]:
         """Pools with fewer free pages than stopped guests own there: another program has taken some. One sentence per pool."""
@@ -167,6 +138,15 @@ class HostSetup:
             if (left := free.get((node, size), 0)) < count
         )
 
+    def _restore_edge_mode(self, address: PciAddress, interface: str) -> None:
+        pf = read_pf(self._host, address, [interface, *self._policy.uplinks])
+        if read_edge_mode(self._host, pf) is not EdgeMode.VEPA:
+            with self.lock:
+                run_steps(self._host, self._ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
+
+    def _list_guest_pfs(self) -> dict[PciAddress, str]:
+        return _list_pfs(claim.plan for claim in self._ledger.read().claims)
+
     def _undo(self) -> None:
         if self._ledger.read().claims:
             return
@@ -174,10 +154,15 @@ class HostSetup:
             # In this order: a guest that is claimed after the check finds nothing prepared, and waits for the lock.
             self._prepared_pfs.clear()
             if not self._ledger.read().claims:
-                undo_steps(self._host, self._ledger, HOST, UNDOS)
+                undo_steps(UndoContext(self._host), self._ledger, HOST)
 
     def _read_vf_states(self, pf: PciAddress, name: str) -> tuple[VfState, ...] | str:
         try:
             return self._host.net.read_vfs(find_port(self._host, pf, [name, *self._policy.uplinks], odd=True))
         except HostError as error:
             return error.message
+
+
+def _list_pfs(plans: Iterable[Plan]) -> dict[PciAddress, str]:
+    """PF → its interface when the plan was made."""
+    return {nic.pf: nic.interface for plan in plans for nic in plan.nics}

@@ -16,18 +16,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """One change.
-
-    Attributes:
-        kind: None if another event has reported the change already.
-        caller: name of the identity behind the request.
-        started_at: ``time.monotonic()``, None if the event has no duration.
-    """
-
     kind: EventKind | None
+    """None if another event has reported the change already."""
     detail: str = ""
     caller: str = MANAGER.name
     started_at: float | None = None
+    """``time.monotonic()``; None if the event has no duration."""
 
 
 def log_event(ledger: Ledger, claim: Claim, outcome: Outcome) -> None:

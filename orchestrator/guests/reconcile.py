@@ -7,7 +7,7 @@ from functools import partial
 from uuid import UUID
 
 from orchestrator.guests.core_manager import CoreContext
-from orchestrator.guests.drift_detector import DriftDetector
+from orchestrator.guests.drift import DriftDetector
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
 from orchestrator.guests.recovery import Decision, RecoveryAction, check_housekeeping, decide
 from orchestrator.guests.transitions import Transitions
@@ -31,11 +31,7 @@ class Reconciler:
     def recover(self, progress: Callable[[], object] = lambda: None) -> None:
         """After a start of the manager: brings each guest to a settled state. Ends no running guest.
 
-        Args:
-            progress: called before each guest.
-
-        Raises:
-            Conflict: housekeeping CPUs of the configuration are owned by a guest; nothing was done.
+        Calls ``progress`` before each guest. Raises Conflict, and does nothing, if a guest owns CPUs that are for housekeeping.
         """
         claims = self._ledger.read().claims
         check_housekeeping(claims, self._setup.policy.housekeeping)
@@ -62,17 +58,15 @@ class Reconciler:
             decision = decide(claim.state, running=claim.plan.uuid in running)
             if _is_settled(claim, decision) and claim.plan.uuid not in self._unconfined:
                 continue
-            with self._transitions.guest_locks.if_free(claim.plan.name) as held:
+            with self._transitions.guest_locks.try_acquire(claim.plan.name) as held:
                 now = self._ledger.find(claim.plan.name) if held else None
                 if now and (now.plan.uuid not in self._seen_not_running or now.plan.uuid in seen_before):
                     self.reconcile_guest(now)
         self._setup.retry_release()
 
     def reconcile_guest(self, claim: Claim, *, adopt: bool = False) -> None:
-        """Brings a guest to a settled state. The caller holds the guest's lock.
-
-        Args:
-            adopt: the manager was just started: guests that keep running are reported, and scheduled restarts continue.
+        """The caller holds the guest's lock. With ``adopt`` (the manager was just started) guests that keep running are reported,
+        and scheduled restarts continue.
         """
         running = claim.plan.uuid in self._hypervisor.running_uuids()
         if running and claim.state == GuestState.DELETING and self._hypervisor.is_paused(claim.plan.uuid):
@@ -107,12 +101,11 @@ class Reconciler:
                         self._transitions.handle_unrequested_end(now, cause)
 
     def detect_drift(self) -> None:
-        """Compares each running guest with its claim."""
         claims = self._ledger.read().claims
         log_errors(partial(self._drift.begin_round, claims))
         for claim in claims:
             if claim.state == GuestState.RUNNING:
-                with self._transitions.guest_locks.if_free(claim.plan.name) as held:
+                with self._transitions.guest_locks.try_acquire(claim.plan.name) as held:
                     now = self._ledger.find(claim.plan.name) if held else None
                     # Another guest may have the name by now.
                     if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
@@ -120,7 +113,6 @@ class Reconciler:
         self._drift.check_pools(claims)
 
     def has_guest_on(self, interface: str) -> bool:
-        """As ``HostSetup.has_guest_on``."""
         return self._setup.has_guest_on(interface)
 
     def on_link_change(self) -> None:
@@ -129,7 +121,6 @@ class Reconciler:
         self._setup.restore_edge_modes()
 
     def _finish(self, claim: Claim, decision: Decision) -> None:
-        """Completes what was interrupted for a guest that does not run."""
         if decision.state == GuestState.DELETING:
             self._transitions.delete(claim, Outcome(EventKind.DELETED, decision.why))
         elif claim.state == GuestState.STOPPING:

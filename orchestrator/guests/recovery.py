@@ -29,24 +29,14 @@ class RecoveryAction(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done with a guest.
-
-    Attributes:
-        state: set before the action.
-    """
-
     action: RecoveryAction
     state: GuestState
+    """Set before the action."""
     why: str
 
 
 def decide(state: GuestState, *, running: bool) -> Decision:
-    """Never ends a running guest.
-
-    Args:
-        state: in the ledger.
-        running: in libvirt.
-    """
+    """``state`` is the ledger's, ``running`` libvirt's. No decision ends a running guest."""
     return _IF_RUNNING[state] if running else _IF_NOT[state]
 
 

@@ -53,11 +53,6 @@ class RefusalLog:
             raise
 
     def log(self, name: str, error: OrchestratorError, caller: Identity, seconds: float) -> None:
-        """Logs the refusal of a guest of this name after ``seconds``.
-
-        Raises:
-            LedgerError: the event cannot be written.
-        """
         kind = EventKind.REFUSED if isinstance(error, _REFUSALS) else EventKind.PLAN_FAILED
         detail, now = error.message, self._clock()
         with self._lock:

@@ -21,20 +21,12 @@ _FIRST_DELAY, _LONGEST_DELAY = 1.0, 300.0
 
 
 def delay(restarts: int) -> float | None:
-    """Seconds before a guest that has failed is started again, doubled each time; None to give up.
-
-    Args:
-        restarts: automatic restarts since the last requested start.
-    """
+    """Seconds before the next restart, after this number of restarts since the last requested start; None to give up."""
     return None if restarts >= MAX_RESTARTS else min(_FIRST_DELAY * 2**restarts, _LONGEST_DELAY)
 
 
 def count_restarts(claim: Claim, cause: EndCause, ran: float | None) -> int:
-    """The number of the restart that follows this end, 0 if none does.
-
-    Args:
-        ran: seconds since the guest's start, None if unknown (the manager was started since).
-    """
+    """The number of the restart that follows this end, 0 if none does. ``ran``: seconds, None if the manager started later."""
     if cause not in RESTARTABLE_CAUSES or claim.request.restart is not Restart.ON_FAILURE:
         return 0
     return 1 if ran is None or ran >= STABLE_RUN_SECONDS else claim.restarts + 1
@@ -48,7 +40,6 @@ class NamedTimers:
         self._closed = False
 
     def set(self, name: str, seconds: float, work: Callable[[threading.Timer], object]) -> None:
-        """Calls ``work`` after this time in a thread of its own, instead of what was scheduled before."""
         self.cancel(name)
         if self._closed:
             return
@@ -65,16 +56,13 @@ class NamedTimers:
         return True
 
     def cancel(self, name: str) -> None:
-        """Cancels the timer of this name, if there is one."""
         if timer := self._timers.pop(name, None):
             timer.cancel()
 
     def get(self, name: str) -> threading.Timer | None:
-        """The timer that waits."""
         return self._timers.get(name)
 
     def close(self) -> None:
-        """Cancels all timers; later ones are not set."""
         self._closed = True
         for timer in list(self._timers.values()):
             timer.cancel()
@@ -83,8 +71,7 @@ class NamedTimers:
 class Restarts:
     """Scheduled restarts, and how long guests have run. The caller of a method holds the guest's lock.
 
-    Args:
-        run: restarts the guest of this name; gets the timer, for ``begin``.
+    ``run`` restarts the guest of a name; it passes the timer to ``begin``.
     """
 
     def __init__(self, run: Callable[[str, threading.Timer], object]) -> None:
@@ -93,11 +80,9 @@ class Restarts:
         self._running_since: dict[UUID, float] = {}
 
     def note_start(self, claim: Claim) -> None:
-        """The guest runs from now on."""
         self._running_since[claim.plan.uuid] = time.monotonic()
 
     def count_after(self, claim: Claim, cause: EndCause) -> int:
-        """As ``count_restarts``, with the time that the guest has run."""
         since = self._running_since.pop(claim.plan.uuid, None)
         return count_restarts(claim, cause, None if since is None else time.monotonic() - since)
 
@@ -114,11 +99,9 @@ class Restarts:
         return self._timers.pop_if_current(name, timer)
 
     def cancel(self, name: str) -> None:
-        """The guest is not to be restarted."""
         self._timers.cancel(name)
 
     def forget(self, claim: Claim) -> None:
-        """The guest is gone."""
         self._timers.cancel(claim.plan.name)
         self._running_since.pop(claim.plan.uuid, None)
 
@@ -127,5 +110,4 @@ class Restarts:
         return self._timers.get(name)
 
     def close(self) -> None:
-        """Restarts no guest any more."""
         self._timers.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from orchestrator.errors import Conflict, Forbidden, NotFound
-from orchestrator.guests.allocate import Placing, find_repeated
+from orchestrator.guests.allocate import Allocator, find_by_request_id
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
@@ -47,16 +47,10 @@ class GuestService:
     Methods with ``expected``, the version that the caller has seen (None for any), raise Stale if the guest is at another one.
 
     Args:
-        policy: how the host is divided.
         images: folder of the built guest images.
         consoles: folder of the guests' console logs.
         count_undo_failure: called if a cleanup is not verified; must not raise.
         observe_refusal: gets kind and seconds of a refusal that is not in the event log; must not raise.
-
-    Attributes:
-        host_setup: what serves all guests.
-        transitions: changes guests.
-        reconciler: handles what was not requested.
     """
 
     def __init__(
@@ -70,7 +64,7 @@ class GuestService:
         context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs)
         self.transitions = Transitions(context, count_undo_failure)
         self.reconciler = Reconciler(context, self.transitions)
-        self.allocator = Placing(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings)
+        self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings)
         self._access = GuestAccess(ledger, self.transitions)
         self._refusals = RefusalLog(ledger, observe_refusal)
         self._consoles = Consoles(hypervisor, ledger, logs, images)
@@ -81,7 +75,6 @@ class GuestService:
     # Views.
 
     def survey(self) -> Topology:
-        """What the host has now."""
         return read_topology(self._host)
 
     def compare(self, topology: Topology) -> tuple[HostFinding, ...]:
@@ -91,16 +84,13 @@ class GuestService:
         return findings
 
     def guests(self, caller: Identity) -> tuple[GuestView, ...]:
-        """All guests that the caller may see."""
         running = self.transitions.list_running()
         return tuple(view_guest(claim, running) for claim in self._ledger.read().claims if may_see(caller, claim.owner))
 
     def guest(self, caller: Identity, name: str) -> GuestView:
-        """One guest."""
         return self._view(self._access.find(caller, name))
 
     def quarantined(self, caller: Identity) -> tuple[Quarantined, ...]:
-        """All guests in quarantine. Raises Forbidden for a tenant."""
         if caller.role is Role.TENANT:
             raise Forbidden("a tenant may not see the quarantine", "ask the operator of the host")
         return self._ledger.quarantined()
@@ -128,12 +118,8 @@ class GuestService:
     # Changes.
 
     def plan(self, caller: Identity, request: GuestRequest) -> GuestView:
-        """What the guest would get, without claiming it; or the guest itself if it was created with the same request id.
-
-        Raises:
-            As ``create``.
-        """
-        known = find_repeated(caller, request, self._ledger.read().claims)
+        """What the guest would get, without claiming it; or the guest itself if it was created with the same request id."""
+        known = find_by_request_id(caller, request, self._ledger.read().claims)
         if known:
             return self._view(known)
         placed = self.allocator.plan(caller, request)
@@ -145,12 +131,6 @@ class GuestService:
 
         Returns:
             The guest, and whether it is new: False if it was created with the same request id before.
-
-        Raises:
-            Conflict: the name is taken, or the request id was used for another request.
-            QuotaExceeded: the tenant's quota does not allow it.
-            RequestError, NotFound, NoRoom: the request cannot be met.
-            HostError, HypervisorError: the kernel or libvirt refused.
         """
         if not may_change(caller, caller.tenant):
             raise Forbidden(f"{caller.name} may not create guests")
@@ -159,31 +139,26 @@ class GuestService:
             other = self._ledger.find(request.name)
             if other and (other.owner != caller.tenant or request.id is None or other.request.id != request.id):
                 raise Conflict(f"the name {request.name} is taken", "choose another name")
-            known = find_repeated(caller, request, self._ledger.read().claims)
+            known = find_by_request_id(caller, request, self._ledger.read().claims)
             if known and known.state not in (GuestState.CREATING, GuestState.DELETING):  # these states end soon
                 return self._view(known), False
         with self.transitions.guest_locks(request.name):
             started_at = time.monotonic()
             with self._refusals.logging(request.name, caller):
-                known = find_repeated(caller, request, self._ledger.read().claims)
+                known = find_by_request_id(caller, request, self._ledger.read().claims)
                 if known:
                     return self._view(known), False
-                plan, changed = claim_with_vfs(
+                claim, changed = claim_with_vfs(
                     lambda: self.allocator.claim(caller, request), self.host_setup.make_vfs, self.host_setup.release
                 )
+            plan = claim.plan
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
-            detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, VF {plan.vf.address}"
-            claim = self._access.find(caller, plan.name)
+            detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(f'VF {nic.address}' for nic in plan.nics)}"
             log_event(self._ledger, claim, Outcome(EventKind.CLAIMED, detail, caller.name, started_at))
             return _view_running(self.transitions.launch(claim, caller.name, changed)), True
 
     def start(self, caller: Identity, name: str, expected: int | None = None) -> GuestView:
-        """Starts a stopped guest on the resources that it owns; does nothing if it runs.
-
-        Raises:
-            Conflict: its state does not allow it.
-            HostError, HypervisorError: the kernel or libvirt refused; what was done is undone.
-        """
+        """Starts a stopped guest on the resources that it owns; does nothing if it runs."""
         with self._access.lock_for_change(caller, name, expected) as claim:
             return _view_running(self.transitions.start(claim, caller.name))
 
@@ -204,11 +179,7 @@ class GuestService:
             return self.start(caller, name)
 
     def delete(self, caller: Identity, name: str, expected: int | None = None) -> None:
-        """Forces a guest off if it runs, and releases its claim.
-
-        Raises:
-            Conflict: it is in quarantine, before or after the attempt.
-        """
+        """Forces a guest off if it runs, and releases its claim. Raises Conflict if it is in quarantine before or after that."""
         with self._access.lock_for_change(caller, name, expected, expire_shutdown=True) as claim:
             if claim.state == GuestState.QUARANTINED:
                 raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
@@ -218,15 +189,7 @@ class GuestService:
                 raise Conflict(message, "an operator can check it: `nohype quarantine list`")
 
     def clear_quarantine(self, caller: Identity, name: str, expected: int | None = None, *, force: bool = False) -> None:
-        """Repeats the cleanup of a quarantined guest, and releases its claim.
-
-        Args:
-            force: release it even if the cleanup is not verified.
-
-        Raises:
-            NotFound: the guest is not in quarantine, or another guest has taken the name meanwhile.
-            Conflict: the cleanup is not verified; with the reasons.
-        """
+        """Repeats the cleanup of a quarantined guest, and releases its claim; with ``force`` even if that is not verified."""
         if caller.role is not Role.OPERATOR:
             raise Forbidden(f"{caller.name} is not an operator and may not clear the quarantine")
         not_quarantined = NotFound(f"guest {name} is not in quarantine", "`nohype quarantine list` shows quarantined guests")
@@ -241,38 +204,30 @@ class GuestService:
     # Consoles.
 
     def begin_ready(self, caller: Identity, name: str, timeout: float) -> Future[str]:
-        """As ``Consoles.begin_ready``."""
         return self._consoles.begin_ready(self._access.find(caller, name), timeout)
 
     def begin_tell(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> Future[str]:
-        """As ``Consoles.begin_tell``.
-
-        Args:
-            uuid: the guest's id if it must be this one; else another guest of the name raises NotFound.
-        """
+        """Raises NotFound if ``uuid`` is given and is not the guest's."""
         claim = self._access.find_for_change(caller, name)
         if uuid not in (None, claim.plan.uuid):
             raise guest_replaced_error(name)
         return self._consoles.begin_tell(claim, line, timeout)
 
     def wait_ready(self, caller: Identity, name: str, timeout: float) -> str:
-        """The line with which the guest reports that it is ready."""
         return self.begin_ready(caller, name, timeout).result()
 
     def tell(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
-        """The reply to a line that is sent to the guest's console."""
         return self.begin_tell(caller, name, line, timeout, uuid).result()
 
     def tidy(self) -> None:
-        """Removes old console logs of deleted guests."""
         self._consoles.tidy()
 
     # The manager's own.
 
     def check(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""
-        self.host_setup.lock.check(limit)
-        self.allocator.check(limit)
+        self.host_setup.lock.raise_if_held_longer(limit)
+        self.allocator.lock.raise_if_held_longer(limit)
 
     def close(self) -> None:
         """Restarts no guest any more, and ends what clients wait for. Guests keep running."""

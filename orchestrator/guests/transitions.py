@@ -14,25 +14,20 @@ from orchestrator.guests.recovery import decide
 from orchestrator.guests.restarts import MAX_RESTARTS, RESTARTABLE_CAUSES, Restarts
 from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Claim, EventKind
-from orchestrator.locks import Locks
+from orchestrator.locks import NamedLocks
 from orchestrator.model.access import MANAGER
 from orchestrator.model.state import GuestState
 from orchestrator.values import CpuSet
 
 
 class Transitions:
-    """One method per change. The caller of a method that takes a claim holds the guest's lock.
+    """One method per change. The caller of a method that takes a claim holds the guest's lock: ``guest_locks(name)``.
 
-    Args:
-        count_undo_failure: called if a cleanup is not verified; must not raise.
-
-    Attributes:
-        guest_locks: by a guest's name.
-        restarts: guests that are scheduled to be restarted.
+    ``count_undo_failure`` is called if a cleanup is not verified; it must not raise.
     """
 
     def __init__(self, context: CoreContext, count_undo_failure: Callable[[], object]) -> None:
-        self.guest_locks = Locks()
+        self.guest_locks = NamedLocks()
         self.restarts = Restarts(self._run_restart)
         self._context, self._ledger = context, context.ledger
         self._count_undo_failure = count_undo_failure
@@ -40,24 +35,16 @@ class Transitions:
         self._expired_shutdowns: set[UUID] = set()
 
     def close(self) -> None:
-        """Restarts no guest any more. Running guests keep running."""
         self.restarts.close()
 
     def list_running(self) -> frozenset[UUID]:
-        """Ids of the guests that libvirt has."""
         return self._context.hypervisor.running_uuids()
 
     def core_manager(self, claim: Claim) -> CoreManager:
-        """The guest's core manager."""
         return CoreManager(self._context, claim.plan, claim.owner)
 
     def start(self, claim: Claim, caller: str) -> Claim:
-        """Starts a guest, if it does not run.
-
-        Raises:
-            Conflict: its state does not allow it, or it was started outside the manager and is quarantined now.
-            OrchestratorError: as ``launch``.
-        """
+        """Starts a guest, if it does not run. Raises Conflict if it was started outside the manager: it is quarantined then."""
         name, running = claim.plan.name, self.core_manager(claim).is_running
         if claim.state == GuestState.RUNNING:
             if running:
@@ -70,13 +57,8 @@ class Transitions:
         return self.launch(self._ledger.set_state(name, GuestState.STARTING, restarts=0), caller)
 
     def launch(self, claim: Claim, caller: str, changed: tuple[str, ...] = ()) -> Claim:
-        """Launches a guest in the state CREATING or STARTING.
-
-        Args:
-            changed: what was changed on the host for it already, in words.
-
-        Raises:
-            OrchestratorError: the launch failed. What was done is undone: the guest is STOPPED again, or its claim released.
+        """Launches a guest in the state CREATING or STARTING. If that fails, everything is undone: it is STOPPED again, or its
+        claim released. ``changed`` is what was changed on the host for it before, in words.
         """
         name, started_at = claim.plan.name, time.monotonic()
         self._expired_shutdowns.discard(claim.plan.uuid)
@@ -137,11 +119,7 @@ class Transitions:
         return claim
 
     def delete(self, claim: Claim, outcome: Outcome) -> tuple[str, ...]:
-        """Forces a guest off, cleans up and releases its claim. If the cleanup is not verified, the guest is QUARANTINED.
-
-        Returns:
-            Why the cleanup is not verified; empty if it is.
-        """
+        """Forces a guest off, cleans up and releases its claim. If not verified, the guest is QUARANTINED; returns why."""
         claim = self._ledger.set_state(claim.plan.name, GuestState.DELETING)
         self.restarts.cancel(claim.plan.name)
         findings = self._clean_up(claim)
@@ -203,7 +181,6 @@ class Transitions:
         return findings
 
     def _release(self, claim: Claim, outcome: Outcome) -> None:
-        """Releases the guest's claim, and what serves all guests after the last one."""
         self._ledger.release(claim.plan.name)
         self.restarts.forget(claim)
         log_event(self._ledger, claim, outcome)

@@ -8,10 +8,12 @@ from dataclasses import replace
 from orchestrator.errors import Conflict, HostError, NoRoom
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf
+from orchestrator.ledger import Claim
 from orchestrator.model.plan import Claims, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
-from orchestrator.planning.planner import find_unknown, plan_guest
+from orchestrator.planning.nic import find_unknown
+from orchestrator.planning.planner import plan_guest
 from orchestrator.values import PciAddress
 
 _ATTEMPTS = 3
@@ -36,13 +38,13 @@ def plan_known(request: GuestRequest, topology: Topology, taken: Claims, policy:
     try:
         return plan_guest(request, topology, taken, policy)
     except NoRoom:
-        pf = find_unknown(topology, policy)
-        if pf is None or (request.placement and request.placement.vf):
+        unknown = {pf.address: replace(pf, first_vf_offset=1, vf_stride=1) for pf in find_unknown(topology, policy)}
+        if not unknown or any(nic.vf for nic in request.wanted_nics):
             raise
         # To see whether all else has room; this plan is not used.
-        known, interface = replace(pf, first_vf_offset=1, vf_stride=1), pf.interface or ""
-        plan_guest(request, replace(topology, pfs=(known,)), taken, replace(policy, uplinks=(interface,)))
-        raise VfsNeeded(request.name, pf.address, interface) from None
+        supposed = replace(topology, pfs=tuple(unknown.get(pf.address, pf) for pf in topology.pfs))
+        nic = next(nic for nic in plan_guest(request, supposed, taken, policy).nics if nic.pf in unknown)
+        raise VfsNeeded(request.name, nic.pf, nic.interface) from None
 
 
 def check_made(host: HostRoot, plan: Plan) -> None:
@@ -51,13 +53,14 @@ def check_made(host: HostRoot, plan: Plan) -> None:
     Raises:
         VfsNeeded: it does not.
     """
-    if find_vf(host, plan.vf.pf, plan.vf.index) != plan.vf.address:
-        raise VfsNeeded(plan.name, plan.vf.pf, plan.vf.interface)
+    for nic in plan.nics:
+        if find_vf(host, nic.pf, nic.index) != nic.address:
+            raise VfsNeeded(plan.name, nic.pf, nic.interface)
 
 
 def claim_with_vfs(
-    claim: Callable[[], Plan], make_vfs: Callable[[PciAddress, str], tuple[str, ...]], give_back: Callable[[], None]
-) -> tuple[Plan, tuple[str, ...]]:
+    claim: Callable[[], Claim], make_vfs: Callable[[PciAddress, str], tuple[str, ...]], give_back: Callable[[], None]
+) -> tuple[Claim, tuple[str, ...]]:
     """Claims, and makes VFs first where that is needed.
 
     Args:
@@ -66,7 +69,7 @@ def claim_with_vfs(
         give_back: undoes what serves all guests, if there is none.
 
     Returns:
-        The plan that was claimed, and what was changed on the host for it.
+        The claim, and what was changed on the host for it.
 
     Raises:
         HostError: VFs could not be made; or what ``claim`` raises.

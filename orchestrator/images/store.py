@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
-from orchestrator.errors import ImageError, NotFound
+from orchestrator.errors import Conflict, ImageError, NotFound
 from orchestrator.images.cache import locked, remove_tree
 from orchestrator.model.fields import check_size, describe
+from orchestrator.model.plan import ImageRef
 from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")
@@ -87,6 +88,22 @@ def find_image(store: Path, name: str) -> Image:
         available = f"available: {', '.join(names) or 'none'}"
         raise NotFound(f"no guest image {name!r} in {store}; {available}", f"build it with `nohype image build {name}`")
     return read_image(store / name)
+
+
+def find_build(store: Path, ref: ImageRef) -> Image:
+    """The image, if it is the build that a guest was created with.
+
+    Raises:
+        NotFound, ImageError: as ``find_image``.
+        Conflict: the image was built anew since.
+    """
+    image = find_image(store, ref.name)
+    if ref.hash not in ("", image.hash):
+        raise Conflict(
+            f"image {ref.name} has changed since the guest was created: build {image.hash[:12]}, expected {ref.hash[:12]}",
+            "delete the guest and create it again, or install the earlier build",
+        )
+    return image
 
 
 def list_images(store: Path) -> tuple[Image, ...]:

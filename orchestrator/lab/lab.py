@@ -107,7 +107,7 @@ def execute(
 
     Raises:
         LabLost: the lab is lost.
-        ShellTimeout: the command did not finish in time, but the lab host responds.
+        shell.ShellTimeout: the command did not finish in time, but the lab host responds.
     """
     with raising_lab_lost(lab), lab.shell() as connection:
         return connection.run(command, timeout=timeout, input=input, stream=stream)

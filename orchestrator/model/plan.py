@@ -7,28 +7,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict
-
-from orchestrator.errors import RequestError
+from orchestrator.model.plain import from_plain
 from orchestrator.model.topology import PhysicalFunction
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 _NAMESPACE = UUID("4e6f4879-7065-4000-8000-000000000000")
+_NIL = UUID(int=0)
 
 
 @dataclass(frozen=True)
-class VfPlan:
-    """The virtual function of a guest.
+class NicPlan:
+    """A virtual function of a guest.
 
     Attributes:
         pf: address of its physical function.
-        interface: network interface of the PF when the plan was made. It may have another name since: find it by ``pf``.
+        interface: network interface of the PF when the plan was made. It may have been renamed since: find it by ``pf``.
         index: number of the VF within the PF.
-        address: PCI address of the VF, provisional in a plan for VFs that are not made yet; a claim is for one that exists.
+        address: PCI address of the VF, provisional in a plan for VFs that are not created yet; a claim is for one that exists.
         mac: Ethernet address that the PF gives the VF.
     """
 
@@ -40,20 +39,29 @@ class VfPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything a guest owns, with exact ids. Steps, domain XML and ledger all come from this one value.
+class ImageRef:
+    """A build of a guest image.
 
     Attributes:
-        name: the guest.
-        cores: the CPUs of each physical core the guest owns; vCPU n runs on the n-th CPU of their concatenation.
+        hash: of what it was built from; empty if any build will do, as for guests of earlier versions.
+    """
+
+    name: str
+    hash: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a guest owns, as exact ids: steps, domain XML and ledger all come from this one value.
+
+    Attributes:
+        cores: the CPUs of each physical core; vCPU n runs on the n-th CPU of their concatenation.
         node: NUMA node of cores and memory.
-        page_size: huge page size.
         pages: number of huge pages.
-        housekeeping: where QEMU's other threads run.
-        vf: the network function.
-        image: name of the guest image.
-        cmdline: words for the guest's kernel command line (address included).
-        cpu_features: CPU features that the guest must be given by name, as QEMU passes them on by no other way.
+        nics: at least one.
+        cmdline: words for the guest's kernel command line, addresses included.
+        cpu_features: CPU features that the guest must be given by name, since QEMU passes them on in no other way.
+        uuid: libvirt's id of the guest; nil until the plan is claimed.
     """
 
     name: str
@@ -61,107 +69,62 @@ class Plan:
     node: int
     page_size: Size
     pages: int
-    housekeeping: CpuSet
-    vf: VfPlan
-    image: str
+    nics: tuple[NicPlan, ...]
+    image: ImageRef
     cmdline: str
     cpu_features: tuple[str, ...] = ()
-    serial: int = 0
+    uuid: UUID = _NIL
 
     @cached_property
     def cpus(self) -> tuple[int, ...]:
         """Host CPU of each vCPU, in vCPU order."""
         return tuple(cpu for core in self.cores for cpu in core)
 
-    @cached_property
-    def uuid(self) -> UUID:
-        """libvirt's id of the guest: no stranger's, and not that of an earlier guest of ours with the same name and place."""
-        return uuid5(_NAMESPACE, f"{self.name} {self.vf.mac}" + (f" {self.serial}" if self.serial else ""))
+    @property
+    def vf(self) -> NicPlan:
+        """The first NIC."""
+        return self.nics[0]
 
     @property
     def memory(self) -> Size:
         """The guest's memory."""
         return Size(self.page_size.bytes * self.pages)
 
-    def to_json(self) -> dict[str, object]:
-        """The plan as plain JSON types."""
-        return {
-            "name": self.name,
-            "cores": [str(core) for core in self.cores],
-            "node": self.node,
-            "page_size": str(self.page_size),
-            "pages": self.pages,
-            "housekeeping": str(self.housekeeping),
-            "vf": {
-                "pf": str(self.vf.pf),
-                "interface": self.vf.interface,
-                "index": self.vf.index,
-                "address": str(self.vf.address),
-                "mac": str(self.vf.mac),
-            },
-            "image": self.image,
-            "cmdline": self.cmdline,
-            "cpu_features": list(self.cpu_features),
-            "serial": self.serial,
-        }
+    def claimed(self, number: int, image: ImageRef) -> Plan:
+        """The plan of a claim.
+
+        Args:
+            number: of the claim. No two claims have the same, so that no two guests ever have the same UUID.
+        """
+        return replace(self, image=image, uuid=_make_uuid(self, number))
 
 
-class _Stored(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class _StoredVf(_Stored):
-    pf: str
-    interface: str
-    index: int
-    address: str
-    mac: str
-
-
-class _StoredPlan(_Stored):
-    name: str
-    cores: list[str]
-    node: int
-    page_size: str
-    pages: int
-    housekeeping: str
-    vf: _StoredVf
-    image: str
-    cmdline: str
-    cpu_features: list[str] = []
-    serial: int = 0
+def _make_uuid(plan: Plan, number: int) -> UUID:
+    return uuid5(_NAMESPACE, f"{plan.name} {plan.vf.mac}" + (f" {number}" if number else ""))
 
 
 def plan_from_json(fields: dict[str, object]) -> Plan:
-    """Reads back what ``Plan.to_json`` wrote.
+    """Reads what ``to_plain`` returned for a plan, in this version or in an earlier one.
+
+    Earlier versions stored one ``vf``, the image's name alone, ``housekeeping``, and the claim's number as ``serial``, of which
+    they computed the UUID.
 
     Raises:
-        ValueError: the fields are not those of a plan.
+        ValueError: the fields are not those of a plan; with the path of the field.
     """
-    try:
-        stored = _StoredPlan.model_validate(fields)
-        vf = stored.vf
-        return Plan(
-            name=stored.name,
-            cores=tuple(map(CpuSet.parse, stored.cores)),
-            node=stored.node,
-            page_size=Size.parse(stored.page_size),
-            pages=stored.pages,
-            housekeeping=CpuSet.parse(stored.housekeeping),
-            vf=VfPlan(
-                pf=PciAddress.parse(vf.pf),
-                interface=vf.interface,
-                index=vf.index,
-                address=PciAddress.parse(vf.address),
-                mac=MacAddress.parse(vf.mac),
-            ),
-            image=stored.image,
-            cmdline=stored.cmdline,
-            cpu_features=tuple(stored.cpu_features),
-            serial=stored.serial,
-        )
-    except RequestError as error:
-        raise ValueError(error.message) from None
+    if "vf" not in fields:
+        plan = from_plain(Plan, fields)
+        if not plan.nics:
+            raise ValueError("nics: empty")
+        return plan
+    fields = {"serial": 0, **fields}
+    serial = fields.pop("serial")
+    if type(serial) is not int:
+        raise ValueError("serial: not of type int")
+    fields |= {"nics": [fields.pop("vf")], "image": {"name": fields.get("image")}}
+    fields.pop("housekeeping", None)
+    plan = from_plain(Plan, fields)
+    return replace(plan, uuid=_make_uuid(plan, serial))
 
 
 @dataclass(frozen=True)
@@ -236,6 +199,7 @@ class Claims:
             starting: names of those, of the others, that are being started.
         """
         plans = tuple(plans)
+        nics = [nic for plan in plans for nic in plan.nics]
         owned: Counter[tuple[int, Size]] = Counter()
         unused: Counter[tuple[int, Size]] = Counter()
         begun: Counter[tuple[int, Size]] = Counter()
@@ -245,9 +209,9 @@ class Claims:
             begun[plan.node, plan.page_size] += plan.pages if plan.name in starting and plan.name not in started else 0
         return cls(
             cpus=CpuSet.of(cpu for plan in plans for cpu in plan.cpus),
-            vfs=frozenset(plan.vf.address for plan in plans),
-            numbers=frozenset((plan.vf.pf, plan.vf.index) for plan in plans),
-            macs=frozenset(plan.vf.mac for plan in plans),
+            vfs=frozenset(nic.address for nic in nics),
+            numbers=frozenset((nic.pf, nic.index) for nic in nics),
+            macs=frozenset(nic.mac for nic in nics),
             pages=tuple(
                 PageClaim(node, size, count, unused[node, size], begun[node, size])
                 for (node, size), count in sorted(owned.items())

@@ -10,7 +10,7 @@ import re
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import RequestError
 from orchestrator.model.fields import as_value_error, check_cpus, check_name, check_size, describe
@@ -19,6 +19,10 @@ from orchestrator.values import CpuSet, PciAddress, Size
 _MAX_CMDLINE = 1024
 _MAX_TEXT = 128
 """Characters of a parsed field; error messages repeat it."""
+_MAX_INTERFACE = 15
+"""IFNAMSIZ, less the final zero byte."""
+MAX_NICS = 8
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
@@ -29,6 +33,12 @@ def _address(text: str) -> str:
         # A zone names an interface of the local machine: it has no meaning in a guest.
         raise ValueError(f"{text!r} has a zone; omit the part from the % on")
     return str(ipaddress.ip_interface(text))
+
+
+def _interface(text: str) -> str:
+    if not _INTERFACE.fullmatch(text):
+        raise ValueError(f"{text!r} is not the name of a network interface; `nohype survey` shows them")
+    return text
 
 
 def _cmdline(text: str) -> str:
@@ -78,6 +88,26 @@ class Placement(BaseModel):
         return PciAddress.parse(self.vf) if self.vf else None
 
 
+class NicRequest(BaseModel):
+    """One network interface of a guest.
+
+    Attributes:
+        uplink: network interface of the PF that the VF must be of; None for the planner's choice.
+        vf: PCI address of the virtual function; None for any.
+        address: IP address and prefix length that the guest gives the interface; None for none.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    uplink: Annotated[str, Field(max_length=_MAX_INTERFACE), AfterValidator(_interface)] | None = None
+    vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_pci_address)] | None = None
+    address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
+
+    @property
+    def vf_address(self) -> PciAddress | None:
+        return PciAddress.parse(self.vf) if self.vf else None
+
+
 class GuestRequest(BaseModel):
     """A request for a guest.
 
@@ -90,6 +120,8 @@ class GuestRequest(BaseModel):
         cmdline: extra arguments for the guest's kernel command line.
         page_size: size of its huge pages ("2M", "1G"); None for that of the host.
         placement: resources chosen by the caller; None lets the planner choose.
+        nics: its network interfaces, in the order in which the guest counts them; None for one. ``address`` and ``placement.vf``
+            are short for those of a single one, and cannot be given with it.
         remove: delete it when it ends without having failed, instead of keeping its claim.
         restart: whether it is restarted when it fails. A guest that powers off never is.
         id: the caller's id of this request: repeating it with the same id and fields changes nothing.
@@ -105,9 +137,25 @@ class GuestRequest(BaseModel):
     cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
     page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
     placement: Placement | None = None
+    nics: Annotated[tuple[NicRequest, ...], Field(strict=False, min_length=1, max_length=MAX_NICS)] | None = None
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
+
+    @model_validator(mode="after")
+    def _check_nics(self) -> GuestRequest:
+        if self.nics is not None:
+            if self.address is not None or (self.placement and self.placement.vf):
+                raise ValueError("nics cannot be given together with address or placement.vf; move them into nics")
+            named = [nic.vf for nic in self.nics if nic.vf]
+            if len(named) != len(set(named)):
+                raise ValueError("nics name the same VF twice; name each VF once")
+        return self
+
+    @property
+    def wanted_nics(self) -> tuple[NicRequest, ...]:
+        """The NICs, however they are spelled. At least one."""
+        return self.nics or (NicRequest(vf=self.placement.vf if self.placement else None, address=self.address),)
 
     @property
     def size(self) -> Size:

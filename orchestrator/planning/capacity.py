@@ -77,7 +77,7 @@ def count_vfs(
 ) -> dict[tuple[str, str], int]:
     """Virtual functions of each uplink by use. While none exist, those count that would be made."""
     owners: dict[tuple[PciAddress, int], str] = {
-        (plan.vf.pf, plan.vf.index): QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items()
+        (nic.pf, nic.index): QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items() for nic in plan.nics
     }
     counts: dict[tuple[str, str], int] = {}
     for uplink in policy.uplinks:

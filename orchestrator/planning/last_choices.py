@@ -20,6 +20,5 @@ def list_last_choices(plan: Plan, cpus: Mapping[int, str], vfs: Mapping[PciAddre
         if cpu in cpus:
             reasons.setdefault(cpus[cpu], set()).add(cpu)
     found = [f"CPUs {CpuSet.of(chosen)} {reason}, and no others are free" for reason, chosen in reasons.items()]
-    if plan.vf.address in vfs:
-        found.append(f"VF {plan.vf.address} {vfs[plan.vf.address]}, and no other is free")
+    found += [f"VF {nic.address} {vfs[nic.address]}, and no other is free" for nic in plan.nics if nic.address in vfs]
     return tuple(found)

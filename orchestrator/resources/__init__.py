@@ -1,0 +1,5 @@
+"""Changes to the host with their undo, by noun. Importing this package fills the registry of steps."""
+
+from orchestrator.resources import cores, memory, nic, uplink
+
+__all__ = ["cores", "memory", "nic", "uplink"]

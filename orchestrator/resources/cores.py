@@ -12,17 +12,23 @@ from dataclasses import dataclass
 from errno import ENOENT, ESRCH
 from typing import ClassVar
 
+from lxml import etree
+
 from orchestrator.errors import HostError
 from orchestrator.host.cgroups import read_cgroup
 from orchestrator.host.cpus import read_affinity, read_online, set_affinity
 from orchestrator.host.irqs import MANAGED, Irq, read_irq, read_irqs, set_irq_affinity
 from orchestrator.host.processes import Thread, find_comm, survey_threads
 from orchestrator.host.root import HostRoot
+from orchestrator.hypervisor.connection import Hypervisor, Pinning, RunningGuest
 from orchestrator.ledger import Ledger
-from orchestrator.resources.step import Arguments, try_steps
+from orchestrator.model.plan import Plan
+from orchestrator.resources.step import Arguments, UndoContext, register, try_steps
+from orchestrator.resources.xml import element
 from orchestrator.values import CpuSet
 
 
+@register
 @dataclass(frozen=True)
 class MoveKernelThread:
     """Confines one kernel thread to the housekeeping CPUs."""
@@ -33,11 +39,9 @@ class MoveKernelThread:
     cpus: CpuSet
 
     def describe(self) -> str:
-        """See Step."""
         return f"confine the kernel thread {self.name} ({self.tid}) to CPUs {self.cpus}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step."""
         if find_comm(host, self.tid) != self.name:
             return None  # it has ended since the threads were listed; its number may be another's
         try:
@@ -49,10 +53,19 @@ class MoveKernelThread:
         return None if before == self.cpus else {"tid": self.tid, "name": self.name, "cpus": str(before)}
 
     def apply(self, host: HostRoot) -> None:
-        """See Step."""
         _set_if_there(host, self.tid, self.cpus)
 
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """A thread that has ended needs no undo; one that has the number of another is left alone."""
+        host, tid, cpus = context.host, int(str(arguments["tid"])), CpuSet.parse(str(arguments["cpus"]))
+        if find_comm(host, tid) != arguments["name"]:
+            return
+        # The kernel leaves out CPUs that are offline now; if all are, the thread keeps the affinity it has.
+        _set_if_there(host, tid, cpus & read_online(host) or cpus)
 
+
+@register
 @dataclass(frozen=True)
 class MoveIrq:
     """Directs one interrupt to the housekeeping CPUs."""
@@ -63,11 +76,9 @@ class MoveIrq:
     cpus: CpuSet
 
     def describe(self) -> str:
-        """See Step."""
         return f"direct interrupt {self.number} ({self.name}) to CPUs {self.cpus}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step."""
         irq = read_irq(host, self.number)
         if irq is None or irq.name != self.name:
             return None  # it has gone since the interrupts were listed; its number may be another's
@@ -76,8 +87,19 @@ class MoveIrq:
         return None if irq.affinity <= self.cpus else {"number": self.number, "name": self.name, "cpus": str(irq.affinity)}
 
     def apply(self, host: HostRoot) -> None:
-        """See Step."""
         set_irq_affinity(host, self.number, self.cpus)
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """An interrupt that is gone needs no undo; one that has the number of another is left alone."""
+        host, before = context.host, CpuSet.parse(str(arguments["cpus"]))
+        irq = read_irq(host, int(str(arguments["number"])))
+        if irq is None or irq.name != arguments["name"]:
+            return
+        if irq.problem:
+            raise HostError(f"{irq}: {irq.problem}")
+        if irq.affinity != before:
+            set_irq_affinity(host, irq.number, before)
 
 
 @dataclass(frozen=True)
@@ -141,26 +163,6 @@ def _is_machine(host: HostRoot, pid: int) -> bool:
         return error.errno in (ENOENT, ESRCH)
 
 
-def undo_thread_affinity(host: HostRoot, arguments: Arguments) -> None:
-    """Gives a kernel thread its affinity back; one that is gone needs none. A number that was reused is left alone."""
-    tid, cpus = int(str(arguments["tid"])), CpuSet.parse(str(arguments["cpus"]))
-    if find_comm(host, tid) != arguments["name"]:
-        return
-    # The kernel leaves out CPUs that have gone off line meanwhile; without any the thread stays where it is.
-    _set_if_there(host, tid, cpus & read_online(host) or cpus)
-
-
-def undo_irq_affinity(host: HostRoot, arguments: Arguments) -> None:
-    """Gives an interrupt its affinity back; one that is gone needs none. A number that was reused is left alone."""
-    irq, before = read_irq(host, int(str(arguments["number"]))), CpuSet.parse(str(arguments["cpus"]))
-    if irq is None or irq.name != arguments["name"]:
-        return
-    if irq.problem:
-        raise HostError(f"{irq}: {irq.problem}")
-    if irq.affinity != before:
-        set_irq_affinity(host, irq.number, before)
-
-
 def plan_cores(threads: Iterable[Thread], irqs: Iterable[Irq], housekeeping: CpuSet) -> list[MoveKernelThread | MoveIrq]:
     """The steps that clear everything movable of the kernel's own from the CPUs that are not for housekeeping. Pure."""
     moves: list[MoveKernelThread | MoveIrq] = [
@@ -178,3 +180,54 @@ def _set_if_there(host: HostRoot, tid: int, cpus: CpuSet) -> None:
     except HostError as error:
         if error.errno != ESRCH:
             raise
+
+
+def check_confinement(plan: Plan, housekeeping: CpuSet, running: RunningGuest, threads: tuple[Thread, ...]) -> None:
+    """Checks where the threads of a guest's QEMU may run. Pure.
+
+    Raises:
+        HostError: a vCPU may run elsewhere than on its CPU, or another thread beyond the guest's CPUs and housekeeping.
+    """
+    own, vcpus = CpuSet.of(plan.cpus), {vcpu.tid: plan.cpus[vcpu.index] for vcpu in running.vcpus}
+    for thread in threads:
+        allowed = CpuSet.of([vcpus[thread.tid]]) if thread.tid in vcpus else own | housekeeping
+        if not thread.allowed <= allowed:
+            raise HostError(
+                f"thread {thread.name} ({thread.tid}) of guest {plan.name}: affinity {thread.allowed}, allowed {allowed}",
+                "check for a tuning daemon that sets affinities",
+            )
+
+
+def diff_pinning(plan: Plan, housekeeping: CpuSet, running: Pinning) -> tuple[str, ...]:
+    """What ``restore_pinning`` would change on a running guest. Pure."""
+    found = [
+        f"vCPU {index}: affinity {pin}, expected {cpu}"
+        for index, (pin, cpu) in enumerate(zip(running.pins, plan.cpus, strict=False))
+        if tuple(pin) != (cpu,)
+    ]
+    if running.emulator_pin != housekeeping:
+        found.append(f"emulator threads: affinity {running.emulator_pin}, expected {housekeeping}")
+    return tuple(found)
+
+
+def diff_vcpus(plan: Plan, running: Pinning) -> tuple[str, ...]:
+    """Whether a running guest has another number of vCPUs than planned. Pure."""
+    have, expected = len(running.pins), len(plan.cpus)
+    return () if have == expected else (f"{have} vCPUs, expected {expected}",)
+
+
+def restore_pinning(hypervisor: Hypervisor, plan: Plan, housekeeping: CpuSet, running: Pinning) -> None:
+    """Pins a running guest's threads as planned: the one repair that cannot harm it."""
+    for index, (pin, cpu) in enumerate(zip(running.pins, plan.cpus, strict=False)):
+        if tuple(pin) != (cpu,):
+            hypervisor.pin(plan.uuid, index, CpuSet.of([cpu]))
+    if running.emulator_pin != housekeeping:
+        hypervisor.pin_emulator(plan.uuid, housekeeping)
+
+
+def build_pinning(plan: Plan, housekeeping: CpuSet) -> etree._Element:
+    return element(
+        "cputune",
+        *(element("vcpupin", vcpu=str(vcpu), cpuset=str(cpu)) for vcpu, cpu in enumerate(plan.cpus)),
+        element("emulatorpin", cpuset=str(housekeeping)),
+    )

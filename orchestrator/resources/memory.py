@@ -1,92 +1,115 @@
-"""Whether a guest's huge pages come back when it has ended. Programs may have some too, also in files that nobody has open, as
-DPDK leaves them: so what the pool lacks then is compared with what it lacked before the guest was started.
+"""Checks that a guest's huge pages return to the pool when it has ended.
+
+Programs use huge pages too, some in files that no process has open (DPDK leaves such files). So the number that the pool lacks
+afterwards is compared with the number that it lacked before the guest was started.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lxml import etree
 
 from orchestrator.errors import HostError
 from orchestrator.host.hugepages import find_pool
 from orchestrator.host.processes import read_boot_id, read_huge_pages
 from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
-from orchestrator.resources.step import Arguments
+from orchestrator.resources.step import Arguments, GuestContext, UndoContext, register
+from orchestrator.resources.xml import element
 
-PAGES = "pages"
-"""Its key in the undo journal: to undo that a guest takes pages is to see them come back."""
-
-_RETURN = 10.0
-
-
-def note_missing(host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> None:
-    """Writes down, before a guest takes its pages, how many its pool lacks of which nobody knows who has them."""
-    if not _is_noted(ledger, plan):
-        missing, _ = _count_missing(host, hypervisor, ledger, plan)
-        ledger.record(plan.name, PAGES, {"missing": max(0, missing), "boot": read_boot_id(host)})
+RETURN_SECONDS = 10.0
+"""Seconds. The kernel frees the pages of a process some time after its end."""
 
 
-def await_pages(host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, plan: Plan, arguments: Arguments) -> None:
-    """Waits until the pool lacks no more than it did. The kernel frees the pages of a process some time after its end.
+@register
+@dataclass(frozen=True)
+class TakePages:
+    """Lets a guest take its huge pages from the pool. QEMU takes them: this step records how many the pool lacks before."""
 
-    Args:
-        arguments: of ``note_missing``. After a reboot there is nothing to wait for.
+    action: ClassVar[str] = "pages"
+    guest: GuestContext
 
-    Raises:
-        HostError: some of the guest's pages have not come back.
-    """
-    if arguments["boot"] != read_boot_id(host):
-        return
-    before, deadline = int(str(arguments["missing"])), time.monotonic() + _RETURN
-    while True:
-        now, who = _count_missing(host, hypervisor, ledger, plan, more_than=before)
-        missing = min(now - before, plan.pages)
-        if missing <= 0:
+    def describe(self) -> str:
+        plan = self.guest.plan
+        return f"take {plan.pages} huge pages of {plan.page_size} on node {plan.node}"
+
+    def read_before(self, host: HostRoot) -> Arguments | None:
+        if _has_pages_record(self.guest.ledger, self.guest.plan):
+            return None
+        missing, _ = _count_unaccounted(host, self.guest)
+        return {"missing": max(0, missing), "boot": read_boot_id(host)}
+
+    def apply(self, host: HostRoot) -> None:
+        pass
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """Waits until the pool lacks no more than before. After a reboot there is nothing to wait for.
+
+        Raises:
+            HostError: some of the guest's pages were not returned.
+        """
+        host, guest = context.host, context.guest
+        if guest is None or arguments["boot"] != read_boot_id(host):
             return
-        if time.monotonic() > deadline:
-            what = f"{missing} of its {plan.pages} huge pages of {plan.page_size} on node {plan.node} did not come back: {who}"
-            raise HostError(what, "if another program has taken them meanwhile, clear it by force")
-        time.sleep(0.2)
+        plan, before, deadline = guest.plan, int(str(arguments["missing"])), time.monotonic() + RETURN_SECONDS
+        while True:
+            now, users = _count_unaccounted(host, guest, more_than=before)
+            missing = min(now - before, plan.pages)
+            if missing <= 0:
+                return
+            if time.monotonic() > deadline:
+                raise HostError(
+                    f"{missing} of {plan.pages} huge pages of {plan.page_size} on node {plan.node} were not returned: {users}",
+                    "if another program took them, clear the guest with --force",
+                )
+            time.sleep(0.2)
 
 
-def _count_missing(host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, plan: Plan, *, more_than: int = 0) -> tuple[int, str]:
-    """Pages of the guest's pool that neither other guests nor programs are known to have, and the figures in words.
+def _count_unaccounted(host: HostRoot, guest: GuestContext, *, more_than: int = 0) -> tuple[int, str]:
+    """Pages of the guest's pool that neither other guests nor programs are known to use, and the figures in words.
 
     Args:
-        more_than: programs, which take a long look, are asked only if more than these are missing without.
+        more_than: the pages of programs, which take long to read, are read only if more than this are unaccounted without them.
     """
+    plan = guest.plan
     pool = find_pool(host, plan.node, plan.page_size)
     total, free = (pool.total, pool.free) if pool else (0, 0)
-    others = _used_by_guests(hypervisor, ledger, plan)
+    others = _count_used_by_guests(guest)
     missing, words = total - free - others, f"{free} of {total} are free, other guests use at most {others}"
     if missing <= more_than:
         return missing, words
-    programs = _used_by_programs(host, hypervisor, plan)
+    programs = _count_used_by_programs(host, guest)
     return missing - programs, f"{words}, programs {programs}"
 
 
-def _is_noted(ledger: Ledger, plan: Plan) -> bool:
-    """Whether a guest is about to take its pages, has them, or has not been seen to give them back."""
-    return any(record.action == PAGES for record in ledger.pending(plan.name))
+def _has_pages_record(ledger: Ledger, plan: Plan) -> bool:
+    """Whether a guest is about to take its pages, has them, or was not verified to have returned them."""
+    return any(record.action == TakePages.action for record in ledger.pending(plan.name))
 
 
-def _used_by_programs(host: HostRoot, hypervisor: Hypervisor, plan: Plan) -> int:
-    """Pages that programs have which are no guests, on all nodes: of which node they are is not told without a long look."""
-    guests = {domain.pid for domain in hypervisor.list_running(frozenset())[1] if domain.memory}
-    return sum(size for pid, size in read_huge_pages(host).items() if pid not in guests) // plan.page_size.bytes
+def _count_used_by_programs(host: HostRoot, guest: GuestContext) -> int:
+    """Pages on all nodes that programs other than guests use: to find their nodes takes long (numa_maps)."""
+    guests = {domain.pid for domain in guest.hypervisor.list_running(frozenset())[1] if domain.memory}
+    return sum(size for pid, size in read_huge_pages(host).items() if pid not in guests) // guest.plan.page_size.bytes
 
 
-def _used_by_guests(hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> int:
-    """Pages of the pool that other guests use at the most: those that run, ours or not, and ours whose pages are not back."""
+def _count_used_by_guests(guest: GuestContext) -> int:
+    """The maximum number of pool pages that other guests can be using: running ones, managed or not, and stopped ones whose
+    pages were not returned.
+    """
+    plan, ledger, hypervisor = guest.plan, guest.ledger, guest.hypervisor
     claims = [claim for claim in ledger.read().claims if claim.plan.name != plan.name]
     running, unmanaged = hypervisor.list_running(frozenset({plan.uuid, *(claim.plan.uuid for claim in claims)}))
     used = sum(
         claim.plan.pages
         for claim in claims
         if (claim.plan.node, claim.plan.page_size) == (plan.node, plan.page_size)
-        and (claim.plan.uuid in running or _is_noted(ledger, claim.plan))
+        and (claim.plan.uuid in running or _has_pages_record(ledger, claim.plan))
     )
     names = {claim.plan.name for claim in claims}
     # A domain that is bound to no node, or to several, may have all of its memory on this one.
@@ -96,3 +119,17 @@ def _used_by_guests(hypervisor: Hypervisor, ledger: Ledger, plan: Plan) -> int:
         if domain.running and domain.memory and domain.name not in names and plan.node in (domain.nodes or {plan.node})
     ]
     return used + sum(-(-size // plan.page_size.bytes) for size in sizes)
+
+
+def build_placement(plan: Plan) -> etree._Element:
+    return element("numatune", element("memory", mode="strict", nodeset=str(plan.node)))
+
+
+def build_backing(plan: Plan) -> etree._Element:
+    return element(
+        "memoryBacking",
+        element("hugepages", element("page", size=str(plan.page_size.kib), unit="KiB")),
+        element("nosharepages"),
+        element("locked"),
+        element("allocation", mode="immediate"),
+    )

@@ -8,8 +8,11 @@ own address: addresses and names of interfaces that were computed or stored may 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from lxml import etree
 
 from orchestrator.errors import Conflict, HostError
 from orchestrator.host.iommu import check_alone
@@ -26,14 +29,20 @@ from orchestrator.host.pci import (
 from orchestrator.host.ports import find_function, find_port, has_carrier, read_up
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_gone, check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
-from orchestrator.model.plan import VfPlan
+from orchestrator.hypervisor.connection import Pinning
+from orchestrator.model.plan import NicPlan, Plan
+from orchestrator.model.topology import VfState
 from orchestrator.resources.nic_settings import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
-from orchestrator.resources.step import Arguments
+from orchestrator.resources.step import Arguments, UndoContext, register
+from orchestrator.resources.xml import element
 from orchestrator.values import PciAddress
 
-_CARRIER = 30.0
+CARRIER_SECONDS = 30.0
+_FIRST_SLOT = 2
+"""PCI slot of a guest's first NIC; the others follow. A guest numbers its interfaces in this order."""
 
 
+@register
 @dataclass(frozen=True)
 class CreateVfs:
     """Makes the PF's virtual functions. Existing ones are left as they are: changing their number would destroy them."""
@@ -44,60 +53,96 @@ class CreateVfs:
     count: int
 
     def describe(self) -> str:
-        """See Step."""
         return f"create {self.count} VFs on {self.pf}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step."""
         return None if read_numvfs(host, self.pf) else {"pf": str(self.pf), "count": self.count}
 
     def apply(self, host: HostRoot) -> None:
-        """See Step."""
         set_numvfs(host, self.pf, self.count)
-        _await_carrier(host, self.pf, find_port(host, self.pf, [self.interface]))
+        _wait_for_carrier(host, self.pf, find_port(host, self.pf, [self.interface]))
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """Removes the VFs. If the PF is gone, or has another number of VFs than were created, there is nothing to undo.
+
+        Removing VFs resets the NIC too. If an interface of the PF had carrier before, this waits until one has it
+        again: a request that follows would be refused because the uplink is down.
+        """
+        host, pf = context.host, PciAddress.parse(str(arguments["pf"]))
+        if not has_function(host, pf):
+            return
+        if read_numvfs(host, pf) == arguments.get("count", read_numvfs(host, pf)):
+            had_carrier = has_carrier(host, pf)
+            set_numvfs(host, pf, 0)
+            deadline = time.monotonic() + CARRIER_SECONDS
+            while had_carrier and not has_carrier(host, pf) and time.monotonic() < deadline:
+                time.sleep(0.1)
 
 
+@register
 @dataclass(frozen=True)
-class SetVf:
+class ConfigureVf:
     """Gives a VF its Ethernet address, through the PF, and takes from it whatever else was set for it."""
 
     action: ClassVar[str] = "vf-mac"  # as in journals of earlier versions
-    vf: VfPlan
+    vf: NicPlan
 
     def describe(self) -> str:
-        """See Step."""
         return f"give VF {self.vf.index} of {self.vf.interface} the address {self.vf.mac}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step. There is always something to undo: what others set for the VF while the guest has it."""
+        # Never None: what others set for the VF while the guest has it is undone too.
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
         interface = find_port(host, self.vf.pf, [self.vf.interface])
         state = read_vf_state(host, interface, self.vf.index)
         if state is None:
             what = f"cannot read what {interface} enforces for its VF {self.vf.index}"
-            raise HostError(what, f"the driver of PF {self.vf.pf} does not tell: its VFs cannot be guests'")
+            raise HostError(what, f"the driver of PF {self.vf.pf} does not report it: guests cannot have its VFs")
         before = state_to_json(state)
-        return {"pf": str(self.vf.pf), "interface": interface, "index": self.vf.index, **before}
+        return {"pf": str(self.vf.pf), "interface": interface, "index": self.vf.index, "address": str(self.vf.address), **before}
 
     def apply(self, host: HostRoot) -> str:
-        """See Step."""
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
         return clear_vf(host, find_port(host, self.vf.pf, [self.vf.interface]), self.vf.index, self.vf.mac)
 
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> str:
+        """Makes the PF enforce what it did before. If the VF is gone, as all are after a reboot, there is nothing to undo.
 
+        Args:
+            arguments: earlier versions recorded no ``pf`` and no ``address``, and of the VF's state the address alone.
+
+        Raises:
+            HostError: the PF's interface is not found, or its driver leaves the VF with the guest's address.
+        """
+        host, arguments = context.host, _complete(context, arguments)
+        interface, index = str(arguments["interface"]), int(str(arguments["index"]))
+        pf = PciAddress.parse(str(arguments["pf"])) if "pf" in arguments else find_function(host, interface)
+        if pf is None:
+            raise HostError(
+                f"cannot restore VF {index} of {interface}: there is no interface {interface}",
+                "check whether it was renamed or moved to another network namespace: ip link show, ip netns list",
+            )
+        if find_vf(host, pf, index) is None:
+            if "address" in arguments:
+                check_gone(host, pf, index, PciAddress.parse(str(arguments["address"])))
+            return ""
+        return restore_vf(host, find_port(host, pf, [interface], odd=True), state_from_json(index, arguments))
+
+
+@register
 @dataclass(frozen=True)
 class BindVfio:
     """Hands a VF to vfio-pci. One that has vfio-pci already was bound outside the manager, since we give ours back."""
 
     action: ClassVar[str] = "vf-driver"
-    vf: VfPlan
+    vf: NicPlan
 
     def describe(self) -> str:
-        """See Step."""
         return f"bind {self.vf.address} to {VFIO}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """See Step."""
         address = self.vf.address
         check_vf(host, self.vf.pf, self.vf.index, address)
         before = read_driver(host, address)
@@ -116,83 +161,116 @@ class BindVfio:
         }  # fmt: skip
 
     def apply(self, host: HostRoot) -> None:
-        """See Step."""
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
         check_alone(host, self.vf.address)
         bind_driver(host, self.vf.address, VFIO)
 
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """Resets the VF and binds it to the driver it had. If the VF is gone there is nothing to undo.
 
-def undo_numvfs(host: HostRoot, arguments: Arguments) -> None:
-    """Removes the VFs that we made. With the PF its VFs are gone; another number of VFs than ours was made by others since.
-
-    Removing VFs resets the NIC too. If an interface of the PF had carrier before, this waits until one has it
-    again: a request that follows would be refused because the uplink is down.
-    """
-    pf = PciAddress.parse(str(arguments["pf"]))
-    if not has_function(host, pf):
-        return
-    if read_numvfs(host, pf) == arguments.get("count", read_numvfs(host, pf)):
-        had_carrier = has_carrier(host, pf)
-        set_numvfs(host, pf, 0)
-        deadline = time.monotonic() + _CARRIER
-        while had_carrier and not has_carrier(host, pf) and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-
-def undo_vf(host: HostRoot, arguments: Arguments) -> str:
-    """Makes the PF enforce for the VF what it did before it was a guest's. A VF that the kernel no longer has, as all after a
-    reboot, needs none; a PF that cannot be reached is an error.
-
-    Args:
-        arguments: those of earlier versions have no PF, but its interface's name; and of what was before, the address alone.
-            ``address`` is the VF's own, where that is known.
-
-    Returns:
-        What could not be put back, in words.
-
-    Raises:
-        HostError: the PF's interface cannot be found, or its driver leaves the VF with the guest's address.
-    """
-    interface, index = str(arguments["interface"]), int(str(arguments["index"]))
-    pf = PciAddress.parse(str(arguments["pf"])) if "pf" in arguments else find_function(host, interface)
-    if pf is None:
-        what = f"cannot put VF {index} of {interface} back: there is no interface {interface}"
-        raise HostError(what, "it has another name now, or was moved to another network namespace: ip link show, ip netns list")
-    if find_vf(host, pf, index) is None:
-        if "address" in arguments:
-            check_gone(host, pf, index, PciAddress.parse(str(arguments["address"])))
-        return ""
-    return restore_vf(host, find_port(host, pf, [interface], odd=True), state_from_json(index, arguments))
+        Raises:
+            HostError: the kernel refuses, the function is not a VF, or it cannot be reset: the next guest would see what the
+                last one left in it.
+        """
+        host, arguments = context.host, _complete(context, arguments)
+        address = PciAddress.parse(str(arguments["address"]))
+        if "pf" in arguments:
+            pf, index = PciAddress.parse(str(arguments["pf"])), int(str(arguments["index"]))
+            check_gone(host, pf, index, address)
+            if find_vf(host, pf, index) != address:
+                return  # the PF's VFs were created anew: the manager has not bound the one that has this address now
+        if not is_vf(host, address) and not is_pf(host, address):
+            return
+        clean = reset_function(host, address)
+        release_driver(host, address, str(arguments["driver"]) or None, str(arguments.get("override", "")))
+        if not clean:
+            # SR-IOV 2.2.2 demands it of each VF.
+            raise HostError(f"VF {address} cannot be reset (no sysfs reset)", "bind it once to a host driver, which may reset it")
 
 
-def undo_vf_driver(host: HostRoot, arguments: Arguments) -> None:
-    """Resets the VF and gives it back to the driver it had; a VF that the kernel no longer has needs none.
-
-    Raises:
-        HostError: besides what the kernel refuses, if the function is no VF, or if it can't be reset: what its last user left in
-            it would reach the next.
-    """
-    address = PciAddress.parse(str(arguments["address"]))
-    if "pf" in arguments:
-        pf, index = PciAddress.parse(str(arguments["pf"])), int(str(arguments["index"]))
-        check_gone(host, pf, index, address)
-        if find_vf(host, pf, index) != address:
-            return  # the PF's VFs were made anew: what is at this address now was never bound by us
-    if not is_vf(host, address) and not is_pf(host, address):
-        return
-    clean = reset_function(host, address)
-    release_driver(host, address, str(arguments["driver"]) or None, str(arguments.get("override", "")))
-    if not clean:
-        # SR-IOV 2.2.2 demands it of each VF.
-        raise HostError(f"VF {address} has no reset of its own", "a driver of the host may reset it: bind it once")
+def _complete(context: UndoContext, arguments: Arguments) -> Arguments:
+    """Adds from the guest's plan what records of earlier versions lack: PF and number, or address, of the VF."""
+    for vf in context.guest.plan.nics if context.guest else ():
+        own: Arguments = {"pf": str(vf.pf), "index": vf.index, "address": str(vf.address)}
+        if all(arguments.get(name, value) == value for name, value in own.items()):
+            return {**own, **arguments}
+    return arguments
 
 
-def _await_carrier(host: HostRoot, pf: PciAddress, interface: str) -> None:
+def _wait_for_carrier(host: HostRoot, pf: PciAddress, interface: str) -> None:
     """Making VFs resets the NIC. Until its link is back, the VFs' mailbox does not answer ("PF still in reset")."""
-    deadline = time.monotonic() + _CARRIER
+    deadline = time.monotonic() + CARRIER_SECONDS
     while not read_up(host, pf, interface):
         if time.monotonic() > deadline:
             raise HostError(
-                f"{interface} has no carrier {_CARRIER:g} s after its VFs were made", "is the cable in, and the switch on?"
+                f"{interface} has no carrier {CARRIER_SECONDS:g} s after its VFs were created",
+                "check the cable and the switch port",
             )
         time.sleep(0.1)
+
+
+VfStates = Mapping[PciAddress, Sequence[VfState] | str]
+"""PF → the settings that it enforces for its VFs, or why they cannot be read."""
+
+
+def find_drivers(host: HostRoot, plan: Plan) -> dict[PciAddress, str | None]:
+    """The drivers of a guest's VFs; None for a VF that has none, or is gone."""
+    return {nic.address: read_driver(host, nic.address) for nic in plan.nics}
+
+
+def diff_devices(plan: Plan, running: Pinning, drivers: Mapping[PciAddress, str | None], states: VfStates) -> tuple[str, ...]:
+    """How the devices of a running guest differ from its plan. Pure."""
+    found = [
+        f"VF {nic.address}: driver {drivers.get(nic.address) or 'none'}, expected {VFIO}"
+        for nic in plan.nics
+        if drivers.get(nic.address) != VFIO
+    ]
+    expected = [nic.address for nic in plan.nics]
+    if sorted(running.hostdevs) != sorted(expected):
+        found.append(f"devices passed through: {_join(running.hostdevs)}, expected {_join(expected)}")
+    return (*found, *diff_vf(plan, states))
+
+
+def diff_vf(plan: Plan, states: VfStates) -> tuple[str, ...]:
+    """How the settings that PFs enforce for a guest's VFs differ from those that it was given. Pure."""
+    found: list[str] = []
+    for nic in plan.nics:
+        vfs = states.get(nic.pf, ())
+        if isinstance(vfs, str):
+            found.append(f"VF {nic.address}: settings cannot be read from PF {nic.pf}: {vfs}")
+            continue
+        state = next((vf for vf in vfs if vf.index == nic.index), None)
+        if state is None:
+            found.append(f"{nic.interface} has no VF {nic.index}")
+        else:
+            differences = state.diff(state.with_defaults(nic.mac)).values()
+            found += [f"VF {nic.address}: {difference}" for difference in differences]
+    return tuple(found)
+
+
+def find_still_bound(host: HostRoot, plan: Plan) -> tuple[str, ...]:
+    """VFs of a guest that has ended which are still passed through. Their addresses were read back when they were restored."""
+    return tuple(f"VF {vf} is still bound to {VFIO}" for vf, driver in find_drivers(host, plan).items() if driver == VFIO)
+
+
+def build_hostdevs(plan: Plan) -> list[etree._Element]:
+    return [_build_hostdev(nic.address, _FIRST_SLOT + number) for number, nic in enumerate(plan.nics)]
+
+
+def _build_hostdev(address: PciAddress, slot: int) -> etree._Element:
+    """managed='no': binding to vfio-pci and back is a step with its own undo."""
+    source = element(
+        "address",
+        domain=f"0x{address.domain:04x}",
+        bus=f"0x{address.bus:02x}",
+        slot=f"0x{address.device:02x}",
+        function=f"0x{address.function:x}",
+    )
+    # On the root bus, as an integrated endpoint: no emulated root port is needed, and libvirt adds no spare one.
+    place = element("address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
+    return element("hostdev", element("source", source), place, mode="subsystem", type="pci", managed="no")
+
+
+def _join(addresses: Iterable[PciAddress]) -> str:
+    return ", ".join(map(str, addresses)) or "none"

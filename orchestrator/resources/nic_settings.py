@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import VfState
-from orchestrator.planning.planner import MAC_PREFIX
+from orchestrator.planning.nic import MAC_PREFIX
 from orchestrator.resources.step import Arguments
 from orchestrator.values import MacAddress
 
@@ -60,7 +60,7 @@ def restore_vf(host: HostRoot, interface: str, wanted: VfState) -> str:
     """
     found = read_vf_state(host, interface, wanted.index)
     if found is None:
-        raise HostError(f"cannot put VF {wanted.index} of {interface} back: its driver does not tell what it enforces for it")
+        raise HostError(f"cannot restore VF {wanted.index} of {interface}: its driver does not report the VF's settings")
     # What the driver does not tell can't be compared, whatever it told before.
     wanted = replace(
         wanted,

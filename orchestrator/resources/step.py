@@ -7,37 +7,83 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
 
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.root import HostRoot
-from orchestrator.ledger import EventKind, Ledger
+from orchestrator.hypervisor.connection import Hypervisor
+from orchestrator.ledger import EventKind, Ledger, UndoRecord
+from orchestrator.model.plan import Plan
 
 _log = logging.getLogger(__name__)
 
 Arguments = dict[str, object]
-Undo = Callable[[HostRoot, Arguments], str | None]
-"""Undoes one change; returns in words what could not be put back exactly as it was, though all is clean."""
+"""What an undo needs, as plain JSON types."""
+
+
+@dataclass(frozen=True)
+class GuestContext:
+    """The guest that a change is made for."""
+
+    plan: Plan
+    ledger: Ledger
+    hypervisor: Hypervisor
+
+
+@dataclass(frozen=True)
+class UndoContext:
+    """Where a change is undone.
+
+    Attributes:
+        guest: None for a change that serves all guests.
+    """
+
+    host: HostRoot
+    guest: GuestContext | None = None
 
 
 class Step(Protocol):
     """One change to the host."""
 
     action: ClassVar[str]
-    """Key of the function that undoes it, in the journal and in the table of undos."""
+    """Name of the undo in the journal. It never changes: journals of earlier versions are read."""
 
     def describe(self) -> str:
-        """What the step does to what, for people."""
+        """What the step changes, for event log and journal."""
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """What undo needs, read from the host as it is now; None if the host is already as wanted."""
+        """What ``undo`` needs, read from the host; None if the host is already as wanted. Writes nothing."""
 
     def apply(self, host: HostRoot) -> str | None:
-        """Makes the change and reads it back; returns in words what of it could not be made, and a guest can do without."""
+        """Makes the change and reads it back; returns what could not be set and a guest does not need, None if nothing."""
 
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> str | None:
+        """Undoes the change. Harmless if the change was never made, or is undone already.
+
+        Args:
+            arguments: what ``read_before`` returned, perhaps in an earlier version.
+
+        Returns:
+            What is clean, but could not be restored exactly; empty or None if nothing.
+        """
+
+
+STEPS: dict[str, type[Step]] = {}
+"""Action → step class. Filled by ``register`` when the modules of this package are imported."""
 
 _Step = TypeVar("_Step", bound=Step)
+_StepClass = TypeVar("_StepClass", bound=type[Step])
+
+
+def register(step: _StepClass) -> _StepClass:
+    """Makes the undo of a step class known to ``undo_steps``."""
+    if step.action in STEPS:
+        raise ValueError(f"two step classes have the action {step.action}")
+    STEPS[step.action] = step
+    return step
 
 
 def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step]) -> tuple[str, ...]:
@@ -123,26 +169,36 @@ def _is_as(host: HostRoot, step: Step, before: Arguments) -> bool:
         return False
 
 
-def undo_steps(host: HostRoot, ledger: Ledger, owner: str, undos: Mapping[str, Undo]) -> None:
-    """Undoes all that is recorded for the owner, newest first. A record is forgotten only after its undo worked.
+def undo_steps(context: UndoContext, ledger: Ledger, owner: str) -> None:
+    """Undoes all recorded changes of the owner, newest first. A record is dropped only after its undo succeeded.
 
-    What is clean, but not as it was before, is an event.
+    What is clean, but could not be restored exactly, becomes an event.
 
     Raises:
-        HostError: what could not be undone; everything else was, and what was not stays in the journal.
+        HostError: some undos failed; all others were made, and the records of the failed ones stay in the journal.
     """
-    failed: list[str] = []
+    failed: list[OrchestratorError] = []
     for record in ledger.pending(owner):
         what = " ".join(f"{name}={value}" for name, value in record.arguments.items())
         _log.info("%s: undo %s %s", owner, record.action, what)
         try:
-            if different := undos[record.action](host, record.arguments):
+            if different := _find_step(record, context).undo(context, record.arguments):
                 ledger.log(EventKind.NOT_RESTORED, owner, different)
         except OrchestratorError as error:
-            failed.append(error.message)
+            failed.append(error)
         else:
             ledger.forget(record.id)
     if failed:
+        hints = dict.fromkeys(error.hint for error in failed if error.hint)
+        raise HostError(f"cleanup of {owner} is incomplete: {'; '.join(error.message for error in failed)}", "; ".join(hints))
+
+
+def _find_step(record: UndoRecord, context: UndoContext) -> type[Step]:
+    step = STEPS.get(record.action)
+    if step is None:
+        whose = f"guest {record.owner}" if context.guest else "the host"
         raise HostError(
-            f"not everything done for {owner} could be undone: " + "; ".join(failed), "it is tried again at the next start"
+            f"unknown undo action {record.action} of {whose}: written by another version",
+            "start the version of nohyped that wrote it, or undo the change by hand and clear the guest with --force",
         )
+    return step

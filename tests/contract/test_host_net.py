@@ -12,10 +12,11 @@ from orchestrator.errors import HostError
 from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf, set_numvfs
-from orchestrator.model.plan import VfPlan
+from orchestrator.model.plan import NicPlan
 from orchestrator.model.topology import PhysicalFunction, VfState
-from orchestrator.resources.nic import SetVf, undo_vf
+from orchestrator.resources.nic import ConfigureVf
 from orchestrator.resources.nic_settings import read_vf_state
+from orchestrator.resources.step import UndoContext
 from orchestrator.values import MacAddress
 from tests.contract.conftest import await_link
 from tests.fakes.root import DEVICES, FakeRoot
@@ -118,7 +119,7 @@ def test_no_such_interface(host: HostRoot) -> None:
         lambda: host.net.read_hwmode("nowhere"),
         lambda: host.net.set_hwmode("nowhere", "vepa"),
     ):
-        with pytest.raises(HostError, match="no interface nowhere") as caught:
+        with pytest.raises(HostError, match="interface nowhere does not exist") as caught:
             call()
         assert caught.value.errno == ENODEV
 
@@ -147,19 +148,19 @@ def test_a_driver_with_hwmode_is_set_and_read(fake: FakeRoot, pf: PhysicalFuncti
         assert read_edge_mode(FakeRoot(fake.path), with_hwmode) is mode
 
 
-def plan_vf(host: HostRoot, pf: PhysicalFunction, index: int) -> VfPlan:
+def plan_vf(host: HostRoot, pf: PhysicalFunction, index: int) -> NicPlan:
     """The VF, if there is one, with an address for a guest."""
-    return VfPlan(pf.address, pf.interface or "", index, find_vf(host, pf.address, index) or pf.vf_address(index), MAC)
+    return NicPlan(pf.address, pf.interface or "", index, find_vf(host, pf.address, index) or pf.vf_address(index), MAC)
 
 
 def test_the_step_gives_an_address_and_takes_it_back(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
-    step = SetVf(plan_vf(host, pf, 0))
+    step = ConfigureVf(plan_vf(host, pf, 0))
     before = step.read_before(host)
     assert before
     step.apply(host)
     assert step.read_before(host) == before, "its own address is none to come back to"
     for _ in range(2):
-        undo_vf(host, before)
+        ConfigureVf.undo(UndoContext(host), before)
         assert read_vf(host, nic, 0) == VfState(0)
 
 
@@ -167,36 +168,36 @@ def test_a_guest_gets_nothing_that_was_set_for_its_vf_and_it_is_put_back(host: H
     was = replace(set_vf(host, nic, 0), mac=HOSTS_MAC)
     refused = host.net.enforce_vf(nic, was)
     assert not refused
-    step = SetVf(plan_vf(host, pf, 0))
+    step = ConfigureVf(plan_vf(host, pf, 0))
     before = step.read_before(host)
     assert before
     step.apply(host)
     assert read_vf(host, nic, 0) == VfState(0, MAC)
-    undo_vf(host, before)
+    ConfigureVf.undo(UndoContext(host), before)
     assert read_vf(host, nic, 0) == was
 
 
 def test_a_vf_that_is_gone_as_after_a_reboot_needs_nothing_put_back(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
-    assert undo_vf(host, {"pf": str(pf.address), "interface": nic, "index": 2, "mac": ""}) == ""
-    assert undo_vf(host, {"pf": "0000:ff:1f.7", "interface": nic, "index": 0, "mac": ""}) == ""
+    assert ConfigureVf.undo(UndoContext(host), {"pf": str(pf.address), "interface": nic, "index": 2, "mac": ""}) == ""
+    assert ConfigureVf.undo(UndoContext(host), {"pf": "0000:ff:1f.7", "interface": nic, "index": 0, "mac": ""}) == ""
 
 
 def test_an_undo_record_of_an_earlier_version_is_understood(host: HostRoot, nic: str) -> None:
     """It has no PF, and of what was before the address alone."""
     set_vf(host, nic, 0)
-    undo_vf(host, {"interface": nic, "index": 0, "mac": str(HOSTS_MAC)})
+    ConfigureVf.undo(UndoContext(host), {"interface": nic, "index": 0, "mac": str(HOSTS_MAC)})
     assert read_vf(host, nic, 0) == VfState(0, HOSTS_MAC)
-    assert undo_vf(host, {"interface": nic, "index": 2, "mac": ""}) == ""
+    assert ConfigureVf.undo(UndoContext(host), {"interface": nic, "index": 2, "mac": ""}) == ""
 
 
 def test_an_interface_that_is_not_found_is_not_taken_for_clean(host: HostRoot) -> None:
-    with pytest.raises(HostError, match="cannot put VF 0 of nowhere back"):
-        undo_vf(host, {"interface": "nowhere", "index": 0, "mac": ""})
+    with pytest.raises(HostError, match="cannot restore VF 0 of nowhere"):
+        ConfigureVf.undo(UndoContext(host), {"interface": "nowhere", "index": 0, "mac": ""})
 
 
 def test_a_vf_that_is_not_there_gets_no_address(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
     with pytest.raises(HostError, match=f"no VF 2 of PF {pf.address}"):
-        SetVf(plan_vf(host, pf, 2)).read_before(host)
+        ConfigureVf(plan_vf(host, pf, 2)).read_before(host)
 
 
 def test_a_fake_network_outlives_its_process(fake: FakeRoot, nic: str) -> None:

@@ -13,10 +13,10 @@ from orchestrator.host.pci import bind_driver, read_driver, read_override, relea
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_vf, find_vf, read_numvfs, read_pf, read_use, set_numvfs
 from orchestrator.host.survey import read_topology
-from orchestrator.model.plan import VfPlan
+from orchestrator.model.plan import NicPlan
 from orchestrator.model.topology import PhysicalFunction
-from orchestrator.resources.nic import BindVfio, CreateVfs, SetVf, undo_numvfs, undo_vf_driver
-from orchestrator.resources.step import Step
+from orchestrator.resources.nic import BindVfio, ConfigureVf, CreateVfs
+from orchestrator.resources.step import Step, UndoContext
 from orchestrator.values import MacAddress, PciAddress
 from tests.contract.conftest import await_link
 from tests.fakes.root import DEVICES, DRIVERS, GROUPS, FakeRoot
@@ -44,24 +44,24 @@ def test_a_vf_is_found_by_the_kernels_links(host: HostRoot, pf: PhysicalFunction
 def test_a_vf_that_is_another_is_refused_with_both_addresses(
     host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...]
 ) -> None:
-    with pytest.raises(HostError, match=f"VF 0 of PF {pf.address} is {vfs[0]}, not {vfs[1]}"):
+    with pytest.raises(HostError, match=f"VF 0 of PF {pf.address} is {vfs[0]}, expected {vfs[1]}"):
         check_vf(host, pf.address, 0, vfs[1])
-    with pytest.raises(HostError, match=f"is {vfs[0]}, not {pf.address}"):
+    with pytest.raises(HostError, match=f"is {vfs[0]}, expected {pf.address}"):
         check_vf(host, pf.address, 0, pf.address)
     with pytest.raises(HostError, match=f"VF 2 of PF {pf.address} does not exist") as caught:
         check_vf(host, pf.address, 2, vfs[1])
     assert caught.value.errno == ENODEV
 
 
-@pytest.mark.parametrize("step", [SetVf, BindVfio])
+@pytest.mark.parametrize("step", [ConfigureVf, BindVfio])
 def test_no_step_touches_what_is_not_the_planned_vf(
-    host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...], step: Callable[[VfPlan], Step]
+    host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...], step: Callable[[NicPlan], Step]
 ) -> None:
     """The PF itself, as with a first VF offset of 0, a sibling, and another function."""
     for address in (pf.address, vfs[1], PciAddress.parse("0000:00:00.0")):
-        made = step(VfPlan(pf.address, pf.interface or "", 0, address, MAC))
+        made = step(NicPlan(pf.address, pf.interface or "", 0, address, MAC))
         for work in (made.read_before, made.apply):
-            with pytest.raises(HostError, match=f"VF 0 of PF {pf.address} is {vfs[0]}, not {address}"):
+            with pytest.raises(HostError, match=f"VF 0 of PF {pf.address} is {vfs[0]}, expected {address}"):
                 work(host)
     assert read_driver(host, pf.address) == pf.driver
     assert [vf.mac for vf in host.net.read_vfs(pf.interface or "")] == [None, None]
@@ -73,7 +73,7 @@ def test_no_step_touches_what_is_not_the_planned_vf(
         lambda host, pf: bind_driver(host, pf, "vfio-pci"),
         lambda host, pf: release_driver(host, pf, None),
         lambda host, pf: reset_function(host, pf),
-        lambda host, pf: undo_vf_driver(host, {"address": str(pf), "driver": ""}),
+        lambda host, pf: BindVfio.undo(UndoContext(host), {"address": str(pf), "driver": ""}),
     ],
 )
 def test_a_pf_is_never_taken_for_a_vf(
@@ -90,8 +90,9 @@ def test_what_was_never_bound_is_left_alone_by_an_undo(host: HostRoot, pf: Physi
     """VFs that were made anew, with another number or offset: what is at the recorded address now is another VF, or the PF."""
     for address in (pf.address, vfs[1]):
         before = [read_driver(host, address), read_override(host, address)]
-        undo_vf_driver(host, {"address": str(address), "driver": "igbvf", "override": "x", "pf": str(pf.address), "index": 0})
-        undo_vf_driver(host, {"address": str(address), "driver": "igbvf", "override": "x", "pf": str(pf.address), "index": 7})
+        record = {"address": str(address), "driver": "igbvf", "override": "x", "pf": str(pf.address)}
+        BindVfio.undo(UndoContext(host), {**record, "index": 0})
+        BindVfio.undo(UndoContext(host), {**record, "index": 7})
         assert [read_driver(host, address), read_override(host, address)] == before
 
 
@@ -101,19 +102,19 @@ def test_what_is_no_vf_by_now_is_left_alone_by_an_old_record(host: HostRoot, pf:
     others = [PciAddress.parse(name) for name in host.names(DEVICES) if name != str(pf.address)]
     before = [read_driver(host, address) for address in others]
     for address in others:
-        undo_vf_driver(host, {"address": str(address), "driver": "igbvf"})
+        BindVfio.undo(UndoContext(host), {"address": str(address), "driver": "igbvf"})
     assert [read_driver(host, address) for address in others] == before
 
 
 def test_an_override_that_was_there_is_put_back(host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...]) -> None:
     """As driverctl sets it."""
     host.write(f"{DEVICES}/{vfs[0]}/driver_override", "marker")
-    step = BindVfio(VfPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
+    step = BindVfio(NicPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
     before = step.read_before(host)
     assert before
     step.apply(host)
     assert read_override(host, vfs[0]) == "vfio-pci"
-    undo_vf_driver(host, before)
+    BindVfio.undo(UndoContext(host), before)
     assert (read_driver(host, vfs[0]), read_override(host, vfs[0])) == (None, "marker")
     host.write(f"{DEVICES}/{vfs[0]}/driver_override", "\n")
 
@@ -191,7 +192,7 @@ def test_a_vf_that_the_host_uses_says_how_and_is_not_bound(
 ) -> None:
     folder = give_to_host(fake, vfs[0])
     assert read_use(fake, vfs[0]) == ""
-    step = BindVfio(VfPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
+    step = BindVfio(NicPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
     assert step.read_before(fake)
     use(fake, folder)
     assert said in read_use(fake, vfs[0])
@@ -214,7 +215,7 @@ def test_vfs_of_which_the_host_uses_one_are_not_removed(
 ) -> None:
     use(fake, give_to_host(fake, vfs[1]))
     with pytest.raises(HostError, match=f"the host uses VF {vfs[1]}") as caught:
-        undo_numvfs(fake, {"pf": str(pf.address), "count": 2})
+        CreateVfs.undo(UndoContext(fake), {"pf": str(pf.address), "count": 2})
     assert caught.value.errno == EBUSY
     assert said in caught.value.message
     assert read_numvfs(fake, pf.address) == 2
@@ -222,15 +223,15 @@ def test_vfs_of_which_the_host_uses_one_are_not_removed(
 
 def test_vfs_that_others_have_made_since_are_left(host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...]) -> None:
     """The journal outlives a reboot, and a host may make VFs while it boots."""
-    undo_numvfs(host, {"pf": str(pf.address), "count": 5})
+    CreateVfs.undo(UndoContext(host), {"pf": str(pf.address), "count": 5})
     assert read_numvfs(host, pf.address) == 2
-    undo_numvfs(host, {"pf": "0000:ff:1f.7", "count": 5})
-    undo_numvfs(host, {"pf": str(pf.address), "count": 2})
+    CreateVfs.undo(UndoContext(host), {"pf": "0000:ff:1f.7", "count": 5})
+    CreateVfs.undo(UndoContext(host), {"pf": str(pf.address), "count": 2})
     assert read_numvfs(host, pf.address) == 0
 
 
 def test_a_record_of_an_earlier_version_has_no_count(host: HostRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...]) -> None:
-    undo_numvfs(host, {"pf": str(pf.address)})
+    CreateVfs.undo(UndoContext(host), {"pf": str(pf.address)})
     assert read_numvfs(host, pf.address) == 0
 
 
@@ -288,7 +289,7 @@ def test_a_name_in_a_group_that_is_no_address_stays_with_the_group(fake: FakeRoo
 
 def test_the_group_is_read_again_before_a_vf_is_bound(fake: FakeRoot, pf: PhysicalFunction, vfs: tuple[PciAddress, ...]) -> None:
     """A device of any bus that has come into it since."""
-    step = BindVfio(VfPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
+    step = BindVfio(NicPlan(pf.address, pf.interface or "", 0, vfs[0], MAC))
     assert step.read_before(fake)
     fake.add_link(f"{group_of(fake, vfs[0])}/devices/MSFT0201:00", "../../../../devices/platform/MSFT0201:00")
     with pytest.raises(HostError, match=r"shares IOMMU group \d+ with MSFT0201:00"):

@@ -78,7 +78,7 @@ def test_a_namespace_comes_and_goes() -> None:
     try:
         assert netns_exists(PREFIX)
         assert [link.name for link in read_links(netns=PREFIX)] == ["lo"]
-        with pytest.raises(HostError, match=f"network namespace {PREFIX}.*\n.*taken") as caught:
+        with pytest.raises(HostError, match=f"network namespace {PREFIX}.*\n.*use another name") as caught:
             create_netns(PREFIX)
         assert caught.value.errno == EEXIST
     finally:
@@ -130,7 +130,7 @@ def test_a_link_moves_into_a_namespace(netns: str, wire: None) -> None:
     assert FAR not in [link.name for link in read_links()]
     after = link(FAR, netns)
     assert (after.mac, after.up) == (before.mac, False)
-    with pytest.raises(HostError, match=f"no interface {FAR}") as caught:
+    with pytest.raises(HostError, match=f"interface {FAR} does not exist") as caught:
         move_to_netns(FAR, netns)
     assert caught.value.errno == ENODEV
 
@@ -182,7 +182,7 @@ def test_a_port_of_another_bridge_stays_there(port: str) -> None:
     ("bridge", "interface", "missing"), [("br9", FAR, "br9"), ("br0", "nowhere", "nowhere")], ids=["bridge", "port"]
 )
 def test_no_such_bridge_or_port(port: str, bridge: str, interface: str, missing: str) -> None:
-    with pytest.raises(HostError, match=f"no interface {missing}") as caught:
+    with pytest.raises(HostError, match=f"interface {missing} does not exist") as caught:
         add_port(bridge, interface, port)
     assert caught.value.errno == ENODEV
 
@@ -267,7 +267,7 @@ def test_no_such_interface() -> None:
         lambda: set_hairpin("nowhere", on=True),
         lambda: read_hairpin("nowhere"),
     ):
-        with pytest.raises(HostError, match="no interface nowhere") as caught:
+        with pytest.raises(HostError, match="interface nowhere does not exist") as caught:
             call()
         assert caught.value.errno == ENODEV
 

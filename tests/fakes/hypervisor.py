@@ -74,18 +74,19 @@ class FakeHypervisor:
             others = self._all()
             if any(name == other["name"] or guest["uuid"] == other["uuid"] for other in others):
                 raise HypervisorError(f"cannot create the guest: domain {name} exists", number=libvirt.VIR_ERR_OPERATION_FAILED)
-            folder = f"{DEVICES}/{guest['vf']}"
-            if self._host.link(f"{folder}/driver") != "vfio-pci":
-                raise HypervisorError(f"cannot create the guest: {guest['vf']} is not bound to vfio-pci")
-            pf = f"{DEVICES}/{self._host.link(f'{folder}/physfn')}"
-            guest["mac"] = self._read_mac(guest["vf"], pf)
-            if found := [*self._find_doubles(guest, others), *find_unprepared(self._host, guest, pf)]:
+            for vf in guest["vfs"]:
+                if self._host.link(f"{DEVICES}/{vf}/driver") != "vfio-pci":
+                    raise HypervisorError(f"cannot create the guest: {vf} is not bound to vfio-pci")
+            pfs = [f"{DEVICES}/{self._host.link(f'{DEVICES}/{vf}/physfn')}" for vf in guest["vfs"]]
+            guest["macs"] = [self._read_mac(vf, pf) for vf, pf in zip(guest["vfs"], pfs, strict=True)]
+            if found := [*self._find_doubles(guest, others), *find_unprepared(self._host, guest, pfs)]:
                 for violation in found:
                     self._host.violate(f"{name}: {violation}")
                 raise HypervisorError(f"cannot create the guest: {'; '.join(found)}")
             Path(guest["log"]).touch()  # virtlogd opens it
             self._take_pages(guest, guest["pages"])
-            self._host.add(f"{folder}/enable", "1")
+            for vf in guest["vfs"]:
+                self._host.add(f"{DEVICES}/{vf}/enable", "1")
             guest["pid"] = next(pid for pid in range(FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
             self._add_threads(guest)
             # As the kernel keeps it of each process (starttime in proc_pid_stat(5)); no two starts have the same.
@@ -216,7 +217,8 @@ class FakeHypervisor:
                 return
             (self._folder / f"{guest['name']}@{guest['uuid']}").unlink()
             self._take_pages(guest, -guest["pages"])
-            self._host.add(f"{DEVICES}/{guest['vf']}/enable", "0")
+            for vf in guest["vfs"]:
+                self._host.add(f"{DEVICES}/{vf}/enable", "0")
             shutil.rmtree(self._host.path / "sys/fs/cgroup" / _group(guest))
             for tid in range(guest["pid"], guest["pid"] + len(guest["pins"]) + 2):
                 shutil.rmtree(self._host.path / f"proc/{tid}", ignore_errors=True)
@@ -229,7 +231,10 @@ class FakeHypervisor:
             both = _pinned(guest) & _pinned(other)
             found += [f"CPUs {both} are in use by {other['name']}"] if both else []
             found += [
-                f"{what} {guest[what]} is in use by {other['name']}" for what in ("vf", "mac") if guest[what] == other[what]
+                f"{what} {one} is in use by {other['name']}"
+                for what in ("vf", "mac")
+                for one in guest[f"{what}s"]
+                if one in other[f"{what}s"]
             ]
         return found
 
@@ -315,8 +320,10 @@ def _parse(tree: Any) -> dict[str, Any]:
     """What of a guest's XML matters here."""
     page = int(tree.find("memoryBacking/hugepages/page").get("size"))
     memory = int(tree.findtext("memory"))
-    address = tree.find("devices/hostdev/source/address")
-    vf = PciAddress(*(int(address.get(part), 16) for part in ("domain", "bus", "slot", "function")))
+    vfs = [
+        PciAddress(*(int(address.get(part), 16) for part in ("domain", "bus", "slot", "function")))
+        for address in tree.iterfind("devices/hostdev/source/address")
+    ]
     pins = {int(pin.get("vcpu")): pin.get("cpuset") for pin in tree.iterfind("cputune/vcpupin")}
     return {
         "name": tree.findtext("name"),
@@ -327,7 +334,7 @@ def _parse(tree: Any) -> dict[str, Any]:
         "page_kib": page,
         "pages": -(-memory // page),
         "memory": memory,
-        "vf": str(vf),
+        "vfs": list(map(str, vfs)),
         "log": tree.find("devices/serial/log").get("file"),
     }
 
@@ -341,7 +348,7 @@ def _live(guest: dict[str, Any]) -> RunningGuest:
         emulator_pin=CpuSet.parse(guest["emulator"]),
         node=guest["node"],
         memory=Size(guest["memory"] << 10),
-        hostdevs=(PciAddress.parse(guest["vf"]),),
+        hostdevs=tuple(map(PciAddress.parse, guest["vfs"])),
         devices=("vfio-pci",),
         uuid=UUID(guest["uuid"]),
     )
@@ -351,7 +358,7 @@ def _unmanaged(guest: dict[str, Any]) -> Unmanaged:
     return Unmanaged(
         guest["name"], UUID(guest["uuid"]), running=True,
         pins=tuple(map(CpuSet.parse, (*guest["pins"], guest["emulator"]))), nodes=frozenset([guest["node"]]),
-        hostdevs=frozenset([PciAddress.parse(guest["vf"])]), memory=Size(guest["memory"] << 10), pid=guest["pid"],
+        hostdevs=frozenset(map(PciAddress.parse, guest["vfs"])), memory=Size(guest["memory"] << 10), pid=guest["pid"],
     )  # fmt: skip
 
 

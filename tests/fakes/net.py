@@ -107,7 +107,9 @@ class FakeNet:
         """See `host.netlink`. igb has none; a test gives an interface one with `give_hwmode`."""
         with self._changing(f"{interface} hwmode", mode):
             if self.read_hwmode(interface) is None:
-                raise HostError(f"cannot set {interface} to hwmode {mode}", "its driver has no hwmode", errno.EOPNOTSUPP)
+                raise HostError(
+                    f"cannot set hwmode {mode} on {interface}", "use a NIC whose driver supports hwmode", errno.EOPNOTSUPP
+                )
             self._store(interface, hwmode=mode)
 
     def give_hwmode(self, interface: str, mode: str) -> None:
@@ -149,7 +151,7 @@ class FakeNet:
     def _find_folder(self, interface: str) -> str:
         folder = self._interfaces().get(interface)
         if folder is None and interface != "lo":
-            raise HostError(f"there is no interface {interface}", "look with: ip link show", errno.ENODEV)
+            raise HostError(f"interface {interface} does not exist", "check the name with `ip link show`", errno.ENODEV)
         return folder or "sys/devices/virtual/net/lo"
 
     def _find(self, interface: str, index: int) -> VfState:

@@ -16,7 +16,7 @@ FIRST_PID = 10_000
 _DTXSWC = 0x3500
 
 
-def find_unprepared(host: FakeRoot, guest: dict[str, Any], pf: str) -> list[str]:
+def find_unprepared(host: FakeRoot, guest: dict[str, Any], pfs: list[str]) -> list[str]:
     """What would disturb the guest on its cores, or let its frames past the external switch."""
     # What is offline disturbs no guest.
     online = CpuSet.parse(host.text("sys/devices/system/cpu/online"))
@@ -36,8 +36,10 @@ def find_unprepared(host: FakeRoot, guest: dict[str, Any], pf: str) -> list[str]
         if not irq.affinity & online <= housekeeping and f"proc/irq/{irq.number}/smp_affinity_list" not in host.write_errors
         if _would_move(lambda name=f"proc/irq/{irq.number}/smp_affinity_list": host.write(name, str(housekeeping)))  # type: ignore[misc]
     ]
-    found += ["its PF is not in VEPA mode"] if host.read32(f"{pf}/resource0", _DTXSWC) & LOOPBACK else []
-    return found if guest["mac"] else [*found, f"VF {guest['vf']} has no address"]
+    found += ["its PF is not in VEPA mode" for pf in pfs if host.read32(f"{pf}/resource0", _DTXSWC) & LOOPBACK]
+    macs = guest["macs"]
+    found += [f"VF {vf} has no address" for vf, mac in zip(guest["vfs"], macs, strict=True) if not mac]
+    return found if len(macs) == len(set(macs)) else [*found, "two of its VFs have the same address"]
 
 
 def _would_move(move: Callable[[], object]) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.daemon.reports import describe
+from orchestrator.daemon.monitoring import status_line
 from orchestrator.errors import LedgerError
 from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
@@ -94,7 +94,7 @@ def end_guests(world: World, disk: Disk, tell: Tell) -> None:
     disk.fill()
     manager.delete(OPERATOR, "g2")
     disk.fill()
-    assert "is full" in describe(ledger)
+    assert "is full" in status_line(ledger)
     for _ in range(300):
         # Repeated attempts to start something must not use up the reserve.
         refuse(lambda: manager.start(OPERATOR, "g0"))
@@ -131,7 +131,7 @@ def go_on(world: World, disk: Disk) -> None:
     for name in states(ledger):
         manager.start(OPERATOR, name)
     manager.create(OPERATOR, request("new"))
-    assert "full" not in describe(ledger)
+    assert "full" not in status_line(ledger)
     assert [event.kind for event in ledger.events(None, 1)] == ["started"]
     for name in states(ledger):
         manager.delete(OPERATOR, name)

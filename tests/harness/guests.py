@@ -79,8 +79,9 @@ def start_by_hand(world: World, plan: Plan, *, uuid: UUID | None = None, cpus: s
     """Somebody starts a guest past the manager: this one, or with another id one of its name, on these CPUs."""
     guest = {
         "name": plan.name, "uuid": str(uuid or plan.uuid), "pid": 77_000, "paused": False, "pages": 0, "memory": 65_536,
-        "pins": [cpus or str(cpu) for cpu in plan.cpus], "emulator": cpus or str(plan.housekeeping),
-        "node": plan.node, "page_kib": 2048, "vf": str(plan.vf.address), "mac": str(plan.vf.mac),
+        "pins": [cpus or str(cpu) for cpu in plan.cpus], "emulator": cpus or str(world.server.policy.housekeeping),
+        "node": plan.node, "page_kib": 2048, "vfs": [str(nic.address) for nic in plan.nics],
+        "macs": [str(nic.mac) for nic in plan.nics],
     }  # fmt: skip
     world.hypervisor._add_threads(guest)
     world.hypervisor._store(guest)

@@ -162,7 +162,7 @@ def test_a_second_manager_is_refused_and_the_first_is_named(host: LabHost) -> No
     host.run(f"{{ cat /etc/nohype/nohype.toml; printf '{paths}'; }} > /root/second.toml")
     done = host.run("nohyped --config /root/second.toml", check=False, timeout=60)
     assert (done.status, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"nohyped: another manager, process {first}, has /run/nohype/host.lock")
+    assert done.stderr.startswith(f"nohyped: another manager (pid {first}) holds /run/nohype/host.lock")
     assert host.run("rm /root/second.toml; ls -d /root/second", check=False).status, "nothing was created"
     host.nohype("guest", "list")
 
@@ -269,8 +269,9 @@ def test_drift_is_reported_and_pinning_restored(host: LabHost, repinned: tuple[s
     while "drifted" not in (now := look(host, before.last)).kinds(name) and time.monotonic() < deadline:
         time.sleep(1)
     told = [event["detail"] for event in now.events if event["subject"] == name]
-    pin = f"vCPU 1 may run on CPUs {first} in place of {second}"
-    assert told == [f"{pin} (restored); its VF's spoof check is off, expected on"]
+    pin = f"vCPU 1: affinity {first}, expected {second}"
+    vf = before.guests[name]["vf"]["address"]
+    assert told == [f"{pin} (restored); VF {vf}: spoof check is off, expected on"]
     assert host.run(allowed).stdout.strip() == str(second)
     assert now.lives[name] == before.lives[name]
     host.run(f"{spoof_check(before.guests[name])} on")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -80,7 +81,12 @@ def cheat_cores(world: World, _tell: Tell) -> None:
     plan = manager.guest(OPERATOR, "guest0").plan
     with pytest.raises(HypervisorError, match="in use by guest0"):
         world.hypervisor.create_paused(
-            build_domain(replace(plan, name="guest1"), find_image(world.folder / "images", IMAGE), log=Path())
+            build_domain(
+                replace(plan, name="guest1", uuid=uuid4()),
+                find_image(world.folder / "images", IMAGE),
+                world.server.policy.housekeeping,
+                log=Path(),
+            )
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import uvicorn
 
 from orchestrator.api.tickless import TicklessServer
-from orchestrator.daemon import reports as watching
-from orchestrator.daemon.reports import build_metrics, describe, find_listener, start_heartbeat, watch_audit
+from orchestrator.daemon import main as daemon
+from orchestrator.daemon.main import open_listener
+from orchestrator.daemon.monitoring import build_metrics, record_audits, start_heartbeat, status_line
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import Hypervisor
@@ -37,16 +39,16 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def test_without_a_socket_unit_we_make_our_own(tmp_path: Path) -> None:
     path = tmp_path / "manager.sock"
-    with find_listener(path) as listener:
+    with open_listener(path) as listener:
         assert listener.getsockname() == str(path)
         with pytest.raises(HostError, match="another manager listens on"):
-            find_listener(path)
+            open_listener(path)
 
 
 def test_the_socket_units_socket_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX) as given:
-        monkeypatch.setattr(watching, "take_sockets", lambda: {"nohyped": [given]})
-        assert find_listener(tmp_path / "unused") is given
+        monkeypatch.setattr(daemon, "take_activation_sockets", lambda: {"nohyped": [given]})
+        assert open_listener(tmp_path / "unused") is given
     assert not (tmp_path / "unused").exists()
 
 
@@ -65,18 +67,19 @@ def test_metrics_of_a_real_ledger_and_a_host(tmp_path: Path, ledger: Ledger) -> 
 def test_an_audit_is_remembered() -> None:
     proof = Proof("vepa", "host", Verdict.FAIL, 1, "frames", ())
     seen = Counters()
-    assert watch_audit(lambda frames: (proof,) * frames, seen)(2) == (proof, proof)
+    assert record_audits(lambda frames: (proof,) * frames, seen)(2) == (proof, proof)
     assert ("nohype_proofs", ("vepa", "fail"), 2) in list(seen.samples())
 
 
-def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
-    assert describe(ledger) == "0 guests, 0 of them running"
-    ledger._path.rename(away := ledger._path.with_name("away"))
+def test_the_line_for_systemctl_status(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    assert status_line(ledger) == "0 guests, 0 of them running"
+    path.rename(away := path.with_name("away"))
     try:
-        gone = f"{ledger._path} is gone or another file"
-        assert describe(ledger) == f"0 guests, 0 of them running; guests cannot be created or started: {gone}"
+        gone = f"{path} is gone or another file"
+        assert status_line(ledger) == f"0 guests, 0 of them running; guests cannot be created or started: {gone}"
     finally:
-        away.rename(ledger._path)
+        away.rename(path)
 
 
 def test_no_heartbeat_unless_systemd_wants_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +96,9 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
         ledger = Ledger(tmp_path / "other.sqlite")
         lock = WatchedLock()
-        heartbeat = start_heartbeat(TicklessServer(uvicorn.Config("none:none", log_config=None)), ledger, lock.check)
+        heartbeat = start_heartbeat(
+            TicklessServer(uvicorn.Config("none:none", log_config=None)), ledger, lock.raise_if_held_longer
+        )
         assert heartbeat is not None
         assert systemd.recv(256).startswith(b"WATCHDOG=1\nSTATUS=0 guests")
         ledger.close()
@@ -109,15 +114,22 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     """Who only reads the ledger still gets an answer then."""
-    manager, ledger = World(tmp_path).open_manager()
-    for held, check in (
-        (ledger._lock, ledger.check),
-        (manager.allocator._lock, manager.check),
-        (manager.host_setup.lock, manager.check),
-    ):
+    world = World(tmp_path)
+    manager, ledger = world.open_manager()
+    go_on = threading.Event()
+    world.trace = lambda _statement: go_on.wait(30)
+    writer = threading.Thread(target=ledger.log, args=("cleared", "host", ""))
+    writer.start()
+    with pytest.raises(OrchestratorError, match="one change has been going on"):  # noqa: PT012
+        while writer.is_alive():
+            ledger.check(0.01)
+    go_on.set()
+    writer.join()
+    ledger.check(0.01)
+    for held, check in ((manager.allocator.lock, manager.check), (manager.host_setup.lock, manager.check)):
         check(0.01)
         with held:
             time.sleep(0.05)
-            with pytest.raises(OrchestratorError, match="one change has been going on"):
+            with pytest.raises(OrchestratorError, match="lock held for"):
                 check(0.01)
         check(0.01)

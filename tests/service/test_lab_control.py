@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,10 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = 20) 
 
 def processes_of(name: str) -> list[str]:
     """Command lines that name the lab: its keeper's and QEMU's."""
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it exited since the glob
+            lines.append(path.read_bytes())
     return [
         line.replace(b"\0", b" ").decode()[:200]
         for line in lines

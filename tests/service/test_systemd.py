@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 
 from orchestrator.api.tickless import TicklessServer
-from orchestrator.daemon.systemd import notify_systemd, read_watchdog, take_sockets
+from orchestrator.daemon.systemd import notify_systemd, read_watchdog, take_activation_sockets
 from orchestrator.daemon.watchdog import Heartbeat
 from orchestrator.errors import OrchestratorError
 from orchestrator.locks import WatchedLock
@@ -71,8 +71,8 @@ def test_no_descriptor_left_for_telling_is_no_error(systemd: Callable[[], str]) 
 CHILD = """
 import json, os, sys
 os.environ["LISTEN_PID"] = os.environ["LISTEN_PID"] or str(os.getpid())
-from orchestrator.daemon.systemd import take_sockets
-found = take_sockets()
+from orchestrator.daemon.systemd import take_activation_sockets
+found = take_activation_sockets()
 names = {name: [one.getsockname() for one in sockets] for name, sockets in found.items()}
 inherited = [one.get_inheritable() for sockets in found.values() for one in sockets]
 print(json.dumps([names, inherited, sorted(key for key in os.environ if key.startswith("LISTEN_"))]))
@@ -118,7 +118,7 @@ def test_sockets_of_somebody_else_are_left_alone(tmp_path: Path, pid: str, count
 
 
 def test_without_a_socket_unit_there_is_none() -> None:
-    assert take_sockets({}) == {}
+    assert take_activation_sockets({}) == {}
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_the_watchdogs_time(monkeypatch: pytest.MonkeyPatch, variables: dict[str
 
 
 def test_a_sign_of_life_with_a_status(systemd: Callable[[], str]) -> None:
-    assert Heartbeat({"ledger": lambda: None}, 10, lambda: "2 guests\nrun").beat()
+    assert Heartbeat({"ledger": lambda: None}, 10, lambda: "2 guests\nrun").check_and_notify()
     assert systemd() == "WATCHDOG=1\nSTATUS=2 guests run"
 
 
@@ -149,9 +149,9 @@ def test_no_sign_of_life_if_a_part_does_not_work(systemd: Callable[[], str], cap
     def broken() -> None:
         raise OrchestratorError("the disk is full")
 
-    assert not Heartbeat({"server": lambda: None, "ledger": broken}, 10).beat()
+    assert not Heartbeat({"server": lambda: None, "ledger": broken}, 10).check_and_notify()
     assert systemd() == ""
-    assert "ledger does not work: the disk is full" in caplog.text
+    assert "watchdog not notified: ledger: the disk is full" in caplog.text
 
 
 def test_no_sign_of_life_if_a_part_hangs(systemd: Callable[[], str]) -> None:
@@ -165,7 +165,7 @@ def test_no_sign_of_life_if_a_part_hangs(systemd: Callable[[], str]) -> None:
 
 
 def test_a_status_that_fails_is_no_reason_to_end(systemd: Callable[[], str]) -> None:
-    assert Heartbeat({}, 10, lambda: str(1 // 0)).beat()
+    assert Heartbeat({}, 10, lambda: str(1 // 0)).check_and_notify()
     assert "WATCHDOG=1" in systemd()
 
 
@@ -181,13 +181,13 @@ def test_three_signs_within_the_watchdogs_time(systemd: Callable[[], str]) -> No
 
 def test_a_change_that_hangs_is_noticed() -> None:
     lock = WatchedLock()
-    lock.check(0.01)
+    lock.raise_if_held_longer(0.01)
     with lock:
         time.sleep(0.05)
-        with pytest.raises(OrchestratorError, match="one change has been going on"):
-            lock.check(0.01)
-    lock.check(0.01)
-    assert lock.held == 0
+        with pytest.raises(OrchestratorError, match="lock held for"):
+            lock.raise_if_held_longer(0.01)
+    lock.raise_if_held_longer(0.01)
+    assert lock.held_seconds == 0
 
 
 def test_a_lock_may_be_taken_again_by_whoever_has_it() -> None:
@@ -196,8 +196,8 @@ def test_a_lock_may_be_taken_again_by_whoever_has_it() -> None:
         time.sleep(0.02)
         with lock:
             pass
-        assert lock.held >= 0.02
-    assert lock.held == 0
+        assert lock.held_seconds >= 0.02
+    assert lock.held_seconds == 0
 
 
 async def hello(scope: dict[str, object], receive: object, send: Callable[..., Awaitable[None]]) -> None:

@@ -30,7 +30,8 @@ ORDER = [
     ("host", "hypervisor", "ssh", "console"),
     ("planning", "images"),
     ("ledger",),
-    ("resources", "domain"),
+    ("resources",),
+    ("domain",),
     ("audit", "guests", "metrics"),
     ("api", "lab"),
     ("daemon",),
@@ -44,7 +45,7 @@ OWNERS = {
     "pyroute2": {"host.netlink.sockets"},
     "paramiko": {"ssh"},
     "prometheus_client": {"metrics.collect"},
-    "sqlite3": {"ledger.database", "ledger.loading", "ledger.retention", "ledger.schema", "ledger.store"},
+    "sqlite3": {"ledger.claims", "ledger.database", "ledger.events", "ledger.loading", "ledger.retention", "ledger.schema"},
 }
 
 

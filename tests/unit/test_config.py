@@ -27,7 +27,7 @@ DIGITS = "9" * 5000
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "set_up_reports", lambda: None)
+    monkeypatch.setattr(daemon, "set_up_diagnostics", lambda: None)
 
 
 def write(folder: Path, text: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,7 @@ from orchestrator.api.tickless import TicklessServer
 from orchestrator.config import DaemonConfig
 from orchestrator.daemon import main as daemon
 from orchestrator.errors import Conflict, HostError, LedgerError
-from orchestrator.ledger import Ledger
-from orchestrator.ledger.database import Accept
+from orchestrator.ledger import Claim, Ledger
 from tests.harness.crash import in_child
 from tests.unit.test_ledger import claim, leave
 
@@ -24,7 +24,7 @@ UNIT = Path(__file__).parents[2] / "ansible/roles/nohype_host/templates/nohyped.
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "set_up_reports", lambda: None)
+    monkeypatch.setattr(daemon, "set_up_diagnostics", lambda: None)
 
 
 def test_after_a_wrong_configuration_it_is_not_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,14 +79,14 @@ LEDGERS: list[Ledger] = []
 @pytest.fixture
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Kept(Ledger):
-        def __init__(self, path: Path, *, accept: Accept, keep: int) -> None:
+        def __init__(self, path: Path, *, accept: Callable[[Sequence[Claim]], object], keep: int) -> None:
             super().__init__(path, accept=accept, keep=keep)
             LEDGERS.append(self)
 
     LEDGERS.clear()
     for name in (
-        "stay_alone", "Listener", "find_listener", "Hypervisor", "GuestService", "Auditor", "Api", "build_metrics",
-        "notify_systemd", "start_heartbeat", "_watch_uplinks", "_look_now_and_then",
+        "acquire", "Listener", "open_listener", "Hypervisor", "GuestService", "Auditor", "Api", "build_metrics",
+        "notify_systemd", "start_heartbeat", "start_threads",
     ):  # fmt: skip
         monkeypatch.setattr(daemon, name, Stub())
     monkeypatch.setattr(daemon, "Ledger", Kept)

@@ -11,7 +11,7 @@ from orchestrator.lab.demo import Report
 from orchestrator.model.plain import to_plain
 
 
-def test_the_report_is_written_whole(tmp_path: Path) -> None:
+def test_report_is_complete(tmp_path: Path) -> None:
     proof = HOST_RESTORED.prove(Surveys({}, {}))
     report = Report("pass", {"lab": "demo"}, [{"name": "guest1"}], to_plain((proof,)), {"survey": 1.5})
     report.write(tmp_path / "new" / "report.json")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from lxml import etree
 
 from orchestrator.domain import build_domain
 from orchestrator.images.store import Image
-from orchestrator.model.plan import Plan, VfPlan
+from orchestrator.model.plan import ImageRef, NicPlan, Plan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 GOLDEN = Path(__file__).parents[1] / "data" / "domains"
@@ -30,10 +31,10 @@ SMT = Plan(
     node=0,
     page_size=Size.parse("2M"),
     pages=128,
-    housekeeping=CpuSet.parse("0-1"),
-    vf=VfPlan(PF, "nic0", 0, PciAddress.parse("0000:41:10.0"), MacAddress.parse("02:4e:48:00:00:01")),
-    image="minimal",
+    nics=(NicPlan(PF, "nic0", 0, PciAddress.parse("0000:41:10.0"), MacAddress.parse("02:4e:48:00:00:01")),),
+    image=ImageRef("minimal"),
     cmdline="nohype.address=10.9.0.11/24",
+    uuid=UUID("f64abb56-b811-53db-a220-f48cce745777"),
 )
 PLANS = {
     "one-core-smt": SMT,
@@ -44,16 +45,20 @@ PLANS = {
         node=1,
         page_size=Size.parse("1G"),
         pages=4,
-        housekeeping=CpuSet.parse("0-1,32-33"),
-        vf=replace(SMT.vf, address=PciAddress.parse("10002:a1:1f.7")),
+        nics=(replace(SMT.vf, address=PciAddress.parse("10002:a1:1f.7")),),
     ),
     "amd-smt": replace(SMT, cpu_features=("topoext",)),
+    "two-nics": replace(SMT, nics=(*SMT.nics, replace(SMT.vf, index=3, address=PciAddress.parse("0000:82:10.6")))),
     "no-smt-no-cmdline": replace(SMT, cores=(CpuSet.parse("3"),), cmdline=""),
 }
 
 
+def housekeeping(plan: Plan) -> CpuSet:
+    return CpuSet.parse("0-1,32-33" if plan.node else "0-1")
+
+
 def build(plan: Plan = SMT, image: Image = IMAGE) -> etree._Element:
-    return etree.fromstring(build_domain(plan, image, log=LOG))
+    return etree.fromstring(build_domain(plan, image, housekeeping(plan), log=LOG))
 
 
 def texts(domain: etree._Element, path: str) -> list[str]:
@@ -65,7 +70,7 @@ def texts(domain: etree._Element, path: str) -> list[str]:
 @pytest.mark.parametrize("name", PLANS)
 def test_golden(name: str) -> None:
     file = GOLDEN / f"{name}.xml"
-    text = build_domain(PLANS[name], IMAGE, log=LOG)
+    text = build_domain(PLANS[name], IMAGE, housekeeping(PLANS[name]), log=LOG)
     if os.environ.get("REGENERATE"):
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
@@ -90,7 +95,7 @@ def test_vcpus_are_pinned_one_to_one(plan: Plan) -> None:
     assert texts(domain, "vcpu/text()") == [str(len(plan.cpus))]
     assert texts(domain, "cputune/vcpupin/@vcpu") == [str(vcpu) for vcpu in range(len(plan.cpus))]
     assert texts(domain, "cputune/vcpupin/@cpuset") == [str(cpu) for cpu in plan.cpus]
-    assert texts(domain, "cputune/emulatorpin/@cpuset") == [str(plan.housekeeping)]
+    assert texts(domain, "cputune/emulatorpin/@cpuset") == [str(housekeeping(plan))]
     topology = domain.find("cpu/topology")
     assert topology is not None
     assert int(topology.get("sockets", "")) == 1
@@ -111,10 +116,18 @@ def test_memory_is_static_and_of_the_node(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_the_vf_is_ours_to_bind(plan: Plan) -> None:
-    (source,) = build(plan).findall("devices/hostdev[@managed='no']/source/address")
-    numbers = (int(source.get(part, ""), 16) for part in ("domain", "bus", "slot", "function"))
-    assert PciAddress(*numbers) == plan.vf.address
+def test_vfs_are_passed_through_in_fixed_slots(plan: Plan) -> None:
+    """The manager binds them; the first has slot 2, the next slot 3."""
+    hostdevs = build(plan).findall("devices/hostdev[@managed='no']")
+    found = [[hostdev.find(path) for path in ("source/address", "address")] for hostdev in hostdevs]
+    numbers = [
+        tuple(int(address.get(part, ""), 16) for part in ("domain", "bus", "slot", "function"))
+        for pair in found
+        for address in pair
+        if address is not None
+    ]
+    assert [PciAddress(*source) for source in numbers[::2]] == [nic.address for nic in plan.nics]
+    assert numbers[1::2] == [(0, 0, 2 + index, 0) for index in range(len(plan.nics))]
 
 
 def test_no_device_beyond_those_wanted() -> None:

@@ -7,19 +7,20 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.guests.drift import check_devices, check_pins, check_threads
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor.connection import Hypervisor, Pinning, RunningGuest, Vcpu
-from orchestrator.model.plan import Plan, VfPlan
+from orchestrator.model.plan import ImageRef, NicPlan, Plan
 from orchestrator.model.topology import VfState
+from orchestrator.resources.cores import check_confinement, diff_pinning, diff_vcpus
+from orchestrator.resources.nic import VfStates, diff_devices
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 PF = PciAddress.parse("0000:41:00.0")
 VF = PF.offset(128)
 HOUSEKEEPING = CpuSet.parse("0-1")
 PLAN = Plan(
-    "g1", (CpuSet.parse("2-3"),), 0, Size.parse("2M"), 64, HOUSEKEEPING,
-    VfPlan(PF, "nic0", 0, VF, MacAddress("02:4e:48:00:00:01")), "minimal", "",
+    "g1", (CpuSet.parse("2-3"),), 0, Size.parse("2M"), 64,
+    (NicPlan(PF, "nic0", 0, VF, MacAddress("02:4e:48:00:00:01")),), ImageRef("minimal"), "",
 )  # fmt: skip
 LIVE = RunningGuest(
     "g1",
@@ -37,43 +38,67 @@ LIVE = RunningGuest(
 STATE = VfState(0, PLAN.vf.mac)
 
 
-def test_a_guest_as_planned_has_not_drifted() -> None:
-    for state in (STATE, replace(STATE, spoof_check=None, trust=None)):
-        assert check_pins(PLAN, LIVE.pinning) == ()
-        assert check_devices(PLAN, LIVE.pinning, "vfio-pci", state) == ()
+def diff(
+    running: RunningGuest = LIVE, driver: str | None = "vfio-pci", states: VfStates | None = None, plan: Plan = PLAN
+) -> tuple[str, ...]:
+    """All differences; the VFs all have this driver."""
+    drivers = dict.fromkeys((nic.address for nic in plan.nics), driver)
+    bounds = running.pinning
+    devices = diff_devices(plan, bounds, drivers, {PF: [STATE]} if states is None else states)
+    return (*diff_pinning(plan, HOUSEKEEPING, bounds), *diff_vcpus(plan, bounds), *devices)
+
+
+@pytest.mark.parametrize("state", [STATE, replace(STATE, spoof_check=None, trust=None)])
+def test_guest_as_planned_has_not_drifted(state: VfState) -> None:
+    assert diff(states={PF: [state]}) == ()
 
 
 @pytest.mark.parametrize(
-    ("live", "driver", "said"),
+    ("running", "driver", "expected"),
     [
-        (replace(LIVE, vcpus=(LIVE.vcpus[0], Vcpu(1, 102, CpuSet.parse("3,5")))), "vfio-pci", "vCPU 1 may run on CPUs 3,5"),
-        (replace(LIVE, vcpus=LIVE.vcpus[:1]), "vfio-pci", "1 vCPUs in place of 2"),
-        (replace(LIVE, emulator_pin=CpuSet.parse("0-2")), "vfio-pci", "other threads may run on CPUs 0-2"),
-        (LIVE, "igbvf", "bound to igbvf"),
-        (LIVE, None, "bound to no driver"),
-        (replace(LIVE, hostdevs=()), "vfio-pci", "handed to it are none"),
-        (replace(LIVE, hostdevs=(VF, PF)), "vfio-pci", f"{VF}, {PF}"),
+        (replace(LIVE, vcpus=(LIVE.vcpus[0], Vcpu(1, 102, CpuSet.parse("3,5")))), "vfio-pci", "vCPU 1: affinity 3,5, expected 3"),
+        (replace(LIVE, vcpus=LIVE.vcpus[:1]), "vfio-pci", "1 vCPUs, expected 2"),
+        (replace(LIVE, emulator_pin=CpuSet.parse("0-2")), "vfio-pci", "emulator threads: affinity 0-2, expected 0-1"),
+        (LIVE, "igbvf", f"VF {VF}: driver igbvf, expected vfio-pci"),
+        (LIVE, None, f"VF {VF}: driver none, expected vfio-pci"),
+        (replace(LIVE, hostdevs=()), "vfio-pci", f"devices passed through: none, expected {VF}"),
+        (replace(LIVE, hostdevs=(VF, PF)), "vfio-pci", f"devices passed through: {VF}, {PF}, expected {VF}"),
     ],
 )
-def test_each_change_is_named(live: RunningGuest, driver: str | None, said: str) -> None:
-    (found,) = (*check_pins(PLAN, live.pinning), *check_devices(PLAN, live.pinning, driver, STATE))
-    assert said in found
+def test_each_change_is_reported(running: RunningGuest, driver: str | None, expected: str) -> None:
+    assert diff(running, driver) == (expected,)
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("states", "expected"),
     [
-        (None, "nic0 has no VF 0 any more"),
-        (replace(STATE, mac=None), "its VF's mac is none, expected 02:4e:48:00:00:01"),
-        (replace(STATE, vlan=1), "its VF's vlan is 1, expected 0"),
-        (replace(STATE, max_rate=1), "its VF's max rate is 1, expected 0"),
-        (replace(STATE, spoof_check=False), "its VF's spoof check is off, expected on"),
-        (replace(STATE, trust=True), "its VF's trust is on, expected off"),
-        (replace(STATE, link_state="disable"), "its VF's link state is disable, expected auto"),
+        ({PF: []}, "nic0 has no VF 0"),
+        ({}, "nic0 has no VF 0"),
+        ({PF: "no such device"}, f"VF {VF}: settings cannot be read from PF {PF}: no such device"),
+        ({PF: [replace(STATE, mac=None)]}, f"VF {VF}: mac is none"),
+        ({PF: [replace(STATE, vlan=1)]}, f"VF {VF}: vlan is 1"),
+        ({PF: [replace(STATE, max_rate=1)]}, f"VF {VF}: max rate is 1"),
+        ({PF: [replace(STATE, spoof_check=False)]}, f"VF {VF}: spoof check is off"),
+        ({PF: [replace(STATE, trust=True)]}, f"VF {VF}: trust is on"),
+        ({PF: [replace(STATE, link_state="disable")]}, f"VF {VF}: link state is disable"),
     ],
 )
-def test_each_change_of_what_the_pf_enforces_is_named(state: VfState | None, said: str) -> None:
-    assert check_devices(PLAN, LIVE.pinning, "vfio-pci", state) == (said,)
+def test_each_changed_vf_setting_is_reported(states: VfStates, expected: str) -> None:
+    (found,) = diff(states=states)
+    assert found.startswith(expected)
+
+
+def test_each_nic_is_compared() -> None:
+    second = NicPlan(PF, "nic0", 1, PF.offset(130), MacAddress("02:4e:48:00:00:02"))
+    plan = replace(PLAN, nics=(*PLAN.nics, second))
+    states: VfStates = {PF: [STATE, VfState(1, second.mac)]}
+    assert diff(replace(LIVE, hostdevs=(second.address, VF)), states=states, plan=plan) == (), "in any order"
+    assert diff(states=states, plan=plan) == (f"devices passed through: {VF}, expected {VF}, {second.address}",)
+    (found,) = diff(replace(LIVE, hostdevs=(VF, second.address)), states={PF: [STATE, VfState(1, None)]}, plan=plan)
+    assert found.startswith(f"VF {second.address}: mac is none")
+    running = replace(LIVE, hostdevs=(VF, second.address))
+    drivers = {VF: "vfio-pci", second.address: "igbvf"}
+    assert diff_devices(plan, running.pinning, drivers, states) == (f"VF {second.address}: driver igbvf, expected vfio-pci",)
 
 
 class FakeDomain:
@@ -124,10 +149,10 @@ SOUND = (thread(100, "0-1"), thread(101, "2"), thread(102, "3"), thread(103, "2"
 
 
 def test_threads_that_keep_to_their_cpus() -> None:
-    check_threads(PLAN, LIVE, SOUND)
+    check_confinement(PLAN, HOUSEKEEPING, LIVE, SOUND)
 
 
 @pytest.mark.parametrize("stray", [thread(101, "2-3"), thread(102, "2"), thread(103, "4"), thread(100, "0-7")])
 def test_a_thread_that_could_stray(stray: Thread) -> None:
-    with pytest.raises(HostError, match=rf"thread t{stray.tid} .* may run on CPUs {stray.allowed}"):
-        check_threads(PLAN, LIVE, (*(one for one in SOUND if one.tid != stray.tid), stray))
+    with pytest.raises(HostError, match=rf"thread t{stray.tid} .* affinity {stray.allowed}, allowed"):
+        check_confinement(PLAN, HOUSEKEEPING, LIVE, (*(one for one in SOUND if one.tid != stray.tid), stray))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -40,7 +41,9 @@ def plan_of(world: World) -> Plan:
 
 def start(world: World, plan: Plan) -> None:
     """Starts a guest past the manager."""
-    world.hypervisor.create_paused(build_domain(plan, find_image(world.folder / "images", IMAGE), log=Path("/dev/null")))
+    world.hypervisor.create_paused(
+        build_domain(plan, find_image(world.folder / "images", IMAGE), world.server.policy.housekeeping, log=Path("/dev/null"))
+    )
 
 
 def count_free_pages(world: World) -> int:
@@ -85,7 +88,7 @@ def test_a_guest_that_has_ended_may_be_ended_again(world: World) -> None:
 
 def test_two_guests_share_nothing(world: World) -> None:
     with pytest.raises(HypervisorError, match=r"CPUs .* are in use by guest0; vf .* is in use by guest0; mac .* by guest0"):
-        start(world, replace(plan_of(world), name="guest1"))
+        start(world, replace(plan_of(world), name="guest1", uuid=uuid4()))
     assert len(world.host.violations()) == 3
     assert world.hypervisor.running_names() == {"guest0"}
 
@@ -95,7 +98,7 @@ def test_a_vf_that_is_not_handed_over_cannot_be_had(world: World) -> None:
     vfs = {name for name in world.host.names(DEVICES) if world.host.exists(f"{DEVICES}/{name}/physfn")}
     vf = replace(plan.vf, address=PciAddress.parse(max(vfs - {str(plan.vf.address)})))
     with pytest.raises(HypervisorError, match="not bound to vfio-pci"):
-        start(world, replace(plan, name="guest1", cores=(CpuSet.of([14, 15]),), vf=vf))
+        start(world, replace(plan, name="guest1", uuid=uuid4(), cores=(CpuSet.of([14, 15]),), nics=(vf,)))
     assert world.host.violations() == []
 
 

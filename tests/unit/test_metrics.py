@@ -20,7 +20,7 @@ from orchestrator.ledger import Event
 from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric, Outcome
-from orchestrator.model.plan import Plan, Policy, VfPlan
+from orchestrator.model.plan import ImageRef, NicPlan, Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet, MacAddress, Size
@@ -41,8 +41,10 @@ class FakeGuest:
 def build_guest(name: str, cpus: str, index: int, topology: Topology, *, state: str = "running", pages: int = 64) -> FakeGuest:
     pf = topology.pfs[0]
     node = next(core.node for core in topology.cores if core.cpus <= CpuSet.parse(cpus))
-    vf = VfPlan(pf.address, "nic0", index, pf.vf_address(index), MacAddress.parse(f"02:4e:48:00:00:0{index}"))
-    plan = Plan(name, (CpuSet.parse(cpus),), node, Size.parse("2M"), pages, POLICY.housekeeping, vf, "minimal", "")
+    vf = NicPlan(pf.address, "nic0", index, pf.vf_address(index), MacAddress.parse(f"02:4e:48:00:00:0{index}"))
+    plan = Plan(
+        name, (CpuSet.parse(cpus),), node, Size.parse("2M"), pages, (vf,), ImageRef("minimal"), "", uuid=UUID(int=index + 1)
+    )
     return FakeGuest(plan, state, restarted=index)
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.model.plan import Claims, PageClaim, Plan, Policy, VfPlan, plan_from_json
+from orchestrator.model.plain import to_plain
+from orchestrator.model.plan import Claims, ImageRef, NicPlan, PageClaim, Plan, Policy, plan_from_json
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
@@ -74,9 +75,8 @@ def test_first_guest_gets_the_pfs_node() -> None:
         node=0,
         page_size=M2,
         pages=128,
-        housekeeping=CpuSet.parse("0-1"),
-        vf=VfPlan(PF, "nic0", 0, PciAddress.parse("0000:41:10.0"), plan.vf.mac),
-        image="minimal",
+        nics=(NicPlan(PF, "nic0", 0, PciAddress.parse("0000:41:10.0"), plan.vf.mac),),
+        image=ImageRef("minimal"),
         cmdline="quiet nohype.address=10.9.0.11/24",
     )
     assert plan.cpus == (2, 3)
@@ -388,23 +388,27 @@ PLANS = st.builds(
     node=st.integers(0, 63),
     page_size=st.sampled_from([M2, Size.parse("1G"), Size.parse("64K")]),
     pages=st.integers(1, 1 << 30),
-    housekeeping=st.frozensets(st.integers(0, 999), min_size=1).map(CpuSet),
-    vf=st.builds(
-        VfPlan,
-        pf=ADDRESSES,
-        interface=st.text(min_size=1, max_size=15),
-        index=st.integers(0, 255),
-        address=ADDRESSES,
-        mac=st.integers(0, (1 << 24) - 1).map(lambda suffix: MacAddress("02:4e:48:" + suffix.to_bytes(3, "big").hex(":"))),
-    ),
-    image=st.text(min_size=1, max_size=40),
+    nics=st.lists(
+        st.builds(
+            NicPlan,
+            pf=ADDRESSES,
+            interface=st.text(min_size=1, max_size=15),
+            index=st.integers(0, 255),
+            address=ADDRESSES,
+            mac=st.integers(0, (1 << 24) - 1).map(lambda suffix: MacAddress("02:4e:48:" + suffix.to_bytes(3, "big").hex(":"))),
+        ),
+        min_size=1,
+        max_size=3,
+    ).map(tuple),
+    image=st.builds(ImageRef, st.text(min_size=1, max_size=40), st.text(max_size=8)),
+    uuid=st.uuids(),
     cmdline=st.text(max_size=200),
 )
 
 
 @given(PLANS)
 def test_plan_survives_json(plan: Plan) -> None:
-    assert plan_from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert plan_from_json(json.loads(json.dumps(to_plain(plan)))) == plan
 
 
 @pytest.mark.parametrize(
@@ -412,7 +416,9 @@ def test_plan_survives_json(plan: Plan) -> None:
     [
         ({"node": "0"}, "node"),
         ({"pages": None}, "pages"),
-        ({"vf": {}}, "vf.mac"),
+        ({"nics": [{}]}, "nics.0.pf: missing"),
+        ({"nics": []}, "nics: empty"),
+        ({"image": "minimal"}, "image: not an object"),
         ({"cores": "2-3"}, "cores"),
         ({"cores": ["x"]}, "'x' is not a list of CPUs"),
         ({"page_size": "much"}, "'much' is not a size"),
@@ -420,6 +426,6 @@ def test_plan_survives_json(plan: Plan) -> None:
     ],
 )
 def test_json_that_is_no_plan(change: dict[str, object], says: str) -> None:
-    fields = plan_guest(request(), HOST, Claims(), POLICY).to_json()
+    fields = to_plain(plan_guest(request(), HOST, Claims(), POLICY))
     with pytest.raises(ValueError, match=says):
         plan_from_json({**fields, **change})

@@ -6,12 +6,14 @@ import dataclasses
 
 import pytest
 
-from orchestrator.model.plan import Claims, Plan
+from orchestrator.errors import NoRoom
+from orchestrator.model.plan import Claims, Plan, Policy
 from orchestrator.model.topology import IommuGroup, PhysicalFunction, Port, Topology, VirtualFunction
 from orchestrator.planning.capacity import count_vfs
-from orchestrator.planning.planner import find_unknown, plan_guest
+from orchestrator.planning.nic import find_unknown
+from orchestrator.planning.planner import hide_vf_owners, plan_guest
 from orchestrator.values import MacAddress, PciAddress
-from tests.unit.test_plan import HOST, PF, POLICY, groups, host, nic, refusals, request
+from tests.unit.test_plan import HOST, PF, POLICY, groups, host, nic, refusals, request, second_nic
 
 OTHER = PciAddress.parse("0000:42:00.0")
 REPRESENTOR = Port("eth10", up=True, mac=None, fault="eth10 is a representor (phys_port_name pf0vf0)", representor=True)
@@ -62,7 +64,7 @@ def test_a_vf_belongs_to_its_guest_by_its_number_too() -> None:
     """After a reboot the VFs of a stopped guest may have other addresses."""
     topology = host_with(pf_with("", ""))
     first = plan_on(topology)
-    moved = dataclasses.replace(first, vf=dataclasses.replace(first.vf, address=PF.offset(384)))
+    moved = dataclasses.replace(first, nics=(dataclasses.replace(first.vf, address=PF.offset(384)),))
     assert plan_on(topology, Claims.of([moved], frozenset())).vf.index == 1
     assert count_vfs(topology, {"g1": moved}, (), POLICY)["nic0", "claimed"] == 1
 
@@ -73,7 +75,7 @@ def test_an_address_that_is_not_known_yet_is_not_made_up(offset: int, stride: in
     pf = nic(first_vf_offset=offset, vf_stride=stride, total_vfs=total)
     (reason,) = refusals(host(pfs=(pf,)))
     assert f"the PF {PF} does not tell its VFs' addresses before they are made" in reason
-    assert find_unknown(host(pfs=(pf,)), POLICY) == pf
+    assert find_unknown(host(pfs=(pf,)), POLICY) == (pf,)
     with pytest.raises(ValueError, match="the address of VF .* is not known"):
         pf.vf_address(total - 1)
 
@@ -81,7 +83,7 @@ def test_an_address_that_is_not_known_yet_is_not_made_up(offset: int, stride: in
 def test_the_only_vf_needs_no_stride() -> None:
     pf = nic(vf_stride=0, total_vfs=1)
     assert plan_on(host(pfs=(pf,))).vf.address == PF.offset(128)
-    assert find_unknown(host(pfs=(pf,)), POLICY) is None
+    assert find_unknown(host(pfs=(pf,)), POLICY) == ()
 
 
 def test_vfs_that_exist_are_where_they_are() -> None:
@@ -101,7 +103,7 @@ def test_a_pf_is_never_a_vf() -> None:
 @pytest.mark.parametrize("changes", [{"up": False}, {"fault": "it is odd"}, {"siblings": (REPRESENTOR,)}, {"interface": "nic9"}])
 def test_vfs_are_not_made_on_a_pf_that_cannot_serve(changes: dict[str, object]) -> None:
     pf = nic(first_vf_offset=0, vf_stride=0, **changes)
-    assert find_unknown(host(pfs=(pf,)), POLICY) is None
+    assert find_unknown(host(pfs=(pf,)), POLICY) == ()
 
 
 def test_switchdev_mode_is_refused_as_what_it_is() -> None:
@@ -157,3 +159,72 @@ def test_a_group_that_cannot_be_read_is_not_called_missing() -> None:
 def test_a_host_without_iommu_says_so() -> None:
     (reason,) = refusals(dataclasses.replace(HOST, iommu_groups=()))
     assert "the host has no IOMMU in use" in reason
+
+
+TWO_UPLINKS = dataclasses.replace(POLICY, uplinks=("nic0", "nic1"))
+
+
+def plan_nics(nics: list[dict[str, str]], topology: Topology, taken: Claims | None = None, policy: Policy = TWO_UPLINKS) -> Plan:
+    return plan_guest(request(nics=nics), topology, taken or Claims(), policy)
+
+
+def test_nics_get_vfs_of_the_same_uplink_with_addresses_of_their_own() -> None:
+    plan = plan_nics([{"address": "10.9.0.11/24"}, {}, {"address": "10.9.2.11/24"}], host(pfs=(nic(), second_nic())))
+    assert [(vf.interface, vf.index, vf.address) for vf in plan.nics] == [
+        ("nic0", index, nic().vf_address(index)) for index in range(3)
+    ]
+    assert len({vf.mac for vf in plan.nics}) == 3
+    assert plan.cmdline == "nohype.address=10.9.0.11/24 nohype.address3=10.9.2.11/24"
+    assert plan.vf.mac == plan_guest(request(), HOST, Claims(), POLICY).vf.mac, "as that of a guest with one NIC"
+
+
+def test_nics_are_planned_together_with_the_node() -> None:
+    """nic0 has one VF left, so both come from nic1, and the cores from its node."""
+    topology = host(pfs=(nic(total_vfs=1), second_nic()))
+    assert plan_nics([{}], topology).node == 0
+    plan = plan_nics([{}, {}], topology)
+    assert (plan.node, [(vf.interface, vf.index) for vf in plan.nics]) == (1, [("nic1", 0), ("nic1", 1)])
+
+
+def test_nic_gets_a_vf_of_the_uplink_that_it_names() -> None:
+    topology = host(pfs=(nic(), second_nic()))
+    plan = plan_nics([{"uplink": "nic1"}, {"uplink": "nic0"}], topology)
+    assert [(vf.pf, vf.interface, vf.index) for vf in plan.nics] == [(second_nic().address, "nic1", 0), (PF, "nic0", 0)]
+    both = plan_nics([{"uplink": "nic1"}, {}], topology)
+    assert (both.node, [vf.interface for vf in both.nics]) == (1, ["nic1", "nic1"]), "so that all is of one node"
+
+
+def test_nic_gets_the_vf_that_it_names_and_no_other_nic_gets_it() -> None:
+    topology = host(pfs=(nic(), second_nic()))
+    plan = plan_nics([{}, {"vf": str(nic().vf_address(0))}, {"vf": str(second_nic().vf_address(3))}], topology)
+    assert [(vf.interface, vf.index) for vf in plan.nics] == [("nic0", 1), ("nic0", 0), ("nic1", 3)]
+
+
+def test_guest_that_has_several_nics_owns_the_vfs_of_all() -> None:
+    topology = host(pfs=(nic(total_vfs=4),))
+    first = plan_nics([{}, {}], topology, policy=POLICY)
+    taken = Claims.of([first], frozenset())
+    second = plan_guest(request("g2", nics=[{}, {}]), topology, taken, POLICY)
+    assert [vf.index for vf in (*first.nics, *second.nics)] == [0, 1, 2, 3]
+    assert len({vf.mac for vf in (*first.nics, *second.nics)}) == 4
+    counts = count_vfs(topology, {"g1": first}, (), POLICY)
+    assert (counts["nic0", "claimed"], counts["nic0", "free"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("nics", "expected"),
+    [
+        ([{}, {}, {}], "uplink nic0: no VF is left of 2 (NIC 3 of 3)"),
+        ([{"uplink": "nic0"}, {"uplink": "nic1"}], "uplink nic1: not configured ([host] uplinks) (NIC 2 of 2)"),
+        ([{}, {"vf": "0000:99:00.1"}], "uplink nic0: VF 0000:99:00.1 is none of its 2 (NIC 2 of 2)"),
+        ([{"uplink": "nic7"}], "uplink nic7: not configured ([host] uplinks)"),
+    ],
+)
+def test_refusal_names_the_nic(nics: list[dict[str, str]], expected: str) -> None:
+    assert refusals(host(pfs=(nic(total_vfs=2), second_nic())), nics=nics) == (expected,)
+
+
+def test_vfs_named_by_a_tenant_are_hidden() -> None:
+    wanted = request(nics=[{"vf": "0000:41:10.0"}, {}])
+    error = NoRoom("no room", ("uplink nic0: VF 0000:41:10.0 is a guest's (NIC 1 of 2)", "node 0: full"), "")
+    assert hide_vf_owners(error, wanted).reasons == ("VF 0000:41:10.0 is not available", "node 0: full")

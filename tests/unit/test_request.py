@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import RequestError
-from orchestrator.model.request import GuestRequest, parse_guest_request
+from orchestrator.model.request import GuestRequest, NicRequest, parse_guest_request
 from orchestrator.values import Size
 
 GOOD: dict[str, object] = {"name": "g1", "memory": "256M", "image": "minimal"}
@@ -126,3 +126,37 @@ def test_any_json_is_parsed_or_refused(fields: dict[str, object]) -> None:
     except RequestError:
         return
     assert {"name", "memory", "image"} <= set(fields)
+
+
+def test_single_nic_fields_are_short_for_one_nic() -> None:
+    assert parse_guest_request(GOOD).wanted_nics == (NicRequest(),)
+    request = parse_guest_request({**GOOD, "address": "10.9.0.1/24", "placement": {"cpus": "2", "vf": "41:10.0"}})
+    assert request.wanted_nics == (NicRequest(vf="0000:41:10.0", address="10.9.0.1/24"),)
+
+
+def test_nics_are_kept_in_order_and_in_one_spelling() -> None:
+    nics = [{"uplink": "nic1"}, {"vf": "41:10.2", "address": "fd00::0:1/64"}, {}]
+    request = parse_guest_request({**GOOD, "nics": nics})
+    expected = (NicRequest(uplink="nic1"), NicRequest(vf="0000:41:10.2", address="fd00::1/64"), NicRequest())
+    assert request.nics == request.wanted_nics == expected
+    assert GuestRequest.model_validate_json(request.model_dump_json(exclude_unset=True)) == request
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"nics": []}, "nics: .*at least 1"),
+        ({"nics": [{}] * 9}, "nics: .*at most 8"),
+        ({"nics": [{"uplink": "a/b"}]}, "nics.0.uplink: 'a/b' is not the name of a network interface"),
+        ({"nics": [{"uplink": "a" * 16}]}, "nics.0.uplink: .*at most 15"),
+        ({"nics": [{}, {"vf": "x"}]}, "nics.1.vf: 'x' is not a PCI address"),
+        ({"nics": [{"address": "10.9.0.1"}]}, "nics.0.address: .*no prefix length"),
+        ({"nics": [{"mac": "02:4e:48:00:00:01"}]}, "nics.0.mac: "),
+        ({"nics": [{}], "address": "10.9.0.1/24"}, "nics cannot be given together with address"),
+        ({"nics": [{}], "placement": {"cpus": "2", "vf": "41:10.0"}}, "nics cannot be given together with"),
+        ({"nics": [{"vf": "41:10.0"}, {"vf": "0000:41:10.0"}]}, "nics name the same VF twice"),
+    ],
+)
+def test_wrong_nics_are_refused(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        parse_guest_request({**GOOD, **fields})

@@ -13,16 +13,19 @@ import pytest
 
 from orchestrator.client import shapes
 from orchestrator.ledger import Quarantined
-from orchestrator.model import plan, proof, topology
+from orchestrator.model import plan, proof, topology, uplink
 from orchestrator.model.event import Event
 from orchestrator.planning.host_check import HostFinding
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 VALUES: dict[type, Any] = {
-    plan.VfPlan: shapes.Vf,
+    plan.NicPlan: shapes.Vf,
     Event: shapes.Event,
     Quarantined: shapes.Quarantined,
     proof.Proof: shapes.Proof,
+    uplink.VepaReadings: shapes.VepaReadings,
+    uplink.EdgeReading: shapes.EdgeReading,
+    uplink.Traffic: shapes.Traffic,
     topology.Core: shapes.Core,
     topology.PagePool: shapes.Pool,
     topology.VirtualFunction: shapes.Function,
@@ -53,4 +56,6 @@ def test_shape_has_the_fields_of_its_value(value: type) -> None:
     if value is topology.Topology:
         del fields["cmdline"]  # it may hold passwords
         fields["findings"] = list[shapes.Finding]
+    if value is uplink.EdgeReading:
+        fields["mode"] = Literal["vepa", "veb"] | None  # text in the model
     assert fields == get_type_hints(VALUES[value])

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.daemon.single_instance import stay_alone
+from orchestrator.daemon.single_instance import acquire
 from orchestrator.errors import HostError
 
-HOLD = "import sys, time; from orchestrator.daemon.single_instance import stay_alone; from pathlib import Path\n"
-HOLD += "held = stay_alone(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from orchestrator.daemon.single_instance import acquire; from pathlib import Path\n"
+HOLD += "held = acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
 
 
 def test_the_second_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
@@ -24,22 +24,22 @@ def test_the_second_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
     try:
         assert first.stdout
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(HostError, match=f"another manager, process {first.pid}, has {path}"):
-            stay_alone(path)
+        with pytest.raises(HostError, match=f"another manager .pid {first.pid}. holds {path}"):
+            acquire(path)
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
-    with stay_alone(path):
+    with acquire(path):
         assert path.read_text() == f"{os.getpid()}\n"
-        with pytest.raises(HostError, match=f"process {os.getpid()},"):
-            stay_alone(path)
-    stay_alone(path).close()
+        with pytest.raises(HostError, match=f"pid {os.getpid()}"):
+            acquire(path)
+    acquire(path).close()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match="cannot open"):
-        stay_alone(tmp_path / "file" / "lock")
+        acquire(tmp_path / "file" / "lock")
 
 
 def test_a_full_disk_keeps_no_manager_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,13 +51,13 @@ def test_a_full_disk_keeps_no_manager_from_starting(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", fail)
-        held = stay_alone(path)
-    with held, pytest.raises(HostError, match="another manager, process unknown, has"):
-        stay_alone(path)
+        held = acquire(path)
+    with held, pytest.raises(HostError, match="another manager .pid unknown. holds"):
+        acquire(path)
 
 
 def test_a_shorter_id_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.write_text("12345678901234567890\n")
-    with stay_alone(path):
+    with acquire(path):
         assert path.read_text() == f"{os.getpid()}\n"

@@ -1,25 +1,37 @@
-"""Steps whose things have gone in the meantime: nothing is left to do, and nothing stands in the way of a release. And steps that
-fail by themselves: the others are made, and an undo record is left exactly where something was changed.
+"""The registry of steps, and steps on their own.
+
+Steps whose objects have gone meanwhile leave nothing to do, and do not prevent a release. Of steps that fail by themselves the
+others are made, and an undo record is left exactly where something was changed.
 
 What the steps do to VFs is tested with the network: tests/contract/test_host_net.py.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
+import pkgutil
 import subprocess
 from dataclasses import dataclass, replace
 from errno import ENOSPC, EPERM
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
+import pytest
+
+from orchestrator import resources
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
+from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.resources.cores import MoveIrq, MoveKernelThread
-from orchestrator.resources.step import Arguments, try_steps
+from orchestrator.resources.step import STEPS, Arguments, GuestContext, Step, UndoContext, register, try_steps, undo_steps
 from orchestrator.values import CpuSet
 from tests.fakes.root import FakeRoot, load_host
+from tests.unit.test_ledger import make_plan
+
+PLAN = make_plan(1)
 
 
 def test_a_thread_that_has_ended_needs_no_moving(tmp_path: Path) -> None:
@@ -75,6 +87,10 @@ class SetFile:
         text = host.read(self.name)
         return None if text == "new" else {"name": self.name, "text": text}
 
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        context.host.write(str(arguments["name"]), str(arguments["text"]))
+
     def apply(self, host: HostRoot) -> None:
         if self.fails == "before":
             raise HostError("refused", errno=ENOSPC)
@@ -95,3 +111,50 @@ def test_steps_that_do_not_need_each_other(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("old")  # something else keeps reverting it
     try_steps(HostRoot(tmp_path), ledger, "host", [SetFile("b")])
     assert len(ledger.pending("host")) == 3, "it is undone once"
+
+
+def step_classes() -> dict[str, type[Step]]:
+    """All classes of the package that have an action, by name."""
+    return {
+        f"{module.name}.{name}": found
+        for module in pkgutil.iter_modules(resources.__path__, "orchestrator.resources.")
+        for name, found in vars(importlib.import_module(module.name)).items()
+        if inspect.isclass(found) and found.__module__ == module.name and "action" in vars(found)
+    }
+
+
+def test_all_steps_are_registered_under_their_own_action() -> None:
+    classes = step_classes()
+    assert len(classes) >= 6
+    assert {found.action: found for found in classes.values()} == STEPS
+    assert len(STEPS) == len(classes), "an action is used twice"
+
+
+def test_stored_actions_keep_their_names() -> None:
+    """Journals of earlier versions have them."""
+    assert {"thread-affinity", "irq-affinity", "numvfs", "edge-mode", "vf-mac", "vf-driver", "pages"} <= set(STEPS)
+
+
+def test_action_cannot_be_registered_twice() -> None:
+    with pytest.raises(ValueError, match="two step classes have the action vf-mac"):
+        register(type("Other", (SetFile,), {"action": "vf-mac"}))
+
+
+def test_unknown_undo_action_is_reported_and_the_others_are_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STEPS, SetFile.action, SetFile)
+    for name in ("old", "new"):
+        (tmp_path / name).write_text("now")
+    host, ledger = HostRoot(tmp_path), Ledger(tmp_path / "ledger.sqlite")
+    for owner in ("web", "host"):
+        ledger.record(owner, "file", {"name": "old", "text": "was"})
+        ledger.record(owner, "teleport", {"to": "mars"})
+        ledger.record(owner, "file", {"name": "new", "text": "was"})
+    with pytest.raises(
+        HostError, match="cleanup of host is incomplete: unknown undo action teleport of the host: written by"
+    ) as caught:
+        undo_steps(UndoContext(host), ledger, "host")
+    assert "start the version of nohyped that wrote it" in caught.value.hint
+    with pytest.raises(HostError, match="unknown undo action teleport of guest web: written by another version"):
+        undo_steps(UndoContext(host, GuestContext(PLAN, ledger, cast("Hypervisor", None))), ledger, "web")
+    assert [record.action for owner in ("web", "host") for record in ledger.pending(owner)] == ["teleport", "teleport"]
+    assert (tmp_path / "old").read_text() == (tmp_path / "new").read_text() == "was"

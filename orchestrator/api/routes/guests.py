@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
-from orchestrator.api.backend import Served, answer_plain
+from orchestrator.api.backend import Backend, Served, answer_plain
 from orchestrator.api.callers import Caller, Writer
 from orchestrator.api.fastapi_import import Body, Path, Query, Request
 from orchestrator.api.fields import IfMatch, Number
@@ -19,6 +19,7 @@ from orchestrator.model.fields import NameField
 from orchestrator.model.guest_view import GuestView
 from orchestrator.model.plain import to_plain
 from orchestrator.model.request import GuestRequest
+from orchestrator.values import CpuSet
 
 _HOUR = 3600
 # Seconds that cleaning up after a guest and launching it take at most, in addition to its own (pages that return, NIC resets).
@@ -57,23 +58,28 @@ StopBody = Annotated[Stop, Body()]
 
 @routes.add("GET", "/v1/guests", list[shapes.Guest], HOST_CODES)
 async def guests(backend: Served, caller: Caller) -> Response:
-    return await answer_plain(backend.quick, caller, lambda: [show_guest(view) for view in backend.guests.guests(caller)])
+    def read() -> list[shapes.Guest]:
+        housekeeping = backend.guests.host_setup.housekeeping
+        return [show_guest(view, housekeeping) for view in backend.guests.guests(caller)]
+
+    return await answer_plain(backend.quick, caller, read)
 
 
 @routes.add("POST", "/v1/guests", shapes.Guest, ("guest", *PLAN_CODES), status=201, etag=True, repeatable=True)
 async def create(backend: Served, caller: Writer, request: GuestRequest) -> Response:
     view, new = await backend.changes.run(caller, backend.guests.create, caller, request)
-    return _answer(view, 201 if new else 200, {"Location": f"/v1/guests/{request.name}"})
+    return _answer(backend, view, 201 if new else 200, {"Location": f"/v1/guests/{request.name}"})
 
 
 @routes.add("POST", "/v1/plans", shapes.Guest, PLAN_CODES)
 async def plan(backend: Served, caller: Caller, request: GuestRequest) -> Response:
-    return JSONResponse(show_guest(await backend.quick.run(caller, backend.guests.plan, caller, request)))
+    view = await backend.quick.run(caller, backend.guests.plan, caller, request)
+    return JSONResponse(show_guest(view, backend.guests.host_setup.housekeeping))
 
 
 @routes.add("GET", "/v1/guests/{name}", shapes.Guest, ("not-found", *HOST_CODES), etag=True)
 async def guest(backend: Served, caller: Caller, name: Name) -> Response:
-    return _answer(await backend.quick.run(caller, backend.guests.guest, caller, name))
+    return _answer(backend, await backend.quick.run(caller, backend.guests.guest, caller, name))
 
 
 @routes.add("GET", "/v1/guests/{name}/ready", shapes.Ready, ("not-found", "guest", "conflict", *HOST_CODES), kind=Kind.WAIT)
@@ -102,13 +108,13 @@ async def delete(backend: Served, caller: Writer, name: Name, if_match: IfMatch 
 @routes.add("POST", "/v1/guests/{name}/start", shapes.Guest, CHANGE_CODES, etag=True)
 async def start(backend: Served, caller: Writer, name: Name, if_match: IfMatch = None) -> Response:
     version = await backend.choose_version(caller, name, if_match)
-    return _answer(await backend.changes.run(caller, backend.guests.start, caller, name, version))
+    return _answer(backend, await backend.changes.run(caller, backend.guests.start, caller, name, version))
 
 
 @routes.add("POST", "/v1/guests/{name}/kill", shapes.Guest, CHANGE_CODES, etag=True, kind=Kind.END)
 async def kill(backend: Served, caller: Writer, name: Name, if_match: IfMatch = None) -> Response:
     version = await backend.choose_version(caller, name, if_match)
-    return _answer(await backend.ends.run(caller, backend.guests.kill, caller, name, version))
+    return _answer(backend, await backend.ends.run(caller, backend.guests.kill, caller, name, version))
 
 
 @routes.add("POST", "/v1/guests/{name}/stop", shapes.Guest, CHANGE_CODES, etag=True)
@@ -117,7 +123,7 @@ async def stop(
 ) -> Response:
     may_last(request, body.timeout + _CLEANING)
     version = await backend.choose_version(caller, name, if_match)
-    return _answer(await backend.changes.run(caller, backend.guests.stop, caller, name, body.timeout, version))
+    return _answer(backend, await backend.changes.run(caller, backend.guests.stop, caller, name, body.timeout, version))
 
 
 @routes.add("POST", "/v1/guests/{name}/restart", shapes.Guest, CHANGE_CODES, etag=True)
@@ -126,21 +132,24 @@ async def restart(
 ) -> Response:
     may_last(request, body.timeout + _CLEANING + _STARTING)
     version = await backend.choose_version(caller, name, if_match)
-    return _answer(await backend.changes.run(caller, backend.guests.restart, caller, name, body.timeout, version))
+    return _answer(backend, await backend.changes.run(caller, backend.guests.restart, caller, name, body.timeout, version))
 
 
-def show_guest(view: GuestView) -> shapes.Guest:
+def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
     """A guest as plain JSON types; sizes in bytes."""
     plan, request = view.plan, view.request
     return {
         "name": plan.name, "state": view.state, "owner": view.owner, "version": view.version, "restarts": view.restarts,
         "cores": to_plain(plan.cores), "cpus": list(plan.cpus), "node": plan.node,
         "memory": plan.memory.bytes, "huge_pages": plan.pages, "page_size": plan.page_size.bytes,
-        "housekeeping": str(plan.housekeeping), "vf": to_plain(plan.vf), "image": plan.image, "cmdline": plan.cmdline,
+        "housekeeping": str(housekeeping), "vf": to_plain(plan.vf), "nics": to_plain(plan.nics),
+        "image": plan.image.name, "cmdline": plan.cmdline,
         "cpu_features": list(plan.cpu_features), "restart": to_plain(request.restart), "id": request.id,
         "warnings": list(view.warnings),
     }  # fmt: skip
 
 
-def _answer(view: GuestView, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse(show_guest(view), status, {"ETag": f'"{view.version}"', **(headers or {})})
+def _answer(backend: Backend, view: GuestView, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(
+        show_guest(view, backend.guests.host_setup.housekeeping), status, {"ETag": f'"{view.version}"', **(headers or {})}
+    )

@@ -16,13 +16,15 @@ from orchestrator.resources import memory as pages_module
 from orchestrator.resources import nic as vfs_module
 from tests.fakes.root import DEVICES
 from tests.harness.crash import World
-from tests.harness.guests import create, spoil, state, stop_on_paper, use_pages
+from tests.harness.guests import create, open_manager, spoil, state, stop_on_paper, use_pages
 
 
 def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: GuestService, ledger: Ledger) -> None:
     plan = create(manager)
     spoil(world, plan)
-    with pytest.raises(Conflict, match="web was stopped and quarantined: cleanup not verified: .* has no reset of its own"):
+    with pytest.raises(
+        Conflict, match="web was stopped and quarantined: cleanup not verified: .* cannot be reset .no sysfs reset"
+    ):
         manager.delete(OPERATOR, "web")
     assert world.hypervisor.running_names() == set()
     assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
@@ -31,7 +33,7 @@ def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: GuestSe
         manager.delete(OPERATOR, "web")
     with pytest.raises(Conflict, match="can't become starting"):
         manager.start(OPERATOR, "web")
-    with pytest.raises(Conflict, match="web: verification failed: .* no reset"):
+    with pytest.raises(Conflict, match="web: verification failed: .* cannot be reset"):
         manager.clear_quarantine(OPERATOR, "web")
     assert state(manager) == "quarantined"
     world.host.add(f"{DEVICES}/{plan.vf.address}/reset")
@@ -79,14 +81,14 @@ def test_a_stopped_guest_that_somebody_else_starts_is_in_quarantine_and_runs(
 
 def test_a_program_may_use_huge_pages_too(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest's have come back, as far as can be told; without a program that has them, pages are missing."""
-    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    monkeypatch.setattr(pages_module, "RETURN_SECONDS", 0.3)
     plan = create(manager)
     use_pages(world, plan, 7000, 3)
     assert manager.stop(OPERATOR, "web", 1).state == "stopped"
     manager.start(OPERATOR, "web")
     use_pages(world, plan, 0, 1)
     assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
-    assert "1 of its 32 huge pages" in manager.quarantined(OPERATOR)[0].reasons[0]
+    assert "1 of 32 huge pages" in manager.quarantined(OPERATOR)[0].reasons[0]
     use_pages(world, plan, 0, -1)
     manager.clear_quarantine(OPERATOR, "web")
     assert manager.quarantined(OPERATOR) == ()
@@ -96,7 +98,7 @@ def test_pages_that_were_missing_before_are_not_the_guests(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program has left files in hugetlbfs: no process has their pages. Another manager knows as much of it."""
-    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    monkeypatch.setattr(pages_module, "RETURN_SECONDS", 0.3)
     plan = create(manager, name="first")
     manager.delete(OPERATOR, "first")
     use_pages(world, plan, 0, 10)
@@ -111,14 +113,14 @@ def test_pages_that_were_missing_before_are_not_the_guests(
     manager.start(OPERATOR, "web")
     use_pages(world, plan, 0, 1)
     assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
-    assert "1 of its 32 huge pages" in manager.quarantined(OPERATOR)[0].reasons[0]
+    assert "1 of 32 huge pages" in manager.quarantined(OPERATOR)[0].reasons[0]
 
 
 def test_after_a_reboot_no_page_is_the_guests(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is missing then was taken by whoever was up before the manager."""
-    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    monkeypatch.setattr(pages_module, "RETURN_SECONDS", 0.3)
     plan = create(manager)
     ledger.close()
     world.reboot()
@@ -151,13 +153,13 @@ def test_pages_that_do_not_come_back_are_missed_beside_a_neighbour_in_quarantine
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its pages are long back: they must not count for those that another guest has not given back."""
-    monkeypatch.setattr(pages_module, "_RETURN", 0.3)
+    monkeypatch.setattr(pages_module, "RETURN_SECONDS", 0.3)
     spoil(world, create(manager, name="dirty"))
     assert manager.stop(OPERATOR, "dirty", 0).state == "quarantined"
     plan = create(manager)
     monkeypatch.setattr(world.hypervisor, "_take_pages", lambda _guest, _count: None)
     assert manager.stop(OPERATOR, "web", 0).state == "quarantined"
-    assert f"{plan.pages} of its {plan.pages} huge pages" in manager.quarantined(OPERATOR)[1].reasons[0]
+    assert f"{plan.pages} of {plan.pages} huge pages" in manager.quarantined(OPERATOR)[1].reasons[0]
 
 
 def open_counting(world: World) -> tuple[GuestService, list[int]]:
@@ -240,3 +242,24 @@ def test_clearing_what_has_changed_since(world: World, manager: GuestService) ->
     assert state(manager) == "quarantined"
     manager.clear_quarantine(OPERATOR, "web", version, force=True)
     assert manager.guests(OPERATOR) == ()
+
+
+def test_undo_record_of_another_version_stops_neither_start_nor_other_guests(
+    world: World, manager: GuestService, ledger: Ledger
+) -> None:
+    create(manager)
+    create(manager, name="other")
+    for owner in ("web", "host"):
+        ledger.record(owner, "teleport", {"to": "mars"})
+    world.hypervisor.watch_ends(lambda _uuid, _end: None)
+    again = open_manager(world)
+    assert (state(again), state(again, "other")) == ("running", "running")
+    again.delete(OPERATOR, "other")
+    with pytest.raises(Conflict, match="unknown undo action teleport of guest web: written by another version"):
+        again.delete(OPERATOR, "web")
+    again = open_manager(world)
+    assert (state(again), [record.action for record in ledger.pending("web")]) == ("quarantined", ["teleport"])
+    again.clear_quarantine(OPERATOR, "web", force=True)
+    assert any("unknown undo action teleport of the host" in event.detail for event in again.events(OPERATOR))
+    assert [record.action for record in ledger.pending("host")] == ["teleport"], "all else of the host is undone"
+    create(open_manager(world), name="next")

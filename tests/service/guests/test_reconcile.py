@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from dataclasses import replace
@@ -96,7 +97,7 @@ def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager:
 
     assert told() == []
     net.set_vf(vf.interface, vf.index, vlan=7, spoof_check=False)
-    assert told() == told() == ["its VF's vlan is 7, expected 0; its VF's spoof check is off, expected on"]
+    assert told() == told() == [f"VF {vf.address}: vlan is 7, expected 0; VF {vf.address}: spoof check is off, expected on"]
     assert net.vfs(vf.interface)[vf.index].vlan == 7
     net.enforce_vf(vf.interface, VfState(vf.index, vf.mac))
     assert told()[1:] == ["no differences remain"]
@@ -171,7 +172,7 @@ def test_housekeeping_that_shrinks_frees_no_core_on_which_a_guests_threads_may_r
     assert {str(thread.allowed) for thread in read_process_threads(world.host, pid) if "qemu" in thread.name} == {"0-1"}
     assert str(world.hypervisor.read_guest("web").emulator_pin) == "0-1"
     assert [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"] == [
-        "QEMU's other threads may run on CPUs 0-3 in place of 0-1 (restored)"
+        "emulator threads: affinity 0-3, expected 0-1 (restored)"
     ]
     assert create(manager, name="new").cpus == (2, 3)
     manager.start(OPERATOR, "stopped")
@@ -200,7 +201,7 @@ def test_pins_that_something_changes_all_the_time_are_told_of_once(world: World,
     world.hypervisor.pin(plan.uuid, 0, CpuSet.parse("2-3"))
     manager.reconciler.detect_drift()
     told = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
-    assert told == ["vCPU 0 may run on CPUs 2-3 in place of 2 (restored)"] * 2
+    assert told == ["vCPU 0: affinity 2-3, expected 2 (restored)"] * 2
 
 
 def test_a_creation_that_could_not_be_undone_is_undone_later(
@@ -254,8 +255,10 @@ def test_a_guest_that_could_not_be_let_run_is_tried_again(
     monkeypatch.setattr(manager.transitions, "delete", fail)
     with pytest.raises(HypervisorError):
         create(manager)
-    ledger._db.execute("UPDATE guest SET state = 'creating'")
     ledger.close()
+    with sqlite3.connect(world.folder / "ledger.sqlite") as database:
+        database.execute("UPDATE guest SET state = 'creating'")
+    database.close()
     manager, _ = world.open_manager()
     manager.reconciler.recover()
     assert (state(manager), world.hypervisor.paused()) == ("creating", {"web"})

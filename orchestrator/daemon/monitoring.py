@@ -1,0 +1,77 @@
+"""How the daemon is monitored: what Prometheus reads, systemd's watchdog and the line in `systemctl status`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator.api.tickless import TicklessServer
+from orchestrator.daemon.systemd import read_watchdog
+from orchestrator.daemon.watchdog import Heartbeat
+from orchestrator.hypervisor.connection import Hypervisor
+from orchestrator.ledger import Ledger
+from orchestrator.metrics.collect import Metrics, Sources
+from orchestrator.metrics.counters import Counters
+from orchestrator.model.plan import Policy
+from orchestrator.model.proof import Proof
+from orchestrator.model.state import GuestState
+from orchestrator.model.topology import Topology
+
+_LOOP_SECONDS = 30.0
+"""The event loop responds within milliseconds, unless the host is out of memory."""
+_WRITE_SECONDS = 60.0
+"""A write to the ledger waits at most ten seconds for another program, and for the disk."""
+_CHANGE_SECONDS = 600.0
+"""A change that serves all guests includes a NIC reset and the wait for its carrier, each with a far shorter limit."""
+
+
+def build_metrics(
+    survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters
+) -> Metrics:
+    """Metrics from the ledger, the live host and KVM's counters."""
+    sources = Sources(
+        guests=lambda: ledger.read().claims,
+        generation=lambda: ledger.read().generation,
+        survey=survey,
+        read_exits=hypervisor.read_exits,
+    )
+    return Metrics(sources, policy, counters)
+
+
+def record_audits(audit: Callable[[int], tuple[Proof, ...]], counters: Counters) -> Callable[[int], tuple[Proof, ...]]:
+    """The same audit, whose proofs are recorded for the metrics."""
+
+    def recorded(frames: int) -> tuple[Proof, ...]:
+        proofs = audit(frames)
+        counters.observe_audit(proofs)
+        return proofs
+
+    return recorded
+
+
+def start_heartbeat(server: TicklessServer, ledger: Ledger, check_requests: Callable[[float], object]) -> Heartbeat | None:
+    """Notifies systemd's watchdog while event loop, ledger and requests make progress; None without a watchdog.
+
+    libvirt is not checked: a restart of the manager does not bring it back.
+
+    Args:
+        check_requests: raises if a lock that requests need has been held for more than this many seconds.
+    """
+    seconds = read_watchdog()
+    if seconds is None:
+        return None
+    checks: dict[str, Callable[[], object]] = {
+        "server": lambda: server.check(_LOOP_SECONDS),
+        "ledger": lambda: ledger.check(_WRITE_SECONDS),
+        "requests": lambda: check_requests(_CHANGE_SECONDS),
+    }
+    heartbeat = Heartbeat.for_watchdog(checks, seconds, lambda: status_line(ledger))
+    heartbeat.start()
+    return heartbeat
+
+
+def status_line(ledger: Ledger) -> str:
+    states = [claim.state for claim in ledger.read().claims]
+    quarantined = states.count(GuestState.QUARANTINED)
+    more = f", {quarantined} in quarantine" if quarantined else ""
+    trouble = f"; guests cannot be created or started: {ledger.trouble}" if ledger.trouble else ""
+    return f"{len(states)} guests, {states.count(GuestState.RUNNING)} of them running{more}{trouble}"

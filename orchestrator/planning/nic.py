@@ -1,0 +1,191 @@
+"""Which VFs and Ethernet addresses a guest's NICs get. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.errors import NoRoom
+from orchestrator.model.plan import NicPlan, Policy
+from orchestrator.model.request import GuestRequest, NicRequest
+from orchestrator.model.topology import IommuGroup, PhysicalFunction, Topology, VirtualFunction
+from orchestrator.planning.host_check import explain_no_uplink
+from orchestrator.planning.places import Host
+from orchestrator.values import MacAddress, PciAddress
+
+MAC_PREFIX = "02:4e:48"
+"""Start of the addresses of all guests: locally administered (bit 1 of the first byte, IEEE 802-2014 8.4), and "NH" in ASCII, so
+that a capture shows whose frames they are."""
+_MAC_SUFFIXES = 1 << 24
+_MOST_REASONS = 8
+"""VFs of an uplink that a refusal names with a reason each."""
+UPLINK = "uplink "
+"""How the reasons begin that name VFs."""
+
+
+@dataclass(frozen=True)
+class FreeVf:
+    """A VF that a guest could get.
+
+    Attributes:
+        now: the VF as it is; None if it has yet to be created.
+    """
+
+    pf: PhysicalFunction
+    index: int
+    address: PciAddress
+    now: VirtualFunction | None = None
+
+
+def find_vfs(nics: Sequence[NicRequest], host: Host) -> tuple[list[tuple[FreeVf, ...]], list[str]]:
+    """For each uplink the VFs that a guest's NICs get if it is used for all NICs that name no other, or why that cannot be."""
+    groups = {device: group for group in host.topology.iommu_groups for device in group.devices}
+    choices: list[tuple[FreeVf, ...]] = []
+    refused = [] if host.policy.uplinks else ["network: no uplink is configured"]
+    for uplink in host.policy.uplinks:
+        found = _choose(nics, uplink, groups, host)
+        refused.append(found) if isinstance(found, str) else choices.append(found)
+    return choices, list(dict.fromkeys(refused))
+
+
+def plan_nics(request: GuestRequest, vfs: Sequence[FreeVf], host: Host) -> tuple[NicPlan, ...]:
+    """The NICs of a guest with their Ethernet addresses.
+
+    Raises:
+        NoRoom: all addresses are taken.
+    """
+    used = host.taken.macs | {pf.mac for pf in host.topology.pfs if pf.mac}
+    nics: list[NicPlan] = []
+    for number, vf in enumerate(vfs):
+        mac = _choose_mac(f"{vf.pf.mac} {request.name}" + (f" {number}" if number else ""), used)
+        used |= {mac}
+        nics.append(NicPlan(vf.pf.address, vf.pf.interface or "", vf.index, vf.address, mac))
+    return tuple(nics)
+
+
+def list_addresses(nics: Sequence[NicRequest]) -> tuple[str, ...]:
+    """Words for the kernel command line that tell a guest the IP addresses of its NICs, which it counts from 1 by PCI slot."""
+    return tuple(
+        f"nohype.address{number if number > 1 else ''}={nic.address}" for number, nic in enumerate(nics, 1) if nic.address
+    )
+
+
+def _choose(
+    nics: Sequence[NicRequest], uplink: str, groups: Mapping[PciAddress, IommuGroup], host: Host
+) -> tuple[FreeVf, ...] | str:
+    named = {nic.vf_address for nic in nics if nic.vf_address}
+    chosen: list[FreeVf] = []
+    for number, nic in enumerate(nics, 1):
+        name = nic.uplink or _find_uplink_of(nic.vf_address, host) or uplink
+        excluded = (named - {nic.vf_address}) | {vf.address for vf in chosen}
+        found = _find_vf(name, nic.vf_address, excluded, groups, host)
+        if isinstance(found, str):
+            return f"{UPLINK}{name}: {found}" + (f" (NIC {number} of {len(nics)})" if len(nics) > 1 else "")
+        chosen.append(found)
+    return tuple(chosen)
+
+
+def _find_uplink_of(address: PciAddress | None, host: Host) -> str | None:
+    """The uplink that has this VF, or will have it."""
+    for uplink in host.policy.uplinks if address else ():
+        pf = host.topology.find_uplink(uplink)
+        if pf and pf.tells_addresses(host.policy.count_vfs(pf)):
+            if any(vf.address == address for vf in _list_vfs(pf, host.policy)):
+                return uplink
+    return None
+
+
+def _find_vf(
+    uplink: str, wanted: PciAddress | None, excluded: Iterable[PciAddress], groups: Mapping[PciAddress, IommuGroup], host: Host
+) -> FreeVf | str:
+    if uplink not in host.policy.uplinks:
+        return "not configured ([host] uplinks)"
+    pf = host.topology.find_uplink(uplink)
+    if not pf:
+        return explain_no_uplink(host.topology)
+    if reason := _check_pf(pf, groups, host):
+        return reason
+    count = f"{len(pf.vfs)} (of {pf.total_vfs} possible)" if pf.vfs else str(host.policy.count_vfs(pf))
+    refused: list[str] = []
+    taken = host.taken.vfs.union(excluded)
+    vfs: Iterable[FreeVf] = _list_vfs(pf, host.policy)
+    if host.taken.last_vfs:
+        vfs = sorted(vfs, key=lambda vf: vf.address in host.taken.last_vfs)
+    for vf in vfs:
+        if wanted not in (None, vf.address):
+            continue
+        free = vf.address not in taken and (pf.address, vf.index) not in host.taken.numbers
+        reason = _check_vf(pf, vf, groups, host) if free else ""
+        if free and not reason:
+            return vf
+        if wanted:
+            return reason or f"VF {wanted} is a guest's"
+        refused += [reason] if reason else []
+    more = [f"and {len(refused) - _MOST_REASONS} more"] if len(refused) > _MOST_REASONS else []
+    return "; ".join(
+        [f"VF {wanted} is none of its {count}" if wanted else f"no VF is left of {count}", *refused[:_MOST_REASONS], *more]
+    )
+
+
+def find_unknown(topology: Topology, policy: Policy) -> tuple[PhysicalFunction, ...]:
+    """The uplinks whose VFs' addresses are unknown until the VFs are created: only the kernel can tell them."""
+    pfs = [topology.find_uplink(uplink) for uplink in policy.uplinks]
+    return tuple(
+        pf for pf in pfs if pf and pf.up and not pf.describe_uselessness() and not pf.tells_addresses(policy.count_vfs(pf))
+    )
+
+
+def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], host: Host) -> str:
+    """Why none of the PF's VFs can be a guest's, or nothing."""
+    if not groups:
+        unread = [group.fault for group in host.topology.iommu_groups if group.fault]
+        none = "the host has no IOMMU in use (firmware setting; boot with intel_iommu=on on Intel)"
+        return f"no IOMMU group can be read: {unread[0]}" if unread else none
+    if reason := pf.describe_uselessness():
+        return reason
+    if not pf.up:
+        return f"the PF {pf.address} is down or has no carrier"
+    if not pf.tells_addresses(host.policy.count_vfs(pf)):
+        return f"the PF {pf.address} does not tell its VFs' addresses before they are made, as for the first guest on it"
+    return ""
+
+
+def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[FreeVf]:
+    """The PF's VFs in order of their number.
+
+    The kernel refuses to change sriov_numvfs between two numbers above 0 (drivers/pci/iov.c: EBUSY), and going through 0 would
+    take other guests' VFs away. So if VFs exist, these are all there are.
+    """
+    for vf in sorted(pf.vfs, key=lambda vf: vf.index):
+        yield FreeVf(pf, vf.index, vf.address, vf)
+    for index in range(0 if pf.vfs else policy.count_vfs(pf)):
+        yield FreeVf(pf, index, pf.vf_address(index))
+
+
+def _check_vf(pf: PhysicalFunction, vf: FreeVf, groups: Mapping[PciAddress, IommuGroup], host: Host) -> str:
+    """Why the host, or the VF's IOMMU group, keeps it from being a guest's, or nothing. One yet to be made has no group."""
+    if vf.address == pf.address:
+        return f"VF {vf.index} is said to be at {vf.address}, which is the PF itself"
+    if vf.now is None:
+        return ""
+    if vf.now.use:
+        return f"VF {vf.address} is used by the host: {vf.now.use}"
+    if vf.address not in groups:
+        fault = next(
+            (group.fault for group in host.topology.iommu_groups if group.fault and group.number == vf.now.iommu_group), ""
+        )
+        return f"the IOMMU group of VF {vf.address} cannot be read: {fault}" if fault else f"VF {vf.address} is in no IOMMU group"
+    others = ", ".join(str(device) for device in groups[vf.address].devices if device != vf.address)
+    return f"VF {vf.address} shares IOMMU group {groups[vf.address].number} with {others}" if others else ""
+
+
+def _choose_mac(seed: str, used: frozenset[MacAddress]) -> MacAddress:
+    """An unused address; the seed makes hosts on one network differ, and a guest keep its address when it comes back."""
+    start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:3], "big")
+    for step in range(_MAC_SUFFIXES):
+        suffix = f"{(start + step) % _MAC_SUFFIXES:06x}"
+        mac = MacAddress(f"{MAC_PREFIX}:{suffix[:2]}:{suffix[2:4]}:{suffix[4:]}")
+        if mac not in used:
+            return mac
+    raise NoRoom("no Ethernet address is left", (f"all of {MAC_PREFIX}:* are taken",))
