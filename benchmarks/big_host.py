@@ -73,8 +73,8 @@ def measure(work: Callable[[], Any], runs: int) -> float:
 
 
 def plan_anew(manager: GuestService) -> None:
-    """Plans like the first request after a manager start."""
-    manager.allocator._known = None
+    """Plans as the first request after the manager's start does."""
+    manager.allocator.surveys.discard()
     manager.plan(OPERATOR, make_request("asked"))
 
 

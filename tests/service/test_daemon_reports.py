@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,12 +111,19 @@ def test_watchdog_not_notified_when_ledger_fails(tmp_path: Path, monkeypatch: py
 
 def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     """Who only reads the ledger still gets an answer then."""
-    manager, ledger = World(tmp_path).open_manager()
-    for held, check in (
-        (ledger._lock, ledger.check),
-        (manager.allocator._lock, manager.raise_if_stalled),
-        (manager.host_setup.lock, manager.raise_if_stalled),
-    ):
+    world = World(tmp_path)
+    manager, ledger = world.open_manager()
+    go_on = threading.Event()
+    world.trace = lambda _statement: go_on.wait(30)
+    writer = threading.Thread(target=ledger.log, args=("cleared", "host", ""))
+    writer.start()
+    with pytest.raises(OrchestratorError, match="lock held for"):  # noqa: PT012
+        while writer.is_alive():
+            ledger.check(0.01)
+    go_on.set()
+    writer.join()
+    ledger.check(0.01)
+    for held, check in ((manager.allocator.lock, manager.raise_if_stalled), (manager.host_setup.lock, manager.raise_if_stalled)):
         check(0.01)
         with held:
             time.sleep(0.05)

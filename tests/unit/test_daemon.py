@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,7 @@ from orchestrator.api.tickless import QuietServer
 from orchestrator.config import DaemonConfig
 from orchestrator.daemon import main as daemon
 from orchestrator.errors import Conflict, HostError, LedgerError
-from orchestrator.ledger import Ledger
-from orchestrator.ledger.database import Accept
+from orchestrator.ledger import Claim, Ledger
 from tests.harness.crash import in_child
 from tests.unit.test_ledger import claim, leave
 
@@ -79,7 +79,7 @@ LEDGERS: list[Ledger] = []
 @pytest.fixture
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Kept(Ledger):
-        def __init__(self, path: Path, *, accept: Accept, keep: int) -> None:
+        def __init__(self, path: Path, *, accept: Callable[[Sequence[Claim]], object], keep: int) -> None:
             super().__init__(path, accept=accept, keep=keep)
             LEDGERS.append(self)
 

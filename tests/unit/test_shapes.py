@@ -19,7 +19,7 @@ from orchestrator.planning.host_check import HostFinding
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 VALUES: dict[type, Any] = {
-    plan.VfPlan: shapes.Vf,
+    plan.NicPlan: shapes.Vf,
     Event: shapes.Event,
     Quarantined: shapes.Quarantined,
     proof.Proof: shapes.Proof,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import Conflict, HostError, NoRoom
+from orchestrator.guests import allocate
 from orchestrator.guests.host_setup import HostSetup
 from orchestrator.guests.service import GuestService
 from orchestrator.host.sriov import find_vf
@@ -154,7 +155,7 @@ def rewrite_plan(world: World, change: Callable[[dict[str, object]], None]) -> N
             plan = json.loads(text)
             change(plan["vf"])
             database.execute("UPDATE guest SET plan = ? WHERE name = ?", (json.dumps(plan), name))
-            database.execute("UPDATE claim_vf SET address = ? WHERE guest = ?", (plan["vf"]["address"], name))
+            database.execute("UPDATE claim_key SET key = ? WHERE kind = 'vf' AND guest = ?", (plan["vf"]["address"], name))
 
 
 def test_stored_plan_with_the_pf_as_vf_does_not_change_the_pf(world: World, manager: GuestService, ledger: Ledger) -> None:
@@ -406,7 +407,7 @@ def test_a_vf_that_cannot_be_read_stops_no_other(world: World, manager: GuestSer
     group = f"{world.host.real(f'{DEVICES}/{PF.offset(130)}')}/iommu_group"
     before = world.host.target(group)
     world.host.add_link(group, "../../nowhere")
-    manager.allocator._known = None
+    manager.allocator.surveys.discard()
     assert create(manager, name="other").vf.index == 2
     with pytest.raises(NoRoom, match=f"VF {PF.offset(130)} is used by the host: its use cannot be determined"):
         create(manager, name="third", placement={"cpus": "6-7", "vf": str(PF.offset(130))})
@@ -422,7 +423,7 @@ def test_a_vf_that_cannot_be_read_stops_no_other(world: World, manager: GuestSer
     assert world.count_undo_records() == 0
 
 
-def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path) -> None:
+def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when its driver is taken from it in between."""
     world = World(tmp_path / "two", Server(cores=8, nodes=2, vfs=7, pages=512))
     manager, _ = world.open_manager()
@@ -431,7 +432,7 @@ def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path) -
     net = world.host.path / FOLDER / "net"
     net.rename(net.parent / "gone")
     net.write_text("")
-    manager.allocator._known = manager.survey(), 0.0
+    monkeypatch.setattr(allocate, "SURVEY_MAX_AGE", 0.0)
     assert str(manager.plan(OPERATOR, request).plan.vf.pf) == "0000:14:00.0"
     (fault,) = [pf.fault for pf in manager.survey().pfs if pf.address == PF]
     assert "its network interfaces cannot be read" in fault
@@ -447,7 +448,7 @@ def test_vf_of_an_odd_uplink_is_cleaned_up(world: World, manager: GuestService, 
     world.host.add(name, text or "")
     if text is None:
         world.host.read_errors[name] = EIO
-    manager.allocator._known = None
+    manager.allocator.surveys.discard()
     with pytest.raises(NoRoom, match="nic0"):
         create(manager, name="new")
     manager.delete(OPERATOR, "web")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from dataclasses import replace
@@ -254,8 +255,10 @@ def test_failed_resume_is_repeated_by_reconciliation(
     monkeypatch.setattr(manager.transitions, "delete", fail)
     with pytest.raises(HypervisorError):
         create(manager)
-    ledger._db.execute("UPDATE guest SET state = 'creating'")
     ledger.close()
+    with sqlite3.connect(world.folder / "ledger.sqlite") as database:
+        database.execute("UPDATE guest SET state = 'creating'")
+    database.close()
     manager, _ = world.open_manager()
     manager.reconciler.recover()
     assert (state(manager), world.hypervisor.paused()) == ("creating", {"web"})

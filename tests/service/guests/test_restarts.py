@@ -137,7 +137,7 @@ def test_an_image_that_is_gone_is_named(world: World, manager: GuestService) -> 
 def test_an_id_stands_for_one_request(manager: GuestService) -> None:
     """Also if two come at once, under two names: the second is planned after the first was looked for."""
     create(manager, id="job.1")
-    with pytest.raises(Conflict, match="stands for another request"):
+    with pytest.raises(Conflict, match="was already used for guest"):
         manager.allocator.claim(OPERATOR, parse_guest_request({"name": "db", "image": IMAGE, "memory": "64M", "id": "job.1"}))
 
 
