@@ -71,14 +71,15 @@ def test_an_audit_is_remembered() -> None:
     assert ("nohype_proofs", ("vepa", "fail"), 2) in list(seen.samples())
 
 
-def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
+def test_the_line_for_systemctl_status(tmp_path: Path, ledger: Ledger) -> None:
     assert status_line(ledger) == "0 guests, 0 of them running"
-    ledger._path.rename(away := ledger._path.with_name("away"))
+    path = tmp_path / "ledger.sqlite"
+    path.rename(away := tmp_path / "away")
     try:
-        gone = f"{ledger._path} is gone or another file"
+        gone = f"{path} is gone or another file"
         assert status_line(ledger) == f"0 guests, 0 of them running; guests cannot be created or started: {gone}"
     finally:
-        away.rename(ledger._path)
+        away.rename(path)
 
 
 def test_no_heartbeat_without_a_watchdog(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
