@@ -116,7 +116,7 @@ def read_ledger() -> tuple[dict[str, Claimed], tuple[int, int, int], tuple[str, 
         for name, state, text in db.execute("SELECT name, state, plan FROM guest"):
             plan = json.loads(text)
             cpus = frozenset(cpu for core in plan["cores"] for cpu in parse_cpus(core))
-            vf = plan["vf"]
+            vf = plan["nics"][0]
             guests[name] = Claimed(state, cpus, plan["node"], plan["pages"], vf["address"], vf["index"], vf["mac"])
         cpus_vfs_macs = [db.execute(f"SELECT count(*) FROM claim_{what}").fetchone()[0] for what in ("cpu", "vf", "mac")]
         undo = tuple(owner for (owner,) in db.execute("SELECT owner FROM undo ORDER BY owner"))

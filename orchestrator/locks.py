@@ -102,7 +102,7 @@ class WatchedLock:
 
     @contextmanager
     def try_acquire(self) -> Iterator[bool]:
-        """As a ``with`` on the lock, but does not wait; gives whether it is held."""
+        """As a ``with`` on the lock, without waiting; yields whether it is held."""
         held = self.acquire(blocking=False)
         try:
             yield held

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
 from orchestrator.cli.seconds import Seconds
 from orchestrator.client import Client
@@ -44,6 +45,7 @@ def guest() -> None:
 @click.option("--page-size", metavar="SIZE", help="Huge page size, 2M or 1G.  [default: that of the host]")
 @click.option("--cpus", metavar="LIST", help="Use exactly these CPUs, whole cores of one node (2-3,6-7), or fail.")
 @click.option("--vf", metavar="ADDRESS", help="Use exactly this virtual function (0000:41:10.0); requires --cpus.")
+@nic_option
 @click.option("--restart", type=click.Choice(["never", "on-failure"]),
               help="Restart the guest when it fails; a guest that powers off stays off.  [default: never]")  # fmt: skip
 @click.option(
@@ -58,17 +60,27 @@ def guest() -> None:
 @json_option
 @client_option
 def create(
-    name: str, *, client: Client, wait: float, plan_only: bool, as_json: bool, cpus: str | None, vf: str | None, **fields: Any
-) -> None:
+    name: str, *, client: Client, wait: float, plan_only: bool, as_json: bool, cpus: str | None, vf: str | None,
+    nics: tuple[dict[str, str], ...], **fields: Any,
+) -> None:  # fmt: skip
     """Create a guest and start it.
 
-    NAME is 1 to 40 of a-z, 0-9 and inner hyphens. The guest owns its cores, its memory and a virtual function until it is
-    deleted.
+    NAME is 1 to 40 of a-z, 0-9 and inner hyphens. The guest owns its cores, its memory and a virtual function per network
+    interface until it is deleted.
     """
     if vf and not cpus:
         raise click.UsageError("--vf requires --cpus")
+    if nics and (vf or fields["address"]):
+        raise click.UsageError("--nic cannot be combined with --address or --vf: give them as keys of --nic")
     placement = {"cpus": cpus, **({"vf": vf} if vf else {})} if cpus else None
-    request = {"name": name, **{key: value for key, value in {**fields, "placement": placement}.items() if value is not None}}
+    request = {
+        "name": name,
+        **{
+            key: value
+            for key, value in {**fields, "placement": placement, "nics": list(nics) or None}.items()
+            if value is not None
+        },
+    }
     try:
         # The fields of a guest, and the line with which it reports ready.
         made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request))}
@@ -215,20 +227,22 @@ def _row(shown: Mapping[str, Any]) -> tuple[object, ...]:
         cpus,
         shown["node"],
         format_size(shown["memory"]),
-        shown["vf"]["address"],
-        shown["vf"]["mac"],
+        ",".join(nic["address"] for nic in shown["nics"]),
+        ",".join(nic["mac"] for nic in shown["nics"]),
         shown["image"],
     )
 
 
 def _print_guest(shown: Mapping[str, Any]) -> None:
-    vf = shown["vf"]
     rows: list[tuple[str, object]] = [
         ("name", shown["name"]),
         ("state", shown["state"]),
         ("CPUs", f"{','.join(shown['cores'])} on node {shown['node']} (vCPU n is the n-th of {shown['cpus']})"),
         ("memory", f"{format_size(shown['memory'])}, {shown['huge_pages']} huge pages of {format_size(shown['page_size'])}"),
-        ("VF", f"{vf['address']}, number {vf['index']} of {vf['interface']} ({vf['pf']}), address {vf['mac']}"),
+        *(
+            ("VF", f"{vf['address']}, number {vf['index']} of {vf['interface']} ({vf['pf']}), address {vf['mac']}")
+            for vf in shown["nics"]
+        ),
         ("image", shown["image"]),
         ("cmdline", shown["cmdline"]),
         ("restarts", f"{shown['restarts']} ({shown['restart']})"),

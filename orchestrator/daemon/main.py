@@ -16,7 +16,7 @@ import click
 from orchestrator import __version__
 from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
-from orchestrator.api.identity import build_directory
+from orchestrator.api.identity import build_identity_map
 from orchestrator.api.server import Server, open_port, open_socket
 from orchestrator.audit.facts import Source
 from orchestrator.audit.report import Auditor
@@ -85,7 +85,7 @@ def serve(config: DaemonConfig) -> None:
         OrchestratorError: the ledger, libvirt or a socket is not available.
     """
     # First: a wrong configuration is reported before anything is done.
-    directory = build_directory(config)
+    directory = build_identity_map(config)
     # Never closed: some threads work until the process ends. The ledger's too: its disk may be another host's as well.
     _locks = acquire(HOST_LOCK), acquire(Path(f"{config.paths.ledger}.lock"))
     listeners = [Listener(open_listener(Path(config.paths.socket)))]

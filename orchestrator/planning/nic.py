@@ -11,7 +11,7 @@ from orchestrator.model.plan import NicPlan, Policy
 from orchestrator.model.request import GuestRequest, NicRequest
 from orchestrator.model.topology import IommuGroup, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.host_check import explain_no_uplink
-from orchestrator.planning.places import Host
+from orchestrator.planning.inputs import PlanningInput
 from orchestrator.values import MacAddress, PciAddress
 
 MAC_PREFIX = "02:4e:48"
@@ -38,7 +38,7 @@ class FreeVf:
     now: VirtualFunction | None = None
 
 
-def find_vfs(nics: Sequence[NicRequest], host: Host) -> tuple[list[tuple[FreeVf, ...]], list[str]]:
+def find_vfs(nics: Sequence[NicRequest], host: PlanningInput) -> tuple[list[tuple[FreeVf, ...]], list[str]]:
     """For each uplink the VFs that a guest's NICs get if it is used for all NICs that name no other, or why that cannot be."""
     groups = {device: group for group in host.topology.iommu_groups for device in group.devices}
     choices: list[tuple[FreeVf, ...]] = []
@@ -49,7 +49,7 @@ def find_vfs(nics: Sequence[NicRequest], host: Host) -> tuple[list[tuple[FreeVf,
     return choices, list(dict.fromkeys(refused))
 
 
-def plan_nics(request: GuestRequest, vfs: Sequence[FreeVf], host: Host) -> tuple[NicPlan, ...]:
+def plan_nics(request: GuestRequest, vfs: Sequence[FreeVf], host: PlanningInput) -> tuple[NicPlan, ...]:
     """The NICs of a guest with their Ethernet addresses.
 
     Raises:
@@ -72,7 +72,7 @@ def list_addresses(nics: Sequence[NicRequest]) -> tuple[str, ...]:
 
 
 def _choose(
-    nics: Sequence[NicRequest], uplink: str, groups: Mapping[PciAddress, IommuGroup], host: Host
+    nics: Sequence[NicRequest], uplink: str, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput
 ) -> tuple[FreeVf, ...] | str:
     named = {nic.vf_address for nic in nics if nic.vf_address}
     chosen: list[FreeVf] = []
@@ -86,7 +86,7 @@ def _choose(
     return tuple(chosen)
 
 
-def _find_uplink_of(address: PciAddress | None, host: Host) -> str | None:
+def _find_uplink_of(address: PciAddress | None, host: PlanningInput) -> str | None:
     """The uplink that has this VF, or will have it."""
     for uplink in host.policy.uplinks if address else ():
         pf = host.topology.find_uplink(uplink)
@@ -97,7 +97,11 @@ def _find_uplink_of(address: PciAddress | None, host: Host) -> str | None:
 
 
 def _find_vf(
-    uplink: str, wanted: PciAddress | None, excluded: Iterable[PciAddress], groups: Mapping[PciAddress, IommuGroup], host: Host
+    uplink: str,
+    wanted: PciAddress | None,
+    excluded: Iterable[PciAddress],
+    groups: Mapping[PciAddress, IommuGroup],
+    host: PlanningInput,
 ) -> FreeVf | str:
     if uplink not in host.policy.uplinks:
         return "not configured ([host] uplinks)"
@@ -120,11 +124,11 @@ def _find_vf(
         if free and not reason:
             return vf
         if wanted:
-            return reason or f"VF {wanted} is a guest's"
+            return reason or f"VF {wanted} is owned by a guest"
         refused += [reason] if reason else []
     more = [f"and {len(refused) - _MOST_REASONS} more"] if len(refused) > _MOST_REASONS else []
     return "; ".join(
-        [f"VF {wanted} is none of its {count}" if wanted else f"no VF is left of {count}", *refused[:_MOST_REASONS], *more]
+        [f"VF {wanted} is not one of its {count} VFs" if wanted else f"no free VF of {count}", *refused[:_MOST_REASONS], *more]
     )
 
 
@@ -136,7 +140,7 @@ def find_unknown(topology: Topology, policy: Policy) -> tuple[PhysicalFunction, 
     )
 
 
-def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], host: Host) -> str:
+def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput) -> str:
     """Why none of the PF's VFs can be a guest's, or nothing."""
     if not groups:
         unread = [group.fault for group in host.topology.iommu_groups if group.fault]
@@ -147,7 +151,7 @@ def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], hos
     if not pf.up:
         return f"the PF {pf.address} is down or has no carrier"
     if not pf.tells_addresses(host.policy.count_vfs(pf)):
-        return f"the PF {pf.address} does not tell its VFs' addresses before they are made, as for the first guest on it"
+        return f"the PF {pf.address} does not report the addresses of its VFs before they are created"
     return ""
 
 
@@ -163,10 +167,10 @@ def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[FreeVf]:
         yield FreeVf(pf, index, pf.vf_address(index))
 
 
-def _check_vf(pf: PhysicalFunction, vf: FreeVf, groups: Mapping[PciAddress, IommuGroup], host: Host) -> str:
+def _check_vf(pf: PhysicalFunction, vf: FreeVf, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput) -> str:
     """Why the host, or the VF's IOMMU group, keeps it from being a guest's, or nothing. One yet to be made has no group."""
     if vf.address == pf.address:
-        return f"VF {vf.index} is said to be at {vf.address}, which is the PF itself"
+        return f"VF {vf.index} has the address {vf.address} of the PF itself"
     if vf.now is None:
         return ""
     if vf.now.use:
@@ -188,4 +192,4 @@ def _choose_mac(seed: str, used: frozenset[MacAddress]) -> MacAddress:
         mac = MacAddress(f"{MAC_PREFIX}:{suffix[:2]}:{suffix[2:4]}:{suffix[4:]}")
         if mac not in used:
             return mac
-    raise NoRoom("no Ethernet address is left", (f"all of {MAC_PREFIX}:* are taken",))
+    raise NoRoom("no Ethernet address is free", (f"all of {MAC_PREFIX}:* are in use",))

@@ -9,9 +9,11 @@ from orchestrator.errors import NoRoom, RequestError
 from orchestrator.model.plan import Claims, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
+from orchestrator.planning.cores import Candidate, check_placement, find_candidates
 from orchestrator.planning.host_check import find_blockers
+from orchestrator.planning.inputs import PlanningInput
+from orchestrator.planning.memory import PageRequest
 from orchestrator.planning.nic import UPLINK, FreeVf, find_vfs, list_addresses, plan_nics
-from orchestrator.planning.places import Host, Pages, Place, check_place, find_places
 from orchestrator.values import Size
 
 
@@ -20,7 +22,7 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
 
     What others may use later is the last choice. The node of the VF's PF is preferred, then the node with the fewest cores left
     over, then the one where the cores are neighbours, then the one with the fewest pages left over, then the uplink named first,
-    then the lower node. Which of a node's cores: see ``find_places``. If the kernel isolates some CPUs, only these.
+    then the lower node. Which of a node's cores: see ``find_candidates``. If the kernel isolates some CPUs, only these.
 
     A given placement is taken as it is, or refused whole.
 
@@ -29,32 +31,32 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
         NoRoom: with a reason for each NUMA node and each uplink that was refused, or for each wrong part of the placement.
     """
     page_size = Size.parse(request.page_size) if request.page_size else policy.page_size
-    pages = Pages(page_size, _count_pages(request.size, page_size))
-    host = Host(topology, taken, policy)
+    pages = PageRequest(page_size, _count_pages(request.size, page_size))
+    host = PlanningInput(topology, taken, policy)
     if request.placement:
         _check_count(request, topology)
-        places, no_places = check_place(request.placement.cpu_set, pages, host)
+        candidates, no_cores = check_placement(request.placement.cpu_set, pages, host)
     else:
-        places, no_places = find_places(request.cores, pages, host)
+        candidates, no_cores = find_candidates(request.cores, pages, host)
     choices, no_vfs = find_vfs(request.wanted_nics, host)
     blockers = find_blockers(policy, topology)
-    if not choices or not places or blockers:
+    if not choices or not candidates or blockers:
         hint = "`nohype survey` shows what the host has, `nohype guest list` who owns it"
-        reasons = (*(f"host: {blocker.text}" for blocker in blockers), *no_vfs, *no_places)
+        reasons = (*(f"host: {blocker.text}" for blocker in blockers), *no_vfs, *no_cores)
         raise NoRoom(
             f"no room for guest {request.name!r} ({_describe(request, pages)})",
             reasons,
             next((blocker.hint for blocker in blockers), hint),
         )
 
-    def rank(pair: tuple[tuple[FreeVf, ...], Place]) -> tuple[int, int, tuple[int, int, int]]:
-        vfs, place = pair
-        last = place.last + sum(vf.address in taken.last_vfs for vf in vfs)
-        return last, sum(vf.pf.node not in (None, place.node) for vf in vfs), place.left
+    def rank(pair: tuple[tuple[FreeVf, ...], Candidate]) -> tuple[int, int, tuple[int, int, int]]:
+        vfs, candidate = pair
+        last = candidate.last + sum(vf.address in taken.last_vfs for vf in vfs)
+        return last, sum(vf.pf.node not in (None, candidate.node) for vf in vfs), candidate.left
 
     # min() returns the first of equals, and both lists are in order of preference.
-    vfs, place = min(product(choices, places), key=rank)
-    return _build_plan(request, pages, place, vfs, host)
+    vfs, candidate = min(product(choices, candidates), key=rank)
+    return _build_plan(request, pages, candidate, vfs, host)
 
 
 def hide_vf_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
@@ -69,12 +71,14 @@ def hide_vf_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
     return NoRoom(error.message.partition("\n")[0], reasons, error.hint)
 
 
-def _build_plan(request: GuestRequest, pages: Pages, place: Place, vfs: Sequence[FreeVf], host: Host) -> Plan:
-    smt = len(place.cores[0]) > 1
+def _build_plan(
+    request: GuestRequest, pages: PageRequest, candidate: Candidate, vfs: Sequence[FreeVf], host: PlanningInput
+) -> Plan:
+    smt = len(candidate.cores[0]) > 1
     return Plan(
         name=request.name,
-        cores=place.cores,
-        node=place.node,
+        cores=candidate.cores,
+        node=candidate.node,
         page_size=pages.size,
         pages=pages.count,
         nics=plan_nics(request, vfs, host),
@@ -85,7 +89,7 @@ def _build_plan(request: GuestRequest, pages: Pages, place: Place, vfs: Sequence
     )
 
 
-def _describe(request: GuestRequest, pages: Pages) -> str:
+def _describe(request: GuestRequest, pages: PageRequest) -> str:
     """What is wanted, in a few words."""
     given = request.placement
     cores = f"the cores of CPUs {given.cpus}" if given else f"{request.cores} whole cores"
@@ -103,7 +107,7 @@ def _count_pages(memory: Size, page_size: Size) -> int:
     pages, rest = divmod(memory.bytes, page_size.bytes)
     if rest:
         good = [str(Size(count * page_size.bytes)) for count in (pages, pages + 1) if count]
-        raise RequestError(f"memory {memory} is no multiple of the huge page size {page_size}", f"use {' or '.join(good)}")
+        raise RequestError(f"memory {memory} is not a multiple of the huge page size {page_size}", f"use {' or '.join(good)}")
     return pages
 
 
@@ -114,5 +118,5 @@ def _check_count(request: GuestRequest, topology: Topology) -> None:
     if "cores" in request.model_fields_set and cpus <= topology.cpus and given != request.cores:
         raise RequestError(
             f"cores is {request.cores}, but placement.cpus {cpus} are {given} cores of this host",
-            "leave out cores, or make them agree",
+            "omit cores, or correct it",
         )

@@ -52,7 +52,7 @@ def test_plan_claims_nothing(host: LabHost) -> None:
         (("one", "--memory", "97M", "--image", "minimal"), "multiple of the huge page size"),
         (("one", "--memory", "64M", "--image", "minimal"), "too small for the image"),
         (("one", "--memory", "64M", "--image", "nix"), "nohype image build nix"),
-        (("one", *MEMORY, "--cores", "9"), "whole cores are free, 9 are wanted"),
+        (("one", *MEMORY, "--cores", "9"), "whole cores are free, 9 requested"),
         (("one", "--memory", "64G", "--image", "minimal"), "huge pages of 2M are free"),
         (("one", *MEMORY, "--address", "10.9.0.1"), "no prefix length"),
         (("guest1", *MEMORY), "is taken"),
@@ -83,7 +83,7 @@ def test_create_without_free_vf_is_refused(host: LabHost) -> None:
     with host.changed(take, back):
         done = host.nohype("guest", "create", "one", *MEMORY, check=False)
     assert done.status == 1
-    assert "no VF is left" in done.stderr
+    assert "no free VF" in done.stderr
 
 
 @pytest.mark.usefixtures("guests")
@@ -130,7 +130,7 @@ def test_guest_with_1_gb_pages_runs_and_returns_them(host: LabHost) -> None:
         assert host.run(f"cat {pool}").stdout == "0\n"
         assert host.proofs()["memory-static", "big"].verdict is Verdict.PASS
         refused = host.nohype("guest", "create", "more", *GIB_PAGE, "--memory", "2G", check=False)
-        assert "0 of 1 huge pages of 1G are free, 2 are wanted" in refused.stderr
+        assert "0 of 1 huge pages of 1G are free, 2 requested" in refused.stderr
     finally:
         host.nohype("guest", "delete", "big", check=False)
     assert survey(host) == before

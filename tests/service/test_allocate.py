@@ -53,7 +53,7 @@ def test_a_vf_that_somebody_has_taken_meanwhile_is_left_to_them(world: World, ma
     assert ask(manager).vf.address != vf
     with pytest.raises(NoRoom, match="no room") as caught:
         ask(manager, placement={"cpus": "4-5", "vf": str(vf)})
-    assert f"VF {vf} is a guest's" in str(caught.value.reasons)
+    assert f"VF {vf} is owned by a guest" in str(caught.value.reasons)
     release_driver(world.host, vf, None)
     assert ask(manager).vf.address == vf
 
@@ -157,7 +157,7 @@ def test_pages_of_a_guest_that_has_ended_are_still_its_own(
         (world.host.path / DEVICES / str(plan.vf.address) / "reset").unlink()
         assert manager.stop(OPERATOR, "a", 0).state == "quarantined"
         ask_for_60()
-    assert "38 of 100 huge pages of 2M are free, 60 are wanted" in str(told)
+    assert "38 of 100 huge pages of 2M are free, 60 requested" in str(told)
 
 
 def test_pages_of_a_guest_that_is_being_started_count_once(

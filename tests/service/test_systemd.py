@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.daemon.systemd import notify_systemd, read_watchdog, take_activation_sockets
 from orchestrator.daemon.watchdog import Heartbeat
 from orchestrator.errors import OrchestratorError
@@ -214,7 +214,7 @@ class Running:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         config = uvicorn.Config(hello, log_config=None, lifespan="off", ws="none")  # type: ignore[arg-type]
-        self.server = QuietServer(config, *told)
+        self.server = TicklessServer(config, *told)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
         deadline = time.monotonic() + 10
@@ -291,9 +291,9 @@ def test_systemd_is_notified_of_start_and_stop(systemd: Callable[[], str]) -> No
 
 MAIN = """
 import socket, uvicorn
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from tests.service.test_systemd import hello
-server = QuietServer(uvicorn.Config(hello, log_config=None, lifespan="off", ws="none"), lambda: print("ready", flush=True))
+server = TicklessServer(uvicorn.Config(hello, log_config=None, lifespan="off", ws="none"), lambda: print("ready", flush=True))
 server.run(sockets=[socket.create_server(("127.0.0.1", 0))])
 """
 

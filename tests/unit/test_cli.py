@@ -28,6 +28,7 @@ GUEST: dict[str, Any] = {
     "vf": {"pf": "0000:41:00.0", "interface": "nic0", "index": 0, "address": "0000:41:10.0", "mac": "02:4e:48:00:00:01"},
     "cpu_features": [], "restart": "on-failure", "id": "job-17",
 }  # fmt: skip
+GUEST["nics"] = [GUEST["vf"]]
 
 
 def build_event(number: int, subject: str = "web", **fields: Any) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class FakeClient:
     asked: list[tuple[Any, ...]] = []
     log: list[dict[str, Any]] = []
 
-    def __init__(self, where: object = None, slow: object = None, **credentials: object) -> None:
+    def __init__(self, where: object = None, on_slow: object = None, **credentials: object) -> None:
         self.made[:] = [(where, {name: value for name, value in credentials.items() if value is not None})]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -95,6 +96,38 @@ def test_a_request_with_everything() -> None:
     assert request["placement"] == {"cpus": "2-3,6-7", "vf": "0000:41:10.0"}
     found = parse_guest_request(request)
     assert (found.page_size, found.restart, found.id, found.cores, found.remove) == ("1G", "on-failure", "job-17", 2, True)
+
+
+def test_nics_are_sent_in_order() -> None:
+    nics = ("--nic", "uplink=nic1,address=10.9.0.1/24", "--nic", "", "--nic", "vf=0000:41:10.0")
+    run("guest", "create", "web", "--memory", "1G", "--image", "minimal", *nics, "--plan")
+    ((_, request),) = FakeClient.asked
+    assert request["nics"] == [{"uplink": "nic1", "address": "10.9.0.1/24"}, {}, {"vf": "0000:41:10.0"}]
+    assert len(parse_guest_request(request).wanted_nics) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--nic", "mac=02:4e:48:00:00:01"), "'mac=02:4e:48:00:00:01' in"),
+        (("--nic", "uplink"), "use each of uplink, vf, address at most once, as KEY=VALUE"),
+        (("--nic", "vf="), "as KEY=VALUE"),
+        (("--nic", "uplink=nic0,uplink=nic1"), "'uplink=nic1' in"),
+        (("--nic", "", "--address", "10.9.0.1/24"), "--nic cannot be combined with --address or --vf"),
+        (("--nic", "", "--cpus", "2", "--vf", "0000:41:10.0"), "--nic cannot be combined with --address or --vf"),
+    ],
+)
+def test_wrong_nic_options_are_usage_errors(words: tuple[str, ...], message: str) -> None:
+    assert message in run("guest", "create", "web", "--memory", "1G", "--image", "minimal", *words, status=2).output
+    assert FakeClient.asked == []
+
+
+def test_all_nics_of_a_guest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = {**GUEST["vf"], "index": 1, "address": "0000:41:10.2", "mac": "02:4e:48:00:00:02"}
+    monkeypatch.setitem(GUEST, "nics", [GUEST["vf"], second])
+    output = run("guest", "show", "web").output
+    assert re.search(r"^VF +0000:41:10.0, number 0 .*02:4e:48:00:00:01$", output, re.MULTILINE)
+    assert re.search(r"^VF +0000:41:10.2, number 1 .*02:4e:48:00:00:02$", output, re.MULTILINE)
 
 
 def test_warnings_of_a_plan_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.config import DaemonConfig
 from orchestrator.daemon import main as daemon
 from orchestrator.errors import Conflict, HostError, LedgerError
@@ -33,7 +33,7 @@ def test_configuration_error_exits_with_ex_config(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit) as ended:
         daemon.main(["--config", str(file)])
     assert ended.value.code == os.EX_CONFIG
-    assert capsys.readouterr().err.startswith(f"nohyped: the configuration {file} is not TOML: ")
+    assert capsys.readouterr().err.startswith(f"nohyped: configuration {file} is not TOML: ")
     assert f"\nRestartPreventExitStatus={os.EX_CONFIG}\n" in UNIT.read_text()
 
 
@@ -119,13 +119,13 @@ def test_a_signal_ends_the_server_and_then_the_ledger_is_closed(
     async def app(*_: object) -> None:
         """Is asked for nothing."""
 
-    def build(*_: object) -> QuietServer:
+    def build(*_: object) -> TicklessServer:
         def ready() -> None:
             claim(LEDGERS[0], 1)
             os.kill(os.getpid(), number)
 
         config = uvicorn.Config(app, lifespan="off", log_config=None, uds=str(tmp_path / "socket"))  # type: ignore[arg-type]
-        return QuietServer(config, ready)
+        return TicklessServer(config, ready)
 
     monkeypatch.setattr(daemon, "Server", build)
     assert in_child(lambda _: daemon.serve(configure(tmp_path, "0-1"))) == (0, "")

@@ -673,7 +673,8 @@ def test_a_ledger_of_the_first_schema(path: Path) -> None:
 def test_a_ledger_of_an_earlier_schema(path: Path, version: int) -> None:
     plan = make_plan(1)
     with old_ledger(path, version) as other:
-        row = ("g1", "running", store_as_before(plan), make_request(plan).model_dump_json(exclude_unset=True), "acme", 5, 1)
+        text = store_as_before(plan, serial=7, cpu_features=[])
+        row = ("g1", "running", text, make_request(plan).model_dump_json(exclude_unset=True), "acme", 5, 1)
         other.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         own(other, plan)
         columns = "(id, time, kind, subject, detail, who, tenant, took)"
@@ -698,7 +699,7 @@ def test_keys_that_an_earlier_schema_does_not_have_are_refused(path: Path) -> No
     """Loading stays strict: a claim without its keys is not repaired by a migration."""
     plan = make_plan(1)
     with old_ledger(path, 4) as other:
-        row = ("g1", "running", json.dumps(plan.to_json()), make_request(plan).model_dump_json(exclude_unset=True), "", 5, 1)
+        row = ("g1", "running", store_as_before(plan), make_request(plan).model_dump_json(exclude_unset=True), "", 5, 1)
         other.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         own(other, plan)
         other.execute("DELETE FROM claim_cpu WHERE cpu = 3")

@@ -127,17 +127,17 @@ def test_a_guest_may_ask_for_another_page_size() -> None:
     plan = place(TWO_NODES, page_size="1G")
     assert (plan.page_size, plan.pages, plan.memory) == (G1, 2, Size.parse("2G"))
     assert place(TWO_NODES).page_size == M2
-    with pytest.raises(RequestError, match="memory 1025M is no multiple of the huge page size 1G"):
+    with pytest.raises(RequestError, match="memory 1025M is not a multiple of the huge page size 1G"):
         place(TWO_NODES, page_size="1G", memory="1025M")
     reasons = refusals(TWO_NODES, page_size="16K")
-    assert reasons == tuple(f"node {node}: it has no huge pages of 16K, only of 2M and 1G" for node in (0, 1))
+    assert reasons == tuple(f"node {node}: no huge pages of 16K, only of 2M and 1G" for node in (0, 1))
 
 
 def test_each_page_size_is_counted_by_itself() -> None:
     taken = Claims(pages=(PageClaim(0, G1, 4, 0), PageClaim(1, G1, 3, 3), PageClaim(1, M2, 1024, 1024)))
     full_and_claimed = (
-        "node 0: 0 of 4 huge pages of 1G are free, 2 are wanted",
-        "node 1: 1 of 4 huge pages of 1G are free, 2 are wanted",
+        "node 0: 0 of 4 huge pages of 1G are free, 2 requested",
+        "node 1: 1 of 4 huge pages of 1G are free, 2 requested",
     )
     assert refusals(TWO_NODES, taken, page_size="1G") == full_and_claimed
     assert plan_guest(wish(), TWO_NODES, taken, POLICY).node == 0
@@ -162,7 +162,7 @@ def test_the_hosts_share_of_the_pages(free: int, owned: int, unused: int, left: 
     if left:
         assert plan_guest(wish(memory=f"{2 * left}M"), topology, taken, policy).pages == left
     (reason,) = refusals(topology, taken, policy=policy, memory=f"{2 * left + 2}M")
-    assert reason == f"node 0: {left} of 1024 huge pages of 2M are free, {left + 1} are wanted"
+    assert reason == f"node 0: {left} of 1024 huge pages of 2M are free, {left + 1} requested"
 
 
 def test_the_share_is_configured(tmp_path: Path) -> None:
@@ -201,14 +201,14 @@ def test_a_given_placement_is_taken_as_it_is() -> None:
     ("cpus", "wrong"),
     [
         ("0-1", ["CPUs 0-1 are housekeeping"]),
-        ("4-5", ["CPUs 4-5 are guests'"]),
+        ("4-5", ["CPUs 4-5 are owned by guests"]),
         ("3", ["CPUs 3 are not the whole core 2-3"]),
-        ("3-4", ["CPUs 3 are not the whole core 2-3", "CPUs 4 are not the whole core 4-5", "CPUs 4 are guests'"]),
+        ("3-4", ["CPUs 3 are not the whole core 2-3", "CPUs 4 are not the whole core 4-5", "CPUs 4 are owned by guests"]),
         ("14-17", ["the host has no CPUs 16-17, or they are offline"]),
         ("99", ["the host has no CPUs 99, or they are offline"]),
-        ("6-9", ["CPUs 6-7 are not isolated", "they are of several NUMA nodes: 6-7 of node 0, 8-9 of node 1"]),
-        ("8-9,12", ["their cores have different numbers of threads: 1 and 2"]),
-        ("0-1,4-5", ["CPUs 0-1 are housekeeping", "CPUs 4-5 are guests'"]),
+        ("6-9", ["CPUs 6-7 are not isolated", "CPUs span several nodes: 6-7 on node 0, 8-9 on node 1"]),
+        ("8-9,12", ["cores have different numbers of threads: 1 and 2"]),
+        ("0-1,4-5", ["CPUs 0-1 are housekeeping", "CPUs 4-5 are owned by guests"]),
     ],
 )
 def test_a_given_placement_is_refused_whole_with_all_that_is_wrong(cpus: str, wrong: list[str]) -> None:
@@ -220,18 +220,18 @@ def test_a_given_placement_is_refused_whole_with_all_that_is_wrong(cpus: str, wr
 
 def test_a_given_placement_needs_pages_too() -> None:
     taken = Claims(pages=(PageClaim(1, M2, 1, 1),))
-    assert refusals(SMT, taken, **given("10-11")) == ("node 1: 1023 of 1024 huge pages of 2M are free, 1024 are wanted",)
+    assert refusals(SMT, taken, **given("10-11")) == ("node 1: 1023 of 1024 huge pages of 2M are free, 1024 requested",)
     assert len(refusals(SMT, taken, **given("10-11,12", "0000:41:10.6"))) == 3
 
 
 @pytest.mark.parametrize(
     ("vf", "wrong"),
     [
-        ("0000:41:10.0", "VF 0000:41:10.0 is a guest's"),
+        ("0000:41:10.0", "VF 0000:41:10.0 is owned by a guest"),
         ("0000:41:10.2", "VF 0000:41:10.2 shares IOMMU group 7 with 0000:03:00.0"),
-        ("0000:41:10.6", "VF 0000:41:10.6 is none of its 3 (of 7 possible)"),  # the fourth is not made, and can't be
-        ("0000:42:10.0", "VF 0000:42:10.0 is none of its 3 (of 7 possible)"),  # of a PF that is no uplink
-        ("0000:41:00.0", "VF 0000:41:00.0 is none of its 3 (of 7 possible)"),
+        ("0000:41:10.6", "VF 0000:41:10.6 is not one of its 3 (of 7 possible) VFs"),  # the fourth is not made, and can't be
+        ("0000:42:10.0", "VF 0000:42:10.0 is not one of its 3 (of 7 possible) VFs"),  # of a PF that is no uplink
+        ("0000:41:00.0", "VF 0000:41:00.0 is not one of its 3 (of 7 possible) VFs"),
     ],
 )
 def test_a_given_vf_is_taken_or_refused(vf: str, wrong: str) -> None:

@@ -104,9 +104,9 @@ def test_guests_fill_the_host_and_then_it_is_full() -> None:
     assert [plan.node for plan in plans] == [0, 1, 1]
     assert [str(plan.vf.address) for plan in plans] == ["0000:41:10.0", "0000:41:10.2", "0000:41:10.4"]
     assert refusals(HOST, taken=Claims.of(plans, frozenset()), name="g4") == (
-        "node 0: 0 of 2 whole cores are free, 1 are wanted (cpus 0-1 are housekeeping, cpus 2-3 are guests')",
-        "node 1: 0 of 2 whole cores are free, 1 are wanted (cpus 4-7 are guests'); "
-        "0 of 256 huge pages of 2M are free, 128 are wanted",
+        "node 0: 0 of 2 whole cores are free, 1 requested (cpus 0-1 are housekeeping, cpus 2-3 are owned by guests)",
+        "node 1: 0 of 2 whole cores are free, 1 requested (cpus 4-7 are owned by guests); "
+        "0 of 256 huge pages of 2M are free, 128 requested",
     )
 
 
@@ -148,7 +148,7 @@ def test_cores_of_different_width_are_not_mixed() -> None:
     mixed = host(cores=(core("0-1", 0), core("2", 0), core("3-4", 0), core("5", 0)), isolated=CpuSet(), pools=HOST.pools[:1])
     assert plan_guest(request(), mixed, Claims(), POLICY).cpus == (3, 4)
     assert plan_guest(request(cores=2), mixed, Claims(), POLICY).cpus == (2, 5)
-    assert "3 of 4 whole cores are free, 3 are wanted with the same number of threads" in refusals(mixed, cores=3)[0]
+    assert "3 of 4 whole cores are free, 3 requested with the same number of threads" in refusals(mixed, cores=3)[0]
 
 
 def test_without_a_node_of_the_pf_the_fullest_node_is_used_first() -> None:
@@ -208,7 +208,7 @@ def test_no_uplink_configured() -> None:
 
 def test_vfs_run_out() -> None:
     taken = Claims(vfs=frozenset(nic().vf_address(index) for index in range(7)))
-    assert refusals(HOST, taken=taken) == ("uplink nic0: no VF is left of 7",)
+    assert refusals(HOST, taken=taken) == ("uplink nic0: no free VF of 7",)
     assert plan_guest(request(), HOST, Claims(vfs=taken.vfs - {nic().vf_address(5)}), POLICY).vf.index == 5
 
 
@@ -216,7 +216,7 @@ def test_the_operator_may_limit_the_vfs() -> None:
     policy = dataclasses.replace(POLICY, vfs_per_uplink=2)
     both = Claims(vfs=frozenset(nic().vf_address(index) for index in range(2)))
     assert plan_guest(request(), HOST, Claims(), policy).vf.index == 0
-    assert refusals(HOST, taken=both, policy=policy) == ("uplink nic0: no VF is left of 2",)
+    assert refusals(HOST, taken=both, policy=policy) == ("uplink nic0: no free VF of 2",)
     assert dataclasses.replace(POLICY, vfs_per_uplink=99).count_vfs(nic()) == 7
 
 
@@ -227,7 +227,7 @@ def test_vfs_that_exist_are_all_there_are() -> None:
     one = Claims(vfs=frozenset({pf.vf_address(0)}))
     assert plan_guest(request(), topology, one, POLICY).vf.index == 1
     both = Claims(vfs=frozenset({pf.vf_address(0), pf.vf_address(1)}))
-    assert refusals(topology, taken=both) == ("uplink nic0: no VF is left of 2 (of 7 possible)",)
+    assert refusals(topology, taken=both) == ("uplink nic0: no free VF of 2 (of 7 possible)",)
 
 
 def test_vf_that_shares_its_iommu_group_is_passed_over() -> None:
@@ -258,7 +258,7 @@ def test_memory_that_is_no_multiple_of_the_page_size(memory: str, hint: str) -> 
     ],
 )
 def test_no_pool_of_the_page_size(pools: tuple[PagePool, ...], others: tuple[str, str]) -> None:
-    assert refusals(host(pools=pools)) == tuple(f"node {node}: it has no huge pages of 2M{others[node]}" for node in (0, 1))
+    assert refusals(host(pools=pools)) == tuple(f"node {node}: no huge pages of 2M{others[node]}" for node in (0, 1))
 
 
 def test_pages_of_one_gigabyte() -> None:
@@ -287,7 +287,7 @@ def test_pages_are_counted_once(free: int, owned: int, unused: int, left: int) -
     if left:
         assert plan_guest(request(memory=str(Size(left * M2.bytes))), topology, taken, POLICY).pages == left
     (reason,) = refusals(topology, taken=taken, memory=str(Size((left + 1) * M2.bytes)))
-    assert reason == f"node 0: {left} of 256 huge pages of 2M are free, {left + 1} are wanted"
+    assert reason == f"node 0: {left} of 256 huge pages of 2M are free, {left + 1} requested"
 
 
 def test_claims_add_up() -> None:

@@ -37,7 +37,7 @@ def test_a_vf_that_the_host_uses_is_no_candidate() -> None:
     assert plan_on(host_with(pf_with("its interface v0 is up", ""))).vf.index == 1
     (reason,) = refusals(host_with(pf_with("its interface v0 is up", "its interface is in another network namespace")))
     assert reason == (
-        "uplink nic0: no VF is left of 2 (of 7 possible)"
+        "uplink nic0: no free VF of 2 (of 7 possible)"
         "; VF 0000:41:10.0 is used by the host: its interface v0 is up"
         "; VF 0000:41:10.2 is used by the host: its interface is in another network namespace"
     )
@@ -74,7 +74,7 @@ def test_an_address_that_is_not_known_yet_is_not_made_up(offset: int, stride: in
     """With offset 0 the first VF would be the PF itself, with stride 0 all would be one."""
     pf = nic(first_vf_offset=offset, vf_stride=stride, total_vfs=total)
     (reason,) = refusals(host(pfs=(pf,)))
-    assert f"the PF {PF} does not tell its VFs' addresses before they are made" in reason
+    assert f"the PF {PF} does not report the addresses of its VFs before they are created" in reason
     assert find_unknown(host(pfs=(pf,)), POLICY) == (pf,)
     with pytest.raises(ValueError, match="the address of VF .* is not known"):
         pf.vf_address(total - 1)
@@ -97,7 +97,7 @@ def test_vfs_that_exist_are_where_they_are() -> None:
 def test_a_pf_is_never_a_vf() -> None:
     pf = nic(vfs=(VirtualFunction(PF, 0, None, 20),))
     (reason,) = refusals(host(pfs=(pf,), iommu_groups=groups((PF,))))
-    assert "is the PF itself" in reason
+    assert "of the PF itself" in reason
 
 
 @pytest.mark.parametrize("changes", [{"up": False}, {"fault": "it is odd"}, {"siblings": (REPRESENTOR,)}, {"interface": "nic9"}])
@@ -214,9 +214,9 @@ def test_guest_that_has_several_nics_owns_the_vfs_of_all() -> None:
 @pytest.mark.parametrize(
     ("nics", "expected"),
     [
-        ([{}, {}, {}], "uplink nic0: no VF is left of 2 (NIC 3 of 3)"),
+        ([{}, {}, {}], "uplink nic0: no free VF of 2 (NIC 3 of 3)"),
         ([{"uplink": "nic0"}, {"uplink": "nic1"}], "uplink nic1: not configured ([host] uplinks) (NIC 2 of 2)"),
-        ([{}, {"vf": "0000:99:00.1"}], "uplink nic0: VF 0000:99:00.1 is none of its 2 (NIC 2 of 2)"),
+        ([{}, {"vf": "0000:99:00.1"}], "uplink nic0: VF 0000:99:00.1 is not one of its 2 VFs (NIC 2 of 2)"),
         ([{"uplink": "nic7"}], "uplink nic7: not configured ([host] uplinks)"),
     ],
 )
@@ -226,5 +226,5 @@ def test_refusal_names_the_nic(nics: list[dict[str, str]], expected: str) -> Non
 
 def test_vfs_named_by_a_tenant_are_hidden() -> None:
     wanted = request(nics=[{"vf": "0000:41:10.0"}, {}])
-    error = NoRoom("no room", ("uplink nic0: VF 0000:41:10.0 is a guest's (NIC 1 of 2)", "node 0: full"), "")
+    error = NoRoom("no room", ("uplink nic0: VF 0000:41:10.0 is owned by a guest (NIC 1 of 2)", "node 0: full"), "")
     assert hide_vf_owners(error, wanted).reasons == ("VF 0000:41:10.0 is not available", "node 0: full")

@@ -118,7 +118,7 @@ def test_a_plan_that_only_a_creation_can_make_is_not_called_no_room(world: World
     request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"})
     with pytest.raises(Conflict, match=rf"where the VFs of nic0 \({PF}\) will be is not known before they are made"):
         manager.plan(OPERATOR, request)
-    with pytest.raises(NoRoom, match="9 are wanted"):
+    with pytest.raises(NoRoom, match="9 requested"):
         create(manager, cores=9)
     assert world.host.text(f"{FOLDER}/sriov_numvfs") == "0"
     assert not any("sriov_numvfs" in name for name, _ in world.host.writes), "the NIC is not reset for what has no room"
@@ -153,9 +153,9 @@ def rewrite_plan(world: World, change: Callable[[dict[str, object]], None]) -> N
     with sqlite3.connect(world.folder / "ledger.sqlite") as database:
         for name, text in database.execute("SELECT name, plan FROM guest").fetchall():
             plan = json.loads(text)
-            change(plan["vf"])
+            change(plan["nics"][0])
             database.execute("UPDATE guest SET plan = ? WHERE name = ?", (json.dumps(plan), name))
-            database.execute("UPDATE claim_key SET key = ? WHERE kind = 'vf' AND guest = ?", (plan["vf"]["address"], name))
+            database.execute("UPDATE claim_key SET key = ? WHERE kind = 'vf' AND guest = ?", (plan["nics"][0]["address"], name))
 
 
 def test_stored_plan_with_the_pf_as_vf_does_not_change_the_pf(world: World, manager: GuestService, ledger: Ledger) -> None:
@@ -224,7 +224,7 @@ def test_a_pf_that_is_out_of_reach_leaves_its_vf_in_quarantine(world: World, man
     manager.reconciler.on_link_change()
     manager.reconciler.detect_drift()
     (drifted, _) = [event.detail for event in manager.events(OPERATOR) if event.kind == "drifted"]
-    assert "cannot be read: 0000:10:00.0 has no network interface: it is in another network namespace" in drifted
+    assert "0000:10:00.0 has no network interface: it is in another network namespace" in drifted
     with pytest.raises(Conflict, match="it is in another network namespace"):
         manager.delete(OPERATOR, "web")
     assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
@@ -460,7 +460,7 @@ def test_invalid_numa_node_does_not_stop_link_handling(world: World, manager: Gu
     create(manager)
     world.host.add(f"{FOLDER}/numa_node", "none")
     manager.reconciler.on_link_change()
-    with pytest.raises(HostError, match="numa_node is not a number: 'none'"):
+    with pytest.raises(HostError, match="numa_node: 'none' is not a number"):
         create(manager, name="new")
 
 

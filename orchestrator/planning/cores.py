@@ -1,0 +1,164 @@
+"""Where on a host there is room for a guest's cores and pages: whole physical cores and huge pages of one NUMA node. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from orchestrator.model.topology import Core
+from orchestrator.planning.inputs import PlanningInput
+from orchestrator.planning.memory import PageRequest, count_free, find_lacking_pages
+from orchestrator.values import CpuSet
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Cores and pages of one node that a guest could get.
+
+    Attributes:
+        cores: the CPUs of each core, in the order of the node's cores.
+        left: (usable cores left over, runs that the cores are taken from, free pages) of the node. The candidate with less is
+            the better fit: it leaves the other node whole.
+        last: whether unmanaged domains may use some of the cores later: any other candidate is better.
+    """
+
+    node: int
+    cores: tuple[CpuSet, ...]
+    left: tuple[int, int, int]
+    last: bool = False
+
+
+def find_candidates(count: int, pages: PageRequest, host: PlanningInput) -> tuple[list[Candidate], list[str]]:
+    """The best candidate on each node that has room, and why each of the other nodes has none.
+
+    Of a node's cores the guest gets a run of neighbours: the smallest that is long enough, so that the longer ones stay
+    whole for bigger guests. Where none is long enough, it gets as few runs as can be.
+
+    Args:
+        count: how many whole cores.
+    """
+    candidates: list[Candidate] = []
+    refused: list[str] = []
+    for node, cores in _cores_by_node(host.topology.cores):
+        runs, unusable = _find_runs(cores, host, last=False)
+        chosen, last = _choose_cores(count, runs), False
+        if not chosen and host.taken.last_cpus:
+            runs, unusable = _find_runs(cores, host, last=True)
+            chosen, last = _choose_cores(count, runs), True
+        usable = sum(map(len, runs))
+        free = count_free(pages.size, node, host)
+        lacks = [] if chosen else [_describe_lack(count, usable, len(cores), unusable)]
+        lacks += find_lacking_pages(pages, free, node, host)
+        if chosen and not lacks:
+            left = (usable - count, _count_runs(chosen, runs), free)
+            candidates.append(Candidate(node, tuple(core.cpus for core in chosen), left, last))
+        else:
+            refused.append(f"node {node}: {'; '.join(lacks)}")
+    return candidates, refused
+
+
+def check_placement(cpus: CpuSet, pages: PageRequest, host: PlanningInput) -> tuple[list[Candidate], list[str]]:
+    """The prescribed CPUs as the only candidate, or what is wrong with each part of them."""
+    cores = [core for _, of_node in _cores_by_node(host.topology.cores) for core in of_node if core.cpus & cpus]
+    missing = cpus - host.topology.cpus
+    wrong = [f"the host has no CPUs {missing}, or they are offline"] if missing else []
+    wrong += [f"CPUs {core.cpus & cpus} are not the whole core {core.cpus}" for core in cores if not core.cpus <= cpus]
+    _, unusable = _find_runs(cores, host, last=True)
+    wrong += [f"CPUs {of_reason & cpus} {reason}" for reason, of_reason in unusable.items()]
+    nodes = {node: CpuSet.of(cpu for core in of_node for cpu in core.cpus) & cpus for node, of_node in _cores_by_node(cores)}
+    if len(nodes) > 1:
+        wrong.append("CPUs span several nodes: " + ", ".join(f"{some} on node {node}" for node, some in nodes.items()))
+    widths = sorted({len(core.cpus) for core in cores})
+    if len(widths) > 1:
+        wrong.append(f"cores have different numbers of threads: {' and '.join(map(str, widths))}")
+    refused = [f"placement: {reason}" for reason in wrong]
+    for node in nodes if len(nodes) == 1 else ():
+        lacks = find_lacking_pages(pages, count_free(pages.size, node, host), node, host)
+        refused += [f"node {node}: {lack}" for lack in lacks]
+        if not refused:
+            return [Candidate(node, tuple(core.cpus for core in cores), (0, 0, 0))], []
+    return [], refused
+
+
+def _cores_by_node(cores: Iterable[Core]) -> list[tuple[int, list[Core]]]:
+    """The nodes in order, each with its cores in order. Neighbours in a list are neighbours on the chip, as far as is known."""
+    nodes: dict[int, list[Core]] = {}
+    for core in cores:
+        nodes.setdefault(core.node, []).append(core)
+    return [(node, sorted(nodes[node], key=lambda core: (core.socket, min(core.cpus.ids)))) for node in sorted(nodes)]
+
+
+def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tuple[list[list[Core]], dict[str, CpuSet]]:
+    """The longest runs of neighbours that a guest may have, and the CPUs it may not have, by reason.
+
+    ``last``: whether the first include cores that unmanaged domains may use later.
+
+    All cores of a run have the same number of threads. Only a host without NUMA has several sockets in one node.
+    """
+    runs: list[list[Core]] = []
+    unusable: dict[str, set[int]] = {}
+    for (reason, _, _), group in groupby(
+        cores, key=lambda core: (_reason_unusable(core, host, last=last), core.socket, len(core.cpus))
+    ):
+        if reason:
+            unusable.setdefault(reason, set()).update(cpu for core in group for cpu in core.cpus.ids)
+        else:
+            runs.append(list(group))
+    return runs, {reason: CpuSet.of(cpus) for reason, cpus in unusable.items()}
+
+
+def _reason_unusable(core: Core, host: PlanningInput, *, last: bool) -> str:
+    if not core.cpus.ids.isdisjoint(host.policy.housekeeping.ids):
+        return "are housekeeping"
+    if not core.cpus.ids.isdisjoint(host.taken.cpus.ids):
+        return "are owned by guests"
+    if host.taken.pinned and (use := _describe_use(core, host.taken.pinned)):
+        return use
+    if host.taken.last_cpus and not last and (use := _describe_use(core, host.taken.last_cpus)):
+        return use
+    if host.topology.isolated and not core.cpus <= host.topology.isolated:
+        return "are not isolated"
+    return ""
+
+
+def _describe_use(core: Core, used: Mapping[int, str]) -> str:
+    return " and ".join(sorted({used[cpu] for cpu in core.cpus.ids if cpu in used}))
+
+
+def _choose_cores(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
+    """Cores of one width, or none if there are too few.
+
+    A guest's topology has one SMT width, so cores of different width (a sibling is offline, hybrid CPUs) are not mixed; the
+    widest are preferred.
+    """
+    for width in sorted({len(run[0].cpus) for run in runs}, reverse=True):
+        alike = [run for run in runs if len(run[0].cpus) == width]
+        if sum(map(len, alike)) >= count:
+            return _take(count, alike)
+    return []
+
+
+def _take(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
+    """``count`` of the runs' cores: the longest runs whole as long as none is long enough for the rest, which is taken from
+    the shortest that is. Of equal runs the first."""
+    taken: list[Core] = []
+    longest_first = sorted(runs, key=len, reverse=True)
+    for position, run in enumerate(longest_first):
+        rest = count - len(taken)
+        if len(run) >= rest:
+            taken += min((run for run in longest_first[position:] if len(run) >= rest), key=len)[:rest]
+            break
+        taken += run
+    return sorted(taken, key=lambda core: (core.socket, min(core.cpus.ids)))
+
+
+def _count_runs(chosen: Sequence[Core], runs: Sequence[Sequence[Core]]) -> int:
+    cpus = {cpu for core in chosen for cpu in core.cpus.ids}
+    return sum(any(cpus & core.cpus.ids for core in run) for run in runs)
+
+
+def _describe_lack(count: int, usable: int, total: int, unusable: dict[str, CpuSet]) -> str:
+    reasons = ", ".join(f"cpus {cpus} {reason}" for reason, cpus in unusable.items())
+    same = " with the same number of threads" if usable >= count else ""
+    return f"{usable} of {total} whole cores are free, {count} requested{same}" + (f" ({reasons})" if reasons else "")

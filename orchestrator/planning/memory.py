@@ -1,0 +1,70 @@
+"""How many huge pages of a node a guest may have. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.model.topology import PagePool
+from orchestrator.planning.inputs import PlanningInput
+from orchestrator.values import Size
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """Huge pages that a guest requests."""
+
+    size: Size
+    count: int
+
+
+def count_free(page_size: Size, node: int, host: PlanningInput) -> int:
+    """The number of pages of a node that a guest may have: the smallest of three bounds.
+
+    1. The free pages of the pool, without those that guests will still take from it.
+    2. All pages, without the reserved share and those that guests own. It holds even if ``unused`` is too small, as for a guest
+       that has ended and still holds its claim: owned pages are never given twice. Pages that programs of the host use count as
+       part of the reserved share, whichever is greater.
+    3. The free pages of all nodes, without those that the kernel has promised to programs that have not used them yet
+       (mm/hugetlb.c, hugetlb_acct_memory).
+    """
+    pool = _find_pool(page_size, node, host.topology.pools)
+    claim = next((claim for claim in host.taken.pages if claim.node == node and claim.page_size == page_size), None)
+    if not pool:
+        return 0
+    owned, unused = (claim.owned, claim.unused) if claim else (0, 0)
+    free = min(pool.free - unused, pool.total - host.policy.reserved(page_size) - owned)
+    promised = _count_promised(page_size, host)
+    if promised:
+        others = sum(claim.unused for claim in host.taken.pages if claim.page_size == page_size)
+        machine = sum(pool.free for pool in host.topology.pools if pool.page_size == page_size)
+        free = min(free, machine - others - promised)
+    return max(0, free)
+
+
+def _count_promised(page_size: Size, host: PlanningInput) -> int:
+    """Pages that the kernel has promised to other programs. Those promised to guests that are being started are owned by them."""
+    promised = sum(promise.count for promise in host.topology.promised if promise.page_size == page_size)
+    return max(0, promised - sum(claim.starting for claim in host.taken.pages if claim.page_size == page_size))
+
+
+def _find_pool(page_size: Size, node: int, pools: Iterable[PagePool]) -> PagePool | None:
+    return next((pool for pool in pools if pool.node == node and pool.page_size == page_size), None)
+
+
+def find_lacking_pages(wanted: PageRequest, free: int, node: int, host: PlanningInput) -> list[str]:
+    pools = host.topology.pools
+    pool = _find_pool(wanted.size, node, pools)
+    if not pool or not pool.total:
+        others = " and ".join(str(pool.page_size) for pool in pools if pool.node == node and pool.total)
+        return [f"no huge pages of {wanted.size}" + (f", only of {others}" if others else "")]
+    if free >= wanted.count:
+        return []
+    promised = _count_promised(wanted.size, host)
+    why = (
+        f" (the pool shows {pool.free} as free; programs have reserved {promised} on the host and not used them yet:"
+        " resv_hugepages)"
+        if promised
+        else ""
+    )
+    return [f"{free} of {pool.total} huge pages of {wanted.size} are free, {wanted.count} requested{why}"]
