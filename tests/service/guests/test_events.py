@@ -126,7 +126,7 @@ def test_the_newest_events_of_a_tenant(ledger: Ledger) -> None:
 
 
 def test_recovery_reports_progress_per_guest(world: World, manager: GuestService, ledger: Ledger) -> None:
-    """systemd is told before each guest, so that a host full of guests is not too slow for it."""
+    """systemd is notified before each guest, so that a host with many guests does not time out."""
     for name in ("web", "db"):
         create(manager, name=name)
     ledger.close()
