@@ -47,7 +47,7 @@ def measure_vfs(folder: Path, vfs: int = VFS, guests: int = GUESTS, runs: int = 
         manager.create(OPERATOR, make_request(f"guest{number}"))
     bind_the_rest(world, manager)
     source = Source(
-        world.host, world.hypervisor, manager.survey, partial(manager.tell, OPERATOR), world.server.policy.housekeeping,
+        world.host, world.hypervisor, manager.survey, partial(manager.send_command, OPERATOR), world.server.policy.housekeeping,
         ExitPolicy(1e9, 1e9), window=0,
     )  # fmt: skip
     title = f"{vfs} VFs, {guests} guests"
@@ -73,8 +73,8 @@ def measure(work: Callable[[], Any], runs: int) -> float:
 
 
 def plan_anew(manager: GuestService) -> None:
-    """Plans like the first request after a manager start."""
-    manager.allocator._known = None
+    """Plans as the first request after the manager's start does."""
+    manager.allocator.surveys.discard()
     manager.plan(OPERATOR, make_request("asked"))
 
 

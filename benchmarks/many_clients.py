@@ -176,7 +176,7 @@ def measure(folder: Path, requests: int, clients: int, processes: int, server: S
         pipes.append(ours)
     with serve(folder, SETTINGS, world=world) as served:
         lock = TimedLock()
-        served.manager.allocator._lock = lock  # type: ignore[assignment]
+        served.manager.allocator.lock = lock  # type: ignore[assignment]
         answers = gather(pipes)
         for worker in workers:
             worker.join()

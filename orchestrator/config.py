@@ -1,4 +1,4 @@
-"""The daemon's configuration, /etc/nohype/nohype.toml. The host role of Ansible writes it."""
+"""The daemon's configuration, /etc/nohype/nohype.toml. The Ansible host role writes it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from orchestrator.model.access import Quota, Role
 from orchestrator.model.fields import NameField, SizeField, describe
 from orchestrator.values import DEFAULT_SOCKET, MAX_CPUS, CpuSet, Size
 
-__all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "People", "read_config"]
+__all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "Principals", "read_config"]
 
 DEFAULT_CONFIG = Path("/etc/nohype/nohype.toml")
 
@@ -53,14 +53,14 @@ class _Strict(BaseModel):
 
 
 class HostConfig(_Strict):
-    """How the host is divided.
+    """How the host's resources are divided.
 
     Attributes:
         housekeeping: CPU list for the manager, the kernel's threads and QEMU's helper threads; whole physical cores.
-        uplinks: network interfaces whose virtual functions may be given to guests.
-        page_size: huge page size that guests get who ask for none.
-        vfs_per_uplink: how many virtual functions to make on an uplink; left out: as many as it can have.
-        reserved_pages: huge page size -> how many pages of each node guests do not get, such as ``{"1G" = 1}``: the host's share.
+        uplinks: network interfaces whose virtual functions guests can get.
+        page_size: huge page size of guests that request none.
+        vfs_per_uplink: virtual functions to create per uplink; None for the maximum.
+        reserved_pages: huge page size -> pages per node that guests do not get, such as ``{"1G" = 1}``.
     """
 
     housekeeping: Annotated[str, AfterValidator(check_housekeeping)]
@@ -76,17 +76,14 @@ class HostConfig(_Strict):
 
     @property
     def housekeeping_cpus(self) -> CpuSet:
-        """The housekeeping CPUs as a value."""
         return CpuSet.parse(self.housekeeping)
 
     @property
     def page(self) -> Size:
-        """The page size as a value."""
         return Size.parse(self.page_size)
 
     @property
     def reserved(self) -> tuple[tuple[Size, int], ...]:
-        """The reserved pages as values."""
         return tuple((Size.parse(size), count) for size, count in self.reserved_pages.items())
 
 
@@ -108,7 +105,7 @@ class EventConfig(_Strict):
     """How much of the event log is kept.
 
     Attributes:
-        keep: newest events of each tenant, and of the host itself; and as many of those kinds that are rarer and tell of trouble.
+        keep: newest events per tenant and of the host; likewise for the kinds with severity warning.
     """
 
     keep: Annotated[int, Field(ge=1000, le=10_000_000)] = 20_000
@@ -126,8 +123,8 @@ class ExitConfig(_Strict):
     emulated: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 10.0
 
 
-class People(_Strict):
-    """Who may act in a role.
+class Principals(_Strict):
+    """Users, groups and certificates with a role.
 
     Attributes:
         users: names or numbers of users who connect to the Unix socket.
@@ -142,17 +139,17 @@ class People(_Strict):
 
 
 class AccessConfig(_Strict):
-    """Who may do everything, and who may look at everything. Root may do everything always.
+    """Operators and viewers. Root is always an operator.
 
-    Without this section, and without tenants, whoever can open the Unix socket may do everything.
+    Without this section, and without tenants, every user who can connect to the Unix socket is an operator.
     """
 
-    operators: People = People()
-    viewers: People = People()
+    operators: Principals = Principals()
+    viewers: Principals = Principals()
 
 
-class TenantConfig(People):
-    """A customer: who acts for it, and the most that its guests together may own; left out: no bound.
+class TenantConfig(Principals):
+    """A tenant: its callers, and the quota of all its guests together; None for no limit.
 
     Attributes:
         cores: whole physical cores.
@@ -166,17 +163,15 @@ class TenantConfig(People):
 
     @property
     def quota(self) -> Quota:
-        """The bounds as a value."""
         return Quota(self.cores, Size.parse(self.memory) if self.memory else None, self.vfs)
 
 
 class TokenConfig(_Strict):
-    """A bearer token; `nohype token new` makes one.
+    """A bearer token; `nohype token new` creates one.
 
     Attributes:
-        hash: SHA-256 of the token, ``sha256:`` and 64 hexadecimal digits. The token itself is nowhere.
-        role: what its bearer may do.
-        tenant: for whom, if the role is "tenant".
+        hash: SHA-256 of the token, ``sha256:`` and 64 hexadecimal digits. The token itself is not stored.
+        tenant: required with role "tenant".
     """
 
     hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$"), AfterValidator(check_token_hash)]
@@ -189,9 +184,9 @@ class ApiConfig(_Strict):
 
     Attributes:
         listen: address and port: ``192.0.2.1:8443``, ``[::]:8443``.
-        certificate: PEM file with the manager's certificate and those that lead to its CA.
-        key: PEM file with the private key, readable by root alone.
-        client_ca: PEM file with the CAs whose client certificates are believed; left out: only tokens are taken.
+        certificate: PEM file with the manager's certificate and the intermediate ones.
+        key: PEM file with the private key, readable only by root.
+        client_ca: PEM file with the CAs of client certificates; None: only tokens are accepted.
     """
 
     listen: Annotated[str, AfterValidator(check_listen)]
@@ -201,21 +196,19 @@ class ApiConfig(_Strict):
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
 
 
 class LimitConfig(_Strict):
-    """How much one client may ask for. Operators are bound by ``body`` and ``nesting`` only.
+    """Limits of one client; all callers of a tenant are one. For operators only ``body`` and ``nesting`` apply.
 
     Attributes:
-        rate: requests a second; all who act for one tenant count as one.
-        burst: requests at once after a pause.
-        concurrent: requests that are worked on at a time, of each of three kinds: waits (streams of events among them), ends of
-            guests, and all others.
-        body: longest body of a request.
-        nesting: deepest nesting of JSON.
+        rate: requests per second.
+        burst: requests at the same time after a pause.
+        concurrent: requests in progress, of each of three kinds: waits (with streams of events), kill and delete, all others.
+        body: maximum length of a body.
+        nesting: maximum nesting of JSON.
     """
 
     rate: Annotated[float, Field(ge=1e-3, le=1e6, strict=False)] = 50.0
@@ -226,7 +219,6 @@ class LimitConfig(_Strict):
 
     @property
     def body_bytes(self) -> int:
-        """The longest body in bytes."""
         return Size.parse(self.body).bytes
 
 
@@ -247,35 +239,35 @@ class DaemonConfig(_Strict):
     def _check_access(self) -> Self:
         for name, token in self.tokens.items():
             if (token.role is Role.TENANT) != bool(token.tenant):
-                raise ValueError(f"tokens.{name}: a token has a tenant if its role is tenant, and only then")
+                raise ValueError(f"tokens.{name}: a tenant is required with role tenant, otherwise not allowed")
             if token.tenant and token.tenant not in self.tenants:
-                raise ValueError(f"tokens.{name}: there is no [tenants.{token.tenant}]")
-        for _, first, second in _find_doubles((token.hash, name) for name, token in self.tokens.items()):
-            raise ValueError(f"tokens.{second}: it is the same token as tokens.{first}; make another")
+                raise ValueError(f"tokens.{name}: [tenants.{token.tenant}] does not exist")
+        for _, first, second in _find_duplicates((token.hash, name) for name, token in self.tokens.items()):
+            raise ValueError(f"tokens.{second}: same hash as tokens.{first}; create another token")
         for where, people in self._people():
             if where != "access.operators" and (root := find_root(people.users)):
-                raise ValueError(f"{where}.users: {root!r} is root, who is always an operator")
+                raise ValueError(f"{where}.users: {root!r} is root, which is always an operator; remove it")
         for kind in ("users", "groups", "certificates"):
-            # One account has one role, or acts for one tenant: which one is meant could not be told.
-            for one, first, second in _find_doubles(
+            # One account has one role, or one tenant; two would be ambiguous.
+            for one, first, second in _find_duplicates(
                 (one, where) for where, named in self._people() for one in getattr(named, kind)
             ):
-                raise ValueError(f"{second}.{kind}: {one!r} is in {first} already")
+                raise ValueError(f"{second}.{kind}: {one!r} is already in {first}")
         with_certificate = [where for where, people in self._people() if people.certificates]
         if self.api and not self.api.client_ca and with_certificate:
-            raise ValueError(f"api.client_ca: certificates are named in {with_certificate[0]}, but no CA of theirs")
+            raise ValueError(f"api.client_ca is required: {with_certificate[0]} lists client certificates")
         if self.api and not self.tokens and not with_certificate:
-            raise ValueError("api: nobody could use this port; name certificates, or make a token with `nohype token new`")
+            raise ValueError("api: no credentials are configured for this port; add certificates or run `nohype token new`")
         return self
 
-    def _people(self) -> list[tuple[str, People]]:
+    def _people(self) -> list[tuple[str, Principals]]:
         access = self.access or AccessConfig()
-        named: list[tuple[str, People]] = [("access.operators", access.operators), ("access.viewers", access.viewers)]
+        named: list[tuple[str, Principals]] = [("access.operators", access.operators), ("access.viewers", access.viewers)]
         return named + [(f"tenants.{name}", tenant) for name, tenant in self.tenants.items()]
 
 
-def _find_doubles(places: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """Of values and where they stand: those that stand in two places, with the first and the other."""
+def _find_duplicates(places: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Values that occur in two sections, with the first and the other section."""
     seen: dict[str, str] = {}
     for one, where in places:
         if seen.setdefault(one, where) != where:
@@ -286,38 +278,38 @@ def read_config(path: Path) -> DaemonConfig:
     """Reads the daemon's configuration.
 
     Raises:
-        RequestError: no such file, no TOML, or a wrong field; with the file's name and the field's path.
+        RequestError: the file cannot be read, is not TOML, or has an invalid field; with the path of the field.
     """
     try:
         return DaemonConfig.model_validate(tomllib.loads(_read_text(path)))
     except OSError as error:
         raise RequestError(f"cannot read the configuration {path}: {error.strerror}", "the Ansible host role writes it") from None
     except ValidationError as error:
-        raise RequestError(f"the configuration {path} is wrong: {_tidy(describe(error).removeprefix(': '))}") from None
+        raise RequestError(f"invalid configuration {path}: {_tidy(describe(error).removeprefix(': '))}") from None
     except RecursionError:
-        raise RequestError(f"the configuration {path} is not TOML: its arrays or tables are nested too deeply") from None
+        raise RequestError(f"configuration {path} is not TOML: its arrays or tables are nested too deeply") from None
     except ValueError as error:  # no TOML, no UTF-8, or an integer of thousands of digits
-        raise RequestError(f"the configuration {path} is not TOML: {_tidy(str(error))}") from None
+        raise RequestError(f"configuration {path} is not TOML: {_tidy(str(error))}") from None
 
 
 def _read_text(path: Path) -> str:
-    """The text of a regular file: a pipe could keep us waiting, and a device never end.
+    """The text of a regular file; reading a pipe or a device could block indefinitely.
 
     Raises:
-        OSError: it can't be read.
-        RequestError: it is something else, or too long.
+        OSError: it cannot be read.
+        RequestError: it is not a regular file, or too long.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise RequestError(f"the configuration {path} is not a regular file", "give the path of a TOML file")
+            raise RequestError(f"configuration {path} is not a regular file", "give the path of a TOML file")
         if found.st_size > _LONGEST_FILE:
-            raise RequestError(f"the configuration {path} has {found.st_size} bytes, more than {_LONGEST_FILE}")
+            raise RequestError(f"configuration {path} has {found.st_size} bytes, limit {_LONGEST_FILE}")
         return file.read(_LONGEST_FILE).decode()
 
 
 def _tidy(text: str) -> str:
-    """On one line that is not too long, and without what a terminal would act on: keys may hold anything."""
+    """On one line of limited length, with control characters escaped: keys can contain anything."""
     shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text[:_LONGEST_MESSAGE])
     return shown if len(text) <= _LONGEST_MESSAGE else f"{shown}..."

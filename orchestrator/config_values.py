@@ -1,4 +1,4 @@
-"""What single values of the configuration may be. Each check returns the value in its one spelling, or raises ValueError."""
+"""Checks of single configuration values. Each returns the normalised value, or raises ValueError."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_housekeeping(text: str) -> str:
     """CPUs that leave some for guests."""
     cpus = check_cpus(text)
     if len(CpuSet.parse(cpus)) == MAX_CPUS:
-        raise ValueError(f"{cpus} are all CPUs that a kernel can have; no CPU is left for guests")
+        raise ValueError(f"{cpus} are all CPUs that the kernel supports; no CPU is left for guests")
     return cpus
 
 
@@ -43,7 +43,7 @@ def check_page_size(text: str) -> str:
 
 
 def check_page_counts(counts: object) -> object:
-    """Refuses a page size that is there twice, spelled differently: one of the two counts would be lost. To be called first."""
+    """Refuses two spellings of one page size, of which one count would be lost. Must run before the keys are normalised."""
     seen: dict[str, str] = {}
     for text in counts if isinstance(counts, Mapping) else ():
         if isinstance(text, str):
@@ -54,32 +54,31 @@ def check_page_counts(counts: object) -> object:
 
 
 def check_certificate(text: str) -> str:
-    """A name in a client certificate; without a kind it is a CN."""
+    """A name in a client certificate; the default kind is CN."""
     kind, colon, value = text.partition(":")
     if not colon:
         kind, value = "CN", text
     if kind not in CERTIFICATE_NAMES or not value or not value.isprintable():
-        raise ValueError(f"{text!r} is no name in a certificate: write {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}")
+        raise ValueError(f"invalid certificate name {text!r}: use {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}")
     return f"{kind}:{value}"
 
 
 def check_token_hash(text: str) -> str:
-    """The hash of a token, which every request with an empty token would have too if it were that of the empty one."""
+    """Refuses the hash of the empty token, which every request with an empty token would match."""
     if text == _EMPTY_TOKEN:
         raise ValueError("this is the hash of an empty token; create a token with `nohype token new`")
     return text
 
 
 def check_listen(text: str) -> str:
-    """An address with a port."""
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", text)
     if not match or int(match[2]) > 65535:
-        raise ValueError(f"{text!r} is no address with a port: write 192.0.2.1:8443 or [::]:8443")
+        raise ValueError(f"invalid listen address {text!r}: use 192.0.2.1:8443 or [::]:8443")
     return text
 
 
 def check_interface(text: str) -> str:
-    """The name of a network interface (dev_valid_name() of net/core/dev.c), with nothing that a terminal would act on."""
+    """The name of a network interface (dev_valid_name() of net/core/dev.c), printable ASCII."""
     odd = {"/", ":", " "} & set(text)
     if not text or text in (".", "..") or odd or not (text.isascii() and text.isprintable()) or len(text) > _LONGEST_INTERFACE:
         raise ValueError(f"{_shorten(text)} is not the name of a network interface: 1 to 15 visible characters, without / and :")
@@ -87,15 +86,15 @@ def check_interface(text: str) -> str:
 
 
 def check_interfaces(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Network interfaces, the preferred one first."""
+    """Refuses duplicates."""
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{name} is named {names.count(name)} times; keep one of them")
+            raise ValueError(f"{name} is listed {names.count(name)} times; keep one of them")
     return names
 
 
 def check_path(text: str) -> str:
-    """An absolute path. A relative one would depend on the directory in which a program was started."""
+    """An absolute path: a relative one would depend on the working directory."""
     if not text.startswith("/") or not text.isprintable() or ".." in text.split("/"):
         raise ValueError(f"{_shorten(text)} is not an absolute path without '..' and control characters")
     path = os.path.normpath(text).replace("//", "/")
@@ -114,7 +113,6 @@ def check_file(text: str) -> str:
 
 
 def check_socket(text: str) -> str:
-    """The path of a Unix socket."""
     path = check_path(text)
     if len(os.fsencode(path)) > _LONGEST_SOCKET:
         raise ValueError(f"a socket's path has {_LONGEST_SOCKET} bytes at most, this one {len(os.fsencode(path))}: unix(7)")
@@ -122,11 +120,10 @@ def check_socket(text: str) -> str:
 
 
 def check_paths(files: Mapping[str, str], folders: Mapping[str, str]) -> None:
-    """Refuses paths that are in each other's way.
+    """Refuses paths that conflict.
 
     Args:
-        files: path by the field that names it; that of the ledger is ``ledger``.
-        folders: likewise.
+        files, folders: path by field; ``ledger`` is one of the files.
     """
     seen: dict[str, str] = {}
     for field, path in {**files, **folders}.items():
@@ -141,7 +138,6 @@ def check_paths(files: Mapping[str, str], folders: Mapping[str, str]) -> None:
 
 
 def check_account(text: str) -> str:
-    """The name or number of a user or group."""
     if text.isascii() and text.isdigit():
         # The length first: Python refuses to convert more than 4300 digits.
         number = int(text) if len(text) <= _LONGEST_ACCOUNT else _HIGHEST_ACCOUNT + 1
@@ -155,7 +151,7 @@ def check_account(text: str) -> str:
 
 
 def find_root(users: Iterable[str]) -> str | None:
-    """Root among users, by a name that needs no look-up."""
+    """An entry that means root, found without a lookup."""
     return next((user for user in users if user in ROOT_USERS), None)
 
 

@@ -100,6 +100,16 @@ class WatchedLock:
             self._since = time.monotonic()
         return True
 
+    @contextmanager
+    def try_acquire(self) -> Iterator[bool]:
+        """As a ``with`` on the lock, without waiting; yields whether it is held."""
+        held = self.acquire(blocking=False)
+        try:
+            yield held
+        finally:
+            if held:
+                self.release()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.release()
 

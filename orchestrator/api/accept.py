@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from errno import ECONNABORTED, EMFILE, ENFILE
 from typing import Any, cast
 
-from orchestrator.api.connection import Connection
+from orchestrator.api.connection import PeerConnection
 from orchestrator.api.identity import Peer, read_peer
 from orchestrator.api.outgoing import Outgoing
 from orchestrator.api.shares import Pace, Place, Shares
@@ -21,34 +21,32 @@ _log = logging.getLogger(__name__)
 _HANDSHAKE = 10.0
 # TLS handshakes of one address: per second, and in a burst after a pause. Each takes the event loop 1 to 2 ms. More start later.
 _RATE, _BURST = 100.0, 200
-# How many connections are refused, which takes some 0.05 ms each, before other work gets its turn.
+# Connections that are refused, 0.05 ms each, before the event loop serves other work.
 _IN_A_ROW = 16
-_FAREWELL = 1.0
+TLS_CLOSE_TIMEOUT = 1.0
 _PAUSE = 0.1
 _BACKLOG = 2048
 _ROOT = 0
-# Bytes that asyncio's TLS keeps before it has the writer wait; its own are 512 KB, for each connection.
+# Bytes that asyncio's TLS buffers per connection before the writer must wait; its default is 512 KB.
 _HIGH_WATER = 64 << 10
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A socket that listens, and its TLS if it has one."""
+    """A listening socket, with TLS or without."""
 
     socket: socket.socket
     tls: ssl.SSLContext | None = None
 
 
 class Acceptor:
-    """Accepts the connections of one listener until it is closed. Has what uvicorn asks of an asyncio.Server.
+    """Accepts the connections of one listener until it is closed. Has the methods of an asyncio.Server that uvicorn calls.
 
     Args:
-        listener: where.
-        shares: counts them.
-        build: makes the protocol of a connection.
+        build: creates the protocol of a connection.
     """
 
-    def __init__(self, listener: Listener, shares: Shares, build: Callable[[Peer, Place, Shares], Connection]) -> None:
+    def __init__(self, listener: Listener, shares: Shares, build: Callable[[Peer, Place, Shares], PeerConnection]) -> None:
         self._listener, self._shares, self._build = listener, shares, build
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,13 +56,13 @@ class Acceptor:
         self._start(self._accept_all())
 
     def close(self) -> None:
-        """Accepts no more. Connections that are made go on."""
+        """Stops accepting. Open connections continue."""
         for task in self._tasks:
             task.cancel()
         self._listener.socket.close()
 
     async def wait_closed(self) -> None:
-        """Waits until nothing is being accepted any more."""
+        """Waits until no connection is being accepted."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -77,13 +75,13 @@ class Acceptor:
         refused = 0
         while True:
             try:
-                # It does not give way to others by itself if a connection is there already.
+                # Does not yield to other tasks if a connection is waiting already.
                 connection, _ = await self._loop.sock_accept(self._listener.socket)
             except OSError as error:
                 if error.errno == ECONNABORTED:
-                    continue  # the client has gone before its turn came (accept(2))
+                    continue  # the client closed it while it waited (accept(2))
                 made_room = error.errno in (EMFILE, ENFILE) and self._shares.make_room()
-                _log.error("cannot accept a connection: %s%s", error, "; an idle one is closed" if made_room else "")
+                _log.error("cannot accept a connection: %s%s", error, "; an idle one was closed" if made_room else "")
                 await asyncio.sleep(_PAUSE)
             else:
                 refused = 0 if self._admit(connection) else refused + 1
@@ -91,15 +89,15 @@ class Acceptor:
                     await asyncio.sleep(0)
 
     def _admit(self, connection: socket.socket) -> bool:
-        """Begins to serve a connection; returns whether there was a place for it."""
+        """Starts to serve a connection; returns whether it was admitted."""
         try:
             peer = read_peer(connection, None)
         except OSError:
-            connection.close()  # it has gone already
+            connection.close()  # closed by the client already
             return False
-        place = Place(peer.key, connection.close)
+        place = Place(peer.rate_limit_key, connection.close)
         if not self._shares.admit(place, always=peer.uid == _ROOT):
-            _log.warning("too many connections of %s, and none of them is idle: a new one is refused", peer.key)
+            _log.warning("too many connections of %s, none idle: refused a new one", peer.rate_limit_key)
             connection.close()
             return False
         task = self._start(self._open(connection, peer, place))
@@ -107,14 +105,14 @@ class Acceptor:
         return True
 
     async def _open(self, connection: socket.socket, peer: Peer, place: Place) -> None:
-        """From the socket to the protocol that serves it. It is released here if that is not reached, else by the protocol."""
+        """From the socket to the protocol that serves it. The place is released here if that fails, otherwise by the protocol."""
         served = False
         raw: asyncio.Transport | None = None
         try:
             raw, _ = await self._loop.connect_accepted_socket(_Paused, connection)
             transport, early = raw, _Early()
             if self._listener.tls is not None:
-                if wait := self._pace.reserve(peer.key):
+                if wait := self._pace.reserve(peer.rate_limit_key):
                     await asyncio.sleep(wait)
                 transport = await self._greet(raw, self._listener.tls, early)
                 if early.lost:
@@ -127,8 +125,8 @@ class Acceptor:
             early.replay(protocol)
             transport.resume_reading()
         except (OSError, asyncio.CancelledError):
-            # Not TLS, an unsupported version, a certificate that is not trusted, a timeout; or it gave way to another one.
-            # Nothing is logged: this needs no credentials, and a client can repeat it.
+            # Not TLS, an unsupported version, an untrusted certificate, a timeout; or it was closed in favour of another one.
+            # Not logged: a client can cause this without credentials, and repeat it.
             pass
         finally:
             if not served:
@@ -136,13 +134,13 @@ class Acceptor:
                 (raw.abort if raw else connection.close)()
 
     async def _greet(self, raw: asyncio.Transport, context: ssl.SSLContext, early: _Early) -> asyncio.Transport:
-        """The TLS handshake; returns what to write to.
+        """Performs the TLS handshake; returns the transport to write to.
 
         Raises:
-            OSError: ssl.SSLError and TimeoutError are some.
+            OSError: such as ssl.SSLError, TimeoutError.
         """
         transport = await self._loop.start_tls(
-            raw, early, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE, ssl_shutdown_timeout=_FAREWELL
+            raw, early, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE, ssl_shutdown_timeout=TLS_CLOSE_TIMEOUT
         )
         if transport is None:
             raise ConnectionAbortedError
@@ -151,14 +149,14 @@ class Acceptor:
 
 
 class _Paused(asyncio.Protocol):
-    """Reads nothing until another protocol takes over."""
+    """Reads nothing until it is replaced by another protocol."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast(asyncio.ReadTransport, transport).pause_reading()
 
 
 class _Early(asyncio.Protocol):
-    """Keeps what arrives between the end of the handshake and the moment at which its protocol takes over."""
+    """Buffers what arrives between the end of the handshake and the start of the connection's protocol."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -176,7 +174,6 @@ class _Early(asyncio.Protocol):
         self.lost = True
 
     def replay(self, protocol: asyncio.Protocol) -> None:
-        """Hands all of it to a protocol."""
         if self._data:
             protocol.data_received(bytes(self._data))
         if self._eof:

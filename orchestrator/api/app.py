@@ -8,16 +8,16 @@ from functools import partial
 from orchestrator import __version__
 from orchestrator.api.backend import Backend, GuestService
 from orchestrator.api.error_answers import add_error_handlers
-from orchestrator.api.fast import Depends, FastAPI
-from orchestrator.api.feed import Feed
-from orchestrator.api.fields import refuse_more
+from orchestrator.api.event_stream import EventStream
+from orchestrator.api.fastapi_import import Depends, FastAPI
+from orchestrator.api.fields import reject_unknown_input
 from orchestrator.api.guard import Guard, HeadAsGet
-from orchestrator.api.identity import Directory
+from orchestrator.api.identity import IdentityMap
 from orchestrator.api.openapi import build_document
 from orchestrator.api.routes import events, guests, host, quarantine
 from orchestrator.api.routing import Route
 from orchestrator.api.waits import Kinds
-from orchestrator.api.work import Workers
+from orchestrator.api.workers import Workers
 from orchestrator.config import LimitConfig
 from orchestrator.ledger import Event
 from orchestrator.model.access import MANAGER, Identity
@@ -27,30 +27,30 @@ ROUTES: tuple[Route, ...] = (*host.routes, *guests.routes, *quarantine.routes, *
 
 
 class Api:
-    """The application, and what of it must be ended.
+    """The ASGI application; ``stream`` must be closed before the server ends.
 
     Args:
         service: does the work.
         audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
-        directory: the configured identities.
-        limits: how much one client may ask for.
-        metrics: the page that Prometheus reads, and its content type; None if there is none.
+        identities: the configured identities.
+        limits: of one client.
+        metrics: the page that Prometheus reads, and its content type; None without metrics.
     """
 
     def __init__(
         self,
         service: GuestService,
         audit: Callable[[int], Iterable[Proof]],
-        directory: Directory,
+        identities: IdentityMap,
         limits: LimitConfig | None = None,
         metrics: Callable[[], tuple[bytes, str]] | None = None,
     ) -> None:
         def read_events(caller: Identity, after: int | None, limit: int) -> Sequence[Event]:
-            return events.show_events(service.events(caller, after, limit), caller, directory)
+            return events.show_events(service.events(caller, after, limit), caller, identities)
 
-        self.feed = Feed(service.last_event, partial(service.wait_events, MANAGER), read_events, Workers(4))
-        app = build_app(Backend(service, audit, metrics, read_events, self.feed))
-        self.app = Guard(app, directory, limits or LimitConfig(), Kinds(ROUTES))
+        self.stream = EventStream(service.last_event, partial(service.wait_events, MANAGER), read_events, Workers(4))
+        app = build_app(Backend(service, audit, metrics, read_events, self.stream))
+        self.app = Guard(app, identities, limits or LimitConfig(), Kinds(ROUTES))
 
 
 def build_app(backend: Backend) -> FastAPI:
@@ -58,7 +58,7 @@ def build_app(backend: Backend) -> FastAPI:
     app = FastAPI(
         title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
         openapi_url=None, generate_unique_id_function=lambda route: route.name,
-        dependencies=[Depends(refuse_more)],
+        dependencies=[Depends(reject_unknown_input)],
     )  # fmt: skip
     app.state.backend = backend
     app.openapi = lambda: build_document(app, ROUTES)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What the routes call: the guests' service, the audit, the metrics and the event log, and the threads in which they run."""
+"""What the routes call: service, audit, metrics and event log, and the threads in which the calls run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated
 
 from starlette.responses import Response
 
-from orchestrator.api.fast import Depends, Request
-from orchestrator.api.feed import Feed
-from orchestrator.api.work import WorkersOfEach
+from orchestrator.api.event_stream import EventStream
+from orchestrator.api.fastapi_import import Depends, Request
+from orchestrator.api.workers import WorkersPerClient
 from orchestrator.errors import Stale
 from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Event
@@ -38,12 +38,12 @@ class Backend:
     audit: Callable[[int], Iterable[Proof]]
     metrics: Callable[[], tuple[bytes, str]] | None
     read_events: Callable[[Identity, int | None, int], Sequence[Event]]
-    feed: Feed
-    quick: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(32))
-    changes: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(64))
-    ends: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(64))
-    audits: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(2))
-    long: WorkersOfEach = field(default_factory=lambda: WorkersOfEach(4))
+    stream: EventStream
+    quick: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(32))
+    changes: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))
+    ends: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))
+    audits: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(2))
+    long: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(4))
 
     async def choose_version(self, caller: Identity, name: str, versions: frozenset[int] | None) -> int | None:
         """The version of a guest that a change requires; None for any.
@@ -58,11 +58,11 @@ class Backend:
             return next(iter(versions)) if versions else None
         current = (await self.quick.run(caller, self.guests.guest, caller, name)).version
         if current not in versions:
-            raise Stale(f"guest {name} is version {current}, which If-Match does not name", "look at it again")
+            raise Stale(f"guest {name} is at version {current}, not listed in If-Match", "read it again, then retry")
         return current
 
 
-async def answer_plain(workers: WorkersOfEach, caller: Identity, read: Callable[[], object]) -> Response:
+async def answer_plain(workers: WorkersPerClient, caller: Identity, read: Callable[[], object]) -> Response:
     """What ``read`` returns, as JSON. It is encoded in the worker's thread too: with thousands of entries the event loop would
     serve no other request meanwhile."""
     content = await workers.run(caller, lambda: json.dumps(to_plain(read()), separators=(",", ":")).encode())

@@ -1,4 +1,8 @@
-"""The body of a request, before anything else looks at it: not too long, and JSON that means one thing only."""
+"""The body of a request, checked before anything else reads it: bounded, and JSON with one meaning.
+
+The framework parses the body again for the route: it has no hook for a parser with these checks, and its own keeps the last of
+two members with the same name. Bodies are small, so parsing twice costs little.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +19,18 @@ from orchestrator.client.problems import WrongMedia
 from orchestrator.errors import RequestError, TooLarge
 
 _ARRIVES = 30.0
-# Possessive, and a string need not end: each character is looked at once, whatever is sent.
+# Possessive, and a string need not end: each character is read once, whatever the client sends.
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+\\?"?|[\[{]|[\]}]|,', re.DOTALL)
 _MAX_ELEMENTS = 512
-"""Strings, lists, objects and commas in one body. A request for a guest has some 40; three more can cost an error message."""
+"""Strings, lists, objects and commas in one body. A request for a guest has some 40; each three can cause an error message."""
 _MAX_DIGITS = 40
 _CODINGS = ("", "identity")
 _CHARSETS = ("", "utf-8")
 _MAX_MEDIA_TYPE = 200
 
 
-class ClientGone(Exception):
-    """The client has closed the connection before its request was complete. Nothing was done for it."""
+class ClientDisconnected(Exception):
+    """The client closed the connection before its request was complete. Nothing was done for it."""
 
 
 async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
@@ -40,9 +44,9 @@ async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
     Raises:
         TooLarge: it is longer than the limit.
         RequestError: it does not arrive within 30 s.
-        ClientGone: see there.
+        ClientDisconnected
     """
-    too_long = TooLarge(f"the request's body is longer than {limit} bytes", "no request needs so many")
+    too_long = TooLarge(f"request body exceeds {limit} bytes", "see [limits] body in the configuration")
     if length and int(length) > limit:
         raise too_long
     parts: list[bytes] = []
@@ -52,7 +56,7 @@ async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise ClientGone
+                    raise ClientDisconnected
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > limit:
@@ -60,7 +64,7 @@ async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:
-        raise RequestError(f"the request's body did not arrive within {_ARRIVES:g} s") from None
+        raise RequestError(f"request body did not arrive within {_ARRIVES:g} s") from None
 
 
 def check_media_type(media_type: str, coding: str) -> None:
@@ -74,26 +78,29 @@ def check_media_type(media_type: str, coding: str) -> None:
         WrongMedia: the body is not JSON, is in another charset, or is compressed (RFC 9110 8.4, 15.5.16).
     """
     if coding.strip().lower() not in _CODINGS:
-        raise WrongMedia(f"the Content-Encoding {coding[:80]!r} is not supported", "send the body without Content-Encoding")
+        raise WrongMedia(f"unsupported Content-Encoding {coding[:80]!r}", "send the body without Content-Encoding")
     kind, *parameters = media_type.split(";")
     if kind.strip().lower() != "application/json" or len(media_type) > _MAX_MEDIA_TYPE:
-        raise WrongMedia(f"the body is said to be {media_type[:80] or 'of no type'!r}", "send Content-Type: application/json")
+        raise WrongMedia(
+            f"unsupported Content-Type {media_type[:80]!r}" if media_type else "Content-Type is missing",
+            "send Content-Type: application/json",
+        )
     for name, _, value in (parameter.strip().partition("=") for parameter in parameters):
         if name.strip().lower() == "charset" and value.strip(' \t"').lower() not in _CHARSETS:
-            raise WrongMedia(f"the charset {value[:80]!r} is not supported", "send UTF-8, which is the only charset of JSON")
+            raise WrongMedia(f"unsupported charset {value[:80]!r}", "send UTF-8")
 
 
 def check_json(body: bytes, nesting: int) -> None:
-    """Refuses what programs read in different ways, or can't read at all, and what takes long to read.
+    """Refuses what parsers read in different ways or not at all, and what takes long to parse.
 
     Raises:
-        RequestError: no UTF-8, no JSON, a name twice in one object, NaN, infinity, half a surrogate pair (RFC 8259 4, 6, 8.2).
-        TooLarge: nested more deeply than ``nesting``, or more elements than any request needs.
+        RequestError: not UTF-8, not JSON, a duplicate name, NaN, infinity, an unpaired surrogate (RFC 8259 4, 6, 8.2).
+        TooLarge: nested deeper than ``nesting``, or more than 512 elements.
     """
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not UTF-8: byte {error.start} is wrong") from None
+        raise RequestError(f"invalid UTF-8 at byte {error.start} of the body") from None
     _check_structure(text, nesting)
     try:
         value = json.loads(
@@ -101,13 +108,13 @@ def check_json(body: bytes, nesting: int) -> None:
         )  # fmt: skip
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise RequestError(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+        raise RequestError(f"invalid JSON: {error.msg} at character {error.pos}") from None
     except UnicodeEncodeError:
-        raise RequestError("the body holds half a surrogate pair, which is no character") from None
+        raise RequestError("body contains an unpaired surrogate") from None
 
 
 def _check_structure(text: str, nesting: int) -> None:
-    """Before anything is built of it. Stops at the first sign that is too many."""
+    """Stops at the first element beyond a limit; nothing has been built from the text yet."""
     depth, elements = 0, 0
     for token in _TOKEN.finditer(text):
         sign = token[0]
@@ -119,34 +126,34 @@ def _check_structure(text: str, nesting: int) -> None:
         # Numbers have no token of their own: a comma stands between two.
         elements += 1
         if depth > nesting:
-            raise TooLarge(f"the body is nested more than {nesting} levels deep", "no request needs so many")
+            raise TooLarge(f"request body is nested deeper than {nesting} levels", "see [limits] nesting in the configuration")
         if elements > _MAX_ELEMENTS:
-            raise TooLarge(f"the body has more than {_MAX_ELEMENTS} elements", "no request needs so many")
+            raise TooLarge(f"request body has more than {_MAX_ELEMENTS} elements", "send fewer")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
-            raise RequestError(f"the body has the name {name[:80]!r} twice in one object")
+            raise RequestError(f"duplicate member {name[:80]!r} in an object")
         fields[name] = value
     return fields
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise RequestError(f"the body is not JSON: {text} is no number")
+    raise RequestError(f"invalid JSON: {text} is not allowed")
 
 
 def _finite(text: str) -> float:
     if len(text) > _MAX_DIGITS:
-        raise RequestError(f"the body holds a number with too many digits: {text[:_MAX_DIGITS]}...")
+        raise RequestError(f"number with too many digits: {text[:_MAX_DIGITS]}...")
     number = float(text)
     if not math.isfinite(number):
-        raise RequestError(f"the body holds a number that is too large: {text[:40]}")
+        raise RequestError(f"number too large: {text[:40]}")
     return number
 
 
 def _integer(text: str) -> int:
     if len(text) > 20:
-        raise RequestError(f"the body holds a number that is too large: {text[:20]}...")
+        raise RequestError(f"number too large: {text[:20]}...")
     return int(text)

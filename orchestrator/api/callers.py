@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from orchestrator.api.fast import Depends, Request
+from orchestrator.api.fastapi_import import Depends, Request
 from orchestrator.errors import Forbidden
 from orchestrator.model.access import Identity, Role
 
@@ -12,28 +12,28 @@ _ASK = "ask the operator of the host"
 
 
 async def _find_caller(request: Request) -> Identity:
-    caller: Identity = request.state.who
+    caller: Identity = request.state.caller
     return caller
 
 
 async def _require_host_access(request: Request) -> Identity:
     caller = await _find_caller(request)
     if caller.role is Role.TENANT:
-        raise Forbidden(f"{caller.name} acts for the tenant {caller.tenant} and sees its guests only", _ASK)
+        raise Forbidden(f"{caller.name} belongs to tenant {caller.tenant} and may read only that tenant's guests", _ASK)
     return caller
 
 
 async def _require_write(request: Request) -> Identity:
     caller = await _find_caller(request)
     if caller.role is Role.VIEWER:
-        raise Forbidden(f"{caller.name} is a viewer, who changes nothing", _ASK)
+        raise Forbidden(f"{caller.name} has the read-only role viewer", _ASK)
     return caller
 
 
 async def _require_operator(request: Request) -> Identity:
     caller = await _find_caller(request)
     if caller.role is not Role.OPERATOR:
-        raise Forbidden(f"{caller.name} is no operator", _ASK)
+        raise Forbidden(f"{caller.name} is not an operator", _ASK)
     return caller
 
 

@@ -1,4 +1,4 @@
-"""One connection: uvicorn's HTTP over h11, with bounds on what a client can make it do, hold, or write into the log."""
+"""One connection: uvicorn's HTTP over h11, with bounds on the work, memory and log lines that a client can cause."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from orchestrator.api.shares import Place, Shares
 from orchestrator.client.problems import MEDIA_TYPE, build_problem
 from orchestrator.errors import RequestError
 
-_PATIENCE = 30.0
-_LINGER = 2.0
-_LOOK = 1.0
-# Bytes and lines of a request's head. What browsers and proxies send has some 2 KB and 30 lines.
+IDLE_TIMEOUT = 30.0
+LINGER_SECONDS = 2.0
+POLL_INTERVAL = 1.0
+# Bytes and lines of a request's head. Browsers and proxies send some 2 KB and 30 lines.
 _MAX_HEAD = 16 << 10
 _MAX_LINES = 101
-# What one chunk of a body costs to parse is what 4 KB in one chunk cost.
+# One chunk of a body costs as much to parse as 4 KB in one chunk.
 _MAX_CHUNKS = 1000
 _SLICE = 16 << 10
 _FRAMINGS = {b"content-length", b"transfer-encoding"}
@@ -35,26 +35,26 @@ _BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
 class Refused(h11.RemoteProtocolError):
-    """Valid HTTP, but longer or of more parts than any request needs, or not clear."""
+    """Valid HTTP, but over a limit, or ambiguous."""
 
 
 class Parser(h11.Connection):
-    """h11's parser, which has no bound on the number of fields and chunks, and on the length of a head that arrives whole."""
+    """h11's parser, with the bounds that it lacks: number of fields and chunks, length of a head that arrives in one piece."""
 
     _chunks = 0
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """See h11.Connection.
+        """As h11.Connection.
 
         Raises:
-            Refused: the head is too long or has too many fields, the body has too many chunks, or two fields say how long it is.
+            Refused: the head is too long or has too many fields, the body has too many chunks, or two fields define its length.
         """
         if self.their_state is h11.IDLE:
             self._chunks = 0
             _check_head(self.trailing_data[0])
         event = super().next_event()
         if isinstance(event, h11.Request) and _FRAMINGS <= {name for name, _ in event.headers}:
-            # A proxy before us may believe the other: what follows would be another request for it (RFC 9112 6.1, 11.2).
+            # A proxy may use the other field, and see a different request after this one (RFC 9112 6.1, 11.2).
             raise Refused("it has both Content-Length and Transfer-Encoding")
         if isinstance(event, h11.Data) and event.chunk_start:
             self._chunks += 1
@@ -63,20 +63,19 @@ class Parser(h11.Connection):
         return event
 
 
-class Connection(H11Protocol):
+class PeerConnection(H11Protocol):
     """A connection that knows its peer: each request finds it as ``scope["state"]["peer"]``.
 
     Args:
         config, state: uvicorn's.
-        peer: who is at the other end.
-        place, shares: where it is counted.
+        place, shares: where the connection is counted.
     """
 
     def __init__(self, config: uvicorn.Config, state: ServerState, peer: Peer, place: Place, shares: Shares) -> None:
         super().__init__(config, state, {"peer": peer, "hold": lambda size: shares.hold(place, size)})
         self.peer, self._place, self._shares = peer, place, shares
         self.conn = Parser(h11.SERVER, _MAX_HEAD)
-        # Not only by its configuration, which is that of a logger of the whole process: a line for each request.
+        # Also if the process configures uvicorn's logger: it would write one line per request.
         self.access_log = False
         self._pending = bytearray()
         self._half_closed = self._looking = False
@@ -84,18 +83,12 @@ class Connection(H11Protocol):
         place.busy = self._is_busy
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol.
-
-        Args:
-            transport: an Outgoing.
-        """
         self._outgoing = cast(Outgoing, transport)
         self._place.close = self._outgoing.abort
         super().connection_made(cast(asyncio.Transport, transport))
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Takes bytes of a request."""
         if self.transport.is_closing():
             return
         self._pending += data
@@ -105,7 +98,7 @@ class Connection(H11Protocol):
             self._look_for_end()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more. Returns whether it still gets an answer: not over TLS, where asyncio ends both directions."""
+        """Returns whether the client still gets a response: not over TLS, where asyncio closes both directions."""
         if self.scheme == "https" or not self._is_busy() or self._has_hung_up():
             return False
         self._half_closed = True
@@ -113,7 +106,6 @@ class Connection(H11Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
         self._outgoing.stop()
         self._shares.release(self._place)
         self._pending.clear()
@@ -122,7 +114,6 @@ class Connection(H11Protocol):
         self._stop_waiting()
 
     def on_response_complete(self) -> None:
-        """See uvicorn: goes on with what the client has sent meanwhile."""
         cycle = self.cycle
         self._place.since = time.monotonic()
         super().on_response_complete()
@@ -130,24 +121,24 @@ class Connection(H11Protocol):
         if self._half_closed and not self._is_answering():
             self.transport.close()
         elif self.cycle is cycle and cycle.more_body:
-            # It was refused before all of it had arrived. The rest is read for a moment only, so that the client sees the answer.
-            self.loop.call_later(_LINGER, self._end_refused, cycle)
+            # Refused before all of it had arrived. The rest is read for a moment, so that the client sees the response.
+            self.loop.call_later(LINGER_SECONDS, self._end_refused, cycle)
 
     def timeout_keep_alive_handler(self) -> None:
-        """See uvicorn: the time begins when the answer was read."""
+        """As uvicorn, but the time starts when the response has been read."""
         if self._outgoing.unread:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
         else:
             super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers malformed HTTP with a problem document, as all errors are answered."""
+        """Answers malformed HTTP with a problem document."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
         reason = sys.exc_info()[1]
-        said = f"request refused: {reason}" if isinstance(reason, Refused) else f"malformed HTTP request: {msg}"
-        problem = build_problem(RequestError(said))
+        text = f"request refused: {reason}" if isinstance(reason, Refused) else f"malformed HTTP request: {msg}"
+        problem = build_problem(RequestError(text))
         content = json.dumps(problem).encode()
         fields = [("content-type", MEDIA_TYPE), ("content-length", str(len(content))), ("connection", "close")]
         for event in (
@@ -159,11 +150,11 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        """The server stays with HTTP/1.1, as it may (RFC 9110 7.8). uvicorn's logs two warnings for each request."""
+        """Upgrades are ignored, as RFC 9110 7.8 allows. uvicorn's method logs two warnings per request."""
         return False
 
     def _feed(self) -> None:
-        """Gives h11 no more at a time than it parses in a few milliseconds, and nothing while it waits for an answer."""
+        """Passes h11 at most what it parses in a few milliseconds, and nothing while a response is pending."""
         while self._pending and not self.transport.is_closing() and len(self.conn.trailing_data[0]) <= _SLICE:
             piece = bytes(self._pending[:_SLICE])
             del self._pending[:_SLICE]
@@ -180,12 +171,10 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _look_for_end(self) -> None:
-        """Notices a client that hangs up while asyncio does not read: after the end of what the client sends, and while its next
-        request waits.
-        """
+        """Detects a disconnect while asyncio does not read: after the client's half-close, and while its next request waits."""
         if not self._looking:
             self._looking = True
-            self.loop.call_later(_LOOK, self._look)
+            self.loop.call_later(POLL_INTERVAL, self._look)
 
     def _look(self) -> None:
         self._looking = False
@@ -197,18 +186,18 @@ class Connection(H11Protocol):
             self._look_for_end()
 
     def _has_hung_up(self) -> bool:
-        """Whether the other end is closed, for unix(7) sockets in both directions (POLLHUP; one direction is POLLRDHUP alone)."""
+        """Whether the peer has closed, for unix(7) sockets both directions (POLLHUP; one direction is POLLRDHUP alone)."""
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
         ends = select.POLLHUP | select.POLLERR | (select.POLLRDHUP if self.scheme == "https" else 0)
         return any(event & ends for _, event in poll.poll(0))
 
     def _watch(self) -> None:
-        """Closes a connection on which a request is not begun, or not completed, within ``_PATIENCE`` seconds."""
+        """Closes a connection without a complete request within ``IDLE_TIMEOUT`` seconds."""
         if self._is_answering():
             self._stop_waiting()
         elif self._waiting is None:
-            self._waiting = self.loop.call_later(_PATIENCE, self.transport.close)
+            self._waiting = self.loop.call_later(IDLE_TIMEOUT, self.transport.close)
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:

@@ -1,4 +1,4 @@
-"""What is answered to a request that is refused or fails: one problem document each, whatever raised the error."""
+"""Problem documents for requests that are refused or fail, whatever raised the error."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import logging
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from orchestrator.api.body import ClientGone
-from orchestrator.api.fast import FastAPI, Request, RequestValidationError
-from orchestrator.api.waits import answer_nobody
+from orchestrator.api.body import ClientDisconnected
+from orchestrator.api.fastapi_import import FastAPI, Request, RequestValidationError
+from orchestrator.api.waits import ignore_disconnected
 from orchestrator.client.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
 from orchestrator.errors import NotFound, OrchestratorError, RequestError
 from orchestrator.model.access import Role
@@ -22,12 +22,11 @@ _LONGEST_PATH = 200
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Has the application answer every error with a problem document."""
     app.add_exception_handler(OrchestratorError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_fault)
-    app.add_exception_handler(ClientGone, answer_nobody)
+    app.add_exception_handler(ClientDisconnected, ignore_disconnected)
 
 
 def _problem(error: OrchestratorError, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -40,9 +39,9 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     answer = _problem(error)
     if answer.status_code >= 500:
         _log.error("%s %s: %s", request.method, _path(request), error)
-        if request.state.who.role is Role.TENANT:
-            # What the kernel or libvirt said may name other guests.
-            hidden = OrchestratorError("the host could not do this", "its operator's log says why")
+        if request.state.caller.role is Role.TENANT:
+            # The message of the kernel or of libvirt may name other guests.
+            hidden = OrchestratorError("the host could not complete the request", "ask its operator to check the log")
             hidden.code = error.code
             return _problem(hidden)
     return answer
@@ -51,43 +50,43 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 async def _answer_invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # Names of fields come from the client.
-    return _problem(RequestError("the request is wrong: " + _printable(describe(error)[:_LONGEST_DETAIL])))
+    return _problem(RequestError("invalid request: " + _printable(describe(error)[:_LONGEST_DETAIL])))
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: a path that is not there, or that can't be asked this way."""
+    """Errors of the framework: no such path, or a method that the path does not have."""
     assert isinstance(error, HTTPException)
     path = _path(request)
     if error.status_code == 404:
-        return _problem(NotFound(f"there is nothing at '{path}'", "GET /v1/openapi.json lists what there is"))
+        return _problem(NotFound(f"no such endpoint: {path}", "GET /v1/openapi.json lists all endpoints"))
     if error.status_code == 405:
         methods = sorted(find_methods(request.app, request.scope["path"]))
-        wrong = WrongMethod(f"'{path}' can't be asked with {request.method[:20]}", f"use {' or '.join(methods)}")
+        wrong = WrongMethod(f"method {request.method[:20]} is not allowed for {path}", f"use {' or '.join(methods)}")
         return _problem(wrong, {"Allow": ", ".join(methods)})
     if error.status_code == 400:
-        return _problem(RequestError(f"the request is wrong: {error.detail}"))
+        return _problem(RequestError(f"invalid request: {error.detail}"))
     _log.error("%s %s: %s", request.method, path, error.detail)
     return _problem(InternalError())
 
 
 async def _answer_fault(_request: Request, _error: Exception) -> Response:
-    """A fault of ours; the framework raises it again afterwards, and the guard logs it."""
+    """An error in this program; the framework raises it again afterwards, and the guard logs it."""
     return _problem(InternalError())
 
 
 def find_methods(app: FastAPI, path: str) -> frozenset[str]:
-    """The methods with which a path can be asked; each is a route of its own, and the framework names those of the first only."""
+    """The methods of a path. Each is a route of its own, and the framework reports only those of the first."""
     routes = [route for route in app.routes if (regex := getattr(route, "path_regex", None)) and regex.match(path)]
     methods = frozenset(method for route in routes for method in getattr(route, "methods", None) or ())
     return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _path(request: Request) -> str:
-    """The path that was asked for. Not of the request's URL: without a good Host field that is put together of the server's own
-    address, which on the Unix socket is the socket's path."""
+    """The path of the request. Not of its URL: without a valid Host field the framework builds that from the server's address,
+    which on the Unix socket is the socket's path."""
     return _printable(str(request.scope["path"])[:_LONGEST_PATH])
 
 
 def _printable(text: str) -> str:
-    """What could move a terminal's cursor is shown as it would be written."""
+    """Escapes what a terminal would act on."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

@@ -1,6 +1,6 @@
-"""What a request may carry beside its JSON: If-Match, numbers in the query, and nothing that its route does not know.
+"""If-Match and query parameters; parts of a request that its route does not know are refused.
 
-What is not known would be ignored in silence: `DELETE` with `{"dry_run": true}` would delete.
+The framework would ignore them silently: `DELETE` with `{"dry_run": true}` would delete.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from orchestrator.api.fast import Depends, Header, Request
+from orchestrator.api.fastapi_import import Depends, Header, Request
 from orchestrator.errors import RequestError
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
-# As we write them: a tag is compared sign by sign (RFC 9110 8.8.3.2), "03" is another than "3".
+# As the manager writes them: tags are compared character by character (RFC 9110 8.8.3.2), so "03" differs from "3".
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _SHOWN = 80
 _MAX_IF_MATCH = 1000
-# JSON's grammar (RFC 8259 6): pydantic also takes "1_0", " 1 ", "+5", "1.0" for a whole number, and "nan".
+# JSON's grammar (RFC 8259 6): pydantic also accepts "1_0", " 1 ", "+5" and "1.0" as integers, and "nan".
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,3})?")
 
@@ -30,34 +30,34 @@ _IfMatchField = Annotated[
 
 
 def parse_if_match(field: str | None) -> frozenset[int] | None:
-    """The versions that an If-Match field names; None if any will do (RFC 9110 13.1.1).
+    """The versions that an If-Match field lists; None for any (RFC 9110 13.1.1).
 
-    A tag that is none of ours, or a weak one, is none of a guest: the set may be empty.
+    Weak tags, and tags of another form, match no guest: the set can be empty.
 
     Raises:
-        RequestError: it is not of that form.
+        RequestError: the field is malformed.
     """
     if field is None or field.strip() == "*":
         return None
-    # Empty elements of a list are to be passed over (RFC 9110 5.6.1.2).
+    # Empty list elements must be ignored (RFC 9110 5.6.1.2).
     parts = [part for one in field.split(",") if (part := one.strip(" \t"))]
     tags = [_TAG.fullmatch(part) for part in parts]
     if not tags or None in tags:
-        raise RequestError(f"If-Match {field[:_SHOWN]!r} is wrong", 'send the ETag as it was received, with its quotes: "7"')
+        raise RequestError(f"malformed If-Match {field[:_SHOWN]!r}", 'send the ETag unchanged, with its quotes: "7"')
     return frozenset(int(tag[2]) for tag in tags if tag and not tag[1] and _VERSION.fullmatch(tag[2]))
 
 
 async def _read_if_match(request: Request, if_match: _IfMatchField = None) -> frozenset[int] | None:
-    """Several lines are one list (RFC 9110 5.3); the framework gives the first, and describes the field."""
+    """Several lines are one list (RFC 9110 5.3); the framework passes only the first."""
     field = None if if_match is None else ", ".join(request.headers.getlist("if-match"))
     if field and len(field) > _MAX_IF_MATCH:
-        raise RequestError(f"If-Match is longer than {_MAX_IF_MATCH} characters", "name fewer versions")
+        raise RequestError(f"If-Match is longer than {_MAX_IF_MATCH} characters", "list fewer versions")
     return parse_if_match(field)
 
 
 def _check_integer(value: object) -> object:
     if isinstance(value, str) and not _INTEGER.fullmatch(value):
-        raise ValueError("not a whole number in decimal digits, such as 0 or 25")
+        raise ValueError("not an integer in decimal digits, such as 0 or 25")
     return value
 
 
@@ -73,7 +73,7 @@ def _check_boolean(value: object) -> object:
     return value
 
 
-# Numbers and booleans of a query, each in one spelling.
+# Query values, each with one accepted spelling.
 Integer = Annotated[int, BeforeValidator(_check_integer)]
 Number = Annotated[float, BeforeValidator(_check_number)]
 Boolean = Annotated[bool, BeforeValidator(_check_boolean)]
@@ -81,29 +81,29 @@ Boolean = Annotated[bool, BeforeValidator(_check_boolean)]
 IfMatch = Annotated[frozenset[int] | None, Depends(_read_if_match)]
 
 
-async def refuse_more(request: Request) -> None:
-    """Refuses a body and If-Match where none is known, and names in the query that are unknown or given twice.
+async def reject_unknown_input(request: Request) -> None:
+    """Refuses a body and If-Match where the route takes none, and query parameters that are unknown or given twice.
 
-    ``{}`` says as little as no body: programs that always send JSON send it.
+    ``{}`` counts as no body: programs that always send JSON send it.
 
     Raises:
-        RequestError: the request has one of them.
+        RequestError
     """
     route = request.scope["route"]
     known = _names(route.dependant, "query_params")
     for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
         if name not in known:
-            names = f"there is {' and '.join(sorted(known))}" if known else "leave out what follows the ?"
-            raise RequestError(f"{name[:_SHOWN]!r} in the query is not known here", names)
+            hint = f"known parameters: {', '.join(sorted(known))}" if known else "this endpoint takes no query parameters"
+            raise RequestError(f"unknown query parameter {name[:_SHOWN]!r}", hint)
         if count > 1:
-            raise RequestError(f"{name!r} is {count} times in the query", "say it once")
+            raise RequestError(f"query parameter {name!r} is given {count} times", "give it once")
     if "if-match" in request.headers and request.method != "GET" and "if-match" not in _names(route.dependant, "header_params"):
-        raise RequestError("this request takes no If-Match", "leave it out: it is of no one version of a guest")
+        raise RequestError("this endpoint takes no If-Match", "omit it")
     if route.body_field is None and (body := await request.body()) and json.loads(body) != {}:
-        raise RequestError("this request takes no body", "leave it out")
+        raise RequestError("this endpoint takes no body", "omit it")
 
 
 def _names(dependant: Any, kind: str) -> frozenset[str]:
-    """Of a route, and of all that it depends on."""
+    """Parameters of a route and of its dependencies."""
     own = (field.alias.lower() for field in getattr(dependant, kind))
     return frozenset(own).union(*(_names(one, kind) for one in dependant.dependencies))

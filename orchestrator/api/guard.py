@@ -1,6 +1,6 @@
-"""What every request passes first: who asks, how often, how much, and whether the body is JSON that means one thing.
+"""What every request passes first: identification, rate limit, and checks of header fields, target and body.
 
-Plain ASGI. It also answers for faults of our own, so that whatever goes wrong, the client gets a problem document.
+Plain ASGI. It also answers internal errors, so that the client always gets a problem document.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.api.body import ClientGone, check_json, check_media_type, read_body
-from orchestrator.api.identity import Directory, Peer, identify
-from orchestrator.api.limits import Kind, Turn, Turns, name_client
+from orchestrator.api.body import ClientDisconnected, check_json, check_media_type, read_body
+from orchestrator.api.identity import IdentityMap, Peer, identify
+from orchestrator.api.limits import Admission, Kind, RateLimiter, name_client
 from orchestrator.api.waits import Kinds
 from orchestrator.client.problems import MEDIA_TYPE, CrossSite, InternalError, build_headers, build_problem
 from orchestrator.config import LimitConfig
@@ -28,16 +28,16 @@ _log = logging.getLogger(__name__)
 
 _SAFE = ("GET", "HEAD")
 _ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
-# RFC 3986 3.2.2, 3.2.3; without user and password, which have no place there (RFC 9110 7.2).
+# RFC 3986 3.2.2, 3.2.3; without user and password (RFC 9110 7.2).
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 _APP_READS = (b"host", b"content-type", b"if-match", b"last-event-id")
-"""The fields that the application reads. The framework would parse others in full, such as cookies."""
+"""Header fields that the application reads. The framework would parse others in full, such as cookies."""
 _LISTS = (b"if-match",)
-"""Fields of which several lines are one list (RFC 9110 5.3). Of any other one a program takes the first line, or the last."""
+"""Fields of which several lines are one list (RFC 9110 5.3). Of other fields, some programs use the first line, some the last."""
 _CHECKED = frozenset({*_APP_READS, b"authorization", b"content-encoding", b"content-length", b"origin", b"sec-fetch-site"})
 _MAX_QUERY = 16
 _HELD = 1.0
-"""Seconds for which the answer "too many requests" is held back, so that a connection gets no more than one of them a second."""
+"""Delay of the response "too many requests", so that a connection gets at most one per second."""
 _PIECE = 64 << 10
 
 
@@ -45,24 +45,20 @@ class Guard:
     """The outermost layer of the application.
 
     Args:
-        app: gets the requests that pass, with the Identity as ``scope["state"]["who"]``.
-        directory: who is who.
-        limits: rate, sizes, nesting.
-        kinds: says what a request is for.
+        app: gets the requests that pass, with the Identity as ``scope["state"]["caller"]``.
     """
 
-    def __init__(self, app: ASGIApp, directory: Directory, limits: LimitConfig, kinds: Kinds) -> None:
-        self._app, self._directory, self._limits, self._kinds = app, directory, limits, kinds
-        self._turns = Turns(limits.rate, limits.burst, limits.concurrent)
+    def __init__(self, app: ASGIApp, identities: IdentityMap, limits: LimitConfig, kinds: Kinds) -> None:
+        self._app, self._directory, self._limits, self._kinds = app, identities, limits, kinds
+        self.limiter = RateLimiter(limits.rate, limits.burst, limits.concurrent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request (ASGI)."""
         if scope["type"] != "http":
             return
-        answer = _Answer(send, scope["state"]["hold"])
+        answer = _Response(send, scope["state"]["hold"])
         try:
             await self._serve(scope, receive, answer)
-        except ClientGone:
+        except ClientDisconnected:
             pass
         except TooMany as error:
             await asyncio.sleep(_HELD)
@@ -70,19 +66,19 @@ class Guard:
         except OrchestratorError as error:
             await answer.send_problem(error)
         except Exception:
-            _log.exception("a fault of ours at %s %s", scope["method"], scope["raw_path"].decode("ascii", "replace")[:200])
+            _log.exception("internal error: %s %s", scope["method"], scope["raw_path"].decode("ascii", "replace")[:200])
             if answer.complete:
                 return
             if answer.started:
-                raise  # the server closes the connection: half an answer must not look whole
+                raise  # the server closes the connection: a truncated response must not look complete
             await answer.send_problem(InternalError())
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, answer: _Response) -> None:
         peer = scope["state"]["peer"]
         headers = self._read_fields(peer, scope["headers"])
-        who = self._identify(peer, headers.get(b"authorization"))
+        caller = self._identify(peer, headers.get(b"authorization"))
         scope = _as_origin_form(scope)
-        with self._turn(who, self._kinds.find(scope["method"], scope["path"])) as turn:
+        with self._turn(caller, self._kinds.find(scope["method"], scope["path"])) as admission:
             _check_site(scope["method"], headers)
             _check_target(scope)
             length = headers.get(b"content-length", b"").decode("ascii", "replace") or None
@@ -91,48 +87,47 @@ class Guard:
                 check_media_type(*(headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding")))
                 check_json(body, self._limits.nesting)
             fields = [(name, value) for name, value in scope["headers"] if name in _APP_READS]
-            scope = {**scope, "headers": fields, "state": {"peer": peer, "who": who, "turn": turn}}
+            scope = {**scope, "headers": fields, "state": {"peer": peer, "caller": caller, "admission": admission}}
             await self._app(scope, _replay(body, receive), answer.send)
 
     def _read_fields(self, peer: Peer, fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-        """Before it is known who asks: of two Authorization fields either could be meant."""
+        """Before identification: with two Authorization fields the caller is ambiguous."""
         try:
             return read_fields(fields)
         except RequestError:
-            self._turns.charge(peer.key)
+            self.limiter.consume(peer.rate_limit_key)
             raise
 
     def _identify(self, peer: Peer, authorization: bytes | None) -> Identity:
         try:
             return identify(self._directory, peer, None if authorization is None else authorization.decode("latin-1"))
         except (Unauthorized, Forbidden):
-            self._turns.charge(peer.key)  # who tries tokens is slowed down
+            self.limiter.consume(peer.rate_limit_key)  # slows down guessing of tokens
             raise
 
     @contextlib.contextmanager
-    def _turn(self, who: Identity, kind: Kind) -> Iterator[Turn]:
-        if who.role is Role.OPERATOR:
-            yield Turn()
+    def _turn(self, caller: Identity, kind: Kind) -> Iterator[Admission]:
+        if caller.role is Role.OPERATOR:
+            yield Admission()
         else:
-            with self._turns.turn(name_client(who), kind) as turn:
-                yield turn
+            with self.limiter.admit(name_client(caller), kind) as admission:
+                yield admission
 
 
 class HeadAsGet:
-    """Answers HEAD as GET (RFC 9110 9.3.2); uvicorn leaves the content out. Routes of its own would be described twice."""
+    """Handles HEAD as GET (RFC 9110 9.3.2); uvicorn omits the content. Separate routes would be described twice."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes one request on (ASGI)."""
         head = scope["method"] == "HEAD"
         state = {**scope["state"], "head": head}
         await self._app({**scope, "method": "GET" if head else scope["method"], "state": state}, receive, send)
 
 
-class _Answer:
-    """The answer to one request; knows how far it has come.
+class _Response:
+    """The response to one request.
 
     Args:
         hold: gets the number of bytes that wait to be sent.
@@ -143,10 +138,9 @@ class _Answer:
         self.started = self.complete = False
 
     async def send(self, message: Message) -> None:
-        """Passes a message on to the server, with the fields that every answer has."""
         if message["type"] == "http.response.start":
             self.started = True
-            # What one may see another may not.
+            # Callers see different content.
             more = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
             message = {**message, "headers": [*message.get("headers", ()), *more]}
         elif len(message.get("body", b"")) > _PIECE:
@@ -157,7 +151,7 @@ class _Answer:
             self.complete = True
 
     async def _send_pieces(self, body: bytes, *, more: bool) -> None:
-        """The server waits after each until most of it was read; and of what is still to be sent it is known how much it is."""
+        """Sends pieces: the server waits after each until most of it was read, and the amount that is left is reported."""
         for begin in range(0, len(body), _PIECE):
             left = len(body) - begin - _PIECE
             self._hold(max(left, 0))
@@ -166,7 +160,6 @@ class _Answer:
         self.complete = not more
 
     async def send_problem(self, error: OrchestratorError) -> None:
-        """Answers with a problem document."""
         problem = build_problem(error)
         content = json.dumps(problem).encode()
         fields = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(content)), **build_headers(error)}
@@ -176,10 +169,10 @@ class _Answer:
 
 
 def read_fields(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """The fields that we look at, by name. How many there are, and how long, the connection has bounded.
+    """The checked header fields by name. Their number and length are bounded by the connection.
 
     Raises:
-        RequestError: a field that is not a list is there twice, or Host is invalid (RFC 9112 3.2).
+        RequestError: a field that is not a list occurs twice, or Host is invalid (RFC 9112 3.2).
     """
     found: dict[bytes, bytes] = {}
     for name, value in fields:
@@ -196,30 +189,32 @@ def read_fields(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 def _check_target(scope: Scope) -> None:
     """
     Raises:
-        RequestError: a name in the path holds a slash, or the query has more parts than any request takes.
+        RequestError: a name in the path contains a slash, or the query has too many parts.
     """
     if b"%2f" in scope["raw_path"].lower():
-        # The server has decoded it: it would count as a slash that parts names.
-        raise RequestError("a name can't hold a slash", "leave out the %2F")
+        # The server has decoded it: it would count as a separator.
+        raise RequestError("a name must not contain a slash", "omit the %2F")
     if scope["query_string"].count(b"&") >= _MAX_QUERY:
-        raise RequestError(f"the query has more than {_MAX_QUERY} parts", "no request takes so many")
+        raise RequestError(f"the query has more than {_MAX_QUERY} parts", "send fewer")
 
 
 def _check_site(method: str, headers: Mapping[bytes, bytes]) -> None:
-    """Refuses what another site's page makes a browser send. The browser adds its user's client certificate by itself, and asks
-    nobody before a form is sent. We serve no pages, so there is none of our own that could send an Origin (RFC 6454 7.3; the
-    other field: https://w3c.github.io/webappsec-fetch-metadata/). Reading is left: the page does not get the answer.
+    """Refuses changes that a page of another site makes a browser send.
+
+    The browser adds its user's client certificate, and sends forms without asking. The manager serves no pages, so no page of its
+    own can send an Origin (RFC 6454 7.3; Sec-Fetch-Site: https://w3c.github.io/webappsec-fetch-metadata/). Reads are allowed: the
+    page does not get the response.
 
     Raises:
-        CrossSite: it is such a request.
+        CrossSite
     """
     site = headers.get(b"sec-fetch-site", b"none")
     if method not in _SAFE and (b"origin" in headers or site not in (b"none", b"same-origin")):
-        raise CrossSite("a page of another site in a browser asks for this", "send no Origin and Sec-Fetch-Site fields")
+        raise CrossSite("cross-site request refused", "outside a browser, omit Origin and Sec-Fetch-Site")
 
 
 def _as_origin_form(scope: Scope) -> Scope:
-    """A server must understand the target as proxies get it, too (`GET http://host/v1/guests`, RFC 9112 3.2.2)."""
+    """A server must accept the absolute form, too (`GET http://host/v1/guests`, RFC 9112 3.2.2)."""
     match = _ABSOLUTE.match(scope["raw_path"])
     if not match:
         return scope
@@ -228,7 +223,7 @@ def _as_origin_form(scope: Scope) -> Scope:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives the application the body that was read already; after that, what the server says."""
+    """Passes the body that has been read to the application, then further messages of the server."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,4 +1,4 @@
-"""How much one client may ask for: a token bucket and a number of requests at a time for each."""
+"""Limits of one client: a token bucket, and requests in progress at a time."""
 
 from __future__ import annotations
 
@@ -13,38 +13,34 @@ from enum import StrEnum
 from orchestrator.errors import TooMany
 from orchestrator.model.access import Identity
 
-_REMEMBERED = 1024
+MAX_CLIENTS = 1024
 _SOON, _ENDLESS = 1.0, 3600.0
 
 
 class Kind(StrEnum):
-    """What a request does, as far as its place is concerned: of each kind a client has as many places."""
+    """What a request does. A client may have as many requests in progress of each kind."""
 
     WAIT = "wait"
-    """It changes nothing, and takes as long as the client likes."""
+    """It changes nothing, and takes as long as the client chooses."""
     END = "end"
-    """It ends a guest at once. A client whose other places are all taken can still do that."""
+    """It forces a guest off. A client with as many other requests as it may have can still do that."""
     OTHER = "other"
 
 
-class Turn:
-    """A request that is worked on.
-
-    Args:
-        clock: seconds, never going backwards.
-    """
+class Admission:
+    """A request in progress."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until: float | None = None
 
     def may_last(self, seconds: float) -> None:
-        """Notes that it may take so long from now on; unless that is noted, it is not known."""
+        """Records that it can take this long from now."""
         self._until = self._clock() + seconds
 
     @property
     def left(self) -> float | None:
-        """Seconds after which it is due, if that is known."""
+        """Seconds until it is due; None if unknown."""
         return None if self._until is None else max(_SOON, self._until - self._clock())
 
 
@@ -52,28 +48,27 @@ class Turn:
 class _Account:
     tokens: float
     time: float
-    running: dict[Kind, list[Turn]] = field(default_factory=lambda: {kind: [] for kind in Kind})
+    running: dict[Kind, list[Admission]] = field(default_factory=lambda: {kind: [] for kind in Kind})
 
 
-class Turns:
+class RateLimiter:
     """Counts the requests of each client. For one thread.
 
     Args:
-        rate: requests a second that a client may send for ever.
-        burst: how many it may send at once after a pause.
-        concurrent: how many of them, of each kind, may be worked on at a time.
-        clock: seconds, never going backwards.
+        rate: requests per second, sustained.
+        burst: requests at the same time after a pause.
+        concurrent: requests in progress, of each kind.
     """
 
     def __init__(self, rate: float, burst: int, concurrent: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._concurrent, self._clock = rate, burst, concurrent, clock
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
 
-    def charge(self, client: str) -> None:
+    def consume(self, client: str) -> None:
         """Takes one token.
 
         Raises:
-            TooMany: there is none; with the seconds until there is.
+            TooMany: none is left; with the seconds until one is.
         """
         account = self._account(client)
         now = self._clock()
@@ -81,28 +76,37 @@ class Turns:
         account.time = now
         if account.tokens < 1:
             wait = round((1 - account.tokens) / self._rate, 3)
-            text = f"more than {self._rate:g} requests a second, and {self._burst} at once, come from {client}"
-            raise TooMany(text, f"wait {math.ceil(wait)} s", wait)
+            text = f"rate limit exceeded for {client}: {self._rate:g}/s, burst {self._burst}"
+            raise TooMany(text, f"retry after {math.ceil(wait)} s", wait)
         account.tokens -= 1
 
     @contextmanager
-    def turn(self, client: str, kind: Kind = Kind.OTHER) -> Iterator[Turn]:
+    def admit(self, client: str, kind: Kind = Kind.OTHER) -> Iterator[Admission]:
         """Counts a request as running while the block runs.
 
         Raises:
-            TooMany: as ``charge``, or too many of its kind are running; with the seconds until the first of them is due, or a
-            second if that is not known of all.
+            TooMany: as ``consume``, or too many of its kind are in progress; with the seconds until the first is due, or one
+                second if that is unknown for some.
         """
-        self.charge(client)
+        self.consume(client)
         running = self._account(client).running[kind]
         if len(running) >= self._concurrent:
             raise _explain(client, kind, running)
-        turn = Turn(self._clock)
-        running.append(turn)
+        admission = Admission(self._clock)
+        running.append(admission)
         try:
-            yield turn
+            yield admission
         finally:
-            running.remove(turn)
+            running.remove(admission)
+
+    def count(self, client: str, kind: Kind) -> int:
+        """Requests of a client that are in progress."""
+        account = self._accounts.get(client)
+        return len(account.running[kind]) if account else 0
+
+    def __len__(self) -> int:
+        """Clients that are remembered."""
+        return len(self._accounts)
 
     def _account(self, client: str) -> _Account:
         if client not in self._accounts:
@@ -112,31 +116,31 @@ class Turns:
         return self._accounts[client]
 
     def _forget(self) -> None:
-        """Addresses of strangers are without number: those are forgotten that were not seen for longest."""
+        """Evicts the least recently seen idle clients; unauthenticated addresses are unbounded."""
         idle = (client for client, account in self._accounts.items() if not any(account.running.values()))
-        while len(self._accounts) > _REMEMBERED and (oldest := next(idle, None)):
+        while len(self._accounts) > MAX_CLIENTS and (oldest := next(idle, None)):
             del self._accounts[oldest]
             idle = (client for client, account in self._accounts.items() if not any(account.running.values()))
 
 
-def name_client(who: Identity) -> str:
-    """By whom requests are counted: all who act for one tenant are one client."""
-    return f"tenant {who.tenant}" if who.tenant else who.name
+def name_client(caller: Identity) -> str:
+    """The client that a caller counts as: all callers of a tenant are one client."""
+    return f"tenant {caller.tenant}" if caller.tenant else caller.name
 
 
-def _explain(client: str, kind: Kind, running: list[Turn]) -> TooMany:
-    known = [left for turn in running if (left := turn.left) is not None]
+def _explain(client: str, kind: Kind, running: list[Admission]) -> TooMany:
+    known = [left for admission in running if (left := admission.left) is not None]
     first = min(known) if len(known) == len(running) else None
     if first is None:
         wait, when = _SOON, ""
     elif math.isinf(first):
-        wait, when = _ENDLESS, "; none of them ends by itself"
+        wait, when = _ENDLESS, "; none of them ends without the client"
     else:
         wait, when = round(first, 3), f"; the first is due in {math.ceil(first)} s"
     hint = {
-        Kind.WAIT: "close the connection of one to free its place",
-        Kind.END: "wait for one of the answers",
-        Kind.OTHER: "wait for one of the answers; kill and delete are accepted meanwhile",
+        Kind.WAIT: "close the connection of a waiting request",
+        Kind.END: "wait for one to finish",
+        Kind.OTHER: "wait for one to finish; kill and delete are accepted meanwhile",
     }
-    what = "are waiting" if kind is Kind.WAIT else "are running"
-    return TooMany(f"{len(running)} requests of {client} {what} already{when}", hint[kind], wait)
+    what = "waiting requests" if kind is Kind.WAIT else "requests in progress"
+    return TooMany(f"{client} has {len(running)} {what}, the limit{when}", hint[kind], wait)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own, with the answers and problems added. Made when it is first asked for."""
+"""The OpenAPI document: FastAPI's, with the declared answers and problems added. Built at the first request for it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from orchestrator.api.routing import Route
 from orchestrator.client.problems import MEDIA_TYPE, STATUS
 
 if TYPE_CHECKING:
-    from orchestrator.api.fast import FastAPI
+    from orchestrator.api.fastapi_import import FastAPI
 
 _ALWAYS = ("bad-request", "unauthorized", "forbidden", "too-large", "media-type", "too-many", "internal")
 
 _ABOUT = (
-    "Every error is a problem document (RFC 9457) with a stable `code`. A tenant sees its own guests only: another's is"
-    " `not-found`; only that a name is taken (`conflict`) tells that there is such a guest."
+    "Every error is a problem document (RFC 9457) with a stable `code`. Tenants see only their own guests; others are"
+    " `not-found`. Only `conflict` reveals a name."
 )
 _PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"}, int: {"type": "integer"}, bool: {"type": "boolean"}, float: {"type": "number"},
@@ -26,7 +26,7 @@ _PLAIN: dict[Any, dict[str, Any]] = {
 
 
 def build_document(app: FastAPI, routes: Iterable[Route]) -> dict[str, Any]:
-    """The document of an application with these routes; kept by the application once it is made."""
+    """The document of an application with these routes; the application keeps it."""
     if app.openapi_schema:
         return app.openapi_schema
     from fastapi.openapi.utils import get_openapi
@@ -43,14 +43,14 @@ def build_document(app: FastAPI, routes: Iterable[Route]) -> dict[str, Any]:
         "token": {"type": "http", "scheme": "bearer", "description": "Over TLS; see `nohype token new`."},
         "certificate": {"type": "mutualTLS", "description": "A client certificate that the configuration names."},
     }
-    # The empty one: over the Unix socket the kernel says who asks.
+    # The empty one: over the Unix socket the kernel identifies the caller.
     document["security"] = [{"token": []}, {"certificate": []}, {}]
     app.openapi_schema = document
     return document
 
 
 def build_schema(kind: Any, named: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a type of `shapes`; those of the TypedDicts in it are put into ``named``."""
+    """The JSON schema of a type of `shapes`; schemas of TypedDicts are added to ``named``."""
     if kind in _PLAIN:
         return dict(_PLAIN[kind])
     origin, arguments = get_origin(kind), get_args(kind)
@@ -64,7 +64,7 @@ def build_schema(kind: Any, named: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": [build_schema(one, named) for one in arguments]}
     assert typing.is_typeddict(kind), kind
     if kind.__name__ not in named:
-        named[kind.__name__] = {}  # so that a type may hold itself
+        named[kind.__name__] = {}  # so that a type can contain itself
         fields = {name: build_schema(one, named) for name, one in get_type_hints(kind).items()}
         named[kind.__name__] = {**_object(fields, list(fields)), "description": kind.__doc__}
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
@@ -78,7 +78,7 @@ def _build_responses(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
         success["headers"] = {"ETag": {"description": "The guest's version, for If-Match.", "schema": {"type": "string"}}}
     responses = {str(route.status): success}
     if route.repeatable:
-        responses["200"] = {**success, "description": "It was made before, by a request of the same id and fields."}
+        responses["200"] = {**success, "description": "Created earlier, by a request with the same id and fields."}
     by_status: dict[int, list[str]] = {}
     for code in (*_ALWAYS, *route.codes):
         by_status.setdefault(int(STATUS[code]), []).append(code)

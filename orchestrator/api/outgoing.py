@@ -1,4 +1,4 @@
-"""Writing to a client that reads slowly: all of an answer is delivered, if the client keeps a minimum pace."""
+"""Writing to a client that reads slowly: the whole response is delivered if the client keeps a minimum rate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 _WINDOW = 30.0
 """Seconds in which a client must have read ``_PACE`` bytes, or all that is left."""
 _PACE = 64 << 10
-_LOOK = 0.05
+_POLL_INTERVAL = 0.05
 
 
 class _Lost(asyncio.Transport):
-    """Stands for a transport whose connection is lost."""
+    """A transport whose connection is lost."""
 
     def is_closing(self) -> bool:
         return True
@@ -21,10 +21,10 @@ class _Lost(asyncio.Transport):
         return 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Drops it."""
+        """Discards the data."""
 
     def close(self) -> None:
-        """Does nothing, as on each transport that is closed."""
+        """No effect, as on every closed transport."""
 
     abort = pause_reading = resume_reading = close
 
@@ -61,30 +61,28 @@ class Outgoing:
         return sum(sizes.values())
 
     def write(self, data: bytes) -> None:
-        """As asyncio.WriteTransport."""
         self._written += len(data)
         self._transport.write(data)
         self._watch()
 
     def is_closing(self) -> bool:
-        """As asyncio.BaseTransport."""
         return self._closing or self._transport.is_closing()
 
     def close(self) -> None:
-        """As asyncio.BaseTransport, once all was read."""
+        """Closes once everything has been read."""
         if not self._closing:
             self._closing = True
             self._finish()
 
     def abort(self) -> None:
-        """As asyncio.WriteTransport; below TLS too, which would say goodbye first."""
+        """Also below TLS, which would otherwise send its closing alert first."""
         self._closing = True
         self.stop()
         self._transport.abort()
         self._raw.abort()
 
     def forget(self) -> None:
-        """Lets go of a lost transport: TLS has a buffer of 256 KB, which would live until the next full garbage collection."""
+        """Drops a lost transport: the 256 KB buffer of TLS would live until the next full garbage collection."""
         self.stop()
         self._transport = self._raw = _LOST
 
@@ -99,7 +97,7 @@ class Outgoing:
         if self._transport.is_closing():
             return
         if self.unread:
-            self._closer = self._loop.call_later(_LOOK, self._finish)
+            self._closer = self._loop.call_later(_POLL_INTERVAL, self._finish)
         else:
             self._transport.close()
 

@@ -16,10 +16,10 @@ import uvicorn
 
 from orchestrator.api.accept import Acceptor, Listener
 from orchestrator.api.app import Api
-from orchestrator.api.connection import Connection
+from orchestrator.api.connection import PeerConnection
 from orchestrator.api.identity import Peer
 from orchestrator.api.shares import Place, Shares
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.api.tls import Certificates
 from orchestrator.config import ApiConfig
 from orchestrator.errors import HostError
@@ -28,30 +28,30 @@ _log = logging.getLogger(__name__)
 
 SOCKET_GROUP = "nohype"
 
-# Seconds, a fifth of what Python begins with: a request waits for the kernel and the disk several times, and each time for the
-# interpreter, while others compute. With 64 clients it makes the slowest of a hundred claims a quarter faster.
+# Seconds, a fifth of Python's default: a request waits for the kernel and the disk several times, and each time for the
+# interpreter while others compute. With 64 clients this makes the slowest of a hundred claims a quarter faster.
 _TURN = 0.001
 _GRACE = 5
-# Of one user or address, and of one listener. Each listener counts its own: the TLS port is open to the network, which must not
-# lock out the users of the Unix socket. A descriptor each: all together stay far below what the unit may open.
-_CONNECTIONS = 128
-_ALL_CONNECTIONS = 400
+# Each listener counts its own: the TLS port is open to the network, which must not lock out the users of the Unix socket. A
+# connection needs a descriptor; the sum stays far below the unit's limit.
+MAX_CONNECTIONS_PER_CLIENT = 128
+MAX_CONNECTIONS = 400
 
 
 def open_socket(path: Path) -> socket.socket:
     """The manager's Unix socket, for root and the group nohype (0660).
 
     Raises:
-        HostError: another manager serves it, or the folder can't be written.
+        HostError: another manager listens on it, or the folder cannot be written.
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
-                raise HostError(f"another manager serves {path}", "one manager a host: `systemctl status nohyped`")
+                raise HostError(f"another manager listens on {path}", "run one manager per host: see `systemctl status nohyped`")
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Made closed, then opened to the group: between bind and chmod nobody else can connect.
+        # Created closed, then opened to the group: between bind and chmod no other user can connect.
         before = os.umask(0o177)
         try:
             listener.bind(str(path))
@@ -60,13 +60,13 @@ def open_socket(path: Path) -> socket.socket:
         try:
             os.chown(path, -1, grp.getgrnam(SOCKET_GROUP).gr_gid)
         except KeyError:
-            _log.warning("there is no group %s: only root can use %s", SOCKET_GROUP, path)
+            _log.warning("group %s does not exist: only root can connect to %s", SOCKET_GROUP, path)
         path.chmod(0o660)
-        # Now, not when the server starts: a second manager must meet an answer while this one still recovers.
+        # Now, not when the server starts: a second manager must be able to connect while this one still recovers.
         listener.listen()
     except OSError as error:
         listener.close()
-        raise HostError(f"cannot serve {path}", "run as root", error.errno or 0) from None
+        raise HostError(f"cannot create the socket {path}", "run as root", error.errno or 0) from None
     return listener
 
 
@@ -74,8 +74,8 @@ def open_port(config: ApiConfig) -> Listener:
     """The manager's TLS port.
 
     Raises:
-        HostError: the address can't be had, or a file can't be read.
-        RequestError: see ``Certificates``.
+        HostError: the address cannot be used, or a file cannot be read.
+        RequestError: as ``Certificates``.
     """
     certificates = Certificates(config)
     host, port = config.address
@@ -83,22 +83,20 @@ def open_port(config: ApiConfig) -> Listener:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4]
         listener = socket.create_server(address[:2], family=family)
-        # Connections inherit it. asyncio sets it only where the socket names its protocol, and each answer took 40 ms more
-        # (Nagle's algorithm against delayed acknowledgements: head and body are written one after the other).
+        # Connections inherit it. asyncio sets it only where the socket names its protocol; without it each response takes 40 ms
+        # more (Nagle's algorithm against delayed acknowledgements: head and body are written one after the other).
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Listener(listener, certificates.context)
     except OSError as error:
-        raise HostError(f"cannot listen on {config.listen}", "see [api] in the configuration", error.errno or 0) from None
+        raise HostError(f"cannot listen on {config.listen}", "check [api] in the configuration", error.errno or 0) from None
 
 
-class Server(QuietServer):
-    """Serves the interface until it is told to end.
+class Server(TicklessServer):
+    """Serves the interface until ``should_exit`` is set.
 
     Args:
-        api: the application.
-        listeners: where.
         ready: called once when requests are answered.
-        stopping: called once when the server begins to end: what runs has some seconds to finish, streams end.
+        stopping: called once when the server starts to stop: requests in progress have some seconds to finish, streams end.
     """
 
     def __init__(
@@ -109,25 +107,26 @@ class Server(QuietServer):
         stopping: Callable[[], object] = lambda: None,
     ) -> None:
         def stop() -> None:
-            api.feed.close()
+            api.stream.close()
             stopping()
 
         config = uvicorn.Config(
-            api.app, http=Connection, ws="none", lifespan="off", interface="asgi3", loop="asyncio", log_config=None,
+            api.app, http=PeerConnection, ws="none", lifespan="off", interface="asgi3", loop="asyncio", log_config=None,
             access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=_GRACE,
         )  # fmt: skip
         super().__init__(config, ready, stop)
         self._listeners = tuple(listeners)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves; see ``should_exit``. The process is its own: threads take turns in the interpreter as suits requests."""
+        """Serves, and sets the process's thread switch interval for short requests."""
         sys.setswitchinterval(_TURN)
         super().run([])
 
     def listen(self) -> None:
-        """Serves the listeners. uvicorn has no sockets here: its servers count a connection only once its handshake is done."""
+        """Serves the listeners. Not through uvicorn's sockets: its servers count a connection only after its TLS handshake."""
         for listener in self._listeners:
-            self.servers.append(cast(asyncio.Server, Acceptor(listener, Shares(_CONNECTIONS, _ALL_CONNECTIONS), self._build)))
+            shares = Shares(MAX_CONNECTIONS_PER_CLIENT, MAX_CONNECTIONS)
+            self.servers.append(cast(asyncio.Server, Acceptor(listener, shares, self._build)))
 
-    def _build(self, peer: Peer, place: Place, shares: Shares) -> Connection:
-        return Connection(self.config, self.server_state, peer, place, shares)
+    def _build(self, peer: Peer, place: Place, shares: Shares) -> PeerConnection:
+        return PeerConnection(self.config, self.server_state, peer, place, shares)

@@ -1,4 +1,4 @@
-"""Who holds how many connections of a listener, and which connection gives way when there are too many. No sockets here."""
+"""Counts the connections of a listener per user or address, and chooses which one to close when there are too many. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MAX_HELD = 16 << 20
-"""Bytes of answers that one user or address has asked for and not read yet; and all together, 4 times as many."""
+"""Maximum bytes of unread responses of one user or address; of all together, 4 times as many."""
 
 
-_SETTLED = 2.0
-"""Seconds for which an idle connection is kept although a user or address that holds several wants its place. A client that
-reopens all connections as they are closed would otherwise be admitted each time, which costs more than a refusal."""
+SETTLED_SECONDS = 2.0
+"""Seconds for which an idle connection is not closed in favour of a user or address that holds several. Otherwise a client that
+reopens its connections as they are closed would be admitted each time, which costs more than a refusal."""
 _REMEMBERED = 1024
 
 
@@ -24,15 +24,14 @@ def _never_busy() -> bool:
 
 @dataclass(eq=False)
 class Place:
-    """A connection, from the moment at which it is accepted.
+    """A connection, from accept(2) on.
 
     Attributes:
-        key: whose it is: a user, or an address.
-        close: ends it immediately.
-        busy: whether a whole request has arrived and is not answered yet. Such a connection never gives way.
-        since: when it was accepted or last answered (time.monotonic()). What it sends does not count: who sends a byte now and
-            then would else never be the oldest.
-        held: bytes of its answer that are not sent yet.
+        key: its user or address.
+        busy: whether a complete request is being answered. Such a connection is never closed in favour of another.
+        since: when it was accepted or last answered (time.monotonic()). Received bytes do not count: a client that sends one now
+            and then would never be the oldest.
+        held: bytes of its response that are not sent yet.
     """
 
     key: str
@@ -45,13 +44,13 @@ class Place:
 class Shares:
     """The connections of one listener. For one thread.
 
-    A new connection is refused only if no other may give way: the oldest idle one of whoever holds the most is closed instead.
-    So however many connections some hold open without using them, others always get in.
+    For a new connection the oldest idle one of the user or address with the most connections is closed; it is refused only if
+    there is none. So idle connections never keep other users out.
 
     Args:
         each: connections of one user or address.
         most: connections of all.
-        spare: how many more there may be for users and addresses that hold fewer than ``few``, while all others are busy.
+        spare: additional connections for users and addresses with fewer than ``few``, while all others are busy.
     """
 
     def __init__(self, each: int, most: int, spare: int = 64, few: int = 4) -> None:
@@ -62,22 +61,19 @@ class Shares:
         return sum(map(len, self._holders.values()))
 
     def admit(self, place: Place, *, always: bool = False) -> bool:
-        """Counts a new connection; may close another for it.
+        """Counts a new connection and may close another; returns whether it is admitted.
 
         Args:
-            always: let it in even if all others are busy (root's, up to twice as many as there may be).
-
-        Returns:
-            Whether there is a place for it.
+            always: admit it even if all others are busy (root's, up to twice the maximum).
         """
         count, total = len(self._holders.get(place.key, ())), len(self)
         if count >= self._each:
-            room = self._close_idle([place.key], before=place.since - _SETTLED) or (
+            room = self._close_idle([place.key], before=place.since - SETTLED_SECONDS) or (
                 always and total < 2 * self._most and all(other.busy() for other in self._holders[place.key])
             )
         elif total >= self._most:
             greater = [key for key, held in self._holders.items() if len(held) > count or key == place.key]
-            before = math.inf if count < self._few else place.since - _SETTLED
+            before = math.inf if count < self._few else place.since - SETTLED_SECONDS
             room = self._close_idle(sorted(greater, key=lambda key: -len(self._holders[key])), before)
             room = room or (always and total < 2 * self._most) or (count < self._few and total < self._most + self._spare)
         else:
@@ -87,11 +83,11 @@ class Shares:
         return room
 
     def make_room(self) -> bool:
-        """Closes the oldest idle connection of the greatest holder, if there is one: the process has no descriptor left."""
+        """Closes the oldest idle connection of the user or address with the most; for a process without free descriptors."""
         return self._close_idle(sorted(self._holders, key=lambda key: -len(self._holders[key])))
 
     def release(self, place: Place) -> None:
-        """The connection has ended. One that was released before may be released again."""
+        """Removes a connection that has ended. Idempotent."""
         held = self._holders.get(place.key, set())
         held.discard(place)
         place.held = 0
@@ -99,7 +95,7 @@ class Shares:
             self._holders.pop(place.key, None)
 
     def hold(self, place: Place, size: int) -> None:
-        """So many bytes of an answer wait to be read. Closes connections whose answers have waited longest if it is too much."""
+        """Records unread bytes of a response. Above the maximum, closes the connections whose responses have waited longest."""
         place.held = size
         self._bound([place.key], MAX_HELD, place)
         self._bound(list(self._holders), 4 * MAX_HELD, place)
@@ -117,7 +113,7 @@ class Shares:
         for key in keys:
             idle = [place for place in self._holders[key] if place.since <= before and not place.busy()]
             if idle:
-                # One that has nothing left to send before one whose answer would be cut off.
+                # Prefer one that has nothing left to send.
                 self._end(min(idle, key=lambda place: (place.held > 0, place.since)))
                 return True
         return False
@@ -128,12 +124,11 @@ class Shares:
 
 
 class Pace:
-    """How soon each user or address may begin something that costs much (the generic cell rate algorithm, ITU-T I.371).
+    """Rate of an expensive operation per user or address (generic cell rate algorithm, ITU-T I.371).
 
     Args:
         rate: per second, sustained.
         burst: without a delay, after a pause.
-        clock: seconds that only grow.
     """
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -141,7 +136,7 @@ class Pace:
         self._due: OrderedDict[str, float] = OrderedDict()
 
     def reserve(self, key: str) -> float:
-        """Takes a turn; returns in how many seconds it is."""
+        """Reserves the next slot; returns the seconds until it."""
         now = self._clock()
         due = max(self._due.get(key, 0.0), now) + self._step
         self._due[key] = due

@@ -1,4 +1,4 @@
-"""Waiting for something on a client's behalf only while the client is there; and which routes wait."""
+"""Waiting for a client only while it is connected; and which operations wait."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Receive
 
-from orchestrator.api.body import ClientGone
-from orchestrator.api.limits import Kind, Turn
+from orchestrator.api.body import ClientDisconnected
+from orchestrator.api.limits import Admission, Kind
 from orchestrator.api.routing import Route
 
 _Result = TypeVar("_Result")
@@ -24,11 +24,7 @@ FOREVER = float("inf")
 
 
 class Kinds:
-    """Says of a request, before it is read, of which kind it is.
-
-    Args:
-        routes: of the application.
-    """
+    """The kind of a request, from its method and path, before it is read."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._known: list[tuple[str, re.Pattern[str], Kind]] = [
@@ -36,44 +32,44 @@ class Kinds:
         ]
 
     def find(self, method: str, path: str) -> Kind:
-        """The kind of a request; HEAD is as GET."""
+        """HEAD counts as GET."""
         method = "GET" if method == "HEAD" else method
         return next((kind for one, regex, kind in self._known if one == method and regex.match(path)), Kind.OTHER)
 
 
 def may_last(request: Request, seconds: float) -> None:
-    """Notes how long the request may take: others of its client that are refused meanwhile are told."""
-    turn: Turn = request.state.turn
-    turn.may_last(seconds)
+    """Records how long the request can take, for the message to requests of the same client that are refused meanwhile."""
+    admission: Admission = request.state.admission
+    admission.may_last(seconds)
 
 
-async def while_there(receive: Receive, wait: Awaitable[_Result] | Future[_Result]) -> _Result:
-    """What ``wait`` gives, unless the client closes the connection before; then it is cancelled.
+async def while_connected(receive: Receive, wait: Awaitable[_Result] | Future[_Result]) -> _Result:
+    """The result of ``wait``, which is cancelled if the client closes the connection first.
 
     Args:
-        receive: of the request, whose body was read.
+        receive: of the request, whose body has been read.
 
     Raises:
-        ClientGone: the client has closed the connection.
+        ClientDisconnected: the client has closed the connection.
     """
     answer = asyncio.wrap_future(wait) if isinstance(wait, Future) else asyncio.ensure_future(wait)
     gone = asyncio.ensure_future(_until_gone(receive))
     try:
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise ClientGone
+            raise ClientDisconnected
         return answer.result()
     finally:
         for one in (answer, gone):
             one.cancel()
         with suppress(asyncio.CancelledError):
             await gone
-        # An error holds this frame, and the future the error: a circle that would keep the connection and its buffers.
+        # An error refers to this frame, and the future to the error: a cycle that would keep the connection and its buffers.
         del answer, wait
 
 
-async def answer_nobody(_request: Request, _error: Exception) -> Response:
-    """The handler of ClientGone: the server drops what is sent to a client that has gone."""
+async def ignore_disconnected(_request: Request, _error: Exception) -> Response:
+    """The handler of ClientDisconnected: the server drops a response to a closed connection."""
     return Response(status_code=499)
 
 

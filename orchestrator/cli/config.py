@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.api.identity import build_directory
+from orchestrator.api.identity import build_identity_map
 from orchestrator.api.tls import build_context
 from orchestrator.config import DEFAULT_CONFIG, read_config
 from orchestrator.host import netlink
@@ -33,7 +33,7 @@ def check(ctx: click.Context, path: Path, *, compare: bool) -> None:
     errors, otherwise 0. Run it as root: only root can read the key.
     """
     settings = read_config(path)
-    build_directory(settings)
+    build_identity_map(settings)
     if settings.api:
         build_context(settings.api)
     findings = check_host(build_policy(settings.host), read_topology(HostRoot(net=netlink))) if compare else ()

@@ -57,14 +57,14 @@ def connect(ctx: click.Context, socket: Path | None = None) -> Client:
         del given["socket" if "url" in typed else "url"]
     if "url" not in given:
         _check_no_tls(root, given, typed)
-        return Client(Path(given.get("socket", DEFAULT_SOCKET)), slow=_warn_slow)
+        return Client(Path(given.get("socket", DEFAULT_SOCKET)), on_slow=_warn_slow)
     if "key" in given and "cert" not in given:
         raise click.UsageError(f"{_name('key', typed)} requires --cert FILE", root)
     if "key" in given:
         check_secret(Path(given["key"]))
     token = _read_token(Path(given["token_file"])) if "token_file" in given else given.get("token")
     files = {"ca": _path(given, "ca"), "certificate": _path(given, "cert"), "key": _path(given, "key")}
-    return Client(str(given["url"]), token=token, slow=_warn_slow, **files)
+    return Client(str(given["url"]), token=token, on_slow=_warn_slow, **files)
 
 
 def _warn_slow() -> None:

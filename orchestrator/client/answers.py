@@ -1,6 +1,6 @@
-"""The client's reading of answers: bounded in length, and checked against the types of `shapes`.
+"""Reads responses: bounded in length, and checked against the types of `shapes`.
 
-Any program may listen at an address that was mistyped. Standard library only.
+Any program may be listening at a mistyped address.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.client import shapes
 from orchestrator.client.problems import MEDIA_TYPE, parse_problem
 from orchestrator.errors import OrchestratorError
 
-# A thousand events of the longest, and a survey of a big server, are some 2 MB.
+# A thousand events of maximum length, or the survey of a large server, take 2 MB.
 MAX_ANSWER = 64 << 20
 _MAX_LINE = 1 << 20
 _PIECE = 64 << 10
@@ -26,13 +26,13 @@ _NO_CONTENT = 204
 
 
 def read_answer(response: http.client.HTTPResponse, kind: Any) -> Any:
-    """The content of a good answer.
+    """The content of a successful response.
 
     Args:
-        kind: what it must be, as in `shapes`; None for no content.
+        kind: its type, as in `shapes`; None for no content.
 
     Raises:
-        OrchestratorError: it is something else.
+        OrchestratorError: the content is of another type.
     """
     content = read_content(response)
     if kind is None:
@@ -44,10 +44,10 @@ def read_answer(response: http.client.HTTPResponse, kind: Any) -> Any:
 
 
 def read_problem(response: http.client.HTTPResponse) -> OrchestratorError:
-    """The error that an answer stands for.
+    """The error in a response.
 
     Raises:
-        OrchestratorError: it is not a problem document.
+        OrchestratorError: the content is not a problem document.
     """
     document = _parse(response, read_content(response), MEDIA_TYPE)
     if not isinstance(document, dict):
@@ -56,10 +56,10 @@ def read_problem(response: http.client.HTTPResponse) -> OrchestratorError:
 
 
 def read_text(response: http.client.HTTPResponse) -> str:
-    """The content of an answer that is text.
+    """The content of a text response.
 
     Raises:
-        OrchestratorError: it is not in UTF-8, or has another content type.
+        OrchestratorError: it is not UTF-8, or has another content type.
     """
     content = read_content(response)
     with contextlib.suppress(UnicodeDecodeError):
@@ -69,11 +69,11 @@ def read_text(response: http.client.HTTPResponse) -> str:
 
 
 def read_content(response: http.client.HTTPResponse) -> bytes:
-    """All of an answer, whatever length it is said to have.
+    """The whole content, whatever Content-Length says.
 
     Raises:
-        OrchestratorError: it is longer than any manager's.
-        http.client.IncompleteRead: the connection ended before all of it had come.
+        OrchestratorError: it is longer than 64 MB.
+        http.client.IncompleteRead: the connection ended early.
     """
     parts: list[bytes] = []
     size = 0
@@ -81,11 +81,9 @@ def read_content(response: http.client.HTTPResponse) -> bytes:
         parts.append(part)
         size += len(part)
         if size > MAX_ANSWER:
-            raise OrchestratorError(
-                f"the manager's answer is longer than {MAX_ANSWER >> 20} MB", "check that the address is that of `nohyped`"
-            )
+            raise OrchestratorError(f"response longer than {MAX_ANSWER >> 20} MB: not a NoHype manager", "check the address")
     if response.length:
-        # Without a number of bytes http.client says so itself.
+        # Without Content-Length, http.client raises by itself.
         raise http.client.IncompleteRead(b"", response.length)
     return b"".join(parts)
 
@@ -100,7 +98,7 @@ def check_stream(response: http.client.HTTPResponse) -> None:
 
 
 def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse) -> Iterator[shapes.Event]:
-    """The events of a stream; comments and fields that we do not need are passed over.
+    """The events of a stream; comments and other fields are ignored.
 
     Raises:
         OrchestratorError: the content is not a stream of events.
@@ -129,8 +127,7 @@ def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse) -> Iterator
 
 
 def has_shape(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a type of `shapes`. Further members are fine: they are of a newer manager; so is another word
-    where only some are known."""
+    """Whether a JSON value is of a type of `shapes`. Unknown members and words are accepted: a newer manager can send them."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is list:
         return isinstance(value, list) and all(has_shape(item, arguments[0]) for item in value)
@@ -160,15 +157,9 @@ def _parse(response: http.client.HTTPResponse, content: bytes, media: str) -> An
 
 
 def _wrong(response: http.client.HTTPResponse) -> OrchestratorError:
-    # Without the reason phrase: another program's may move a terminal's cursor.
-    return OrchestratorError(
-        f"the program at this address did not answer as a manager does: HTTP status {response.status}",
-        "check that the address is that of `nohyped`",
-    )
+    # Without the reason phrase, which can contain control characters.
+    return OrchestratorError(f"unexpected response (HTTP {response.status}): not a NoHype manager", "check the address")
 
 
 def _wrong_stream() -> OrchestratorError:
-    return OrchestratorError(
-        "the program at this address did not answer as a manager does: not a stream of events",
-        "check that the address is that of `nohyped`",
-    )
+    return OrchestratorError("unexpected response (not a stream of events): not a NoHype manager", "check the address")

@@ -1,15 +1,13 @@
-"""The typed client of the manager's interface, over its Unix socket or its TLS port. Standard library only: `nohype` must start
-quickly.
+"""The typed client of the manager's HTTP API, over its Unix socket or its TLS port.
 
     client = Client(Path("/run/nohype/nohyped.sock"))
     guest = client.create({"name": "web", "memory": "1G", "image": "minimal", "id": "order-17"})
-    client.stop("web", version=guest["version"])  # raises Stale if somebody has changed it since
+    client.stop("web", version=guest["version"])  # raises Stale if it has changed since
     for event in client.follow():
         print(event["kind"], event["subject"])
 
-All answers are plain JSON types, described in `shapes`. Every method raises an OrchestratorError of the class that the manager's
-code stands for (`Unauthorized`, `Forbidden`, `TooMany`, ... may come from any), or one that says what to do if the manager can't
-be reached.
+Results are plain JSON types, described in `shapes`. Every method raises an OrchestratorError of the class that corresponds to the
+problem code (each can raise `Unauthorized`, `Forbidden`, `TooMany`), or `Unreachable` without a connection.
 """
 
 from __future__ import annotations
@@ -28,33 +26,41 @@ from urllib.parse import quote, urlencode
 
 from orchestrator.client import shapes
 from orchestrator.client.answers import check_stream, parse_stream, read_answer, read_problem, read_text
-from orchestrator.client.transport import TlsConnection, UnixConnection, Unreachable, build_context, explain, is_alert, parse_url
+from orchestrator.client.transport import (
+    TlsConnection,
+    UnixConnection,
+    Unreachable,
+    build_context,
+    is_alert,
+    map_connection_error,
+    parse_url,
+)
 from orchestrator.errors import LedgerError, RequestError, TooMany
 
 _QUICK = 120.0
-_SLOW = 10.0
-_MARGIN = 30.0
+SLOW_SECONDS = 10.0
+MARGIN_SECONDS = 30.0
 _AUDIT = 600.0
 # Three of the heartbeats that the manager sends.
 _SILENCE = 45.0
 _PAUSE = 1.0
-# What a header field can hold, without spaces (RFC 9110 5.5). Whether it is a token the manager says.
+# Characters of a header field without spaces (RFC 9110 5.5).
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class Client:
-    """Talks to `nohyped`. May be used by several threads: each request has a connection of its own.
+    """Calls `nohyped`. Several threads can share a client: each request has its own connection.
 
     Args:
         where: the manager's Unix socket, or the address of its TLS port (``https://host:8443``).
-        token: for the TLS port, in place of a client certificate.
+        token: for the TLS port, instead of a client certificate.
         ca: PEM file with the CA of the manager's certificate; None for those of the system.
         certificate: PEM file with the client certificate (and, if ``key`` is None, its key).
-        key: PEM file with the key of the client certificate, without a pass phrase.
-        slow: called from another thread when something that should be quick has not been answered for 10 s.
+        key: PEM file with the key of the client certificate, without a passphrase.
+        on_on_slow: called from another thread when a request that should be quick has had no response for 10 s.
 
     Raises:
-        RequestError: the address is no https URL, the token can't be one, or a file can't be used.
+        RequestError: the address is not an https URL, the token has invalid characters, or a file cannot be used.
     """
 
     def __init__(
@@ -65,17 +71,16 @@ class Client:
         ca: Path | None = None,
         certificate: Path | None = None,
         key: Path | None = None,
-        slow: Callable[[], object] | None = None,
+        on_slow: Callable[[], object] | None = None,
     ) -> None:
         if token and not _TOKEN.fullmatch(token):
-            # It is not shown: it may be nearly right.
-            raise RequestError("the token has signs that no token has", "it is one word, as `nohype token new` printed it")
-        self._where, self._token, self._slow = where, token, slow
+            # Not shown: it may be almost right.
+            raise RequestError("the token contains invalid characters", "use the word printed by `nohype token new`")
+        self._where, self._token, self._on_slow = where, token, on_slow
         if isinstance(where, str):
             self._address, self._tls = parse_url(where), build_context(ca, certificate, key)
 
     def version(self) -> str:
-        """The manager's version."""
         return str(self._ask(shapes.Version, "GET", "/v1/version")["version"])
 
     def survey(self) -> shapes.Survey:
@@ -89,7 +94,7 @@ class Client:
         return found
 
     def guest(self, name: str) -> shapes.Guest:
-        """One guest. Raises NotFound if there is none, or it is another tenant's."""
+        """One guest. Raises NotFound if it does not exist or belongs to another tenant."""
         found: shapes.Guest = self._ask(shapes.Guest, "GET", _path(name))
         return found
 
@@ -97,8 +102,8 @@ class Client:
         """What a guest would get; the fields are those of `GuestRequest`. Claims nothing.
 
         Raises:
-            RequestError: a field is wrong.
-            NotFound: there is no such image.
+            RequestError: a field is invalid.
+            NotFound: the image does not exist.
             Conflict: the name is taken.
             NoRoom, QuotaExceeded: ``reasons`` says why each candidate was refused.
         """
@@ -106,33 +111,33 @@ class Client:
         return planned
 
     def create(self, request: Mapping[str, object], *, timeout: float = 600.0) -> shapes.Guest:
-        """Makes a guest; the fields are those of `GuestRequest`. Returns once it runs, before it has booted.
+        """Creates a guest; the fields are those of `GuestRequest`. Returns when it runs, before it has booted.
 
-        With an ``id`` it may be asked again after a lost connection: the same id and fields make one guest only.
+        With an ``id`` the request can be repeated after a lost connection: the same id and fields create one guest.
 
         Raises:
             RequestError, NotFound, Conflict, NoRoom, QuotaExceeded: as ``plan``.
-            HostError, HypervisorError, GuestError: it could not be started; all is as before.
+            HostError, HypervisorError, GuestError: it could not be started; everything was undone.
         """
         made: shapes.Guest = self._ask(shapes.Guest, "POST", "/v1/guests", request, timeout)
         return made
 
     def start(self, name: str, *, version: int | None = None, timeout: float = 600.0) -> shapes.Guest:
-        """Starts a guest that is stopped.
+        """Starts a stopped guest.
 
         Args:
-            version: that of the guest as the caller has seen it; None starts it whatever has happened since.
+            version: that the guest must have; None for any.
 
         Raises:
-            NotFound: see ``guest``.
-            Conflict: it is in another state.
-            Stale: it has another version by now.
+            NotFound: as ``guest``.
+            Conflict: its state does not allow it.
+            Stale: it has another version.
             HostError, HypervisorError, GuestError: it could not be started.
         """
         return self._change(name, "start", version, timeout)
 
     def stop(self, name: str, timeout: float = 60.0, *, version: int | None = None) -> shapes.Guest:
-        """Asks a guest to shut down, and ends it the hard way after ``timeout`` seconds. It keeps what it owns.
+        """Shuts a guest down; after ``timeout`` seconds it is forced off. It keeps what it owns.
 
         Raises:
             NotFound, Conflict, Stale: as ``start``.
@@ -144,17 +149,17 @@ class Client:
         return self._change(name, "restart", version, timeout + _AUDIT, {"timeout": timeout})
 
     def kill(self, name: str, *, version: int | None = None) -> shapes.Guest:
-        """Ends a guest at once, as pulling the plug does. It keeps what it owns. Raises as ``stop`` does."""
+        """Forces a guest off. It keeps what it owns. Raises as ``stop`` does."""
         return self._change(name, "kill", version, _QUICK)
 
     def delete(self, name: str, *, version: int | None = None) -> None:
-        """Ends a guest at once if it runs, and gives back what it had. Raises as ``stop`` does."""
+        """Forces a guest off if it runs, and releases its resources. Raises as ``stop`` does."""
         self._ask(None, "DELETE", _path(name), timeout=_QUICK, headers=_if_match(version))
 
     def wait_ready(self, name: str, timeout: float) -> str:
-        """Waits (seconds) for the guest's word that it is ready; returns that line. Raises NotFound, GuestError."""
+        """Waits (seconds) for the guest to report ready; returns that line. Raises NotFound, GuestError."""
         query = urlencode({"timeout": timeout})
-        return str(self._ask(shapes.Ready, "GET", f"{_path(name)}/ready?{query}", timeout=timeout + _MARGIN)["line"])
+        return str(self._ask(shapes.Ready, "GET", f"{_path(name)}/ready?{query}", timeout=timeout + MARGIN_SECONDS)["line"])
 
     def send_command(self, name: str, line: str, timeout: float) -> str:
         """Sends a line to the guest's console; returns the reply, for which it waits ``timeout`` seconds.
@@ -163,23 +168,23 @@ class Client:
             NotFound, GuestError.
         """
         body = {"line": line, "timeout": timeout}
-        return str(self._ask(shapes.Answer, "POST", f"{_path(name)}/tell", body, timeout + _MARGIN)["answer"])
+        return str(self._ask(shapes.Answer, "POST", f"{_path(name)}/tell", body, timeout + MARGIN_SECONDS)["answer"])
 
     def quarantined(self) -> list[shapes.Quarantined]:
-        """The guests whose things could not be verified clean. Raises Forbidden for tenants."""
+        """The guests in quarantine. Raises Forbidden for tenants."""
         found: list[shapes.Quarantined] = self._ask(list[shapes.Quarantined], "GET", "/v1/quarantine")
         return found
 
     def clear_quarantine(self, name: str, *, force: bool = False) -> None:
-        """Gives what a guest in quarantine had to whoever asks next, if it can now be verified clean.
+        """Releases the resources of a guest in quarantine if they can now be verified clean.
 
         Args:
-            force: even if it can't.
+            force: also if they cannot.
 
         Raises:
-            Forbidden: the caller is no operator.
+            Forbidden: the caller is not an operator.
             NotFound: no such guest is in quarantine.
-            Conflict: it is still not clean.
+            Conflict: verification failed.
         """
         self._ask(None, "DELETE", f"/v1/quarantine/{quote(name, safe='')}?{urlencode({'force': str(force).lower()})}")
 
@@ -187,7 +192,7 @@ class Client:
         """All proofs, measured now. Raises Forbidden for tenants.
 
         Args:
-            frames: how many to send from guest to guest for `vepa`; only operators may ask for more than 0.
+            frames: test frames to send between guests for `vepa`; more than 0 requires the operator role.
         """
         proofs: list[shapes.Proof] = self._ask(list[shapes.Proof], "GET", f"/v1/audit?frames={frames:d}", timeout=_AUDIT)
         return proofs
@@ -199,17 +204,16 @@ class Client:
         return found
 
     def follow(self, after: int | None = None) -> Iterator[shapes.Event]:
-        """Events as they happen, without end; after a lost connection it goes on where it was. When the manager is too busy, or
-        can't read its ledger, it tries again.
+        """Events as they happen, indefinitely. Reconnects after a lost connection, and retries while the manager is busy.
 
         Args:
-            after: id of the event after which to begin; None for those from now on.
+            after: starts after this event id; None: with the next event.
 
         Raises:
-            OrchestratorError: the manager can't be reached at the beginning, or refuses.
+            OrchestratorError: the first connection failed, or the manager refused.
         """
         if after is None:
-            # Asked for, so that nothing is missed if the connection is lost before the first event.
+            # Read first, so that no event is missed if the connection is lost before the first one.
             after = max((event["id"] for event in self.events(limit=1)), default=0)
         reached = False
         while True:
@@ -229,7 +233,7 @@ class Client:
             time.sleep(pause)
 
     def metrics(self) -> str:
-        """What Prometheus reads. Raises NotFound without metrics, Forbidden for tenants."""
+        """Metrics in Prometheus format. Raises NotFound without metrics, Forbidden for tenants."""
         with self._open("GET", "/v1/metrics", None, {}, _QUICK) as response:
             return read_text(response)
 
@@ -243,7 +247,7 @@ class Client:
         self, kind: Any, method: str, target: str, body: object = None, timeout: float = _QUICK,
         headers: Mapping[str, str] | None = None,
     ) -> Any:  # fmt: skip
-        """The answer, which must be of a type of `shapes`; None: without content."""
+        """The content of the response, of a type of `shapes`; None for no content."""
         with self._open(method, target, body, headers or {}, timeout) as response:
             return read_answer(response, kind)
 
@@ -251,9 +255,9 @@ class Client:
     def _open(
         self, method: str, target: str, body: object, headers: Mapping[str, str], timeout: float
     ) -> Iterator[http.client.HTTPResponse]:
-        """The answer to a request, if it is a good one. Other errors of the connection are explained here."""
+        """The response to a request, if successful; maps problem documents and connection errors."""
         connection = self._connect(timeout)
-        timer = threading.Timer(_SLOW, self._slow) if self._slow and timeout == _QUICK else None
+        timer = threading.Timer(SLOW_SECONDS, self._on_slow) if self._on_slow and timeout == _QUICK else None
         fields = dict(headers)
         if body is not None:
             fields["Content-Type"] = "application/json"
@@ -271,7 +275,7 @@ class Client:
                 raise read_problem(response)
             yield response
         except (OSError, http.client.HTTPException) as error:
-            raise explain(self._where, error, connected=connected) from None
+            raise map_connection_error(self._where, error, connected=connected) from None
         finally:
             if timer:
                 timer.cancel()
@@ -286,10 +290,10 @@ class Client:
 def _exchange(
     connection: http.client.HTTPConnection, method: str, target: str, body: str | None, fields: Mapping[str, str]
 ) -> http.client.HTTPResponse:
-    """Sends a request on a connection, and returns the head of the answer.
+    """Sends a request, and returns the head of the response.
 
-    Who refuses before all is read closes the connection: writing fails then, and what was said before that is still to be read.
-    It is an answer, or TLS's alert: since TLS 1.3 a client certificate is refused after the client's handshake is over.
+    A server that refuses a request before all of it is read closes the connection: writing fails, but its response can still be
+    read. So can TLS's alert: since TLS 1.3 a client certificate is refused after the client's handshake.
     """
     failed: OSError | None = None
     try:

@@ -1,4 +1,4 @@
-"""Errors on the wire: RFC 9457 problem details, and back into our own errors on the client's side. Standard library only."""
+"""Errors as RFC 9457 problem documents, and back."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class WrongMethod(OrchestratorError):
-    """The path exists, but can't be asked this way."""
+    """The path exists, but not with this method."""
 
     code = "method"
 
 
 class CrossSite(errors.Forbidden):
-    """A browser was made to ask by a page that is none of ours: its user may know nothing of it."""
+    """A page of another site made a browser send the request, perhaps without its user's knowledge."""
 
     code = "cross-site"
 
 
 class WrongMedia(OrchestratorError):
-    """A body that is not said to be JSON."""
+    """The Content-Type or Content-Encoding is not supported."""
 
     code = "media-type"
 
 
 class InternalError(OrchestratorError):
-    """A fault of the manager's own. Its log says more."""
+    """An error in the manager itself; details are in its log."""
 
     code = "internal"
 
     def __init__(self) -> None:
-        super().__init__("the manager failed", "its log says why: `journalctl -u nohyped`")
+        super().__init__("internal error in the manager", "see `journalctl -u nohyped`")
 
 
-_KINDS: Mapping[type[OrchestratorError], HTTPStatus] = {
+STATUS_BY_CLASS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
@@ -49,9 +49,9 @@ _KINDS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.LostRace: HTTPStatus.CONFLICT,
     errors.NoRoom: HTTPStatus.CONFLICT,
     errors.QuotaExceeded: HTTPStatus.CONFLICT,
-    # No 5xx: nothing is wrong with the manager when a guest does not get ready.
+    # Not 5xx: the manager works; the guest did not become ready.
     errors.GuestError: HTTPStatus.CONFLICT,
-    # Nor when an image in the store is damaged: another image can be asked for.
+    # Likewise for a damaged image: another image can be requested.
     errors.ImageError: HTTPStatus.CONFLICT,
     errors.Stale: HTTPStatus.PRECONDITION_FAILED,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -65,11 +65,11 @@ _KINDS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.HypervisorError: HTTPStatus.BAD_GATEWAY,
 }
 
-STATUS: Mapping[str, HTTPStatus] = {kind.code: status for kind, status in _KINDS.items()}
-"""Every code that the interface answers with, and its HTTP status. A code never changes its meaning."""
+STATUS: Mapping[str, HTTPStatus] = {kind.code: status for kind, status in STATUS_BY_CLASS.items()}
+"""HTTP status by problem code. A code never changes its meaning."""
 
-_CLASSES = {kind.code: kind for kind in _KINDS}
-# What a constructor of ours would have set, for errors that are made without it.
+_CLASSES = {kind.code: kind for kind in STATUS_BY_CLASS}
+# What the constructors set, for errors that are created without them.
 _MAX_WAIT = 3600.0
 _ATTRIBUTES: Mapping[str, object] = {"reasons": (), "wait": 1.0, "errno": 0, "number": 0}
 
@@ -77,8 +77,8 @@ _ATTRIBUTES: Mapping[str, object] = {"reasons": (), "wait": 1.0, "errno": 0, "nu
 def build_problem(error: OrchestratorError) -> dict[str, object]:
     """An error as a problem document.
 
-    ``code`` is stable; ``detail`` and ``hint`` are for people. ``reasons`` (why each candidate was refused) are part of "no-room"
-    and "quota", ``wait`` (seconds) of "too-many".
+    ``code`` is stable; ``detail`` and ``hint`` are for people. "no-room" and "quota" have ``reasons``, one per candidate;
+    "too-many" has ``wait``, in seconds.
     """
     status = STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
     problem: dict[str, object] = {
@@ -99,11 +99,11 @@ def build_headers(error: OrchestratorError) -> dict[str, str]:
 
 
 def parse_problem(document: Mapping[str, object]) -> OrchestratorError:
-    """The error that a problem document tells of, of the same class as on the manager's side."""
+    """The error of a problem document, of the same class as in the manager."""
     code = str(document.get("code", OrchestratorError.code))
     reasons, wait = document.get("reasons"), document.get("wait")
     kind = _CLASSES.get(code, OrchestratorError)
-    # Not through the constructors of the classes: they put together the message that we have already.
+    # Not with the constructors of the classes: they would compose the message again.
     error = kind.__new__(kind)
     OrchestratorError.__init__(error, str(document.get("detail", "the manager gave no reason")), str(document.get("hint", "")))
     error.code = code

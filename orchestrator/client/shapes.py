@@ -1,4 +1,4 @@
-"""What the interface answers, as types: for the client's users, and the source of the OpenAPI document. Standard library only."""
+"""Types of the responses: for users of the client, and the source of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal, TypedDict
 
 
 class Vf(TypedDict):
-    """A guest's virtual function: its PF and that one's network interface, its number, PCI and Ethernet address."""
+    """A guest's virtual function: PF, network interface of the PF, number, PCI and Ethernet address."""
 
     pf: str
     interface: str
@@ -19,12 +19,12 @@ class Guest(TypedDict):
     """A guest.
 
     ``cores`` are the CPUs of each physical core, in the kernel's list format; vCPU n runs on the n-th of ``cpus``. ``memory`` and
-    ``page_size`` are bytes. ``vf`` is the first of ``nics``. ``cpu_features`` are those that it is given by name.
-    ``state`` is as in `state.GuestState`, "planned" for an answer that claims
-    nothing, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
-    empty for the host's own. ``version`` grows with each change of the guest: it is the ETag. ``restart`` says when it is started
-    again, ``restarts`` how often it was. ``id`` is the caller's own of the request that made it. ``warnings`` come with a plan:
-    what of it others may use later, and what of the host differs from the configuration.
+    ``page_size`` are bytes. ``vf`` is the first of ``nics``.
+    ``cpu_features`` are enabled by name. ``state`` is as in `state.GuestState`, "planned" for a plan, or
+    "ended" for a guest that should run but does not. ``owner`` is the tenant, empty for the host's own guests. ``version`` grows
+    with each change: it is the ETag. ``restart`` is when it is restarted, ``restarts`` how often it was. ``id`` is the request
+    id. ``warnings`` come with a plan: resources that unmanaged domains may use later, and differences between configuration and
+    host.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Guest(TypedDict):
 
 
 class Quarantined(TypedDict):
-    """A guest whose things could not be verified clean, since when (UTC, ISO 8601), and why."""
+    """A guest in quarantine, since when (UTC, ISO 8601), and why."""
 
     name: str
     since: str
@@ -58,7 +58,7 @@ class Quarantined(TypedDict):
 
 
 class Event(TypedDict):
-    """Something that happened to a guest, or to the host; ``took`` is seconds, where that means something."""
+    """An event of a guest or of the host; ``took`` is seconds, null if the event has no duration."""
 
     id: int
     time: str
@@ -74,7 +74,7 @@ class EdgeReading(TypedDict):
     """Edge mode of a PF: `vepa`, `veb`, or null if it is unknown; `text` is what was read, or why it could not be read."""
 
     interface: str
-    mode: Literal["vepa", "veb"] | None
+    mode: str | None
     text: str
 
 
@@ -129,7 +129,7 @@ class Pool(TypedDict):
 
 
 class Function(TypedDict):
-    """A virtual function that exists; ``use`` says how the host itself uses it."""
+    """A virtual function that exists; ``use`` is how the host itself uses it."""
 
     address: str
     index: int
@@ -139,7 +139,7 @@ class Function(TypedDict):
 
 
 class Port(TypedDict):
-    """A further network interface below a physical function; ``fault`` says why it can't be an uplink."""
+    """A further network interface below a physical function; ``fault`` is why it cannot be an uplink."""
 
     name: str
     up: bool
@@ -167,7 +167,7 @@ class Pf(TypedDict):
 
 
 class Group(TypedDict):
-    """An IOMMU group; ``fault`` says why it could not be read."""
+    """An IOMMU group; ``fault`` is why it could not be read."""
 
     number: int
     type: str
@@ -176,7 +176,7 @@ class Group(TypedDict):
 
 
 class Finding(TypedDict):
-    """A difference between the manager's configuration and the host; with an error no guest can be started."""
+    """A difference between configuration and host; with an error no guest can be started."""
 
     severity: Literal["error", "warning"]
     text: str
@@ -184,7 +184,7 @@ class Finding(TypedDict):
 
 
 class Promised(TypedDict):
-    """Huge pages of one size that programs have reserved and not used yet, on whatever node."""
+    """Huge pages of one size that programs have reserved but not used yet, on any node."""
 
     page_size: int
     count: int
@@ -214,12 +214,12 @@ class Version(TypedDict):
 
 
 class Ready(TypedDict):
-    """The line with which the guest said that it is ready."""
+    """The line with which the guest reported ready."""
 
     line: str
 
 
 class Answer(TypedDict):
-    """What the guest's console answered."""
+    """The reply on the guest's console."""
 
     answer: str

@@ -1,4 +1,4 @@
-"""The ways from the client to a manager, a Unix socket or TLS, and what it means when there is no way. Standard library only."""
+"""Connections to a manager, over a Unix socket or TLS, and their errors in words."""
 
 from __future__ import annotations
 
@@ -12,52 +12,40 @@ from urllib.parse import urlsplit
 
 from orchestrator.errors import OrchestratorError, RequestError
 
-# Seconds. Who drops packets without a word is not waited for as long as a manager that has accepted us and still recovers.
-_CONNECT = 10.0
+# Seconds. Shorter than the wait for a response: a manager that has accepted the connection may still be recovering.
+CONNECT_TIMEOUT = 10.0
 _HTTPS = 443
 _SHOWN = 100
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (openssl/x509_vfy.h); X509_V_ERR_CERT_NOT_YET_VALID and
 # X509_V_ERR_CERT_HAS_EXPIRED.
 _WRONG_NAME = (62, 64)
 _WRONG_TIME = (9, 10)
-# A host name of DNS as people write it, in its ASCII form (RFC 5890 2.3.2.1), or an address; the zone of a link-local one too.
+# A DNS host name in ASCII form (RFC 5890 2.3.2.1), or an address, with the zone of a link-local one.
 _HOST = re.compile(rb"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 _ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
-_ANOTHER = "is the port that of [api] in the manager's configuration? another program may serve there"
-_TAKES_LONG = "it may still do what it was asked for: look (`nohype guest list`, `nohype events`) before you ask again"
+_ANOTHER = "check the port against [api] listen; another program may be listening there"
+_TAKES_LONG = "the request may still complete: check `nohype guest list` and `nohype events`, then retry"
 
 
 class Unreachable(OrchestratorError):
-    """There is no connection to the manager, or no more."""
+    """No connection to the manager, or it was lost."""
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket.
-
-    Args:
-        path: of the socket.
-        timeout: seconds for each read and write.
-    """
+    """HTTP over a Unix socket; ``timeout`` is seconds per read and write."""
 
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
-        """See http.client."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
 
 class TlsConnection(http.client.HTTPConnection):
-    """HTTP over TLS; only for the TCP connection itself there is a short time.
-
-    Args:
-        address: host and port.
-        context: see ``build_context``.
-        timeout: seconds for each read and write.
-    """
+    """HTTP over TLS; ``timeout`` is seconds per read and write, the TCP connection has a shorter one."""
 
     default_port = _HTTPS
 
@@ -66,51 +54,45 @@ class TlsConnection(http.client.HTTPConnection):
         self._context, self._seconds = context, timeout
 
     def connect(self) -> None:
-        """See http.client."""
-        self.sock = socket.create_connection((self.host, self.port), min(_CONNECT, self._seconds))
-        # Else the body of a request waits for the acknowledgement of its head (Nagle's algorithm).
+        self.sock = socket.create_connection((self.host, self.port), min(CONNECT_TIMEOUT, self._seconds))
+        # Otherwise the body waits for the acknowledgement of the head (Nagle's algorithm).
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.settimeout(self._seconds)
         self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
 
 
 def parse_url(text: str) -> tuple[str, int]:
-    """Host and port of a manager's TLS port, written like ``https://host:8443``; the port is 443 if left out.
+    """Host and port of a manager's URL, ``https://host:8443``; the default port is 443.
 
     Raises:
-        RequestError: it is no such address.
+        RequestError: the URL is invalid.
     """
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
-        # As the resolver will write it: a label that is too long or empty is found here.
+        # As the resolver encodes it: finds labels that are too long or empty.
         if not _HOST.fullmatch((host or "").encode("idna")):
             host = None
     except ValueError:  # of the port, of brackets, of a name
         host, port = None, None
     rest = text.partition("://")[2].partition("/")
-    # Line ends and tabs, too: the parser leaves them out, wherever they are.
+    # Also line ends and tabs, which the parser drops.
     odd = not text.isprintable() or any(sign in rest[0] for sign in "@?#")
     if not host or port == 0 or parts.scheme != "https" or rest[2] or odd:
         shown = _without_user(text)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-        raise RequestError(f"{shown!r} is no address of a manager", "write it like https://host:8443")
+        raise RequestError(f"invalid manager URL {shown!r}", "use the form https://host:8443")
     return host, port or _HTTPS
 
 
 def build_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """What the client believes and shows.
-
-    Args:
-        ca: PEM file with the CA of the manager's certificate; None for those of the system.
-        certificate: PEM file with the client certificate, or None.
-        key: PEM file with its key; None if that is in ``certificate``.
+    """The client's TLS context; PEM files as for ``Client``.
 
     Raises:
-        RequestError: a file can't be read or used, the key has a pass phrase, or there is a key without a certificate.
+        RequestError: a file cannot be used, the key has a passphrase, or a key is given without a certificate.
     """
     if key and not certificate:
-        raise RequestError(f"the key {key} is of no use without its certificate", "name the certificate too")
+        raise RequestError(f"key {key} is given without a certificate", "give the certificate too")
     for file in filter(None, (ca, certificate, key)):
         _check_file(file)
     used = ca
@@ -120,107 +102,109 @@ def build_context(ca: Path | None, certificate: Path | None, key: Path | None) -
             used = key or certificate
 
             def refuse() -> str:
-                # OpenSSL would ask the terminal.
-                raise RequestError(f"the key in {used} has a pass phrase", "use one without, that only you can read (chmod 600)")
+                # OpenSSL would prompt on the terminal.
+                raise RequestError(f"key {used} has a passphrase", "use an unencrypted key with mode 0600")
 
             context.load_cert_chain(certificate, key, password=refuse)
     except OSError as error:  # ssl.SSLError is one
         files = ca if used == ca else " and ".join(str(file) for file in (certificate, key) if file)
         if used == certificate:
-            hint = "its key is in no file that was named: it may be in that of the certificate"
+            hint = "no private key found: give --key, or a certificate file that includes the key"
         elif used == ca:
-            hint = "it is PEM, with at least one certificate"
+            hint = "use a PEM file with at least one certificate"
         else:
-            hint = "they are PEM; key and certificate belong together"
-        raise RequestError(f"TLS can't use {files}: {_reason(error)}", hint) from None
+            hint = "use PEM files; the key must match the certificate"
+        raise RequestError(f"TLS cannot use {files}: {_reason(error)}", hint) from None
     return context
 
 
 def is_alert(error: ssl.SSLError) -> bool:
-    """Whether the other side has said why it refuses (RFC 8446 6.2)."""
+    """Whether the peer sent an alert with its reason (RFC 8446 6.2)."""
     return "ALERT" in (error.reason or "")
 
 
-def explain(where: Path | str, error: OSError | http.client.HTTPException, *, connected: bool = False) -> Unreachable:
-    """What it means that a request got no answer.
+def map_connection_error(
+    where: Path | str, error: OSError | http.client.HTTPException, *, connected: bool = False
+) -> Unreachable:
+    """The error to raise for a request without a response.
 
     Args:
         where: the manager's socket or URL.
-        error: what came instead of the answer.
-        connected: whether there was a connection, of which TLS's handshake is a part.
+        connected: whether the connection was established, TLS handshake included.
     """
     if isinstance(where, Path):
-        return Unreachable(f"the manager does not answer on {where}: {_reason(error)}", _hint_socket(error))
+        return Unreachable(f"cannot reach the manager at {where}: {_reason(error)}", _hint_socket(error))
     if isinstance(error, ssl.SSLCertVerificationError):
         return _explain_certificate(where, error)
-    return Unreachable(f"the manager does not answer on {where}: {_reason(error)}", _hint_url(error, connected=connected))
+    return Unreachable(f"cannot reach the manager at {where}: {_reason(error)}", _hint_url(error, connected=connected))
 
 
 def _explain_certificate(where: str, error: ssl.SSLCertVerificationError) -> Unreachable:
-    said = error.verify_message
+    reason = error.verify_message
     if error.verify_code in _WRONG_NAME:
-        hint = "the name in the URL must be one in the certificate; or is this another server?"
-        return Unreachable(f"the certificate of {where} is for another name: {said}", hint)
+        hint = "use a host name that the certificate lists"
+        return Unreachable(f"the certificate of {where} is for another name: {reason}", hint)
     if error.verify_code in _WRONG_TIME:
-        return Unreachable(f"the certificate of {where} is not valid now: {said}", "renew it; or is this machine's clock wrong?")
-    hint = "name the CA of the manager's certificate: `--ca FILE` or NOHYPE_CA"
-    return Unreachable(f"the certificate of {where} is not trusted (certificate verify failed): {said}", hint)
+        text = f"the certificate of {where} is expired or not yet valid: {reason}"
+        return Unreachable(text, "renew the certificate, or correct this machine's clock")
+    hint = "give the CA of the manager's certificate with --ca FILE or NOHYPE_CA"
+    return Unreachable(f"the certificate of {where} is not trusted (certificate verify failed): {reason}", hint)
 
 
 def _hint_socket(error: Exception) -> str:
     if isinstance(error, PermissionError):
-        return "root and members of the group nohype may; who was just put into the group logs in anew"
+        return "run as root or as a member of group nohype; log in again after being added"
     if isinstance(error, TimeoutError):
         return _TAKES_LONG
-    return "is it running? `systemctl status nohyped`; are you root or in the group nohype?"
+    return "check `systemctl status nohyped`; run as root or as a member of group nohype"
 
 
 def _hint_url(error: Exception, *, connected: bool) -> str:
     if isinstance(error, socket.gaierror):
-        return "is the name of the host right?"
+        return "check the host name"
     if isinstance(error, ssl.SSLError) and not (connected and isinstance(error, _ENDED)):
         if is_alert(error):
-            return "it refused us: is our client certificate of its `client_ca` ([api] in its configuration), and not expired?"
+            return "check that the client certificate is signed by client_ca in [api] and has not expired"
         return _ANOTHER
     if isinstance(error, TimeoutError):
         return _TAKES_LONG
     if _is_no_http(error):
         return _ANOTHER
     if connected or isinstance(error, ConnectionResetError | http.client.HTTPException):
-        # Also what is left of a refused client certificate, where the alert that says so is lost (TLS 1.3: after the handshake).
-        return "does it believe the CA of our client certificate, if we show one? are there too many connections? see its journal"
-    return "is it running, with [api] in its configuration? is there a firewall between?"
+        # Also a refused client certificate whose alert was lost (TLS 1.3: after the handshake).
+        return "check that client_ca covers the certificate and connections are free; see `journalctl -u nohyped`"
+    return "check that nohyped runs with an [api] section and that no firewall blocks the port"
 
 
 def _reason(error: Exception) -> str:
-    """What the kernel or TLS said, without the places in source files that OpenSSL and Python add."""
+    """The reason from the kernel or TLS, without the source positions that OpenSSL and Python add."""
     if isinstance(error, _ENDED):
         return "the connection was closed"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
     if _is_no_http(error):
-        return "the answer is not HTTP"
+        return "the peer does not speak HTTP"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _is_no_http(error: Exception) -> bool:
-    """Its text is what a stranger has said, and may move a terminal's cursor."""
+    """Such an error's text comes from an unknown program, and can contain control characters."""
     return isinstance(error, http.client.BadStatusLine) and not isinstance(error, http.client.RemoteDisconnected)
 
 
 def _check_file(file: Path) -> None:
-    """OpenSSL's errors do not name the file, and OpenSSL would wait indefinitely for the other end of a pipe."""
+    """OpenSSL's errors do not name the file, and it would wait indefinitely on a pipe."""
     try:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise RequestError(f"TLS can't use {file}: it is not a regular file", "name a file: TLS reads it more than once")
+            raise RequestError(f"TLS cannot use {file}: not a regular file", "give a file: TLS reads it more than once")
         with file.open("rb"):
             pass
     except OSError as error:
-        raise RequestError(f"TLS can't use {file}: {error.strerror}", "is the name right, and may you read it?") from None
+        raise RequestError(f"TLS cannot use {file}: {error.strerror}", "check the path and its permissions") from None
 
 
 def _without_user(text: str) -> str:
-    """A URL without user and password: an error may end up in a log."""
+    """A URL without user and password: errors can be logged."""
     scheme, separator, rest = text.partition("://")
     return scheme + separator + rest.rpartition("@")[2]

@@ -1,1 +1,1 @@
-"""What a daemon of systemd needs: journal, notifications, watchdog, HTTP server."""
+"""`nohyped`: a service of systemd."""

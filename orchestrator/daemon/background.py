@@ -53,7 +53,7 @@ def _watch_uplinks(reconciler: Reconciler) -> None:
 def _reconcile_periodically(service: GuestService) -> None:
     for number in count():
         if number % _ROUNDS_PER_DAY == 0:
-            log_errors(service.tidy)
+            log_errors(service.remove_old_logs)
         time.sleep(_ROUND_SECONDS)
         log_errors(service.reconciler.reconcile)
         log_errors(service.reconciler.detect_drift)

@@ -1,8 +1,7 @@
-"""Keeps what clients do from filling the log: of each kind of message only so many within a time, then a count of the rest.
+"""Limits log messages per period, so that clients cannot fill the log; the number of suppressed messages is logged afterwards.
 
-journald drops all further messages of a service that has written 10,000 within 30 s (journald.conf(5), RateLimitBurst=), the
-important ones too. Any place in the code that logs something for a request can be reached as often as a client likes, so the
-bound is here and not at those places.
+journald drops every further message of a service that has written 10,000 within 30 s (journald.conf(5), RateLimitBurst=). A
+client can trigger any message of a request any number of times, so the limit is here and not at each message.
 """
 
 from __future__ import annotations
@@ -14,21 +13,15 @@ from collections.abc import Callable
 
 PERIOD = 30.0
 EACH = 100
-"""Messages of one place in the code; of an event's, those of one kind and tenant."""
+"""Messages per place in the code; for events also per kind and tenant."""
 ALL = 3000
-"""Messages below WARNING of all places. Warnings are not so many: they have ``EACH`` alone."""
+"""Messages below WARNING in total. Warnings are rare, and limited by ``EACH`` only."""
 
 Key = tuple[object, ...]
 
 
 class FloodFilter(logging.Filter):
-    """A filter for a handler.
-
-    Args:
-        write: handles the message that says how many were left out.
-        later: calls something after so many seconds, from any thread.
-        clock: seconds that only grow.
-    """
+    """``write`` handles the message with the number of suppressed ones; ``later`` is a timer, ``clock`` is monotonic."""
 
     def __init__(
         self,
@@ -46,7 +39,6 @@ class FloodFilter(logging.Filter):
         self._due = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See logging.Filter."""
         if isinstance(record, _Count):
             return True
         key = _build_key(record)
@@ -63,7 +55,7 @@ class FloodFilter(logging.Filter):
             self._left_out[key] = number + 1, record
             begin, self._due = not self._due, True
         if begin:
-            # Only then is there a timer: a manager that has nothing to say does not wake up.
+            # A timer exists only now: an idle manager does not wake up.
             self._later(max(0.0, self._since + PERIOD - now), self._report)
         return False
 
@@ -72,17 +64,17 @@ class FloodFilter(logging.Filter):
             left_out, self._left_out, self._due = self._left_out, {}, False
             self._since, self._total, self._counts = self._clock(), 0, {}
         for number, last in left_out.values():
-            text = "%d more messages like this one were left out within %g s: %s"
+            text = "%d more messages like this one were suppressed within %g s: %s"
             arguments = (number, PERIOD, last.getMessage())
             self._write(_Count(last.name, last.levelno, last.pathname, last.lineno, text, arguments, None))
 
 
 class _Count(logging.LogRecord):
-    """Says how many were left out."""
+    """The message with the number of suppressed ones."""
 
 
 def _build_key(record: logging.LogRecord) -> Key:
-    """The place in the code, whatever the message says. Events come from one place: of those kind and tenant count."""
+    """All events are logged at one place in the code: kind and tenant distinguish them."""
     event = getattr(record, "event", None)
     return record.name, record.pathname, record.lineno, getattr(event, "kind", None), getattr(event, "tenant", None)
 

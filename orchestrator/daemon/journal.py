@@ -1,7 +1,7 @@
-"""Structured logs: to systemd's journal by its native protocol, elsewhere to standard error with a `<N>` in front (sd-daemon(3)).
+"""Structured logs: to systemd's journal by its native protocol, otherwise to standard error with a prefix `<N>` (sd-daemon(3)).
 
-What was logged with ``extra={"event": event}``, an event of the ledger, is found again by ``journalctl NOHYPE_GUEST=web`` or
-``NOHYPE_EVENT=quarantined``. Protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
+Messages with ``extra={"event": event}`` have the event's fields: ``journalctl NOHYPE_GUEST=web``, ``NOHYPE_EVENT=quarantined``.
+Protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
 """
 
 from __future__ import annotations
@@ -26,41 +26,35 @@ _DEBUG = 7
 _EVENT = {"id": "EVENT_ID", "kind": "EVENT", "subject": "GUEST", "who": "WHO", "tenant": "TENANT", "took": "TOOK"}
 _FIELD = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-# A journal that stands still must not make the manager stand still.
-_PATIENCE = 2.0
+# A journal that hangs must not block the manager.
+_TIMEOUT = 2.0
 
 
 class JournalHandler(logging.Handler):
-    """Sends records to the journal. One that the journal does not take is written to standard error.
-
-    Args:
-        path: the journal's socket.
-    """
+    """Sends records to the journal's socket; a record that the journal does not accept goes to standard error."""
 
     def __init__(self, path: Path = JOURNAL) -> None:
         super().__init__()
         self._path = str(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.settimeout(_PATIENCE)
-        self._otherwise = logging.StreamHandler(sys.stderr)
-        self._otherwise.setFormatter(PriorityFormatter())
+        self._socket.settimeout(_TIMEOUT)
+        self.fallback = logging.StreamHandler(sys.stderr)
+        self.fallback.setFormatter(PriorityFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """See logging.Handler."""
         try:
             self._send(encode(build_fields(record, self.format(record))))
         except OSError:
-            self._otherwise.handle(record)
+            self.fallback.handle(record)
         except Exception:
             self.handleError(record)
 
     def close(self) -> None:
-        """See logging.Handler."""
         self._socket.close()
         super().close()
 
     def _send(self, data: bytes) -> None:
-        # sendto, not connect: journald may have been started again since.
+        # sendto, not connect: journald may have been restarted.
         try:
             self._socket.sendto(data, self._path)
         except OSError as error:
@@ -69,7 +63,7 @@ class JournalHandler(logging.Handler):
             self._send_file(data)
 
     def _send_file(self, data: bytes) -> None:
-        """Entries that are too big for a datagram go as a sealed file in memory, with an empty datagram."""
+        """An entry that is too big for a datagram is sent as a sealed memory file with an empty datagram."""
         file = os.memfd_create("nohype-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             with open(file, "wb", closefd=False) as stream:
@@ -83,19 +77,18 @@ class JournalHandler(logging.Handler):
 
 
 class PriorityFormatter(logging.Formatter):
-    """A line a record, with its priority in front; further lines of a traceback get it too, so that each is shown alike."""
+    """Each line begins with the priority, also the lines of a traceback."""
 
     def __init__(self) -> None:
         super().__init__("%(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """See logging.Formatter."""
         prefix = f"<{read_priority(record.levelno)}>"
         return "\n".join(prefix + line for line in super().format(record).splitlines() or [""])
 
 
 def set_up_logging(level: int = logging.INFO, journal: Path = JOURNAL) -> None:
-    """Sends all logs to the journal if our standard error goes there, else to standard error; not more than it takes."""
+    """Sends all logs to the journal if standard error is connected to it, otherwise to standard error; with ``FloodFilter``."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if writes_to_journal(journal):
         handler = JournalHandler(journal)
@@ -109,9 +102,9 @@ def set_up_logging(level: int = logging.INFO, journal: Path = JOURNAL) -> None:
 
 
 def writes_to_journal(journal: Path = JOURNAL) -> bool:
-    """Whether standard error is the stream that systemd made for us (JOURNAL_STREAM in systemd.exec(5)) and the journal is there.
+    """Whether standard error is systemd's stream (JOURNAL_STREAM in systemd.exec(5): device and inode) and the journal exists.
 
-    Device and inode are compared: somebody may have sent standard error to a file, and passed the variable on.
+    The variable alone does not tell: it is inherited by programs whose standard error is a file.
     """
     try:
         found = os.fstat(sys.stderr.fileno())
@@ -121,12 +114,12 @@ def writes_to_journal(journal: Path = JOURNAL) -> bool:
 
 
 def read_priority(level: int) -> int:
-    """The priority of syslog(3) for a level of Python's logging."""
+    """syslog(3)'s priority."""
     return next((priority for least, priority in _PRIORITIES if level >= least), _DEBUG)
 
 
 def build_fields(record: logging.LogRecord, message: str) -> dict[str, str]:
-    """The journal's fields of a record (systemd.journal-fields(7)). The guest of an event that is about the host is "host"."""
+    """The fields of a record (systemd.journal-fields(7)). NOHYPE_GUEST of an event about the host is "host"."""
     event = getattr(record, "event", None)
     own = {f"NOHYPE_{field}": getattr(event, name, None) for name, field in _EVENT.items()}
     return {
@@ -143,9 +136,9 @@ def build_fields(record: logging.LogRecord, message: str) -> dict[str, str]:
 
 
 def encode(entry: Mapping[str, str]) -> bytes:
-    """An entry on the wire: ``KEY=value`` a line, or where the value has line ends its length (64 bits, little-endian) before it.
+    """``KEY=value`` per line; a value with line ends is preceded by its length (64 bits, little-endian) instead.
 
-    A name that the journal would refuse is left out: it would refuse the whole entry.
+    Invalid names are omitted: the journal would reject the whole entry.
     """
     lines = []
     for name, text in entry.items():

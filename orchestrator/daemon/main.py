@@ -16,7 +16,7 @@ import click
 from orchestrator import __version__
 from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
-from orchestrator.api.identity import build_directory
+from orchestrator.api.identity import build_identity_map
 from orchestrator.api.server import Server, open_port, open_socket
 from orchestrator.audit.facts import Source
 from orchestrator.audit.report import Auditor
@@ -85,7 +85,7 @@ def serve(config: DaemonConfig) -> None:
         OrchestratorError: the ledger, libvirt or a socket is not available.
     """
     # First: a wrong configuration is reported before anything is done.
-    directory = build_directory(config)
+    directory = build_identity_map(config)
     # Never closed: some threads work until the process ends. The ledger's too: its disk may be another host's as well.
     _locks = acquire(HOST_LOCK), acquire(Path(f"{config.paths.ledger}.lock"))
     listeners = [Listener(open_listener(Path(config.paths.socket)))]
@@ -102,7 +102,7 @@ def serve(config: DaemonConfig) -> None:
     _recover(service, hypervisor)
     start_threads(service)
     source = Source(
-        host, hypervisor, service.survey, partial(service.tell, MANAGER), policy.housekeeping,
+        host, hypervisor, service.survey, partial(service.send_command, MANAGER), policy.housekeeping,
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
@@ -112,7 +112,7 @@ def serve(config: DaemonConfig) -> None:
     def ready() -> None:
         notify_systemd(f"READY=1\nSTATUS={status_line(ledger)}")
         ledger.on_event(lambda _event: notify_systemd(f"STATUS={status_line(ledger)}"))
-        start_heartbeat(server, ledger, service.check)
+        start_heartbeat(server, ledger, service.raise_if_stalled)
 
     def stopping() -> None:
         notify_systemd("STOPPING=1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.daemon.systemd import read_watchdog
 from orchestrator.daemon.watchdog import Heartbeat
 from orchestrator.hypervisor.connection import Hypervisor
@@ -48,7 +48,7 @@ def record_audits(audit: Callable[[int], tuple[Proof, ...]], counters: Counters)
     return recorded
 
 
-def start_heartbeat(server: QuietServer, ledger: Ledger, check_requests: Callable[[float], object]) -> Heartbeat | None:
+def start_heartbeat(server: TicklessServer, ledger: Ledger, check_requests: Callable[[float], object]) -> Heartbeat | None:
     """Notifies systemd's watchdog while event loop, ledger and requests make progress; None without a watchdog.
 
     libvirt is not checked: a restart of the manager does not bring it back.

@@ -1,4 +1,4 @@
-"""Where the files are that get what guests print, and how long they stay."""
+"""The files with the console output of guests, and how long they are kept."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from orchestrator.model.plan import Plan
 _log = logging.getLogger(__name__)
 
 _KEPT = 7 * 24 * 3600.0
-"""Seconds for which the log of a deleted guest stays: it may say why it failed, or be what it was run for."""
+"""Seconds. The log of a deleted guest can show why it failed, or be its result."""
 
 KEPT_BYTES, KEPT_BYTES_OF_ALL = 64 << 20, 1 << 30
-"""Bytes of deleted guests' logs that stay, of one owner and of all. New guests cost a tenant nothing, and each may print 8 MiB
-(virtlogd's own limit, with its backups)."""
+"""Limits for the logs of deleted guests, per owner and for all. Each guest can print 8 MiB (virtlogd's limit, with backups)."""
 
 _FILE_COSTS = 64 << 10
-"""Bytes that each file counts in addition to its size: an empty one takes an inode, and each start of a guest looks at all that
-are kept. So there are 1,024 of one owner at most, and 16,384 of all."""
+"""Bytes that each file counts in addition to its size, since each start of a guest reads the list of files. So an owner has at
+most 1,024 files, and all owners together have 16,384."""
 
-# Earlier versions made logs whose names have no id. The number is virtlogd's, of a file that it has put aside.
+# Logs of earlier versions have no id in their names. The number is virtlogd's, of a backup.
 _NAME = re.compile(r"(?P<guest>[a-z0-9-]+)(?:\.(?P<id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}))?\.log(?:\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A file of a guest that is not claimed; ``owner`` is the name of its folder."""
+    """A file of a guest without a claim. ``owner`` is the name of its folder."""
 
     path: Path
     owner: str
@@ -42,26 +41,17 @@ class _Kept:
 
 
 class ConsoleLogs:
-    """The logs of all guests: FOLDER/NAME.ID.log of the host's own, FOLDER/TENANT/NAME.ID.log of a tenant's. Another guest may
-    get the same name later, but never the same id.
-
-    Args:
-        folder: made when it is needed.
-    """
+    """FOLDER/NAME.ID.log for the host's own guests, FOLDER/TENANT/NAME.ID.log for a tenant's. Names are reused, ids are not."""
 
     def __init__(self, ledger: Ledger, folder: Path) -> None:
         self._ledger, self._folder = ledger, folder
 
     def begin(self, plan: Plan, owner: str) -> Path:
-        """Prepares the file for what a guest prints that is about to be started. What it has printed before is removed.
-
-        Raises:
-            HostError: a file can't be removed, or a folder not be made.
-        """
+        """The file for a launch. The output of earlier runs is removed."""
         log = self.find(plan, owner)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            log.parent.mkdir(mode=0o700, exist_ok=True)  # who the tenants are is not for everybody
+            log.parent.mkdir(mode=0o700, exist_ok=True)  # other users must not see the names of tenants
             for file in (log, *log.parent.glob(f"{log.name}.*")):
                 file.unlink(missing_ok=True)
         except OSError as error:
@@ -73,17 +63,13 @@ class ConsoleLogs:
         return log
 
     def find(self, plan: Plan, owner: str) -> Path:
-        """The file that a guest's log is in, if it was started by a manager that names logs by id."""
         return self._folder / owner / f"{plan.name}.{plan.uuid}.log"
 
-    def tidy(self, is_in_use: Callable[[Path, str], bool]) -> None:
-        """Removes what guests have printed that were deleted long ago, and of the rest what is too much.
+    def remove_old(self, is_in_use: Callable[[Path, str], bool]) -> None:
+        """Removes logs of deleted guests that are too old or exceed the limits.
 
         Args:
-            is_in_use: whether a running guest of this name prints into this file; asked about files that have no id.
-
-        Raises:
-            HostError: a file can't be removed.
+            is_in_use: whether a running guest of this name prints into this file; called for files without an id.
         """
         oldest = time.time() - _KEPT
         for kept in self._find_kept(is_in_use):
@@ -92,7 +78,7 @@ class ConsoleLogs:
         self._bound()
 
     def _bound(self) -> None:
-        """Removes the oldest of an owner that has too much, and then the oldest of all."""
+        """Removes the oldest files of an owner above its limit, then the oldest of all."""
         claimed = {claim.plan.name for claim in self._ledger.read().claims}
         files = sorted(self._find_kept(lambda _, name: name in claimed), key=lambda kept: kept.changed)
         for owner in {kept.owner for kept in files}:
@@ -101,7 +87,7 @@ class ConsoleLogs:
 
     def _find_kept(self, is_in_use: Callable[[Path, str], bool]) -> Iterable[_Kept]:
         files = [file for pattern in ("*.log*", "*/*.log*") for file in self._folder.glob(pattern)]
-        # After the files were found: one that is claimed meanwhile is seen.
+        # After the files were listed: a guest that is claimed meanwhile is seen.
         claimed = {str(claim.plan.uuid) for claim in self._ledger.read().claims}
         for file in files:
             match = _NAME.fullmatch(file.name)
@@ -116,7 +102,6 @@ class ConsoleLogs:
 
 
 def _shrink(files: list[_Kept], limit: int) -> None:
-    """Removes the first ones until what is left is small enough."""
     total = sum(kept.bytes for kept in files)
     for kept in files:
         if total <= limit:
@@ -133,4 +118,4 @@ def _remove(kept: _Kept) -> None:
 
 
 def _explain(what: str, file: Path, error: OSError) -> HostError:
-    return HostError(f"cannot {what} {file}", "see `mount`, `df` and `lsattr`", error.errno or 0)
+    return HostError(f"cannot {what} {file}", "check `mount`, `df` and `lsattr`", error.errno or 0)

@@ -1,4 +1,4 @@
-"""The guests' serial consoles: what is waited for on one is waited for on that of this guest, in the life that it is in now."""
+"""The guests' serial consoles. A wait ends with the run of the guest in which it was begun."""
 
 from __future__ import annotations
 
@@ -15,26 +15,19 @@ from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.state import GuestState
 
 _TYPED_ON = (GuestState.RUNNING, GuestState.STOPPING, GuestState.QUARANTINED)
-"""States in which a guest may run that has been let run."""
+"""States in which a guest that was resumed can run."""
 
 
 class Consoles:
-    """The consoles of all guests."""
-
     def __init__(self, hypervisor: Hypervisor, ledger: Ledger, logs: ConsoleLogs, images: Path) -> None:
         self._hypervisor, self._ledger, self._logs, self._images = hypervisor, ledger, logs, images
-        self._watch = ConsoleWatch(ledger, hypervisor.running_uuids)
+        self._watch = ConsoleWatch(ledger, lambda: hypervisor.running_uuids())
 
     def begin_ready(self, claim: Claim, timeout: float) -> Future[str]:
-        """Waits for the guest's own word that it is ready, since its last start.
+        """The line with which the guest reports ready after its last start. The future can be cancelled. Its errors are NotFound
+        if the guest is deleted, GuestError after ``timeout`` seconds or if the guest ends.
 
-        Returns:
-            That line; may be cancelled. Its errors: NotFound if the guest is deleted meanwhile; GuestError if it has not said so
-            within ``timeout`` seconds, or ends before.
-
-        Raises:
-            NotFound: it is gone, or does not run.
-            GuestError: it is being started or stopped, or its image has no console protocol.
+        Raises NotFound if it does not run, GuestError if it is being started or stopped or its image has no console protocol.
         """
         console = self._find(claim, (GuestState.RUNNING,))
         self._check_protocol(claim, "omit --wait, or use an image that speaks it, such as minimal")
@@ -42,16 +35,9 @@ class Consoles:
             raise GuestError(f"the console of guest {claim.plan.name} has no log")
         return self._watch.wait_ready(claim, console.log, timeout, backups=self._has_own_backups(claim, console.log))
 
-    def begin_tell(self, claim: Claim, line: str, timeout: float) -> Future[str]:
-        """Types a line on the guest's console once it is ready, and has answered earlier ones.
-
-        Returns:
-            What it has printed from then on, up to the end of its answer, or the last of that; may be cancelled. Its errors: as
-            of ``begin_ready``.
-
-        Raises:
-            NotFound: it is gone, or does not run.
-            GuestError: it is being started, has no console, or its image has no console protocol.
+    def begin_command(self, claim: Claim, line: str, timeout: float) -> Future[str]:
+        """The output from the command to the end of its reply, or the last part of it. The command is typed once the guest is
+        ready and has replied to earlier ones. Future and errors as of ``begin_ready``.
         """
         console = self._find(claim, _TYPED_ON)
         self._check_protocol(claim, "use an image that speaks it, such as minimal")
@@ -60,21 +46,18 @@ class Consoles:
         own = self._has_own_backups(claim, console.log)
         return self._watch.ask(claim, console.log, console.pty, line, timeout, backups=own)
 
-    def tidy(self) -> None:
-        """Removes what deleted guests have printed. Raises as ``ConsoleLogs.tidy``."""
-        self._logs.tidy(self._is_in_use)
+    def remove_old_logs(self) -> None:
+        self._logs.remove_old(self._is_in_use)
 
     def close(self) -> None:
-        """Ends all waits."""
         self._watch.close()
 
     def _find(self, claim: Claim, states: tuple[GuestState, ...]) -> SerialConsole:
-        """The console of a guest in one of these states, as it was started last."""
         name = claim.plan.name
         if claim.state == GuestState.STOPPED:
-            raise NotFound(f"guest {name} does not run: it is stopped", f"start it: nohype guest start {name}")
+            raise NotFound(f"guest {name} is stopped", f"start it: nohype guest start {name}")
         if claim.state not in states:
-            raise GuestError(f"guest {name} is not running: it is {claim.state}", "wait until it runs, then ask again")
+            raise GuestError(f"guest {name} is {claim.state}, not running", "wait until it runs, then retry")
         try:
             console = self._hypervisor.console(claim.plan.uuid)
         except NotFound:
@@ -83,11 +66,11 @@ class Consoles:
         if not now or now.plan.uuid != claim.plan.uuid:
             raise guest_replaced_error(name)
         if console is None:
-            raise NotFound(f"guest {name} does not run: it has ended", "`nohype events` says why")
+            raise NotFound(f"guest {name} has ended", "see `nohype events`")
         return console
 
     def _check_protocol(self, claim: Claim, hint: str) -> None:
-        """Raises GuestError at once instead of after a time-out. An image that was removed since the start is not judged."""
+        """Raises GuestError now instead of after a time-out. An image that was removed since the start is not checked."""
         plan = claim.plan
         with suppress(NotFound, ImageError):
             if not find_image(self._images, plan.image.name).speaks_protocol:
@@ -96,7 +79,7 @@ class Consoles:
                 )
 
     def _has_own_backups(self, claim: Claim, log: Path) -> bool:
-        """Earlier versions named logs by the guest's name alone: those that were put aside may be another guest's."""
+        """Earlier versions named logs by the guest's name alone: their backups can be another guest's."""
         return log == self._logs.find(claim.plan, claim.owner)
 
     def _is_in_use(self, log: Path, name: str) -> bool:

@@ -1,7 +1,7 @@
-"""A line that is typed on a guest's console, and its answer.
+"""A command that is typed on a guest's console, and its reply.
 
-The answer is read from the console's log, not from the pty: QEMU notices only after a second that the pty was opened, and what
-the guest prints before that reaches the log alone.
+The reply is read from the console's log, not from the pty: QEMU detects only after a second that the pty was opened, and output
+before that reaches the log alone.
 """
 
 from __future__ import annotations
@@ -16,20 +16,14 @@ from pathlib import Path
 from orchestrator.console import ANSWER_BYTES, Line, clean, format_tail
 from orchestrator.errors import GuestError, OrchestratorError
 
-GET_READY = "say that it is ready"
+REPORT_READY = "report ready"
 
 _ABANDONED = 10.0
-"""Seconds for which the answer is still waited for when the client has gone: it must not be taken for that to the next line."""
+"""Seconds to wait for the reply after the client has gone: it must not be taken for the reply to the next command."""
 
 
 class Question:
-    """One question. The next is typed when this one is answered or over: answers do not say which line they answer.
-
-    Args:
-        pty: QEMU's end of the guest's serial port.
-        line: what to type, without the line's end.
-        timeout: seconds, from now on.
-    """
+    """One command. The next is typed when this one is over: replies do not name their command. ``pty`` is QEMU's."""
 
     def __init__(self, pty: Path, line: str, timeout: float) -> None:
         self.future: Future[str] = Future()
@@ -40,11 +34,10 @@ class Question:
 
     @property
     def was_typed(self) -> bool:
-        """Whether it is the one that waits for its answer."""
         return self._descriptor is not None
 
     def type(self) -> None:
-        """Types the line, unless its client has gone. The pty stays open until the answer: QEMU does not read a closed one."""
+        """Types the line, unless its client has gone. The pty stays open until the reply: QEMU does not read a closed one."""
         if self.future.done():
             return
         try:
@@ -55,22 +48,22 @@ class Question:
         try:
             os.write(self._descriptor, self._line.encode() + b"\n")
         except OSError as error:
-            why = f"cannot type on the guest's console {self._pty}: {error.strerror}"
-            self._fail(GuestError(why, "QEMU does not read it"))
+            why = f"cannot write to the guest's console {self._pty}: {error.strerror}"
+            self._fail(GuestError(why, "QEMU is not reading it"))
 
     def hear(self, data: bytes, answer: Line | None) -> bool:
-        """Takes what the guest has printed since, and the answer if that is in it; returns whether it is."""
+        """Takes new output, and the end of the reply if the output has it; returns whether it has."""
         self._drain()
         self._keep(data if answer is None else data[: answer.end])
         if answer is None:
             return False
-        note = f"[{self._left_out} bytes before this are left out]\n" if self._left_out else ""
+        note = f"[{self._left_out} bytes before this are omitted]\n" if self._left_out else ""
         self._close()
         settle(self.future, note + clean(self._said))
         return True
 
     def is_over(self, now: float) -> bool:
-        """Whether it keeps the next from being typed no longer."""
+        """Whether the next command can be typed."""
         if not self.future.done():
             return False
         if self.future.cancelled() and self.was_typed:
@@ -81,34 +74,32 @@ class Question:
         return True
 
     def expire(self, now: float, show: Callable[[], str]) -> None:
-        """Tells the client if its time is up; ``show`` gives the end of the console as it is shown before anything was typed."""
+        """``show`` returns the end of the console, for a command that was not typed yet."""
         if now >= self.deadline and not self.future.done():
             what, said = self._describe(show)
-            self._fail(GuestError(f"the guest did not {what} within {self.timeout:g} s; its console shows:{said}"))
+            self._fail(GuestError(f"timed out after {self.timeout:g} s waiting for the guest to {what}; console output:{said}"))
 
     def end(self, show: Callable[[], str], error: OrchestratorError | None) -> None:
-        """Tells the client that the guest has ended, or the reason that is given."""
         if not error:
             what, said = self._describe(show)
-            error = GuestError(f"the guest has ended before it could {what}; its console shows:{said}")
+            error = GuestError(f"the guest ended before it could {what}; console output:{said}")
         self._fail(error)
 
     def _describe(self, show: Callable[[], str]) -> tuple[str, str]:
-        return (f"answer {self._line!r}", format_tail(self._said)) if self.was_typed else (GET_READY, show())
+        return (f"reply to {self._line!r}", format_tail(self._said)) if self.was_typed else (REPORT_READY, show())
 
     def _keep(self, data: bytes) -> None:
         self._said += data
         if len(self._said) > ANSWER_BYTES:
-            # From the begin of a line on, if there is one.
+            # From the start of a line, if there is one.
             begin = self._said.find(b"\n", -ANSWER_BYTES) + 1
             begin = begin if 0 < begin < len(self._said) else len(self._said) - ANSWER_BYTES
             self._left_out += begin
             self._said = self._said[begin:]
 
     def _drain(self) -> None:
-        """Takes what the guest prints out of the pty, which holds 4 KB: what there is no room for QEMU tries to write a few times
-        (hw/char/serial.c, serial_xmit), and drops it then or has it several times in the log (chardev/char.c,
-        qemu_chr_write_buffer).
+        """Empties the pty, which holds 4 KB. QEMU retries output that does not fit (hw/char/serial.c, serial_xmit), then drops it
+        or logs it several times (chardev/char.c, qemu_chr_write_buffer).
         """
         with suppress(BlockingIOError, OSError):
             if self._descriptor is not None:
@@ -125,7 +116,7 @@ class Question:
 
 
 def settle(future: Future[str], result: str = "", error: OrchestratorError | None = None) -> None:
-    """Ends a wait, if its client has not given it up meanwhile."""
+    """Does nothing if the client has cancelled the wait."""
     with suppress(InvalidStateError):
         if error:
             future.set_exception(error)

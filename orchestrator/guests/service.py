@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from orchestrator.errors import Conflict, Forbidden, NotFound
-from orchestrator.guests.allocate import Placing, find_repeated
+from orchestrator.guests.allocate import Allocator, find_by_request_id
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
@@ -64,7 +64,7 @@ class GuestService:
         context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs)
         self.transitions = Transitions(context, count_undo_failure)
         self.reconciler = Reconciler(context, self.transitions)
-        self.allocator = Placing(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings)
+        self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings)
         self._access = GuestAccess(ledger, self.transitions)
         self._refusals = RefusalLog(ledger, observe_refusal)
         self._consoles = Consoles(hypervisor, ledger, logs, images)
@@ -119,7 +119,7 @@ class GuestService:
 
     def plan(self, caller: Identity, request: GuestRequest) -> GuestView:
         """What the guest would get, without claiming it; or the guest itself if it was created with the same request id."""
-        known = find_repeated(caller, request, self._ledger.read().claims)
+        known = find_by_request_id(caller, request, self._ledger.read().claims)
         if known:
             return self._view(known)
         placed = self.allocator.plan(caller, request)
@@ -139,21 +139,21 @@ class GuestService:
             other = self._ledger.find(request.name)
             if other and (other.owner != caller.tenant or request.id is None or other.request.id != request.id):
                 raise Conflict(f"the name {request.name} is taken", "choose another name")
-            known = find_repeated(caller, request, self._ledger.read().claims)
+            known = find_by_request_id(caller, request, self._ledger.read().claims)
             if known and known.state not in (GuestState.CREATING, GuestState.DELETING):  # these states end soon
                 return self._view(known), False
         with self.transitions.guest_locks(request.name):
             started_at = time.monotonic()
             with self._refusals.logging(request.name, caller):
-                known = find_repeated(caller, request, self._ledger.read().claims)
+                known = find_by_request_id(caller, request, self._ledger.read().claims)
                 if known:
                     return self._view(known), False
-                plan, changed = claim_with_vfs(
+                claim, changed = claim_with_vfs(
                     lambda: self.allocator.claim(caller, request), self.host_setup.make_vfs, self.host_setup.release
                 )
+            plan = claim.plan
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
             detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(f'VF {nic.address}' for nic in plan.nics)}"
-            claim = self._access.find(caller, plan.name)
             log_event(self._ledger, claim, Outcome(EventKind.CLAIMED, detail, caller.name, started_at))
             return _view_running(self.transitions.launch(claim, caller.name, changed)), True
 
@@ -206,28 +206,28 @@ class GuestService:
     def begin_ready(self, caller: Identity, name: str, timeout: float) -> Future[str]:
         return self._consoles.begin_ready(self._access.find(caller, name), timeout)
 
-    def begin_tell(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> Future[str]:
+    def begin_command(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> Future[str]:
         """Raises NotFound if ``uuid`` is given and is not the guest's."""
         claim = self._access.find_for_change(caller, name)
         if uuid not in (None, claim.plan.uuid):
             raise guest_replaced_error(name)
-        return self._consoles.begin_tell(claim, line, timeout)
+        return self._consoles.begin_command(claim, line, timeout)
 
     def wait_ready(self, caller: Identity, name: str, timeout: float) -> str:
         return self.begin_ready(caller, name, timeout).result()
 
-    def tell(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
-        return self.begin_tell(caller, name, line, timeout, uuid).result()
+    def send_command(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
+        return self.begin_command(caller, name, line, timeout, uuid).result()
 
-    def tidy(self) -> None:
-        self._consoles.tidy()
+    def remove_old_logs(self) -> None:
+        self._consoles.remove_old_logs()
 
     # The manager's own.
 
-    def check(self, limit: float) -> None:
+    def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""
         self.host_setup.lock.raise_if_held_longer(limit)
-        self.allocator.check(limit)
+        self.allocator.lock.raise_if_held_longer(limit)
 
     def close(self) -> None:
         """Restarts no guest any more, and ends what clients wait for. Guests keep running."""

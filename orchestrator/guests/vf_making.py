@@ -8,6 +8,7 @@ from dataclasses import replace
 from orchestrator.errors import Conflict, HostError, NoRoom
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf
+from orchestrator.ledger import Claim
 from orchestrator.model.plan import Claims, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
@@ -58,8 +59,8 @@ def check_made(host: HostRoot, plan: Plan) -> None:
 
 
 def claim_with_vfs(
-    claim: Callable[[], Plan], make_vfs: Callable[[PciAddress, str], tuple[str, ...]], give_back: Callable[[], None]
-) -> tuple[Plan, tuple[str, ...]]:
+    claim: Callable[[], Claim], make_vfs: Callable[[PciAddress, str], tuple[str, ...]], give_back: Callable[[], None]
+) -> tuple[Claim, tuple[str, ...]]:
     """Claims, and makes VFs first where that is needed.
 
     Args:
@@ -68,7 +69,7 @@ def claim_with_vfs(
         give_back: undoes what serves all guests, if there is none.
 
     Returns:
-        The plan that was claimed, and what was changed on the host for it.
+        The claim, and what was changed on the host for it.
 
     Raises:
         HostError: VFs could not be made; or what ``claim`` raises.

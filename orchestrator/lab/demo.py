@@ -17,8 +17,8 @@ from orchestrator.lab import switch
 from orchestrator.lab.health import check_emulation
 from orchestrator.lab.lab import Lab, execute
 from orchestrator.lab.progress import Timeline
-from orchestrator.model.plain import to_plain
-from orchestrator.model.proof import Proof, Verdict, proof_from_json
+from orchestrator.model.plain import from_plain, to_plain
+from orchestrator.model.proof import Proof, Verdict
 from orchestrator.waiting import wait_until
 
 FRAMES = 50
@@ -78,7 +78,7 @@ def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
     """All proofs, measured by the manager of the lab host; `vepa` is completed with the frames counted at the switch port."""
     port = switch.port(lab.name)
     with watch_switch(port.interface, port.netns) as counter:
-        proofs = [proof_from_json(fields) for fields in ask(lab, "audit", "--frames", str(frames), check=False)]
+        proofs = from_plain(tuple[Proof, ...], ask(lab, "audit", "--frames", str(frames), check=False))
     counted = count_at_switch(counter)
     return tuple(complete_vepa(proof, counted) if proof.name == VEPA.name else proof for proof in proofs)
 

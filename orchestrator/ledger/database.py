@@ -1,23 +1,31 @@
-"""The ledger's open file: connections, transactions, the reserve for a full disk, and whether the file is still at its path."""
+"""The ledger's open file: connections, transactions, the reserve for a full disk, and whether the file is still at its path.
+
+One connection writes, one reads. A commit writes to the WAL and outlives the process; it outlives a power cut once `wait_synced`
+has returned. The fsync is not part of the commit (``PRAGMA synchronous = NORMAL``), so that one fsync serves several commits and
+no lock is held during it.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.errors import LedgerError, LostRace
-from orchestrator.ledger.loading import Known, load
+from orchestrator.errors import LedgerError
+from orchestrator.ledger.group_sync import GroupSync
 from orchestrator.ledger.reserve import Reserve
 from orchestrator.ledger.schema import DAMAGED, check_file, is_current, migrate
 from orchestrator.locks import WatchedLock
-from orchestrator.model.claim import Claim
 
-_BUSY = 10.0
+BUSY_TIMEOUT = 10.0
+"""Seconds to wait for another program that holds the file."""
+
+FSYNC = "FSYNC"
+"""What a trace gets before an fsync of the WAL."""
 
 _FREE = "free some space on its disk, then try again"
 _HINTS = {
@@ -31,7 +39,7 @@ _HINTS = {
     sqlite3.SQLITE_NOTADB: "it is another kind of file: give the manager another path",
 }
 
-# How SQLite tells of a disk that is full: ENOSPC of the file and of its WAL, of its index of the WAL, and when these are made
+# SQLite's errors for a full disk: ENOSPC of the file and of its WAL, of the WAL's index, and when these are created
 # (os_unix.c). EDQUOT comes as an I/O error.
 _FULL = {
     sqlite3.SQLITE_FULL,
@@ -42,149 +50,133 @@ _FULL = {
 }
 
 T = TypeVar("T")
-Accept = Callable[[Sequence[Claim]], object]
+Trace = Callable[[str], object]
 
 
 class Database:
-    """The file and what is known of it, for several threads.
+    """The file, for several threads.
 
     Args:
-        path: the database; it and its folder are made if they are not there.
-        accept: raises if these claims must not be opened; nothing was written then.
+        path: created with its folder if it does not exist.
+        accept: gets a copy of the content, migrated; raises if the file must not be opened. Nothing was written then.
+        busy: as ``BUSY_TIMEOUT``.
+        trace: called with each statement that writes, before it is executed, and with ``FSYNC``.
 
     Raises:
-        LedgerError: the file is damaged, no ledger, of a newer version, or can't be opened.
+        LedgerError: the file is damaged, not a ledger, of a newer version, or cannot be opened.
     """
 
-    def __init__(self, path: Path, accept: Accept) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, accept: Callable[[sqlite3.Connection], object], busy: float = BUSY_TIMEOUT, trace: Trace | None = None
+    ) -> None:
+        self.path = path
+        self._busy, self._trace = busy, trace
         self._lock = WatchedLock()
-        # Readers have a connection of their own: with WAL they need not wait until what others write is on the disk.
+        # Readers have their own connection: with WAL they do not wait for writers.
         self._read_lock = threading.Lock()
         self._reserve = Reserve(path.with_name(f"{path.name}.reserve"))
+        self._sync = GroupSync(self._sync_wal)
+        self._wal: int | None = None
         self._files: dict[Path, tuple[int, int]] = {}
         self._connections: list[sqlite3.Connection] = []
-        with self._explained("open"):
+        with self.mapped_errors("open"):
             _create(path)
-            self._with_reserve(lambda: check_file(path, _BUSY, lambda copy: accept(tuple(self._load(copy).claims.values()))))
+            self.with_reserve(lambda: check_file(path, busy, accept))
             try:
-                self._db, self._unsynced, self._reader = self._connect(), self._connect(), self._connect()
-                self._with_reserve(self._prepare)
+                self._writer, self._reader = self._connect(), self._connect()
+                self.with_reserve(self._prepare)
             except BaseException:
                 self.close()
                 raise
         self._reserve.restore()
 
     def close(self) -> None:
-        """Moves all into the one file, and closes it. The ledger can't be used afterwards."""
+        """Moves the WAL into the file and closes both. Later calls raise LedgerError."""
         with self._read_lock, self._lock:
             if self._files and not self._find_missing():
-                # Else it is done at the next start. Readers have ended, and no other program has the file open.
+                # If it fails, the next start does it. No reader is active and no other program has the file open.
                 with suppress(sqlite3.Error):
-                    self._with_reserve(lambda: self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+                    self.with_reserve(self._checkpoint)
             self._files = {}
+            self._sync.stop()
             for connection in reversed(self._connections):
                 connection.close()
+            if self._wal is not None:
+                os.close(self._wal)
+                self._wal = None
 
     @property
     def trouble(self) -> str:
-        """What keeps it from being written, in words; empty if nothing does."""
+        """Why the ledger cannot be written; empty if it can."""
         if missing := self._find_missing():
             return f"{missing} is gone or another file"
-        return f"the disk of {self._path} is full" if self._reserve.used else ""
+        return f"the disk of {self.path} is full" if self._reserve.used else ""
 
-    def _connect(self) -> sqlite3.Connection:
-        # isolation_level None: the sqlite3 module begins no transactions of its own.
-        connection = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
-        self._connections.append(connection)
-        return connection
+    def raise_if_stalled(self, limit: float) -> None:
+        """Raises OrchestratorError if a write or an fsync has been running for more than ``limit`` seconds."""
+        self._lock.raise_if_held_longer(limit)
+        self._sync.raise_if_stalled(limit)
 
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA foreign_keys = OFF")
-        if not is_current(self._db):
-            with self._explained("make"), self._transaction():
-                migrate(self._db)
-        self._db.execute("PRAGMA foreign_keys = ON")
-        # With WAL, NORMAL syncs nothing at a commit (https://sqlite.org/pragma.html#pragma_synchronous).
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._unsynced.execute("PRAGMA synchronous = NORMAL")
-        self._known = self._load(self._db)
-        for path in (self._path, self._path.with_name(f"{self._path.name}-wal")):
-            # By path: opening and closing a file of SQLite's would release the locks that this process holds on it (fcntl(2)).
-            found = path.stat()
-            self._files[path] = found.st_dev, found.st_ino
-
-    def _load(self, db: sqlite3.Connection) -> Known:
-        try:
-            return load(db)
-        except ValueError as error:
-            raise LedgerError(f"the ledger {self._path} holds {error}", DAMAGED) from None
-
-    def _change(self, what: str, work: Callable[[Known], object], *, begins: bool = False) -> Known:
-        """A change of claims, by one statement or by one transaction; on the disk when this ends, or not done at all.
+    @contextmanager
+    def writing(self, what: str, *, starts_work: bool) -> Iterator[sqlite3.Connection]:
+        """The connection that writes, with the lock of all writers held.
 
         Args:
-            work: makes it, in the file and in what is known; called once more after an error for want of space.
-            begins: it begins something new, for which the reserve is not there.
+            what: verb and object for error messages, "write the claim of web to".
+            starts_work: the change begins something new, for which the reserve is not there.
 
         Raises:
-            LostRace: another program has changed the file; what it holds is known now.
-            LedgerError: it can't be written, or is not the file at its path any more.
+            LedgerError: the file cannot be written, or is not the file at its path any more.
         """
-
-        def attempt() -> Known:
-            now = Known(self._known.generation, self._known.version + 1, dict(self._known.claims))
-            try:
-                work(now)
-            except LostRace:
-                self._known = self._load(self._db)
-                raise
-            return now
-
-        with self._writing(what, begins=begins):
-            now = attempt() if begins else self._with_reserve(attempt)
-            # Again, before the change is reported: it is lost if the file was deleted meanwhile.
-            self._check_files()
-            self._known = now
-            return now
-
-    def _write(self, what: str, statement: str, *values: object, begins: bool = True) -> sqlite3.Cursor:
-        """One statement, which is a transaction of its own: a power cut may take it back, but no kill of this process can."""
-        with self._writing(what, begins=begins):
-            if begins:
-                return self._unsynced.execute(statement, values)
-            return self._with_reserve(lambda: self._unsynced.execute(statement, values))
-
-    @contextmanager
-    def _writing(self, what: str, *, begins: bool) -> Iterator[None]:
-        with self._lock, self._explained(what):
-            self._check_files()
-            if begins and self._reserve.used and not self._reserve.restore():
-                message = f"cannot {what} the ledger {self._path}: its disk is full, and the reserve is for ending guests only"
+        with self._lock, self.mapped_errors(what):
+            self.check_files()
+            if starts_work and self._reserve.used and not self._reserve.restore():
+                message = f"cannot {what} the ledger {self.path}: its disk is full, and the reserve is for ending guests only"
                 raise LedgerError(message, _FREE)
-            yield
+            if self._sync.is_broken:
+                self._checkpoint()
+            yield self._writer
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing, and on the disk. IMMEDIATE takes the write lock before anything is read, so that it stays true."""
-        self._db.execute("BEGIN IMMEDIATE")
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; within `writing`. IMMEDIATE locks out other programs before anything is read."""
+        self._writer.execute("BEGIN IMMEDIATE")
         try:
             yield
-            self._db.execute("COMMIT")
+            self._writer.execute("COMMIT")
         except BaseException:
             # SQLite has rolled back by itself after some errors (https://sqlite.org/lang_transaction.html).
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
             raise
 
+    def write(self, what: str, statement: str, *values: object, starts_work: bool = True) -> sqlite3.Cursor:
+        """Executes one statement, a transaction of its own, which a power cut may take back. Arguments as of `writing`."""
+        with self.writing(what, starts_work=starts_work) as db:
+            if starts_work:
+                return db.execute(statement, values)
+            return self.with_reserve(lambda: db.execute(statement, values))
+
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._read_lock, self._explained("read"):
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection that reads."""
+        with self._read_lock, self.mapped_errors("read"):
             yield self._reader
 
-    def _with_reserve(self, work: Callable[[], T]) -> T:
-        """Does what is all or nothing, on a full disk with the space that is kept for it."""
+    def note_written(self) -> int:
+        """Number of the last change, for `wait_synced`; within `writing`."""
+        return self._sync.note_written()
+
+    def wait_synced(self, number: int) -> None:
+        """Returns when the change of this number is on the disk. Several threads share one fsync.
+
+        Raises:
+            LedgerError: the fsync has failed, or the file is not the file at its path any more.
+        """
+        self._sync.wait(number)
+
+    def with_reserve(self, work: Callable[[], T]) -> T:
+        """Does work that is all or nothing; on a full disk once more with each part of the reserve."""
         while True:
             try:
                 return work()
@@ -192,41 +184,84 @@ class Database:
                 if getattr(error, "sqlite_errorcode", 0) not in _FULL or not self._reserve.release():
                     raise
             if self._connections:
-                # What is in the WAL goes to its place in the file, if there is room; its own room is used again then.
+                # Moves the WAL into the file if there is room; its own space is used again then.
                 with suppress(sqlite3.Error):
                     self._connections[0].execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
-    def _find_missing(self) -> Path | None:
-        """A file of the ledger that is not at its path any more: what is written to it would be lost with this process."""
-        for path, known in self._files.items():
-            try:
-                found = path.stat()
-            except OSError:
-                return path
-            if (found.st_dev, found.st_ino) != known:
-                return path
-        return None
-
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
+        """Raises LedgerError if a file of the ledger was moved or replaced: what is written to it dies with this process."""
         if missing := self._find_missing():
-            message = f"the ledger {self._path} can't be used: {missing} was deleted or replaced while the manager had it open"
+            message = f"the ledger {self.path} can't be used: {missing} was deleted or replaced while the manager had it open"
             raise LedgerError(message, "move it back, or stop the manager, restore the ledger from a copy and start again")
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def mapped_errors(self, what: str) -> Iterator[None]:
+        """Raises LedgerError for SQLite's errors; ``what`` as for `writing`."""
         try:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0)
-            said = " ".join(str(error).split())  # it may quote a part of the schema, with its line breaks
-            raise LedgerError(f"cannot {what} the ledger {self._path}: {said}", _HINTS.get(code & 0xFF, "")) from None
+            text = " ".join(str(error).split())  # it may quote the schema, which has line breaks
+            raise LedgerError(f"cannot {what} the ledger {self.path}: {text}", _HINTS.get(code & 0xFF, "")) from None
         except UnicodeDecodeError:
             # Of SQLite's message, which quotes the schema.
-            raise LedgerError(f"cannot {what} the ledger {self._path}: its schema is not in UTF-8", DAMAGED) from None
+            raise LedgerError(f"cannot {what} the ledger {self.path}: its schema is not in UTF-8", DAMAGED) from None
+
+    def _connect(self) -> sqlite3.Connection:
+        # isolation_level None: the sqlite3 module begins no transactions of its own.
+        connection = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None, check_same_thread=False)
+        self._connections.append(connection)
+        return connection
+
+    def _prepare(self) -> None:
+        db = self._writer
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA foreign_keys = OFF")
+        if not is_current(db):
+            db.execute("PRAGMA synchronous = FULL")
+            with self.mapped_errors("make"), self.transaction():
+                migrate(db)
+        db.execute("PRAGMA foreign_keys = ON")
+        # Commits without fsync (https://sqlite.org/pragma.html#pragma_synchronous): that is `wait_synced`.
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.set_trace_callback(self._trace)
+        wal = self.path.with_name(f"{self.path.name}-wal")
+        for path in (self.path, wal):
+            # By path: closing another descriptor of the database would release SQLite's locks on it (fcntl(2)).
+            status = path.stat()
+            self._files[path] = status.st_dev, status.st_ino
+        # SQLite has no locks on the WAL itself (they are on the -shm file, https://sqlite.org/walformat.html).
+        self._wal = os.open(wal, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _checkpoint(self) -> None:
+        """Moves the WAL into the file, with an fsync of both: everything written so far is on the disk then."""
+        ((is_blocked, *_),) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if is_blocked:
+            raise sqlite3.OperationalError("the WAL cannot be moved into the file: a reader does not end")
+        self._sync.reset()
+
+    def _sync_wal(self) -> None:
+        if self._trace:
+            self._trace(FSYNC)
+        assert self._wal is not None
+        os.fdatasync(self._wal)
+        # After the fsync: a change is lost if the file was deleted meanwhile.
+        self.check_files()
+
+    def _find_missing(self) -> Path | None:
+        """The first file of the ledger that is not at its path any more."""
+        for path, known in self._files.items():
+            try:
+                status = path.stat()
+            except OSError:
+                return path
+            if (status.st_dev, status.st_ino) != known:
+                return path
+        return None
 
 
 def _create(path: Path) -> None:
-    """Makes the file readable by root alone: it tells what all guests own."""
+    """Creates the file readable by root alone: it shows what all tenants own."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -7,9 +7,11 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import NotFound
+from orchestrator.errors import LedgerError, NotFound
+from orchestrator.ledger.schema import DAMAGED
 from orchestrator.model.claim import Claim
 from orchestrator.model.plan import Plan, plan_from_json
 from orchestrator.model.request import GuestRequest
@@ -22,7 +24,7 @@ _UNREADABLE = "a claim that can't be read, of guest"
 
 
 @dataclass
-class Known:
+class Cache:
     """The claims and the two counters in the file.
 
     Attributes:
@@ -47,13 +49,23 @@ class Known:
         return self.claims[name]
 
 
-def load(db: sqlite3.Connection) -> Known:
+def load(db: sqlite3.Connection, path: Path) -> Cache:
     """Reads and compares all but the events.
 
+    Args:
+        path: of the ledger, for error messages.
+
     Raises:
-        ValueError: something can't be read, or differs from another part of the file; with a noun that says what it is.
+        LedgerError: something can't be read, or differs from another part of the file.
         sqlite3.Error: the file can't be read.
     """
+    try:
+        return _load(db)
+    except ValueError as error:
+        raise LedgerError(f"the ledger {path} holds {error}", DAMAGED) from None
+
+
+def _load(db: sqlite3.Connection) -> Cache:
     counters = read_rows(db, "SELECT number, version FROM generation")
     if len(counters) != 1:
         raise ValueError(f"no counters of its claims: the table generation has {len(counters)} rows")
@@ -63,12 +75,12 @@ def load(db: sqlite3.Connection) -> Known:
     claims = {}
     for name, *fields in read_rows(db, "SELECT name, plan, state, request, owner, version, restarts FROM guest ORDER BY name"):
         claims[name] = _parse_claim(name, *fields)
-    _check_owned(db, claims)
+    _check_keys(db, claims)
     for name, text in read_rows(db, "SELECT name, reasons FROM quarantine"):
         parse_reasons(name, text)
     for owner, text in read_rows(db, "SELECT owner, arguments FROM undo"):
         parse_arguments(owner, text)
-    return Known(generation, max((version, *(claim.version for claim in claims.values()))), claims)
+    return Cache(generation, max((version, *(claim.version for claim in claims.values()))), claims)
 
 
 def parse_reasons(name: str, text: str) -> tuple[str, ...]:
@@ -117,28 +129,23 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
     return claim
 
 
-def _check_owned(db: sqlite3.Connection, claims: dict[str, Claim]) -> None:
-    """What keeps things from being claimed twice must be what the plans say."""
-    for table, column, what, read in _OWNED:
-        rows: defaultdict[str, set[str]] = defaultdict(set)
-        for thing, guest in read_rows(db, f"SELECT {column}, guest FROM {table}"):
-            rows[guest].add(str(thing))
-        for name in sorted(rows.keys() | claims.keys()):
-            planned = read(claims[name].plan) if name in claims else set()
-            if rows[name] != planned:
-                named = ", ".join(sorted(rows[name] ^ planned)[:8])
-                raise ValueError(f"{_UNREADABLE} {name}: its plan and the table {table} differ in {what} {named}")
+def list_keys(plan: Plan) -> list[tuple[str, str]]:
+    """What a plan claims of things that exist once: (kind, key) of each row in the table claim_key."""
+    vfs, macs = [str(nic.address) for nic in plan.nics], [str(nic.mac) for nic in plan.nics]
+    named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs}
+    return [(kind, key) for kind, keys in named.items() for key in keys]
 
 
-def _read_cpus(plan: Plan) -> set[str]:
-    return {str(cpu) for cpu in plan.cpus}
-
-
-_OWNED = (
-    ("claim_cpu", "cpu", "CPUs", _read_cpus),
-    ("claim_vf", "address", "VFs", lambda plan: {str(nic.address) for nic in plan.nics}),
-    ("claim_mac", "mac", "Ethernet addresses", lambda plan: {str(nic.mac) for nic in plan.nics}),
-)
+def _check_keys(db: sqlite3.Connection, claims: dict[str, Claim]) -> None:
+    """The rows that keep a thing from being claimed twice must be those of the plans."""
+    rows: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+    for kind, key, guest in read_rows(db, "SELECT kind, key, guest FROM claim_key"):
+        rows[guest].add((kind, key))
+    for name in sorted(rows.keys() | claims.keys()):
+        planned = set(list_keys(claims[name].plan)) if name in claims else set()
+        if rows[name] != planned:
+            named = ", ".join(" ".join(pair) for pair in sorted(rows[name] ^ planned)[:8])
+            raise ValueError(f"{_UNREADABLE} {name}: its plan and the table claim_key differ in {named}")
 
 
 def _parse_json(text: str, what: str) -> Any:

@@ -14,7 +14,7 @@ from orchestrator.values import Size
 
 _APPLICATION = 0x4E48
 
-# "primary key" in claim_*: no bug elsewhere can promise one thing to two guests.
+# The primary keys of claim_*: no bug elsewhere can promise one thing to two guests.
 _TABLES_1 = """
 CREATE TABLE generation (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL) STRICT;
 INSERT INTO generation VALUES (1, 0);
@@ -68,6 +68,19 @@ ALTER TABLE event ADD COLUMN trouble INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX event_by_age ON event (tenant, trouble, id);
 """
 
+# One table for everything that only one guest can own: a new kind of resource needs no new table.
+_KEYS_5 = """
+CREATE TABLE claim_key (kind TEXT NOT NULL, key TEXT NOT NULL, guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE,
+    PRIMARY KEY (kind, key)) STRICT, WITHOUT ROWID;
+INSERT INTO claim_key SELECT 'cpu', CAST(cpu AS TEXT), guest FROM claim_cpu;
+INSERT INTO claim_key SELECT 'vf', address, guest FROM claim_vf;
+INSERT INTO claim_key SELECT 'mac', mac, guest FROM claim_mac;
+CREATE INDEX claim_key_of_guest ON claim_key (guest);
+DROP TABLE claim_cpu;
+DROP TABLE claim_vf;
+DROP TABLE claim_mac;
+"""
+
 # What schema 1 called claimed was on its way to run; its stop gave everything back.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -98,8 +111,13 @@ def _migrate_4(db: sqlite3.Connection) -> None:
     _execute_all(db, _COLUMN_4)
 
 
-# One entry a schema version; never edit one that was released, add the next.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migrate_1, _migrate_2, _migrate_3, _migrate_4)
+def _migrate_5(db: sqlite3.Connection) -> None:
+    """Keys of claims move into one table. A key that a damaged file has twice is an IntegrityError here."""
+    _execute_all(db, _KEYS_5)
+
+
+# One entry per schema version; never edit one that was released, add the next.
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5)
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"
 
@@ -180,11 +198,12 @@ def is_current(db: sqlite3.Connection) -> bool:
     return read_version(db) == len(MIGRATIONS) and _read(db, "PRAGMA application_id") == _APPLICATION
 
 
-def migrate(db: sqlite3.Connection) -> None:
-    """Brings the tables to our version; to be called within a transaction, with foreign keys off."""
-    for migration in MIGRATIONS[read_version(db) :]:
+def migrate(db: sqlite3.Connection, version: int | None = None) -> None:
+    """Brings the tables to a schema version, None for ours; within a transaction, with foreign keys off."""
+    version = len(MIGRATIONS) if version is None else version
+    for migration in MIGRATIONS[read_version(db) : version]:
         migration(db)
-    db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    db.execute(f"PRAGMA user_version = {version}")
     db.execute(f"PRAGMA application_id = {_APPLICATION}")
 
 

@@ -1,4 +1,4 @@
-"""Who asks, and what they may do: roles, tenants and their quotas. Pure."""
+"""Callers: roles, tenants and their quotas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.values import Size
 
 
 class Role(StrEnum):
-    """What somebody may do: an operator everything; a tenant see and change the own guests; a viewer see everything."""
+    """An operator may do everything, a tenant read and change its own guests, a viewer read everything."""
 
     OPERATOR = "operator"
     TENANT = "tenant"
@@ -18,12 +18,11 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Quota:
-    """The most that all guests of a tenant together may own; None for no bound.
+    """Maximum of all guests of a tenant together; None for no limit.
 
     Attributes:
         cores: whole physical cores.
-        memory: bytes of huge pages.
-        vfs: virtual functions, which are guests too: each has one.
+        vfs: virtual functions, and so guests: each has one.
     """
 
     cores: int | None = None
@@ -33,12 +32,11 @@ class Quota:
 
 @dataclass(frozen=True)
 class Identity:
-    """Somebody who asks the manager for something.
+    """An authenticated caller.
 
     Attributes:
-        name: for the event log: "root", a user's, a token's or a certificate's name.
-        tenant: whose guests these are; empty for the host's own (operators and viewers).
-        quota: bounds of the tenant.
+        name: for the event log: name of a user, token or certificate.
+        tenant: owner of its guests; empty for the host's own (operators and viewers).
     """
 
     name: str
@@ -49,14 +47,13 @@ class Identity:
 
 OPERATOR = Identity("operator", Role.OPERATOR)
 MANAGER = Identity("manager", Role.OPERATOR)
-"""The manager itself, in the event log: what it does without having been asked."""
+"""The caller of events without a request."""
 
 
-def may_see(who: Identity, owner: str) -> bool:
-    """Whether somebody may know of a guest that belongs to the tenant ``owner`` ("" for the host's own)."""
-    return who.role is not Role.TENANT or who.tenant == owner
+def may_see(caller: Identity, tenant: str) -> bool:
+    """Whether a caller may know of a guest of a tenant ("" for the host's own)."""
+    return caller.role is not Role.TENANT or caller.tenant == tenant
 
 
-def may_change(who: Identity, owner: str) -> bool:
-    """Whether somebody may change a guest that belongs to the tenant ``owner``."""
-    return who.role is Role.OPERATOR or (who.role is Role.TENANT and who.tenant == owner)
+def may_change(caller: Identity, tenant: str) -> bool:
+    return caller.role is Role.OPERATOR or (caller.role is Role.TENANT and caller.tenant == tenant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
 from enum import Enum, StrEnum, auto
 
 
@@ -102,6 +103,11 @@ class Event:
 
 
 EVENT_FIELDS = tuple(field.name for field in fields(Event))
+
+
+def utc_now() -> str:
+    """The time for an event, in ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _find_kind(kind: str) -> EventKind | None:

@@ -18,9 +18,9 @@ class GuestView:
 
     Attributes:
         state: as in the ledger; ``ended`` if it should run but does not; ``planned`` if nothing is claimed for it.
-        owner: the tenant it belongs to, empty for the host's own.
-        version: see ``Claim``; 0 if nothing is claimed.
-        warnings: of a plan: what of it others may use later, and what of the host is not as the configuration says.
+        owner: its tenant, empty for the host's own.
+        version: as of ``Claim``; 0 if nothing is claimed.
+        warnings: of a plan: resources that unmanaged domains may use later, and differences between configuration and host.
     """
 
     plan: Plan
@@ -33,14 +33,14 @@ class GuestView:
 
 
 def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:
-    """The guest as it is now; ``running`` are the guests that libvirt has."""
+    """The guest now; ``running`` are the ids of running domains."""
     ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
     state = "ended" if ended else str(claim.state)
     return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted)
 
 
 def check_version(claim: Claim, expected: int | None) -> None:
-    """Raises Stale unless the guest is of the version that the caller has seen; None for any."""
+    """Raises Stale unless the guest has the expected version; None for any."""
     if expected is not None and expected != claim.version:
         what = f"guest {claim.plan.name} has changed: it is version {claim.version}, not {expected}"
         raise Stale(what, "look at it again")

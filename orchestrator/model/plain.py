@@ -65,8 +65,12 @@ def _read(kind: Any, data: object, path: str) -> Any:
         if not isinstance(data, list):
             raise ValueError(f"{path}: not a list")
         return tuple(_read(item, part, f"{path}.{index}") for index, part in enumerate(data))
+    if get_origin(kind) is dict:
+        return _read_items(kind, data, path)
     if dataclasses.is_dataclass(kind) and kind not in (*_AS_TEXT, Size):
         return _read_fields(kind, data, path)
+    if kind is float and type(data) is int:
+        return data  # JSON has one kind of number
     if kind in (bool, int, float, str):
         if type(data) is not kind:
             raise ValueError(f"{path}: not of type {kind.__name__}")
@@ -79,6 +83,15 @@ def _read_optional(kind: Any, data: object, path: str) -> Any:
     if len(inner) != 1:
         raise TypeError(f"{kind} has no plain JSON form")
     return None if data is None else _read(inner[0], data, path)
+
+
+def _read_items(kind: Any, data: object, path: str) -> Any:
+    key, item = get_args(kind)
+    if key is not str:
+        raise TypeError(f"{kind} has no plain JSON form")
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: not an object")
+    return {name: _read(item, value, f"{path}.{name}") for name, value in data.items()}
 
 
 def _read_fields(kind: Any, data: object, path: str) -> Any:

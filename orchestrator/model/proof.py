@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
-from orchestrator.model.uplink import VepaReadings, readings_from_json
+from orchestrator.model.uplink import VepaReadings
 
 WEAKER = "weaker, because "
 """Prefix of evidence that states a limit of the proof on this host."""
@@ -46,19 +45,6 @@ class Proof:
     def measured_as(self, result: Measurement) -> Proof:
         """The same statement with another result."""
         return replace(self, verdict=result.verdict, figure=result.figure, evidence=result.evidence, readings=result.readings)
-
-
-def proof_from_json(fields: Mapping[str, Any]) -> Proof:
-    """The proof that ``to_plain`` made plain."""
-    return Proof(
-        name=fields["name"],
-        subject=fields["subject"],
-        verdict=Verdict(fields["verdict"]),
-        figure=fields["figure"],
-        unit=fields["unit"],
-        evidence=tuple(fields["evidence"]),
-        readings=readings_from_json(fields["readings"]),
-    )
 
 
 def count_findings(findings: Sequence[str], evidence: Sequence[str]) -> Measurement:

@@ -18,7 +18,7 @@ from orchestrator.values import CpuSet, PciAddress, Size
 
 _MAX_CMDLINE = 1024
 _MAX_TEXT = 128
-"""Characters of a field that a parser reads: what the parser says of a wrong one repeats it."""
+"""Characters of a parsed field; error messages repeat it."""
 _MAX_INTERFACE = 15
 """IFNAMSIZ, less the final zero byte."""
 MAX_NICS = 8
@@ -28,10 +28,10 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 def _address(text: str) -> str:
     if "/" not in text:
-        raise ValueError(f"{text!r} has no prefix length; write it like 10.9.0.11/24")
+        raise ValueError(f"{text!r} has no prefix length; use the form 10.9.0.11/24")
     if "%" in text:
-        # A zone may hold any text, and names an interface of the machine that reads it: it means nothing in a guest.
-        raise ValueError(f"{text!r} has a zone; leave out what follows the %")
+        # A zone names an interface of the local machine: it has no meaning in a guest.
+        raise ValueError(f"{text!r} has a zone; omit the part from the % on")
     return str(ipaddress.ip_interface(text))
 
 
@@ -43,7 +43,7 @@ def _interface(text: str) -> str:
 
 def _cmdline(text: str) -> str:
     if not text.isascii() or not text.isprintable():
-        raise ValueError("a kernel command line is printable ASCII on one line")
+        raise ValueError("a kernel command line must be printable ASCII on one line")
     return text
 
 
@@ -58,14 +58,14 @@ def _id(text: str) -> str:
 
 
 class Restart(StrEnum):
-    """When a guest that has ended is started again."""
+    """When a guest is restarted."""
 
     NEVER = "never"
     ON_FAILURE = "on-failure"
 
 
 class Placement(BaseModel):
-    """A place that somebody else has chosen, such as a batch scheduler. It is taken as it is, or refused whole.
+    """Resources that the caller has chosen, such as a batch scheduler. Used exactly, or refused.
 
     Attributes:
         cpus: all CPUs of the guest's cores, in the kernel's list format ("2-3,6-7"): whole physical cores of one NUMA node.
@@ -109,22 +109,22 @@ class NicRequest(BaseModel):
 
 
 class GuestRequest(BaseModel):
-    """A guest as its owner asks for it.
+    """A request for a guest.
 
     Attributes:
         name: 1 to 40 of a-z, 0-9 and inner hyphens.
         cores: whole physical cores; on a host with SMT the guest sees each core's threads as vCPUs.
-        memory: fixed for the guest's life; a whole number of huge pages ("256M").
+        memory: a whole number of huge pages ("256M").
         image: name of a built guest image.
-        address: address and prefix length that the guest gives its network interface, or None.
-        cmdline: further words for the guest's kernel command line.
-        page_size: size of its huge pages ("2M", "1G"); None for the host's own choice.
-        placement: a given place; None lets the planner choose.
-        nics: its network interfaces, in the order in which the guest counts them; None for one. ``address`` and ``placement.vf``
-            are short for those of a single one, and cannot be given with it.
-        remove: delete it once it has ended by itself, in place of keeping its claim.
-        restart: whether it is started again when it fails. One that ends by itself in good order never is.
-        id: the caller's own id of this request: asking again with the same id and the same fields changes nothing.
+        address: address and prefix length of the guest's network interface, or None.
+        cmdline: extra arguments for the guest's kernel command line.
+        page_size: size of its huge pages ("2M", "1G"); None for that of the host.
+        placement: resources chosen by the caller; None lets the planner choose.
+        nics: network interfaces, in the order in which the guest counts them; None for one. ``address`` and ``placement.vf`` are
+            short for those of a single one, and cannot be given with it.
+        remove: delete it when it ends without having failed, instead of keeping its claim.
+        restart: whether it is restarted when it fails. A guest that powers off never is.
+        id: the caller's id of this request: repeating it with the same id and fields changes nothing.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -167,9 +167,9 @@ def parse_guest_request(fields: dict[str, object]) -> GuestRequest:
     """Reads a request from untrusted JSON or from the command line.
 
     Raises:
-        RequestError: one line that names each wrong field and what is wrong with it.
+        RequestError: one line that lists each invalid field and why.
     """
     try:
         return GuestRequest.model_validate(fields)
     except ValidationError as error:
-        raise RequestError("the request is wrong: " + describe(error)) from None
+        raise RequestError("invalid request: " + describe(error)) from None

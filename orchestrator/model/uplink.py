@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,3 @@ class VepaReadings:
     edges: tuple[EdgeReading, ...]  # of the PFs whose VFs guests have
     traffic: Traffic | None  # None if no frames were sent
     gaps: tuple[str, ...] = ()  # reasons why a part could not be measured
-
-
-def readings_from_json(fields: Mapping[str, Any] | None) -> VepaReadings | None:
-    """The readings that ``to_plain`` made plain."""
-    if fields is None:
-        return None
-    return VepaReadings(
-        edges=tuple(EdgeReading(**edge) for edge in fields["edges"]),
-        traffic=Traffic(**fields["traffic"]) if fields["traffic"] else None,
-        gaps=tuple(fields["gaps"]),
-    )

@@ -19,8 +19,8 @@ from cryptography.x509.oid import NameOID
 
 from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
-from orchestrator.api.feed import Feed
-from orchestrator.api.identity import build_directory
+from orchestrator.api.event_stream import EventStream
+from orchestrator.api.identity import build_identity_map
 from orchestrator.api.server import Server, open_port, open_socket
 from orchestrator.client.client import Client
 from orchestrator.config import DaemonConfig
@@ -51,7 +51,7 @@ class Served:
     manager: GuestService
     ledger: Ledger
     server: Server
-    feed: Feed
+    stream: EventStream
     path: Path
     url: str
 
@@ -79,14 +79,14 @@ def serve(
     if config.api:
         listeners.append(open_port(config.api))
     up = threading.Event()
-    api = Api(manager, audit, build_directory(config), config.limits, metrics)
+    api = Api(manager, audit, build_identity_map(config), config.limits, metrics)
     server = Server(api, listeners, ready=up.set)
     thread = threading.Thread(target=server.run)
     thread.start()
     assert up.wait(10)
     url = f"https://127.0.0.1:{listeners[1].socket.getsockname()[1]}" if config.api else ""
     try:
-        yield Served(world, manager, ledger, server, api.feed, path, url)
+        yield Served(world, manager, ledger, server, api.stream, path, url)
     finally:
         server.should_exit = True
         thread.join(20)

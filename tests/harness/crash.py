@@ -2,7 +2,7 @@
 
 Real: system manager, ledger (on disk), steps, signal. Fake: host and hypervisor, which outlive the manager as real ones do. One
 run is one seed. Points are the moments before and after each change of the host and of the hypervisor, and before each statement
-that changes the ledger, a commit too; nothing in the product knows of them.
+that changes the ledger, a commit and an fsync too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError
 from orchestrator.guests.service import GuestService
 from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.database import FSYNC
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Policy
 from orchestrator.model.request import GuestRequest
@@ -39,8 +40,8 @@ Tell = Callable[..., object]
 """Passes named values on to the parent process."""
 
 SERVER = Server(cores=8, nodes=2, vfs=7, pages=512)
-CHANGES = ("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT")
-"""What statements begin with that change the ledger."""
+CHANGES = ("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT", FSYNC)
+"""What statements begin with that change the ledger; and its fsync."""
 _NAMES = tuple(f"guest{number}" for number in range(6))
 _POINTS = 300
 _MOST_BEFORE = 5
@@ -84,11 +85,12 @@ class World:
             build_server(folder / "host", server)
             make_image(folder / "images")
         self.host = FakeRoot(folder / "host")
+        self.trace: Callable[[str], object] = lambda _statement: None
         self.hypervisor = FakeHypervisor(self.host)
 
     def open_manager(self, policy: Policy | None = None) -> tuple[GuestService, Ledger]:
         """A manager as `nohyped` makes it, not recovered yet; with another policy than the server's, if one is given."""
-        ledger = Ledger(self.folder / "ledger.sqlite")
+        ledger = Ledger(self.folder / "ledger.sqlite", trace=lambda statement: self.trace(statement))
         folders = {"images": self.folder / "images", "consoles": self.folder / "consoles"}
         return GuestService(self.host, self.hypervisor, ledger, policy or self.server.policy, **folders), ledger  # type: ignore[arg-type]
 
@@ -103,7 +105,7 @@ class World:
         build_server(self.folder / "host", self.server)
 
 
-def arm(world: World, ledger: Ledger, points: int, told: Callable[[str], object]) -> None:
+def arm(world: World, points: int, told: Callable[[str], object]) -> None:
     """Kills this process at the given number of points from now on.
 
     Args:
@@ -123,8 +125,7 @@ def arm(world: World, ledger: Ledger, points: int, told: Callable[[str], object]
             pass_point(f"before {' '.join(statement.split()[:3])}")
 
     object.__setattr__(world.host, "watch", lambda moment, what: pass_point(f"{moment} {what}"))
-    for connection in (ledger._db, ledger._unsynced):
-        connection.set_trace_callback(trace)
+    world.trace = trace
 
 
 def run_crash(folder: Path, seed: int) -> Outcome:
@@ -211,7 +212,7 @@ def _work_until_killed(world: World, rng: Random, points: int, tell: Tell, befor
     before = rng.randint(0, _MOST_BEFORE) if before is None else before
     for number in count():
         if number == before:
-            arm(world, ledger, points, lambda where: tell(killed=where))
+            arm(world, points, lambda where: tell(killed=where))
         # Creating more often than the rest, so that there is something to lose.
         kind, name = rng.choice([*OPERATIONS, "create", "create"]), rng.choice(_NAMES)
         if number < before:
@@ -228,7 +229,7 @@ def _work_until_killed(world: World, rng: Random, points: int, tell: Tell, befor
 
 def _recover_until_killed(world: World, points: int, tell: Tell) -> None:
     manager, ledger = world.open_manager()
-    arm(world, ledger, points, lambda where: tell(killed=where))
+    arm(world, points, lambda where: tell(killed=where))
     manager.reconciler.recover()
     os.kill(os.getpid(), signal.SIGKILL)
 

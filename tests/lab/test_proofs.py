@@ -31,7 +31,7 @@ def test_vepa_fails_without_hairpin(host: LabHost) -> None:
 
 
 def test_vepa_fails_when_the_nic_switches_locally(host: LabHost) -> None:
-    """The register is set directly; a link event, which a PF reset causes, makes the manager restore it."""
+    """The register is changed outside the manager; a link event, which a PF reset causes, makes the manager restore it."""
     read_and_set = (
         "import json,struct,mmap,os,sys;f=os.open('/sys/bus/pci/devices/'+sys.argv[1]+'/resource0',os.O_RDWR|os.O_SYNC)"
     )
@@ -77,7 +77,7 @@ def test_core_smt_fails_when_a_sibling_is_shared(host: LabHost, guests: list[dic
     assert proofs["core-smt", name].verdict == Verdict.FAIL
 
 
-def test_manager_core_fails_when_the_manager_may_run_elsewhere(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_manager_core_fails_when_the_manager_leaves_housekeeping(host: LabHost, guests: list[dict[str, Any]]) -> None:
     pid = host.run("systemctl show --value -p MainPID nohyped").stdout.strip()
     del guests
     slices = "/sys/fs/cgroup/system.slice/cpuset.cpus"
@@ -87,7 +87,7 @@ def test_manager_core_fails_when_the_manager_may_run_elsewhere(host: LabHost, gu
         assert host.proofs()["manager-core", "host"].verdict == Verdict.FAIL
 
 
-def test_manager_core_fails_when_a_qemu_helper_may_run_elsewhere(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_manager_core_fails_when_a_qemu_thread_leaves_housekeeping(host: LabHost, guests: list[dict[str, Any]]) -> None:
     name = guests[0]["name"]
     with host.unconfined(guests[0]), host.changed(f"virsh emulatorpin {name} 6", f"virsh emulatorpin {name} 0-1"):
         assert host.proofs()["manager-core", "host"].verdict == Verdict.FAIL
@@ -113,7 +113,7 @@ UNMANAGED = """<domain type='kvm'><name>unmanaged</name><memory unit='MiB'>128</
 
 @pytest.fixture(scope="module")
 def unmanaged(host: LabHost) -> Any:
-    """An unmanaged guest: unlocked, with an emulated device, and a VF in a group of type identity (iommu=pt)."""
+    """A domain started outside the manager: unlocked, with an emulated device and a VF in an identity group (iommu=pt)."""
     free = host.run("readlink /sys/class/net/nic0/device/virtfn3").stdout.strip().rpartition("/")[2]
     _, bus, rest = free.split(":")
     slot, function = rest.split(".")
@@ -130,24 +130,24 @@ def unmanaged(host: LabHost) -> Any:
     host.run(f"echo {free} > {device}/driver/unbind; echo > {device}/driver_override; echo DMA > {device}/iommu_group/type")
 
 
-def test_identity_default_domain_weakens_the_proof(unmanaged: Any) -> None:
-    """VFIO attaches a translating domain, whatever the type of the group is while no guest uses it."""
+def test_identity_default_domain_limits_the_proof(unmanaged: Any) -> None:
+    """VFIO attaches a domain that translates, whatever domain the group has while no guest uses it."""
     proof = unmanaged["device-isolated", "unmanaged"]
     assert proof.verdict == Verdict.PASS, proof.evidence
     assert any(line.startswith(WEAKER) for line in proof.evidence)
 
 
-def test_device_isolated_fails_with_unsafe_interrupts_allowed(host: LabHost, guests: list[dict[str, Any]]) -> None:
+def test_interrupts_without_remapping_fail(host: LabHost, guests: list[dict[str, Any]]) -> None:
     parameter = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
     with host.changed(f"echo Y > {parameter}", f"echo N > {parameter}"):
         assert host.proofs()["device-isolated", guests[0]["name"]].verdict == Verdict.FAIL
 
 
 @pytest.mark.parametrize("name", ["memory-static", "devices-minimal"])
-def test_unmanaged_guest_fails_proof(unmanaged: Any, name: str) -> None:
+def test_guest_with_unlocked_memory_and_extra_device_fails(unmanaged: Any, name: str) -> None:
     assert unmanaged[name, "unmanaged"].verdict == Verdict.FAIL, unmanaged[name, "unmanaged"].evidence
 
 
-def test_managed_guest_passes_next_to_unmanaged_guest(unmanaged: Any, guests: list[dict[str, Any]]) -> None:
+def test_managed_guests_pass_next_to_an_unmanaged_domain(unmanaged: Any, guests: list[dict[str, Any]]) -> None:
     for name in ("memory-static", "devices-minimal", "device-isolated", "core-smt"):
         assert unmanaged[name, guests[0]["name"]].verdict == Verdict.PASS

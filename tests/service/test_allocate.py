@@ -73,8 +73,9 @@ def test_pages_that_somebody_has_taken_are_not_promised(world: World, manager: G
     assert ask(manager).node != plan.node
 
 
-def test_pages_that_the_host_keeps_are_kept_when_a_pool_shrinks(world: World, manager: GuestService) -> None:
-    manager.allocator._policy = replace(SERVER.policy, reserved_pages=((Size.parse("2M"), 16),))
+def test_pages_that_the_host_keeps_are_kept_when_a_pool_shrinks(world: World) -> None:
+    manager, _ = world.open_manager(replace(SERVER.policy, reserved_pages=((Size.parse("2M"), 16),)))
+    create(manager, "first")
     ask(manager, memory="96M")
     for node in range(SERVER.nodes):
         for file in ("nr_hugepages", "free_hugepages"):

@@ -243,8 +243,8 @@ def test_without_access_and_tenants_the_socket_decides(tmp_path: Path) -> None:
 
 
 def test_idle_connections_on_the_tls_port_lock_out_no_user_of_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_server, "_CONNECTIONS", 4)
-    monkeypatch.setattr(api_server, "_ALL_CONNECTIONS", 12)
+    monkeypatch.setattr(api_server, "MAX_CONNECTIONS_PER_CLIENT", 4)
+    monkeypatch.setattr(api_server, "MAX_CONNECTIONS", 12)
     certificate, key = Authority(tmp_path).issue("manager", addresses=("127.0.0.1",))
     settings = {
         "api": {"listen": "127.0.0.1:0", "certificate": str(certificate), "key": str(key)},

@@ -116,9 +116,9 @@ def test_idle_connections_do_not_lock_others_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holders: dict[int, int]
 ) -> None:
     """Nor do those of users without a role, who need only reach the socket."""
-    monkeypatch.setattr(api_server, "_CONNECTIONS", 8)
-    monkeypatch.setattr(api_server, "_ALL_CONNECTIONS", 24)
-    monkeypatch.setattr(api_shares, "_SETTLED", 0.0)
+    monkeypatch.setattr(api_server, "MAX_CONNECTIONS_PER_CLIENT", 8)
+    monkeypatch.setattr(api_server, "MAX_CONNECTIONS", 24)
+    monkeypatch.setattr(api_shares, "SETTLED_SECONDS", 0.0)
     settings = {
         "tenants": {"acme": {"users": ["12", "21"]}, "bolt": {"users": ["22"]}},
         "access": {"operators": {"users": ["23"]}},
@@ -293,7 +293,7 @@ def test_no_more_than_a_slice_is_given_to_the_parser_at_a_time(served: Served, m
 def test_the_rest_of_a_refused_body_is_read_for_a_moment_only(
     served: Served, monkeypatch: pytest.MonkeyPatch, body: bytes
 ) -> None:
-    monkeypatch.setattr(api_connection, "_LINGER", 0.2)
+    monkeypatch.setattr(api_connection, "LINGER_SECONDS", 0.2)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
         connection.connect(str(served.path))
@@ -344,7 +344,7 @@ def test_who_sends_no_more_is_answered(served: Served) -> None:
 
 def test_who_hangs_up_after_that_is_noticed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait for such a client would keep its place."""
-    monkeypatch.setattr(api_connection, "_LOOK", 0.05)
+    monkeypatch.setattr(api_connection, "POLL_INTERVAL", 0.05)
     served.client.create(GOOD)
     wait = b"GET /v1/guests/one/ready?timeout=3600 HTTP/1.1\r\nHost: x\r\n\r\n"
     for half_first in (True, False):
@@ -366,7 +366,7 @@ def waiting(served: Served) -> bool:
 
 def test_who_hangs_up_with_a_next_request_sent_is_noticed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server reads nothing while the next request waits, and so does not see the end."""
-    monkeypatch.setattr(api_connection, "_LOOK", 0.05)
+    monkeypatch.setattr(api_connection, "POLL_INTERVAL", 0.05)
     served.client.create(GOOD)
     wait = b"GET /v1/guests/one/ready?timeout=3600 HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.socket(socket.AF_UNIX) as connection:
@@ -380,7 +380,7 @@ def test_who_hangs_up_with_a_next_request_sent_is_noticed(served: Served, monkey
 
 
 def test_who_hangs_up_likewise_on_tls_is_noticed(tls: tuple[Served, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_connection, "_LOOK", 0.05)
+    monkeypatch.setattr(api_connection, "POLL_INTERVAL", 0.05)
     served, context = tls
     served.client.create(GOOD)
     wait = f"GET /v1/guests/one/ready?timeout=3600 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
@@ -424,7 +424,7 @@ def test_who_begins_to_read_late_gets_all_of_it(
     served, context = tls
     served.server._listeners[1].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     served.server.config.timeout_keep_alive = 0.05  # type: ignore[assignment]
-    monkeypatch.setattr(accept, "_FAREWELL", 0.05)
+    monkeypatch.setattr(accept, "TLS_CLOSE_TIMEOUT", 0.05)
     looked = threading.Event()
     looks = 0
 

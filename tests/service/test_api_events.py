@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.api.feed import Feed
+from orchestrator.api.event_stream import EventStream
 from orchestrator.api.identity import hash_token
-from orchestrator.api.work import Workers
+from orchestrator.api.workers import Workers
 from orchestrator.client import shapes
 from orchestrator.client.client import Client
 from orchestrator.errors import OrchestratorError, RequestError
@@ -118,7 +118,7 @@ def test_a_watcher_that_has_seen_nothing_yet_misses_nothing_either(tmp_path: Pat
     with serve(tmp_path, world=world) as served:
         served.client.create(GOOD)
         watcher = Watcher(served.client)
-        while not served.feed._watchers:
+        while not served.stream.watchers:
             time.sleep(0.02)
     with serve(tmp_path, world=world) as served:
         served.client.kill("one")  # before the watcher has come back
@@ -157,15 +157,15 @@ def test_many_watchers_take_no_thread_each(served: Served) -> None:
 def test_a_watcher_that_goes_is_noticed(served: Served) -> None:
     with stream(served.path) as response:
         response.readline()
-        assert served.feed._watchers == 1
+        assert served.stream.watchers == 1
     deadline = time.monotonic() + 5
-    while served.feed._watchers:
+    while served.stream.watchers:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def test_silence_is_broken_by_heartbeats(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served.feed, "_heartbeat", 0.2)
+    monkeypatch.setattr(served.stream, "heartbeat", 0.2)
     with stream(served.path) as response:
         lines = [response.readline() for _ in range(6)]
     assert lines.count(b": still here\n") >= 2
@@ -202,11 +202,11 @@ def test_many_events_are_few_writes(served: Served) -> None:
 
     async def collect() -> list[bytes]:
         pieces: list[bytes] = []
-        feed = Feed(served.manager.last_event, partial(served.manager.wait_events, MANAGER), read, Workers(1))
-        async for piece in feed.stream(OPERATOR, 0):
+        log_stream = EventStream(served.manager.last_event, partial(served.manager.wait_events, MANAGER), read, Workers(1))
+        async for piece in log_stream.follow(OPERATOR, 0):
             pieces.append(piece)
             if b"id: 1000\n" in piece:
-                feed.close()
+                log_stream.close()
         return pieces
 
     pieces = asyncio.run(collect())

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator.api.identity import hash_token
+from orchestrator.api.limits import Kind
 from orchestrator.client.client import Client
 from orchestrator.guests.service import GuestService
 from tests.harness.api_server import PROOF, Authority, Served, serve
@@ -106,9 +107,8 @@ def make(served: Served, who: str) -> None:
 
 
 def running(served: Served, client: str, kind: str) -> int:
-    """How many places of the client are taken."""
-    account = served.server.config.app._turns._accounts.get(client)  # type: ignore[union-attr]
-    return len(account.running[kind]) if account else 0
+    """Requests of the client that are in progress."""
+    return served.server.config.app.limiter.count(client, Kind(kind))  # type: ignore[union-attr]
 
 
 def count_waits(manager: GuestService) -> int:
@@ -128,11 +128,11 @@ def test_who_hangs_up_waits_no_longer(served: Served, wait: str, who: str) -> No
             if who:
                 until(lambda: running(served, "tenant acme", "wait") == PLACES)
             if wait == "stream":
-                until(lambda: served.feed._watchers == PLACES)
+                until(lambda: served.stream.watchers == PLACES)
             else:
                 until(lambda: count_waits(served.manager) == PLACES)
         until(lambda: running(served, "tenant acme", "wait") == 0)
-        until(lambda: served.feed._watchers == 0 and count_waits(served.manager) == 0)
+        until(lambda: served.stream.watchers == 0 and count_waits(served.manager) == 0)
     until(lambda: "consoles" not in [thread.name for thread in threading.enumerate()])
 
 
@@ -147,7 +147,7 @@ def test_waits_lock_their_own_tenant_out_of_nothing_else(served: Served, wait: s
         for other in WAITS.values():
             status, problem, fields = ask(served, "acme", *other)
             assert (status, problem["code"]) == (429, "too-many")
-            assert f"{PLACES} requests of tenant acme are waiting already" in problem["detail"]
+            assert f"tenant acme has {PLACES} waiting requests, the limit" in problem["detail"]
             assert 3500 < problem["wait"] <= 3600, "the truth: they may wait an hour"
             assert int(fields["Retry-After".lower()]) >= 3500
         assert ask(served, "acme", "GET", "/v1/guests")[0] == 200
@@ -263,7 +263,7 @@ def test_answers_that_nobody_reads_are_short(served: Served) -> None:
             status, problem, fields = one.read()
             assert status in (409, 429)
             assert int(fields["content-length"]) < 6000
-            assert "its console shows" in problem["detail"] or status == 429
+            assert "console output:" in problem["detail"] or status == 429
 
 
 def test_what_a_client_is_told_when_it_waits_for_a_guest_that_does_not_run(served: Served) -> None:
@@ -274,7 +274,7 @@ def test_what_a_client_is_told_when_it_waits_for_a_guest_that_does_not_run(serve
     client.kill("web")
     status, problem, _ = ask(served, "", "GET", "/v1/guests/web/ready")
     assert (status, problem["code"]) == (404, "not-found")
-    assert "does not run: it is stopped" in problem["detail"]
+    assert "is stopped" in problem["detail"]
 
 
 def test_waits_end_when_the_manager_ends(tmp_path: Path, authority: tuple[Path, Path, Path]) -> None:

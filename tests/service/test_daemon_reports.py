@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.daemon import main as daemon
 from orchestrator.daemon.main import open_listener
 from orchestrator.daemon.monitoring import build_metrics, record_audits, start_heartbeat, status_line
@@ -36,11 +37,11 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield found
 
 
-def test_without_a_socket_unit_we_make_our_own(tmp_path: Path) -> None:
+def test_socket_is_created_without_a_socket_unit(tmp_path: Path) -> None:
     path = tmp_path / "manager.sock"
     with open_listener(path) as listener:
         assert listener.getsockname() == str(path)
-        with pytest.raises(HostError, match="another manager serves"):
+        with pytest.raises(HostError, match="another manager listens on"):
             open_listener(path)
 
 
@@ -70,22 +71,23 @@ def test_an_audit_is_remembered() -> None:
     assert ("nohype_proofs", ("vepa", "fail"), 2) in list(seen.samples())
 
 
-def test_the_line_for_systemctl_status(ledger: Ledger) -> None:
+def test_the_line_for_systemctl_status(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
     assert status_line(ledger) == "0 guests, 0 of them running"
-    ledger._path.rename(away := ledger._path.with_name("away"))
+    path.rename(away := path.with_name("away"))
     try:
-        gone = f"{ledger._path} is gone or another file"
+        gone = f"{path} is gone or another file"
         assert status_line(ledger) == f"0 guests, 0 of them running; guests cannot be created or started: {gone}"
     finally:
-        away.rename(ledger._path)
+        away.rename(path)
 
 
-def test_no_heartbeat_unless_systemd_wants_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_heartbeat_without_a_watchdog(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    assert start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lambda _limit: None) is None
+    assert start_heartbeat(TicklessServer(uvicorn.Config("none:none", log_config=None)), ledger, lambda _limit: None) is None
 
 
-def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watchdog_not_notified_when_ledger_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(1)
@@ -94,7 +96,9 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
         ledger = Ledger(tmp_path / "other.sqlite")
         lock = WatchedLock()
-        heartbeat = start_heartbeat(QuietServer(uvicorn.Config("none:none", log_config=None)), ledger, lock.raise_if_held_longer)
+        heartbeat = start_heartbeat(
+            TicklessServer(uvicorn.Config("none:none", log_config=None)), ledger, lock.raise_if_held_longer
+        )
         assert heartbeat is not None
         assert systemd.recv(256).startswith(b"WATCHDOG=1\nSTATUS=0 guests")
         ledger.close()
@@ -110,12 +114,19 @@ def test_the_heart_stops_with_the_ledger(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     """Who only reads the ledger still gets an answer then."""
-    manager, ledger = World(tmp_path).open_manager()
-    for held, check in (
-        (ledger._lock, ledger.check),
-        (manager.allocator._lock, manager.check),
-        (manager.host_setup.lock, manager.check),
-    ):
+    world = World(tmp_path)
+    manager, ledger = world.open_manager()
+    go_on = threading.Event()
+    world.trace = lambda _statement: go_on.wait(30)
+    writer = threading.Thread(target=ledger.log, args=("cleared", "host", ""))
+    writer.start()
+    with pytest.raises(OrchestratorError, match="one change has been going on"):  # noqa: PT012
+        while writer.is_alive():
+            ledger.check(0.01)
+    go_on.set()
+    writer.join()
+    ledger.check(0.01)
+    for held, check in ((manager.allocator.lock, manager.raise_if_stalled), (manager.host_setup.lock, manager.raise_if_stalled)):
         check(0.01)
         with held:
             time.sleep(0.05)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import HostError, NoRoom
-from orchestrator.guests.service import GuestService
+from orchestrator.guests import allocate
 from orchestrator.host.irqs import read_irq
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Plan
@@ -154,8 +154,8 @@ def test_a_host_whose_smt_was_switched_off_goes_on_with_what_is_online(world: Wo
     manager = open_manager(world)
     _, warnings = ask(manager)
     assert "housekeeping CPUs 1 are offline: 0 are used" in warnings
-    plan = create(manager)
-    assert str(plan.housekeeping) == "0"
+    create(manager)
+    assert str(world.hypervisor.read_guest("web").emulator_pin) == "0"
     assert warned(manager) == ["configuration and host: housekeeping CPUs 1 are offline: 0 are used"]
     manager.reconciler.detect_drift()
     assert "drifted" not in [event.kind for event in manager.events(OPERATOR)]
@@ -277,14 +277,13 @@ def test_a_pool_that_cannot_be_read_is_left_out_and_named(world: World) -> None:
     assert "free_hugepages is not a number: 'some'" in str(warnings)
 
 
-def age_survey(manager: GuestService) -> None:
-    """What is known of the host is older than what is believed."""
-    known, _ = manager.allocator._known or (manager.survey(), 0.0)
-    manager.allocator._known = known, 0.0
+def age_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the survey counts as older than what plans are made on."""
+    monkeypatch.setattr(allocate, "SURVEY_MAX_AGE", 0.0)
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_pool_that_goes_bad_later_concerns_its_own_node_only(world: World, gone: bool) -> None:
+def test_a_pool_that_goes_bad_later_concerns_its_own_node_only(world: World, gone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when memory is taken out of a node while the manager runs."""
     manager, pool = open_manager(world), "sys/devices/system/node/node1/hugepages/hugepages-2048kB"
     create(manager, name="runs")
@@ -295,7 +294,7 @@ def test_a_pool_that_goes_bad_later_concerns_its_own_node_only(world: World, gon
     else:
         world.host.read_errors[f"{pool}/free_hugepages"] = errno.EIO
     assert ask(manager)[0].node == 0
-    age_survey(manager)
+    age_survey(monkeypatch)
     plan, warnings = ask(manager)
     assert plan.node == 0
     assert gone or "node1/hugepages/hugepages-2048kB/free_hugepages" in str(warnings)
@@ -313,13 +312,15 @@ def test_a_pool_that_goes_bad_later_concerns_its_own_node_only(world: World, gon
     [f"{CPU}/isolated", f"{CPU}/possible", f"{CPU}/modalias", "sys/fs/cgroup/cpuset.cpus.isolated", f"{POOL}/resv_hugepages"],
 )
 @pytest.mark.parametrize("late", [False, True])
-def test_what_of_the_host_cannot_be_read_is_named_and_planning_goes_on(world: World, name: str, late: bool) -> None:
+def test_what_of_the_host_cannot_be_read_is_named_and_planning_goes_on(
+    world: World, name: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not world.host.exists(name):
         world.host.add(name, "0")
     manager = open_manager(world)
     if late:
         ask(manager)
-        age_survey(manager)
+        age_survey(monkeypatch)
     world.host.read_errors[name] = errno.EIO
     _, warnings = ask(manager)
     assert (late and name in (f"{CPU}/possible", f"{CPU}/modalias")) or name in str(warnings)
@@ -365,12 +366,14 @@ def test_a_node_that_vanishes_while_it_is_read_is_named(world: World) -> None:
     assert "cannot list /sys/devices/system/node/node1/hugepages" in str(warnings)
 
 
-def test_a_host_whose_vfio_pci_is_not_loaded_says_so_before_a_guest_is_made(world: World) -> None:
+def test_a_host_whose_vfio_pci_is_not_loaded_says_so_before_a_guest_is_made(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manager = open_manager(world)
     assert manager.compare(manager.survey()) == ()
     driver = world.host.path / "sys/bus/pci/drivers/vfio-pci"
     driver.rename(world.host.path / "elsewhere")
-    age_survey(manager)
+    age_survey(monkeypatch)
     assert "the driver vfio-pci is not loaded" in str(ask(manager)[1])
     assert "the driver vfio-pci is not loaded" in str(manager.compare(manager.survey()))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.daemon.systemd import notify_systemd, read_watchdog, take_activation_sockets
 from orchestrator.daemon.watchdog import Heartbeat
 from orchestrator.errors import OrchestratorError
@@ -43,7 +43,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         yield receive
 
 
-def test_systemd_is_told(systemd: Callable[[], str]) -> None:
+def test_notification_reaches_systemd(systemd: Callable[[], str]) -> None:
     notify_systemd("READY=1")
     assert systemd() == "READY=1"
 
@@ -56,12 +56,12 @@ def test_an_abstract_address(monkeypatch: pytest.MonkeyPatch) -> None:
         assert receiver.recv(64) == b"STOPPING=1"
 
 
-def test_a_systemd_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_notify_socket_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
     notify_systemd("READY=1")
 
 
-def test_no_descriptor_left_for_telling_is_no_error(systemd: Callable[[], str]) -> None:
+def test_notification_without_a_free_descriptor_is_ignored(systemd: Callable[[], str]) -> None:
     lack = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); notify_systemd('WATCHDOG=1')"
     text = f"from orchestrator.daemon.systemd import notify_systemd; {lack}; print('went on')"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
@@ -111,7 +111,7 @@ def test_sockets_without_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("pid", "count"), [("1", "2"), ("", ""), ("", "x"), ("", "-1")])
-def test_sockets_of_somebody_else_are_left_alone(tmp_path: Path, pid: str, count: str) -> None:
+def test_sockets_of_another_process_are_not_taken(tmp_path: Path, pid: str, count: str) -> None:
     names, _, left = activate(tmp_path, pid=pid, count=count)
     assert names == {}
     assert left == []
@@ -140,12 +140,12 @@ def test_the_watchdogs_time(monkeypatch: pytest.MonkeyPatch, variables: dict[str
     assert read_watchdog() == seconds
 
 
-def test_a_sign_of_life_with_a_status(systemd: Callable[[], str]) -> None:
+def test_watchdog_is_notified_with_a_status(systemd: Callable[[], str]) -> None:
     assert Heartbeat({"ledger": lambda: None}, 10, lambda: "2 guests\nrun").check_and_notify()
     assert systemd() == "WATCHDOG=1\nSTATUS=2 guests run"
 
 
-def test_no_sign_of_life_if_a_part_does_not_work(systemd: Callable[[], str], caplog: pytest.LogCaptureFixture) -> None:
+def test_watchdog_not_notified_when_a_check_fails(systemd: Callable[[], str], caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> None:
         raise OrchestratorError("the disk is full")
 
@@ -154,7 +154,7 @@ def test_no_sign_of_life_if_a_part_does_not_work(systemd: Callable[[], str], cap
     assert "watchdog not notified: ledger: the disk is full" in caplog.text
 
 
-def test_no_sign_of_life_if_a_part_hangs(systemd: Callable[[], str]) -> None:
+def test_watchdog_not_notified_while_a_check_hangs(systemd: Callable[[], str]) -> None:
     hangs = threading.Event()
     heartbeat = Heartbeat({"ledger": lambda: hangs.wait(5)}, 0.05)
     heartbeat.start()
@@ -164,12 +164,12 @@ def test_no_sign_of_life_if_a_part_hangs(systemd: Callable[[], str]) -> None:
     heartbeat.stop()
 
 
-def test_a_status_that_fails_is_no_reason_to_end(systemd: Callable[[], str]) -> None:
+def test_watchdog_is_notified_when_the_status_fails(systemd: Callable[[], str]) -> None:
     assert Heartbeat({}, 10, lambda: str(1 // 0)).check_and_notify()
     assert "WATCHDOG=1" in systemd()
 
 
-def test_three_signs_within_the_watchdogs_time(systemd: Callable[[], str]) -> None:
+def test_three_notifications_per_watchdog_timeout(systemd: Callable[[], str]) -> None:
     heartbeat = Heartbeat.for_watchdog({}, 0.6)
     begin = time.monotonic()
     heartbeat.start()
@@ -179,7 +179,7 @@ def test_three_signs_within_the_watchdogs_time(systemd: Callable[[], str]) -> No
     heartbeat.stop()
 
 
-def test_a_change_that_hangs_is_noticed() -> None:
+def test_lock_held_too_long_raises() -> None:
     lock = WatchedLock()
     lock.raise_if_held_longer(0.01)
     with lock:
@@ -190,7 +190,7 @@ def test_a_change_that_hangs_is_noticed() -> None:
     assert lock.held_seconds == 0
 
 
-def test_a_lock_may_be_taken_again_by_whoever_has_it() -> None:
+def test_lock_is_reentrant() -> None:
     lock = WatchedLock()
     with lock:
         time.sleep(0.02)
@@ -214,7 +214,7 @@ class Running:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         config = uvicorn.Config(hello, log_config=None, lifespan="off", ws="none")  # type: ignore[arg-type]
-        self.server = QuietServer(config, *told)
+        self.server = TicklessServer(config, *told)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
         deadline = time.monotonic() + 10
@@ -282,7 +282,7 @@ def test_an_event_loop_that_has_ended_does_not_hang() -> None:
     running.server.check(0.1)
 
 
-def test_systemd_hears_of_begin_and_end(systemd: Callable[[], str]) -> None:
+def test_systemd_is_notified_of_start_and_stop(systemd: Callable[[], str]) -> None:
     running = Running(lambda: notify_systemd("READY=1"), lambda: notify_systemd("STOPPING=1"))
     assert systemd() == "READY=1"
     running.end()
@@ -291,9 +291,9 @@ def test_systemd_hears_of_begin_and_end(systemd: Callable[[], str]) -> None:
 
 MAIN = """
 import socket, uvicorn
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from tests.service.test_systemd import hello
-server = QuietServer(uvicorn.Config(hello, log_config=None, lifespan="off", ws="none"), lambda: print("ready", flush=True))
+server = TicklessServer(uvicorn.Config(hello, log_config=None, lifespan="off", ws="none"), lambda: print("ready", flush=True))
 server.run(sockets=[socket.create_server(("127.0.0.1", 0))])
 """
 

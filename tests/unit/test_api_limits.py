@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from orchestrator.api.app import ROUTES
-from orchestrator.api.body import ClientGone, check_json
+from orchestrator.api.body import ClientDisconnected, check_json
 from orchestrator.api.fields import parse_if_match
-from orchestrator.api.limits import _REMEMBERED, Kind, Turns
-from orchestrator.api.waits import Kinds, while_there
-from orchestrator.api.work import Workers, WorkersOfEach
+from orchestrator.api.limits import MAX_CLIENTS, Kind, RateLimiter
+from orchestrator.api.waits import Kinds, while_connected
+from orchestrator.api.workers import Workers, WorkersPerClient
 from orchestrator.client.answers import parse_stream
 from orchestrator.client.client import Client
-from orchestrator.client.problems import _KINDS, STATUS, build_headers, build_problem, parse_problem
+from orchestrator.client.problems import STATUS, STATUS_BY_CLASS, build_headers, build_problem, parse_problem
 from orchestrator.errors import GuestError, HypervisorError, LedgerError, NoRoom, OrchestratorError, RequestError, TooMany
 from orchestrator.model.access import Identity, Role
 
@@ -41,75 +41,75 @@ class Clock:
 @pytest.mark.parametrize("end", [b"", b"\\", b'"'])
 def test_each_character_of_a_body_is_looked_at_once(end: bytes) -> None:
     """A string that never ends, of a length at which to begin again at each quote would take days."""
-    with pytest.raises(RequestError, match="not JSON"):
+    with pytest.raises(RequestError, match="invalid JSON"):
         check_json(b'["' + b'\\"' * 1_000_000 + end, nesting=16)
 
 
 def test_a_bucket_empties_and_fills() -> None:
     clock = Clock()
-    turns = Turns(rate=2, burst=3, concurrent=10, clock=clock)
+    limiter = RateLimiter(rate=2, burst=3, concurrent=10, clock=clock)
     for _ in range(3):
-        turns.charge("a")
+        limiter.consume("a")
     with pytest.raises(TooMany, match="a") as caught:
-        turns.charge("a")
+        limiter.consume("a")
     assert caught.value.wait == 0.5
-    turns.charge("b")
+    limiter.consume("b")
     clock.now = 0.5
-    turns.charge("a")
+    limiter.consume("a")
     with pytest.raises(TooMany):
-        turns.charge("a")
+        limiter.consume("a")
     clock.now = 1000
     for _ in range(3):
-        turns.charge("a")
+        limiter.consume("a")
     with pytest.raises(TooMany):
-        turns.charge("a")
+        limiter.consume("a")
 
 
 def test_only_so_many_run_at_a_time() -> None:
-    turns = Turns(rate=1000, burst=1000, concurrent=2, clock=Clock())
-    with turns.turn("a"), turns.turn("a"):
-        with pytest.raises(TooMany, match="2 requests of a are running"), turns.turn("a"):
+    limiter = RateLimiter(rate=1000, burst=1000, concurrent=2, clock=Clock())
+    with limiter.admit("a"), limiter.admit("a"):
+        with pytest.raises(TooMany, match="a has 2 requests in progress, the limit"), limiter.admit("a"):
             pass
-        with turns.turn("b"):
+        with limiter.admit("b"):
             pass
-    with turns.turn("a"):
+    with limiter.admit("a"):
         pass
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_each_kind_of_request_has_places_of_its_own(kind: Kind) -> None:
     """So that a client which waits in all places can still do everything else, and end what it waits for."""
-    turns = Turns(rate=1000, burst=1000, concurrent=2, clock=Clock())
-    with turns.turn("a", kind), turns.turn("a", kind):
-        with pytest.raises(TooMany, match="2 requests of a are (waiting|running) already"), turns.turn("a", kind):
+    limiter = RateLimiter(rate=1000, burst=1000, concurrent=2, clock=Clock())
+    with limiter.admit("a", kind), limiter.admit("a", kind):
+        with pytest.raises(TooMany, match="a has 2 (waiting requests|requests in progress), the limit"), limiter.admit("a", kind):
             pass
         for other in set(Kind) - {kind}:
-            with turns.turn("a", other), turns.turn("a", other):
+            with limiter.admit("a", other), limiter.admit("a", other):
                 pass
 
 
 def test_who_is_refused_is_told_how_long_it_may_take() -> None:
     clock = Clock()
-    turns = Turns(rate=1000, burst=1000, concurrent=2, clock=clock)
+    limiter = RateLimiter(rate=1000, burst=1000, concurrent=2, clock=clock)
 
     def refused(kind: Kind) -> tuple[float, str]:
-        with pytest.raises(TooMany) as caught, turns.turn("a", kind):
+        with pytest.raises(TooMany) as caught, limiter.admit("a", kind):
             pass
         return caught.value.wait, str(caught.value)
 
-    with turns.turn("a", Kind.WAIT) as first, turns.turn("a", Kind.WAIT) as second:
+    with limiter.admit("a", Kind.WAIT) as first, limiter.admit("a", Kind.WAIT) as second:
         first.may_last(math.inf)
         second.may_last(math.inf)
         assert refused(Kind.WAIT)[0] == 3600
-        assert "none of them ends by itself" in refused(Kind.WAIT)[1]
-        assert "close the connection of one" in refused(Kind.WAIT)[1]
+        assert "none of them ends without the client" in refused(Kind.WAIT)[1]
+        assert "close the connection of a waiting request" in refused(Kind.WAIT)[1]
         second.may_last(600)
         clock.now = 100
         assert refused(Kind.WAIT)[0] == 500
         assert "the first is due in 500 s" in refused(Kind.WAIT)[1]
         clock.now = 1000
         assert refused(Kind.WAIT)[0] == 1, "it is about to end"
-    with turns.turn("a") as first, turns.turn("a"):
+    with limiter.admit("a") as first, limiter.admit("a"):
         first.may_last(600)
         assert refused(Kind.OTHER)[0] == 1, "of the other it is not known"
         assert "is due" not in refused(Kind.OTHER)[1]
@@ -132,13 +132,13 @@ def test_what_a_request_is_for_is_seen_from_its_path(method: str, path: str, kin
 
 
 def test_strangers_without_number_take_no_memory_without_bound() -> None:
-    turns = Turns(rate=1, burst=1, concurrent=2, clock=Clock())
-    with turns.turn("one that stays"):
-        for number in range(3 * _REMEMBERED):
-            turns.charge(f"address {number}")
-        assert len(turns._accounts) == _REMEMBERED
+    limiter = RateLimiter(rate=1, burst=1, concurrent=2, clock=Clock())
+    with limiter.admit("one that stays"):
+        for number in range(3 * MAX_CLIENTS):
+            limiter.consume(f"address {number}")
+        assert len(limiter) == MAX_CLIENTS
         with pytest.raises(TooMany):
-            turns.charge("one that stays")
+            limiter.consume("one that stays")
 
 
 def test_calls_run_side_by_side_but_only_so_many() -> None:
@@ -168,7 +168,7 @@ def test_calls_run_side_by_side_but_only_so_many() -> None:
 
 
 def test_a_call_that_was_given_up_keeps_its_turn_until_it_ends() -> None:
-    """Else there would be more threads than turns."""
+    """Else there would be more threads than limiter."""
     begun: list[int] = []
     hangs = threading.Event()
 
@@ -196,7 +196,7 @@ def test_one_clients_calls_keep_no_other_waiting() -> None:
     hangs, ann, bob = threading.Event(), *(Identity(name, Role.TENANT, name) for name in "ab")
 
     async def main() -> None:
-        workers = WorkersOfEach(2)
+        workers = WorkersPerClient(2)
         many = [asyncio.ensure_future(workers.run(ann, hangs.wait, 10)) for _ in range(50)]
         await asyncio.sleep(0)
         assert await workers.run(bob, lambda: "done") == "done"
@@ -212,11 +212,11 @@ def test_a_wait_is_given_up_when_its_client_has_gone() -> None:
         messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         wait: Future[str] = Future()
         messages.put_nowait({"type": "http.request"})
-        waiting = asyncio.ensure_future(while_there(messages.get, wait))
+        waiting = asyncio.ensure_future(while_connected(messages.get, wait))
         await asyncio.sleep(0.01)
         assert not waiting.done()
         messages.put_nowait({"type": "http.disconnect"})
-        with pytest.raises(ClientGone):
+        with pytest.raises(ClientDisconnected):
             await waiting
         assert wait.cancelled()
 
@@ -227,7 +227,7 @@ def test_a_wait_is_given_up_when_its_client_has_gone() -> None:
 def test_a_wait_ends_as_it_ends(error: GuestError | None) -> None:
     async def main() -> str:
         wait: Future[str] = Future()
-        waiting = asyncio.ensure_future(while_there(asyncio.Queue().get, wait))
+        waiting = asyncio.ensure_future(while_connected(asyncio.Queue().get, wait))
         await asyncio.sleep(0)
         threading.Thread(target=lambda: wait.set_exception(error) if error else wait.set_result("yes")).start()
         return await waiting
@@ -269,7 +269,7 @@ def test_a_wrong_if_match(field: str) -> None:
 
 
 def test_every_error_survives_the_journey() -> None:
-    for kind, status in _KINDS.items():
+    for kind, status in STATUS_BY_CLASS.items():
         error = kind.__new__(kind)
         OrchestratorError.__init__(error, "what", "do")
         error.reasons, error.wait = ("why",), 2.5  # type: ignore[attr-defined]
@@ -321,7 +321,7 @@ def test_a_stream_of_events_is_read() -> None:
      b"x" * (2 << 20), b"data: x\n" * 600_000],
 )  # fmt: skip
 def test_what_is_no_stream_of_events(stream: bytes) -> None:
-    with pytest.raises(OrchestratorError, match="the program at this address did not answer as a manager does"):
+    with pytest.raises(OrchestratorError, match="not a NoHype manager"):
         list(parse_stream(io.BytesIO(stream)))
 
 

@@ -45,7 +45,7 @@ OWNERS = {
     "pyroute2": {"host.netlink.sockets"},
     "paramiko": {"ssh"},
     "prometheus_client": {"metrics.collect"},
-    "sqlite3": {"ledger.database", "ledger.loading", "ledger.retention", "ledger.schema", "ledger.store"},
+    "sqlite3": {"ledger.claims", "ledger.database", "ledger.events", "ledger.loading", "ledger.retention", "ledger.schema"},
 }
 
 

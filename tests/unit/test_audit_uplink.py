@@ -11,8 +11,8 @@ import pytest
 from orchestrator.audit.catalogue import VEPA
 from orchestrator.audit.uplink import SIZE, SwitchCount, complete_vepa, find_guest_address, parse_ping, prove_vepa
 from orchestrator.errors import GuestError
-from orchestrator.model.plain import to_plain
-from orchestrator.model.proof import Measurement, Proof, Verdict, proof_from_json
+from orchestrator.model.plain import from_plain, to_plain
+from orchestrator.model.proof import Measurement, Proof, Verdict
 from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
 from tests.fakes.root import build_host
 from tests.harness.audit_data import GUEST1
@@ -90,7 +90,7 @@ def measured_on_host(edge: EdgeReading = EDGE, traffic: Traffic | None = TRAFFIC
     """The host's proof as the manager sends it to the observer at the switch."""
     measured = prove_vepa(VepaReadings((edge,), traffic, gaps), None)
     proof = Proof(VEPA.name, "host", measured.verdict, measured.figure, VEPA.unit, measured.evidence, measured.readings)
-    return proof_from_json(json.loads(json.dumps(to_plain(proof))))
+    return from_plain(Proof, json.loads(json.dumps(to_plain(proof))))
 
 
 def test_host_half_is_completed_with_the_switch_count() -> None:

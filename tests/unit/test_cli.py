@@ -43,7 +43,7 @@ class FakeClient:
     asked: list[tuple[Any, ...]] = []
     log: list[dict[str, Any]] = []
 
-    def __init__(self, where: object = None, slow: object = None, **credentials: object) -> None:
+    def __init__(self, where: object = None, on_slow: object = None, **credentials: object) -> None:
         self.made[:] = [(where, {name: value for name, value in credentials.items() if value is not None})]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.api.identity import Peer, build_directory, identify
+from orchestrator.api.identity import Peer, build_identity_map, identify
 from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig
 from orchestrator.errors import RequestError
@@ -20,7 +20,7 @@ def test_what_it_prints_is_a_token_and_its_configuration() -> None:
     secret = next(line.strip() for line in printed.splitlines() if line.strip().startswith("nohype_"))
     settings = tomllib.loads(textwrap.dedent(printed[printed.index("    [tokens.") :]))
     host = {"housekeeping": "0", "uplinks": ["nic0"]}
-    known = build_directory(DaemonConfig.model_validate({"host": host, "tenants": {"acme": {}}, **settings}))
+    known = build_identity_map(DaemonConfig.model_validate({"host": host, "tenants": {"acme": {}}, **settings}))
     assert identify(known, Peer(address="192.0.2.1"), f"Bearer {secret}").tenant == "acme"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.api.identity import build_directory
+from orchestrator.api.identity import build_identity_map
 from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, read_config
 from orchestrator.daemon import main as daemon
@@ -71,7 +71,7 @@ def paths(**fields: str) -> str:
         (host(reserved_pages='{"3M" = 5}'), r"reserved_pages.*'3M' is not a huge page size"),
         (host(reserved_pages='{"2M" = 1, "2MiB" = 5}'), "'2M' and '2MiB' are the same page size"),
         (host(reserved_pages='{"1G" = 1, "1024M" = 1}'), "'1G' and '1024M' are the same page size"),
-        (host(uplinks='["nic0", "nic0"]'), r"host\.uplinks: nic0 is named 2 times"),
+        (host(uplinks='["nic0", "nic0"]'), r"host\.uplinks: nic0 is listed 2 times"),
         (host(uplinks='["../nic0"]'), "not the name of a network interface"),
         (host(uplinks='[".."]'), "not the name of a network interface"),
         (host(uplinks='["nic0", ""]'), "not the name of a network interface"),
@@ -106,10 +106,10 @@ def paths(**fields: str) -> str:
         (f'{HOST}[tenants.a]\ngroups = ["1٣"]', "not the name or number of a user or group"),
         (f'{HOST}[tenants.a]\nusers = [""]', "not the name or number of a user or group"),
         (f'{HOST}[tenants.a]\nusers = ["a\\u0000"]', "not the name or number of a user or group"),
-        (f'{HOST}[tenants.a]\nusers = ["7"]\n[tenants.b]\nusers = ["07"]', r"tenants\.b\.users: '7' is in tenants\.a"),
-        (f'{HOST}[tenants.a]\ngroups = ["x"]\n[tenants.b]\ngroups = ["x"]', r"tenants\.b\.groups: 'x' is in tenants\.a"),
-        (f'{HOST}[access.viewers]\ngroups = ["x"]\n[tenants.b]\ngroups = ["x"]', r"groups: 'x' is in access\.viewers"),
-        (f'{HOST}[tenants.a]\ncertificates = ["CN:\\u001b[31m"]', "no name in a certificate"),
+        (f'{HOST}[tenants.a]\nusers = ["7"]\n[tenants.b]\nusers = ["07"]', r"tenants\.b\.users: '7' is already in tenants\.a"),
+        (f'{HOST}[tenants.a]\ngroups = ["x"]\n[tenants.b]\ngroups = ["x"]', r"tenants\.b\.groups: 'x' is already in tenants\.a"),
+        (f'{HOST}[access.viewers]\ngroups = ["x"]\n[tenants.b]\ngroups = ["x"]', r"groups: 'x' is already in access\.viewers"),
+        (f'{HOST}[tenants.a]\ncertificates = ["CN:\\u001b[31m"]', "invalid certificate name"),
         (f'{HOST}[tokens.a]\nrole = "operator"\nhash = "sha256:{EMPTY_HASH}"', "the hash of an empty token"),
         (f'{HOST}"\\u001b[31m" = 1', r"\\x1b\[31m: "),
         (f'{HOST}"a\\nb" = 1', r"a\\nb: "),
@@ -164,11 +164,11 @@ def test_root_and_groups_are_known_by_any_name(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("orchestrator.api.identity._find_group", lambda *_: 7)
     section = {"host": {"housekeeping": "0", "uplinks": ["nic0"]}}
     with pytest.raises(RequestError, match=r"tenants\.a\.users: 'toor' is root"):
-        build_directory(DaemonConfig.model_validate({**section, "tenants": {"a": {"users": ["toor"]}}}))
+        build_identity_map(DaemonConfig.model_validate({**section, "tenants": {"a": {"users": ["toor"]}}}))
     tenants = {"a": {"groups": ["staff"]}, "b": {"groups": ["7"]}}
-    with pytest.raises(RequestError, match=r"tenants\.b\.groups: '7' has a role already"):
-        build_directory(DaemonConfig.model_validate({**section, "tenants": tenants}))
-    build_directory(DaemonConfig.model_validate({**section, "access": {"operators": {"users": ["toor"]}}}))
+    with pytest.raises(RequestError, match=r"tenants\.b\.groups: '7' already has a role"):
+        build_identity_map(DaemonConfig.model_validate({**section, "tenants": tenants}))
+    build_identity_map(DaemonConfig.model_validate({**section, "access": {"operators": {"users": ["toor"]}}}))
 
 
 @contextmanager

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import uvicorn
 
-from orchestrator.api.tickless import QuietServer
+from orchestrator.api.tickless import TicklessServer
 from orchestrator.config import DaemonConfig
 from orchestrator.daemon import main as daemon
 from orchestrator.errors import Conflict, HostError, LedgerError
-from orchestrator.ledger import Ledger
-from orchestrator.ledger.database import Accept
+from orchestrator.ledger import Claim, Ledger
 from tests.harness.crash import in_child
 from tests.unit.test_ledger import claim, leave
 
@@ -27,17 +27,17 @@ def _logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "set_up_diagnostics", lambda: None)
 
 
-def test_after_a_wrong_configuration_it_is_not_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuration_error_exits_with_ex_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "nohype.toml"
     file.write_text("[host")
     with pytest.raises(SystemExit) as ended:
         daemon.main(["--config", str(file)])
     assert ended.value.code == os.EX_CONFIG
-    assert capsys.readouterr().err.startswith(f"nohyped: the configuration {file} is not TOML: ")
+    assert capsys.readouterr().err.startswith(f"nohyped: configuration {file} is not TOML: ")
     assert f"\nRestartPreventExitStatus={os.EX_CONFIG}\n" in UNIT.read_text()
 
 
-def test_after_other_trouble_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_exit_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise LedgerError("the disk is full")
 
@@ -79,7 +79,7 @@ LEDGERS: list[Ledger] = []
 @pytest.fixture
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Kept(Ledger):
-        def __init__(self, path: Path, *, accept: Accept, keep: int) -> None:
+        def __init__(self, path: Path, *, accept: Callable[[Sequence[Claim]], object], keep: int) -> None:
             super().__init__(path, accept=accept, keep=keep)
             LEDGERS.append(self)
 
@@ -119,13 +119,13 @@ def test_a_signal_ends_the_server_and_then_the_ledger_is_closed(
     async def app(*_: object) -> None:
         """Is asked for nothing."""
 
-    def build(*_: object) -> QuietServer:
+    def build(*_: object) -> TicklessServer:
         def ready() -> None:
             claim(LEDGERS[0], 1)
             os.kill(os.getpid(), number)
 
         config = uvicorn.Config(app, lifespan="off", log_config=None, uds=str(tmp_path / "socket"))  # type: ignore[arg-type]
-        return QuietServer(config, ready)
+        return TicklessServer(config, ready)
 
     monkeypatch.setattr(daemon, "Server", build)
     assert in_child(lambda _: daemon.serve(configure(tmp_path, "0-1"))) == (0, "")

@@ -1,5 +1,5 @@
 """The manager does not load what it does not need: it runs for years on a host whose memory is the guests'. See `host.netlink`,
-`api.fast`.
+`api.fastapi_import`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def test_of_pyroute2_only_what_interfaces_need(loaded: list[str]) -> None:
 def test_no_first_version_of_pydantic() -> None:
     """FastAPI imports it when it looks at the first route."""
     program = (
-        "import sys; from orchestrator.api.fast import FastAPI; app = FastAPI(); app.get('/{x}')(lambda x: x)\n"
+        "import sys; from orchestrator.api.fastapi_import import FastAPI; app = FastAPI(); app.get('/{x}')(lambda x: x)\n"
         "print(*(name for name, module in sys.modules.items() if module))"
     )
     found = run(program)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -18,8 +19,8 @@ from uuid import UUID
 import pytest
 
 from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
-from orchestrator.ledger import Claim, Ledger, Quarantined, database, schema
-from orchestrator.ledger.loading import Known
+from orchestrator.ledger import Claim, Ledger, Quarantined, schema
+from orchestrator.ledger.database import FSYNC
 from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import ImageRef, NicPlan, Plan, plan_from_json
 from orchestrator.model.request import GuestRequest
@@ -76,8 +77,15 @@ def ledger(path: Path) -> Iterator[Ledger]:
         yield opened
 
 
-def take(ledger: Ledger, plan: Plan, generation: int) -> int:
+def take(ledger: Ledger, plan: Plan, generation: int) -> Claim:
     return ledger.claim(plan, generation, make_request(plan))
+
+
+def query(path: Path, statement: str) -> list[tuple[object, ...]]:
+    """What another program reads in the file."""
+    other = sqlite3.connect(path, isolation_level=None)
+    with contextlib.closing(other):
+        return other.execute(statement).fetchall()
 
 
 def claim(ledger: Ledger, *numbers: int) -> None:
@@ -105,10 +113,12 @@ def test_claims_are_read_back_as_they_were_made(ledger: Ledger, path: Path) -> N
 
 def test_generation_grows_with_each_claim(ledger: Ledger) -> None:
     first = ledger.read().generation
-    second = take(ledger, make_plan(1), first)
-    assert ledger.read().generation == second > first
+    assert take(ledger, make_plan(1), first) == ledger.find("g1")
+    second = ledger.read().generation
+    assert second > first
     ledger.release("g1")
-    assert take(ledger, make_plan(2), second) > second, "a release takes no room from what was planned before it"
+    take(ledger, make_plan(2), second)  # a release takes no room from what was planned before it
+    assert ledger.read().generation > second
 
 
 def test_claim_that_was_planned_on_old_claims_is_refused(ledger: Ledger) -> None:
@@ -154,15 +164,9 @@ def test_nothing_is_given_twice_even_if_the_planner_says_so(ledger: Ledger, seco
 def test_tables_themselves_refuse_double_claims(ledger: Ledger, path: Path) -> None:
     claim(ledger, 1, 2)
     with sqlite3.connect(path) as other:
-        for statement in (
-            "INSERT INTO claim_cpu VALUES (2, 'g2')",
-            "INSERT INTO claim_vf VALUES ('0000:41:10.2', 'g2')",
-            "INSERT INTO claim_mac VALUES ('02:4e:48:00:00:01', 'g2')",
-        ):
+        for kind, key in (("cpu", "2"), ("vf", "0000:41:10.2"), ("mac", "02:4e:48:00:00:01")):
             with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
-                other.execute(statement)
-        with pytest.raises(sqlite3.IntegrityError, match="mismatch"):
-            other.execute("INSERT INTO claim_cpu VALUES ('two', 'g2')")
+                other.execute("INSERT INTO claim_key VALUES (?, ?, 'g2')", (kind, key))
     other.close()
 
 
@@ -172,7 +176,7 @@ def test_what_was_released_can_be_claimed_again(ledger: Ledger, path: Path) -> N
     claim(ledger, 1)
     ledger.release("g1")
     with sqlite3.connect(path) as other:
-        for table in ("guest", "claim_cpu", "claim_vf", "claim_mac"):
+        for table in ("guest", "claim_key"):
             assert other.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
     other.close()
 
@@ -314,14 +318,6 @@ def test_journal_survives_kill(path: Path, tmp_path: Path) -> None:
                 (changes / str(record.arguments["name"])).unlink(missing_ok=True)
                 ledger.forget(record.id)
         assert not list(changes.iterdir())
-
-
-def test_every_commit_is_synced(ledger: Ledger, path: Path) -> None:
-    """With WAL, anything below FULL may lose commits when the power fails."""
-    assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)
-    with sqlite3.connect(path) as other:
-        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    other.close()
 
 
 # Versions, quarantine
@@ -472,7 +468,7 @@ def test_damage_in_any_part_but_the_event_log_is_found_at_once(path: Path, tmp_p
     fill(path)
     roots = read_roots(path)
     checked = roots.keys() - {"event", "event_of_tenant", "event_by_age"}
-    assert {"guest", "generation", "claim_cpu", "claim_vf", "claim_mac", "undo", "undo_of_owner", "quarantine"} < checked
+    assert {"guest", "generation", "claim_key", "claim_key_of_guest", "undo", "undo_of_owner", "quarantine"} < checked
     for name in checked:
         copy = tmp_path / f"{name}.sqlite"
         copy.write_bytes(path.read_bytes())
@@ -520,7 +516,7 @@ def test_what_is_refused_is_not_touched_nor_is_its_wal(path: Path, refused: str)
     more = {"newer": "PRAGMA user_version = 99", "foreign": "PRAGMA application_id = 7", "damaged": "DELETE FROM undo"}
     leave(path, "INSERT INTO event (time, kind, subject, detail) VALUES ('', '', '', '')", more[refused])
     if refused == "damaged":
-        damage(path, read_roots_beside(path)["claim_cpu"])
+        damage(path, read_roots_beside(path)["claim_key"])
     wal = path.with_name(path.name + "-wal")
     before = path.read_bytes(), wal.read_bytes()
     assert before[1]
@@ -604,7 +600,7 @@ def test_ledger_of_a_newer_version(path: Path) -> None:
         other.execute("PRAGMA user_version = 99")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match="newer version .schema 99, this one knows 4.") as caught:
+    with pytest.raises(LedgerError, match="newer version .schema 99, this one knows 5.") as caught:
         Ledger(path)
     assert caught.value.hint
     assert path.read_bytes() == before
@@ -621,7 +617,7 @@ def test_migration_keeps_what_is_there(path: Path, monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         with Ledger(path) as ledger:
             assert [held.plan for held in ledger.read().claims] == [make_plan(1), make_plan(2)]
-            assert ledger._db.execute("SELECT x FROM more").fetchall() == [(1,)]
+            assert query(path, "SELECT x FROM more") == [(1,)]
 
 
 def test_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -637,66 +633,80 @@ def test_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.Mo
             Ledger(path)
     with Ledger(path) as ledger:
         assert len(ledger.read().claims) == 2
-        assert not ledger._db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'more'").fetchall()
+        assert not query(path, "SELECT 1 FROM sqlite_schema WHERE name = 'more'")
 
 
 def own(other: sqlite3.Connection, plan: Plan) -> None:
-    """Notes what a plan claims, as all versions do."""
+    """Notes what a plan claims, as schemas 1 to 4 do."""
     other.executemany("INSERT INTO claim_cpu VALUES (?, ?)", [(cpu, plan.name) for cpu in plan.cpus])
     other.execute("INSERT INTO claim_vf VALUES (?, ?)", (str(plan.vf.address), plan.name))
     other.execute("INSERT INTO claim_mac VALUES (?, ?)", (str(plan.vf.mac), plan.name))
 
 
-def test_a_ledger_of_the_first_schema(path: Path) -> None:
+@contextlib.contextmanager
+def old_ledger(path: Path, version: int) -> Iterator[sqlite3.Connection]:
+    """A file as a manager of that schema has made it."""
     path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        schema.migrate(other, version)
+        yield other
+
+
+def test_a_ledger_of_the_first_schema(path: Path) -> None:
     plan = make_plan(1)
-    with sqlite3.connect(path) as other:
-        schema._execute_all(other, schema._TABLES_1)
+    with old_ledger(path, 1) as other:
         other.execute("INSERT INTO guest VALUES ('g1', 'stopping', ?)", (store_as_before(plan),))
         own(other, plan)
         other.execute("INSERT INTO event VALUES (7, '2026-11-22T00:00:00.000+00:00', 'created', 'g1', '')")
-        other.execute("PRAGMA user_version = 1")
-        other.execute(f"PRAGMA application_id = {0x4E48}")
-    other.close()
     with Ledger(path) as ledger:
         (held,) = ledger.read().claims
         assert held.plan == replace(plan, uuid=UUID(OLD_UUIDS[None]))
         assert (held.plan.name, held.state, held.request.size, held.owner) == (plan.name, GuestState.DELETING, plan.memory, "")
         assert ledger.events()[0].who == ""
-        assert ledger._db.execute("SELECT * FROM claim_cpu").fetchall() == [(2, "g1"), (3, "g1")]
+        keys = [("cpu", "2", "g1"), ("cpu", "3", "g1"), ("mac", "02:4e:48:00:00:01", "g1"), ("vf", "0000:41:10.2", "g1")]
+        assert query(path, "SELECT * FROM claim_key ORDER BY kind, key") == keys
         ledger.release("g1")
-        assert ledger._db.execute("SELECT * FROM claim_cpu").fetchall() == [], "the claims still go with their guest"
+        assert query(path, "SELECT * FROM claim_key") == [], "the keys still go with their guest"
 
 
-def test_a_ledger_of_the_second_schema(path: Path) -> None:
-    path.parent.mkdir(parents=True)
-    with sqlite3.connect(path) as other:
-        schema._migrate_1(other)
-        schema._migrate_2(other)
-        plan = make_plan(1)
-        row = (
-            "g1",
-            "running",
-            store_as_before(plan, serial=7, cpu_features=[]),
-            make_request(plan).model_dump_json(exclude_unset=True),
-            "acme",
-            5,
-            1,
-        )
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_a_ledger_of_an_earlier_schema(path: Path, version: int) -> None:
+    plan = make_plan(1)
+    with old_ledger(path, version) as other:
+        text = store_as_before(plan, serial=7, cpu_features=[])
+        row = ("g1", "running", text, make_request(plan).model_dump_json(exclude_unset=True), "acme", 5, 1)
         other.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         own(other, plan)
-        other.execute("INSERT INTO event VALUES (7, '2026-11-22T00:00:00.000+00:00', 'started', 'g1', '', 'alice', 'acme', 0.5)")
-        other.execute("PRAGMA user_version = 2")
-        other.execute(f"PRAGMA application_id = {0x4E48}")
-    other.close()
+        columns = "(id, time, kind, subject, detail, who, tenant, took)"
+        values = "(7, '2026-11-22T00:00:00.000+00:00', 'started', 'g1', '', 'alice', 'acme', 0.5)"
+        other.execute(f"INSERT INTO event {columns} VALUES {values}")
     for _ in range(2):
         with Ledger(path) as ledger:
             plan = replace(plan, uuid=UUID(OLD_UUIDS[7]))
             assert ledger.read().claims == (Claim(plan, GuestState.RUNNING, make_request(plan), "acme", 5, 1),)
             assert [(event.id, event.who, event.took) for event in ledger.events(limit=1)] == [(7, "alice", 0.5)]
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-                ledger._db.execute("REPLACE INTO event (id, time, kind, subject, detail) VALUES (7, '', '', '', '')")
+                query(path, "REPLACE INTO event (id, time, kind, subject, detail) VALUES (7, '', '', '', '')")
             assert ledger.log("cleared", "g1", "").id > 7
+            with pytest.raises(Conflict, match="CPU 3 can't be given"):
+                take(ledger, make_plan(2, cores=(CpuSet.parse("3-4"),)), ledger.read().generation)
+    assert {name for (name,) in query(path, "SELECT name FROM sqlite_schema WHERE name LIKE 'claim%'")} == {
+        "claim_key", "claim_key_of_guest",
+    }  # fmt: skip
+
+
+def test_keys_that_an_earlier_schema_does_not_have_are_refused(path: Path) -> None:
+    """Loading stays strict: a claim without its keys is not repaired by a migration."""
+    plan = make_plan(1)
+    with old_ledger(path, 4) as other:
+        row = ("g1", "running", store_as_before(plan), make_request(plan).model_dump_json(exclude_unset=True), "", 5, 1)
+        other.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        own(other, plan)
+        other.execute("DELETE FROM claim_cpu WHERE cpu = 3")
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="its plan and the table claim_key differ in cpu 3"):
+        Ledger(path)
+    assert path.read_bytes() == before
 
 
 def test_folder_that_is_a_file(path: Path) -> None:
@@ -712,9 +722,8 @@ def test_path_that_is_a_folder(path: Path) -> None:
         Ledger(path)
 
 
-def test_ledger_held_by_another_program(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "_BUSY", 0.1)
-    with Ledger(path) as ledger:
+def test_ledger_held_by_another_program(path: Path) -> None:
+    with Ledger(path, busy=0.1) as ledger:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerError, match="cannot record move in the ledger .*locked") as caught:
@@ -764,55 +773,44 @@ def test_full_disk(path: Path) -> None:
     assert lines[1:] == ["True", "ledger", "True True"], "what was written is there, and work goes on when there is space"
 
 
-def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(ledger: Ledger) -> None:
-    """FULL for what must outlive a power cut. The log costs no sync of its own: there are several lines a request."""
-    synced: list[str] = []
-    unsynced: list[str] = []
-    for statements, connection, mode in ((synced, ledger._db, 2), (unsynced, ledger._unsynced, 1)):
-        assert connection.execute("PRAGMA synchronous").fetchone() == (mode,)
-        connection.set_trace_callback(statements.append)
-    claim(ledger, 1)
-    ledger.set_state("g1", GuestState.RUNNING)
-    assert synced
-    assert not unsynced
-    synced.clear()
-    ledger.set_state("g1", GuestState.DELETING)  # on the way: nobody is answered yet
-    assert len(set(unsynced)) == 1
-    assert not synced
-    unsynced.clear()
-    ledger.quarantine("g1", ["why"])
-    assert synced
-    assert not unsynced
-    synced.clear()
-    ledger.forget(ledger.record("g1", "vf-mac", {}))
-    ledger.log("cleared", "g1", "")
-    # A set: SQLite names a statement again for each trigger of it.
-    assert len(set(unsynced)) == 3, "a statement each: after each, a thread may have to wait for the interpreter"
-    assert not synced
-    ledger.release("g1")
-    assert synced
-    assert len(set(unsynced)) == 3
+def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(path: Path) -> None:
+    """An fsync after the commit of what must outlive a power cut. The log costs none of its own: several lines per request."""
+    done: list[str] = []
+    with Ledger(path, trace=lambda statement: done.append(statement.split()[0])) as ledger:
+
+        def traced(change: Callable[[], object]) -> list[str]:
+            done.clear()
+            change()
+            return [*done]
+
+        assert traced(lambda: claim(ledger, 1))[-2:] == ["COMMIT", FSYNC]
+        assert traced(lambda: ledger.set_state("g1", GuestState.RUNNING)) == ["UPDATE", FSYNC]
+        assert traced(lambda: ledger.set_state("g1", GuestState.DELETING)) == ["UPDATE"], "on the way: no caller was answered yet"
+        assert traced(lambda: ledger.quarantine("g1", ["why"]))[-2:] == ["COMMIT", FSYNC]
+        # A set: SQLite names a statement again for each of its triggers.
+        assert set(traced(lambda: ledger.forget(ledger.record("g1", "vf-mac", {})))) == {"INSERT", "DELETE"}
+        assert set(traced(lambda: ledger.log("cleared", "g1", ""))) == {"INSERT"}
+        assert traced(lambda: ledger.release("g1"))[-2:] == ["COMMIT", FSYNC]
 
 
-def test_readers_do_not_wait_for_writers(ledger: Ledger) -> None:
-    claim(ledger, 1)
-    ledger.log("cleared", "g1", "")
+def test_readers_do_not_wait_for_writers(path: Path) -> None:
     seen: list[int] = []
 
     def read() -> None:
         seen.extend(map(len, (ledger.read().claims, ledger.events(), ledger.quarantined(), ledger.pending("g1"))))
 
-    def work(now: Known) -> None:
-        with ledger._transaction():
-            ledger._db.execute("DELETE FROM guest")
+    def trace(statement: str) -> None:
+        if statement == "COMMIT" and ledger.find("g1"):
             reader = threading.Thread(target=read, daemon=True)
             reader.start()
             reader.join(5)
-            assert seen == [1, 1, 0, 0], "what is not committed is not seen either"
-        now.claims.clear()
 
-    ledger._change("hold", work)
-    assert ledger.read().claims == ()
+    with Ledger(path, trace=trace) as ledger:
+        claim(ledger, 1)
+        ledger.log("cleared", "g1", "")
+        ledger.release("g1")
+        assert seen == [1, 1, 0, 0], "what is not committed is not seen either"
+        assert ledger.read().claims == ()
 
 
 def test_what_could_not_be_written_is_not_known(ledger: Ledger, path: Path) -> None:

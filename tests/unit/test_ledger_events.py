@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger import EventKind, Ledger, retention
+from orchestrator.ledger import EventKind, Ledger
 from orchestrator.ledger.retention import LONGEST, STEP
 from orchestrator.model.event import Visibility
 from tests.harness.crash import Tell, in_child
-from tests.unit.test_ledger import claim
+from tests.unit.test_ledger import claim, query
 
 KEEP = 100
 TROUBLE = tuple(kind for kind in EventKind if kind.is_trouble)
@@ -43,7 +43,7 @@ def test_a_tenant_can_not_fill_the_disk(ledger: Ledger, path: Path) -> None:
     for number in range(6000):
         ledger.log(("started", "stopped", "failed")[number % 3], "web", "x" * 300, tenant="acme")
         if number in (3000, 5999):
-            sizes.append(ledger._db.execute("PRAGMA page_count").fetchone()[0])
+            sizes.append(query(path, "PRAGMA page_count"))
     assert sizes[0] == sizes[1], "the file does not grow any more"
     kept = count(ledger)
     assert KEEP <= kept["acme", False] < KEEP + STEP
@@ -111,11 +111,11 @@ def test_a_kill_while_old_ones_are_removed(path: Path) -> None:
                 ledger.log("started", "web", "")
 
         def work(tell: Tell, statement: str = statement) -> None:
-            ledger = Ledger(path, keep=KEEP)
-            ledger._unsynced.set_trace_callback(
-                lambda text: os.kill(os.getpid(), signal.SIGKILL) if text.strip().startswith(statement) else None
-            )
-            ledger.log("started", "web", "the last")
+            def trace(text: str) -> None:
+                if text.strip().startswith(statement):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            Ledger(path, keep=KEEP, trace=trace).log("started", "web", "the last")
             tell(left="alive")
 
         assert in_child(work) == (-signal.SIGKILL, ""), statement
@@ -124,22 +124,21 @@ def test_a_kill_while_old_ones_are_removed(path: Path) -> None:
             assert len(events) == KEEP + STEP, statement
             assert events[-1].detail == "the last"
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-                ledger._db.execute("DELETE FROM event")
+                query(path, "DELETE FROM event")
 
 
 def test_an_event_is_logged_though_old_ones_can_not_be_removed(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ledger: Ledger, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
-
     for _ in range(KEEP + STEP - 1):
         ledger.log("started", "web", "")
-    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr(retention.Retention, "_remove", fail)
+    ((trigger,),) = query(path, "SELECT sql FROM sqlite_schema WHERE name = 'event_no_delete'")
+    query(path, "DROP TRIGGER event_no_delete")
+    with caplog.at_level(logging.ERROR):
         event = ledger.log("started", "web", "the last")
     assert ledger.events(None, 1) == (event,)
     assert "cannot remove old events" in caplog.text
+    query(path, str(trigger))
     ledger.log("started", "web", "")
     assert count(ledger) == {("", False): KEEP + 1}
 

@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.errors import LedgerError
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.database import FSYNC, Database
 from orchestrator.ledger.reserve import Reserve
 from orchestrator.model.state import GuestState
 from tests.unit.test_ledger import claim
@@ -88,15 +89,19 @@ def test_a_file_that_is_gone_takes_no_more(ledger: Ledger, path: Path, remove: C
         assert [one.plan.name for one in again.read().claims] == ["g1", "g3"]
 
 
-def test_a_claim_is_not_told_if_the_file_goes_meanwhile(ledger: Ledger, path: Path) -> None:
+@pytest.mark.parametrize(("moment", "known"), [("COMMIT", ["g1"]), (FSYNC, ["g1", "g2"])])
+def test_a_claim_is_not_told_if_the_file_goes_meanwhile(path: Path, moment: str, known: list[str]) -> None:
+    """After the commit it cannot be taken back: what it has is withheld from others until the file is back."""
+
     def trace(statement: str) -> None:
-        if statement == "COMMIT":
+        if statement == moment and ledger.find(known[-1]):
             delete(path)
 
-    ledger._db.set_trace_callback(trace)
-    with pytest.raises(LedgerError, match="was deleted or replaced"):
-        claim(ledger, 2)
-    assert [one.plan.name for one in ledger.read().claims] == ["g1"]
+    with Ledger(path, trace=trace) as ledger:
+        claim(ledger, 1)
+        with pytest.raises(LedgerError, match="was deleted or replaced"):
+            claim(ledger, 2)
+        assert [one.plan.name for one in ledger.read().claims] == known
 
 
 def test_a_ledger_that_was_replaced_is_not_spoiled_by_the_end_of_a_manager(ledger: Ledger, path: Path) -> None:
@@ -177,8 +182,8 @@ class Busy(sqlite3.OperationalError):
     sqlite_errorcode = sqlite3.SQLITE_BUSY
 
 
-def test_what_ends_a_guest_has_the_reserve(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part at a time, and nothing else has it; `full_disk` shows that on a real disk."""
+def test_the_reserve_is_released_a_part_at_a_time(path: Path) -> None:
+    database = Database(path, lambda _: None)
     spare = path.with_name(f"{path.name}.reserve")
 
     def fail_until(left: int) -> Callable[[], str]:
@@ -193,27 +198,37 @@ def test_what_ends_a_guest_has_the_reserve(ledger: Ledger, path: Path, monkeypat
         raise Busy("busy")
 
     with pytest.raises(Busy):
-        ledger._with_reserve(fail)
+        database.with_reserve(fail)
     assert spare.stat().st_size == SIZE, "only for want of space"
-    assert ledger._with_reserve(fail_until(2 * PART)) == "done"
+    assert database.with_reserve(fail_until(2 * PART)) == "done"
     assert spare.stat().st_size == 2 * PART
     with pytest.raises(Full):
-        ledger._with_reserve(fail_until(-1))
+        database.with_reserve(fail_until(-1))
     assert spare.stat().st_size == 0
+    database.close()
+
+
+def test_what_ends_a_guest_has_the_reserve(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else has it; `full_disk` shows that on a real disk."""
+    ledger.close()
+    spare = path.with_name(f"{path.name}.reserve")
+    spare.unlink()
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", refuse)
+        full = Ledger(path)
         for begin in ("claim", "record", "log"):
             with pytest.raises(LedgerError, match="its disk is full, and the reserve is for ending guests only"):
-                CHANGES[begin](ledger)
-        ledger.set_state("g1", GuestState.DELETING)
+                CHANGES[begin](full)
+        full.set_state("g1", GuestState.DELETING)
         with pytest.raises(LedgerError, match="disk is full"):
-            ledger.record("g1", "move", {})
-        ledger.release("g1")
-        assert "is full" in ledger.trouble
-    claim(ledger, 2)
-    assert ledger.trouble == ""
+            full.record("g1", "move", {})
+        full.release("g1")
+        assert "is full" in full.trouble
+    claim(full, 2)
+    assert full.trouble == ""
     assert spare.stat().st_size == SIZE
+    full.close()

@@ -20,6 +20,7 @@ from tests.unit.test_ledger import claim, leave, make_plan
 DEEP = "[" * 20_000 + "]" * 20_000
 DEEP_OBJECT = '{"a":' * 10_000
 MOST = 2**63 - 1
+DIFFER = "its plan and the table claim_key differ in"
 
 
 def set_plan(**fields: object) -> str:
@@ -64,12 +65,13 @@ def read_all(path: Path) -> list[bytes]:
         (set_plan(pages=0), "its plan has no cores, no pages, or a number below 0"),
         (set_plan(node=-1), "its plan has no cores"),
         (set_plan(cores=[]), "its plan has no cores"),
-        (set_plan(cores=["2-3,8"]), "of guest g1: its plan and the table claim_cpu differ in CPUs 8"),
-        ("DELETE FROM claim_cpu WHERE cpu = 3", "of guest g1: its plan and the table claim_cpu differ in CPUs 3"),
-        ("UPDATE claim_cpu SET guest = 'g2' WHERE cpu = 3", "of guest g1: its plan and the table claim_cpu differ in CPUs 3"),
-        ("INSERT INTO claim_cpu VALUES (40, 'ghost')", "of guest ghost: its plan and the table claim_cpu differ in CPUs 40"),
-        ("DELETE FROM claim_vf WHERE guest = 'g2'", "of guest g2: its plan and the table claim_vf differ in VFs 0000:41:10.4"),
-        ("UPDATE claim_mac SET mac = 'x' WHERE guest = 'g1'", "of guest g1: its plan and the table claim_mac differ in Ether"),
+        (set_plan(cores=["2-3,8"]), f"of guest g1: {DIFFER} cpu 8"),
+        ("DELETE FROM claim_key WHERE key = '3'", f"of guest g1: {DIFFER} cpu 3"),
+        ("UPDATE claim_key SET guest = 'g2' WHERE key = '3'", f"of guest g1: {DIFFER} cpu 3"),
+        ("INSERT INTO claim_key VALUES ('cpu', '40', 'ghost')", f"of guest ghost: {DIFFER} cpu 40"),
+        ("INSERT INTO claim_key VALUES ('disk', 'nvme1n1', 'g1')", f"of guest g1: {DIFFER} disk nvme"),
+        ("DELETE FROM claim_key WHERE guest = 'g2' AND kind = 'vf'", f"of guest g2: {DIFFER} vf 0000:41:10.4"),
+        ("UPDATE claim_key SET key = 'x' WHERE guest = 'g1' AND kind = 'mac'", f"of guest g1: {DIFFER} mac 02"),
         (f"UPDATE quarantine SET reasons = '{DEEP}'", "reasons of g2's quarantine, nested too deeply"),
         ("UPDATE quarantine SET reasons = '{}'", "reasons of g2's quarantine that are not a list of sentences"),
         ("UPDATE quarantine SET reasons = '[1]'", "reasons of g2's quarantine that are not a list of sentences"),
@@ -112,8 +114,8 @@ def refuse(path: Path, said: str) -> None:
 def test_a_schema_that_is_no_text(path: Path) -> None:
     """SQLite's message quotes it."""
     content = path.read_bytes()
-    assert content.count(b"CREATE TABLE claim_mac (mac TEXT") == 1
-    path.write_bytes(content.replace(b"CREATE TABLE claim_mac (mac TEXT", b"CREATE TABLE claim_mac (mac \xff\xffXT"))
+    assert content.count(b"CREATE TABLE claim_key (kind TEXT") == 1
+    path.write_bytes(content.replace(b"CREATE TABLE claim_key (kind TEXT", b"CREATE TABLE claim_key (kind \xff\xffXT"))
     refuse(path, "its schema is not in UTF-8")
 
 
@@ -145,10 +147,8 @@ def test_claims_that_the_configuration_forbids(path: Path) -> None:
 def test_an_older_ledger_that_can_not_be_migrated(tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite"
     with sqlite3.connect(path) as other:
-        schema._migrate_1(other)
+        schema.migrate(other, 1)
         other.execute("INSERT INTO guest VALUES ('g1', 'running', ?)", (DEEP,))
-        other.execute("PRAGMA user_version = 1")
-        other.execute(f"PRAGMA application_id = {0x4E48}")
     other.close()
     before = path.read_bytes()
     with pytest.raises(LedgerError, match="schema 1, holds a guest that can't be read"):

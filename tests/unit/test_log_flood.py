@@ -45,7 +45,7 @@ def log() -> Log:
     return Log()
 
 
-def test_of_one_place_only_so_many_and_then_a_count(log: Log) -> None:
+def test_messages_of_one_place_are_limited_and_counted(log: Log) -> None:
     for number in range(1000):
         log.write(f"refused {number}")
     assert log.write("another place", line=2)
@@ -53,11 +53,11 @@ def test_of_one_place_only_so_many_and_then_a_count(log: Log) -> None:
     [(seconds, _)] = log.timers
     assert 0 < seconds <= flood.PERIOD
     log.run_timers()
-    assert log.written[-1] == f"{1000 - flood.EACH} more messages like this one were left out within 30 s: refused 999"
+    assert log.written[-1] == f"{1000 - flood.EACH} more messages like this one were suppressed within 30 s: refused 999"
     assert log.write("again")
 
 
-def test_nothing_is_left_out_and_nothing_wakes_up_at_an_ordinary_rate(log: Log) -> None:
+def test_ordinary_rate_is_not_limited_and_sets_no_timer(log: Log) -> None:
     for number in range(1000):
         log.now += 1
         assert log.write(f"one {number}")
@@ -88,7 +88,7 @@ def test_two_floods_in_a_row_are_counted_apart(log: Log) -> None:
         for _ in range(250):
             log.write("x")
         log.run_timers()
-    assert [text for text in log.written if text != "x"] == ["150 more messages like this one were left out within 30 s: x"] * 3
+    assert [text for text in log.written if text != "x"] == ["150 more messages like this one were suppressed within 30 s: x"] * 3
     assert log.written.count("x") == 3 * flood.EACH
 
 
@@ -114,6 +114,7 @@ def test_the_managers_log_is_filtered(capsys: pytest.CaptureFixture[str], monkey
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 * (flood.EACH + 1)
     assert (
-        lines[-2] == "<4>uvicorn.error: 400 more messages like this one were left out within 30 s: Invalid HTTP request received."
+        lines[-2]
+        == "<4>uvicorn.error: 400 more messages like this one were suppressed within 30 s: Invalid HTTP request received."
     )
     assert lines[-1].startswith("<4>other: 400 more")

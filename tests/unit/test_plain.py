@@ -81,11 +81,13 @@ class Everything:
     inner: tuple[Inner, ...] = ()
     names: tuple[str, ...] = field(default=("a",))
     flag: bool = False
+    rate: float | None = None
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 EVERYTHING = Everything(
     CpuSet.parse("0-3,8"), Size.parse("2M"), PciAddress.parse("0000:01:10.3"), None, UUID(int=7), Colour.RED, Number.ONE,
-    (Inner(CpuSet(), None), Inner(CpuSet.of([5]), Size(9))), (), flag=True,
+    (Inner(CpuSet(), None), Inner(CpuSet.of([5]), Size(9))), (), flag=True, rate=2, counts={"nic0": 3},
 )  # fmt: skip
 
 
@@ -95,9 +97,9 @@ def test_value_is_read_back() -> None:
 
 def test_absent_fields_get_their_defaults_and_sizes_may_be_text() -> None:
     fields = {**to_plain(EVERYTHING), "size": "2M"}
-    for name in ("inner", "names", "flag"):
+    for name in ("inner", "names", "flag", "rate", "counts"):
         del fields[name]
-    assert from_plain(Everything, fields) == replace(EVERYTHING, inner=(), names=("a",), flag=False)
+    assert from_plain(Everything, fields) == replace(EVERYTHING, inner=(), names=("a",), flag=False, rate=None, counts={})
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,9 @@ def test_absent_fields_get_their_defaults_and_sizes_may_be_text() -> None:
         ({"inner": [{}]}, "inner.0.cpus: missing"),
         ({"inner": [[]]}, "inner.0: not an object"),
         ({"inner": [{"cpus": "1", "more": 1}]}, "inner.0.more: unknown field"),
+        ({"rate": True}, "rate: not of type float"),
+        ({"counts": [1]}, "counts: not an object"),
+        ({"counts": {"nic0": "3"}}, "counts.nic0: not of type int"),
         ({"more": 1}, "more: unknown field"),
     ],
 )

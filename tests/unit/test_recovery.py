@@ -50,7 +50,7 @@ def test_a_guest_that_does_not_run_is_never_shown_as_running(state: GuestState) 
 
 
 @pytest.mark.parametrize("state", SETTLED)
-def test_what_is_as_it_should_be_stays(state: GuestState) -> None:
+def test_settled_states_stay(state: GuestState) -> None:
     decision = decide(state, running=state == GuestState.RUNNING)
     assert decision.state == state
     assert decision.action in (RecoveryAction.ADOPT, RecoveryAction.NONE, RecoveryAction.QUARANTINE)
@@ -60,7 +60,7 @@ def test_a_guest_that_was_never_made_is_undone() -> None:
     assert decide(GuestState.CREATING, running=False).action == RecoveryAction.UNDO
 
 
-def test_pauses_grow_and_end() -> None:
+def test_restart_delays_double_and_end() -> None:
     pauses = [delay(count) for count in range(MAX_RESTARTS + 1)]
     assert pauses[:3] == [1, 2, 4]
     assert pauses[-2] == 300

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.client import shapes
 from orchestrator.ledger import Quarantined
-from orchestrator.model import plan, proof, topology
+from orchestrator.model import plan, proof, topology, uplink
 from orchestrator.model.event import Event
 from orchestrator.planning.host_check import HostFinding
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -23,6 +23,9 @@ VALUES: dict[type, Any] = {
     Event: shapes.Event,
     Quarantined: shapes.Quarantined,
     proof.Proof: shapes.Proof,
+    uplink.VepaReadings: shapes.VepaReadings,
+    uplink.EdgeReading: shapes.EdgeReading,
+    uplink.Traffic: shapes.Traffic,
     topology.Core: shapes.Core,
     topology.PagePool: shapes.Pool,
     topology.VirtualFunction: shapes.Function,

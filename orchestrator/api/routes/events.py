@@ -11,9 +11,9 @@ from starlette.responses import Response, StreamingResponse
 
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Caller
-from orchestrator.api.fast import Header, Query, Request
+from orchestrator.api.fastapi_import import Header, Query, Request
 from orchestrator.api.fields import Integer
-from orchestrator.api.identity import Directory, acts_for
+from orchestrator.api.identity import IdentityMap, acts_for
 from orchestrator.api.limits import Kind
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.api.waits import FOREVER, may_last
@@ -43,21 +43,21 @@ async def stream_events(
 ) -> Response:
     if last_event_id:
         if not re.fullmatch(r"[0-9]{1,18}", last_event_id):
-            raise RequestError(f"Last-Event-ID {last_event_id!r} is no id of an event")
+            raise RequestError(f"invalid Last-Event-ID {last_event_id!r}", "send the id of an event")
         after = int(last_event_id)
     if request.state.head:
-        # Nobody reads the stream, which has no end.
+        # The stream would never end.
         return Response(media_type=_STREAM)
     may_last(request, FOREVER)
-    return StreamingResponse(backend.feed.stream(caller, after), media_type=_STREAM)
+    return StreamingResponse(backend.stream.follow(caller, after), media_type=_STREAM)
 
 
-def show_events(events: Sequence[Event], caller: Identity, directory: Directory) -> tuple[Event, ...]:
+def show_events(events: Sequence[Event], caller: Identity, identities: IdentityMap) -> tuple[Event, ...]:
     """Events as the caller may see them: a tenant reads the names of its own people, and "operator" for all others."""
     if caller.role is not Role.TENANT:
         return tuple(events)
     known = {MANAGER.name: True, caller.name: True}
     for event in events:
         if event.who not in known:
-            known[event.who] = acts_for(directory, event.who, caller.tenant)
+            known[event.who] = acts_for(identities, event.who, caller.tenant)
     return tuple(event if known[event.who] else replace(event, who=str(Role.OPERATOR)) for event in events)

@@ -1,4 +1,4 @@
-"""Guests: what there is, what there could be, and every change of one."""
+"""Guests: lists, plans and every change."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from starlette.responses import JSONResponse, Response
 
 from orchestrator.api.backend import Backend, Served, answer_plain
 from orchestrator.api.callers import Caller, Writer
-from orchestrator.api.fast import Body, Path, Query, Request
+from orchestrator.api.fastapi_import import Body, Path, Query, Request
 from orchestrator.api.fields import IfMatch, Number
 from orchestrator.api.limits import Kind
 from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, PLAN_CODES, Routes
-from orchestrator.api.waits import may_last, while_there
+from orchestrator.api.waits import may_last, while_connected
 from orchestrator.client import shapes
 from orchestrator.model.fields import NameField
 from orchestrator.model.guest_view import GuestView
@@ -36,7 +36,7 @@ routes = Routes()
 
 
 class Tell(BaseModel):
-    """A line for a guest's console, and how many seconds to wait for the answer."""
+    """A line for a guest's console, and how many seconds to wait for the reply."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -86,7 +86,7 @@ async def guest(backend: Served, caller: Caller, name: Name) -> Response:
 async def ready(backend: Served, request: Request, caller: Caller, name: Name, timeout: WaitQuery = 60.0) -> Response:
     may_last(request, timeout)
     wait = await backend.quick.run(caller, backend.guests.begin_ready, caller, name, timeout)
-    return JSONResponse({"line": await while_there(request.receive, wait)})
+    return JSONResponse({"line": await while_connected(request.receive, wait)})
 
 
 @routes.add(
@@ -94,8 +94,8 @@ async def ready(backend: Served, request: Request, caller: Caller, name: Name, t
 )
 async def tell(backend: Served, request: Request, caller: Writer, name: Name, body: Tell) -> Response:
     may_last(request, body.timeout)
-    wait = await backend.quick.run(caller, backend.guests.begin_tell, caller, name, body.line, body.timeout)
-    return JSONResponse({"answer": await while_there(request.receive, wait)})
+    wait = await backend.quick.run(caller, backend.guests.begin_command, caller, name, body.line, body.timeout)
+    return JSONResponse({"answer": await while_connected(request.receive, wait)})
 
 
 @routes.add("DELETE", "/v1/guests/{name}", None, CHANGE_CODES, status=204, kind=Kind.END)

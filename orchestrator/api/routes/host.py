@@ -10,11 +10,11 @@ from starlette.responses import JSONResponse, Response
 from orchestrator import __version__
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Caller, HostReader
-from orchestrator.api.fast import Query, Request
+from orchestrator.api.fastapi_import import Query, Request
 from orchestrator.api.fields import Integer
 from orchestrator.api.limits import Kind
 from orchestrator.api.routing import HOST_CODES, Routes
-from orchestrator.api.waits import while_there
+from orchestrator.api.waits import while_connected
 from orchestrator.client import shapes
 from orchestrator.errors import Forbidden, NotFound
 from orchestrator.model.access import Role
@@ -48,9 +48,9 @@ async def survey(backend: Served, caller: HostReader) -> Response:
 @routes.add("GET", "/v1/audit", list[shapes.Proof], ("conflict", *HOST_CODES), kind=Kind.WAIT)
 async def proofs(backend: Served, request: Request, caller: HostReader, frames: Frames = 0) -> Response:
     if frames and caller.role is not Role.OPERATOR:
-        raise Forbidden(f"{caller.name} may not make guests send frames", "leave out frames")
+        raise Forbidden(f"{caller.name} may not send test frames: operator role required", "omit `frames`")
     measured = answer_plain(backend.audits, caller, lambda: tuple(backend.audit(frames)))
-    return await while_there(request.receive, measured)
+    return await while_connected(request.receive, measured)
 
 
 @routes.add("GET", "/v1/metrics", str, ("not-found", *HOST_CODES), media="text/plain")

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -85,7 +85,7 @@ def answering(world: World, answer: Callable[[str], bytes], name: str = "web") -
 
 @pytest.mark.parametrize("moment", ["claimed", "prepared", "runs"])
 @pytest.mark.parametrize("file", ["", ".0", ".1"])
-def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
+def test_output_of_an_earlier_guest_of_the_same_name_is_not_shown(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, moment: str, file: str
 ) -> None:
     """Also while it is being started: a name may be had again as soon as it is free."""
@@ -100,7 +100,7 @@ def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
     def look(*_: object) -> None:
         told.extend(
             said(lambda ask=ask: ask())
-            for ask in (lambda: manager.wait_ready(ACME, "web", 0.01), lambda: manager.tell(ACME, "web", "x", 0.01))
+            for ask in (lambda: manager.wait_ready(ACME, "web", 0.01), lambda: manager.send_command(ACME, "web", "x", 0.01))
         )  # type: ignore[misc]
 
     if moment == "claimed":
@@ -114,8 +114,8 @@ def test_a_tenant_reads_nothing_of_the_former_guest_of_the_name(
         look()
     assert len(told) == 2
     assert not re.search("hunter2|nohype: ready|ready name", str(told)), told
-    assert ("its console shows: nothing" in told[0]) == (moment == "runs")
-    assert moment == "runs" or "it is creating" in told[0]
+    assert ("console output: nothing" in told[0]) == (moment == "runs")
+    assert moment == "runs" or "is creating" in told[0]
 
 
 @pytest.mark.parametrize("console", [None, "another-1"])
@@ -125,7 +125,7 @@ def test_image_without_the_console_protocol_is_reported_immediately(
     make(manager, ACME)
     image = read_image(world.folder / "images" / IMAGE)
     write_description(image.folder, image.model_copy(update={"console": console}))
-    for ask in (manager.wait_ready, partial(manager.begin_tell, line="mac")):
+    for ask in (manager.wait_ready, partial(manager.begin_command, line="mac")):
         with pytest.raises(GuestError, match=f"guest web: image {IMAGE} does not speak the protocol nohype-1") as caught:
             ask(ACME, "web", timeout=60)
         assert "use an image that speaks it" in caught.value.hint
@@ -156,7 +156,7 @@ def test_counters_are_of_the_guest_and_not_of_its_name(world: World, manager: Gu
     assert world.hypervisor.read_exits(UUID(int=1))
 
 
-def test_what_another_guest_of_the_name_prints_is_not_told(world: World, manager: GuestService) -> None:
+def test_output_of_a_later_guest_of_the_same_name_is_not_shown(world: World, manager: GuestService) -> None:
     """It was deleted and made anew while somebody waited for it."""
     create(manager)
     wait = manager.begin_ready(OPERATOR, "web", 60)
@@ -181,10 +181,10 @@ def test_nothing_is_typed_on_the_console_of_another_guest_of_the_name(
 
     monkeypatch.setattr(world.hypervisor, "console", swap)
     with pytest.raises(NotFound, match="guest web ended or was replaced"):
-        manager.tell(OPERATOR, "web", "halt", 1)
+        manager.send_command(OPERATOR, "web", "halt", 1)
 
 
-def test_a_line_for_a_guest_that_is_named_by_its_id_reaches_no_other(world: World, manager: GuestService) -> None:
+def test_command_with_a_uuid_is_typed_only_for_that_guest(world: World, manager: GuestService) -> None:
     """As the audit does: it has looked at the guests some time before."""
     first = create(manager)
     manager.delete(OPERATOR, "web")
@@ -192,7 +192,7 @@ def test_a_line_for_a_guest_that_is_named_by_its_id_reaches_no_other(world: Worl
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()) as heard:
         world.hypervisor.write("web", READY)
         with pytest.raises(NotFound, match="guest web ended or was replaced"):
-            manager.tell(OPERATOR, "web", "flood", 5, first.uuid)
+            manager.send_command(OPERATOR, "web", "flood", 5, first.uuid)
         assert heard == []
 
 
@@ -211,8 +211,8 @@ def test_a_guest_that_does_not_run_is_not_ready(world: World, manager: GuestServ
         until(lambda: state(manager) == ("stopped" if end == "by itself" else "ended"))
     else:
         getattr(manager, end)(OPERATOR, "web", *([1] if end == "stop" else []))
-    for ask in (lambda: manager.wait_ready(OPERATOR, "web", 60), lambda: manager.tell(OPERATOR, "web", "mac", 60)):
-        with pytest.raises(NotFound, match=f"web does not run: it {'has ended' if end == 'unseen' else 'is stopped'}"):
+    for ask in (lambda: manager.wait_ready(OPERATOR, "web", 60), lambda: manager.send_command(OPERATOR, "web", "mac", 60)):
+        with pytest.raises(NotFound, match=f"guest web {'has ended' if end == 'unseen' else 'is stopped'}"):
             ask()
 
 
@@ -226,33 +226,33 @@ def test_a_guest_that_is_being_started_or_stopped_is_not_ready(
         ledger.set_state("web", new)
         if new == stage:
             break
-    with pytest.raises(GuestError, match=f"web is not running: it is {stage}"):
+    with pytest.raises(GuestError, match=f"guest web is {stage}, not running"):
         manager.wait_ready(OPERATOR, "web", 60)
     if stage == GuestState.STARTING:
-        with pytest.raises(GuestError, match="web is not running: it is starting"):
-            manager.tell(OPERATOR, "web", "mac", 60)
+        with pytest.raises(GuestError, match="guest web is starting, not running"):
+            manager.send_command(OPERATOR, "web", "mac", 60)
 
 
 @pytest.mark.parametrize("file", ["", ".0"])
-def test_what_it_has_said_in_a_former_life_counts_no_more(world: World, manager: GuestService, file: str) -> None:
+def test_ready_line_of_an_earlier_run_is_ignored(world: World, manager: GuestService, file: str) -> None:
     create(manager)
     log = log_of(world)
     log.with_name(f"{log.name}{file}").write_bytes(b"former\n" + READY)
     manager.restart(OPERATOR, "web", 1)
-    for ask in (lambda: manager.wait_ready(OPERATOR, "web", 0.05), lambda: manager.tell(OPERATOR, "web", "mac", 0.05)):
-        with pytest.raises(GuestError, match="did not say that it is ready within 0.05 s; its console shows: nothing"):
+    for ask in (lambda: manager.wait_ready(OPERATOR, "web", 0.05), lambda: manager.send_command(OPERATOR, "web", "mac", 0.05)):
+        with pytest.raises(GuestError, match="after 0.05 s waiting for the guest to report ready; console output: nothing"):
             ask()
     world.hypervisor.write("web", b"nohype: ready again\n")
     assert manager.wait_ready(OPERATOR, "web", 5) == "nohype: ready again"
 
 
-def test_a_wait_ends_with_the_life_that_it_was_for(world: World, manager: GuestService) -> None:
+def test_wait_ends_with_its_run(world: World, manager: GuestService) -> None:
     """However quickly the guest is there again."""
     create(manager)
     wait = manager.begin_ready(OPERATOR, "web", 60)
     manager.restart(OPERATOR, "web", 1)
     world.hypervisor.write("web", READY)
-    with pytest.raises(GuestError, match="the guest has ended"):
+    with pytest.raises(GuestError, match="the guest ended"):
         wait.result(20)
     assert manager.wait_ready(OPERATOR, "web", 5) == "nohype: ready name=web"
 
@@ -264,11 +264,11 @@ def test_a_guest_that_ends_is_not_waited_for(world: World, manager: GuestService
     world.hypervisor.write("web", b"kernel panic\n")
     wait = manager.begin_ready(OPERATOR, "web", 3000)
     world.hypervisor.end("web", EndCause.FAILED)
-    with pytest.raises(GuestError, match=r"ended before it could say that it is ready; its console shows:\n    kernel panic"):
+    with pytest.raises(GuestError, match=r"ended before it could report ready; console output:\n    kernel panic"):
         wait.result(20)
 
 
-def test_the_last_words_of_a_guest_are_an_answer(world: World, manager: GuestService) -> None:
+def test_output_at_the_end_of_a_guest_completes_a_reply(world: World, manager: GuestService) -> None:
     """It has ended by then, as after `halt`."""
     create(manager)
     world.hypervisor.write("web", READY)
@@ -281,7 +281,7 @@ def test_the_last_words_of_a_guest_are_an_answer(world: World, manager: GuestSer
     with pytest.MonkeyPatch.context() as patch, answering(world, lambda _line: b"") as heard:
         write = world.hypervisor.write
         patch.setattr(world.hypervisor, "write", lambda name, printed: write(name, printed) if printed else None)
-        wait = manager.begin_tell(OPERATOR, "web", "halt", 60)
+        wait = manager.begin_command(OPERATOR, "web", "halt", 60)
         until(lambda: heard)
         halt("halt")
         assert wait.result(20) == "nohype: done halt\n"
@@ -311,11 +311,11 @@ def test_a_guest_whose_log_goes_by_its_name_is_read(
     world.hypervisor.watch_ends(manager.reconciler.on_guest_ended)
     assert manager.wait_ready(OPERATOR, "web", 5) == "nohype: ready name=web"
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()):
-        assert manager.tell(OPERATOR, "web", "mac", 5) == "nohype: done mac\n"
+        assert manager.send_command(OPERATOR, "web", "mac", 5) == "nohype: done mac\n"
     log.write_bytes(b"")
     manager.restart(OPERATOR, "web", 1)
     assert log_of(world) != log
-    with pytest.raises(GuestError, match="console shows: nothing"):
+    with pytest.raises(GuestError, match="console output: nothing"):
         manager.wait_ready(OPERATOR, "web", 0.05)
 
 
@@ -327,7 +327,7 @@ def test_old_logs_by_name_are_removed_but_not_those_in_use(
     for name in ("web.log", "db.log", "db.log.0", "gone.log"):
         (log.parent / name).touch()
         os.utime(log.parent / name, (0, 0))
-    manager.tidy()
+    manager.remove_old_logs()
     assert sorted(file.name for file in log.parent.iterdir()) == [log_of(world, "db").name, "web.log"]
 
 
@@ -377,7 +377,7 @@ def test_a_guest_that_is_there_keeps_its_log(world: World, manager: GuestService
         make(manager, who, name)
         world.hypervisor.write(name, b"x" * 100_000)
     manager.stop(OPERATOR, "db", 1)
-    manager.tidy()
+    manager.remove_old_logs()
     make(manager, ACME, "other")
     assert len(list((world.folder / "consoles").glob("**/*.log"))) == 3
 
@@ -392,7 +392,7 @@ def test_all_deleted_guests_logs_have_a_bound(
     for who in (ACME, BOLT, OPERATOR):
         make(manager, who)
         manager.delete(who, "web")
-    manager.tidy()
+    manager.remove_old_logs()
     assert list((world.folder / "consoles").glob("**/*.log")) == []
 
 
@@ -405,17 +405,26 @@ def test_a_folder_that_can_not_be_made_is_a_clear_error(world: World, manager: G
 # Many at a time.
 
 
-def test_all_waits_share_one_thread_and_end_when_they_are_given_up(world: World, manager: GuestService) -> None:
+def open_logs(world: World) -> set[str]:
+    """Console logs that this process has open."""
+    links = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.add(os.readlink(descriptor))
+    return {link for link in links if link.startswith(str((world.folder / "consoles").resolve()))}
+
+
+def test_waits_share_one_thread_that_ends_when_all_are_cancelled(world: World, manager: GuestService) -> None:
     for name in ("web", "db"):
         create(manager, name=name)
     waits = [manager.begin_ready(OPERATOR, name, 3000) for name in ("web", "db") for _ in range(100)]
-    waits += [manager.begin_tell(OPERATOR, "web", "mac", 3000) for _ in range(100)]
-    until(lambda: all(console._reader._descriptor is not None for console in manager._consoles._watch._consoles.values()))
+    waits += [manager.begin_command(OPERATOR, "web", "mac", 3000) for _ in range(100)]
+    until(lambda: len(open_logs(world)) == 2)
     assert [thread.name for thread in threading.enumerate()].count("consoles") == 1
     for wait in waits:
         wait.cancel()
     until(lambda: "consoles" not in [thread.name for thread in threading.enumerate()])
-    assert all(console._reader._descriptor is None for console in manager._consoles._watch._consoles.values())
+    assert not open_logs(world)
     for wait in waits:
         with pytest.raises(CancelledError):
             wait.result(0)
@@ -445,7 +454,7 @@ def test_a_piece_of_each_log_is_read_in_turn(world: World, manager: GuestService
 
 
 @pytest.mark.parametrize("noise", [b"\xff", b"\x01", b"x", b"nohype: "])
-def test_an_error_shows_little_whatever_the_guest_prints(world: World, manager: GuestService, noise: bytes) -> None:
+def test_console_output_in_an_error_is_bounded(world: World, manager: GuestService, noise: bytes) -> None:
     create(manager)
     world.hypervisor.write("web", noise * ((2 << 20) // len(noise)))
     assert len(said(lambda: manager.wait_ready(OPERATOR, "web", 0.05)).encode()) < 2300
@@ -464,18 +473,16 @@ def test_a_log_that_can_not_be_read_is_an_error_of_that_guest_alone(world: World
     assert other.result(20)
 
 
-def test_a_libvirt_that_does_not_answer_keeps_nobody_longer_than_asked(
-    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wait_times_out_while_libvirt_hangs(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     create(manager)
     hangs = threading.Event()
-    monkeypatch.setattr(manager._consoles._watch, "_list_running", lambda: (hangs.wait(30), frozenset())[1])
-    with pytest.raises(GuestError, match="within 0.3 s"):
+    monkeypatch.setattr(world.hypervisor, "running_uuids", lambda: (hangs.wait(30), frozenset())[1])
+    with pytest.raises(GuestError, match="timed out after 0.3 s"):
         manager.begin_ready(OPERATOR, "web", 0.3).result(20)
     hangs.set()
 
 
-def test_a_libvirt_that_is_away_ends_no_wait(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libvirt_error_does_not_end_a_wait(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     create(manager)
     looks: list[int] = []
 
@@ -483,16 +490,16 @@ def test_a_libvirt_that_is_away_ends_no_wait(world: World, manager: GuestService
         looks.append(1)
         raise HypervisorError("away")
 
-    monkeypatch.setattr(manager._consoles._watch, "_list_running", fail)
+    monkeypatch.setattr(world.hypervisor, "running_uuids", fail)
     wait = manager.begin_ready(OPERATOR, "web", 60)
     until(lambda: looks)
     world.hypervisor.write("web", READY)
     assert wait.result(20)
 
 
-def test_a_manager_that_ends_lets_all_go(manager: GuestService) -> None:
+def test_closing_the_manager_ends_all_waits(manager: GuestService) -> None:
     create(manager)
-    waits = [manager.begin_ready(OPERATOR, "web", 3000), manager.begin_tell(OPERATOR, "web", "mac", 3000)]
+    waits = [manager.begin_ready(OPERATOR, "web", 3000), manager.begin_command(OPERATOR, "web", "mac", 3000)]
     manager.close()
     for wait in waits:
         with pytest.raises(GuestError, match="the manager is being stopped"):
@@ -502,21 +509,21 @@ def test_a_manager_that_ends_lets_all_go(manager: GuestService) -> None:
 # What is typed.
 
 
-def test_an_answer_is_what_came_after_the_question(world: World, manager: GuestService) -> None:
+def test_reply_begins_after_the_command(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY + b"nohype: done mac old\nhalf a line ")
     with answering(world, lambda line: b"noise\r\nnohype: done %s\r\nmore\n" % line.encode()) as heard:
-        assert manager.tell(OPERATOR, "web", "mac", 5) == "noise\nnohype: done mac\n"
-        assert manager.tell(OPERATOR, "web", "halt", 5) == "noise\nnohype: done halt\n"
+        assert manager.send_command(OPERATOR, "web", "mac", 5) == "noise\nnohype: done mac\n"
+        assert manager.send_command(OPERATOR, "web", "halt", 5) == "noise\nnohype: done halt\n"
         assert heard == ["mac", "halt"]
 
 
-def test_no_answer_shows_the_end_of_the_console(world: World, manager: GuestService) -> None:
+def test_missing_reply_shows_the_end_of_the_console(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda _line: b"noise\n"):
-        with pytest.raises(GuestError, match=r"did not answer 'mac' within 1 s; its console shows:\n    noise"):
-            manager.tell(OPERATOR, "web", "mac", 1)
+        with pytest.raises(GuestError, match=r"after 1 s waiting for the guest to reply to 'mac'; console output:\n    noise"):
+            manager.send_command(OPERATOR, "web", "mac", 1)
 
 
 def test_a_guest_that_is_not_ready_yet_is_waited_for(world: World, manager: GuestService) -> None:
@@ -524,10 +531,10 @@ def test_a_guest_that_is_not_ready_yet_is_waited_for(world: World, manager: Gues
     create(manager)
     world.hypervisor.write("web", b"booting\n")
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()) as heard:
-        with pytest.raises(GuestError, match=r"did not say that it is ready within 0.3 s; its console shows:\n    booting"):
-            manager.tell(OPERATOR, "web", "mac", 0.3)
+        with pytest.raises(GuestError, match=r"after 0.3 s waiting for the guest to report ready; console output:\n    booting"):
+            manager.send_command(OPERATOR, "web", "mac", 0.3)
         assert heard == []
-        wait = manager.begin_tell(OPERATOR, "web", "mac", 60)
+        wait = manager.begin_command(OPERATOR, "web", "mac", 60)
         world.hypervisor.write("web", READY)
         assert wait.result(20) == "nohype: done mac\n"
 
@@ -538,7 +545,7 @@ def test_a_guest_whose_log_was_rotated_is_ready(world: World, manager: GuestServ
     log.rename(f"{log}.0")
     log.touch()
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()):
-        assert manager.tell(OPERATOR, "web", "mac", 5) == "nohype: done mac\n"
+        assert manager.send_command(OPERATOR, "web", "mac", 5) == "nohype: done mac\n"
 
 
 def test_no_pty_is_a_clear_error(world: World, manager: GuestService) -> None:
@@ -546,63 +553,63 @@ def test_no_pty_is_a_clear_error(world: World, manager: GuestService) -> None:
     world.hypervisor.write("web", READY)
     world.hypervisor.ptys["web"] = world.folder / "pty"
     with pytest.raises(GuestError, match="cannot open the guest's console .*pty: No such file"):
-        manager.tell(OPERATOR, "web", "mac", 5)
+        manager.send_command(OPERATOR, "web", "mac", 5)
 
 
 def test_an_answer_after_much_noise_is_short(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda line: b"noise\n" * 500_000 + b"nohype: done %s\n" % line.encode()):
-        answer = manager.tell(OPERATOR, "web", "mac", 60)
+        answer = manager.send_command(OPERATOR, "web", "mac", 60)
     assert len(answer) < 17_000
-    assert re.match(r"\[[0-9]{7} bytes before this are left out\]\nnoise\n", answer)
+    assert re.match(r"\[[0-9]{7} bytes before this are omitted\]\nnoise\n", answer)
     assert answer.endswith("noise\nnohype: done mac\n")
 
 
-def test_questions_are_typed_one_after_the_other(world: World, manager: GuestService) -> None:
+def test_commands_are_typed_one_at_a_time(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()) as heard:
-        waits = [manager.begin_tell(OPERATOR, "web", f"word{number}", 60) for number in range(10)]
+        waits = [manager.begin_command(OPERATOR, "web", f"word{number}", 60) for number in range(10)]
         assert [wait.result(20) for wait in waits] == [f"nohype: done word{number}\n" for number in range(10)]
         assert heard == [f"word{number}" for number in range(10)]
 
 
-def test_the_answer_to_a_question_that_was_given_up_is_not_the_next_ones(world: World, manager: GuestService) -> None:
+def test_reply_to_a_cancelled_command_is_not_the_reply_to_the_next(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.write("web", READY)
     late: list[str] = []
     with answering(
         world, lambda line: late.append(line) or b"thinking\n" if line == "slow" else b"nohype: done %s\n" % line.encode()
     ) as heard:  # type: ignore[func-returns-value]
-        first = manager.begin_tell(OPERATOR, "web", "slow", 3000)
+        first = manager.begin_command(OPERATOR, "web", "slow", 3000)
         until(lambda: heard == ["slow"])
         first.cancel()
-        unheard = manager.begin_tell(OPERATOR, "web", "unheard", 60)
-        second = manager.begin_tell(OPERATOR, "web", "mac", 60)
+        unheard = manager.begin_command(OPERATOR, "web", "unheard", 60)
+        second = manager.begin_command(OPERATOR, "web", "mac", 60)
         unheard.cancel()
         world.hypervisor.write("web", b"nohype: done slow\n")
         assert second.result(20) == "nohype: done mac\n"
         assert heard == ["slow", "mac"], "what was not typed yet is not typed"
 
 
-def test_a_question_that_was_given_up_does_not_keep_others_for_long(
+def test_cancelled_command_does_not_delay_the_next_for_long(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(question_module, "_ABANDONED", 0.1)
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda line: b"" if line == "slow" else b"nohype: done %s\n" % line.encode()) as heard:
-        first = manager.begin_tell(OPERATOR, "web", "slow", 3000)
+        first = manager.begin_command(OPERATOR, "web", "slow", 3000)
         until(lambda: heard == ["slow"])
         first.cancel()
-        assert manager.tell(OPERATOR, "web", "mac", 60) == "nohype: done mac\n"
+        assert manager.send_command(OPERATOR, "web", "mac", 60) == "nohype: done mac\n"
 
 
 def test_a_guest_without_a_console(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     create(manager)
     monkeypatch.setattr(world.hypervisor, "console", lambda _uuid: SerialConsole(None, None))
     with pytest.raises(GuestError, match="has no serial console"):
-        manager.tell(OPERATOR, "web", "mac", 1)
+        manager.send_command(OPERATOR, "web", "mac", 1)
     with pytest.raises(GuestError, match="has no log"):
         manager.wait_ready(OPERATOR, "web", 1)

@@ -30,14 +30,14 @@ def fill_the_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["failed", "plan-failed", "quarantined"])
-def test_a_tenant_does_not_learn_of_others_from_trouble(manager: GuestService, ledger: Ledger, kind: str) -> None:
+def test_tenant_does_not_see_details_of_trouble_events(manager: GuestService, ledger: Ledger, kind: str) -> None:
     ledger.log(kind, "web", "VF is in use by domain secret", tenant="a")
     assert "secret" not in str(manager.events(ANN))
     assert "the operator of the host can see" in manager.events(ANN)[-1].detail
     assert "secret" in manager.events(OPERATOR)[-1].detail
 
 
-def test_what_the_host_can_not_do_is_no_refusal(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_error_is_logged_as_plan_failed(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_own: object) -> None:
         raise HypervisorError("QEMU of guest secret does not answer")
 
@@ -62,7 +62,7 @@ def test_a_quota_counts_before_there_is_room(manager: GuestService) -> None:
         manager.plan(OPERATOR, parse_guest_request({**fields, "cores": 900}))
 
 
-def test_a_tenant_is_not_told_what_is_not_clean(world: World, manager: GuestService) -> None:
+def test_tenant_does_not_see_cleanup_findings(world: World, manager: GuestService) -> None:
     spoil(world, manager.create(ANN, parse_guest_request({"name": "web", "image": IMAGE, "memory": "64M"}))[0].plan)
     with pytest.raises(Conflict, match="cleanup not verified\n"):
         manager.delete(ANN, "web")
@@ -84,7 +84,7 @@ def test_a_change_stands_though_its_event_can_not_be_written(
         assert f"web {kind} by {OPERATOR.name}: " in caplog.text, "the journal has it"
 
 
-def test_a_start_says_what_was_changed(manager: GuestService) -> None:
+def test_started_event_lists_the_changes(manager: GuestService) -> None:
     plan = create(manager)
     (started,) = [event for event in manager.events(OPERATOR) if event.kind == "started"]
     for said in (
@@ -125,7 +125,7 @@ def test_the_newest_events_of_a_tenant(ledger: Ledger) -> None:
     assert [event.subject for event in ledger.events(None, 2)] == ["b4", "b"]
 
 
-def test_a_recovery_shows_that_it_goes_on(world: World, manager: GuestService, ledger: Ledger) -> None:
+def test_recovery_reports_progress_per_guest(world: World, manager: GuestService, ledger: Ledger) -> None:
     """systemd is told before each guest, so that a host full of guests is not too slow for it."""
     for name in ("web", "db"):
         create(manager, name=name)
@@ -135,7 +135,7 @@ def test_a_recovery_shows_that_it_goes_on(world: World, manager: GuestService, l
     assert len(told) == 2
 
 
-def test_a_refusal_that_cannot_be_logged_is_told_all_the_same(
+def test_refusal_that_cannot_be_logged_is_still_raised(
     manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_the_disk(ledger, monkeypatch)
@@ -143,7 +143,7 @@ def test_a_refusal_that_cannot_be_logged_is_told_all_the_same(
         create(manager, cores=900)
 
 
-def test_whoever_asks_for_a_name_that_is_taken_is_logged(manager: GuestService) -> None:
+def test_request_for_a_taken_name_is_logged(manager: GuestService) -> None:
     """Others' names can be probed this way. So is an id that stands for another request."""
     create(manager, id="job.1")
     for fields in ({"name": "web"}, {"name": "db", "id": "job.1"}):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import Conflict, HostError, NoRoom
+from orchestrator.guests import allocate
 from orchestrator.guests.host_setup import HostSetup
 from orchestrator.guests.service import GuestService
 from orchestrator.host.sriov import find_vf
@@ -92,7 +93,7 @@ def check_pf_untouched(world: World) -> None:
     ("before", "after"),
     [((128, 2), (384, 1)), ((0, 0), (128, 2)), ((0, 2), (128, 2)), ((128, 0), (128, 2)), ((2, 1), (1, 1)), ((384, 4), (128, 2))],
 )
-def test_guests_live_where_the_kernel_has_put_their_vfs(
+def test_vf_is_planned_at_the_address_that_the_kernel_reports(
     world: World, manager: GuestService, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     tree = world.host.tree()
@@ -125,14 +126,14 @@ def test_a_plan_that_only_a_creation_can_make_is_not_called_no_room(world: World
     assert manager.plan(OPERATOR, request).plan.vf.index == 1
 
 
-def test_a_wanted_vf_is_looked_for_where_vfs_really_are(world: World, manager: GuestService) -> None:
+def test_requested_vf_is_found_at_its_kernel_address(world: World, manager: GuestService) -> None:
     change_routing(world, (128, 2), (384, 1))
     create(manager, name="first")
     plan = create(manager, placement={"cpus": "4-5", "vf": str(PF.offset(386))})
     assert plan.vf.index == 2
 
 
-def test_a_stopped_guest_whose_vf_has_moved_is_told_both_addresses(world: World, manager: GuestService, ledger: Ledger) -> None:
+def test_moved_vf_of_a_stopped_guest_is_reported_with_both_addresses(world: World, manager: GuestService, ledger: Ledger) -> None:
     plan = create(manager)
     manager.stop(OPERATOR, "web", 1)
     world.host.write(f"{FOLDER}/sriov_numvfs", "0")
@@ -154,10 +155,10 @@ def rewrite_plan(world: World, change: Callable[[dict[str, object]], None]) -> N
             plan = json.loads(text)
             change(plan["nics"][0])
             database.execute("UPDATE guest SET plan = ? WHERE name = ?", (json.dumps(plan), name))
-            database.execute("UPDATE claim_vf SET address = ? WHERE guest = ?", (plan["nics"][0]["address"], name))
+            database.execute("UPDATE claim_key SET key = ? WHERE kind = 'vf' AND guest = ?", (plan["nics"][0]["address"], name))
 
 
-def test_a_stored_plan_that_names_the_pf_as_its_vf_does_it_no_harm(world: World, manager: GuestService, ledger: Ledger) -> None:
+def test_stored_plan_with_the_pf_as_vf_does_not_change_the_pf(world: World, manager: GuestService, ledger: Ledger) -> None:
     """As an earlier version made it where the first VF offset was 0."""
     create(manager)
     manager.stop(OPERATOR, "web", 1)
@@ -261,7 +262,7 @@ def test_a_driver_that_takes_no_zeros_fills_no_quarantine(world: World, manager:
     assert "not-restored" not in [event.kind for event in manager.events(tenant)]
 
 
-def test_what_the_host_had_set_for_a_vf_is_there_again(world: World, manager: GuestService) -> None:
+def test_settings_of_a_vf_before_the_guest_are_restored(world: World, manager: GuestService) -> None:
     create(manager, name="neighbour")
     was = VfState(1, vlan=77, max_rate=100, spoof_check=False, trust=True)
     world.host.fake_net.set_vf("nic0", 1, vlan=77, max_rate=100, spoof_check=False, trust=True)
@@ -406,7 +407,7 @@ def test_a_vf_that_cannot_be_read_stops_no_other(world: World, manager: GuestSer
     group = f"{world.host.real(f'{DEVICES}/{PF.offset(130)}')}/iommu_group"
     before = world.host.target(group)
     world.host.add_link(group, "../../nowhere")
-    manager.allocator._known = None
+    manager.allocator.surveys.discard()
     assert create(manager, name="other").vf.index == 2
     with pytest.raises(NoRoom, match=f"VF {PF.offset(130)} is used by the host: its use cannot be determined"):
         create(manager, name="third", placement={"cpus": "6-7", "vf": str(PF.offset(130))})
@@ -422,7 +423,7 @@ def test_a_vf_that_cannot_be_read_stops_no_other(world: World, manager: GuestSer
     assert world.count_undo_records() == 0
 
 
-def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path) -> None:
+def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when its driver is taken from it in between."""
     world = World(tmp_path / "two", Server(cores=8, nodes=2, vfs=7, pages=512))
     manager, _ = world.open_manager()
@@ -431,7 +432,7 @@ def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path) -
     net = world.host.path / FOLDER / "net"
     net.rename(net.parent / "gone")
     net.write_text("")
-    manager.allocator._known = manager.survey(), 0.0
+    monkeypatch.setattr(allocate, "SURVEY_MAX_AGE", 0.0)
     assert str(manager.plan(OPERATOR, request).plan.vf.pf) == "0000:14:00.0"
     (fault,) = [pf.fault for pf in manager.survey().pfs if pf.address == PF]
     assert "its network interfaces cannot be read" in fault
@@ -439,9 +440,7 @@ def test_a_port_whose_interfaces_cannot_be_read_stops_no_other(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("file", "text"), [("address", "00:00:00:00:00:00"), ("carrier", None), ("phys_port_name", None)])
-def test_what_is_odd_of_an_uplink_keeps_no_vf_from_being_cleaned(
-    world: World, manager: GuestService, file: str, text: str | None
-) -> None:
+def test_vf_of_an_odd_uplink_is_cleaned_up(world: World, manager: GuestService, file: str, text: str | None) -> None:
     """VFs are set by the name of its interface. It is no uplink for new guests meanwhile."""
     plan = create(manager)
     create(manager, name="neighbour")
@@ -449,7 +448,7 @@ def test_what_is_odd_of_an_uplink_keeps_no_vf_from_being_cleaned(
     world.host.add(name, text or "")
     if text is None:
         world.host.read_errors[name] = EIO
-    manager.allocator._known = None
+    manager.allocator.surveys.discard()
     with pytest.raises(NoRoom, match="nic0"):
         create(manager, name="new")
     manager.delete(OPERATOR, "web")
@@ -457,7 +456,7 @@ def test_what_is_odd_of_an_uplink_keeps_no_vf_from_being_cleaned(
     assert world.host.fake_net.vfs("nic0")[plan.vf.index] == VfState(plan.vf.index)
 
 
-def test_a_number_that_is_none_ends_no_watching_of_links(world: World, manager: GuestService) -> None:
+def test_invalid_numa_node_does_not_stop_link_handling(world: World, manager: GuestService) -> None:
     create(manager)
     world.host.add(f"{FOLDER}/numa_node", "none")
     manager.reconciler.on_link_change()

@@ -19,7 +19,7 @@ from tests.harness.crash import World
 from tests.harness.guests import create, open_manager, spoil, state, stop_on_paper, use_pages
 
 
-def test_what_cannot_be_verified_clean_is_nobodys(world: World, manager: GuestService, ledger: Ledger) -> None:
+def test_unverified_cleanup_quarantines_resources(world: World, manager: GuestService, ledger: Ledger) -> None:
     plan = create(manager)
     spoil(world, plan)
     with pytest.raises(
@@ -65,7 +65,7 @@ def test_a_quarantine_outlives_the_manager(world: World, manager: GuestService, 
     assert manager.quarantined(OPERATOR) == before
 
 
-def test_a_stopped_guest_that_somebody_else_starts_is_in_quarantine_and_runs(
+def test_stopped_guest_started_outside_the_manager_is_quarantined_and_keeps_running(
     world: World, manager: GuestService, ledger: Ledger
 ) -> None:
     create(manager)
@@ -149,7 +149,7 @@ def test_a_clearing_that_fails_leaves_it_in_quarantine(
         assert [one.name for one in manager.quarantined(OPERATOR)] == ["web"]
 
 
-def test_pages_that_do_not_come_back_are_missed_beside_a_neighbour_in_quarantine(
+def test_unreturned_pages_are_detected_with_another_guest_in_quarantine(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its pages are long back: they must not count for those that another guest has not given back."""
@@ -172,7 +172,7 @@ def open_counting(world: World) -> tuple[GuestService, list[int]]:
     return manager, counted
 
 
-def test_why_a_start_has_failed_is_told_before_it_is_cleaned_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_event_precedes_the_cleanup(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     manager, counted = open_counting(world)
 
     def fail(_xml: str) -> None:
@@ -189,9 +189,7 @@ def test_why_a_start_has_failed_is_told_before_it_is_cleaned_up(world: World, mo
     assert counted == [1]
 
 
-def test_what_the_host_could_not_be_given_back_is_told_once_and_tried_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_release_of_the_host_is_reported_once_and_repeated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     manager, counted = open_counting(world)
 
     def fail(_host: object, _pf: object, _count: object) -> None:
@@ -211,7 +209,7 @@ def test_what_the_host_could_not_be_given_back_is_told_once_and_tried_again(
     assert not world.count_undo_records()
 
 
-def test_a_later_guest_of_the_name_is_not_cleared(world: World, manager: GuestService) -> None:
+def test_clearing_does_not_affect_a_later_guest_of_the_same_name(world: World, manager: GuestService) -> None:
     """An operator clears by force what he has looked at. While he waits for the lock it is cleared, and the name is used anew."""
     spoil(world, create(manager))
     manager.stop(OPERATOR, "web", 1)
@@ -234,7 +232,7 @@ def test_a_later_guest_of_the_name_is_not_cleared(world: World, manager: GuestSe
     assert state(manager) == "quarantined"
 
 
-def test_clearing_what_has_changed_since(world: World, manager: GuestService) -> None:
+def test_clearing_another_version_is_refused(world: World, manager: GuestService) -> None:
     spoil(world, create(manager))
     version = manager.stop(OPERATOR, "web", 1).version
     with pytest.raises(Stale):

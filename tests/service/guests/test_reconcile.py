@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from dataclasses import replace
@@ -26,7 +27,7 @@ from tests.harness.crash import World
 from tests.harness.guests import create, kinds, start_by_hand, state, stop_on_paper, until, waiting
 
 
-def test_an_end_that_nobody_told_is_noticed(world: World, manager: GuestService) -> None:
+def test_missed_end_event_is_reconciled(world: World, manager: GuestService) -> None:
     create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web")
@@ -36,7 +37,7 @@ def test_an_end_that_nobody_told_is_noticed(world: World, manager: GuestService)
     assert state(manager) == "stopped"
 
 
-def test_an_end_that_is_told_late_is_what_is_told(world: World, manager: GuestService, ledger: Ledger) -> None:
+def test_late_end_event_decides_the_cause(world: World, manager: GuestService, ledger: Ledger) -> None:
     """A look in between must not take a power-off for a failure."""
     plan = create(manager, restart="on-failure")
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
@@ -48,7 +49,7 @@ def test_an_end_that_is_told_late_is_what_is_told(world: World, manager: GuestSe
     assert (claim.state, claim.restarts) == (GuestState.STOPPED, 0)
 
 
-def test_a_stop_takes_a_restart_back_for_good(
+def test_stop_cancels_a_scheduled_restart_for_later_managers_too(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also for the next manager, and for a timer that waits for its turn."""
@@ -68,7 +69,7 @@ def test_a_stop_takes_a_restart_back_for_good(
     assert state(manager) == "stopped"
 
 
-def test_a_look_does_not_take_one_guest_for_another(
+def test_drift_check_skips_a_guest_that_was_replaced(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it looks, the guest that it has read of is deleted, and another gets the name, and other cores."""
@@ -84,7 +85,7 @@ def test_a_look_does_not_take_one_guest_for_another(
     assert "drifted" not in kinds(manager)
 
 
-def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager: GuestService) -> None:
+def test_changed_vf_is_reported_once_and_not_restored(world: World, manager: GuestService) -> None:
     """Some drivers reset a VF for it: that could hurt the guest."""
     vf = create(manager).vf
     net = world.host.fake_net
@@ -102,7 +103,7 @@ def test_a_vf_that_somebody_changes_is_told_once_and_left(world: World, manager:
     assert told()[1:] == ["no differences remain"]
 
 
-def test_a_vf_of_a_guest_that_is_started_again_meanwhile_has_not_changed(
+def test_vf_of_a_guest_restarted_during_the_round_has_no_drift(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The VFs are read once for all guests; a stop in between and a start after it are not taken for somebody's change."""
@@ -123,7 +124,7 @@ def test_vfs_are_read_only_when_a_link_has_changed(world: World, manager: GuestS
     manager.reconciler.detect_drift()
 
 
-def test_vfs_are_read_now_and_then_though_nobody_has_told(world: World, manager: GuestService) -> None:
+def test_vfs_are_read_every_tenth_round_without_a_link_change(world: World, manager: GuestService) -> None:
     """Of a PF that is down the kernel tells nothing."""
     vf = create(manager).vf
     manager.reconciler.on_link_change()
@@ -134,7 +135,7 @@ def test_vfs_are_read_now_and_then_though_nobody_has_told(world: World, manager:
     assert kinds(manager).count("drifted") == 1
 
 
-def test_links_of_guests_are_watched_whatever_is_configured(manager: GuestService) -> None:
+def test_links_of_guests_are_watched_if_not_configured_as_uplinks(manager: GuestService) -> None:
     interface = create(manager).vf.interface
     assert manager.reconciler.has_guest_on(interface)
     assert not manager.reconciler.has_guest_on("nic9")
@@ -157,7 +158,7 @@ def test_vfs_that_could_not_be_read_are_read_again(world: World, manager: GuestS
     assert "drifted" in kinds(manager)
 
 
-def test_housekeeping_that_shrinks_frees_no_core_on_which_a_guests_threads_may_run(world: World) -> None:
+def test_smaller_housekeeping_confines_running_guests_to_it(world: World) -> None:
     """Guests go on while the manager gets its new configuration, with the affinities that they were started with."""
     wide = replace(world.server.policy, housekeeping=CpuSet.parse("0-3"))
     manager, ledger = world.open_manager(wide)
@@ -188,7 +189,7 @@ def test_housekeeping_that_takes_a_guests_cores_is_refused(world: World, manager
         manager.reconciler.recover()
 
 
-def test_pins_that_something_changes_all_the_time_are_told_of_once(world: World, manager: GuestService) -> None:
+def test_pinning_changed_again_and_again_is_reported_once(world: World, manager: GuestService) -> None:
     plan = create(manager)
     world.hypervisor.pin(plan.uuid, 0, CpuSet.parse("2-3"))
     for _ in range(3):
@@ -222,7 +223,7 @@ def test_a_creation_that_could_not_be_undone_is_undone_later(
     assert ledger.read().claims == ()
 
 
-def test_a_look_does_not_wait_for_a_guest_that_is_being_stopped(world: World, manager: GuestService) -> None:
+def test_reconciliation_skips_a_guest_that_is_being_stopped(world: World, manager: GuestService) -> None:
     create(manager)
     create(manager, name="deaf")
     world.hypervisor.deaf.add("deaf")
@@ -240,7 +241,7 @@ def test_a_look_does_not_wait_for_a_guest_that_is_being_stopped(world: World, ma
     assert state(manager, "deaf") == "stopped"
 
 
-def test_a_guest_that_could_not_be_let_run_is_tried_again(
+def test_failed_resume_is_repeated_by_reconciliation(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libvirt was away at the wrong moment of a recovery."""
@@ -254,8 +255,10 @@ def test_a_guest_that_could_not_be_let_run_is_tried_again(
     monkeypatch.setattr(manager.transitions, "delete", fail)
     with pytest.raises(HypervisorError):
         create(manager)
-    ledger._db.execute("UPDATE guest SET state = 'creating'")
     ledger.close()
+    with sqlite3.connect(world.folder / "ledger.sqlite") as database:
+        database.execute("UPDATE guest SET state = 'creating'")
+    database.close()
     manager, _ = world.open_manager()
     manager.reconciler.recover()
     assert (state(manager), world.hypervisor.paused()) == ("creating", {"web"})
@@ -264,7 +267,7 @@ def test_a_guest_that_could_not_be_let_run_is_tried_again(
     assert (state(manager), world.hypervisor.paused()) == ("running", set())
 
 
-def test_a_guest_that_somebody_has_suspended_stays_so(world: World, manager: GuestService, ledger: Ledger) -> None:
+def test_suspended_guest_stays_suspended(world: World, manager: GuestService, ledger: Ledger) -> None:
     plan = create(manager)
     world.hypervisor.suspend("web")
     ledger.close()
@@ -278,7 +281,7 @@ def test_a_guest_that_somebody_has_suspended_stays_so(world: World, manager: Gue
     assert manager.events(OPERATOR)[-1].detail == "no differences remain"
 
 
-def test_an_adopted_guest_that_could_not_be_held_is_tried_again(
+def test_failed_confinement_of_an_adopted_guest_is_repeated(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, confined = create(manager), []
@@ -297,7 +300,7 @@ def test_an_adopted_guest_that_could_not_be_held_is_tried_again(
     assert confined == [plan, plan]
 
 
-def test_a_guest_whose_end_nobody_has_told_is_started(world: World, manager: GuestService) -> None:
+def test_guest_with_a_missed_end_event_is_started(world: World, manager: GuestService) -> None:
     plan = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web")
@@ -307,9 +310,7 @@ def test_a_guest_whose_end_nobody_has_told_is_started(world: World, manager: Gue
     assert [event.detail for event in manager.events(OPERATOR) if event.kind == "stopped"] == ["had ended already"]
 
 
-def test_a_guest_that_somebody_else_has_started_is_not_ended_by_a_start(
-    world: World, manager: GuestService, ledger: Ledger
-) -> None:
+def test_start_does_not_end_a_guest_started_outside_the_manager(world: World, manager: GuestService, ledger: Ledger) -> None:
     create(manager)
     stop_on_paper(ledger)
     with pytest.raises(Conflict, match="was started outside the manager"):
@@ -317,7 +318,7 @@ def test_a_guest_that_somebody_else_has_started_is_not_ended_by_a_start(
     assert (state(manager), world.hypervisor.running_names()) == ("quarantined", {"web"})
 
 
-def test_a_strangers_guest_of_the_same_name_is_left_alone(world: World, manager: GuestService) -> None:
+def test_unmanaged_domain_of_same_name_is_not_changed(world: World, manager: GuestService) -> None:
     """Ours has ended, and nobody has told us yet."""
     plan = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
@@ -344,5 +345,5 @@ def test_old_consoles_of_deleted_guests_are_removed(world: World, manager: Guest
     ):
         (folder / name).touch()
         os.utime(folder / name, (0, time.time() - age * 24 * 3600))
-    manager.tidy()
+    manager.remove_old_logs()
     assert sorted(file.name for file in folder.iterdir()) == [failed, ours, f"{ours}.0"]

@@ -46,7 +46,7 @@ def test_a_guest_that_powers_off_and_is_to_be_removed_is_gone(world: World, mana
 
 
 @pytest.mark.parametrize(("remove", "restart"), [(False, "on-failure"), (True, "never")])
-def test_a_stop_that_was_cut_short_stays_a_stop(
+def test_interrupted_stop_is_completed_as_a_stop(
     world: World, manager: GuestService, ledger: Ledger, remove: bool, restart: str
 ) -> None:
     """The manager was killed after the guest had powered off and before it was cleaned up after it."""
@@ -62,7 +62,7 @@ def test_a_stop_that_was_cut_short_stays_a_stop(
     assert manager.start(OPERATOR, "web").plan == plan
 
 
-def test_a_failure_that_was_cut_short_is_still_a_failure(world: World, manager: GuestService, ledger: Ledger) -> None:
+def test_interrupted_cleanup_of_a_failure_is_followed_by_the_restart(world: World, manager: GuestService, ledger: Ledger) -> None:
     """It was noted that the guest is to be started again, and the manager was killed while it cleaned up."""
     create(manager, restart="on-failure")
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
@@ -137,7 +137,7 @@ def test_an_image_that_is_gone_is_named(world: World, manager: GuestService) -> 
 def test_an_id_stands_for_one_request(manager: GuestService) -> None:
     """Also if two come at once, under two names: the second is planned after the first was looked for."""
     create(manager, id="job.1")
-    with pytest.raises(Conflict, match="stands for another request"):
+    with pytest.raises(Conflict, match="was already used for guest"):
         manager.allocator.claim(OPERATOR, parse_guest_request({"name": "db", "image": IMAGE, "memory": "64M", "id": "job.1"}))
 
 
@@ -158,7 +158,7 @@ def test_a_request_that_is_repeated_does_not_wait_for_a_stop(world: World, manag
     assert took < 5
 
 
-def test_a_restart_does_not_end_a_guest_that_somebody_else_has_started(
+def test_restart_does_not_end_a_guest_started_outside_the_manager(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restarts_module, "delay", lambda _restarts: 60)
@@ -173,9 +173,7 @@ def test_a_restart_does_not_end_a_guest_that_somebody_else_has_started(
     assert "started outside the manager" in manager.quarantined(OPERATOR)[0].reasons[0]
 
 
-def test_a_restart_that_waits_is_not_hastened_by_an_earlier_one(
-    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replaced_restart_timer_starts_nothing(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody starts the guest while it waits, and it fails again."""
     monkeypatch.setattr(restarts_module, "delay", lambda _restarts: 60)
     create(manager, restart="on-failure")
@@ -191,7 +189,7 @@ def test_a_restart_that_waits_is_not_hastened_by_an_earlier_one(
     assert waiting(manager) is not first
 
 
-def test_a_restart_that_waits_is_not_that_of_the_next_guest_of_the_name(
+def test_scheduled_restart_ends_with_its_guest(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guest goes into quarantine while it waits, and an operator clears it by force."""
@@ -207,7 +205,7 @@ def test_a_restart_that_waits_is_not_that_of_the_next_guest_of_the_name(
 
 
 @pytest.mark.parametrize("moment", ["read_guest", "read_exits"])
-def test_a_guest_that_ends_while_it_is_started_is_told_as_such(
+def test_end_during_launch_is_reported_as_such(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """Before it is confined, or after its first exit: what the kernel says of its files then is no trouble of the host."""
@@ -223,7 +221,7 @@ def test_a_guest_that_ends_while_it_is_started_is_told_as_such(
         create(manager)
 
 
-def test_a_version_that_is_gone_is_refused_at_once(world: World, manager: GuestService) -> None:
+def test_stale_version_is_refused_immediately(world: World, manager: GuestService) -> None:
     """While somebody waits for the guest's power-off, which may take an hour. So is a name that is taken."""
     create(manager)
     seen = manager.guest(OPERATOR, "web").version
@@ -241,7 +239,7 @@ def test_a_version_that_is_gone_is_refused_at_once(world: World, manager: GuestS
     stopping.join()
 
 
-def test_a_plan_of_what_is_there_already_shows_it(manager: GuestService) -> None:
+def test_plan_with_a_known_request_id_shows_the_guest(manager: GuestService) -> None:
     """As `create` does, by the caller's own id."""
     plan = create(manager, id="job.1")
     shown = manager.plan(OPERATOR, parse_guest_request({"name": "web", "image": IMAGE, "memory": "64M", "id": "job.1"}))

@@ -94,7 +94,7 @@ def meanwhile(manager: GuestService, ledger: Ledger, happens: Callable[[GuestSer
 @pytest.mark.parametrize(
     "happens", [start, start_and_stop, change_restarts, stop_again, quarantine, make_anew, make_anew_and_stop]
 )
-def test_what_was_seen_while_a_guest_was_stopped_is_no_other_state(
+def test_version_of_a_stopping_guest_does_not_match_later_states(
     manager: GuestService, ledger: Ledger, end: str, happens: Callable[[GuestService, Ledger], None]
 ) -> None:
     seen = stopping(manager, ledger)
@@ -109,7 +109,7 @@ def test_what_was_seen_while_a_guest_was_stopped_is_no_other_state(
 
 @pytest.mark.parametrize("end", END)
 @pytest.mark.parametrize("happens", [finish_stop, lambda _manager, _ledger: None])
-def test_the_end_of_the_stop_itself_is_expected(
+def test_version_of_a_stopping_guest_matches_after_that_stop(
     manager: GuestService, ledger: Ledger, end: str, happens: Callable[[GuestService, Ledger], None]
 ) -> None:
     """Whoever waits for a power-off that does not come has the version of the guest that is being stopped."""
@@ -119,7 +119,7 @@ def test_the_end_of_the_stop_itself_is_expected(
     assert [claim.state for claim in ledger.read().claims] == ([GuestState.STOPPED] if end == "kill" else [])
 
 
-def test_several_who_have_seen_the_same_may_all_hurry(manager: GuestService, ledger: Ledger) -> None:
+def test_kill_with_the_version_before_another_kill_is_stale(manager: GuestService, ledger: Ledger) -> None:
     seen = stopping(manager, ledger)
     meanwhile(manager, ledger, lambda manager, ledger: END["kill"](manager, seen))  # type: ignore[arg-type,return-value]
     with pytest.raises(Stale):
@@ -127,7 +127,7 @@ def test_several_who_have_seen_the_same_may_all_hurry(manager: GuestService, led
 
 
 @pytest.mark.parametrize("end", [*END, "start", "stop", "restart"])
-def test_a_change_is_of_the_guest_that_was_there_when_it_was_asked_for(manager: GuestService, ledger: Ledger, end: str) -> None:
+def test_change_does_not_affect_a_later_guest_of_the_same_name(manager: GuestService, ledger: Ledger, end: str) -> None:
     """And not of the next that has the name."""
     stopping(manager, ledger)
     meanwhile(manager, ledger, make_anew)
@@ -165,7 +165,7 @@ def test_a_stop_that_leaves_something_behind_is_another_state(
     assert state(manager) == "quarantined"
 
 
-def test_no_version_comes_again(world: World, manager: GuestService, ledger: Ledger) -> None:
+def test_versions_are_never_reused(world: World, manager: GuestService, ledger: Ledger) -> None:
     """Nor in a manager that has just started, which does not know what was before."""
     seen = [stopping(manager, ledger)]
     for happens in (start_and_stop, make_anew_and_stop):

@@ -17,20 +17,18 @@ _Result = TypeVar("_Result")
 class Workers:
     """Runs blocking calls, each in a thread of its own.
 
-    A thread takes 0.1 ms to start, and none is left when nothing is asked. They are daemons: asyncio's and AnyIO's pools join
-    theirs when the interpreter ends, so one guest that takes an hour to shut down would keep the manager from ending.
+    A thread takes 0.1 ms to start, and none remains without calls. They are daemons: asyncio's and AnyIO's pools join theirs at
+    exit, so one guest that takes an hour to shut down would keep the manager from stopping.
 
     Args:
-        limit: how many calls run at a time; the others wait for their turn.
+        limit: calls at a time; further ones wait.
     """
 
     def __init__(self, limit: int) -> None:
         self._turns = asyncio.Semaphore(limit)
 
     async def run(self, work: Callable[..., _Result], *arguments: object) -> _Result:
-        """Calls ``work`` in a thread; what it raises is raised here. If we are cancelled, a call that has begun goes on to its
-        end, and keeps its turn.
-        """
+        """Calls ``work`` in a thread; raises what it raises. After a cancellation, a started call continues and counts."""
         await self._turns.acquire()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Result] = loop.create_future()
@@ -53,7 +51,7 @@ class Workers:
             try:
                 loop.call_soon_threadsafe(settle, future, result, failed)
             except RuntimeError:
-                pass  # the loop has ended, and nobody waits for this any more
+                pass  # the loop has stopped: the result is not needed
 
         try:
             threading.Thread(target=call, name=f"api-{getattr(work, '__name__', 'work')}", daemon=True).start()
@@ -63,22 +61,21 @@ class Workers:
         try:
             return await future
         finally:
-            del future  # an error holds this frame, and the future the error: a circle that would keep the whole request
+            del future  # an error refers to this frame, and the future to the error: a cycle that would keep the request
 
 
-class WorkersOfEach:
-    """Workers for each client: none has to wait because of what others ask for.
+class WorkersPerClient:
+    """Separate workers per client: none waits for another's requests.
 
     Args:
-        limit: how many calls of one client run at a time.
+        limit: calls of one client at a time.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # Those that nothing runs in, and that no call waits for, go away by themselves.
+        # Entries without calls are collected.
         self._workers: WeakValueDictionary[str, Workers] = WeakValueDictionary()
 
-    async def run(self, who: Identity, work: Callable[..., _Result], *arguments: object) -> _Result:
-        """As ``Workers.run``, on behalf of a client."""
-        workers = self._workers.setdefault(name_client(who), Workers(self._limit))
+    async def run(self, caller: Identity, work: Callable[..., _Result], *arguments: object) -> _Result:
+        workers = self._workers.setdefault(name_client(caller), Workers(self._limit))
         return await workers.run(work, *arguments)

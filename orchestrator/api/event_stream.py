@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from orchestrator.api.work import Workers
+from orchestrator.api.workers import Workers
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger import Event
 from orchestrator.model.access import Identity
@@ -19,23 +19,22 @@ _log = logging.getLogger(__name__)
 
 _HEARTBEAT = 15.0
 _BATCH = 200
-# Bytes after which a write begins.
+# Bytes of one write.
 _PIECE = 32 << 10
-# How long one waiting takes: so long does the thread outlive the last watcher.
+# Seconds of one wait: the thread outlives the last watcher by this.
 _WAIT = 10.0
-# Between two wakings: each makes every watcher read the ledger.
+# Seconds between wake-ups: each makes every watcher read the ledger.
 _PAUSE = 0.05
 
 
-class Feed:
-    """Streams of events. However many watch, one thread waits for the next event; without watchers there is none.
+class EventStream:
+    """Streams of events. One thread waits for the next event, however many watchers there are; without watchers none.
 
     Args:
         last_event: the id of the newest event.
         wait: waits a number of seconds for events after an id.
-        read: reads up to a number of them after an id, as the caller may see them.
-        workers: for reading them.
-        heartbeat: seconds of silence after which a comment is sent, so that both sides notice a dead connection.
+        read: up to a number of events after an id, as the caller may see them.
+        heartbeat: seconds without an event after which a comment is sent, so that both sides detect a dead connection.
     """
 
     def __init__(
@@ -47,46 +46,46 @@ class Feed:
         heartbeat: float = _HEARTBEAT,
     ) -> None:
         self._last_event, self._wait, self._read = last_event, wait, read
-        self._workers, self._heartbeat = workers, heartbeat
+        self._workers, self.heartbeat = workers, heartbeat
         self._changed = asyncio.Event()
-        self._watchers = 0
+        self.watchers = 0
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def close(self) -> None:
-        """Ends all streams, after what they are sending."""
+        """Ends all streams after the current write."""
         self._closed = True
         self._wake()
 
-    async def stream(self, who: Identity, after: int | None) -> AsyncIterator[bytes]:
-        """Events that somebody may see, as they happen, in the format of text/event-stream.
+    async def follow(self, caller: Identity, after: int | None) -> AsyncIterator[bytes]:
+        """Events that the caller may see, as they happen, in the format of text/event-stream.
 
         Args:
-            after: id of the event after which to begin; None for those from now on.
+            after: starts after this event id; None: with the next event.
         """
-        self._watchers += 1
+        self.watchers += 1
         try:
             newest = await self._workers.run(self._last_event)
             self._start(newest)
             seen = newest if after is None else after
             yield b": events follow\n\n"
             while not self._closed:
-                changed = self._changed  # before reading: what comes in between is not missed
-                pieces, seen = await self._workers.run(self._read_pieces, who, seen)
+                changed = self._changed  # before reading, so that events in between are not missed
+                pieces, seen = await self._workers.run(self._read_pieces, caller, seen)
                 for piece in pieces:
                     yield piece
-                if not pieces and not await _within(changed, self._heartbeat):
+                if not pieces and not await _within(changed, self.heartbeat):
                     yield b": still here\n\n"
         except OrchestratorError as error:
-            _log.error("a stream of events ends: %s", error)
+            _log.error("stream of events ended: %s", error)
         finally:
-            self._watchers -= 1
+            self.watchers -= 1
 
-    def _read_pieces(self, who: Identity, seen: int) -> tuple[list[bytes], int]:
-        """What is to be sent next, and the id up to which that goes. In few writes: each is work of the event loop, and with one
-        for each event the streams of one client would keep it from all others.
+    def _read_pieces(self, caller: Identity, seen: int) -> tuple[list[bytes], int]:
+        """The next writes and the id of their last event. Few writes: with one per event, the streams of one client would keep
+        the event loop from all others.
         """
-        events = self._read(who, seen, _BATCH)
+        events = self._read(caller, seen, _BATCH)
         pieces = [bytearray()] if events else []
         for event in events:
             if len(pieces[-1]) >= _PIECE:
@@ -101,31 +100,31 @@ class Feed:
     def _start(self, newest: int) -> None:
         if self._thread is None:
             arguments = (newest, asyncio.get_running_loop())
-            # A daemon, so that ending need not wait for it.
+            # A daemon, so that the process can exit without it.
             self._thread = threading.Thread(target=self._watch, args=arguments, name="events", daemon=True)
             self._thread.start()
 
     def _watch(self, seen: int, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            while self._watchers and not self._closed:
+            while self.watchers and not self._closed:
                 try:
                     events = self._wait(seen, _WAIT)
                 except OrchestratorError as error:
-                    _log.error("waiting for events: %s", error)
+                    _log.error("cannot wait for events: %s", error)
                     events = ()
                     time.sleep(1)
                 if events:
                     seen = events[-1].id
                     loop.call_soon_threadsafe(self._wake)
                     time.sleep(_PAUSE)
-            # In the loop's thread, where watchers come and go: one that has just come starts another.
+            # In the loop's thread, which counts watchers: a new one starts another thread.
             loop.call_soon_threadsafe(self._ended, seen)
         except RuntimeError:
-            pass  # the loop has ended, and all watchers with it
+            pass  # the loop has stopped, with all watchers
 
     def _ended(self, seen: int) -> None:
         self._thread = None
-        if self._watchers and not self._closed:
+        if self.watchers and not self._closed:
             self._start(seen)
 
 

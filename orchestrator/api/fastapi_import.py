@@ -1,11 +1,10 @@
-"""FastAPI, imported so that it costs less.
+"""FastAPI, imported at lower cost.
 
-Importing it builds the validators of some thirty pydantic models of the OpenAPI format: a third of the time that it takes (0.05
-of 0.17 s, twenty times that under emulation). They are only used to make /v1/openapi.json; told to (`defer_build`), pydantic
-builds each when it is first used.
+The import builds the validators of some thirty pydantic models of the OpenAPI format: 0.05 of 0.17 s, twenty times that under
+emulation. Only /v1/openapi.json uses them; with `defer_build` pydantic builds each at its first use.
 
-FastAPI asks of each field whether its type is of pydantic's first version, and imports that for it: 23 modules, 1.5 MB that the
-manager would keep. That it can't be imported FastAPI takes for a no (fastapi/_compat/shared.py).
+FastAPI checks each field for types of pydantic's first version, and imports that: 23 modules, 1.5 MB. If it cannot be imported,
+FastAPI skips the check (fastapi/_compat/shared.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,89 @@
+"""The last survey of the host: reading all of it takes thousands of files, and few events change it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from orchestrator.errors import HostError
+from orchestrator.host.cpus import read_online
+from orchestrator.host.hugepages import read_free_pages, read_pool_size, survey_pools, survey_promised_pages
+from orchestrator.host.pci import VFIO, read_driver
+from orchestrator.host.ports import read_up
+from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import find_vf, read_use
+from orchestrator.host.survey import read_topology, refresh_topology
+from orchestrator.locks import WatchedLock
+from orchestrator.model.plan import NicPlan, Plan
+from orchestrator.model.topology import PagePool, Topology
+from orchestrator.values import CpuSet
+
+
+class SurveyCache:
+    """Keeps one survey, for several threads.
+
+    Args:
+        uplinks: interfaces whose PFs guests use.
+        shared: held while something is changed that serves all guests, the number of VFs for example.
+    """
+
+    def __init__(self, host: HostRoot, uplinks: Sequence[str], shared: WatchedLock) -> None:
+        self._host, self._uplinks, self._shared = host, uplinks, shared
+        # The survey, and when it was started (time.monotonic()).
+        self._cached: tuple[Topology, float] | None = None
+
+    def discard(self) -> None:
+        """Makes the next `get` read all of the host."""
+        self._cached = None
+
+    def get(self, not_before: float) -> Topology:
+        """The huge pages that are free now, and a survey that was started at ``not_before`` (time.monotonic()) or later.
+
+        While VFs are being created or removed, their PF has no carrier: an older survey is as good then, and only the first
+        caller waits.
+        """
+        cached, started = self._cached or (None, 0.0)  # once: other threads write it
+        if cached is None:
+            with self._shared:
+                return self._read(None)
+        if started >= not_before and self._all_uplinks_up(cached):
+            return self._with_pools(cached, read_free_pages(self._host, cached.pools))
+        with self._shared.try_acquire() as is_ours:
+            if is_ours:
+                return self._read(cached)
+        return self._with_pools(cached, survey_pools(self._host)[0])
+
+    def still_valid(self, topology: Topology, plan: Plan) -> bool:
+        """Whether the host still is what the plan was made on: CPUs online, size of the pool, port with carrier."""
+        sizes = {(pool.node, pool.page_size): pool.total for pool in topology.pools}
+        try:
+            size = read_pool_size(self._host, plan.node, plan.page_size)
+        except HostError:
+            return False  # gone, or unreadable: the next survey says which
+        online = CpuSet.of(plan.cpus) <= read_online(self._host)
+        up = all(read_up(self._host, pf, interface) for pf, interface in {(nic.pf, nic.interface) for nic in plan.nics})
+        return online and size == sizes[plan.node, plan.page_size] and up
+
+    def is_vf_free(self, topology: Topology, nic: NicPlan) -> bool:
+        """Whether a planned VF is where the survey has it, or not created yet, and not in use."""
+        address = find_vf(self._host, nic.pf, nic.index)
+        surveyed = any(vf.address == nic.address for pf in topology.pfs if pf.address == nic.pf for vf in pf.vfs)
+        if address is None or not surveyed:
+            return address is None and not surveyed
+        in_use = read_driver(self._host, address) == VFIO or read_use(self._host, address)
+        return address == nic.address and not in_use
+
+    def _read(self, cached: Topology | None) -> Topology:
+        started = time.monotonic()
+        topology = refresh_topology(self._host, cached) if cached else read_topology(self._host)
+        self._cached = topology, started
+        return topology
+
+    def _with_pools(self, cached: Topology, pools: tuple[PagePool, ...]) -> Topology:
+        sizes = (pool.page_size for pool in pools if pool.total)
+        return replace(cached, pools=pools, promised=survey_promised_pages(self._host, sizes)[0])
+
+    def _all_uplinks_up(self, topology: Topology) -> bool:
+        """An uplink without carrier may have been surveyed at the moment of a reset."""
+        return all(pf.up for uplink in self._uplinks if (pf := topology.find_uplink(uplink)))

@@ -1,0 +1,249 @@
+"""Who owns what: claims of guests and their states, with a copy in memory.
+
+Claims, and the states at which a change ends (``SETTLED``), outlive a power cut once the caller has the result. States in between
+need not: no caller was answered yet, and a power cut ends all guests.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from orchestrator.errors import Conflict, LedgerError, LostRace
+from orchestrator.ledger.database import Database
+from orchestrator.ledger.loading import Cache, list_keys, load, parse_reasons, read_rows
+from orchestrator.model.claim import Claim, Quarantined, Reading
+from orchestrator.model.event import utc_now
+from orchestrator.model.plain import to_plain
+from orchestrator.model.plan import Plan
+from orchestrator.model.request import GuestRequest
+from orchestrator.model.state import SETTLED, GuestState, check_transition
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_KEY_NAMES = {"cpu": "CPU", "vf": "VF", "mac": "Ethernet address"}
+
+
+@dataclass(frozen=True)
+class PendingClaim:
+    """A claim that is in the file, and not on the disk yet: nothing may be promised or done for it."""
+
+    claim: Claim
+    _number: int
+    _claims: Claims
+
+    def wait(self) -> Claim:
+        """Returns the claim when it is on the disk.
+
+        Raises:
+            LedgerError: the fsync has failed; the claim was taken back.
+        """
+        return self._claims.wait_claimed(self.claim, self._number)
+
+
+class Claims:
+    """The claims in an open ledger, for several threads."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        with database.writing("read", starts_work=False) as db:
+            self._cache = load(db, database.path)
+
+    def read(self) -> Reading:
+        """All claims, by guest name, with their generation."""
+        cache = self._cache  # once: others replace it
+        return Reading(cache.generation, tuple(cache.claims.values()))
+
+    def find(self, name: str) -> Claim | None:
+        """The claim of a guest, None if it has none."""
+        return self._cache.claims.get(name)
+
+    def begin_claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "") -> PendingClaim:
+        """Claims all that the plan names, or nothing, for a guest in the state CREATING. Later readings have it already.
+
+        Args:
+            generation: from the `read` on which the plan is based.
+            owner: the tenant, empty for the host's own.
+
+        Raises:
+            LostRace: claims have changed since; read again, plan again.
+            Conflict: the name is taken, or a key (CPU, VF, MAC address) belongs to another guest.
+        """
+        name, texts = plan.name, (json.dumps(to_plain(plan)), request.model_dump_json(exclude_unset=True))
+
+        def work(db: sqlite3.Connection, cache: Cache) -> Claim:
+            if name in cache.claims:
+                raise Conflict(f"there is a guest named {name} already", "choose another name, or delete that guest first")
+            statement = "UPDATE generation SET number = ?1 + 1, version = max(version, ?2) WHERE number = ?1"
+            if not db.execute(statement, (generation, cache.version)).rowcount:
+                raise LostRace(f"claims have changed while guest {name} was planned (generation {generation})", "try again")
+            values = (name, GuestState.CREATING, *texts, owner, cache.version, 0)
+            db.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            _insert_keys(db, plan)
+            claim = Claim(plan, GuestState.CREATING, request, owner, cache.version)
+            cache.generation, cache.claims = generation + 1, dict(sorted({**cache.claims, name: claim}.items()))
+            return claim
+
+        claim, number = self._change(f"write the claim of {name} to", work, starts_work=True)
+        return PendingClaim(claim, number, self)
+
+    def wait_claimed(self, claim: Claim, number: int) -> Claim:
+        """See `PendingClaim.wait`."""
+        try:
+            self._database.wait_synced(number)
+        except LedgerError:
+            self._withdraw(claim)
+            raise
+        return claim
+
+    def release(self, name: str) -> None:
+        """Removes a claim. The generation stays: what was planned before can still be claimed.
+
+        Raises:
+            NotFound: the guest has no claim.
+            Conflict: changes made for the guest are not undone yet.
+        """
+
+        def work(db: sqlite3.Connection, cache: Cache) -> None:
+            ((left,),) = read_rows(db, "SELECT count(*) FROM undo WHERE owner = ?", name)
+            if left:
+                raise Conflict(f"{left} changes for guest {name} are not undone yet", "others can't get its things before")
+            _delete(db, cache, cache.get(name))
+
+        _, number = self._change(f"release the claim of {name} in", work)
+        self._database.wait_synced(number)
+
+    def set_state(self, name: str, state: GuestState, *, restarts: int | None = None) -> Claim:
+        """Stores the guest's state and, if given, its count of restarts; returns the claim as it is now.
+
+        A power cut may take back a state that is on the way to another (not one of ``SETTLED``).
+
+        Raises:
+            NotFound: the guest has no claim.
+            Conflict: as `check_transition`.
+        """
+
+        def work(db: sqlite3.Connection, cache: Cache) -> Claim:
+            return _set_state(db, cache, name, state, restarts)
+
+        # STARTING begins something new; any other state is on the way to an end, or reports what is so already.
+        what = f"note that {name} is {state} in"
+        claim, number = self._change(what, work, starts_work=state == GuestState.STARTING, one_statement=True)
+        if state in SETTLED:
+            self._database.wait_synced(number)
+        return claim
+
+    def quarantine(self, name: str, reasons: Sequence[str]) -> None:
+        """Withholds all that the guest owns until its state is changed again.
+
+        Raises:
+            NotFound: the guest has no claim.
+            Conflict: as `check_transition`.
+        """
+
+        def work(db: sqlite3.Connection, cache: Cache) -> None:
+            _set_state(db, cache, name, GuestState.QUARANTINED)
+            values = (name, utc_now(), json.dumps(list(reasons)))
+            db.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?)", values)
+
+        _, number = self._change(f"put {name} into quarantine in", work)
+        self._database.wait_synced(number)
+
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """All guests in quarantine, by name."""
+        with self._database.reading() as db:
+            # The reasons stay when the state is changed again, until there are new ones.
+            tables = "quarantine JOIN guest USING (name) WHERE state = 'quarantined'"
+            rows = read_rows(db, f"SELECT name, since, reasons FROM {tables} ORDER BY name")
+            return tuple(Quarantined(name, since, parse_reasons(name, reasons)) for name, since, reasons in rows)
+
+    def _change(
+        self,
+        what: str,
+        work: Callable[[sqlite3.Connection, Cache], T],
+        *,
+        starts_work: bool = False,
+        one_statement: bool = False,
+    ) -> tuple[T, int]:
+        """One transaction, in the file and in memory; returns also its number for `Database.wait_synced`.
+
+        Args:
+            one_statement: the work is one statement, which SQLite makes a transaction.
+        """
+
+        def attempt() -> tuple[Cache, T]:
+            cache = Cache(self._cache.generation, self._cache.version + 1, dict(self._cache.claims))
+            try:
+                with nullcontext() if one_statement else self._database.transaction():
+                    return cache, work(db, cache)
+            except LostRace:
+                # Another program has changed the file.
+                self._cache = load(db, self._database.path)
+                raise
+
+        with self._database.writing(what, starts_work=starts_work) as db:
+            cache, result = attempt() if starts_work else self._database.with_reserve(attempt)
+            # Again: a change is lost if the file was deleted meanwhile.
+            self._database.check_files()
+            self._cache = cache
+            return result, self._database.note_written()
+
+    def _withdraw(self, claim: Claim) -> None:
+        """Removes a claim that was not promised. If that fails, it stays in CREATING, and the next reconciliation undoes it."""
+
+        def work(db: sqlite3.Connection, cache: Cache) -> None:
+            if cache.claims.get(claim.plan.name) == claim:
+                _delete(db, cache, claim)
+
+        try:
+            self._change(f"take back the claim of {claim.plan.name} in", work)
+        except LedgerError as error:
+            _log.error("%s", error)
+
+
+def _delete(db: sqlite3.Connection, cache: Cache, claim: Claim) -> None:
+    name = claim.plan.name
+    _check_found(db.execute("DELETE FROM guest WHERE name = ? AND version = ?", (name, claim.version)), name)
+    db.execute("UPDATE generation SET version = max(version, ?)", (cache.version,))
+    del cache.claims[name]
+
+
+def _set_state(db: sqlite3.Connection, cache: Cache, name: str, state: GuestState, restarts: int | None = None) -> Claim:
+    before = cache.get(name)
+    check_transition(name, before.state, state)
+    count = before.restarts if restarts is None else restarts
+    after = replace(before, state=state, restarts=count, version=cache.version, previous=before.version)
+    statement = "UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ? AND version = ?"
+    values = (after.state, after.restarts, after.version, name, before.version)
+    _check_found(db.execute(statement, values), name)
+    cache.claims[name] = after
+    return after
+
+
+def _insert_keys(db: sqlite3.Connection, plan: Plan) -> None:
+    """In one statement: after each, the thread may have to wait for the interpreter's lock."""
+    text = json.dumps(list_keys(plan))
+    columns = "json_extract(value, '$[0]') AS kind, json_extract(value, '$[1]') AS key"
+    try:
+        db.execute(f"INSERT INTO claim_key SELECT {columns}, ? FROM json_each(?)", (plan.name, text))
+    except sqlite3.IntegrityError:
+        wanted = f"(SELECT {columns} FROM json_each(?))"
+        taken = read_rows(db, f"SELECT kind, key FROM claim_key JOIN {wanted} USING (kind, key)", text)
+        if not taken:
+            raise
+        kind, key = taken[0]
+        # Not whose: that may be another tenant's.
+        what = f"{_KEY_NAMES.get(kind, kind)} {key}"
+        raise Conflict(f"{what} can't be given to guest {plan.name}: it is another guest's") from None
+
+
+def _check_found(cursor: sqlite3.Cursor, name: str) -> None:
+    if not cursor.rowcount:
+        raise LostRace(f"guest {name} was changed by another program", "try again")

@@ -1,0 +1,73 @@
+"""The event log: append-only, with a limit per tenant (`retention`). A power cut may take its last lines."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+
+from orchestrator.ledger.database import Database
+from orchestrator.ledger.loading import read_rows
+from orchestrator.ledger.retention import LONGEST, Retention
+from orchestrator.model.event import EVENT_FIELDS, Event, EventKind, Visibility, utc_now
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS = ", ".join(EVENT_FIELDS)
+_WRITTEN = EVENT_FIELDS[1:]  # SQLite chooses the id
+_INSERT = f"INSERT INTO event ({', '.join(_WRITTEN)}, trouble) VALUES ({', '.join('?' * (len(_WRITTEN) + 1))})"
+
+
+class EventLog:
+    """The events in an open ledger, for several threads.
+
+    Args:
+        keep: as ``retention.KEEP``.
+    """
+
+    def __init__(self, database: Database, keep: int) -> None:
+        self._database = database
+        self._listeners: list[Callable[[Event], object]] = []
+        with database.writing("read", starts_work=False) as db:
+            self._retention = Retention(db, keep)
+
+    def subscribe(self, call: Callable[[Event], object]) -> None:
+        """Calls ``call`` with each new event, once it is in the file, in the thread that logged it."""
+        self._listeners.append(call)
+
+    def append(
+        self, kind: EventKind, subject: str, detail: str, *, who: str = "manager", tenant: str = "", took: float | None = None
+    ) -> Event:
+        """Adds an event; the arguments are those of Event. It is never changed, and removed when there are many newer ones."""
+        kind = EventKind(kind)  # ValueError for a text that is not a kind
+        detail = detail if len(detail) <= LONGEST else f"{detail[:LONGEST]}..."
+        tenant = "" if kind.visibility is Visibility.HIDDEN else tenant
+        event = Event(0, utc_now(), kind, subject, detail, who, tenant, took)
+        values = (*(getattr(event, name) for name in _WRITTEN), kind.is_trouble)
+        with self._database.writing("log to", starts_work=True) as db:
+            event = replace(event, id=int(db.execute(_INSERT, values).lastrowid or 0))
+            try:
+                self._retention.add(tenant, kind)
+            except sqlite3.Error as error:
+                # The event is logged. The removal is tried again with the next one.
+                _log.error("cannot remove old events of the ledger %s: %s", self._database.path, error)
+        for call in self._listeners:
+            call(event)
+        return event
+
+    def read(self, after: int | None = 0, limit: int = 1000, tenant: str | None = None) -> tuple[Event, ...]:
+        """Up to ``limit`` events of all tenants or of one, oldest first: the first with ids above ``after``, or, if that is None,
+        the newest.
+        """
+        where, values = ("tenant = ? AND id > ?", [tenant]) if tenant is not None else ("id > ?", [])
+        order = "DESC" if after is None else "ASC"
+        with self._database.reading() as db:
+            statement = f"SELECT {_COLUMNS} FROM event WHERE {where} ORDER BY id {order} LIMIT ?"
+            rows = [Event(*row) for row in read_rows(db, statement, *values, after or 0, limit)]
+            return tuple(rows[::-1] if after is None else rows)
+
+    def last_id(self) -> int:
+        """The id of the newest event; 0 if there is none."""
+        with self._database.reading() as db:
+            return int(read_rows(db, "SELECT coalesce(max(id), 0) FROM event")[0][0])

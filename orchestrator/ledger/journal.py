@@ -1,0 +1,50 @@
+"""How to undo each change to the host, written before the change is made.
+
+A record outlives the process, not a power cut: that undoes the changes to a host by itself.
+"""
+
+from __future__ import annotations
+
+import json
+
+from orchestrator.errors import NotFound
+from orchestrator.ledger.database import Database
+from orchestrator.ledger.loading import parse_arguments, read_rows
+from orchestrator.model.claim import UndoRecord
+
+
+class UndoJournal:
+    """The undo records in an open ledger, for several threads."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, owner: str, action: str, arguments: dict[str, object]) -> int:
+        """Writes how to undo a change, *before* the change: undoing what was never done must do no harm.
+
+        Args:
+            owner: name of the guest the change is for, or "host".
+            action: names the function that undoes it.
+            arguments: what that function needs, plain JSON types.
+
+        Returns:
+            The record's id, for `drop`.
+        """
+        statement = "INSERT INTO undo (owner, action, arguments) VALUES (?, ?, ?)"
+        return int(self._database.write(f"record {action} in", statement, owner, action, json.dumps(arguments)).lastrowid or 0)
+
+    def drop(self, id: int) -> None:
+        """Removes a record, after it was undone.
+
+        Raises:
+            NotFound: the record does not exist.
+        """
+        statement = "DELETE FROM undo WHERE id = ?"
+        if not self._database.write("forget an undo record in", statement, id, starts_work=False).rowcount:
+            raise NotFound(f"there is no undo record {id}")
+
+    def read(self, owner: str) -> tuple[UndoRecord, ...]:
+        """What is still to be undone for the owner, newest first."""
+        with self._database.reading() as db:
+            rows = read_rows(db, "SELECT id, owner, action, arguments FROM undo WHERE owner = ? ORDER BY id DESC", owner)
+            return tuple(UndoRecord(id, owner, action, parse_arguments(owner, text)) for id, owner, action, text in rows)

@@ -1,0 +1,33 @@
+"""Whether a tenant stays within its quota. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.errors import QuotaExceeded
+from orchestrator.model.access import Identity
+from orchestrator.model.plan import Plan
+from orchestrator.model.request import GuestRequest
+from orchestrator.values import Size
+
+
+def check_quota(caller: Identity, request: GuestRequest, cores: int, owned: Sequence[Plan]) -> None:
+    """Adds the requested guest, with so many cores, to what the tenant owns.
+
+    Raises:
+        QuotaExceeded: the sum is above a limit; with a reason for each.
+    """
+    quota, reasons = caller.quota, []
+    total_cores = cores + sum(len(plan.cores) for plan in owned)
+    total_memory = request.size.bytes + sum(plan.memory.bytes for plan in owned)
+    total_vfs = len(request.wanted_nics) + sum(len(plan.nics) for plan in owned)
+    if quota.cores is not None and total_cores > quota.cores:
+        reasons.append(f"{total_cores} of {quota.cores} cores")
+    if quota.memory is not None and total_memory > quota.memory.bytes:
+        reasons.append(f"{Size(total_memory)} of {quota.memory} memory")
+    if quota.vfs is not None and total_vfs > quota.vfs:
+        reasons.append(f"{total_vfs} of {quota.vfs} VFs")
+    if reasons:
+        subject = f"tenant {caller.tenant} with guest {request.name!r}"
+        hint = "delete a guest, or ask the operator for a larger quota"
+        raise QuotaExceeded("quota exceeded", tuple(f"{subject}: {reason}" for reason in reasons), hint)
