@@ -22,7 +22,7 @@ from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger, Reading
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
-from orchestrator.model.plan import Claims, ImageRef, Plan, Policy
+from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
@@ -159,7 +159,7 @@ class Allocator:
             Conflict: an unmanaged domain has the name.
             VfsNeeded, RequestError, NoRoom: see `plan_known`.
         """
-        # Before the host is surveyed: see `Claims.of`.
+        # Before the host is surveyed: see `Allocated.of`.
         may_hold_pages = frozenset(
             claim.plan.name for claim in claims if claim.state not in _MAY_LACK_PAGES or claim.plan.uuid in self._launched
         )
@@ -191,7 +191,7 @@ class Allocator:
         plans = [claim.plan for claim in claims]
         started = frozenset(plan.name for plan in plans if plan.name in may_hold_pages and plan.uuid in running)
         starting = frozenset(claim.plan.name for claim in claims if claim.state in _BEING_STARTED)
-        taken = Claims.of(plans, started, starting)
+        taken = Allocated.of(plans, started, starting)
         taken, problems = add_unmanaged(self._host, taken, domains, topology, self._policy.housekeeping, named=named)
         plan = plan_known(request, topology, replace(taken, vfs=taken.vfs | unavailable_vfs), self._policy)
         last_choices = list_last_choices(plan, taken.last_cpus, taken.last_vfs)

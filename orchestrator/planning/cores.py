@@ -43,7 +43,7 @@ def find_candidates(count: int, pages: PageRequest, host: PlanningInput) -> tupl
     for node, cores in _cores_by_node(host.topology.cores):
         runs, unusable = _find_runs(cores, host, last=False)
         chosen, last = _choose_cores(count, runs), False
-        if not chosen and host.taken.last_cpus:
+        if not chosen and host.allocated.last_cpus:
             runs, unusable = _find_runs(cores, host, last=True)
             chosen, last = _choose_cores(count, runs), True
         usable = sum(map(len, runs))
@@ -111,11 +111,11 @@ def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tup
 def _reason_unusable(core: Core, host: PlanningInput, *, last: bool) -> str:
     if not core.cpus.ids.isdisjoint(host.policy.housekeeping.ids):
         return "are housekeeping"
-    if not core.cpus.ids.isdisjoint(host.taken.cpus.ids):
+    if not core.cpus.ids.isdisjoint(host.allocated.cpus.ids):
         return "are owned by guests"
-    if host.taken.pinned and (use := _describe_use(core, host.taken.pinned)):
+    if host.allocated.pinned and (use := _describe_use(core, host.allocated.pinned)):
         return use
-    if host.taken.last_cpus and not last and (use := _describe_use(core, host.taken.last_cpus)):
+    if host.allocated.last_cpus and not last and (use := _describe_use(core, host.allocated.last_cpus)):
         return use
     if host.topology.isolated and not core.cpus <= host.topology.isolated:
         return "are not isolated"

@@ -53,9 +53,9 @@ def plan_nics(request: GuestRequest, vfs: Sequence[FreeVf], host: PlanningInput)
     """The NICs of a guest with their Ethernet addresses.
 
     Raises:
-        NoRoom: all addresses are taken.
+        NoRoom: all addresses are allocated.
     """
-    used = host.taken.macs | {pf.mac for pf in host.topology.pfs if pf.mac}
+    used = host.allocated.macs | {pf.mac for pf in host.topology.pfs if pf.mac}
     nics: list[NicPlan] = []
     for number, vf in enumerate(vfs):
         mac = _choose_mac(f"{vf.pf.mac} {request.name}" + (f" {number}" if number else ""), used)
@@ -112,14 +112,14 @@ def _find_vf(
         return reason
     count = f"{len(pf.vfs)} (of {pf.total_vfs} possible)" if pf.vfs else str(host.policy.count_vfs(pf))
     refused: list[str] = []
-    taken = host.taken.vfs.union(excluded)
+    taken = host.allocated.vfs.union(excluded)
     vfs: Iterable[FreeVf] = _list_vfs(pf, host.policy)
-    if host.taken.last_vfs:
-        vfs = sorted(vfs, key=lambda vf: vf.address in host.taken.last_vfs)
+    if host.allocated.last_vfs:
+        vfs = sorted(vfs, key=lambda vf: vf.address in host.allocated.last_vfs)
     for vf in vfs:
         if wanted not in (None, vf.address):
             continue
-        free = vf.address not in taken and (pf.address, vf.index) not in host.taken.numbers
+        free = vf.address not in taken and (pf.address, vf.index) not in host.allocated.numbers
         reason = _check_vf(pf, vf, groups, host) if free else ""
         if free and not reason:
             return vf

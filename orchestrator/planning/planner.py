@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.model.plan import Claims, ImageRef, Plan, Policy
+from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
 from orchestrator.planning.cores import Candidate, check_placement, find_candidates
@@ -17,7 +17,7 @@ from orchestrator.planning.nic import UPLINK, FreeVf, find_vfs, list_addresses, 
 from orchestrator.values import Size
 
 
-def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, policy: Policy) -> Plan:
     """Chooses whole physical cores, huge pages of the same node, and a VF; the same input gives the same plan.
 
     What others may use later is the last choice. The node of the VF's PF is preferred, then the node with the fewest cores left
@@ -32,7 +32,7 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
     """
     page_size = Size.parse(request.page_size) if request.page_size else policy.page_size
     pages = PageRequest(page_size, _count_pages(request.size, page_size))
-    host = PlanningInput(topology, taken, policy)
+    host = PlanningInput(topology, allocated, policy)
     if request.placement:
         _check_count(request, topology)
         candidates, no_cores = check_placement(request.placement.cpu_set, pages, host)
@@ -51,7 +51,7 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
 
     def rank(pair: tuple[tuple[FreeVf, ...], Candidate]) -> tuple[int, int, tuple[int, int, int]]:
         vfs, candidate = pair
-        last = candidate.last + sum(vf.address in taken.last_vfs for vf in vfs)
+        last = candidate.last + sum(vf.address in allocated.last_vfs for vf in vfs)
         return last, sum(vf.pf.node not in (None, candidate.node) for vf in vfs), candidate.left
 
     # min() returns the first of equals, and both lists are in order of preference.
