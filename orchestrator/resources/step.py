@@ -101,7 +101,6 @@ _StepClass = TypeVar("_StepClass", bound=type[Step])
 
 
 def register(step: _StepClass) -> _StepClass:
-    """Makes the undo of a step class known to ``undo_steps``."""
     if step.action in STEPS:
         raise ValueError(f"two step classes have the action {step.action}")
     STEPS[step.action] = step
