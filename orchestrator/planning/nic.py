@@ -158,8 +158,8 @@ def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], hos
 def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[FreeVf]:
     """The existing VFs or, if there are none, those that would be created.
 
-    The kernel refuses to change sriov_numvfs between two numbers above 0 (drivers/pci/iov.c: EBUSY), and 0 would remove the VFs of
-    other guests.
+    The kernel refuses to change sriov_numvfs between two numbers above 0 (drivers/pci/iov.c: EBUSY), and 0 would remove the
+    VFs of other guests.
     """
     for vf in sorted(pf.vfs, key=lambda vf: vf.index):
         yield FreeVf(pf, vf.index, vf.address, vf)
