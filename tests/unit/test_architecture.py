@@ -300,3 +300,9 @@ def test_every_file_named_in_a_document_exists() -> None:
         if not any(root.glob(found[1]))
     ]
     assert not missing
+
+
+def test_the_document_has_the_same_levels() -> None:
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*`) \|", text[text.index("## Levels") :], re.MULTILINE)
+    assert [tuple(re.findall(r"`([^`]+)`", row)) for row in rows] == ORDER
