@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orchestrator.errors import LostRace, NoRoom
 from orchestrator.ledger import Ledger
-from orchestrator.model.plan import Allocated, Plan, Policy
+from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
@@ -392,7 +392,7 @@ def gives_no_reason(request: GuestRequest, topology: Topology, taken: Allocated,
 def depends_on_the_order(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """The same facts in another order give another plan."""
     plan = plan_guest(request, topology, taken, policy)
-    return dataclasses.replace(plan, image=str(topology.pools[0].page_size))
+    return dataclasses.replace(plan, image=ImageRef(str(topology.pools[0].page_size)))
 
 
 def ignores_the_placement(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
