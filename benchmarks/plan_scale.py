@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from orchestrator.errors import NoRoom
 from orchestrator.ledger import Ledger, Reading
-from orchestrator.model.plan import Claims, Plan, Policy
+from orchestrator.model.plan import Allocated, Plan, Policy
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
@@ -111,15 +111,15 @@ def measure(host: Host, run: int) -> None:
     plan, decide = _timed(decide_place, reading, request, host.topology, host.policy, started)
     _, claim = _timed(host.ledger.claim, plan, reading.generation, request)
     host.ledger.release(request.name)
-    host.times.append((read, decide, claim, refuse(host.topology, host.policy, Claims.of(host.plans, started))))
+    host.times.append((read, decide, claim, refuse(host.topology, host.policy, Allocated.of(host.plans, started))))
 
 
 def decide_place(reading: Reading, request: GuestRequest, topology: Topology, policy: Policy, started: frozenset[str]) -> Plan:
     """The manager's work between reading the claims and writing one."""
-    return plan_guest(request, topology, Claims.of((claim.plan for claim in reading.claims), started), policy)
+    return plan_guest(request, topology, Allocated.of((claim.plan for claim in reading.claims), started), policy)
 
 
-def refuse(topology: Topology, policy: Policy, taken: Claims) -> float:
+def refuse(topology: Topology, policy: Policy, taken: Allocated) -> float:
     """Milliseconds of a refusal, which names every CPU."""
     request = parse_guest_request({"name": "huge", "image": "minimal", "memory": "2M", "cores": 1024})
     begin = perf_counter()
@@ -139,7 +139,7 @@ def fill(topology: Topology, policy: Policy, ledger: Ledger, chance: random.Rand
         name = f"guest{len(plans)}"
         request = parse_guest_request({"name": name, "image": "minimal", "memory": f"{cores}G", "cores": cores})
         try:
-            plan = plan_guest(request, topology, Claims.of(plans, frozenset()), policy)
+            plan = plan_guest(request, topology, Allocated.of(plans, frozenset()), policy)
         except NoRoom:
             break
         ledger.claim(plan, ledger.read().generation, request)
