@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from orchestrator.errors import NoRoom
 from orchestrator.ledger import Ledger, Reading
-from orchestrator.model.plan import Claims, Plan, Policy
+from orchestrator.model.plan import Allocated, Plan, Policy
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.allocation_index import AllocationIndex
@@ -113,16 +113,16 @@ def measure(host: Host, run: int) -> None:
     plan, decide = _timed(decide_place, reading, request, host, started)
     _, claim = _timed(host.ledger.claim, plan, reading.generation, request)
     host.ledger.release(request.name)
-    host.times.append((read, decide, claim, refuse(host.topology, host.policy, Claims.of(host.plans, started))))
+    host.times.append((read, decide, claim, refuse(host.topology, host.policy, Allocated.of(host.plans, started))))
 
 
 def decide_place(reading: Reading, request: GuestRequest, host: Host, started: frozenset[str]) -> Plan:
     """The manager's work between reading the claims and writing one."""
     host.index = host.index.updated(claim.plan for claim in reading.claims)
-    return plan_guest(request, host.topology, host.index.to_claims(started, ()), host.policy)
+    return plan_guest(request, host.topology, host.index.to_allocated(started, ()), host.policy)
 
 
-def refuse(topology: Topology, policy: Policy, taken: Claims) -> float:
+def refuse(topology: Topology, policy: Policy, taken: Allocated) -> float:
     """Milliseconds of a refusal, which names every CPU."""
     request = parse_guest_request({"name": "huge", "image": "minimal", "memory": "2M", "cores": 1024})
     begin = perf_counter()
@@ -142,7 +142,7 @@ def fill(topology: Topology, policy: Policy, ledger: Ledger, chance: random.Rand
         name = f"guest{len(plans)}"
         request = parse_guest_request({"name": name, "image": "minimal", "memory": f"{cores}G", "cores": cores})
         try:
-            plan = plan_guest(request, topology, Claims.of(plans, frozenset()), policy)
+            plan = plan_guest(request, topology, Allocated.of(plans, frozenset()), policy)
         except NoRoom:
             break
         ledger.claim(plan, ledger.read().generation, request)

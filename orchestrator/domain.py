@@ -56,7 +56,7 @@ def build_domain(plan: Plan, image: Image, housekeeping: CpuSet, *, log: Path) -
         _features(),
         _cpu(plan),
         _clock(),
-        # A guest that ends, however it ends, gives its cores back; nothing restarts it behind our back.
+        # A guest that ends for any reason releases its cores; libvirt does not restart it.
         element("on_poweroff", "destroy"),
         element("on_reboot", "destroy"),
         element("on_crash", "destroy"),

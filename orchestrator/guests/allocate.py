@@ -160,7 +160,7 @@ class Allocator:
             Conflict: an unmanaged domain has the name.
             VfsNeeded, RequestError, NoRoom: see `plan_known`.
         """
-        # Before the host is surveyed: see `Claims.of`.
+        # Before the host is surveyed: see `Allocated.of`.
         may_hold_pages = frozenset(
             claim.plan.name for claim in claims if claim.state not in _MAY_LACK_PAGES or claim.plan.uuid in self._launched
         )
@@ -193,7 +193,7 @@ class Allocator:
         started = frozenset(plan.name for plan in plans if plan.name in may_hold_pages and plan.uuid in running)
         starting = frozenset(claim.plan.name for claim in claims if claim.state in _BEING_STARTED)
         self._index = index = self._index.updated(plans)  # a value: another thread may replace it
-        taken = index.to_claims(started, starting)
+        taken = index.to_allocated(started, starting)
         taken, problems = add_unmanaged(self._host, taken, domains, topology, self._policy.housekeeping, named=named)
         plan = plan_known(request, topology, replace(taken, vfs=taken.vfs | unavailable_vfs), self._policy)
         last_choices = list_last_choices(plan, taken.last_cpus, taken.last_vfs)

@@ -11,14 +11,14 @@ from orchestrator.host.ports import find_device
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.unmanaged import Unmanaged
-from orchestrator.model.plan import Claims
+from orchestrator.model.plan import Allocated
 from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet, PciAddress
 
 
 def add_unmanaged(
-    host: HostRoot, claims: Claims, domains: Iterable[Unmanaged], topology: Topology, housekeeping: CpuSet, *, named: bool
-) -> tuple[Claims, tuple[str, ...]]:
+    host: HostRoot, claims: Allocated, domains: Iterable[Unmanaged], topology: Topology, housekeeping: CpuSet, *, named: bool
+) -> tuple[Allocated, tuple[str, ...]]:
     """The claims with what unmanaged domains use, and what of some domains could not be read, a sentence each.
 
     What a domain that runs is pinned to, by libvirt in whatever way, by the kernel or by its control group, no guest gets. What

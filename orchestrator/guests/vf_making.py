@@ -9,7 +9,7 @@ from orchestrator.errors import Conflict, HostError, NoRoom
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf
 from orchestrator.ledger import Claim
-from orchestrator.model.plan import Claims, Plan, Policy
+from orchestrator.model.plan import Allocated, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
 from orchestrator.planning.nic import find_unknown
@@ -29,7 +29,7 @@ class VfsNeeded(Conflict):
         self.name, self.pf, self.interface = name, pf, interface
 
 
-def plan_known(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def plan_known(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """As ``plan_guest``.
 
     Raises:

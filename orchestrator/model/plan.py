@@ -1,7 +1,4 @@
-"""What a guest gets, what guests have already, and what the operator has decided: the values that planning is about.
-
-`planner` makes plans.
-"""
+"""The values of planning: what a guest gets, what is allocated, and the operator's policy."""
 
 from __future__ import annotations
 
@@ -21,14 +18,11 @@ _NIL = UUID(int=0)
 
 @dataclass(frozen=True)
 class NicPlan:
-    """A virtual function of a guest.
+    """A virtual function of a guest, identified by ``pf`` and ``index``.
 
     Attributes:
-        pf: address of its physical function.
-        interface: network interface of the PF when the plan was made. It may have been renamed since: find it by ``pf``.
-        index: number of the VF within the PF.
-        address: PCI address of the VF, provisional in a plan for VFs that are not created yet; a claim is for one that exists.
-        mac: Ethernet address that the PF gives the VF.
+        interface: network interface of the PF when the plan was made; it may have been renamed since.
+        address: PCI address; provisional in a plan for a VF that is not created yet.
     """
 
     pf: PciAddress
@@ -129,14 +123,14 @@ def plan_from_json(fields: dict[str, object]) -> Plan:
 
 @dataclass(frozen=True)
 class Policy:
-    """What the operator has decided for the whole host.
+    """The operator's configuration of the host.
 
     Attributes:
-        housekeeping: CPUs of the manager, of the kernel's threads and of QEMU's other threads; never a guest's.
-        uplinks: network interfaces of the PFs whose VFs guests may get, the preferred first.
-        page_size: huge page size of guests that ask for none.
-        vfs_per_uplink: how many VFs an uplink may have at the most; None for as many as it can.
-        reserved_pages: (huge page size, pages on each node) that guests do not get: the host's own share.
+        housekeeping: CPUs for the manager, kernel threads and QEMU's helper threads.
+        uplinks: network interfaces of PFs whose VFs guests may get, the preferred first.
+        page_size: huge page size of guests that request none.
+        vfs_per_uplink: maximum number of VFs of an uplink; None for that of the PF.
+        reserved_pages: (huge page size, pages on each node) for the host itself.
     """
 
     housekeeping: CpuSet
@@ -146,19 +140,21 @@ class Policy:
     reserved_pages: tuple[tuple[Size, int], ...] = ()
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
-        """How many VFs to make on a PF that has none yet."""
+        """The number of VFs to create on a PF that has none."""
         return pf.total_vfs if self.vfs_per_uplink is None else min(self.vfs_per_uplink, pf.total_vfs)
 
     def reserved(self, page_size: Size) -> int:
-        """How many huge pages of a size each node keeps back."""
         return sum(count for size, count in self.reserved_pages if size == page_size)
 
 
 @dataclass(frozen=True)
-class PageClaim:
-    """Huge pages of one size that guests own on one node; the pool may still show the ``unused`` among them as free, as their
-    guests have not been started yet. Guests that are being started may have ``starting`` of these, and QEMU may have had the
-    kernel promise them already (PromisedPages)."""
+class AllocatedPages:
+    """Huge pages of one size that guests own on one node.
+
+    Attributes:
+        unused: of these, those that the pool may show as free, since their guests are not started.
+        starting: of the unused, those of guests that are being started: the kernel may have promised them (PromisedPages).
+    """
 
     node: int
     page_size: Size
@@ -168,35 +164,33 @@ class PageClaim:
 
 
 @dataclass(frozen=True)
-class Claims:
-    """What guests own already, and what others use.
+class Allocated:
+    """What guests own, and what unmanaged domains use.
 
     Attributes:
-        pinned: CPU that others use → why no guest gets it.
-        last_cpus: CPU that others may use later → why guests get it last.
-        last_vfs: VF that others may use later → likewise.
+        numbers: the VFs by PF and number, which stay when addresses change.
+        pinned: CPU → why no guest gets it.
+        last_cpus: CPU that an unmanaged domain may use later → why guests get it last.
+        last_vfs: VF that an unmanaged domain may use later → why guests get it last.
     """
 
     cpus: CpuSet = CpuSet()
     vfs: frozenset[PciAddress] = frozenset()
     numbers: frozenset[tuple[PciAddress, int]] = frozenset()
-    """The same VFs by PF and number, which stay when addresses change."""
     macs: frozenset[MacAddress] = frozenset()
-    pages: tuple[PageClaim, ...] = ()
+    pages: tuple[AllocatedPages, ...] = ()
     pinned: Mapping[int, str] = field(default_factory=dict)
     last_cpus: Mapping[int, str] = field(default_factory=dict)
     last_vfs: Mapping[PciAddress, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plans: Iterable[Plan], started: frozenset[str], starting: frozenset[str] = frozenset()) -> Claims:
-        """Adds up the claims of all guests.
+    def of(cls, plans: Iterable[Plan], started: frozenset[str], starting: frozenset[str] = frozenset()) -> Allocated:
+        """Adds up the plans of all guests that hold a claim.
 
         Args:
-            plans: plans of all guests that hold a claim.
-            started: names of those whose pages the pool shows as used (QEMU takes them all before it runs: immediate
-                allocation). Read this *before* the topology is surveyed: a guest that starts in between is then counted
-                twice for a moment, which refuses too much, but never missed.
-            starting: names of those, of the others, that are being started.
+            started: guests whose pages the pool shows as used. Read it *before* the topology is surveyed: a guest that starts
+                in between is then counted twice for a moment, but never missed.
+            starting: guests that are being started.
         """
         plans = tuple(plans)
         nics = [nic for plan in plans for nic in plan.nics]
@@ -213,7 +207,7 @@ class Claims:
             numbers=frozenset((nic.pf, nic.index) for nic in nics),
             macs=frozenset(nic.mac for nic in nics),
             pages=tuple(
-                PageClaim(node, size, count, unused[node, size], begun[node, size])
+                AllocatedPages(node, size, count, unused[node, size], begun[node, size])
                 for (node, size), count in sorted(owned.items())
             ),
         )

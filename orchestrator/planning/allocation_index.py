@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.model.plan import Claims, PageClaim, Plan
+from orchestrator.model.plan import Allocated, AllocatedPages, Plan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 
@@ -47,15 +47,15 @@ class AllocationIndex:
             {key: count for key, count in owned.items() if count},
         )
 
-    def to_claims(self, started: Container[str], starting: Container[str]) -> Claims:
-        """As `Claims.of` for the plans of the index."""
+    def to_allocated(self, started: Container[str], starting: Container[str]) -> Allocated:
+        """As `Allocated.of` for the plans of the index."""
         idle = [plan for plan in self.plans.values() if plan.name not in started]
         unused, begun = _count_pages(idle), _count_pages(plan for plan in idle if plan.name in starting)
         pages = tuple(
-            PageClaim(node, Size(size), count, unused[node, size], begun[node, size])
+            AllocatedPages(node, Size(size), count, unused[node, size], begun[node, size])
             for (node, size), count in sorted(self.owned.items())
         )
-        return Claims(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, pages)
+        return Allocated(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, pages)
 
 
 def _count_pages(plans: Iterable[Plan]) -> Counter[tuple[int, int]]:

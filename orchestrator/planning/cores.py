@@ -31,18 +31,15 @@ class Candidate:
 def find_candidates(count: int, pages: PageRequest, host: PlanningInput) -> tuple[list[Candidate], list[str]]:
     """The best candidate on each node that has room, and why each of the other nodes has none.
 
-    Of a node's cores the guest gets a run of neighbours: the smallest that is long enough, so that the longer ones stay
-    whole for bigger guests. Where none is long enough, it gets as few runs as can be.
-
-    Args:
-        count: how many whole cores.
+    The guest gets the smallest run of neighbouring cores that is long enough, so that longer runs stay whole for bigger guests.
+    If no run is long enough, it gets the fewest runs.
     """
     candidates: list[Candidate] = []
     refused: list[str] = []
     for node, cores in host.topology.nodes:
         runs, unusable = _find_runs(cores, host, last=False)
         chosen, last = _choose_cores(count, runs), False
-        if not chosen and host.taken.last_cpus:
+        if not chosen and host.allocated.last_cpus:
             runs, unusable = _find_runs(cores, host, last=True)
             chosen, last = _choose_cores(count, runs), True
         usable = sum(map(len, runs))
@@ -81,16 +78,14 @@ def check_placement(cpus: CpuSet, pages: PageRequest, host: PlanningInput) -> tu
 
 
 def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tuple[list[list[Core]], dict[str, CpuSet]]:
-    """The longest runs of neighbours that a guest may have, and the CPUs it may not have, by reason.
+    """Runs of neighbouring cores of one socket and SMT width that are usable, and the CPUs that are not, by reason.
 
-    ``last``: whether the first include cores that unmanaged domains may use later.
-
-    All cores of a run have the same number of threads. Only a host without NUMA has several sockets in one node.
+    ``last``: whether cores that unmanaged domains may use later are usable.
     """
     runs: list[list[Core]] = []
     unusable: dict[str, set[int]] = {}
     # One look per core for the two reasons that most cores have: hosts have a thousand.
-    housekeeping, owned = host.policy.housekeeping.ids, host.taken.cpus.ids
+    housekeeping, owned = host.policy.housekeeping.ids, host.allocated.cpus.ids
     before: tuple[int, int] | None = None
     for core in cores:
         ids = core.cpus.ids
@@ -114,9 +109,9 @@ def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tup
 
 
 def _reason_unusable(core: Core, host: PlanningInput, *, last: bool) -> str:
-    if host.taken.pinned and (use := _describe_use(core, host.taken.pinned)):
+    if host.allocated.pinned and (use := _describe_use(core, host.allocated.pinned)):
         return use
-    if host.taken.last_cpus and not last and (use := _describe_use(core, host.taken.last_cpus)):
+    if host.allocated.last_cpus and not last and (use := _describe_use(core, host.allocated.last_cpus)):
         return use
     if host.topology.isolated and not core.cpus <= host.topology.isolated:
         return "are not isolated"
@@ -128,10 +123,8 @@ def _describe_use(core: Core, used: Mapping[int, str]) -> str:
 
 
 def _choose_cores(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
-    """Cores of one width, or none if there are too few.
-
-    A guest's topology has one SMT width, so cores of different width (a sibling is offline, hybrid CPUs) are not mixed; the
-    widest are preferred.
+    """Empty if there are too few. A guest's topology has one SMT width, so cores of different widths (hybrid CPUs, offline
+    siblings) are not mixed; the widest are preferred.
     """
     for width in sorted({len(run[0].cpus) for run in runs}, reverse=True):
         alike = [run for run in runs if len(run[0].cpus) == width]
@@ -141,8 +134,7 @@ def _choose_cores(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
 
 
 def _take(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
-    """``count`` of the runs' cores: the longest runs whole as long as none is long enough for the rest, which is taken from
-    the shortest that is. Of equal runs the first."""
+    """The longest runs are used whole until one run is long enough for the rest, which comes from the shortest such run."""
     taken: list[Core] = []
     longest_first = sorted(runs, key=len, reverse=True)
     for position, run in enumerate(longest_first):

@@ -1,4 +1,4 @@
-"""The configuration compared with the host. Pure. `nohype config check --host`, the manager's start and each plan use it."""
+"""Compares the configuration with the host. Pure. Used by `nohype config check --host`, the manager's start and each plan."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class HostFinding:
 
 
 def build_policy(config: HostConfig) -> Policy:
-    """What the operator has decided, from the section [host] of the configuration."""
     return Policy(config.housekeeping_cpus, config.uplinks, config.page, config.vfs_per_uplink, config.reserved)
 
 
@@ -59,7 +58,7 @@ def check_host(policy: Policy, topology: Topology) -> tuple[HostFinding, ...]:
 
 
 def find_blockers(policy: Policy, topology: Topology) -> tuple[HostFinding, ...]:
-    """Errors of cores and KVM, because of which no guest can be placed at all."""
+    """Errors of cores and KVM that exclude every guest."""
     return tuple(_find_blockers(policy.housekeeping, topology))
 
 
@@ -91,13 +90,13 @@ def _check_devices(policy: Policy, topology: Topology) -> Iterator[HostFinding]:
 
 
 def _check_uplink(uplink: str, topology: Topology) -> str:
-    """Why no guest can ever have a VF of it, or nothing. That it has no link now is left out: it may come at any moment."""
+    """Why no guest can have a VF of the uplink; empty if guests can. A missing link is ignored: it may come up at any moment."""
     pf = topology.find_uplink(uplink)
     return pf.describe_uselessness() if pf else explain_no_uplink(topology)
 
 
 def explain_no_uplink(topology: Topology) -> str:
-    """Why no PF has an interface of the name of an uplink: those that have none at all may be it."""
+    """Why no PF has an interface with the name of an uplink. Names the PFs without an interface: one of them may be it."""
     absent = [f"PF {pf.address}: {pf.fault}" for pf in topology.pfs if pf.interface is None and pf.fault]
     return "; ".join(["there is no SR-IOV capable network interface of this name", *absent])
 

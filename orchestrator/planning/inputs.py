@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.model.plan import Claims, Policy
+from orchestrator.model.plan import Allocated, Policy
 from orchestrator.model.topology import Topology
 
 
@@ -13,5 +13,5 @@ class PlanningInput:
     """The host, what of it is allocated, and what the operator keeps from guests."""
 
     topology: Topology
-    taken: Claims
+    allocated: Allocated
     policy: Policy

@@ -1,4 +1,4 @@
-"""What of a guest's plan others may use later: what a guest gets only if nothing else is left, and then by name. Pure."""
+"""Resources of a plan that unmanaged domains may use later: a guest gets them only if no others are free. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from orchestrator.values import CpuSet, PciAddress
 
 
 def list_last_choices(plan: Plan, cpus: Mapping[int, str], vfs: Mapping[PciAddress, str]) -> tuple[str, ...]:
-    """What of the plan is a last choice, a sentence each.
-
-    Args:
-        cpus: CPU → why guests get it last.
-        vfs: VF → likewise.
-    """
+    """One sentence per finding. ``cpus`` and ``vfs`` map to the reason why guests get them last."""
     reasons: dict[str, set[int]] = {}
     for cpu in plan.cpus:
         if cpu in cpus:

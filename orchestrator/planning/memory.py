@@ -29,14 +29,14 @@ def count_free(page_size: Size, node: int, host: PlanningInput) -> int:
        (mm/hugetlb.c, hugetlb_acct_memory).
     """
     pool = _find_pool(page_size, node, host.topology.pools)
-    claim = next((claim for claim in host.taken.pages if claim.node == node and claim.page_size == page_size), None)
+    claim = next((claim for claim in host.allocated.pages if claim.node == node and claim.page_size == page_size), None)
     if not pool:
         return 0
     owned, unused = (claim.owned, claim.unused) if claim else (0, 0)
     free = min(pool.free - unused, pool.total - host.policy.reserved(page_size) - owned)
     promised = _count_promised(page_size, host)
     if promised:
-        others = sum(claim.unused for claim in host.taken.pages if claim.page_size == page_size)
+        others = sum(claim.unused for claim in host.allocated.pages if claim.page_size == page_size)
         machine = sum(pool.free for pool in host.topology.pools if pool.page_size == page_size)
         free = min(free, machine - others - promised)
     return max(0, free)
@@ -45,7 +45,7 @@ def count_free(page_size: Size, node: int, host: PlanningInput) -> int:
 def _count_promised(page_size: Size, host: PlanningInput) -> int:
     """Pages that the kernel has promised to other programs. Those promised to guests that are being started are owned by them."""
     promised = sum(promise.count for promise in host.topology.promised if promise.page_size == page_size)
-    return max(0, promised - sum(claim.starting for claim in host.taken.pages if claim.page_size == page_size))
+    return max(0, promised - sum(claim.starting for claim in host.allocated.pages if claim.page_size == page_size))
 
 
 def _find_pool(page_size: Size, node: int, pools: Iterable[PagePool]) -> PagePool | None:

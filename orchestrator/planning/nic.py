@@ -53,9 +53,9 @@ def plan_nics(request: GuestRequest, vfs: Sequence[FreeVf], host: PlanningInput)
     """The NICs of a guest with their Ethernet addresses.
 
     Raises:
-        NoRoom: all addresses are taken.
+        NoRoom: all addresses are allocated.
     """
-    used = host.taken.macs | {pf.mac for pf in host.topology.pfs if pf.mac}
+    used = host.allocated.macs | {pf.mac for pf in host.topology.pfs if pf.mac}
     nics: list[NicPlan] = []
     for number, vf in enumerate(vfs):
         mac = _choose_mac(f"{vf.pf.mac} {request.name}" + (f" {number}" if number else ""), used)
@@ -112,14 +112,14 @@ def _find_vf(
         return reason
     count = f"{len(pf.vfs)} (of {pf.total_vfs} possible)" if pf.vfs else str(host.policy.count_vfs(pf))
     refused: list[str] = []
-    taken = host.taken.vfs.union(excluded)
+    taken = host.allocated.vfs.union(excluded)
     vfs: Iterable[FreeVf] = _list_vfs(pf, host.policy)
-    if host.taken.last_vfs:
-        vfs = sorted(vfs, key=lambda vf: vf.address in host.taken.last_vfs)
+    if host.allocated.last_vfs:
+        vfs = sorted(vfs, key=lambda vf: vf.address in host.allocated.last_vfs)
     for vf in vfs:
         if wanted not in (None, vf.address):
             continue
-        free = vf.address not in taken and (pf.address, vf.index) not in host.taken.numbers
+        free = vf.address not in taken and (pf.address, vf.index) not in host.allocated.numbers
         reason = _check_vf(pf, vf, groups, host) if free else ""
         if free and not reason:
             return vf
@@ -141,7 +141,7 @@ def find_unknown(topology: Topology, policy: Policy) -> tuple[PhysicalFunction, 
 
 
 def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput) -> str:
-    """Why none of the PF's VFs can be a guest's, or nothing."""
+    """Why no guest can have a VF of the PF; empty if guests can."""
     if not groups:
         unread = [group.fault for group in host.topology.iommu_groups if group.fault]
         none = "the host has no IOMMU in use (firmware setting; boot with intel_iommu=on on Intel)"
@@ -156,10 +156,10 @@ def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], hos
 
 
 def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[FreeVf]:
-    """The PF's VFs in order of their number.
+    """The existing VFs or, if there are none, those that would be created.
 
-    The kernel refuses to change sriov_numvfs between two numbers above 0 (drivers/pci/iov.c: EBUSY), and going through 0 would
-    take other guests' VFs away. So if VFs exist, these are all there are.
+    The kernel refuses to change sriov_numvfs between two numbers above 0 (drivers/pci/iov.c: EBUSY), and 0 would remove the
+    VFs of other guests.
     """
     for vf in sorted(pf.vfs, key=lambda vf: vf.index):
         yield FreeVf(pf, vf.index, vf.address, vf)
@@ -168,7 +168,7 @@ def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[FreeVf]:
 
 
 def _check_vf(pf: PhysicalFunction, vf: FreeVf, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput) -> str:
-    """Why the host, or the VF's IOMMU group, keeps it from being a guest's, or nothing. One yet to be made has no group."""
+    """Why no guest can have the VF; empty if guests can. A VF that is not created yet has no IOMMU group."""
     if vf.address == pf.address:
         return f"VF {vf.index} has the address {vf.address} of the PF itself"
     if vf.now is None:
@@ -185,7 +185,7 @@ def _check_vf(pf: PhysicalFunction, vf: FreeVf, groups: Mapping[PciAddress, Iomm
 
 
 def _choose_mac(seed: str, used: frozenset[MacAddress]) -> MacAddress:
-    """An unused address; the seed makes hosts on one network differ, and a guest keep its address when it comes back."""
+    """An unused address. With the seed, hosts on one network differ, and a guest that is created again gets the same address."""
     start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:3], "big")
     for step in range(_MAC_SUFFIXES):
         suffix = f"{(start + step) % _MAC_SUFFIXES:06x}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.model.plan import Claims, ImageRef, Plan, Policy
+from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
 from orchestrator.planning.cores import Candidate, check_placement, find_candidates
@@ -17,22 +17,20 @@ from orchestrator.planning.nic import UPLINK, FreeVf, find_vfs, list_addresses, 
 from orchestrator.values import Size
 
 
-def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
-    """Chooses whole physical cores, huge pages of the same node, and a VF; the same input gives the same plan.
+def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, policy: Policy) -> Plan:
+    """Chooses whole physical cores, huge pages of the same node, and VFs. The same input gives the same plan.
 
-    What others may use later is the last choice. The node of the VF's PF is preferred, then the node with the fewest cores left
-    over, then the one where the cores are neighbours, then the one with the fewest pages left over, then the uplink named first,
-    then the lower node. Which of a node's cores: see ``find_candidates``. If the kernel isolates some CPUs, only these.
-
-    A given placement is taken as it is, or refused whole.
+    Preferred, in this order: resources that no unmanaged domain may use later; the node of the VFs' PFs; the node with the fewest
+    cores left over; neighbouring cores; the fewest pages left over; the uplink that is configured first; the lower node. A
+    prescribed placement is used exactly, or refused.
 
     Raises:
-        RequestError: the memory is no whole number of huge pages, or the placement has another number of cores than asked for.
-        NoRoom: with a reason for each NUMA node and each uplink that was refused, or for each wrong part of the placement.
+        RequestError: the memory is not a multiple of the page size, or the placement has another number of cores than requested.
+        NoRoom: with a reason per NUMA node and uplink, or per wrong part of the placement.
     """
     page_size = Size.parse(request.page_size) if request.page_size else policy.page_size
     pages = PageRequest(page_size, _count_pages(request.size, page_size))
-    host = PlanningInput(topology, taken, policy)
+    host = PlanningInput(topology, allocated, policy)
     if request.placement:
         _check_count(request, topology)
         candidates, no_cores = check_placement(request.placement.cpu_set, pages, host)
@@ -51,7 +49,7 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
 
     def rank(pair: tuple[tuple[FreeVf, ...], Candidate]) -> tuple[int, int, tuple[int, int, int]]:
         vfs, candidate = pair
-        last = candidate.last + sum(vf.address in taken.last_vfs for vf in vfs)
+        last = candidate.last + sum(vf.address in allocated.last_vfs for vf in vfs)
         return last, sum(vf.pf.node not in (None, candidate.node) for vf in vfs), candidate.left
 
     # min() returns the first of equals, and both lists are in order of preference.
@@ -60,8 +58,7 @@ def plan_guest(request: GuestRequest, topology: Topology, taken: Claims, policy:
 
 
 def hide_vf_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
-    """A refusal without the reason why the VF that was asked for can't be had: that it is a guest's, is not there, or is another
-    device's is for those who may see the whole host."""
+    """A refusal that does not tell a tenant why a VF that the request names is not available."""
     named = [nic.vf for nic in request.wanted_nics if nic.vf]
     if not named:
         return error
@@ -90,7 +87,6 @@ def _build_plan(
 
 
 def _describe(request: GuestRequest, pages: PageRequest) -> str:
-    """What is wanted, in a few words."""
     given = request.placement
     cores = f"the cores of CPUs {given.cpus}" if given else f"{request.cores} whole cores"
     return f"{cores}, {pages.count} huge pages of {pages.size}, {_describe_vfs(request)}"
@@ -112,7 +108,7 @@ def _count_pages(memory: Size, page_size: Size) -> int:
 
 
 def _check_count(request: GuestRequest, topology: Topology) -> None:
-    """``cores`` need not be said beside a placement; if it is, it must agree. A core named in part counts as one."""
+    """``cores`` is optional with a placement, but must agree with it. A core of which some CPUs are named counts as one."""
     cpus = request.placement.cpu_set if request.placement else topology.cpus
     given = sum(1 for core in topology.cores if core.cpus & cpus)
     if "cores" in request.model_fields_set and cpus <= topology.cpus and given != request.cores:

@@ -1,8 +1,7 @@
-"""Keeps movable kernel threads and interrupts off the guest cores.
+"""Guest cores: kernel threads and interrupts off them, a guest's threads confined to them.
 
-`isolcpus` and `nohz_full` keep most of the kernel away from start; some threads (kswapdN, kcompactdN) and interrupts follow
-their NUMA node all the same (kernel: Documentation/admin-guide/kernel-per-CPU-kthreads.rst). Other people's processes are
-never moved: the audit names them.
+`isolcpus` and `nohz_full` keep most of the kernel away; some threads (kswapdN, kcompactdN) and interrupts follow their NUMA node
+nevertheless (kernel: Documentation/admin-guide/kernel-per-CPU-kthreads.rst). Programs are never moved: the audit names them.
 """
 
 from __future__ import annotations
@@ -23,9 +22,27 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor, Pinning, RunningGuest
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
-from orchestrator.resources.step import Arguments, UndoContext, register, try_steps
+from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments, try_steps
 from orchestrator.resources.xml import element
 from orchestrator.values import CpuSet
+
+
+@dataclass(frozen=True)
+class ThreadBefore:
+    """A kernel thread and its affinity. Thread ids are reused: the name tells whether it is the same thread."""
+
+    tid: int
+    name: str
+    cpus: CpuSet
+
+
+@dataclass(frozen=True)
+class IrqBefore:
+    """An interrupt and its affinity. Numbers are reused: the name tells whether it is the same interrupt."""
+
+    number: int
+    name: str
+    cpus: CpuSet
 
 
 @register
@@ -43,26 +60,24 @@ class MoveKernelThread:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         if find_comm(host, self.tid) != self.name:
-            return None  # it has ended since the threads were listed; its number may be another's
+            return None  # it has ended since the threads were listed
         try:
             before = read_affinity(host, self.tid)
         except HostError as error:
             if error.errno == ESRCH:
                 return None
             raise
-        return None if before == self.cpus else {"tid": self.tid, "name": self.name, "cpus": str(before)}
+        return None if before == self.cpus else to_arguments(ThreadBefore(self.tid, self.name, before))
 
     def apply(self, host: HostRoot) -> None:
         _set_if_there(host, self.tid, self.cpus)
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
-        """A thread that has ended needs no undo; one that has the number of another is left alone."""
-        host, tid, cpus = context.host, int(str(arguments["tid"])), CpuSet.parse(str(arguments["cpus"]))
-        if find_comm(host, tid) != arguments["name"]:
-            return
-        # The kernel leaves out CPUs that are offline now; if all are, the thread keeps the affinity it has.
-        _set_if_there(host, tid, cpus & read_online(host) or cpus)
+        host, before = context.host, parse_arguments(ThreadBefore, arguments)
+        if find_comm(host, before.tid) == before.name:
+            # The kernel leaves out CPUs that are offline now; if all are, the thread keeps the affinity it has.
+            _set_if_there(host, before.tid, before.cpus & read_online(host) or before.cpus)
 
 
 @register
@@ -81,42 +96,36 @@ class MoveIrq:
     def read_before(self, host: HostRoot) -> Arguments | None:
         irq = read_irq(host, self.number)
         if irq is None or irq.name != self.name:
-            return None  # it has gone since the interrupts were listed; its number may be another's
+            return None  # it has gone since the interrupts were listed
         if irq.problem:
             raise HostError(irq.problem)
-        return None if irq.affinity <= self.cpus else {"number": self.number, "name": self.name, "cpus": str(irq.affinity)}
+        return None if irq.affinity <= self.cpus else to_arguments(IrqBefore(self.number, self.name, irq.affinity))
 
     def apply(self, host: HostRoot) -> None:
         set_irq_affinity(host, self.number, self.cpus)
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
-        """An interrupt that is gone needs no undo; one that has the number of another is left alone."""
-        host, before = context.host, CpuSet.parse(str(arguments["cpus"]))
-        irq = read_irq(host, int(str(arguments["number"])))
-        if irq is None or irq.name != arguments["name"]:
+        host, before = context.host, parse_arguments(IrqBefore, arguments)
+        irq = read_irq(host, before.number)
+        if irq is None or irq.name != before.name:
             return
         if irq.problem:
             raise HostError(f"{irq}: {irq.problem}")
-        if irq.affinity != before:
-            set_irq_affinity(host, irq.number, before)
+        if irq.affinity != before.cpus:
+            set_irq_affinity(host, irq.number, before.cpus)
 
 
 @dataclass(frozen=True)
 class Cleared:
-    """What became of the threads and interrupts that could be on guest cores.
-
-    Attributes:
-        moved: what was moved, in words.
-        left: what could not be moved or read, and why, a sentence each.
-    """
+    """What was moved off the guest cores, and what could not be moved or read and why; in words."""
 
     moved: tuple[str, ...]
     left: tuple[str, ...]
 
 
 def clear_cores(host: HostRoot, ledger: Ledger, owner: str, housekeeping: CpuSet) -> Cleared:
-    """Moves everything movable of the kernel's own to the housekeeping CPUs. What cannot be moved is named, and stops nothing.
+    """Moves the kernel's movable threads and interrupts to the housekeeping CPUs. What cannot be moved is reported.
 
     Raises:
         HostError: /proc cannot be read at all.
@@ -130,10 +139,10 @@ def clear_cores(host: HostRoot, ledger: Ledger, owner: str, housekeeping: CpuSet
         left.append(f"interrupts: {unlisted.message}")
     left += [f"{irq}: {irq.problem}" for irq in irqs if irq.problem]
     left += _find_pinned_programs(host, threads, housekeeping)
-    moved, failed = try_steps(host, ledger, owner, plan_cores(threads, irqs, housekeeping))
+    moved, failed = try_steps(host, ledger, owner, plan_isolation(threads, irqs, housekeeping))
     for step, error in failed:
-        # Queue interrupts of virtio and NVMe, which the kernel manages itself, fire only for I/O that was begun on their CPU: a
-        # guest core never sees them. Only a refused write shows that. What has gone disturbs nothing either.
+        # The kernel manages queue interrupts of virtio and NVMe itself. They fire only for I/O that was started on their CPU, so
+        # never on a guest core. Only a refused write shows which they are. What is gone is harmless too.
         harmless = (ENOENT, ESRCH, *MANAGED) if isinstance(step, MoveIrq) else (ENOENT, ESRCH)
         if error.errno not in harmless:
             left.append(f"{step.name}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
@@ -141,7 +150,7 @@ def clear_cores(host: HostRoot, ledger: Ledger, owner: str, housekeeping: CpuSet
 
 
 def _find_pinned_programs(host: HostRoot, threads: Iterable[Thread], housekeeping: CpuSet) -> list[str]:
-    """Programs that are pinned to CPUs which guests may get, as DPDK's and databases are; guests' QEMU is not among them."""
+    """Programs that are pinned to CPUs that guests may get, such as DPDK applications and databases; not the QEMU of guests."""
     everything = read_online(host) - housekeeping
     found: dict[int, tuple[str, set[int]]] = {}
     for thread in threads:
@@ -156,15 +165,15 @@ def _find_pinned_programs(host: HostRoot, threads: Iterable[Thread], housekeepin
 
 
 def _is_machine(host: HostRoot, pid: int) -> bool:
-    """Whether a process is in systemd's slice of virtual machines and containers (systemd.special(7)), or has ended."""
+    """Whether a process is in systemd's slice for virtual machines and containers (systemd.special(7)), or has ended."""
     try:
         return read_cgroup(host, pid, pid).startswith("/machine.slice/")
     except HostError as error:
         return error.errno in (ENOENT, ESRCH)
 
 
-def plan_cores(threads: Iterable[Thread], irqs: Iterable[Irq], housekeeping: CpuSet) -> list[MoveKernelThread | MoveIrq]:
-    """The steps that clear everything movable of the kernel's own from the CPUs that are not for housekeeping. Pure."""
+def plan_isolation(threads: Iterable[Thread], irqs: Iterable[Irq], housekeeping: CpuSet) -> list[MoveKernelThread | MoveIrq]:
+    """The steps that move kernel threads and interrupts to the housekeeping CPUs. Pure."""
     moves: list[MoveKernelThread | MoveIrq] = [
         MoveKernelThread(thread.tid, thread.name, housekeeping)
         for thread in threads
@@ -174,7 +183,6 @@ def plan_cores(threads: Iterable[Thread], irqs: Iterable[Irq], housekeeping: Cpu
 
 
 def _set_if_there(host: HostRoot, tid: int, cpus: CpuSet) -> None:
-    """A thread that ends meanwhile runs nowhere any more."""
     try:
         set_affinity(host, tid, cpus)
     except HostError as error:

@@ -18,11 +18,19 @@ from orchestrator.host.processes import read_boot_id, read_huge_pages
 from orchestrator.host.root import HostRoot
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
-from orchestrator.resources.step import Arguments, GuestContext, UndoContext, register
+from orchestrator.resources.step import Arguments, GuestContext, UndoContext, parse_arguments, register, to_arguments
 from orchestrator.resources.xml import element
 
 RETURN_SECONDS = 10.0
 """Seconds. The kernel frees the pages of a process some time after its end."""
+
+
+@dataclass(frozen=True)
+class PagesBefore:
+    """The number of unaccounted pages of the guest's pool, and the boot in which they were counted."""
+
+    missing: int
+    boot: str
 
 
 @register
@@ -41,7 +49,7 @@ class TakePages:
         if _has_pages_record(self.guest.ledger, self.guest.plan):
             return None
         missing, _ = _count_unaccounted(host, self.guest)
-        return {"missing": max(0, missing), "boot": read_boot_id(host)}
+        return to_arguments(PagesBefore(max(0, missing), read_boot_id(host)))
 
     def apply(self, host: HostRoot) -> None:
         pass
@@ -53,13 +61,13 @@ class TakePages:
         Raises:
             HostError: some of the guest's pages were not returned.
         """
-        host, guest = context.host, context.guest
-        if guest is None or arguments["boot"] != read_boot_id(host):
+        host, guest, before = context.host, context.guest, parse_arguments(PagesBefore, arguments)
+        if guest is None or before.boot != read_boot_id(host):
             return
-        plan, before, deadline = guest.plan, int(str(arguments["missing"])), time.monotonic() + RETURN_SECONDS
+        plan, deadline = guest.plan, time.monotonic() + RETURN_SECONDS
         while True:
-            now, users = _count_unaccounted(host, guest, more_than=before)
-            missing = min(now - before, plan.pages)
+            now, users = _count_unaccounted(host, guest, more_than=before.missing)
+            missing = min(now - before.missing, plan.pages)
             if missing <= 0:
                 return
             if time.monotonic() > deadline:

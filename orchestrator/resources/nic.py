@@ -1,8 +1,8 @@
-"""Virtual functions: making them, giving one its Ethernet address, handing it to vfio-pci.
+"""A guest's NICs: virtual functions that are created, configured, passed through, watched and cleaned up.
 
 Order matters (82576 data sheet 7.10.2.9.1; igbvf): PF up, then VFs, then the address, then the driver, which reads it at reset.
-A VF is known by its PF's PCI address and its number. Each step and each undo looks first whether the kernel agrees on the VF's
-own address: addresses and names of interfaces that were computed or stored may be another function's by now.
+A VF is identified by its PF's PCI address and its number. Each step and each undo first checks that the kernel agrees on the
+VF's own address: an address or interface name that was computed or stored may belong to another function by now.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from orchestrator.hypervisor.connection import Pinning
 from orchestrator.model.plan import NicPlan, Plan
 from orchestrator.model.topology import VfState
 from orchestrator.resources.nic_settings import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
-from orchestrator.resources.step import Arguments, UndoContext, register
+from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
 from orchestrator.resources.xml import element
 from orchestrator.values import PciAddress
 
@@ -42,10 +42,39 @@ _FIRST_SLOT = 2
 """PCI slot of a guest's first NIC; the others follow. A guest numbers its interfaces in this order."""
 
 
+@dataclass(frozen=True)
+class VfsBefore:
+    """A PF without VFs, and how many are created; None in records of earlier versions."""
+
+    pf: PciAddress
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class VfBefore:
+    """A VF whose settings are recorded with it. Earlier versions recorded neither ``pf`` nor ``address``."""
+
+    interface: str
+    index: int
+    pf: PciAddress | None = None
+    address: PciAddress | None = None
+
+
+@dataclass(frozen=True)
+class DriverBefore:
+    """Driver and driver override of a VF, empty if it has none. Earlier versions recorded neither ``pf`` nor ``index``."""
+
+    address: PciAddress
+    driver: str
+    override: str = ""
+    pf: PciAddress | None = None
+    index: int | None = None
+
+
 @register
 @dataclass(frozen=True)
 class CreateVfs:
-    """Makes the PF's virtual functions. Existing ones are left as they are: changing their number would destroy them."""
+    """Creates the VFs of a PF that has none. The number of existing VFs cannot be changed without destroying them."""
 
     action: ClassVar[str] = "numvfs"
     pf: PciAddress
@@ -56,7 +85,7 @@ class CreateVfs:
         return f"create {self.count} VFs on {self.pf}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        return None if read_numvfs(host, self.pf) else {"pf": str(self.pf), "count": self.count}
+        return None if read_numvfs(host, self.pf) else to_arguments(VfsBefore(self.pf, self.count))
 
     def apply(self, host: HostRoot) -> None:
         set_numvfs(host, self.pf, self.count)
@@ -69,10 +98,9 @@ class CreateVfs:
         Removing VFs resets the NIC too. If an interface of the PF had carrier before, this waits until one has it
         again: a request that follows would be refused because the uplink is down.
         """
-        host, pf = context.host, PciAddress.parse(str(arguments["pf"]))
-        if not has_function(host, pf):
-            return
-        if read_numvfs(host, pf) == arguments.get("count", read_numvfs(host, pf)):
+        host, before = context.host, parse_arguments(VfsBefore, arguments)
+        pf = before.pf
+        if has_function(host, pf) and before.count in (None, read_numvfs(host, pf)):
             had_carrier = has_carrier(host, pf)
             set_numvfs(host, pf, 0)
             deadline = time.monotonic() + CARRIER_SECONDS
@@ -83,7 +111,7 @@ class CreateVfs:
 @register
 @dataclass(frozen=True)
 class ConfigureVf:
-    """Gives a VF its Ethernet address, through the PF, and takes from it whatever else was set for it."""
+    """Sets a VF's Ethernet address, through the PF, and its other settings to their defaults."""
 
     action: ClassVar[str] = "vf-mac"  # as in journals of earlier versions
     vf: NicPlan
@@ -92,15 +120,14 @@ class ConfigureVf:
         return f"give VF {self.vf.index} of {self.vf.interface} the address {self.vf.mac}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        # Never None: what others set for the VF while the guest has it is undone too.
+        # Never None: settings that other programs change while the guest owns the VF are undone too.
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
         interface = find_port(host, self.vf.pf, [self.vf.interface])
         state = read_vf_state(host, interface, self.vf.index)
         if state is None:
             what = f"cannot read what {interface} enforces for its VF {self.vf.index}"
             raise HostError(what, f"the driver of PF {self.vf.pf} does not report it: guests cannot have its VFs")
-        before = state_to_json(state)
-        return {"pf": str(self.vf.pf), "interface": interface, "index": self.vf.index, "address": str(self.vf.address), **before}
+        return {**to_arguments(VfBefore(interface, self.vf.index, self.vf.pf, self.vf.address)), **state_to_json(state)}
 
     def apply(self, host: HostRoot) -> str:
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
@@ -110,31 +137,28 @@ class ConfigureVf:
     def undo(context: UndoContext, arguments: Arguments) -> str:
         """Makes the PF enforce what it did before. If the VF is gone, as all are after a reboot, there is nothing to undo.
 
-        Args:
-            arguments: earlier versions recorded no ``pf`` and no ``address``, and of the VF's state the address alone.
-
         Raises:
             HostError: the PF's interface is not found, or its driver leaves the VF with the guest's address.
         """
         host, arguments = context.host, _complete(context, arguments)
-        interface, index = str(arguments["interface"]), int(str(arguments["index"]))
-        pf = PciAddress.parse(str(arguments["pf"])) if "pf" in arguments else find_function(host, interface)
+        before = parse_arguments(VfBefore, arguments)
+        pf, index = before.pf or find_function(host, before.interface), before.index
         if pf is None:
             raise HostError(
-                f"cannot restore VF {index} of {interface}: there is no interface {interface}",
+                f"cannot restore VF {index} of {before.interface}: there is no interface {before.interface}",
                 "check whether it was renamed or moved to another network namespace: ip link show, ip netns list",
             )
         if find_vf(host, pf, index) is None:
-            if "address" in arguments:
-                check_gone(host, pf, index, PciAddress.parse(str(arguments["address"])))
+            if before.address:
+                check_gone(host, pf, index, before.address)
             return ""
-        return restore_vf(host, find_port(host, pf, [interface], odd=True), state_from_json(index, arguments))
+        return restore_vf(host, find_port(host, pf, [before.interface], odd=True), state_from_json(index, arguments))
 
 
 @register
 @dataclass(frozen=True)
 class BindVfio:
-    """Hands a VF to vfio-pci. One that has vfio-pci already was bound outside the manager, since we give ours back."""
+    """Binds a VF to vfio-pci. The manager unbinds its VFs, so one that is bound already was bound by another program."""
 
     action: ClassVar[str] = "vf-driver"
     vf: NicPlan
@@ -148,17 +172,14 @@ class BindVfio:
         before = read_driver(host, address)
         if before == VFIO:
             raise Conflict(
-                f"VF {address} is bound to {VFIO} already, and was not bound by the manager: another program may use it",
-                f"if none does: echo {address} > /sys/bus/pci/drivers/{VFIO}/unbind",
+                f"VF {address} is bound to {VFIO}, but not by the manager",
+                f"if no program uses it: echo {address} > /sys/bus/pci/drivers/{VFIO}/unbind",
             )
         if use := read_use(host, address):
             raise Conflict(
                 f"the host uses VF {address}: {use}", "set its interface down and take it out of bonds, bridges and namespaces"
             )
-        return {
-            "address": str(address), "driver": before or "", "override": read_override(host, address),
-            "pf": str(self.vf.pf), "index": self.vf.index,
-        }  # fmt: skip
+        return to_arguments(DriverBefore(address, before or "", read_override(host, address), self.vf.pf, self.vf.index))
 
     def apply(self, host: HostRoot) -> None:
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
@@ -174,16 +195,16 @@ class BindVfio:
                 last one left in it.
         """
         host, arguments = context.host, _complete(context, arguments)
-        address = PciAddress.parse(str(arguments["address"]))
-        if "pf" in arguments:
-            pf, index = PciAddress.parse(str(arguments["pf"])), int(str(arguments["index"]))
-            check_gone(host, pf, index, address)
-            if find_vf(host, pf, index) != address:
+        before = parse_arguments(DriverBefore, arguments)
+        address = before.address
+        if before.pf and before.index is not None:
+            check_gone(host, before.pf, before.index, address)
+            if find_vf(host, before.pf, before.index) != address:
                 return  # the PF's VFs were created anew: the manager has not bound the one that has this address now
         if not is_vf(host, address) and not is_pf(host, address):
             return
         clean = reset_function(host, address)
-        release_driver(host, address, str(arguments["driver"]) or None, str(arguments.get("override", "")))
+        release_driver(host, address, before.driver or None, before.override)
         if not clean:
             # SR-IOV 2.2.2 demands it of each VF.
             raise HostError(f"VF {address} cannot be reset (no sysfs reset)", "bind it once to a host driver, which may reset it")
@@ -199,7 +220,7 @@ def _complete(context: UndoContext, arguments: Arguments) -> Arguments:
 
 
 def _wait_for_carrier(host: HostRoot, pf: PciAddress, interface: str) -> None:
-    """Making VFs resets the NIC. Until its link is back, the VFs' mailbox does not answer ("PF still in reset")."""
+    """Creating VFs resets the NIC. Until its link is up again, the mailbox of the VFs does not respond ("PF still in reset")."""
     deadline = time.monotonic() + CARRIER_SECONDS
     while not read_up(host, pf, interface):
         if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
-"""What a PF enforces for a VF: made a new VF's for a guest, and put back afterwards, as far as the driver can.
+"""The settings that a PF enforces for a VF: defaults for a guest, restored afterwards as far as the driver can.
 
-Drivers differ in what a new VF is and in what they can set. igb takes all zeros for "no address", bnx2x refuses it (EINVAL, as
-for any invalid address); mlx5 makes VFs without spoof check; some have no trust, no rates or no link state (EOPNOTSUPP).
+Drivers differ in the defaults and in what they can set. igb takes all zeros for "no address", bnx2x refuses it (EINVAL, as for
+any invalid address); mlx5 creates VFs without spoof check; some have no trust, rates or link state (EOPNOTSUPP).
 """
 
 from __future__ import annotations
@@ -20,22 +20,18 @@ from orchestrator.values import MacAddress
 
 
 def read_vf_state(host: HostRoot, interface: str, index: int) -> VfState | None:
-    """What a PF enforces for its VF; None if it has no such VF, or its driver does not tell.
-
-    Raises:
-        HostError: there is no such interface, or it can't be read.
-    """
+    """None if the PF has no such VF, or its driver does not report its settings."""
     return next((vf for vf in host.net.read_vfs(interface) if vf.index == index), None)
 
 
 def clear_vf(host: HostRoot, interface: str, index: int, mac: MacAddress) -> str:
-    """Makes the PF enforce for a VF what it does for a new one, with a guest's address.
+    """Sets the default settings and a guest's address.
 
     Returns:
-        What the driver can't do and a guest can do without, in words: spoof check, where the driver has none; rates; link state.
+        What the driver cannot set and a guest does not need: rates, link state, and a spoof check that the driver does not have.
 
     Raises:
-        HostError: the driver refuses the address, a VLAN's removal, or to distrust the VF; or there is no such VF.
+        HostError: the driver refuses the address, to remove the VLAN or the trust; or there is no such VF.
     """
     before = read_vf_state(host, interface, index)
     if before is None:
@@ -48,20 +44,18 @@ def clear_vf(host: HostRoot, interface: str, index: int, mac: MacAddress) -> str
 
 
 def restore_vf(host: HostRoot, interface: str, wanted: VfState) -> str:
-    """Makes the PF enforce for a VF what it did before a guest had it.
-
-    Where the driver takes no zeros for "no address", the VF gets a random one, so that it keeps no guest's.
+    """Restores the settings that a VF had before. If the driver refuses zeros as "no address", the VF gets a random address.
 
     Returns:
-        What could not be put back, in words.
+        What could not be restored, in words.
 
     Raises:
-        HostError: the VF keeps its address, which is a guest's.
+        HostError: the VF keeps the address of a guest.
     """
     found = read_vf_state(host, interface, wanted.index)
     if found is None:
         raise HostError(f"cannot restore VF {wanted.index} of {interface}: its driver does not report the VF's settings")
-    # What the driver does not tell can't be compared, whatever it told before.
+    # What the driver does not report now cannot be compared.
     wanted = replace(
         wanted,
         spoof_check=None if found.spoof_check is None else wanted.spoof_check,
@@ -89,7 +83,7 @@ def _replace_address(host: HostRoot, interface: str, wanted: VfState, refusal: H
 
 
 def _choose_mac() -> MacAddress:
-    """A random address that is locally administered (IEEE 802-2014 8.4), and not a guest's."""
+    """A random, locally administered address (IEEE 802-2014 8.4) outside the range of guests."""
     while True:
         first, *rest = secrets.token_bytes(6)
         text = ":".join(f"{byte:02x}" for byte in (first & 0xFC | 2, *rest))
@@ -98,13 +92,13 @@ def _choose_mac() -> MacAddress:
 
 
 def state_to_json(state: VfState) -> Arguments:
-    """What was enforced, as plain JSON. A guest's address, left by a manager that lost its ledger, is not put back."""
+    """The settings as plain JSON. The address of a guest, left by a manager that lost its ledger, is not restored."""
     mac = "" if state.mac is None or state.mac.text.startswith(MAC_PREFIX) else str(state.mac)
     return {**{name: value for name, value in vars(state).items() if name != "index"}, "mac": mac}
 
 
 def state_from_json(index: int, arguments: Arguments) -> VfState:
-    """What ``state_to_json`` wrote. Earlier versions wrote the address alone: the rest is then as igb makes a new VF."""
-    mac, new = str(arguments["mac"]), VfState(index)
+    """Reads what ``state_to_json`` returned. Earlier versions recorded the address alone: the rest has igb's defaults then."""
+    mac, new = str(arguments.get("mac") or ""), VfState(index)
     rest: dict[str, Any] = {name: arguments.get(name, value) for name, value in vars(new).items() if name not in ("index", "mac")}
     return VfState(index, MacAddress.parse(mac) if mac else None, **rest)

@@ -1,6 +1,6 @@
-"""A step: one change to the host with its undo. The undo record is on disk before the change is made.
+"""A step: one change to the host with its undo. The undo record is in the ledger before the change is made.
 
-What is needed to undo is plain JSON, so that a manager that was killed between any two writes can undo after it is started again.
+Undo records are plain JSON: a manager that was killed between any two writes undoes the changes after its next start.
 """
 
 from __future__ import annotations
@@ -9,18 +9,40 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar, get_type_hints
 
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import EventKind, Ledger, UndoRecord
+from orchestrator.model.plain import from_plain, to_plain
 from orchestrator.model.plan import Plan
 
 _log = logging.getLogger(__name__)
 
 Arguments = dict[str, object]
 """What an undo needs, as plain JSON types."""
+
+_T = TypeVar("_T")
+
+
+def to_arguments(before: object) -> Arguments:
+    """What ``parse_arguments`` reads back as the same value."""
+    return dict(to_plain(before))
+
+
+def parse_arguments(kind: type[_T], arguments: Arguments) -> _T:
+    """Reads what ``to_arguments`` returned, perhaps in an earlier version. Unknown fields are ignored.
+
+    Raises:
+        HostError: a field is missing or has another type.
+    """
+    known = get_type_hints(kind)
+    try:
+        return from_plain(kind, {name: value for name, value in arguments.items() if name in known})
+    except ValueError as error:
+        hint = "start the version of nohyped that wrote it, or undo the change by hand and clear the guest with --force"
+        raise HostError(f"the undo record {arguments} cannot be read: {error}", hint) from None
 
 
 @dataclass(frozen=True)
@@ -79,7 +101,6 @@ _StepClass = TypeVar("_StepClass", bound=type[Step])
 
 
 def register(step: _StepClass) -> _StepClass:
-    """Makes the undo of a step class known to ``undo_steps``."""
     if step.action in STEPS:
         raise ValueError(f"two step classes have the action {step.action}")
     STEPS[step.action] = step
@@ -89,10 +110,7 @@ def register(step: _StepClass) -> _StepClass:
 def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step]) -> tuple[str, ...]:
     """Makes the changes in order, each after its undo record was committed; returns what was changed, in words.
 
-    Stops at the first error and leaves the undoing to the caller, who knows what else was begun.
-
-    Raises:
-        OrchestratorError: from the step that failed.
+    Stops at the first error. Undoes nothing: the caller knows what else was started.
     """
     changed: list[str] = []
     records = _Records(ledger, owner)
@@ -110,10 +128,10 @@ def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step])
 def try_steps(
     host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[_Step]
 ) -> tuple[tuple[str, ...], tuple[tuple[_Step, HostError], ...]]:
-    """As ``run_steps``, for changes that do not need each other: the error of one stays with it, and the others are made.
+    """The same for changes that are independent of each other: an error of one does not stop the others.
 
     Returns:
-        What was changed, in words, and the steps that failed. One that failed and has changed nothing leaves no undo record.
+        What was changed, in words, and the failed steps. A step that failed and changed nothing leaves no undo record.
     """
     changed: list[str] = []
     failed: list[tuple[_Step, HostError]] = []
@@ -147,7 +165,7 @@ class _Records:
         self._known: set[tuple[str, str]] | None = None
 
     def add(self, step: Step, before: Arguments) -> int | None:
-        """Records how to undo the step; None if that is recorded already, as of a change that others keep reverting."""
+        """Returns None if the same record exists, as for a change that another program keeps reverting."""
         if self._known is None:
             self._known = {_key(record.action, record.arguments) for record in self._ledger.pending(self._owner)}
         key = _key(step.action, before)
@@ -162,7 +180,6 @@ def _key(action: str, arguments: Arguments) -> tuple[str, str]:
 
 
 def _is_as(host: HostRoot, step: Step, before: Arguments) -> bool:
-    """Whether the host still is as it was before the step, and so needs no undo."""
     try:
         return step.read_before(host) == before
     except HostError:

@@ -10,8 +10,17 @@ from orchestrator.host.pci import has_function
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.model.topology import PhysicalFunction
-from orchestrator.resources.step import Arguments, UndoContext, register
+from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
 from orchestrator.values import PciAddress
+
+
+@dataclass(frozen=True)
+class EdgeModeBefore:
+    """The edge mode of a PF; empty if it could not be read."""
+
+    pf: PciAddress
+    mode: str
+    interface: str = ""
 
 
 @register
@@ -30,7 +39,7 @@ class SetEdgeMode:
         before = read_edge_mode(host, self.pf)
         if before == self.mode:
             return None
-        return {"pf": str(self.pf.address), "interface": self.pf.interface or "", "mode": str(before or "")}
+        return to_arguments(EdgeModeBefore(self.pf.address, str(before or ""), self.pf.interface or ""))
 
     def apply(self, host: HostRoot) -> None:
         set_edge_mode(host, self.pf, self.mode)
@@ -38,8 +47,6 @@ class SetEdgeMode:
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
         """A PF that is gone, has no VFs (as after a reboot), or whose mode could not be read before, needs no undo."""
-        host, address = context.host, PciAddress.parse(str(arguments["pf"]))
-        if not arguments["mode"] or not has_function(host, address) or not read_numvfs(host, address):
-            return
-        pf = read_pf(host, address, [str(arguments.get("interface", ""))])
-        set_edge_mode(host, pf, EdgeMode(str(arguments["mode"])))
+        host, before = context.host, parse_arguments(EdgeModeBefore, arguments)
+        if before.mode and has_function(host, before.pf) and read_numvfs(host, before.pf):
+            set_edge_mode(host, read_pf(host, before.pf, [before.interface]), EdgeMode(before.mode))

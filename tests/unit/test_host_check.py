@@ -13,7 +13,7 @@ from orchestrator.cli.main import nohype
 from orchestrator.errors import NoRoom
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
-from orchestrator.model.plan import Claims
+from orchestrator.model.plan import Allocated
 from orchestrator.model.request import parse_guest_request
 from orchestrator.model.topology import Port, Topology
 from orchestrator.planning.host_check import check_host
@@ -112,7 +112,7 @@ def test_errors_come_first_and_tell_what_to_do(topology: Topology) -> None:
 def test_a_plan_says_what_keeps_all_guests_out(topology: Topology, policy: Any, host: Any, said: str) -> None:
     request = parse_guest_request({"name": "web", "image": "minimal", "memory": "64M"})
     with pytest.raises(NoRoom) as caught:
-        plan_guest(request, replace(topology, **host), Claims(), replace(SERVER.policy, **policy))
+        plan_guest(request, replace(topology, **host), Allocated(), replace(SERVER.policy, **policy))
     assert said in caught.value.reasons[0]
     assert "survey" not in caught.value.hint, "the hint is that of the cause"
 

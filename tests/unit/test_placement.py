@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.config import read_config
 from orchestrator.errors import NoRoom, RequestError
-from orchestrator.model.plan import Claims, PageClaim, Plan, Policy
+from orchestrator.model.plan import Allocated, AllocatedPages, Plan, Policy
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
@@ -47,12 +47,14 @@ def wish(**fields: object) -> GuestRequest:
 
 
 def place(topology: Topology, taken: str = "", *, policy: Policy = POLICY, **fields: object) -> Plan:
-    return plan_guest(wish(**fields), topology, Claims(cpus=CpuSet.parse(taken)), policy)
+    return plan_guest(wish(**fields), topology, Allocated(cpus=CpuSet.parse(taken)), policy)
 
 
-def refusals(topology: Topology, claims: Claims | None = None, *, policy: Policy = POLICY, **fields: object) -> tuple[str, ...]:
+def refusals(
+    topology: Topology, claims: Allocated | None = None, *, policy: Policy = POLICY, **fields: object
+) -> tuple[str, ...]:
     with pytest.raises(NoRoom) as caught:
-        plan_guest(wish(**fields), topology, claims or Claims(), policy)
+        plan_guest(wish(**fields), topology, claims or Allocated(), policy)
     return caught.value.reasons
 
 
@@ -134,7 +136,7 @@ def test_a_guest_may_ask_for_another_page_size() -> None:
 
 
 def test_each_page_size_is_counted_by_itself() -> None:
-    taken = Claims(pages=(PageClaim(0, G1, 4, 0), PageClaim(1, G1, 3, 3), PageClaim(1, M2, 1024, 1024)))
+    taken = Allocated(pages=(AllocatedPages(0, G1, 4, 0), AllocatedPages(1, G1, 3, 3), AllocatedPages(1, M2, 1024, 1024)))
     full_and_claimed = (
         "node 0: 0 of 4 huge pages of 1G are free, 2 requested",
         "node 1: 1 of 4 huge pages of 1G are free, 2 requested",
@@ -158,7 +160,7 @@ def test_each_page_size_is_counted_by_itself() -> None:
 def test_the_hosts_share_of_the_pages(free: int, owned: int, unused: int, left: int) -> None:
     topology = dataclasses.replace(ONE_NODE, pools=(PagePool(0, M2, 1024, free),))
     policy = dataclasses.replace(POLICY, reserved_pages=((M2, 100), (G1, 9)))
-    taken = Claims(pages=(PageClaim(0, M2, owned, unused),))
+    taken = Allocated(pages=(AllocatedPages(0, M2, owned, unused),))
     if left:
         assert plan_guest(wish(memory=f"{2 * left}M"), topology, taken, policy).pages == left
     (reason,) = refusals(topology, taken, policy=policy, memory=f"{2 * left + 2}M")
@@ -214,12 +216,12 @@ def test_a_given_placement_is_taken_as_it_is() -> None:
 def test_a_given_placement_is_refused_whole_with_all_that_is_wrong(cpus: str, wrong: list[str]) -> None:
     cores = tuple(Core(CpuSet.of([12]), 1, 1) if 12 in core.cpus else core for core in SMT.cores)
     topology = dataclasses.replace(SMT, cores=cores, isolated=CpuSet.parse("2-5,8-15"))
-    taken = Claims(cpus=CpuSet.parse("4-5"))
+    taken = Allocated(cpus=CpuSet.parse("4-5"))
     assert refusals(topology, taken, **given(cpus)) == tuple(f"placement: {reason}" for reason in wrong)
 
 
 def test_a_given_placement_needs_pages_too() -> None:
-    taken = Claims(pages=(PageClaim(1, M2, 1, 1),))
+    taken = Allocated(pages=(AllocatedPages(1, M2, 1, 1),))
     assert refusals(SMT, taken, **given("10-11")) == ("node 1: 1023 of 1024 huge pages of 2M are free, 1024 requested",)
     assert len(refusals(SMT, taken, **given("10-11,12", "0000:41:10.6"))) == 3
 
@@ -237,7 +239,7 @@ def test_a_given_placement_needs_pages_too() -> None:
 def test_a_given_vf_is_taken_or_refused(vf: str, wrong: str) -> None:
     stranger = IommuGroup(7, "DMA", (PciAddress.parse("0000:41:10.2"), PciAddress.parse("0000:03:00.0")))
     topology = dataclasses.replace(SMT, iommu_groups=(*SMT.iommu_groups, stranger))
-    taken = Claims(vfs=frozenset({PciAddress.parse("0000:41:10.0")}))
+    taken = Allocated(vfs=frozenset({PciAddress.parse("0000:41:10.0")}))
     assert refusals(topology, taken, **given("2-3", vf)) == (f"uplink nic0: {wrong}",)
 
 

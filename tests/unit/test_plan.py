@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import NoRoom, RequestError
 from orchestrator.model.plain import to_plain
-from orchestrator.model.plan import Claims, ImageRef, NicPlan, PageClaim, Plan, Policy, plan_from_json
+from orchestrator.model.plan import Allocated, AllocatedPages, ImageRef, NicPlan, Plan, Policy, plan_from_json
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
@@ -49,10 +49,10 @@ def request(name: str = "g1", **fields: object) -> GuestRequest:
     return parse_guest_request({"name": name, "memory": "256M", "image": "minimal", **fields})
 
 
-def refusals(topology: Topology, *, taken: Claims | None = None, policy: Policy = POLICY, **fields: object) -> tuple[str, ...]:
+def refusals(topology: Topology, *, taken: Allocated | None = None, policy: Policy = POLICY, **fields: object) -> tuple[str, ...]:
     """The reasons of the NoRoom that must come."""
     with pytest.raises(NoRoom) as caught:
-        plan_guest(request(**fields), topology, taken or Claims(), policy)
+        plan_guest(request(**fields), topology, taken or Allocated(), policy)
     assert caught.value.hint
     assert all(reason in str(caught.value) for reason in caught.value.reasons)
     return caught.value.reasons
@@ -68,7 +68,7 @@ def groups(*devices: tuple[PciAddress, ...]) -> tuple[IommuGroup, ...]:
 
 
 def test_first_guest_gets_the_pfs_node() -> None:
-    plan = plan_guest(request(address="10.9.0.11/24", cmdline="quiet"), HOST, Claims(), POLICY)
+    plan = plan_guest(request(address="10.9.0.11/24", cmdline="quiet"), HOST, Allocated(), POLICY)
     assert plan == Plan(
         name="g1",
         cores=(CpuSet.parse("2-3"),),
@@ -93,17 +93,17 @@ def test_first_guest_gets_the_pfs_node() -> None:
     ],
 )
 def test_kernel_command_line(fields: dict[str, object], cmdline: str) -> None:
-    assert plan_guest(request(**fields), HOST, Claims(), POLICY).cmdline == cmdline
+    assert plan_guest(request(**fields), HOST, Allocated(), POLICY).cmdline == cmdline
 
 
 def test_guests_fill_the_host_and_then_it_is_full() -> None:
     plans: list[Plan] = []
     for name in ("g1", "g2", "g3"):
-        plans.append(plan_guest(request(name), HOST, Claims.of(plans, frozenset()), POLICY))
+        plans.append(plan_guest(request(name), HOST, Allocated.of(plans, frozenset()), POLICY))
     assert [str(plan.cores[0]) for plan in plans] == ["2-3", "4-5", "6-7"]
     assert [plan.node for plan in plans] == [0, 1, 1]
     assert [str(plan.vf.address) for plan in plans] == ["0000:41:10.0", "0000:41:10.2", "0000:41:10.4"]
-    assert refusals(HOST, taken=Claims.of(plans, frozenset()), name="g4") == (
+    assert refusals(HOST, taken=Allocated.of(plans, frozenset()), name="g4") == (
         "node 0: 0 of 2 whole cores are free, 1 requested (cpus 0-1 are housekeeping, cpus 2-3 are owned by guests)",
         "node 1: 0 of 2 whole cores are free, 1 requested (cpus 4-7 are owned by guests); "
         "0 of 256 huge pages of 2M are free, 128 requested",
@@ -114,31 +114,31 @@ def test_smt_siblings_stay_together_however_they_are_numbered() -> None:
     """Many servers number the second threads after all first ones."""
     interleaved = host(cores=(core("0,4", 0), core("1,5", 0), core("2,6", 1), core("3,7", 1)), isolated=CpuSet.parse("1-3,5-7"))
     policy = dataclasses.replace(POLICY, housekeeping=CpuSet.parse("0,4"))
-    assert plan_guest(request(), interleaved, Claims(), policy).cpus == (1, 5)
-    assert plan_guest(request(cores=2, memory="2M"), interleaved, Claims(), policy).cpus == (2, 6, 3, 7)
+    assert plan_guest(request(), interleaved, Allocated(), policy).cpus == (1, 5)
+    assert plan_guest(request(cores=2, memory="2M"), interleaved, Allocated(), policy).cpus == (2, 6, 3, 7)
 
 
 def test_a_core_with_one_housekeeping_cpu_is_nobodys() -> None:
     policy = dataclasses.replace(POLICY, housekeeping=CpuSet.parse("0,2"))
-    plan = plan_guest(request(), host(isolated=CpuSet()), Claims(), policy)
+    plan = plan_guest(request(), host(isolated=CpuSet()), Allocated(), policy)
     assert plan.cpus == (4, 5)
 
 
 def test_a_core_with_one_taken_cpu_is_nobodys() -> None:
-    assert plan_guest(request(), HOST, Claims(cpus=CpuSet.parse("3,4")), POLICY).cpus == (6, 7)
+    assert plan_guest(request(), HOST, Allocated(cpus=CpuSet.parse("3,4")), POLICY).cpus == (6, 7)
 
 
 def test_only_isolated_cpus_if_some_are_isolated() -> None:
-    assert plan_guest(request(), host(isolated=CpuSet.parse("3,6-7")), Claims(), POLICY).cpus == (6, 7)
+    assert plan_guest(request(), host(isolated=CpuSet.parse("3,6-7")), Allocated(), POLICY).cpus == (6, 7)
     assert "cpus 2-3 are not isolated" in refusals(host(isolated=CpuSet.parse("3")))[0]
 
 
 def test_any_cpus_if_none_are_isolated() -> None:
-    assert plan_guest(request(), host(isolated=CpuSet()), Claims(), POLICY).cpus == (2, 3)
+    assert plan_guest(request(), host(isolated=CpuSet()), Allocated(), POLICY).cpus == (2, 3)
 
 
 def test_cores_of_one_node_only() -> None:
-    assert plan_guest(request(cores=2), HOST, Claims(), POLICY).node == 1
+    assert plan_guest(request(cores=2), HOST, Allocated(), POLICY).node == 1
     reasons = refusals(HOST, cores=3)
     assert [reason.split(" of ")[0] for reason in reasons] == ["node 0: 1", "node 1: 2"]
 
@@ -146,8 +146,8 @@ def test_cores_of_one_node_only() -> None:
 def test_cores_of_different_width_are_not_mixed() -> None:
     """A sibling may be switched off; and hybrid CPUs have cores without a second thread."""
     mixed = host(cores=(core("0-1", 0), core("2", 0), core("3-4", 0), core("5", 0)), isolated=CpuSet(), pools=HOST.pools[:1])
-    assert plan_guest(request(), mixed, Claims(), POLICY).cpus == (3, 4)
-    assert plan_guest(request(cores=2), mixed, Claims(), POLICY).cpus == (2, 5)
+    assert plan_guest(request(), mixed, Allocated(), POLICY).cpus == (3, 4)
+    assert plan_guest(request(cores=2), mixed, Allocated(), POLICY).cpus == (2, 5)
     assert "3 of 4 whole cores are free, 3 requested with the same number of threads" in refusals(mixed, cores=3)[0]
 
 
@@ -155,13 +155,13 @@ def test_without_a_node_of_the_pf_the_fullest_node_is_used_first() -> None:
     """Best fit: what is left over is of use for a bigger guest."""
     cores = (core("0-1", 0), core("2-3", 0), core("8-9", 0), core("4-5", 1), core("6-7", 1))
     big = host(cores=cores, isolated=CpuSet(), pfs=(nic(node=None),))
-    assert plan_guest(request(), big, Claims(cpus=CpuSet.parse("4-5")), POLICY).cpus == (6, 7)
-    assert plan_guest(request(), big, Claims(), POLICY).cpus == (2, 3)
+    assert plan_guest(request(), big, Allocated(cpus=CpuSet.parse("4-5")), POLICY).cpus == (6, 7)
+    assert plan_guest(request(), big, Allocated(), POLICY).cpus == (2, 3)
 
 
 def test_pfs_node_counts_more_than_a_good_fit() -> None:
-    taken = Claims(cpus=CpuSet.parse("2-3"))
-    assert plan_guest(request(), host(pfs=(nic(node=1),)), Claims(), POLICY).node == 1
+    taken = Allocated(cpus=CpuSet.parse("2-3"))
+    assert plan_guest(request(), host(pfs=(nic(node=1),)), Allocated(), POLICY).node == 1
     assert plan_guest(request(), host(pfs=(nic(node=0),)), taken, POLICY).node == 1
 
 
@@ -172,15 +172,15 @@ def second_nic(**changes: object) -> PhysicalFunction:
 def test_uplink_of_the_node_with_room_is_used() -> None:
     policy = dataclasses.replace(POLICY, uplinks=("nic0", "nic1"))
     two = host(pfs=(nic(), second_nic()))
-    near = plan_guest(request(), two, Claims(cpus=CpuSet.parse("2-3")), policy)
+    near = plan_guest(request(), two, Allocated(cpus=CpuSet.parse("2-3")), policy)
     assert (near.node, near.vf.interface, str(near.vf.address)) == (1, "nic1", "0000:81:10.0")
-    first = plan_guest(request(), host(pfs=(second_nic(node=0), nic())), Claims(), policy)
+    first = plan_guest(request(), host(pfs=(second_nic(node=0), nic())), Allocated(), policy)
     assert first.vf.interface == "nic0", "of equal uplinks the one named first is used"
 
 
 def test_uplink_that_is_down_is_passed_over_but_named_when_nothing_is_left() -> None:
     policy = dataclasses.replace(POLICY, uplinks=("nic0", "nic1"))
-    assert plan_guest(request(), host(pfs=(nic(up=False), second_nic())), Claims(), policy).vf.interface == "nic1"
+    assert plan_guest(request(), host(pfs=(nic(up=False), second_nic())), Allocated(), policy).vf.interface == "nic1"
     reasons = refusals(host(pfs=(nic(up=False), second_nic(up=False))), policy=policy)
     assert len(reasons) == 2
     assert "uplink nic0: the PF 0000:41:00.0 is down" in reasons[0]
@@ -207,15 +207,15 @@ def test_no_uplink_configured() -> None:
 
 
 def test_vfs_run_out() -> None:
-    taken = Claims(vfs=frozenset(nic().vf_address(index) for index in range(7)))
+    taken = Allocated(vfs=frozenset(nic().vf_address(index) for index in range(7)))
     assert refusals(HOST, taken=taken) == ("uplink nic0: no free VF of 7",)
-    assert plan_guest(request(), HOST, Claims(vfs=taken.vfs - {nic().vf_address(5)}), POLICY).vf.index == 5
+    assert plan_guest(request(), HOST, Allocated(vfs=taken.vfs - {nic().vf_address(5)}), POLICY).vf.index == 5
 
 
 def test_the_operator_may_limit_the_vfs() -> None:
     policy = dataclasses.replace(POLICY, vfs_per_uplink=2)
-    both = Claims(vfs=frozenset(nic().vf_address(index) for index in range(2)))
-    assert plan_guest(request(), HOST, Claims(), policy).vf.index == 0
+    both = Allocated(vfs=frozenset(nic().vf_address(index) for index in range(2)))
+    assert plan_guest(request(), HOST, Allocated(), policy).vf.index == 0
     assert refusals(HOST, taken=both, policy=policy) == ("uplink nic0: no free VF of 2",)
     assert dataclasses.replace(POLICY, vfs_per_uplink=99).count_vfs(nic()) == 7
 
@@ -224,9 +224,9 @@ def test_vfs_that_exist_are_all_there_are() -> None:
     """Their number can't be changed while one of them is in use."""
     pf = nic(vfs=existing_vfs(2))
     topology = host(pfs=(pf,), iommu_groups=groups((pf.vf_address(0),), (pf.vf_address(1),)))
-    one = Claims(vfs=frozenset({pf.vf_address(0)}))
+    one = Allocated(vfs=frozenset({pf.vf_address(0)}))
     assert plan_guest(request(), topology, one, POLICY).vf.index == 1
-    both = Claims(vfs=frozenset({pf.vf_address(0), pf.vf_address(1)}))
+    both = Allocated(vfs=frozenset({pf.vf_address(0), pf.vf_address(1)}))
     assert refusals(topology, taken=both) == ("uplink nic0: no free VF of 2 (of 7 possible)",)
 
 
@@ -234,7 +234,7 @@ def test_vf_that_shares_its_iommu_group_is_passed_over() -> None:
     pf = nic(vfs=existing_vfs(2))
     stranger = PciAddress.parse("0000:03:00.0")
     topology = host(pfs=(pf,), iommu_groups=groups((pf.vf_address(0), stranger), (pf.vf_address(1),)))
-    assert plan_guest(request(), topology, Claims(), POLICY).vf.index == 1
+    assert plan_guest(request(), topology, Allocated(), POLICY).vf.index == 1
     (reason,) = refusals(host(pfs=(pf,), iommu_groups=groups((pf.vf_address(0), stranger))))
     assert "VF 0000:41:10.0 shares IOMMU group 20 with 0000:03:00.0" in reason
     assert "VF 0000:41:10.2 is in no IOMMU group" in reason
@@ -245,7 +245,7 @@ def test_vf_that_shares_its_iommu_group_is_passed_over() -> None:
 )
 def test_memory_that_is_no_multiple_of_the_page_size(memory: str, hint: str) -> None:
     with pytest.raises(RequestError, match=f"memory {memory} .* page size 2M") as caught:
-        plan_guest(request(memory=memory), HOST, Claims(), POLICY)
+        plan_guest(request(memory=memory), HOST, Allocated(), POLICY)
     assert caught.value.hint == hint
 
 
@@ -264,7 +264,7 @@ def test_no_pool_of_the_page_size(pools: tuple[PagePool, ...], others: tuple[str
 def test_pages_of_one_gigabyte() -> None:
     size = Size.parse("1G")
     topology = host(pools=(*HOST.pools, PagePool(1, size, 4, 4)))
-    plan = plan_guest(request(memory="3G"), topology, Claims(), dataclasses.replace(POLICY, page_size=size))
+    plan = plan_guest(request(memory="3G"), topology, Allocated(), dataclasses.replace(POLICY, page_size=size))
     assert (plan.node, plan.pages, plan.page_size, plan.memory) == (1, 3, size, Size.parse("3G"))
 
 
@@ -283,7 +283,9 @@ def test_pages_of_one_gigabyte() -> None:
 )
 def test_pages_are_counted_once(free: int, owned: int, unused: int, left: int) -> None:
     topology = host(cores=HOST.cores[:2], pools=(PagePool(0, M2, 256, free),))
-    taken = Claims(pages=(PageClaim(0, M2, owned, unused), PageClaim(1, M2, 999, 999), PageClaim(0, Size.parse("1G"), 9, 9)))
+    taken = Allocated(
+        pages=(AllocatedPages(0, M2, owned, unused), AllocatedPages(1, M2, 999, 999), AllocatedPages(0, Size.parse("1G"), 9, 9))
+    )
     if left:
         assert plan_guest(request(memory=str(Size(left * M2.bytes))), topology, taken, POLICY).pages == left
     (reason,) = refusals(topology, taken=taken, memory=str(Size((left + 1) * M2.bytes)))
@@ -291,30 +293,30 @@ def test_pages_are_counted_once(free: int, owned: int, unused: int, left: int) -
 
 
 def test_claims_add_up() -> None:
-    one = plan_guest(request("g1"), HOST, Claims(), POLICY)
-    two = plan_guest(request("g2", memory="64M"), HOST, Claims.of([one], frozenset()), POLICY)
+    one = plan_guest(request("g1"), HOST, Allocated(), POLICY)
+    two = plan_guest(request("g2", memory="64M"), HOST, Allocated.of([one], frozenset()), POLICY)
     three = dataclasses.replace(two, name="g3", cores=(CpuSet.parse("6-7"),))
-    assert Claims.of([one, two, three], frozenset({"g2", "other"})) == Claims(
+    assert Allocated.of([one, two, three], frozenset({"g2", "other"})) == Allocated(
         cpus=CpuSet.parse("2-7"),
         vfs=frozenset({one.vf.address, two.vf.address}),
         numbers=frozenset({(one.vf.pf, one.vf.index), (two.vf.pf, two.vf.index)}),
         macs=frozenset({one.vf.mac, two.vf.mac}),
-        pages=(PageClaim(0, M2, 128, 128), PageClaim(1, M2, 64, 32)),
+        pages=(AllocatedPages(0, M2, 128, 128), AllocatedPages(1, M2, 64, 32)),
     )
-    assert Claims.of([], frozenset({"g1"})) == Claims()
+    assert Allocated.of([], frozenset({"g1"})) == Allocated()
 
 
 def test_mac_address_is_ours_free_and_the_same_again() -> None:
-    mac = plan_guest(request(), HOST, Claims(), POLICY).vf.mac
+    mac = plan_guest(request(), HOST, Allocated(), POLICY).vf.mac
     assert str(mac).startswith("02:4e:48:")
-    assert plan_guest(request(), HOST, Claims(), POLICY).vf.mac == mac
-    assert plan_guest(request("g2"), HOST, Claims(), POLICY).vf.mac != mac
+    assert plan_guest(request(), HOST, Allocated(), POLICY).vf.mac == mac
+    assert plan_guest(request("g2"), HOST, Allocated(), POLICY).vf.mac != mac
     other_host = host(pfs=(nic(mac=MacAddress.parse("52:54:00:00:01:01")),))
-    assert plan_guest(request(), other_host, Claims(), POLICY).vf.mac != mac, "hosts share a network"
-    second = plan_guest(request(), HOST, Claims(macs=frozenset({mac})), POLICY).vf.mac
+    assert plan_guest(request(), other_host, Allocated(), POLICY).vf.mac != mac, "hosts share a network"
+    second = plan_guest(request(), HOST, Allocated(macs=frozenset({mac})), POLICY).vf.mac
     assert int(str(second).replace(":", ""), 16) - int(str(mac).replace(":", ""), 16) == 1
     of_pf = host(pfs=(nic(), second_nic(mac=mac)))
-    assert plan_guest(request(), of_pf, Claims(), POLICY).vf.mac == second
+    assert plan_guest(request(), of_pf, Allocated(), POLICY).vf.mac == second
 
 
 CPUS = st.integers(1, 4)
@@ -336,7 +338,7 @@ def topologies(draw: st.DrawFn) -> Topology:
     return Topology(tuple(cores), CpuSet(isolated), pools, (pf,), groups((PF,), *members))
 
 
-def has_room(wanted: GuestRequest, topology: Topology, taken: Claims) -> bool:
+def has_room(wanted: GuestRequest, topology: Topology, taken: Allocated) -> bool:
     """By brute force and in other words than the planner's."""
     pf = topology.pfs[0]
     vfs = [index for index in range(len(pf.vfs) or pf.total_vfs) if pf.vf_address(index) not in taken.vfs]
@@ -359,7 +361,7 @@ def test_nothing_is_given_twice_and_room_is_found_if_there_is_any(topology: Topo
     for number, (cores, pages) in enumerate(wishes):
         wanted = request(f"g{number}", cores=cores, memory=str(Size(pages * M2.bytes)))
         # None has been started: the pools still show what was free at first. What strangers hold is the rest.
-        taken = Claims.of(plans, frozenset())
+        taken = Allocated.of(plans, frozenset())
         if not has_room(wanted, topology, taken):
             with pytest.raises(NoRoom):
                 plan_guest(wanted, topology, taken, POLICY)
@@ -426,6 +428,6 @@ def test_plan_survives_json(plan: Plan) -> None:
     ],
 )
 def test_json_that_is_no_plan(change: dict[str, object], says: str) -> None:
-    fields = to_plain(plan_guest(request(), HOST, Claims(), POLICY))
+    fields = to_plain(plan_guest(request(), HOST, Allocated(), POLICY))
     with pytest.raises(ValueError, match=says):
         plan_from_json({**fields, **change})

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from orchestrator.errors import NoRoom
-from orchestrator.model.plan import Claims, Plan, Policy
+from orchestrator.model.plan import Allocated, Plan, Policy
 from orchestrator.model.topology import IommuGroup, PhysicalFunction, Port, Topology, VirtualFunction
 from orchestrator.planning.capacity import count_vfs
 from orchestrator.planning.nic import find_unknown
@@ -29,8 +29,8 @@ def host_with(pf: PhysicalFunction, **changes: object) -> Topology:
     return host(pfs=(pf,), iommu_groups=groups(*((vf.address,) for vf in pf.vfs), (PF,)), **changes)
 
 
-def plan_on(topology: Topology, taken: Claims | None = None) -> Plan:
-    return plan_guest(request(), topology, taken or Claims(), POLICY)
+def plan_on(topology: Topology, taken: Allocated | None = None) -> Plan:
+    return plan_guest(request(), topology, taken or Allocated(), POLICY)
 
 
 def test_a_vf_that_the_host_uses_is_no_candidate() -> None:
@@ -65,7 +65,7 @@ def test_a_vf_belongs_to_its_guest_by_its_number_too() -> None:
     topology = host_with(pf_with("", ""))
     first = plan_on(topology)
     moved = dataclasses.replace(first, nics=(dataclasses.replace(first.vf, address=PF.offset(384)),))
-    assert plan_on(topology, Claims.of([moved], frozenset())).vf.index == 1
+    assert plan_on(topology, Allocated.of([moved], frozenset())).vf.index == 1
     assert count_vfs(topology, {"g1": moved}, (), POLICY)["nic0", "claimed"] == 1
 
 
@@ -164,8 +164,10 @@ def test_a_host_without_iommu_says_so() -> None:
 TWO_UPLINKS = dataclasses.replace(POLICY, uplinks=("nic0", "nic1"))
 
 
-def plan_nics(nics: list[dict[str, str]], topology: Topology, taken: Claims | None = None, policy: Policy = TWO_UPLINKS) -> Plan:
-    return plan_guest(request(nics=nics), topology, taken or Claims(), policy)
+def plan_nics(
+    nics: list[dict[str, str]], topology: Topology, taken: Allocated | None = None, policy: Policy = TWO_UPLINKS
+) -> Plan:
+    return plan_guest(request(nics=nics), topology, taken or Allocated(), policy)
 
 
 def test_nics_get_vfs_of_the_same_uplink_with_addresses_of_their_own() -> None:
@@ -175,7 +177,7 @@ def test_nics_get_vfs_of_the_same_uplink_with_addresses_of_their_own() -> None:
     ]
     assert len({vf.mac for vf in plan.nics}) == 3
     assert plan.cmdline == "nohype.address=10.9.0.11/24 nohype.address3=10.9.2.11/24"
-    assert plan.vf.mac == plan_guest(request(), HOST, Claims(), POLICY).vf.mac, "as that of a guest with one NIC"
+    assert plan.vf.mac == plan_guest(request(), HOST, Allocated(), POLICY).vf.mac, "as that of a guest with one NIC"
 
 
 def test_nics_are_planned_together_with_the_node() -> None:
@@ -203,7 +205,7 @@ def test_nic_gets_the_vf_that_it_names_and_no_other_nic_gets_it() -> None:
 def test_guest_that_has_several_nics_owns_the_vfs_of_all() -> None:
     topology = host(pfs=(nic(total_vfs=4),))
     first = plan_nics([{}, {}], topology, policy=POLICY)
-    taken = Claims.of([first], frozenset())
+    taken = Allocated.of([first], frozenset())
     second = plan_guest(request("g2", nics=[{}, {}]), topology, taken, POLICY)
     assert [vf.index for vf in (*first.nics, *second.nics)] == [0, 1, 2, 3]
     assert len({vf.mac for vf in (*first.nics, *second.nics)}) == 4

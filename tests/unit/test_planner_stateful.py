@@ -19,14 +19,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orchestrator.errors import LostRace, NoRoom
 from orchestrator.ledger import Ledger
-from orchestrator.model.plan import Claims, Plan, Policy
+from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 M2, G1 = Size.parse("2M"), Size.parse("1G")
-Planner = Callable[[GuestRequest, Topology, Claims, Policy], Plan]
+Planner = Callable[[GuestRequest, Topology, Allocated, Policy], Plan]
 
 
 @st.composite
@@ -165,7 +165,7 @@ class GuestLives(RuleBasedStateMachine):
     def plan(self, request: GuestRequest) -> tuple[Plan | None, int]:
         """Plans twice, the second time from the same facts in another order."""
         read = self.ledger.read()
-        taken = Claims.of((claim.plan for claim in read.claims), frozenset(self.started))
+        taken = Allocated.of((claim.plan for claim in read.claims), frozenset(self.started))
         topology = self.topology()
         found: list[Plan | None] = []
         for host in (
@@ -322,66 +322,66 @@ def run(machine: type[GuestLives], *, examples: int, **more: Any) -> None:
     run_state_machine_as_test(machine, settings=options)
 
 
-def forgets_cpus(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def forgets_cpus(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Looks at no guest's CPUs."""
     return plan_guest(request, topology, dataclasses.replace(taken, cpus=CpuSet()), policy)
 
 
-def forgets_vfs(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def forgets_vfs(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Looks at no guest's VFs."""
     return plan_guest(request, topology, dataclasses.replace(taken, vfs=frozenset(), numbers=frozenset()), policy)
 
 
-def forgets_pages(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def forgets_pages(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Believes what the pool shows as free."""
     return plan_guest(request, topology, dataclasses.replace(taken, pages=()), policy)
 
 
-def counts_pages_twice(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def counts_pages_twice(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Takes guests that run for guests that have yet to start."""
     pages = tuple(dataclasses.replace(claim, unused=claim.owned) for claim in taken.pages)
     return plan_guest(request, topology, dataclasses.replace(taken, pages=pages), policy)
 
 
-def gives_the_hosts_share_away(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def gives_the_hosts_share_away(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Knows of no reserved pages."""
     return plan_guest(request, topology, taken, dataclasses.replace(policy, reserved_pages=()))
 
 
-def halves_cores(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def halves_cores(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Gives one thread of each core."""
     plan = plan_guest(request, topology, taken, policy)
     return dataclasses.replace(plan, cores=tuple(CpuSet.of([min(cpus.ids)]) for cpus in plan.cores))
 
 
-def knows_no_nodes(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def knows_no_nodes(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Takes cores wherever they are."""
     cores = tuple(dataclasses.replace(core, node=0) for core in topology.cores)
     return plan_guest(request, dataclasses.replace(topology, cores=cores), taken, policy)
 
 
-def takes_any_port(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def takes_any_port(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Takes every PF for an uplink, connected or not."""
     pfs = tuple(dataclasses.replace(pf, up=True) for pf in topology.pfs)
     everything = dataclasses.replace(policy, uplinks=tuple(pf.interface or "" for pf in pfs))
     return plan_guest(request, dataclasses.replace(topology, pfs=pfs), taken, everything)
 
 
-def takes_the_lowest(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def takes_the_lowest(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Sees no runs: takes whatever core comes first."""
     order = {core: number for number, core in enumerate(topology.cores)}
     cores = tuple(dataclasses.replace(core, socket=order[core]) for core in topology.cores)
     return plan_guest(request, dataclasses.replace(topology, cores=cores), taken, policy)
 
 
-def gives_up_early(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def gives_up_early(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Sees two guests and says that the host is full."""
     if len(taken.vfs) >= 2:
         raise NoRoom("full", ("as I say",))
     return plan_guest(request, topology, taken, policy)
 
 
-def gives_no_reason(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def gives_no_reason(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Refuses without a word."""
     try:
         return plan_guest(request, topology, taken, policy)
@@ -389,13 +389,13 @@ def gives_no_reason(request: GuestRequest, topology: Topology, taken: Claims, po
         raise NoRoom(error.message, ()) from None
 
 
-def depends_on_the_order(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def depends_on_the_order(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """The same facts in another order give another plan."""
     plan = plan_guest(request, topology, taken, policy)
-    return dataclasses.replace(plan, image=str(topology.pools[0].page_size))
+    return dataclasses.replace(plan, image=ImageRef(str(topology.pools[0].page_size)))
 
 
-def ignores_the_placement(request: GuestRequest, topology: Topology, taken: Claims, policy: Policy) -> Plan:
+def ignores_the_placement(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Knows better."""
     return plan_guest(request.model_copy(update={"placement": None}), topology, taken, policy)
 

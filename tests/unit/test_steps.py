@@ -158,3 +158,30 @@ def test_unknown_undo_action_is_reported_and_the_others_are_undone(tmp_path: Pat
         undo_steps(UndoContext(host, GuestContext(PLAN, ledger, cast("Hypervisor", None))), ledger, "web")
     assert [record.action for owner in ("web", "host") for record in ledger.pending(owner)] == ["teleport", "teleport"]
     assert (tmp_path / "old").read_text() == (tmp_path / "new").read_text() == "was"
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments", "says"),
+    [
+        ("thread-affinity", {"tid": "x", "name": "a", "cpus": "0"}, "tid: not of type int"),
+        ("irq-affinity", {"number": 3, "cpus": "0"}, "name: missing"),
+        ("numvfs", {"pf": "nowhere"}, "pf: 'nowhere' is not a PCI address"),
+        ("edge-mode", {}, "pf: missing"),
+        ("vf-mac", {"index": 0}, "interface: missing"),
+        ("vf-driver", {"address": 7, "driver": ""}, "address: not text"),
+    ],
+)
+def test_undo_record_that_cannot_be_read_is_an_error_of_its_owner(
+    tmp_path: Path, action: str, arguments: dict[str, object], says: str
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.record("host", action, arguments)
+    with pytest.raises(HostError, match=f"cleanup of host is incomplete: the undo record .* cannot be read: {says}"):
+        undo_steps(UndoContext(HostRoot(tmp_path)), ledger, "host")
+
+
+def test_undo_record_of_a_later_version_may_have_more_fields(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.record("host", "numvfs", {"pf": "0000:41:00.0", "count": 2, "more": True})
+    undo_steps(UndoContext(HostRoot(tmp_path)), ledger, "host")
+    assert ledger.pending("host") == ()
