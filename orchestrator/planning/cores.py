@@ -84,8 +84,9 @@ def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tup
     """
     runs: list[list[Core]] = []
     unusable: dict[str, set[int]] = {}
-    # One look per core for the two reasons that most cores have: hosts have a thousand.
-    housekeeping, owned = host.policy.housekeeping.ids, host.allocated.cpus.ids
+    # The reasons that most cores have come first, without a call: hosts have a thousand cores.
+    housekeeping, owned, isolated = host.policy.housekeeping.ids, host.allocated.cpus.ids, host.topology.isolated.ids
+    is_shared = bool(host.allocated.pinned or (host.allocated.last_cpus and not last))
     before: tuple[int, int] | None = None
     for core in cores:
         ids = core.cpus.ids
@@ -93,8 +94,10 @@ def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tup
             reason = "are housekeeping"
         elif not ids.isdisjoint(owned):
             reason = "are owned by guests"
-        else:
+        elif is_shared or (isolated and not ids <= isolated):
             reason = _reason_unusable(core, host, last=last)
+        else:
+            reason = ""
         if reason:
             unusable.setdefault(reason, set()).update(ids)
             before = None

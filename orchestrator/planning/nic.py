@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from orchestrator.errors import NoRoom
 from orchestrator.model.plan import NicPlan, Policy
@@ -161,7 +162,7 @@ def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[FreeVf]:
     The kernel refuses to change sriov_numvfs between two numbers above 0 (drivers/pci/iov.c: EBUSY), and 0 would remove the
     VFs of other guests.
     """
-    for vf in sorted(pf.vfs, key=lambda vf: vf.index):
+    for vf in sorted(pf.vfs, key=attrgetter("index")):
         yield FreeVf(pf, vf.index, vf.address, vf)
     for index in range(0 if pf.vfs else policy.count_vfs(pf)):
         yield FreeVf(pf, index, pf.vf_address(index))

@@ -47,10 +47,14 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
             next((blocker.hint for blocker in blockers), hint),
         )
 
+    # Per choice of VFs, not per pair: there are as many pairs as uplinks times nodes.
+    last_vfs = {id(vfs): sum(vf.address in allocated.last_vfs for vf in vfs) for vfs in choices}
+    nodes = {id(vfs): [vf.pf.node for vf in vfs if vf.pf.node is not None] for vfs in choices}
+
     def rank(pair: tuple[tuple[FreeVf, ...], Candidate]) -> tuple[int, int, tuple[int, int, int]]:
         vfs, candidate = pair
-        last = candidate.last + sum(vf.address in allocated.last_vfs for vf in vfs)
-        return last, sum(vf.pf.node not in (None, candidate.node) for vf in vfs), candidate.left
+        others = nodes[id(vfs)]
+        return candidate.last + last_vfs[id(vfs)], len(others) - others.count(candidate.node), candidate.left
 
     # min() returns the first of equals, and both lists are in order of preference.
     vfs, candidate = min(product(choices, candidates), key=rank)
