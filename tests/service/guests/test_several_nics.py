@@ -107,7 +107,7 @@ def test_failed_launch_releases_the_vfs_that_were_configured(
 def test_quota_counts_every_vf(manager: GuestService) -> None:
     tenant = Identity("acme", Role.TENANT, "acme", quota=Quota(vfs=3))
     ask(manager, tenant, nics=[{}, {}, {}])
-    with pytest.raises(QuotaExceeded, match="4 VFs of 3"):
+    with pytest.raises(QuotaExceeded, match="4 of 3 VFs"):
         ask(manager, tenant, nics=[{}, {}, {}, {}])
 
 
