@@ -31,7 +31,7 @@ def lock_file(path: Path, *, mode: int = 0o600, create: bool = True, wait: bool 
         except BaseException:
             os.close(descriptor)
             raise
-        # The last holder removed the file between our open(2) and flock(2): a lock on it excludes no other process.
+        # The last holder removed the file between open(2) and flock(2): a lock on it excludes no other process.
         os.close(descriptor)
 
 

@@ -19,12 +19,11 @@ class Guest(TypedDict):
     """A guest.
 
     ``cores`` are the CPUs of each physical core, in the kernel's list format; vCPU n runs on the n-th of ``cpus``. ``memory`` and
-    ``page_size`` are bytes. ``vf`` is the first of ``nics``.
-    ``cpu_features`` are enabled by name. ``state`` is as in `state.GuestState`, "planned" for a plan, or
-    "ended" for a guest that should run but does not. ``owner`` is the tenant, empty for the host's own guests. ``version`` grows
-    with each change: it is the ETag. ``restart`` is when it is restarted, ``restarts`` how often it was. ``id`` is the request
-    id. ``warnings`` come with a plan: resources that unmanaged domains may use later, and differences between configuration and
-    host.
+    ``page_size`` are bytes. ``vf`` is the first of ``nics``. ``cpu_features`` are enabled by name. ``state`` is as in
+    `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not. ``owner`` is the tenant, empty
+    for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is when it is restarted,
+    ``restarts`` how often it was. ``id`` is the request id. ``warnings`` come with a plan: resources that unmanaged domains may
+    use later, and differences between configuration and host.
     """
 
     name: str

@@ -104,7 +104,7 @@ def set_up_logging(level: int = logging.INFO, journal: Path = JOURNAL) -> None:
 def writes_to_journal(journal: Path = JOURNAL) -> bool:
     """Whether standard error is systemd's stream (JOURNAL_STREAM in systemd.exec(5): device and inode) and the journal exists.
 
-    The variable alone does not tell: it is inherited by programs whose standard error is a file.
+    The variable alone is not enough: it is inherited by programs whose standard error is a file.
     """
     try:
         found = os.fstat(sys.stderr.fileno())

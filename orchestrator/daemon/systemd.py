@@ -27,7 +27,7 @@ def notify_systemd(state: str) -> None:
 def take_activation_sockets(environ: MutableMapping[str, str] = os.environ) -> dict[str, list[socket.socket]]:
     """The listening sockets that systemd opened, by FileDescriptorName=; empty without a socket unit.
 
-    Child processes get neither the variables nor the descriptors. LISTEN_PID tells a variable that was inherited from a service.
+    Child processes get neither the variables nor the descriptors. In a child of a service LISTEN_PID is another process.
     """
     pid, count, names = (environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES"))
     if pid != str(os.getpid()) or not count.isascii() or not count.isdigit():

@@ -22,11 +22,12 @@ from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger, Reading
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
-from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
+from orchestrator.model.plan import ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
-from orchestrator.planning.host_check import HostFinding, check_host
+from orchestrator.planning.allocation_index import AllocationIndex
+from orchestrator.planning.host_check import check_host
 from orchestrator.planning.last_choices import list_last_choices
 from orchestrator.planning.planner import hide_vf_owners
 from orchestrator.planning.quota import check_quota
@@ -47,18 +48,17 @@ class Placed(NamedTuple):
     Attributes:
         last_choices: parts of the plan that others may use later.
         problems: what could not be read of unmanaged domains.
-        findings: differences between configuration and host.
+        topology: the host that the plan was made on.
     """
 
     plan: Plan
     last_choices: tuple[str, ...]
     problems: tuple[str, ...]
-    findings: tuple[HostFinding, ...]
+    topology: Topology
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """All of them."""
-        return (*self.last_choices, *self.problems, *(finding.text for finding in self.findings))
+    def list_warnings(self, policy: Policy) -> tuple[str, ...]:
+        """All of them, with the differences between configuration and host."""
+        return (*self.last_choices, *self.problems, *(finding.text for finding in check_host(policy, self.topology)))
 
 
 class Allocator:
@@ -83,6 +83,7 @@ class Allocator:
         self._images, self._launched, self._warnings = images, launched, warnings
         self.surveys = SurveyCache(host, policy.uplinks, shared)
         self.lock = WatchedLock()
+        self._index = AllocationIndex()
 
     def claim(self, caller: Identity, request: GuestRequest) -> Claim:
         """Plans a guest and claims the plan; returns when the claim is on the disk.
@@ -98,7 +99,7 @@ class Allocator:
             plan = placed.plan.claimed(reading.generation + 1, image)  # no two claims are based on the same generation
             pending = self._ledger.begin_claim(plan, reading.generation, request, caller.tenant)
         claim = pending.wait()
-        self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in placed.findings))
+        self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in check_host(self._policy, placed.topology)))
         self._warnings.report("unmanaged domains", placed.problems)
         self._warnings.note(plan.name, placed.last_choices)
         return claim
@@ -191,11 +192,12 @@ class Allocator:
         plans = [claim.plan for claim in claims]
         started = frozenset(plan.name for plan in plans if plan.name in may_hold_pages and plan.uuid in running)
         starting = frozenset(claim.plan.name for claim in claims if claim.state in _BEING_STARTED)
-        taken = Allocated.of(plans, started, starting)
+        self._index = index = self._index.updated(plans)  # a value: another thread may replace it
+        taken = index.to_allocated(started, starting)
         taken, problems = add_unmanaged(self._host, taken, domains, topology, self._policy.housekeeping, named=named)
         plan = plan_known(request, topology, replace(taken, vfs=taken.vfs | unavailable_vfs), self._policy)
         last_choices = list_last_choices(plan, taken.last_cpus, taken.last_vfs)
-        return Placed(plan, last_choices, problems, check_host(self._policy, topology))
+        return Placed(plan, last_choices, problems, topology)
 
 
 def find_by_request_id(caller: Identity, request: GuestRequest, claims: Iterable[Claim]) -> Claim | None:

@@ -66,7 +66,7 @@ class Console:
         self._scanner.feed(data)
         if self._ready_line is None and (line := self._scanner.find(READY)):
             self._ready_line = clean(line.text)
-        if self.questions and self.questions[0].was_typed and self.questions[0].hear(data, self._scanner.find(ANSWER)):
+        if self.questions and self.questions[0].was_typed and self.questions[0].feed(data, self._scanner.find(ANSWER)):
             self.questions.popleft()
         return bool(data)
 

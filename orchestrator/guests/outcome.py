@@ -1,4 +1,4 @@
-"""What the event log says about a change of a guest."""
+"""The event about a change of a guest, as one value."""
 
 from __future__ import annotations
 

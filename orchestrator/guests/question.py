@@ -51,7 +51,7 @@ class Question:
             why = f"cannot write to the guest's console {self._pty}: {error.strerror}"
             self._fail(GuestError(why, "QEMU is not reading it"))
 
-    def hear(self, data: bytes, answer: Line | None) -> bool:
+    def feed(self, data: bytes, answer: Line | None) -> bool:
         """Takes new output, and the end of the reply if the output has it; returns whether it has."""
         self._drain()
         self._keep(data if answer is None else data[: answer.end])

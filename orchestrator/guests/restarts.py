@@ -95,7 +95,7 @@ class Restarts:
         return True
 
     def begin(self, name: str, timer: threading.Timer) -> bool:
-        """Whether this restart is still wanted; it is no longer scheduled then."""
+        """Returns whether this restart is still wanted, and takes it off the schedule."""
         return self._timers.pop_if_current(name, timer)
 
     def cancel(self, name: str) -> None:

@@ -123,7 +123,7 @@ class GuestService:
         if known:
             return self._view(known)
         placed = self.allocator.plan(caller, request)
-        warnings = () if caller.role is Role.TENANT else placed.warnings
+        warnings = () if caller.role is Role.TENANT else placed.list_warnings(self._policy)
         return GuestView(placed.plan, "planned", request, caller.tenant, warnings=warnings)
 
     def create(self, caller: Identity, request: GuestRequest) -> tuple[GuestView, bool]:

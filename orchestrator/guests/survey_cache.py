@@ -82,7 +82,10 @@ class SurveyCache:
 
     def _with_pools(self, cached: Topology, pools: tuple[PagePool, ...]) -> Topology:
         sizes = (pool.page_size for pool in pools if pool.total)
-        return replace(cached, pools=pools, promised=survey_promised_pages(self._host, sizes)[0])
+        promised = survey_promised_pages(self._host, sizes)[0]
+        if (pools, promised) == (cached.pools, cached.promised):
+            return cached  # with what was computed of it
+        return replace(cached, pools=pools, promised=promised)
 
     def _all_uplinks_up(self, topology: Topology) -> bool:
         """An uplink without carrier may have been surveyed at the moment of a reset."""

@@ -25,7 +25,9 @@ class GroupSync:
         self._sync = sync
         self._condition = threading.Condition()
         self._running = WatchedLock()
-        self._written = self._synced = self._failed = 0
+        self._written = self._synced = 0
+        # Changes that a failed sync covered and whose threads were not told yet; and the last error.
+        self._failed: set[int] = set()
         self._error: Exception | None = None
         self._is_broken = self._is_busy = False
 
@@ -60,7 +62,8 @@ class GroupSync:
             if error is None:
                 self._synced = max(self._synced, covered)
             else:
-                self._failed, self._error = covered, error
+                self._failed.update(range(self._synced + 1, covered + 1))
+                self._error = error
                 self._is_broken = self._is_broken or not isinstance(error, LedgerError)
             self._condition.notify_all()
             self._check(number)
@@ -84,16 +87,17 @@ class GroupSync:
         """The last change that the caller's sync will cover, 0 if the change is on the disk."""
         with self._condition:
             while True:
+                self._check(number)
                 if self._synced >= number:
                     return 0
-                self._check(number)
                 if not self._is_busy:
                     self._is_busy = True
                     return self._written
                 self._condition.wait()
 
     def _check(self, number: int) -> None:
-        if self._synced < number and self._error and (number <= self._failed or self._is_broken):
+        if self._error and (number in self._failed or (self._is_broken and self._synced < number)):
+            self._failed.discard(number)
             if isinstance(self._error, LedgerError):
                 raise LedgerError(self._error.message, self._error.hint)
             reason = getattr(self._error, "strerror", None) or self._error

@@ -120,8 +120,8 @@ class GuestRequest(BaseModel):
         cmdline: extra arguments for the guest's kernel command line.
         page_size: size of its huge pages ("2M", "1G"); None for that of the host.
         placement: resources chosen by the caller; None lets the planner choose.
-        nics: network interfaces, in the order in which the guest counts them; None for one. ``address`` and ``placement.vf`` are
-            short for those of a single one, and cannot be given with it.
+        nics: its network interfaces, in the order in which the guest counts them; None for one. ``address`` and ``placement.vf``
+            are short for those of a single one, and cannot be given with it.
         remove: delete it when it ends without having failed, instead of keeping its claim.
         restart: whether it is restarted when it fails. A guest that powers off never is.
         id: the caller's id of this request: repeating it with the same id and fields changes nothing.

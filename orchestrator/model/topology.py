@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -193,9 +194,29 @@ class Topology:
     def cpus(self) -> CpuSet:
         return CpuSet.of(cpu for core in self.cores for cpu in core.cpus.ids)
 
+    @cached_property
+    def nodes(self) -> tuple[tuple[int, tuple[Core, ...]], ...]:
+        return list_nodes(self.cores)
+
+    @cached_property
+    def group_of(self) -> Mapping[PciAddress, IommuGroup]:
+        return {device: group for group in self.iommu_groups for device in group.devices}
+
     def find_uplink(self, uplink: str) -> PhysicalFunction | None:
         return next((found for pf in self.pfs if (found := pf.at(uplink))), None)
 
     def siblings(self, cpus: CpuSet) -> CpuSet:
         """All CPUs of the physical cores of these CPUs."""
         return CpuSet.of(cpu for core in self.cores if core.cpus.meets(cpus) for cpu in core.cpus.ids)
+
+
+def list_nodes(cores: Iterable[Core]) -> tuple[tuple[int, tuple[Core, ...]], ...]:
+    """The nodes in order, each with its cores in order; neighbours in a tuple are neighbours on the chip, as far as is known."""
+    nodes: dict[int, list[Core]] = {}
+    for core in cores:
+        nodes.setdefault(core.node, []).append(core)
+
+    def position(core: Core) -> tuple[int, int]:
+        return core.socket, min(core.cpus.ids)
+
+    return tuple((node, tuple(sorted(nodes[node], key=position))) for node in sorted(nodes))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
-from orchestrator.model.topology import Core
+from orchestrator.model.topology import Core, list_nodes
 from orchestrator.planning.inputs import PlanningInput
 from orchestrator.planning.memory import PageRequest, count_free, find_lacking_pages
 from orchestrator.values import CpuSet
@@ -37,7 +36,7 @@ def find_candidates(count: int, pages: PageRequest, host: PlanningInput) -> tupl
     """
     candidates: list[Candidate] = []
     refused: list[str] = []
-    for node, cores in _cores_by_node(host.topology.cores):
+    for node, cores in host.topology.nodes:
         runs, unusable = _find_runs(cores, host, last=False)
         chosen, last = _choose_cores(count, runs), False
         if not chosen and host.allocated.last_cpus:
@@ -57,13 +56,13 @@ def find_candidates(count: int, pages: PageRequest, host: PlanningInput) -> tupl
 
 def check_placement(cpus: CpuSet, pages: PageRequest, host: PlanningInput) -> tuple[list[Candidate], list[str]]:
     """The prescribed CPUs as the only candidate, or what is wrong with each part of them."""
-    cores = [core for _, of_node in _cores_by_node(host.topology.cores) for core in of_node if core.cpus & cpus]
+    cores = [core for _, of_node in host.topology.nodes for core in of_node if core.cpus & cpus]
     missing = cpus - host.topology.cpus
     wrong = [f"the host has no CPUs {missing}, or they are offline"] if missing else []
     wrong += [f"CPUs {core.cpus & cpus} are not the whole core {core.cpus}" for core in cores if not core.cpus <= cpus]
     _, unusable = _find_runs(cores, host, last=True)
     wrong += [f"CPUs {of_reason & cpus} {reason}" for reason, of_reason in unusable.items()]
-    nodes = {node: CpuSet.of(cpu for core in of_node for cpu in core.cpus) & cpus for node, of_node in _cores_by_node(cores)}
+    nodes = {node: CpuSet.of(cpu for core in of_node for cpu in core.cpus) & cpus for node, of_node in list_nodes(cores)}
     if len(nodes) > 1:
         wrong.append("CPUs span several nodes: " + ", ".join(f"{some} on node {node}" for node, some in nodes.items()))
     widths = sorted({len(core.cpus) for core in cores})
@@ -78,14 +77,6 @@ def check_placement(cpus: CpuSet, pages: PageRequest, host: PlanningInput) -> tu
     return [], refused
 
 
-def _cores_by_node(cores: Iterable[Core]) -> list[tuple[int, list[Core]]]:
-    """The nodes in order, each with its cores in order. Neighbours in a list are neighbours on the chip, as far as is known."""
-    nodes: dict[int, list[Core]] = {}
-    for core in cores:
-        nodes.setdefault(core.node, []).append(core)
-    return [(node, sorted(nodes[node], key=lambda core: (core.socket, min(core.cpus.ids)))) for node in sorted(nodes)]
-
-
 def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tuple[list[list[Core]], dict[str, CpuSet]]:
     """Runs of neighbouring cores of one socket and SMT width that are usable, and the CPUs that are not, by reason.
 
@@ -93,21 +84,31 @@ def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tup
     """
     runs: list[list[Core]] = []
     unusable: dict[str, set[int]] = {}
-    for (reason, _, _), group in groupby(
-        cores, key=lambda core: (_reason_unusable(core, host, last=last), core.socket, len(core.cpus))
-    ):
-        if reason:
-            unusable.setdefault(reason, set()).update(cpu for core in group for cpu in core.cpus.ids)
+    # One look per core for the two reasons that most cores have: hosts have a thousand.
+    housekeeping, owned = host.policy.housekeeping.ids, host.allocated.cpus.ids
+    before: tuple[int, int] | None = None
+    for core in cores:
+        ids = core.cpus.ids
+        if not ids.isdisjoint(housekeeping):
+            reason = "are housekeeping"
+        elif not ids.isdisjoint(owned):
+            reason = "are owned by guests"
         else:
-            runs.append(list(group))
+            reason = _reason_unusable(core, host, last=last)
+        if reason:
+            unusable.setdefault(reason, set()).update(ids)
+            before = None
+            continue
+        kind = core.socket, len(ids)
+        if kind == before:
+            runs[-1].append(core)
+        else:
+            runs.append([core])
+        before = kind
     return runs, {reason: CpuSet.of(cpus) for reason, cpus in unusable.items()}
 
 
 def _reason_unusable(core: Core, host: PlanningInput, *, last: bool) -> str:
-    if not core.cpus.ids.isdisjoint(host.policy.housekeeping.ids):
-        return "are housekeeping"
-    if not core.cpus.ids.isdisjoint(host.allocated.cpus.ids):
-        return "are owned by guests"
     if host.allocated.pinned and (use := _describe_use(core, host.allocated.pinned)):
         return use
     if host.allocated.last_cpus and not last and (use := _describe_use(core, host.allocated.last_cpus)):

@@ -40,7 +40,7 @@ class FreeVf:
 
 def find_vfs(nics: Sequence[NicRequest], host: PlanningInput) -> tuple[list[tuple[FreeVf, ...]], list[str]]:
     """For each uplink the VFs that a guest's NICs get if it is used for all NICs that name no other, or why that cannot be."""
-    groups = {device: group for group in host.topology.iommu_groups for device in group.devices}
+    groups = host.topology.group_of
     choices: list[tuple[FreeVf, ...]] = []
     refused = [] if host.policy.uplinks else ["network: no uplink is configured"]
     for uplink in host.policy.uplinks:

@@ -62,7 +62,7 @@ def spoil(world: World, plan: Plan) -> None:
 
 
 def stop_on_paper(ledger: Ledger) -> None:
-    """As if somebody else had started the guest: it is stopped as far as the ledger knows, and who started it does not matter."""
+    """As if the guest had been started outside the manager: it runs, and the ledger has it as stopped."""
     for new in (GuestState.STOPPING, GuestState.STOPPED):
         ledger.set_state("web", new, restarts=0)
 

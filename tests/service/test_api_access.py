@@ -230,7 +230,7 @@ def test_a_tenant_has_its_quota(served: Served) -> None:
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "first", "cores": 2, **REQUEST})[0] == 201
     status, problem = ask(served, ALICE, "POST", "/v1/guests", {"name": "second", **REQUEST})
     assert (status, problem["code"]) == (409, "quota")
-    assert "3 cores of 2" in problem["reasons"][0]
+    assert "3 of 2 cores" in problem["reasons"][0]
     served.client.delete("first")
 
 

@@ -275,7 +275,7 @@ def test_two_ends_of_a_body(served: Served, fields: tuple[bytes, bytes]) -> None
         ("POST", "/v1/guests/one/start", b"[]", "no body"),
         ("GET", "/v1/guests", b"null", "no body"),
         ("GET", "/v1/events?limt=1", None, "'limt'"),
-        ("GET", "/v1/events?after=1&after=2", None, "'after' is 2 times"),
+        ("GET", "/v1/events?after=1&after=2", None, "'after' is given 2 times"),
         ("GET", "/v1/events/stream?limit=1", None, "'limit'"),
         ("GET", "/v1/guests/one?timeout=1", None, "'timeout'"),
         ("POST", "/v1/guests/one/kill?force=true", None, "'force'"),

@@ -120,7 +120,7 @@ def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     world.trace = lambda _statement: go_on.wait(30)
     writer = threading.Thread(target=ledger.log, args=("cleared", "host", ""))
     writer.start()
-    with pytest.raises(OrchestratorError, match="one change has been going on"):  # noqa: PT012
+    with pytest.raises(OrchestratorError, match="lock held for"):  # noqa: PT012
         while writer.is_alive():
             ledger.check(0.01)
     go_on.set()

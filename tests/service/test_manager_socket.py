@@ -135,7 +135,7 @@ def test_a_change_of_what_has_changed_is_refused(served: Served) -> None:
         ({"cores": "1"}, RequestError, "cores"),
         ({"color": "red"}, RequestError, "color"),
         ({"cmdline": "a\nb"}, RequestError, "one line"),
-        ({"image": "nix"}, NotFound, "there are minimal"),
+        ({"image": "nix"}, NotFound, "available: minimal"),
         ({"cores": 8}, NoRoom, "cores"),
     ],
 )
@@ -251,7 +251,7 @@ def test_a_manager_that_does_not_answer_is_talked_of(tmp_path: Path, monkeypatch
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        client = Client(path, slow=told.set)
+        client = Client(path, on_slow=told.set)
         asking = threading.Thread(target=lambda: pytest.raises(OrchestratorError, client.version), daemon=True)
         asking.start()
         assert told.wait(10)

@@ -274,7 +274,7 @@ def test_a_pool_that_cannot_be_read_is_left_out_and_named(world: World) -> None:
     plan, warnings = ask(manager)
     assert plan.node == 1
     assert "node0/hugepages/hugepages-2048kB/nr_hugepages" in str(warnings)
-    assert "free_hugepages is not a number: 'some'" in str(warnings)
+    assert "free_hugepages: 'some' is not a number" in str(warnings)
 
 
 def age_survey(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +331,7 @@ def test_what_of_the_host_cannot_be_read_is_named_and_planning_goes_on(
 def test_a_count_of_promised_pages_that_is_no_number_is_named(world: World) -> None:
     world.host.add(f"{POOL}/resv_hugepages", "some")
     manager = open_manager(world)
-    assert "resv_hugepages is not a number: 'some'" in str(ask(manager)[1])
+    assert "resv_hugepages: 'some' is not a number" in str(ask(manager)[1])
 
 
 @pytest.mark.parametrize("text", ["all", ""])

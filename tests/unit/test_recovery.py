@@ -6,7 +6,6 @@ import pytest
 
 from orchestrator.errors import Conflict
 from orchestrator.guests.recovery import RecoveryAction, decide
-from orchestrator.guests.restarts import MAX_RESTARTS, delay
 from orchestrator.model.state import SETTLED, GuestState, check_transition
 
 ALLOWED = {
@@ -58,10 +57,3 @@ def test_settled_states_stay(state: GuestState) -> None:
 
 def test_a_guest_that_was_never_made_is_undone() -> None:
     assert decide(GuestState.CREATING, running=False).action == RecoveryAction.UNDO
-
-
-def test_restart_delays_double_and_end() -> None:
-    pauses = [delay(count) for count in range(MAX_RESTARTS + 1)]
-    assert pauses[:3] == [1, 2, 4]
-    assert pauses[-2] == 300
-    assert pauses[-1] is None

@@ -1,4 +1,4 @@
-"""A second manager is refused, naming the first, and the lock of a killed one is nobody's."""
+"""A second manager is refused, naming the first; the lock of a killed manager is free."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_no_manager_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock counts; whose it is can't be told then."""
+    """The lock counts; the pid is unknown then."""
     path = tmp_path / "lock"
 
     def fail(*_: object) -> int:

@@ -1,7 +1,8 @@
-"""A manager that has just started on a fake host, and hears of the ends of its guests."""
+"""A manager that has just started on a fake host, and receives the ends of its guests."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture
-def opened(world: World) -> tuple[GuestService, Ledger]:
+def opened(world: World) -> Iterator[tuple[GuestService, Ledger]]:
     manager, ledger = world.open_manager()
     manager.reconciler.recover()
     world.hypervisor.watch_ends(manager.reconciler.on_guest_ended)
-    return manager, ledger
+    yield manager, ledger
+    manager.close()  # a scheduled restart must not outlive the test
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What guests print, and who is told of it: that of this guest, in the life that it is in now."""
+"""Consoles of guests: a caller gets output only of the guest and the run that it waits for."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make(manager: GuestService, who: Identity, name: str = "web") -> Plan:
 
 
 def said(ask: Callable[[], object]) -> str:
-    """What a client is told, answer or error."""
+    """The response that a client gets, or the error."""
     try:
         return str(ask())
     except OrchestratorError as error:
@@ -157,7 +157,7 @@ def test_counters_are_of_the_guest_and_not_of_its_name(world: World, manager: Gu
 
 
 def test_output_of_a_later_guest_of_the_same_name_is_not_shown(world: World, manager: GuestService) -> None:
-    """It was deleted and made anew while somebody waited for it."""
+    """The guest was deleted and created again during the wait."""
     create(manager)
     wait = manager.begin_ready(OPERATOR, "web", 60)
     manager.delete(OPERATOR, "web")
@@ -258,7 +258,7 @@ def test_wait_ends_with_its_run(world: World, manager: GuestService) -> None:
 
 
 def test_a_guest_that_ends_is_not_waited_for(world: World, manager: GuestService) -> None:
-    """Nobody has told of its end: libvirt was away."""
+    """Its end was not reported: libvirt was not reachable."""
     create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.write("web", b"kernel panic\n")
@@ -433,7 +433,7 @@ def test_waits_share_one_thread_that_ends_when_all_are_cancelled(world: World, m
 
 
 def test_a_piece_of_each_log_is_read_in_turn(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest that prints without end keeps nobody waiting, and no more than a piece is read at a time."""
+    """A guest that prints without end delays no other, and no more than a piece is read at a time."""
     sizes: list[int] = []
     for name in ("noisy", "web"):
         create(manager, name=name)
@@ -527,7 +527,7 @@ def test_missing_reply_shows_the_end_of_the_console(world: World, manager: Guest
 
 
 def test_a_guest_that_is_not_ready_yet_is_waited_for(world: World, manager: GuestService) -> None:
-    """It would not hear what is typed: nobody reads the console before."""
+    """A command that is typed before is lost: the guest does not read its console yet."""
     create(manager)
     world.hypervisor.write("web", b"booting\n")
     with answering(world, lambda line: b"nohype: done %s\n" % line.encode()) as heard:

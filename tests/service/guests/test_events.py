@@ -126,7 +126,7 @@ def test_the_newest_events_of_a_tenant(ledger: Ledger) -> None:
 
 
 def test_recovery_reports_progress_per_guest(world: World, manager: GuestService, ledger: Ledger) -> None:
-    """systemd is told before each guest, so that a host full of guests is not too slow for it."""
+    """systemd is notified before each guest, so that a host with many guests does not time out."""
     for name in ("web", "db"):
         create(manager, name=name)
     ledger.close()
@@ -144,7 +144,7 @@ def test_refusal_that_cannot_be_logged_is_still_raised(
 
 
 def test_request_for_a_taken_name_is_logged(manager: GuestService) -> None:
-    """Others' names can be probed this way. So is an id that stands for another request."""
+    """Others' names can be probed this way. So is a request id that was already used."""
     create(manager, id="job.1")
     for fields in ({"name": "web"}, {"name": "db", "id": "job.1"}):
         with pytest.raises(Conflict):

@@ -80,7 +80,7 @@ def test_stopped_guest_started_outside_the_manager_is_quarantined_and_keeps_runn
 
 
 def test_a_program_may_use_huge_pages_too(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest's have come back, as far as can be told; without a program that has them, pages are missing."""
+    """Pages that a program has do not count as unreturned; pages that no program has do."""
     monkeypatch.setattr(pages_module, "RETURN_SECONDS", 0.3)
     plan = create(manager)
     use_pages(world, plan, 7000, 3)
@@ -119,7 +119,7 @@ def test_pages_that_were_missing_before_are_not_the_guests(
 def test_after_a_reboot_no_page_is_the_guests(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is missing then was taken by whoever was up before the manager."""
+    """Missing pages were taken by a program that was started before the manager."""
     monkeypatch.setattr(pages_module, "RETURN_SECONDS", 0.3)
     plan = create(manager)
     ledger.close()

@@ -106,7 +106,7 @@ def test_changed_vf_is_reported_once_and_not_restored(world: World, manager: Gue
 def test_vf_of_a_guest_restarted_during_the_round_has_no_drift(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The VFs are read once for all guests; a stop in between and a start after it are not taken for somebody's change."""
+    """The VFs are read once per round; a stop and a start in between are not drift."""
     create(manager)
     now, first = HostSetup.read_vf_states, [dict[PciAddress, tuple[VfState, ...]]()]
     monkeypatch.setattr(HostSetup, "read_vf_states", lambda self: first.pop() if first else now(self))
@@ -207,7 +207,7 @@ def test_pinning_changed_again_and_again_is_reported_once(world: World, manager:
 def test_a_creation_that_could_not_be_undone_is_undone_later(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is paused, and whoever asked for it was told that it failed: it must not run one day."""
+    """It is paused, and its caller has the error: it must not run later."""
 
     def fail(_uuid: object) -> None:
         raise HypervisorError("libvirt is away")
@@ -319,7 +319,7 @@ def test_start_does_not_end_a_guest_started_outside_the_manager(world: World, ma
 
 
 def test_unmanaged_domain_of_same_name_is_not_changed(world: World, manager: GuestService) -> None:
-    """Ours has ended, and nobody has told us yet."""
+    """The managed guest has ended, and its end is not reported yet."""
     plan = create(manager)
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     world.hypervisor.end("web", EndCause.FAILED)

@@ -1,4 +1,4 @@
-"""What becomes of a guest that ends, by itself or by somebody."""
+"""What happens to a guest that ends, by itself or on request."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_end_during_launch_is_reported_as_such(
 
 
 def test_stale_version_is_refused_immediately(world: World, manager: GuestService) -> None:
-    """While somebody waits for the guest's power-off, which may take an hour. So is a name that is taken."""
+    """During a shutdown in another thread, which can take an hour. So is a name that is taken."""
     create(manager)
     seen = manager.guest(OPERATOR, "web").version
     world.hypervisor.deaf.add("web")

@@ -1,0 +1,65 @@
+"""What all guests own, updated by the guests that have come and gone instead of added up for each plan. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.model.plan import Allocated, AllocatedPages, Plan
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
+
+
+@dataclass(frozen=True)
+class AllocationIndex:
+    """The sums over the plans of all guests that hold a claim.
+
+    Attributes:
+        plans: by identity: a plan is never changed, a guest of the same name gets another one.
+        owned: huge pages by node and size in bytes.
+    """
+
+    plans: Mapping[int, Plan] = field(default_factory=dict)
+    cpus: frozenset[int] = frozenset()
+    vfs: frozenset[PciAddress] = frozenset()
+    numbers: frozenset[tuple[PciAddress, int]] = frozenset()
+    macs: frozenset[MacAddress] = frozenset()
+    owned: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+    def updated(self, plans: Iterable[Plan]) -> AllocationIndex:
+        """The index for these plans. No two of them own the same thing: the ledger's primary keys refuse that."""
+        now = {id(plan): plan for plan in plans}
+        gone = [self.plans[key] for key in self.plans.keys() - now.keys()]
+        new = [now[key] for key in now.keys() - self.plans.keys()]
+        if not gone and not new:
+            return self
+        owned = Counter(self.owned)
+        owned.subtract(_count_pages(gone))
+        owned.update(_count_pages(new))
+        return AllocationIndex(
+            now,
+            self.cpus.difference(*(plan.cpus for plan in gone)).union(*(plan.cpus for plan in new)),
+            self.vfs.difference(nic.address for plan in gone for nic in plan.nics)
+            | {nic.address for plan in new for nic in plan.nics},
+            self.numbers.difference((nic.pf, nic.index) for plan in gone for nic in plan.nics)
+            | {(nic.pf, nic.index) for plan in new for nic in plan.nics},
+            self.macs.difference(nic.mac for plan in gone for nic in plan.nics) | {nic.mac for plan in new for nic in plan.nics},
+            {key: count for key, count in owned.items() if count},
+        )
+
+    def to_allocated(self, started: Container[str], starting: Container[str]) -> Allocated:
+        """As `Allocated.of` for the plans of the index."""
+        idle = [plan for plan in self.plans.values() if plan.name not in started]
+        unused, begun = _count_pages(idle), _count_pages(plan for plan in idle if plan.name in starting)
+        pages = tuple(
+            AllocatedPages(node, Size(size), count, unused[node, size], begun[node, size])
+            for (node, size), count in sorted(self.owned.items())
+        )
+        return Allocated(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, pages)
+
+
+def _count_pages(plans: Iterable[Plan]) -> Counter[tuple[int, int]]:
+    counts: Counter[tuple[int, int]] = Counter()
+    for plan in plans:
+        counts[plan.node, plan.page_size.bytes] += plan.pages
+    return counts
