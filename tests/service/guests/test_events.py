@@ -53,7 +53,7 @@ def test_a_quota_counts_before_there_is_room(manager: GuestService) -> None:
     """Whoever has used his quota up does not learn how full the host is."""
     limited = replace(ANN, quota=Quota(cores=1))
     fields = {"name": "web", "image": IMAGE, "memory": "64M"}
-    with pytest.raises(QuotaExceeded, match="900 cores of 1"):
+    with pytest.raises(QuotaExceeded, match="900 of 1 cores"):
         manager.plan(limited, parse_guest_request({**fields, "cores": 900}))
     with pytest.raises(NoRoom) as caught:
         manager.plan(ANN, parse_guest_request({**fields, "cores": 900}))
