@@ -22,6 +22,7 @@ from orchestrator.ledger import Ledger, Reading
 from orchestrator.model.plan import Allocated, Plan, Policy
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
+from orchestrator.planning.allocation_index import AllocationIndex
 from orchestrator.planning.planner import plan_guest
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
@@ -44,6 +45,7 @@ class Host:
     ledger: Ledger
     plans: list[Plan]
     times: list[tuple[float, float, float, float]] = field(default_factory=list)
+    index: AllocationIndex = AllocationIndex()
 
     @property
     def cores(self) -> int:
@@ -108,15 +110,16 @@ def measure(host: Host, run: int) -> None:
     # As large as one of the guests: it fits even on the smallest host.
     request = make_request(f"run{run}", host.plans[run % len(host.plans)])
     reading, read = _timed(host.ledger.read)
-    plan, decide = _timed(decide_place, reading, request, host.topology, host.policy, started)
+    plan, decide = _timed(decide_place, reading, request, host, started)
     _, claim = _timed(host.ledger.claim, plan, reading.generation, request)
     host.ledger.release(request.name)
     host.times.append((read, decide, claim, refuse(host.topology, host.policy, Allocated.of(host.plans, started))))
 
 
-def decide_place(reading: Reading, request: GuestRequest, topology: Topology, policy: Policy, started: frozenset[str]) -> Plan:
+def decide_place(reading: Reading, request: GuestRequest, host: Host, started: frozenset[str]) -> Plan:
     """The manager's work between reading the claims and writing one."""
-    return plan_guest(request, topology, Allocated.of((claim.plan for claim in reading.claims), started), policy)
+    host.index = host.index.updated(claim.plan for claim in reading.claims)
+    return plan_guest(request, host.topology, host.index.to_allocated(started, ()), host.policy)
 
 
 def refuse(topology: Topology, policy: Policy, taken: Allocated) -> float:

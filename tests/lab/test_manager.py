@@ -50,7 +50,7 @@ def test_plan_claims_nothing(host: LabHost) -> None:
     [
         (("Bad_Name", *MEMORY), "not a guest name"),
         (("one", "--memory", "97M", "--image", "minimal"), "multiple of the huge page size"),
-        (("one", "--memory", "64M", "--image", "minimal"), "too small for the image"),
+        (("one", "--memory", "64M", "--image", "minimal"), "of memory, requested 64M"),
         (("one", "--memory", "64M", "--image", "nix"), "nohype image build nix"),
         (("one", *MEMORY, "--cores", "9"), "whole cores are free, 9 requested"),
         (("one", "--memory", "64G", "--image", "minimal"), "huge pages of 2M are free"),
