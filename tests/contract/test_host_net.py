@@ -196,7 +196,7 @@ def test_an_interface_that_is_not_found_is_not_taken_for_clean(host: HostRoot) -
 
 
 def test_a_vf_that_is_not_there_gets_no_address(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
-    with pytest.raises(HostError, match=f"no VF 2 of PF {pf.address}"):
+    with pytest.raises(HostError, match=f"VF 2 of PF {pf.address} does not exist"):
         ConfigureVf(plan_vf(host, pf, 2)).read_before(host)
 
 

@@ -270,7 +270,7 @@ def test_an_event_loop_is_seen_to_hang(running: Running) -> None:
     asking = threading.Thread(target=running.ask, args=("/block",))
     asking.start()
     time.sleep(0.3)
-    with pytest.raises(OrchestratorError, match="event loop has not answered"):
+    with pytest.raises(OrchestratorError, match="event loop has not responded"):
         running.server.check(0.1)
     asking.join()
     running.server.check(5)
