@@ -57,7 +57,6 @@ class Placed(NamedTuple):
     topology: Topology
 
     def list_warnings(self, policy: Policy) -> tuple[str, ...]:
-        """All of them, with the differences between configuration and host."""
         return (*self.last_choices, *self.problems, *(finding.text for finding in check_host(policy, self.topology)))
 
 
@@ -105,14 +104,7 @@ class Allocator:
         return claim
 
     def plan(self, caller: Identity, request: GuestRequest) -> Placed:
-        """What a guest would get now.
-
-        Raises:
-            Conflict: the name is taken, or the request id was used for another request.
-            QuotaExceeded: see `check_quota`.
-            VfsNeeded: there is room once an uplink's VFs are created.
-            RequestError, NotFound, NoRoom: see `plan_guest` and `find_image`.
-        """
+        """What a guest would get now. Raises VfsNeeded if there is room once an uplink's VFs are created."""
         self._check(caller, request)
         return self._plan(caller, request, self._ledger.read())
 
@@ -151,14 +143,8 @@ class Allocator:
         return placed
 
     def _find_place(self, request: GuestRequest, claims: Sequence[Claim], *, named: bool) -> Placed:
-        """Plans on the cached survey; on a fresh one if there is no room or the host has changed.
-
-        Args:
-            named: whether unmanaged domains may be named.
-
-        Raises:
-            Conflict: an unmanaged domain has the name.
-            VfsNeeded, RequestError, NoRoom: see `plan_known`.
+        """Plans on the cached survey; on a fresh one if there is no room or the host has changed. ``named``: whether unmanaged
+        domains may be named.
         """
         # Before the host is surveyed: see `Allocated.of`.
         may_hold_pages = frozenset(

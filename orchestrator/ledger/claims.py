@@ -49,20 +49,16 @@ class PendingClaim:
 
 
 class Claims:
-    """The claims in an open ledger, for several threads."""
-
     def __init__(self, database: Database) -> None:
         self._database = database
         with database.writing("read", starts_work=False) as db:
             self._cache = load(db, database.path)
 
     def read(self) -> Reading:
-        """All claims, by guest name, with their generation."""
         cache = self._cache  # once: others replace it
         return Reading(cache.generation, tuple(cache.claims.values()))
 
     def find(self, name: str) -> Claim | None:
-        """The claim of a guest, None if it has none."""
         return self._cache.claims.get(name)
 
     def begin_claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "") -> PendingClaim:
@@ -95,7 +91,6 @@ class Claims:
         return PendingClaim(claim, number, self)
 
     def wait_claimed(self, claim: Claim, number: int) -> Claim:
-        """See `PendingClaim.wait`."""
         try:
             self._database.wait_synced(number)
         except LedgerError:
@@ -157,7 +152,6 @@ class Claims:
         self._database.wait_synced(number)
 
     def quarantined(self) -> tuple[Quarantined, ...]:
-        """All guests in quarantine, by name."""
         with self._database.reading() as db:
             # The reasons stay when the state is changed again, until there are new ones.
             tables = "quarantine JOIN guest USING (name) WHERE state = 'quarantined'"

@@ -68,6 +68,5 @@ class EventLog:
             return tuple(rows[::-1] if after is None else rows)
 
     def last_id(self) -> int:
-        """The id of the newest event; 0 if there is none."""
         with self._database.reading() as db:
             return int(read_rows(db, "SELECT coalesce(max(id), 0) FROM event")[0][0])

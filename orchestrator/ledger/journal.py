@@ -14,31 +14,15 @@ from orchestrator.model.claim import UndoRecord
 
 
 class UndoJournal:
-    """The undo records in an open ledger, for several threads."""
-
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add(self, owner: str, action: str, arguments: dict[str, object]) -> int:
-        """Writes how to undo a change, *before* the change: undoing what was never done must do no harm.
-
-        Args:
-            owner: name of the guest the change is for, or "host".
-            action: names the function that undoes it.
-            arguments: what that function needs, plain JSON types.
-
-        Returns:
-            The record's id, for `drop`.
-        """
+        """Writes how to undo a change, *before* the change; returns the record's id. ``arguments``: plain JSON types."""
         statement = "INSERT INTO undo (owner, action, arguments) VALUES (?, ?, ?)"
         return int(self._database.write(f"record {action} in", statement, owner, action, json.dumps(arguments)).lastrowid or 0)
 
     def drop(self, id: int) -> None:
-        """Removes a record, after it was undone.
-
-        Raises:
-            NotFound: the record does not exist.
-        """
         statement = "DELETE FROM undo WHERE id = ?"
         if not self._database.write("forget an undo record in", statement, id, starts_work=False).rowcount:
             raise NotFound(f"there is no undo record {id}")

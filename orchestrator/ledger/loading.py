@@ -39,11 +39,6 @@ class Cache:
     claims: dict[str, Claim]
 
     def get(self, name: str) -> Claim:
-        """The claim of a guest that has one.
-
-        Raises:
-            NotFound: it has none.
-        """
         if name not in self.claims:
             raise NotFound(f"there is no claim of a guest named {name}", "`nohype guest list` shows all")
         return self.claims[name]
@@ -84,11 +79,6 @@ def _load(db: sqlite3.Connection) -> Cache:
 
 
 def parse_reasons(name: str, text: str) -> tuple[str, ...]:
-    """Why a guest is in quarantine.
-
-    Raises:
-        ValueError: they can't be read.
-    """
     reasons = _parse_json(text, f"reasons of {name}'s quarantine")
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
         raise ValueError(f"reasons of {name}'s quarantine that are not a list of sentences")
@@ -96,11 +86,6 @@ def parse_reasons(name: str, text: str) -> tuple[str, ...]:
 
 
 def parse_arguments(owner: str, text: str) -> dict[str, object]:
-    """What an undo of a change for a guest, or the host, needs.
-
-    Raises:
-        ValueError: it can't be read.
-    """
     arguments = _parse_json(text, f"an undo record of {owner}")
     if not isinstance(arguments, dict):
         raise ValueError(f"an undo record of {owner} that does not name its arguments")
