@@ -52,7 +52,7 @@ class Claims:
     def __init__(self, database: Database) -> None:
         self._database = database
         with database.writing("read", starts_work=False) as db:
-            self._cache = load(db, database.path)
+            self._cache = self._load(db)
 
     def read(self) -> Reading:
         cache = self._cache  # once: others replace it
@@ -179,7 +179,7 @@ class Claims:
                     return cache, work(db, cache)
             except LostRace:
                 # Another program has changed the file.
-                self._cache = load(db, self._database.path)
+                self._cache = self._load(db)
                 raise
 
         with self._database.writing(what, starts_work=starts_work) as db:
@@ -188,6 +188,14 @@ class Claims:
             self._database.check_files()
             self._cache = cache
             return result, self._database.note_written()
+
+    def _load(self, db: sqlite3.Connection) -> Cache:
+        # In one transaction: another program may commit between two statements.
+        db.execute("BEGIN")
+        try:
+            return load(db, self._database.path)
+        finally:
+            db.execute("COMMIT")
 
     def _withdraw(self, claim: Claim) -> None:
         """Removes a claim that was not promised. If that fails, it stays in CREATING, and the next reconciliation undoes it."""
