@@ -152,7 +152,7 @@ def measure_manager(world: World, runs: int) -> list[Figure]:
     plan = measure("plan", lambda: manager.plan(OPERATOR, request), runs)
     host = FileRoot(world.host.path)
     clear = measure("first guest: clearing of cores", lambda: clear_cores(host, ledger, "host", SERVER.policy.housekeeping), 1)
-    moved = len(ledger.pending("host"))
+    moved = len(ledger.undo_records("host"))
     undo = measure(f"last guest: {moved} undo records", lambda: undo_steps(UndoContext(host), ledger, "host"), 1)
     return [plan, clear, undo]
 

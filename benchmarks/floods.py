@@ -89,7 +89,7 @@ def run_manager(folder: Path, pipe: Connection) -> None:
     }
     with serve(folder, settings, metrics=lambda: (b"x" * 2_000_000, "text/plain; version=0.0.4; charset=utf-8")) as served:
         for number in range(1000):
-            served.ledger.log("refused", "one", f"{number} " + "x" * 500, who="token acme", tenant="acme")
+            served.ledger.append_event("refused", "one", f"{number} " + "x" * 500, who="token acme", tenant="acme")
         served.path.chmod(0o666)
         pipe.send((served.path, int(served.url.rpartition(":")[2]), authority.file))
         with suppress(EOFError):

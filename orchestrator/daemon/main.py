@@ -94,7 +94,7 @@ def serve(config: DaemonConfig) -> None:
     hypervisor = Hypervisor()
     policy = build_policy(config.host)
     ledger, counters = _open_ledger(config, policy), Counters()
-    ledger.on_event(counters.observe_event)
+    ledger.subscribe(counters.observe_event)
     service = GuestService(
         host, hypervisor, ledger, policy, images=Path(config.paths.images), consoles=Path(config.paths.consoles),
         count_undo_failure=counters.count_undo_failure, observe_refusal=counters.observe_refusal,
@@ -111,7 +111,7 @@ def serve(config: DaemonConfig) -> None:
 
     def ready() -> None:
         notify_systemd(f"READY=1\nSTATUS={status_line(ledger)}")
-        ledger.on_event(lambda _event: notify_systemd(f"STATUS={status_line(ledger)}"))
+        ledger.subscribe(lambda _event: notify_systemd(f"STATUS={status_line(ledger)}"))
         start_heartbeat(server, ledger, service.raise_if_stalled)
 
     def stopping() -> None:

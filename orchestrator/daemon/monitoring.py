@@ -61,7 +61,7 @@ def start_heartbeat(server: TicklessServer, ledger: Ledger, check_requests: Call
         return None
     checks: dict[str, Callable[[], object]] = {
         "server": lambda: server.check(_LOOP_SECONDS),
-        "ledger": lambda: ledger.check(_WRITE_SECONDS),
+        "ledger": lambda: ledger.raise_if_stalled(_WRITE_SECONDS),
         "requests": lambda: check_requests(_CHANGE_SECONDS),
     }
     heartbeat = Heartbeat.for_watchdog(checks, seconds, lambda: status_line(ledger))

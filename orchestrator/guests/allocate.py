@@ -19,7 +19,7 @@ from orchestrator.host.pci import VFIO
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.images.store import find_image
-from orchestrator.ledger import Claim, Ledger, Reading
+from orchestrator.ledger import Claim, ClaimSnapshot, Ledger
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
 from orchestrator.model.plan import ImageRef, Plan, Policy
@@ -123,7 +123,7 @@ class Allocator:
             raise RequestError(what, f"request at least {image.memory}")
         return ImageRef(image.name, image.hash)
 
-    def _plan(self, caller: Identity, request: GuestRequest, reading: Reading) -> Placed:
+    def _plan(self, caller: Identity, request: GuestRequest, reading: ClaimSnapshot) -> Placed:
         # Again: another guest may have been created with the same id meanwhile.
         find_by_request_id(caller, request, reading.claims)
         _check_name(request, {claim.plan.name for claim in reading.claims})

@@ -147,8 +147,8 @@ class CoreManager:
             return (error.message,)
 
     def drop_undo_records(self) -> None:
-        for record in self._context.ledger.pending(self.plan.name):
-            self._context.ledger.forget(record.id)
+        for record in self._context.ledger.undo_records(self.plan.name):
+            self._context.ledger.drop_undo_record(record.id)
 
     def _prepare(self, plan: Plan) -> tuple[str, ...]:
         context = self._context

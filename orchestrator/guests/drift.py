@@ -77,5 +77,5 @@ class DriftDetector:
         if repaired or findings != self._last_reported.get(key, ()):
             detail = "; ".join((*(f"{finding} (restored)" for finding in repaired), *findings)) or "no differences remain"
             subject, tenant = (claim.plan.name, claim.owner) if claim else (HOST, "")
-            self._ledger.log(EventKind.DRIFTED, subject, detail, tenant=tenant)
+            self._ledger.append_event(EventKind.DRIFTED, subject, detail, tenant=tenant)
             self._last_reported[key] = findings

@@ -114,7 +114,7 @@ class HostSetup:
             before, self._undo_error = self._undo_error, error.message
             if self._undo_error != before:
                 self._count_undo_failure()
-                log_errors(lambda: self._ledger.log(EventKind.UNDO_FAILED, HOST, self._undo_error))
+                log_errors(lambda: self._ledger.append_event(EventKind.UNDO_FAILED, HOST, self._undo_error))
 
     def retry_release(self) -> None:
         if self._undo_error:

@@ -33,6 +33,6 @@ class HostWarnings:
 
     def _write(self, subject: str, detail: str) -> None:
         try:
-            self._ledger.log(EventKind.HOST_WARNING, subject, detail)
+            self._ledger.append_event(EventKind.HOST_WARNING, subject, detail)
         except LedgerError as error:
             _log.error("%s: %s (%s)", subject, detail, error)

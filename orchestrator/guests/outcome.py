@@ -30,7 +30,7 @@ def log_event(ledger: Ledger, claim: Claim, outcome: Outcome) -> None:
         return
     seconds = None if outcome.started_at is None else time.monotonic() - outcome.started_at
     try:
-        ledger.log(outcome.kind, claim.plan.name, outcome.detail, who=outcome.caller, tenant=claim.owner, took=seconds)
+        ledger.append_event(outcome.kind, claim.plan.name, outcome.detail, who=outcome.caller, tenant=claim.owner, took=seconds)
     except LedgerError as error:
         text = "%s %s by %s: %s; not in the event log: %s"
         _log.error(text, claim.plan.name, outcome.kind, outcome.caller, outcome.detail, error.message)

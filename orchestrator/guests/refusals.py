@@ -62,9 +62,9 @@ class RefusalLog:
             self._counts[caller.name] = since, count + 1
         if count < MAX_PER_MINUTE:
             detail = detail if len(detail) <= _MAX_DETAIL else f"{detail[:_MAX_DETAIL]}..."
-            self._ledger.log(kind, name, detail, who=caller.name, tenant=caller.tenant, took=seconds)
+            self._ledger.append_event(kind, name, detail, who=caller.name, tenant=caller.tenant, took=seconds)
             return
         self._observe_unlogged(kind, seconds)
         if count == MAX_PER_MINUTE:
             detail = f"more than {MAX_PER_MINUTE} refused requests within a minute; further ones are not logged"
-            self._ledger.log(EventKind.REFUSED, name, detail, who=caller.name, tenant=caller.tenant)
+            self._ledger.append_event(EventKind.REFUSED, name, detail, who=caller.name, tenant=caller.tenant)

@@ -70,7 +70,7 @@ class GuestService:
         self._consoles = Consoles(hypervisor, ledger, logs, images)
         self._new_event = threading.Condition()
         self._closed = False
-        ledger.on_event(self._on_event)
+        ledger.subscribe(self._on_event)
 
     # Views.
 

@@ -1,7 +1,7 @@
 """What guests own, the undo journal and the event log: one SQLite file."""
 
 from orchestrator.ledger.store import Ledger
-from orchestrator.model.claim import Claim, Quarantined, Reading, UndoRecord
+from orchestrator.model.claim import Claim, ClaimSnapshot, Quarantined, UndoRecord
 from orchestrator.model.event import Event, EventKind
 
-__all__ = ["Claim", "Event", "EventKind", "Ledger", "Quarantined", "Reading", "UndoRecord"]
+__all__ = ["Claim", "Event", "EventKind", "Ledger", "Quarantined", "ClaimSnapshot", "UndoRecord"]

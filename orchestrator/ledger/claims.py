@@ -17,7 +17,7 @@ from typing import TypeVar
 from orchestrator.errors import Conflict, LedgerError, LostRace
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.loading import Cache, list_keys, load, parse_reasons, read_rows
-from orchestrator.model.claim import Claim, Quarantined, Reading
+from orchestrator.model.claim import Claim, ClaimSnapshot, Quarantined
 from orchestrator.model.event import utc_now
 from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import Plan
@@ -54,9 +54,9 @@ class Claims:
         with database.writing("read", starts_work=False) as db:
             self._cache = self._load(db)
 
-    def read(self) -> Reading:
+    def read(self) -> ClaimSnapshot:
         cache = self._cache  # once: others replace it
-        return Reading(cache.generation, tuple(cache.claims.values()))
+        return ClaimSnapshot(cache.generation, tuple(cache.claims.values()))
 
     def find(self, name: str) -> Claim | None:
         return self._cache.claims.get(name)

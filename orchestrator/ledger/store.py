@@ -49,8 +49,9 @@ class Ledger:
         self.read, self.find, self.begin_claim = claims.read, claims.find, claims.begin_claim
         self.set_state, self.release = claims.set_state, claims.release
         self.quarantine, self.quarantined = claims.quarantine, claims.quarantined
-        self.record, self.forget, self.pending = journal.add, journal.drop, journal.read
-        self.log, self.events, self.last_event, self.on_event = events.append, events.read, events.last_id, events.subscribe
+        self.add_undo_record, self.drop_undo_record, self.undo_records = journal.add, journal.drop, journal.read
+        self.append_event, self.subscribe = events.append, events.subscribe
+        self.events, self.last_event = events.read, events.last_id
         self.close = self._database.close
 
     def __enter__(self) -> Ledger:
@@ -68,7 +69,7 @@ class Ledger:
         """As `begin_claim`, and waits until the claim is on the disk."""
         return self.begin_claim(plan, generation, request, owner).wait()
 
-    def check(self, limit: float) -> None:
+    def raise_if_stalled(self, limit: float) -> None:
         """Raises if the file cannot be read.
 
         Raises:

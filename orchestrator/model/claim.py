@@ -36,7 +36,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ClaimSnapshot:
     """All claims at one moment; ``generation`` grows with each claim."""
 
     generation: int

@@ -97,7 +97,7 @@ def _count_unaccounted(host: HostRoot, guest: GuestContext, *, more_than: int = 
 
 def _has_pages_record(ledger: Ledger, plan: Plan) -> bool:
     """Whether a guest is about to take its pages, has them, or was not verified to have returned them."""
-    return any(record.action == TakePages.action for record in ledger.pending(plan.name))
+    return any(record.action == TakePages.action for record in ledger.undo_records(plan.name))
 
 
 def _count_used_by_programs(host: HostRoot, guest: GuestContext) -> int:

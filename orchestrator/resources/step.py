@@ -151,7 +151,7 @@ def try_steps(
         except HostError as error:
             failed.append((step, error))
             if id is not None and _is_as(host, step, before):
-                ledger.forget(id)
+                ledger.drop_undo_record(id)
         else:
             changed.append(step.describe())
     return tuple(changed), tuple(failed)
@@ -167,12 +167,12 @@ class _Records:
     def add(self, step: Step, before: Arguments) -> int | None:
         """Returns None if the same record exists, as for a change that another program keeps reverting."""
         if self._known is None:
-            self._known = {_key(record.action, record.arguments) for record in self._ledger.pending(self._owner)}
+            self._known = {_key(record.action, record.arguments) for record in self._ledger.undo_records(self._owner)}
         key = _key(step.action, before)
         if key in self._known:
             return None
         self._known.add(key)
-        return self._ledger.record(self._owner, step.action, before)
+        return self._ledger.add_undo_record(self._owner, step.action, before)
 
 
 def _key(action: str, arguments: Arguments) -> tuple[str, str]:
@@ -195,16 +195,16 @@ def undo_steps(context: UndoContext, ledger: Ledger, owner: str) -> None:
         HostError: some undos failed; all others were made, and the records of the failed ones stay in the journal.
     """
     failed: list[OrchestratorError] = []
-    for record in ledger.pending(owner):
+    for record in ledger.undo_records(owner):
         what = " ".join(f"{name}={value}" for name, value in record.arguments.items())
         _log.info("%s: undo %s %s", owner, record.action, what)
         try:
             if different := _find_step(record, context).undo(context, record.arguments):
-                ledger.log(EventKind.NOT_RESTORED, owner, different)
+                ledger.append_event(EventKind.NOT_RESTORED, owner, different)
         except OrchestratorError as error:
             failed.append(error)
         else:
-            ledger.forget(record.id)
+            ledger.drop_undo_record(record.id)
     if failed:
         hints = dict.fromkeys(error.hint for error in failed if error.hint)
         raise HostError(f"cleanup of {owner} is incomplete: {'; '.join(error.message for error in failed)}", "; ".join(hints))

@@ -87,7 +87,7 @@ def end_guests(world: World, disk: Disk, tell: Tell) -> None:
     disk.fill()
     refuse(lambda: manager.create(OPERATOR, request("new")))
     refuse(lambda: manager.start(OPERATOR, "g5"))
-    refuse(lambda: ledger.log("cleared", "host", ""))
+    refuse(lambda: ledger.append_event("cleared", "host", ""))
     manager.stop(OPERATOR, "g0", 5)
     disk.fill()  # other programs take what was released
     manager.kill(OPERATOR, "g1")
@@ -99,7 +99,7 @@ def end_guests(world: World, disk: Disk, tell: Tell) -> None:
         # Repeated attempts to start something must not use up the reserve.
         refuse(lambda: manager.start(OPERATOR, "g0"))
         refuse(lambda: manager.create(OPERATOR, request("new")))
-        refuse(lambda: ledger.record("g0", "move", {}))
+        refuse(lambda: ledger.add_undo_record("g0", "move", {}))
     disk.fill()
     manager.delete(OPERATOR, "g0")
     assert states(ledger) == {"g1": "stopped", "g3": "running", "g4": "running", "g5": "stopped"}

@@ -55,16 +55,16 @@ def cheat_record(world: World, _tell: Tell) -> None:
 def cheat_host(world: World, _tell: Tell) -> None:
     """Kernel threads that nobody gives their CPUs back."""
     _, ledger = world.open_manager()
-    for record in ledger.pending(HOST):
+    for record in ledger.undo_records(HOST):
         if record.action == "thread-affinity":
-            ledger.forget(record.id)
+            ledger.drop_undo_record(record.id)
 
 
 def cheat_claim(world: World, _tell: Tell) -> None:
     """A guest that runs, and that nobody knows."""
     _, ledger = world.open_manager()
-    for record in ledger.pending("guest0"):
-        ledger.forget(record.id)
+    for record in ledger.undo_records("guest0"):
+        ledger.drop_undo_record(record.id)
     ledger.set_state("guest0", GuestState.DELETING)
     ledger.release("guest0")
 

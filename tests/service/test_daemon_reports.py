@@ -118,14 +118,14 @@ def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     manager, ledger = world.open_manager()
     go_on = threading.Event()
     world.trace = lambda _statement: go_on.wait(30)
-    writer = threading.Thread(target=ledger.log, args=("cleared", "host", ""))
+    writer = threading.Thread(target=ledger.append_event, args=("cleared", "host", ""))
     writer.start()
     with pytest.raises(OrchestratorError, match="lock held for"):  # noqa: PT012
         while writer.is_alive():
-            ledger.check(0.01)
+            ledger.raise_if_stalled(0.01)
     go_on.set()
     writer.join()
-    ledger.check(0.01)
+    ledger.raise_if_stalled(0.01)
     for held, check in ((manager.allocator.lock, manager.raise_if_stalled), (manager.host_setup.lock, manager.raise_if_stalled)):
         check(0.01)
         with held:

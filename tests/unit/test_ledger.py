@@ -188,11 +188,11 @@ def test_release_of_a_guest_that_is_not_there(ledger: Ledger) -> None:
 
 def test_claim_stays_until_all_changes_are_undone(ledger: Ledger) -> None:
     claim(ledger, 1, 2)
-    record = ledger.record("g1", "move", {})
+    record = ledger.add_undo_record("g1", "move", {})
     with pytest.raises(Conflict, match="1 changes for guest g1 are not undone"):
         ledger.release("g1")
     ledger.release("g2")
-    ledger.forget(record)
+    ledger.drop_undo_record(record)
     ledger.release("g1")
 
 
@@ -243,8 +243,8 @@ def test_many_claim_at_once_from_many_connections(path: Path) -> None:
 def test_one_ledger_serves_many_threads(ledger: Ledger) -> None:
     def work(worker: int) -> None:
         for _ in range(20):
-            ledger.forget(ledger.record(f"w{worker}", "move", {"worker": worker}))
-            ledger.log("cleared", f"w{worker}", "")
+            ledger.drop_undo_record(ledger.add_undo_record(f"w{worker}", "move", {"worker": worker}))
+            ledger.append_event("cleared", f"w{worker}", "")
 
     threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
     for thread in threads:
@@ -252,32 +252,32 @@ def test_one_ledger_serves_many_threads(ledger: Ledger) -> None:
     for thread in threads:
         thread.join()
     assert len(ledger.events()) == 80
-    assert all(not ledger.pending(f"w{worker}") for worker in range(4))
+    assert all(not ledger.undo_records(f"w{worker}") for worker in range(4))
 
 
 # Undo journal
 
 
 def test_journal_is_read_newest_first_and_by_owner(ledger: Ledger) -> None:
-    first = ledger.record("g1", "bind", {"address": "0000:41:10.0", "driver": None})
-    ledger.record("host", "numvfs", {"count": 0})
-    last = ledger.record("g1", "irq", {"number": 40, "cpus": "0-7"})
-    assert [(record.id, record.owner, record.action, record.arguments) for record in ledger.pending("g1")] == [
+    first = ledger.add_undo_record("g1", "bind", {"address": "0000:41:10.0", "driver": None})
+    ledger.add_undo_record("host", "numvfs", {"count": 0})
+    last = ledger.add_undo_record("g1", "irq", {"number": 40, "cpus": "0-7"})
+    assert [(record.id, record.owner, record.action, record.arguments) for record in ledger.undo_records("g1")] == [
         (last, "g1", "irq", {"number": 40, "cpus": "0-7"}),
         (first, "g1", "bind", {"address": "0000:41:10.0", "driver": None}),
     ]
-    ledger.forget(last)
-    assert [record.id for record in ledger.pending("g1")] == [first]
-    assert len(ledger.pending("host")) == 1
+    ledger.drop_undo_record(last)
+    assert [record.id for record in ledger.undo_records("g1")] == [first]
+    assert len(ledger.undo_records("host")) == 1
 
 
 def test_undo_record_is_forgotten_once_and_its_id_never_comes_back(ledger: Ledger) -> None:
-    old = ledger.record("g1", "irq", {})
-    ledger.forget(old)
-    assert ledger.record("g1", "irq", {}) > old
+    old = ledger.add_undo_record("g1", "irq", {})
+    ledger.drop_undo_record(old)
+    assert ledger.add_undo_record("g1", "irq", {}) > old
     with pytest.raises(NotFound, match=f"no undo record {old}"):
-        ledger.forget(old)
-    assert len(ledger.pending("g1")) == 1
+        ledger.drop_undo_record(old)
+    assert len(ledger.undo_records("g1")) == 1
 
 
 # A stand-in for a manager: each change (a file) is recorded before, undone and forgotten later.
@@ -288,12 +288,12 @@ from orchestrator.ledger import Ledger
 
 ledger, changes = Ledger(Path(sys.argv[1])), Path(sys.argv[2])
 for number in range(1 << 30):
-    record = ledger.record("g1", "make", {"name": str(number)})
+    record = ledger.add_undo_record("g1", "make", {"name": str(number)})
     (changes / str(number)).touch()
     print(number, flush=True)
     if number % 3 == 0:
         (changes / str(number)).unlink()
-        ledger.forget(record)
+        ledger.drop_undo_record(record)
 """
 
 
@@ -309,14 +309,14 @@ def test_journal_survives_kill(path: Path, tmp_path: Path) -> None:
         manager.send_signal(signal.SIGKILL)
         manager.communicate()
         with Ledger(path) as ledger:
-            recorded = {str(record.arguments["name"]) for record in ledger.pending("g1")}
+            recorded = {str(record.arguments["name"]) for record in ledger.undo_records("g1")}
             made = {change.name for change in changes.iterdir()}
             assert made <= recorded
             # Recorded and not made: at most the one that the kill cut short (before the change, or after it was undone).
             assert len(recorded - made) <= 1
-            for record in ledger.pending("g1"):
+            for record in ledger.undo_records("g1"):
                 (changes / str(record.arguments["name"])).unlink(missing_ok=True)
-                ledger.forget(record.id)
+                ledger.drop_undo_record(record.id)
         assert not list(changes.iterdir())
 
 
@@ -361,8 +361,8 @@ def test_quarantine_ends_with_the_state(ledger: Ledger, path: Path) -> None:
 
 
 def test_events_of_one_tenant(ledger: Ledger) -> None:
-    ledger.log("claimed", "g1", "", who="alice", tenant="blue", took=0.5)
-    second = ledger.log("claimed", "g2", "", tenant="red")
+    ledger.append_event("claimed", "g1", "", who="alice", tenant="blue", took=0.5)
+    second = ledger.append_event("claimed", "g2", "", tenant="red")
     assert ledger.events(tenant="red") == (second,)
     assert [(event.who, event.took) for event in ledger.events(tenant="blue")] == [("alice", 0.5)]
     assert len(ledger.events()) == 2
@@ -372,15 +372,15 @@ def test_events_of_one_tenant(ledger: Ledger) -> None:
 def test_events_are_told_once_they_are_on_disk(ledger: Ledger, path: Path) -> None:
     told = []
     with Ledger(path) as other:
-        ledger.on_event(lambda event: told.append(event in other.events()))
-        ledger.log("claimed", "g1", "")
+        ledger.subscribe(lambda event: told.append(event in other.events()))
+        ledger.append_event("claimed", "g1", "")
     assert told == [True]
 
 
 def test_events_in_order(ledger: Ledger) -> None:
-    first = ledger.log("started", "g1", "on CPUs 2-3")
-    second = ledger.log("ended", "g1", "")
-    third = ledger.log("drifted", "host", "nic0 is back in VEPA mode")
+    first = ledger.append_event("started", "g1", "on CPUs 2-3")
+    second = ledger.append_event("ended", "g1", "")
+    third = ledger.append_event("drifted", "host", "nic0 is back in VEPA mode")
     assert ledger.events() == (first, second, third)
     assert [event.kind for event in ledger.events(after=first.id)] == ["ended", "drifted"]
     assert ledger.events(limit=2) == (first, second)
@@ -400,12 +400,12 @@ REWRITTEN = "INTO event (id, time, kind, subject, detail) VALUES (1, '', '', '',
      f"INSERT {REWRITTEN} ON CONFLICT (id) DO UPDATE SET detail = excluded.detail"],
 )  # fmt: skip
 def test_events_can_not_be_changed(ledger: Ledger, path: Path, statement: str) -> None:
-    events = (ledger.log("started", "g1", ""), ledger.log("ended", "g1", ""))
+    events = (ledger.append_event("started", "g1", ""), ledger.append_event("ended", "g1", ""))
     with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
         other.execute(statement)
     other.close()
     assert ledger.events() == events
-    assert ledger.log("started", "g1", "").id == events[-1].id + 1
+    assert ledger.append_event("started", "g1", "").id == events[-1].id + 1
 
 
 # Trouble
@@ -416,7 +416,7 @@ def fill(path: Path) -> None:
     with Ledger(path) as ledger:
         claim(ledger, 1, 2)
         for number in range(200):
-            ledger.log("stopped", "host", f"{number} " * 50)
+            ledger.append_event("stopped", "host", f"{number} " * 50)
 
 
 @pytest.mark.parametrize("content", [b"this is no database at all\n" * 100, b"\0" * 8192, b"SQLite format 3\0" + b"\xff" * 4096])
@@ -491,7 +491,7 @@ def test_a_start_does_not_look_through_the_event_log(path: Path) -> None:
         with pytest.raises(LedgerError, match=f"cannot read the ledger {path}: .*malformed") as caught:
             ledger.events()
         assert "move the file away" in caught.value.hint
-        ledger.log("cleared", "g1", "")
+        ledger.append_event("cleared", "g1", "")
         assert ledger.events(after=None, limit=1)[0].kind == "cleared"
 
 
@@ -687,7 +687,7 @@ def test_a_ledger_of_an_earlier_schema(path: Path, version: int) -> None:
             assert [(event.id, event.who, event.took) for event in ledger.events(limit=1)] == [(7, "alice", 0.5)]
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 query(path, "REPLACE INTO event (id, time, kind, subject, detail) VALUES (7, '', '', '', '')")
-            assert ledger.log("cleared", "g1", "").id > 7
+            assert ledger.append_event("cleared", "g1", "").id > 7
             with pytest.raises(Conflict, match="CPU 3 can't be given"):
                 take(ledger, make_plan(2, cores=(CpuSet.parse("3-4"),)), ledger.read().generation)
     assert {name for (name,) in query(path, "SELECT name FROM sqlite_schema WHERE name LIKE 'claim%'")} == {
@@ -727,12 +727,12 @@ def test_ledger_held_by_another_program(path: Path) -> None:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerError, match="cannot record move in the ledger .*locked") as caught:
-            ledger.record("g1", "move", {})
+            ledger.add_undo_record("g1", "move", {})
         assert "only one manager" in caught.value.hint
         assert ledger.read().claims == (), "reading goes on"
         other.execute("ROLLBACK")
         other.close()
-        ledger.record("g1", "move", {})
+        ledger.add_undo_record("g1", "move", {})
 
 
 # The file may grow no more (RLIMIT_FSIZE): what a full disk does to it, without filling one.
@@ -748,17 +748,17 @@ with Ledger(path) as ledger:
     written = 0
     try:
         for _ in range(10_000):
-            ledger.log("stopped", "host", "x" * 500)
+            ledger.append_event("stopped", "host", "x" * 500)
             written += 1
     except LedgerError as error:
         print(error.code, error.message, error.hint, sep="|")
     print(len(ledger.events(limit=100_000)) == written)
     try:
-        ledger.log("stopped", "host", "x" * 500)
+        ledger.append_event("stopped", "host", "x" * 500)
     except LedgerError as error:
         print(error.code)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    ledger.log("cleared", "host", "")
+    ledger.append_event("cleared", "host", "")
     print(written > 0, len(ledger.events(limit=100_000)) == written + 1)
 """
 
@@ -788,8 +788,8 @@ def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(path: Path) -> N
         assert traced(lambda: ledger.set_state("g1", GuestState.DELETING)) == ["UPDATE"], "on the way: no caller was answered yet"
         assert traced(lambda: ledger.quarantine("g1", ["why"]))[-2:] == ["COMMIT", FSYNC]
         # A set: SQLite names a statement again for each of its triggers.
-        assert set(traced(lambda: ledger.forget(ledger.record("g1", "vf-mac", {})))) == {"INSERT", "DELETE"}
-        assert set(traced(lambda: ledger.log("cleared", "g1", ""))) == {"INSERT"}
+        assert set(traced(lambda: ledger.drop_undo_record(ledger.add_undo_record("g1", "vf-mac", {})))) == {"INSERT", "DELETE"}
+        assert set(traced(lambda: ledger.append_event("cleared", "g1", ""))) == {"INSERT"}
         assert traced(lambda: ledger.release("g1"))[-2:] == ["COMMIT", FSYNC]
 
 
@@ -797,7 +797,7 @@ def test_readers_do_not_wait_for_writers(path: Path) -> None:
     seen: list[int] = []
 
     def read() -> None:
-        seen.extend(map(len, (ledger.read().claims, ledger.events(), ledger.quarantined(), ledger.pending("g1"))))
+        seen.extend(map(len, (ledger.read().claims, ledger.events(), ledger.quarantined(), ledger.undo_records("g1"))))
 
     def trace(statement: str) -> None:
         if statement == "COMMIT" and ledger.find("g1"):
@@ -807,7 +807,7 @@ def test_readers_do_not_wait_for_writers(path: Path) -> None:
 
     with Ledger(path, trace=trace) as ledger:
         claim(ledger, 1)
-        ledger.log("cleared", "g1", "")
+        ledger.append_event("cleared", "g1", "")
         ledger.release("g1")
         assert seen == [1, 1, 0, 0], "what is not committed is not seen either"
         assert ledger.read().claims == ()

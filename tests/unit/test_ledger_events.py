@@ -41,7 +41,7 @@ def test_a_tenant_can_not_fill_the_disk(ledger: Ledger, path: Path) -> None:
     """With what it may do as often as it likes: starts, kills, and guests that fail."""
     sizes = []
     for number in range(6000):
-        ledger.log(("started", "stopped", "failed")[number % 3], "web", "x" * 300, tenant="acme")
+        ledger.append_event(("started", "stopped", "failed")[number % 3], "web", "x" * 300, tenant="acme")
         if number in (3000, 5999):
             sizes.append(query(path, "PRAGMA page_count"))
     assert sizes[0] == sizes[1], "the file does not grow any more"
@@ -51,9 +51,9 @@ def test_a_tenant_can_not_fill_the_disk(ledger: Ledger, path: Path) -> None:
 
 
 def test_a_tenant_displaces_neither_others_events_nor_trouble(ledger: Ledger) -> None:
-    rare = [ledger.log(kind, "db", "", tenant=tenant) for tenant in ("bolt", "") for kind in ("claimed", *TROUBLE)]
-    rare += [ledger.log(kind, "web", "", tenant="acme") for kind in TROUBLE]
-    last = [ledger.log("started", "web", str(number), tenant="acme") for number in range(KEEP + 3 * STEP)][-KEEP:]
+    rare = [ledger.append_event(kind, "db", "", tenant=tenant) for tenant in ("bolt", "") for kind in ("claimed", *TROUBLE)]
+    rare += [ledger.append_event(kind, "web", "", tenant="acme") for kind in TROUBLE]
+    last = [ledger.append_event("started", "web", str(number), tenant="acme") for number in range(KEEP + 3 * STEP)][-KEEP:]
     found = ledger.events(limit=1_000_000)
     assert set(rare) <= set(found)
     assert set(last) <= set(found), "of its own the newest stay"
@@ -62,41 +62,41 @@ def test_a_tenant_displaces_neither_others_events_nor_trouble(ledger: Ledger) ->
 
 @pytest.mark.parametrize("kind", [kind for kind in EventKind if kind.visibility is Visibility.HIDDEN])
 def test_hidden_kinds_are_stored_without_a_tenant(ledger: Ledger, kind: EventKind) -> None:
-    assert ledger.log(kind, "web", "", tenant="acme").tenant == ""
+    assert ledger.append_event(kind, "web", "", tenant="acme").tenant == ""
     assert ledger.events(tenant="acme") == ()
 
 
 def test_a_kind_that_is_not_in_the_list_is_refused(ledger: Ledger) -> None:
     with pytest.raises(ValueError, match="drited"):
-        ledger.log("drited", "web", "")  # type: ignore[arg-type]
+        ledger.append_event("drited", "web", "")  # type: ignore[arg-type]
     assert ledger.events() == ()
 
 
 def test_ids_continue_and_a_reader_misses_nothing_new(ledger: Ledger) -> None:
-    first = ledger.log("started", "web", "")
+    first = ledger.append_event("started", "web", "")
     for _ in range(KEEP + STEP):
-        ledger.log("started", "web", "")
+        ledger.append_event("started", "web", "")
     kept = ledger.events(after=first.id, limit=1_000_000)
     assert [event.id for event in kept] == list(range(kept[0].id, ledger.last_event() + 1)), "a gap at the beginning only"
     assert kept[0].id == first.id + STEP
-    assert ledger.log("cleared", "web", "").id == kept[-1].id + 1
+    assert ledger.append_event("cleared", "web", "").id == kept[-1].id + 1
 
 
 def test_what_there_is_counts_after_a_start(path: Path) -> None:
     """A log that has grown without bounds comes within them, step by step."""
     with Ledger(path) as ledger:
         for _ in range(KEEP + 4 * STEP):
-            ledger.log("started", "web", "", tenant="acme")
-            ledger.log("drifted", "web", "", tenant="acme")
+            ledger.append_event("started", "web", "", tenant="acme")
+            ledger.append_event("drifted", "web", "", tenant="acme")
     with Ledger(path, keep=KEEP) as ledger:
         for _ in range(5):
-            ledger.log("started", "web", "", tenant="acme")
+            ledger.append_event("started", "web", "", tenant="acme")
         assert count(ledger) == {("acme", False): KEEP + 5, ("acme", True): KEEP + 4 * STEP}
 
 
 def test_other_programs_can_not_remove_any(ledger: Ledger, path: Path) -> None:
     for _ in range(KEEP + STEP):
-        ledger.log("started", "web", "")
+        ledger.append_event("started", "web", "")
     with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
         other.execute("DELETE FROM event")
     other.close()
@@ -108,7 +108,7 @@ def test_a_kill_while_old_ones_are_removed(path: Path) -> None:
         path.unlink(missing_ok=True)
         with Ledger(path, keep=KEEP) as ledger:
             for _ in range(KEEP + STEP - 1):
-                ledger.log("started", "web", "")
+                ledger.append_event("started", "web", "")
 
         def work(tell: Tell, statement: str = statement) -> None:
             def trace(text: str) -> None:
@@ -131,20 +131,20 @@ def test_an_event_is_logged_though_old_ones_can_not_be_removed(
     ledger: Ledger, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(KEEP + STEP - 1):
-        ledger.log("started", "web", "")
+        ledger.append_event("started", "web", "")
     ((trigger,),) = query(path, "SELECT sql FROM sqlite_schema WHERE name = 'event_no_delete'")
     query(path, "DROP TRIGGER event_no_delete")
     with caplog.at_level(logging.ERROR):
-        event = ledger.log("started", "web", "the last")
+        event = ledger.append_event("started", "web", "the last")
     assert ledger.events(None, 1) == (event,)
     assert "cannot remove old events" in caplog.text
     query(path, str(trigger))
-    ledger.log("started", "web", "")
+    ledger.append_event("started", "web", "")
     assert count(ledger) == {("", False): KEEP + 1}
 
 
 def test_a_long_detail_is_cut(ledger: Ledger) -> None:
-    event = ledger.log("failed", "web", "ä" * 100_000)
+    event = ledger.append_event("failed", "web", "ä" * 100_000)
     assert ledger.events() == (event,)
     assert len(event.detail) == LONGEST + 3
 
@@ -152,7 +152,7 @@ def test_a_long_detail_is_cut(ledger: Ledger) -> None:
 def test_claims_and_undo_records_have_no_such_bounds(ledger: Ledger) -> None:
     claim(ledger, 1)
     for number in range(KEEP + STEP + 1):
-        ledger.record("g1", "move", {"number": number})
-        ledger.log("started", "g1", "")
-    assert len(ledger.pending("g1")) == KEEP + STEP + 1
+        ledger.add_undo_record("g1", "move", {"number": number})
+        ledger.append_event("started", "g1", "")
+    assert len(ledger.undo_records("g1")) == KEEP + STEP + 1
     assert len(ledger.read().claims) == 1

@@ -60,9 +60,9 @@ CHANGES: dict[str, Callable[[Ledger], object]] = {
     "state": lambda ledger: ledger.set_state("g1", GuestState.STOPPING),
     "quarantine": lambda ledger: ledger.quarantine("g1", ["why"]),
     "release": lambda ledger: ledger.release("g1"),
-    "record": lambda ledger: ledger.record("g1", "move", {}),
-    "forget": lambda ledger: ledger.forget(1),
-    "log": lambda ledger: ledger.log("cleared", "g1", ""),
+    "record": lambda ledger: ledger.add_undo_record("g1", "move", {}),
+    "forget": lambda ledger: ledger.drop_undo_record(1),
+    "log": lambda ledger: ledger.append_event("cleared", "g1", ""),
 }
 
 
@@ -116,7 +116,7 @@ def test_a_ledger_that_was_replaced_is_not_spoiled_by_the_end_of_a_manager(ledge
 
 
 def test_after_a_stop_all_is_in_one_file(ledger: Ledger, path: Path, tmp_path: Path) -> None:
-    ledger.log("cleared", "g1", "last words")
+    ledger.append_event("cleared", "g1", "last words")
     assert path.with_name(f"{path.name}-wal").stat().st_size
     ledger.close()
     assert {file.name for file in path.parent.iterdir()} == {path.name, f"{path.name}.reserve"}
@@ -130,7 +130,7 @@ def test_a_ledger_that_is_closed_says_so(ledger: Ledger) -> None:
     ledger.close()
     ledger.close()
     with pytest.raises(LedgerError, match="closed database"):
-        ledger.record("g1", "move", {})
+        ledger.add_undo_record("g1", "move", {})
 
 
 # The reserve

@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
         claim(ledger, 1, 2)
         ledger.set_state("g2", GuestState.DELETING)
         ledger.quarantine("g2", ["it is dirty"])
-        ledger.record("g1", "move", {"x": 1})
+        ledger.add_undo_record("g1", "move", {"x": 1})
     return file
 
 

@@ -57,12 +57,12 @@ def test_moving_an_interrupt_changes_nothing_before_the_undo_record(tmp_path: Pa
     assert host.writes == []
 
     recorded: list[int] = []
-    host = replace(host, watch=lambda moment, _what: recorded.append(len(ledger.pending("host"))))
+    host = replace(host, watch=lambda moment, _what: recorded.append(len(ledger.undo_records("host"))))
     changed, failed = try_steps(host, ledger, "host", steps)
     assert (len(changed), [step.number for step, _ in failed]) == (1, [25])
     assert recorded
     assert min(recorded) >= 1
-    assert [record.arguments["number"] for record in ledger.pending("host")] == [24]
+    assert [record.arguments["number"] for record in ledger.undo_records("host")] == [24]
 
 
 def _add_irq(host: FakeRoot, number: int, name: str, cpus: str) -> None:
@@ -107,10 +107,10 @@ def test_steps_that_do_not_need_each_other(tmp_path: Path) -> None:
     changed, failed = try_steps(HostRoot(tmp_path), ledger, "host", steps)
     assert changed == ("set b", "set e")
     assert [(step.name, error.errno) for step, error in failed] == [("a", ENOSPC), ("c", 0), ("d", 0)]
-    assert sorted(str(record.arguments["name"]) for record in ledger.pending("host")) == ["b", "c", "e"]
+    assert sorted(str(record.arguments["name"]) for record in ledger.undo_records("host")) == ["b", "c", "e"]
     (tmp_path / "b").write_text("old")  # something else keeps reverting it
     try_steps(HostRoot(tmp_path), ledger, "host", [SetFile("b")])
-    assert len(ledger.pending("host")) == 3, "it is undone once"
+    assert len(ledger.undo_records("host")) == 3, "it is undone once"
 
 
 def step_classes() -> dict[str, type[Step]]:
@@ -146,9 +146,9 @@ def test_unknown_undo_action_is_reported_and_the_others_are_undone(tmp_path: Pat
         (tmp_path / name).write_text("now")
     host, ledger = HostRoot(tmp_path), Ledger(tmp_path / "ledger.sqlite")
     for owner in ("web", "host"):
-        ledger.record(owner, "file", {"name": "old", "text": "was"})
-        ledger.record(owner, "teleport", {"to": "mars"})
-        ledger.record(owner, "file", {"name": "new", "text": "was"})
+        ledger.add_undo_record(owner, "file", {"name": "old", "text": "was"})
+        ledger.add_undo_record(owner, "teleport", {"to": "mars"})
+        ledger.add_undo_record(owner, "file", {"name": "new", "text": "was"})
     with pytest.raises(
         HostError, match="cleanup of host is incomplete: unknown undo action teleport of the host: written by"
     ) as caught:
@@ -156,7 +156,7 @@ def test_unknown_undo_action_is_reported_and_the_others_are_undone(tmp_path: Pat
     assert "start the version of nohyped that wrote it" in caught.value.hint
     with pytest.raises(HostError, match="unknown undo action teleport of guest web: written by another version"):
         undo_steps(UndoContext(host, GuestContext(PLAN, ledger, cast("Hypervisor", None))), ledger, "web")
-    assert [record.action for owner in ("web", "host") for record in ledger.pending(owner)] == ["teleport", "teleport"]
+    assert [record.action for owner in ("web", "host") for record in ledger.undo_records(owner)] == ["teleport", "teleport"]
     assert (tmp_path / "old").read_text() == (tmp_path / "new").read_text() == "was"
 
 
@@ -175,13 +175,13 @@ def test_undo_record_that_cannot_be_read_is_an_error_of_its_owner(
     tmp_path: Path, action: str, arguments: dict[str, object], says: str
 ) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.record("host", action, arguments)
+    ledger.add_undo_record("host", action, arguments)
     with pytest.raises(HostError, match=f"cleanup of host is incomplete: the undo record .* cannot be read: {says}"):
         undo_steps(UndoContext(HostRoot(tmp_path)), ledger, "host")
 
 
 def test_undo_record_of_a_later_version_may_have_more_fields(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.record("host", "numvfs", {"pf": "0000:41:00.0", "count": 2, "more": True})
+    ledger.add_undo_record("host", "numvfs", {"pf": "0000:41:00.0", "count": 2, "more": True})
     undo_steps(UndoContext(HostRoot(tmp_path)), ledger, "host")
-    assert ledger.pending("host") == ()
+    assert ledger.undo_records("host") == ()

@@ -31,7 +31,7 @@ def fill_the_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["failed", "plan-failed", "quarantined"])
 def test_tenant_does_not_see_details_of_trouble_events(manager: GuestService, ledger: Ledger, kind: str) -> None:
-    ledger.log(kind, "web", "VF is in use by domain secret", tenant="a")
+    ledger.append_event(kind, "web", "VF is in use by domain secret", tenant="a")
     assert "secret" not in str(manager.events(ANN))
     assert "the operator of the host can see" in manager.events(ANN)[-1].detail
     assert "secret" in manager.events(OPERATOR)[-1].detail
@@ -118,9 +118,9 @@ def test_refusals_cannot_fill_the_disk(ledger: Ledger) -> None:
 
 def test_the_newest_events_of_a_tenant(ledger: Ledger) -> None:
     for number in range(5):
-        ledger.log("cleared", f"a{number}", "", tenant="a")
-        ledger.log("cleared", f"b{number}", "", tenant="b")
-    ledger.log("cleared", "b", "", tenant="b")
+        ledger.append_event("cleared", f"a{number}", "", tenant="a")
+        ledger.append_event("cleared", f"b{number}", "", tenant="b")
+    ledger.append_event("cleared", "b", "", tenant="b")
     assert [event.subject for event in ledger.events(None, 2, "a")] == ["a3", "a4"]
     assert [event.subject for event in ledger.events(None, 2)] == ["b4", "b"]
 

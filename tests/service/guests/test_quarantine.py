@@ -39,7 +39,7 @@ def test_unverified_cleanup_quarantines_resources(world: World, manager: GuestSe
     world.host.add(f"{DEVICES}/{plan.vf.address}/reset")
     manager.clear_quarantine(OPERATOR, "web")
     assert ledger.find("web") is None
-    assert ledger.pending("web") == ()
+    assert ledger.undo_records("web") == ()
     assert create(manager).vf.address == plan.vf.address
 
 
@@ -49,7 +49,7 @@ def test_an_operator_may_clear_by_force(world: World, manager: GuestService, led
     assert manager.stop(OPERATOR, "web", 1).state == "quarantined"
     manager.clear_quarantine(OPERATOR, "web", force=True)
     assert ledger.find("web") is None
-    assert ledger.pending("web") == ()
+    assert ledger.undo_records("web") == ()
     assert world.host.link(f"{DEVICES}/{plan.vf.address}/driver") != VFIO
 
 
@@ -248,7 +248,7 @@ def test_undo_record_of_another_version_stops_neither_start_nor_other_guests(
     create(manager)
     create(manager, name="other")
     for owner in ("web", "host"):
-        ledger.record(owner, "teleport", {"to": "mars"})
+        ledger.add_undo_record(owner, "teleport", {"to": "mars"})
     world.hypervisor.watch_ends(lambda _uuid, _end: None)
     again = open_manager(world)
     assert (state(again), state(again, "other")) == ("running", "running")
@@ -256,8 +256,8 @@ def test_undo_record_of_another_version_stops_neither_start_nor_other_guests(
     with pytest.raises(Conflict, match="unknown undo action teleport of guest web: written by another version"):
         again.delete(OPERATOR, "web")
     again = open_manager(world)
-    assert (state(again), [record.action for record in ledger.pending("web")]) == ("quarantined", ["teleport"])
+    assert (state(again), [record.action for record in ledger.undo_records("web")]) == ("quarantined", ["teleport"])
     again.clear_quarantine(OPERATOR, "web", force=True)
     assert any("unknown undo action teleport of the host" in event.detail for event in again.events(OPERATOR))
-    assert [record.action for record in ledger.pending("host")] == ["teleport"], "all else of the host is undone"
+    assert [record.action for record in ledger.undo_records("host")] == ["teleport"], "all else of the host is undone"
     create(open_manager(world), name="next")

@@ -41,7 +41,7 @@ def test_guest_owns_vfs_of_two_uplinks_until_it_is_deleted(world: World, manager
     assert settings(world, plan) == [VfState(nic.index) for nic in plan.nics]
     manager.start(OPERATOR, "web")
     assert manager.delete(OPERATOR, "web") is None
-    assert (ledger.read().claims, ledger.pending("web"), ledger.pending("host")) == ((), (), ())
+    assert (ledger.read().claims, ledger.undo_records("web"), ledger.undo_records("host")) == ((), (), ())
     assert [read_numvfs(world.host, nic.pf) for nic in plan.nics] == [0, 0]
     assert world.host.tree() == before
 
