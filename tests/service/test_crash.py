@@ -100,7 +100,7 @@ def run_with(folder: Path, monkeypatch: pytest.MonkeyPatch, cheat: Callable[[Wor
         cheat(world, tell)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("tests.harness.crash._work_until_killed", work)
+    monkeypatch.setattr("tests.harness.crash.work_until_killed", work)
     return run_crash(folder, QUIET_SEED).faults
 
 
@@ -161,7 +161,7 @@ def test_a_recovery_that_starts_a_guest_again_is_found(tmp_path: Path, monkeypat
 
 
 def test_a_recovery_of_many_guests_that_starts_one_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.harness.crash._work_until_killed", lambda *_, **__: None)
+    monkeypatch.setattr("tests.harness.crash.work_until_killed", lambda *_, **__: None)
     replace_recovery(monkeypatch, start_all_again)
     with pytest.raises(AssertionError, match="started again"):
         measure_recovery(tmp_path / "world", guests=1, times=1)
