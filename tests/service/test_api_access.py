@@ -6,7 +6,6 @@ import json
 import os
 import pwd
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import pytest
 
 from orchestrator.api import server as api_server
 from orchestrator.api.identity import hash_token
-from tests.harness.api_server import Authority, Served, serve
+from tests.harness.api_server import Authority, Served, build_unverified_context, serve
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 
@@ -251,7 +250,7 @@ def test_idle_connections_on_the_tls_port_lock_out_no_user_of_either(tmp_path: P
         "access": {"operators": {"users": [ALICE]}},
         "tokens": {"ci": {"hash": f"sha256:{hash_token('t').hex()}", "role": "viewer"}},
     }
-    strangers = ssl._create_unverified_context()
+    strangers = build_unverified_context()
     with serve(tmp_path, settings) as served, ExitStack() as held:
         open_to_all(served)
         port = int(served.url.rpartition(":")[2])

@@ -96,7 +96,7 @@ def connections(served: Served) -> int:
 
 
 def count_places(served: Served, listener: int) -> int:
-    return len(served.server.servers[listener]._shares)  # type: ignore[attr-defined]
+    return len(served.server.servers[listener].shares)  # type: ignore[attr-defined]
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -145,14 +145,17 @@ def test_idle_connections_do_not_lock_others_out(
         assert count_places(served, 0) <= 24
 
 
-def test_handshakes_count_and_give_way(
-    tls: tuple[Served, ssl.SSLContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def few_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comes before the fixture that starts the server."""
+    monkeypatch.setattr(api_server, "MAX_CONNECTIONS_PER_CLIENT", 4)
+    monkeypatch.setattr(api_server, "MAX_CONNECTIONS", 12)
+
+
+@pytest.mark.usefixtures("few_places")
+def test_handshakes_count_and_give_way(tls: tuple[Served, ssl.SSLContext]) -> None:
     """Connections on which nothing was sent yet, of many addresses, with none that is through its handshake."""
     served, context = tls
-    shares = served.server.servers[1]._shares  # type: ignore[attr-defined]
-    monkeypatch.setattr(shares, "_each", 4)
-    monkeypatch.setattr(shares, "_most", 12)
     with ExitStack() as held:
         for number in range(40):
             held.enter_context(dial(served, source=f"127.0.0.{2 + number % 5}"))
@@ -304,13 +307,13 @@ def test_the_rest_of_a_refused_body_is_read_for_a_moment_only(
 
 
 def test_the_answer_that_there_are_too_many_requests_is_held_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_HELD", 0.3)
+    monkeypatch.setattr(guard, "REFUSAL_DELAY", 0.3)
+    request = b"GET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     with serve(tmp_path, {"tenants": {"acme": {}}, "limits": {"rate": 0.001, "burst": 1}}) as served:
-        turns = served.server.config.app._turns  # type: ignore[union-attr]
-        turns._account("tenant acme").tokens = 0
         monkeypatch.setattr(guard, "identify", lambda *_: guard.Identity("alice", guard.Role.TENANT, "acme"))
+        assert send(served.path, request).startswith(b"HTTP/1.1 200")
         began = time.monotonic()
-        answer = send(served.path, b"GET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = send(served.path, request)
         assert answer.startswith(b"HTTP/1.1 429")
         assert time.monotonic() - began >= 0.3
 
@@ -345,6 +348,15 @@ def test_who_sends_no_more_is_answered(served: Served) -> None:
 def test_who_hangs_up_after_that_is_noticed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait for such a client would keep its place."""
     monkeypatch.setattr(api_connection, "POLL_INTERVAL", 0.05)
+    half_closed = threading.Event()
+    receive = api_connection.PeerConnection.eof_received
+
+    def watch(connection: api_connection.PeerConnection) -> bool:
+        goes_on = receive(connection)
+        half_closed.set()
+        return goes_on
+
+    monkeypatch.setattr(api_connection.PeerConnection, "eof_received", watch)
     served.client.create(GOOD)
     wait = b"GET /v1/guests/one/ready?timeout=3600 HTTP/1.1\r\nHost: x\r\n\r\n"
     for half_first in (True, False):
@@ -354,7 +366,7 @@ def test_who_hangs_up_after_that_is_noticed(served: Served, monkeypatch: pytest.
             wait_for(lambda: connections(served) == 1)
             if half_first:
                 connection.shutdown(socket.SHUT_WR)
-                wait_for(lambda: any(one._half_closed for one in served.server.server_state.connections))  # type: ignore[union-attr]
+                assert half_closed.wait(20)
         wait_for(lambda: connections(served) == 0)
     served.client.delete("one")
 
@@ -422,26 +434,26 @@ def test_who_begins_to_read_late_gets_all_of_it(
 ) -> None:
     """After the time for the next request is over, and that for TLS's goodbye. The kernel takes only a small part of it."""
     served, context = tls
-    served.server._listeners[1].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    served.server.listeners[1].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     served.server.config.timeout_keep_alive = 0.05  # type: ignore[assignment]
     monkeypatch.setattr(accept, "TLS_CLOSE_TIMEOUT", 0.05)
     looked = threading.Event()
     looks = 0
 
-    def count(handler: Callable[[object], None]) -> Callable[[object], None]:
-        def counted(one: object) -> None:
+    def count(handler: Callable[[object], object]) -> Callable[[object], object]:
+        def counted(one: object) -> object:
             nonlocal looks
-            handler(one)
             looks += 1
-            if looks > 10:
+            if looks > 30:
                 looked.set()
+            return handler(one)
 
         return counted
 
-    monkeypatch.setattr(
-        api_connection.Connection, "timeout_keep_alive_handler", count(api_connection.Connection.timeout_keep_alive_handler)
-    )
-    monkeypatch.setattr(outgoing.Outgoing, "_finish", count(outgoing.Outgoing._finish))
+    handler = count(api_connection.PeerConnection.timeout_keep_alive_handler)  # type: ignore[arg-type]
+    monkeypatch.setattr(api_connection.PeerConnection, "timeout_keep_alive_handler", handler)
+    unread = count(outgoing.Outgoing.unread.fget)  # type: ignore[attr-defined]
+    monkeypatch.setattr(outgoing.Outgoing, "unread", property(unread))
     with context.wrap_socket(dial(served, room=4096), server_hostname="127.0.0.1") as one:
         one.sendall(b"GET /v1/metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + TOKEN.encode() + b"\r\n" + close + b"\r\n")
         assert looked.wait(20)
@@ -456,7 +468,7 @@ def test_who_begins_to_read_late_gets_all_of_it(
 
 @pytest.mark.parametrize("request_", [b"GET /v1/metrics HTTP/1.1\r\nHost: x\r\n", b"GET /v1/metrics HTTP/1.0\r\n"])
 def test_who_does_not_read_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch, request_: bytes) -> None:
-    monkeypatch.setattr(outgoing, "_WINDOW", 0.2)
+    monkeypatch.setattr(outgoing, "WINDOW_SECONDS", 0.2)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
         connection.connect(str(served.path))
@@ -467,7 +479,7 @@ def test_who_does_not_read_is_not_waited_for(served: Served, monkeypatch: pytest
 
 
 def test_who_reads_slowly_is_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outgoing, "_WINDOW", 0.5)
+    monkeypatch.setattr(outgoing, "WINDOW_SECONDS", 0.5)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
         connection.connect(str(served.path))
@@ -479,12 +491,25 @@ def test_who_reads_slowly_is_waited_for(served: Served, monkeypatch: pytest.Monk
     assert len(answer) > 6_000_000
 
 
+def record_places(monkeypatch: pytest.MonkeyPatch) -> set[api_shares.Place]:
+    """Places of all connections from now on whose responses are too long for one piece."""
+    places: set[api_shares.Place] = set()
+    hold = api_shares.Shares.hold
+
+    def record(shares: api_shares.Shares, place: api_shares.Place, size: int) -> None:
+        places.add(place)
+        hold(shares, place, size)
+
+    monkeypatch.setattr(api_shares.Shares, "hold", record)
+    return places
+
+
 def test_unread_answers_of_one_user_are_bounded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_shares, "MAX_HELD", 20_000_000)
-    shares = served.server.servers[0]._shares  # type: ignore[attr-defined]
+    places = record_places(monkeypatch)
 
     def count() -> int:
-        return sum(place.held > 5_000_000 for place in shares._holders["user 0"])
+        return sum(place.held > 5_000_000 for place in places)
 
     with ExitStack() as held:
         for expected in (1, 2, 3, 3, 3, 3):
@@ -495,6 +520,7 @@ def test_unread_answers_of_one_user_are_bounded(served: Served, monkeypatch: pyt
         assert served.client.version()
 
 
-def test_a_long_answer_is_sent_in_pieces(served: Served) -> None:
+def test_a_long_answer_is_sent_in_pieces(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = record_places(monkeypatch)
     assert len(Client(served.path).metrics()) == 6_000_000
-    wait_for(lambda: not any(place.held for place in served.server.servers[0]._shares._holders.get("user 0", ())))  # type: ignore[attr-defined]
+    wait_for(lambda: places and not any(place.held for place in places))
