@@ -159,7 +159,8 @@ def test_what_costs_much_is_begun_at_a_pace() -> None:
     assert [round(pace.reserve("a"), 3) for _ in range(4)] == [0, 0, 0, 0.1]
     for number in range(5000):
         pace.reserve(f"address {number}")
-    assert len(pace._due) == 1024
+    assert pace.reserve("a") == 0, "forgotten: memory is bounded"
+    assert [round(pace.reserve("address 4999"), 3) for _ in range(3)] == [0, 0, 0.1], "what was seen last is remembered"
 
 
 def test_room_is_made_when_descriptors_run_out(holder: Holder) -> None:
