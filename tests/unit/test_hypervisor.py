@@ -100,7 +100,7 @@ def replace_old(libvirtd: Libvirt) -> None:
     libvirtd.running = [NEW, OTHER]
 
 
-def test_a_guest_is_read_by_its_id(libvirtd: Libvirt) -> None:
+def test_guest_is_read_by_its_id(libvirtd: Libvirt) -> None:
     found = Hypervisor().read_guest(OLD)
     assert (found.name, found.uuid, found.pid, str(found.vcpus[0].pin)) == ("web", OLD, 4711, "1")
     replace_old(libvirtd)
@@ -115,20 +115,20 @@ def test_counters_are_read_by_id(libvirtd: Libvirt) -> None:
     assert Hypervisor().read_exits(NEW) == ({"exits": NEW.int},)
 
 
-def test_a_guest_whose_name_was_taken_while_all_were_read_is_left_out(libvirtd: Libvirt) -> None:
+def test_guest_that_was_replaced_during_the_reading_is_omitted(libvirtd: Libvirt) -> None:
     libvirtd.on_lookup = lambda: replace_old(libvirtd)
     found, unread = Hypervisor().read_guests()
     assert ([guest.uuid for guest in found], unread) == ([OTHER], {})
 
 
-def test_the_process_id_is_not_that_of_another_guest_of_the_name(libvirtd: Libvirt) -> None:
+def test_process_id_of_a_replaced_guest_is_not_returned(libvirtd: Libvirt) -> None:
     """libvirt names the file that it is in after the domain: it is read between two replies of QEMU."""
     libvirtd.on_reply = lambda: replace_old(libvirtd)
     with pytest.raises(NotFound):
         Hypervisor().read_guest(OLD)
 
 
-def test_trouble_with_a_guest_that_runs_is_no_end(libvirtd: Libvirt) -> None:
+def test_error_of_a_running_guest_is_reported(libvirtd: Libvirt) -> None:
     def fail() -> None:
         raise build_error(libvirt.VIR_ERR_INTERNAL_ERROR, "QEMU does not answer")
 
@@ -148,8 +148,6 @@ def test_trouble_with_a_guest_that_runs_is_no_end(libvirtd: Libvirt) -> None:
         ("", None, None),
     ],
 )
-def test_the_console_is_the_one_that_the_guest_was_started_with(
-    libvirtd: Libvirt, devices: str, pty: str | None, log: str | None
-) -> None:
+def test_console_is_read_from_the_running_guest(libvirtd: Libvirt, devices: str, pty: str | None, log: str | None) -> None:
     libvirtd.devices = f"<devices>{devices}</devices>"
     assert Hypervisor().console(OLD) == SerialConsole(Path(pty) if pty else None, Path(log) if log else None)

@@ -70,7 +70,7 @@ def test_refused_transition_names_both_states(old: GuestState) -> None:
 
 @pytest.mark.parametrize("state", GuestState)
 @pytest.mark.parametrize("running", [True, False])
-def test_every_decision_can_be_carried_out(state: GuestState, *, running: bool) -> None:
+def test_every_decision_is_an_allowed_transition(state: GuestState, *, running: bool) -> None:
     decision = decide(state, running=running)
     if decision.state != state:
         check_transition("g1", state, decision.state)
@@ -78,21 +78,21 @@ def test_every_decision_can_be_carried_out(state: GuestState, *, running: bool) 
 
 
 @pytest.mark.parametrize("state", GuestState)
-def test_a_guest_that_runs_is_never_ended(state: GuestState) -> None:
+def test_running_guest_is_never_ended(state: GuestState) -> None:
     assert decide(state, running=True).state not in (GuestState.STOPPING, GuestState.DELETING)
 
 
 @pytest.mark.parametrize("state", GuestState)
-def test_a_guest_that_does_not_run_is_never_shown_as_running(state: GuestState) -> None:
+def test_ended_guest_is_never_recorded_as_running(state: GuestState) -> None:
     assert decide(state, running=False).state != GuestState.RUNNING
 
 
 @pytest.mark.parametrize("state", SETTLED)
-def test_settled_states_stay(state: GuestState) -> None:
+def test_settled_states_are_kept(state: GuestState) -> None:
     decision = decide(state, running=state == GuestState.RUNNING)
     assert decision.state == state
     assert decision.action in (RecoveryAction.ADOPT, RecoveryAction.NONE, RecoveryAction.QUARANTINE)
 
 
-def test_a_guest_that_was_never_made_is_undone() -> None:
+def test_unfinished_creation_is_undone() -> None:
     assert decide(GuestState.CREATING, running=False).action == RecoveryAction.UNDO

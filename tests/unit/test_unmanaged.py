@@ -85,7 +85,7 @@ def test_libvirts_sets_can_leave_numbers_out() -> None:
         ("<vcpu cpuset='4-5'>2</vcpu><cputune><emulatorpin cpuset='0'/></cputune>", ["4-5", "4-5"], "0"),
     ],
 )
-def test_what_no_element_pins_runs_where_the_default_says(inner: str, pins: list[str], emulator: str) -> None:
+def test_vcpus_without_pinning_get_the_default(inner: str, pins: list[str], emulator: str) -> None:
     """So that the audit tells such a guest from one that may run anywhere."""
     pinning = parse_pinning(etree.fromstring(f"<domain>{inner}</domain>"), range(2), lambda: 8)
     assert ([str(cpus) for cpus in pinning.pins], str(pinning.emulator_pin)) == (pins, emulator)
@@ -163,7 +163,7 @@ def hypervisor(connection: Connection) -> Hypervisor:
     return Hypervisor()
 
 
-def test_a_domain_that_libvirt_cannot_describe_is_named_and_the_others_are_read(hypervisor: Hypervisor) -> None:
+def test_domain_without_xml_is_listed_with_its_problem(hypervisor: Hypervisor) -> None:
     running, domains = hypervisor.list_running(frozenset([UUID(int=1)]))
     assert len(running) == 4
     assert [(domain.name, domain.running, bool(domain.problem)) for domain in domains] == [
@@ -173,9 +173,7 @@ def test_a_domain_that_libvirt_cannot_describe_is_named_and_the_others_are_read(
     assert domains[0].pins == domains[1].pins == (CpuSet.of([4]),)
 
 
-def test_a_guest_that_cannot_be_read_hides_no_other(
-    hypervisor: Hypervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_guest_hides_no_other(hypervisor: Hypervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one of which libvirt says nothing, nor one whose XML has something that is not understood."""
     for name in ("ours", "odd", "gone", "db"):
         (tmp_path / f"{name}.pid").write_text("4711\n")
@@ -186,15 +184,13 @@ def test_a_guest_that_cannot_be_read_hides_no_other(
     assert sorted(unread) == ["odd"]
 
 
-def test_xml_that_is_not_understood_is_an_error_of_that_guest(hypervisor: Hypervisor, connection: Connection) -> None:
+def test_invalid_xml_is_an_error_of_that_guest(hypervisor: Hypervisor, connection: Connection) -> None:
     connection.active[3].xml = "<domain><vcpu>many</vcpu></domain>"
     with pytest.raises(HypervisorError, match="read the pinning .*: cannot parse the reply of libvirt or QEMU: invalid literal"):
         hypervisor.read_pinning(UUID(int=4))
 
 
-def test_a_libvirt_that_is_away_is_an_error(
-    hypervisor: Hypervisor, connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_libvirt_is_an_error(hypervisor: Hypervisor, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     hypervisor.running_uuids()
 
     def fail(_uri: str) -> None:
