@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import re
 import socket
-import ssl
 import statistics
 import sys
 import threading
@@ -36,7 +35,7 @@ from orchestrator.api.identity import hash_token
 from orchestrator.client.client import Client
 from orchestrator.errors import OrchestratorError
 from tests.fakes.server import IMAGE, Server
-from tests.harness.api_server import Authority, serve
+from tests.harness.api_server import Authority, build_unverified_context, serve
 from tests.harness.crash import World
 
 SERVER = Server(cores=128, threads=2, nodes=2, vfs=64, pages=16384)
@@ -107,7 +106,7 @@ def go_first(steps: int) -> None:
 def connect(url: str) -> socket.socket:
     """A connection of the tenant."""
     raw = socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), 30)
-    return ssl._create_unverified_context().wrap_socket(raw)
+    return build_unverified_context().wrap_socket(raw)
 
 
 def ask(connection: socket.socket, target: str) -> None:

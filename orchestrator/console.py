@@ -76,7 +76,7 @@ class LogReader:
     """
 
     def __init__(self, log: Path, *, backups: bool) -> None:
-        self._log, self._backups = log, backups
+        self.log, self._backups = log, backups
         self._descriptor: int | None = None
         # Device and inode of the current file: its name changes when it is rotated.
         self._file: tuple[int, int] | None = None
@@ -103,7 +103,7 @@ class LogReader:
         """Skips everything printed so far; returns whether the next byte starts a line."""
         self.close()
         self._file, self._offset = None, 0
-        self._descriptor = _open(self._log)
+        self._descriptor = _open(self.log)
         if self._descriptor is None:
             return True
         self._offset = self._record_file()
@@ -126,7 +126,7 @@ class LogReader:
     def _next_file(self) -> bool:
         """At the end of a file: whether there is more to read, in this file or the next."""
         assert self._descriptor is not None
-        now = _identify(self._log)
+        now = _identify(self.log)
         if now is None:
             return False
         if now == self._file:
@@ -164,7 +164,7 @@ class LogReader:
 
     def _names(self) -> list[Path]:
         # oldest first
-        names = [self._log] if _identify(self._log) else []
+        names = [self.log] if _identify(self.log) else []
         if self._backups:
             for number in range(_BACKUPS):
                 if not _identify(self._name(number)):
@@ -173,7 +173,7 @@ class LogReader:
         return names
 
     def _name(self, number: int) -> Path:
-        return self._log.with_name(f"{self._log.name}.{number}")
+        return self.log.with_name(f"{self.log.name}.{number}")
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Acceptor:
     """
 
     def __init__(self, listener: Listener, shares: Shares, build: Callable[[Peer, Place, Shares], PeerConnection]) -> None:
-        self._listener, self._shares, self._build = listener, shares, build
+        self._listener, self.shares, self._build = listener, shares, build
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pace = Pace(_RATE, _BURST)
@@ -80,7 +80,7 @@ class Acceptor:
             except OSError as error:
                 if error.errno == ECONNABORTED:
                     continue  # the client closed it while it waited (accept(2))
-                made_room = error.errno in (EMFILE, ENFILE) and self._shares.make_room()
+                made_room = error.errno in (EMFILE, ENFILE) and self.shares.make_room()
                 _log.error("cannot accept a connection: %s%s", error, "; an idle one was closed" if made_room else "")
                 await asyncio.sleep(_PAUSE)
             else:
@@ -96,7 +96,7 @@ class Acceptor:
             connection.close()  # closed by the client already
             return False
         place = Place(peer.rate_limit_key, connection.close)
-        if not self._shares.admit(place, always=peer.uid == _ROOT):
+        if not self.shares.admit(place, always=peer.uid == _ROOT):
             _log.warning("too many connections of %s, none idle: refused a new one", peer.rate_limit_key)
             connection.close()
             return False
@@ -118,7 +118,7 @@ class Acceptor:
                 if early.lost:
                     return
                 peer = read_peer(raw.get_extra_info("socket"), transport.get_extra_info("peercert"))
-            protocol = self._build(peer, place, self._shares)
+            protocol = self._build(peer, place, self.shares)
             transport.set_protocol(protocol)
             protocol.connection_made(cast(asyncio.Transport, Outgoing(transport, raw)))
             served = True
@@ -130,7 +130,7 @@ class Acceptor:
             pass
         finally:
             if not served:
-                self._shares.release(place)
+                self.shares.release(place)
                 (raw.abort if raw else connection.close)()
 
     async def _greet(self, raw: asyncio.Transport, context: ssl.SSLContext, early: _Early) -> asyncio.Transport:

@@ -36,7 +36,7 @@ _LISTS = (b"if-match",)
 """Fields of which several lines are one list (RFC 9110 5.3). Of other fields, some programs use the first line, some the last."""
 _CHECKED = frozenset({*_APP_READS, b"authorization", b"content-encoding", b"content-length", b"origin", b"sec-fetch-site"})
 _MAX_QUERY = 16
-_HELD = 1.0
+REFUSAL_DELAY = 1.0
 """Delay of the response "too many requests", so that a connection gets at most one per second."""
 _PIECE = 64 << 10
 
@@ -61,7 +61,7 @@ class Guard:
         except ClientDisconnected:
             pass
         except TooMany as error:
-            await asyncio.sleep(_HELD)
+            await asyncio.sleep(REFUSAL_DELAY)
             await answer.send_problem(error)
         except OrchestratorError as error:
             await answer.send_problem(error)

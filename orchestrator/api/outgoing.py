@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-_WINDOW = 30.0
+WINDOW_SECONDS = 30.0
 """Seconds in which a client must have read ``_PACE`` bytes, or all that is left."""
 _PACE = 64 << 10
 _POLL_INTERVAL = 0.05
@@ -104,7 +104,7 @@ class Outgoing:
     def _watch(self) -> None:
         if self._window is None and self.unread:
             self._taken = self._written - self.unread
-            self._window = self._loop.call_later(_WINDOW, self._look)
+            self._window = self._loop.call_later(WINDOW_SECONDS, self._look)
 
     def _look(self) -> None:
         self._window = None

@@ -115,7 +115,7 @@ class Server(TicklessServer):
             access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=_GRACE,
         )  # fmt: skip
         super().__init__(config, ready, stop)
-        self._listeners = tuple(listeners)
+        self.listeners = tuple(listeners)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves, and sets the process's thread switch interval for short requests."""
@@ -124,7 +124,7 @@ class Server(TicklessServer):
 
     def listen(self) -> None:
         """Serves the listeners. Not through uvicorn's sockets: its servers count a connection only after its TLS handshake."""
-        for listener in self._listeners:
+        for listener in self.listeners:
             shares = Shares(MAX_CONNECTIONS_PER_CLIENT, MAX_CONNECTIONS)
             self.servers.append(cast(asyncio.Server, Acceptor(listener, shares, self._build)))
 

@@ -18,7 +18,7 @@ from orchestrator.errors import GuestError, OrchestratorError
 
 REPORT_READY = "report ready"
 
-_ABANDONED = 10.0
+ABANDONED_SECONDS = 10.0
 """Seconds to wait for the reply after the client has gone: it must not be taken for the reply to the next command."""
 
 
@@ -67,7 +67,7 @@ class Question:
         if not self.future.done():
             return False
         if self.future.cancelled() and self.was_typed:
-            self.deadline = min(self.deadline, now + _ABANDONED)
+            self.deadline = min(self.deadline, now + ABANDONED_SECONDS)
             if now <= self.deadline:
                 return False
         self._close()

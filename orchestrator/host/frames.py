@@ -24,7 +24,7 @@ _CLONE_NEWNET = 0x4000_0000
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _PACKET_MR_PROMISC = 263, 1, 6, 1
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 _PACKET_OUTGOING = 4
-_BUFFER = 32 << 20
+BUFFER_BYTES = 32 << 20
 _SNAP = 256
 # A frame that a bridge reflects, or that waits in a receive queue, arrives within a few milliseconds after its reply.
 _SETTLE = 0.2
@@ -119,7 +119,7 @@ class FrameCounter:
         except OSError as error:
             raise HostError("cannot open a packet socket", "run as root", error.errno or 0) from None
         try:
-            result.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            result.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
             _attach(result, _program(self.wanted))
             if self.interface:
                 result.bind((self.interface, _ETH_P_ALL))

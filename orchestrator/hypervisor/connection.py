@@ -30,7 +30,7 @@ __all__ = ["EndCause", "Hypervisor", "Pinning", "RunningGuest", "SerialConsole",
 
 _Result = TypeVar("_Result")
 _VCPU_COUNTER = re.compile(r"vcpu\.(\d+)\.(\w+)\.sum")
-_PIDS = "/run/libvirt/qemu"
+PID_FOLDER = Path("/run/libvirt/qemu")
 _QTREE_DEVICE = re.compile(r"^\s*dev: ([^,]+),", re.MULTILINE)
 
 
@@ -304,13 +304,13 @@ def _monitor(domain: Any, command: str, *, human: bool = False) -> str:
 def _read_pid(domain: Any) -> int:
     pid = _find_pid(domain.name())
     if pid is None:
-        raise HypervisorError(f"cannot read the process id of guest {domain.name()} from {_PIDS}/{domain.name()}.pid")
+        raise HypervisorError(f"cannot read the process id of guest {domain.name()} from {PID_FOLDER}/{domain.name()}.pid")
     return pid
 
 
 def _find_pid(name: str) -> int | None:
     # libvirt has no call for the process id. The pid file is documented (libvirt.org/drvqemu.html).
     try:
-        return int(Path(f"{_PIDS}/{name}.pid").read_text())
+        return int((PID_FOLDER / f"{name}.pid").read_text())
     except (OSError, ValueError):
         return None

@@ -164,15 +164,15 @@ def test_frames_before_and_after_do_not_count(hairpin: bool) -> None:
 
 def test_frames_that_the_kernel_could_not_keep_are_reported(hairpin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that comes too late, and a receive buffer for a few frames only."""
-    may_read, work = threading.Event(), FrameCounter._work
-    monkeypatch.setattr(frames, "_BUFFER", 4096)
+    may_read = threading.Event()
+    monkeypatch.setattr(frames, "BUFFER_BYTES", 4096)
 
-    def wait_first(counter: FrameCounter) -> None:
-        may_read.wait()
-        work(counter)
+    class Late(EchoFilter):
+        def matches(self, frame: bytes) -> bool:
+            may_read.wait()
+            return super().matches(frame)
 
-    monkeypatch.setattr(FrameCounter, "_work", wait_first)
-    with FrameCounter(EchoFilter(A, B), PORT, SWITCH) as counter:
+    with FrameCounter(Late(A, B), PORT, SWITCH) as counter:
         ping(B, 50)
         may_read.set()
     count = counter.count()

@@ -84,14 +84,14 @@ class FakeHypervisor:
                     self._host.violate(f"{name}: {violation}")
                 raise HypervisorError(f"cannot create the guest: {'; '.join(found)}")
             Path(guest["log"]).touch()  # virtlogd opens it
-            self._take_pages(guest, guest["pages"])
+            self.take_pages(guest, guest["pages"])
             for vf in guest["vfs"]:
                 self._host.add(f"{DEVICES}/{vf}/enable", "1")
             guest["pid"] = next(pid for pid in range(FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
-            self._add_threads(guest)
+            self.add_threads(guest)
             # As the kernel keeps it of each process (starttime in proc_pid_stat(5)); no two starts have the same.
             guest["start"] = time.monotonic_ns()
-            self._store(guest | {"paused": True})
+            self.store(guest | {"paused": True})
 
     def resume(self, uuid: UUID) -> None:
         """See Hypervisor. KVM makes its helper when the first vCPU first runs, in that vCPU's control group (virt/kvm)."""
@@ -104,11 +104,11 @@ class FakeHypervisor:
                 self._host.violate(f"{guest['name']} was let run though threads of it may reach cores that are not its own")
             group, helper = f"{_group(guest)}/libvirt/vcpu0", guest["pid"] + 1 + len(guest["pins"])
             add_thread(self._host, guest["pid"], helper, "kvm-nx-lpage-re", guest["pins"][0], group=f"/{group}")
-            self._store(guest | {"paused": False})
+            self.store(guest | {"paused": False})
 
     def suspend(self, name: str) -> None:
         """What `virsh suspend` does."""
-        self._store(self._load(name) | {"paused": True})
+        self.store(self._load(name) | {"paused": True})
 
     def is_paused(self, uuid: UUID) -> bool:
         """See Hypervisor."""
@@ -140,13 +140,13 @@ class FakeHypervisor:
         with self._host.changing("hypervisor pin", f"{uuid} {vcpu} {cpus}"):
             guest = self._get(uuid)
             guest["pins"][vcpu] = str(cpus)
-            self._store(guest)
+            self.store(guest)
 
     def pin_emulator(self, uuid: UUID, cpus: CpuSet) -> None:
         """See Hypervisor."""
         with self._host.changing("hypervisor pin emulator", f"{uuid} {cpus}"):
             guest = self._get(uuid) | {"emulator": str(cpus)}
-            self._store(guest)
+            self.store(guest)
             self._host.sched_setaffinity(guest["pid"], cpus)
 
     def running_uuids(self) -> frozenset[UUID]:
@@ -216,7 +216,7 @@ class FakeHypervisor:
             if guest is None:
                 return
             (self._folder / f"{guest['name']}@{guest['uuid']}").unlink()
-            self._take_pages(guest, -guest["pages"])
+            self.take_pages(guest, -guest["pages"])
             for vf in guest["vfs"]:
                 self._host.add(f"{DEVICES}/{vf}/enable", "0")
             shutil.rmtree(self._host.path / "sys/fs/cgroup" / _group(guest))
@@ -247,7 +247,7 @@ class FakeHypervisor:
         mac = self._host.fake_net.vfs(self._host.names(f"{pf}/net")[0])[index].mac
         return str(mac) if mac else None
 
-    def _take_pages(self, guest: dict[str, Any], count: int) -> None:
+    def take_pages(self, guest: dict[str, Any], count: int) -> None:
         """mm/hugetlb.c: pages of the guest's node only (mbind strict), or none: QEMU ends then (allocation immediate)."""
         pool = f"sys/devices/system/node/node{guest['node']}/hugepages/hugepages-{guest['page_kib']}kB/free_hugepages"
         left = int(self._host.text(pool)) - count
@@ -262,7 +262,7 @@ class FakeHypervisor:
             raise HypervisorError("cannot create the guest: unable to map backing store for guest RAM: Cannot allocate memory")
         self._host.add(pool, str(left))
 
-    def _add_threads(self, guest: dict[str, Any]) -> None:
+    def add_threads(self, guest: dict[str, Any]) -> None:
         """QEMU's main thread and one a vCPU, in groups as libvirt and systemd make them; the scope has all CPUs yet."""
         online = self._host.text("sys/devices/system/cpu/online")
         scope = f"sys/fs/cgroup/{_group(guest)}"
@@ -312,7 +312,7 @@ class FakeHypervisor:
         except (KeyError, FileNotFoundError):
             raise NotFound(f"no guest {name} runs") from None
 
-    def _store(self, guest: dict[str, Any]) -> None:
+    def store(self, guest: dict[str, Any]) -> None:
         self._host.add(f"{_GUESTS}/{guest['name']}@{guest['uuid']}", json.dumps(guest))
 
 

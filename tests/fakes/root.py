@@ -319,7 +319,7 @@ def _numvfs(fake: FakeRoot, path: str, value: str) -> None:
     for index in range(before):
         if fake.in_use(f"{pf}/virtfn{index}"):
             fake.violate(f"VF {index} of {pf} was removed while a guest has it: the kernel would wait for the guest's end")
-        _remove_vf(fake, pf, index)
+        remove_vf(fake, pf, index)
     for index in range(count):
         _add_vf(fake, pf, index)
     _store(fake, path, value)
@@ -353,7 +353,7 @@ def _add_vf(fake: FakeRoot, pf: str, index: int) -> None:
     _probe_device(fake, folder)
 
 
-def _remove_vf(fake: FakeRoot, pf: str, index: int) -> None:
+def remove_vf(fake: FakeRoot, pf: str, index: int) -> None:
     folder = fake.real(f"{pf}/virtfn{index}")
     address = os.path.basename(folder)
     if fake.link(f"{folder}/iommu_group"):

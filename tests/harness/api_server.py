@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import ipaddress
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -151,6 +152,14 @@ class Authority:
             )
         )  # fmt: skip
         return files
+
+
+def build_unverified_context() -> ssl.SSLContext:
+    """For a client that accepts any certificate of the manager."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def send(path: Path, request: bytes, *, then_close: bool = False) -> bytes:

@@ -133,7 +133,7 @@ def run_crash(folder: Path, seed: int) -> Outcome:
     rng, outcome = Random(seed), Outcome(seed)
     world = World(folder)
     original = world.host.tree()
-    status, text = in_child(lambda tell: _work_until_killed(World(folder), Random(seed), rng.randrange(_POINTS), tell))
+    status, text = in_child(lambda tell: work_until_killed(World(folder), Random(seed), rng.randrange(_POINTS), tell))
     said = [json.loads(line) for line in text.splitlines()]
     outcome.point = next((line["killed"] for line in said if "killed" in line), "")
     outcome.operation = next((f"{line['begin']} {line['name']}" for line in reversed(said) if "begin" in line), "")
@@ -169,7 +169,7 @@ def measure_recovery(folder: Path, guests: int, times: int) -> list[float]:
 
     def work(seed: int, tell: Tell) -> None:
         # A few points only, so that most of the guests stay.
-        _work_until_killed(World(folder, server), Random(seed), 40, tell, before=0)
+        work_until_killed(World(folder, server), Random(seed), 40, tell, before=0)
 
     def recover(tell: Tell) -> None:
         began = time.perf_counter()
@@ -206,7 +206,7 @@ def _expect(said: list[dict[str, str]]) -> tuple[set[str], set[str]]:
     return present, absent
 
 
-def _work_until_killed(world: World, rng: Random, points: int, tell: Tell, before: int | None = None) -> None:
+def work_until_killed(world: World, rng: Random, points: int, tell: Tell, before: int | None = None) -> None:
     manager, ledger = world.open_manager()
     manager.reconciler.recover()
     before = rng.randint(0, _MOST_BEFORE) if before is None else before

@@ -83,8 +83,8 @@ def start_by_hand(world: World, plan: Plan, *, uuid: UUID | None = None, cpus: s
         "node": plan.node, "page_kib": 2048, "vfs": [str(nic.address) for nic in plan.nics],
         "macs": [str(nic.mac) for nic in plan.nics],
     }  # fmt: skip
-    world.hypervisor._add_threads(guest)
-    world.hypervisor._store(guest)
+    world.hypervisor.add_threads(guest)
+    world.hypervisor.store(guest)
 
 
 def waiting(manager: GuestService, name: str = "web") -> threading.Timer:

@@ -6,7 +6,6 @@ import json
 import os
 import pwd
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import pytest
 
 from orchestrator.api import server as api_server
 from orchestrator.api.identity import hash_token
-from tests.harness.api_server import Authority, Served, serve
+from tests.harness.api_server import Authority, Served, build_unverified_context, serve
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 
@@ -79,29 +78,29 @@ def ask(
     return status, document
 
 
-def test_a_stranger_is_refused(served: Served) -> None:
+def test_user_without_role_gets_forbidden(served: Served) -> None:
     for method, target in (("GET", "/v1/version"), ("GET", "/v1/guests"), ("DELETE", "/v1/guests/one"), ("GET", "/nix")):
         status, problem = ask(served, EVE, method, target)
         assert (status, problem["code"]) == (403, "forbidden")
         assert "sys" in problem["detail"]
 
 
-def test_groups_count_supplementary_ones_too(served: Served) -> None:
+def test_supplementary_group_gives_its_role(served: Served) -> None:
     assert ask(served, DAVE, "GET", "/v1/survey")[0] == 403
     assert ask(served, DAVE, "GET", "/v1/survey", groups=(77, STAFF))[0] == 200
 
 
-def test_who_is_in_groups_of_two_tenants_is_not_guessed(served: Served) -> None:
+def test_user_in_groups_of_two_tenants_is_refused(served: Served) -> None:
     status, problem = ask(served, DAVE, "GET", "/v1/guests", groups=(ACME, BOLT))
     assert (status, problem["code"]) == (403, "forbidden")
     assert "acme, bolt" in problem["detail"]
 
 
-def test_a_token_does_not_help_on_the_unix_socket(served: Served) -> None:
+def test_token_on_the_unix_socket_is_refused(served: Served) -> None:
     assert ask(served, EVE, "GET", "/v1/guests", Authorization="Bearer anything")[0] == 403
 
 
-def test_a_viewer_sees_all_and_changes_nothing(served: Served) -> None:
+def test_viewer_reads_everything_and_changes_nothing(served: Served) -> None:
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "seen", **REQUEST})[0] == 201
     for target in ("/v1/guests", "/v1/guests/seen", "/v1/survey", "/v1/audit", "/v1/quarantine", "/v1/events"):
         assert ask(served, CAROL, "GET", target)[0] == 200, target
@@ -123,7 +122,7 @@ def test_a_viewer_sees_all_and_changes_nothing(served: Served) -> None:
     served.client.delete("seen")
 
 
-def test_tenants_do_not_see_each_other(served: Served) -> None:
+def test_tenant_cannot_see_guests_of_another_tenant(served: Served) -> None:
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "secret", "id": "shared-id", **REQUEST})[0] == 201
     before = served.client.guest("secret")
     assert before["owner"] == "acme"
@@ -151,7 +150,7 @@ def test_tenants_do_not_see_each_other(served: Served) -> None:
     served.client.delete("bolts")
 
 
-def test_a_refusal_names_nobody_elses_guests(served: Served) -> None:
+def test_refusal_for_a_tenant_names_only_its_own_guests(served: Served) -> None:
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "tattletale", "cores": 2, **REQUEST})[0] == 201
     status, problem = ask(served, BOB, "POST", "/v1/plans", {"name": "big", "cores": 7, **REQUEST})
     assert (status, problem["code"]) == (409, "no-room")
@@ -164,7 +163,7 @@ def test_a_refusal_names_nobody_elses_guests(served: Served) -> None:
     served.client.delete("tattletale")
 
 
-def test_a_tenant_sees_names_of_its_own_people_only(served: Served) -> None:
+def test_events_of_a_tenant_hide_names_of_other_users(served: Served) -> None:
     """Over the list and the stream; ALICE is named, DAVE is in a group of the tenant, EVE in one of the operators."""
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "ours", **REQUEST})[0] == 201
     assert ask(served, DAVE, "POST", "/v1/guests/ours/kill", groups=(STAFF,))[0] == 200
@@ -177,7 +176,7 @@ def test_a_tenant_sees_names_of_its_own_people_only(served: Served) -> None:
     assert {ALICE, DAVE, "root"} == set(whole)
 
 
-def test_the_stream_shows_a_tenant_no_other_names_either(served: Served) -> None:
+def test_event_stream_of_a_tenant_hides_names_of_other_users(served: Served) -> None:
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "ours", **REQUEST})[0] == 201
     served.client.delete("ours")
     who = pwd.getpwnam(ALICE)
@@ -200,7 +199,7 @@ for line in answer:
     assert {event["who"] for event in events} <= {ALICE, "operator", "manager"}
 
 
-def test_a_missing_image_tells_a_tenant_nothing_of_the_store(served: Served) -> None:
+def test_missing_image_hides_the_store_from_a_tenant(served: Served) -> None:
     for target in ("/v1/plans", "/v1/guests"):
         status, problem = ask(served, BOB, "POST", target, {"name": "x", "memory": "64M", "image": "none"})
         assert (status, problem["code"]) == (404, "not-found")
@@ -209,7 +208,7 @@ def test_a_missing_image_tells_a_tenant_nothing_of_the_store(served: Served) -> 
     assert (status, "minimal" in problem["detail"]) == (404, True)
 
 
-def test_a_tenant_does_not_learn_whose_a_vf_is(served: Served) -> None:
+def test_claimed_vf_hides_its_owner_from_a_tenant(served: Served) -> None:
     """Of a guest's, of one that is not there, and of another device the refusal is the same."""
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "owner", **REQUEST})[0] == 201
     taken = served.client.guest("owner")["vf"]
@@ -226,7 +225,7 @@ def test_a_tenant_does_not_learn_whose_a_vf_is(served: Served) -> None:
     served.client.delete("owner")
 
 
-def test_a_tenant_has_its_quota(served: Served) -> None:
+def test_tenant_above_its_quota_is_refused(served: Served) -> None:
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "first", "cores": 2, **REQUEST})[0] == 201
     status, problem = ask(served, ALICE, "POST", "/v1/guests", {"name": "second", **REQUEST})
     assert (status, problem["code"]) == (409, "quota")
@@ -234,7 +233,7 @@ def test_a_tenant_has_its_quota(served: Served) -> None:
     served.client.delete("first")
 
 
-def test_without_access_and_tenants_the_socket_decides(tmp_path: Path) -> None:
+def test_configuration_without_roles_admits_all_users_of_the_socket(tmp_path: Path) -> None:
     with serve(tmp_path) as served:
         open_to_all(served)
         assert ask(served, EVE, "GET", "/v1/survey")[0] == 200
@@ -242,7 +241,7 @@ def test_without_access_and_tenants_the_socket_decides(tmp_path: Path) -> None:
         assert ask(served, EVE, "GET", "/v1/events?after=0")[1][0]["who"] == "sys"
 
 
-def test_idle_connections_on_the_tls_port_lock_out_no_user_of_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_tls_connections_lock_out_no_other_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_server, "MAX_CONNECTIONS_PER_CLIENT", 4)
     monkeypatch.setattr(api_server, "MAX_CONNECTIONS", 12)
     certificate, key = Authority(tmp_path).issue("manager", addresses=("127.0.0.1",))
@@ -251,7 +250,7 @@ def test_idle_connections_on_the_tls_port_lock_out_no_user_of_either(tmp_path: P
         "access": {"operators": {"users": [ALICE]}},
         "tokens": {"ci": {"hash": f"sha256:{hash_token('t').hex()}", "role": "viewer"}},
     }
-    strangers = ssl._create_unverified_context()
+    strangers = build_unverified_context()
     with serve(tmp_path, settings) as served, ExitStack() as held:
         open_to_all(served)
         port = int(served.url.rpartition(":")[2])

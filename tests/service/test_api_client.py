@@ -104,7 +104,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS.keys())
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
-def test_what_is_no_manager_is_one_error(
+def test_client_of_another_program_raises_one_error(
     tmp_path: Path, ask: Callable[[Client], object], other: Callable[[socket.socket], object]
 ) -> None:
     with answering(tmp_path, other) as path:
@@ -113,7 +113,7 @@ def test_what_is_no_manager_is_one_error(
 
 
 @pytest.mark.parametrize("ask", [name for name in ASKS if name not in ("delete", "clear", "follow")])
-def test_an_answer_without_content_is_no_list(tmp_path: Path, ask: str) -> None:
+def test_empty_response_is_refused(tmp_path: Path, ask: str) -> None:
     with (
         answering(tmp_path, send(b"204 No Content")) as path,
         pytest.raises(OrchestratorError, match="not a NoHype manager"),
@@ -122,7 +122,7 @@ def test_an_answer_without_content_is_no_list(tmp_path: Path, ask: str) -> None:
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 99999999999999", b"Transfer-Encoding: chunked", b"Connection: close"])
-def test_an_answer_without_an_end_is_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: bytes) -> None:
+def test_endless_response_is_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: bytes) -> None:
     monkeypatch.setattr(answers, "MAX_ANSWER", 1 << 20)
 
     def pour(connection: socket.socket) -> None:
@@ -135,7 +135,7 @@ def test_an_answer_without_an_end_is_not_read_for_ever(tmp_path: Path, monkeypat
         Client(path).guests()
 
 
-def test_an_answer_of_a_newer_manager_is_taken(tmp_path: Path) -> None:
+def test_response_with_unknown_fields_is_accepted(tmp_path: Path) -> None:
     newer = {**GUEST, "disks": [], "restart": "always", "vf": {**GUEST["vf"], "vlan": 5}}
     with answering(tmp_path, send(b"200 OK", json.dumps([newer]).encode())) as path:
         assert Client(path).guests() == [newer]
@@ -150,7 +150,7 @@ def test_an_answer_of_a_newer_manager_is_taken(tmp_path: Path) -> None:
         ([], shapes.Ready, False), ({"a": 1}, dict[str, int], True), ({"a": ""}, dict[str, int], False),
     ],
 )  # fmt: skip
-def test_shapes(value: object, kind: object, good: bool) -> None:
+def test_value_is_checked_against_its_type(value: object, kind: object, good: bool) -> None:
     assert has_shape(value, kind) is good
 
 
@@ -159,12 +159,12 @@ def test_shapes(value: object, kind: object, good: bool) -> None:
     ["https://a b", "https://a\tb:80", "https://a\x1b[2J", "https://a<b>", "https://a\\b", "https://[::1%eth 0]:1", "https://a,b",
      "https://" + "a" * 64, "https://\u3002", "https://a\x00b"],
 )  # fmt: skip
-def test_what_is_no_host(url: str) -> None:
+def test_invalid_host_is_refused(url: str) -> None:
     with pytest.raises(RequestError, match="invalid manager URL"):
         parse_url(url)
 
 
-def test_hosts() -> None:
+def test_valid_hosts_are_accepted() -> None:
     assert parse_url("https://server1.example:8443") == ("server1.example", 8443)
     assert parse_url("https://b\u00fccher.example") == ("b\u00fccher.example", 443)
     assert parse_url("https://under_score") == ("under_score", 443)
@@ -172,7 +172,7 @@ def test_hosts() -> None:
 
 
 @pytest.mark.parametrize("value", ["x", None, [], -1, float("nan"), float("inf"), 1e300, True])
-def test_a_problem_of_another_program_has_our_types(value: object) -> None:
+def test_problem_of_another_program_is_converted_to_the_expected_types(value: object) -> None:
     error = parse_problem({"code": "too-many", "wait": value, "detail": 5, "hint": None})
     assert isinstance(error, TooMany)
     assert 0 <= error.wait <= 3600
@@ -185,7 +185,7 @@ def test_a_problem_of_another_program_has_our_types(value: object) -> None:
 @pytest.mark.parametrize("failure", [BrokenPipeError(32, "Broken pipe"), ConnectionResetError(104, "Connection reset by peer"),
                                      ssl.SSLEOFError(8, "EOF occurred in violation of protocol")])  # fmt: skip
 @pytest.mark.parametrize("body", [None, {"name": "x"}])
-def test_the_alert_of_a_refused_certificate_is_read_after_a_failed_write(
+def test_tls_alert_is_read_after_a_failed_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError, body: dict[str, str] | None
 ) -> None:
     """The manager refuses after the client's handshake is over, and may have closed before the request is written."""
@@ -220,14 +220,14 @@ def test_the_alert_of_a_refused_certificate_is_read_after_a_failed_write(
 
 @pytest.mark.parametrize("failure", [BrokenPipeError(32, "Broken pipe"), ConnectionResetError(104, "Connection reset by peer"),
                                      ssl.SSLEOFError(8, "EOF occurred in violation of protocol")])  # fmt: skip
-def test_without_an_alert_the_hint_is_of_a_manager_that_runs(failure: OSError) -> None:
+def test_connection_lost_without_an_alert_gets_the_hint_of_a_running_manager(failure: OSError) -> None:
     said = transport.map_connection_error("https://x", failure, connected=True)
     assert "client_ca covers the certificate" in said.hint
     assert "nohyped runs" not in said.hint
     assert "_ssl.c" not in said.message
 
 
-def test_pipes_for_tls_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_named_pipe_as_tls_file_is_refused_without_waiting(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe")

@@ -47,7 +47,7 @@ MANY = {
 
 
 @pytest.mark.parametrize("body", MANY.values(), ids=MANY.keys())
-def test_a_body_of_many_parts_is_refused_before_it_is_built(served: Served, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_body_of_too_many_values_is_refused_before_parsing(served: Served, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_arguments: object, **_options: object) -> None:
         raise AssertionError("it was parsed")
 
@@ -58,7 +58,7 @@ def test_a_body_of_many_parts_is_refused_before_it_is_built(served: Served, body
         check_json(body, nesting=16)
 
 
-def test_a_body_that_a_client_may_need_is_taken(served: Served) -> None:
+def test_body_within_the_limits_is_accepted(served: Served) -> None:
     everything = {**GOOD, "cores": 1, "placement": {"cpus": ",".join(map(str, range(2, 400)))}, "cmdline": ',[{"' * 250}
     status, problem = ask(served, "POST /v1/plans", body=json.dumps(everything).encode())
     assert (status, problem["code"]) == (409, "no-room")
@@ -66,14 +66,14 @@ def test_a_body_that_a_client_may_need_is_taken(served: Served) -> None:
 
 @pytest.mark.parametrize("field", ["name", "memory", "image", "address", "page_size", "id", "cmdline", "restart"])
 @pytest.mark.parametrize("sign", ["\ue000", "a", "1", ":", "/"])
-def test_what_is_said_of_a_long_text_is_short(served: Served, field: str, sign: str) -> None:
+def test_problem_about_a_long_text_is_short(served: Served, field: str, sign: str) -> None:
     body = json.dumps({**GOOD, field: sign * (LONG // len(sign.encode()))}, ensure_ascii=False).encode()
     status, problem = ask(served, "POST /v1/plans", body=body)
     assert (status, problem["code"]) == (400, "bad-request")
     assert len(json.dumps(problem)) < 1000
 
 
-def test_no_message_repeats_a_long_text_before_it_is_cut() -> None:
+def test_description_of_a_long_text_is_short() -> None:
     for field in ("name", "memory", "image", "address", "page_size", "id"):
         with pytest.raises(ValueError, match=field) as caught:
             GuestRequest.model_validate({**GOOD, field: "\ue000" * LONG})
@@ -83,7 +83,7 @@ def test_no_message_repeats_a_long_text_before_it_is_cut() -> None:
     assert len(describe(caught.value)) < 400  # type: ignore[arg-type]
 
 
-def test_of_many_findings_the_first_are_described() -> None:
+def test_problem_with_many_findings_describes_the_first() -> None:
     with pytest.raises(ValueError, match="Extra inputs") as caught:
         GuestRequest.model_validate({**GOOD, **{f"{number}" + "x" * 5000: 1 for number in range(100)}})
     said = describe(caught.value)  # type: ignore[arg-type]
@@ -101,14 +101,14 @@ def test_of_many_findings_the_first_are_described() -> None:
         (b"1e" + b"0" * LONG, "too many digits"),
     ],
 )
-def test_numbers_of_very_many_digits(served: Served, number: bytes, said: str) -> None:
+def test_number_with_too_many_digits_is_refused(served: Served, number: bytes, said: str) -> None:
     status, problem = ask(served, "POST /v1/plans", body=b'{"cores": ' + number + b"}")
     assert (status, problem["code"]) == (400, "bad-request")
     assert said in problem["detail"]
     assert len(problem["detail"]) < 200
 
 
-def test_a_long_text_that_is_not_utf8() -> None:
+def test_long_body_that_is_not_utf8_is_refused() -> None:
     for body in (b'{"name": "' + b"a" * LONG + b"\xff", b"\xff" * LONG, "\U0001f4a9".encode() * 15_000 + b"\xf0\x9f"):
         with pytest.raises(RequestError, match="invalid UTF-8") as caught:
             check_json(body, nesting=16)
@@ -124,13 +124,13 @@ def test_a_long_text_that_is_not_utf8() -> None:
         ("/v1/guests/one/ready?timeout=" + "1" * 8000, ()),
     ],
 )
-def test_a_query_of_many_parts(served: Served, target: str, fields: tuple[str, ...]) -> None:
+def test_query_of_many_parts_is_refused(served: Served, target: str, fields: tuple[str, ...]) -> None:
     status, problem = ask(served, f"GET {target}", *fields)
     assert (status, problem["code"]) == (400, "bad-request")
     assert len(json.dumps(problem)) < 1000
 
 
-def test_a_long_if_match(served: Served) -> None:
+def test_long_if_match_is_refused(served: Served) -> None:
     served.client.create(GOOD)
     lists = (['"1",' * 1000], [f'"{number}"' for number in range(90)] * 2, ["," * 5000])
     for values in lists:
@@ -142,7 +142,7 @@ def test_a_long_if_match(served: Served) -> None:
     served.client.delete("one")
 
 
-def test_fields_that_nothing_reads_are_not_parsed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_header_fields_are_not_parsed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The framework reads all cookies of each request, though no route has any."""
     seen: list[str] = []
     monkeypatch.setattr("starlette.requests.cookie_parser", lambda field: seen.append(field) or {})
@@ -152,7 +152,7 @@ def test_fields_that_nothing_reads_are_not_parsed(served: Served, monkeypatch: p
     assert seen == []
 
 
-def test_long_answers_are_encoded_outside_the_event_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_response_is_encoded_outside_the_event_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of thousands of events, a big host's survey, or the description of the interface, which is long to make."""
     encoded: dict[str, str] = {}
     dumps = json.dumps
@@ -172,13 +172,13 @@ def test_long_answers_are_encoded_outside_the_event_loop(served: Served, monkeyp
 
 @pytest.mark.parametrize("number", ["1_0", "%201%20", "+5", "%2B5", "1.0", "0x10", "01", "1e1", "%D9%A3", "", "-0.5", "9" * 30])
 @pytest.mark.parametrize("target", ["/v1/events?after=", "/v1/events?limit=", "/v1/audit?frames="])
-def test_a_whole_number_has_one_spelling(served: Served, target: str, number: str) -> None:
+def test_integer_parameter_in_another_spelling_is_refused(served: Served, target: str, number: str) -> None:
     status, problem = ask(served, f"GET {target}{number}")
     assert (status, problem["code"]) == (400, "bad-request"), problem
 
 
 @pytest.mark.parametrize("number", ["1_0", "%201%20", "+5", "%2B5", "01", "0x1p3", "nan", "inf", ".5", "5.", "", "%D9%A3"])
-def test_seconds_have_one_grammar(served: Served, number: str) -> None:
+def test_seconds_in_another_spelling_are_refused(served: Served, number: str) -> None:
     status, problem = ask(served, f"GET /v1/guests/none/ready?timeout={number}")
     assert (status, problem["code"]) == (400, "bad-request"), problem
     for good in ("1", "0.5", "1e-05", "2.0"):
@@ -186,7 +186,7 @@ def test_seconds_have_one_grammar(served: Served, number: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["1", "yes", "on", "TRUE", "t", "", "%20true"])
-def test_a_truth_has_one_spelling(served: Served, word: str) -> None:
+def test_boolean_parameter_in_another_spelling_is_refused(served: Served, word: str) -> None:
     assert ask(served, f"DELETE /v1/quarantine/none?force={word}")[0] == 400
     assert ask(served, "DELETE /v1/quarantine/none?force=true")[0] == 404
 
@@ -203,7 +203,7 @@ def test_a_truth_has_one_spelling(served: Served, word: str) -> None:
         ("Content-Encoding: identity", "Content-Encoding: identity"),
     ],
 )
-def test_a_field_that_is_there_twice(served: Served, fields: tuple[str, ...]) -> None:
+def test_repeated_header_field_is_refused(served: Served, fields: tuple[str, ...]) -> None:
     status, problem = ask(served, "GET /v1/version", *fields)
     assert (status, problem["code"]) == (400, "bad-request")
     assert fields[0].partition(":")[0].lower() in problem["detail"].lower()
@@ -222,12 +222,12 @@ def test_a_field_that_is_there_twice(served: Served, fields: tuple[str, ...]) ->
         ("application/json-seq", ""),
     ],
 )
-def test_a_body_that_is_not_json_in_utf8(media: str, coding: str) -> None:
+def test_body_with_another_media_type_or_coding_is_refused(media: str, coding: str) -> None:
     with pytest.raises(WrongMedia):
         check_media_type(media, coding)
 
 
-def test_a_compressed_body_is_refused(served: Served) -> None:
+def test_compressed_body_is_refused(served: Served) -> None:
     status, problem = ask(served, "POST /v1/plans", "Content-Encoding: gzip", body=json.dumps(GOOD).encode())
     assert (status, problem["code"]) == (415, "media-type")
     for media in ("application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"; x=y'):
@@ -248,7 +248,7 @@ def test_a_compressed_body_is_refused(served: Served) -> None:
         b"PUT /v1/guests/%1b%5b2J%c2%9b HTTP/1.0\r\n",
     ],
 )
-def test_no_answer_shows_the_sockets_path_or_moves_a_cursor(served: Served, head: bytes) -> None:
+def test_response_shows_no_socket_path_and_no_control_characters(served: Served, head: bytes) -> None:
     answer = send(served.path, head + b"Connection: close\r\n\r\n")
     problem = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert 400 <= problem["status"] < 406
@@ -258,11 +258,11 @@ def test_no_answer_shows_the_sockets_path_or_moves_a_cursor(served: Served, head
 
 
 @pytest.mark.parametrize("host", ["x", "example.org:8443", "[::1]:8443", "192.0.2.1", "nohype", ""])
-def test_hosts_that_are_hosts(served: Served, host: str) -> None:
+def test_valid_host_field_is_accepted(served: Served, host: str) -> None:
     assert b" 200 " in send(served.path, f"GET /v1/version HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
 
 
-def test_refusals_before_it_is_known_who_asks_are_counted(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_refusals_before_identification_count_against_the_rate_limit(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Else they would be the one kind of request without a rate."""
     limits = {"limits": {"rate": 0.001, "burst": 3}}
     with serve(tmp_path_factory.mktemp("counted"), limits) as served:

@@ -71,7 +71,7 @@ def stream(path: Path, **headers: str) -> Iterator[http.client.HTTPResponse]:
     connection.close()
 
 
-def test_the_story_of_a_creation_is_told_while_it_happens(served: Served) -> None:
+def test_stream_reports_a_creation_while_it_runs(served: Served) -> None:
     watcher = Watcher(served.client, 0)
     served.client.create(GOOD)
     told = watcher.until("started")
@@ -80,7 +80,7 @@ def test_the_story_of_a_creation_is_told_while_it_happens(served: Served) -> Non
     assert told == served.client.events(0)[: len(told)]
 
 
-def test_from_now_on(served: Served) -> None:
+def test_stream_without_last_event_id_starts_with_new_events(served: Served) -> None:
     served.client.create(GOOD)
     with stream(served.path) as response:
         assert response.readline().startswith(b":")
@@ -90,7 +90,7 @@ def test_from_now_on(served: Served) -> None:
         assert json.loads(line[5:])["id"] > 2
 
 
-def test_after_a_lost_connection_it_goes_on_where_it_was(served: Served) -> None:
+def test_stream_continues_after_the_last_event_id(served: Served) -> None:
     served.client.create(GOOD)
     newest = served.client.events()[-1]["id"]
     with stream(served.path, **{"Last-Event-ID": str(newest - 1)}) as response:
@@ -101,7 +101,7 @@ def test_after_a_lost_connection_it_goes_on_where_it_was(served: Served) -> None
         assert (response.status, json.loads(response.read())["code"]) == (400, "bad-request")
 
 
-def test_the_client_survives_a_restart_of_the_manager(tmp_path: Path) -> None:
+def test_client_continues_the_stream_after_a_restart_of_the_manager(tmp_path: Path) -> None:
     world = World(tmp_path / "world")
     with serve(tmp_path, world=world) as served:
         watcher = Watcher(served.client, 0)
@@ -113,7 +113,7 @@ def test_the_client_survives_a_restart_of_the_manager(tmp_path: Path) -> None:
     assert not {event["id"] for event in before} & {event["id"] for event in after}
 
 
-def test_a_watcher_that_has_seen_nothing_yet_misses_nothing_either(tmp_path: Path) -> None:
+def test_client_without_an_event_yet_misses_none_after_a_restart(tmp_path: Path) -> None:
     world = World(tmp_path / "world")
     with serve(tmp_path, world=world) as served:
         served.client.create(GOOD)
@@ -125,7 +125,7 @@ def test_a_watcher_that_has_seen_nothing_yet_misses_nothing_either(tmp_path: Pat
         assert watcher.until("stopped")[-1]["subject"] == "one"
 
 
-def test_a_tenant_sees_its_own_only(tmp_path: Path) -> None:
+def test_stream_of_a_tenant_has_only_its_own_events(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.issue("manager", addresses=("127.0.0.1",))
     settings = {
@@ -144,7 +144,7 @@ def test_a_tenant_sees_its_own_only(tmp_path: Path) -> None:
         assert {event["subject"] for event in everything.until("deleted")} == {"one", "hers"}
 
 
-def test_many_watchers_take_no_thread_each(served: Served) -> None:
+def test_many_streams_need_no_threads(served: Served) -> None:
     before = threading.active_count()
     watchers = [Watcher(served.client) for _ in range(50)]
     time.sleep(1)
@@ -154,7 +154,7 @@ def test_many_watchers_take_no_thread_each(served: Served) -> None:
         assert watcher.until("started")[-1]["subject"] == "one"
 
 
-def test_a_watcher_that_goes_is_noticed(served: Served) -> None:
+def test_stream_ends_when_its_client_disconnects(served: Served) -> None:
     with stream(served.path) as response:
         response.readline()
         assert served.stream.watchers == 1
@@ -164,14 +164,14 @@ def test_a_watcher_that_goes_is_noticed(served: Served) -> None:
         time.sleep(0.02)
 
 
-def test_silence_is_broken_by_heartbeats(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_stream_sends_heartbeats(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.stream, "heartbeat", 0.2)
     with stream(served.path) as response:
         lines = [response.readline() for _ in range(6)]
     assert lines.count(b": still here\n") >= 2
 
 
-def test_streams_end_when_the_manager_ends(served: Served) -> None:
+def test_streams_end_when_the_manager_stops(served: Served) -> None:
     with stream(served.path) as response:
         response.readline()
         begin = time.monotonic()
@@ -180,7 +180,7 @@ def test_streams_end_when_the_manager_ends(served: Served) -> None:
         assert time.monotonic() - begin < 3
 
 
-def test_pages_of_events(served: Served) -> None:
+def test_events_are_returned_in_pages(served: Served) -> None:
     served.client.create(GOOD)
     served.client.delete("one")
     all_of_them = served.client.events(0)
@@ -192,7 +192,7 @@ def test_pages_of_events(served: Served) -> None:
         served.client.events(0, limit=1001)
 
 
-def test_many_events_are_few_writes(served: Served) -> None:
+def test_many_events_are_sent_in_few_writes(served: Served) -> None:
     """The event loop has some work with each, and serves nobody else between those of one reading."""
 
     def read(_who: Identity, after: int | None, limit: int) -> list[Event]:

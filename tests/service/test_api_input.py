@@ -90,21 +90,21 @@ def text(**change: object) -> bytes:
         (json.dumps({**GOOD, "\u001b[31m": 1}).encode(), 400, "bad-request", "\\x1b[31m: Extra inputs"),
     ],
 )
-def test_a_body_that_is_wrong(served: Served, body: bytes, status: int, code: str, said: str) -> None:
+def test_invalid_body_is_refused(served: Served, body: bytes, status: int, code: str, said: str) -> None:
     check(ask(served, "POST", "/v1/plans", body), status, code, said)
 
 
 @pytest.mark.parametrize("body", [{"timeout": True}, {"timeout": "5"}, {"timeout": 0}, {"timeout": 3601}, {"time": 5}, [], 5])
-def test_a_stop_that_is_wrong(served: Served, body: object) -> None:
+def test_invalid_body_of_a_stop_is_refused(served: Served, body: object) -> None:
     check(ask(served, "POST", "/v1/guests/one/stop", json.dumps(body).encode()), 400, "bad-request")
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data"])
-def test_a_body_that_is_not_json(served: Served, kind: str) -> None:
+def test_body_of_another_media_type_is_refused(served: Served, kind: str) -> None:
     check(ask(served, "POST", "/v1/plans", text(), f"Content-Type: {kind}"), 415, "media-type", "")
 
 
-def test_a_body_that_is_too_long(served: Served) -> None:
+def test_body_above_the_limit_is_refused(served: Served) -> None:
     fits = text(cmdline="x").replace(b'"x"', b'"' + b" " * (LIMIT - len(text(cmdline="x")) + 1) + b'"')
     assert len(fits) == LIMIT
     check(ask(served, "POST", "/v1/plans", fits), 400, "bad-request", "cmdline")
@@ -112,7 +112,7 @@ def test_a_body_that_is_too_long(served: Served) -> None:
     check(ask(served, "DELETE", "/v1/guests/one", fits + b" "), 413, "too-large")
 
 
-def test_a_chunked_body_that_is_too_long(served: Served) -> None:
+def test_chunked_body_above_the_limit_is_refused(served: Served) -> None:
     chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
     fields = ("Transfer-Encoding: chunked", "Content-Type: application/json")
     check(ask(served, "POST", "/v1/plans", chunk * 17 + b"0\r\n\r\n", *fields), 413, "too-large")
@@ -150,7 +150,7 @@ def test_a_chunked_body_that_is_too_long(served: Served) -> None:
         ("/v1/audit?frames=10001", 400, "bad-request"),
     ],
 )
-def test_a_target_that_is_wrong(served: Served, target: str, status: int, code: str) -> None:
+def test_invalid_target_is_refused(served: Served, target: str, status: int, code: str) -> None:
     check(ask(served, "GET", target), status, code)
 
 
@@ -159,7 +159,7 @@ def test_a_target_that_is_wrong(served: Served, target: str, status: int, code: 
     [("/v1/guests", "GET, HEAD, POST"), ("/v1/guests/one", "DELETE, GET, HEAD"), ("/v1/plans", "POST")],
 )
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE", "HEAD", "NIX"])
-def test_a_method_that_is_wrong(served: Served, target: str, allowed: str, method: str) -> None:
+def test_wrong_method_is_refused_with_the_allowed_ones(served: Served, target: str, allowed: str, method: str) -> None:
     if method not in allowed:
         status, _, headers = ask(served, method, target)
         assert (status, headers["allow"]) == (405, allowed)
@@ -170,7 +170,7 @@ def test_a_method_that_is_wrong(served: Served, target: str, allowed: str, metho
     ["/v1/version", "/v1/survey", "/v1/audit", "/v1/quarantine", "/v1/guests", "/v1/guests/one", "/v1/events", "/v1/openapi.json",
      "/v1/guests/none", "/v1/nothing"],
 )  # fmt: skip
-def test_head_is_get_without_content(served: Served, target: str) -> None:
+def test_head_is_answered_as_get_without_content(served: Served, target: str) -> None:
     served.client.create(GOOD)
     wanted, _, fields = ask(served, "GET", target)
     answer = send(served.path, f"HEAD {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -183,7 +183,7 @@ def test_head_is_get_without_content(served: Served, target: str) -> None:
     served.client.delete("one")
 
 
-def test_head_of_the_stream_ends(served: Served) -> None:
+def test_head_of_the_event_stream_ends(served: Served) -> None:
     """And the connection can be used for the next request."""
     connection = (
         b"HEAD /v1/events/stream HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -202,12 +202,12 @@ def test_head_of_the_stream_ends(served: Served) -> None:
         ("/v1/guests/one/tell", b'{"line": "mac", "timeout": 0.1}'),
     ],
 )
-def test_an_if_match_that_would_be_ignored(served: Served, target: str, body: bytes) -> None:
+def test_if_match_on_a_request_that_ignores_it_is_refused(served: Served, target: str, body: bytes) -> None:
     check(ask(served, "POST", target, body, 'If-Match: "1"'), 400, "bad-request", "If-Match")
     assert served.client.guests() == []
 
 
-def test_if_match_of_a_guest_in_quarantine(served: Served) -> None:
+def test_if_match_on_clearing_a_quarantine_is_checked(served: Served) -> None:
     check(ask(served, "DELETE", "/v1/quarantine/one", None, 'If-Match: "1"'), 404, "not-found")
     served.client.create(GOOD)
     check(ask(served, "DELETE", "/v1/quarantine/one", None, 'If-Match: "999999"'), 412, "stale")
@@ -215,11 +215,11 @@ def test_if_match_of_a_guest_in_quarantine(served: Served) -> None:
 
 
 @pytest.mark.parametrize("field", ["7", '"7', "nix", '"7" "8"', ",", "W/7"])
-def test_an_if_match_that_is_wrong(served: Served, field: str) -> None:
+def test_invalid_if_match_is_refused(served: Served, field: str) -> None:
     check(ask(served, "DELETE", "/v1/guests/one", None, f"If-Match: {field}"), 400, "bad-request", "If-Match")
 
 
-def test_if_match(served: Served) -> None:
+def test_if_match_with_an_old_version_is_refused(served: Served) -> None:
     made = served.client.create(GOOD)
     tag = ask(served, "GET", "/v1/guests/one")[2]["etag"]
     assert tag == f'"{made["version"]}"'
@@ -249,7 +249,7 @@ def test_if_match(served: Served) -> None:
         b"POST /v1/plans HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-def test_what_is_no_http(served: Served, request_: bytes) -> None:
+def test_malformed_http_is_refused(served: Served, request_: bytes) -> None:
     answer = send(served.path, request_)
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431")), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "bad-request"
@@ -258,7 +258,7 @@ def test_what_is_no_http(served: Served, request_: bytes) -> None:
 @pytest.mark.parametrize(
     "fields", [(b"Content-Length: 2", b"Transfer-Encoding: chunked"), (b"transfer-encoding: chunked", b"content-length: 0")]
 )
-def test_two_ends_of_a_body(served: Served, fields: tuple[bytes, bytes]) -> None:
+def test_body_with_two_lengths_is_refused(served: Served, fields: tuple[bytes, bytes]) -> None:
     """By one of the fields what follows is the body's, by the other a request. No proxy before us may be of another opinion."""
     head = b"\r\n".join([b"POST /v1/guests/one/kill HTTP/1.1", b"Host: x", b"Content-Type: application/json", *fields])
     answer = send(served.path, head + b"\r\n\r\n0\r\n\r\nGET /v1/version HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -284,14 +284,14 @@ def test_two_ends_of_a_body(served: Served, fields: tuple[bytes, bytes]) -> None
         ("GET", "/v1/version?=", None, "''"),
     ],
 )
-def test_what_would_be_ignored_is_refused(served: Served, method: str, target: str, body: bytes | None, said: str) -> None:
+def test_parameters_without_effect_are_refused(served: Served, method: str, target: str, body: bytes | None, said: str) -> None:
     made = served.client.create(GOOD)
     check(ask(served, method, target, body), 400, "bad-request", said)
     assert served.client.guest("one") == made
     served.client.delete("one")
 
 
-def test_an_empty_object_says_as_little_as_no_body(served: Served) -> None:
+def test_empty_object_is_handled_as_no_body(served: Served) -> None:
     served.client.create(GOOD)
     for method, target in (("POST", "/stop"), ("POST", "/start"), ("POST", "/kill"), ("DELETE", "")):
         assert ask(served, method, f"/v1/guests/one{target}", b" {}\n")[0] in (200, 204)
@@ -306,7 +306,7 @@ CROSS_SITE = [
 
 
 @pytest.mark.parametrize("fields", CROSS_SITE)
-def test_what_another_sites_page_makes_a_browser_send(served: Served, fields: tuple[str, ...]) -> None:
+def test_cross_site_request_is_refused(served: Served, fields: tuple[str, ...]) -> None:
     """A form without fields is asked of nobody first, and its browser shows the user's client certificate."""
     made = served.client.create(GOOD)
     form = ("Content-Type: application/x-www-form-urlencoded", *fields)
@@ -325,11 +325,11 @@ def test_what_another_sites_page_makes_a_browser_send(served: Served, fields: tu
      ("http://x/v1/gu%65sts", 200), ("http://x/v1/guests/a%2Fb", 400), ("http://x?/v1/version", 404),
      ("ftp://x/v1/version", 404)],
 )  # fmt: skip
-def test_a_target_as_a_proxy_gets_it(served: Served, target: str, status: int) -> None:
+def test_target_in_absolute_form_is_accepted(served: Served, target: str, status: int) -> None:
     assert ask(served, "GET", target)[0] == status
 
 
-def test_a_client_that_hangs_up_loses_nothing(served: Served) -> None:
+def test_creation_continues_when_its_client_disconnects(served: Served) -> None:
     whole = b"POST /v1/guests HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(text())
     half = (whole + text())[:-5]
     send(served.path, half, then_close=True)
@@ -345,7 +345,7 @@ def test_a_client_that_hangs_up_loses_nothing(served: Served) -> None:
         served.client.delete(name)
 
 
-def test_who_sends_nothing_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_without_a_request_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_connection, "IDLE_TIMEOUT", 0.3)
     for begin in (b"", b"GET /v1/guests HTTP/1.1\r\nHo"):
         with socket.socket(socket.AF_UNIX) as connection:
@@ -355,7 +355,7 @@ def test_who_sends_nothing_is_not_waited_for(served: Served, monkeypatch: pytest
             assert connection.recv(100) == b""
 
 
-def test_a_look_is_not_kept_waiting_by_those_who_wait(served: Served) -> None:
+def test_read_is_not_delayed_by_waiting_requests(served: Served) -> None:
     served.client.create(GOOD)
     waits = [threading.Thread(target=ask, args=(served, "GET", "/v1/guests/one/ready?timeout=3")) for _ in range(80)]
     for wait in waits:

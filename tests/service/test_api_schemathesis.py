@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.harness.api_fuzz import ROLES, fuzz, serve_target
 
 
-def test_nothing_breaks_and_nobody_sees_what_is_not_theirs(tmp_path: Path) -> None:
+def test_generated_requests_cause_no_error_and_reveal_no_foreign_data(tmp_path: Path) -> None:
     with serve_target(tmp_path) as target:
         outcome = fuzz(target, cases=200, seed=3)
     assert outcome.faults == []

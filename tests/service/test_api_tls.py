@@ -19,6 +19,7 @@ import pytest
 from cryptography.x509.oid import NameOID
 
 from orchestrator.api.identity import hash_token
+from orchestrator.api.limits import RateLimiter
 from orchestrator.api.server import open_port
 from orchestrator.api.tls import build_context
 from orchestrator.cli.main import main
@@ -70,7 +71,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Port]:
         yield Port(served, authority, stranger, folder)
 
 
-def test_without_certificate_and_token_nobody_is_known(port: Port) -> None:
+def test_request_without_credentials_is_unauthorized(port: Port) -> None:
     with pytest.raises(Unauthorized):
         port.client().guests()
     context = ssl.create_default_context(cafile=port.authority.file)
@@ -83,12 +84,12 @@ def test_without_certificate_and_token_nobody_is_known(port: Port) -> None:
 
 
 @pytest.mark.parametrize("token", ["wrong", ACME + "x", ACME[:-1], "sha256:" + hash_token(ACME).hex()])
-def test_a_wrong_token_is_refused(port: Port, token: str) -> None:
+def test_wrong_token_is_refused(port: Port, token: str) -> None:
     with pytest.raises(Unauthorized, match="unknown token"):
         port.client(token).version()
 
 
-def test_tokens_have_roles(port: Port) -> None:
+def test_token_gives_its_role(port: Port) -> None:
     assert port.client(OPERATOR).survey()["cores"]
     with pytest.raises(Forbidden):
         port.client(ACME).survey()
@@ -98,7 +99,7 @@ def test_tokens_have_roles(port: Port) -> None:
     port.client(ACME).delete("one")
 
 
-def test_certificates_have_roles(port: Port) -> None:
+def test_certificate_gives_its_role(port: Port) -> None:
     alice = port.client(certificate=port.authority.issue("alice"))
     alice.create(REQUEST)
     assert alice.guests()[0]["owner"] == "acme"
@@ -111,27 +112,27 @@ def test_certificates_have_roles(port: Port) -> None:
         viewer.guest("one")
 
 
-def test_a_genuine_certificate_without_a_role_is_refused(port: Port) -> None:
+def test_certificate_without_a_role_is_refused(port: Port) -> None:
     with pytest.raises(Forbidden, match="CN:mallory"):
         port.client(certificate=port.authority.issue("mallory")).guests()
 
 
-def test_a_genuine_certificate_without_a_name_is_refused_as_one(port: Port) -> None:
+def test_certificate_without_a_name_is_refused(port: Port) -> None:
     with pytest.raises(Forbidden, match="has no name of a supported kind"):
         port.client(certificate=port.authority.issue("alice", title=NameOID.ORGANIZATION_NAME)).guests()
 
 
-def test_a_certificate_of_another_ca_is_worth_nothing(port: Port) -> None:
+def test_certificate_of_another_ca_is_refused(port: Port) -> None:
     with pytest.raises(OrchestratorError, match="cannot reach the manager"):
         port.client(certificate=port.stranger.issue("alice")).guests()
 
 
-def test_the_client_does_not_believe_everybody(port: Port) -> None:
+def test_client_refuses_a_manager_of_another_ca(port: Port) -> None:
     with pytest.raises(OrchestratorError, match=r"(?i)certificate verify failed"):
         Client(port.served.url, token=OPERATOR, ca=port.stranger.file).guests()
 
 
-def test_plain_text_and_old_tls_get_nothing(port: Port) -> None:
+def test_plain_text_and_old_tls_get_no_response(port: Port) -> None:
     host, _, number = port.served.url.removeprefix("https://").partition(":")
     with socket.create_connection((host, int(number)), timeout=10) as connection:
         connection.sendall(b"GET /v1/guests HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -142,10 +143,9 @@ def test_plain_text_and_old_tls_get_nothing(port: Port) -> None:
         old.wrap_socket(connection, server_hostname=host)
 
 
-def test_a_tenant_is_slowed_down_and_operators_are_not(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_limit_holds_for_tenants_and_not_for_operators(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     acme, operator = port.client(ACME), port.client(OPERATOR)
-    guard = port.served.server.config.app
-    monkeypatch.setattr(guard._turns, "_rate", 0.5)
+    monkeypatch.setattr(port.served.server.config.app, "limiter", RateLimiter(rate=0.5, burst=30, concurrent=8))
     with pytest.raises(TooMany) as caught:
         [acme.version() for _ in range(40)]
     assert 0 < caught.value.wait <= 2
@@ -153,7 +153,7 @@ def test_a_tenant_is_slowed_down_and_operators_are_not(port: Port, monkeypatch: 
         operator.version()
 
 
-def test_a_renewed_certificate_is_used_without_a_restart(port: Port) -> None:
+def test_renewed_certificate_is_used_without_a_restart(port: Port) -> None:
     def serial() -> str:
         context = ssl.create_default_context(cafile=port.authority.file)
         host, _, number = port.served.url.removeprefix("https://").partition(":")
@@ -173,7 +173,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(port: Port) -> None:
     assert serial() != kept
 
 
-def test_wrong_files_are_one_clear_error(port: Port, tmp_path: Path) -> None:
+def test_unusable_tls_file_is_refused_by_name(port: Port, tmp_path: Path) -> None:
     certificate, key = port.authority.issue("other")
     with pytest.raises(RequestError, match="TLS cannot use"):
         build_context(ApiConfig(listen="127.0.0.1:0", certificate=str(key), key=str(key)))
@@ -189,7 +189,7 @@ def test_wrong_files_are_one_clear_error(port: Port, tmp_path: Path) -> None:
     ["http://127.0.0.1", "127.0.0.1:80", "https://", "https://host/path", "https://host?query", "https://host#part",
      "https://user:secret@host", "https://host:port", "https://host:0", "https://host:65536", "https://[::1", "https://a..b", ""],
 )  # fmt: skip
-def test_what_is_no_address(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(RequestError, match="invalid manager URL") as caught:
         Client(url)
     assert "secret" not in str(caught.value)
@@ -204,7 +204,7 @@ def test_what_is_no_address(url: str) -> None:
         ("HTTPS://192.0.2.1:1", ("192.0.2.1", 1)),
     ],
 )
-def test_addresses(url: str, address: tuple[str, int]) -> None:
+def test_valid_url_is_parsed(url: str, address: tuple[str, int]) -> None:
     assert transport.parse_url(url) == address
 
 
@@ -285,7 +285,7 @@ def context_of(files: tuple[Path, Path]) -> ssl.SSLContext:
     return context
 
 
-def test_nohype_over_the_network(nohype: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nohype_works_over_the_network(nohype: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A tenant by a token, another person of it by a certificate, the operator by the environment alone."""
     by_token = ("--url", nohype.url, "--ca", nohype.ca, "--token-file", token_file(tmp_path, ACME))
     nohype.good(*by_token, "guest", "create", "one", "--memory", "64M", "--image", "minimal")
@@ -303,7 +303,7 @@ def test_nohype_over_the_network(nohype: Program, monkeypatch: pytest.MonkeyPatc
     assert nohype.good("guest", "delete", "one") == "one deleted\n"
 
 
-def test_credentials_that_the_manager_refuses(nohype: Program, tmp_path: Path) -> None:
+def test_nohype_with_refused_credentials_explains_what_to_use(nohype: Program, tmp_path: Path) -> None:
     there = ("--url", nohype.url, "--ca", nohype.ca)
     said = nohype.bad(*there, "--token-file", token_file(tmp_path, "wrong"))
     assert "unknown token" in said
@@ -317,7 +317,7 @@ def test_credentials_that_the_manager_refuses(nohype: Program, tmp_path: Path) -
     assert "invalid characters" in nohype.bad(*there, "--token-file", token_file(tmp_path, "wröng"))
 
 
-def test_a_manager_that_is_not_believed(nohype: Program, tmp_path: Path) -> None:
+def test_nohype_refuses_a_manager_with_an_untrusted_certificate(nohype: Program, tmp_path: Path) -> None:
     token = ("--token-file", token_file(tmp_path, OPERATOR))
     for words in ((), ("--ca", nohype.port.stranger.file)):
         said = nohype.bad("--url", nohype.url, *words, *token)
@@ -333,7 +333,7 @@ def test_a_manager_that_is_not_believed(nohype: Program, tmp_path: Path) -> None
         )
 
 
-def test_what_answers_is_no_manager(nohype: Program, tmp_path: Path) -> None:
+def test_nohype_reports_that_the_server_is_no_manager(nohype: Program, tmp_path: Path) -> None:
     context = context_of(nohype.port.authority.issue("web", addresses=("127.0.0.1",)))
     for answer in (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>",
@@ -351,7 +351,7 @@ def test_what_answers_is_no_manager(nohype: Program, tmp_path: Path) -> None:
             )
 
 
-def test_nobody_is_there(nohype: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nohype_reports_an_unreachable_address(nohype: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         number = listener.getsockname()[1]
     assert "Connection refused" in nohype.bad("--url", f"https://127.0.0.1:{number}")
@@ -371,7 +371,7 @@ def test_nobody_is_there(nohype: Program, monkeypatch: pytest.MonkeyPatch, tmp_p
             one.close()
 
 
-def test_a_manager_that_says_nothing(nohype: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nohype_reports_a_manager_that_does_not_respond(nohype: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "MARGIN_SECONDS", 0.2)
     context = context_of(nohype.port.authority.issue("mute", addresses=("127.0.0.1",)))
     with answering(None, context) as number:
@@ -382,7 +382,7 @@ def test_a_manager_that_says_nothing(nohype: Program, monkeypatch: pytest.Monkey
     assert "check `nohype guest list` and `nohype events`, then retry" in said
 
 
-def test_files_that_tls_can_not_use(nohype: Program, tmp_path: Path) -> None:
+def test_nohype_reports_unusable_tls_files(nohype: Program, tmp_path: Path) -> None:
     certificate, key = nohype.port.authority.issue("alice")
     _, other = nohype.port.authority.issue("bob")
     _, locked = nohype.port.authority.issue("locked", pass_phrase=b"secret")

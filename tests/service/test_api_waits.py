@@ -5,9 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from orchestrator.api.identity import hash_token
 from orchestrator.api.limits import Kind
 from orchestrator.client.client import Client
 from orchestrator.guests.service import GuestService
-from tests.harness.api_server import PROOF, Authority, Served, serve
+from tests.harness.api_server import PROOF, Authority, Served, build_unverified_context, serve
 from tests.harness.guests import until
 
 PLACES = 4
@@ -66,7 +66,7 @@ class Connection:
             # An address of its own, as the connections of each are limited.
             source = f"127.0.0.{2 + len(who) + sum(who.encode()) % 200}"
             raw = socket.create_connection(("127.0.0.1", port), 20, source_address=(source, 0))
-            self.socket: socket.socket = ssl._create_unverified_context().wrap_socket(raw)
+            self.socket: socket.socket = build_unverified_context().wrap_socket(raw)
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(20)
@@ -111,14 +111,31 @@ def running(served: Served, client: str, kind: str) -> int:
     return served.server.config.app.limiter.count(client, Kind(kind))  # type: ignore[union-attr]
 
 
-def count_waits(manager: GuestService) -> int:
-    consoles = list(manager._consoles._watch._consoles.values())
-    return sum(len(console.waits) + len(console.questions) for console in consoles)
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[Future[str]]:
+    """All waits at consoles that were begun."""
+    begun: list[Future[str]] = []
+
+    def record(begin: Callable[..., Future[str]]) -> Callable[..., Future[str]]:
+        def begin_and_record(*arguments: Any) -> Future[str]:
+            begun.append(future := begin(*arguments))
+            return future
+
+        return begin_and_record
+
+    for name in ("begin_ready", "begin_command"):
+        monkeypatch.setattr(GuestService, name, record(getattr(GuestService, name)))
+    return begun
+
+
+def count_waits(waits: list[Future[str]]) -> int:
+    """Waits that have not ended."""
+    return sum(not wait.done() for wait in waits)
 
 
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("who", ["acme", ""])
-def test_who_hangs_up_waits_no_longer(served: Served, wait: str, who: str) -> None:
+def test_wait_ends_when_its_client_disconnects(served: Served, wait: str, who: str, waits: list[Future[str]]) -> None:
     """The tenant that the places are counted for, and root, whose are not."""
     make(served, "acme")
     for _ in range(3):
@@ -130,14 +147,14 @@ def test_who_hangs_up_waits_no_longer(served: Served, wait: str, who: str) -> No
             if wait == "stream":
                 until(lambda: served.stream.watchers == PLACES)
             else:
-                until(lambda: count_waits(served.manager) == PLACES)
+                until(lambda: count_waits(waits) == PLACES)
         until(lambda: running(served, "tenant acme", "wait") == 0)
-        until(lambda: served.stream.watchers == 0 and count_waits(served.manager) == 0)
+        until(lambda: served.stream.watchers == 0 and count_waits(waits) == 0)
     until(lambda: "consoles" not in [thread.name for thread in threading.enumerate()])
 
 
 @pytest.mark.parametrize("wait", WAITS)
-def test_waits_lock_their_own_tenant_out_of_nothing_else(served: Served, wait: str) -> None:
+def test_waits_at_the_limit_block_only_further_waits(served: Served, wait: str) -> None:
     make(served, "acme")
     with ExitStack() as held:
         waiting = [held.enter_context(Connection(served, "acme")) for _ in range(PLACES)]
@@ -158,7 +175,7 @@ def test_waits_lock_their_own_tenant_out_of_nothing_else(served: Served, wait: s
             assert ask(served, "acme", method, f"/v1/guests/acme/{target}".rstrip("/"))[0] in (200, 204), target
 
 
-def test_a_client_may_end_a_guest_when_its_places_are_taken(served: Served) -> None:
+def test_kill_is_accepted_while_other_requests_are_at_the_limit(served: Served) -> None:
     """Stops of a guest that does not hear its power button take as long as they are given, also without their clients."""
     make(served, "acme")
     served.world.hypervisor.deaf.add("acme")
@@ -177,7 +194,7 @@ def test_a_client_may_end_a_guest_when_its_places_are_taken(served: Served) -> N
     assert ask(served, "acme", "DELETE", "/v1/guests/acme")[0] == 204
 
 
-def test_a_tenant_may_not_end_guests_without_bound(
+def test_kills_of_a_tenant_are_limited(
     tmp_path: Path, authority: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(tmp_path, settings(authority)) as served, ExitStack() as held:
@@ -193,9 +210,7 @@ def test_a_tenant_may_not_end_guests_without_bound(
         hangs.set()
 
 
-def test_tenants_keep_neither_each_other_nor_an_operator_from_anything(
-    tmp_path: Path, authority: tuple[Path, Path, Path]
-) -> None:
+def test_tenant_at_its_limits_blocks_no_other_caller(tmp_path: Path, authority: tuple[Path, Path, Path]) -> None:
     """However many places they have: four tenants, 16 waits and 16 stops each, were all there was."""
     four, fifth = TENANTS[:4], TENANTS[4]
     with serve(tmp_path, settings(authority, 16)) as served, ExitStack() as held:
@@ -219,17 +234,17 @@ def test_tenants_keep_neither_each_other_nor_an_operator_from_anything(
             assert ask(served, "", "DELETE", f"/v1/guests/{name}")[0] == 204
 
 
-def test_roots_own_script_locks_him_out_of_nothing(served: Served) -> None:
+def test_waits_of_root_block_no_other_request_of_root(served: Served, waits: list[Future[str]]) -> None:
     """It polls, and gives up after a while, again and again."""
     assert ask(served, "", "POST", "/v1/guests", {"name": "web", **REQUEST})[0] == 201
     with ExitStack() as held:
         for _ in range(100):
             held.enter_context(Connection(served)).send("GET", "/v1/guests/web/ready?timeout=3600")
-        until(lambda: count_waits(served.manager) == 100)
+        until(lambda: count_waits(waits) == 100)
         assert ask(served, "", "POST", "/v1/guests/web/stop", {"timeout": 5})[1]["state"] == "stopped"
 
 
-def test_an_audit_that_nobody_waits_for_holds_no_place(tmp_path: Path, authority: tuple[Path, Path, Path]) -> None:
+def test_audit_without_its_client_holds_no_place(tmp_path: Path, authority: tuple[Path, Path, Path]) -> None:
     """It is measured to its end; and no more than two of a client at a time."""
     hangs, begun = threading.Event(), []
 
@@ -251,7 +266,7 @@ def test_an_audit_that_nobody_waits_for_holds_no_place(tmp_path: Path, authority
         assert len(begun) == 3
 
 
-def test_answers_that_nobody_reads_are_short(served: Served) -> None:
+def test_unread_responses_are_short(served: Served) -> None:
     make(served, "acme")
     served.world.hypervisor.write("acme", b"\xff" * (2 << 20))
     with ExitStack() as held:
@@ -266,7 +281,7 @@ def test_answers_that_nobody_reads_are_short(served: Served) -> None:
             assert "console output:" in problem["detail"] or status == 429
 
 
-def test_what_a_client_is_told_when_it_waits_for_a_guest_that_does_not_run(served: Served) -> None:
+def test_wait_for_a_stopped_guest_is_refused(served: Served) -> None:
     client = Client(served.path)
     client.create({"name": "web", **REQUEST})
     served.world.hypervisor.write("web", b"nohype: ready name=web\n")
@@ -277,13 +292,13 @@ def test_what_a_client_is_told_when_it_waits_for_a_guest_that_does_not_run(serve
     assert "is stopped" in problem["detail"]
 
 
-def test_waits_end_when_the_manager_ends(tmp_path: Path, authority: tuple[Path, Path, Path]) -> None:
+def test_waits_end_when_the_manager_stops(tmp_path: Path, authority: tuple[Path, Path, Path], waits: list[Future[str]]) -> None:
     with ExitStack() as held:
         with serve(tmp_path, settings(authority)) as served:
             make(served, "acme")
             connection = held.enter_context(Connection(served, "acme"))
             connection.send("GET", "/v1/guests/acme/ready?timeout=3600")
-            until(lambda: count_waits(served.manager) == 1)
+            until(lambda: count_waits(waits) == 1)
             served.manager.close()
             status, problem, _ = connection.read()
             assert (status, problem["code"]) == (409, "guest")

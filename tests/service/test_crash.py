@@ -33,12 +33,12 @@ QUIET_SEED = 0
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_nothing_is_lost(tmp_path: Path, seed: int) -> None:
+def test_killed_manager_loses_nothing(tmp_path: Path, seed: int) -> None:
     outcome = run_crash(tmp_path / "world", seed)
     assert not outcome.faults, f"seed {seed}, killed {outcome.point!r} during {outcome.operation!r}"
 
 
-def test_a_host_full_of_guests_recovers_quickly(tmp_path: Path) -> None:
+def test_recovery_of_many_guests_is_quick(tmp_path: Path) -> None:
     assert max(measure_recovery(tmp_path / "world", guests=30, times=2)) < 2
 
 
@@ -100,11 +100,11 @@ def run_with(folder: Path, monkeypatch: pytest.MonkeyPatch, cheat: Callable[[Wor
         cheat(world, tell)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("tests.harness.crash._work_until_killed", work)
+    monkeypatch.setattr("tests.harness.crash.work_until_killed", work)
     return run_crash(folder, QUIET_SEED).faults
 
 
-def test_who_does_not_cheat_has_lost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harness_without_planted_loss_reports_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_with(tmp_path / "world", monkeypatch, lambda _world, _tell: None) == []
 
 
@@ -119,14 +119,14 @@ def test_who_does_not_cheat_has_lost_nothing(tmp_path: Path, monkeypatch: pytest
         (cheat_cores, "guest1: CPUs 2-3 are in use by guest0"),
     ],
 )
-def test_what_is_lost_is_found(
+def test_harness_with_planted_loss_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheat: Callable[[World, Tell], None], fault: str
 ) -> None:
     """The harness itself: each kind of loss, made on purpose, is a fault."""
     assert fault in "\n".join(run_with(tmp_path / "world", monkeypatch, cheat))
 
 
-def test_a_recovery_that_ends_a_guest_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harness_reports_a_recovery_that_ends_a_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def recover(world: World, _manager: GuestService, _ledger: Ledger) -> None:
         for uuid in world.hypervisor.running_uuids():
             world.hypervisor.destroy(uuid)
@@ -154,20 +154,20 @@ def start_all_again(_world: World, manager: GuestService, ledger: Ledger) -> Non
         manager.transitions.start(manager.transitions.stop(claim, "cheat", 0), "cheat")
 
 
-def test_a_recovery_that_starts_a_guest_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harness_reports_a_recovery_that_restarts_a_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_recovery(monkeypatch, start_all_again)
     faults = run_with(tmp_path / "world", monkeypatch, lambda _world, _tell: None)
     assert "guests that ran were ended and started again: ['guest0']" in faults
 
 
-def test_a_recovery_of_many_guests_that_starts_one_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.harness.crash._work_until_killed", lambda *_, **__: None)
+def test_harness_reports_a_restart_among_many_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.harness.crash.work_until_killed", lambda *_, **__: None)
     replace_recovery(monkeypatch, start_all_again)
     with pytest.raises(AssertionError, match="started again"):
         measure_recovery(tmp_path / "world", guests=1, times=1)
 
 
-def test_a_child_that_fails_says_why() -> None:
+def test_failed_child_reports_its_traceback() -> None:
     def fail(_tell: object) -> None:
         raise ValueError("on purpose")
 
@@ -186,7 +186,7 @@ def kill_before_resume(world: World) -> None:
     object.__setattr__(world.host, "watch", watch)
 
 
-def test_a_guest_is_let_run_though_the_recovery_was_killed_too(tmp_path: Path) -> None:
+def test_guest_keeps_running_when_the_recovery_is_killed_too(tmp_path: Path) -> None:
     world = World(tmp_path / "world")
 
     def create(_tell: Tell) -> None:
@@ -205,7 +205,7 @@ def test_a_guest_is_let_run_though_the_recovery_was_killed_too(tmp_path: Path) -
     assert world.hypervisor.running_names() == {"guest0"}
 
 
-def test_a_guest_that_was_stopped_starts_on_a_prepared_host_after_a_power_cut(tmp_path: Path) -> None:
+def test_stopped_guest_starts_on_a_prepared_host_after_a_power_cut(tmp_path: Path) -> None:
     world = World(tmp_path / "world")
     manager, ledger = world.open_manager()
     manager.create(OPERATOR, GuestRequest(name="guest0", memory="64M", image=IMAGE))

@@ -75,7 +75,7 @@ def _fits(value: object, schema: dict, named: dict) -> bool:
     return True
 
 
-def test_a_guest_from_plan_to_deletion(served: Served) -> None:
+def test_guest_goes_from_plan_to_deletion(served: Served) -> None:
     client = served.client
     planned = client.plan(REQUEST)
     assert (planned["state"], planned["version"], client.guests()) == ("planned", 0, [])
@@ -95,7 +95,7 @@ def test_a_guest_from_plan_to_deletion(served: Served) -> None:
     assert "started" in kinds
 
 
-def test_answers_are_of_the_types_that_the_client_promises(served: Served) -> None:
+def test_responses_have_the_types_of_the_client(served: Served) -> None:
     client = served.client
     made = client.create({**REQUEST, "id": "order-1", "restart": "on-failure"})
     check_shape(made, shapes.Guest)
@@ -108,7 +108,7 @@ def test_answers_are_of_the_types_that_the_client_promises(served: Served) -> No
     assert client.version()
 
 
-def test_a_request_with_an_id_may_be_repeated(served: Served) -> None:
+def test_repeated_request_with_an_id_creates_one_guest(served: Served) -> None:
     request = {**REQUEST, "id": "order-17"}
     made = served.client.create(request)
     assert served.client.create(request) == made
@@ -116,7 +116,7 @@ def test_a_request_with_an_id_may_be_repeated(served: Served) -> None:
         served.client.create({**request, "cores": 2})
 
 
-def test_a_change_of_what_has_changed_is_refused(served: Served) -> None:
+def test_change_with_an_old_version_is_refused(served: Served) -> None:
     seen = served.client.create(REQUEST)["version"]
     served.client.stop("one", timeout=5)
     for change in (served.client.start, served.client.stop, served.client.restart, served.client.kill, served.client.delete):
@@ -139,14 +139,14 @@ def test_a_change_of_what_has_changed_is_refused(served: Served) -> None:
         ({"cores": 8}, NoRoom, "cores"),
     ],
 )
-def test_a_wrong_request_is_one_clear_error(served: Served, change: dict[str, object], kind: type, said: str) -> None:
+def test_invalid_request_is_one_error(served: Served, change: dict[str, object], kind: type, said: str) -> None:
     with pytest.raises(kind, match=said) as caught:
         served.client.plan({**REQUEST, **change})
     if kind is NoRoom:
         assert caught.value.reasons
 
 
-def test_a_guest_that_is_not_there(served: Served) -> None:
+def test_unknown_guest_is_not_found(served: Served) -> None:
     client = served.client
     asks = (client.guest, client.stop, client.start, client.restart, client.kill, client.delete)
     for ask in (*asks, lambda name: client.send_command(name, "mac", 1), lambda name: client.wait_ready(name, 1)):
@@ -156,12 +156,12 @@ def test_a_guest_that_is_not_there(served: Served) -> None:
         client.clear_quarantine("nobody", force=True)
 
 
-def test_a_line_for_the_console_is_one_line(served: Served) -> None:
+def test_console_command_of_several_lines_is_refused(served: Served) -> None:
     with pytest.raises(RequestError, match="line"):
         served.client.send_command("nobody", "mac\nhalt", 1)
 
 
-def test_commands_show_what_the_manager_says(served: Served) -> None:
+def test_commands_show_the_responses_of_the_manager(served: Served) -> None:
     run, socket = CliRunner().invoke, ["--socket", str(served.path)]
     assert "no guests" in run(nohype, ["guest", "list", *socket]).output
     assert "0000:" in run(nohype, ["survey", *socket]).output
@@ -172,27 +172,27 @@ def test_commands_show_what_the_manager_says(served: Served) -> None:
     assert "planned" in plan.output
 
 
-def test_a_second_manager_is_refused(served: Served) -> None:
+def test_second_manager_on_the_socket_is_refused(served: Served) -> None:
     with pytest.raises(HostError, match="another manager listens on"):
         open_socket(served.path)
 
 
-def test_the_socket_is_not_for_everybody(served: Served) -> None:
+def test_socket_admits_only_root_and_the_group(served: Served) -> None:
     assert served.path.stat().st_mode & 0o777 == 0o660
 
 
-def test_a_socket_left_by_a_killed_manager_is_replaced(tmp_path: Path) -> None:
+def test_socket_of_a_killed_manager_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "left.sock"
     open_socket(path).close()
     open_socket(path).close()
 
 
-def test_a_manager_that_still_starts_is_not_replaced(tmp_path: Path) -> None:
+def test_socket_of_a_starting_manager_is_not_replaced(tmp_path: Path) -> None:
     with open_socket(tmp_path / "early.sock"), pytest.raises(HostError, match="another manager listens on"):
         open_socket(tmp_path / "early.sock")
 
 
-def test_a_fault_of_the_manager_is_one_clear_error(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_internal_error_is_one_error_without_details(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR), pytest.raises(OrchestratorError, match="internal error in the manager") as caught:
         served.client.audit(FAULT)
     assert (caught.value.code, "journalctl" in caught.value.hint) == ("internal", True)
@@ -203,19 +203,19 @@ def test_a_fault_of_the_manager_is_one_clear_error(served: Served, caplog: pytes
     assert [bool(record.exc_info) for record in caplog.records] == [True]
 
 
-def test_an_empty_name_names_no_guest(served: Served) -> None:
+def test_empty_name_is_refused(served: Served) -> None:
     for ask in (served.client.guest, served.client.delete):
         with pytest.raises(OrchestratorError):
             ask("")
 
 
-def test_no_manager_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_manager_is_reported_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(OrchestratorError, match="cannot reach the manager") as caught:
         Client(tmp_path / "none.sock").guests()
     assert "systemctl status nohyped" in caught.value.hint
 
 
-def test_64_clients_at_once_see_nothing_but_no_room(served: Served) -> None:
+def test_64_concurrent_clients_get_only_success_or_no_room(served: Served) -> None:
     seen: list[object] = []
 
     def work(number: int) -> None:
@@ -236,7 +236,7 @@ def test_64_clients_at_once_see_nothing_but_no_room(served: Served) -> None:
     assert set(seen) <= {"made", "no-room"}
 
 
-def test_the_client_needs_the_standard_library_only() -> None:
+def test_client_imports_only_the_standard_library() -> None:
     """`nohype` must start quickly."""
     code = "import sys, orchestrator.client.client; print(sorted({name.split('.')[0] for name in sys.modules}))"
     root = str(Path(__file__).parents[2])
@@ -244,7 +244,7 @@ def test_the_client_needs_the_standard_library_only() -> None:
     assert not {"pydantic", "fastapi", "starlette", "uvicorn", "h11", "anyio"} & set(eval(done.stdout))
 
 
-def test_a_manager_that_does_not_answer_is_talked_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_manager_is_reported_to_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As while systemd holds the socket of one that does not come up. What may take long is not."""
     monkeypatch.setattr(client_module, "SLOW_SECONDS", 0.1)
     path, told = tmp_path / "socket", threading.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import math
@@ -12,8 +13,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from email.message import Message
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from socketserver import UnixStreamServer
 
 import pytest
 
@@ -25,7 +27,7 @@ from orchestrator.api.waits import Kinds, while_connected
 from orchestrator.api.workers import Workers, WorkersPerClient
 from orchestrator.client.answers import parse_stream
 from orchestrator.client.client import Client
-from orchestrator.client.problems import STATUS, STATUS_BY_CLASS, build_headers, build_problem, parse_problem
+from orchestrator.client.problems import MEDIA_TYPE, STATUS, STATUS_BY_CLASS, build_headers, build_problem, parse_problem
 from orchestrator.errors import GuestError, HypervisorError, LedgerError, NoRoom, OrchestratorError, RequestError, TooMany
 from orchestrator.model.access import Identity, Role
 
@@ -39,13 +41,13 @@ class Clock:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("end", [b"", b"\\", b'"'])
-def test_each_character_of_a_body_is_looked_at_once(end: bytes) -> None:
+def test_each_byte_of_a_body_is_scanned_once(end: bytes) -> None:
     """A string that never ends, of a length at which to begin again at each quote would take days."""
     with pytest.raises(RequestError, match="invalid JSON"):
         check_json(b'["' + b'\\"' * 1_000_000 + end, nesting=16)
 
 
-def test_a_bucket_empties_and_fills() -> None:
+def test_bucket_empties_and_fills() -> None:
     clock = Clock()
     limiter = RateLimiter(rate=2, burst=3, concurrent=10, clock=clock)
     for _ in range(3):
@@ -65,7 +67,7 @@ def test_a_bucket_empties_and_fills() -> None:
         limiter.consume("a")
 
 
-def test_only_so_many_run_at_a_time() -> None:
+def test_requests_in_progress_are_limited() -> None:
     limiter = RateLimiter(rate=1000, burst=1000, concurrent=2, clock=Clock())
     with limiter.admit("a"), limiter.admit("a"):
         with pytest.raises(TooMany, match="a has 2 requests in progress, the limit"), limiter.admit("a"):
@@ -77,7 +79,7 @@ def test_only_so_many_run_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_each_kind_of_request_has_places_of_its_own(kind: Kind) -> None:
+def test_each_kind_of_request_has_its_own_limit(kind: Kind) -> None:
     """So that a client which waits in all places can still do everything else, and end what it waits for."""
     limiter = RateLimiter(rate=1000, burst=1000, concurrent=2, clock=Clock())
     with limiter.admit("a", kind), limiter.admit("a", kind):
@@ -88,7 +90,7 @@ def test_each_kind_of_request_has_places_of_its_own(kind: Kind) -> None:
                 pass
 
 
-def test_who_is_refused_is_told_how_long_it_may_take() -> None:
+def test_refusal_contains_the_seconds_to_wait() -> None:
     clock = Clock()
     limiter = RateLimiter(rate=1000, burst=1000, concurrent=2, clock=clock)
 
@@ -127,11 +129,11 @@ def test_who_is_refused_is_told_how_long_it_may_take() -> None:
         ("GET", "/v1/guests/ready", Kind.OTHER),
     ],
 )  # fmt: skip
-def test_what_a_request_is_for_is_seen_from_its_path(method: str, path: str, kind: Kind) -> None:
+def test_kind_of_a_request_follows_from_its_path(method: str, path: str, kind: Kind) -> None:
     assert Kinds(ROUTES).find(method, path) is kind
 
 
-def test_strangers_without_number_take_no_memory_without_bound() -> None:
+def test_remembered_clients_are_bounded() -> None:
     limiter = RateLimiter(rate=1, burst=1, concurrent=2, clock=Clock())
     with limiter.admit("one that stays"):
         for number in range(3 * MAX_CLIENTS):
@@ -141,7 +143,7 @@ def test_strangers_without_number_take_no_memory_without_bound() -> None:
             limiter.consume("one that stays")
 
 
-def test_calls_run_side_by_side_but_only_so_many() -> None:
+def test_calls_run_concurrently_up_to_the_limit() -> None:
     running, most = 0, 0
     lock = threading.Lock()
 
@@ -167,7 +169,7 @@ def test_calls_run_side_by_side_but_only_so_many() -> None:
     assert most == 3
 
 
-def test_a_call_that_was_given_up_keeps_its_turn_until_it_ends() -> None:
+def test_cancelled_call_counts_until_it_ends() -> None:
     """Else there would be more threads than limiter."""
     begun: list[int] = []
     hangs = threading.Event()
@@ -192,7 +194,7 @@ def test_a_call_that_was_given_up_keeps_its_turn_until_it_ends() -> None:
     asyncio.run(main())
 
 
-def test_one_clients_calls_keep_no_other_waiting() -> None:
+def test_calls_of_one_client_delay_no_other() -> None:
     hangs, ann, bob = threading.Event(), *(Identity(name, Role.TENANT, name) for name in "ab")
 
     async def main() -> None:
@@ -202,12 +204,12 @@ def test_one_clients_calls_keep_no_other_waiting() -> None:
         assert await workers.run(bob, lambda: "done") == "done"
         hangs.set()
         assert await asyncio.gather(*many) == [True] * 50
-        assert len(workers._workers) <= 1
+        assert sum(isinstance(one, Workers) for one in gc.get_objects()) <= 1, "those without calls are dropped"
 
     asyncio.run(main())
 
 
-def test_a_wait_is_given_up_when_its_client_has_gone() -> None:
+def test_wait_is_cancelled_when_its_client_disconnects() -> None:
     async def main() -> None:
         messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         wait: Future[str] = Future()
@@ -224,7 +226,7 @@ def test_a_wait_is_given_up_when_its_client_has_gone() -> None:
 
 
 @pytest.mark.parametrize("error", [None, GuestError("no")])
-def test_a_wait_ends_as_it_ends(error: GuestError | None) -> None:
+def test_wait_returns_its_result_or_error(error: GuestError | None) -> None:
     async def main() -> str:
         wait: Future[str] = Future()
         waiting = asyncio.ensure_future(while_connected(asyncio.Queue().get, wait))
@@ -239,7 +241,7 @@ def test_a_wait_ends_as_it_ends(error: GuestError | None) -> None:
         assert asyncio.run(main()) == "yes"
 
 
-def test_a_call_goes_on_when_nobody_waits_for_it_any_more() -> None:
+def test_call_continues_without_its_client() -> None:
     done = threading.Event()
 
     async def main() -> None:
@@ -256,19 +258,19 @@ def test_a_call_goes_on_when_nobody_waits_for_it_any_more() -> None:
      ('"3" , , "4"', {3, 4}), (',"3",', {3}), ('"03"', set()), ('"0"', set()), ('"+3"', set()), ('W/"3", "4"', {4}),
      (f'"{10**17}"', {10**17}), (f'"{10**18}"', set())],
 )  # fmt: skip
-def test_if_match(field: str | None, versions: set[int] | None) -> None:
+def test_if_match_is_parsed(field: str | None, versions: set[int] | None) -> None:
     assert parse_if_match(field) == (None if versions is None else frozenset(versions))
 
 
 @pytest.mark.parametrize(
     "field", ["7", '"7', "", ",", " , ,", '*, "7"', 'w/"7"', 'W/ "7"', '"7"\n"8"', '"7";"8"', '"a b"', '"\x7f"']
 )
-def test_a_wrong_if_match(field: str) -> None:
+def test_invalid_if_match_is_refused(field: str) -> None:
     with pytest.raises(RequestError, match="If-Match"):
         parse_if_match(field)
 
 
-def test_every_error_survives_the_journey() -> None:
+def test_every_error_survives_serialization() -> None:
     for kind, status in STATUS_BY_CLASS.items():
         error = kind.__new__(kind)
         OrchestratorError.__init__(error, "what", "do")
@@ -295,7 +297,7 @@ def event_line(number: int) -> bytes:
     return b"data: " + json.dumps({**EVENT, "id": number}).encode() + b"\n"
 
 
-def test_a_stream_of_events_is_read() -> None:
+def test_event_stream_is_parsed() -> None:
     first, comma, rest = event_line(2).partition(b",")
     begin, end = first + comma + b"\n", b"data: " + rest
     lines = [
@@ -320,7 +322,7 @@ def test_a_stream_of_events_is_read() -> None:
     [b"data: \xff\n\n", b"data: {\n\n", b"data: [1]\n\n", b'data: {"id": "1"}\n\n', b"data: " + b"[" * 100_000 + b"\n\n",
      b"x" * (2 << 20), b"data: x\n" * 600_000],
 )  # fmt: skip
-def test_what_is_no_stream_of_events(stream: bytes) -> None:
+def test_invalid_event_stream_is_refused(stream: bytes) -> None:
     with pytest.raises(OrchestratorError, match="not a NoHype manager"):
         list(parse_stream(io.BytesIO(stream)))
 
@@ -329,26 +331,43 @@ def test_what_is_no_stream_of_events(stream: bytes) -> None:
     ("trouble", "pauses"),
     [(TooMany("slowly", wait=7.5), [1.0, 7.5]), (TooMany("slowly", wait=0.1), [1.0, 1.0]), (LedgerError("disk"), [1.0, 1.0])],
 )  # fmt: skip
-def test_who_follows_events_goes_on_after_trouble(
-    monkeypatch: pytest.MonkeyPatch, trouble: OrchestratorError, pauses: list[float]
+def test_follow_continues_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: OrchestratorError, pauses: list[float]
 ) -> None:
-    answers: list[bytes | OrchestratorError] = [event_line(1) + b"\n", trouble, event_line(2) + b"\n"]
-    asked, slept = [], []
-
-    @contextmanager
-    def answer(
-        _self: Client, _method: str, _target: str, _body: object, headers: dict[str, str], _timeout: float
-    ) -> Iterator[Any]:
-        asked.append(headers["Last-Event-ID"])
-        if isinstance(one := answers.pop(0), OrchestratorError):
-            raise one
-        yield Stream(one)
-
-    monkeypatch.setattr(Client, "_open", answer)
+    slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    events = Client(Path("/nowhere")).follow(0)
-    assert [next(events)["id"], next(events)["id"]] == [1, 2]
-    assert (asked, slept) == (["0", "1", "1"], pauses)
-    answers[:] = [trouble]
-    with pytest.raises(type(trouble)):
-        next(Client(Path("/nowhere")).follow(0))
+    with answer_in_turn(tmp_path / "socket", [event_line(1) + b"\n", trouble, event_line(2) + b"\n", trouble]) as asked:
+        events = Client(tmp_path / "socket").follow(0)
+        assert [next(events)["id"], next(events)["id"]] == [1, 2]
+        assert (asked, slept) == (["0", "1", "1"], pauses)
+        with pytest.raises(type(trouble)):
+            next(Client(tmp_path / "socket").follow(0))
+
+
+@contextmanager
+def answer_in_turn(path: Path, answers: list[bytes | OrchestratorError]) -> Iterator[list[str]]:
+    """Serves each request to a stream of events with the next answer; yields the fields Last-Event-ID of the requests."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Last-Event-ID"])
+            one = answers.pop(0)
+            if isinstance(one, OrchestratorError):
+                problem = build_problem(one)
+                self.send_response_only(problem["status"])
+                fields, content = {"Content-Type": MEDIA_TYPE, **build_headers(one)}, json.dumps(problem).encode()
+            else:
+                self.send_response_only(200)
+                fields, content = {"Content-Type": "text/event-stream"}, one
+            for name, value in fields.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+    with UnixStreamServer(str(path), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield asked
+        server.shutdown()
+        thread.join()

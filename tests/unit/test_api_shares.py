@@ -25,7 +25,7 @@ def holder() -> Holder:
     return Holder(Shares(each=4, most=10, spare=2, few=2))
 
 
-def test_one_who_holds_enough_loses_the_oldest_idle_one(holder: Holder) -> None:
+def test_client_at_its_limit_loses_its_oldest_idle_connection(holder: Holder) -> None:
     first, second = holder.open("a", busy=True), holder.open("a")
     for _ in range(2):
         assert holder.open("a", busy=True)
@@ -37,7 +37,7 @@ def test_one_who_holds_enough_loses_the_oldest_idle_one(holder: Holder) -> None:
     assert len(holder.shares) == 5
 
 
-def test_the_greatest_holder_gives_way_to_the_smallest(holder: Holder) -> None:
+def test_client_with_the_most_connections_loses_one_first(holder: Holder) -> None:
     held = {key: [holder.open(key) for _ in range(count)] for key, count in (("a", 3), ("b", 4), ("c", 3))}
     assert holder.open("d")
     assert holder.closed == [held["b"][0]]
@@ -47,7 +47,7 @@ def test_the_greatest_holder_gives_way_to_the_smallest(holder: Holder) -> None:
     assert len(holder.shares) == 10
 
 
-def test_none_gives_way_to_one_who_holds_as_many(holder: Holder) -> None:
+def test_client_with_as_many_connections_loses_none(holder: Holder) -> None:
     for key in ("a", "b"):
         for _ in range(4):
             assert holder.open(key)
@@ -61,7 +61,7 @@ def test_none_gives_way_to_one_who_holds_as_many(holder: Holder) -> None:
     assert len(holder.shares) == 10
 
 
-def test_a_thousand_idle_ones_of_one_user_do_not_lock_others_out() -> None:
+def test_1000_idle_connections_of_one_user_lock_out_no_other() -> None:
     holder = Holder(Shares(each=128, most=400))
     for _ in range(1000):
         assert holder.open("root", always=True)
@@ -74,7 +74,7 @@ def test_a_thousand_idle_ones_of_one_user_do_not_lock_others_out() -> None:
     assert len(holder.shares) == 400
 
 
-def test_when_all_are_busy_those_who_hold_few_still_get_in(holder: Holder) -> None:
+def test_clients_with_few_connections_are_admitted_while_all_are_busy(holder: Holder) -> None:
     for key in ("a", "b", "c"):
         for _ in range(4):
             holder.open(key, busy=True)
@@ -87,7 +87,7 @@ def test_when_all_are_busy_those_who_hold_few_still_get_in(holder: Holder) -> No
     assert holder.closed == []
 
 
-def test_what_ended_is_not_counted(holder: Holder) -> None:
+def test_ended_connection_is_not_counted(holder: Holder) -> None:
     places = [holder.open("a", busy=True) for _ in range(4)]
     assert holder.open("a") is None
     assert places[0]
@@ -97,7 +97,7 @@ def test_what_ended_is_not_counted(holder: Holder) -> None:
     assert len(holder.shares) == 4
 
 
-def test_an_answer_that_is_unread_is_cut_off_last(holder: Holder) -> None:
+def test_connection_with_an_unread_response_is_closed_last(holder: Holder) -> None:
     places = [holder.open("a") for _ in range(4)]
     assert all(places)
     holder.shares.hold(places[0], 1000)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def test_an_answer_that_is_unread_is_cut_off_last(holder: Holder) -> None:
     assert holder.closed == [places[1]]
 
 
-def test_unread_answers_are_bounded(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_responses_are_bounded(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares_module, "MAX_HELD", 100)
     places = [holder.open("a", busy=True) for _ in range(3)]
     for place in places[:2]:
@@ -120,7 +120,7 @@ def test_unread_answers_are_bounded(holder: Holder, monkeypatch: pytest.MonkeyPa
     assert [place.key for place in holder.closed[2:]] == ["a"], "all together have four times as much"
 
 
-def test_one_who_opens_more_all_the_time_is_refused(holder: Holder) -> None:
+def test_client_that_reopens_connections_is_refused(holder: Holder) -> None:
     for _ in range(4):
         assert holder.open("a", later=0.01)
     for _ in range(50):
@@ -131,7 +131,7 @@ def test_one_who_opens_more_all_the_time_is_refused(holder: Holder) -> None:
         assert holder.open(key, later=0.01), "others do not wait"
 
 
-def test_nor_do_those_who_hold_many_push_out_each_other_all_the_time(holder: Holder) -> None:
+def test_clients_with_many_connections_do_not_displace_each_other(holder: Holder) -> None:
     for key in ("a", "b"):
         for _ in range(4):
             assert holder.open(key, later=0.01)
@@ -145,12 +145,12 @@ def test_nor_do_those_who_hold_many_push_out_each_other_all_the_time(holder: Hol
     assert [place.key for place in holder.closed] == ["a", "b"]
 
 
-def test_root_has_no_more_idle_ones_than_others(holder: Holder) -> None:
+def test_idle_connections_of_root_are_limited(holder: Holder) -> None:
     opened = [holder.open("root", always=True, later=0.01) for _ in range(20)]
     assert sum(map(bool, opened)) == 4
 
 
-def test_what_costs_much_is_begun_at_a_pace() -> None:
+def test_pace_delays_operations_above_the_rate() -> None:
     now = 0.0
     pace = Pace(rate=10, burst=3, clock=lambda: now)
     assert [round(pace.reserve("a"), 3) for _ in range(5)] == [0, 0, 0, 0.1, 0.2]
@@ -159,10 +159,11 @@ def test_what_costs_much_is_begun_at_a_pace() -> None:
     assert [round(pace.reserve("a"), 3) for _ in range(4)] == [0, 0, 0, 0.1]
     for number in range(5000):
         pace.reserve(f"address {number}")
-    assert len(pace._due) == 1024
+    assert pace.reserve("a") == 0, "forgotten: memory is bounded"
+    assert [round(pace.reserve("address 4999"), 3) for _ in range(3)] == [0, 0, 0.1], "what was seen last is remembered"
 
 
-def test_room_is_made_when_descriptors_run_out(holder: Holder) -> None:
+def test_make_room_closes_an_idle_connection(holder: Holder) -> None:
     assert not holder.shares.make_room()
     holder.open("b")
     first, _ = holder.open("a"), holder.open("a")

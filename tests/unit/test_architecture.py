@@ -235,6 +235,80 @@ def test_a_kernel_path_is_found(code: str) -> None:
     assert kernel_paths(code)
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def find_private_uses(code: str) -> list[str]:
+    """Uses of private names of the product or of another test file. Names of other libraries' modules are their own matter."""
+    tree = ast.parse(code)
+    ours, foreign, own = ("orchestrator", "tests"), set(), {"self", "cls"}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ours:
+            found += [alias.name for alias in node.names if is_private(alias.name)]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            foreign |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ClassDef):
+            # A method may use what other objects of its class have, such as `other._folder`.
+            own |= {argument.arg for one in ast.walk(node) if isinstance(one, ast.arguments) for argument in one.args}
+    inside = {name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for name in own_attributes(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            base = ast.unparse(node.value)
+            if base not in foreign | {"self", "cls", "super()"} and not (base in own and node.attr in inside):
+                found.append(f"{base}.{node.attr}")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("setattr", "delattr", "getattr"):
+            words = [argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant)]
+            found += [word for word in words if isinstance(word, str) and is_private(word.rpartition(".")[2])]
+    return found
+
+
+def own_attributes(tree: ast.ClassDef) -> set[str]:
+    """What a class defines, or sets on itself."""
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return defined | {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
+    }
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+def test_tests_use_the_public_interface(folder: str) -> None:
+    files = sorted((PACKAGE.parent / folder).rglob("*.py"))
+    assert not {path.name: found for path in files if (found := find_private_uses(path.read_text()))}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from orchestrator.ledger.store import _now",
+        "from tests.fakes.root import _store",
+        "from orchestrator import ledger\nledger._now()",
+        "ledger = Ledger(path)\nassert ledger._database",
+        "def test() -> None:\n    assert open_ledger()._rows == []",
+        "monkeypatch.setattr(guard, '_HELD', 0.3)",
+        "monkeypatch.setattr('orchestrator.api.guard._HELD', 0.3)",
+        "getattr(guard, '_HELD')",
+        "class Fake:\n    def f(self, guard: Guard) -> None:\n        guard._turns = 1",
+    ],
+)
+def test_use_of_a_private_name_is_found(code: str) -> None:
+    assert find_private_uses(code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nos._exit(1)",
+        "from lxml import etree\ndef build() -> etree._Element: ...",
+        "class Fake:\n    def __eq__(self, other):\n        self._folder = 1\n        return other._folder == self._folder",
+        "print(guard.__class__.__name__)",
+    ],
+)
+def test_use_of_an_own_or_foreign_private_name_is_allowed(code: str) -> None:
+    assert not find_private_uses(code)
+
+
 def texts() -> list[Path]:
     """Files with messages and documents that name commands."""
     root = PACKAGE.parent

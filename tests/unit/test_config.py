@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import os
+import pwd
 import socket
 import threading
 from collections.abc import Iterator
@@ -160,8 +162,8 @@ def test_accounts_of_all_kinds_are_taken() -> None:
 
 def test_root_and_groups_are_known_by_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only the host's own list of accounts tells."""
-    monkeypatch.setattr("orchestrator.api.identity._find_user", lambda *_: 0)
-    monkeypatch.setattr("orchestrator.api.identity._find_group", lambda *_: 7)
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.struct_passwd((name, "x", 0, 0, "", "/", "/bin/sh")))
+    monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "x", 7, [])))
     section = {"host": {"housekeeping": "0", "uplinks": ["nic0"]}}
     with pytest.raises(RequestError, match=r"tenants\.a\.users: 'toor' is root"):
         build_identity_map(DaemonConfig.model_validate({**section, "tenants": {"a": {"users": ["toor"]}}}))

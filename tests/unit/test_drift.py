@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import libvirt
 import pytest
 
 from orchestrator.errors import HostError
@@ -137,7 +139,8 @@ HOSTDEV = f"<devices><hostdev type='pci'><source>{ADDRESS}</source></hostdev></d
     ids=["pinned", "partly"],
 )
 def test_bounds_as_libvirt_says_them(inner: str, expected: Pinning, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Hypervisor, "_with_domain", lambda _self, _name, _what, use: use(FakeDomain(inner)))
+    connection = SimpleNamespace(isAlive=lambda: True, lookupByUUIDString=lambda _uuid: FakeDomain(inner))
+    monkeypatch.setattr(libvirt, "open", lambda _uri: connection)
     assert Hypervisor().read_pinning(PLAN.uuid) == expected
 
 

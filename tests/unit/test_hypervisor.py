@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import libvirt
 import libvirt_qemu
 import pytest
 
-from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
+from orchestrator.errors import NotFound
 from orchestrator.hypervisor import connection as hypervisor_module
+from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
 
 OLD, NEW, OTHER = (UUID(int=number) for number in (1, 2, 3))
 LOG = "<log file='/var/log/nohype/guests/web.log' append='off'/>"
@@ -24,7 +24,7 @@ class Domain:
     def __init__(self, libvirtd: Libvirt, uuid: UUID) -> None:
         self._libvirtd, self._uuid = libvirtd, uuid
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if self._uuid not in self._libvirtd.running:
             raise build_error(libvirt.VIR_ERR_OPERATION_INVALID)
 
@@ -35,11 +35,11 @@ class Domain:
         return self._libvirtd.names[self._uuid]
 
     def XMLDesc(self) -> str:
-        self._check()
+        self.check()
         return XML.format(cpu=self._uuid.int, devices=self._libvirtd.devices)
 
     def maxMemory(self) -> int:
-        self._check()
+        self.check()
         return 1024
 
     def connect(self) -> Libvirt:
@@ -53,6 +53,8 @@ class Libvirt:
         self.names = {OLD: "web", NEW: "web", OTHER: "db"}
         self.running = [OLD, OTHER]
         self.devices = ""
+        self.on_lookup: Callable[[], object] = lambda: None
+        self.on_reply: Callable[[], object] = lambda: None
 
     def isAlive(self) -> bool:
         return True
@@ -63,29 +65,33 @@ class Libvirt:
     def lookupByUUIDString(self, text: str) -> Domain:
         if UUID(text) not in self.running:
             raise build_error(libvirt.VIR_ERR_NO_DOMAIN)
+        self.on_lookup()
         return Domain(self, UUID(text))
 
     def domainListGetStats(self, domains: list[Domain], _flags: int) -> list[tuple[Domain, dict[str, int]]]:
         return [(domain, {"vcpu.0.exits.sum": UUID(domain.UUIDString()).int}) for domain in domains]
 
 
-def build_error(number: int) -> libvirt.libvirtError:
-    error = libvirt.libvirtError("no")
-    error.err = (number, 0, "no", 0, "", None, None, 0, 0)
+def build_error(number: int, text: str = "no") -> libvirt.libvirtError:
+    error = libvirt.libvirtError(text)
+    error.err = (number, 0, text, 0, "", None, None, 0, 0)
     return error
 
 
 @pytest.fixture
-def libvirtd(monkeypatch: pytest.MonkeyPatch) -> Libvirt:
+def libvirtd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Libvirt:
     made = Libvirt()
     monkeypatch.setattr(libvirt, "open", lambda _uri: made)
 
     def monitor(domain: Domain, command: str, _flags: int) -> str:
-        domain._check()
+        domain.check()
+        made.on_reply()
         return json.dumps({"return": [{"cpu-index": 0, "thread-id": 7}]}) if "query" in command else ""
 
     monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommand", monitor)
-    monkeypatch.setattr(hypervisor_module, "_read_pid", lambda _domain: 4711)
+    for name in ("web", "db"):
+        (tmp_path / f"{name}.pid").write_text("4711\n")
+    monkeypatch.setattr(hypervisor_module, "PID_FOLDER", tmp_path)
     return made
 
 
@@ -94,7 +100,7 @@ def replace_old(libvirtd: Libvirt) -> None:
     libvirtd.running = [NEW, OTHER]
 
 
-def test_a_guest_is_read_by_its_id(libvirtd: Libvirt) -> None:
+def test_guest_is_read_by_its_id(libvirtd: Libvirt) -> None:
     found = Hypervisor().read_guest(OLD)
     assert (found.name, found.uuid, found.pid, str(found.vcpus[0].pin)) == ("web", OLD, 4711, "1")
     replace_old(libvirtd)
@@ -109,37 +115,27 @@ def test_counters_are_read_by_id(libvirtd: Libvirt) -> None:
     assert Hypervisor().read_exits(NEW) == ({"exits": NEW.int},)
 
 
-def test_a_guest_whose_name_was_taken_while_all_were_read_is_left_out(libvirtd: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
-    hypervisor, read = Hypervisor(), hypervisor_module._read_guest
-
-    def read_late(domain: Any) -> Any:
-        replace_old(libvirtd)
-        return read(domain)
-
-    monkeypatch.setattr(hypervisor_module, "_read_guest", read_late)
-    found, unread = hypervisor.read_guests()
+def test_guest_that_was_replaced_during_the_reading_is_omitted(libvirtd: Libvirt) -> None:
+    libvirtd.on_lookup = lambda: replace_old(libvirtd)
+    found, unread = Hypervisor().read_guests()
     assert ([guest.uuid for guest in found], unread) == ([OTHER], {})
 
 
-def test_the_process_id_is_not_that_of_another_guest_of_the_name(libvirtd: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
-    """libvirt names the file that it is in after the domain."""
-
-    def read_late(_domain: Any) -> int:
-        replace_old(libvirtd)
-        return 4712
-
-    monkeypatch.setattr(hypervisor_module, "_read_pid", read_late)
+def test_process_id_of_a_replaced_guest_is_not_returned(libvirtd: Libvirt) -> None:
+    """libvirt names the file that it is in after the domain: it is read between two replies of QEMU."""
+    libvirtd.on_reply = lambda: replace_old(libvirtd)
     with pytest.raises(NotFound):
         Hypervisor().read_guest(OLD)
 
 
-def test_trouble_with_a_guest_that_runs_is_no_end(libvirtd: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_domain: Any) -> Any:
-        raise HypervisorError("QEMU does not answer")
+def test_error_of_a_running_guest_is_reported(libvirtd: Libvirt) -> None:
+    def fail() -> None:
+        raise build_error(libvirt.VIR_ERR_INTERNAL_ERROR, "QEMU does not answer")
 
-    monkeypatch.setattr(hypervisor_module, "_read_guest", fail)
+    libvirtd.on_reply = fail
     found, unread = Hypervisor().read_guests()
-    assert (found, unread) == ((), dict.fromkeys(("db", "web"), "QEMU does not answer"))
+    assert (found, sorted(unread)) == ((), ["db", "web"])
+    assert all("QEMU does not answer" in text for text in unread.values())
 
 
 @pytest.mark.parametrize(
@@ -152,8 +148,6 @@ def test_trouble_with_a_guest_that_runs_is_no_end(libvirtd: Libvirt, monkeypatch
         ("", None, None),
     ],
 )
-def test_the_console_is_the_one_that_the_guest_was_started_with(
-    libvirtd: Libvirt, devices: str, pty: str | None, log: str | None
-) -> None:
+def test_console_is_read_from_the_running_guest(libvirtd: Libvirt, devices: str, pty: str | None, log: str | None) -> None:
     libvirtd.devices = f"<devices>{devices}</devices>"
     assert Hypervisor().console(OLD) == SerialConsole(Path(pty) if pty else None, Path(log) if log else None)

@@ -152,7 +152,7 @@ def test_name_can_be_claimed_once(ledger: Ledger) -> None:
         ),
     ],
 )
-def test_nothing_is_given_twice_even_if_the_planner_says_so(ledger: Ledger, second: Plan, says: str) -> None:
+def test_second_claim_of_a_resource_is_refused(ledger: Ledger, second: Plan, says: str) -> None:
     claim(ledger, 1)
     before = ledger.read()
     with pytest.raises(Conflict, match=says):
@@ -161,7 +161,7 @@ def test_nothing_is_given_twice_even_if_the_planner_says_so(ledger: Ledger, seco
     take(ledger, make_plan(2), before.generation)
 
 
-def test_tables_themselves_refuse_double_claims(ledger: Ledger, path: Path) -> None:
+def test_tables_refuse_double_claims(ledger: Ledger, path: Path) -> None:
     claim(ledger, 1, 2)
     with sqlite3.connect(path) as other:
         for kind, key in (("cpu", "2"), ("vf", "0000:41:10.2"), ("mac", "02:4e:48:00:00:01")):
@@ -170,7 +170,7 @@ def test_tables_themselves_refuse_double_claims(ledger: Ledger, path: Path) -> N
     other.close()
 
 
-def test_what_was_released_can_be_claimed_again(ledger: Ledger, path: Path) -> None:
+def test_released_resources_can_be_claimed_again(ledger: Ledger, path: Path) -> None:
     claim(ledger, 1)
     ledger.release("g1")
     claim(ledger, 1)
@@ -181,7 +181,7 @@ def test_what_was_released_can_be_claimed_again(ledger: Ledger, path: Path) -> N
     other.close()
 
 
-def test_release_of_a_guest_that_is_not_there(ledger: Ledger) -> None:
+def test_release_of_an_unknown_guest_is_refused(ledger: Ledger) -> None:
     with pytest.raises(NotFound, match="g1"):
         ledger.release("g1")
 
@@ -196,7 +196,7 @@ def test_claim_stays_until_all_changes_are_undone(ledger: Ledger) -> None:
     ledger.release("g1")
 
 
-def test_state_is_kept(ledger: Ledger, path: Path) -> None:
+def test_state_survives_reopening(ledger: Ledger, path: Path) -> None:
     claim(ledger, 1, 2)
     ledger.set_state("g1", GuestState.RUNNING)
     generation = ledger.read().generation
@@ -209,7 +209,7 @@ def test_state_is_kept(ledger: Ledger, path: Path) -> None:
         assert other.read().generation == generation, "who owns what has not changed"
 
 
-def test_many_claim_at_once_from_many_connections(path: Path) -> None:
+def test_concurrent_claims_get_different_resources(path: Path) -> None:
     """Each plans on what it read: the next free number. Without the generation, two would take the same."""
     lost: list[str] = []
     all_have_read = threading.Barrier(4, timeout=30)
@@ -271,7 +271,7 @@ def test_journal_is_read_newest_first_and_by_owner(ledger: Ledger) -> None:
     assert len(ledger.undo_records("host")) == 1
 
 
-def test_undo_record_is_forgotten_once_and_its_id_never_comes_back(ledger: Ledger) -> None:
+def test_undo_record_is_removed_once_and_its_id_is_not_reused(ledger: Ledger) -> None:
     old = ledger.add_undo_record("g1", "irq", {})
     ledger.drop_undo_record(old)
     assert ledger.add_undo_record("g1", "irq", {}) > old
@@ -323,7 +323,7 @@ def test_journal_survives_kill(path: Path, tmp_path: Path) -> None:
 # Versions, quarantine
 
 
-def test_a_version_is_never_seen_twice(ledger: Ledger) -> None:
+def test_version_is_never_reused(ledger: Ledger) -> None:
     claim(ledger, 1, 2)
     seen = [held.version for held in ledger.read().claims]
     seen.append(ledger.set_state("g1", GuestState.RUNNING).version)
@@ -342,7 +342,7 @@ def test_restarts_are_counted(ledger: Ledger) -> None:
     assert ledger.set_state("g1", GuestState.STOPPED).restarts == 3
 
 
-def test_quarantine_ends_with_the_state(ledger: Ledger, path: Path) -> None:
+def test_quarantine_reasons_are_removed_with_the_state(ledger: Ledger, path: Path) -> None:
     claim(ledger, 1, 2)
     with pytest.raises(Conflict, match="creating and can't become quarantined"):
         ledger.quarantine("g1", ["its VF is dirty"])
@@ -360,7 +360,7 @@ def test_quarantine_ends_with_the_state(ledger: Ledger, path: Path) -> None:
 # Event log
 
 
-def test_events_of_one_tenant(ledger: Ledger) -> None:
+def test_events_are_filtered_by_tenant(ledger: Ledger) -> None:
     ledger.append_event("claimed", "g1", "", who="alice", tenant="blue", took=0.5)
     second = ledger.append_event("claimed", "g2", "", tenant="red")
     assert ledger.events(tenant="red") == (second,)
@@ -369,7 +369,7 @@ def test_events_of_one_tenant(ledger: Ledger) -> None:
     assert ledger.last_event() == second.id
 
 
-def test_events_are_told_once_they_are_on_disk(ledger: Ledger, path: Path) -> None:
+def test_events_are_announced_after_they_are_on_disk(ledger: Ledger, path: Path) -> None:
     told = []
     with Ledger(path) as other:
         ledger.subscribe(lambda event: told.append(event in other.events()))
@@ -377,7 +377,7 @@ def test_events_are_told_once_they_are_on_disk(ledger: Ledger, path: Path) -> No
     assert told == [True]
 
 
-def test_events_in_order(ledger: Ledger) -> None:
+def test_events_are_read_in_order(ledger: Ledger) -> None:
     first = ledger.append_event("started", "g1", "on CPUs 2-3")
     second = ledger.append_event("ended", "g1", "")
     third = ledger.append_event("drifted", "host", "nic0 is back in VEPA mode")
@@ -399,7 +399,7 @@ REWRITTEN = "INTO event (id, time, kind, subject, detail) VALUES (1, '', '', '',
      f"REPLACE {REWRITTEN}", f"INSERT OR REPLACE {REWRITTEN}", f"INSERT {REWRITTEN}",
      f"INSERT {REWRITTEN} ON CONFLICT (id) DO UPDATE SET detail = excluded.detail"],
 )  # fmt: skip
-def test_events_can_not_be_changed(ledger: Ledger, path: Path, statement: str) -> None:
+def test_events_cannot_be_changed(ledger: Ledger, path: Path, statement: str) -> None:
     events = (ledger.append_event("started", "g1", ""), ledger.append_event("ended", "g1", ""))
     with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
         other.execute(statement)
@@ -420,7 +420,7 @@ def fill(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"this is no database at all\n" * 100, b"\0" * 8192, b"SQLite format 3\0" + b"\xff" * 4096])
-def test_file_of_another_kind(path: Path, content: bytes) -> None:
+def test_file_of_another_kind_is_refused(path: Path, content: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.raises(LedgerError, match=str(path)) as caught:
@@ -429,7 +429,7 @@ def test_file_of_another_kind(path: Path, content: bytes) -> None:
     assert path.read_bytes() == content, "what is not ours is not touched"
 
 
-def test_damaged_file(path: Path) -> None:
+def test_damaged_file_is_refused(path: Path) -> None:
     fill(path)
     content = bytearray(path.read_bytes())
     assert len(content) > 10 * 4096
@@ -443,7 +443,7 @@ def test_damaged_file(path: Path) -> None:
     assert "\n" not in caught.value.message
 
 
-def test_truncated_file(path: Path) -> None:
+def test_truncated_file_is_refused(path: Path) -> None:
     fill(path)
     path.write_bytes(path.read_bytes()[: 3 * 4096])
     with pytest.raises(LedgerError, match="damaged|malformed"):
@@ -464,7 +464,7 @@ def damage(path: Path, page: int) -> None:
     path.write_bytes(content)
 
 
-def test_damage_in_any_part_but_the_event_log_is_found_at_once(path: Path, tmp_path: Path) -> None:
+def test_damage_outside_the_event_log_is_detected_at_start(path: Path, tmp_path: Path) -> None:
     fill(path)
     roots = read_roots(path)
     checked = roots.keys() - {"event", "event_of_tenant", "event_by_age"}
@@ -480,7 +480,7 @@ def test_damage_in_any_part_but_the_event_log_is_found_at_once(path: Path, tmp_p
         assert copy.read_bytes() == before, "what is damaged is not touched"
 
 
-def test_a_start_does_not_look_through_the_event_log(path: Path) -> None:
+def test_start_does_not_read_the_event_log(path: Path) -> None:
     """It only grows. Damage in it is found when it is read."""
     fill(path)
     content = path.read_bytes()
@@ -511,7 +511,7 @@ def leave(path: Path, *statements: str) -> None:
 
 
 @pytest.mark.parametrize("refused", ["newer", "damaged", "foreign"])
-def test_what_is_refused_is_not_touched_nor_is_its_wal(path: Path, refused: str) -> None:
+def test_refused_file_and_its_wal_stay_unchanged(path: Path, refused: str) -> None:
     fill(path)
     more = {"newer": "PRAGMA user_version = 99", "foreign": "PRAGMA application_id = 7", "damaged": "DELETE FROM undo"}
     leave(path, "INSERT INTO event (time, kind, subject, detail) VALUES ('', '', '', '')", more[refused])
@@ -532,7 +532,7 @@ def read_roots_beside(path: Path) -> dict[str, int]:
     return read_roots(copy)
 
 
-def test_a_wal_that_was_left_is_read(path: Path) -> None:
+def test_remaining_wal_is_read(path: Path) -> None:
     fill(path)
     leave(path, "UPDATE guest SET state = 'deleting' WHERE name = 'g1'")
     with Ledger(path) as ledger:
@@ -540,7 +540,7 @@ def test_a_wal_that_was_left_is_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["with space?&#%41.sqlite", "ä.sqlite"])
-def test_a_path_with_odd_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_path_with_special_characters_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     Ledger(Path(name)).close()
     assert {found.name for found in tmp_path.iterdir()} == {name, f"{name}.reserve"}
@@ -558,7 +558,7 @@ os._exit(0)
 """
 
 
-def test_a_power_cut_while_the_file_is_made(path: Path) -> None:
+def test_file_of_an_interrupted_creation_is_completed(path: Path) -> None:
     path.parent.mkdir()
     subprocess.run([sys.executable, "-c", HALF_MADE, path], check=True)
     assert path.stat().st_size
@@ -567,14 +567,14 @@ def test_a_power_cut_while_the_file_is_made(path: Path) -> None:
         claim(ledger, 1)
 
 
-def test_empty_file_is_a_new_ledger(path: Path) -> None:
+def test_empty_file_becomes_a_new_ledger(path: Path) -> None:
     path.parent.mkdir()
     path.touch()
     with Ledger(path) as ledger:
         claim(ledger, 1)
 
 
-def test_claim_that_can_not_be_read(ledger: Ledger, path: Path) -> None:
+def test_unreadable_claim_is_refused(ledger: Ledger, path: Path) -> None:
     claim(ledger, 1)
     with sqlite3.connect(path) as other:
         other.execute("UPDATE guest SET plan = '{}'")
@@ -583,7 +583,7 @@ def test_claim_that_can_not_be_read(ledger: Ledger, path: Path) -> None:
         Ledger(path)
 
 
-def test_another_programs_database(path: Path) -> None:
+def test_database_of_another_program_is_refused(path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE guest (name)")
@@ -594,7 +594,7 @@ def test_another_programs_database(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_ledger_of_a_newer_version(path: Path) -> None:
+def test_ledger_of_a_newer_version_is_refused(path: Path) -> None:
     fill(path)
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 99")
@@ -606,7 +606,7 @@ def test_ledger_of_a_newer_version(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_migration_keeps_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migration_keeps_the_content(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path)
 
     def more(db: sqlite3.Connection) -> None:
@@ -620,7 +620,7 @@ def test_migration_keeps_what_is_there(path: Path, monkeypatch: pytest.MonkeyPat
             assert query(path, "SELECT x FROM more") == [(1,)]
 
 
-def test_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_migration_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path)
 
     def bad(db: sqlite3.Connection) -> None:
@@ -652,7 +652,7 @@ def old_ledger(path: Path, version: int) -> Iterator[sqlite3.Connection]:
         yield other
 
 
-def test_a_ledger_of_the_first_schema(path: Path) -> None:
+def test_ledger_of_the_first_schema_is_migrated(path: Path) -> None:
     plan = make_plan(1)
     with old_ledger(path, 1) as other:
         other.execute("INSERT INTO guest VALUES ('g1', 'stopping', ?)", (store_as_before(plan),))
@@ -670,7 +670,7 @@ def test_a_ledger_of_the_first_schema(path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [2, 3, 4])
-def test_a_ledger_of_an_earlier_schema(path: Path, version: int) -> None:
+def test_ledger_of_an_earlier_schema_is_migrated(path: Path, version: int) -> None:
     plan = make_plan(1)
     with old_ledger(path, version) as other:
         text = store_as_before(plan, serial=7, cpu_features=[])
@@ -709,20 +709,20 @@ def test_keys_that_an_earlier_schema_does_not_have_are_refused(path: Path) -> No
     assert path.read_bytes() == before
 
 
-def test_folder_that_is_a_file(path: Path) -> None:
+def test_file_in_place_of_the_folder_is_refused(path: Path) -> None:
     path.parent.touch()
     with pytest.raises(LedgerError, match=f"cannot open the ledger {path}") as caught:
         Ledger(path)
     assert caught.value.hint
 
 
-def test_path_that_is_a_folder(path: Path) -> None:
+def test_folder_in_place_of_the_file_is_refused(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(LedgerError, match=f"cannot open the ledger {path}"):
         Ledger(path)
 
 
-def test_ledger_held_by_another_program(path: Path) -> None:
+def test_ledger_locked_by_another_program_is_refused(path: Path) -> None:
     with Ledger(path, busy=0.1) as ledger:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -763,7 +763,7 @@ with Ledger(path) as ledger:
 """
 
 
-def test_full_disk(path: Path) -> None:
+def test_full_disk_is_one_error_and_loses_nothing(path: Path) -> None:
     manager = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True)
     lines = manager.stdout.splitlines()
     code, message, hint = lines[0].split("|")
@@ -773,7 +773,7 @@ def test_full_disk(path: Path) -> None:
     assert lines[1:] == ["True", "ledger", "True True"], "what was written is there, and work goes on when there is space"
 
 
-def test_what_is_promised_is_on_the_disk_and_the_log_may_follow(path: Path) -> None:
+def test_commit_of_claims_is_synced_and_of_events_is_not(path: Path) -> None:
     """An fsync after the commit of what must outlive a power cut. The log costs none of its own: several lines per request."""
     done: list[str] = []
     with Ledger(path, trace=lambda statement: done.append(statement.split()[0])) as ledger:
@@ -813,7 +813,7 @@ def test_readers_do_not_wait_for_writers(path: Path) -> None:
         assert ledger.read().claims == ()
 
 
-def test_what_could_not_be_written_is_not_known(ledger: Ledger, path: Path) -> None:
+def test_failed_write_leaves_claims_unchanged(ledger: Ledger, path: Path) -> None:
     claim(ledger, 1)
     before = ledger.read()
     with sqlite3.connect(path) as other:
@@ -832,7 +832,7 @@ def test_what_could_not_be_written_is_not_known(ledger: Ledger, path: Path) -> N
 
 
 @pytest.mark.parametrize("change", ["set_state", "release", "quarantine"])
-def test_changes_by_another_program_are_noticed(ledger: Ledger, path: Path, change: str) -> None:
+def test_changes_by_another_program_are_detected(ledger: Ledger, path: Path, change: str) -> None:
     claim(ledger, 1, 2)
     ledger.set_state("g1", GuestState.DELETING)
     changes = {

@@ -37,7 +37,7 @@ def count(ledger: Ledger) -> Counter[tuple[str, bool]]:
     return Counter((event.tenant, event.kind in TROUBLE) for event in ledger.events(limit=1_000_000))
 
 
-def test_a_tenant_can_not_fill_the_disk(ledger: Ledger, path: Path) -> None:
+def test_events_of_a_tenant_are_bounded(ledger: Ledger, path: Path) -> None:
     """With what it may do as often as it likes: starts, kills, and guests that fail."""
     sizes = []
     for number in range(6000):
@@ -50,7 +50,7 @@ def test_a_tenant_can_not_fill_the_disk(ledger: Ledger, path: Path) -> None:
     assert KEEP <= kept["acme", True] < KEEP + STEP
 
 
-def test_a_tenant_displaces_neither_others_events_nor_trouble(ledger: Ledger) -> None:
+def test_events_of_a_tenant_displace_no_others(ledger: Ledger) -> None:
     rare = [ledger.append_event(kind, "db", "", tenant=tenant) for tenant in ("bolt", "") for kind in ("claimed", *TROUBLE)]
     rare += [ledger.append_event(kind, "web", "", tenant="acme") for kind in TROUBLE]
     last = [ledger.append_event("started", "web", str(number), tenant="acme") for number in range(KEEP + 3 * STEP)][-KEEP:]
@@ -66,13 +66,13 @@ def test_hidden_kinds_are_stored_without_a_tenant(ledger: Ledger, kind: EventKin
     assert ledger.events(tenant="acme") == ()
 
 
-def test_a_kind_that_is_not_in_the_list_is_refused(ledger: Ledger) -> None:
+def test_unknown_kind_is_refused(ledger: Ledger) -> None:
     with pytest.raises(ValueError, match="drited"):
         ledger.append_event("drited", "web", "")  # type: ignore[arg-type]
     assert ledger.events() == ()
 
 
-def test_ids_continue_and_a_reader_misses_nothing_new(ledger: Ledger) -> None:
+def test_ids_continue_after_removal_of_old_events(ledger: Ledger) -> None:
     first = ledger.append_event("started", "web", "")
     for _ in range(KEEP + STEP):
         ledger.append_event("started", "web", "")
@@ -82,7 +82,7 @@ def test_ids_continue_and_a_reader_misses_nothing_new(ledger: Ledger) -> None:
     assert ledger.append_event("cleared", "web", "").id == kept[-1].id + 1
 
 
-def test_what_there_is_counts_after_a_start(path: Path) -> None:
+def test_existing_events_count_after_a_start(path: Path) -> None:
     """A log that has grown without bounds comes within them, step by step."""
     with Ledger(path) as ledger:
         for _ in range(KEEP + 4 * STEP):
@@ -94,7 +94,7 @@ def test_what_there_is_counts_after_a_start(path: Path) -> None:
         assert count(ledger) == {("acme", False): KEEP + 5, ("acme", True): KEEP + 4 * STEP}
 
 
-def test_other_programs_can_not_remove_any(ledger: Ledger, path: Path) -> None:
+def test_other_programs_cannot_remove_events(ledger: Ledger, path: Path) -> None:
     for _ in range(KEEP + STEP):
         ledger.append_event("started", "web", "")
     with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -102,7 +102,7 @@ def test_other_programs_can_not_remove_any(ledger: Ledger, path: Path) -> None:
     other.close()
 
 
-def test_a_kill_while_old_ones_are_removed(path: Path) -> None:
+def test_kill_during_removal_loses_no_new_event(path: Path) -> None:
     """All are there, or all that were too many are gone; in either case other programs cannot remove any."""
     for statement in ("BEGIN", "DROP", "DELETE", "CREATE", "COMMIT"):
         path.unlink(missing_ok=True)
@@ -127,9 +127,7 @@ def test_a_kill_while_old_ones_are_removed(path: Path) -> None:
                 query(path, "DELETE FROM event")
 
 
-def test_an_event_is_logged_though_old_ones_can_not_be_removed(
-    ledger: Ledger, path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_event_is_stored_though_old_ones_cannot_be_removed(ledger: Ledger, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(KEEP + STEP - 1):
         ledger.append_event("started", "web", "")
     ((trigger,),) = query(path, "SELECT sql FROM sqlite_schema WHERE name = 'event_no_delete'")
@@ -143,13 +141,13 @@ def test_an_event_is_logged_though_old_ones_can_not_be_removed(
     assert count(ledger) == {("", False): KEEP + 1}
 
 
-def test_a_long_detail_is_cut(ledger: Ledger) -> None:
+def test_long_detail_is_cut(ledger: Ledger) -> None:
     event = ledger.append_event("failed", "web", "ä" * 100_000)
     assert ledger.events() == (event,)
     assert len(event.detail) == LONGEST + 3
 
 
-def test_claims_and_undo_records_have_no_such_bounds(ledger: Ledger) -> None:
+def test_claims_and_undo_records_are_not_bounded(ledger: Ledger) -> None:
     claim(ledger, 1)
     for number in range(KEEP + STEP + 1):
         ledger.add_undo_record("g1", "move", {"number": number})

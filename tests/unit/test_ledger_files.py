@@ -68,7 +68,7 @@ CHANGES: dict[str, Callable[[Ledger], object]] = {
 
 @pytest.mark.parametrize("remove", [delete, delete_wal, replace, replace_wal, move_folder])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_is_gone_takes_no_more(ledger: Ledger, path: Path, remove: Callable[[Path], None], change: str) -> None:
+def test_change_is_refused_when_the_file_is_gone(ledger: Ledger, path: Path, remove: Callable[[Path], None], change: str) -> None:
     """What is written to it would be lost with the process. Once it is back, all goes on."""
     before = ledger.read()
     remove(path)
@@ -90,7 +90,7 @@ def test_a_file_that_is_gone_takes_no_more(ledger: Ledger, path: Path, remove: C
 
 
 @pytest.mark.parametrize(("moment", "known"), [("COMMIT", ["g1"]), (FSYNC, ["g1", "g2"])])
-def test_a_claim_is_not_told_if_the_file_goes_meanwhile(path: Path, moment: str, known: list[str]) -> None:
+def test_claim_is_not_announced_when_the_file_disappears(path: Path, moment: str, known: list[str]) -> None:
     """After the commit it cannot be taken back: what it has is withheld from others until the file is back."""
 
     def trace(statement: str) -> None:
@@ -104,7 +104,7 @@ def test_a_claim_is_not_told_if_the_file_goes_meanwhile(path: Path, moment: str,
         assert [one.plan.name for one in ledger.read().claims] == known
 
 
-def test_a_ledger_that_was_replaced_is_not_spoiled_by_the_end_of_a_manager(ledger: Ledger, path: Path) -> None:
+def test_replaced_file_is_not_changed_by_close(ledger: Ledger, path: Path) -> None:
     """An operator has put another one there."""
     wal = path.with_name(f"{path.name}-wal")
     replace(path)
@@ -115,7 +115,7 @@ def test_a_ledger_that_was_replaced_is_not_spoiled_by_the_end_of_a_manager(ledge
     assert (path.read_bytes(), wal.read_bytes()) == (before, b"another's")
 
 
-def test_after_a_stop_all_is_in_one_file(ledger: Ledger, path: Path, tmp_path: Path) -> None:
+def test_closed_ledger_is_one_file(ledger: Ledger, path: Path, tmp_path: Path) -> None:
     ledger.append_event("cleared", "g1", "last words")
     assert path.with_name(f"{path.name}-wal").stat().st_size
     ledger.close()
@@ -125,7 +125,7 @@ def test_after_a_stop_all_is_in_one_file(ledger: Ledger, path: Path, tmp_path: P
         assert copy.events(None, 1)[0].detail == "last words"
 
 
-def test_a_ledger_that_is_closed_says_so(ledger: Ledger) -> None:
+def test_closed_ledger_refuses_calls(ledger: Ledger) -> None:
     """A thread that still works when the manager ends: it changes nothing any more."""
     ledger.close()
     ledger.close()
@@ -143,7 +143,7 @@ def reserve(tmp_path: Path) -> Reserve:
     return made
 
 
-def test_the_reserve_is_really_taken_and_given_back_in_parts(reserve: Reserve, tmp_path: Path) -> None:
+def test_reserve_allocates_disk_space_and_releases_it_in_parts(reserve: Reserve, tmp_path: Path) -> None:
     file = tmp_path / "reserve"
     assert (file.stat().st_size, file.stat().st_mode & 0o777) == (SIZE, 0o600)
     assert file.stat().st_blocks * 512 >= SIZE, "no hole"
@@ -158,7 +158,7 @@ def test_the_reserve_is_really_taken_and_given_back_in_parts(reserve: Reserve, t
 
 
 @pytest.mark.parametrize(("number", "used"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EOPNOTSUPP, False)])
-def test_without_space_there_is_none(
+def test_reserve_without_disk_space_is_empty(
     reserve: Reserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, *, used: bool
 ) -> None:
     """A full disk is told from a file system that can't keep any."""
@@ -182,7 +182,7 @@ class Busy(sqlite3.OperationalError):
     sqlite_errorcode = sqlite3.SQLITE_BUSY
 
 
-def test_the_reserve_is_released_a_part_at_a_time(path: Path) -> None:
+def test_full_disk_releases_the_reserve_in_parts(path: Path) -> None:
     database = Database(path, lambda _: None)
     spare = path.with_name(f"{path.name}.reserve")
 
@@ -208,7 +208,7 @@ def test_the_reserve_is_released_a_part_at_a_time(path: Path) -> None:
     database.close()
 
 
-def test_what_ends_a_guest_has_the_reserve(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserve_is_used_for_the_end_of_guests(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else has it; `full_disk` shows that on a real disk."""
     ledger.close()
     spare = path.with_name(f"{path.name}.reserve")

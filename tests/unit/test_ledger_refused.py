@@ -80,7 +80,7 @@ def read_all(path: Path) -> list[bytes]:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_what_is_not_whole_is_refused(path: Path, statement: str, said: str, *, checkpointed: bool) -> None:
+def test_inconsistent_ledger_is_refused(path: Path, statement: str, said: str, *, checkpointed: bool) -> None:
     """Whether it is in the file, or in the WAL that a kill has left."""
     if checkpointed:
         with sqlite3.connect(path) as other:
@@ -111,7 +111,7 @@ def refuse(path: Path, said: str) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_schema_that_is_no_text(path: Path) -> None:
+def test_schema_that_is_not_text_is_refused(path: Path) -> None:
     """SQLite's message quotes it."""
     content = path.read_bytes()
     assert content.count(b"CREATE TABLE claim_key (kind TEXT") == 1
@@ -119,7 +119,7 @@ def test_a_schema_that_is_no_text(path: Path) -> None:
     refuse(path, "its schema is not in UTF-8")
 
 
-def test_a_state_that_there_is_not(path: Path) -> None:
+def test_unknown_state_is_refused(path: Path) -> None:
     """SQLite quotes the constraint, which has several lines."""
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA ignore_check_constraints = 1")
@@ -128,7 +128,7 @@ def test_a_state_that_there_is_not(path: Path) -> None:
     refuse(path, "CHECK constraint failed: state IN ('creating', ")
 
 
-def test_claims_that_the_configuration_forbids(path: Path) -> None:
+def test_claims_that_the_configuration_forbids_are_refused(path: Path) -> None:
     """Housekeeping CPUs that are a guest's, as the daemon finds out: put back, it starts with what was there."""
     leave(path, "UPDATE guest SET restarts = 3 WHERE name = 'g1'")
     before = read_all(path)
@@ -144,7 +144,7 @@ def test_claims_that_the_configuration_forbids(path: Path) -> None:
         assert len(ledger.read().claims) == 2
 
 
-def test_an_older_ledger_that_can_not_be_migrated(tmp_path: Path) -> None:
+def test_ledger_that_cannot_be_migrated_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite"
     with sqlite3.connect(path) as other:
         schema.migrate(other, 1)
@@ -156,7 +156,7 @@ def test_an_older_ledger_that_can_not_be_migrated(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_start_writes_nothing(path: Path) -> None:
+def test_start_writes_nothing(path: Path) -> None:
     """So it needs no space, and wears out no disk."""
     before = path.read_bytes()
     for _ in range(2):

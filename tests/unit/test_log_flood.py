@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -104,7 +105,13 @@ def _logging_as_before() -> Iterator[None]:
 @pytest.mark.usefixtures("_logging_as_before")
 def test_the_managers_log_is_filtered(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     timers: list[tuple[float, Callable[[], None]]] = []
-    monkeypatch.setattr(flood, "_call_later", lambda *timer: timers.append(timer))
+
+    class Timer(threading.Thread):
+        def __init__(self, seconds: float, work: Callable[[], None]) -> None:
+            super().__init__()
+            timers.append((seconds, work))
+
+    monkeypatch.setattr(threading, "Timer", Timer)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     set_up_logging()
     for number in range(500):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from uuid import UUID
 
 import libvirt
+import libvirt_qemu
 import pytest
 from lxml import etree
 
 from orchestrator.errors import HypervisorError
+from orchestrator.hypervisor import connection as hypervisor_module
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.hypervisor.guests import parse_pinning
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_cpuset, parse_unmanaged
@@ -82,7 +85,7 @@ def test_libvirts_sets_can_leave_numbers_out() -> None:
         ("<vcpu cpuset='4-5'>2</vcpu><cputune><emulatorpin cpuset='0'/></cputune>", ["4-5", "4-5"], "0"),
     ],
 )
-def test_what_no_element_pins_runs_where_the_default_says(inner: str, pins: list[str], emulator: str) -> None:
+def test_vcpus_without_pinning_get_the_default(inner: str, pins: list[str], emulator: str) -> None:
     """So that the audit tells such a guest from one that may run anywhere."""
     pinning = parse_pinning(etree.fromstring(f"<domain>{inner}</domain>"), range(2), lambda: 8)
     assert ([str(cpus) for cpus in pinning.pins], str(pinning.emulator_pin)) == (pins, emulator)
@@ -116,6 +119,15 @@ class Domain:
             raise Error(self.xml)
         return self.xml
 
+    def maxMemory(self) -> int:
+        return 1024
+
+    def connect(self) -> Domain:
+        return self
+
+    def getCPUMap(self) -> tuple[int, list[bool], int]:
+        return 8, [True] * 8, 8
+
 
 @dataclass
 class Connection:
@@ -136,17 +148,22 @@ class Connection:
 
 
 @pytest.fixture
-def hypervisor(monkeypatch: pytest.MonkeyPatch) -> Hypervisor:
+def connection(monkeypatch: pytest.MonkeyPatch) -> Connection:
     active = [
         Domain(UUID(int=1), "ours"), Domain(UUID(int=2), "odd", libvirt.VIR_ERR_INTERNAL_ERROR),
         Domain(UUID(int=3), "gone", libvirt.VIR_ERR_NO_DOMAIN), Domain(UUID(int=4), "db"),
     ]  # fmt: skip
-    connection = Connection(active, [Domain(UUID(int=5), "asleep")])
-    monkeypatch.setattr(libvirt, "open", lambda _uri: connection)
+    made = Connection(active, [Domain(UUID(int=5), "asleep")])
+    monkeypatch.setattr(libvirt, "open", lambda _uri: made)
+    return made
+
+
+@pytest.fixture
+def hypervisor(connection: Connection) -> Hypervisor:
     return Hypervisor()
 
 
-def test_a_domain_that_libvirt_cannot_describe_is_named_and_the_others_are_read(hypervisor: Hypervisor) -> None:
+def test_domain_without_xml_is_listed_with_its_problem(hypervisor: Hypervisor) -> None:
     running, domains = hypervisor.list_running(frozenset([UUID(int=1)]))
     assert len(running) == 4
     assert [(domain.name, domain.running, bool(domain.problem)) for domain in domains] == [
@@ -156,34 +173,30 @@ def test_a_domain_that_libvirt_cannot_describe_is_named_and_the_others_are_read(
     assert domains[0].pins == domains[1].pins == (CpuSet.of([4]),)
 
 
-def test_a_guest_that_cannot_be_read_hides_no_other(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_guest_hides_no_other(hypervisor: Hypervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one of which libvirt says nothing, nor one whose XML has something that is not understood."""
-    monkeypatch.setattr(hypervisor, "read_guest", lambda uuid: hypervisor._with_domain(uuid, "look", _read))
+    for name in ("ours", "odd", "gone", "db"):
+        (tmp_path / f"{name}.pid").write_text("4711\n")
+    monkeypatch.setattr(hypervisor_module, "PID_FOLDER", tmp_path)
+    monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommand", lambda *_: '{"return": []}')
     live, unread = hypervisor.read_guests()
-    assert live == ("db", "ours")  # type: ignore[comparison-overlap]
+    assert [guest.name for guest in live] == ["db", "ours"]
     assert sorted(unread) == ["odd"]
 
 
-def _read(domain: Domain) -> str:
-    domain.XMLDesc()
-    return domain.name()
+def test_invalid_xml_is_an_error_of_that_guest(hypervisor: Hypervisor, connection: Connection) -> None:
+    connection.active[3].xml = "<domain><vcpu>many</vcpu></domain>"
+    with pytest.raises(HypervisorError, match="read the pinning .*: cannot parse the reply of libvirt or QEMU: invalid literal"):
+        hypervisor.read_pinning(UUID(int=4))
 
 
-def test_xml_that_is_not_understood_is_an_error_of_that_guest(hypervisor: Hypervisor) -> None:
-    def read(_domain: object) -> None:
-        raise ValueError("invalid literal for int()")
-
-    with pytest.raises(HypervisorError, match="cannot look: cannot parse the reply of libvirt or QEMU: invalid literal"):
-        hypervisor._with_domain(UUID(int=4), "look", read)
-
-
-def test_a_libvirt_that_is_away_is_an_error(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_libvirt_is_an_error(hypervisor: Hypervisor, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     hypervisor.running_uuids()
 
     def fail(_uri: str) -> None:
         raise Error(libvirt.VIR_ERR_NO_CONNECT)
 
-    hypervisor._connection.alive = False
+    connection.alive = False
     monkeypatch.setattr(libvirt, "open", fail)
     with pytest.raises(HypervisorError, match="cannot list guests"):
         hypervisor.list_running(frozenset())

@@ -442,7 +442,7 @@ def test_a_piece_of_each_log_is_read_in_turn(world: World, manager: GuestService
 
     def count(reader: LogReader, limit: int) -> bytes:
         sizes.append(limit)
-        return b"\x01" * limit if reader._log == endless else read(reader, limit)
+        return b"\x01" * limit if reader.log == endless else read(reader, limit)
 
     monkeypatch.setattr(LogReader, "read", count)
     waits = [manager.begin_ready(OPERATOR, "noisy", 3000) for _ in range(16)]
@@ -596,7 +596,7 @@ def test_reply_to_a_cancelled_command_is_not_the_reply_to_the_next(world: World,
 def test_cancelled_command_does_not_delay_the_next_for_long(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(question_module, "_ABANDONED", 0.1)
+    monkeypatch.setattr(question_module, "ABANDONED_SECONDS", 0.1)
     create(manager)
     world.hypervisor.write("web", READY)
     with answering(world, lambda line: b"" if line == "slow" else b"nohype: done %s\n" % line.encode()) as heard:

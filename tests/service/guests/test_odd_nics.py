@@ -313,7 +313,7 @@ def test_vfs_that_were_made_for_nothing_are_removed(world: World, manager: Guest
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HostSetup, "make_vfs", make_shared)
-        patch.setattr("tests.fakes.root._remove_vf", lambda fake, pf, index: None)
+        patch.setattr("tests.fakes.root.remove_vf", lambda fake, pf, index: None)
         with pytest.raises(NoRoom, match=f"shares IOMMU group 1 with {PF}"):
             create(manager)
     assert world.host.text(f"{FOLDER}/sriov_numvfs") == before[f"{world.host.real(FOLDER)}/sriov_numvfs"] == "0"

@@ -157,7 +157,7 @@ def test_unreturned_pages_are_detected_with_another_guest_in_quarantine(
     spoil(world, create(manager, name="dirty"))
     assert manager.stop(OPERATOR, "dirty", 0).state == "quarantined"
     plan = create(manager)
-    monkeypatch.setattr(world.hypervisor, "_take_pages", lambda _guest, _count: None)
+    monkeypatch.setattr(world.hypervisor, "take_pages", lambda _guest, _count: None)
     assert manager.stop(OPERATOR, "web", 0).state == "quarantined"
     assert f"{plan.pages} of {plan.pages} huge pages" in manager.quarantined(OPERATOR)[1].reasons[0]
 
