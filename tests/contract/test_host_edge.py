@@ -120,7 +120,7 @@ def test_a_bit_that_does_not_stay_is_an_error_with_both_values(fake: FakeRoot, p
     set_edge_mode(fake, pf, EdgeMode.VEB)
     value = fake.read32(resource(pf), DTXSWC)
     stubborn = Stubborn(fake.path)
-    with pytest.raises(HostError, match=rf"to be {value & LOW_BITS:#010x} \(vepa\), but is {value:#010x}"):
+    with pytest.raises(HostError, match=rf"is {value:#010x}, expected {value & LOW_BITS:#010x} \(vepa\)"):
         set_edge_mode(stubborn, pf, EdgeMode.VEPA)
 
 
