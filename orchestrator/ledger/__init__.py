@@ -1,4 +1,4 @@
-"""What guests own, the undo journal and the event log: one SQLite file."""
+"""Claims of guests, the undo journal and the event log in one SQLite file."""
 
 from orchestrator.ledger.store import Ledger
 from orchestrator.model.claim import Claim, ClaimSnapshot, Quarantined, UndoRecord

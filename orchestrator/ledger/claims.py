@@ -1,7 +1,7 @@
-"""Who owns what: claims of guests and their states, with a copy in memory.
+"""Claims of guests and their states, with a copy in memory.
 
-Claims, and the states at which a change ends (``SETTLED``), outlive a power cut once the caller has the result. States in between
-need not: no caller was answered yet, and a power cut ends all guests.
+A claim, or a state of ``SETTLED``, is on the disk when the method returns. Other states may be lost in a power cut: no caller has
+received a reply yet, and a power cut ends all guests.
 """
 
 from __future__ import annotations
@@ -33,18 +33,14 @@ _KEY_NAMES = {"cpu": "CPU", "vf": "VF", "mac": "Ethernet address"}
 
 @dataclass(frozen=True)
 class PendingClaim:
-    """A claim that is in the file, and not on the disk yet: nothing may be promised or done for it."""
+    """A claim that is written but not yet on the disk: do nothing for its guest before `wait` has returned."""
 
     claim: Claim
     _number: int
     _claims: Claims
 
     def wait(self) -> Claim:
-        """Returns the claim when it is on the disk.
-
-        Raises:
-            LedgerError: the fsync has failed; the claim was taken back.
-        """
+        """Returns when the claim is on the disk. Raises LedgerError if the fsync failed; the claim is withdrawn then."""
         return self._claims.wait_claimed(self.claim, self._number)
 
 
@@ -55,18 +51,18 @@ class Claims:
             self._cache = self._load(db)
 
     def read(self) -> ClaimSnapshot:
-        cache = self._cache  # once: others replace it
+        cache = self._cache  # read once: writers replace it
         return ClaimSnapshot(cache.generation, tuple(cache.claims.values()))
 
     def find(self, name: str) -> Claim | None:
         return self._cache.claims.get(name)
 
     def begin_claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "") -> PendingClaim:
-        """Claims all that the plan names, or nothing, for a guest in the state CREATING. Later readings have it already.
+        """Claims everything that the plan names, or nothing. Readers see the claim immediately, in the state CREATING.
 
         Args:
             generation: from the `read` on which the plan is based.
-            owner: the tenant, empty for the host's own.
+            owner: the tenant, empty for the host's own guests.
 
         Raises:
             LostRace: claims have changed since; read again, plan again.
@@ -99,50 +95,34 @@ class Claims:
         return claim
 
     def release(self, name: str) -> None:
-        """Removes a claim. The generation stays: what was planned before can still be claimed.
-
-        Raises:
-            NotFound: the guest has no claim.
-            Conflict: changes made for the guest are not undone yet.
-        """
+        """Keeps the generation: plans that were made before can still be claimed. Raises Conflict while undo records exist."""
 
         def work(db: sqlite3.Connection, cache: Cache) -> None:
-            ((left,),) = read_rows(db, "SELECT count(*) FROM undo WHERE owner = ?", name)
-            if left:
-                raise Conflict(f"{left} changes for guest {name} are not undone yet", "others can't get its things before")
+            ((records,),) = read_rows(db, "SELECT count(*) FROM undo WHERE owner = ?", name)
+            if records:
+                raise Conflict(f"{records} changes for guest {name} are not undone yet", "repeat the guest's cleanup")
             _delete(db, cache, cache.get(name))
 
         _, number = self._change(f"release the claim of {name} in", work)
         self._database.wait_synced(number)
 
     def set_state(self, name: str, state: GuestState, *, restarts: int | None = None) -> Claim:
-        """Stores the guest's state and, if given, its count of restarts; returns the claim as it is now.
+        """Raises NotFound without a claim, Conflict as `check_transition`. ``restarts``: None keeps the count.
 
-        A power cut may take back a state that is on the way to another (not one of ``SETTLED``).
-
-        Raises:
-            NotFound: the guest has no claim.
-            Conflict: as `check_transition`.
+        A power cut may revert a state that is not in ``SETTLED``.
         """
 
         def work(db: sqlite3.Connection, cache: Cache) -> Claim:
             return _set_state(db, cache, name, state, restarts)
 
-        # STARTING begins something new; any other state is on the way to an end, or reports what is so already.
-        what = f"note that {name} is {state} in"
+        # Only STARTING starts new work; the other states belong to a stop, or report what has happened.
+        what = f"write the state {state} of {name} to"
         claim, number = self._change(what, work, starts_work=state == GuestState.STARTING, one_statement=True)
         if state in SETTLED:
             self._database.wait_synced(number)
         return claim
 
     def quarantine(self, name: str, reasons: Sequence[str]) -> None:
-        """Withholds all that the guest owns until its state is changed again.
-
-        Raises:
-            NotFound: the guest has no claim.
-            Conflict: as `check_transition`.
-        """
-
         def work(db: sqlite3.Connection, cache: Cache) -> None:
             _set_state(db, cache, name, GuestState.QUARANTINED)
             values = (name, utc_now(), json.dumps(list(reasons)))
@@ -153,7 +133,7 @@ class Claims:
 
     def quarantined(self) -> tuple[Quarantined, ...]:
         with self._database.reading() as db:
-            # The reasons stay when the state is changed again, until there are new ones.
+            # The reasons of an earlier quarantine stay in the table.
             tables = "quarantine JOIN guest USING (name) WHERE state = 'quarantined'"
             rows = read_rows(db, f"SELECT name, since, reasons FROM {tables} ORDER BY name")
             return tuple(Quarantined(name, since, parse_reasons(name, reasons)) for name, since, reasons in rows)
@@ -166,10 +146,9 @@ class Claims:
         starts_work: bool = False,
         one_statement: bool = False,
     ) -> tuple[T, int]:
-        """One transaction, in the file and in memory; returns also its number for `Database.wait_synced`.
+        """One transaction, in the file and in memory; also returns its number for `Database.wait_synced`.
 
-        Args:
-            one_statement: the work is one statement, which SQLite makes a transaction.
+        ``one_statement``: SQLite executes a single statement as a transaction.
         """
 
         def attempt() -> tuple[Cache, T]:
@@ -184,7 +163,7 @@ class Claims:
 
         with self._database.writing(what, starts_work=starts_work) as db:
             cache, result = attempt() if starts_work else self._database.with_reserve(attempt)
-            # Again: a change is lost if the file was deleted meanwhile.
+            # Checked again: a change is lost if the file was deleted meanwhile.
             self._database.check_files()
             self._cache = cache
             return result, self._database.note_written()
@@ -198,14 +177,14 @@ class Claims:
             db.execute("COMMIT")
 
     def _withdraw(self, claim: Claim) -> None:
-        """Removes a claim that was not promised. If that fails, it stays in CREATING, and the next reconciliation undoes it."""
+        """If this fails, the claim stays in CREATING, and the next reconciliation undoes it."""
 
         def work(db: sqlite3.Connection, cache: Cache) -> None:
             if cache.claims.get(claim.plan.name) == claim:
                 _delete(db, cache, claim)
 
         try:
-            self._change(f"take back the claim of {claim.plan.name} in", work)
+            self._change(f"withdraw the claim of {claim.plan.name} in", work)
         except LedgerError as error:
             _log.error("%s", error)
 
@@ -230,7 +209,7 @@ def _set_state(db: sqlite3.Connection, cache: Cache, name: str, state: GuestStat
 
 
 def _insert_keys(db: sqlite3.Connection, plan: Plan) -> None:
-    """In one statement: after each, the thread may have to wait for the interpreter's lock."""
+    """One statement: after each statement the thread may wait for the interpreter's lock."""
     text = json.dumps(list_keys(plan))
     columns = "json_extract(value, '$[0]') AS kind, json_extract(value, '$[1]') AS key"
     try:
@@ -241,9 +220,9 @@ def _insert_keys(db: sqlite3.Connection, plan: Plan) -> None:
         if not taken:
             raise
         kind, key = taken[0]
-        # Not whose: that may be another tenant's.
+        # The owner is not named: it may be another tenant's guest.
         what = f"{_KEY_NAMES.get(kind, kind)} {key}"
-        raise Conflict(f"{what} can't be given to guest {plan.name}: it is another guest's") from None
+        raise Conflict(f"cannot claim {what} for guest {plan.name}: another guest owns it") from None
 
 
 def _check_found(cursor: sqlite3.Cursor, name: str) -> None:

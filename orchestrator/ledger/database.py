@@ -1,8 +1,7 @@
-"""The ledger's open file: connections, transactions, the reserve for a full disk, and whether the file is still at its path.
+"""The ledger's open file: connections, transactions and the reserve for a full disk.
 
-One connection writes, one reads. A commit writes to the WAL and outlives the process; it outlives a power cut once `wait_synced`
-has returned. The fsync is not part of the commit (``PRAGMA synchronous = NORMAL``), so that one fsync serves several commits and
-no lock is held during it.
+One connection writes, one reads. A commit is in the WAL and outlives the process; it outlives a power cut after `wait_synced`.
+The fsync is not part of the commit (``PRAGMA synchronous = NORMAL``): one fsync serves several commits, without a lock.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ BUSY_TIMEOUT = 10.0
 """Seconds to wait for another program that holds the file."""
 
 FSYNC = "FSYNC"
-"""What a trace gets before an fsync of the WAL."""
+"""The argument of a trace call before an fsync of the WAL."""
 
 _FREE = "free some space on its disk, then try again"
 _HINTS = {
     sqlite3.SQLITE_FULL: _FREE,
-    sqlite3.SQLITE_READONLY: "its disk or folder can't be written: run as root; see `mount` and `lsattr`",
-    sqlite3.SQLITE_CANTOPEN: "its folder can't be written or the path is wrong: run as root; see `mount` and `df`",
-    sqlite3.SQLITE_BUSY: "another program holds it; only one manager may run on a host",
-    sqlite3.SQLITE_IOERR: "the disk reports errors, or is full: see `dmesg` and `df`",
+    sqlite3.SQLITE_READONLY: "run as root, and check with `mount` and `lsattr` that its disk and folder can be written",
+    sqlite3.SQLITE_CANTOPEN: "run as root, and check its path and, with `mount` and `df`, that its folder can be written",
+    sqlite3.SQLITE_BUSY: "stop the other program that uses it: only one manager may run on a host",
+    sqlite3.SQLITE_IOERR: "check with `dmesg` and `df` whether the disk reports errors or is full",
     sqlite3.SQLITE_CORRUPT: DAMAGED,
     sqlite3.SQLITE_CONSTRAINT: DAMAGED,
-    sqlite3.SQLITE_NOTADB: "it is another kind of file: give the manager another path",
+    sqlite3.SQLITE_NOTADB: "give the manager another path: this file is not a database",
 }
 
 # SQLite's errors for a full disk: ENOSPC of the file and of its WAL, of the WAL's index, and when these are created
@@ -58,9 +57,9 @@ class Database:
 
     Args:
         path: created with its folder if it does not exist.
-        accept: gets a copy of the content, migrated; raises if the file must not be opened. Nothing was written then.
+        accept: receives a migrated copy of the content before anything is written; raises to refuse the file.
         busy: as ``BUSY_TIMEOUT``.
-        trace: called with each statement that writes, before it is executed, and with ``FSYNC``.
+        trace: called before each statement that writes, and with ``FSYNC``.
 
     Raises:
         LedgerError: the file is damaged, not a ledger, of a newer version, or cannot be opened.
@@ -91,7 +90,7 @@ class Database:
         self._reserve.restore()
 
     def close(self) -> None:
-        """Moves the WAL into the file and closes both. Later calls raise LedgerError."""
+        """Moves the WAL into the file. Later calls raise LedgerError."""
         with self._read_lock, self._lock:
             if self._files and not self._find_missing():
                 # If it fails, the next start does it. No reader is active and no other program has the file open.
@@ -107,9 +106,9 @@ class Database:
 
     @property
     def trouble(self) -> str:
-        """Why the ledger cannot be written; empty if it can."""
+        """The reason why the ledger cannot be written; empty if it can."""
         if missing := self._find_missing():
-            return f"{missing} is gone or another file"
+            return f"{missing} was deleted or replaced"
         return f"the disk of {self.path} is full" if self._reserve.used else ""
 
     def raise_if_stalled(self, limit: float) -> None:
@@ -119,19 +118,16 @@ class Database:
 
     @contextmanager
     def writing(self, what: str, *, starts_work: bool) -> Iterator[sqlite3.Connection]:
-        """The connection that writes, with the lock of all writers held.
+        """Holds the lock of all writers. Raises LedgerError if the file cannot be written or is no longer at its path.
 
         Args:
             what: verb and object for error messages, "write the claim of web to".
-            starts_work: the change begins something new, for which the reserve is not there.
-
-        Raises:
-            LedgerError: the file cannot be written, or is not the file at its path any more.
+            starts_work: the change starts new work, which may not use the reserve.
         """
         with self._lock, self.mapped_errors(what):
             self.check_files()
             if starts_work and self._reserve.used and not self._reserve.restore():
-                message = f"cannot {what} the ledger {self.path}: its disk is full, and the reserve is for ending guests only"
+                message = f"cannot {what} the ledger {self.path}: its disk is full, and the reserve is for stopping guests only"
                 raise LedgerError(message, _FREE)
             if self._sync.is_broken:
                 self._checkpoint()
@@ -139,19 +135,19 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; within `writing`. IMMEDIATE locks out other programs before anything is read."""
+        """Within `writing`. IMMEDIATE locks other programs out before the first read."""
         self._writer.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._writer.execute("COMMIT")
         except BaseException:
-            # SQLite has rolled back by itself after some errors (https://sqlite.org/lang_transaction.html).
+            # After some errors SQLite has rolled back already (https://sqlite.org/lang_transaction.html).
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
             raise
 
     def write(self, what: str, statement: str, *values: object, starts_work: bool = True) -> sqlite3.Cursor:
-        """Executes one statement, a transaction of its own, which a power cut may take back. Arguments as of `writing`."""
+        """Executes one statement as a transaction, which a power cut may revert."""
         with self.writing(what, starts_work=starts_work) as db:
             if starts_work:
                 return db.execute(statement, values)
@@ -159,24 +155,22 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection that reads."""
         with self._read_lock, self.mapped_errors("read"):
             yield self._reader
 
     def note_written(self) -> int:
-        """Number of the last change, for `wait_synced`; within `writing`."""
+        """The number of the last change, for `wait_synced`; within `writing`."""
         return self._sync.note_written()
 
     def wait_synced(self, number: int) -> None:
-        """Returns when the change of this number is on the disk. Several threads share one fsync.
+        """Returns when this change is on the disk. Threads that wait at the same time share one fsync.
 
-        Raises:
-            LedgerError: the fsync has failed, or the file is not the file at its path any more.
+        Raises LedgerError if the fsync failed, or the file is no longer at its path.
         """
         self._sync.wait(number)
 
     def with_reserve(self, work: Callable[[], T]) -> T:
-        """Does work that is all or nothing; on a full disk once more with each part of the reserve."""
+        """Calls ``work``, a transaction. On a full disk, releases the parts of the reserve one by one and repeats it."""
         while True:
             try:
                 return work()
@@ -184,31 +178,31 @@ class Database:
                 if getattr(error, "sqlite_errorcode", 0) not in _FULL or not self._reserve.release():
                     raise
             if self._connections:
-                # Moves the WAL into the file if there is room; its own space is used again then.
+                # Moves the WAL into the file if there is space, and lets SQLite reuse the WAL from its start.
                 with suppress(sqlite3.Error):
                     self._connections[0].execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
     def check_files(self) -> None:
-        """Raises LedgerError if a file of the ledger was moved or replaced: what is written to it dies with this process."""
+        """Raises LedgerError if a file was moved or replaced: writes to it would be lost with this process."""
         if missing := self._find_missing():
             message = f"the ledger {self.path} can't be used: {missing} was deleted or replaced while the manager had it open"
             raise LedgerError(message, "move it back, or stop the manager, restore the ledger from a copy and start again")
 
     @contextmanager
     def mapped_errors(self, what: str) -> Iterator[None]:
-        """Raises LedgerError for SQLite's errors; ``what`` as for `writing`."""
+        """Raises SQLite's errors as LedgerError; ``what`` as for `writing`."""
         try:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0)
-            text = " ".join(str(error).split())  # it may quote the schema, which has line breaks
+            text = " ".join(str(error).split())  # the text may quote the schema, which has line breaks
             raise LedgerError(f"cannot {what} the ledger {self.path}: {text}", _HINTS.get(code & 0xFF, "")) from None
         except UnicodeDecodeError:
-            # Of SQLite's message, which quotes the schema.
+            # SQLite's message quotes the schema.
             raise LedgerError(f"cannot {what} the ledger {self.path}: its schema is not in UTF-8", DAMAGED) from None
 
     def _connect(self) -> sqlite3.Connection:
-        # isolation_level None: the sqlite3 module begins no transactions of its own.
+        # isolation_level None: the sqlite3 module does not start transactions.
         connection = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None, check_same_thread=False)
         self._connections.append(connection)
         return connection
@@ -219,7 +213,7 @@ class Database:
         db.execute("PRAGMA foreign_keys = OFF")
         if not is_current(db):
             db.execute("PRAGMA synchronous = FULL")
-            with self.mapped_errors("make"), self.transaction():
+            with self.mapped_errors("create"), self.transaction():
                 migrate(db)
         db.execute("PRAGMA foreign_keys = ON")
         # Commits without fsync (https://sqlite.org/pragma.html#pragma_synchronous): that is `wait_synced`.
@@ -237,7 +231,7 @@ class Database:
         """Moves the WAL into the file, with an fsync of both: everything written so far is on the disk then."""
         ((is_blocked, *_),) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         if is_blocked:
-            raise sqlite3.OperationalError("the WAL cannot be moved into the file: a reader does not end")
+            raise sqlite3.OperationalError("the WAL cannot be moved into the file: another program keeps reading")
         self._sync.reset()
 
     def _sync_wal(self) -> None:
@@ -249,7 +243,7 @@ class Database:
         self.check_files()
 
     def _find_missing(self) -> Path | None:
-        """The first file of the ledger that is not at its path any more."""
+        """The first file of the ledger that is no longer at its path."""
         for path, known in self._files.items():
             try:
                 status = path.stat()
@@ -261,9 +255,9 @@ class Database:
 
 
 def _create(path: Path) -> None:
-    """Creates the file readable by root alone: it shows what all tenants own."""
+    """Readable by root only: the file shows what all tenants own."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise LedgerError(f"cannot open the ledger {path}: {error.strerror}", "run as root; see `mount` and `df`") from None
+        raise LedgerError(f"cannot open the ledger {path}: {error.strerror}", "run as root, and check `mount` and `df`") from None

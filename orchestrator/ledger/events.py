@@ -1,4 +1,4 @@
-"""The event log: append-only, with a limit per tenant (`retention`). A power cut may take its last lines."""
+"""The event log: append-only, with a limit per tenant (`retention`). A power cut may lose its last events."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ _INSERT = f"INSERT INTO event ({', '.join(_WRITTEN)}, trouble) VALUES ({', '.joi
 
 
 class EventLog:
-    """The events in an open ledger, for several threads.
-
-    Args:
-        keep: as ``retention.KEEP``.
-    """
+    """The events in an open ledger, for several threads. ``keep``: as ``retention.KEEP``."""
 
     def __init__(self, database: Database, keep: int) -> None:
         self._database = database
@@ -33,13 +29,12 @@ class EventLog:
             self._retention = Retention(db, keep)
 
     def subscribe(self, call: Callable[[Event], object]) -> None:
-        """Calls ``call`` with each new event, once it is in the file, in the thread that logged it."""
+        """Calls ``call`` after each commit of an event, in the thread that logged it."""
         self._listeners.append(call)
 
     def append(
         self, kind: EventKind, subject: str, detail: str, *, who: str = "manager", tenant: str = "", took: float | None = None
     ) -> Event:
-        """Adds an event; the arguments are those of Event. It is never changed, and removed when there are many newer ones."""
         kind = EventKind(kind)  # ValueError for a text that is not a kind
         detail = detail if len(detail) <= LONGEST else f"{detail[:LONGEST]}..."
         tenant = "" if kind.visibility is Visibility.HIDDEN else tenant
@@ -50,16 +45,14 @@ class EventLog:
             try:
                 self._retention.add(tenant, kind)
             except sqlite3.Error as error:
-                # The event is logged. The removal is tried again with the next one.
+                # The event is logged. The next event repeats the removal.
                 _log.error("cannot remove old events of the ledger %s: %s", self._database.path, error)
         for call in self._listeners:
             call(event)
         return event
 
     def read(self, after: int | None = 0, limit: int = 1000, tenant: str | None = None) -> tuple[Event, ...]:
-        """Up to ``limit`` events of all tenants or of one, oldest first: the first with ids above ``after``, or, if that is None,
-        the newest.
-        """
+        """Oldest first. ``after``: events with higher ids, or the newest if None. ``tenant``: None for all."""
         where, values = ("tenant = ? AND id > ?", [tenant]) if tenant is not None else ("id > ?", [])
         order = "DESC" if after is None else "ASC"
         with self._database.reading() as db:

@@ -10,15 +10,12 @@ from orchestrator.locks import WatchedLock
 
 
 class GroupSync:
-    """Numbers changes in the order in which they were written and waits until they are on the disk.
+    """Numbers changes in write order and waits until they are on the disk.
 
-    The first thread that waits runs the sync; threads that arrive meanwhile wait for the next one, which covers all of them.
+    The first waiting thread calls ``sync``; threads that arrive meanwhile wait for the next call, which covers all of them.
 
     After a failed sync every wait fails until `reset`: the kernel reports an error once and marks the pages clean, so a second
     fdatasync(2) succeeds without having written them (https://lwn.net/Articles/752063/).
-
-    Args:
-        sync: moves what was written to the disk.
     """
 
     def __init__(self, sync: Callable[[], object]) -> None:
@@ -26,28 +23,24 @@ class GroupSync:
         self._condition = threading.Condition()
         self._running = WatchedLock()
         self._written = self._synced = 0
-        # Changes that a failed sync covered and whose threads were not told yet; and the last error.
+        # Changes of a failed sync whose threads have not raised its error yet; and the last error.
         self._failed: set[int] = set()
         self._error: Exception | None = None
         self._is_broken = self._is_busy = False
 
     @property
     def is_broken(self) -> bool:
-        """Whether a sync has failed and `reset` was not called since."""
+        """A sync has failed and `reset` was not called since."""
         return self._is_broken
 
     def note_written(self) -> int:
-        """Numbers a change that was just written; the caller holds the lock of all writers."""
+        """Numbers the change that was just written; the caller holds the lock of all writers."""
         with self._condition:
             self._written += 1
             return self._written
 
     def wait(self, number: int) -> None:
-        """Returns when the change is on the disk.
-
-        Raises:
-            LedgerError: the sync that covers it has failed.
-        """
+        """Returns when the change is on the disk. Raises LedgerError if the sync that covers it failed."""
         covered = self._take_turn(number)
         if not covered:
             return
@@ -69,12 +62,12 @@ class GroupSync:
             self._check(number)
 
     def reset(self) -> None:
-        """Everything written so far was brought to the disk in another way; the caller holds the lock of all writers."""
+        """After a checkpoint: everything written is on the disk. The caller holds the lock of all writers."""
         with self._condition:
             self._synced, self._is_broken = self._written, False
 
     def stop(self) -> None:
-        """Waits for a running sync; every later wait for a change that is not on the disk fails."""
+        """Waits for a running sync. Later waits for changes that are not on the disk fail."""
         with self._condition:
             self._condition.wait_for(lambda: not self._is_busy)
             self._is_broken, self._error = True, LedgerError("the ledger is closed")
@@ -101,4 +94,4 @@ class GroupSync:
             if isinstance(self._error, LedgerError):
                 raise LedgerError(self._error.message, self._error.hint)
             reason = getattr(self._error, "strerror", None) or self._error
-            raise LedgerError(f"cannot sync the ledger: {reason}", "the disk reports errors: check `dmesg` and `df`")
+            raise LedgerError(f"cannot sync the ledger: {reason}", "check the disk with `dmesg` and `df`")

@@ -1,6 +1,6 @@
-"""How to undo each change to the host, written before the change is made.
+"""The undo journal. Each undo record is written before its change to the host is made.
 
-A record outlives the process, not a power cut: that undoes the changes to a host by itself.
+A record outlives the process, not a power cut: a power cut itself undoes the changes to a host.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ class UndoJournal:
         self._database = database
 
     def add(self, owner: str, action: str, arguments: dict[str, object]) -> int:
-        """Writes how to undo a change, *before* the change; returns the record's id. ``arguments``: plain JSON types."""
+        """Returns the record's id. ``arguments``: plain JSON types."""
         statement = "INSERT INTO undo (owner, action, arguments) VALUES (?, ?, ?)"
         return int(self._database.write(f"record {action} in", statement, owner, action, json.dumps(arguments)).lastrowid or 0)
 
     def drop(self, id: int) -> None:
         statement = "DELETE FROM undo WHERE id = ?"
-        if not self._database.write("forget an undo record in", statement, id, starts_work=False).rowcount:
+        if not self._database.write("drop an undo record in", statement, id, starts_work=False).rowcount:
             raise NotFound(f"there is no undo record {id}")
 
     def read(self, owner: str) -> tuple[UndoRecord, ...]:
-        """What is still to be undone for the owner, newest first."""
+        """The owner's undo records, newest first."""
         with self._database.reading() as db:
             rows = read_rows(db, "SELECT id, owner, action, arguments FROM undo WHERE owner = ? ORDER BY id DESC", owner)
             return tuple(UndoRecord(id, owner, action, parse_arguments(owner, text)) for id, owner, action, text in rows)

@@ -1,4 +1,4 @@
-"""What the ledger's file holds, as values. A file is accepted whole or refused: what a lost claim names could be given twice."""
+"""Reads the ledger's file. A file is accepted whole or refused: resources of a lost claim could be allocated twice."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ from orchestrator.model.plan import Plan, plan_from_json
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 
-# Far from what SQLite can hold (2^63 - 1), as each change adds one.
+# Far below SQLite's maximum (2^63 - 1): each change adds one.
 _HIGHEST = 1 << 62
 
-_UNREADABLE = "a claim that can't be read, of guest"
+_UNREADABLE = "an unreadable claim of guest"
 
 
 @dataclass
 class Cache:
-    """The claims and the two counters in the file.
+    """The claims, by guest name in its order, and the two counters in the file.
 
     Attributes:
         generation: grows with each claim.
-        version: of the guest that was changed last. Of all guests together, so that a new guest never has the version that was
-            seen of an older one of its name.
-        claims: by guest name, in its order.
+        version: grows with each change of any guest, so a new guest never has a version of an older guest with the same name.
     """
 
     generation: int
@@ -45,14 +43,11 @@ class Cache:
 
 
 def load(db: sqlite3.Connection, path: Path) -> Cache:
-    """Reads and compares all but the events.
-
-    Args:
-        path: of the ledger, for error messages.
+    """Reads and compares everything except the events. ``path`` is for error messages.
 
     Raises:
-        LedgerError: something can't be read, or differs from another part of the file.
-        sqlite3.Error: the file can't be read.
+        LedgerError: a value cannot be parsed, or contradicts another part of the file.
+        sqlite3.Error: the file cannot be read.
     """
     try:
         return _load(db)
@@ -63,10 +58,10 @@ def load(db: sqlite3.Connection, path: Path) -> Cache:
 def _load(db: sqlite3.Connection) -> Cache:
     counters = read_rows(db, "SELECT number, version FROM generation")
     if len(counters) != 1:
-        raise ValueError(f"no counters of its claims: the table generation has {len(counters)} rows")
+        raise ValueError(f"{len(counters)} rows in the table generation, expected 1")
     ((generation, version),) = counters
-    _check_number(generation, "a number of claims of")
-    _check_number(version, "a number of changes of")
+    _check_number(generation, "the generation")
+    _check_number(version, "the version")
     claims = {}
     for name, *fields in read_rows(db, "SELECT name, plan, state, request, owner, version, restarts FROM guest ORDER BY name"):
         claims[name] = _parse_claim(name, *fields)
@@ -81,48 +76,48 @@ def _load(db: sqlite3.Connection) -> Cache:
 def parse_reasons(name: str, text: str) -> tuple[str, ...]:
     reasons = _parse_json(text, f"reasons of {name}'s quarantine")
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
-        raise ValueError(f"reasons of {name}'s quarantine that are not a list of sentences")
+        raise ValueError(f"reasons of {name}'s quarantine that are not a list of texts")
     return tuple(reasons)
 
 
 def parse_arguments(owner: str, text: str) -> dict[str, object]:
     arguments = _parse_json(text, f"an undo record of {owner}")
     if not isinstance(arguments, dict):
-        raise ValueError(f"an undo record of {owner} that does not name its arguments")
+        raise ValueError(f"an undo record of {owner} whose arguments are not a JSON object")
     return arguments
 
 
 def read_rows(db: sqlite3.Connection, statement: str, *values: object) -> Sequence[Any]:
-    """All rows at once: readers and writers do not wait for each other's loops."""
+    """All rows in one call, so that readers do not hold up writers."""
     return db.execute(statement, values).fetchall()
 
 
 def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str, version: int, restarts: int) -> Claim:
     try:
-        asked = GuestRequest.model_validate_json(request)
+        parsed = GuestRequest.model_validate_json(request)
         plan = plan_from_json(_parse_json(plan_text, "a plan"))
-        claim = Claim(plan, GuestState(state), asked, owner, version, restarts)
+        claim = Claim(plan, GuestState(state), parsed, owner, version, restarts)
     except ValueError as error:
         raise ValueError(f"{_UNREADABLE} {name}: {' '.join(str(error).split())}") from None
-    for what, other in (("plan", plan.name), ("request", asked.name)):
+    for what, other in (("plan", plan.name), ("request", parsed.name)):
         if other != name:
-            raise ValueError(f"{_UNREADABLE} {name}: its {what} is that of {other!r}")
+            raise ValueError(f"{_UNREADABLE} {name}: its {what} names guest {other!r}")
     if not all(plan.cores) or not plan.cores or min(plan.pages, plan.node + 1, *(nic.index + 1 for nic in plan.nics)) <= 0:
-        raise ValueError(f"{_UNREADABLE} {name}: its plan has no cores, no pages, or a number below 0")
-    _check_number(version, f"for guest {name} the version")
-    _check_number(restarts, f"for guest {name} the count of restarts")
+        raise ValueError(f"{_UNREADABLE} {name}: its plan has no cores, no pages, or a negative number")
+    _check_number(version, f"the version of guest {name}:")
+    _check_number(restarts, f"the count of restarts of guest {name}:")
     return claim
 
 
 def list_keys(plan: Plan) -> list[tuple[str, str]]:
-    """What a plan claims of things that exist once: (kind, key) of each row in the table claim_key."""
+    """Rows of the table claim_key: (kind, key) of each resource that exists once."""
     vfs, macs = [str(nic.address) for nic in plan.nics], [str(nic.mac) for nic in plan.nics]
     named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs}
     return [(kind, key) for kind, keys in named.items() for key in keys]
 
 
 def _check_keys(db: sqlite3.Connection, claims: dict[str, Claim]) -> None:
-    """The rows that keep a thing from being claimed twice must be those of the plans."""
+    """The keys in the file must be exactly the keys of the plans."""
     rows: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
     for kind, key, guest in read_rows(db, "SELECT kind, key, guest FROM claim_key"):
         rows[guest].add((kind, key))
@@ -144,4 +139,4 @@ def _parse_json(text: str, what: str) -> Any:
 
 def _check_number(number: object, what: str) -> None:
     if not isinstance(number, int) or not 0 <= number <= _HIGHEST:
-        raise ValueError(f"{what} {number}, which is not from 0 to {_HIGHEST}")
+        raise ValueError(f"{what} {number}, expected 0 to {_HIGHEST}")

@@ -1,6 +1,6 @@
-"""Disk space that is reserved for a full disk: a file next to the ledger, allocated and without content.
+"""Disk space for a full disk: an allocated file without content, next to the ledger.
 
-With it guests can still be ended. New work never gets it; otherwise a tenant that fills the disk would use it up too.
+It lets guests be stopped and cleaned up. New work never gets it: a tenant that fills the disk could use it up.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-# An end of a guest writes some 40 pages of 4 KiB to the WAL, and SQLite uses that anew when it is told to move it into the file.
+# Stopping a guest writes some 40 pages of 4 KiB to the WAL, which SQLite reuses after a checkpoint.
 _SIZE = 2 << 20
 _PART = 512 << 10
 
 
 class Reserve:
-    """The file. Its methods are called by one thread at a time, and raise nothing.
+    """Called by one thread at a time; raises nothing.
 
     Attributes:
-        used: some of it was given back to the file system, and is not there again.
+        used: a part was released and is not restored yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,26 +30,26 @@ class Reserve:
         self.used = False
 
     def release(self) -> bool:
-        """Gives a part back to the file system; returns whether there was any."""
+        """Releases a part to the file system; False if none is left."""
         try:
-            left = os.stat(self._path).st_size - _PART
-            if left < 0:
+            size = os.stat(self._path).st_size - _PART
+            if size < 0:
                 return False
-            os.truncate(self._path, left)
+            os.truncate(self._path, size)
         except OSError:
             return False
         if not self.used:
             _log.warning(
-                "the disk of %s is full: guests can be ended, but none can be created or started until space is freed",
+                "the disk of %s is full: guests can be stopped, but not created or started until space is freed",
                 self._path.parent,
             )
         self.used = True
         return True
 
     def restore(self) -> bool:
-        """Takes all of it from the file system again; returns whether it is there.
+        """Allocates all of it again; returns whether that succeeded.
 
-        On a file system that can't allocate space in advance there is no reserve, and nothing is refused for want of one.
+        A file system that cannot allocate space in advance has no reserve, and refuses nothing for lack of it.
         """
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -64,7 +64,7 @@ class Reserve:
         finally:
             os.close(descriptor)
         if self.used:
-            _log.info("there is space on the disk of %s again", self._path.parent)
+            _log.info("the disk of %s has space again", self._path.parent)
         self.used = False
         return True
 
@@ -81,5 +81,5 @@ class Reserve:
     def _note(self, error: OSError) -> bool:
         self.used = error.errno in (ENOSPC, EDQUOT)
         if not self.used:
-            _log.warning("nothing of the disk is kept in reserve for the ledger: %s: %s", self._path, error.strerror)
+            _log.warning("cannot reserve disk space for the ledger: %s: %s", self._path, error.strerror)
         return not self.used

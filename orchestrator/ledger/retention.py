@@ -1,4 +1,4 @@
-"""Limits the event log. Each tenant has its own limit, so that no tenant can displace another's events or fill the disk."""
+"""Limits the event log per tenant, so that no tenant can displace another's events or fill the disk."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ from orchestrator.ledger.schema import EVENT_NO_DELETE
 from orchestrator.model.event import EventKind
 
 KEEP = 20_000
-"""Of each tenant, and of the host, whose tenant is empty; and once more as many of those that tell of trouble."""
+"""Events kept per tenant ("" for the host): this many ordinary events and, separately, this many trouble events."""
 
 LONGEST = 2000
-"""Characters of an event's detail."""
+"""Maximum length of an event's detail in characters."""
 
 STEP = 256
-"""Events that are removed at a time."""
+"""Number of events per removal."""
 
 
 class Retention:
-    """Counts the events, and removes the oldest of those that are too many.
-
-    Args:
-        db: is written by one thread at a time.
-        keep: as ``KEEP``.
-    """
+    """Counts events and removes the oldest above the limit. ``db`` is written by one thread at a time."""
 
     def __init__(self, db: sqlite3.Connection, keep: int) -> None:
         self._db, self._keep = db, keep
@@ -33,15 +28,14 @@ class Retention:
             for tenant, trouble, count in db.execute("SELECT tenant, trouble, count(*) FROM event GROUP BY tenant, trouble"):
                 self._counts[tenant, bool(trouble)] = count
         except sqlite3.DatabaseError as error:
-            # A damaged log keeps no manager from starting. What was not counted is not removed.
+            # A damaged event log must not prevent the manager's start. Uncounted events are not removed.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
                 raise
 
     def add(self, tenant: str, kind: EventKind) -> None:
-        """Counts an event that was written; removes older ones of its tenant and sort if there are too many.
+        """Counts a written event, and removes older events of its tenant and class above the limit.
 
-        Raises:
-            sqlite3.Error: they can't be removed; it is tried again with the next.
+        Raises sqlite3.Error if the removal fails; the next event repeats it.
         """
         key = tenant, kind.is_trouble
         self._counts[key] += 1
@@ -49,7 +43,7 @@ class Retention:
             self._counts[key] -= self._remove(key)
 
     def _remove(self, key: tuple[str, bool]) -> int:
-        """In one transaction: other connections, and a recovery after a kill, never see the table without its trigger."""
+        """In one transaction, so that neither other connections nor a recovery see the table without its trigger."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.execute("DROP TRIGGER event_no_delete")

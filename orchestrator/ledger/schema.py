@@ -1,4 +1,4 @@
-"""The ledger's tables and how older ones become newer ones. Nothing is written to a file that is not a ledger."""
+"""The ledger's tables and their migrations. A file that is not a ledger is never written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.values import Size
 
 _APPLICATION = 0x4E48
 
-# The primary keys of claim_*: no bug elsewhere can promise one thing to two guests.
+# The primary keys of claim_* refuse to allocate a resource twice, even if other code has a bug.
 _TABLES_1 = """
 CREATE TABLE generation (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL) STRICT;
 INSERT INTO generation VALUES (1, 0);
@@ -51,8 +51,8 @@ CREATE INDEX event_of_tenant ON event (tenant, id);
 CREATE INDEX undo_of_owner ON undo (owner, id);
 """
 
-# REPLACE deletes the row that is in its way, and the trigger on DELETE is not asked (recursive_triggers is off by default). An id
-# that is not given yet is -1 here, as in all versions of SQLite: https://sqlite.org/lang_createtrigger.html says "undefined".
+# REPLACE deletes the conflicting row without firing the DELETE trigger (recursive_triggers is off by default). An id
+# that is not assigned yet is -1 here, as in all versions of SQLite: https://sqlite.org/lang_createtrigger.html says "undefined".
 _TRIGGER_3 = """
 CREATE TRIGGER event_no_replace BEFORE INSERT ON event WHEN EXISTS (SELECT 1 FROM event WHERE id = NEW.id)
     BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
@@ -61,7 +61,7 @@ CREATE TRIGGER event_no_replace BEFORE INSERT ON event WHEN EXISTS (SELECT 1 FRO
 EVENT_NO_DELETE = """
 CREATE TRIGGER event_no_delete BEFORE DELETE ON event BEGIN SELECT RAISE(ABORT, 'events are append-only'); END
 """
-"""As in ``_TABLES_1``: `retention` puts it back after it has removed old events."""
+"""As in ``_TABLES_1``: `retention` creates it again after it has removed old events."""
 
 _COLUMN_4 = """
 ALTER TABLE event ADD COLUMN trouble INTEGER NOT NULL DEFAULT 0;
@@ -81,7 +81,7 @@ DROP TABLE claim_vf;
 DROP TABLE claim_mac;
 """
 
-# What schema 1 called claimed was on its way to run; its stop gave everything back.
+# In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
 
@@ -90,7 +90,7 @@ def _migrate_1(db: sqlite3.Connection) -> None:
 
 
 def _migrate_2(db: sqlite3.Connection) -> None:
-    """Guests get more states, an owner, a version, and keep what was asked for: here the part of it that their plan tells."""
+    """Adds states, owner, version and request. Requests of older guests are derived from their plans."""
     _execute_all(db, _TABLES_2)
     for name, state, text in db.execute("SELECT name, state, plan FROM guest").fetchall():
         plan = json.loads(text)
@@ -102,53 +102,52 @@ def _migrate_2(db: sqlite3.Connection) -> None:
 
 
 def _migrate_3(db: sqlite3.Connection) -> None:
-    """An event can't be put in the place of another."""
+    """Events cannot be replaced."""
     _execute_all(db, _TRIGGER_3)
 
 
 def _migrate_4(db: sqlite3.Connection) -> None:
-    """Events of trouble are told from others, so that they can be kept for longer. Older ones count as others."""
+    """Marks trouble events, which are kept longer. Older events count as ordinary."""
     _execute_all(db, _COLUMN_4)
 
 
 def _migrate_5(db: sqlite3.Connection) -> None:
-    """Keys of claims move into one table. A key that a damaged file has twice is an IntegrityError here."""
+    """Moves keys of claims into one table. A key that a damaged file has twice is an IntegrityError."""
     _execute_all(db, _KEYS_5)
 
 
-# One entry per schema version; never edit one that was released, add the next.
+# One entry per schema version. Never edit a released migration: add the next one.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5)
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"
 
 
-def check_file(path: Path, busy: float, look: Callable[[sqlite3.Connection], object]) -> None:
-    """Looks whether a database is empty or a ledger that we can read.
+def check_file(path: Path, busy: float, accept: Callable[[sqlite3.Connection], object]) -> None:
+    """Checks that a database is empty or a readable ledger, and calls ``accept`` with a migrated copy, without events.
 
-    What is refused is not touched: neither the file nor its WAL. (-shm is made anew, and an empty -wal if there is none.)
-    So whatever may refuse it looks at a copy in memory, which has been brought to our version.
+    A refused file is not touched, nor is its WAL. (-shm is rebuilt, and an empty -wal if there is none.)
 
-    The event log is not read through: it may be large (`ledger.retention`), and the manager's start would take 3 s a GB. Damage
-    in it is found when it is read or written. All else, of which claims are a part, is looked through page by page.
+    The event log is not verified: it may be large (`ledger.retention`), and 1 GB would delay the start by 3 s. Its damage is
+    found at the next access. All other pages are verified.
 
     Args:
-        busy: how many seconds to wait for another program that holds it.
-        look: raises what speaks against the copy. It has all but the events.
+        busy: seconds to wait for another program that holds the file.
+        accept: raises to refuse the copy.
 
     Raises:
-        LedgerError: it is something else, damaged, or of a newer version.
+        LedgerError: the file is not a ledger, damaged, or of a newer version.
     """
     try:
-        _check_through("ro", path, busy, look)
+        _check_through("ro", path, busy, accept)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
             raise
-        # The power went in the moment in which the file was made, before it had a WAL: SQLite must undo that half first.
-        _check_through("rw", path, busy, look)
+        # A power cut during the creation, before the file had a WAL: SQLite must roll it back first.
+        _check_through("rw", path, busy, accept)
 
 
-def _check_through(mode: str, path: Path, busy: float, look: Callable[[sqlite3.Connection], object]) -> None:
-    """A connection that may write moves the WAL into the file when it is closed, one that may not does not."""
+def _check_through(mode: str, path: Path, busy: float, accept: Callable[[sqlite3.Connection], object]) -> None:
+    """A connection that may write moves the WAL into the file when it is closed; a read-only one does not."""
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=busy, isolation_level=None)
     with contextlib.closing(db):
         _check(db, path)
@@ -157,17 +156,15 @@ def _check_through(mode: str, path: Path, busy: float, look: Callable[[sqlite3.C
             try:
                 migrate(copy)
             except (ValueError, LookupError, TypeError, RecursionError, RequestError) as error:
-                what = (
-                    f"the ledger {path}, of schema {read_version(db)}, holds a guest that can't be read: {type(error).__name__}"
-                )
-                raise LedgerError(what, DAMAGED) from None
-            look(copy)
+                message = f"cannot migrate the ledger {path} from schema {read_version(db)}: {type(error).__name__}"
+                raise LedgerError(message, DAMAGED) from None
+            accept(copy)
 
 
 def _copy(db: sqlite3.Connection, copy: sqlite3.Connection) -> None:
-    """All but the events, of which there may be too many for the memory."""
-    made = "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
-    for kind, name, sql in db.execute(made).fetchall():
+    """All tables except the events, which may not fit into memory."""
+    objects = "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
+    for kind, name, sql in db.execute(objects).fetchall():
         copy.execute(sql)
         if kind == "table" and name != "event":
             rows = db.execute(f'SELECT * FROM "{name}"')
@@ -179,7 +176,7 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
     version = read_version(db)
     application = _read(db, "PRAGMA application_id")
     if application != _APPLICATION and (version or db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()):
-        raise LedgerError(f"{path} is a database, but no ledger", "give the manager another path")
+        raise LedgerError(f"{path} is a database, but not a ledger", "give the manager another path")
     if version > len(MIGRATIONS):
         raise LedgerError(
             f"the ledger {path} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)})",
@@ -187,19 +184,19 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
         )
     tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name != 'event'")]
     for table in tables:
-        # Of one table and its indices: SQLite 3.33 (https://sqlite.org/pragma.html#pragma_quick_check).
-        found = [text for (text,) in db.execute("SELECT quick_check FROM pragma_quick_check(?)", (table,)).fetchmany(3)]
-        if found != ["ok"]:
-            raise LedgerError(f"the ledger {path} is damaged: {' '.join(' '.join(found).split())}", DAMAGED)
+        # Checks one table and its indices: SQLite 3.33 (https://sqlite.org/pragma.html#pragma_quick_check).
+        findings = [text for (text,) in db.execute("SELECT quick_check FROM pragma_quick_check(?)", (table,)).fetchmany(3)]
+        if findings != ["ok"]:
+            raise LedgerError(f"the ledger {path} is damaged: {' '.join(' '.join(findings).split())}", DAMAGED)
 
 
 def is_current(db: sqlite3.Connection) -> bool:
-    """Whether there is nothing to migrate: a start then writes nothing, and needs no space on a full disk."""
+    """No migration needed: the start writes nothing, and needs no space on a full disk."""
     return read_version(db) == len(MIGRATIONS) and _read(db, "PRAGMA application_id") == _APPLICATION
 
 
 def migrate(db: sqlite3.Connection, version: int | None = None) -> None:
-    """Brings the tables to a schema version, None for ours; within a transaction, with foreign keys off."""
+    """Migrates to a schema version, None for the current one; within a transaction, with foreign keys off."""
     version = len(MIGRATIONS) if version is None else version
     for migration in MIGRATIONS[read_version(db) : version]:
         migration(db)
@@ -208,7 +205,7 @@ def migrate(db: sqlite3.Connection, version: int | None = None) -> None:
 
 
 def read_version(db: sqlite3.Connection) -> int:
-    """The schema version of the file; 0 for an empty one."""
+    """0 for an empty file."""
     return int(_read(db, "PRAGMA user_version"))
 
 
@@ -217,7 +214,7 @@ def _read(db: sqlite3.Connection, statement: str) -> Any:
 
 
 def _execute_all(db: sqlite3.Connection, script: str) -> None:
-    """Statement by statement: ``executescript`` would end the transaction."""
+    """One statement at a time: ``executescript`` would end the transaction."""
     statement = ""
     for line in script.splitlines():
         statement += line + "\n"

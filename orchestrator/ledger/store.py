@@ -1,9 +1,7 @@
 """The open ledger: claims, undo journal and event log of one file.
 
-What a method has written outlives the process when it returns. A method that raises LedgerError (the file cannot be read or
-written) has changed nothing, with one exception: if the fsync after a change of state fails, a power cut may undo the change.
-On a full disk guests can still be ended: there is a reserve for that (`reserve`). The ledger holds what was promised; whether
-the host agrees is measured by the audit.
+A written change outlives the process when the method returns. A method that raises LedgerError has changed nothing, with one
+exception: if the fsync after a change of state fails, a power cut may revert the change.
 """
 
 from __future__ import annotations
@@ -23,18 +21,7 @@ from orchestrator.model.request import GuestRequest
 
 
 class Ledger:
-    """An open ledger, for several threads.
-
-    Args:
-        path: created with its folder if it does not exist.
-        accept: gets the claims; raises if the ledger must not be opened. Nothing was written then.
-        keep: how many events of each tenant are kept, see ``retention.KEEP``.
-        busy: seconds to wait for another program that holds the file.
-        trace: called with each statement that writes, before it is executed, and with ``database.FSYNC`` before an fsync.
-
-    Raises:
-        LedgerError: the file is damaged, not a ledger, of a newer version, or cannot be opened.
-    """
+    """An open ledger, for several threads. Arguments and errors as of `Database`; ``keep`` as ``retention.KEEP``."""
 
     def __init__(
         self, path: Path, *, accept: Callable[[Sequence[Claim]], object] = lambda _: None, keep: int = KEEP,
@@ -62,20 +49,15 @@ class Ledger:
 
     @property
     def trouble(self) -> str:
-        """Why the ledger cannot be written; empty if it can."""
+        """The reason why the ledger cannot be written; empty if it can."""
         return self._database.trouble
 
     def claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "") -> Claim:
-        """As `begin_claim`, and waits until the claim is on the disk."""
+        """`begin_claim`, followed by `PendingClaim.wait`."""
         return self.begin_claim(plan, generation, request, owner).wait()
 
     def raise_if_stalled(self, limit: float) -> None:
-        """Raises if the file cannot be read.
-
-        Raises:
-            LedgerError: it cannot be read.
-            OrchestratorError: a write or an fsync has been running for more than ``limit`` seconds.
-        """
+        """Raises LedgerError if the file cannot be read, OrchestratorError if a write or fsync takes more than ``limit`` s."""
         self._database.raise_if_stalled(limit)
         self.last_event()
 

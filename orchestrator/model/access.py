@@ -9,8 +9,6 @@ from orchestrator.values import Size
 
 
 class Role(StrEnum):
-    """An operator may do everything, a tenant read and change its own guests, a viewer read everything."""
-
     OPERATOR = "operator"
     TENANT = "tenant"
     VIEWER = "viewer"
@@ -18,12 +16,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Quota:
-    """Maximum of all guests of a tenant together; None for no limit.
-
-    Attributes:
-        cores: whole physical cores.
-        vfs: virtual functions, and so guests: each has one.
-    """
+    """Limits for all guests of a tenant together; None for no limit. ``cores`` are whole physical cores."""
 
     cores: int | None = None
     memory: Size | None = None
@@ -34,9 +27,7 @@ class Quota:
 class Identity:
     """An authenticated caller.
 
-    Attributes:
-        name: for the event log: name of a user, token or certificate.
-        tenant: owner of its guests; empty for the host's own (operators and viewers).
+    ``name`` is that of a user, token or certificate. ``tenant`` owns the caller's guests; empty for operators and viewers.
     """
 
     name: str
@@ -51,7 +42,6 @@ MANAGER = Identity("manager", Role.OPERATOR)
 
 
 def may_see(caller: Identity, tenant: str) -> bool:
-    """Whether a caller may know of a guest of a tenant ("" for the host's own)."""
     return caller.role is not Role.TENANT or caller.tenant == tenant
 
 

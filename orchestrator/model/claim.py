@@ -1,4 +1,4 @@
-"""What the ledger holds, as values."""
+"""The ledger's values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from orchestrator.model.state import GuestState
 
 @dataclass(frozen=True)
 class Claim:
-    """A guest's claim and how far the guest has come.
+    """A guest's claim and state.
 
     Attributes:
-        request: what was asked for; the plan is the answer.
-        owner: the tenant it belongs to, empty for the host's own.
-        version: grows with each change of this guest; no two guests ever have the same.
-        previous: the version that the last change was made of; None for a new claim, and for one as it was read from the file.
-        restarts: how often it was started again after a failure, since somebody last started it; the time that it waits for too.
+        owner: the tenant, empty for the host's own guests.
+        version: grows with each change of this guest; unique among all guests.
+        previous: the version before the last change; None for a new claim, or one that was read from the file.
+        restarts: restarts after a failure since the last requested start, including a scheduled one.
     """
 
     plan: Plan
@@ -31,7 +30,7 @@ class Claim:
 
     @property
     def restarted(self) -> int:
-        """How often it was started again, without the time that it waits for."""
+        """Restarts after a failure, without a scheduled one."""
         return self.restarts if self.state == GuestState.RUNNING else max(0, self.restarts - 1)
 
 
@@ -45,7 +44,7 @@ class ClaimSnapshot:
 
 @dataclass(frozen=True)
 class UndoRecord:
-    """How to undo one change to the host. ``owner`` is a guest's name or "host"."""
+    """How to undo one change. ``owner`` is a guest's name or "host"."""
 
     id: int
     owner: str
@@ -55,12 +54,7 @@ class UndoRecord:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A guest whose things could not be verified clean.
-
-    Attributes:
-        since: UTC in ISO 8601.
-        reasons: what is not clean, a sentence each.
-    """
+    """``since`` is UTC in ISO 8601; ``reasons`` has one sentence per finding."""
 
     name: str
     since: str

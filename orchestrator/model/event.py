@@ -1,4 +1,4 @@
-"""Events: what happened to a guest or to the host."""
+"""Events of guests and of the host."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ class Visibility(Enum):
 
     FULL = auto()
     REDACTED = auto()
-    """That it happened. The detail may name other tenants' guests and devices, as the kernel and libvirt do."""
+    """The event without its detail, in which kernel and libvirt may name other tenants' guests and devices."""
     HIDDEN = auto()
     """Nothing: the event is stored without a tenant."""
 
 
 class EventKind(StrEnum):
-    """What happened. The values are part of the API.
-
-    Attributes:
-        severity: log level. Events from WARNING on have their own share of the event log (`ledger.retention`).
-        visibility: what a tenant sees of it.
-    """
+    """The values are part of the API. ``severity`` is a log level."""
 
     severity: int
     visibility: Visibility
@@ -57,7 +52,7 @@ class EventKind(StrEnum):
 
     @property
     def is_trouble(self) -> bool:
-        """Whether an operator must look at it."""
+        """Events from WARNING on have their own share of the event log (`ledger.retention`)."""
         return self.severity >= logging.WARNING
 
 
@@ -67,9 +62,8 @@ class Event:
 
     Attributes:
         time: UTC in ISO 8601.
-        kind: value of an EventKind; another text if a manager of another version wrote it.
+        kind: value of an EventKind, or another text from a manager of another version.
         subject: a guest's name or "host".
-        detail: what was decided and why, what changed.
         who: name of the caller; "manager" for what was not requested.
         tenant: owner of the subject, empty for the host's own.
         took: seconds, None if the event has no duration.
@@ -86,19 +80,17 @@ class Event:
 
     @property
     def severity(self) -> int:
-        """Log level."""
         known = _find_kind(self.kind)
         return known.severity if known else logging.INFO
 
     def redacted(self) -> Event:
-        """The event as its tenant sees it. The detail of an unknown kind is not shown."""
+        """The event as its tenant sees it, without detail if the kind is unknown."""
         known = _find_kind(self.kind)
         if known and known.visibility is Visibility.FULL:
             return self
-        return replace(self, detail="the operator of the host can see why")
+        return replace(self, detail="ask the operator of the host for the reason")
 
     def to_json(self) -> dict[str, object]:
-        """The event as plain JSON types."""
         return {name: getattr(self, name) for name in EVENT_FIELDS}
 
 
@@ -106,7 +98,7 @@ EVENT_FIELDS = tuple(field.name for field in fields(Event))
 
 
 def utc_now() -> str:
-    """The time for an event, in ISO 8601 with milliseconds."""
+    """ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

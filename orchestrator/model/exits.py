@@ -1,7 +1,6 @@
 """VM exits of a guest by class: counts and rates from KVM's counters.
 
-KVM's names (arch/x86/kvm/x86.c, kvm_vcpu_stats_desc) are not a stable interface: a counter may be missing, and then its class
-is left out.
+KVM's names (arch/x86/kvm/x86.c, kvm_vcpu_stats_desc) are not a stable interface: the class of a missing counter is left out.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class ExitPolicy:
 
 @dataclass(frozen=True)
 class ExitSample:
-    """KVM's counters, one mapping per vCPU, at a time in seconds of a monotonic clock."""
+    """KVM's counters per vCPU, at a monotonic time in seconds."""
 
     time: float
     vcpus: tuple[Mapping[str, int], ...]
@@ -46,7 +45,7 @@ class ExitSample:
 
 @dataclass(frozen=True)
 class ExitRates:
-    """Exits per second of one vCPU; None where the kernel has no such counter."""
+    """Exits per second of one vCPU; None without a counter."""
 
     total: float | None
     emulated: float | None
@@ -63,18 +62,14 @@ def classify(counters: Mapping[str, float]) -> dict[str, float]:
 
 
 def add_vcpus(vcpus: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The counters of all vCPUs together; a counter that one vCPU lacks is left out."""
+    """The sum per counter; a counter that one vCPU lacks is left out."""
     samples = tuple(vcpus)
     names = set[str]().union(*samples)
     return {name: sum(sample[name] for sample in samples) for name in names if all(name in sample for sample in samples)}
 
 
 def measure_rates(before: ExitSample, after: ExitSample) -> tuple[ExitRates, ...]:
-    """Exits per second between two samples, one value per vCPU.
-
-    Raises:
-        ValueError: the samples are not of the same run of one guest, or no time passed.
-    """
+    """Per vCPU. Raises ValueError if the samples are not of one run of one guest, or without time between them."""
     seconds = after.time - before.time
     if seconds <= 0:
         raise ValueError(f"no time passed between the samples ({seconds:g} s)")

@@ -1,6 +1,6 @@
-"""Fields of checked requests and files: pydantic types for names, sizes and CPU lists, and the text of a failed validation.
+"""pydantic types for names, sizes and CPU lists of requests and files, and the text of a failed validation.
 
-Fields stay text, in one spelling: equal requests compare equal, and what no spelling needs goes no further.
+Fields stay normalised text, so equal requests compare equal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_PATH = 200
 
 
 def as_value_error(parse: Callable[[], str]) -> str:
-    """Calls a parser of `values` for pydantic, which collects ValueErrors and adds the path of the field."""
+    """Raises ValueError instead of RequestError: pydantic collects ValueErrors and adds the path of the field."""
     try:
         return parse()
     except OrchestratorError as error:
@@ -49,14 +49,14 @@ CpuField = Annotated[str, AfterValidator(check_cpus)]
 
 
 class ValidationFailure(Protocol):
-    """What pydantic's ValidationError and FastAPI's RequestValidationError have in common."""
+    """pydantic's ValidationError or FastAPI's RequestValidationError."""
 
     def errors(self) -> Sequence[Any]:
         """One mapping per finding, with ``loc`` and ``msg``."""
 
 
 def describe(error: ValidationFailure) -> str:
-    """The first 20 findings of a validation on one line, each with the path of its field (within the body, if there is one)."""
+    """The first 20 findings on one line, each with the path of its field within the body."""
     findings = error.errors()
     texts = [
         ".".join(str(part)[:_MAX_PATH] for part in finding["loc"] if part != "body")[:_MAX_PATH]

@@ -14,13 +14,11 @@ from orchestrator.model.state import GuestState
 
 @dataclass(frozen=True)
 class GuestView:
-    """A guest as the manager shows it.
+    """``owner``: the tenant, empty for the host's own guests. ``version``: as of ``Claim``; 0 without a claim.
 
     Attributes:
-        state: as in the ledger; ``ended`` if it should run but does not; ``planned`` if nothing is claimed for it.
-        owner: its tenant, empty for the host's own.
-        version: as of ``Claim``; 0 if nothing is claimed.
-        warnings: of a plan: resources that unmanaged domains may use later, and differences between configuration and host.
+        state: as in the ledger; ``ended`` if it does not run but should; ``planned`` without a claim.
+        warnings: of a plan: `last_choices`, and differences between configuration and host.
     """
 
     plan: Plan
@@ -33,14 +31,14 @@ class GuestView:
 
 
 def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:
-    """The guest now; ``running`` are the ids of running domains."""
+    """``running`` are the ids of running domains."""
     ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
     state = "ended" if ended else str(claim.state)
     return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted)
 
 
 def check_version(claim: Claim, expected: int | None) -> None:
-    """Raises Stale unless the guest has the expected version; None for any."""
+    """Raises Stale if the guest has another version; None accepts any."""
     if expected is not None and expected != claim.version:
-        what = f"guest {claim.plan.name} has changed: it is version {claim.version}, not {expected}"
-        raise Stale(what, "look at it again")
+        message = f"guest {claim.plan.name} is at version {claim.version}, expected {expected}"
+        raise Stale(message, "read the guest again, then retry with its version")

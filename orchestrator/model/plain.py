@@ -1,4 +1,4 @@
-"""Frozen values as plain JSON types: the one serialiser of the HTTP interface, of reports and of stored records."""
+"""Frozen values as plain JSON types, for the HTTP interface, reports and stored records."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ _AS_TEXT = (CpuSet, PciAddress, MacAddress, UUID, PurePath)
 
 
 def to_plain(value: object) -> Any:
-    """The value as plain JSON types.
+    """Dataclasses become objects, CPU sets and addresses text in the kernel's format, sizes bytes.
 
-    Dataclasses become objects with all their fields. CPU sets and addresses become text in the kernel's format, sizes bytes.
-
-    Raises:
-        TypeError: the value, or a part of it, is of another type.
+    Raises TypeError for a value of another type.
     """
     if isinstance(value, Enum):
         return value.value
@@ -43,12 +40,12 @@ def to_plain(value: object) -> Any:
 
 
 def from_plain(kind: type[_T], data: object) -> _T:
-    """Reads back what ``to_plain`` returned for a value of this type. Nothing is converted silently.
+    """Reads what ``to_plain`` returned for this type. Nothing is converted silently.
 
-    A size is bytes, or text such as "2M". Fields that have a default may be absent.
+    A size is bytes, or text such as "2M". Fields with a default may be absent.
 
     Raises:
-        ValueError: the data is not that of such a value; with the path of the field.
+        ValueError: with the path of the wrong field.
         TypeError: the type has no plain JSON form.
     """
     value: _T = _read(kind, data, "")

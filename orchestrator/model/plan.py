@@ -1,4 +1,4 @@
-"""The values of planning: what a guest gets, what is allocated, and the operator's policy."""
+"""The values of planning: plan, allocated resources, and the operator's policy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NIL = UUID(int=0)
 
 @dataclass(frozen=True)
 class NicPlan:
-    """A virtual function of a guest, identified by ``pf`` and ``index``.
+    """A VF of a guest, identified by ``pf`` and ``index``.
 
     Attributes:
-        interface: network interface of the PF when the plan was made; it may have been renamed since.
-        address: PCI address; provisional in a plan for a VF that is not created yet.
+        interface: the PF's interface at planning time; it may be renamed later.
+        address: PCI address; provisional for a VF that is not created yet.
     """
 
     pf: PciAddress
@@ -34,11 +34,7 @@ class NicPlan:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """A build of a guest image.
-
-    Attributes:
-        hash: of what it was built from; empty if any build will do, as for guests of earlier versions.
-    """
+    """A build of a guest image. ``hash`` is empty if any build will do, as for guests of earlier versions."""
 
     name: str
     hash: str = ""
@@ -46,15 +42,14 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a guest owns, as exact ids: steps, domain XML and ledger all come from this one value.
+    """The resources of a guest as exact ids, from which steps, domain XML and ledger are derived.
 
     Attributes:
         cores: the CPUs of each physical core; vCPU n runs on the n-th CPU of their concatenation.
         node: NUMA node of cores and memory.
-        pages: number of huge pages.
         nics: at least one.
         cmdline: words for the guest's kernel command line, addresses included.
-        cpu_features: CPU features that the guest must be given by name, since QEMU passes them on in no other way.
+        cpu_features: CPU features that QEMU passes to the guest only by name.
         uuid: libvirt's id of the guest; nil until the plan is claimed.
     """
 
@@ -81,15 +76,10 @@ class Plan:
 
     @property
     def memory(self) -> Size:
-        """The guest's memory."""
         return Size(self.page_size.bytes * self.pages)
 
     def claimed(self, number: int, image: ImageRef) -> Plan:
-        """The plan of a claim.
-
-        Args:
-            number: of the claim. No two claims have the same, so that no two guests ever have the same UUID.
-        """
+        """``number`` of the claim is unique, so no two guests ever have the same UUID."""
         return replace(self, image=image, uuid=_make_uuid(self, number))
 
 
@@ -98,13 +88,10 @@ def _make_uuid(plan: Plan, number: int) -> UUID:
 
 
 def plan_from_json(fields: dict[str, object]) -> Plan:
-    """Reads what ``to_plain`` returned for a plan, in this version or in an earlier one.
+    """Reads what ``to_plain`` returned for a plan. Raises ValueError with the path of a wrong field.
 
-    Earlier versions stored one ``vf``, the image's name alone, ``housekeeping``, and the claim's number as ``serial``, of which
+    Earlier versions stored one ``vf``, the image's name alone, ``housekeeping``, and the claim's number as ``serial``, from which
     they computed the UUID.
-
-    Raises:
-        ValueError: the fields are not those of a plan; with the path of the field.
     """
     if "vf" not in fields:
         plan = from_plain(Plan, fields)
@@ -127,9 +114,9 @@ class Policy:
 
     Attributes:
         housekeeping: CPUs for the manager, kernel threads and QEMU's helper threads.
-        uplinks: network interfaces of PFs whose VFs guests may get, the preferred first.
-        page_size: huge page size of guests that request none.
-        vfs_per_uplink: maximum number of VFs of an uplink; None for that of the PF.
+        uplinks: interfaces of PFs whose VFs guests may get, the preferred first.
+        page_size: for guests that request none.
+        vfs_per_uplink: maximum number of VFs of an uplink; None for the PF's maximum.
         reserved_pages: (huge page size, pages on each node) for the host itself.
     """
 
@@ -152,8 +139,8 @@ class AllocatedPages:
     """Huge pages of one size that guests own on one node.
 
     Attributes:
-        unused: of these, those that the pool may show as free, since their guests are not started.
-        starting: of the unused, those of guests that are being started: the kernel may have promised them (PromisedPages).
+        unused: pages that the pool may show as free, since their guests are not started.
+        starting: unused pages of starting guests: the kernel may have promised them (PromisedPages).
     """
 
     node: int
@@ -165,10 +152,10 @@ class AllocatedPages:
 
 @dataclass(frozen=True)
 class Allocated:
-    """What guests own, and what unmanaged domains use.
+    """Resources that guests own or unmanaged domains use.
 
     Attributes:
-        numbers: the VFs by PF and number, which stay when addresses change.
+        numbers: VFs by PF and number, which stay when addresses change.
         pinned: CPU → why no guest gets it.
         last_cpus: CPU that an unmanaged domain may use later → why guests get it last.
         last_vfs: VF that an unmanaged domain may use later → why guests get it last.
@@ -190,7 +177,6 @@ class Allocated:
         Args:
             started: guests whose pages the pool shows as used. Read it *before* the topology is surveyed: a guest that starts
                 in between is then counted twice for a moment, but never missed.
-            starting: guests that are being started.
         """
         plans = tuple(plans)
         nics = [nic for plan in plans for nic in plan.nics]

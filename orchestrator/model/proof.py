@@ -13,7 +13,7 @@ WEAKER = "weaker, because "
 
 
 class Verdict(StrEnum):
-    """The result of a measurement. A proof that could not be measured never passes."""
+    """A proof that could not be measured never passes."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -22,7 +22,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Measurement:
-    """The result of a proof, to which the audit's catalogue adds name, subject and unit."""
+    """The result of a proof, without name, subject and unit."""
 
     verdict: Verdict
     figure: float | None  # the number that decided; None if not measured
@@ -43,7 +43,6 @@ class Proof:
     readings: VepaReadings | None = None
 
     def measured_as(self, result: Measurement) -> Proof:
-        """The same statement with another result."""
         return replace(self, verdict=result.verdict, figure=result.figure, evidence=result.evidence, readings=result.readings)
 
 

@@ -1,6 +1,6 @@
 """A guest's request, checked strictly: extra fields and silent conversions are refused.
 
-Values are normalised (sizes, CPUs, addresses), so equal requests compare equal. Stored requests are read through here as well.
+Values are normalised (sizes, CPUs, addresses), so equal requests compare equal. Stored requests are read here as well.
 """
 
 from __future__ import annotations
@@ -58,18 +58,16 @@ def _id(text: str) -> str:
 
 
 class Restart(StrEnum):
-    """When a guest is restarted."""
-
     NEVER = "never"
     ON_FAILURE = "on-failure"
 
 
 class Placement(BaseModel):
-    """Resources that the caller has chosen, such as a batch scheduler. Used exactly, or refused.
+    """Resources that the caller prescribes, such as a batch scheduler. Used exactly, or refused.
 
     Attributes:
-        cpus: all CPUs of the guest's cores, in the kernel's list format ("2-3,6-7"): whole physical cores of one NUMA node.
-        vf: PCI address of the virtual function, or None for any.
+        cpus: whole physical cores of one NUMA node, in the kernel's list format ("2-3,6-7").
+        vf: PCI address, or None for any.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -79,12 +77,10 @@ class Placement(BaseModel):
 
     @property
     def cpu_set(self) -> CpuSet:
-        """The CPUs as a value."""
         return CpuSet.parse(self.cpus)
 
     @property
     def vf_address(self) -> PciAddress | None:
-        """The virtual function as a value."""
         return PciAddress.parse(self.vf) if self.vf else None
 
 
@@ -92,9 +88,9 @@ class NicRequest(BaseModel):
     """One network interface of a guest.
 
     Attributes:
-        uplink: network interface of the PF that the VF must be of; None for the planner's choice.
-        vf: PCI address of the virtual function; None for any.
-        address: IP address and prefix length that the guest gives the interface; None for none.
+        uplink: the PF's network interface; None for the planner's choice.
+        vf: PCI address; None for any.
+        address: IP address and prefix length inside the guest, or None.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -115,16 +111,14 @@ class GuestRequest(BaseModel):
         name: 1 to 40 of a-z, 0-9 and inner hyphens.
         cores: whole physical cores; on a host with SMT the guest sees each core's threads as vCPUs.
         memory: a whole number of huge pages ("256M").
-        image: name of a built guest image.
-        address: address and prefix length of the guest's network interface, or None.
+        address: IP address and prefix length of the only NIC, or None; not with ``nics``.
         cmdline: extra arguments for the guest's kernel command line.
-        page_size: size of its huge pages ("2M", "1G"); None for that of the host.
-        placement: resources chosen by the caller; None lets the planner choose.
-        nics: its network interfaces, in the order in which the guest counts them; None for one. ``address`` and ``placement.vf``
-            are short for those of a single one, and cannot be given with it.
-        remove: delete it when it ends without having failed, instead of keeping its claim.
-        restart: whether it is restarted when it fails. A guest that powers off never is.
-        id: the caller's id of this request: repeating it with the same id and fields changes nothing.
+        page_size: "2M" or "1G"; None for the host's setting.
+        placement: None lets the planner choose. Its ``vf`` is not allowed with ``nics``.
+        nics: in the order of the guest's interfaces; None for one NIC.
+        remove: delete the guest when it ends without failure.
+        restart: restart the guest after a failure, never after a power off.
+        id: the caller's request id: repeating it with the same fields changes nothing.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -154,21 +148,16 @@ class GuestRequest(BaseModel):
 
     @property
     def wanted_nics(self) -> tuple[NicRequest, ...]:
-        """The NICs, however they are spelled. At least one."""
+        """At least one, also if the request has no ``nics``."""
         return self.nics or (NicRequest(vf=self.placement.vf if self.placement else None, address=self.address),)
 
     @property
     def size(self) -> Size:
-        """The memory as a value."""
         return Size.parse(self.memory)
 
 
 def parse_guest_request(fields: dict[str, object]) -> GuestRequest:
-    """Reads a request from untrusted JSON or from the command line.
-
-    Raises:
-        RequestError: one line that lists each invalid field and why.
-    """
+    """Reads untrusted JSON or the command line. Raises RequestError with each invalid field on one line."""
     try:
         return GuestRequest.model_validate(fields)
     except ValidationError as error:

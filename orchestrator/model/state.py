@@ -8,37 +8,34 @@ from orchestrator.errors import Conflict
 
 
 class GuestState(StrEnum):
-    """How far a guest that holds a claim has come.
-
-    In each state but RUNNING the host may or may not have been changed for the guest: the undo journal tells.
-    """
+    """In each state except RUNNING, the undo journal tells whether the host was changed for the guest."""
 
     CREATING = "creating"
-    """It is being started for the first time. If that fails its claim is released: a guest is made whole or not at all."""
+    """The first start is in progress. If it fails, the claim is released."""
     STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
-    """It is being ended, or has ended, and what was done for it is being undone."""
+    """The guest is being stopped, or has ended, and is being cleaned up."""
     STOPPED = "stopped"
-    """It holds its claim and nothing else: all that was done for it is undone, and verified."""
+    """The guest is verified clean and keeps its claim."""
     DELETING = "deleting"
-    """As STOPPING; its claim is released afterwards."""
+    """As STOPPING; the claim is released afterwards."""
     QUARANTINED = "quarantined"
-    """Not everything it had could be verified clean, or it runs and should not: its claim stays until an operator clears it."""
+    """The cleanup is not verified, or the guest runs unexpectedly: the claim stays until an operator clears it."""
 
 
 SETTLED = (GuestState.RUNNING, GuestState.STOPPED, GuestState.QUARANTINED)
-"""The states in which nothing is going on."""
+"""States without a change in progress."""
 
 _NEXT: dict[GuestState, tuple[GuestState, ...]] = {
     GuestState.CREATING: (GuestState.RUNNING, GuestState.DELETING),
     GuestState.STARTING: (GuestState.RUNNING, GuestState.STOPPING, GuestState.DELETING),
     GuestState.RUNNING: (GuestState.STOPPING, GuestState.DELETING),
-    # To themselves: what failed half-way is tried again. To RUNNING: a crash of the manager cut the end short; the guest is kept.
+    # To themselves: a failed cleanup is repeated. To RUNNING: the manager crashed before it had stopped the guest.
     GuestState.STOPPING: (
         GuestState.STOPPING, GuestState.STOPPED, GuestState.DELETING, GuestState.QUARANTINED, GuestState.RUNNING,
     ),
-    # To itself: it is not to be started again. To QUARANTINED: somebody else has started it.
+    # To itself: a scheduled restart is cancelled. To QUARANTINED: the guest was started outside the manager.
     GuestState.STOPPED: (GuestState.STOPPED, GuestState.STARTING, GuestState.DELETING, GuestState.QUARANTINED),
     GuestState.DELETING: (GuestState.DELETING, GuestState.QUARANTINED, GuestState.RUNNING),
     GuestState.QUARANTINED: (GuestState.DELETING,),
@@ -46,12 +43,8 @@ _NEXT: dict[GuestState, tuple[GuestState, ...]] = {
 
 
 def check_transition(name: str, old: GuestState, new: GuestState) -> None:
-    """Refuses a change of state that has no meaning.
-
-    Raises:
-        Conflict: with both states and those that are allowed.
-    """
+    """Raises Conflict, with both states and the allowed ones."""
     if new not in _NEXT[old]:
         allowed = f"from {old} it can become {' or '.join(_NEXT[old])}"
-        hint = "an operator can look and clear it: nohype quarantine list" if old == GuestState.QUARANTINED else allowed
+        hint = "clear it as an operator, see `nohype quarantine list`" if old == GuestState.QUARANTINED else allowed
         raise Conflict(f"guest {name} is {old} and can't become {new}", hint)

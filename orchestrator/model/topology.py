@@ -79,7 +79,7 @@ class PhysicalFunction:
     siblings: tuple[Port, ...] = ()  # its other interfaces: further ports, representors
 
     def at(self, interface: str) -> PhysicalFunction | None:
-        """The PF with this interface as its own, None if it does not have the interface."""
+        """The PF with this interface as its own; None if it does not have the interface."""
         if self.interface == interface:
             return self
         for port in self.siblings:
@@ -88,7 +88,7 @@ class PhysicalFunction:
         return None
 
     def describe_uselessness(self) -> str:
-        """Why guests cannot get its VFs, also with a link; empty if they can."""
+        """The reason why guests cannot get its VFs even with a link; empty if they can."""
         if self.fault:
             return f"PF {self.address}: {self.fault}"
         if self.switchdev:
@@ -104,7 +104,7 @@ class PhysicalFunction:
         return any(port.representor for port in self.siblings)
 
     def vf_address(self, index: int) -> PciAddress:
-        """The address that a VF has, or will have by arithmetic. Raises ValueError if offset or stride are not known yet."""
+        """The address of an existing or future VF. Raises ValueError while offset or stride are unknown."""
         for vf in self.vfs:
             if vf.index == index:
                 return vf.address

@@ -1,4 +1,4 @@
-"""What is measured of the traffic between guests."""
+"""Values of the traffic measurement between guests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EdgeReading:
-    """Edge mode of a PF."""
-
     interface: str
     mode: str | None  # vepa, veb, or None if it is unknown
     text: str  # what was read, or why it could not be read

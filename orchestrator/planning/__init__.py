@@ -1,1 +1,1 @@
-"""Which cores, pages and VF a guest gets: pure decisions."""
+"""Planning: chooses cores, huge pages and VFs. Pure."""

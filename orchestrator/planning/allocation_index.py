@@ -1,4 +1,4 @@
-"""What all guests own, updated by the guests that have come and gone instead of added up for each plan. Pure."""
+"""The sum of all plans, updated with each plan instead of recomputed for each request. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 @dataclass(frozen=True)
 class AllocationIndex:
-    """The sums over the plans of all guests that hold a claim.
-
-    Attributes:
-        plans: by identity: a plan is never changed, a guest of the same name gets another one.
-        owned: huge pages by node and size in bytes.
-    """
+    """``plans`` are by identity, since plans are immutable; ``owned`` has huge pages by node and size in bytes."""
 
     plans: Mapping[int, Plan] = field(default_factory=dict)
     cpus: frozenset[int] = frozenset()
@@ -27,7 +22,7 @@ class AllocationIndex:
     owned: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     def updated(self, plans: Iterable[Plan]) -> AllocationIndex:
-        """The index for these plans. No two of them own the same thing: the ledger's primary keys refuse that."""
+        """No two plans own the same resource: the ledger's primary keys refuse that."""
         now = {id(plan): plan for plan in plans}
         gone = [self.plans[key] for key in self.plans.keys() - now.keys()]
         new = [now[key] for key in now.keys() - self.plans.keys()]
@@ -48,11 +43,11 @@ class AllocationIndex:
         )
 
     def to_allocated(self, started: Container[str], starting: Container[str]) -> Allocated:
-        """As `Allocated.of` for the plans of the index."""
+        """As `Allocated.of` for these plans."""
         idle = [plan for plan in self.plans.values() if plan.name not in started]
-        unused, begun = _count_pages(idle), _count_pages(plan for plan in idle if plan.name in starting)
+        unused, being_started = _count_pages(idle), _count_pages(plan for plan in idle if plan.name in starting)
         pages = tuple(
-            AllocatedPages(node, Size(size), count, unused[node, size], begun[node, size])
+            AllocatedPages(node, Size(size), count, unused[node, size], being_started[node, size])
             for (node, size), count in sorted(self.owned.items())
         )
         return Allocated(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, pages)

@@ -1,4 +1,4 @@
-"""How much of a host is free, and how much is not, by reason. Pure: for metrics; what a guest can get is for `planner` to say."""
+"""Free and used capacity of a host, for metrics. Pure."""
 
 from __future__ import annotations
 
@@ -10,27 +10,23 @@ from orchestrator.model.topology import Topology
 from orchestrator.values import PciAddress, Size
 
 FREE, CLAIMED, QUARANTINED, HOUSEKEEPING = "free", "claimed", "quarantined", "housekeeping"
-FOREIGN = "foreign"
-"""In use outside the manager: huge pages of another program, a VF handed over and no guest's of ours, or the host's own."""
+UNMANAGED = "foreign"  # the text is a metric's label
+"""In use outside the manager: huge pages of another program, or a VF that the host or an unmanaged domain uses."""
 UNUSABLE = "unusable"
-"""Neither for housekeeping nor for guests: a core that is not isolated."""
+"""A core that is neither isolated nor for housekeeping."""
 
 _CORE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, UNUSABLE)
-_PAGE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, FOREIGN)
-_VF_STATES = (FREE, CLAIMED, QUARANTINED, FOREIGN)
-_HANDED_OVER = "vfio-pci"
+_PAGE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, UNMANAGED)
+_VF_STATES = (FREE, CLAIMED, QUARANTINED, UNMANAGED)
+_PASSED_THROUGH = "vfio-pci"
 
 
 def count_cores(
     topology: Topology, plans: Mapping[str, Plan], quarantined: Collection[str], policy: Policy
 ) -> dict[tuple[int, str], int]:
-    """Whole physical cores by NUMA node and use, uses without any as 0.
+    """Whole physical cores by NUMA node and use, unused uses as 0. Cores that unmanaged domains are pinned to count as free.
 
-    A core that somebody else's guest is pinned to counts as free here: libvirt is not asked. The planner does ask.
-
-    Args:
-        plans: of all guests that hold a claim, by name.
-        quarantined: names of those in quarantine.
+    ``plans`` are by guest name; ``quarantined`` are guest names.
     """
     uses = {cpu: QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items() for cpu in plan.cpus}
     counts = {(node, use): 0 for node in sorted({core.node for core in topology.cores}) for use in _CORE_STATES}
@@ -49,11 +45,7 @@ def count_cores(
 def count_pages(
     topology: Topology, plans: Mapping[str, Plan], quarantined: Collection[str], started: Collection[str], policy: Policy
 ) -> dict[tuple[int, Size, str], int]:
-    """Huge pages by NUMA node, size and use; pools that have no pages are left out.
-
-    Args:
-        started: names of guests whose pages the pool shows as used.
-    """
+    """Huge pages by NUMA node, size and use, without empty pools. ``started``: guests whose pages the pool shows as used."""
     owned: Counter[tuple[int, Size, str]] = Counter()
     used: Counter[tuple[int, Size]] = Counter()
     for name, plan in plans.items():
@@ -64,7 +56,7 @@ def count_pages(
         if not pool.total:
             continue
         pages = {use: owned[pool.node, pool.page_size, use] for use in _PAGE_STATES}
-        pages[FOREIGN] = max(0, pool.total - pool.free - used[pool.node, pool.page_size])
+        pages[UNMANAGED] = max(0, pool.total - pool.free - used[pool.node, pool.page_size])
         rest = max(0, pool.total - sum(pages.values()))
         pages[HOUSEKEEPING] = min(rest, policy.reserved(pool.page_size))
         pages[FREE] = rest - pages[HOUSEKEEPING]
@@ -75,7 +67,7 @@ def count_pages(
 def count_vfs(
     topology: Topology, plans: Mapping[str, Plan], quarantined: Collection[str], policy: Policy
 ) -> dict[tuple[str, str], int]:
-    """Virtual functions of each uplink by use. While none exist, those count that would be made."""
+    """VFs of each uplink by use. While none exist, the VFs that the manager would create count."""
     owners: dict[tuple[PciAddress, int], str] = {
         (nic.pf, nic.index): QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items() for nic in plan.nics
     }
@@ -84,8 +76,8 @@ def count_vfs(
         pf = topology.find_uplink(uplink)
         if pf is None:
             continue
-        taken = {vf.index: vf.driver == _HANDED_OVER or bool(vf.use) for vf in pf.vfs}
-        taken = taken or dict.fromkeys(range(policy.count_vfs(pf)), False)
-        uses = Counter(owners.get((pf.address, index), FOREIGN if foreign else FREE) for index, foreign in taken.items())
+        in_use = {vf.index: vf.driver == _PASSED_THROUGH or bool(vf.use) for vf in pf.vfs}
+        in_use = in_use or dict.fromkeys(range(policy.count_vfs(pf)), False)
+        uses = Counter(owners.get((pf.address, index), UNMANAGED if used else FREE) for index, used in in_use.items())
         counts.update({(uplink, use): uses[use] for use in _VF_STATES})
     return counts

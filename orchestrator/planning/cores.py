@@ -1,4 +1,4 @@
-"""Where on a host there is room for a guest's cores and pages: whole physical cores and huge pages of one NUMA node. Pure."""
+"""Chooses whole physical cores and huge pages of one NUMA node. Pure."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ class Candidate:
 
     Attributes:
         cores: the CPUs of each core, in the order of the node's cores.
-        left: (usable cores left over, runs that the cores are taken from, free pages) of the node. The candidate with less is
-            the better fit: it leaves the other node whole.
-        last: whether unmanaged domains may use some of the cores later: any other candidate is better.
+        left: (usable cores left over, runs that the cores are taken from, free pages) of the node. The smallest is the best fit.
+        last: unmanaged domains may use some of the cores later: any other candidate is better.
     """
 
     node: int
@@ -29,10 +28,9 @@ class Candidate:
 
 
 def find_candidates(count: int, pages: PageRequest, host: PlanningInput) -> tuple[list[Candidate], list[str]]:
-    """The best candidate on each node that has room, and why each of the other nodes has none.
+    """The best candidate per node, and a reason for each node without one.
 
-    The guest gets the smallest run of neighbouring cores that is long enough, so that longer runs stay whole for bigger guests.
-    If no run is long enough, it gets the fewest runs.
+    The guest gets the smallest run of neighbouring cores that is long enough, otherwise the fewest runs.
     """
     candidates: list[Candidate] = []
     refused: list[str] = []
@@ -55,7 +53,7 @@ def find_candidates(count: int, pages: PageRequest, host: PlanningInput) -> tupl
 
 
 def check_placement(cpus: CpuSet, pages: PageRequest, host: PlanningInput) -> tuple[list[Candidate], list[str]]:
-    """The prescribed CPUs as the only candidate, or what is wrong with each part of them."""
+    """The prescribed CPUs as the only candidate, or the reasons why they are not usable."""
     cores = [core for _, of_node in host.topology.nodes for core in of_node if core.cpus & cpus]
     missing = cpus - host.topology.cpus
     wrong = [f"the host has no CPUs {missing}, or they are offline"] if missing else []
@@ -78,13 +76,13 @@ def check_placement(cpus: CpuSet, pages: PageRequest, host: PlanningInput) -> tu
 
 
 def _find_runs(cores: Sequence[Core], host: PlanningInput, *, last: bool) -> tuple[list[list[Core]], dict[str, CpuSet]]:
-    """Runs of neighbouring cores of one socket and SMT width that are usable, and the CPUs that are not, by reason.
+    """Runs of usable neighbouring cores of one socket and SMT width, and the unusable CPUs by reason.
 
-    ``last``: whether cores that unmanaged domains may use later are usable.
+    ``last``: include cores that unmanaged domains may use later.
     """
     runs: list[list[Core]] = []
     unusable: dict[str, set[int]] = {}
-    # The reasons that most cores have come first, without a call: hosts have a thousand cores.
+    # The most frequent reasons come first and need no call: hosts have up to a thousand cores.
     housekeeping, owned, isolated = host.policy.housekeeping.ids, host.allocated.cpus.ids, host.topology.isolated.ids
     is_shared = bool(host.allocated.pinned or (host.allocated.last_cpus and not last))
     before: tuple[int, int] | None = None
@@ -127,7 +125,7 @@ def _describe_use(core: Core, used: Mapping[int, str]) -> str:
 
 def _choose_cores(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
     """Empty if there are too few. A guest's topology has one SMT width, so cores of different widths (hybrid CPUs, offline
-    siblings) are not mixed; the widest are preferred.
+    siblings) are not mixed. Wider cores are preferred.
     """
     for width in sorted({len(run[0].cpus) for run in runs}, reverse=True):
         alike = [run for run in runs if len(run[0].cpus) == width]
@@ -137,7 +135,7 @@ def _choose_cores(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
 
 
 def _take(count: int, runs: Sequence[Sequence[Core]]) -> list[Core]:
-    """The longest runs are used whole until one run is long enough for the rest, which comes from the shortest such run."""
+    """Uses the longest runs whole until one run is long enough for the rest, which comes from the shortest such run."""
     taken: list[Core] = []
     longest_first = sorted(runs, key=len, reverse=True)
     for position, run in enumerate(longest_first):

@@ -1,4 +1,4 @@
-"""Compares the configuration with the host. Pure. Used by `nohype config check --host`, the manager's start and each plan."""
+"""Compares the configuration with the host, for `nohype config check --host`, the manager's start and each plan. Pure."""
 
 from __future__ import annotations
 
@@ -14,22 +14,15 @@ from orchestrator.values import CpuSet
 
 
 class Severity(StrEnum):
-    """What a finding means for guests."""
-
     ERROR = "error"
-    """No guest can be started."""
+    """Guests cannot be started."""
     WARNING = "warning"
-    """Guests can be started, and something is not as the configuration says."""
+    """Guests can be started, but host and configuration differ."""
 
 
 @dataclass(frozen=True)
 class HostFinding:
-    """One difference between configuration and host.
-
-    Attributes:
-        text: the setting, its value, and what the host has.
-        hint: what to do.
-    """
+    """One difference. ``text`` has the setting, its value, and the host's value."""
 
     severity: Severity
     text: str
@@ -44,7 +37,7 @@ def build_policy(config: HostConfig) -> Policy:
 
 
 def check_host(policy: Policy, topology: Topology) -> tuple[HostFinding, ...]:
-    """All differences between the configuration and the host, errors first."""
+    """All differences, errors first."""
     findings = [
         *find_blockers(policy, topology),
         *_check_devices(policy, topology),
@@ -90,13 +83,13 @@ def _check_devices(policy: Policy, topology: Topology) -> Iterator[HostFinding]:
 
 
 def _check_uplink(uplink: str, topology: Topology) -> str:
-    """Why no guest can have a VF of the uplink; empty if guests can. A missing link is ignored: it may come up at any moment."""
+    """The reason why guests cannot have a VF of the uplink, or empty. A missing link is ignored: it may come up at any moment."""
     pf = topology.find_uplink(uplink)
     return pf.describe_uselessness() if pf else explain_no_uplink(topology)
 
 
 def explain_no_uplink(topology: Topology) -> str:
-    """Why no PF has an interface with the name of an uplink. Names the PFs without an interface: one of them may be it."""
+    """Names the PFs without an interface: one of them may be the uplink."""
     absent = [f"PF {pf.address}: {pf.fault}" for pf in topology.pfs if pf.interface is None and pf.fault]
     return "; ".join(["there is no SR-IOV capable network interface of this name", *absent])
 
@@ -120,11 +113,11 @@ def _check_housekeeping(policy: Policy, topology: Topology) -> Iterator[HostFind
 
 
 def _check_guest_cpus(policy: Policy, topology: Topology) -> Iterator[HostFinding]:
-    others = topology.cpus - topology.siblings(policy.housekeeping)
-    if not others:
+    guest_cpus = topology.cpus - topology.siblings(policy.housekeeping)
+    if not guest_cpus:
         text = f"no CPU is left for guests: CPUs {topology.cpus} are online, and {policy.housekeeping} are for housekeeping"
         yield HostFinding(Severity.ERROR, text, "take CPUs out of [host] housekeeping")
-    unused = others - topology.isolated if topology.isolated else CpuSet()
+    unused = guest_cpus - topology.isolated if topology.isolated else CpuSet()
     if unused:
         text = f"CPUs {unused} are neither for housekeeping nor isolated: guests cannot have them"
         yield HostFinding(Severity.WARNING, text, "add them to isolcpus= on the kernel command line, or to [host] housekeeping")
@@ -132,8 +125,8 @@ def _check_guest_cpus(policy: Policy, topology: Topology) -> Iterator[HostFindin
 
 def _check_pages(policy: Policy, topology: Topology) -> Iterator[HostFinding]:
     if not any(pool.total for pool in topology.pools if pool.page_size == policy.page_size):
-        others = ", ".join(sorted({str(pool.page_size) for pool in topology.pools if pool.total})) or "none"
-        text = f"page_size is {policy.page_size}, but no node has huge pages of this size (sizes with pages: {others})"
+        sizes = ", ".join(sorted({str(pool.page_size) for pool in topology.pools if pool.total})) or "none"
+        text = f"page_size is {policy.page_size}, but no node has huge pages of this size (sizes with pages: {sizes})"
         yield HostFinding(Severity.WARNING, text, "reserve pages at boot (hugepages=), or set [host] page_size")
     for size, kept in policy.reserved_pages:
         for pool in topology.pools:

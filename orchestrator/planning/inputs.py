@@ -1,4 +1,4 @@
-"""What planning starts from."""
+"""The input of planning."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from orchestrator.model.topology import Topology
 
 @dataclass(frozen=True)
 class PlanningInput:
-    """The host, what of it is allocated, and what the operator keeps from guests."""
-
     topology: Topology
     allocated: Allocated
     policy: Policy

@@ -1,4 +1,4 @@
-"""Resources of a plan that unmanaged domains may use later: a guest gets them only if no others are free. Pure."""
+"""Resources of a plan that unmanaged domains may use later: guests get them last. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from orchestrator.values import CpuSet, PciAddress
 
 
 def list_last_choices(plan: Plan, cpus: Mapping[int, str], vfs: Mapping[PciAddress, str]) -> tuple[str, ...]:
-    """One sentence per finding. ``cpus`` and ``vfs`` map to the reason why guests get them last."""
+    """One sentence per finding. ``cpus`` and ``vfs`` map to the reason."""
     reasons: dict[str, set[int]] = {}
     for cpu in plan.cpus:
         if cpu in cpus:
             reasons.setdefault(cpus[cpu], set()).add(cpu)
-    found = [f"CPUs {CpuSet.of(chosen)} {reason}, and no others are free" for reason, chosen in reasons.items()]
-    found += [f"VF {nic.address} {vfs[nic.address]}, and no other is free" for nic in plan.nics if nic.address in vfs]
-    return tuple(found)
+    warnings = [f"CPUs {CpuSet.of(chosen)} {reason}, and no others are free" for reason, chosen in reasons.items()]
+    warnings += [f"VF {nic.address} {vfs[nic.address]}, and no other is free" for nic in plan.nics if nic.address in vfs]
+    return tuple(warnings)

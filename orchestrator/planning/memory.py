@@ -1,4 +1,4 @@
-"""How many huge pages of a node a guest may have. Pure."""
+"""Counts the huge pages of a node that a guest may have. Pure."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ from orchestrator.values import Size
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Huge pages that a guest requests."""
-
     size: Size
     count: int
 
 
 def count_free(page_size: Size, node: int, host: PlanningInput) -> int:
-    """The number of pages of a node that a guest may have: the smallest of three bounds.
+    """The smallest of three bounds:
 
-    1. The free pages of the pool, without those that guests will still take from it.
-    2. All pages, without the reserved share and those that guests own. It holds even if ``unused`` is too small, as for a guest
-       that has ended and still holds its claim: owned pages are never given twice. Pages that programs of the host use count as
-       part of the reserved share, whichever is greater.
-    3. The free pages of all nodes, without those that the kernel has promised to programs that have not used them yet
-       (mm/hugetlb.c, hugetlb_acct_memory).
+    1. The free pages of the pool, without pages that guests will still take from it.
+    2. All pages, without the reserved share and pages that guests own, even if the pool shows these as free. Pages that host
+       programs use count as part of the reserved share, whichever is greater.
+    3. The free pages of all nodes, without pages that the kernel has promised to programs (mm/hugetlb.c, hugetlb_acct_memory).
     """
     pool = _find_pool(page_size, node, host.topology.pools)
     claim = next((claim for claim in host.allocated.pages if claim.node == node and claim.page_size == page_size), None)
@@ -43,7 +39,7 @@ def count_free(page_size: Size, node: int, host: PlanningInput) -> int:
 
 
 def _count_promised(page_size: Size, host: PlanningInput) -> int:
-    """Pages that the kernel has promised to other programs. Those promised to guests that are being started are owned by them."""
+    """Pages promised to other programs. Starting guests already own the pages promised to them."""
     promised = sum(promise.count for promise in host.topology.promised if promise.page_size == page_size)
     return max(0, promised - sum(claim.starting for claim in host.allocated.pages if claim.page_size == page_size))
 

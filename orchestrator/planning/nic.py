@@ -1,4 +1,4 @@
-"""Which VFs and Ethernet addresses a guest's NICs get. Pure."""
+"""Chooses the VFs and Ethernet addresses of a guest's NICs. Pure."""
 
 from __future__ import annotations
 
@@ -16,22 +16,18 @@ from orchestrator.planning.inputs import PlanningInput
 from orchestrator.values import MacAddress, PciAddress
 
 MAC_PREFIX = "02:4e:48"
-"""Start of the addresses of all guests: locally administered (bit 1 of the first byte, IEEE 802-2014 8.4), and "NH" in ASCII, so
-that a capture shows whose frames they are."""
+"""Prefix of all guests' addresses: locally administered (bit 1 of the first byte, IEEE 802-2014 8.4), and "NH" in ASCII, which
+identifies their frames in a capture."""
 _MAC_SUFFIXES = 1 << 24
 _MOST_REASONS = 8
-"""VFs of an uplink that a refusal names with a reason each."""
+"""Maximum number of an uplink's VFs that a refusal lists with a reason."""
 UPLINK = "uplink "
-"""How the reasons begin that name VFs."""
+"""Prefix of reasons that name VFs."""
 
 
 @dataclass(frozen=True)
 class FreeVf:
-    """A VF that a guest could get.
-
-    Attributes:
-        now: the VF as it is; None if it has yet to be created.
-    """
+    """A VF that a guest could get. ``now`` is None if the VF is not created yet."""
 
     pf: PhysicalFunction
     index: int
@@ -40,22 +36,18 @@ class FreeVf:
 
 
 def find_vfs(nics: Sequence[NicRequest], host: PlanningInput) -> tuple[list[tuple[FreeVf, ...]], list[str]]:
-    """For each uplink the VFs that a guest's NICs get if it is used for all NICs that name no other, or why that cannot be."""
+    """Per usable uplink the VFs if NICs without a named uplink use it; and the reasons why other uplinks are not usable."""
     groups = host.topology.group_of
     choices: list[tuple[FreeVf, ...]] = []
     refused = [] if host.policy.uplinks else ["network: no uplink is configured"]
     for uplink in host.policy.uplinks:
-        found = _choose(nics, uplink, groups, host)
-        refused.append(found) if isinstance(found, str) else choices.append(found)
+        choice = _choose(nics, uplink, groups, host)
+        refused.append(choice) if isinstance(choice, str) else choices.append(choice)
     return choices, list(dict.fromkeys(refused))
 
 
 def plan_nics(request: GuestRequest, vfs: Sequence[FreeVf], host: PlanningInput) -> tuple[NicPlan, ...]:
-    """The NICs of a guest with their Ethernet addresses.
-
-    Raises:
-        NoRoom: all addresses are allocated.
-    """
+    """Adds Ethernet addresses. Raises NoRoom if all addresses are allocated."""
     used = host.allocated.macs | {pf.mac for pf in host.topology.pfs if pf.mac}
     nics: list[NicPlan] = []
     for number, vf in enumerate(vfs):
@@ -66,7 +58,7 @@ def plan_nics(request: GuestRequest, vfs: Sequence[FreeVf], host: PlanningInput)
 
 
 def list_addresses(nics: Sequence[NicRequest]) -> tuple[str, ...]:
-    """Words for the kernel command line that tell a guest the IP addresses of its NICs, which it counts from 1 by PCI slot."""
+    """Words for the guest's kernel command line: the IP addresses of its NICs, numbered from 1 by PCI slot."""
     return tuple(
         f"nohype.address{number if number > 1 else ''}={nic.address}" for number, nic in enumerate(nics, 1) if nic.address
     )
@@ -88,7 +80,7 @@ def _choose(
 
 
 def _find_uplink_of(address: PciAddress | None, host: PlanningInput) -> str | None:
-    """The uplink that has this VF, or will have it."""
+    """The uplink of a VF, also of a VF that is not created yet."""
     for uplink in host.policy.uplinks if address else ():
         pf = host.topology.find_uplink(uplink)
         if pf and pf.tells_addresses(host.policy.count_vfs(pf)):
@@ -134,7 +126,7 @@ def _find_vf(
 
 
 def find_unknown(topology: Topology, policy: Policy) -> tuple[PhysicalFunction, ...]:
-    """The uplinks whose VFs' addresses are unknown until the VFs are created: only the kernel can tell them."""
+    """Uplinks whose VFs' addresses are unknown until the VFs are created."""
     pfs = [topology.find_uplink(uplink) for uplink in policy.uplinks]
     return tuple(
         pf for pf in pfs if pf and pf.up and not pf.describe_uselessness() and not pf.tells_addresses(policy.count_vfs(pf))
@@ -142,7 +134,7 @@ def find_unknown(topology: Topology, policy: Policy) -> tuple[PhysicalFunction, 
 
 
 def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput) -> str:
-    """Why no guest can have a VF of the PF; empty if guests can."""
+    """The reason why guests cannot have a VF of the PF; empty if they can."""
     if not groups:
         unread = [group.fault for group in host.topology.iommu_groups if group.fault]
         none = "the host has no IOMMU in use (firmware setting; boot with intel_iommu=on on Intel)"
@@ -157,7 +149,7 @@ def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], hos
 
 
 def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[FreeVf]:
-    """The existing VFs or, if there are none, those that would be created.
+    """The existing VFs or, if there are none, the VFs that would be created.
 
     The kernel refuses to change sriov_numvfs between two numbers above 0 (drivers/pci/iov.c: EBUSY), and 0 would remove the
     VFs of other guests.
@@ -169,7 +161,7 @@ def _list_vfs(pf: PhysicalFunction, policy: Policy) -> Iterator[FreeVf]:
 
 
 def _check_vf(pf: PhysicalFunction, vf: FreeVf, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput) -> str:
-    """Why no guest can have the VF; empty if guests can. A VF that is not created yet has no IOMMU group."""
+    """The reason why guests cannot have the VF, or empty. A VF that is not created yet has no IOMMU group."""
     if vf.address == pf.address:
         return f"VF {vf.index} has the address {vf.address} of the PF itself"
     if vf.now is None:
@@ -186,7 +178,7 @@ def _check_vf(pf: PhysicalFunction, vf: FreeVf, groups: Mapping[PciAddress, Iomm
 
 
 def _choose_mac(seed: str, used: frozenset[MacAddress]) -> MacAddress:
-    """An unused address. With the seed, hosts on one network differ, and a guest that is created again gets the same address."""
+    """The seed makes addresses differ between hosts, and stay the same when a guest is created again."""
     start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:3], "big")
     for step in range(_MAC_SUFFIXES):
         suffix = f"{(start + step) % _MAC_SUFFIXES:06x}"

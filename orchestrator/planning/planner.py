@@ -1,4 +1,4 @@
-"""Which cores, pages and VFs a guest gets. Pure: request + topology + what is allocated → plan, or NoRoom."""
+"""Plans a guest: request, topology and allocated resources → plan, or NoRoom. Pure."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from orchestrator.values import Size
 def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, policy: Policy) -> Plan:
     """Chooses whole physical cores, huge pages of the same node, and VFs. The same input gives the same plan.
 
-    Preferred, in this order: resources that no unmanaged domain may use later; the node of the VFs' PFs; the node with the fewest
-    cores left over; neighbouring cores; the fewest pages left over; the uplink that is configured first; the lower node. A
-    prescribed placement is used exactly, or refused.
+    Preferences, in this order: resources that no unmanaged domain may use later; the node of the VFs' PFs; the node with the
+    fewest cores left over; neighbouring cores; the fewest pages left over; the uplink that is configured first; the lower node.
 
     Raises:
         RequestError: the memory is not a multiple of the page size, or the placement has another number of cores than requested.
@@ -47,22 +46,22 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
             next((blocker.hint for blocker in blockers), hint),
         )
 
-    # Per choice of VFs, not per pair: there are as many pairs as uplinks times nodes.
+    # Computed per choice of VFs: there are uplinks times nodes pairs.
     last_vfs = {id(vfs): sum(vf.address in allocated.last_vfs for vf in vfs) for vfs in choices}
     nodes = {id(vfs): [vf.pf.node for vf in vfs if vf.pf.node is not None] for vfs in choices}
 
     def rank(pair: tuple[tuple[FreeVf, ...], Candidate]) -> tuple[int, int, tuple[int, int, int]]:
         vfs, candidate = pair
-        others = nodes[id(vfs)]
-        return candidate.last + last_vfs[id(vfs)], len(others) - others.count(candidate.node), candidate.left
+        vf_nodes = nodes[id(vfs)]
+        return candidate.last + last_vfs[id(vfs)], len(vf_nodes) - vf_nodes.count(candidate.node), candidate.left
 
-    # min() returns the first of equals, and both lists are in order of preference.
+    # min() returns the first of equal pairs, and both lists are in order of preference.
     vfs, candidate = min(product(choices, candidates), key=rank)
     return _build_plan(request, pages, candidate, vfs, host)
 
 
 def hide_vf_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
-    """A refusal that does not tell a tenant why a VF that the request names is not available."""
+    """Removes the reasons of named VFs, which tenants may not see."""
     named = [nic.vf for nic in request.wanted_nics if nic.vf]
     if not named:
         return error
@@ -85,7 +84,7 @@ def _build_plan(
         nics=plan_nics(request, vfs, host),
         image=ImageRef(request.image),
         cmdline=" ".join(filter(None, (request.cmdline, *list_addresses(request.wanted_nics)))),
-        # QEMU leaves it out of -cpu host (target/i386/cpu.c, no_autoenable_flags), and without it a guest sees no threads.
+        # -cpu host does not include topoext (target/i386/cpu.c, no_autoenable_flags), without which a guest sees no threads.
         cpu_features=("topoext",) if smt and host.topology.topoext else (),
     )
 
@@ -112,7 +111,7 @@ def _count_pages(memory: Size, page_size: Size) -> int:
 
 
 def _check_count(request: GuestRequest, topology: Topology) -> None:
-    """``cores`` is optional with a placement, but must agree with it. A core of which some CPUs are named counts as one."""
+    """``cores`` is optional with a placement, but must agree with it. A partly named core counts as one."""
     cpus = request.placement.cpu_set if request.placement else topology.cpus
     given = sum(1 for core in topology.cores if core.cpus & cpus)
     if "cores" in request.model_fields_set and cpus <= topology.cpus and given != request.cores:

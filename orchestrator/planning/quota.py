@@ -1,4 +1,4 @@
-"""Whether a tenant stays within its quota. Pure."""
+"""Checks a tenant's quota. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from orchestrator.values import Size
 
 
 def check_quota(caller: Identity, request: GuestRequest, cores: int, owned: Sequence[Plan]) -> None:
-    """Adds the requested guest, with so many cores, to what the tenant owns.
-
-    Raises:
-        QuotaExceeded: the sum is above a limit; with a reason for each.
-    """
+    """Raises QuotaExceeded, with a reason per limit, if the request with ``cores`` cores exceeds the caller's quota."""
     quota, reasons = caller.quota, []
     total_cores = cores + sum(len(plan.cores) for plan in owned)
     total_memory = request.size.bytes + sum(plan.memory.bytes for plan in owned)

@@ -76,7 +76,7 @@ def test_the_line_for_systemctl_status(ledger: Ledger, tmp_path: Path) -> None:
     assert status_line(ledger) == "0 guests, 0 of them running"
     path.rename(away := path.with_name("away"))
     try:
-        gone = f"{path} is gone or another file"
+        gone = f"{path} was deleted or replaced"
         assert status_line(ledger) == f"0 guests, 0 of them running; guests cannot be created or started: {gone}"
     finally:
         away.rename(path)

@@ -76,7 +76,7 @@ def test_change_is_refused_when_the_file_is_gone(ledger: Ledger, path: Path, rem
         CHANGES[change](ledger)
     assert "restore the ledger from a copy" in caught.value.hint
     assert ledger.read() == before
-    assert "is gone or another file" in ledger.trouble
+    assert "was deleted or replaced" in ledger.trouble
     if remove is move_folder:
         path.parent.with_name("elsewhere").rename(path.parent)
     else:
@@ -221,7 +221,7 @@ def test_reserve_is_used_for_the_end_of_guests(ledger: Ledger, path: Path, monke
         patch.setattr(os, "posix_fallocate", refuse)
         full = Ledger(path)
         for begin in ("claim", "record", "log"):
-            with pytest.raises(LedgerError, match="its disk is full, and the reserve is for ending guests only"):
+            with pytest.raises(LedgerError, match="its disk is full, and the reserve is for stopping guests only"):
                 CHANGES[begin](full)
         full.set_state("g1", GuestState.DELETING)
         with pytest.raises(LedgerError, match="disk is full"):

@@ -53,16 +53,16 @@ def read_all(path: Path) -> list[bytes]:
         ("UPDATE guest SET plan = 'x' WHERE name = 'g1'", "of guest g1: a plan, not JSON"),
         (f"UPDATE guest SET plan = '{'9' * 5000}' WHERE name = 'g1'", "of guest g1: a plan, not JSON"),
         ("UPDATE guest SET plan = '[]' WHERE name = 'g1'", "of guest g1: "),
-        (f"UPDATE guest SET version = {MOST} WHERE name = 'g1'", f"for guest g1 the version {MOST}"),
-        ("UPDATE guest SET version = -1 WHERE name = 'g1'", "for guest g1 the version -1"),
-        (f"UPDATE guest SET restarts = {MOST} WHERE name = 'g1'", "for guest g1 the count of restarts"),
-        (f"UPDATE generation SET number = {MOST}", f"a number of claims of {MOST}"),
-        (f"UPDATE generation SET version = {MOST}", f"a number of changes of {MOST}"),
-        ("DELETE FROM generation", "no counters of its claims"),
-        (set_plan(name="g2"), "of guest g1: its plan is that of 'g2'"),
-        (set_plan(name="keep"), "of guest g1: its plan is that of 'keep'"),
-        ("UPDATE guest SET request = replace(request, '\"g1\"', '\"g3\"') WHERE name = 'g1'", "its request is that of 'g3'"),
-        (set_plan(pages=0), "its plan has no cores, no pages, or a number below 0"),
+        (f"UPDATE guest SET version = {MOST} WHERE name = 'g1'", f"the version of guest g1: {MOST}"),
+        ("UPDATE guest SET version = -1 WHERE name = 'g1'", "the version of guest g1: -1"),
+        (f"UPDATE guest SET restarts = {MOST} WHERE name = 'g1'", "the count of restarts of guest g1"),
+        (f"UPDATE generation SET number = {MOST}", f"the generation {MOST}"),
+        (f"UPDATE generation SET version = {MOST}", f"the version {MOST}"),
+        ("DELETE FROM generation", "0 rows in the table generation"),
+        (set_plan(name="g2"), "of guest g1: its plan names guest 'g2'"),
+        (set_plan(name="keep"), "of guest g1: its plan names guest 'keep'"),
+        ("UPDATE guest SET request = replace(request, '\"g1\"', '\"g3\"') WHERE name = 'g1'", "its request names guest 'g3'"),
+        (set_plan(pages=0), "its plan has no cores, no pages, or a negative number"),
         (set_plan(node=-1), "its plan has no cores"),
         (set_plan(cores=[]), "its plan has no cores"),
         (set_plan(cores=["2-3,8"]), f"of guest g1: {DIFFER} cpu 8"),
@@ -73,10 +73,10 @@ def read_all(path: Path) -> list[bytes]:
         ("DELETE FROM claim_key WHERE guest = 'g2' AND kind = 'vf'", f"of guest g2: {DIFFER} vf 0000:41:10.4"),
         ("UPDATE claim_key SET key = 'x' WHERE guest = 'g1' AND kind = 'mac'", f"of guest g1: {DIFFER} mac 02"),
         (f"UPDATE quarantine SET reasons = '{DEEP}'", "reasons of g2's quarantine, nested too deeply"),
-        ("UPDATE quarantine SET reasons = '{}'", "reasons of g2's quarantine that are not a list of sentences"),
-        ("UPDATE quarantine SET reasons = '[1]'", "reasons of g2's quarantine that are not a list of sentences"),
+        ("UPDATE quarantine SET reasons = '{}'", "reasons of g2's quarantine that are not a list of texts"),
+        ("UPDATE quarantine SET reasons = '[1]'", "reasons of g2's quarantine that are not a list of texts"),
         (f"UPDATE undo SET arguments = '{DEEP}'", "an undo record of g1, nested too deeply"),
-        ("UPDATE undo SET arguments = '[]'", "an undo record of g1 that does not name its arguments"),
+        ("UPDATE undo SET arguments = '[]'", "an undo record of g1 whose arguments are not a JSON object"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -151,7 +151,7 @@ def test_ledger_that_cannot_be_migrated_is_refused(tmp_path: Path) -> None:
         other.execute("INSERT INTO guest VALUES ('g1', 'running', ?)", (DEEP,))
     other.close()
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match="schema 1, holds a guest that can't be read"):
+    with pytest.raises(LedgerError, match="cannot migrate the ledger .* from schema 1"):
         Ledger(path)
     assert path.read_bytes() == before
 

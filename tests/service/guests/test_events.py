@@ -33,7 +33,7 @@ def fill_the_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tenant_does_not_see_details_of_trouble_events(manager: GuestService, ledger: Ledger, kind: str) -> None:
     ledger.append_event(kind, "web", "VF is in use by domain secret", tenant="a")
     assert "secret" not in str(manager.events(ANN))
-    assert "the operator of the host can see" in manager.events(ANN)[-1].detail
+    assert "ask the operator of the host" in manager.events(ANN)[-1].detail
     assert "secret" in manager.events(OPERATOR)[-1].detail
 
 
