@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from orchestrator.errors import NoRoom
-from orchestrator.ledger import Ledger, Reading
+from orchestrator.ledger import ClaimSnapshot, Ledger
 from orchestrator.model.plan import Allocated, Plan, Policy
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
@@ -116,7 +116,7 @@ def measure(host: Host, run: int) -> None:
     host.times.append((read, decide, claim, refuse(host.topology, host.policy, Allocated.of(host.plans, started))))
 
 
-def decide_place(reading: Reading, request: GuestRequest, host: Host, started: frozenset[str]) -> Plan:
+def decide_place(reading: ClaimSnapshot, request: GuestRequest, host: Host, started: frozenset[str]) -> Plan:
     """The manager's work between reading the claims and writing one."""
     host.index = host.index.updated(claim.plan for claim in reading.claims)
     return plan_guest(request, host.topology, host.index.to_allocated(started, ()), host.policy)

@@ -33,18 +33,12 @@ _HIGH_WATER = 64 << 10
 
 @dataclass(frozen=True)
 class Listener:
-    """A listening socket, with TLS or without."""
-
     socket: socket.socket
     tls: ssl.SSLContext | None = None
 
 
 class Acceptor:
-    """Accepts the connections of one listener until it is closed. Has the methods of an asyncio.Server that uvicorn calls.
-
-    Args:
-        build: creates the protocol of a connection.
-    """
+    """Accepts the connections of one listener until it is closed. Has the methods of an asyncio.Server that uvicorn calls."""
 
     def __init__(self, listener: Listener, shares: Shares, build: Callable[[Peer, Place, Shares], PeerConnection]) -> None:
         self._listener, self.shares, self._build = listener, shares, build
@@ -62,7 +56,6 @@ class Acceptor:
         self._listener.socket.close()
 
     async def wait_closed(self) -> None:
-        """Waits until no connection is being accepted."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -105,7 +98,7 @@ class Acceptor:
         return True
 
     async def _open(self, connection: socket.socket, peer: Peer, place: Place) -> None:
-        """From the socket to the protocol that serves it. The place is released here if that fails, otherwise by the protocol."""
+        """Sets up the protocol of a connection. Releases ``place`` if that fails; otherwise the protocol releases it."""
         served = False
         raw: asyncio.Transport | None = None
         try:
@@ -134,11 +127,7 @@ class Acceptor:
                 (raw.abort if raw else connection.close)()
 
     async def _greet(self, raw: asyncio.Transport, context: ssl.SSLContext, early: _Early) -> asyncio.Transport:
-        """Performs the TLS handshake; returns the transport to write to.
-
-        Raises:
-            OSError: such as ssl.SSLError, TimeoutError.
-        """
+        """Performs the TLS handshake; returns the transport to write to. Raises OSError, such as ssl.SSLError or TimeoutError."""
         transport = await self._loop.start_tls(
             raw, early, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE, ssl_shutdown_timeout=TLS_CLOSE_TIMEOUT
         )

@@ -1,4 +1,4 @@
-"""The manager's HTTP interface, put together. The operations are in `api.routes`; no decision is made in this package."""
+"""Assembles the manager's HTTP interface. The operations are in `api.routes`; this package makes no decisions about guests."""
 
 from __future__ import annotations
 
@@ -30,10 +30,7 @@ class Api:
     """The ASGI application; ``stream`` must be closed before the server ends.
 
     Args:
-        service: does the work.
         audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
-        identities: the configured identities.
-        limits: of one client.
         metrics: the page that Prometheus reads, and its content type; None without metrics.
     """
 
@@ -54,7 +51,6 @@ class Api:
 
 
 def build_app(backend: Backend) -> FastAPI:
-    """The application behind the guard, with all operations."""
     app = FastAPI(
         title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
         openapi_url=None, generate_unique_id_function=lambda route: route.name,

@@ -24,35 +24,27 @@ __all__ = ["Backend", "GuestService", "Served", "answer_plain"]
 
 @dataclass(frozen=True)
 class Backend:
-    """Each pool of workers is separate, so that reading guests never waits for a shutdown that takes long, nor does forcing off
-    that guest. Waiting on a console needs no thread.
+    """Has several pools of workers: a guest that takes long to shut down delays neither reading guests nor forcing it off.
 
-    Attributes:
-        audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
-        metrics: the page that Prometheus reads and its content type; None without metrics.
-        read_events: up to a number of events after an id, as the caller may see them.
-        long: for reads that can each be long: few at a time, since they keep the interpreter and memory from others.
+    Waiting on a console needs no thread.
     """
 
     guests: GuestService
-    audit: Callable[[int], Iterable[Proof]]
-    metrics: Callable[[], tuple[bytes, str]] | None
-    read_events: Callable[[Identity, int | None, int], Sequence[Event]]
+    audit: Callable[[int], Iterable[Proof]]  # as in Api
+    metrics: Callable[[], tuple[bytes, str]] | None  # as in Api
+    read_events: Callable[[Identity, int | None, int], Sequence[Event]]  # as in EventStream
     stream: EventStream
     quick: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(32))
     changes: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))
     ends: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))
     audits: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(2))
+    # For long reads. Few at a time: each occupies the interpreter and memory.
     long: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(4))
 
     async def choose_version(self, caller: Identity, name: str, versions: frozenset[int] | None) -> int | None:
         """The version of a guest that a change requires; None for any.
 
-        Args:
-            versions: those that If-Match lists; of several, the guest's present version is chosen.
-
-        Raises:
-            Stale: there are several, and the guest has none of them.
+        Of several versions in If-Match the guest's current one is chosen; raises Stale if the guest has none of them.
         """
         if versions is None or len(versions) == 1:
             return next(iter(versions)) if versions else None
@@ -63,8 +55,7 @@ class Backend:
 
 
 async def answer_plain(workers: WorkersPerClient, caller: Identity, read: Callable[[], object]) -> Response:
-    """What ``read`` returns, as JSON. It is encoded in the worker's thread too: with thousands of entries the event loop would
-    serve no other request meanwhile."""
+    # JSON is encoded in the worker's thread too: with thousands of entries it would block the event loop.
     content = await workers.run(caller, lambda: json.dumps(to_plain(read()), separators=(",", ":")).encode())
     return Response(content, media_type="application/json")
 

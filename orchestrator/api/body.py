@@ -1,7 +1,7 @@
-"""The body of a request, checked before anything else reads it: bounded, and JSON with one meaning.
+"""Checks the body of a request before the framework reads it: its size, and that it is JSON with one meaning.
 
-The framework parses the body again for the route: it has no hook for a parser with these checks, and its own keeps the last of
-two members with the same name. Bodies are small, so parsing twice costs little.
+The framework parses the body again: it has no hook for another parser, and its own keeps the last of two members with the same
+name. Bodies are small, so parsing twice costs little.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from orchestrator.errors import RequestError, TooLarge
 _ARRIVES = 30.0
 # Possessive, and a string need not end: each character is read once, whatever the client sends.
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+\\?"?|[\[{]|[\]}]|,', re.DOTALL)
+# Strings, lists, objects and commas in one body. A request for a guest has some 40; three can cause one error message.
 _MAX_ELEMENTS = 512
-"""Strings, lists, objects and commas in one body. A request for a guest has some 40; each three can cause an error message."""
 _MAX_DIGITS = 40
 _CODINGS = ("", "identity")
 _CHARSETS = ("", "utf-8")
@@ -34,16 +34,14 @@ class ClientDisconnected(Exception):
 
 
 async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
-    """Reads the whole body.
-
+    """
     Args:
-        receive: of the ASGI connection.
-        length: the Content-Length field, None if there is none (chunked).
+        length: the Content-Length field; None without one (chunked).
         limit: bytes.
 
     Raises:
-        TooLarge: it is longer than the limit.
-        RequestError: it does not arrive within 30 s.
+        TooLarge: the body is longer than the limit.
+        RequestError: the body does not arrive within 30 s.
         ClientDisconnected
     """
     too_long = TooLarge(f"request body exceeds {limit} bytes", "see [limits] body in the configuration")
@@ -68,15 +66,7 @@ async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
 
 
 def check_media_type(media_type: str, coding: str) -> None:
-    """Refuses a body that would have to be decoded before it is JSON in UTF-8.
-
-    Args:
-        media_type: the Content-Type field.
-        coding: the Content-Encoding field.
-
-    Raises:
-        WrongMedia: the body is not JSON, is in another charset, or is compressed (RFC 9110 8.4, 15.5.16).
-    """
+    """Raises WrongMedia if the body is not JSON, not UTF-8 or compressed (RFC 9110 8.4, 15.5.16)."""
     if coding.strip().lower() not in _CODINGS:
         raise WrongMedia(f"unsupported Content-Encoding {coding[:80]!r}", "send the body without Content-Encoding")
     kind, *parameters = media_type.split(";")
@@ -91,10 +81,10 @@ def check_media_type(media_type: str, coding: str) -> None:
 
 
 def check_json(body: bytes, nesting: int) -> None:
-    """Refuses what parsers read in different ways or not at all, and what takes long to parse.
+    """Refuses JSON that parsers read differently (RFC 8259 4, 6, 8.2) or that takes long to parse.
 
     Raises:
-        RequestError: not UTF-8, not JSON, a duplicate name, NaN, infinity, an unpaired surrogate (RFC 8259 4, 6, 8.2).
+        RequestError: not UTF-8, not JSON, a duplicate name, NaN, infinity, an unpaired surrogate.
         TooLarge: nested deeper than ``nesting``, or more than 512 elements.
     """
     try:
@@ -114,7 +104,7 @@ def check_json(body: bytes, nesting: int) -> None:
 
 
 def _check_structure(text: str, nesting: int) -> None:
-    """Stops at the first element beyond a limit; nothing has been built from the text yet."""
+    """Runs before any object is built from the text; stops at the first element beyond a limit."""
     depth, elements = 0, 0
     for token in _TOKEN.finditer(text):
         sign = token[0]

@@ -1,4 +1,4 @@
-"""Which caller a route admits, as parameters of its function. The service decides what exactly the caller may change."""
+"""Types of route parameters that admit only callers with certain roles. The service checks which guests a caller may change."""
 
 from __future__ import annotations
 

@@ -39,16 +39,12 @@ class Refused(h11.RemoteProtocolError):
 
 
 class Parser(h11.Connection):
-    """h11's parser, with the bounds that it lacks: number of fields and chunks, length of a head that arrives in one piece."""
+    """Adds limits to h11's parser: number of fields and chunks, length of a head that arrives in one piece."""
 
     _chunks = 0
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """As h11.Connection.
-
-        Raises:
-            Refused: the head is too long or has too many fields, the body has too many chunks, or two fields define its length.
-        """
+        """Raises Refused if head, fields or chunks exceed a limit, or if two fields define the body's length."""
         if self.their_state is h11.IDLE:
             self._chunks = 0
             _check_head(self.trailing_data[0])
@@ -64,12 +60,7 @@ class Parser(h11.Connection):
 
 
 class PeerConnection(H11Protocol):
-    """A connection that knows its peer: each request finds it as ``scope["state"]["peer"]``.
-
-    Args:
-        config, state: uvicorn's.
-        place, shares: where the connection is counted.
-    """
+    """Adds the peer to each request, as ``scope["state"]["peer"]``; the connection is counted as ``place`` in ``shares``."""
 
     def __init__(self, config: uvicorn.Config, state: ServerState, peer: Peer, place: Place, shares: Shares) -> None:
         super().__init__(config, state, {"peer": peer, "hold": lambda size: shares.hold(place, size)})
@@ -121,18 +112,17 @@ class PeerConnection(H11Protocol):
         if self._half_closed and not self._is_answering():
             self.transport.close()
         elif self.cycle is cycle and cycle.more_body:
-            # Refused before all of it had arrived. The rest is read for a moment, so that the client sees the response.
+            # The request was refused before all of it arrived. Reads the rest for a moment, so that the client gets the response.
             self.loop.call_later(LINGER_SECONDS, self._end_refused, cycle)
 
     def timeout_keep_alive_handler(self) -> None:
-        """As uvicorn, but the time starts when the response has been read."""
+        # uvicorn's time starts when the response has been written, here when it has been read.
         if self._outgoing.unread:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
         else:
             super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers malformed HTTP with a problem document."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
@@ -150,7 +140,7 @@ class PeerConnection(H11Protocol):
         self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        """Upgrades are ignored, as RFC 9110 7.8 allows. uvicorn's method logs two warnings per request."""
+        # Upgrades are ignored, as RFC 9110 7.8 allows. uvicorn's method logs two warnings per request.
         return False
 
     def _feed(self) -> None:

@@ -1,4 +1,4 @@
-"""Problem documents for requests that are refused or fail, whatever raised the error."""
+"""Builds problem documents from all errors: of the service, the framework and this program."""
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ async def _answer_invalid(_request: Request, error: Exception) -> Response:
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
-    """Errors of the framework: no such path, or a method that the path does not have."""
     assert isinstance(error, HTTPException)
     path = _path(request)
     if error.status_code == 404:
@@ -70,23 +69,22 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_fault(_request: Request, _error: Exception) -> Response:
-    """An error in this program; the framework raises it again afterwards, and the guard logs it."""
+    # The framework raises the error again afterwards, and the guard logs it.
     return _problem(InternalError())
 
 
 def find_methods(app: FastAPI, path: str) -> frozenset[str]:
-    """The methods of a path. Each is a route of its own, and the framework reports only those of the first."""
+    """All methods of a path. Each method is a separate route, and the framework reports only those of the first."""
     routes = [route for route in app.routes if (regex := getattr(route, "path_regex", None)) and regex.match(path)]
     methods = frozenset(method for route in routes for method in getattr(route, "methods", None) or ())
     return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _path(request: Request) -> str:
-    """The path of the request. Not of its URL: without a valid Host field the framework builds that from the server's address,
-    which on the Unix socket is the socket's path."""
+    # Not from request.url: without a valid Host field the framework builds it from the server's address, here the socket's path.
     return _printable(str(request.scope["path"])[:_LONGEST_PATH])
 
 
 def _printable(text: str) -> str:
-    """Escapes what a terminal would act on."""
+    # A terminal would act on control characters.
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

@@ -1,4 +1,4 @@
-"""Events as they happen, for any number of watchers (server-sent events, https://html.spec.whatwg.org/#server-sent-events)."""
+"""Streams events to any number of watchers (server-sent events, https://html.spec.whatwg.org/#server-sent-events)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _PAUSE = 0.05
 
 
 class EventStream:
-    """Streams of events. One thread waits for the next event, however many watchers there are; without watchers none.
+    """One thread waits for the next event for all watchers; without watchers it ends.
 
     Args:
-        last_event: the id of the newest event.
-        wait: waits a number of seconds for events after an id.
-        read: up to a number of events after an id, as the caller may see them.
+        last_event: returns the id of the newest event.
+        wait: waits for events after an id, for a number of seconds.
+        read: returns the events after an id that the caller may see, up to a number.
         heartbeat: seconds without an event after which a comment is sent, so that both sides detect a dead connection.
     """
 
@@ -53,16 +53,11 @@ class EventStream:
         self._closed = False
 
     def close(self) -> None:
-        """Ends all streams after the current write."""
         self._closed = True
         self._wake()
 
     async def follow(self, caller: Identity, after: int | None) -> AsyncIterator[bytes]:
-        """Events that the caller may see, as they happen, in the format of text/event-stream.
-
-        Args:
-            after: starts after this event id; None: with the next event.
-        """
+        """Yields text/event-stream: the events after the id ``after`` (None: from now on) that the caller may see."""
         self.watchers += 1
         try:
             newest = await self._workers.run(self._last_event)
@@ -82,9 +77,7 @@ class EventStream:
             self.watchers -= 1
 
     def _read_pieces(self, caller: Identity, seen: int) -> tuple[list[bytes], int]:
-        """The next writes and the id of their last event. Few writes: with one per event, the streams of one client would keep
-        the event loop from all others.
-        """
+        """The next writes and the id of their last event. Writes are large: one per event would occupy the event loop."""
         events = self._read(caller, seen, _BATCH)
         pieces = [bytearray()] if events else []
         for event in events:
@@ -129,7 +122,6 @@ class EventStream:
 
 
 def format_event(event: Event) -> bytes:
-    """One event on the wire. Its data is JSON on one line."""
     return f"id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(to_plain(event))}\n\n".encode()
 
 

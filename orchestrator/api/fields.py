@@ -1,6 +1,6 @@
-"""If-Match and query parameters; parts of a request that its route does not know are refused.
+"""Parses If-Match and query parameters, and refuses parts of a request that its route does not use.
 
-The framework would ignore them silently: `DELETE` with `{"dry_run": true}` would delete.
+The framework would ignore unknown parts silently: `DELETE` with `{"dry_run": true}` would delete.
 """
 
 from __future__ import annotations
@@ -30,12 +30,9 @@ _IfMatchField = Annotated[
 
 
 def parse_if_match(field: str | None) -> frozenset[int] | None:
-    """The versions that an If-Match field lists; None for any (RFC 9110 13.1.1).
+    """The versions that an If-Match field lists; None for any (RFC 9110 13.1.1). Raises RequestError if it is malformed.
 
     Weak tags, and tags of another form, match no guest: the set can be empty.
-
-    Raises:
-        RequestError: the field is malformed.
     """
     if field is None or field.strip() == "*":
         return None
@@ -48,7 +45,7 @@ def parse_if_match(field: str | None) -> frozenset[int] | None:
 
 
 async def _read_if_match(request: Request, if_match: _IfMatchField = None) -> frozenset[int] | None:
-    """Several lines are one list (RFC 9110 5.3); the framework passes only the first."""
+    # Several lines are one list (RFC 9110 5.3); the framework passes only the first.
     field = None if if_match is None else ", ".join(request.headers.getlist("if-match"))
     if field and len(field) > _MAX_IF_MATCH:
         raise RequestError(f"If-Match is longer than {_MAX_IF_MATCH} characters", "list fewer versions")
@@ -82,12 +79,9 @@ IfMatch = Annotated[frozenset[int] | None, Depends(_read_if_match)]
 
 
 async def reject_unknown_input(request: Request) -> None:
-    """Refuses a body and If-Match where the route takes none, and query parameters that are unknown or given twice.
+    """Raises RequestError for a body or If-Match that the route does not use, and for query parameters unknown or given twice.
 
     ``{}`` counts as no body: programs that always send JSON send it.
-
-    Raises:
-        RequestError
     """
     route = request.scope["route"]
     known = _names(route.dependant, "query_params")
@@ -104,6 +98,5 @@ async def reject_unknown_input(request: Request) -> None:
 
 
 def _names(dependant: Any, kind: str) -> frozenset[str]:
-    """Parameters of a route and of its dependencies."""
     own = (field.alias.lower() for field in getattr(dependant, kind))
     return frozenset(own).union(*(_names(one, kind) for one in dependant.dependencies))

@@ -1,6 +1,6 @@
-"""What every request passes first: identification, rate limit, and checks of header fields, target and body.
+"""Identifies the caller of every request, applies the rate limit, and checks header fields, target and body.
 
-Plain ASGI. It also answers internal errors, so that the client always gets a problem document.
+Plain ASGI. Internal errors are reported here too, so that the client always gets a problem document.
 """
 
 from __future__ import annotations
@@ -30,23 +30,19 @@ _SAFE = ("GET", "HEAD")
 _ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 # RFC 3986 3.2.2, 3.2.3; without user and password (RFC 9110 7.2).
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+# Header fields that the application reads. Others, such as cookies, are dropped: the framework would parse them in full.
 _APP_READS = (b"host", b"content-type", b"if-match", b"last-event-id")
-"""Header fields that the application reads. The framework would parse others in full, such as cookies."""
+# Fields of which several lines are one list (RFC 9110 5.3). Of other fields, some programs use the first line, some the last.
 _LISTS = (b"if-match",)
-"""Fields of which several lines are one list (RFC 9110 5.3). Of other fields, some programs use the first line, some the last."""
 _CHECKED = frozenset({*_APP_READS, b"authorization", b"content-encoding", b"content-length", b"origin", b"sec-fetch-site"})
 _MAX_QUERY = 16
+# Seconds before the response "too many requests", so that a connection gets at most one per second.
 REFUSAL_DELAY = 1.0
-"""Delay of the response "too many requests", so that a connection gets at most one per second."""
 _PIECE = 64 << 10
 
 
 class Guard:
-    """The outermost layer of the application.
-
-    Args:
-        app: gets the requests that pass, with the Identity as ``scope["state"]["caller"]``.
-    """
+    """The outermost layer: ``app`` gets the requests that pass, with the Identity as ``scope["state"]["caller"]``."""
 
     def __init__(self, app: ASGIApp, identities: IdentityMap, limits: LimitConfig, kinds: Kinds) -> None:
         self._app, self._directory, self._limits, self._kinds = app, identities, limits, kinds
@@ -91,7 +87,7 @@ class Guard:
             await self._app(scope, _replay(body, receive), answer.send)
 
     def _read_fields(self, peer: Peer, fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-        """Before identification: with two Authorization fields the caller is ambiguous."""
+        # Before identification: with two Authorization fields the caller is ambiguous.
         try:
             return read_fields(fields)
         except RequestError:
@@ -115,7 +111,7 @@ class Guard:
 
 
 class HeadAsGet:
-    """Handles HEAD as GET (RFC 9110 9.3.2); uvicorn omits the content. Separate routes would be described twice."""
+    """Handles HEAD as GET (RFC 9110 9.3.2); uvicorn omits the content. Separate routes would be in the OpenAPI document twice."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -127,11 +123,7 @@ class HeadAsGet:
 
 
 class _Response:
-    """The response to one request.
-
-    Args:
-        hold: gets the number of bytes that wait to be sent.
-    """
+    """The response to one request; reports the number of bytes that wait to be sent to ``hold``."""
 
     def __init__(self, send: Send, hold: Callable[[int], object]) -> None:
         self._send, self._hold = send, hold
@@ -151,7 +143,7 @@ class _Response:
             self.complete = True
 
     async def _send_pieces(self, body: bytes, *, more: bool) -> None:
-        """Sends pieces: the server waits after each until most of it was read, and the amount that is left is reported."""
+        """Sends pieces: after each the server waits until most of it was read. Reports the bytes that are left."""
         for begin in range(0, len(body), _PIECE):
             left = len(body) - begin - _PIECE
             self._hold(max(left, 0))
@@ -169,10 +161,9 @@ class _Response:
 
 
 def read_fields(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """The checked header fields by name. Their number and length are bounded by the connection.
+    """The checked header fields by name. The connection limits their number and length.
 
-    Raises:
-        RequestError: a field that is not a list occurs twice, or Host is invalid (RFC 9112 3.2).
+    Raises RequestError if a field that is not a list occurs twice, or if Host is invalid (RFC 9112 3.2).
     """
     found: dict[bytes, bytes] = {}
     for name, value in fields:
@@ -187,10 +178,6 @@ def read_fields(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 
 def _check_target(scope: Scope) -> None:
-    """
-    Raises:
-        RequestError: a name in the path contains a slash, or the query has too many parts.
-    """
     if b"%2f" in scope["raw_path"].lower():
         # The server has decoded it: it would count as a separator.
         raise RequestError("a name must not contain a slash", "omit the %2F")
@@ -199,14 +186,10 @@ def _check_target(scope: Scope) -> None:
 
 
 def _check_site(method: str, headers: Mapping[bytes, bytes]) -> None:
-    """Refuses changes that a page of another site makes a browser send.
+    """Raises CrossSite for a change that a page of another site makes a browser send, with its user's client certificate.
 
-    The browser adds its user's client certificate, and sends forms without asking. The manager serves no pages, so no page of its
-    own can send an Origin (RFC 6454 7.3; Sec-Fetch-Site: https://w3c.github.io/webappsec-fetch-metadata/). Reads are allowed: the
-    page does not get the response.
-
-    Raises:
-        CrossSite
+    The manager serves no pages, so a request with Origin comes from another site (RFC 6454 7.3; Sec-Fetch-Site:
+    https://w3c.github.io/webappsec-fetch-metadata/). Reads are allowed: the page does not get the response.
     """
     site = headers.get(b"sec-fetch-site", b"none")
     if method not in _SAFE and (b"origin" in headers or site not in (b"none", b"same-origin")):
@@ -214,7 +197,7 @@ def _check_site(method: str, headers: Mapping[bytes, bytes]) -> None:
 
 
 def _as_origin_form(scope: Scope) -> Scope:
-    """A server must accept the absolute form, too (`GET http://host/v1/guests`, RFC 9112 3.2.2)."""
+    # A server must accept the absolute form too (`GET http://host/v1/guests`, RFC 9112 3.2.2).
     match = _ABSOLUTE.match(scope["raw_path"])
     if not match:
         return scope
@@ -223,7 +206,7 @@ def _as_origin_form(scope: Scope) -> Scope:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Passes the body that has been read to the application, then further messages of the server."""
+    """Returns the body that has been read, then further messages of the server."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,4 +1,4 @@
-"""Identification of callers: what the kernel or TLS reports about the peer, and the identity that the configuration assigns."""
+"""Identifies callers: reads a peer's credentials from the kernel or TLS, and finds the identity assigned in the configuration."""
 
 from __future__ import annotations
 
@@ -45,23 +45,18 @@ class Peer:
 
     @property
     def local(self) -> bool:
-        """Whether it connected to the Unix socket."""
         return self.uid is not None
 
     @property
     def rate_limit_key(self) -> str:
-        """The user, or the network address, to which limits apply.
-
-        Of an IPv6 address the first 64 bits count: a site assigns the others freely (RFC 4291 2.5.1, RFC 8981).
-        """
+        # Of an IPv6 address the first 64 bits count: a site assigns the others freely (RFC 4291 2.5.1, RFC 8981).
         return f"user {self.uid}" if self.uid is not None else f"address {_network(self.address)}"
 
 
 def read_peer(connection: socket.socket, certificate: Mapping[str, object] | None) -> Peer:
     """Reads the peer's credentials from the kernel (unix(7), SO_PEERCRED; SO_PEERGROUPS: net/core/sock.c).
 
-    Args:
-        certificate: as from ``ssl.SSLSocket.getpeercert``; None or empty without a verified one.
+    ``certificate`` is the result of ``getpeercert``: None or empty without a verified certificate.
     """
     if connection.family != socket.AF_UNIX:
         return Peer(certificate=read_names(certificate) if certificate else None, address=_address(connection))
@@ -75,7 +70,7 @@ def read_peer(connection: socket.socket, certificate: Mapping[str, object] | Non
 
 
 def read_names(certificate: Mapping[str, object]) -> frozenset[str]:
-    """Common names of the subject and alternative names, of a certificate as ``getpeercert`` returns it."""
+    """The common names and alternative names of a certificate as returned by ``getpeercert``."""
     subject: Iterable[Iterable[tuple[str, str]]] = certificate.get("subject", ())  # type: ignore[assignment]
     alternative: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ())  # type: ignore[assignment]
     pairs = [*(pair for part in subject for pair in part), *alternative]
@@ -84,28 +79,17 @@ def read_names(certificate: Mapping[str, object]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class IdentityMap:
-    """The configured identities.
+    """The configured identities."""
 
-    Attributes:
-        group_is_operator: every user who can connect to the Unix socket is an operator.
-        users, groups: by number; a group's members get the user's name.
-        certificates: by name in the certificate.
-        tokens: SHA-256 of each token.
-    """
-
-    group_is_operator: bool
+    group_is_operator: bool  # every user who can connect to the Unix socket is an operator
     users: Mapping[int, Identity]
-    groups: Mapping[int, tuple[Identity, ...]]
-    certificates: Mapping[str, Identity]
-    tokens: Mapping[bytes, Identity]
+    groups: Mapping[int, tuple[Identity, ...]]  # a member's identity gets the name of the user
+    certificates: Mapping[str, Identity]  # by name in the certificate
+    tokens: Mapping[bytes, Identity]  # by SHA-256 of the token
 
 
 def build_identity_map(config: DaemonConfig) -> IdentityMap:
-    """Resolves the users and groups of the configuration.
-
-    Raises:
-        RequestError: a user or group does not exist, or has two roles.
-    """
+    """Raises RequestError if a user or group of the configuration does not exist or has two roles."""
     roles: list[tuple[str, Principals, Identity]] = []
     if config.access:
         roles += [("access.operators", config.access.operators, Identity("", Role.OPERATOR))]
@@ -126,7 +110,7 @@ def build_identity_map(config: DaemonConfig) -> IdentityMap:
             gid = _find_group(group, where)
             if groups.setdefault(gid, (role,)) != (role,):
                 raise RequestError(f"{where}.groups: {group!r} already has a role", "assign one role per group")
-        certificates |= {one: replace(role, name=one) for one in people.certificates}
+        certificates |= {certificate: replace(role, name=certificate) for certificate in people.certificates}
     tokens = {}
     for name, token in config.tokens.items():
         quota = config.tenants[token.tenant].quota if token.tenant else Identity("", token.role).quota
@@ -135,10 +119,7 @@ def build_identity_map(config: DaemonConfig) -> IdentityMap:
 
 
 def identify(identities: IdentityMap, peer: Peer, authorization: str | None) -> Identity:
-    """The caller: over a Unix socket the user, over TCP that of the bearer token, otherwise that of the client certificate.
-
-    Args:
-        authorization: the Authorization field; None without one.
+    """Returns the identity of the user on a Unix socket; over TCP that of the bearer token, otherwise of the client certificate.
 
     Raises:
         Unauthorized: no known token and no certificate was presented.
@@ -156,18 +137,18 @@ def identify(identities: IdentityMap, peer: Peer, authorization: str | None) -> 
             "use a certificate with a common name, or with an alternative name of type DNS, URI or email",
         )
     found = {identities.certificates[name] for name in peer.certificate & identities.certificates.keys()}
-    if len({replace(one, name="") for one in found}) > 1:
+    if len({replace(identity, name="") for identity in found}) > 1:
         raise Forbidden("the certificate's names map to different roles", "map them to one role in [access] or [tenants]")
     if not found:
         names = _shorten(", ".join(sorted(peer.certificate)))
         raise Forbidden(f"no role is assigned to certificate {names}", "add it to [access] or [tenants]")
-    return min(found, key=lambda one: one.name)
+    return min(found, key=lambda identity: identity.name)
 
 
 def acts_for(identities: IdentityMap, name: str, tenant: str) -> bool:
     """Whether the caller named in an event belongs to a tenant. Can query the host's name service (nsswitch.conf(5))."""
     named = (*identities.users.values(), *identities.certificates.values(), *identities.tokens.values())
-    if any((one.name, one.tenant) == (name, tenant) for one in named):
+    if any((identity.name, identity.tenant) == (name, tenant) for identity in named):
         return True
     try:
         user = pwd.getpwnam(name)
@@ -246,7 +227,7 @@ def _name_user(uid: int) -> str:
 
 
 def _shorten(text: str) -> str:
-    """Names in a certificate have any length, and can contain control characters."""
+    # Names in a certificate have any length, and can contain control characters.
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in shown)
 
@@ -267,4 +248,4 @@ def _address(connection: socket.socket) -> str:
     try:
         return str(connection.getpeername()[0])
     except OSError:
-        return "unknown"  # it has gone already
+        return "unknown"  # the client has closed the connection already

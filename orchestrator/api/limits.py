@@ -1,4 +1,4 @@
-"""Limits of one client: a token bucket, and requests in progress at a time."""
+"""Limits per client: a token bucket, and the number of requests in progress."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ _SOON, _ENDLESS = 1.0, 3600.0
 
 
 class Kind(StrEnum):
-    """What a request does. A client may have as many requests in progress of each kind."""
+    """Each kind of request has its own limit of requests in progress."""
 
-    WAIT = "wait"
-    """It changes nothing, and takes as long as the client chooses."""
-    END = "end"
-    """It forces a guest off. A client with as many other requests as it may have can still do that."""
+    WAIT = "wait"  # changes nothing, and takes as long as the client chooses
+    END = "end"  # forces a guest off; counted separately, so that a client at its other limits can still do it
     OTHER = "other"
 
 
@@ -35,12 +33,12 @@ class Admission:
         self._until: float | None = None
 
     def may_last(self, seconds: float) -> None:
-        """Records that it can take this long from now."""
+        """Records that the request can take this long from now."""
         self._until = self._clock() + seconds
 
     @property
     def left(self) -> float | None:
-        """Seconds until it is due; None if unknown."""
+        """Seconds until the request is due; None if unknown."""
         return None if self._until is None else max(_SOON, self._until - self._clock())
 
 
@@ -65,11 +63,7 @@ class RateLimiter:
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
 
     def consume(self, client: str) -> None:
-        """Takes one token.
-
-        Raises:
-            TooMany: none is left; with the seconds until one is.
-        """
+        """Takes one token. Raises TooMany if there is none, with the seconds until the next one."""
         account = self._account(client)
         now = self._clock()
         account.tokens = min(self._burst, account.tokens + (now - account.time) * self._rate)
@@ -84,9 +78,8 @@ class RateLimiter:
     def admit(self, client: str, kind: Kind = Kind.OTHER) -> Iterator[Admission]:
         """Counts a request as running while the block runs.
 
-        Raises:
-            TooMany: as ``consume``, or too many of its kind are in progress; with the seconds until the first is due, or one
-                second if that is unknown for some.
+        Raises TooMany as ``consume`` does, or if too many requests of its kind are in progress: with the seconds until the first
+        is due, or 1 s if that is not known for all of them.
         """
         self.consume(client)
         running = self._account(client).running[kind]
@@ -100,12 +93,11 @@ class RateLimiter:
             running.remove(admission)
 
     def count(self, client: str, kind: Kind) -> int:
-        """Requests of a client that are in progress."""
+        """The number of requests in progress."""
         account = self._accounts.get(client)
         return len(account.running[kind]) if account else 0
 
     def __len__(self) -> int:
-        """Clients that are remembered."""
         return len(self._accounts)
 
     def _account(self, client: str) -> _Account:
@@ -124,7 +116,7 @@ class RateLimiter:
 
 
 def name_client(caller: Identity) -> str:
-    """The client that a caller counts as: all callers of a tenant are one client."""
+    """All callers of a tenant are one client."""
     return f"tenant {caller.tenant}" if caller.tenant else caller.name
 
 
@@ -134,7 +126,7 @@ def _explain(client: str, kind: Kind, running: list[Admission]) -> TooMany:
     if first is None:
         wait, when = _SOON, ""
     elif math.isinf(first):
-        wait, when = _ENDLESS, "; none of them ends without the client"
+        wait, when = _ENDLESS, "; none of them ends before the client closes it"
     else:
         wait, when = round(first, 3), f"; the first is due in {math.ceil(first)} s"
     hint = {

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with the declared answers and problems added. Built at the first request for it."""
+"""Builds the OpenAPI document at the first request for it: FastAPI's document with the declared answers and problems added."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLAIN: dict[Any, dict[str, Any]] = {
 
 
 def build_document(app: FastAPI, routes: Iterable[Route]) -> dict[str, Any]:
-    """The document of an application with these routes; the application keeps it."""
+    """Built once per application."""
     if app.openapi_schema:
         return app.openapi_schema
     from fastapi.openapi.utils import get_openapi
@@ -50,7 +50,7 @@ def build_document(app: FastAPI, routes: Iterable[Route]) -> dict[str, Any]:
 
 
 def build_schema(kind: Any, named: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a type of `shapes`; schemas of TypedDicts are added to ``named``."""
+    """The JSON schema of a type of `shapes`; adds the schemas of TypedDicts to ``named``."""
     if kind in _PLAIN:
         return dict(_PLAIN[kind])
     origin, arguments = get_origin(kind), get_args(kind)

@@ -1,19 +1,17 @@
-"""Writing to a client that reads slowly: the whole response is delivered if the client keeps a minimum rate."""
+"""Delivers the whole response to a client that reads slowly, as long as it keeps a minimum rate."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+# In each window of 30 s a client must read at least _PACE bytes, or all that is left.
 WINDOW_SECONDS = 30.0
-"""Seconds in which a client must have read ``_PACE`` bytes, or all that is left."""
 _PACE = 64 << 10
 _POLL_INTERVAL = 0.05
 
 
 class _Lost(asyncio.Transport):
-    """A transport whose connection is lost."""
-
     def is_closing(self) -> bool:
         return True
 
@@ -21,10 +19,10 @@ class _Lost(asyncio.Transport):
         return 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Discards the data."""
+        pass
 
     def close(self) -> None:
-        """No effect, as on every closed transport."""
+        pass
 
     abort = pause_reading = resume_reading = close
 
@@ -33,14 +31,10 @@ _LOST = _Lost()
 
 
 class Outgoing:
-    """An asyncio.Transport whose ``close`` waits until all that was written was taken by the kernel.
+    """An asyncio.Transport whose ``close`` waits until the kernel has taken all that was written.
 
     asyncio's own ``close`` waits indefinitely on a plain socket. On TLS it waits for `ssl_shutdown_timeout` and drops the rest,
-    and its buffer size does not include what TLS has encrypted already.
-
-    Args:
-        transport: what the protocol writes to.
-        raw: the transport below TLS; the same without TLS.
+    and its buffer size does not include what TLS has encrypted already. ``raw`` is the transport below TLS, or the same one.
     """
 
     def __init__(self, transport: asyncio.Transport, raw: asyncio.Transport) -> None:
@@ -57,7 +51,7 @@ class Outgoing:
     @property
     def unread(self) -> int:
         """Bytes that the kernel has not taken yet."""
-        sizes = {id(one): one.get_write_buffer_size() for one in (self._transport, self._raw)}
+        sizes = {id(transport): transport.get_write_buffer_size() for transport in (self._transport, self._raw)}
         return sum(sizes.values())
 
     def write(self, data: bytes) -> None:
@@ -69,25 +63,24 @@ class Outgoing:
         return self._closing or self._transport.is_closing()
 
     def close(self) -> None:
-        """Closes once everything has been read."""
         if not self._closing:
             self._closing = True
             self._finish()
 
     def abort(self) -> None:
-        """Also below TLS, which would otherwise send its closing alert first."""
+        # Also below TLS, which would otherwise send its closing alert first.
         self._closing = True
         self.stop()
         self._transport.abort()
         self._raw.abort()
 
     def forget(self) -> None:
-        """Drops a lost transport: the 256 KB buffer of TLS would live until the next full garbage collection."""
+        # The 256 KB buffer of TLS would live until the next full garbage collection.
         self.stop()
         self._transport = self._raw = _LOST
 
     def stop(self) -> None:
-        """Cancels the timers: the connection is lost."""
+        """Cancels the timers; for a lost connection."""
         for timer in (self._window, self._closer):
             if timer:
                 timer.cancel()

@@ -1,4 +1,4 @@
-"""Declarations of the interface's operations: method, path, answer, error codes and kind stand at the function that serves it."""
+"""Declares each operation at the function that serves it: method, path, answer, error codes and kind."""
 
 from __future__ import annotations
 
@@ -13,48 +13,34 @@ from orchestrator.api.limits import Kind
 Endpoint = Callable[..., Awaitable[Response]]
 _Endpoint = TypeVar("_Endpoint", bound=Endpoint)
 
+# Problems with the host; any operation that reads the host can fail with them.
 HOST_CODES = ("host", "command", "ledger", "image", "hypervisor", "error")
-"""Codes of problems with the host; any operation that reads it can fail with them."""
 CHANGE_CODES = ("cross-site", "not-found", "conflict", "lost-race", "guest", "stale", *HOST_CODES)
 PLAN_CODES = ("cross-site", "not-found", "conflict", "lost-race", "no-room", "quota", *HOST_CODES)
 
 
 @dataclass(frozen=True)
 class Route:
-    """One operation; the function's name is its operation id.
-
-    Attributes:
-        answer: type of the answer, as in `shapes`; None for no content.
-        codes: codes of the problems that it can answer with, in addition to those that any operation can.
-        status: of success.
-        media: content type of the answer.
-        etag: whether the answer has the guest's version as its ETag.
-        repeatable: whether a repeated request answers 200 with what the first one created.
-        kind: in which of the client's places a request is counted.
-        documented: whether the OpenAPI document has it.
-    """
+    """One operation; the function's name is its operation id."""
 
     method: str
     path: str
     endpoint: Endpoint
-    answer: Any
-    codes: tuple[str, ...]
-    status: int
+    answer: Any  # a type of `shapes`; None for no content
+    codes: tuple[str, ...]  # of its problems, in addition to those of every operation
+    status: int  # of success
     media: str
-    etag: bool
-    repeatable: bool
+    etag: bool  # the guest's version is the ETag of the answer
+    repeatable: bool  # a repeated request gets 200 with what the first request created
     kind: Kind
-    documented: bool
+    documented: bool  # in the OpenAPI document
 
     @property
     def name(self) -> str:
-        """The operation id."""
         return self.endpoint.__name__
 
 
 class Routes(list[Route]):
-    """The operations of one noun, in the order of their declaration."""
-
     def add(
         self, method: str, path: str, answer: Any, codes: tuple[str, ...] = (), *,
         status: int = 200, media: str = "application/json", etag: bool = False, repeatable: bool = False,

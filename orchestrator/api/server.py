@@ -1,4 +1,4 @@
-"""The server: uvicorn on the Unix socket and the TLS port."""
+"""Runs uvicorn on the Unix socket and the TLS port."""
 
 from __future__ import annotations
 
@@ -39,11 +39,7 @@ MAX_CONNECTIONS = 400
 
 
 def open_socket(path: Path) -> socket.socket:
-    """The manager's Unix socket, for root and the group nohype (0660).
-
-    Raises:
-        HostError: another manager listens on it, or the folder cannot be written.
-    """
+    """Creates the socket for root and the group nohype (0660). Raises HostError, also if another manager listens on it."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         with socket.socket(socket.AF_UNIX) as probe:
@@ -71,12 +67,7 @@ def open_socket(path: Path) -> socket.socket:
 
 
 def open_port(config: ApiConfig) -> Listener:
-    """The manager's TLS port.
-
-    Raises:
-        HostError: the address cannot be used, or a file cannot be read.
-        RequestError: as ``Certificates``.
-    """
+    """Raises HostError if the address cannot be used, and the errors of ``Certificates``."""
     certificates = Certificates(config)
     host, port = config.address
     try:
@@ -96,7 +87,7 @@ class Server(TicklessServer):
 
     Args:
         ready: called once when requests are answered.
-        stopping: called once when the server starts to stop: requests in progress have some seconds to finish, streams end.
+        stopping: called once when the server starts to stop: requests in progress have 5 s to finish, streams end.
     """
 
     def __init__(
@@ -118,12 +109,12 @@ class Server(TicklessServer):
         self.listeners = tuple(listeners)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves, and sets the process's thread switch interval for short requests."""
+        """Also sets the thread switch interval of the process."""
         sys.setswitchinterval(_TURN)
         super().run([])
 
     def listen(self) -> None:
-        """Serves the listeners. Not through uvicorn's sockets: its servers count a connection only after its TLS handshake."""
+        # Not with uvicorn's servers: they count a connection only after its TLS handshake.
         for listener in self.listeners:
             shares = Shares(MAX_CONNECTIONS_PER_CLIENT, MAX_CONNECTIONS)
             self.servers.append(cast(asyncio.Server, Acceptor(listener, shares, self._build)))

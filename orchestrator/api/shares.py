@@ -8,13 +8,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+# Maximum bytes of unread responses of one user or address; of all together, 4 times as many.
 MAX_HELD = 16 << 20
-"""Maximum bytes of unread responses of one user or address; of all together, 4 times as many."""
-
-
+# An idle connection is not closed for this long in favour of a user or address that holds several. Otherwise a client that
+# reopens its connections as they are closed would be admitted each time, which costs more than a refusal.
 SETTLED_SECONDS = 2.0
-"""Seconds for which an idle connection is not closed in favour of a user or address that holds several. Otherwise a client that
-reopens its connections as they are closed would be admitted each time, which costs more than a refusal."""
 _REMEMBERED = 1024
 
 
@@ -24,32 +22,25 @@ def _never_busy() -> bool:
 
 @dataclass(eq=False)
 class Place:
-    """A connection, from accept(2) on.
+    """A connection, from accept(2) on."""
 
-    Attributes:
-        key: its user or address.
-        busy: whether a complete request is being answered. Such a connection is never closed in favour of another.
-        since: when it was accepted or last answered (time.monotonic()). Received bytes do not count: a client that sends one now
-            and then would never be the oldest.
-        held: bytes of its response that are not sent yet.
-    """
-
-    key: str
+    key: str  # user or address
     close: Callable[[], object]
-    busy: Callable[[], bool] = _never_busy
+    busy: Callable[[], bool] = _never_busy  # whether a complete request is being answered: then it is never closed for another
+    # When it was accepted or last answered. Received bytes do not count: a client that sends a few would never be the oldest.
     since: float = field(default_factory=time.monotonic)
-    held: int = 0
+    held: int = 0  # bytes of its response that are not sent yet
 
 
 class Shares:
-    """The connections of one listener. For one thread.
+    """The connections of one listener. Not thread-safe.
 
-    For a new connection the oldest idle one of the user or address with the most connections is closed; it is refused only if
-    there is none. So idle connections never keep other users out.
+    When the maximum is reached, a new connection replaces the oldest idle one of the user or address with the most connections;
+    without an idle one it is refused. So idle connections never keep other users out.
 
     Args:
-        each: connections of one user or address.
-        most: connections of all.
+        each: maximum of one user or address.
+        most: maximum of all together.
         spare: additional connections for users and addresses with fewer than ``few``, while all others are busy.
     """
 
@@ -61,10 +52,9 @@ class Shares:
         return sum(map(len, self._holders.values()))
 
     def admit(self, place: Place, *, always: bool = False) -> bool:
-        """Counts a new connection and may close another; returns whether it is admitted.
+        """Counts a new connection and may close another; returns whether the new one is admitted.
 
-        Args:
-            always: admit it even if all others are busy (root's, up to twice the maximum).
+        ``always`` admits it even if all others are busy, up to twice the maximum; for root.
         """
         count, total = len(self._holders.get(place.key, ())), len(self)
         if count >= self._each:
@@ -83,11 +73,11 @@ class Shares:
         return room
 
     def make_room(self) -> bool:
-        """Closes the oldest idle connection of the user or address with the most; for a process without free descriptors."""
+        """Closes an idle connection when the process has no free descriptors; returns whether there was one."""
         return self._close_idle(sorted(self._holders, key=lambda key: -len(self._holders[key])))
 
     def release(self, place: Place) -> None:
-        """Removes a connection that has ended. Idempotent."""
+        """Idempotent."""
         held = self._holders.get(place.key, set())
         held.discard(place)
         place.held = 0
@@ -124,11 +114,11 @@ class Shares:
 
 
 class Pace:
-    """Rate of an expensive operation per user or address (generic cell rate algorithm, ITU-T I.371).
+    """Limits the rate of an operation per user or address (generic cell rate algorithm, ITU-T I.371).
 
     Args:
-        rate: per second, sustained.
-        burst: without a delay, after a pause.
+        rate: operations per second, sustained.
+        burst: operations without a delay, after a pause.
     """
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:

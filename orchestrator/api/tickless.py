@@ -1,4 +1,4 @@
-"""uvicorn without its clock: a server that wakes up only for requests and to stop."""
+"""A uvicorn server that wakes up only for requests and to stop."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from orchestrator.errors import OrchestratorError
 
 
 class TicklessServer(uvicorn.Server):
-    """uvicorn's main loop checks ten times per second whether to stop, and reads the time (uvicorn.Server.on_tick).
+    """uvicorn's main loop wakes up ten times per second to check for a stop and read the time (uvicorn.Server.on_tick).
 
-    Here stopping is an event, and each response reads the time. uvicorn's `limit_max_requests` and `callback_notify` depend on
-    its clock, and have no effect.
+    Here stopping is an event, and each response reads the time. `limit_max_requests` and `callback_notify` have no effect.
 
     Args:
         ready: called once when requests are answered.
@@ -37,7 +36,7 @@ class TicklessServer(uvicorn.Server):
 
     @property
     def should_exit(self) -> bool:
-        """Whether the server stops. Can be set by any thread, and by a signal handler."""
+        """Can be set by any thread, and by a signal handler."""
         return self._exit
 
     @should_exit.setter
@@ -54,7 +53,7 @@ class TicklessServer(uvicorn.Server):
         self._ready()
 
     def listen(self) -> None:
-        """Hook: starts to serve listeners that uvicorn does not know."""
+        """Hook: serves listeners that uvicorn does not know."""
 
     async def main_loop(self) -> None:
         assert self._end is not None
@@ -67,11 +66,7 @@ class TicklessServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def check(self, timeout: float) -> None:
-        """Checks from another thread that the event loop responds; returns if it does not run.
-
-        Raises:
-            OrchestratorError: no response within ``timeout`` seconds: the loop is blocked.
-        """
+        """Raises OrchestratorError if the event loop is blocked for ``timeout`` seconds. Called by other threads."""
         if self._loop is None:
             return
         done = threading.Event()
@@ -97,4 +92,4 @@ class _PerResponseDate(ServerState):
 
     @default_headers.setter
     def default_headers(self, _value: list[tuple[bytes, bytes]]) -> None:
-        """Ignored: uvicorn sets it at its ticks."""
+        pass  # uvicorn sets it at its ticks

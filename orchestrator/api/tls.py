@@ -1,4 +1,4 @@
-"""TLS of the manager's port: its certificate, reloaded when the files change, and client certificates."""
+"""The TLS context of the manager's port."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 class Certificates:
-    """The TLS context of a port, rebuilt when its files change.
+    """The TLS context of a port; reloaded when its files change.
 
     Raises:
         RequestError: a file is invalid, or other users than root can read the key.
@@ -46,11 +46,7 @@ class Certificates:
 
 
 def build_context(config: ApiConfig) -> ssl.SSLContext:
-    """TLS 1.3 with the manager's certificate; client certificates are optional, and verified.
-
-    Raises:
-        RequestError, HostError: as ``Certificates``.
-    """
+    """TLS 1.3; client certificates are optional, and verified. Raises as ``Certificates`` does."""
     if _stat(config.key).st_mode & 0o077:
         raise RequestError(f"api.key: other users can read {config.key}", f"run `chmod 600 {config.key}`")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -62,7 +58,7 @@ def build_context(config: ApiConfig) -> ssl.SSLContext:
         context.load_cert_chain(config.certificate, config.key, password=lambda: "")
         if config.client_ca:
             context.load_verify_locations(config.client_ca)
-            # Optional: a client without one can present a token.
+            # Optional: a client without a certificate can present a token.
             context.verify_mode = ssl.CERT_OPTIONAL
     except OSError as error:  # ssl.SSLError is one
         files = ", ".join(filter(None, (config.certificate, config.key, config.client_ca)))

@@ -1,4 +1,4 @@
-"""Waiting for a client only while it is connected; and which operations wait."""
+"""Ends a wait when its client disconnects; finds which requests are waits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOREVER = float("inf")
 
 
 class Kinds:
-    """The kind of a request, from its method and path, before it is read."""
+    """Finds the kind of a request from its method and path, before its body is read."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._known: list[tuple[str, re.Pattern[str], Kind]] = [
@@ -32,25 +32,21 @@ class Kinds:
         ]
 
     def find(self, method: str, path: str) -> Kind:
-        """HEAD counts as GET."""
+        # HEAD counts as GET.
         method = "GET" if method == "HEAD" else method
         return next((kind for one, regex, kind in self._known if one == method and regex.match(path)), Kind.OTHER)
 
 
 def may_last(request: Request, seconds: float) -> None:
-    """Records how long the request can take, for the message to requests of the same client that are refused meanwhile."""
+    """Records how long the request can take; refused requests of the same client report it."""
     admission: Admission = request.state.admission
     admission.may_last(seconds)
 
 
 async def while_connected(receive: Receive, wait: Awaitable[_Result] | Future[_Result]) -> _Result:
-    """The result of ``wait``, which is cancelled if the client closes the connection first.
+    """The result of ``wait``. If the client disconnects first, cancels the wait and raises ClientDisconnected.
 
-    Args:
-        receive: of the request, whose body has been read.
-
-    Raises:
-        ClientDisconnected: the client has closed the connection.
+    The body of the request must have been read.
     """
     answer = asyncio.wrap_future(wait) if isinstance(wait, Future) else asyncio.ensure_future(wait)
     gone = asyncio.ensure_future(_until_gone(receive))
@@ -60,8 +56,8 @@ async def while_connected(receive: Receive, wait: Awaitable[_Result] | Future[_R
             raise ClientDisconnected
         return answer.result()
     finally:
-        for one in (answer, gone):
-            one.cancel()
+        for future in (answer, gone):
+            future.cancel()
         with suppress(asyncio.CancelledError):
             await gone
         # An error refers to this frame, and the future to the error: a cycle that would keep the connection and its buffers.
@@ -69,7 +65,7 @@ async def while_connected(receive: Receive, wait: Awaitable[_Result] | Future[_R
 
 
 async def ignore_disconnected(_request: Request, _error: Exception) -> Response:
-    """The handler of ClientDisconnected: the server drops a response to a closed connection."""
+    # The server drops a response to a closed connection.
     return Response(status_code=499)
 
 

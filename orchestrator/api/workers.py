@@ -1,4 +1,4 @@
-"""Blocking work, done in threads for the event loop."""
+"""Runs blocking calls in threads for the event loop."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ _Result = TypeVar("_Result")
 
 
 class Workers:
-    """Runs blocking calls, each in a thread of its own.
+    """Runs each call in a new thread, at most ``limit`` at a time; further calls wait.
 
-    A thread takes 0.1 ms to start, and none remains without calls. They are daemons: asyncio's and AnyIO's pools join theirs at
-    exit, so one guest that takes an hour to shut down would keep the manager from stopping.
-
-    Args:
-        limit: calls at a time; further ones wait.
+    A thread takes 0.1 ms to start. Threads are daemons: asyncio's and AnyIO's pools join theirs at exit, so one guest that takes
+    an hour to shut down would keep the manager from stopping.
     """
 
     def __init__(self, limit: int) -> None:
@@ -65,15 +62,11 @@ class Workers:
 
 
 class WorkersPerClient:
-    """Separate workers per client: none waits for another's requests.
-
-    Args:
-        limit: calls of one client at a time.
-    """
+    """Separate workers per client, at most ``limit`` calls of one client at a time."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # Entries without calls are collected.
+        # Entries without calls are garbage-collected.
         self._workers: WeakValueDictionary[str, Workers] = WeakValueDictionary()
 
     async def run(self, caller: Identity, work: Callable[..., _Result], *arguments: object) -> _Result:

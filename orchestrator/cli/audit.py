@@ -16,14 +16,15 @@ from orchestrator.model.proof import WEAKER
 @click.command()
 @click.option(
     "--frames", type=click.IntRange(0, 10_000), default=0, show_default=True, metavar="NUMBER",
-    help="Test frames to send between guests for the proof `vepa`, which is not measured without; operators only.",
+    help="Test frames to send between guests for the proof `vepa`; with 0 it is not measured. Operators only.",
 )  # fmt: skip
 @json_option
 @client_option
 def audit(*, frames: int, as_json: bool, client: Client) -> int:
-    """Measure all proofs on the live host.
+    """Measure the isolation of the guests on the live host.
 
-    A proof passes, fails, or is not measured, which counts neither as a pass nor as a failure. Exit status 1 if a proof fails.
+    Each proof measures one property, for example that no other program runs on the cores of a guest. Its verdict is `pass`,
+    `fail` or `not measured`. Exit status 1 if a proof fails.
     """
     proofs = client.audit(frames)
     if as_json:
@@ -34,7 +35,7 @@ def audit(*, frames: int, as_json: bool, client: Client) -> int:
 
 
 def print_proofs(proofs: Sequence[Mapping[str, Any]]) -> None:
-    """One line per proof; then the evidence of each proof that did not pass, and the limits of each that did."""
+    """Prints one line per proof, then the evidence of each proof that did not pass, and the limits of each that did."""
     rows = [(p["name"], p["subject"], p["verdict"].upper(), _figure(p["figure"]), p["unit"]) for p in proofs]
     print_table([("PROOF", "SUBJECT", "VERDICT", "FIGURE", "UNIT"), *rows])
     for proof in proofs:

@@ -1,4 +1,4 @@
-"""`nohype config`: checks the manager's configuration. Works without a manager."""
+"""`nohype config`: checks the manager's configuration."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def config() -> None:
 
 @config.command()
 @click.argument("path", metavar="[FILE]", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
-@click.option("--host", "compare", is_flag=True, help="Compare [host] with this server.")
+@click.option("--host", "compare", is_flag=True, help="Also compare the section [host] with this server.")
 @click.pass_context
 def check(ctx: click.Context, path: Path, *, compare: bool) -> None:
-    """Check the file as `nohyped` does when it starts.
+    """Check a configuration file as `nohyped` does when it starts.
 
-    Checks each section and field of FILE (default: /etc/nohype/nohype.toml), that the users and groups in it exist, and that TLS
-    can use the files of [api]. With --host it also reads what this server has: CPUs that do not exist or are offline, uplinks,
-    huge pages, KVM, IOMMU. With an error there no guest can be started; with a warning guests can. Exit status 1 if there are
-    errors, otherwise 0. Run it as root: only root can read the key.
+    FILE is /etc/nohype/nohype.toml by default. The command checks every section and field, whether the users and groups exist,
+    and whether TLS can use the files of [api]. With --host it also checks this server: missing or offline CPUs, uplinks, huge
+    pages, KVM, IOMMU. After an error there no guest can be started; a warning does not prevent it. Exit status 1 if there are
+    errors. Run it as root: only root can read the key.
     """
     settings = read_config(path)
     build_identity_map(settings)

@@ -1,4 +1,4 @@
-"""Which manager a command contacts: that of this host, on its Unix socket, or one on the network, by its URL.
+"""Chooses the manager that a command contacts: by a Unix socket on this host, or by a URL.
 
 A secret is never an argument: every user of a machine can read the arguments of all programs (proc(5), /proc/PID/cmdline).
 """
@@ -37,15 +37,9 @@ def client_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def connect(ctx: click.Context, socket: Path | None = None) -> Client:
-    """A client of the manager that the options of `nohype` and the environment name. Sends nothing.
+    """A client of the manager that options and environment select; ``socket`` is the command's own --socket. Sends nothing.
 
-    Args:
-        ctx: of the command; the options are those of its outermost group.
-        socket: the command's own --socket.
-
-    Raises:
-        click.UsageError: the options contradict each other.
-        RequestError: the URL, a file or the token can't be used.
+    Raises click.UsageError if options contradict each other, and RequestError for an invalid URL, file or token.
     """
     root = ctx.find_root()
     given, typed = _read_settings(root, socket)
@@ -68,12 +62,12 @@ def connect(ctx: click.Context, socket: Path | None = None) -> Client:
 
 
 def _warn_slow() -> None:
-    """systemd holds the socket: requests wait until the manager has started."""
-    click.echo("nohype: still waiting for the manager: check `systemctl status nohyped` on its host", err=True)
+    # systemd holds the socket: requests wait until the manager has started.
+    click.echo("nohype: the manager has not responded yet, still waiting: check `systemctl status nohyped` on its host", err=True)
 
 
 def _read_settings(root: click.Context, socket: Path | None) -> tuple[dict[str, Any], frozenset[str]]:
-    """All settings, and the names of those from the command line."""
+    """All settings, and the names of the settings from the command line."""
     given = {name: root.params.get(name) for name in ("url", "socket", *_FLAGS)}
     typed = {name for name in given if root.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if socket is not None:
@@ -84,7 +78,7 @@ def _read_settings(root: click.Context, socket: Path | None) -> tuple[dict[str, 
 
 
 def _check_no_tls(root: click.Context, given: dict[str, Any], typed: frozenset[str]) -> None:
-    """Without --url a token would be ignored, and the caller would be the local user instead."""
+    # Without --url a token would be ignored, and the caller would be the local user instead.
     wrong = [name for name in _FLAGS if name in given and (name in typed or "socket" not in typed)]
     if wrong:
         names = ", ".join(_name(name, typed) for name in wrong)

@@ -28,9 +28,9 @@ NAME = "demo"
 def demo(*, keep: bool, path: Path | None, as_json: bool) -> int:
     """Run the end-to-end demo in the nested lab.
 
-    Starts a lab, creates two guests, measures every proof about them, deletes them, and compares the host before and after.
+    Starts a lab, creates two guests, measures all proofs, deletes the guests, and compares the host before and after.
 
-    Exits with 0 only if every proof passed, and with 3 if the lab was lost, which says nothing about any proof.
+    Exit status 0 only if every proof passed, and 3 if the lab was lost: that is neither a pass nor a failure.
     """
     with show_progress() as timeline:
         lab = start_lab(NAME, load_spec(DEFAULT_SPEC), AccelChoice.AUTO, timeline)

@@ -22,10 +22,10 @@ _PAGE = 1000
 @json_option
 @client_option
 def events(*, follow: bool, after: int | None, guest: str | None, as_json: bool, client: Client) -> None:
-    """Show the event log.
+    """Show the event log: what the manager decided, and why.
 
-    One line per event: id, time, kind, subject, caller, what was decided and why, duration in seconds. Without --after the
-    newest 1000 events. With --json and --follow each line is an event as JSON.
+    Prints one line per event: id, time, kind, guest or host, caller, decision with its reason, duration in seconds. Without
+    --after it prints the newest 1000 events. With --json and --follow it prints one JSON object per line.
     """
     shown, last = [], after
     for event in _all_after(client, after):
@@ -37,7 +37,7 @@ def events(*, follow: bool, after: int | None, guest: str | None, as_json: bool,
     if as_json and not follow:
         print_json(shown)
     if follow:
-        # After the last event read above: those that happened meanwhile are not missed.
+        # After the last event read above, so that no event is missed.
         for event in client.follow(last):
             if guest in (None, event["subject"]):
                 _print_event(event, as_json=as_json)

@@ -19,7 +19,7 @@ _TIMEOUT = Seconds(0, 3600, min_open=True)
 
 timeout_option = click.option(
     "--timeout", type=_TIMEOUT, default=60, show_default=True, metavar="SECONDS",
-    help="Seconds to wait for the guest to power off; then it is forced off.",
+    help="Force the guest off if it has not powered off after this long.",
 )  # fmt: skip
 
 
@@ -37,26 +37,26 @@ def guest() -> None:
 @guest.command()
 @click.argument("name")
 @click.option("--cores", type=click.IntRange(1, 1024), metavar="NUMBER",
-              help="Whole physical cores; their SMT threads become vCPUs.  [default: 1, or those of --cpus]")  # fmt: skip
-@click.option("--memory", required=True, metavar="SIZE", help="Memory, a whole number of huge pages: 256M, 1G (1024M).")
+              help="Whole physical cores; each SMT thread becomes a vCPU.  [default: 1, or the cores of --cpus]")  # fmt: skip
+@click.option("--memory", required=True, metavar="SIZE", help="Memory, a multiple of the huge page size, such as 256M or 1G.")
 @click.option("--image", required=True, metavar="NAME", help="Guest image in the host's store (`nohype image list` there).")
-@click.option("--address", metavar="ADDRESS/LENGTH", help="IP address of the guest's network interface: 10.9.0.11/24.")
+@click.option("--address", metavar="IP/LENGTH", help="IP address of the guest's network interface, such as 10.9.0.11/24.")
 @click.option("--cmdline", default="", metavar="WORDS", help="Extra arguments for the guest's kernel command line.")
-@click.option("--page-size", metavar="SIZE", help="Huge page size, 2M or 1G.  [default: that of the host]")
-@click.option("--cpus", metavar="LIST", help="Use exactly these CPUs, whole cores of one node (2-3,6-7), or fail.")
-@click.option("--vf", metavar="ADDRESS", help="Use exactly this virtual function (0000:41:10.0); requires --cpus.")
+@click.option("--page-size", metavar="SIZE", help="Huge page size, 2M or 1G.  [default: page_size of the manager]")
+@click.option("--cpus", metavar="LIST", help="Use exactly these CPUs: whole cores of one NUMA node, such as 2-3,6-7.")
+@click.option("--vf", metavar="PCI-ADDRESS", help="Use exactly this virtual function, such as 0000:41:10.0; requires --cpus.")
 @nic_option
 @click.option("--restart", type=click.Choice(["never", "on-failure"]),
-              help="Restart the guest when it fails; a guest that powers off stays off.  [default: never]")  # fmt: skip
+              help="Restart the guest after a failure; a guest that powers off stays off.  [default: never]")  # fmt: skip
 @click.option(
     "--remove",
     is_flag=True,
     default=None,
-    help="Delete the guest when it ends without having failed, instead of keeping its resources.",
+    help="Delete the guest when it powers off or ends otherwise without a failure. Without it the guest keeps its resources.",
 )
-@click.option("--id", metavar="ID", help="Request id chosen by you: repeating a request with the same id creates nothing twice.")
+@click.option("--id", metavar="ID", help="Request id of your choice: the same request with the same id creates only one guest.")
 @wait_option
-@click.option("--plan", "plan_only", is_flag=True, help="Only show what the guest would get; claims nothing.")
+@click.option("--plan", "plan_only", is_flag=True, help="Only show the resources that the guest would get; create nothing.")
 @json_option
 @client_option
 def create(
@@ -65,8 +65,8 @@ def create(
 ) -> None:  # fmt: skip
     """Create a guest and start it.
 
-    NAME is 1 to 40 of a-z, 0-9 and inner hyphens. The guest owns its cores, its memory and a virtual function per network
-    interface until it is deleted.
+    NAME is 1 to 40 characters of a-z, 0-9 and inner hyphens. The guest owns its cores, its memory and one virtual function per
+    network interface until it is deleted.
     """
     if vf and not cpus:
         raise click.UsageError("--vf requires --cpus")
@@ -87,7 +87,7 @@ def create(
         if wait and not plan_only:
             made["ready"] = client.wait_ready(name, wait)
     except KeyboardInterrupt:
-        # Not deleted from here: by now another guest may have the name.
+        # The guest is not deleted: by now another guest may have the name.
         click.echo(f"the request continues in the manager: see `nohype guest show {name}`", err=True)
         raise
     _show(made, as_json=as_json)
@@ -113,7 +113,7 @@ def list_guests(*, as_json: bool, client: Client) -> None:
 @json_option
 @client_option
 def show(name: str, *, as_json: bool, client: Client) -> None:
-    """Show a guest: its state and what it owns."""
+    """Show a guest: its state and its resources."""
     _show(client.guest(name), as_json=as_json)
 
 
@@ -125,7 +125,7 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
 def start(name: str, *, wait: float, as_json: bool, client: Client) -> None:
     """Start a stopped guest.
 
-    It runs on the cores, memory and virtual function that it owns.
+    The guest gets the cores, memory and virtual functions that it owns.
     """
     _report(client.start(name), client, wait, as_json=as_json)
 
@@ -138,7 +138,7 @@ def start(name: str, *, wait: float, as_json: bool, client: Client) -> None:
 def stop(name: str, *, timeout: float, as_json: bool, client: Client) -> None:
     """Shut a guest down.
 
-    It keeps what it owns, and can be started again; `nohype guest delete` releases its resources.
+    The guest keeps its resources and can be started again; `nohype guest delete` releases them.
     """
     _report(client.stop(name, timeout), client, as_json=as_json)
 
@@ -161,7 +161,7 @@ def restart(name: str, *, timeout: float, wait: float, as_json: bool, client: Cl
 def kill(name: str, *, as_json: bool, client: Client) -> None:
     """Force a guest off.
 
-    It keeps what it owns, and can be started again.
+    The guest keeps its resources and can be started again.
     """
     _report(client.kill(name), client, as_json=as_json)
 
@@ -173,7 +173,7 @@ def kill(name: str, *, as_json: bool, client: Client) -> None:
 def delete(name: str, *, as_json: bool, client: Client) -> None:
     """Delete a guest and release its resources.
 
-    A running guest is forced off.
+    A running guest is forced off first.
     """
     client.delete(name)
     if as_json:
@@ -189,9 +189,9 @@ def delete(name: str, *, as_json: bool, client: Client) -> None:
 @json_option
 @client_option
 def tell(name: str, line: str, *, timeout: float, as_json: bool, client: Client) -> None:
-    """Send a line to a guest's console and print the reply.
+    """Send LINE to a guest's console and print the reply.
 
-    For images with the console protocol nohype-1, such as `minimal`.
+    Works with images that support the console protocol nohype-1, such as `minimal`.
     """
     answer = client.send_command(name, line, timeout)
     if as_json:
@@ -201,7 +201,7 @@ def tell(name: str, line: str, *, timeout: float, as_json: bool, client: Client)
 
 
 def _report(changed: Mapping[str, Any], client: Client, wait: float = 0, *, as_json: bool) -> None:
-    """Prints a guest's new state; with ``wait``, once it reports ready."""
+    """Prints a guest's new state; with ``wait`` after it has reported ready."""
     if wait:
         changed = {**changed, "ready": client.wait_ready(changed["name"], wait)}
     if as_json:

@@ -22,21 +22,22 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 def image() -> None:
     """Build and list guest images.
 
-    Run it on the host: its manager starts guests from the images in the store.
+    Run it on the host of the guests: its manager starts guests from the images in the store.
     """
 
 
 @image.command()
 @click.argument("name")
 @click.option(
-    "--output", type=_FOLDER, default=STORE, show_default=True, help="Store for the image, which becomes its folder NAME."
+    "--output", type=_FOLDER, default=STORE, show_default=True, help="Image store; the image becomes the folder NAME in it."
 )
 @click.option("--recipes", type=_FOLDER, help="Folder of recipes. [default: guest-images of the source tree or of the host]")
 @json_option
 def build(name: str, *, output: Path, recipes: Path | None, as_json: bool) -> None:
     """Build the guest image NAME from its recipe.
 
-    Uses the cache if nothing has changed. Requires root, and a package mirror for the first build.
+    Uses the cache if nothing has changed. Requires root. The first build downloads packages with the settings of this machine's
+    apt.
     """
     if os.geteuid():
         raise ImageError("cannot build a guest image: root is required (mmdebstrap)", "run as root (sudo)")
@@ -53,7 +54,7 @@ def build(name: str, *, output: Path, recipes: Path | None, as_json: bool) -> No
 @click.option("--store", type=_FOLDER, default=STORE, show_default=True, help="Store to list.")
 @json_option
 def list_command(*, store: Path, as_json: bool) -> None:
-    """Show the guest images in the store."""
+    """List the guest images in the store."""
     images = list_images(store)
     if as_json:
         print_json([image.to_json() for image in images])

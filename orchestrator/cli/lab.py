@@ -31,7 +31,7 @@ name_option = click.option(
 )
 accel_option = click.option(
     "--accel", type=click.Choice([str(choice) for choice in AccelChoice]), default=str(AccelChoice.AUTO), show_default=True,
-    help="tcg is emulation; auto uses KVM if a kernel boots under it.",
+    help="tcg: emulation; kvm: nested virtualization; auto: kvm if a kernel boots under it, otherwise tcg.",
 )  # fmt: skip
 
 
@@ -46,7 +46,10 @@ def lab() -> None:
 @lab.command()
 @spec_option
 def build(*, spec_name: str) -> None:
-    """Build what a lab boots from, unless it is cached."""
+    """Build the emulator and the disk image of a lab.
+
+    Uses the cache if nothing has changed.
+    """
     spec = load_spec(spec_name)
     with show_progress() as timeline:
         tools, image = build_parts(spec, timeline)
@@ -59,7 +62,10 @@ def build(*, spec_name: str) -> None:
 @accel_option
 @json_option
 def up(name: str | None, *, spec_name: str, accel: str, as_json: bool) -> None:
-    """Start a lab and wait until it is ready. NAME defaults to the name of the spec."""
+    """Start a lab and wait until it is ready.
+
+    NAME is the name of the spec by default. Builds what is missing first, which takes several minutes.
+    """
     spec = load_spec(spec_name)
     name = parse_lab_name(name or spec.name)
     with show_progress() as timeline:
@@ -75,7 +81,7 @@ def up(name: str | None, *, spec_name: str, accel: str, as_json: bool) -> None:
 @click.argument("name", required=False)
 @json_option
 def status(name: str | None, *, as_json: bool) -> None:
-    """Show one lab, or all."""
+    """Show the lab NAME, or list all labs."""
     if name and as_json:
         print_json(_as_dict(labs.read_status(name)))
         return
@@ -97,10 +103,10 @@ def status(name: str | None, *, as_json: bool) -> None:
 @click.option("--stdin", "with_stdin", is_flag=True, help="Pass standard input to the command.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(name: str | None, *, timeout: float | None, with_stdin: bool, command: tuple[str, ...]) -> int:
-    """Run COMMAND in the lab host, as root.
+    """Run COMMAND on the lab host, as root.
 
-    Exits with the status of the command, or with 3 and a message if the lab is lost. A single argument is a line for the shell of
-    the lab host; several are the words of the command.
+    A single argument is passed to the shell as a line; several arguments are passed as words. Exits with the status of the
+    command, or with 3 if the lab is lost.
     """
     lab = labs.find_lab(_resolve_lab_name(name))
     line = command[0] if len(command) == 1 else shlex.join(command)
@@ -143,7 +149,7 @@ def console(*, name: str | None, lines: int, follow: bool) -> None:
 @lab.command()
 @click.argument("name", required=False, envvar="NOHYPE_LAB")
 @click.option("--timeout", type=Seconds(min=0), default=30, show_default=True, metavar="SECONDS",
-              help="Kill the lab after this long.")  # fmt: skip
+              help="Kill the lab if it has not stopped after this long.")  # fmt: skip
 def down(name: str | None, *, timeout: float) -> None:
     """Stop a lab and remove it, with all changes made in it."""
     name = name or _resolve_lab_name(None)
@@ -161,7 +167,7 @@ def build_ssh(lab: labs.Lab) -> list[str]:
 
 
 def _resolve_lab_name(name: str | None) -> str:
-    """The given name, or that of the only lab."""
+    """The given name, otherwise the name of the only lab."""
     if name:
         return parse_lab_name(name)
     names = [folder.name for folder in list_folders()]

@@ -1,4 +1,4 @@
-"""`nohype`, the command line: the commands, the options that choose a manager, and the exit status."""
+"""`nohype`: the commands, the options that select a manager, and the exit status."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from orchestrator.values import DEFAULT_SOCKET
 # Each command is in the module of its name.
 _COMMANDS = {
     "guest": "Create, list, show, start, stop and delete guests.",
-    "survey": "Show what the host has.",
-    "audit": "Measure all proofs on the live host.",
-    "events": "Show the event log.",
+    "survey": "Show cores, huge pages, NICs and IOMMU groups of the host.",
+    "audit": "Measure the isolation of the guests on the live host.",
+    "events": "Show the event log: what the manager decided, and why.",
     "quarantine": "List and clear quarantined guests.",
     "metrics": "Print metrics in Prometheus format.",
     "token": "Create bearer tokens for the manager's TLS port.",
@@ -29,8 +29,8 @@ _COMMANDS = {
     "lab": "Build and run the nested lab.",
     "demo": "Run the end-to-end demo in the nested lab.",
 }
+# Commands that do not contact a manager.
 LOCAL_COMMANDS = ("token", "config", "image", "lab", "demo")
-"""Commands that do not contact a manager."""
 
 _LAB_LOST = 3
 _INTERRUPTED = 130
@@ -83,7 +83,7 @@ _file = click.Path(path_type=Path)
 )  # fmt: skip
 @click.option(
     "--key", type=_file, envvar="NOHYPE_KEY", show_envvar=True,
-    help="PEM file with its private key.  [default: the file of --cert]",
+    help="PEM file with the private key of --cert.  [default: the file of --cert]",
 )  # fmt: skip
 @click.option(
     "--token-file", type=_file,
@@ -92,16 +92,16 @@ _file = click.Path(path_type=Path)
 @click.version_option(__version__)
 @click.pass_context
 def nohype(ctx: click.Context, /, **settings: object) -> None:
-    """NoHype: guests with their own cores, memory and NIC functions, and proofs of it.
+    """Run virtual machines (guests) with dedicated cores, memory and NIC functions, and measure their isolation.
 
-    `token`, `config`, `image`, `lab` and `demo` work without a manager. All other commands contact one: the manager of this host
-    on its Unix socket, or with --url a manager on the network, which requires a token or a client certificate. Options take
-    precedence over the environment.
+    Most commands contact the manager, the daemon `nohyped`: on this host by its Unix socket, or over the network with --url and
+    a token or a client certificate. `token`, `config`, `image`, `lab` and `demo` work without a manager. Options take
+    precedence over environment variables.
     """
     typed = [name for name in settings if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if typed and ctx.invoked_subcommand in LOCAL_COMMANDS:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
-        raise click.UsageError(f"{names}: not allowed, `nohype {ctx.invoked_subcommand}` does not contact a manager")
+        raise click.UsageError(f"{names}: not allowed, because `nohype {ctx.invoked_subcommand}` does not contact a manager")
 
 
 def main() -> NoReturn:

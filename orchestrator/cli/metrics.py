@@ -15,7 +15,7 @@ from orchestrator.client import Client
 def metrics(*, as_json: bool, client: Client) -> None:
     """Print metrics in Prometheus format.
 
-    The text that Prometheus itself reads from GET /v1/metrics. With --json a list of series and values.
+    This is the text that GET /v1/metrics returns to Prometheus. With --json it is a list of series and values.
     """
     text = client.metrics()
     if as_json:
@@ -25,6 +25,6 @@ def metrics(*, as_json: bool, client: Client) -> None:
 
 
 def _parse_metrics(text: str) -> list[dict[str, str]]:
-    """The samples: series (name and labels) and value. Values stay text, since they can be NaN or Inf."""
+    # Values stay text: they can be NaN or Inf.
     samples = [line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#")]
     return [{"series": series, "value": value} for series, _, value in samples]

@@ -8,11 +8,7 @@ _KEYS = ("uplink", "vf", "address")
 
 
 def parse_nic(text: str) -> dict[str, str]:
-    """`KEY=VALUE,...` as the fields of a NIC in a request. The manager checks the values.
-
-    Raises:
-        click.BadParameter: a key is unknown, given twice, or has no value.
-    """
+    """The fields of a NIC in a request. Raises click.BadParameter for wrong keys; the manager checks the values."""
     fields: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
@@ -28,6 +24,6 @@ def _parse_all(_context: click.Context, _option: click.Parameter, values: tuple[
 
 nic_option = click.option(
     "--nic", "nics", multiple=True, callback=_parse_all, metavar="[KEY=VALUE,...]",
-    help="A network interface: uplink=INTERFACE, vf=ADDRESS, address=ADDRESS/LENGTH, each optional (\'\' for none). Repeat it for"
-    " more interfaces. Replaces --address and --vf.",
+    help="Add a network interface, instead of --address and --vf. Keys: uplink=INTERFACE of the host, vf=PCI-ADDRESS of a virtual"
+    " function, address=IP/LENGTH in the guest. All are optional; '' adds an interface without any. Can be repeated.",
 )  # fmt: skip

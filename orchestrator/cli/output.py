@@ -1,4 +1,4 @@
-"""Output: JSON for programs, aligned columns for people."""
+"""Prints JSON for programs and aligned columns for people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Sequence[Sequence[object]]) -> None:
-    """Prints left-aligned columns; the first row is the heading."""
+    """The first row is the heading."""
     texts = [[printable(str(cell)).replace("\n", r"\n") for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in texts) for column in range(len(texts[0]))]
     for row in texts:
@@ -36,5 +36,5 @@ def print_table(rows: Sequence[Sequence[object]]) -> None:
 
 
 def format_size(size: int) -> str:
-    """A size in bytes with its unit: 256M."""
+    """Bytes as 256M."""
     return str(Size(size))

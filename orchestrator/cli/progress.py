@@ -44,8 +44,6 @@ def _live() -> Iterator[Callable[[Event], None]]:
     lock = threading.Lock()
 
     class Current:
-        """The running stage, rendered at each refresh."""
-
         def __rich__(self) -> Text:
             with lock:
                 if not running:

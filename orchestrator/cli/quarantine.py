@@ -43,7 +43,7 @@ def list_quarantined(*, as_json: bool, client: Client) -> None:
 def clear(name: str, *, force: bool, as_json: bool, client: Client) -> None:
     """Release the resources of the quarantined guest NAME.
 
-    The manager repeats the cleanup first, and refuses if it still cannot be verified. Operators only.
+    The manager repeats the cleanup first. If it cannot verify the cleanup, the guest stays in quarantine. Operators only.
     """
     client.clear_quarantine(name, force=force)
     if as_json:

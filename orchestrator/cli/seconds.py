@@ -1,4 +1,4 @@
-"""Seconds on the command line."""
+"""The option type for seconds."""
 
 from __future__ import annotations
 

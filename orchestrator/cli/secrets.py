@@ -1,4 +1,4 @@
-"""Files and pipes with a secret: their mode is checked, and pipes are read with a time limit."""
+"""Reads files and pipes with a secret: checks the mode of files, and limits the time for pipes."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from pathlib import Path
 
 from orchestrator.errors import RequestError
 
+# Seconds. The program at the other end of a pipe may have to ask its user for a passphrase.
 PIPE_TIMEOUT = 60.0
-"""Seconds for the program at the other end of a pipe, which may have to ask its user for a passphrase."""
 
 
 def check_secret(path: Path) -> None:
     """Checks the mode of a file with a secret, as ssh does with its keys (sshkey_perm_ok in OpenSSH's authfile.c).
 
-    Raises:
-        RequestError: the file does not exist; the caller owns it and other users have rights on it; every user can read it; or
-            other users can write it, and so replace the credentials. A group may read the file of another user: that user
-            decided so.
+    Raises RequestError if the caller owns the file and other users have any permission, or if every user can read it, or if other
+    users can write it. A file of another user may be readable by a group: that user has chosen so.
     """
     try:
         status = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from None
-    # The mode of a pipe from a password manager means nothing.
+    # The mode of a pipe from a password manager is not meaningful.
     if not stat.S_ISREG(status.st_mode):
         return
     wrong = status.st_mode & (stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH)
@@ -44,11 +42,7 @@ def check_secret(path: Path) -> None:
 
 
 def read_secret(path: Path, most: int) -> bytes:
-    """The first ``most`` bytes of a file, or of a pipe, which must be written within a minute.
-
-    Raises:
-        RequestError: as ``check_secret``; or it cannot be read, is neither file nor pipe, or nothing is written to the pipe.
-    """
+    """The first ``most`` bytes of a file or pipe. Raises RequestError, also if nothing is written to the pipe within 60 s."""
     check_secret(path)
     try:
         # Not blocking: to open a pipe for reading would wait until a program opens it for writing (fifo(7)).

@@ -1,4 +1,4 @@
-"""`nohype survey`: what the host has."""
+"""`nohype survey`: shows the resources of the host."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from orchestrator.client import Client
 @json_option
 @client_option
 def survey(*, as_json: bool, client: Client) -> None:
-    """Show what the host has.
+    """Show cores, huge pages, NICs and IOMMU groups of the host.
 
-    Cores with their NUMA nodes, huge pages, NIC functions and IOMMU groups, read now; and differences between the manager's
-    configuration and the host.
+    The manager reads them from the live host. The command also shows differences between the manager's configuration and the
+    host.
     """
     found = client.survey()
     if as_json:
@@ -44,7 +44,7 @@ def survey(*, as_json: bool, client: Client) -> None:
 
 
 def _find_unusable(found: Mapping[str, Any]) -> Iterator[str]:
-    """NIC functions and IOMMU groups that guests cannot get, one line each with the reason."""
+    """One line per NIC function or IOMMU group that guests cannot get, with the reason."""
     for pf in found["pfs"]:
         if pf["fault"]:
             yield f"PF {pf['address']}: {pf['fault']}"

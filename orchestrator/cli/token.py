@@ -1,4 +1,4 @@
-"""`nohype token`: creates bearer tokens. Works without a manager; stores nothing."""
+"""`nohype token`: creates bearer tokens. Stores nothing."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ def token() -> None:
 @click.argument("name")
 @click.option(
     "--role", type=click.Choice(["operator", "tenant", "viewer"]), required=True,
-    help="operator: everything; tenant: its own guests; viewer: read-only.",
+    help="operator: may do everything; tenant: creates and changes its own guests; viewer: may only read.",
 )  # fmt: skip
 @click.option("--tenant", metavar="NAME", help="Tenant of the token; required with --role tenant.")
 @json_option
 def new(name: str, *, role: str, tenant: str | None, as_json: bool) -> None:
-    """Create a token and print it once.
+    """Create a token, and print it once.
 
-    Its hash is for the manager's configuration; the token itself is stored nowhere. NAME appears in the configuration and in the
-    event log: 1 to 40 of a-z, 0-9 and inner hyphens.
+    Prints the token, which is stored nowhere, and its entry for the manager's configuration. NAME identifies the token in the
+    configuration and in the event log: 1 to 40 characters of a-z, 0-9 and inner hyphens.
     """
-    parse_guest_name(name)
-    if (role == "tenant") != bool(tenant):
-        raise RequestError("a tenant is required with role tenant, otherwise not allowed", "use --role tenant --tenant NAME")
+    _check_name(name, "token")
+    if role == "tenant" and not tenant:
+        raise RequestError("role tenant requires a tenant", "add --tenant NAME")
+    if role != "tenant" and tenant:
+        raise RequestError(f"role {role} does not belong to a tenant", "omit --tenant, or use --role tenant")
     if tenant:
-        parse_guest_name(tenant)
+        _check_name(tenant, "tenant")
     secret = _PREFIX + secrets.token_urlsafe(32)
     hashed = f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
     if as_json:
@@ -47,3 +49,10 @@ def new(name: str, *, role: str, tenant: str | None, as_json: bool) -> None:
     click.echo(f"Token (shown only once):\n\n    {secret}\n\nAdd to /etc/nohype/nohype.toml, then restart the manager:\n")
     lines = [f"[tokens.{name}]", f'hash = "{hashed}"', f'role = "{role}"', *([f'tenant = "{tenant}"'] if tenant else [])]
     click.echo("\n".join(f"    {line}" for line in lines))
+
+
+def _check_name(text: str, kind: str) -> None:
+    try:
+        parse_guest_name(text)
+    except RequestError as error:
+        raise RequestError(f"{text!r} is not a {kind} name", error.hint) from None

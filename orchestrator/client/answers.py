@@ -1,7 +1,4 @@
-"""Reads responses: bounded in length, and checked against the types of `shapes`.
-
-Any program may be listening at a mistyped address.
-"""
+"""Reads responses with a maximum length and checks them against the types of `shapes`: any program may listen at the address."""
 
 from __future__ import annotations
 
@@ -26,13 +23,9 @@ _NO_CONTENT = 204
 
 
 def read_answer(response: http.client.HTTPResponse, kind: Any) -> Any:
-    """The content of a successful response.
+    """The content of a successful response; ``kind`` is a type of `shapes`, or None for no content.
 
-    Args:
-        kind: its type, as in `shapes`; None for no content.
-
-    Raises:
-        OrchestratorError: the content is of another type.
+    Raises OrchestratorError if the content is of another type.
     """
     content = read_content(response)
     if kind is None:
@@ -44,11 +37,7 @@ def read_answer(response: http.client.HTTPResponse, kind: Any) -> Any:
 
 
 def read_problem(response: http.client.HTTPResponse) -> OrchestratorError:
-    """The error in a response.
-
-    Raises:
-        OrchestratorError: the content is not a problem document.
-    """
+    """The error in a response. Raises OrchestratorError if the content is not a problem document."""
     document = _parse(response, read_content(response), MEDIA_TYPE)
     if not isinstance(document, dict):
         raise _wrong(response)
@@ -56,11 +45,7 @@ def read_problem(response: http.client.HTTPResponse) -> OrchestratorError:
 
 
 def read_text(response: http.client.HTTPResponse) -> str:
-    """The content of a text response.
-
-    Raises:
-        OrchestratorError: it is not UTF-8, or has another content type.
-    """
+    """Raises OrchestratorError if the content is not text/plain in UTF-8."""
     content = read_content(response)
     with contextlib.suppress(UnicodeDecodeError):
         if response.headers.get_content_type() == "text/plain":
@@ -69,12 +54,7 @@ def read_text(response: http.client.HTTPResponse) -> str:
 
 
 def read_content(response: http.client.HTTPResponse) -> bytes:
-    """The whole content, whatever Content-Length says.
-
-    Raises:
-        OrchestratorError: it is longer than 64 MB.
-        http.client.IncompleteRead: the connection ended early.
-    """
+    """Raises OrchestratorError above 64 MB, and http.client.IncompleteRead if the connection ends early."""
     parts: list[bytes] = []
     size = 0
     while part := response.read(_PIECE):
@@ -89,20 +69,13 @@ def read_content(response: http.client.HTTPResponse) -> bytes:
 
 
 def check_stream(response: http.client.HTTPResponse) -> None:
-    """
-    Raises:
-        OrchestratorError: the content type is not that of a stream of events.
-    """
+    """Raises OrchestratorError for another content type than that of an event stream."""
     if response.headers.get_content_type() != "text/event-stream":
         raise _wrong(response)
 
 
 def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse) -> Iterator[shapes.Event]:
-    """The events of a stream; comments and other fields are ignored.
-
-    Raises:
-        OrchestratorError: the content is not a stream of events.
-    """
+    """Yields events; ignores comments and other fields. Raises OrchestratorError if the content is not an event stream."""
     data: list[str] = []
     size = 0
     while line := lines.readline(_MAX_LINE):
@@ -127,7 +100,7 @@ def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse) -> Iterator
 
 
 def has_shape(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a type of `shapes`. Unknown members and words are accepted: a newer manager can send them."""
+    """Whether a JSON value is of a type of `shapes`. Accepts unknown members and words: a newer manager can send them."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is list:
         return isinstance(value, list) and all(has_shape(item, arguments[0]) for item in value)
@@ -157,7 +130,7 @@ def _parse(response: http.client.HTTPResponse, content: bytes, media: str) -> An
 
 
 def _wrong(response: http.client.HTTPResponse) -> OrchestratorError:
-    # Without the reason phrase, which can contain control characters.
+    # The reason phrase is omitted: it can contain control characters.
     return OrchestratorError(f"unexpected response (HTTP {response.status}): not a NoHype manager", "check the address")
 
 

@@ -57,7 +57,7 @@ class Client:
         ca: PEM file with the CA of the manager's certificate; None for those of the system.
         certificate: PEM file with the client certificate (and, if ``key`` is None, its key).
         key: PEM file with the key of the client certificate, without a passphrase.
-        on_on_slow: called from another thread when a request that should be quick has had no response for 10 s.
+        on_slow: called from another thread when a request that normally takes less than 1 s has had no response for 10 s.
 
     Raises:
         RequestError: the address is not an https URL, the token has invalid characters, or a file cannot be used.
@@ -74,7 +74,7 @@ class Client:
         on_slow: Callable[[], object] | None = None,
     ) -> None:
         if token and not _TOKEN.fullmatch(token):
-            # Not shown: it may be almost right.
+            # Not shown: it may contain most of a valid token.
             raise RequestError("the token contains invalid characters", "use the word printed by `nohype token new`")
         self._where, self._token, self._on_slow = where, token, on_slow
         if isinstance(where, str):
@@ -85,18 +85,18 @@ class Client:
 
     def survey(self) -> shapes.Survey:
         """What the host has. Raises Forbidden for tenants."""
-        found: shapes.Survey = self._ask(shapes.Survey, "GET", "/v1/survey")
-        return found
+        survey: shapes.Survey = self._ask(shapes.Survey, "GET", "/v1/survey")
+        return survey
 
     def guests(self) -> list[shapes.Guest]:
         """All guests that the caller may see."""
-        found: list[shapes.Guest] = self._ask(list[shapes.Guest], "GET", "/v1/guests")
-        return found
+        guests: list[shapes.Guest] = self._ask(list[shapes.Guest], "GET", "/v1/guests")
+        return guests
 
     def guest(self, name: str) -> shapes.Guest:
-        """One guest. Raises NotFound if it does not exist or belongs to another tenant."""
-        found: shapes.Guest = self._ask(shapes.Guest, "GET", _path(name))
-        return found
+        """Raises NotFound if the guest does not exist or belongs to another tenant."""
+        guest: shapes.Guest = self._ask(shapes.Guest, "GET", _path(name))
+        return guest
 
     def plan(self, request: Mapping[str, object]) -> shapes.Guest:
         """What a guest would get; the fields are those of `GuestRequest`. Claims nothing.
@@ -104,20 +104,20 @@ class Client:
         Raises:
             RequestError: a field is invalid.
             NotFound: the image does not exist.
-            Conflict: the name is taken.
-            NoRoom, QuotaExceeded: ``reasons`` says why each candidate was refused.
+            Conflict: the name is in use.
+            NoRoom, QuotaExceeded: ``reasons`` lists why each candidate was refused.
         """
         planned: shapes.Guest = self._ask(shapes.Guest, "POST", "/v1/plans", request)
         return planned
 
     def create(self, request: Mapping[str, object], *, timeout: float = 600.0) -> shapes.Guest:
-        """Creates a guest; the fields are those of `GuestRequest`. Returns when it runs, before it has booted.
+        """Creates and starts a guest; the fields are those of `GuestRequest`. Returns when its vCPUs run, before it has booted.
 
         With an ``id`` the request can be repeated after a lost connection: the same id and fields create one guest.
 
         Raises:
-            RequestError, NotFound, Conflict, NoRoom, QuotaExceeded: as ``plan``.
-            HostError, HypervisorError, GuestError: it could not be started; everything was undone.
+            RequestError, NotFound, Conflict, NoRoom, QuotaExceeded: as ``plan`` does.
+            HostError, HypervisorError, GuestError: the guest could not be started; everything was undone.
         """
         made: shapes.Guest = self._ask(shapes.Guest, "POST", "/v1/guests", request, timeout)
         return made
@@ -126,91 +126,79 @@ class Client:
         """Starts a stopped guest.
 
         Args:
-            version: that the guest must have; None for any.
+            version: the version that the guest must have; None for any.
 
         Raises:
-            NotFound: as ``guest``.
-            Conflict: its state does not allow it.
-            Stale: it has another version.
-            HostError, HypervisorError, GuestError: it could not be started.
+            NotFound: as ``guest`` does.
+            Conflict: the guest's state does not allow it.
+            Stale: the guest has another version.
+            HostError, HypervisorError, GuestError: the guest could not be started.
         """
         return self._change(name, "start", version, timeout)
 
     def stop(self, name: str, timeout: float = 60.0, *, version: int | None = None) -> shapes.Guest:
-        """Shuts a guest down; after ``timeout`` seconds it is forced off. It keeps what it owns.
+        """Shuts a guest down; after ``timeout`` seconds it is forced off. It keeps its resources.
 
-        Raises:
-            NotFound, Conflict, Stale: as ``start``.
+        Raises NotFound, Conflict, Stale.
         """
         return self._change(name, "stop", version, timeout + _QUICK, {"timeout": timeout})
 
     def restart(self, name: str, timeout: float = 60.0, *, version: int | None = None) -> shapes.Guest:
-        """Stops a guest as ``stop`` does, and starts it again. Raises what those raise."""
+        """Like ``stop``, then ``start``; raises what they raise."""
         return self._change(name, "restart", version, timeout + _AUDIT, {"timeout": timeout})
 
     def kill(self, name: str, *, version: int | None = None) -> shapes.Guest:
-        """Forces a guest off. It keeps what it owns. Raises as ``stop`` does."""
+        """Forces a guest off. It keeps its resources. Raises NotFound, Conflict, Stale."""
         return self._change(name, "kill", version, _QUICK)
 
     def delete(self, name: str, *, version: int | None = None) -> None:
-        """Forces a guest off if it runs, and releases its resources. Raises as ``stop`` does."""
+        """Forces a guest off if it runs, and releases its resources. Raises NotFound, Conflict, Stale."""
         self._ask(None, "DELETE", _path(name), timeout=_QUICK, headers=_if_match(version))
 
     def wait_ready(self, name: str, timeout: float) -> str:
-        """Waits (seconds) for the guest to report ready; returns that line. Raises NotFound, GuestError."""
+        """Waits ``timeout`` seconds for the guest to report ready; returns the line. Raises NotFound, Conflict, GuestError."""
         query = urlencode({"timeout": timeout})
         return str(self._ask(shapes.Ready, "GET", f"{_path(name)}/ready?{query}", timeout=timeout + MARGIN_SECONDS)["line"])
 
     def send_command(self, name: str, line: str, timeout: float) -> str:
-        """Sends a line to the guest's console; returns the reply, for which it waits ``timeout`` seconds.
-
-        Raises:
-            NotFound, GuestError.
-        """
+        """Sends a line to the guest's console; waits ``timeout`` seconds for the reply. Raises NotFound, Conflict, GuestError."""
         body = {"line": line, "timeout": timeout}
         return str(self._ask(shapes.Answer, "POST", f"{_path(name)}/tell", body, timeout + MARGIN_SECONDS)["answer"])
 
     def quarantined(self) -> list[shapes.Quarantined]:
-        """The guests in quarantine. Raises Forbidden for tenants."""
-        found: list[shapes.Quarantined] = self._ask(list[shapes.Quarantined], "GET", "/v1/quarantine")
-        return found
+        """Raises Forbidden for tenants."""
+        guests: list[shapes.Quarantined] = self._ask(list[shapes.Quarantined], "GET", "/v1/quarantine")
+        return guests
 
     def clear_quarantine(self, name: str, *, force: bool = False) -> None:
-        """Releases the resources of a guest in quarantine if they can now be verified clean.
-
-        Args:
-            force: also if they cannot.
+        """Releases the resources of a guest in quarantine if they are verified clean now, with ``force`` in any case.
 
         Raises:
             Forbidden: the caller is not an operator.
-            NotFound: no such guest is in quarantine.
+            NotFound: the guest is not in quarantine.
             Conflict: verification failed.
         """
         self._ask(None, "DELETE", f"/v1/quarantine/{quote(name, safe='')}?{urlencode({'force': str(force).lower()})}")
 
     def audit(self, frames: int) -> list[shapes.Proof]:
-        """All proofs, measured now. Raises Forbidden for tenants.
+        """Measures all proofs. Sends test ``frames`` between guests for `vepa`; more than 0 requires the operator role.
 
-        Args:
-            frames: test frames to send between guests for `vepa`; more than 0 requires the operator role.
+        Raises Forbidden for tenants.
         """
         proofs: list[shapes.Proof] = self._ask(list[shapes.Proof], "GET", f"/v1/audit?frames={frames:d}", timeout=_AUDIT)
         return proofs
 
     def events(self, after: int | None = None, limit: int = 1000) -> list[shapes.Event]:
-        """Up to ``limit`` events with ids above ``after``, oldest first; None for the newest. Only those the caller may see."""
+        """Up to ``limit`` events with ids above ``after`` that the caller may see, oldest first; None for the newest events."""
         query = {"limit": limit} if after is None else {"limit": limit, "after": after}
         found: list[shapes.Event] = self._ask(list[shapes.Event], "GET", f"/v1/events?{urlencode(query)}")
         return found
 
     def follow(self, after: int | None = None) -> Iterator[shapes.Event]:
-        """Events as they happen, indefinitely. Reconnects after a lost connection, and retries while the manager is busy.
+        """Yields events as they happen, indefinitely; starts after the event id ``after`` (None: with the next event).
 
-        Args:
-            after: starts after this event id; None: with the next event.
-
-        Raises:
-            OrchestratorError: the first connection failed, or the manager refused.
+        Reconnects after a lost connection, and retries while the manager is busy. Raises OrchestratorError if the first
+        connection fails, or if the manager refuses the request.
         """
         if after is None:
             # Read first, so that no event is missed if the connection is lost before the first one.
@@ -247,7 +235,6 @@ class Client:
         self, kind: Any, method: str, target: str, body: object = None, timeout: float = _QUICK,
         headers: Mapping[str, str] | None = None,
     ) -> Any:  # fmt: skip
-        """The content of the response, of a type of `shapes`; None for no content."""
         with self._open(method, target, body, headers or {}, timeout) as response:
             return read_answer(response, kind)
 
@@ -255,7 +242,7 @@ class Client:
     def _open(
         self, method: str, target: str, body: object, headers: Mapping[str, str], timeout: float
     ) -> Iterator[http.client.HTTPResponse]:
-        """The response to a request, if successful; maps problem documents and connection errors."""
+        """Yields a successful response; raises problem documents and connection errors as OrchestratorErrors."""
         connection = self._connect(timeout)
         timer = threading.Timer(SLOW_SECONDS, self._on_slow) if self._on_slow and timeout == _QUICK else None
         fields = dict(headers)
@@ -290,11 +277,8 @@ class Client:
 def _exchange(
     connection: http.client.HTTPConnection, method: str, target: str, body: str | None, fields: Mapping[str, str]
 ) -> http.client.HTTPResponse:
-    """Sends a request, and returns the head of the response.
-
-    A server that refuses a request before all of it is read closes the connection: writing fails, but its response can still be
-    read. So can TLS's alert: since TLS 1.3 a client certificate is refused after the client's handshake.
-    """
+    # A server that refuses a request before it has read all of it closes the connection: writing fails, but its response can
+    # still be read. So can a TLS alert: since TLS 1.3 a client certificate is refused after the client's handshake.
     failed: OSError | None = None
     try:
         connection.request(method, target, body, dict(fields))

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents, and back."""
+"""Converts errors to RFC 9457 problem documents and back."""
 
 from __future__ import annotations
 
@@ -12,26 +12,22 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class WrongMethod(OrchestratorError):
-    """The path exists, but not with this method."""
-
     code = "method"
 
 
 class CrossSite(errors.Forbidden):
-    """A page of another site made a browser send the request, perhaps without its user's knowledge."""
+    """A page of another site made a browser send the request, possibly without its user's knowledge."""
 
     code = "cross-site"
 
 
 class WrongMedia(OrchestratorError):
-    """The Content-Type or Content-Encoding is not supported."""
+    """Unsupported Content-Type or Content-Encoding."""
 
     code = "media-type"
 
 
 class InternalError(OrchestratorError):
-    """An error in the manager itself; details are in its log."""
-
     code = "internal"
 
     def __init__(self) -> None:
@@ -65,8 +61,8 @@ STATUS_BY_CLASS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.HypervisorError: HTTPStatus.BAD_GATEWAY,
 }
 
+# HTTP status by problem code. A code never changes its meaning.
 STATUS: Mapping[str, HTTPStatus] = {kind.code: status for kind, status in STATUS_BY_CLASS.items()}
-"""HTTP status by problem code. A code never changes its meaning."""
 
 _CLASSES = {kind.code: kind for kind in STATUS_BY_CLASS}
 # What the constructors set, for errors that are created without them.
@@ -75,9 +71,7 @@ _ATTRIBUTES: Mapping[str, object] = {"reasons": (), "wait": 1.0, "errno": 0, "nu
 
 
 def build_problem(error: OrchestratorError) -> dict[str, object]:
-    """An error as a problem document.
-
-    ``code`` is stable; ``detail`` and ``hint`` are for people. "no-room" and "quota" have ``reasons``, one per candidate;
+    """``code`` is stable; ``detail`` and ``hint`` are for people. "no-room" and "quota" have ``reasons``, one per candidate;
     "too-many" has ``wait``, in seconds.
     """
     status = STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -92,14 +86,14 @@ def build_problem(error: OrchestratorError) -> dict[str, object]:
 
 
 def build_headers(error: OrchestratorError) -> dict[str, str]:
-    """The header fields that belong to an error (RFC 9110 11.6.1, 10.2.3)."""
+    """WWW-Authenticate or Retry-After (RFC 9110 11.6.1, 10.2.3)."""
     if isinstance(error, errors.Unauthorized):
         return {"WWW-Authenticate": 'Bearer realm="nohype"'}
     return {"Retry-After": str(max(1, round(error.wait + 0.5)))} if isinstance(error, errors.TooMany) else {}
 
 
 def parse_problem(document: Mapping[str, object]) -> OrchestratorError:
-    """The error of a problem document, of the same class as in the manager."""
+    """Returns an error of the same class as in the manager."""
     code = str(document.get("code", OrchestratorError.code))
     reasons, wait = document.get("reasons"), document.get("wait")
     kind = _CLASSES.get(code, OrchestratorError)

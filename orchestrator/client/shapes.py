@@ -78,7 +78,7 @@ class EdgeReading(TypedDict):
 
 
 class Traffic(TypedDict):
-    """Frames that one guest sent to another, as counted on the host."""
+    """Frames that one guest sent to another, counted on the host."""
 
     source: str
     target: str

@@ -1,4 +1,4 @@
-"""Connections to a manager, over a Unix socket or TLS, and their errors in words."""
+"""Connects to a manager over a Unix socket or TLS, and explains connection errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TAKES_LONG = "the request may still complete: check `nohype guest list` and `no
 
 
 class Unreachable(OrchestratorError):
-    """No connection to the manager, or it was lost."""
+    """The connection to the manager failed or was lost."""
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -45,7 +45,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class TlsConnection(http.client.HTTPConnection):
-    """HTTP over TLS; ``timeout`` is seconds per read and write, the TCP connection has a shorter one."""
+    """HTTP over TLS; ``timeout`` is seconds per read and write; the TCP connection must be established within 10 s."""
 
     default_port = _HTTPS
 
@@ -62,15 +62,11 @@ class TlsConnection(http.client.HTTPConnection):
 
 
 def parse_url(text: str) -> tuple[str, int]:
-    """Host and port of a manager's URL, ``https://host:8443``; the default port is 443.
-
-    Raises:
-        RequestError: the URL is invalid.
-    """
+    """Host and port of a manager's URL, ``https://host:8443``; the default port is 443. Raises RequestError."""
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
-        # As the resolver encodes it: finds labels that are too long or empty.
+        # The encoding of the resolver fails for labels that are too long or empty.
         if not _HOST.fullmatch((host or "").encode("idna")):
             host = None
     except ValueError:  # of the port, of brackets, of a name
@@ -86,11 +82,7 @@ def parse_url(text: str) -> tuple[str, int]:
 
 
 def build_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """The client's TLS context; PEM files as for ``Client``.
-
-    Raises:
-        RequestError: a file cannot be used, the key has a passphrase, or a key is given without a certificate.
-    """
+    """Raises RequestError if a file cannot be used, the key has a passphrase, or a key is given without a certificate."""
     if key and not certificate:
         raise RequestError(f"key {key} is given without a certificate", "give the certificate too")
     for file in filter(None, (ca, certificate, key)):
@@ -126,12 +118,7 @@ def is_alert(error: ssl.SSLError) -> bool:
 def map_connection_error(
     where: Path | str, error: OSError | http.client.HTTPException, *, connected: bool = False
 ) -> Unreachable:
-    """The error to raise for a request without a response.
-
-    Args:
-        where: the manager's socket or URL.
-        connected: whether the connection was established, TLS handshake included.
-    """
+    """The error of a request without a response; ``connected``: the TLS handshake was complete."""
     if isinstance(where, Path):
         return Unreachable(f"cannot reach the manager at {where}: {_reason(error)}", _hint_socket(error))
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -145,7 +132,7 @@ def _explain_certificate(where: str, error: ssl.SSLCertVerificationError) -> Unr
         hint = "use a host name that the certificate lists"
         return Unreachable(f"the certificate of {where} is for another name: {reason}", hint)
     if error.verify_code in _WRONG_TIME:
-        text = f"the certificate of {where} is expired or not yet valid: {reason}"
+        text = f"the certificate of {where} has expired or is not yet valid: {reason}"
         return Unreachable(text, "renew the certificate, or correct this machine's clock")
     hint = "give the CA of the manager's certificate with --ca FILE or NOHYPE_CA"
     return Unreachable(f"the certificate of {where} is not trusted (certificate verify failed): {reason}", hint)
@@ -156,7 +143,7 @@ def _hint_socket(error: Exception) -> str:
         return "run as root or as a member of group nohype; log in again after being added"
     if isinstance(error, TimeoutError):
         return _TAKES_LONG
-    return "check `systemctl status nohyped`; run as root or as a member of group nohype"
+    return "check that nohyped runs on this host (`systemctl status nohyped`); for a lab, run `nohype lab exec -- nohype ...`"
 
 
 def _hint_url(error: Exception, *, connected: bool) -> str:
@@ -188,12 +175,12 @@ def _reason(error: Exception) -> str:
 
 
 def _is_no_http(error: Exception) -> bool:
-    """Such an error's text comes from an unknown program, and can contain control characters."""
+    # The text of such an error comes from an unknown program, and can contain control characters.
     return isinstance(error, http.client.BadStatusLine) and not isinstance(error, http.client.RemoteDisconnected)
 
 
 def _check_file(file: Path) -> None:
-    """OpenSSL's errors do not name the file, and it would wait indefinitely on a pipe."""
+    # OpenSSL's errors do not name the file, and it would wait indefinitely on a pipe.
     try:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

@@ -328,7 +328,7 @@ def test_nohype_refuses_a_manager_with_an_untrusted_certificate(nohype: Program,
     assert "'localhost'" in said
     old = nohype.port.authority.issue("old", addresses=("127.0.0.1",), hours=-1)
     with answering(b"", context_of(old)) as number:
-        assert "is expired or not yet valid: certificate has expired" in nohype.bad(
+        assert "has expired or is not yet valid: certificate has expired" in nohype.bad(
             "--url", f"https://127.0.0.1:{number}", "--ca", nohype.ca
         )
 

@@ -103,7 +103,7 @@ def test_refusal_contains_the_seconds_to_wait() -> None:
         first.may_last(math.inf)
         second.may_last(math.inf)
         assert refused(Kind.WAIT)[0] == 3600
-        assert "none of them ends without the client" in refused(Kind.WAIT)[1]
+        assert "none of them ends before the client closes it" in refused(Kind.WAIT)[1]
         assert "close the connection of a waiting request" in refused(Kind.WAIT)[1]
         second.may_last(600)
         clock.now = 100

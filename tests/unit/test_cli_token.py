@@ -35,3 +35,16 @@ def test_two_tokens_differ_and_are_long() -> None:
 def test_role_and_tenant_belong_together(words: list[str]) -> None:
     result = CliRunner().invoke(nohype, ["token", "new", "ci", *words], standalone_mode=False)
     assert isinstance(result.exception, RequestError)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["CI", "--role", "viewer"], "'CI' is not a token name"),
+        (["ci", "--role", "tenant", "--tenant", "A_B"], "'A_B' is not a tenant"),
+    ],
+)
+def test_an_error_names_the_kind_of_the_wrong_name(words: list[str], message: str) -> None:
+    result = CliRunner().invoke(nohype, ["token", "new", *words], standalone_mode=False)
+    assert isinstance(result.exception, RequestError)
+    assert message in result.exception.message

@@ -1,4 +1,4 @@
-"""The event log: a part of it, or events as they happen."""
+"""Endpoints of the event log."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def stream_events(
 
 
 def show_events(events: Sequence[Event], caller: Identity, identities: IdentityMap) -> tuple[Event, ...]:
-    """Events as the caller may see them: a tenant reads the names of its own people, and "operator" for all others."""
+    """Replaces names that a tenant must not see: of callers outside the tenant it reads "operator"."""
     if caller.role is not Role.TENANT:
         return tuple(events)
     known = {MANAGER.name: True, caller.name: True}

@@ -1,4 +1,4 @@
-"""Guests: lists, plans and every change."""
+"""Endpoints of guests: lists, plans and changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator.model.request import GuestRequest
 from orchestrator.values import CpuSet
 
 _HOUR = 3600
-# Seconds that cleaning up after a guest and launching it take at most, in addition to its own (pages that return, NIC resets).
+# Seconds that cleanup (huge pages returned, NIC reset) and launch take at most, in addition to the guest's own timeout.
 _CLEANING, _STARTING = 30.0, 120.0
 
 Timeout = Annotated[float, Field(gt=0, le=_HOUR)]
@@ -136,7 +136,7 @@ async def restart(
 
 
 def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
-    """A guest as plain JSON types; sizes in bytes."""
+    """Sizes are in bytes."""
     plan, request = view.plan, view.request
     return {
         "name": plan.name, "state": view.state, "owner": view.owner, "version": view.version, "restarts": view.restarts,

@@ -1,4 +1,4 @@
-"""The host as a whole: version, survey, proofs, metrics; and the description of the interface itself."""
+"""Endpoints of the host: version, survey, proofs, metrics, OpenAPI document."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def read_metrics(backend: Served, caller: HostReader) -> Response:
 
 
 def show_survey(topology: Topology, findings: Sequence[object] = ()) -> dict[str, Any]:
-    """A survey as plain JSON types, without the kernel's command line: it may hold passwords."""
+    """Omits the kernel's command line: it may contain passwords."""
     plain: dict[str, Any] = to_plain(topology)
     del plain["cmdline"]
     return {**plain, "findings": to_plain(tuple(findings))}

@@ -1,4 +1,4 @@
-"""Guests in quarantine."""
+"""Endpoints of quarantined guests."""
 
 from __future__ import annotations
 
