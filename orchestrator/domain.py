@@ -12,8 +12,8 @@ from orchestrator.resources import cores, memory, nic
 from orchestrator.resources.xml import QEMU, element
 from orchestrator.values import CpuSet
 
-# What a q35 machine has by itself and a guest does not need, by QEMU's own switches (`qemu-system-x86_64 -M q35,help`).
-# libvirt has a word for the first alone, and that since 10.7 only.
+# Default devices of a q35 machine that guests do not need, by QEMU's switches (`qemu-system-x86_64 -M q35,help`).
+# libvirt has an element only for the first, and only since 10.7.
 _ABSENT = (
     "i8042",  # PS/2 keyboard and mouse, and with their controller port 92, vmport and vmmouse
     "sata",  # the AHCI controller
@@ -76,7 +76,7 @@ def _features() -> etree._Element:
         element("pmu", state="off"),
         # The guest needs no paravirtual spinlocks: its vCPUs are never descheduled.
         element("kvm", element("hint-dedicated", state="on")),
-        # Firmware that runs beside the guest's kernel, in system management mode: nothing needs it.
+        # System management mode: no firmware of the guest needs it.
         element("smm", state="off"),
     )
 
@@ -89,13 +89,13 @@ def _cpu(plan: Plan) -> etree._Element:
         *(element("feature", policy="require", name=name) for name in ("x2apic", *plan.cpu_features)),
         mode="host-passthrough",
         check="none",
-        # A guest with a passed-through device can't migrate anyway; so it may have an invariant TSC, where the host has one.
+        # A guest with a passed-through device cannot migrate anyway, so it can have the host's invariant TSC.
         migratable="off",
     )
 
 
 def _clock() -> etree._Element:
-    # kvmclock: without it a guest falls back to the ACPI timer, whose every reading is an exit (measured: four times the exits).
+    # kvmclock: without it a guest falls back to the ACPI timer, each read of which is a VM exit (measured: four times the exits).
     return element(
         "clock",
         element("timer", name="kvmclock", present="yes"),
