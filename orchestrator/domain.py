@@ -1,4 +1,4 @@
-"""Plan → libvirt domain XML (https://libvirt.org/formatdomain.html). Pure: no libvirt, no host."""
+"""Plan → libvirt domain XML (https://libvirt.org/formatdomain.html). Pure."""
 
 from __future__ import annotations
 
@@ -28,14 +28,11 @@ _ABSENT_PROPERTIES = (
 
 
 def build_domain(plan: Plan, image: Image, housekeeping: CpuSet, *, log: Path) -> str:
-    """The XML that starts the guest.
+    """XML for virDomainCreateXML, which keeps nothing of the guest after its end.
 
     Args:
         housekeeping: CPUs for QEMU's threads that are not vCPUs; all must be online.
-        log: file that gets all that the guest prints on its serial console.
-
-    Returns:
-        XML for virDomainCreateXML: the guest is gone from libvirt when it ends.
+        log: file for the output of the guest's serial console.
     """
     domain = element(
         "domain",
@@ -82,7 +79,7 @@ def _features() -> etree._Element:
 
 
 def _cpu(plan: Plan) -> etree._Element:
-    """The guest sees its cores and their SMT threads as they are: a scheduler that does not know siblings slows them down."""
+    """The guest sees its cores and their SMT threads: a scheduler that does not know the siblings slows them down."""
     return element(
         "cpu",
         element("topology", sockets="1", dies="1", cores=str(len(plan.cores)), threads=str(len(plan.cores[0]))),
@@ -116,7 +113,7 @@ def _devices(plan: Plan, log: Path) -> etree._Element:
 
 
 def _machine_options() -> etree._Element:
-    """A second -machine adds to the one that libvirt writes."""
+    """A second -machine extends the one that libvirt writes."""
     words = ["-machine", ",".join(f"{device}=off" for device in _ABSENT)]
     for name in _ABSENT_PROPERTIES:
         words += ["-global", f"{name}=off"]
