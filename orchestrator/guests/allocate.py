@@ -65,7 +65,7 @@ class Allocator:
 
     Args:
         shared: lock that is held while resources of all guests change.
-        launched: guests whose QEMU has all its pages; other threads change it.
+        launched: guests whose QEMU has all its pages; changes in other threads.
         warnings: receives the last choices of claims.
 
     Attributes:

@@ -37,7 +37,7 @@ class Question:
         return self._descriptor is not None
 
     def type(self) -> None:
-        """Types the line, unless its client has gone. The pty stays open until the reply: QEMU does not read a closed one."""
+        """Types the line, unless its client has gone. The pty stays open until the reply: QEMU does not read a closed pty."""
         if self.future.done():
             return
         try:
@@ -91,7 +91,7 @@ class Question:
     def _keep(self, data: bytes) -> None:
         self._output += data
         if len(self._output) > ANSWER_BYTES:
-            # From the start of a line, if there is one.
+            # Starts at a line, if the part has a line break.
             start = self._output.find(b"\n", -ANSWER_BYTES) + 1
             start = start if 0 < start < len(self._output) else len(self._output) - ANSWER_BYTES
             self._omitted += start

@@ -50,7 +50,7 @@ class Reconciler:
         claims = self._ledger.read().claims
         # One call for all guests. A guest that differs is locked and read again.
         running = self._hypervisor.running_uuids() if claims else frozenset()
-        # Acted on when seen twice: an end whose report is under way states its cause.
+        # An end is handled when seen twice: libvirt's event, which has the cause, may still arrive.
         seen_before = self._seen_not_running
         self._seen_not_running = {claim.plan.uuid for claim in claims if claim.state == GuestState.RUNNING} - running
         self._unconfined &= {claim.plan.uuid for claim in claims}
