@@ -12,8 +12,8 @@ import libvirt_qemu
 import pytest
 
 from orchestrator.errors import HypervisorError, NotFound
-from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
 from orchestrator.hypervisor import connection as hypervisor_module
+from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
 
 OLD, NEW, OTHER = (UUID(int=number) for number in (1, 2, 3))
 LOG = "<log file='/var/log/nohype/guests/web.log' append='off'/>"
