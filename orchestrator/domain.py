@@ -1,4 +1,4 @@
-"""Plan → libvirt domain XML (https://libvirt.org/formatdomain.html). Pure: no libvirt, no host."""
+"""Plan → libvirt domain XML (https://libvirt.org/formatdomain.html). Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from orchestrator.resources import cores, memory, nic
 from orchestrator.resources.xml import QEMU, element
 from orchestrator.values import CpuSet
 
-# What a q35 machine has by itself and a guest does not need, by QEMU's own switches (`qemu-system-x86_64 -M q35,help`).
-# libvirt has a word for the first alone, and that since 10.7 only.
+# Default devices of a q35 machine that guests do not need, by QEMU's switches (`qemu-system-x86_64 -M q35,help`).
+# libvirt has an element only for the first, and only since 10.7.
 _ABSENT = (
     "i8042",  # PS/2 keyboard and mouse, and with their controller port 92, vmport and vmmouse
     "sata",  # the AHCI controller
@@ -28,14 +28,11 @@ _ABSENT_PROPERTIES = (
 
 
 def build_domain(plan: Plan, image: Image, housekeeping: CpuSet, *, log: Path) -> str:
-    """The XML that starts the guest.
+    """XML for virDomainCreateXML, which keeps nothing of the guest after its end.
 
     Args:
         housekeeping: CPUs for QEMU's threads that are not vCPUs; all must be online.
-        log: file that gets all that the guest prints on its serial console.
-
-    Returns:
-        XML for virDomainCreateXML: the guest is gone from libvirt when it ends.
+        log: file for the output of the guest's serial console.
     """
     domain = element(
         "domain",
@@ -76,26 +73,26 @@ def _features() -> etree._Element:
         element("pmu", state="off"),
         # The guest needs no paravirtual spinlocks: its vCPUs are never descheduled.
         element("kvm", element("hint-dedicated", state="on")),
-        # Firmware that runs beside the guest's kernel, in system management mode: nothing needs it.
+        # System management mode: no firmware of the guest needs it.
         element("smm", state="off"),
     )
 
 
 def _cpu(plan: Plan) -> etree._Element:
-    """The guest sees its cores and their SMT threads as they are: a scheduler that does not know siblings slows them down."""
+    """The guest sees its cores and their SMT threads: a scheduler that does not know the siblings slows them down."""
     return element(
         "cpu",
         element("topology", sockets="1", dies="1", cores=str(len(plan.cores)), threads=str(len(plan.cores[0]))),
         *(element("feature", policy="require", name=name) for name in ("x2apic", *plan.cpu_features)),
         mode="host-passthrough",
         check="none",
-        # A guest with a passed-through device can't migrate anyway; so it may have an invariant TSC, where the host has one.
+        # A guest with a passed-through device cannot migrate anyway, so it can have the host's invariant TSC.
         migratable="off",
     )
 
 
 def _clock() -> etree._Element:
-    # kvmclock: without it a guest falls back to the ACPI timer, whose every reading is an exit (measured: four times the exits).
+    # kvmclock: without it a guest falls back to the ACPI timer, each read of which is a VM exit (measured: four times the exits).
     return element(
         "clock",
         element("timer", name="kvmclock", present="yes"),
@@ -116,7 +113,7 @@ def _devices(plan: Plan, log: Path) -> etree._Element:
 
 
 def _machine_options() -> etree._Element:
-    """A second -machine adds to the one that libvirt writes."""
+    """A second -machine extends the one that libvirt writes."""
     words = ["-machine", ",".join(f"{device}=off" for device in _ABSENT)]
     for name in _ABSENT_PROPERTIES:
         words += ["-global", f"{name}=off"]

@@ -1,4 +1,4 @@
-"""Locks: on a file between processes, one per name and one with a time limit between threads."""
+"""Locks: on a file, per name, and with a time limit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from orchestrator.errors import OrchestratorError
 def lock_file(path: Path, *, mode: int = 0o600, create: bool = True, wait: bool = False) -> int:
     """Opens the file and locks it (flock(2)). Closing the last copy of the returned descriptor releases the lock.
 
-    Raises:
-        BlockingIOError: another process holds the lock (never with ``wait``).
-        OSError: the file cannot be opened or, without ``create``, does not exist.
+    Raises BlockingIOError if another process holds the lock (never with ``wait``), OSError if the file cannot be opened.
     """
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
     while True:
@@ -43,7 +41,7 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 
 class NamedLocks:
-    """One re-entrant lock per name, while a thread holds it or waits for it."""
+    """One re-entrant lock per name, which exists while a thread holds it or waits for it."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -56,7 +54,7 @@ class NamedLocks:
 
     @contextmanager
     def try_acquire(self, name: str) -> Iterator[bool]:
-        """As a call, without waiting; yields whether the lock is held."""
+        """Does not wait; yields whether the lock is held."""
         with self._using(name) as lock:
             held = lock.acquire(blocking=False)
             try:
@@ -81,7 +79,7 @@ class NamedLocks:
 
 
 class WatchedLock:
-    """A re-entrant lock that knows how long it has been held."""
+    """A re-entrant lock that records how long it has been held."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -102,7 +100,7 @@ class WatchedLock:
 
     @contextmanager
     def try_acquire(self) -> Iterator[bool]:
-        """As a ``with`` on the lock, without waiting; yields whether it is held."""
+        """Does not wait; yields whether the lock is held."""
         held = self.acquire(blocking=False)
         try:
             yield held

@@ -70,7 +70,7 @@ class CpuSet:
         return len(self.ids)
 
     def meets(self, other: CpuSet) -> bool:
-        """Whether the intersection is not empty."""
+        """The sets have a common CPU."""
         return not self.ids.isdisjoint(other.ids)
 
     def __contains__(self, cpu: object) -> bool:

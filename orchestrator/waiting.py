@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 def wait_until(read: Callable[[], Value], accept: Callable[[Value], object] = bool, *, timeout: float, interval: float) -> Value:
-    """Calls ``read``, at least once, until its value is accepted or the time is over. Returns the last value in both cases."""
+    """Calls ``read``, at least once, until ``accept`` accepts its value or ``timeout`` seconds passed. Returns the last value."""
     deadline = time.monotonic() + timeout
     while not accept(value := read()) and time.monotonic() < deadline:
         time.sleep(interval)

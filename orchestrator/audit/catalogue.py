@@ -1,4 +1,4 @@
-"""The proofs: one row per proof, in the order of the report. A proof whose facts cannot be read is `not measured`."""
+"""The proofs, one row each, in the order of the report. A proof whose facts cannot be read is `not measured`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from orchestrator.model.proof import Measurement, Proof, Verdict, not_measured
 _log = logging.getLogger(__name__)
 
 HOST = "host"
-"""Subject of a proof about the whole host."""
+"""Subject of proofs about the host."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A proof as docs/promises.md lists it."""
+    """A proof of docs/promises.md."""
 
     name: str
     unit: str  # of the figure
@@ -54,8 +54,6 @@ class Row:
 
 @dataclass(frozen=True)
 class HostRow(Row):
-    """A proof about the host."""
-
     measure: Callable[[Facts], Measurement]
     all_threads: bool = False  # a pass requires that every thread of the host could be read
 
@@ -66,7 +64,7 @@ class HostRow(Row):
 
 @dataclass(frozen=True)
 class GuestRow(Row):
-    """A proof about each guest; ``all_threads`` as of ``HostRow``."""
+    """``all_threads`` as of ``HostRow``."""
 
     scope: ClassVar[str] = "guest"
     measure: Callable[[Facts, RunningGuest], Measurement]
@@ -79,7 +77,7 @@ class GuestRow(Row):
 
 @dataclass(frozen=True)
 class ComparisonRow(Row):
-    """A proof about the host that needs a survey from before its first guest, which a running manager does not have."""
+    """Needs a survey from before the host's first guest, which a running manager does not have."""
 
     measure: Callable[[Surveys], Measurement]
 
@@ -146,11 +144,11 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
     ),
     HOST_RESTORED,
 )
-"""All proofs. `nohype audit` measures all but ``ComparisonRow``, which `nohype demo` measures."""
+"""`nohype audit` measures all proofs except ``ComparisonRow``, which `nohype demo` measures."""
 
 
 def _with_all_threads(measure: Callable[[], Measurement], facts: Facts) -> Measurement:
-    """The measurement, which does not pass if a thread could not be read: it may run anywhere. A failure stays one."""
+    """A pass becomes `not measured` if a thread could not be read: it may run anywhere."""
     result, errors = measure(), facts.unread_threads()
     if not errors or result.verdict is not Verdict.PASS:
         return result

@@ -40,12 +40,11 @@ def prove_core_exclusive(
     last_runs: Mapping[int, float | None],
     irqs: tuple[Irq, ...] = (),
 ) -> Measurement:
-    """Only the guest's vCPUs run on its cores, each on its own CPU.
+    """Only the guest's vCPUs run on its cores, each on its own CPU. ``threads`` and ``irqs`` are all of the host.
 
     Args:
-        threads: every thread of the host.
         last_runs: for ``find_ambiguous_threads``: thread id → latest second after boot at which it can have run.
-        irqs: every interrupt of the host. An interrupt that may be sent to the guest's cores limits the proof.
+        irqs: an interrupt that may be sent to the guest's cores limits the proof.
     """
     cores = read_guest_cpus(guest, topology)
     vcpus = {vcpu.tid for vcpu in guest.vcpus}
@@ -77,9 +76,7 @@ def prove_core_smt(
 ) -> Measurement:
     """No SMT sibling of a guest core belongs to another guest or to housekeeping.
 
-    Args:
-        guests: all guests of the host.
-        threads: every thread of the host; the affinities of the other guests' threads decide, not their pinning in libvirt.
+    ``guests`` and ``threads`` are all of the host. The threads' affinities decide, not their pinning in libvirt.
     """
     findings = []
     own = read_guest_cpus(guest, topology)
@@ -117,7 +114,7 @@ def prove_manager_core(
     """The manager, libvirt and all non-vCPU threads of QEMU run only on housekeeping CPUs.
 
     Args:
-        managers: process ids by name of their service; the first service is the manager itself, which must run.
+        managers: process ids by service; the first service is the manager itself, which must run.
         last_runs: as for ``prove_core_exclusive``.
     """
     findings = []
@@ -177,7 +174,7 @@ def _check_vcpus(guest: RunningGuest, threads: Mapping[int, Thread]) -> list[str
 def _check_other_thread(
     thread: Thread, guest: RunningGuest, cores: CpuSet, since: float, last_run: float | None, notes: defaultdict[str, list[str]]
 ) -> str | None:
-    """The finding about a thread that is not a vCPU of the guest, if any; permitted threads are added to the notes."""
+    """For a thread that is not a vCPU of the guest; adds permitted threads to the notes."""
     may_run, ran = thread.allowed.meets(cores), thread.last_cpu in cores
     if may_run and thread.kernel and thread.pinned_by_kernel and len(thread.allowed) == 1:
         notes["per-CPU kernel threads, unmovable"].append(thread.name)
@@ -219,13 +216,13 @@ def _is_rescuer(thread: Thread) -> bool:
 
 
 def _is_helper(thread: Thread, guest: RunningGuest) -> bool:
-    """Whether a non-vCPU thread works for a guest: in QEMU's process, or a kernel thread named after it."""
+    """A non-vCPU thread of QEMU's process, or a kernel thread named after it."""
     if thread.pid == guest.pid:
         return thread.tid not in {vcpu.tid for vcpu in guest.vcpus}
     return thread.kernel and thread.name in (f"kvm-pit/{guest.pid}", f"vhost-{guest.pid}")
 
 
 def _tally(names: list[str]) -> str:
-    """``cpuhp 2, kworker 4``: kernel threads by what comes before the CPU number."""
+    """``cpuhp 2, kworker 4``: counts kernel threads by the name before the CPU number."""
     kinds = Counter(name.split("/")[0].split(":")[0] if name[:1].islower() else name for name in names)
     return ", ".join(f"{kind} {count}" if count > 1 else kind for kind, count in sorted(kinds.items())) or "none"

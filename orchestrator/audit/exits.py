@@ -7,11 +7,7 @@ from orchestrator.model.proof import Measurement, Verdict, not_measured
 
 
 def prove_exits(before: ExitSample, after: ExitSample, policy: ExitPolicy) -> Measurement:
-    """The figure is the rate of the busiest vCPU.
-
-    Args:
-        before, after: samples some seconds apart, without a command to the guest in between.
-    """
+    """The figure is the rate of the busiest vCPU. No commands were sent to the guest between the samples."""
     try:
         rates = measure_rates(before, after)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the proofs need to know of the live host. A fact is read once, when the first proof needs it."""
+"""Facts of the live host for the proofs. Each fact is read once, when the first proof needs it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
 from orchestrator.values import CpuSet, PciAddress
 
-# The manager first; then libvirt's daemons, monolithic and modular (libvirt.org/daemons.html), of which not all run.
+# The manager, then libvirt's daemons, monolithic and modular (libvirt.org/daemons.html); not all of them run.
 _SERVICES = ("nohyped.service", "libvirtd.service", "virtqemud.service", "virtlogd.service", "virtlockd.service")
 # QEMU hw/i386/pc_q35.c, pc_q35_init(): q35 splits larger RAM around the hole for devices below 4 GiB. (On AMD, with some 1 TiB or
 # more, the upper part starts higher still; a real host address is then compared with a wrong guest address.)
@@ -45,24 +45,24 @@ _SAMPLES = 512
 _Value = TypeVar("_Value")
 
 SendCommand = Callable[[str, str, float, UUID], str]
-"""Sends a line to the console of the guest of this name and id, and returns the reply: name, line, seconds to wait, id."""
+"""(guest name, line, timeout in seconds, guest id) → the reply to the line on the guest's console."""
 
 
 class Hypervisor(Protocol):
-    """What the audit reads from libvirt."""
+    """The part of libvirt that the audit reads."""
 
     def read_guests(self) -> tuple[tuple[RunningGuest, ...], Mapping[str, str]]:
-        """The running guests, and by name why others cannot be described."""
+        """The running guests, and by name why others cannot be read."""
         ...
 
     def read_exits(self, uuid: UUID) -> tuple[Mapping[str, int], ...]:
-        """KVM's counters of a guest, one mapping per vCPU."""
+        """KVM's counters per vCPU."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """The live host, and the settings that it is compared with."""
+    """The live host, and the settings to which it is compared."""
 
     host: HostRoot
     hypervisor: Hypervisor
@@ -75,7 +75,7 @@ class Source:
 
 
 class Lazy(Generic[_Value]):
-    """A value that is read at the first call: each call returns the same value or raises the same error."""
+    """Reads a value at the first call; each call returns the same value or raises the same error."""
 
     def __init__(self, read: Callable[[], _Value]) -> None:
         self._read, self._is_read = read, False
@@ -88,7 +88,7 @@ class Lazy(Generic[_Value]):
         return self._value
 
     def read(self) -> None:
-        """Reads the value now; an error is raised only by a call."""
+        """Reads the value now; only a call raises its error."""
         if self._is_read:
             return
         self._is_read = True
@@ -99,13 +99,9 @@ class Lazy(Generic[_Value]):
 
 
 class Facts:
-    """The facts of one audit.
+    """The facts of one audit. ``frames``: number to send from guest to guest; 0 for none.
 
-    Args:
-        frames: how many frames to send from guest to guest; 0 for none.
-
-    Raises:
-        OrchestratorError: the host cannot be surveyed, or libvirt does not respond: then no proof can be measured.
+    Raises OrchestratorError if the host cannot be surveyed, or libvirt does not respond: then no proof can be measured.
     """
 
     def __init__(self, source: Source, frames: int) -> None:
@@ -142,14 +138,14 @@ class Facts:
                 traffic = _send_frames(source, self.guests, frames)
             except OrchestratorError as error:
                 gaps = (error.message,)
-        # After the traffic: a PF that was reset in the meantime shows.
+        # Read after the traffic: this detects a PF reset in the meantime.
         return VepaReadings(read_edges(source.host, self.guests, self.topology), traffic, gaps)
 
 
 def read_last_runs(
     host: HostRoot, guests: tuple[RunningGuest, ...], threads: tuple[Thread, ...], topology: Topology
 ) -> dict[int, float | None]:
-    """By thread id: when ``find_ambiguous_threads`` last ran."""
+    """For ``find_ambiguous_threads``, by thread id."""
     return {thread.tid: read_last_run(host, thread) for thread in find_ambiguous_threads(guests, threads, topology)}
 
 
@@ -184,13 +180,9 @@ def read_devices(host: HostRoot, guest: RunningGuest) -> tuple[DeviceState, ...]
 
 
 def read_translation(host: HostRoot, guest: RunningGuest, maps: Maps) -> Translation | None:
-    """Reads the host addresses of sampled guest pages, spread evenly.
+    """Samples guest pages evenly. Raises HostError if the kernel does not show page frames.
 
-    Returns:
-        None unless the memory is one file of huge pages, as the manager launches guests: other guest addresses are unknown.
-
-    Raises:
-        HostError: the kernel does not show page frames.
+    None unless the memory is one file of huge pages, as the manager launches guests: other guest addresses are unknown.
     """
     pool = [mapping for mapping in maps.mappings if mapping.huge]
     if not pool or len({mapping.path for mapping in pool}) != 1 or sum(m.end - m.start for m in pool) != guest.memory.bytes:
@@ -208,7 +200,7 @@ def read_translation(host: HostRoot, guest: RunningGuest, maps: Maps) -> Transla
 
 
 def read_edges(host: HostRoot, guests: Iterable[RunningGuest], topology: Topology) -> tuple[EdgeReading, ...]:
-    """The edge mode of each PF of which a guest has a VF; the reading of a device that cannot be read has the error."""
+    """The edge mode of each PF of which a guest has a VF. An error becomes the text of the reading."""
     used = {address for guest in guests for address in guest.hostdevs}
     edges = []
     for pf in topology.pfs:

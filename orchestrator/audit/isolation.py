@@ -14,7 +14,7 @@ from orchestrator.model.proof import Measurement, count_findings, not_measured
 
 @dataclass(frozen=True)
 class Allowance:
-    """How many devices of a model a guest may have, and why."""
+    """Number of devices of a model that a guest may have."""
 
     count: int
     reason: str
@@ -31,15 +31,11 @@ ALLOWED_DEVICES: Mapping[str, Allowance] = {
     "mc146818rtc": Allowance(1, "the time of day, read once while the guest boots; QEMU has no option to omit it"),
     "i8257": Allowance(2, "legacy DMA controllers, which Linux does not use; QEMU has no option to omit them"),
 }
-"""By QEMU's name of the device model. A model that is not listed is a finding; ``vfio-pci`` is the guest's own hardware."""
+"""By QEMU's name of the device model. Other models are findings, except ``vfio-pci``: the guest's own hardware."""
 
 
 def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> Measurement:
-    """Besides listed devices, QEMU has exactly the passed-through ones.
-
-    Args:
-        threads: every thread of the host.
-    """
+    """QEMU has only listed devices and the passed-through ones. ``threads`` are all of the host."""
     if not guest.devices:
         return not_measured("QEMU's device tree is empty (HMP `info qtree`)")
     counts = Counter(guest.devices)

@@ -20,19 +20,14 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class _Finding:
-    """A violation, and how many bytes of memory it concerns."""
+    """``size`` is in bytes."""
 
     size: int
     text: str
 
 
 def prove_memory_static(guest: RunningGuest, maps: Maps, topology: Topology, ksm_run: str | None) -> Measurement:
-    """The figure is in kB.
-
-    Args:
-        maps: memory of the guest's QEMU process.
-        ksm_run: /sys/kernel/mm/ksm/run, None without KSM.
-    """
+    """The figure is in kB. ``ksm_run`` is None without KSM."""
     pool = [mapping for mapping in maps.mappings if mapping.huge]
     huge = sum(mapping.huge for mapping in pool)
     rest = [mapping for mapping in maps.mappings if not mapping.huge]
@@ -56,12 +51,7 @@ def prove_memory_static(guest: RunningGuest, maps: Maps, topology: Topology, ksm
 
 
 def prove_pool_accounting(pools: tuple[PagePool, ...], maps: MappingType[str, Maps]) -> Measurement:
-    """The pool pages in use are exactly those of guests; the figure is in pages.
-
-    Args:
-        pools: the pools as the kernel counts them.
-        maps: memory of each guest's QEMU process, by guest name.
-    """
+    """The pool pages in use are exactly the guests' pages; the figure is in pages. ``maps`` are of QEMU, by guest name."""
     if not pools:
         return not_measured("the host has no huge page pool")
     mapped: Counter[tuple[int, int]] = Counter()

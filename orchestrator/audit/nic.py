@@ -19,7 +19,7 @@ _IDENTITY = "identity"
 
 @dataclass(frozen=True)
 class DeviceState:
-    """A passed-through PCI function, as the host's kernel shows it."""
+    """A passed-through PCI function, as the host's kernel reports it."""
 
     address: PciAddress
     driver: str | None
@@ -51,7 +51,6 @@ def prove_device_isolated(
     Args:
         translation: None if the guest addresses of the pages are not known.
         unsafe_interrupts: vfio_iommu_type1.allow_unsafe_interrupts, None if the module is not loaded.
-        cmdline: the kernel's command line.
     """
     if not devices:
         return not_measured("no device is passed through to this guest")

@@ -12,19 +12,10 @@ from orchestrator.model.proof import Proof, Verdict
 
 @dataclass(frozen=True)
 class Auditor:
-    """Measures the proofs of a host."""
-
     source: Source
 
     def run(self, frames: int = 0) -> tuple[Proof, ...]:
-        """Takes ``window`` seconds at least, and changes nothing on the host.
-
-        Args:
-            frames: how many frames to send from guest to guest for ``vepa``; 0 for none.
-
-        Raises:
-            OrchestratorError: the host cannot be surveyed, or libvirt does not respond: then no proof can be measured.
-        """
+        """Takes at least ``window`` seconds, and changes nothing on the host. ``frames`` and errors as of ``Facts``."""
         facts = Facts(self.source, frames)
         proofs: list[Proof] = []
         # A guest that libvirt cannot describe is reported once, not by every proof.

@@ -11,7 +11,7 @@ from orchestrator.model.proof import Measurement, count_findings
 
 @dataclass(frozen=True)
 class Surveys:
-    """Two surveys of one host as JSON values: before its first guest, and after its last."""
+    """Surveys of one host as JSON values: before its first guest, and after its last."""
 
     before: Mapping[str, Any]
     after: Mapping[str, Any]

@@ -1,6 +1,6 @@
-"""vepa: frames between guests leave the host and come back, each once.
+"""vepa: frames between guests leave the host and return, each once.
 
-The manager measures the host's half. An observer counts the frames at the port of the external switch and completes the proof.
+The manager measures the host's half. The external switch counts the frames at its port and completes the proof.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from orchestrator.model.proof import Measurement, Proof, Verdict, not_measured
 from orchestrator.model.uplink import Traffic, VepaReadings
 
 SIZE = 248
-"""Bytes of ICMP data in a counted frame. No ping program uses this size by default, so the warm-up is not counted."""
+"""Bytes of ICMP data in a counted frame. No ping program has this default, so the warm-up is not counted."""
 
 AskGuest = Callable[[str, str, float], str]
-"""Sends a line (second) to a guest's console (first), and returns the reply, received within the third, seconds."""
+"""(guest name, line, timeout in seconds) → the reply to the line on the guest's console."""
 
 _ADDRESS = re.compile(r"(?:^|\s)nohype\.address=([0-9.]+)/\d+(?:\s|$)", re.ASCII)
 _COUNT = re.compile(r"\b(sent|received|duplicates)=(\d+)", re.ASCII)
@@ -42,8 +42,7 @@ class SwitchCount:
 def prove_vepa(readings: VepaReadings, switch: SwitchCount | None) -> Measurement:
     """Passes only if every frame was seen exactly once in each direction at the switch port, and never in the host.
 
-    Args:
-        switch: None until the frames were counted at the switch.
+    ``switch`` is None before the frames are counted at the switch.
     """
     edges, traffic = readings.edges, readings.traffic
     findings = [f"{edge.interface} switches locally between VFs (VEB): {edge.text}" for edge in edges if edge.mode == "veb"]
@@ -69,29 +68,24 @@ def prove_vepa(readings: VepaReadings, switch: SwitchCount | None) -> Measuremen
 
 
 def complete_vepa(proof: Proof, switch: SwitchCount) -> Proof:
-    """The host's proof, judged again together with the count at the switch."""
+    """Repeats the proof with the count at the switch."""
     if proof.readings is None:
         return proof.measured_as(not_measured("; ".join(proof.evidence) or "the host measured nothing"))
     return proof.measured_as(prove_vepa(proof.readings, switch))
 
 
 def find_guest_address(host: HostRoot, guest: RunningGuest) -> IPv4Address | None:
-    """The address that the guest was assigned on the command line of its running QEMU, if any."""
+    """The address on the command line of the running QEMU; None without one."""
     match = next((match for word in read_arguments(host, guest.pid) if (match := _ADDRESS.search(word))), None)
     return IPv4Address(match[1]) if match else None
 
 
 def measure_traffic(ask: AskGuest, source: tuple[str, IPv4Address], target: tuple[str, IPv4Address], count: int) -> Traffic:
-    """Sends `count` echo requests from one guest to another, and counts those that the host's network stack receives.
+    """Sends `count` echo requests between two guests, and counts the frames that the host's network stack receives.
 
-    The host's interfaces are watched as they are: a promiscuous PF would make the NIC copy frames to the host.
+    The host's interfaces are not set promiscuous: the NIC would copy frames to the host.
 
-    Args:
-        source, target: name and address of the guests.
-
-    Raises:
-        GuestError: the guest does not respond or cannot send.
-        HostError: no permission to watch the interfaces.
+    Raises GuestError if a guest does not respond or cannot send, HostError without permission to watch the interfaces.
     """
     # Uncounted: it resolves the addresses, so that no counted frame is lost while ARP is unanswered.
     _ping(ask, source[0], f"ping {target[1]} 2", 60.0)
@@ -116,7 +110,7 @@ def measure_traffic(ask: AskGuest, source: tuple[str, IPv4Address], target: tupl
 
 
 def watch_switch(port: str, netns: str | None = None) -> FrameCounter:
-    """Counts the same requests at a port of the external switch; use it in a ``with`` around the host's audit."""
+    """Counts requests at a port of the external switch; use it in a ``with`` around the host's audit."""
     return FrameCounter(EchoFilter(size=SIZE), port, netns, promiscuous=True)
 
 
@@ -126,11 +120,7 @@ def count_at_switch(counter: FrameCounter) -> SwitchCount:
 
 
 def parse_ping(reply: str) -> dict[str, int]:
-    """The counts of the last line of a guest's reply: ``nohype: done flood sent=20 received=20 duplicates=0 ...``.
-
-    Raises:
-        GuestError: there is no such line, or one of the three counts is missing.
-    """
+    """Reads the last line of a reply: ``nohype: done flood sent=20 received=20 duplicates=0``. Raises GuestError without it."""
     lines = [line for line in reply.splitlines() if line.startswith("nohype: ")]
     counts = {key: int(value) for key, value in _COUNT.findall(lines[-1] if lines else "")}
     if not lines or not lines[-1].startswith("nohype: done ") or counts.keys() != {"sent", "received", "duplicates"}:
@@ -159,7 +149,7 @@ def _check_traffic(traffic: Traffic, missing: list[str]) -> list[str]:
 
 def _check_switch(traffic: Traffic, switch: SwitchCount, missing: list[str]) -> list[str]:
     if switch.dropped:
-        # The lost frames may be the counted ones: neither a wrong nor a right count proves anything.
+        # Counted frames may be among the lost frames: the count proves nothing.
         missing.append(f"the capture on {switch.port} lost {switch.dropped} frames")
         return []
     findings = []

@@ -1,1 +1,1 @@
-"""`nohyped`: a service of systemd."""
+"""`nohyped`, the system manager: a systemd service."""

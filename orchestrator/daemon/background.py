@@ -1,4 +1,4 @@
-"""Threads of the daemon: one waits for link changes, one reconciles every minute."""
+"""The daemon's threads: one waits for link changes, one reconciles every minute."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ROUNDS_PER_DAY = 1440
 
 
 def start_threads(service: GuestService) -> None:
-    """Starts both; they end with the process."""
+    """The threads end with the process."""
     threading.Thread(target=_watch_uplinks, args=(service.reconciler,), name="uplinks", daemon=True).start()
     threading.Thread(target=_reconcile_periodically, args=(service,), name="reconciler", daemon=True).start()
 
 
 def log_errors(work: Callable[[], object]) -> None:
-    """Does work of a thread that must go on: an error goes to the journal."""
+    """For the work of a thread that must keep running: an error goes to the journal."""
     try:
         work()
     except OrchestratorError as error:

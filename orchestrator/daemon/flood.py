@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 PERIOD = 30.0
 EACH = 100
-"""Messages per place in the code; for events also per kind and tenant."""
+"""Messages per place in the code, and for events per kind and tenant."""
 ALL = 3000
 """Messages below WARNING in total. Warnings are rare, and limited by ``EACH`` only."""
 
@@ -35,7 +35,7 @@ class FloodFilter(logging.Filter):
         self._since = clock()
         self._total = 0
         self._counts: dict[Key, int] = {}
-        self._left_out: dict[Key, tuple[int, logging.LogRecord]] = {}
+        self._suppressed: dict[Key, tuple[int, logging.LogRecord]] = {}
         self._due = False
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -51,26 +51,26 @@ class FloodFilter(logging.Filter):
                 self._counts[key] = count + 1
                 self._total += 1
                 return True
-            number, _ = self._left_out.get(key, (0, record))
-            self._left_out[key] = number + 1, record
-            begin, self._due = not self._due, True
-        if begin:
+            number, _ = self._suppressed.get(key, (0, record))
+            self._suppressed[key] = number + 1, record
+            starts_timer, self._due = not self._due, True
+        if starts_timer:
             # A timer exists only now: an idle manager does not wake up.
             self._later(max(0.0, self._since + PERIOD - now), self._report)
         return False
 
     def _report(self) -> None:
         with self._lock:
-            left_out, self._left_out, self._due = self._left_out, {}, False
+            suppressed, self._suppressed, self._due = self._suppressed, {}, False
             self._since, self._total, self._counts = self._clock(), 0, {}
-        for number, last in left_out.values():
+        for number, last in suppressed.values():
             text = "%d more messages like this one were suppressed within %g s: %s"
             arguments = (number, PERIOD, last.getMessage())
             self._write(_Count(last.name, last.levelno, last.pathname, last.lineno, text, arguments, None))
 
 
 class _Count(logging.LogRecord):
-    """The message with the number of suppressed ones."""
+    pass
 
 
 def _build_key(record: logging.LogRecord) -> Key:

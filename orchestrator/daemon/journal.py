@@ -31,7 +31,7 @@ _TIMEOUT = 2.0
 
 
 class JournalHandler(logging.Handler):
-    """Sends records to the journal's socket; a record that the journal does not accept goes to standard error."""
+    """Sends records to the journal's socket. Records that the journal does not accept go to standard error."""
 
     def __init__(self, path: Path = JOURNAL) -> None:
         super().__init__()
@@ -63,13 +63,13 @@ class JournalHandler(logging.Handler):
             self._send_file(data)
 
     def _send_file(self, data: bytes) -> None:
-        """An entry that is too big for a datagram is sent as a sealed memory file with an empty datagram."""
+        """Sends an entry that is too big for a datagram as a sealed memory file with an empty datagram."""
         file = os.memfd_create("nohype-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             with open(file, "wb", closefd=False) as stream:
                 stream.write(data)
             fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
-            # Not socket.send_fds: it takes an address, and forgets it (Python 3.13).
+            # Not socket.send_fds: it ignores its argument `address` (Python 3.13).
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", file))
             self._socket.sendmsg([b""], [rights], 0, self._path)
         finally:
@@ -88,7 +88,7 @@ class PriorityFormatter(logging.Formatter):
 
 
 def set_up_logging(level: int = logging.INFO, journal: Path = JOURNAL) -> None:
-    """Sends all logs to the journal if standard error is connected to it, otherwise to standard error; with ``FloodFilter``."""
+    """Logs to the journal if standard error is connected to it, otherwise to standard error; with ``FloodFilter``."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if writes_to_journal(journal):
         handler = JournalHandler(journal)
@@ -102,15 +102,15 @@ def set_up_logging(level: int = logging.INFO, journal: Path = JOURNAL) -> None:
 
 
 def writes_to_journal(journal: Path = JOURNAL) -> bool:
-    """Whether standard error is systemd's stream (JOURNAL_STREAM in systemd.exec(5): device and inode) and the journal exists.
+    """Standard error is systemd's stream (JOURNAL_STREAM in systemd.exec(5): device and inode), and the journal exists.
 
-    The variable alone is not enough: it is inherited by programs whose standard error is a file.
+    The variable alone is not enough: programs whose standard error is a file inherit it.
     """
     try:
-        found = os.fstat(sys.stderr.fileno())
+        status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):
         return False
-    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}" and journal.exists()
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}" and journal.exists()
 
 
 def read_priority(level: int) -> int:

@@ -44,7 +44,7 @@ _log = logging.getLogger("nohyped")
 _SOCKET = "nohyped"
 """FileDescriptorName= of nohyped.socket."""
 _RECOVERY_SECONDS = 120
-"""Limit for the recovery of one guest: libvirt, and a NIC, can be busy for half a minute each."""
+"""Limit per guest: libvirt and a NIC can each be busy for half a minute."""
 
 
 @click.command()
@@ -67,7 +67,7 @@ def main(path: Path) -> None:
 
 
 def set_up_diagnostics() -> None:
-    """Logs go to the journal; a fatal signal, such as the watchdog's, adds the stack of each thread."""
+    """Logs to the journal. A fatal signal, such as the watchdog's, logs the stack of each thread."""
     set_up_logging()
     faulthandler.enable()
 
@@ -79,14 +79,10 @@ def open_listener(path: Path) -> socket.socket:
 
 
 def serve(config: DaemonConfig) -> None:
-    """Runs the manager until SIGTERM or SIGINT. Guests keep running.
-
-    Raises:
-        OrchestratorError: the ledger, libvirt or a socket is not available.
-    """
-    # First: a wrong configuration is reported before anything is done.
+    """Runs until SIGTERM or SIGINT; guests keep running. Raises OrchestratorError without ledger, libvirt or a socket."""
+    # Before any change: reports a wrong configuration.
     directory = build_identity_map(config)
-    # Never closed: some threads work until the process ends. The ledger's too: its disk may be another host's as well.
+    # Never closed: some threads work until the process ends. The ledger has its own lock: hosts may share its disk.
     _locks = acquire(HOST_LOCK), acquire(Path(f"{config.paths.ledger}.lock"))
     listeners = [Listener(open_listener(Path(config.paths.socket)))]
     listeners += [open_port(config.api)] if config.api else []
@@ -125,7 +121,7 @@ def serve(config: DaemonConfig) -> None:
 
 
 def _recover(service: GuestService, hypervisor: Hypervisor) -> None:
-    # Differences from the configuration are only reported: running guests need their manager all the same.
+    # Differences from the configuration are only reported: running guests need their manager in any case.
     log_errors(lambda: service.compare(service.survey()))
     hypervisor.watch_ends(lambda uuid, cause: log_errors(lambda: service.reconciler.on_guest_ended(uuid, cause)))
     # The start takes longer with more guests (sd_notify(3)).
@@ -140,10 +136,10 @@ def _open_ledger(config: DaemonConfig, policy: Policy) -> Ledger:
 
 
 def _run(server: Server, ledger: Ledger) -> None:
-    """Serves until a signal, then closes the ledger. Work of other threads ends there, as with a SIGKILL.
+    """Serves until a signal, then closes the ledger, which ends the work of other threads as a SIGKILL would.
 
-    The signal must end the server only: when uvicorn has shut down, it restores the handlers that it found and raises the signal
-    again (Server.capture_signals), and with the default handler the process would end before the ledger is closed.
+    The signal must end the server only: after its shutdown uvicorn restores the handlers that it found and raises the signal
+    again (Server.capture_signals). The default handler would end the process before the ledger is closed.
     """
 
     def end(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""How the daemon is monitored: what Prometheus reads, systemd's watchdog and the line in `systemctl status`."""
+"""Monitoring of the daemon: Prometheus metrics, systemd's watchdog and the line in `systemctl status`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
 
 _LOOP_SECONDS = 30.0
-"""The event loop responds within milliseconds, unless the host is out of memory."""
+"""The event loop normally responds within milliseconds."""
 _WRITE_SECONDS = 60.0
 """A write to the ledger waits at most ten seconds for another program, and for the disk."""
 _CHANGE_SECONDS = 600.0
@@ -27,7 +27,6 @@ _CHANGE_SECONDS = 600.0
 def build_metrics(
     survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters
 ) -> Metrics:
-    """Metrics from the ledger, the live host and KVM's counters."""
     sources = Sources(
         guests=lambda: ledger.read().claims,
         generation=lambda: ledger.read().generation,
@@ -38,7 +37,7 @@ def build_metrics(
 
 
 def record_audits(audit: Callable[[int], tuple[Proof, ...]], counters: Counters) -> Callable[[int], tuple[Proof, ...]]:
-    """The same audit, whose proofs are recorded for the metrics."""
+    """Wraps the audit: its proofs are recorded for the metrics."""
 
     def recorded(frames: int) -> tuple[Proof, ...]:
         proofs = audit(frames)
@@ -51,10 +50,8 @@ def record_audits(audit: Callable[[int], tuple[Proof, ...]], counters: Counters)
 def start_heartbeat(server: TicklessServer, ledger: Ledger, check_requests: Callable[[float], object]) -> Heartbeat | None:
     """Notifies systemd's watchdog while event loop, ledger and requests make progress; None without a watchdog.
 
-    libvirt is not checked: a restart of the manager does not bring it back.
-
-    Args:
-        check_requests: raises if a lock that requests need has been held for more than this many seconds.
+    libvirt is not checked: restarting the manager does not repair it. ``check_requests`` raises if a lock that requests need has
+    been held for more than this many seconds.
     """
     seconds = read_watchdog()
     if seconds is None:

@@ -18,8 +18,7 @@ HOST_LOCK = Path("/run/nohype/host.lock")
 def acquire(path: Path) -> IO[str]:
     """Acquires the lock (flock(2), held while the file is open) and writes the pid into it. Makes missing folders.
 
-    Raises:
-        HostError: another process holds it (EAGAIN); or the file cannot be written.
+    Raises HostError if another process holds it (EAGAIN), or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,4 @@
-"""systemd's interfaces for services: activation sockets, notifications, the watchdog.
-
-Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3). Each is a few lines without libsystemd.
-"""
+"""systemd's interfaces for services: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3), without libsystemd."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ _FIRST_DESCRIPTOR = 3
 
 
 def notify_systemd(state: str) -> None:
-    """Sends lines like ``READY=1``. Does nothing outside a unit of Type=notify, and ignores errors: systemd times out itself."""
+    """Sends lines such as ``READY=1``. No-op outside a unit of Type=notify. Ignores errors: systemd has its own time-out."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -27,7 +24,7 @@ def notify_systemd(state: str) -> None:
 def take_activation_sockets(environ: MutableMapping[str, str] = os.environ) -> dict[str, list[socket.socket]]:
     """The listening sockets that systemd opened, by FileDescriptorName=; empty without a socket unit.
 
-    Child processes get neither the variables nor the descriptors. In a child of a service LISTEN_PID is another process.
+    Child processes inherit neither variables nor descriptors. In a child of a service LISTEN_PID is another process.
     """
     pid, count, names = (environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES"))
     if pid != str(os.getpid()) or not count.isascii() or not count.isdigit():
@@ -44,7 +41,7 @@ def take_activation_sockets(environ: MutableMapping[str, str] = os.environ) -> d
 
 
 def read_watchdog() -> float | None:
-    """Seconds within which systemd expects a notification; None if it expects none from this process."""
+    """Seconds within which systemd expects a notification; None without a watchdog for this process."""
     usec = os.environ.get("WATCHDOG_USEC", "")
     if not usec.isascii() or not usec.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

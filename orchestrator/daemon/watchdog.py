@@ -1,4 +1,4 @@
-"""Notifies systemd's watchdog only while the manager's parts work. systemd restarts a manager that hangs; guests keep running."""
+"""Notifies systemd's watchdog while the manager's parts work. systemd restarts a manager that hangs; guests keep running."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from orchestrator.daemon.systemd import notify_systemd
 _log = logging.getLogger(__name__)
 
 _NOTIFICATIONS_PER_TIMEOUT = 3
-"""One may be late."""
+"""More than one, so that a late notification does no harm."""
 
 
 class Heartbeat:
-    """Runs the checks in a thread of its own.
+    """Runs the checks in its own thread every ``interval`` seconds.
 
     Args:
-        checks: by name; each raises, or does not return, if the part does not work. They must be cheap.
-        interval: seconds between checks.
+        checks: by name; each raises, or hangs, if the part does not work. They must be cheap.
         status: a line for `systemctl status`.
     """
 
@@ -43,7 +42,7 @@ class Heartbeat:
         self._thread.join(timeout=1)
 
     def check_and_notify(self) -> bool:
-        """Notifies systemd if all checks pass; returns whether they do."""
+        """Returns whether all checks passed and systemd was notified."""
         for name, check in self._checks.items():
             try:
                 check()
@@ -58,7 +57,7 @@ class Heartbeat:
         try:
             return self._status().replace("\n", " ")
         except Exception as error:
-            return f"serving, but: {error}".replace("\n", " ")
+            return f"serving; status not available: {error}".replace("\n", " ")
 
     def _work(self) -> None:
         while not self._stop.wait(self._interval):

@@ -1,1 +1,1 @@
-"""The life of a guest, from the request to the end; core managers, recovery, drift."""
+"""The life of a guest: requests, core managers, recovery and drift."""

@@ -1,4 +1,4 @@
-"""Plans a guest on the live host and claims what the plan names, as one operation."""
+"""Plans a guest on the live host and claims the plan, as one operation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
 from orchestrator.guests.survey_cache import SurveyCache
 from orchestrator.guests.unmanaged_use import add_unmanaged
-from orchestrator.guests.vf_making import VfsNeeded, check_made, plan_known
+from orchestrator.guests.vf_creation import VfsNeeded, check_created, plan_known
 from orchestrator.host.pci import VFIO
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
@@ -34,8 +34,8 @@ from orchestrator.planning.quota import check_quota
 from orchestrator.values import PciAddress
 
 SURVEY_MAX_AGE = 10.0
-"""Seconds for which plans are made on an earlier survey. What it may miss (CPUs that come online, hot-plugged devices) makes a
-start fail, which is undone. No request is refused on it, except while VFs are being created."""
+"""Seconds. A plan on an outdated survey (CPUs that went offline, hot-plugged devices) makes the start fail, which is undone. No
+request is refused on a cached survey, except while VFs are being created."""
 
 _BEING_STARTED = (GuestState.CREATING, GuestState.STARTING)
 # States in which a guest that libvirt runs may not have its pages yet.
@@ -46,9 +46,9 @@ class Placed(NamedTuple):
     """A plan with its warnings for operators, one sentence each.
 
     Attributes:
-        last_choices: parts of the plan that others may use later.
-        problems: what could not be read of unmanaged domains.
-        topology: the host that the plan was made on.
+        last_choices: parts of the plan that unmanaged domains may use later.
+        problems: unmanaged domains that could not be read.
+        topology: the survey that the plan was made on.
     """
 
     plan: Plan
@@ -64,14 +64,13 @@ class Allocator:
     """Plans and claims.
 
     Args:
-        shared: held while something is changed that serves all guests.
-        images: folder of the built guest images.
-        launched: guests whose QEMU was started and has all its pages; other threads change it.
-        warnings: gets what claims had to take as a last choice.
+        shared: lock that is held while resources of all guests change.
+        launched: guests whose QEMU has all its pages; changes in other threads.
+        warnings: receives the last choices of claims.
 
     Attributes:
-        lock: held from reading what is free until it is claimed in the ledger: two claims that read the same free pages would
-            both be promised them. Not held while the claim goes to the disk.
+        lock: held from the survey until the claim is written: two claims could otherwise get the same free pages. Not held while
+            the claim goes to the disk.
     """
 
     def __init__(
@@ -87,14 +86,13 @@ class Allocator:
     def claim(self, caller: Identity, request: GuestRequest) -> Claim:
         """Plans a guest and claims the plan; returns when the claim is on the disk.
 
-        Raises:
-            As `plan`; LostRace: another program has changed the ledger; VfsNeeded: the planned VF is not created yet.
+        Raises LostRace if another program has changed the ledger, VfsNeeded if the planned VF does not exist yet; and as `plan`.
         """
         image = self._check(caller, request)
         with self.lock:
             reading = self._ledger.read()
             placed = self._plan(caller, request, reading)
-            check_made(self._host, placed.plan)
+            check_created(self._host, placed.plan)
             plan = placed.plan.claimed(reading.generation + 1, image)  # no two claims are based on the same generation
             pending = self._ledger.begin_claim(plan, reading.generation, request, caller.tenant)
         claim = pending.wait()
@@ -104,7 +102,7 @@ class Allocator:
         return claim
 
     def plan(self, caller: Identity, request: GuestRequest) -> Placed:
-        """What a guest would get now. Raises VfsNeeded if there is room once an uplink's VFs are created."""
+        """Raises VfsNeeded if the guest has room once an uplink's VFs are created."""
         self._check(caller, request)
         return self._plan(caller, request, self._ledger.read())
 
@@ -116,7 +114,7 @@ class Allocator:
         except NotFound:
             if caller.role is not Role.TENANT:
                 raise
-            # Neither the folder of the images nor the names of other tenants' images.
+            # A tenant may see neither the images' folder nor the names of other tenants' images.
             raise NotFound(f"there is no guest image {request.image!r}", "ask the operator of the host for its images") from None
         if request.size.bytes < image.memory.bytes:
             what = f"image {image.name} needs {image.memory} of memory, requested {request.memory}"
@@ -124,7 +122,7 @@ class Allocator:
         return ImageRef(image.name, image.hash)
 
     def _plan(self, caller: Identity, request: GuestRequest, reading: ClaimSnapshot) -> Placed:
-        # Again: another guest may have been created with the same id meanwhile.
+        # Checked again: another guest may have been created with the same id meanwhile.
         find_by_request_id(caller, request, reading.claims)
         _check_name(request, {claim.plan.name for claim in reading.claims})
         owned = [claim.plan for claim in reading.claims if claim.owner == caller.tenant]
@@ -143,8 +141,9 @@ class Allocator:
         return placed
 
     def _find_place(self, request: GuestRequest, claims: Sequence[Claim], *, named: bool) -> Placed:
-        """Plans on the cached survey; on a fresh one if there is no room or the host has changed. ``named``: whether unmanaged
-        domains may be named.
+        """Plans on the cached survey, or on a fresh one if there is no room or the host has changed.
+
+        ``named``: refusals and warnings may name unmanaged domains.
         """
         # Before the host is surveyed: see `Allocated.of`.
         may_hold_pages = frozenset(
@@ -172,26 +171,22 @@ class Allocator:
         self, topology: Topology, request: GuestRequest, claims: Sequence[Claim], may_hold_pages: frozenset[str],
         unavailable_vfs: frozenset[PciAddress] = frozenset(), *, named: bool,
     ) -> Placed:  # fmt: skip
-        # After the survey: the pages of a guest that has ended since, with or without our knowledge, may count as free there.
+        # After the survey: it may count the pages of a guest that has ended since as free.
         running, domains = self._hypervisor.list_running(frozenset(claim.plan.uuid for claim in claims))
         _check_name(request, {domain.name for domain in domains})
         plans = [claim.plan for claim in claims]
         started = frozenset(plan.name for plan in plans if plan.name in may_hold_pages and plan.uuid in running)
         starting = frozenset(claim.plan.name for claim in claims if claim.state in _BEING_STARTED)
         self._index = index = self._index.updated(plans)  # a value: another thread may replace it
-        taken = index.to_allocated(started, starting)
-        taken, problems = add_unmanaged(self._host, taken, domains, topology, self._policy.housekeeping, named=named)
-        plan = plan_known(request, topology, replace(taken, vfs=taken.vfs | unavailable_vfs), self._policy)
-        last_choices = list_last_choices(plan, taken.last_cpus, taken.last_vfs)
+        allocated = index.to_allocated(started, starting)
+        allocated, problems = add_unmanaged(self._host, allocated, domains, topology, self._policy.housekeeping, named=named)
+        plan = plan_known(request, topology, replace(allocated, vfs=allocated.vfs | unavailable_vfs), self._policy)
+        last_choices = list_last_choices(plan, allocated.last_cpus, allocated.last_vfs)
         return Placed(plan, last_choices, problems, topology)
 
 
 def find_by_request_id(caller: Identity, request: GuestRequest, claims: Iterable[Claim]) -> Claim | None:
-    """The guest that the same request of the same tenant has created before.
-
-    Raises:
-        Conflict: the request id was used for another request.
-    """
+    """The guest that this request has created before. Raises Conflict if its request id was used for another request."""
     for claim in claims:
         if request.id is not None and (claim.request.id, claim.owner) == (request.id, caller.tenant):
             if claim.request == request:

@@ -1,4 +1,4 @@
-"""The files with the console output of guests, and how long they are kept."""
+"""The files with the guests' console output, and their retention."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from orchestrator.model.plan import Plan
 _log = logging.getLogger(__name__)
 
 _KEPT = 7 * 24 * 3600.0
-"""Seconds. The log of a deleted guest can show why it failed, or be its result."""
+"""Seconds. The log of a deleted guest can show a failure, or be its result."""
 
 KEPT_BYTES, KEPT_BYTES_OF_ALL = 64 << 20, 1 << 30
 """Limits for the logs of deleted guests, per owner and for all. Each guest can print 8 MiB (virtlogd's limit, with backups)."""
 
 _FILE_COSTS = 64 << 10
-"""Bytes that each file counts in addition to its size, since each start of a guest reads the list of files. So an owner has at
+"""Bytes added to the size of each file, since each start of a guest reads the list of files. So an owner has at
 most 1,024 files, and all owners together have 16,384."""
 
 # Logs of earlier versions have no id in their names. The number is virtlogd's, of a backup.
@@ -47,7 +47,7 @@ class ConsoleLogs:
         self._ledger, self._folder = ledger, folder
 
     def begin(self, plan: Plan, owner: str) -> Path:
-        """The file for a launch. The output of earlier runs is removed."""
+        """Returns the file for a launch, and removes the output of earlier runs."""
         log = self.find(plan, owner)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,7 @@ class ConsoleLogs:
     def remove_old(self, is_in_use: Callable[[Path, str], bool]) -> None:
         """Removes logs of deleted guests that are too old or exceed the limits.
 
-        Args:
-            is_in_use: whether a running guest of this name prints into this file; called for files without an id.
+        ``is_in_use``: whether a running guest of this name prints into this file; called for files without an id.
         """
         oldest = time.time() - _KEPT
         for kept in self._find_kept(is_in_use):
@@ -78,7 +77,7 @@ class ConsoleLogs:
         self._bound()
 
     def _bound(self) -> None:
-        """Removes the oldest files of an owner above its limit, then the oldest of all."""
+        """Removes the oldest files of each owner above its limit, then the oldest of all owners."""
         claimed = {claim.plan.name for claim in self._ledger.read().claims}
         files = sorted(self._find_kept(lambda _, name: name in claimed), key=lambda kept: kept.changed)
         for owner in {kept.owner for kept in files}:

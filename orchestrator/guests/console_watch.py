@@ -1,5 +1,5 @@
-"""One thread reads the consoles of all guests with waits. A wait is a future, which can be cancelled. Without waits there is no
-thread, and no file is open. The thread reads a piece of each log in turn for some milliseconds, then pauses for longer than that.
+"""One thread reads the consoles of all guests with waits. A wait is a future that can be cancelled. Without waits no thread runs
+and no file is open. The thread reads a piece of each log in turn for some milliseconds, then pauses for longer than that.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Ready:
 
 
 class Console:
-    """The console of one run of a guest: each run has another version in the ledger. ``backups``: read virtlogd's too."""
+    """The console of one run of a guest; each run has another version in the ledger. ``backups``: read virtlogd's backups too."""
 
     def __init__(self, claim: Claim, log: Path, *, backups: bool) -> None:
         self.name, self.uuid, self.version, self.log = claim.plan.name, claim.plan.uuid, claim.version, log
         self.since = time.monotonic()
         self.waits: list[Ready] = []
         self.questions: deque[Question] = deque()
-        # When it was read last; whether it is read to its end; whether the guest was found ended.
+        # The time of the last read; whether the log was read to its end; whether the guest has ended.
         self.was_read, self.is_read, self.has_ended = 0.0, False, False
         self._reader, self._scanner = LogReader(log, backups=backups), LineScanner()
         self._ready_line: str | None = None
@@ -60,7 +60,7 @@ class Console:
         return [*(wait.deadline for wait in self.waits), *(question.deadline for question in self.questions)]
 
     def read(self) -> bool:
-        """Returns whether there was something to read."""
+        """Returns False at the end of the log."""
         data = self._reader.read(_PIECE)
         self.was_read, self.is_read = time.monotonic(), not data
         self._scanner.feed(data)
@@ -71,7 +71,7 @@ class Console:
         return bool(data)
 
     def go_on(self) -> None:
-        """Ends the waits for a ready guest, and types the next command. The caller has checked that the run still lasts."""
+        """Completes the waits for a ready guest, and types the next command. The caller has checked that the run still lasts."""
         if self._ready_line is not None:
             for wait in self.waits:
                 settle(wait.future, self._ready_line)
@@ -82,22 +82,22 @@ class Console:
             self.questions[0].type()
 
     def expire(self, now: float) -> None:
-        said = cache(lambda: format_tail(read_tail(self.log)))
+        output = cache(lambda: format_tail(read_tail(self.log)))
         for wait in self.waits:
             if now >= wait.deadline:
                 what = f"timed out after {wait.timeout:g} s waiting for the guest to {REPORT_READY}"
-                settle(wait.future, error=GuestError(f"{what}; console output:{said()}"))
+                settle(wait.future, error=GuestError(f"{what}; console output:{output()}"))
         for question in self.questions:
-            question.expire(now, said)
+            question.expire(now, output)
 
     def end(self, error: OrchestratorError | None = None) -> None:
-        """Ends all waits with the error; by default, that the guest has ended."""
-        said = cache(lambda: format_tail(read_tail(self.log)))
+        """Completes all waits with the error; None if the guest has ended."""
+        output = cache(lambda: format_tail(read_tail(self.log)))
         for wait in self.waits:
             before = "" if self._ready_line else f" before it could {REPORT_READY}"
-            settle(wait.future, error=error or GuestError(f"the guest ended{before}; console output:{said()}"))
+            settle(wait.future, error=error or GuestError(f"the guest ended{before}; console output:{output()}"))
         for question in self.questions:
-            question.end(said, error)
+            question.end(output, error)
 
     def drop_settled(self) -> None:
         """Drops finished and cancelled waits; without waits the log is closed."""
@@ -147,7 +147,7 @@ class ConsoleWatch:
         return self._consoles[key]
 
     def _follow(self, future: Future[str]) -> Future[str]:
-        """Wakes the thread, now and when the future is cancelled; starts it if there is none."""
+        """Wakes the thread, now and when the future is cancelled; starts it if it does not run."""
         future.add_done_callback(lambda _future: self._wake.set())
         self._wake.set()
         if self._thread is None:
@@ -167,7 +167,7 @@ class ConsoleWatch:
             self._wake.wait(self._find_pause(consoles, more=more))
 
     def _list_waited_for(self) -> list[Console]:
-        """The consoles with waits, least recently read first. Without any, the thread ends."""
+        """The consoles with waits, least recently read first. Without any, the thread exits."""
         with self._lock:
             for console in self._consoles.values():
                 console.drop_settled()
@@ -177,7 +177,7 @@ class ConsoleWatch:
             return sorted(found, key=lambda console: console.was_read)
 
     def _read(self, consoles: list[Console], until: float) -> bool:
-        """Reads a piece of each log in turn until all is read or the time is used up; returns whether there is more."""
+        """Reads a piece of each log in turn until `until`; returns whether more is left."""
         for console in consoles:
             console.is_read = False
         left = deque(consoles)
@@ -209,7 +209,6 @@ class ConsoleWatch:
         return True
 
     def _lasts(self, console: Console) -> bool:
-        """Whether the run still lasts."""
         claim, (looked, running) = self._ledger.find(console.name), self._seen
         if claim is None or claim.plan.uuid != console.uuid:
             return False
@@ -237,7 +236,7 @@ class ConsoleWatch:
         return False
 
     def _refresh_running(self) -> None:
-        """In a thread of its own: libvirt without a response must not delay the time-outs of clients."""
+        """Lists the guests in another thread: a slow libvirt must not delay the time-outs of clients."""
         if self._is_listing or time.monotonic() - self._seen[0] < _LIST_SECONDS:
             return
 

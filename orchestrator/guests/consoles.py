@@ -1,4 +1,4 @@
-"""The guests' serial consoles. A wait ends with the run of the guest in which it was begun."""
+"""The guests' serial consoles. A wait ends with the run of the guest in which it was started."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Consoles:
         self._watch = ConsoleWatch(ledger, lambda: hypervisor.running_uuids())
 
     def begin_ready(self, claim: Claim, timeout: float) -> Future[str]:
-        """The line with which the guest reports ready after its last start. The future can be cancelled. Its errors are NotFound
-        if the guest is deleted, GuestError after ``timeout`` seconds or if the guest ends.
+        """The future returns the line with which the guest reports ready after its last start. It raises NotFound if the guest is
+        deleted, GuestError after ``timeout`` seconds or if the guest ends. It can be cancelled.
 
-        Raises NotFound if it does not run, GuestError if it is being started or stopped or its image has no console protocol.
+        Raises NotFound if the guest does not run, GuestError if it is being started or stopped, or without a console protocol.
         """
         console = self._find(claim, (GuestState.RUNNING,))
         self._check_protocol(claim, "omit --wait, or use an image that speaks it, such as minimal")
@@ -36,8 +36,8 @@ class Consoles:
         return self._watch.wait_ready(claim, console.log, timeout, backups=self._has_own_backups(claim, console.log))
 
     def begin_command(self, claim: Claim, line: str, timeout: float) -> Future[str]:
-        """The output from the command to the end of its reply, or the last part of it. The command is typed once the guest is
-        ready and has replied to earlier ones. Future and errors as of ``begin_ready``.
+        """The future returns the output from the command to the end of its reply, or the last part of it. It is typed after
+        the guest is ready and has replied to earlier commands. Errors as of ``begin_ready``.
         """
         console = self._find(claim, _TYPED_ON)
         self._check_protocol(claim, "use an image that speaks it, such as minimal")
@@ -79,7 +79,7 @@ class Consoles:
                 )
 
     def _has_own_backups(self, claim: Claim, log: Path) -> bool:
-        """Earlier versions named logs by the guest's name alone: their backups can be another guest's."""
+        """Earlier versions named logs without the guest's id: their backups can belong to another guest."""
         return log == self._logs.find(claim.plan, claim.owner)
 
     def _is_in_use(self, log: Path, name: str) -> bool:

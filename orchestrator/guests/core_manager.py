@@ -1,5 +1,6 @@
-"""The core manager of one guest: prepares its memory and VF, launches it on its cores, and runs no code for it while it runs.
-After its end it cleans up and verifies the cleanup.
+"""The core manager: prepares a guest's memory and VFs, launches it on its cores, and cleans up and verifies after its end.
+
+It runs no code while the guest runs.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Launches:
 
 @dataclass(frozen=True)
 class CoreContext:
-    """What every core manager works with. ``images`` is the folder of the built guest images."""
+    """The parts that all core managers share. ``images`` is the folder of the built guest images."""
 
     host: HostRoot
     hypervisor: Hypervisor
@@ -72,7 +73,7 @@ class CoreContext:
 
 
 class CoreManager:
-    """Launches, confines, shuts down and cleans up one guest. The caller holds the guest's lock."""
+    """The caller holds the guest's lock."""
 
     def __init__(self, context: CoreContext, plan: Plan, owner: str) -> None:
         self._context, self._host, self._hypervisor = context, context.host, context.hypervisor
@@ -80,15 +81,14 @@ class CoreManager:
 
     @property
     def is_running(self) -> bool:
-        """Whether libvirt has the guest, paused or not."""
+        """libvirt has the guest, paused or not."""
         return self.plan.uuid in self._hypervisor.running_uuids()
 
     def launch(self) -> tuple[str, ...]:
-        """Prepares the host and starts the guest. Returns once its vCPUs run and every other thread of QEMU is off its cores.
+        """Returns what was changed, once the vCPUs run and all other threads are confined. If it raises, the caller cleans up.
 
         libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
         instruction, and pins each vCPU before the guest's (qemuProcessLaunch): no thread of it is ever on another guest's core.
-        Returns what was changed on the host, in words. If it raises, the caller cleans up.
         """
         plan, context = self.plan, self._context
         if offline := find_offline(self._host, plan):
@@ -109,9 +109,7 @@ class CoreManager:
             raise GuestError(f"guest {plan.name} ended immediately after launch", hint) from None
 
     def confine_and_resume(self) -> None:
-        """Resumes a guest that was created paused, once none of its threads can reach another guest's core. Can be repeated.
-        Raises NotFound if it has ended.
-        """
+        """Resumes a paused guest after its threads are confined. Can be repeated. Raises NotFound if it has ended."""
         running = self.confine()
         if self._hypervisor.is_paused(self.plan.uuid):
             self._hypervisor.resume(self.plan.uuid)
@@ -119,7 +117,7 @@ class CoreManager:
         _move_helpers(self._host, running)
 
     def confine(self) -> RunningGuest:
-        """Raises HostError if a thread can reach beyond the guest's cores and housekeeping, NotFound if it has ended."""
+        """Raises HostError if a thread can run beyond the guest's cores and housekeeping, NotFound if the guest has ended."""
         plan, housekeeping = self.plan, self._context.setup.housekeeping
         running = self._hypervisor.read_guest(self.plan.uuid)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
@@ -135,8 +133,9 @@ class CoreManager:
         return not self.is_running
 
     def clean_up(self) -> tuple[str, ...]:
-        """Forces the guest off if it runs, and undoes what was done for it. Returns what is not verified clean, one sentence
-        per finding; raises HypervisorError if libvirt did not respond, so nothing is known.
+        """Forces the guest off and undoes its steps. Returns one sentence per part that is not verified clean.
+
+        Raises HypervisorError if libvirt did not respond.
         """
         self._hypervisor.destroy(self.plan.uuid)
         self._context.launches.discard(self.plan.uuid)

@@ -1,4 +1,4 @@
-"""Detects drift: what of a running guest differs from its claim. Each change is reported once."""
+"""Detects drift of running guests and reports each change once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from orchestrator.resources.cores import diff_pinning, diff_vcpus, restore_pinni
 from orchestrator.resources.nic import VfStates, diff_devices, diff_vf, find_drivers
 
 FORCE_VF_READ_EVERY = 10
-"""Rounds after which VFs are read although no link has changed: the kernel announces neither what happens to the VFs of a PF that
-is down, nor a request that fails half-way."""
+"""Rounds between reads of all VFs without a link change: the kernel announces neither changes of the VFs of a PF that
+is down, nor requests that fail half-way."""
 
 
 class DriftDetector:
-    """Compares guests with their claims."""
-
     def __init__(self, context: CoreContext) -> None:
         self._host, self._hypervisor, self._ledger = context.host, context.hypervisor, context.ledger
         self._setup = context.setup
@@ -33,11 +31,11 @@ class DriftDetector:
         self._rounds = 0
 
     def on_link_change(self) -> None:
-        """An uplink or a VF was set, according to the kernel (do_setlink(), rtnetlink.c): the next round reads the VFs."""
+        """The kernel reported a change of an uplink or VF (do_setlink(), rtnetlink.c): the next round reads the VFs."""
         self._links_changed.set()
 
     def begin_round(self, claims: tuple[Claim, ...]) -> None:
-        """Forgets guests without a claim, and reads the VFs if they may have changed."""
+        """Forgets deleted guests, and reads the VFs if they may have changed."""
         uuids = {claim.plan.uuid for claim in claims}
         self._last_reported = {key: value for key, value in self._last_reported.items() if key is None or key in uuids}
         self._last_repaired = {key: value for key, value in self._last_repaired.items() if key in uuids}
@@ -47,11 +45,11 @@ class DriftDetector:
             self._vf_states = self._setup.read_vf_states()
 
     def check_guest(self, claim: Claim) -> None:
-        """Reports how a running guest differs from its claim, and restores its pinning. The caller holds the guest's lock."""
+        """Reports drift, and restores the pinning. The caller holds the guest's lock."""
         plan, housekeeping = claim.plan, self._setup.housekeeping
         states = self._vf_states
         if diff_vf(plan, states):
-            states = self._setup.read_vf_states()  # it may have been started again since the round began
+            states = self._setup.read_vf_states()  # the guest may have been restarted during this round
         try:
             running = self._hypervisor.read_pinning(plan.uuid)
         except NotFound:

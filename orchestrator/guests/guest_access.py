@@ -1,4 +1,4 @@
-"""Which guest a request means, whether the caller may see or change it, and in which version."""
+"""Finds the guest of a request, and checks role and version."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ class GuestAccess:
     ) -> Iterator[Claim]:
         """Holds the guest's lock. Raises Stale if the guest is not at the ``expected`` version; None accepts any.
 
-        With ``expire_shutdown`` a shutdown under way, which holds the lock, times out now; the version that it alone makes of the
-        guest is accepted too.
+        ``expire_shutdown``: a running shutdown, which holds the lock, times out now, and its version is also accepted.
         """
         # Checked before the wait for the lock, which can take an hour: a version that is gone does not come again.
         before = self.find_for_change(caller, name)
@@ -56,5 +55,5 @@ class GuestAccess:
 
 
 def _was_only_stopped(before: Claim, now: Claim) -> bool:
-    """Whether the shutdown that was under way is all that has happened. Versions are unique, so this is the same guest too."""
+    """The shutdown was the only change. Versions are unique, so this is also the same guest."""
     return before.state == GuestState.STOPPING and now.state == GuestState.STOPPED and now.previous == before.version

@@ -1,4 +1,4 @@
-"""What serves all guests: VFs, edge modes, kernel threads and interrupts off the guest cores. Undone after the last guest."""
+"""Resources of all guests: VFs, edge modes, kernel threads and interrupts. Undone after the last guest."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from orchestrator.values import CpuSet, PciAddress, Size
 _log = logging.getLogger(__name__)
 
 HOST = "host"
-"""Owner of these changes in the undo journal. No guest can have this name."""
+"""Owner of the host's undo records, which is not a valid name for a guest."""
 
 
 class HostSetup:
-    """Prepares the host for guests. The lock is held while something that serves all guests changes.
+    """Prepares the host for guests. ``lock`` is held while resources of all guests change.
 
     Args:
         warnings: receives what could not be moved off the guest cores.
@@ -56,33 +56,33 @@ class HostSetup:
 
     @property
     def housekeeping(self) -> CpuSet:
-        """The housekeeping CPUs that are online; all of them if none is: the kernel confines nothing to offline CPUs."""
+        """The online housekeeping CPUs, or all of them if none is online: the kernel confines nothing to offline CPUs."""
         housekeeping = self._policy.housekeeping
         return housekeeping & read_online(self._host) or housekeeping
 
     def prepare(self, plan: Plan) -> tuple[str, ...]:
-        """Does what serves all guests of the plan's PFs, unless that is done already; returns what was changed, in words."""
+        """Prepares the plan's PFs unless that is done; returns what was changed."""
         changed: tuple[str, ...] = ()
         for pf, interface in _list_pfs([plan]).items():
             if pf not in self._prepared_pfs or not read_numvfs(self._host, pf):
-                changed += self.make_vfs(pf, interface)
+                changed += self.create_vfs(pf, interface)
         return changed
 
-    def make_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
-        """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed, in words."""
+    def create_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
+        """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed."""
         moved: tuple[str, ...] = ()
         housekeeping = self.housekeeping
         with self.lock:
             if not self._prepared_pfs:
-                # Once, since it reads every thread of the host; the audit finds what strays later. Once per manager process too:
+                # Only once, since it reads every thread of the host; the audit finds later threads. And once per manager process:
                 # the journal outlives a reboot, the affinities do not.
                 cleared = clear_cores(self._host, self._ledger, HOST, housekeeping)
-                self._warnings.report("not moved off the guest cores", cleared.left)
+                self._warnings.report("not moved off the guest cores", cleared.failures)
                 moved = cleared.moved
             pf = read_pf(self._host, address)
-            made = run_steps(self._host, self._ledger, HOST, [CreateVfs(pf.address, interface, self._policy.count_vfs(pf))])
+            created = run_steps(self._host, self._ledger, HOST, [CreateVfs(pf.address, interface, self._policy.count_vfs(pf))])
             self._prepared_pfs.add(pf.address)
-        return (*((f"move {len(moved)} threads and interrupts to CPUs {housekeeping}",) if moved else ()), *made)
+        return (*((f"move {len(moved)} threads and interrupts to CPUs {housekeeping}",) if moved else ()), *created)
 
     def restore_edge_mode(self, plan: Plan) -> None:
         """Puts the guest's PFs back into VEPA mode."""
@@ -90,7 +90,7 @@ class HostSetup:
             self._restore_edge_mode(pf, interface)
 
     def restore_edge_modes(self) -> None:
-        """The same for the PFs of all guests. An error of one PF does not stop the others."""
+        """Puts all guests' PFs back into VEPA mode. An error of one PF does not stop the others."""
         for pf, interface in self._list_guest_pfs().items():
             try:
                 self._restore_edge_mode(pf, interface)
@@ -98,7 +98,7 @@ class HostSetup:
                 _log.error("cannot restore VEPA mode on PF %s: %s", pf, error)
 
     def has_guest_on(self, interface: str) -> bool:
-        """Whether a guest has a VF of this PF, by its planned or its present name: it need not be a configured uplink."""
+        """Whether a guest has a VF of this PF, by its planned or present name: it need not be a configured uplink."""
         return any(
             nic.interface == interface or has_port(self._host, nic.pf, interface)
             for claim in self._ledger.read().claims
@@ -106,7 +106,7 @@ class HostSetup:
         )
 
     def release(self) -> None:
-        """Undoes what serves all guests if no claim is left. A failure is one event per cause; ``retry_release`` repeats it."""
+        """Undoes the preparation if no claim is left. A failure is one event per cause; ``retry_release`` repeats it."""
         try:
             self._undo()
             self._undo_error = ""
@@ -124,7 +124,7 @@ class HostSetup:
         return {pf: self._read_vf_states(pf, name) for pf, name in self._list_guest_pfs().items()}
 
     def find_pool_shortfalls(self, claims: tuple[Claim, ...]) -> tuple[str, ...]:
-        """Pools with fewer free pages than stopped guests own there: another program has taken some. One sentence per pool."""
+        """One sentence per pool with fewer free pages than stopped guests own: another program has taken pages."""
         owned: Counter[tuple[int, Size]] = Counter()
         for claim in claims:
             if claim.state == GuestState.STOPPED:
@@ -133,9 +133,9 @@ class HostSetup:
         free = {(pool.node, pool.page_size): pool.free for pool in pools}
         unread = f" ({'; '.join(problem.message for problem in problems)})" if problems else ""
         return tuple(
-            f"node {node}: {left} huge pages of {size} are free, but stopped guests own {count}{unread}"
+            f"node {node}: {available} huge pages of {size} are free, but stopped guests own {count}{unread}"
             for (node, size), count in sorted(owned.items())
-            if (left := free.get((node, size), 0)) < count
+            if (available := free.get((node, size), 0)) < count
         )
 
     def _restore_edge_mode(self, address: PciAddress, interface: str) -> None:
@@ -151,7 +151,7 @@ class HostSetup:
         if self._ledger.read().claims:
             return
         with self.lock:
-            # In this order: a guest that is claimed after the check finds nothing prepared, and waits for the lock.
+            # Cleared before the check: a guest that is claimed later finds no prepared PF, and waits for the lock.
             self._prepared_pfs.clear()
             if not self._ledger.read().claims:
                 undo_steps(UndoContext(self._host), self._ledger, HOST)
@@ -164,5 +164,5 @@ class HostSetup:
 
 
 def _list_pfs(plans: Iterable[Plan]) -> dict[PciAddress, str]:
-    """PF → its interface when the plan was made."""
+    """PF → its interface at planning time."""
     return {nic.pf: nic.interface for plan in plans for nic in plan.nics}

@@ -27,7 +27,7 @@ class HostWarnings:
             self._write(self._subject, f"{topic}: {'; '.join(warnings) or 'no warnings remain'}")
 
     def note(self, guest: str, warnings: tuple[str, ...]) -> None:
-        """Warnings about one guest, for operators: they may name what its tenant may not see."""
+        """For operators only: warnings about a guest may name what its tenant may not see."""
         if warnings:
             self._write(guest, "; ".join(warnings))
 

@@ -25,7 +25,7 @@ class Outcome:
 
 
 def log_event(ledger: Ledger, claim: Claim, outcome: Outcome) -> None:
-    """Writes an event about a change that was made. If that fails (disk full), the event goes to the journal."""
+    """Writes an event about a completed change. If that fails (disk full), the event goes to the journal."""
     if outcome.kind is None:
         return
     seconds = None if outcome.started_at is None else time.monotonic() - outcome.started_at
@@ -37,7 +37,7 @@ def log_event(ledger: Ledger, claim: Claim, outcome: Outcome) -> None:
 
 
 def log_errors(work: Callable[[], object]) -> None:
-    """Does work that follows an error or an event. Its own error goes to the journal; reconciliation repeats the work."""
+    """For work after an error or event. Its own error goes to the journal; reconciliation repeats the work."""
     try:
         work()
     except OrchestratorError as error:

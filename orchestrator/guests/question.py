@@ -1,7 +1,7 @@
 """A command that is typed on a guest's console, and its reply.
 
 The reply is read from the console's log, not from the pty: QEMU detects only after a second that the pty was opened, and output
-before that reaches the log alone.
+before that reaches only the log.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ ABANDONED_SECONDS = 10.0
 
 
 class Question:
-    """One command. The next is typed when this one is over: replies do not name their command. ``pty`` is QEMU's."""
+    """One command. The next command is typed when this one is over: replies do not name their command. ``pty`` is QEMU's."""
 
     def __init__(self, pty: Path, line: str, timeout: float) -> None:
         self.future: Future[str] = Future()
         self.timeout, self.deadline = timeout, time.monotonic() + timeout
         self._pty, self._line = pty, line
         self._descriptor: int | None = None
-        self._said, self._left_out = b"", 0
+        self._output, self._omitted = b"", 0
 
     @property
     def was_typed(self) -> bool:
         return self._descriptor is not None
 
     def type(self) -> None:
-        """Types the line, unless its client has gone. The pty stays open until the reply: QEMU does not read a closed one."""
+        """Types the line, unless its client has gone. The pty stays open until the reply: QEMU does not read a closed pty."""
         if self.future.done():
             return
         try:
@@ -57,9 +57,9 @@ class Question:
         self._keep(data if answer is None else data[: answer.end])
         if answer is None:
             return False
-        note = f"[{self._left_out} bytes before this are omitted]\n" if self._left_out else ""
+        note = f"[{self._omitted} bytes before this are omitted]\n" if self._omitted else ""
         self._close()
-        settle(self.future, note + clean(self._said))
+        settle(self.future, note + clean(self._output))
         return True
 
     def is_over(self, now: float) -> bool:
@@ -76,26 +76,26 @@ class Question:
     def expire(self, now: float, show: Callable[[], str]) -> None:
         """``show`` returns the end of the console, for a command that was not typed yet."""
         if now >= self.deadline and not self.future.done():
-            what, said = self._describe(show)
-            self._fail(GuestError(f"timed out after {self.timeout:g} s waiting for the guest to {what}; console output:{said}"))
+            what, output = self._describe(show)
+            self._fail(GuestError(f"timed out after {self.timeout:g} s waiting for the guest to {what}; console output:{output}"))
 
     def end(self, show: Callable[[], str], error: OrchestratorError | None) -> None:
         if not error:
-            what, said = self._describe(show)
-            error = GuestError(f"the guest ended before it could {what}; console output:{said}")
+            what, output = self._describe(show)
+            error = GuestError(f"the guest ended before it could {what}; console output:{output}")
         self._fail(error)
 
     def _describe(self, show: Callable[[], str]) -> tuple[str, str]:
-        return (f"reply to {self._line!r}", format_tail(self._said)) if self.was_typed else (REPORT_READY, show())
+        return (f"reply to {self._line!r}", format_tail(self._output)) if self.was_typed else (REPORT_READY, show())
 
     def _keep(self, data: bytes) -> None:
-        self._said += data
-        if len(self._said) > ANSWER_BYTES:
-            # From the start of a line, if there is one.
-            begin = self._said.find(b"\n", -ANSWER_BYTES) + 1
-            begin = begin if 0 < begin < len(self._said) else len(self._said) - ANSWER_BYTES
-            self._left_out += begin
-            self._said = self._said[begin:]
+        self._output += data
+        if len(self._output) > ANSWER_BYTES:
+            # Starts at a line, if the part has a line break.
+            start = self._output.find(b"\n", -ANSWER_BYTES) + 1
+            start = start if 0 < start < len(self._output) else len(self._output) - ANSWER_BYTES
+            self._omitted += start
+            self._output = self._output[start:]
 
     def _drain(self) -> None:
         """Empties the pty, which holds 4 KB. QEMU retries output that does not fit (hw/char/serial.c, serial_xmit), then drops it

@@ -1,4 +1,4 @@
-"""Brings ledger and libvirt into agreement: after a start of the manager, every minute, and when a guest ends."""
+"""Reconciles ledger and libvirt: after a start of the manager, every minute, and when a guest ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.model.state import SETTLED, GuestState
 
 
 class Reconciler:
-    """Decides from what libvirt shows what happens to a guest; ``Transitions`` makes the change."""
+    """Decides what happens to each guest; ``Transitions`` makes the change."""
 
     def __init__(self, context: CoreContext, transitions: Transitions) -> None:
         self._hypervisor, self._ledger, self._setup = context.hypervisor, context.ledger, context.setup
@@ -31,7 +31,7 @@ class Reconciler:
     def recover(self, progress: Callable[[], object] = lambda: None) -> None:
         """After a start of the manager: brings each guest to a settled state. Ends no running guest.
 
-        Calls ``progress`` before each guest. Raises Conflict, and does nothing, if a guest owns CPUs that are for housekeeping.
+        Calls ``progress`` before each guest. Raises Conflict, and does nothing, if a guest owns housekeeping CPUs.
         """
         claims = self._ledger.read().claims
         check_housekeeping(claims, self._setup.policy.housekeeping)
@@ -43,14 +43,14 @@ class Reconciler:
         self._setup.release()
 
     def reconcile(self) -> None:
-        """Handles ends that were not reported, and what failed half-way, as when libvirt was not reachable.
+        """Handles unreported ends and changes that failed half-way, for example because libvirt was not reachable.
 
         Skips a guest that another thread is changing: a stop can take an hour.
         """
         claims = self._ledger.read().claims
         # One call for all guests. A guest that differs is locked and read again.
         running = self._hypervisor.running_uuids() if claims else frozenset()
-        # Acted on when seen twice: an end whose report is under way states its cause.
+        # An end is handled when seen twice: libvirt's event, which has the cause, may still arrive.
         seen_before = self._seen_not_running
         self._seen_not_running = {claim.plan.uuid for claim in claims if claim.state == GuestState.RUNNING} - running
         self._unconfined &= {claim.plan.uuid for claim in claims}
@@ -65,9 +65,7 @@ class Reconciler:
         self._setup.retry_release()
 
     def reconcile_guest(self, claim: Claim, *, adopt: bool = False) -> None:
-        """The caller holds the guest's lock. With ``adopt`` (the manager was just started) guests that keep running are reported,
-        and scheduled restarts continue.
-        """
+        """The caller holds the guest's lock. ``adopt``: at the manager's start, reports running guests and schedules restarts."""
         running = claim.plan.uuid in self._hypervisor.running_uuids()
         if running and claim.state == GuestState.DELETING and self._hypervisor.is_paused(claim.plan.uuid):
             running = False  # a failed creation whose cleanup failed: it has not run, and its caller has the error

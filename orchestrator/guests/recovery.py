@@ -1,4 +1,4 @@
-"""Decides what a manager that has just started does with each guest, from the ledger's state and from what runs. Pure."""
+"""Decides from ledger and libvirt what a started manager does with each guest. Pure."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from orchestrator.values import CpuSet
 
 
 class RecoveryAction(StrEnum):
-    """What is done with a guest. The values but ``none`` are event kinds."""
+    """The values except ``none`` are event kinds."""
 
     ADOPT = "adopt"
-    """It runs, and keeps running."""
+    """The guest keeps running."""
     FINISH = "finish"
     """An interrupted start of a running guest, or an interrupted shutdown, is completed."""
     UNDO = "undo"
     """A creation that did not complete is undone, and its claim released."""
     QUARANTINE = "quarantine"
-    """Its resources are withheld."""
+    """The guest's resources are withheld."""
     NONE = "none"
-    """It does not run, as intended."""
+    """The guest does not run, as intended."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def decide(state: GuestState, *, running: bool) -> Decision:
 
 
 def check_housekeeping(claims: Iterable[Claim], housekeeping: CpuSet) -> None:
-    """Raises Conflict if housekeeping CPUs are owned by guests; names each such guest."""
+    """Raises Conflict, with the names of the guests, if guests own housekeeping CPUs."""
     owned = [
         f"CPUs {both} are owned by guest {claim.plan.name}"
         for claim in claims
@@ -75,5 +75,5 @@ _IF_NOT = {
     GuestState.STOPPING: Decision(RecoveryAction.FINISH, GuestState.STOPPING, "shutdown was interrupted when the manager exited"),
     GuestState.DELETING: Decision(RecoveryAction.FINISH, GuestState.DELETING, "shutdown was interrupted when the manager exited"),
     GuestState.STOPPED: Decision(RecoveryAction.NONE, GuestState.STOPPED, "stopped"),
-    GuestState.QUARANTINED: Decision(RecoveryAction.QUARANTINE, GuestState.QUARANTINED, "an operator has to clear it"),
+    GuestState.QUARANTINED: Decision(RecoveryAction.QUARANTINE, GuestState.QUARANTINED, "an operator must clear it"),
 }

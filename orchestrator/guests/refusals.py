@@ -15,11 +15,11 @@ from orchestrator.model.access import Identity
 _log = logging.getLogger(__name__)
 
 _REFUSALS = (RequestError, NotFound, Conflict, NoRoom)
-"""Errors of a request; any other error is one of the host."""
+"""Errors of a request; all other errors are the host's."""
 
 MAX_PER_MINUTE = 30
 _MAX_DETAIL = 500
-"""Characters: a reason can repeat the request, which can be long."""
+"""Characters: a reason can contain the request, which can be long."""
 _PERIOD = 60.0
 
 
@@ -41,7 +41,7 @@ class RefusalLog:
 
     @contextmanager
     def logging(self, name: str, caller: Identity) -> Iterator[None]:
-        """Logs an error of the block as the refusal of a guest of this name."""
+        """Logs an error of the block as the refusal of this guest."""
         started_at = time.monotonic()
         try:
             yield

@@ -1,4 +1,4 @@
-"""When a guest that has ended is started again: the decision, and the timers that wait for it."""
+"""Restarts of guests that have ended: the decision and the timers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.ledger import Claim
 from orchestrator.model.request import Restart
 
 RESTARTABLE_CAUSES = (EndCause.FAILED, EndCause.RESET, EndCause.UNKNOWN)
-"""A reset is a panic, or a reboot, after which the guest is meant to continue."""
+"""A reset is a panic or a reboot."""
 STABLE_RUN_SECONDS = 600.0
 """After a run of this length a failure counts as the first one."""
 MAX_RESTARTS = 10
@@ -26,7 +26,7 @@ def delay(restarts: int) -> float | None:
 
 
 def count_restarts(claim: Claim, cause: EndCause, ran: float | None) -> int:
-    """The number of the restart that follows this end, 0 if none does. ``ran``: seconds, None if the manager started later."""
+    """The number of the restart that follows this end, 0 without a restart. ``ran``: seconds, None if not known."""
     if cause not in RESTARTABLE_CAUSES or claim.request.restart is not Restart.ON_FAILURE:
         return 0
     return 1 if ran is None or ran >= STABLE_RUN_SECONDS else claim.restarts + 1
@@ -95,7 +95,7 @@ class Restarts:
         return True
 
     def begin(self, name: str, timer: threading.Timer) -> bool:
-        """Returns whether this restart is still wanted, and takes it off the schedule."""
+        """Takes the restart off the schedule; False if it was cancelled."""
         return self._timers.pop_if_current(name, timer)
 
     def cancel(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What callers can request: who may, what was requested before, and what is shown of guests. Guests change in `transitions`."""
+"""The manager's functions for callers: access, idempotency and views. Guests change in `transitions`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from orchestrator.guests.outcome import Outcome, log_event
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.refusals import RefusalLog
 from orchestrator.guests.transitions import Transitions
-from orchestrator.guests.vf_making import claim_with_vfs
+from orchestrator.guests.vf_creation import claim_with_vfs
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import Hypervisor
@@ -43,8 +43,8 @@ _log = logging.getLogger(__name__)
 class GuestService:
     """Serves callers. Changes of one guest are made one after the other, changes of several guests in parallel.
 
-    Methods with ``caller`` raise NotFound for a guest that the caller may not see, and Forbidden for one that it may not change.
-    Methods with ``expected``, the version that the caller has seen (None for any), raise Stale if the guest is at another one.
+    Methods with ``caller`` raise NotFound for a guest that the caller may not see, and Forbidden if it may not change the guest.
+    Methods with ``expected`` (None for any) raise Stale if the guest is at another version.
 
     Args:
         images: folder of the built guest images.
@@ -78,7 +78,7 @@ class GuestService:
         return read_topology(self._host)
 
     def compare(self, topology: Topology) -> tuple[HostFinding, ...]:
-        """How the configuration differs from the host; writes an event if that has changed since the last call."""
+        """Also writes an event if the findings have changed since the last call."""
         findings = check_host(self._policy, topology)
         self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in findings))
         return findings
@@ -96,29 +96,29 @@ class GuestService:
         return self._ledger.quarantined()
 
     def events(self, caller: Identity, after: int | None = 0, limit: int = 1000) -> tuple[Event, ...]:
-        """Events that the caller may see, oldest first: those with ids above ``after``, or the newest if that is None."""
+        """Oldest first. ``after``: events with higher ids, or the newest if None."""
         if caller.role is not Role.TENANT:
             return self._ledger.events(after, limit)
         return tuple(event.redacted() for event in self._ledger.events(after, limit, caller.tenant))
 
     def last_event(self) -> int:
-        """Id of the newest event, 0 before the first."""
+        """0 without events."""
         return self._ledger.last_event()
 
     def wait_events(self, caller: Identity, after: int, timeout: float) -> tuple[Event, ...]:
-        """As ``events``; waits at most ``timeout`` seconds until there are some."""
+        """As ``events``; waits up to ``timeout`` seconds for the first."""
         deadline = time.monotonic() + timeout
         with self._new_event:
             while not (events := self.events(caller, after)) and not self._closed:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._new_event.wait(left):
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or not self._new_event.wait(remaining):
                     break
         return events
 
     # Changes.
 
     def plan(self, caller: Identity, request: GuestRequest) -> GuestView:
-        """What the guest would get, without claiming it; or the guest itself if it was created with the same request id."""
+        """Claims nothing. Returns the guest itself if it was created with the same request id."""
         known = find_by_request_id(caller, request, self._ledger.read().claims)
         if known:
             return self._view(known)
@@ -127,11 +127,7 @@ class GuestService:
         return GuestView(placed.plan, "planned", request, caller.tenant, warnings=warnings)
 
     def create(self, caller: Identity, request: GuestRequest) -> tuple[GuestView, bool]:
-        """Plans a guest, claims its resources and launches it. If that fails, everything is undone.
-
-        Returns:
-            The guest, and whether it is new: False if it was created with the same request id before.
-        """
+        """Plans, claims and launches a guest; undoes everything on failure. False if it exists with the same request id."""
         if not may_change(caller, caller.tenant):
             raise Forbidden(f"{caller.name} may not create guests")
         with self._refusals.logging(request.name, caller):
@@ -149,7 +145,7 @@ class GuestService:
                 if known:
                     return self._view(known), False
                 claim, changed = claim_with_vfs(
-                    lambda: self.allocator.claim(caller, request), self.host_setup.make_vfs, self.host_setup.release
+                    lambda: self.allocator.claim(caller, request), self.host_setup.create_vfs, self.host_setup.release
                 )
             plan = claim.plan
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
@@ -158,38 +154,38 @@ class GuestService:
             return _view_running(self.transitions.launch(claim, caller.name, changed)), True
 
     def start(self, caller: Identity, name: str, expected: int | None = None) -> GuestView:
-        """Starts a stopped guest on the resources that it owns; does nothing if it runs."""
+        """Starts a stopped guest on the resources that it owns; no-op if it runs."""
         with self._access.lock_for_change(caller, name, expected) as claim:
             return _view_running(self.transitions.start(claim, caller.name))
 
     def stop(self, caller: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
-        """Shuts a guest down, and forces it off after ``timeout`` seconds. Its claim is kept."""
+        """Forces the guest off after ``timeout`` seconds. Keeps its claim."""
         with self._access.lock_for_change(caller, name, expected) as claim:
             return self._stop(caller, claim, timeout)
 
     def kill(self, caller: Identity, name: str, expected: int | None = None) -> GuestView:
-        """Forces a guest off immediately, also one that is being shut down. Its claim is kept."""
+        """Forces a guest off, also during a shutdown. Keeps its claim."""
         with self._access.lock_for_change(caller, name, expected, expire_shutdown=True) as claim:
             return self._stop(caller, claim, 0)
 
     def restart(self, caller: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
-        """``stop`` followed by ``start``, without another change in between."""
+        """``stop`` and ``start`` without another change in between."""
         with self._access.lock_for_change(caller, name, expected):
             self.stop(caller, name, timeout)
             return self.start(caller, name)
 
     def delete(self, caller: Identity, name: str, expected: int | None = None) -> None:
-        """Forces a guest off if it runs, and releases its claim. Raises Conflict if it is in quarantine before or after that."""
+        """Forces the guest off and releases its claim. Raises Conflict if it is quarantined before or after that."""
         with self._access.lock_for_change(caller, name, expected, expire_shutdown=True) as claim:
             if claim.state == GuestState.QUARANTINED:
-                raise Conflict(f"guest {name} is in quarantine", "an operator can clear it: nohype quarantine clear")
+                raise Conflict(f"guest {name} is in quarantine", "clear it as an operator: `nohype quarantine clear`")
             if findings := self.transitions.delete(claim, Outcome(EventKind.DELETED, "on request", caller.name)):
                 reasons = "" if caller.role is Role.TENANT else f": {'; '.join(findings)}"
                 message = f"guest {name} was stopped and quarantined: cleanup not verified{reasons}"
-                raise Conflict(message, "an operator can check it: `nohype quarantine list`")
+                raise Conflict(message, "check it as an operator: `nohype quarantine list`")
 
     def clear_quarantine(self, caller: Identity, name: str, expected: int | None = None, *, force: bool = False) -> None:
-        """Repeats the cleanup of a quarantined guest, and releases its claim; with ``force`` even if that is not verified."""
+        """Repeats the cleanup and releases the claim; with ``force`` even if the cleanup is not verified."""
         if caller.role is not Role.OPERATOR:
             raise Forbidden(f"{caller.name} is not an operator and may not clear the quarantine")
         not_quarantined = NotFound(f"guest {name} is not in quarantine", "`nohype quarantine list` shows quarantined guests")
@@ -207,7 +203,7 @@ class GuestService:
         return self._consoles.begin_ready(self._access.find(caller, name), timeout)
 
     def begin_command(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> Future[str]:
-        """Raises NotFound if ``uuid`` is given and is not the guest's."""
+        """Raises NotFound if ``uuid`` is not the guest's; None matches any."""
         claim = self._access.find_for_change(caller, name)
         if uuid not in (None, claim.plan.uuid):
             raise guest_replaced_error(name)
@@ -230,7 +226,7 @@ class GuestService:
         self.allocator.lock.raise_if_held_longer(limit)
 
     def close(self) -> None:
-        """Restarts no guest any more, and ends what clients wait for. Guests keep running."""
+        """Cancels scheduled restarts and waits of clients. Guests keep running."""
         self._closed = True
         self.transitions.close()
         self._consoles.close()

@@ -1,4 +1,4 @@
-"""The last survey of the host: reading all of it takes thousands of files, and few events change it."""
+"""Caches the survey of the host: a full survey reads thousands of files, and few events change it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from orchestrator.values import CpuSet
 
 
 class SurveyCache:
-    """Keeps one survey, for several threads.
+    """For several threads.
 
     Args:
         uplinks: interfaces whose PFs guests use.
-        shared: held while something is changed that serves all guests, the number of VFs for example.
+        shared: lock that is held while resources of all guests change, such as the number of VFs.
     """
 
     def __init__(self, host: HostRoot, uplinks: Sequence[str], shared: WatchedLock) -> None:
@@ -34,39 +34,39 @@ class SurveyCache:
         self._cached: tuple[Topology, float] | None = None
 
     def discard(self) -> None:
-        """Makes the next `get` read all of the host."""
+        """Makes the next `get` read the whole host."""
         self._cached = None
 
     def get(self, not_before: float) -> Topology:
-        """The huge pages that are free now, and a survey that was started at ``not_before`` (time.monotonic()) or later.
+        """Current free huge pages, and a survey started at ``not_before`` (time.monotonic()) or later.
 
         While VFs are being created or removed, their PF has no carrier: an older survey is as good then, and only the first
         caller waits.
         """
-        cached, started = self._cached or (None, 0.0)  # once: other threads write it
+        cached, started = self._cached or (None, 0.0)  # read once: other threads write it
         if cached is None:
             with self._shared:
                 return self._read(None)
         if started >= not_before and self._all_uplinks_up(cached):
             return self._with_pools(cached, read_free_pages(self._host, cached.pools))
-        with self._shared.try_acquire() as is_ours:
-            if is_ours:
+        with self._shared.try_acquire() as is_held:
+            if is_held:
                 return self._read(cached)
         return self._with_pools(cached, survey_pools(self._host)[0])
 
     def still_valid(self, topology: Topology, plan: Plan) -> bool:
-        """Whether the host still is what the plan was made on: CPUs online, size of the pool, port with carrier."""
+        """Whether online CPUs, pool size and the uplinks' carrier still match the plan's survey."""
         sizes = {(pool.node, pool.page_size): pool.total for pool in topology.pools}
         try:
             size = read_pool_size(self._host, plan.node, plan.page_size)
         except HostError:
-            return False  # gone, or unreadable: the next survey says which
+            return False  # gone or unreadable: the next survey reports it
         online = CpuSet.of(plan.cpus) <= read_online(self._host)
         up = all(read_up(self._host, pf, interface) for pf, interface in {(nic.pf, nic.interface) for nic in plan.nics})
         return online and size == sizes[plan.node, plan.page_size] and up
 
     def is_vf_free(self, topology: Topology, nic: NicPlan) -> bool:
-        """Whether a planned VF is where the survey has it, or not created yet, and not in use."""
+        """The VF is at its planned address, or not created yet, and not in use."""
         address = find_vf(self._host, nic.pf, nic.index)
         surveyed = any(vf.address == nic.address for pf in topology.pfs if pf.address == nic.pf for vf in pf.vfs)
         if address is None or not surveyed:
@@ -84,9 +84,9 @@ class SurveyCache:
         sizes = (pool.page_size for pool in pools if pool.total)
         promised = survey_promised_pages(self._host, sizes)[0]
         if (pools, promised) == (cached.pools, cached.promised):
-            return cached  # with what was computed of it
+            return cached  # with its cached properties
         return replace(cached, pools=pools, promised=promised)
 
     def _all_uplinks_up(self, topology: Topology) -> bool:
-        """An uplink without carrier may have been surveyed at the moment of a reset."""
+        """A survey during a PF reset shows an uplink without carrier."""
         return all(pf.up for uplink in self._uplinks if (pf := topology.find_uplink(uplink)))

@@ -21,7 +21,7 @@ from orchestrator.values import CpuSet
 
 
 class Transitions:
-    """One method per change. The caller of a method that takes a claim holds the guest's lock: ``guest_locks(name)``.
+    """The caller of a method that takes a claim holds the guest's lock: ``guest_locks(name)``.
 
     ``count_undo_failure`` is called if a cleanup is not verified; it must not raise.
     """
@@ -44,12 +44,12 @@ class Transitions:
         return CoreManager(self._context, claim.plan, claim.owner)
 
     def start(self, claim: Claim, caller: str) -> Claim:
-        """Starts a guest, if it does not run. Raises Conflict if it was started outside the manager: it is quarantined then."""
+        """No-op if the guest runs. Raises Conflict, and quarantines it, if it was started outside the manager."""
         name, running = claim.plan.name, self.core_manager(claim).is_running
         if claim.state == GuestState.RUNNING:
             if running:
                 return claim
-            claim = self.stop(claim, caller, 0)  # its end was not reported yet
+            claim = self.stop(claim, caller, 0)  # the guest's end was not reported yet
         elif claim.state == GuestState.STOPPED and running:
             self.quarantine_unexpected(claim)
             raise Conflict(f"guest {name} was started outside the manager; it keeps running and is quarantined")
@@ -57,8 +57,9 @@ class Transitions:
         return self.launch(self._ledger.set_state(name, GuestState.STARTING, restarts=0), caller)
 
     def launch(self, claim: Claim, caller: str, changed: tuple[str, ...] = ()) -> Claim:
-        """Launches a guest in the state CREATING or STARTING. If that fails, everything is undone: it is STOPPED again, or its
-        claim released. ``changed`` is what was changed on the host for it before, in words.
+        """Launches a CREATING or STARTING guest. A failure is undone: a STARTING guest is STOPPED, a CREATING one released.
+
+        ``changed`` lists earlier changes to the host for this guest.
         """
         name, started_at = claim.plan.name, time.monotonic()
         self._expired_shutdowns.discard(claim.plan.uuid)
@@ -77,12 +78,12 @@ class Transitions:
         return now
 
     def adopt(self, claim: Claim, state: GuestState, outcome: Outcome) -> None:
-        """Confines and resumes a guest that libvirt has already. The state follows: an interrupted adoption is repeated."""
+        """Confines and resumes a running domain. Writes the state last, so that an interrupted adoption is repeated."""
         self.core_manager(claim).confine_and_resume()
         log_event(self._ledger, self._ledger.set_state(claim.plan.name, state), outcome)
 
     def stop(self, claim: Claim, caller: str, timeout: float) -> Claim:
-        """Shuts a guest down, forces it off after ``timeout`` seconds, and cleans up. Its claim is kept."""
+        """Shuts a guest down, forces it off after ``timeout`` seconds, and cleans up. Keeps its claim."""
         name, started_at, core = claim.plan.name, time.monotonic(), self.core_manager(claim)
         self.restarts.cancel(name)
         claim = self._ledger.set_state(name, GuestState.STOPPING, restarts=0)
@@ -98,11 +99,11 @@ class Transitions:
         return self.finish_stopping(claim, Outcome(EventKind.STOPPED, detail, caller, started_at))
 
     def expire_shutdown(self, claim: Claim) -> None:
-        """Makes a shutdown of this guest in another thread time out now. Needs no lock."""
+        """Makes a shutdown in another thread time out now. Needs no lock."""
         self._expired_shutdowns.add(claim.plan.uuid)
 
     def finish_stopping(self, claim: Claim, outcome: Outcome) -> Claim:
-        """Cleans up after a guest in the state STOPPING; it is STOPPED then, or QUARANTINED."""
+        """Cleans up a STOPPING guest; returns it STOPPED or QUARANTINED."""
         if findings := self._clean_up(claim):
             return self._quarantine_unclean(claim, findings, outcome.caller)
         now = self._ledger.set_state(claim.plan.name, GuestState.STOPPED)
@@ -110,7 +111,7 @@ class Transitions:
         return now
 
     def cancel_restart(self, claim: Claim, caller: str) -> Claim:
-        """Cancels the scheduled restart of a STOPPED guest, also for a later manager."""
+        """Cancels the restart of a STOPPED guest, also for a later manager."""
         self.restarts.cancel(claim.plan.name)
         if claim.restarts:
             claim = self._ledger.set_state(claim.plan.name, GuestState.STOPPED, restarts=0)
@@ -119,7 +120,7 @@ class Transitions:
         return claim
 
     def delete(self, claim: Claim, outcome: Outcome) -> tuple[str, ...]:
-        """Forces a guest off, cleans up and releases its claim. If not verified, the guest is QUARANTINED; returns why."""
+        """Forces a guest off, cleans up and releases its claim. Returns findings, with which it is QUARANTINED instead."""
         claim = self._ledger.set_state(claim.plan.name, GuestState.DELETING)
         self.restarts.cancel(claim.plan.name)
         findings = self._clean_up(claim)
@@ -130,7 +131,7 @@ class Transitions:
         return findings
 
     def clear(self, claim: Claim, caller: str, *, force: bool) -> tuple[str, ...]:
-        """As ``delete``, for a QUARANTINED guest; with ``force`` its claim is released even if the cleanup is not verified."""
+        """As ``delete``, for a QUARANTINED guest; with ``force`` the claim is released even if the cleanup is not verified."""
         # Before the state: if this fails, a running guest in the state DELETING would be adopted.
         self._context.hypervisor.destroy(claim.plan.uuid)
         if not force:
@@ -142,11 +143,11 @@ class Transitions:
         return ()
 
     def quarantine_unexpected(self, claim: Claim) -> None:
-        """Quarantines a guest that runs although it must not. It keeps running."""
+        """For a guest that runs although it must not. It keeps running."""
         self._quarantine(claim, (decide(claim.state, running=True).why,), MANAGER.name)
 
     def finish_interrupted_stop(self, claim: Claim, detail: str) -> None:
-        """Completes the shutdown of a guest in the state STOPPING, and restarts it if that was decided when it ended."""
+        """Completes a stop, and restarts the guest if its end had scheduled a restart."""
         now = self.finish_stopping(claim, Outcome(EventKind.ENDED, detail))
         if now.state == GuestState.STOPPED and now.restarts:
             self.schedule_restart(now)
@@ -162,7 +163,7 @@ class Transitions:
         self.finish_interrupted_stop(claim, str(cause))
 
     def schedule_restart(self, claim: Claim) -> None:
-        """Restarts a STOPPED guest after a delay, unless that has failed too often."""
+        """Reports that the manager gives up after too many failures."""
         if not self.restarts.schedule(claim):
             log_event(self._ledger, claim, Outcome(EventKind.GAVE_UP, f"not restarted after {MAX_RESTARTS} failed restarts"))
 
@@ -193,7 +194,7 @@ class Transitions:
     def _quarantine(self, claim: Claim, findings: tuple[str, ...], caller: str) -> Claim:
         self._ledger.quarantine(claim.plan.name, findings)
         log_event(self._ledger, claim, Outcome(EventKind.QUARANTINED, "; ".join(findings), caller))
-        return self._ledger.find(claim.plan.name) or claim  # it is there: its lock is held
+        return self._ledger.find(claim.plan.name) or claim  # the claim exists: the guest's lock is held
 
     def _run_restart(self, name: str, timer: threading.Timer) -> None:
         with self.guest_locks(name):

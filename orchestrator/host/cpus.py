@@ -25,14 +25,14 @@ def read_online(host: HostRoot) -> CpuSet:
 
 
 def read_isolated(host: HostRoot) -> CpuSet:
-    """The CPUs excluded from load balancing, by `isolcpus=domain` or by isolated cpuset partitions."""
+    """CPUs excluded from load balancing, by `isolcpus=domain` or by isolated cpuset partitions."""
     # Before Linux 6.19 the first file shows only the boot parameter.
     files = (f"{_CPUS}/isolated", "sys/fs/cgroup/cpuset.cpus.isolated")
     return CpuSet.of(cpu for file in files for cpu in parse_cpus(file, host.find(file) or "").ids)
 
 
 def read_possible(host: HostRoot) -> CpuSet:
-    """The CPUs that can be online on this host, including CPUs not plugged in; empty if the kernel does not report them."""
+    """CPUs that can be online on this host, including CPUs not plugged in; empty if the kernel does not report them."""
     return parse_cpus(f"{_CPUS}/possible", host.find(f"{_CPUS}/possible") or "")
 
 
@@ -45,8 +45,8 @@ def parse_cpus(name: str, text: str) -> CpuSet:
 
 
 def survey_cores(host: HostRoot) -> tuple[tuple[Core, ...], tuple[HostError, ...]]:
-    """The online physical cores with their SMT siblings, in CPU order, and the errors of CPUs that cannot be read: a CPU is going
-    online or offline, or firmware and kernel disagree.
+    """The online physical cores in CPU order, and the errors of CPUs that cannot be read: a CPU is going online or offline, or
+    firmware and kernel disagree.
     """
     online = read_online(host)
     cores: list[Core] = []
@@ -93,7 +93,7 @@ def read_cmdline(host: HostRoot) -> str:
 
 
 def read_topoext(host: HostRoot) -> bool:
-    """Whether the CPUs have AMD's topology extensions (CPUID 8000_001E). Other vendors' CPUs do not have them."""
+    """AMD's topology extensions (CPUID 8000_001E); False for other vendors."""
     # From modalias (arch/x86/kernel/cpu/match.c): before Linux 5.18, reading /proc/cpuinfo interrupts every CPU.
     _, _, features = (host.find(f"{_CPUS}/modalias") or "").partition(":feature:")
     return _TOPOEXT in features.split(",")

@@ -32,7 +32,7 @@ _SETTLE = 0.2
 
 @dataclass(frozen=True)
 class EchoFilter:
-    """Which ICMP echo frames over IPv4 count. None matches any address or size.
+    """Selects ICMP echo frames over IPv4. None matches any address or size.
 
     Attributes:
         reply: count replies instead of requests.

@@ -18,7 +18,7 @@ _POOL = re.compile(r"hugepages-(\d+)kB", re.ASCII)
 
 
 def survey_pools(host: HostRoot) -> tuple[tuple[PagePool, ...], tuple[HostError, ...]]:
-    """All pools by node and page size, including empty pools, and the errors of pools that could not be read."""
+    """All pools by node and page size, including empty ones, and the errors of unreadable pools."""
     folders = [(0, _FLAT)]  # a kernel without NUMA has only machine-wide pools
     if host.exists(_NODES):
         nodes = sorted(int(match[1]) for match in map(_NODE.fullmatch, host.names(_NODES)) if match)
@@ -45,7 +45,7 @@ def find_pool(host: HostRoot, node: int, page_size: Size) -> PagePool | None:
 
 
 def read_free_pages(host: HostRoot, pools: Iterable[PagePool]) -> tuple[PagePool, ...]:
-    """The pools with `free` read again, without pools that can no longer be read. Empty pools are returned unchanged."""
+    """Reads `free` again, and drops pools that can no longer be read. Empty pools are returned unchanged."""
     found = (_try_free(host, pool) if pool.total else pool for pool in pools)
     return tuple(pool for pool in found if pool)
 

@@ -104,7 +104,7 @@ def _tail(done: Completed, log: Path | None) -> str:
 
 
 def format_tail(output: str) -> str:
-    """A colon and the last lines, indented, to follow an error's own line; empty if there is no output."""
+    """Follows an error's own line: a colon and the last lines, indented; empty without output."""
     lines = output.strip().splitlines()[-_TAIL:]
     return ":\n    " + "\n    ".join(lines) if lines else ""
 

@@ -90,7 +90,7 @@ def _read_pf(host: HostRoot, address: PciAddress) -> PhysicalFunction:
 
 
 def read_link(host: HostRoot, pf: PhysicalFunction) -> PhysicalFunction:
-    """The PF with its interfaces and links read again."""
+    """Reads the PF's interfaces and links again."""
     try:
         ports = read_ports(host, pf.address)
         fault = "" if ports else f"no network interface: {describe_absence(host, pf.address)}"

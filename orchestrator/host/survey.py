@@ -1,4 +1,4 @@
-"""Reads the survey of the host from the other modules of this package."""
+"""Reads the survey of the host."""
 
 from __future__ import annotations
 

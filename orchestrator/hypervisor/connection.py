@@ -80,11 +80,11 @@ class Hypervisor:
         self._with_domain(uuid, what, lambda domain: domain.pinEmulator(_cpu_map(domain, cpus)))
 
     def running_uuids(self) -> frozenset[UUID]:
-        """The ids of all running guests, managed or not."""
+        """Includes unmanaged guests."""
         return frozenset(self._list())
 
     def running_names(self) -> frozenset[str]:
-        """The names of all running guests, managed or not."""
+        """Includes unmanaged guests."""
         return frozenset(self._list().values())
 
     def read_guests(self) -> tuple[tuple[RunningGuest, ...], dict[str, str]]:
@@ -106,11 +106,11 @@ class Hypervisor:
     def list_running(self, managed: frozenset[UUID]) -> tuple[frozenset[UUID], tuple[Unmanaged, ...]]:
         """The ids of all running guests, and all domains whose id is not in `managed`, including domains that are shut off."""
         running = self._list()
-        others = [(name, uuid, True) for uuid, name in running.items() if uuid not in managed]
+        unmanaged = [(name, uuid, True) for uuid, name in running.items() if uuid not in managed]
         shut_off = self._list(libvirt.VIR_CONNECT_LIST_DOMAINS_INACTIVE)
-        others += [(name, uuid, False) for uuid, name in shut_off.items() if uuid not in managed and uuid not in running]
-        found = (self._read_unmanaged(Unmanaged(*domain)) for domain in sorted(others))
-        return frozenset(running), tuple(domain for domain in found if domain)
+        unmanaged += [(name, uuid, False) for uuid, name in shut_off.items() if uuid not in managed and uuid not in running]
+        domains = (self._read_unmanaged(Unmanaged(*domain)) for domain in sorted(unmanaged))
+        return frozenset(running), tuple(domain for domain in domains if domain)
 
     def _read_unmanaged(self, domain: Unmanaged) -> Unmanaged | None:
         """None if the domain no longer exists. Calls libvirt only, not QEMU."""

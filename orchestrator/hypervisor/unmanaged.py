@@ -15,7 +15,7 @@ from lxml import etree
 from orchestrator.errors import RequestError
 from orchestrator.values import CpuSet, PciAddress, Size
 
-# Elements with an attribute `cpuset` for threads of the domain; that of `vcpu` is the default for the others.
+# Elements with an attribute `cpuset` for threads of the domain; `vcpu` has the default for the other elements.
 _PINS = ("cputune/vcpupin", "cputune/emulatorpin", "cputune/iothreadpin", "vcpu")
 # Elements with a PCI function of the host that the domain owns while it runs.
 _FUNCTIONS = (

@@ -118,7 +118,7 @@ class Database:
 
     @contextmanager
     def writing(self, what: str, *, starts_work: bool) -> Iterator[sqlite3.Connection]:
-        """Holds the lock of all writers. Raises LedgerError if the file cannot be written or is no longer at its path.
+        """Holds the lock of all writers. Raises LedgerError if the file cannot be written or was moved or replaced.
 
         Args:
             what: verb and object for error messages, "write the claim of web to".
@@ -165,7 +165,7 @@ class Database:
     def wait_synced(self, number: int) -> None:
         """Returns when this change is on the disk. Threads that wait at the same time share one fsync.
 
-        Raises LedgerError if the fsync failed, or the file is no longer at its path.
+        Raises LedgerError if the fsync failed, or the file was moved or replaced.
         """
         self._sync.wait(number)
 
@@ -243,7 +243,7 @@ class Database:
         self.check_files()
 
     def _find_missing(self) -> Path | None:
-        """The first file of the ledger that is no longer at its path."""
+        """The first file of the ledger that was moved or replaced."""
         for path, known in self._files.items():
             try:
                 status = path.stat()

@@ -28,11 +28,10 @@ class Cache:
     """The claims, by guest name in its order, and the two counters in the file.
 
     Attributes:
-        generation: grows with each claim.
         version: grows with each change of any guest, so a new guest never has a version of an older guest with the same name.
     """
 
-    generation: int
+    generation: int  # grows with each claim
     version: int
     claims: dict[str, Claim]
 

@@ -14,18 +14,15 @@ class Claim:
     """A guest's claim and state.
 
     Attributes:
-        owner: the tenant, empty for the host's own guests.
-        version: grows with each change of this guest; unique among all guests.
         previous: the version before the last change; None for a new claim, or one that was read from the file.
-        restarts: restarts after a failure since the last requested start, including a scheduled one.
     """
 
     plan: Plan
     state: GuestState
     request: GuestRequest
-    owner: str = ""
-    version: int = 1
-    restarts: int = 0
+    owner: str = ""  # the tenant, empty for the host's own guests
+    version: int = 1  # grows with each change of this guest; unique among all guests
+    restarts: int = 0  # restarts after a failure since the last requested start, including a scheduled one
     previous: int | None = field(default=None, compare=False)
 
     @property

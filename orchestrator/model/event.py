@@ -58,25 +58,16 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """An entry of the event log. Column list, JSON and journal fields are derived from these attributes.
-
-    Attributes:
-        time: UTC in ISO 8601.
-        kind: value of an EventKind, or another text from a manager of another version.
-        subject: a guest's name or "host".
-        who: name of the caller; "manager" for what was not requested.
-        tenant: owner of the subject, empty for the host's own.
-        took: seconds, None if the event has no duration.
-    """
+    """An entry of the event log. Column list, JSON and journal fields are derived from these attributes."""
 
     id: int
-    time: str
-    kind: str
-    subject: str
+    time: str  # UTC in ISO 8601
+    kind: str  # value of an EventKind, or another text from a manager of another version
+    subject: str  # a guest's name or "host"
     detail: str
-    who: str
-    tenant: str
-    took: float | None
+    who: str  # name of the caller; "manager" for what was not requested
+    tenant: str  # owner of the subject, empty for the host's own
+    took: float | None  # seconds, None if the event has no duration
 
     @property
     def severity(self) -> int:

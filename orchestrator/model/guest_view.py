@@ -14,20 +14,15 @@ from orchestrator.model.state import GuestState
 
 @dataclass(frozen=True)
 class GuestView:
-    """``owner``: the tenant, empty for the host's own guests. ``version``: as of ``Claim``; 0 without a claim.
-
-    Attributes:
-        state: as in the ledger; ``ended`` if it does not run but should; ``planned`` without a claim.
-        warnings: of a plan: `last_choices`, and differences between configuration and host.
-    """
+    """``owner``: the tenant, empty for the host's own guests. ``version``: as of ``Claim``; 0 without a claim."""
 
     plan: Plan
-    state: str
+    state: str  # as in the ledger; ``ended`` if it does not run but should; ``planned`` without a claim
     request: GuestRequest
     owner: str = ""
     version: int = 0
     restarts: int = 0
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # of a plan: `last_choices`, and differences between configuration and host
 
 
 def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:

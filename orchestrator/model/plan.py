@@ -18,17 +18,12 @@ _NIL = UUID(int=0)
 
 @dataclass(frozen=True)
 class NicPlan:
-    """A VF of a guest, identified by ``pf`` and ``index``.
-
-    Attributes:
-        interface: the PF's interface at planning time; it may be renamed later.
-        address: PCI address; provisional for a VF that is not created yet.
-    """
+    """A VF of a guest, identified by ``pf`` and ``index``."""
 
     pf: PciAddress
-    interface: str
+    interface: str  # the PF's interface at planning time; it may be renamed later
     index: int
-    address: PciAddress
+    address: PciAddress  # PCI address; provisional for a VF that is not created yet
     mac: MacAddress
 
 
@@ -42,27 +37,18 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Plan:
-    """The resources of a guest as exact ids, from which steps, domain XML and ledger are derived.
-
-    Attributes:
-        cores: the CPUs of each physical core; vCPU n runs on the n-th CPU of their concatenation.
-        node: NUMA node of cores and memory.
-        nics: at least one.
-        cmdline: words for the guest's kernel command line, addresses included.
-        cpu_features: CPU features that QEMU passes to the guest only by name.
-        uuid: libvirt's id of the guest; nil until the plan is claimed.
-    """
+    """The resources of a guest as exact ids, from which steps, domain XML and ledger are derived."""
 
     name: str
-    cores: tuple[CpuSet, ...]
-    node: int
+    cores: tuple[CpuSet, ...]  # the CPUs of each physical core; vCPU n runs on the n-th CPU of their concatenation
+    node: int  # NUMA node of cores and memory
     page_size: Size
     pages: int
-    nics: tuple[NicPlan, ...]
+    nics: tuple[NicPlan, ...]  # at least one
     image: ImageRef
-    cmdline: str
-    cpu_features: tuple[str, ...] = ()
-    uuid: UUID = _NIL
+    cmdline: str  # words for the guest's kernel command line, addresses included
+    cpu_features: tuple[str, ...] = ()  # CPU features that QEMU passes to the guest only by name
+    uuid: UUID = _NIL  # libvirt's id of the guest; nil until the plan is claimed
 
     @cached_property
     def cpus(self) -> tuple[int, ...]:
@@ -110,21 +96,13 @@ def plan_from_json(fields: dict[str, object]) -> Plan:
 
 @dataclass(frozen=True)
 class Policy:
-    """The operator's configuration of the host.
+    """The operator's configuration of the host."""
 
-    Attributes:
-        housekeeping: CPUs for the manager, kernel threads and QEMU's helper threads.
-        uplinks: interfaces of PFs whose VFs guests may get, the preferred first.
-        page_size: for guests that request none.
-        vfs_per_uplink: maximum number of VFs of an uplink; None for the PF's maximum.
-        reserved_pages: (huge page size, pages on each node) for the host itself.
-    """
-
-    housekeeping: CpuSet
-    uplinks: tuple[str, ...]
-    page_size: Size
-    vfs_per_uplink: int | None = None
-    reserved_pages: tuple[tuple[Size, int], ...] = ()
+    housekeeping: CpuSet  # CPUs for the manager, kernel threads and QEMU's helper threads
+    uplinks: tuple[str, ...]  # interfaces of PFs whose VFs guests may get, the preferred first
+    page_size: Size  # for guests that request none
+    vfs_per_uplink: int | None = None  # maximum number of VFs of an uplink; None for the PF's maximum
+    reserved_pages: tuple[tuple[Size, int], ...] = ()  # (huge page size, pages on each node) for the host itself
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""
@@ -136,18 +114,13 @@ class Policy:
 
 @dataclass(frozen=True)
 class AllocatedPages:
-    """Huge pages of one size that guests own on one node.
-
-    Attributes:
-        unused: pages that the pool may show as free, since their guests are not started.
-        starting: unused pages of starting guests: the kernel may have promised them (PromisedPages).
-    """
+    """Huge pages of one size that guests own on one node."""
 
     node: int
     page_size: Size
     owned: int
-    unused: int
-    starting: int = 0
+    unused: int  # pages that the pool may show as free, since their guests are not started
+    starting: int = 0  # unused pages of starting guests: the kernel may have promised them (PromisedPages)
 
 
 @dataclass(frozen=True)
@@ -155,18 +128,16 @@ class Allocated:
     """Resources that guests own or unmanaged domains use.
 
     Attributes:
-        numbers: VFs by PF and number, which stay when addresses change.
-        pinned: CPU → why no guest gets it.
         last_cpus: CPU that an unmanaged domain may use later → why guests get it last.
         last_vfs: VF that an unmanaged domain may use later → why guests get it last.
     """
 
     cpus: CpuSet = CpuSet()
     vfs: frozenset[PciAddress] = frozenset()
-    numbers: frozenset[tuple[PciAddress, int]] = frozenset()
+    numbers: frozenset[tuple[PciAddress, int]] = frozenset()  # VFs by PF and number, which stay when addresses change
     macs: frozenset[MacAddress] = frozenset()
     pages: tuple[AllocatedPages, ...] = ()
-    pinned: Mapping[int, str] = field(default_factory=dict)
+    pinned: Mapping[int, str] = field(default_factory=dict)  # CPU → why no guest gets it
     last_cpus: Mapping[int, str] = field(default_factory=dict)
     last_vfs: Mapping[PciAddress, str] = field(default_factory=dict)
 
@@ -182,18 +153,18 @@ class Allocated:
         nics = [nic for plan in plans for nic in plan.nics]
         owned: Counter[tuple[int, Size]] = Counter()
         unused: Counter[tuple[int, Size]] = Counter()
-        begun: Counter[tuple[int, Size]] = Counter()
+        being_started: Counter[tuple[int, Size]] = Counter()
         for plan in plans:
             owned[plan.node, plan.page_size] += plan.pages
             unused[plan.node, plan.page_size] += 0 if plan.name in started else plan.pages
-            begun[plan.node, plan.page_size] += plan.pages if plan.name in starting and plan.name not in started else 0
+            being_started[plan.node, plan.page_size] += plan.pages if plan.name in starting and plan.name not in started else 0
         return cls(
             cpus=CpuSet.of(cpu for plan in plans for cpu in plan.cpus),
             vfs=frozenset(nic.address for nic in nics),
             numbers=frozenset((nic.pf, nic.index) for nic in nics),
             macs=frozenset(nic.mac for nic in nics),
             pages=tuple(
-                AllocatedPages(node, size, count, unused[node, size], begun[node, size])
+                AllocatedPages(node, size, count, unused[node, size], being_started[node, size])
                 for (node, size), count in sorted(owned.items())
             ),
         )

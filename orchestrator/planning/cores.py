@@ -16,15 +16,13 @@ class Candidate:
     """Cores and pages of one node that a guest could get.
 
     Attributes:
-        cores: the CPUs of each core, in the order of the node's cores.
         left: (usable cores left over, runs that the cores are taken from, free pages) of the node. The smallest is the best fit.
-        last: unmanaged domains may use some of the cores later: any other candidate is better.
     """
 
     node: int
-    cores: tuple[CpuSet, ...]
+    cores: tuple[CpuSet, ...]  # the CPUs of each core, in the order of the node's cores
     left: tuple[int, int, int]
-    last: bool = False
+    last: bool = False  # unmanaged domains may use some of the cores later: any other candidate is better
 
 
 def find_candidates(count: int, pages: PageRequest, host: PlanningInput) -> tuple[list[Candidate], list[str]]:

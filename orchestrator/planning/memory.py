@@ -32,9 +32,9 @@ def count_free(page_size: Size, node: int, host: PlanningInput) -> int:
     free = min(pool.free - unused, pool.total - host.policy.reserved(page_size) - owned)
     promised = _count_promised(page_size, host)
     if promised:
-        others = sum(claim.unused for claim in host.allocated.pages if claim.page_size == page_size)
+        unused = sum(claim.unused for claim in host.allocated.pages if claim.page_size == page_size)
         machine = sum(pool.free for pool in host.topology.pools if pool.page_size == page_size)
-        free = min(free, machine - others - promised)
+        free = min(free, machine - unused - promised)
     return max(0, free)
 
 
@@ -52,8 +52,8 @@ def find_lacking_pages(wanted: PageRequest, free: int, node: int, host: Planning
     pools = host.topology.pools
     pool = _find_pool(wanted.size, node, pools)
     if not pool or not pool.total:
-        others = " and ".join(str(pool.page_size) for pool in pools if pool.node == node and pool.total)
-        return [f"no huge pages of {wanted.size}" + (f", only of {others}" if others else "")]
+        sizes = " and ".join(str(pool.page_size) for pool in pools if pool.node == node and pool.total)
+        return [f"no huge pages of {wanted.size}" + (f", only of {sizes}" if sizes else "")]
     if free >= wanted.count:
         return []
     promised = _count_promised(wanted.size, host)

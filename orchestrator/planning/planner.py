@@ -98,8 +98,8 @@ def _describe(request: GuestRequest, pages: PageRequest) -> str:
 def _describe_vfs(request: GuestRequest) -> str:
     nics = request.wanted_nics
     named = [f"VF {nic.vf}" for nic in nics if nic.vf]
-    others = len(nics) - len(named)
-    return ", ".join([*named, *([f"{others} VFs" if others > 1 else "a VF"] if others else [])])
+    unnamed = len(nics) - len(named)
+    return ", ".join([*named, *([f"{unnamed} VFs" if unnamed > 1 else "a VF"] if unnamed else [])])
 
 
 def _count_pages(memory: Size, page_size: Size) -> int:

@@ -1,4 +1,4 @@
-"""Guest cores: kernel threads and interrupts off them, a guest's threads confined to them.
+"""Guest cores: moves kernel threads and interrupts off them, and confines a guest's threads to them.
 
 `isolcpus` and `nohz_full` keep most of the kernel away; some threads (kswapdN, kcompactdN) and interrupts follow their NUMA node
 nevertheless (kernel: Documentation/admin-guide/kernel-per-CPU-kthreads.rst). Programs are never moved: the audit names them.
@@ -29,7 +29,7 @@ from orchestrator.values import CpuSet
 
 @dataclass(frozen=True)
 class ThreadBefore:
-    """A kernel thread and its affinity. Thread ids are reused: the name tells whether it is the same thread."""
+    """A kernel thread and its affinity. The name detects a reused thread id."""
 
     tid: int
     name: str
@@ -38,7 +38,7 @@ class ThreadBefore:
 
 @dataclass(frozen=True)
 class IrqBefore:
-    """An interrupt and its affinity. Numbers are reused: the name tells whether it is the same interrupt."""
+    """An interrupt and its affinity. The name detects a reused number."""
 
     number: int
     name: str
@@ -48,8 +48,6 @@ class IrqBefore:
 @register
 @dataclass(frozen=True)
 class MoveKernelThread:
-    """Confines one kernel thread to the housekeeping CPUs."""
-
     action: ClassVar[str] = "thread-affinity"
     tid: int
     name: str
@@ -60,7 +58,7 @@ class MoveKernelThread:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         if find_comm(host, self.tid) != self.name:
-            return None  # it has ended since the threads were listed
+            return None  # the thread has ended since the threads were listed
         try:
             before = read_affinity(host, self.tid)
         except HostError as error:
@@ -76,15 +74,13 @@ class MoveKernelThread:
     def undo(context: UndoContext, arguments: Arguments) -> None:
         host, before = context.host, parse_arguments(ThreadBefore, arguments)
         if find_comm(host, before.tid) == before.name:
-            # The kernel leaves out CPUs that are offline now; if all are, the thread keeps the affinity it has.
+            # Offline CPUs are left out; if all are offline, the thread keeps its affinity.
             _set_if_there(host, before.tid, before.cpus & read_online(host) or before.cpus)
 
 
 @register
 @dataclass(frozen=True)
 class MoveIrq:
-    """Directs one interrupt to the housekeeping CPUs."""
-
     action: ClassVar[str] = "irq-affinity"
     number: int
     name: str
@@ -96,7 +92,7 @@ class MoveIrq:
     def read_before(self, host: HostRoot) -> Arguments | None:
         irq = read_irq(host, self.number)
         if irq is None or irq.name != self.name:
-            return None  # it has gone since the interrupts were listed
+            return None  # the interrupt was freed since the interrupts were listed
         if irq.problem:
             raise HostError(irq.problem)
         return None if irq.affinity <= self.cpus else to_arguments(IrqBefore(self.number, self.name, irq.affinity))
@@ -118,54 +114,50 @@ class MoveIrq:
 
 @dataclass(frozen=True)
 class Cleared:
-    """What was moved off the guest cores, and what could not be moved or read and why; in words."""
+    """What was moved off the guest cores, and what could not be moved or read and why."""
 
     moved: tuple[str, ...]
-    left: tuple[str, ...]
+    failures: tuple[str, ...]
 
 
 def clear_cores(host: HostRoot, ledger: Ledger, owner: str, housekeeping: CpuSet) -> Cleared:
-    """Moves the kernel's movable threads and interrupts to the housekeeping CPUs. What cannot be moved is reported.
-
-    Raises:
-        HostError: /proc cannot be read at all.
-    """
+    """Moves movable kernel threads and interrupts to the housekeeping CPUs. Raises HostError if /proc cannot be read."""
     threads, unread = survey_threads(host)
-    left = [error.message for error in unread]
+    failures = [error.message for error in unread]
     try:
         irqs = read_irqs(host)
     except HostError as unlisted:  # hidden in a container, or by the security module
         irqs = ()
-        left.append(f"interrupts: {unlisted.message}")
-    left += [f"{irq}: {irq.problem}" for irq in irqs if irq.problem]
-    left += _find_pinned_programs(host, threads, housekeeping)
+        failures.append(f"interrupts: {unlisted.message}")
+    failures += [f"{irq}: {irq.problem}" for irq in irqs if irq.problem]
+    failures += _find_pinned_programs(host, threads, housekeeping)
     moved, failed = try_steps(host, ledger, owner, plan_isolation(threads, irqs, housekeeping))
     for step, error in failed:
-        # The kernel manages queue interrupts of virtio and NVMe itself. They fire only for I/O that was started on their CPU, so
-        # never on a guest core. Only a refused write shows which they are. What is gone is harmless too.
+        # The kernel manages queue interrupts of virtio and NVMe itself. They fire only for I/O submitted on their CPU, so
+        # never on a guest core. Only a refused write identifies them. Threads and interrupts that are gone are harmless too.
         harmless = (ENOENT, ESRCH, *MANAGED) if isinstance(step, MoveIrq) else (ENOENT, ESRCH)
         if error.errno not in harmless:
-            left.append(f"{step.name}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
-    return Cleared(moved, tuple(left))
+            failures.append(f"{step.name}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return Cleared(moved, tuple(failures))
 
 
 def _find_pinned_programs(host: HostRoot, threads: Iterable[Thread], housekeeping: CpuSet) -> list[str]:
-    """Programs that are pinned to CPUs that guests may get, such as DPDK applications and databases; not the QEMU of guests."""
-    everything = read_online(host) - housekeeping
-    found: dict[int, tuple[str, set[int]]] = {}
+    """Programs other than QEMU that are pinned to CPUs that guests may get, such as DPDK applications and databases."""
+    guest_cpus = read_online(host) - housekeeping
+    programs: dict[int, tuple[str, set[int]]] = {}
     for thread in threads:
-        if not thread.kernel and thread.allowed.meets(everything) and not everything <= thread.allowed:
-            name, cpus = found.setdefault(thread.pid, (thread.name, set()))
+        if not thread.kernel and thread.allowed.meets(guest_cpus) and not guest_cpus <= thread.allowed:
+            name, cpus = programs.setdefault(thread.pid, (thread.name, set()))
             cpus |= thread.allowed.ids
     return [
-        f"process {pid} ({name}) is pinned to CPUs {CpuSet.of(cpus)}; the manager moves no programs"
-        for pid, (name, cpus) in sorted(found.items())
+        f"process {pid} ({name}) is pinned to CPUs {CpuSet.of(cpus)}; the manager does not move programs"
+        for pid, (name, cpus) in sorted(programs.items())
         if not _is_machine(host, pid)
     ]
 
 
 def _is_machine(host: HostRoot, pid: int) -> bool:
-    """Whether a process is in systemd's slice for virtual machines and containers (systemd.special(7)), or has ended."""
+    """A process in systemd's slice for virtual machines and containers (systemd.special(7)), or one that has ended."""
     try:
         return read_cgroup(host, pid, pid).startswith("/machine.slice/")
     except HostError as error:
@@ -191,11 +183,7 @@ def _set_if_there(host: HostRoot, tid: int, cpus: CpuSet) -> None:
 
 
 def check_confinement(plan: Plan, housekeeping: CpuSet, running: RunningGuest, threads: tuple[Thread, ...]) -> None:
-    """Checks where the threads of a guest's QEMU may run. Pure.
-
-    Raises:
-        HostError: a vCPU may run elsewhere than on its CPU, or another thread beyond the guest's CPUs and housekeeping.
-    """
+    """Raises HostError if a vCPU may run on another CPU, or another thread beyond the guest's CPUs and housekeeping. Pure."""
     own, vcpus = CpuSet.of(plan.cpus), {vcpu.tid: plan.cpus[vcpu.index] for vcpu in running.vcpus}
     for thread in threads:
         allowed = CpuSet.of([vcpus[thread.tid]]) if thread.tid in vcpus else own | housekeeping
@@ -207,25 +195,25 @@ def check_confinement(plan: Plan, housekeeping: CpuSet, running: RunningGuest, t
 
 
 def diff_pinning(plan: Plan, housekeeping: CpuSet, running: Pinning) -> tuple[str, ...]:
-    """What ``restore_pinning`` would change on a running guest. Pure."""
-    found = [
+    """What ``restore_pinning`` would change. Pure."""
+    findings = [
         f"vCPU {index}: affinity {pin}, expected {cpu}"
         for index, (pin, cpu) in enumerate(zip(running.pins, plan.cpus, strict=False))
         if tuple(pin) != (cpu,)
     ]
     if running.emulator_pin != housekeeping:
-        found.append(f"emulator threads: affinity {running.emulator_pin}, expected {housekeeping}")
-    return tuple(found)
+        findings.append(f"emulator threads: affinity {running.emulator_pin}, expected {housekeeping}")
+    return tuple(findings)
 
 
 def diff_vcpus(plan: Plan, running: Pinning) -> tuple[str, ...]:
-    """Whether a running guest has another number of vCPUs than planned. Pure."""
+    """Reports another number of vCPUs than planned. Pure."""
     have, expected = len(running.pins), len(plan.cpus)
     return () if have == expected else (f"{have} vCPUs, expected {expected}",)
 
 
 def restore_pinning(hypervisor: Hypervisor, plan: Plan, housekeeping: CpuSet, running: Pinning) -> None:
-    """Pins a running guest's threads as planned: the one repair that cannot harm it."""
+    """The only repair of a running guest: it cannot harm the guest."""
     for index, (pin, cpu) in enumerate(zip(running.pins, plan.cpus, strict=False)):
         if tuple(pin) != (cpu,):
             hypervisor.pin(plan.uuid, index, CpuSet.of([cpu]))

@@ -1,7 +1,7 @@
-"""Checks that a guest's huge pages return to the pool when it has ended.
+"""Checks that a guest's huge pages return to the pool after its end.
 
-Programs use huge pages too, some in files that no process has open (DPDK leaves such files). So the number that the pool lacks
-afterwards is compared with the number that it lacked before the guest was started.
+Programs use huge pages too, some in files that no process has open (DPDK). So the number of unaccounted pages after the end is
+compared with their number before the start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.resources.step import Arguments, GuestContext, UndoContext, pa
 from orchestrator.resources.xml import element
 
 RETURN_SECONDS = 10.0
-"""Seconds. The kernel frees the pages of a process some time after its end."""
+"""The kernel frees the pages of a process some time after its end."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PagesBefore:
 @register
 @dataclass(frozen=True)
 class TakePages:
-    """Lets a guest take its huge pages from the pool. QEMU takes them: this step records how many the pool lacks before."""
+    """QEMU takes the pages: this step records the number of unaccounted pages before."""
 
     action: ClassVar[str] = "pages"
     guest: GuestContext
@@ -56,11 +56,7 @@ class TakePages:
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
-        """Waits until the pool lacks no more than before. After a reboot there is nothing to wait for.
-
-        Raises:
-            HostError: some of the guest's pages were not returned.
-        """
+        """Waits for the pages. Raises HostError if some were not returned. No-op after a reboot."""
         host, guest, before = context.host, context.guest, parse_arguments(PagesBefore, arguments)
         if guest is None or before.boot != read_boot_id(host):
             return
@@ -79,16 +75,15 @@ class TakePages:
 
 
 def _count_unaccounted(host: HostRoot, guest: GuestContext, *, more_than: int = 0) -> tuple[int, str]:
-    """Pages of the guest's pool that neither other guests nor programs are known to use, and the figures in words.
+    """Pages of the guest's pool without a known user, and the calculation in words.
 
-    Args:
-        more_than: the pages of programs, which take long to read, are read only if more than this are unaccounted without them.
+    ``more_than``: pages of programs, which take long to read, are read only if more pages than this are unaccounted without them.
     """
     plan = guest.plan
     pool = find_pool(host, plan.node, plan.page_size)
     total, free = (pool.total, pool.free) if pool else (0, 0)
-    others = _count_used_by_guests(guest)
-    missing, words = total - free - others, f"{free} of {total} are free, other guests use at most {others}"
+    by_guests = _count_used_by_guests(guest)
+    missing, words = total - free - by_guests, f"{free} of {total} are free, other guests use at most {by_guests}"
     if missing <= more_than:
         return missing, words
     programs = _count_used_by_programs(host, guest)
@@ -96,12 +91,12 @@ def _count_unaccounted(host: HostRoot, guest: GuestContext, *, more_than: int = 
 
 
 def _has_pages_record(ledger: Ledger, plan: Plan) -> bool:
-    """Whether a guest is about to take its pages, has them, or was not verified to have returned them."""
+    """The guest is about to take its pages, has them, or was not verified to have returned them."""
     return any(record.action == TakePages.action for record in ledger.undo_records(plan.name))
 
 
 def _count_used_by_programs(host: HostRoot, guest: GuestContext) -> int:
-    """Pages on all nodes that programs other than guests use: to find their nodes takes long (numa_maps)."""
+    """Pages on all nodes that programs other than guests use: finding their nodes takes long (numa_maps)."""
     guests = {domain.pid for domain in guest.hypervisor.list_running(frozenset())[1] if domain.memory}
     return sum(size for pid, size in read_huge_pages(host).items() if pid not in guests) // guest.plan.page_size.bytes
 
@@ -120,7 +115,7 @@ def _count_used_by_guests(guest: GuestContext) -> int:
         and (claim.plan.uuid in running or _has_pages_record(ledger, claim.plan))
     )
     names = {claim.plan.name for claim in claims}
-    # A domain that is bound to no node, or to several, may have all of its memory on this one.
+    # An unbound domain, or one that is bound to several nodes, may have all of its memory on this node.
     sizes = [
         domain.memory.bytes
         for domain in unmanaged

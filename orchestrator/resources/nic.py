@@ -1,8 +1,8 @@
-"""A guest's NICs: virtual functions that are created, configured, passed through, watched and cleaned up.
+"""A guest's NICs: VFs that are created, configured, passed through, watched and cleaned up.
 
 Order matters (82576 data sheet 7.10.2.9.1; igbvf): PF up, then VFs, then the address, then the driver, which reads it at reset.
-A VF is identified by its PF's PCI address and its number. Each step and each undo first checks that the kernel agrees on the
-VF's own address: an address or interface name that was computed or stored may belong to another function by now.
+A VF is identified by its PF's PCI address and its number. Each step and undo first checks the VF's own address: an address or
+interface name that was computed or stored may belong to another function by now.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FIRST_SLOT = 2
 
 @dataclass(frozen=True)
 class VfsBefore:
-    """A PF without VFs, and how many are created; None in records of earlier versions."""
+    """A PF without VFs, and the number to create; None in records of earlier versions."""
 
     pf: PciAddress
     count: int | None = None
@@ -52,7 +52,7 @@ class VfsBefore:
 
 @dataclass(frozen=True)
 class VfBefore:
-    """A VF whose settings are recorded with it. Earlier versions recorded neither ``pf`` nor ``address``."""
+    """A VF with its settings. Earlier versions recorded neither ``pf`` nor ``address``."""
 
     interface: str
     index: int
@@ -74,7 +74,7 @@ class DriverBefore:
 @register
 @dataclass(frozen=True)
 class CreateVfs:
-    """Creates the VFs of a PF that has none. The number of existing VFs cannot be changed without destroying them."""
+    """For a PF without VFs: the number of existing VFs cannot be changed without destroying them."""
 
     action: ClassVar[str] = "numvfs"
     pf: PciAddress
@@ -93,10 +93,10 @@ class CreateVfs:
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
-        """Removes the VFs. If the PF is gone, or has another number of VFs than were created, there is nothing to undo.
+        """No-op if the PF is gone, or has another number of VFs than were created.
 
-        Removing VFs resets the NIC too. If an interface of the PF had carrier before, this waits until one has it
-        again: a request that follows would be refused because the uplink is down.
+        Removing VFs resets the NIC. If the PF had carrier before, this waits for it: later requests would be refused because the
+        uplink is down.
         """
         host, before = context.host, parse_arguments(VfsBefore, arguments)
         pf = before.pf
@@ -125,8 +125,8 @@ class ConfigureVf:
         interface = find_port(host, self.vf.pf, [self.vf.interface])
         state = read_vf_state(host, interface, self.vf.index)
         if state is None:
-            what = f"cannot read what {interface} enforces for its VF {self.vf.index}"
-            raise HostError(what, f"the driver of PF {self.vf.pf} does not report it: guests cannot have its VFs")
+            message = f"cannot read the settings of VF {self.vf.index} from {interface}"
+            raise HostError(message, f"take the uplink out of [host] uplinks: the driver of PF {self.vf.pf} does not report them")
         return {**to_arguments(VfBefore(interface, self.vf.index, self.vf.pf, self.vf.address)), **state_to_json(state)}
 
     def apply(self, host: HostRoot) -> str:
@@ -135,10 +135,9 @@ class ConfigureVf:
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> str:
-        """Makes the PF enforce what it did before. If the VF is gone, as all are after a reboot, there is nothing to undo.
+        """No-op if the VF is gone, as after a reboot.
 
-        Raises:
-            HostError: the PF's interface is not found, or its driver leaves the VF with the guest's address.
+        Raises HostError if the PF has no interface, or its driver leaves the guest's address on the VF.
         """
         host, arguments = context.host, _complete(context, arguments)
         before = parse_arguments(VfBefore, arguments)
@@ -158,7 +157,7 @@ class ConfigureVf:
 @register
 @dataclass(frozen=True)
 class BindVfio:
-    """Binds a VF to vfio-pci. The manager unbinds its VFs, so one that is bound already was bound by another program."""
+    """The manager unbinds its VFs: a VF that is already bound to vfio-pci was bound by another program."""
 
     action: ClassVar[str] = "vf-driver"
     vf: NicPlan
@@ -188,11 +187,9 @@ class BindVfio:
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
-        """Resets the VF and binds it to the driver it had. If the VF is gone there is nothing to undo.
+        """Resets the VF and restores its driver; no-op if the VF is gone.
 
-        Raises:
-            HostError: the kernel refuses, the function is not a VF, or it cannot be reset: the next guest would see what the
-                last one left in it.
+        Raises HostError if the kernel refuses, the function is not a VF, or it cannot be reset: its state could leak.
         """
         host, arguments = context.host, _complete(context, arguments)
         before = parse_arguments(DriverBefore, arguments)
@@ -200,13 +197,13 @@ class BindVfio:
         if before.pf and before.index is not None:
             check_gone(host, before.pf, before.index, address)
             if find_vf(host, before.pf, before.index) != address:
-                return  # the PF's VFs were created anew: the manager has not bound the one that has this address now
+                return  # the PF's VFs were created again: the manager has not bound the VF that now has this address
         if not is_vf(host, address) and not is_pf(host, address):
             return
         clean = reset_function(host, address)
         release_driver(host, address, before.driver or None, before.override)
         if not clean:
-            # SR-IOV 2.2.2 demands it of each VF.
+            # SR-IOV 2.2.2 requires a reset of each VF.
             raise HostError(f"VF {address} cannot be reset (no sysfs reset)", "bind it once to a host driver, which may reset it")
 
 
@@ -232,46 +229,46 @@ def _wait_for_carrier(host: HostRoot, pf: PciAddress, interface: str) -> None:
 
 
 VfStates = Mapping[PciAddress, Sequence[VfState] | str]
-"""PF → the settings that it enforces for its VFs, or why they cannot be read."""
+"""PF → the settings of its VFs, or the reason why they cannot be read."""
 
 
 def find_drivers(host: HostRoot, plan: Plan) -> dict[PciAddress, str | None]:
-    """The drivers of a guest's VFs; None for a VF that has none, or is gone."""
+    """None for a VF that has no driver, or is gone."""
     return {nic.address: read_driver(host, nic.address) for nic in plan.nics}
 
 
 def diff_devices(plan: Plan, running: Pinning, drivers: Mapping[PciAddress, str | None], states: VfStates) -> tuple[str, ...]:
-    """How the devices of a running guest differ from its plan. Pure."""
-    found = [
+    """Differences between a running guest's devices and its plan. Pure."""
+    findings = [
         f"VF {nic.address}: driver {drivers.get(nic.address) or 'none'}, expected {VFIO}"
         for nic in plan.nics
         if drivers.get(nic.address) != VFIO
     ]
     expected = [nic.address for nic in plan.nics]
     if sorted(running.hostdevs) != sorted(expected):
-        found.append(f"devices passed through: {_join(running.hostdevs)}, expected {_join(expected)}")
-    return (*found, *diff_vf(plan, states))
+        findings.append(f"devices passed through: {_join(running.hostdevs)}, expected {_join(expected)}")
+    return (*findings, *diff_vf(plan, states))
 
 
 def diff_vf(plan: Plan, states: VfStates) -> tuple[str, ...]:
-    """How the settings that PFs enforce for a guest's VFs differ from those that it was given. Pure."""
-    found: list[str] = []
+    """Differences between the VF settings that PFs enforce and the guest's. Pure."""
+    findings: list[str] = []
     for nic in plan.nics:
         vfs = states.get(nic.pf, ())
         if isinstance(vfs, str):
-            found.append(f"VF {nic.address}: settings cannot be read from PF {nic.pf}: {vfs}")
+            findings.append(f"VF {nic.address}: settings cannot be read from PF {nic.pf}: {vfs}")
             continue
         state = next((vf for vf in vfs if vf.index == nic.index), None)
         if state is None:
-            found.append(f"{nic.interface} has no VF {nic.index}")
+            findings.append(f"{nic.interface} has no VF {nic.index}")
         else:
             differences = state.diff(state.with_defaults(nic.mac)).values()
-            found += [f"VF {nic.address}: {difference}" for difference in differences]
-    return tuple(found)
+            findings += [f"VF {nic.address}: {difference}" for difference in differences]
+    return tuple(findings)
 
 
 def find_still_bound(host: HostRoot, plan: Plan) -> tuple[str, ...]:
-    """VFs of a guest that has ended which are still passed through. Their addresses were read back when they were restored."""
+    """VFs of an ended guest that are still passed through. Restoring them has verified their addresses."""
     return tuple(f"VF {vf} is still bound to {VFIO}" for vf, driver in find_drivers(host, plan).items() if driver == VFIO)
 
 
@@ -289,8 +286,8 @@ def _build_hostdev(address: PciAddress, slot: int) -> etree._Element:
         function=f"0x{address.function:x}",
     )
     # On the root bus, as an integrated endpoint: no emulated root port is needed, and libvirt adds no spare one.
-    place = element("address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
-    return element("hostdev", element("source", source), place, mode="subsystem", type="pci", managed="no")
+    guest_address = element("address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
+    return element("hostdev", element("source", source), guest_address, mode="subsystem", type="pci", managed="no")
 
 
 def _join(addresses: Iterable[PciAddress]) -> str:

@@ -25,13 +25,9 @@ def read_vf_state(host: HostRoot, interface: str, index: int) -> VfState | None:
 
 
 def clear_vf(host: HostRoot, interface: str, index: int, mac: MacAddress) -> str:
-    """Sets the default settings and a guest's address.
+    """Sets the default settings and a guest's address. Returns optional settings that the driver cannot set.
 
-    Returns:
-        What the driver cannot set and a guest does not need: rates, link state, and a spoof check that the driver does not have.
-
-    Raises:
-        HostError: the driver refuses the address, to remove the VLAN or the trust; or there is no such VF.
+    Raises HostError if the VF does not exist, or the driver refuses the address or to remove VLAN or trust.
     """
     before = read_vf_state(host, interface, index)
     if before is None:
@@ -44,28 +40,24 @@ def clear_vf(host: HostRoot, interface: str, index: int, mac: MacAddress) -> str
 
 
 def restore_vf(host: HostRoot, interface: str, wanted: VfState) -> str:
-    """Restores the settings that a VF had before. If the driver refuses zeros as "no address", the VF gets a random address.
+    """Returns what could not be restored. If the driver refuses zeros as "no address", the VF gets a random address.
 
-    Returns:
-        What could not be restored, in words.
-
-    Raises:
-        HostError: the VF keeps the address of a guest.
+    Raises HostError if the VF keeps the address of a guest.
     """
-    found = read_vf_state(host, interface, wanted.index)
-    if found is None:
+    current = read_vf_state(host, interface, wanted.index)
+    if current is None:
         raise HostError(f"cannot restore VF {wanted.index} of {interface}: its driver does not report the VF's settings")
-    # What the driver does not report now cannot be compared.
+    # Settings that the driver does not report cannot be compared.
     wanted = replace(
         wanted,
-        spoof_check=None if found.spoof_check is None else wanted.spoof_check,
-        trust=None if found.trust is None else wanted.trust,
+        spoof_check=None if current.spoof_check is None else wanted.spoof_check,
+        trust=None if current.trust is None else wanted.trust,
     )
     refused = host.net.enforce_vf(interface, wanted)
-    said = [error.message for name, error in refused.items() if name != "mac"]
+    notes = [error.message for name, error in refused.items() if name != "mac"]
     if "mac" in refused:
-        said.append(_replace_address(host, interface, wanted, refused["mac"]))
-    return "; ".join(filter(None, said))
+        notes.append(_replace_address(host, interface, wanted, refused["mac"]))
+    return "; ".join(filter(None, notes))
 
 
 def _replace_address(host: HostRoot, interface: str, wanted: VfState, refusal: HostError) -> str:
@@ -74,12 +66,12 @@ def _replace_address(host: HostRoot, interface: str, wanted: VfState, refusal: H
         raise refusal
     what = f"VF {wanted.index} of {interface}"
     if after.mac and not after.mac.text.startswith(MAC_PREFIX):
-        return f"{what} has the address {after.mac}: its driver did not take {wanted.mac or 'zeros'}"
+        return f"{what} has the address {after.mac}: its driver refused {wanted.mac or 'zeros'}"
     mac = _choose_mac()
     refused = host.net.enforce_vf(interface, replace(after, mac=mac))
     if "mac" in refused:
         raise refused["mac"]
-    return f"{what} has the random address {mac}: its driver did not take {wanted.mac or 'zeros'}"
+    return f"{what} has the random address {mac}: its driver refused {wanted.mac or 'zeros'}"
 
 
 def _choose_mac() -> MacAddress:
@@ -92,13 +84,13 @@ def _choose_mac() -> MacAddress:
 
 
 def state_to_json(state: VfState) -> Arguments:
-    """The settings as plain JSON. The address of a guest, left by a manager that lost its ledger, is not restored."""
+    """Omits a guest's address, which a manager that lost its ledger may have left."""
     mac = "" if state.mac is None or state.mac.text.startswith(MAC_PREFIX) else str(state.mac)
     return {**{name: value for name, value in vars(state).items() if name != "index"}, "mac": mac}
 
 
 def state_from_json(index: int, arguments: Arguments) -> VfState:
-    """Reads what ``state_to_json`` returned. Earlier versions recorded the address alone: the rest has igb's defaults then."""
+    """Earlier versions recorded only the address: the rest has igb's defaults then."""
     mac, new = str(arguments.get("mac") or ""), VfState(index)
     rest: dict[str, Any] = {name: arguments.get(name, value) for name, value in vars(new).items() if name not in ("index", "mac")}
     return VfState(index, MacAddress.parse(mac) if mac else None, **rest)

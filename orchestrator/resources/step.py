@@ -21,22 +21,18 @@ from orchestrator.model.plan import Plan
 _log = logging.getLogger(__name__)
 
 Arguments = dict[str, object]
-"""What an undo needs, as plain JSON types."""
+"""The arguments of an undo, as plain JSON types."""
 
 _T = TypeVar("_T")
 
 
 def to_arguments(before: object) -> Arguments:
-    """What ``parse_arguments`` reads back as the same value."""
+    """Inverse of ``parse_arguments``."""
     return dict(to_plain(before))
 
 
 def parse_arguments(kind: type[_T], arguments: Arguments) -> _T:
-    """Reads what ``to_arguments`` returned, perhaps in an earlier version. Unknown fields are ignored.
-
-    Raises:
-        HostError: a field is missing or has another type.
-    """
+    """Reads arguments, perhaps of an earlier version; ignores unknown fields. Raises HostError for a missing or wrong field."""
     known = get_type_hints(kind)
     try:
         return from_plain(kind, {name: value for name, value in arguments.items() if name in known})
@@ -56,11 +52,7 @@ class GuestContext:
 
 @dataclass(frozen=True)
 class UndoContext:
-    """Where a change is undone.
-
-    Attributes:
-        guest: None for a change that serves all guests.
-    """
+    """``guest`` is None for a change that serves all guests."""
 
     host: HostRoot
     guest: GuestContext | None = None
@@ -73,23 +65,19 @@ class Step(Protocol):
     """Name of the undo in the journal. It never changes: journals of earlier versions are read."""
 
     def describe(self) -> str:
-        """What the step changes, for event log and journal."""
+        """The text for event log and journal."""
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """What ``undo`` needs, read from the host; None if the host is already as wanted. Writes nothing."""
+        """The arguments of ``undo``; None if the host is already as wanted. Writes nothing."""
 
     def apply(self, host: HostRoot) -> str | None:
-        """Makes the change and reads it back; returns what could not be set and a guest does not need, None if nothing."""
+        """Makes the change and reads it back; returns optional settings that could not be set, or None."""
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> str | None:
-        """Undoes the change. Harmless if the change was never made, or is undone already.
+        """Idempotent, and harmless if the change was never made. ``arguments`` may be of an earlier version.
 
-        Args:
-            arguments: what ``read_before`` returned, perhaps in an earlier version.
-
-        Returns:
-            What is clean, but could not be restored exactly; empty or None if nothing.
+        Returns what is clean but could not be restored exactly, or None.
         """
 
 
@@ -108,9 +96,9 @@ def register(step: _StepClass) -> _StepClass:
 
 
 def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step]) -> tuple[str, ...]:
-    """Makes the changes in order, each after its undo record was committed; returns what was changed, in words.
+    """Makes the changes in order, each after its undo record was committed; returns what was changed.
 
-    Stops at the first error. Undoes nothing: the caller knows what else was started.
+    Stops at the first error. Undoes nothing: the caller knows which other work was started.
     """
     changed: list[str] = []
     records = _Records(ledger, owner)
@@ -120,18 +108,17 @@ def run_steps(host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[Step])
             continue
         records.add(step, before)
         _log.info("%s: %s", owner, step.describe())
-        missing = step.apply(host)
-        changed.append(f"{step.describe()} ({missing})" if missing else step.describe())
+        unset = step.apply(host)
+        changed.append(f"{step.describe()} ({unset})" if unset else step.describe())
     return tuple(changed)
 
 
 def try_steps(
     host: HostRoot, ledger: Ledger, owner: str, steps: Sequence[_Step]
 ) -> tuple[tuple[str, ...], tuple[tuple[_Step, HostError], ...]]:
-    """The same for changes that are independent of each other: an error of one does not stop the others.
+    """As ``run_steps`` for independent changes: a failed step does not stop the others. Also returns the failed steps.
 
-    Returns:
-        What was changed, in words, and the failed steps. A step that failed and changed nothing leaves no undo record.
+    A step that failed and changed nothing leaves no undo record.
     """
     changed: list[str] = []
     failed: list[tuple[_Step, HostError]] = []
@@ -150,7 +137,7 @@ def try_steps(
             step.apply(host)
         except HostError as error:
             failed.append((step, error))
-            if id is not None and _is_as(host, step, before):
+            if id is not None and _is_unchanged(host, step, before):
                 ledger.drop_undo_record(id)
         else:
             changed.append(step.describe())
@@ -165,7 +152,7 @@ class _Records:
         self._known: set[tuple[str, str]] | None = None
 
     def add(self, step: Step, before: Arguments) -> int | None:
-        """Returns None if the same record exists, as for a change that another program keeps reverting."""
+        """None if the same record exists, as for a change that another program keeps reverting."""
         if self._known is None:
             self._known = {_key(record.action, record.arguments) for record in self._ledger.undo_records(self._owner)}
         key = _key(step.action, before)
@@ -179,7 +166,7 @@ def _key(action: str, arguments: Arguments) -> tuple[str, str]:
     return action, json.dumps(arguments, sort_keys=True)
 
 
-def _is_as(host: HostRoot, step: Step, before: Arguments) -> bool:
+def _is_unchanged(host: HostRoot, step: Step, before: Arguments) -> bool:
     try:
         return step.read_before(host) == before
     except HostError:
@@ -189,18 +176,15 @@ def _is_as(host: HostRoot, step: Step, before: Arguments) -> bool:
 def undo_steps(context: UndoContext, ledger: Ledger, owner: str) -> None:
     """Undoes all recorded changes of the owner, newest first. A record is dropped only after its undo succeeded.
 
-    What is clean, but could not be restored exactly, becomes an event.
-
-    Raises:
-        HostError: some undos failed; all others were made, and the records of the failed ones stay in the journal.
+    What is clean but could not be restored exactly becomes an event. Raises HostError after the last undo if some failed.
     """
     failed: list[OrchestratorError] = []
     for record in ledger.undo_records(owner):
-        what = " ".join(f"{name}={value}" for name, value in record.arguments.items())
-        _log.info("%s: undo %s %s", owner, record.action, what)
+        arguments = " ".join(f"{name}={value}" for name, value in record.arguments.items())
+        _log.info("%s: undo %s %s", owner, record.action, arguments)
         try:
-            if different := _find_step(record, context).undo(context, record.arguments):
-                ledger.append_event(EventKind.NOT_RESTORED, owner, different)
+            if difference := _find_step(record, context).undo(context, record.arguments):
+                ledger.append_event(EventKind.NOT_RESTORED, owner, difference)
         except OrchestratorError as error:
             failed.append(error)
         else:
@@ -213,9 +197,9 @@ def undo_steps(context: UndoContext, ledger: Ledger, owner: str) -> None:
 def _find_step(record: UndoRecord, context: UndoContext) -> type[Step]:
     step = STEPS.get(record.action)
     if step is None:
-        whose = f"guest {record.owner}" if context.guest else "the host"
+        owner = f"guest {record.owner}" if context.guest else "the host"
         raise HostError(
-            f"unknown undo action {record.action} of {whose}: written by another version",
+            f"unknown undo action {record.action} of {owner}: written by another version",
             "start the version of nohyped that wrote it, or undo the change by hand and clear the guest with --force",
         )
     return step

@@ -1,4 +1,4 @@
-"""Puts the PF's embedded switch into VEPA mode (IEEE 802.1Qbg): each frame leaves through the port, even one for a sibling VF."""
+"""Puts the PF's embedded switch into VEPA mode (IEEE 802.1Qbg): each frame leaves through the port, even to a sibling VF."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EdgeModeBefore:
 @register
 @dataclass(frozen=True)
 class SetEdgeMode:
-    """Sets the edge mode of a PF. Must come after the VFs were made: making them resets the embedded switch."""
+    """Must come after the VFs are created: their creation resets the embedded switch."""
 
     action: ClassVar[str] = "edge-mode"
     pf: PhysicalFunction
@@ -46,7 +46,7 @@ class SetEdgeMode:
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
-        """A PF that is gone, has no VFs (as after a reboot), or whose mode could not be read before, needs no undo."""
+        """No-op for a PF that is gone, has no VFs (as after a reboot), or whose mode could not be read before."""
         host, before = context.host, parse_arguments(EdgeModeBefore, arguments)
         if before.mode and has_function(host, before.pf) and read_numvfs(host, before.pf):
             set_edge_mode(host, read_pf(host, before.pf, [before.interface]), EdgeMode(before.mode))

@@ -1,4 +1,4 @@
-"""Elements of the domain XML (https://libvirt.org/formatdomain.html), which each noun writes its part of. Pure."""
+"""Elements of the domain XML (https://libvirt.org/formatdomain.html). Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 
 def element(tag: str, *content: etree._Element | str, **attributes: str) -> etree._Element:
-    """An element with its content: child elements and text."""
+    """The content is child elements and text."""
     made = etree.Element(tag, attributes, nsmap={"qemu": QEMU})
     for part in content:
         if isinstance(part, str):

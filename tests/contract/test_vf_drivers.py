@@ -100,7 +100,7 @@ def test_a_driver_that_makes_up_an_address_keeps_it(fake: FakeRoot, pf: Physical
     before = step.read_before(fake)
     assert before
     step.apply(fake)
-    assert f"has the address {HOSTS}: its driver did not take zeros" in ConfigureVf.undo(UndoContext(fake), before)
+    assert f"has the address {HOSTS}: its driver refused zeros" in ConfigureVf.undo(UndoContext(fake), before)
     assert fake.fake_net.vfs(NIC)[0].mac == HOSTS
 
 
@@ -176,7 +176,7 @@ def test_what_a_guest_cannot_do_without_ends_its_start(
 def test_a_driver_that_tells_nothing_of_its_vfs_serves_no_guest(fake: FakeRoot, pf: PhysicalFunction) -> None:
     step = make_vfs(fake, pf, VfState(0))
     fake.fake_net.make_vfs(NIC, 0)
-    with pytest.raises(HostError, match="cannot read what nic0 enforces"):
+    with pytest.raises(HostError, match="cannot read the settings of VF . from nic0"):
         step.read_before(fake)
 
 

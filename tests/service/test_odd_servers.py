@@ -113,7 +113,7 @@ def test_a_program_that_is_pinned_to_guest_cores_is_named_and_left_alone(world: 
     manager = open_manager(world)
     create(manager)
     assert warned(manager) == [
-        "not moved off the guest cores: process 900 (dpdk-worker) is pinned to CPUs 6; the manager moves no programs"
+        "not moved off the guest cores: process 900 (dpdk-worker) is pinned to CPUs 6; the manager does not move programs"
     ]
     assert "Cpus_allowed_list:\t6" in world.host.text("proc/900/task/901/status")
 

@@ -78,7 +78,7 @@ def test_cpus_of_the_node_that_a_domain_is_bound_to_come_last(world: World, thre
     plan, warnings = ask(manager)
     assert (plan.node, warnings) == (1, ())
     _, warnings = ask(manager, placement={"cpus": FIRST})
-    assert "are of the NUMA node that unmanaged domain db7" in str(warnings)
+    assert "are on the NUMA node to which unmanaged domain db7" in str(warnings)
 
 
 def test_cores_of_a_domain_that_is_shut_off_are_the_last_choice_and_named(world: World) -> None:

@@ -30,7 +30,7 @@ def read_links(*, netns: str | None = None) -> tuple[Link, ...]:
 
 
 def read_addressed() -> frozenset[str]:
-    """The names of the interfaces with an IP address."""
+    """Names of interfaces with an IP address."""
     with opened("read the IP addresses") as ipr:
         used = {message["index"] for message in ipr.get_addr()}
         return frozenset(link.name for link in read_all(ipr) if link.index in used)

@@ -116,7 +116,7 @@ def test_vf_is_planned_at_the_address_that_the_kernel_reports(
 def test_a_plan_that_only_a_creation_can_make_is_not_called_no_room(world: World, manager: GuestService) -> None:
     change_routing(world, (0, 0), (128, 2))
     request = parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"})
-    with pytest.raises(Conflict, match=rf"where the VFs of nic0 \({PF}\) will be is not known before they are made"):
+    with pytest.raises(Conflict, match=rf"the addresses of the VFs of nic0 \({PF}\) are unknown until they are created"):
         manager.plan(OPERATOR, request)
     with pytest.raises(NoRoom, match="9 requested"):
         create(manager, cores=9)
@@ -301,7 +301,7 @@ def test_vfs_that_were_made_for_nothing_are_removed(world: World, manager: Guest
     """All of them are in one IOMMU group, which shows only once they are there."""
 
     before = world.host.tree()
-    make = HostSetup.make_vfs
+    make = HostSetup.create_vfs
 
     def make_shared(self: HostSetup, address: PciAddress, interface: str) -> tuple[str, ...]:
         made = make(self, address, interface)
@@ -312,7 +312,7 @@ def test_vfs_that_were_made_for_nothing_are_removed(world: World, manager: Guest
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HostSetup, "make_vfs", make_shared)
+        patch.setattr(HostSetup, "create_vfs", make_shared)
         patch.setattr("tests.fakes.root.remove_vf", lambda fake, pf, index: None)
         with pytest.raises(NoRoom, match=f"shares IOMMU group 1 with {PF}"):
             create(manager)
@@ -324,7 +324,7 @@ def test_vfs_that_are_removed_while_a_guest_is_placed_are_made_again(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last guest's end may come between making them and the claim."""
-    make, left = HostSetup.make_vfs, [2]
+    make, left = HostSetup.create_vfs, [2]
 
     def make_and_lose(self: HostSetup, address: PciAddress, interface: str) -> tuple[str, ...]:
         made = make(self, address, interface)
@@ -333,11 +333,11 @@ def test_vfs_that_are_removed_while_a_guest_is_placed_are_made_again(
             self.release()
         return made
 
-    monkeypatch.setattr(HostSetup, "make_vfs", make_and_lose)
+    monkeypatch.setattr(HostSetup, "create_vfs", make_and_lose)
     create(manager)
     left[0] = 9
     manager.delete(OPERATOR, "web")
-    with pytest.raises(HostError, match="went 3 times meanwhile"):
+    with pytest.raises(HostError, match="were removed 3 times before"):
         create(manager)
     assert world.count_undo_records() == 0
 
@@ -382,7 +382,7 @@ def test_a_port_that_does_not_tell_its_state_serves_guests(world: World, manager
 def test_a_claim_rests_on_no_survey_from_before_the_vfs_were_made(world: World, manager: GuestService) -> None:
     """Their IOMMU groups show only afterwards, also where the addresses are as the arithmetic said."""
     manager.plan(OPERATOR, parse_guest_request({"name": "asked", "image": IMAGE, "memory": "64M"}))
-    manager.host_setup.make_vfs(PF, "nic0")
+    manager.host_setup.create_vfs(PF, "nic0")
     group = world.host.real(f"{DEVICES}/{PF.offset(128)}/iommu_group")
     world.host.add_link(f"{group}/devices/{PF}", f"../../../../devices/pci0000:10/{PF}")
     assert create(manager).vf.index == 1
