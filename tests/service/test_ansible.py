@@ -263,7 +263,7 @@ def test_the_manager_checks_what_the_role_writes(tmp_path: Path) -> None:
 
     assert check() == f"configuration {file} is valid\n"
     assert "limits.ratte" in check(nohype_limits={"ratte": 5})
-    assert "there is no user 'nobody-here'" in check(nohype_access={"viewers": {"users": ["nobody-here"]}})
+    assert "user 'nobody-here' does not exist" in check(nohype_access={"viewers": {"users": ["nobody-here"]}})
     assert "none.pem" in check(nohype_api={**api, "key": str(tmp_path / "none.pem")})
     assert "tenants.acme.cores" in check(nohype_tenants={"acme": {"cores": "many"}})
 
