@@ -1,4 +1,4 @@
-"""The daemon's configuration, /etc/nohype/nohype.toml. The Ansible host role writes it."""
+"""The manager's configuration, /etc/nohype/nohype.toml. The Ansible host role writes it."""
 
 from __future__ import annotations
 
@@ -53,22 +53,15 @@ class _Strict(BaseModel):
 
 
 class HostConfig(_Strict):
-    """How the host's resources are divided.
-
-    Attributes:
-        housekeeping: CPU list for the manager, the kernel's threads and QEMU's helper threads; whole physical cores.
-        uplinks: network interfaces whose virtual functions guests can get.
-        page_size: huge page size of guests that request none.
-        vfs_per_uplink: virtual functions to create per uplink; None for the maximum.
-        reserved_pages: huge page size -> pages per node that guests do not get, such as ``{"1G" = 1}``.
-    """
-
+    # CPU list for the manager, the kernel's threads and QEMU's helper threads; whole physical cores.
     housekeeping: Annotated[str, AfterValidator(check_housekeeping)]
+    # Network interfaces whose virtual functions guests can get.
     uplinks: Annotated[tuple[Annotated[str, AfterValidator(check_interface)], ...], AfterValidator(check_interfaces)] = Field(
         min_length=1, strict=False
     )
-    page_size: Annotated[str, AfterValidator(check_page_size)] = "2M"
-    vfs_per_uplink: Annotated[int, Field(ge=1, le=_MOST_VFS)] | None = None
+    page_size: Annotated[str, AfterValidator(check_page_size)] = "2M"  # of guests that request none
+    vfs_per_uplink: Annotated[int, Field(ge=1, le=_MOST_VFS)] | None = None  # VFs to create; None for the maximum
+    # Huge page size -> pages per node that guests do not get, such as {"1G" = 1}.
     reserved_pages: Annotated[
         dict[Annotated[str, AfterValidator(check_page_size)], Annotated[int, Field(ge=0, le=_MOST_PAGES)]],
         BeforeValidator(check_page_counts),
@@ -88,8 +81,6 @@ class HostConfig(_Strict):
 
 
 class PathConfig(_Strict):
-    """Where things are kept."""
-
     images: _Path = "/var/lib/nohype/images"
     ledger: _Path = "/var/lib/nohype/ledger.sqlite"
     consoles: _Path = "/var/log/nohype/guests"
@@ -102,39 +93,24 @@ class PathConfig(_Strict):
 
 
 class EventConfig(_Strict):
-    """How much of the event log is kept.
-
-    Attributes:
-        keep: newest events per tenant and of the host; likewise for the kinds with severity warning.
-    """
-
+    # The newest events that are kept: per tenant and of the host, and as many of the kinds with severity warning.
     keep: Annotated[int, Field(ge=1000, le=10_000_000)] = 20_000
 
 
 class ExitConfig(_Strict):
-    """Bounds of the ``exits`` proof, per vCPU and second, for a guest that has booted and is idle or computes.
+    """Limits of the proof ``exits``, per vCPU and second, for a guest that has booted and is idle or computes."""
 
-    Attributes:
-        total: all VM exits.
-        emulated: exits that QEMU or KVM's emulator had to serve (port I/O and memory-mapped I/O).
-    """
-
-    total: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 2000.0
+    total: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 2000.0  # all VM exits
+    # VM exits that QEMU or KVM's emulator had to serve (port I/O and memory-mapped I/O).
     emulated: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 10.0
 
 
 class Principals(_Strict):
-    """Users, groups and certificates with a role.
+    """Users, groups and certificates with a role."""
 
-    Attributes:
-        users: names or numbers of users who connect to the Unix socket.
-        groups: names or numbers of groups; a user's supplementary groups count.
-        certificates: names in client certificates: ``CN:alice`` (or only ``alice``), ``DNS:host.example``, ``URI:spiffe://...``,
-            ``email:a@b.example``.
-    """
-
-    users: _Accounts = ()
-    groups: _Accounts = ()
+    users: _Accounts = ()  # names or numbers, for the Unix socket
+    groups: _Accounts = ()  # names or numbers; a user's supplementary groups count
+    # Names in client certificates: CN:alice (or only alice), DNS:host.example, URI:spiffe://..., email:a@b.example.
     certificates: Annotated[tuple[Annotated[str, AfterValidator(check_certificate)], ...], Field(strict=False)] = ()
 
 
@@ -149,16 +125,10 @@ class AccessConfig(_Strict):
 
 
 class TenantConfig(Principals):
-    """A tenant: its callers, and the quota of all its guests together; None for no limit.
+    """A tenant: its callers, and the quota of all its guests together; None for no limit."""
 
-    Attributes:
-        cores: whole physical cores.
-        memory: huge pages, as a size.
-        vfs: virtual functions.
-    """
-
-    cores: Annotated[int, Field(ge=0, le=MAX_CPUS)] | None = None
-    memory: SizeField | None = None
+    cores: Annotated[int, Field(ge=0, le=MAX_CPUS)] | None = None  # physical
+    memory: SizeField | None = None  # in huge pages
     vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
 
     @property
@@ -167,12 +137,7 @@ class TenantConfig(Principals):
 
 
 class TokenConfig(_Strict):
-    """A bearer token; `nohype token new` creates one.
-
-    Attributes:
-        hash: SHA-256 of the token, ``sha256:`` and 64 hexadecimal digits. The token itself is not stored.
-        tenant: required with role "tenant".
-    """
+    """A bearer token, created by `nohype token new`; only its SHA-256 is stored."""
 
     hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$"), AfterValidator(check_token_hash)]
     role: Annotated[Role, Field(strict=False)]
@@ -180,19 +145,12 @@ class TokenConfig(_Strict):
 
 
 class ApiConfig(_Strict):
-    """The manager's TLS port; without this section there is only the Unix socket.
+    """The manager's TLS port; without this section there is only the Unix socket. Files are in PEM format."""
 
-    Attributes:
-        listen: address and port: ``192.0.2.1:8443``, ``[::]:8443``.
-        certificate: PEM file with the manager's certificate and the intermediate ones.
-        key: PEM file with the private key, readable only by root.
-        client_ca: PEM file with the CAs of client certificates; None: only tokens are accepted.
-    """
-
-    listen: Annotated[str, AfterValidator(check_listen)]
-    certificate: _File
-    key: _File
-    client_ca: _File | None = None
+    listen: Annotated[str, AfterValidator(check_listen)]  # 192.0.2.1:8443, [::]:8443
+    certificate: _File  # with the intermediate certificates
+    key: _File  # readable only by root
+    client_ca: _File | None = None  # None: only tokens are accepted
 
     @property
     def address(self) -> tuple[str, int]:
@@ -201,21 +159,14 @@ class ApiConfig(_Strict):
 
 
 class LimitConfig(_Strict):
-    """Limits of one client; all callers of a tenant are one. For operators only ``body`` and ``nesting`` apply.
+    """Limits per client; all callers of a tenant are one client. For operators only ``body`` and ``nesting`` apply."""
 
-    Attributes:
-        rate: requests per second.
-        burst: requests at the same time after a pause.
-        concurrent: requests in progress, of each of three kinds: waits (with streams of events), kill and delete, all others.
-        body: maximum length of a body.
-        nesting: maximum nesting of JSON.
-    """
-
-    rate: Annotated[float, Field(ge=1e-3, le=1e6, strict=False)] = 50.0
-    burst: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    rate: Annotated[float, Field(ge=1e-3, le=1e6, strict=False)] = 50.0  # requests per second
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] = 100  # requests at the same time after a pause
+    # Requests in progress, of each of three kinds: waits (with event streams), kill and delete, all others.
     concurrent: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     body: SizeField = "64K"
-    nesting: Annotated[int, Field(ge=1, le=100)] = 16
+    nesting: Annotated[int, Field(ge=1, le=100)] = 16  # levels of JSON
 
     @property
     def body_bytes(self) -> int:
@@ -223,8 +174,6 @@ class LimitConfig(_Strict):
 
 
 class DaemonConfig(_Strict):
-    """The whole file."""
-
     host: HostConfig
     paths: PathConfig = PathConfig()
     exits: ExitConfig = ExitConfig()
@@ -244,46 +193,44 @@ class DaemonConfig(_Strict):
                 raise ValueError(f"tokens.{name}: [tenants.{token.tenant}] does not exist")
         for _, first, second in _find_duplicates((token.hash, name) for name, token in self.tokens.items()):
             raise ValueError(f"tokens.{second}: same hash as tokens.{first}; create another token")
-        for where, people in self._people():
-            if where != "access.operators" and (root := find_root(people.users)):
-                raise ValueError(f"{where}.users: {root!r} is root, which is always an operator; remove it")
+        for section, principals in self._sections():
+            if section != "access.operators" and (root := find_root(principals.users)):
+                raise ValueError(f"{section}.users: {root!r} is root, which is always an operator; remove it")
         for kind in ("users", "groups", "certificates"):
             # One account has one role, or one tenant; two would be ambiguous.
-            for one, first, second in _find_duplicates(
-                (one, where) for where, named in self._people() for one in getattr(named, kind)
+            for name, first, second in _find_duplicates(
+                (name, section) for section, principals in self._sections() for name in getattr(principals, kind)
             ):
-                raise ValueError(f"{second}.{kind}: {one!r} is already in {first}")
-        with_certificate = [where for where, people in self._people() if people.certificates]
+                raise ValueError(f"{second}.{kind}: {name!r} is already in {first}")
+        with_certificate = [section for section, principals in self._sections() if principals.certificates]
         if self.api and not self.api.client_ca and with_certificate:
             raise ValueError(f"api.client_ca is required: {with_certificate[0]} lists client certificates")
         if self.api and not self.tokens and not with_certificate:
             raise ValueError("api: no credentials are configured for this port; add certificates or run `nohype token new`")
         return self
 
-    def _people(self) -> list[tuple[str, Principals]]:
+    def _sections(self) -> list[tuple[str, Principals]]:
         access = self.access or AccessConfig()
-        named: list[tuple[str, Principals]] = [("access.operators", access.operators), ("access.viewers", access.viewers)]
-        return named + [(f"tenants.{name}", tenant) for name, tenant in self.tenants.items()]
+        roles: list[tuple[str, Principals]] = [("access.operators", access.operators), ("access.viewers", access.viewers)]
+        return roles + [(f"tenants.{name}", tenant) for name, tenant in self.tenants.items()]
 
 
 def _find_duplicates(places: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """Values that occur in two sections, with the first and the other section."""
+    """Yields each value that occurs in two sections, with the first and the other section."""
     seen: dict[str, str] = {}
-    for one, where in places:
-        if seen.setdefault(one, where) != where:
-            yield one, seen[one], where
+    for value, section in places:
+        if seen.setdefault(value, section) != section:
+            yield value, seen[value], section
 
 
 def read_config(path: Path) -> DaemonConfig:
-    """Reads the daemon's configuration.
-
-    Raises:
-        RequestError: the file cannot be read, is not TOML, or has an invalid field; with the path of the field.
-    """
+    """Raises RequestError if the file cannot be read, is not TOML or has an invalid field; with the path of the field."""
     try:
         return DaemonConfig.model_validate(tomllib.loads(_read_text(path)))
     except OSError as error:
-        raise RequestError(f"cannot read the configuration {path}: {error.strerror}", "the Ansible host role writes it") from None
+        raise RequestError(
+            f"cannot read the configuration {path}: {error.strerror}", "apply the Ansible role nohype_host"
+        ) from None
     except ValidationError as error:
         raise RequestError(f"invalid configuration {path}: {_tidy(describe(error).removeprefix(': '))}") from None
     except RecursionError:
@@ -293,12 +240,7 @@ def read_config(path: Path) -> DaemonConfig:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a regular file; reading a pipe or a device could block indefinitely.
-
-    Raises:
-        OSError: it cannot be read.
-        RequestError: it is not a regular file, or too long.
-    """
+    """Raises OSError, and RequestError for a long file or one that is not regular: a pipe could block indefinitely."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
@@ -310,6 +252,6 @@ def _read_text(path: Path) -> str:
 
 
 def _tidy(text: str) -> str:
-    """On one line of limited length, with control characters escaped: keys can contain anything."""
+    # Keys can contain control characters and have any length.
     shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text[:_LONGEST_MESSAGE])
     return shown if len(text) <= _LONGEST_MESSAGE else f"{shown}..."

@@ -1,4 +1,4 @@
-"""Checks of single configuration values. Each returns the normalised value, or raises ValueError."""
+"""Checks single configuration values. Each function returns the normalised value, or raises ValueError."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 from orchestrator.model.fields import check_cpus, check_size
 from orchestrator.values import MAX_CPUS, CpuSet, Size
 
+# The kinds of names in a certificate that can be mapped to an identity (RFC 5280 4.1.2.6, 4.2.1.6).
 CERTIFICATE_NAMES = ("CN", "DNS", "URI", "email")
-"""The kinds of names in a certificate that can be mapped to an identity (RFC 5280 4.1.2.6, 4.2.1.6)."""
 
 ROOT_USERS = frozenset({"0", "root"})
 
 _PAGE_SIZES = (Size.parse("2M"), Size.parse("1G"))
-# PATH_MAX of linux/limits.h, with its end; sun_path of unix(7), likewise; IFNAMSIZ of linux/if.h, likewise
+# Without the final zero byte: PATH_MAX (linux/limits.h), sun_path (unix(7)), IFNAMSIZ (linux/if.h).
 _LONGEST_PATH, _LONGEST_SOCKET, _LONGEST_INTERFACE = 4095, 107, 15
 _LONGEST_ACCOUNT = 256
 # (uid_t) -1 means "no change" in chown(2) and setresuid(2).
@@ -27,7 +27,6 @@ _LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve")
 
 
 def check_housekeeping(text: str) -> str:
-    """CPUs that leave some for guests."""
     cpus = check_cpus(text)
     if len(CpuSet.parse(cpus)) == MAX_CPUS:
         raise ValueError(f"{cpus} are all CPUs that the kernel supports; no CPU is left for guests")
@@ -35,7 +34,7 @@ def check_housekeeping(text: str) -> str:
 
 
 def check_page_size(text: str) -> str:
-    """A huge page size of x86-64 (Documentation/admin-guide/mm/hugetlbpage.rst)."""
+    # Documentation/admin-guide/mm/hugetlbpage.rst, x86-64
     size = check_size(text)
     if Size.parse(size) not in _PAGE_SIZES:
         raise ValueError(f"{text!r} is not a huge page size; use {' or '.join(map(str, _PAGE_SIZES))}")
@@ -43,7 +42,7 @@ def check_page_size(text: str) -> str:
 
 
 def check_page_counts(counts: object) -> object:
-    """Refuses two spellings of one page size, of which one count would be lost. Must run before the keys are normalised."""
+    """Refuses a page size that is given in two spellings: one count would be lost. Must run before the keys are normalised."""
     seen: dict[str, str] = {}
     for text in counts if isinstance(counts, Mapping) else ():
         if isinstance(text, str):
@@ -54,7 +53,7 @@ def check_page_counts(counts: object) -> object:
 
 
 def check_certificate(text: str) -> str:
-    """A name in a client certificate; the default kind is CN."""
+    """The default kind is CN."""
     kind, colon, value = text.partition(":")
     if not colon:
         kind, value = "CN", text
@@ -78,7 +77,7 @@ def check_listen(text: str) -> str:
 
 
 def check_interface(text: str) -> str:
-    """The name of a network interface (dev_valid_name() of net/core/dev.c), printable ASCII."""
+    """As dev_valid_name() in net/core/dev.c, and printable ASCII."""
     odd = {"/", ":", " "} & set(text)
     if not text or text in (".", "..") or odd or not (text.isascii() and text.isprintable()) or len(text) > _LONGEST_INTERFACE:
         raise ValueError(f"{_shorten(text)} is not the name of a network interface: 1 to 15 visible characters, without / and :")
@@ -86,7 +85,6 @@ def check_interface(text: str) -> str:
 
 
 def check_interfaces(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuses duplicates."""
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name} is listed {names.count(name)} times; keep one of them")
@@ -94,7 +92,7 @@ def check_interfaces(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_path(text: str) -> str:
-    """An absolute path: a relative one would depend on the working directory."""
+    # Absolute: a relative path would depend on the working directory.
     if not text.startswith("/") or not text.isprintable() or ".." in text.split("/"):
         raise ValueError(f"{_shorten(text)} is not an absolute path without '..' and control characters")
     path = os.path.normpath(text).replace("//", "/")
@@ -106,7 +104,7 @@ def check_path(text: str) -> str:
 
 
 def check_file(text: str) -> str:
-    """The path of a file that is read; it may be relative."""
+    """The path may be relative."""
     if not text or not text.isprintable():
         raise ValueError(f"{_shorten(text)} is not a path")
     return text
@@ -120,11 +118,7 @@ def check_socket(text: str) -> str:
 
 
 def check_paths(files: Mapping[str, str], folders: Mapping[str, str]) -> None:
-    """Refuses paths that conflict.
-
-    Args:
-        files, folders: path by field; ``ledger`` is one of the files.
-    """
+    """Refuses paths that conflict. ``files`` and ``folders`` are by field; ``ledger`` is one of the files."""
     seen: dict[str, str] = {}
     for field, path in {**files, **folders}.items():
         first = seen.setdefault(path, field)
@@ -151,7 +145,7 @@ def check_account(text: str) -> str:
 
 
 def find_root(users: Iterable[str]) -> str | None:
-    """An entry that means root, found without a lookup."""
+    """An entry for root; does not query the host's name service."""
     return next((user for user in users if user in ROOT_USERS), None)
 
 

@@ -100,7 +100,7 @@ class LogReader:
         return b""
 
     def skip_to_end(self) -> bool:
-        """Skips everything printed so far; returns whether the next byte starts a line."""
+        """Skips all output so far; returns whether the next byte starts a line."""
         self.close()
         self._file, self._offset = None, 0
         self._descriptor = _open(self.log)

@@ -1,4 +1,4 @@
-"""The only user of paramiko: commands and files over SSH, to hosts with a known key.
+"""Runs commands and copies files over SSH, to hosts with a known key. No other module uses paramiko.
 
 A failed command is a result with its exit status; only a failed connection is an error.
 """
@@ -33,7 +33,7 @@ _POLL = 0.2
 
 
 class ShellTimeout(ShellError):
-    """A command timed out and was stopped. The connection is usable."""
+    """A command timed out and was stopped. The connection can still be used."""
 
     code = "shell-timeout"
 
@@ -71,7 +71,7 @@ class Shell:
         input: bytes | IO[bytes] = b"",
         stream: Stream | None = None,
     ) -> Completed:
-        """On a timeout or an interrupt the remote command is stopped as well.
+        """Runs a command; stops it on a timeout or an interrupt.
 
         Args:
             command: a line for the remote shell, or words, which are quoted.
@@ -102,7 +102,7 @@ class Shell:
         return Completed(status, pump.text("stdout"), pump.text("stderr"))
 
     def put(self, local: Path, remote: str, *, mode: int = 0o644, timeout: float = 300) -> None:
-        """Copies a file; it appears under its name only when it is complete."""
+        """Copies a file. The remote name exists only when the copy is complete."""
         fresh = f"{remote}.new"
         quoted, target = shlex.quote(fresh), shlex.quote(remote)
         with local.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import configparser
 import shutil
 import sys
@@ -43,11 +44,7 @@ def read_requirements(tree: Path) -> tuple[str, ...]:
 
 
 def build_wheelhouse(tree: Path, cache: Path, *, progress: Progress) -> Path:
-    """Builds this package's wheel and downloads the others with pip's own settings (index, proxy, constraints).
-
-    Returns:
-        A tar file; the same inputs give the same bytes.
-    """
+    """Builds this package's wheel, downloads the others with pip's settings, and packs a reproducible tar file."""
     requirements = read_requirements(tree)
 
     def fetch(folder: Path) -> None:
@@ -102,11 +99,14 @@ def _pack(wheels: Sequence[Path], output: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m orchestrator.images.wheels FILE``: writes a wheelhouse for the host role's variable nohype_wheelhouse."""
-    if len(arguments) != 1:
-        sys.exit("usage: python -m orchestrator.images.wheels FILE")
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.images.wheels",
+        description="Write a wheelhouse for the variable nohype_wheelhouse of the host role.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="tar file to write")
+    output: Path = parser.parse_args(arguments).file
     try:
-        shutil.copyfile(build_wheelhouse(source_tree(), cache_folder(), progress=print), arguments[0])
+        shutil.copyfile(build_wheelhouse(source_tree(), cache_folder(), progress=print), output)
     except (OrchestratorError, OSError) as error:
         sys.exit(f"nohype: {error}")
 

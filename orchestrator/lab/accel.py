@@ -1,6 +1,6 @@
 """Chooses the accelerator of a lab. KVM is used only after a kernel has booted under it and reported nested virtualization.
 
-/dev/kvm alone proves nothing: on some machines a stock kernel dies in its decompressor under KVM.
+The existence of /dev/kvm is not enough: on some machines a stock kernel crashes in its decompressor under KVM.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ _READY = re.compile(r"^nohype: ready .*\bvirt=(\w+) ", re.MULTILINE)
 
 
 class AccelChoice(StrEnum):
-    """The user's choice."""
-
     AUTO = "auto"
     TCG = "tcg"
     KVM = "kvm"
@@ -38,15 +36,13 @@ class AccelChoice(StrEnum):
 
 @dataclass(frozen=True)
 class Accel:
-    """The decision, with its reason on one line."""
-
     kvm: bool
-    reason: str
+    reason: str  # one line
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Files of the probe: the guest image `minimal`, booted by the QEMU of the tools root."""
+    """Kernel and initrd of the guest image `minimal`, booted by the QEMU of the tools root."""
 
     tools: Path
     kernel: Path
@@ -56,10 +52,9 @@ class Probe:
 def choose_accel(
     host: HostRoot, choice: AccelChoice, probe: Probe, timeline: Timeline, *, cache: Path = RUNTIME / "kvm.json"
 ) -> Accel:
-    """Decides, and probes KVM unless ``cache`` holds a result of this boot. `kvm` repeats a probe that has failed before.
+    """Probes KVM unless ``cache`` holds a result of this boot; with `kvm` also if it holds a failure.
 
-    Raises:
-        LabError: KVM was requested but does not work.
+    Raises LabError if KVM was requested but does not work.
     """
     if choice is AccelChoice.TCG:
         return Accel(kvm=False, reason="emulation was requested")

@@ -1,4 +1,4 @@
-"""Runs of Ansible: the program, its environment, and its recap."""
+"""Finds Ansible, builds its environment and parses its recap."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from orchestrator.errors import ImageError
 
 
 def find_ansible() -> Path:
-    """ansible-playbook of the virtual environment that runs this program, otherwise of the PATH."""
+    """Prefers the virtual environment of this program to the PATH."""
     sibling = Path(sys.executable).with_name("ansible-playbook")
     program = sibling if sibling.exists() else shutil.which("ansible-playbook")
     if not program:
         raise ImageError(
             "cannot apply the host role: ansible-playbook is not installed",
-            "run `make setup`, or pip install 'nohype-orchestrator[lab]'",
+            "run `make setup` or `pip install 'nohype-orchestrator[lab]'`",
         )
     return Path(program)
 
 
 def build_environment(ansible: Path, home: Path) -> dict[str, str]:
-    """Environment variables for a run with the roles in ``ansible``; ``home`` replaces ~/.ansible."""
+    """``ansible`` contains the roles; ``home`` replaces ~/.ansible."""
     # Ansible requires a UTF-8 locale.
     return {"ANSIBLE_CONFIG": str(ansible / "ansible.cfg"), "ANSIBLE_HOME": str(home), "LC_ALL": "C.UTF-8"}
 

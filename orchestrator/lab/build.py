@@ -85,7 +85,7 @@ def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -
         root = folder / "root"
         progress(f"lab {spec.name}: installing the package")
         _copy_root(host, root)
-        # the same role again, only the part that installs this package: a change of the sources costs seconds
+        # Applies only the part of the role that installs this package: a change of the sources costs seconds.
         variables = {**role_variables(spec), "nohype_wheelhouse": str(wheelhouse)}
         apply_role(tree, root, variables, log=cache / "log" / f"lab-{spec.name}.log", tags="nohype_install")
         progress(f"lab {spec.name}: packing the image")
@@ -103,7 +103,7 @@ def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -
 
 
 def build_host(spec: LabSpec, tree: Path, cache: Path, *, progress: Progress) -> Path:
-    """The root file system of a lab host with the role applied except this package. Must not be changed."""
+    """The root file system of a lab host with the role applied except this package. Callers must not change it."""
     base = build_base(tree, cache, progress=progress)
     guest_image = build_image(tree / "guest-images", _GUEST_IMAGE, cache, progress=progress)
     variables = {**role_variables(spec), "nohype_guest_images": [str(guest_image)]}
@@ -121,7 +121,7 @@ def build_host(spec: LabSpec, tree: Path, cache: Path, *, progress: Progress) ->
 
 
 def build_base(tree: Path, cache: Path, *, progress: Progress) -> Path:
-    """The root file system of a lab host before the role: packages only. Must not be changed."""
+    """The root file system of a lab host before the role: packages only. Callers must not change it."""
     packages = (*_BASE, *read_packages(tree))
 
     def build(folder: Path) -> None:
@@ -162,15 +162,9 @@ def role_variables(spec: LabSpec) -> dict[str, object]:
 
 
 def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Path, tags: str = "all") -> int:
-    """Applies the host role and the lab's own role to a root file system.
+    """Applies the host role and the lab's own role to a root file system; returns the number of changed tasks.
 
-    Args:
-        variables: see ``role_variables``.
-        log: file for Ansible's output.
-        tags: only tasks with this tag.
-
-    Returns:
-        The number of changed tasks; 0 for a role that is applied again.
+    ``variables`` are those of ``role_variables``, and ``log`` gets Ansible's output.
     """
     roles = tree / "ansible"
     home = root.parent / f".ansible-{root.name}"
@@ -207,11 +201,11 @@ def _pack(tree: Path, root: Path, folder: Path) -> None:
 
 
 def _load_patches() -> ModuleType:
-    """Imported late: only builds need the libraries of this module."""
+    # Imported late: only builds need the libraries of this module.
     try:
         return importlib.import_module("orchestrator.lab.patches")
     except ImportError as error:
-        hint = "install the package with its extra `lab`: pip install 'nohype-orchestrator[lab]'"
+        hint = "run `pip install 'nohype-orchestrator[lab]'`"
         raise ImageError(f"cannot patch QEMU: the Python package {error.name} is not installed", hint) from None
 
 

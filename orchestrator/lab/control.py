@@ -1,4 +1,4 @@
-"""Starts and stops labs. The keeper process does what must last as long as the lab."""
+"""Starts and stops labs. The keeper process owns everything that exists as long as the lab."""
 
 from __future__ import annotations
 
@@ -47,15 +47,12 @@ def up(
 ) -> Lab:
     """Starts a lab and waits until SSH works and, if the image has the manager, the manager runs.
 
-    An error or interrupt before that leaves nothing behind.
-
-    Args:
-        tools: root file system with QEMU, from ``build.build_tools``.
+    After an error or interrupt nothing is left. ``tools`` is the root file system of ``build.build_tools``.
 
     Raises:
         Conflict: the lab is up or is being started.
         HostError: not root, or tap, bridge or namespace cannot be created.
-        LabError: it did not start; with the tail of its console.
+        LabError: the lab did not start; with the tail of its console.
         LabLost: the emulator failed.
     """
     folder = LabDir(parse_lab_name(name))
@@ -89,7 +86,7 @@ def up(
 
 
 def check_name_available(name: str) -> None:
-    """Raises Conflict if the lab is up or is being started, and HostError without root: before anything is built."""
+    """Raises Conflict if the lab is up or is being started, and HostError without root. To be called before a build."""
     _check_root("start")
     folder = LabDir(parse_lab_name(name))
     if is_locked(folder):
@@ -97,17 +94,10 @@ def check_name_available(name: str) -> None:
 
 
 def down(name: str, *, timeout: float = _STOP_TIMEOUT) -> bool:
-    """Stops a lab and removes its QEMU, switch and files. Its disks are snapshots, so the lab host is not shut down first.
+    """Stops a lab and removes its QEMU, switch and files; returns whether there was a lab, or leftovers of one.
 
-    Args:
-        timeout: seconds; after that the keeper is killed, and QEMU with it.
-
-    Returns:
-        Whether there was a lab, or leftovers of one.
-
-    Raises:
-        HostError: not root.
-        LabError: a process still holds the lab's lock.
+    The lab host is not shut down: its disks are snapshots. After ``timeout`` seconds the keeper is killed, and QEMU with it.
+    Raises HostError without root, and LabError if a process still holds the lab's lock.
     """
     folder = LabDir(parse_lab_name(name))
     if not is_locked(folder) and not folder.path.exists():
@@ -149,10 +139,10 @@ def _expect(channel: Channel, folder: LabDir, expected: str, timeout: float) -> 
 
 
 def _receive(channel: Channel, folder: LabDir, timeout: float) -> dict[str, Any]:
-    """The keeper's next message. An error that it reports is raised here; TimeoutError if none comes."""
+    """The keeper's next message. Raises an error that the keeper reports, and TimeoutError without a message."""
     message = channel.receive(timeout)
     if message is None:
-        # The lab was taken down; its folder, and the log in it, may be gone.
+        # The lab was taken down; its folder with the log may not exist any more.
         raise LabError(f"lab {folder.name} was taken down while it was being started" + format_lines(read_tail(folder.log)))
     if "error" in message:
         kind = LabLost if message.get("lost") else LabError
@@ -192,7 +182,7 @@ def _wait_ssh(folder: LabDir, state: LabState, channel: Channel, deadline: float
 
 
 def _wait_manager(folder: LabDir, connection: ssh.Shell, deadline: float) -> None:
-    """Waits for the manager's unit only: other units may still be starting, and none of them is needed."""
+    # Waits only for the manager's unit: other units may still be starting, and are not needed.
     while True:
         done = connection.run("systemctl show --value --property LoadState --property ActiveState nohyped.service")
         words = done.stdout.split()
@@ -205,7 +195,7 @@ def _wait_manager(folder: LabDir, connection: ssh.Shell, deadline: float) -> Non
 
 
 def _remove_leftovers(folder: LabDir) -> None:
-    """Removes what a killed lab has left. The caller holds the lock. Without the folder, the switch is not this lab's."""
+    """Removes what a killed lab has left. The caller holds the lock. Without the folder the switch is another lab's."""
     if folder.path.exists():
         switch.delete_switch(folder.name)
         shutil.rmtree(folder.path, ignore_errors=True)

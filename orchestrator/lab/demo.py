@@ -54,7 +54,7 @@ class Report:
 
 
 def ask(lab: Lab, *words: str, check: bool = True) -> Any:
-    """Runs `nohype ... --json` in the lab host. An audit with a failed proof exits with 1: its result needs ``check=False``."""
+    """Runs `nohype ... --json` on the lab host. ``check=False`` ignores its status: 1 if a proof failed."""
     done = execute(lab, ["nohype", *words, "--json"], timeout=_COMMAND_TIMEOUT)
     try:
         if check and done.status:
@@ -75,7 +75,7 @@ def create_guest(lab: Lab, guest: DemoGuest, *options: str) -> dict[str, Any]:
 
 
 def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
-    """All proofs, measured by the manager of the lab host; `vepa` is completed with the frames counted at the switch port."""
+    """The manager of the lab host measures all proofs; `vepa` is completed with the frames counted at the switch port."""
     port = switch.port(lab.name)
     with watch_switch(port.interface, port.netns) as counter:
         proofs = from_plain(tuple[Proof, ...], ask(lab, "audit", "--frames", str(frames), check=False))
@@ -113,7 +113,7 @@ def _run(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest]) -> Report:
     with timeline.stage("end of the guests"):
         for guest in guests:
             ask(lab, "guest", "delete", guest.name)
-        # Removing the VFs resets the NIC; its link is back a moment later.
+        # Removing the VFs resets the NIC; its link comes up again a moment later.
         after = wait_until(lambda: ask(lab, "survey"), lambda survey: survey == before, timeout=20, interval=1)
         proofs = (*proofs, HOST_RESTORED.prove(Surveys(before, after)))
     emulator = lab.state.emulator and lab.state.emulator.model_dump(mode="json")

@@ -13,8 +13,6 @@ _RECORD = "emulator.json"
 
 
 class PatchRecord(BaseModel):
-    """The result of one patch."""
-
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: str  # row of patches.PATCHES

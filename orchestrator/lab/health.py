@@ -1,4 +1,4 @@
-"""Checks the emulator. If it has failed, the lab is lost, which says nothing about guests, proofs or tests."""
+"""Checks the emulator. If it has failed, the lab is lost: that is neither a pass nor a failure of guests, proofs or tests."""
 
 from __future__ import annotations
 
@@ -33,21 +33,18 @@ _SAMPLE = re.compile(r"^sample (\d+) guest (.*)$")
 _CPU = re.compile(r"^CPU#(\d+)")
 _PLACE = re.compile(r"\b[RE]IP=([0-9a-f]+) [RE]?FL=([0-9a-f]+)\b.*\bHLT=(\d)")
 _INTERRUPTS_ON = 1 << 9  # RFLAGS.IF
-_LOOP = 64
-"""Bytes. A loop that waits for a spinlock has few instructions."""
+_LOOP = 64  # bytes; a loop that waits for a spinlock has few instructions
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Registers of a vCPU at one moment."""
-
     rip: int
     flags: int
     halted: bool
 
 
 def check_emulation(lab: Lab) -> None:
-    """Raises LabLost if a CPU of the lab host or a vCPU of a guest has stopped, or the lab does not respond."""
+    """Raises LabLost if a CPU of the lab host or a vCPU of a guest has stopped, or if the lab does not respond."""
     check_cpus(lab)
     check_guests(lab)
 
@@ -66,7 +63,7 @@ def check_cpus(lab: Lab) -> None:
 def check_guests(lab: Lab) -> None:
     """Raises LabLost if a vCPU spins at one place with interrupts off, as after a timer interrupt that was delivered twice.
 
-    To be called only after a guest has failed: a bug in the guest's own kernel can look the same.
+    Call it only after a guest has failed: a bug in the guest's kernel can look the same.
     """
     done = execute(lab, _READ_REGISTERS, timeout=400)
     hung = find_hung(parse_registers(done.stdout))

@@ -1,7 +1,7 @@
 """The keeper process of a lab: creates the switch, starts QEMU, waits, and removes everything again.
 
-`up` starts it. It ends the lab on SIGTERM, when QEMU exits, and when `up` dies before it has reported that the lab is ready. If
-the keeper itself is killed, QEMU dies with it and the lab's lock is released, which marks what is left as stale.
+`up` starts it. The keeper stops the lab on SIGTERM, when QEMU exits, and when `up` exits before the lab is ready. If the keeper
+is killed, QEMU is killed with it and the kernel releases the lab's lock, which marks the leftovers as stale.
 Usage: python -m orchestrator.lab.keeper NAME LOCK CHANNEL, where LOCK and CHANNEL are inherited descriptors.
 """
 
@@ -88,15 +88,11 @@ class Channel:
 
 
 class _Stopped(Exception):
-    """The lab is to be stopped."""
+    """A signal or `up` requested the stop of the lab."""
 
 
 class Keeper:
-    """Runs one lab. The caller holds the lab's lock and has created its folder.
-
-    Args:
-        stop: a descriptor that becomes readable when the lab is to be stopped.
-    """
+    """Runs one lab until the descriptor ``stop`` is readable. The caller holds the lab's lock and has created its folder."""
 
     def __init__(self, folder: LabDir, channel: Channel, stop: int) -> None:
         self._folder, self._channel, self._stop = folder, channel, stop
@@ -116,7 +112,7 @@ class Keeper:
             self._channel.send(error=f"the lab's keeper failed: {error!r}", hint="", tail=())
         state = self._state
         if state and state.ready and state.ended:
-            pass  # the files say why QEMU exited; `down` and the next `up` remove them
+            pass  # the files have the reason why QEMU exited; `down` and the next `up` remove them
         elif self._switch:
             pass  # the switch could not be removed; the files mark it as this lab's, so `down` and the next `up` remove it
         else:
@@ -181,7 +177,7 @@ class Keeper:
             time.sleep(_POLL)
 
     def _watch(self, process: Any) -> None:
-        """Returns when QEMU has exited or the lab is to be stopped."""
+        """Returns when QEMU has exited, or when a stop was requested."""
         listening = True
         exited = os.pidfd_open(process.pid)
         try:
@@ -213,7 +209,7 @@ class Keeper:
 
 
 def _stop(process: Any) -> None:
-    """The lab host needs no clean shutdown: its disks are snapshots."""
+    # Not a clean shutdown of the lab host: its disks are snapshots.
     process.terminate()
     try:
         process.wait(_STOP_TIMEOUT)

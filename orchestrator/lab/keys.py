@@ -1,4 +1,4 @@
-"""A lab's own SSH keys. They reach the lab host as a systemd credential, so no image contains a secret."""
+"""Creates a lab's SSH keys. They are passed to the lab host as a systemd credential, so no image contains a secret."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_key() -> KeyPair:
 
 
 def write_keys(folder: LabDir) -> str:
-    """Creates the client's and the host's key and the credential with both. Returns the public host key."""
+    """Creates the keys of client and host, and the credential with both. Returns the public host key."""
     client, host = make_key(), make_key()
     _write_secret(folder.key, client.private)
     _write_secret(folder.path / "tmpfiles.extra", build_tmpfiles(client.public, host).encode())

@@ -1,4 +1,4 @@
-"""Finds labs that are up and runs commands in them. A lost lab is distinguished from a failed command."""
+"""Finds labs that are up and runs commands in them. Distinguishes a lost lab from a failed command."""
 
 from __future__ import annotations
 
@@ -54,12 +54,7 @@ class LabStatus:
 
 
 def find_lab(name: str) -> Lab:
-    """The lab of that name.
-
-    Raises:
-        NotFound: there is no such lab, or it is still being started.
-        LabLost: it was up, but ended without having been taken down.
-    """
+    """Raises NotFound if the lab does not exist or is still being started, and LabLost if it stopped without `down`."""
     folder = LabDir(parse_lab_name(name))
     alive, state = is_locked(folder), find_state(folder)
     if alive and state and state.ready and not state.ended:
@@ -73,7 +68,7 @@ def find_lab(name: str) -> Lab:
 
 
 def read_status(name: str) -> LabStatus:
-    """Also removes the switch that a killed keeper has left in the kernel; the files stay for `down`. Requires root."""
+    """Also removes the switch of a killed keeper; the files stay until `down`. Requires root."""
     folder = LabDir(parse_lab_name(name))
     if is_locked(folder):
         state = find_state(folder)
@@ -103,11 +98,9 @@ def execute(
     input: bytes | IO[bytes] = b"",
     stream: ssh.Stream | None = None,
 ) -> ssh.Completed:
-    """Runs a command in the lab host; a status other than 0 is a result, not an error.
+    """Runs a command on the lab host; a status other than 0 is a result, not an error.
 
-    Raises:
-        LabLost: the lab is lost.
-        shell.ShellTimeout: the command did not finish in time, but the lab host responds.
+    Raises LabLost, and ssh.ShellTimeout if the command did not finish in time but the lab host responds.
     """
     with raising_lab_lost(lab), lab.shell() as connection:
         return connection.run(command, timeout=timeout, input=input, stream=stream)
@@ -125,7 +118,7 @@ def raising_lab_lost(lab: Lab) -> Iterator[None]:
             raise build_lost(lab.folder, find_state(lab.folder), f"the lab host does not respond: {error.message}") from None
         raise
     except ShellError as error:
-        # QEMU exits a moment before the keeper has written why.
+        # QEMU exits a moment before the keeper has written the reason.
         wait_until(lambda: not is_locked(lab.folder), timeout=2, interval=_POLL)
         state = find_state(lab.folder)
         raise build_lost(lab.folder, state, error.message) from None
@@ -156,8 +149,8 @@ def _describe_machine(folder: LabDir) -> str:
     except (LabError, KeyError, TypeError):
         return "QEMU runs, but its monitor does not respond"
     if status == "io-error":  # QEMU's default on ENOSPC (werror=enospc)
-        return "QEMU has paused its machine: this machine's disk is full"
-    return f"its machine is {status}"
+        return "QEMU has paused the lab host: this machine's disk is full"
+    return f"the state of its QEMU is {status}"
 
 
 def format_lines(lines: Sequence[str]) -> str:

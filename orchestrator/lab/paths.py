@@ -1,7 +1,7 @@
 """A lab's files below /run/nohype-lab: paths, lock and state.
 
-A lab lives exactly as long as its lock is held (flock(2)). The kernel releases the lock with its last holder, so a lab whose lock
-is free is dead, whatever its files say.
+A lab is alive exactly as long as its lock is held (flock(2)). The kernel releases the lock when its last holder exits, so the
+files of a lab with a free lock are leftovers.
 """
 
 from __future__ import annotations
@@ -62,12 +62,10 @@ class LabDir:
 
     @property
     def known_hosts(self) -> Path:
-        return self.path / "known_hosts"  # for OpenSSH; our own connections use LabState.host_key
+        return self.path / "known_hosts"  # for OpenSSH; the connections of `ssh` use LabState.host_key
 
 
 class LabState(BaseModel):
-    """A lab that runs, or ran."""
-
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: str
@@ -86,7 +84,7 @@ class LabState(BaseModel):
 
 
 def take_lock(folder: LabDir, *, timeout: float = 1) -> int | None:
-    """A descriptor that holds the lock until it and all its duplicates are closed; None if the lab lives."""
+    """A descriptor that holds the lock until it and all its duplicates are closed; None if the lab is alive."""
     # With a time-out, as is_locked() in another process holds the lock for a moment.
     try:
         folder.base.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,7 +96,7 @@ def take_lock(folder: LabDir, *, timeout: float = 1) -> int | None:
 
 
 def is_locked(folder: LabDir) -> bool:
-    """Whether the lab lives. Creates nothing."""
+    """Whether the lab is alive. Creates nothing."""
     try:
         descriptor = _try_lock(folder, create=False)
     except HostError as error:
@@ -144,7 +142,7 @@ def read_tail(path: Path, lines: int = TAIL) -> tuple[str, ...]:
 
 
 def list_folders(base: Path = RUNTIME) -> tuple[LabDir, ...]:
-    """All labs that live or have left files, by name."""
+    """All labs that are alive or have left files, by name."""
     try:
         names = {path.name.removesuffix(".lock") for path in base.iterdir() if path.is_dir() or path.suffix == ".lock"}
     except FileNotFoundError:

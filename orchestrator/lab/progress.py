@@ -1,4 +1,4 @@
-"""Timed stages of long work, reported to a callback. Independent of terminals."""
+"""Reports the stages of long work, with their durations, to a callback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Event:
 
 
 class Timeline:
-    """The stages of one piece of work, in order. ``report`` is called with each event in the working thread."""
+    """Calls ``report`` with each event, in the working thread."""
 
     def __init__(self, report: Callable[[Event], None] = lambda event: None) -> None:
         self._report = report
@@ -34,7 +34,7 @@ class Timeline:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times the block, also one that fails. Times of stages with the same name are added."""
+        """Measures the duration of the block, also if it fails. Durations of stages with the same name are added."""
         self._stages.append(name)
         self._report(Event(Kind.BEGIN, name))
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""The QEMU command line of the emulated server. Pure.
+"""Builds the QEMU command line of the emulated server. Pure.
 
 QEMU runs by chroot(2) in the tools root, in its own mount namespace, with its files bind-mounted below /mnt. This changes nothing
 on the machine, leaves no mounts behind, and runs the same QEMU on every machine.
@@ -11,8 +11,7 @@ from pathlib import Path
 
 from orchestrator.lab.spec import LabImage, LabSpec
 
-INSIDE = Path("/mnt")
-"""Where QEMU sees its files."""
+INSIDE = Path("/mnt")  # where QEMU sees its files
 
 MANAGEMENT_MAC = "52:54:00:00:00:01"
 DATA_MAC = "52:54:00:00:01:00"
@@ -38,12 +37,10 @@ exec chroot "$root" "$@"
 
 
 def build_entry(tools: Path, binds: Mapping[str, Path], parent: int) -> list[str]:
-    """The command line in front of QEMU's own: death with the parent, private mounts, chroot.
+    """The words before QEMU's own command line: private mounts, chroot, and the death signal.
 
-    Args:
-        tools: root file system with QEMU.
-        binds: files and folders that QEMU sees as /mnt/NAME.
-        parent: pid of the calling process; QEMU is killed when it exits (PR_SET_PDEATHSIG, kept across execve(2)).
+    ``binds`` are the files and folders that QEMU sees as /mnt/NAME. When the calling process ``parent`` exits, the kernel kills
+    QEMU (PR_SET_PDEATHSIG, kept across execve(2)).
     """
     return [
         "setpriv", "--pdeathsig", "KILL",
@@ -55,7 +52,7 @@ def build_entry(tools: Path, binds: Mapping[str, Path], parent: int) -> list[str
 
 
 def build_argv(spec: LabSpec, image: LabImage, *, name: str, kvm: bool, tap: int | None) -> list[str]:
-    """QEMU and its arguments. ``tap`` is the descriptor of the tap behind the NIC; required if the spec has VFs."""
+    """``tap`` is the descriptor of the tap behind the NIC; required if the spec has VFs."""
     return [
         "qemu-system-x86_64",
         "-name", f"nohype-lab-{name},process=nohype-{name}"[:80],

@@ -1,4 +1,4 @@
-"""Specs of emulated servers, from TOML files."""
+"""Reads specs of emulated servers from TOML files."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?", re.ASCII)
 
 
 def parse_lab_name(text: str) -> str:
-    """Returns the name. Raises RequestError if it is not 1 to 24 of a-z, 0-9 and inner hyphens."""
     if not is_lab_name(text):
-        raise RequestError(f"{text!r} is not a lab name", "use 1 to 24 of a-z, 0-9 and, inside, hyphens")
+        raise RequestError(f"{text!r} is not a lab name", "use 1 to 24 characters of a-z, 0-9 and inner hyphens")
     return text
 
 
@@ -39,7 +38,7 @@ def is_lab_name(text: str) -> bool:
 
 
 class LabSpec(BaseModel):
-    """An emulated server. Its pages are reserved at boot: later the kernel rarely finds a contiguous GB."""
+    """An emulated server. Its huge pages are reserved at boot: later the kernel rarely finds a contiguous GB."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -103,8 +102,6 @@ class LabSpec(BaseModel):
 
 @dataclass(frozen=True)
 class LabImage:
-    """The files that a lab boots from."""
-
     kernel: Path
     initrd: Path
     root: Path  # raw image; labs never write to it
@@ -112,7 +109,7 @@ class LabImage:
 
 
 def load_spec(spec: str) -> LabSpec:
-    """Reads a shipped spec by name, or a TOML file: a text with a slash or ending in .toml is a path."""
+    """Reads a shipped spec by name, or a file: a text with a slash or with the ending .toml is a path."""
     is_file = "/" in spec or spec.endswith(".toml")
     path = Path(spec) if is_file else SHIPPED / f"{spec}.toml"
     try:
@@ -126,7 +123,7 @@ def load_spec(spec: str) -> LabSpec:
 
 
 def parse_spec(text: str, *, name: str, source: str) -> LabSpec:
-    """Like ``load_spec`` for TOML text; ``source`` names it in error messages."""
+    """``source`` names the text in error messages."""
     try:
         fields = tomllib.loads(text)
         if "name" in fields:

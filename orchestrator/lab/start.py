@@ -23,7 +23,7 @@ def build_parts(spec: LabSpec, timeline: Timeline) -> tuple[Path, LabImage]:
 
 
 def start_lab(name: str, spec: LabSpec, accel: AccelChoice, timeline: Timeline) -> Lab:
-    """Raises Conflict before anything is built if the lab is up or is being started."""
+    """Raises Conflict before a build if the lab is up or is being started."""
     check_name_available(name)
     tools = _build_tools(timeline)
     with timeline.stage("guest image minimal"):

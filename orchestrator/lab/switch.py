@@ -23,8 +23,6 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 @dataclass(frozen=True)
 class SwitchPort:
-    """``interface`` is a port of ``bridge`` in the network namespace ``netns``."""
-
     netns: str
     interface: str
     bridge: str = BRIDGE
@@ -35,7 +33,7 @@ def netns_of(lab: str) -> str:
 
 
 def port(lab: str) -> SwitchPort:
-    """The switch port of a lab's NIC. Raises HostError if there is no switch or not one port."""
+    """The switch port of a lab's NIC. Raises HostError if the switch does not exist or does not have exactly one port."""
     netns = netns_of(lab)
     if not netlink.netns_exists(netns):
         raise HostError(

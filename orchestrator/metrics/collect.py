@@ -52,18 +52,13 @@ class Guest(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of the samples. Each may raise any exception.
+    """The sources of the samples. Each may raise any exception."""
 
-    Attributes:
-        guests: all guests that have a claim.
-        generation: number of claims since the ledger was created.
-        read_exits: KVM's counters of a running guest by its id, one mapping per vCPU. QEMU before its patch "kvm: reuse per-vcpu
-            stats fd to avoid vcpu interruption" (June 2023) stops the vCPU for each reading.
-    """
-
-    guests: Callable[[], Iterable[Guest]]
-    generation: Callable[[], int]
+    guests: Callable[[], Iterable[Guest]]  # all guests that have a claim
+    generation: Callable[[], int]  # number of claims since the ledger was created
     survey: Callable[[], Topology]
+    # KVM's counters of a running guest by its id, one mapping per vCPU. QEMU before its patch "kvm: reuse per-vcpu stats fd to
+    # avoid vcpu interruption" (June 2023) stops the vCPU for each reading.
     read_exits: Callable[[UUID], tuple[Mapping[str, int], ...]]
 
 
@@ -111,7 +106,6 @@ class Metrics:
         return {"guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host, "exits": self._read_exits}
 
     def _try(self, source: str, read: Callable[[], Iterator[Sample]]) -> list[Sample]:
-        """All samples of a source, or none."""
         try:
             return list(read())
         except Exception as error:

@@ -26,9 +26,7 @@ _TIMED = {
 
 @dataclass
 class _Histogram:
-    """Observations per bucket, and the sum of their values."""
-
-    counts: list[int]
+    counts: list[int]  # per bucket
     sum: float = 0.0
 
 
@@ -59,7 +57,6 @@ class Counters:
             self._observe(*_TIMED[EventKind(event.kind)], event.took)
 
     def observe_audit(self, proofs: Iterable[Proof]) -> None:
-        """Keeps the proofs of an audit that has ended."""
         with self._lock:
             self._audit = (self.clock(), tuple(proofs))
 

@@ -16,8 +16,6 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """A declared metric."""
-
     name: str  # ends with the unit, and the name of a counter with _total
     kind: Kind
     unit: str  # "seconds", or empty for a plain number

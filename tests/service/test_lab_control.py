@@ -257,7 +257,9 @@ def test_hung_host_is_a_lost_lab_not_a_timeout(
     os.kill(lab.state.qemu, signal.SIGCONT)
 
 
-@pytest.mark.parametrize(("mode", "text"), [("", "its machine is running; gone"), ("full", "this machine's disk is full; gone")])
+@pytest.mark.parametrize(
+    ("mode", "text"), [("", "the state of its QEMU is running; gone"), ("full", "this machine's disk is full; gone")]
+)
 def test_lost_lab_reports_the_machine_state(
     name: str, tmp_path: Path, stand_in: Callable[[str], None], mode: str, text: str
 ) -> None:
