@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from orchestrator.planning.planner import plan_guest
 from orchestrator.values import PciAddress
 
 _ATTEMPTS = 3
-"""Maximum number of VF creations per claim: the end of the last guest may remove the VFs again."""
+"""Maximum number of VF creations per PF and claim: the end of the last guest may remove the VFs again."""
 
 
 class VfsNeeded(Conflict):
@@ -63,17 +64,17 @@ def claim_with_vfs(
         HostError: VFs could not be created, or disappeared several times; or what ``claim`` raises.
     """
     changed: list[str] = []
-    attempts = 0
+    attempts: Counter[PciAddress] = Counter()
     try:
         while True:
             try:
                 return claim(), tuple(changed)
             except VfsNeeded as needed:
-                if attempts == _ATTEMPTS:
+                if attempts[needed.pf] == _ATTEMPTS:
                     message = f"the VFs for guest {needed.name} were removed {_ATTEMPTS} times before they were claimed"
                     raise HostError(message, "try again") from None
                 pf, interface = needed.pf, needed.interface
-            attempts += 1
+            attempts[pf] += 1
             changed += create_vfs(pf, interface)
     except BaseException:
         if attempts:
