@@ -26,7 +26,7 @@ def fill_the_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise LedgerError("database or disk is full")
 
-    monkeypatch.setattr(ledger, "log", fail)
+    monkeypatch.setattr(ledger, "append_event", fail)
 
 
 @pytest.mark.parametrize("kind", ["failed", "plan-failed", "quarantined"])
