@@ -49,7 +49,7 @@ def cheat_pages(world: World, _tell: Tell) -> None:
 
 
 def cheat_record(world: World, _tell: Tell) -> None:
-    world.open_manager()[1].record("guest9", "vf-mac", {"interface": "nic0", "index": 5, "mac": ""})
+    world.open_manager()[1].add_undo_record("guest9", "vf-mac", {"interface": "nic0", "index": 5, "mac": ""})
 
 
 def cheat_host(world: World, _tell: Tell) -> None:

@@ -376,6 +376,14 @@ def test_every_file_named_in_a_document_exists() -> None:
     assert not missing
 
 
+def test_every_test_named_in_a_document_exists() -> None:
+    root = PACKAGE.parent
+    functions = {name for path in (root / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    named = {(path.name, name) for path in root.glob("docs/*.md") for name in re.findall(r"`(test_\w+)`", path.read_text())}
+    assert named
+    assert not {(document, name) for document, name in named if name not in functions}
+
+
 def test_the_document_has_the_same_levels() -> None:
     text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| (`[^|]*`) \|", text[text.index("## Levels") :], re.MULTILINE)
