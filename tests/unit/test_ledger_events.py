@@ -115,7 +115,7 @@ def test_kill_during_removal_loses_no_new_event(path: Path) -> None:
                 if text.strip().startswith(statement):
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            Ledger(path, keep=KEEP, trace=trace).log("started", "web", "the last")
+            Ledger(path, keep=KEEP, trace=trace).append_event("started", "web", "the last")
             tell(left="alive")
 
         assert in_child(work) == (-signal.SIGKILL, ""), statement

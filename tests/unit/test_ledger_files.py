@@ -60,9 +60,9 @@ CHANGES: dict[str, Callable[[Ledger], object]] = {
     "state": lambda ledger: ledger.set_state("g1", GuestState.STOPPING),
     "quarantine": lambda ledger: ledger.quarantine("g1", ["why"]),
     "release": lambda ledger: ledger.release("g1"),
-    "record": lambda ledger: ledger.add_undo_record("g1", "move", {}),
+    "add_undo_record": lambda ledger: ledger.add_undo_record("g1", "move", {}),
     "forget": lambda ledger: ledger.drop_undo_record(1),
-    "log": lambda ledger: ledger.append_event("cleared", "g1", ""),
+    "append_event": lambda ledger: ledger.append_event("cleared", "g1", ""),
 }
 
 
@@ -220,12 +220,12 @@ def test_reserve_is_used_for_the_end_of_guests(ledger: Ledger, path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", refuse)
         full = Ledger(path)
-        for begin in ("claim", "record", "log"):
+        for begin in ("claim", "add_undo_record", "append_event"):
             with pytest.raises(LedgerError, match="its disk is full, and the reserve is for stopping guests only"):
                 CHANGES[begin](full)
         full.set_state("g1", GuestState.DELETING)
         with pytest.raises(LedgerError, match="disk is full"):
-            full.record("g1", "move", {})
+            full.add_undo_record("g1", "move", {})
         full.release("g1")
         assert "is full" in full.trouble
     claim(full, 2)
