@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,11 +112,15 @@ def test_kill_during_removal_loses_no_new_event(path: Path) -> None:
                 ledger.append_event("started", "web", "")
 
         def work(tell: Tell, statement: str = statement) -> None:
+            opened = threading.Event()
+
             def trace(text: str) -> None:
-                if text.strip().startswith(statement):
+                if opened.is_set() and text.strip().startswith(statement):
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            Ledger(path, keep=KEEP, trace=trace).append_event("started", "web", "the last")
+            ledger = Ledger(path, keep=KEEP, trace=trace)
+            opened.set()
+            ledger.append_event("started", "web", "the last")
             tell(left="alive")
 
         assert in_child(work) == (-signal.SIGKILL, ""), statement
