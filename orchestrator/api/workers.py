@@ -72,3 +72,7 @@ class WorkersPerClient:
     async def run(self, caller: Identity, work: Callable[..., _Result], *arguments: object) -> _Result:
         workers = self._workers.setdefault(name_client(caller), Workers(self._limit))
         return await workers.run(work, *arguments)
+
+    def __len__(self) -> int:
+        """The number of clients with calls in progress."""
+        return len(self._workers)
