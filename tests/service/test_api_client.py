@@ -27,7 +27,7 @@ GUEST: dict[str, Any] = {
     "name": "web", "state": "running", "owner": "", "version": 3, "restarts": 1, "cores": ["2-3"], "cpus": [2, 3], "node": 0,
     "memory": 256, "huge_pages": 128, "page_size": 2, "housekeeping": "0-1", "image": "minimal", "cmdline": "", "id": None,
     "vf": {"pf": "p", "interface": "nic0", "index": 0, "address": "a", "mac": "m"}, "cpu_features": [], "restart": "never",
-    "warnings": [],
+    "warnings": [], "nics": [],
 }  # fmt: skip
 
 
@@ -232,5 +232,5 @@ def test_named_pipe_as_tls_file_is_refused_without_waiting(tmp_path: Path) -> No
 
     os.mkfifo(tmp_path / "pipe")
     for files in ({"ca": tmp_path / "pipe"}, {"certificate": tmp_path / "pipe"}, {"certificate": Path("/dev/null")}):
-        with pytest.raises(RequestError, match="is not a regular file"):
+        with pytest.raises(RequestError, match="not a regular file"):
             Client("https://x", **files)

@@ -104,7 +104,7 @@ def test_other_programs_cannot_remove_events(ledger: Ledger, path: Path) -> None
 
 def test_kill_during_removal_loses_no_new_event(path: Path) -> None:
     """All are there, or all that were too many are gone; in either case other programs cannot remove any."""
-    for statement in ("BEGIN", "DROP", "DELETE", "CREATE", "COMMIT"):
+    for statement in ("BEGIN IMMEDIATE", "DROP", "DELETE", "CREATE", "COMMIT"):
         path.unlink(missing_ok=True)
         with Ledger(path, keep=KEEP) as ledger:
             for _ in range(KEEP + STEP - 1):
@@ -115,7 +115,7 @@ def test_kill_during_removal_loses_no_new_event(path: Path) -> None:
                 if text.strip().startswith(statement):
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            Ledger(path, keep=KEEP, trace=trace).log("started", "web", "the last")
+            Ledger(path, keep=KEEP, trace=trace).append_event("started", "web", "the last")
             tell(left="alive")
 
         assert in_child(work) == (-signal.SIGKILL, ""), statement

@@ -225,7 +225,7 @@ def test_reserve_is_used_for_the_end_of_guests(ledger: Ledger, path: Path, monke
                 CHANGES[begin](full)
         full.set_state("g1", GuestState.DELETING)
         with pytest.raises(LedgerError, match="disk is full"):
-            full.record("g1", "move", {})
+            full.add_undo_record("g1", "move", {})
         full.release("g1")
         assert "is full" in full.trouble
     claim(full, 2)
