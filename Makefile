@@ -20,8 +20,9 @@ test: setup
 	# 75: the emulated server was lost, which says nothing about the tests; once more, in a new one
 	$(VENV)/bin/pytest -m lab tests || { [ $$? = 75 ] && $(VENV)/bin/pytest -m lab tests; }
 
+# the tests that need neither the lab nor running daemons
 test-quick: setup
-	$(VENV)/bin/pytest -n 2 -m "not lab" tests
+	$(VENV)/bin/pytest -n 2 -m "not lab" tests/unit tests/contract
 
 # style, types and spelling; part of `make test` too
 lint: setup
