@@ -357,13 +357,12 @@ def test_connection_without_a_request_is_closed(served: Served, monkeypatch: pyt
 
 def test_read_is_not_delayed_by_waiting_requests(served: Served) -> None:
     served.client.create(GOOD)
-    waits = [threading.Thread(target=ask, args=(served, "GET", "/v1/guests/one/ready?timeout=3")) for _ in range(80)]
+    waits = [threading.Thread(target=ask, args=(served, "GET", "/v1/guests/one/ready?timeout=100")) for _ in range(80)]
     for wait in waits:
         wait.start()
     time.sleep(0.5)
-    begin = time.monotonic()
     assert [one["name"] for one in served.client.guests()] == ["one"]
-    assert time.monotonic() - begin < 1.5
+    assert any(wait.is_alive() for wait in waits)
+    served.client.delete("one")
     for wait in waits:
         wait.join()
-    served.client.delete("one")
