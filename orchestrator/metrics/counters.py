@@ -41,12 +41,6 @@ class Counters:
     _failed_sources: Counter[str] = field(default_factory=Counter)
     _audit: tuple[float, tuple[Proof, ...]] | None = None
 
-    def observe_claim(self, seconds: float, outcome: Outcome = Outcome.OK) -> None:
-        self._observe("nohype_claim_seconds", outcome, seconds)
-
-    def observe_start(self, seconds: float, outcome: Outcome = Outcome.OK) -> None:
-        self._observe("nohype_start_seconds", outcome, seconds)
-
     def observe_refusal(self, kind: str, seconds: float) -> None:
         """Counts a refusal that is not in the event log."""
         self._observe(*_TIMED[EventKind(kind)], seconds)

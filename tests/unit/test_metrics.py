@@ -19,7 +19,7 @@ from orchestrator.host.survey import read_topology
 from orchestrator.ledger import Event
 from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
-from orchestrator.metrics.declare import METRICS, Kind, Metric, Outcome
+from orchestrator.metrics.declare import METRICS, Kind, Metric
 from orchestrator.model.plan import ImageRef, NicPlan, Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import Topology
@@ -102,6 +102,10 @@ class Fake:
         return self.page()[name][tuple(sorted(labels.items()))]
 
 
+def make_event(kind: str, took: float | None) -> Event:
+    return Event(1, "2026-01-01T00:00:00+00:00", kind, "web", "", "root", "", took)
+
+
 @pytest.fixture
 def fake(topology: Topology) -> Fake:
     fake = Fake(topology)
@@ -111,8 +115,8 @@ def fake(topology: Topology) -> Fake:
         build_guest("off", "6-7", 2, topology, state="stopped"),
     ]
     fake.exits = {"web": (COUNTERS, COUNTERS)}
-    fake.counters.observe_claim(0.003)
-    fake.counters.observe_start(4.0, Outcome.FAILED)
+    fake.counters.observe_event(make_event("claimed", 0.003))
+    fake.counters.observe_event(make_event("failed", 4.0))
     fake.counters.observe_audit([Proof("vepa", "host", Verdict.NOT_MEASURED, None, "frames", ())])
     fake.counters.count_undo_failure()
     return fake
@@ -257,7 +261,7 @@ def test_the_host_is_not_surveyed_for_each_scrape(fake: Fake) -> None:
 def test_observation_is_in_the_first_bucket_with_room(fake: Fake, seconds: float, first: str) -> None:
     fake.counters = Counters()
     fake.metrics = Metrics(Sources(list, int, fake.survey, fake.read_exits), POLICY, fake.counters)
-    fake.counters.observe_claim(seconds, Outcome.REFUSED)
+    fake.counters.observe_refusal("refused", seconds)
     buckets = {dict(labels)["le"]: count for labels, count in fake.page()["nohype_claim_seconds_bucket"].items()
                if dict(labels)["outcome"] == "refused"}  # fmt: skip
     assert min((float(bound) for bound, count in buckets.items() if count)) == float(first)
@@ -283,7 +287,7 @@ def test_two_managers_in_one_process_do_not_share_counters(topology: Topology) -
 )
 def test_logged_events_are_counted(topology: Topology, kind: str, took: float | None, series: tuple[str, str] | None) -> None:
     fake = Fake(topology)
-    fake.counters.observe_event(Event(1, "2026-01-01T00:00:00+00:00", kind, "web", "", "root", "", took))
+    fake.counters.observe_event(make_event(kind, took))
     page = fake.page()
     counted = {
         (name, dict(labels)["outcome"])
@@ -356,7 +360,7 @@ def test_observations_from_many_threads_are_all_counted(fake: Fake) -> None:
     fake.counters = Counters()
     with ThreadPoolExecutor(8) as pool:
         for _ in range(2000):
-            pool.submit(fake.counters.observe_claim, 0.002)
+            pool.submit(fake.counters.observe_event, make_event("claimed", 0.002))
     (_, buckets, total), *_ = fake.counters.histograms("nohype_claim_seconds")
     assert buckets[-1][1] == 2000
     assert total == pytest.approx(4.0)
