@@ -145,7 +145,7 @@ class Allocator:
 
         ``named``: refusals and warnings may name unmanaged domains.
         """
-        # Before the host is surveyed: see `Allocated.of`.
+        # Before the host is surveyed: see `AllocationIndex.to_allocated`.
         may_hold_pages = frozenset(
             claim.plan.name for claim in claims if claim.state not in _MAY_LACK_PAGES or claim.plan.uuid in self._launched
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from uuid import UUID, uuid5
@@ -140,31 +139,3 @@ class Allocated:
     pinned: Mapping[int, str] = field(default_factory=dict)  # CPU → why no guest gets it
     last_cpus: Mapping[int, str] = field(default_factory=dict)
     last_vfs: Mapping[PciAddress, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, plans: Iterable[Plan], started: frozenset[str], starting: frozenset[str] = frozenset()) -> Allocated:
-        """Adds up the plans of all guests that hold a claim.
-
-        Args:
-            started: guests whose pages the pool shows as used. Read it *before* the topology is surveyed: a guest that starts
-                in between is then counted twice for a moment, but never missed.
-        """
-        plans = tuple(plans)
-        nics = [nic for plan in plans for nic in plan.nics]
-        owned: Counter[tuple[int, Size]] = Counter()
-        unused: Counter[tuple[int, Size]] = Counter()
-        being_started: Counter[tuple[int, Size]] = Counter()
-        for plan in plans:
-            owned[plan.node, plan.page_size] += plan.pages
-            unused[plan.node, plan.page_size] += 0 if plan.name in started else plan.pages
-            being_started[plan.node, plan.page_size] += plan.pages if plan.name in starting and plan.name not in started else 0
-        return cls(
-            cpus=CpuSet.of(cpu for plan in plans for cpu in plan.cpus),
-            vfs=frozenset(nic.address for nic in nics),
-            numbers=frozenset((nic.pf, nic.index) for nic in nics),
-            macs=frozenset(nic.mac for nic in nics),
-            pages=tuple(
-                AllocatedPages(node, size, count, unused[node, size], being_started[node, size])
-                for (node, size), count in sorted(owned.items())
-            ),
-        )

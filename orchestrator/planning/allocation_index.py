@@ -43,7 +43,11 @@ class AllocationIndex:
         )
 
     def to_allocated(self, started: Container[str], starting: Container[str]) -> Allocated:
-        """As `Allocated.of` for these plans."""
+        """``started`` are the guests whose pages the pool shows as used.
+
+        Read both before the topology is surveyed: a guest that starts in between is then counted twice for a moment, but never
+        missed.
+        """
         idle = [plan for plan in self.plans.values() if plan.name not in started]
         unused, being_started = _count_pages(idle), _count_pages(plan for plan in idle if plan.name in starting)
         pages = tuple(

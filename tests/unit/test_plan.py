@@ -16,6 +16,7 @@ from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
+from tests.harness.plans import add_up
 
 M2 = Size.parse("2M")
 PF = PciAddress.parse("0000:41:00.0")
@@ -99,11 +100,11 @@ def test_kernel_command_line(fields: dict[str, object], cmdline: str) -> None:
 def test_guests_fill_the_host_and_then_it_is_full() -> None:
     plans: list[Plan] = []
     for name in ("g1", "g2", "g3"):
-        plans.append(plan_guest(request(name), HOST, Allocated.of(plans, frozenset()), POLICY))
+        plans.append(plan_guest(request(name), HOST, add_up(plans, frozenset()), POLICY))
     assert [str(plan.cores[0]) for plan in plans] == ["2-3", "4-5", "6-7"]
     assert [plan.node for plan in plans] == [0, 1, 1]
     assert [str(plan.vf.address) for plan in plans] == ["0000:41:10.0", "0000:41:10.2", "0000:41:10.4"]
-    assert refusals(HOST, taken=Allocated.of(plans, frozenset()), name="g4") == (
+    assert refusals(HOST, taken=add_up(plans, frozenset()), name="g4") == (
         "node 0: 0 of 2 whole cores are free, 1 requested (cpus 0-1 are housekeeping, cpus 2-3 are owned by guests)",
         "node 1: 0 of 2 whole cores are free, 1 requested (cpus 4-7 are owned by guests); "
         "0 of 256 huge pages of 2M are free, 128 requested",
@@ -294,16 +295,16 @@ def test_pages_are_counted_once(free: int, owned: int, unused: int, left: int) -
 
 def test_claims_add_up() -> None:
     one = plan_guest(request("g1"), HOST, Allocated(), POLICY)
-    two = plan_guest(request("g2", memory="64M"), HOST, Allocated.of([one], frozenset()), POLICY)
+    two = plan_guest(request("g2", memory="64M"), HOST, add_up([one], frozenset()), POLICY)
     three = dataclasses.replace(two, name="g3", cores=(CpuSet.parse("6-7"),))
-    assert Allocated.of([one, two, three], frozenset({"g2", "other"})) == Allocated(
+    assert add_up([one, two, three], frozenset({"g2", "other"})) == Allocated(
         cpus=CpuSet.parse("2-7"),
         vfs=frozenset({one.vf.address, two.vf.address}),
         numbers=frozenset({(one.vf.pf, one.vf.index), (two.vf.pf, two.vf.index)}),
         macs=frozenset({one.vf.mac, two.vf.mac}),
         pages=(AllocatedPages(0, M2, 128, 128), AllocatedPages(1, M2, 64, 32)),
     )
-    assert Allocated.of([], frozenset({"g1"})) == Allocated()
+    assert add_up([], frozenset({"g1"})) == Allocated()
 
 
 def test_mac_address_is_ours_free_and_the_same_again() -> None:
@@ -361,7 +362,7 @@ def test_nothing_is_given_twice_and_room_is_found_if_there_is_any(topology: Topo
     for number, (cores, pages) in enumerate(wishes):
         wanted = request(f"g{number}", cores=cores, memory=str(Size(pages * M2.bytes)))
         # None has been started: the pools still show what was free at first. What strangers hold is the rest.
-        taken = Allocated.of(plans, frozenset())
+        taken = add_up(plans, frozenset())
         if not has_room(wanted, topology, taken):
             with pytest.raises(NoRoom):
                 plan_guest(wanted, topology, taken, POLICY)

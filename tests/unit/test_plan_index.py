@@ -7,9 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.model.plan import Allocated
 from orchestrator.planning.allocation_index import AllocationIndex
 from orchestrator.values import Size
+from tests.harness.plans import add_up
 from tests.unit.test_ledger import make_plan
 
 PLANS = [
@@ -26,11 +26,11 @@ def test_the_index_is_the_sum_of_all_plans(steps: list[tuple[frozenset[int], fro
         plans = [PLANS[number] for number in sorted(present)]
         names, begun = (frozenset(f"g{number}" for number in numbers) for numbers in (started, starting))
         index = index.updated(plans)
-        assert index.to_allocated(names, begun) == Allocated.of(plans, names, begun)
+        assert index.to_allocated(names, begun) == add_up(plans, names, begun)
 
 
 def test_a_guest_of_the_same_name_with_another_place_is_counted_anew() -> None:
     before, after = PLANS[1], replace(PLANS[1], cores=PLANS[2].cores, nics=PLANS[2].nics)
     index = AllocationIndex().updated([PLANS[0], before]).updated([PLANS[0], after])
-    assert index.to_allocated((), ()) == Allocated.of([PLANS[0], after], frozenset())
+    assert index.to_allocated((), ()) == add_up([PLANS[0], after], frozenset())
     assert index.updated([PLANS[0], after]) is index

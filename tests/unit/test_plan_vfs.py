@@ -13,6 +13,7 @@ from orchestrator.planning.capacity import count_vfs
 from orchestrator.planning.nic import find_unknown
 from orchestrator.planning.planner import hide_vf_owners, plan_guest
 from orchestrator.values import MacAddress, PciAddress
+from tests.harness.plans import add_up
 from tests.unit.test_plan import HOST, PF, POLICY, groups, host, nic, refusals, request, second_nic
 
 OTHER = PciAddress.parse("0000:42:00.0")
@@ -65,7 +66,7 @@ def test_a_vf_belongs_to_its_guest_by_its_number_too() -> None:
     topology = host_with(pf_with("", ""))
     first = plan_on(topology)
     moved = dataclasses.replace(first, nics=(dataclasses.replace(first.vf, address=PF.offset(384)),))
-    assert plan_on(topology, Allocated.of([moved], frozenset())).vf.index == 1
+    assert plan_on(topology, add_up([moved], frozenset())).vf.index == 1
     assert count_vfs(topology, {"g1": moved}, (), POLICY)["nic0", "claimed"] == 1
 
 
@@ -205,7 +206,7 @@ def test_nic_gets_the_vf_that_it_names_and_no_other_nic_gets_it() -> None:
 def test_guest_that_has_several_nics_owns_the_vfs_of_all() -> None:
     topology = host(pfs=(nic(total_vfs=4),))
     first = plan_nics([{}, {}], topology, policy=POLICY)
-    taken = Allocated.of([first], frozenset())
+    taken = add_up([first], frozenset())
     second = plan_guest(request("g2", nics=[{}, {}]), topology, taken, POLICY)
     assert [vf.index for vf in (*first.nics, *second.nics)] == [0, 1, 2, 3]
     assert len({vf.mac for vf in (*first.nics, *second.nics)}) == 4

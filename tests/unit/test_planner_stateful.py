@@ -24,6 +24,7 @@ from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.planner import plan_guest
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
+from tests.harness.plans import add_up
 
 M2, G1 = Size.parse("2M"), Size.parse("1G")
 Planner = Callable[[GuestRequest, Topology, Allocated, Policy], Plan]
@@ -165,7 +166,7 @@ class GuestLives(RuleBasedStateMachine):
     def plan(self, request: GuestRequest) -> tuple[Plan | None, int]:
         """Plans twice, the second time from the same facts in another order."""
         read = self.ledger.read()
-        taken = Allocated.of((claim.plan for claim in read.claims), frozenset(self.started))
+        taken = add_up((claim.plan for claim in read.claims), frozenset(self.started))
         topology = self.topology()
         found: list[Plan | None] = []
         for host in (
