@@ -103,7 +103,7 @@ class Shares:
         for key in keys:
             idle = [place for place in self._holders[key] if place.since <= before and not place.busy()]
             if idle:
-                # Prefer one that has nothing left to send.
+                # First the connections that have nothing left to send, then the oldest.
                 self._end(min(idle, key=lambda place: (place.held > 0, place.since)))
                 return True
         return False

@@ -6,7 +6,6 @@ compared with their number before the start.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +19,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Plan
 from orchestrator.resources.step import Arguments, GuestContext, UndoContext, parse_arguments, register, to_arguments
 from orchestrator.resources.xml import element
+from orchestrator.waiting import wait_until
 
 RETURN_SECONDS = 10.0
 """The kernel frees the pages of a process some time after its end."""
@@ -60,18 +60,17 @@ class TakePages:
         host, guest, before = context.host, context.guest, parse_arguments(PagesBefore, arguments)
         if guest is None or before.boot != read_boot_id(host):
             return
-        plan, deadline = guest.plan, time.monotonic() + RETURN_SECONDS
-        while True:
-            now, users = _count_unaccounted(host, guest, more_than=before.missing)
-            missing = min(now - before.missing, plan.pages)
-            if missing <= 0:
-                return
-            if time.monotonic() > deadline:
-                raise HostError(
-                    f"{missing} of {plan.pages} huge pages of {plan.page_size} on node {plan.node} were not returned: {users}",
-                    "if another program took them, clear the guest with --force",
-                )
-            time.sleep(0.2)
+        unaccounted, users = wait_until(
+            lambda: _count_unaccounted(host, guest, more_than=before.missing),
+            lambda counted: counted[0] <= before.missing,
+            timeout=RETURN_SECONDS, interval=0.2,
+        )  # fmt: skip
+        plan = guest.plan
+        if (missing := min(unaccounted - before.missing, plan.pages)) > 0:
+            raise HostError(
+                f"{missing} of {plan.pages} huge pages of {plan.page_size} on node {plan.node} were not returned: {users}",
+                "if another program took them, clear the guest with --force",
+            )
 
 
 def _count_unaccounted(host: HostRoot, guest: GuestContext, *, more_than: int = 0) -> tuple[int, str]:

@@ -7,7 +7,6 @@ interface name that was computed or stored may belong to another function by now
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,6 +35,7 @@ from orchestrator.resources.nic_settings import clear_vf, read_vf_state, restore
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
 from orchestrator.resources.xml import element
 from orchestrator.values import PciAddress
+from orchestrator.waiting import wait_until
 
 CARRIER_SECONDS = 30.0
 _FIRST_SLOT = 2
@@ -103,9 +103,8 @@ class CreateVfs:
         if has_function(host, pf) and before.count in (None, read_numvfs(host, pf)):
             had_carrier = has_carrier(host, pf)
             set_numvfs(host, pf, 0)
-            deadline = time.monotonic() + CARRIER_SECONDS
-            while had_carrier and not has_carrier(host, pf) and time.monotonic() < deadline:
-                time.sleep(0.1)
+            if had_carrier:
+                wait_until(lambda: has_carrier(host, pf), timeout=CARRIER_SECONDS, interval=0.1)
 
 
 @register
@@ -218,14 +217,9 @@ def _complete(context: UndoContext, arguments: Arguments) -> Arguments:
 
 def _wait_for_carrier(host: HostRoot, pf: PciAddress, interface: str) -> None:
     """Creating VFs resets the NIC. Until its link is up again, the mailbox of the VFs does not respond ("PF still in reset")."""
-    deadline = time.monotonic() + CARRIER_SECONDS
-    while not read_up(host, pf, interface):
-        if time.monotonic() > deadline:
-            raise HostError(
-                f"{interface} has no carrier {CARRIER_SECONDS:g} s after its VFs were created",
-                "check the cable and the switch port",
-            )
-        time.sleep(0.1)
+    if not wait_until(lambda: read_up(host, pf, interface), timeout=CARRIER_SECONDS, interval=0.1):
+        message = f"{interface} has no carrier {CARRIER_SECONDS:g} s after its VFs were created"
+        raise HostError(message, "check the cable and the switch port")
 
 
 VfStates = Mapping[PciAddress, Sequence[VfState] | str]

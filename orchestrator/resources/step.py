@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 Arguments = dict[str, object]
 """The arguments of an undo, as plain JSON types."""
 
+_UNDO_BY_HAND = "start the version of nohyped that wrote it, or undo the change by hand and clear the guest with --force"
+
 _T = TypeVar("_T")
 
 
@@ -37,8 +39,7 @@ def parse_arguments(kind: type[_T], arguments: Arguments) -> _T:
     try:
         return from_plain(kind, {name: value for name, value in arguments.items() if name in known})
     except ValueError as error:
-        hint = "start the version of nohyped that wrote it, or undo the change by hand and clear the guest with --force"
-        raise HostError(f"the undo record {arguments} cannot be read: {error}", hint) from None
+        raise HostError(f"the undo record {arguments} cannot be read: {error}", _UNDO_BY_HAND) from None
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,5 @@ def _find_step(record: UndoRecord, context: UndoContext) -> type[Step]:
     step = STEPS.get(record.action)
     if step is None:
         owner = f"guest {record.owner}" if context.guest else "the host"
-        raise HostError(
-            f"unknown undo action {record.action} of {owner}: written by another version",
-            "start the version of nohyped that wrote it, or undo the change by hand and clear the guest with --force",
-        )
+        raise HostError(f"unknown undo action {record.action} of {owner}: written by another version", _UNDO_BY_HAND)
     return step
