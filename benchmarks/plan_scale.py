@@ -25,7 +25,6 @@ from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunc
 from orchestrator.planning.allocation_index import AllocationIndex
 from orchestrator.planning.planner import plan_guest
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
-from tests.harness.plans import add_up
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 CORES_PER_NODE = 64
@@ -114,7 +113,7 @@ def measure(host: Host, run: int) -> None:
     plan, decide = _timed(decide_place, reading, request, host, started)
     _, claim = _timed(host.ledger.claim, plan, reading.generation, request)
     host.ledger.release(request.name)
-    host.times.append((read, decide, claim, refuse(host.topology, host.policy, add_up(host.plans, started))))
+    host.times.append((read, decide, claim, refuse(host.topology, host.policy, host.index.to_allocated(started, ()))))
 
 
 def decide_place(reading: ClaimSnapshot, request: GuestRequest, host: Host, started: frozenset[str]) -> Plan:
@@ -143,7 +142,7 @@ def fill(topology: Topology, policy: Policy, ledger: Ledger, chance: random.Rand
         name = f"guest{len(plans)}"
         request = parse_guest_request({"name": name, "image": "minimal", "memory": f"{cores}G", "cores": cores})
         try:
-            plan = plan_guest(request, topology, add_up(plans, frozenset()), policy)
+            plan = plan_guest(request, topology, AllocationIndex().updated(plans).to_allocated((), ()), policy)
         except NoRoom:
             break
         ledger.claim(plan, ledger.read().generation, request)
