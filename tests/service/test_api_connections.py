@@ -376,6 +376,21 @@ def waiting(served: Served) -> bool:
     return any(thread.name == "consoles" for thread in threading.enumerate())
 
 
+def send_until_paused(served: Served, connection: socket.socket, request: bytes) -> None:
+    """Sends requests until the server stops reading.
+
+    The first may arrive before the handler of the wait asks uvicorn for the end of the connection, which resumes reading.
+    """
+
+    def is_paused() -> bool:
+        if any(one.flow.read_paused for one in served.server.server_state.connections):  # type: ignore[union-attr]
+            return True
+        connection.sendall(request)
+        return False
+
+    wait_for(is_paused)
+
+
 def test_disconnect_with_a_pending_request_ends_the_wait(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server reads nothing while the next request waits, and so does not see the end."""
     monkeypatch.setattr(api_connection, "POLL_INTERVAL", 0.05)
@@ -385,8 +400,7 @@ def test_disconnect_with_a_pending_request_ends_the_wait(served: Served, monkeyp
         connection.connect(str(served.path))
         connection.sendall(wait)
         wait_for(lambda: waiting(served))
-        connection.sendall(wait)
-        wait_for(lambda: any(one.flow.read_paused for one in served.server.server_state.connections))  # type: ignore[union-attr]
+        send_until_paused(served, connection, wait)
     wait_for(lambda: connections(served) == 0)
     served.client.delete("one")
 
@@ -401,8 +415,7 @@ def test_tls_disconnect_with_a_pending_request_ends_the_wait(
     with dial(served) as raw, context.wrap_socket(raw, server_hostname="127.0.0.1") as connection:
         connection.sendall(wait)
         wait_for(lambda: waiting(served))
-        connection.sendall(wait)
-        wait_for(lambda: any(one.flow.read_paused for one in served.server.server_state.connections))  # type: ignore[union-attr]
+        send_until_paused(served, connection, wait)
     wait_for(lambda: not any(one.scheme == "https" for one in served.server.server_state.connections))  # type: ignore[union-attr]
     served.client.delete("one")
 
