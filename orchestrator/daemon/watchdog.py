@@ -23,7 +23,7 @@ class Heartbeat:
     """
 
     def __init__(self, checks: Mapping[str, Callable[[], object]], interval: float, status: Callable[[], str] = str) -> None:
-        self._checks, self._interval, self._status = checks, interval, status
+        self._checks, self.interval, self._status = checks, interval, status
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
 
@@ -60,5 +60,5 @@ class Heartbeat:
             return f"serving; status not available: {error}".replace("\n", " ")
 
     def _work(self) -> None:
-        while not self._stop.wait(self._interval):
+        while not self._stop.wait(self.interval):
             self.check_and_notify()

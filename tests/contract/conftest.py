@@ -97,7 +97,7 @@ def pf(host: HostRoot, _real_pf_put_back: None) -> Iterator[PhysicalFunction]:
 
 def await_link(host: HostRoot) -> None:
     """A real PF is reset, and loses its link for a moment, when VFs are made or removed; igb then refuses rates (EINVAL)."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not find_pf(host).up and time.monotonic() < deadline:
         time.sleep(0.1)
 

@@ -84,13 +84,13 @@ def serve(
     server = Server(api, listeners, ready=up.set)
     thread = threading.Thread(target=server.run)
     thread.start()
-    assert up.wait(10)
+    assert up.wait(60)
     url = f"https://127.0.0.1:{listeners[1].socket.getsockname()[1]}" if config.api else ""
     try:
         yield Served(world, manager, ledger, server, api.stream, path, url)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         manager.close()
         ledger.close()
         assert not thread.is_alive()

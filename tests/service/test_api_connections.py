@@ -75,7 +75,7 @@ def tls(tmp_path: Path) -> Iterator[tuple[Served, ssl.SSLContext]]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -259,7 +259,7 @@ def answering(answer: bytes | None, context: ssl.SSLContext | None = None) -> It
         while not over.is_set():
             with suppress(OSError):
                 raw, _ = listener.accept()
-                raw.settimeout(5)
+                raw.settimeout(30)
                 with raw, context.wrap_socket(raw, server_side=True) if context else raw as connection:
                     connection.recv(65536)
                     if answer is None:

@@ -41,7 +41,7 @@ class Journald:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        self._socket.settimeout(5)
+        self._socket.settimeout(30)
 
     def receive(self) -> dict[str, bytes]:
         """The next entry; by datagram, or as a file."""

@@ -242,8 +242,8 @@ def test_killed_lab_is_lost_not_a_failed_command(name: str, tmp_path: Path, stan
 
 def test_timed_out_command_is_not_a_lost_lab(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     lab = start(name, tmp_path)
-    with pytest.raises(ShellTimeout, match="(?s)timed out after 1 s.*begun"):
-        labs.execute(lab, "echo begun; sleep 60", timeout=1)
+    with pytest.raises(ShellTimeout, match="(?s)timed out after 3 s.*begun"):
+        labs.execute(lab, "echo begun; sleep 60", timeout=3)
     assert labs.execute(lab, "true").status == 0
 
 

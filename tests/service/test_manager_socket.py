@@ -197,7 +197,7 @@ def test_internal_error_is_one_error_without_details(served: Served, caplog: pyt
         served.client.audit(FAULT)
     assert (caught.value.code, "journalctl" in caught.value.hint) == ("internal", True)
     assert "ZeroDivisionError" not in str(caught.value)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not caplog.records and time.monotonic() < deadline:  # it is logged after it was answered
         time.sleep(0.01)
     assert [bool(record.exc_info) for record in caplog.records] == [True]

@@ -27,14 +27,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """The next notification; empty if none arrives within a moment."""
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """The next notification; empty if none arrives within the given seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
-        receiver.settimeout(0.3)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
 
-        def receive() -> str:
+        def receive(seconds: float = 30) -> str:
+            receiver.settimeout(seconds)
             try:
                 return receiver.recv(4096).decode()
             except TimeoutError:
@@ -43,7 +43,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         yield receive
 
 
-def test_notification_reaches_systemd(systemd: Callable[[], str]) -> None:
+def test_notification_reaches_systemd(systemd: Callable[..., str]) -> None:
     notify_systemd("READY=1")
     assert systemd() == "READY=1"
 
@@ -61,11 +61,11 @@ def test_missing_notify_socket_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_p
     notify_systemd("READY=1")
 
 
-def test_notification_without_a_free_descriptor_is_ignored(systemd: Callable[[], str]) -> None:
+def test_notification_without_a_free_descriptor_is_ignored(systemd: Callable[..., str]) -> None:
     lack = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); notify_systemd('WATCHDOG=1')"
     text = f"from orchestrator.daemon.systemd import notify_systemd; {lack}; print('went on')"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
-    assert (done.stdout, systemd()) == ("went on\n", "")
+    assert (done.stdout, systemd(0.3)) == ("went on\n", "")
 
 
 CHILD = """
@@ -140,42 +140,41 @@ def test_the_watchdogs_time(monkeypatch: pytest.MonkeyPatch, variables: dict[str
     assert read_watchdog() == seconds
 
 
-def test_watchdog_is_notified_with_a_status(systemd: Callable[[], str]) -> None:
+def test_watchdog_is_notified_with_a_status(systemd: Callable[..., str]) -> None:
     assert Heartbeat({"ledger": lambda: None}, 10, lambda: "2 guests\nrun").check_and_notify()
     assert systemd() == "WATCHDOG=1\nSTATUS=2 guests run"
 
 
-def test_watchdog_not_notified_when_a_check_fails(systemd: Callable[[], str], caplog: pytest.LogCaptureFixture) -> None:
+def test_watchdog_not_notified_when_a_check_fails(systemd: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> None:
         raise OrchestratorError("the disk is full")
 
     assert not Heartbeat({"server": lambda: None, "ledger": broken}, 10).check_and_notify()
-    assert systemd() == ""
+    assert systemd(0.3) == ""
     assert "watchdog not notified: ledger: the disk is full" in caplog.text
 
 
-def test_watchdog_not_notified_while_a_check_hangs(systemd: Callable[[], str]) -> None:
+def test_watchdog_not_notified_while_a_check_hangs(systemd: Callable[..., str]) -> None:
     hangs = threading.Event()
-    heartbeat = Heartbeat({"ledger": lambda: hangs.wait(5)}, 0.05)
+    heartbeat = Heartbeat({"ledger": lambda: hangs.wait(30)}, 0.05)
     heartbeat.start()
-    assert systemd() == ""
+    assert systemd(0.3) == ""
     hangs.set()
     assert systemd().startswith("WATCHDOG=1")
     heartbeat.stop()
 
 
-def test_watchdog_is_notified_when_the_status_fails(systemd: Callable[[], str]) -> None:
+def test_watchdog_is_notified_when_the_status_fails(systemd: Callable[..., str]) -> None:
     assert Heartbeat({}, 10, lambda: str(1 // 0)).check_and_notify()
     assert "WATCHDOG=1" in systemd()
 
 
-def test_three_notifications_per_watchdog_timeout(systemd: Callable[[], str]) -> None:
+def test_three_notifications_per_watchdog_timeout(systemd: Callable[..., str]) -> None:
     heartbeat = Heartbeat.for_watchdog({}, 0.6)
-    begin = time.monotonic()
+    assert heartbeat.interval == pytest.approx(0.2)
     heartbeat.start()
     assert systemd()
     assert systemd()
-    assert time.monotonic() - begin < 0.55
     heartbeat.stop()
 
 
@@ -200,9 +199,12 @@ def test_lock_is_reentrant() -> None:
     assert lock.held_seconds == 0
 
 
+GO_ON = threading.Event()
+
+
 async def hello(scope: dict[str, object], receive: object, send: Callable[..., Awaitable[None]]) -> None:
     if scope["path"] == "/block":
-        time.sleep(1)
+        GO_ON.wait(30)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"hi"})
 
@@ -217,12 +219,12 @@ class Running:
         self.server = TicklessServer(config, *told)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not self.server.started and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def ask(self, path: str = "/") -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.request("GET", path, headers={"Connection": "close"})
         response = connection.getresponse()
         assert response.read() == b"hi"
@@ -240,7 +242,7 @@ class Running:
 
     def end(self) -> None:
         self.server.should_exit = True
-        self.thread.join(timeout=10)
+        self.thread.join(timeout=60)
         assert not self.thread.is_alive()
 
 
@@ -254,8 +256,8 @@ def running() -> Iterator[Running]:
 def test_an_idle_server_does_not_wake_up(running: Running) -> None:
     """uvicorn's own main loop would ten times a second."""
     running.ask()
-    time.sleep(0.3)
-    assert running.wakeups(2) == 0
+    # The end of the connection may be served late. One that ticks has no such second.
+    assert any(running.wakeups(1) == 0 for _ in range(30))
 
 
 def test_each_answer_has_its_own_date(running: Running) -> None:
@@ -266,14 +268,18 @@ def test_each_answer_has_its_own_date(running: Running) -> None:
 
 
 def test_an_event_loop_is_seen_to_hang(running: Running) -> None:
-    running.server.check(5)
+    running.server.check(30)
     asking = threading.Thread(target=running.ask, args=("/block",))
     asking.start()
-    time.sleep(0.3)
-    with pytest.raises(OrchestratorError, match="event loop has not responded"):
-        running.server.check(0.1)
-    asking.join()
-    running.server.check(5)
+    try:
+        with pytest.raises(OrchestratorError, match="event loop has not responded"):  # noqa: PT012
+            while asking.is_alive():
+                running.server.check(0.1)
+    finally:
+        GO_ON.set()
+        asking.join()
+        GO_ON.clear()
+    running.server.check(30)
 
 
 def test_an_event_loop_that_has_ended_does_not_hang() -> None:
@@ -282,7 +288,7 @@ def test_an_event_loop_that_has_ended_does_not_hang() -> None:
     running.server.check(0.1)
 
 
-def test_systemd_is_notified_of_start_and_stop(systemd: Callable[[], str]) -> None:
+def test_systemd_is_notified_of_start_and_stop(systemd: Callable[..., str]) -> None:
     running = Running(lambda: notify_systemd("READY=1"), lambda: notify_systemd("STOPPING=1"))
     assert systemd() == "READY=1"
     running.end()
@@ -305,7 +311,5 @@ def test_a_signal_ends_an_idle_server(number: signal.Signals) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         time.sleep(0.3)
-        begin = time.monotonic()
         process.send_signal(number)
-        assert process.wait(timeout=10) in (-number, 1)
-        assert time.monotonic() - begin < 5
+        assert process.wait(timeout=60) in (-number, 1)

@@ -243,14 +243,16 @@ def test_wait_returns_its_result_or_error(error: GuestError | None) -> None:
 
 
 def test_call_continues_without_its_client() -> None:
-    done = threading.Event()
+    go_on, done = threading.Event(), threading.Event()
 
     async def main() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(Workers(1).run(lambda: (time.sleep(0.1), done.set())), 0.01)
+            await asyncio.wait_for(Workers(1).run(lambda: (go_on.wait(30), done.set())), 0.01)
 
     asyncio.run(main())
-    assert done.wait(2)
+    assert not done.is_set()
+    go_on.set()
+    assert done.wait(30)
 
 
 @pytest.mark.parametrize(

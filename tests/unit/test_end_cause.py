@@ -78,7 +78,7 @@ def test_how_a_guest_has_ended(reasons: list[str], detail: int, end: EndCause, m
             connection.monitor(connection, FakeDomain(), "SHUTDOWN", 0, 0, details, None)
         connection.lifecycle(connection, FakeDomain(), libvirt.VIR_DOMAIN_EVENT_STOPPED, detail, None)
         expected = end if run == 0 else (EndCause.POWERED_OFF if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN else end)
-        assert told.get(timeout=5) == (UUID(GUEST), expected)
+        assert told.get(timeout=30) == (UUID(GUEST), expected)
 
 
 def test_a_connection_that_tells_of_nothing_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,5 +151,5 @@ def test_ends_are_told(world: World) -> None:
     world.hypervisor.shutdown(uuid)
     assert world.hypervisor.running_names() == {"guest0"}
     world.hypervisor.destroy(uuid)
-    assert heard.wait(5)
+    assert heard.wait(30)
     assert told == [EndCause.DESTROYED]

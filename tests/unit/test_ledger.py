@@ -806,7 +806,7 @@ def test_readers_do_not_wait_for_writers(path: Path) -> None:
         if statement == "COMMIT" and ledger.find("g1"):
             reader = threading.Thread(target=read, daemon=True)
             reader.start()
-            reader.join(5)
+            reader.join(30)
 
     with Ledger(path, trace=trace) as ledger:
         claim(ledger, 1)

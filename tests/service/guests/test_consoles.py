@@ -74,7 +74,7 @@ def answering(world: World, answer: Callable[[str], bytes], name: str = "web") -
         yield heard
     finally:
         os.write(theirs, b"hang up\n")
-        thread.join(5)
+        thread.join(30)
         os.close(theirs)
         os.close(ours)
         del world.hypervisor.ptys[name]
