@@ -47,7 +47,7 @@ def build_domain(plan: Plan, image: Image, housekeeping: CpuSet, *, log: Path) -
             "os",
             element("type", "hvm", arch="x86_64", machine="q35"),
             element("kernel", str(image.kernel)),
-            element("initrd", str(image.initrd)),
+            element("initrd", str(image.choose_initrd(has_disk=False))),
             element("cmdline", " ".join(filter(None, (image.cmdline, f"nohype.name={plan.name}", plan.cmdline)))),
         ),
         _features(),

@@ -18,7 +18,7 @@ from orchestrator.guests.vf_creation import VfsNeeded, check_created, plan_known
 from orchestrator.host.pci import VFIO
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.images.store import find_image
+from orchestrator.images.store import Image, find_image
 from orchestrator.ledger import Claim, ClaimSnapshot, Ledger
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
@@ -116,9 +116,7 @@ class Allocator:
                 raise
             # A tenant may see neither the images' folder nor the names of other tenants' images.
             raise NotFound(f"there is no guest image {request.image!r}", "ask the operator of the host for its images") from None
-        if request.size.bytes < image.memory.bytes:
-            what = f"image {image.name} needs {image.memory} of memory, requested {request.memory}"
-            raise RequestError(what, f"request at least {image.memory}")
+        _check_root(image, request)
         return ImageRef(image.name, image.hash)
 
     def _plan(self, caller: Identity, request: GuestRequest, reading: ClaimSnapshot) -> Placed:
@@ -194,6 +192,17 @@ def find_by_request_id(caller: Identity, request: GuestRequest, claims: Iterable
             what = f"request id {request.id} was already used for guest {claim.plan.name} with other fields"
             raise Conflict(what, "use a new id")
     return None
+
+
+def _check_root(image: Image, request: GuestRequest) -> None:
+    """Raises RequestError if the guest cannot boot with its memory, or without a disk."""
+    if image.disk and not image.ram_root:
+        raise RequestError(f"image {image.name} boots from a disk, and guest {request.name} has none", "choose another image")
+    needed = image.min_memory(has_disk=False)
+    if request.size.bytes < needed.bytes:
+        why = " for its root in memory" if needed != image.memory else ""
+        what = f"image {image.name} needs {needed} of memory{why}, requested {request.memory}"
+        raise RequestError(what, f"request at least {needed}")
 
 
 def _check_name(request: GuestRequest, taken: Container[str]) -> None:

@@ -13,8 +13,11 @@ from orchestrator.images.cache import locked, remove_tree
 from orchestrator.images.description import CONSOLE_PROTOCOL, DISK, FILE, INITRD, KERNEL, RAM_INITRD, Description
 from orchestrator.model.fields import describe
 from orchestrator.model.plan import ImageRef
+from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")
+
+_PAGE = 2 << 20  # guests get whole huge pages
 
 
 class Image(Description):
@@ -41,6 +44,15 @@ class Image(Description):
     @property
     def disk_file(self) -> Path:
         return self.folder / DISK
+
+    def choose_initrd(self, *, has_disk: bool) -> Path:
+        """The initrd of a guest with or without a disk. The minimum of its memory is that of ``min_memory``."""
+        return self.ram_initrd if self.ram_root and not has_disk else self.initrd
+
+    def min_memory(self, *, has_disk: bool) -> Size:
+        if not self.ram_root or has_disk:
+            return self.memory
+        return Size(max(self.memory.bytes, -(-self.ram_root.min_memory.bytes // _PAGE) * _PAGE))
 
     @property
     def speaks_protocol(self) -> bool:
