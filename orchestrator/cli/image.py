@@ -32,17 +32,21 @@ def image() -> None:
     "--output", type=_FOLDER, default=STORE, show_default=True, help="Image store; the image becomes the folder NAME in it."
 )
 @click.option("--recipes", type=_FOLDER, help="Folder of recipes. [default: guest-images of the source tree or of the host]")
+@click.option(
+    "--lock", type=click.Path(path_type=Path), metavar="FILE",
+    help="Build without network from exactly the packages of FILE, the `packages.lock` of an earlier build.",
+)  # fmt: skip
 @json_option
-def build(name: str, *, output: Path, recipes: Path | None, as_json: bool) -> None:
+def build(name: str, *, output: Path, recipes: Path | None, lock: Path | None, as_json: bool) -> None:
     """Build the guest image NAME from its recipe.
 
     Uses the cache if nothing has changed. Requires root. The first build downloads packages with the settings of this machine's
-    apt.
+    apt, and keeps them: with --lock the same image can be built again, byte by byte, although the archive has newer packages.
     """
     if os.geteuid():
         raise ImageError("cannot build a guest image: root is required (mmdebstrap)", "run as root (sudo)")
     with show_progress() as timeline, timeline.stage(f"image {name}"):
-        built = build_image(recipes or recipes_folder(), name, cache_folder(), progress=timeline.note)
+        built = build_image(recipes or recipes_folder(), name, cache_folder(), lock=lock, progress=timeline.note)
         installed = install_image(built, output, name)
     if as_json:
         print_json(installed.to_json())

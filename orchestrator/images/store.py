@@ -17,8 +17,6 @@ from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")
 
-_PAGE = 2 << 20  # guests get whole huge pages
-
 
 class Image(Description):
     """A built guest image and its folder, which is named after it."""
@@ -52,7 +50,7 @@ class Image(Description):
     def min_memory(self, *, has_disk: bool) -> Size:
         if not self.ram_root or has_disk:
             return self.memory
-        return Size(max(self.memory.bytes, -(-self.ram_root.min_memory.bytes // _PAGE) * _PAGE))
+        return Size(max(self.memory.bytes, self.ram_root.min_memory.bytes))
 
     @property
     def speaks_protocol(self) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from lxml import etree
 
 from orchestrator.domain import build_domain
+from orchestrator.images.description import RamRoot
 from orchestrator.images.store import Image
 from orchestrator.model.plan import ImageRef, NicPlan, Plan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -173,3 +174,9 @@ def test_a_guest_that_ends_is_gone() -> None:
 def test_kernel_command_line(image: str, plan: str, line: str) -> None:
     """The image's words come first: the kernel takes the last of two that contradict each other."""
     assert build(replace(SMT, cmdline=plan), IMAGE.model_copy(update={"cmdline": image})).findtext("os/cmdline") == line
+
+
+def test_guest_without_a_disk_boots_the_initrd_that_is_its_root() -> None:
+    image = IMAGE.model_copy(update={"ram_root": RamRoot(packed=1, unpacked=2)})
+    assert build(image=image).findtext("os/initrd") == "/images/minimal/ram-initrd"
+    assert build().findtext("os/initrd") == "/images/minimal/initrd"

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ImageError
-from orchestrator.images.debian import AptSettings, build_mmdebstrap, parse_apt_options, parse_archive_uri
+from orchestrator.images.debian import (
+    AptSettings,
+    build_mmdebstrap,
+    build_offline_mmdebstrap,
+    parse_apt_options,
+    parse_archive_uri,
+)
 
 TARGETS = """\
 Some Vendor vendor main stable http://vendor.invalid/
@@ -91,3 +97,10 @@ def test_archive_and_proxy_do_not_stay_in_the_root() -> None:
     last = [word for word in words if word.startswith("--customize-hook")][-1]
     assert "etc/apt/sources.list" in last
     assert "99mmdebstrap" in last
+
+
+def test_build_from_kept_packages_names_no_archive() -> None:
+    words = build_offline_mmdebstrap(Path("/target"), ["a", "b"], Path("/kept debs"), variant="apt")
+    assert words[-3:] == ["trixie", "/target", "deb [trusted=yes] copy:/kept%20debs ./"]
+    assert "--include=a,b" in words
+    assert not [word for word in words if "http" in word or "keyring" in word or "Default-Release" in word]

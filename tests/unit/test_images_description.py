@@ -11,7 +11,6 @@ import pytest
 from orchestrator.errors import ImageError
 from orchestrator.images.description import Description, DiskImage, Provenance, RamRoot, write_description
 from orchestrator.images.store import read_image
-from orchestrator.values import Size
 
 SHA = "0123456789abcdef" * 4
 OLD = {"cmdline": "quiet", "console": "nohype-1", "hash": "abc", "kernel_version": "6.12", "memory": "96M"}
@@ -59,8 +58,13 @@ def test_written_description_is_read_back_equal(tmp_path: Path) -> None:
     assert Description(**dict(read_image(tmp_path))) == full
 
 
-def test_memory_of_a_root_in_ram_is_twice_the_unpacked_and_once_the_packed_size() -> None:
-    assert RamRoot(packed=3, unpacked=10).min_memory == Size(23)
+@pytest.mark.parametrize("unpacked", [1 << 20, 175 << 20, 2 << 30])
+def test_root_in_ram_fits_into_half_of_the_memory_that_is_left(unpacked: int) -> None:
+    root = RamRoot(packed=unpacked // 2, unpacked=unpacked)
+    memory = root.min_memory.bytes
+    kernel = (60 << 20) + memory // 64
+    assert unpacked <= (memory - kernel - root.packed) // 2 < unpacked + (2 << 20)
+    assert memory % (2 << 20) == 0
 
 
 @pytest.mark.parametrize("missing", ["vmlinuz", "initrd", "ram-initrd", "disk.raw"])
