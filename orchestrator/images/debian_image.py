@@ -9,7 +9,7 @@ from orchestrator.errors import ImageError
 from orchestrator.host.run import run
 from orchestrator.images import debian, lock
 from orchestrator.images.cache import Progress, hash_inputs, remove_tree
-from orchestrator.images.customize import EPOCH, clamp_times, customize, remove_identity
+from orchestrator.images.customize import EPOCH, customize, remove_identity
 from orchestrator.images.description import DISK, INITRD, KERNEL, RAM_INITRD, Description, DiskImage, Provenance, RamRoot
 from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.recipe import RootRecipe, find_file
@@ -74,7 +74,6 @@ def _pack(
     customize(root, recipe, layers)
     build_initramfs(root, init, recipe.modules, image / INITRD)
     remove_identity(root)
-    clamp_times(root)
     size = Size.parse(recipe.disk)
     ram = None
     if recipe.ram:

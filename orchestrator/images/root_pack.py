@@ -9,7 +9,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from orchestrator.errors import CommandError, ImageError
 from orchestrator.host.run import run
-from orchestrator.images.customize import EPOCH
+from orchestrator.images.customize import EPOCH, clamp_times
 from orchestrator.values import Size
 
 LABEL = "nohype-root"
@@ -24,6 +24,7 @@ def pack_ram_root(root: Path, init: Path, output: Path) -> int:
     shutil.copyfile(init, root / "init")
     (root / "init").chmod(0o755)
     (root / "etc/fstab").write_text("")
+    clamp_times(root)
     try:
         paths = [root, *sorted(root.rglob("*"), key=str)]
         names = "".join(f"{path.relative_to(root)}\0" for path in paths)
@@ -42,6 +43,7 @@ def pack_disk(root: Path, size: Size, identity: str, output: Path) -> None:
     ``identity``: text from which the UUID of the file system is made, which makes two builds equal.
     """
     (root / "etc/fstab").write_text(f"LABEL={LABEL} / ext4 noatime,x-systemd.growfs 0 1\n")
+    clamp_times(root)
     uuid = derive_uuid(identity)
     argv: list[str | Path] = [
         "-q", "-F", "-t", "ext4", "-m", "0", "-L", LABEL, "-U", str(uuid),
