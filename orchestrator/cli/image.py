@@ -36,17 +36,22 @@ def image() -> None:
     "--lock", type=click.Path(path_type=Path), metavar="FILE",
     help="Build without network from exactly the packages of FILE, the `packages.lock` of an earlier build.",
 )  # fmt: skip
+@click.option(
+    "--update", is_flag=True, help="Build again, with the packages that the archive has now, although the recipe is the same."
+)
 @json_option
-def build(name: str, *, output: Path, recipes: Path | None, lock: Path | None, as_json: bool) -> None:
+def build(name: str, *, output: Path, recipes: Path | None, lock: Path | None, update: bool, as_json: bool) -> None:
     """Build the guest image NAME from its recipe.
 
     Uses the cache if nothing has changed. Requires root. The first build downloads packages with the settings of this machine's
     apt, and keeps them: with --lock the same image can be built again, byte by byte, although the archive has newer packages.
     """
+    if lock and update:
+        raise click.UsageError("--lock and --update exclude each other")
     if os.geteuid():
         raise ImageError("cannot build a guest image: root is required (mmdebstrap)", "run as root (sudo)")
     with show_progress() as timeline, timeline.stage(f"image {name}"):
-        built = build_image(recipes or recipes_folder(), name, cache_folder(), lock=lock, progress=timeline.note)
+        built = build_image(recipes or recipes_folder(), name, cache_folder(), lock=lock, renew=update, progress=timeline.note)
         installed = install_image(built, output, name)
     if as_json:
         print_json(installed.to_json())

@@ -21,10 +21,14 @@ _CODE = tuple(
 )
 
 
-def build_image(recipes: Path, name: str, cache: Path, *, lock: Path | None = None, progress: Progress) -> Path:
+def build_image(
+    recipes: Path, name: str, cache: Path, *, lock: Path | None = None, renew: bool = False, progress: Progress
+) -> Path:
     """A folder with the files of a build (see ``Description.files``), named after the image. It is cached: do not change it.
 
-    ``lock``: a lock of packages; the image is built from their kept files, without network.
+    Args:
+        lock: a lock of packages; the image is built from their kept files, without network.
+        renew: build also if the cache has a build of this recipe, whose packages may be outdated.
     """
     recipe, layers = read_recipe(recipes, name), recipe_layers(recipes, name)
     if lock and isinstance(recipe, Recipe):
@@ -43,7 +47,7 @@ def build_image(recipes: Path, name: str, cache: Path, *, lock: Path | None = No
 
     # The builds of a lock and from the mirror are equal if the packages are, but are found by different keys.
     cached = hash_inputs(key, format_lock(locked)) if locked else key
-    return build_cached(cache, f"image-{name}", cached, build, progress=progress) / name
+    return build_cached(cache, f"image-{name}", cached, build, progress=progress, renew=renew) / name
 
 
 def _build_initramfs(recipe: Recipe, source: Path, image: Path, cache: Path, *, key: str, progress: Progress) -> Description:
