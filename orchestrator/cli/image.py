@@ -12,8 +12,9 @@ from orchestrator.cli.progress import show_progress
 from orchestrator.errors import ImageError
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
+from orchestrator.images.install import install_image
 from orchestrator.images.recipe import recipe_names, recipes_folder
-from orchestrator.images.store import STORE, install_image, list_images
+from orchestrator.images.store import STORE, list_images
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -55,7 +56,9 @@ def build(name: str, *, output: Path, recipes: Path | None, as_json: bool) -> No
 @json_option
 def list_command(*, store: Path, as_json: bool) -> None:
     """List the guest images in the store."""
-    images = list_images(store)
+    images, damaged = list_images(store)
+    for error in damaged:
+        click.echo(str(error), err=True)
     if as_json:
         print_json([image.to_json() for image in images])
     elif images:

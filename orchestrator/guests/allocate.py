@@ -19,6 +19,7 @@ from orchestrator.host.pci import VFIO
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.images.store import find_image
+from orchestrator.images.store_lock import keeping_builds
 from orchestrator.ledger import Claim, ClaimSnapshot, Ledger
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
@@ -88,14 +89,15 @@ class Allocator:
 
         Raises LostRace if another program has changed the ledger, VfsNeeded if the planned VF does not exist yet; and as `plan`.
         """
-        image = self._check(caller, request)
-        with self.lock:
-            reading = self._ledger.read()
-            placed = self._plan(caller, request, reading)
-            check_created(self._host, placed.plan)
-            plan = placed.plan.claimed(reading.generation + 1, image)  # no two claims are based on the same generation
-            pending = self._ledger.begin_claim(plan, reading.generation, request, caller.tenant)
-        claim = pending.wait()
+        with keeping_builds(self._images):  # until other programs can read the claim
+            image = self._check(caller, request)
+            with self.lock:
+                reading = self._ledger.read()
+                placed = self._plan(caller, request, reading)
+                check_created(self._host, placed.plan)
+                plan = placed.plan.claimed(reading.generation + 1, image)  # no two claims are based on the same generation
+                pending = self._ledger.begin_claim(plan, reading.generation, request, caller.tenant)
+            claim = pending.wait()
         self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in check_host(self._policy, placed.topology)))
         self._warnings.report("unmanaged domains", placed.problems)
         self._warnings.note(plan.name, placed.last_choices)

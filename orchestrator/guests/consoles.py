@@ -6,12 +6,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.errors import GuestError, ImageError, NotFound
+from orchestrator.errors import Conflict, GuestError, ImageError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.console_watch import ConsoleWatch, guest_replaced_error
 from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
 from orchestrator.images.description import CONSOLE_PROTOCOL
-from orchestrator.images.store import find_image
+from orchestrator.images.store import find_build
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.state import GuestState
 
@@ -73,8 +73,8 @@ class Consoles:
     def _check_protocol(self, claim: Claim, hint: str) -> None:
         """Raises GuestError now instead of after a time-out. An image that was removed since the start is not checked."""
         plan = claim.plan
-        with suppress(NotFound, ImageError):
-            if not find_image(self._images, plan.image.name).speaks_protocol:
+        with suppress(NotFound, Conflict, ImageError):
+            if not find_build(self._images, plan.image).speaks_protocol:
                 raise GuestError(
                     f"guest {plan.name}: image {plan.image.name} does not speak the protocol {CONSOLE_PROTOCOL}", hint
                 )

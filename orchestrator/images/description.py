@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,6 +40,7 @@ def _size(value: Any) -> Size:
 _Line = Annotated[str, Field(max_length=2048), AfterValidator(_printable)]
 _Bytes = Annotated[int, Field(ge=0, le=_MAX_BYTES)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 _Versions = Annotated[dict[_Line, _Line], Field(max_length=50_000)]
 _Configuration = Literal["credentials", "cloud-init"]
 
@@ -47,6 +50,13 @@ Readiness = Literal["console", "notify", "cloud-init", "ssh"]
 class _Part(BaseModel):
     # as in the whole: fields that a later version adds are ignored
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class FileRecord(_Part):
+    """A file of an installed build; size in bytes."""
+
+    size: _Bytes
+    sha256: _Sha256
 
 
 class DiskImage(_Part):
@@ -83,7 +93,7 @@ class Description(_Part):
     """The content of ``image.json``. Values that libvirt would refuse are refused here, before anything is claimed."""
 
     description: str = ""
-    hash: _Line  # of everything that the image was built from
+    hash: _Line  # of an installed build: `hash_content`; before that, of what the build was made from
     kernel_version: _Line
     cmdline: _Line
     # The minimum of a guest: with less, its kernel hangs without a message.
@@ -96,6 +106,8 @@ class Description(_Part):
     # a list in the file; the ways in which its guests can be configured
     configuration: Annotated[tuple[_Configuration, ...], Field(strict=False, max_length=2)] = ()
     provenance: Provenance | None = None
+    # Written when the build is installed; empty for a build that an earlier version installed.
+    files: Annotated[dict[_FileName, FileRecord], Field(max_length=100)] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -113,13 +125,18 @@ class Description(_Part):
         return self
 
     @property
-    def files(self) -> tuple[str, ...]:
+    def required_files(self) -> tuple[str, ...]:
         """The files that a build with this description has, besides ``image.json``."""
         boots = (KERNEL, INITRD) if self.boot == "direct" else ()
         return (*boots, *((RAM_INITRD,) if self.ram_root else ()), *((DISK,) if self.disk else ()))
 
 
+def hash_content(fields: Mapping[str, Any]) -> str:
+    """The SHA-256 that names a build: of the fields of its ``image.json`` except ``hash``, with the SHA-256 of each file."""
+    content = {name: value for name, value in fields.items() if name != "hash"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def write_description(folder: Path, description: Description) -> None:
     """Writes ``image.json``, the last file of an image."""
-    fields = {"name": folder.name, **description.model_dump(mode="json")}
-    (folder / FILE).write_text(json.dumps(fields, indent=2) + "\n")
+    (folder / FILE).write_text(json.dumps(description.model_dump(mode="json"), indent=2) + "\n")

@@ -38,7 +38,7 @@ def read(fields: dict[str, Any]) -> Description:
 def test_description_of_an_earlier_version_gets_the_defaults() -> None:
     old = read(OLD)
     assert (old.disk, old.ram_root, old.boot, old.configuration, old.provenance) == (None, None, "direct", (), None)
-    assert old.files == ("vmlinuz", "initrd")
+    assert old.required_files == ("vmlinuz", "initrd")
 
 
 def test_readiness_is_derived_from_the_console_only_if_it_is_absent() -> None:
@@ -53,7 +53,7 @@ def test_written_description_is_read_back_equal(tmp_path: Path) -> None:
     full = read(FULL)
     assert full.disk == DiskImage(size=1 << 30, sha256=SHA, layout="ext4")
     assert full.provenance == Provenance(recipe="debian", packages={"systemd": "257.8-1"}, lock=SHA, tools={"mke2fs": "1.47.2"})
-    for name in full.files:
+    for name in full.required_files:
         (tmp_path / name).touch()
     write_description(tmp_path, full)
     assert Description(**dict(read_image(tmp_path))) == full
@@ -66,7 +66,7 @@ def test_memory_of_a_root_in_ram_is_twice_the_unpacked_and_once_the_packed_size(
 @pytest.mark.parametrize("missing", ["vmlinuz", "initrd", "ram-initrd", "disk.raw"])
 def test_build_without_a_file_that_it_describes_is_damaged(tmp_path: Path, missing: str) -> None:
     full = read(FULL)
-    for name in set(full.files) - {missing}:
+    for name in set(full.required_files) - {missing}:
         (tmp_path / name).touch()
     write_description(tmp_path, full)
     with pytest.raises(ImageError, match=f"is damaged: missing {missing}\n"):
@@ -74,7 +74,7 @@ def test_build_without_a_file_that_it_describes_is_damaged(tmp_path: Path, missi
 
 
 def test_build_that_boots_by_firmware_needs_no_kernel() -> None:
-    assert read({**FULL, "boot": "firmware", "ram_root": None}).files == ("disk.raw",)
+    assert read({**FULL, "boot": "firmware", "ram_root": None}).required_files == ("disk.raw",)
 
 
 @pytest.mark.parametrize(
