@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import LedgerError, NotFound
-from orchestrator.ledger.schema import DAMAGED
+from orchestrator.ledger.schema import DAMAGED, check_file
 from orchestrator.model.claim import Claim
 from orchestrator.model.plan import Plan, plan_from_json
 from orchestrator.model.request import GuestRequest
@@ -39,6 +39,20 @@ class Cache:
         if name not in self.claims:
             raise NotFound(f"there is no claim of a guest named {name}", "`nohype guest list` shows all")
         return self.claims[name]
+
+
+def read_claims(path: Path, *, busy: float = 10.0) -> tuple[Claim, ...]:
+    """The claims in a ledger that a manager may have open, or that an earlier version wrote. Writes no claim.
+
+    Raises LedgerError if the file cannot be read, or is not accepted as a whole; ``busy`` as of `check_file`.
+    """
+    claims: list[Claim] = []
+    try:
+        check_file(path, busy, lambda copy: claims.extend(load(copy, path).claims.values()))
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise LedgerError(f"cannot read the ledger {path}: {text}", "run as root, and check the path") from None
+    return tuple(claims)
 
 
 def load(db: sqlite3.Connection, path: Path) -> Cache:

@@ -150,6 +150,7 @@ def _check_through(mode: str, path: Path, busy: float, accept: Callable[[sqlite3
     """A connection that may write moves the WAL into the file when it is closed; a read-only one does not."""
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=busy, isolation_level=None)
     with contextlib.closing(db):
+        db.execute("BEGIN")  # one snapshot: a manager may be writing
         _check(db, path)
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
             _copy(db, copy)
