@@ -17,7 +17,7 @@ from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.install import collect, delete_image, find_unused, install_image
 from orchestrator.images.recipe import recipe_names, recipes_folder
-from orchestrator.images.store import STORE, Image, find_image, list_images
+from orchestrator.images.store import STORE, Image, find_image, link_target, list_images
 from orchestrator.images.verify import verify as verify_image
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -71,11 +71,13 @@ def install(folder: Path, *, name: str | None, store: Path, config: Path, as_jso
 
     FOLDER contains `image.json`. Its files must be those that `image.json` describes.
     """
-    installed = install_image(folder, store, name or folder.absolute().name)
-    report_installed(installed, store, config, as_json=as_json)
+    name = name or folder.absolute().name
+    before = link_target(store / name)
+    installed = install_image(folder, store, name)
+    report_installed(installed, store, config, as_json=as_json, is_new=before != installed.folder.name)
 
 
-def report_installed(installed: Image, store: Path, config: Path, *, as_json: bool) -> None:
+def report_installed(installed: Image, store: Path, config: Path, *, as_json: bool, is_new: bool = True) -> None:
     """Prints the image, and removes the builds that nothing uses any more."""
     try:
         removed = collect(store, lambda: read_users(config))
@@ -88,7 +90,9 @@ def report_installed(installed: Image, store: Path, config: Path, *, as_json: bo
         print_json(installed.to_json())
     else:
         kernel = f"kernel {installed.kernel_version}" if installed.kernel_version else "boots from its disk"
-        click.echo(f"guest image {installed.name}: {kernel}, in {store / installed.name}")
+        click.echo(
+            f"guest image {installed.name}{'' if is_new else ' is already installed'}: {kernel}, in {store / installed.name}"
+        )
 
 
 @image.command("list")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,10 +20,12 @@ from orchestrator.api.server import SOCKET_GROUP
 from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, read_config
 from orchestrator.host.run import Completed, run
+from orchestrator.images.install import install_image
 from orchestrator.images.wheels import source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
 from orchestrator.values import CpuSet
 from tests.harness.api_server import Authority
+from tests.harness.images import list_store, make_build
 
 ANSIBLE = source_tree() / "ansible"
 ROLE = ANSIBLE / "roles/nohype_host"
@@ -126,6 +129,32 @@ def test_role_refuses_to_guess(tmp_path: Path, variables: dict[str, Any], said: 
     assert said in done.stdout.replace('\\"', '"')
     assert "changed=0" in done.stdout
     assert "secret" not in done.stdout
+
+
+def test_guest_images_are_installed_into_the_store_and_only_when_they_change(tmp_path: Path) -> None:
+    """From a store of the controlling machine, where a name is a link; into a store that an earlier role copied to."""
+    built, store, copies = tmp_path / "build/images", tmp_path / "store", tmp_path / "copies"
+    install_image(make_build(tmp_path / "one", "new"), built, "minimal")
+    make_build(store / "minimal", "old")
+    text = (ROLE / "tasks/manager.yml").read_text().replace("/usr/share/nohype/images", str(copies))
+    program = Path(sys.executable).with_name("nohype")
+    tasks = [
+        task for task in yaml.safe_load(text.replace("/opt/nohype/bin/nohype", str(program))) if "guest images" in task["name"]
+    ]
+    assert [task.pop("tags", None) for task in tasks] == [None, None, None, "nohype_install"]
+    variables = {
+        "nohype_guest_images": [str(built / "minimal")],
+        "nohype_paths": {"images": str(store)},
+        "nohype_manager": {"stat": {"exists": True}},
+        "role_path": str(ROLE),
+    }
+    done = play(tmp_path, tasks[1:], variables)
+    assert list_store(store) == {"minimal": "new", ".builds": "1"}, done.stdout
+    assert "changed=3" in done.stdout
+    assert "changed=0" in play(tmp_path, tasks[1:], variables).stdout
+    install_image(make_build(tmp_path / "two", "newer"), built, "minimal")
+    assert "changed=2" in play(tmp_path, tasks[1:], variables).stdout
+    assert list_store(store) == {"minimal": "newer", ".builds": "1"}
 
 
 TASKS = yaml.safe_load((ROLE / "tasks/main.yml").read_text())
