@@ -6,14 +6,17 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import Conflict, ImageError, LedgerError, NotFound
 from orchestrator.images.description import hash_content
-from orchestrator.images.install import Users, collect, delete_image, find_unused, install_image
+from orchestrator.images.install import ReadUsers, Users, collect, delete_image, find_unused, install_image
 from orchestrator.images.store import find_build, find_image, image_names, read_content_hash
+from orchestrator.images.store_lock import keeping_builds
 from orchestrator.model.plan import ImageRef
 from tests.harness.images import list_store, make_build
 
@@ -126,17 +129,20 @@ def test_nothing_is_removed_if_the_guests_are_unknown(store: Path) -> None:
     assert list_store(store) == {"one": "second", ".builds": "2"}
 
 
-def test_guests_are_read_while_nobody_can_claim(store: Path) -> None:
+@pytest.mark.parametrize("change", [collect, lambda store, users: delete_image(store, "one", users)])
+def test_guests_are_read_while_no_build_can_be_claimed(store: Path, change: Callable[[Path, ReadUsers], tuple[str, ...]]) -> None:
     """A claim that was written before is seen; later ones do not find the build."""
     ref = install(store, "first")
     install(store, "second")
     seen = []
 
     def read_users() -> Users:
+        with pytest.raises(ImageError, match="is locked"), keeping_builds(store, timeout=0):
+            pass
         seen.append(find_build(store, ref).hash)
-        return [("web", ref)]
+        return [("web", replace(ref, name="other"))]
 
-    assert collect(store, read_users) == ()
+    assert ref.hash not in change(store, read_users)
     assert seen == [ref.hash]
 
 
