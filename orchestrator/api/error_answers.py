@@ -11,7 +11,7 @@ from orchestrator.api.body import ClientDisconnected
 from orchestrator.api.fastapi_import import FastAPI, Request, RequestValidationError
 from orchestrator.api.waits import ignore_disconnected
 from orchestrator.client.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
-from orchestrator.errors import NotFound, OrchestratorError, RequestError
+from orchestrator.errors import ImageError, NotFound, OrchestratorError, RequestError
 from orchestrator.model.access import Role
 from orchestrator.model.fields import describe
 
@@ -36,6 +36,8 @@ def _problem(error: OrchestratorError, headers: dict[str, str] | None = None) ->
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OrchestratorError)
+    if isinstance(error, ImageError) and request.state.caller.role is Role.TENANT:
+        error = ImageError(error.message, "ask the operator of the host")  # the hint may name the folder of the images
     answer = _problem(error)
     if answer.status_code >= 500:
         _log.error("%s %s: %s", request.method, _path(request), error)

@@ -96,12 +96,17 @@ def find_build(store: Path, ref: ImageRef) -> Image:
     """The build that a guest was created with, also if the name has another build now, or was deleted.
 
     Raises:
-        NotFound, ImageError: as ``find_image``.
+        NotFound: the store has neither the build nor the name. A tenant may see the message.
+        ImageError: as ``find_image``.
         Conflict: the store does not have this build any more.
     """
     if ref.hash and is_folder(build := build_folder(store, ref.hash)):
         return read_image(build, ref.name)
-    image = find_image(store, ref.name)
+    try:
+        image = find_image(store, ref.name)
+    except NotFound:
+        hint = "install the image again, or delete the guest"
+        raise NotFound(f"the image {ref.name}, which the guest was created with, does not exist", hint) from None
     if ref.hash not in ("", image.hash):
         raise Conflict(
             f"image {ref.name} has changed since the guest was created: build {image.hash[:12]}, expected {ref.hash[:12]}",
@@ -174,7 +179,7 @@ def read_image(folder: Path, name: str | None = None) -> Image:
     """``name`` is for messages, and becomes the image's; None: the folder's. Raises ImageError if the folder is damaged."""
     damaged, hint = f"guest image {name or folder.name} is damaged", _rebuild(folder, name or folder.name)
     if folder.parent.name == BUILDS and folder.is_symlink():
-        raise ImageError(f"{damaged}: {folder} is a link", hint)
+        raise ImageError(f"{damaged}: the folder of its build is a link", hint)
     description = _read_description(folder, damaged, hint)
     problems = [text for file in description.required_files if (text := _find_damage(folder / file, description))]
     if problems:

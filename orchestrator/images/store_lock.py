@@ -24,16 +24,16 @@ CHANGE_SECONDS = 60.0
 
 
 @contextmanager
-def keeping_builds(store: Path, *, timeout: float = CLAIM_SECONDS) -> Iterator[None]:
+def keeping_builds(store: Path, *, timeout: float | None = None) -> Iterator[None]:
     """No build is removed meanwhile. Shared; without a store it does nothing. Raises ImageError after ``timeout`` seconds."""
-    with _flock(store, fcntl.LOCK_SH, timeout):
+    with _flock(store, fcntl.LOCK_SH, CLAIM_SECONDS if timeout is None else timeout):
         yield
 
 
 @contextmanager
-def removing_builds(store: Path, *, timeout: float = CHANGE_SECONDS) -> Iterator[None]:
+def removing_builds(store: Path, *, timeout: float | None = None) -> Iterator[None]:
     """No build is claimed meanwhile. Exclusive. Raises ImageError after ``timeout`` seconds."""
-    with _flock(store, fcntl.LOCK_EX, timeout):
+    with _flock(store, fcntl.LOCK_EX, CHANGE_SECONDS if timeout is None else timeout):
         yield
 
 
@@ -52,8 +52,8 @@ def _flock(store: Path, kind: int, timeout: float) -> Iterator[None]:
         return
     try:
         if not wait_until(lambda: _try_flock(store, descriptor, kind), timeout=timeout, interval=0.01):
-            message = f"the image store {store} is locked by another process for more than {timeout:g} s"
-            raise ImageError(message, "see `lslocks` for the process; end it if it is stopped, then try again")
+            message = f"the image store is locked by another process for more than {timeout:g} s"
+            raise ImageError(message, f"find the process with `lslocks` ({store}); end it if it is stopped, then try again")
         yield
     finally:
         os.close(descriptor)
@@ -65,7 +65,7 @@ def _open(store: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ImageError(f"cannot open the image store {store}: {error.strerror}", "check the path and its mode") from None
+        raise ImageError(f"cannot open the image store: {error.strerror}", f"check {store} and its mode") from None
 
 
 def _try_flock(store: Path, descriptor: int, kind: int) -> bool:
@@ -74,6 +74,6 @@ def _try_flock(store: Path, descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        hint = "put the store on a file system with locks (flock(2))"
-        raise ImageError(f"cannot lock the image store {store}: {error.strerror}", hint) from None
+        hint = f"put {store} on a file system with locks (flock(2))"
+        raise ImageError(f"cannot lock the image store: {error.strerror}", hint) from None
     return True

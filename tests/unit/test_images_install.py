@@ -70,8 +70,10 @@ def test_build_that_is_gone_is_refused(store: Path) -> None:
     collect(store, nobody)
     with pytest.raises(Conflict, match=f"build [0-9a-f]{{12}}, expected {ref.hash[:12]}"):
         find_build(store, ref)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="image other, which the guest was created with, does not exist") as caught:
         find_build(store, ImageRef("other", ref.hash))
+    assert str(store) not in str(caught.value)
+    assert "one" not in str(caught.value)
 
 
 def test_equal_content_is_one_build(store: Path) -> None:
@@ -331,7 +333,7 @@ def test_build_folder_that_was_replaced_by_a_link_is_installed_again(store: Path
     folder = store / ".builds" / ref.hash
     moved = folder.rename(tmp_path / "moved")
     folder.symlink_to(moved)
-    with pytest.raises(ImageError, match="is damaged: .* is a link"):
+    with pytest.raises(ImageError, match="is damaged: the folder of its build is a link"):
         find_image(store, "one")
     assert install(store, "first") == ref
     assert not folder.is_symlink()
