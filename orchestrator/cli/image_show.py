@@ -52,7 +52,7 @@ def _describe(image: Image) -> Iterator[tuple[str, str]]:
         sizes = f"{_format(ram.unpacked)} unpacked, {_format(ram.packed)} packed"
         yield (
             "RAM root",
-            f"{sizes}; a guest without a disk needs at least {_format(ram.min_memory.bytes)} (2 x unpacked + packed)",
+            f"{sizes}; a guest without a disk needs at least {_format(ram.min_memory.bytes)}",
         )
     else:
         yield "RAM root", "none" if disk else "the initrd"

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from pathlib import Path
 
+from orchestrator.host.run import run
 from orchestrator.images import debian
 from orchestrator.images.cache import Progress, build_cached, hash_inputs, remove_tree
-from orchestrator.images.description import Description, write_description
+from orchestrator.images.description import Description, Provenance, write_description
 from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.recipe import read_recipe
 from orchestrator.values import Size
 
 _CODE = tuple(Path(__file__).with_name(name) for name in ("build.py", "debian.py", "initramfs.py", "description.py"))
+
+
+def read_tools() -> dict[str, str]:
+    """Versions of the programs on this machine that make an initramfs."""
+    versions = {name: run([name, "--version"]).stdout.split("\n")[0].split()[-1] for name in ("cpio", "mmdebstrap")}
+    return {**versions, "python": platform.python_version()}
 
 
 def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) -> Path:
@@ -33,6 +41,7 @@ def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) ->
         version, kernel = find_kernel(root)
         shutil.copyfile(kernel, image / "vmlinuz")
         build_initramfs(root, recipes / name / recipe.init, recipe.modules, image / "initrd")
+        packages = debian.read_extracted(root)
         remove_tree(root)
         description = Description(
             description=recipe.description,
@@ -41,6 +50,7 @@ def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) ->
             cmdline=recipe.cmdline,
             memory=Size.parse(recipe.memory),
             console=recipe.console,
+            provenance=Provenance(recipe=name, packages=packages, tools=read_tools()),
         )
         write_description(image, description)
 

@@ -20,6 +20,8 @@ BACKPORTS = f"{SUITE}-backports"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _INDEX_FORMAT = "$(ORIGIN) $(LABEL) $(COMPONENT) $(CODENAME) $(REPO_URI)"
 _OPTION = re.compile(r'(Acquire::(?:https?::|Retries|Check-Valid-Until|Check-Date)\S*) "(.+)";')
+_EXTRACTED = "var/lib/dpkg/extracted"
+_INSTALLED = re.compile(r"Inst (\S+) (?:\[\S*\] )?\((\S+) ")
 _DEBS_LIMIT = 1 << 30  # bytes; a larger cache of packages is emptied
 
 # Own mount and PID namespaces, and death with the parent: no mount or process outlives the build.
@@ -105,7 +107,7 @@ def make_root(
         _limit(debs)
         argv = build_mmdebstrap(settings, target, packages, debs, variant=variant, suites=suites)
         run_logged(
-            [*_CONTAINED, *argv],
+            [*_CONTAINED, *argv, *(_record_extracted(packages) if variant == "extract" else ())],
             task=f"cannot build a Debian {SUITE} root file system",
             program="mmdebstrap",
             log=log,
@@ -141,6 +143,18 @@ def build_mmdebstrap(
         f"--setup-hook={fill}", f"--extract-hook={keep}", f"--customize-hook={keep}", f"--customize-hook={forget}",
         SUITE, str(target), *(f"deb [signed-by={_KEYRING}] {settings.uri} {suite} main" for suite in suites),
     ]  # fmt: skip
+
+
+def _record_extracted(packages: Sequence[str]) -> tuple[str]:
+    """dpkg knows nothing of packages that are only unpacked: apt says which it would install into this empty system."""
+    names = shlex.join(packages)
+    return (f'--extract-hook=APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --simulate --yes install {names} >"$1"/{_EXTRACTED}',)
+
+
+def read_extracted(root: Path) -> dict[str, str]:
+    """Names and versions of the packages of a root that was built with variant "extract"."""
+    found = (_INSTALLED.match(line) for line in (root / _EXTRACTED).read_text().splitlines())
+    return {match[1]: match[2] for match in found if match}
 
 
 def _limit(debs: Path) -> None:
