@@ -27,10 +27,10 @@ from orchestrator.images.store import (
     is_folder,
     link_target,
     list_builds,
-    read_content_hash,
     read_image,
 )
 from orchestrator.images.store_lock import changing_store, removing_builds
+from orchestrator.images.verify import verify
 from orchestrator.model.plan import ImageRef
 from orchestrator.values import parse_guest_name
 
@@ -54,10 +54,11 @@ def install_image(built: Path, store: Path, name: str) -> Image:
         _check_replaceable(store, name)
         build = _copy(source, temporary / "build", name)
         target = build_folder(store, build)
+        is_intact = _is_intact(target)  # before the lock: it reads all files
         with removing_builds(store):
             target.parent.mkdir(exist_ok=True)
             target.parent.chmod(0o755)
-            if os.path.lexists(target) and not _is_intact(target, build):
+            if os.path.lexists(target) and not is_intact:
                 target.rename(temporary / "damaged")
             if not is_folder(target):
                 (temporary / "build").rename(target)
@@ -156,12 +157,10 @@ def _differs(name: str, file: str, expected: FileRecord, found: FileRecord | Non
     )
 
 
-def _is_intact(folder: Path, build: str) -> bool:
-    """Its files have the right sizes, and its description is the one that was installed. Contents are read by `verify`."""
+def _is_intact(folder: Path) -> bool:
     try:
-        read_image(folder)
-        return is_folder(folder) and read_content_hash(folder) == build
-    except ImageError:
+        return is_folder(folder) and not any(result.problem for result in verify(read_image(folder)))
+    except (ImageError, OSError):
         return False
 
 

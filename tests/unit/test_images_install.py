@@ -17,6 +17,7 @@ from orchestrator.images.description import hash_content
 from orchestrator.images.install import ReadUsers, Users, collect, delete_image, find_unused, install_image
 from orchestrator.images.store import find_build, find_image, image_names, read_content_hash
 from orchestrator.images.store_lock import keeping_builds
+from orchestrator.images.verify import verify
 from orchestrator.model.plan import ImageRef
 from tests.harness.images import list_store, make_build
 
@@ -180,6 +181,29 @@ def test_damaged_image_can_be_deleted_and_installed_again(store: Path) -> None:
         assert install(store, "first") == ref
         assert find_image(store, "one").kernel.read_text() == "first"
         assert list_store(store) == {"one": "first", ".builds": "1"}
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: flip(folder / "vmlinuz"),
+        lambda folder: (folder / "initrd").unlink(),
+        lambda folder: (folder / "initrd").write_bytes(b""),
+        lambda folder: (folder / "extra").write_text("x"),
+        lambda folder: (folder / "image.json").write_text((folder / "image.json").read_text().replace("quiet", "debug")),
+    ],
+    ids=["content", "missing", "empty", "extra", "description"],
+)
+def test_installing_again_repairs_a_damaged_build(store: Path, damage: Callable[[Path], object]) -> None:
+    ref = install(store, "first")
+    damage((store / "one").resolve())
+    assert install(store, "first") == ref
+    assert not any(result.problem for result in verify(find_image(store, "one")))
+    assert list_store(store) == {"one": "first", ".builds": "1"}
 
 
 # --- a store of an earlier version ---
