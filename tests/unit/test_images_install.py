@@ -282,7 +282,7 @@ def test_invalid_name_is_refused(store: Path, tmp_path: Path, name: str) -> None
 
 def test_file_that_differs_from_its_description_is_refused(store: Path, tmp_path: Path) -> None:
     built = make_build(tmp_path / "built", disk=b"content")
-    for wrong in (b"conten", b"contenT", b"content\0", b""):
+    for wrong in (b"short", b"contenT", b"content\0", b""):
         (built / "disk.raw").write_bytes(wrong)
         with pytest.raises(ImageError, match="disk.raw is not the file that image.json describes: expected 7 bytes"):
             install_image(built, store, "one")
