@@ -20,7 +20,7 @@ def read_users(config: Path) -> tuple[tuple[str, ImageRef], ...]:
     """
     paths = _read_paths(config)
     ledger = Path(paths.ledger)
-    if not os.path.lexists(ledger):
+    if not _exists(ledger):
         if pid := _find_manager():
             message = f"a manager runs (pid {pid}), and its ledger is not {ledger}"
             raise RequestError(message, "give the configuration file of the manager with --config")
@@ -29,9 +29,20 @@ def read_users(config: Path) -> tuple[tuple[str, ImageRef], ...]:
 
 
 def _read_paths(config: Path) -> PathConfig:
-    if config == DEFAULT_CONFIG and not os.path.lexists(config):
+    if config == DEFAULT_CONFIG and not _exists(config):
         return PathConfig()
     return read_config(config).paths
+
+
+def _exists(path: Path) -> bool:
+    """Raises RequestError if the folder may not be searched: the guests are unknown then."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}", "run as root") from None
+    return True
 
 
 def _find_manager() -> int:

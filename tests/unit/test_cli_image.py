@@ -31,6 +31,7 @@ PLAN = Plan(
     "web", (CpuSet.parse("2-3"),), 0, Size.parse("2M"), 64, (NicPlan(PF, "nic0", 0, PF, MacAddress("02:4e:48:00:00:01")),),
     ImageRef("one"), "",
 )  # fmt: skip
+ROOT = Path(__file__).parents[2]
 SHA = "0123456789abcdef" * 4
 
 
@@ -217,6 +218,23 @@ def test_nothing_is_removed_if_the_guests_cannot_be_read(
     # an installation succeeds, and keeps the earlier builds
     assert "earlier builds are kept: " in host.run("install", str(make_build(host.folder / "third", "third")), "--name", "one")
     assert list_store(host.store) == {"one": "third", ".builds": "3"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_ledger_in_a_folder_of_root_is_not_taken_for_missing(host: Host) -> None:
+    """A user who may not search the folder cannot know whether there are guests."""
+    closed = host.folder / "closed"
+    closed.mkdir(mode=0o700)
+    host.config.write_text(host.config.read_text().replace(str(host.ledger), str(closed / "ledger.sqlite")))
+    for folder in (host.folder, *list(host.folder.parents)[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    script = (
+        "import os, sys; from pathlib import Path; from orchestrator.cli.image_users import read_users; os.setuid(65534)\n"
+        "read_users(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, host.config], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "RequestError: cannot read" in done.stderr
+    assert "Permission denied" in done.stderr
 
 
 def test_ledger_at_another_place_than_that_of_the_running_manager_is_not_believed(
