@@ -7,35 +7,35 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli.image_import import import_command
+from orchestrator.cli.image_installed import config_option, report_installed
 from orchestrator.cli.image_show import build_document, format_image
 from orchestrator.cli.image_users import read_users
 from orchestrator.cli.output import json_option, print_json, print_table, printable
 from orchestrator.cli.progress import show_progress
-from orchestrator.config import DEFAULT_CONFIG
 from orchestrator.errors import ImageError, OrchestratorError
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.install import collect, delete_image, find_unused, install_image
 from orchestrator.images.recipe import recipe_names, recipes_folder
-from orchestrator.images.store import STORE, Image, find_image, link_target, list_images
+from orchestrator.images.store import STORE, find_image, link_target, list_images
 from orchestrator.images.verify import verify as verify_image
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 store_option = click.option("--store", type=_FOLDER, default=STORE, show_default=True, help="Image store.")
-config_option = click.option(
-    "--config", type=click.Path(path_type=Path), default=DEFAULT_CONFIG, show_default=True,
-    help="Configuration of this host's manager: its ledger says which guests use which builds.",
-)  # fmt: skip
 
 
 @click.group()
 def image() -> None:
-    """Build, inspect and delete guest images.
+    """Build, import, inspect and delete guest images.
 
     Run it on the host of the guests: its manager starts guests from the images in the store. A guest keeps the build that it was
     created with when its image is built again; builds that no image and no guest uses are removed.
     """
+
+
+image.add_command(import_command)
 
 
 @image.command()
@@ -75,24 +75,6 @@ def install(folder: Path, *, name: str | None, store: Path, config: Path, as_jso
     before = link_target(store / name)
     installed = install_image(folder, store, name)
     report_installed(installed, store, config, as_json=as_json, is_new=before != installed.folder.name)
-
-
-def report_installed(installed: Image, store: Path, config: Path, *, as_json: bool, is_new: bool = True) -> None:
-    """Prints the image, and removes the builds that nothing uses any more."""
-    try:
-        removed = collect(store, lambda: read_users(config))
-    except OrchestratorError as error:
-        removed = ()
-        click.echo(printable(f"earlier builds are kept: {error}"), err=True)
-    if removed:
-        click.echo(f"removed unused builds: {', '.join(name[:12] for name in removed)}", err=True)
-    if as_json:
-        print_json(installed.to_json())
-    else:
-        kernel = f"kernel {installed.kernel_version}" if installed.kernel_version else "boots from its disk"
-        click.echo(
-            f"guest image {installed.name}{'' if is_new else ' is already installed'}: {kernel}, in {store / installed.name}"
-        )
 
 
 @image.command("list")

@@ -25,7 +25,7 @@ _COMMANDS = {
     "metrics": "Print metrics in Prometheus format.",
     "token": "Create bearer tokens for the manager's TLS port.",
     "config": "Check the manager's configuration file.",
-    "image": "Build, inspect and delete guest images.",
+    "image": "Build, import, inspect and delete guest images.",
     "lab": "Build and run the nested lab.",
     "demo": "Run the end-to-end demo in the nested lab.",
 }
