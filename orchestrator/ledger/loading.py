@@ -14,7 +14,7 @@ from orchestrator.errors import LedgerError, NotFound
 from orchestrator.ledger.schema import DAMAGED
 from orchestrator.model.claim import Claim
 from orchestrator.model.plan import Plan, plan_from_json
-from orchestrator.model.request import GuestRequest
+from orchestrator.model.request import parse_stored_request
 from orchestrator.model.state import GuestState
 
 # Far below SQLite's maximum (2^63 - 1): each change adds one.
@@ -93,7 +93,7 @@ def read_rows(db: sqlite3.Connection, statement: str, *values: object) -> Sequen
 
 def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str, version: int, restarts: int) -> Claim:
     try:
-        parsed = GuestRequest.model_validate_json(request)
+        parsed = parse_stored_request(request)
         plan = plan_from_json(_parse_json(plan_text, "a plan"))
         claim = Claim(plan, GuestState(state), parsed, owner, version, restarts)
     except ValueError as error:

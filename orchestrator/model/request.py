@@ -13,7 +13,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import RequestError
-from orchestrator.model.fields import as_value_error, check_cpus, check_name, check_size, describe
+from orchestrator.model.fields import as_value_error, check_cpus, check_hostname, check_name, check_size, describe
+from orchestrator.model.secret import FROM_LEDGER, Secret, SecretText
+from orchestrator.model.ssh_key import MAX_KEY, MAX_KEYS, check_ssh_key, check_ssh_keys
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _MAX_CMDLINE = 1024
@@ -22,6 +24,8 @@ _MAX_TEXT = 128
 _MAX_INTERFACE = 15
 """IFNAMSIZ, less the final zero byte."""
 MAX_NICS = 8
+MAX_USER_DATA, MAX_NETWORK_CONFIG = 256 << 10, 32 << 10
+"""Bytes."""
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
@@ -119,9 +123,14 @@ class GuestRequest(BaseModel):
         remove: delete the guest when it ends without failure.
         restart: restart the guest after a failure, never after a power off.
         id: the caller's request id: repeating it with the same fields changes nothing.
+        ssh_keys: OpenSSH public keys that may log in.
+        hostname: None for the guest's name.
+        user_data: for cloud-init. A claim's request has only its hash; `guests.secrets` stores the text.
+        network_config: for cloud-init, version 2; None to derive it from ``nics``. Stored as ``user_data`` is.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    # Messages of pydantic must not repeat a secret.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)]
     cores: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -135,6 +144,13 @@ class GuestRequest(BaseModel):
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
+    ssh_keys: Annotated[
+        tuple[Annotated[str, Field(max_length=MAX_KEY), AfterValidator(check_ssh_key)], ...],
+        Field(strict=False, max_length=MAX_KEYS),
+    ] = ()
+    hostname: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_hostname)] | None = None
+    user_data: Annotated[Secret, SecretText(MAX_USER_DATA)] | None = None
+    network_config: Annotated[Secret, SecretText(MAX_NETWORK_CONFIG)] | None = None
 
     @model_validator(mode="after")
     def _check_nics(self) -> GuestRequest:
@@ -145,6 +161,21 @@ class GuestRequest(BaseModel):
             if len(named) != len(set(named)):
                 raise ValueError("nics name the same VF twice; name each VF once")
         return self
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> GuestRequest:
+        check_ssh_keys(self.ssh_keys)
+        return self
+
+    @property
+    def secrets(self) -> dict[str, Secret]:
+        """The secrets that the request has, by field."""
+        both = {"user_data": self.user_data, "network_config": self.network_config}
+        return {name: secret for name, secret in both.items() if secret is not None}
+
+    def without_secret_texts(self) -> GuestRequest:
+        """For a claim, and for all that is shown or kept in memory."""
+        return self.model_copy(update={name: secret.without_text() for name, secret in self.secrets.items()})
 
     @property
     def wanted_nics(self) -> tuple[NicRequest, ...]:
@@ -162,3 +193,8 @@ def parse_guest_request(fields: dict[str, object]) -> GuestRequest:
         return GuestRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestError("invalid request: " + describe(error)) from None
+
+
+def parse_stored_request(text: str) -> GuestRequest:
+    """Reads what ``model_dump_json`` wrote. Raises ValueError."""
+    return GuestRequest.model_validate_json(text, context=FROM_LEDGER)
