@@ -22,8 +22,8 @@ _LONGEST_ACCOUNT = 256
 # (uid_t) -1 means "no change" in chown(2) and setresuid(2).
 _HIGHEST_ACCOUNT = 2**32 - 2
 _EMPTY_TOKEN = "sha256:" + hashlib.sha256(b"").hexdigest()
-# Suffixes of the files that SQLite and the manager create next to the ledger.
-_LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve")
+# Suffixes of the files and the folder that SQLite and the manager create next to the ledger.
+_LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve", ".secrets")
 
 
 def check_housekeeping(text: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lxml import etree
 
+from orchestrator.images.configuration import SEED_ARGUMENT
 from orchestrator.images.store import Image
 from orchestrator.model.plan import Plan
-from orchestrator.resources import cores, memory, nic
+from orchestrator.resources import configuration, cores, memory, nic
 from orchestrator.resources.xml import QEMU, element
 from orchestrator.values import CpuSet
 
@@ -21,19 +23,26 @@ _ABSENT = (
     "pit",  # the 8254 timer and the PC speaker: the guest uses its local APIC's timer
     "pic",  # two 8259 interrupt controllers: the guest uses its I/O APIC and MSI
 )
+_NONE: Mapping[str, str] = {}
 _ABSENT_PROPERTIES = (
     "kvm-apic.vapic",  # help for 32-bit guests that write the task priority often, by a page and an I/O port of its own
     "ICH9-LPC.enable_tco",  # the chip set's watchdog timer
 )
 
 
-def build_domain(plan: Plan, image: Image, housekeeping: CpuSet, *, log: Path) -> str:
+def build_domain(
+    plan: Plan, image: Image, housekeeping: CpuSet, *,
+    log: Path, credentials: Mapping[str, str] = _NONE, seeded_initrd: Path | None = None,
+) -> str:  # fmt: skip
     """XML for virDomainCreateXML, which keeps nothing of the guest after its end.
 
     Args:
         housekeeping: CPUs for QEMU's threads that are not vCPUs; all must be online.
         log: file for the output of the guest's serial console.
+        credentials: for the guest's systemd, by name. The XML and QEMU's arguments contain them: nothing secret.
+        seeded_initrd: an initrd with data for cloud-init, instead of the image's.
     """
+    cmdline = (image.cmdline, f"nohype.name={plan.name}", plan.cmdline, SEED_ARGUMENT if seeded_initrd else "")
     domain = element(
         "domain",
         element("name", plan.name),
@@ -47,9 +56,11 @@ def build_domain(plan: Plan, image: Image, housekeeping: CpuSet, *, log: Path) -
             "os",
             element("type", "hvm", arch="x86_64", machine="q35"),
             element("kernel", str(image.kernel)),
-            element("initrd", str(image.initrd)),
-            element("cmdline", " ".join(filter(None, (image.cmdline, f"nohype.name={plan.name}", plan.cmdline)))),
+            element("initrd", str(seeded_initrd or image.initrd)),
+            element("cmdline", " ".join(filter(None, cmdline))),
+            *((element("smbios", mode="sysinfo"),) if credentials else ()),
         ),
+        *((configuration.build_sysinfo(credentials),) if credentials else ()),
         _features(),
         _cpu(plan),
         _clock(),

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
-from orchestrator.errors import Conflict, NoRoom, NotFound, RequestError
+from orchestrator.errors import Conflict, HostError, NoRoom, NotFound, OrchestratorError, RequestError
 from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
+from orchestrator.guests.outcome import log_errors
+from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.survey_cache import SurveyCache
 from orchestrator.guests.unmanaged_use import add_unmanaged
 from orchestrator.guests.vf_creation import VfsNeeded, check_created, plan_known
 from orchestrator.host.pci import VFIO
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
+from orchestrator.images.configuration import check_configurable
 from orchestrator.images.store import find_image
-from orchestrator.ledger import Claim, ClaimSnapshot, Ledger
+from orchestrator.ledger import Claim, ClaimSnapshot, Ledger, PendingClaim
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
 from orchestrator.model.plan import ImageRef, Plan, Policy
@@ -30,7 +33,7 @@ from orchestrator.planning.allocation_index import AllocationIndex
 from orchestrator.planning.host_check import check_host
 from orchestrator.planning.last_choices import list_last_choices
 from orchestrator.planning.planner import hide_vf_owners
-from orchestrator.planning.quota import check_quota
+from orchestrator.planning.quota import check_quota, check_secrets
 from orchestrator.values import PciAddress
 
 SURVEY_MAX_AGE = 10.0
@@ -76,9 +79,10 @@ class Allocator:
     def __init__(
         self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy,
         shared: WatchedLock, images: Path, launched: Container[UUID], warnings: HostWarnings,
+        secrets: GuestSecrets,
     ) -> None:  # fmt: skip
         self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
-        self._images, self._launched, self._warnings = images, launched, warnings
+        self._images, self._launched, self._warnings, self._secrets = images, launched, warnings, secrets
         self.surveys = SurveyCache(host, policy.uplinks, shared)
         self.lock = WatchedLock()
         self._index = AllocationIndex()
@@ -94,8 +98,9 @@ class Allocator:
             placed = self._plan(caller, request, reading)
             check_created(self._host, placed.plan)
             plan = placed.plan.claimed(reading.generation + 1, image)  # no two claims are based on the same generation
-            pending = self._ledger.begin_claim(plan, reading.generation, request, caller.tenant)
-        claim = pending.wait()
+            stored = request.without_secret_texts()
+            pending = self._ledger.begin_claim(plan, reading.generation, stored, caller.tenant)
+        claim = self._finish_claim(pending, request)
         self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in check_host(self._policy, placed.topology)))
         self._warnings.report("unmanaged domains", placed.problems)
         self._warnings.note(plan.name, placed.last_choices)
@@ -105,6 +110,20 @@ class Allocator:
         """Raises VfsNeeded if the guest has room once an uplink's VFs are created."""
         self._check(caller, request)
         return self._plan(caller, request, self._ledger.read())
+
+    def _finish_claim(self, pending: PendingClaim, request: GuestRequest) -> Claim:
+        """Returns when the claim and its secrets are on the disk; otherwise there is neither."""
+        uuid = pending.claim.plan.uuid
+        try:
+            try:
+                self._secrets.write(uuid, request.secrets)
+            except HostError:
+                pending.withdraw()
+                raise
+            return pending.wait()
+        except OrchestratorError:
+            log_errors(lambda: self._secrets.remove(uuid))
+            raise
 
     def _check(self, caller: Identity, request: GuestRequest) -> ImageRef:
         if request.name == HOST:
@@ -119,6 +138,7 @@ class Allocator:
         if request.size.bytes < image.memory.bytes:
             what = f"image {image.name} needs {image.memory} of memory, requested {request.memory}"
             raise RequestError(what, f"request at least {image.memory}")
+        check_configurable(image, request, None if caller.role is Role.TENANT else self._images)
         return ImageRef(image.name, image.hash)
 
     def _plan(self, caller: Identity, request: GuestRequest, reading: ClaimSnapshot) -> Placed:
@@ -128,6 +148,7 @@ class Allocator:
         owned = [claim.plan for claim in reading.claims if claim.owner == caller.tenant]
         if not request.placement:
             check_quota(caller, request, request.cores, owned)
+        check_secrets(caller, request, [claim.request for claim in reading.claims if claim.owner == caller.tenant])
         try:
             placed = self._find_place(request, reading.claims, named=caller.role is not Role.TENANT)
         except NoRoom as error:

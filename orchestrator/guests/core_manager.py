@@ -17,14 +17,18 @@ from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.host_setup import HostSetup
+from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
-from orchestrator.images.store import find_build
-from orchestrator.ledger import Ledger
+from orchestrator.images.configuration import build_credentials, build_seed
+from orchestrator.images.store import Image, find_build
+from orchestrator.ledger import Claim, Ledger
+from orchestrator.model.configuration import build_configuration
 from orchestrator.model.plan import Plan
+from orchestrator.resources.configuration import WriteInitrd
 from orchestrator.resources.cores import check_confinement
 from orchestrator.resources.memory import TakePages
 from orchestrator.resources.nic import BindVfio, ConfigureVf, find_still_bound
@@ -70,14 +74,15 @@ class CoreContext:
     launches: Launches
     images: Path
     logs: ConsoleLogs
+    secrets: GuestSecrets
 
 
 class CoreManager:
     """The caller holds the guest's lock."""
 
-    def __init__(self, context: CoreContext, plan: Plan, owner: str) -> None:
+    def __init__(self, context: CoreContext, claim: Claim) -> None:
         self._context, self._host, self._hypervisor = context, context.host, context.hypervisor
-        self.plan, self._owner = plan, owner
+        self.plan, self._claim = claim.plan, claim
 
     @property
     def is_running(self) -> bool:
@@ -94,10 +99,17 @@ class CoreManager:
         if offline := find_offline(self._host, plan):
             hint = "set them online (echo 1 > /sys/devices/system/cpu/cpuN/online), or delete the guest and create it again"
             raise HostError(f"guest {plan.name}: CPUs {offline} are offline", hint)
-        image, log = find_build(context.images, plan.image), context.logs.begin(plan, self._owner)
+        image = find_build(context.images, plan.image)
+        given = build_configuration(plan, self._claim.request, context.secrets.read(self._claim))
+        initrd = self._plan_initrd(image, build_seed(image, given))
+        log = context.logs.begin(plan, self._claim.owner)
         with context.launches.slot():
-            changed = self._prepare(plan)
-            self._hypervisor.create_paused(build_domain(plan, image, context.setup.housekeeping, log=log))
+            changed = self._prepare(plan, initrd)
+            xml = build_domain(
+                plan, image, context.setup.housekeeping, log=log,
+                credentials=build_credentials(image, given), seeded_initrd=initrd.path if initrd else None,
+            )  # fmt: skip
+            self._hypervisor.create_paused(xml)
             context.launches.add(plan.uuid)
         try:
             self.confine_and_resume()
@@ -149,10 +161,14 @@ class CoreManager:
         for record in self._context.ledger.undo_records(self.plan.name):
             self._context.ledger.drop_undo_record(record.id)
 
-    def _prepare(self, plan: Plan) -> tuple[str, ...]:
+    def _plan_initrd(self, image: Image, seed: bytes | None) -> WriteInitrd | None:
+        """None for a guest that boots the image's own initrd."""
+        return None if seed is None else WriteInitrd(image.initrd, self._context.secrets.prepare_initrd(self.plan.uuid), seed)
+
+    def _prepare(self, plan: Plan, initrd: WriteInitrd | None) -> tuple[str, ...]:
         context = self._context
         changed = context.setup.prepare(plan)
-        steps: list[Step] = [TakePages(self._guest_context())]
+        steps: list[Step] = [*([initrd] if initrd else []), TakePages(self._guest_context())]
         for nic in plan.nics:
             steps += [ConfigureVf(nic), BindVfio(nic)]
         changed += run_steps(self._host, context.ledger, plan.name, steps)

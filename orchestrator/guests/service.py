@@ -22,6 +22,7 @@ from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
 from orchestrator.guests.outcome import Outcome, log_event
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.refusals import RefusalLog
+from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.transitions import Transitions
 from orchestrator.guests.vf_creation import claim_with_vfs
 from orchestrator.host.root import HostRoot
@@ -61,10 +62,11 @@ class GuestService:
         self._host, self._ledger, self._policy = host, ledger, policy
         self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()
         self.host_setup = setup = HostSetup(host, ledger, policy, self._warnings, count_undo_failure)
-        context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs)
+        secrets = GuestSecrets(ledger)
+        context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs, secrets)
         self.transitions = Transitions(context, count_undo_failure)
         self.reconciler = Reconciler(context, self.transitions)
-        self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings)
+        self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings, secrets)
         self._access = GuestAccess(ledger, self.transitions)
         self._refusals = RefusalLog(ledger, observe_refusal)
         self._consoles = Consoles(hypervisor, ledger, logs, images)
@@ -124,7 +126,7 @@ class GuestService:
             return self._view(known)
         placed = self.allocator.plan(caller, request)
         warnings = () if caller.role is Role.TENANT else placed.list_warnings(self._policy)
-        return GuestView(placed.plan, "planned", request, caller.tenant, warnings=warnings)
+        return GuestView(placed.plan, "planned", request.without_secret_texts(), caller.tenant, warnings=warnings)
 
     def create(self, caller: Identity, request: GuestRequest) -> tuple[GuestView, bool]:
         """Plans, claims and launches a guest; undoes everything on failure. False if it exists with the same request id."""

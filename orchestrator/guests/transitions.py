@@ -41,7 +41,7 @@ class Transitions:
         return self._context.hypervisor.running_uuids()
 
     def core_manager(self, claim: Claim) -> CoreManager:
-        return CoreManager(self._context, claim.plan, claim.owner)
+        return CoreManager(self._context, claim)
 
     def start(self, claim: Claim, caller: str) -> Claim:
         """No-op if the guest runs. Raises Conflict, and quarantines it, if it was started outside the manager."""
@@ -182,6 +182,7 @@ class Transitions:
         return findings
 
     def _release(self, claim: Claim, outcome: Outcome) -> None:
+        self._context.secrets.remove(claim.plan.uuid)  # first: a file without a claim would stay
         self._ledger.release(claim.plan.name)
         self.restarts.forget(claim)
         log_event(self._ledger, claim, outcome)

@@ -43,6 +43,10 @@ class PendingClaim:
         """Returns when the claim is on the disk. Raises LedgerError if the fsync failed; the claim is withdrawn then."""
         return self._claims.wait_claimed(self.claim, self._number)
 
+    def withdraw(self) -> None:
+        """For a claim that cannot be used. No-op if it is withdrawn. Does not raise: see `Claims.withdraw`."""
+        self._claims.withdraw(self.claim)
+
 
 class Claims:
     def __init__(self, database: Database) -> None:
@@ -90,7 +94,7 @@ class Claims:
         try:
             self._database.wait_synced(number)
         except LedgerError:
-            self._withdraw(claim)
+            self.withdraw(claim)
             raise
         return claim
 
@@ -176,7 +180,7 @@ class Claims:
         finally:
             db.execute("COMMIT")
 
-    def _withdraw(self, claim: Claim) -> None:
+    def withdraw(self, claim: Claim) -> None:
         """If this fails, the claim stays in CREATING, and the next reconciliation undoes it."""
 
         def work(db: sqlite3.Connection, cache: Cache) -> None:

@@ -27,6 +27,7 @@ class Ledger:
         self, path: Path, *, accept: Callable[[Sequence[Claim]], object] = lambda _: None, keep: int = KEEP,
         busy: float = BUSY_TIMEOUT, trace: Trace | None = None,
     ) -> None:  # fmt: skip
+        self.path = path
         self._database = Database(path, lambda copy: accept(tuple(load(copy, path).claims.values())), busy, trace)
         try:
             claims, journal, events = Claims(self._database), UndoJournal(self._database), EventLog(self._database, keep)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from orchestrator.errors import RequestError
 from orchestrator.model.fields import as_value_error, check_cpus, check_hostname, check_name, check_size, describe
-from orchestrator.model.secret import FROM_LEDGER, Secret, SecretText
+from orchestrator.model.secret import FROM_LEDGER, NetworkConfig, Secret, UserData
 from orchestrator.model.ssh_key import MAX_KEY, MAX_KEYS, check_ssh_key, check_ssh_keys
 from orchestrator.values import CpuSet, PciAddress, Size
 
@@ -24,8 +24,6 @@ _MAX_TEXT = 128
 _MAX_INTERFACE = 15
 """IFNAMSIZ, less the final zero byte."""
 MAX_NICS = 8
-MAX_USER_DATA, MAX_NETWORK_CONFIG = 256 << 10, 32 << 10
-"""Bytes."""
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
@@ -149,8 +147,8 @@ class GuestRequest(BaseModel):
         Field(strict=False, max_length=MAX_KEYS),
     ] = ()
     hostname: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_hostname)] | None = None
-    user_data: Annotated[Secret, SecretText(MAX_USER_DATA)] | None = None
-    network_config: Annotated[Secret, SecretText(MAX_NETWORK_CONFIG)] | None = None
+    user_data: UserData | None = None
+    network_config: NetworkConfig | None = None
 
     @model_validator(mode="after")
     def _check_nics(self) -> GuestRequest:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any
+from typing import Annotated
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
 FROM_LEDGER = {"stored": True}
 """Validation context in which a secret is read from its stored form. A caller can only send text."""
@@ -53,20 +51,8 @@ class Secret:
         return {"sha256": self.sha256, "bytes": self.bytes}
 
 
-class SecretText:
-    """Annotation of a request's field that is a `Secret` of at most ``max_bytes``: ``Annotated[Secret, SecretText(1024)]``."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        serialization = core_schema.plain_serializer_function_ser_schema(Secret.to_stored)
-        return core_schema.with_info_plain_validator_function(self._read, serialization=serialization)
-
-    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "minLength": 1, "maxLength": self._max_bytes}
-
-    def _read(self, value: object, info: ValidationInfo) -> Secret:
+def _reader(max_bytes: int) -> Callable[[object, ValidationInfo], Secret]:
+    def read(value: object, info: ValidationInfo) -> Secret:
         if isinstance(value, Secret):
             return value
         if info.context == FROM_LEDGER and isinstance(value, Mapping):
@@ -74,9 +60,11 @@ class SecretText:
         if not isinstance(value, str):
             raise ValueError("not a text")
         # Before it is encoded: a character takes at least one byte.
-        if not value or len(value) > self._max_bytes or (secret := Secret.of(value)).bytes > self._max_bytes:
-            raise ValueError(f"1 to {self._max_bytes} bytes are allowed")
+        if not value or len(value) > max_bytes or (secret := Secret.of(value)).bytes > max_bytes:
+            raise ValueError(f"1 to {max_bytes} bytes are allowed")
         return secret
+
+    return read
 
 
 def _parse_stored(value: Mapping[object, object]) -> Secret:
@@ -86,3 +74,18 @@ def _parse_stored(value: Mapping[object, object]) -> Secret:
     if len(digest) != _SHA256_DIGITS or not set(digest) <= set("0123456789abcdef"):
         raise ValueError("not a SHA-256")
     return Secret(digest, size)
+
+
+_STORED = PlainSerializer(Secret.to_stored)
+
+MAX_USER_DATA, MAX_NETWORK_CONFIG = 256 << 10, 32 << 10
+"""Bytes."""
+
+UserData = Annotated[
+    Secret, PlainValidator(_reader(MAX_USER_DATA)), _STORED,
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_USER_DATA}),
+]  # fmt: skip
+NetworkConfig = Annotated[
+    Secret, PlainValidator(_reader(MAX_NETWORK_CONFIG)), _STORED,
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_NETWORK_CONFIG}),
+]  # fmt: skip

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import RequestError
-from orchestrator.model.request import MAX_NETWORK_CONFIG, MAX_USER_DATA, GuestRequest, parse_guest_request, parse_stored_request
-from orchestrator.model.secret import Secret
+from orchestrator.model.request import GuestRequest, parse_guest_request, parse_stored_request
+from orchestrator.model.secret import MAX_NETWORK_CONFIG, MAX_USER_DATA, Secret
 from orchestrator.model.ssh_key import MAX_ALL_KEYS, MAX_KEYS, check_ssh_key
 
 MARKER = "hunter2-correct-horse"
