@@ -165,7 +165,7 @@ class LimitConfig(_Strict):
     burst: Annotated[int, Field(ge=1, le=1_000_000)] = 100  # requests at the same time after a pause
     # Requests in progress, of each of three kinds: waits (with event streams), kill and delete, all others.
     concurrent: Annotated[int, Field(ge=1, le=1_000_000)] = 16
-    body: SizeField = "64K"
+    body: SizeField = "1M"  # user data of the maximum size, escaped in JSON, has 770 KB
     nesting: Annotated[int, Field(ge=1, le=100)] = 16  # levels of JSON
 
     @property

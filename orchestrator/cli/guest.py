@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.configuration import configuration_options
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
@@ -46,6 +47,7 @@ def guest() -> None:
 @click.option("--cpus", metavar="LIST", help="Use exactly these CPUs: whole cores of one NUMA node, such as 2-3,6-7.")
 @click.option("--vf", metavar="PCI-ADDRESS", help="Use exactly this virtual function, such as 0000:41:10.0; requires --cpus.")
 @nic_option
+@configuration_options
 @click.option("--restart", type=click.Choice(["never", "on-failure"]),
               help="Restart the guest after a failure; a guest that powers off stays off.  [default: never]")  # fmt: skip
 @click.option(
@@ -247,6 +249,10 @@ def _print_guest(shown: Mapping[str, Any]) -> None:
         ("cmdline", shown["cmdline"]),
         ("restarts", f"{shown['restarts']} ({shown['restart']})"),
     ]
+    rows[-1:-1] = [("host name", shown["hostname"])] if shown["hostname"] != shown["name"] else []
+    rows[-1:-1] = [("SSH keys", shown["ssh_keys"])] if shown["ssh_keys"] else []
+    for title, field in (("user data", "user_data"), ("network configuration", "network_config")):
+        rows[-1:-1] = [(title, f"SHA-256 {shown[field]}...")] if shown[field] else []
     if shown["owner"]:
         rows.insert(1, ("tenant", shown["owner"]))
     if shown["id"]:

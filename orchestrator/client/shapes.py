@@ -23,7 +23,8 @@ class Guest(TypedDict):
     `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not. ``owner`` is the tenant, empty
     for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is when it is restarted,
     ``restarts`` how often it was. ``id`` is the request id. ``warnings`` come with a plan: resources that unmanaged domains may
-    use later, and differences between configuration and host.
+    use later, and differences between configuration and host. ``ssh_keys`` is the number of keys that may log in; ``user_data``
+    and ``network_config`` are the first digits of the SHA-256 of a secret text, null without one.
     """
 
     name: str
@@ -45,6 +46,10 @@ class Guest(TypedDict):
     cpu_features: list[str]
     restart: Literal["never", "on-failure"]
     id: str | None
+    hostname: str
+    ssh_keys: int
+    user_data: str | None
+    network_config: str | None
     warnings: list[str]
 
 

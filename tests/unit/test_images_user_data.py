@@ -198,7 +198,7 @@ def test_network_config_is_accepted(text: str) -> None:
         (f"version: 2\nethernets: {{{MARKER}: 1}}", "a device of ethernets has the type int"),
         (f"version: 2\nethernets: {{a: {{{MARKER}: 1}}}}", "line 2: unknown key"),
         ("version: 2\nethernets: {a: {addresses: 10.9.0.1/24}}", "addresses has the type str, expected list"),
-        ("version: 2\nethernets: {a: {adresses: []}}", "nearest known key is addresses"),
+        ("version: 2\nethernets: {a: {addressz: []}}", "nearest known key is addresses"),
         ("version: 2\nvlans: {a: {id: x}}", "id has the type str, expected int"),
         (f"version: 2\nethernets: {{a: *{MARKER}}}", "an alias refers"),
         (f"version: 2\nethernets: {{{MARKER}", "invalid YAML"),

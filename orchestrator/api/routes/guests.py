@@ -15,10 +15,12 @@ from orchestrator.api.limits import Kind
 from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, PLAN_CODES, Routes
 from orchestrator.api.waits import may_last, while_connected
 from orchestrator.client import shapes
+from orchestrator.model.configuration import choose_hostname
 from orchestrator.model.fields import NameField
 from orchestrator.model.guest_view import GuestView
 from orchestrator.model.plain import to_plain
 from orchestrator.model.request import GuestRequest
+from orchestrator.model.secret import Secret
 from orchestrator.values import CpuSet
 
 _HOUR = 3600
@@ -145,8 +147,13 @@ def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
         "housekeeping": str(housekeeping), "vf": to_plain(plan.vf), "nics": to_plain(plan.nics),
         "image": plan.image.name, "cmdline": plan.cmdline,
         "cpu_features": list(plan.cpu_features), "restart": to_plain(request.restart), "id": request.id,
-        "warnings": list(view.warnings),
+        "hostname": choose_hostname(request), "ssh_keys": len(request.ssh_keys), "user_data": _show(request.user_data),
+        "network_config": _show(request.network_config), "warnings": list(view.warnings),
     }  # fmt: skip
+
+
+def _show(secret: Secret | None) -> str | None:
+    return secret.short_hash if secret else None
 
 
 def _answer(backend: Backend, view: GuestView, status: int = 200, headers: dict[str, str] | None = None) -> Response:
