@@ -25,7 +25,7 @@ _HINT = "check `df`, `mount` and `lsattr`"
 class InitrdBefore:
     """The file that was written for one guest."""
 
-    path: Path
+    path: str
 
 
 @register
@@ -45,7 +45,7 @@ class WriteInitrd:
         return f"write the initrd {self.path.name} with the data for cloud-init"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        return to_arguments(InitrdBefore(self.path))
+        return to_arguments(InitrdBefore(str(self.path)))
 
     def apply(self, host: HostRoot) -> None:
         try:
@@ -66,7 +66,7 @@ class WriteInitrd:
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
-        path = parse_arguments(InitrdBefore, arguments).path
+        path = Path(parse_arguments(InitrdBefore, arguments).path)
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
