@@ -83,6 +83,8 @@ class FakeHypervisor:
                 for violation in found:
                     self._host.violate(f"{name}: {violation}")
                 raise HypervisorError(f"cannot create the guest: {'; '.join(found)}")
+            if missing := [file for file in guest["boots"] if not Path(file).is_file()]:
+                raise HypervisorError(f"cannot create the guest: cannot access {missing[0]}")
             Path(guest["log"]).touch()  # virtlogd opens it
             self.take_pages(guest, guest["pages"])
             for vf in guest["vfs"]:
@@ -335,6 +337,7 @@ def _parse(tree: Any) -> dict[str, Any]:
         "pages": -(-memory // page),
         "memory": memory,
         "vfs": list(map(str, vfs)),
+        "boots": [tree.findtext("os/kernel"), tree.findtext("os/initrd")],
         "log": tree.find("devices/serial/log").get("file"),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from orchestrator.images.description import CONSOLE_PROTOCOL, Description, write_description
@@ -14,6 +15,8 @@ from tests.fakes.hypervisor import add_thread
 from tests.fakes.root import FakeRoot, build_host
 
 IMAGE = "minimal"
+CLOUD_IMAGE = "debian-cloud"
+"""An image that can be configured in all ways."""
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 _PF_KTHREAD, _PF_NO_SETAFFINITY = 0x0020_0000, 0x0400_0000  # include/linux/sched.h
 _PCI = "sys/bus/pci"
@@ -64,15 +67,14 @@ def build_server(folder: Path, server: Server) -> FakeRoot:
     return fake
 
 
-def make_image(store: Path) -> None:
-    """An image that can be found, and nothing more."""
-    folder = store / IMAGE
+def make_image(store: Path, name: str = IMAGE, **fields: Any) -> None:
+    """An image that can be found, and nothing more; with further fields of its description."""
+    folder = store / name
     folder.mkdir(parents=True)
-    for name in ("vmlinuz", "initrd"):
-        (folder / name).write_text("")
-    size = Size.parse("64M")
-    fields = Description(cmdline="quiet", console=CONSOLE_PROTOCOL, kernel_version="6.12", hash="0", memory=size)
-    write_description(folder, fields)
+    for file in ("vmlinuz", "initrd"):
+        (folder / file).write_text("")
+    wanted = {"cmdline": "quiet", "console": CONSOLE_PROTOCOL, "kernel_version": "6.12", "hash": "0", **fields}
+    write_description(folder, Description(memory=Size.parse("64M"), **wanted))
 
 
 def _cpus(server: Server) -> Iterator[str]:

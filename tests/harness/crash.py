@@ -15,7 +15,7 @@ import signal
 import sqlite3
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import count
@@ -26,15 +26,16 @@ from typing import Any
 from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError
 from orchestrator.guests.service import GuestService
 from orchestrator.hypervisor.connection import EndCause
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Claim, Ledger
 from orchestrator.ledger.database import FSYNC
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Policy
 from orchestrator.model.request import GuestRequest
+from orchestrator.model.secret import Secret
 from orchestrator.model.state import SETTLED, GuestState
 from tests.fakes.hypervisor import FakeHypervisor, Life
 from tests.fakes.root import LOOPBACK, FakeRoot
-from tests.fakes.server import BOOT_ID, IMAGE, Server, build_server, make_image
+from tests.fakes.server import BOOT_ID, CLOUD_IMAGE, IMAGE, Server, build_server, make_image
 
 Tell = Callable[..., object]
 """Passes named values on to the parent process."""
@@ -84,6 +85,7 @@ class World:
         if not (folder / "host").exists():
             build_server(folder / "host", server)
             make_image(folder / "images")
+            make_image(folder / "images", CLOUD_IMAGE, configuration=["credentials", "cloud-init"])
         self.host = FakeRoot(folder / "host")
         self.trace: Callable[[str], object] = lambda _statement: None
         self.hypervisor = FakeHypervisor(self.host)
@@ -93,6 +95,11 @@ class World:
         ledger = Ledger(self.folder / "ledger.sqlite", trace=lambda statement: self.trace(statement))
         folders = {"images": self.folder / "images", "consoles": self.folder / "consoles"}
         return GuestService(self.host, self.hypervisor, ledger, policy or self.server.policy, **folders), ledger  # type: ignore[arg-type]
+
+    @property
+    def secrets(self) -> Path:
+        """The folder with the guests' user data."""
+        return self.folder / "ledger.sqlite.secrets"
 
     def count_undo_records(self) -> int:
         """Length of the undo journal, past the ledger's own words."""
@@ -126,6 +133,23 @@ def arm(world: World, points: int, told: Callable[[str], object]) -> None:
 
     object.__setattr__(world.host, "watch", lambda moment, what: pass_point(f"{moment} {what}"))
     world.trace = trace
+    for name in ("fsync", "unlink"):
+        setattr(os, name, _watch_secrets(getattr(os, name), world.secrets, pass_point))
+
+
+def _watch_secrets(call: Callable[..., Any], folder: Path, pass_point: Callable[[str], None]) -> Callable[..., Any]:
+    """A function of os that passes a point before and after it is called for a file of this folder, or for the folder."""
+
+    def watched(which: Any, *arguments: Any, **named: Any) -> Any:
+        file = Path(os.readlink(f"/proc/self/fd/{which}") if isinstance(which, int) else which)
+        if folder not in (file, file.parent):
+            return call(which, *arguments, **named)
+        pass_point(f"before {call.__name__} {file.name}")
+        result = call(which, *arguments, **named)
+        pass_point(f"after {call.__name__} {file.name}")
+        return result
+
+    return watched
 
 
 def run_crash(folder: Path, seed: int) -> Outcome:
@@ -259,6 +283,8 @@ def _check_recovery(
         again.delete(OPERATOR, claim.plan.name)
     if differ := _differ(original, world.host.tree()):
         faults.append(f"after all guests were deleted the host is not as before: {differ}")
+    if world.secrets.exists() and (files := sorted(os.listdir(world.secrets))):
+        faults.append(f"files of deleted guests are left: {files}")
     if count := world.count_undo_records():
         faults.append(f"{count} records are left in the undo journal")
     if left := [claim.plan.name for claim in ledger_again.read().claims]:
@@ -291,11 +317,30 @@ def _check_claims(world: World, ledger: Ledger, lives: frozenset[Life], expected
     known = {name for name, state in states.items() if state == GuestState.RUNNING}
     if known != running:
         faults.append(f"running by the ledger: {sorted(known)}, in truth: {sorted(running)}")
+    faults += _check_secrets(world, claims.values())
     present, absent = expected
     if lost := present - claims.keys():
         faults.append(f"guests that were promised are lost: {sorted(lost)}")
     if found := absent & claims.keys():
         faults.append(f"guests that were deleted, or never made, are there: {sorted(found)}")
+    return faults
+
+
+def _check_secrets(world: World, claims: Collection[Claim]) -> list[str]:
+    """The files with user data are those of the claims with user data, and initrds those of guests that run."""
+    texts = {f"{claim.plan.uuid}.json": claim for claim in claims if claim.request.secrets}
+    running = {f"{claim.plan.uuid}.initrd" for claim in claims
+               if claim.state == GuestState.RUNNING and claim.request.image == CLOUD_IMAGE}  # fmt: skip
+    found = set(os.listdir(world.secrets)) if world.secrets.exists() else set()
+    faults = (
+        [f"files of guests that need none: {sorted(found - texts.keys() - running)}"] if found - texts.keys() - running else []
+    )
+    if missing := (texts.keys() | running) - found:
+        faults.append(f"files of guests are lost: {sorted(missing)}")
+    for name in texts.keys() & found:
+        stored = json.loads((world.secrets / name).read_text())
+        if {field: Secret.of(text) for field, text in stored.items()} != texts[name].request.secrets:
+            faults.append(f"another text in {name} than was claimed")
     return faults
 
 
@@ -355,6 +400,8 @@ def build_request(rng: Random, name: str) -> GuestRequest:
         "image": IMAGE,
         "restart": rng.choice(("never", "never", "on-failure")),
     }
+    if rng.random() < 0.5:
+        fields |= {"image": CLOUD_IMAGE, "user_data": f"#cloud-config\nfqdn: {name}.example\n", "hostname": name}
     if rng.random() < 0.3:
         fields["id"] = f"{name}.{fields['cores']}"
     return GuestRequest.model_validate(fields)

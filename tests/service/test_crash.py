@@ -22,9 +22,9 @@ from orchestrator.guests.service import GuestService
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
-from orchestrator.model.request import GuestRequest
+from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.state import GuestState
-from tests.fakes.server import IMAGE
+from tests.fakes.server import CLOUD_IMAGE, IMAGE
 from tests.harness.crash import World, in_child, measure_recovery, run_crash
 
 Tell = Callable[..., None]
@@ -71,6 +71,22 @@ def cheat_promise(_world: World, tell: Tell) -> None:
     tell(done="create", name="guest3", exists=True)
 
 
+def cheat_lost_file(world: World, tell: Tell) -> None:
+    """A guest whose user data is gone."""
+    tell(begin="create", name="guest1")
+    request = parse_guest_request({"name": "guest1", "memory": "64M", "image": CLOUD_IMAGE, "user_data": "#cloud-config"})
+    world.open_manager()[0].create(OPERATOR, request)
+    for file in world.secrets.glob("*.json"):
+        file.unlink()
+
+
+def cheat_left_file(world: World, _tell: Tell) -> None:
+    """User data of a guest that has none."""
+    manager, _ = world.open_manager()
+    world.secrets.mkdir()
+    (world.secrets / f"{manager.guest(OPERATOR, 'guest0').plan.uuid}.json").write_text("{}")
+
+
 def cheat_cores(world: World, _tell: Tell) -> None:
     """Two guests on one core."""
     manager, _ = world.open_manager()
@@ -112,6 +128,8 @@ def test_harness_without_planted_loss_reports_no_fault(tmp_path: Path, monkeypat
         (cheat_host, "the host is not as before: {'proc/"),
         (cheat_claim, "running by the ledger: [], in truth: ['guest0']"),
         (cheat_promise, "guests that were promised are lost: ['guest3']"),
+        (cheat_lost_file, "files of guests are lost: ['"),
+        (cheat_left_file, "files of guests that need none: ['"),
         (cheat_cores, "guest1: CPUs 2-3 are in use by guest0"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -50,6 +52,11 @@ PLANS = {
     "amd-smt": replace(SMT, cpu_features=("topoext",)),
     "two-nics": replace(SMT, nics=(*SMT.nics, replace(SMT.vf, index=3, address=PciAddress.parse("0000:82:10.6")))),
     "no-smt-no-cmdline": replace(SMT, cores=(CpuSet.parse("3"),), cmdline=""),
+    "configured": replace(SMT, name="g2"),
+}
+CONFIGURED: dict[str, Any] = {
+    "credentials": {"system.hostname": "web", "ssh.authorized_keys.root": 'ssh-ed25519 AAAA <a@b>, "c"\n'},
+    "seeded_initrd": Path("/var/lib/nohype/ledger.sqlite.secrets/f64abb56-b811-53db-a220-f48cce745777.initrd"),
 }
 
 
@@ -57,8 +64,13 @@ def housekeeping(plan: Plan) -> CpuSet:
     return CpuSet.parse("0-1,32-33" if plan.node else "0-1")
 
 
+def build_text(plan: Plan, image: Image = IMAGE) -> str:
+    configured = CONFIGURED if plan == PLANS["configured"] else {}
+    return build_domain(plan, image, housekeeping(plan), log=LOG, **configured)
+
+
 def build(plan: Plan = SMT, image: Image = IMAGE) -> etree._Element:
-    return etree.fromstring(build_domain(plan, image, housekeeping(plan), log=LOG))
+    return etree.fromstring(build_text(plan, image))
 
 
 def texts(domain: etree._Element, path: str) -> list[str]:
@@ -70,7 +82,7 @@ def texts(domain: etree._Element, path: str) -> list[str]:
 @pytest.mark.parametrize("name", PLANS)
 def test_golden(name: str) -> None:
     file = GOLDEN / f"{name}.xml"
-    text = build_domain(PLANS[name], IMAGE, housekeeping(PLANS[name]), log=LOG)
+    text = build_text(PLANS[name])
     if os.environ.get("REGENERATE"):
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
@@ -128,6 +140,22 @@ def test_vfs_are_passed_through_in_fixed_slots(plan: Plan) -> None:
     ]
     assert [PciAddress(*source) for source in numbers[::2]] == [nic.address for nic in plan.nics]
     assert numbers[1::2] == [(0, 0, 2 + index, 0) for index in range(len(plan.nics))]
+
+
+def test_credentials_are_smbios_strings_and_the_seed_is_announced() -> None:
+    domain = build(PLANS["configured"])
+    assert texts(domain, "os/smbios/@mode") == ["sysinfo"]
+    found = {}
+    for entry in texts(domain, "sysinfo[@type='smbios']/oemStrings/entry/text()"):
+        prefix, _, rest = entry.partition(":")
+        assert prefix == "io.systemd.credential.binary"
+        name, _, content = rest.partition("=")
+        found[name] = base64.b64decode(content, validate=True).decode()
+    assert found == CONFIGURED["credentials"]
+    assert texts(domain, "os/initrd/text()") == [str(CONFIGURED["seeded_initrd"])]
+    assert texts(domain, "os/cmdline/text()")[0].split()[-1] == "ds=nocloud;s=/run/cloud-seed/"
+    assert not texts(build(), "os/smbios | sysinfo")
+    assert "ds=nocloud" not in build_text(SMT)
 
 
 def test_no_device_beyond_those_wanted() -> None:
