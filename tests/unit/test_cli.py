@@ -29,6 +29,7 @@ GUEST: dict[str, Any] = {
     "cpu_features": [], "restart": "on-failure", "id": "job-17", "hostname": "web", "ssh_keys": 0,
     "user_data": None, "network_config": None,
 }  # fmt: skip
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB alice@example"
 GUEST["nics"] = [GUEST["vf"]]
 
 
@@ -97,6 +98,56 @@ def test_a_request_with_everything() -> None:
     assert request["placement"] == {"cpus": "2-3,6-7", "vf": "0000:41:10.0"}
     found = parse_guest_request(request)
     assert (found.page_size, found.restart, found.id, found.cores, found.remove) == ("1G", "on-failure", "job-17", 2, True)
+
+
+def test_configuration_is_read_from_files(tmp_path: Path) -> None:
+    first, second, data, network = (tmp_path / name for name in ("a.pub", "authorized_keys", "data", "network"))
+    first.write_text(f"{KEY}\n")
+    second.write_text(f"# of the team\n\n{KEY.replace('AAB', 'AAC')} \n  {KEY.replace('AAB', 'AAD')}\n")
+    data.write_text("#cloud-config\npassword: pässword\n")
+    network.write_text("version: 2\n")
+    files = ("--ssh-key", str(first), "--ssh-key", str(second), "--user-data", str(data), "--network-config", str(network))
+    run("guest", "create", "web", "--memory", "1G", "--image", "debian", "--hostname", "db.example", *files)
+    ((_, request),) = FakeClient.asked
+    assert request["user_data"] == data.read_text()
+    found = parse_guest_request(request)
+    assert (len(found.ssh_keys), found.hostname, sorted(found.secrets)) == (3, "db.example", ["network_config", "user_data"])
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "why"),
+    [
+        ("--ssh-key", b"-----BEGIN OPENSSH PRIVATE KEY-----\nsecret", "is a private key; give the public key"),
+        ("--ssh-key", b"# nothing\n", "contains no key"),
+        ("--ssh-key", b"\xff", "is not text in UTF-8"),
+        ("--user-data", b"\x1f\x8bsecret\xff", "is not text in UTF-8"),
+        ("--user-data", b"secret" * 200_000, "has more than 1 MB"),
+        ("--network-config", b"\xff", "is not text in UTF-8"),
+        ("--user-data", None, "No such file"),
+        ("--ssh-key", None, "No such file"),
+    ],
+)
+def test_wrong_file_is_refused_before_it_is_sent(tmp_path: Path, option: str, content: bytes | None, why: str) -> None:
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    done = run("guest", "create", "web", "--memory", "1G", "--image", "debian", option, str(file), status=2)
+    assert why in " ".join(done.output.split())
+    assert "secret" not in done.output
+    assert not FakeClient.asked
+
+
+def test_configuration_is_shown_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {**GUEST, "hostname": "db.example", "ssh_keys": 2, "user_data": "0a1b2c3d", "network_config": "4e5f6071"}
+    monkeypatch.setattr(FakeClient, "guest", lambda _self, _name: shown, raising=False)
+    rows = [" ".join(line.split()) for line in run("guest", "show", "web").output.splitlines()]
+    expected = [
+        "host name db.example",
+        "SSH keys 2",
+        "user data SHA-256 0a1b2c3d...",
+        "network configuration SHA-256 4e5f6071...",
+    ]
+    assert [row for row in expected if row not in rows] == []
 
 
 def test_nics_are_sent_in_order() -> None:
