@@ -79,11 +79,15 @@ def build_seed(image: Description, configuration: Configuration) -> bytes | None
 
 
 def _build_network(nics: Sequence[NicAddress]) -> dict[str, object]:
-    """Network configuration of cloud-init, version 2. A NIC without an address uses DHCP, as in images for clouds."""
+    """Network configuration of cloud-init, version 2. A NIC without an address uses DHCP, as in images for clouds.
+
+    The NICs get names: cloud-init's renderer for systemd-networkd requires the name of the entry in addition to the MAC address.
+    """
     devices: dict[str, Mapping[str, object]] = {}
     for number, nic in enumerate(nics):
         settings: Mapping[str, object] = {"addresses": [nic.address]} if nic.address else {"dhcp4": True, "optional": True}
-        devices[f"nohype{number}"] = {"match": {"macaddress": str(nic.mac)}, **settings}
+        name = f"nic{number}"
+        devices[name] = {"match": {"macaddress": str(nic.mac)}, "set-name": name, **settings}
     return {"version": 2, "ethernets": devices}
 
 

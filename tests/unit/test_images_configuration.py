@@ -71,9 +71,9 @@ def test_image_with_cloud_init_alone_gets_all_by_the_seed(tmp_path: Path) -> Non
     assert json.loads(found["network-config"]) == {
         "version": 2,
         "ethernets": {
-            "nohype0": {"match": {"macaddress": str(MACS[0])}, "addresses": ["10.9.0.11/24"]},
-            "nohype1": {"match": {"macaddress": str(MACS[1])}, "dhcp4": True, "optional": True},
-            "nohype2": {"match": {"macaddress": str(MACS[2])}, "addresses": ["fd00::1/64"]},
+            "nic0": {"match": {"macaddress": str(MACS[0])}, "set-name": "nic0", "addresses": ["10.9.0.11/24"]},
+            "nic1": {"match": {"macaddress": str(MACS[1])}, "set-name": "nic1", "dhcp4": True, "optional": True},
+            "nic2": {"match": {"macaddress": str(MACS[2])}, "set-name": "nic2", "addresses": ["fd00::1/64"]},
         },
     }
     assert build_credentials(image(CLOUD), WEB) == {}
