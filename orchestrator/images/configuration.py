@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.images.cpio import build_archive
 from orchestrator.images.description import Description
-from orchestrator.images.store import Image, image_names, read_image
+from orchestrator.images.store import Image, find_image, image_names
 from orchestrator.images.user_data import NETWORK_CONFIG, USER_DATA, check_network_config, check_user_data
 from orchestrator.model.configuration import CLOUD_INIT, CREDENTIALS, Configuration, NicAddress, list_fields
 from orchestrator.model.request import GuestRequest
@@ -109,7 +109,7 @@ def list_configurable(store: Path, request: GuestRequest) -> tuple[str, ...]:
     found = []
     for name in image_names(store):
         try:
-            if not find_unsupported(read_image(store / name), request):
+            if not find_unsupported(find_image(store, name), request):
                 found.append(name)
         except OrchestratorError:
             continue

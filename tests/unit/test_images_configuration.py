@@ -16,7 +16,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.images.configuration import build_credentials, build_seed, check_configurable, find_unsupported
 from orchestrator.images.cpio import build_archive
 from orchestrator.images.description import Description
-from orchestrator.images.store import find_image, read_image
+from orchestrator.images.store import find_image
 from orchestrator.model.configuration import Configuration, NicAddress
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.resources.configuration import WriteInitrd
@@ -205,4 +205,4 @@ def test_initrd_that_cannot_be_written_is_an_error(tmp_path: Path, why: str) -> 
 
 def test_description_of_a_configurable_image_is_read(tmp_path: Path) -> None:
     make_image(tmp_path, "debian", configuration=BOTH)
-    assert read_image(tmp_path / "debian").configuration == tuple(BOTH)
+    assert find_image(tmp_path, "debian").configuration == tuple(BOTH)
