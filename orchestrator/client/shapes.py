@@ -218,6 +218,28 @@ class Ready(TypedDict):
     line: str
 
 
+class ConsolePart(TypedDict):
+    """Output of a guest's console.
+
+    ``uuid`` is the guest's id. ``position`` is after this output: send it as Last-Event-ID to continue. ``output`` is in Base64.
+    ``may_have_skipped``: output before this may be missing, because the log was rotated faster than it was read. After the
+    ``last`` part nothing follows; its ``problem`` is why, or null if only the output so far was requested.
+    """
+
+    uuid: str
+    position: str
+    output: str
+    may_have_skipped: bool
+    last: bool
+    problem: dict[str, object] | None
+
+
+class ConsoleTyped(TypedDict):
+    """How many bytes of the input the console took; send the rest again later."""
+
+    taken: int
+
+
 class Answer(TypedDict):
     """The reply on the guest's console."""
 

@@ -6,8 +6,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.errors import GuestError, ImageError, NotFound
+from orchestrator.console import LogReader
+from orchestrator.errors import GuestError, HostError, ImageError, NotFound
+from orchestrator.guests.console_input import ConsoleInput
 from orchestrator.guests.console_logs import ConsoleLogs
+from orchestrator.guests.console_stream import HISTORY_BYTES, ConsoleStream, Position
 from orchestrator.guests.console_watch import ConsoleWatch, guest_replaced_error
 from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
 from orchestrator.images.description import CONSOLE_PROTOCOL
@@ -23,6 +26,7 @@ class Consoles:
     def __init__(self, hypervisor: Hypervisor, ledger: Ledger, logs: ConsoleLogs, images: Path) -> None:
         self._hypervisor, self._ledger, self._logs, self._images = hypervisor, ledger, logs, images
         self._watch = ConsoleWatch(ledger, lambda: hypervisor.running_uuids())
+        self._input = ConsoleInput()
 
     def begin_ready(self, claim: Claim, timeout: float) -> Future[str]:
         """The future returns the line with which the guest reports ready after its last start. It raises NotFound if the guest is
@@ -47,11 +51,58 @@ class Consoles:
         own = self._has_own_backups(claim, console.log)
         return self._watch.ask(claim, console.log, console.pty, line, timeout, backups=own)
 
+    def begin_reading(self, claim: Claim, lines: int, *, follow: bool, after: Position | None) -> ConsoleStream:
+        """Starts with the last ``lines`` lines, at most 1 MB, or ``after`` an earlier reader's position. Without ``follow`` the
+        stream ends with the output so far, otherwise with the run of the guest. A guest that has ended has its last output.
+
+        Raises GuestError if the guest is being created, started or deleted, NotFound if ``after`` is of another guest.
+        """
+        plan, over = claim.plan, None
+        if after and after.uuid != plan.uuid:
+            raise guest_replaced_error(plan.name)
+        log: Path | None = self._logs.find(plan, claim.owner)
+        try:
+            log = self._find(claim, _TYPED_ON).log
+        except NotFound as error:
+            over = error
+        now = self._ledger.find(plan.name)
+        if not now or now.plan.uuid != plan.uuid:
+            raise guest_replaced_error(plan.name)
+        if log is None:
+            raise GuestError(f"the console of guest {plan.name} has no log")
+        backups = self._has_own_backups(claim, log)
+        reader = LogReader(log, backups=backups)
+        try:
+            if after:
+                reader.seek(after.place)
+            else:
+                reader.skip_to_last(lines, HISTORY_BYTES)
+        except OSError as error:
+            raise HostError(f"cannot read the console log {log}", "check `mount` and `dmesg`", error.errno or 0) from None
+        stream = ConsoleStream(plan.uuid, reader)
+        if over or not follow:
+            stream.finish(over if follow else None)
+        self._watch.follow(claim, log, stream, backups=backups)
+        return stream
+
+    def type(self, claim: Claim, data: bytes) -> int:
+        """Returns how many bytes the guest's console took. Raises NotFound if the guest does not run, and GuestError."""
+
+        def find_pty() -> Path | None:
+            return self._find(claim, _TYPED_ON).pty
+
+        if claim.state not in _TYPED_ON:
+            find_pty()  # raises the error
+        count = self._input.type(claim.plan.uuid, claim.plan.name, data, find_pty)
+        self._watch.note_typed(claim)
+        return count
+
     def remove_old_logs(self) -> None:
         self._logs.remove_old(self._is_in_use)
 
     def close(self) -> None:
         self._watch.close()
+        self._input.close()
 
     def _find(self, claim: Claim, states: tuple[GuestState, ...]) -> SerialConsole:
         name = claim.plan.name

@@ -13,6 +13,7 @@ from uuid import UUID
 from orchestrator.errors import Conflict, Forbidden, NotFound
 from orchestrator.guests.allocate import Allocator, find_by_request_id
 from orchestrator.guests.console_logs import ConsoleLogs
+from orchestrator.guests.console_stream import ConsoleStream, Position
 from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
 from orchestrator.guests.core_manager import CoreContext, Launches
@@ -208,6 +209,18 @@ class GuestService:
         if uuid not in (None, claim.plan.uuid):
             raise guest_replaced_error(name)
         return self._consoles.begin_command(claim, line, timeout)
+
+    def begin_reading(
+        self, caller: Identity, name: str, lines: int = 0, *, follow: bool = True, after: Position | None = None
+    ) -> ConsoleStream:
+        return self._consoles.begin_reading(self._access.find(caller, name), lines, follow=follow, after=after)
+
+    def type_console(self, caller: Identity, name: str, uuid: UUID, data: bytes) -> int:
+        """Returns how many bytes the console took. Raises NotFound if ``uuid`` is not the guest's."""
+        claim = self._access.find_for_change(caller, name)
+        if uuid != claim.plan.uuid:
+            raise guest_replaced_error(name)
+        return self._consoles.type(claim, data)
 
     def wait_ready(self, caller: Identity, name: str, timeout: float) -> str:
         return self.begin_ready(caller, name, timeout).result()
