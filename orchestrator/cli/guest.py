@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.guest_console import console
 from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
 from orchestrator.cli.seconds import Seconds
@@ -32,6 +33,9 @@ wait_option = click.option(
 @click.group()
 def guest() -> None:
     """Create, list, show, start, stop and delete guests."""
+
+
+guest.add_command(console)
 
 
 @guest.command()
