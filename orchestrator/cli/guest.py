@@ -11,6 +11,7 @@ from orchestrator.cli.connection import client_option
 from orchestrator.cli.guest_console import console
 from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
+from orchestrator.cli.readiness import wait_ready
 from orchestrator.cli.seconds import Seconds
 from orchestrator.client import Client
 
@@ -89,7 +90,7 @@ def create(
         # The fields of a guest, and the line with which it reports ready.
         made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request))}
         if wait and not plan_only:
-            made["ready"] = client.wait_ready(name, wait)
+            made["ready"] = wait_ready(client, name, wait)
     except KeyboardInterrupt:
         # The guest is not deleted: by now another guest may have the name.
         click.echo(f"the request continues in the manager: see `nohype guest show {name}`", err=True)
@@ -207,7 +208,7 @@ def tell(name: str, line: str, *, timeout: float, as_json: bool, client: Client)
 def _report(changed: Mapping[str, Any], client: Client, wait: float = 0, *, as_json: bool) -> None:
     """Prints a guest's new state; with ``wait`` after it has reported ready."""
     if wait:
-        changed = {**changed, "ready": client.wait_ready(changed["name"], wait)}
+        changed = {**changed, "ready": wait_ready(client, changed["name"], wait)}
     if as_json:
         print_json(changed)
         return

@@ -23,7 +23,8 @@ class Guest(TypedDict):
     `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not. ``owner`` is the tenant, empty
     for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is when it is restarted,
     ``restarts`` how often it was. ``id`` is the request id. ``warnings`` come with a plan: resources that unmanaged domains may
-    use later, and differences between configuration and host.
+    use later, and differences between configuration and host. ``addresses`` are the IP addresses of the request, with prefix
+    lengths, in the order of ``nics``. ``ssh_host_key`` is the key that the guest has reported on its console since its start.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Guest(TypedDict):
     restart: Literal["never", "on-failure"]
     id: str | None
     warnings: list[str]
+    addresses: list[str]
+    ssh_host_key: str | None
 
 
 class Quarantined(TypedDict):

@@ -35,7 +35,10 @@ _LIVELY_SECONDS = 5.0
 
 
 class Ready:
-    def __init__(self, timeout: float) -> None:
+    """``what`` completes "waiting for the guest to"."""
+
+    def __init__(self, timeout: float, what: str) -> None:
+        self.what = what
         self.future: Future[str] = Future()
         self.timeout, self.deadline = timeout, time.monotonic() + timeout
 
@@ -54,6 +57,7 @@ class Console:
         self.was_read, self.is_read, self.has_ended = 0.0, False, False
         self._reader, self._scanner = LogReader(log, backups=backups), LineScanner()
         self._ready_line: str | None = None
+        self._is_reported = False
 
     @property
     def is_waited_for(self) -> bool:
@@ -101,11 +105,17 @@ class Console:
             self._scanner = LineScanner(begins_line=self._reader.skip_to_end())
             self.questions[0].type()
 
+    def take_ready_line(self) -> str | None:
+        """The ready line of this run, once."""
+        line = None if self._is_reported else self._ready_line
+        self._is_reported |= line is not None
+        return line
+
     def expire(self, now: float) -> None:
         output = cache(lambda: format_tail(read_tail(self.log)))
         for wait in self.waits:
             if now >= wait.deadline:
-                what = f"timed out after {wait.timeout:g} s waiting for the guest to {REPORT_READY}"
+                what = f"timed out after {wait.timeout:g} s waiting for the guest to {wait.what}"
                 settle(wait.future, error=GuestError(f"{what}; console output:{output()}"))
         for question in self.questions:
             question.expire(now, output)
@@ -116,7 +126,7 @@ class Console:
         """
         output = cache(lambda: format_tail(read_tail(self.log)))
         for wait in self.waits:
-            before = "" if self._ready_line else f" before it could {REPORT_READY}"
+            before = "" if self._ready_line else f" before it could {wait.what}"
             settle(wait.future, error=error or GuestError(f"the guest ended{before}; console output:{output()}"))
         for question in self.questions:
             question.end(output, error)
@@ -134,8 +144,12 @@ class Console:
 
 
 class ConsoleWatch:
-    def __init__(self, ledger: Ledger, list_running: Callable[[], frozenset[UUID]]) -> None:
-        self._ledger, self._list_running = ledger, list_running
+    """``on_ready`` gets the name, id and version of a guest and its ready line, once per run; it must not block."""
+
+    def __init__(
+        self, ledger: Ledger, list_running: Callable[[], frozenset[UUID]], on_ready: Callable[[str, UUID, int, str], object]
+    ) -> None:
+        self._ledger, self._list_running, self._on_ready = ledger, list_running, on_ready
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._consoles: dict[tuple[UUID, int], Console] = {}
@@ -145,8 +159,8 @@ class ConsoleWatch:
         self._seen: tuple[float, frozenset[UUID]] = (0.0, frozenset())
         self._is_listing = False
 
-    def wait_ready(self, claim: Claim, log: Path, timeout: float, *, backups: bool) -> Future[str]:
-        wait = Ready(timeout)
+    def wait_ready(self, claim: Claim, log: Path, timeout: float, what: str = REPORT_READY, *, backups: bool) -> Future[str]:
+        wait = Ready(timeout, what)
         with self._lock:
             self._find(claim, log, backups=backups).waits.append(wait)
             return self._follow(wait.future)
@@ -244,6 +258,8 @@ class ConsoleWatch:
                 console.end(GuestError("the manager is being stopped; guests keep running", "retry"))
             elif lasts:
                 console.go_on()
+                if line := console.take_ready_line():
+                    self._on_ready(console.name, console.uuid, console.version, line)
             elif console.is_read and console.has_ended:
                 console.end(self._find_reason(console), immediately=False)
             # Output from its end is read first.

@@ -260,6 +260,8 @@ class GuestService:
         _log.log(event.severity, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._new_event:
             self._new_event.notify_all()
+        if event.kind in (EventKind.STARTED, EventKind.ADOPT) and (claim := self._ledger.find(event.subject)):
+            self._consoles.begin_learning(claim)
 
 
 def _view_running(claim: Claim) -> GuestView:

@@ -117,10 +117,25 @@ class Claims:
 
         # Only STARTING starts new work; the other states belong to a stop, or report what has happened.
         what = f"write the state {state} of {name} to"
-        claim, number = self._change(what, work, starts_work=state == GuestState.STARTING, one_statement=True)
+        starts = state == GuestState.STARTING  # two statements: the host key belongs to the last start
+        claim, number = self._change(what, work, starts_work=starts, one_statement=not starts)
         if state in SETTLED:
             self._database.wait_synced(number)
         return claim
+
+    def record_host_key(self, claim: Claim, key: str) -> None:
+        """Stores the SSH host key that a guest has reported, until its next start; nothing if its state has changed since.
+
+        Not a change of the guest: the version stays.
+        """
+
+        def work(db: sqlite3.Connection, cache: Cache) -> None:
+            now = cache.claims.get(claim.plan.name)
+            if now and (now.plan.uuid, now.version) == (claim.plan.uuid, claim.version):
+                db.execute("INSERT OR REPLACE INTO host_key VALUES (?, ?)", (claim.plan.name, key))
+                cache.claims[claim.plan.name] = replace(now, host_key=key)
+
+        self._change(f"write the host key of {claim.plan.name} to", work, starts_work=True, one_statement=True)
 
     def quarantine(self, name: str, reasons: Sequence[str]) -> None:
         def work(db: sqlite3.Connection, cache: Cache) -> None:
@@ -204,6 +219,9 @@ def _set_state(db: sqlite3.Connection, cache: Cache, name: str, state: GuestStat
     statement = "UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ? AND version = ?"
     values = (after.state, after.restarts, after.version, name, before.version)
     _check_found(db.execute(statement, values), name)
+    if state == GuestState.STARTING and after.host_key:
+        db.execute("DELETE FROM host_key WHERE guest = ?", (name,))
+        after = replace(after, host_key="")
     cache.claims[name] = after
     return after
 

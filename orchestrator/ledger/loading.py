@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,9 @@ def _load(db: sqlite3.Connection) -> Cache:
     _check_number(generation, "the generation")
     _check_number(version, "the version")
     claims = {}
+    keys: dict[str, str] = dict(read_rows(db, "SELECT guest, key FROM host_key"))
     for name, *fields in read_rows(db, "SELECT name, plan, state, request, owner, version, restarts FROM guest ORDER BY name"):
-        claims[name] = _parse_claim(name, *fields)
+        claims[name] = replace(_parse_claim(name, *fields), host_key=keys.get(name, ""))
     _check_keys(db, claims)
     for name, text in read_rows(db, "SELECT name, reasons FROM quarantine"):
         parse_reasons(name, text)

@@ -81,6 +81,10 @@ DROP TABLE claim_vf;
 DROP TABLE claim_mac;
 """
 
+_HOST_KEY_6 = """
+CREATE TABLE host_key (guest TEXT PRIMARY KEY REFERENCES guest ON DELETE CASCADE, key TEXT NOT NULL) STRICT;
+"""
+
 # In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -116,8 +120,20 @@ def _migrate_5(db: sqlite3.Connection) -> None:
     _execute_all(db, _KEYS_5)
 
 
+def _migrate_6(db: sqlite3.Connection) -> None:
+    """Adds the SSH host keys that guests have reported."""
+    _execute_all(db, _HOST_KEY_6)
+
+
 # One entry per schema version. Never edit a released migration: add the next one.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _migrate_1,
+    _migrate_2,
+    _migrate_3,
+    _migrate_4,
+    _migrate_5,
+    _migrate_6,
+)
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"
 

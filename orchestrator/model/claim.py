@@ -23,6 +23,7 @@ class Claim:
     owner: str = ""  # the tenant, empty for the host's own guests
     version: int = 1  # grows with each change of this guest; unique among all guests
     restarts: int = 0  # restarts after a failure since the last requested start, including a scheduled one
+    host_key: str = ""  # SSH host key that the guest has reported since its last start, `ssh-ed25519 BASE64`
     previous: int | None = field(default=None, compare=False)
 
     @property

@@ -22,6 +22,7 @@ class GuestView:
     owner: str = ""
     version: int = 0
     restarts: int = 0
+    host_key: str = ""  # SSH host key that the running guest has reported
     warnings: tuple[str, ...] = ()  # of a plan: `last_choices`, and differences between configuration and host
 
 
@@ -29,7 +30,8 @@ def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:
     """``running`` are the ids of running domains."""
     ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
     state = "ended" if ended else str(claim.state)
-    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted)
+    host_key = claim.host_key if claim.plan.uuid in running else ""
+    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted, host_key=host_key)
 
 
 def check_version(claim: Claim, expected: int | None) -> None:

@@ -26,7 +26,7 @@ GUEST: dict[str, Any] = {
     "name": "web", "state": "running", "owner": "", "version": 3, "restarts": 1, "cores": ["2-3"], "cpus": [2, 3], "node": 0,
     "memory": 256 << 20, "huge_pages": 128, "page_size": 2 << 20, "housekeeping": "0-1", "image": "minimal", "cmdline": "quiet",
     "vf": {"pf": "0000:41:00.0", "interface": "nic0", "index": 0, "address": "0000:41:10.0", "mac": "02:4e:48:00:00:01"},
-    "cpu_features": [], "restart": "on-failure", "id": "job-17",
+    "cpu_features": [], "restart": "on-failure", "id": "job-17", "addresses": ["10.9.0.11/24"], "ssh_host_key": None,
 }  # fmt: skip
 GUEST["nics"] = [GUEST["vf"]]
 

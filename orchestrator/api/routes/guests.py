@@ -82,7 +82,13 @@ async def guest(backend: Served, caller: Caller, name: Name) -> Response:
     return _answer(backend, await backend.quick.run(caller, backend.guests.guest, caller, name))
 
 
-@routes.add("GET", "/v1/guests/{name}/ready", shapes.Ready, ("not-found", "guest", "conflict", *HOST_CODES), kind=Kind.WAIT)
+@routes.add(
+    "GET",
+    "/v1/guests/{name}/ready",
+    shapes.Ready,
+    ("not-found", "guest", "ready-by-ssh", "conflict", *HOST_CODES),
+    kind=Kind.WAIT,
+)
 async def ready(backend: Served, request: Request, caller: Caller, name: Name, timeout: WaitQuery = 60.0) -> Response:
     may_last(request, timeout)
     wait = await backend.quick.run(caller, backend.guests.begin_ready, caller, name, timeout)
@@ -145,7 +151,8 @@ def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
         "housekeeping": str(housekeeping), "vf": to_plain(plan.vf), "nics": to_plain(plan.nics),
         "image": plan.image.name, "cmdline": plan.cmdline,
         "cpu_features": list(plan.cpu_features), "restart": to_plain(request.restart), "id": request.id,
-        "warnings": list(view.warnings),
+        "warnings": list(view.warnings), "addresses": [nic.address for nic in request.wanted_nics if nic.address],
+        "ssh_host_key": view.host_key or None,
     }  # fmt: skip
 
 
