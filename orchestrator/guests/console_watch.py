@@ -279,7 +279,8 @@ class ConsoleWatch:
 
     def _find_reason(self, console: Console) -> OrchestratorError | None:
         claim = self._ledger.find(console.name)
-        return None if claim and claim.plan.uuid == console.uuid else guest_replaced_error(console.name)
+        stays = claim and claim.plan.uuid == console.uuid and claim.state != GuestState.DELETING
+        return None if stays else guest_replaced_error(console.name)
 
     def _guard(self, console: Console, work: Callable[[], bool]) -> bool:
         """An error of one console does not stop the others."""
