@@ -9,6 +9,7 @@ import click
 
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.guest_console import console
+from orchestrator.cli.guest_ssh import copy, ssh
 from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
 from orchestrator.cli.readiness import wait_ready
@@ -36,7 +37,8 @@ def guest() -> None:
     """Create, list, show, start, stop and delete guests."""
 
 
-guest.add_command(console)
+for command in (console, ssh, copy):
+    guest.add_command(command)
 
 
 @guest.command()
