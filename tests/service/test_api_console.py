@@ -22,7 +22,7 @@ from orchestrator.client.console import ConsoleOutput
 from orchestrator.errors import Forbidden, GuestError, NotFound, OrchestratorError, RequestError, TooMany
 from orchestrator.hypervisor.connection import EndCause
 from orchestrator.model.access import OPERATOR
-from tests.harness.api_server import Authority, Served, serve
+from tests.harness.api_server import Authority, Served, send, serve
 from tests.harness.crash import World
 from tests.harness.guests import until
 
@@ -203,6 +203,16 @@ def test_position_of_another_guest_is_refused(served: Served) -> None:
 def test_wrong_queries_are_refused(served: Served, query: str) -> None:
     with open_stream(served.path, query) as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_head_of_a_console_ends(served: Served) -> None:
+    """And the connection can be used for the next request."""
+    for name, status in (("web", b"200"), ("nix", b"404")):
+        request = f"HEAD /v1/guests/{name}/console HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        answer = send(served.path, request + b"GET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert answer.endswith(b'"}')
+    assert served.readers == 0
 
 
 # Input.
