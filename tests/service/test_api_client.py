@@ -28,6 +28,7 @@ GUEST: dict[str, Any] = {
     "memory": 256, "huge_pages": 128, "page_size": 2, "housekeeping": "0-1", "image": "minimal", "cmdline": "", "id": None,
     "vf": {"pf": "p", "interface": "nic0", "index": 0, "address": "a", "mac": "m"}, "cpu_features": [], "restart": "never",
     "nics": [], "warnings": [],
+    "addresses": [], "ssh_host_key": None,
 }  # fmt: skip
 
 
