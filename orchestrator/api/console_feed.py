@@ -50,9 +50,12 @@ class ConsoleFeed:
                 loop.call_soon_threadsafe(changed.set)
 
         self._wakes.add(changed.set)
+        # Without output, so that a reader of a silent guest knows its id.
+        first = format_part(Part(stream.position, b""), caller)
         stream.notify = notify
+        stream.start()
         try:
-            yield b": console follows\n\n"
+            yield first
             while not self._closed:
                 changed.clear()
                 if part := stream.take():

@@ -60,7 +60,10 @@ class Part:
 
 
 class ConsoleStream:
-    """One thread reads, another takes. ``notify`` is called by the reading thread when `take` has something new to return."""
+    """One thread reads, another takes. ``notify`` is called by the reading thread when `take` has something new to return.
+
+    Nothing is read before `start`, so that a stream whose client has gone before is only garbage. After it, `cancel` is required.
+    """
 
     def __init__(self, uuid: UUID, reader: LogReader) -> None:
         self.notify: Callable[[], object] = lambda: None
@@ -71,6 +74,7 @@ class ConsoleStream:
         self._skipped = self._finishing = self._finished = self._cancelled = False
         self._error: OrchestratorError | None = None
         self._taken: Callable[[], object] = lambda: None
+        self._begin: Callable[[], object] = lambda: None
 
     @property
     def is_over(self) -> bool:
@@ -80,6 +84,9 @@ class ConsoleStream:
     def on_taken(self, call: Callable[[], object]) -> None:
         """``call`` is called when output was taken, or the reader has gone."""
         self._taken = call
+
+    def on_start(self, call: Callable[[], object]) -> None:
+        self._begin = call
 
     # For the thread that reads.
 
@@ -115,6 +122,14 @@ class ConsoleStream:
         return self.is_over
 
     # For the reader.
+
+    def start(self) -> None:
+        self._begin()
+
+    @property
+    def position(self) -> Position:
+        """After all output that was taken or is held."""
+        return self._position
 
     def take(self) -> Part | None:
         """All output that is held; None if there is none yet."""

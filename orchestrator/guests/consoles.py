@@ -104,7 +104,7 @@ class Consoles:
         stream = ConsoleStream(plan.uuid, reader)
         if over or not follow:
             stream.finish(over if follow else None)
-        self._watch.follow(claim, log, stream, backups=backups)
+        stream.on_start(lambda: self._watch.follow(claim, log, stream, backups=backups))
         return stream
 
     def type(self, claim: Claim, data: bytes) -> int:

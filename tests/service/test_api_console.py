@@ -164,7 +164,7 @@ def test_console_of_a_stopped_guest_is_its_last_output(served: Served) -> None:
     served.client.kill("web")
     assert b"".join(part.data for part in read_parts(served.client, 5, follow=False)) == b"kernel panic\n"
     parts = served.client.read_console("web", 5)
-    assert next(parts).data == b"kernel panic\n"
+    assert [next(parts).data, next(parts).data] == [b"", b"kernel panic\n"]
     with pytest.raises(NotFound, match="guest web is stopped"):
         list(parts)
 
@@ -281,6 +281,13 @@ def test_console_that_cannot_be_opened_is_a_clear_error(served: Served) -> None:
         served.client.type_console("web", first_uuid(served.client), b"x")
 
 
+def test_silent_guest_can_be_typed_on(served: Served) -> None:
+    uuid = next(served.client.read_console("web")).uuid
+    with raw_pty(served.world) as guest:
+        served.client.type_console("web", uuid, b"x")
+        assert os.read(guest, 10) == b"x"
+
+
 @pytest.mark.parametrize("data", [b"", b"x" * 4097])
 def test_wrong_sizes_of_input_are_refused(served: Served, data: bytes) -> None:
     with pytest.raises(RequestError, match="data"):
@@ -311,10 +318,10 @@ def test_viewer_reads_but_does_not_type(tenants: tuple[Served, Callable[[str], C
     served, client_of = tenants
     client_of("acme").create(GOOD)
     served.world.hypervisor.write("web", b"output\n")
-    (first, *_) = read_parts(client_of("eve"), 9, follow=False)
-    assert first.data == b"output\n"
+    parts = read_parts(client_of("eve"), 9, follow=False)
+    assert b"".join(part.data for part in parts) == b"output\n"
     with pytest.raises(Forbidden, match="read-only role viewer"):
-        client_of("eve").type_console("web", first.uuid, b"x")
+        client_of("eve").type_console("web", parts[0].uuid, b"x")
 
 
 def test_readers_of_a_tenant_are_limited(tenants: tuple[Served, Callable[[str], Client]]) -> None:
@@ -369,6 +376,14 @@ def test_readers_that_disconnect_are_forgotten(served: Served) -> None:
     until(lambda: not any(thread.name == "consoles" for thread in threading.enumerate()))
 
 
+def test_reader_that_disconnects_before_the_response_leaves_nothing(served: Served) -> None:
+    stream = served.manager.begin_reading(OPERATOR, "web", 10)
+    follow = served.consoles.follow(stream, OPERATOR)
+    del follow, stream
+    assert served.readers == 0
+    assert not any(thread.name == "consoles" for thread in threading.enumerate())
+
+
 def test_stopping_server_ends_the_readers(tmp_path: Path) -> None:
     with serve(tmp_path) as served:
         served.client.create(GOOD)
@@ -387,7 +402,7 @@ def test_parts_are_server_sent_events(served: Served) -> None:
         text = b""
         while piece := connection.recv(4096):
             text += piece
-    (data,) = [line for line in text.decode().splitlines() if line.startswith("data: ")][:1]
+    (data,) = [line for line in text.decode().splitlines() if line.startswith("data: ")][1:2]
     part = json.loads(data[6:])
     assert base64.b64decode(part["output"]) == b"hello\n"
     assert f"id: {part['position']}\r\n" in text.decode() or f"id: {part['position']}\n" in text.decode()
