@@ -258,6 +258,8 @@ def _print_guest(shown: Mapping[str, Any]) -> None:
         rows.insert(1, ("tenant", shown["owner"]))
     if shown["id"]:
         rows.insert(1, ("id", shown["id"]))
+    if shown["ssh_host_key"]:
+        rows.append(("SSH host key", shown["ssh_host_key"]))
     if "ready" in shown:
         rows.append(("ready", shown["ready"]))
     rows += [("warning", warning) for warning in shown.get("warnings", ())]

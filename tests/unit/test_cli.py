@@ -130,6 +130,12 @@ def test_all_nics_of_a_guest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"^VF +0000:41:10.2, number 1 .*02:4e:48:00:00:02$", output, re.MULTILINE)
 
 
+def test_host_key_that_the_guest_reported_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "SSH host key" not in run("guest", "show", "web").output
+    monkeypatch.setitem(GUEST, "ssh_host_key", "ssh-ed25519 AAAA")
+    assert re.search(r"^SSH host key +ssh-ed25519 AAAA$", run("guest", "show", "web").output, re.MULTILINE)
+
+
 def test_warnings_of_a_plan_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GUEST, "warnings", ["CPUs 2-3 are pinned by unmanaged domain db (shut off), and no others are free"])
     done = run("guest", "create", "web", "--memory", "1G", "--image", "minimal", "--plan")
