@@ -125,8 +125,9 @@ def test_console_shows_output_and_takes_input(host: LabHost) -> None:
     """QEMU's pty takes what is typed, and virtlogd's log has what the guest prints."""
     shown = host.nohype("guest", "console", "guest1", "--no-follow", "--history", "1000").stdout
     assert "nohype: ready name=guest1" in shown
-    command = "(echo mac; sleep 2) | timeout 120 nohype guest console guest1 --history 0"
-    done = host.run(f"{command} | grep -m 1 'nohype: done mac'", check=False)
+    command = "(echo mac; sleep 2) | timeout 120 nohype guest console guest1 --history 0 > /tmp/console.out & "
+    search = "until grep -m 1 'nohype: done mac' /tmp/console.out || ! kill -0 $!; do sleep 1; done; kill $!; rm /tmp/console.out"
+    done = host.run(command + search, check=False)
     assert "nohype: done mac" in done.stdout, done
     address = done.stdout.split()[-1]
     assert host.nohype("guest", "tell", "guest1", "mac").stdout.endswith(f"nohype: done mac {address}\n"), "commands still work"
