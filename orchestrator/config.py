@@ -24,6 +24,7 @@ from orchestrator.config_values import (
     check_page_size,
     check_path,
     check_paths,
+    check_server,
     check_socket,
     check_token_hash,
     find_root,
@@ -31,6 +32,7 @@ from orchestrator.config_values import (
 from orchestrator.errors import RequestError
 from orchestrator.model.access import Quota, Role
 from orchestrator.model.fields import NameField, SizeField, describe
+from orchestrator.model.plan import BootPolicy
 from orchestrator.values import DEFAULT_SOCKET, MAX_CPUS, CpuSet, Size
 
 __all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "Principals", "read_config"]
@@ -45,6 +47,7 @@ _MOST_PAGES = 1 << 32
 
 _Path = Annotated[str, AfterValidator(check_path)]
 _File = Annotated[str, AfterValidator(check_file)]
+_Servers = Annotated[tuple[Annotated[str, AfterValidator(check_server)], ...], Field(strict=False)]
 _Accounts = Annotated[tuple[Annotated[str, AfterValidator(check_account)], ...], Field(strict=False)]
 
 
@@ -124,12 +127,25 @@ class AccessConfig(_Strict):
     viewers: Principals = Principals()
 
 
+class BootConfig(_Strict):
+    """Kernels and initrds that the manager downloads for guests."""
+
+    servers: _Servers = ()  # URLs of folders that operators may boot guests from
+    max_size: SizeField = "256M"  # of kernel and initrd together
+    timeout: Annotated[float, Field(gt=0, le=3600, strict=False)] = 120.0  # seconds for both
+
+    @property
+    def policy(self) -> BootPolicy:
+        return BootPolicy(self.servers, Size.parse(self.max_size).bytes, self.timeout)
+
+
 class TenantConfig(Principals):
     """A tenant: its callers, and the quota of all its guests together; None for no limit."""
 
     cores: Annotated[int, Field(ge=0, le=MAX_CPUS)] | None = None  # physical
     memory: SizeField | None = None  # in huge pages
     vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
+    boot_servers: _Servers = ()  # URLs of folders that the tenant may boot guests from
 
     @property
     def quota(self) -> Quota:
@@ -183,6 +199,7 @@ class DaemonConfig(_Strict):
     tokens: dict[NameField, TokenConfig] = {}
     api: ApiConfig | None = None
     limits: LimitConfig = LimitConfig()
+    boot: BootConfig = BootConfig()
 
     @model_validator(mode="after")
     def _check_access(self) -> Self:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from orchestrator.model.fields import check_cpus, check_size
+from orchestrator.model.url import parse_url
 from orchestrator.values import MAX_CPUS, CpuSet, Size
 
 # The kinds of names in a certificate that can be mapped to an identity (RFC 5280 4.1.2.6, 4.2.1.6).
@@ -60,6 +61,12 @@ def check_certificate(text: str) -> str:
     if kind not in CERTIFICATE_NAMES or not value or not value.isprintable():
         raise ValueError(f"invalid certificate name {text!r}: use {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}")
     return f"{kind}:{value}"
+
+
+def check_server(text: str) -> str:
+    """A folder of a boot server: https://boot.example/images/"""
+    parse_url(text)
+    return text
 
 
 def check_token_hash(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.boot import boot_options, take_boot
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
@@ -39,7 +40,8 @@ def guest() -> None:
 @click.option("--cores", type=click.IntRange(1, 1024), metavar="NUMBER",
               help="Whole physical cores; each SMT thread becomes a vCPU.  [default: 1, or the cores of --cpus]")  # fmt: skip
 @click.option("--memory", required=True, metavar="SIZE", help="Memory, a multiple of the huge page size, such as 256M or 1G.")
-@click.option("--image", required=True, metavar="NAME", help="Guest image in the host's store (`nohype image list` there).")
+@click.option("--image", metavar="NAME", help="Guest image in the host's store (`nohype image list` there).")
+@boot_options
 @click.option("--address", metavar="IP/LENGTH", help="IP address of the guest's network interface, such as 10.9.0.11/24.")
 @click.option("--cmdline", default="", metavar="WORDS", help="Extra arguments for the guest's kernel command line.")
 @click.option("--page-size", metavar="SIZE", help="Huge page size, 2M or 1G.  [default: page_size of the manager]")
@@ -68,6 +70,7 @@ def create(
     NAME is 1 to 40 characters of a-z, 0-9 and inner hyphens. The guest owns its cores, its memory and one virtual function per
     network interface until it is deleted.
     """
+    take_boot(fields)
     if vf and not cpus:
         raise click.UsageError("--vf requires --cpus")
     if nics and (vf or fields["address"]):

@@ -90,7 +90,7 @@ class Allocator:
         Raises LostRace if another program has changed the ledger, VfsNeeded if the planned VF does not exist yet; and as `plan`.
         """
         with keeping_builds(self._images):  # until other programs can read the claim
-            image = self._check(caller, request)
+            image = self._check(caller, request, downloaded=True)
             with self.lock:
                 reading = self._ledger.read()
                 placed = self._plan(caller, request, reading)
@@ -105,15 +105,18 @@ class Allocator:
 
     def plan(self, caller: Identity, request: GuestRequest) -> Placed:
         """Raises VfsNeeded if the guest has room once an uplink's VFs are created."""
-        self._check(caller, request)
+        self._check(caller, request, downloaded=False)
         return self._plan(caller, request, self._ledger.read())
 
-    def _check(self, caller: Identity, request: GuestRequest) -> ImageRef:
+    def _check(self, caller: Identity, request: GuestRequest, *, downloaded: bool) -> ImageRef:
+        """``downloaded``: the files of ``request.boot`` must be there."""
         if request.name == HOST:
             raise RequestError(f"invalid guest name {HOST}: reserved for the host itself", "choose another name")
         try:
             image = find_image(self._images, request.image)
         except NotFound:
+            if request.boot and not downloaded:
+                return ImageRef(request.image)
             if caller.role is not Role.TENANT:
                 raise
             # A tenant may see neither the images' folder nor the names of other tenants' images.

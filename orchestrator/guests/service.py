@@ -12,6 +12,7 @@ from uuid import UUID
 
 from orchestrator.errors import Conflict, Forbidden, NotFound
 from orchestrator.guests.allocate import Allocator, find_by_request_id
+from orchestrator.guests.boot_images import BootImages
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
@@ -66,6 +67,7 @@ class GuestService:
         self.reconciler = Reconciler(context, self.transitions)
         self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings)
         self._access = GuestAccess(ledger, self.transitions)
+        self._boot_images = BootImages(images, policy.boot)
         self._refusals = RefusalLog(ledger, observe_refusal)
         self._consoles = Consoles(hypervisor, ledger, logs, images)
         self._new_event = threading.Condition()
@@ -122,6 +124,8 @@ class GuestService:
         known = find_by_request_id(caller, request, self._ledger.read().claims)
         if known:
             return self._view(known)
+        if request.boot:
+            self._boot_images.check(caller, request.boot)
         placed = self.allocator.plan(caller, request)
         warnings = () if caller.role is Role.TENANT else placed.list_warnings(self._policy)
         return GuestView(placed.plan, "planned", request, caller.tenant, warnings=warnings)
@@ -138,6 +142,8 @@ class GuestService:
             known = find_by_request_id(caller, request, self._ledger.read().claims)
             if known and known.state not in (GuestState.CREATING, GuestState.DELETING):  # these states end soon
                 return self._view(known), False
+            if request.boot:
+                self._boot_images.ensure(caller, request.boot)
         with self.transitions.guest_locks(request.name):
             started_at = time.monotonic()
             with self._refusals.logging(request.name, caller):
@@ -214,6 +220,10 @@ class GuestService:
 
     def send_command(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
         return self.begin_command(caller, name, line, timeout, uuid).result()
+
+    def remove_boot_images(self) -> None:
+        """Removes the images from boot servers that guests have not used for some time."""
+        self._boot_images.remove_unused(lambda: [claim.plan for claim in self._ledger.read().claims])
 
     def remove_old_logs(self) -> None:
         self._consoles.remove_old_logs()

@@ -28,12 +28,14 @@ class Identity:
     """An authenticated caller.
 
     ``name`` is that of a user, token or certificate. ``tenant`` owns the caller's guests; empty for operators and viewers.
+    ``boot_servers`` are URLs of folders from which a tenant's guests may boot.
     """
 
     name: str
     role: Role
     tenant: str = ""
     quota: Quota = Quota()
+    boot_servers: tuple[str, ...] = ()
 
 
 OPERATOR = Identity("operator", Role.OPERATOR)

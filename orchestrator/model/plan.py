@@ -94,6 +94,15 @@ def plan_from_json(fields: dict[str, object]) -> Plan:
 
 
 @dataclass(frozen=True)
+class BootPolicy:
+    """Which boot files the manager downloads for guests. Tenants have servers of their own (``Identity.boot_servers``)."""
+
+    servers: tuple[str, ...] = ()  # URLs of folders, for operators
+    max_size: int = 0  # bytes of kernel and initrd together
+    timeout: float = 0.0  # seconds for both
+
+
+@dataclass(frozen=True)
 class Policy:
     """The operator's configuration of the host."""
 
@@ -102,6 +111,7 @@ class Policy:
     page_size: Size  # for guests that request none
     vfs_per_uplink: int | None = None  # maximum number of VFs of an uplink; None for the PF's maximum
     reserved_pages: tuple[tuple[Size, int], ...] = ()  # (huge page size, pages on each node) for the host itself
+    boot: BootPolicy = BootPolicy()
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""

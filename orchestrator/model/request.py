@@ -5,8 +5,11 @@ Values are normalised (sizes, CPUs, addresses), so equal requests compare equal.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -14,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from orchestrator.errors import RequestError
 from orchestrator.model.fields import as_value_error, check_cpus, check_name, check_size, describe
+from orchestrator.model.url import MAX_URL, parse_url
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _MAX_CMDLINE = 1024
@@ -22,8 +26,17 @@ _MAX_TEXT = 128
 _MAX_INTERFACE = 15
 """IFNAMSIZ, less the final zero byte."""
 MAX_NICS = 8
+BOOT_IMAGE_PREFIX = "boot-"
+"""Of the names of images that the manager makes of a request's ``boot``."""
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = r"^[0-9a-f]{64}$"
+_BOOT_IMAGE = re.compile(f"{BOOT_IMAGE_PREFIX}[0-9a-f]{{32}}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+
+
+def _url(text: str) -> str:
+    parse_url(text)
+    return text
 
 
 def _address(text: str) -> str:
@@ -104,6 +117,28 @@ class NicRequest(BaseModel):
         return PciAddress.parse(self.vf) if self.vf else None
 
 
+def is_boot_image(name: str) -> bool:
+    """Whether the name of an image is one of ``BootFiles.image_name``."""
+    return bool(_BOOT_IMAGE.fullmatch(name))
+
+
+class BootFiles(BaseModel):
+    """Kernel and initrd on an HTTP or HTTPS server, with their SHA-256 in hexadecimal."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    kernel: Annotated[str, Field(max_length=MAX_URL), AfterValidator(_url)]
+    kernel_sha256: Annotated[str, Field(pattern=_SHA256)]
+    initrd: Annotated[str, Field(max_length=MAX_URL), AfterValidator(_url)]
+    initrd_sha256: Annotated[str, Field(pattern=_SHA256)]
+
+    @property
+    def image_name(self) -> str:
+        """The name of the image that these files become. The same contents have the same name, wherever they come from."""
+        digest = hashlib.sha256(f"{self.kernel_sha256} {self.initrd_sha256}".encode()).hexdigest()
+        return f"{BOOT_IMAGE_PREFIX}{digest[:32]}"
+
+
 class GuestRequest(BaseModel):
     """A request for a guest.
 
@@ -112,6 +147,8 @@ class GuestRequest(BaseModel):
         cores: whole physical cores; on a host with SMT the guest sees each core's threads as vCPUs.
         memory: a whole number of huge pages ("256M").
         address: IP address and prefix length of the only NIC, or None; not with ``nics``.
+        image: name of an image; with ``boot`` that of the image made of these files.
+        boot: files that the manager downloads for the guest; None to start an image of the store.
         cmdline: extra arguments for the guest's kernel command line.
         page_size: "2M" or "1G"; None for the host's setting.
         placement: None lets the planner choose. Its ``vf`` is not allowed with ``nics``.
@@ -127,6 +164,7 @@ class GuestRequest(BaseModel):
     cores: Annotated[int, Field(ge=1, le=1024)] = 1
     memory: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)]
     image: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)]
+    boot: BootFiles | None = None
     address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
     cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
     page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
@@ -135,6 +173,23 @@ class GuestRequest(BaseModel):
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_boot_image(cls, fields: object) -> object:
+        if isinstance(fields, Mapping) and "image" not in fields and isinstance(fields.get("boot"), Mapping):
+            with suppress(ValidationError):  # reported as an error of ``boot``
+                return {**fields, "image": BootFiles.model_validate(fields["boot"]).image_name}
+            return {**fields, "image": "boot"}
+        return fields
+
+    @model_validator(mode="after")
+    def _check_boot(self) -> GuestRequest:
+        if self.boot and self.image != self.boot.image_name:
+            raise ValueError("image cannot be given together with boot")
+        if not self.boot and is_boot_image(self.image):
+            raise ValueError(f"image {self.image} consists of files of a boot server; request them with boot")
+        return self
 
     @model_validator(mode="after")
     def _check_nics(self) -> GuestRequest:

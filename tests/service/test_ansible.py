@@ -53,11 +53,20 @@ EVERYTHING: dict[str, Any] = {
         "viewers": {"users": ["daemon"], "groups": [], "certificates": ["DNS:monitor.example"]},
     },
     "nohype_tenants": {
-        "acme": {"cores": 16, "memory": "64G", "vfs": 8, "users": ["1234"], "groups": ["4321"], "certificates": ["alice"]},
+        "acme": {
+            "cores": 16,
+            "memory": "64G",
+            "vfs": 8,
+            "users": ["1234"],
+            "groups": ["4321"],
+            "certificates": ["alice"],
+            "boot_servers": ["http://192.0.2.80/acme/"],
+        },
         "bolt": None,
     },
     "nohype_tokens": {"ci": {"hash": HASH, "role": "tenant", "tenant": "acme"}, "look": {"hash": OTHER_HASH, "role": "viewer"}},
     "nohype_api": {"listen": "[::]:8443", "certificate": "/srv/c.pem", "key": "/srv/k.pem", "client_ca": "/srv/ca.pem"},
+    "nohype_boot": {"servers": ["https://boot.example/"], "max_size": "64M", "timeout": 30},
     "nohype_limits": {"rate": 5, "burst": 6, "concurrent": 7, "body": "8K", "nesting": 9},
 }
 """Every variable that stands in the manager's configuration, none as it would be anyway."""
@@ -263,7 +272,7 @@ def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
 def test_what_the_configuration_knows_is_in_the_defaults() -> None:
     """With a comment each; a section or field that is new in `config` must be told of."""
     text = (ROLE / "defaults/main.yml").read_text()
-    told = dict.fromkeys(("paths", "exits", "events", "access", "tenants", "tokens", "api", "limits"))
+    told = dict.fromkeys(("paths", "exits", "events", "access", "tenants", "tokens", "api", "limits", "boot"))
     assert set(DaemonConfig.model_fields) == {"host", *told}
     for name in told:
         comment = re.search(rf"((?:^#.*\n)+)^nohype_{name}: {{}}$", text, re.MULTILINE)
@@ -317,6 +326,8 @@ def test_the_manager_has_ip_only_for_other_hosts(tmp_path: Path) -> None:
     assert "SocketBindAllow" not in without
     narrow = render(tmp_path, "nohyped.service", {**EVERYTHING, "nohype_api_clients": ["192.0.2.0/24", "2001:db8::/32"]})
     assert "\nIPAddressDeny=any\nIPAddressAllow=192.0.2.0/24 2001:db8::/32\n" in narrow
+    boots = render(tmp_path, "nohyped.service", {**NEEDED, "nohype_boot_addresses": ["192.0.2.80", "localhost"]})
+    assert "\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=any\nIPAddressAllow=192.0.2.80 localhost\n" in boots
 
 
 def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:
