@@ -1,12 +1,14 @@
-"""Access to the kernel: files (the only code that opens /sys and /proc), thread affinities, and the network.
+"""Access to the kernel: files (the only code that opens /sys and /proc), devices, thread affinities, and the network.
 
 The root is a value, which tests replace. Names are relative ("sys/devices/system/cpu/online"), so they cannot leave a fake root.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import stat
 import struct
 from dataclasses import dataclass, field
 from errno import EACCES, EBUSY, ENOENT, EPERM
@@ -160,6 +162,30 @@ class HostRoot:
     def _at(self, name: str) -> str:
         # A survey reads a thousand files, and in the emulated lab each Path costs a millisecond.
         return f"{self.path}/{name}"
+
+    def open_device(self, name: str, number: str, flags: int) -> int:
+        """Opens /dev/NAME and returns the descriptor. `number` is the kernel's "major:minor": a node that stands for another
+        device is an error.
+        """
+        node = f"dev/{name}"
+        try:
+            descriptor = os.open(self._at(node), flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise host_error("cannot open", node, error) from None
+        found = os.fstat(descriptor)
+        actual = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+        if actual != number or not (stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
+            os.close(descriptor)
+            what = f"/{node} is not the device {name}: device number {actual}, kernel's number {number}"
+            raise HostError(what, "check that devtmpfs is mounted on /dev")
+        return descriptor
+
+    def ioctl(self, descriptor: int, request: int, argument: bytearray) -> int:
+        """Changes `argument` as the kernel does. Returns the call's own result."""
+        try:
+            return int(fcntl.ioctl(descriptor, request, argument))
+        except OSError as error:
+            raise HostError(f"ioctl {request:#x} failed", errno=error.errno or 0) from None
 
     def sched_getaffinity(self, tid: int) -> CpuSet:
         """Callers use `host.cpus.read_affinity`."""
