@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EBUSY, ENODEV
+from errno import EBUSY, EIO, ENODEV
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
@@ -15,6 +15,7 @@ from orchestrator.values import Size
 from orchestrator.waiting import wait_until
 
 BLOCK = "sys/class/block"
+CHUNK = 1 << 20  # bytes of one read or write; a multiple of every block size
 SECTOR = 512  # the unit of /sys/class/block/NAME/size on every device
 _LOCK_TIMEOUT = 30  # seconds
 
@@ -37,7 +38,7 @@ def read_size(host: HostRoot, device: str) -> tuple[Size, int]:
     return Size(_read_number(host, f"{BLOCK}/{device}/size") * SECTOR), _read_block_size(host, device)
 
 
-def read_number(host: HostRoot, device: str) -> str:
+def read_device_number(host: HostRoot, device: str) -> str:
     """The kernel's device number, "259:0". Raises HostError (ENODEV) if the device does not exist."""
     text = host.find(f"{BLOCK}/{device}/dev")
     if text is None:
@@ -56,6 +57,18 @@ def is_read_only(host: HostRoot, device: str) -> bool:
     return host.find(f"{BLOCK}/{device}/ro") not in (None, "0")
 
 
+def open_exclusive(host: HostRoot, device: str, flags: int) -> int:
+    """The caller closes the descriptor. Raises HostError: EBUSY if the device or a partition is in use, ENODEV if it is gone."""
+    # O_EXCL without O_CREAT: open(2). It also fails if a partition is in use: bd_prepare_to_claim(), block/bdev.c.
+    try:
+        return host.open_device(device, read_device_number(host, device), flags | os.O_EXCL)
+    except HostError as error:
+        if error.errno != EBUSY:
+            raise
+        what = f"block device {device} is in use"
+        raise HostError(what, f"`lsblk /dev/{device}` shows file systems, swap, LVM and RAID", EBUSY) from None
+
+
 @contextmanager
 def claim_device(host: HostRoot, device: str, flags: int = os.O_RDWR | os.O_DIRECT) -> Iterator[int]:
     """Opens the device for exclusive use during the block, and yields the descriptor.
@@ -65,19 +78,44 @@ def claim_device(host: HostRoot, device: str, flags: int = os.O_RDWR | os.O_DIRE
 
     Raises HostError: EBUSY if the device or a partition is in use, or another program has locked it for 30 s.
     """
-    # O_EXCL without O_CREAT: open(2). It also fails if a partition is in use: bd_prepare_to_claim(), block/bdev.c.
-    try:
-        descriptor = host.open_device(device, read_number(host, device), flags | os.O_EXCL)
-    except HostError as error:
-        if error.errno != EBUSY:
-            raise
-        what = f"block device {device} is in use"
-        raise HostError(what, f"`lsblk /dev/{device}` shows file systems, swap, LVM and RAID", EBUSY) from None
+    descriptor = open_exclusive(host, device, flags)
     try:
         _lock(device, descriptor)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def read_at(descriptor: int, buffer: memoryview, offset: int, device: str) -> None:
+    """Fills the buffer. Releases Python's lock while it waits. Raises HostError (EIO) at the end of the device."""
+    try:
+        count = os.preadv(descriptor, [buffer], offset)
+    except OSError as error:
+        raise _explain(f"cannot read {device} at offset {offset}", error.errno) from None
+    if count != len(buffer):
+        raise _explain(f"cannot read {device} at offset {offset}: {count} of {len(buffer)} bytes", EIO)
+
+
+def write_at(descriptor: int, buffer: memoryview, offset: int, device: str) -> None:
+    """Writes the whole buffer, otherwise as `read_at`."""
+    try:
+        count = os.pwritev(descriptor, [buffer], offset)
+    except OSError as error:
+        raise _explain(f"cannot write {device} at offset {offset}", error.errno) from None
+    if count != len(buffer):
+        raise _explain(f"cannot write {device} at offset {offset}: {count} of {len(buffer)} bytes", EIO)
+
+
+def sync(descriptor: int, device: str) -> None:
+    """Empties the write cache of the disk, which O_DIRECT does not bypass."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise _explain(f"cannot flush {device}", error.errno) from None
+
+
+def _explain(what: str, number: int | None) -> HostError:
+    return HostError(what, "check the kernel log with dmesg, and the disk with `smartctl -a`", number or 0)
 
 
 def _lock(device: str, descriptor: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from errno import ENODEV
 
 from orchestrator.errors import HostError
-from orchestrator.host.block import read_size
+from orchestrator.host.block import is_read_only, read_size
 from orchestrator.host.iommu import read_group_number
 from orchestrator.host.pci import function_path, has_function, is_idle_nvme, is_nvme, read_driver, read_functions
 from orchestrator.host.root import HostRoot
@@ -57,8 +57,22 @@ def read_controller(host: HostRoot, address: PciAddress) -> NvmeController:
         serial=host.read(f"{folder}/serial"),
         model=host.read(f"{folder}/model"),
         namespaces=namespaces,
-        fault=controller.fault or _describe_fault(host, folder, name),
+        fault=controller.fault or _describe_fault(host, folder, name, namespaces),
     )
+
+
+def read_identified(host: HostRoot, address: PciAddress, serial: str) -> NvmeController:
+    """The controller, bound to the driver nvme. Raises HostError if it has another serial number, or is not ready for use."""
+    controller = read_controller(host, address)
+    what = f"NVMe controller {address}"
+    if controller.driver != NVME:
+        raise HostError(f"{what}: bound driver {controller.driver or 'none'}, expected {NVME}", f"`modprobe {NVME}`", ENODEV)
+    if controller.serial is not None and controller.serial != serial:
+        hint = "the disks were exchanged: check them with `nohype survey`"
+        raise HostError(f"{what}: serial number {controller.serial}, expected {serial}", hint, ENODEV)
+    if controller.fault:
+        raise HostError(f"{what}: {controller.fault}", "check the kernel log with dmesg, and the disk with `nvme list -v`")
+    return controller
 
 
 def _try_controller(host: HostRoot, address: PciAddress) -> NvmeController:
@@ -118,10 +132,15 @@ def _read_nsid(host: HostRoot, device: str) -> int:
     return int(text)
 
 
-def _describe_fault(host: HostRoot, folder: str, name: str) -> str:
+def _describe_fault(host: HostRoot, folder: str, name: str, namespaces: tuple[NvmeNamespace, ...]) -> str:
     state = host.find(f"{folder}/state")
     if state not in (None, "live"):
         return f"its state is {state}, expected live"
+    if not namespaces:
+        return "it has no namespace"
+    protected = [namespace.device for namespace in namespaces if is_read_only(host, namespace.device)]
+    if protected:
+        return f"{', '.join(protected)} cannot be written"
     others = [other for other in _read_siblings(host, name) if other != name]
     return f"its namespaces can also be reached through {', '.join(others)}" if others else ""
 

@@ -172,16 +172,22 @@ class HostRoot:
             descriptor = os.open(self._at(node), flags | os.O_CLOEXEC)
         except OSError as error:
             raise host_error("cannot open", node, error) from None
-        found = os.fstat(descriptor)
-        actual = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
-        if actual != number or not (stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
+        actual = _format_number(os.fstat(descriptor))
+        if actual != number:
             os.close(descriptor)
-            what = f"/{node} is not the device {name}: device number {actual}, kernel's number {number}"
+            what = f"/{node} is not the device {name}: device number {actual or 'none'}, kernel's number {number}"
             raise HostError(what, "check that devtmpfs is mounted on /dev")
         return descriptor
 
-    def ioctl(self, descriptor: int, request: int, argument: bytearray) -> int:
-        """Changes `argument` as the kernel does. Returns the call's own result."""
+    def find_device_number(self, name: str) -> str | None:
+        """The number "major:minor" of a device node; None if the file does not exist or is not a device node."""
+        try:
+            return _format_number(os.stat(self._at(name)))
+        except OSError:
+            return None
+
+    def ioctl(self, descriptor: int, request: int, argument: bytearray, data: bytearray | None = None) -> int:
+        """Returns the call's own result, and changes `argument` as the kernel does. `data` is a buffer whose address is in it."""
         try:
             return int(fcntl.ioctl(descriptor, request, argument))
         except OSError as error:
@@ -219,6 +225,11 @@ class _Registers:
 
     def __exit__(self, *_: object) -> None:
         self._map.close()
+
+
+def _format_number(found: os.stat_result) -> str | None:
+    is_device = stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)
+    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if is_device else None
 
 
 def host_error(what: str, name: str, error: OSError) -> HostError:
