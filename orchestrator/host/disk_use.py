@@ -163,7 +163,7 @@ def _find_exports(host: HostRoot, nodes: _Nodes) -> Iterator[str]:
     # The NVMe target opens a block device without O_EXCL: nvmet_bdev_ns_enable(). So does LIO's fileio backend.
     for folder, name, what in _list_exports(host):
         path = host.find(f"{folder}/{name}")
-        device = nodes.find_path(_resolve(host, path)) if path else None
+        device = nodes.find_path(path) or nodes.find_path(_resolve(host, path)) if path else None
         if device and host.find(f"{folder}/enable") != "0":
             yield f"{device} is exported by {what}"
 

@@ -16,7 +16,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import NvmeController, NvmeNamespace
 from orchestrator.values import PciAddress
 
-NVME = "nvme"
+NVME, LIVE = "nvme", "live"
 _SUBSYSTEMS = "sys/class/nvme-subsystem"
 # drivers/nvme/host/core.c, nvme_alloc_ns(): nvmeXn1, and with native multipath the hidden path nvmeXcYn1 of the disk nvmeXn1.
 _NAMESPACE = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)", re.ASCII)
@@ -73,6 +73,11 @@ def read_identified(host: HostRoot, address: PciAddress, serial: str) -> NvmeCon
     if controller.fault:
         raise HostError(f"{what}: {controller.fault}", "check the kernel log with dmesg, and the disk with `nvme list -v`")
     return controller
+
+
+def read_state(host: HostRoot, controller: NvmeController) -> str | None:
+    """ "live", "connecting", "dead", ...: nvme_sysfs_show_state(). None unless the driver nvme is bound."""
+    return host.find(f"{function_path(controller.address)}/nvme/{controller.name}/state") if controller.name else None
 
 
 def _try_controller(host: HostRoot, address: PciAddress) -> NvmeController:
@@ -134,8 +139,8 @@ def _read_nsid(host: HostRoot, device: str) -> int:
 
 def _describe_fault(host: HostRoot, folder: str, name: str, namespaces: tuple[NvmeNamespace, ...]) -> str:
     state = host.find(f"{folder}/state")
-    if state not in (None, "live"):
-        return f"its state is {state}, expected live"
+    if state not in (None, LIVE):
+        return f"its state is {state}, expected {LIVE}"
     if not namespaces:
         return "it has no namespace"
     protected = [namespace.device for namespace in namespaces if is_read_only(host, namespace.device)]

@@ -13,7 +13,7 @@ from orchestrator.errors import HostError
 from orchestrator.host.block import claim_device
 from orchestrator.host.disk_use import find_users
 from orchestrator.host.iommu import check_alone
-from orchestrator.host.nvme import NVME, read_controller, read_identified
+from orchestrator.host.nvme import LIVE, NVME, read_controller, read_identified, read_state
 from orchestrator.host.nvme_admin import read_namespace_ids
 from orchestrator.host.pci import VFIO, bind_driver, release_driver
 from orchestrator.host.root import HostRoot
@@ -74,13 +74,17 @@ def release_controller(host: HostRoot, address: PciAddress) -> None:
 def _check_unused(host: HostRoot, controller: NvmeController) -> None:
     users = find_users(host, controller)
     if users:
-        what = f"NVMe controller {controller.address} ({controller.serial}) is used by the host: {'; '.join(users)}"
+        what = f"NVMe controller {controller.address} ({controller.serial}) is used by the host ({'; '.join(users)})"
         raise HostError(what, "end this use, or choose another disk", EBUSY)
 
 
 def _is_ready(host: HostRoot, address: PciAddress) -> bool:
+    """The driver shows a block device for each active namespace, which a guest may have changed."""
     controller = read_controller(host, address)
-    if controller.driver != NVME or controller.fault or not controller.namespaces:
+    if controller.driver != NVME or read_state(host, controller) != LIVE:
         return False
-    active, _ = read_namespace_ids(host, controller)
+    try:
+        active, _ = read_namespace_ids(host, controller)
+    except HostError:
+        return False
     return set(active) == {namespace.nsid for namespace in controller.namespaces}

@@ -7,10 +7,10 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EINVAL, ENOTTY
+from errno import EINVAL, ENODEV, ENOTTY
 
 from orchestrator.errors import HostError
-from orchestrator.host.block import CHUNK, BlockProgress, Report, claim_device, read_at, read_size, sync, write_at
+from orchestrator.host.block import BLOCK, CHUNK, BlockProgress, Report, claim_device, read_at, read_size, sync, write_at
 from orchestrator.host.nvme import read_identified
 from orchestrator.host.nvme_admin import find_lba_format, format_namespace, read_abilities, read_namespace_ids
 from orchestrator.host.root import HostRoot
@@ -94,6 +94,9 @@ def _scrub(host: HostRoot, device: str, special: dict[str, _Erase], report: Repo
                 size = read_size(host, device)[0].bytes
                 dirty = _find_data(descriptor, device, size, report)
             except HostError as error:
+                if not host.exists(f"{BLOCK}/{device}"):
+                    what = f"{device} disappeared while it was erased: {error.message}"
+                    raise HostError(what, "check the kernel log with dmesg", ENODEV) from None
                 failures.append(f"{method}: {error.message}")
                 continue
             if dirty is None:

@@ -150,7 +150,7 @@ def test_busy_controller_stays_with_the_host(host: HostRoot, disk: NvmeControlle
     with busy(host, device):
         assert find_users(host, disk)[0] == f"{device} or a partition of it is opened for exclusive use"
         for take in (reserve_controller, detach_controller):
-            with pytest.raises(HostError, match=f"is used by the host: {device} or a partition") as error:
+            with pytest.raises(HostError, match=rf"is used by the host \({device} or a partition") as error:
                 take(host, disk.address, serial_of(disk))
             assert error.value.errno == EBUSY
         with pytest.raises(HostError, match=f"{device} is in use"):
