@@ -1,16 +1,20 @@
 """Takes an NVMe controller from the host, gives it to a guest (vfio-pci), and back. Each function is idempotent.
 
-While the manager owns a controller that is bound to nvme, its driver_override is "nvme". A udev rule of the host role then keeps
-udev from examining the contents, which a guest may have written: LVM and RAID would be activated on the host.
+A disk that the manager owns may contain what a guest has written, so udev must not examine it: the host would activate LVM, RAID
+and file systems of the guest. A udev rule of the host role excludes controllers whose driver_override is "nvme". A reboot loses
+the override, so the rule also excludes controllers whose serial number has a file in RESERVED.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import ExitStack
 from errno import EBUSY
+from pathlib import Path
 
 from orchestrator.errors import HostError
-from orchestrator.host.block import claim_device
+from orchestrator.host.block import BLOCK, claim_device
 from orchestrator.host.disk_use import find_users
 from orchestrator.host.iommu import check_alone
 from orchestrator.host.nvme import LIVE, NVME, read_controller, read_identified, read_state
@@ -21,6 +25,9 @@ from orchestrator.model.topology import NvmeController
 from orchestrator.values import PciAddress
 from orchestrator.waiting import wait_until
 
+RESERVED = "var/lib/nohype/reserved-disks"  # files nvme-SERIAL with the PCI address
+# $attr{serial} of udev has only these characters (src/shared/udev-util.c, UDEV_ALLOWED_CHARS_INPUT), without "/" here.
+_UNSAFE = re.compile(r"[^0-9A-Za-z#+.:=@_ $%?,-]", re.ASCII)
 # The driver sets up a controller and lists its namespaces after it was bound. CAP.TO allows up to 127.5 s for the first part.
 _READY_TIMEOUT = 150.0  # seconds
 
@@ -38,6 +45,7 @@ def reserve_controller(host: HostRoot, address: PciAddress, serial: str) -> Nvme
     if inactive:
         what = f"NVMe controller {address} ({serial}) has inactive namespaces: {', '.join(map(str, inactive))}"
         raise HostError(what, "delete them with `nvme delete-ns`, or attach them with `nvme attach-ns`")
+    _write_mark(host, address, serial)
     bind_driver(host, address, NVME)
     return controller
 
@@ -69,6 +77,46 @@ def return_controller(host: HostRoot, address: PciAddress, serial: str) -> NvmeC
 def release_controller(host: HostRoot, address: PciAddress) -> None:
     """Gives the controller back to the host: bound to nvme, without a mark. It must have been erased."""
     release_driver(host, address, NVME)
+    _remove_marks(host, address)
+    for namespace in read_controller(host, address).namespaces:
+        try:
+            # udev examines it again, and creates its links in /dev/disk (Documentation/ABI/testing/sysfs-uevent).
+            host.write(f"{BLOCK}/{namespace.device}/uevent", "change")
+        except HostError:
+            pass  # the links are missing until the next event; the controller itself is released
+
+
+def _write_mark(host: HostRoot, address: PciAddress, serial: str) -> None:
+    file = host.path / RESERVED / f"nvme-{_UNSAFE.sub('_', serial)}"
+    try:
+        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with file.open("w") as mark:
+            mark.write(f"{address}\n")
+            mark.flush()
+            os.fsync(mark.fileno())
+        _sync_folder(file.parent)
+    except OSError as error:
+        raise HostError(f"cannot write {file}", f"check free space and rights of {file.parent}", error.errno or 0) from None
+
+
+def _remove_marks(host: HostRoot, address: PciAddress) -> None:
+    folder = host.path / RESERVED
+    try:
+        for file in sorted(folder.glob("nvme-*")):
+            if file.read_text().strip() == str(address):
+                file.unlink()
+        if folder.exists():
+            _sync_folder(folder)
+    except OSError as error:
+        raise HostError(f"cannot remove a file in {folder}", f"check the rights of {folder}", error.errno or 0) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_unused(host: HostRoot, controller: NvmeController) -> None:

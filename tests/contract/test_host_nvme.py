@@ -18,7 +18,7 @@ from orchestrator.host.disk_image import write_image
 from orchestrator.host.disk_use import find_users
 from orchestrator.host.nvme import read_controller, read_controllers, read_identified
 from orchestrator.host.nvme_admin import format_namespace, read_abilities, read_namespace_ids
-from orchestrator.host.nvme_binding import detach_controller, release_controller, reserve_controller, return_controller
+from orchestrator.host.nvme_binding import RESERVED, detach_controller, release_controller, reserve_controller, return_controller
 from orchestrator.host.pci import read_driver, read_override
 from orchestrator.host.root import HostRoot
 from orchestrator.host.scrub import find_data, scrub_controller
@@ -127,8 +127,10 @@ def test_unused_controller_has_no_users_and_no_signatures(host: HostRoot, disk: 
 
 
 def test_controller_goes_to_vfio_and_comes_back(host: HostRoot, disk: NvmeController) -> None:
+    mark = host.path / RESERVED / f"nvme-{disk.serial}"
     reserved = reserve_controller(host, disk.address, serial_of(disk))
     assert reserved == disk
+    assert mark.read_text().strip() == str(disk.address)
     assert read_override(host, disk.address) == "nvme"
     for _ in range(2):
         detach_controller(host, disk.address, serial_of(disk))
@@ -143,6 +145,7 @@ def test_controller_goes_to_vfio_and_comes_back(host: HostRoot, disk: NvmeContro
     for _ in range(2):
         release_controller(host, disk.address)
         assert (read_driver(host, disk.address), read_override(host, disk.address)) == ("nvme", "")
+        assert not mark.exists()
 
 
 def test_busy_controller_stays_with_the_host(host: HostRoot, disk: NvmeController) -> None:
@@ -285,6 +288,15 @@ def test_inactive_namespace_is_refused(fake: FakeRoot, disk: NvmeController) -> 
         scrub(fake, disk)
     with pytest.raises(HostError, match="inactive namespaces: 2"):
         reserve_controller(fake, disk.address, serial_of(disk))
+
+
+@pytest.mark.parametrize(("serial", "name"), [("a b#1", "nvme-a b#1"), ("..", "nvme-.."), ("../x'y", "nvme-.._x_y")])
+def test_serial_number_is_a_safe_file_name(fake: FakeRoot, disk: NvmeController, serial: str, name: str) -> None:
+    set_file("nvme/nvme0/serial", serial)(fake)
+    reserve_controller(fake, disk.address, serial)
+    assert [file.name for file in (fake.path / RESERVED).iterdir()] == [name]
+    release_controller(fake, disk.address)
+    assert not list((fake.path / RESERVED).iterdir())
 
 
 def test_exchanged_disk_is_refused(fake: FakeRoot, disk: NvmeController) -> None:

@@ -99,7 +99,7 @@ def show_nvme(fake: FakeRoot, address: str) -> None:
     if 1 not in nvme.active:
         return
     fake.add(f"{folder}/{disk}/nsid", "1")
-    texts = {"size": str(nvme.size // 512), "dev": f"259:{index}", "nsid": "1", "ro": "0"}
+    texts = {"size": str(nvme.size // 512), "dev": f"259:{index}", "nsid": "1", "ro": "0", "uevent": ""}
     for file, text in {**texts, "queue/logical_block_size": str(nvme.block_size)}.items():
         fake.add(f"{_BLOCK}/{disk}/{file}", text)
     fake.add_link(f"dev/{disk}", str(disk_file(fake, address)))

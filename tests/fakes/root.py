@@ -517,6 +517,7 @@ def _update_cpuset(fake: FakeRoot, folder: str) -> None:
 
 
 _HOOKS: dict[str, Callable[[FakeRoot, str, str], None]] = {
+    "uevent": lambda _fake, _path, _value: None,  # an event for udev
     "driver_override": _driver_override,
     "sriov_numvfs": _numvfs,
     "drivers_probe": _drivers_probe,
