@@ -23,7 +23,7 @@ from orchestrator.host.scrub import find_data, scrub_device
 from orchestrator.host.signatures import find_device_signatures, parse_signatures
 from orchestrator.values import PciAddress
 from tests.fakes.nvme import FakeNvme, add_nvme
-from tests.fakes.root import FakeRoot, load_host
+from tests.fakes.root import FakeRoot, build_host
 
 ADDRESS = "0000:44:00.0"
 SIZE = 8 << 20
@@ -61,7 +61,7 @@ def loop(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def fake(tmp_path: Path) -> FakeRoot:
     """With one NVMe controller, nvme0, that has the partition nvme0n1p1."""
-    host = load_host(tmp_path / "host", "numa")
+    host = build_host(tmp_path / "host", "sys/devices/system/cpu/online = 0-1\n")
     add_nvme(host, ADDRESS, FakeNvme("disk0"))
     for folder in ("sys/class/block/nvme0n1/nvme0n1p1", "sys/class/block/nvme0n1p1"):
         host.add(f"{folder}/partition", "1")
@@ -233,10 +233,11 @@ def make_raid(device: str) -> str:
 
 
 def make_zfs(device: str) -> str:
-    # Uberblocks of the first label, 128 KiB after the start (openzfs, include/sys/uberblock_impl.h).
+    # Uberblocks of the first label, 128 KiB after the start (openzfs, include/sys/uberblock_impl.h). Without the rest of the label
+    # libblkid may not accept them: then they are data of an unknown format.
     for index in range(8):
         write(device, (128 << 10) + index * 1024, (0x00BAB10C).to_bytes(8, "little"))
-    return ""
+    return f"{device} contains "
 
 
 def make_random(device: str) -> str:
