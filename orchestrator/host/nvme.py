@@ -55,7 +55,7 @@ def read_controller(host: HostRoot, address: PciAddress) -> NvmeController:
         controller,
         name=name,
         serial=host.read(f"{folder}/serial"),
-        model=host.read(f"{folder}/model"),
+        model="".join(char if char.isprintable() else "?" for char in host.read(f"{folder}/model")),
         namespaces=namespaces,
         fault=controller.fault or _describe_fault(host, folder, name, namespaces),
     )

@@ -44,7 +44,7 @@ def scrub_controller(
     """Erases all namespaces of a controller that is bound to the driver nvme, and verifies each byte.
 
     `namespaces` are those that the controller had when it was claimed; their device names do not matter. A namespace with another
-    block size gets the former one. `report` is called after each piece, and an exception of it ends the scrub.
+    block size gets the former one. `report` is called after each piece; an exception of it, except a HostError, ends the scrub.
 
     Raises HostError: another controller is at the address; namespaces were created, deleted, resized or made inactive; the host
     uses the disk (EBUSY); no method leaves only zeros.

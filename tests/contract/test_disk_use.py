@@ -233,8 +233,8 @@ def make_raid(device: str) -> str:
 
 
 def make_zfs(device: str) -> str:
-    # Uberblocks of the first label, 128 KiB after the start (openzfs, include/sys/uberblock_impl.h). Without the rest of the label
-    # libblkid may not accept them: then they are data of an unknown format.
+    # Uberblocks of the first label, 128 KiB after the start (openzfs, include/sys/uberblock_impl.h). libblkid may not accept them
+    # without the rest of the label: then they are data of an unknown format.
     for index in range(8):
         write(device, (128 << 10) + index * 1024, (0x00BAB10C).to_bytes(8, "little"))
     return f"{device} contains "

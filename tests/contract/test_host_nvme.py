@@ -348,6 +348,11 @@ def test_odd_controller_is_named_and_harms_no_other(
     assert not found[SECOND].fault or "2 controllers" in found[SECOND].fault
 
 
+def test_model_is_printable(fake: FakeRoot, disk: NvmeController) -> None:
+    set_file("nvme/nvme0/model", "Disk\x1b[31m\n2")(fake)
+    assert read_controller(fake, disk.address).model == "Disk?[31m?2"
+
+
 def test_sriov_capability_alone_is_not_a_fault(fake: FakeRoot, disk: NvmeController) -> None:
     fake.add(f"{DEVICES}/{FIRST}/sriov_totalvfs", "32")
     fake.add(f"{DEVICES}/{FIRST}/sriov_numvfs", "0")
