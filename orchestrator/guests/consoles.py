@@ -10,7 +10,8 @@ from orchestrator.errors import GuestError, ImageError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.console_watch import ConsoleWatch, guest_replaced_error
 from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
-from orchestrator.images.store import CONSOLE_PROTOCOL, find_image
+from orchestrator.images.description import CONSOLE_PROTOCOL
+from orchestrator.images.store import find_image
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.state import GuestState
 

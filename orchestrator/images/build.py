@@ -7,12 +7,12 @@ from pathlib import Path
 
 from orchestrator.images import debian
 from orchestrator.images.cache import Progress, build_cached, hash_inputs, remove_tree
+from orchestrator.images.description import Description, write_description
 from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.recipe import read_recipe
-from orchestrator.images.store import Description, write_description
 from orchestrator.values import Size
 
-_CODE = tuple(Path(__file__).with_name(name) for name in ("build.py", "debian.py", "initramfs.py", "store.py"))
+_CODE = tuple(Path(__file__).with_name(name) for name in ("build.py", "debian.py", "initramfs.py", "description.py"))
 
 
 def build_image(recipes: Path, name: str, cache: Path, *, progress: Progress) -> Path:

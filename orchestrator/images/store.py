@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import ValidationError
 
 from orchestrator.errors import Conflict, ImageError, NotFound
 from orchestrator.images.cache import locked, remove_tree
-from orchestrator.model.fields import check_size, describe
+from orchestrator.images.description import CONSOLE_PROTOCOL, DISK, FILE, INITRD, KERNEL, RAM_INITRD, Description
+from orchestrator.model.fields import describe
 from orchestrator.model.plan import ImageRef
-from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")
-CONSOLE_PROTOCOL = "nohype-1"
-
-_DESCRIPTION = "image.json"
-
-
-def _printable(text: str) -> str:
-    if not text.isascii() or not text.isprintable():
-        raise ValueError("only printable ASCII on one line is allowed")
-    return text
-
-
-def _size(value: Any) -> Size:
-    if isinstance(value, Size):
-        return value
-    if not isinstance(value, str):
-        raise ValueError('not a text such as "96M"')
-    return Size.parse(check_size(value))
-
-
-_Line = Annotated[str, Field(max_length=2048), AfterValidator(_printable)]
-
-
-class Description(BaseModel):
-    """The content of ``image.json``. Values that libvirt would refuse are refused here, before anything is claimed."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-    description: str = ""
-    hash: _Line  # of everything that the image was built from
-    kernel_version: _Line
-    cmdline: _Line
-    # The minimum of a guest: with less, its kernel hangs without a message.
-    memory: Annotated[Size, PlainValidator(_size), PlainSerializer(str)]
-    console: _Line | None  # protocol that the image's init speaks on the console
 
 
 class Image(Description):
@@ -64,11 +28,19 @@ class Image(Description):
 
     @property
     def kernel(self) -> Path:
-        return self.folder / "vmlinuz"
+        return self.folder / KERNEL
 
     @property
     def initrd(self) -> Path:
-        return self.folder / "initrd"
+        return self.folder / INITRD
+
+    @property
+    def ram_initrd(self) -> Path:
+        return self.folder / RAM_INITRD
+
+    @property
+    def disk_file(self) -> Path:
+        return self.folder / DISK
 
     @property
     def speaks_protocol(self) -> bool:
@@ -120,22 +92,17 @@ def image_names(store: Path) -> tuple[str, ...]:
 def read_image(folder: Path) -> Image:
     """Raises ImageError if the folder is damaged."""
     damaged = f"guest image {folder.name} is damaged"
-    missing = [name for name in (_DESCRIPTION, "vmlinuz", "initrd") if not (folder / name).is_file()]
-    if missing:
-        raise ImageError(f"{damaged}: missing {', '.join(missing)}", _rebuild(folder))
+    if not (folder / FILE).is_file():
+        raise ImageError(f"{damaged}: missing {FILE}", _rebuild(folder))
     try:
-        description = Description.model_validate_json((folder / _DESCRIPTION).read_bytes())
+        description = Description.model_validate_json((folder / FILE).read_bytes())
     except OSError as error:
-        raise ImageError(f"{damaged}: {_DESCRIPTION}: {error.strerror}", _rebuild(folder)) from None
+        raise ImageError(f"{damaged}: {FILE}: {error.strerror}", _rebuild(folder)) from None
     except ValidationError as error:
-        raise ImageError(f"{damaged}: {_DESCRIPTION}: {describe(error).removeprefix(': ')}", _rebuild(folder)) from None
+        raise ImageError(f"{damaged}: {FILE}: {describe(error).removeprefix(': ')}", _rebuild(folder)) from None
+    if missing := [name for name in description.files if not (folder / name).is_file()]:
+        raise ImageError(f"{damaged}: missing {', '.join(missing)}", _rebuild(folder))
     return Image(folder=folder, **dict(description))
-
-
-def write_description(folder: Path, description: Description) -> None:
-    """Writes ``image.json``, the last file of an image."""
-    fields = {"name": folder.name, **description.model_dump(mode="json")}
-    (folder / _DESCRIPTION).write_text(json.dumps(fields, indent=2) + "\n")
 
 
 def install_image(built: Path, store: Path, name: str) -> Image:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from orchestrator.images.store import CONSOLE_PROTOCOL, Description, write_description
+from orchestrator.images.description import CONSOLE_PROTOCOL, Description, write_description
 from orchestrator.model.plan import Policy
 from orchestrator.values import CpuSet, Size
 from tests.fakes.hypervisor import add_thread

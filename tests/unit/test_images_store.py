@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ImageError, NotFound
-from orchestrator.images.store import Description, find_image, install_image, list_images, write_description
+from orchestrator.images.description import Description, write_description
+from orchestrator.images.store import find_image, install_image, list_images
 from orchestrator.values import Size
 
 

@@ -22,7 +22,8 @@ from orchestrator.guests import question as question_module
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.service import GuestService
 from orchestrator.hypervisor.connection import EndCause, SerialConsole
-from orchestrator.images.store import read_image, write_description
+from orchestrator.images.description import write_description
+from orchestrator.images.store import read_image
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
 from orchestrator.model.plan import Plan
