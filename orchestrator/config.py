@@ -31,6 +31,8 @@ from orchestrator.config_values import (
 from orchestrator.errors import RequestError
 from orchestrator.model.access import Quota, Role
 from orchestrator.model.fields import NameField, SizeField, describe
+from orchestrator.model.request import check_serial
+from orchestrator.model.waiver import Waiver
 from orchestrator.values import DEFAULT_SOCKET, MAX_CPUS, CpuSet, Size
 
 __all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "Principals", "read_config"]
@@ -67,6 +69,9 @@ class HostConfig(_Strict):
         BeforeValidator(check_page_counts),
     ] = {}
 
+    # Properties that guests may lack without accepting it themselves: emulated-disk.
+    accept: Annotated[tuple[Annotated[Waiver, Field(strict=False)], ...], Field(strict=False)] = ()
+
     @property
     def housekeeping_cpus(self) -> CpuSet:
         return CpuSet.parse(self.housekeeping)
@@ -78,6 +83,15 @@ class HostConfig(_Strict):
     @property
     def reserved(self) -> tuple[tuple[Size, int], ...]:
         return tuple((Size.parse(size), count) for size, count in self.reserved_pages.items())
+
+
+class DiskConfig(_Strict):
+    """The disks that guests can get. Without this section: NVMe controllers without any known contents."""
+
+    # Serial numbers of NVMe controllers that guests can get although they hold a file system, partitions or the like.
+    serials: Annotated[tuple[Annotated[str, AfterValidator(check_serial)], ...], Field(strict=False)] = ()
+    # Existing folder for the files of emulated disks; None: the host offers none.
+    emulated: _Path | None = None
 
 
 class PathConfig(_Strict):
@@ -130,10 +144,11 @@ class TenantConfig(Principals):
     cores: Annotated[int, Field(ge=0, le=MAX_CPUS)] | None = None  # physical
     memory: SizeField | None = None  # in huge pages
     vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
+    disks: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
 
     @property
     def quota(self) -> Quota:
-        return Quota(self.cores, Size.parse(self.memory) if self.memory else None, self.vfs)
+        return Quota(self.cores, Size.parse(self.memory) if self.memory else None, self.vfs, self.disks)
 
 
 class TokenConfig(_Strict):
@@ -175,6 +190,7 @@ class LimitConfig(_Strict):
 
 class DaemonConfig(_Strict):
     host: HostConfig
+    disks: DiskConfig = DiskConfig()
     paths: PathConfig = PathConfig()
     exits: ExitConfig = ExitConfig()
     events: EventConfig = EventConfig()

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.disks import accept_option, disk_option
 from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
 from orchestrator.cli.seconds import Seconds
@@ -16,6 +17,9 @@ from orchestrator.client import Client
 # Checked here too: the manager would refuse a wrong wait only after it has created the guest.
 _SECONDS = Seconds(0, 3600)
 _TIMEOUT = Seconds(0, 3600, min_open=True)
+
+_FILLING = 86_400.0
+"""Seconds. A disk is read completely before its guest gets it."""
 
 timeout_option = click.option(
     "--timeout", type=_TIMEOUT, default=60, show_default=True, metavar="SECONDS",
@@ -46,6 +50,8 @@ def guest() -> None:
 @click.option("--cpus", metavar="LIST", help="Use exactly these CPUs: whole cores of one NUMA node, such as 2-3,6-7.")
 @click.option("--vf", metavar="PCI-ADDRESS", help="Use exactly this virtual function, such as 0000:41:10.0; requires --cpus.")
 @nic_option
+@disk_option
+@accept_option
 @click.option("--restart", type=click.Choice(["never", "on-failure"]),
               help="Restart the guest after a failure; a guest that powers off stays off.  [default: never]")  # fmt: skip
 @click.option(
@@ -61,7 +67,7 @@ def guest() -> None:
 @client_option
 def create(
     name: str, *, client: Client, wait: float, plan_only: bool, as_json: bool, cpus: str | None, vf: str | None,
-    nics: tuple[dict[str, str], ...], **fields: Any,
+    nics: tuple[dict[str, str], ...], disks: tuple[dict[str, str], ...], accept: tuple[str, ...], **fields: Any,
 ) -> None:  # fmt: skip
     """Create a guest and start it.
 
@@ -72,18 +78,16 @@ def create(
         raise click.UsageError("--vf requires --cpus")
     if nics and (vf or fields["address"]):
         raise click.UsageError("--nic cannot be combined with --address or --vf: give them as keys of --nic")
+    devices = {"nics": list(nics) or None, "disks": list(disks) or None, "accept": list(accept) or None}
     placement = {"cpus": cpus, **({"vf": vf} if vf else {})} if cpus else None
     request = {
         "name": name,
-        **{
-            key: value
-            for key, value in {**fields, "placement": placement, "nics": list(nics) or None}.items()
-            if value is not None
-        },
+        **{key: value for key, value in {**fields, "placement": placement, **devices}.items() if value is not None},
     }
     try:
         # The fields of a guest, and the line with which it reports ready.
-        made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request))}
+        limit = {"timeout": _FILLING} if disks else {}
+        made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request, **limit))}
         if wait and not plan_only:
             made["ready"] = client.wait_ready(name, wait)
     except KeyboardInterrupt:
@@ -223,7 +227,7 @@ def _row(shown: Mapping[str, Any]) -> tuple[object, ...]:
     cpus = ",".join(shown["cores"])
     return (
         shown["name"],
-        shown["state"],
+        _describe_state(shown),
         cpus,
         shown["node"],
         format_size(shown["memory"]),
@@ -233,16 +237,31 @@ def _row(shown: Mapping[str, Any]) -> tuple[object, ...]:
     )
 
 
+def _describe_state(shown: Mapping[str, Any]) -> str:
+    progress = shown.get("progress")
+    return f"{shown['state']} ({progress['phase']} {progress['disk']}: {progress['percent']}%)" if progress else shown["state"]
+
+
+def _describe_disk(disk: Mapping[str, Any]) -> str:
+    size = format_size(disk["size"])
+    if disk["file"]:
+        return f"{disk['file']}, {size}, emulated"
+    node = "" if disk["node"] is None else f" on node {disk['node']}"
+    return f"NVMe {disk['serial']}, {size}, {disk['address']}{node}"
+
+
 def _print_guest(shown: Mapping[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         ("name", shown["name"]),
-        ("state", shown["state"]),
+        ("state", _describe_state(shown)),
         ("CPUs", f"{','.join(shown['cores'])} on node {shown['node']} (vCPU n is the n-th of {shown['cpus']})"),
         ("memory", f"{format_size(shown['memory'])}, {shown['huge_pages']} huge pages of {format_size(shown['page_size'])}"),
         *(
             ("VF", f"{vf['address']}, number {vf['index']} of {vf['interface']} ({vf['pf']}), address {vf['mac']}")
             for vf in shown["nics"]
         ),
+        *(("disk", _describe_disk(disk)) for disk in shown.get("disks", ())),
+        *(("weaker", name) for name in shown.get("waived", ())),
         ("image", shown["image"]),
         ("cmdline", shown["cmdline"]),
         ("restarts", f"{shown['restarts']} ({shown['restart']})"),

@@ -18,7 +18,7 @@ from orchestrator.values import DEFAULT_SOCKET
 # Each command is in the module of its name.
 _COMMANDS = {
     "guest": "Create, list, show, start, stop and delete guests.",
-    "survey": "Show cores, huge pages, NICs and IOMMU groups of the host.",
+    "survey": "Show cores, huge pages, NICs and disks of the host.",
     "audit": "Measure the isolation of the guests on the live host.",
     "events": "Show the event log: what the manager decided, and why.",
     "quarantine": "List and clear quarantined guests.",

@@ -15,13 +15,32 @@ class Vf(TypedDict):
     mac: str
 
 
+class Disk(TypedDict):
+    """A guest's disk: the NVMe controller with this serial number and PCI address, or a file of the host. ``size`` is bytes."""
+
+    size: int
+    serial: str
+    address: str | None
+    node: int | None
+    file: str
+
+
+class DiskProgress(TypedDict):
+    """The work on a guest's disk: serial number or file, phase, and how much of the phase is done."""
+
+    disk: str
+    phase: str
+    percent: int
+
+
 class Guest(TypedDict):
     """A guest.
 
     ``cores`` are the CPUs of each physical core, in the kernel's list format; vCPU n runs on the n-th of ``cpus``. ``memory`` and
-    ``page_size`` are bytes. ``vf`` is the first of ``nics``. ``cpu_features`` are enabled by name. ``state`` is as in
-    `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not. ``owner`` is the tenant, empty
-    for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is when it is restarted,
+    ``page_size`` are bytes. ``vf`` is the first of ``nics``, null once they are released. ``waived`` are properties that the
+    guest lacks. ``progress`` is the work on its disks, null if there is none. ``cpu_features`` are enabled by name. ``state`` is
+    as in `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
+    empty for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is when it is restarted,
     ``restarts`` how often it was. ``id`` is the request id. ``warnings`` come with a plan: resources that unmanaged domains may
     use later, and differences between configuration and host.
     """
@@ -38,8 +57,11 @@ class Guest(TypedDict):
     huge_pages: int
     page_size: int
     housekeeping: str
-    vf: Vf
+    vf: Vf | None
     nics: list[Vf]
+    disks: list[Disk]
+    waived: list[str]
+    progress: DiskProgress | None
     image: str
     cmdline: str
     cpu_features: list[str]
@@ -189,6 +211,31 @@ class Promised(TypedDict):
     count: int
 
 
+class Namespace(TypedDict):
+    """A namespace of an NVMe controller: its number, block device, size and logical block size in bytes."""
+
+    nsid: int
+    device: str
+    size: int
+    block_size: int
+
+
+class Controller(TypedDict):
+    """An NVMe controller. ``fault`` is why guests cannot get it, ``uses`` how the host uses it, ``signatures`` what it holds."""
+
+    address: str
+    name: str | None
+    serial: str | None
+    model: str | None
+    node: int | None
+    driver: str | None
+    iommu_group: int | None
+    namespaces: list[Namespace]
+    fault: str
+    uses: list[str]
+    signatures: list[str]
+
+
 class Survey(TypedDict):
     """What the host has."""
 
@@ -202,6 +249,7 @@ class Survey(TypedDict):
     promised: list[Promised]
     kvm: bool
     vfio: bool
+    controllers: list[Controller]
     problems: list[str]
     findings: list[Finding]
 

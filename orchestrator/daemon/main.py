@@ -88,7 +88,7 @@ def serve(config: DaemonConfig) -> None:
     listeners += [open_port(config.api)] if config.api else []
     host = HostRoot(net=netlink)
     hypervisor = Hypervisor()
-    policy = build_policy(config.host)
+    policy = build_policy(config)
     ledger, counters = _open_ledger(config, policy), Counters()
     ledger.subscribe(counters.observe_event)
     service = GuestService(

@@ -16,8 +16,9 @@ from typing import TypeVar
 
 from orchestrator.errors import Conflict, LedgerError, LostRace
 from orchestrator.ledger.database import Database
-from orchestrator.ledger.loading import Cache, list_keys, load, parse_reasons, read_rows
+from orchestrator.ledger.loading import Cache, list_keys, load, parse_check, parse_reasons, read_rows
 from orchestrator.model.claim import Claim, ClaimSnapshot, Quarantined
+from orchestrator.model.disk import DiskCheck
 from orchestrator.model.event import utc_now
 from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import Plan
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_KEY_NAMES = {"cpu": "CPU", "vf": "VF", "mac": "Ethernet address"}
+_KEY_NAMES = {"cpu": "CPU", "vf": "VF", "mac": "Ethernet address", "disk": "disk"}
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,29 @@ class Claims:
         if state in SETTLED:
             self._database.wait_synced(number)
         return claim
+
+    def keep_disks(self, name: str) -> Claim:
+        """Sets the state WIPING, and releases everything except the disks."""
+
+        def work(db: sqlite3.Connection, cache: Cache) -> Claim:
+            claim = _set_state(db, cache, name, GuestState.WIPING)
+            after = replace(claim, plan=claim.plan.only_disks())
+            db.execute("UPDATE guest SET plan = ? WHERE name = ?", (json.dumps(to_plain(after.plan)), name))
+            db.execute("DELETE FROM claim_key WHERE guest = ? AND kind != 'disk'", (name,))
+            cache.claims[name] = after
+            return after
+
+        return self._change(f"release all but the disks of {name} in", work)[0]
+
+    def add_disk_check(self, name: str, check: DiskCheck) -> None:
+        statement = "INSERT OR REPLACE INTO disk_check VALUES (?, ?, ?)"
+        self._database.write(f"record a disk check of {name} in", statement, name, check.disk, json.dumps(to_plain(check)))
+
+    def disk_checks(self, name: str) -> tuple[DiskCheck, ...]:
+        """How the guest's disks were verified before it got them."""
+        with self._database.reading() as db:
+            rows = read_rows(db, "SELECT record FROM disk_check WHERE guest = ? ORDER BY disk", name)
+            return tuple(parse_check(name, text) for (text,) in rows)
 
     def quarantine(self, name: str, reasons: Sequence[str]) -> None:
         def work(db: sqlite3.Connection, cache: Cache) -> None:

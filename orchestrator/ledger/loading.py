@@ -13,6 +13,8 @@ from typing import Any
 from orchestrator.errors import LedgerError, NotFound
 from orchestrator.ledger.schema import DAMAGED
 from orchestrator.model.claim import Claim
+from orchestrator.model.disk import DiskCheck
+from orchestrator.model.plain import from_plain
 from orchestrator.model.plan import Plan, plan_from_json
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
@@ -20,6 +22,7 @@ from orchestrator.model.state import GuestState
 # Far below SQLite's maximum (2^63 - 1): each change adds one.
 _HIGHEST = 1 << 62
 
+_MAY_BE_REDUCED = (GuestState.WIPING, GuestState.DELETING, GuestState.QUARANTINED)
 _UNREADABLE = "an unreadable claim of guest"
 
 
@@ -67,6 +70,8 @@ def _load(db: sqlite3.Connection) -> Cache:
     _check_keys(db, claims)
     for name, text in read_rows(db, "SELECT name, reasons FROM quarantine"):
         parse_reasons(name, text)
+    for guest, text in read_rows(db, "SELECT guest, record FROM disk_check"):
+        parse_check(guest, text)
     for owner, text in read_rows(db, "SELECT owner, arguments FROM undo"):
         parse_arguments(owner, text)
     return Cache(generation, max((version, *(claim.version for claim in claims.values()))), claims)
@@ -77,6 +82,14 @@ def parse_reasons(name: str, text: str) -> tuple[str, ...]:
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
         raise ValueError(f"reasons of {name}'s quarantine that are not a list of texts")
     return tuple(reasons)
+
+
+def parse_check(guest: str, text: str) -> DiskCheck:
+    fields = _parse_json(text, f"a disk check of {guest}")
+    try:
+        return from_plain(DiskCheck, fields)
+    except ValueError as error:
+        raise ValueError(f"an unreadable disk check of {guest}: {error}") from None
 
 
 def parse_arguments(owner: str, text: str) -> dict[str, object]:
@@ -101,8 +114,12 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
     for what, other in (("plan", plan.name), ("request", parsed.name)):
         if other != name:
             raise ValueError(f"{_UNREADABLE} {name}: its {what} names guest {other!r}")
-    if not all(plan.cores) or not plan.cores or min(plan.pages, plan.node + 1, *(nic.index + 1 for nic in plan.nics)) <= 0:
+    reduced = claim.state in _MAY_BE_REDUCED and plan.disks and plan == plan.only_disks()
+    negative = min(plan.node, *(nic.index for nic in plan.nics), *(disk.size.bytes - 1 for disk in plan.disks), 0) < 0
+    if negative or not reduced and (not all(plan.cores) or not plan.cores or plan.pages <= 0 or not plan.nics):
         raise ValueError(f"{_UNREADABLE} {name}: its plan has no cores, no pages, or a negative number")
+    if not all(disk.key for disk in plan.disks) or any(bool(disk.file) == bool(disk.address) for disk in plan.disks):
+        raise ValueError(f"{_UNREADABLE} {name}: its plan has a disk that is neither a controller nor a file")
     _check_number(version, f"the version of guest {name}:")
     _check_number(restarts, f"the count of restarts of guest {name}:")
     return claim
@@ -111,7 +128,7 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
 def list_keys(plan: Plan) -> list[tuple[str, str]]:
     """Rows of the table claim_key: (kind, key) of each resource that exists once."""
     vfs, macs = [str(nic.address) for nic in plan.nics], [str(nic.mac) for nic in plan.nics]
-    named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs}
+    named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs, "disk": [disk.key for disk in plan.disks]}
     return [(kind, key) for kind, keys in named.items() for key in keys]
 
 

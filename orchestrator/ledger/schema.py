@@ -81,6 +81,17 @@ DROP TABLE claim_vf;
 DROP TABLE claim_mac;
 """
 
+_WIPING_6 = """
+CREATE TABLE guest_6 (name TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN
+    ('creating', 'starting', 'running', 'stopping', 'stopped', 'deleting', 'wiping', 'quarantined')),
+    plan TEXT NOT NULL, request TEXT NOT NULL, owner TEXT NOT NULL, version INTEGER NOT NULL, restarts INTEGER NOT NULL) STRICT;
+INSERT INTO guest_6 SELECT name, state, plan, request, owner, version, restarts FROM guest;
+DROP TABLE guest;
+ALTER TABLE guest_6 RENAME TO guest;
+CREATE TABLE disk_check (guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE, disk TEXT NOT NULL, record TEXT NOT NULL,
+    PRIMARY KEY (guest, disk)) STRICT;
+"""
+
 # In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -116,8 +127,15 @@ def _migrate_5(db: sqlite3.Connection) -> None:
     _execute_all(db, _KEYS_5)
 
 
+def _migrate_6(db: sqlite3.Connection) -> None:
+    """Adds the state wiping, and how disks were verified."""
+    _execute_all(db, _WIPING_6)
+
+
 # One entry per schema version. Never edit a released migration: add the next one.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6,
+)  # fmt: skip
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"
 

@@ -35,6 +35,7 @@ class Ledger:
             raise
         self.read, self.find, self.begin_claim = claims.read, claims.find, claims.begin_claim
         self.set_state, self.release = claims.set_state, claims.release
+        self.keep_disks, self.add_disk_check, self.disk_checks = claims.keep_disks, claims.add_disk_check, claims.disk_checks
         self.quarantine, self.quarantined = claims.quarantine, claims.quarantined
         self.add_undo_record, self.drop_undo_record, self.undo_records = journal.add, journal.drop, journal.read
         self.append_event, self.subscribe = events.append, events.subscribe

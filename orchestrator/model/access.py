@@ -21,6 +21,7 @@ class Quota:
     cores: int | None = None
     memory: Size | None = None
     vfs: int | None = None
+    disks: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ class Claim:
     """A guest's claim and state.
 
     Attributes:
+        plan: while the guest's disks are wiped, and afterwards, only they are left in it.
         previous: the version before the last change; None for a new claim, or one that was read from the file.
     """
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from orchestrator.errors import RequestError
 from orchestrator.model.fields import as_value_error, check_cpus, check_name, check_size, describe
+from orchestrator.model.waiver import Waiver
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _MAX_CMDLINE = 1024
@@ -22,8 +23,11 @@ _MAX_TEXT = 128
 _MAX_INTERFACE = 15
 """IFNAMSIZ, less the final zero byte."""
 MAX_NICS = 8
+MAX_DISKS = 4
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_SERIAL = re.compile(r"[!-~](?:[ -~]{0,18}[!-~])?")
+"""NVMe base specification 2.0, figure 275 (Identify Controller): 20 bytes of ASCII, padded with spaces."""
 
 
 def _address(text: str) -> str:
@@ -54,6 +58,12 @@ def _pci_address(text: str) -> str:
 def _id(text: str) -> str:
     if not _ID.fullmatch(text):
         raise ValueError(f"{text!r} is not an id: 1 to 64 of a-z, A-Z, 0-9 and . _ : -, the first a letter or digit")
+    return text
+
+
+def check_serial(text: str) -> str:
+    if not _SERIAL.fullmatch(text):
+        raise ValueError(f"{text!r} is not the serial number of a disk: 1 to 20 visible characters; `nohype survey` shows them")
     return text
 
 
@@ -104,6 +114,39 @@ class NicRequest(BaseModel):
         return PciAddress.parse(self.vf) if self.vf else None
 
 
+class DiskKind(StrEnum):
+    NVME = "nvme"
+    """A whole NVMe controller of the host, passed through."""
+    EMULATED = "emulated"
+    """A file of the host that QEMU shows as a virtio disk."""
+
+
+class DiskRequest(BaseModel):
+    """One disk of a guest.
+
+    Attributes:
+        size: the minimum; None for any, which an emulated disk does not allow.
+        serial: of the NVMe controller; None for the planner's choice.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
+    serial: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_serial)] | None = None
+    kind: Annotated[DiskKind, Field(strict=False)] = DiskKind.NVME
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> DiskRequest:
+        if self.kind is DiskKind.EMULATED and (self.serial or not self.size):
+            raise ValueError("an emulated disk has a size and no serial; give size, omit serial")
+        return self
+
+    @property
+    def minimum(self) -> int:
+        """Bytes."""
+        return Size.parse(self.size).bytes if self.size else 0
+
+
 class GuestRequest(BaseModel):
     """A request for a guest.
 
@@ -116,6 +159,8 @@ class GuestRequest(BaseModel):
         page_size: "2M" or "1G"; None for the host's setting.
         placement: None lets the planner choose. Its ``vf`` is not allowed with ``nics``.
         nics: in the order of the guest's interfaces; None for one NIC.
+        disks: in the order of the guest's disks; an image with a root file system is written to the first.
+        accept: properties that the guest may lack.
         remove: delete the guest when it ends without failure.
         restart: restart the guest after a failure, never after a power off.
         id: the caller's request id: repeating it with the same fields changes nothing.
@@ -132,6 +177,8 @@ class GuestRequest(BaseModel):
     page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
     placement: Placement | None = None
     nics: Annotated[tuple[NicRequest, ...], Field(strict=False, min_length=1, max_length=MAX_NICS)] | None = None
+    disks: Annotated[tuple[DiskRequest, ...], Field(strict=False, max_length=MAX_DISKS)] = ()
+    accept: Annotated[tuple[Annotated[Waiver, Field(strict=False)], ...], Field(strict=False, max_length=len(Waiver))] = ()
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
@@ -144,6 +191,13 @@ class GuestRequest(BaseModel):
             named = [nic.vf for nic in self.nics if nic.vf]
             if len(named) != len(set(named)):
                 raise ValueError("nics name the same VF twice; name each VF once")
+        return self
+
+    @model_validator(mode="after")
+    def _check_disks(self) -> GuestRequest:
+        named = [disk.serial for disk in self.disks if disk.serial]
+        if len(named) != len(set(named)):
+            raise ValueError("disks name the same serial twice; name each disk once")
         return self
 
     @property

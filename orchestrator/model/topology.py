@@ -186,6 +186,13 @@ class NvmeController:
     iommu_group: int | None  # None without an IOMMU. Must not be stored: it changes across reboots
     namespaces: tuple[NvmeNamespace, ...] = ()  # in the order of their numbers; empty unless the driver nvme is bound
     fault: str = ""  # why guests cannot get it, empty if they can
+    uses: tuple[str, ...] = ()  # how the host uses it, one sentence each
+    signatures: tuple[str, ...] = ()  # known contents (file system, partition table, ...), one sentence each
+
+    @property
+    def size(self) -> Size:
+        """Of all namespaces."""
+        return Size(sum(namespace.size.bytes for namespace in self.namespaces))
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,7 @@ class Topology:
     kvm: bool = True
     vfio: bool = True  # vfio-pci is loaded
     cmdline: str = ""  # of the kernel
+    controllers: tuple[NvmeController, ...] = ()  # NVMe
     problems: tuple[str, ...] = ()  # one sentence per value that could not be read and was left out
 
     @cached_property

@@ -23,6 +23,9 @@ def check_quota(caller: Identity, request: GuestRequest, cores: int, owned: Sequ
         reasons.append(f"{Size(total_memory)} of {quota.memory} memory")
     if quota.vfs is not None and total_vfs > quota.vfs:
         reasons.append(f"{total_vfs} of {quota.vfs} VFs")
+    total_disks = len(request.disks) + sum(len(plan.disks) for plan in owned)
+    if quota.disks is not None and total_disks > quota.disks:
+        reasons.append(f"{total_disks} of {quota.disks} disks")
     if reasons:
         subject = f"tenant {caller.tenant} with guest {request.name!r}"
         hint = "delete a guest, or ask the operator for a larger quota"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.fakes.root import FakeRoot
 
 _DEVICES, _BLOCK, _GROUPS = "sys/bus/pci/devices", "sys/class/block", "sys/kernel/iommu_groups"
+_MARK = b"data of guest "
 _INVALID_OPCODE, _INVALID_FORMAT = 0x001, 0x10A
 
 
@@ -61,8 +62,9 @@ def add_nvme(fake: FakeRoot, address: str, nvme: FakeNvme, node: int = 0) -> Non
     fake.native[fake.real(folder)] = "nvme"
     fake.keep_tables()
     change_nvme(fake, address, nvme)
-    with disk_file(fake, address).open("wb") as file:
-        file.truncate(nvme.size)
+    if not disk_file(fake, address).exists():  # as after a power cut
+        with disk_file(fake, address).open("wb") as file:
+            file.truncate(nvme.size)
     show_nvme(fake, address)
 
 
@@ -86,9 +88,38 @@ def disk_file(fake: FakeRoot, address: str) -> Path:
     return _folder(fake) / address / "n1"
 
 
+def use_disk(fake: FakeRoot, address: str, guest: str) -> list[str]:
+    """A guest writes a mark on its disk. Returns what is wrong: another guest's mark is there, or its own one is lost."""
+    data, users = disk_file(fake, address).read_bytes(), _folder(fake) / address / "users"
+    marks = {data[at + len(_MARK) : at + len(_MARK) + len(guest)].decode(errors="replace") for at in _find_all(data, _MARK)}
+    known = users.read_text().split() if users.exists() else []
+    found = [f"disk {address} holds data of guest {mark}" for mark in sorted(marks - {guest})]
+    if guest in known and guest not in marks:
+        found.append(f"disk {address} has lost the data of its guest {guest}")
+    with disk_file(fake, address).open("r+b") as file:
+        file.seek(len(data) - 4096)
+        file.write(_MARK + guest.encode())
+    users.write_text(" ".join({*known, guest}))
+    return found
+
+
+def find_dirty(fake: FakeRoot) -> list[str]:
+    """The addresses of disks that hold data."""
+    folder = _folder(fake)
+    return [name for name in sorted(os.listdir(folder)) if any(disk_file(fake, name).read_bytes())] if folder.exists() else []
+
+
+def _find_all(data: bytes, part: bytes) -> list[int]:
+    found, at = [], data.find(part)
+    while at >= 0:
+        found.append(at)
+        at = data.find(part, at + 1)
+    return found
+
+
 def show_nvme(fake: FakeRoot, address: str) -> None:
     """What appears when the driver nvme is bound."""
-    nvme, index = read_nvme(fake, address), _next_index(fake)
+    nvme, index = read_nvme(fake, address), _find_index(fake, address)
     folder, name, disk = f"{_DEVICES}/{address}/nvme/nvme{index}", f"nvme{index}", f"nvme{index}n1"
     for file, text in {"serial": nvme.serial, "model": nvme.model, "state": "live", "dev": f"240:{index}"}.items():
         fake.add(f"{folder}/{file}", text)
@@ -163,6 +194,6 @@ def _folder(fake: FakeRoot) -> Path:
     return fake.path.parent / f"{fake.path.name}-disks"
 
 
-def _next_index(fake: FakeRoot) -> int:
-    names = set(fake.names("dev")) if fake.exists("dev") else set()
-    return next(index for index in range(1000) if f"nvme{index}" not in names)
+def _find_index(fake: FakeRoot, address: str) -> int:
+    """The same each time, unlike the kernel's: hosts are compared as text."""
+    return sorted(os.listdir(_folder(fake))).index(address)

@@ -43,6 +43,8 @@ EVERYTHING: dict[str, Any] = {
         "consoles": "/srv/consoles",
         "socket": "/run/x.sock",
     },
+    "nohype_disks": {"serials": ["S5GX 1"], "emulated": "/srv/disks"},
+    "nohype_accept": ["emulated-disk"],
     "nohype_exits": {"total": 100, "emulated": 2.5},
     "nohype_events": {"keep": 5000},
     "nohype_access": {
@@ -50,7 +52,15 @@ EVERYTHING: dict[str, Any] = {
         "viewers": {"users": ["daemon"], "groups": [], "certificates": ["DNS:monitor.example"]},
     },
     "nohype_tenants": {
-        "acme": {"cores": 16, "memory": "64G", "vfs": 8, "users": ["1234"], "groups": ["4321"], "certificates": ["alice"]},
+        "acme": {
+            "cores": 16,
+            "memory": "64G",
+            "vfs": 8,
+            "disks": 4,
+            "users": ["1234"],
+            "groups": ["4321"],
+            "certificates": ["alice"],
+        },
         "bolt": None,
     },
     "nohype_tokens": {"ci": {"hash": HASH, "role": "tenant", "tenant": "acme"}, "look": {"hash": OTHER_HASH, "role": "viewer"}},
@@ -234,7 +244,7 @@ def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
 def test_what_the_configuration_knows_is_in_the_defaults() -> None:
     """With a comment each; a section or field that is new in `config` must be told of."""
     text = (ROLE / "defaults/main.yml").read_text()
-    told = dict.fromkeys(("paths", "exits", "events", "access", "tenants", "tokens", "api", "limits"))
+    told = dict.fromkeys(("disks", "paths", "exits", "events", "access", "tenants", "tokens", "api", "limits"))
     assert set(DaemonConfig.model_fields) == {"host", *told}
     for name in told:
         comment = re.search(rf"((?:^#.*\n)+)^nohype_{name}: {{}}$", text, re.MULTILINE)
@@ -291,7 +301,7 @@ def test_the_manager_has_ip_only_for_other_hosts(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:
-    assert "ReadWritePaths=/srv/ledger /srv/consoles\n" in render(tmp_path, "nohyped.service", EVERYTHING)
+    assert "ReadWritePaths=/srv/ledger /srv/consoles /srv/disks\n" in render(tmp_path, "nohyped.service", EVERYTHING)
     without = render(tmp_path, "nohyped.service", {**NEEDED, "nohype_paths": {"images": "/srv/images"}})
     assert re.findall(r"^ReadWritePaths=(.*)$", without, re.MULTILINE) == ["/sys/bus/pci /sys/devices /sys/fs/cgroup"]
 

@@ -122,6 +122,44 @@ def test_wrong_nic_options_are_usage_errors(words: tuple[str, ...], message: str
     assert FakeClient.asked == []
 
 
+def test_disks_are_sent_in_order_with_what_is_accepted() -> None:
+    disks = ("--disk", "size=2G,serial=S5 GX", "--disk", "", "--disk", "kind=emulated,size=1G", "--accept", "emulated-disk")
+    run("guest", "create", "web", "--memory", "1G", "--image", "minimal", *disks, "--plan")
+    ((_, request),) = FakeClient.asked
+    assert request["disks"] == [{"size": "2G", "serial": "S5 GX"}, {}, {"kind": "emulated", "size": "1G"}]
+    assert request["accept"] == ["emulated-disk"]
+    assert [disk.kind for disk in parse_guest_request(request).disks] == ["nvme", "nvme", "emulated"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("path=/dev/sda", "'path=/dev/sda' in"),
+        ("size", "use each of size, serial, kind at most once, as KEY=VALUE"),
+        ("serial=", "as KEY=VALUE"),
+        ("size=1G,size=2G", "'size=2G' in"),
+    ],
+)
+def test_wrong_disk_options_are_usage_errors(option: str, message: str) -> None:
+    assert message in run("guest", "create", "web", "--memory", "1G", "--image", "minimal", "--disk", option, status=2).output
+    assert FakeClient.asked == []
+
+
+def test_disks_and_their_progress_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    disks = [
+        {"size": 1 << 30, "serial": "S5GX", "address": "0000:44:00.0", "node": 1, "file": ""},
+        {"size": 1 << 30, "serial": "", "address": None, "node": None, "file": "/disks/web-2.raw"},
+    ]
+    shown = {"state": "wiping", "disks": disks, "waived": ["emulated-disk"], "vf": None, "nics": [], "cores": [], "cpus": []}
+    for key, value in {**shown, "progress": {"disk": "S5GX", "phase": "verify", "percent": 43}}.items():
+        monkeypatch.setitem(GUEST, key, value)
+    output = run("guest", "show", "web").output
+    assert re.search(r"^state +wiping \(verify S5GX: 43%\)$", output, re.MULTILINE)
+    assert re.search(r"^disk +NVMe S5GX, 1G, 0000:44:00.0 on node 1$", output, re.MULTILINE)
+    assert re.search(r"^disk +/disks/web-2.raw, 1G, emulated$", output, re.MULTILINE)
+    assert re.search(r"^weaker +emulated-disk$", output, re.MULTILINE)
+
+
 def test_all_nics_of_a_guest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     second = {**GUEST["vf"], "index": 1, "address": "0000:41:10.2", "mac": "02:4e:48:00:00:02"}
     monkeypatch.setitem(GUEST, "nics", [GUEST["vf"], second])
