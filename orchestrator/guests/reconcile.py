@@ -77,6 +77,10 @@ class Reconciler:
             self._transitions.quarantine_unexpected(claim)
             return
         outcome = Outcome(EventKind(decision.action), decision.why)
+        if claim.state == GuestState.WIPING:
+            if self._transitions.resume_wiping(claim):
+                log_event(self._ledger, claim, outcome)
+            return
         if running:
             log_errors(lambda: self._transitions.adopt(claim, decision.state, outcome))
             return

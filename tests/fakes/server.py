@@ -11,9 +11,11 @@ from orchestrator.images.description import CONSOLE_PROTOCOL, Description, write
 from orchestrator.model.plan import Policy
 from orchestrator.values import CpuSet, Size
 from tests.fakes.hypervisor import add_thread
+from tests.fakes.nvme import FakeNvme, add_nvme
 from tests.fakes.root import FakeRoot, build_host
 
 IMAGE = "minimal"
+DISK_SIZE = 1 << 20
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 _PF_KTHREAD, _PF_NO_SETAFFINITY = 0x0020_0000, 0x0400_0000  # include/linux/sched.h
 _PCI = "sys/bus/pci"
@@ -29,6 +31,7 @@ class Server:
         nodes: NUMA nodes, each with a socket, a PF and a share of the pages.
         vfs: VFs that a PF can have.
         pages: huge pages of 2 MiB on each node.
+        disks: NVMe controllers of 1 MiB with the serial numbers disk0, disk1, ..., evenly on the nodes.
     """
 
     cores: int
@@ -36,6 +39,7 @@ class Server:
     nodes: int = 2
     vfs: int = 64
     pages: int = 4096
+    disks: int = 0
 
     @property
     def cpus(self) -> CpuSet:
@@ -53,6 +57,8 @@ def build_server(folder: Path, server: Server) -> FakeRoot:
     """Makes the server below the (empty) folder."""
     fake = build_host(folder, "\n".join([*_cpus(server), *_nodes(server), *_nics(server), *_irqs(server)]))
     everywhere = str(server.cpus)
+    for number in range(server.disks):
+        add_nvme(fake, f"0000:{0x50 + number:02x}:00.0", FakeNvme(f"disk{number}", DISK_SIZE), number % server.nodes)
     tid = 10
     for node in range(server.nodes):
         for name in (f"kswapd{node}", f"kcompactd{node}"):

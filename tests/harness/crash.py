@@ -32,6 +32,7 @@ from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import SETTLED, GuestState
+from tests.fakes import nvme
 from tests.fakes.hypervisor import FakeHypervisor, Life
 from tests.fakes.root import LOOPBACK, FakeRoot
 from tests.fakes.server import BOOT_ID, IMAGE, Server, build_server, make_image
@@ -39,7 +40,7 @@ from tests.fakes.server import BOOT_ID, IMAGE, Server, build_server, make_image
 Tell = Callable[..., object]
 """Passes named values on to the parent process."""
 
-SERVER = Server(cores=8, nodes=2, vfs=7, pages=512)
+SERVER = Server(cores=8, nodes=2, vfs=7, pages=512, disks=3)
 CHANGES = ("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT", FSYNC)
 """What statements begin with that change the ledger; and its fsync."""
 _NAMES = tuple(f"guest{number}" for number in range(6))
@@ -224,7 +225,8 @@ def work_until_killed(world: World, rng: Random, points: int, tell: Tell, before
             pass  # honest answers
         except OrchestratorError as error:
             tell(fault=f"{kind} {name}: {type(error).__name__}: {error}")
-        tell(done=kind, name=name, exists=ledger.find(name) is not None)
+        claim = ledger.find(name)
+        tell(done=kind, name=name, exists=claim is not None and claim.state != GuestState.WIPING)
 
 
 def _recover_until_killed(world: World, points: int, tell: Tell) -> None:
@@ -245,6 +247,7 @@ def _check_recovery(
     manager, ledger = world.open_manager()
     manager.reconciler.recover()
     recovery = time.perf_counter() - began
+    wait_wiped(ledger)
     manager.close()  # guests that are to be started again stay as they are while we look
     faults = [*_check_claims(world, ledger, running, expected)]
     before = (world.host.tree(), [(claim.plan, claim.state) for claim in ledger.read().claims])
@@ -255,17 +258,29 @@ def _check_recovery(
     if before != after:
         faults.append(f"a second recovery changed something: {_differ(before[0], after[0])}, claims {before[1]} -> {after[1]}")
     faults += _go_on(again, ledger_again)
-    for claim in ledger_again.read().claims:
-        again.delete(OPERATOR, claim.plan.name)
+    last, ledger_last = world.open_manager()  # the others wipe no disks: they are closed
+    for claim in ledger_last.read().claims:
+        last.delete(OPERATOR, claim.plan.name)
+    wait_wiped(ledger_last)
     if differ := _differ(original, world.host.tree()):
         faults.append(f"after all guests were deleted the host is not as before: {differ}")
+    if dirty := nvme.find_dirty(world.host):
+        faults.append(f"after all guests were deleted disks hold data: {dirty}")
     if count := world.count_undo_records():
         faults.append(f"{count} records are left in the undo journal")
-    if left := [claim.plan.name for claim in ledger_again.read().claims]:
+    if left := [claim.plan.name for claim in ledger_last.read().claims]:
         faults.append(f"guests cannot be deleted: {left}")
     if violations := world.host.violations():
         faults.append(f"done, but allowed to nobody ({len(violations)} things): {'; '.join(violations[:4])}")
     tell(recovery=recovery, faults=faults)
+
+
+def wait_wiped(ledger: Ledger) -> None:
+    """Until no guest's disks are wiped any more."""
+    deadline = time.monotonic() + 60
+    while any(claim.state == GuestState.WIPING for claim in ledger.read().claims):
+        assert time.monotonic() < deadline, "wiping does not end"
+        time.sleep(0.005)
 
 
 def check_lives(before: frozenset[Life], after: frozenset[Life]) -> list[str]:
@@ -355,6 +370,8 @@ def build_request(rng: Random, name: str) -> GuestRequest:
         "image": IMAGE,
         "restart": rng.choice(("never", "never", "on-failure")),
     }
+    if rng.random() < 0.4:
+        fields["disks"] = rng.choice(([{}], [{}, {}], [{"serial": "disk1"}]))
     if rng.random() < 0.3:
         fields["id"] = f"{name}.{fields['cores']}"
     return GuestRequest.model_validate(fields)

@@ -11,8 +11,9 @@ import pytest
 from lxml import etree
 
 from orchestrator.domain import build_domain
+from orchestrator.images.description import DiskImage, RamRoot
 from orchestrator.images.store import Image
-from orchestrator.model.plan import ImageRef, NicPlan, Plan
+from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 GOLDEN = Path(__file__).parents[1] / "data" / "domains"
@@ -49,6 +50,13 @@ PLANS = {
     ),
     "amd-smt": replace(SMT, cpu_features=("topoext",)),
     "two-nics": replace(SMT, nics=(*SMT.nics, replace(SMT.vf, index=3, address=PciAddress.parse("0000:82:10.6")))),
+    "two-disks": replace(
+        SMT,
+        disks=(
+            DiskPlan(Size.parse("1G"), "S5GXNX0T400123", PciAddress.parse("0000:44:00.0"), 0),
+            DiskPlan(Size.parse("2G"), file="/var/lib/nohype/disks/g1-2.raw"),
+        ),
+    ),
     "no-smt-no-cmdline": replace(SMT, cores=(CpuSet.parse("3"),), cmdline=""),
 }
 
@@ -126,8 +134,10 @@ def test_vfs_are_passed_through_in_fixed_slots(plan: Plan) -> None:
         for address in pair
         if address is not None
     ]
-    assert [PciAddress(*source) for source in numbers[::2]] == [nic.address for nic in plan.nics]
-    assert numbers[1::2] == [(0, 0, 2 + index, 0) for index in range(len(plan.nics))]
+    controllers = [disk.address for disk in plan.controllers]
+    assert [PciAddress(*source) for source in numbers[::2]] == [*(nic.address for nic in plan.nics), *controllers]
+    slots = [*range(2, 2 + len(plan.nics)), *range(16, 16 + len(controllers))]
+    assert numbers[1::2] == [(0, 0, slot, 0) for slot in slots]
 
 
 def test_no_device_beyond_those_wanted() -> None:
@@ -154,6 +164,38 @@ def test_kvm_is_never_hidden_from_the_guest() -> None:
     assert texts(domain, "clock/timer[@name='kvmclock']/@present") == ["yes"]
     assert texts(domain, "features/kvm/hint-dedicated/@state") == ["on"]
     assert domain.find("features/kvm/hidden") is None
+
+
+ROOTS = {
+    "disk": DiskImage(size=1 << 30, sha256="0" * 64, layout="ext4"),
+    "ram_root": RamRoot(packed=1 << 20, unpacked=1 << 22),
+}
+DISK = replace(SMT, disks=PLANS["two-disks"].disks[:1])
+
+
+@pytest.mark.parametrize(
+    ("plan", "fields", "initrd"),
+    [
+        (SMT, {}, "initrd"),
+        (DISK, {}, "initrd"),
+        (DISK, ROOTS, "initrd"),
+        (SMT, ROOTS, "ram-initrd"),
+        (DISK, {"disk": ROOTS["disk"]}, "initrd"),
+    ],
+)
+def test_guest_without_a_disk_has_its_root_in_ram(plan: Plan, fields: dict[str, object], initrd: str) -> None:
+    assert build(plan, IMAGE.model_copy(update=fields)).findtext("os/initrd") == f"/images/minimal/{initrd}"
+
+
+def test_firmware_boots_from_the_first_disk_only() -> None:
+    image = IMAGE.model_copy(update={"boot": "firmware", **ROOTS})
+    domain = build(PLANS["two-disks"], image)
+    assert texts(domain, "os/kernel | os/initrd | os/cmdline | os/boot") == []
+    assert texts(domain, "devices/hostdev[boot]/source/address/@bus") == ["0x44"]
+    assert texts(domain, "//boot/@order") == ["1"]
+    assert "-machine" in texts(domain, "qemu:commandline/qemu:arg/@value")
+    assert "sata=off,smbus=off" in texts(domain, "qemu:commandline/qemu:arg/@value")
+    assert texts(build(PLANS["two-disks"]), "//boot/@order") == []
 
 
 def test_a_guest_that_ends_is_gone() -> None:
