@@ -61,6 +61,14 @@ def read_controller(host: HostRoot, address: PciAddress) -> NvmeController:
     )
 
 
+def find_block_devices(host: HostRoot, address: PciAddress) -> tuple[str, ...]:
+    """The host's block devices that are namespaces of the controller, whatever its driver is."""
+    folder = f"{function_path(address)}/nvme"
+    names = host.names(folder) if host.exists(folder) else ()
+    found = {name for controller in names for name in host.names(f"{folder}/{controller}")}
+    return tuple(sorted(name for name in found if _NAMESPACE.fullmatch(name)))
+
+
 def read_identified(host: HostRoot, address: PciAddress, serial: str) -> NvmeController:
     """The controller, bound to the driver nvme. Raises HostError if it has another serial number, or is not ready for use."""
     controller = read_controller(host, address)

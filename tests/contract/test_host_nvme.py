@@ -16,7 +16,7 @@ from orchestrator.errors import HostError, ImageError
 from orchestrator.host.block import BlockProgress, claim_device
 from orchestrator.host.disk_image import write_image
 from orchestrator.host.disk_use import find_users
-from orchestrator.host.nvme import read_controller, read_controllers, read_identified
+from orchestrator.host.nvme import find_block_devices, read_controller, read_controllers, read_identified
 from orchestrator.host.nvme_admin import format_namespace, read_abilities, read_namespace_ids
 from orchestrator.host.nvme_binding import RESERVED, detach_controller, release_controller, reserve_controller, return_controller
 from orchestrator.host.pci import read_driver, read_override
@@ -159,6 +159,15 @@ def test_busy_controller_stays_with_the_host(host: HostRoot, disk: NvmeControlle
         with pytest.raises(HostError, match=f"{device} is in use"):
             scrub(host, disk)
     assert (read_driver(host, disk.address), read_override(host, disk.address)) == ("nvme", "")
+
+
+def test_block_devices_exist_only_while_the_driver_nvme_is_bound(host: HostRoot, disk: NvmeController) -> None:
+    assert find_block_devices(host, disk.address) == tuple(namespace.device for namespace in disk.namespaces)
+    detach_controller(host, disk.address, serial_of(disk))
+    assert find_block_devices(host, disk.address) == ()
+    assert find_block_devices(host, NOWHERE) == ()
+    again = return_controller(host, disk.address, serial_of(disk))
+    assert find_block_devices(host, disk.address) == tuple(namespace.device for namespace in again.namespaces)
 
 
 def test_controller_of_a_running_guest_is_not_taken(host: HostRoot, disk: NvmeController, hold: Holder) -> None:
