@@ -24,6 +24,7 @@ from orchestrator.config_values import (
     check_page_size,
     check_path,
     check_paths,
+    check_server,
     check_socket,
     check_token_hash,
     find_root,
@@ -31,6 +32,9 @@ from orchestrator.config_values import (
 from orchestrator.errors import RequestError
 from orchestrator.model.access import Quota, Role
 from orchestrator.model.fields import NameField, SizeField, describe
+from orchestrator.model.plan import BootPolicy
+from orchestrator.model.request import check_serial
+from orchestrator.model.waiver import Waiver
 from orchestrator.values import DEFAULT_SOCKET, MAX_CPUS, CpuSet, Size
 
 __all__ = ["CERTIFICATE_NAMES", "DEFAULT_CONFIG", "DaemonConfig", "Principals", "read_config"]
@@ -45,6 +49,7 @@ _MOST_PAGES = 1 << 32
 
 _Path = Annotated[str, AfterValidator(check_path)]
 _File = Annotated[str, AfterValidator(check_file)]
+_Servers = Annotated[tuple[Annotated[str, AfterValidator(check_server)], ...], Field(strict=False)]
 _Accounts = Annotated[tuple[Annotated[str, AfterValidator(check_account)], ...], Field(strict=False)]
 
 
@@ -67,6 +72,9 @@ class HostConfig(_Strict):
         BeforeValidator(check_page_counts),
     ] = {}
 
+    # Properties that guests may lack without accepting it themselves: emulated-disk.
+    accept: Annotated[tuple[Annotated[Waiver, Field(strict=False)], ...], Field(strict=False)] = ()
+
     @property
     def housekeeping_cpus(self) -> CpuSet:
         return CpuSet.parse(self.housekeeping)
@@ -78,6 +86,15 @@ class HostConfig(_Strict):
     @property
     def reserved(self) -> tuple[tuple[Size, int], ...]:
         return tuple((Size.parse(size), count) for size, count in self.reserved_pages.items())
+
+
+class DiskConfig(_Strict):
+    """The disks that guests can get. Without this section: NVMe controllers without any known contents."""
+
+    # Serial numbers of NVMe controllers that guests can get although they hold a file system, partitions or the like.
+    serials: Annotated[tuple[Annotated[str, AfterValidator(check_serial)], ...], Field(strict=False)] = ()
+    # Existing folder for the files of emulated disks; None: the host offers none.
+    emulated: _Path | None = None
 
 
 class PathConfig(_Strict):
@@ -124,16 +141,30 @@ class AccessConfig(_Strict):
     viewers: Principals = Principals()
 
 
+class BootConfig(_Strict):
+    """Kernels and initrds that the manager downloads for guests."""
+
+    servers: _Servers = ()  # URLs of folders that operators may boot guests from
+    max_size: SizeField = "256M"  # of kernel and initrd together
+    timeout: Annotated[float, Field(gt=0, le=3600, strict=False)] = 120.0  # seconds for both
+
+    @property
+    def policy(self) -> BootPolicy:
+        return BootPolicy(self.servers, Size.parse(self.max_size).bytes, self.timeout)
+
+
 class TenantConfig(Principals):
     """A tenant: its callers, and the quota of all its guests together; None for no limit."""
 
     cores: Annotated[int, Field(ge=0, le=MAX_CPUS)] | None = None  # physical
     memory: SizeField | None = None  # in huge pages
     vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
+    boot_servers: _Servers = ()  # URLs of folders that the tenant may boot guests from
+    disks: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
 
     @property
     def quota(self) -> Quota:
-        return Quota(self.cores, Size.parse(self.memory) if self.memory else None, self.vfs)
+        return Quota(self.cores, Size.parse(self.memory) if self.memory else None, self.vfs, self.disks)
 
 
 class TokenConfig(_Strict):
@@ -165,7 +196,7 @@ class LimitConfig(_Strict):
     burst: Annotated[int, Field(ge=1, le=1_000_000)] = 100  # requests at the same time after a pause
     # Requests in progress, of each of three kinds: waits (with event streams), kill and delete, all others.
     concurrent: Annotated[int, Field(ge=1, le=1_000_000)] = 16
-    body: SizeField = "64K"
+    body: SizeField = "1M"  # user data of the maximum size, escaped in JSON, has 770 KB
     nesting: Annotated[int, Field(ge=1, le=100)] = 16  # levels of JSON
 
     @property
@@ -175,6 +206,7 @@ class LimitConfig(_Strict):
 
 class DaemonConfig(_Strict):
     host: HostConfig
+    disks: DiskConfig = DiskConfig()
     paths: PathConfig = PathConfig()
     exits: ExitConfig = ExitConfig()
     events: EventConfig = EventConfig()
@@ -183,6 +215,7 @@ class DaemonConfig(_Strict):
     tokens: dict[NameField, TokenConfig] = {}
     api: ApiConfig | None = None
     limits: LimitConfig = LimitConfig()
+    boot: BootConfig = BootConfig()
 
     @model_validator(mode="after")
     def _check_access(self) -> Self:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from orchestrator.model.fields import check_cpus, check_size
+from orchestrator.model.url import parse_url
 from orchestrator.values import MAX_CPUS, CpuSet, Size
 
 # The kinds of names in a certificate that can be mapped to an identity (RFC 5280 4.1.2.6, 4.2.1.6).
@@ -22,8 +23,8 @@ _LONGEST_ACCOUNT = 256
 # (uid_t) -1 means "no change" in chown(2) and setresuid(2).
 _HIGHEST_ACCOUNT = 2**32 - 2
 _EMPTY_TOKEN = "sha256:" + hashlib.sha256(b"").hexdigest()
-# Suffixes of the files that SQLite and the manager create next to the ledger.
-_LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve")
+# Suffixes of the files and the folder that SQLite and the manager create next to the ledger.
+_LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve", ".secrets")
 
 
 def check_housekeeping(text: str) -> str:
@@ -60,6 +61,12 @@ def check_certificate(text: str) -> str:
     if kind not in CERTIFICATE_NAMES or not value or not value.isprintable():
         raise ValueError(f"invalid certificate name {text!r}: use {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}")
     return f"{kind}:{value}"
+
+
+def check_server(text: str) -> str:
+    """A folder of a boot server: https://boot.example/images/"""
+    parse_url(text)
+    return text
 
 
 def check_token_hash(text: str) -> str:

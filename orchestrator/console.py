@@ -7,6 +7,7 @@ to LOG.0, LOG.0 to LOG.1 and so on (src/util/virrotatingfile.c).
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import stat
@@ -32,9 +33,14 @@ ANSWER = Pattern(
 
 ANSWER_BYTES = 16 << 10  # how much of the output before the guest's reply is kept
 
+# An Ed25519 key in the wire format: its name and 32 bytes, each with its length (RFC 8709 4).
+_HOST_KEY = re.compile(r" hostkey=ssh-ed25519:([A-Za-z0-9+/]{68})(?: |$)")
+_KEY_HEAD = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
+
 _WORD = b"nohype: "
 _TAIL_READ, _TAIL_LINES, _TAIL_LINE, _TAIL_BYTES = 4 << 10, 8, 200, 2000
 _BACKUPS = 100
+_SCAN = 64 << 10
 # C0 controls except tab and line feed become NUL, which is replaced after decoding.
 _CONTROLS = bytes(0 if code < 32 and code not in (9, 10) or code == 127 else code for code in range(256))
 # C1 controls, and characters that change the direction of text (Unicode 9, UAX 9 2).
@@ -47,6 +53,12 @@ def clean(printed: bytes) -> str:
     if not text.isascii():
         text = _UNSAFE.sub("\ufffd", text)
     return text.replace("\0", "\ufffd")
+
+
+def find_host_key(line: str) -> str | None:
+    """The SSH host key in a ready line (`hostkey=ssh-ed25519:BASE64`), as `ssh-ed25519 BASE64`; None without a valid one."""
+    match = _HOST_KEY.search(line)
+    return f"ssh-ed25519 {match[1]}" if match and base64.b64decode(match[1]).startswith(_KEY_HEAD) else None
 
 
 def format_tail(printed: bytes) -> str:
@@ -73,10 +85,14 @@ class LogReader:
     """Reads a log from its beginning, or from `skip_to_end()`, and follows it when virtlogd rotates files.
 
     The log need not exist yet. With `backups`, rotated files are read first. Methods raise OSError.
+
+    Attributes:
+        may_have_skipped: the file that was read before the current one is gone, and perhaps others that followed it.
     """
 
     def __init__(self, log: Path, *, backups: bool) -> None:
         self.log, self._backups = log, backups
+        self.may_have_skipped = False
         self._descriptor: int | None = None
         # Device and inode of the current file: its name changes when it is rotated.
         self._file: tuple[int, int] | None = None
@@ -109,6 +125,36 @@ class LogReader:
         self._offset = self._record_file()
         return self._offset == 0 or os.pread(self._descriptor, 1, self._offset - 1) == b"\n"
 
+    def skip_to_last(self, lines: int, most: int) -> None:
+        """Continues with the last lines of all output so far, at most `most` bytes. 0 lines: with the next output."""
+        self.close()
+        self._file, self._offset = None, 0
+        is_end = True
+        for name in reversed(self._names()):
+            descriptor = _open(name)
+            if descriptor is None:
+                continue
+            try:
+                status = os.fstat(descriptor)
+                start, found = _find_last_lines(descriptor, status.st_size, lines, most, ignore_last=is_end)
+                self._file, self._offset = (status.st_dev, status.st_ino), start
+            finally:
+                os.close(descriptor)
+            lines, most, is_end = lines - found, most - (status.st_size - start), is_end and not status.st_size
+            if start or lines <= 0 or most <= 0:
+                break
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """Device and inode of the file, and the offset of the next byte; zeros before the first file."""
+        return (*(self._file or (0, 0)), self._offset)
+
+    def seek(self, position: tuple[int, int, int]) -> None:
+        """Continues at a position of another reader of this log; if its file is gone, at the beginning of the oldest."""
+        self.close()
+        device, inode, self._offset = position
+        self._file = (device, inode) if inode else None
+
     def close(self) -> None:
         """`read` reopens the file and continues."""
         if self._descriptor is not None:
@@ -120,6 +166,7 @@ class LogReader:
         names = self._names()
         index = self._find(names)
         if index is None:
+            self.may_have_skipped |= self._file is not None
             index = self._offset = 0
         return bool(names) and self._open(names[index])
 
@@ -141,6 +188,7 @@ class LogReader:
         following = 0 if index is None else index + 1
         if following >= len(names):
             return False
+        self.may_have_skipped |= index is None and self._backups
         self.close()
         self._offset = 0
         return self._open(names[following])
@@ -207,6 +255,21 @@ class LineScanner:
             return None
         match = pattern.regex.search(self._text, self._from)
         return Line(match[1].replace(b"\r", b""), match.end() - self._before) if match else None
+
+
+def _find_last_lines(descriptor: int, size: int, lines: int, most: int, *, ignore_last: bool) -> tuple[int, int]:
+    """Offset of the last `lines` lines of a file, and how many line breaks follow it, except the file's last byte if ignored."""
+    begin, found = size, 0
+    while begin > 0 and size - begin < most and lines > 0:
+        length = min(_SCAN, begin, most - (size - begin))
+        begin -= length
+        piece = os.pread(descriptor, length, begin)
+        at = len(piece) - (1 if ignore_last and begin + length == size else 0)
+        while (at := piece.rfind(b"\n", 0, at)) >= 0:
+            found += 1
+            if found == lines:
+                return begin + at + 1, found
+    return begin, found
 
 
 def _open(log: Path) -> int | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lxml import etree
 
+from orchestrator.images.configuration import SEED_ARGUMENT
 from orchestrator.images.store import Image
 from orchestrator.model.plan import Plan
-from orchestrator.resources import cores, memory, nic
+from orchestrator.resources import configuration, cores, disk, memory, nic
 from orchestrator.resources.xml import QEMU, element
 from orchestrator.values import CpuSet
 
@@ -21,19 +23,28 @@ _ABSENT = (
     "pit",  # the 8254 timer and the PC speaker: the guest uses its local APIC's timer
     "pic",  # two 8259 interrupt controllers: the guest uses its I/O APIC and MSI
 )
+_NONE: Mapping[str, str] = {}
+_FIRMWARE_DEVICES = ("i8042", "pit", "pic")
+"""Devices of ``_ABSENT`` that SeaBIOS and boot loaders use."""
 _ABSENT_PROPERTIES = (
     "kvm-apic.vapic",  # help for 32-bit guests that write the task priority often, by a page and an I/O port of its own
     "ICH9-LPC.enable_tco",  # the chip set's watchdog timer
 )
 
 
-def build_domain(plan: Plan, image: Image, housekeeping: CpuSet, *, log: Path) -> str:
+def build_domain(
+    plan: Plan, image: Image, housekeeping: CpuSet, *,
+    log: Path, credentials: Mapping[str, str] = _NONE, seeded_initrd: Path | None = None,
+) -> str:  # fmt: skip
     """XML for virDomainCreateXML, which keeps nothing of the guest after its end.
 
     Args:
         housekeeping: CPUs for QEMU's threads that are not vCPUs; all must be online.
         log: file for the output of the guest's serial console.
+        credentials: for the guest's systemd, by name. The XML and QEMU's arguments contain them: nothing secret.
+        seeded_initrd: an initrd with data for cloud-init, instead of the image's.
     """
+    cmdline = (image.cmdline, f"nohype.name={plan.name}", plan.cmdline, SEED_ARGUMENT if seeded_initrd else "")
     domain = element(
         "domain",
         element("name", plan.name),
@@ -43,13 +54,8 @@ def build_domain(plan: Plan, image: Image, housekeeping: CpuSet, *, log: Path) -
         element("vcpu", str(len(plan.cpus)), placement="static"),
         cores.build_pinning(plan, housekeeping),
         memory.build_placement(plan),
-        element(
-            "os",
-            element("type", "hvm", arch="x86_64", machine="q35"),
-            element("kernel", str(image.kernel)),
-            element("initrd", str(image.initrd)),
-            element("cmdline", " ".join(filter(None, (image.cmdline, f"nohype.name={plan.name}", plan.cmdline)))),
-        ),
+        _boot(plan, image, cmdline, seeded_initrd, has_credentials=bool(credentials)),
+        *((configuration.build_sysinfo(credentials),) if credentials else ()),
         _features(),
         _cpu(plan),
         _clock(),
@@ -58,11 +64,27 @@ def build_domain(plan: Plan, image: Image, housekeeping: CpuSet, *, log: Path) -
         element("on_reboot", "destroy"),
         element("on_crash", "destroy"),
         element("pm", element("suspend-to-mem", enabled="no"), element("suspend-to-disk", enabled="no")),
-        _devices(plan, log),
-        _machine_options(),
+        _devices(plan, log, boot=boots_firmware(plan, image)),
+        _machine_options(firmware=boots_firmware(plan, image)),
         type="kvm",
     )
     return etree.tostring(domain, pretty_print=True, encoding="unicode")
+
+
+def boots_firmware(plan: Plan, image: Image) -> bool:
+    """SeaBIOS boots the guest from its first disk."""
+    return image.boot == "firmware" and bool(plan.disks)
+
+
+def _boot(
+    plan: Plan, image: Image, cmdline: Iterable[str], seeded_initrd: Path | None, *, has_credentials: bool
+) -> etree._Element:
+    parts = [element("type", "hvm", arch="x86_64", machine="q35")]
+    if not boots_firmware(plan, image):
+        initrd = seeded_initrd or image.choose_initrd(has_disk=bool(plan.disks))
+        parts += [element("kernel", str(image.kernel)), element("initrd", str(initrd))]
+        parts.append(element("cmdline", " ".join(filter(None, cmdline))))
+    return element("os", *parts, *((element("smbios", mode="sysinfo"),) if has_credentials else ()))
 
 
 def _features() -> etree._Element:
@@ -101,20 +123,21 @@ def _clock() -> etree._Element:
     )
 
 
-def _devices(plan: Plan, log: Path) -> etree._Element:
+def _devices(plan: Plan, log: Path, *, boot: bool) -> etree._Element:
     return element(
         "devices",
         element("controller", type="usb", model="none"),
         element("controller", type="pci", index="0", model="pcie-root"),
         *nic.build_hostdevs(plan),
+        *disk.build_disks(plan, boot=boot),
         element("serial", element("log", file=str(log)), type="pty"),
         element("memballoon", model="none"),
     )
 
 
-def _machine_options() -> etree._Element:
+def _machine_options(*, firmware: bool) -> etree._Element:
     """A second -machine extends the one that libvirt writes."""
-    words = ["-machine", ",".join(f"{device}=off" for device in _ABSENT)]
+    words = ["-machine", ",".join(f"{device}=off" for device in _ABSENT if not firmware or device not in _FIRMWARE_DEVICES)]
     for name in _ABSENT_PROPERTIES:
         words += ["-global", f"{name}=off"]
     return element(f"{{{QEMU}}}commandline", *(element(f"{{{QEMU}}}arg", value=word) for word in words))

@@ -109,6 +109,12 @@ class GuestError(OrchestratorError):
     code = "guest"
 
 
+class ReadyBySsh(GuestError):
+    """The guest reports that it is ready only by answering SSH, which the manager does not check."""
+
+    code = "ready-by-ssh"
+
+
 class ShellError(OrchestratorError):
     code = "shell"
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from orchestrator import __version__
 from orchestrator.api.backend import Backend, GuestService
+from orchestrator.api.console_feed import ConsoleFeed
 from orchestrator.api.error_answers import add_error_handlers
 from orchestrator.api.event_stream import EventStream
 from orchestrator.api.fastapi_import import Depends, FastAPI
@@ -14,7 +15,7 @@ from orchestrator.api.fields import reject_unknown_input
 from orchestrator.api.guard import Guard, HeadAsGet
 from orchestrator.api.identity import IdentityMap
 from orchestrator.api.openapi import build_document
-from orchestrator.api.routes import events, guests, host, quarantine
+from orchestrator.api.routes import consoles, events, guests, host, quarantine
 from orchestrator.api.routing import Route
 from orchestrator.api.waits import Kinds
 from orchestrator.api.workers import Workers
@@ -23,11 +24,11 @@ from orchestrator.ledger import Event
 from orchestrator.model.access import MANAGER, Identity
 from orchestrator.model.proof import Proof
 
-ROUTES: tuple[Route, ...] = (*host.routes, *guests.routes, *quarantine.routes, *events.routes)
+ROUTES: tuple[Route, ...] = (*host.routes, *guests.routes, *consoles.routes, *quarantine.routes, *events.routes)
 
 
 class Api:
-    """The ASGI application; ``stream`` must be closed before the server ends.
+    """The ASGI application; must be closed before the server ends.
 
     Args:
         audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
@@ -46,8 +47,14 @@ class Api:
             return events.show_events(service.events(caller, after, limit), caller, identities)
 
         self.stream = EventStream(service.last_event, partial(service.wait_events, MANAGER), read_events, Workers(4))
-        app = build_app(Backend(service, audit, metrics, read_events, self.stream))
+        self.consoles = ConsoleFeed()
+        app = build_app(Backend(service, audit, metrics, read_events, self.stream, self.consoles))
         self.app = Guard(app, identities, limits or LimitConfig(), Kinds(ROUTES))
+
+    def close(self) -> None:
+        """Ends the responses that have no end of their own."""
+        self.stream.close()
+        self.consoles.close()
 
 
 def build_app(backend: Backend) -> FastAPI:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from starlette.responses import Response
 
+from orchestrator.api.console_feed import ConsoleFeed
 from orchestrator.api.event_stream import EventStream
 from orchestrator.api.fastapi_import import Depends, Request
 from orchestrator.api.workers import WorkersPerClient
@@ -34,6 +35,7 @@ class Backend:
     metrics: Callable[[], tuple[bytes, str]] | None  # as in Api
     read_events: Callable[[Identity, int | None, int], Sequence[Event]]  # as in EventStream
     stream: EventStream
+    consoles: ConsoleFeed = field(default_factory=ConsoleFeed)
     quick: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(32))
     changes: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))
     ends: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))

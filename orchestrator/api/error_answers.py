@@ -11,8 +11,8 @@ from orchestrator.api.body import ClientDisconnected
 from orchestrator.api.fastapi_import import FastAPI, Request, RequestValidationError
 from orchestrator.api.waits import ignore_disconnected
 from orchestrator.client.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
-from orchestrator.errors import NotFound, OrchestratorError, RequestError
-from orchestrator.model.access import Role
+from orchestrator.errors import ImageError, NotFound, OrchestratorError, RequestError
+from orchestrator.model.access import Identity, Role
 from orchestrator.model.fields import describe
 
 _log = logging.getLogger(__name__)
@@ -36,14 +36,12 @@ def _problem(error: OrchestratorError, headers: dict[str, str] | None = None) ->
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OrchestratorError)
+    if isinstance(error, ImageError) and request.state.caller.role is Role.TENANT:
+        error = ImageError(error.message, "ask the operator of the host")  # the hint may name the folder of the images
     answer = _problem(error)
     if answer.status_code >= 500:
         _log.error("%s %s: %s", request.method, _path(request), error)
-        if request.state.caller.role is Role.TENANT:
-            # The message of the kernel or of libvirt may name other guests.
-            hidden = OrchestratorError("the host could not complete the request", "ask its operator to check the log")
-            hidden.code = error.code
-            return _problem(hidden)
+        return _problem(hide_details(error, request.state.caller))
     return answer
 
 
@@ -71,6 +69,15 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 async def _answer_fault(_request: Request, _error: Exception) -> Response:
     # The framework raises the error again afterwards, and the guard logs it.
     return _problem(InternalError())
+
+
+def hide_details(error: OrchestratorError, caller: Identity) -> OrchestratorError:
+    """What the caller may see: for tenants without the messages of the kernel or of libvirt, which may name other guests."""
+    if caller.role is not Role.TENANT or int(str(build_problem(error)["status"])) < 500:
+        return error
+    hidden = OrchestratorError("the host could not complete the request", "ask its operator to check the log")
+    hidden.code = error.code
+    return hidden
 
 
 def find_methods(app: FastAPI, path: str) -> frozenset[str]:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from orchestrator.config import CERTIFICATE_NAMES, DaemonConfig, Principals
+from orchestrator.config import CERTIFICATE_NAMES, DaemonConfig, Principals, TenantConfig
 from orchestrator.errors import Forbidden, RequestError, Unauthorized
 from orchestrator.model.access import Identity, Role
 
@@ -95,7 +95,7 @@ def build_identity_map(config: DaemonConfig) -> IdentityMap:
         roles += [("access.operators", config.access.operators, Identity("", Role.OPERATOR))]
         roles += [("access.viewers", config.access.viewers, Identity("", Role.VIEWER))]
     for name, tenant in config.tenants.items():
-        roles.append((f"tenants.{name}", tenant, Identity("", Role.TENANT, name, tenant.quota)))
+        roles.append((f"tenants.{name}", tenant, Identity("", Role.TENANT, name, tenant.quota, tenant.boot_servers)))
     users: dict[int, Identity] = {}
     groups: dict[int, tuple[Identity, ...]] = {}
     certificates: dict[str, Identity] = {}
@@ -113,8 +113,10 @@ def build_identity_map(config: DaemonConfig) -> IdentityMap:
         certificates |= {certificate: replace(role, name=certificate) for certificate in people.certificates}
     tokens = {}
     for name, token in config.tokens.items():
-        quota = config.tenants[token.tenant].quota if token.tenant else Identity("", token.role).quota
-        tokens[bytes.fromhex(token.hash.removeprefix("sha256:"))] = Identity(f"token {name}", token.role, token.tenant, quota)
+        tenant = config.tenants[token.tenant] if token.tenant else TenantConfig()
+        tokens[bytes.fromhex(token.hash.removeprefix("sha256:"))] = Identity(
+            f"token {name}", token.role, token.tenant, tenant.quota, tenant.boot_servers
+        )
     return IdentityMap(config.access is None and not config.tenants, users, groups, certificates, tokens)
 
 

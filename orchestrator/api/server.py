@@ -98,7 +98,7 @@ class Server(TicklessServer):
         stopping: Callable[[], object] = lambda: None,
     ) -> None:
         def stop() -> None:
-            api.stream.close()
+            api.close()
             stopping()
 
         config = uvicorn.Config(

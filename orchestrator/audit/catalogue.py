@@ -9,6 +9,7 @@ from functools import partial
 from typing import ClassVar
 
 from orchestrator.audit.cores import prove_core_exclusive, prove_core_smt, prove_manager_core
+from orchestrator.audit.disk import prove_disk_clean, prove_disk_isolated
 from orchestrator.audit.exits import prove_exits
 from orchestrator.audit.facts import Facts
 from orchestrator.audit.isolation import prove_devices_minimal
@@ -129,6 +130,16 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
             facts.unsafe_interrupts(),
             facts.topology.cmdline,
         ),
+    ),
+    GuestRow(
+        "disk-isolated",
+        "isolation violations",
+        lambda facts, guest: prove_disk_isolated(guest, facts.disks[guest.name]()),
+    ),
+    GuestRow(
+        "disk-clean",
+        "disks not verified",
+        lambda facts, guest: prove_disk_clean(guest, facts.controllers[guest.name](), facts.disk_checks[guest.name]()),
     ),
     VEPA,
     GuestRow(

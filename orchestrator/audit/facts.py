@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from orchestrator.audit.cores import find_ambiguous_threads
+from orchestrator.audit.disk import DiskState
 from orchestrator.audit.nic import DeviceState, Translation
 from orchestrator.audit.uplink import find_guest_address, measure_traffic
 from orchestrator.errors import GuestError, HostError, OrchestratorError
@@ -17,7 +18,8 @@ from orchestrator.host.edge import describe_edge, read_edge_mode
 from orchestrator.host.hugepages import read_ksm_run
 from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit, read_unsafe_interrupts, read_vfio_devices
 from orchestrator.host.irqs import read_irqs
-from orchestrator.host.pci import is_pf, read_driver
+from orchestrator.host.nvme import find_block_devices
+from orchestrator.host.pci import is_idle_nvme, is_nvme, is_pf, read_driver
 from orchestrator.host.processes import (
     Maps,
     Thread,
@@ -30,6 +32,7 @@ from orchestrator.host.processes import (
 )
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.disk import DiskCheck
 from orchestrator.model.exits import ExitPolicy, ExitSample
 from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
@@ -72,6 +75,8 @@ class Source:
     exit_policy: ExitPolicy
     manager_pid: int | None = None  # None to find the manager's process by its systemd unit only
     window: float = 5.0  # seconds over which exits are counted
+    # How a guest's disks were verified before it got them; None for a guest that the manager did not create.
+    disk_checks: Callable[[UUID], tuple[DiskCheck, ...] | None] = lambda _: None
 
 
 class Lazy(Generic[_Value]):
@@ -122,8 +127,16 @@ class Facts:
         self.ksm_run = Lazy(partial(read_ksm_run, host))
         self.devices = {guest.name: Lazy(partial(read_devices, host, guest)) for guest in self.guests}
         self.translation = {guest.name: Lazy(partial(self._read_translation, host, guest)) for guest in self.guests}
+        self.controllers = {guest.name: Lazy(partial(find_controllers, host, guest)) for guest in self.guests}
+        self.disks = {guest.name: Lazy(partial(self._read_disks, host, guest)) for guest in self.guests}
+        self.disk_checks = {guest.name: Lazy(partial(source.disk_checks, guest.uuid)) for guest in self.guests}
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
+
+    def _read_disks(self, host: HostRoot, guest: RunningGuest) -> tuple[DiskState, ...]:
+        if not (controllers := self.controllers[guest.name]()):
+            return ()
+        return tuple(read_disk(host, device) for device in self.devices[guest.name]() if device.address in controllers)
 
     def _read_translation(self, host: HostRoot, guest: RunningGuest) -> Translation | None:
         return read_translation(host, guest, self.maps[guest.name]())
@@ -170,8 +183,18 @@ def read_device(host: HostRoot, address: PciAddress, open_files: tuple[str, ...]
         unit=unit,
         listed=listed,
         vfio_file=next((path for path in open_files if path in nodes), None),
-        physical=is_pf(host, address),
+        physical=is_pf(host, address) and not is_idle_nvme(host, address),
     )
+
+
+def find_controllers(host: HostRoot, guest: RunningGuest) -> tuple[PciAddress, ...]:
+    """The NVMe controllers that are passed through to the guest."""
+    return tuple(address for address in guest.hostdevs if is_nvme(host, address))
+
+
+def read_disk(host: HostRoot, device: DeviceState) -> DiskState:
+    blocks = find_block_devices(host, device.address)
+    return DiskState(device.address, device.driver, device.group, blocks, device.vfio_file)
 
 
 def read_devices(host: HostRoot, guest: RunningGuest) -> tuple[DeviceState, ...]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from orchestrator.host.pci import VFIO
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor.connection import RunningGuest
-from orchestrator.model.proof import Measurement, count_findings, not_measured
+from orchestrator.model.proof import WEAKER, Measurement, count_findings, not_measured
+from orchestrator.model.waiver import Waiver
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,21 @@ ALLOWED_DEVICES: Mapping[str, Allowance] = {
 """By QEMU's name of the device model. Other models are findings, except ``vfio-pci``: the guest's own hardware."""
 
 
+_DISK_MODELS = ("virtio-blk-pci", "virtio-blk-device")
+"""One of each per emulated disk, which the request or the host's policy has accepted."""
+
+
 def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> Measurement:
     """QEMU has only listed devices and the passed-through ones. ``threads`` are all of the host."""
     if not guest.devices:
         return not_measured("QEMU's device tree is empty (HMP `info qtree`)")
     counts = Counter(guest.devices)
+    allowed = {model: allowance.count for model, allowance in ALLOWED_DEVICES.items()}
+    allowed |= dict.fromkeys(_DISK_MODELS, len(guest.disks))
     findings = [
-        f"{count} x {model}: {_allowed(model)} allowed"
+        f"{count} x {model}: {allowed.get(model, 0)} allowed"
         for model, count in sorted(counts.items())
-        if model != VFIO and count > _allowed(model)
+        if model != VFIO and count > allowed.get(model, 0)
     ]
     if counts[VFIO] != len(guest.hostdevs):
         findings.append(f"QEMU has {counts[VFIO]} {VFIO} devices, libvirt passed {len(guest.hostdevs)} through")
@@ -53,8 +60,5 @@ def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> M
         f"{counts[model]} x {model}: {ALLOWED_DEVICES[model].reason}" for model in sorted(counts.keys() & ALLOWED_DEVICES)
     ]
     evidence.append(f"{counts[VFIO]} x {VFIO}: the guest's own hardware, not emulated")
+    evidence += [f"{WEAKER}{counts[model]} x {model}: {Waiver.EMULATED_DISK.reason}" for model in _DISK_MODELS if counts[model]]
     return count_findings(findings, evidence)
-
-
-def _allowed(model: str) -> int:
-    return ALLOWED_DEVICES[model].count if model in ALLOWED_DEVICES else 0

@@ -36,7 +36,7 @@ def check(ctx: click.Context, path: Path, *, compare: bool) -> None:
     build_identity_map(settings)
     if settings.api:
         build_context(settings.api)
-    findings = check_host(build_policy(settings.host), read_topology(HostRoot(net=netlink))) if compare else ()
+    findings = check_host(build_policy(settings), read_topology(HostRoot(net=netlink))) if compare else ()
     for finding in findings:
         click.echo(str(finding))
     errors = sum(finding.severity is Severity.ERROR for finding in findings)

@@ -69,4 +69,4 @@ def _print(report: Report, path: Path | None) -> None:
 
 def _row(guest: dict[str, Any]) -> tuple[object, ...]:
     ready = guest["ready"].removeprefix("nohype: ready ")
-    return guest["name"], ",".join(guest["cores"]), guest["node"], guest["vf"]["address"], guest["vf"]["mac"], ready
+    return guest["name"], ",".join(guest["cores"]), guest["node"], guest["nics"][0]["address"], guest["nics"][0]["mac"], ready

@@ -7,15 +7,24 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.boot import boot_options, take_boot
+from orchestrator.cli.configuration import configuration_options
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.disks import accept_option, disk_option
+from orchestrator.cli.guest_console import console
+from orchestrator.cli.guest_ssh import copy, ssh
 from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
+from orchestrator.cli.readiness import wait_ready
 from orchestrator.cli.seconds import Seconds
 from orchestrator.client import Client
 
 # Checked here too: the manager would refuse a wrong wait only after it has created the guest.
 _SECONDS = Seconds(0, 3600)
 _TIMEOUT = Seconds(0, 3600, min_open=True)
+
+_FILLING = 86_400.0
+"""Seconds. A disk is read completely before its guest gets it."""
 
 timeout_option = click.option(
     "--timeout", type=_TIMEOUT, default=60, show_default=True, metavar="SECONDS",
@@ -34,18 +43,26 @@ def guest() -> None:
     """Create, list, show, start, stop and delete guests."""
 
 
+for command in (console, ssh, copy):
+    guest.add_command(command)
+
+
 @guest.command()
 @click.argument("name")
 @click.option("--cores", type=click.IntRange(1, 1024), metavar="NUMBER",
               help="Whole physical cores; each SMT thread becomes a vCPU.  [default: 1, or the cores of --cpus]")  # fmt: skip
 @click.option("--memory", required=True, metavar="SIZE", help="Memory, a multiple of the huge page size, such as 256M or 1G.")
-@click.option("--image", required=True, metavar="NAME", help="Guest image in the host's store (`nohype image list` there).")
+@click.option("--image", metavar="NAME", help="Guest image in the host's store (`nohype image list` there).")
+@boot_options
 @click.option("--address", metavar="IP/LENGTH", help="IP address of the guest's network interface, such as 10.9.0.11/24.")
 @click.option("--cmdline", default="", metavar="WORDS", help="Extra arguments for the guest's kernel command line.")
 @click.option("--page-size", metavar="SIZE", help="Huge page size, 2M or 1G.  [default: page_size of the manager]")
 @click.option("--cpus", metavar="LIST", help="Use exactly these CPUs: whole cores of one NUMA node, such as 2-3,6-7.")
 @click.option("--vf", metavar="PCI-ADDRESS", help="Use exactly this virtual function, such as 0000:41:10.0; requires --cpus.")
 @nic_option
+@configuration_options
+@disk_option
+@accept_option
 @click.option("--restart", type=click.Choice(["never", "on-failure"]),
               help="Restart the guest after a failure; a guest that powers off stays off.  [default: never]")  # fmt: skip
 @click.option(
@@ -61,31 +78,30 @@ def guest() -> None:
 @client_option
 def create(
     name: str, *, client: Client, wait: float, plan_only: bool, as_json: bool, cpus: str | None, vf: str | None,
-    nics: tuple[dict[str, str], ...], **fields: Any,
+    nics: tuple[dict[str, str], ...], disks: tuple[dict[str, str], ...], accept: tuple[str, ...], **fields: Any,
 ) -> None:  # fmt: skip
     """Create a guest and start it.
 
     NAME is 1 to 40 characters of a-z, 0-9 and inner hyphens. The guest owns its cores, its memory and one virtual function per
     network interface until it is deleted.
     """
+    take_boot(fields)
     if vf and not cpus:
         raise click.UsageError("--vf requires --cpus")
     if nics and (vf or fields["address"]):
         raise click.UsageError("--nic cannot be combined with --address or --vf: give them as keys of --nic")
+    devices = {"nics": list(nics) or None, "disks": list(disks) or None, "accept": list(accept) or None}
     placement = {"cpus": cpus, **({"vf": vf} if vf else {})} if cpus else None
     request = {
         "name": name,
-        **{
-            key: value
-            for key, value in {**fields, "placement": placement, "nics": list(nics) or None}.items()
-            if value is not None
-        },
+        **{key: value for key, value in {**fields, "placement": placement, **devices}.items() if value is not None},
     }
     try:
         # The fields of a guest, and the line with which it reports ready.
-        made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request))}
+        limit = {"timeout": _FILLING} if disks else {}
+        made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request, **limit))}
         if wait and not plan_only:
-            made["ready"] = client.wait_ready(name, wait)
+            made["ready"] = wait_ready(client, name, wait)
     except KeyboardInterrupt:
         # The guest is not deleted: by now another guest may have the name.
         click.echo(f"the request continues in the manager: see `nohype guest show {name}`", err=True)
@@ -203,7 +219,7 @@ def tell(name: str, line: str, *, timeout: float, as_json: bool, client: Client)
 def _report(changed: Mapping[str, Any], client: Client, wait: float = 0, *, as_json: bool) -> None:
     """Prints a guest's new state; with ``wait`` after it has reported ready."""
     if wait:
-        changed = {**changed, "ready": client.wait_ready(changed["name"], wait)}
+        changed = {**changed, "ready": wait_ready(client, changed["name"], wait)}
     if as_json:
         print_json(changed)
         return
@@ -223,7 +239,7 @@ def _row(shown: Mapping[str, Any]) -> tuple[object, ...]:
     cpus = ",".join(shown["cores"])
     return (
         shown["name"],
-        shown["state"],
+        _describe_state(shown),
         cpus,
         shown["node"],
         format_size(shown["memory"]),
@@ -233,24 +249,45 @@ def _row(shown: Mapping[str, Any]) -> tuple[object, ...]:
     )
 
 
+def _describe_state(shown: Mapping[str, Any]) -> str:
+    progress = shown.get("progress")
+    return f"{shown['state']} ({progress['phase']} {progress['disk']}: {progress['percent']}%)" if progress else shown["state"]
+
+
+def _describe_disk(disk: Mapping[str, Any]) -> str:
+    size = format_size(disk["size"])
+    if disk["file"]:
+        return f"{disk['file']}, {size}, emulated"
+    node = "" if disk["node"] is None else f" on node {disk['node']}"
+    return f"NVMe {disk['serial']}, {size}, {disk['address']}{node}"
+
+
 def _print_guest(shown: Mapping[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         ("name", shown["name"]),
-        ("state", shown["state"]),
+        ("state", _describe_state(shown)),
         ("CPUs", f"{','.join(shown['cores'])} on node {shown['node']} (vCPU n is the n-th of {shown['cpus']})"),
         ("memory", f"{format_size(shown['memory'])}, {shown['huge_pages']} huge pages of {format_size(shown['page_size'])}"),
         *(
             ("VF", f"{vf['address']}, number {vf['index']} of {vf['interface']} ({vf['pf']}), address {vf['mac']}")
             for vf in shown["nics"]
         ),
+        *(("disk", _describe_disk(disk)) for disk in shown.get("disks", ())),
+        *(("weaker", name) for name in shown.get("waived", ())),
         ("image", shown["image"]),
         ("cmdline", shown["cmdline"]),
         ("restarts", f"{shown['restarts']} ({shown['restart']})"),
     ]
+    rows[-1:-1] = [("host name", shown["hostname"])] if shown["hostname"] != shown["name"] else []
+    rows[-1:-1] = [("SSH keys", shown["ssh_keys"])] if shown["ssh_keys"] else []
+    for title, field in (("user data", "user_data"), ("network configuration", "network_config")):
+        rows[-1:-1] = [(title, f"SHA-256 {shown[field]}...")] if shown[field] else []
     if shown["owner"]:
         rows.insert(1, ("tenant", shown["owner"]))
     if shown["id"]:
         rows.insert(1, ("id", shown["id"]))
+    if shown["ssh_host_key"]:
+        rows.append(("SSH host key", shown["ssh_host_key"]))
     if "ready" in shown:
         rows.append(("ready", shown["ready"]))
     rows += [("warning", warning) for warning in shown.get("warnings", ())]

@@ -18,14 +18,14 @@ from orchestrator.values import DEFAULT_SOCKET
 # Each command is in the module of its name.
 _COMMANDS = {
     "guest": "Create, list, show, start, stop and delete guests.",
-    "survey": "Show cores, huge pages, NICs and IOMMU groups of the host.",
+    "survey": "Show cores, huge pages, NICs and disks of the host.",
     "audit": "Measure the isolation of the guests on the live host.",
     "events": "Show the event log: what the manager decided, and why.",
     "quarantine": "List and clear quarantined guests.",
     "metrics": "Print metrics in Prometheus format.",
     "token": "Create bearer tokens for the manager's TLS port.",
     "config": "Check the manager's configuration file.",
-    "image": "Build and list guest images.",
+    "image": "Build, import, inspect and delete guest images.",
     "lab": "Build and run the nested lab.",
     "demo": "Run the end-to-end demo in the nested lab.",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -16,7 +16,7 @@ from orchestrator.client import Client
 @json_option
 @client_option
 def survey(*, as_json: bool, client: Client) -> None:
-    """Show cores, huge pages, NICs and IOMMU groups of the host.
+    """Show cores, huge pages, NICs and disks of the host.
 
     The manager reads them from the live host. The command also shows differences between the manager's configuration and the
     host.
@@ -35,6 +35,7 @@ def survey(*, as_json: bool, client: Client) -> None:
     click.echo()
     heading = ("PF", "INTERFACE", "DEVICE", "DRIVER", "NODE", "LINK", "VFS")
     print_table([heading, *(_pf_row(pf) for pf in found["pfs"])])
+    _print_disks(found.get("controllers", ()))
     for line in _find_unusable(found):
         say(line)
     say(f"\nIOMMU groups: {len(found['iommu_groups'])}")
@@ -51,7 +52,27 @@ def _find_unusable(found: Mapping[str, Any]) -> Iterator[str]:
         if any(port["representor"] for port in pf["siblings"]):
             yield f"PF {pf['address']}: switchdev mode; VEPA requires legacy mode"
         yield from (f"VF {vf['address']} is used by the host: {vf['use']}" for vf in pf["vfs"] if vf["use"])
+    for disk in found.get("controllers", ()):
+        name = f"NVMe controller {disk['serial'] or disk['address']}"
+        yield from (f"{name}: {reason}" for reason in (disk["fault"], *disk["uses"], *disk["signatures"]) if reason)
     yield from (f"IOMMU group {group['number']}: {group['fault']}" for group in found["iommu_groups"] if group["fault"])
+
+
+def _print_disks(disks: Sequence[Mapping[str, Any]]) -> None:
+    if disks:
+        rows = [
+            (
+                disk["serial"] or "-",
+                disk["address"],
+                format_size(sum(one["size"] for one in disk["namespaces"])) if disk["namespaces"] else "-",
+                "-" if disk["node"] is None else disk["node"],
+                disk["driver"] or "-",
+                disk["model"] or "-",
+            )
+            for disk in disks
+        ]
+        click.echo()
+        print_table([("NVME", "ADDRESS", "SIZE", "NODE", "DRIVER", "MODEL"), *rows])
 
 
 def _pf_row(pf: Mapping[str, Any]) -> tuple[object, ...]:

@@ -74,8 +74,11 @@ def check_stream(response: http.client.HTTPResponse) -> None:
         raise _wrong(response)
 
 
-def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse) -> Iterator[shapes.Event]:
-    """Yields events; ignores comments and other fields. Raises OrchestratorError if the content is not an event stream."""
+def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse, kind: Any = shapes.Event) -> Iterator[Any]:
+    """Yields the data of events, which are of a type of `shapes`; ignores comments and other fields.
+
+    Raises OrchestratorError if the content is not an event stream.
+    """
     data: list[str] = []
     size = 0
     while line := lines.readline(_MAX_LINE):
@@ -94,7 +97,7 @@ def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse) -> Iterator
             size = 0 if not data or event else size
             if event is not None:
                 data = []
-                if not has_shape(event, shapes.Event):
+                if not has_shape(event, kind):
                     raise _wrong_stream()
                 yield event
 

@@ -12,6 +12,7 @@ problem code (each can raise `Unauthorized`, `Forbidden`, `TooMany`), or `Unreac
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -26,6 +27,7 @@ from urllib.parse import quote, urlencode
 
 from orchestrator.client import shapes
 from orchestrator.client.answers import check_stream, parse_stream, read_answer, read_problem, read_text
+from orchestrator.client.console import ConsoleOutput, follow_console
 from orchestrator.client.transport import (
     TlsConnection,
     UnixConnection,
@@ -219,6 +221,24 @@ class Client:
                 if isinstance(error, TooMany):
                     pause = max(pause, error.wait)
             time.sleep(pause)
+
+    def read_console(self, name: str, lines: int = 0, *, follow: bool = True) -> Iterator[ConsoleOutput]:
+        """Yields the output of a guest's serial console: the last ``lines`` lines, then what it prints while it runs.
+
+        Reconnects after a lost connection. Without ``follow`` it returns after the output so far. Otherwise it raises the reason
+        when the guest has ended or was replaced. Raises OrchestratorError if the first connection fails, and NotFound.
+        """
+        target = f"{_path(name)}/console?{urlencode({'lines': lines, 'follow': str(follow).lower()})}"
+        return follow_console(lambda headers: self._open("GET", target, None, headers, _SILENCE))
+
+    def type_console(self, name: str, uuid: str, data: bytes) -> int:
+        """Types on the console of the guest with this id (of `ConsoleOutput`), at most 4,096 bytes.
+
+        Returns how many bytes the console took: the rest can be sent again later. Raises NotFound if the guest has ended or was
+        replaced, and GuestError.
+        """
+        body = {"uuid": uuid, "data": base64.b64encode(data).decode()}
+        return int(self._ask(shapes.ConsoleTyped, "POST", f"{_path(name)}/console", body)["taken"])
 
     def metrics(self) -> str:
         """Metrics in Prometheus format. Raises NotFound without metrics, Forbidden for tenants."""

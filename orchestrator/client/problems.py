@@ -47,6 +47,7 @@ STATUS_BY_CLASS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.QuotaExceeded: HTTPStatus.CONFLICT,
     # Not 5xx: the manager works; the guest did not become ready.
     errors.GuestError: HTTPStatus.CONFLICT,
+    errors.ReadyBySsh: HTTPStatus.CONFLICT,
     # Likewise for a damaged image: another image can be requested.
     errors.ImageError: HTTPStatus.CONFLICT,
     errors.Stale: HTTPStatus.PRECONDITION_FAILED,

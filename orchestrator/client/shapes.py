@@ -15,15 +15,37 @@ class Vf(TypedDict):
     mac: str
 
 
+class Disk(TypedDict):
+    """A guest's disk: the NVMe controller with this serial number and PCI address, or a file of the host. ``size`` is bytes."""
+
+    size: int
+    serial: str
+    address: str | None
+    node: int | None
+    file: str
+
+
+class DiskProgress(TypedDict):
+    """The work on a guest's disk: serial number or file, phase, and how much of the phase is done."""
+
+    disk: str
+    phase: str
+    percent: int
+
+
 class Guest(TypedDict):
     """A guest.
 
     ``cores`` are the CPUs of each physical core, in the kernel's list format; vCPU n runs on the n-th of ``cpus``. ``memory`` and
-    ``page_size`` are bytes. ``vf`` is the first of ``nics``. ``cpu_features`` are enabled by name. ``state`` is as in
-    `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not. ``owner`` is the tenant, empty
-    for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is when it is restarted,
+    ``page_size`` are bytes. ``vf`` is the first of ``nics``, null once they are released. ``waived`` are properties that the
+    guest lacks. ``progress`` is the work on its disks, null if there is none. ``cpu_features`` are enabled by name. ``state`` is
+    as in `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
+    empty for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is when it is restarted,
     ``restarts`` how often it was. ``id`` is the request id. ``warnings`` come with a plan: resources that unmanaged domains may
-    use later, and differences between configuration and host.
+    use later, and differences between configuration and host. ``ssh_keys`` is the number of keys that may log in; ``user_data``
+    and ``network_config`` are the first digits of the SHA-256 of a secret text, null without one. ``addresses`` are the IP
+    addresses of the request, with prefix lengths, in the order of ``nics``. ``ssh_host_key`` is the key that the guest has
+    reported on its console since its start.
     """
 
     name: str
@@ -38,14 +60,23 @@ class Guest(TypedDict):
     huge_pages: int
     page_size: int
     housekeeping: str
-    vf: Vf
+    vf: Vf | None
     nics: list[Vf]
+    disks: list[Disk]
+    waived: list[str]
+    progress: DiskProgress | None
     image: str
     cmdline: str
     cpu_features: list[str]
     restart: Literal["never", "on-failure"]
     id: str | None
+    hostname: str
+    ssh_keys: int
+    user_data: str | None
+    network_config: str | None
     warnings: list[str]
+    addresses: list[str]
+    ssh_host_key: str | None
 
 
 class Quarantined(TypedDict):
@@ -189,6 +220,31 @@ class Promised(TypedDict):
     count: int
 
 
+class Namespace(TypedDict):
+    """A namespace of an NVMe controller: its number, block device, size and logical block size in bytes."""
+
+    nsid: int
+    device: str
+    size: int
+    block_size: int
+
+
+class Controller(TypedDict):
+    """An NVMe controller. ``fault`` is why guests cannot get it, ``uses`` how the host uses it, ``signatures`` what it holds."""
+
+    address: str
+    name: str | None
+    serial: str | None
+    model: str | None
+    node: int | None
+    driver: str | None
+    iommu_group: int | None
+    namespaces: list[Namespace]
+    fault: str
+    uses: list[str]
+    signatures: list[str]
+
+
 class Survey(TypedDict):
     """What the host has."""
 
@@ -202,6 +258,7 @@ class Survey(TypedDict):
     promised: list[Promised]
     kvm: bool
     vfio: bool
+    controllers: list[Controller]
     problems: list[str]
     findings: list[Finding]
 
@@ -216,6 +273,28 @@ class Ready(TypedDict):
     """The line with which the guest reported ready."""
 
     line: str
+
+
+class ConsolePart(TypedDict):
+    """Output of a guest's console.
+
+    ``uuid`` is the guest's id. ``position`` is after this output: send it as Last-Event-ID to continue. ``output`` is in Base64.
+    ``may_have_skipped``: output before this may be missing, because the log was rotated faster than it was read. After the
+    ``last`` part nothing follows; its ``problem`` is why, or null if only the output so far was requested.
+    """
+
+    uuid: str
+    position: str
+    output: str
+    may_have_skipped: bool
+    last: bool
+    problem: dict[str, object] | None
+
+
+class ConsoleTyped(TypedDict):
+    """How many bytes of the input the console took; send the rest again later."""
+
+    taken: int
 
 
 class Answer(TypedDict):

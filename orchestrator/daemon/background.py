@@ -1,4 +1,4 @@
-"""The daemon's threads: one waits for link changes, one reconciles every minute."""
+"""The daemon's threads: for link changes, for reconciliation, and for images from boot servers that no guest has any more."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def start_threads(service: GuestService) -> None:
     """The threads end with the process."""
     threading.Thread(target=_watch_uplinks, args=(service.reconciler,), name="uplinks", daemon=True).start()
     threading.Thread(target=_reconcile_periodically, args=(service,), name="reconciler", daemon=True).start()
+    threading.Thread(target=_remove_boot_images, args=(service,), name="boot images", daemon=True).start()
 
 
 def log_errors(work: Callable[[], object]) -> None:
@@ -57,3 +58,10 @@ def _reconcile_periodically(service: GuestService) -> None:
         time.sleep(_ROUND_SECONDS)
         log_errors(service.reconciler.reconcile)
         log_errors(service.reconciler.detect_drift)
+
+
+def _remove_boot_images(service: GuestService) -> None:
+    """Apart from reconciliation: another program may change the image store for minutes."""
+    while True:
+        time.sleep(_ROUND_SECONDS)
+        log_errors(service.remove_boot_images)

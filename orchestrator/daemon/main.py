@@ -88,7 +88,7 @@ def serve(config: DaemonConfig) -> None:
     listeners += [open_port(config.api)] if config.api else []
     host = HostRoot(net=netlink)
     hypervisor = Hypervisor()
-    policy = build_policy(config.host)
+    policy = build_policy(config)
     ledger, counters = _open_ledger(config, policy), Counters()
     ledger.subscribe(counters.observe_event)
     service = GuestService(
@@ -100,6 +100,7 @@ def serve(config: DaemonConfig) -> None:
     source = Source(
         host, hypervisor, service.survey, partial(service.send_command, MANAGER), policy.housekeeping,
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
+        disk_checks=service.disk_checks,
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
     metrics = build_metrics(service.survey, ledger, hypervisor, policy, counters)

@@ -9,29 +9,35 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
-from orchestrator.errors import Conflict, NoRoom, NotFound, RequestError
+from orchestrator.errors import Conflict, HostError, NoRoom, NotFound, OrchestratorError, RequestError
 from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
+from orchestrator.guests.outcome import log_errors
+from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.survey_cache import SurveyCache
 from orchestrator.guests.unmanaged_use import add_unmanaged
 from orchestrator.guests.vf_creation import VfsNeeded, check_created, plan_known
+from orchestrator.host.nvme import read_controllers
 from orchestrator.host.pci import VFIO
 from orchestrator.host.root import HostRoot
+from orchestrator.host.survey import read_disk_use
 from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.images.store import find_image
-from orchestrator.ledger import Claim, ClaimSnapshot, Ledger
+from orchestrator.images.configuration import check_configurable
+from orchestrator.images.store import Image, find_image, image_names
+from orchestrator.images.store_lock import keeping_builds
+from orchestrator.ledger import Claim, ClaimSnapshot, Ledger, PendingClaim
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
 from orchestrator.model.plan import ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
-from orchestrator.model.topology import Topology
+from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.planning.allocation_index import AllocationIndex
 from orchestrator.planning.host_check import check_host
 from orchestrator.planning.last_choices import list_last_choices
-from orchestrator.planning.planner import hide_vf_owners
-from orchestrator.planning.quota import check_quota
-from orchestrator.values import PciAddress
+from orchestrator.planning.planner import hide_device_owners
+from orchestrator.planning.quota import check_quota, check_secrets
+from orchestrator.values import PciAddress, Size
 
 SURVEY_MAX_AGE = 10.0
 """Seconds. A plan on an outdated survey (CPUs that went offline, hot-plugged devices) makes the start fail, which is undone. No
@@ -76,9 +82,10 @@ class Allocator:
     def __init__(
         self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy,
         shared: WatchedLock, images: Path, launched: Container[UUID], warnings: HostWarnings,
+        secrets: GuestSecrets,
     ) -> None:  # fmt: skip
         self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
-        self._images, self._launched, self._warnings = images, launched, warnings
+        self._images, self._launched, self._warnings, self._secrets = images, launched, warnings, secrets
         self.surveys = SurveyCache(host, policy.uplinks, shared)
         self.lock = WatchedLock()
         self._index = AllocationIndex()
@@ -88,14 +95,18 @@ class Allocator:
 
         Raises LostRace if another program has changed the ledger, VfsNeeded if the planned VF does not exist yet; and as `plan`.
         """
-        image = self._check(caller, request)
-        with self.lock:
-            reading = self._ledger.read()
-            placed = self._plan(caller, request, reading)
-            check_created(self._host, placed.plan)
-            plan = placed.plan.claimed(reading.generation + 1, image)  # no two claims are based on the same generation
-            pending = self._ledger.begin_claim(plan, reading.generation, request, caller.tenant)
-        claim = pending.wait()
+        disks = self._read_disks(request)
+        with keeping_builds(self._images):  # until other programs can read the claim
+            image = self._check(caller, request)
+            with self.lock:
+                reading = self._ledger.read()
+                placed = self._plan(caller, request, image, reading, disks)
+                check_created(self._host, placed.plan)
+                # No two claims are based on the same generation.
+                plan = placed.plan.claimed(reading.generation + 1, ImageRef(image.name, image.hash))
+                stored = request.without_secret_texts()
+                pending = self._ledger.begin_claim(plan, reading.generation, stored, caller.tenant)
+            claim = self._finish_claim(pending, request)
         self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in check_host(self._policy, placed.topology)))
         self._warnings.report("unmanaged domains", placed.problems)
         self._warnings.note(plan.name, placed.last_choices)
@@ -103,10 +114,37 @@ class Allocator:
 
     def plan(self, caller: Identity, request: GuestRequest) -> Placed:
         """Raises VfsNeeded if the guest has room once an uplink's VFs are created."""
-        self._check(caller, request)
-        return self._plan(caller, request, self._ledger.read())
+        image = None if self._is_to_download(request) else self._check(caller, request)
+        return self._plan(caller, request, image, self._ledger.read(), self._read_disks(request))
 
-    def _check(self, caller: Identity, request: GuestRequest) -> ImageRef:
+    def _is_to_download(self, request: GuestRequest) -> bool:
+        """Whether the guest boots files that are downloaded when it is created."""
+        return request.boot is not None and request.image not in image_names(self._images)
+
+    def _read_disks(self, request: GuestRequest) -> tuple[NvmeController, ...]:
+        """Without the lock: it takes seconds. What has changed meanwhile is found before the first write to a disk."""
+        return self.read_disk_use(read_controllers(self._host)) if request.disks else ()
+
+    def read_disk_use(self, controllers: Iterable[NvmeController]) -> tuple[NvmeController, ...]:
+        """Adds uses and contents, except of disks that guests own: the examination opens a disk exclusively for a moment."""
+        owned = frozenset(disk.serial for claim in self._ledger.read().claims for disk in claim.plan.disks)
+        return read_disk_use(self._host, controllers, owned=owned)
+
+    def _finish_claim(self, pending: PendingClaim, request: GuestRequest) -> Claim:
+        """Returns when the claim and its secrets are on the disk; otherwise there is neither."""
+        uuid = pending.claim.plan.uuid
+        try:
+            try:
+                self._secrets.write(uuid, request.secrets)
+            except HostError:
+                pending.withdraw()
+                raise
+            return pending.wait()
+        except OrchestratorError:
+            log_errors(lambda: self._secrets.remove(uuid))
+            raise
+
+    def _check(self, caller: Identity, request: GuestRequest) -> Image:
         if request.name == HOST:
             raise RequestError(f"invalid guest name {HOST}: reserved for the host itself", "choose another name")
         try:
@@ -116,34 +154,44 @@ class Allocator:
                 raise
             # A tenant may see neither the images' folder nor the names of other tenants' images.
             raise NotFound(f"there is no guest image {request.image!r}", "ask the operator of the host for its images") from None
-        if request.size.bytes < image.memory.bytes:
-            what = f"image {image.name} needs {image.memory} of memory, requested {request.memory}"
-            raise RequestError(what, f"request at least {image.memory}")
-        return ImageRef(image.name, image.hash)
+        _check_root(image, request)
+        check_configurable(image, request, None if caller.role is Role.TENANT else self._images)
+        return image
 
-    def _plan(self, caller: Identity, request: GuestRequest, reading: ClaimSnapshot) -> Placed:
+    def _plan(
+        self,
+        caller: Identity,
+        request: GuestRequest,
+        image: Image | None,
+        reading: ClaimSnapshot,
+        disks: tuple[NvmeController, ...],
+    ) -> Placed:
         # Checked again: another guest may have been created with the same id meanwhile.
         find_by_request_id(caller, request, reading.claims)
         _check_name(request, {claim.plan.name for claim in reading.claims})
         owned = [claim.plan for claim in reading.claims if claim.owner == caller.tenant]
+        request = _fit_disk(request, image)
         if not request.placement:
             check_quota(caller, request, request.cores, owned)
+        check_secrets(caller, request, [claim.request for claim in reading.claims if claim.owner == caller.tenant])
         try:
-            placed = self._find_place(request, reading.claims, named=caller.role is not Role.TENANT)
+            placed = self._find_place(request, reading.claims, disks, named=caller.role is not Role.TENANT)
         except NoRoom as error:
             if caller.role is not Role.TENANT:
                 raise
-            hidden = hide_vf_owners(error, request)
+            hidden = hide_device_owners(error, request)
             # A tenant may not see the survey.
             raise NoRoom(hidden.message.partition("\n")[0], hidden.reasons, "ask the operator of the host") from None
         if request.placement:  # only the host knows how many cores that is
             check_quota(caller, request, len(placed.plan.cores), owned)
         return placed
 
-    def _find_place(self, request: GuestRequest, claims: Sequence[Claim], *, named: bool) -> Placed:
+    def _find_place(
+        self, request: GuestRequest, claims: Sequence[Claim], disks: tuple[NvmeController, ...], *, named: bool
+    ) -> Placed:
         """Plans on the cached survey, or on a fresh one if there is no room or the host has changed.
 
-        ``named``: refusals and warnings may name unmanaged domains.
+        ``disks`` have their uses. ``named``: refusals and warnings may name unmanaged domains.
         """
         # Before the host is surveyed: see `AllocationIndex.to_allocated`.
         may_hold_pages = frozenset(
@@ -151,7 +199,7 @@ class Allocator:
         )
         now = time.monotonic()
         for not_before in (now - SURVEY_MAX_AGE, now):
-            topology = self.surveys.get(not_before)
+            topology = _with_disks(self.surveys.get(not_before), disks)
             try:
                 placed = self._plan_on(topology, request, claims, may_hold_pages, named=named)
             except (NoRoom, VfsNeeded):
@@ -163,7 +211,7 @@ class Allocator:
         if all(self.surveys.is_vf_free(topology, nic) for nic in placed.plan.nics):
             return placed
         self.surveys.discard()
-        topology = self.surveys.get(now)
+        topology = _with_disks(self.surveys.get(now), disks)
         unavailable = frozenset(vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO)
         return self._plan_on(topology, request, claims, may_hold_pages, unavailable, named=named)
 
@@ -194,6 +242,29 @@ def find_by_request_id(caller: Identity, request: GuestRequest, claims: Iterable
             what = f"request id {request.id} was already used for guest {claim.plan.name} with other fields"
             raise Conflict(what, "use a new id")
     return None
+
+
+def _check_root(image: Image, request: GuestRequest) -> None:
+    """Raises RequestError if the guest cannot boot with its memory, or without a disk."""
+    if image.disk and not image.ram_root and not request.disks:
+        raise RequestError(f"image {image.name} has its root file system on a disk", "request a disk: --disk ''")
+    needed = image.min_memory(has_disk=bool(request.disks))
+    if request.size.bytes < needed.bytes:
+        why = " for its root in memory" if needed != image.memory else ""
+        what = f"image {image.name} needs {needed} of memory{why}, requested {request.memory}"
+        raise RequestError(what, f"request at least {needed}")
+
+
+def _with_disks(topology: Topology, disks: tuple[NvmeController, ...]) -> Topology:
+    return replace(topology, controllers=disks) if disks else topology
+
+
+def _fit_disk(request: GuestRequest, image: Image | None) -> GuestRequest:
+    """The first disk must have room for the image."""
+    if image is None or image.disk is None or not request.disks or request.disks[0].minimum >= image.disk.size:
+        return request
+    first = request.disks[0].model_copy(update={"size": str(Size(image.disk.size))})
+    return request.model_copy(update={"disks": (first, *request.disks[1:])})
 
 
 def _check_name(request: GuestRequest, taken: Container[str]) -> None:

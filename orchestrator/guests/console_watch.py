@@ -1,5 +1,6 @@
-"""One thread reads the consoles of all guests with waits. A wait is a future that can be cancelled. Without waits no thread runs
-and no file is open. The thread reads a piece of each log in turn for some milliseconds, then pauses for longer than that.
+"""One thread reads the consoles of all guests with waits or readers. A wait is a future that can be cancelled. Without waits and
+readers no thread runs and no file is open. The thread reads a piece of each log in turn for some milliseconds, then pauses for
+longer than that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from uuid import UUID
 
 from orchestrator.console import ANSWER, READY, LineScanner, LogReader, clean, format_tail, read_tail
 from orchestrator.errors import GuestError, HostError, NotFound, OrchestratorError
+from orchestrator.guests.console_stream import ConsoleStream
 from orchestrator.guests.question import REPORT_READY, Question, settle
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.state import GuestState
@@ -29,10 +31,14 @@ _WORK, _REST = 0.002, 4
 # Seconds between rounds; and while there is more to read, or a reply is due and the pty must be emptied (see Question).
 _PAUSE, _SHORT_PAUSE = 0.2, 0.05
 _LIST_SECONDS = 2.0
+_LIVELY_SECONDS = 5.0
 
 
 class Ready:
-    def __init__(self, timeout: float) -> None:
+    """``what`` completes "waiting for the guest to"."""
+
+    def __init__(self, timeout: float, what: str) -> None:
+        self.what = what
         self.future: Future[str] = Future()
         self.timeout, self.deadline = timeout, time.monotonic() + timeout
 
@@ -45,22 +51,40 @@ class Console:
         self.since = time.monotonic()
         self.waits: list[Ready] = []
         self.questions: deque[Question] = deque()
+        self.streams: list[ConsoleStream] = []
+        self.typed_at = 0.0  # time.monotonic() of the last input: its echo is shown soon
         # The time of the last read; whether the log was read to its end; whether the guest has ended.
         self.was_read, self.is_read, self.has_ended = 0.0, False, False
         self._reader, self._scanner = LogReader(log, backups=backups), LineScanner()
         self._ready_line: str | None = None
+        self._is_reported = False
 
     @property
     def is_waited_for(self) -> bool:
-        return bool(self.waits or self.questions)
+        return bool(self.waits or self.questions or self.streams)
 
     @property
     def deadlines(self) -> list[float]:
         """``time.monotonic()`` of each wait's time-out."""
         return [*(wait.deadline for wait in self.waits), *(question.deadline for question in self.questions)]
 
+    @property
+    def is_lively(self) -> bool:
+        """Whether its next output is expected soon."""
+        if self.streams and time.monotonic() - self.typed_at < _LIVELY_SECONDS:
+            return True
+        return any(question.was_typed for question in self.questions)
+
     def read(self) -> bool:
-        """Returns False at the end of the log."""
+        """Reads a piece for the waits, and one for each reader; returns whether more may be read now."""
+        more = [stream.read(_PIECE) for stream in self.streams]
+        if self.waits or self.questions:
+            more.append(self._read_lines())
+        else:
+            self.was_read, self.is_read = time.monotonic(), True
+        return any(more)
+
+    def _read_lines(self) -> bool:
         data = self._reader.read(_PIECE)
         self.was_read, self.is_read = time.monotonic(), not data
         self._scanner.feed(data)
@@ -81,36 +105,51 @@ class Console:
             self._scanner = LineScanner(begins_line=self._reader.skip_to_end())
             self.questions[0].type()
 
+    def take_ready_line(self) -> str | None:
+        """The ready line of this run, once."""
+        line = None if self._is_reported else self._ready_line
+        self._is_reported |= line is not None
+        return line
+
     def expire(self, now: float) -> None:
         output = cache(lambda: format_tail(read_tail(self.log)))
         for wait in self.waits:
             if now >= wait.deadline:
-                what = f"timed out after {wait.timeout:g} s waiting for the guest to {REPORT_READY}"
+                what = f"timed out after {wait.timeout:g} s waiting for the guest to {wait.what}"
                 settle(wait.future, error=GuestError(f"{what}; console output:{output()}"))
         for question in self.questions:
             question.expire(now, output)
 
-    def end(self, error: OrchestratorError | None = None) -> None:
-        """Completes all waits with the error; None if the guest has ended."""
+    def end(self, error: OrchestratorError | None = None, *, immediately: bool = True) -> None:
+        """Completes all waits with the error; None if the guest has ended. Readers get the rest of its output before, unless
+        ``immediately``.
+        """
         output = cache(lambda: format_tail(read_tail(self.log)))
         for wait in self.waits:
-            before = "" if self._ready_line else f" before it could {REPORT_READY}"
+            before = "" if self._ready_line else f" before it could {wait.what}"
             settle(wait.future, error=error or GuestError(f"the guest ended{before}; console output:{output()}"))
         for question in self.questions:
             question.end(output, error)
+        for stream in self.streams:
+            stream.finish(error or NotFound(f"guest {self.name} has ended", "see `nohype events`"), immediately=immediately)
 
     def drop_settled(self) -> None:
-        """Drops finished and cancelled waits; without waits the log is closed."""
+        """Drops finished and cancelled waits and readers; without any the log is closed."""
         now = time.monotonic()
         self.waits = [wait for wait in self.waits if not wait.future.done()]
         self.questions = deque(question for question in self.questions if not question.is_over(now))
+        self.streams = [stream for stream in self.streams if not stream.close_if_over()]
         if not self.is_waited_for:
             self._reader.close()
 
 
 class ConsoleWatch:
-    def __init__(self, ledger: Ledger, list_running: Callable[[], frozenset[UUID]]) -> None:
-        self._ledger, self._list_running = ledger, list_running
+    """``on_ready`` gets the name, id and version of a guest and its ready line, once per run; it must not block."""
+
+    def __init__(
+        self, ledger: Ledger, list_running: Callable[[], frozenset[UUID]], on_ready: Callable[[str, UUID, int, str], object]
+    ) -> None:
+        self._ledger, self._list_running, self._on_ready = ledger, list_running, on_ready
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._consoles: dict[tuple[UUID, int], Console] = {}
@@ -120,8 +159,8 @@ class ConsoleWatch:
         self._seen: tuple[float, frozenset[UUID]] = (0.0, frozenset())
         self._is_listing = False
 
-    def wait_ready(self, claim: Claim, log: Path, timeout: float, *, backups: bool) -> Future[str]:
-        wait = Ready(timeout)
+    def wait_ready(self, claim: Claim, log: Path, timeout: float, what: str = REPORT_READY, *, backups: bool) -> Future[str]:
+        wait = Ready(timeout, what)
         with self._lock:
             self._find(claim, log, backups=backups).waits.append(wait)
             return self._follow(wait.future)
@@ -131,6 +170,21 @@ class ConsoleWatch:
         with self._lock:
             self._find(claim, log, backups=backups).questions.append(question)
             return self._follow(question.future)
+
+    def follow(self, claim: Claim, log: Path, stream: ConsoleStream, *, backups: bool) -> None:
+        """Reads for ``stream`` until it is cancelled or the guest ends."""
+        stream.on_taken(self._wake.set)
+        with self._lock:
+            self._find(claim, log, backups=backups).streams.append(stream)
+            self._start()
+
+    def note_typed(self, claim: Claim) -> None:
+        """Input was typed for the readers of the guest."""
+        with self._lock:
+            for console in self._consoles.values():
+                if console.uuid == claim.plan.uuid:
+                    console.typed_at = time.monotonic()
+        self._wake.set()
 
     def close(self) -> None:
         self._closed = True
@@ -149,11 +203,14 @@ class ConsoleWatch:
     def _follow(self, future: Future[str]) -> Future[str]:
         """Wakes the thread, now and when the future is cancelled; starts it if it does not run."""
         future.add_done_callback(lambda _future: self._wake.set())
+        self._start()
+        return future
+
+    def _start(self) -> None:
         self._wake.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="consoles", daemon=True)
             self._thread.start()
-        return future
 
     def _run(self) -> None:
         while consoles := self._list_waited_for():
@@ -201,8 +258,10 @@ class ConsoleWatch:
                 console.end(GuestError("the manager is being stopped; guests keep running", "retry"))
             elif lasts:
                 console.go_on()
+                if line := console.take_ready_line():
+                    self._on_ready(console.name, console.uuid, console.version, line)
             elif console.is_read and console.has_ended:
-                console.end(self._find_reason(console))
+                console.end(self._find_reason(console), immediately=False)
             # Output from its end is read first.
             console.has_ended = not lasts
             console.expire(time.monotonic())
@@ -220,7 +279,8 @@ class ConsoleWatch:
 
     def _find_reason(self, console: Console) -> OrchestratorError | None:
         claim = self._ledger.find(console.name)
-        return None if claim and claim.plan.uuid == console.uuid else guest_replaced_error(console.name)
+        stays = claim and claim.plan.uuid == console.uuid and claim.state != GuestState.DELETING
+        return None if stays else guest_replaced_error(console.name)
 
     def _guard(self, console: Console, work: Callable[[], bool]) -> bool:
         """An error of one console does not stop the others."""
@@ -250,7 +310,7 @@ class ConsoleWatch:
         threading.Thread(target=list_running, name="consoles-running", daemon=True).start()
 
     def _find_pause(self, consoles: list[Console], *, more: bool) -> float:
-        is_short = more or any(question.was_typed for console in consoles for question in console.questions)
+        is_short = more or any(console.is_lively for console in consoles)
         pause = _SHORT_PAUSE if is_short else _PAUSE
         with self._lock:
             deadlines = [deadline for console in consoles for deadline in console.deadlines]

@@ -8,23 +8,30 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import ENOENT, ESRCH
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
+from orchestrator.guests.disk_work import DiskWork
 from orchestrator.guests.host_setup import HostSetup
+from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
-from orchestrator.images.store import find_build
-from orchestrator.ledger import Ledger
-from orchestrator.model.plan import Plan
+from orchestrator.images.configuration import build_credentials, build_seed
+from orchestrator.images.store import Image, find_build
+from orchestrator.ledger import Claim, Ledger
+from orchestrator.model.configuration import build_configuration
+from orchestrator.model.plan import DiskPlan, Plan
+from orchestrator.resources import disk
+from orchestrator.resources.configuration import WriteInitrd
 from orchestrator.resources.cores import check_confinement
 from orchestrator.resources.memory import TakePages
 from orchestrator.resources.nic import BindVfio, ConfigureVf, find_still_bound
@@ -70,22 +77,26 @@ class CoreContext:
     launches: Launches
     images: Path
     logs: ConsoleLogs
+    secrets: GuestSecrets
+    disk_work: DiskWork = field(default_factory=DiskWork)
 
 
 class CoreManager:
     """The caller holds the guest's lock."""
 
-    def __init__(self, context: CoreContext, plan: Plan, owner: str) -> None:
+    def __init__(self, context: CoreContext, claim: Claim) -> None:
         self._context, self._host, self._hypervisor = context, context.host, context.hypervisor
-        self.plan, self._owner = plan, owner
+        self.plan, self._claim = claim.plan, claim
 
     @property
     def is_running(self) -> bool:
         """libvirt has the guest, paused or not."""
         return self.plan.uuid in self._hypervisor.running_uuids()
 
-    def launch(self) -> tuple[str, ...]:
+    def launch(self, *, first: bool) -> tuple[str, ...]:
         """Returns what was changed, once the vCPUs run and all other threads are confined. If it raises, the caller cleans up.
+
+        ``first``: the guest's disks are filled before.
 
         libvirt's daemon runs on housekeeping CPUs, gives QEMU's first thread the affinity of ``emulatorpin`` before QEMU's first
         instruction, and pins each vCPU before the guest's (qemuProcessLaunch): no thread of it is ever on another guest's core.
@@ -94,10 +105,18 @@ class CoreManager:
         if offline := find_offline(self._host, plan):
             hint = "set them online (echo 1 > /sys/devices/system/cpu/cpuN/online), or delete the guest and create it again"
             raise HostError(f"guest {plan.name}: CPUs {offline} are offline", hint)
-        image, log = find_build(context.images, plan.image), context.logs.begin(plan, self._owner)
+        image = find_build(context.images, plan.image)
+        given = build_configuration(plan, self._claim.request, context.secrets.read(self._claim))
+        initrd = self._plan_initrd(image, build_seed(image, given))
+        log = context.logs.begin(plan, self._claim.owner)
+        changed = self._fill_disks(image) if first else ()
         with context.launches.slot():
-            changed = self._prepare(plan)
-            self._hypervisor.create_paused(build_domain(plan, image, context.setup.housekeeping, log=log))
+            changed += self._prepare(plan, initrd)
+            xml = build_domain(
+                plan, image, context.setup.housekeeping, log=log,
+                credentials=build_credentials(image, given), seeded_initrd=initrd.path if initrd else None,
+            )  # fmt: skip
+            self._hypervisor.create_paused(xml)
             context.launches.add(plan.uuid)
         try:
             self.confine_and_resume()
@@ -141,23 +160,66 @@ class CoreManager:
         self._context.launches.discard(self.plan.uuid)
         try:
             undo_steps(UndoContext(self._host, self._guest_context()), self._context.ledger, self.plan.name)
-            return find_still_bound(self._host, self.plan)
+            return (*find_still_bound(self._host, self.plan), *disk.find_still_bound(self._host, self.plan))
         except HostError as error:
             return (error.message,)
+
+    @property
+    def must_wipe(self) -> bool:
+        """Disks of the guest have been written, or handed over to it."""
+        return any(record.action == disk.FillDisk.action for record in self._context.ledger.undo_records(self.plan.name))
+
+    def wipe(self) -> None:
+        """Wipes the guest's disks, and gives them back to the host. Raises HostError if one is not verified clean."""
+        progress = self._context.disk_work.reporter(self.plan.uuid)
+        context = UndoContext(self._host, self._guest_context(), progress)
+        undo_steps(context, self._context.ledger, self.plan.name, lasting=True)
 
     def drop_undo_records(self) -> None:
         for record in self._context.ledger.undo_records(self.plan.name):
             self._context.ledger.drop_undo_record(record.id)
 
-    def _prepare(self, plan: Plan) -> tuple[str, ...]:
+    def _plan_initrd(self, image: Image, seed: bytes | None) -> WriteInitrd | None:
+        """None for a guest that boots the image's own initrd."""
+        if seed is None:
+            return None
+        source = image.choose_initrd(has_disk=bool(self.plan.disks))
+        return WriteInitrd(source, self._context.secrets.prepare_initrd(self.plan.uuid), seed)
+
+    def _prepare(self, plan: Plan, initrd: WriteInitrd | None) -> tuple[str, ...]:
         context = self._context
         changed = context.setup.prepare(plan)
-        steps: list[Step] = [TakePages(self._guest_context())]
+        steps: list[Step] = [*([initrd] if initrd else []), TakePages(self._guest_context())]
         for nic in plan.nics:
             steps += [ConfigureVf(nic), BindVfio(nic)]
+        steps += [disk.BindDisk(one) for one in plan.controllers]
         changed += run_steps(self._host, context.ledger, plan.name, steps)
         context.setup.restore_edge_mode(plan)
         return changed
+
+    def _fill_disks(self, image: Image) -> tuple[str, ...]:
+        """Not within a launch slot: it takes minutes."""
+        changed: tuple[str, ...] = ()
+        try:
+            for number, one in enumerate(self.plan.disks):
+                file, digest = (image.disk_file, image.disk.sha256) if image.disk and not number else (None, "")
+                may_destroy = one.serial in self._context.setup.policy.disk_serials
+                for step in self._list_disk_steps(one, disk.Contents(file, digest, may_destroy)):
+                    changed += run_steps(self._host, self._context.ledger, self.plan.name, [step])
+        finally:
+            self._context.disk_work.forget(self.plan.uuid)
+        return changed
+
+    def _list_disk_steps(self, one: DiskPlan, contents: disk.Contents) -> Iterator[Step]:
+        """Each step is made before the next is asked for."""
+        progress = self._context.disk_work.reporter(self.plan.uuid)
+        verified = partial(self._context.ledger.add_disk_check, self.plan.name)
+        if one.file:
+            yield disk.MakeFile(one, contents, verified, progress)
+            return
+        yield disk.ReserveDisk(one)
+        check = disk.check_disk(self._host, one, contents, progress)
+        yield disk.FillDisk(one, contents, check, verified, progress)
 
     def _guest_context(self) -> GuestContext:
         return GuestContext(self.plan, self._context.ledger, self._hypervisor)

@@ -9,6 +9,7 @@ from orchestrator.errors import NotFound
 from orchestrator.guests.core_manager import CoreContext, find_offline
 from orchestrator.guests.host_setup import HOST
 from orchestrator.ledger import Claim, EventKind
+from orchestrator.resources import disk
 from orchestrator.resources.cores import diff_pinning, diff_vcpus, restore_pinning
 from orchestrator.resources.nic import VfStates, diff_devices, diff_vf, find_drivers
 
@@ -56,6 +57,7 @@ class DriftDetector:
             return  # it is ending
         pinning = diff_pinning(plan, housekeeping, running)
         findings = (*diff_vcpus(plan, running), *diff_devices(plan, running, find_drivers(self._host, plan), states))
+        findings += disk.diff_disks(plan, disk.find_drivers(self._host, plan))
         if offline := find_offline(self._host, plan):
             findings = (f"CPUs {offline} are offline", *findings)
         if self._hypervisor.is_paused(plan.uuid):

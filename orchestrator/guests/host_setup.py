@@ -148,13 +148,17 @@ class HostSetup:
         return _list_pfs(claim.plan for claim in self._ledger.read().claims)
 
     def _undo(self) -> None:
-        if self._ledger.read().claims:
+        if self._has_guests():
             return
         with self.lock:
             # Cleared before the check: a guest that is claimed later finds no prepared PF, and waits for the lock.
             self._prepared_pfs.clear()
-            if not self._ledger.read().claims:
+            if not self._has_guests():
                 undo_steps(UndoContext(self._host), self._ledger, HOST)
+
+    def _has_guests(self) -> bool:
+        """Without guests of which only the disks are left."""
+        return any(claim.plan.cores for claim in self._ledger.read().claims)
 
     def _read_vf_states(self, pf: PciAddress, name: str) -> tuple[VfState, ...] | str:
         try:

@@ -21,6 +21,7 @@ class Reconciler:
 
     def __init__(self, context: CoreContext, transitions: Transitions) -> None:
         self._hypervisor, self._ledger, self._setup = context.hypervisor, context.ledger, context.setup
+        self._secrets = context.secrets
         self._transitions = transitions
         self._drift = DriftDetector(context)
         # Adopted guests that could not be confined yet.
@@ -41,6 +42,7 @@ class Reconciler:
             with self._transitions.guest_locks(claim.plan.name):
                 self.reconcile_guest(claim, adopt=True)
         self._setup.release()
+        log_errors(self._secrets.remove_orphans)
 
     def reconcile(self) -> None:
         """Handles unreported ends and changes that failed half-way, for example because libvirt was not reachable.
@@ -63,6 +65,7 @@ class Reconciler:
                 if now and (now.plan.uuid not in self._seen_not_running or now.plan.uuid in seen_before):
                     self.reconcile_guest(now)
         self._setup.retry_release()
+        log_errors(self._secrets.remove_orphans)
 
     def reconcile_guest(self, claim: Claim, *, adopt: bool = False) -> None:
         """The caller holds the guest's lock. ``adopt``: at the manager's start, reports running guests and schedules restarts."""
@@ -77,6 +80,10 @@ class Reconciler:
             self._transitions.quarantine_unexpected(claim)
             return
         outcome = Outcome(EventKind(decision.action), decision.why)
+        if claim.state == GuestState.WIPING:
+            if self._transitions.resume_wiping(claim):
+                log_event(self._ledger, claim, outcome)
+            return
         if running:
             log_errors(lambda: self._transitions.adopt(claim, decision.state, outcome))
             return

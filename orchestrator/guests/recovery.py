@@ -65,6 +65,9 @@ _IF_RUNNING = {
     GuestState.STOPPED: Decision(
         RecoveryAction.QUARANTINE, GuestState.QUARANTINED, "running although stopped: started outside the manager"
     ),
+    GuestState.WIPING: Decision(
+        RecoveryAction.QUARANTINE, GuestState.QUARANTINED, "running although its disks are wiped: started outside the manager"
+    ),
     GuestState.QUARANTINED: Decision(RecoveryAction.QUARANTINE, GuestState.QUARANTINED, "running although quarantined"),
 }
 
@@ -74,6 +77,7 @@ _IF_NOT = {
     GuestState.RUNNING: Decision(RecoveryAction.FINISH, GuestState.STOPPING, "ended while no manager ran"),
     GuestState.STOPPING: Decision(RecoveryAction.FINISH, GuestState.STOPPING, "shutdown was interrupted when the manager exited"),
     GuestState.DELETING: Decision(RecoveryAction.FINISH, GuestState.DELETING, "shutdown was interrupted when the manager exited"),
+    GuestState.WIPING: Decision(RecoveryAction.FINISH, GuestState.WIPING, "wiping was interrupted when the manager exited"),
     GuestState.STOPPED: Decision(RecoveryAction.NONE, GuestState.STOPPED, "stopped"),
     GuestState.QUARANTINED: Decision(RecoveryAction.QUARANTINE, GuestState.QUARANTINED, "an operator must clear it"),
 }

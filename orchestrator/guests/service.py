@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 from orchestrator.errors import Conflict, Forbidden, NotFound
 from orchestrator.guests.allocate import Allocator, find_by_request_id
+from orchestrator.guests.boot_images import BootImages
 from orchestrator.guests.console_logs import ConsoleLogs
+from orchestrator.guests.console_stream import ConsoleStream, Position
 from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
 from orchestrator.guests.core_manager import CoreContext, Launches
@@ -22,6 +25,7 @@ from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
 from orchestrator.guests.outcome import Outcome, log_event
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.refusals import RefusalLog
+from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.transitions import Transitions
 from orchestrator.guests.vf_creation import claim_with_vfs
 from orchestrator.host.root import HostRoot
@@ -29,6 +33,7 @@ from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Claim, Event, EventKind, Ledger, Quarantined
 from orchestrator.model.access import Identity, Role, may_change, may_see
+from orchestrator.model.disk import DiskCheck
 from orchestrator.model.guest_view import GuestView, view_guest
 from orchestrator.model.plan import Policy
 from orchestrator.model.request import GuestRequest
@@ -61,11 +66,14 @@ class GuestService:
         self._host, self._ledger, self._policy = host, ledger, policy
         self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()
         self.host_setup = setup = HostSetup(host, ledger, policy, self._warnings, count_undo_failure)
-        context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs)
+        secrets = GuestSecrets(ledger)
+        context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs, secrets)
+        self._disk_work = context.disk_work
         self.transitions = Transitions(context, count_undo_failure)
         self.reconciler = Reconciler(context, self.transitions)
-        self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings)
+        self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings, secrets)
         self._access = GuestAccess(ledger, self.transitions)
+        self._boot_images = BootImages(images, policy.boot)
         self._refusals = RefusalLog(ledger, observe_refusal)
         self._consoles = Consoles(hypervisor, ledger, logs, images)
         self._new_event = threading.Condition()
@@ -77,6 +85,11 @@ class GuestService:
     def survey(self) -> Topology:
         return read_topology(self._host)
 
+    def survey_with_use(self) -> Topology:
+        """As ``survey``, with what the host uses its disks for: that takes longer. Guests' disks are not examined."""
+        topology = self.survey()
+        return replace(topology, controllers=self.allocator.read_disk_use(topology.controllers))
+
     def compare(self, topology: Topology) -> tuple[HostFinding, ...]:
         """Also writes an event if the findings have changed since the last call."""
         findings = check_host(self._policy, topology)
@@ -85,7 +98,8 @@ class GuestService:
 
     def guests(self, caller: Identity) -> tuple[GuestView, ...]:
         running = self.transitions.list_running()
-        return tuple(view_guest(claim, running) for claim in self._ledger.read().claims if may_see(caller, claim.owner))
+        claims = (claim for claim in self._ledger.read().claims if may_see(caller, claim.owner))
+        return tuple(view_guest(claim, running, self._disk_work.find(claim.plan.uuid)) for claim in claims)
 
     def guest(self, caller: Identity, name: str) -> GuestView:
         return self._view(self._access.find(caller, name))
@@ -122,9 +136,11 @@ class GuestService:
         known = find_by_request_id(caller, request, self._ledger.read().claims)
         if known:
             return self._view(known)
+        if request.boot:
+            self._boot_images.check(caller, request.boot)
         placed = self.allocator.plan(caller, request)
         warnings = () if caller.role is Role.TENANT else placed.list_warnings(self._policy)
-        return GuestView(placed.plan, "planned", request, caller.tenant, warnings=warnings)
+        return GuestView(placed.plan, "planned", request.without_secret_texts(), caller.tenant, warnings=warnings)
 
     def create(self, caller: Identity, request: GuestRequest) -> tuple[GuestView, bool]:
         """Plans, claims and launches a guest; undoes everything on failure. False if it exists with the same request id."""
@@ -136,12 +152,16 @@ class GuestService:
             if other and (other.owner != caller.tenant or request.id is None or other.request.id != request.id):
                 raise Conflict(f"the name {request.name} is taken", "choose another name")
             known = find_by_request_id(caller, request, self._ledger.read().claims)
-            if known and known.state not in (GuestState.CREATING, GuestState.DELETING):  # these states end soon
+            if known and known.state not in (GuestState.CREATING, GuestState.DELETING, GuestState.WIPING):
                 return self._view(known), False
+            if request.boot:
+                self._boot_images.ensure(caller, request.boot)
         with self.transitions.guest_locks(request.name):
             started_at = time.monotonic()
             with self._refusals.logging(request.name, caller):
                 known = find_by_request_id(caller, request, self._ledger.read().claims)
+                if known and known.state == GuestState.WIPING:
+                    raise Conflict(f"guest {known.plan.name} was deleted and its disks are being wiped", "retry with a new id")
                 if known:
                     return self._view(known), False
                 claim, changed = claim_with_vfs(
@@ -149,7 +169,8 @@ class GuestService:
                 )
             plan = claim.plan
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
-            detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(f'VF {nic.address}' for nic in plan.nics)}"
+            devices = [*(f"VF {nic.address}" for nic in plan.nics), *(f"disk {disk.key}" for disk in plan.disks)]
+            detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(devices)}"
             log_event(self._ledger, claim, Outcome(EventKind.CLAIMED, detail, caller.name, started_at))
             return _view_running(self.transitions.launch(claim, caller.name, changed)), True
 
@@ -177,6 +198,8 @@ class GuestService:
     def delete(self, caller: Identity, name: str, expected: int | None = None) -> None:
         """Forces the guest off and releases its claim. Raises Conflict if it is quarantined before or after that."""
         with self._access.lock_for_change(caller, name, expected, expire_shutdown=True) as claim:
+            if claim.state == GuestState.WIPING:
+                return
             if claim.state == GuestState.QUARANTINED:
                 raise Conflict(f"guest {name} is in quarantine", "clear it as an operator: `nohype quarantine clear`")
             if findings := self.transitions.delete(claim, Outcome(EventKind.DELETED, "on request", caller.name)):
@@ -209,16 +232,37 @@ class GuestService:
             raise guest_replaced_error(name)
         return self._consoles.begin_command(claim, line, timeout)
 
+    def begin_reading(
+        self, caller: Identity, name: str, lines: int = 0, *, follow: bool = True, after: Position | None = None
+    ) -> ConsoleStream:
+        return self._consoles.begin_reading(self._access.find(caller, name), lines, follow=follow, after=after)
+
+    def type_console(self, caller: Identity, name: str, uuid: UUID, data: bytes) -> int:
+        """Returns how many bytes the console took. Raises NotFound if ``uuid`` is not the guest's."""
+        claim = self._access.find_for_change(caller, name)
+        if uuid != claim.plan.uuid:
+            raise guest_replaced_error(name)
+        return self._consoles.type(claim, data)
+
     def wait_ready(self, caller: Identity, name: str, timeout: float) -> str:
         return self.begin_ready(caller, name, timeout).result()
 
     def send_command(self, caller: Identity, name: str, line: str, timeout: float, uuid: UUID | None = None) -> str:
         return self.begin_command(caller, name, line, timeout, uuid).result()
 
+    def remove_boot_images(self) -> None:
+        """Removes the images from boot servers that guests have not used for some time."""
+        self._boot_images.remove_unused(lambda: [claim.plan for claim in self._ledger.read().claims])
+
     def remove_old_logs(self) -> None:
         self._consoles.remove_old_logs()
 
     # The manager's own.
+
+    def disk_checks(self, uuid: UUID) -> tuple[DiskCheck, ...] | None:
+        """How the disks of a guest were verified before it got them; None without a claim."""
+        names = [claim.plan.name for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
+        return self._ledger.disk_checks(names[0]) if names else None
 
     def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""
@@ -241,12 +285,14 @@ class GuestService:
         return view_guest(claim, frozenset())
 
     def _view(self, claim: Claim) -> GuestView:
-        return view_guest(claim, self.transitions.list_running())
+        return view_guest(claim, self.transitions.list_running(), self._disk_work.find(claim.plan.uuid))
 
     def _on_event(self, event: Event) -> None:
         _log.log(event.severity, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._new_event:
             self._new_event.notify_all()
+        if event.kind in (EventKind.STARTED, EventKind.ADOPT) and (claim := self._ledger.find(event.subject)):
+            self._consoles.begin_learning(claim)
 
 
 def _view_running(claim: Claim) -> GuestView:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from orchestrator.errors import Conflict, OrchestratorError
+from orchestrator.errors import Conflict, HostError, OrchestratorError
 from orchestrator.guests.core_manager import CoreContext, CoreManager
+from orchestrator.guests.disk_work import Wiper
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
 from orchestrator.guests.recovery import decide
 from orchestrator.guests.restarts import MAX_RESTARTS, RESTARTABLE_CAUSES, Restarts
@@ -30,18 +31,21 @@ class Transitions:
         self.guest_locks = NamedLocks()
         self.restarts = Restarts(self._run_restart)
         self._context, self._ledger = context, context.ledger
+        self._wiper = Wiper(context.disk_work, lambda claim: self.core_manager(claim).wipe(), self._finish_wiping)
         self._count_undo_failure = count_undo_failure
         # Guests whose shutdown in another thread times out now.
         self._expired_shutdowns: set[UUID] = set()
 
     def close(self) -> None:
+        self._context.disk_work.close()
         self.restarts.close()
+        self._wiper.close()
 
     def list_running(self) -> frozenset[UUID]:
         return self._context.hypervisor.running_uuids()
 
     def core_manager(self, claim: Claim) -> CoreManager:
-        return CoreManager(self._context, claim.plan, claim.owner)
+        return CoreManager(self._context, claim)
 
     def start(self, claim: Claim, caller: str) -> Claim:
         """No-op if the guest runs. Raises Conflict, and quarantines it, if it was started outside the manager."""
@@ -64,7 +68,7 @@ class Transitions:
         name, started_at = claim.plan.name, time.monotonic()
         self._expired_shutdowns.discard(claim.plan.uuid)
         try:
-            changed = (*changed, *self.core_manager(claim).launch())
+            changed = (*changed, *self.core_manager(claim).launch(first=claim.state == GuestState.CREATING))
             now = self._ledger.set_state(name, GuestState.RUNNING)
         except BaseException as error:
             cause = error.message if isinstance(error, OrchestratorError) else repr(error)
@@ -120,12 +124,21 @@ class Transitions:
         return claim
 
     def delete(self, claim: Claim, outcome: Outcome) -> tuple[str, ...]:
-        """Forces a guest off, cleans up and releases its claim. Returns findings, with which it is QUARANTINED instead."""
+        """Forces a guest off, cleans up and releases its claim. Returns findings, with which it is QUARANTINED instead.
+
+        A guest with disks is WIPING when this returns; a thread wipes the disks and releases the claim.
+        """
         claim = self._ledger.set_state(claim.plan.name, GuestState.DELETING)
         self.restarts.cancel(claim.plan.name)
-        findings = self._clean_up(claim)
+        findings, wipe = self._clean_up(claim), False
+        if claim.plan.disks and not findings:
+            core = self.core_manager(claim)
+            wipe = core.must_wipe
+            findings = () if wipe else _find_unreleased(core)
         if findings:
             self._quarantine_unclean(claim, findings, outcome.caller)
+        elif wipe:
+            self._begin_wiping(claim, outcome)
         else:
             self._release(claim, outcome)
         return findings
@@ -141,6 +154,10 @@ class Transitions:
         self.core_manager(claim).drop_undo_records()
         self._release(claim, Outcome(EventKind.CLEARED, "by force", caller))
         return ()
+
+    def resume_wiping(self, claim: Claim) -> bool:
+        """False if a thread is wiping the guest's disks already."""
+        return self._wiper.begin(claim)
 
     def quarantine_unexpected(self, claim: Claim) -> None:
         """For a guest that runs although it must not. It keeps running."""
@@ -181,7 +198,30 @@ class Transitions:
         self._expired_shutdowns.discard(claim.plan.uuid)
         return findings
 
+    def _begin_wiping(self, claim: Claim, outcome: Outcome) -> None:
+        claim = self._ledger.keep_disks(claim.plan.name)
+        self.restarts.forget(claim)
+        disks = ", ".join(disk.key for disk in claim.plan.disks)
+        detail = "; ".join(filter(None, (outcome.detail, f"wiping {disks}")))
+        log_event(self._ledger, claim, Outcome(EventKind.WIPING, detail, outcome.caller, outcome.started_at))
+        self._wiper.begin(claim)
+        self._context.setup.release()
+
+    def _finish_wiping(self, wiped: Claim, findings: tuple[str, ...]) -> None:
+        """Called in the thread that has wiped the disks."""
+        name = wiped.plan.name
+        with self.guest_locks(name):
+            claim = self._ledger.find(name)
+            if not claim or claim.plan.uuid != wiped.plan.uuid or claim.state != GuestState.WIPING:
+                return
+            if findings:
+                self._quarantine_unclean(claim, findings, MANAGER.name)
+            else:
+                disks = ", ".join(disk.key for disk in claim.plan.disks)
+                self._release(claim, Outcome(EventKind.DELETED, f"verified clean: {disks}"))
+
     def _release(self, claim: Claim, outcome: Outcome) -> None:
+        self._context.secrets.remove(claim.plan.uuid)  # first: a file without a claim would stay
         self._ledger.release(claim.plan.name)
         self.restarts.forget(claim)
         log_event(self._ledger, claim, outcome)
@@ -210,3 +250,12 @@ class Transitions:
                 now = self._ledger.find(name)
                 if now and now.state == GuestState.STOPPED:
                     self.schedule_restart(now)
+
+
+def _find_unreleased(core: CoreManager) -> tuple[str, ...]:
+    """Gives back disks that were reserved, but not written."""
+    try:
+        core.wipe()
+    except HostError as error:
+        return (error.message,)
+    return ()

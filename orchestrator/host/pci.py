@@ -92,11 +92,23 @@ def reset_function(host: HostRoot, address: PciAddress) -> bool:
     return True
 
 
+def is_nvme(host: HostRoot, address: PciAddress) -> bool:
+    """False if the function does not exist."""
+    # PCI Code and ID Assignment Specification 1.8: mass storage, NVM, NVM Express I/O controller. An administrative controller
+    # (interface 03) has no namespaces.
+    return host.find(f"{function_path(address)}/class") == "0x010802"
+
+
+def is_idle_nvme(host: HostRoot, address: PciAddress) -> bool:
+    """An NVMe controller without VFs. Many server disks have the SR-IOV capability, and are PFs only by that."""
+    return is_nvme(host, address) and host.find(f"{function_path(address)}/sriov_numvfs") in (None, "0")
+
+
 def _check_no_pf(host: HostRoot, address: PciAddress) -> None:
-    # A PF carries the host's traffic and all VFs. It must not lose its driver or be reset.
+    # A PF of a NIC carries the host's traffic and all VFs. It must not lose its driver or be reset.
     if not host.exists(function_path(address)):
         raise HostError(f"PCI function {address} does not exist", "check the address with `nohype survey`", ENODEV)
-    if is_pf(host, address):
+    if is_pf(host, address) and not is_idle_nvme(host, address):
         what = f"{address} is a physical function (driver {read_driver(host, address) or 'none'}), not a VF: not changed"
         raise HostError(what, "if its driver was changed, bind the original driver manually", EPERM)
 

@@ -1,12 +1,14 @@
-"""Access to the kernel: files (the only code that opens /sys and /proc), thread affinities, and the network.
+"""Access to the kernel: files (the only code that opens /sys and /proc), devices, thread affinities, and the network.
 
 The root is a value, which tests replace. Names are relative ("sys/devices/system/cpu/online"), so they cannot leave a fake root.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import stat
 import struct
 from dataclasses import dataclass, field
 from errno import EACCES, EBUSY, ENOENT, EPERM
@@ -161,6 +163,36 @@ class HostRoot:
         # A survey reads a thousand files, and in the emulated lab each Path costs a millisecond.
         return f"{self.path}/{name}"
 
+    def open_device(self, name: str, number: str, flags: int) -> int:
+        """Opens /dev/NAME and returns the descriptor. `number` is the kernel's "major:minor": a node that stands for another
+        device is an error.
+        """
+        node = f"dev/{name}"
+        try:
+            descriptor = os.open(self._at(node), flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise host_error("cannot open", node, error) from None
+        actual = _format_number(os.fstat(descriptor))
+        if actual != number:
+            os.close(descriptor)
+            what = f"/{node} is not the device {name}: device number {actual or 'none'}, kernel's number {number}"
+            raise HostError(what, "check that devtmpfs is mounted on /dev")
+        return descriptor
+
+    def find_device_number(self, name: str) -> str | None:
+        """The number "major:minor" of a device node; None if the file does not exist or is not a device node."""
+        try:
+            return _format_number(os.stat(self._at(name)))
+        except OSError:
+            return None
+
+    def ioctl(self, descriptor: int, request: int, argument: bytearray, data: bytearray | None = None) -> int:
+        """Returns the call's own result, and changes `argument` as the kernel does. `data` is a buffer whose address is in it."""
+        try:
+            return int(fcntl.ioctl(descriptor, request, argument))
+        except OSError as error:
+            raise HostError(f"ioctl {request:#x} failed", errno=error.errno or 0) from None
+
     def sched_getaffinity(self, tid: int) -> CpuSet:
         """Callers use `host.cpus.read_affinity`."""
         try:
@@ -193,6 +225,11 @@ class _Registers:
 
     def __exit__(self, *_: object) -> None:
         self._map.close()
+
+
+def _format_number(found: os.stat_result) -> str | None:
+    is_device = stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)
+    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if is_device else None
 
 
 def host_error(what: str, name: str, error: OSError) -> HostError:

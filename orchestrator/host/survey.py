@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from errno import ENOENT
 from typing import TypeVar
@@ -18,12 +18,15 @@ from orchestrator.host.cpus import (
     read_topoext,
     survey_cores,
 )
+from orchestrator.host.disk_use import find_users
 from orchestrator.host.hugepages import survey_pools, survey_promised_pages
 from orchestrator.host.iommu import read_iommu_groups
+from orchestrator.host.nvme import NVME, read_controllers
 from orchestrator.host.pci import DEVICES, VFIO, is_loaded, read_functions
 from orchestrator.host.root import HostRoot
+from orchestrator.host.signatures import find_signatures
 from orchestrator.host.sriov import read_link, read_pfs
-from orchestrator.model.topology import Topology
+from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.values import CpuSet
 
 _Value = TypeVar("_Value")
@@ -52,6 +55,7 @@ def read_topology(host: HostRoot) -> Topology:
         kvm=read_kvm(host),
         vfio=is_loaded(host, VFIO),
         cmdline=read_cmdline(host),
+        controllers=_read_controllers(host, problems),
         problems=tuple(error.message for error in problems),
     )
 
@@ -77,13 +81,41 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
     promised, no_promised = survey_promised_pages(host, (pool.page_size for pool in pools if pool.total))
     problems = [*no_pools, *no_promised]
     isolated = _try(lambda: read_isolated(host), problems, otherwise=known.isolated)
+    controllers = _read_controllers(host, problems)
     return replace(
         known,
         isolated=isolated,
         pools=pools,
         promised=promised,
         pfs=pfs,
+        controllers=controllers,
         kvm=read_kvm(host),
         vfio=is_loaded(host, VFIO),
         problems=tuple(error.message for error in problems),
     )
+
+
+def _read_controllers(host: HostRoot, problems: list[HostError]) -> tuple[NvmeController, ...]:
+    none: tuple[NvmeController, ...] = ()
+    return _try(lambda: read_controllers(host), problems, otherwise=none)
+
+
+def read_disk_use(
+    host: HostRoot, controllers: Iterable[NvmeController], *, owned: Container[str] = ()
+) -> tuple[NvmeController, ...]:
+    """Adds uses and signatures. Takes a process per controller, and reads the open files of all processes: seconds, or 30 s for a
+    disk that does not respond.
+
+    ``owned``: serial numbers of controllers that guests own, which are not examined.
+    """
+    return tuple(_read_use(host, controller, owned) for controller in controllers)
+
+
+def _read_use(host: HostRoot, controller: NvmeController, owned: Container[str]) -> NvmeController:
+    if controller.driver != NVME or controller.fault or controller.serial in owned:
+        return controller
+    uses = find_users(host, controller)
+    try:
+        return replace(controller, uses=uses, signatures=find_signatures(host, controller))
+    except HostError as error:
+        return replace(controller, fault=f"its contents cannot be examined: {error.message}")

@@ -52,6 +52,7 @@ class RunningGuest:
     hostdevs: tuple[PciAddress, ...]
     devices: tuple[str, ...]  # QEMU's device models, one entry per device (HMP `info qtree`): "isa-serial", "vfio-pci", ...
     uuid: UUID
+    disks: tuple[str, ...] = ()  # files, block devices and the like of emulated disks
 
     @property
     def pinning(self) -> Pinning:
@@ -78,6 +79,16 @@ def parse_pinning(tree: Any, vcpus: Sequence[int], count_cpus: Callable[[], int]
         emulator_pin=parse_cpuset(emulator.get("cpuset")) if emulator is not None else rest,
         hostdevs=tuple(_read_address(source) for source in tree.iterfind("devices/hostdev[@type='pci']/source/address")),
     )
+
+
+def parse_disks(tree: Any) -> tuple[str, ...]:
+    """The source of each emulated disk, or its name in the guest (https://libvirt.org/formatdomain.html#hard-drives)."""
+    found = []
+    for disk in tree.iterfind("devices/disk"):
+        source, target = disk.find("source"), disk.find("target")
+        names = [source.get(key) for key in ("file", "dev", "volume", "name", "dir") if source is not None and source.get(key)]
+        found.append(names[0] if names else str(target.get("dev")) if target is not None else "unknown")
+    return tuple(found)
 
 
 def _read_address(source: Any) -> PciAddress:

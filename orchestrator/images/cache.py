@@ -51,17 +51,18 @@ def hash_inputs(*inputs: str | Path | Iterable[str]) -> str:
 
 
 def build_cached(
-    cache: Path, kind: str, key: str, build: Callable[[Path], None], *, progress: Progress, keep: int = _KEEP
+    cache: Path, kind: str, key: str, build: Callable[[Path], None], *, progress: Progress, keep: int = _KEEP, renew: bool = False
 ) -> Path:
     """The folder ``<cache>/<kind>-<key>``, built if it does not exist. Concurrent callers wait for each other.
 
     ``build`` fills the empty folder that it is given; nothing is left of one that fails. ``keep`` folders of the kind stay.
+    ``renew``: build also if the folder exists, and replace it if the build succeeds.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f"{kind}.lock", progress=progress):
             folder = cache / f"{kind}-{key}"
-            if not folder.is_dir():
+            if renew or not folder.is_dir():
                 _build_in_sibling(cache, kind, folder, build)
             os.utime(folder)
             _prune(cache, kind, keep)
@@ -100,7 +101,11 @@ def _build_in_sibling(cache: Path, kind: str, folder: Path, build: Callable[[Pat
     try:
         sibling.chmod(0o755)
         build(sibling)
+        if folder.is_dir():
+            folder.rename(mkdtemp(prefix=sibling.name, dir=cache))  # the next build removes it, if this one is killed here
         sibling.rename(folder)
+        for leftover in cache.glob(f"{sibling.name}*"):
+            remove_tree(leftover)
     except BaseException as error:
         full = _is_disk_full(error, sibling)
         remove_tree(sibling)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from orchestrator.errors import ImageError
 from orchestrator.host.run import run
@@ -20,13 +21,17 @@ BACKPORTS = f"{SUITE}-backports"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _INDEX_FORMAT = "$(ORIGIN) $(LABEL) $(COMPONENT) $(CODENAME) $(REPO_URI)"
 _OPTION = re.compile(r'(Acquire::(?:https?::|Retries|Check-Valid-Until|Check-Date)\S*) "(.+)";')
+_EXTRACTED = "var/lib/dpkg/extracted"
+_INSTALLED = re.compile(r"Inst (\S+) (?:\[\S*\] )?\((\S+) ")
 _DEBS_LIMIT = 1 << 30  # bytes; a larger cache of packages is emptied
 
 # Own mount and PID namespaces, and death with the parent: no mount or process outlives the build.
 _CONTAINED = (
     "setpriv", "--pdeathsig", "KILL",
-    "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
+    "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
 )  # fmt: skip
+# An empty network namespace: nothing can be downloaded.
+_OFFLINE = ("--net",)
 
 # Documentation would be a third of the image.
 _EXCLUDED = (
@@ -37,6 +42,9 @@ _EXCLUDED = (
     "/usr/share/lintian/*",
     "/usr/share/bash-completion/*",
 )
+
+# The machine's mirror and proxy do not belong in an image.
+_FORGET = 'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/* "$1"/etc/apt/apt.conf.d/99mmdebstrap'
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ def make_root(
     log: Path,
     variant: str = "essential",
     suites: Sequence[str] = (SUITE,),
+    repository: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> None:
     """Builds a root file system of SUITE with the packages and their dependencies, without recommendations.
@@ -94,18 +103,22 @@ def make_root(
         target: folder to fill; must be empty.
         variant: mmdebstrap's; "extract" only unpacks and runs no maintainer scripts.
         suites: sources of packages; the last has priority.
+        repository: flat repository that replaces the suites; the build then has no network.
         env: environment variables for maintainer scripts.
     """
-    if not _KEYRING.exists():
-        raise ImageError(f"cannot verify packages: {_KEYRING} does not exist", "run `apt-get install debian-archive-keyring`")
-    settings = read_apt_settings()
     debs = cache / "debs"
     debs.mkdir(parents=True, exist_ok=True)
     with locked(cache / "debs.lock", progress=lambda _: None):
-        _limit(debs)
-        argv = build_mmdebstrap(settings, target, packages, debs, variant=variant, suites=suites)
+        if repository:
+            argv = [*_OFFLINE, "--", *build_offline_mmdebstrap(target, packages, repository, variant=variant)]
+        else:
+            if not _KEYRING.exists():
+                hint = "run `apt-get install debian-archive-keyring`"
+                raise ImageError(f"cannot verify packages: {_KEYRING} does not exist", hint)
+            _limit(debs)
+            argv = ["--", *build_mmdebstrap(read_apt_settings(), target, packages, debs, variant=variant, suites=suites)]
         run_logged(
-            [*_CONTAINED, *argv],
+            [*_CONTAINED, *argv, *(_record_extracted(packages) if variant == "extract" else ())],
             task=f"cannot build a Debian {SUITE} root file system",
             program="mmdebstrap",
             log=log,
@@ -126,21 +139,46 @@ def build_mmdebstrap(
     suites: Sequence[str] = (SUITE,),
 ) -> list[str]:
     archives, kept = '"$1"/var/cache/apt/archives', shlex.quote(str(debs))
-    fill = f"mkdir -p {archives} && cp -a --reflink=auto {kept}/. {archives}/"
-    # -n: files from the cache are not copied back
-    keep = f"find {archives} -maxdepth 1 -name '*.deb' -exec cp -n --preserve=timestamps --reflink=auto -t {kept} {{}} +"
-    # the machine's mirror and proxy do not belong in an image
-    forget = 'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/* "$1"/etc/apt/apt.conf.d/99mmdebstrap'
+    # Links, as the cache also holds the packages of other roots; apt and mmdebstrap replace and remove files, but change none.
+    fill = f"mkdir -p {archives} && cp -al {kept}/. {archives}/"
+    # -n: files from the cache are not linked back
+    keep = f"find {archives} -maxdepth 1 -name '*.deb' -exec cp -nl -t {kept} {{}} +"
     return [
-        "mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory", "--architectures=amd64",
-        f"--include={','.join(packages)}", f"--keyring={_KEYRING}",
+        *_common_arguments(packages, variant), f"--keyring={_KEYRING}",
         *(f"--aptopt={option}" for option in (*settings.options, 'Acquire::Retries "3";', 'Acquire::Languages "none";')),
         f'--aptopt=APT::Default-Release "{suites[-1]}";',
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED), "--dpkgopt=force-unsafe-io",
         "--skip=essential/unlink",  # keeps the packages of the essential set for the cache
-        f"--setup-hook={fill}", f"--extract-hook={keep}", f"--customize-hook={keep}", f"--customize-hook={forget}",
+        f"--setup-hook={fill}", f"--extract-hook={keep}", f"--customize-hook={keep}", f"--customize-hook={_FORGET}",
         SUITE, str(target), *(f"deb [signed-by={_KEYRING}] {settings.uri} {suite} main" for suite in suites),
     ]  # fmt: skip
+
+
+def build_offline_mmdebstrap(target: Path, packages: Sequence[str], repository: Path, *, variant: str) -> list[str]:
+    """``repository`` has been compared with a lock: apt does not verify it again."""
+    return [
+        *_common_arguments(packages, variant), '--aptopt=APT::Sandbox::User "root";', f"--customize-hook={_FORGET}",
+        SUITE, str(target), f"deb [trusted=yes] copy:{quote(str(repository))} ./",
+    ]  # fmt: skip
+
+
+def _common_arguments(packages: Sequence[str], variant: str) -> list[str]:
+    return [
+        "mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory", "--architectures=amd64",
+        f"--include={','.join(packages)}",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED), "--dpkgopt=force-unsafe-io",
+    ]  # fmt: skip
+
+
+def _record_extracted(packages: Sequence[str]) -> tuple[str]:
+    """dpkg knows nothing of packages that are only unpacked: apt says which it would install into this empty system."""
+    names = shlex.join(packages)
+    return (f'--extract-hook=APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --simulate --yes install {names} >"$1"/{_EXTRACTED}',)
+
+
+def read_extracted(root: Path) -> dict[str, str]:
+    """Names and versions of the packages of a root that was built with variant "extract"."""
+    found = (_INSTALLED.match(line) for line in (root / _EXTRACTED).read_text().splitlines())
+    return {match[1]: match[2] for match in found if match}
 
 
 def _limit(debs: Path) -> None:

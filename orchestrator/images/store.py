@@ -1,84 +1,96 @@
-"""The store of built guest images, one folder per image. The system manager starts guests from it."""
+"""The store of built guest images, as the system manager reads it.
+
+    STORE/NAME -> .builds/HASH        a name is a link to a build; the link is replaced as one operation
+    STORE/.builds/HASH/image.json     a build, which never changes; HASH is `description.hash_content`
+    STORE/NAME/image.json             a build that an earlier version installed: a folder instead of a link
+
+So a guest can start the build that it was claimed with after the name points to a newer one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import os
+import re
+import stat
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import ValidationError
 
 from orchestrator.errors import Conflict, ImageError, NotFound
-from orchestrator.images.cache import locked, remove_tree
-from orchestrator.model.fields import check_size, describe
+from orchestrator.images.description import (
+    CONSOLE_PROTOCOL,
+    DISK,
+    FILE,
+    INITRD,
+    KERNEL,
+    RAM_INITRD,
+    Description,
+    hash_content,
+)
+from orchestrator.images.sparse import open_regular
+from orchestrator.model.fields import describe
 from orchestrator.model.plan import ImageRef
 from orchestrator.values import Size
 
 STORE = Path("/var/lib/nohype/images")
-CONSOLE_PROTOCOL = "nohype-1"
+BUILDS = ".builds"
 
-_DESCRIPTION = "image.json"
-
-
-def _printable(text: str) -> str:
-    if not text.isascii() or not text.isprintable():
-        raise ValueError("only printable ASCII on one line is allowed")
-    return text
-
-
-def _size(value: Any) -> Size:
-    if isinstance(value, Size):
-        return value
-    if not isinstance(value, str):
-        raise ValueError('not a text such as "96M"')
-    return Size.parse(check_size(value))
-
-
-_Line = Annotated[str, Field(max_length=2048), AfterValidator(_printable)]
-
-
-class Description(BaseModel):
-    """The content of ``image.json``. Values that libvirt would refuse are refused here, before anything is claimed."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-    description: str = ""
-    hash: _Line  # of everything that the image was built from
-    kernel_version: _Line
-    cmdline: _Line
-    # The minimum of a guest: with less, its kernel hangs without a message.
-    memory: Annotated[Size, PlainValidator(_size), PlainSerializer(str)]
-    console: _Line | None  # protocol that the image's init speaks on the console
+_MAX_DESCRIPTION = 4 << 20  # bytes; the packages of a large image are 100 KB
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
 class Image(Description):
-    """A built guest image and its folder, which is named after it."""
+    """A built guest image and its folder."""
 
     folder: Path
+    alias: str | None = None  # the name by which it was found; None: the folder's
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.alias or self.folder.name
 
     @property
     def kernel(self) -> Path:
-        return self.folder / "vmlinuz"
+        return self.folder / KERNEL
 
     @property
     def initrd(self) -> Path:
-        return self.folder / "initrd"
+        return self.folder / INITRD
+
+    @property
+    def ram_initrd(self) -> Path:
+        return self.folder / RAM_INITRD
+
+    @property
+    def disk_file(self) -> Path:
+        return self.folder / DISK
+
+    def choose_initrd(self, *, has_disk: bool) -> Path:
+        """The initrd of a guest with or without a disk. The minimum of its memory is that of ``min_memory``."""
+        return self.ram_initrd if self.ram_root and not has_disk else self.initrd
+
+    def min_memory(self, *, has_disk: bool) -> Size:
+        if not self.ram_root or has_disk:
+            return self.memory
+        return Size(max(self.memory.bytes, self.ram_root.min_memory.bytes))
 
     @property
     def speaks_protocol(self) -> bool:
         """Whether its guests report ready and execute commands on their console."""
         return self.console == CONSOLE_PROTOCOL
 
-    def to_json(self) -> dict[str, object]:
-        """For users; ``memory`` in bytes."""
-        files = {"name": self.name, "kernel": str(self.kernel), "initrd": str(self.initrd)}
-        return {**files, **self.model_dump(exclude={"folder", "description"}), "memory": self.memory.bytes}
+    def to_json(self, *, full: bool = False) -> dict[str, object]:
+        """For users; ``memory`` in bytes. ``full``: with provenance and files, which are long."""
+        direct = self.boot == "direct"
+        files = {
+            "name": self.name,
+            "kernel": str(self.kernel) if direct else None,
+            "initrd": str(self.initrd) if direct else None,
+        }
+        hidden = {"folder", "alias"} | (set() if full else {"description", "provenance", "files"})
+        return {**files, **self.model_dump(mode="json", exclude=hidden), "memory": self.memory.bytes}
 
 
 def find_image(store: Path, name: str) -> Image:
@@ -87,17 +99,24 @@ def find_image(store: Path, name: str) -> Image:
     if name not in names:
         available = f"available: {', '.join(names) or 'none'}"
         raise NotFound(f"no guest image {name!r} in {store}; {available}", f"build it with `nohype image build {name}`")
-    return read_image(store / name)
+    return read_image(resolve(store, name), name)
 
 
 def find_build(store: Path, ref: ImageRef) -> Image:
-    """The image, if it is the build that a guest was created with.
+    """The build that a guest was created with, also if the name has another build now, or was deleted.
 
     Raises:
-        NotFound, ImageError: as ``find_image``.
-        Conflict: the image was built anew since.
+        NotFound: the store has neither the build nor the name. A tenant may see the message.
+        ImageError: as ``find_image``.
+        Conflict: the store does not have this build any more.
     """
-    image = find_image(store, ref.name)
+    if ref.hash and is_folder(build := build_folder(store, ref.hash)):
+        return read_image(build, ref.name)
+    try:
+        image = find_image(store, ref.name)
+    except NotFound:
+        hint = "install the image again, or delete the guest"
+        raise NotFound(f"the image {ref.name}, which the guest was created with, does not exist", hint) from None
     if ref.hash not in ("", image.hash):
         raise Conflict(
             f"image {ref.name} has changed since the guest was created: build {image.hash[:12]}, expected {ref.hash[:12]}",
@@ -106,63 +125,121 @@ def find_build(store: Path, ref: ImageRef) -> Image:
     return image
 
 
-def list_images(store: Path) -> tuple[Image, ...]:
-    return tuple(read_image(store / name) for name in image_names(store))
+def list_images(store: Path) -> tuple[tuple[Image, ...], tuple[ImageError, ...]]:
+    """The images by name, and what is wrong with the damaged ones."""
+    images, damaged = [], []
+    for name in image_names(store):
+        try:
+            images.append(read_image(resolve(store, name), name))
+        except ImageError as error:
+            damaged.append(error)
+    return tuple(images), tuple(damaged)
 
 
 def image_names(store: Path) -> tuple[str, ...]:
-    """The names of the images, sorted; () if there is no store."""
+    """The names of the images, sorted; () if there is no store. A link to a build that does not exist is a damaged image."""
     if not store.is_dir():
         return ()
-    return tuple(sorted(path.name for path in store.iterdir() if not path.name.startswith(".") and path.is_dir()))
+    return tuple(sorted(path.name for path in store.iterdir() if not path.name.startswith(".") and is_name(path)))
 
 
-def read_image(folder: Path) -> Image:
-    """Raises ImageError if the folder is damaged."""
-    damaged = f"guest image {folder.name} is damaged"
-    missing = [name for name in (_DESCRIPTION, "vmlinuz", "initrd") if not (folder / name).is_file()]
-    if missing:
-        raise ImageError(f"{damaged}: missing {', '.join(missing)}", _rebuild(folder))
+def is_name(path: Path) -> bool:
+    """A link of the store, or a folder."""
+    return link_target(path) is not None or path.is_dir()
+
+
+def link_target(path: Path) -> str | None:
+    """The folder name of the build that a name links to. None for everything else: a link that this program did not make, too."""
     try:
-        description = Description.model_validate_json((folder / _DESCRIPTION).read_bytes())
-    except OSError as error:
-        raise ImageError(f"{damaged}: {_DESCRIPTION}: {error.strerror}", _rebuild(folder)) from None
+        folder, _, name = os.readlink(path).rpartition("/")
+    except OSError:
+        return None
+    return name if folder == BUILDS and _FOLDER_NAME.fullmatch(name) else None
+
+
+def resolve(store: Path, name: str) -> Path:
+    """The folder of the build that a name has now."""
+    target = link_target(store / name)
+    return store / name if target is None else store / BUILDS / target
+
+
+def build_folder(store: Path, build: str) -> Path:
+    """Earlier versions did not restrict the hash in ``image.json``; it can be no name of a folder."""
+    safe = build if _FOLDER_NAME.fullmatch(build) else hashlib.sha256(build.encode()).hexdigest()
+    return store / BUILDS / safe
+
+
+def list_builds(store: Path) -> tuple[str, ...]:
+    """Folder names of the builds, sorted, also of those that no name links to."""
+    try:
+        return tuple(sorted(entry.name for entry in os.scandir(store / BUILDS) if not entry.name.startswith(".")))
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+
+
+def is_folder(path: Path) -> bool:
+    """Not a link."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def read_image(folder: Path, name: str | None = None) -> Image:
+    """``name`` is for messages, and becomes the image's; None: the folder's. Raises ImageError if the folder is damaged."""
+    damaged, hint = f"guest image {name or folder.name} is damaged", _rebuild(folder, name or folder.name)
+    if folder.parent.name == BUILDS and folder.is_symlink():
+        raise ImageError(f"{damaged}: the folder of its build is a link", hint)
+    description = _read_description(folder, damaged, hint)
+    problems = [text for file in description.required_files if (text := _find_damage(folder / file, description))]
+    if problems:
+        raise ImageError(f"{damaged}: {', '.join(problems)}", hint)
+    return Image(folder=folder, alias=name, **dict(description))
+
+
+def _read_description(folder: Path, damaged: str, hint: str) -> Description:
+    if problem := _find_damage(folder / FILE, None):
+        raise ImageError(f"{damaged}: {problem}", hint)
+    try:
+        return Description.model_validate_json(_read_file(folder / FILE, damaged, hint))
     except ValidationError as error:
-        raise ImageError(f"{damaged}: {_DESCRIPTION}: {describe(error).removeprefix(': ')}", _rebuild(folder)) from None
-    return Image(folder=folder, **dict(description))
+        raise ImageError(f"{damaged}: {FILE}: {describe(error).removeprefix(': ')}", hint) from None
 
 
-def write_description(folder: Path, description: Description) -> None:
-    """Writes ``image.json``, the last file of an image."""
-    fields = {"name": folder.name, **description.model_dump(mode="json")}
-    (folder / _DESCRIPTION).write_text(json.dumps(fields, indent=2) + "\n")
-
-
-def install_image(built: Path, store: Path, name: str) -> Image:
-    """Copies a built image into the store and replaces one of the same name. The store never contains half an image.
-
-    Running guests are not affected: QEMU reads kernel and initrd only when a guest starts.
-    """
+def read_content_hash(folder: Path) -> str:
+    """`hash_content` of the file as it is now, with fields that this version does not know. Raises ImageError."""
+    damaged = f"the build in {folder} is damaged"
     try:
-        store.mkdir(parents=True, exist_ok=True)
-        with locked(store / ".lock", progress=lambda _: None):
-            for leftover in store.glob(".tmp-*"):
-                remove_tree(leftover)
-            temporary = Path(mkdtemp(prefix=".tmp-", dir=store))
-            try:
-                shutil.copytree(built, temporary / name)
-                if (store / name).exists():
-                    (store / name).rename(temporary / "old")
-                (temporary / name).rename(store / name)
-            finally:
-                remove_tree(temporary)
+        return hash_content(json.loads(_read_file(folder / FILE, damaged, "")))
+    except (ValueError, RecursionError, AttributeError):
+        raise ImageError(f"{damaged}: {FILE}: not a JSON object") from None
+
+
+def _read_file(path: Path, damaged: str, hint: str) -> bytes:
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            content = file.read(_MAX_DESCRIPTION + 1)
     except OSError as error:
-        raise ImageError(
-            f"cannot install the guest image in {store}: {error.strerror or error}", "run as root, or give --output DIR"
-        ) from None
-    return read_image(store / name)
+        raise ImageError(f"{damaged}: {FILE}: {error.strerror}", hint) from None
+    if len(content) > _MAX_DESCRIPTION:
+        raise ImageError(f"{damaged}: {FILE}: more than {_MAX_DESCRIPTION} bytes", hint)
+    return content
 
 
-def _rebuild(folder: Path) -> str:
-    store = "" if folder.parent == STORE else f" --output {folder.parent}"
-    return f"rebuild it with `nohype image build {folder.name}{store}`"
+def _find_damage(path: Path, description: Description | None) -> str:
+    """What a look without reading the content shows; empty if nothing."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return f"missing {path.name}"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{path.name} is not a regular file"
+    record = description.files.get(path.name) if description else None
+    if record and found.st_size != record.size:
+        return f"{path.name} has {found.st_size} bytes, expected {record.size}"
+    return ""
+
+
+def _rebuild(folder: Path, name: str) -> str:
+    store = folder.parent.parent if folder.parent.name == BUILDS else folder.parent
+    return f"rebuild it with `nohype image build {name}{'' if store == STORE else f' --output {store}'}`"

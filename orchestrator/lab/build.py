@@ -80,13 +80,14 @@ def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -
     tree = wheels.source_tree()
     host = build_host(spec, tree, cache, progress=progress)
     wheelhouse = wheels.build_wheelhouse(tree, cache, progress=progress)
+    guest_images = _build_guest_images(tree, cache, progress)
 
     def build(folder: Path) -> None:
         root = folder / "root"
         progress(f"lab {spec.name}: installing the package")
         _copy_root(host, root)
         # Applies only the part of the role that installs this package: a change of the sources costs seconds.
-        variables = {**role_variables(spec), "nohype_wheelhouse": str(wheelhouse)}
+        variables = {**role_variables(spec), "nohype_wheelhouse": str(wheelhouse), "nohype_guest_images": guest_images}
         apply_role(tree, root, variables, log=cache / "log" / f"lab-{spec.name}.log", tags="nohype_install")
         progress(f"lab {spec.name}: packing the image")
         _pack(tree, root, folder)
@@ -105,8 +106,7 @@ def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -
 def build_host(spec: LabSpec, tree: Path, cache: Path, *, progress: Progress) -> Path:
     """The root file system of a lab host with the role applied except this package. Callers must not change it."""
     base = build_base(tree, cache, progress=progress)
-    guest_image = build_image(tree / "guest-images", _GUEST_IMAGE, cache, progress=progress)
-    variables = {**role_variables(spec), "nohype_guest_images": [str(guest_image)]}
+    variables = {**role_variables(spec), "nohype_guest_images": _build_guest_images(tree, cache, progress)}
 
     def build(folder: Path) -> None:
         progress(f"lab {spec.name}: applying the host role")
@@ -118,6 +118,10 @@ def build_host(spec: LabSpec, tree: Path, cache: Path, *, progress: Progress) ->
         str(base), json.dumps(variables), tree / "ansible", tree / "guest-images", _code(__file__, ansible.__file__)
     )
     return build_cached(cache, f"host-{spec.name}", key, build, progress=progress) / "root"
+
+
+def _build_guest_images(tree: Path, cache: Path, progress: Progress) -> list[str]:
+    return [str(build_image(tree / "guest-images", _GUEST_IMAGE, cache, progress=progress))]
 
 
 def build_base(tree: Path, cache: Path, *, progress: Progress) -> Path:

@@ -128,7 +128,10 @@ def _disks(spec: LabSpec) -> list[str]:
     words = []
     for index in range(len(spec.disks)):
         # Whole controllers, as VFs of QEMU's NVMe cannot be bound (ENODEV in 10.0). Nodes in turn.
-        words += ["-drive", f"if=none,id=disk{index},file={_inside(f'lab/disk{index}')},format=raw,cache=unsafe,snapshot=on"]
+        # Every other disk ignores a discard and reports success, as some real disks do: a scrub must notice.
+        discard = ("unmap", "ignore")[index % 2]
+        file = f"file={_inside(f'lab/disk{index}')},format=raw,cache=unsafe,snapshot=on,discard={discard}"
+        words += ["-drive", f"if=none,id=disk{index},{file}"]
         port, bus = f"port{index + 1}", f"pxb{index % spec.nodes}"
         words += ["-device", f"pcie-root-port,id={port},bus={bus},slot={index + 2},chassis={index + 2}"]
         words += ["-device", f"nvme,serial=nohype-disk{index},drive=disk{index},bus={port}"]

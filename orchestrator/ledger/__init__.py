@@ -1,7 +1,7 @@
 """Claims of guests, the undo journal and the event log in one SQLite file."""
 
-from orchestrator.ledger.store import Ledger
+from orchestrator.ledger.store import Ledger, PendingClaim
 from orchestrator.model.claim import Claim, ClaimSnapshot, Quarantined, UndoRecord
 from orchestrator.model.event import Event, EventKind
 
-__all__ = ["Claim", "Event", "EventKind", "Ledger", "Quarantined", "ClaimSnapshot", "UndoRecord"]
+__all__ = ["Claim", "Event", "EventKind", "Ledger", "PendingClaim", "Quarantined", "ClaimSnapshot", "UndoRecord"]

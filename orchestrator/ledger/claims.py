@@ -16,8 +16,9 @@ from typing import TypeVar
 
 from orchestrator.errors import Conflict, LedgerError, LostRace
 from orchestrator.ledger.database import Database
-from orchestrator.ledger.loading import Cache, list_keys, load, parse_reasons, read_rows
+from orchestrator.ledger.loading import Cache, list_keys, load, parse_check, parse_reasons, read_rows
 from orchestrator.model.claim import Claim, ClaimSnapshot, Quarantined
+from orchestrator.model.disk import DiskCheck
 from orchestrator.model.event import utc_now
 from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import Plan
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_KEY_NAMES = {"cpu": "CPU", "vf": "VF", "mac": "Ethernet address"}
+_KEY_NAMES = {"cpu": "CPU", "vf": "VF", "mac": "Ethernet address", "disk": "disk"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class PendingClaim:
     def wait(self) -> Claim:
         """Returns when the claim is on the disk. Raises LedgerError if the fsync failed; the claim is withdrawn then."""
         return self._claims.wait_claimed(self.claim, self._number)
+
+    def withdraw(self) -> None:
+        """For a claim that cannot be used. No-op if it is withdrawn. Does not raise: see `Claims.withdraw`."""
+        self._claims.withdraw(self.claim)
 
 
 class Claims:
@@ -90,7 +95,7 @@ class Claims:
         try:
             self._database.wait_synced(number)
         except LedgerError:
-            self._withdraw(claim)
+            self.withdraw(claim)
             raise
         return claim
 
@@ -117,10 +122,48 @@ class Claims:
 
         # Only STARTING starts new work; the other states belong to a stop, or report what has happened.
         what = f"write the state {state} of {name} to"
-        claim, number = self._change(what, work, starts_work=state == GuestState.STARTING, one_statement=True)
+        starts = state == GuestState.STARTING  # two statements: the host key belongs to the last start
+        claim, number = self._change(what, work, starts_work=starts, one_statement=not starts)
         if state in SETTLED:
             self._database.wait_synced(number)
         return claim
+
+    def record_host_key(self, claim: Claim, key: str) -> None:
+        """Stores the SSH host key that a guest has reported, until its next start; nothing if its state has changed since.
+
+        Not a change of the guest: the version stays.
+        """
+
+        def work(db: sqlite3.Connection, cache: Cache) -> None:
+            now = cache.claims.get(claim.plan.name)
+            if now and (now.plan.uuid, now.version) == (claim.plan.uuid, claim.version):
+                db.execute("INSERT OR REPLACE INTO host_key VALUES (?, ?)", (claim.plan.name, key))
+                cache.claims[claim.plan.name] = replace(now, host_key=key)
+
+        self._change(f"write the host key of {claim.plan.name} to", work, starts_work=True, one_statement=True)
+
+    def keep_disks(self, name: str) -> Claim:
+        """Sets the state WIPING, and releases everything except the disks."""
+
+        def work(db: sqlite3.Connection, cache: Cache) -> Claim:
+            claim = _set_state(db, cache, name, GuestState.WIPING)
+            after = replace(claim, plan=claim.plan.only_disks())
+            db.execute("UPDATE guest SET plan = ? WHERE name = ?", (json.dumps(to_plain(after.plan)), name))
+            db.execute("DELETE FROM claim_key WHERE guest = ? AND kind != 'disk'", (name,))
+            cache.claims[name] = after
+            return after
+
+        return self._change(f"release all but the disks of {name} in", work)[0]
+
+    def add_disk_check(self, name: str, check: DiskCheck) -> None:
+        statement = "INSERT OR REPLACE INTO disk_check VALUES (?, ?, ?)"
+        self._database.write(f"record a disk check of {name} in", statement, name, check.disk, json.dumps(to_plain(check)))
+
+    def disk_checks(self, name: str) -> tuple[DiskCheck, ...]:
+        """How the guest's disks were verified before it got them."""
+        with self._database.reading() as db:
+            rows = read_rows(db, "SELECT record FROM disk_check WHERE guest = ? ORDER BY disk", name)
+            return tuple(parse_check(name, text) for (text,) in rows)
 
     def quarantine(self, name: str, reasons: Sequence[str]) -> None:
         def work(db: sqlite3.Connection, cache: Cache) -> None:
@@ -176,7 +219,7 @@ class Claims:
         finally:
             db.execute("COMMIT")
 
-    def _withdraw(self, claim: Claim) -> None:
+    def withdraw(self, claim: Claim) -> None:
         """If this fails, the claim stays in CREATING, and the next reconciliation undoes it."""
 
         def work(db: sqlite3.Connection, cache: Cache) -> None:
@@ -204,6 +247,9 @@ def _set_state(db: sqlite3.Connection, cache: Cache, name: str, state: GuestStat
     statement = "UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ? AND version = ?"
     values = (after.state, after.restarts, after.version, name, before.version)
     _check_found(db.execute(statement, values), name)
+    if state == GuestState.STARTING and after.host_key:
+        db.execute("DELETE FROM host_key WHERE guest = ?", (name,))
+        after = replace(after, host_key="")
     cache.claims[name] = after
     return after
 

@@ -1,6 +1,7 @@
 """The undo journal. Each undo record is written before its change to the host is made.
 
-A record outlives the process, not a power cut: a power cut itself undoes the changes to a host.
+A record outlives the process, not a power cut: a power cut itself undoes the changes to a host. Records of changes that
+outlive it, such as those of a disk's contents, are ``durable``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ class UndoJournal:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, owner: str, action: str, arguments: dict[str, object]) -> int:
-        """Returns the record's id. ``arguments``: plain JSON types."""
+    def add(self, owner: str, action: str, arguments: dict[str, object], *, durable: bool = False) -> int:
+        """Returns the record's id. ``arguments``: plain JSON types. ``durable``: returns when the record is on the disk."""
         statement = "INSERT INTO undo (owner, action, arguments) VALUES (?, ?, ?)"
-        return int(self._database.write(f"record {action} in", statement, owner, action, json.dumps(arguments)).lastrowid or 0)
+        with self._database.writing(f"record {action} in", starts_work=True) as db:
+            id = int(db.execute(statement, (owner, action, json.dumps(arguments))).lastrowid or 0)
+            number = self._database.note_written()
+        if durable:
+            self._database.wait_synced(number)
+        return id
 
     def drop(self, id: int) -> None:
         statement = "DELETE FROM undo WHERE id = ?"

@@ -6,20 +6,23 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import LedgerError, NotFound
-from orchestrator.ledger.schema import DAMAGED
+from orchestrator.ledger.schema import DAMAGED, check_file
 from orchestrator.model.claim import Claim
+from orchestrator.model.disk import DiskCheck
+from orchestrator.model.plain import from_plain
 from orchestrator.model.plan import Plan, plan_from_json
-from orchestrator.model.request import GuestRequest
+from orchestrator.model.request import parse_stored_request
 from orchestrator.model.state import GuestState
 
 # Far below SQLite's maximum (2^63 - 1): each change adds one.
 _HIGHEST = 1 << 62
 
+_MAY_BE_REDUCED = (GuestState.WIPING, GuestState.DELETING, GuestState.QUARANTINED)
 _UNREADABLE = "an unreadable claim of guest"
 
 
@@ -39,6 +42,20 @@ class Cache:
         if name not in self.claims:
             raise NotFound(f"there is no claim of a guest named {name}", "`nohype guest list` shows all")
         return self.claims[name]
+
+
+def read_claims(path: Path, *, busy: float = 10.0) -> tuple[Claim, ...]:
+    """The claims in a ledger that a manager may have open, or that an earlier version wrote. Writes no claim.
+
+    Raises LedgerError if the file cannot be read, or is not accepted as a whole; ``busy`` as of `check_file`.
+    """
+    claims: list[Claim] = []
+    try:
+        check_file(path, busy, lambda copy: claims.extend(load(copy, path).claims.values()))
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise LedgerError(f"cannot read the ledger {path}: {text}", "run as root, and check the path") from None
+    return tuple(claims)
 
 
 def load(db: sqlite3.Connection, path: Path) -> Cache:
@@ -62,11 +79,14 @@ def _load(db: sqlite3.Connection) -> Cache:
     _check_number(generation, "the generation")
     _check_number(version, "the version")
     claims = {}
+    keys: dict[str, str] = dict(read_rows(db, "SELECT guest, key FROM host_key"))
     for name, *fields in read_rows(db, "SELECT name, plan, state, request, owner, version, restarts FROM guest ORDER BY name"):
-        claims[name] = _parse_claim(name, *fields)
+        claims[name] = replace(_parse_claim(name, *fields), host_key=keys.get(name, ""))
     _check_keys(db, claims)
     for name, text in read_rows(db, "SELECT name, reasons FROM quarantine"):
         parse_reasons(name, text)
+    for guest, text in read_rows(db, "SELECT guest, record FROM disk_check"):
+        parse_check(guest, text)
     for owner, text in read_rows(db, "SELECT owner, arguments FROM undo"):
         parse_arguments(owner, text)
     return Cache(generation, max((version, *(claim.version for claim in claims.values()))), claims)
@@ -77,6 +97,14 @@ def parse_reasons(name: str, text: str) -> tuple[str, ...]:
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
         raise ValueError(f"reasons of {name}'s quarantine that are not a list of texts")
     return tuple(reasons)
+
+
+def parse_check(guest: str, text: str) -> DiskCheck:
+    fields = _parse_json(text, f"a disk check of {guest}")
+    try:
+        return from_plain(DiskCheck, fields)
+    except ValueError as error:
+        raise ValueError(f"an unreadable disk check of {guest}: {error}") from None
 
 
 def parse_arguments(owner: str, text: str) -> dict[str, object]:
@@ -93,7 +121,7 @@ def read_rows(db: sqlite3.Connection, statement: str, *values: object) -> Sequen
 
 def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str, version: int, restarts: int) -> Claim:
     try:
-        parsed = GuestRequest.model_validate_json(request)
+        parsed = parse_stored_request(request)
         plan = plan_from_json(_parse_json(plan_text, "a plan"))
         claim = Claim(plan, GuestState(state), parsed, owner, version, restarts)
     except ValueError as error:
@@ -101,8 +129,12 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
     for what, other in (("plan", plan.name), ("request", parsed.name)):
         if other != name:
             raise ValueError(f"{_UNREADABLE} {name}: its {what} names guest {other!r}")
-    if not all(plan.cores) or not plan.cores or min(plan.pages, plan.node + 1, *(nic.index + 1 for nic in plan.nics)) <= 0:
+    reduced = claim.state in _MAY_BE_REDUCED and plan.disks and plan == plan.only_disks()
+    negative = min(plan.node, *(nic.index for nic in plan.nics), *(disk.size.bytes - 1 for disk in plan.disks), 0) < 0
+    if negative or not reduced and (not all(plan.cores) or not plan.cores or plan.pages <= 0 or not plan.nics):
         raise ValueError(f"{_UNREADABLE} {name}: its plan has no cores, no pages, or a negative number")
+    if not all(disk.key for disk in plan.disks) or any(bool(disk.file) == bool(disk.address) for disk in plan.disks):
+        raise ValueError(f"{_UNREADABLE} {name}: its plan has a disk that is neither a controller nor a file")
     _check_number(version, f"the version of guest {name}:")
     _check_number(restarts, f"the count of restarts of guest {name}:")
     return claim
@@ -111,7 +143,7 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
 def list_keys(plan: Plan) -> list[tuple[str, str]]:
     """Rows of the table claim_key: (kind, key) of each resource that exists once."""
     vfs, macs = [str(nic.address) for nic in plan.nics], [str(nic.mac) for nic in plan.nics]
-    named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs}
+    named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs, "disk": [disk.key for disk in plan.disks]}
     return [(kind, key) for kind, keys in named.items() for key in keys]
 
 

@@ -81,6 +81,21 @@ DROP TABLE claim_vf;
 DROP TABLE claim_mac;
 """
 
+_HOST_KEY_6 = """
+CREATE TABLE host_key (guest TEXT PRIMARY KEY REFERENCES guest ON DELETE CASCADE, key TEXT NOT NULL) STRICT;
+"""
+
+_WIPING_7 = """
+CREATE TABLE guest_7 (name TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN
+    ('creating', 'starting', 'running', 'stopping', 'stopped', 'deleting', 'wiping', 'quarantined')),
+    plan TEXT NOT NULL, request TEXT NOT NULL, owner TEXT NOT NULL, version INTEGER NOT NULL, restarts INTEGER NOT NULL) STRICT;
+INSERT INTO guest_7 SELECT name, state, plan, request, owner, version, restarts FROM guest;
+DROP TABLE guest;
+ALTER TABLE guest_7 RENAME TO guest;
+CREATE TABLE disk_check (guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE, disk TEXT NOT NULL, record TEXT NOT NULL,
+    PRIMARY KEY (guest, disk)) STRICT;
+"""
+
 # In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -116,8 +131,20 @@ def _migrate_5(db: sqlite3.Connection) -> None:
     _execute_all(db, _KEYS_5)
 
 
+def _migrate_6(db: sqlite3.Connection) -> None:
+    """Adds the SSH host keys that guests have reported."""
+    _execute_all(db, _HOST_KEY_6)
+
+
+def _migrate_7(db: sqlite3.Connection) -> None:
+    """Adds the state wiping, and how disks were verified."""
+    _execute_all(db, _WIPING_7)
+
+
 # One entry per schema version. Never edit a released migration: add the next one.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7,
+)  # fmt: skip
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"
 
@@ -150,6 +177,7 @@ def _check_through(mode: str, path: Path, busy: float, accept: Callable[[sqlite3
     """A connection that may write moves the WAL into the file when it is closed; a read-only one does not."""
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=busy, isolation_level=None)
     with contextlib.closing(db):
+        db.execute("BEGIN")  # one snapshot: a manager may be writing
         _check(db, path)
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
             _copy(db, copy)

@@ -27,6 +27,7 @@ class Ledger:
         self, path: Path, *, accept: Callable[[Sequence[Claim]], object] = lambda _: None, keep: int = KEEP,
         busy: float = BUSY_TIMEOUT, trace: Trace | None = None,
     ) -> None:  # fmt: skip
+        self.path = path
         self._database = Database(path, lambda copy: accept(tuple(load(copy, path).claims.values())), busy, trace)
         try:
             claims, journal, events = Claims(self._database), UndoJournal(self._database), EventLog(self._database, keep)
@@ -35,6 +36,8 @@ class Ledger:
             raise
         self.read, self.find, self.begin_claim = claims.read, claims.find, claims.begin_claim
         self.set_state, self.release = claims.set_state, claims.release
+        self.record_host_key = claims.record_host_key
+        self.keep_disks, self.add_disk_check, self.disk_checks = claims.keep_disks, claims.add_disk_check, claims.disk_checks
         self.quarantine, self.quarantined = claims.quarantine, claims.quarantined
         self.add_undo_record, self.drop_undo_record, self.undo_records = journal.add, journal.drop, journal.read
         self.append_event, self.subscribe = events.append, events.subscribe

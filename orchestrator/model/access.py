@@ -21,6 +21,7 @@ class Quota:
     cores: int | None = None
     memory: Size | None = None
     vfs: int | None = None
+    disks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Identity:
     """An authenticated caller.
 
     ``name`` is that of a user, token or certificate. ``tenant`` owns the caller's guests; empty for operators and viewers.
+    ``boot_servers`` are URLs of folders from which a tenant's guests may boot.
     """
 
     name: str
     role: Role
     tenant: str = ""
     quota: Quota = Quota()
+    boot_servers: tuple[str, ...] = ()
 
 
 OPERATOR = Identity("operator", Role.OPERATOR)

@@ -14,6 +14,7 @@ class Claim:
     """A guest's claim and state.
 
     Attributes:
+        plan: while the guest's disks are wiped, and afterwards, only they are left in it.
         previous: the version before the last change; None for a new claim, or one that was read from the file.
     """
 
@@ -23,6 +24,7 @@ class Claim:
     owner: str = ""  # the tenant, empty for the host's own guests
     version: int = 1  # grows with each change of this guest; unique among all guests
     restarts: int = 0  # restarts after a failure since the last requested start, including a scheduled one
+    host_key: str = ""  # SSH host key that the guest has reported since its last start, `ssh-ed25519 BASE64`
     previous: int | None = field(default=None, compare=False)
 
     @property

@@ -37,6 +37,7 @@ class EventKind(StrEnum):
     FAILED = "failed", logging.WARNING, Visibility.REDACTED
     STOPPED = "stopped"
     ENDED = "ended"
+    WIPING = "wiping"
     DELETED = "deleted"
     QUARANTINED = "quarantined", logging.WARNING, Visibility.REDACTED
     CLEARED = "cleared"

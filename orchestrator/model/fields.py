@@ -5,6 +5,7 @@ Fields stay normalised text, so equal requests compare equal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol
 
@@ -13,6 +14,9 @@ from pydantic import AfterValidator
 from orchestrator.errors import OrchestratorError
 from orchestrator.values import CpuSet, Size, parse_guest_name
 
+MAX_HOSTNAME = 64
+"""HOST_NAME_MAX of Linux, gethostname(2)."""
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _MAX_FINDINGS = 20
 _MAX_PATH = 200
 
@@ -38,6 +42,16 @@ def check_cpus(text: str) -> str:
     if not cpus:
         raise ValueError("no CPU is named; use the form 2-3,6-7")
     return cpus
+
+
+def check_hostname(text: str) -> str:
+    """RFC 1123 2.1: one label or several, in any case. The last label is not a number, since the name would be an address."""
+    name = text.lower()
+    labels = name.split(".")
+    if len(name) > MAX_HOSTNAME or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
+        form = f"labels of a-z, 0-9 and inner hyphens with dots between, at most {MAX_HOSTNAME} characters, the last not a number"
+        raise ValueError(f"{text!r} is not a host name: use {form}")
+    return name
 
 
 NameField = Annotated[str, AfterValidator(check_name)]

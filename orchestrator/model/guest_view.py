@@ -7,6 +7,7 @@ from uuid import UUID
 
 from orchestrator.errors import Stale
 from orchestrator.model.claim import Claim
+from orchestrator.model.disk import DiskProgress
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
@@ -22,14 +23,19 @@ class GuestView:
     owner: str = ""
     version: int = 0
     restarts: int = 0
+    host_key: str = ""  # SSH host key that the running guest has reported
+    progress: DiskProgress | None = None  # the work on its disks while they are prepared or wiped
     warnings: tuple[str, ...] = ()  # of a plan: `last_choices`, and differences between configuration and host
 
 
-def view_guest(claim: Claim, running: frozenset[UUID]) -> GuestView:
+def view_guest(claim: Claim, running: frozenset[UUID], progress: DiskProgress | None = None) -> GuestView:
     """``running`` are the ids of running domains."""
     ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
     state = "ended" if ended else str(claim.state)
-    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted)
+    host_key = claim.host_key if claim.plan.uuid in running else ""
+    return GuestView(
+        claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted, progress=progress, host_key=host_key
+    )
 
 
 def check_version(claim: Claim, expected: int | None) -> None:

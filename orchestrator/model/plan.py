@@ -9,6 +9,7 @@ from uuid import UUID, uuid5
 
 from orchestrator.model.plain import from_plain
 from orchestrator.model.topology import PhysicalFunction
+from orchestrator.model.waiver import Waiver
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 _NAMESPACE = UUID("4e6f4879-7065-4000-8000-000000000000")
@@ -24,6 +25,22 @@ class NicPlan:
     index: int
     address: PciAddress  # PCI address; provisional for a VF that is not created yet
     mac: MacAddress
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """A disk of a guest: the NVMe controller with this serial number, or a file for a disk that QEMU emulates."""
+
+    size: Size  # of the namespace or file
+    serial: str = ""
+    address: PciAddress | None = None  # None for an emulated disk
+    node: int | None = None  # NUMA node of the controller, None if not known
+    file: str = ""  # absolute; empty for an NVMe controller
+
+    @property
+    def key(self) -> str:
+        """Identifies the disk on this host, also after its PCI address has changed."""
+        return self.file or self.serial
 
 
 @dataclass(frozen=True)
@@ -43,11 +60,12 @@ class Plan:
     node: int  # NUMA node of cores and memory
     page_size: Size
     pages: int
-    nics: tuple[NicPlan, ...]  # at least one
+    nics: tuple[NicPlan, ...]  # at least one, except while only disks are left
     image: ImageRef
     cmdline: str  # words for the guest's kernel command line, addresses included
     cpu_features: tuple[str, ...] = ()  # CPU features that QEMU passes to the guest only by name
     uuid: UUID = _NIL  # libvirt's id of the guest; nil until the plan is claimed
+    disks: tuple[DiskPlan, ...] = ()
 
     @cached_property
     def cpus(self) -> tuple[int, ...]:
@@ -62,6 +80,20 @@ class Plan:
     @property
     def memory(self) -> Size:
         return Size(self.page_size.bytes * self.pages)
+
+    @property
+    def controllers(self) -> tuple[DiskPlan, ...]:
+        """The disks that are NVMe controllers."""
+        return tuple(disk for disk in self.disks if disk.address)
+
+    @property
+    def waived(self) -> tuple[Waiver, ...]:
+        """Properties that the guest lacks, as its request or the host's policy has accepted."""
+        return (Waiver.EMULATED_DISK,) if any(disk.file for disk in self.disks) else ()
+
+    def only_disks(self) -> Plan:
+        """What the guest still owns while its disks are wiped."""
+        return replace(self, cores=(), pages=0, nics=(), cpu_features=())
 
     def claimed(self, number: int, image: ImageRef) -> Plan:
         """``number`` of the claim is unique, so no two guests ever have the same UUID."""
@@ -80,7 +112,7 @@ def plan_from_json(fields: dict[str, object]) -> Plan:
     """
     if "vf" not in fields:
         plan = from_plain(Plan, fields)
-        if not plan.nics:
+        if not plan.nics and not plan.disks:
             raise ValueError("nics: empty")
         return plan
     fields = {"serial": 0, **fields}
@@ -94,6 +126,15 @@ def plan_from_json(fields: dict[str, object]) -> Plan:
 
 
 @dataclass(frozen=True)
+class BootPolicy:
+    """Which boot files the manager downloads for guests. Tenants have servers of their own (``Identity.boot_servers``)."""
+
+    servers: tuple[str, ...] = ()  # URLs of folders, for operators
+    max_size: int = 0  # bytes of kernel and initrd together
+    timeout: float = 0.0  # seconds for both
+
+
+@dataclass(frozen=True)
 class Policy:
     """The operator's configuration of the host."""
 
@@ -102,6 +143,10 @@ class Policy:
     page_size: Size  # for guests that request none
     vfs_per_uplink: int | None = None  # maximum number of VFs of an uplink; None for the PF's maximum
     reserved_pages: tuple[tuple[Size, int], ...] = ()  # (huge page size, pages on each node) for the host itself
+    boot: BootPolicy = BootPolicy()
+    disk_serials: frozenset[str] = frozenset()  # NVMe controllers whose contents may be destroyed
+    disk_folder: str = ""  # for the files of emulated disks; empty if the host offers none
+    accept: tuple[Waiver, ...] = ()  # properties that every guest may lack
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""
@@ -135,6 +180,7 @@ class Allocated:
     vfs: frozenset[PciAddress] = frozenset()
     numbers: frozenset[tuple[PciAddress, int]] = frozenset()  # VFs by PF and number, which stay when addresses change
     macs: frozenset[MacAddress] = frozenset()
+    disks: frozenset[str] = frozenset()  # keys of disks, and PCI addresses of controllers
     pages: tuple[AllocatedPages, ...] = ()
     pinned: Mapping[int, str] = field(default_factory=dict)  # CPU → why no guest gets it
     last_cpus: Mapping[int, str] = field(default_factory=dict)

@@ -5,15 +5,22 @@ Values are normalised (sizes, CPUs, addresses), so equal requests compare equal.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import RequestError
-from orchestrator.model.fields import as_value_error, check_cpus, check_name, check_size, describe
+from orchestrator.model.fields import as_value_error, check_cpus, check_hostname, check_name, check_size, describe
+from orchestrator.model.secret import FROM_LEDGER, NetworkConfig, Secret, UserData
+from orchestrator.model.ssh_key import MAX_KEY, MAX_KEYS, check_ssh_key, check_ssh_keys
+from orchestrator.model.url import MAX_URL, parse_url
+from orchestrator.model.waiver import Waiver
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _MAX_CMDLINE = 1024
@@ -22,8 +29,20 @@ _MAX_TEXT = 128
 _MAX_INTERFACE = 15
 """IFNAMSIZ, less the final zero byte."""
 MAX_NICS = 8
+BOOT_IMAGE_PREFIX = "boot-"
+"""Of the names of images that the manager makes of a request's ``boot``."""
+MAX_DISKS = 4
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = r"^[0-9a-f]{64}$"
+_BOOT_IMAGE = re.compile(f"{BOOT_IMAGE_PREFIX}[0-9a-f]{{32}}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_SERIAL = re.compile(r"[!-~](?:[ -~]{0,18}[!-~])?")
+"""NVMe base specification 2.0, figure 275 (Identify Controller): 20 bytes of ASCII, padded with spaces."""
+
+
+def _url(text: str) -> str:
+    parse_url(text)
+    return text
 
 
 def _address(text: str) -> str:
@@ -54,6 +73,12 @@ def _pci_address(text: str) -> str:
 def _id(text: str) -> str:
     if not _ID.fullmatch(text):
         raise ValueError(f"{text!r} is not an id: 1 to 64 of a-z, A-Z, 0-9 and . _ : -, the first a letter or digit")
+    return text
+
+
+def check_serial(text: str) -> str:
+    if not _SERIAL.fullmatch(text):
+        raise ValueError(f"{text!r} is not the serial number of a disk: 1 to 20 visible characters; `nohype survey` shows them")
     return text
 
 
@@ -104,6 +129,61 @@ class NicRequest(BaseModel):
         return PciAddress.parse(self.vf) if self.vf else None
 
 
+def is_boot_image(name: str) -> bool:
+    """Whether the name of an image is one of ``BootFiles.image_name``."""
+    return bool(_BOOT_IMAGE.fullmatch(name))
+
+
+class BootFiles(BaseModel):
+    """Kernel and initrd on an HTTP or HTTPS server, with their SHA-256 in hexadecimal."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    kernel: Annotated[str, Field(max_length=MAX_URL), AfterValidator(_url)]
+    kernel_sha256: Annotated[str, Field(pattern=_SHA256)]
+    initrd: Annotated[str, Field(max_length=MAX_URL), AfterValidator(_url)]
+    initrd_sha256: Annotated[str, Field(pattern=_SHA256)]
+
+    @property
+    def image_name(self) -> str:
+        """The name of the image that these files become. The same contents have the same name, wherever they come from."""
+        digest = hashlib.sha256(f"{self.kernel_sha256} {self.initrd_sha256}".encode()).hexdigest()
+        return f"{BOOT_IMAGE_PREFIX}{digest[:32]}"
+
+
+class DiskKind(StrEnum):
+    NVME = "nvme"
+    """A whole NVMe controller of the host, passed through."""
+    EMULATED = "emulated"
+    """A file of the host that QEMU shows as a virtio disk."""
+
+
+class DiskRequest(BaseModel):
+    """One disk of a guest.
+
+    Attributes:
+        size: the minimum; None for any, which an emulated disk does not allow.
+        serial: of the NVMe controller; None for the planner's choice.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
+    serial: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_serial)] | None = None
+    kind: Annotated[DiskKind, Field(strict=False)] = DiskKind.NVME
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> DiskRequest:
+        if self.kind is DiskKind.EMULATED and (self.serial or not self.size):
+            raise ValueError("an emulated disk has a size and no serial; give size, omit serial")
+        return self
+
+    @property
+    def minimum(self) -> int:
+        """Bytes."""
+        return Size.parse(self.size).bytes if self.size else 0
+
+
 class GuestRequest(BaseModel):
     """A request for a guest.
 
@@ -112,29 +192,65 @@ class GuestRequest(BaseModel):
         cores: whole physical cores; on a host with SMT the guest sees each core's threads as vCPUs.
         memory: a whole number of huge pages ("256M").
         address: IP address and prefix length of the only NIC, or None; not with ``nics``.
+        image: name of an image; with ``boot`` that of the image made of these files.
+        boot: files that the manager downloads for the guest; None to start an image of the store.
         cmdline: extra arguments for the guest's kernel command line.
         page_size: "2M" or "1G"; None for the host's setting.
         placement: None lets the planner choose. Its ``vf`` is not allowed with ``nics``.
         nics: in the order of the guest's interfaces; None for one NIC.
+        disks: in the order of the guest's disks; an image with a root file system is written to the first.
+        accept: properties that the guest may lack.
         remove: delete the guest when it ends without failure.
         restart: restart the guest after a failure, never after a power off.
         id: the caller's request id: repeating it with the same fields changes nothing.
+        ssh_keys: OpenSSH public keys that may log in.
+        hostname: None for the guest's name.
+        user_data: for cloud-init. A claim's request has only its hash; `guests.secrets` stores the text.
+        network_config: for cloud-init, version 2; None to derive it from ``nics``. Stored as ``user_data`` is.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    # Messages of pydantic must not repeat a secret.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)]
     cores: Annotated[int, Field(ge=1, le=1024)] = 1
     memory: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)]
     image: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)]
+    boot: BootFiles | None = None
     address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
     cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
     page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
     placement: Placement | None = None
     nics: Annotated[tuple[NicRequest, ...], Field(strict=False, min_length=1, max_length=MAX_NICS)] | None = None
+    disks: Annotated[tuple[DiskRequest, ...], Field(strict=False, max_length=MAX_DISKS)] = ()
+    accept: Annotated[tuple[Annotated[Waiver, Field(strict=False)], ...], Field(strict=False, max_length=len(Waiver))] = ()
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
+    ssh_keys: Annotated[
+        tuple[Annotated[str, Field(max_length=MAX_KEY), AfterValidator(check_ssh_key)], ...],
+        Field(strict=False, max_length=MAX_KEYS),
+    ] = ()
+    hostname: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_hostname)] | None = None
+    user_data: UserData | None = None
+    network_config: NetworkConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_boot_image(cls, fields: object) -> object:
+        if isinstance(fields, Mapping) and "image" not in fields and isinstance(fields.get("boot"), Mapping):
+            with suppress(ValidationError):  # reported as an error of ``boot``
+                return {**fields, "image": BootFiles.model_validate(fields["boot"]).image_name}
+            return {**fields, "image": "boot"}
+        return fields
+
+    @model_validator(mode="after")
+    def _check_boot(self) -> GuestRequest:
+        if self.boot and self.image != self.boot.image_name:
+            raise ValueError("image cannot be given together with boot")
+        if not self.boot and is_boot_image(self.image):
+            raise ValueError(f"image {self.image} consists of files of a boot server; request them with boot")
+        return self
 
     @model_validator(mode="after")
     def _check_nics(self) -> GuestRequest:
@@ -145,6 +261,28 @@ class GuestRequest(BaseModel):
             if len(named) != len(set(named)):
                 raise ValueError("nics name the same VF twice; name each VF once")
         return self
+
+    @model_validator(mode="after")
+    def _check_disks(self) -> GuestRequest:
+        named = [disk.serial for disk in self.disks if disk.serial]
+        if len(named) != len(set(named)):
+            raise ValueError("disks name the same serial twice; name each disk once")
+        return self
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> GuestRequest:
+        check_ssh_keys(self.ssh_keys)
+        return self
+
+    @property
+    def secrets(self) -> dict[str, Secret]:
+        """The secrets that the request has, by field."""
+        both = {"user_data": self.user_data, "network_config": self.network_config}
+        return {name: secret for name, secret in both.items() if secret is not None}
+
+    def without_secret_texts(self) -> GuestRequest:
+        """For a claim, and for all that is shown or kept in memory."""
+        return self.model_copy(update={name: secret.without_text() for name, secret in self.secrets.items()})
 
     @property
     def wanted_nics(self) -> tuple[NicRequest, ...]:
@@ -162,3 +300,8 @@ def parse_guest_request(fields: dict[str, object]) -> GuestRequest:
         return GuestRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestError("invalid request: " + describe(error)) from None
+
+
+def parse_stored_request(text: str) -> GuestRequest:
+    """Reads what ``model_dump_json`` wrote. Raises ValueError."""
+    return GuestRequest.model_validate_json(text, context=FROM_LEDGER)

@@ -20,6 +20,8 @@ class GuestState(StrEnum):
     """The guest is verified clean and keeps its claim."""
     DELETING = "deleting"
     """As STOPPING; the claim is released afterwards."""
+    WIPING = "wiping"
+    """All other resources are released; the disks are being wiped, after which the claim is released."""
     QUARANTINED = "quarantined"
     """The cleanup is not verified, or the guest runs unexpectedly: the claim stays until an operator clears it."""
 
@@ -37,7 +39,8 @@ _NEXT: dict[GuestState, tuple[GuestState, ...]] = {
     ),
     # To itself: a scheduled restart is cancelled. To QUARANTINED: the guest was started outside the manager.
     GuestState.STOPPED: (GuestState.STOPPED, GuestState.STARTING, GuestState.DELETING, GuestState.QUARANTINED),
-    GuestState.DELETING: (GuestState.DELETING, GuestState.QUARANTINED, GuestState.RUNNING),
+    GuestState.DELETING: (GuestState.DELETING, GuestState.QUARANTINED, GuestState.RUNNING, GuestState.WIPING),
+    GuestState.WIPING: (GuestState.QUARANTINED,),
     GuestState.QUARANTINED: (GuestState.DELETING,),
 }  # fmt: skip
 

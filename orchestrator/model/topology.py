@@ -164,6 +164,38 @@ class Link:
 
 
 @dataclass(frozen=True)
+class NvmeNamespace:
+    """A namespace of an NVMe controller: a block device of the host while the driver nvme is bound."""
+
+    nsid: int  # number within the controller (NVMe base specification 3.2.1)
+    device: str  # block device, "nvme0n1". Must not be stored: it changes across reboots and rebinds
+    size: Size
+    block_size: int  # logical, in bytes
+
+
+@dataclass(frozen=True)
+class NvmeController:
+    """An NVMe controller of the PCI bus. It is identified by its serial number and its PCI address."""
+
+    address: PciAddress
+    name: str | None  # "nvme0"; None unless the driver nvme is bound. Must not be stored
+    serial: str | None  # None unless the driver nvme is bound: no other driver shows it
+    model: str | None  # as for the serial number
+    node: int | None  # None if the firmware does not report it (sysfs shows -1)
+    driver: str | None
+    iommu_group: int | None  # None without an IOMMU. Must not be stored: it changes across reboots
+    namespaces: tuple[NvmeNamespace, ...] = ()  # in the order of their numbers; empty unless the driver nvme is bound
+    fault: str = ""  # why guests cannot get it, empty if they can
+    uses: tuple[str, ...] = ()  # how the host uses it, one sentence each
+    signatures: tuple[str, ...] = ()  # known contents (file system, partition table, ...), one sentence each
+
+    @property
+    def size(self) -> Size:
+        """Of all namespaces."""
+        return Size(sum(namespace.size.bytes for namespace in self.namespaces))
+
+
+@dataclass(frozen=True)
 class IommuGroup:
     """An IOMMU group (ABI: sysfs-kernel-iommu_groups)."""
 
@@ -188,6 +220,7 @@ class Topology:
     kvm: bool = True
     vfio: bool = True  # vfio-pci is loaded
     cmdline: str = ""  # of the kernel
+    controllers: tuple[NvmeController, ...] = ()  # NVMe
     problems: tuple[str, ...] = ()  # one sentence per value that could not be read and was left out
 
     @cached_property

@@ -20,6 +20,7 @@ class AllocationIndex:
     numbers: frozenset[tuple[PciAddress, int]] = frozenset()
     macs: frozenset[MacAddress] = frozenset()
     owned: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    disks: frozenset[str] = frozenset()
 
     def updated(self, plans: Iterable[Plan]) -> AllocationIndex:
         """No two plans own the same resource: the ledger's primary keys refuse that."""
@@ -40,6 +41,7 @@ class AllocationIndex:
             | {(nic.pf, nic.index) for plan in new for nic in plan.nics},
             self.macs.difference(nic.mac for plan in gone for nic in plan.nics) | {nic.mac for plan in new for nic in plan.nics},
             {key: count for key, count in owned.items() if count},
+            self.disks.difference(*map(_name_disks, gone)).union(*map(_name_disks, new)),
         )
 
     def to_allocated(self, started: Container[str], starting: Container[str]) -> Allocated:
@@ -54,7 +56,11 @@ class AllocationIndex:
             AllocatedPages(node, Size(size), count, unused[node, size], being_started[node, size])
             for (node, size), count in sorted(self.owned.items())
         )
-        return Allocated(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, pages)
+        return Allocated(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, self.disks, pages)
+
+
+def _name_disks(plan: Plan) -> frozenset[str]:
+    return frozenset({disk.key for disk in plan.disks} | {str(disk.address) for disk in plan.controllers})
 
 
 def _count_pages(plans: Iterable[Plan]) -> Counter[tuple[int, int]]:

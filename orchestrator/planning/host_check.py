@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.config import HostConfig
+from orchestrator.config import DaemonConfig
 from orchestrator.host.cmdline import MAX_CMDLINE, find_unsafe_words
 from orchestrator.model.plan import Policy
 from orchestrator.model.topology import Topology
@@ -32,8 +32,12 @@ class HostFinding:
         return f"{self.severity}: {self.text}\n  hint: {self.hint}"
 
 
-def build_policy(config: HostConfig) -> Policy:
-    return Policy(config.housekeeping_cpus, config.uplinks, config.page, config.vfs_per_uplink, config.reserved)
+def build_policy(config: DaemonConfig) -> Policy:
+    host, disks = config.host, config.disks
+    return Policy(
+        host.housekeeping_cpus, host.uplinks, host.page, host.vfs_per_uplink, host.reserved, config.boot.policy,
+        frozenset(disks.serials), disks.emulated or "", host.accept,
+    )  # fmt: skip
 
 
 def check_host(policy: Policy, topology: Topology) -> tuple[HostFinding, ...]:

@@ -8,8 +8,9 @@ from itertools import product
 from orchestrator.errors import NoRoom, RequestError
 from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
-from orchestrator.model.topology import Topology
+from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.planning.cores import Candidate, check_placement, find_candidates
+from orchestrator.planning.disk import DISK, check_waivers, count_remote, describe_disks, find_free, plan_disks
 from orchestrator.planning.host_check import find_blockers
 from orchestrator.planning.inputs import PlanningInput
 from orchestrator.planning.memory import PageRequest
@@ -18,15 +19,18 @@ from orchestrator.values import Size
 
 
 def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, policy: Policy) -> Plan:
-    """Chooses whole physical cores, huge pages of the same node, and VFs. The same input gives the same plan.
+    """Chooses whole physical cores, huge pages of the same node, VFs and disks. The same input gives the same plan.
 
-    Preferences, in this order: resources that no unmanaged domain may use later; the node of the VFs' PFs; the node with the
-    fewest cores left over; neighbouring cores; the fewest pages left over; the uplink that is configured first; the lower node.
+    Preferences, in this order: resources that no unmanaged domain may use later; the node of the VFs' PFs and the disks; the node
+    with the fewest cores left over; neighbouring cores; the fewest pages left over; the uplink that is configured first; the
+    lower node.
 
     Raises:
-        RequestError: the memory is not a multiple of the page size, or the placement has another number of cores than requested.
+        RequestError: the memory is not a multiple of the page size, the placement has another number of cores than requested, or
+            the guest would lack a property without the request or the policy accepting that.
         NoRoom: with a reason per NUMA node and uplink, or per wrong part of the placement.
     """
+    check_waivers(request, policy)
     page_size = Size.parse(request.page_size) if request.page_size else policy.page_size
     pages = PageRequest(page_size, _count_pages(request.size, page_size))
     host = PlanningInput(topology, allocated, policy)
@@ -36,10 +40,11 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
     else:
         candidates, no_cores = find_candidates(request.cores, pages, host)
     choices, no_vfs = find_vfs(request.wanted_nics, host)
+    disks, no_disks = find_free(request, host)
     blockers = find_blockers(policy, topology)
-    if not choices or not candidates or blockers:
+    if not choices or not candidates or no_disks or blockers:
         hint = "`nohype survey` shows what the host has, `nohype guest list` who owns it"
-        reasons = (*(f"host: {blocker.text}" for blocker in blockers), *no_vfs, *no_cores)
+        reasons = (*(f"host: {blocker.text}" for blocker in blockers), *no_vfs, *no_disks, *no_cores)
         raise NoRoom(
             f"no room for guest {request.name!r} ({_describe(request, pages)})",
             reasons,
@@ -48,32 +53,36 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
 
     # Computed per choice of VFs: there are uplinks times nodes pairs.
     last_vfs = {id(vfs): sum(vf.address in allocated.last_vfs for vf in vfs) for vfs in choices}
+    remote = {candidate.node: count_remote(request, disks, candidate.node) for candidate in candidates}
     nodes = {id(vfs): [vf.pf.node for vf in vfs if vf.pf.node is not None] for vfs in choices}
 
     def rank(pair: tuple[tuple[FreeVf, ...], Candidate]) -> tuple[int, int, tuple[int, int, int]]:
         vfs, candidate = pair
         vf_nodes = nodes[id(vfs)]
-        return candidate.last + last_vfs[id(vfs)], len(vf_nodes) - vf_nodes.count(candidate.node), candidate.left
+        far = len(vf_nodes) - vf_nodes.count(candidate.node) + remote[candidate.node]
+        return candidate.last + last_vfs[id(vfs)], far, candidate.left
 
     # min() returns the first of equal pairs, and both lists are in order of preference.
     vfs, candidate = min(product(choices, candidates), key=rank)
-    return _build_plan(request, pages, candidate, vfs, host)
+    return _build_plan(request, pages, candidate, vfs, disks, host)
 
 
-def hide_vf_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
-    """Removes the reasons of named VFs, which tenants may not see."""
+def hide_device_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
+    """Removes the reasons of named VFs and of disks, which tenants may not see."""
     named = [nic.vf for nic in request.wanted_nics if nic.vf]
-    if not named:
-        return error
-    reasons = tuple(reason for reason in error.reasons if not reason.startswith(UPLINK))
+    reasons = tuple(reason for reason in error.reasons if not named or not reason.startswith(UPLINK))
     if len(reasons) != len(error.reasons):
         reasons = (f"VF {', '.join(named)} is not available", *reasons)
+    if any(reason.startswith(DISK) for reason in reasons):
+        hidden = tuple(reason for reason in reasons if not reason.startswith(DISK))
+        reasons = ("no suitable disks are available", *hidden)
     return NoRoom(error.message.partition("\n")[0], reasons, error.hint)
 
 
 def _build_plan(
-    request: GuestRequest, pages: PageRequest, candidate: Candidate, vfs: Sequence[FreeVf], host: PlanningInput
-) -> Plan:
+    request: GuestRequest, pages: PageRequest, candidate: Candidate, vfs: Sequence[FreeVf], disks: Sequence[NvmeController],
+    host: PlanningInput,
+) -> Plan:  # fmt: skip
     smt = len(candidate.cores[0]) > 1
     return Plan(
         name=request.name,
@@ -86,13 +95,14 @@ def _build_plan(
         cmdline=" ".join(filter(None, (request.cmdline, *list_addresses(request.wanted_nics)))),
         # -cpu host does not include topoext (target/i386/cpu.c, no_autoenable_flags), without which a guest sees no threads.
         cpu_features=("topoext",) if smt and host.topology.topoext else (),
+        disks=plan_disks(request, disks, candidate.node, host.policy.disk_folder),
     )
 
 
 def _describe(request: GuestRequest, pages: PageRequest) -> str:
     given = request.placement
     cores = f"the cores of CPUs {given.cpus}" if given else f"{request.cores} whole cores"
-    return f"{cores}, {pages.count} huge pages of {pages.size}, {_describe_vfs(request)}"
+    return f"{cores}, {pages.count} huge pages of {pages.size}, {_describe_vfs(request)}{describe_disks(request)}"
 
 
 def _describe_vfs(request: GuestRequest) -> str:

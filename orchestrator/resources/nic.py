@@ -238,7 +238,7 @@ def diff_devices(plan: Plan, running: Pinning, drivers: Mapping[PciAddress, str 
         for nic in plan.nics
         if drivers.get(nic.address) != VFIO
     ]
-    expected = [nic.address for nic in plan.nics]
+    expected = [nic.address for nic in plan.nics] + [disk.address for disk in plan.disks if disk.address]
     if sorted(running.hostdevs) != sorted(expected):
         findings.append(f"devices passed through: {_join(running.hostdevs)}, expected {_join(expected)}")
     return (*findings, *diff_vf(plan, states))

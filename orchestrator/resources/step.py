@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar, get_type_hints
 
@@ -15,6 +15,7 @@ from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import EventKind, Ledger, UndoRecord
+from orchestrator.model.disk import DiskProgress
 from orchestrator.model.plain import from_plain, to_plain
 from orchestrator.model.plan import Plan
 
@@ -53,10 +54,11 @@ class GuestContext:
 
 @dataclass(frozen=True)
 class UndoContext:
-    """``guest`` is None for a change that serves all guests."""
+    """``guest`` is None for a change that serves all guests. ``progress`` is called after each piece of long work."""
 
     host: HostRoot
     guest: GuestContext | None = None
+    progress: Callable[[DiskProgress], None] = lambda _: None
 
 
 class Step(Protocol):
@@ -93,6 +95,15 @@ def register(step: _StepClass) -> _StepClass:
     if step.action in STEPS:
         raise ValueError(f"two step classes have the action {step.action}")
     STEPS[step.action] = step
+    return step
+
+
+_LASTING: set[str] = set()
+
+
+def lasting(step: _StepClass) -> _StepClass:
+    """For a change that stays while its guest is stopped. Its undo may take hours; its record survives a power cut."""
+    _LASTING.add(step.action)
     return step
 
 
@@ -160,7 +171,7 @@ class _Records:
         if key in self._known:
             return None
         self._known.add(key)
-        return self._ledger.add_undo_record(self._owner, step.action, before)
+        return self._ledger.add_undo_record(self._owner, step.action, before, durable=step.action in _LASTING)
 
 
 def _key(action: str, arguments: Arguments) -> tuple[str, str]:
@@ -174,13 +185,17 @@ def _is_unchanged(host: HostRoot, step: Step, before: Arguments) -> bool:
         return False
 
 
-def undo_steps(context: UndoContext, ledger: Ledger, owner: str) -> None:
-    """Undoes all recorded changes of the owner, newest first. A record is dropped only after its undo succeeded.
+def undo_steps(context: UndoContext, ledger: Ledger, owner: str, *, lasting: bool = False) -> None:
+    """Undoes the recorded changes of the owner, newest first. A record is dropped only after its undo succeeded.
+
+    ``lasting``: undoes the lasting changes, which are kept otherwise.
 
     What is clean but could not be restored exactly becomes an event. Raises HostError after the last undo if some failed.
     """
     failed: list[OrchestratorError] = []
     for record in ledger.undo_records(owner):
+        if (record.action in _LASTING) is not lasting:
+            continue
         arguments = " ".join(f"{name}={value}" for name, value in record.arguments.items())
         _log.info("%s: undo %s %s", owner, record.action, arguments)
         try:

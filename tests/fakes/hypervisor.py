@@ -26,6 +26,7 @@ from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.hypervisor.connection import EndCause, Pinning, RunningGuest, SerialConsole, Vcpu
 from orchestrator.hypervisor.unmanaged import Unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
+from tests.fakes import nvme
 from tests.fakes.domains import FakeDomains, add_thread
 from tests.fakes.root import DEVICES, FakeRoot
 from tests.fakes.rules import FIRST_PID, find_unprepared
@@ -74,19 +75,24 @@ class FakeHypervisor:
             others = self._all()
             if any(name == other["name"] or guest["uuid"] == other["uuid"] for other in others):
                 raise HypervisorError(f"cannot create the guest: domain {name} exists", number=libvirt.VIR_ERR_OPERATION_FAILED)
-            for vf in guest["vfs"]:
-                if self._host.link(f"{DEVICES}/{vf}/driver") != "vfio-pci":
-                    raise HypervisorError(f"cannot create the guest: {vf} is not bound to vfio-pci")
+            guest["disks"] = [device for device in guest["vfs"] if nvme.is_nvme(self._host, device)]
+            guest["vfs"] = [device for device in guest["vfs"] if device not in guest["disks"]]
+            for device in (*guest["vfs"], *guest["disks"]):
+                if self._host.link(f"{DEVICES}/{device}/driver") != "vfio-pci":
+                    raise HypervisorError(f"cannot create the guest: {device} is not bound to vfio-pci")
             pfs = [f"{DEVICES}/{self._host.link(f'{DEVICES}/{vf}/physfn')}" for vf in guest["vfs"]]
             guest["macs"] = [self._read_mac(vf, pf) for vf, pf in zip(guest["vfs"], pfs, strict=True)]
-            if found := [*self._find_doubles(guest, others), *find_unprepared(self._host, guest, pfs)]:
+            disks = [fault for disk in guest["disks"] for fault in nvme.use_disk(self._host, disk, guest["uuid"])]
+            if found := [*self._find_doubles(guest, others), *find_unprepared(self._host, guest, pfs), *disks]:
                 for violation in found:
                     self._host.violate(f"{name}: {violation}")
                 raise HypervisorError(f"cannot create the guest: {'; '.join(found)}")
+            if missing := [file for file in guest["boots"] if not Path(file).is_file()]:
+                raise HypervisorError(f"cannot create the guest: cannot access {missing[0]}")
             Path(guest["log"]).touch()  # virtlogd opens it
             self.take_pages(guest, guest["pages"])
-            for vf in guest["vfs"]:
-                self._host.add(f"{DEVICES}/{vf}/enable", "1")
+            for device in (*guest["vfs"], *guest["disks"]):
+                self._host.add(f"{DEVICES}/{device}/enable", "1")
             guest["pid"] = next(pid for pid in range(FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
             self.add_threads(guest)
             # As the kernel keeps it of each process (starttime in proc_pid_stat(5)); no two starts have the same.
@@ -217,8 +223,8 @@ class FakeHypervisor:
                 return
             (self._folder / f"{guest['name']}@{guest['uuid']}").unlink()
             self.take_pages(guest, -guest["pages"])
-            for vf in guest["vfs"]:
-                self._host.add(f"{DEVICES}/{vf}/enable", "0")
+            for device in (*guest["vfs"], *guest.get("disks", ())):
+                self._host.add(f"{DEVICES}/{device}/enable", "0")
             shutil.rmtree(self._host.path / "sys/fs/cgroup" / _group(guest))
             for tid in range(guest["pid"], guest["pid"] + len(guest["pins"]) + 2):
                 shutil.rmtree(self._host.path / f"proc/{tid}", ignore_errors=True)
@@ -232,9 +238,9 @@ class FakeHypervisor:
             found += [f"CPUs {both} are in use by {other['name']}"] if both else []
             found += [
                 f"{what} {one} is in use by {other['name']}"
-                for what in ("vf", "mac")
+                for what in ("vf", "mac", "disk")
                 for one in guest[f"{what}s"]
-                if one in other[f"{what}s"]
+                if one in other.get(f"{what}s", ())
             ]
         return found
 
@@ -335,6 +341,7 @@ def _parse(tree: Any) -> dict[str, Any]:
         "pages": -(-memory // page),
         "memory": memory,
         "vfs": list(map(str, vfs)),
+        "boots": [file for file in (tree.findtext("os/kernel"), tree.findtext("os/initrd")) if file],
         "log": tree.find("devices/serial/log").get("file"),
     }
 
@@ -348,7 +355,7 @@ def _live(guest: dict[str, Any]) -> RunningGuest:
         emulator_pin=CpuSet.parse(guest["emulator"]),
         node=guest["node"],
         memory=Size(guest["memory"] << 10),
-        hostdevs=tuple(map(PciAddress.parse, guest["vfs"])),
+        hostdevs=tuple(map(PciAddress.parse, (*guest["vfs"], *guest.get("disks", ())))),
         devices=("vfio-pci",),
         uuid=UUID(guest["uuid"]),
     )
@@ -358,7 +365,8 @@ def _unmanaged(guest: dict[str, Any]) -> Unmanaged:
     return Unmanaged(
         guest["name"], UUID(guest["uuid"]), running=True,
         pins=tuple(map(CpuSet.parse, (*guest["pins"], guest["emulator"]))), nodes=frozenset([guest["node"]]),
-        hostdevs=frozenset(map(PciAddress.parse, guest["vfs"])), memory=Size(guest["memory"] << 10), pid=guest["pid"],
+        hostdevs=frozenset(map(PciAddress.parse, (*guest["vfs"], *guest.get("disks", ())))),
+        memory=Size(guest["memory"] << 10), pid=guest["pid"],
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from typing import TypeVar
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.root import HostRoot, host_error
 from orchestrator.values import CpuSet, PciAddress
+from tests.fakes import nvme
 from tests.fakes.net import FakeNet
 
 HOSTS = Path(__file__).parents[1] / "data" / "hosts"
@@ -174,6 +175,22 @@ class FakeRoot(HostRoot):
                 _HOOKS.get(os.path.basename(path), _store)(self, path, value)
             except OSError as error:
                 raise host_error(f"cannot write {value!r} to", name, error) from None
+
+    def open_device(self, name: str, number: str, flags: int) -> int:
+        """See HostRoot. A disk is a file, which knows neither O_DIRECT nor O_EXCL: the table of read errors has what is busy."""
+        self._check(self.read_errors, f"dev/{name}", "cannot open")
+        try:
+            descriptor = os.open(self.path / "dev" / name, flags & ~(os.O_DIRECT | os.O_EXCL) | os.O_CLOEXEC)
+        except OSError as error:
+            raise host_error("cannot open", f"dev/{name}", error) from None
+        return descriptor
+
+    def ioctl(self, descriptor: int, request: int, argument: bytearray, data: bytearray | None = None) -> int:
+        """See HostRoot."""
+        try:
+            return nvme.execute(self, descriptor, request, argument, data)
+        except OSError as error:
+            raise HostError(f"ioctl {request:#x} failed", errno=error.errno or 0) from None
 
     def sched_getaffinity(self, tid: int) -> CpuSet:
         """See HostRoot. kernel/sched/syscalls.c, sched_getaffinity(): what it may run on, less what is offline."""
@@ -396,6 +413,8 @@ def _bind_to(fake: FakeRoot, folder: str, driver: str) -> None:
     fake.add_link(f"{folder}/driver", os.path.relpath(f"{DRIVERS}/{driver}", folder))
     # vfio-pci enables the function only while it is open; a driver that works with it, at once.
     fake.add(f"{folder}/enable", "0" if driver == "vfio-pci" else "1")
+    if driver == "nvme" and nvme.is_nvme(fake, os.path.basename(folder)):
+        nvme.show_nvme(fake, os.path.basename(folder))
 
 
 def _bind(fake: FakeRoot, path: str, value: str) -> None:
@@ -415,6 +434,8 @@ def _unbind(fake: FakeRoot, path: str, value: str) -> None:
         fake.violate(f"{value} was unbound while a guest has it: the kernel would wait for the guest's end")
     (fake.path / folder / "driver").unlink()
     shutil.rmtree(fake.path / folder / "net", ignore_errors=True)
+    if fake.exists(f"{folder}/nvme"):
+        nvme.hide_nvme(fake, os.path.basename(folder))
     fake.add(f"{folder}/enable", "0")
 
 
@@ -496,6 +517,7 @@ def _update_cpuset(fake: FakeRoot, folder: str) -> None:
 
 
 _HOOKS: dict[str, Callable[[FakeRoot, str, str], None]] = {
+    "uevent": lambda _fake, _path, _value: None,  # an event for udev
     "driver_override": _driver_override,
     "sriov_numvfs": _numvfs,
     "drivers_probe": _drivers_probe,

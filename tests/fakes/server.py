@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from orchestrator.images.store import CONSOLE_PROTOCOL, Description, write_description
+from orchestrator.images.description import CONSOLE_PROTOCOL, Description, write_description
 from orchestrator.model.plan import Policy
 from orchestrator.values import CpuSet, Size
 from tests.fakes.hypervisor import add_thread
+from tests.fakes.nvme import FakeNvme, add_nvme
 from tests.fakes.root import FakeRoot, build_host
 
 IMAGE = "minimal"
+CLOUD_IMAGE = "debian-cloud"
+"""An image that can be configured in all ways."""
+DISK_SIZE = 1 << 20
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 _PF_KTHREAD, _PF_NO_SETAFFINITY = 0x0020_0000, 0x0400_0000  # include/linux/sched.h
 _PCI = "sys/bus/pci"
@@ -29,6 +34,7 @@ class Server:
         nodes: NUMA nodes, each with a socket, a PF and a share of the pages.
         vfs: VFs that a PF can have.
         pages: huge pages of 2 MiB on each node.
+        disks: NVMe controllers of 1 MiB with the serial numbers disk0, disk1, ..., evenly on the nodes.
     """
 
     cores: int
@@ -36,6 +42,7 @@ class Server:
     nodes: int = 2
     vfs: int = 64
     pages: int = 4096
+    disks: int = 0
 
     @property
     def cpus(self) -> CpuSet:
@@ -53,6 +60,8 @@ def build_server(folder: Path, server: Server) -> FakeRoot:
     """Makes the server below the (empty) folder."""
     fake = build_host(folder, "\n".join([*_cpus(server), *_nodes(server), *_nics(server), *_irqs(server)]))
     everywhere = str(server.cpus)
+    for number in range(server.disks):
+        add_nvme(fake, f"0000:{0x50 + number:02x}:00.0", FakeNvme(f"disk{number}", DISK_SIZE), number % server.nodes)
     tid = 10
     for node in range(server.nodes):
         for name in (f"kswapd{node}", f"kcompactd{node}"):
@@ -64,15 +73,14 @@ def build_server(folder: Path, server: Server) -> FakeRoot:
     return fake
 
 
-def make_image(store: Path) -> None:
-    """An image that can be found, and nothing more."""
-    folder = store / IMAGE
+def make_image(store: Path, name: str = IMAGE, **fields: Any) -> None:
+    """An image that can be found, and nothing more; with further fields of its description."""
+    folder = store / name
     folder.mkdir(parents=True)
-    for name in ("vmlinuz", "initrd"):
-        (folder / name).write_text("")
-    size = Size.parse("64M")
-    fields = Description(cmdline="quiet", console=CONSOLE_PROTOCOL, kernel_version="6.12", hash="0", memory=size)
-    write_description(folder, fields)
+    for file in ("vmlinuz", "initrd"):
+        (folder / file).write_text("")
+    wanted = {"cmdline": "quiet", "console": CONSOLE_PROTOCOL, "kernel_version": "6.12", "hash": "0", **fields}
+    write_description(folder, Description(memory=Size.parse("64M"), **wanted))
 
 
 def _cpus(server: Server) -> Iterator[str]:

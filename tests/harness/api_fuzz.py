@@ -89,8 +89,8 @@ def serve_target(folder: Path) -> Iterator[Target]:
         document = requests.get(
             f"{served.url}/v1/openapi.json", headers={"Authorization": f"Bearer {TOKENS['operator']}"}, verify=str(authority.file)
         ).json()  # fmt: skip
-        # It never ends, and has tests of its own.
-        del document["paths"]["/v1/events/stream"]
+        # They do not end, and have tests of their own.
+        del document["paths"]["/v1/events/stream"], document["paths"]["/v1/guests/{name}/console"]["get"]
         yield Target(served, authority.file, document)
 
 
@@ -151,7 +151,7 @@ def _aim(case: Case, rng: random.Random) -> None:
         if case.operation.path.startswith("/v1/guests") and rng.random() < 0.2:
             case.headers = {**(case.headers or {}), "If-Match": rng.choice(['"1"', '"999"', "*"])}
     if isinstance(case.body, dict):
-        if "memory" in case.body and rng.random() < 0.6:
+        if "memory" in case.body and rng.random() < 0.8:
             good = {
                 "name": rng.choice(names),
                 "memory": "64M",
@@ -161,8 +161,9 @@ def _aim(case: Case, rng: random.Random) -> None:
                 "placement": None,
                 "restart": "never",
             }
+            # Made-up optional fields, such as disks that no host has, would make nearly all requests fail.
             case.body = {
-                **case.body,
+                **(case.body if rng.random() < 0.5 else {}),
                 **good,
                 "cores": rng.choice([1, 1, 1, 99]),
                 "id": rng.choice([SECRET, None, None, "a"]),

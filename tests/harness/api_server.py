@@ -20,6 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
+from orchestrator.api.console_feed import ConsoleFeed
 from orchestrator.api.event_stream import EventStream
 from orchestrator.api.identity import build_identity_map
 from orchestrator.api.server import Server, open_port, open_socket
@@ -55,6 +56,12 @@ class Served:
     stream: EventStream
     path: Path
     url: str
+    consoles: ConsoleFeed
+
+    @property
+    def readers(self) -> int:
+        """Readers of consoles."""
+        return self.consoles.readers
 
     @property
     def client(self) -> Client:
@@ -87,7 +94,7 @@ def serve(
     assert up.wait(60)
     url = f"https://127.0.0.1:{listeners[1].socket.getsockname()[1]}" if config.api else ""
     try:
-        yield Served(world, manager, ledger, server, api.stream, path, url)
+        yield Served(world, manager, ledger, server, api.stream, path, url, api.consoles)
     finally:
         server.should_exit = True
         thread.join(60)

@@ -15,7 +15,7 @@ import signal
 import sqlite3
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import count
@@ -26,20 +26,22 @@ from typing import Any
 from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError
 from orchestrator.guests.service import GuestService
 from orchestrator.hypervisor.connection import EndCause
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Claim, Ledger
 from orchestrator.ledger.database import FSYNC
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Policy
 from orchestrator.model.request import GuestRequest
+from orchestrator.model.secret import Secret
 from orchestrator.model.state import SETTLED, GuestState
+from tests.fakes import nvme
 from tests.fakes.hypervisor import FakeHypervisor, Life
 from tests.fakes.root import LOOPBACK, FakeRoot
-from tests.fakes.server import BOOT_ID, IMAGE, Server, build_server, make_image
+from tests.fakes.server import BOOT_ID, CLOUD_IMAGE, IMAGE, Server, build_server, make_image
 
 Tell = Callable[..., object]
 """Passes named values on to the parent process."""
 
-SERVER = Server(cores=8, nodes=2, vfs=7, pages=512)
+SERVER = Server(cores=8, nodes=2, vfs=7, pages=512, disks=3)
 CHANGES = ("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT", FSYNC)
 """What statements begin with that change the ledger; and its fsync."""
 _NAMES = tuple(f"guest{number}" for number in range(6))
@@ -84,6 +86,7 @@ class World:
         if not (folder / "host").exists():
             build_server(folder / "host", server)
             make_image(folder / "images")
+            make_image(folder / "images", CLOUD_IMAGE, configuration=["credentials", "cloud-init"])
         self.host = FakeRoot(folder / "host")
         self.trace: Callable[[str], object] = lambda _statement: None
         self.hypervisor = FakeHypervisor(self.host)
@@ -93,6 +96,11 @@ class World:
         ledger = Ledger(self.folder / "ledger.sqlite", trace=lambda statement: self.trace(statement))
         folders = {"images": self.folder / "images", "consoles": self.folder / "consoles"}
         return GuestService(self.host, self.hypervisor, ledger, policy or self.server.policy, **folders), ledger  # type: ignore[arg-type]
+
+    @property
+    def secrets(self) -> Path:
+        """The folder with the guests' user data."""
+        return self.folder / "ledger.sqlite.secrets"
 
     def count_undo_records(self) -> int:
         """Length of the undo journal, past the ledger's own words."""
@@ -126,6 +134,23 @@ def arm(world: World, points: int, told: Callable[[str], object]) -> None:
 
     object.__setattr__(world.host, "watch", lambda moment, what: pass_point(f"{moment} {what}"))
     world.trace = trace
+    for name in ("fsync", "unlink"):
+        setattr(os, name, _watch_secrets(getattr(os, name), world.secrets, pass_point))
+
+
+def _watch_secrets(call: Callable[..., Any], folder: Path, pass_point: Callable[[str], None]) -> Callable[..., Any]:
+    """A function of os that passes a point before and after it is called for a file of this folder, or for the folder."""
+
+    def watched(which: Any, *arguments: Any, **named: Any) -> Any:
+        file = Path(os.readlink(f"/proc/self/fd/{which}") if isinstance(which, int) else which)
+        if folder not in (file, file.parent):
+            return call(which, *arguments, **named)
+        pass_point(f"before {call.__name__} {file.name}")
+        result = call(which, *arguments, **named)
+        pass_point(f"after {call.__name__} {file.name}")
+        return result
+
+    return watched
 
 
 def run_crash(folder: Path, seed: int) -> Outcome:
@@ -224,7 +249,8 @@ def work_until_killed(world: World, rng: Random, points: int, tell: Tell, before
             pass  # honest answers
         except OrchestratorError as error:
             tell(fault=f"{kind} {name}: {type(error).__name__}: {error}")
-        tell(done=kind, name=name, exists=ledger.find(name) is not None)
+        claim = ledger.find(name)
+        tell(done=kind, name=name, exists=claim is not None and claim.state != GuestState.WIPING)
 
 
 def _recover_until_killed(world: World, points: int, tell: Tell) -> None:
@@ -245,6 +271,7 @@ def _check_recovery(
     manager, ledger = world.open_manager()
     manager.reconciler.recover()
     recovery = time.perf_counter() - began
+    wait_wiped(ledger)
     manager.close()  # guests that are to be started again stay as they are while we look
     faults = [*_check_claims(world, ledger, running, expected)]
     before = (world.host.tree(), [(claim.plan, claim.state) for claim in ledger.read().claims])
@@ -255,17 +282,31 @@ def _check_recovery(
     if before != after:
         faults.append(f"a second recovery changed something: {_differ(before[0], after[0])}, claims {before[1]} -> {after[1]}")
     faults += _go_on(again, ledger_again)
-    for claim in ledger_again.read().claims:
-        again.delete(OPERATOR, claim.plan.name)
+    last, ledger_last = world.open_manager()  # the others wipe no disks: they are closed
+    for claim in ledger_last.read().claims:
+        last.delete(OPERATOR, claim.plan.name)
+    wait_wiped(ledger_last)
     if differ := _differ(original, world.host.tree()):
         faults.append(f"after all guests were deleted the host is not as before: {differ}")
+    if world.secrets.exists() and (files := sorted(os.listdir(world.secrets))):
+        faults.append(f"files of deleted guests are left: {files}")
+    if dirty := nvme.find_dirty(world.host):
+        faults.append(f"after all guests were deleted disks hold data: {dirty}")
     if count := world.count_undo_records():
         faults.append(f"{count} records are left in the undo journal")
-    if left := [claim.plan.name for claim in ledger_again.read().claims]:
+    if left := [claim.plan.name for claim in ledger_last.read().claims]:
         faults.append(f"guests cannot be deleted: {left}")
     if violations := world.host.violations():
         faults.append(f"done, but allowed to nobody ({len(violations)} things): {'; '.join(violations[:4])}")
     tell(recovery=recovery, faults=faults)
+
+
+def wait_wiped(ledger: Ledger) -> None:
+    """Until no guest's disks are wiped any more."""
+    deadline = time.monotonic() + 60
+    while any(claim.state == GuestState.WIPING for claim in ledger.read().claims):
+        assert time.monotonic() < deadline, "wiping does not end"
+        time.sleep(0.005)
 
 
 def check_lives(before: frozenset[Life], after: frozenset[Life]) -> list[str]:
@@ -291,11 +332,30 @@ def _check_claims(world: World, ledger: Ledger, lives: frozenset[Life], expected
     known = {name for name, state in states.items() if state == GuestState.RUNNING}
     if known != running:
         faults.append(f"running by the ledger: {sorted(known)}, in truth: {sorted(running)}")
+    faults += _check_secrets(world, claims.values())
     present, absent = expected
     if lost := present - claims.keys():
         faults.append(f"guests that were promised are lost: {sorted(lost)}")
     if found := absent & claims.keys():
         faults.append(f"guests that were deleted, or never made, are there: {sorted(found)}")
+    return faults
+
+
+def _check_secrets(world: World, claims: Collection[Claim]) -> list[str]:
+    """The files with user data are those of the claims with user data, and initrds those of guests that run."""
+    texts = {f"{claim.plan.uuid}.json": claim for claim in claims if claim.request.secrets}
+    running = {f"{claim.plan.uuid}.initrd" for claim in claims
+               if claim.state == GuestState.RUNNING and claim.request.image == CLOUD_IMAGE}  # fmt: skip
+    found = set(os.listdir(world.secrets)) if world.secrets.exists() else set()
+    faults = (
+        [f"files of guests that need none: {sorted(found - texts.keys() - running)}"] if found - texts.keys() - running else []
+    )
+    if missing := (texts.keys() | running) - found:
+        faults.append(f"files of guests are lost: {sorted(missing)}")
+    for name in texts.keys() & found:
+        stored = json.loads((world.secrets / name).read_text())
+        if {field: Secret.of(text) for field, text in stored.items()} != texts[name].request.secrets:
+            faults.append(f"another text in {name} than was claimed")
     return faults
 
 
@@ -355,6 +415,10 @@ def build_request(rng: Random, name: str) -> GuestRequest:
         "image": IMAGE,
         "restart": rng.choice(("never", "never", "on-failure")),
     }
+    if rng.random() < 0.5:
+        fields |= {"image": CLOUD_IMAGE, "user_data": f"#cloud-config\nfqdn: {name}.example\n", "hostname": name}
+    if rng.random() < 0.4:
+        fields["disks"] = rng.choice(([{}], [{}, {}], [{"serial": "disk1"}]))
     if rng.random() < 0.3:
         fields["id"] = f"{name}.{fields['cores']}"
     return GuestRequest.model_validate(fields)

@@ -11,6 +11,7 @@ from orchestrator.values import CpuSet, Size
 
 def add_up(plans: Iterable[Plan], started: frozenset[str] = frozenset(), starting: frozenset[str] = frozenset()) -> Allocated:
     plans = tuple(plans)
+    disks = [disk for plan in plans for disk in plan.disks]
     nics = [nic for plan in plans for nic in plan.nics]
     owned: Counter[tuple[int, Size]] = Counter()
     unused: Counter[tuple[int, Size]] = Counter()
@@ -24,6 +25,7 @@ def add_up(plans: Iterable[Plan], started: frozenset[str] = frozenset(), startin
         vfs=frozenset(nic.address for nic in nics),
         numbers=frozenset((nic.pf, nic.index) for nic in nics),
         macs=frozenset(nic.mac for nic in nics),
+        disks=frozenset(name for disk in disks for name in (disk.key, str(disk.address)) if name != "None"),
         pages=tuple(
             AllocatedPages(node, size, count, unused[node, size], being_started[node, size])
             for (node, size), count in sorted(owned.items())

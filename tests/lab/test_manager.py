@@ -120,6 +120,19 @@ def test_guest_that_powered_off_can_be_started_and_deleted(host: LabHost) -> Non
     assert survey(host) == before
 
 
+@pytest.mark.usefixtures("guests")
+def test_console_shows_output_and_takes_input(host: LabHost) -> None:
+    """QEMU's pty takes what is typed, and virtlogd's log has what the guest prints."""
+    shown = host.nohype("guest", "console", "guest1", "--no-follow", "--history", "1000").stdout
+    assert "nohype: ready name=guest1" in shown
+    command = "(echo mac; sleep 2) | timeout 120 nohype guest console guest1 --history 0 > /tmp/console.out & "
+    search = "until grep -m 1 'nohype: done mac' /tmp/console.out || ! kill -0 $!; do sleep 1; done; kill $!; rm /tmp/console.out"
+    done = host.run(command + search, check=False)
+    assert "nohype: done mac" in done.stdout, done
+    address = done.stdout.split()[-1]
+    assert host.nohype("guest", "tell", "guest1", "mac").stdout.endswith(f"nohype: done mac {address}\n"), "commands still work"
+
+
 def test_guest_with_1_gb_pages_runs_and_returns_them(host: LabHost) -> None:
     """QEMU uses the hugetlbfs mount of the host role, and the page is returned."""
     before = survey(host)

@@ -9,10 +9,12 @@ from uuid import UUID
 import pytest
 
 from orchestrator.client.problems import STATUS
-from orchestrator.errors import ImageError, NoRoom
+from orchestrator.errors import ImageError, NoRoom, RequestError
 from orchestrator.guests.core_manager import CoreManager
 from orchestrator.guests.service import GuestService
 from orchestrator.host.pci import VFIO, bind_driver, release_driver
+from orchestrator.images.description import DiskImage, RamRoot, write_description
+from orchestrator.images.store import read_image
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import parse_guest_request
@@ -186,3 +188,28 @@ def test_a_damaged_image_is_told_before_anything_is_claimed(world: World, manage
     assert STATUS[caught.value.code] == 409
     assert manager.guests(OPERATOR) == before
     assert [event.kind for event in manager.events(OPERATOR, None, 1)] == ["plan-failed"], "and it is not claimed and undone"
+
+
+def describe_image(world: World, **fields: object) -> None:
+    image = read_image(world.folder / "images" / IMAGE)
+    for name in ("ram-initrd", "disk.raw"):
+        (image.folder / name).touch()
+    write_description(image.folder, image.model_copy(update=fields))
+
+
+def test_guest_without_a_disk_has_memory_for_its_root(world: World, manager: GuestService) -> None:
+    root = RamRoot(packed=4 << 20, unpacked=8 << 20)
+    describe_image(world, ram_root=root)
+    before = manager.guests(OPERATOR)
+    for verb in (ask, lambda manager, **fields: create(manager, "asked", **fields)):
+        with pytest.raises(RequestError, match="minimal needs 82M of memory for its root in memory, requested 80M") as caught:
+            verb(manager, memory="80M")
+        assert "82M" in caught.value.hint
+    assert manager.guests(OPERATOR) == before
+    assert create(manager, "asked", memory="82M").memory == root.min_memory
+
+
+def test_image_that_boots_only_from_a_disk_is_refused_without_one(world: World, manager: GuestService) -> None:
+    describe_image(world, disk=DiskImage(size=1 << 20, sha256="0" * 64, layout="ext4"))
+    with pytest.raises(RequestError, match="image minimal has its root file system on a disk"):
+        ask(manager)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,10 +20,12 @@ from orchestrator.api.server import SOCKET_GROUP
 from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, read_config
 from orchestrator.host.run import Completed, run
+from orchestrator.images.install import install_image
 from orchestrator.images.wheels import source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
 from orchestrator.values import CpuSet
 from tests.harness.api_server import Authority
+from tests.harness.images import list_store, make_build
 
 ANSIBLE = source_tree() / "ansible"
 ROLE = ANSIBLE / "roles/nohype_host"
@@ -43,6 +46,8 @@ EVERYTHING: dict[str, Any] = {
         "consoles": "/srv/consoles",
         "socket": "/run/x.sock",
     },
+    "nohype_disks": {"serials": ["S5GX 1"], "emulated": "/srv/disks"},
+    "nohype_accept": ["emulated-disk"],
     "nohype_exits": {"total": 100, "emulated": 2.5},
     "nohype_events": {"keep": 5000},
     "nohype_access": {
@@ -50,11 +55,21 @@ EVERYTHING: dict[str, Any] = {
         "viewers": {"users": ["daemon"], "groups": [], "certificates": ["DNS:monitor.example"]},
     },
     "nohype_tenants": {
-        "acme": {"cores": 16, "memory": "64G", "vfs": 8, "users": ["1234"], "groups": ["4321"], "certificates": ["alice"]},
+        "acme": {
+            "cores": 16,
+            "memory": "64G",
+            "vfs": 8,
+            "disks": 4,
+            "users": ["1234"],
+            "groups": ["4321"],
+            "certificates": ["alice"],
+            "boot_servers": ["http://192.0.2.80/acme/"],
+        },
         "bolt": None,
     },
     "nohype_tokens": {"ci": {"hash": HASH, "role": "tenant", "tenant": "acme"}, "look": {"hash": OTHER_HASH, "role": "viewer"}},
     "nohype_api": {"listen": "[::]:8443", "certificate": "/srv/c.pem", "key": "/srv/k.pem", "client_ca": "/srv/ca.pem"},
+    "nohype_boot": {"servers": ["https://boot.example/"], "max_size": "64M", "timeout": 30},
     "nohype_limits": {"rate": 5, "burst": 6, "concurrent": 7, "body": "8K", "nesting": 9},
 }
 """Every variable that stands in the manager's configuration, none as it would be anyway."""
@@ -126,6 +141,32 @@ def test_role_refuses_to_guess(tmp_path: Path, variables: dict[str, Any], said: 
     assert said in done.stdout.replace('\\"', '"')
     assert "changed=0" in done.stdout
     assert "secret" not in done.stdout
+
+
+def test_guest_images_are_installed_into_the_store_and_only_when_they_change(tmp_path: Path) -> None:
+    """From a store of the controlling machine, where a name is a link; into a store that an earlier role copied to."""
+    built, store, copies = tmp_path / "build/images", tmp_path / "store", tmp_path / "copies"
+    install_image(make_build(tmp_path / "one", "new"), built, "minimal")
+    make_build(store / "minimal", "old")
+    text = (ROLE / "tasks/manager.yml").read_text().replace("/usr/share/nohype/images", str(copies))
+    program = Path(sys.executable).with_name("nohype")
+    tasks = [
+        task for task in yaml.safe_load(text.replace("/opt/nohype/bin/nohype", str(program))) if "guest images" in task["name"]
+    ]
+    assert [task.pop("tags", None) for task in tasks] == [None, None, None, "nohype_install"]
+    variables = {
+        "nohype_guest_images": [str(built / "minimal")],
+        "nohype_paths": {"images": str(store)},
+        "nohype_manager": {"stat": {"exists": True}},
+        "role_path": str(ROLE),
+    }
+    done = play(tmp_path, tasks[1:], variables)
+    assert list_store(store) == {"minimal": "new", ".builds": "1"}, done.stdout
+    assert "changed=3" in done.stdout
+    assert "changed=0" in play(tmp_path, tasks[1:], variables).stdout
+    install_image(make_build(tmp_path / "two", "newer"), built, "minimal")
+    assert "changed=2" in play(tmp_path, tasks[1:], variables).stdout
+    assert list_store(store) == {"minimal": "newer", ".builds": "1"}
 
 
 TASKS = yaml.safe_load((ROLE / "tasks/main.yml").read_text())
@@ -234,7 +275,7 @@ def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
 def test_what_the_configuration_knows_is_in_the_defaults() -> None:
     """With a comment each; a section or field that is new in `config` must be told of."""
     text = (ROLE / "defaults/main.yml").read_text()
-    told = dict.fromkeys(("paths", "exits", "events", "access", "tenants", "tokens", "api", "limits"))
+    told = dict.fromkeys(("disks", "paths", "exits", "events", "access", "tenants", "tokens", "api", "limits", "boot"))
     assert set(DaemonConfig.model_fields) == {"host", *told}
     for name in told:
         comment = re.search(rf"((?:^#.*\n)+)^nohype_{name}: {{}}$", text, re.MULTILINE)
@@ -288,10 +329,12 @@ def test_the_manager_has_ip_only_for_other_hosts(tmp_path: Path) -> None:
     assert "SocketBindAllow" not in without
     narrow = render(tmp_path, "nohyped.service", {**EVERYTHING, "nohype_api_clients": ["192.0.2.0/24", "2001:db8::/32"]})
     assert "\nIPAddressDeny=any\nIPAddressAllow=192.0.2.0/24 2001:db8::/32\n" in narrow
+    boots = render(tmp_path, "nohyped.service", {**NEEDED, "nohype_boot_addresses": ["192.0.2.80", "localhost"]})
+    assert "\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=any\nIPAddressAllow=192.0.2.80 localhost\n" in boots
 
 
 def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:
-    assert "ReadWritePaths=/srv/ledger /srv/consoles\n" in render(tmp_path, "nohyped.service", EVERYTHING)
+    assert "ReadWritePaths=/srv/ledger /srv/consoles /srv/disks\n" in render(tmp_path, "nohyped.service", EVERYTHING)
     without = render(tmp_path, "nohyped.service", {**NEEDED, "nohype_paths": {"images": "/srv/images"}})
     assert re.findall(r"^ReadWritePaths=(.*)$", without, re.MULTILINE) == ["/sys/bus/pci /sys/devices /sys/fs/cgroup"]
 

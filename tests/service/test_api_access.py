@@ -18,7 +18,9 @@ import pytest
 
 from orchestrator.api import server as api_server
 from orchestrator.api.identity import hash_token
+from orchestrator.images import store_lock
 from tests.harness.api_server import Authority, Served, build_unverified_context, serve
+from tests.harness.images import make_build
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 
@@ -206,6 +208,27 @@ def test_missing_image_hides_the_store_from_a_tenant(served: Served) -> None:
         assert not any(word in json.dumps(problem) for word in ("minimal", str(served.world.folder), "build"))
     status, problem = ask(served, CAROL, "POST", "/v1/plans", {"name": "x", "memory": "64M", "image": "none"})
     assert (status, "minimal" in problem["detail"]) == (404, True)
+
+
+def test_damaged_image_hides_the_store_from_a_tenant(served: Served) -> None:
+    (make_build(served.world.folder / "images/damaged") / "vmlinuz").unlink()
+    wanted = {"name": "x", "memory": "128M", "image": "damaged"}
+    for target in ("/v1/plans", "/v1/guests"):
+        status, problem = ask(served, BOB, "POST", target, wanted)
+        assert (status, problem["code"]) == (409, "image")
+        assert "missing vmlinuz" in problem["detail"]
+        assert str(served.world.folder) not in json.dumps(problem)
+    assert str(served.world.folder) in json.dumps(ask(served, CAROL, "POST", "/v1/plans", wanted)[1])
+
+
+def test_image_store_that_is_locked_is_reported_without_its_path(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_lock, "CLAIM_SECONDS", 0.0)
+    with store_lock.removing_builds(served.world.folder / "images"):
+        status, problem = ask(served, BOB, "POST", "/v1/guests", {"name": "x", **REQUEST})
+    assert (status, problem["code"]) == (409, "image")
+    assert "is locked by another process" in problem["detail"]
+    assert str(served.world.folder) not in json.dumps(problem)
+    assert not [claim for claim in served.ledger.read().claims if claim.plan.name == "x"]
 
 
 def test_claimed_vf_hides_its_owner_from_a_tenant(served: Served) -> None:

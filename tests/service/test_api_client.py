@@ -27,7 +27,9 @@ GUEST: dict[str, Any] = {
     "name": "web", "state": "running", "owner": "", "version": 3, "restarts": 1, "cores": ["2-3"], "cpus": [2, 3], "node": 0,
     "memory": 256, "huge_pages": 128, "page_size": 2, "housekeeping": "0-1", "image": "minimal", "cmdline": "", "id": None,
     "vf": {"pf": "p", "interface": "nic0", "index": 0, "address": "a", "mac": "m"}, "cpu_features": [], "restart": "never",
-    "nics": [], "warnings": [],
+    "hostname": "web", "ssh_keys": 0, "user_data": None, "network_config": None,
+    "nics": [], "disks": [], "waived": [], "progress": None, "warnings": [],
+    "addresses": [], "ssh_host_key": None,
 }  # fmt: skip
 
 
@@ -136,7 +138,7 @@ def test_endless_response_is_read_up_to_a_limit(tmp_path: Path, monkeypatch: pyt
 
 
 def test_response_with_unknown_fields_is_accepted(tmp_path: Path) -> None:
-    newer = {**GUEST, "disks": [], "restart": "always", "vf": {**GUEST["vf"], "vlan": 5}}
+    newer = {**GUEST, "gadgets": [], "restart": "always", "vf": {**GUEST["vf"], "vlan": 5}}
     with answering(tmp_path, send(b"200 OK", json.dumps([newer]).encode())) as path:
         assert Client(path).guests() == [newer]
 

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.api import connection as api_connection
+from orchestrator.model.secret import MAX_NETWORK_CONFIG, MAX_USER_DATA
+from tests.fakes.server import CLOUD_IMAGE
 from tests.harness.api_server import Served, send, serve
 
 GOOD = {"name": "one", "memory": "64M", "image": "minimal"}
-LIMIT = 64 << 10
+LIMIT = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +110,24 @@ def test_body_above_the_limit_is_refused(served: Served) -> None:
     fits = text(cmdline="x").replace(b'"x"', b'"' + b" " * (LIMIT - len(text(cmdline="x")) + 1) + b'"')
     assert len(fits) == LIMIT
     check(ask(served, "POST", "/v1/plans", fits), 400, "bad-request", "cmdline")
-    check(ask(served, "POST", "/v1/plans", fits + b" "), 413, "too-large", "65536 bytes")
+    check(ask(served, "POST", "/v1/plans", fits + b" "), 413, "too-large", f"{LIMIT} bytes")
     check(ask(served, "DELETE", "/v1/guests/one", fits + b" "), 413, "too-large")
 
 
+@pytest.mark.parametrize(
+    "sign", ["x", '"', "\u0436", "\u6f22", "\U0001f511"], ids=["ASCII", "quote", "2 bytes", "3 bytes", "4 bytes"]
+)
+def test_user_data_of_the_maximum_size_fits(served: Served, sign: str) -> None:
+    start = "#cloud-config\n#"
+    fits = start + sign * ((MAX_USER_DATA - len(start)) // len(sign.encode()))
+    fields = {"image": CLOUD_IMAGE, "network_config": "version: 2\n#" + "\u0436" * ((MAX_NETWORK_CONFIG - 12) // 2)}
+    status, plan, _ = ask(served, "POST", "/v1/plans", text(**fields, user_data=fits))
+    assert (status, len(plan.get("user_data", ""))) == (200, 8), plan
+    check(ask(served, "POST", "/v1/plans", text(**fields, user_data=fits + sign * 4)), 400, "bad-request", "262144 bytes")
+
+
 def test_chunked_body_above_the_limit_is_refused(served: Served) -> None:
-    chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     fields = ("Transfer-Encoding: chunked", "Content-Type: application/json")
     check(ask(served, "POST", "/v1/plans", chunk * 17 + b"0\r\n\r\n", *fields), 413, "too-large")
     small = b"%x\r\n%b\r\n0\r\n\r\n" % (len(text()), text())

@@ -9,7 +9,7 @@ from tests.harness.api_fuzz import ROLES, fuzz, serve_target
 
 def test_generated_requests_cause_no_error_and_reveal_no_foreign_data(tmp_path: Path) -> None:
     with serve_target(tmp_path) as target:
-        outcome = fuzz(target, cases=200, seed=3)
+        outcome = fuzz(target, cases=300, seed=3)
     assert outcome.faults == []
     for role in ROLES:
         assert sum(count for (of, _), count in outcome.answers.items() if of == role) >= 100

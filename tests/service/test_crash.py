@@ -22,10 +22,11 @@ from orchestrator.guests.service import GuestService
 from orchestrator.images.store import find_image
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
-from orchestrator.model.request import GuestRequest
+from orchestrator.model.request import DiskRequest, GuestRequest, parse_guest_request
 from orchestrator.model.state import GuestState
-from tests.fakes.server import IMAGE
-from tests.harness.crash import World, in_child, measure_recovery, run_crash
+from tests.fakes.nvme import disk_file
+from tests.fakes.server import CLOUD_IMAGE, IMAGE
+from tests.harness.crash import World, in_child, measure_recovery, run_crash, wait_wiped
 
 Tell = Callable[..., None]
 QUIET_SEED = 0
@@ -71,6 +72,22 @@ def cheat_promise(_world: World, tell: Tell) -> None:
     tell(done="create", name="guest3", exists=True)
 
 
+def cheat_lost_file(world: World, tell: Tell) -> None:
+    """A guest whose user data is gone."""
+    tell(begin="create", name="guest1")
+    request = parse_guest_request({"name": "guest1", "memory": "64M", "image": CLOUD_IMAGE, "user_data": "#cloud-config"})
+    world.open_manager()[0].create(OPERATOR, request)
+    for file in world.secrets.glob("*.json"):
+        file.unlink()
+
+
+def cheat_left_file(world: World, _tell: Tell) -> None:
+    """User data of a guest that has none."""
+    manager, _ = world.open_manager()
+    world.secrets.mkdir()
+    (world.secrets / f"{manager.guest(OPERATOR, 'guest0').plan.uuid}.json").write_text("{}")
+
+
 def cheat_cores(world: World, _tell: Tell) -> None:
     """Two guests on one core."""
     manager, _ = world.open_manager()
@@ -84,6 +101,26 @@ def cheat_cores(world: World, _tell: Tell) -> None:
                 log=Path(),
             )
         )
+
+
+def cheat_disk(world: World, _tell: Tell) -> None:
+    """A disk that is given back with the data of its guest."""
+    with disk_file(world.host, "0000:50:00.0").open("r+b") as file:
+        file.write(b"data")
+
+
+def cheat_wipe(world: World, _tell: Tell) -> None:
+    """A guest that gets a disk with the data of another."""
+    manager, ledger = world.open_manager()
+    manager.create(OPERATOR, GuestRequest(name="guest1", memory="64M", image=IMAGE, disks=(DiskRequest(serial="disk0"),)))
+    data = disk_file(world.host, "0000:50:00.0").read_bytes()
+    manager.delete(OPERATOR, "guest1")
+    wait_wiped(ledger)
+    manager.create(OPERATOR, GuestRequest(name="guest2", memory="64M", image=IMAGE, disks=(DiskRequest(serial="disk0"),)))
+    manager.stop(OPERATOR, "guest2", 0)
+    disk_file(world.host, "0000:50:00.0").write_bytes(data)
+    with pytest.raises(HypervisorError, match="holds data of guest"):
+        manager.start(OPERATOR, "guest2")
 
 
 def run_with(folder: Path, monkeypatch: pytest.MonkeyPatch, cheat: Callable[[World, Tell], None]) -> list[str]:
@@ -112,7 +149,11 @@ def test_harness_without_planted_loss_reports_no_fault(tmp_path: Path, monkeypat
         (cheat_host, "the host is not as before: {'proc/"),
         (cheat_claim, "running by the ledger: [], in truth: ['guest0']"),
         (cheat_promise, "guests that were promised are lost: ['guest3']"),
+        (cheat_lost_file, "files of guests are lost: ['"),
+        (cheat_left_file, "files of guests that need none: ['"),
         (cheat_cores, "guest1: CPUs 2-3 are in use by guest0"),
+        (cheat_disk, "after all guests were deleted disks hold data: ['0000:50:00.0']"),
+        (cheat_wipe, "guest2: disk 0000:50:00.0 holds data of guest"),
     ],
 )
 def test_harness_with_planted_loss_reports_it(

@@ -49,6 +49,27 @@ def test_folder_is_built_once(tmp_path: Path) -> None:
     assert calls[0] != first
 
 
+def test_renewed_folder_replaces_the_old_one(tmp_path: Path) -> None:
+    for number in range(3):
+        folder = build_cached(tmp_path, "thing", "a" * 12, fill(str(number)), progress=nothing, renew=True)  # type: ignore[arg-type]
+        assert (folder / "file").read_text() == str(number)
+        assert names(tmp_path) == [folder.name]
+    assert build_cached(tmp_path, "thing", "a" * 12, fill("4"), progress=nothing) == folder  # type: ignore[arg-type]
+    assert (folder / "file").read_text() == "2"
+
+
+def test_failed_renewal_keeps_the_old_folder(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "file").write_text("half")
+        raise ImageError("no")
+
+    folder = build_cached(tmp_path, "thing", "a" * 12, fill("old"), progress=nothing)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="^no$"):
+        build_cached(tmp_path, "thing", "a" * 12, fail, progress=nothing, renew=True)
+    assert (folder / "file").read_text() == "old"
+    assert names(tmp_path) == [folder.name]
+
+
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
     def build(folder: Path) -> None:
         (folder / "half").write_text("x")

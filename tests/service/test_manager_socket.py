@@ -135,7 +135,7 @@ def test_change_with_an_old_version_is_refused(served: Served) -> None:
         ({"cores": "1"}, RequestError, "cores"),
         ({"color": "red"}, RequestError, "color"),
         ({"cmdline": "a\nb"}, RequestError, "one line"),
-        ({"image": "nix"}, NotFound, "available: minimal"),
+        ({"image": "nix"}, NotFound, "available: debian-cloud, minimal"),
         ({"cores": 8}, NoRoom, "cores"),
     ],
 )

@@ -43,7 +43,7 @@ OWNERS = {
     "libvirt": {"hypervisor.connection"},
     "libvirt_qemu": {"hypervisor.connection"},
     "pyroute2": {"host.netlink.sockets"},
-    "paramiko": {"ssh"},
+    "paramiko": {"ssh.login", "ssh.session", "ssh.shell", "ssh.transfer"},
     "prometheus_client": {"metrics.collect"},
     "sqlite3": {"ledger.claims", "ledger.database", "ledger.events", "ledger.loading", "ledger.retention", "ledger.schema"},
 }
@@ -127,6 +127,11 @@ def above_the_model(found: set[str]) -> set[str]:
 def test_commands_that_contact_a_manager_cannot_reach_the_host() -> None:
     """They only talk to the manager; nothing that reads or changes the host is even imported."""
     assert not above_the_model(reach(*REMOTE_COMMANDS))
+
+
+def test_ssh_to_guests_reaches_nothing_of_the_host_but_ssh() -> None:
+    """The command is loaded by name when it is used, so that the others need no paramiko."""
+    assert above_the_model(reach("cli.ssh_session")) == {name for name in modules() if name.startswith("ssh.")}
 
 
 def test_local_commands_reach_the_host() -> None:

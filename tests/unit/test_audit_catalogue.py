@@ -97,3 +97,18 @@ def test_each_part_that_differs_is_named() -> None:
     proof = HOST_RESTORED.prove(Surveys(BEFORE, after))
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 3)
     assert [line.partition(":")[0] for line in proof.evidence[:3]] == ["pfs", "pools", "new"]
+
+
+def test_numbers_of_nvme_controllers_may_change_but_not_their_contents() -> None:
+    def survey(number: int, *signatures: str) -> dict[str, object]:
+        space = {"nsid": 1, "device": f"nvme{number}n1", "size": 1 << 30, "block_size": 512}
+        texts = [f"nvme{number}n1 contains {text}" for text in signatures]
+        disk = {"serial": "S5GX", "name": f"nvme{number}", "namespaces": [space], "uses": [], "signatures": texts}
+        return {"controllers": [disk]}
+
+    def compare(after: dict[str, object]) -> Verdict:
+        return HOST_RESTORED.prove(Surveys(survey(0, "swap at offset 0xff6"), after)).verdict
+
+    assert compare(survey(1, "swap at offset 0xff6")) == Verdict.PASS
+    assert compare(survey(0)) == Verdict.FAIL
+    assert compare(survey(0, "ext4 at offset 0x438")) == Verdict.FAIL

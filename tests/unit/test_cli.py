@@ -26,8 +26,11 @@ GUEST: dict[str, Any] = {
     "name": "web", "state": "running", "owner": "", "version": 3, "restarts": 1, "cores": ["2-3"], "cpus": [2, 3], "node": 0,
     "memory": 256 << 20, "huge_pages": 128, "page_size": 2 << 20, "housekeeping": "0-1", "image": "minimal", "cmdline": "quiet",
     "vf": {"pf": "0000:41:00.0", "interface": "nic0", "index": 0, "address": "0000:41:10.0", "mac": "02:4e:48:00:00:01"},
-    "cpu_features": [], "restart": "on-failure", "id": "job-17",
+    "cpu_features": [], "restart": "on-failure", "id": "job-17", "hostname": "web", "ssh_keys": 0,
+    "user_data": None, "network_config": None,
+    "addresses": ["10.9.0.11/24"], "ssh_host_key": None,
 }  # fmt: skip
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB alice@example"
 GUEST["nics"] = [GUEST["vf"]]
 
 
@@ -98,6 +101,56 @@ def test_a_request_with_everything() -> None:
     assert (found.page_size, found.restart, found.id, found.cores, found.remove) == ("1G", "on-failure", "job-17", 2, True)
 
 
+def test_configuration_is_read_from_files(tmp_path: Path) -> None:
+    first, second, data, network = (tmp_path / name for name in ("a.pub", "authorized_keys", "data", "network"))
+    first.write_text(f"{KEY}\n")
+    second.write_text(f"# of the team\n\n{KEY.replace('AAB', 'AAC')} \n  {KEY.replace('AAB', 'AAD')}\n")
+    data.write_text("#cloud-config\npassword: pässword\n")
+    network.write_text("version: 2\n")
+    files = ("--ssh-key", str(first), "--ssh-key", str(second), "--user-data", str(data), "--network-config", str(network))
+    run("guest", "create", "web", "--memory", "1G", "--image", "debian", "--hostname", "db.example", *files)
+    ((_, request),) = FakeClient.asked
+    assert request["user_data"] == data.read_text()
+    found = parse_guest_request(request)
+    assert (len(found.ssh_keys), found.hostname, sorted(found.secrets)) == (3, "db.example", ["network_config", "user_data"])
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "why"),
+    [
+        ("--ssh-key", b"-----BEGIN OPENSSH PRIVATE KEY-----\nsecret", "is a private key; give the public key"),
+        ("--ssh-key", b"# nothing\n", "contains no key"),
+        ("--ssh-key", b"\xff", "is not text in UTF-8"),
+        ("--user-data", b"\x1f\x8bsecret\xff", "is not text in UTF-8"),
+        ("--user-data", b"secret" * 200_000, "has more than 1 MB"),
+        ("--network-config", b"\xff", "is not text in UTF-8"),
+        ("--user-data", None, "No such file"),
+        ("--ssh-key", None, "No such file"),
+    ],
+)
+def test_wrong_file_is_refused_before_it_is_sent(tmp_path: Path, option: str, content: bytes | None, why: str) -> None:
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    done = run("guest", "create", "web", "--memory", "1G", "--image", "debian", option, str(file), status=2)
+    assert why in " ".join(done.output.split())
+    assert "secret" not in done.output
+    assert not FakeClient.asked
+
+
+def test_configuration_is_shown_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {**GUEST, "hostname": "db.example", "ssh_keys": 2, "user_data": "0a1b2c3d", "network_config": "4e5f6071"}
+    monkeypatch.setattr(FakeClient, "guest", lambda _self, _name: shown, raising=False)
+    rows = [" ".join(line.split()) for line in run("guest", "show", "web").output.splitlines()]
+    expected = [
+        "host name db.example",
+        "SSH keys 2",
+        "user data SHA-256 0a1b2c3d...",
+        "network configuration SHA-256 4e5f6071...",
+    ]
+    assert [row for row in expected if row not in rows] == []
+
+
 def test_nics_are_sent_in_order() -> None:
     nics = ("--nic", "uplink=nic1,address=10.9.0.1/24", "--nic", "", "--nic", "vf=0000:41:10.0")
     run("guest", "create", "web", "--memory", "1G", "--image", "minimal", *nics, "--plan")
@@ -122,12 +175,56 @@ def test_wrong_nic_options_are_usage_errors(words: tuple[str, ...], message: str
     assert FakeClient.asked == []
 
 
+def test_disks_are_sent_in_order_with_what_is_accepted() -> None:
+    disks = ("--disk", "size=2G,serial=S5 GX", "--disk", "", "--disk", "kind=emulated,size=1G", "--accept", "emulated-disk")
+    run("guest", "create", "web", "--memory", "1G", "--image", "minimal", *disks, "--plan")
+    ((_, request),) = FakeClient.asked
+    assert request["disks"] == [{"size": "2G", "serial": "S5 GX"}, {}, {"kind": "emulated", "size": "1G"}]
+    assert request["accept"] == ["emulated-disk"]
+    assert [disk.kind for disk in parse_guest_request(request).disks] == ["nvme", "nvme", "emulated"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("path=/dev/sda", "'path=/dev/sda' in"),
+        ("size", "use each of size, serial, kind at most once, as KEY=VALUE"),
+        ("serial=", "as KEY=VALUE"),
+        ("size=1G,size=2G", "'size=2G' in"),
+    ],
+)
+def test_wrong_disk_options_are_usage_errors(option: str, message: str) -> None:
+    assert message in run("guest", "create", "web", "--memory", "1G", "--image", "minimal", "--disk", option, status=2).output
+    assert FakeClient.asked == []
+
+
+def test_disks_and_their_progress_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    disks = [
+        {"size": 1 << 30, "serial": "S5GX", "address": "0000:44:00.0", "node": 1, "file": ""},
+        {"size": 1 << 30, "serial": "", "address": None, "node": None, "file": "/disks/web-2.raw"},
+    ]
+    shown = {"state": "wiping", "disks": disks, "waived": ["emulated-disk"], "vf": None, "nics": [], "cores": [], "cpus": []}
+    for key, value in {**shown, "progress": {"disk": "S5GX", "phase": "verify", "percent": 43}}.items():
+        monkeypatch.setitem(GUEST, key, value)
+    output = run("guest", "show", "web").output
+    assert re.search(r"^state +wiping \(verify S5GX: 43%\)$", output, re.MULTILINE)
+    assert re.search(r"^disk +NVMe S5GX, 1G, 0000:44:00.0 on node 1$", output, re.MULTILINE)
+    assert re.search(r"^disk +/disks/web-2.raw, 1G, emulated$", output, re.MULTILINE)
+    assert re.search(r"^weaker +emulated-disk$", output, re.MULTILINE)
+
+
 def test_all_nics_of_a_guest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     second = {**GUEST["vf"], "index": 1, "address": "0000:41:10.2", "mac": "02:4e:48:00:00:02"}
     monkeypatch.setitem(GUEST, "nics", [GUEST["vf"], second])
     output = run("guest", "show", "web").output
     assert re.search(r"^VF +0000:41:10.0, number 0 .*02:4e:48:00:00:01$", output, re.MULTILINE)
     assert re.search(r"^VF +0000:41:10.2, number 1 .*02:4e:48:00:00:02$", output, re.MULTILINE)
+
+
+def test_host_key_that_the_guest_reported_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "SSH host key" not in run("guest", "show", "web").output
+    monkeypatch.setitem(GUEST, "ssh_host_key", "ssh-ed25519 AAAA")
+    assert re.search(r"^SSH host key +ssh-ed25519 AAAA$", run("guest", "show", "web").output, re.MULTILINE)
 
 
 def test_warnings_of_a_plan_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from errno import EIO
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from click.testing import CliRunner
 from orchestrator.api.routes.host import show_survey
 from orchestrator.cli import connection
 from orchestrator.cli.main import nohype
-from orchestrator.host.survey import read_topology
+from orchestrator.host.survey import read_disk_use, read_topology
+from tests.fakes.nvme import FakeNvme, add_nvme, disk_file
 from tests.fakes.root import DEVICES, FakeRoot
 from tests.fakes.server import Server, build_server
 
@@ -25,7 +28,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRoot:
         def __init__(self, *_: object, **__: object) -> None: ...
 
         def survey(self) -> object:
-            return show_survey(read_topology(fake))
+            topology = read_topology(fake)
+            return show_survey(replace(topology, controllers=read_disk_use(fake, topology.controllers)))
 
     monkeypatch.setattr(connection, "Client", Client)
     return fake
@@ -40,6 +44,20 @@ def survey() -> str:
 def test_a_host_like_the_lab_has_nothing_to_name(fake: FakeRoot) -> None:
     assert "cannot" not in survey()
     assert "nic1" in survey()
+
+
+def test_disks_are_listed_with_what_prevents_their_use(fake: FakeRoot) -> None:
+    add_nvme(fake, "0000:50:00.0", FakeNvme("free", 1 << 30), node=1)
+    add_nvme(fake, "0000:51:00.0", FakeNvme("dirty", 1 << 20))
+    add_nvme(fake, "0000:52:00.0", FakeNvme("swap", 1 << 20))
+    with disk_file(fake, "0000:51:00.0").open("r+b") as file:
+        file.write(b"data")
+    fake.add("proc/swaps", "Filename Type Size Used Priority\n/dev/nvme2n1 partition 1020 0 -2")
+    said = survey()
+    assert re.search(r"^free +0000:50:00.0  1G +1 +nvme +Fake NVMe$", said, re.MULTILINE)
+    assert "NVMe controller dirty: nvme1n1 contains data of an unknown format" in said
+    assert "NVMe controller swap: nvme2n1 is used for swap" in said
+    assert "NVMe controller free" not in said
 
 
 def test_each_odd_thing_is_named_with_its_reason(fake: FakeRoot) -> None:

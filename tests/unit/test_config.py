@@ -21,6 +21,8 @@ from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, read_config
 from orchestrator.daemon import main as daemon
 from orchestrator.errors import RequestError
+from orchestrator.model.waiver import Waiver
+from orchestrator.planning.host_check import build_policy
 
 HOST = '[host]\nhousekeeping = "0-1"\nuplinks = ["nic0"]\n'
 EMPTY_HASH = hashlib.sha256(b"").hexdigest()
@@ -58,6 +60,12 @@ def paths(**fields: str) -> str:
         (f"{HOST}[limits]\nburst = 0x{'f' * 5000}", r"limits\.burst"),
         (f"{HOST}[tenants.a]\ncores = 0x{'f' * 5000}", r"tenants\.a\.cores"),
         (f"{HOST}[tenants.a]\nvfs = 0b{'1' * 50000}", r"tenants\.a\.vfs"),
+        (f'{HOST}accept = ["everything"]', r"host\.accept\.0"),
+        (f'{HOST}[disks]\nserials = ["a\\nb"]', r"disks\.serials\.0: .* is not the serial number of a disk"),
+        (f'{HOST}[disks]\nserials = [""]', r"disks\.serials\.0"),
+        (f'{HOST}[disks]\nemulated = "disks"', r"disks\.emulated: .*not an absolute path"),
+        (f'{HOST}[disks]\nwipe = true', r"disks\.wipe"),
+        (f"{HOST}[tenants.a]\ndisks = -1", r"tenants\.a\.disks"),
         (host(vfs_per_uplink=f"0o{'7' * 5000}"), r"host\.vfs_per_uplink"),
         (host(reserved_pages=f'{{"2M" = 0x{"f" * 5000}}}'), r"host\.reserved_pages"),
         (f"{HOST}[exits]\ntotal = inf", r"exits\.total"),
@@ -203,3 +211,15 @@ def test_a_special_file_does_not_block(tmp_path: Path, kind: str) -> None:
         assert results, "it waits"
         assert isinstance(results[0].exception, RequestError)
         assert str(path) in str(results[0].exception)
+
+
+def test_disks_are_part_of_the_policy(tmp_path: Path) -> None:
+    text = (
+        f'{HOST}accept = ["emulated-disk"]\n[disks]\nserials = ["S5GX 1"]\nemulated = "/var/lib/disks/"\n[tenants.a]\ndisks = 2'
+    )
+    config = read_config(write(tmp_path, text))
+    policy = build_policy(config)
+    assert (policy.disk_serials, policy.disk_folder, policy.accept) == ({"S5GX 1"}, "/var/lib/disks", (Waiver.EMULATED_DISK,))
+    assert config.tenants["a"].quota.disks == 2
+    empty = build_policy(read_config(write(tmp_path, HOST)))
+    assert (empty.disk_serials, empty.disk_folder, empty.accept) == (frozenset(), "", ())

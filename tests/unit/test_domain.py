@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from lxml import etree
 
 from orchestrator.domain import build_domain
+from orchestrator.images.description import DiskImage, RamRoot
 from orchestrator.images.store import Image
-from orchestrator.model.plan import ImageRef, NicPlan, Plan
+from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 GOLDEN = Path(__file__).parents[1] / "data" / "domains"
@@ -49,7 +52,19 @@ PLANS = {
     ),
     "amd-smt": replace(SMT, cpu_features=("topoext",)),
     "two-nics": replace(SMT, nics=(*SMT.nics, replace(SMT.vf, index=3, address=PciAddress.parse("0000:82:10.6")))),
+    "two-disks": replace(
+        SMT,
+        disks=(
+            DiskPlan(Size.parse("1G"), "S5GXNX0T400123", PciAddress.parse("0000:44:00.0"), 0),
+            DiskPlan(Size.parse("2G"), file="/var/lib/nohype/disks/g1-2.raw"),
+        ),
+    ),
     "no-smt-no-cmdline": replace(SMT, cores=(CpuSet.parse("3"),), cmdline=""),
+    "configured": replace(SMT, name="g2"),
+}
+CONFIGURED: dict[str, Any] = {
+    "credentials": {"system.hostname": "web", "ssh.authorized_keys.root": 'ssh-ed25519 AAAA <a@b>, "c"\n'},
+    "seeded_initrd": Path("/var/lib/nohype/ledger.sqlite.secrets/f64abb56-b811-53db-a220-f48cce745777.initrd"),
 }
 
 
@@ -57,8 +72,13 @@ def housekeeping(plan: Plan) -> CpuSet:
     return CpuSet.parse("0-1,32-33" if plan.node else "0-1")
 
 
+def build_text(plan: Plan, image: Image = IMAGE) -> str:
+    configured = CONFIGURED if plan == PLANS["configured"] else {}
+    return build_domain(plan, image, housekeeping(plan), log=LOG, **configured)
+
+
 def build(plan: Plan = SMT, image: Image = IMAGE) -> etree._Element:
-    return etree.fromstring(build_domain(plan, image, housekeeping(plan), log=LOG))
+    return etree.fromstring(build_text(plan, image))
 
 
 def texts(domain: etree._Element, path: str) -> list[str]:
@@ -70,7 +90,7 @@ def texts(domain: etree._Element, path: str) -> list[str]:
 @pytest.mark.parametrize("name", PLANS)
 def test_golden(name: str) -> None:
     file = GOLDEN / f"{name}.xml"
-    text = build_domain(PLANS[name], IMAGE, housekeeping(PLANS[name]), log=LOG)
+    text = build_text(PLANS[name])
     if os.environ.get("REGENERATE"):
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
@@ -126,8 +146,26 @@ def test_vfs_are_passed_through_in_fixed_slots(plan: Plan) -> None:
         for address in pair
         if address is not None
     ]
-    assert [PciAddress(*source) for source in numbers[::2]] == [nic.address for nic in plan.nics]
-    assert numbers[1::2] == [(0, 0, 2 + index, 0) for index in range(len(plan.nics))]
+    controllers = [disk.address for disk in plan.controllers]
+    assert [PciAddress(*source) for source in numbers[::2]] == [*(nic.address for nic in plan.nics), *controllers]
+    slots = [*range(2, 2 + len(plan.nics)), *range(16, 16 + len(controllers))]
+    assert numbers[1::2] == [(0, 0, slot, 0) for slot in slots]
+
+
+def test_credentials_are_smbios_strings_and_the_seed_is_announced() -> None:
+    domain = build(PLANS["configured"])
+    assert texts(domain, "os/smbios/@mode") == ["sysinfo"]
+    found = {}
+    for entry in texts(domain, "sysinfo[@type='smbios']/oemStrings/entry/text()"):
+        prefix, _, rest = entry.partition(":")
+        assert prefix == "io.systemd.credential.binary"
+        name, _, content = rest.partition("=")
+        found[name] = base64.b64decode(content, validate=True).decode()
+    assert found == CONFIGURED["credentials"]
+    assert texts(domain, "os/initrd/text()") == [str(CONFIGURED["seeded_initrd"])]
+    assert texts(domain, "os/cmdline/text()")[0].split()[-1] == "ds=nocloud;s=/run/cloud-seed/"
+    assert not texts(build(), "os/smbios | sysinfo")
+    assert "ds=nocloud" not in build_text(SMT)
 
 
 def test_no_device_beyond_those_wanted() -> None:
@@ -156,6 +194,38 @@ def test_kvm_is_never_hidden_from_the_guest() -> None:
     assert domain.find("features/kvm/hidden") is None
 
 
+ROOTS = {
+    "disk": DiskImage(size=1 << 30, sha256="0" * 64, layout="ext4"),
+    "ram_root": RamRoot(packed=1 << 20, unpacked=1 << 22),
+}
+DISK = replace(SMT, disks=PLANS["two-disks"].disks[:1])
+
+
+@pytest.mark.parametrize(
+    ("plan", "fields", "initrd"),
+    [
+        (SMT, {}, "initrd"),
+        (DISK, {}, "initrd"),
+        (DISK, ROOTS, "initrd"),
+        (SMT, ROOTS, "ram-initrd"),
+        (DISK, {"disk": ROOTS["disk"]}, "initrd"),
+    ],
+)
+def test_guest_without_a_disk_has_its_root_in_ram(plan: Plan, fields: dict[str, object], initrd: str) -> None:
+    assert build(plan, IMAGE.model_copy(update=fields)).findtext("os/initrd") == f"/images/minimal/{initrd}"
+
+
+def test_firmware_boots_from_the_first_disk_only() -> None:
+    image = IMAGE.model_copy(update={"boot": "firmware", **ROOTS})
+    domain = build(PLANS["two-disks"], image)
+    assert texts(domain, "os/kernel | os/initrd | os/cmdline | os/boot") == []
+    assert texts(domain, "devices/hostdev[boot]/source/address/@bus") == ["0x44"]
+    assert texts(domain, "//boot/@order") == ["1"]
+    assert "-machine" in texts(domain, "qemu:commandline/qemu:arg/@value")
+    assert "sata=off,smbus=off" in texts(domain, "qemu:commandline/qemu:arg/@value")
+    assert texts(build(PLANS["two-disks"]), "//boot/@order") == []
+
+
 def test_a_guest_that_ends_is_gone() -> None:
     domain = build()
     assert [domain.findtext(event) for event in ("on_poweroff", "on_reboot", "on_crash")] == ["destroy"] * 3
@@ -173,3 +243,9 @@ def test_a_guest_that_ends_is_gone() -> None:
 def test_kernel_command_line(image: str, plan: str, line: str) -> None:
     """The image's words come first: the kernel takes the last of two that contradict each other."""
     assert build(replace(SMT, cmdline=plan), IMAGE.model_copy(update={"cmdline": image})).findtext("os/cmdline") == line
+
+
+def test_guest_without_a_disk_boots_the_initrd_that_is_its_root() -> None:
+    image = IMAGE.model_copy(update={"ram_root": RamRoot(packed=1, unpacked=2)})
+    assert build(image=image).findtext("os/initrd") == "/images/minimal/ram-initrd"
+    assert build().findtext("os/initrd") == "/images/minimal/initrd"

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ImageError
-from orchestrator.images.debian import AptSettings, build_mmdebstrap, parse_apt_options, parse_archive_uri
+from orchestrator.images.debian import (
+    AptSettings,
+    build_mmdebstrap,
+    build_offline_mmdebstrap,
+    parse_apt_options,
+    parse_archive_uri,
+    read_extracted,
+)
 
 TARGETS = """\
 Some Vendor vendor main stable http://vendor.invalid/
@@ -91,3 +98,25 @@ def test_archive_and_proxy_do_not_stay_in_the_root() -> None:
     last = [word for word in words if word.startswith("--customize-hook")][-1]
     assert "etc/apt/sources.list" in last
     assert "99mmdebstrap" in last
+
+
+def test_build_from_kept_packages_names_no_archive() -> None:
+    words = build_offline_mmdebstrap(Path("/target"), ["a", "b"], Path("/kept debs"), variant="apt")
+    assert words[-3:] == ["trixie", "/target", "deb [trusted=yes] copy:/kept%20debs ./"]
+    assert "--include=a,b" in words
+    assert not [word for word in words if "http" in word or "keyring" in word or "Default-Release" in word]
+
+
+def test_extracted_packages_are_read_from_apts_plan(tmp_path: Path) -> None:
+    (tmp_path / "var/lib/dpkg").mkdir(parents=True)
+    (tmp_path / "var/lib/dpkg/extracted").write_text("""\
+Reading package lists...
+Inst base-files (13.8+deb13u1 Debian:13.8/stable [amd64]) []
+Conf base-files (13.8+deb13u1 Debian:13.8/stable [amd64])
+Inst libaudit1 (1:4.0.2-2+deb13u1 Debian:13.8/stable [amd64])
+Inst linux-image-6.12.117+deb13-amd64 [6.12.116-1] (6.12.117-1 Debian:13.8/stable [amd64])
+0 upgraded, 57 newly installed, 0 to remove and 0 not upgraded.
+""")
+    assert read_extracted(tmp_path) == {
+        "base-files": "13.8+deb13u1", "libaudit1": "1:4.0.2-2+deb13u1", "linux-image-6.12.117+deb13-amd64": "6.12.117-1",
+    }  # fmt: skip

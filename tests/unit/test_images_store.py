@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ImageError, NotFound
-from orchestrator.images.store import Description, find_image, install_image, list_images, write_description
+from orchestrator.images.description import Description, write_description
+from orchestrator.images.install import install_image
+from orchestrator.images.store import find_image, list_images
 from orchestrator.values import Size
 
 
@@ -30,14 +32,14 @@ def test_installed_image_is_found(tmp_path: Path) -> None:
     assert (image.name, image.cmdline, str(image.memory)) == ("one", "quiet", "96M")
     assert (image.console, image.kernel_version) == ("nohype-1", "6.12")
     assert image.kernel.read_text() == "kernel"
-    assert list_images(store) == (image,)
+    assert list_images(store) == ((image,), ())
 
 
 def test_installing_again_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     store = tmp_path / "store"
     install_image(build(tmp_path / "built"), store, "one")
     assert install_image(build(tmp_path / "again", "newer"), store, "one").kernel.read_text() == "newer"
-    assert sorted(path.name for path in store.iterdir()) == [".lock", "one"]
+    assert sorted(path.name for path in store.iterdir()) == [".builds", ".lock", "one"]
 
 
 def test_leftover_of_a_crash_is_ignored_and_removed(tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_leftover_of_a_crash_is_ignored_and_removed(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         find_image(store, "one")
     install_image(build(tmp_path / "built"), store, "two")
-    assert sorted(path.name for path in store.iterdir()) == [".lock", "two"]
+    assert sorted(path.name for path in store.iterdir()) == [".builds", ".lock", "two"]
 
 
 def test_unknown_image_lists_the_available_ones(tmp_path: Path) -> None:
@@ -130,5 +132,5 @@ def test_fifo_in_an_image_does_not_block(tmp_path: Path, name: str) -> None:
     file = build(tmp_path / "one") / name
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(ImageError, match=f"missing {name}"):
+    with pytest.raises(ImageError, match=f"{name} is not a regular file"):
         find_image(tmp_path, "one")

@@ -21,8 +21,9 @@ import pytest
 from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
 from orchestrator.ledger import Claim, Ledger, Quarantined, schema
 from orchestrator.ledger.database import FSYNC
+from orchestrator.model.disk import DiskCheck
 from orchestrator.model.plain import to_plain
-from orchestrator.model.plan import ImageRef, NicPlan, Plan, plan_from_json
+from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan, plan_from_json
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -272,6 +273,46 @@ def test_journal_is_read_newest_first_and_by_owner(ledger: Ledger) -> None:
     ledger.drop_undo_record(last)
     assert [record.id for record in ledger.undo_records("g1")] == [first]
     assert len(ledger.undo_records("host")) == 1
+
+
+def test_durable_undo_record_waits_for_the_disk(path: Path) -> None:
+    """A power cut does not undo what was written to a guest's disk."""
+    statements: list[str] = []
+    with Ledger(path, trace=statements.append) as ledger:
+        statements.clear()
+        ledger.add_undo_record("g1", "irq", {})
+        assert FSYNC not in statements
+        ledger.add_undo_record("g1", "disk-contents", {}, durable=True)
+        assert statements.index(FSYNC) == len(statements) - 1
+
+
+def test_guest_whose_disks_are_wiped_keeps_only_them(ledger: Ledger, path: Path) -> None:
+    plan = make_plan(1, disks=(DiskPlan(Size(1 << 30), "serial0", PciAddress.parse("0000:44:00.0")),))
+    take(ledger, plan, 0)
+    ledger.set_state("g1", GuestState.DELETING)
+    claim = ledger.keep_disks("g1")
+    assert (claim.state, claim.plan) == (GuestState.WIPING, plan.only_disks())
+    assert query(path, "SELECT kind, key FROM claim_key") == [("disk", "serial0")]
+    with pytest.raises(Conflict, match="cannot claim disk serial0 for guest g2: another guest owns it"):
+        take(ledger, replace(plan, name="g2"), 1)
+    other = take(ledger, make_plan(1, name="g3"), 1)
+    with Ledger(path) as again:
+        assert again.read().claims == (claim, other)
+    ledger.release("g1")
+    assert take(ledger, make_plan(2, disks=plan.disks), 2)
+
+
+def test_disk_checks_are_kept_until_the_claim_is_released(ledger: Ledger, path: Path) -> None:
+    claim(ledger, 1)
+    check = DiskCheck("serial0", PciAddress.parse("0000:44:00.0"), "2026-11-26T10:00:00.000+00:00", "read", 1 << 30, 1 << 30)
+    ledger.add_disk_check("g1", replace(check, method="format"))
+    ledger.add_disk_check("g1", check)
+    assert ledger.disk_checks("g1") == (check,)
+    with Ledger(path) as again:
+        assert again.disk_checks("g1") == (check,)
+    ledger.set_state("g1", GuestState.DELETING)
+    ledger.release("g1")
+    assert ledger.disk_checks("g1") == ()
 
 
 def test_undo_record_is_removed_once_and_its_id_is_not_reused(ledger: Ledger) -> None:
@@ -603,7 +644,7 @@ def test_ledger_of_a_newer_version_is_refused(path: Path) -> None:
         other.execute("PRAGMA user_version = 99")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match="newer version .schema 99, this one knows 5.") as caught:
+    with pytest.raises(LedgerError, match=f"newer version .schema 99, this one knows {len(schema.MIGRATIONS)}.") as caught:
         Ledger(path)
     assert caught.value.hint
     assert path.read_bytes() == before
@@ -855,7 +896,8 @@ def test_changes_by_another_program_are_detected(ledger: Ledger, path: Path, cha
 STORED = (
     '{"name": "g1", "cores": ["2-3"], "node": 0, "page_size": 2097152, "pages": 128, "nics": [{"pf": "0000:41:00.0", '
     '"interface": "nic0", "index": 1, "address": "0000:41:10.2", "mac": "02:4e:48:00:00:01"}], "image": {"name": "minimal", '
-    '"hash": "abc"}, "cmdline": "quiet", "cpu_features": ["topoext"], "uuid": "0b0b0b0b-0000-4000-8000-000000000000"}'
+    '"hash": "abc"}, "cmdline": "quiet", "cpu_features": ["topoext"], "uuid": "0b0b0b0b-0000-4000-8000-000000000000", '
+    '"disks": []}'
 )
 
 

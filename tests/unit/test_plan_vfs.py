@@ -11,7 +11,7 @@ from orchestrator.model.plan import Allocated, Plan, Policy
 from orchestrator.model.topology import IommuGroup, PhysicalFunction, Port, Topology, VirtualFunction
 from orchestrator.planning.capacity import count_vfs
 from orchestrator.planning.nic import find_unknown
-from orchestrator.planning.planner import hide_vf_owners, plan_guest
+from orchestrator.planning.planner import hide_device_owners, plan_guest
 from orchestrator.values import MacAddress, PciAddress
 from tests.harness.plans import add_up
 from tests.unit.test_plan import HOST, PF, POLICY, groups, host, nic, refusals, request, second_nic
@@ -230,4 +230,4 @@ def test_refusal_names_the_nic(nics: list[dict[str, str]], expected: str) -> Non
 def test_vfs_named_by_a_tenant_are_hidden() -> None:
     wanted = request(nics=[{"vf": "0000:41:10.0"}, {}])
     error = NoRoom("no room", ("uplink nic0: VF 0000:41:10.0 is owned by a guest (NIC 1 of 2)", "node 0: full"), "")
-    assert hide_vf_owners(error, wanted).reasons == ("VF 0000:41:10.0 is not available", "node 0: full")
+    assert hide_device_owners(error, wanted).reasons == ("VF 0000:41:10.0 is not available", "node 0: full")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,17 @@ from orchestrator.errors import LostRace, NoRoom
 from orchestrator.ledger import Ledger
 from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest, parse_guest_request
-from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
+from orchestrator.model.state import GuestState
+from orchestrator.model.topology import (
+    Core,
+    IommuGroup,
+    NvmeController,
+    NvmeNamespace,
+    PagePool,
+    PhysicalFunction,
+    Topology,
+    VirtualFunction,
+)
 from orchestrator.planning.planner import plan_guest
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 from tests.harness.plans import add_up
@@ -43,6 +53,20 @@ def uplinks(draw: st.DrawFn) -> tuple[PhysicalFunction, ...]:
         vfs = tuple(VirtualFunction(pf.vf_address(index), index, None, 10 * number + index) for index in exist)
         pfs.append(dataclasses.replace(pf, vfs=vfs))
     return tuple(pfs)
+
+
+@st.composite
+def controllers(draw: st.DrawFn) -> tuple[NvmeController, ...]:
+    """Up to four NVMe disks, some in use, some with data."""
+    disks = []
+    for number in range(draw(st.sampled_from([0, 1, 2, 4]))):
+        size, node = Size(draw(st.sampled_from([1, 2, 4])) << 30), draw(st.sampled_from([None, 0, 1]))
+        space = NvmeNamespace(1, f"nvme{number}n1", size, 512)
+        uses, signatures = draw(st.sampled_from([((), ()), ((), ()), ((), ()), (("mounted",), ()), ((), ("ext4",))]))
+        address = PciAddress(0, 0x50 + number, 0, 0)
+        disk = NvmeController(address, f"nvme{number}", f"serial{number}", "a disk", node, "nvme", 50 + number, (space,))
+        disks.append(dataclasses.replace(disk, uses=uses, signatures=signatures))
+    return tuple(disks)
 
 
 @st.composite
@@ -68,7 +92,8 @@ def hosts(draw: st.DrawFn) -> tuple[Topology, Policy]:
     vfs = [vf.address for pf in pfs for vf in pf.vfs]
     # At times two VFs are of one group, and neither can be a guest's.
     together = 2 if draw(st.integers(0, 4)) == 0 else 1
-    members = [tuple(vfs[:together]), *((vf,) for vf in vfs[together:]), *((pf.address,) for pf in pfs)]
+    disks = draw(controllers())
+    members = [tuple(vfs[:together]), *((vf,) for vf in vfs[together:]), *((one.address,) for one in (*pfs, *disks))]
     groups = tuple(IommuGroup(number, "DMA", some) for number, some in enumerate(members) if some)
     policy = Policy(
         housekeeping=CpuSet.of(draw(st.sampled_from([{0}, {0, 1}, {first - 1}]))),
@@ -76,8 +101,9 @@ def hosts(draw: st.DrawFn) -> tuple[Topology, Policy]:
         page_size=M2,
         vfs_per_uplink=draw(st.none() | st.integers(1, 3)),
         reserved_pages=draw(st.sampled_from([(), ((M2, 2),), ((G1, 1), (M2, 1))])),
+        disk_serials=draw(st.sampled_from([frozenset(), frozenset({"serial0", "serial1"})])),
     )
-    return Topology(tuple(cores), CpuSet(isolated), pools, pfs, groups), policy
+    return Topology(tuple(cores), CpuSet(isolated), pools, pfs, groups, controllers=disks), policy
 
 
 def may_have_cores(cores: tuple[Core, ...], topology: Topology, taken: frozenset[int], policy: Policy) -> bool:
@@ -163,6 +189,21 @@ class GuestLives(RuleBasedStateMachine):
         pairs = [(pf, index) for pf in self.host.pfs for index in range(pf.total_vfs)]
         return {pf.vf_address(index) for pf, index in pairs if may_have_vf(pf, index, self.host, taken, self.policy)}
 
+    def legal_disks(self) -> dict[str, NvmeController]:
+        """All disks that a guest could get."""
+        taken = {disk.serial for plan in self.plans.values() for disk in plan.disks}
+        return {
+            disk.serial: disk
+            for disk in self.host.controllers
+            if disk.serial and disk.serial not in taken and not disk.uses
+            and (not disk.signatures or disk.serial in self.policy.disk_serials)
+        }  # fmt: skip
+
+    def have_disks(self, sizes: list[int]) -> bool:
+        """Whether there is a disk for each size, by brute force."""
+        free = [disk.size.bytes >> 30 for disk in self.legal_disks().values()]
+        return any(all(has >= size for has, size in zip(some, sizes, strict=True)) for some in permutations(free, len(sizes)))
+
     def plan(self, request: GuestRequest) -> tuple[Plan | None, int]:
         """Plans twice, the second time from the same facts in another order."""
         read = self.ledger.read()
@@ -204,15 +245,23 @@ class GuestLives(RuleBasedStateMachine):
         assert plan.name == request.name
         return cores
 
-    @rule(count=st.integers(1, 4), pages=st.integers(1, 5), size=st.sampled_from([None, None, "2M", "1G"]))
-    def create(self, count: int, pages: int, size: str | None) -> None:
+    @rule(
+        count=st.integers(1, 4), pages=st.integers(1, 5), size=st.sampled_from([None, None, "2M", "1G"]),
+        disks=st.sampled_from([[], [], [1], [1], [4], [1, 2]]),
+    )  # fmt: skip
+    def create(self, count: int, pages: int, size: str | None, disks: list[int]) -> None:
         page_size = Size.parse(size or "2M")
-        request = self.request(cores=count, memory=str(Size(pages * page_size.bytes)), page_size=size)
+        wanted = [{"size": f"{gigabytes}G"} for gigabytes in disks]
+        request = self.request(cores=count, memory=str(Size(pages * page_size.bytes)), page_size=size, disks=wanted)
         plan, generation = self.plan(request)
         legal = [cores for cores in self.legal_cores(count) if self.free_pages(cores[0].node, page_size) >= pages]
         if plan is None:
-            assert not legal or not self.legal_vfs(), "refused although there is room"
+            assert not legal or not self.legal_vfs() or not self.have_disks(disks), "refused although there is room"
             return
+        free = self.legal_disks()
+        assert all(disk.serial in free and free[disk.serial].address == disk.address for disk in plan.disks), "not to be had"
+        assert all(disk.size.bytes >> 30 >= size for disk, size in zip(plan.disks, disks, strict=True)), "too small"
+        assert len({disk.serial for disk in plan.disks}) == len(disks), "a disk is given twice"
         cores = self.check_plan(plan, request, page_size)
         assert len(cores) == count
         self.check_fit(cores, legal)
@@ -287,6 +336,11 @@ class GuestLives(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.plans)))
         gone = self.plans.pop(name)
         self.started.discard(name)
+        if gone.disks:
+            self.ledger.set_state(name, GuestState.DELETING)
+            assert self.ledger.keep_disks(name).plan == gone.only_disks()
+            again, _ = self.plan(self.request(memory=str(gone.memory), page_size=str(gone.page_size), cores=len(gone.cores)))
+            assert again, "what was released can't be had while the disks are wiped"
         self.ledger.release(name)
         placement = {"cpus": ",".join(map(str, gone.cores)), "vf": str(gone.vf.address)}
         again, _ = self.plan(self.request(memory=str(gone.memory), page_size=str(gone.page_size), placement=placement))
@@ -307,6 +361,8 @@ class GuestLives(RuleBasedStateMachine):
         plans = self.plans.values()
         cpus = [cpu for plan in plans for cpu in plan.cpus]
         assert len(cpus) == len(set(cpus))
+        disks = [disk.serial for plan in plans for disk in plan.disks]
+        assert len(disks) == len(set(disks))
         assert len({plan.vf.address for plan in plans}) == len({plan.vf.mac for plan in plans}) == len(plans)
         for pool in self.host.pools if hasattr(self, "host") else ():
             assert self.free_pages(pool.node, pool.page_size) >= 0
@@ -331,6 +387,17 @@ def forgets_cpus(request: GuestRequest, topology: Topology, taken: Allocated, po
 def forgets_vfs(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
     """Looks at no guest's VFs."""
     return plan_guest(request, topology, dataclasses.replace(taken, vfs=frozenset(), numbers=frozenset()), policy)
+
+
+def forgets_disks(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
+    """Looks at no guest's disks."""
+    return plan_guest(request, topology, dataclasses.replace(taken, disks=frozenset()), policy)
+
+
+def destroys_data(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
+    """Takes disks that the host uses, or that hold data."""
+    disks = tuple(dataclasses.replace(disk, uses=(), signatures=()) for disk in topology.controllers)
+    return plan_guest(request, dataclasses.replace(topology, controllers=disks), taken, policy)
 
 
 def forgets_pages(request: GuestRequest, topology: Topology, taken: Allocated, policy: Policy) -> Plan:
@@ -404,8 +471,9 @@ def ignores_the_placement(request: GuestRequest, topology: Topology, taken: Allo
 @pytest.mark.parametrize(
     "planner",
     [
-        forgets_cpus, forgets_vfs, forgets_pages, counts_pages_twice, gives_the_hosts_share_away, halves_cores, knows_no_nodes,
-        takes_any_port, takes_the_lowest, gives_up_early, gives_no_reason, depends_on_the_order, ignores_the_placement,
+        forgets_cpus, forgets_vfs, forgets_disks, destroys_data, forgets_pages, counts_pages_twice, gives_the_hosts_share_away,
+        halves_cores, knows_no_nodes, takes_any_port, takes_the_lowest, gives_up_early, gives_no_reason,
+        depends_on_the_order, ignores_the_placement,
     ],
 )  # fmt: skip
 def test_the_machine_finds_a_broken_planner(planner: Planner) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.client import shapes
 from orchestrator.ledger import Quarantined
-from orchestrator.model import plan, proof, topology, uplink
+from orchestrator.model import disk, plan, proof, topology, uplink
 from orchestrator.model.event import Event
 from orchestrator.planning.host_check import HostFinding
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -32,6 +32,10 @@ VALUES: dict[type, Any] = {
     topology.Port: shapes.Port,
     topology.PhysicalFunction: shapes.Pf,
     topology.IommuGroup: shapes.Group,
+    topology.NvmeNamespace: shapes.Namespace,
+    topology.NvmeController: shapes.Controller,
+    plan.DiskPlan: shapes.Disk,
+    disk.DiskProgress: shapes.DiskProgress,
     topology.PromisedPages: shapes.Promised,
     topology.Topology: shapes.Survey,
     HostFinding: shapes.Finding,

@@ -15,10 +15,12 @@ from orchestrator.api.limits import Kind
 from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, PLAN_CODES, Routes
 from orchestrator.api.waits import may_last, while_connected
 from orchestrator.client import shapes
+from orchestrator.model.configuration import choose_hostname
 from orchestrator.model.fields import NameField
 from orchestrator.model.guest_view import GuestView
 from orchestrator.model.plain import to_plain
 from orchestrator.model.request import GuestRequest
+from orchestrator.model.secret import Secret
 from orchestrator.values import CpuSet
 
 _HOUR = 3600
@@ -82,7 +84,13 @@ async def guest(backend: Served, caller: Caller, name: Name) -> Response:
     return _answer(backend, await backend.quick.run(caller, backend.guests.guest, caller, name))
 
 
-@routes.add("GET", "/v1/guests/{name}/ready", shapes.Ready, ("not-found", "guest", "conflict", *HOST_CODES), kind=Kind.WAIT)
+@routes.add(
+    "GET",
+    "/v1/guests/{name}/ready",
+    shapes.Ready,
+    ("not-found", "guest", "ready-by-ssh", "conflict", *HOST_CODES),
+    kind=Kind.WAIT,
+)
 async def ready(backend: Served, request: Request, caller: Caller, name: Name, timeout: WaitQuery = 60.0) -> Response:
     may_last(request, timeout)
     wait = await backend.quick.run(caller, backend.guests.begin_ready, caller, name, timeout)
@@ -142,11 +150,19 @@ def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
         "name": plan.name, "state": view.state, "owner": view.owner, "version": view.version, "restarts": view.restarts,
         "cores": to_plain(plan.cores), "cpus": list(plan.cpus), "node": plan.node,
         "memory": plan.memory.bytes, "huge_pages": plan.pages, "page_size": plan.page_size.bytes,
-        "housekeeping": str(housekeeping), "vf": to_plain(plan.vf), "nics": to_plain(plan.nics),
+        "housekeeping": str(housekeeping), "vf": to_plain(plan.vf) if plan.nics else None, "nics": to_plain(plan.nics),
+        "disks": to_plain(plan.disks), "waived": to_plain(plan.waived), "progress": to_plain(view.progress),
         "image": plan.image.name, "cmdline": plan.cmdline,
         "cpu_features": list(plan.cpu_features), "restart": to_plain(request.restart), "id": request.id,
-        "warnings": list(view.warnings),
+        "hostname": choose_hostname(request), "ssh_keys": len(request.ssh_keys), "user_data": _show(request.user_data),
+        "network_config": _show(request.network_config),
+        "warnings": list(view.warnings), "addresses": [nic.address for nic in request.wanted_nics if nic.address],
+        "ssh_host_key": view.host_key or None,
     }  # fmt: skip
+
+
+def _show(secret: Secret | None) -> str | None:
+    return secret.short_hash if secret else None
 
 
 def _answer(backend: Backend, view: GuestView, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -39,7 +39,7 @@ async def openapi(backend: Served, request: Request, caller: Caller) -> Response
 @routes.add("GET", "/v1/survey", shapes.Survey, HOST_CODES)
 async def survey(backend: Served, caller: HostReader) -> Response:
     def read() -> dict[str, Any]:
-        topology = backend.guests.survey()
+        topology = backend.guests.survey_with_use()
         return show_survey(topology, backend.guests.compare(topology))
 
     return await answer_plain(backend.long, caller, read)

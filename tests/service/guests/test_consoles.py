@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -22,7 +21,8 @@ from orchestrator.guests import question as question_module
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.service import GuestService
 from orchestrator.hypervisor.connection import EndCause, SerialConsole
-from orchestrator.images.store import read_image, write_description
+from orchestrator.images.description import write_description
+from orchestrator.images.store import read_image
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
 from orchestrator.model.plan import Plan
@@ -124,11 +124,13 @@ def test_image_without_the_console_protocol_is_reported_immediately(
 ) -> None:
     make(manager, ACME)
     image = read_image(world.folder / "images" / IMAGE)
-    write_description(image.folder, image.model_copy(update={"console": console}))
-    for ask in (manager.wait_ready, partial(manager.begin_command, line="mac")):
-        with pytest.raises(GuestError, match=f"guest web: image {IMAGE} does not speak the protocol nohype-1") as caught:
-            ask(ACME, "web", timeout=60)
-        assert "use an image that speaks it" in caught.value.hint
+    write_description(image.folder, image.model_copy(update={"console": console, "ready": None}))
+    with pytest.raises(GuestError, match=f"guest web: image {IMAGE} does not speak the protocol nohype-1") as caught:
+        manager.begin_command(ACME, "web", "mac", 60)
+    assert "use an image that speaks it" in caught.value.hint
+    with pytest.raises(GuestError, match=f"guest web: image {IMAGE} does not report when it is ready") as caught:
+        manager.wait_ready(ACME, "web", 60)
+    assert "omit --wait" in caught.value.hint
     shutil.rmtree(image.folder)
     manager.begin_ready(ACME, "web", 60).cancel()  # the guest was started from it all the same
 

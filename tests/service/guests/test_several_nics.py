@@ -13,6 +13,7 @@ from orchestrator.model.access import OPERATOR, Identity, Quota, Role
 from orchestrator.model.plan import Plan
 from orchestrator.model.topology import VfState
 from tests.fakes.root import DEVICES
+from tests.fakes.server import IMAGE
 from tests.harness.crash import World
 from tests.harness.guests import ask, create, open_manager, state
 
@@ -115,7 +116,7 @@ def test_image_that_was_built_anew_is_not_booted(world: World, manager: GuestSer
     """A stopped guest owns the build that it was created with."""
     create(manager)
     manager.stop(OPERATOR, "web", 0)
-    (file,) = (world.folder / "images").glob("*/image.json")
+    file = world.folder / "images" / IMAGE / "image.json"
     built = file.read_text()
     file.write_text(built.replace('"hash": "', '"hash": "f00'))
     with pytest.raises(Conflict, match="image minimal has changed since the guest was created: build f00"):

@@ -1,4 +1,4 @@
-"""Runs commands and copies files over SSH, to hosts with a known key. No other module uses paramiko.
+"""Runs commands and copies files over SSH, to hosts with a known key.
 
 A failed command is a result with its exit status; only a failed connection is an error.
 """
@@ -222,7 +222,7 @@ def connect(
     """
     where = f"{user}@{host}:{port}"
     try:
-        connection = _dial(host, port, banner_timeout or timeout)
+        connection = dial(host, port, banner_timeout or timeout)
     except OSError as error:
         raise ShellError(f"no SSH server responds at {host}:{port}: {error.strerror or error}") from None
     transport = paramiko.Transport(connection)
@@ -249,7 +249,8 @@ def connect(
     return Shell(transport, where)
 
 
-def _dial(host: str, port: int, timeout: float) -> socket.socket:
+def dial(host: str, port: int, timeout: float) -> socket.socket:
+    """A TCP connection to a server that has sent its first bytes. Raises OSError."""
     connection = socket.create_connection((host, port), timeout)
     try:
         # QEMU's port forward accepts connections before a server listens in the guest: wait for the server's first bytes.

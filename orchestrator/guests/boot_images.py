@@ -1,0 +1,132 @@
+"""Images that the manager makes of kernel and initrd from boot servers, for guests that ask for them.
+
+The files of such an image are downloaded before the guest is planned, outside all locks. Its name is a hash of their checksums,
+so a second guest with the same files, or a restart, downloads nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from orchestrator.errors import Conflict, ImageError, NotFound
+from orchestrator.images.cache import remove_tree
+from orchestrator.images.description import Description, write_description
+from orchestrator.images.download import check_allowed, download
+from orchestrator.images.install import delete_image, install_image
+from orchestrator.images.store import find_image, image_names
+from orchestrator.model.access import Identity, Role
+from orchestrator.model.plan import BootPolicy, Plan
+from orchestrator.model.request import BOOT_IMAGE_PREFIX, BootFiles, is_boot_image
+from orchestrator.values import Size
+
+MAX_IMAGES = 64
+"""Of all tenants together. Those without a guest are removed after KEEP_SECONDS."""
+KEEP_SECONDS = 3600.0
+_DOWNLOAD = ".download-"
+_SPARE = 1 << 30
+"""Bytes that stay free on the disk of the store."""
+_MIB = 1 << 20
+_CMDLINE = "console=ttyS0 panic=-1"
+
+
+class BootImages:
+    """Args: images: the store."""
+
+    def __init__(self, images: Path, policy: BootPolicy) -> None:
+        self._images, self._policy = images, policy
+
+    def check(self, caller: Identity, boot: BootFiles) -> None:
+        """Raises Forbidden if the caller may not boot from these servers."""
+        servers = self._policy.servers if caller.role is not Role.TENANT else caller.boot_servers
+        for url in (boot.kernel, boot.initrd):
+            check_allowed(url, servers)
+
+    def ensure(self, caller: Identity, boot: BootFiles) -> None:
+        """Downloads the files and installs the image, if the store does not have it.
+
+        Raises:
+            Forbidden: as ``check``.
+            ImageError: a file cannot be downloaded, is too large, or has another checksum.
+        """
+        self.check(caller, boot)
+        try:
+            find_image(self._images, boot.image_name)
+            # As if it was downloaded now: `remove_unused` leaves it alone until the guest has its claim.
+            os.utime(self._images / boot.image_name, follow_symlinks=False)
+            return
+        except (NotFound, FileNotFoundError):
+            pass
+        try:
+            self._check_room()
+            self._download(caller, boot)
+        except OSError as error:
+            what = f"cannot store boot files in {self._images}: {error.strerror or error}"
+            raise ImageError(what, "check the folder's disk and mode") from None
+
+    def remove_unused(self, read_plans: Callable[[], Iterable[Plan]]) -> None:
+        """Removes the images that no guest has, and whose files were downloaded more than KEEP_SECONDS ago.
+
+        ``read_plans`` reads the plans of all guests; called again while no guest can be claimed.
+        """
+        before = time.time() - KEEP_SECONDS
+        for leftover in self._images.glob(f"{_DOWNLOAD}*"):  # of a manager that was killed
+            if _is_older(leftover, before):
+                remove_tree(leftover)
+        used = {plan.image.name for plan in read_plans()}
+        for name in image_names(self._images):
+            if is_boot_image(name) and name not in used and _is_older(self._images / name, before):
+                with suppress(Conflict, NotFound):  # it got a guest meanwhile, or another program removed it
+                    delete_image(self._images, name, lambda: [(plan.name, plan.image) for plan in read_plans()])
+
+    def _download(self, caller: Identity, boot: BootFiles) -> None:
+        servers = self._policy.servers if caller.role is not Role.TENANT else caller.boot_servers
+        with TemporaryDirectory(dir=self._make_store(), prefix=_DOWNLOAD) as name:
+            folder, deadline = Path(name) / boot.image_name, time.monotonic() + self._policy.timeout
+            folder.mkdir()
+            size = 0
+            for url, sha256, file in ((boot.kernel, boot.kernel_sha256, "vmlinuz"), (boot.initrd, boot.initrd_sha256, "initrd")):
+                size += download(
+                    url, sha256, folder / file, servers=servers, limit=self._policy.max_size - size,
+                    timeout=max(0.1, deadline - time.monotonic()),
+                )  # fmt: skip
+            write_description(folder, _describe(boot, size))
+            install_image(folder, self._images, boot.image_name)
+
+    def _make_store(self) -> Path:
+        self._images.mkdir(parents=True, exist_ok=True)
+        return self._images
+
+    def _check_room(self) -> None:
+        if sum(map(is_boot_image, image_names(self._images))) >= MAX_IMAGES:
+            raise Conflict(
+                f"the host keeps {MAX_IMAGES} images from boot servers already",
+                "delete guests that boot from servers, or try again in an hour",
+            )
+        free = shutil.disk_usage(self._make_store()).free
+        if free < self._policy.max_size + _SPARE:
+            raise ImageError(f"the disk of the image store has only {free // _MIB} MB left", "ask the operator of the host")
+
+
+def _describe(boot: BootFiles, size: int) -> Description:
+    return Description(
+        description=f"{boot.kernel} and {boot.initrd}",
+        hash=boot.image_name.removeprefix(BOOT_IMAGE_PREFIX),
+        kernel_version="unknown",
+        cmdline=_CMDLINE,
+        # The packed initrd, its content, and the kernel's own memory.
+        memory=Size(-(-(64 * _MIB + 3 * size) // (2 * _MIB)) * 2 * _MIB),
+        console=None,
+    )
+
+
+def _is_older(path: Path, time: float) -> bool:
+    try:
+        return path.lstat().st_mtime < time
+    except FileNotFoundError:
+        return False

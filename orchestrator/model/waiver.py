@@ -1,0 +1,22 @@
+"""Properties that a host can lack. A guest that would lack one is refused, unless its request or the host accepts that."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Waiver(StrEnum):
+    """The names for ``accept``. ``reason`` is one sentence: what is weaker, and why."""
+
+    reason: str
+
+    def __new__(cls, value: str, reason: str = "") -> Waiver:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.reason = reason
+        return member
+
+    EMULATED_DISK = (
+        "emulated-disk",
+        "QEMU emulates the disk with a file of the host: each access makes the guest exit and uses housekeeping CPUs",
+    )

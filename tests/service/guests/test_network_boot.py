@@ -1,0 +1,194 @@
+"""Guests that boot files from HTTP servers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from errno import EROFS
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import Conflict, Forbidden, ImageError, NotFound, OrchestratorError, RequestError
+from orchestrator.guests import boot_images
+from orchestrator.guests.service import GuestService
+from orchestrator.images.store import find_image, image_names
+from orchestrator.ledger import Ledger
+from orchestrator.model.access import OPERATOR, Identity, Role
+from orchestrator.model.plan import BootPolicy
+from orchestrator.model.request import GuestRequest, parse_guest_request
+from tests.fakes.server import Server
+from tests.harness.crash import World
+
+SERVER = Server(cores=8, nodes=1, vfs=3, pages=600)
+KERNEL, INITRD = b"kernel" * 1000, b"initrd" * 5000
+
+
+class BootServer:
+    """An HTTP server on loopback with two files; ``asked`` are the paths that were requested."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "vmlinuz").write_bytes(KERNEL)
+        (folder / "initrd").write_bytes(INITRD)
+        self.asked: list[str] = []
+        asked = self.asked
+
+        class Handler(SimpleHTTPRequestHandler):
+            def log_message(self, _format: str, *_: Any) -> None:
+                asked.append(self.path)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def boot(self, **changed: str) -> dict[str, str]:
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in (("kernel", KERNEL), ("initrd", INITRD))}
+        fields = {"kernel": f"{self.url}vmlinuz", "initrd": f"{self.url}initrd"}
+        return {**fields, **{f"{name}_sha256": digest for name, digest in sums.items()}, **changed}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[BootServer]:
+    server = BootServer(tmp_path / "www")
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, SERVER)
+
+
+def open_manager(world: World, files: BootServer, max_size: int = 1 << 20) -> tuple[GuestService, Ledger]:
+    return world.open_manager(replace(SERVER.policy, boot=BootPolicy((files.url,), max_size, 60)))
+
+
+def request(boot: dict[str, str], name: str = "net", **fields: object) -> GuestRequest:
+    return parse_guest_request({"name": name, "memory": "128M", "boot": boot, **fields})
+
+
+def test_guest_boots_downloaded_files_once(world: World, files: BootServer) -> None:
+    manager, _ = open_manager(world, files)
+    planned = manager.plan(OPERATOR, request(files.boot()))
+    assert files.asked == [], "a plan downloads nothing"
+    view, new = manager.create(OPERATOR, request(files.boot()))
+    assert (view.state, new, view.plan.cores) == ("running", True, planned.plan.cores)
+    image = find_image(world.folder / "images", view.plan.image.name)
+    assert (image.kernel.read_bytes(), image.initrd.read_bytes()) == (KERNEL, INITRD)
+    manager.stop(OPERATOR, "net", 0)
+    manager.start(OPERATOR, "net")
+    manager.create(OPERATOR, request(files.boot(), "other"))
+    assert len(files.asked) == 2
+
+
+def test_tenant_boots_only_from_its_own_servers(world: World, files: BootServer) -> None:
+    manager, _ = open_manager(world, files)
+    tenant = Identity("alice", Role.TENANT, "acme")
+    for call in (manager.plan, manager.create):
+        with pytest.raises(Forbidden, match="not allowed on this host"):
+            call(tenant, request(files.boot()))
+    assert files.asked == []
+    manager.create(replace(tenant, boot_servers=(files.url,)), request(files.boot()))
+    with pytest.raises(Forbidden):
+        manager.create(tenant, request(files.boot(), "second"))
+
+
+def test_failed_download_claims_nothing_and_leaves_nothing(world: World, files: BootServer) -> None:
+    manager, ledger = open_manager(world, files)
+    images = world.folder / "images"
+    before = image_names(images)
+    for boot in (
+        files.boot(initrd=f"{files.url}missing"),
+        files.boot(kernel_sha256="0" * 64),
+        files.boot(initrd=f"{files.url}vmlinuz"),
+    ):
+        with pytest.raises(ImageError):
+            manager.create(OPERATOR, request(boot))
+    assert ledger.read().claims == ()
+    assert image_names(images) == before
+    assert [path.name for path in images.iterdir() if path.name.startswith((".tmp-", ".download-"))] == []
+
+
+def test_store_that_cannot_be_written_is_one_error(world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager, _ = open_manager(world, files)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(EROFS, os.strerror(EROFS))
+
+    monkeypatch.setattr(boot_images, "TemporaryDirectory", refuse)
+    with pytest.raises(ImageError, match="cannot store boot files in .*: Read-only file system"):
+        manager.create(OPERATOR, request(files.boot()))
+
+
+def test_size_limit_counts_both_files(world: World, files: BootServer) -> None:
+    manager, _ = open_manager(world, files, max_size=len(KERNEL) + len(INITRD) - 1)
+    with pytest.raises(ImageError, match=f"the limit is {len(INITRD) - 1}"):
+        manager.create(OPERATOR, request(files.boot()))
+    manager, _ = open_manager(world, files, max_size=len(KERNEL) + len(INITRD))
+    manager.create(OPERATOR, request(files.boot()))
+
+
+def test_too_little_memory_is_refused_before_a_claim(world: World, files: BootServer) -> None:
+    manager, ledger = open_manager(world, files)
+    with pytest.raises(RequestError, match="needs 66M of memory, requested 64M"):
+        manager.create(OPERATOR, request(files.boot(), memory="64M"))
+    assert ledger.read().claims == ()
+
+
+def test_image_without_guest_is_removed_after_a_while(world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager, _ = open_manager(world, files)
+    images = world.folder / "images"
+    name = manager.create(OPERATOR, request(files.boot()))[0].plan.image.name
+    leftover = images / ".download-killed"
+    leftover.mkdir()
+    for path in (images / name, leftover):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    manager.remove_boot_images()
+    assert name in image_names(images), "it has a guest"
+    assert not leftover.exists()
+    manager.delete(OPERATOR, "net")
+    os.utime(images / name, follow_symlinks=False)
+    manager.remove_boot_images()
+    assert name in image_names(images), "it is new"
+    os.utime(images / name, (0, 0), follow_symlinks=False)
+    manager.remove_boot_images()
+    assert name not in image_names(images)
+    with pytest.raises(NotFound):
+        find_image(images, name)
+
+
+def test_number_of_images_is_limited(world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot_images, "MAX_IMAGES", 1)
+    manager, _ = open_manager(world, files)
+    manager.create(OPERATOR, request(files.boot()))
+    swapped = files.boot(kernel=f"{files.url}initrd", kernel_sha256=files.boot()["initrd_sha256"])
+    with pytest.raises(Conflict, match="keeps 1 images"):
+        manager.create(OPERATOR, request(swapped, "second"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"image": "minimal", "boot": {}}, "boot.kernel"),
+        ({"boot": {"kernel": "file:///etc/shadow"}}, "not a URL"),
+        ({"boot": 5}, "boot"),
+        ({"image": f"boot-{'0' * 32}"}, "request them with boot"),
+        ({}, "image"),
+    ],
+)
+def test_wrong_boot_fields_are_refused(fields: dict[str, object], reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        parse_guest_request({"name": "net", "memory": "64M", **fields})
+
+
+def test_image_beside_boot_files_is_refused(files: BootServer) -> None:
+    with pytest.raises(OrchestratorError, match="together with boot"):
+        request(files.boot(), image="minimal")
