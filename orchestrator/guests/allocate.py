@@ -114,6 +114,7 @@ class Allocator:
 
     def plan(self, caller: Identity, request: GuestRequest) -> Placed:
         """Raises VfsNeeded if the guest has room once an uplink's VFs are created."""
+        _check_reserved(request)
         image = None if self._is_to_download(request) else self._check(caller, request)
         return self._plan(caller, request, image, self._ledger.read(), self._read_disks(request))
 
@@ -145,8 +146,7 @@ class Allocator:
             raise
 
     def _check(self, caller: Identity, request: GuestRequest) -> Image:
-        if request.name == HOST:
-            raise RequestError(f"invalid guest name {HOST}: reserved for the host itself", "choose another name")
+        _check_reserved(request)
         try:
             image = find_image(self._images, request.image)
         except NotFound:
@@ -242,6 +242,11 @@ def find_by_request_id(caller: Identity, request: GuestRequest, claims: Iterable
             what = f"request id {request.id} was already used for guest {claim.plan.name} with other fields"
             raise Conflict(what, "use a new id")
     return None
+
+
+def _check_reserved(request: GuestRequest) -> None:
+    if request.name == HOST:
+        raise RequestError(f"invalid guest name {HOST}: reserved for the host itself", "choose another name")
 
 
 def _check_root(image: Image, request: GuestRequest) -> None:

@@ -78,6 +78,8 @@ def request(boot: dict[str, str], name: str = "net", **fields: object) -> GuestR
 def test_guest_boots_downloaded_files_once(world: World, files: BootServer) -> None:
     manager, _ = open_manager(world, files)
     planned = manager.plan(OPERATOR, request(files.boot()))
+    with pytest.raises(RequestError, match="reserved for the host itself"):
+        manager.plan(OPERATOR, request(files.boot(), "host"))
     assert files.asked == [], "a plan downloads nothing"
     view, new = manager.create(OPERATOR, request(files.boot()))
     assert (view.state, new, view.plan.cores) == ("running", True, planned.plan.cores)
