@@ -4,7 +4,7 @@
 # Debian's own Python: python3-libvirt is built for it.
 PYTHON := /usr/bin/python3
 VENV := .venv
-PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 util-linux cpio mtools \
+PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 util-linux cpio mtools zstd \
 	openssh-client qemu-utils
 
 .PHONY: demo test test-quick lint format check-golden setup clean
