@@ -7,7 +7,7 @@ VENV := .venv
 PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 util-linux cpio mtools zstd \
 	openssh-client qemu-utils
 
-.PHONY: demo test test-quick lint format check-golden setup clean
+.PHONY: demo test soak test-quick lint format check-golden setup clean
 
 DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.json
 
@@ -19,7 +19,12 @@ demo: setup
 test: setup
 	$(VENV)/bin/pytest -n 2 -m "not lab" tests
 	# 75: the emulated server was lost, which says nothing about the tests; once more, in a new one
-	$(VENV)/bin/pytest -m lab tests || { [ $$? = 75 ] && $(VENV)/bin/pytest -m lab tests; }
+	$(VENV)/bin/pytest -m "lab and not soak" tests || { [ $$? = 75 ] && $(VENV)/bin/pytest -m "lab and not soak" tests; }
+
+# the long tests of the lab, then 200 guests beside other load (90 min)
+soak: setup
+	$(VENV)/bin/pytest -m "lab and soak" tests
+	$(VENV)/bin/python benchmarks/lab_soak.py 200
 
 # the tests that need neither the lab nor running daemons
 test-quick: setup

@@ -97,6 +97,7 @@ def test_power_button_ends_the_guest(host: LabHost) -> None:
     assert "forced off" not in events
 
 
+@pytest.mark.soak
 def test_example_runs_a_job_in_a_guest_and_leaves_nothing(host: LabHost, image: Image) -> None:
     """Through the uplink: the host gets an address on it for the time of the job."""
     assert image.ram_root

@@ -57,6 +57,7 @@ SPIN_XML = """<domain type="kvm"><name>spin</name><memory unit="MiB">16</memory>
 <source file="/var/tmp/spin"/><target dev="hda" bus="ide"/></disk></devices></domain>"""
 
 
+@pytest.mark.soak
 def test_guest_that_spins_with_interrupts_off_is_named(host: LabHost) -> None:
     put(host, "/var/tmp/spin", SPIN)
     put(host, "/var/tmp/spin.xml", SPIN_XML.encode())

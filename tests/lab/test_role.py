@@ -50,6 +50,7 @@ def apply(host: LabHost, folder: Path, **variables: object) -> list[str]:
 
 
 @pytest.mark.usefixtures("guests")
+@pytest.mark.soak
 def test_role_can_be_applied_to_a_host_with_guests(host: LabHost, tmp_path: Path) -> None:
     """Includes the socket's unit: systemd starts no socket whose service runs."""
     before = look(host)

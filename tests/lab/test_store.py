@@ -39,6 +39,7 @@ def read_kernel(host: LabHost) -> str:
     return host.run(f"virsh dumpxml {NAME} | grep -o '<kernel>.*</kernel>'").stdout.strip()
 
 
+@pytest.mark.soak
 def test_guest_keeps_its_build_until_it_is_deleted(host: LabHost) -> None:
     assert image(host, "verify", "minimal")["verified"] is True
     old = install(host, "old")
