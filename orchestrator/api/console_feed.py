@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 from orchestrator.api.error_answers import hide_details
+from orchestrator.api.waits import within
 from orchestrator.client import shapes
 from orchestrator.client.problems import build_problem
 from orchestrator.guests.console_stream import ConsoleStream, Part
@@ -63,7 +64,7 @@ class ConsoleFeed:
                     if part.is_last:
                         return
                     await asyncio.sleep(len(part.output) / _RATE)
-                elif not await _within(changed, self._heartbeat):
+                elif not await within(changed, self._heartbeat):
                     yield b": still here\n\n"
         finally:
             self._wakes.discard(changed.set)
@@ -77,11 +78,3 @@ def format_part(part: Part, caller: Identity) -> bytes:
         "problem": dict(build_problem(hide_details(part.error, caller))) if part.error else None,
     }  # fmt: skip
     return f"id: {part.position}\nevent: console\ndata: {json.dumps(shown)}\n\n".encode()
-
-
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False

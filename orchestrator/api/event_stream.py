@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from orchestrator.api.waits import within
 from orchestrator.api.workers import Workers
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger import Event
@@ -69,7 +70,7 @@ class EventStream:
                 pieces, seen = await self._workers.run(self._read_pieces, caller, seen)
                 for piece in pieces:
                     yield piece
-                if not pieces and not await _within(changed, self.heartbeat):
+                if not pieces and not await within(changed, self.heartbeat):
                     yield b": still here\n\n"
         except OrchestratorError as error:
             _log.error("stream of events ended: %s", error)
@@ -123,11 +124,3 @@ class EventStream:
 
 def format_event(event: Event) -> bytes:
     return f"id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(to_plain(event))}\n\n".encode()
-
-
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False

@@ -64,6 +64,15 @@ async def while_connected(receive: Receive, wait: Awaitable[_Result] | Future[_R
         del answer, wait
 
 
+async def within(event: asyncio.Event, seconds: float) -> bool:
+    """Whether the event is set before the time is over."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
 async def ignore_disconnected(_request: Request, _error: Exception) -> Response:
     # The server drops a response to a closed connection.
     return Response(status_code=499)
