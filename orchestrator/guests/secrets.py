@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import UUID
 
 from orchestrator.errors import HostError
+from orchestrator.host.sync import sync_path
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.secret import Secret
 
@@ -52,7 +53,7 @@ class GuestSecrets:
                 opened.write(content)
                 opened.flush()
                 os.fsync(descriptor)
-            self._sync_folder()
+            sync_path(self._folder)
         except OSError as error:
             raise HostError(f"cannot write {file}", _HINT, error.errno or 0) from None
 
@@ -108,13 +109,6 @@ class GuestSecrets:
     def _make_folder(self) -> None:
         self._folder.mkdir(exist_ok=True)
         self._folder.chmod(_FOLDER_MODE)  # the mode of mkdir is masked by umask
-
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _matches(text: object, secret: Secret) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.errors import Conflict, HostError, ImageError
 from orchestrator.host.block import CHUNK, BlockProgress, Report
+from orchestrator.host.sync import sync_path
 
 _ZEROS = bytearray(CHUNK)
 
@@ -30,7 +31,7 @@ def create_file(file: Path, size: int) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        _sync_folder(file.parent)
+        sync_path(file.parent)
     except OSError as error:
         hint = f"check free space with `df {file.parent}`"
         raise HostError(f"cannot create file {file} of {size} bytes", hint, error.errno or 0) from None
@@ -62,14 +63,6 @@ def remove_file(file: Path) -> None:
     try:
         file.unlink(missing_ok=True)
         if file.parent.is_dir():
-            _sync_folder(file.parent)
+            sync_path(file.parent)
     except OSError as error:
         raise HostError(f"cannot remove file {file}", f"`rm {file}`", error.errno or 0) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,6 @@ import os
 import re
 from contextlib import ExitStack
 from errno import EBUSY
-from pathlib import Path
 
 from orchestrator.errors import HostError
 from orchestrator.host.block import BLOCK, claim_device
@@ -21,6 +20,7 @@ from orchestrator.host.nvme import LIVE, NVME, read_controller, read_identified,
 from orchestrator.host.nvme_admin import read_namespace_ids
 from orchestrator.host.pci import VFIO, bind_driver, release_driver
 from orchestrator.host.root import HostRoot
+from orchestrator.host.sync import sync_path
 from orchestrator.model.topology import NvmeController
 from orchestrator.values import PciAddress
 from orchestrator.waiting import wait_until
@@ -94,7 +94,7 @@ def _write_mark(host: HostRoot, address: PciAddress, serial: str) -> None:
             mark.write(f"{address}\n")
             mark.flush()
             os.fsync(mark.fileno())
-        _sync_folder(file.parent)
+        sync_path(file.parent)
     except OSError as error:
         raise HostError(f"cannot write {file}", f"check free space and rights of {file.parent}", error.errno or 0) from None
 
@@ -106,17 +106,9 @@ def _remove_marks(host: HostRoot, address: PciAddress) -> None:
             if file.read_text().strip() == str(address):
                 file.unlink()
         if folder.exists():
-            _sync_folder(folder)
+            sync_path(folder)
     except OSError as error:
         raise HostError(f"cannot remove a file in {folder}", f"check the rights of {folder}", error.errno or 0) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_unused(host: HostRoot, controller: NvmeController) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from orchestrator.errors import Conflict, ImageError, NotFound, RequestError
+from orchestrator.host.sync import sync_path
 from orchestrator.images.cache import remove_tree
 from orchestrator.images.description import DISK, FILE, Description, FileRecord, hash_content, write_description
 from orchestrator.images.sparse import copy_hashed
@@ -62,7 +63,7 @@ def install_image(built: Path, store: Path, name: str) -> Image:
                 target.rename(temporary / "damaged")
             if not is_folder(target):
                 (temporary / "build").rename(target)
-            _sync(target.parent)
+            sync_path(target.parent)
             _link(store, name, build, temporary)
             return read_image(target, name)
 
@@ -85,7 +86,7 @@ def delete_image(store: Path, name: str, read_users: ReadUsers) -> tuple[str, ..
             (store / name).rename(temporary / "old")
         else:
             (store / name).unlink()
-        _sync(store)
+        sync_path(store)
         return _take_unused(store, users, temporary)
 
 
@@ -134,8 +135,8 @@ def _copy(source: Image, target: Path, name: str) -> str:
     build = hash_content(draft.model_dump(mode="json"))
     write_description(target, draft.model_copy(update={"hash": build}))
     (target / FILE).chmod(0o644)
-    _sync(target / FILE)
-    _sync(target)
+    sync_path(target / FILE)
+    sync_path(target)
     return build
 
 
@@ -179,10 +180,10 @@ def _link(store: Path, name: str, build: str, temporary: Path) -> None:
     link = temporary / (f"{_RESTORE}{name}" if is_old_folder else "link")
     link.symlink_to(f"{BUILDS}/{build_folder(store, build).name}")
     if is_old_folder:
-        _sync(temporary)
+        sync_path(temporary)
         _keep_build(store, old, temporary)
     os.replace(link, old)
-    _sync(store)
+    sync_path(store)
 
 
 def _keep_build(store: Path, old: Path, temporary: Path) -> None:
@@ -209,14 +210,6 @@ def _remove_leftovers(store: Path) -> None:
             if target and is_folder(store / BUILDS / target) and not os.path.lexists(store / name):
                 link.rename(store / name)
         remove_tree(leftover)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
