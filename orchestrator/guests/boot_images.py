@@ -36,16 +36,15 @@ _CMDLINE = "console=ttyS0 panic=-1"
 
 
 class BootImages:
-    """Args: images: the store."""
+    """The images of one store; ``images`` is its folder."""
 
     def __init__(self, images: Path, policy: BootPolicy) -> None:
         self._images, self._policy = images, policy
 
     def check(self, caller: Identity, boot: BootFiles) -> None:
         """Raises Forbidden if the caller may not boot from these servers."""
-        servers = self._policy.servers if caller.role is not Role.TENANT else caller.boot_servers
         for url in (boot.kernel, boot.initrd):
-            check_allowed(url, servers)
+            check_allowed(url, self._list_servers(caller))
 
     def ensure(self, caller: Identity, boot: BootFiles) -> None:
         """Downloads the files and installs the image, if the store does not have it.
@@ -85,7 +84,7 @@ class BootImages:
                     delete_image(self._images, name, lambda: [(plan.name, plan.image) for plan in read_plans()])
 
     def _download(self, caller: Identity, boot: BootFiles) -> None:
-        servers = self._policy.servers if caller.role is not Role.TENANT else caller.boot_servers
+        servers = self._list_servers(caller)
         with TemporaryDirectory(dir=self._make_store(), prefix=_DOWNLOAD) as name:
             folder, deadline = Path(name) / boot.image_name, time.monotonic() + self._policy.timeout
             folder.mkdir()
@@ -97,6 +96,9 @@ class BootImages:
                 )  # fmt: skip
             write_description(folder, _describe(boot, size))
             install_image(folder, self._images, boot.image_name)
+
+    def _list_servers(self, caller: Identity) -> tuple[str, ...]:
+        return caller.boot_servers if caller.role is Role.TENANT else self._policy.servers
 
     def _make_store(self) -> Path:
         self._images.mkdir(parents=True, exist_ok=True)
