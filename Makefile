@@ -5,7 +5,7 @@
 PYTHON := /usr/bin/python3
 VENV := .venv
 PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 util-linux cpio mtools zstd \
-	openssh-client qemu-utils
+	openssh-client qemu-utils nftables
 
 .PHONY: demo test soak test-quick lint format check-golden setup clean
 

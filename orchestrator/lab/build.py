@@ -32,8 +32,14 @@ _TOOLS_SUITES = (debian.SUITE, debian.BACKPORTS)
 # coreutils: the lab starts QEMU through env(1)
 _TOOLS = ("coreutils", "qemu-system-x86")
 
-# In addition to the packages of the host role: what a root needs to boot and to serve SSH, and two tools for proofs.
-_BASE = ("busybox-static", "dbus", "linux-image-amd64", "openssh-server", "strace", "systemd-sysv", "tcpdump", "udev")
+# Programs of the external switch: Open vSwitch, LLDP, and a target for disks on the network.
+_SWITCH_TOOLS = ("iproute2", "lldpd", "nftables", "openvswitch-switch", "tgt")
+
+# In addition to the packages of the host role: what a root needs to boot and to serve SSH, two tools for proofs, and the owners
+# of disks that the manager must not touch.
+_BASE = (
+    "busybox-static", "dbus", "linux-image-amd64", "lvm2", "mdadm", "openssh-server", "strace", "systemd-sysv", "tcpdump", "udev",
+)  # fmt: skip
 
 # Drivers of hardware that servers do not have: half of the modules.
 _DROPPED = (
@@ -72,6 +78,19 @@ def build_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
 
     key = hash_inputs(*_TOOLS_SUITES, _TOOLS, _code(debian.__file__, patches.__file__))
     return build_cached(cache, "tools", key, build, progress=progress) / "root"
+
+
+def build_switch_tools(cache: Path, *, progress: Progress = lambda _: None) -> Path:
+    """Builds a Debian root with the programs of an external switch, to be run by chroot(2); callers must not change it."""
+    _check_root()
+
+    def build(folder: Path) -> None:
+        progress("switch tools: building a root with Open vSwitch, LLDP and an iSCSI target")
+        log = cache / "log" / "switch-tools.log"
+        debian.make_root(folder / "root", _SWITCH_TOOLS, cache=cache, log=log, variant="extract")
+
+    key = hash_inputs(debian.SUITE, _SWITCH_TOOLS, _code(debian.__file__))
+    return build_cached(cache, "switch-tools", key, build, progress=progress) / "root"
 
 
 def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -> LabImage:
