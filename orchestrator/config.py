@@ -15,6 +15,7 @@ from orchestrator.config_values import (
     CERTIFICATE_NAMES,
     check_account,
     check_certificate,
+    check_edge,
     check_file,
     check_housekeeping,
     check_interface,
@@ -31,6 +32,7 @@ from orchestrator.config_values import (
 )
 from orchestrator.errors import RequestError
 from orchestrator.model.access import Quota, Role
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.fields import NameField, SizeField, describe
 from orchestrator.model.plan import BootPolicy
 from orchestrator.model.request import check_serial
@@ -95,6 +97,18 @@ class DiskConfig(_Strict):
     serials: Annotated[tuple[Annotated[str, AfterValidator(check_serial)], ...], Field(strict=False)] = ()
     # Existing folder for the files of emulated disks; None: the host offers none.
     emulated: _Path | None = None
+
+
+class UplinkConfig(_Strict):
+    """One of [host] uplinks."""
+
+    # Edge mode; "auto": the manager chooses one that the uplink can have, and refuses if there is none.
+    edge: Annotated[str, AfterValidator(check_edge)] = "auto"
+
+    @property
+    def mode(self) -> EdgeMode | None:
+        """None for "auto"."""
+        return None if self.edge == "auto" else EdgeMode(self.edge)
 
 
 class PathConfig(_Strict):
@@ -206,6 +220,7 @@ class LimitConfig(_Strict):
 
 class DaemonConfig(_Strict):
     host: HostConfig
+    uplinks: dict[Annotated[str, AfterValidator(check_interface)], UplinkConfig] = {}
     disks: DiskConfig = DiskConfig()
     paths: PathConfig = PathConfig()
     exits: ExitConfig = ExitConfig()
@@ -216,6 +231,12 @@ class DaemonConfig(_Strict):
     api: ApiConfig | None = None
     limits: LimitConfig = LimitConfig()
     boot: BootConfig = BootConfig()
+
+    @model_validator(mode="after")
+    def _check_uplinks(self) -> Self:
+        for name in self.uplinks.keys() - set(self.host.uplinks):
+            raise ValueError(f"uplinks.{name}: [host] uplinks does not list {name}")
+        return self
 
     @model_validator(mode="after")
     def _check_access(self) -> Self:

@@ -7,6 +7,7 @@ import os.path
 import re
 from collections.abc import Iterable, Mapping
 
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.fields import check_cpus, check_size
 from orchestrator.model.url import parse_url
 from orchestrator.values import MAX_CPUS, CpuSet, Size
@@ -20,6 +21,8 @@ _PAGE_SIZES = (Size.parse("2M"), Size.parse("1G"))
 # Without the final zero byte: PATH_MAX (linux/limits.h), sun_path (unix(7)), IFNAMSIZ (linux/if.h).
 _LONGEST_PATH, _LONGEST_SOCKET, _LONGEST_INTERFACE = 4095, 107, 15
 _LONGEST_ACCOUNT = 256
+EDGES = ("auto", EdgeMode.VEPA)
+"""The values of `edge` of an uplink."""
 # (uid_t) -1 means "no change" in chown(2) and setresuid(2).
 _HIGHEST_ACCOUNT = 2**32 - 2
 _EMPTY_TOKEN = "sha256:" + hashlib.sha256(b"").hexdigest()
@@ -96,6 +99,12 @@ def check_interfaces(names: tuple[str, ...]) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise ValueError(f"{name} is listed {names.count(name)} times; keep one of them")
     return names
+
+
+def check_edge(text: str) -> str:
+    if text not in EDGES:
+        raise ValueError(f"{_shorten(text)} is not an edge mode for guests; use {', '.join(EDGES)}")
+    return text
 
 
 def check_path(text: str) -> str:

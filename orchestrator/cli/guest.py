@@ -243,7 +243,7 @@ def _row(shown: Mapping[str, Any]) -> tuple[object, ...]:
         cpus,
         shown["node"],
         format_size(shown["memory"]),
-        ",".join(nic["address"] for nic in shown["nics"]),
+        ",".join(nic["address"] or nic["tap"] for nic in shown["nics"]),
         ",".join(nic["mac"] for nic in shown["nics"]),
         shown["image"],
     )
@@ -262,16 +262,19 @@ def _describe_disk(disk: Mapping[str, Any]) -> str:
     return f"NVMe {disk['serial']}, {size}, {disk['address']}{node}"
 
 
+def _describe_nic(nic: Mapping[str, Any]) -> tuple[str, str]:
+    if nic["address"] is None:
+        return "NIC", f"{nic['tap']} on {nic['interface']}, edge mode {nic['edge']}, address {nic['mac']}"
+    return "VF", f"{nic['address']}, number {nic['index']} of {nic['interface']} ({nic['pf']}), address {nic['mac']}"
+
+
 def _print_guest(shown: Mapping[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         ("name", shown["name"]),
         ("state", _describe_state(shown)),
         ("CPUs", f"{','.join(shown['cores'])} on node {shown['node']} (vCPU n is the n-th of {shown['cpus']})"),
         ("memory", f"{format_size(shown['memory'])}, {shown['huge_pages']} huge pages of {format_size(shown['page_size'])}"),
-        *(
-            ("VF", f"{vf['address']}, number {vf['index']} of {vf['interface']} ({vf['pf']}), address {vf['mac']}")
-            for vf in shown["nics"]
-        ),
+        *(_describe_nic(nic) for nic in shown["nics"]),
         *(("disk", _describe_disk(disk)) for disk in shown.get("disks", ())),
         *(("weaker", name) for name in shown.get("waived", ())),
         ("image", shown["image"]),

@@ -6,13 +6,34 @@ from typing import Literal, TypedDict
 
 
 class Vf(TypedDict):
-    """A guest's virtual function: PF, network interface of the PF, number, PCI and Ethernet address."""
+    """A guest's virtual function: PF, network interface of the PF, number, PCI and Ethernet address, VLAN and rate as in Nic."""
 
     pf: str
     interface: str
     index: int
     address: str
     mac: str
+    vlan: int
+    rate: int
+
+
+class Nic(TypedDict):
+    """A guest's NIC: a virtual function or, with a software edge, a virtio NIC; ``pf``, ``index`` and ``address`` are null then.
+
+    ``interface`` is the uplink, ``tap`` the host's interface of a virtio NIC, ``network`` the tenant network, ``vlan`` the port
+    VLAN (0 for none), ``rate`` the limit for sending in Mbit/s (0 for none).
+    """
+
+    pf: str | None
+    interface: str
+    index: int | None
+    address: str | None
+    mac: str
+    edge: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"]
+    network: str
+    vlan: int
+    rate: int
+    tap: str
 
 
 class Disk(TypedDict):
@@ -37,15 +58,15 @@ class Guest(TypedDict):
     """A guest.
 
     ``cores`` are the CPUs of each physical core, in the kernel's list format; vCPU n runs on the n-th of ``cpus``. ``memory`` and
-    ``page_size`` are bytes. ``vf`` is the first of ``nics``, null once they are released. ``waived`` are properties that the
-    guest lacks. ``progress`` is the work on its disks, null if there is none. ``cpu_features`` are enabled by name. ``state`` is
-    as in `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not. ``owner`` is the tenant,
-    empty for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is when it is restarted,
-    ``restarts`` how often it was. ``id`` is the request id. ``warnings`` come with a plan: resources that unmanaged domains may
-    use later, and differences between configuration and host. ``ssh_keys`` is the number of keys that may log in; ``user_data``
-    and ``network_config`` are the first digits of the SHA-256 of a secret text, null without one. ``addresses`` are the IP
-    addresses of the request, with prefix lengths, in the order of ``nics``. ``ssh_host_key`` is the key that the guest has
-    reported on its console since its start.
+    ``page_size`` are bytes. ``vf`` is the first of ``nics``, null once they are released, or if it is not a VF. ``waived`` are
+    properties that the guest lacks. ``progress`` is the work on its disks, null if there is none. ``cpu_features`` are enabled by
+    name. ``state`` is as in `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not.
+    ``owner`` is the tenant, empty for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is
+    when it is restarted, ``restarts`` how often it was. ``id`` is the request id. ``warnings`` come with a plan: resources that
+    unmanaged domains may use later, and differences between configuration and host. ``ssh_keys`` is the number of keys that may
+    log in; ``user_data`` and ``network_config`` are the first digits of the SHA-256 of a secret text, null without one.
+    ``addresses`` are the IP addresses of the request, with prefix lengths, in the order of ``nics``. ``ssh_host_key`` is the key
+    that the guest has reported on its console since its start.
     """
 
     name: str
@@ -61,7 +82,7 @@ class Guest(TypedDict):
     page_size: int
     housekeeping: str
     vf: Vf | None
-    nics: list[Vf]
+    nics: list[Nic]
     disks: list[Disk]
     waived: list[str]
     progress: DiskProgress | None

@@ -208,7 +208,7 @@ class Allocator:
                 continue
             if self.surveys.still_valid(topology, placed.plan):
                 break
-        if all(self.surveys.is_vf_free(topology, nic) for nic in placed.plan.nics):
+        if all(self.surveys.is_vf_free(topology, vf) for vf in placed.plan.vfs):
             return placed
         self.surveys.discard()
         topology = _with_disks(self.surveys.get(now), disks)

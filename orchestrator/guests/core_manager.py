@@ -190,8 +190,8 @@ class CoreManager:
         context = self._context
         changed = context.setup.prepare(plan)
         steps: list[Step] = [*([initrd] if initrd else []), TakePages(self._guest_context())]
-        for nic in plan.nics:
-            steps += [ConfigureVf(nic), BindVfio(nic)]
+        for vf in plan.vfs:
+            steps += [ConfigureVf(vf), BindVfio(vf)]
         steps += [disk.BindDisk(one) for one in plan.controllers]
         changed += run_steps(self._host, context.ledger, plan.name, steps)
         context.setup.restore_edge_mode(plan)

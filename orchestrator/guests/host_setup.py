@@ -10,13 +10,14 @@ from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import log_errors
 from orchestrator.host.cpus import read_online
-from orchestrator.host.edge import EdgeMode, read_edge_mode
+from orchestrator.host.edge import read_edge_mode
 from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.ledger import Claim, EventKind, Ledger
 from orchestrator.locks import WatchedLock
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import VfState
@@ -100,9 +101,9 @@ class HostSetup:
     def has_guest_on(self, interface: str) -> bool:
         """Whether a guest has a VF of this PF, by its planned or present name: it need not be a configured uplink."""
         return any(
-            nic.interface == interface or has_port(self._host, nic.pf, interface)
+            vf.interface == interface or has_port(self._host, vf.pf, interface)
             for claim in self._ledger.read().claims
-            for nic in claim.plan.nics
+            for vf in claim.plan.vfs
         )
 
     def release(self) -> None:
@@ -169,4 +170,4 @@ class HostSetup:
 
 def _list_pfs(plans: Iterable[Plan]) -> dict[PciAddress, str]:
     """PF → its interface at planning time."""
-    return {nic.pf: nic.interface for plan in plans for nic in plan.nics}
+    return {vf.pf: vf.interface for plan in plans for vf in plan.vfs}

@@ -169,7 +169,7 @@ class GuestService:
                 )
             plan = claim.plan
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
-            devices = [*(f"VF {nic.address}" for nic in plan.nics), *(f"disk {disk.key}" for disk in plan.disks)]
+            devices = [*(f"VF {vf.address}" for vf in plan.vfs), *(f"disk {disk.key}" for disk in plan.disks)]
             detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(devices)}"
             log_event(self._ledger, claim, Outcome(EventKind.CLAIMED, detail, caller.name, started_at))
             return _view_running(self.transitions.launch(claim, caller.name, changed)), True

@@ -15,7 +15,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf, read_use
 from orchestrator.host.survey import read_topology, refresh_topology
 from orchestrator.locks import WatchedLock
-from orchestrator.model.plan import NicPlan, Plan
+from orchestrator.model.plan import Plan, VfPlan
 from orchestrator.model.topology import PagePool, Topology
 from orchestrator.values import CpuSet
 
@@ -62,17 +62,17 @@ class SurveyCache:
         except HostError:
             return False  # gone or unreadable: the next survey reports it
         online = CpuSet.of(plan.cpus) <= read_online(self._host)
-        up = all(read_up(self._host, pf, interface) for pf, interface in {(nic.pf, nic.interface) for nic in plan.nics})
+        up = all(read_up(self._host, pf, interface) for pf, interface in {(vf.pf, vf.interface) for vf in plan.vfs})
         return online and size == sizes[plan.node, plan.page_size] and up
 
-    def is_vf_free(self, topology: Topology, nic: NicPlan) -> bool:
+    def is_vf_free(self, topology: Topology, vf: VfPlan) -> bool:
         """The VF is at its planned address, or not created yet, and not in use."""
-        address = find_vf(self._host, nic.pf, nic.index)
-        surveyed = any(vf.address == nic.address for pf in topology.pfs if pf.address == nic.pf for vf in pf.vfs)
+        address = find_vf(self._host, vf.pf, vf.index)
+        surveyed = any(now.address == vf.address for pf in topology.pfs if pf.address == vf.pf for now in pf.vfs)
         if address is None or not surveyed:
             return address is None and not surveyed
         in_use = read_driver(self._host, address) == VFIO or read_use(self._host, address)
-        return address == nic.address and not in_use
+        return address == vf.address and not in_use
 
     def _read(self, cached: Topology | None) -> Topology:
         started = time.monotonic()

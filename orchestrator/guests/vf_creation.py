@@ -40,15 +40,15 @@ def plan_known(request: GuestRequest, topology: Topology, allocated: Allocated, 
             raise
         # Checks the other resources with assumed addresses; this plan is not used.
         assumed = replace(topology, pfs=tuple(unknown.get(pf.address, pf) for pf in topology.pfs))
-        nic = next(nic for nic in plan_guest(request, assumed, allocated, policy).nics if nic.pf in unknown)
-        raise VfsNeeded(request.name, nic.pf, nic.interface) from None
+        vf = next(vf for vf in plan_guest(request, assumed, allocated, policy).vfs if vf.pf in unknown)
+        raise VfsNeeded(request.name, vf.pf, vf.interface) from None
 
 
 def check_created(host: HostRoot, plan: Plan) -> None:
     """Raises VfsNeeded if a VF of the plan does not exist at its planned address."""
-    for nic in plan.nics:
-        if find_vf(host, nic.pf, nic.index) != nic.address:
-            raise VfsNeeded(plan.name, nic.pf, nic.interface)
+    for vf in plan.vfs:
+        if find_vf(host, vf.pf, vf.index) != vf.address:
+            raise VfsNeeded(plan.name, vf.pf, vf.interface)
 
 
 def claim_with_vfs(

@@ -8,20 +8,13 @@ sheet 8.13.8 (DTXSWC), I350 data sheet (TXSWC).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from errno import EINVAL, ENODEV, EOPNOTSUPP, EPERM
 
 from orchestrator.errors import HostError
 from orchestrator.host.pci import function_path
 from orchestrator.host.root import HostRoot
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.topology import PhysicalFunction
-
-
-class EdgeMode(StrEnum):
-    """Where frames between two VFs of one PF are switched; the names are those of bridge(8) `hwmode`."""
-
-    VEB = "veb"  # in the NIC
-    VEPA = "vepa"  # externally, by a switch port with reflective relay (hairpin)
 
 
 @dataclass(frozen=True)

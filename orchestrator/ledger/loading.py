@@ -130,11 +130,21 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
         if other != name:
             raise ValueError(f"{_UNREADABLE} {name}: its {what} names guest {other!r}")
     reduced = claim.state in _MAY_BE_REDUCED and plan.disks and plan == plan.only_disks()
-    negative = min(plan.node, *(nic.index for nic in plan.nics), *(disk.size.bytes - 1 for disk in plan.disks), 0) < 0
+    negative = (
+        min(
+            plan.node,
+            *(number for nic in plan.nics for number in (nic.index or 0, nic.vlan, nic.rate)),
+            *(disk.size.bytes - 1 for disk in plan.disks),
+            0,
+        )
+        < 0
+    )
     if negative or not reduced and (not all(plan.cores) or not plan.cores or plan.pages <= 0 or not plan.nics):
         raise ValueError(f"{_UNREADABLE} {name}: its plan has no cores, no pages, or a negative number")
     if not all(disk.key for disk in plan.disks) or any(bool(disk.file) == bool(disk.address) for disk in plan.disks):
         raise ValueError(f"{_UNREADABLE} {name}: its plan has a disk that is neither a controller nor a file")
+    if any(bool(nic.vf) == nic.edge.is_software or bool(nic.vf) == bool(nic.tap) for nic in plan.nics):
+        raise ValueError(f"{_UNREADABLE} {name}: its plan has a NIC that is neither a VF nor one of a software edge")
     _check_number(version, f"the version of guest {name}:")
     _check_number(restarts, f"the count of restarts of guest {name}:")
     return claim
@@ -142,7 +152,7 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
 
 def list_keys(plan: Plan) -> list[tuple[str, str]]:
     """Rows of the table claim_key: (kind, key) of each resource that exists once."""
-    vfs, macs = [str(nic.address) for nic in plan.nics], [str(nic.mac) for nic in plan.nics]
+    vfs, macs = [str(vf.address) for vf in plan.vfs], [str(nic.mac) for nic in plan.nics]
     named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs, "disk": [disk.key for disk in plan.disks]}
     return [(kind, key) for kind, keys in named.items() for key in keys]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from uuid import UUID, uuid5
 
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plain import from_plain
 from orchestrator.model.topology import PhysicalFunction
 from orchestrator.model.waiver import Waiver
@@ -17,14 +18,39 @@ _NIL = UUID(int=0)
 
 
 @dataclass(frozen=True)
-class NicPlan:
-    """A VF of a guest, identified by ``pf`` and ``index``."""
+class VfPlan:
+    """A VF of a guest, identified by ``pf`` and ``index``. Other fields are as in NicPlan."""
 
     pf: PciAddress
-    interface: str  # the PF's interface at planning time; it may be renamed later
+    interface: str
     index: int
-    address: PciAddress  # PCI address; provisional for a VF that is not created yet
+    address: PciAddress
     mac: MacAddress
+    vlan: int = 0
+    rate: int = 0
+
+
+@dataclass(frozen=True)
+class NicPlan:
+    """A NIC of a guest: a VF or, with a software edge, a virtio NIC that a tap of the host serves."""
+
+    pf: PciAddress | None  # None with a software edge
+    interface: str  # the uplink at planning time; it may be renamed later
+    index: int | None  # number of the VF within its PF
+    address: PciAddress | None  # of the VF; provisional for a VF that is not created yet
+    mac: MacAddress
+    edge: EdgeMode = EdgeMode.VEPA
+    network: str = ""  # the tenant network; empty for none
+    vlan: int = 0  # port VLAN, 0 for none
+    rate: int = 0  # limit for sending in Mbit/s, 0 for none
+    tap: str = ""  # the host's interface for a NIC of a software edge
+
+    @property
+    def vf(self) -> VfPlan | None:
+        """None with a software edge."""
+        if self.pf is None or self.index is None or self.address is None:
+            return None
+        return VfPlan(self.pf, self.interface, self.index, self.address, self.mac, self.vlan, self.rate)
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,7 @@ class Plan:
     cpu_features: tuple[str, ...] = ()  # CPU features that QEMU passes to the guest only by name
     uuid: UUID = _NIL  # libvirt's id of the guest; nil until the plan is claimed
     disks: tuple[DiskPlan, ...] = ()
+    iommu: bool = True  # the host uses an IOMMU
 
     @cached_property
     def cpus(self) -> tuple[int, ...]:
@@ -76,6 +103,16 @@ class Plan:
     def vf(self) -> NicPlan:
         """The first NIC."""
         return self.nics[0]
+
+    @property
+    def vfs(self) -> tuple[VfPlan, ...]:
+        """The NICs that are VFs."""
+        return tuple(vf for nic in self.nics if (vf := nic.vf))
+
+    @property
+    def software_nics(self) -> tuple[NicPlan, ...]:
+        """The NICs whose frames the host's kernel forwards."""
+        return tuple(nic for nic in self.nics if nic.edge.is_software)
 
     @property
     def memory(self) -> Size:
@@ -89,7 +126,12 @@ class Plan:
     @property
     def waived(self) -> tuple[Waiver, ...]:
         """Properties that the guest lacks, as its request or the host's policy has accepted."""
-        return (Waiver.EMULATED_DISK,) if any(disk.file for disk in self.disks) else ()
+        found = {
+            Waiver.EMULATED_DISK: any(disk.file for disk in self.disks),
+            Waiver.SOFTWARE_EDGE: bool(self.software_nics),
+            Waiver.NO_IOMMU: not self.iommu,
+        }
+        return tuple(waiver for waiver, lacks in found.items() if lacks)
 
     def only_disks(self) -> Plan:
         """What the guest still owns while its disks are wiped."""
@@ -147,6 +189,7 @@ class Policy:
     disk_serials: frozenset[str] = frozenset()  # NVMe controllers whose contents may be destroyed
     disk_folder: str = ""  # for the files of emulated disks; empty if the host offers none
     accept: tuple[Waiver, ...] = ()  # properties that every guest may lack
+    edges: tuple[tuple[str, EdgeMode], ...] = ()  # (uplink, the edge mode that it must have); the manager chooses for the others
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""

@@ -32,6 +32,8 @@ MAX_NICS = 8
 BOOT_IMAGE_PREFIX = "boot-"
 """Of the names of images that the manager makes of a request's ``boot``."""
 MAX_DISKS = 4
+MAX_RATE = 1_000_000
+"""Mbit/s. The kernel's settings of a VF have 32 bits (struct ifla_vf_rate)."""
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = r"^[0-9a-f]{64}$"
 _BOOT_IMAGE = re.compile(f"{BOOT_IMAGE_PREFIX}[0-9a-f]{{32}}")
@@ -116,6 +118,8 @@ class NicRequest(BaseModel):
         uplink: the PF's network interface; None for the planner's choice.
         vf: PCI address; None for any.
         address: IP address and prefix length inside the guest, or None.
+        network: name of a tenant network; None for none.
+        rate: limit for sending, in Mbit/s; None for none.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -123,6 +127,8 @@ class NicRequest(BaseModel):
     uplink: Annotated[str, Field(max_length=_MAX_INTERFACE), AfterValidator(_interface)] | None = None
     vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_pci_address)] | None = None
     address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
+    network: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)] | None = None
+    rate: Annotated[int, Field(ge=1, le=MAX_RATE)] | None = None
 
     @property
     def vf_address(self) -> PciAddress | None:

@@ -20,3 +20,8 @@ class Waiver(StrEnum):
         "emulated-disk",
         "QEMU emulates the disk with a file of the host: each access makes the guest exit and uses housekeeping CPUs",
     )
+    SOFTWARE_EDGE = ("software-edge", "the host's kernel forwards and can read every frame, on housekeeping CPUs")
+    NO_IOMMU = (
+        "no-iommu",
+        "the host uses no IOMMU: its own devices can access the memory of every guest, and none can be passed through",
+    )

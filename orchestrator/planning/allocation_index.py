@@ -35,10 +35,9 @@ class AllocationIndex:
         return AllocationIndex(
             now,
             self.cpus.difference(*(plan.cpus for plan in gone)).union(*(plan.cpus for plan in new)),
-            self.vfs.difference(nic.address for plan in gone for nic in plan.nics)
-            | {nic.address for plan in new for nic in plan.nics},
-            self.numbers.difference((nic.pf, nic.index) for plan in gone for nic in plan.nics)
-            | {(nic.pf, nic.index) for plan in new for nic in plan.nics},
+            self.vfs.difference(vf.address for plan in gone for vf in plan.vfs) | {vf.address for plan in new for vf in plan.vfs},
+            self.numbers.difference((vf.pf, vf.index) for plan in gone for vf in plan.vfs)
+            | {(vf.pf, vf.index) for plan in new for vf in plan.vfs},
             self.macs.difference(nic.mac for plan in gone for nic in plan.nics) | {nic.mac for plan in new for nic in plan.nics},
             {key: count for key, count in owned.items() if count},
             self.disks.difference(*map(_name_disks, gone)).union(*map(_name_disks, new)),

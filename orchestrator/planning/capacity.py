@@ -69,7 +69,7 @@ def count_vfs(
 ) -> dict[tuple[str, str], int]:
     """VFs of each uplink by use. While none exist, the VFs that the manager would create count."""
     owners: dict[tuple[PciAddress, int], str] = {
-        (nic.pf, nic.index): QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items() for nic in plan.nics
+        (vf.pf, vf.index): QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items() for vf in plan.vfs
     }
     counts: dict[tuple[str, str], int] = {}
     for uplink in policy.uplinks:

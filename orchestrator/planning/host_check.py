@@ -37,6 +37,7 @@ def build_policy(config: DaemonConfig) -> Policy:
     return Policy(
         host.housekeeping_cpus, host.uplinks, host.page, host.vfs_per_uplink, host.reserved, config.boot.policy,
         frozenset(disks.serials), disks.emulated or "", host.accept,
+        tuple((name, uplink.mode) for name, uplink in config.uplinks.items() if uplink.mode),
     )  # fmt: skip
 
 

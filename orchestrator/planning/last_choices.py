@@ -15,5 +15,5 @@ def list_last_choices(plan: Plan, cpus: Mapping[int, str], vfs: Mapping[PciAddre
         if cpu in cpus:
             reasons.setdefault(cpus[cpu], set()).add(cpu)
     warnings = [f"CPUs {CpuSet.of(chosen)} {reason}, and no others are free" for reason, chosen in reasons.items()]
-    warnings += [f"VF {nic.address} {vfs[nic.address]}, and no other is free" for nic in plan.nics if nic.address in vfs]
+    warnings += [f"VF {vf.address} {vfs[vf.address]}, and no other is free" for vf in plan.vfs if vf.address in vfs]
     return tuple(warnings)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from orchestrator.errors import NoRoom
+from orchestrator.errors import NoRoom, RequestError
 from orchestrator.model.plan import NicPlan, Policy
 from orchestrator.model.request import GuestRequest, NicRequest
 from orchestrator.model.topology import IommuGroup, PhysicalFunction, Topology, VirtualFunction
@@ -33,6 +33,14 @@ class FreeVf:
     index: int
     address: PciAddress
     now: VirtualFunction | None = None
+
+
+def check_networks(request: GuestRequest) -> None:
+    """Raises RequestError for a tenant network or a rate, which no guest can have yet."""
+    for number, nic in enumerate(request.wanted_nics, 1):
+        if nic.network or nic.rate:
+            what = f"network {nic.network}" if nic.network else f"rate {nic.rate}"
+            raise RequestError(f"NIC {number}: {what} is not available: this host has no tenant networks", "omit it")
 
 
 def find_vfs(nics: Sequence[NicRequest], host: PlanningInput) -> tuple[list[tuple[FreeVf, ...]], list[str]]:

@@ -14,7 +14,7 @@ from orchestrator.planning.disk import DISK, check_waivers, count_remote, descri
 from orchestrator.planning.host_check import find_blockers
 from orchestrator.planning.inputs import PlanningInput
 from orchestrator.planning.memory import PageRequest
-from orchestrator.planning.nic import UPLINK, FreeVf, find_vfs, list_addresses, plan_nics
+from orchestrator.planning.nic import UPLINK, FreeVf, check_networks, find_vfs, list_addresses, plan_nics
 from orchestrator.values import Size
 
 
@@ -31,6 +31,7 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
         NoRoom: with a reason per NUMA node and uplink, or per wrong part of the placement.
     """
     check_waivers(request, policy)
+    check_networks(request)
     page_size = Size.parse(request.page_size) if request.page_size else policy.page_size
     pages = PageRequest(page_size, _count_pages(request.size, page_size))
     host = PlanningInput(topology, allocated, policy)

@@ -29,7 +29,7 @@ from orchestrator.host.ports import find_function, find_port, has_carrier, read_
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import check_gone, check_vf, find_vf, is_vf, read_numvfs, read_use, set_numvfs
 from orchestrator.hypervisor.connection import Pinning
-from orchestrator.model.plan import NicPlan, Plan
+from orchestrator.model.plan import Plan, VfPlan
 from orchestrator.model.topology import VfState
 from orchestrator.resources.nic_settings import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
@@ -113,7 +113,7 @@ class ConfigureVf:
     """Sets a VF's Ethernet address, through the PF, and its other settings to their defaults."""
 
     action: ClassVar[str] = "vf-mac"  # as in journals of earlier versions
-    vf: NicPlan
+    vf: VfPlan
 
     def describe(self) -> str:
         return f"give VF {self.vf.index} of {self.vf.interface} the address {self.vf.mac}"
@@ -159,7 +159,7 @@ class BindVfio:
     """The manager unbinds its VFs: a VF that is already bound to vfio-pci was bound by another program."""
 
     action: ClassVar[str] = "vf-driver"
-    vf: NicPlan
+    vf: VfPlan
 
     def describe(self) -> str:
         return f"bind {self.vf.address} to {VFIO}"
@@ -208,7 +208,7 @@ class BindVfio:
 
 def _complete(context: UndoContext, arguments: Arguments) -> Arguments:
     """Adds from the guest's plan what records of earlier versions lack: PF and number, or address, of the VF."""
-    for vf in context.guest.plan.nics if context.guest else ():
+    for vf in context.guest.plan.vfs if context.guest else ():
         own: Arguments = {"pf": str(vf.pf), "index": vf.index, "address": str(vf.address)}
         if all(arguments.get(name, value) == value for name, value in own.items()):
             return {**own, **arguments}
@@ -228,17 +228,17 @@ VfStates = Mapping[PciAddress, Sequence[VfState] | str]
 
 def find_drivers(host: HostRoot, plan: Plan) -> dict[PciAddress, str | None]:
     """None for a VF that has no driver, or is gone."""
-    return {nic.address: read_driver(host, nic.address) for nic in plan.nics}
+    return {vf.address: read_driver(host, vf.address) for vf in plan.vfs}
 
 
 def diff_devices(plan: Plan, running: Pinning, drivers: Mapping[PciAddress, str | None], states: VfStates) -> tuple[str, ...]:
     """Differences between a running guest's devices and its plan. Pure."""
     findings = [
-        f"VF {nic.address}: driver {drivers.get(nic.address) or 'none'}, expected {VFIO}"
-        for nic in plan.nics
-        if drivers.get(nic.address) != VFIO
+        f"VF {vf.address}: driver {drivers.get(vf.address) or 'none'}, expected {VFIO}"
+        for vf in plan.vfs
+        if drivers.get(vf.address) != VFIO
     ]
-    expected = [nic.address for nic in plan.nics] + [disk.address for disk in plan.disks if disk.address]
+    expected = [vf.address for vf in plan.vfs] + [disk.address for disk in plan.disks if disk.address]
     if sorted(running.hostdevs) != sorted(expected):
         findings.append(f"devices passed through: {_join(running.hostdevs)}, expected {_join(expected)}")
     return (*findings, *diff_vf(plan, states))
@@ -247,17 +247,17 @@ def diff_devices(plan: Plan, running: Pinning, drivers: Mapping[PciAddress, str 
 def diff_vf(plan: Plan, states: VfStates) -> tuple[str, ...]:
     """Differences between the VF settings that PFs enforce and the guest's. Pure."""
     findings: list[str] = []
-    for nic in plan.nics:
-        vfs = states.get(nic.pf, ())
-        if isinstance(vfs, str):
-            findings.append(f"VF {nic.address}: settings cannot be read from PF {nic.pf}: {vfs}")
+    for vf in plan.vfs:
+        now = states.get(vf.pf, ())
+        if isinstance(now, str):
+            findings.append(f"VF {vf.address}: settings cannot be read from PF {vf.pf}: {now}")
             continue
-        state = next((vf for vf in vfs if vf.index == nic.index), None)
+        state = next((state for state in now if state.index == vf.index), None)
         if state is None:
-            findings.append(f"{nic.interface} has no VF {nic.index}")
+            findings.append(f"{vf.interface} has no VF {vf.index}")
         else:
-            differences = state.diff(state.with_defaults(nic.mac)).values()
-            findings += [f"VF {nic.address}: {difference}" for difference in differences]
+            differences = state.diff(state.with_defaults(vf.mac)).values()
+            findings += [f"VF {vf.address}: {difference}" for difference in differences]
     return tuple(findings)
 
 
@@ -267,7 +267,7 @@ def find_still_bound(host: HostRoot, plan: Plan) -> tuple[str, ...]:
 
 
 def build_hostdevs(plan: Plan) -> list[etree._Element]:
-    return [_build_hostdev(nic.address, _FIRST_SLOT + number) for number, nic in enumerate(plan.nics)]
+    return [_build_hostdev(nic.address, _FIRST_SLOT + number) for number, nic in enumerate(plan.nics) if nic.address]
 
 
 def _build_hostdev(address: PciAddress, slot: int) -> etree._Element:

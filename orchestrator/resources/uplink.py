@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from orchestrator.host.edge import EdgeMode, read_edge_mode, set_edge_mode
+from orchestrator.host.edge import read_edge_mode, set_edge_mode
 from orchestrator.host.pci import has_function
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.topology import PhysicalFunction
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
 from orchestrator.values import PciAddress

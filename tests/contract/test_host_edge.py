@@ -8,9 +8,10 @@ from errno import EINVAL, ENODEV, EOPNOTSUPP, EPERM
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
+from orchestrator.host.edge import describe_edge, read_edge_mode, set_edge_mode
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import set_numvfs
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.topology import PhysicalFunction
 from tests.fakes.root import DEVICES, FakeRoot
 

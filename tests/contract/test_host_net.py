@@ -9,9 +9,10 @@ from errno import EINVAL, ENODEV, EOPNOTSUPP, EPERM
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.edge import EdgeMode, describe_edge, read_edge_mode, set_edge_mode
+from orchestrator.host.edge import describe_edge, read_edge_mode, set_edge_mode
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import find_vf, set_numvfs
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.topology import PhysicalFunction, VfState
 from orchestrator.resources.nic import ConfigureVf

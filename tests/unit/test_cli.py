@@ -221,6 +221,13 @@ def test_all_nics_of_a_guest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"^VF +0000:41:10.2, number 1 .*02:4e:48:00:00:02$", output, re.MULTILINE)
 
 
+def test_nic_of_a_software_edge_is_shown_without_a_vf(monkeypatch: pytest.MonkeyPatch) -> None:
+    nic = {**GUEST["vf"], "pf": None, "index": None, "address": None, "edge": "macvtap-vepa", "tap": "nh-a"}
+    monkeypatch.setitem(GUEST, "nics", [nic])
+    output = run("guest", "show", "web").output
+    assert re.search(r"^NIC +nh-a on nic0, edge mode macvtap-vepa, address 02:4e:48:00:00:01$", output, re.MULTILINE)
+
+
 def test_host_key_that_the_guest_reported_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "SSH host key" not in run("guest", "show", "web").output
     monkeypatch.setitem(GUEST, "ssh_host_key", "ssh-ed25519 AAAA")

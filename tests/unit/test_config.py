@@ -21,6 +21,7 @@ from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, read_config
 from orchestrator.daemon import main as daemon
 from orchestrator.errors import RequestError
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.waiver import Waiver
 from orchestrator.planning.host_check import build_policy
 
@@ -211,6 +212,23 @@ def test_a_special_file_does_not_block(tmp_path: Path, kind: str) -> None:
         assert results, "it waits"
         assert isinstance(results[0].exception, RequestError)
         assert str(path) in str(results[0].exception)
+
+
+def test_edge_mode_of_an_uplink_is_part_of_the_policy(tmp_path: Path) -> None:
+    def edges(text: str) -> tuple[tuple[str, EdgeMode], ...]:
+        return build_policy(read_config(write(tmp_path, HOST + text))).edges
+
+    assert edges("") == edges("[uplinks.nic0]") == edges('[uplinks.nic0]\nedge = "auto"') == ()
+    assert edges('[uplinks.nic0]\nedge = "vepa"') == (("nic0", EdgeMode.VEPA),)
+    for text, message in (
+        ('[uplinks.nic9]\nedge = "vepa"', "uplinks.nic9: [host] uplinks does not list nic9"),
+        ('[uplinks.nic0]\nedge = "veb"', "'veb' is not an edge mode for guests; use auto, vepa"),
+        ("[uplinks.nic0]\nedge = 1", "uplinks.nic0.edge"),
+        ('[uplinks.nic0]\nmode = "vepa"', "uplinks.nic0.mode"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            edges(text)
+        assert message in caught.value.message
 
 
 def test_disks_are_part_of_the_policy(tmp_path: Path) -> None:

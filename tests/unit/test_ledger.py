@@ -22,6 +22,7 @@ from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
 from orchestrator.ledger import Claim, Ledger, Quarantined, schema
 from orchestrator.ledger.database import FSYNC
 from orchestrator.model.disk import DiskCheck
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan, plan_from_json
 from orchestrator.model.request import GuestRequest
@@ -37,6 +38,13 @@ def make_plan(number: int, **changes: object) -> Plan:
     cores = (CpuSet.of((2 * number, 2 * number + 1)),)
     plan = Plan(f"g{number}", cores, 0, Size.parse("2M"), 128, (vf,), ImageRef("minimal"), "quiet 'ä\"")
     return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def make_software_plan(number: int, **changes: object) -> Plan:
+    """As ``make_plan``, with a NIC of a software edge."""
+    plan = make_plan(number)
+    nic = NicPlan(None, "nic0", None, None, plan.vf.mac, EdgeMode.MACVTAP_VEPA, tap=f"nh-{number}")
+    return replace(plan, nics=(replace(nic, **changes),))
 
 
 def store_as_before(plan: Plan, **changes: object) -> str:
@@ -627,6 +635,26 @@ def test_unreadable_claim_is_refused(ledger: Ledger, path: Path) -> None:
         Ledger(path)
 
 
+@pytest.mark.parametrize("changes", [{"tap": ""}, {"edge": EdgeMode.VEPA}, {"index": -1}, {"vlan": -1}, {"rate": -1}])
+def test_nic_that_is_no_vf_and_of_no_software_edge_is_refused(ledger: Ledger, path: Path, changes: dict[str, object]) -> None:
+    take(ledger, make_software_plan(1), 0)
+    ledger.close()
+    Ledger(path).close()
+    bad = make_software_plan(1, **changes)
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE guest SET plan = ?", (json.dumps(to_plain(bad)),))
+    other.close()
+    with pytest.raises(LedgerError, match="g1"):
+        Ledger(path)
+
+
+def test_nic_of_a_software_edge_owns_its_address(ledger: Ledger) -> None:
+    take(ledger, make_software_plan(1), 0)
+    same = make_software_plan(2, mac=make_plan(1).vf.mac)
+    with pytest.raises(Conflict, match="Ethernet address"):
+        take(ledger, same, 1)
+
+
 def test_database_of_another_program_is_refused(path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as other:
@@ -895,9 +923,10 @@ def test_changes_by_another_program_are_detected(ledger: Ledger, path: Path, cha
 
 STORED = (
     '{"name": "g1", "cores": ["2-3"], "node": 0, "page_size": 2097152, "pages": 128, "nics": [{"pf": "0000:41:00.0", '
-    '"interface": "nic0", "index": 1, "address": "0000:41:10.2", "mac": "02:4e:48:00:00:01"}], "image": {"name": "minimal", '
+    '"interface": "nic0", "index": 1, "address": "0000:41:10.2", "mac": "02:4e:48:00:00:01", "edge": "vepa", "network": "", '
+    '"vlan": 0, "rate": 0, "tap": ""}], "image": {"name": "minimal", '
     '"hash": "abc"}, "cmdline": "quiet", "cpu_features": ["topoext"], "uuid": "0b0b0b0b-0000-4000-8000-000000000000", '
-    '"disks": []}'
+    '"disks": [], "iommu": true}'
 )
 
 
@@ -909,6 +938,13 @@ def test_stored_plan_of_this_version_is_read() -> None:
     )  # fmt: skip
     assert plan_from_json(json.loads(STORED)) == expected
     assert json.loads(STORED) == to_plain(expected)
+
+
+def test_stored_plan_of_a_version_with_vfs_only_is_read() -> None:
+    fields = json.loads(STORED)
+    del fields["iommu"]
+    fields["nics"] = [{name: nic[name] for name in ("pf", "interface", "index", "address", "mac")} for nic in fields["nics"]]
+    assert plan_from_json(fields) == plan_from_json(json.loads(STORED))
 
 
 @pytest.mark.parametrize("serial", OLD_UUIDS)

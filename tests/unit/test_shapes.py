@@ -19,7 +19,8 @@ from orchestrator.planning.host_check import HostFinding
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 VALUES: dict[type, Any] = {
-    plan.NicPlan: shapes.Vf,
+    plan.NicPlan: shapes.Nic,
+    plan.VfPlan: shapes.Vf,
     Event: shapes.Event,
     Quarantined: shapes.Quarantined,
     proof.Proof: shapes.Proof,

@@ -150,7 +150,7 @@ def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
         "name": plan.name, "state": view.state, "owner": view.owner, "version": view.version, "restarts": view.restarts,
         "cores": to_plain(plan.cores), "cpus": list(plan.cpus), "node": plan.node,
         "memory": plan.memory.bytes, "huge_pages": plan.pages, "page_size": plan.page_size.bytes,
-        "housekeeping": str(housekeeping), "vf": to_plain(plan.vf) if plan.nics else None, "nics": to_plain(plan.nics),
+        "housekeeping": str(housekeeping), "vf": to_plain(plan.vf.vf) if plan.nics else None, "nics": to_plain(plan.nics),
         "disks": to_plain(plan.disks), "waived": to_plain(plan.waived), "progress": to_plain(view.progress),
         "image": plan.image.name, "cmdline": plan.cmdline,
         "cpu_features": list(plan.cpu_features), "restart": to_plain(request.restart), "id": request.id,
