@@ -13,11 +13,11 @@ import struct
 from dataclasses import dataclass, field
 from errno import EACCES, EBUSY, ENOENT, EPERM
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from orchestrator.errors import HostError
 from orchestrator.model.topology import Link, VfState
-from orchestrator.values import CpuSet
+from orchestrator.values import CpuSet, MacAddress
 
 _HINTS = {
     EPERM: "run as root; in a container the file may be masked",
@@ -26,6 +26,10 @@ _HINTS = {
     EBUSY: "check which program or driver uses the device",
 }
 _CHUNK = 1 << 16  # bytes; most files are smaller than a page
+
+
+Rule = list[dict[str, Any]]
+"""A rule of nftables, as its statements (libnftables-json(5))."""
 
 
 class Net(Protocol):
@@ -37,28 +41,20 @@ class Net(Protocol):
     def enforce_vf(self, interface: str, wanted: VfState) -> dict[str, HostError]: ...
     def read_hwmode(self, interface: str) -> str | None: ...
     def set_hwmode(self, interface: str, mode: str) -> None: ...
+    def set_link_up(self, interface: str, *, up: bool) -> None: ...
+    def delete_link(self, name: str) -> None: ...
+    def create_macvtap(self, name: str, uplink: str, mac: MacAddress) -> None: ...
+    def restore_macvtap(self, name: str) -> None: ...
+    def read_table(self, table: str) -> tuple[str, str, tuple[str, ...], list[Rule]] | None: ...
+    def replace_table(self, table: str, device: str, hook: str, rules: list[Rule], *, policy: str = "accept") -> None: ...
+    def delete_table(self, table: str) -> None: ...
 
 
 class _NoNet:
     """For a HostRoot that is used for files only. Every call is a programming error."""
 
-    def read_links(self) -> tuple[Link, ...]:
-        raise NotImplementedError("this HostRoot was opened without a network")
-
-    def read_addressed(self) -> frozenset[str]:
-        return frozenset(map(str, self.read_links()))
-
-    def read_vfs(self, interface: str) -> tuple[VfState, ...]:
-        raise NotImplementedError(f"this HostRoot was opened without a network, and so without {interface}")
-
-    def enforce_vf(self, interface: str, wanted: VfState) -> dict[str, HostError]:
-        raise NotImplementedError(f"this HostRoot was opened without a network, and so without {interface}: {wanted}")
-
-    def read_hwmode(self, interface: str) -> str | None:
-        return str(self.read_links())
-
-    def set_hwmode(self, interface: str, mode: str) -> None:
-        self.read_links()
+    def __getattr__(self, name: str) -> Any:
+        raise NotImplementedError(f"this HostRoot was opened without a network, and so without {name}()")
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class HostRoot:
     """
 
     path: Path = Path("/")
-    net: Net = field(default=_NoNet(), repr=False)
+    net: Net = field(default=cast(Net, _NoNet()), repr=False)
 
     def read(self, name: str) -> str:
         """The text without surrounding white space."""

@@ -161,6 +161,11 @@ class Link:
     carrier: bool
     master: str | None  # the bridge or bond of which it is a port
     kind: str | None  # "bridge", "veth", "tun" ...; None for a physical interface
+    parent: str | None = None  # the interface below a macvtap, macvlan or VLAN
+    mode: str = ""  # of a macvtap or macvlan: "vepa", "bridge", "private", "passthru"
+    mtu: int = 0  # 0 if not known
+    all_multicast: bool = False  # administratively
+    ethernet: bool = True
 
 
 @dataclass(frozen=True)

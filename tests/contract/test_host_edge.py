@@ -129,6 +129,6 @@ def test_a_nic_without_any_way_says_so(fake: FakeRoot, pf: PhysicalFunction) -> 
     unknown = replace(pf, device="ffff:0001", interface=None)
     assert read_edge_mode(fake, unknown) is None
     assert describe_edge(fake, unknown) == f"PF {pf.address} (no interface, igb) hwmode unknown"
-    with pytest.raises(HostError, match=f"cannot set edge mode vepa on PF {pf.address}.*\n.*port VLAN") as caught:
+    with pytest.raises(HostError, match=f"cannot set edge mode vepa on PF {pf.address}.*\n.*software edge") as caught:
         set_edge_mode(fake, unknown, EdgeMode.VEPA)
     assert caught.value.errno == EOPNOTSUPP

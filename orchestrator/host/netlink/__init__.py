@@ -1,9 +1,12 @@
-"""Network interfaces, VF settings, bridges and network namespaces (rtnetlink(7)). This module implements `host.root.Net`."""
+"""Network interfaces, VF settings, bridges, macvtaps, network namespaces (rtnetlink(7)), and nftables. This module
+implements `host.root.Net`.
+"""
 
 # Each function opens and closes its own socket, and finds interfaces by a dump: a long-lived socket leaks an acknowledgement for
 # every `get` (pyroute2 0.9.7). pyroute2 runs an event loop, so asyncio programs must call these functions in a thread.
 
 from orchestrator.host.netlink.bridges import add_port, create_bridge, read_hairpin, set_hairpin
+from orchestrator.host.netlink.filters import delete_table, read_table, replace_table
 from orchestrator.host.netlink.links import (
     read_addressed,
     read_hwmode,
@@ -14,20 +17,27 @@ from orchestrator.host.netlink.links import (
 )
 from orchestrator.host.netlink.namespaces import create_netns, delete_netns, move_to_netns
 from orchestrator.host.netlink.sockets import netns_exists
+from orchestrator.host.netlink.taps import create_macvtap, delete_link, restore_macvtap
 from orchestrator.host.netlink.vfs import enforce_vf, read_vfs
 
 __all__ = [
     "add_port",
     "create_bridge",
+    "create_macvtap",
     "create_netns",
+    "delete_link",
     "delete_netns",
+    "delete_table",
     "move_to_netns",
     "netns_exists",
     "read_addressed",
     "read_hairpin",
     "read_hwmode",
     "read_links",
+    "read_table",
     "read_vfs",
+    "replace_table",
+    "restore_macvtap",
     "set_hairpin",
     "set_hwmode",
     "set_link_up",

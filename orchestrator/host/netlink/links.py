@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from errno import ENOBUFS, EOPNOTSUPP
+from errno import EADDRINUSE, ENOBUFS, EOPNOTSUPP
 
 from orchestrator.errors import HostError
 from orchestrator.host.netlink.sockets import (
@@ -57,7 +57,7 @@ def watch_links() -> Iterator[str]:
 def set_link_up(interface: str, *, up: bool, netns: str | None = None) -> None:
     """Administratively; the carrier can follow seconds later."""
     what = f"set {interface} {'up' if up else 'down'}"
-    with opened(what, netns) as ipr:
+    with opened(what, netns, {EADDRINUSE: "remove the macvlan or macvtap that has its address: ip -d link show"}) as ipr:
         ipr.link("set", index=find_index(ipr, interface, what), state="up" if up else "down")
     if find_link(read_links(netns=netns), interface, what).up != up:
         what = f"{interface} is {'down' if up else 'up'}, expected {'up' if up else 'down'}"

@@ -38,7 +38,8 @@ with _parts_only("pyroute2"):
 
 __all__ = ["RTMGRP_LINK", "IPRoute", "NetlinkError", "namespaces"]
 
-_IFF_UP = 1  # include/uapi/linux/if.h
+_IFF_UP, _IFF_ALLMULTI = 1, 0x200  # include/uapi/linux/if.h
+_ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 # include/uapi/linux/rtnetlink.h. The first requests VFs, the second omits their counters (newer kernels). A VF is 296 bytes with
 # counters and 196 without. All VFs are one attribute with a 16-bit length: 221 or 334 VFs (net/core/rtnetlink.c,
 # rtnl_fill_vfinfo()).
@@ -108,7 +109,20 @@ def _parse_link(message: Any, names: dict[int, str]) -> Link:
         carrier=bool(message.get_attr("IFLA_CARRIER")),
         master=names.get(message.get_attr("IFLA_MASTER")),
         kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND"),
+        # With IFLA_LINK_NETNSID the index belongs to another network namespace.
+        parent=names.get(message.get_attr("IFLA_LINK")) if message.get_attr("IFLA_LINK_NETNSID") is None else None,
+        mode=_parse_mode(message),
+        mtu=int(message.get_attr("IFLA_MTU") or 0),
+        all_multicast=bool(message["flags"] & _IFF_ALLMULTI),
+        ethernet=message["ifi_type"] == _ARPHRD_ETHER,
     )
+
+
+def _parse_mode(message: Any) -> str:
+    for attribute in ("IFLA_MACVTAP_MODE", "IFLA_MACVLAN_MODE"):
+        if mode := message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", attribute):
+            return str(mode)
+    return ""
 
 
 def parse_mac(text: str | None) -> MacAddress | None:

@@ -1,4 +1,4 @@
-"""The edge mode of a PF, by the driver's `hwmode`, or for igb, which lacks it, by the loopback bit of the chip.
+"""VEPA by the loopback bit of the chip, for PFs of the driver igb, which has no `hwmode`.
 
 igb sets this bit again at each reset of the PF (igb_vmm_control(): link down and up, another number of VFs), so the mode must be
 checked again after a reset. Sources: IEEE 802.1Qbg; igb's e1000_regs.h, e1000_hw.h, igb_vmdq_set_loopback_pf(); Intel 82576 data
@@ -8,7 +8,7 @@ sheet 8.13.8 (DTXSWC), I350 data sheet (TXSWC).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from errno import EINVAL, ENODEV, EOPNOTSUPP, EPERM
+from errno import EINVAL, ENODEV, EPERM
 
 from orchestrator.errors import HostError
 from orchestrator.host.pci import function_path
@@ -36,44 +36,18 @@ _MAP_HINTS = {
     EINVAL: "boot with iomem=relaxed: the kernel denies access to registers in use (IO_STRICT_DEVMEM)",
     EPERM: "run as root; with Secure Boot, kernel lockdown denies access to root as well",
 }
-_UNSUPPORTED = "neither driver nor chip supports VEPA; use a port VLAN per VF instead"
 
 
-def read_edge_mode(host: HostRoot, pf: PhysicalFunction) -> EdgeMode | None:
-    """None if neither chip nor driver reports it. HostError has EINVAL without iomem=relaxed, ENODEV without a response."""
-    if register := _REGISTERS.get(pf.device):
-        return EdgeMode.VEB if _read(host, pf, register) & _LOOPBACK else EdgeMode.VEPA
-    mode = host.net.read_hwmode(pf.interface) if pf.interface else None
-    return EdgeMode(mode) if mode else None
+def serves(pf: PhysicalFunction) -> bool:
+    return pf.device in _REGISTERS
 
 
-def set_edge_mode(host: HostRoot, pf: PhysicalFunction, mode: EdgeMode) -> None:
-    """No-op if the PF has the mode. Raises HostError if neither driver nor chip can set it (EOPNOTSUPP), the register cannot be
-    mapped (EINVAL) or does not respond (ENODEV), or another value is read back.
-    """
-    if register := _REGISTERS.get(pf.device):
-        _set_loopback(host, pf, register, mode)
-    elif pf.interface is None:
-        raise HostError(f"cannot set edge mode {mode} on PF {pf.address}: no network interface", _UNSUPPORTED, EOPNOTSUPP)
-    else:
-        try:
-            host.net.set_hwmode(pf.interface, mode)
-        except HostError as error:
-            hint = _UNSUPPORTED if error.errno == EOPNOTSUPP else error.hint
-            raise HostError(f"cannot set edge mode {mode} on PF {pf.address} ({pf.interface})", hint, error.errno) from error
+def read_mode(host: HostRoot, pf: PhysicalFunction) -> EdgeMode | None:
+    return EdgeMode.VEB if _read(host, pf, _REGISTERS[pf.device]) & _LOOPBACK else EdgeMode.VEPA
 
 
-def describe_edge(host: HostRoot, pf: PhysicalFunction) -> str:
-    """One line of evidence."""
-    if register := _REGISTERS.get(pf.device):
-        value = _read(host, pf, register)
-        state = "set: veb" if value & _LOOPBACK else "clear: vepa"
-        return f"PF {pf.address} {register.name} (BAR0+{register.offset:#06x}) is {value:#010x}, loopback bit 31 {state}"
-    mode = read_edge_mode(host, pf)
-    return f"PF {pf.address} ({pf.interface or 'no interface'}, {pf.driver or 'no driver'}) hwmode {mode or 'unknown'}"
-
-
-def _set_loopback(host: HostRoot, pf: PhysicalFunction, register: _Register, mode: EdgeMode) -> None:
+def set_mode(host: HostRoot, pf: PhysicalFunction, mode: EdgeMode) -> None:
+    register = _REGISTERS[pf.device]
     before = _read(host, pf, register)
     # The lower bits are the driver's anti-spoofing masks, one bit per VF: they must not change.
     wanted = before | _LOOPBACK if mode is EdgeMode.VEB else before & ~_LOOPBACK
@@ -89,6 +63,13 @@ def _set_loopback(host: HostRoot, pf: PhysicalFunction, register: _Register, mod
             f"register {register.name} of PF {pf.address} is {actual:#010x}, expected {wanted:#010x} ({mode})",
             "retry: the driver reset the PF meanwhile, or the device does not have this bit",
         )
+
+
+def describe(host: HostRoot, pf: PhysicalFunction) -> str:
+    register = _REGISTERS[pf.device]
+    value = _read(host, pf, register)
+    state = "set: veb" if value & _LOOPBACK else "clear: vepa"
+    return f"PF {pf.address} {register.name} (BAR0+{register.offset:#06x}) is {value:#010x}, loopback bit 31 {state}"
 
 
 def _read(host: HostRoot, pf: PhysicalFunction, register: _Register) -> int:

@@ -1,0 +1,87 @@
+"""What a module of an edge mode has. Adding a mode is a module and an entry in a list of this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from orchestrator.errors import HostError
+from orchestrator.host.root import HostRoot, Rule
+from orchestrator.model.edge import EdgeMode
+from orchestrator.model.topology import Link, PhysicalFunction
+from orchestrator.values import MacAddress
+
+
+class HardwareEdge(Protocol):
+    """Sets where a kind of PF switches between its VFs. Errors are HostErrors."""
+
+    def serves(self, pf: PhysicalFunction, /) -> bool: ...
+
+    def read_mode(self, host: HostRoot, pf: PhysicalFunction, /) -> EdgeMode | None:
+        """None if neither chip nor driver reports it."""
+
+    def set_mode(self, host: HostRoot, pf: PhysicalFunction, mode: EdgeMode, /) -> None:
+        """No-op if the PF has the mode; reads back."""
+
+    def describe(self, host: HostRoot, pf: PhysicalFunction, /) -> str:
+        """One line of evidence."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """The host's interface of a guest's NIC."""
+
+    name: str
+    mac: MacAddress  # of the guest's NIC
+    uplink: str
+
+
+class SoftwareEdge(Protocol):
+    """Makes the host's kernel send every frame of a guest out of the uplink. Errors are HostErrors."""
+
+    def check_uplink(self, link: Link, /) -> str:
+        """The reason why the interface cannot be an uplink of this mode, or empty. Pure."""
+
+    def create(self, host: HostRoot, tap: Tap, /) -> None:
+        """Creates the tap with all its rules, and reads both back. The tap is set up last."""
+
+    def remove(self, host: HostRoot, tap: Tap, /) -> None:
+        """Removes the tap and its rules, whatever of them exists. Refuses an interface that is not this tap."""
+
+    def restore(self, host: HostRoot, tap: Tap, /) -> None:
+        """Sets mode and rules of an existing tap again."""
+
+    def diff(self, host: HostRoot, tap: Tap, /) -> tuple[str, ...]:
+        """One sentence per difference between the kernel and what ``create`` makes."""
+
+
+def find_link(host: HostRoot, name: str) -> Link | None:
+    return next((link for link in host.net.read_links() if link.name == name), None)
+
+
+def disable_ipv6(host: HostRoot, name: str) -> None:
+    """The host itself does not use the interface."""
+    file = f"proc/sys/net/ipv6/conf/{name}/disable_ipv6"
+    if host.exists(file):
+        host.write(file, "1")
+        if (actual := host.read(file)) != "1":
+            raise HostError(f"/{file} is {actual}, expected 1")
+
+
+def build_sender_rules(mac: MacAddress) -> list[Rule]:
+    """A guest sends only from its own address, without VLAN tags, and nothing to the addresses that bridges never forward
+    (IEEE 802.1Q table 8-1: STP, LLDP, LACP and the like).
+    """
+
+    def drop_if(left: dict[str, Any], right: str, op: str = "==") -> Rule:
+        return [{"match": {"op": op, "left": left, "right": right}}, {"counter": None}, {"drop": None}]
+
+    def field(name: str) -> dict[str, Any]:
+        return {"payload": {"protocol": "ether", "field": name}}
+
+    return [
+        drop_if(field("saddr"), str(mac), "!="),
+        drop_if({"&": [field("daddr"), "ff:ff:ff:ff:ff:f0"]}, "01:80:c2:00:00:00"),
+        drop_if(field("type"), "8021q"),
+        drop_if(field("type"), "8021ad"),
+    ]

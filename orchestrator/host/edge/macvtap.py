@@ -1,0 +1,91 @@
+"""macvtap-vepa: the guest's NIC is a macvtap in VEPA mode. The kernel's driver macvlan sends each frame out of the uplink, also
+to a sibling, and does not give a frame that comes back to its sender.
+
+The rules are on the egress hook of the macvtap: a frame that the guest sends leaves the host's side of the device (Linux 5.16).
+"""
+
+from __future__ import annotations
+
+from errno import EEXIST
+
+from orchestrator.errors import HostError
+from orchestrator.host.edge.base import Tap, build_sender_rules, disable_ipv6, find_link
+from orchestrator.host.root import HostRoot
+from orchestrator.model.topology import Link
+
+_KIND, _MODE, _HOOK, _POLICY = "macvtap", "vepa", "egress", "accept"
+_NO_UPLINKS = ("macvtap", "macvlan", "ipvlan", "ipvtap", "bridge", "tun")
+
+
+def check_uplink(link: Link) -> str:
+    if not link.ethernet or link.mac is None:
+        return f"{link.name} is not an Ethernet interface"
+    if link.kind in _NO_UPLINKS:
+        return f"{link.name} is of kind {link.kind}, which cannot carry a macvtap"
+    if link.master:
+        return f"{link.name} is a port of {link.master}: a macvtap needs an uplink of its own"
+    return ""
+
+
+def create(host: HostRoot, tap: Tap) -> None:
+    if find_link(host, tap.name):
+        hint = f"remove it if no program uses it: ip link delete {tap.name}"
+        raise HostError(f"cannot create macvtap {tap.name}: the interface exists", hint, EEXIST)
+    host.net.create_macvtap(tap.name, tap.uplink, tap.mac)
+    disable_ipv6(host, tap.name)
+    _load_rules(host, tap)
+    host.net.set_link_up(tap.name, up=True)
+    if findings := diff(host, tap):
+        hint = "check for a program that manages network interfaces, such as NetworkManager or systemd-networkd"
+        raise HostError(f"macvtap {tap.name} is not as it was created: {'; '.join(findings)}", hint)
+
+
+def remove(host: HostRoot, tap: Tap) -> None:
+    if link := find_link(host, tap.name):
+        if (link.kind, link.mac) != (_KIND, tap.mac):
+            what = f"{link.kind or 'physical'} with address {link.mac}, expected {_KIND} with {tap.mac}"
+            raise HostError(
+                f"cannot remove macvtap {tap.name}: the interface is {what}",
+                "remove it by hand, and clear the guest with --force",
+            )
+        host.net.delete_link(tap.name)
+    host.net.delete_table(_name_table(tap))
+
+
+def restore(host: HostRoot, tap: Tap) -> None:
+    host.net.restore_macvtap(tap.name)
+    _load_rules(host, tap)
+
+
+def diff(host: HostRoot, tap: Tap) -> tuple[str, ...]:
+    link = find_link(host, tap.name)
+    if link is None:
+        return (f"{tap.name} does not exist",)
+    uplink = find_link(host, tap.uplink)
+    pairs = [
+        ("kind", link.kind, _KIND), ("mode", link.mode or None, _MODE), ("uplink", link.parent, tap.uplink),
+        ("address", link.mac, tap.mac), ("state", _state(up=link.up), "up"),
+        ("reception of all multicast", _switch(on=link.all_multicast), "on"),
+        # Lowering the MTU of an uplink lowers that of its macvtaps; raising it does not raise them.
+        ("MTU", link.mtu, uplink.mtu if uplink else link.mtu),
+    ]  # fmt: skip
+    findings = [f"{tap.name}: {what} is {now or 'none'}, expected {wanted}" for what, now, wanted in pairs if now != wanted]
+    if host.net.read_table(_name_table(tap)) != (_HOOK, _POLICY, (tap.name,), build_sender_rules(tap.mac)):
+        findings.append(f"{tap.name}: the filter rules in nftables table netdev {_name_table(tap)} are missing or were changed")
+    return tuple(findings)
+
+
+def _load_rules(host: HostRoot, tap: Tap) -> None:
+    host.net.replace_table(_name_table(tap), tap.name, _HOOK, build_sender_rules(tap.mac), policy=_POLICY)
+
+
+def _name_table(tap: Tap) -> str:
+    return f"nohype-{tap.name}"
+
+
+def _state(*, up: bool) -> str:
+    return "up" if up else "down"
+
+
+def _switch(*, on: bool) -> str:
+    return "on" if on else "off"

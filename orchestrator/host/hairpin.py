@@ -1,0 +1,114 @@
+"""Measures from the host alone whether the switch port of an uplink has reflective relay (hairpin, IEEE 802.1Qbg).
+
+Two locally administered addresses stand behind the uplink. The first frame, from A to B, teaches the switch where A is. The
+second, from B to A, comes back only if the port sends frames out of the port that they came in on. Source and destination are
+never equal: hardware drops such frames. The frames have an EtherType for local experiments (IEEE 802, 0x88b6).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+from orchestrator.errors import HostError
+
+_ETHERTYPE = 0x88B6
+# include/uapi/linux/if_packet.h; Python's socket module lacks them. An additional unicast address instead of promiscuous mode:
+# the NIC delivers only the frames to it.
+_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_UNICAST, _PACKET_OUTGOING = 263, 1, 3, 4
+_ATTEMPTS = 5
+_WAIT = 0.4  # seconds for a frame to come back
+_MAGIC = b"nohype hairpin"
+
+
+@dataclass(frozen=True)
+class HairpinResult:
+    """``returned`` of ``sent`` frames came back to the uplink that they left from."""
+
+    uplink: str
+    sent: int
+    returned: int
+
+    def __str__(self) -> str:
+        return f"{self.uplink}: {self.returned} of {self.sent} probe frames came back from the switch"
+
+
+def probe_hairpin(uplink: str, *, attempts: int = _ATTEMPTS, wait: float = _WAIT) -> HairpinResult:
+    """Ends with the first frame that comes back. It leaves two addresses in the switch's table, the same two each time.
+
+    Raises HostError if the uplink does not exist, is down or frames cannot be sent.
+    """
+    first, second = _choose_addresses(uplink)
+    with _open(uplink, (first, second)) as probe:
+        for number in range(1, attempts + 1):
+            nonce = os.urandom(8)
+            _send(probe, uplink, second, first, b"teach" + nonce)
+            _send(probe, uplink, first, second, nonce)
+            if _await(probe, first, nonce, time.monotonic() + wait):
+                return HairpinResult(uplink, number, 1)
+    return HairpinResult(uplink, attempts, 0)
+
+
+def require_hairpin(uplink: str) -> HairpinResult:
+    """Raises HostError if no frame comes back: guests could not reach each other."""
+    result = probe_hairpin(uplink)
+    if not result.returned:
+        hint = f"enable hairpin (reflective relay) on the switch port of {uplink}, and check the cable"
+        raise HostError(f"the switch does not send frames back to uplink {uplink}: {result}", hint)
+    return result
+
+
+def _choose_addresses(uplink: str) -> tuple[bytes, bytes]:
+    # Of the uplink's own address, so that two hosts behind one switch never use the same. 06 is locally administered, unicast.
+    digest = hashlib.sha256(_read_address(uplink)).digest()
+    return tuple(b"\x06NH" + digest[:2] + bytes([number]) for number in (1, 2))  # type: ignore[return-value]
+
+
+def _read_address(uplink: str) -> bytes:
+    with _open(uplink, ()) as probe:
+        return bytes(probe.getsockname()[4])
+
+
+def _open(uplink: str, addresses: tuple[bytes, ...]) -> socket.socket:
+    what = f"cannot probe the switch port of {uplink}"
+    try:
+        # Protocol 0 until bind(2): otherwise it first receives frames of all interfaces.
+        result = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    except OSError as error:
+        raise HostError(what, "run as root", error.errno or 0) from None
+    try:
+        result.bind((uplink, _ETHERTYPE))
+        for address in addresses:
+            request = struct.pack("iHH8s", socket.if_nametoindex(uplink), _PACKET_MR_UNICAST, len(address), address)
+            result.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
+    except OSError as error:
+        result.close()
+        raise HostError(what, "check the name with `ip link`, and that the interface is up", error.errno or 0) from None
+    return result
+
+
+def _send(probe: socket.socket, uplink: str, target: bytes, source: bytes, data: bytes) -> None:
+    frame = target + source + struct.pack("!H", _ETHERTYPE) + (_MAGIC + data).ljust(46, b"\0")
+    try:
+        probe.settimeout(_WAIT)
+        probe.send(frame)
+    except OSError as error:
+        raise HostError(f"cannot send a probe frame on {uplink}", "set the interface up", error.errno or 0) from None
+
+
+def _await(probe: socket.socket, target: bytes, nonce: bytes, deadline: float) -> bool:
+    while (left := deadline - time.monotonic()) > 0:
+        probe.settimeout(left)
+        try:
+            frame, (_, _, kind, *_) = probe.recvfrom(256)
+        except TimeoutError:
+            return False
+        except OSError:  # ENETDOWN once, if the interface goes down
+            continue
+        if kind != _PACKET_OUTGOING and frame[:6] == target and frame[14:].startswith(_MAGIC + nonce):
+            return True
+    return False

@@ -1,0 +1,46 @@
+"""macvtap devices: the host's end of a NIC of a software edge."""
+
+from __future__ import annotations
+
+from errno import EBUSY, EEXIST, EINVAL, EOPNOTSUPP
+
+from orchestrator.errors import HostError
+from orchestrator.host.netlink.links import read_links
+from orchestrator.host.netlink.sockets import find_index, find_link, opened
+from orchestrator.values import MacAddress
+
+_IFF_ALLMULTI = 0x200  # include/uapi/linux/if.h
+_HINTS = {
+    EBUSY: "use an uplink that is not a port of a bridge, bond or team, and has no macvtap in passthru mode",
+    EEXIST: "remove the interface of this name, if no program uses it: ip link delete",
+    EOPNOTSUPP: "load the module macvtap: modprobe macvtap",
+    EINVAL: "check the uplink: ip -d link show",
+}
+
+
+def create_macvtap(name: str, uplink: str, mac: MacAddress) -> None:
+    """In VEPA mode, and down. It receives all multicast: its own filter knows only the groups that the host has joined."""
+    what = f"create macvtap {name} on {uplink}"
+    with opened(what, None, _HINTS) as ipr:
+        parent = find_index(ipr, uplink, what)
+        ipr.link("add", ifname=name, kind="macvtap", macvtap_mode="vepa", link=parent, address=str(mac))
+        ipr.link("set", index=find_index(ipr, name, what), flags=_IFF_ALLMULTI, change=_IFF_ALLMULTI)
+
+
+def restore_macvtap(name: str) -> None:
+    """Sets VEPA mode and all multicast again on an existing macvtap."""
+    what = f"set VEPA mode on macvtap {name}"
+    with opened(what, None, _HINTS) as ipr:
+        index = find_index(ipr, name, what)
+        ipr.link("set", index=index, kind="macvtap", macvtap_mode="vepa")
+        ipr.link("set", index=index, flags=_IFF_ALLMULTI, change=_IFF_ALLMULTI)
+
+
+def delete_link(name: str) -> None:
+    """Raises HostError (ENODEV) if there is none."""
+    what = f"delete interface {name}"
+    with opened(what) as ipr:
+        link = find_link(read_links(), name, what)
+        ipr.link("del", index=link.index)
+    if any(now.index == link.index and now.name == name for now in read_links()):
+        raise HostError(f"interface {name} still exists after it was deleted", "check which program creates it again")

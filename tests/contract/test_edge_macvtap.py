@@ -1,0 +1,264 @@
+"""Edge mode macvtap-vepa on a real kernel, frame by frame: two guests on one uplink, and an external switch with hairpin.
+
+nh-1 [macvtap] --+
+                 +-- UPLINK (namespace HOST) == veth == PORT (namespace SWITCH, bridge)
+nh-2 [macvtap] --+
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import HostError
+from orchestrator.host import netlink
+from orchestrator.host.edge import Tap, macvtap
+from orchestrator.host.hairpin import probe_hairpin, require_hairpin
+from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, set_hairpin
+from orchestrator.host.root import HostRoot
+from orchestrator.values import MacAddress
+from orchestrator.waiting import wait_until
+from tests.harness.netns import Watch, build_frame, ip, open_macvtap, within
+
+pytestmark = pytest.mark.netns
+
+PREFIX = f"mv{os.getpid()}"
+HOST, SWITCH = f"{PREFIX}h", f"{PREFIX}s"
+UPLINK, PORT = "uplink", "port"
+REAL = HostRoot(Path("/"), netlink)
+MAC1, MAC2 = (MacAddress.parse(f"02:4e:48:00:00:0{number}") for number in (1, 2))
+ONE, TWO = Tap("nh-1", MAC1, UPLINK), Tap("nh-2", MAC2, UPLINK)
+ALL = "ff:ff:ff:ff:ff:ff"
+GROUP = "33:33:ff:00:00:02"
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    if os.geteuid():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
+    for name in (HOST, SWITCH):
+        create_netns(name)
+    try:
+        create_bridge("br0", SWITCH)
+        ip("-n", HOST, "link", "add", UPLINK, "up", "type", "veth", "peer", "name", PORT, "netns", SWITCH)
+        add_port("br0", PORT, SWITCH)
+        set_hairpin(PORT, SWITCH, on=True)
+        yield
+    finally:
+        for name in (HOST, SWITCH):
+            delete_netns(name)
+
+
+@pytest.fixture
+def taps(network: None) -> None:
+    for tap in (ONE, TWO):
+        within(HOST, lambda tap=tap: macvtap.create(REAL, tap))  # type: ignore[misc]
+
+
+class Guests:
+    """The two guests' ends of their taps, and what is seen around them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ends = {}
+        for tap in (ONE, TWO):
+            (folder / tap.name).mkdir()
+            self.ends[tap.name] = open_macvtap(HOST, tap.name, folder / tap.name)
+        self.port = Watch(SWITCH, PORT)
+        self._ident = 0
+        # The carrier of a new interface may come later, and the switch has to learn both addresses: it floods a frame to an
+        # address that it has not learned.
+        for source, target in ((ONE, TWO), (TWO, ONE)):
+            assert wait_until(lambda s=source, t=target: self._arrives(s, t), timeout=20, interval=0.02)  # type: ignore[misc]
+
+    def send(self, target: MacAddress | str, sender: Tap = ONE, source: str = "", tag: int = 0) -> int:
+        self._ident += 1
+        self.ends[sender.name].send(build_frame(str(target), source or str(sender.mac), self._ident, tag=tag))
+        return self._ident
+
+    def trace(self, ident: int, **expected: int) -> dict[str, int]:
+        """How often the frame left the host, came back, and was received by each guest: as expected, or what it is in the end."""
+        wanted = {"out": 0, "back": 0, "one": 0, "two": 0} | expected
+        wait_until(lambda: all(now >= wanted[key] for key, now in self._count(ident).items()), timeout=5, interval=0.002)
+        # Frames that are queued at this time are received before this one.
+        marker = self._ident = self._ident + 1
+        self.port.send(build_frame(ALL, "02:00:00:00:00:50", marker))
+        assert wait_until(lambda: all(end.count(marker) for end in self.ends.values()), timeout=20, interval=0.002)
+        return {key: now for key, now in self._count(ident).items() if now}
+
+    def close(self) -> None:
+        for end in (*self.ends.values(), self.port):
+            end.close()
+
+    def _count(self, ident: int) -> dict[str, int]:
+        counts = {"out": self.port.count(ident, "in"), "back": self.port.count(ident, "out")}
+        return counts | {"one": self.ends[ONE.name].count(ident), "two": self.ends[TWO.name].count(ident)}
+
+    def _arrives(self, source: Tap, target: Tap) -> bool:
+        ident = self.send(target.mac, source)
+        return wait_until(lambda: bool(self.ends[target.name].count(ident)), timeout=0.2, interval=0.01)
+
+
+@pytest.fixture
+def guests(taps: None, tmp_path: Path) -> Iterator[Guests]:
+    opened = Guests(tmp_path)
+    yield opened
+    opened.close()
+
+
+THERE = {"out": 1, "back": 1, "two": 1}
+
+
+@pytest.mark.parametrize("target", [MAC2, ALL, GROUP])
+def test_each_frame_leaves_the_host_and_comes_back_once(guests: Guests, target: MacAddress | str) -> None:
+    assert guests.trace(guests.send(target), **THERE) == THERE
+
+
+def test_frame_between_guests_does_not_come_back_without_hairpin(guests: Guests) -> None:
+    set_hairpin(PORT, SWITCH, on=False)
+    assert guests.trace(guests.send(MAC2), out=1) == {"out": 1}
+
+
+def test_macvtap_in_bridge_mode_is_found_and_restored(guests: Guests) -> None:
+    for tap in (ONE, TWO):
+        ip("-n", HOST, "link", "set", tap.name, "type", "macvtap", "mode", "bridge")
+    assert guests.trace(guests.send(MAC2), two=1) == {"two": 1}, "the check below would show nothing"
+    assert diff(ONE) == ("nh-1: mode is bridge, expected vepa",)
+    for tap in (ONE, TWO):
+        within(HOST, lambda tap=tap: macvtap.restore(REAL, tap))  # type: ignore[misc]
+    assert diff(ONE) == diff(TWO) == ()
+    assert guests.trace(guests.send(MAC2), **THERE) == THERE
+
+
+FORBIDDEN = {
+    "spoofed": {"target": MAC2, "source": str(MAC2)},
+    "spoofed broadcast": {"target": ALL, "source": "02:00:00:00:00:77"},
+    "STP": {"target": "01:80:c2:00:00:00"},
+    "LLDP": {"target": "01:80:c2:00:00:0e"},
+    "VLAN": {"target": MAC2, "tag": 0x8100},
+    "QinQ": {"target": MAC2, "tag": 0x88A8},
+}
+
+
+@pytest.mark.parametrize("fields", FORBIDDEN.values(), ids=FORBIDDEN)
+def test_frame_that_a_guest_may_not_send_is_dropped_by_the_rules(guests: Guests, fields: dict[str, str]) -> None:
+    assert guests.trace(guests.send(**fields)) == {}
+    assert guests.trace(guests.send(MAC2), **THERE) == THERE
+    ip("netns", "exec", HOST, "nft", "flush", "ruleset")
+    assert "rules" in diff(ONE)[0]
+    assert guests.trace(guests.send(**fields), out=1)["out"] == 1, "the rules are what drops it"
+    within(HOST, lambda: macvtap.restore(REAL, ONE))
+    assert diff(ONE) == ()
+    assert guests.trace(guests.send(**fields)) == {}
+
+
+def diff(tap: Tap) -> tuple[str, ...]:
+    return within(HOST, lambda: macvtap.diff(REAL, tap))
+
+
+CHANGES = {
+    "nh-1: state is down, expected up": "link set nh-1 down",
+    "nh-1: reception of all multicast is off, expected on": "link set nh-1 allmulticast off",
+    "nh-1: address is 02:4e:48:00:00:09, expected 02:4e:48:00:00:01": "link set nh-1 address 02:4e:48:00:00:09",
+    "nh-1: MTU is 1400, expected 1500": "link set nh-1 mtu 1400",
+    "nh-1 does not exist": "link delete nh-1",
+}
+
+
+@pytest.mark.parametrize(("finding", "command"), CHANGES.items(), ids=CHANGES.values())
+def test_each_change_of_a_tap_is_found(taps: None, finding: str, command: str) -> None:
+    assert diff(ONE) == ()
+    ip("-n", HOST, *command.split())
+    assert finding in diff(ONE)
+    assert diff(TWO) == ()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "delete table netdev nohype-nh-1",
+        "flush table netdev nohype-nh-1",
+        "add rule netdev nohype-nh-1 egress accept",
+        "insert rule netdev nohype-nh-1 egress accept",
+        'add chain netdev nohype-nh-1 more { type filter hook egress device "nh-1" priority -1; policy accept; }',
+    ],
+)
+def test_each_change_of_the_rules_is_found(taps: None, rules: str) -> None:
+    ip("netns", "exec", HOST, "nft", rules)
+    assert diff(ONE) == ("nh-1: the filter rules in nftables table netdev nohype-nh-1 are missing or were changed",)
+    assert diff(TWO) == ()
+
+
+def test_removal_leaves_nothing_and_can_be_repeated(taps: None) -> None:
+    for _ in range(2):
+        for tap in (ONE, TWO):
+            within(HOST, lambda tap=tap: macvtap.remove(REAL, tap))  # type: ignore[misc]
+    assert [link.name for link in netlink.read_links(netns=HOST)] == ["lo", UPLINK]
+    assert subprocess.run(["ip", "netns", "exec", HOST, "nft", "list", "ruleset"], capture_output=True, check=True).stdout == b""
+
+
+def test_interface_of_another_program_is_neither_used_nor_removed(network: None) -> None:
+    ip("-n", HOST, "link", "add", ONE.name, "type", "bridge")
+    for call in (macvtap.create, macvtap.remove):
+        with pytest.raises(HostError, match="interface"):
+            within(HOST, lambda call=call: call(REAL, ONE))  # type: ignore[misc]
+    assert ONE.name in [link.name for link in netlink.read_links(netns=HOST)]
+
+
+def test_uplink_that_is_a_bridge_port_is_refused(network: None) -> None:
+    create_bridge("br1", HOST)
+    add_port("br1", UPLINK, HOST)
+    (link,) = [link for link in netlink.read_links(netns=HOST) if link.name == UPLINK]
+    assert "is a port of br1" in macvtap.check_uplink(link)
+    with pytest.raises(HostError, match="busy") as caught:
+        within(HOST, lambda: macvtap.create(REAL, ONE))
+    assert "not a port of a bridge" in caught.value.hint
+
+
+def test_missing_uplink_is_an_error(network: None) -> None:
+    with pytest.raises(HostError, match="interface nic9 does not exist"):
+        within(HOST, lambda: macvtap.create(REAL, Tap("nh-1", MAC1, "nic9")))
+
+
+def test_address_that_another_macvtap_has_is_refused(taps: None) -> None:
+    with pytest.raises(HostError) as caught:
+        within(HOST, lambda: macvtap.create(REAL, Tap("nh-3", MAC1, UPLINK)))
+    assert "has its address" in caught.value.hint
+
+
+@pytest.mark.parametrize(("missing", "message"), [("nft", "nft` is not installed")])
+def test_host_without_nft_is_refused_and_cleaned_up(
+    network: None, missing: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match=message) as caught:
+        within(HOST, lambda: macvtap.create(REAL, ONE))
+    assert "install nftables" in caught.value.hint
+    within(HOST, lambda: macvtap.remove(REAL, ONE))
+    assert [link.name for link in netlink.read_links(netns=HOST)] == ["lo", UPLINK]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_hairpin_probe_measures_the_switch_port(network: None, on: bool) -> None:
+    set_hairpin(PORT, SWITCH, on=on)
+    # The ports of a bridge forward once the carrier was seen.
+    expected = 1 if on else 0
+    assert within(HOST, lambda: probe_hairpin(UPLINK, attempts=20 if on else 3, wait=0.5)).returned == expected
+
+
+def test_missing_hairpin_is_an_error_with_a_remedy(network: None) -> None:
+    set_hairpin(PORT, SWITCH, on=False)
+    with pytest.raises(HostError, match="0 of 5 probe frames") as caught:
+        within(HOST, lambda: require_hairpin(UPLINK))
+    assert "hairpin" in caught.value.hint
+
+
+def test_probe_of_an_unusable_uplink_is_an_error(network: None) -> None:
+    with pytest.raises(HostError, match="nic9"):
+        within(HOST, lambda: probe_hairpin("nic9"))
+    ip("-n", HOST, "link", "set", UPLINK, "down")
+    with pytest.raises(HostError, match=UPLINK):
+        within(HOST, lambda: probe_hairpin(UPLINK))

@@ -1,0 +1,121 @@
+"""Runs a function in another network namespace, with frames put into and taken out of its interfaces."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import stat
+import struct
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
+_CLONE_NEWNET = 0x4000_0000
+ETHERTYPE = 0x88B5
+"""For local experiments (IEEE 802)."""
+MAGIC = b"EDGE"
+
+
+def within(netns: str, call: Callable[[], _Result]) -> _Result:
+    """In a thread that enters the namespace, so that sockets, programs and /proc/sys/net are those of it."""
+    outcome: list[_Result | BaseException] = []
+
+    def work() -> None:
+        try:
+            with open(f"/run/netns/{netns}", "rb") as file:
+                if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), netns)
+            outcome.append(call())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def build_frame(target: str, source: str, ident: int, *, tag: int = 0) -> bytes:
+    """``tag``: the EtherType of a VLAN tag, for VLAN 7; 0 for none."""
+    tags = struct.pack("!HH", tag, 7) if tag else b""
+    head = bytes.fromhex((target + source).replace(":", "")) + tags + struct.pack("!H", ETHERTYPE)
+    return head + (MAGIC + struct.pack("!I", ident)).ljust(46, b"\0")
+
+
+def has_ident(frame: bytes, ident: int) -> bool:
+    return MAGIC + struct.pack("!I", ident) in frame[:40]
+
+
+class Watch:
+    """Sees the frames of an interface in both directions, as tcpdump does."""
+
+    def __init__(self, netns: str, interface: str) -> None:
+        def listen() -> socket.socket:
+            result = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            result.bind((interface, 3))  # ETH_P_ALL
+            return result
+
+        self._socket = within(netns, listen)
+        self._socket.setblocking(False)
+        self._frames: list[tuple[str, bytes]] = []
+
+    def send(self, frame: bytes) -> None:
+        self._socket.send(frame)
+
+    def count(self, ident: int, way: str) -> int:
+        """``way`` is "in" or "out"."""
+        while True:
+            try:
+                data, address = self._socket.recvfrom(2048)
+            except BlockingIOError:
+                break
+            self._frames.append(("out" if address[2] == 4 else "in", data))
+        return sum(has_ident(data, ident) for direction, data in self._frames if direction == way)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def open_macvtap(netns: str, name: str, folder: Path) -> Tap:
+    """As QEMU does, by its character device. Needs a private mount of sysfs, which shows the interfaces of its own namespace."""
+    script = f"mount -t sysfs sysfs {folder} && cat {folder}/class/net/{name}/tap*/dev"
+    argv = ["ip", "netns", "exec", netns, "unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    major, minor = map(int, subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split(":"))
+    node = folder.parent / f"{name}.dev"
+    os.mknod(node, 0o600 | stat.S_IFCHR, os.makedev(major, minor))
+    descriptor = os.open(node, os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH14x", b"", 0x0002 | 0x1000))  # TUNSETIFF: IFF_TAP | IFF_NO_PI
+    return Tap(descriptor)
+
+
+class Tap:
+    """The guest's end of a tap, as QEMU has it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._frames: list[bytes] = []
+
+    def send(self, frame: bytes) -> None:
+        os.write(self._descriptor, frame)
+
+    def count(self, ident: int) -> int:
+        """How often the frame with this number was received."""
+        while True:
+            try:
+                self._frames.append(os.read(self._descriptor, 4096))
+            except BlockingIOError:
+                return sum(has_ident(frame, ident) for frame in self._frames)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
