@@ -74,7 +74,7 @@ class HostConfig(_Strict):
         BeforeValidator(check_page_counts),
     ] = {}
 
-    # Properties that guests may lack without accepting it themselves: emulated-disk.
+    # Properties that guests may lack without accepting it themselves: emulated-disk, software-edge, no-iommu.
     accept: Annotated[tuple[Annotated[Waiver, Field(strict=False)], ...], Field(strict=False)] = ()
 
     @property

@@ -128,7 +128,7 @@ def _devices(plan: Plan, log: Path, *, boot: bool) -> etree._Element:
         "devices",
         element("controller", type="usb", model="none"),
         element("controller", type="pci", index="0", model="pcie-root"),
-        *nic.build_hostdevs(plan),
+        *nic.build_nics(plan),
         *disk.build_disks(plan, boot=boot),
         element("serial", element("log", file=str(log)), type="pty"),
         element("memballoon", model="none"),

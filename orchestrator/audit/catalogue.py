@@ -129,6 +129,7 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
             facts.translation[guest.name](),
             facts.unsafe_interrupts(),
             facts.topology.cmdline,
+            iommu=bool(facts.topology.iommu_groups),
         ),
     ),
     GuestRow(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from orchestrator.audit.cores import find_ambiguous_threads
 from orchestrator.audit.disk import DiskState
+from orchestrator.audit.edge import read_taps
 from orchestrator.audit.nic import DeviceState, Translation
 from orchestrator.audit.uplink import find_guest_address, measure_traffic
 from orchestrator.errors import GuestError, HostError, OrchestratorError
@@ -152,7 +153,8 @@ class Facts:
             except OrchestratorError as error:
                 gaps = (error.message,)
         # Read after the traffic: this detects a PF reset in the meantime.
-        return VepaReadings(read_edges(source.host, self.guests, self.topology), traffic, gaps)
+        edges = (*read_edges(source.host, self.guests, self.topology), *read_taps(source.host, self.guests))
+        return VepaReadings(edges, traffic, gaps)
 
 
 def read_last_runs(
@@ -266,12 +268,15 @@ def _send_frames(source: Source, guests: tuple[RunningGuest, ...], frames: int) 
     ends = [
         (guest.name, address)
         for guest in guests
-        if guest.hostdevs and (address := find_guest_address(source.host, guest)) is not None
+        if (guest.hostdevs or guest.nics) and (address := find_guest_address(source.host, guest)) is not None
     ]
     if len(ends) < 2:
-        raise GuestError(f"two guests with an address and a VF are required, {len(ends)} such guests are running")
+        raise GuestError(f"two guests with an address and a NIC are required, {len(ends)} such guests are running")
 
     def ask(name: str, line: str, timeout: float) -> str:
         return source.send_command(name, line, timeout, ids[name])
 
-    return measure_traffic(ask, ends[0], ends[1], frames)
+    # A guest with several NICs sends with the first, which has the address.
+    firsts = [read_taps(source.host, [guest])[:1] for end in ends[:2] for guest in guests if guest.name == end[0]]
+    traffic = measure_traffic(ask, ends[0], ends[1], frames, [edge for first in firsts for edge in first])
+    return replace(traffic, source_edge=bool(firsts[0]), target_edge=bool(firsts[1]))

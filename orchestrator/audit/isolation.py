@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestrator.audit.edge import TAP_PREFIX
 from orchestrator.host.pci import VFIO
 from orchestrator.host.processes import Thread
 from orchestrator.hypervisor.connection import RunningGuest
@@ -37,6 +38,8 @@ ALLOWED_DEVICES: Mapping[str, Allowance] = {
 
 _DISK_MODELS = ("virtio-blk-pci", "virtio-blk-device")
 """One of each per emulated disk, which the request or the host's policy has accepted."""
+_NIC_MODELS = ("virtio-net-pci", "virtio-net-device")
+"""One of each per NIC of a software edge."""
 
 
 def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> Measurement:
@@ -46,6 +49,7 @@ def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> M
     counts = Counter(guest.devices)
     allowed = {model: allowance.count for model, allowance in ALLOWED_DEVICES.items()}
     allowed |= dict.fromkeys(_DISK_MODELS, len(guest.disks))
+    allowed |= dict.fromkeys(_NIC_MODELS, sum(nic.interface.startswith(TAP_PREFIX) for nic in guest.nics))
     findings = [
         f"{count} x {model}: {allowed.get(model, 0)} allowed"
         for model, count in sorted(counts.items())
@@ -61,4 +65,5 @@ def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> M
     ]
     evidence.append(f"{counts[VFIO]} x {VFIO}: the guest's own hardware, not emulated")
     evidence += [f"{WEAKER}{counts[model]} x {model}: {Waiver.EMULATED_DISK.reason}" for model in _DISK_MODELS if counts[model]]
+    evidence += [f"{WEAKER}{counts[model]} x {model}: {Waiver.SOFTWARE_EDGE.reason}" for model in _NIC_MODELS if counts[model]]
     return count_findings(findings, evidence)

@@ -9,6 +9,7 @@ from orchestrator.host.pci import VFIO
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import WEAKER, Measurement, count_findings, not_measured
 from orchestrator.model.topology import IommuGroup
+from orchestrator.model.waiver import Waiver
 from orchestrator.values import PciAddress
 
 # drivers/iommu/iommu.c, iommu_group_show_type(): the default domain, which the group has while no guest uses it. VFIO always
@@ -45,15 +46,19 @@ def prove_device_isolated(
     translation: Translation | None,
     unsafe_interrupts: str | None,
     cmdline: str = "",
+    *,
+    iommu: bool = True,
 ) -> Measurement:
     """Each device is behind the IOMMU, and its DMA is translated.
 
     Args:
         translation: None if the guest addresses of the pages are not known.
         unsafe_interrupts: vfio_iommu_type1.allow_unsafe_interrupts, None if the module is not loaded.
+        iommu: the host uses an IOMMU.
     """
     if not devices:
-        return not_measured("no device is passed through to this guest")
+        weaker = "" if iommu else f"; {WEAKER}{Waiver.NO_IOMMU.reason}"
+        return not_measured(f"no device is passed through to this guest{weaker}")
     findings = [f"{device.address}: {finding}" for device in devices for finding in _check_device(device)]
     if unsafe_interrupts not in (None, "N"):
         findings.append(f"VFIO may run without interrupt remapping: allow_unsafe_interrupts is {unsafe_interrupts}")

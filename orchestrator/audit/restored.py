@@ -27,7 +27,12 @@ def prove_host_restored(surveys: Surveys) -> Measurement:
 
 
 def _without_names(survey: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The kernel numbers NVMe controllers in the order in which they are bound, and so differently after a guest had one."""
+    """The kernel numbers NVMe controllers in the order in which they are bound, and so differently after a guest had one. Other
+    programs create and remove virtual interfaces.
+    """
+    if "interfaces" in survey:
+        physical = [interface for interface in survey["interfaces"] if interface["kind"] is None]
+        survey = {**survey, "interfaces": physical}
     if "controllers" not in survey:
         return survey
     controllers = []

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from orchestrator.audit.edge import EDGE_WEAKER, check_edges, check_uplinks, describe_uplinks
 from orchestrator.errors import GuestError
-from orchestrator.host.frames import EchoFilter, FrameCounter
+from orchestrator.host.frames import EchoFilter, FrameCount, FrameCounter
 from orchestrator.host.processes import read_arguments
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Measurement, Proof, Verdict, not_measured
-from orchestrator.model.uplink import Traffic, VepaReadings
+from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
 
 SIZE = 248
 """Bytes of ICMP data in a counted frame. No ping program has this default, so the warm-up is not counted."""
@@ -46,10 +47,11 @@ def prove_vepa(readings: VepaReadings, switch: SwitchCount | None) -> Measuremen
     """
     edges, traffic = readings.edges, readings.traffic
     findings = [f"{edge.interface} switches locally between VFs (VEB): {edge.text}" for edge in edges if edge.mode == "veb"]
-    unknown = [f"{edge.interface}: edge mode unknown: {edge.text}" for edge in edges if edge.mode not in ("veb", "vepa")]
+    findings += check_edges(edges)
+    unknown = [f"{edge.interface}: edge mode unknown: {edge.text}" for edge in edges if edge.mode is None]
     missing = [*readings.gaps, *unknown]
     if not edges:
-        missing.append("no guest has a VF of a known PF")
+        missing.append("no guest has a VF of a known PF, or a NIC of a software edge")
     findings += _check_traffic(traffic, missing) if traffic else []
     if not traffic:
         missing.append("no frames were sent from guest to guest")
@@ -63,7 +65,9 @@ def prove_vepa(readings: VepaReadings, switch: SwitchCount | None) -> Measuremen
         figure = None  # no counted frame was misrouted: the finding is about something else
     evidence = [edge.text for edge in edges if edge.mode]
     evidence += [_describe_traffic(traffic)] if traffic else []
+    evidence += [describe_uplinks(traffic)] if traffic and (traffic.source_edge or traffic.target_edge) else []
     evidence += [f"port {switch.port}: {switch.into_switch} in from the host, {switch.out_of_switch} out to it"] if switch else []
+    evidence += [EDGE_WEAKER] if any(edge.uplink for edge in edges) else []
     return Measurement(verdict, figure, (*findings, *missing, *evidence), readings)
 
 
@@ -80,10 +84,15 @@ def find_guest_address(host: HostRoot, guest: RunningGuest) -> IPv4Address | Non
     return IPv4Address(match[1]) if match else None
 
 
-def measure_traffic(ask: AskGuest, source: tuple[str, IPv4Address], target: tuple[str, IPv4Address], count: int) -> Traffic:
+def measure_traffic(
+    ask: AskGuest, source: tuple[str, IPv4Address], target: tuple[str, IPv4Address], count: int, edges: Sequence[EdgeReading] = ()
+) -> Traffic:
     """Sends `count` echo requests between two guests, and counts the frames that the host's network stack receives.
 
     The host's interfaces are not set promiscuous: the NIC would copy frames to the host.
+
+    Args:
+        edges: the software edges of source and target.
 
     Raises GuestError if a guest does not respond or cannot send, HostError without permission to watch the interfaces.
     """
@@ -93,10 +102,9 @@ def measure_traffic(ask: AskGuest, source: tuple[str, IPv4Address], target: tupl
     reply_filter = EchoFilter(target[1], source[1], reply=True, size=SIZE)
     with FrameCounter(request_filter) as requests, FrameCounter(reply_filter) as replies:
         counts = _ping(ask, source[0], f"flood {target[1]} {count} {SIZE}", 60.0 + 4 * count)
-    in_host: Counter[str] = Counter()
-    for counter in (requests, replies):
-        in_host.update(counter.count().incoming)
-        in_host.update(counter.count().outgoing)
+    incoming, outgoing = (Counter[str](way(requests.count())) + Counter(way(replies.count())) for way in (_incoming, _outgoing))
+    uplinks, taps = {edge.uplink for edge in edges}, {edge.interface for edge in edges}
+    in_host = {name: number for name, number in (incoming + outgoing).items() if name not in uplinks | taps}
     return Traffic(
         source=source[0],
         target=target[0],
@@ -104,9 +112,19 @@ def measure_traffic(ask: AskGuest, source: tuple[str, IPv4Address], target: tupl
         sent=counts["sent"],
         received=counts["received"],
         duplicates=counts["duplicates"],
-        in_host=dict(in_host),
+        in_host=in_host,
         dropped=requests.count().dropped + replies.count().dropped,
+        uplink_out=sum(outgoing[name] for name in uplinks),
+        uplink_in=sum(incoming[name] for name in uplinks),
     )
+
+
+def _incoming(count: FrameCount) -> dict[str, int]:
+    return count.incoming
+
+
+def _outgoing(count: FrameCount) -> dict[str, int]:
+    return count.outgoing
 
 
 def watch_switch(port: str, netns: str | None = None) -> FrameCounter:
@@ -144,6 +162,8 @@ def _check_traffic(traffic: Traffic, missing: list[str]) -> list[str]:
         missing.append(f"{traffic.sent - traffic.received} of {traffic.sent} replies were lost: measure again")
     if traffic.dropped:
         missing.append(f"the capture on the host lost {traffic.dropped} frames")
+    elif traffic.received == traffic.sent:
+        findings += check_uplinks(traffic)
     return findings
 
 

@@ -122,15 +122,23 @@ class Event(TypedDict):
 
 
 class EdgeReading(TypedDict):
-    """Edge mode of a PF: `vepa`, `veb`, or null if it is unknown; `text` is what was read, or why it could not be read."""
+    """Edge mode of a PF or of a guest's tap, null if it is unknown; `text` is what was read, or why it could not be read.
+
+    `findings` are differences from what a software edge requires, and `uplink` is its uplink.
+    """
 
     interface: str
     mode: str | None
     text: str
+    findings: list[str]
+    uplink: str
 
 
 class Traffic(TypedDict):
-    """Frames that one guest sent to another, counted on the host."""
+    """Frames that one guest sent to another, counted on the host.
+
+    ``uplink_out`` and ``uplink_in`` count on the uplinks of software edges; ``in_host`` on all interfaces where none is expected.
+    """
 
     source: str
     target: str
@@ -140,6 +148,10 @@ class Traffic(TypedDict):
     duplicates: int
     in_host: dict[str, int]
     dropped: int
+    source_edge: bool
+    target_edge: bool
+    uplink_out: int
+    uplink_in: int
 
 
 class VepaReadings(TypedDict):
@@ -266,6 +278,17 @@ class Controller(TypedDict):
     signatures: list[str]
 
 
+class Interface(TypedDict):
+    """An Ethernet interface that could be the uplink of a software edge; null ``kind`` for a physical one."""
+
+    name: str
+    up: bool
+    mac: str
+    master: str | None
+    kind: str | None
+    node: int | None
+
+
 class Survey(TypedDict):
     """What the host has."""
 
@@ -281,6 +304,7 @@ class Survey(TypedDict):
     vfio: bool
     controllers: list[Controller]
     problems: list[str]
+    interfaces: list[Interface]
     findings: list[Finding]
 
 

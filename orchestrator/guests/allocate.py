@@ -37,6 +37,7 @@ from orchestrator.planning.host_check import check_host
 from orchestrator.planning.last_choices import list_last_choices
 from orchestrator.planning.planner import hide_device_owners
 from orchestrator.planning.quota import check_quota, check_secrets
+from orchestrator.planning.uplink import explain_edges
 from orchestrator.values import PciAddress, Size
 
 SURVEY_MAX_AGE = 10.0
@@ -63,7 +64,8 @@ class Placed(NamedTuple):
     topology: Topology
 
     def list_warnings(self, policy: Policy) -> tuple[str, ...]:
-        return (*self.last_choices, *self.problems, *(finding.text for finding in check_host(policy, self.topology)))
+        edges = explain_edges(self.plan, self.topology, policy)
+        return (*edges, *self.last_choices, *self.problems, *(finding.text for finding in check_host(policy, self.topology)))
 
 
 class Allocator:

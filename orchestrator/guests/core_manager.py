@@ -36,6 +36,7 @@ from orchestrator.resources.cores import check_confinement
 from orchestrator.resources.memory import TakePages
 from orchestrator.resources.nic import BindVfio, ConfigureVf, find_still_bound
 from orchestrator.resources.step import GuestContext, Step, UndoContext, run_steps, undo_steps
+from orchestrator.resources.tap import CreateTap, check_taps, find_left_over
 from orchestrator.values import CpuSet
 from orchestrator.waiting import wait_until
 
@@ -130,6 +131,7 @@ class CoreManager:
     def confine_and_resume(self) -> None:
         """Resumes a paused guest after its threads are confined. Can be repeated. Raises NotFound if it has ended."""
         running = self.confine()
+        check_taps(self._host, self.plan)
         if self._hypervisor.is_paused(self.plan.uuid):
             self._hypervisor.resume(self.plan.uuid)
         self._await_first_exit()
@@ -160,7 +162,8 @@ class CoreManager:
         self._context.launches.discard(self.plan.uuid)
         try:
             undo_steps(UndoContext(self._host, self._guest_context()), self._context.ledger, self.plan.name)
-            return (*find_still_bound(self._host, self.plan), *disk.find_still_bound(self._host, self.plan))
+            bound = (*find_still_bound(self._host, self.plan), *disk.find_still_bound(self._host, self.plan))
+            return (*bound, *find_left_over(self._host, self.plan))
         except HostError as error:
             return (error.message,)
 
@@ -192,6 +195,7 @@ class CoreManager:
         steps: list[Step] = [*([initrd] if initrd else []), TakePages(self._guest_context())]
         for vf in plan.vfs:
             steps += [ConfigureVf(vf), BindVfio(vf)]
+        steps += [CreateTap(nic) for nic in plan.software_nics]
         steps += [disk.BindDisk(one) for one in plan.controllers]
         changed += run_steps(self._host, context.ledger, plan.name, steps)
         context.setup.restore_edge_mode(plan)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from uuid import UUID
 
-from orchestrator.errors import NotFound
+from orchestrator.errors import HostError, NotFound
 from orchestrator.guests.core_manager import CoreContext, find_offline
 from orchestrator.guests.host_setup import HOST
 from orchestrator.ledger import Claim, EventKind
+from orchestrator.model.plan import Plan
 from orchestrator.resources import disk
 from orchestrator.resources.cores import diff_pinning, diff_vcpus, restore_pinning
 from orchestrator.resources.nic import VfStates, diff_devices, diff_vf, find_drivers
+from orchestrator.resources.tap import diff_taps, restore_taps
 
 FORCE_VF_READ_EVERY = 10
 """Rounds between reads of all VFs without a link change: the kernel announces neither changes of the VFs of a PF that
@@ -58,15 +60,34 @@ class DriftDetector:
         pinning = diff_pinning(plan, housekeeping, running)
         findings = (*diff_vcpus(plan, running), *diff_devices(plan, running, find_drivers(self._host, plan), states))
         findings += disk.diff_disks(plan, disk.find_drivers(self._host, plan))
+        edges, remaining = self._restore_taps(plan)
+        findings += remaining
         if offline := find_offline(self._host, plan):
             findings = (f"CPUs {offline} are offline", *findings)
         if self._hypervisor.is_paused(plan.uuid):
             findings = ("suspended", *findings)
         if pinning:
             restore_pinning(self._hypervisor, plan, housekeeping, running)
-        before, self._last_repaired[plan.uuid] = self._last_repaired.get(plan.uuid, ()), pinning
-        # A program that changes the pinning again and again is reported once.
-        self._report(claim, findings, repaired=pinning if pinning != before else ())
+        repaired = (*pinning, *edges)
+        before, self._last_repaired[plan.uuid] = self._last_repaired.get(plan.uuid, ()), repaired
+        # A program that makes the same change again and again is reported once.
+        self._report(claim, findings, repaired=repaired if repaired != before else ())
+
+    def _restore_taps(self, plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Returns what was restored, and the differences that remain."""
+        if not (findings := diff_taps(self._host, plan)):
+            return (), ()
+        try:
+            remaining = restore_taps(self._host, plan)
+        except HostError as error:
+            return (), (*findings, error.message)
+        return tuple(finding for finding in findings if finding not in remaining), remaining
+
+    def has_changed_taps(self, claim: Claim) -> bool:
+        try:
+            return bool(diff_taps(self._host, claim.plan))
+        except HostError:
+            return True
 
     def check_pools(self, claims: tuple[Claim, ...]) -> None:
         """Reports pools that lack pages of stopped guests."""

@@ -47,8 +47,9 @@ class HostSetup:
         self.lock = WatchedLock()
         self._host, self._ledger, self._policy, self._warnings = host, ledger, policy, warnings
         self._count_undo_failure = count_undo_failure
-        # While it is not empty, movable kernel threads and interrupts are off the guest cores. Changed with the lock held.
-        self._prepared_pfs: set[PciAddress] = set()
+        # PFs and uplinks of software edges. While it is not empty, movable kernel threads and interrupts are off the guest cores.
+        # Changed with the lock held.
+        self._prepared: set[PciAddress | str] = set()
         self._undo_error = ""
 
     @property
@@ -62,28 +63,48 @@ class HostSetup:
         return housekeeping & read_online(self._host) or housekeeping
 
     def prepare(self, plan: Plan) -> tuple[str, ...]:
-        """Prepares the plan's PFs unless that is done; returns what was changed."""
+        """Prepares the plan's uplinks unless that is done; returns what was changed."""
         changed: tuple[str, ...] = ()
         for pf, interface in _list_pfs([plan]).items():
-            if pf not in self._prepared_pfs or not read_numvfs(self._host, pf):
+            if pf not in self._prepared or not read_numvfs(self._host, pf):
                 changed += self.create_vfs(pf, interface)
+        for uplink in sorted({nic.interface for nic in plan.software_nics} - self._prepared):
+            changed += self._prepare_uplink(uplink)
         return changed
+
+    def _prepare_uplink(self, uplink: str) -> tuple[str, ...]:
+        """Of a software edge. Raises HostError if the external switch does not send frames back."""
+        with self.lock:
+            moved = self._clear_cores()
+            self._require_hairpin(uplink)
+            self._prepared.add(uplink)
+        return moved
+
+    def _require_hairpin(self, uplink: str) -> None:
+        result = self._host.net.probe_hairpin(uplink)
+        if not result.returned:
+            hint = f"enable hairpin (reflective relay) on the switch port of {uplink}, and check the cable"
+            raise HostError(f"guests on {uplink} cannot reach each other: {result}", hint)
+
+    def _clear_cores(self) -> tuple[str, ...]:
+        """Only once, since it reads every thread of the host; the audit finds later threads. And once per manager process: the
+        journal outlives a reboot, the affinities do not.
+        """
+        if self._prepared:
+            return ()
+        housekeeping = self.housekeeping
+        cleared = clear_cores(self._host, self._ledger, HOST, housekeeping)
+        self._warnings.report("not moved off the guest cores", cleared.failures)
+        return (f"move {len(cleared.moved)} threads and interrupts to CPUs {housekeeping}",) if cleared.moved else ()
 
     def create_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
         """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed."""
-        moved: tuple[str, ...] = ()
-        housekeeping = self.housekeeping
         with self.lock:
-            if not self._prepared_pfs:
-                # Only once, since it reads every thread of the host; the audit finds later threads. And once per manager process:
-                # the journal outlives a reboot, the affinities do not.
-                cleared = clear_cores(self._host, self._ledger, HOST, housekeeping)
-                self._warnings.report("not moved off the guest cores", cleared.failures)
-                moved = cleared.moved
+            moved = self._clear_cores()
             pf = read_pf(self._host, address)
             created = run_steps(self._host, self._ledger, HOST, [CreateVfs(pf.address, interface, self._policy.count_vfs(pf))])
-            self._prepared_pfs.add(pf.address)
-        return (*((f"move {len(moved)} threads and interrupts to CPUs {housekeeping}",) if moved else ()), *created)
+            self._prepared.add(pf.address)
+        return (*moved, *created)
 
     def restore_edge_mode(self, plan: Plan) -> None:
         """Puts the guest's PFs back into VEPA mode."""
@@ -99,11 +120,12 @@ class HostSetup:
                 _log.error("cannot restore VEPA mode on PF %s: %s", pf, error)
 
     def has_guest_on(self, interface: str) -> bool:
-        """Whether a guest has a VF of this PF, by its planned or present name: it need not be a configured uplink."""
-        return any(
-            vf.interface == interface or has_port(self._host, vf.pf, interface)
-            for claim in self._ledger.read().claims
-            for vf in claim.plan.vfs
+        """Whether a guest has a VF of this PF, by its planned or present name: it need not be a configured uplink. Or whether it
+        is the tap of a guest, or its uplink.
+        """
+        plans = [claim.plan for claim in self._ledger.read().claims]
+        return any(interface in (nic.interface, nic.tap) for plan in plans for nic in plan.nics) or any(
+            has_port(self._host, vf.pf, interface) for plan in plans for vf in plan.vfs
         )
 
     def release(self) -> None:
@@ -153,7 +175,7 @@ class HostSetup:
             return
         with self.lock:
             # Cleared before the check: a guest that is claimed later finds no prepared PF, and waits for the lock.
-            self._prepared_pfs.clear()
+            self._prepared.clear()
             if not self._has_guests():
                 undo_steps(UndoContext(self._host), self._ledger, HOST)
 

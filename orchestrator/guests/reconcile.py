@@ -108,22 +108,26 @@ class Reconciler:
     def detect_drift(self) -> None:
         claims = self._ledger.read().claims
         log_errors(partial(self._drift.begin_round, claims))
-        for claim in claims:
-            if claim.state == GuestState.RUNNING:
+        self._check_guests(lambda _: True)
+        self._drift.check_pools(claims)
+
+    def _check_guests(self, is_due: Callable[[Claim], bool]) -> None:
+        for claim in self._ledger.read().claims:
+            if claim.state == GuestState.RUNNING and is_due(claim):
                 with self._transitions.guest_locks.try_acquire(claim.plan.name) as held:
                     now = self._ledger.find(claim.plan.name) if held else None
                     # Another guest may have the name by now.
                     if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
                         log_errors(partial(self._drift.check_guest, now))
-        self._drift.check_pools(claims)
 
     def has_guest_on(self, interface: str) -> bool:
         return self._setup.has_guest_on(interface)
 
     def on_link_change(self) -> None:
-        """Restores VEPA mode on the PFs of guests: a PF reset switches it off (with igb, every one)."""
+        """Restores VEPA mode on the PFs of guests, which a PF reset switches off (with igb, every one), and changed taps."""
         self._drift.on_link_change()
         self._setup.restore_edge_modes()
+        self._check_guests(lambda claim: bool(claim.plan.software_nics and self._drift.has_changed_taps(claim)))
 
     def _finish(self, claim: Claim, decision: Decision) -> None:
         if decision.state == GuestState.DELETING:

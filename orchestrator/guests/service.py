@@ -169,8 +169,10 @@ class GuestService:
                 )
             plan = claim.plan
             pages = f"{plan.pages} pages of {plan.page_size} on node {plan.node}"
-            devices = [*(f"VF {vf.address}" for vf in plan.vfs), *(f"disk {disk.key}" for disk in plan.disks)]
-            detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(devices)}"
+            nics = [*(f"VF {vf.address}" for vf in plan.vfs), *(f"{nic.tap} ({nic.edge})" for nic in plan.software_nics)]
+            devices = [*nics, *(f"disk {disk.key}" for disk in plan.disks)]
+            weaker = f"; weaker: {', '.join(plan.waived)}" if plan.waived else ""
+            detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(devices)}{weaker}"
             log_event(self._ledger, claim, Outcome(EventKind.CLAIMED, detail, caller.name, started_at))
             return _view_running(self.transitions.launch(claim, caller.name, changed)), True
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import read_online
 from orchestrator.host.hugepages import read_free_pages, read_pool_size, survey_pools, survey_promised_pages
+from orchestrator.host.interfaces import read_interfaces
 from orchestrator.host.pci import VFIO, read_driver
 from orchestrator.host.ports import read_up
 from orchestrator.host.root import HostRoot
@@ -63,6 +64,8 @@ class SurveyCache:
             return False  # gone or unreadable: the next survey reports it
         online = CpuSet.of(plan.cpus) <= read_online(self._host)
         up = all(read_up(self._host, pf, interface) for pf, interface in {(vf.pf, vf.interface) for vf in plan.vfs})
+        if uplinks := {nic.interface for nic in plan.software_nics}:
+            up = up and uplinks <= {found.name for found in read_interfaces(self._host) if found.up}
         return online and size == sizes[plan.node, plan.page_size] and up
 
     def is_vf_free(self, topology: Topology, vf: VfPlan) -> bool:

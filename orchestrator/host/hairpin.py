@@ -12,9 +12,9 @@ import os
 import socket
 import struct
 import time
-from dataclasses import dataclass
 
 from orchestrator.errors import HostError
+from orchestrator.model.uplink import HairpinResult
 
 _ETHERTYPE = 0x88B6
 # include/uapi/linux/if_packet.h; Python's socket module lacks them. An additional unicast address instead of promiscuous mode:
@@ -23,18 +23,6 @@ _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_UNICAST, _PACKET_OUTGOING = 263,
 _ATTEMPTS = 5
 _WAIT = 0.4  # seconds for a frame to come back
 _MAGIC = b"nohype hairpin"
-
-
-@dataclass(frozen=True)
-class HairpinResult:
-    """``returned`` of ``sent`` frames came back to the uplink that they left from."""
-
-    uplink: str
-    sent: int
-    returned: int
-
-    def __str__(self) -> str:
-        return f"{self.uplink}: {self.returned} of {self.sent} probe frames came back from the switch"
 
 
 def probe_hairpin(uplink: str, *, attempts: int = _ATTEMPTS, wait: float = _WAIT) -> HairpinResult:
@@ -51,15 +39,6 @@ def probe_hairpin(uplink: str, *, attempts: int = _ATTEMPTS, wait: float = _WAIT
             if _await(probe, first, nonce, time.monotonic() + wait):
                 return HairpinResult(uplink, number, 1)
     return HairpinResult(uplink, attempts, 0)
-
-
-def require_hairpin(uplink: str) -> HairpinResult:
-    """Raises HostError if no frame comes back: guests could not reach each other."""
-    result = probe_hairpin(uplink)
-    if not result.returned:
-        hint = f"enable hairpin (reflective relay) on the switch port of {uplink}, and check the cable"
-        raise HostError(f"the switch does not send frames back to uplink {uplink}: {result}", hint)
-    return result
 
 
 def _choose_addresses(uplink: str) -> tuple[bytes, bytes]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 
 from orchestrator.errors import HostError
 from orchestrator.model.topology import Link, VfState
+from orchestrator.model.uplink import HairpinResult
 from orchestrator.values import CpuSet, MacAddress
 
 _HINTS = {
@@ -48,6 +49,7 @@ class Net(Protocol):
     def read_table(self, table: str) -> tuple[str, str, tuple[str, ...], list[Rule]] | None: ...
     def replace_table(self, table: str, device: str, hook: str, rules: list[Rule], *, policy: str = "accept") -> None: ...
     def delete_table(self, table: str) -> None: ...
+    def probe_hairpin(self, uplink: str) -> HairpinResult: ...
 
 
 class _NoNet:

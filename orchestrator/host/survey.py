@@ -20,13 +20,14 @@ from orchestrator.host.cpus import (
 )
 from orchestrator.host.disk_use import find_users
 from orchestrator.host.hugepages import survey_pools, survey_promised_pages
+from orchestrator.host.interfaces import read_interfaces
 from orchestrator.host.iommu import read_iommu_groups
 from orchestrator.host.nvme import NVME, read_controllers
 from orchestrator.host.pci import DEVICES, VFIO, is_loaded, read_functions
 from orchestrator.host.root import HostRoot
 from orchestrator.host.signatures import find_signatures
 from orchestrator.host.sriov import read_link, read_pfs
-from orchestrator.model.topology import NvmeController, Topology
+from orchestrator.model.topology import Interface, NvmeController, Topology
 from orchestrator.values import CpuSet
 
 _Value = TypeVar("_Value")
@@ -56,6 +57,7 @@ def read_topology(host: HostRoot) -> Topology:
         vfio=is_loaded(host, VFIO),
         cmdline=read_cmdline(host),
         controllers=_read_controllers(host, problems),
+        interfaces=_read_interfaces(host, problems),
         problems=tuple(error.message for error in problems),
     )
 
@@ -81,7 +83,7 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
     promised, no_promised = survey_promised_pages(host, (pool.page_size for pool in pools if pool.total))
     problems = [*no_pools, *no_promised]
     isolated = _try(lambda: read_isolated(host), problems, otherwise=known.isolated)
-    controllers = _read_controllers(host, problems)
+    controllers, interfaces = _read_controllers(host, problems), _read_interfaces(host, problems)
     return replace(
         known,
         isolated=isolated,
@@ -89,6 +91,7 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
         promised=promised,
         pfs=pfs,
         controllers=controllers,
+        interfaces=interfaces,
         kvm=read_kvm(host),
         vfio=is_loaded(host, VFIO),
         problems=tuple(error.message for error in problems),
@@ -98,6 +101,11 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
 def _read_controllers(host: HostRoot, problems: list[HostError]) -> tuple[NvmeController, ...]:
     none: tuple[NvmeController, ...] = ()
     return _try(lambda: read_controllers(host), problems, otherwise=none)
+
+
+def _read_interfaces(host: HostRoot, problems: list[HostError]) -> tuple[Interface, ...]:
+    none: tuple[Interface, ...] = ()
+    return _try(lambda: read_interfaces(host), problems, otherwise=none)
 
 
 def read_disk_use(

@@ -31,12 +31,21 @@ class Vcpu:
 
 
 @dataclass(frozen=True)
+class EmulatedNic:
+    """A NIC that QEMU emulates: the host's interface for it, empty if libvirt names none, and its Ethernet address."""
+
+    interface: str
+    mac: str
+
+
+@dataclass(frozen=True)
 class Pinning:
     """The part of RunningGuest that libvirt reports without a call of QEMU."""
 
     pins: tuple[CpuSet, ...]  # CPUs per vCPU
     emulator_pin: CpuSet
     hostdevs: tuple[PciAddress, ...]
+    interfaces: tuple[str, ...] = ()  # the host's network interfaces of emulated NICs
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,12 @@ class RunningGuest:
     devices: tuple[str, ...]  # QEMU's device models, one entry per device (HMP `info qtree`): "isa-serial", "vfio-pci", ...
     uuid: UUID
     disks: tuple[str, ...] = ()  # files, block devices and the like of emulated disks
+    nics: tuple[EmulatedNic, ...] = ()
 
     @property
     def pinning(self) -> Pinning:
-        return Pinning(tuple(vcpu.pin for vcpu in self.vcpus), self.emulator_pin, self.hostdevs)
+        interfaces = tuple(nic.interface for nic in self.nics)
+        return Pinning(tuple(vcpu.pin for vcpu in self.vcpus), self.emulator_pin, self.hostdevs, interfaces)
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,14 @@ def parse_pinning(tree: Any, vcpus: Sequence[int], count_cpus: Callable[[], int]
         pins=tuple(pins.get(index, rest) for index in vcpus),
         emulator_pin=parse_cpuset(emulator.get("cpuset")) if emulator is not None else rest,
         hostdevs=tuple(_read_address(source) for source in tree.iterfind("devices/hostdev[@type='pci']/source/address")),
+        interfaces=tuple(nic.interface for nic in parse_nics(tree)),
     )
+
+
+def parse_nics(tree: Any) -> tuple[EmulatedNic, ...]:
+    """All but passed-through ones (https://libvirt.org/formatdomain.html#network-interfaces)."""
+    found = [interface for interface in tree.iterfind("devices/interface") if interface.get("type") != "hostdev"]
+    return tuple(EmulatedNic(one.xpath("string(target/@dev)"), one.xpath("string(mac/@address)")) for one in found)
 
 
 def parse_disks(tree: Any) -> tuple[str, ...]:

@@ -169,6 +169,18 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Interface:
+    """An Ethernet interface that could be the uplink of a software edge."""
+
+    name: str
+    up: bool  # administratively up with carrier
+    mac: MacAddress
+    master: str | None  # the bridge or bond of which it is a port
+    kind: str | None  # "bridge", "veth" ...; None for a physical interface
+    node: int | None = None  # NUMA node of its device, None if not known
+
+
+@dataclass(frozen=True)
 class NvmeNamespace:
     """A namespace of an NVMe controller: a block device of the host while the driver nvme is bound."""
 
@@ -227,6 +239,7 @@ class Topology:
     cmdline: str = ""  # of the kernel
     controllers: tuple[NvmeController, ...] = ()  # NVMe
     problems: tuple[str, ...] = ()  # one sentence per value that could not be read and was left out
+    interfaces: tuple[Interface, ...] = ()  # in the order of their names
 
     @cached_property
     def cpus(self) -> CpuSet:
@@ -242,6 +255,9 @@ class Topology:
 
     def find_uplink(self, uplink: str) -> PhysicalFunction | None:
         return next((found for pf in self.pfs if (found := pf.at(uplink))), None)
+
+    def find_interface(self, name: str) -> Interface | None:
+        return next((found for found in self.interfaces if found.name == name), None)
 
     def siblings(self, cpus: CpuSet) -> CpuSet:
         """All CPUs of the physical cores of these CPUs."""

@@ -6,10 +6,26 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class HairpinResult:
+    """``returned`` of ``sent`` probe frames came back to the uplink that they left from."""
+
+    uplink: str
+    sent: int
+    returned: int
+
+    def __str__(self) -> str:
+        return f"{self.uplink}: {self.returned} of {self.sent} probe frames came back from the switch"
+
+
+@dataclass(frozen=True)
 class EdgeReading:
-    interface: str
-    mode: str | None  # vepa, veb, or None if it is unknown
+    """``findings`` are differences from what the mode requires, one sentence each."""
+
+    interface: str  # the PF's or, with a software edge, the guest's tap
+    mode: str | None  # the value of an EdgeMode, or None if it is unknown
     text: str  # what was read, or why it could not be read
+    findings: tuple[str, ...] = ()
+    uplink: str = ""  # of a software edge
 
 
 @dataclass(frozen=True)
@@ -22,8 +38,12 @@ class Traffic:
     sent: int
     received: int  # as the source reports it, like duplicates
     duplicates: int
-    in_host: dict[str, int]  # requests and replies that the host's own network stack received, by interface
+    in_host: dict[str, int]  # requests and replies on the host's interfaces where none is expected, by interface
     dropped: int  # frames that the capture on the host lost
+    source_edge: bool = False  # the source has a software edge
+    target_edge: bool = False
+    uplink_out: int = 0  # requests and replies that left through uplinks of software edges; not in `in_host`
+    uplink_in: int = 0
 
 
 @dataclass(frozen=True)

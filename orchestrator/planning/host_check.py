@@ -10,6 +10,8 @@ from orchestrator.config import DaemonConfig
 from orchestrator.host.cmdline import MAX_CMDLINE, find_unsafe_words
 from orchestrator.model.plan import Policy
 from orchestrator.model.topology import Topology
+from orchestrator.model.waiver import Waiver
+from orchestrator.planning.uplink import NO_IOMMU, find_edge
 from orchestrator.values import CpuSet
 
 
@@ -74,29 +76,28 @@ def _find_blockers(housekeeping: CpuSet, topology: Topology) -> Iterator[HostFin
 
 
 def _check_devices(policy: Policy, topology: Topology) -> Iterator[HostFinding]:
-    useless = {uplink: reason for uplink in policy.uplinks if (reason := _check_uplink(uplink, topology))}
-    for uplink, reason in useless.items():
-        severity = Severity.ERROR if len(useless) == len(policy.uplinks) else Severity.WARNING
+    useless: dict[str, str] = {}
+    software: dict[str, str] = {}
+    for uplink in policy.uplinks:
+        edge = find_edge(uplink, topology, policy)
+        if isinstance(edge, str):
+            useless |= {uplink: edge} if edge != NO_IOMMU else {}
+        elif edge.mode.is_software:
+            software[uplink] = f"{edge.why}; guests that accept {Waiver.SOFTWARE_EDGE} get edge mode {edge.mode}"
+    if Waiver.SOFTWARE_EDGE not in policy.accept:
+        useless |= software
+    for uplink, reason in (useless | software).items():
+        severity = Severity.ERROR if uplink in useless and len(useless) == len(policy.uplinks) else Severity.WARNING
         hint = "`nohype survey` and `ip link` show the interfaces; set [host] uplinks"
         yield HostFinding(severity, f"uplink {uplink}: {reason}", hint)
+    only_software = bool(software) and len(software | useless) == len(policy.uplinks)
     if not topology.iommu_groups:
         hint = "enable the IOMMU in the firmware; boot with intel_iommu=on on Intel"
-        yield HostFinding(Severity.ERROR, "the host has no IOMMU in use: /sys/kernel/iommu_groups is empty", hint)
-    if not topology.vfio:
+        severity = Severity.WARNING if only_software and Waiver.NO_IOMMU in policy.accept else Severity.ERROR
+        yield HostFinding(severity, "the host has no IOMMU in use: /sys/kernel/iommu_groups is empty", hint)
+    if not topology.vfio and not only_software:
         hint = "modprobe vfio-pci, at each boot by a file in /etc/modules-load.d"
         yield HostFinding(Severity.ERROR, "the driver vfio-pci is not loaded: no VF can be given to a guest", hint)
-
-
-def _check_uplink(uplink: str, topology: Topology) -> str:
-    """The reason why guests cannot have a VF of the uplink, or empty. A missing link is ignored: it may come up at any moment."""
-    pf = topology.find_uplink(uplink)
-    return pf.describe_uselessness() if pf else explain_no_uplink(topology)
-
-
-def explain_no_uplink(topology: Topology) -> str:
-    """Names the PFs without an interface: one of them may be the uplink."""
-    absent = [f"PF {pf.address}: {pf.fault}" for pf in topology.pfs if pf.interface is None and pf.fault]
-    return "; ".join(["there is no SR-IOV capable network interface of this name", *absent])
 
 
 def _check_housekeeping(policy: Policy, topology: Topology) -> Iterator[HostFinding]:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from orchestrator.errors import NoRoom, RequestError
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan, Policy
 from orchestrator.model.request import GuestRequest, NicRequest
-from orchestrator.model.topology import IommuGroup, PhysicalFunction, Topology, VirtualFunction
-from orchestrator.planning.host_check import explain_no_uplink
+from orchestrator.model.topology import Interface, IommuGroup, PhysicalFunction, Topology, VirtualFunction
+from orchestrator.model.waiver import Waiver
 from orchestrator.planning.inputs import PlanningInput
+from orchestrator.planning.uplink import choose_edge, explain_no_uplink
 from orchestrator.values import MacAddress, PciAddress
 
 MAC_PREFIX = "02:4e:48"
@@ -34,6 +36,43 @@ class FreeVf:
     address: PciAddress
     now: VirtualFunction | None = None
 
+    @property
+    def node(self) -> int | None:
+        return self.pf.node
+
+    def plan(self, mac: MacAddress) -> NicPlan:
+        return NicPlan(self.pf.address, self.pf.interface or "", self.index, self.address, mac)
+
+    @property
+    def seed(self) -> str:
+        """Differs between hosts."""
+        return str(self.pf.mac)
+
+
+@dataclass(frozen=True)
+class FreePort:
+    """A NIC of a software edge that a guest could get: any number per uplink."""
+
+    uplink: Interface
+    edge: EdgeMode
+    address: None = None
+
+    @property
+    def node(self) -> int | None:
+        return self.uplink.node
+
+    @property
+    def seed(self) -> str:
+        """As of FreeVf."""
+        return str(self.uplink.mac)
+
+    def plan(self, mac: MacAddress) -> NicPlan:
+        # The last three bytes of the guest's address are unique on the host, and so is the name (15 characters at most).
+        return NicPlan(None, self.uplink.name, None, None, mac, self.edge, tap=f"nh-{str(mac)[9:].replace(':', '')}")
+
+
+FreeNic = FreeVf | FreePort
+
 
 def check_networks(request: GuestRequest) -> None:
     """Raises RequestError for a tenant network or a rate, which no guest can have yet."""
@@ -43,25 +82,25 @@ def check_networks(request: GuestRequest) -> None:
             raise RequestError(f"NIC {number}: {what} is not available: this host has no tenant networks", "omit it")
 
 
-def find_vfs(nics: Sequence[NicRequest], host: PlanningInput) -> tuple[list[tuple[FreeVf, ...]], list[str]]:
-    """Per usable uplink the VFs if NICs without a named uplink use it; and the reasons why other uplinks are not usable."""
+def find_nics(request: GuestRequest, host: PlanningInput) -> tuple[list[tuple[FreeNic, ...]], list[str]]:
+    """Per usable uplink the NICs if those without a named uplink use it; and the reasons why other uplinks are not usable."""
     groups = host.topology.group_of
-    choices: list[tuple[FreeVf, ...]] = []
+    choices: list[tuple[FreeNic, ...]] = []
     refused = [] if host.policy.uplinks else ["network: no uplink is configured"]
     for uplink in host.policy.uplinks:
-        choice = _choose(nics, uplink, groups, host)
+        choice = _choose(request, uplink, groups, host)
         refused.append(choice) if isinstance(choice, str) else choices.append(choice)
     return choices, list(dict.fromkeys(refused))
 
 
-def plan_nics(request: GuestRequest, vfs: Sequence[FreeVf], host: PlanningInput) -> tuple[NicPlan, ...]:
+def plan_nics(request: GuestRequest, chosen: Sequence[FreeNic], host: PlanningInput) -> tuple[NicPlan, ...]:
     """Adds Ethernet addresses. Raises NoRoom if all addresses are allocated."""
     used = host.allocated.macs | {pf.mac for pf in host.topology.pfs if pf.mac}
     nics: list[NicPlan] = []
-    for number, vf in enumerate(vfs):
-        mac = _choose_mac(f"{vf.pf.mac} {request.name}" + (f" {number}" if number else ""), used)
+    for number, nic in enumerate(chosen):
+        mac = _choose_mac(f"{nic.seed} {request.name}" + (f" {number}" if number else ""), used)
         used |= {mac}
-        nics.append(NicPlan(vf.pf.address, vf.pf.interface or "", vf.index, vf.address, mac))
+        nics.append(nic.plan(mac))
     return tuple(nics)
 
 
@@ -73,18 +112,34 @@ def list_addresses(nics: Sequence[NicRequest]) -> tuple[str, ...]:
 
 
 def _choose(
-    nics: Sequence[NicRequest], uplink: str, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput
-) -> tuple[FreeVf, ...] | str:
+    request: GuestRequest, uplink: str, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput
+) -> tuple[FreeNic, ...] | str:
+    nics = request.wanted_nics
     named = {nic.vf_address for nic in nics if nic.vf_address}
-    chosen: list[FreeVf] = []
+    chosen: list[FreeNic] = []
     for number, nic in enumerate(nics, 1):
         name = nic.uplink or _find_uplink_of(nic.vf_address, host) or uplink
-        excluded = (named - {nic.vf_address}) | {vf.address for vf in chosen}
-        found = _find_vf(name, nic.vf_address, excluded, groups, host)
+        found: FreeNic | str | None = _find_port(name, nic, request.accept, host)
+        if found is None:
+            excluded = (named - {nic.vf_address}) | {one.address for one in chosen if one.address}
+            found = _find_vf(name, nic.vf_address, excluded, groups, host)
         if isinstance(found, str):
             return f"{UPLINK}{name}: {found}" + (f" (NIC {number} of {len(nics)})" if len(nics) > 1 else "")
         chosen.append(found)
     return tuple(chosen)
+
+
+def _find_port(uplink: str, nic: NicRequest, accepted: Sequence[Waiver], host: PlanningInput) -> FreePort | str | None:
+    """None if the uplink has VFs; a sentence if guests can have nothing of it."""
+    if uplink not in host.policy.uplinks:
+        return "not configured ([host] uplinks)"
+    choice = choose_edge(uplink, host.topology, host.policy, accepted)
+    if isinstance(choice, str):
+        return choice
+    interface = host.topology.find_interface(uplink)
+    if not choice.mode.is_software or interface is None:
+        return None
+    return f"edge mode {choice.mode} has no VFs, but VF {nic.vf} is requested" if nic.vf else FreePort(interface, choice.mode)
 
 
 def _find_uplink_of(address: PciAddress | None, host: PlanningInput) -> str | None:
@@ -104,12 +159,10 @@ def _find_vf(
     groups: Mapping[PciAddress, IommuGroup],
     host: PlanningInput,
 ) -> FreeVf | str:
-    if uplink not in host.policy.uplinks:
-        return "not configured ([host] uplinks)"
     pf = host.topology.find_uplink(uplink)
     if not pf:
         return explain_no_uplink(host.topology)
-    if reason := _check_pf(pf, groups, host):
+    if reason := _check_pf(pf, host):
         return reason
     count = f"{len(pf.vfs)} (of {pf.total_vfs} possible)" if pf.vfs else str(host.policy.count_vfs(pf))
     refused: list[str] = []
@@ -141,14 +194,8 @@ def find_unknown(topology: Topology, policy: Policy) -> tuple[PhysicalFunction, 
     )
 
 
-def _check_pf(pf: PhysicalFunction, groups: Mapping[PciAddress, IommuGroup], host: PlanningInput) -> str:
-    """The reason why guests cannot have a VF of the PF; empty if they can."""
-    if not groups:
-        unread = [group.fault for group in host.topology.iommu_groups if group.fault]
-        none = "the host has no IOMMU in use (firmware setting; boot with intel_iommu=on on Intel)"
-        return f"no IOMMU group can be read: {unread[0]}" if unread else none
-    if reason := pf.describe_uselessness():
-        return reason
+def _check_pf(pf: PhysicalFunction, host: PlanningInput) -> str:
+    """The reason why guests cannot have a VF of the PF now; empty if they can. ``choose_edge`` finds the lasting reasons."""
     if not pf.up:
         return f"the PF {pf.address} is down or has no carrier"
     if not pf.tells_addresses(host.policy.count_vfs(pf)):

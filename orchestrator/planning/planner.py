@@ -14,7 +14,7 @@ from orchestrator.planning.disk import DISK, check_waivers, count_remote, descri
 from orchestrator.planning.host_check import find_blockers
 from orchestrator.planning.inputs import PlanningInput
 from orchestrator.planning.memory import PageRequest
-from orchestrator.planning.nic import UPLINK, FreeVf, check_networks, find_vfs, list_addresses, plan_nics
+from orchestrator.planning.nic import UPLINK, FreeNic, check_networks, find_nics, list_addresses, plan_nics
 from orchestrator.values import Size
 
 
@@ -40,7 +40,7 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
         candidates, no_cores = check_placement(request.placement.cpu_set, pages, host)
     else:
         candidates, no_cores = find_candidates(request.cores, pages, host)
-    choices, no_vfs = find_vfs(request.wanted_nics, host)
+    choices, no_vfs = find_nics(request, host)
     disks, no_disks = find_free(request, host)
     blockers = find_blockers(policy, topology)
     if not choices or not candidates or no_disks or blockers:
@@ -52,12 +52,12 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
             next((blocker.hint for blocker in blockers), hint),
         )
 
-    # Computed per choice of VFs: there are uplinks times nodes pairs.
+    # Computed per choice of NICs: there are uplinks times nodes pairs.
     last_vfs = {id(vfs): sum(vf.address in allocated.last_vfs for vf in vfs) for vfs in choices}
     remote = {candidate.node: count_remote(request, disks, candidate.node) for candidate in candidates}
-    nodes = {id(vfs): [vf.pf.node for vf in vfs if vf.pf.node is not None] for vfs in choices}
+    nodes = {id(vfs): [vf.node for vf in vfs if vf.node is not None] for vfs in choices}
 
-    def rank(pair: tuple[tuple[FreeVf, ...], Candidate]) -> tuple[int, int, tuple[int, int, int]]:
+    def rank(pair: tuple[tuple[FreeNic, ...], Candidate]) -> tuple[int, int, tuple[int, int, int]]:
         vfs, candidate = pair
         vf_nodes = nodes[id(vfs)]
         far = len(vf_nodes) - vf_nodes.count(candidate.node) + remote[candidate.node]
@@ -81,7 +81,7 @@ def hide_device_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
 
 
 def _build_plan(
-    request: GuestRequest, pages: PageRequest, candidate: Candidate, vfs: Sequence[FreeVf], disks: Sequence[NvmeController],
+    request: GuestRequest, pages: PageRequest, candidate: Candidate, vfs: Sequence[FreeNic], disks: Sequence[NvmeController],
     host: PlanningInput,
 ) -> Plan:  # fmt: skip
     smt = len(candidate.cores[0]) > 1
@@ -97,6 +97,7 @@ def _build_plan(
         # -cpu host does not include topoext (target/i386/cpu.c, no_autoenable_flags), without which a guest sees no threads.
         cpu_features=("topoext",) if smt and host.topology.topoext else (),
         disks=plan_disks(request, disks, candidate.node, host.policy.disk_folder),
+        iommu=bool(host.topology.iommu_groups),
     )
 
 

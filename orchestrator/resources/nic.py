@@ -33,6 +33,7 @@ from orchestrator.model.plan import Plan, VfPlan
 from orchestrator.model.topology import VfState
 from orchestrator.resources.nic_settings import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
+from orchestrator.resources.tap import build_interface, diff_interfaces
 from orchestrator.resources.xml import element
 from orchestrator.values import PciAddress
 from orchestrator.waiting import wait_until
@@ -241,7 +242,7 @@ def diff_devices(plan: Plan, running: Pinning, drivers: Mapping[PciAddress, str 
     expected = [vf.address for vf in plan.vfs] + [disk.address for disk in plan.disks if disk.address]
     if sorted(running.hostdevs) != sorted(expected):
         findings.append(f"devices passed through: {_join(running.hostdevs)}, expected {_join(expected)}")
-    return (*findings, *diff_vf(plan, states))
+    return (*findings, *diff_interfaces(plan, running.interfaces), *diff_vf(plan, states))
 
 
 def diff_vf(plan: Plan, states: VfStates) -> tuple[str, ...]:
@@ -266,11 +267,16 @@ def find_still_bound(host: HostRoot, plan: Plan) -> tuple[str, ...]:
     return tuple(f"VF {vf} is still bound to {VFIO}" for vf, driver in find_drivers(host, plan).items() if driver == VFIO)
 
 
-def build_hostdevs(plan: Plan) -> list[etree._Element]:
-    return [_build_hostdev(nic.address, _FIRST_SLOT + number) for number, nic in enumerate(plan.nics) if nic.address]
+def build_nics(plan: Plan) -> list[etree._Element]:
+    parts = []
+    for slot, nic in enumerate(plan.nics, _FIRST_SLOT):
+        # On the root bus, as an integrated endpoint: no emulated root port is needed, and libvirt adds no spare one.
+        guest_address = element("address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
+        parts.append(_build_hostdev(nic.address, guest_address) if nic.address else build_interface(nic, guest_address))
+    return parts
 
 
-def _build_hostdev(address: PciAddress, slot: int) -> etree._Element:
+def _build_hostdev(address: PciAddress, guest_address: etree._Element) -> etree._Element:
     """managed='no': binding to vfio-pci and back is a step with its own undo."""
     source = element(
         "address",
@@ -279,8 +285,6 @@ def _build_hostdev(address: PciAddress, slot: int) -> etree._Element:
         slot=f"0x{address.device:02x}",
         function=f"0x{address.function:x}",
     )
-    # On the root bus, as an integrated endpoint: no emulated root port is needed, and libvirt adds no spare one.
-    guest_address = element("address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
     return element("hostdev", element("source", source), guest_address, mode="subsystem", type="pci", managed="no")
 
 

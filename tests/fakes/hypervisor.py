@@ -24,6 +24,7 @@ from lxml import etree
 
 from orchestrator.errors import HypervisorError, NotFound
 from orchestrator.hypervisor.connection import EndCause, Pinning, RunningGuest, SerialConsole, Vcpu
+from orchestrator.hypervisor.guests import EmulatedNic, parse_nics
 from orchestrator.hypervisor.unmanaged import Unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
 from tests.fakes import nvme
@@ -87,6 +88,8 @@ class FakeHypervisor:
                 for violation in found:
                     self._host.violate(f"{name}: {violation}")
                 raise HypervisorError(f"cannot create the guest: {'; '.join(found)}")
+            for tap, _ in guest["nics"]:
+                self._host.fake_net.hold_tap(tap)
             if missing := [file for file in guest["boots"] if not Path(file).is_file()]:
                 raise HypervisorError(f"cannot create the guest: cannot access {missing[0]}")
             Path(guest["log"]).touch()  # virtlogd opens it
@@ -225,6 +228,8 @@ class FakeHypervisor:
             self.take_pages(guest, -guest["pages"])
             for device in (*guest["vfs"], *guest.get("disks", ())):
                 self._host.add(f"{DEVICES}/{device}/enable", "0")
+            for tap, _ in guest.get("nics", ()):
+                self._host.fake_net.release_tap(tap)
             shutil.rmtree(self._host.path / "sys/fs/cgroup" / _group(guest))
             for tid in range(guest["pid"], guest["pid"] + len(guest["pins"]) + 2):
                 shutil.rmtree(self._host.path / f"proc/{tid}", ignore_errors=True)
@@ -341,6 +346,7 @@ def _parse(tree: Any) -> dict[str, Any]:
         "pages": -(-memory // page),
         "memory": memory,
         "vfs": list(map(str, vfs)),
+        "nics": [(nic.interface, nic.mac) for nic in parse_nics(tree)],
         "boots": [file for file in (tree.findtext("os/kernel"), tree.findtext("os/initrd")) if file],
         "log": tree.find("devices/serial/log").get("file"),
     }
@@ -358,6 +364,7 @@ def _live(guest: dict[str, Any]) -> RunningGuest:
         hostdevs=tuple(map(PciAddress.parse, (*guest["vfs"], *guest.get("disks", ())))),
         devices=("vfio-pci",),
         uuid=UUID(guest["uuid"]),
+        nics=tuple(EmulatedNic(*nic) for nic in guest.get("nics", ())),
     )
 
 

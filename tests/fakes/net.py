@@ -14,16 +14,20 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import HostError, RequestError
+from orchestrator.errors import HostError, HypervisorError, RequestError
 from orchestrator.model.topology import Link, VfState
+from orchestrator.model.uplink import HairpinResult
 from orchestrator.values import MacAddress
 
 if TYPE_CHECKING:
     from tests.fakes.root import FakeRoot
 
 FOLDER = ".state/net"
+TAPS, TABLES = " taps", " tables"
+"""Files in the folder, which no interface is called."""
 _DEVICES = "sys/bus/pci/devices"
 _MAX_VLAN, _MAX_QOS = 4095, 7
+_MTU = 1500
 Driver = Callable[[str, object], "int | dict[str, Any]"]
 """An attribute of VfState and its wanted value -> an errno, or what is set instead of what was asked for."""
 # As host.netlink asks, one after the other, each with what goes with it.
@@ -42,17 +46,25 @@ class FakeNet:
     Attributes:
         drivers: interface -> what its driver makes of a request, where that is not as igb does.
         new_vf: how the drivers make a new VF.
+        hairpin: whether the external switch sends frames back.
+        probes: uplinks whose hairpin was probed.
     """
 
     def __init__(self, fake: FakeRoot, changing: Callable[[str, str], AbstractContextManager[None]]) -> None:
         self._fake, self._changing = fake, changing
         self.drivers: dict[str, Driver] = {}
         self.new_vf = VfState(0)
+        self.hairpin = True
+        self.probes: list[str] = []
 
     def read_links(self) -> tuple[Link, ...]:
         """See `host.netlink`."""
         lo = Link("lo", 1, None, up=True, carrier=True, master=None, kind=None)
-        return (lo, *(self._link(number, name, folder) for number, (name, folder) in enumerate(self._interfaces().items(), 2)))
+        links = [lo, *(self._link(number, name, folder) for number, (name, folder) in enumerate(self._interfaces().items(), 2))]
+        for number, (name, tap) in enumerate(sorted(self._load(TAPS).items()), len(links) + 1):
+            state = {key: value for key, value in tap.items() if key != "held"} | {"mac": MacAddress.parse(tap["mac"])}
+            links.append(Link(name, number, carrier=tap["up"], master=None, mtu=_MTU, **state))
+        return tuple(links)
 
     def read_addressed(self) -> frozenset[str]:
         """See `host.netlink`. A test gives an interface an address with `give_address`."""
@@ -112,6 +124,77 @@ class FakeNet:
                 )
             self._store(interface, hwmode=mode)
 
+    def set_link_up(self, interface: str, *, up: bool) -> None:
+        """See `host.netlink`; of taps only."""
+        self.change_tap(interface, up=up)
+
+    def create_macvtap(self, name: str, uplink: str, mac: MacAddress) -> None:
+        """See `host.netlink`."""
+        with self._changing(f"macvtap {name}", f"{uplink} {mac}"):
+            if uplink not in self._interfaces():
+                raise HostError(
+                    f"cannot create macvtap {name} on {uplink}: interface {uplink} does not exist", errno=errno.ENODEV
+                )
+            if name in self._load(TAPS):
+                raise HostError(f"cannot create macvtap {name} on {uplink}", errno=errno.EEXIST)
+            new = {"kind": "macvtap", "parent": uplink, "mac": str(mac), "mode": "vepa", "all_multicast": True, "up": False}
+            self._store(TAPS, **{name: new})
+
+    def restore_macvtap(self, name: str) -> None:
+        """See `host.netlink`."""
+        self.change_tap(name, mode="vepa", all_multicast=True)
+
+    def delete_link(self, name: str) -> None:
+        """See `host.netlink`."""
+        with self._changing(f"delete {name}", ""):
+            if name not in self._load(TAPS):
+                raise HostError(f"cannot delete interface {name}: it does not exist", errno=errno.ENODEV)
+            if self._load(TAPS)[name].get("held"):
+                self._fake.violate(f"tap {name} was removed while a guest has it")
+            self._store(TAPS, **{name: None})
+
+    def hold_tap(self, name: str) -> None:
+        """What QEMU does when it opens a tap that libvirt must not create."""
+        tap = self._load(TAPS).get(name)
+        if tap is None:
+            raise HypervisorError(f"cannot create the guest: target managed='no' but specified dev {name} doesn't exist")
+        if not tap["up"] or not any(name in table["devices"] for table in self._load(TABLES).values()):
+            self._fake.violate(f"a guest was started on tap {name}, which has no rules yet or is down")
+        self._store(TAPS, **{name: {**tap, "held": True}})
+
+    def release_tap(self, name: str) -> None:
+        """QEMU has ended."""
+        if tap := self._load(TAPS).get(name):
+            self._store(TAPS, **{name: {**tap, "held": False}})
+
+    def change_tap(self, name: str, **fields: object) -> None:
+        """What `ip link set` does to a tap."""
+        with self._changing(f"tap {name}", str(fields)):
+            if name not in self._load(TAPS):
+                raise HostError(f"cannot change {name}: interface {name} does not exist", errno=errno.ENODEV)
+            self._store(TAPS, **{name: self._load(TAPS)[name] | fields})
+
+    def probe_hairpin(self, uplink: str) -> HairpinResult:
+        """See `host.netlink`. A test sets what the switch does by `hairpin`."""
+        self._find_folder(uplink)
+        self.probes.append(uplink)
+        return HairpinResult(uplink, 1, 1) if self.hairpin else HairpinResult(uplink, 5, 0)
+
+    def read_table(self, table: str) -> tuple[str, str, tuple[str, ...], list[Any]] | None:
+        """See `host.netlink`."""
+        found = self._load(TABLES).get(table)
+        return (found["hook"], found["policy"], tuple(found["devices"]), found["rules"]) if found else None
+
+    def replace_table(self, table: str, device: str, hook: str, rules: list[Any], *, policy: str = "accept") -> None:
+        """See `host.netlink`."""
+        with self._changing(f"table {table}", hook):
+            self._store(TABLES, **{table: {"hook": hook, "policy": policy, "devices": [device], "rules": rules}})
+
+    def delete_table(self, table: str) -> None:
+        """See `host.netlink`."""
+        with self._changing(f"delete table {table}", ""):
+            self._store(TABLES, **{table: None})
+
     def give_hwmode(self, interface: str, mode: str) -> None:
         """Makes the interface's driver one with a hwmode."""
         self._store(interface, hwmode=mode)
@@ -141,12 +224,12 @@ class FakeNet:
         return dict(sorted((name, folder) for folder in nics for name in self._fake.names(f"{folder}/net")))
 
     def _link(self, number: int, name: str, folder: str) -> Link:
-        up = self._fake.text(f"{folder}/net/{name}/operstate") == "up"
+        up = self._fake.find(f"{folder}/net/{name}/operstate") == "up"
         try:
-            mac = MacAddress.parse(self._fake.text(f"{folder}/net/{name}/address"))
+            mac = MacAddress.parse(self._fake.find(f"{folder}/net/{name}/address") or "")
         except RequestError:
             mac = None
-        return Link(name, number, mac, up=up, carrier=up, master=None, kind=None)
+        return Link(name, number, mac, up=up, carrier=up, master=None, kind=None, mtu=_MTU)
 
     def _find_folder(self, interface: str) -> str:
         folder = self._interfaces().get(interface)

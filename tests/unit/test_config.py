@@ -219,10 +219,11 @@ def test_edge_mode_of_an_uplink_is_part_of_the_policy(tmp_path: Path) -> None:
         return build_policy(read_config(write(tmp_path, HOST + text))).edges
 
     assert edges("") == edges("[uplinks.nic0]") == edges('[uplinks.nic0]\nedge = "auto"') == ()
-    assert edges('[uplinks.nic0]\nedge = "vepa"') == (("nic0", EdgeMode.VEPA),)
+    for mode in (EdgeMode.VEPA, EdgeMode.MACVTAP_VEPA):
+        assert edges(f'[uplinks.nic0]\nedge = "{mode}"') == (("nic0", mode),)
     for text, message in (
         ('[uplinks.nic9]\nedge = "vepa"', "uplinks.nic9: [host] uplinks does not list nic9"),
-        ('[uplinks.nic0]\nedge = "veb"', "'veb' is not an edge mode for guests; use auto, vepa"),
+        ('[uplinks.nic0]\nedge = "veb"', "'veb' is not an edge mode for guests; use auto, vepa, macvtap-vepa"),
         ("[uplinks.nic0]\nedge = 1", "uplinks.nic0.edge"),
         ('[uplinks.nic0]\nmode = "vepa"', "uplinks.nic0.mode"),
     ):

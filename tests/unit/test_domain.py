@@ -15,6 +15,7 @@ from lxml import etree
 from orchestrator.domain import build_domain
 from orchestrator.images.description import DiskImage, RamRoot
 from orchestrator.images.store import Image
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
@@ -39,6 +40,7 @@ SMT = Plan(
     cmdline="nohype.address=10.9.0.11/24",
     uuid=UUID("f64abb56-b811-53db-a220-f48cce745777"),
 )
+TAP_MAC = MacAddress.parse("02:4e:48:00:00:02")
 PLANS = {
     "one-core-smt": SMT,
     # Siblings far apart, as most servers number them; a PCI domain and VF that need all their digits.
@@ -57,6 +59,13 @@ PLANS = {
         disks=(
             DiskPlan(Size.parse("1G"), "S5GXNX0T400123", PciAddress.parse("0000:44:00.0"), 0),
             DiskPlan(Size.parse("2G"), file="/var/lib/nohype/disks/g1-2.raw"),
+        ),
+    ),
+    "software-edge": replace(
+        SMT,
+        nics=(
+            SMT.vf,
+            NicPlan(None, "eth0", None, None, TAP_MAC, EdgeMode.MACVTAP_VEPA, tap="nh-000002"),
         ),
     ),
     "no-smt-no-cmdline": replace(SMT, cores=(CpuSet.parse("3"),), cmdline=""),
@@ -147,8 +156,8 @@ def test_vfs_are_passed_through_in_fixed_slots(plan: Plan) -> None:
         if address is not None
     ]
     controllers = [disk.address for disk in plan.controllers]
-    assert [PciAddress(*source) for source in numbers[::2]] == [*(nic.address for nic in plan.nics), *controllers]
-    slots = [*range(2, 2 + len(plan.nics)), *range(16, 16 + len(controllers))]
+    assert [PciAddress(*source) for source in numbers[::2]] == [*(vf.address for vf in plan.vfs), *controllers]
+    slots = [*(slot for slot, nic in enumerate(plan.nics, 2) if nic.address), *range(16, 16 + len(controllers))]
     assert numbers[1::2] == [(0, 0, slot, 0) for slot in slots]
 
 

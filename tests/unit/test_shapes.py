@@ -38,6 +38,7 @@ VALUES: dict[type, Any] = {
     plan.DiskPlan: shapes.Disk,
     disk.DiskProgress: shapes.DiskProgress,
     topology.PromisedPages: shapes.Promised,
+    topology.Interface: shapes.Interface,
     topology.Topology: shapes.Survey,
     HostFinding: shapes.Finding,
 }

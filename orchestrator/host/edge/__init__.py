@@ -8,9 +8,9 @@ from orchestrator.host.edge import hwmode, macvtap, registers
 from orchestrator.host.edge.base import HardwareEdge, SoftwareEdge, Tap
 from orchestrator.host.root import HostRoot
 from orchestrator.model.edge import EdgeMode
-from orchestrator.model.topology import PhysicalFunction
+from orchestrator.model.topology import Link, PhysicalFunction
 
-__all__ = ["SOFTWARE", "SoftwareEdge", "Tap", "describe_edge", "read_edge_mode", "set_edge_mode"]
+__all__ = ["SOFTWARE", "SoftwareEdge", "Tap", "describe_edge", "find_software_edge", "read_edge_mode", "set_edge_mode"]
 
 _HARDWARE: tuple[HardwareEdge, ...] = (registers, hwmode)
 """The first that serves a PF is used."""
@@ -33,6 +33,11 @@ def set_edge_mode(host: HostRoot, pf: PhysicalFunction, mode: EdgeMode) -> None:
 def describe_edge(host: HostRoot, pf: PhysicalFunction) -> str:
     """One line of evidence."""
     return _find(pf).describe(host, pf)
+
+
+def find_software_edge(link: Link) -> tuple[EdgeMode, SoftwareEdge] | None:
+    """The mode whose taps are of the interface's kind; None if it is not a tap of a software edge."""
+    return next(((mode, edge) for mode, edge in SOFTWARE.items() if edge.KIND == link.kind), None)
 
 
 def _find(pf: PhysicalFunction) -> HardwareEdge:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot, Rule
 from orchestrator.model.edge import EdgeMode
-from orchestrator.model.topology import Link, PhysicalFunction
+from orchestrator.model.topology import Interface, Link, PhysicalFunction
 from orchestrator.values import MacAddress
 
 
@@ -37,9 +37,15 @@ class Tap:
 
 
 class SoftwareEdge(Protocol):
-    """Makes the host's kernel send every frame of a guest out of the uplink. Errors are HostErrors."""
+    """Makes the host's kernel send every frame of a guest out of the uplink. Errors are HostErrors.
 
-    def check_uplink(self, link: Link, /) -> str:
+    ``KIND`` is the kernel's kind of its taps.
+    """
+
+    @property
+    def KIND(self) -> str: ...  # noqa: N802
+
+    def check_uplink(self, interface: Interface, /) -> str:
         """The reason why the interface cannot be an uplink of this mode, or empty. Pure."""
 
     def create(self, host: HostRoot, tap: Tap, /) -> None:

@@ -11,19 +11,18 @@ from errno import EEXIST
 from orchestrator.errors import HostError
 from orchestrator.host.edge.base import Tap, build_sender_rules, disable_ipv6, find_link
 from orchestrator.host.root import HostRoot
-from orchestrator.model.topology import Link
+from orchestrator.model.topology import Interface
 
-_KIND, _MODE, _HOOK, _POLICY = "macvtap", "vepa", "egress", "accept"
+KIND = "macvtap"
+_MODE, _HOOK, _POLICY = "vepa", "egress", "accept"
 _NO_UPLINKS = ("macvtap", "macvlan", "ipvlan", "ipvtap", "bridge", "tun")
 
 
-def check_uplink(link: Link) -> str:
-    if not link.ethernet or link.mac is None:
-        return f"{link.name} is not an Ethernet interface"
-    if link.kind in _NO_UPLINKS:
-        return f"{link.name} is of kind {link.kind}, which cannot carry a macvtap"
-    if link.master:
-        return f"{link.name} is a port of {link.master}: a macvtap needs an uplink of its own"
+def check_uplink(interface: Interface) -> str:
+    if interface.kind in _NO_UPLINKS:
+        return f"{interface.name} is of kind {interface.kind}, which cannot carry a macvtap"
+    if interface.master:
+        return f"{interface.name} is a port of {interface.master}, and a macvtap needs an uplink that is not a port"
     return ""
 
 
@@ -42,8 +41,8 @@ def create(host: HostRoot, tap: Tap) -> None:
 
 def remove(host: HostRoot, tap: Tap) -> None:
     if link := find_link(host, tap.name):
-        if (link.kind, link.mac) != (_KIND, tap.mac):
-            what = f"{link.kind or 'physical'} with address {link.mac}, expected {_KIND} with {tap.mac}"
+        if (link.kind, link.mac) != (KIND, tap.mac):
+            what = f"{link.kind or 'physical'} with address {link.mac}, expected {KIND} with {tap.mac}"
             raise HostError(
                 f"cannot remove macvtap {tap.name}: the interface is {what}",
                 "remove it by hand, and clear the guest with --force",
@@ -63,7 +62,7 @@ def diff(host: HostRoot, tap: Tap) -> tuple[str, ...]:
         return (f"{tap.name} does not exist",)
     uplink = find_link(host, tap.uplink)
     pairs = [
-        ("kind", link.kind, _KIND), ("mode", link.mode or None, _MODE), ("uplink", link.parent, tap.uplink),
+        ("kind", link.kind, KIND), ("mode", link.mode or None, _MODE), ("uplink", link.parent, tap.uplink),
         ("address", link.mac, tap.mac), ("state", _state(up=link.up), "up"),
         ("reception of all multicast", _switch(on=link.all_multicast), "on"),
         # Lowering the MTU of an uplink lowers that of its macvtaps; raising it does not raise them.

@@ -1,0 +1,71 @@
+"""The part of the proof vepa for software edges: the host's kernel sends every frame out of the uplink, once.
+
+The host sees each frame, so the proof is weaker than with VFs: it counts the frames that pass the uplink, in each direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.errors import HostError, RequestError
+from orchestrator.host.edge import Tap, find_software_edge
+from orchestrator.host.root import HostRoot
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.proof import WEAKER
+from orchestrator.model.topology import Link
+from orchestrator.model.uplink import EdgeReading, Traffic
+from orchestrator.model.waiver import Waiver
+from orchestrator.values import MacAddress
+
+TAP_PREFIX = "nh-"
+"""Of the names of the manager's taps."""
+EDGE_WEAKER = f"{WEAKER}{Waiver.SOFTWARE_EDGE.reason}"
+
+
+def read_taps(host: HostRoot, guests: Iterable[RunningGuest]) -> tuple[EdgeReading, ...]:
+    """The software edge of each emulated NIC that the manager has made, by its name and the kernel's kind."""
+    named = {nic.interface: nic.mac for guest in guests for nic in guest.nics if nic.interface.startswith(TAP_PREFIX)}
+    if not named:
+        return ()
+    try:
+        links = {link.name: link for link in host.net.read_links()}
+        return tuple(_read_tap(host, name, mac, links.get(name)) for name, mac in sorted(named.items()))
+    except HostError as error:
+        return tuple(EdgeReading(name, None, error.message) for name in sorted(named))
+
+
+def _read_tap(host: HostRoot, name: str, mac: str, link: Link | None) -> EdgeReading:
+    found = find_software_edge(link) if link else None
+    if link is None or found is None:
+        return EdgeReading(name, None, f"{name} does not exist" if link is None else f"{name} is of kind {link.kind}")
+    mode, edge = found
+    uplink = link.parent or ""
+    try:
+        findings = edge.diff(host, Tap(name, MacAddress.parse(mac), uplink))
+    except RequestError as error:
+        findings = (error.message,)
+    text = f"{name} on {uplink or 'no uplink'}: {link.kind} in mode {link.mode or 'none'}, address {mac}"
+    return EdgeReading(name, mode.value, text, findings, uplink)
+
+
+def check_edges(edges: Iterable[EdgeReading]) -> list[str]:
+    """Differences of software edges from what keeps every frame out of the host's switching."""
+    return [finding for edge in edges for finding in edge.findings]
+
+
+def check_uplinks(traffic: Traffic) -> list[str]:
+    """A frame that the host's kernel switches itself does not leave through an uplink (a capture may show it coming in)."""
+    sent, received = traffic.sent, traffic.received
+    ends = (traffic.source_edge, traffic.target_edge)
+    out = sum(count for count, software in zip((sent, received), ends, strict=True) if software)
+    back = sum(count for count, software in zip((received, sent), ends, strict=True) if software)
+    findings = []
+    if traffic.uplink_out != out:
+        findings.append(f"{traffic.uplink_out} frames left through the uplinks of software edges, expected {out}")
+    if traffic.uplink_in != back:
+        findings.append(f"{traffic.uplink_in} frames came in through the uplinks of software edges, expected {back}")
+    return findings
+
+
+def describe_uplinks(traffic: Traffic) -> str:
+    return f"uplinks of software edges: {traffic.uplink_out} of these frames out, {traffic.uplink_in} in"

@@ -1,0 +1,230 @@
+"""Guests whose frames the host's kernel forwards, where the uplink has no VFs."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.api.routes.guests import show_guest
+from orchestrator.errors import HostError, NoRoom
+from orchestrator.guests.service import GuestService
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.edge import EdgeMode
+from orchestrator.model.plan import NicPlan
+from orchestrator.model.waiver import Waiver
+from orchestrator.values import CpuSet
+from tests.fakes.net import TABLES, TAPS
+from tests.fakes.root import DEVICES
+from tests.harness.crash import World
+from tests.harness.guests import ask, create, kinds, open_manager
+
+ACCEPT = {"accept": ["software-edge"]}
+
+
+def make_plain(world: World, *addresses: str) -> None:
+    """Turns PFs into NICs without SR-IOV."""
+    for address in addresses:
+        (world.host.path / DEVICES / address / "sriov_totalvfs").unlink()
+
+
+@pytest.fixture
+def world(world: World) -> World:
+    """Neither of the two NICs has VFs."""
+    make_plain(world, "0000:10:00.0", "0000:14:00.0")
+    return world
+
+
+def left_over(world: World) -> list[str]:
+    net = world.host.fake_net
+    return [link.name for link in net.read_links() if link.kind == "macvtap"] + list(net._load(TAPS)) + list(net._load(TABLES))
+
+
+def details(manager: GuestService, kind: str) -> list[str]:
+    return [event.detail for event in manager.events(OPERATOR) if event.kind == kind]
+
+
+def test_software_edge_is_refused_unless_it_is_accepted_by_name(world: World, manager: GuestService) -> None:
+    with pytest.raises(NoRoom) as caught:
+        create(manager)
+    (first, *_) = caught.value.reasons
+    assert first.startswith("uplink nic0: there is no SR-IOV capable network interface of this name")
+    assert "edge mode macvtap-vepa is possible" in first
+    assert "can read every frame" in first
+    assert "add --accept software-edge" in first
+    assert left_over(world) == []
+
+
+@pytest.mark.parametrize("by_host", [True, False])
+def test_guest_on_a_software_edge_runs_and_leaves_nothing(world: World, by_host: bool) -> None:
+    manager = open_manager(world, replace(world.server.policy, accept=(Waiver.SOFTWARE_EDGE,) if by_host else ()))
+    request = {} if by_host else ACCEPT
+    plan, warnings = ask(manager, **request)
+    assert "there is no SR-IOV capable network interface" in warnings[0]
+    assert "can read every frame" in warnings[0]
+    plan = create(manager, **request)
+    (nic,) = plan.nics
+    assert nic == NicPlan(None, "nic0", None, None, nic.mac, EdgeMode.MACVTAP_VEPA, tap=f"nh-{str(nic.mac)[9:].replace(':', '')}")
+    view = show_guest(manager.guest(OPERATOR, "web"), CpuSet())
+    assert (view["waived"], view["vf"], view["nics"][0]["tap"]) == (["software-edge"], None, nic.tap)
+    assert f"{nic.tap} (macvtap-vepa); weaker: software-edge" in details(manager, "claimed")[0]
+    assert [one.interface for one in world.hypervisor.read_guest("web").nics] == [nic.tap]
+    (tap,) = [link for link in world.host.net.read_links() if link.kind == "macvtap"]
+    assert (tap.name, tap.parent, tap.mode, tap.mac, tap.up, tap.all_multicast) == (nic.tap, "nic0", "vepa", nic.mac, True, True)
+    manager.delete(OPERATOR, "web")
+    assert left_over(world) == []
+    assert world.host.violations() == []
+
+
+def test_accepting_a_software_edge_does_not_take_vfs_away(tmp_path_factory: pytest.TempPathFactory) -> None:
+    world = World(tmp_path_factory.mktemp("both") / "world")
+    make_plain(world, "0000:14:00.0")
+    manager = open_manager(world)
+    plan = create(manager, **ACCEPT)
+    assert (plan.vf.interface, plan.vf.edge, plan.waived) == ("nic0", EdgeMode.VEPA, ())
+    other = create(manager, name="other", nics=[{}, {"uplink": "nic1"}], **ACCEPT)
+    assert [nic.edge for nic in other.nics] == [EdgeMode.VEPA, EdgeMode.MACVTAP_VEPA]
+    manager.delete(OPERATOR, "web")
+    manager.delete(OPERATOR, "other")
+    assert left_over(world) == []
+    assert world.host.violations() == []
+
+
+def test_host_without_iommu_needs_another_waiver(world: World, manager: GuestService) -> None:
+    shutil.rmtree(world.host.path / "sys/kernel/iommu_groups")
+    with pytest.raises(NoRoom, match="--accept no-iommu") as caught:
+        create(manager, **ACCEPT)
+    assert "memory of every guest" in caught.value.reasons[0]
+    assert "--accept software-edge" not in caught.value.reasons[0]
+    plan = create(manager, accept=["software-edge", "no-iommu"])
+    assert plan.waived == (Waiver.SOFTWARE_EDGE, Waiver.NO_IOMMU)
+    manager.delete(OPERATOR, "web")
+    assert left_over(world) == []
+
+
+def test_no_guest_starts_without_hairpin(world: World, manager: GuestService) -> None:
+    world.host.fake_net.hairpin = False
+    with pytest.raises(HostError, match="0 of 5 probe frames") as caught:
+        create(manager, **ACCEPT)
+    assert "enable hairpin" in caught.value.hint
+    assert (manager.guests(OPERATOR), left_over(world)) == ((), [])
+    world.host.fake_net.hairpin = True
+    create(manager, **ACCEPT)
+
+
+def test_hairpin_is_probed_before_the_first_guest_of_an_uplink(world: World, manager: GuestService) -> None:
+    create(manager, **ACCEPT)
+    create(manager, name="two", **ACCEPT)
+    assert world.host.fake_net.probes == ["nic0"]
+    create(manager, name="three", nics=[{"uplink": "nic1"}], **ACCEPT)
+    assert world.host.fake_net.probes == ["nic0", "nic1"]
+    for name in ("web", "two", "three"):
+        manager.delete(OPERATOR, name)
+    create(manager, **ACCEPT)
+    assert world.host.fake_net.probes == ["nic0", "nic1", "nic0"]
+
+
+def test_stopped_guest_has_no_tap_and_gets_the_same_one_again(world: World, manager: GuestService) -> None:
+    plan = create(manager, **ACCEPT)
+    manager.stop(OPERATOR, "web", 5)
+    assert left_over(world) == []
+    manager.start(OPERATOR, "web")
+    assert [one.interface for one in world.hypervisor.read_guest("web").nics] == [plan.vf.tap]
+    assert world.host.violations() == []
+
+
+def test_restarted_manager_adopts_and_cleans_up(world: World, manager: GuestService) -> None:
+    create(manager, **ACCEPT)
+    manager.close()
+    again = open_manager(world)
+    world.hypervisor.watch_ends(again.reconciler.on_guest_ended)
+    again.reconciler.detect_drift()
+    assert "drifted" not in kinds(again)
+    again.delete(OPERATOR, "web")
+    assert left_over(world) == []
+
+
+def spoil_mode(world: World, tap: str) -> None:
+    world.host.fake_net.change_tap(tap, mode="bridge")
+
+
+def spoil_rules(world: World, tap: str) -> None:
+    world.host.fake_net.delete_table(f"nohype-{tap}")
+
+
+def change_rules(world: World, tap: str) -> None:
+    world.host.fake_net.replace_table(f"nohype-{tap}", tap, "egress", [])
+
+
+@pytest.mark.parametrize("by", ["round", "notification"])
+@pytest.mark.parametrize(
+    ("spoil", "finding"),
+    [(spoil_mode, "mode is bridge, expected vepa"), (spoil_rules, "missing or were changed"), (change_rules, "missing or were")],
+)
+def test_changed_edge_is_reported_and_restored(world: World, manager: GuestService, spoil: object, finding: str, by: str) -> None:
+    tap = create(manager, **ACCEPT).vf.tap
+    assert manager.reconciler.has_guest_on(tap)
+    assert manager.reconciler.has_guest_on("nic0")
+    assert not manager.reconciler.has_guest_on("nic1")
+    check = manager.reconciler.detect_drift if by == "round" else manager.reconciler.on_link_change
+    check()
+    assert "drifted" not in kinds(manager)
+    spoil(world, tap)  # type: ignore[operator]
+    check()
+    (detail,) = details(manager, "drifted")
+    assert finding in detail
+    assert "(restored)" in detail
+    check()
+    manager.reconciler.detect_drift()
+    assert world.host.fake_net.read_links()[-1].mode == "vepa"
+    assert [detail for detail in details(manager, "drifted") if "expected" in detail or "missing" in detail] == [detail]
+
+
+def test_tap_that_is_gone_is_reported(world: World, manager: GuestService) -> None:
+    tap = create(manager, **ACCEPT).vf.tap
+    world.host.fake_net.release_tap(tap)
+    world.host.fake_net.delete_link(tap)
+    manager.reconciler.detect_drift()
+    (detail,) = details(manager, "drifted")
+    assert f"{tap} does not exist" in detail
+    manager.delete(OPERATOR, "web")
+    assert left_over(world) == []
+
+
+def test_interface_of_another_program_is_left_alone(world: World, manager: GuestService) -> None:
+    plan, _ = ask(manager, name="web", **ACCEPT)
+    (nic,) = plan.nics
+    world.host.fake_net.create_macvtap(nic.tap, "nic1", nic.mac)
+    with pytest.raises(HostError, match=f"{nic.tap}: an interface of this name exists"):
+        create(manager, **ACCEPT)
+    assert [link.parent for link in world.host.net.read_links() if link.kind == "macvtap"] == ["nic1"]
+
+
+def test_failed_rules_leave_nothing(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_more: object) -> None:
+        raise HostError("cannot load table: `nft` is not installed", "install nftables")
+
+    monkeypatch.setattr(world.host.fake_net, "replace_table", refuse)
+    with pytest.raises(HostError, match="`nft` is not installed"):
+        create(manager, **ACCEPT)
+    assert (manager.guests(OPERATOR), left_over(world)) == ((), [])
+
+
+def test_uplink_without_carrier_is_refused(world: World, manager: GuestService) -> None:
+    for number, address in enumerate(("0000:10:00.0", "0000:14:00.0")):
+        world.host.add(f"{DEVICES}/{address}/net/nic{number}/operstate", "down")
+    with pytest.raises(NoRoom, match="nic0 is down or has no carrier"):
+        create(manager, **ACCEPT)
+
+
+def test_configured_mode_is_used_or_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    world = World(tmp_path_factory.mktemp("set") / "world")
+    software = (("nic0", EdgeMode.MACVTAP_VEPA), ("nic1", EdgeMode.VEPA))
+    manager = open_manager(world, replace(world.server.policy, edges=software))
+    with pytest.raises(NoRoom, match="configured for nic0.*--accept software-edge"):
+        create(manager, nics=[{"uplink": "nic0"}])
+    assert create(manager, nics=[{"uplink": "nic0"}], **ACCEPT).vf.edge is EdgeMode.MACVTAP_VEPA
+    assert create(manager, name="vf", nics=[{"uplink": "nic1"}], **ACCEPT).vf.edge is EdgeMode.VEPA
+    with pytest.raises(NoRoom, match="edge mode macvtap-vepa has no VFs, but VF 0000:10:10.0 is requested"):
+        create(manager, name="no", nics=[{"uplink": "nic0", "vf": "0000:10:10.0"}], **ACCEPT)

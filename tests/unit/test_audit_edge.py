@@ -1,0 +1,116 @@
+"""The proof vepa for guests on software edges: each way in which the host could switch a frame itself makes it fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.audit.edge import read_taps
+from orchestrator.audit.isolation import prove_devices_minimal
+from orchestrator.audit.nic import prove_device_isolated
+from orchestrator.audit.uplink import SIZE, SwitchCount, prove_vepa
+from orchestrator.host.edge import Tap, macvtap
+from orchestrator.hypervisor.guests import EmulatedNic
+from orchestrator.model.proof import WEAKER, Measurement, Verdict
+from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
+from orchestrator.values import MacAddress
+from tests.fakes.root import FakeRoot
+from tests.fakes.server import Server, build_server
+from tests.harness.audit_data import GUEST1, load_threads
+
+EDGE = EdgeReading("nh-1", "macvtap-vepa", "nh-1 on nic0: macvtap in mode vepa", (), "nic0")
+SWITCH = SwitchCount("labexp", 20, 20)
+TRAFFIC = Traffic("guest1", "guest2", SIZE, 20, 20, 0, {}, 0, True, True, 40, 40)
+READS = f"{WEAKER}the host's kernel forwards and can read every frame, on housekeeping CPUs"
+MAC = MacAddress.parse("02:4e:48:00:00:01")
+NIC = EmulatedNic("nh-1", str(MAC))
+
+
+def judge(traffic: Traffic | None = TRAFFIC, switch: SwitchCount | None = SWITCH, edge: EdgeReading = EDGE) -> Measurement:
+    return prove_vepa(VepaReadings((edge,), traffic), switch)
+
+
+def test_software_edge_passes_and_says_what_is_weaker() -> None:
+    proof = judge()
+    assert (proof.verdict, proof.figure) == (Verdict.PASS, 0)
+    assert READS in proof.evidence
+    assert "uplinks of software edges: 40 of these frames out, 40 in" in proof.evidence
+
+
+@pytest.mark.parametrize("ends", [(True, False), (False, True)])
+def test_guest_with_a_vf_at_the_other_end_passes(ends: tuple[bool, bool]) -> None:
+    assert judge(replace(TRAFFIC, source_edge=ends[0], target_edge=ends[1], uplink_out=20, uplink_in=20)).verdict == Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    "traffic",
+    [
+        pytest.param(replace(TRAFFIC, uplink_out=0), id="switched in the kernel: a capture shows the frames coming in only"),
+        pytest.param(replace(TRAFFIC, uplink_out=0, uplink_in=0), id="another way"),
+        pytest.param(replace(TRAFFIC, uplink_out=39), id="one frame switched in the host"),
+        pytest.param(replace(TRAFFIC, uplink_out=80, uplink_in=80), id="doubled"),
+        pytest.param(replace(TRAFFIC, in_host={"br0": 1}), id="on another interface"),
+    ],
+)
+def test_frame_that_did_not_pass_the_uplink_fails(traffic: Traffic) -> None:
+    assert judge(traffic).verdict == Verdict.FAIL
+
+
+def test_changed_edge_fails_without_any_traffic() -> None:
+    proof = judge(None, None, replace(EDGE, findings=("nh-1: mode is bridge, expected vepa",)))
+    assert proof.verdict == Verdict.FAIL
+    assert proof.evidence[0] == "nh-1: mode is bridge, expected vepa"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeRoot:
+    fake = build_server(tmp_path, Server(cores=4))
+    macvtap.create(fake, Tap("nh-1", MAC, "nic0"))
+    return fake
+
+
+def test_edge_of_a_guest_is_read_from_the_kernel(host: FakeRoot) -> None:
+    (edge,) = read_taps(host, [replace(GUEST1, nics=(NIC,))])
+    assert edge == EdgeReading("nh-1", "macvtap-vepa", f"nh-1 on nic0: macvtap in mode vepa, address {MAC}", (), "nic0")
+    assert read_taps(host, [GUEST1, replace(GUEST1, nics=(EmulatedNic("vnet0", str(MAC)),))]) == ()
+
+
+@pytest.mark.parametrize("change", ["mode", "rules", "address"])
+def test_change_of_an_edge_is_a_finding(host: FakeRoot, change: str) -> None:
+    mac = "02:4e:48:00:00:99" if change == "address" else str(MAC)
+    if change == "mode":
+        host.fake_net.change_tap("nh-1", mode="bridge")
+    if change == "rules":
+        host.fake_net.delete_table("nohype-nh-1")
+    (edge,) = read_taps(host, [replace(GUEST1, nics=(EmulatedNic("nh-1", mac),))])
+    assert edge.findings
+    assert judge(edge=edge).verdict == Verdict.FAIL
+
+
+def test_missing_tap_is_not_measured(host: FakeRoot) -> None:
+    host.fake_net.delete_link("nh-1")
+    (edge,) = read_taps(host, [replace(GUEST1, nics=(NIC,))])
+    assert (edge.mode, edge.text) == (None, "nh-1 does not exist")
+    assert judge(None, None, edge).verdict == Verdict.NOT_MEASURED
+
+
+def test_nic_of_a_software_edge_is_an_allowed_device() -> None:
+    threads = tuple(thread for thread in load_threads() if not thread.name.startswith("kvm-pit"))
+    models = ("virtio-net-pci", "virtio-net-device")
+    guest = replace(GUEST1, devices=(*GUEST1.devices, *models), nics=(NIC,))
+    proof = prove_devices_minimal(guest, threads)
+    assert proof.verdict == Verdict.PASS
+    assert sum("can read every frame" in line for line in proof.evidence) == 2
+    for more in models:
+        assert prove_devices_minimal(replace(guest, devices=(*guest.devices, more)), threads).verdict == Verdict.FAIL
+    foreign = replace(guest, nics=(EmulatedNic("vnet0", str(MAC)),))
+    assert prove_devices_minimal(foreign, threads).verdict == Verdict.FAIL
+
+
+def test_host_without_iommu_is_named() -> None:
+    proof = prove_device_isolated(GUEST1, (), None, None, iommu=False)
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert "can access the memory of every guest" in proof.evidence[0]
+    assert WEAKER not in prove_device_isolated(GUEST1, (), None, None).evidence[0]
