@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from orchestrator.errors import NoRoom, RequestError
 from orchestrator.model.plan import NicPlan, Policy
 from orchestrator.model.request import GuestRequest, NicRequest
 from orchestrator.model.topology import IommuGroup, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.planning.host_check import explain_no_uplink
 from orchestrator.planning.inputs import PlanningInput
-from orchestrator.values import MacAddress, PciAddress
+from orchestrator.planning.mac import choose_mac
+from orchestrator.planning.network import explain_not_carried
+from orchestrator.values import PciAddress
 
-MAC_PREFIX = "02:4e:48"
-"""Prefix of all guests' addresses: locally administered (bit 1 of the first byte, IEEE 802-2014 8.4), and "NH" in ASCII, which
-identifies their frames in a capture."""
-_MAC_SUFFIXES = 1 << 24
 _MOST_REASONS = 8
 """Maximum number of an uplink's VFs that a refusal lists with a reason."""
 UPLINK = "uplink "
@@ -33,14 +29,6 @@ class FreeVf:
     index: int
     address: PciAddress
     now: VirtualFunction | None = None
-
-
-def check_networks(request: GuestRequest) -> None:
-    """Raises RequestError for a tenant network or a rate, which no guest can have yet."""
-    for number, nic in enumerate(request.wanted_nics, 1):
-        if nic.network or nic.rate:
-            what = f"network {nic.network}" if nic.network else f"rate {nic.rate}"
-            raise RequestError(f"NIC {number}: {what} is not available: this host has no tenant networks", "omit it")
 
 
 def find_vfs(nics: Sequence[NicRequest], host: PlanningInput) -> tuple[list[tuple[FreeVf, ...]], list[str]]:
@@ -58,10 +46,23 @@ def plan_nics(request: GuestRequest, vfs: Sequence[FreeVf], host: PlanningInput)
     """Adds Ethernet addresses. Raises NoRoom if all addresses are allocated."""
     used = host.allocated.macs | {pf.mac for pf in host.topology.pfs if pf.mac}
     nics: list[NicPlan] = []
-    for number, vf in enumerate(vfs):
-        mac = _choose_mac(f"{vf.pf.mac} {request.name}" + (f" {number}" if number else ""), used)
+    for number, (vf, wanted) in enumerate(zip(vfs, request.wanted_nics, strict=True)):
+        # Both of the host's id and the PF's address: copied hosts can have the same id, emulated NICs the same address.
+        mac = choose_mac(f"{host.site.host_id} {vf.pf.mac} {request.name} {number}", used)
         used |= {mac}
-        nics.append(NicPlan(vf.pf.address, vf.pf.interface or "", vf.index, vf.address, mac))
+        network = host.site.networks[wanted.network] if wanted.network else None
+        nics.append(
+            NicPlan(
+                vf.pf.address,
+                vf.pf.interface or "",
+                vf.index,
+                vf.address,
+                mac,
+                network=network.name if network else "",
+                vlan=network.vlan if network else 0,
+                rate=wanted.rate or 0,
+            )  # fmt: skip
+        )
     return tuple(nics)
 
 
@@ -80,11 +81,15 @@ def _choose(
     for number, nic in enumerate(nics, 1):
         name = nic.uplink or _find_uplink_of(nic.vf_address, host) or uplink
         excluded = (named - {nic.vf_address}) | {vf.address for vf in chosen}
-        found = _find_vf(name, nic.vf_address, excluded, groups, host)
+        found = _check_network(nic, name, host) or _find_vf(name, nic.vf_address, excluded, groups, host)
         if isinstance(found, str):
             return f"{UPLINK}{name}: {found}" + (f" (NIC {number} of {len(nics)})" if len(nics) > 1 else "")
         chosen.append(found)
     return tuple(chosen)
+
+
+def _check_network(nic: NicRequest, uplink: str, host: PlanningInput) -> str:
+    return explain_not_carried(host.policy, uplink, host.site.networks[nic.network]) if nic.network else ""
 
 
 def _find_uplink_of(address: PciAddress | None, host: PlanningInput) -> str | None:
@@ -183,14 +188,3 @@ def _check_vf(pf: PhysicalFunction, vf: FreeVf, groups: Mapping[PciAddress, Iomm
         return f"the IOMMU group of VF {vf.address} cannot be read: {fault}" if fault else f"VF {vf.address} is in no IOMMU group"
     others = ", ".join(str(device) for device in groups[vf.address].devices if device != vf.address)
     return f"VF {vf.address} shares IOMMU group {groups[vf.address].number} with {others}" if others else ""
-
-
-def _choose_mac(seed: str, used: frozenset[MacAddress]) -> MacAddress:
-    """The seed makes addresses differ between hosts, and stay the same when a guest is created again."""
-    start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:3], "big")
-    for step in range(_MAC_SUFFIXES):
-        suffix = f"{(start + step) % _MAC_SUFFIXES:06x}"
-        mac = MacAddress(f"{MAC_PREFIX}:{suffix[:2]}:{suffix[2:4]}:{suffix[4:]}")
-        if mac not in used:
-            return mac
-    raise NoRoom("no Ethernet address is free", (f"all of {MAC_PREFIX}:* are in use",))
