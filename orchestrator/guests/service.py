@@ -266,6 +266,10 @@ class GuestService:
         names = [claim.plan.name for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
         return self._ledger.disk_checks(names[0]) if names else None
 
+    def nics(self, uuid: UUID) -> tuple[NicPlan, ...] | None:
+        """The NICs that a guest owns; None without a claim."""
+        return next((claim.plan.nics for claim in self._ledger.read().claims if claim.plan.uuid == uuid), None)
+
     def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""
         self.host_setup.lock.raise_if_held_longer(limit)
