@@ -67,13 +67,14 @@ def _check_settings(address: PciAddress, state: VfState, nic: NicPlan | None) ->
 
 
 def _find_intruders(address: PciAddress, reading: VfReading, nic: NicPlan | None, vfs: Readings, promised: Promised) -> list[str]:
-    """VFs of the same PF with the same port VLAN or address that are not in the network."""
+    """VFs with the same address, and VFs of the same PF with the same port VLAN that are not in the network."""
     members = {one.address for nics in promised.values() for one in nics or () if nic and one.network == nic.network}
     findings = []
     for other, found in vfs.items():
-        if other == address or isinstance(found, str) or found.interface != reading.interface:
+        if other == address or isinstance(found, str):
             continue
-        if reading.state.vlan and found.state.vlan == reading.state.vlan and other not in members:
+        together = found.interface == reading.interface and found.state.vlan == reading.state.vlan != 0
+        if together and other not in members:
             findings.append(f"VF {other} of {found.interface} has port VLAN {found.state.vlan} too, and is not in this network")
         if reading.state.mac and found.state.mac == reading.state.mac:
             findings.append(f"VF {other} of {found.interface} has the same address {found.state.mac}")

@@ -89,6 +89,10 @@ def _choose(
 
 
 def _check_network(nic: NicRequest, uplink: str, host: PlanningInput) -> str:
+    """The reason why the NIC cannot join its network, or have its rate, through this uplink; empty if it can."""
+    mode = dict(host.policy.edges).get(uplink)
+    if mode and mode.is_software and (nic.network or nic.rate):
+        return f"with edge mode {mode} a NIC can have neither a network nor a rate: that requires a VF"
     return explain_not_carried(host.policy, uplink, host.site.networks[nic.network]) if nic.network else ""
 
 

@@ -19,7 +19,7 @@ from tests.lab.conftest import LabHost
 from tests.lab.test_manager import MEMORY, survey
 
 BLUE, RED = 100, 200
-# Blue and red have the same subnets: only the VLANs keep them apart. A guest with a NIC in both reaches red through a /31 network.
+# Blue and red have the same subnet: only the VLANs keep them apart. A guest with NICs in both reaches red through a /31 network.
 NICS = {
     "net-a": (
         "network=blue,address=10.1.0.1/24,rate=100",

@@ -85,10 +85,11 @@ def test_same_vlan_on_another_pf_is_not_a_finding() -> None:
     assert prove(others={OTHER: VfReading("nic1", VfState(3, vlan=100))}).verdict is Verdict.PASS
 
 
-def test_vf_with_the_same_address_fails() -> None:
-    proof = prove(others={OTHER: VfReading("nic0", VfState(3, MAC))})
+@pytest.mark.parametrize("uplink", ["nic0", "nic1"])
+def test_vf_with_the_same_address_fails(uplink: str) -> None:
+    proof = prove(others={OTHER: VfReading(uplink, VfState(3, MAC))})
     assert proof.verdict is Verdict.FAIL
-    assert proof.evidence[0] == f"VF {OTHER} of nic0 has the same address {MAC}"
+    assert proof.evidence[0] == f"VF {OTHER} of {uplink} has the same address {MAC}"
 
 
 @pytest.mark.parametrize("changes", [{"spoof_check": None}, {"trust": None}])
