@@ -28,12 +28,14 @@ from orchestrator.config_values import (
     check_server,
     check_socket,
     check_token_hash,
+    check_vlans,
     find_root,
 )
 from orchestrator.errors import RequestError
 from orchestrator.model.access import Quota, Role
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.fields import NameField, SizeField, describe
+from orchestrator.model.network import MAX_VLAN, MAX_VLANS_TEXT, parse_vlans
 from orchestrator.model.plan import BootPolicy
 from orchestrator.model.request import check_serial
 from orchestrator.model.waiver import Waiver
@@ -104,11 +106,18 @@ class UplinkConfig(_Strict):
 
     # Edge mode; "auto": the manager chooses one that the uplink can have, and refuses if there is none.
     edge: Annotated[str, AfterValidator(check_edge)] = "auto"
+    # VLANs of tenant networks that the switch carries on this port, such as "100-199,300". Hosts on one switch need different
+    # ranges. None: no range; operators choose the VLAN of each network.
+    vlans: Annotated[str, Field(max_length=MAX_VLANS_TEXT), AfterValidator(check_vlans)] | None = None
 
     @property
     def mode(self) -> EdgeMode | None:
         """None for "auto"."""
         return None if self.edge == "auto" else EdgeMode(self.edge)
+
+    @property
+    def vlan_set(self) -> frozenset[int] | None:
+        return None if self.vlans is None else parse_vlans(self.vlans)
 
 
 class PathConfig(_Strict):
@@ -175,10 +184,11 @@ class TenantConfig(Principals):
     vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
     boot_servers: _Servers = ()  # URLs of folders that the tenant may boot guests from
     disks: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
+    networks: Annotated[int, Field(ge=0, le=MAX_VLAN)] | None = None
 
     @property
     def quota(self) -> Quota:
-        return Quota(self.cores, Size.parse(self.memory) if self.memory else None, self.vfs, self.disks)
+        return Quota(self.cores, Size.parse(self.memory) if self.memory else None, self.vfs, self.disks, self.networks)
 
 
 class TokenConfig(_Strict):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.fields import check_cpus, check_size
+from orchestrator.model.network import describe_vlans, parse_vlans
 from orchestrator.model.url import parse_url
 from orchestrator.values import MAX_CPUS, CpuSet, Size
 
@@ -64,6 +65,10 @@ def check_certificate(text: str) -> str:
     if kind not in CERTIFICATE_NAMES or not value or not value.isprintable():
         raise ValueError(f"invalid certificate name {text!r}: use {', '.join(f'{kind}:...' for kind in CERTIFICATE_NAMES)}")
     return f"{kind}:{value}"
+
+
+def check_vlans(text: str) -> str:
+    return describe_vlans(parse_vlans(text))
 
 
 def check_server(text: str) -> str:

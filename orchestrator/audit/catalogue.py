@@ -14,6 +14,7 @@ from orchestrator.audit.exits import prove_exits
 from orchestrator.audit.facts import Facts
 from orchestrator.audit.isolation import prove_devices_minimal
 from orchestrator.audit.memory import prove_memory_static, prove_pool_accounting
+from orchestrator.audit.network import prove_network_isolated
 from orchestrator.audit.nic import prove_device_isolated
 from orchestrator.audit.restored import Surveys, prove_host_restored
 from orchestrator.audit.uplink import prove_vepa
@@ -143,6 +144,11 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
         lambda facts, guest: prove_disk_clean(guest, facts.controllers[guest.name](), facts.disk_checks[guest.name]()),
     ),
     VEPA,
+    GuestRow(
+        "network-isolated",
+        "settings violated",
+        lambda facts, guest: prove_network_isolated(guest, facts.vfs(), facts.nics()),
+    ),
     GuestRow(
         "devices-minimal",
         "unlisted device models",

@@ -12,6 +12,7 @@ from uuid import UUID
 from orchestrator.audit.cores import find_ambiguous_threads
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import read_taps
+from orchestrator.audit.network import Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
 from orchestrator.audit.uplink import find_guest_address, measure_traffic
 from orchestrator.errors import GuestError, HostError, OrchestratorError
@@ -35,6 +36,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.exits import ExitPolicy, ExitSample
+from orchestrator.model.plan import NicPlan
 from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
 from orchestrator.values import CpuSet, PciAddress
@@ -78,6 +80,8 @@ class Source:
     window: float = 5.0  # seconds over which exits are counted
     # How a guest's disks were verified before it got them; None for a guest that the manager did not create.
     disk_checks: Callable[[UUID], tuple[DiskCheck, ...] | None] = lambda _: None
+    # The NICs that the manager gave a guest; None for a guest that the manager did not create.
+    nics: Callable[[UUID], tuple[NicPlan, ...] | None] = lambda _: None
 
 
 class Lazy(Generic[_Value]):
@@ -131,6 +135,8 @@ class Facts:
         self.controllers = {guest.name: Lazy(partial(find_controllers, host, guest)) for guest in self.guests}
         self.disks = {guest.name: Lazy(partial(self._read_disks, host, guest)) for guest in self.guests}
         self.disk_checks = {guest.name: Lazy(partial(source.disk_checks, guest.uuid)) for guest in self.guests}
+        self.vfs = Lazy(partial(read_vfs, host, self.guests, self.topology))
+        self.nics = Lazy(lambda: {guest.name: source.nics(guest.uuid) for guest in self.guests})
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 
@@ -237,6 +243,25 @@ def read_edges(host: HostRoot, guests: Iterable[RunningGuest], topology: Topolog
         except HostError as error:
             edges.append(EdgeReading(name, None, error.message))
     return tuple(edges)
+
+
+def read_vfs(host: HostRoot, guests: Iterable[RunningGuest], topology: Topology) -> Readings:
+    """The settings of all VFs of each PF of which a guest has a VF. An error becomes the text of the reading."""
+    used = {address for guest in guests for address in guest.hostdevs}
+    readings: dict[PciAddress, VfReading | str] = {}
+    for pf in topology.pfs:
+        if not any(vf.address in used for vf in pf.vfs):
+            continue
+        name, error = pf.interface or "", f"PF {pf.address} has no interface"
+        try:
+            states = {state.index: state for state in host.net.read_vfs(name)} if name else {}
+            error = f"{name} does not report it" if name else error
+        except HostError as failed:
+            states, error = {}, failed.message
+        for vf in pf.vfs:
+            state = states.get(vf.index)
+            readings[vf.address] = VfReading(name, state) if state else error
+    return readings
 
 
 def _guest_address(offset: int, guest: RunningGuest) -> int:

@@ -13,7 +13,7 @@ from orchestrator.cli.connection import client_option
 from orchestrator.cli.disks import accept_option, disk_option
 from orchestrator.cli.guest_console import console
 from orchestrator.cli.guest_ssh import copy, ssh
-from orchestrator.cli.nics import nic_option
+from orchestrator.cli.nics import describe_network, nic_option
 from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
 from orchestrator.cli.readiness import wait_ready
 from orchestrator.cli.seconds import Seconds
@@ -78,7 +78,7 @@ for command in (console, ssh, copy):
 @client_option
 def create(
     name: str, *, client: Client, wait: float, plan_only: bool, as_json: bool, cpus: str | None, vf: str | None,
-    nics: tuple[dict[str, str], ...], disks: tuple[dict[str, str], ...], accept: tuple[str, ...], **fields: Any,
+    nics: tuple[dict[str, object], ...], disks: tuple[dict[str, str], ...], accept: tuple[str, ...], **fields: Any,
 ) -> None:  # fmt: skip
     """Create a guest and start it.
 
@@ -264,8 +264,9 @@ def _describe_disk(disk: Mapping[str, Any]) -> str:
 
 def _describe_nic(nic: Mapping[str, Any]) -> tuple[str, str]:
     if nic["address"] is None:
-        return "NIC", f"{nic['tap']} on {nic['interface']}, edge mode {nic['edge']}, address {nic['mac']}"
-    return "VF", f"{nic['address']}, number {nic['index']} of {nic['interface']} ({nic['pf']}), address {nic['mac']}"
+        return "NIC", f"{nic['tap']} on {nic['interface']}, edge mode {nic['edge']}, address {nic['mac']}{describe_network(nic)}"
+    where = f"number {nic['index']} of {nic['interface']} ({nic['pf']})"
+    return "VF", f"{nic['address']}, {where}, address {nic['mac']}{describe_network(nic)}"
 
 
 def _print_guest(shown: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from orchestrator.values import DEFAULT_SOCKET
 # Each command is in the module of its name.
 _COMMANDS = {
     "guest": "Create, list, show, start, stop and delete guests.",
+    "network": "Create, list, show and delete networks.",
     "survey": "Show cores, huge pages, NICs and disks of the host.",
     "audit": "Measure the isolation of the guests on the live host.",
     "events": "Show the event log: what the manager decided, and why.",

@@ -17,7 +17,6 @@ import contextlib
 import http.client
 import json
 import re
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +32,7 @@ from orchestrator.client.transport import (
     UnixConnection,
     Unreachable,
     build_context,
-    is_alert,
+    exchange,
     map_connection_error,
     parse_url,
 )
@@ -167,6 +166,31 @@ class Client:
         body = {"line": line, "timeout": timeout}
         return str(self._ask(shapes.Answer, "POST", f"{_path(name)}/tell", body, timeout + MARGIN_SECONDS)["answer"])
 
+    def networks(self) -> list[shapes.Network]:
+        """All networks that the caller may see."""
+        networks: list[shapes.Network] = self._ask(list[shapes.Network], "GET", "/v1/networks")
+        return networks
+
+    def network(self, name: str) -> shapes.Network:
+        """Raises NotFound if the network does not exist or belongs to another tenant."""
+        network: shapes.Network = self._ask(shapes.Network, "GET", f"/v1/networks/{quote(name, safe='')}")
+        return network
+
+    def create_network(self, request: Mapping[str, object]) -> shapes.Network:
+        """Creates a network; the fields are those of `NetworkRequest`. Repeating a request changes nothing.
+
+        Raises:
+            RequestError: a field is invalid, or no uplink carries the VLAN.
+            Conflict: the name or the VLAN is taken.
+            NoRoom, QuotaExceeded: ``reasons`` lists why.
+        """
+        made: shapes.Network = self._ask(shapes.Network, "POST", "/v1/networks", request)
+        return made
+
+    def delete_network(self, name: str) -> None:
+        """Raises NotFound, and Conflict while guests use the network."""
+        self._ask(None, "DELETE", f"/v1/networks/{quote(name, safe='')}")
+
     def quarantined(self) -> list[shapes.Quarantined]:
         """Raises Forbidden for tenants."""
         guests: list[shapes.Quarantined] = self._ask(list[shapes.Quarantined], "GET", "/v1/quarantine")
@@ -277,7 +301,7 @@ class Client:
                 timer.start()
             connection.connect()
             connected = True
-            response = _exchange(connection, method, target, None if body is None else json.dumps(body), fields)
+            response = exchange(connection, method, target, None if body is None else json.dumps(body), fields)
             if response.status >= 300:
                 raise read_problem(response)
             yield response
@@ -292,26 +316,6 @@ class Client:
         if isinstance(self._where, Path):
             return UnixConnection(self._where, timeout)
         return TlsConnection(self._address, self._tls, timeout)
-
-
-def _exchange(
-    connection: http.client.HTTPConnection, method: str, target: str, body: str | None, fields: Mapping[str, str]
-) -> http.client.HTTPResponse:
-    # A server that refuses a request before it has read all of it closes the connection: writing fails, but its response can
-    # still be read. So can a TLS alert: since TLS 1.3 a client certificate is refused after the client's handshake.
-    failed: OSError | None = None
-    try:
-        connection.request(method, target, body, dict(fields))
-    except (BrokenPipeError, ConnectionResetError, ssl.SSLError) as error:
-        failed = error
-    try:
-        return connection.getresponse()
-    except ssl.SSLError as error:
-        raise (error if failed is None or is_alert(error) else failed) from None
-    except (OSError, http.client.HTTPException):
-        if failed is None:
-            raise
-        raise failed from None
 
 
 def _path(name: str) -> str:

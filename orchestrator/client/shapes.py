@@ -100,6 +100,15 @@ class Guest(TypedDict):
     ssh_host_key: str | None
 
 
+class Network(TypedDict):
+    """A network: its VLAN, the tenant that owns it (empty for the host), and the guests in it that the caller may see."""
+
+    name: str
+    vlan: int
+    owner: str
+    guests: list[str]
+
+
 class Quarantined(TypedDict):
     """A guest in quarantine, since when (UTC, ISO 8601), and why."""
 

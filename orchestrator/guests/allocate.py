@@ -17,6 +17,7 @@ from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.survey_cache import SurveyCache
 from orchestrator.guests.unmanaged_use import add_unmanaged
 from orchestrator.guests.vf_creation import VfsNeeded, check_created, plan_known
+from orchestrator.host.machine_id import read_host_id
 from orchestrator.host.nvme import read_controllers
 from orchestrator.host.pci import VFIO
 from orchestrator.host.root import HostRoot
@@ -34,7 +35,9 @@ from orchestrator.model.state import GuestState
 from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.planning.allocation_index import AllocationIndex
 from orchestrator.planning.host_check import check_host
+from orchestrator.planning.inputs import Site
 from orchestrator.planning.last_choices import list_last_choices
+from orchestrator.planning.network import find_network
 from orchestrator.planning.planner import hide_device_owners
 from orchestrator.planning.quota import check_quota, check_secrets
 from orchestrator.planning.uplink import explain_edges
@@ -91,6 +94,7 @@ class Allocator:
         self.surveys = SurveyCache(host, policy.uplinks, shared)
         self.lock = WatchedLock()
         self._index = AllocationIndex()
+        self._host_id = read_host_id(host)
 
     def claim(self, caller: Identity, request: GuestRequest) -> Claim:
         """Plans a guest and claims the plan; returns when the claim is on the disk.
@@ -176,8 +180,9 @@ class Allocator:
         if not request.placement:
             check_quota(caller, request, request.cores, owned)
         check_secrets(caller, request, [claim.request for claim in reading.claims if claim.owner == caller.tenant])
+        site = self._describe_site(caller, request)
         try:
-            placed = self._find_place(request, reading.claims, disks, named=caller.role is not Role.TENANT)
+            placed = self._find_place(request, reading.claims, disks, site, named=caller.role is not Role.TENANT)
         except NoRoom as error:
             if caller.role is not Role.TENANT:
                 raise
@@ -188,8 +193,14 @@ class Allocator:
             check_quota(caller, request, len(placed.plan.cores), owned)
         return placed
 
+    def _describe_site(self, caller: Identity, request: GuestRequest) -> Site:
+        """Raises NotFound for a network that the caller's guests may not join."""
+        known = self._ledger.networks()
+        names = {nic.network for nic in request.wanted_nics if nic.network}
+        return Site({name: find_network(caller, name, known) for name in sorted(names)}, self._host_id)
+
     def _find_place(
-        self, request: GuestRequest, claims: Sequence[Claim], disks: tuple[NvmeController, ...], *, named: bool
+        self, request: GuestRequest, claims: Sequence[Claim], disks: tuple[NvmeController, ...], site: Site, *, named: bool
     ) -> Placed:
         """Plans on the cached survey, or on a fresh one if there is no room or the host has changed.
 
@@ -203,7 +214,7 @@ class Allocator:
         for not_before in (now - SURVEY_MAX_AGE, now):
             topology = _with_disks(self.surveys.get(not_before), disks)
             try:
-                placed = self._plan_on(topology, request, claims, may_hold_pages, named=named)
+                placed = self._plan_on(topology, request, claims, may_hold_pages, site, named=named)
             except (NoRoom, VfsNeeded):
                 if not_before == now:
                     raise
@@ -215,11 +226,11 @@ class Allocator:
         self.surveys.discard()
         topology = _with_disks(self.surveys.get(now), disks)
         unavailable = frozenset(vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO)
-        return self._plan_on(topology, request, claims, may_hold_pages, unavailable, named=named)
+        return self._plan_on(topology, request, claims, may_hold_pages, site, unavailable, named=named)
 
     def _plan_on(
         self, topology: Topology, request: GuestRequest, claims: Sequence[Claim], may_hold_pages: frozenset[str],
-        unavailable_vfs: frozenset[PciAddress] = frozenset(), *, named: bool,
+        site: Site, unavailable_vfs: frozenset[PciAddress] = frozenset(), *, named: bool,
     ) -> Placed:  # fmt: skip
         # After the survey: it may count the pages of a guest that has ended since as free.
         running, domains = self._hypervisor.list_running(frozenset(claim.plan.uuid for claim in claims))
@@ -230,7 +241,7 @@ class Allocator:
         self._index = index = self._index.updated(plans)  # a value: another thread may replace it
         allocated = index.to_allocated(started, starting)
         allocated, problems = add_unmanaged(self._host, allocated, domains, topology, self._policy.housekeeping, named=named)
-        plan = plan_known(request, topology, replace(allocated, vfs=allocated.vfs | unavailable_vfs), self._policy)
+        plan = plan_known(request, topology, replace(allocated, vfs=allocated.vfs | unavailable_vfs), self._policy, site)
         last_choices = list_last_choices(plan, allocated.last_cpus, allocated.last_vfs)
         return Placed(plan, last_choices, problems, topology)
 

@@ -22,6 +22,7 @@ from orchestrator.guests.core_manager import CoreContext, Launches
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.host_setup import HOST, HostSetup
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
+from orchestrator.guests.networks import Networks
 from orchestrator.guests.outcome import Outcome, log_event
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.refusals import RefusalLog
@@ -35,7 +36,7 @@ from orchestrator.ledger import Claim, Event, EventKind, Ledger, Quarantined
 from orchestrator.model.access import Identity, Role, may_change, may_see
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.guest_view import GuestView, view_guest
-from orchestrator.model.plan import Policy
+from orchestrator.model.plan import NicPlan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
@@ -75,6 +76,7 @@ class GuestService:
         self._access = GuestAccess(ledger, self.transitions)
         self._boot_images = BootImages(images, policy.boot)
         self._refusals = RefusalLog(ledger, observe_refusal)
+        self.networks = Networks(ledger, policy, self._refusals)
         self._consoles = Consoles(hypervisor, ledger, logs, images)
         self._new_event = threading.Condition()
         self._closed = False
@@ -265,6 +267,10 @@ class GuestService:
         """How the disks of a guest were verified before it got them; None without a claim."""
         names = [claim.plan.name for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
         return self._ledger.disk_checks(names[0]) if names else None
+
+    def nics(self, uuid: UUID) -> tuple[NicPlan, ...] | None:
+        """The NICs that a guest owns; None without a claim."""
+        return next((claim.plan.nics for claim in self._ledger.read().claims if claim.plan.uuid == uuid), None)
 
     def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""

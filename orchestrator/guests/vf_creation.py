@@ -13,6 +13,7 @@ from orchestrator.ledger import Claim
 from orchestrator.model.plan import Allocated, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Topology
+from orchestrator.planning.inputs import NO_SITE, Site
 from orchestrator.planning.nic import find_unknown
 from orchestrator.planning.planner import plan_guest
 from orchestrator.values import PciAddress
@@ -30,17 +31,17 @@ class VfsNeeded(Conflict):
         self.name, self.pf, self.interface = name, pf, interface
 
 
-def plan_known(request: GuestRequest, topology: Topology, allocated: Allocated, policy: Policy) -> Plan:
+def plan_known(request: GuestRequest, topology: Topology, allocated: Allocated, policy: Policy, site: Site = NO_SITE) -> Plan:
     """Raises VfsNeeded if the only obstacle is an uplink whose VF addresses are not known yet; otherwise as ``plan_guest``."""
     try:
-        return plan_guest(request, topology, allocated, policy)
+        return plan_guest(request, topology, allocated, policy, site)
     except NoRoom:
         unknown = {pf.address: replace(pf, first_vf_offset=1, vf_stride=1) for pf in find_unknown(topology, policy)}
         if not unknown or any(nic.vf for nic in request.wanted_nics):
             raise
         # Checks the other resources with assumed addresses; this plan is not used.
         assumed = replace(topology, pfs=tuple(unknown.get(pf.address, pf) for pf in topology.pfs))
-        vf = next(vf for vf in plan_guest(request, assumed, allocated, policy).vfs if vf.pf in unknown)
+        vf = next(vf for vf in plan_guest(request, assumed, allocated, policy, site).vfs if vf.pf in unknown)
         raise VfsNeeded(request.name, vf.pf, vf.interface) from None
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from orchestrator.errors import Conflict, LedgerError, LostRace
 from orchestrator.ledger.database import Database
-from orchestrator.ledger.loading import Cache, list_keys, load, parse_check, parse_reasons, read_rows
+from orchestrator.ledger.loading import Cache, find_changed_networks, list_keys, load, parse_check, parse_reasons, read_rows
 from orchestrator.model.claim import Claim, ClaimSnapshot, Quarantined
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.event import utc_now
+from orchestrator.model.network import Network
 from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
@@ -78,6 +79,8 @@ class Claims:
         def work(db: sqlite3.Connection, cache: Cache) -> Claim:
             if name in cache.claims:
                 raise Conflict(f"there is a guest named {name} already", "choose another name, or delete that guest first")
+            if changed := find_changed_networks(plan, cache.networks):
+                raise LostRace(f"{changed[0]} has changed while guest {name} was planned", "try again")
             statement = "UPDATE generation SET number = ?1 + 1, version = max(version, ?2) WHERE number = ?1"
             if not db.execute(statement, (generation, cache.version)).rowcount:
                 raise LostRace(f"claims have changed while guest {name} was planned (generation {generation})", "try again")
@@ -155,6 +158,48 @@ class Claims:
 
         return self._change(f"release all but the disks of {name} in", work)[0]
 
+    def networks(self) -> Mapping[str, Network]:
+        """By name."""
+        return self._cache.networks
+
+    def create_network(self, choose: Callable[[Mapping[str, Network]], Network]) -> tuple[Network, bool]:
+        """Adds the network that ``choose`` returns for the existing ones; False if it is one of them.
+
+        Raises Conflict if its VLAN is taken, and what ``choose`` raises.
+        """
+
+        def work(db: sqlite3.Connection, cache: Cache) -> tuple[Network, bool]:
+            network = choose(cache.networks)
+            if cache.networks.get(network.name) == network:
+                return network, False
+            try:
+                db.execute("INSERT INTO network VALUES (?, ?, ?)", (network.name, network.vlan, network.owner))
+            except sqlite3.IntegrityError:
+                what = f"cannot create network {network.name}: its name or VLAN {network.vlan} is taken"
+                raise Conflict(what, "choose another") from None
+            cache.networks = dict(sorted({**cache.networks, network.name: network}.items()))
+            return network, True
+
+        result, number = self._change("add a network to", work, starts_work=True)
+        self._database.wait_synced(number)
+        return result
+
+    def delete_network(self, network: Network, check: Callable[[Sequence[str]], object]) -> None:
+        """``check`` gets the names of the guests that own a NIC in the network, and raises to keep it.
+
+        Raises LostRace if the network has changed.
+        """
+
+        def work(db: sqlite3.Connection, cache: Cache) -> None:
+            check([name for name, claim in cache.claims.items() if any(nic.network == network.name for nic in claim.plan.nics)])
+            statement = "DELETE FROM network WHERE name = ? AND vlan = ? AND owner = ?"
+            if not db.execute(statement, (network.name, network.vlan, network.owner)).rowcount:
+                raise LostRace(f"network {network.name} was changed meanwhile", "try again")
+            cache.networks = {name: kept for name, kept in cache.networks.items() if name != network.name}
+
+        _, number = self._change(f"delete network {network.name} from", work)
+        self._database.wait_synced(number)
+
     def add_disk_check(self, name: str, check: DiskCheck) -> None:
         statement = "INSERT OR REPLACE INTO disk_check VALUES (?, ?, ?)"
         self._database.write(f"record a disk check of {name} in", statement, name, check.disk, json.dumps(to_plain(check)))
@@ -195,7 +240,7 @@ class Claims:
         """
 
         def attempt() -> tuple[Cache, T]:
-            cache = Cache(self._cache.generation, self._cache.version + 1, dict(self._cache.claims))
+            cache = Cache(self._cache.generation, self._cache.version + 1, dict(self._cache.claims), self._cache.networks)
             try:
                 with nullcontext() if one_statement else self._database.transaction():
                     return cache, work(db, cache)

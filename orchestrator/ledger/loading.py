@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from orchestrator.errors import LedgerError, NotFound
 from orchestrator.ledger.schema import DAMAGED, check_file
 from orchestrator.model.claim import Claim
 from orchestrator.model.disk import DiskCheck
+from orchestrator.model.network import MAX_VLAN, MIN_VLAN, Network, check_network_name, check_owner
 from orchestrator.model.plain import from_plain
 from orchestrator.model.plan import Plan, plan_from_json
 from orchestrator.model.request import parse_stored_request
@@ -28,7 +29,7 @@ _UNREADABLE = "an unreadable claim of guest"
 
 @dataclass
 class Cache:
-    """The claims, by guest name in its order, and the two counters in the file.
+    """The claims and networks, by name in its order, and the two counters in the file.
 
     Attributes:
         version: grows with each change of any guest, so a new guest never has a version of an older guest with the same name.
@@ -37,6 +38,7 @@ class Cache:
     generation: int  # grows with each claim
     version: int
     claims: dict[str, Claim]
+    networks: dict[str, Network]
 
     def get(self, name: str) -> Claim:
         if name not in self.claims:
@@ -83,13 +85,15 @@ def _load(db: sqlite3.Connection) -> Cache:
     for name, *fields in read_rows(db, "SELECT name, plan, state, request, owner, version, restarts FROM guest ORDER BY name"):
         claims[name] = replace(_parse_claim(name, *fields), host_key=keys.get(name, ""))
     _check_keys(db, claims)
+    networks = {name: _parse_network(name, *rest) for name, *rest in read_rows(db, "SELECT name, vlan, owner FROM network")}
+    _check_networks(claims, networks)
     for name, text in read_rows(db, "SELECT name, reasons FROM quarantine"):
         parse_reasons(name, text)
     for guest, text in read_rows(db, "SELECT guest, record FROM disk_check"):
         parse_check(guest, text)
     for owner, text in read_rows(db, "SELECT owner, arguments FROM undo"):
         parse_arguments(owner, text)
-    return Cache(generation, max((version, *(claim.version for claim in claims.values()))), claims)
+    return Cache(generation, max((version, *(claim.version for claim in claims.values()))), claims, networks)
 
 
 def parse_reasons(name: str, text: str) -> tuple[str, ...]:
@@ -167,6 +171,25 @@ def _check_keys(db: sqlite3.Connection, claims: dict[str, Claim]) -> None:
         if rows[name] != planned:
             named = ", ".join(" ".join(pair) for pair in sorted(rows[name] ^ planned)[:8])
             raise ValueError(f"{_UNREADABLE} {name}: its plan and the table claim_key differ in {named}")
+
+
+def _parse_network(name: str, vlan: int, owner: str) -> Network:
+    if not MIN_VLAN <= vlan <= MAX_VLAN:
+        raise ValueError(f"VLAN {vlan} of network {name}, expected {MIN_VLAN} to {MAX_VLAN}")
+    return Network(check_network_name(name), vlan, check_owner(owner))
+
+
+def _check_networks(claims: dict[str, Claim], networks: dict[str, Network]) -> None:
+    for name, claim in claims.items():
+        if missing := find_changed_networks(claim.plan, networks):
+            raise ValueError(f"{_UNREADABLE} {name}: its plan has {missing[0]}, but the table network does not")
+
+
+def find_changed_networks(plan: Plan, networks: Mapping[str, Network]) -> list[str]:
+    """One text per network of the plan that does not exist, or not with this VLAN."""
+    named = {(nic.network, nic.vlan) for nic in plan.nics if nic.network or nic.vlan}
+    known = {(network.name, network.vlan) for network in networks.values()}
+    return [f"network {name} with VLAN {vlan}" for name, vlan in sorted(named - known)]
 
 
 def _parse_json(text: str, what: str) -> Any:

@@ -38,6 +38,7 @@ class Ledger:
         self.set_state, self.release = claims.set_state, claims.release
         self.record_host_key = claims.record_host_key
         self.keep_disks, self.add_disk_check, self.disk_checks = claims.keep_disks, claims.add_disk_check, claims.disk_checks
+        self.networks, self.create_network, self.delete_network = claims.networks, claims.create_network, claims.delete_network
         self.quarantine, self.quarantined = claims.quarantine, claims.quarantined
         self.add_undo_record, self.drop_undo_record, self.undo_records = journal.add, journal.drop, journal.read
         self.append_event, self.subscribe = events.append, events.subscribe

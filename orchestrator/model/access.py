@@ -22,6 +22,7 @@ class Quota:
     memory: Size | None = None
     vfs: int | None = None
     disks: int | None = None
+    networks: int | None = None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ class EventKind(StrEnum):
     DELETED = "deleted"
     QUARANTINED = "quarantined", logging.WARNING, Visibility.REDACTED
     CLEARED = "cleared"
+    NETWORK_CREATED = "network-created"
+    NETWORK_DELETED = "network-deleted"
     UNDO_FAILED = "undo-failed", logging.WARNING, Visibility.HIDDEN
     NOT_RESTORED = "not-restored", logging.WARNING, Visibility.HIDDEN
     GAVE_UP = "gave-up", logging.WARNING

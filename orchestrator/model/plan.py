@@ -190,6 +190,8 @@ class Policy:
     disk_folder: str = ""  # for the files of emulated disks; empty if the host offers none
     accept: tuple[Waiver, ...] = ()  # properties that every guest may lack
     edges: tuple[tuple[str, EdgeMode], ...] = ()  # (uplink, the edge mode that it must have); the manager chooses for the others
+    vlans: Mapping[str, frozenset[int]] = field(default_factory=dict)  # uplink → VLANs of networks that it carries; others: all
+    tenants: frozenset[str] = frozenset()  # that can own networks
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""

@@ -132,10 +132,11 @@ class VfState:
     trust: bool | None = False  # may change its address and receive all frames; None if the driver does not report it
     link_state: str = "auto"  # "auto" (as the PF's port), "enable" or "disable"
 
-    def with_defaults(self, mac: MacAddress | None = None) -> VfState:
-        """Default VF settings with this address. What the driver does not report stays None."""
+    def with_defaults(self, mac: MacAddress | None = None, vlan: int = 0, max_rate: int = 0) -> VfState:
+        """Default VF settings with this address, port VLAN and rate. What the driver does not report stays None."""
         spoof_check = None if self.spoof_check is None else True
-        return VfState(self.index, mac, spoof_check=spoof_check, trust=None if self.trust is None else False)
+        trust = None if self.trust is None else False
+        return VfState(self.index, mac, vlan, max_rate=max_rate, spoof_check=spoof_check, trust=trust)
 
     def diff(self, wanted: VfState) -> dict[str, str]:
         """The differences from `wanted` as text, by attribute."""

@@ -40,6 +40,8 @@ def build_policy(config: DaemonConfig) -> Policy:
         host.housekeeping_cpus, host.uplinks, host.page, host.vfs_per_uplink, host.reserved, config.boot.policy,
         frozenset(disks.serials), disks.emulated or "", host.accept,
         tuple((name, uplink.mode) for name, uplink in config.uplinks.items() if uplink.mode),
+        {name: vlans for name, uplink in config.uplinks.items() if (vlans := uplink.vlan_set) is not None},
+        frozenset(config.tenants),
     )  # fmt: skip
 
 

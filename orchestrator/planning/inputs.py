@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from orchestrator.model.network import Network
 from orchestrator.model.plan import Allocated, Policy
 from orchestrator.model.topology import Topology
+
+
+@dataclass(frozen=True)
+class Site:
+    """What planning needs to know about the host in addition to its survey.
+
+    Attributes:
+        networks: those that the request names, by name.
+        host_id: stable and unique, empty if the host has none.
+    """
+
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    host_id: str = ""
+
+
+NO_SITE = Site()
 
 
 @dataclass(frozen=True)
@@ -13,3 +31,4 @@ class PlanningInput:
     topology: Topology
     allocated: Allocated
     policy: Policy
+    site: Site = NO_SITE

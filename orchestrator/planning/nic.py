@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from orchestrator.errors import NoRoom, RequestError
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan, Policy
 from orchestrator.model.request import GuestRequest, NicRequest
 from orchestrator.model.topology import Interface, IommuGroup, PhysicalFunction, Topology, VirtualFunction
 from orchestrator.model.waiver import Waiver
 from orchestrator.planning.inputs import PlanningInput
+from orchestrator.planning.mac import choose_mac
+from orchestrator.planning.network import explain_not_carried
 from orchestrator.planning.uplink import choose_edge, explain_no_uplink
 from orchestrator.values import MacAddress, PciAddress
 
-MAC_PREFIX = "02:4e:48"
-"""Prefix of all guests' addresses: locally administered (bit 1 of the first byte, IEEE 802-2014 8.4), and "NH" in ASCII, which
-identifies their frames in a capture."""
-_MAC_SUFFIXES = 1 << 24
 _MOST_REASONS = 8
 """Maximum number of an uplink's VFs that a refusal lists with a reason."""
 UPLINK = "uplink "
@@ -67,19 +63,11 @@ class FreePort:
         return str(self.uplink.mac)
 
     def plan(self, mac: MacAddress) -> NicPlan:
-        # The last three bytes of the guest's address are unique on the host, and so is the name (15 characters at most).
-        return NicPlan(None, self.uplink.name, None, None, mac, self.edge, tap=f"nh-{str(mac)[9:].replace(':', '')}")
+        # The guest's address is unique on the host, and so is the name, which has the maximum of 15 characters.
+        return NicPlan(None, self.uplink.name, None, None, mac, self.edge, tap=f"nh-{str(mac).replace(':', '')}")
 
 
 FreeNic = FreeVf | FreePort
-
-
-def check_networks(request: GuestRequest) -> None:
-    """Raises RequestError for a tenant network or a rate, which no guest can have yet."""
-    for number, nic in enumerate(request.wanted_nics, 1):
-        if nic.network or nic.rate:
-            what = f"network {nic.network}" if nic.network else f"rate {nic.rate}"
-            raise RequestError(f"NIC {number}: {what} is not available: this host has no tenant networks", "omit it")
 
 
 def find_nics(request: GuestRequest, host: PlanningInput) -> tuple[list[tuple[FreeNic, ...]], list[str]]:
@@ -97,10 +85,15 @@ def plan_nics(request: GuestRequest, chosen: Sequence[FreeNic], host: PlanningIn
     """Adds Ethernet addresses. Raises NoRoom if all addresses are allocated."""
     used = host.allocated.macs | {pf.mac for pf in host.topology.pfs if pf.mac}
     nics: list[NicPlan] = []
-    for number, nic in enumerate(chosen):
-        mac = _choose_mac(f"{nic.seed} {request.name}" + (f" {number}" if number else ""), used)
+    for number, (nic, wanted) in enumerate(zip(chosen, request.wanted_nics, strict=True)):
+        # Both of the host's id and the uplink's address: copied hosts can have the same id, emulated NICs the same address.
+        mac = choose_mac(f"{host.site.host_id} {nic.seed} {request.name} {number}", used)
         used |= {mac}
-        nics.append(nic.plan(mac))
+        network = host.site.networks[wanted.network] if wanted.network else None
+        plan = nic.plan(mac)
+        if network:
+            plan = replace(plan, network=network.name, vlan=network.vlan)
+        nics.append(replace(plan, rate=wanted.rate or 0))
     return tuple(nics)
 
 
@@ -119,7 +112,7 @@ def _choose(
     chosen: list[FreeNic] = []
     for number, nic in enumerate(nics, 1):
         name = nic.uplink or _find_uplink_of(nic.vf_address, host) or uplink
-        found: FreeNic | str | None = _find_port(name, nic, request.accept, host)
+        found: FreeNic | str | None = _check_network(nic, name, host) or _find_port(name, nic, request.accept, host)
         if found is None:
             excluded = (named - {nic.vf_address}) | {one.address for one in chosen if one.address}
             found = _find_vf(name, nic.vf_address, excluded, groups, host)
@@ -139,7 +132,14 @@ def _find_port(uplink: str, nic: NicRequest, accepted: Sequence[Waiver], host: P
     interface = host.topology.find_interface(uplink)
     if not choice.mode.is_software or interface is None:
         return None
+    if nic.network or nic.rate:
+        return f"with edge mode {choice.mode} a NIC can have neither a network nor a rate: that requires a VF"
     return f"edge mode {choice.mode} has no VFs, but VF {nic.vf} is requested" if nic.vf else FreePort(interface, choice.mode)
+
+
+def _check_network(nic: NicRequest, uplink: str, host: PlanningInput) -> str:
+    """The reason why the NIC cannot join its network through this uplink; empty if it can."""
+    return explain_not_carried(host.policy, uplink, host.site.networks[nic.network]) if nic.network else ""
 
 
 def _find_uplink_of(address: PciAddress | None, host: PlanningInput) -> str | None:
@@ -230,14 +230,3 @@ def _check_vf(pf: PhysicalFunction, vf: FreeVf, groups: Mapping[PciAddress, Iomm
         return f"the IOMMU group of VF {vf.address} cannot be read: {fault}" if fault else f"VF {vf.address} is in no IOMMU group"
     others = ", ".join(str(device) for device in groups[vf.address].devices if device != vf.address)
     return f"VF {vf.address} shares IOMMU group {groups[vf.address].number} with {others}" if others else ""
-
-
-def _choose_mac(seed: str, used: frozenset[MacAddress]) -> MacAddress:
-    """The seed makes addresses differ between hosts, and stay the same when a guest is created again."""
-    start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:3], "big")
-    for step in range(_MAC_SUFFIXES):
-        suffix = f"{(start + step) % _MAC_SUFFIXES:06x}"
-        mac = MacAddress(f"{MAC_PREFIX}:{suffix[:2]}:{suffix[2:4]}:{suffix[4:]}")
-        if mac not in used:
-            return mac
-    raise NoRoom("no Ethernet address is free", (f"all of {MAC_PREFIX}:* are in use",))

@@ -12,13 +12,13 @@ from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.planning.cores import Candidate, check_placement, find_candidates
 from orchestrator.planning.disk import DISK, check_waivers, count_remote, describe_disks, find_free, plan_disks
 from orchestrator.planning.host_check import find_blockers
-from orchestrator.planning.inputs import PlanningInput
+from orchestrator.planning.inputs import NO_SITE, PlanningInput, Site
 from orchestrator.planning.memory import PageRequest
-from orchestrator.planning.nic import UPLINK, FreeNic, check_networks, find_nics, list_addresses, plan_nics
+from orchestrator.planning.nic import UPLINK, FreeNic, find_nics, list_addresses, plan_nics
 from orchestrator.values import Size
 
 
-def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, policy: Policy) -> Plan:
+def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, policy: Policy, site: Site = NO_SITE) -> Plan:
     """Chooses whole physical cores, huge pages of the same node, VFs and disks. The same input gives the same plan.
 
     Preferences, in this order: resources that no unmanaged domain may use later; the node of the VFs' PFs and the disks; the node
@@ -31,10 +31,9 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
         NoRoom: with a reason per NUMA node and uplink, or per wrong part of the placement.
     """
     check_waivers(request, policy)
-    check_networks(request)
     page_size = Size.parse(request.page_size) if request.page_size else policy.page_size
     pages = PageRequest(page_size, _count_pages(request.size, page_size))
-    host = PlanningInput(topology, allocated, policy)
+    host = PlanningInput(topology, allocated, policy, site)
     if request.placement:
         _check_count(request, topology)
         candidates, no_cores = check_placement(request.placement.cpu_set, pages, host)

@@ -31,7 +31,7 @@ from orchestrator.host.sriov import check_gone, check_vf, find_vf, is_vf, read_n
 from orchestrator.hypervisor.connection import Pinning
 from orchestrator.model.plan import Plan, VfPlan
 from orchestrator.model.topology import VfState
-from orchestrator.resources.nic_settings import clear_vf, read_vf_state, restore_vf, state_from_json, state_to_json
+from orchestrator.resources.nic_settings import configure_vf, read_vf_state, restore_vf, state_from_json, state_to_json
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
 from orchestrator.resources.tap import build_interface, diff_interfaces
 from orchestrator.resources.xml import element
@@ -111,13 +111,15 @@ class CreateVfs:
 @register
 @dataclass(frozen=True)
 class ConfigureVf:
-    """Sets a VF's Ethernet address, through the PF, and its other settings to their defaults."""
+    """Sets a VF's Ethernet address, port VLAN and rate, through the PF, and its other settings to their defaults."""
 
     action: ClassVar[str] = "vf-mac"  # as in journals of earlier versions
     vf: VfPlan
 
     def describe(self) -> str:
-        return f"give VF {self.vf.index} of {self.vf.interface} the address {self.vf.mac}"
+        vlan = f", port VLAN {self.vf.vlan}" if self.vf.vlan else ""
+        rate = f", at most {self.vf.rate} Mbit/s" if self.vf.rate else ""
+        return f"give VF {self.vf.index} of {self.vf.interface} the address {self.vf.mac}{vlan}{rate}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         # Never None: settings that other programs change while the guest owns the VF are undone too.
@@ -131,7 +133,7 @@ class ConfigureVf:
 
     def apply(self, host: HostRoot) -> str:
         check_vf(host, self.vf.pf, self.vf.index, self.vf.address)
-        return clear_vf(host, find_port(host, self.vf.pf, [self.vf.interface]), self.vf.index, self.vf.mac)
+        return configure_vf(host, find_port(host, self.vf.pf, [self.vf.interface]), self.vf)
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> str:
@@ -257,7 +259,7 @@ def diff_vf(plan: Plan, states: VfStates) -> tuple[str, ...]:
         if state is None:
             findings.append(f"{vf.interface} has no VF {vf.index}")
         else:
-            differences = state.diff(state.with_defaults(vf.mac)).values()
+            differences = state.diff(state.with_defaults(vf.mac, vf.vlan, vf.rate)).values()
             findings += [f"VF {vf.address}: {difference}" for difference in differences]
     return tuple(findings)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
+from orchestrator.model.plan import VfPlan
 from orchestrator.model.topology import VfState
-from orchestrator.planning.nic import MAC_PREFIX
+from orchestrator.planning.mac import is_guest_mac
 from orchestrator.resources.step import Arguments
 from orchestrator.values import MacAddress
 
@@ -24,16 +25,24 @@ def read_vf_state(host: HostRoot, interface: str, index: int) -> VfState | None:
     return next((vf for vf in host.net.read_vfs(interface) if vf.index == index), None)
 
 
-def clear_vf(host: HostRoot, interface: str, index: int, mac: MacAddress) -> str:
-    """Sets the default settings and a guest's address. Returns optional settings that the driver cannot set.
+def configure_vf(host: HostRoot, interface: str, vf: VfPlan) -> str:
+    """Sets a guest's address, port VLAN and rate, and otherwise the default settings. Returns optional settings that the driver
+    cannot set.
 
-    Raises HostError if the VF does not exist, or the driver refuses the address or to remove VLAN or trust.
+    Raises HostError if the VF does not exist, or the driver refuses the address, the VLAN, a rate, or to remove trust.
     """
-    before = read_vf_state(host, interface, index)
+    before = read_vf_state(host, interface, vf.index)
     if before is None:
-        raise HostError(f"{interface} has no VF {index}", "`nohype survey` shows the VFs that exist")
-    refused = host.net.enforce_vf(interface, before.with_defaults(mac))
+        raise HostError(f"{interface} has no VF {vf.index}", "`nohype survey` shows the VFs that exist")
+    refused = host.net.enforce_vf(interface, before.with_defaults(vf.mac, vf.vlan, vf.rate))
     for name, error in refused.items():
+        if name == "max_rate" and vf.rate:
+            what = f"cannot limit VF {vf.index} of {interface} to {vf.rate} Mbit/s"
+            hint = "omit rate, or request at most the speed of the uplink: not all drivers can limit a VF"
+            raise HostError(what, hint, error.errno)
+        if name == "vlan" and vf.vlan:
+            what = f"cannot set port VLAN {vf.vlan} on VF {vf.index} of {interface}"
+            raise HostError(what, "use an uplink whose driver supports it: ip link set IFACE vf N vlan V", error.errno)
         if name not in ("max_rate", "min_rate", "link_state") and not (name == "spoof_check" and error.errno == EOPNOTSUPP):
             raise error
     return "; ".join(error.message for error in refused.values())
@@ -65,7 +74,7 @@ def _replace_address(host: HostRoot, interface: str, wanted: VfState, refusal: H
     if after is None:
         raise refusal
     what = f"VF {wanted.index} of {interface}"
-    if after.mac and not after.mac.text.startswith(MAC_PREFIX):
+    if after.mac and not is_guest_mac(after.mac):
         return f"{what} has the address {after.mac}: its driver refused {wanted.mac or 'zeros'}"
     mac = _choose_mac()
     refused = host.net.enforce_vf(interface, replace(after, mac=mac))
@@ -78,14 +87,14 @@ def _choose_mac() -> MacAddress:
     """A random, locally administered address (IEEE 802-2014 8.4) outside the range of guests."""
     while True:
         first, *rest = secrets.token_bytes(6)
-        text = ":".join(f"{byte:02x}" for byte in (first & 0xFC | 2, *rest))
-        if not text.startswith(MAC_PREFIX):
-            return MacAddress.parse(text)
+        mac = MacAddress.parse(":".join(f"{byte:02x}" for byte in (first & 0xFC | 2, *rest)))
+        if not is_guest_mac(mac):
+            return mac
 
 
 def state_to_json(state: VfState) -> Arguments:
     """Omits a guest's address, which a manager that lost its ledger may have left."""
-    mac = "" if state.mac is None or state.mac.text.startswith(MAC_PREFIX) else str(state.mac)
+    mac = "" if state.mac is None or is_guest_mac(state.mac) else str(state.mac)
     return {**{name: value for name, value in vars(state).items() if name != "index"}, "mac": mac}
 
 

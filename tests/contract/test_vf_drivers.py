@@ -65,6 +65,41 @@ def test_what_was_read_before_is_put_back(fake: FakeRoot, pf: PhysicalFunction, 
         assert fake.fake_net.vfs(NIC)[0] == new
 
 
+def test_vlan_and_rate_of_a_guest_are_set_and_taken_back(fake: FakeRoot, pf: PhysicalFunction) -> None:
+    step = make_vfs(fake, pf, VfState(0, vlan=7, max_rate=10))
+    step = replace(step, vf=replace(step.vf, vlan=100, rate=50))
+    before = step.read_before(fake)
+    assert before
+    assert "port VLAN 100, at most 50 Mbit/s" in step.describe()
+    assert step.apply(fake) == ""
+    assert fake.fake_net.vfs(NIC)[0] == VfState(0, MAC, vlan=100, max_rate=50)
+    assert ConfigureVf.undo(UndoContext(fake), before) == ""
+    assert fake.fake_net.vfs(NIC)[0] == VfState(0, vlan=7, max_rate=10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "says"),
+    [
+        ({"vlan": 100}, "vlan", "cannot set port VLAN 100 on VF 0 of nic0"),
+        ({"rate": 50}, "max_rate", "cannot limit VF 0 of nic0 to 50 Mbit/s"),
+    ],
+)
+@pytest.mark.parametrize("errno", [EOPNOTSUPP, EINVAL, 0])
+def test_a_vlan_or_rate_that_the_driver_cannot_set_is_refused(
+    fake: FakeRoot, pf: PhysicalFunction, changes: dict[str, int], name: str, says: str, errno: int
+) -> None:
+    """EINVAL: a rate above the speed of the link (igb_ndo_set_vf_bw()). 0: the driver says that it has set it, and has not."""
+    step = make_vfs(fake, pf, VfState(0))
+    step = replace(step, vf=replace(step.vf, **changes))
+    fake.fake_net.drivers[NIC] = (
+        refusing(errno, name) if errno else lambda asked, _value: {"vlan": 0, "max_rate": 0} if asked == name else {}
+    )
+    with pytest.raises(HostError, match=says) as caught:
+        step.apply(fake)
+    assert caught.value.errno == errno
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("errno", [EINVAL, EOPNOTSUPP, EADDRNOTAVAIL, EPERM, 0])
 def test_a_driver_that_takes_no_zeros_gets_a_random_address(fake: FakeRoot, pf: PhysicalFunction, errno: int) -> None:
     step = make_vfs(fake, pf, VfState(0))

@@ -118,9 +118,25 @@ def host() -> Iterator[LabHost]:
         control.down(NAME)
 
 
+_shared: list[dict[str, Any]] = []
+"""The guests of ``guests``, once they have been created."""
+
+
+@pytest.fixture(scope="module")
+def empty_host(host: LabHost) -> Iterator[LabHost]:
+    """The lab host with all its cores free: the shared guests, if there are any, are created again after the module."""
+    had = bool(_shared)
+    for guest in GUESTS if had else ():
+        host.nohype("guest", "delete", guest.name)
+    yield host
+    if had:
+        _shared[:] = [create_guest(host.lab, guest) for guest in GUESTS]
+
+
 @pytest.fixture(scope="session")
 def guests(host: LabHost) -> Iterator[list[dict[str, Any]]]:
     """Two running guests, as the manager shows them; deleted when the session ends."""
-    yield [create_guest(host.lab, guest) for guest in GUESTS]
+    _shared[:] = [create_guest(host.lab, guest) for guest in GUESTS]
+    yield _shared
     for guest in GUESTS:
         host.nohype("guest", "delete", guest.name, check=False)

@@ -60,6 +60,7 @@ EVERYTHING: dict[str, Any] = {
             "memory": "64G",
             "vfs": 8,
             "disks": 4,
+            "networks": 3,
             "users": ["1234"],
             "groups": ["4321"],
             "certificates": ["alice"],

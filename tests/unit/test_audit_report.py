@@ -18,9 +18,10 @@ from orchestrator.errors import HypervisorError
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.exits import ExitPolicy
+from orchestrator.model.plan import NicPlan
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import Topology
-from orchestrator.values import PciAddress
+from orchestrator.values import MacAddress, PciAddress
 from tests.fakes.root import HOSTS, FakeRoot, build_host
 from tests.harness.audit_data import DATA, GUEST1, GUEST2, HOUSEKEEPING, load_maps
 
@@ -28,6 +29,10 @@ PF = "sys/bus/pci/devices/0000:41:00.0/resource0"
 # The captured host has its bound VFs at these addresses, in groups 9 and 10.
 GUESTS = tuple(
     replace(guest, hostdevs=(PciAddress.parse(f"0000:41:10.{function}"),)) for guest, function in ((GUEST1, 0), (GUEST2, 2))
+)
+NICS = tuple(
+    NicPlan(PciAddress.parse("0000:41:00.0"), "nic0", index, guest.hostdevs[0], MacAddress(f"02:4e:48:00:00:0{index}"))
+    for index, guest in enumerate(GUESTS)
 )
 MANAGER = 4935
 _STAT = "{tid} ({name}) S 0 0 0 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {started} 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 {cpu} 0 0"
@@ -62,8 +67,12 @@ def host(tmp_path: Path) -> RecordingRoot:
         add_thread(host, *line.split(maxsplit=8))
     for pid, unit in ((MANAGER, "nohyped.service"), (491, "virtlogd.service"), (26, "")):
         host.add(f"proc/{pid}/cgroup", f"0::/system.slice/{unit}" if unit else "0::/")
+    host.fake_net.make_vfs("nic0", 4)
+    for index, nic in enumerate(NICS):
+        host.fake_net.set_vf("nic0", index, mac=nic.mac)
     for number, guest in zip((9, 10), GUESTS, strict=True):
         add_qemu(host, guest, number)
+    host.writes.clear()
     return host
 
 
@@ -137,7 +146,7 @@ def audit(
 ) -> tuple[Proof, ...]:
     source = Source(
         host, StubHypervisor(guests, unread or {}, exits), lambda: topology or read_topology(host), send, HOUSEKEEPING,
-        ExitPolicy(2000, 10), window=0.01,
+        ExitPolicy(2000, 10), window=0.01, nics={guest.uuid: (nic,) for guest, nic in zip(GUESTS, NICS, strict=True)}.get,
     )  # fmt: skip
     return Auditor(source).run(frames)
 

@@ -152,10 +152,14 @@ def test_configuration_is_shown_without_secrets(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_nics_are_sent_in_order() -> None:
-    nics = ("--nic", "uplink=nic1,address=10.9.0.1/24", "--nic", "", "--nic", "vf=0000:41:10.0")
+    nics = ("--nic", "uplink=nic1,address=10.9.0.1/24", "--nic", "", "--nic", "vf=0000:41:10.0,network=blue,rate=100")
     run("guest", "create", "web", "--memory", "1G", "--image", "minimal", *nics, "--plan")
     ((_, request),) = FakeClient.asked
-    assert request["nics"] == [{"uplink": "nic1", "address": "10.9.0.1/24"}, {}, {"vf": "0000:41:10.0"}]
+    assert request["nics"] == [
+        {"uplink": "nic1", "address": "10.9.0.1/24"},
+        {},
+        {"vf": "0000:41:10.0", "network": "blue", "rate": 100},
+    ]
     assert len(parse_guest_request(request).wanted_nics) == 3
 
 
@@ -163,8 +167,11 @@ def test_nics_are_sent_in_order() -> None:
     ("words", "message"),
     [
         (("--nic", "mac=02:4e:48:00:00:01"), "'mac=02:4e:48:00:00:01' in"),
-        (("--nic", "uplink"), "use each of uplink, vf, address at most once, as KEY=VALUE"),
+        (("--nic", "uplink"), "use each of uplink, vf, address, network, rate at most once, as KEY=VALUE"),
         (("--nic", "vf="), "as KEY=VALUE"),
+        (("--nic", "rate=fast"), "rate=fast in 'rate=fast': use a whole number of Mbit/s"),
+        (("--nic", "rate=-1"), "use a whole number"),
+        (("--nic", "rate=1.5"), "use a whole number"),
         (("--nic", "uplink=nic0,uplink=nic1"), "'uplink=nic1' in"),
         (("--nic", "", "--address", "10.9.0.1/24"), "--nic cannot be combined with --address or --vf"),
         (("--nic", "", "--cpus", "2", "--vf", "0000:41:10.0"), "--nic cannot be combined with --address or --vf"),
@@ -219,6 +226,12 @@ def test_all_nics_of_a_guest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     output = run("guest", "show", "web").output
     assert re.search(r"^VF +0000:41:10.0, number 0 .*02:4e:48:00:00:01$", output, re.MULTILINE)
     assert re.search(r"^VF +0000:41:10.2, number 1 .*02:4e:48:00:00:02$", output, re.MULTILINE)
+
+
+def test_network_and_rate_of_a_nic_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GUEST, "nics", [{**GUEST["vf"], "network": "blue", "vlan": 100, "rate": 50}])
+    output = run("guest", "show", "web").output
+    assert re.search(r"^VF .*02:4e:48:00:00:01, network blue .VLAN 100., at most 50 Mbit/s$", output, re.MULTILINE)
 
 
 def test_nic_of_a_software_edge_is_shown_without_a_vf(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,12 @@ def test_each_changed_vf_setting_is_reported(states: VfStates, expected: str) ->
     assert found.startswith(expected)
 
 
+def test_vf_of_a_network_keeps_its_vlan_and_rate() -> None:
+    plan = replace(PLAN, nics=(replace(PLAN.nics[0], network="blue", vlan=100, rate=50),))
+    assert diff(states={PF: [replace(STATE, vlan=100, max_rate=50)]}, plan=plan) == ()
+    assert diff(states={PF: [STATE]}, plan=plan) == (f"VF {VF}: vlan is 0, expected 100", f"VF {VF}: max rate is 0, expected 50")
+
+
 def test_each_nic_is_compared() -> None:
     second = NicPlan(PF, "nic0", 1, PF.offset(130), MacAddress("02:4e:48:00:00:02"))
     plan = replace(PLAN, nics=(*PLAN.nics, second))

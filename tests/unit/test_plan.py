@@ -14,6 +14,8 @@ from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import Allocated, AllocatedPages, ImageRef, NicPlan, Plan, Policy, plan_from_json
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
+from orchestrator.planning.inputs import Site
+from orchestrator.planning.mac import is_guest_mac
 from orchestrator.planning.planner import plan_guest
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 from tests.harness.plans import add_up
@@ -309,11 +311,14 @@ def test_claims_add_up() -> None:
 
 def test_mac_address_is_ours_free_and_the_same_again() -> None:
     mac = plan_guest(request(), HOST, Allocated(), POLICY).vf.mac
-    assert str(mac).startswith("02:4e:48:")
+    assert is_guest_mac(mac)
     assert plan_guest(request(), HOST, Allocated(), POLICY).vf.mac == mac
     assert plan_guest(request("g2"), HOST, Allocated(), POLICY).vf.mac != mac
     other_host = host(pfs=(nic(mac=MacAddress.parse("52:54:00:00:01:01")),))
     assert plan_guest(request(), other_host, Allocated(), POLICY).vf.mac != mac, "hosts share a network"
+    assert plan_guest(request(), HOST, Allocated(), POLICY, Site(host_id="ab")).vf.mac != mac, (
+        "of emulated NICs all have one address"
+    )
     second = plan_guest(request(), HOST, Allocated(macs=frozenset({mac})), POLICY).vf.mac
     assert int(str(second).replace(":", ""), 16) - int(str(mac).replace(":", ""), 16) == 1
     of_pf = host(pfs=(nic(), second_nic(mac=mac)))

@@ -1,0 +1,94 @@
+"""network-isolated: the PF holds each of the guest's VFs in its network, and lets it send only as itself. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.plan import NicPlan
+from orchestrator.model.proof import WEAKER, Measurement, count_findings, not_measured
+from orchestrator.model.topology import VfState
+from orchestrator.values import PciAddress
+
+
+@dataclass(frozen=True)
+class VfReading:
+    """The settings of a VF, read from its PF. ``interface`` is the PF's."""
+
+    interface: str
+    state: VfState
+
+
+Readings = Mapping[PciAddress, VfReading | str]
+"""By VF; why it could not be read instead."""
+Promised = Mapping[str, tuple[NicPlan, ...] | None]
+"""The NICs that the manager gave each running guest; None for a guest that it did not create."""
+
+
+def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promised) -> Measurement:
+    """Passes only if the PF enforces the settings that the manager promised, and no other VF of the PF is in the network's VLAN.
+
+    The records are what is compared: which network a guest belongs to is not visible on the host.
+    """
+    own = {address: vfs[address] for address in guest.hostdevs if address in vfs}
+    nics = {nic.address: nic for nic in promised.get(guest.name) or ()}
+    unread = [f"VF {address} could not be read: {reading}" for address, reading in own.items() if isinstance(reading, str)]
+    findings: list[str] = []
+    evidence: list[str] = []
+    for address, reading in own.items():
+        if isinstance(reading, str):
+            continue
+        nic = nics.get(address)
+        findings += _check_settings(address, reading.state, nic)
+        findings += _find_intruders(address, reading, nic, vfs, promised)
+        evidence += [f"VF {address}: {_describe(reading, nic)}", *_list_limits(address, reading.state)]
+    if not findings and unread:
+        return not_measured("; ".join(unread))
+    if not findings and own and promised.get(guest.name) is None:
+        return not_measured("the manager did not create this guest: which networks it belongs to is not known")
+    return count_findings([*findings, *unread], evidence or ["the guest has no VF"])
+
+
+def _check_settings(address: PciAddress, state: VfState, nic: NicPlan | None) -> list[str]:
+    findings = [] if state.spoof_check is not False else [f"VF {address}: the spoof check is off: it can send from any address"]
+    findings += [f"VF {address}: trusted: it can change its address, and receive all frames"] if state.trust else []
+    if state.link_state == "disable":
+        findings.append(f"VF {address}: its link is disabled")
+    if nic is None:
+        return findings
+    expected = {"address": (state.mac, nic.mac), "port VLAN": (state.vlan, nic.vlan), "rate": (state.max_rate, nic.rate)}
+    of = f" (network {nic.network})" if nic.network else ""
+    return findings + [
+        f"VF {address}: {name} is {now or 'none'}, expected {wanted or 'none'}{of}"
+        for name, (now, wanted) in expected.items()
+        if now != wanted
+    ]
+
+
+def _find_intruders(address: PciAddress, reading: VfReading, nic: NicPlan | None, vfs: Readings, promised: Promised) -> list[str]:
+    """VFs with the same address, and VFs of the same PF with the same port VLAN that are not in the network."""
+    members = {one.address for nics in promised.values() for one in nics or () if nic and one.network == nic.network}
+    findings = []
+    for other, found in vfs.items():
+        if other == address or isinstance(found, str):
+            continue
+        together = found.interface == reading.interface and found.state.vlan == reading.state.vlan != 0
+        if together and other not in members:
+            findings.append(f"VF {other} of {found.interface} has port VLAN {found.state.vlan} too, and is not in this network")
+        if reading.state.mac and found.state.mac == reading.state.mac:
+            findings.append(f"VF {other} of {found.interface} has the same address {found.state.mac}")
+    return findings
+
+
+def _list_limits(address: PciAddress, state: VfState) -> list[str]:
+    absent = [name for name, value in (("the spoof check", state.spoof_check), ("trust", state.trust)) if value is None]
+    return [f"{WEAKER}the driver of the PF does not report {' and '.join(absent)} of VF {address}"] if absent else []
+
+
+def _describe(reading: VfReading, nic: NicPlan | None) -> str:
+    state = reading.state
+    network = f"network {nic.network}" if nic and nic.network else "no network"
+    rate = f"at most {state.max_rate} Mbit/s" if state.max_rate else "no limit of the rate"
+    vlan = f"port VLAN {state.vlan}" if state.vlan else "untagged"
+    return f"{network}, {vlan}, address {state.mac}, {rate}, VF {state.index} of {reading.interface} (netlink)"

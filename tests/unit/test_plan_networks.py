@@ -1,0 +1,71 @@
+"""Which uplink a guest of a network gets, and the reason where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.errors import NoRoom
+from orchestrator.model.edge import EdgeMode
+from orchestrator.model.network import Network, parse_vlans
+from orchestrator.model.plan import Allocated, Plan, Policy
+from orchestrator.planning.inputs import Site
+from orchestrator.planning.planner import plan_guest
+from tests.unit.test_plan import POLICY, groups, host, nic, request, second_nic
+
+SITE = Site({"blue": Network("blue", 100, "acme"), "red": Network("red", 200)}, "1234")
+BOTH = replace(POLICY, uplinks=("nic0", "nic1"), vlans={"nic0": parse_vlans("100-199"), "nic1": parse_vlans("200-299")})
+FIRST, SECOND = nic(), second_nic()
+TWO = host(pfs=(FIRST, SECOND), iommu_groups=groups((FIRST.address,), (SECOND.address,)))
+
+
+def plan(policy: Policy, *nics: dict[str, object]) -> Plan:
+    return plan_guest(request(nics=list(nics)), TWO, Allocated(), policy, SITE)
+
+
+def test_nic_gets_network_vlan_and_rate() -> None:
+    first, second, third = plan(POLICY, {"network": "blue", "rate": 50}, {"network": "red"}, {}).nics
+    assert (first.network, first.vlan, first.rate) == ("blue", 100, 50)
+    assert (second.network, second.vlan, second.rate) == ("red", 200, 0)
+    assert (third.network, third.vlan, third.rate) == ("", 0, 0)
+    assert first.vf
+    assert (first.vf.vlan, first.vf.rate) == (100, 50)
+
+
+def test_uplink_that_carries_the_network_is_chosen() -> None:
+    assert plan(BOTH, {"network": "blue"}).vf.interface == "nic0"
+    assert plan(BOTH, {"network": "red"}).vf.interface == "nic1"
+    named = plan(BOTH, {"network": "red", "uplink": "nic1"}, {"network": "blue", "uplink": "nic0"})
+    assert [one.interface for one in named.nics] == ["nic1", "nic0"]
+
+
+def test_uplink_without_a_range_carries_every_network() -> None:
+    assert plan(replace(BOTH, vlans={"nic0": parse_vlans("100-199")}), {"network": "red"}).vf.interface == "nic1"
+
+
+@pytest.mark.parametrize(
+    ("nics", "says"),
+    [
+        (
+            [{"network": "red", "uplink": "nic0"}],
+            "uplink nic0: it does not carry VLAN 200 of network red ([uplinks.nic0] vlans = 100-199)",
+        ),
+        (
+            [{"network": "blue"}, {"network": "red"}],
+            "uplink nic0: it does not carry VLAN 200 of network red ([uplinks.nic0] vlans = 100-199) (NIC 2 of 2)",
+        ),
+    ],
+)
+def test_refusal_names_the_uplink_and_its_range(nics: list[dict[str, object]], says: str) -> None:
+    with pytest.raises(NoRoom) as caught:
+        plan(BOTH, *nics)
+    assert says in caught.value.reasons
+
+
+@pytest.mark.parametrize("mode", [EdgeMode.MACVTAP_VEPA, EdgeMode.BRIDGE_VEPA])
+@pytest.mark.parametrize("wanted", [{"network": "blue"}, {"rate": 50}])
+def test_software_edge_has_no_networks(mode: EdgeMode, wanted: dict[str, object]) -> None:
+    policy = replace(POLICY, edges=(("nic0", mode),))
+    with pytest.raises(NoRoom, match=f"with edge mode {mode} a NIC can have neither a network nor a rate"):
+        plan(policy, wanted)
