@@ -96,6 +96,10 @@ CREATE TABLE disk_check (guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE,
     PRIMARY KEY (guest, disk)) STRICT;
 """
 
+_SWITCH_8 = """
+CREATE TABLE switch (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+"""
+
 # In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -141,9 +145,14 @@ def _migrate_7(db: sqlite3.Connection) -> None:
     _execute_all(db, _WIPING_7)
 
 
+def _migrate_8(db: sqlite3.Connection) -> None:
+    """Adds the external switches."""
+    _execute_all(db, _SWITCH_8)
+
+
 # One entry per schema version. Never edit a released migration: add the next one.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
-    _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7,
+    _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7, _migrate_8,
 )  # fmt: skip
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"

@@ -3,6 +3,7 @@
 # Each function opens and closes its own socket, and finds interfaces by a dump: a long-lived socket leaks an acknowledgement for
 # every `get` (pyroute2 0.9.7). pyroute2 runs an event loop, so asyncio programs must call these functions in a thread.
 
+from orchestrator.host.netlink.bridge_ports import BridgeState, read_bridge
 from orchestrator.host.netlink.bridges import add_port, create_bridge, read_hairpin, set_hairpin
 from orchestrator.host.netlink.links import (
     read_addressed,
@@ -13,10 +14,13 @@ from orchestrator.host.netlink.links import (
     watch_links,
 )
 from orchestrator.host.netlink.namespaces import create_netns, delete_netns, move_to_netns
+from orchestrator.host.netlink.notices import LinkNotices
 from orchestrator.host.netlink.sockets import netns_exists
 from orchestrator.host.netlink.vfs import enforce_vf, read_vfs
 
 __all__ = [
+    "BridgeState",
+    "LinkNotices",
     "add_port",
     "create_bridge",
     "create_netns",
@@ -24,6 +28,7 @@ __all__ = [
     "move_to_netns",
     "netns_exists",
     "read_addressed",
+    "read_bridge",
     "read_hairpin",
     "read_hwmode",
     "read_links",
