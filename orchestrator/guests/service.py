@@ -64,7 +64,7 @@ class GuestService:
         self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy, *, images: Path, consoles: Path,
         count_undo_failure: Callable[[], object] = lambda: None,
         observe_refusal: Callable[[str, float], object] = lambda _kind, _seconds: None,
-        switches: SwitchSettings = SwitchSettings(),
+        switches: SwitchSettings = SwitchSettings(),  # noqa: B008
     ) -> None:  # fmt: skip
         self._host, self._ledger, self._policy = host, ledger, policy
         self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()

@@ -14,16 +14,12 @@ from orchestrator.errors import HostError, SwitchError
 from orchestrator.host.netlink import (
     LinkNotices,
     add_port,
-    create_bridge,
-    create_netns,
-    delete_netns,
-    move_to_netns,
     read_bridge,
     set_hairpin,
-    set_link_up,
 )
-from orchestrator.model.switch import FdbEntry, PortVlan, SwitchPort
+from orchestrator.model.switch import FdbEntry, PortVlan
 from orchestrator.switches.linux_bridge import LinuxBridge
+from tests.harness.bridge import BRIDGE, Cable, plugged
 
 pytestmark = pytest.mark.netns
 
@@ -41,82 +37,50 @@ def _root_only() -> None:
 
 
 @pytest.fixture
-def bridge() -> Iterator[LinuxBridge]:
-    """br0 in a namespace; its port FAR is the end of a cable whose other end NEAR is here."""
-    create_netns(PREFIX)
-    try:
-        with IPRoute() as ipr:
-            ipr.link("add", ifname=NEAR, kind="veth", peer={"ifname": FAR})
-        create_bridge("br0", PREFIX)
-        move_to_netns(FAR, PREFIX)
-        add_port("br0", FAR, PREFIX)
-        set_link_up(NEAR, up=True)
-        yield LinuxBridge("br0", PREFIX)
-    finally:
-        with IPRoute() as ipr:  # with it goes the other end, at once
-            for index in ipr.link_lookup(ifname=NEAR):
-                ipr.link("del", index=index)
-        delete_netns(PREFIX)
+def cable() -> Iterator[Cable]:
+    with plugged(PREFIX) as cable:
+        yield cable
 
 
-def port(bridge: LinuxBridge) -> SwitchPort:
-    (found,) = bridge.read().ports
-    return found
+@pytest.fixture
+def bridge(cable: Cable) -> LinuxBridge:
+    return LinuxBridge(BRIDGE, cable.netns)
 
 
-def until_forwarding(bridge: LinuxBridge) -> SwitchPort:
-    with LinkNotices(PREFIX) as notices:
-        while (found := port(bridge)).state != "forwarding":
-            assert notices.wait(60), found
-    return found
-
-
-def change(**settings: int) -> None:
-    with IPRoute(netns=PREFIX) as ipr:
-        (index,) = ipr.link_lookup(ifname=FAR)
-        ipr.brport("set", index=index, **settings)
-
-
-def set_link(name: str = FAR, **settings: object) -> None:
-    with IPRoute(netns=PREFIX) as ipr:
-        (index,) = ipr.link_lookup(ifname=name)
-        ipr.link("set", index=index, **settings)
-
-
-def test_port_of_a_new_bridge_is_read(bridge: LinuxBridge) -> None:
-    found = until_forwarding(bridge)
+def test_port_of_a_new_bridge_is_read(bridge: LinuxBridge, cable: Cable) -> None:
+    found = cable.await_forwarding()
     assert (found.name, found.up, found.carrier, found.hairpin, found.isolated) == (FAR, True, True, False, False)
     assert found.mtu == 1500
     assert found.counters
     state = bridge.read([FAR])
     assert (state.vlan_filtering, state.stp, state.fail_mode, state.flows) == (False, False, None, None)
-    assert any("neighbour" in gap for gap in found.gaps)
+    assert any("neighbour" in gap for gap in state.ports[0].gaps)
 
 
 @pytest.mark.parametrize(
     ("settings", "field"), [({"mode": 1}, "hairpin"), ({"isolated": 1}, "isolated")], ids=["hairpin", "isolated"]
 )
-def test_flag_that_is_set_is_read(bridge: LinuxBridge, settings: dict[str, int], field: str) -> None:
-    assert getattr(port(bridge), field) is False
-    change(**settings)
-    assert getattr(port(bridge), field) is True
+def test_flag_that_is_set_is_read(bridge: LinuxBridge, cable: Cable, settings: dict[str, int], field: str) -> None:
+    assert getattr(cable.port, field) is False
+    cable.change_port(**settings)
+    assert getattr(cable.port, field) is True
 
 
-def test_mtu_and_link_state_are_read(bridge: LinuxBridge) -> None:
-    set_link(mtu=1400)
-    assert port(bridge).mtu == 1400
-    set_link(state="down")
-    assert (port(bridge).up, port(bridge).carrier, port(bridge).state) == (False, False, "disabled")
+def test_mtu_and_link_state_are_read(bridge: LinuxBridge, cable: Cable) -> None:
+    cable.set_link(mtu=1400)
+    assert cable.port.mtu == 1400
+    cable.set_link(state="down")
+    assert (cable.port.up, cable.port.carrier, cable.port.state) == (False, False, "disabled")
 
 
-def test_frames_are_counted_and_their_source_is_learned(bridge: LinuxBridge) -> None:
-    before = until_forwarding(bridge).counters
+def test_frames_are_counted_and_their_source_is_learned(bridge: LinuxBridge, cable: Cable) -> None:
+    before = cable.await_forwarding().counters
     assert before
     with LinkNotices(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as ours:
         ours.bind((NEAR, 0))
         for _ in range(3):
             ours.send(FRAME)
-    found = port(bridge)
+    found = cable.port
     assert found.counters
     # The kernel's own IPv6 frames are counted too.
     assert found.counters.rx_packets - before.rx_packets >= 3
@@ -124,11 +88,11 @@ def test_frames_are_counted_and_their_source_is_learned(bridge: LinuxBridge) -> 
     assert FdbEntry(SOURCE, None, False) in found.fdb
 
 
-def test_static_address_is_read_as_static(bridge: LinuxBridge) -> None:
+def test_static_address_is_read_as_static(bridge: LinuxBridge, cable: Cable) -> None:
     with IPRoute(netns=PREFIX) as ipr:
         (index,) = ipr.link_lookup(ifname=FAR)
         ipr.fdb("add", ifindex=index, lladdr=SOURCE, state=0x40, flags=0x4)
-    assert FdbEntry(SOURCE, None, True) in port(bridge).fdb
+    assert FdbEntry(SOURCE, None, True) in cable.port.fdb
 
 
 def test_vlans_of_a_filtering_bridge_are_read(bridge: LinuxBridge) -> None:
@@ -146,32 +110,32 @@ def test_vlans_of_a_filtering_bridge_are_read(bridge: LinuxBridge) -> None:
     assert bridge.read().ports[0].vlans == (PortVlan(1, True, True), PortVlan(100, False, False))
 
 
-def test_hairpin_is_set_and_read_back(bridge: LinuxBridge) -> None:
+def test_hairpin_is_set_and_read_back(bridge: LinuxBridge, cable: Cable) -> None:
     for on in (True, True, False):
         bridge.set_hairpin(FAR, on=on)
-        assert port(bridge).hairpin is on
+        assert cable.port.hairpin is on
 
 
-def test_hairpin_is_lost_when_a_port_leaves_and_joins(bridge: LinuxBridge) -> None:
+def test_hairpin_is_lost_when_a_port_leaves_and_joins(bridge: LinuxBridge, cable: Cable) -> None:
     """The reason why ports are watched."""
     bridge.set_hairpin(FAR, on=True)
-    set_link(state="down")
-    set_link(state="up")
-    assert port(bridge).hairpin
-    set_link(master=0)
+    cable.set_link(state="down")
+    cable.set_link(state="up")
+    assert cable.port.hairpin
+    cable.set_link(master=0)
     assert bridge.read().ports == ()
-    add_port("br0", FAR, PREFIX)
-    assert not port(bridge).hairpin
+    add_port(BRIDGE, FAR, PREFIX)
+    assert not cable.port.hairpin
 
 
-def test_snapshot_is_restored(bridge: LinuxBridge) -> None:
+def test_snapshot_is_restored(bridge: LinuxBridge, cable: Cable) -> None:
     for on in (True, False):
         bridge.set_hairpin(FAR, on=on)
         before = bridge.snapshot(FAR)
         bridge.set_hairpin(FAR, on=not on)
         bridge.restore(FAR, before)
-        assert port(bridge).hairpin is on
-    set_link(master=0)
+        assert cable.port.hairpin is on
+    cable.set_link(master=0)
     bridge.restore(FAR, "on")  # the port is gone
 
 
@@ -193,12 +157,12 @@ def test_missing_bridge_or_namespace_is_one_error(bridge: LinuxBridge, name: str
     assert caught.value.errno == ENODEV
 
 
-def test_change_is_announced(bridge: LinuxBridge) -> None:
-    until_forwarding(bridge)
+def test_change_is_announced(bridge: LinuxBridge, cable: Cable) -> None:
+    cable.await_forwarding()
     with LinkNotices(PREFIX) as notices:
         while notices.wait(0.2):
             pass
-        change(mode=1)
+        cable.change_port(mode=1)
         assert notices.wait(30)
         assert not notices.wait(0.01)
         for on in (False, True) * 20:
@@ -206,14 +170,14 @@ def test_change_is_announced(bridge: LinuxBridge) -> None:
         assert notices.wait(30), "all that have arrived are taken at once"
 
 
-def test_lost_notifications_count_as_a_change(bridge: LinuxBridge) -> None:
+def test_lost_notifications_count_as_a_change(bridge: LinuxBridge, cable: Cable) -> None:
     with LinkNotices(PREFIX) as notices:
         with IPRoute(netns=PREFIX) as ipr:
             (index,) = ipr.link_lookup(ifname=FAR)
             for number in range(600):
                 ipr.brport("set", index=index, mode=number % 2)
         assert notices.wait(30)
-        change(mode=1)
+        cable.change_port(mode=1)
         assert notices.wait(30)
 
 

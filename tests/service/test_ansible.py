@@ -48,6 +48,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "nohype_disks": {"serials": ["S5GX 1"], "emulated": "/srv/disks"},
     "nohype_accept": ["emulated-disk"],
+    "nohype_switches": {"ssh_key": "/srv/switch_key"},
     "nohype_exits": {"total": 100, "emulated": 2.5},
     "nohype_events": {"keep": 5000},
     "nohype_access": {
@@ -275,7 +276,9 @@ def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
 def test_what_the_configuration_knows_is_in_the_defaults() -> None:
     """With a comment each; a section or field that is new in `config` must be told of."""
     text = (ROLE / "defaults/main.yml").read_text()
-    told = dict.fromkeys(("disks", "paths", "exits", "events", "access", "tenants", "tokens", "api", "limits", "boot"))
+    told = dict.fromkeys(
+        ("disks", "switches", "paths", "exits", "events", "access", "tenants", "tokens", "api", "limits", "boot")
+    )
     assert set(DaemonConfig.model_fields) == {"host", *told}
     for name in told:
         comment = re.search(rf"((?:^#.*\n)+)^nohype_{name}: {{}}$", text, re.MULTILINE)
@@ -331,6 +334,8 @@ def test_the_manager_has_ip_only_for_other_hosts(tmp_path: Path) -> None:
     assert "\nIPAddressDeny=any\nIPAddressAllow=192.0.2.0/24 2001:db8::/32\n" in narrow
     boots = render(tmp_path, "nohyped.service", {**NEEDED, "nohype_boot_addresses": ["192.0.2.80", "localhost"]})
     assert "\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=any\nIPAddressAllow=192.0.2.80 localhost\n" in boots
+    ssh = render(tmp_path, "nohyped.service", {**NEEDED, "nohype_switch_addresses": ["192.0.2.90"]})
+    assert "\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=any\nIPAddressAllow=192.0.2.90\n" in ssh
 
 
 def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:
