@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from orchestrator.api.server import SOCKET_GROUP
 from orchestrator.cli.main import nohype
-from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, read_config
+from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, UplinkConfig, read_config
 from orchestrator.host.run import Completed, run
 from orchestrator.images.install import install_image
 from orchestrator.images.wheels import source_tree
@@ -38,6 +38,10 @@ NEEDED: dict[str, Any] = {
 }  # fmt: skip
 EVERYTHING: dict[str, Any] = {
     **NEEDED,
+    "nohype_uplinks": [
+        {"name": "nic0", "edge": "vepa", "switch": "sw1", "port": "swp1"},
+        {"name": "nic1.100", "match": {}, "edge": "auto"},
+    ],
     "nohype_vfs_per_uplink": 4,
     "nohype_reserved_pages": {"1G": 1, "2M": 512},
     "nohype_paths": {
@@ -261,6 +265,7 @@ def test_every_field_of_the_configuration_can_be_set(tmp_path: Path) -> None:
     assert found.tenants["bolt"] == TenantConfig()
     assert found.tokens["look"] == TokenConfig(hash=OTHER_HASH, role="viewer")  # type: ignore[arg-type]
     assert found.host.reserved_pages == {"1G": 1, "2M": 512}
+    assert found.uplinks == {"nic0": UplinkConfig(edge="vepa", switch="sw1", port="swp1"), "nic1.100": UplinkConfig()}
 
 
 def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
@@ -279,7 +284,10 @@ def test_what_the_configuration_knows_is_in_the_defaults() -> None:
     told = dict.fromkeys(
         ("disks", "switches", "paths", "exits", "events", "access", "tenants", "tokens", "api", "limits", "boot")
     )
-    assert set(DaemonConfig.model_fields) == {"host", *told}
+    assert set(DaemonConfig.model_fields) == {"host", "uplinks", *told}
+    uplinks = re.search(r"((?:^#.*\n)+)^nohype_uplinks:", text, re.MULTILINE)
+    assert uplinks
+    assert set(re.findall(r"\w+", uplinks[1])) >= set(UplinkConfig.model_fields)
     for name in told:
         comment = re.search(rf"((?:^#.*\n)+)^nohype_{name}: {{}}$", text, re.MULTILINE)
         assert comment, name
