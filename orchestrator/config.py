@@ -38,6 +38,7 @@ from orchestrator.model.fields import NameField, SizeField, describe
 from orchestrator.model.network import MAX_VLAN, MAX_VLANS_TEXT, parse_vlans
 from orchestrator.model.plan import BootPolicy
 from orchestrator.model.request import check_serial
+from orchestrator.model.switch import SwitchSettings, UplinkPort
 from orchestrator.model.waiver import Waiver
 from orchestrator.values import DEFAULT_SOCKET, MAX_CPUS, CpuSet, Size
 
@@ -110,6 +111,16 @@ class UplinkConfig(_Strict):
     # ranges. None: no range; operators choose the VLAN of each network.
     vlans: Annotated[str, Field(max_length=MAX_VLANS_TEXT), AfterValidator(check_vlans)] | None = None
 
+    # The external switch that the uplink's cable leads to, as registered by `nohype switch add`, and its port.
+    switch: NameField | None = None
+    port: Annotated[str, AfterValidator(check_interface)] | None = None
+
+    @model_validator(mode="after")
+    def _check_port(self) -> Self:
+        if bool(self.switch) != bool(self.port):
+            raise ValueError("switch and port belong together; give both or neither")
+        return self
+
     @property
     def mode(self) -> EdgeMode | None:
         """None for "auto"."""
@@ -118,6 +129,12 @@ class UplinkConfig(_Strict):
     @property
     def vlan_set(self) -> frozenset[int] | None:
         return None if self.vlans is None else parse_vlans(self.vlans)
+
+
+class SwitchConfig(_Strict):
+    """Access to external switches."""
+
+    ssh_key: _Path | None = None  # private key (Ed25519, without passphrase) that logs in on switches; readable only by root
 
 
 class PathConfig(_Strict):
@@ -232,6 +249,7 @@ class DaemonConfig(_Strict):
     host: HostConfig
     uplinks: dict[Annotated[str, AfterValidator(check_interface)], UplinkConfig] = {}
     disks: DiskConfig = DiskConfig()
+    switches: SwitchConfig = SwitchConfig()
     paths: PathConfig = PathConfig()
     exits: ExitConfig = ExitConfig()
     events: EventConfig = EventConfig()
@@ -246,7 +264,15 @@ class DaemonConfig(_Strict):
     def _check_uplinks(self) -> Self:
         for name in self.uplinks.keys() - set(self.host.uplinks):
             raise ValueError(f"uplinks.{name}: [host] uplinks does not list {name}")
+        ports = ((f"{uplink.switch} port {uplink.port}", name) for name, uplink in self.uplinks.items() if uplink.switch)
+        for port, first, second in _find_duplicates(ports):
+            raise ValueError(f"uplinks.{second}: switch {port} is already that of {first}")
         return self
+
+    @property
+    def switch_settings(self) -> SwitchSettings:
+        ties = [UplinkPort(name, found.switch, found.port) for name, found in self.uplinks.items() if found.switch and found.port]
+        return SwitchSettings(self.switches.ssh_key or "", tuple(ties))
 
     @model_validator(mode="after")
     def _check_access(self) -> Self:

@@ -101,6 +101,12 @@ class HypervisorError(OrchestratorError):
         self.number = number
 
 
+class SwitchError(OrchestratorError):
+    """An external switch cannot be reached, is not the expected one, or refused a request."""
+
+    code = "switch"
+
+
 class LedgerError(OrchestratorError):
     code = "ledger"
 

@@ -40,6 +40,8 @@ class Backend:
     changes: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))
     ends: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))
     audits: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(2))
+    # Calls that wait for an external switch, up to its time limits.
+    switches: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(8))
     # For long reads. Few at a time: each occupies the interpreter and memory.
     long: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(4))
 

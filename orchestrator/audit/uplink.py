@@ -19,6 +19,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Measurement, Proof, Verdict, not_measured
 from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
+from orchestrator.switches.linux_bridge import LinuxBridge
 
 SIZE = 248
 """Bytes of ICMP data in a counted frame. No ping program has this default, so the warm-up is not counted."""
@@ -127,9 +128,9 @@ def _outgoing(count: FrameCount) -> dict[str, int]:
     return count.outgoing
 
 
-def watch_switch(port: str, netns: str | None = None) -> FrameCounter:
+def watch_switch(switch: LinuxBridge, port: str) -> FrameCounter:
     """Counts requests at a port of the external switch; use it in a ``with`` around the host's audit."""
-    return FrameCounter(EchoFilter(size=SIZE), port, netns, promiscuous=True)
+    return switch.count_frames(port, EchoFilter(size=SIZE))
 
 
 def count_at_switch(counter: FrameCounter) -> SwitchCount:

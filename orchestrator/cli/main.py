@@ -23,6 +23,7 @@ _COMMANDS = {
     "audit": "Measure the isolation of the guests on the live host.",
     "events": "Show the event log: what the manager decided, and why.",
     "quarantine": "List and clear quarantined guests.",
+    "switch": "Register, verify and set external switches.",
     "metrics": "Print metrics in Prometheus format.",
     "token": "Create bearer tokens for the manager's TLS port.",
     "config": "Check the manager's configuration file.",

@@ -27,6 +27,7 @@ from urllib.parse import quote, urlencode
 from orchestrator.client import shapes
 from orchestrator.client.answers import check_stream, parse_stream, read_answer, read_problem, read_text
 from orchestrator.client.console import ConsoleOutput, follow_console
+from orchestrator.client.switches import SwitchCalls
 from orchestrator.client.transport import (
     TlsConnection,
     UnixConnection,
@@ -49,7 +50,7 @@ _PAUSE = 1.0
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
-class Client:
+class Client(SwitchCalls):
     """Calls `nohyped`. Several threads can share a client: each request has its own connection.
 
     Args:

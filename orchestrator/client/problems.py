@@ -60,6 +60,7 @@ STATUS_BY_CLASS: Mapping[type[OrchestratorError], HTTPStatus] = {
     errors.LedgerError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.OrchestratorError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.HypervisorError: HTTPStatus.BAD_GATEWAY,
+    errors.SwitchError: HTTPStatus.BAD_GATEWAY,
 }
 
 # HTTP status by problem code. A code never changes its meaning.

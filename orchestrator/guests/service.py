@@ -27,6 +27,7 @@ from orchestrator.guests.outcome import Outcome, log_event
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.refusals import RefusalLog
 from orchestrator.guests.secrets import GuestSecrets
+from orchestrator.guests.switches import SwitchService
 from orchestrator.guests.transitions import Transitions
 from orchestrator.guests.vf_creation import claim_with_vfs
 from orchestrator.host.root import HostRoot
@@ -39,6 +40,7 @@ from orchestrator.model.guest_view import GuestView, view_guest
 from orchestrator.model.plan import NicPlan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
+from orchestrator.model.switch import SwitchSettings
 from orchestrator.model.topology import Topology
 from orchestrator.planning.host_check import HostFinding, check_host
 from orchestrator.values import CpuSet
@@ -63,6 +65,7 @@ class GuestService:
         self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy, *, images: Path, consoles: Path,
         count_undo_failure: Callable[[], object] = lambda: None,
         observe_refusal: Callable[[str, float], object] = lambda _kind, _seconds: None,
+        switches: SwitchSettings = SwitchSettings(),  # noqa: B008
     ) -> None:  # fmt: skip
         self._host, self._ledger, self._policy = host, ledger, policy
         self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()
@@ -75,6 +78,7 @@ class GuestService:
         self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings, secrets)
         self._access = GuestAccess(ledger, self.transitions)
         self._boot_images = BootImages(images, policy.boot)
+        self.switches = SwitchService(host, ledger, switches)
         self._refusals = RefusalLog(ledger, observe_refusal)
         self.networks = Networks(ledger, policy, self._refusals)
         self._consoles = Consoles(hypervisor, ledger, logs, images)
@@ -281,6 +285,7 @@ class GuestService:
         """Cancels scheduled restarts and waits of clients. Guests keep running."""
         self._closed = True
         self.transitions.close()
+        self.switches.close()
         self._consoles.close()
         with self._new_event:
             self._new_event.notify_all()

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
-import os
 import socket
 import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from orchestrator.errors import HostError
+from orchestrator.host.netns import call_in_netns
 
 _ETH_P_ALL, _ETH_P_IP = 3, 0x0800
 _VLAN_TAGS = (0x8100, 0x88A8)
 _ICMP_REQUEST, _ICMP_REPLY = 8, 0
-_CLONE_NEWNET = 0x4000_0000
 # include/uapi/linux/if_packet.h and asm-generic/socket.h; the socket module of Python 3.11 lacks them.
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _PACKET_MR_PROMISC = 263, 1, 6, 1
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
@@ -91,7 +89,7 @@ class FrameCounter:
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __enter__(self) -> FrameCounter:
-        self._socket = _in_netns(self.netns, self._open)
+        self._socket = call_in_netns(self.netns, self._open)
         self._thread = threading.Thread(target=self._work, name="count-frames", daemon=True)
         self._thread.start()
         return self
@@ -150,41 +148,6 @@ class FrameCounter:
     def _read_drops(self) -> None:
         # struct tpacket_stats: packets, drops; reading clears them.
         _, self._dropped = struct.unpack("II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
-
-
-def _in_netns(netns: str | None, call: Callable[[], socket.socket]) -> socket.socket:
-    if netns is None:
-        return call()
-    # In a thread that enters the namespace: a socket stays in the namespace of its creation (network_namespaces(7)).
-    outcome: list[socket.socket | Exception] = []
-
-    def enter() -> None:
-        try:
-            _setns(netns)
-            outcome.append(call())
-        except Exception as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=enter, name="enter-netns")
-    thread.start()
-    thread.join()
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
-
-
-def _setns(netns: str) -> None:
-    # os.setns needs Python 3.12.
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        descriptor = os.open(f"/run/netns/{netns}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise HostError(f"cannot open network namespace {netns}", "check the name with `ip netns`", error.errno or 0) from None
-    try:
-        if libc.setns(descriptor, _CLONE_NEWNET):
-            raise HostError(f"cannot enter network namespace {netns}", "run as root", ctypes.get_errno())
-    finally:
-        os.close(descriptor)
 
 
 def _program(wanted: EchoFilter) -> list[tuple[int, int, int, int]]:

@@ -162,3 +162,9 @@ def _parse_mac(text: str) -> MacAddress | None:
         return MacAddress.parse(text)
     except RequestError:
         return None
+
+
+def read_mtu(host: HostRoot, interface: str) -> int | None:
+    """Bytes of payload of a frame; None if the interface does not exist in this network namespace."""
+    text = host.find(f"sys/class/net/{interface}/mtu")
+    return int(text) if text and text.isdigit() else None

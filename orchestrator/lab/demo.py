@@ -77,7 +77,7 @@ def create_guest(lab: Lab, guest: DemoGuest, *options: str) -> dict[str, Any]:
 def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
     """The manager of the lab host measures all proofs; `vepa` is completed with the frames counted at the switch port."""
     port = switch.port(lab.name)
-    with watch_switch(port.interface, port.netns) as counter:
+    with watch_switch(port.switch, port.interface) as counter:
         proofs = from_plain(tuple[Proof, ...], ask(lab, "audit", "--frames", str(frames), check=False))
     counted = count_at_switch(counter)
     return tuple(complete_vepa(proof, counted) if proof.name == VEPA.name else proof for proof in proofs)

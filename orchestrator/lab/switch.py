@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import Conflict, HostError
 from orchestrator.host import netlink
+from orchestrator.switches.linux_bridge import LinuxBridge
 
 BRIDGE = "br0"
 _TUN = "/dev/net/tun"
@@ -22,27 +23,31 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
 @dataclass(frozen=True)
-class SwitchPort:
+class LabPort:
     netns: str
     interface: str
-    bridge: str = BRIDGE
+
+    @property
+    def switch(self) -> LinuxBridge:
+        """The driver that the manager uses too."""
+        return LinuxBridge(BRIDGE, self.netns)
 
 
 def netns_of(lab: str) -> str:
     return f"nohype-{lab}"
 
 
-def port(lab: str) -> SwitchPort:
+def port(lab: str) -> LabPort:
     """The switch port of a lab's NIC. Raises HostError if the switch does not exist or does not have exactly one port."""
     netns = netns_of(lab)
     if not netlink.netns_exists(netns):
         raise HostError(
             f"lab {lab} has no switch: network namespace {netns} does not exist", f"start the lab with `nohype lab up {lab}`"
         )
-    ports = [link.name for link in netlink.read_links(netns=netns) if link.master == BRIDGE]
+    ports = [found.name for found in netlink.read_bridge(BRIDGE, netns).ports]
     if len(ports) != 1:
         raise HostError(f"the switch of lab {lab}: expected one port, found {', '.join(ports) or 'none'}")
-    return SwitchPort(netns, ports[0])
+    return LabPort(netns, ports[0])
 
 
 def create_switch(lab: str) -> int:
@@ -60,7 +65,7 @@ def create_switch(lab: str) -> int:
         netlink.create_bridge(BRIDGE, netns)
         netlink.move_to_netns(tap, netns)
         netlink.add_port(BRIDGE, tap, netns)
-        netlink.set_hairpin(tap, netns, on=True)
+        LabPort(netns, tap).switch.set_hairpin(tap, on=True)
     except BaseException:
         if descriptor >= 0:
             os.close(descriptor)

@@ -19,6 +19,7 @@ from orchestrator.model.plain import from_plain
 from orchestrator.model.plan import Plan, plan_from_json
 from orchestrator.model.request import parse_stored_request
 from orchestrator.model.state import GuestState
+from orchestrator.model.switch import Switch
 
 # Far below SQLite's maximum (2^63 - 1): each change adds one.
 _HIGHEST = 1 << 62
@@ -91,6 +92,8 @@ def _load(db: sqlite3.Connection) -> Cache:
         parse_reasons(name, text)
     for guest, text in read_rows(db, "SELECT guest, record FROM disk_check"):
         parse_check(guest, text)
+    for name, text in read_rows(db, "SELECT name, record FROM switch"):
+        parse_switch(name, text)
     for owner, text in read_rows(db, "SELECT owner, arguments FROM undo"):
         parse_arguments(owner, text)
     return Cache(generation, max((version, *(claim.version for claim in claims.values()))), claims, networks)
@@ -109,6 +112,17 @@ def parse_check(guest: str, text: str) -> DiskCheck:
         return from_plain(DiskCheck, fields)
     except ValueError as error:
         raise ValueError(f"an unreadable disk check of {guest}: {error}") from None
+
+
+def parse_switch(name: str, text: str) -> Switch:
+    fields = _parse_json(text, f"the switch {name}")
+    try:
+        switch = from_plain(Switch, fields)
+    except ValueError as error:
+        raise ValueError(f"an unreadable switch {name}: {error}") from None
+    if switch.name != name:
+        raise ValueError(f"an unreadable switch {name}: its record names {switch.name!r}")
+    return switch
 
 
 def parse_arguments(owner: str, text: str) -> dict[str, object]:

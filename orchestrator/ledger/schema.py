@@ -96,6 +96,10 @@ CREATE TABLE disk_check (guest TEXT NOT NULL REFERENCES guest ON DELETE CASCADE,
     PRIMARY KEY (guest, disk)) STRICT;
 """
 
+_SWITCH_8 = """
+CREATE TABLE switch (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+"""
+
 _NETWORK_9 = """
 CREATE TABLE network (name TEXT PRIMARY KEY, vlan INTEGER NOT NULL UNIQUE, owner TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
@@ -145,6 +149,11 @@ def _migrate_7(db: sqlite3.Connection) -> None:
     _execute_all(db, _WIPING_7)
 
 
+def _migrate_8(db: sqlite3.Connection) -> None:
+    """Adds the external switches."""
+    _execute_all(db, _SWITCH_8)
+
+
 def _migrate_9(db: sqlite3.Connection) -> None:
     """Adds the tenant networks."""
     _execute_all(db, _NETWORK_9)
@@ -152,7 +161,7 @@ def _migrate_9(db: sqlite3.Connection) -> None:
 
 # One entry per schema version. Never edit a released migration: add the next one.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
-    _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7, _migrate_9,
+    _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7, _migrate_8, _migrate_9,
 )  # fmt: skip
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"

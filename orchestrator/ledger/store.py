@@ -15,6 +15,7 @@ from orchestrator.ledger.events import EventLog
 from orchestrator.ledger.journal import UndoJournal
 from orchestrator.ledger.loading import load
 from orchestrator.ledger.retention import KEEP
+from orchestrator.ledger.switches import Switches
 from orchestrator.model.claim import Claim
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
@@ -43,6 +44,8 @@ class Ledger:
         self.add_undo_record, self.drop_undo_record, self.undo_records = journal.add, journal.drop, journal.read
         self.append_event, self.subscribe = events.append, events.subscribe
         self.events, self.last_event = events.read, events.last_id
+        switches = Switches(self._database)
+        self.switches, self.add_switch, self.delete_switch = switches.read, switches.add, switches.delete
         self.close = self._database.close
 
     def __enter__(self) -> Ledger:

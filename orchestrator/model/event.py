@@ -47,6 +47,7 @@ class EventKind(StrEnum):
     NOT_RESTORED = "not-restored", logging.WARNING, Visibility.HIDDEN
     GAVE_UP = "gave-up", logging.WARNING
     HOST_WARNING = "host-warning", logging.WARNING, Visibility.HIDDEN
+    SWITCH_CHANGED = "switch-changed", logging.WARNING, Visibility.HIDDEN
     DRIFTED = "drifted", logging.WARNING
     ADOPT = "adopt"
     FINISH = "finish"

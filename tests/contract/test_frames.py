@@ -23,6 +23,7 @@ from orchestrator.host.frames import EchoFilter, FrameCount, FrameCounter
 from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, set_hairpin
 from orchestrator.model.proof import Measurement, Verdict
 from orchestrator.model.uplink import EdgeReading, VepaReadings
+from orchestrator.switches.linux_bridge import LinuxBridge
 
 pytestmark = pytest.mark.netns
 
@@ -197,7 +198,7 @@ def test_our_own_namespace_is_left_alone(hairpin: bool) -> None:
 
 def prove() -> tuple[Measurement, SwitchCount]:
     """The whole proof: the host's half in this namespace, which none of these frames crosses, and the switch's."""
-    with watch_switch(PORT, SWITCH) as watch:
+    with watch_switch(LinuxBridge("br0", SWITCH), PORT) as watch:
         traffic = measure_traffic(tell, ("guest1", A), ("guest2", B), 20)
     switch = count_at_switch(watch)
     return prove_vepa(VepaReadings((VEPA,), traffic), switch), switch

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import paramiko
@@ -21,14 +21,14 @@ import paramiko
 class Server(paramiko.ServerInterface):
     """Accepts one public key, and runs what it is told."""
 
-    def __init__(self, authorized: str) -> None:
-        self._authorized = authorized
+    def __init__(self, authorized: str, users: Collection[str]) -> None:
+        self._authorized, self._users = authorized, users
         self._terminals: dict[int, Pty] = {}
         self._destinations: dict[int, tuple[str, int]] = {}
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         known = f"{key.get_name()} {key.get_base64()}" == self._authorized
-        return paramiko.common.AUTH_SUCCESSFUL if known and username == "root" else paramiko.common.AUTH_FAILED
+        return paramiko.common.AUTH_SUCCESSFUL if known and username in self._users else paramiko.common.AUTH_FAILED
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
@@ -122,7 +122,11 @@ class Pty:
 
 
 def serve(
-    listener: socket.socket, host_key: str, authorized: str, prepare: Callable[[paramiko.Transport], object] = lambda _: None
+    listener: socket.socket,
+    host_key: str,
+    authorized: str,
+    prepare: Callable[[paramiko.Transport], object] = lambda _: None,
+    users: Collection[str] = ("root",),
 ) -> None:
     """Serves connections for ever.
 
@@ -130,6 +134,7 @@ def serve(
         host_key: private key in OpenSSH's format.
         authorized: the public key that may come in, ``ssh-ed25519 AAAA...``.
         prepare: gets each connection before it is served.
+        users: the names to log in with.
     """
     key = paramiko.Ed25519Key.from_private_key(io.StringIO(host_key))
     kept = []
@@ -138,7 +143,7 @@ def serve(
         transport = paramiko.Transport(connection)
         transport.add_server_key(key)
         prepare(transport)
-        server = Server(authorized)
+        server = Server(authorized, users)
         server.transport = transport
         transport.start_server(event=threading.Event(), server=server)
         kept.append(transport)

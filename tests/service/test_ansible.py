@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from orchestrator.api.server import SOCKET_GROUP
 from orchestrator.cli.main import nohype
-from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, read_config
+from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, UplinkConfig, read_config
 from orchestrator.host.run import Completed, run
 from orchestrator.images.install import install_image
 from orchestrator.images.wheels import source_tree
@@ -38,6 +38,10 @@ NEEDED: dict[str, Any] = {
 }  # fmt: skip
 EVERYTHING: dict[str, Any] = {
     **NEEDED,
+    "nohype_uplinks": [
+        {"name": "nic0", "edge": "vepa", "switch": "sw1", "port": "swp1"},
+        {"name": "nic1.100", "match": {}, "edge": "auto"},
+    ],
     "nohype_vfs_per_uplink": 4,
     "nohype_reserved_pages": {"1G": 1, "2M": 512},
     "nohype_paths": {
@@ -48,6 +52,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "nohype_disks": {"serials": ["S5GX 1"], "emulated": "/srv/disks"},
     "nohype_accept": ["emulated-disk"],
+    "nohype_switches": {"ssh_key": "/srv/switch_key"},
     "nohype_exits": {"total": 100, "emulated": 2.5},
     "nohype_events": {"keep": 5000},
     "nohype_access": {
@@ -261,6 +266,7 @@ def test_every_field_of_the_configuration_can_be_set(tmp_path: Path) -> None:
     assert found.tenants["bolt"] == TenantConfig()
     assert found.tokens["look"] == TokenConfig(hash=OTHER_HASH, role="viewer")  # type: ignore[arg-type]
     assert found.host.reserved_pages == {"1G": 1, "2M": 512}
+    assert found.uplinks == {"nic0": UplinkConfig(edge="vepa", switch="sw1", port="swp1"), "nic1.100": UplinkConfig()}
 
 
 def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
@@ -276,8 +282,13 @@ def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
 def test_what_the_configuration_knows_is_in_the_defaults() -> None:
     """With a comment each; a section or field that is new in `config` must be told of."""
     text = (ROLE / "defaults/main.yml").read_text()
-    told = dict.fromkeys(("disks", "paths", "exits", "events", "access", "tenants", "tokens", "api", "limits", "boot"))
-    assert set(DaemonConfig.model_fields) == {"host", *told}
+    told = dict.fromkeys(
+        ("disks", "switches", "paths", "exits", "events", "access", "tenants", "tokens", "api", "limits", "boot")
+    )
+    assert set(DaemonConfig.model_fields) == {"host", "uplinks", *told}
+    uplinks = re.search(r"((?:^#.*\n)+)^nohype_uplinks:", text, re.MULTILINE)
+    assert uplinks
+    assert set(re.findall(r"\w+", uplinks[1])) >= set(UplinkConfig.model_fields)
     for name in told:
         comment = re.search(rf"((?:^#.*\n)+)^nohype_{name}: {{}}$", text, re.MULTILINE)
         assert comment, name
@@ -332,6 +343,8 @@ def test_the_manager_has_ip_only_for_other_hosts(tmp_path: Path) -> None:
     assert "\nIPAddressDeny=any\nIPAddressAllow=192.0.2.0/24 2001:db8::/32\n" in narrow
     boots = render(tmp_path, "nohyped.service", {**NEEDED, "nohype_boot_addresses": ["192.0.2.80", "localhost"]})
     assert "\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=any\nIPAddressAllow=192.0.2.80 localhost\n" in boots
+    ssh = render(tmp_path, "nohyped.service", {**NEEDED, "nohype_switch_addresses": ["192.0.2.90"]})
+    assert "\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=any\nIPAddressAllow=192.0.2.90\n" in ssh
 
 
 def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_switch_is_a_bridge_with_the_tap_as_hairpin_port(name: str, tmp_path: Pa
     port = switch.port(name)
     assert netlink.read_hairpin(port.interface, port.netns)
     links = {link.name: link for link in netlink.read_links(netns=port.netns)}
-    assert links[port.interface].master == port.bridge
+    assert links[port.interface].master == switch.BRIDGE
     assert links[port.interface].up
     assert links[port.interface].carrier, "no process holds the tap"
     assert port.interface not in [link.name for link in netlink.read_links()]

@@ -28,7 +28,7 @@ ORDER = [
     ("config",),
     ("host.root", "host.run"),
     ("host", "hypervisor", "ssh", "console"),
-    ("planning", "images"),
+    ("planning", "images", "switches"),
     ("ledger",),
     ("resources",),
     ("domain",),

@@ -22,6 +22,7 @@ from orchestrator.config import DaemonConfig, read_config
 from orchestrator.daemon import main as daemon
 from orchestrator.errors import RequestError
 from orchestrator.model.edge import EdgeMode
+from orchestrator.model.switch import SwitchSettings, UplinkPort
 from orchestrator.model.waiver import Waiver
 from orchestrator.planning.host_check import build_policy
 
@@ -230,6 +231,28 @@ def test_edge_mode_of_an_uplink_is_part_of_the_policy(tmp_path: Path) -> None:
         with pytest.raises(RequestError) as caught:
             edges(text)
         assert message in caught.value.message
+
+
+def test_switch_and_port_of_an_uplink(tmp_path: Path) -> None:
+    def settings(text: str) -> SwitchSettings:
+        return read_config(write(tmp_path, HOST.replace('["nic0"]', '["nic0", "nic1"]') + text)).switch_settings
+
+    tied = '[uplinks.nic0]\nswitch = "sw1"\nport = "swp1"\n'
+    assert settings("") == SwitchSettings()
+    found = settings(f'{tied}[switches]\nssh_key = "/etc/nohype/switch_key"\n')
+    assert found == SwitchSettings("/etc/nohype/switch_key", (UplinkPort("nic0", "sw1", "swp1"),))
+    for text, message in (
+        ('[uplinks.nic0]\nswitch = "sw1"', "uplinks.nic0: Value error, switch and port belong together"),
+        ('[uplinks.nic0]\nport = "swp1"', "switch and port belong together"),
+        ('[uplinks.nic0]\nswitch = "Switch 1"\nport = "swp1"', "uplinks.nic0.switch"),
+        ('[uplinks.nic0]\nswitch = "sw1"\nport = "a b"', "uplinks.nic0.port"),
+        (tied + tied.replace("nic0", "nic1"), "uplinks.nic1: switch sw1 port swp1 is already that of nic0"),
+        ('[switches]\nssh_key = "switch_key"', "switches.ssh_key"),
+        ("[switches]\npassword = 1", "switches.password"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            settings(text)
+        assert message.replace("Value error, ", "") in caught.value.message
 
 
 def test_disks_are_part_of_the_policy(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator.client import shapes
+from orchestrator.client import shapes, switch_shapes
 from orchestrator.ledger import Quarantined
-from orchestrator.model import disk, plan, proof, topology, uplink
+from orchestrator.model import disk, plan, proof, switch, topology, uplink
 from orchestrator.model.event import Event
 from orchestrator.planning.host_check import HostFinding
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -41,6 +41,20 @@ VALUES: dict[type, Any] = {
     topology.Interface: shapes.Interface,
     topology.Topology: shapes.Survey,
     HostFinding: shapes.Finding,
+    switch.SshAddress: switch_shapes.SshAddress,
+    switch.Switch: switch_shapes.Switch,
+    switch.UplinkPort: switch_shapes.UplinkPort,
+    switch.SwitchView: switch_shapes.SwitchView,
+    switch.PortCounters: switch_shapes.PortCounters,
+    switch.PortVlan: switch_shapes.PortVlan,
+    switch.FdbEntry: switch_shapes.FdbEntry,
+    switch.PairCount: switch_shapes.PairCount,
+    switch.Neighbour: switch_shapes.Neighbour,
+    switch.SwitchPort: switch_shapes.SwitchPort,
+    switch.SwitchState: switch_shapes.SwitchState,
+    switch.UplinkNeighbour: switch_shapes.UplinkNeighbour,
+    switch.SwitchDetails: switch_shapes.SwitchDetails,
+    switch.SwitchCheck: switch_shapes.SwitchCheck,
 }
 PLAIN: dict[Any, Any] = {**VALUES, CpuSet: str, PciAddress: str, MacAddress: str, UUID: str, Size: int}
 

@@ -6,6 +6,7 @@ implements `host.root.Net`.
 # every `get` (pyroute2 0.9.7). pyroute2 runs an event loop, so asyncio programs must call these functions in a thread.
 
 from orchestrator.host.hairpin import probe_hairpin
+from orchestrator.host.netlink.bridge_ports import BridgeState, read_bridge
 from orchestrator.host.netlink.bridges import add_port, create_bridge, read_hairpin, set_hairpin
 from orchestrator.host.netlink.filters import delete_table, read_table, replace_table
 from orchestrator.host.netlink.links import (
@@ -17,11 +18,14 @@ from orchestrator.host.netlink.links import (
     watch_links,
 )
 from orchestrator.host.netlink.namespaces import create_netns, delete_netns, move_to_netns
+from orchestrator.host.netlink.notices import LinkNotices
 from orchestrator.host.netlink.sockets import netns_exists
 from orchestrator.host.netlink.taps import create_macvtap, delete_link, restore_macvtap
 from orchestrator.host.netlink.vfs import enforce_vf, read_vfs
 
 __all__ = [
+    "BridgeState",
+    "LinkNotices",
     "add_port",
     "create_bridge",
     "create_macvtap",
@@ -33,6 +37,7 @@ __all__ = [
     "netns_exists",
     "probe_hairpin",
     "read_addressed",
+    "read_bridge",
     "read_hairpin",
     "read_hwmode",
     "read_links",

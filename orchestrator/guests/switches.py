@@ -1,0 +1,180 @@
+"""External switches: registration, reading, verification, and reflective relay at their ports. For operators."""
+
+from __future__ import annotations
+
+import logging
+
+from orchestrator.errors import Forbidden, LedgerError, NotFound, RequestError, SwitchError
+from orchestrator.guests.host_setup import HOST
+from orchestrator.guests.switch_watch import Observation, SwitchWatch
+from orchestrator.host.ports import read_mtu
+from orchestrator.host.root import HostRoot
+from orchestrator.ledger import EventKind, Ledger
+from orchestrator.locks import NamedLocks
+from orchestrator.model.access import MANAGER, Identity, Role
+from orchestrator.model.switch import (
+    Switch,
+    SwitchCheck,
+    SwitchDetails,
+    SwitchSettings,
+    SwitchState,
+    SwitchView,
+    UplinkNeighbour,
+    UplinkPort,
+)
+from orchestrator.model.switch_request import HairpinRequest, SwitchRequest
+from orchestrator.resources.step import UndoContext, run_steps, undo_steps
+from orchestrator.resources.switch import SetHairpin, find_key
+from orchestrator.switches.commands import LocalCommands
+from orchestrator.switches.drivers import list_capabilities, opened
+from orchestrator.switches.lldp import find_neighbour
+from orchestrator.switches.verify import check_ports
+
+_log = logging.getLogger(__name__)
+
+
+class SwitchService:
+    """Methods with ``caller`` raise Forbidden for others than operators, NotFound for an unknown switch, and SwitchError.
+
+    A call waits only for its own switch: each has its lock, and every command has a time limit.
+    """
+
+    def __init__(self, host: HostRoot, ledger: Ledger, settings: SwitchSettings) -> None:
+        self._host, self._ledger, self._settings = host, ledger, settings
+        self._locks = NamedLocks()
+        self._watch = SwitchWatch(find_key(settings.key), self._list_watched, self._read_mtus, self._report)
+
+    def list(self, caller: Identity) -> tuple[SwitchView, ...]:
+        """Contacts no switch."""
+        _check_operator(caller)
+        return tuple(map(self._view, self._ledger.switches()))
+
+    def add(self, caller: Identity, request: SwitchRequest) -> SwitchView:
+        """Raises SwitchError if the switch cannot be reached or has no such bridge, and Conflict if the name is taken."""
+        _check_operator(caller)
+        switch = request.build()
+        with self._locks(switch.name):
+            self._read(switch)
+            self._ledger.add_switch(switch)
+        self._note(f"switch {switch.name}: registered ({_describe(switch)})", caller.name)
+        self._watch.add(switch)
+        return self._view(switch)
+
+    def show(self, caller: Identity, name: str) -> SwitchDetails:
+        switch = self._find(caller, name)
+        state = self._read(switch)
+        ties = self._list_ties(name)
+        return SwitchDetails(self._view(switch), state, tuple(_read_announced(tie.uplink) for tie in ties))
+
+    def verify(self, caller: Identity, name: str, port: str | None = None) -> tuple[SwitchCheck, ...]:
+        """Checks one port; None for all ports that uplinks are tied to. Raises RequestError if there are none."""
+        switch = self._find(caller, name)
+        ports = (port,) if port else tuple(tie.port for tie in self._list_ties(name))
+        if not ports:
+            hint = (
+                f"name a port, or set `switch` and `port` in [uplinks.NAME] and restart the manager; `nohype switch show {name}`"
+            )
+            raise RequestError(f"no uplink is tied to a port of switch {name}", hint)
+        return check_ports(name, self._read(switch, ports), self._read_mtus(name))
+
+    def set_hairpin(self, caller: Identity, name: str, request: HairpinRequest) -> SwitchState:
+        """Returns the port as it is then. `delete` reverts the change."""
+        switch = self._find(caller, name)
+        step = SetHairpin(switch, self._settings.key, request.port, request.on, request.macs)
+        with self._locks(name):
+            self._find(caller, name)
+            changed = run_steps(self._host, self._ledger, _owner(name), [step])
+            state = self._read(switch, (request.port,))
+        for text in changed:
+            self._note(text, caller.name)
+        return state
+
+    def delete(self, caller: Identity, name: str, *, force: bool = False) -> None:
+        """Reverts the manager's changes, then forgets the switch. ``force``: forgets them too if that fails."""
+        self._find(caller, name)
+        with self._locks(name):
+            self._find(caller, name)
+            try:
+                undo_steps(UndoContext(self._host), self._ledger, _owner(name))
+            except Exception as error:
+                if not force:
+                    hint = "repeat it when the switch can be reached, or use --force to leave its ports as they are"
+                    raise SwitchError(f"switch {name} was not deleted: {_first_line(error)}", hint) from None
+                for record in self._ledger.undo_records(_owner(name)):
+                    self._ledger.drop_undo_record(record.id)
+            self._ledger.delete_switch(name)
+        self._watch.remove(name)
+        self._note(f"switch {name}: deleted", caller.name)
+
+    def start_watching(self) -> None:
+        """One thread per switch, until ``close``. A switch that does not respond holds up no other."""
+        for switch in self._ledger.switches():
+            self._watch.add(switch)
+        self._watch.start()
+
+    def close(self) -> None:
+        self._watch.close()
+
+    def _find(self, caller: Identity, name: str) -> Switch:
+        _check_operator(caller)
+        for switch in self._ledger.switches():
+            if switch.name == name:
+                return switch
+        raise NotFound(f"there is no switch named {name}", "`nohype switch list` shows all")
+
+    def _read(self, switch: Switch, ports: tuple[str, ...] | None = None) -> SwitchState:
+        with opened(switch, find_key(self._settings.key)) as driver:
+            return driver.read(ports)
+
+    def _view(self, switch: Switch) -> SwitchView:
+        seen = self._watch.find(switch.name)
+        problem, time = (seen.problem, seen.time) if seen else ("", None)
+        return SwitchView(switch, list_capabilities(switch), self._list_ties(switch.name), problem, time)
+
+    def _list_ties(self, name: str) -> tuple[UplinkPort, ...]:
+        return tuple(tie for tie in self._settings.uplinks if tie.switch == name)
+
+    def _list_watched(self, name: str) -> tuple[str, ...]:
+        """The ports of uplinks, and those at which the manager has set hairpin."""
+        changed = [str(record.arguments.get("port")) for record in self._ledger.undo_records(_owner(name))]
+        return tuple(dict.fromkeys([*(tie.port for tie in self._list_ties(name)), *changed]))
+
+    def _read_mtus(self, name: str) -> dict[str, int]:
+        found = {tie.port: read_mtu(self._host, tie.uplink) for tie in self._list_ties(name)}
+        return {port: mtu for port, mtu in found.items() if mtu is not None}
+
+    def _report(self, name: str, observation: Observation) -> None:
+        self._note(f"switch {name}: {observation.problem or 'all checks passed'}", MANAGER.name)
+
+    def _note(self, detail: str, who: str) -> None:
+        try:
+            self._ledger.append_event(EventKind.SWITCH_CHANGED, HOST, detail, who=who)
+        except LedgerError as error:
+            _log.error("%s (%s)", detail, error)
+
+
+def _owner(name: str) -> str:
+    """Of the undo records: not a valid name of a guest."""
+    return f"switch:{name}"
+
+
+def _check_operator(caller: Identity) -> None:
+    if caller.role is not Role.OPERATOR:
+        raise Forbidden(f"{caller.name} is not an operator and may not use external switches", "ask the operator of the host")
+
+
+def _read_announced(uplink: str) -> UplinkNeighbour:
+    try:
+        found = find_neighbour(LocalCommands(), uplink)
+    except SwitchError as error:
+        return UplinkNeighbour(uplink, None, f"not measured, because {error.message}")
+    return UplinkNeighbour(uplink, found, "" if found else "no neighbour announces itself by LLDP")
+
+
+def _describe(switch: Switch) -> str:
+    where = f"on {switch.ssh}" if switch.ssh else f"network namespace {switch.netns}" if switch.netns else "on this host"
+    return f"{switch.driver}, bridge {switch.bridge}, {where}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

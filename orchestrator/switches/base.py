@@ -1,0 +1,64 @@
+"""What a driver of an external switch offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from orchestrator.errors import SwitchError
+from orchestrator.model.switch import SwitchPort, SwitchState
+
+
+class Capability(StrEnum):
+    """What a driver can do beyond reading a port. The values are part of the API."""
+
+    HAIRPIN = "set hairpin"
+    BINDING = "bind addresses to a port"
+    PAIR_COUNTERS = "count frames per address pair"
+    NOTICES = "report changes"
+    """Changes are announced by the kernel; other drivers are polled."""
+    FRAME_COUNTERS = "count echo frames"
+
+
+class Driver(Protocol):
+    """An opened switch. Methods raise SwitchError; ``close`` does not."""
+
+    @property
+    def can(self) -> frozenset[Capability]: ...
+
+    def read(self, ports: Sequence[str] | None = None) -> SwitchState:
+        """The bridge with these ports in this order; None for all ports. A port that does not exist is an error."""
+
+    def set_hairpin(self, port: str, *, on: bool, macs: Sequence[str] = ()) -> None:
+        """Reads back what it set. ``macs``: with `Capability.BINDING`, the addresses behind the port."""
+
+    def snapshot(self, port: str) -> str:
+        """What ``restore`` needs to revert a later ``set_hairpin``."""
+
+    def restore(self, port: str, snapshot: str) -> None:
+        """No-op if the port no longer exists, and harmless if nothing was changed."""
+
+    def close(self) -> None: ...
+
+
+def pick_ports(bridge: str, found: Sequence[SwitchPort], wanted: Sequence[str] | None) -> tuple[SwitchPort, ...]:
+    """Raises SwitchError if a port does not exist."""
+    if wanted is None:
+        return tuple(found)
+    by_name = {port.name: port for port in found}
+    if missing := [name for name in wanted if name not in by_name]:
+        names = ", ".join(by_name) or "none"
+        raise SwitchError(f"bridge {bridge} has no port {missing[0]}; its ports: {names}", "check the name of the port")
+    return tuple(by_name[name] for name in wanted)
+
+
+def format_hairpin(port: SwitchPort) -> str:
+    return "on" if port.hairpin else "off"
+
+
+def check_hairpin(port: SwitchPort, *, on: bool) -> None:
+    """After a change: raises SwitchError if the switch reports another value."""
+    if port.hairpin != on:
+        wanted, actual = ("on", "off") if on else ("off", "on")
+        raise SwitchError(f"port {port.name}: requested hairpin {wanted}, switch reports {actual}", "check the switch's log")

@@ -1,0 +1,75 @@
+"""Checks whether a switch port serves a NoHype uplink. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.model.proof import Verdict
+from orchestrator.model.switch import SwitchCheck, SwitchPort, SwitchState
+
+_FORWARDING = "forwarding"
+
+
+def check_ports(name: str, state: SwitchState, mtus: dict[str, int]) -> tuple[SwitchCheck, ...]:
+    """``name``: of the switch, for hints. ``mtus``: MTU of the uplink by port; ports without an uplink are absent."""
+    return tuple(check for port in state.ports for check in _check_port(name, state, port, mtus.get(port.name)))
+
+
+def describe_faults(checks: tuple[SwitchCheck, ...]) -> str:
+    """Empty if no check failed."""
+    return "; ".join(f"port {check.port}: {check.text}" for check in checks if check.verdict is Verdict.FAIL)
+
+
+def _check_port(name: str, state: SwitchState, port: SwitchPort, mtu: int | None) -> Iterator[SwitchCheck]:
+    turn_on = f"run `nohype switch hairpin {name} {port.name} on`"
+    yield _judge("hairpin", port, "hairpin on", "hairpin off: frames between guests do not return", turn_on, passed=port.hairpin)
+    problem = _find_link_problem(port)
+    yield _judge("forwarding", port, "forwards", problem, "set the port up; check cable and spanning tree", passed=not problem)
+    yield _check_isolated(port)
+    yield _check_mtu(port, mtu)
+    if state.vlan_filtering:
+        has_pvid = any(vlan.pvid for vlan in port.vlans)
+        text = "untagged frames of the host are dropped: the port has no PVID"
+        hint = f"run `bridge vlan add dev {port.name} vid NUMBER pvid untagged` on the switch"
+        yield _judge("vlan", port, "untagged frames have a VLAN", text, hint, passed=has_pvid)
+    if state.fail_mode is not None:
+        text = f"fail-mode {state.fail_mode}: without its flows the switch forwards, but does not reflect"
+        yield _judge("fail-mode", port, "fail-mode secure", text, turn_on, passed=state.fail_mode == "secure")
+    if state.flows is not None:
+        found = f"{state.flows} flows of the relay table"
+        yield _judge("flows", port, found, "the relay table has no flows", turn_on, passed=state.flows > 0)
+    if state.other_flows:
+        text = f"{state.other_flows} flows that the manager did not create can bypass the relay table"
+        yield _judge("other-flows", port, "", text, "use a bridge of its own for NoHype hosts", passed=False)
+
+
+def _judge(name: str, port: SwitchPort, good: str, bad: str, hint: str, *, passed: bool) -> SwitchCheck:
+    if passed:
+        return SwitchCheck(name, port.name, Verdict.PASS, good)
+    return SwitchCheck(name, port.name, Verdict.FAIL, bad, hint)
+
+
+def _find_link_problem(port: SwitchPort) -> str:
+    if not port.up:
+        return "the port is down"
+    if not port.carrier:
+        return "the port has no carrier"
+    return "" if port.state == _FORWARDING else f"spanning tree state {port.state}, expected {_FORWARDING}"
+
+
+def _check_isolated(port: SwitchPort) -> SwitchCheck:
+    if port.isolated is None:
+        return SwitchCheck("isolated", port.name, Verdict.NOT_MEASURED, "the switch reports no isolation")
+    # An isolated port sends nothing to an isolated port, itself included (net/bridge/br_forward.c).
+    text = "isolated: the port does not reflect, and other isolated ports are not reached"
+    hint = f"run `bridge link set dev {port.name} isolated off` on the switch"
+    return _judge("isolated", port, "not isolated", text, hint, passed=not port.isolated)
+
+
+def _check_mtu(port: SwitchPort, mtu: int | None) -> SwitchCheck:
+    if port.mtu is None or mtu is None:
+        missing = "switch port" if port.mtu is None else "uplink"
+        return SwitchCheck("mtu", port.name, Verdict.NOT_MEASURED, f"the MTU of the {missing} is not known")
+    text = f"MTU {port.mtu}, the uplink has {mtu}: longer frames are lost"
+    hint = f"set the MTU of the port to at least {mtu}"
+    return _judge("mtu", port, f"MTU {port.mtu}, uplink {mtu}", text, hint, passed=port.mtu >= mtu)
