@@ -31,6 +31,7 @@ from orchestrator.host.processes import (
     survey_threads,
 )
 from orchestrator.host.root import HostRoot
+from orchestrator.host.targets import read_connected_targets
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.exits import ExitPolicy, ExitSample
@@ -130,6 +131,7 @@ class Facts:
         self.controllers = {guest.name: Lazy(partial(find_controllers, host, guest)) for guest in self.guests}
         self.disks = {guest.name: Lazy(partial(self._read_disks, host, guest)) for guest in self.guests}
         self.disk_checks = {guest.name: Lazy(partial(source.disk_checks, guest.uuid)) for guest in self.guests}
+        self.connected_targets = Lazy(partial(read_connected_targets, host))
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 

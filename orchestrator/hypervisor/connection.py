@@ -21,7 +21,16 @@ import libvirt_qemu
 from lxml import etree
 
 from orchestrator.errors import HypervisorError, NotFound, RequestError
-from orchestrator.hypervisor.guests import EndCause, Pinning, RunningGuest, SerialConsole, Vcpu, parse_disks, parse_pinning
+from orchestrator.hypervisor.guests import (
+    EndCause,
+    Pinning,
+    RunningGuest,
+    SerialConsole,
+    Vcpu,
+    parse_disks,
+    parse_pinning,
+    parse_targets,
+)
 from orchestrator.hypervisor.hints import find_hint
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_unmanaged
 from orchestrator.values import CpuSet, Size
@@ -274,6 +283,7 @@ def _read_guest(domain: Any) -> RunningGuest:
         devices=devices,
         uuid=UUID(domain.UUIDString()),
         disks=parse_disks(tree),
+        targets=parse_targets(tree),
     )
 
 
