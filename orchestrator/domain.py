@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lxml import etree
 
-from orchestrator.images.configuration import SEED_ARGUMENT
+from orchestrator.images.configuration import SEED_ARGUMENT, has_seed
 from orchestrator.images.store import Image
 from orchestrator.model.plan import Plan
 from orchestrator.resources import configuration, cores, disk, memory, nic
@@ -42,9 +42,10 @@ def build_domain(
         housekeeping: CPUs for QEMU's threads that are not vCPUs; all must be online.
         log: file for the output of the guest's serial console.
         credentials: for the guest's systemd, by name. The XML and QEMU's arguments contain them: nothing secret.
-        seeded_initrd: an initrd with data for cloud-init, instead of the image's.
+        seeded_initrd: an initrd with the guest's own files (for cloud-init, for a network disk), instead of the image's.
     """
-    cmdline = (image.cmdline, f"nohype.name={plan.name}", plan.cmdline, SEED_ARGUMENT if seeded_initrd else "")
+    seed = SEED_ARGUMENT if seeded_initrd and has_seed(image) else ""
+    cmdline = (image.cmdline, f"nohype.name={plan.name}", plan.cmdline, seed)
     domain = element(
         "domain",
         element("name", plan.name),

@@ -136,7 +136,7 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
     GuestRow(
         "disk-isolated",
         "isolation violations",
-        lambda facts, guest: prove_disk_isolated(guest, facts.disks[guest.name]()),
+        lambda facts, guest: prove_disk_isolated(guest, facts.disks[guest.name](), facts.connected_targets()),
     ),
     GuestRow(
         "disk-clean",

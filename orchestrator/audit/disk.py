@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from orchestrator.host.pci import VFIO
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.disk import DiskCheck
-from orchestrator.model.proof import WEAKER, Measurement, count_findings, not_measured
+from orchestrator.model.proof import WEAKER, Measurement, Verdict, count_findings, not_measured
+from orchestrator.model.target import parse_target
 from orchestrator.model.topology import IommuGroup
 from orchestrator.model.waiver import Waiver
 from orchestrator.values import PciAddress
@@ -25,11 +26,16 @@ class DiskState:
 
 
 _NO_DISK = count_findings((), ("the guest has no disk: its root file system is in memory",))
+_REMOTE = "the guest connects to it over its VF, the host does not; which other machines do is up to its server"
 
 
-def prove_disk_isolated(guest: RunningGuest, disks: tuple[DiskState, ...]) -> Measurement:
-    """The host has no path to the guest's disks."""
-    if not disks and not guest.disks:
+def prove_disk_isolated(guest: RunningGuest, disks: tuple[DiskState, ...], connected: frozenset[str]) -> Measurement:
+    """The host has no path to the guest's disks.
+
+    Args:
+        connected: names of the targets to which the host itself is connected.
+    """
+    if not disks and not guest.disks and not guest.targets:
         return _NO_DISK
     findings = [f"{disk.address}: {finding}" for disk in disks for finding in _check(disk)]
     evidence = [
@@ -39,6 +45,10 @@ def prove_disk_isolated(guest: RunningGuest, disks: tuple[DiskState, ...]) -> Me
         if not _check(disk)
     ]
     evidence += [f"{WEAKER}disk {disk}: {Waiver.EMULATED_DISK.reason}" for disk in guest.disks]
+    findings += [f"{target}: the host is connected to it too" for target in guest.targets if _find_name(target) in connected]
+    if guest.targets and not findings:
+        remote = [f"{target}: {_REMOTE}" for target in guest.targets]
+        return Measurement(Verdict.NOT_MEASURED, None, (*remote, *evidence))
     return count_findings(findings, evidence)
 
 
@@ -51,7 +61,7 @@ def prove_disk_clean(
         controllers: NVMe controllers that are passed through.
         checks: None for an unmanaged guest.
     """
-    if not controllers and not guest.disks:
+    if not controllers and not guest.disks and not guest.targets:
         return _NO_DISK
     if checks is None:
         return not_measured("the manager did not create this guest, and the contents of its disks are its own now")
@@ -59,8 +69,20 @@ def prove_disk_clean(
     owned |= {file: next((one for one in checks if one.disk == file), None) for file in guest.disks}
     findings = [f"disk {name}: {finding}" for name, check in owned.items() if (finding := _check_record(check))]
     evidence = [_describe(name, check) for name, check in owned.items() if check and not _check_record(check)]
-    evidence.append(f"{WEAKER}the manager recorded this before the guest started: the guest may have written since")
+    if owned:
+        evidence.append(f"{WEAKER}the manager recorded this before the guest started: the guest may have written since")
+    if guest.targets and not findings:
+        remote = [f"{target}: the host does not reach it, so it was not read before the guest got it" for target in guest.targets]
+        return Measurement(Verdict.NOT_MEASURED, None, (*remote, *evidence))
     return count_findings(findings, evidence)
+
+
+def _find_name(target: str) -> str:
+    """The name of the target without address and LUN. A guest that was started outside the manager can have any text there."""
+    try:
+        return parse_target(target).name
+    except ValueError:
+        return target
 
 
 def _check(disk: DiskState) -> list[str]:

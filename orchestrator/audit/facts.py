@@ -33,6 +33,7 @@ from orchestrator.host.processes import (
     survey_threads,
 )
 from orchestrator.host.root import HostRoot
+from orchestrator.host.targets import read_connected_targets
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.exits import ExitPolicy, ExitSample
@@ -137,6 +138,7 @@ class Facts:
         self.disk_checks = {guest.name: Lazy(partial(source.disk_checks, guest.uuid)) for guest in self.guests}
         self.vfs = Lazy(partial(read_vfs, host, self.guests, self.topology))
         self.nics = Lazy(lambda: {guest.name: source.nics(guest.uuid) for guest in self.guests})
+        self.connected_targets = Lazy(partial(read_connected_targets, host))
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 

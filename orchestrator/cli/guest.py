@@ -255,6 +255,8 @@ def _describe_state(shown: Mapping[str, Any]) -> str:
 
 
 def _describe_disk(disk: Mapping[str, Any]) -> str:
+    if disk.get("target"):
+        return f"{disk['target']}, mounted by the guest over its NIC"
     size = format_size(disk["size"])
     if disk["file"]:
         return f"{disk['file']}, {size}, emulated"
@@ -282,6 +284,7 @@ def _print_guest(shown: Mapping[str, Any]) -> None:
         ("cmdline", shown["cmdline"]),
         ("restarts", f"{shown['restarts']} ({shown['restart']})"),
     ]
+    rows[-1:-1] = [("initiator", shown["initiator"])] if shown.get("initiator") else []
     rows[-1:-1] = [("host name", shown["hostname"])] if shown["hostname"] != shown["name"] else []
     rows[-1:-1] = [("SSH keys", shown["ssh_keys"])] if shown["ssh_keys"] else []
     for title, field in (("user data", "user_data"), ("network configuration", "network_config")):

@@ -37,13 +37,17 @@ class Nic(TypedDict):
 
 
 class Disk(TypedDict):
-    """A guest's disk: the NVMe controller with this serial number and PCI address, or a file of the host. ``size`` is bytes."""
+    """A guest's disk: the NVMe controller with this serial number and PCI address, a file of the host, or a target.
+
+    ``size`` is bytes, 0 for a target, which only the guest reaches.
+    """
 
     size: int
     serial: str
     address: str | None
     node: int | None
     file: str
+    target: str
 
 
 class DiskProgress(TypedDict):
@@ -66,7 +70,8 @@ class Guest(TypedDict):
     unmanaged domains may use later, and differences between configuration and host. ``ssh_keys`` is the number of keys that may
     log in; ``user_data`` and ``network_config`` are the first digits of the SHA-256 of a secret text, null without one.
     ``addresses`` are the IP addresses of the request, with prefix lengths, in the order of ``nics``. ``ssh_host_key`` is the key
-    that the guest has reported on its console since its start.
+    that the guest has reported on its console since its start. ``initiator`` is the name with which it logs in to its network
+    disk.
     """
 
     name: str
@@ -98,6 +103,7 @@ class Guest(TypedDict):
     warnings: list[str]
     addresses: list[str]
     ssh_host_key: str | None
+    initiator: str | None
 
 
 class Network(TypedDict):

@@ -24,6 +24,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_disk_use
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.images.configuration import check_configurable
+from orchestrator.images.network_root import check_network_root
 from orchestrator.images.store import Image, find_image, image_names
 from orchestrator.images.store_lock import keeping_builds
 from orchestrator.ledger import Claim, ClaimSnapshot, Ledger, PendingClaim
@@ -161,6 +162,7 @@ class Allocator:
             # A tenant may see neither the images' folder nor the names of other tenants' images.
             raise NotFound(f"there is no guest image {request.image!r}", "ask the operator of the host for its images") from None
         _check_root(image, request)
+        check_network_root(image, request)
         check_configurable(image, request, None if caller.role is Role.TENANT else self._images)
         return image
 
@@ -280,6 +282,8 @@ def _with_disks(topology: Topology, disks: tuple[NvmeController, ...]) -> Topolo
 def _fit_disk(request: GuestRequest, image: Image | None) -> GuestRequest:
     """The first disk must have room for the image."""
     if image is None or image.disk is None or not request.disks or request.disks[0].minimum >= image.disk.size:
+        return request
+    if request.network_disk:  # its size is unknown
         return request
     first = request.disks[0].model_copy(update={"size": str(Size(image.disk.size))})
     return request.model_copy(update={"disks": (first, *request.disks[1:])})

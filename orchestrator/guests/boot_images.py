@@ -21,8 +21,8 @@ from orchestrator.images.download import check_allowed, download
 from orchestrator.images.install import delete_image, install_image
 from orchestrator.images.store import find_image, image_names
 from orchestrator.model.access import Identity, Role
+from orchestrator.model.boot import BOOT_IMAGE_PREFIX, BootFiles, is_boot_image
 from orchestrator.model.plan import BootPolicy, Plan
-from orchestrator.model.request import BOOT_IMAGE_PREFIX, BootFiles, is_boot_image
 from orchestrator.values import Size
 
 MAX_IMAGES = 64

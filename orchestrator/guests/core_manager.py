@@ -26,6 +26,7 @@ from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
 from orchestrator.images.configuration import build_credentials, build_seed
+from orchestrator.images.network_root import append_login
 from orchestrator.images.store import Image, find_build
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.configuration import build_configuration
@@ -108,7 +109,7 @@ class CoreManager:
             raise HostError(f"guest {plan.name}: CPUs {offline} are offline", hint)
         image = find_build(context.images, plan.image)
         given = build_configuration(plan, self._claim.request, context.secrets.read(self._claim))
-        initrd = self._plan_initrd(image, build_seed(image, given))
+        initrd = self._plan_initrd(image, append_login(build_seed(image, given), given))
         log = context.logs.begin(plan, self._claim.owner)
         changed = self._fill_disks(image) if first else ()
         with context.launches.slot():
@@ -215,9 +216,11 @@ class CoreManager:
         return changed
 
     def _list_disk_steps(self, one: DiskPlan, contents: disk.Contents) -> Iterator[Step]:
-        """Each step is made before the next is asked for."""
+        """Each step is made before the next is asked for. None for a network disk, which only its guest reaches."""
         progress = self._context.disk_work.reporter(self.plan.uuid)
         verified = partial(self._context.ledger.add_disk_check, self.plan.name)
+        if one.target:
+            return
         if one.file:
             yield disk.MakeFile(one, contents, verified, progress)
             return

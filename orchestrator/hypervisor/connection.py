@@ -30,6 +30,7 @@ from orchestrator.hypervisor.guests import (
     parse_disks,
     parse_nics,
     parse_pinning,
+    parse_targets,
 )
 from orchestrator.hypervisor.hints import find_hint
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_unmanaged
@@ -284,6 +285,7 @@ def _read_guest(domain: Any) -> RunningGuest:
         uuid=UUID(domain.UUIDString()),
         disks=parse_disks(tree),
         nics=parse_nics(tree),
+        targets=parse_targets(tree),
     )
 
 

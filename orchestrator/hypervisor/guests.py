@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from orchestrator.hypervisor.unmanaged import parse_cpuset
+from orchestrator.model.target import TARGET_WORD
 from orchestrator.values import CpuSet, PciAddress, Size
 
 
@@ -63,6 +64,7 @@ class RunningGuest:
     uuid: UUID
     disks: tuple[str, ...] = ()  # files, block devices and the like of emulated disks
     nics: tuple[EmulatedNic, ...] = ()
+    targets: tuple[str, ...] = ()  # URLs of network disks on its kernel command line
 
     @property
     def pinning(self) -> Pinning:
@@ -107,6 +109,12 @@ def parse_disks(tree: Any) -> tuple[str, ...]:
         names = [source.get(key) for key in ("file", "dev", "volume", "name", "dir") if source is not None and source.get(key)]
         found.append(names[0] if names else str(target.get("dev")) if target is not None else "unknown")
     return tuple(found)
+
+
+def parse_targets(tree: Any) -> tuple[str, ...]:
+    """The network disk of a guest is known only by the kernel command line with which it was started."""
+    words = (tree.findtext("os/cmdline") or "").split()
+    return tuple(word.removeprefix(TARGET_WORD) for word in words if word.startswith(TARGET_WORD))
 
 
 def _read_address(source: Any) -> PciAddress:

@@ -42,7 +42,7 @@ def find_unsupported(image: Description, request: GuestRequest) -> tuple[str, ..
 def check_texts(request: GuestRequest) -> None:
     """Raises RequestError if cloud-init would not understand one of the request's secret texts."""
     for name, secret in request.secrets.items():
-        if secret.text is not None:
+        if secret.text is not None and name in _CHECKS:
             _CHECKS[name](secret.text)
 
 
@@ -56,7 +56,7 @@ def build_credentials(image: Description, configuration: Configuration) -> dict[
     if configuration.network_config is None:
         # Read by systemd-network-generator(8).
         for number, nic in enumerate(configuration.nics):
-            credentials[f"network.network.50-nohype{number}"] = _format_network(nic)
+            credentials[f"network.network.50-nohype{number}"] = _format_network(nic, keep=configuration.disk_login is not None)
     return credentials
 
 
@@ -91,12 +91,16 @@ def _build_network(nics: Sequence[NicAddress]) -> dict[str, object]:
     return {"version": 2, "ethernets": devices}
 
 
-def _format_network(nic: NicAddress) -> str:
-    """A file of systemd.network(5). Type=ether excludes VLANs and bridges above the NIC, which have its address too."""
+def _format_network(nic: NicAddress, *, keep: bool) -> str:
+    """A file of systemd.network(5). Type=ether excludes VLANs and bridges above the NIC, which have its address too.
+
+    ``keep``: the initramfs has configured a NIC, and the root is reached through it.
+    """
     lines = ["[Match]", f"MACAddress={nic.mac}", "Type=ether"]
     if not nic.address:
         # No program waits for the reply of a DHCP server that may not exist.
         return "\n".join((*lines, "[Link]", "RequiredForOnline=no", "[Network]", "DHCP=yes", ""))
+    lines += ["[Network]", "KeepConfiguration=yes"] if keep else []
     lines += ["[Address]", f"Address={nic.address}"]
     if isinstance(ip_interface(nic.address), IPv6Interface):
         # The external switch sends multicast back to its sender too: the guest would take itself for a duplicate.

@@ -90,6 +90,7 @@ def _pack(
         console=recipe.console,
         ready=recipe.ready,
         configuration=tuple(recipe.configuration),
+        network_root=tuple(recipe.network_root),
         disk=DiskImage(size=size.bytes, sha256=lock.hash_file(image / DISK), layout="ext4"),
         ram_root=ram,
         provenance=Provenance(

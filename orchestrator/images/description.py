@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
 from orchestrator.model.fields import check_size
+from orchestrator.model.target import Transport
 from orchestrator.values import Size
 
 FILE = "image.json"
@@ -44,6 +45,7 @@ _Bytes = Annotated[int, Field(ge=0, le=_MAX_BYTES)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 _Versions = Annotated[dict[_Line, _Line], Field(max_length=50_000)]
+_Transport = Annotated[Transport, Field(strict=False)]
 _Configuration = Literal["credentials", "cloud-init"]
 
 Readiness = Literal["console", "notify", "cloud-init", "ssh"]
@@ -110,6 +112,8 @@ class Description(_Part):
     ready: Readiness | None = None  # how its guests report that they are ready; None: not at all
     # a list in the file; the ways in which its guests can be configured
     configuration: Annotated[tuple[_Configuration, ...], Field(strict=False, max_length=2)] = ()
+    # a list in the file; how its initrd can mount the root from a network disk
+    network_root: Annotated[tuple[_Transport, ...], Field(strict=False, max_length=len(Transport))] = ()
     provenance: Provenance | None = None
     # Written when the build is installed; empty for a build that an earlier version installed.
     files: Annotated[dict[_FileName, FileRecord], Field(max_length=100)] = {}

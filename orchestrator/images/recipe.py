@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from orchestrator.errors import ImageError, NotFound
 from orchestrator.images.description import Readiness
 from orchestrator.model.fields import SizeField, describe
+from orchestrator.model.target import Transport
 
 SHIPPED = Path("/usr/share/nohype/guest-images")
 """The recipes of an installed host, where the host role of ansible/ puts them."""
@@ -81,6 +82,7 @@ class RootRecipe(_Common):
     ram: bool = True  # whether the image can boot without a disk
     ready: Readiness | None = None
     configuration: list[Literal["credentials", "cloud-init"]] = []
+    network_root: list[Annotated[Transport, Field(strict=False)]] = []  # of network disks that the init can mount
 
 
 def recipes_folder() -> Path:

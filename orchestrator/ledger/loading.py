@@ -16,7 +16,7 @@ from orchestrator.model.claim import Claim
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.network import MAX_VLAN, MIN_VLAN, Network, check_network_name, check_owner
 from orchestrator.model.plain import from_plain
-from orchestrator.model.plan import Plan, plan_from_json
+from orchestrator.model.plan import DiskPlan, Plan, plan_from_json
 from orchestrator.model.request import parse_stored_request
 from orchestrator.model.state import GuestState
 from orchestrator.model.switch import Switch
@@ -148,24 +148,26 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
         if other != name:
             raise ValueError(f"{_UNREADABLE} {name}: its {what} names guest {other!r}")
     reduced = claim.state in _MAY_BE_REDUCED and plan.disks and plan == plan.only_disks()
-    negative = (
-        min(
-            plan.node,
-            *(number for nic in plan.nics for number in (nic.index or 0, nic.vlan, nic.rate)),
-            *(disk.size.bytes - 1 for disk in plan.disks),
-            0,
-        )
-        < 0
-    )
+    numbers = [number for nic in plan.nics for number in (nic.index or 0, nic.vlan, nic.rate)]
+    sizes = [disk.size.bytes - (not disk.target) for disk in plan.disks]  # that of a target is unknown
+    negative = min(plan.node, *numbers, *sizes, 0) < 0
     if negative or not reduced and (not all(plan.cores) or not plan.cores or plan.pages <= 0 or not plan.nics):
         raise ValueError(f"{_UNREADABLE} {name}: its plan has no cores, no pages, or a negative number")
-    if not all(disk.key for disk in plan.disks) or any(bool(disk.file) == bool(disk.address) for disk in plan.disks):
-        raise ValueError(f"{_UNREADABLE} {name}: its plan has a disk that is neither a controller nor a file")
+    kinds = [bool(disk.file) + bool(disk.address) + bool(disk.target) for disk in plan.disks]
+    if any(kind != 1 for kind in kinds) or not all(_read_key(name, disk) for disk in plan.disks):
+        raise ValueError(f"{_UNREADABLE} {name}: its plan has a disk that is neither a controller nor a file nor a target")
     if any(bool(nic.vf) == nic.edge.is_software or bool(nic.vf) == bool(nic.tap) for nic in plan.nics):
         raise ValueError(f"{_UNREADABLE} {name}: its plan has a NIC that is neither a VF nor one of a software edge")
     _check_number(version, f"the version of guest {name}:")
     _check_number(restarts, f"the count of restarts of guest {name}:")
     return claim
+
+
+def _read_key(name: str, disk: DiskPlan) -> str:
+    try:
+        return disk.key
+    except ValueError as error:
+        raise ValueError(f"{_UNREADABLE} {name}: {error}") from None
 
 
 def list_keys(plan: Plan) -> list[tuple[str, str]]:

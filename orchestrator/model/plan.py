@@ -9,6 +9,7 @@ from uuid import UUID, uuid5
 
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plain import from_plain
+from orchestrator.model.target import parse_target
 from orchestrator.model.topology import PhysicalFunction
 from orchestrator.model.waiver import Waiver
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -55,18 +56,19 @@ class NicPlan:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """A disk of a guest: the NVMe controller with this serial number, or a file for a disk that QEMU emulates."""
+    """A disk of a guest: the NVMe controller with this serial number, a file that QEMU shows as a disk, or a target."""
 
-    size: Size  # of the namespace or file
+    size: Size  # of the namespace or file; 0 for a network disk, which the host cannot see
     serial: str = ""
-    address: PciAddress | None = None  # None for an emulated disk
+    address: PciAddress | None = None  # None unless it is an NVMe controller
     node: int | None = None  # NUMA node of the controller, None if not known
-    file: str = ""  # absolute; empty for an NVMe controller
+    file: str = ""  # absolute; empty unless the disk is emulated
+    target: str = ""  # URL of a network disk, otherwise empty
 
     @property
     def key(self) -> str:
         """Identifies the disk on this host, also after its PCI address has changed."""
-        return self.file or self.serial
+        return self.file or self.serial or (parse_target(self.target).key if self.target else "")
 
 
 @dataclass(frozen=True)

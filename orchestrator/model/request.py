@@ -5,7 +5,6 @@ Values are normalised (sizes, CPUs, addresses), so equal requests compare equal.
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -16,10 +15,11 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import RequestError
+from orchestrator.model.boot import BootFiles, is_boot_image
 from orchestrator.model.fields import as_value_error, check_cpus, check_hostname, check_name, check_size, describe
-from orchestrator.model.secret import FROM_LEDGER, NetworkConfig, Secret, UserData
+from orchestrator.model.secret import FROM_LEDGER, DiskSecret, NetworkConfig, Secret, UserData
 from orchestrator.model.ssh_key import MAX_KEY, MAX_KEYS, check_ssh_key, check_ssh_keys
-from orchestrator.model.url import MAX_URL, parse_url
+from orchestrator.model.target import MAX_NAME, MAX_TARGET, Target, check_login, find_nic, parse_target
 from orchestrator.model.waiver import Waiver
 from orchestrator.values import CpuSet, PciAddress, Size
 
@@ -29,22 +29,15 @@ _MAX_TEXT = 128
 _MAX_INTERFACE = 15
 """IFNAMSIZ, less the final zero byte."""
 MAX_NICS = 8
-BOOT_IMAGE_PREFIX = "boot-"
-"""Of the names of images that the manager makes of a request's ``boot``."""
 MAX_DISKS = 4
 MAX_RATE = 1_000_000
 """Mbit/s. The kernel's settings of a VF have 32 bits (struct ifla_vf_rate)."""
+DISK_SECRET = "disks.0.secret"
+"""Name of the secret of a network disk, which is the first disk."""
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SHA256 = r"^[0-9a-f]{64}$"
-_BOOT_IMAGE = re.compile(f"{BOOT_IMAGE_PREFIX}[0-9a-f]{{32}}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _SERIAL = re.compile(r"[!-~](?:[ -~]{0,18}[!-~])?")
 """NVMe base specification 2.0, figure 275 (Identify Controller): 20 bytes of ASCII, padded with spaces."""
-
-
-def _url(text: str) -> str:
-    parse_url(text)
-    return text
 
 
 def _address(text: str) -> str:
@@ -54,6 +47,10 @@ def _address(text: str) -> str:
         # A zone names an interface of the local machine: it has no meaning in a guest.
         raise ValueError(f"{text!r} has a zone; omit the part from the % on")
     return str(ipaddress.ip_interface(text))
+
+
+def _target(text: str) -> str:
+    return str(parse_target(text))
 
 
 def _interface(text: str) -> str:
@@ -135,33 +132,13 @@ class NicRequest(BaseModel):
         return PciAddress.parse(self.vf) if self.vf else None
 
 
-def is_boot_image(name: str) -> bool:
-    """Whether the name of an image is one of ``BootFiles.image_name``."""
-    return bool(_BOOT_IMAGE.fullmatch(name))
-
-
-class BootFiles(BaseModel):
-    """Kernel and initrd on an HTTP or HTTPS server, with their SHA-256 in hexadecimal."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    kernel: Annotated[str, Field(max_length=MAX_URL), AfterValidator(_url)]
-    kernel_sha256: Annotated[str, Field(pattern=_SHA256)]
-    initrd: Annotated[str, Field(max_length=MAX_URL), AfterValidator(_url)]
-    initrd_sha256: Annotated[str, Field(pattern=_SHA256)]
-
-    @property
-    def image_name(self) -> str:
-        """The name of the image that these files become. The same contents have the same name, wherever they come from."""
-        digest = hashlib.sha256(f"{self.kernel_sha256} {self.initrd_sha256}".encode()).hexdigest()
-        return f"{BOOT_IMAGE_PREFIX}{digest[:32]}"
-
-
 class DiskKind(StrEnum):
     NVME = "nvme"
     """A whole NVMe controller of the host, passed through."""
     EMULATED = "emulated"
     """A file of the host that QEMU shows as a virtio disk."""
+    NETWORK = "network"
+    """A target that the guest connects to over its NIC, and mounts its root from."""
 
 
 class DiskRequest(BaseModel):
@@ -170,19 +147,46 @@ class DiskRequest(BaseModel):
     Attributes:
         size: the minimum; None for any, which an emulated disk does not allow.
         serial: of the NVMe controller; None for the planner's choice.
+        target: URL of a network disk; a request may omit ``kind`` then.
+        initiator: name with which the guest logs in to the target; None for one that is derived from the guest's id.
+        user: name for CHAP (iSCSI).
+        secret: for DH-HMAC-CHAP (NVMe) or CHAP. Stored as ``GuestRequest.user_data`` is.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
     serial: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_serial)] | None = None
     kind: Annotated[DiskKind, Field(strict=False)] = DiskKind.NVME
+    target: Annotated[str, Field(max_length=MAX_TARGET), AfterValidator(_target)] | None = None
+    initiator: Annotated[str, Field(max_length=MAX_NAME)] | None = None
+    user: Annotated[str, Field(max_length=_MAX_TEXT)] | None = None
+    secret: DiskSecret | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_kind(cls, fields: object) -> object:
+        if isinstance(fields, Mapping) and fields.get("target") is not None and "kind" not in fields:
+            return {**fields, "kind": DiskKind.NETWORK}
+        return fields
 
     @model_validator(mode="after")
     def _check_kind(self) -> DiskRequest:
         if self.kind is DiskKind.EMULATED and (self.serial or not self.size):
             raise ValueError("an emulated disk has a size and no serial; give size, omit serial")
+        is_network = self.kind is DiskKind.NETWORK
+        if is_network != (self.target is not None) or (is_network and (self.size or self.serial)):
+            raise ValueError("a network disk has a target, and neither size nor serial; other disks have no target")
+        if self.parsed_target:
+            check_login(self.parsed_target, self.initiator, self.user, self.secret)
+        elif self.initiator or self.user or self.secret:
+            raise ValueError("initiator, user and secret are for the target of a network disk")
         return self
+
+    @property
+    def parsed_target(self) -> Target | None:
+        """None unless it is a network disk."""
+        return parse_target(self.target) if self.target is not None else None
 
     @property
     def minimum(self) -> int:
@@ -273,6 +277,10 @@ class GuestRequest(BaseModel):
         named = [disk.serial for disk in self.disks if disk.serial]
         if len(named) != len(set(named)):
             raise ValueError("disks name the same serial twice; name each disk once")
+        if any(disk.target for disk in self.disks[1:]):
+            raise ValueError("a network disk holds the guest's root: only the first disk can be one; connect others in the guest")
+        if target := self.network_disk:
+            find_nic(target, [nic.address for nic in self.wanted_nics])
         return self
 
     @model_validator(mode="after")
@@ -283,12 +291,25 @@ class GuestRequest(BaseModel):
     @property
     def secrets(self) -> dict[str, Secret]:
         """The secrets that the request has, by field."""
-        both = {"user_data": self.user_data, "network_config": self.network_config}
-        return {name: secret for name, secret in both.items() if secret is not None}
+        texts = {"user_data": self.user_data, "network_config": self.network_config, DISK_SECRET: None}
+        if self.disks:
+            texts[DISK_SECRET] = self.disks[0].secret
+        return {name: secret for name, secret in texts.items() if secret is not None}
 
     def without_secret_texts(self) -> GuestRequest:
         """For a claim, and for all that is shown or kept in memory."""
-        return self.model_copy(update={name: secret.without_text() for name, secret in self.secrets.items()})
+        hidden = {name: secret.without_text() for name, secret in self.secrets.items()}
+        disk_secret = hidden.pop(DISK_SECRET, None)
+        copy = self.model_copy(update=hidden)
+        if disk_secret is None:
+            return copy
+        first = self.disks[0].model_copy(update={"secret": disk_secret})
+        return copy.model_copy(update={"disks": (first, *self.disks[1:])})
+
+    @property
+    def network_disk(self) -> Target | None:
+        """The target from which the guest mounts its root."""
+        return self.disks[0].parsed_target if self.disks else None
 
     @property
     def wanted_nics(self) -> tuple[NicRequest, ...]:

@@ -78,7 +78,7 @@ def _parse_stored(value: Mapping[object, object]) -> Secret:
 
 _STORED = PlainSerializer(Secret.to_stored)
 
-MAX_USER_DATA, MAX_NETWORK_CONFIG = 256 << 10, 32 << 10
+MAX_USER_DATA, MAX_NETWORK_CONFIG, MAX_DISK_SECRET = 256 << 10, 32 << 10, 256
 """Bytes."""
 
 UserData = Annotated[
@@ -88,4 +88,8 @@ UserData = Annotated[
 NetworkConfig = Annotated[
     Secret, PlainValidator(_reader(MAX_NETWORK_CONFIG)), _STORED,
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_NETWORK_CONFIG}),
+]  # fmt: skip
+DiskSecret = Annotated[
+    Secret, PlainValidator(_reader(MAX_DISK_SECRET)), _STORED,
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_DISK_SECRET}),
 ]  # fmt: skip

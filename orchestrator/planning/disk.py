@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from orchestrator.errors import RequestError
 from orchestrator.model.plan import DiskPlan, Policy
 from orchestrator.model.request import DiskKind, DiskRequest, GuestRequest
+from orchestrator.model.target import TARGET_WORD, find_nic
 from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.model.waiver import Waiver
 from orchestrator.planning.inputs import PlanningInput
@@ -30,14 +31,15 @@ def check_waivers(request: GuestRequest, policy: Policy) -> None:
 def find_free(request: GuestRequest, host: PlanningInput) -> tuple[list[NvmeController], list[str]]:
     """The controllers that the guest can get, and the reasons if these are not enough for the request."""
     wanted = [disk for disk in request.disks if disk.kind is DiskKind.NVME]
+    others = [*_check_files(request, host.policy), *_check_target(request, host)]
     if not wanted:
-        return [], _check_files(request, host.policy)
+        return [], others
     free, refused = [], []
     for controller in host.topology.controllers:
         reason = _check_controller(controller, host)
         refused += [f"{_name(controller)}: {reason}"] if reason else []
         free += [] if reason else [controller]
-    lacks = [*_check_files(request, host.policy)]
+    lacks = others
     for number, disk in enumerate(request.disks, 1):
         if disk.kind is DiskKind.NVME and (lack := _find_lack(disk, free, refused, host.topology)):
             lacks.append(f"{DISK} {number}: {lack}")
@@ -60,6 +62,8 @@ def plan_disks(request: GuestRequest, free: Sequence[NvmeController], node: int,
         if disk.kind is DiskKind.NVME:
             found = next(controllers)
             disks.append(DiskPlan(found.size, found.serial or "", found.address, found.node))
+        elif disk.target:
+            disks.append(DiskPlan(Size(0), target=disk.target))
         else:
             disks.append(DiskPlan(Size(disk.minimum), file=f"{folder}/{request.name}-{number}.raw"))
     return tuple(disks)
@@ -70,9 +74,26 @@ def describe_disks(request: GuestRequest) -> str:
     texts = []
     for disk in request.disks:
         least = f" of at least {disk.size}" if disk.size else ""
+        if disk.target:
+            texts.append(f", disk {disk.target}")
+            continue
         kind = "an emulated disk" if disk.kind is DiskKind.EMULATED else "an NVMe controller"
         texts.append(f", NVMe controller {disk.serial}{least}" if disk.serial else f", {kind}{least}")
     return "".join(texts)
+
+
+def list_targets(request: GuestRequest) -> tuple[str, ...]:
+    """Words for the guest's kernel command line: the target of its root, and the number of the NIC that reaches it, from 2."""
+    if not (target := request.network_disk):
+        return ()
+    number = find_nic(target, [nic.address for nic in request.wanted_nics])
+    return (f"{TARGET_WORD}{target}", *((f"nohype.target-nic={number}",) if number > 1 else ()))
+
+
+def _check_target(request: GuestRequest, host: PlanningInput) -> list[str]:
+    target = request.network_disk
+    taken = target is not None and target.key in host.allocated.disks
+    return [f"{DISK} 1: another guest of this host owns the target {target}"] if taken else []
 
 
 def _list_nvme(request: GuestRequest) -> list[DiskRequest]:

@@ -1,4 +1,4 @@
-"""Gives a guest its configuration: a copy of the image's initrd with cloud-init's seed, and credentials in the domain XML."""
+"""Gives a guest its configuration: a copy of the image's initrd with the guest's own files, and credentials in the domain XML."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class WriteInitrd:
     archive: bytes = field(repr=False)
 
     def describe(self) -> str:
-        return f"write the initrd {self.path.name} with the data for cloud-init"
+        return f"write the initrd {self.path.name} with the guest's own files"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         return to_arguments(InitrdBefore(str(self.path)))

@@ -281,7 +281,8 @@ def find_still_bound(host: HostRoot, plan: Plan) -> tuple[str, ...]:
 
 def build_disks(plan: Plan, *, boot: bool) -> list[etree._Element]:
     """``boot``: the guest's firmware boots from the first disk."""
-    return [_build_disk(disk, number, boot=boot and not number) for number, disk in enumerate(plan.disks)]
+    shown = [(number, disk) for number, disk in enumerate(plan.disks) if not disk.target]
+    return [_build_disk(disk, number, boot=boot and not number) for number, disk in shown]
 
 
 def _build_disk(disk: DiskPlan, number: int, *, boot: bool) -> etree._Element:

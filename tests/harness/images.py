@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,11 @@ def list_store(store: Path) -> dict[str, str]:
         elif path.name != ".lock":
             found[path.name] = (path / "vmlinuz").read_text() if not path.name.startswith(".") else "hidden"
     return found
+
+
+def unpack_initrd(initrd: Path, folder: Path) -> Path:
+    """Unpacks the first archive of an initrd, for tests whose images have an empty one, into a new folder; returns that."""
+    folder.mkdir()
+    with initrd.open("rb") as file:
+        subprocess.run(["cpio", "-idm", "--quiet", "--no-absolute-filenames"], stdin=file, cwd=folder, check=True, timeout=60)
+    return folder

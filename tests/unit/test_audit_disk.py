@@ -29,6 +29,9 @@ FILE = "/var/lib/nohype/disks/g1-1.raw"
 STATE = DiskState(ADDRESS, "vfio-pci", IommuGroup(20, "DMA", (ADDRESS,)), (), "/dev/vfio/20")
 CHECK = DiskCheck("nohype-disk0", ADDRESS, "2026-11-26T10:00:00.000+00:00", "format", 1 << 26, 1 << 26, "ab" * 32)
 EMULATED = replace(GUEST1, disks=(FILE,))
+NQN = "nqn.2026-11.example:disk1"
+REMOTE = replace(GUEST1, targets=(f"nvme-tcp://10.9.0.100:4420/{NQN}",))
+NOT_CONNECTED: frozenset[str] = frozenset()
 
 
 def clean(*checks: DiskCheck) -> Measurement:
@@ -36,7 +39,7 @@ def clean(*checks: DiskCheck) -> Measurement:
 
 
 def test_passed_through_disk_passes() -> None:
-    proof = prove_disk_isolated(GUEST1, (STATE,))
+    proof = prove_disk_isolated(GUEST1, (STATE,), NOT_CONNECTED)
     assert (proof.verdict, proof.figure) == (Verdict.PASS, 0)
     assert proof.evidence == (
         "0000:44:00.0: driver vfio-pci, alone in IOMMU group 20, no block device on the host, QEMU has /dev/vfio/20 open",
@@ -59,13 +62,13 @@ def test_passed_through_disk_passes() -> None:
     ],
 )
 def test_path_of_the_host_to_the_disk_fails(changes: dict[str, object], says: str) -> None:
-    proof = prove_disk_isolated(GUEST1, (replace(STATE, **changes),))  # type: ignore[arg-type]
+    proof = prove_disk_isolated(GUEST1, (replace(STATE, **changes),), NOT_CONNECTED)  # type: ignore[arg-type]
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 1)
     assert says in proof.evidence[0]
 
 
 def test_emulated_disk_is_weaker() -> None:
-    proof = prove_disk_isolated(EMULATED, ())
+    proof = prove_disk_isolated(EMULATED, (), NOT_CONNECTED)
     assert proof.verdict == Verdict.PASS
     assert proof.evidence[0].startswith(f"{WEAKER}disk {FILE}: QEMU emulates the disk")
     models = (*GUEST1.devices, "virtio-blk-pci", "virtio-blk-device")
@@ -151,3 +154,31 @@ class TestAudit:
         world.host.read_errors[f"{DEVICES}/{address}/class"] = 5
         proofs, _ = self.measure(world)
         assert proofs["disk-clean", "web"].verdict == Verdict.NOT_MEASURED
+
+
+def test_network_disk_is_not_measured() -> None:
+    proof = prove_disk_isolated(REMOTE, (), frozenset({"nqn.2026-11.example:disk2"}))
+    assert (proof.verdict, proof.figure) == (Verdict.NOT_MEASURED, None)
+    assert proof.evidence[0].startswith(f"{REMOTE.targets[0]}: the guest connects to it over its VF")
+    proof = prove_disk_clean(REMOTE, (), ())
+    assert (proof.verdict, proof.figure) == (Verdict.NOT_MEASURED, None)
+    assert "was not read before the guest got it" in proof.evidence[0]
+
+
+def test_network_disk_to_which_the_host_is_connected_fails() -> None:
+    proof = prove_disk_isolated(REMOTE, (), frozenset({NQN}))
+    assert (proof.verdict, proof.figure) == (Verdict.FAIL, 1)
+    assert proof.evidence == (f"{REMOTE.targets[0]}: the host is connected to it too",)
+
+
+def test_failure_of_a_controller_is_not_hidden_by_a_network_disk() -> None:
+    assert prove_disk_isolated(REMOTE, (replace(STATE, driver="nvme"),), NOT_CONNECTED).verdict is Verdict.FAIL
+    assert prove_disk_clean(REMOTE, (ADDRESS,), ()).verdict is Verdict.FAIL
+    assert prove_disk_isolated(REMOTE, (STATE,), NOT_CONNECTED).verdict is Verdict.NOT_MEASURED
+
+
+@pytest.mark.parametrize("text", ["", "anything", "nvme-tcp://x", f"nvme-tcp://10.9.0.1/{NQN}"])
+def test_target_of_an_unmanaged_guest_can_be_any_text(text: str) -> None:
+    guest = replace(GUEST1, targets=(text,))
+    assert prove_disk_isolated(guest, (), NOT_CONNECTED).verdict is Verdict.NOT_MEASURED
+    assert prove_disk_isolated(guest, (), frozenset({NQN})).verdict is (Verdict.FAIL if NQN in text else Verdict.NOT_MEASURED)

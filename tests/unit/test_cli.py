@@ -195,7 +195,7 @@ def test_disks_are_sent_in_order_with_what_is_accepted() -> None:
     ("option", "message"),
     [
         ("path=/dev/sda", "'path=/dev/sda' in"),
-        ("size", "use each of size, serial, kind at most once, as KEY=VALUE"),
+        ("size", "use each of size, serial, kind, target, initiator, user, secret at most once, as KEY=VALUE"),
         ("serial=", "as KEY=VALUE"),
         ("size=1G,size=2G", "'size=2G' in"),
     ],

@@ -83,6 +83,7 @@ def housekeeping(plan: Plan) -> CpuSet:
 
 def build_text(plan: Plan, image: Image = IMAGE) -> str:
     configured = CONFIGURED if plan == PLANS["configured"] else {}
+    image = image.model_copy(update={"configuration": ("cloud-init",)}) if configured else image
     return build_domain(plan, image, housekeeping(plan), log=LOG, **configured)
 
 

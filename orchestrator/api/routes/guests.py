@@ -15,7 +15,7 @@ from orchestrator.api.limits import Kind
 from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, PLAN_CODES, Routes
 from orchestrator.api.waits import may_last, while_connected
 from orchestrator.client import shapes
-from orchestrator.model.configuration import choose_hostname
+from orchestrator.model.configuration import choose_hostname, choose_initiator
 from orchestrator.model.fields import NameField
 from orchestrator.model.guest_view import GuestView
 from orchestrator.model.plain import to_plain
@@ -157,7 +157,7 @@ def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
         "hostname": choose_hostname(request), "ssh_keys": len(request.ssh_keys), "user_data": _show(request.user_data),
         "network_config": _show(request.network_config),
         "warnings": list(view.warnings), "addresses": [nic.address for nic in request.wanted_nics if nic.address],
-        "ssh_host_key": view.host_key or None,
+        "ssh_host_key": view.host_key or None, "initiator": choose_initiator(plan, request),
     }  # fmt: skip
 
 

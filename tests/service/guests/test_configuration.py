@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import logging
 import os
-import subprocess
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from tests.fakes.server import CLOUD_IMAGE, make_image
 from tests.harness.api_server import serve
 from tests.harness.crash import World
 from tests.harness.guests import create, kinds, open_manager, spoil, state
+from tests.harness.images import unpack_initrd
+from tests.unit.test_target import HOST_NQN, NVME, dhchap
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB alice@example"
 MARKER = "hunter2-correct-horse-battery"
@@ -62,10 +65,7 @@ def files(world: World) -> list[str]:
 
 def unpack_seed(xml: str, folder: Path) -> dict[str, str]:
     """The seed in the initrd that a domain boots."""
-    initrd = Path(etree.fromstring(xml.encode()).findtext("os/initrd") or "")
-    folder.mkdir()
-    with initrd.open("rb") as file:
-        subprocess.run(["cpio", "-idm", "--quiet", "--no-absolute-filenames"], stdin=file, cwd=folder, check=True, timeout=60)
+    unpack_initrd(Path(etree.fromstring(xml.encode()).findtext("os/initrd") or ""), folder)
     return {path.name: path.read_text() for path in (folder / "run/cloud-seed").iterdir()}
 
 
@@ -294,6 +294,10 @@ def test_tenant_can_store_a_limited_amount(manager: GuestService) -> None:
 
 # --- Nothing leaks ---
 
+DISK_SECRET = dhchap(MARKER.encode().ljust(32, b"."))
+DISK_MARKER = DISK_SECRET.split(":")[2][:40]
+WITH_DISK: dict[str, Any] = {**CONFIGURED, "disks": [{"target": NVME, "initiator": HOST_NQN, "secret": DISK_SECRET}]}
+
 
 @pytest.fixture
 def journal() -> Iterator[Callable[[], str]]:
@@ -317,11 +321,15 @@ def live_with_secrets(folder: Path, world: World, collect: Callable[[str, object
     """A guest's life with errors, through the API; passes all that others can see to ``collect``."""
     with serve(folder, world=world) as served:
         client = served.client
-        wanted = {"name": "web", "memory": "64M", "id": "order-1", **CONFIGURED}
+        wanted = {"name": "web", "memory": "64M", "id": "order-1", **WITH_DISK}
+        (disk,) = WITH_DISK["disks"]
         wrong: list[dict[str, object]] = [
             {"user_data": f"{MARKER}: x"}, {"user_data": f"#cloud-config\n{MARKER}: 1"}, {"user_data": [MARKER]},
             {"user_data": MARKER * 20_000}, {"network_config": f"version: 2\n{MARKER}: 1"}, {"image": "minimal"},
             {"user_data": f"#cloud-config\npassword: {MARKER}\n  x: ["}, {"memory": "1T"}, {"image": "missing"},
+            {"disks": [{**disk, "secret": f"{DISK_SECRET}x"}]}, {"disks": [{**disk, "user": DISK_MARKER}]},
+            {"disks": [{**disk, "secret": [DISK_SECRET]}]}, {"disks": [{**disk, "target": None}]},
+            {"disks": [{**disk, "secret": DISK_SECRET.replace("-1:00", "-1:03")}]}, {"disks": [{}, disk]},
         ]  # fmt: skip
         for fields in wrong:
             for method in (client.plan, client.create):
@@ -331,6 +339,9 @@ def live_with_secrets(folder: Path, world: World, collect: Callable[[str, object
         answers: list[object] = [client.plan(wanted), client.create(wanted), client.create(wanted)]
         with pytest.raises(OrchestratorError) as caught:
             client.create({**wanted, "user_data": f"{USER_DATA}#"})
+        collect("error", str(caught.value))
+        with pytest.raises(OrchestratorError) as caught:
+            client.create({**wanted, "disks": [{**disk, "secret": dhchap()}]})
         collect("error", str(caught.value))
         stop = served.world.folder / "images" / CLOUD_IMAGE / "vmlinuz"
         client.kill("web")
@@ -353,12 +364,16 @@ LEAKS: dict[str, tuple[str, Any, str, object]] = {
     "the API shows the text": ("answers", routes, "_show", lambda _secret: USER_DATA),
     "the XML contains the text": (
         "xml", core_manager, "build_credentials", lambda _image, given: {"x.user-data": given.user_data}),
+    "the XML contains the disk's secret": (
+        "xml", core_manager, "build_credentials", lambda _image, given: {"x.secret": given.disk_login.secret}),
     "a step describes the text": ("journal", WriteInitrd, "describe", lambda step: f"write {step.archive!r}"),
 }  # fmt: skip
 
 
 @pytest.fixture
-def seen(world: World, domains: list[str], journal: Callable[[], str], tmp_path: Path) -> Callable[[], set[str]]:
+def seen(
+    _disk_image: None, world: World, domains: list[str], journal: Callable[[], str], tmp_path: Path
+) -> Callable[[], set[str]]:
     """The places in which the marker was seen during a guest's life."""
 
     def live() -> set[str]:
@@ -369,7 +384,7 @@ def seen(world: World, domains: list[str], journal: Callable[[], str], tmp_path:
         places["journal"] = [journal()]
         arguments = [Path(f"/proc/{os.getpid()}/cmdline").read_bytes(), Path(f"/proc/{os.getpid()}/environ").read_bytes()]
         places["process"] = [arguments]
-        return {place for place, what in places.items() if MARKER in repr(what)}
+        return {place for place, what in places.items() if MARKER in repr(what) or DISK_MARKER in repr(what)}
 
     return live
 
@@ -379,8 +394,20 @@ def _own_folder(tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
 
 
-def test_secret_is_seen_nowhere(seen: Callable[[], set[str]], world: World) -> None:
+@pytest.fixture
+def _disk_image(world: World) -> None:
+    """The image can also have its root on the network."""
+    shutil.rmtree(world.folder / "images" / CLOUD_IMAGE)
+    disk = {"size": 4, "sha256": hashlib.sha256(b"root").hexdigest(), "layout": "ext4"}
+    fields: dict[str, Any] = {"configuration": ["credentials", "cloud-init"], "network_root": ["nvme-tcp"], "disk": disk}
+    make_image(world.folder / "images", CLOUD_IMAGE, **fields)
+    (world.folder / "images" / CLOUD_IMAGE / "disk.raw").write_bytes(b"root")
+
+
+def test_secret_is_seen_nowhere(seen: Callable[[], set[str]], world: World, domains: list[str]) -> None:
     assert seen() == set()
+    assert len(domains) == 2
+    assert all(NVME in xml for xml in domains), "the guest has the disk"
     assert files(world) == []
     assert kinds(open_manager(world)).count("started") == 2
 
