@@ -131,6 +131,8 @@ class Transitions:
         claim = self._ledger.set_state(claim.plan.name, GuestState.DELETING)
         self.restarts.cancel(claim.plan.name)
         findings, wipe = self._clean_up(claim), False
+        # A guest that is wiped or quarantined for days is not started again. `_release` repeats this, and raises.
+        log_errors(lambda: self._context.secrets.remove(claim.plan.uuid))
         if claim.plan.disks and not findings:
             core = self.core_manager(claim)
             wipe = core.must_wipe

@@ -264,11 +264,10 @@ def test_orphans_are_removed_and_other_files_stay(world: World, manager: GuestSe
     assert note.exists()
 
 
-def test_quarantined_guest_keeps_its_file_until_it_is_cleared(world: World, manager: GuestService) -> None:
+def test_guest_that_a_stop_has_quarantined_keeps_its_file_until_it_is_cleared(world: World, manager: GuestService) -> None:
     plan = create(manager, **CONFIGURED)
     spoil(world, plan)
-    with pytest.raises(Conflict, match="quarantined"):
-        manager.delete(OPERATOR, "web")
+    assert manager.stop(OPERATOR, "web", 0).state == "quarantined"
     assert ".json" in files(world)
     manager.clear_quarantine(OPERATOR, "web", force=True)
     assert files(world) == []

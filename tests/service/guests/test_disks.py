@@ -25,9 +25,9 @@ from orchestrator.resources import disk as disk_module
 from orchestrator.values import CpuSet, PciAddress, Size
 from tests.fakes.nvme import change_nvme, disk_file, read_nvme
 from tests.fakes.root import DEVICES
-from tests.fakes.server import DISK_SIZE, IMAGE
+from tests.fakes.server import CLOUD_IMAGE, DISK_SIZE, IMAGE
 from tests.harness.crash import World, wait_wiped
-from tests.harness.guests import create, kinds, open_manager, state, until
+from tests.harness.guests import create, kinds, open_manager, spoil, state, until
 
 DISK0 = "0000:50:00.0"
 SWAP = b"SWAPSPACE2"
@@ -253,6 +253,26 @@ def test_power_cut_while_wiping_loses_no_disk(
     wait_wiped(fresh)
     assert (fresh.read().claims, fresh.quarantined()) == ((), ())
     assert not any(contents(world))
+
+
+def test_secret_file_is_gone_while_disks_are_wiped(
+    world: World, manager: GuestService, ledger: Ledger, blocked: threading.Event
+) -> None:
+    create(manager, image=CLOUD_IMAGE, user_data="#cloud-config\n{}\n", disks=[{}])
+    assert [path.suffix for path in sorted(world.secrets.iterdir())] == [".initrd", ".json"]
+    manager.delete(OPERATOR, "web")
+    until(lambda: manager.guest(OPERATOR, "web").progress)
+    assert list(world.secrets.iterdir()) == []
+    blocked.set()
+    wait_wiped(ledger)
+
+
+def test_secret_file_of_a_guest_that_cannot_be_released_is_removed(world: World, manager: GuestService) -> None:
+    plan = create(manager, image=CLOUD_IMAGE, user_data="#cloud-config\n{}\n")
+    spoil(world, plan)
+    with pytest.raises(Conflict, match="quarantined: cleanup not verified"):
+        manager.delete(OPERATOR, "web")
+    assert list(world.secrets.iterdir()) == []
 
 
 @pytest.mark.parametrize(
