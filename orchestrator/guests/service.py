@@ -44,6 +44,9 @@ from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
+# The host is not as the survey has it: the next plan would choose the same resource again.
+_CONTRADICTS_SURVEY = (EventKind.FAILED, EventKind.PLAN_FAILED, EventKind.QUARANTINED, EventKind.UNDO_FAILED)
+
 
 class GuestService:
     """Serves callers. Changes of one guest are made one after the other, changes of several guests in parallel.
@@ -291,6 +294,8 @@ class GuestService:
         _log.log(event.severity, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._new_event:
             self._new_event.notify_all()
+        if event.kind in _CONTRADICTS_SURVEY:
+            self.allocator.surveys.discard()
         if event.kind in (EventKind.STARTED, EventKind.ADOPT) and (claim := self._ledger.find(event.subject)):
             self._consoles.begin_learning(claim)
 
