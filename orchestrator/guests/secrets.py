@@ -1,7 +1,8 @@
 """The files with the secret texts of guests: user data and network configuration.
 
 The ledger has their hashes. A file is written after its claim, and is on the disk before the claim can be used; it is removed
-when the guest is deleted, before its disks are wiped and the claim is released. So a manager that is killed between leaves no file without a claim; a power cut can.
+when the guest is deleted, before its disks are wiped and the claim is released. So a manager that is killed between leaves no
+file without a claim; a power cut can.
 """
 
 from __future__ import annotations
@@ -92,9 +93,7 @@ class GuestSecrets:
         return self._folder / f"{uuid}.initrd"
 
     def remove_orphans(self) -> None:
-        """Removes files of guests without a claim, or of which only disks are left: a power cut has lost the claim or restored the
-        file.
-        """
+        """Removes files that a power cut has restored, or whose claim it has lost: of guests that have no claim or only disks."""
         names = []
         with suppress(FileNotFoundError):
             names = sorted(os.listdir(self._folder))

@@ -255,7 +255,7 @@ class GuestService:
 
     def remove_boot_images(self) -> None:
         """Removes the images from boot servers that guests have not used for some time."""
-        self._boot_images.remove_unused(lambda: [claim.plan for claim in self._ledger.read().claims])
+        self._boot_images.remove_unused(lambda: self._ledger.read().claims)
 
     def remove_old_logs(self) -> None:
         self._consoles.remove_old_logs()

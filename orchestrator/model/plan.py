@@ -132,6 +132,7 @@ class BootPolicy:
     servers: tuple[str, ...] = ()  # URLs of folders, for operators
     max_size: int = 0  # bytes of kernel and initrd together
     timeout: float = 0.0  # seconds for both
+    tenants: int = 0  # number of tenants that may boot from servers
 
 
 @dataclass(frozen=True)
