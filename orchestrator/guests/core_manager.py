@@ -19,6 +19,7 @@ from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.disk_work import DiskWork
 from orchestrator.guests.host_setup import HostSetup
+from orchestrator.guests.outcome import log_errors
 from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
@@ -176,7 +177,11 @@ class CoreManager:
         undo_steps(context, self._context.ledger, self.plan.name, lasting=True)
 
     def drop_undo_records(self) -> None:
+        """Gives up: what is not undone stays as it is, except that disks are no longer reserved."""
+        context = UndoContext(self._host, self._guest_context())
         for record in self._context.ledger.undo_records(self.plan.name):
+            if record.action == disk.ReserveDisk.action:
+                log_errors(partial(disk.ReserveDisk.undo, context, record.arguments))
             self._context.ledger.drop_undo_record(record.id)
 
     def _plan_initrd(self, image: Image, seed: bytes | None) -> WriteInitrd | None:
