@@ -12,8 +12,8 @@ _KEYS = ("size", "serial", "kind")
 disk_option = click.option(
     "--disk", "disks", multiple=True, callback=parse_all(_KEYS), metavar="[KEY=VALUE,...]",
     help="Give the guest a whole NVMe controller of the host. Keys: size=SIZE, at least; serial=NUMBER of the controller;"
-    " kind=emulated for a file of the host instead, which --accept emulated-disk must permit. '' gives any controller. Can be"
-    " repeated.",
+    " kind=emulated for a file or logical volume of the host instead, which --accept emulated-disk must permit. '' gives any"
+    " controller. Can be repeated.",
 )  # fmt: skip
 
 accept_option = click.option(

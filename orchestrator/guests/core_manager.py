@@ -31,7 +31,7 @@ from orchestrator.images.store import Image, find_build
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.configuration import build_configuration
 from orchestrator.model.plan import DiskPlan, Plan
-from orchestrator.resources import disk
+from orchestrator.resources import disk, disk_volume
 from orchestrator.resources.configuration import WriteInitrd
 from orchestrator.resources.cores import check_confinement
 from orchestrator.resources.memory import TakePages
@@ -43,6 +43,7 @@ from orchestrator.waiting import wait_until
 PARALLEL_LAUNCHES = 8
 """A launch is work for the housekeeping cores. Shutdowns are not limited."""
 _FIRST_EXIT_SECONDS = 60.0
+_WRITES = (disk.FillDisk.action, disk_volume.FillVolume.action)
 
 
 class Launches:
@@ -168,7 +169,7 @@ class CoreManager:
     @property
     def must_wipe(self) -> bool:
         """Disks of the guest have been written, or handed over to it."""
-        return any(record.action == disk.FillDisk.action for record in self._context.ledger.undo_records(self.plan.name))
+        return any(record.action in _WRITES for record in self._context.ledger.undo_records(self.plan.name))
 
     def wipe(self) -> None:
         """Wipes the guest's disks, and gives them back to the host. Raises HostError if one is not verified clean."""
@@ -198,6 +199,7 @@ class CoreManager:
         for nic in plan.nics:
             steps += [ConfigureVf(nic), BindVfio(nic)]
         steps += [disk.BindDisk(one) for one in plan.controllers]
+        steps += [disk_volume.ActivateVolume(one) for one in plan.disks if one.group]
         changed += run_steps(self._host, context.ledger, plan.name, steps)
         context.setup.restore_edge_mode(plan)
         return changed
@@ -219,6 +221,10 @@ class CoreManager:
         """Each step is made before the next is asked for."""
         progress = self._context.disk_work.reporter(self.plan.uuid)
         verified = partial(self._context.ledger.add_disk_check, self.plan.name)
+        if one.group:
+            yield disk_volume.MakeVolume(one)
+            yield disk_volume.FillVolume(one, contents, verified, progress)
+            return
         if one.file:
             yield disk.MakeFile(one, contents, verified, progress)
             return

@@ -29,13 +29,14 @@ class NicPlan:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """A disk of a guest: the NVMe controller with this serial number, or a file for a disk that QEMU emulates."""
+    """A disk of a guest: the NVMe controller with this serial number, or the file or logical volume of an emulated disk."""
 
-    size: Size  # of the namespace or file
+    size: Size  # of the namespace, file or volume
     serial: str = ""
     address: PciAddress | None = None  # None for an emulated disk
     node: int | None = None  # NUMA node of the controller, None if not known
-    file: str = ""  # absolute; empty for an NVMe controller
+    file: str = ""  # absolute, of a volume its path in /dev; empty for an NVMe controller
+    group: str = ""  # the LVM volume group; empty if the disk is not a logical volume
 
     @property
     def key(self) -> str:
@@ -148,6 +149,7 @@ class Policy:
     disk_serials: frozenset[str] = frozenset()  # NVMe controllers whose contents may be destroyed
     disk_folder: str = ""  # for the files of emulated disks; empty if the host offers none
     accept: tuple[Waiver, ...] = ()  # properties that every guest may lack
+    disk_group: str = ""  # LVM volume group for emulated disks, instead of the folder
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""

@@ -18,5 +18,5 @@ class Waiver(StrEnum):
 
     EMULATED_DISK = (
         "emulated-disk",
-        "QEMU emulates the disk with a file of the host: each access makes the guest exit and uses housekeeping CPUs",
+        "QEMU emulates the disk with a file or volume of the host: each access makes the guest exit and uses housekeeping CPUs",
     )

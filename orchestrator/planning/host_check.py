@@ -37,7 +37,7 @@ def build_policy(config: DaemonConfig) -> Policy:
     boot = replace(config.boot.policy, tenants=sum(bool(tenant.boot_servers) for tenant in config.tenants.values()))
     return Policy(
         host.housekeeping_cpus, host.uplinks, host.page, host.vfs_per_uplink, host.reserved, boot,
-        frozenset(disks.serials), disks.emulated or "", host.accept,
+        frozenset(disks.serials), disks.emulated or "", host.accept, disks.volume_group or "",
     )  # fmt: skip
 
 
