@@ -94,6 +94,7 @@ def serve(config: DaemonConfig) -> None:
     service = GuestService(
         host, hypervisor, ledger, policy, images=Path(config.paths.images), consoles=Path(config.paths.consoles),
         count_undo_failure=counters.count_undo_failure, observe_refusal=counters.observe_refusal,
+        count_wipe=counters.count_wipe,
     )  # fmt: skip
     _recover(service, hypervisor)
     start_threads(service)

@@ -19,6 +19,7 @@ from orchestrator.guests.console_stream import ConsoleStream, Position
 from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
 from orchestrator.guests.core_manager import CoreContext, Launches
+from orchestrator.guests.disk_work import CountWipe, ignore_wipe
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.host_setup import HOST, HostSetup
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
@@ -59,12 +60,14 @@ class GuestService:
         consoles: folder of the guests' console logs.
         count_undo_failure: called if a cleanup is not verified; must not raise.
         observe_refusal: gets kind and seconds of a refusal that is not in the event log; must not raise.
+        count_wipe: called after the disks of a guest were wiped; must not raise.
     """
 
     def __init__(
         self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy, *, images: Path, consoles: Path,
         count_undo_failure: Callable[[], object] = lambda: None,
         observe_refusal: Callable[[str, float], object] = lambda _kind, _seconds: None,
+        count_wipe: CountWipe = ignore_wipe,
     ) -> None:  # fmt: skip
         self._host, self._ledger, self._policy = host, ledger, policy
         self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()
@@ -72,7 +75,7 @@ class GuestService:
         secrets = GuestSecrets(ledger)
         context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs, secrets)
         self._disk_work = context.disk_work
-        self.transitions = Transitions(context, count_undo_failure)
+        self.transitions = Transitions(context, count_undo_failure, count_wipe)
         self.reconciler = Reconciler(context, self.transitions)
         self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings, secrets)
         self._access = GuestAccess(ledger, self.transitions)

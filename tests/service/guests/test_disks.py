@@ -340,6 +340,25 @@ def test_disk_that_stays_dirty_does_not_keep_the_guests_other_disk(
     assert ledger.read().claims == ()
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_wipe_is_counted(world: World, monkeypatch: pytest.MonkeyPatch, clean: bool) -> None:
+    ledger = Ledger(world.folder / "counted.sqlite")
+    counted: list[tuple[int, bool]] = []
+    manager = GuestService(
+        world.host, world.hypervisor, ledger, world.server.policy,  # type: ignore[arg-type]
+        images=world.folder / "images", consoles=world.folder / "consoles",
+        count_wipe=lambda size, *, is_clean: counted.append((size, is_clean)),
+    )  # fmt: skip
+    create(manager, disks=[{"serial": "disk0"}, {"serial": "disk1"}])
+    if not clean:
+        change_nvme(world.host, DISK0, replace(read_nvme(world.host, DISK0), lies=("format", "write-zeroes", "overwrite")))
+        _break_writes(monkeypatch)
+    manager.delete(OPERATOR, "web")
+    wait_wiped(ledger)
+    until(lambda: counted)
+    assert counted == [(2 * DISK_SIZE, clean)]
+
+
 def test_disk_that_vanished_is_quarantined_until_it_is_back(world: World, manager: GuestService, ledger: Ledger) -> None:
     create(manager, disks=[{"serial": "disk0"}])
     manager.stop(OPERATOR, "web", 5)
