@@ -77,6 +77,8 @@ class Source:
     window: float = 5.0  # seconds over which exits are counted
     # How a guest's disks were verified before it got them; None for a guest that the manager did not create.
     disk_checks: Callable[[UUID], tuple[DiskCheck, ...] | None] = lambda _: None
+    # Secret texts that a guest was configured with: name, hash and size of each.
+    given_texts: Callable[[UUID], tuple[str, ...]] = lambda _: ()
 
 
 class Lazy(Generic[_Value]):
@@ -130,6 +132,7 @@ class Facts:
         self.controllers = {guest.name: Lazy(partial(find_controllers, host, guest)) for guest in self.guests}
         self.disks = {guest.name: Lazy(partial(self._read_disks, host, guest)) for guest in self.guests}
         self.disk_checks = {guest.name: Lazy(partial(source.disk_checks, guest.uuid)) for guest in self.guests}
+        self.given_texts = {guest.name: Lazy(partial(source.given_texts, guest.uuid)) for guest in self.guests}
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 

@@ -39,8 +39,13 @@ _DISK_MODELS = ("virtio-blk-pci", "virtio-blk-device")
 """One of each per emulated disk, which the request or the host's policy has accepted."""
 
 
-def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> Measurement:
-    """QEMU has only listed devices and the passed-through ones. ``threads`` are all of the host."""
+def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...], given: tuple[str, ...] = ()) -> Measurement:
+    """QEMU has only listed devices and the passed-through ones.
+
+    Args:
+        threads: all of the host.
+        given: texts that the guest was configured with, by the manager's record, without their contents.
+    """
     if not guest.devices:
         return not_measured("QEMU's device tree is empty (HMP `info qtree`)")
     counts = Counter(guest.devices)
@@ -61,4 +66,5 @@ def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> M
     ]
     evidence.append(f"{counts[VFIO]} x {VFIO}: the guest's own hardware, not emulated")
     evidence += [f"{WEAKER}{counts[model]} x {model}: {Waiver.EMULATED_DISK.reason}" for model in _DISK_MODELS if counts[model]]
+    evidence += [f"{text} was given in the guest's own initrd, without a device (the manager's record)" for text in given]
     return count_findings(findings, evidence)

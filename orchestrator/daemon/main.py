@@ -101,7 +101,7 @@ def serve(config: DaemonConfig) -> None:
     source = Source(
         host, hypervisor, service.survey, partial(service.send_command, MANAGER), policy.housekeeping,
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
-        disk_checks=service.disk_checks,
+        disk_checks=service.disk_checks, given_texts=service.given_texts,
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
     metrics = build_metrics(service.survey, ledger, hypervisor, policy, counters)

@@ -270,6 +270,13 @@ class GuestService:
         names = [claim.plan.name for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
         return self._ledger.disk_checks(names[0]) if names else None
 
+    def given_texts(self, uuid: UUID) -> tuple[str, ...]:
+        """The secret texts that a guest was configured with: name, hash and size of each, never the content."""
+        secrets = [claim.request.secrets for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
+        return tuple(
+            f"{name} (sha256 {secret.short_hash}, {secret.bytes} bytes)" for found in secrets for name, secret in found.items()
+        )
+
     def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""
         self.host_setup.lock.raise_if_held_longer(limit)
