@@ -29,6 +29,7 @@ from orchestrator.config_values import (
     check_socket,
     check_token_hash,
     check_vlans,
+    check_volume_group,
     find_root,
 )
 from orchestrator.errors import RequestError
@@ -98,8 +99,15 @@ class DiskConfig(_Strict):
 
     # Serial numbers of NVMe controllers that guests can get although they hold a file system, partitions or the like.
     serials: Annotated[tuple[Annotated[str, AfterValidator(check_serial)], ...], Field(strict=False)] = ()
-    # Existing folder for the files of emulated disks; None: the host offers none.
+    # An existing folder for the files of emulated disks, or an LVM volume group for their volumes. None: the host offers none.
     emulated: _Path | None = None
+    volume_group: Annotated[str, AfterValidator(check_volume_group)] | None = None
+
+    @model_validator(mode="after")
+    def _check_emulated(self) -> Self:
+        if self.emulated and self.volume_group:
+            raise ValueError("emulated and volume_group are both set; remove one of them")
+        return self
 
 
 class UplinkConfig(_Strict):

@@ -26,6 +26,7 @@ EDGES = ("auto", EdgeMode.VEPA, EdgeMode.MACVTAP_VEPA)
 """The values of `edge` of an uplink."""
 # (uid_t) -1 means "no change" in chown(2) and setresuid(2).
 _HIGHEST_ACCOUNT = 2**32 - 2
+_VOLUME_GROUP = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,63}", re.ASCII)
 _EMPTY_TOKEN = "sha256:" + hashlib.sha256(b"").hexdigest()
 # Suffixes of the files and the folder that SQLite and the manager create next to the ledger.
 _LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve", ".secrets")
@@ -122,6 +123,13 @@ def check_path(text: str) -> str:
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise ValueError(f"a path of {len(os.fsencode(path))} bytes is too long; the kernel takes {_LONGEST_PATH}")
     return path
+
+
+def check_volume_group(text: str) -> str:
+    # lvm(8), "Valid names".
+    if not _VOLUME_GROUP.fullmatch(text) or text in (".", ".."):
+        raise ValueError(f"{_shorten(text)} is not the name of an LVM volume group; `vgs` shows them")
+    return text
 
 
 def check_file(text: str) -> str:

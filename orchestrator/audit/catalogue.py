@@ -152,7 +152,7 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
     GuestRow(
         "devices-minimal",
         "unlisted device models",
-        lambda facts, guest: prove_devices_minimal(guest, facts.threads()),
+        lambda facts, guest: prove_devices_minimal(guest, facts.threads(), facts.given_texts[guest.name]()),
         all_threads=True,
     ),
     GuestRow(

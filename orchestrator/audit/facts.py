@@ -83,6 +83,8 @@ class Source:
     disk_checks: Callable[[UUID], tuple[DiskCheck, ...] | None] = lambda _: None
     # The NICs that the manager gave a guest; None for a guest that the manager did not create.
     nics: Callable[[UUID], tuple[NicPlan, ...] | None] = lambda _: None
+    # Secret texts that a guest was configured with: name, hash and size of each.
+    given_texts: Callable[[UUID], tuple[str, ...]] = lambda _: ()
 
 
 class Lazy(Generic[_Value]):
@@ -139,6 +141,7 @@ class Facts:
         self.vfs = Lazy(partial(read_vfs, host, self.guests, self.topology))
         self.nics = Lazy(lambda: {guest.name: source.nics(guest.uuid) for guest in self.guests})
         self.connected_targets = Lazy(partial(read_connected_targets, host))
+        self.given_texts = {guest.name: Lazy(partial(source.given_texts, guest.uuid)) for guest in self.guests}
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 

@@ -42,8 +42,13 @@ _NIC_MODELS = ("virtio-net-pci", "virtio-net-device")
 """One of each per NIC of a software edge."""
 
 
-def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> Measurement:
-    """QEMU has only listed devices and the passed-through ones. ``threads`` are all of the host."""
+def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...], given: tuple[str, ...] = ()) -> Measurement:
+    """QEMU has only listed devices and the passed-through ones.
+
+    Args:
+        threads: all of the host.
+        given: texts that the guest was configured with, by the manager's record, without their contents.
+    """
     if not guest.devices:
         return not_measured("QEMU's device tree is empty (HMP `info qtree`)")
     counts = Counter(guest.devices)
@@ -66,4 +71,5 @@ def prove_devices_minimal(guest: RunningGuest, threads: tuple[Thread, ...]) -> M
     evidence.append(f"{counts[VFIO]} x {VFIO}: the guest's own hardware, not emulated")
     evidence += [f"{WEAKER}{counts[model]} x {model}: {Waiver.EMULATED_DISK.reason}" for model in _DISK_MODELS if counts[model]]
     evidence += [f"{WEAKER}{counts[model]} x {model}: {Waiver.SOFTWARE_EDGE.reason}" for model in _NIC_MODELS if counts[model]]
+    evidence += [f"{text} was given in the guest's own initrd, without a device (the manager's record)" for text in given]
     return count_findings(findings, evidence)

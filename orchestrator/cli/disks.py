@@ -30,9 +30,9 @@ def _read_secret(path: Path) -> str:
 disk_option = click.option(
     "--disk", "disks", multiple=True, callback=_parse, metavar="[KEY=VALUE,...]",
     help="Give the guest a whole NVMe controller of the host. Keys: size=SIZE, at least; serial=NUMBER of the controller;"
-    " kind=emulated for a file of the host instead, which --accept emulated-disk must permit. '' gives any controller."
-    " target=URL for a root on the network (nvme-tcp://ADDRESS/NQN, iscsi://ADDRESS/IQN/LUN) instead, with initiator=NAME,"
-    " user=NAME and secret=FILE. Can be repeated.",
+    " kind=emulated for a file or logical volume of the host instead, which --accept emulated-disk must permit. '' gives any"
+    " controller. target=URL for a root on the network (nvme-tcp://ADDRESS/NQN, iscsi://ADDRESS/IQN/LUN) instead, with"
+    " initiator=NAME, user=NAME and secret=FILE. Can be repeated.",
 )  # fmt: skip
 
 accept_option = click.option(

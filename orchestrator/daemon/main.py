@@ -94,14 +94,14 @@ def serve(config: DaemonConfig) -> None:
     service = GuestService(
         host, hypervisor, ledger, policy, images=Path(config.paths.images), consoles=Path(config.paths.consoles),
         count_undo_failure=counters.count_undo_failure, observe_refusal=counters.observe_refusal,
-        switches=config.switch_settings,
+        switches=config.switch_settings, count_wipe=counters.count_wipe,
     )  # fmt: skip
     _recover(service, hypervisor)
     start_threads(service)
     source = Source(
         host, hypervisor, service.survey, partial(service.send_command, MANAGER), policy.housekeeping,
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
-        disk_checks=service.disk_checks, nics=service.nics,
+        disk_checks=service.disk_checks, nics=service.nics, given_texts=service.given_texts,
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
     metrics = build_metrics(service.survey, ledger, hypervisor, policy, counters)

@@ -17,6 +17,7 @@ from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.survey_cache import SurveyCache
 from orchestrator.guests.unmanaged_use import add_unmanaged
 from orchestrator.guests.vf_creation import VfsNeeded, check_created, plan_known
+from orchestrator.host.lvm import read_group
 from orchestrator.host.machine_id import read_host_id
 from orchestrator.host.nvme import read_controllers
 from orchestrator.host.pci import VFIO
@@ -31,9 +32,9 @@ from orchestrator.ledger import Claim, ClaimSnapshot, Ledger, PendingClaim
 from orchestrator.locks import WatchedLock
 from orchestrator.model.access import Identity, Role
 from orchestrator.model.plan import ImageRef, Plan, Policy
-from orchestrator.model.request import GuestRequest
+from orchestrator.model.request import DiskKind, GuestRequest
 from orchestrator.model.state import GuestState
-from orchestrator.model.topology import NvmeController, Topology
+from orchestrator.model.topology import NvmeController, Topology, VolumeGroup
 from orchestrator.planning.allocation_index import AllocationIndex
 from orchestrator.planning.host_check import check_host
 from orchestrator.planning.inputs import Site
@@ -70,6 +71,13 @@ class Placed(NamedTuple):
     def list_warnings(self, policy: Policy) -> tuple[str, ...]:
         edges = explain_edges(self.plan, self.topology, policy)
         return (*edges, *self.last_choices, *self.problems, *(finding.text for finding in check_host(policy, self.topology)))
+
+
+class _Disks(NamedTuple):
+    """The disks that the guests of one request can get, as they were read for it."""
+
+    controllers: tuple[NvmeController, ...]  # with their uses
+    group: VolumeGroup | None  # None for a request without emulated disks
 
 
 class Allocator:
@@ -129,9 +137,11 @@ class Allocator:
         """Whether the guest boots files that are downloaded when it is created."""
         return request.boot is not None and request.image not in image_names(self._images)
 
-    def _read_disks(self, request: GuestRequest) -> tuple[NvmeController, ...]:
+    def _read_disks(self, request: GuestRequest) -> _Disks:
         """Without the lock: it takes seconds. What has changed meanwhile is found before the first write to a disk."""
-        return self.read_disk_use(read_controllers(self._host)) if request.disks else ()
+        kinds, name = {disk.kind for disk in request.disks}, self._policy.disk_group
+        group = read_group(self._host, name) if name and DiskKind.EMULATED in kinds else None
+        return _Disks(self.read_disk_use(read_controllers(self._host)) if DiskKind.NVME in kinds else (), group)
 
     def read_disk_use(self, controllers: Iterable[NvmeController]) -> tuple[NvmeController, ...]:
         """Adds uses and contents, except of disks that guests own: the examination opens a disk exclusively for a moment."""
@@ -172,7 +182,7 @@ class Allocator:
         request: GuestRequest,
         image: Image | None,
         reading: ClaimSnapshot,
-        disks: tuple[NvmeController, ...],
+        disks: _Disks,
     ) -> Placed:
         # Checked again: another guest may have been created with the same id meanwhile.
         find_by_request_id(caller, request, reading.claims)
@@ -201,9 +211,7 @@ class Allocator:
         names = {nic.network for nic in request.wanted_nics if nic.network}
         return Site({name: find_network(caller, name, known) for name in sorted(names)}, self._host_id)
 
-    def _find_place(
-        self, request: GuestRequest, claims: Sequence[Claim], disks: tuple[NvmeController, ...], site: Site, *, named: bool
-    ) -> Placed:
+    def _find_place(self, request: GuestRequest, claims: Sequence[Claim], disks: _Disks, site: Site, *, named: bool) -> Placed:
         """Plans on the cached survey, or on a fresh one if there is no room or the host has changed.
 
         ``disks`` have their uses. ``named``: refusals and warnings may name unmanaged domains.
@@ -275,8 +283,10 @@ def _check_root(image: Image, request: GuestRequest) -> None:
         raise RequestError(what, f"request at least {needed}")
 
 
-def _with_disks(topology: Topology, disks: tuple[NvmeController, ...]) -> Topology:
-    return replace(topology, controllers=disks) if disks else topology
+def _with_disks(topology: Topology, disks: _Disks) -> Topology:
+    if not disks.controllers and not disks.group:
+        return topology
+    return replace(topology, controllers=disks.controllers or topology.controllers, volume_group=disks.group)
 
 
 def _fit_disk(request: GuestRequest, image: Image | None) -> GuestRequest:

@@ -15,19 +15,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from orchestrator.errors import Conflict, ImageError, NotFound
+from orchestrator.guests.boot_shares import BootShares
 from orchestrator.images.cache import remove_tree
 from orchestrator.images.description import Description, write_description
 from orchestrator.images.download import check_allowed, download
 from orchestrator.images.install import delete_image, install_image
 from orchestrator.images.store import find_image, image_names
+from orchestrator.ledger import Claim
 from orchestrator.model.access import Identity, Role
 from orchestrator.model.boot import BOOT_IMAGE_PREFIX, BootFiles, is_boot_image
-from orchestrator.model.plan import BootPolicy, Plan
+from orchestrator.model.plan import BootPolicy
 from orchestrator.values import Size
 
 MAX_IMAGES = 64
-"""Of all tenants together. Those without a guest are removed after KEEP_SECONDS."""
+"""Shared evenly between the operators and the tenants that may boot from servers."""
 KEEP_SECONDS = 3600.0
+"""How long an image without a guest is kept."""
 _DOWNLOAD = ".download-"
 _SPARE = 1 << 30
 """Bytes that stay free on the disk of the store."""
@@ -40,6 +43,7 @@ class BootImages:
 
     def __init__(self, images: Path, policy: BootPolicy) -> None:
         self._images, self._policy = images, policy
+        self._shares = BootShares(images, max(1, MAX_IMAGES // (policy.tenants + 1)))
 
     def check(self, caller: Identity, boot: BootFiles) -> None:
         """Raises Forbidden if the caller may not boot from these servers."""
@@ -51,37 +55,52 @@ class BootImages:
 
         Raises:
             Forbidden: as ``check``.
+            Conflict: the tenant has its share of images already.
             ImageError: a file cannot be downloaded, is too large, or has another checksum.
         """
         self.check(caller, boot)
         try:
-            find_image(self._images, boot.image_name)
-            # As if it was downloaded now: `remove_unused` leaves it alone until the guest has its claim.
-            os.utime(self._images / boot.image_name, follow_symlinks=False)
-            return
-        except (NotFound, FileNotFoundError):
-            pass
-        try:
-            self._check_room()
-            self._download(caller, boot)
+            self._shares.add(caller.tenant, boot.image_name)
+            if not self._touch(boot.image_name):
+                self._install(caller, boot)
         except OSError as error:
             what = f"cannot store boot files in {self._images}: {error.strerror or error}"
             raise ImageError(what, "check the folder's disk and mode") from None
 
-    def remove_unused(self, read_plans: Callable[[], Iterable[Plan]]) -> None:
-        """Removes the images that no guest has, and whose files were downloaded more than KEEP_SECONDS ago.
+    def remove_unused(self, read_claims: Callable[[], Iterable[Claim]]) -> None:
+        """Removes the images that no guest has, and whose files were requested more than KEEP_SECONDS ago.
 
-        ``read_plans`` reads the plans of all guests; called again while no guest can be claimed.
+        ``read_claims`` reads the claims of all guests; called again while no guest can be claimed.
         """
         before = time.time() - KEEP_SECONDS
         for leftover in self._images.glob(f"{_DOWNLOAD}*"):  # of a manager that was killed
             if _is_older(leftover, before):
                 remove_tree(leftover)
-        used = {plan.image.name for plan in read_plans()}
+        used = {(claim.owner, claim.plan.image.name) for claim in read_claims()}
+        self._shares.remove_older(before, used)
+        names = {name for _, name in used}
         for name in image_names(self._images):
-            if is_boot_image(name) and name not in used and _is_older(self._images / name, before):
+            if is_boot_image(name) and name not in names and _is_older(self._images / name, before):
                 with suppress(Conflict, NotFound):  # it got a guest meanwhile, or another program removed it
-                    delete_image(self._images, name, lambda: [(plan.name, plan.image) for plan in read_plans()])
+                    delete_image(self._images, name, lambda: [(one.plan.name, one.plan.image) for one in read_claims()])
+
+    def _touch(self, name: str) -> bool:
+        """As if the image was downloaded now: `remove_unused` leaves it alone until the guest has its claim. False without it."""
+        try:
+            find_image(self._images, name)
+            os.utime(self._images / name, follow_symlinks=False)
+        except (NotFound, FileNotFoundError):
+            return False
+        return True
+
+    def _install(self, caller: Identity, boot: BootFiles) -> None:
+        try:
+            self._check_room()
+            self._download(caller, boot)
+        except BaseException:
+            if boot.image_name not in image_names(self._images):  # a parallel request may have installed it
+                self._shares.remove(caller.tenant, boot.image_name)
+            raise
 
     def _download(self, caller: Identity, boot: BootFiles) -> None:
         servers = self._list_servers(caller)
@@ -105,11 +124,6 @@ class BootImages:
         return self._images
 
     def _check_room(self) -> None:
-        if sum(map(is_boot_image, image_names(self._images))) >= MAX_IMAGES:
-            raise Conflict(
-                f"the host keeps {MAX_IMAGES} images from boot servers already",
-                "delete guests that boot from servers, or try again in an hour",
-            )
         free = shutil.disk_usage(self._make_store()).free
         if free < self._policy.max_size + _SPARE:
             raise ImageError(f"the disk of the image store has only {free // _MIB} MB left", "ask the operator of the host")

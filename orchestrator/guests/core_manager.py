@@ -19,6 +19,7 @@ from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.disk_work import DiskWork
 from orchestrator.guests.host_setup import HostSetup
+from orchestrator.guests.outcome import log_errors
 from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
@@ -31,7 +32,7 @@ from orchestrator.images.store import Image, find_build
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.configuration import build_configuration
 from orchestrator.model.plan import DiskPlan, Plan
-from orchestrator.resources import disk
+from orchestrator.resources import disk, disk_volume
 from orchestrator.resources.configuration import WriteInitrd
 from orchestrator.resources.cores import check_confinement
 from orchestrator.resources.memory import TakePages
@@ -44,6 +45,7 @@ from orchestrator.waiting import wait_until
 PARALLEL_LAUNCHES = 8
 """A launch is work for the housekeeping cores. Shutdowns are not limited."""
 _FIRST_EXIT_SECONDS = 60.0
+_WRITES = (disk.FillDisk.action, disk_volume.FillVolume.action)
 
 
 class Launches:
@@ -171,7 +173,7 @@ class CoreManager:
     @property
     def must_wipe(self) -> bool:
         """Disks of the guest have been written, or handed over to it."""
-        return any(record.action == disk.FillDisk.action for record in self._context.ledger.undo_records(self.plan.name))
+        return any(record.action in _WRITES for record in self._context.ledger.undo_records(self.plan.name))
 
     def wipe(self) -> None:
         """Wipes the guest's disks, and gives them back to the host. Raises HostError if one is not verified clean."""
@@ -180,7 +182,11 @@ class CoreManager:
         undo_steps(context, self._context.ledger, self.plan.name, lasting=True)
 
     def drop_undo_records(self) -> None:
+        """Gives up: what is not undone stays as it is, except that disks are no longer reserved."""
+        context = UndoContext(self._host, self._guest_context())
         for record in self._context.ledger.undo_records(self.plan.name):
+            if record.action == disk.ReserveDisk.action:
+                log_errors(partial(disk.ReserveDisk.undo, context, record.arguments))
             self._context.ledger.drop_undo_record(record.id)
 
     def _plan_initrd(self, image: Image, seed: bytes | None) -> WriteInitrd | None:
@@ -198,6 +204,7 @@ class CoreManager:
             steps += [ConfigureVf(vf), BindVfio(vf)]
         steps += [CreateTap(nic) for nic in plan.software_nics]
         steps += [disk.BindDisk(one) for one in plan.controllers]
+        steps += [disk_volume.ActivateVolume(one) for one in plan.disks if one.group]
         changed += run_steps(self._host, context.ledger, plan.name, steps)
         context.setup.restore_edge_mode(plan)
         return changed
@@ -220,6 +227,10 @@ class CoreManager:
         progress = self._context.disk_work.reporter(self.plan.uuid)
         verified = partial(self._context.ledger.add_disk_check, self.plan.name)
         if one.target:
+            return
+        if one.group:
+            yield disk_volume.MakeVolume(one)
+            yield disk_volume.FillVolume(one, contents, verified, progress)
             return
         if one.file:
             yield disk.MakeFile(one, contents, verified, progress)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 from uuid import UUID
 
 from orchestrator.errors import GuestError, LedgerError, OrchestratorError
@@ -17,6 +18,16 @@ _log = logging.getLogger(__name__)
 PARALLEL_WIPES = 4
 """Reading a disk back is work for the housekeeping cores."""
 _CLOSE_SECONDS = 2.0
+
+
+class CountWipe(Protocol):
+    """Gets the bytes of a guest's disks, and whether all of them are verified clean."""
+
+    def __call__(self, size: int, *, is_clean: bool) -> object: ...
+
+
+def ignore_wipe(size: int, *, is_clean: bool) -> None:
+    pass
 
 
 class DiskWork:

@@ -1,7 +1,8 @@
 """The files with the secret texts of guests: user data and network configuration.
 
 The ledger has their hashes. A file is written after its claim, and is on the disk before the claim can be used; it is removed
-before the claim is released. So a manager that is killed between leaves no file without a claim; a power cut can.
+when the guest is deleted, before its disks are wiped and the claim is released. So a manager that is killed between leaves no
+file without a claim; a power cut can.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from orchestrator.errors import HostError
 from orchestrator.host.sync import sync_path
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.secret import Secret
+from orchestrator.model.state import GuestState
 
 _log = logging.getLogger(__name__)
 
@@ -91,12 +93,12 @@ class GuestSecrets:
         return self._folder / f"{uuid}.initrd"
 
     def remove_orphans(self) -> None:
-        """Removes files of guests without a claim: a power cut has lost the claim or restored the file."""
+        """Removes files that a power cut has restored, or whose claim it has lost: of guests that have no claim or only disks."""
         names = []
         with suppress(FileNotFoundError):
             names = sorted(os.listdir(self._folder))
         # After the files were listed: a guest that is claimed meanwhile has its claim before its file.
-        claimed = {str(claim.plan.uuid) for claim in self._ledger.read().claims}
+        claimed = {str(claim.plan.uuid) for claim in self._ledger.read().claims if claim.state != GuestState.WIPING}
         for name in names:
             match = _NAME.fullmatch(name)
             if match and match["id"] not in claimed:

@@ -19,6 +19,7 @@ from orchestrator.guests.console_stream import ConsoleStream, Position
 from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
 from orchestrator.guests.core_manager import CoreContext, Launches
+from orchestrator.guests.disk_work import CountWipe, ignore_wipe
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.host_setup import HOST, HostSetup
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
@@ -47,6 +48,9 @@ from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
+# The host is not as the survey has it: the next plan would choose the same resource again.
+_CONTRADICTS_SURVEY = (EventKind.FAILED, EventKind.PLAN_FAILED, EventKind.QUARANTINED, EventKind.UNDO_FAILED)
+
 
 class GuestService:
     """Serves callers. Changes of one guest are made one after the other, changes of several guests in parallel.
@@ -59,6 +63,7 @@ class GuestService:
         consoles: folder of the guests' console logs.
         count_undo_failure: called if a cleanup is not verified; must not raise.
         observe_refusal: gets kind and seconds of a refusal that is not in the event log; must not raise.
+        count_wipe: called after the disks of a guest were wiped; must not raise.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class GuestService:
         count_undo_failure: Callable[[], object] = lambda: None,
         observe_refusal: Callable[[str, float], object] = lambda _kind, _seconds: None,
         switches: SwitchSettings = SwitchSettings(),  # noqa: B008
+        count_wipe: CountWipe = ignore_wipe,
     ) -> None:  # fmt: skip
         self._host, self._ledger, self._policy = host, ledger, policy
         self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()
@@ -73,7 +79,7 @@ class GuestService:
         secrets = GuestSecrets(ledger)
         context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs, secrets)
         self._disk_work = context.disk_work
-        self.transitions = Transitions(context, count_undo_failure)
+        self.transitions = Transitions(context, count_undo_failure, count_wipe)
         self.reconciler = Reconciler(context, self.transitions)
         self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings, secrets)
         self._access = GuestAccess(ledger, self.transitions)
@@ -260,7 +266,7 @@ class GuestService:
 
     def remove_boot_images(self) -> None:
         """Removes the images from boot servers that guests have not used for some time."""
-        self._boot_images.remove_unused(lambda: [claim.plan for claim in self._ledger.read().claims])
+        self._boot_images.remove_unused(lambda: self._ledger.read().claims)
 
     def remove_old_logs(self) -> None:
         self._consoles.remove_old_logs()
@@ -275,6 +281,13 @@ class GuestService:
     def nics(self, uuid: UUID) -> tuple[NicPlan, ...] | None:
         """The NICs that a guest owns; None without a claim."""
         return next((claim.plan.nics for claim in self._ledger.read().claims if claim.plan.uuid == uuid), None)
+
+    def given_texts(self, uuid: UUID) -> tuple[str, ...]:
+        """The secret texts that a guest was configured with: name, hash and size of each, never the content."""
+        secrets = [claim.request.secrets for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
+        return tuple(
+            f"{name} (sha256 {secret.short_hash}, {secret.bytes} bytes)" for found in secrets for name, secret in found.items()
+        )
 
     def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""
@@ -304,6 +317,8 @@ class GuestService:
         _log.log(event.severity, "%s %s: %s", event.subject, event.kind, event.detail, extra={"event": event})
         with self._new_event:
             self._new_event.notify_all()
+        if event.kind in _CONTRADICTS_SURVEY:
+            self.allocator.surveys.discard()
         if event.kind in (EventKind.STARTED, EventKind.ADOPT) and (claim := self._ledger.find(event.subject)):
             self._consoles.begin_learning(claim)
 

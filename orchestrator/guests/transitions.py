@@ -9,7 +9,7 @@ from uuid import UUID
 
 from orchestrator.errors import Conflict, HostError, OrchestratorError
 from orchestrator.guests.core_manager import CoreContext, CoreManager
-from orchestrator.guests.disk_work import Wiper
+from orchestrator.guests.disk_work import CountWipe, Wiper, ignore_wipe
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
 from orchestrator.guests.recovery import decide
 from orchestrator.guests.restarts import MAX_RESTARTS, RESTARTABLE_CAUSES, Restarts
@@ -27,12 +27,14 @@ class Transitions:
     ``count_undo_failure`` is called if a cleanup is not verified; it must not raise.
     """
 
-    def __init__(self, context: CoreContext, count_undo_failure: Callable[[], object]) -> None:
+    def __init__(
+        self, context: CoreContext, count_undo_failure: Callable[[], object], count_wipe: CountWipe = ignore_wipe
+    ) -> None:
         self.guest_locks = NamedLocks()
         self.restarts = Restarts(self._run_restart)
         self._context, self._ledger = context, context.ledger
         self._wiper = Wiper(context.disk_work, lambda claim: self.core_manager(claim).wipe(), self._finish_wiping)
-        self._count_undo_failure = count_undo_failure
+        self._count_undo_failure, self._count_wipe = count_undo_failure, count_wipe
         # Guests whose shutdown in another thread times out now.
         self._expired_shutdowns: set[UUID] = set()
 
@@ -131,6 +133,8 @@ class Transitions:
         claim = self._ledger.set_state(claim.plan.name, GuestState.DELETING)
         self.restarts.cancel(claim.plan.name)
         findings, wipe = self._clean_up(claim), False
+        # A guest that is wiped or quarantined for days is not started again. `_release` repeats this, and raises.
+        log_errors(lambda: self._context.secrets.remove(claim.plan.uuid))
         if claim.plan.disks and not findings:
             core = self.core_manager(claim)
             wipe = core.must_wipe
@@ -214,6 +218,7 @@ class Transitions:
             claim = self._ledger.find(name)
             if not claim or claim.plan.uuid != wiped.plan.uuid or claim.state != GuestState.WIPING:
                 return
+            self._count_wipe(sum(disk.size.bytes for disk in claim.plan.disks), is_clean=not findings)
             if findings:
                 self._quarantine_unclean(claim, findings, MANAGER.name)
             else:

@@ -16,9 +16,9 @@ from orchestrator.errors import HostError
 from orchestrator.host.block import BLOCK, claim_device
 from orchestrator.host.disk_use import find_users
 from orchestrator.host.iommu import check_alone
-from orchestrator.host.nvme import LIVE, NVME, read_controller, read_identified, read_state
+from orchestrator.host.nvme import LIVE, NVME, read_controller, read_controllers, read_identified, read_state
 from orchestrator.host.nvme_admin import read_namespace_ids
-from orchestrator.host.pci import VFIO, bind_driver, release_driver
+from orchestrator.host.pci import VFIO, bind_driver, read_override, release_driver
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sync import sync_path
 from orchestrator.model.topology import NvmeController
@@ -86,8 +86,22 @@ def release_controller(host: HostRoot, address: PciAddress) -> None:
             pass  # the links are missing until the next event; the controller itself is released
 
 
+def find_reserved(host: HostRoot) -> tuple[str, ...]:
+    """The block devices of controllers that are marked as the manager's: a guest may have written them."""
+    found: list[str] = []
+    for controller in read_controllers(host):
+        mark = host.path / RESERVED / _mark_name(controller.serial or "")
+        if read_override(host, controller.address) == NVME or mark.exists():
+            found += [namespace.device for namespace in controller.namespaces]
+    return tuple(found)
+
+
+def _mark_name(serial: str) -> str:
+    return f"nvme-{_UNSAFE.sub('_', serial)}"
+
+
 def _write_mark(host: HostRoot, address: PciAddress, serial: str) -> None:
-    file = host.path / RESERVED / f"nvme-{_UNSAFE.sub('_', serial)}"
+    file = host.path / RESERVED / _mark_name(serial)
     try:
         file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with file.open("w") as mark:

@@ -24,7 +24,7 @@ from orchestrator.model.exits import add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
-from orchestrator.planning.capacity import count_cores, count_pages, count_vfs
+from orchestrator.planning.capacity import count_cores, count_disks, count_pages, count_vfs
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +137,9 @@ class Metrics:
             yield "nohype_cores", (str(node), use), count
         for (node, size, use), count in count_pages(topology, plans, quarantined, started, self._policy).items():
             yield "nohype_huge_pages", (str(node), str(size), use), count
+        states = {str(guest.plan.name): str(guest.state) for guest in guests}
+        for (kind, state), count in count_disks(topology, plans, states).items():
+            yield "nohype_disks", (kind, state), count
         for (uplink, use), count in count_vfs(topology, plans, quarantined, self._policy).items():
             yield "nohype_vfs", (uplink, use), count
 

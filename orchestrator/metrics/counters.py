@@ -38,6 +38,8 @@ class Counters:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _histograms: dict[tuple[str, str], _Histogram] = field(default_factory=dict)
     _undo_failures: int = 0
+    _wipes: Counter[str] = field(default_factory=Counter)
+    _wiped_bytes: int = 0
     _failed_sources: Counter[str] = field(default_factory=Counter)
     _audit: tuple[float, tuple[Proof, ...]] | None = None
 
@@ -58,6 +60,12 @@ class Counters:
         with self._lock:
             self._undo_failures += 1
 
+    def count_wipe(self, size: int, *, is_clean: bool) -> None:
+        """``size`` in bytes, of all disks of a guest together."""
+        with self._lock:
+            self._wipes[Outcome.OK if is_clean else Outcome.FAILED] += 1
+            self._wiped_bytes += size if is_clean else 0
+
     def count_failed_source(self, source: str) -> None:
         with self._lock:
             self._failed_sources[source] += 1
@@ -75,7 +83,11 @@ class Counters:
         """All samples except histograms and failed sources."""
         with self._lock:
             audit, undo_failures = self._audit, self._undo_failures
+            wipes, wiped_bytes = Counter(self._wipes), self._wiped_bytes
         yield "nohype_undo_failures_total", (), undo_failures
+        for outcome in (Outcome.OK, Outcome.FAILED):
+            yield "nohype_disk_wipes_total", (str(outcome),), wipes[outcome]
+        yield "nohype_disk_wiped_bytes_total", (), wiped_bytes
         yield "nohype_audit_age_seconds", (), math.inf if audit is None else self.clock() - audit[0]
         verdicts = Counter((proof.name, proof.verdict) for proof in audit[1]) if audit else Counter()
         for name in sorted({name for name, _ in verdicts}):

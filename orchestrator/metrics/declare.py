@@ -18,7 +18,7 @@ class Kind(StrEnum):
 class Metric:
     name: str  # ends with the unit, and the name of a counter with _total
     kind: Kind
-    unit: str  # "seconds", or empty for a plain number
+    unit: str  # "seconds", "bytes", or empty for a plain number
     labels: tuple[str, ...]
     help: str
     buckets: tuple[float, ...] = ()  # upper bounds of a histogram's buckets; the last bucket has no bound
@@ -39,6 +39,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("nohype_audit_age_seconds", Kind.GAUGE, "seconds", (), "Time since the end of the last audit; +Inf without an audit."),
     Metric("nohype_guest_exits_total", Kind.COUNTER, "", ("guest", "class"), "VM exits of all vCPUs since the guest started."),
     Metric("nohype_undo_failures_total", Kind.COUNTER, "", (), "Cleanups of guests that failed or could not be verified."),
+    Metric("nohype_disks", Kind.GAUGE, "", ("kind", "state"), "Disks of guests, and other NVMe controllers, by use."),
+    Metric("nohype_disk_wipes_total", Kind.COUNTER, "", ("outcome",), "Wipes of the disks of deleted guests, by guest."),
+    Metric("nohype_disk_wiped_bytes_total", Kind.COUNTER, "bytes", (), "Bytes of disks that were wiped and verified clean."),
     Metric("nohype_claims_total", Kind.COUNTER, "", (), "Claims since the ledger was created."),
     Metric("nohype_scrape_failures_total", Kind.COUNTER, "", ("source",), "Scrapes for which a source could not be read."),
 )

@@ -56,14 +56,15 @@ class NicPlan:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """A disk of a guest: the NVMe controller with this serial number, a file that QEMU shows as a disk, or a target."""
+    """A disk of a guest: the NVMe controller with this serial number, an emulated disk's file or logical volume, or a target."""
 
-    size: Size  # of the namespace or file; 0 for a network disk, which the host cannot see
+    size: Size  # of the namespace, file or volume; 0 for a network disk, which the host cannot see
     serial: str = ""
     address: PciAddress | None = None  # None unless it is an NVMe controller
     node: int | None = None  # NUMA node of the controller, None if not known
-    file: str = ""  # absolute; empty unless the disk is emulated
+    file: str = ""  # absolute, of a volume its path in /dev; empty unless the disk is emulated
     target: str = ""  # URL of a network disk, otherwise empty
+    group: str = ""  # the LVM volume group; empty if the disk is not a logical volume
 
     @property
     def key(self) -> str:
@@ -176,6 +177,7 @@ class BootPolicy:
     servers: tuple[str, ...] = ()  # URLs of folders, for operators
     max_size: int = 0  # bytes of kernel and initrd together
     timeout: float = 0.0  # seconds for both
+    tenants: int = 0  # number of tenants that may boot from servers
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ class Policy:
     edges: tuple[tuple[str, EdgeMode], ...] = ()  # (uplink, the edge mode that it must have); the manager chooses for the others
     vlans: Mapping[str, frozenset[int]] = field(default_factory=dict)  # uplink → VLANs of networks that it carries; others: all
     tenants: frozenset[str] = frozenset()  # that can own networks
+    disk_group: str = ""  # LVM volume group for emulated disks, instead of the folder
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""

@@ -136,7 +136,7 @@ class DiskKind(StrEnum):
     NVME = "nvme"
     """A whole NVMe controller of the host, passed through."""
     EMULATED = "emulated"
-    """A file of the host that QEMU shows as a virtio disk."""
+    """A file or logical volume of the host that QEMU shows as a virtio disk."""
     NETWORK = "network"
     """A target that the guest connects to over its NIC, and mounts its root from."""
 

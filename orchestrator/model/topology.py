@@ -214,6 +214,17 @@ class NvmeController:
 
 
 @dataclass(frozen=True)
+class VolumeGroup:
+    """The LVM volume group for emulated disks."""
+
+    name: str
+    uuid: str  # LVM's id, which never changes
+    extent: Size  # logical volumes consist of whole extents
+    free: Size
+    fault: str = ""  # why guests cannot get volumes of it, empty if they can
+
+
+@dataclass(frozen=True)
 class IommuGroup:
     """An IOMMU group (ABI: sysfs-kernel-iommu_groups)."""
 
@@ -239,6 +250,7 @@ class Topology:
     vfio: bool = True  # vfio-pci is loaded
     cmdline: str = ""  # of the kernel
     controllers: tuple[NvmeController, ...] = ()  # NVMe
+    volume_group: VolumeGroup | None = None  # read only for a guest with emulated disks
     problems: tuple[str, ...] = ()  # one sentence per value that could not be read and was left out
     interfaces: tuple[Interface, ...] = ()  # in the order of their names
 

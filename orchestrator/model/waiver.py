@@ -18,7 +18,7 @@ class Waiver(StrEnum):
 
     EMULATED_DISK = (
         "emulated-disk",
-        "QEMU emulates the disk with a file of the host: each access makes the guest exit and uses housekeeping CPUs",
+        "QEMU emulates the disk with a file or volume of the host: each access makes the guest exit and uses housekeeping CPUs",
     )
     SOFTWARE_EDGE = ("software-edge", "the host's kernel forwards and can read every frame, on housekeeping CPUs")
     NO_IOMMU = (

@@ -19,6 +19,7 @@ _CORE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, UNUSABLE)
 _PAGE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, UNMANAGED)
 _VF_STATES = (FREE, CLAIMED, QUARANTINED, UNMANAGED)
 _PASSED_THROUGH = "vfio-pci"
+_NVME, _EMULATED, _WIPING = "nvme", "emulated", "wiping"
 
 
 def count_cores(
@@ -61,6 +62,24 @@ def count_pages(
         pages[HOUSEKEEPING] = min(rest, policy.reserved(pool.page_size))
         pages[FREE] = rest - pages[HOUSEKEEPING]
         counts.update({(pool.node, pool.page_size, use): count for use, count in pages.items()})
+    return counts
+
+
+def count_disks(topology: Topology, plans: Mapping[str, Plan], states: Mapping[str, str]) -> dict[tuple[str, str], int]:
+    """Disks by kind and state, unused states as 0. NVMe controllers without a guest count as free, or by the reason that guests
+    cannot have them; whether the host uses them is not examined. ``states`` are those of guests by name.
+    """
+    owners = {QUARANTINED: QUARANTINED, _WIPING: _WIPING}
+    counts = {(kind, state): 0 for kind in (_NVME, _EMULATED) for state in (CLAIMED, _WIPING, QUARANTINED)}
+    owned = set()
+    for name, plan in plans.items():
+        for disk in plan.disks:
+            owned.add(disk.address)
+            counts[_NVME if disk.address else _EMULATED, owners.get(states[name], CLAIMED)] += 1
+    counts |= {(_NVME, FREE): 0, (_NVME, UNUSABLE): 0}
+    for controller in topology.controllers:
+        if controller.address not in owned:
+            counts[_NVME, UNUSABLE if controller.fault or controller.driver != _NVME else FREE] += 1
     return counts
 
 

@@ -8,13 +8,15 @@ from orchestrator.errors import RequestError
 from orchestrator.model.plan import DiskPlan, Policy
 from orchestrator.model.request import DiskKind, DiskRequest, GuestRequest
 from orchestrator.model.target import TARGET_WORD, find_nic
-from orchestrator.model.topology import NvmeController, Topology
+from orchestrator.model.topology import NvmeController, Topology, VolumeGroup
 from orchestrator.model.waiver import Waiver
 from orchestrator.planning.inputs import PlanningInput
 from orchestrator.values import PciAddress, Size
 
 DISK = "disk"
 """Prefix of reasons that name disks."""
+VOLUME_PREFIX = "nohype-"
+"""Of the names of logical volumes. The host role's udev rule knows it."""
 _NVME = "nvme"
 _MOST_REASONS = 8
 """Maximum number of controllers that a refusal lists with a reason."""
@@ -31,7 +33,7 @@ def check_waivers(request: GuestRequest, policy: Policy) -> None:
 def find_free(request: GuestRequest, host: PlanningInput) -> tuple[list[NvmeController], list[str]]:
     """The controllers that the guest can get, and the reasons if these are not enough for the request."""
     wanted = [disk for disk in request.disks if disk.kind is DiskKind.NVME]
-    others = [*_check_files(request, host.policy), *_check_target(request, host)]
+    others = [*_check_emulated(request, host), *_check_target(request, host)]
     if not wanted:
         return [], others
     free, refused = [], []
@@ -39,7 +41,7 @@ def find_free(request: GuestRequest, host: PlanningInput) -> tuple[list[NvmeCont
         reason = _check_controller(controller, host)
         refused += [f"{_name(controller)}: {reason}"] if reason else []
         free += [] if reason else [controller]
-    lacks = others
+    lacks = list(others)
     for number, disk in enumerate(request.disks, 1):
         if disk.kind is DiskKind.NVME and (lack := _find_lack(disk, free, refused, host.topology)):
             lacks.append(f"{DISK} {number}: {lack}")
@@ -54,8 +56,10 @@ def count_remote(request: GuestRequest, free: Sequence[NvmeController], node: in
     return sum(disk.node not in (node, None) for disk in _assign(_list_nvme(request), free, node))
 
 
-def plan_disks(request: GuestRequest, free: Sequence[NvmeController], node: int, folder: str) -> tuple[DiskPlan, ...]:
-    """``free`` is of ``find_free`` without reasons. ``folder``: for the files of emulated disks."""
+def plan_disks(
+    request: GuestRequest, free: Sequence[NvmeController], node: int, folder: str, group: VolumeGroup | None
+) -> tuple[DiskPlan, ...]:
+    """``free`` is of ``find_free`` without reasons. ``folder``: for the files of emulated disks if there is no ``group``."""
     controllers = iter(_assign(_list_nvme(request), free, node))
     disks: list[DiskPlan] = []
     for number, disk in enumerate(request.disks, 1):
@@ -64,6 +68,9 @@ def plan_disks(request: GuestRequest, free: Sequence[NvmeController], node: int,
             disks.append(DiskPlan(found.size, found.serial or "", found.address, found.node))
         elif disk.target:
             disks.append(DiskPlan(Size(0), target=disk.target))
+        elif group:
+            size, name = Size(_count_extents(disk, group) * group.extent.bytes), f"{VOLUME_PREFIX}{request.name}-{number}"
+            disks.append(DiskPlan(size, file=f"/dev/{group.name}/{name}", group=group.name))
         else:
             disks.append(DiskPlan(Size(disk.minimum), file=f"{folder}/{request.name}-{number}.raw"))
     return tuple(disks)
@@ -171,10 +178,23 @@ def _find_lack(disk: DiskRequest, free: Sequence[NvmeController], refused: Seque
     return f"no free NVMe controller{least} ({has}){' ' + _list(refused) if refused else ''}"
 
 
-def _check_files(request: GuestRequest, policy: Policy) -> list[str]:
-    if policy.disk_folder or not any(disk.kind is DiskKind.EMULATED for disk in request.disks):
+def _check_emulated(request: GuestRequest, host: PlanningInput) -> list[str]:
+    emulated = [disk for disk in request.disks if disk.kind is DiskKind.EMULATED]
+    group = host.topology.volume_group
+    if not emulated or (host.policy.disk_folder and not host.policy.disk_group):
         return []
-    return [f"{DISK}: this host offers no emulated disks ([disks] emulated is not set)"]
+    if not host.policy.disk_group:
+        return [f"{DISK}: this host offers no emulated disks (neither [disks] emulated nor volume_group is set)"]
+    if group is None or group.fault:
+        return [f"{DISK}: {group.fault if group else f'volume group {host.policy.disk_group} was not read'}"]
+    wanted = sum(_count_extents(disk, group) for disk in emulated) * group.extent.bytes
+    if wanted > group.free.bytes:
+        return [f"{DISK}: volume group {group.name} has {group.free} free, requested {Size(wanted)}"]
+    return []
+
+
+def _count_extents(disk: DiskRequest, group: VolumeGroup) -> int:
+    return -(-disk.minimum // group.extent.bytes)
 
 
 def _list(refused: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from orchestrator.config import DaemonConfig
@@ -36,12 +36,13 @@ class HostFinding:
 
 def build_policy(config: DaemonConfig) -> Policy:
     host, disks = config.host, config.disks
+    boot = replace(config.boot.policy, tenants=sum(bool(tenant.boot_servers) for tenant in config.tenants.values()))
     return Policy(
-        host.housekeeping_cpus, host.uplinks, host.page, host.vfs_per_uplink, host.reserved, config.boot.policy,
+        host.housekeeping_cpus, host.uplinks, host.page, host.vfs_per_uplink, host.reserved, boot,
         frozenset(disks.serials), disks.emulated or "", host.accept,
         tuple((name, uplink.mode) for name, uplink in config.uplinks.items() if uplink.mode),
         {name: vlans for name, uplink in config.uplinks.items() if (vlans := uplink.vlan_set) is not None},
-        frozenset(config.tenants),
+        frozenset(config.tenants), disks.volume_group or "",
     )  # fmt: skip
 
 

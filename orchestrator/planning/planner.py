@@ -95,7 +95,7 @@ def _build_plan(
         cmdline=" ".join(filter(None, (request.cmdline, *list_addresses(request.wanted_nics), *list_targets(request)))),
         # -cpu host does not include topoext (target/i386/cpu.c, no_autoenable_flags), without which a guest sees no threads.
         cpu_features=("topoext",) if smt and host.topology.topoext else (),
-        disks=plan_disks(request, disks, candidate.node, host.policy.disk_folder),
+        disks=plan_disks(request, disks, candidate.node, host.policy.disk_folder, host.topology.volume_group),
         iommu=bool(host.topology.iommu_groups),
     )
 

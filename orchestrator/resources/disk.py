@@ -82,7 +82,7 @@ def check_disk(host: HostRoot, disk: DiskPlan, contents: Contents, progress: Pro
     found = find_signatures(host, controller)
     if not found:
         device = controller.namespaces[0].device
-        offset = find_data(host, device, _tell(progress, disk.serial))
+        offset = find_data(host, device, to_report(progress, disk.serial))
         if offset is None:
             return DiskCheck(disk.serial, disk.address, utc_now(), "read", disk.size.bytes, disk.size.bytes)
         found = (f"{device} holds data at offset {offset}",)
@@ -145,7 +145,7 @@ class FillDisk:
         return to_arguments(DiskBefore(self.disk.serial, controller.address, controller.namespaces))
 
     def apply(self, host: HostRoot) -> None:
-        serial, report = self.disk.serial, _tell(self.progress, self.disk.serial)
+        serial, report = self.disk.serial, to_report(self.progress, self.disk.serial)
         controller = find_controller(host, serial, self.disk.address)
         check = self.check or _scrub(host, controller, controller.namespaces, report)
         image = self.contents.image
@@ -164,7 +164,7 @@ class FillDisk:
                 f"disk {before.serial} cannot be wiped: no NVMe controller with this serial number is bound to the driver nvme",
                 f"insert it again, or bind {before.address} to nvme; then `nohype quarantine clear`",
             )
-        _scrub(context.host, found, before.namespaces, _tell(context.progress, before.serial))
+        _scrub(context.host, found, before.namespaces, to_report(context.progress, before.serial))
 
 
 @register
@@ -214,7 +214,7 @@ class MakeFile:
         return to_arguments(FileBefore(self.disk.file))
 
     def apply(self, host: HostRoot) -> None:
-        file, report = Path(self.disk.file), _tell(self.progress, self.disk.file)
+        file, report = Path(self.disk.file), to_report(self.progress, self.disk.file)
         create_file(file, self.disk.size.bytes)
         if self.contents.image is not None:
             copy_image(file, self.contents.image, report, self.contents.sha256)
@@ -253,7 +253,9 @@ def _scrub(host: HostRoot, controller: NvmeController, wanted: tuple[NvmeNamespa
     return DiskCheck(serial, controller.address, utc_now(), result.method, result.size, controller.size.bytes)
 
 
-def _tell(progress: Progress, disk: str) -> Report:
+def to_report(progress: Progress, disk: str) -> Report:
+    """``disk`` names it in the progress."""
+
     def report(now: BlockProgress) -> None:
         progress(DiskProgress(disk, now.phase, 100 * now.done // now.total if now.total else 100))
 
@@ -292,15 +294,16 @@ def _build_disk(disk: DiskPlan, number: int, *, boot: bool) -> etree._Element:
         "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{_FIRST_SLOT + number:02x}", function="0x0"
     )
     if disk.address is None:
+        kind, source_key = ("block", "dev") if disk.group else ("file", "file")
         return element(
             "disk",
             # cache=none: O_DIRECT, so that the guest's disk does not fill the host's page cache.
             element("driver", name="qemu", type="raw", cache="none", io="native", discard="ignore"),
-            element("source", file=disk.file),
+            element("source", **{source_key: disk.file}),
             element("target", dev=f"vd{chr(ord('a') + number)}", bus="virtio"),
             *order,
             guest_address,
-            type="file",
+            type=kind,
             device="disk",
         )  # fmt: skip
     source = element(

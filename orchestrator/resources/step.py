@@ -188,13 +188,16 @@ def _is_unchanged(host: HostRoot, step: Step, before: Arguments) -> bool:
 def undo_steps(context: UndoContext, ledger: Ledger, owner: str, *, lasting: bool = False) -> None:
     """Undoes the recorded changes of the owner, newest first. A record is dropped only after its undo succeeded.
 
-    ``lasting``: undoes the lasting changes, which are kept otherwise.
+    ``lasting``: undoes the lasting changes, which are kept otherwise. If one of a disk fails, the older ones of the same disk are
+    kept: a disk that is not verified clean stays reserved.
 
     What is clean but could not be restored exactly becomes an event. Raises HostError after the last undo if some failed.
     """
     failed: list[OrchestratorError] = []
+    unclean: set[object] = set()
     for record in ledger.undo_records(owner):
-        if (record.action in _LASTING) is not lasting:
+        disk = _name_disk(record) if lasting else None
+        if (record.action in _LASTING) is not lasting or disk in unclean:
             continue
         arguments = " ".join(f"{name}={value}" for name, value in record.arguments.items())
         _log.info("%s: undo %s %s", owner, record.action, arguments)
@@ -203,11 +206,16 @@ def undo_steps(context: UndoContext, ledger: Ledger, owner: str, *, lasting: boo
                 ledger.append_event(EventKind.NOT_RESTORED, owner, difference)
         except OrchestratorError as error:
             failed.append(error)
+            unclean |= {disk} if disk is not None else set()
         else:
             ledger.drop_undo_record(record.id)
     if failed:
         hints = dict.fromkeys(error.hint for error in failed if error.hint)
         raise HostError(f"cleanup of {owner} is incomplete: {'; '.join(error.message for error in failed)}", "; ".join(hints))
+
+
+def _name_disk(record: UndoRecord) -> object:
+    return next((record.arguments[name] for name in ("serial", "file") if name in record.arguments), None)
 
 
 def _find_step(record: UndoRecord, context: UndoContext) -> type[Step]:

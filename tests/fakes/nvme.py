@@ -149,6 +149,12 @@ def execute(fake: FakeRoot, descriptor: int, request: int, argument: bytearray, 
     """ioctl(2) on a disk or a controller. Raises OSError."""
     path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
     address = path.parent.name
+    if not is_nvme(fake, address):  # a logical volume
+        if request != BLKZEROOUT:
+            raise OSError(errno.ENOTTY, "")
+        start, count = struct.unpack("=QQ", argument)
+        os.pwrite(descriptor, bytes(count), start)
+        return 0
     nvme = read_nvme(fake, address)
     if request == BLKZEROOUT:
         start, count = struct.unpack("=QQ", argument)

@@ -343,14 +343,17 @@ def _check_claims(world: World, ledger: Ledger, lives: frozenset[Life], expected
 
 def _check_secrets(world: World, claims: Collection[Claim]) -> list[str]:
     """The files with user data are those of the claims with user data, and initrds those of guests that run."""
-    texts = {f"{claim.plan.uuid}.json": claim for claim in claims if claim.request.secrets}
+    secret = [claim for claim in claims if claim.request.secrets and claim.state != GuestState.WIPING]
+    texts = {f"{claim.plan.uuid}.json": claim for claim in secret}
     running = {f"{claim.plan.uuid}.initrd" for claim in claims
                if claim.state == GuestState.RUNNING and claim.request.image == CLOUD_IMAGE}  # fmt: skip
     found = set(os.listdir(world.secrets)) if world.secrets.exists() else set()
     faults = (
         [f"files of guests that need none: {sorted(found - texts.keys() - running)}"] if found - texts.keys() - running else []
     )
-    if missing := (texts.keys() | running) - found:
+    # The deletion of a guest that is not verified clean has removed its file.
+    unneeded = {f"{claim.plan.uuid}.json" for claim in secret if claim.state == GuestState.QUARANTINED}
+    if missing := (texts.keys() | running) - found - unneeded:
         faults.append(f"files of guests are lost: {sorted(missing)}")
     for name in texts.keys() & found:
         stored = json.loads((world.secrets / name).read_text())

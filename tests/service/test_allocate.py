@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from orchestrator.client.problems import STATUS
-from orchestrator.errors import ImageError, NoRoom, RequestError
+from orchestrator.errors import HostError, ImageError, NoRoom, RequestError
 from orchestrator.guests.core_manager import CoreManager
 from orchestrator.guests.service import GuestService
 from orchestrator.host.pci import VFIO, bind_driver, release_driver
@@ -213,3 +213,13 @@ def test_image_that_boots_only_from_a_disk_is_refused_without_one(world: World, 
     describe_image(world, disk=DiskImage(size=1 << 20, sha256="0" * 64, layout="ext4"))
     with pytest.raises(RequestError, match="image minimal has its root file system on a disk"):
         ask(manager)
+
+
+def test_survey_that_a_failed_start_has_contradicted_is_read_again(world: World, manager: GuestService) -> None:
+    """The next guest does not get the resource that the last one failed on."""
+    vf = ask(manager).vf
+    group = world.host.path / DEVICES / str(vf.address) / "iommu_group"
+    world.host.add_link(f"sys/kernel/iommu_groups/{group.resolve().name}/devices/{vf.pf}", f"../../../../{DEVICES}/{vf.pf}")
+    with pytest.raises(HostError, match="IOMMU group"):
+        create(manager, "second")
+    assert create(manager, "third").vf.address != vf.address

@@ -70,3 +70,10 @@ def test_empty_device_tree_is_not_measured() -> None:
 def test_every_allowed_device_has_a_reason_of_its_own() -> None:
     assert len({allowance.reason for allowance in ALLOWED_DEVICES.values()}) == len(ALLOWED_DEVICES)
     assert all(len(allowance.reason) > 20 for allowance in ALLOWED_DEVICES.values())
+
+
+def test_given_text_is_named_and_no_device() -> None:
+    threads = tuple(thread for thread in load_threads() if not thread.name.startswith("kvm-pit"))
+    proof = prove_devices_minimal(GUEST1, threads, ("user_data (sha256 0123abcd, 512 bytes)",))
+    assert proof.verdict == Verdict.PASS
+    assert proof.evidence[-1].startswith("user_data (sha256 0123abcd, 512 bytes) was given in the guest's own initrd")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import hashlib
+import json
 import os
 import pwd
 import socket
@@ -263,5 +264,19 @@ def test_disks_are_part_of_the_policy(tmp_path: Path) -> None:
     policy = build_policy(config)
     assert (policy.disk_serials, policy.disk_folder, policy.accept) == ({"S5GX 1"}, "/var/lib/disks", (Waiver.EMULATED_DISK,))
     assert config.tenants["a"].quota.disks == 2
+    volumes = build_policy(read_config(write(tmp_path, f'{HOST}[disks]\nvolume_group = "vg-0"')))
+    assert (volumes.disk_group, volumes.disk_folder) == ("vg-0", "")
     empty = build_policy(read_config(write(tmp_path, HOST)))
+    assert empty.disk_group == ""
     assert (empty.disk_serials, empty.disk_folder, empty.accept) == (frozenset(), "", ())
+
+
+@pytest.mark.parametrize("name", ["", "-vg", "a/b", "..", "vg 0", "vg0\n", "x" * 65, "vg\u00e9", "a|b", "$(reboot)"])
+def test_invalid_volume_group_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match="disks.volume_group"):
+        read_config(write(tmp_path, f"{HOST}[disks]\nvolume_group = {json.dumps(name)}"))
+
+
+def test_folder_and_volume_group_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="emulated and volume_group are both set"):
+        read_config(write(tmp_path, f'{HOST}[disks]\nvolume_group = "vg0"\nemulated = "/srv/disks"'))

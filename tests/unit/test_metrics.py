@@ -20,10 +20,10 @@ from orchestrator.ledger import Event
 from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric
-from orchestrator.model.plan import ImageRef, NicPlan, Plan, Policy
+from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
-from orchestrator.model.topology import Topology
-from orchestrator.values import CpuSet, MacAddress, Size
+from orchestrator.model.topology import NvmeController, Topology
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 from tests.fakes.root import load_host
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
@@ -157,6 +157,41 @@ def test_guests_and_their_restarts(fake: Fake) -> None:
     assert fake.figure("nohype_guest_restarts_total", guest="off") == 2
 
 
+def test_disks_are_counted_by_their_guests_state(fake: Fake) -> None:
+    def controller(number: int, **changes: Any) -> NvmeController:
+        address = PciAddress(0, 0x50 + number, 0, 0)
+        return replace(NvmeController(address, f"nvme{number}", f"s{number}", "", 0, "nvme", number), **changes)
+
+    disks = [
+        controller(0, driver="vfio-pci", serial=None),
+        controller(1),
+        controller(2, fault="its state is dead"),
+        controller(3),
+    ]
+    fake.topology = replace(fake.topology, controllers=tuple(disks))
+    size = Size.parse("1G")
+    owned = {"web": DiskPlan(size, "s0", disks[0].address), "db": DiskPlan(size, "s1", disks[1].address)}
+    fake.guests = [
+        replace(guest, plan=replace(guest.plan, disks=(owned[guest.plan.name],) if guest.plan.name in owned else ()))
+        for guest in fake.guests
+    ]
+    fake.guests[2] = replace(
+        fake.guests[2], plan=replace(fake.guests[2].plan, disks=(DiskPlan(size, file="/a"),)), state="wiping"
+    )
+    found = {labels: count for labels, count in fake.page()["nohype_disks"].items() if count}
+    expected = {("nvme", "claimed"): 1, ("nvme", "quarantined"): 1, ("nvme", "free"): 1, ("nvme", "unusable"): 1}
+    expected[("emulated", "wiping")] = 1
+    assert {(dict(labels)["kind"], dict(labels)["state"]): count for labels, count in found.items()} == expected
+
+
+def test_wipes_are_counted(fake: Fake) -> None:
+    fake.counters.count_wipe(1 << 30, is_clean=True)
+    fake.counters.count_wipe(1 << 20, is_clean=False)
+    assert fake.figure("nohype_disk_wipes_total", outcome="ok") == 1
+    assert fake.figure("nohype_disk_wipes_total", outcome="failed") == 1
+    assert fake.figure("nohype_disk_wiped_bytes_total") == 1 << 30
+
+
 def test_each_core_is_counted_once(fake: Fake) -> None:
     cores = fake.page()["nohype_cores"]
     assert sum(cores.values()) == len(fake.topology.cores)
@@ -223,7 +258,7 @@ def test_the_age_of_the_audit(fake: Fake, topology: Topology) -> None:
 @pytest.mark.parametrize(
     ("broken", "source", "lost"),
     [
-        ("survey", "survey", {"nohype_cores", "nohype_huge_pages", "nohype_vfs"}),
+        ("survey", "survey", {"nohype_cores", "nohype_disks", "nohype_huge_pages", "nohype_vfs"}),
         ("exits", "exits", {"nohype_guest_exits_total"}),
     ],
 )

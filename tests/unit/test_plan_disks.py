@@ -10,7 +10,16 @@ from orchestrator.errors import NoRoom, QuotaExceeded, RequestError
 from orchestrator.model.access import Identity, Quota, Role
 from orchestrator.model.plan import Allocated, Plan, Policy
 from orchestrator.model.request import GuestRequest, parse_guest_request
-from orchestrator.model.topology import Core, IommuGroup, NvmeController, NvmeNamespace, PagePool, PhysicalFunction, Topology
+from orchestrator.model.topology import (
+    Core,
+    IommuGroup,
+    NvmeController,
+    NvmeNamespace,
+    PagePool,
+    PhysicalFunction,
+    Topology,
+    VolumeGroup,
+)
 from orchestrator.model.waiver import Waiver
 from orchestrator.planning.allocation_index import AllocationIndex
 from orchestrator.planning.planner import hide_device_owners, plan_guest
@@ -191,7 +200,19 @@ def test_accepting_a_property_does_not_emulate_a_disk() -> None:
 
 def test_host_without_a_folder_refuses_emulated_disks() -> None:
     policy = dataclasses.replace(POLICY, disk_folder="", accept=(Waiver.EMULATED_DISK,))
-    assert "[disks] emulated is not set" in refusal(host(), {"kind": "emulated", "size": "1G"}, policy=policy)
+    assert "neither [disks] emulated nor volume_group is set" in refusal(
+        host(), {"kind": "emulated", "size": "1G"}, policy=policy
+    )
+
+
+def test_volumes_together_have_room_in_the_group() -> None:
+    group = VolumeGroup("vg0", "id", Size.parse("4M"), Size.parse("12M"))
+    policy = dataclasses.replace(POLICY, disk_folder="", disk_group="vg0", accept=(Waiver.EMULATED_DISK,))
+    topology = dataclasses.replace(host(), volume_group=group)
+    five, four = {"kind": "emulated", "size": "5M"}, {"kind": "emulated", "size": "4M"}
+    assert [str(one.size) for one in plan(topology, five, four, policy=policy).disks] == ["8M", "4M"]
+    assert "volume group vg0 has 12M free, requested 16M" in refusal(topology, five, five, policy=policy)
+    assert "volume group vg0 was not read" in refusal(host(), four, policy=policy)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,15 @@ def test_guest_gets_its_configuration_at_each_start(
     assert not world.count_undo_records()
 
 
+def test_audit_is_told_that_texts_were_given_and_not_their_contents(manager: GuestService) -> None:
+    plan = create(manager, **CONFIGURED)
+    given = manager.given_texts(plan.uuid)
+    assert [text.partition(" ")[0] for text in given] == ["user_data", "network_config"]
+    assert f"{Secret.of(USER_DATA).short_hash}, {len(USER_DATA)} bytes" in given[0]
+    assert MARKER not in str(given)
+    assert manager.given_texts(create(manager, name="plain").uuid) == ()
+
+
 def test_files_can_be_read_only_by_root_and_the_folder_not_listed(world: World, manager: GuestService) -> None:
     create(manager, **CONFIGURED)
     assert world.secrets.stat().st_mode & 0o777 == 0o711
@@ -264,11 +273,10 @@ def test_orphans_are_removed_and_other_files_stay(world: World, manager: GuestSe
     assert note.exists()
 
 
-def test_quarantined_guest_keeps_its_file_until_it_is_cleared(world: World, manager: GuestService) -> None:
+def test_guest_that_a_stop_has_quarantined_keeps_its_file_until_it_is_cleared(world: World, manager: GuestService) -> None:
     plan = create(manager, **CONFIGURED)
     spoil(world, plan)
-    with pytest.raises(Conflict, match="quarantined"):
-        manager.delete(OPERATOR, "web")
+    assert manager.stop(OPERATOR, "web", 0).state == "quarantined"
     assert ".json" in files(world)
     manager.clear_quarantine(OPERATOR, "web", force=True)
     assert files(world) == []

@@ -14,6 +14,7 @@ from orchestrator.api.routes.guests import show_guest
 from orchestrator.errors import Conflict, HostError, HypervisorError, ImageError, NoRoom, OrchestratorError, RequestError
 from orchestrator.guests.service import GuestService
 from orchestrator.host.block import BlockProgress
+from orchestrator.host.nvme_binding import RESERVED
 from orchestrator.host.pci import VFIO, read_driver, read_override
 from orchestrator.images.description import CONSOLE_PROTOCOL, Description, DiskImage, write_description
 from orchestrator.ledger import Ledger
@@ -25,9 +26,9 @@ from orchestrator.resources import disk as disk_module
 from orchestrator.values import CpuSet, PciAddress, Size
 from tests.fakes.nvme import change_nvme, disk_file, read_nvme
 from tests.fakes.root import DEVICES
-from tests.fakes.server import DISK_SIZE, IMAGE
+from tests.fakes.server import CLOUD_IMAGE, DISK_SIZE, IMAGE
 from tests.harness.crash import World, wait_wiped
-from tests.harness.guests import create, kinds, open_manager, state, until
+from tests.harness.guests import create, kinds, open_manager, spoil, state, until
 
 DISK0 = "0000:50:00.0"
 SWAP = b"SWAPSPACE2"
@@ -255,6 +256,26 @@ def test_power_cut_while_wiping_loses_no_disk(
     assert not any(contents(world))
 
 
+def test_secret_file_is_gone_while_disks_are_wiped(
+    world: World, manager: GuestService, ledger: Ledger, blocked: threading.Event
+) -> None:
+    create(manager, image=CLOUD_IMAGE, user_data="#cloud-config\n{}\n", disks=[{}])
+    assert [path.suffix for path in sorted(world.secrets.iterdir())] == [".initrd", ".json"]
+    manager.delete(OPERATOR, "web")
+    until(lambda: manager.guest(OPERATOR, "web").progress)
+    assert list(world.secrets.iterdir()) == []
+    blocked.set()
+    wait_wiped(ledger)
+
+
+def test_secret_file_of_a_guest_that_cannot_be_released_is_removed(world: World, manager: GuestService) -> None:
+    plan = create(manager, image=CLOUD_IMAGE, user_data="#cloud-config\n{}\n")
+    spoil(world, plan)
+    with pytest.raises(Conflict, match="quarantined: cleanup not verified"):
+        manager.delete(OPERATOR, "web")
+    assert list(world.secrets.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("lies", "says"),
     [
@@ -279,6 +300,8 @@ def test_disk_that_lies_is_erased_in_another_way_or_quarantined(
     (held,) = manager.quarantined(OPERATOR)
     assert says in held.reasons[0]
     assert any(contents(world))
+    assert read_override(world.host, PciAddress.parse(DISK0)) == "nvme", "udev would examine what the guest has written"
+    assert (world.host.path / RESERVED / "nvme-disk0").exists()
     with pytest.raises(NoRoom, match="owned by a guest"):
         create(manager, name="other", disks=[{"serial": "disk0"}])
     change_nvme(world.host, DISK0, replace(read_nvme(world.host, DISK0), lies=()))
@@ -291,6 +314,49 @@ def _break_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator.host import scrub
 
     monkeypatch.setattr(scrub, "write_at", lambda *_: None)
+
+
+def test_disk_that_stays_dirty_does_not_keep_the_guests_other_disk(
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(manager, disks=[{"serial": "disk0"}, {"serial": "disk1"}])
+    scrub = disk_module.scrub_controller
+
+    def fail(host: object, address: object, serial: str, *rest: object) -> object:
+        if serial == "disk0":
+            raise HostError("cannot erase nvme0n1: Input/output error")
+        return scrub(host, address, serial, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(disk_module, "scrub_controller", fail)
+    manager.delete(OPERATOR, "web")
+    wait_wiped(ledger)
+    (held,) = manager.quarantined(OPERATOR)
+    assert "cannot erase nvme0n1" in held.reasons[0]
+    overrides = [read_override(world.host, PciAddress.parse(address)) for address in (DISK0, "0000:51:00.0")]
+    assert overrides == ["nvme", ""]
+    monkeypatch.undo()
+    manager.clear_quarantine(OPERATOR, "web")
+    wait_wiped(ledger)
+    assert ledger.read().claims == ()
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_wipe_is_counted(world: World, monkeypatch: pytest.MonkeyPatch, clean: bool) -> None:
+    ledger = Ledger(world.folder / "counted.sqlite")
+    counted: list[tuple[int, bool]] = []
+    manager = GuestService(
+        world.host, world.hypervisor, ledger, world.server.policy,  # type: ignore[arg-type]
+        images=world.folder / "images", consoles=world.folder / "consoles",
+        count_wipe=lambda size, *, is_clean: counted.append((size, is_clean)),
+    )  # fmt: skip
+    create(manager, disks=[{"serial": "disk0"}, {"serial": "disk1"}])
+    if not clean:
+        change_nvme(world.host, DISK0, replace(read_nvme(world.host, DISK0), lies=("format", "write-zeroes", "overwrite")))
+        _break_writes(monkeypatch)
+    manager.delete(OPERATOR, "web")
+    wait_wiped(ledger)
+    until(lambda: counted)
+    assert counted == [(2 * DISK_SIZE, clean)]
 
 
 def test_disk_that_vanished_is_quarantined_until_it_is_back(world: World, manager: GuestService, ledger: Ledger) -> None:
@@ -322,6 +388,8 @@ def test_disk_of_a_guest_cleared_by_force_is_not_given_away_with_its_data(
     wait_wiped(ledger)
     manager.clear_quarantine(OPERATOR, "web", force=True)
     assert ledger.read().claims == ()
+    assert not read_override(world.host, PciAddress.parse(DISK0))
+    assert not (world.host.path / RESERVED / "nvme-disk0").exists()
     with pytest.raises(NoRoom, match="not empty"):
         create(manager, disks=[{"serial": "disk0"}])
 

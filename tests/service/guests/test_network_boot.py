@@ -167,13 +167,86 @@ def test_image_without_guest_is_removed_after_a_while(world: World, files: BootS
         find_image(images, name)
 
 
-def test_number_of_images_is_limited(world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot_images, "MAX_IMAGES", 1)
-    manager, _ = open_manager(world, files)
-    manager.create(OPERATOR, request(files.boot()))
-    swapped = files.boot(kernel=f"{files.url}initrd", kernel_sha256=files.boot()["initrd_sha256"])
-    with pytest.raises(Conflict, match="keeps 1 images"):
-        manager.create(OPERATOR, request(swapped, "second"))
+def swapped(files: BootServer) -> dict[str, str]:
+    """Another image than ``files.boot()``."""
+    boot = files.boot()
+    return files.boot(kernel=boot["initrd"], kernel_sha256=boot["initrd_sha256"])
+
+
+def open_shared(world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch, images: int) -> GuestService:
+    """A manager with two tenants that may boot from the server."""
+    monkeypatch.setattr(boot_images, "MAX_IMAGES", images)
+    return world.open_manager(replace(SERVER.policy, boot=BootPolicy((files.url,), 1 << 20, 60, tenants=2)))[0]
+
+
+def as_tenant(files: BootServer, name: str) -> Identity:
+    return Identity(f"user of {name}", Role.TENANT, name, boot_servers=(files.url,))
+
+
+def test_tenant_cannot_use_up_the_share_of_others(world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = open_shared(world, files, monkeypatch, images=3)
+    acme = as_tenant(files, "acme")
+    manager.create(acme, request(files.boot()))
+    with pytest.raises(Conflict, match="tenant acme has 1 images from boot servers already, limit 1"):
+        manager.create(acme, request(swapped(files), "second"))
+    for caller, name in ((as_tenant(files, "other"), "theirs"), (OPERATOR, "own")):
+        manager.create(caller, request(swapped(files), name))
+        with pytest.raises(Conflict, match="limit 1"):
+            manager.create(caller, request(files.boot(), f"{name}-second"))
+    manager.delete(acme, "net")
+    manager.create(acme, request(files.boot(), "same-image"))
+
+
+def test_shared_image_is_removed_after_its_last_tenant(world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = open_shared(world, files, monkeypatch, images=3)
+    images, acme, other = world.folder / "images", as_tenant(files, "acme"), as_tenant(files, "other")
+    name = manager.create(acme, request(files.boot()))[0].plan.image.name
+    manager.create(other, request(files.boot(), "theirs"))
+    manager.delete(acme, "net")
+    for path in (images / name, *images.glob(".boot-tenants/*/*")):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    manager.remove_boot_images()
+    assert name in image_names(images), "another tenant's guest has it"
+    manager.create(acme, request(swapped(files), "second"))
+    with pytest.raises(Conflict, match="tenant other has 1 images"):
+        manager.create(other, request(swapped(files), "third"))
+
+
+@pytest.mark.parametrize("changes", [{"kernel_sha256": "0" * 64}, {"initrd": "missing"}])
+def test_failed_download_does_not_count(
+    world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
+) -> None:
+    manager = open_shared(world, files, monkeypatch, images=3)
+    changes = {name: f"{files.url}{value}" if name == "initrd" else value for name, value in changes.items()}
+    with pytest.raises(ImageError):
+        manager.create(as_tenant(files, "acme"), request(files.boot(**changes)))
+    manager.create(as_tenant(files, "acme"), request(files.boot()))
+
+
+def test_parallel_requests_do_not_exceed_the_share(world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are at the start of their download before the first has an image."""
+    manager = open_shared(world, files, monkeypatch, images=3)
+    download, together = boot_images.download, threading.Event()
+    monkeypatch.setattr(boot_images, "download", lambda *words, **rest: (together.wait(60), download(*words, **rest))[1])
+    errors: list[OrchestratorError] = []
+    refused = threading.Event()
+
+    def create(boot: dict[str, str], name: str) -> None:
+        try:
+            manager.create(as_tenant(files, "acme"), request(boot, name))
+        except OrchestratorError as error:
+            errors.append(error)
+            refused.set()
+
+    threads = [threading.Thread(target=create, args=one) for one in ((files.boot(), "a"), (swapped(files), "b"))]
+    for thread in threads:
+        thread.start()
+    assert refused.wait(60)
+    together.set()
+    for thread in threads:
+        thread.join(60)
+    assert [type(error) for error in errors] == [Conflict]
+    assert len(manager.guests(OPERATOR)) == 1
 
 
 @pytest.mark.parametrize(
