@@ -217,7 +217,7 @@ def read_content_hash(folder: Path) -> str:
 
 def _read_file(path: Path, damaged: str, hint: str) -> bytes:
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
+        with open_regular(path) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(_MAX_DESCRIPTION + 1)
     except OSError as error:
         raise ImageError(f"{damaged}: {FILE}: {error.strerror}", hint) from None
