@@ -23,7 +23,7 @@ _KINDS = (
 
 @contextmanager
 def open_regular(path: Path, *, follow: bool = False) -> Iterator[int]:
-    """A descriptor of a regular file. Raises OSError, and ImageError for another kind: a FIFO does not block, no device is opened.
+    """A descriptor of a regular file. Raises OSError, and ImageError for another kind: no FIFO blocks, no device is opened.
 
     ``follow``: also through a symbolic link, as for the path that a user gives. A file of an image is never one.
     """
