@@ -140,7 +140,8 @@ def image_names(store: Path) -> tuple[str, ...]:
     """The names of the images, sorted; () if there is no store. A link to a build that does not exist is a damaged image."""
     if not store.is_dir():
         return ()
-    return tuple(sorted(path.name for path in store.iterdir() if not path.name.startswith(".") and is_name(path)))
+    # a store with a file system of its own has the folder lost+found
+    return tuple(sorted(path.name for path in store.iterdir() if _FOLDER_NAME.fullmatch(path.name) and is_name(path)))
 
 
 def is_name(path: Path) -> bool:
