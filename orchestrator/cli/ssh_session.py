@@ -21,9 +21,10 @@ from orchestrator.cli.secrets import check_secret
 from orchestrator.cli.terminal import raw_terminal, read_size
 from orchestrator.client import Client
 from orchestrator.errors import NotFound, RequestError, ShellError
-from orchestrator.ssh.login import HostKey, Keys, Login, Target, find_known_key, log_in
+from orchestrator.ssh.login import Keys, Login, Target, find_known_key, log_in
 from orchestrator.ssh.session import LeftSession, Screen, Streams, run_session
 from orchestrator.ssh.transfer import Transfer
+from orchestrator.ssh.transport import HostKey
 
 _PAUSE = 1.0
 _LEFT = 255

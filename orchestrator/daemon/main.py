@@ -16,7 +16,7 @@ import click
 from orchestrator import __version__
 from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
-from orchestrator.api.identity import build_identity_map
+from orchestrator.api.identity import IdentityMap, build_identity_map
 from orchestrator.api.server import Server, open_port, open_socket
 from orchestrator.audit.facts import Source
 from orchestrator.audit.report import Auditor
@@ -57,11 +57,12 @@ def main(path: Path) -> None:
     set_up_diagnostics()
     try:
         config = read_config(path)
+        identities = build_identity_map(config)
     except OrchestratorError as error:
         click.echo(f"nohyped: {error}", err=True)
         sys.exit(os.EX_CONFIG)  # the unit does not restart: it would read the same file
     try:
-        serve(config)
+        serve(config, identities)
     except OrchestratorError as error:
         sys.exit(f"nohyped: {error}")
 
@@ -78,10 +79,8 @@ def open_listener(path: Path) -> socket.socket:
     return sockets[0] if sockets else open_socket(path)
 
 
-def serve(config: DaemonConfig) -> None:
+def serve(config: DaemonConfig, identities: IdentityMap) -> None:
     """Runs until SIGTERM or SIGINT; guests keep running. Raises OrchestratorError without ledger, libvirt or a socket."""
-    # Before any change: reports a wrong configuration.
-    directory = build_identity_map(config)
     # Never closed: some threads work until the process ends. The ledger has its own lock: hosts may share its disk.
     _locks = acquire(HOST_LOCK), acquire(Path(f"{config.paths.ledger}.lock"))
     listeners = [Listener(open_listener(Path(config.paths.socket)))]
@@ -105,7 +104,7 @@ def serve(config: DaemonConfig) -> None:
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
     metrics = build_metrics(service.survey, ledger, hypervisor, policy, counters)
-    api = Api(service, audit, directory, config.limits, metrics.render)
+    api = Api(service, audit, identities, config.limits, metrics.render)
 
     def ready() -> None:
         notify_systemd(f"READY=1\nSTATUS={status_line(ledger)}")

@@ -23,7 +23,7 @@ from orchestrator.images.description import DISK, INITRD, KERNEL
 from orchestrator.images.filetree import FileTree
 from orchestrator.images.partitions import Layout, read_layout
 from orchestrator.images.seed_hook import append_seed_hook
-from orchestrator.images.source_copy import open_regular
+from orchestrator.images.sparse import open_regular
 
 Way = Literal["direct", "firmware"]
 

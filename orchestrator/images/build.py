@@ -47,6 +47,8 @@ def build_image(
     def build(folder: Path) -> None:
         image = folder / name
         image.mkdir()
+        if not locked and not debian.read_apt_settings().security:
+            progress(f"image {name}: apt has no archive of security updates configured; the image is built without them")
         if isinstance(recipe, RootRecipe):
             description = build_debian(recipe, layers, image, cache, key=key, locked=locked, progress=progress)
         else:
@@ -64,7 +66,7 @@ def _build_initramfs(recipe: Recipe, source: Path, image: Path, cache: Path, *, 
     # kmod: depmod runs in the root, so that the machine needs none. It loads liblzma only for a compressed module; if that
     # fails, it finds no aliases and reports no error (kmod 34).
     packages = [*recipe.packages, "kmod", "liblzma5"]
-    debian.make_root(root, packages, cache=cache, log=cache / "log" / f"image-{name}.log", variant="extract")
+    debian.make_root(root, packages, cache=cache, log=cache / "log" / f"image-{name}.log", variant="extract", updates=True)
     progress(f"image {name}: packing the initramfs")
     version, kernel = find_kernel(root)
     shutil.copyfile(kernel, image / KERNEL)

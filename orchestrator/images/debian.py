@@ -49,16 +49,18 @@ _FORGET = 'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/* "$1"/et
 
 @dataclass(frozen=True)
 class AptSettings:
-    """Settings of this machine's apt: the URI of a Debian archive, and configuration lines for downloads."""
+    """Settings of this machine's apt: URIs of a Debian archive and of one of security updates, and lines for downloads."""
 
     uri: str
     options: tuple[str, ...]
+    security: str = ""  # empty: none is configured
 
 
 def read_apt_settings() -> AptSettings:
     """Raises ImageError if apt has no Debian archive configured, and CommandError if apt is not installed."""
     targets = run(["apt-get", "indextargets", "--format", _INDEX_FORMAT]).stdout
-    return AptSettings(parse_archive_uri(targets), parse_apt_options(run(["apt-config", "dump"]).stdout))
+    options = parse_apt_options(run(["apt-config", "dump"]).stdout)
+    return AptSettings(parse_archive_uri(targets), options, parse_security_uri(targets))
 
 
 def parse_archive_uri(targets: str) -> str:
@@ -81,6 +83,12 @@ def parse_archive_uri(targets: str) -> str:
     return max(found, key=lambda item: item[0])[1]
 
 
+def parse_security_uri(targets: str) -> str:
+    """The first archive of security updates, of any release: it has those of all supported ones. Empty if there is none."""
+    lines = (line.split(" ", 4) for line in targets.splitlines())
+    return next((words[4] for words in lines if words[:3] == ["Debian", "Debian-Security", "main"] and len(words) == 5), "")
+
+
 def parse_apt_options(dump: str) -> tuple[str, ...]:
     """The lines of ``apt-config dump`` for downloads: proxies, certificates, retries."""
     return tuple(f'{match[1]} "{match[2]}";' for line in dump.splitlines() if (match := _OPTION.fullmatch(line.strip())))
@@ -94,6 +102,7 @@ def make_root(
     log: Path,
     variant: str = "essential",
     suites: Sequence[str] = (SUITE,),
+    updates: bool = False,
     repository: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> None:
@@ -103,6 +112,7 @@ def make_root(
         target: folder to fill; must be empty.
         variant: mmdebstrap's; "extract" only unpacks and runs no maintainer scripts.
         suites: sources of packages; the last has priority.
+        updates: use updates of SUITE too, and security updates if this machine's apt has an archive of them. Only for one suite.
         repository: flat repository that replaces the suites; the build then has no network.
         env: environment variables for maintainer scripts.
     """
@@ -116,7 +126,8 @@ def make_root(
                 hint = "run `apt-get install debian-archive-keyring`"
                 raise ImageError(f"cannot verify packages: {_KEYRING} does not exist", hint)
             _limit(debs)
-            argv = ["--", *build_mmdebstrap(read_apt_settings(), target, packages, debs, variant=variant, suites=suites)]
+            settings = read_apt_settings()
+            argv = ["--", *build_mmdebstrap(settings, target, packages, debs, variant=variant, suites=suites, updates=updates)]
         run_logged(
             [*_CONTAINED, *argv, *(_record_extracted(packages) if variant == "extract" else ())],
             task=f"cannot build a Debian {SUITE} root file system",
@@ -137,7 +148,12 @@ def build_mmdebstrap(
     *,
     variant: str,
     suites: Sequence[str] = (SUITE,),
+    updates: bool = False,
 ) -> list[str]:
+    sources = [(settings.uri, suite) for suite in suites]
+    if updates:
+        sources.append((settings.uri, f"{SUITE}-updates"))
+        sources += [(settings.security, f"{SUITE}-security")] if settings.security else []
     archives, kept = '"$1"/var/cache/apt/archives', shlex.quote(str(debs))
     # Links, as the cache also holds the packages of other roots; apt and mmdebstrap replace and remove files, but change none.
     fill = f"mkdir -p {archives} && cp -al {kept}/. {archives}/"
@@ -146,10 +162,11 @@ def build_mmdebstrap(
     return [
         *_common_arguments(packages, variant), f"--keyring={_KEYRING}",
         *(f"--aptopt={option}" for option in (*settings.options, 'Acquire::Retries "3";', 'Acquire::Languages "none";')),
-        f'--aptopt=APT::Default-Release "{suites[-1]}";',
+        # It would rank the suite above its own updates.
+        *(() if updates else (f'--aptopt=APT::Default-Release "{suites[-1]}";',)),
         "--skip=essential/unlink",  # keeps the packages of the essential set for the cache
         f"--setup-hook={fill}", f"--extract-hook={keep}", f"--customize-hook={keep}", f"--customize-hook={_FORGET}",
-        SUITE, str(target), *(f"deb [signed-by={_KEYRING}] {settings.uri} {suite} main" for suite in suites),
+        SUITE, str(target), *(f"deb [signed-by={_KEYRING}] {uri} {suite} main" for uri, suite in sources),
     ]  # fmt: skip
 
 

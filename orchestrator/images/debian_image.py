@@ -46,7 +46,7 @@ def build_debian(
         lock.build_repository(locked, kept, repository)
     progress(f"image {name}: installing packages" + (" without network" if locked else ""))
     log = cache / "log" / f"image-{name}.log"
-    debian.make_root(root, recipe.packages, cache=cache, log=log, variant="apt", repository=repository, env=_ENV)
+    debian.make_root(root, recipe.packages, cache=cache, log=log, variant="apt", updates=True, repository=repository, env=_ENV)
     progress(f"image {name}: packing the root")
     names = {installed for installed, _, _ in lock.list_installed(root)}
     installed = tuple(package for package in locked if package.name in names) or lock.lock_root(root, kept)

@@ -15,8 +15,8 @@ from orchestrator.images import sandbox
 from orchestrator.images.cache import Progress
 from orchestrator.images.description import DISK
 from orchestrator.images.qcow2 import MAGIC, check_qcow2
-from orchestrator.images.source_copy import COPIES, Copied, check_space, copy_sparse, open_regular, read_at
-from orchestrator.images.sparse import hash_file
+from orchestrator.images.source_copy import Copied, check_space, copy_sparse, open_source, read_at
+from orchestrator.images.sparse import hash_file, open_regular
 
 Format = Literal["raw", "qcow2"]
 
@@ -69,7 +69,7 @@ def take_disk(
 
 def detect_format(path: Path) -> Format:
     """Safe for untrusted files: what starts as qcow2 is checked strictly, and raw images are only ever read as raw."""
-    with open_regular(path) as descriptor:
+    with open_source(path) as descriptor:
         start = read_at(descriptor, 0, 16)
     for magic, what, hint in _CONTAINERS:
         if start.startswith(magic):
@@ -82,7 +82,7 @@ def _convert(folder: Path, limit: int, progress: Progress) -> None:
     with open_regular(source) as descriptor:
         checked = check_qcow2(descriptor, os.fstat(descriptor).st_size, limit=limit)
     size = -(-checked.size // 512) * 512
-    check_space(folder, COPIES * checked.data)
+    check_space(folder, checked.data)
     source.chmod(0o644)
     with target.open("xb") as file:
         file.truncate(size)

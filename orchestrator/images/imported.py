@@ -68,7 +68,7 @@ def import_image(store: Path, request: ImportRequest, *, progress: Progress) -> 
         except OSError as error:
             raise explain_os_error(error, f"cannot import the image into {store}") from None
         progress("installing the image")
-        return install_image(folder, store, request.name)
+        return install_image(folder, store, request.name, move=True)
 
 
 def check_request(request: ImportRequest) -> None:

@@ -18,7 +18,7 @@ from orchestrator.errors import Conflict, ImageError, NotFound, RequestError
 from orchestrator.host.sync import sync_path
 from orchestrator.images.cache import remove_tree
 from orchestrator.images.description import DISK, FILE, Description, FileRecord, hash_content, write_description
-from orchestrator.images.sparse import copy_hashed
+from orchestrator.images.sparse import copy_hashed, move_hashed
 from orchestrator.images.store import (
     BUILDS,
     Image,
@@ -44,16 +44,17 @@ _TEMPORARY = ".tmp-"
 _RESTORE = "restore-"
 
 
-def install_image(built: Path, store: Path, name: str) -> Image:
+def install_image(built: Path, store: Path, name: str, *, move: bool = False) -> Image:
     """Copies a build into the store and makes the name link to it. An installed build of the same content is kept instead.
 
+    ``move``: takes the files of the build, which is in a private folder of the store's file system, instead of copies.
     Guests are not affected: they start the builds that they were created with, until `collect` finds no guest of a build.
     """
     check_name(name)
     source = read_image(built)
     with _temporary(store, f"install the guest image {name}") as temporary:
         _check_replaceable(store, name)
-        build = _copy(source, temporary / "build", name)
+        build = _take(source, temporary / "build", name, move_hashed if move else copy_hashed)
         target = build_folder(store, build)
         is_intact = _is_intact(target)  # before the lock: it reads all files
         with removing_builds(store):
@@ -117,8 +118,8 @@ def check_name(name: str) -> str:
         raise ImageError(f"invalid image name {name[:100]!r}", hint) from None
 
 
-def _copy(source: Image, target: Path, name: str) -> str:
-    """Copies the regular files of a build, writes their hashes into its description and returns the hash of the build."""
+def _take(source: Image, target: Path, name: str, take: Callable[[Path, Path], tuple[int, str]]) -> str:
+    """Copies or moves the files of a build, writes their hashes into its description and returns the hash of the build."""
     target.mkdir()
     target.chmod(0o755)
     records = {}
@@ -127,7 +128,7 @@ def _copy(source: Image, target: Path, name: str) -> str:
             continue
         if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
             raise ImageError(f"cannot install the guest image {name}: {entry.path} is not a regular file", "remove it")
-        size, digest = copy_hashed(Path(entry.path), target / entry.name)
+        size, digest = take(Path(entry.path), target / entry.name)
         records[entry.name] = FileRecord(size=size, sha256=digest)
     _compare(source, records, name)
     fields = {field: getattr(source, field) for field in Description.model_fields}

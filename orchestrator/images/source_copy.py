@@ -5,27 +5,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import ImageError
 from orchestrator.images.cache import Progress
-
-COPIES = 2  # of a disk, while it is installed in the store
+from orchestrator.images.sparse import open_regular, write_all
 
 _CHUNK = 256 << 10
 _ZEROS = bytes(_CHUNK)
 _PERIOD = 2.0  # seconds between two lines of progress
-
-_KINDS = (
-    (stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "FIFO"), (stat.S_ISSOCK, "socket"), (stat.S_ISBLK, "block device"),
-    (stat.S_ISCHR, "character device"),
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Copied:
@@ -34,19 +26,15 @@ class Copied:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[int]:
-    """A descriptor of a regular file. Raises ImageError for anything else; a FIFO does not block, a device is not opened."""
-    try:
-        _check_kind(path, os.stat(path).st_mode)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ImageError(f"cannot read {path}: {reason}", "give the path of an image file") from None
-    try:
-        _check_kind(path, os.fstat(descriptor).st_mode)
+def open_source(path: Path) -> Iterator[int]:
+    """As `open_regular`, for a path that a user has given. Raises ImageError if the file cannot be opened."""
+    with ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(open_regular(path, follow=True))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ImageError(f"cannot read {path}: {reason}", "give the path of an image file") from None
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def copy_sparse(source: Path, target: Path, *, limit: int, progress: Progress) -> Copied:
@@ -54,12 +42,12 @@ def copy_sparse(source: Path, target: Path, *, limit: int, progress: Progress) -
 
     Raises ImageError if the source is larger than ``limit`` bytes, changes meanwhile, or the target's file system is full.
     """
-    with open_regular(source) as reader, open(target, "xb", buffering=0) as file:
+    with open_source(source) as reader, open(target, "xb", buffering=0) as file:
         before = os.fstat(reader)
         size = before.st_size
         if size > limit:
             raise ImageError(f"{source} has {size} bytes, the limit is {limit}", "give a smaller file, or a higher --max-size")
-        check_space(target.parent, COPIES * min(size, before.st_blocks * 512))
+        check_space(target.parent, min(size, before.st_blocks * 512))
         digest = hashlib.sha256()
         report = _Report(f"copying {source.name}", size, progress)
         try:
@@ -67,7 +55,7 @@ def copy_sparse(source: Path, target: Path, *, limit: int, progress: Progress) -
             for offset, block in _read_blocks(reader, size):
                 digest.update(block)
                 if block is not _ZEROS and block != _ZEROS[: len(block)]:
-                    _write_all(file.fileno(), block, offset)
+                    write_all(file.fileno(), block, offset)
                 report(offset)
         except OSError as error:
             raise explain_os_error(error, f"cannot copy {source} to {target.parent}") from None
@@ -142,17 +130,3 @@ def _find_data(descriptor: int, offset: int, size: int) -> tuple[int, int]:
             return size, size
         return offset, size  # the file system does not know holes
     return min(start, size), min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
-
-
-def _write_all(descriptor: int, block: bytes, offset: int) -> None:
-    view = memoryview(block)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view = view[written:]
-        offset += written
-
-
-def _check_kind(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "special file")
-        raise ImageError(f"{path} is a {kind}, expected a regular file", "copy the image into a file first")

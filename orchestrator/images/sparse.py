@@ -6,7 +6,8 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from errno import ELOOP, ENXIO
+from contextlib import contextmanager
+from errno import ENXIO
 from pathlib import Path
 
 from orchestrator.errors import ImageError
@@ -14,28 +15,31 @@ from orchestrator.errors import ImageError
 _BLOCK = 1 << 20
 _ZEROS = bytes(_BLOCK)
 
+_KINDS = (
+    (stat.S_ISLNK, "symbolic link"), (stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "FIFO"), (stat.S_ISSOCK, "socket"),
+    (stat.S_ISBLK, "block device"), (stat.S_ISCHR, "character device"),
+)  # fmt: skip
 
-def open_regular(path: Path) -> int:
-    """A descriptor to read the file. A symlink, device, pipe or folder raises ImageError, and none of them is opened for long."""
+
+@contextmanager
+def open_regular(path: Path, *, follow: bool = False) -> Iterator[int]:
+    """A descriptor of a regular file. Raises OSError, and ImageError for another kind: no FIFO blocks, no device is opened.
+
+    ``follow``: also through a symbolic link, as for the path that a user gives. A file of an image is never one.
+    """
+    _check_kind(path, os.stat(path, follow_symlinks=follow).st_mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno not in (ELOOP, ENXIO):  # a symlink; a socket, or a device without a driver
-            raise
-        raise _not_regular(path) from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        _check_kind(path, os.fstat(descriptor).st_mode)
+        yield descriptor
+    finally:
         os.close(descriptor)
-        raise _not_regular(path)
-    return descriptor
 
 
 def hash_file(path: Path) -> tuple[int, str]:
     """Size in bytes and SHA-256 of a regular file."""
-    descriptor = open_regular(path)
-    try:
+    with open_regular(path) as descriptor:
         return _process(descriptor, None)
-    finally:
-        os.close(descriptor)
 
 
 def copy_hashed(source: Path, target: Path) -> tuple[int, str]:
@@ -43,8 +47,7 @@ def copy_hashed(source: Path, target: Path) -> tuple[int, str]:
 
     Returns size and SHA-256 of what was copied.
     """
-    read = open_regular(source)
-    try:
+    with open_regular(source) as read:
         write = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(write, 0o644)  # whatever the umask is: QEMU runs as another user
@@ -53,9 +56,24 @@ def copy_hashed(source: Path, target: Path) -> tuple[int, str]:
             os.fsync(write)
         finally:
             os.close(write)
-    finally:
-        os.close(read)
     return found
+
+
+def move_hashed(source: Path, target: Path) -> tuple[int, str]:
+    """As `copy_hashed`, but renames the file, which must be on the file system of the target."""
+    with open_regular(source) as descriptor:
+        os.fchmod(descriptor, 0o644)
+        found = _process(descriptor, None)
+        os.fsync(descriptor)
+    source.rename(target)
+    return found
+
+
+def write_all(descriptor: int, block: bytes, at: int) -> None:
+    view = memoryview(block)
+    while view:
+        done = os.pwrite(descriptor, view, at)
+        view, at = view[done:], at + done
 
 
 def _process(read: int, write: int | None) -> tuple[int, str]:
@@ -69,7 +87,7 @@ def _process(read: int, write: int | None) -> tuple[int, str]:
                 break
             digest.update(block)
             if write is not None:
-                _write_all(write, block, at)
+                write_all(write, block, at)
             at += len(block)
     size = os.fstat(read).st_size
     _add_zeros(digest, size - at)
@@ -90,18 +108,13 @@ def _list_data(descriptor: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _write_all(descriptor: int, block: bytes, at: int) -> None:
-    view = memoryview(block)
-    while view:
-        done = os.pwrite(descriptor, view, at)
-        view, at = view[done:], at + done
-
-
 def _add_zeros(digest: hashlib._Hash, count: int) -> None:
     while count > 0:
         digest.update(_ZEROS[: min(count, _BLOCK)])
         count -= _BLOCK
 
 
-def _not_regular(path: Path) -> ImageError:
-    return ImageError(f"{path} is not a regular file", "replace it by a file: an image has no links, devices or folders")
+def _check_kind(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "special file")
+        raise ImageError(f"{path} is a {kind}, expected a regular file", "put a regular file in its place")

@@ -140,7 +140,8 @@ def image_names(store: Path) -> tuple[str, ...]:
     """The names of the images, sorted; () if there is no store. A link to a build that does not exist is a damaged image."""
     if not store.is_dir():
         return ()
-    return tuple(sorted(path.name for path in store.iterdir() if not path.name.startswith(".") and is_name(path)))
+    # a store with a file system of its own has the folder lost+found
+    return tuple(sorted(path.name for path in store.iterdir() if _FOLDER_NAME.fullmatch(path.name) and is_name(path)))
 
 
 def is_name(path: Path) -> bool:
@@ -217,7 +218,7 @@ def read_content_hash(folder: Path) -> str:
 
 def _read_file(path: Path, damaged: str, hint: str) -> bytes:
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
+        with open_regular(path) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(_MAX_DESCRIPTION + 1)
     except OSError as error:
         raise ImageError(f"{damaged}: {FILE}: {error.strerror}", hint) from None

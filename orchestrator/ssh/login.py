@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
-from paramiko.ssh_exception import IncompatiblePeer
 
 from orchestrator.errors import ShellError
-from orchestrator.ssh.shell import dial
+from orchestrator.ssh.transport import FAILURES, HostKey, WrongHostKey, dial, explain, open_transport
 
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 """Files in ~/.ssh that are tried without --identity, as ssh(1) does."""
 
-_KEEPALIVE = 15
 _ATTEMPT_SECONDS = 15.0
 _PAUSE = 1.0
-# Algorithms with which a server proves that it has a key of this type.
-_ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 
 AskPassphrase = Callable[[Path], str | None]
-
-
-@dataclass(frozen=True)
-class HostKey:
-    """The public key of a host, `TYPE BASE64`."""
-
-    text: str
-
-    @property
-    def algorithms(self) -> tuple[str, ...]:
-        kind = self.text.partition(" ")[0]
-        return _ALGORITHMS.get(kind, (kind,))
 
 
 @dataclass(frozen=True)
@@ -114,52 +99,32 @@ def find_known_key(target: Target, files: Sequence[Path]) -> HostKey:
 
 
 def _log_in(target: Target, host_key: HostKey, keys: Keys, timeout: float, jump: Login | None) -> Login:
-    transport = _open(target, timeout, jump)
+    stream = _open_stream(target, timeout, jump)
     try:
-        transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = timeout
-        try:
-            transport.get_security_options().key_types = host_key.algorithms
-        except ValueError:
-            raise ShellError(f"host keys of the type {host_key.text.partition(' ')[0]} are not supported") from None
-        try:
-            transport.start_client(timeout=timeout)
-        except IncompatiblePeer as error:
-            raise _refuse(target, f"has no key of the expected type: {error}") from None
-        shown = transport.get_remote_server_key()
-        text = f"{shown.get_name()} {shown.get_base64()}"
-        if text != host_key.text:
-            raise _refuse(target, f"presented the host key {text}, expected {host_key.text}")
-        _authenticate(transport, target, keys)
-        transport.set_keepalive(_KEEPALIVE)
-    except (paramiko.SSHException, OSError, EOFError) as error:
-        transport.close()
-        raise Retry(f"cannot open an SSH connection to {target}: {str(error) or type(error).__name__}") from None
-    except BaseException:
-        transport.close()
-        raise
+        transport = open_transport(stream, host_key, lambda opened: _authenticate(opened, target, keys), timeout=timeout)
+    except WrongHostKey as error:
+        hint = "another machine answers at this address, or the key has changed: do not log in"
+        raise ShellError(f"{target} {error.message}", hint) from None
+    except FAILURES as error:
+        raise Retry(f"cannot open an SSH connection to {target}: {explain(error)}") from None
     return Login(transport, target, jump)
 
 
-def _refuse(target: Target, problem: str) -> ShellError:
-    return ShellError(f"{target} {problem}", "another machine answers at this address, or the key has changed: do not log in")
-
-
-def _open(target: Target, timeout: float, jump: Login | None) -> paramiko.Transport:
+def _open_stream(target: Target, timeout: float, jump: Login | None) -> socket.socket | paramiko.Channel:
     if jump is None:
         try:
-            return paramiko.Transport(dial(target.host, target.port, timeout))
+            return dial(target.host, target.port, timeout)
         except OSError as error:
             raise Retry(f"{target} did not answer: {error.strerror or error}") from None
     try:
         where = (target.host, target.port)
-        channel = jump.transport.open_channel("direct-tcpip", where, ("127.0.0.1", 0), timeout=timeout)
+        return jump.transport.open_channel("direct-tcpip", where, ("127.0.0.1", 0), timeout=timeout)
     except paramiko.ChannelException as error:
         raise Retry(f"{jump.target} could not connect to {target}: {error.text}") from None
-    except (paramiko.SSHException, OSError, EOFError) as error:
+    except FAILURES as error:
         if not jump.transport.is_active():
-            raise ShellError(f"connection to {jump.target} lost: {str(error) or type(error).__name__}") from None
-        raise Retry(f"{jump.target} could not connect to {target}: {str(error) or type(error).__name__}") from None
-    return paramiko.Transport(channel)
+            raise ShellError(f"connection to {jump.target} lost: {explain(error)}") from None
+        raise Retry(f"{jump.target} could not connect to {target}: {explain(error)}") from None
 
 
 def _authenticate(transport: paramiko.Transport, target: Target, keys: Keys) -> None:

@@ -13,13 +13,13 @@ import paramiko
 
 from orchestrator.errors import ShellError
 from orchestrator.ssh.login import Login
+from orchestrator.ssh.transport import SIGNALLED, explain, keep_status
 
 _CHUNK = 32768
 _WINDOW = 2 << 20  # bytes that the host may send before they are taken
 _POLL = 0.25
 _SHORT_POLL = 0.02  # while input waits for room
 _GRACE = 5.0
-SIGNALLED = 128 + 9  # as a shell reports SIGKILL: the host sent no status
 
 _LEAVE = b"~."
 
@@ -57,7 +57,7 @@ def run_session(login: Login, command: str | None, streams: Streams, screen: Scr
         session.start(command)
         return session.pump()
     except (paramiko.SSHException, EOFError) as error:
-        raise ShellError(f"connection to {login.target} lost: {str(error) or type(error).__name__}") from None
+        raise ShellError(f"connection to {login.target} lost: {explain(error)}") from None
     finally:
         if channel:
             channel.close()
@@ -76,8 +76,7 @@ class _Session:
         if command is None:
             self._channel.invoke_shell()
         else:
-            # Without the second line the shell replaces itself by the command, and a signal does not become a status.
-            self._channel.exec_command(f"{command}\nexit $?")
+            self._channel.exec_command(keep_status(command))
 
     def pump(self) -> int:
         while True:

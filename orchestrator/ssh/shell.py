@@ -5,10 +5,8 @@ A failed command is a result with its exit status; only a failed connection is a
 
 from __future__ import annotations
 
-import logging
 import select
 import shlex
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,13 +18,10 @@ import paramiko
 from paramiko.common import cMSG_CHANNEL_REQUEST
 
 from orchestrator.errors import ShellError
-
-# Without a handler, paramiko's messages go to stderr. The relevant ones are in the errors below.
-logging.getLogger("paramiko").addHandler(logging.NullHandler())
+from orchestrator.ssh.transport import FAILURES, SIGNALLED, HostKey, WrongHostKey, dial, explain, keep_status, open_transport
 
 Stream = Callable[[str, bytes], None]
 
-_KEEPALIVE = 15
 _CHUNK = 32768
 _GRACE = 2.0
 _POLL = 0.2
@@ -81,9 +76,8 @@ class Shell:
         line = command if isinstance(command, str) else shlex.join(command)
         try:
             channel = self._transport.open_session(timeout=30)
-            # Without the second line the shell replaces itself by the command, and a signal does not become a status.
-            channel.exec_command(f"{line}\nexit $?")
-        except (paramiko.SSHException, OSError, EOFError) as error:
+            channel.exec_command(keep_status(line))
+        except FAILURES as error:
             raise self._lost(line, error) from None
         pump = _Pump(channel, input, stream)
         try:
@@ -92,7 +86,7 @@ class Shell:
         except TimeoutError:
             self._cancel(channel)
             raise ShellTimeout(f"`{_short(line)}` on {self._where} timed out after {timeout:g} s{pump.tail()}") from None
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except FAILURES as error:
             raise self._lost(line, error) from None
         except BaseException as error:
             self._cancel(channel)
@@ -116,11 +110,11 @@ class Shell:
         if channel.exit_status >= 0:
             return channel.exit_status
         if self._transport.is_active():
-            return 128 + 9
+            return SIGNALLED
         raise self._lost(line, self._transport.get_exception())
 
-    def _lost(self, line: str, error: object) -> ShellError:
-        why = f": {error}" if str(error or "") else ""
+    def _lost(self, line: str, error: Exception | None) -> ShellError:
+        why = f": {explain(error)}" if error else ""
         return ShellError(f"connection to {self._where} lost or refused during `{_short(line)}`{why}")
 
     def _cancel(self, channel: paramiko.Channel) -> None:
@@ -225,43 +219,18 @@ def connect(
         connection = dial(host, port, banner_timeout or timeout)
     except OSError as error:
         raise ShellError(f"no SSH server responds at {host}:{port}: {error.strerror or error}") from None
-    transport = paramiko.Transport(connection)
     try:
-        transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = timeout
-        # The expected key is of this type, so only this type may be negotiated.
-        transport.get_security_options().key_types = ("ssh-ed25519",)
-        transport.start_client(timeout=timeout)
-        shown = transport.get_remote_server_key()
-        text = f"{shown.get_name()} {shown.get_base64()}"
-        if text != " ".join(host_key.split()[:2]):
-            raise ShellError(f"{where} presented an unexpected host key ({text})")
-        transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key)))
-        transport.set_keepalive(_KEEPALIVE)
+        transport = open_transport(
+            connection, HostKey(" ".join(host_key.split()[:2])),
+            lambda opened: opened.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key))), timeout=timeout,
+        )  # fmt: skip
+    except WrongHostKey as error:
+        raise ShellError(f"{where} {error.message}") from None
     except paramiko.AuthenticationException as error:
-        transport.close()
         raise ShellError(f"{where} does not accept the key {key}: {error}") from None
-    except (paramiko.SSHException, OSError, EOFError) as error:
-        transport.close()
-        raise ShellError(f"cannot open an SSH connection to {where}: {error or type(error).__name__}") from None
-    except BaseException:
-        transport.close()
-        raise
+    except FAILURES as error:
+        raise ShellError(f"cannot open an SSH connection to {where}: {explain(error)}") from None
     return Shell(transport, where)
-
-
-def dial(host: str, port: int, timeout: float) -> socket.socket:
-    """A TCP connection to a server that has sent its first bytes. Raises OSError."""
-    connection = socket.create_connection((host, port), timeout)
-    try:
-        # QEMU's port forward accepts connections before a server listens in the guest: wait for the server's first bytes.
-        connection.settimeout(timeout)
-        if not connection.recv(4, socket.MSG_PEEK):
-            raise ConnectionRefusedError(0, "the connection was closed immediately")
-        connection.settimeout(None)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _short(line: str) -> str:

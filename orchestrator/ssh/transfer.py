@@ -13,6 +13,7 @@ import paramiko
 
 from orchestrator.errors import ShellError
 from orchestrator.ssh.login import Login
+from orchestrator.ssh.transport import FAILURES, explain
 
 _REQUESTS = 64  # of 32 KB in progress: more only need memory
 _DEPTH = 64
@@ -28,8 +29,8 @@ class Transfer:
         self._target, self._progress = login.target, progress
         try:
             client = paramiko.SFTPClient.from_transport(login.transport)
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            reason = str(error) or type(error).__name__
+        except FAILURES as error:
+            reason = explain(error)
             hint = "install an SFTP server in the guest (Debian: openssh-sftp-server)"
             raise ShellError(f"{login.target} offers no SFTP: {reason}", hint) from None
         assert client is not None  # only for a channel that was not opened
@@ -83,7 +84,7 @@ class Transfer:
                 self._sftp.chmod(part, status.st_mode & 0o777)
                 self._rename(part, str(target))
             except BaseException:
-                with suppress(OSError, EOFError, paramiko.SSHException):
+                with suppress(*FAILURES):
                     self._sftp.remove(part)
                 raise
 
@@ -149,11 +150,10 @@ class Transfer:
             yield
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
-            reason = error.strerror or str(error) or type(error).__name__
+            reason = error.strerror or explain(error)
             raise ShellError(f"cannot {what} on {self._target}: {name}{reason}") from None
         except (paramiko.SSHException, EOFError) as error:
-            reason = str(error) or type(error).__name__
-            raise ShellError(f"cannot {what}: connection to {self._target} lost: {reason}") from None
+            raise ShellError(f"cannot {what}: connection to {self._target} lost: {explain(error)}") from None
 
 
 def _check_recursive(path: str, *, recursive: bool) -> None:

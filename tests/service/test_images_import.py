@@ -242,6 +242,20 @@ def test_disk_above_the_limit_is_refused(base: Path, tmp_path: Path, store: Path
     refuse(store, tmp_path / "raw", "the limit is 68719476736")
 
 
+def test_import_needs_the_space_of_one_copy(base: Path, tmp_path: Path, store: Path) -> None:
+    """In a file system of its own, which has no room for two."""
+    disk = make_disk(tmp_path / "disk", base / "root.ext4", random.Random(1).randbytes(200 * MB))
+    store.mkdir()
+    # 128 MB stay free for others
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={350 * MB}", "none", store], check=True)
+    try:
+        image = take(store, disk)
+        assert image.disk
+        assert image.disk.sha256 == digest(disk)
+    finally:
+        subprocess.run(["umount", store], check=True)
+
+
 def test_image_that_unpacks_to_more_than_the_free_space_is_refused(tmp_path: Path, store: Path) -> None:
     """A small file whose compressed clusters are all the same."""
     size, cluster = 4 << 40, 1 << 21

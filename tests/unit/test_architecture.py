@@ -43,7 +43,7 @@ OWNERS = {
     "libvirt": {"hypervisor.connection"},
     "libvirt_qemu": {"hypervisor.connection"},
     "pyroute2": {"host.netlink.sockets"},
-    "paramiko": {"ssh.login", "ssh.session", "ssh.shell", "ssh.transfer"},
+    "paramiko": {"ssh.login", "ssh.session", "ssh.shell", "ssh.transfer", "ssh.transport"},
     "prometheus_client": {"metrics.collect"},
     "sqlite3": {"ledger.claims", "ledger.database", "ledger.events", "ledger.loading", "ledger.retention", "ledger.schema"},
 }

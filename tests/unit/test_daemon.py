@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from orchestrator.api.identity import build_identity_map
 from orchestrator.api.tickless import TicklessServer
 from orchestrator.config import DaemonConfig
 from orchestrator.daemon import main as daemon
@@ -19,6 +20,7 @@ from orchestrator.ledger import Claim, Ledger
 from tests.harness.crash import in_child
 from tests.unit.test_ledger import claim, leave
 
+HOST = '[host]\nhousekeeping = "0-1"\nuplinks = ["nic0"]\n'
 UNIT = Path(__file__).parents[2] / "ansible/roles/nohype_host/templates/nohyped.service.j2"
 
 
@@ -37,14 +39,36 @@ def test_configuration_error_exits_with_ex_config(tmp_path: Path, capsys: pytest
     assert f"\nRestartPreventExitStatus={os.EX_CONFIG}\n" in UNIT.read_text()
 
 
-def test_other_errors_exit_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> None:
+@pytest.mark.parametrize(
+    ("access", "said"),
+    [
+        ('[access.operators]\nusers = ["no-such-user"]', "access.operators.users: user 'no-such-user' does not exist"),
+        ('[access.viewers]\ngroups = ["no-such-group"]', "access.viewers.groups: group 'no-such-group' does not exist"),
+        ('[tenants.a]\nusers = ["no-such-user"]', "tenants.a.users: user 'no-such-user' does not exist"),
+        ('[tenants.a]\nusers = ["bin"]\n[tenants.b]\nusers = ["2"]', "already has a role"),
+    ],
+)
+def test_callers_that_cannot_be_identified_are_a_configuration_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], access: str, said: str
+) -> None:
+    """Found before anything is changed. At the next start the file would be the same."""
+    file = tmp_path / "nohype.toml"
+    file.write_text(f"{HOST}{access}\n")
+    with pytest.raises(SystemExit) as ended:
+        daemon.main(["--config", str(file)])
+    assert ended.value.code == os.EX_CONFIG
+    assert said in capsys.readouterr().err
+
+
+def test_other_errors_exit_with_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise LedgerError("the disk is full")
 
-    monkeypatch.setattr(daemon, "read_config", lambda _path: None)
+    file = tmp_path / "nohype.toml"
+    file.write_text(HOST)
     monkeypatch.setattr(daemon, "serve", fail)
     with pytest.raises(SystemExit) as ended:
-        daemon.main([])
+        daemon.main(["--config", str(file)])
     assert ended.value.code == "nohyped: the disk is full"  # which makes Python print it and end with 1
 
 
@@ -98,12 +122,16 @@ def configure(folder: Path, housekeeping: str) -> DaemonConfig:
     return DaemonConfig.model_validate({"host": fields, "paths": {"ledger": str(folder / "ledger.sqlite")}})
 
 
+def serve(config: DaemonConfig) -> None:
+    daemon.serve(config, build_identity_map(config))
+
+
 @pytest.mark.usefixtures("stubs")
 @pytest.mark.parametrize("fails", [False, True])
 def test_after_a_stop_the_ledger_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
     monkeypatch.setattr(StubServer, "ends", fails)
     with contextlib.suppress(HostError):
-        daemon.serve(configure(tmp_path, "0-1"))
+        serve(configure(tmp_path, "0-1"))
     assert {file.name for file in tmp_path.iterdir()} == {"ledger.sqlite", "ledger.sqlite.reserve"}
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         assert len(ledger.read().claims) == 1
@@ -128,7 +156,7 @@ def test_a_signal_ends_the_server_and_then_the_ledger_is_closed(
         return TicklessServer(config, ready)
 
     monkeypatch.setattr(daemon, "Server", build)
-    assert in_child(lambda _: daemon.serve(configure(tmp_path, "0-1"))) == (0, "")
+    assert in_child(lambda _: serve(configure(tmp_path, "0-1"))) == (0, "")
     assert not (tmp_path / "ledger.sqlite-wal").exists()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         assert len(ledger.read().claims) == 1
@@ -141,5 +169,5 @@ def test_a_configuration_that_takes_a_guests_cores_touches_nothing(tmp_path: Pat
     leave(tmp_path / "ledger.sqlite", "UPDATE guest SET restarts = 1")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if not file.name.endswith("-shm")}
     with pytest.raises(Conflict, match="CPUs 2-3 are owned by guest g1"):
-        daemon.serve(configure(tmp_path, "0-3"))
+        serve(configure(tmp_path, "0-3"))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if not file.name.endswith("-shm")} == before

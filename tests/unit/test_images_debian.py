@@ -13,6 +13,7 @@ from orchestrator.images.debian import (
     build_offline_mmdebstrap,
     parse_apt_options,
     parse_archive_uri,
+    parse_security_uri,
     read_extracted,
 )
 
@@ -91,6 +92,30 @@ def test_last_suite_is_preferred() -> None:
     assert '--aptopt=APT::Default-Release "trixie-backports";' in words
     assert words[-4:-2] == ["trixie", "/target"]
     assert [word.split("] ")[1] for word in words[-2:]] == [f"http://one.invalid/ {suite} main" for suite in suites]
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        (TARGETS, "http://one.invalid/debian-security/"),
+        ("Debian Debian main trixie http://one.invalid/", ""),
+        ("Debian Debian-Security contrib trixie-security http://one.invalid/", ""),
+        ("", ""),
+    ],
+)
+def test_security_archive_of_any_release_is_found(targets: str, found: str) -> None:
+    assert parse_security_uri(targets) == found
+
+
+@pytest.mark.parametrize("security", ["", "http://two.invalid/security/"])
+def test_updates_have_the_rank_of_their_suite(security: str) -> None:
+    """Default-Release would give trixie the priority 990, and its updates 500 (apt_preferences(5))."""
+    settings = AptSettings("http://one.invalid/", (), security)
+    words = build_mmdebstrap(settings, Path("/target"), ["a"], Path("/debs"), variant="apt", updates=True)
+    assert not any("Default-Release" in word for word in words)
+    sources = [word.split("] ")[1] for word in words[words.index("/target") + 1 :]]
+    expected = ["http://one.invalid/ trixie main", "http://one.invalid/ trixie-updates main"]
+    assert sources == expected + ([f"{security} trixie-security main"] if security else [])
 
 
 def test_archive_and_proxy_do_not_stay_in_the_root() -> None:

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import ImageError, NotFound
 from orchestrator.images.description import Description, write_description
 from orchestrator.images.install import install_image
-from orchestrator.images.store import find_image, list_images
+from orchestrator.images.store import find_image, image_names, list_images
 from orchestrator.values import Size
 
 
@@ -125,6 +125,15 @@ def test_description_of_another_shape_is_an_error(tmp_path: Path, content: str) 
     (build(tmp_path / "one") / "image.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ImageError, match="guest image one is damaged: image.json: "):
         find_image(tmp_path, "one")
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".Trash-0", ".import-abc", "#recycle"])
+def test_folder_that_is_no_image_is_not_listed(tmp_path: Path, name: str) -> None:
+    """As in a store that is a file system of its own."""
+    build(tmp_path / "one")
+    (tmp_path / name).mkdir()
+    assert image_names(tmp_path) == ("one",)
+    assert [len(part) for part in list_images(tmp_path)] == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["image.json", "vmlinuz", "initrd"])
