@@ -18,12 +18,15 @@ from errno import EMSGSIZE, ENOBUFS
 from pathlib import Path
 
 from orchestrator.daemon.flood import FloodFilter
+from orchestrator.model.event import EVENT_FIELDS
 
 JOURNAL = Path("/run/systemd/journal/socket")
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG = 7
-_EVENT = {"id": "EVENT_ID", "kind": "EVENT", "subject": "GUEST", "who": "WHO", "tenant": "TENANT", "took": "TOOK"}
+_RENAMED = {"id": "EVENT_ID", "kind": "EVENT", "subject": "GUEST"}
+# The journal has its own time, and the message contains the detail.
+_EVENT = {name: _RENAMED.get(name, name.upper()) for name in EVENT_FIELDS if name not in ("time", "detail")}
 _FIELD = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 # A journal that hangs must not block the manager.

@@ -1,47 +1,41 @@
-"""The only user of libvirt: starts, stops, pins and reads guests. libvirt's errors become HypervisorError.
+"""The connection to libvirt: starts, stops, pins and reads guests. libvirt's errors become HypervisorError.
 
 Unless noted otherwise, a method raises NotFound if the guest does not run, and HypervisorError if libvirt or QEMU refuses.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
 import libvirt
-import libvirt_qemu
 from lxml import etree
 
 from orchestrator.errors import HypervisorError, NotFound, RequestError
+from orchestrator.hypervisor.counters import read_exits
+from orchestrator.hypervisor.events import EndWatch, OnEnd, start_event_loop
 from orchestrator.hypervisor.guests import (
     EndCause,
     Pinning,
     RunningGuest,
     SerialConsole,
     Vcpu,
-    parse_disks,
-    parse_nics,
-    parse_pinning,
-    parse_targets,
+    find_pid,
+    read_console,
+    read_guest,
+    read_pinning,
 )
 from orchestrator.hypervisor.hints import find_hint
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_unmanaged
-from orchestrator.values import CpuSet, Size
+from orchestrator.values import CpuSet
 
 __all__ = ["EndCause", "Hypervisor", "Pinning", "RunningGuest", "SerialConsole", "Vcpu"]
 
 _Result = TypeVar("_Result")
-_VCPU_COUNTER = re.compile(r"vcpu\.(\d+)\.(\w+)\.sum")
-PID_FOLDER = Path("/run/libvirt/qemu")
-_QTREE_DEVICE = re.compile(r"^\s*dev: ([^,]+),", re.MULTILINE)
 
 
 class Hypervisor:
@@ -50,6 +44,7 @@ class Hypervisor:
     def __init__(self, uri: str = "qemu:///system") -> None:
         self._uri = uri
         self._connection: Any = None
+        self._ends: EndWatch | None = None
         self._lock = threading.Lock()
         # libvirt prints each error on stderr unless a handler takes it; ours arrive as exceptions anyway.
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
@@ -124,7 +119,7 @@ class Hypervisor:
 
     def _read_unmanaged(self, domain: Unmanaged) -> Unmanaged | None:
         """None if the domain no longer exists. Calls libvirt only, not QEMU."""
-        pid = _find_pid(domain.name) if domain.running else None
+        pid = find_pid(domain.name) if domain.running else None
         try:
             xml = self._with_domain(domain.uuid, f"read the XML of {domain}", lambda found: found.XMLDesc())
         except NotFound:
@@ -135,65 +130,26 @@ class Hypervisor:
         return parse_unmanaged(replace(domain, pid=pid), xml)
 
     def read_guest(self, uuid: UUID) -> RunningGuest:
-        return self._with_domain(uuid, f"read guest {uuid}", _read_guest)
+        return self._with_domain(uuid, f"read guest {uuid}", read_guest)
 
     def console(self, uuid: UUID) -> SerialConsole:
-        return self._with_domain(uuid, f"find the console of guest {uuid}", _read_console)
+        return self._with_domain(uuid, f"find the console of guest {uuid}", read_console)
 
     def read_pinning(self, uuid: UUID) -> Pinning:
         """Reads pinning and passed-through devices: two libvirt calls, no QMP (`read_guest` takes five)."""
-        return self._with_domain(uuid, f"read the pinning of guest {uuid}", _read_pinning)
+        return self._with_domain(uuid, f"read the pinning of guest {uuid}", read_pinning)
 
     def read_exits(self, uuid: UUID) -> tuple[dict[str, int], ...]:
-        """KVM's counters per vCPU since the guest started: `exits`, `halt_exits`, `io_exits`, ... The names come from the kernel
-        through QEMU (query-stats) and are not stable: treat every key as optional.
-        """
-        flags = libvirt.VIR_DOMAIN_STATS_VCPU
+        """KVM's counters per vCPU since the guest started. Treat every key as optional."""
+        return self._with_domain(uuid, f"read the exits of guest {uuid}", read_exits)
 
-        def read(domain: Any) -> dict[str, Any]:
-            return domain.connect().domainListGetStats([domain], flags)[0][1]  # type: ignore[no-any-return]
-
-        counters: dict[int, dict[str, int]] = {}
-        for key, value in self._with_domain(uuid, f"read the exits of guest {uuid}", read).items():
-            if match := _VCPU_COUNTER.fullmatch(key):
-                counters.setdefault(int(match[1]), {})[match[2]] = int(value)
-        return tuple(counters[index] for index in sorted(counters))
-
-    def watch_ends(self, ended: Callable[[UUID, EndCause], None]) -> None:
+    def watch_ends(self, ended: OnEnd) -> None:
         """Calls back when a guest ends, each time from a new thread. Call once, before any other method. Ends during a restart
         of libvirt are not reported.
         """
-        libvirt.virEventRegisterDefaultImpl()
-        reasons: dict[str, str] = {}
-
-        def loop() -> None:
-            while True:
-                try:
-                    libvirt.virEventRunDefaultImpl()
-                except libvirt.libvirtError:
-                    time.sleep(1)  # libvirt was stopped; the next call connects again
-
-        def shutdown(_connection: Any, domain: Any, _event: str, _s: int, _us: int, details: str, _opaque: Any) -> None:
-            # QMP's event SHUTDOWN has the reason; libvirt's own event does not distinguish a power-off from a reset. The first
-            # reason counts: libvirt then ends QEMU by a signal, for which QEMU sends another event.
-            reasons.setdefault(domain.UUIDString(), str(json.loads(details or "{}").get("reason", "")))
-
-        def stopped(_connection: Any, domain: Any, kind: int, detail: int, _opaque: Any) -> None:
-            if kind == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-                uuid = domain.UUIDString()
-                end = _end_cause(detail, reasons.pop(uuid, ""))
-                # In a thread: this callback runs inside libvirt's event loop, which must keep running for calls of libvirt.
-                threading.Thread(target=ended, args=(UUID(uuid), end), daemon=True).start()
-
-        def connected(connection: Any) -> None:
-            connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, stopped, None)
-            libvirt_qemu.qemuMonitorEventRegister(connection, None, "SHUTDOWN", shutdown, None)
-
-        self._on_connect = connected
-        threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
+        start_event_loop()
+        self._ends = EndWatch(ended)
         self.running_names()
-
-    _on_connect: Callable[[Any], object] | None = None
 
     def _list(self, flags: int = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE) -> dict[UUID, str]:
         def read(connection: Any) -> dict[UUID, str]:
@@ -229,32 +185,15 @@ class Hypervisor:
     def _open(self) -> Any:
         connection = libvirt.open(self._uri)
         # Without keepalive, calls hang if libvirt hangs. Keepalive needs the event loop of `watch_ends`.
-        if self._on_connect:
+        if self._ends:
             try:
                 # Interval in seconds, count: a hang is detected after 90 s, at two wake-ups per minute.
                 connection.setKeepAlive(30, 2)
-                self._on_connect(connection)
+                self._ends.register(connection)
             except libvirt.libvirtError:
                 connection.close()
                 raise
         return connection
-
-
-_ENDS = {
-    "guest-reset": EndCause.RESET,
-    "guest-panic": EndCause.RESET,
-    "host-signal": EndCause.FAILED,
-    "host-error": EndCause.FAILED,
-}
-
-
-def _end_cause(detail: int, reason: str) -> EndCause:
-    # detail: virDomainEventStoppedDetailType; reason: QEMU's ShutdownCause (qapi/run-state.json).
-    if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN:
-        return _ENDS.get(reason, EndCause.POWERED_OFF)
-    if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED:
-        return EndCause.DESTROYED
-    return EndCause.FAILED
 
 
 def _cpu_map(domain: Any, cpus: CpuSet) -> tuple[bool, ...]:
@@ -263,67 +202,3 @@ def _cpu_map(domain: Any, cpus: CpuSet) -> tuple[bool, ...]:
 
 def _hint(error: Any) -> str:
     return find_hint(error.get_error_message() or "", connecting=error.get_error_code() == libvirt.VIR_ERR_NO_CONNECT)
-
-
-def _read_guest(domain: Any) -> RunningGuest:
-    tree: Any = etree.fromstring(domain.XMLDesc().encode())
-    threads = json.loads(_monitor(domain, json.dumps({"execute": "query-cpus-fast"})))["return"]
-    pinning = _parse_pinning(domain, tree, [cpu["cpu-index"] for cpu in threads])
-    nodeset = tree.find("numatune/memory")
-    pid = _read_pid(domain)
-    # After the pid file, which is found by name: the reply shows that this domain still had the name.
-    devices = tuple(_QTREE_DEVICE.findall(_monitor(domain, "info qtree", human=True)))
-    return RunningGuest(
-        name=domain.name(),
-        pid=pid,
-        vcpus=tuple(Vcpu(cpu["cpu-index"], cpu["thread-id"], pin) for cpu, pin in zip(threads, pinning.pins, strict=True)),
-        emulator_pin=pinning.emulator_pin,
-        node=int(nodeset.get("nodeset")) if nodeset is not None and nodeset.get("nodeset", "").isdigit() else None,
-        memory=Size(domain.maxMemory() * 1024),
-        hostdevs=pinning.hostdevs,
-        devices=devices,
-        uuid=UUID(domain.UUIDString()),
-        disks=parse_disks(tree),
-        nics=parse_nics(tree),
-        targets=parse_targets(tree),
-    )
-
-
-def _read_pinning(domain: Any) -> Pinning:
-    tree: Any = etree.fromstring(domain.XMLDesc().encode())
-    # `current` is present if fewer vCPUs are plugged in than the maximum (libvirt.org/formatdomain.html#cpu-allocation).
-    vcpus = tree.find("vcpu")
-    return _parse_pinning(domain, tree, range(int(vcpus.get("current", vcpus.text))))
-
-
-def _read_console(domain: Any) -> SerialConsole:
-    # libvirt.org/formatdomain.html#consoles-serial-parallel-channel-devices
-    serial: Any = etree.fromstring(domain.XMLDesc().encode()).find("devices/serial[@type='pty']")
-    if serial is None:
-        return SerialConsole(None, None)
-    pty, log = serial.xpath("string(source/@path)"), serial.xpath("string(log/@file)")
-    return SerialConsole(Path(pty) if pty else None, Path(log) if log else None)
-
-
-def _parse_pinning(domain: Any, tree: Any, vcpus: Sequence[int]) -> Pinning:
-    return parse_pinning(tree, vcpus, lambda: int(domain.connect().getCPUMap()[0]))
-
-
-def _monitor(domain: Any, command: str, *, human: bool = False) -> str:
-    flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP if human else 0
-    return str(libvirt_qemu.qemuMonitorCommand(domain, command, flags))
-
-
-def _read_pid(domain: Any) -> int:
-    pid = _find_pid(domain.name())
-    if pid is None:
-        raise HypervisorError(f"cannot read the process id of guest {domain.name()} from {PID_FOLDER}/{domain.name()}.pid")
-    return pid
-
-
-def _find_pid(name: str) -> int | None:
-    # libvirt has no call for the process id. The pid file is documented (libvirt.org/drvqemu.html).
-    try:
-        return int((PID_FOLDER / f"{name}.pid").read_text())
-    except (OSError, ValueError):
-        return None

@@ -1,7 +1,9 @@
-"""A running guest as libvirt and QEMU report it: the values that `hypervisor` fills in, and the parser of their XML."""
+"""A running guest as libvirt and QEMU report it: the values, and how they are read. The readers raise what libvirt raises."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,9 +11,16 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import libvirt_qemu
+from lxml import etree
+
+from orchestrator.errors import HypervisorError
 from orchestrator.hypervisor.unmanaged import parse_cpuset
 from orchestrator.model.target import TARGET_WORD
 from orchestrator.values import CpuSet, PciAddress, Size
+
+PID_FOLDER = Path("/run/libvirt/qemu")
+_QTREE_DEVICE = re.compile(r"^\s*dev: ([^,]+),", re.MULTILINE)
 
 
 class EndCause(StrEnum):
@@ -119,3 +128,67 @@ def parse_targets(tree: Any) -> tuple[str, ...]:
 
 def _read_address(source: Any) -> PciAddress:
     return PciAddress(*(int(source.get(part), 16) for part in ("domain", "bus", "slot", "function")))
+
+
+def read_guest(domain: Any) -> RunningGuest:
+    tree: Any = etree.fromstring(domain.XMLDesc().encode())
+    threads = json.loads(_monitor(domain, json.dumps({"execute": "query-cpus-fast"})))["return"]
+    pinning = _parse_pinning(domain, tree, [cpu["cpu-index"] for cpu in threads])
+    nodeset = tree.find("numatune/memory")
+    pid = _read_pid(domain)
+    # After the pid file, which is found by name: the reply shows that this domain still had the name.
+    devices = tuple(_QTREE_DEVICE.findall(_monitor(domain, "info qtree", human=True)))
+    return RunningGuest(
+        name=domain.name(),
+        pid=pid,
+        vcpus=tuple(Vcpu(cpu["cpu-index"], cpu["thread-id"], pin) for cpu, pin in zip(threads, pinning.pins, strict=True)),
+        emulator_pin=pinning.emulator_pin,
+        node=int(nodeset.get("nodeset")) if nodeset is not None and nodeset.get("nodeset", "").isdigit() else None,
+        memory=Size(domain.maxMemory() * 1024),
+        hostdevs=pinning.hostdevs,
+        devices=devices,
+        uuid=UUID(domain.UUIDString()),
+        disks=parse_disks(tree),
+        nics=parse_nics(tree),
+        targets=parse_targets(tree),
+    )
+
+
+def read_pinning(domain: Any) -> Pinning:
+    tree: Any = etree.fromstring(domain.XMLDesc().encode())
+    # `current` is present if fewer vCPUs are plugged in than the maximum (libvirt.org/formatdomain.html#cpu-allocation).
+    vcpus = tree.find("vcpu")
+    return _parse_pinning(domain, tree, range(int(vcpus.get("current", vcpus.text))))
+
+
+def read_console(domain: Any) -> SerialConsole:
+    # libvirt.org/formatdomain.html#consoles-serial-parallel-channel-devices
+    serial: Any = etree.fromstring(domain.XMLDesc().encode()).find("devices/serial[@type='pty']")
+    if serial is None:
+        return SerialConsole(None, None)
+    pty, log = serial.xpath("string(source/@path)"), serial.xpath("string(log/@file)")
+    return SerialConsole(Path(pty) if pty else None, Path(log) if log else None)
+
+
+def _parse_pinning(domain: Any, tree: Any, vcpus: Sequence[int]) -> Pinning:
+    return parse_pinning(tree, vcpus, lambda: int(domain.connect().getCPUMap()[0]))
+
+
+def _monitor(domain: Any, command: str, *, human: bool = False) -> str:
+    flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP if human else 0
+    return str(libvirt_qemu.qemuMonitorCommand(domain, command, flags))
+
+
+def _read_pid(domain: Any) -> int:
+    pid = find_pid(domain.name())
+    if pid is None:
+        raise HypervisorError(f"cannot read the process id of guest {domain.name()} from {PID_FOLDER}/{domain.name()}.pid")
+    return pid
+
+
+def find_pid(name: str) -> int | None:
+    # libvirt has no call for the process id. The pid file is documented (libvirt.org/drvqemu.html).
+    try:
+        return int((PID_FOLDER / f"{name}.pid").read_text())
+    except (OSError, ValueError):
+        return None

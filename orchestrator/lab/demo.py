@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from orchestrator.audit.uplink import complete_vepa, count_at_switch, watch_swit
 from orchestrator.errors import LabError, LabLost, ShellError
 from orchestrator.lab import switch
 from orchestrator.lab.health import check_emulation
-from orchestrator.lab.lab import Lab, execute
+from orchestrator.lab.lab import Lab, execute, keeping_connection
 from orchestrator.lab.progress import Timeline
 from orchestrator.model.plain import from_plain, to_plain
 from orchestrator.model.proof import Proof, Verdict
@@ -74,11 +74,14 @@ def create_guest(lab: Lab, guest: DemoGuest, *options: str) -> dict[str, Any]:
     return view
 
 
-def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
-    """The manager of the lab host measures all proofs; `vepa` is completed with the frames counted at the switch port."""
+def measure(lab: Lab, frames: int = FRAMES, request: Callable[..., Any] = ask) -> tuple[Proof, ...]:
+    """The manager of the lab host measures all proofs; `vepa` is completed with the frames counted at the switch port.
+
+    `request` runs the command as `ask` does.
+    """
     port = switch.port(lab.name)
     with watch_switch(port.switch, port.interface) as counter:
-        proofs = from_plain(tuple[Proof, ...], ask(lab, "audit", "--frames", str(frames), check=False))
+        proofs = from_plain(tuple[Proof, ...], request(lab, "audit", "--frames", str(frames), check=False))
     counted = count_at_switch(counter)
     return tuple(complete_vepa(proof, counted) if proof.name == VEPA.name else proof for proof in proofs)
 
@@ -86,7 +89,8 @@ def measure(lab: Lab, frames: int = FRAMES) -> tuple[Proof, ...]:
 def run_demo(lab: Lab, timeline: Timeline, guests: Sequence[DemoGuest] = GUESTS) -> Report:
     """Raises LabLost if the lab is lost or its emulator failed, and LabError if a request to the manager failed."""
     try:
-        report = _run(lab, timeline, guests)
+        with keeping_connection(lab) as connected:
+            report = _run(connected, timeline, guests)
     except LabLost:
         raise
     except (LabError, ShellError):

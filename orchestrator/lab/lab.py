@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 from orchestrator import ssh
@@ -23,25 +23,61 @@ RESPONSE_TIMEOUT = 60
 _POLL = 0.2
 
 
+class KeptConnection:
+    """The connection that `keeping_connection` keeps open. It is opened by the first command, and again if it was lost."""
+
+    def __init__(self) -> None:
+        self._shell: ssh.Shell | None = None
+
+    def find(self, connect: Callable[[], ssh.Shell]) -> ssh.Shell:
+        if self._shell is None or not self._shell.is_open:
+            self._shell = connect()
+        return self._shell
+
+    def close(self) -> None:
+        if self._shell:
+            self._shell.close()
+
+
 @dataclass(frozen=True)
 class Lab:
     folder: LabDir
     state: LabState
+    kept: KeptConnection | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         return self.folder.name
 
-    def shell(self, *, timeout: float = 60) -> ssh.Shell:
-        """Connects to the lab host as root. Raises LabLost if it does not respond."""
+    @contextmanager
+    def shell(self) -> Iterator[ssh.Shell]:
+        """A connection to the lab host as root. Raises LabLost if the host does not respond."""
         with raising_lab_lost(self):
-            try:
-                return connect_lab(self.folder, self.state, timeout=timeout)
-            except ShellError:
-                # A handshake with an emulated machine rarely fails (paramiko: "Invalid packet blocking"). A lost lab does not
-                # respond to the second attempt either.
-                time.sleep(_POLL)
-                return connect_lab(self.folder, self.state, timeout=timeout)
+            shell = self.kept.find(self._connect) if self.kept else self._connect()
+        try:
+            yield shell
+        finally:
+            if not self.kept:
+                shell.close()
+
+    def _connect(self) -> ssh.Shell:
+        try:
+            return connect_lab(self.folder, self.state, timeout=RESPONSE_TIMEOUT)
+        except ShellError:
+            # A handshake with an emulated machine rarely fails (paramiko: "Invalid packet blocking"). A lost lab does not
+            # respond to the second attempt either.
+            time.sleep(_POLL)
+            return connect_lab(self.folder, self.state, timeout=RESPONSE_TIMEOUT)
+
+
+@contextmanager
+def keeping_connection(lab: Lab) -> Iterator[Lab]:
+    """The lab for many commands, which share one connection: a handshake takes an emulated host up to 2 s."""
+    kept = KeptConnection()
+    try:
+        yield replace(lab, kept=kept)
+    finally:
+        kept.close()
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class Shell:
     def close(self) -> None:
         self._transport.close()
 
+    @property
+    def is_open(self) -> bool:
+        return self._transport.is_active()
+
     def run(
         self,
         command: str | Sequence[str],

@@ -5,6 +5,7 @@ NOHYPE_TEST_LAB=NAME uses a lab that is up (`nohype lab up NAME`) and leaves it 
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Generator, Iterator
@@ -25,6 +26,7 @@ from orchestrator.lab.spec import load_spec
 from orchestrator.lab.start import start_lab
 from orchestrator.model.proof import Proof
 from orchestrator.ssh import Completed
+from tests.harness.lab_command import LabCommand
 
 NAME = "test"
 
@@ -58,6 +60,7 @@ class LabHost:
     """The lab host, as tests use it."""
 
     lab: labs.Lab
+    command: LabCommand
 
     def run(self, line: str, *, check: bool = True, timeout: float = 400) -> Completed:
         """Runs a line of shell as root."""
@@ -65,13 +68,19 @@ class LabHost:
         assert done.status == 0 or not check, f"{line!r} ended with {done.status}: {done.stdout}{done.stderr}"
         return done
 
-    def nohype(self, *words: str, check: bool = True) -> Completed:
-        """Runs the operator's command."""
-        return self.run(shlex.join(["nohype", *words]), check=check)
+    def nohype(self, *words: str, check: bool = True, timeout: float = 400) -> Completed:
+        """Runs the operator's command, in a fork of a process that has imported it; `run("nohype ...")` runs the program."""
+        done = self.command.run(list(words), timeout)
+        assert done.status == 0 or not check, f"nohype {shlex.join(words)} ended with {done.status}: {done.stdout}{done.stderr}"
+        return done
 
     def proofs(self, frames: int = 0) -> dict[tuple[str, str], Proof]:
         """All proofs by name and subject, measured now."""
-        return {(proof.name, proof.subject): proof for proof in measure(self.lab, frames)}
+
+        def ask(_lab: labs.Lab, *words: str, check: bool) -> Any:
+            return json.loads(self.nohype(*words, "--json", check=check).stdout)
+
+        return {(proof.name, proof.subject): proof for proof in measure(self.lab, frames, ask)}
 
     @contextmanager
     def changed(self, change: str, back: str) -> Iterator[None]:
@@ -101,7 +110,8 @@ def host() -> Iterator[LabHost]:
     """The lab host, without guests."""
     given = os.environ.get("NOHYPE_TEST_LAB")
     if given:
-        yield LabHost(labs.find_lab(given))
+        with connected(labs.find_lab(given)) as found:
+            yield found
         return
     if os.geteuid():
         reason = "the lab needs root"
@@ -113,9 +123,20 @@ def host() -> Iterator[LabHost]:
 
     lab = start_lab(NAME, load_spec("numa"), AccelChoice.AUTO, Timeline(show))
     try:
-        yield LabHost(lab)
+        with connected(lab) as found:
+            yield found
     finally:
         control.down(NAME)
+
+
+@contextmanager
+def connected(lab: labs.Lab) -> Iterator[LabHost]:
+    with labs.keeping_connection(lab) as kept:
+        command = LabCommand(kept)
+        try:
+            yield LabHost(kept, command)
+        finally:
+            command.close()
 
 
 _shared: list[dict[str, Any]] = []

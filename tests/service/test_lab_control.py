@@ -131,6 +131,20 @@ def test_lab_starts_runs_commands_and_leaves_nothing(name: str, tmp_path: Path, 
     assert control.down(name) is False
 
 
+def test_commands_share_a_kept_connection(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    with labs.keeping_connection(start(name, tmp_path)) as lab:
+        with lab.shell() as first:
+            assert first.run("exit 3").status == 3
+        assert labs.execute(lab, "exit 4").status == 4
+        with lab.shell() as second:
+            assert second is first
+        first.close()
+        assert labs.execute(lab, "exit 5").status == 5, "a lost connection is opened again"
+        with lab.shell() as third:
+            assert third is not first
+    assert not third.is_open
+
+
 def test_switch_is_a_bridge_with_the_tap_as_hairpin_port(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     start(name, tmp_path)
     port = switch.port(name)

@@ -40,8 +40,8 @@ ORDER = [
 
 OWNERS = {
     "subprocess": {"host.run"},
-    "libvirt": {"hypervisor.connection"},
-    "libvirt_qemu": {"hypervisor.connection"},
+    "libvirt": {"hypervisor.connection", "hypervisor.counters", "hypervisor.events"},
+    "libvirt_qemu": {"hypervisor.events", "hypervisor.guests"},
     "pyroute2": {"host.netlink.sockets"},
     "paramiko": {"ssh.login", "ssh.session", "ssh.shell", "ssh.transfer", "ssh.transport"},
     "prometheus_client": {"metrics.collect"},

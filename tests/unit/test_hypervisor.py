@@ -12,8 +12,9 @@ import libvirt_qemu
 import pytest
 
 from orchestrator.errors import NotFound
-from orchestrator.hypervisor import connection as hypervisor_module
+from orchestrator.hypervisor import guests as guests_module
 from orchestrator.hypervisor.connection import Hypervisor, SerialConsole
+from orchestrator.hypervisor.counters import parse_exits
 
 OLD, NEW, OTHER = (UUID(int=number) for number in (1, 2, 3))
 LOG = "<log file='/var/log/nohype/guests/web.log' append='off'/>"
@@ -91,7 +92,7 @@ def libvirtd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Libvirt:
     monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommand", monitor)
     for name in ("web", "db"):
         (tmp_path / f"{name}.pid").write_text("4711\n")
-    monkeypatch.setattr(hypervisor_module, "PID_FOLDER", tmp_path)
+    monkeypatch.setattr(guests_module, "PID_FOLDER", tmp_path)
     return made
 
 
@@ -113,6 +114,18 @@ def test_counters_are_read_by_id(libvirtd: Libvirt) -> None:
     assert Hypervisor().read_exits(OLD) == ({"exits": OLD.int},)
     replace_old(libvirtd)
     assert Hypervisor().read_exits(NEW) == ({"exits": NEW.int},)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "counters"),
+    [
+        ({}, ()),
+        ({"vcpu.current": 2, "vcpu.0.state": 1, "vcpu.0.halt_poll_success_ns.sum": "7"}, ({"halt_poll_success_ns": 7},)),
+        ({"vcpu.10.exits.sum": 3, "vcpu.9.exits.sum": 2, "vcpu.9.exits.max": 1}, ({"exits": 2}, {"exits": 3})),
+    ],
+)
+def test_counters_are_sums_by_vcpu(statistics: dict[str, object], counters: tuple[dict[str, int], ...]) -> None:
+    assert parse_exits(statistics) == counters
 
 
 def test_guest_that_was_replaced_during_the_reading_is_omitted(libvirtd: Libvirt) -> None:

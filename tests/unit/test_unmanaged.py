@@ -12,7 +12,7 @@ import pytest
 from lxml import etree
 
 from orchestrator.errors import HypervisorError
-from orchestrator.hypervisor import connection as hypervisor_module
+from orchestrator.hypervisor import guests as guests_module
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.hypervisor.guests import parse_pinning
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_cpuset, parse_unmanaged
@@ -177,7 +177,7 @@ def test_unreadable_guest_hides_no_other(hypervisor: Hypervisor, tmp_path: Path,
     """Neither one of which libvirt says nothing, nor one whose XML has something that is not understood."""
     for name in ("ours", "odd", "gone", "db"):
         (tmp_path / f"{name}.pid").write_text("4711\n")
-    monkeypatch.setattr(hypervisor_module, "PID_FOLDER", tmp_path)
+    monkeypatch.setattr(guests_module, "PID_FOLDER", tmp_path)
     monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommand", lambda *_: '{"return": []}')
     live, unread = hypervisor.read_guests()
     assert [guest.name for guest in live] == ["db", "ours"]
