@@ -1,4 +1,4 @@
-"""Locks: on a file, per name, and with a time limit."""
+"""Locks: on a file, per name, and with a time limit; calls one after another."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 from orchestrator.errors import OrchestratorError
+
+_Result = TypeVar("_Result")
+
+# Calls of other threads that one thread runs in a row before another thread continues.
+_IN_A_ROW = 16
 
 
 def lock_file(path: Path, *, mode: int = 0o600, create: bool = True, wait: bool = False) -> int:
@@ -127,3 +134,82 @@ class WatchedLock:
         """Raises OrchestratorError if the lock has been held for more than ``limit`` seconds."""
         if (held := self.held_seconds) > limit:
             raise OrchestratorError(f"lock held for {held:.0f} s, limit {limit:g} s")
+
+
+class _Call:
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.is_done = False
+        # Released when the call is done, or when its thread must run the calls that wait.
+        self.turn = threading.Lock()
+        self.turn.acquire()
+
+
+class CallQueue:
+    """Runs calls one at a time, in the order in which they came. Not re-entrant.
+
+    A call may run in the thread of another caller: a thread that has run its own call also runs those that wait. A lock would
+    pass from thread to thread for each call, and each time the next thread would wait for the processor and the interpreter; or
+    it would go to a thread that came later, and some calls would wait many times as long as others.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._running = WatchedLock()
+        self._waiting: deque[_Call] = deque()
+        self._is_busy = False
+
+    def run(self, work: Callable[[], _Result]) -> _Result:
+        """Returns what ``work`` returns and raises what it raises. ``work`` must not need a lock that a caller holds."""
+        call = _Call(work)
+        with self._guard:
+            if waits := self._is_busy:
+                self._waiting.append(call)
+            self._is_busy = True
+        if waits:
+            call.turn.acquire()
+        if not call.is_done:
+            self._run(call)
+            self._run_others()
+        try:
+            if call.error:
+                raise call.error
+            result: _Result = call.result
+            return result
+        finally:
+            del call  # an error refers to this frame, and the call to the error
+
+    @property
+    def count(self) -> int:
+        """The number of calls that wait."""
+        return len(self._waiting)
+
+    def raise_if_held_longer(self, limit: float) -> None:
+        """Raises OrchestratorError if a call has been running for more than ``limit`` seconds."""
+        self._running.raise_if_held_longer(limit)
+
+    def _run(self, call: _Call) -> None:
+        try:
+            with self._running:
+                call.result = call.work()
+        except BaseException as error:
+            call.error = error
+        call.is_done = True
+
+    def _run_others(self) -> None:
+        for _ in range(_IN_A_ROW):
+            if not (call := self._next()):
+                return
+            self._run(call)
+            call.turn.release()
+        if call := self._next():
+            call.turn.release()  # its thread continues
+
+    def _next(self) -> _Call | None:
+        with self._guard:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._is_busy = False
+            return None

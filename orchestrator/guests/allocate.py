@@ -29,7 +29,7 @@ from orchestrator.images.network_root import check_network_root
 from orchestrator.images.store import Image, find_image, image_names
 from orchestrator.images.store_lock import keeping_builds
 from orchestrator.ledger import Claim, ClaimSnapshot, Ledger, PendingClaim
-from orchestrator.locks import WatchedLock
+from orchestrator.locks import CallQueue, WatchedLock
 from orchestrator.model.access import Identity, Role
 from orchestrator.model.plan import ImageRef, Plan, Policy
 from orchestrator.model.request import DiskKind, GuestRequest
@@ -89,8 +89,8 @@ class Allocator:
         warnings: receives the last choices of claims.
 
     Attributes:
-        lock: held from the survey until the claim is written: two claims could otherwise get the same free pages. Not held while
-            the claim goes to the disk.
+        lock: runs one claim at a time, from the survey until the claim is written: two claims could otherwise get the same free
+            pages. The claim goes to the disk after that.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Allocator:
         self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
         self._images, self._launched, self._warnings, self._secrets = images, launched, warnings, secrets
         self.surveys = SurveyCache(host, policy.uplinks, shared)
-        self.lock = WatchedLock()
+        self.lock = CallQueue()
         self._index = AllocationIndex()
         self._host_id = read_host_id(host)
 
@@ -113,19 +113,24 @@ class Allocator:
         disks = self._read_disks(request)
         with keeping_builds(self._images):  # until other programs can read the claim
             image = self._check(caller, request)
-            with self.lock:
-                reading = self._ledger.read()
-                placed = self._plan(caller, request, image, reading, disks)
-                check_created(self._host, placed.plan)
-                # No two claims are based on the same generation.
-                plan = placed.plan.claimed(reading.generation + 1, ImageRef(image.name, image.hash))
-                stored = request.without_secret_texts()
-                pending = self._ledger.begin_claim(plan, reading.generation, stored, caller.tenant)
+            self.surveys.renew(SURVEY_MAX_AGE)
+            placed, pending = self.lock.run(lambda: self._begin_claim(caller, request, image, disks))
             claim = self._finish_claim(pending, request)
         self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in check_host(self._policy, placed.topology)))
         self._warnings.report("unmanaged domains", placed.problems)
-        self._warnings.note(plan.name, placed.last_choices)
+        self._warnings.note(claim.plan.name, placed.last_choices)
         return claim
+
+    def _begin_claim(
+        self, caller: Identity, request: GuestRequest, image: Image, disks: tuple[NvmeController, ...]
+    ) -> tuple[Placed, PendingClaim]:
+        reading = self._ledger.read()
+        placed = self._plan(caller, request, image, reading, disks)
+        check_created(self._host, placed.plan)
+        # No two claims are based on the same generation.
+        plan = placed.plan.claimed(reading.generation + 1, ImageRef(image.name, image.hash))
+        stored = request.without_secret_texts()
+        return placed, self._ledger.begin_claim(plan, reading.generation, stored, caller.tenant)
 
     def plan(self, caller: Identity, request: GuestRequest) -> Placed:
         """Raises VfsNeeded if the guest has room once an uplink's VFs are created."""

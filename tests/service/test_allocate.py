@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
 
 from orchestrator.client.problems import STATUS
 from orchestrator.errors import HostError, ImageError, NoRoom, RequestError
+from orchestrator.guests import survey_cache
 from orchestrator.guests.core_manager import CoreManager
 from orchestrator.guests.service import GuestService
 from orchestrator.host.pci import VFIO, bind_driver, release_driver
+from orchestrator.host.root import HostRoot
 from orchestrator.images.description import DiskImage, RamRoot, write_description
 from orchestrator.images.store import read_image
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import parse_guest_request
+from orchestrator.model.topology import Topology
 from orchestrator.values import Size
 from tests.fakes.root import DEVICES
 from tests.fakes.server import IMAGE, Server
@@ -121,6 +128,49 @@ def test_an_earlier_survey_is_not_read_again(world: World, manager: GuestService
         "nr_hugepages", "free_hugepages", "resv_hugepages", "operstate", "carrier", "online",
     }  # fmt: skip
     assert len(reads) == SERVER.nodes + 5
+
+
+@pytest.mark.parametrize(("age", "is_read"), [(0.0, False), (4.0, False), (6.0, True), (9.0, True), (11.0, False)])
+def test_a_survey_is_read_again_before_it_is_too_old(
+    manager: GuestService, monkeypatch: pytest.MonkeyPatch, age: float, *, is_read: bool
+) -> None:
+    """After that, the next claim reads it, and others wait."""
+    surveys, found = manager.allocator.surveys, []
+    surveys.get(time.monotonic())
+    now = time.monotonic() + age
+    monkeypatch.setattr(survey_cache, "time", SimpleNamespace(monotonic=lambda: now))
+    read = survey_cache.refresh_topology
+    monkeypatch.setattr(survey_cache, "refresh_topology", lambda *arguments: found.append(now) or read(*arguments))
+    surveys.renew(max_age=10.0)
+    assert bool(found) is is_read
+    surveys.renew(max_age=10.0)
+    assert len(found) == is_read
+
+
+def test_a_claim_does_not_wait_while_a_survey_is_read_early(manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one that needs a later survey does."""
+    surveys = manager.allocator.surveys
+    surveys.get(time.monotonic())
+    earlier = time.monotonic() - 0.001
+    monkeypatch.setattr(survey_cache, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 6.0))
+    reading, go_on, read = threading.Event(), threading.Event(), survey_cache.refresh_topology
+
+    def read_slowly(host: HostRoot, cached: Topology) -> Topology:
+        reading.set()
+        assert go_on.wait(30)
+        return read(host, cached)
+
+    monkeypatch.setattr(survey_cache, "refresh_topology", read_slowly)
+    with ThreadPoolExecutor() as threads:
+        renewal = threads.submit(surveys.renew, 10.0)
+        assert reading.wait(30)
+        surveys.renew(max_age=10.0)  # by another claim: at once
+        surveys.get(earlier - 1.0)
+        later = threads.submit(surveys.get, time.monotonic() + 3.0)
+        assert not later.done()
+        go_on.set()
+        renewal.result(30)
+        assert later.result(30) is surveys.get(time.monotonic() + 3.0)
 
 
 @pytest.fixture

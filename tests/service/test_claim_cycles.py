@@ -18,5 +18,6 @@ def test_all_cycles_are_measured(tmp_path: Path, *, http: bool) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["claim_cycles"] = module
     spec.loader.exec_module(module)
-    counts = {count: len(figures.create) for count, figures in module.measure(tmp_path, 8, [1, 2], 4, http=http)}
-    assert counts == {1: 4, 2: 4}
+    loads = [module.Load(1, 4), module.Load(2, 2), module.Load(2, 2, rate=1000.0)]
+    counts = [len(figures.create) for _, figures in module.measure(tmp_path, 8, loads, http=http)]
+    assert counts == [4, 4, 4]

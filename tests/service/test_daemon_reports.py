@@ -126,10 +126,15 @@ def test_a_write_or_a_claim_that_hangs_is_noticed(tmp_path: Path) -> None:
     go_on.set()
     writer.join()
     ledger.raise_if_stalled(0.01)
-    for held, check in ((manager.allocator.lock, manager.raise_if_stalled), (manager.host_setup.lock, manager.raise_if_stalled)):
-        check(0.01)
-        with held:
-            time.sleep(0.05)
-            with pytest.raises(OrchestratorError, match="lock held for"):
-                check(0.01)
-        check(0.01)
+
+    def check_held() -> None:
+        time.sleep(0.05)
+        with pytest.raises(OrchestratorError, match="lock held for"):
+            manager.raise_if_stalled(0.01)
+
+    manager.raise_if_stalled(0.01)
+    manager.allocator.lock.run(check_held)
+    manager.raise_if_stalled(0.01)
+    with manager.host_setup.lock:
+        check_held()
+    manager.raise_if_stalled(0.01)

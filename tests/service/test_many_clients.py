@@ -19,9 +19,8 @@ from tests.fakes.server import Server
 
 def make_figures(module: ModuleType, asked: int, answers: list[tuple[str, str, float]]) -> Any:
     """Of a run in which nothing else went wrong."""
-    lock = module.TimedLock()
-    with lock:
-        pass
+    lock = module.TimedQueue()
+    lock.run(lambda: None)
     return module.Figures(asked, answers, lock, [], [])
 
 

@@ -9,12 +9,14 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from email.message import Message
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from queue import SimpleQueue
 from socketserver import UnixStreamServer
 
 import pytest
@@ -24,7 +26,7 @@ from orchestrator.api.body import ClientDisconnected, check_json
 from orchestrator.api.fields import parse_if_match
 from orchestrator.api.limits import MAX_CLIENTS, Kind, RateLimiter
 from orchestrator.api.waits import Kinds, while_connected
-from orchestrator.api.workers import Workers, WorkersPerClient
+from orchestrator.api.workers import Threads, Workers, WorkersPerClient
 from orchestrator.client.answers import parse_stream
 from orchestrator.client.client import Client
 from orchestrator.client.problems import MEDIA_TYPE, STATUS, STATUS_BY_CLASS, build_headers, build_problem, parse_problem
@@ -192,6 +194,48 @@ def test_cancelled_call_counts_until_it_ends() -> None:
         assert begun == [0, 1, 4], "what was given up before it had begun was not done"
 
     asyncio.run(main())
+
+
+def test_call_after_call_uses_the_same_thread() -> None:
+    """A result arrives when the thread is free again: otherwise the next call would start another one."""
+
+    async def main() -> list[threading.Thread]:
+        workers = Workers(4)
+        return [await workers.run(threading.current_thread) for _ in range(20)]
+
+    used = asyncio.run(main())
+    assert len(set(used)) == 1
+    assert used[0].daemon
+
+
+def test_call_does_not_wait_for_a_thread_in_use() -> None:
+    hangs = threading.Event()
+
+    async def main() -> None:
+        workers = Workers(3)
+        waiting = [asyncio.ensure_future(workers.run(hangs.wait, 30)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert await workers.run(lambda: "done") == "done"
+        hangs.set()
+        assert await asyncio.gather(*waiting) == [True] * 2
+
+    asyncio.run(main())
+
+
+def test_thread_without_work_ends() -> None:
+    """None of the calls is lost, whether its thread was still there or has just ended."""
+    threads, results = Threads(idle=0.001), SimpleQueue[threading.Thread]()
+    used = set()
+
+    def job() -> Callable[[], object]:
+        return partial(results.put, threading.current_thread())
+
+    for _ in range(200):
+        threads.start("test", job)
+        used.add(results.get(timeout=30))
+    for thread in used:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in used)
 
 
 def test_calls_of_one_client_delay_no_other() -> None:
