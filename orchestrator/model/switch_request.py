@@ -12,7 +12,8 @@ from orchestrator.model.ssh_key import MAX_KEY, check_ssh_key
 from orchestrator.model.switch import SshAddress, Switch, SwitchDriver
 from orchestrator.values import MacAddress
 
-MAX_MACS = 256
+MAX_MACS = 64
+"""Each pair of them is a flow."""
 _MAX_INTERFACE = 15  # IFNAMSIZ, less the final zero byte
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?", re.ASCII)

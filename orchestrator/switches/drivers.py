@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.errors import RequestError
 from orchestrator.model.switch import Switch, SwitchDriver
 from orchestrator.switches.base import Capability, Driver
 from orchestrator.switches.bridge_commands import RemoteBridge
-from orchestrator.switches.commands import SshCommands
+from orchestrator.switches.commands import LocalCommands, SshCommands
 from orchestrator.switches.linux_bridge import LinuxBridge
+from orchestrator.switches.openvswitch import OpenVSwitch
 
 
 def open_driver(switch: Switch, key: Path | None) -> Driver:
     """Connects at the first call of a method. ``key``: the private SSH key of the manager, None without one."""
-    commands = SshCommands(switch.ssh, key) if switch.ssh else None
-    if switch.driver is SwitchDriver.LINUX_BRIDGE:
-        return RemoteBridge(switch.bridge, commands) if commands else LinuxBridge(switch.bridge, switch.netns or None)
-    raise RequestError(f"no driver for switches of the kind {switch.driver}", "see docs/switches.md")
+    return _DRIVERS[switch.driver](switch, key)
+
+
+def _open_bridge(switch: Switch, key: Path | None) -> Driver:
+    if switch.ssh:
+        return RemoteBridge(switch.bridge, SshCommands(switch.ssh, key))
+    return LinuxBridge(switch.bridge, switch.netns or None)
+
+
+def _open_openvswitch(switch: Switch, key: Path | None) -> Driver:
+    return OpenVSwitch(switch.bridge, SshCommands(switch.ssh, key) if switch.ssh else LocalCommands())
+
+
+_DRIVERS: dict[SwitchDriver, Callable[[Switch, Path | None], Driver]] = {
+    SwitchDriver.LINUX_BRIDGE: _open_bridge,
+    SwitchDriver.OPENVSWITCH: _open_openvswitch,
+}
 
 
 @contextmanager

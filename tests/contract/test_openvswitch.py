@@ -1,0 +1,227 @@
+"""The driver of Open vSwitch with the real daemons, and frames that are counted at the ends of real cables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import OrchestratorError, SwitchError
+from orchestrator.images.cache import cache_folder
+from orchestrator.lab.build import build_switch_tools
+from orchestrator.model.proof import Verdict
+from orchestrator.model.switch import PairCount, SwitchPort
+from orchestrator.switches.commands import LocalCommands
+from orchestrator.switches.openvswitch import OpenVSwitch
+from orchestrator.switches.verify import check_ports
+from tests.harness.openvswitch import BRIDGE, Daemons, Wire, running
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for mount and network namespaces"),
+]
+
+PREFIX = f"nho{os.getpid()}"
+A, B, C = (f"02:4e:48:00:00:0{number}" for number in (1, 2, 3))
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+RESERVED = "01:80:c2:00:00:0e"
+_NUMBERS = count(1)
+
+
+@pytest.fixture(scope="module")
+def tools() -> Path:
+    try:
+        return build_switch_tools(cache_folder())
+    except OrchestratorError as error:
+        pytest.skip(f"the root with Open vSwitch cannot be built: {error.message}")
+
+
+@dataclass
+class World:
+    daemons: Daemons
+    one: Wire  # to port p1, with the host whose guests are A and B
+    two: Wire  # to port p2, with the station C
+
+    @property
+    def driver(self) -> OpenVSwitch:
+        return self.daemons.driver
+
+    def count(self, source: str, target: str, wire: Wire | None = None) -> tuple[int, int]:
+        """Sends a frame, and returns how often it arrives at both ends; at the sender's only what the switch returned."""
+        number = next(_NUMBERS)
+        (wire or self.one).send(source, target, number)
+        return self.one.receive(number, 0.2), self.two.receive(number, 0.05)
+
+    def learn(self) -> None:
+        """Each station has sent once. The first frames of a cable may be lost, so until they arrive."""
+        for source, wire, other in ((A, self.one, 1), (B, self.one, 1), (C, self.two, 0)):
+            for _ in range(100):
+                if self.count(source, BROADCAST, wire)[other]:
+                    break
+            else:
+                pytest.fail(f"no frame of {source} passed the switch")
+
+
+@pytest.fixture
+def world(tmp_path: Path, tools: Path) -> Iterator[World]:
+    with (
+        running(tmp_path, tools) as daemons,
+        daemons.plug(PREFIX, 1) as one,
+        daemons.plug(PREFIX, 2) as two,
+    ):
+        yield World(daemons, one, two)
+
+
+def port(world: World, name: str = "p1") -> SwitchPort:
+    return world.driver.read([name]).ports[0]
+
+
+def failed(world: World, name: str = "p1") -> set[str]:
+    checks = check_ports("sw1", world.driver.read([name]), {name: 1500})
+    return {check.name for check in checks if check.verdict is Verdict.FAIL}
+
+
+def test_new_bridge_does_not_reflect_and_is_found_out(world: World) -> None:
+    world.learn()
+    assert world.count(A, B) == (0, 0)
+    assert world.count(A, C) == (0, 1)
+    state = world.driver.read()
+    assert (state.fail_mode, state.flows, state.other_flows) == ("standalone", 0, 1)
+    assert failed(world) == {"hairpin", "fail-mode", "flows", "other-flows"}
+
+
+def test_port_with_hairpin_reflects_once_and_others_do_not(world: World) -> None:
+    world.driver.set_hairpin("p1", on=True)
+    world.learn()
+    assert (port(world).hairpin, port(world, "p2").hairpin) == (True, False)
+    assert world.count(A, B) == (1, 0)
+    assert world.count(B, A) == (1, 0)
+    assert world.count(A, C) == (0, 1)
+    assert world.count(C, A, world.two) == (1, 0)
+    assert world.count(A, BROADCAST) == (1, 1)
+    assert world.count(C, BROADCAST, world.two) == (1, 0)
+    assert world.count(C, "02:4e:48:00:00:99", world.two) == (1, 0), "an unknown address is flooded"
+    assert world.count(A, RESERVED) == (0, 0)
+    assert failed(world) == set()
+    assert failed(world, "p2") == {"hairpin"}
+
+
+def test_facts_of_a_port_are_read(world: World) -> None:
+    world.driver.set_hairpin("p1", on=True)
+    world.learn()
+    found = port(world)
+    assert (found.up, found.carrier, found.state, found.isolated, found.mtu) == (True, True, "forwarding", None, 1500)
+    assert {entry.mac for entry in found.fdb} >= {A, B}
+    assert found.counters
+    world.daemons.run("ovs-vsctl", "set", "port", "p1", "tag=100")
+    assert [vlan.id for vlan in port(world).vlans] == [100]
+    assert any("tag 100" in gap for gap in port(world).gaps)
+    world.daemons.run("ip", "link", "set", "p1", "down")
+    for _ in range(100):
+        if not port(world).up:
+            break
+    assert failed(world) == {"forwarding"}
+
+
+def test_bound_addresses_are_accepted_from_their_port_only_and_counted(world: World) -> None:
+    world.driver.set_hairpin("p1", on=True, macs=(B, A))
+    world.learn()
+    before = {(pair.source, pair.target): pair.frames for pair in port(world).pairs}
+    assert before.keys() == {(A, B), (B, A)}
+    for _ in range(5):
+        assert world.count(A, B) == (1, 0)
+    assert world.count(B, A) == (1, 0)
+    assert world.count(A, C, world.two) == (0, 0), "a forged source at another port"
+    assert world.count(C, A, world.two) == (1, 0)
+    for _ in range(200):  # the counters lag
+        after = [replace_count(pair, before) for pair in port(world).pairs]
+        if sum(pair.frames for pair in after) >= 6:
+            break
+    assert set(after) == {PairCount(A, B, 5), PairCount(B, A, 1)}
+    assert [entry.mac for entry in port(world).fdb if entry.static] == [A, B]
+
+
+def replace_count(pair: PairCount, before: dict[tuple[str, str], int]) -> PairCount:
+    return PairCount(pair.source, pair.target, pair.frames - before[pair.source, pair.target])
+
+
+def test_hairpin_off_forwards_without_reflecting(world: World) -> None:
+    world.driver.set_hairpin("p1", on=True)
+    world.driver.set_hairpin("p1", on=False)
+    world.learn()
+    assert world.count(A, B) == (0, 0)
+    assert world.count(A, C) == (0, 1)
+    assert failed(world) == {"hairpin"}
+
+
+def test_restart_of_vswitchd_is_found_out_and_fails_closed(world: World) -> None:
+    world.driver.set_hairpin("p1", on=True)
+    world.learn()
+    world.daemons.kill_vswitchd()
+    with pytest.raises(SwitchError):
+        world.driver.read()
+    world.daemons.start_vswitchd()
+    assert failed(world) >= {"hairpin", "flows"}
+    assert world.driver.read().fail_mode == "secure"
+    assert world.count(A, B) == (0, 0)
+    assert world.count(A, C) == (0, 0)
+    world.driver.set_hairpin("p1", on=True)
+    world.learn()
+    assert world.count(A, B) == (1, 0)
+
+
+@pytest.mark.parametrize("mode", ["", "standalone", "secure"])
+def test_snapshot_is_restored(world: World, mode: str) -> None:
+    if mode:
+        world.daemons.run("ovs-vsctl", "set-fail-mode", BRIDGE, mode)
+    before, flows = world.driver.snapshot("p1"), read_flows(world)
+    for _ in range(2):  # a second restore changes nothing
+        world.driver.set_hairpin("p1", on=True, macs=(A,))
+        world.driver.restore("p1", before)
+        world.driver.restore("p1", before)
+        assert world.daemons.run("ovs-vsctl", "get-fail-mode", BRIDGE).strip() == mode
+        assert read_flows(world) == flows
+
+
+def read_flows(world: World) -> list[str]:
+    return world.daemons.run("ovs-ofctl", "--no-stats", "--no-names", "dump-flows", BRIDGE).splitlines()
+
+
+def test_restore_keeps_the_table_while_another_port_reflects(world: World) -> None:
+    before = world.driver.snapshot("p1")
+    world.driver.set_hairpin("p1", on=True)
+    world.driver.set_hairpin("p2", on=True, macs=(C,))
+    world.driver.restore("p1", before)
+    assert (port(world).hairpin, port(world, "p2").hairpin) == (False, True)
+    assert [entry.mac for entry in port(world, "p2").fdb if entry.static] == [C]
+
+
+def test_flows_of_others_are_left_alone(world: World) -> None:
+    world.daemons.run("ovs-ofctl", "add-flow", BRIDGE, "priority=7,in_port=2,actions=drop")
+    with pytest.raises(SwitchError, match="1 flows that the manager did not create.*\n.*bridge of its own"):
+        world.driver.set_hairpin("p1", on=True)
+    assert (world.driver.read().flows, world.driver.read().fail_mode) == (0, "standalone")
+    assert "priority=7,in_port=2 actions=drop" in "".join(read_flows(world))
+
+
+def test_flow_that_is_added_later_is_found(world: World) -> None:
+    world.driver.set_hairpin("p1", on=True)
+    world.daemons.run("ovs-ofctl", "add-flow", BRIDGE, "priority=500,in_port=1,actions=drop")
+    assert failed(world) == {"other-flows"}
+
+
+def test_missing_bridge_port_or_daemon_is_one_error(world: World) -> None:
+    with pytest.raises(SwitchError, match="no bridge br9|br9 is not a bridge"):
+        OpenVSwitch("br9", LocalCommands(world.daemons.prefix)).read()
+    for name in ("p9", BRIDGE):
+        with pytest.raises(SwitchError, match=f"has no port {name}"):
+            world.driver.set_hairpin(name, on=True)
+    with pytest.raises(SwitchError, match="omit the addresses|addresses are bound"):
+        world.driver.set_hairpin("p1", on=False, macs=(A,))
+    world.daemons.stop()
+    with pytest.raises(SwitchError, match="ovs-"):
+        world.driver.read()
