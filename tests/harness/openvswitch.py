@@ -127,8 +127,8 @@ class Daemons:
 
 
 @contextmanager
-def running(folder: Path, tools: Path) -> Iterator[Daemons]:
-    """Daemons with an empty bridge. ``tools``: the root with the programs."""
+def running(folder: Path, tools: Path, *, bridge: bool = True) -> Iterator[Daemons]:
+    """Daemons, with an empty ``bridge``. ``tools``: the root with the programs."""
     place = folder / "ovs"
     place.mkdir()
     namespaces = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private"]
@@ -139,7 +139,8 @@ def running(folder: Path, tools: Path) -> Iterator[Daemons]:
         try:
             daemons = Daemons(int(holder.stdout.readline()), place / "root")
             daemons.start()
-            daemons.run("ovs-vsctl", "--timeout=20", "add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev")
+            if bridge:
+                daemons.run("ovs-vsctl", "--timeout=20", "add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev")
             yield daemons
         finally:
             holder.stdin.close()

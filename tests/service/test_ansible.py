@@ -19,13 +19,19 @@ from pydantic import BaseModel
 from orchestrator.api.server import SOCKET_GROUP
 from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, UplinkConfig, read_config
+from orchestrator.errors import OrchestratorError
 from orchestrator.host.run import Completed, run
+from orchestrator.images.cache import cache_folder
 from orchestrator.images.install import install_image
 from orchestrator.images.wheels import source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
+from orchestrator.lab.build import build_switch_tools
+from orchestrator.switches import relay_table
+from orchestrator.switches.commands import LocalCommands
 from orchestrator.values import CpuSet
 from tests.harness.api_server import Authority
 from tests.harness.images import list_store, make_build
+from tests.harness.openvswitch import BRIDGE, running
 
 ANSIBLE = source_tree() / "ansible"
 ROLE = ANSIBLE / "roles/nohype_host"
@@ -466,3 +472,66 @@ def test_the_key_is_never_shown() -> None:
     assert len(of_keys) == 1
     assert of_keys[0]["no_log"] is True
     assert of_keys[0]["ansible.builtin.copy"]["mode"] == "0600"
+
+
+OPENVSWITCH = ANSIBLE / "roles/nohype_openvswitch"
+
+
+def prepare_openvswitch(folder: Path) -> list[dict[str, Any]]:
+    """The tasks of the role that need no package archive and no systemd; they write below a folder."""
+    text = (OPENVSWITCH / "tasks/main.yml").read_text()
+    for place in ("/etc/openvswitch", "/etc/systemd/system"):
+        text = text.replace(place, str(folder))
+    text = text.replace("src: ", f"src: {OPENVSWITCH}/templates/")
+    tasks: list[dict[str, Any]] = yaml.safe_load(text)
+    return [task for task in tasks if not {"ansible.builtin.apt", "ansible.builtin.systemd_service"} & set(task)]
+
+
+def test_flows_of_the_role_are_those_of_the_driver(tmp_path: Path) -> None:
+    variables = {"nohype_openvswitch_ports": ["p1", "p2"]}
+    task = {"ansible.builtin.template": {"src": str(OPENVSWITCH / "templates/relay.flows.j2"), "dest": str(tmp_path / "flows")}}
+    play(tmp_path, [task], variables)
+    assert (tmp_path / "flows").read_text() == relay_table.build_flows(relay_table.Relay({1: (), 2: ()}))
+
+
+@pytest.mark.parametrize("variables", [{}, {"nohype_openvswitch_ports": ["p1"], "nohype_openvswitch_datapath": "fast"}])
+def test_openvswitch_role_refuses_to_guess(tmp_path: Path, variables: dict[str, Any]) -> None:
+    whole = {"nohype_openvswitch_ports": [], "nohype_openvswitch_datapath": "system", **variables}
+    done = play(tmp_path, prepare_openvswitch(tmp_path)[:1], whole, check=False)
+    assert done.status
+    assert "Set nohype_openvswitch_ports" in done.stdout
+
+
+@pytest.mark.netns
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for mount and network namespaces")
+def test_openvswitch_role_makes_a_switch_that_the_driver_accepts(tmp_path: Path) -> None:
+    """With the real Open vSwitch; applied again it changes nothing."""
+    try:
+        tools = build_switch_tools(cache_folder())
+    except OrchestratorError as error:
+        pytest.skip(f"the root with Open vSwitch cannot be built: {error.message}")
+    with running(tmp_path, tools, bridge=False) as daemons:
+        programs = tmp_path / "bin"
+        programs.mkdir()
+        (programs / "ovs-vsctl").write_text(f'#!/bin/sh\nexec {" ".join(daemons.prefix)} ovs-vsctl "$@"\n')
+        (programs / "ovs-vsctl").chmod(0o755)
+        for name in ("p1", "p2"):
+            daemons.run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}-far")
+        defaults = yaml.safe_load((OPENVSWITCH / "defaults/main.yml").read_text())
+        variables = {
+            **defaults, "nohype_openvswitch_bridge": BRIDGE, "nohype_openvswitch_ports": ["p1"],
+            "nohype_openvswitch_plain_ports": ["p2"], "nohype_openvswitch_datapath": "netdev",
+        }  # fmt: skip
+        handlers = [{"name": "Load the flows", "ansible.builtin.meta": "noop"}]
+        tasks = prepare_openvswitch(tmp_path)
+        play(tmp_path, tasks, variables, str(programs), handlers=handlers)
+        assert "changed=0" in play(tmp_path, tasks, variables, str(programs), handlers=handlers).stdout
+        unit = (tmp_path / "nohype-relay.service").read_text()
+        assert f"ExecStart=ovs-ofctl --bundle add-flows {BRIDGE} /etc/openvswitch/nohype-relay.flows\n" in unit
+        LocalCommands(daemons.prefix).run(
+            ["ovs-ofctl", "--bundle", "add-flows", BRIDGE, "-"], input=(tmp_path / "nohype-relay.flows").read_text()
+        )
+        state = daemons.driver.read()
+    assert state.fail_mode == "secure"
+    assert {port.name: port.hairpin for port in state.ports} == {"p1": True, "p2": False}
+    assert state.other_flows == 0
