@@ -103,7 +103,8 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
 @click.argument("port", required=False)
 @json_option
 @client_option
-def verify(name: str, port: str | None, *, as_json: bool, client: Client) -> int:
+@click.pass_context
+def verify(ctx: click.Context, name: str, port: str | None, *, as_json: bool, client: Client) -> None:
     """Check PORT of the switch NAME, or the ports of all uplinks.
 
     Exit status 0 if no check failed.
@@ -117,7 +118,8 @@ def verify(name: str, port: str | None, *, as_json: bool, client: Client) -> int
         print_table([("PORT", "CHECK", "VERDICT", "FOUND"), *rows])
         for check in failed:
             say(f"port {check['port']}, {check['name']}: {check['hint']}")
-    return int(bool(failed))
+    if failed:
+        ctx.exit(1)
 
 
 @switch.command()
