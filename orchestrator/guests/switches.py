@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from orchestrator.errors import Forbidden, LedgerError, NotFound, RequestError, SwitchError
+from orchestrator.errors import Forbidden, LedgerError, NotFound, OrchestratorError, RequestError, SwitchError
 from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.switch_watch import Observation, SwitchWatch
 from orchestrator.host.ports import read_mtu
@@ -62,7 +62,7 @@ class SwitchService:
 
     def show(self, caller: Identity, name: str) -> SwitchDetails:
         switch = self._find(caller, name)
-        state = self._read(switch)
+        state = self._read(switch, neighbours=True)
         ties = self._list_ties(name)
         return SwitchDetails(self._view(switch), state, tuple(_read_announced(tie.uplink) for tie in ties))
 
@@ -96,10 +96,10 @@ class SwitchService:
             self._find(caller, name)
             try:
                 undo_steps(UndoContext(self._host), self._ledger, _owner(name))
-            except Exception as error:
+            except OrchestratorError as error:
                 if not force:
                     hint = "repeat it when the switch can be reached, or use --force to leave its ports as they are"
-                    raise SwitchError(f"switch {name} was not deleted: {_first_line(error)}", hint) from None
+                    raise SwitchError(f"switch {name} was not deleted: {error.message}", hint) from None
                 for record in self._ledger.undo_records(_owner(name)):
                     self._ledger.drop_undo_record(record.id)
             self._ledger.delete_switch(name)
@@ -122,9 +122,9 @@ class SwitchService:
                 return switch
         raise NotFound(f"there is no switch named {name}", "`nohype switch list` shows all")
 
-    def _read(self, switch: Switch, ports: tuple[str, ...] | None = None) -> SwitchState:
+    def _read(self, switch: Switch, ports: tuple[str, ...] | None = None, *, neighbours: bool = False) -> SwitchState:
         with opened(switch, find_key(self._settings.key)) as driver:
-            return driver.read(ports)
+            return driver.read(ports, neighbours=neighbours)
 
     def _view(self, switch: Switch) -> SwitchView:
         seen = self._watch.find(switch.name)
@@ -136,7 +136,8 @@ class SwitchService:
 
     def _list_watched(self, name: str) -> tuple[str, ...]:
         """The ports of uplinks, and those at which the manager has set hairpin."""
-        changed = [str(record.arguments.get("port")) for record in self._ledger.undo_records(_owner(name))]
+        last = {str(record.arguments.get("port")): record for record in reversed(self._ledger.undo_records(_owner(name)))}
+        changed = [port for port, record in last.items() if record.arguments.get("on")]
         return tuple(dict.fromkeys([*(tie.port for tie in self._list_ties(name)), *changed]))
 
     def _read_mtus(self, name: str) -> dict[str, int]:
@@ -174,7 +175,3 @@ def _read_announced(uplink: str) -> UplinkNeighbour:
 def _describe(switch: Switch) -> str:
     where = f"on {switch.ssh}" if switch.ssh else f"network namespace {switch.netns}" if switch.netns else "on this host"
     return f"{switch.driver}, bridge {switch.bridge}, {where}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

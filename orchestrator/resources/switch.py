@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from orchestrator.host.root import HostRoot
+from orchestrator.model.event import utc_now
 from orchestrator.model.switch import Switch
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
 from orchestrator.switches.drivers import opened
@@ -14,12 +15,19 @@ from orchestrator.switches.drivers import opened
 
 @dataclass(frozen=True)
 class HairpinBefore:
-    """``key``: file with the SSH key, empty without one. ``before``: as `switches.base.Driver.snapshot` returned it."""
+    """Attributes:
+    key: file with the SSH key, empty without one.
+    before: as `switches.base.Driver.snapshot` returned it.
+    on: what was set.
+    at: when; so each change has a record of its own, and the newest tells what was set last.
+    """
 
     switch: Switch
     key: str
     port: str
     before: str
+    on: bool
+    at: str
 
 
 @register
@@ -40,7 +48,8 @@ class SetHairpin:
         with opened(self.switch, find_key(self.key)) as driver:
             if driver.read([self.port]).ports[0].hairpin == self.on and not self.macs:
                 return None
-            return to_arguments(HairpinBefore(self.switch, self.key, self.port, driver.snapshot(self.port)))
+            before = driver.snapshot(self.port)
+        return to_arguments(HairpinBefore(self.switch, self.key, self.port, before, self.on, utc_now()))
 
     def apply(self, host: HostRoot) -> None:
         with opened(self.switch, find_key(self.key)) as driver:

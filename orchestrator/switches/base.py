@@ -27,8 +27,11 @@ class Driver(Protocol):
     @property
     def can(self) -> frozenset[Capability]: ...
 
-    def read(self, ports: Sequence[str] | None = None) -> SwitchState:
-        """The bridge with these ports in this order; None for all ports. A port that does not exist is an error."""
+    def read(self, ports: Sequence[str] | None = None, *, neighbours: bool = False) -> SwitchState:
+        """The bridge with these ports in this order; None for all ports. A port that does not exist is an error.
+
+        ``neighbours``: also asks the LLDP daemon, a program per port.
+        """
 
     def set_hairpin(self, port: str, *, on: bool, macs: Sequence[str] = ()) -> None:
         """Reads back what it set. ``macs``: with `Capability.BINDING`, the addresses behind the port."""

@@ -18,7 +18,7 @@ class RemoteBridge:
     def __init__(self, bridge: str, commands: Commands) -> None:
         self.bridge, self._commands = bridge, commands
 
-    def read(self, ports: Sequence[str] | None = None) -> SwitchState:
+    def read(self, ports: Sequence[str] | None = None, *, neighbours: bool = False) -> SwitchState:
         commands = self._commands
         bridges = read_json(commands, ["ip", "-j", "-d", "link", "show", "type", "bridge"])
         settings = parsed(commands, "the output of `ip`", lambda: _find_settings(bridges, self.bridge))
@@ -27,7 +27,9 @@ class RemoteBridge:
             raise SwitchError(f"there is no bridge {self.bridge} {commands.where}", hint)
         filtering, stp = bool(settings["vlan_filtering"]), bool(settings["stp_state"])
         picked = pick_ports(self.bridge, self._read_ports(vlan_filtering=filtering), ports)
-        return SwitchState(tuple(read_neighbour(commands, port) for port in picked), filtering, stp, None, None, None)
+        if neighbours:
+            picked = tuple(read_neighbour(commands, port) for port in picked)
+        return SwitchState(picked, filtering, stp, None, None, None)
 
     def set_hairpin(self, port: str, *, on: bool, macs: Sequence[str] = ()) -> None:
         if macs:

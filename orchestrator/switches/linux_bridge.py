@@ -25,10 +25,12 @@ class LinuxBridge:
     def __init__(self, bridge: str, netns: str | None = None) -> None:
         self.bridge, self.netns = bridge, netns
 
-    def read(self, ports: Sequence[str] | None = None) -> SwitchState:
+    def read(self, ports: Sequence[str] | None = None, *, neighbours: bool = False) -> SwitchState:
         with _as_switch_error():
             found = netlink.read_bridge(self.bridge, self.netns)
-        picked = tuple(map(self._add_neighbour, pick_ports(self.bridge, found.ports, ports)))
+        picked = pick_ports(self.bridge, found.ports, ports)
+        if neighbours:
+            picked = tuple(map(self._add_neighbour, picked))
         return SwitchState(picked, found.vlan_filtering, found.stp, None, None, None)
 
     def set_hairpin(self, port: str, *, on: bool, macs: Sequence[str] = ()) -> None:

@@ -41,13 +41,14 @@ class OpenVSwitch:
     def __init__(self, bridge: str, commands: Commands) -> None:
         self.bridge, self._commands = bridge, commands
 
-    def read(self, ports: Sequence[str] | None = None) -> SwitchState:
+    def read(self, ports: Sequence[str] | None = None, *, neighbours: bool = False) -> SwitchState:
         settings, flows = self._read_settings(), self._read_flows()
         picked = pick_ports(self.bridge, self._read_ports(flows), ports)
+        if neighbours:
+            picked = tuple(read_neighbour(self._commands, port) for port in picked)
         others = sum(not flow.is_ours for flow in flows)
         return SwitchState(
-            tuple(read_neighbour(self._commands, port) for port in picked), None,
-            bool(settings["stp_enable"] or settings["rstp_enable"]), _text(settings["fail_mode"]) or "standalone",
+            picked, None, bool(settings["stp_enable"] or settings["rstp_enable"]), _text(settings["fail_mode"]) or "standalone",
             relay_table.count_own(flows), others,
         )  # fmt: skip
 

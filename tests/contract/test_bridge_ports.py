@@ -52,7 +52,7 @@ def test_port_of_a_new_bridge_is_read(bridge: LinuxBridge, cable: Cable) -> None
     assert (found.name, found.up, found.carrier, found.hairpin, found.isolated) == (FAR, True, True, False, False)
     assert found.mtu == 1500
     assert found.counters
-    state = bridge.read([FAR])
+    state = bridge.read([FAR], neighbours=True)
     assert (state.vlan_filtering, state.stp, state.fail_mode, state.flows) == (False, False, None, None)
     assert any("neighbour" in gap for gap in state.ports[0].gaps)
 

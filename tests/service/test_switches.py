@@ -278,6 +278,20 @@ def test_lost_hairpin_is_reported_once_and_its_return_too(manager: Manager, cabl
     assert {event.who for event in manager.events[-2:]} == {"manager"}
 
 
+def test_port_that_an_operator_switched_off_is_not_watched(manager: Manager, cable: Cable) -> None:
+    """Unless an uplink is tied to it: sw2 has none."""
+    manager.service.add(OPERATOR, local("sw2"))
+    manager.service.start_watching()
+    for on, problem in ((True, ""), (False, "")):
+        manager.service.set_hairpin(OPERATOR, "sw2", HairpinRequest(port=cable.far, on=on))
+        seen = manager.service.list(OPERATOR)[0].observed
+        until(lambda: manager.service.list(OPERATOR)[0].observed not in (None, seen), lambda: manager.details)  # noqa: B023
+        assert manager.service.list(OPERATOR)[0].problem == problem
+    manager.service.set_hairpin(OPERATOR, "sw2", HairpinRequest(port=cable.far, on=True))
+    cable.change_port(mode=0)
+    manager.await_event("switch sw2: port")
+
+
 def test_change_is_reported_sooner_than_a_poll(manager: Manager, cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the kernel's notification: with polls alone this test would not end."""
     monkeypatch.setattr("orchestrator.guests.switch_watch.POLL_SECONDS", 3600.0)
@@ -333,7 +347,7 @@ def test_bridge_over_ssh_is_read_like_a_local_one(ssh: SshSwitch, cable: Cable) 
             assert replace(theirs, ports=()) == replace(ours, ports=())
             assert theirs.ports[0].counters
             assert ours.ports[0].counters
-        assert "lldpcli" in theirs.ports[0].gaps[0]
+        assert "lldpcli" in far.read(neighbours=True).ports[0].gaps[0]
 
 
 def test_hairpin_is_set_over_ssh_and_reverted(ssh: SshSwitch, cable: Cable, tmp_path: Path) -> None:
