@@ -11,7 +11,7 @@ from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import Identity, may_change, may_see
 from orchestrator.model.network import Network, NetworkRequest, NetworkView
 from orchestrator.model.plan import Policy
-from orchestrator.planning.network import find_network, plan_network
+from orchestrator.planning.network import check_access, find_network, plan_network
 
 
 class Networks:
@@ -27,7 +27,8 @@ class Networks:
         return self._view(caller, find_network(caller, name, self._ledger.networks()))
 
     def create(self, caller: Identity, request: NetworkRequest) -> tuple[NetworkView, bool]:
-        """Returns the existing network and False if it is the same. Raises as `plan_network`."""
+        """Returns the existing network and False if it is the same. Raises as `check_access` and `plan_network`."""
+        check_access(caller, request)
         subject = _subject(request.name)
         with self._refusals.logging(subject, caller):
             network, new = self._ledger.create_network(lambda known: plan_network(caller, request, known, self._policy))

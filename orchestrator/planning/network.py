@@ -25,15 +25,15 @@ def find_network(caller: Identity, name: str, known: Networks) -> Network:
 def plan_network(caller: Identity, request: NetworkRequest, known: Networks, policy: Policy) -> Network:
     """The network that the request describes: the existing one if it is the same, otherwise a new one.
 
+    The caller has access (`check_access`).
+
     Raises:
-        Forbidden: the caller may not create it, or not choose its VLAN or owner.
         RequestError: the owner is not a tenant of this host, or no uplink carries the VLAN.
         Conflict: the name or the VLAN is taken.
         QuotaExceeded: the tenant has too many networks.
         NoRoom: no VLAN is free.
     """
-    owner = caller.tenant if request.owner is None else request.owner
-    _check_access(caller, request, owner)
+    owner = _choose_owner(caller, request)
     if existing := known.get(request.name):
         return _check_same(caller, request, owner, existing)
     if owner and owner not in policy.tenants and caller.role is Role.OPERATOR:
@@ -54,12 +54,18 @@ def explain_not_carried(policy: Policy, uplink: str, network: Network) -> str:
     return f"it does not carry VLAN {network.vlan} of network {network.name} ([uplinks.{uplink}] vlans = {describe_vlans(vlans)})"
 
 
-def _check_access(caller: Identity, request: NetworkRequest, owner: str) -> None:
+def check_access(caller: Identity, request: NetworkRequest) -> None:
+    """Raises Forbidden if the caller may not create networks of this owner, or not choose the VLAN."""
+    owner = _choose_owner(caller, request)
     if not may_change(caller, owner):
         raise Forbidden(f"{caller.name} may not create networks" + (f" of tenant {owner}" if owner != caller.tenant else ""))
     if request.vlan is not None and caller.role is not Role.OPERATOR:
         # A tenant could otherwise join a VLAN of the switch that does not belong to it.
         raise Forbidden(f"{caller.name} is not an operator and may not choose a VLAN", "omit vlan: a free VLAN is chosen")
+
+
+def _choose_owner(caller: Identity, request: NetworkRequest) -> str:
+    return caller.tenant if request.owner is None else request.owner
 
 
 def _check_same(caller: Identity, request: NetworkRequest, owner: str, existing: Network) -> Network:

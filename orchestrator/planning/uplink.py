@@ -56,7 +56,7 @@ def find_edge(uplink: str, topology: Topology, policy: Policy) -> EdgeChoice | s
         return EdgeChoice(EdgeMode.VEPA)
     interface = topology.find_interface(uplink)
     if interface is None:
-        return no_vfs
+        return no_vfs or f"there is no Ethernet interface {uplink} for edge mode {wanted}"
     refused = []
     for mode in [wanted] if wanted else SOFTWARE:
         if reason := SOFTWARE[mode].check_uplink(interface):

@@ -165,6 +165,8 @@ def test_viewer_reads_and_changes_nothing(served: Served) -> None:
     assert len(ask(served, CAROL, "GET", "/v1/networks")[1]) == 1
     assert ask(served, CAROL, "POST", "/v1/networks", {"name": "red"})[0] == 403
     assert ask(served, CAROL, "DELETE", "/v1/networks/blue")[0] == 403
+    assert ask(served, ALICE, "POST", "/v1/networks", {"name": "green", "vlan": 101})[0] == 403
+    assert [event["kind"] for event in served.client.events()] == ["network-created"], "what is forbidden fills no log"
 
 
 def test_network_that_disappears_while_a_guest_is_planned(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 
 from orchestrator.errors import Conflict, LedgerError, LostRace
 from orchestrator.ledger import Ledger
-from orchestrator.model.network import Network
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.network import Network, parse_network_request, parse_vlans
 from orchestrator.model.plan import Plan
+from orchestrator.planning.network import plan_network
 from tests.unit.test_ledger import make_plan, make_request
+from tests.unit.test_plan import POLICY
 
 BLUE, RED = Network("blue", 100, "acme"), Network("red", 101)
 
@@ -134,3 +138,16 @@ def test_damaged_networks_are_refused(path: Path, statement: str, says: str) -> 
     with pytest.raises(LedgerError, match=says):
         Ledger(path)
     assert path.read_bytes() == before
+
+
+def test_networks_that_are_created_at_the_same_time_differ(path: Path) -> None:
+    policy = replace(POLICY, vlans={"nic0": parse_vlans("100-119")})
+    with Ledger(path) as ledger, ThreadPoolExecutor(8) as pool:
+
+        def create(number: int) -> tuple[Network, bool]:
+            request = parse_network_request({"name": f"net{number // 2}"})  # each is requested twice
+            return ledger.create_network(lambda known: plan_network(OPERATOR, request, known, policy))
+
+        made = list(pool.map(create, range(40)))
+    assert sorted(network.vlan for network, new in made if new) == list(range(100, 120))
+    assert len({network.name for network, _ in made}) == 20

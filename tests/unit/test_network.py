@@ -9,7 +9,7 @@ import pytest
 from orchestrator.errors import Conflict, Forbidden, NoRoom, NotFound, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.model.access import OPERATOR, Identity, Quota, Role
 from orchestrator.model.network import RESERVED, Network, describe_vlans, parse_network_request, parse_vlans
-from orchestrator.planning.network import explain_not_carried, find_network, plan_network
+from orchestrator.planning.network import check_access, explain_not_carried, find_network, plan_network
 from tests.unit.test_plan import POLICY
 
 ACME = Identity("alice", Role.TENANT, "acme", Quota(networks=2))
@@ -23,7 +23,9 @@ def known(*networks: Network) -> dict[str, Network]:
 
 
 def plan(caller: Identity, existing: dict[str, Network] | None = None, **fields: object) -> Network:
-    return plan_network(caller, parse_network_request({"name": "blue", **fields}), existing or {}, RANGES)
+    request = parse_network_request({"name": "blue", **fields})
+    check_access(caller, request)
+    return plan_network(caller, request, existing or {}, RANGES)
 
 
 @pytest.mark.parametrize(("text", "vlans"), [("7", {7}), ("100-102, 300", {100, 101, 102, 300}), ("1-4094", set(range(1, 4095)))])

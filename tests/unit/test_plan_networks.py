@@ -10,8 +10,11 @@ from orchestrator.errors import NoRoom
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.network import Network, parse_vlans
 from orchestrator.model.plan import Allocated, Plan, Policy
+from orchestrator.model.topology import Interface
+from orchestrator.model.waiver import Waiver
 from orchestrator.planning.inputs import Site
 from orchestrator.planning.planner import plan_guest
+from orchestrator.values import MacAddress
 from tests.unit.test_plan import POLICY, groups, host, nic, request, second_nic
 
 SITE = Site({"blue": Network("blue", 100, "acme"), "red": Network("red", 200)}, "1234")
@@ -63,9 +66,20 @@ def test_refusal_names_the_uplink_and_its_range(nics: list[dict[str, object]], s
     assert says in caught.value.reasons
 
 
-@pytest.mark.parametrize("mode", [EdgeMode.MACVTAP_VEPA, EdgeMode.BRIDGE_VEPA])
 @pytest.mark.parametrize("wanted", [{"network": "blue"}, {"rate": 50}])
-def test_software_edge_has_no_networks(mode: EdgeMode, wanted: dict[str, object]) -> None:
-    policy = replace(POLICY, edges=(("nic0", mode),))
-    with pytest.raises(NoRoom, match=f"with edge mode {mode} a NIC can have neither a network nor a rate"):
-        plan(policy, wanted)
+def test_software_edge_has_neither_networks_nor_rates(wanted: dict[str, object]) -> None:
+    policy = replace(POLICY, edges=(("nic0", EdgeMode.MACVTAP_VEPA),), accept=(Waiver.SOFTWARE_EDGE,))
+    topology = replace(TWO, interfaces=(Interface("nic0", True, MacAddress("52:54:00:00:01:00"), None, None),))
+
+    def plan_one(**fields: object) -> Plan:
+        return plan_guest(request(nics=[fields]), topology, Allocated(), policy, SITE)
+
+    assert plan_one().vf.edge is EdgeMode.MACVTAP_VEPA
+    with pytest.raises(NoRoom, match="with edge mode macvtap-vepa a NIC can have neither a network nor a rate"):
+        plan_one(**wanted)
+
+
+def test_software_edge_without_an_interface_is_refused_with_a_reason() -> None:
+    with pytest.raises(NoRoom) as caught:
+        plan(replace(POLICY, edges=(("nic0", EdgeMode.MACVTAP_VEPA),)), {})
+    assert "uplink nic0: there is no Ethernet interface nic0 for edge mode macvtap-vepa" in caught.value.reasons
