@@ -121,6 +121,36 @@ class Event(TypedDict):
     took: float | None
 
 
+class ModeView(TypedDict):
+    """An edge mode, and why an uplink cannot have it; empty if it can."""
+
+    mode: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"]
+    refused: str
+
+
+class Uplink(TypedDict):
+    """An uplink. ``edge`` is the mode that guests get, null for none; ``configured`` may be `auto`. ``why`` is the reason for a
+    software edge, or for none. ``now`` is what the NIC does between its VFs.
+    """
+
+    name: str
+    up: bool
+    configured: str
+    edge: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"] | None
+    why: str
+    modes: list[ModeView]
+    now: str
+    guests: list[str]
+
+
+class HairpinResult(TypedDict):
+    """``returned`` of ``sent`` probe frames came back from the external switch."""
+
+    uplink: str
+    sent: int
+    returned: int
+
+
 class EdgeReading(TypedDict):
     """Edge mode of a PF or of a guest's tap, null if it is unknown; `text` is what was read, or why it could not be read.
 

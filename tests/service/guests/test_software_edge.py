@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.api.routes.guests import show_guest
-from orchestrator.errors import HostError, NoRoom
+from orchestrator.errors import Forbidden, HostError, NoRoom, NotFound
 from orchestrator.guests.service import GuestService
-from orchestrator.model.access import OPERATOR
+from orchestrator.model.access import OPERATOR, Role
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.waiver import Waiver
@@ -228,3 +228,32 @@ def test_configured_mode_is_used_or_refused(tmp_path_factory: pytest.TempPathFac
     assert create(manager, name="vf", nics=[{"uplink": "nic1"}], **ACCEPT).vf.edge is EdgeMode.VEPA
     with pytest.raises(NoRoom, match="edge mode macvtap-vepa has no VFs, but VF 0000:10:10.0 is requested"):
         create(manager, name="no", nics=[{"uplink": "nic0", "vf": "0000:10:10.0"}], **ACCEPT)
+
+
+def test_uplinks_are_shown_with_their_modes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    world = World(tmp_path_factory.mktemp("shown") / "world")
+    make_plain(world, "0000:14:00.0")
+    manager = open_manager(world)
+    create(manager, **ACCEPT)
+    create(manager, name="soft", nics=[{"uplink": "nic1"}], **ACCEPT)
+    hard, soft = manager.uplinks(OPERATOR)
+    assert (hard.name, hard.edge, hard.why, hard.guests, hard.configured) == ("nic0", "vepa", "", ("web",), "auto")
+    assert "loopback bit 31 clear: vepa" in hard.now
+    assert (soft.name, soft.edge, soft.guests, soft.now) == ("nic1", "macvtap-vepa", ("soft",), "")
+    assert "there is no SR-IOV capable network interface" in soft.why
+    assert [(mode.mode, bool(mode.refused)) for mode in soft.modes] == [("vepa", True), ("macvtap-vepa", False)]
+    assert manager.uplink(OPERATOR, "nic1") == soft
+    with pytest.raises(NotFound, match="eth9 is not an uplink"):
+        manager.uplink(OPERATOR, "eth9")
+
+
+@pytest.mark.parametrize("hairpin", [True, False])
+def test_uplink_is_proved_on_request(world: World, manager: GuestService, hairpin: bool) -> None:
+    world.host.fake_net.hairpin = hairpin
+    assert bool(manager.prove_uplink(OPERATOR, "nic1").returned) == hairpin
+    with pytest.raises(NotFound):
+        manager.prove_uplink(OPERATOR, "lo")
+    viewer = replace(OPERATOR, role=Role.VIEWER)
+    with pytest.raises(Forbidden):
+        manager.prove_uplink(viewer, "nic1")
+    assert manager.uplinks(viewer)

@@ -1,0 +1,70 @@
+"""`nohype uplink`: the edge modes of the host's uplinks, and the probe of the external switch."""
+
+from __future__ import annotations
+
+import click
+
+from orchestrator.cli.connection import client_option
+from orchestrator.cli.output import json_option, print_json, print_table, say
+from orchestrator.client import Client
+
+
+@click.group()
+def uplink() -> None:
+    """Show the uplinks with their edge modes, and probe the external switch.
+
+    The edge mode of an uplink decides what sends the frames between guests to the external switch: the NIC (vepa) or, weaker, the
+    host's kernel (macvtap-vepa). It is set in the manager's configuration, `edge` in [uplinks.NAME].
+    """
+
+
+@uplink.command("list")
+@json_option
+@client_option
+def list_uplinks(*, as_json: bool, client: Client) -> None:
+    """List the uplinks, with the edge mode that guests get."""
+    found = client.uplinks()
+    if as_json:
+        print_json(found)
+        return
+    rows = [(one["name"], one["edge"] or "none", "up" if one["up"] else "down", ",".join(one["guests"]) or "-") for one in found]
+    print_table([("UPLINK", "EDGE", "LINK", "GUESTS"), *rows])
+
+
+@uplink.command()
+@click.argument("name")
+@json_option
+@client_option
+def show(name: str, *, as_json: bool, client: Client) -> None:
+    """Show the uplink NAME: its edge mode and why, and which modes are possible."""
+    found = client.uplink(name)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        [
+            ("uplink", found["name"]), ("link", "up" if found["up"] else "down"), ("configured", found["configured"]),
+            ("edge mode", found["edge"] or "none"), *([("why", found["why"])] if found["why"] else []),
+            *((f"mode {mode['mode']}", mode["refused"] or "possible") for mode in found["modes"]),
+            *([("now", found["now"])] if found["now"] else []), ("guests", ", ".join(found["guests"]) or "none"),
+        ]
+    )  # fmt: skip
+
+
+@uplink.command()
+@click.argument("name")
+@json_option
+@client_option
+def prove(name: str, *, as_json: bool, client: Client) -> int:
+    """Probe whether the external switch sends frames back to the uplink NAME (hairpin).
+
+    The manager sends frames between two addresses of its own on the uplink. Exit status 1 if none comes back. Operators only.
+    """
+    result = client.prove_uplink(name)
+    if as_json:
+        print_json(result)
+    else:
+        say(f"{name}: {result['returned']} of {result['sent']} probe frames came back from the switch")
+        if not result["returned"]:
+            say(f"  hint: enable hairpin (reflective relay) on the switch port of {name}, and check the cable")
+    return int(not result["returned"])
