@@ -20,7 +20,7 @@ _COMMANDS = {
     "guest": "Create, list, show, start, stop and delete guests.",
     "survey": "Show cores, huge pages, NICs and disks of the host.",
     "audit": "Measure the isolation of the guests on the live host.",
-    "uplink": "Show the uplinks with their edge modes, and probe the external switch.",
+    "uplink": "Show edge modes of uplinks, and probe the external switch.",
     "events": "Show the event log: what the manager decided, and why.",
     "quarantine": "List and clear quarantined guests.",
     "metrics": "Print metrics in Prometheus format.",

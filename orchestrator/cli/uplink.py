@@ -11,7 +11,7 @@ from orchestrator.client import Client
 
 @click.group()
 def uplink() -> None:
-    """Show the uplinks with their edge modes, and probe the external switch.
+    """Show edge modes of uplinks, and probe the external switch.
 
     The edge mode of an uplink decides what sends the frames between guests to the external switch: the NIC (vepa) or, weaker, the
     host's kernel (macvtap-vepa). It is set in the manager's configuration, `edge` in [uplinks.NAME].
@@ -36,7 +36,7 @@ def list_uplinks(*, as_json: bool, client: Client) -> None:
 @json_option
 @client_option
 def show(name: str, *, as_json: bool, client: Client) -> None:
-    """Show the uplink NAME: its edge mode and why, and which modes are possible."""
+    """Show the edge mode of the uplink NAME, and why."""
     found = client.uplink(name)
     if as_json:
         print_json(found)
@@ -56,9 +56,10 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
 @json_option
 @client_option
 def prove(name: str, *, as_json: bool, client: Client) -> int:
-    """Probe whether the external switch sends frames back to the uplink NAME (hairpin).
+    """Probe whether the switch sends frames back to NAME.
 
-    The manager sends frames between two addresses of its own on the uplink. Exit status 1 if none comes back. Operators only.
+    The manager sends frames between two addresses of its own on the uplink. The switch sends them back if its port has hairpin
+    on. Exit status 1 if none comes back. Operators only.
     """
     result = client.prove_uplink(name)
     if as_json:

@@ -349,13 +349,16 @@ def test_uplinks_are_listed_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("returned", "status"), [(1, 0), (0, 1)])
-def test_probe_of_an_uplink_has_an_exit_status(monkeypatch: pytest.MonkeyPatch, returned: int, status: int) -> None:
+def test_probe_of_an_uplink_has_an_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], returned: int, status: int
+) -> None:
     result = {"uplink": "nic0", "sent": 5, "returned": returned}
     monkeypatch.setattr(FakeClient, "prove_uplink", lambda *_: result, raising=False)
-    output = run("uplink", "prove", "nic0", status=status).output
+    output = run("uplink", "prove", "nic0").output
     assert f"nic0: {returned} of 5 probe frames came back" in output
     assert ("enable hairpin" in output) == bool(status)
-    assert json.loads(run("uplink", "prove", "nic0", "--json", status=status).output) == result
+    assert json.loads(run("uplink", "prove", "nic0", "--json").output) == result
+    assert main(monkeypatch, capsys, "uplink", "prove", "nic0")[0] == status
 
 
 def test_events_are_a_line_each() -> None:

@@ -12,7 +12,7 @@ from orchestrator.api.fastapi_import import Path
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.client import shapes
 
-Uplink = Annotated[str, Path(description="The uplink's network interface.", max_length=64)]
+Name = Annotated[str, Path(description="The uplink's network interface.", max_length=64)]
 
 routes = Routes()
 
@@ -22,11 +22,11 @@ async def uplinks(backend: Served, caller: HostReader) -> Response:
     return await answer_plain(backend.long, caller, lambda: backend.guests.uplinks(caller))
 
 
-@routes.add("GET", "/v1/uplinks/{uplink}", shapes.Uplink, ("not-found", *HOST_CODES))
-async def show_uplink(backend: Served, caller: HostReader, uplink: Uplink) -> Response:
-    return await answer_plain(backend.long, caller, lambda: backend.guests.uplink(caller, uplink))
+@routes.add("GET", "/v1/uplinks/{name}", shapes.Uplink, ("not-found", *HOST_CODES))
+async def show_uplink(backend: Served, caller: HostReader, name: Name) -> Response:
+    return await answer_plain(backend.long, caller, lambda: backend.guests.uplink(caller, name))
 
 
-@routes.add("POST", "/v1/uplinks/{uplink}/prove", shapes.HairpinResult, ("cross-site", "not-found", *HOST_CODES))
-async def prove_uplink(backend: Served, caller: Operator, uplink: Uplink) -> Response:
-    return await answer_plain(backend.long, caller, lambda: backend.guests.prove_uplink(caller, uplink))
+@routes.add("POST", "/v1/uplinks/{name}/prove", shapes.HairpinResult, ("cross-site", "not-found", *HOST_CODES))
+async def prove_uplink(backend: Served, caller: Operator, name: Name) -> Response:
+    return await answer_plain(backend.long, caller, lambda: backend.guests.prove_uplink(caller, name))
