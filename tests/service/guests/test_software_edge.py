@@ -15,7 +15,6 @@ from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.waiver import Waiver
 from orchestrator.values import CpuSet
-from tests.fakes.net import TABLES, TAPS
 from tests.fakes.root import DEVICES
 from tests.harness.crash import World
 from tests.harness.guests import ask, create, kinds, open_manager
@@ -37,8 +36,8 @@ def world(world: World) -> World:
 
 
 def left_over(world: World) -> list[str]:
-    net = world.host.fake_net
-    return [link.name for link in net.read_links() if link.kind == "macvtap"] + list(net._load(TAPS)) + list(net._load(TABLES))
+    """Taps and tables of nftables."""
+    return world.host.fake_net.list_made()
 
 
 def details(manager: GuestService, kind: str) -> list[str]:
@@ -257,3 +256,28 @@ def test_uplink_is_proved_on_request(world: World, manager: GuestService, hairpi
     with pytest.raises(Forbidden):
         manager.prove_uplink(viewer, "nic1")
     assert manager.uplinks(viewer)
+
+
+class Killed(BaseException):
+    """The manager is killed."""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("change", ["macvtap nh-", "table nohype-nh-", "tap nh-", "hypervisor start"])
+def test_killed_manager_cleans_up_after_its_start(world: World, manager: GuestService, moment: str, change: str) -> None:
+    dead: list[str] = []
+
+    def kill(now: str, what: str) -> None:
+        if dead or (now == moment and what.startswith(change)):
+            dead.append(what)  # a killed manager changes nothing more
+            raise Killed
+
+    before = world.host.watch
+    object.__setattr__(world.host, "watch", kill)
+    with pytest.raises(Killed):
+        create(manager, **ACCEPT)
+    object.__setattr__(world.host, "watch", before)
+    manager.close()
+    again = open_manager(world)
+    assert (again.guests(OPERATOR), left_over(world)) == ((), [])
+    assert world.host.violations() == []
