@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from orchestrator.api.server import SOCKET_GROUP
 from orchestrator.cli.main import nohype
-from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, read_config
+from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, UplinkConfig, read_config
 from orchestrator.host.run import Completed, run
 from orchestrator.images.install import install_image
 from orchestrator.images.wheels import source_tree
@@ -38,6 +38,7 @@ NEEDED: dict[str, Any] = {
 }  # fmt: skip
 EVERYTHING: dict[str, Any] = {
     **NEEDED,
+    "nohype_uplinks": [{"name": "nic0", "edge": "vepa"}, {"name": "nic1"}],
     "nohype_vfs_per_uplink": 4,
     "nohype_reserved_pages": {"1G": 1, "2M": 512},
     "nohype_paths": {
@@ -276,7 +277,10 @@ def test_what_the_configuration_knows_is_in_the_defaults() -> None:
     """With a comment each; a section or field that is new in `config` must be told of."""
     text = (ROLE / "defaults/main.yml").read_text()
     told = dict.fromkeys(("disks", "paths", "exits", "events", "access", "tenants", "tokens", "api", "limits", "boot"))
-    assert set(DaemonConfig.model_fields) == {"host", *told}
+    assert set(DaemonConfig.model_fields) == {"host", "uplinks", *told}
+    uplinks = re.search(r"((?:^#.*\n)+)^nohype_uplinks:", text, re.MULTILINE)
+    assert uplinks
+    assert set(re.findall(r"\w+", uplinks[1])) >= set(UplinkConfig.model_fields)
     for name in told:
         comment = re.search(rf"((?:^#.*\n)+)^nohype_{name}: {{}}$", text, re.MULTILINE)
         assert comment, name
