@@ -15,7 +15,7 @@ from orchestrator.api.fields import reject_unknown_input
 from orchestrator.api.guard import Guard, HeadAsGet
 from orchestrator.api.identity import IdentityMap
 from orchestrator.api.openapi import build_document
-from orchestrator.api.routes import consoles, events, guests, host, networks, quarantine, switches
+from orchestrator.api.routes import consoles, events, guests, host, networks, quarantine, switches, uplinks
 from orchestrator.api.routing import Route
 from orchestrator.api.waits import Kinds
 from orchestrator.api.workers import Workers
@@ -25,7 +25,8 @@ from orchestrator.model.access import MANAGER, Identity
 from orchestrator.model.proof import Proof
 
 ROUTES: tuple[Route, ...] = (
-    *host.routes, *guests.routes, *consoles.routes, *networks.routes, *quarantine.routes, *switches.routes, *events.routes,
+    *host.routes, *guests.routes, *consoles.routes, *networks.routes, *quarantine.routes, *switches.routes, *uplinks.routes,
+    *events.routes,
 )  # fmt: skip
 
 

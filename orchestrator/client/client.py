@@ -90,6 +90,21 @@ class Client(SwitchCalls):
         survey: shapes.Survey = self._ask(shapes.Survey, "GET", "/v1/survey")
         return survey
 
+    def uplinks(self) -> list[shapes.Uplink]:
+        """Raises Forbidden for tenants."""
+        uplinks: list[shapes.Uplink] = self._ask(list[shapes.Uplink], "GET", "/v1/uplinks")
+        return uplinks
+
+    def uplink(self, name: str) -> shapes.Uplink:
+        """Raises NotFound if it is not configured, Forbidden for tenants."""
+        uplink: shapes.Uplink = self._ask(shapes.Uplink, "GET", f"/v1/uplinks/{quote(name, safe='')}")
+        return uplink
+
+    def prove_uplink(self, name: str) -> shapes.HairpinResult:
+        """Probes whether the external switch sends frames back to the uplink. Raises NotFound, Forbidden, HostError."""
+        result: shapes.HairpinResult = self._ask(shapes.HairpinResult, "POST", f"/v1/uplinks/{quote(name, safe='')}/prove")
+        return result
+
     def guests(self) -> list[shapes.Guest]:
         """All guests that the caller may see."""
         guests: list[shapes.Guest] = self._ask(list[shapes.Guest], "GET", "/v1/guests")

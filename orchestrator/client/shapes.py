@@ -4,36 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-
-class Vf(TypedDict):
-    """A guest's virtual function: PF, network interface of the PF, number, PCI and Ethernet address, VLAN and rate as in Nic."""
-
-    pf: str
-    interface: str
-    index: int
-    address: str
-    mac: str
-    vlan: int
-    rate: int
-
-
-class Nic(TypedDict):
-    """A guest's NIC: a virtual function or, with a software edge, a virtio NIC; ``pf``, ``index`` and ``address`` are null then.
-
-    ``interface`` is the uplink, ``tap`` the host's interface of a virtio NIC, ``network`` the tenant network, ``vlan`` the port
-    VLAN (0 for none), ``rate`` the limit for sending in Mbit/s (0 for none).
-    """
-
-    pf: str | None
-    interface: str
-    index: int | None
-    address: str | None
-    mac: str
-    edge: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"]
-    network: str
-    vlan: int
-    rate: int
-    tap: str
+from orchestrator.client.nic_shapes import EdgeReading as EdgeReading
+from orchestrator.client.nic_shapes import HairpinResult as HairpinResult
+from orchestrator.client.nic_shapes import ModeView as ModeView
+from orchestrator.client.nic_shapes import Nic as Nic
+from orchestrator.client.nic_shapes import Traffic as Traffic
+from orchestrator.client.nic_shapes import Uplink as Uplink
+from orchestrator.client.nic_shapes import VepaReadings as VepaReadings
+from orchestrator.client.nic_shapes import Vf as Vf
 
 
 class Disk(TypedDict):
@@ -134,47 +112,6 @@ class Event(TypedDict):
     detail: str
     tenant: str
     took: float | None
-
-
-class EdgeReading(TypedDict):
-    """Edge mode of a PF or of a guest's tap, null if it is unknown; `text` is what was read, or why it could not be read.
-
-    `findings` are differences from what a software edge requires, and `uplink` is its uplink.
-    """
-
-    interface: str
-    mode: str | None
-    text: str
-    findings: list[str]
-    uplink: str
-
-
-class Traffic(TypedDict):
-    """Frames that one guest sent to another, counted on the host.
-
-    ``uplink_out`` and ``uplink_in`` count on the uplinks of software edges; ``in_host`` on all interfaces where none is expected.
-    """
-
-    source: str
-    target: str
-    size: int
-    sent: int
-    received: int
-    duplicates: int
-    in_host: dict[str, int]
-    dropped: int
-    source_edge: bool
-    target_edge: bool
-    uplink_out: int
-    uplink_in: int
-
-
-class VepaReadings(TypedDict):
-    """What the host measured for the proof `vepa`, to be completed with the frames counted at the external switch."""
-
-    edges: list[EdgeReading]
-    traffic: Traffic | None
-    gaps: list[str]
 
 
 class Proof(TypedDict):

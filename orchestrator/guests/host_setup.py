@@ -83,7 +83,7 @@ class HostSetup:
     def _require_hairpin(self, uplink: str) -> None:
         result = self._host.net.probe_hairpin(uplink)
         if not result.returned:
-            hint = f"enable hairpin (reflective relay) on the switch port of {uplink}, and check the cable"
+            hint = f"enable hairpin (reflective relay) on the switch port of {uplink}; check with `nohype uplink prove {uplink}`"
             raise HostError(f"guests on {uplink} cannot reach each other: {result}", hint)
 
     def _clear_cores(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from orchestrator.guests.refusals import RefusalLog
 from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.switches import SwitchService
 from orchestrator.guests.transitions import Transitions
+from orchestrator.guests.uplinks import find_uplink, list_uplinks, prove_uplink
 from orchestrator.guests.vf_creation import claim_with_vfs
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
@@ -43,6 +44,7 @@ from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 from orchestrator.model.switch import SwitchSettings
 from orchestrator.model.topology import Topology
+from orchestrator.model.uplink import HairpinResult, Uplink
 from orchestrator.planning.host_check import HostFinding, check_host
 from orchestrator.values import CpuSet
 
@@ -107,6 +109,21 @@ class GuestService:
         findings = check_host(self._policy, topology)
         self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in findings))
         return findings
+
+    def uplinks(self, caller: Identity) -> tuple[Uplink, ...]:
+        if caller.role is Role.TENANT:
+            raise Forbidden("a tenant may not see the uplinks", "ask the operator of the host")
+        plans = [claim.plan for claim in self._ledger.read().claims]
+        return list_uplinks(self._host, self.survey(), self._policy, plans)
+
+    def uplink(self, caller: Identity, name: str) -> Uplink:
+        return find_uplink(self.uplinks(caller), name)
+
+    def prove_uplink(self, caller: Identity, name: str) -> HairpinResult:
+        """Sends probe frames; see ``probe_hairpin``."""
+        if caller.role is not Role.OPERATOR:
+            raise Forbidden(f"{caller.name} is not an operator and may not probe uplinks")
+        return prove_uplink(self._host, self._policy, name)
 
     def guests(self, caller: Identity) -> tuple[GuestView, ...]:
         running = self.transitions.list_running()

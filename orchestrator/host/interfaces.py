@@ -6,7 +6,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import Interface
 
 _GUESTS_KINDS = ("macvtap", "ipvtap", "tun")
-"""Interfaces of virtual machines: they come and go, and are no uplinks."""
+"""Interfaces of virtual machines: they come and go, and cannot be uplinks."""
 
 
 def read_interfaces(host: HostRoot) -> tuple[Interface, ...]:

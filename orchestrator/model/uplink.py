@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.model.edge import EdgeMode
+
 
 @dataclass(frozen=True)
 class HairpinResult:
@@ -15,6 +17,28 @@ class HairpinResult:
 
     def __str__(self) -> str:
         return f"{self.uplink}: {self.returned} of {self.sent} probe frames came back from the switch"
+
+
+@dataclass(frozen=True)
+class ModeView:
+    """An edge mode, and the reason why an uplink cannot have it; empty if it can."""
+
+    mode: EdgeMode
+    refused: str
+
+
+@dataclass(frozen=True)
+class Uplink:
+    """An uplink of the host."""
+
+    name: str
+    up: bool  # administratively up with carrier
+    configured: str  # the mode of the configuration, or "auto"
+    edge: EdgeMode | None  # that guests get; None if they can get no NIC
+    why: str  # the reason for a software edge or for none, else empty
+    modes: tuple[ModeView, ...]
+    now: str  # what the NIC does between its VFs; empty without VFs
+    guests: tuple[str, ...]
 
 
 @dataclass(frozen=True)

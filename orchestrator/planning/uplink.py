@@ -27,7 +27,7 @@ class EdgeChoice:
 
 
 def choose_edge(uplink: str, topology: Topology, policy: Policy, accepted: Collection[Waiver]) -> EdgeChoice | str:
-    """Returns a sentence if a guest cannot have a NIC of the uplink, or nobody has accepted what is weaker.
+    """Returns a sentence if a guest cannot have a NIC of the uplink, or if a weaker one was not accepted.
 
     ``accepted`` are the waivers of the request; those of the policy are added.
     """

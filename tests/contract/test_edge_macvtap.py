@@ -160,6 +160,18 @@ def diff(tap: Tap) -> tuple[str, ...]:
     return within(HOST, lambda: macvtap.diff(REAL, tap))
 
 
+def test_host_has_no_address_on_a_tap(taps: None) -> None:
+    def show() -> str:
+        argv = ["ip", "-n", HOST, "address", "show", "dev", ONE.name]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    def carries() -> bool:
+        return "LOWER_UP" in show()
+
+    assert wait_until(carries, timeout=20, interval=0.05)
+    assert "inet" not in show()
+
+
 CHANGES = {
     "nh-1: state is down, expected up": "link set nh-1 down",
     "nh-1: reception of all multicast is off, expected on": "link set nh-1 allmulticast off",

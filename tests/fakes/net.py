@@ -153,6 +153,10 @@ class FakeNet:
                 self._fake.violate(f"tap {name} was removed while a guest has it")
             self._store(TAPS, **{name: None})
 
+    def list_made(self) -> list[str]:
+        """Names of the taps and tables that exist."""
+        return [*self._load(TAPS), *self._load(TABLES)]
+
     def hold_tap(self, name: str) -> None:
         """What QEMU does when it opens a tap that libvirt must not create."""
         tap = self._load(TAPS).get(name)

@@ -343,6 +343,37 @@ def test_quarantine() -> None:
     assert FakeClient.asked == [("clear_quarantine", "db", {"force": False}), ("clear_quarantine", "db", {"force": True})]
 
 
+UPLINK = {
+    "name": "nic0", "up": True, "configured": "auto", "edge": "macvtap-vepa", "why": "no VFs", "now": "", "guests": ["web", "db"],
+    "modes": [{"mode": "vepa", "refused": "no VFs"}, {"mode": "macvtap-vepa", "refused": ""}],
+}  # fmt: skip
+
+
+def test_uplinks_are_listed_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = {**UPLINK, "name": "nic1", "up": False, "edge": None, "guests": []}
+    monkeypatch.setattr(FakeClient, "uplinks", lambda _: [UPLINK, none], raising=False)
+    monkeypatch.setattr(FakeClient, "uplink", lambda _self, name: {**UPLINK, "name": name}, raising=False)
+    lines = run("uplink", "list").output.splitlines()
+    assert [line.split() for line in lines[1:]] == [["nic0", "macvtap-vepa", "up", "web,db"], ["nic1", "none", "down", "-"]]
+    assert json.loads(run("uplink", "list", "--json").output) == [UPLINK, none]
+    shown = run("uplink", "show", "nic0").output
+    assert re.search(r"^mode macvtap-vepa +possible$", shown, re.MULTILINE)
+    assert re.search(r"^why +no VFs$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("returned", "status"), [(1, 0), (0, 1)])
+def test_probe_of_an_uplink_has_an_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], returned: int, status: int
+) -> None:
+    result = {"uplink": "nic0", "sent": 5, "returned": returned}
+    monkeypatch.setattr(FakeClient, "prove_uplink", lambda *_: result, raising=False)
+    output = run("uplink", "prove", "nic0").output
+    assert f"nic0: {returned} of 5 probe frames came back" in output
+    assert ("enable hairpin" in output) == bool(status)
+    assert json.loads(run("uplink", "prove", "nic0", "--json").output) == result
+    assert main(monkeypatch, capsys, "uplink", "prove", "nic0")[0] == status
+
+
 def test_events_are_a_line_each() -> None:
     FakeClient.log = [build_event(1, detail="no room\n  - node 0: full", took=0.0123), build_event(2)]
     lines = run("events").output.splitlines()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot, Rule
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.topology import Interface, Link, PhysicalFunction
@@ -63,15 +62,6 @@ class SoftwareEdge(Protocol):
 
 def find_link(host: HostRoot, name: str) -> Link | None:
     return next((link for link in host.net.read_links() if link.name == name), None)
-
-
-def disable_ipv6(host: HostRoot, name: str) -> None:
-    """The host itself does not use the interface."""
-    file = f"proc/sys/net/ipv6/conf/{name}/disable_ipv6"
-    if host.exists(file):
-        host.write(file, "1")
-        if (actual := host.read(file)) != "1":
-            raise HostError(f"/{file} is {actual}, expected 1")
 
 
 def build_sender_rules(mac: MacAddress) -> list[Rule]:

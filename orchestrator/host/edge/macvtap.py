@@ -9,7 +9,7 @@ from __future__ import annotations
 from errno import EEXIST
 
 from orchestrator.errors import HostError
-from orchestrator.host.edge.base import Tap, build_sender_rules, disable_ipv6, find_link
+from orchestrator.host.edge.base import Tap, build_sender_rules, find_link
 from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import Interface
 
@@ -31,7 +31,6 @@ def create(host: HostRoot, tap: Tap) -> None:
         hint = f"remove it if no program uses it: ip link delete {tap.name}"
         raise HostError(f"cannot create macvtap {tap.name}: the interface exists", hint, EEXIST)
     host.net.create_macvtap(tap.name, tap.uplink, tap.mac)
-    disable_ipv6(host, tap.name)
     _load_rules(host, tap)
     host.net.set_link_up(tap.name, up=True)
     if findings := diff(host, tap):

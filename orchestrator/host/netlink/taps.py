@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from errno import EBUSY, EEXIST, EINVAL, EOPNOTSUPP
+from errno import EAFNOSUPPORT, EBUSY, EEXIST, EINVAL, EOPNOTSUPP
+from typing import Any
 
 from orchestrator.errors import HostError
 from orchestrator.host.netlink.links import read_links
-from orchestrator.host.netlink.sockets import find_index, find_link, opened
+from orchestrator.host.netlink.sockets import NetlinkError, errno_of, find_index, find_link, opened
 from orchestrator.values import MacAddress
 
 _IFF_ALLMULTI = 0x200  # include/uapi/linux/if.h
+_IN6_ADDR_GEN_MODE_NONE = 1  # include/uapi/linux/if_link.h
 _HINTS = {
     EBUSY: "use an uplink that is not a port of a bridge, bond or team, and has no macvtap in passthru mode",
     EEXIST: "remove the interface of this name, if no program uses it: ip link delete",
@@ -19,12 +21,17 @@ _HINTS = {
 
 
 def create_macvtap(name: str, uplink: str, mac: MacAddress) -> None:
-    """In VEPA mode, and down. It receives all multicast: its own filter knows only the groups that the host has joined."""
+    """In VEPA mode, and down. It receives all multicast: its own filter knows only the groups that the host has joined.
+
+    The host itself sends nothing from it: it makes no IPv6 address when the device is set up.
+    """
     what = f"create macvtap {name} on {uplink}"
     with opened(what, None, _HINTS) as ipr:
         parent = find_index(ipr, uplink, what)
         ipr.link("add", ifname=name, kind="macvtap", macvtap_mode="vepa", link=parent, address=str(mac))
-        ipr.link("set", index=find_index(ipr, name, what), flags=_IFF_ALLMULTI, change=_IFF_ALLMULTI)
+        index = find_index(ipr, name, what)
+        ipr.link("set", index=index, flags=_IFF_ALLMULTI, change=_IFF_ALLMULTI)
+        _disable_ipv6_address(ipr, index)
 
 
 def restore_macvtap(name: str) -> None:
@@ -34,6 +41,16 @@ def restore_macvtap(name: str) -> None:
         index = find_index(ipr, name, what)
         ipr.link("set", index=index, kind="macvtap", macvtap_mode="vepa")
         ipr.link("set", index=index, flags=_IFF_ALLMULTI, change=_IFF_ALLMULTI)
+
+
+def _disable_ipv6_address(ipr: Any, index: int) -> None:
+    """As `ip link set X addrgenmode none` does. By netlink: the manager's /proc/sys is read-only."""
+    inet6 = {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE]]}
+    try:
+        ipr.link("set", index=index, IFLA_AF_SPEC={"attrs": [["AF_INET6", inet6]]})
+    except NetlinkError as error:
+        if errno_of(error) != EAFNOSUPPORT:  # a kernel without IPv6
+            raise
 
 
 def delete_link(name: str) -> None:

@@ -8,14 +8,13 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.api.routes.guests import show_guest
-from orchestrator.errors import HostError, NoRoom
+from orchestrator.errors import Forbidden, HostError, NoRoom, NotFound
 from orchestrator.guests.service import GuestService
-from orchestrator.model.access import OPERATOR
+from orchestrator.model.access import OPERATOR, Role
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.waiver import Waiver
 from orchestrator.values import CpuSet
-from tests.fakes.net import TABLES, TAPS
 from tests.fakes.root import DEVICES
 from tests.harness.crash import World
 from tests.harness.guests import ask, create, kinds, open_manager
@@ -37,8 +36,8 @@ def world(world: World) -> World:
 
 
 def left_over(world: World) -> list[str]:
-    net = world.host.fake_net
-    return [link.name for link in net.read_links() if link.kind == "macvtap"] + list(net._load(TAPS)) + list(net._load(TABLES))
+    """Taps and tables of nftables."""
+    return world.host.fake_net.list_made()
 
 
 def details(manager: GuestService, kind: str) -> list[str]:
@@ -228,3 +227,57 @@ def test_configured_mode_is_used_or_refused(tmp_path_factory: pytest.TempPathFac
     assert create(manager, name="vf", nics=[{"uplink": "nic1"}], **ACCEPT).vf.edge is EdgeMode.VEPA
     with pytest.raises(NoRoom, match="edge mode macvtap-vepa has no VFs, but VF 0000:10:10.0 is requested"):
         create(manager, name="no", nics=[{"uplink": "nic0", "vf": "0000:10:10.0"}], **ACCEPT)
+
+
+def test_uplinks_are_shown_with_their_modes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    world = World(tmp_path_factory.mktemp("shown") / "world")
+    make_plain(world, "0000:14:00.0")
+    manager = open_manager(world)
+    create(manager, **ACCEPT)
+    create(manager, name="soft", nics=[{"uplink": "nic1"}], **ACCEPT)
+    hard, soft = manager.uplinks(OPERATOR)
+    assert (hard.name, hard.edge, hard.why, hard.guests, hard.configured) == ("nic0", "vepa", "", ("web",), "auto")
+    assert "loopback bit 31 clear: vepa" in hard.now
+    assert (soft.name, soft.edge, soft.guests, soft.now) == ("nic1", "macvtap-vepa", ("soft",), "")
+    assert "there is no SR-IOV capable network interface" in soft.why
+    assert [(mode.mode, bool(mode.refused)) for mode in soft.modes] == [("vepa", True), ("macvtap-vepa", False)]
+    assert manager.uplink(OPERATOR, "nic1") == soft
+    with pytest.raises(NotFound, match="eth9 is not an uplink"):
+        manager.uplink(OPERATOR, "eth9")
+
+
+@pytest.mark.parametrize("hairpin", [True, False])
+def test_uplink_is_proved_on_request(world: World, manager: GuestService, hairpin: bool) -> None:
+    world.host.fake_net.hairpin = hairpin
+    assert bool(manager.prove_uplink(OPERATOR, "nic1").returned) == hairpin
+    with pytest.raises(NotFound):
+        manager.prove_uplink(OPERATOR, "lo")
+    viewer = replace(OPERATOR, role=Role.VIEWER)
+    with pytest.raises(Forbidden):
+        manager.prove_uplink(viewer, "nic1")
+    assert manager.uplinks(viewer)
+
+
+class Killed(BaseException):
+    """The manager is killed."""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("change", ["macvtap nh-", "table nohype-nh-", "tap nh-", "hypervisor start"])
+def test_killed_manager_cleans_up_after_its_start(world: World, manager: GuestService, moment: str, change: str) -> None:
+    dead: list[str] = []
+
+    def kill(now: str, what: str) -> None:
+        if dead or (now == moment and what.startswith(change)):
+            dead.append(what)  # a killed manager changes nothing more
+            raise Killed
+
+    before = world.host.watch
+    object.__setattr__(world.host, "watch", kill)
+    with pytest.raises(Killed):
+        create(manager, **ACCEPT)
+    object.__setattr__(world.host, "watch", before)
+    manager.close()
+    again = open_manager(world)
+    assert (again.guests(OPERATOR), left_over(world)) == ((), [])
+    assert world.host.violations() == []

@@ -1,0 +1,71 @@
+"""`nohype uplink`: the edge modes of the host's uplinks, and the probe of the external switch."""
+
+from __future__ import annotations
+
+import click
+
+from orchestrator.cli.connection import client_option
+from orchestrator.cli.output import json_option, print_json, print_table, say
+from orchestrator.client import Client
+
+
+@click.group()
+def uplink() -> None:
+    """Show edge modes of uplinks, and probe the external switch.
+
+    The edge mode of an uplink decides what sends the frames between guests to the external switch: the NIC (vepa) or, weaker, the
+    host's kernel (macvtap-vepa). It is set in the manager's configuration, `edge` in [uplinks.NAME].
+    """
+
+
+@uplink.command("list")
+@json_option
+@client_option
+def list_uplinks(*, as_json: bool, client: Client) -> None:
+    """List the uplinks, with the edge mode that guests get."""
+    found = client.uplinks()
+    if as_json:
+        print_json(found)
+        return
+    rows = [(one["name"], one["edge"] or "none", "up" if one["up"] else "down", ",".join(one["guests"]) or "-") for one in found]
+    print_table([("UPLINK", "EDGE", "LINK", "GUESTS"), *rows])
+
+
+@uplink.command()
+@click.argument("name")
+@json_option
+@client_option
+def show(name: str, *, as_json: bool, client: Client) -> None:
+    """Show the edge mode of the uplink NAME, and why."""
+    found = client.uplink(name)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        [
+            ("uplink", found["name"]), ("link", "up" if found["up"] else "down"), ("configured", found["configured"]),
+            ("edge mode", found["edge"] or "none"), *([("why", found["why"])] if found["why"] else []),
+            *((f"mode {mode['mode']}", mode["refused"] or "possible") for mode in found["modes"]),
+            *([("now", found["now"])] if found["now"] else []), ("guests", ", ".join(found["guests"]) or "none"),
+        ]
+    )  # fmt: skip
+
+
+@uplink.command()
+@click.argument("name")
+@json_option
+@client_option
+def prove(name: str, *, as_json: bool, client: Client) -> int:
+    """Probe whether the switch sends frames back to NAME.
+
+    The manager sends frames between two addresses of its own on the uplink. The switch sends them back if its port has hairpin
+    on. Exit status 1 if none comes back. Operators only.
+    """
+    result = client.prove_uplink(name)
+    if as_json:
+        print_json(result)
+    else:
+        say(f"{name}: {result['returned']} of {result['sent']} probe frames came back from the switch")
+        if not result["returned"]:
+            say(f"  hint: enable hairpin (reflective relay) on the switch port of {name}, and check the cable")
+    return int(not result["returned"])

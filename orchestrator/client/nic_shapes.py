@@ -1,0 +1,107 @@
+"""Types of the responses about NICs, uplinks and the frames between guests; `shapes` has all types."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class Vf(TypedDict):
+    """A guest's virtual function: PF, network interface of the PF, number, PCI and Ethernet address, VLAN and rate as in Nic."""
+
+    pf: str
+    interface: str
+    index: int
+    address: str
+    mac: str
+    vlan: int
+    rate: int
+
+
+class Nic(TypedDict):
+    """A guest's NIC: a virtual function or, with a software edge, a virtio NIC; ``pf``, ``index`` and ``address`` are null then.
+
+    ``interface`` is the uplink, ``tap`` the host's interface of a virtio NIC, ``network`` the tenant network, ``vlan`` the port
+    VLAN (0 for none), ``rate`` the limit for sending in Mbit/s (0 for none).
+    """
+
+    pf: str | None
+    interface: str
+    index: int | None
+    address: str | None
+    mac: str
+    edge: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"]
+    network: str
+    vlan: int
+    rate: int
+    tap: str
+
+
+class ModeView(TypedDict):
+    """An edge mode, and why an uplink cannot have it; empty if it can."""
+
+    mode: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"]
+    refused: str
+
+
+class Uplink(TypedDict):
+    """An uplink. ``edge`` is the mode that guests get, null for none; ``configured`` may be `auto`. ``why`` is the reason for a
+    software edge, or for none. ``now`` is what the NIC does between its VFs.
+    """
+
+    name: str
+    up: bool
+    configured: str
+    edge: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"] | None
+    why: str
+    modes: list[ModeView]
+    now: str
+    guests: list[str]
+
+
+class HairpinResult(TypedDict):
+    """``returned`` of ``sent`` probe frames came back from the external switch."""
+
+    uplink: str
+    sent: int
+    returned: int
+
+
+class EdgeReading(TypedDict):
+    """Edge mode of a PF or of a guest's tap, null if it is unknown; `text` is what was read, or why it could not be read.
+
+    `findings` are differences from what a software edge requires, and `uplink` is its uplink.
+    """
+
+    interface: str
+    mode: str | None
+    text: str
+    findings: list[str]
+    uplink: str
+
+
+class Traffic(TypedDict):
+    """Frames that one guest sent to another, counted on the host.
+
+    ``uplink_out`` and ``uplink_in`` count on the uplinks of software edges; ``in_host`` on all interfaces where none is expected.
+    """
+
+    source: str
+    target: str
+    size: int
+    sent: int
+    received: int
+    duplicates: int
+    in_host: dict[str, int]
+    dropped: int
+    source_edge: bool
+    target_edge: bool
+    uplink_out: int
+    uplink_in: int
+
+
+class VepaReadings(TypedDict):
+    """What the host measured for the proof `vepa`, to be completed with the frames counted at the external switch."""
+
+    edges: list[EdgeReading]
+    traffic: Traffic | None
+    gaps: list[str]

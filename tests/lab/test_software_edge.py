@@ -1,0 +1,133 @@
+"""Two guests on software edges: virtio NICs on macvtaps of the PF, which the host uses as a plain NIC.
+
+Sorted after the tests that share `guests`: the configuration of the manager is changed while no guest exists.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from orchestrator.host.netlink import set_hairpin
+from orchestrator.lab import switch
+from orchestrator.lab.demo import GUESTS
+from orchestrator.model.proof import Verdict
+from tests.lab.conftest import LabHost
+from tests.lab.test_manager import MEMORY, survey
+
+CONFIG = "/etc/nohype/nohype.toml"
+ACCEPT = ("--accept", "software-edge")
+
+
+@pytest.fixture(scope="module")
+def software(host: LabHost) -> Iterator[LabHost]:
+    """The lab host with nic0 configured as a plain NIC, without guests."""
+    for guest in GUESTS:
+        host.nohype("guest", "delete", guest.name, check=False)
+    section = r'printf "\n[uplinks.nic0]\nedge = \"macvtap-vepa\"\n"'
+    before = survey(host)
+    with host.changed(
+        f"cp -p {CONFIG} {CONFIG}.before && {section} >> {CONFIG} && systemctl restart nohyped",
+        f"mv {CONFIG}.before {CONFIG} && systemctl restart nohyped",
+    ):
+        yield host
+        for name in ("edge1", "edge2"):
+            host.nohype("guest", "delete", name, check=False)
+        assert json.loads(host.run("ip -j link show type macvtap").stdout or "[]") in ([], [{}])
+        assert host.run("nft list tables").stdout == ""
+    after = survey(host)
+    assert {key: after[key] for key in before if after[key] != before[key]} == {}
+
+
+@pytest.fixture(scope="module")
+def edges(software: LabHost) -> list[dict[str, Any]]:
+    """Two running guests."""
+    return [
+        json.loads(
+            software.nohype(
+                "guest",
+                "create",
+                f"edge{number}",
+                *MEMORY,
+                "--address",
+                f"10.9.0.{20 + number}/24",
+                *ACCEPT,
+                "--wait",
+                "240",
+                "--json",
+            ).stdout
+        )
+        for number in (1, 2)
+    ]
+
+
+def test_software_edge_must_be_accepted(software: LabHost) -> None:
+    refused = software.nohype("guest", "create", "no", *MEMORY, check=False)
+    assert refused.status == 1
+    assert "--accept software-edge" in refused.stderr
+
+
+def test_no_guest_starts_without_hairpin(software: LabHost) -> None:
+    port = switch.port(software.lab.name)
+    set_hairpin(port.interface, port.netns, on=False)
+    try:
+        refused = software.nohype("guest", "create", "no", *MEMORY, *ACCEPT, check=False)
+        assert "0 of 5 probe frames came back" in refused.stderr
+    finally:
+        set_hairpin(port.interface, port.netns, on=True)
+    assert json.loads(software.nohype("guest", "list", "--json").stdout) == []
+
+
+def test_guests_ping_each_other_through_the_switch(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    assert [(one["vf"], one["nics"][0]["edge"], one["waived"]) for one in edges] == [
+        (None, "macvtap-vepa", ["software-edge"])
+    ] * 2
+    assert " received=3 " in software.nohype("guest", "tell", "edge1", "ping 10.9.0.22 3").stdout
+    mac = software.nohype("guest", "tell", "edge2", "mac").stdout.strip()
+    assert mac.endswith(edges[1]["nics"][0]["mac"])
+
+
+def test_threads_of_the_nic_run_on_housekeeping_cpus(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    tasks = "/proc/$(cat /run/libvirt/qemu/edge1.pid)/task"
+    workers = software.run(f"grep -l ^vhost- {tasks}/*/comm").stdout.split()
+    assert workers
+    for worker in workers:
+        allowed = software.run(f"grep Cpus_allowed_list {worker.removesuffix('comm')}status").stdout.split()[1]
+        assert allowed == edges[0]["housekeeping"]
+
+
+def test_proofs_pass_and_say_what_is_weaker(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    proofs = software.proofs(frames=30)
+    # No device is passed through.
+    skipped = {("device-isolated", edge["name"]) for edge in edges}
+    failed = {key: one.evidence for key, one in proofs.items() if one.verdict != Verdict.PASS and key not in skipped}
+    failed = {key: evidence for key, evidence in failed.items() if not key[0].startswith("disk-")}
+    assert failed == {}
+    assert any("can read every frame" in line for line in proofs["vepa", "host"].evidence)
+
+
+def test_local_switching_fails_the_proof_and_is_restored(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    taps = [edge["nics"][0]["tap"] for edge in edges]
+    software.run("systemctl kill -s STOP nohyped")
+    try:
+        for tap in taps:
+            software.run(f"ip link set {tap} type macvtap mode bridge")
+        assert "mode bridge" in software.run(f"ip -d link show {taps[0]}").stdout
+    finally:
+        software.run("systemctl kill -s CONT nohyped")
+    software.run(f"for n in $(seq 120); do ip -d link show {taps[0]} | grep -q 'mode vepa' && break; sleep 1; done")
+    events = software.nohype("events", "--limit", "20").stdout
+    assert "mode is bridge, expected vepa (restored)" in events
+
+
+def test_hairpin_switched_off_fails_the_proof(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    del edges
+    port = switch.port(software.lab.name)
+    set_hairpin(port.interface, port.netns, on=False)
+    try:
+        assert software.proofs(frames=5)["vepa", "host"].verdict == Verdict.FAIL
+    finally:
+        set_hairpin(port.interface, port.netns, on=True)
