@@ -103,12 +103,12 @@ ln -s {_NVMET}/subsystems/{NQN} subsystems/
         assert done.status == 0, done.stderr
 
 
-def install_image(lab: labs.Lab, built: Image, target: str) -> None:
-    """Puts the image into the lab's store, and a copy of its root into the file ``target``."""
-    folder = STORE / IMAGE
-    with TemporaryDirectory() as name:
-        small = Path(name)
-        _make_root(built, small)
+def install_image(lab: labs.Lab, built: Image, target: str, name: str = IMAGE) -> None:
+    """Puts the image into the lab's store, and a copy of its root into the file ``target`` of the lab host."""
+    folder = STORE / name
+    with TemporaryDirectory() as temporary:
+        small = Path(temporary)
+        make_root(built, small)
         disk = DiskImage(size=SIZE, sha256=hashlib.sha256((small / DISK).read_bytes()).hexdigest(), layout="ext4")
         fields = {"disk": disk, "ram_root": None, "memory": Size.parse("128M"), "console": CONSOLE_PROTOCOL, "ready": "console"}
         write_description(small, built.model_copy(update=fields))
@@ -122,8 +122,8 @@ def install_image(lab: labs.Lab, built: Image, target: str) -> None:
     assert labs.execute(lab, f"ls {folder}").stdout.split() == sorted((DISK, FILE, INITRD, KERNEL))
 
 
-def _make_root(built: Image, folder: Path) -> None:
-    """``folder``/disk.raw."""
+def make_root(built: Image, folder: Path) -> Path:
+    """The root as a file in the folder."""
     root = folder / "root"
     for part in ("bin", "dev", "proc", "sys", "run", "mnt", "usr/lib/systemd"):
         (root / part).mkdir(parents=True)
@@ -136,3 +136,4 @@ def _make_root(built: Image, folder: Path) -> None:
     init.chmod(0o755)
     path = {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
     run(["mke2fs", "-q", "-t", "ext4", "-L", "nohype-root", "-d", root, folder / DISK, f"{SIZE >> 10}k"], timeout=60, env=path)
+    return folder / DISK

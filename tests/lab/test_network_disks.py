@@ -1,4 +1,6 @@
-"""Guests with their root on the network: NVMe over TCP, through their own VF, from a target on the lab host."""
+"""Guests with their root on the network, through their own VF: NVMe over TCP from a target on the lab host, iSCSI from one in the
+network namespace of the external switch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from orchestrator.images.recipe import recipes_folder
 from orchestrator.images.store import STORE, Image, read_image
 from orchestrator.lab.qmp import ask
 from orchestrator.model.proof import Verdict
-from tests.harness.network_root import IMAGE, NQN, PORT, SERVER, NvmetServer, install_image
+from tests.harness import iscsi_target
+from tests.harness.network_root import IMAGE, NQN, PORT, SERVER, NvmetServer, install_image, make_root
 from tests.lab.conftest import LabHost
 from tests.lab.test_manager import await_state
 from tests.unit.test_target import dhchap
@@ -70,8 +73,8 @@ def guest(host: LabHost, server: NvmetServer) -> Iterator[dict[str, Any]]:
         yield made
 
 
-def tell(host: LabHost, line: str) -> str:
-    return host.nohype("guest", "tell", NAME, line, "--timeout", PATIENCE).stdout.strip()
+def tell(host: LabHost, line: str, name: str = NAME) -> str:
+    return host.nohype("guest", "tell", name, line, "--timeout", PATIENCE).stdout.strip()
 
 
 def test_guest_has_its_root_on_the_target(host: LabHost, guest: dict[str, Any]) -> None:
@@ -186,3 +189,40 @@ def test_guest_that_cannot_connect_says_why_and_ends(
         host.nohype("guest", "delete", NAME, check=False)
     for other in guests:
         assert json.loads(host.nohype("guest", "show", other["name"], "--json").stdout)["state"] == "running"
+
+
+ISCSI = f"iscsi://{iscsi_target.SERVER}:{iscsi_target.PORT}/{iscsi_target.IQN}/1"
+CHAP = ("tenant", "correct-horse-battery")
+ISCSI_NAME, CHAP_FILE = "iscsiroot", "/run/iscsiroot.secret"
+
+
+@pytest.fixture(scope="module")
+def iscsi(host: LabHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A target that requires CHAP, and an image that supports iSCSI."""
+    built = read_image(build_image(recipes_folder(), "debian-iscsi", cache_folder(), progress=print))
+    install_image(host.lab, built, "/dev/null", ISCSI_NAME)
+    file = make_root(built, tmp_path_factory.mktemp("iscsi"))
+    host.run(f"(umask 077 && echo '{CHAP[1]}' >{CHAP_FILE} && echo 'another-secret' >{CHAP_FILE}.wrong)")
+    try:
+        with iscsi_target.serving(host.lab.name, file, user=CHAP[0], secret=CHAP[1]):
+            yield
+    finally:
+        host.run(f"rm -rf {STORE / ISCSI_NAME} {CHAP_FILE} {CHAP_FILE}.wrong")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("secret", ["right", "wrong"])
+def test_iscsi_guest_needs_the_secret(host: LabHost, iscsi: None, secret: str) -> None:
+    file = CHAP_FILE if secret == "right" else f"{CHAP_FILE}.wrong"
+    machine = (ISCSI_NAME, "--image", ISCSI_NAME, "--memory", "128M", "--address", "10.9.0.33/24")
+    words = ("--disk", f"target={ISCSI},user={CHAP[0]},secret={file}", "--wait", PATIENCE)
+    try:
+        done = host.nohype("guest", "create", *machine, *words, check=False)
+        if secret == "wrong":
+            assert "the target refused user or secret" in done.stderr
+            return
+        assert " root=/dev/sda " in done.stdout, done.stderr
+        assert tell(host, "write to a LUN", ISCSI_NAME).endswith("done write")
+        assert tell(host, "read", ISCSI_NAME).endswith("done read to a LUN")
+    finally:
+        host.nohype("guest", "delete", ISCSI_NAME, check=False)
