@@ -24,6 +24,7 @@ _IDENTITY = (
     "var/lib/dbus/machine-id",
     "etc/nvme/hostid",
     "etc/nvme/hostnqn",
+    "etc/iscsi/initiatorname.iscsi",
     "etc/hostname",
     "etc/resolv.conf",
     "var/lib/systemd/random-seed",

@@ -72,7 +72,7 @@ def _pack(
     version, kernel = find_kernel(root)
     shutil.copyfile(kernel, image / KERNEL)
     customize(root, recipe, layers)
-    build_initramfs(root, init, recipe.modules, image / INITRD)
+    build_initramfs(root, init, recipe.modules, image / INITRD, programs=recipe.programs)
     remove_identity(root)
     size = Size.parse(recipe.disk)
     ram = None

@@ -57,10 +57,11 @@ def plan_modules(
     return tuple(order)
 
 
-def build_initramfs(root: Path, init: Path, modules: Sequence[str], output: Path) -> None:
+def build_initramfs(root: Path, init: Path, modules: Sequence[str], output: Path, *, programs: Sequence[str] = ()) -> None:
     """Writes a gzip-compressed newc archive with /init, /bin/busybox, and modules for busybox's modprobe.
 
-    ``root`` has one kernel, busybox-static and kmod; depmod is run in it if necessary.
+    ``root`` has one kernel, busybox-static and kmod; depmod is run in it if necessary. ``programs``: further files of it, which
+    are copied with their shared libraries.
     """
     version, _ = find_kernel(root)
     library = root / "usr/lib/modules" / version
@@ -79,7 +80,33 @@ def build_initramfs(root: Path, init: Path, modules: Sequence[str], output: Path
         (tree / "bin/sh").symlink_to("busybox")
         shutil.copyfile(init, tree / "init")
         _copy_modules(library, files, tree / "lib/modules" / version)
+        for program in programs:
+            _copy_program(root, program, tree)
         _write_archive(tree, output)
+
+
+def parse_ldd(text: str) -> tuple[str, ...]:
+    """ldd(1): the absolute paths of the libraries and of the loader. Raises ImageError if one is missing."""
+    if missing := [line.strip() for line in text.splitlines() if line.endswith("=> not found")]:
+        raise ImageError(f"a shared library is missing: {missing[0]}", "check the list of packages in the recipe")
+    words = (line.partition(" (")[0].rpartition("=> ")[2].strip() for line in text.splitlines())
+    return tuple(word for word in words if word.startswith("/"))
+
+
+def _copy_program(root: Path, program: str, tree: Path) -> None:
+    libraries = parse_ldd(run(["chroot", root, "ldd", f"/{program}"]).stdout)
+    if not libraries:
+        raise ImageError(f"{program} has no shared libraries", "check the list of programs in the recipe")
+    for file in (program, *libraries):
+        target = tree / file.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_resolve(root, file), target)
+
+
+def _resolve(root: Path, file: str) -> Path:
+    """The file behind the links of a root, whose targets are relative to the root."""
+    done = run(["chroot", root, "readlink", "-f", f"/{file.lstrip('/')}"])
+    return root / done.stdout.strip().lstrip("/")
 
 
 def format_modules_dep(needs: dict[str, tuple[str, ...]], files: Sequence[str]) -> str:

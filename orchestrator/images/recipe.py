@@ -76,6 +76,7 @@ class RootRecipe(_Common):
     kind: Literal["debian"]
     base: _FileName | None = None
     modules: list[_Word]  # of the initramfs that mounts the disk
+    programs: list[_Glob] = []  # of the root, for the initramfs
     enable: list[_Word] = []  # units
     cut: list[Cut] = []
     disk: SizeField  # size of the file system, which grows to the size of the guest's disk

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ImageError
-from orchestrator.images.initramfs import filter_aliases, find_kernel, format_modules_dep, parse_modules_dep, plan_modules
+from orchestrator.images.initramfs import (
+    filter_aliases,
+    find_kernel,
+    format_modules_dep,
+    parse_ldd,
+    parse_modules_dep,
+    plan_modules,
+)
 
 DEP = """\
 kernel/drivers/net/igbvf.ko.xz:
@@ -55,3 +62,17 @@ def test_root_must_have_one_kernel(tmp_path: Path) -> None:
     (tmp_path / "boot/vmlinuz-6.2").touch()
     with pytest.raises(ImageError, match="2 kernels"):
         find_kernel(tmp_path)
+
+
+def test_libraries_are_read_from_ldd() -> None:
+    text = (
+        "\tlinux-vdso.so.1 (0x00007ffd2a7e8000)\n"
+        "\tlibkmod.so.2 => /lib/x86_64-linux-gnu/libkmod.so.2 (0x00007f1b6c400000)\n"
+        "\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f1b6c200000)\n"
+        "\t/lib64/ld-linux-x86-64.so.2 (0x00007f1b6c600000)\n"
+    )
+    libraries = ("/lib/x86_64-linux-gnu/libkmod.so.2", "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2")
+    assert parse_ldd(text) == libraries
+    assert parse_ldd("\tnot a dynamic executable\n") == ()
+    with pytest.raises(ImageError, match=r"libx.so.1 => not found"):
+        parse_ldd("\tlibx.so.1 => not found\n")

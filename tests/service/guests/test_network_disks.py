@@ -20,7 +20,7 @@ from tests.harness.crash import World
 from tests.harness.guests import create, kinds, open_manager, state
 from tests.harness.images import unpack_initrd
 from tests.service.guests.test_configuration import read_credentials
-from tests.unit.test_target import HOST_NQN, NQN, NVME, dhchap
+from tests.unit.test_target import HOST_NQN, ISCSI, NQN, NVME, dhchap
 
 ADDRESS = "10.9.0.11/24"
 NETWORK: dict[str, object] = {"image": "netroot", "address": ADDRESS, "disks": [{"target": NVME}]}
@@ -32,7 +32,7 @@ def _image(world: World) -> None:
     folder = world.folder / "images"
     root = bytes(1 << 20)
     disk = {"size": len(root), "sha256": hashlib.sha256(root).hexdigest(), "layout": "ext4"}
-    for name, ways in (("netroot", ["nvme-tcp"]), ("diskroot", [])):
+    for name, ways in (("netroot", ["nvme-tcp"]), ("iscsiroot", ["nvme-tcp", "iscsi"]), ("diskroot", [])):
         make_image(folder, name, network_root=ways, disk=disk, configuration=["credentials"])
         (folder / name / "disk.raw").write_bytes(root)
 
@@ -76,6 +76,22 @@ def test_guest_boots_with_target_and_login_and_without_a_disk(
     assert "wiping" not in kinds(manager), "the host has no path to the disk"
     assert not world.secrets.exists() or not list(world.secrets.iterdir())
     assert not world.count_undo_records()
+
+
+def test_guest_logs_in_to_an_iscsi_target_with_user_and_secret(
+    manager: GuestService, domains: list[etree._Element], tmp_path: Path
+) -> None:
+    login = {"target": ISCSI, "user": "tenant", "secret": "correct-horse"}
+    plan = create(manager, image="iscsiroot", address=ADDRESS, disks=[login])
+    assert f"nohype.target={ISCSI}" in (domains[-1].findtext("os/cmdline") or "").split()
+    name = f"iqn.1993-08.org.debian:01:{plan.uuid.hex}"
+    wanted = {"initiator": name, "id": str(plan.uuid), "user": "tenant", "secret": "correct-horse"}
+    assert read_login(domains[-1], tmp_path / "initrd") == wanted
+    create(manager, name="lun", image="iscsiroot", address="10.9.0.12/24", disks=[{"target": ISCSI[:-1] + "1"}])
+    with pytest.raises(NoRoom, match="another guest of this host owns the target"):
+        create(
+            manager, name="again", image="iscsiroot", address="10.9.0.13/24", disks=[{"target": ISCSI.replace(".100", ".101")}]
+        )
 
 
 def test_initiator_is_derived_from_the_id_of_the_guest(
