@@ -16,13 +16,17 @@ class Vf(TypedDict):
 
 
 class Disk(TypedDict):
-    """A guest's disk: the NVMe controller with this serial number and PCI address, or a file of the host. ``size`` is bytes."""
+    """A guest's disk: the NVMe controller with this serial number and PCI address, or a file of the host. ``size`` is bytes.
+
+    ``group`` is the LVM volume group if ``file`` is a logical volume, otherwise empty.
+    """
 
     size: int
     serial: str
     address: str | None
     node: int | None
     file: str
+    group: str
 
 
 class DiskProgress(TypedDict):
