@@ -135,8 +135,8 @@ def test_volume_group_widens_the_sandbox_only_for_lvm(units: Path, tmp_path: Pat
     wider = read_unit(render(tmp_path, nohype_disks={"volume_group": "vg0"}) / "nohyped.service")["Service"]
     usual = read_unit(units / "nohyped.service")["Service"]
     added = [setting for setting in wider if setting not in usual]
-    assert {setting for setting in usual if setting not in wider} == set()
-    assert {name for name, _ in added} == {"DeviceAllow", "ReadWritePaths", "NoExecPaths"}
+    assert {setting for setting in usual if setting not in wider} == {("PrivateIPC", "yes")}
+    assert {name for name, _ in added} == {"DeviceAllow", "ReadWritePaths", "NoExecPaths", "PrivateIPC"}
     assert read_words(added, "ReadWritePaths") == read_words(added, "NoExecPaths")
     assert "-/etc/lvm" not in read_words(added, "ReadWritePaths"), "lvm.conf names programs"
     done = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", tmp_path / "nohyped.service")
