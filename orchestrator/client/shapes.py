@@ -18,6 +18,7 @@ class Disk(TypedDict):
     """A guest's disk: the NVMe controller with this serial number and PCI address, a file of the host, or a target.
 
     ``size`` is bytes, 0 for a target, which only the guest reaches.
+    ``group`` is the LVM volume group if ``file`` is a logical volume, otherwise empty.
     """
 
     size: int
@@ -26,6 +27,7 @@ class Disk(TypedDict):
     node: int | None
     file: str
     target: str
+    group: str
 
 
 class DiskProgress(TypedDict):

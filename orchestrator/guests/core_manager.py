@@ -182,7 +182,7 @@ class CoreManager:
         undo_steps(context, self._context.ledger, self.plan.name, lasting=True)
 
     def drop_undo_records(self) -> None:
-        """Gives up: what is not undone stays as it is, except that disks are no longer reserved."""
+        """Gives up: what is not undone stays as it is, except the reservations of disks, which are ended."""
         context = UndoContext(self._host, self._guest_context())
         for record in self._context.ledger.undo_records(self.plan.name):
             if record.action == disk.ReserveDisk.action:

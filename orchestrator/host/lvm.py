@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from errno import ENODEV, ENOENT
 
 from orchestrator.errors import CommandError, HostError
-from orchestrator.host.block import BLOCK
+from orchestrator.host.block import BLOCK, read_device_number
 from orchestrator.host.nvme_binding import find_reserved
 from orchestrator.host.root import HostRoot
 from orchestrator.host.run import run
@@ -107,7 +107,7 @@ def create_volume(host: HostRoot, group: str, name: str, size: Size) -> None:
 
 def activate_volume(host: HostRoot, volume: Volume) -> str:
     """Returns the block device ("dm-3"), to which the volume's path links. No-op if it is active."""
-    words = ["--activate", "y", "--ignoreactivationskip", "--noudevsync"]
+    words = ["--activate", "y", "--ignoreactivationskip"]
     _change(host, "lvchange", words, volume, "activate")
     # udev makes the link. Without that, QEMU would be given another file or none.
     if not wait_until(lambda: _is_linked(host, volume), timeout=_NODE_TIMEOUT, interval=0.05):
@@ -121,7 +121,7 @@ def activate_volume(host: HostRoot, volume: Volume) -> str:
 
 def deactivate_volume(host: HostRoot, volume: Volume) -> None:
     """No-op if it is not active. Raises HostError if it is in use, or is active afterwards."""
-    _change(host, "lvchange", ["--activate", "n", "--noudevsync"], volume, "deactivate")
+    _change(host, "lvchange", ["--activate", "n"], volume, "deactivate")
     if device := find_device(host, volume):
         raise HostError(f"logical volume {volume.group}/{volume.name} is still active ({device})", f"`lsof /dev/{device}`")
 
@@ -139,7 +139,7 @@ def activated(host: HostRoot, volume: Volume) -> Iterator[str]:
 def remove_volume(host: HostRoot, volume: Volume) -> None:
     """It must be inactive. Raises HostError if the volume is there afterwards."""
     deactivate_volume(host, volume)
-    _change(host, "lvremove", ["--yes", "--noudevsync"], volume, "remove")
+    _change(host, "lvremove", ["--yes"], volume, "remove")
     if find_volume(host, volume.group_uuid, volume.name):
         raise HostError(
             f"logical volume {volume.group}/{volume.name} was not removed", f"`lvremove {volume.group}/{volume.name}`"
@@ -156,9 +156,13 @@ def find_device(host: HostRoot, volume: Volume) -> str | None:
 
 def _is_linked(host: HostRoot, volume: Volume) -> bool:
     device = find_device(host, volume)
+    path = volume.path.lstrip("/")
     try:
-        return device is not None and host.link(volume.path.lstrip("/")) == device
-    except HostError:  # a node instead of a link
+        # The link can lead to another one, in /dev/mapper.
+        return device is not None and (
+            host.link(path) == device or host.find_device_number(path) == read_device_number(host, device)
+        )
+    except HostError:  # a node instead of a link, or deactivated meanwhile
         return False
 
 

@@ -40,6 +40,10 @@ class FakeLvm:
     def contents(self, name: str) -> Path:
         return self.state.parent / str(self.volumes()[name]["uuid"])
 
+    def calls(self) -> list[str]:
+        """The commands with their arguments."""
+        return (self.state.parent / "calls").read_text().splitlines()
+
     def add(self, name: str, *, tags: str = "", size: int = EXTENT) -> None:
         """A volume that was created by another program."""
         uuid = f"other-{name}"
@@ -61,6 +65,8 @@ def install_lvm(patch: pytest.MonkeyPatch, folder: Path, root: Path, *, group: s
 
 def _main(command: str, state: Path, root: Path, words: list[str]) -> int:
     lvm = FakeLvm(state)
+    with (state.parent / "calls").open("a") as file:
+        file.write(" ".join([command, *words]) + "\n")
     options = {name: words[at + 1] for at, name in enumerate(words[:-1]) if name.startswith("--")}
     chosen = dict(part.split("=", 1) for part in options.get("--select", "").split(" && ") if part)
     if command == "vgs":

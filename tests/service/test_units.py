@@ -47,7 +47,11 @@ WRITTEN = {"sys/bus/pci", "sys/devices", "sys/fs/cgroup", "proc/irq"}
 @pytest.fixture(scope="module")
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the units, rendered by Ansible with the role's defaults."""
-    folder = tmp_path_factory.mktemp("units")
+    return render(tmp_path_factory.mktemp("units"))
+
+
+def render(folder: Path, **more: object) -> Path:
+    """Renders the units into the folder; with further variables of the role."""
     tasks = [
         {"ansible.builtin.template": {"src": str(ROLE / f"templates/{unit}.j2"), "dest": str(folder / unit)}} for unit in UNITS
     ]
@@ -56,7 +60,7 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tasks": tasks,
     }  # fmt: skip
     (folder / "play.yml").write_text(json.dumps([play]))
-    variables = {"nohype_housekeeping_cpus": "0-1", "nohype_uplinks": [{"name": "nic0"}, {"name": "nic1"}]}
+    variables = {"nohype_housekeeping_cpus": "0-1", "nohype_uplinks": [{"name": "nic0"}, {"name": "nic1"}], **more}
     argv = [find_ansible(), "--connection=local", "--inventory=localhost,", f"--extra-vars={json.dumps(variables)}"]
     run([*argv, folder / "play.yml"], env=build_environment(source_tree() / "ansible", folder / "home"))
     return folder
@@ -125,6 +129,18 @@ def test_the_manager_may_write_where_it_writes_and_nowhere_else(units: Path) -> 
     # ReadOnlyPaths= has no /proc as a whole: /proc/irq is written, and must not be there.
     assert kernel | {"/proc/irq"} == {f"/{path}" for path in WRITTEN}
     assert not {"/proc", "/proc/irq", "-/proc/irq"} & read_words(settings, "ReadOnlyPaths")
+
+
+def test_volume_group_widens_the_sandbox_only_for_lvm(units: Path, tmp_path: Path) -> None:
+    wider = read_unit(render(tmp_path, nohype_disks={"volume_group": "vg0"}) / "nohyped.service")["Service"]
+    usual = read_unit(units / "nohyped.service")["Service"]
+    added = [setting for setting in wider if setting not in usual]
+    assert {setting for setting in usual if setting not in wider} == {("PrivateIPC", "yes")}
+    assert {name for name, _ in added} == {"DeviceAllow", "ReadWritePaths", "NoExecPaths", "PrivateIPC"}
+    assert read_words(added, "ReadWritePaths") == read_words(added, "NoExecPaths")
+    assert "-/etc/lvm" not in read_words(added, "ReadWritePaths"), "lvm.conf names programs"
+    done = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", tmp_path / "nohyped.service")
+    assert done.status == 0, done.stdout
 
 
 def test_uplinks_come_before_the_manager(units: Path) -> None:

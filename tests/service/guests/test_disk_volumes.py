@@ -169,6 +169,20 @@ def test_group_that_is_full_by_the_time_of_the_creation_undoes_the_claim(
     assert (ledger.read().claims, ledger.quarantined(), lvm.volumes()) == ((), (), {})
 
 
+def test_lvm_does_not_read_what_guests_have_written(manager: GuestService, lvm: FakeLvm) -> None:
+    """A guest could write a volume group with the name of the host's on its own disk."""
+    create(manager, name="nvme", disks=[{"serial": "disk0"}])
+    create(manager, **REQUEST)
+    assert not [call for call in lvm.calls() if "filter" in call], "the disk is passed through"
+    manager.stop(OPERATOR, "nvme", 0)
+    known = len(lvm.calls())
+    manager.restart(OPERATOR, "web", 0)
+    calls = lvm.calls()[known:]
+    assert calls
+    assert all('filter=["r|^/dev/nvme0n1$|","r|^/dev/nvme0n1p|"]' in call for call in calls)
+    assert all("scan_lvs=0" in call for call in calls)
+
+
 def test_failed_start_removes_the_volume(
     world: World, manager: GuestService, ledger: Ledger, lvm: FakeLvm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
