@@ -19,6 +19,7 @@ _CHUNK = 256 << 10
 _ZEROS = bytes(_CHUNK)
 _PERIOD = 2.0  # seconds between two lines of progress
 
+
 @dataclass(frozen=True)
 class Copied:
     size: int  # bytes
