@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,9 +24,8 @@ from orchestrator.values import DEFAULT_SOCKET
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--name", default=f"job-{os.getpid()}", help="name of the guest")
-    parser.add_argument("--image", default="debian")
-    parser.add_argument("--memory", default="768M")
+    for option, value in (("--name", f"job-{os.getpid()}"), ("--image", "debian"), ("--memory", "768M")):
+        parser.add_argument(option, default=value, help=f"default: {value}")
     parser.add_argument("--address", required=True, help="address and prefix length of the guest's NIC")
     parser.add_argument("--send", help="file or folder that is copied to the home directory of the guest's root")
     parser.add_argument("--fetch", help="path in that directory that is copied here after the command")
@@ -63,8 +63,7 @@ def check_gone(client: Client, name: str, vfs: list[str]) -> None:
         raise SystemExit(f"guest {name} is left: {client.guest(name)['state']}")
     except NotFound:
         pass
-    found = [vf for pf in client.survey()["pfs"] for vf in pf["vfs"] if vf["address"] in vfs and vf["driver"] == "vfio-pci"]
-    if found:
+    if found := [vf for pf in client.survey()["pfs"] for vf in pf["vfs"] if vf["address"] in vfs and vf["driver"] == "vfio-pci"]:
         raise SystemExit(f"virtual functions of guest {name} are left: {found}")
 
 
@@ -73,7 +72,8 @@ def report(text: str, began: float) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ci_runner: ended by SIGTERM"))
     try:
         sys.exit(main())
-    except (OrchestratorError, subprocess.CalledProcessError) as error:
+    except (OrchestratorError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"ci_runner: {error}")

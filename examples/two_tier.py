@@ -6,14 +6,15 @@ Each frame between the guests leaves the host, and the external switch returns i
     examples/two_tier.py --network 10.9.0.0/24
 """
 
-from __future__ import annotations
-
 import argparse
 import ipaddress
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator.client import Client
@@ -28,52 +29,50 @@ ASK = "exec 3<>/dev/tcp/%s/8080; printf 'GET /\\r\\n\\r\\n' >&3; cat <&3"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--image", default="debian")
-    parser.add_argument("--memory", default="768M")
+    for option, value in (("--image", "debian"), ("--memory", "768M")):
+        parser.add_argument(option, default=value, help=f"default: {value}")
     parser.add_argument("--network", type=ipaddress.ip_network, required=True, help="the guests get its addresses 70 and 71")
     parser.add_argument("--keep", action="store_true", help="do not delete the guests")
     options = parser.parse_args()
     client = Client(Path(os.environ.get("NOHYPE_SOCKET", DEFAULT_SOCKET)))
     addresses = {"back": options.network[70], "front": options.network[71]}
-    created: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as created:
         key = Path(folder, "key")
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-        public = key.with_suffix(".pub").read_text().strip()
-        try:
-            for name, address in addresses.items():
-                request = {"name": name, "image": options.image, "memory": options.memory, "ssh_keys": [public]}
-                client.create({**request, "address": f"{address}/{options.network.prefixlen}"})
-                created.append(name)
-            for name in addresses:
-                client.wait_ready(name, 600)
-            serve(key, "back", BACK)
-            serve(key, "front", FRONT % addresses["back"])
-            # From the back end, so that this machine need not reach the network of the service.
-            print(run(key, "back", ASK % addresses["front"]).split("\r\n\r\n", 1)[1], end="")
-        finally:
-            for name in created if not options.keep else ():
-                client.delete(name)
+        shared = {"image": options.image, "memory": options.memory, "ssh_keys": [key.with_suffix(".pub").read_text().strip()]}
+        for name, address in addresses.items():
+            client.create({**shared, "name": name, "address": f"{address}/{options.network.prefixlen}"})
+            if not options.keep:
+                created.callback(client.delete, name)
+        for name in addresses:
+            client.wait_ready(name, 600)
+        serve(key, "back", BACK)
+        serve(key, "front", FRONT % addresses["back"])
+        # From the back end, so that this machine need not reach the network of the service.
+        answer = run(key, "back", ASK % addresses["front"])
+        if "back end" not in answer:
+            raise OrchestratorError(f"the front end did not answer for the back end: {answer!r}")
+    print(answer.partition("\r\n\r\n")[2], end="")
 
 
 def serve(key: Path, guest: str, script: str) -> None:
     """Executes the script for each connection to port 8080."""
     words = ["systemd-run", "--quiet", "systemd-socket-activate", "--listen=8080", "--accept", "--inetd", "bash", "-c"]
-    subprocess.run([*login(key, guest), *words, f"read -r _; {script}"], check=True, stdin=subprocess.DEVNULL)
+    run(key, guest, shlex.join([*words, f"read -r _; {script}"]))
     run(key, guest, "until exec 3<>/dev/tcp/127.0.0.1/8080; do sleep 0.2; done 2>/dev/null")
 
 
 def run(key: Path, guest: str, script: str) -> str:
-    words = [*login(key, guest), "bash", "-c", script]
-    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL).stdout
-
-
-def login(key: Path, guest: str) -> list[str]:
-    return ["nohype", "guest", "ssh", "--identity", str(key), guest, "--"]
+    words = ["timeout", "60", "nohype", "guest", "ssh", "--identity", str(key), guest, "--", "bash", "-c", script]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise OrchestratorError(f"a command in guest {guest} ended with status {done.returncode} (124: it took more than 60 s)")
+    return done.stdout
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("two_tier: ended by SIGTERM"))
     try:
         main()
-    except (OrchestratorError, subprocess.CalledProcessError) as error:
+    except (OrchestratorError, OSError, IndexError, subprocess.CalledProcessError) as error:
         sys.exit(f"two_tier: {error}")

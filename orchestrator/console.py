@@ -26,7 +26,15 @@ class Pattern:
     regex: re.Pattern[bytes]  # possessive, so that it scans each byte once
 
 
-READY = Pattern((b"nohype: ready ",), re.compile(rb"^\r*+(nohype: ready [^\n]{0,%d}+)\n" % LINE, re.MULTILINE))
+# Or the last message of cloud-init (its module final_message), to which journald adds time and process (ForwardToConsole=).
+READY = Pattern(
+    (b"nohype: ready ", b"Cloud-init v. "),
+    re.compile(
+        rb"^\r*+(?:\[[ 0-9.]{1,20}+\] cloud-init\[[0-9]{1,9}+\]: (?=Cloud-init ))?"
+        rb"((?:nohype: ready |Cloud-init v\. [^ \n]{1,80}+ finished at )[^\n]{0,%d}+)\n" % LINE,
+        re.MULTILINE,
+    ),
+)
 ANSWER = Pattern(
     (b"nohype: done", b"nohype: error"), re.compile(rb"^\r*+(nohype: (?:done|error)[^\n]{0,%d}+)\n" % LINE, re.MULTILINE)
 )
@@ -37,7 +45,7 @@ ANSWER_BYTES = 16 << 10  # how much of the output before the guest's reply is ke
 _HOST_KEY = re.compile(r" hostkey=ssh-ed25519:([A-Za-z0-9+/]{68})(?: |$)")
 _KEY_HEAD = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
 
-_WORD = b"nohype: "
+_BEGINNINGS = (b"nohype: ", b"Cloud-init v. ", b"[")
 _TAIL_READ, _TAIL_LINES, _TAIL_LINE, _TAIL_BYTES = 4 << 10, 8, 200, 2000
 _BACKUPS = 100
 _SCAN = 64 << 10
@@ -246,7 +254,8 @@ class LineScanner:
         if begin or self._begins_line:
             # Carriage returns before a line are ignored.
             last = self._text[begin:].lstrip(b"\r")
-            self._begins_line = len(last) < LINE and (last.startswith(_WORD) or _WORD.startswith(last))
+            is_possible = any(last.startswith(word) or word.startswith(last) for word in _BEGINNINGS)
+            self._begins_line = len(last) < LINE and is_possible
             self._kept = last if self._begins_line else b""
 
     def find(self, pattern: Pattern) -> Line | None:

@@ -20,11 +20,11 @@ from orchestrator.cli.readiness import find_address
 from orchestrator.cli.secrets import check_secret
 from orchestrator.cli.terminal import raw_terminal, read_size
 from orchestrator.client import Client
-from orchestrator.errors import NotFound, RequestError, ShellError
+from orchestrator.errors import NotFound, OrchestratorError, RequestError, ShellError
 from orchestrator.ssh.login import Keys, Login, Target, find_known_key, log_in
 from orchestrator.ssh.session import LeftSession, Screen, Streams, run_session
 from orchestrator.ssh.transfer import Transfer
-from orchestrator.ssh.transport import HostKey
+from orchestrator.ssh.transport import ConnectionLost, HostKey
 
 _PAUSE = 1.0
 _LEFT = 255
@@ -39,7 +39,7 @@ def run(client: Client, name: str, access: dict[str, Any], command: tuple[str, .
     line = command[0] if len(command) == 1 else shlex.join(command) or None
     has_input = sys.stdin is not None
     is_terminal = has_input and sys.stdin.isatty()
-    with _log_in(client, name, access) as login:
+    with _explained(client, name), _log_in(client, name, access) as login:
         screen = None
         if tty if tty is not None else (line is None and is_terminal):
             descriptor = sys.stdin.fileno() if is_terminal else 1
@@ -64,12 +64,31 @@ def copy(client: Client, source: str, target: str, access: dict[str, Any], *, re
     assert remote
     if not sides[0] and not Path(source).exists():
         raise RequestError(f"{source} does not exist", "check the path")
-    with _log_in(client, remote["name"], access) as login, _show_progress() as progress:
+    name = remote["name"]
+    with _explained(client, name), _log_in(client, name, access) as login, _show_progress() as progress:
         transfer = Transfer(login, progress)
         if sides[0]:
             transfer.download(remote["path"], Path(target), recursive=recursive)
         else:
             transfer.upload(Path(source), remote["path"], recursive=recursive)
+
+
+@contextmanager
+def _explained(client: Client, name: str) -> Iterator[None]:
+    """Adds to the error of a lost connection what the manager knows of the guest."""
+    try:
+        yield
+    except ConnectionLost as error:
+        try:
+            state = client.guest(name)["state"]
+        except NotFound:
+            raise ConnectionLost(f"{error.message}: guest {name} was deleted") from None
+        except OrchestratorError:
+            raise error from None
+        if state != "running":
+            hint = f"see `nohype events --guest {name}`"
+            raise ConnectionLost(f"{error.message}: guest {name} is {state}", hint) from None
+        raise
 
 
 class _Writer:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from orchestrator.images.cpio import build_archive, pad
 
-# Sourced before /run is mounted; the scripts of init-top run after that.
-_HOOK = """\
-if [ -d /run/cloud-seed ]; then
+# Sourced before /run is mounted; the scripts of init-top run after that. Without busybox in the image, the programs are those of
+# klibc: there is no cp, and mv cannot leave a file system.
+_HOOK = r"""if [ -d /run/cloud-seed ]; then
 	mv /run/cloud-seed /nohype-seed
-	echo 'cp -r /nohype-seed /run/cloud-seed' >>/scripts/init-top/ORDER
+	echo '(umask 077; mkdir /run/cloud-seed; for file in /nohype-seed/*; do cat "$file" >"/run/cloud-seed/${file##*/}"; done)' \
+		>>/scripts/init-top/ORDER
 fi
 """
 

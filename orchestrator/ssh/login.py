@@ -11,7 +11,7 @@ from pathlib import Path
 import paramiko
 
 from orchestrator.errors import ShellError
-from orchestrator.ssh.transport import FAILURES, HostKey, WrongHostKey, dial, explain, open_transport
+from orchestrator.ssh.transport import FAILURES, HostKey, WrongHostKey, dial, end_when_silent, explain, open_transport
 
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 """Files in ~/.ssh that are tried without --identity, as ssh(1) does."""
@@ -107,6 +107,7 @@ def _log_in(target: Target, host_key: HostKey, keys: Keys, timeout: float, jump:
         raise ShellError(f"{target} {error.message}", hint) from None
     except FAILURES as error:
         raise Retry(f"cannot open an SSH connection to {target}: {explain(error)}") from None
+    end_when_silent(transport)
     return Login(transport, target, jump)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import paramiko
 
-from orchestrator.errors import ShellError
 from orchestrator.ssh.login import Login
-from orchestrator.ssh.transport import SIGNALLED, explain, keep_status
+from orchestrator.ssh.transport import SIGNALLED, ConnectionLost, explain, keep_status
 
 _CHUNK = 32768
 _WINDOW = 2 << 20  # bytes that the host may send before they are taken
@@ -48,7 +47,7 @@ class LeftSession(Exception):
 def run_session(login: Login, command: str | None, streams: Streams, screen: Screen | None = None) -> int:
     """Runs a command line, or the user's shell if None; returns its exit status, 128 + n after signal n.
 
-    Raises ShellError if the connection is lost, and LeftSession.
+    Raises ConnectionLost and LeftSession.
     """
     channel = None
     try:
@@ -57,7 +56,7 @@ def run_session(login: Login, command: str | None, streams: Streams, screen: Scr
         session.start(command)
         return session.pump()
     except (paramiko.SSHException, EOFError) as error:
-        raise ShellError(f"connection to {login.target} lost: {explain(error)}") from None
+        raise ConnectionLost(f"connection to {login.target} lost: {explain(error)}") from None
     finally:
         if channel:
             channel.close()
@@ -83,7 +82,7 @@ class _Session:
             if not self._receive() and (self._channel.eof_received or self._channel.closed) and not self._receive():
                 return self._read_status()
             if not self._login.transport.is_active():
-                raise ShellError(f"connection to {self._login.target} lost")
+                raise ConnectionLost(f"connection to {self._login.target} lost")
             self._wait()
             self._send()
             self._resize()
@@ -135,7 +134,7 @@ class _Session:
             return self._channel.exit_status
         if self._login.transport.is_active():
             return SIGNALLED
-        raise ShellError(f"connection to {self._login.target} lost before the command's exit status was received")
+        raise ConnectionLost(f"connection to {self._login.target} lost before the command's exit status was received")
 
 
 class _EscapeKeys:

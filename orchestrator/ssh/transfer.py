@@ -13,7 +13,7 @@ import paramiko
 
 from orchestrator.errors import ShellError
 from orchestrator.ssh.login import Login
-from orchestrator.ssh.transport import FAILURES, explain
+from orchestrator.ssh.transport import FAILURES, ConnectionLost, explain
 
 _REQUESTS = 64  # of 32 KB in progress: more only need memory
 _DEPTH = 64
@@ -153,7 +153,7 @@ class Transfer:
             reason = error.strerror or explain(error)
             raise ShellError(f"cannot {what} on {self._target}: {name}{reason}") from None
         except (paramiko.SSHException, EOFError) as error:
-            raise ShellError(f"cannot {what}: connection to {self._target} lost: {explain(error)}") from None
+            raise ConnectionLost(f"cannot {what}: connection to {self._target} lost: {explain(error)}") from None
 
 
 def _check_recursive(path: str, *, recursive: bool) -> None:

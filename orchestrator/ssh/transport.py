@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import paramiko
@@ -40,6 +42,10 @@ class HostKey:
 
 class WrongHostKey(ShellError):
     """The message continues a sentence that begins with the host."""
+
+
+class ConnectionLost(ShellError):
+    """The connection ended before the work on it."""
 
 
 def explain(error: BaseException) -> str:
@@ -84,6 +90,29 @@ def open_transport(
         transport.close()
         raise
     return transport
+
+
+def end_when_silent(transport: paramiko.Transport, *, every: float = 15.0, silence: float = 60.0) -> None:
+    """Closes the connection in another thread, when the host has not answered a request for ``silence`` seconds.
+
+    A host that has gone sends no reset, and TCP alone gives up after a quarter of an hour. ``every``: seconds between requests.
+    """
+    pause = threading.Event()
+
+    def ask() -> None:
+        timer = threading.Timer(silence, transport.close)
+        timer.daemon = True
+        timer.start()
+        with suppress(*FAILURES):
+            transport.global_request("keepalive@openssh.com", wait=True)  # a refusal is an answer too (RFC 4254 4)
+        timer.cancel()
+
+    def watch() -> None:
+        while transport.is_active():
+            ask()
+            pause.wait(every)
+
+    threading.Thread(target=watch, name="ssh-alive", daemon=True).start()
 
 
 def dial(host: str, port: int, timeout: float) -> socket.socket:

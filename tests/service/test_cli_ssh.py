@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +129,38 @@ def test_binary_input_and_output_pass_unchanged(place: Place) -> None:
 def test_command_that_does_not_read_its_input_ends(place: Place) -> None:
     done = place.run("ssh", "web", "--", "head -c 3", input=b"abc" * 1_000_000)
     assert (done.returncode, done.stdout) == (0, b"abc")
+
+
+@pytest.mark.parametrize(
+    ("end", "said"), [("kill", b": guest web is stopped\n"), ("delete", b": guest web was deleted\n"), ("", b"")]
+)
+def test_lost_connection_tells_what_became_of_the_guest(place: Place, end: str, said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as relay, socket.create_connection(("127.0.0.1", place.port)) as server:
+        port = relay.getsockname()[1]
+        words = [*COMMAND, *place.words("ssh", "web", "--", "echo begun; cat", port=port)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            client = relay.accept()[0]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=carry, args=(source, target), daemon=True).start()
+            assert process.stdin
+            assert process.stdout
+            assert process.stderr
+            process.stdin.write(b"input\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"begun\n"
+            if end:
+                getattr(place.served.client, end)("web")
+            client.shutdown(socket.SHUT_RDWR)
+            error = process.stderr.read()
+            assert process.wait(60) == 255
+    assert error.startswith(b"nohype: connection to guest web ")
+    assert said in error
+
+
+def carry(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
 
 
 def test_output_comes_while_input_is_open(place: Place) -> None:

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from orchestrator.errors import ShellError
 from orchestrator.lab.keys import KeyPair, make_key
 from orchestrator.ssh import Shell, ShellTimeout, connect
+from orchestrator.ssh.transport import HostKey, end_when_silent, open_transport
+from orchestrator.waiting import wait_until
 from tests.harness.ssh_server import serve
 
 pytestmark = pytest.mark.timeout(60)
@@ -131,3 +134,50 @@ def test_a_connection_that_is_lost_is_no_result(place: Place) -> None:
         shell.run("sleep 30")
     with pytest.raises(ShellError, match="lost or refused"):
         shell.run("true")
+
+
+class Line:
+    """A network between client and server, which can be cut without any of them noticing."""
+
+    def __init__(self, port: int) -> None:
+        self.is_cut = threading.Event()
+        self.asked = 0  # pieces from the client
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._server = socket.create_connection(("127.0.0.1", port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        client = self._listener.accept()[0]
+        threading.Thread(target=self._carry, args=(self._server, client), daemon=True).start()
+        while data := self._carry_piece(client, self._server):
+            self.asked += len(data) > 0
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        while self._carry_piece(source, target):
+            pass
+
+    def _carry_piece(self, source: socket.socket, target: socket.socket) -> bytes:
+        try:
+            data = source.recv(1 << 16)
+            if not self.is_cut.is_set():
+                target.sendall(data)
+        except OSError:
+            return b""
+        return data
+
+
+def test_connection_without_answers_ends(place: Place) -> None:
+    line = Line(place.port)
+    host_key, key = HostKey(place.host.public.strip()), paramiko.Ed25519Key.from_private_key_file(str(place.key))
+    stream = socket.create_connection(("127.0.0.1", line.port))
+    transport = open_transport(stream, host_key, lambda opened: opened.auth_publickey("root", key), timeout=20)
+    try:
+        end_when_silent(transport, every=0.01, silence=5)
+        before = line.asked
+        assert wait_until(lambda: line.asked > before + 10, timeout=30, interval=0.01)
+        assert transport.is_active(), "it answers"
+        line.is_cut.set()
+        assert wait_until(lambda: not transport.is_active(), timeout=40, interval=0.1)
+    finally:
+        transport.close()

@@ -147,6 +147,23 @@ def test_lines_of_the_protocol_are_found_however_they_come(size: int) -> None:
             assert find_lines(printed % (before + line), size, pattern) == [line]
 
 
+CLOUD_INIT = b"Cloud-init v. 25.1.4 finished at Thu, 26 Nov 2026 13:57:02 +0000. Datasource DataSourceNoCloud.  Up 9 seconds"
+
+
+@pytest.mark.parametrize("size", [1, 5, 1 << 20])
+@pytest.mark.parametrize("before", [b"", b"\r", b"[    9.123456] cloud-init[470]: ", b"[12345.123456] cloud-init[1]: "])
+def test_end_of_cloud_init_is_a_ready_line(size: int, before: bytes) -> None:
+    """As an image of a distribution prints it, by itself or through journald."""
+    earlier = b"[    1.0] cloud-init[470]: Cloud-init v. 25.1.4 running 'init-local' at Thu. Up 1 seconds.\r\n[\r\n[    2."
+    assert find_lines(earlier + b"\r\n" + before + CLOUD_INIT + b"\r\n", size) == [CLOUD_INIT]
+
+
+@pytest.mark.parametrize("before", [b"x", b"[1.0] other[1]: ", b"[1.0] ", b"cloud-init[1]: "])
+def test_other_lines_that_mention_the_end_of_cloud_init_are_none(before: bytes) -> None:
+    assert find_lines(before + CLOUD_INIT + b"\n") == []
+    assert find_lines(b"[1.0] cloud-init[470]: nohype: ready name=x\n") == []
+
+
 def test_the_first_of_several_lines_is_found() -> None:
     assert find_lines(b"nohype: ready 1\nnohype: ready 2\n") == [b"nohype: ready 1"]
     assert find_lines(b"nohype: ready 1\nnohype: ready 2\n", 1) == [b"nohype: ready 1", b"nohype: ready 2"]
@@ -171,7 +188,8 @@ def test_line_begun_before_the_first_piece_is_ignored(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 16384, 1 << 20])
-@pytest.mark.parametrize("noise", [b"nohype: ready " + b"x" * 100_000, b"nohype: " * 20_000, b"\xff" * 200_000, b"\r" * 100_000])
+@pytest.mark.parametrize("noise", [b"nohype: ready " + b"x" * 100_000, b"nohype: " * 20_000, b"\xff" * 200_000, b"\r" * 100_000,
+                                   b"[" * 100_000])  # fmt: skip
 def test_endless_line_is_skipped_and_not_kept(size: int, noise: bytes) -> None:
     scanner = LineScanner()
     for begin in range(0, len(noise), size):

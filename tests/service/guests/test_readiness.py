@@ -58,6 +58,16 @@ def test_image_without_the_protocol_reports_ready(world: World, manager: GuestSe
         manager.send_command(OPERATOR, "web", "mac", 1)
 
 
+def test_imported_image_is_ready_at_the_end_of_its_cloud_init(world: World, manager: GuestService) -> None:
+    set_readiness(world, "cloud-init")
+    create(manager)
+    wait = manager.begin_ready(OPERATOR, "web", 60)
+    line = "Cloud-init v. 25.1.4 finished at Thu, 26 Nov 2026 13:57:02 +0000. Datasource DataSourceNoCloud.  Up 9 seconds"
+    world.hypervisor.write("web", f"[    9.123456] cloud-init[470]: {line}\r\n".encode())
+    assert wait.result(20) == line
+    assert known_key(manager) == ""
+
+
 def test_image_that_answers_ssh_is_left_to_the_client(world: World, manager: GuestService) -> None:
     set_readiness(world, "ssh")
     create(manager)
