@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,9 @@ MEMORY = "/dev/shm"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Puts temporary folders in memory: a fake host is 500 small files, which take a disk 20 times as long."""
+    # A fake host is 500 small files, which take a disk 20 times as long as memory.
     if not config.option.basetemp and os.access(MEMORY, os.W_OK | os.X_OK):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+    # A shell starts background jobs with SIGINT ignored, and what the tests start would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
