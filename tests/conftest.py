@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,7 +15,18 @@ settings.load_profile("nohype")
 MEMORY = "/dev/shm"
 
 
+def has_room(folder: str) -> bool:
+    """Whether 1 GiB is free, and programs may be run there: in many containers /dev/shm is small or `noexec`."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    found = os.statvfs(folder)
+    return not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize >= 1 << 30
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Puts temporary folders in memory: a fake host is 500 small files, which take a disk 20 times as long."""
-    if not config.option.basetemp and os.access(MEMORY, os.W_OK | os.X_OK):
+    # A fake host is 500 small files, which take a disk 20 times as long as memory.
+    if not config.option.basetemp and has_room(MEMORY):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+    # A shell starts background jobs with SIGINT ignored, and what the tests start would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 
+from orchestrator.host.pci import VFIO
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.topology import Topology
 from orchestrator.values import PciAddress, Size
@@ -18,7 +19,6 @@ UNUSABLE = "unusable"
 _CORE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, UNUSABLE)
 _PAGE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, UNMANAGED)
 _VF_STATES = (FREE, CLAIMED, QUARANTINED, UNMANAGED)
-_PASSED_THROUGH = "vfio-pci"
 _NVME, _EMULATED, _WIPING = "nvme", "emulated", "wiping"
 
 
@@ -95,7 +95,7 @@ def count_vfs(
         pf = topology.find_uplink(uplink)
         if pf is None:
             continue
-        in_use = {vf.index: vf.driver == _PASSED_THROUGH or bool(vf.use) for vf in pf.vfs}
+        in_use = {vf.index: vf.driver == VFIO or bool(vf.use) for vf in pf.vfs}
         in_use = in_use or dict.fromkeys(range(policy.count_vfs(pf)), False)
         uses = Counter(owners.get((pf.address, index), UNMANAGED if used else FREE) for index, used in in_use.items())
         counts.update({(uplink, use): uses[use] for use in _VF_STATES})

@@ -1,7 +1,8 @@
-"""Runs `nohype` commands, each in a fork of this process, which has imported their modules.
+"""Runs `nohype` commands and Python programs, each in a fork of this process, which has imported the modules of the commands.
 
 A program for the lab host, where the start of Python and the imports take longer than the command: one request per line on
-stdin (a JSON list of words), one response per line on stdout (status, stdout, stderr).
+stdin (a JSON list: the words of a command, or `-c`, a program and its arguments), one response per line on stdout (status,
+stdout, stderr).
 """
 
 from __future__ import annotations
@@ -39,10 +40,15 @@ def become(words: list[str], stdout: BinaryIO, stderr: BinaryIO) -> None:
     with open(os.devnull, "rb") as nothing:
         for number, file in enumerate((nothing, stdout, stderr)):
             os.dup2(file.fileno(), number)
-    sys.argv = ["nohype", *words]
     status = 1
     try:
-        main()
+        if words[:1] == ["-c"]:
+            sys.argv = ["-c", *words[2:]]
+            exec(compile(words[1], "<program>", "exec"), {"__name__": "__main__"})
+            status = 0
+        else:
+            sys.argv = ["nohype", *words]
+            main()
     except SystemExit as exit:
         status = exit.code if isinstance(exit.code, int) else 1
     except BaseException:

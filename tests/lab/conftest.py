@@ -29,6 +29,7 @@ from orchestrator.ssh import Completed
 from tests.harness.lab_command import LabCommand
 
 NAME = "test"
+LINK_UP = "ip link set nic0 up && timeout 60 sh -c 'until grep -qs 1 /sys/class/net/nic0/carrier; do sleep 0.1; done'"
 
 
 # EX_TEMPFAIL of sysexits.h: the emulated server was lost, which says nothing about any test. The Makefile then tries once more.
@@ -73,6 +74,12 @@ class LabHost:
         done = self.command.run(list(words), timeout)
         assert done.status == 0 or not check, f"nohype {shlex.join(words)} ended with {done.status}: {done.stdout}{done.stderr}"
         return done
+
+    def python(self, program: str, *arguments: str, timeout: float = 120) -> str:
+        """Runs a Python program with the installed package, as `nohype` does; returns what it printed."""
+        done = self.command.run(["-c", program, *arguments], timeout)
+        assert done.status == 0, f"{program} ended with {done.status}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def proofs(self, frames: int = 0) -> dict[tuple[str, str], Proof]:
         """All proofs by name and subject, measured now."""

@@ -21,8 +21,7 @@ disk = next(one for one in read_controllers(host) if one.serial == {serial!r})
 
 def call(host: LabHost, line: str) -> str:
     """Runs one line of the product's code, with `host` and `disk`, on the lab host."""
-    program = PROGRAM.format(serial=SERIAL, call=line).replace('"', '\\"')
-    return host.run(f'/opt/nohype/bin/python -c "{program}"').stdout.strip()
+    return host.python(PROGRAM.format(serial=SERIAL, call=line)).strip()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -28,15 +29,15 @@ def image() -> LabImage:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root() -> Iterator[Path]:
     """A copy of the root file system of the image without this package."""
-    copy = tmp_path_factory.mktemp("image") / "root"
+    copy = Path(mkdtemp(dir="/var/tmp")) / "root"
     run(
         ["cp", "--archive", "--reflink=auto", build_host(SPEC, source_tree(), cache_folder(), progress=nothing), copy],
         timeout=300,
     )
     yield copy
-    remove_tree(copy)
+    remove_tree(copy.parent)
 
 
 def test_image_is_small(image: LabImage) -> None:

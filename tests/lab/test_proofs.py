@@ -9,8 +9,9 @@ import pytest
 from orchestrator.audit.catalogue import PROOFS, ComparisonRow
 from orchestrator.host.netlink import set_hairpin
 from orchestrator.lab import switch
-from orchestrator.model.proof import WEAKER, Verdict
-from tests.lab.conftest import LabHost
+from orchestrator.model.proof import WEAKER, Proof, Verdict
+from orchestrator.waiting import wait_until
+from tests.lab.conftest import LINK_UP, LabHost
 
 pytestmark = pytest.mark.usefixtures("guests")
 
@@ -37,9 +38,13 @@ def test_vepa_fails_when_the_nic_switches_locally(host: LabHost) -> None:
     )
     read_and_set += ";m=mmap.mmap(f,0x20000);v,=struct.unpack_from('<I',m,0x3500);struct.pack_into('<I',m,0x3500,v|1<<31)"
     pf = host.run("basename $(readlink /sys/class/net/nic0/device)").stdout.strip()
-    with host.changed(f'python3 -c "{read_and_set}" {pf}', "ip link set nic0 down && ip link set nic0 up && sleep 8"):
+    with host.changed(f'python3 -c "{read_and_set}" {pf}', f"ip link set nic0 down && {LINK_UP}"):
         broken = host.proofs(frames=20)["vepa", "host"]
-    restored = host.proofs(frames=20)["vepa", "host"]
+
+    def measure_again() -> Proof:
+        return host.proofs(frames=20)["vepa", "host"]
+
+    restored = wait_until(measure_again, lambda proof: proof.verdict == Verdict.PASS, timeout=60, interval=1)
     assert broken.verdict == Verdict.FAIL
     assert any("switches locally between VFs" in line for line in broken.evidence)
     assert restored.verdict == Verdict.PASS, restored.evidence

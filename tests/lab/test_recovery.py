@@ -90,11 +90,8 @@ class Look:
 
 
 def look(host: LabHost, after: int = 0, *ask: str) -> Look:
-    """With one command, since each command in the lab takes a second."""
-    words = ["/opt/nohype/bin/python", "-", str(after), *ask]
-    done = labs.execute(host.lab, words, input=LOOK.encode(), timeout=120)
-    assert done.status == 0, done.stderr
-    return Look(**json.loads(done.stdout))
+    """With one command, since each takes time in the lab."""
+    return Look(**json.loads(host.python(LOOK, str(after), *ask)))
 
 
 def await_events(host: LabHost, after: int, subject: str, kinds: list[str], seconds: float) -> Look:

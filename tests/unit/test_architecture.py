@@ -6,6 +6,8 @@ import ast
 import configparser
 import re
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -49,7 +51,8 @@ OWNERS = {
 }
 
 
-def modules() -> dict[str, Path]:
+@cache
+def modules() -> Mapping[str, Path]:
     """All modules by their name within the package."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -59,7 +62,8 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Everything a module imports, at whatever depth, as dotted names."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -67,7 +71,7 @@ def imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names)
 
 
 def rank(module: str) -> tuple[int, str]:
