@@ -16,7 +16,7 @@ _Result = TypeVar("_Result")
 # Returns what the thread calls once it is free for other work.
 _Job = Callable[[], Callable[[], object]]
 
-IDLE_SECONDS = 10.0
+IDLE_SECONDS = 1.0
 
 
 class Threads:

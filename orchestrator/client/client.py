@@ -27,13 +27,13 @@ from urllib.parse import quote, urlencode
 from orchestrator.client import shapes
 from orchestrator.client.answers import check_stream, parse_stream, read_answer, read_problem, read_text
 from orchestrator.client.console import ConsoleOutput, follow_console
+from orchestrator.client.kept import KeptConnections, Request, exchange
 from orchestrator.client.switches import SwitchCalls
 from orchestrator.client.transport import (
     TlsConnection,
     UnixConnection,
     Unreachable,
     build_context,
-    exchange,
     map_connection_error,
     parse_url,
 )
@@ -51,7 +51,9 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class Client(SwitchCalls):
-    """Calls `nohyped`. Several threads can share a client: each request has its own connection.
+    """Calls `nohyped`. Several threads can share a client: each request in progress has its own connection.
+
+    A connection is used again within 3 s. Over TLS, a change that cannot be repeated safely always gets a new one.
 
     Args:
         where: the manager's Unix socket, or the address of its TLS port (``https://host:8443``).
@@ -79,6 +81,7 @@ class Client(SwitchCalls):
             # Not shown: it may contain most of a valid token.
             raise RequestError("the token contains invalid characters", "use the word printed by `nohype token new`")
         self._where, self._token, self._on_slow = where, token, on_slow
+        self._kept = KeptConnections(is_local=isinstance(where, Path))
         if isinstance(where, str):
             self._address, self._tls = parse_url(where), build_context(ca, certificate, key)
 
@@ -303,21 +306,28 @@ class Client(SwitchCalls):
         self, method: str, target: str, body: object, headers: Mapping[str, str], timeout: float
     ) -> Iterator[http.client.HTTPResponse]:
         """Yields a successful response; raises problem documents and connection errors as OrchestratorErrors."""
-        connection = self._connect(timeout)
         timer = threading.Timer(SLOW_SECONDS, self._on_slow) if self._on_slow and timeout == _QUICK else None
         fields = dict(headers)
         if body is not None:
             fields["Content-Type"] = "application/json"
         if self._token:
             fields["Authorization"] = f"Bearer {self._token}"
+        is_idempotent = method == "GET" or (isinstance(body, Mapping) and body.get("id") is not None)
+        request = Request(method, target, None if body is None else json.dumps(body), fields, is_idempotent)
         connected = False
+        connection: http.client.HTTPConnection | None = None
+        response: http.client.HTTPResponse | None = None
         try:
             if timer:
                 timer.daemon = True
                 timer.start()
-            connection.connect()
+            connection, response = self._kept.exchange(request, timeout)
+            if connection is None or response is None:
+                connection = self._connect(timeout)
+                connection.connect()
+                connected = True
+                response = exchange(connection, request)
             connected = True
-            response = exchange(connection, method, target, None if body is None else json.dumps(body), fields)
             if response.status >= 300:
                 raise read_problem(response)
             yield response
@@ -326,7 +336,10 @@ class Client(SwitchCalls):
         finally:
             if timer:
                 timer.cancel()
-            connection.close()
+            if connection and response:
+                self._kept.keep(connection, response)
+            elif connection:
+                connection.close()
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         if isinstance(self._where, Path):
