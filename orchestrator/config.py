@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from orchestrator.config_network import SwitchConfig, UplinkConfig
 from orchestrator.config_values import (
     CERTIFICATE_NAMES,
+    PathField,
+    StrictModel,
     check_account,
     check_certificate,
-    check_edge,
     check_file,
     check_housekeeping,
     check_interface,
@@ -23,20 +25,17 @@ from orchestrator.config_values import (
     check_listen,
     check_page_counts,
     check_page_size,
-    check_path,
     check_paths,
     check_server,
     check_socket,
     check_token_hash,
-    check_vlans,
     check_volume_group,
     find_root,
 )
 from orchestrator.errors import RequestError
 from orchestrator.model.access import Quota, Role
-from orchestrator.model.edge import EdgeMode
 from orchestrator.model.fields import NameField, SizeField, describe
-from orchestrator.model.network import MAX_VLAN, MAX_VLANS_TEXT, parse_vlans
+from orchestrator.model.network import MAX_VLAN
 from orchestrator.model.plan import BootPolicy
 from orchestrator.model.request import check_serial
 from orchestrator.model.switch import SwitchSettings, UplinkPort
@@ -53,17 +52,12 @@ _LONGEST_MESSAGE = 2000
 _MOST_VFS = 65535
 _MOST_PAGES = 1 << 32
 
-_Path = Annotated[str, AfterValidator(check_path)]
 _File = Annotated[str, AfterValidator(check_file)]
 _Servers = Annotated[tuple[Annotated[str, AfterValidator(check_server)], ...], Field(strict=False)]
 _Accounts = Annotated[tuple[Annotated[str, AfterValidator(check_account)], ...], Field(strict=False)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class HostConfig(_Strict):
+class HostConfig(StrictModel):
     # CPU list for the manager, the kernel's threads and QEMU's helper threads; whole physical cores.
     housekeeping: Annotated[str, AfterValidator(check_housekeeping)]
     # Network interfaces whose virtual functions guests can get.
@@ -94,13 +88,13 @@ class HostConfig(_Strict):
         return tuple((Size.parse(size), count) for size, count in self.reserved_pages.items())
 
 
-class DiskConfig(_Strict):
+class DiskConfig(StrictModel):
     """The disks that guests can get. Without this section: NVMe controllers without any known contents."""
 
     # Serial numbers of NVMe controllers that guests can get although they hold a file system, partitions or the like.
     serials: Annotated[tuple[Annotated[str, AfterValidator(check_serial)], ...], Field(strict=False)] = ()
     # An existing folder for the files of emulated disks, or an LVM volume group for their volumes. None: the host offers none.
-    emulated: _Path | None = None
+    emulated: PathField | None = None
     volume_group: Annotated[str, AfterValidator(check_volume_group)] | None = None
 
     @model_validator(mode="after")
@@ -110,45 +104,10 @@ class DiskConfig(_Strict):
         return self
 
 
-class UplinkConfig(_Strict):
-    """One of [host] uplinks."""
-
-    # Edge mode; "auto": the manager chooses one that the uplink can have, and refuses if there is none.
-    edge: Annotated[str, AfterValidator(check_edge)] = "auto"
-    # VLANs of tenant networks that the switch carries on this port, such as "100-199,300". Hosts on one switch need different
-    # ranges. None: no range; operators choose the VLAN of each network.
-    vlans: Annotated[str, Field(max_length=MAX_VLANS_TEXT), AfterValidator(check_vlans)] | None = None
-
-    # The external switch that the uplink's cable leads to, as registered by `nohype switch add`, and its port.
-    switch: NameField | None = None
-    port: Annotated[str, AfterValidator(check_interface)] | None = None
-
-    @model_validator(mode="after")
-    def _check_port(self) -> Self:
-        if bool(self.switch) != bool(self.port):
-            raise ValueError("switch and port belong together; give both or neither")
-        return self
-
-    @property
-    def mode(self) -> EdgeMode | None:
-        """None for "auto"."""
-        return None if self.edge == "auto" else EdgeMode(self.edge)
-
-    @property
-    def vlan_set(self) -> frozenset[int] | None:
-        return None if self.vlans is None else parse_vlans(self.vlans)
-
-
-class SwitchConfig(_Strict):
-    """Access to external switches."""
-
-    ssh_key: _Path | None = None  # private key (Ed25519, without passphrase) that logs in on switches; readable only by root
-
-
-class PathConfig(_Strict):
-    images: _Path = "/var/lib/nohype/images"
-    ledger: _Path = "/var/lib/nohype/ledger.sqlite"
-    consoles: _Path = "/var/log/nohype/guests"
+class PathConfig(StrictModel):
+    images: PathField = "/var/lib/nohype/images"
+    ledger: PathField = "/var/lib/nohype/ledger.sqlite"
+    consoles: PathField = "/var/log/nohype/guests"
     socket: Annotated[str, AfterValidator(check_socket)] = str(DEFAULT_SOCKET)
 
     @model_validator(mode="after")
@@ -157,12 +116,12 @@ class PathConfig(_Strict):
         return self
 
 
-class EventConfig(_Strict):
+class EventConfig(StrictModel):
     # The newest events that are kept: per tenant and of the host, and as many of the kinds with severity warning.
     keep: Annotated[int, Field(ge=1000, le=10_000_000)] = 20_000
 
 
-class ExitConfig(_Strict):
+class ExitConfig(StrictModel):
     """Limits of the proof ``exits``, per vCPU and second, for a guest that has booted and is idle or computes."""
 
     total: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 2000.0  # all VM exits
@@ -170,7 +129,7 @@ class ExitConfig(_Strict):
     emulated: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 10.0
 
 
-class Principals(_Strict):
+class Principals(StrictModel):
     """Users, groups and certificates with a role."""
 
     users: _Accounts = ()  # names or numbers, for the Unix socket
@@ -179,7 +138,7 @@ class Principals(_Strict):
     certificates: Annotated[tuple[Annotated[str, AfterValidator(check_certificate)], ...], Field(strict=False)] = ()
 
 
-class AccessConfig(_Strict):
+class AccessConfig(StrictModel):
     """Operators and viewers. Root is always an operator.
 
     Without this section, and without tenants, every user who can connect to the Unix socket is an operator.
@@ -189,7 +148,7 @@ class AccessConfig(_Strict):
     viewers: Principals = Principals()
 
 
-class BootConfig(_Strict):
+class BootConfig(StrictModel):
     """Kernels and initrds that the manager downloads for guests."""
 
     servers: _Servers = ()  # URLs of folders that operators may boot guests from
@@ -216,7 +175,7 @@ class TenantConfig(Principals):
         return Quota(self.cores, Size.parse(self.memory) if self.memory else None, self.vfs, self.disks, self.networks)
 
 
-class TokenConfig(_Strict):
+class TokenConfig(StrictModel):
     """A bearer token, created by `nohype token new`; only its SHA-256 is stored."""
 
     hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$"), AfterValidator(check_token_hash)]
@@ -224,7 +183,7 @@ class TokenConfig(_Strict):
     tenant: str = ""
 
 
-class ApiConfig(_Strict):
+class ApiConfig(StrictModel):
     """The manager's TLS port; without this section there is only the Unix socket. Files are in PEM format."""
 
     listen: Annotated[str, AfterValidator(check_listen)]  # 192.0.2.1:8443, [::]:8443
@@ -238,7 +197,7 @@ class ApiConfig(_Strict):
         return host.strip("[]"), int(port)
 
 
-class LimitConfig(_Strict):
+class LimitConfig(StrictModel):
     """Limits per client; all callers of a tenant are one client. For operators only ``body`` and ``nesting`` apply."""
 
     rate: Annotated[float, Field(ge=1e-3, le=1e6, strict=False)] = 50.0  # requests per second
@@ -253,7 +212,7 @@ class LimitConfig(_Strict):
         return Size.parse(self.body).bytes
 
 
-class DaemonConfig(_Strict):
+class DaemonConfig(StrictModel):
     host: HostConfig
     uplinks: dict[Annotated[str, AfterValidator(check_interface)], UplinkConfig] = {}
     disks: DiskConfig = DiskConfig()

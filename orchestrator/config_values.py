@@ -6,6 +6,9 @@ import hashlib
 import os.path
 import re
 from collections.abc import Iterable, Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.fields import check_cpus, check_size
@@ -30,6 +33,12 @@ _VOLUME_GROUP = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,63}", re.ASCII)
 _EMPTY_TOKEN = "sha256:" + hashlib.sha256(b"").hexdigest()
 # Suffixes of the files and the folder that SQLite and the manager create next to the ledger.
 _LEDGER_SUFFIXES = ("-wal", "-shm", "-journal", ".lock", ".reserve", ".secrets")
+
+
+class StrictModel(BaseModel):
+    """One section."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 def check_housekeeping(text: str) -> str:
@@ -123,6 +132,9 @@ def check_path(text: str) -> str:
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise ValueError(f"a path of {len(os.fsencode(path))} bytes is too long; the kernel takes {_LONGEST_PATH}")
     return path
+
+
+PathField = Annotated[str, AfterValidator(check_path)]
 
 
 def check_volume_group(text: str) -> str:

@@ -28,6 +28,7 @@ from orchestrator.client import shapes
 from orchestrator.client.answers import check_stream, parse_stream, read_answer, read_problem, read_text
 from orchestrator.client.console import ConsoleOutput, follow_console
 from orchestrator.client.kept import KeptConnections, Request, exchange
+from orchestrator.client.networks import NetworkCalls
 from orchestrator.client.switches import SwitchCalls
 from orchestrator.client.transport import (
     TlsConnection,
@@ -50,7 +51,7 @@ _PAUSE = 1.0
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
-class Client(SwitchCalls):
+class Client(NetworkCalls, SwitchCalls):
     """Calls `nohyped`. Several threads can share a client: each request in progress has its own connection.
 
     A connection is used again within 3 s. Over TLS, a change that cannot be repeated safely always gets a new one.
@@ -92,21 +93,6 @@ class Client(SwitchCalls):
         """What the host has. Raises Forbidden for tenants."""
         survey: shapes.Survey = self._ask(shapes.Survey, "GET", "/v1/survey")
         return survey
-
-    def uplinks(self) -> list[shapes.Uplink]:
-        """Raises Forbidden for tenants."""
-        uplinks: list[shapes.Uplink] = self._ask(list[shapes.Uplink], "GET", "/v1/uplinks")
-        return uplinks
-
-    def uplink(self, name: str) -> shapes.Uplink:
-        """Raises NotFound if it is not configured, Forbidden for tenants."""
-        uplink: shapes.Uplink = self._ask(shapes.Uplink, "GET", f"/v1/uplinks/{quote(name, safe='')}")
-        return uplink
-
-    def prove_uplink(self, name: str) -> shapes.HairpinResult:
-        """Probes whether the external switch sends frames back to the uplink. Raises NotFound, Forbidden, HostError."""
-        result: shapes.HairpinResult = self._ask(shapes.HairpinResult, "POST", f"/v1/uplinks/{quote(name, safe='')}/prove")
-        return result
 
     def guests(self) -> list[shapes.Guest]:
         """All guests that the caller may see."""
@@ -184,31 +170,6 @@ class Client(SwitchCalls):
         """Sends a line to the guest's console; waits ``timeout`` seconds for the reply. Raises NotFound, Conflict, GuestError."""
         body = {"line": line, "timeout": timeout}
         return str(self._ask(shapes.Answer, "POST", f"{_path(name)}/tell", body, timeout + MARGIN_SECONDS)["answer"])
-
-    def networks(self) -> list[shapes.Network]:
-        """All networks that the caller may see."""
-        networks: list[shapes.Network] = self._ask(list[shapes.Network], "GET", "/v1/networks")
-        return networks
-
-    def network(self, name: str) -> shapes.Network:
-        """Raises NotFound if the network does not exist or belongs to another tenant."""
-        network: shapes.Network = self._ask(shapes.Network, "GET", f"/v1/networks/{quote(name, safe='')}")
-        return network
-
-    def create_network(self, request: Mapping[str, object]) -> shapes.Network:
-        """Creates a network; the fields are those of `NetworkRequest`. Repeating a request changes nothing.
-
-        Raises:
-            RequestError: a field is invalid, or no uplink carries the VLAN.
-            Conflict: the name or the VLAN is taken.
-            NoRoom, QuotaExceeded: ``reasons`` lists why.
-        """
-        made: shapes.Network = self._ask(shapes.Network, "POST", "/v1/networks", request)
-        return made
-
-    def delete_network(self, name: str) -> None:
-        """Raises NotFound, and Conflict while guests use the network."""
-        self._ask(None, "DELETE", f"/v1/networks/{quote(name, safe='')}")
 
     def quarantined(self) -> list[shapes.Quarantined]:
         """Raises Forbidden for tenants."""

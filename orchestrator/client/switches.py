@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from orchestrator.client import switch_shapes as shapes
+from orchestrator.client.calls import Calls
 
 
-class SwitchCalls(ABC):
+class SwitchCalls(Calls):
     """The methods raise Forbidden for others than operators."""
-
-    @abstractmethod
-    def _ask(
-        self,
-        kind: Any,
-        method: str,
-        target: str,
-        body: object = None,
-        timeout: float = ...,
-        headers: Mapping[str, str] | None = ...,
-    ) -> Any: ...
 
     def switches(self) -> list[shapes.SwitchView]:
         """The registered external switches; contacts none."""

@@ -121,9 +121,7 @@ class Allocator:
         self._warnings.note(claim.plan.name, placed.last_choices)
         return claim
 
-    def _begin_claim(
-        self, caller: Identity, request: GuestRequest, image: Image, disks: tuple[NvmeController, ...]
-    ) -> tuple[Placed, PendingClaim]:
+    def _begin_claim(self, caller: Identity, request: GuestRequest, image: Image, disks: _Disks) -> tuple[Placed, PendingClaim]:
         reading = self._ledger.read()
         placed = self._plan(caller, request, image, reading, disks)
         check_created(self._host, placed.plan)

@@ -247,7 +247,7 @@ def test_reply_without_counts_is_the_reason_in_vepa(host: RecordingRoot) -> None
 
 def test_one_guest_cannot_send_to_another(host: RecordingRoot) -> None:
     (proof,) = (proof for proof in audit(host, GUESTS[:1], frames=20) if proof.name == "vepa")
-    assert "two guests with an address and a VF are required, 1 such guests are running" in proof.evidence[0]
+    assert "two guests with an address and a NIC are required, 1 such guests are running" in proof.evidence[0]
 
 
 def test_each_file_that_cannot_be_read_or_understood(host: RecordingRoot) -> None:

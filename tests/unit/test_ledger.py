@@ -816,7 +816,7 @@ from orchestrator.ledger import Ledger
 
 path = Path(sys.argv[1])
 with Ledger(path) as ledger:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     written = 0
     try:
         for _ in range(10_000):

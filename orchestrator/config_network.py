@@ -1,0 +1,47 @@
+"""The sections of the configuration about uplinks and external switches."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from orchestrator.config_values import PathField, StrictModel, check_edge, check_interface, check_vlans
+from orchestrator.model.edge import EdgeMode
+from orchestrator.model.fields import NameField
+from orchestrator.model.network import MAX_VLANS_TEXT, parse_vlans
+
+
+class UplinkConfig(StrictModel):
+    """One of [host] uplinks."""
+
+    # Edge mode; "auto": the manager chooses one that the uplink can have, and refuses if there is none.
+    edge: Annotated[str, AfterValidator(check_edge)] = "auto"
+    # VLANs of tenant networks that the switch carries on this port, such as "100-199,300". Hosts on one switch need different
+    # ranges. None: no range; operators choose the VLAN of each network.
+    vlans: Annotated[str, Field(max_length=MAX_VLANS_TEXT), AfterValidator(check_vlans)] | None = None
+
+    # The external switch that the uplink's cable leads to, as registered by `nohype switch add`, and its port.
+    switch: NameField | None = None
+    port: Annotated[str, AfterValidator(check_interface)] | None = None
+
+    @model_validator(mode="after")
+    def _check_port(self) -> Self:
+        if bool(self.switch) != bool(self.port):
+            raise ValueError("switch and port belong together; give both or neither")
+        return self
+
+    @property
+    def mode(self) -> EdgeMode | None:
+        """None for "auto"."""
+        return None if self.edge == "auto" else EdgeMode(self.edge)
+
+    @property
+    def vlan_set(self) -> frozenset[int] | None:
+        return None if self.vlans is None else parse_vlans(self.vlans)
+
+
+class SwitchConfig(StrictModel):
+    """Access to external switches."""
+
+    ssh_key: PathField | None = None  # private key (Ed25519, without passphrase) that logs in on switches; readable only by root
