@@ -38,7 +38,6 @@ from orchestrator.model.fields import NameField, SizeField, describe
 from orchestrator.model.network import MAX_VLAN
 from orchestrator.model.plan import BootPolicy
 from orchestrator.model.request import check_serial
-from orchestrator.model.switch import SwitchSettings, UplinkPort
 from orchestrator.model.waiver import Waiver
 from orchestrator.values import DEFAULT_SOCKET, MAX_CPUS, CpuSet, Size
 
@@ -235,11 +234,6 @@ class DaemonConfig(StrictModel):
         for port, first, second in _find_duplicates(ports):
             raise ValueError(f"uplinks.{second}: switch {port} is already that of {first}")
         return self
-
-    @property
-    def switch_settings(self) -> SwitchSettings:
-        ties = [UplinkPort(name, found.switch, found.port) for name, found in self.uplinks.items() if found.switch and found.port]
-        return SwitchSettings(self.switches.ssh_key or "", tuple(ties))
 
     @model_validator(mode="after")
     def _check_access(self) -> Self:

@@ -29,6 +29,7 @@ from orchestrator.daemon.systemd import notify_systemd, take_activation_sockets
 from orchestrator.errors import OrchestratorError
 from orchestrator.guests.recovery import check_housekeeping
 from orchestrator.guests.service import GuestService
+from orchestrator.guests.switches import build_settings
 from orchestrator.host import netlink
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
@@ -93,7 +94,7 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
     service = GuestService(
         host, hypervisor, ledger, policy, images=Path(config.paths.images), consoles=Path(config.paths.consoles),
         count_undo_failure=counters.count_undo_failure, observe_refusal=counters.observe_refusal,
-        switches=config.switch_settings, count_wipe=counters.count_wipe,
+        switches=build_settings(config), count_wipe=counters.count_wipe,
     )  # fmt: skip
     _recover(service, hypervisor)
     start_threads(service)

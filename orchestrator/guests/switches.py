@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from orchestrator.config import DaemonConfig
 from orchestrator.errors import Forbidden, LedgerError, NotFound, OrchestratorError, RequestError, SwitchError
 from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.switch_watch import Observation, SwitchWatch
@@ -152,6 +153,11 @@ class SwitchService:
             self._ledger.append_event(EventKind.SWITCH_CHANGED, HOST, detail, who=who)
         except LedgerError as error:
             _log.error("%s (%s)", detail, error)
+
+
+def build_settings(config: DaemonConfig) -> SwitchSettings:
+    ties = [UplinkPort(name, found.switch, found.port) for name, found in config.uplinks.items() if found.switch and found.port]
+    return SwitchSettings(config.switches.ssh_key or "", tuple(ties))
 
 
 def _owner(name: str) -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +91,7 @@ def plugged(prefix: str) -> Iterator[Cable]:
 
 @dataclass
 class SshSwitch:
-    """An SSH server whose `ip` and `bridge` act in the namespace of a cable."""
+    """An SSH server, and the folder of the programs that it runs."""
 
     address: SshAddress
     key: Path
@@ -103,9 +103,17 @@ class SshSwitch:
         (self.programs / name).chmod(0o755)
 
 
+def find_programs(cable: Cable) -> dict[str, str]:
+    """`ip` and `bridge` that act in the namespace of a cable, and an lldpcli without a daemon."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    enter = f"exec {shutil.which('ip', path=path)} netns exec {cable.netns}"
+    found = {name: f'{enter} {shutil.which(name, path=path)} "$@"' for name in ("ip", "bridge")}
+    return {**found, "lldpcli": "echo 'no daemon' >&2; exit 1"}
+
+
 @contextmanager
-def ssh_switch(folder: Path, cable: Cable) -> Iterator[SshSwitch]:
-    """While it serves, PATH of this process begins with a folder of programs."""
+def ssh_switch(folder: Path, scripts: Mapping[str, str]) -> Iterator[SshSwitch]:
+    """``scripts``: the programs of the switch. While it serves, PATH of this process begins with their folder."""
     client, host = make_key(), make_key()
     key, programs = folder / "switch_key", folder / "programs"
     key.touch(0o600)
@@ -118,11 +126,8 @@ def ssh_switch(folder: Path, cable: Cable) -> Iterator[SshSwitch]:
         threading.Thread(target=_serve, args=arguments, daemon=True).start()
         address = SshAddress("127.0.0.1", listener.getsockname()[1], "root", host.public)
         switch = SshSwitch(address, key, programs, transports)
-        for name in ("ip", "bridge"):
-            program = shutil.which(name, path=f"{path}:/usr/sbin:/sbin")
-            ip = shutil.which("ip", path=f"{path}:/usr/sbin:/sbin")
-            switch.replace_program(name, f'exec {ip} netns exec {cable.netns} {program} "$@"')
-        switch.replace_program("lldpcli", "echo 'no daemon' >&2; exit 1")
+        for name, script in scripts.items():
+            switch.replace_program(name, script)
         os.environ["PATH"] = f"{programs}:{path}"
         try:
             yield switch

@@ -15,6 +15,8 @@ import pytest
 from orchestrator.errors import Conflict, Forbidden, NotFound, OrchestratorError, RequestError, SwitchError
 from orchestrator.guests.switches import SwitchService
 from orchestrator.host.root import HostRoot
+from orchestrator.images.cache import cache_folder
+from orchestrator.lab.build import build_switch_tools
 from orchestrator.lab.keys import make_key
 from orchestrator.ledger import Event, Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
@@ -25,8 +27,9 @@ from orchestrator.switches import commands
 from orchestrator.switches.commands import SshCommands
 from orchestrator.switches.drivers import opened
 from orchestrator.switches.linux_bridge import LinuxBridge
+from tests.harness import openvswitch
 from tests.harness.api_server import Served, serve
-from tests.harness.bridge import BRIDGE, Cable, SshSwitch, plugged, ssh_switch
+from tests.harness.bridge import BRIDGE, Cable, SshSwitch, find_programs, plugged, ssh_switch
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")]
 
@@ -42,7 +45,7 @@ def cable() -> Iterator[Cable]:
 
 @pytest.fixture
 def ssh(tmp_path: Path, cable: Cable) -> Iterator[SshSwitch]:
-    with ssh_switch(tmp_path, cable) as switch:
+    with ssh_switch(tmp_path, find_programs(cable)) as switch:
         yield switch
 
 
@@ -478,6 +481,36 @@ def test_watched_switch_over_ssh_is_polled(ssh: SshSwitch, cable: Cable, tmp_pat
     assert "broken" in manager.await_event("cannot be read")
     manager.service.close()
     manager.ledger.close()
+
+
+# Open vSwitch.
+
+
+def test_restart_of_open_vswitch_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over SSH, with the real daemons."""
+    monkeypatch.setattr("orchestrator.guests.switch_watch.POLL_SECONDS", 0.05)
+    try:
+        tools = build_switch_tools(cache_folder())
+    except OrchestratorError as error:
+        pytest.skip(f"the root with Open vSwitch cannot be built: {error.message}")
+    with openvswitch.running(tmp_path, tools) as daemons, daemons.plug(f"{PREFIX}o", 1) as wire:
+        scripts = {name: f'exec {" ".join(daemons.prefix)} {name} "$@"' for name in ("ovs-vsctl", "ovs-ofctl")}
+        with ssh_switch(tmp_path, scripts) as ssh:
+            manager = Manager(tmp_path, Cable("", wire.near, wire.far), ssh.key)
+            manager.ledger.add_switch(Switch("sw1", SwitchDriver.OPENVSWITCH, openvswitch.BRIDGE, "", ssh.address))
+            assert set_hairpin(manager, wire.far, on=True).ports[0].hairpin
+            manager.service.start_watching()
+            until(lambda: manager.service.list(OPERATOR)[0].observed, lambda: manager.details)
+            daemons.kill_vswitchd()
+            manager.await_event("cannot be read")
+            daemons.start_vswitchd()
+            manager.await_event("the relay table has no flows")
+            set_hairpin(manager, wire.far, on=True)
+            manager.await_event("all checks passed")
+            manager.service.delete(OPERATOR, "sw1")
+            assert (daemons.driver.read().flows, daemons.driver.read().fail_mode) == (0, "standalone")
+            manager.service.close()
+            manager.ledger.close()
 
 
 # API.

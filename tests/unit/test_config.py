@@ -22,6 +22,7 @@ from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, read_config
 from orchestrator.daemon import main as daemon
 from orchestrator.errors import RequestError
+from orchestrator.guests.switches import build_settings
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.switch import SwitchSettings, UplinkPort
 from orchestrator.model.waiver import Waiver
@@ -236,7 +237,7 @@ def test_edge_mode_of_an_uplink_is_part_of_the_policy(tmp_path: Path) -> None:
 
 def test_switch_and_port_of_an_uplink(tmp_path: Path) -> None:
     def settings(text: str) -> SwitchSettings:
-        return read_config(write(tmp_path, HOST.replace('["nic0"]', '["nic0", "nic1"]') + text)).switch_settings
+        return build_settings(read_config(write(tmp_path, HOST.replace('["nic0"]', '["nic0", "nic1"]') + text)))
 
     tied = '[uplinks.nic0]\nswitch = "sw1"\nport = "swp1"\n'
     assert settings("") == SwitchSettings()
