@@ -96,7 +96,7 @@ def fill(world: World) -> tuple[RunningGuest, ...]:
 
 def measure_reading(world: World, runs: int) -> list[Figure]:
     """Reads the kernel's files as the manager does."""
-    host = HostRoot(world.host.path)
+    host = HostRoot(world.host.path, world.host.fake_net)
     known = read_topology(host)
     return [
         measure("survey", lambda: read_topology(host), runs),
@@ -121,7 +121,7 @@ class Hypervisor:
 
 def measure_audit(world: World, guests: tuple[RunningGuest, ...], runs: int) -> list[Figure]:
     """The whole audit. The guests have no memory and devices, so those proofs return immediately as not measured."""
-    host = HostRoot(world.host.path)
+    host = HostRoot(world.host.path, world.host.fake_net)
     topology = read_topology(host)
 
     source = Source(

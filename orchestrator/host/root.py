@@ -56,7 +56,10 @@ class _NoNet:
     """For a HostRoot that is used for files only. Every call is a programming error."""
 
     def __getattr__(self, name: str) -> Any:
-        raise NotImplementedError(f"this HostRoot was opened without a network, and so without {name}()")
+        def refuse(*_arguments: object, **_more: object) -> None:
+            raise NotImplementedError(f"this HostRoot was opened without a network, and so without {name}()")
+
+        return refuse
 
 
 @dataclass(frozen=True)

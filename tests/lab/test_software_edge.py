@@ -28,6 +28,8 @@ def software(host: LabHost) -> Iterator[LabHost]:
     for guest in GUESTS:
         host.nohype("guest", "delete", guest.name, check=False)
     section = r'printf "\n[uplinks.nic0]\nedge = \"macvtap-vepa\"\n"'
+    # Without its last guest the PF loses its VFs, which resets it.
+    host.run('for n in $(seq 60); do [ "$(cat /sys/class/net/nic0/carrier)" = 1 ] && break; sleep 1; done')
     before = survey(host)
     with host.changed(
         f"cp -p {CONFIG} {CONFIG}.before && {section} >> {CONFIG} && systemctl restart nohyped",
@@ -36,7 +38,7 @@ def software(host: LabHost) -> Iterator[LabHost]:
         yield host
         for name in ("edge1", "edge2"):
             host.nohype("guest", "delete", name, check=False)
-        assert json.loads(host.run("ip -j link show type macvtap").stdout or "[]") in ([], [{}])
+        assert host.run("ip -o link show type macvtap").stdout == ""
         assert host.run("nft list tables").stdout == ""
     after = survey(host)
     assert {key: after[key] for key in before if after[key] != before[key]} == {}
@@ -119,8 +121,7 @@ def test_local_switching_fails_the_proof_and_is_restored(software: LabHost, edge
     finally:
         software.run("systemctl kill -s CONT nohyped")
     software.run(f"for n in $(seq 120); do ip -d link show {taps[0]} | grep -q 'mode vepa' && break; sleep 1; done")
-    events = software.nohype("events", "--limit", "20").stdout
-    assert "mode is bridge, expected vepa (restored)" in events
+    assert "mode is bridge, expected vepa (restored)" in software.nohype("events").stdout
 
 
 def test_hairpin_switched_off_fails_the_proof(software: LabHost, edges: list[dict[str, Any]]) -> None:
