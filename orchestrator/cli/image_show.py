@@ -58,6 +58,8 @@ def _describe(image: Image) -> Iterator[tuple[str, str]]:
         yield "RAM root", "none" if disk else "the initrd"
     yield "ready", _READY[image.ready]
     yield "configuration", ", ".join(image.configuration) or "none"
+    if disk:
+        yield "network root", ", ".join(image.network_root) or "none"
     for name, record in sorted(image.files.items()):
         yield name, f"{_format(record.size)}, SHA-256 {record.sha256}"
 

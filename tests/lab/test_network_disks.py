@@ -24,6 +24,8 @@ from tests.lab.conftest import LabHost
 from tests.lab.test_manager import await_state
 from tests.unit.test_target import dhchap
 
+pytestmark = pytest.mark.soak
+
 NAME, ADDRESS = "netroot", "10.9.0.31/24"
 HOST_NQN = "nqn.2026-11.example:host1"
 TARGET = f"nvme-tcp://{SERVER}:{PORT}/{NQN}"
@@ -138,7 +140,6 @@ def wait_for(host: LabHost, state: str) -> None:
         assert time.monotonic() < deadline, found
 
 
-@pytest.mark.soak
 def test_guest_goes_on_after_the_link_was_lost(host: LabHost, guest: dict[str, Any]) -> None:
     set_carrier(host, up=False)
     try:
@@ -150,7 +151,6 @@ def test_guest_goes_on_after_the_link_was_lost(host: LabHost, guest: dict[str, A
     wait_for(host, "live")
 
 
-@pytest.mark.soak
 def test_guest_goes_on_after_the_target_was_gone(host: LabHost, server: NvmetServer, guest: dict[str, Any]) -> None:
     server.stop()
     try:
@@ -172,7 +172,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("case", REFUSED)
 def test_guest_that_cannot_connect_says_why_and_ends(
     host: LabHost, server: NvmetServer, guests: list[dict[str, Any]], case: str
@@ -210,7 +209,6 @@ def iscsi(host: LabHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         host.run(f"rm -rf {STORE / ISCSI_NAME} {CHAP_FILE} {CHAP_FILE}.wrong")
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("secret", ["right", "wrong"])
 def test_iscsi_guest_needs_the_secret(host: LabHost, iscsi: None, secret: str) -> None:
     file = CHAP_FILE if secret == "right" else f"{CHAP_FILE}.wrong"

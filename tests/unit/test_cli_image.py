@@ -95,6 +95,7 @@ def test_show_says_how_it_boots_what_it_needs_and_who_uses_it(host: Host) -> Non
     made = Provenance(recipe="debian", packages={"systemd": "257.8-1"}, lock=SHA, tools={"mke2fs": "1.47.2"})
     build = host.install(
         disk=b"x" * (3 << 19), ready="cloud-init", configuration=("credentials", "cloud-init"), provenance=made,
+        network_root=("nvme-tcp",),
     )  # fmt: skip
     host.claim("web", ImageRef("one", build))
     host.claim("db", ImageRef("one", old))
@@ -107,6 +108,7 @@ def test_show_says_how_it_boots_what_it_needs_and_who_uses_it(host: Host) -> Non
         "disk           1.5M, ext4 on the whole disk",
         "ready          the end of cloud-init",
         "configuration  credentials, cloud-init",
+        "network root   nvme-tcp",
         "recipe         debian",
         f"lock file      SHA-256 {SHA}",
         "packages       1 (names and versions: --json)",
