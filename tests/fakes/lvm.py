@@ -10,8 +10,10 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+if TYPE_CHECKING:
+    import pytest  # a command must start fast
 
 EXTENT = 1 << 20
 _COMMANDS = ("vgs", "lvs", "lvcreate", "lvchange", "lvremove")
@@ -56,7 +58,9 @@ def install_lvm(patch: pytest.MonkeyPatch, folder: Path, root: Path, *, group: s
     programs = folder / "bin"
     programs.mkdir(parents=True)
     for command in _COMMANDS:
-        (programs / command).write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {command} {folder / "state"} {root} "$@"\n')
+        (programs / command).write_text(
+            f'#!/bin/sh\nexec {sys.executable} -IS {__file__} {command} {folder / "state"} {root} "$@"\n'
+        )
         (programs / command).chmod(0o755)
     patch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     (folder / "state").write_text(json.dumps({"group": group, "extents": extents, "volumes": {}, "vg": {}, "copies": 1}))

@@ -291,8 +291,10 @@ def test_every_field_of_the_configuration_can_be_set(tmp_path: Path) -> None:
     left_out = {
         name for part, value in parts.items() for name, is_, default in fields(type(value), value, part) if is_ == default
     }  # fmt: skip
-    # Nobody is a viewer by a group here.
-    assert left_out == {"access.viewers.groups"}
+    # Nobody is a viewer by a group here; a volume group excludes a folder for emulated disks.
+    assert left_out == {"access.viewers.groups", "disks.volume_group"}
+    volumes = render(tmp_path, "nohype.toml", {**EVERYTHING, "nohype_disks": {"volume_group": "vg0"}})
+    assert DaemonConfig.model_validate(tomllib.loads(volumes)).disks.volume_group == "vg0"
     assert found.access
     assert found.access.operators.certificates == ('CN:Ädmin "A" \\ 1',)
     assert found.tenants["bolt"] == TenantConfig()
