@@ -6,8 +6,6 @@ Example, on a NoHype host with the image debian:
     examples/ci_runner.py --address 10.9.0.50/24 --send src --fetch result -- sh -c 'make -C src test >result'
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal
@@ -37,8 +35,10 @@ def main() -> int:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         request = {"name": job.name, "image": job.image, "memory": job.memory, "address": job.address}
         began = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         guest = client.create({**request, "ssh_keys": [key.with_suffix(".pub").read_text().strip()]})
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
             client.wait_ready(job.name, 300)
             report(f"guest {job.name} on CPUs {guest['cpus']} is ready", began)
             if job.send:

@@ -40,12 +40,13 @@ def main() -> None:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         shared = {"image": options.image, "memory": options.memory, "ssh_keys": [key.with_suffix(".pub").read_text().strip()]}
         for number, name in enumerate(names):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
             client.create({**shared, "name": name, "address": f"{options.network[60 + number]}/{options.network.prefixlen}"})
             created.callback(client.delete, name)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
         list(pool.map(lambda name: client.wait_ready(name, 600), names))
         alone = [measure(key, options, names[0]) for _ in range(options.repeat)]
-        together = [list(pool.map(lambda name: measure(key, options, name), names)) for _ in range(options.repeat)]
-    side_by_side = sum(together, [])
+        side_by_side = sum((list(pool.map(lambda name: measure(key, options, name), names)) for _ in range(options.repeat)), [])
     for title, values in (("alone", alone), ("side by side", side_by_side)):
         print(f"{title:13} median {median(values):.3f} s  spread {(max(values) - min(values)) / median(values):.1%}")
     print(f"ratio         {median(side_by_side) / median(alone):.3f}")

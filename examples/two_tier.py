@@ -24,7 +24,7 @@ from orchestrator.values import DEFAULT_SOCKET
 ANSWER = r"""printf 'HTTP/1.0 200 OK\r\n\r\n'; """
 BACK = ANSWER + "echo \"back end $(hostname), up $(cut -d' ' -f1 /proc/uptime) s\""
 FRONT = ANSWER + "echo \"front end $(hostname) asked:\"; exec 3<>/dev/tcp/%s/8080; printf 'GET /\\r\\n\\r\\n' >&3; tail -n 1 <&3"
-ASK = "exec 3<>/dev/tcp/%s/8080; printf 'GET /\\r\\n\\r\\n' >&3; cat <&3"
+ASK = "exec 3<>/dev/tcp/%s/8080; printf 'GET /\\r\\n\\r\\n' >&3; cat <&3"  # by the back end: this machine need not reach it
 
 
 def main() -> None:
@@ -41,14 +41,15 @@ def main() -> None:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         shared = {"image": options.image, "memory": options.memory, "ssh_keys": [key.with_suffix(".pub").read_text().strip()]}
         for name, address in addresses.items():
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
             client.create({**shared, "name": name, "address": f"{address}/{options.network.prefixlen}"})
             if not options.keep:
                 created.callback(client.delete, name)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
         for name in addresses:
             client.wait_ready(name, 600)
         serve(key, "back", BACK)
         serve(key, "front", FRONT % addresses["back"])
-        # From the back end, so that this machine need not reach the network of the service.
         answer = run(key, "back", ASK % addresses["front"])
         if "back end" not in answer:
             raise OrchestratorError(f"the front end did not answer for the back end: {answer!r}")
