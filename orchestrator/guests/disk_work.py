@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
+from orchestrator import serving_cpu
 from orchestrator.errors import GuestError, LedgerError, OrchestratorError
 from orchestrator.ledger import Claim
 from orchestrator.model.disk import DiskProgress
@@ -87,6 +88,7 @@ class Wiper:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, claim: Claim) -> None:
+        serving_cpu.leave()
         try:
             with self._slots:
                 findings = self._try(claim)
