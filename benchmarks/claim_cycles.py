@@ -42,10 +42,12 @@ from orchestrator.client.client import Client
 from orchestrator.guests.service import GuestService
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.request import GuestRequest
+from orchestrator.values import CpuSet
 from tests.fakes.server import IMAGE, Server
 from tests.harness.api_server import serve
 from tests.harness.crash import World
 
+HOUSEKEEPING = CpuSet.parse("0-1")
 SETTINGS = {"limits": {"rate": 1e6, "burst": 1_000_000, "concurrent": 1000}}
 PROCESSES = 2
 CORES_PER_NODE = 64
@@ -257,7 +259,7 @@ def measure(folder: Path, cores: int, loads: Sequence[Load], *, http: bool) -> I
         manager.close()
         ledger.close()
         return
-    with open_clients(folder / "manager.sock") as pipes, serve(folder, SETTINGS, world=world) as served:
+    with open_clients(folder / "manager.sock") as pipes, serve(folder, SETTINGS, world=world, cpus=HOUSEKEEPING) as served:
         skip_host_changes(served.manager)
         fill(served.manager, cores)
         for load in loads:

@@ -32,11 +32,13 @@ from orchestrator.client.client import Client
 from orchestrator.errors import OrchestratorError
 from orchestrator.locks import CallQueue
 from orchestrator.model.access import OPERATOR
+from orchestrator.values import CpuSet
 from tests.fakes.server import IMAGE, Server
 from tests.harness.api_server import serve
 from tests.harness.crash import World
 
 SERVER = Server(cores=128, threads=2, nodes=2, vfs=64, pages=16384)
+HOUSEKEEPING = CpuSet.parse("0-1")
 SETTINGS = {"limits": {"rate": 1e6, "burst": 1_000_000, "concurrent": 1000}}
 LIMIT = 10.0
 DONE, HONEST = "done", "no-room"
@@ -178,7 +180,7 @@ def measure(folder: Path, requests: int, clients: int, processes: int, server: S
         workers[-1].start()
         theirs.close()  # so that the pipe ends with the process
         pipes.append(ours)
-    with serve(folder, SETTINGS, world=world) as served:
+    with serve(folder, SETTINGS, world=world, cpus=HOUSEKEEPING) as served:
         lock = TimedQueue()
         served.manager.allocator.lock = lock
         answers = gather(pipes)

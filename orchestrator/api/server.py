@@ -14,6 +14,7 @@ from typing import cast
 
 import uvicorn
 
+from orchestrator import serving_cpu
 from orchestrator.api.accept import Acceptor, Listener
 from orchestrator.api.app import Api
 from orchestrator.api.connection import PeerConnection
@@ -23,6 +24,7 @@ from orchestrator.api.tickless import TicklessServer
 from orchestrator.api.tls import Certificates
 from orchestrator.config import ApiConfig
 from orchestrator.errors import HostError
+from orchestrator.values import CpuSet
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ SOCKET_GROUP = "nohype"
 # interpreter while others compute. With 64 clients this makes the slowest of a hundred claims a quarter faster.
 _TURN = 0.001
 _GRACE = 5
+_ANY = CpuSet()
 # Each listener counts its own: the TLS port is open to the network, which must not lock out the users of the Unix socket. A
 # connection needs a descriptor; the sum stays far below the unit's limit.
 MAX_CONNECTIONS_PER_CLIENT = 128
@@ -88,6 +91,7 @@ class Server(TicklessServer):
     Args:
         ready: called once when requests are answered.
         stopping: called once when the server starts to stop: requests in progress have 5 s to finish, streams end.
+        cpus: one of these serves all requests; empty for any CPU.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Server(TicklessServer):
         listeners: Sequence[Listener],
         ready: Callable[[], object] = lambda: None,
         stopping: Callable[[], object] = lambda: None,
+        cpus: CpuSet = _ANY,
     ) -> None:
         def stop() -> None:
             api.close()
@@ -106,12 +111,16 @@ class Server(TicklessServer):
             access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=_GRACE,
         )  # fmt: skip
         super().__init__(config, ready, stop)
-        self.listeners = tuple(listeners)
+        self.listeners, self._cpus = tuple(listeners), cpus
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Also sets the thread switch interval of the process."""
+        """Also sets the thread switch interval of the process, and chooses the CPU."""
         sys.setswitchinterval(_TURN)
-        super().run([])
+        serving_cpu.stay_on_one(self._cpus)
+        try:
+            super().run([])
+        finally:
+            serving_cpu.leave()
 
     def listen(self) -> None:
         # Not with uvicorn's servers: they count a connection only after its TLS handshake.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from orchestrator.api.limits import name_client
 from orchestrator.model.access import Identity
@@ -62,7 +62,8 @@ class Threads:
             return jobs.get()  # `start` has just chosen this thread
 
 
-_THREADS = Threads()
+# Threads that another event loop has started may run on other CPUs (`serving_cpu`).
+_THREADS: WeakKeyDictionary[asyncio.AbstractEventLoop, Threads] = WeakKeyDictionary()
 
 
 class Workers:
@@ -104,7 +105,7 @@ class Workers:
 
         name = f"api-{getattr(work, '__name__', 'work')}"
         try:
-            _THREADS.start(name, call)
+            (_THREADS.get(loop) or _THREADS.setdefault(loop, Threads())).start(name, call)
         except BaseException:
             self._turns.release()
             raise

@@ -116,7 +116,7 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         notify_systemd("STOPPING=1")
         service.close()
 
-    server = Server(api, listeners, ready, stopping)
+    server = Server(api, listeners, ready, stopping, policy.housekeeping)
     where = f"{config.paths.socket} and {config.api.listen}" if config.api else config.paths.socket
     _log.info("version %s serves %s", __version__, where)
     _run(server, ledger)

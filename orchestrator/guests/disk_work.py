@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
+from orchestrator import serving_cpu
 from orchestrator.errors import GuestError, LedgerError, OrchestratorError
 from orchestrator.ledger import Claim
 from orchestrator.model.disk import DiskProgress
@@ -98,6 +99,7 @@ class Wiper:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, claim: Claim) -> None:
+        serving_cpu.leave()
         try:
             with self._slots:
                 findings = self._try(claim)

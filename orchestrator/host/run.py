@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from orchestrator import serving_cpu
 from orchestrator.errors import CommandError
 
 _TAIL = 12
@@ -80,7 +81,8 @@ def spawn(
 def _popen(words: list[str], *, env: Mapping[str, str] | None, **options: Any) -> subprocess.Popen[bytes]:
     options.setdefault("start_new_session", True)
     try:
-        return subprocess.Popen(words, env={**os.environ, **(env or {})}, **options)
+        with serving_cpu.left():
+            return subprocess.Popen(words, env={**os.environ, **(env or {})}, **options)
     except FileNotFoundError:
         raise CommandError(f"`{words[0]}` is not installed", "install the dependencies with `make setup`") from None
     except OSError as error:

@@ -29,9 +29,11 @@ from orchestrator.config import DaemonConfig
 from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
 from orchestrator.model.proof import Proof, Verdict
+from orchestrator.values import CpuSet
 from tests.harness.crash import World
 
 PROOF = Proof("core-smt", "guest1", Verdict.FAIL, 1, "CPUs shared on a core", ("CPU 3 is shared",))
+ANY = CpuSet()
 FAULT = 13
 """So many frames make the audit meet a fault of ours."""
 
@@ -76,8 +78,9 @@ def serve(
     metrics: Callable[[], tuple[bytes, str]] | None = None,
     world: World | None = None,
     audit: Callable[[int], tuple[Proof, ...]] = audit,
+    cpus: CpuSet = ANY,
 ) -> Iterator[Served]:
-    """Serves until the block ends. Settings: sections of the configuration file."""
+    """Serves until the block ends. Settings: sections of the configuration file; cpus: of the server, of which it uses one."""
     world = world or World(folder / "world")
     config = DaemonConfig.model_validate({"host": {"housekeeping": "0-1", "uplinks": ["nic0"]}, **(settings or {})})
     manager, ledger = world.open_manager()
@@ -88,7 +91,7 @@ def serve(
         listeners.append(open_port(config.api))
     up = threading.Event()
     api = Api(manager, audit, build_identity_map(config), config.limits, metrics)
-    server = Server(api, listeners, ready=up.set)
+    server = Server(api, listeners, ready=up.set, cpus=cpus)
     thread = threading.Thread(target=server.run)
     thread.start()
     assert up.wait(60)

@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parents[2] / "orchestrator"
 ORDER = [
     ("errors",),
     ("values",),
-    ("locks", "waiting"),
+    ("locks", "serving_cpu", "waiting"),
     ("client",),
     ("model",),
     ("config_values",),
