@@ -147,7 +147,9 @@ def test_interface_outside_the_bridge_is_refused(bridge: LinuxBridge) -> None:
             bridge.read([FAR, name])
 
 
-@pytest.mark.parametrize(("name", "netns"), [(FAR, PREFIX), ("br9", PREFIX), ("br0", f"{PREFIX}x")])
+@pytest.mark.parametrize(
+    ("name", "netns"), [(FAR, PREFIX), ("br9", PREFIX), ("br0", f"{PREFIX}x")], ids=["port", "bridge", "netns"]
+)
 def test_missing_bridge_or_namespace_is_one_error(bridge: LinuxBridge, name: str, netns: str) -> None:
     for call in (lambda: LinuxBridge(name, netns).read(), lambda: LinuxBridge(name, netns).set_hairpin(FAR, on=True)):
         with pytest.raises(SwitchError, match=f"cannot read bridge {name}"):
