@@ -19,6 +19,7 @@ from orchestrator.lab.build import build_switch_tools
 from orchestrator.model.switch import Neighbour, SwitchPort
 from orchestrator.switches.commands import LocalCommands
 from orchestrator.switches.lldp import find_neighbour, read_neighbour
+from orchestrator.waiting import wait_until
 
 PORT = SwitchPort("up0", True, True, True, "forwarding", False, 1500, (), None, (), (), None)
 
@@ -47,9 +48,12 @@ ip link add up0 type veth peer name sw0 netns "/proc/$switch/ns/net"
 ip link set up0 up
 nsenter --net="/proc/$switch/ns/net" ip link set sw0 up
 nsenter --net="/proc/$switch/ns/net" chroot root lldpd -d -u /run/switch.sock -I sw0 -c -S "switch of the lab" >/dev/null 2>&1 &
+until [ -S root/run/switch.sock ]; do sleep 0.05; done
 chroot root lldpd -d -I up0 -c >/dev/null 2>&1 &
-until [ -S root/run/switch.sock ] && [ -S root/run/lldpd.socket ]; do sleep 0.05; done
+until [ -S root/run/lldpd.socket ]; do sleep 0.05; done
 chroot root lldpcli -u /run/switch.sock configure lldp tx-interval 1 >/dev/null
+# intervals for which an announcement counts: on a slow machine the next one may be late
+chroot root lldpcli -u /run/switch.sock configure lldp tx-hold 100 >/dev/null
 if [ -n "$3" ]; then
     chroot root lldpcli -u /run/switch.sock configure lldp custom-tlv oui 00,80,c2 subtype 13 oui-info "$3" >/dev/null
 fi
@@ -89,10 +93,14 @@ def announcing(folder: Path, evb: str) -> Iterator[LocalCommands]:
 )  # fmt: skip
 def test_neighbour_of_a_real_daemon_is_read(tmp_path: Path, announced: str, shown: str) -> None:
     with announcing(tmp_path, announced) as commands:
-        found = None
-        for _ in range(300):  # it announces itself every second
-            if (found := find_neighbour(commands, "up0")) and bool(found.evb) == bool(announced):
-                break
+
+        def find() -> Neighbour | None:
+            # lldpd may send nothing by itself if it is configured while it starts.
+            commands.run(["lldpcli", "-u", "/run/switch.sock", "update"])
+            found = find_neighbour(commands, "up0")
+            return found if found and bool(found.evb) == bool(announced) else None
+
+        found = wait_until(find, lambda found: found is not None, timeout=60, interval=0.1)
         assert found
         assert (found.port, found.evb) == ("sw0", shown)
         assert found.system
