@@ -7,6 +7,7 @@ import hmac
 import re
 from uuid import UUID
 
+from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
 
 _FILE = "etc/machine-id"
@@ -17,9 +18,12 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 def read_host_id(host: HostRoot) -> str:
     """A stable id of the host for this program, as `systemd-id128 machine-id --app-specific` derives it; empty if the host has
-    no machine id (in an image it is "uninitialized").
+    no machine id (in an image it is "uninitialized"), or it cannot be read.
     """
-    text = host.find(_FILE) or ""
+    try:
+        text = host.find(_FILE) or ""
+    except HostError:
+        return ""
     if not _ID.fullmatch(text) or not int(text, 16):
         return ""
     digest = bytearray(hmac.digest(bytes.fromhex(text), _APPLICATION.bytes, hashlib.sha256)[:16])

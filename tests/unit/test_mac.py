@@ -65,6 +65,10 @@ def test_host_without_machine_id_has_no_id(tmp_path: Path, text: str) -> None:
     assert read_host_id(build_host(tmp_path / "none", "etc/hostname = host")) == ""
 
 
+def test_machine_id_that_cannot_be_read(tmp_path: Path) -> None:
+    assert read_host_id(build_host(tmp_path, "etc/machine-id/file = x")) == "", "the manager starts all the same"
+
+
 def test_host_id_is_that_of_systemd(tmp_path: Path) -> None:
     """systemd-id128(1) knows only the id of the machine that it runs on; without one, or without it, a recorded value is left."""
     assert read_host_id(build_host(tmp_path, f"etc/machine-id = {MACHINE}")) == "f04c8e1ab20747eab3e13a0d703bfa02"
