@@ -53,15 +53,17 @@ def hash_inputs(*inputs: str | Path | Iterable[str]) -> str:
 def build_cached(
     cache: Path, kind: str, key: str, build: Callable[[Path], None], *, progress: Progress, keep: int = _KEEP, renew: bool = False
 ) -> Path:
-    """The folder ``<cache>/<kind>-<key>``, built if it does not exist. Concurrent callers wait for each other.
+    """The folder ``<cache>/<kind>-<key>``, built if it does not exist. Concurrent builds of a kind wait for each other.
 
     ``build`` fills the empty folder that it is given; nothing is left of one that fails. ``keep`` folders of the kind stay.
     ``renew``: build also if the folder exists, and replace it if the build succeeds.
     """
+    folder = cache / f"{kind}-{key}"
     try:
+        if not renew and _mark_used(folder):
+            return folder
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f"{kind}.lock", progress=progress):
-            folder = cache / f"{kind}-{key}"
             if renew or not folder.is_dir():
                 _build_in_sibling(cache, kind, folder, build)
             os.utime(folder)
@@ -70,6 +72,15 @@ def build_cached(
         hint = f"set NOHYPE_CACHE to a writable folder; it is {cache} now"
         raise ImageError(f"cannot use the cache folder {cache}: {error.strerror or error}", hint) from None
     return folder
+
+
+def _mark_used(folder: Path) -> bool:
+    """False if the folder does not exist. ``_prune`` keeps the folders that were used last."""
+    try:
+        os.utime(folder)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextmanager

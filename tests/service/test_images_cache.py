@@ -134,6 +134,15 @@ def test_second_builder_waits_and_reports_it(tmp_path: Path, builder: subprocess
     assert (tmp_path / f"thing-{'a' * 12}" / "file").exists()
 
 
+def test_existing_folder_needs_no_lock(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
+    """Otherwise each lab would wait for the build of another checkout."""
+    (tmp_path / f"thing-{'a' * 12}").mkdir()
+    notes: list[str] = []
+    found = build_cached(tmp_path, "thing", "a" * 12, fill(), progress=notes.append)  # type: ignore[arg-type]
+    assert (found.name, notes) == (f"thing-{'a' * 12}", [])
+    assert builder.poll() is None
+
+
 def test_newest_two_folders_stay(tmp_path: Path) -> None:
     for number, letter in enumerate("abc"):
         folder = build_cached(tmp_path, "thing", letter * 12, fill(), progress=nothing)  # type: ignore[arg-type]
