@@ -7,7 +7,6 @@ import re
 import socket
 import ssl
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -196,23 +195,3 @@ def _without_user(text: str) -> str:
     """A URL without user and password: errors can be logged."""
     scheme, separator, rest = text.partition("://")
     return scheme + separator + rest.rpartition("@")[2]
-
-
-def exchange(
-    connection: http.client.HTTPConnection, method: str, target: str, body: str | None, fields: Mapping[str, str]
-) -> http.client.HTTPResponse:
-    # A server that refuses a request before it has read all of it closes the connection: writing fails, but its response can
-    # still be read. So can a TLS alert: since TLS 1.3 a client certificate is refused after the client's handshake.
-    failed: OSError | None = None
-    try:
-        connection.request(method, target, body, dict(fields))
-    except (BrokenPipeError, ConnectionResetError, ssl.SSLError) as error:
-        failed = error
-    try:
-        return connection.getresponse()
-    except ssl.SSLError as error:
-        raise (error if failed is None or is_alert(error) else failed) from None
-    except (OSError, http.client.HTTPException):
-        if failed is None:
-            raise
-        raise failed from None
