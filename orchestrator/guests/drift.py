@@ -27,6 +27,7 @@ class DriftDetector:
         # By guest; None is the host.
         self._last_reported: dict[UUID | None, tuple[str, ...]] = {}
         self._last_repaired: dict[UUID, tuple[str, ...]] = {}
+        self._unrestored: dict[UUID, tuple[str, ...]] = {}  # differences of taps that restoring them has left
         # Settings of the VFs, and whether they may have changed since: reading them is slow.
         self._vf_states: VfStates = {}
         self._links_changed = threading.Event()
@@ -42,6 +43,7 @@ class DriftDetector:
         uuids = {claim.plan.uuid for claim in claims}
         self._last_reported = {key: value for key, value in self._last_reported.items() if key is None or key in uuids}
         self._last_repaired = {key: value for key, value in self._last_repaired.items() if key in uuids}
+        self._unrestored = {key: value for key, value in self._unrestored.items() if key in uuids}
         self._rounds += 1
         if self._links_changed.is_set() or self._rounds % FORCE_VF_READ_EVERY == 0:
             self._links_changed.clear()  # before the reading: a later change is read in the next round
@@ -75,17 +77,21 @@ class DriftDetector:
 
     def _restore_taps(self, plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Returns what was restored, and the differences that remain."""
-        if not (findings := diff_taps(self._host, plan)):
-            return (), ()
+        findings: tuple[str, ...] = ()
+        errors: tuple[str, ...] = ()
         try:
-            remaining = restore_taps(self._host, plan)
+            findings = remaining = diff_taps(self._host, plan)
+            if findings:
+                remaining = restore_taps(self._host, plan)
         except HostError as error:
-            return (), (*findings, error.message)
-        return tuple(finding for finding in findings if finding not in remaining), remaining
+            remaining, errors = findings, (error.message,)
+        self._unrestored[plan.uuid] = remaining
+        return tuple(finding for finding in findings if finding not in remaining), (*remaining, *errors)
 
     def has_changed_taps(self, claim: Claim) -> bool:
+        """Since they were last restored. The kernel reports an attempt as a link change: it is not the reason for the next one."""
         try:
-            return bool(diff_taps(self._host, claim.plan))
+            return diff_taps(self._host, claim.plan) != self._unrestored.get(claim.plan.uuid, ())
         except HostError:
             return True
 

@@ -189,6 +189,14 @@ def test_each_change_of_a_tap_is_found(taps: None, finding: str, command: str) -
     assert diff(TWO) == ()
 
 
+@pytest.mark.parametrize("change", ["down", "allmulticast off", "mtu 1400"])
+def test_changed_setting_of_a_tap_is_restored(taps: None, change: str) -> None:
+    ip("-n", HOST, "link", "set", ONE.name, *change.split())
+    assert diff(ONE)
+    within(HOST, lambda: macvtap.restore(REAL, ONE))
+    assert diff(ONE) == diff(TWO) == ()
+
+
 @pytest.mark.parametrize(
     "rules",
     [

@@ -54,7 +54,7 @@ class SoftwareEdge(Protocol):
         """Removes the tap and its rules, whatever of them exists. Refuses an interface that is not this tap."""
 
     def restore(self, host: HostRoot, tap: Tap, /) -> None:
-        """Sets mode and rules of an existing tap again."""
+        """Sets the settings and rules of an existing tap again; not its kind, address and uplink."""
 
     def diff(self, host: HostRoot, tap: Tap, /) -> tuple[str, ...]:
         """One sentence per difference between the kernel and what ``create`` makes."""

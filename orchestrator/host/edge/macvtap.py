@@ -51,8 +51,13 @@ def remove(host: HostRoot, tap: Tap) -> None:
 
 
 def restore(host: HostRoot, tap: Tap) -> None:
+    link = find_link(host, tap.name)
+    if link and link.kind != KIND:
+        return  # another program's interface: `diff` reports it
     host.net.restore_macvtap(tap.name)
     _load_rules(host, tap)
+    if link and not link.up:
+        host.net.set_link_up(tap.name, up=True)
 
 
 def diff(host: HostRoot, tap: Tap) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.errors import HostError
 from orchestrator.host.netlink.links import read_links
-from orchestrator.host.netlink.sockets import NetlinkError, errno_of, find_index, find_link, opened
+from orchestrator.host.netlink.sockets import NetlinkError, errno_of, find_index, find_link, opened, read_all
 from orchestrator.values import MacAddress
 
 _IFF_ALLMULTI = 0x200  # include/uapi/linux/if.h
@@ -35,12 +35,16 @@ def create_macvtap(name: str, uplink: str, mac: MacAddress) -> None:
 
 
 def restore_macvtap(name: str) -> None:
-    """Sets VEPA mode and all multicast again on an existing macvtap."""
+    """Sets VEPA mode, all multicast and the MTU of its uplink again on an existing macvtap."""
     what = f"set VEPA mode on macvtap {name}"
     with opened(what, None, _HINTS) as ipr:
-        index = find_index(ipr, name, what)
-        ipr.link("set", index=index, kind="macvtap", macvtap_mode="vepa")
-        ipr.link("set", index=index, flags=_IFF_ALLMULTI, change=_IFF_ALLMULTI)
+        links = read_all(ipr)
+        link = find_link(links, name, what)
+        ipr.link("set", index=link.index, kind="macvtap", macvtap_mode="vepa")
+        ipr.link("set", index=link.index, flags=_IFF_ALLMULTI, change=_IFF_ALLMULTI)
+        for uplink in links:
+            if uplink.name == link.parent and uplink.mtu != link.mtu:
+                ipr.link("set", index=link.index, mtu=uplink.mtu)
 
 
 def _disable_ipv6_address(ipr: Any, index: int) -> None:

@@ -64,7 +64,7 @@ def test_guest_on_a_software_edge_runs_and_leaves_nothing(world: World, by_host:
     assert "can read every frame" in warnings[0]
     plan = create(manager, **request)
     (nic,) = plan.nics
-    assert nic == NicPlan(None, "nic0", None, None, nic.mac, EdgeMode.MACVTAP_VEPA, tap=f"nh-{str(nic.mac)[9:].replace(':', '')}")
+    assert nic == NicPlan(None, "nic0", None, None, nic.mac, EdgeMode.MACVTAP_VEPA, tap=f"nh-{str(nic.mac).replace(':', '')}")
     view = show_guest(manager.guest(OPERATOR, "web"), CpuSet())
     assert (view["waived"], view["vf"], view["nics"][0]["tap"]) == (["software-edge"], None, nic.tap)
     assert f"{nic.tap} (macvtap-vepa); weaker: software-edge" in details(manager, "claimed")[0]
@@ -156,10 +156,19 @@ def change_rules(world: World, tap: str) -> None:
     world.host.fake_net.replace_table(f"nohype-{tap}", tap, "egress", [])
 
 
+def set_down(world: World, tap: str) -> None:
+    world.host.fake_net.change_tap(tap, up=False)
+
+
 @pytest.mark.parametrize("by", ["round", "notification"])
 @pytest.mark.parametrize(
     ("spoil", "finding"),
-    [(spoil_mode, "mode is bridge, expected vepa"), (spoil_rules, "missing or were changed"), (change_rules, "missing or were")],
+    [
+        (spoil_mode, "mode is bridge, expected vepa"),
+        (spoil_rules, "missing or were changed"),
+        (change_rules, "missing or were"),
+        (set_down, "state is down, expected up"),
+    ],
 )
 def test_changed_edge_is_reported_and_restored(world: World, manager: GuestService, spoil: object, finding: str, by: str) -> None:
     tap = create(manager, **ACCEPT).vf.tap
@@ -178,6 +187,41 @@ def test_changed_edge_is_reported_and_restored(world: World, manager: GuestServi
     manager.reconciler.detect_drift()
     assert world.host.fake_net.read_links()[-1].mode == "vepa"
     assert [detail for detail in details(manager, "drifted") if "expected" in detail or "missing" in detail] == [detail]
+
+
+@pytest.mark.parametrize("by", [{"mac": "02:4e:48:00:00:99"}, {"parent": "nic1"}, {"kind": "dummy"}])
+def test_change_that_cannot_be_restored_is_tried_once_per_round(
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, by: dict[str, str]
+) -> None:
+    """Each attempt is itself a link change, which the kernel reports."""
+    tap, net, tried = create(manager, **ACCEPT).vf.tap, world.host.fake_net, []
+    load = net.replace_table
+    monkeypatch.setattr(net, "replace_table", lambda *words, **more: (tried.append(words), load(*words, **more)))
+    net.change_tap(tap, **by)
+    for _ in range(3):
+        manager.reconciler.on_link_change()
+    assert len(details(manager, "drifted")) == 1
+    assert len(tried) == (0 if "kind" in by else 1), "an interface of another kind is not changed"
+    if "kind" not in by:
+        spoil_mode(world, tap)
+        manager.reconciler.on_link_change()
+        assert "mode is bridge, expected vepa (restored)" in details(manager, "drifted")[-1]
+
+
+def test_taps_that_cannot_be_read_hide_no_other_drift(
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(manager, **ACCEPT)
+
+    def fail(table: str) -> None:
+        raise HostError(f"cannot read table {table} of nftables: `nft` is not installed")
+
+    monkeypatch.setattr(world.host.fake_net, "read_table", fail)
+    monkeypatch.setattr("orchestrator.guests.drift.find_offline", lambda *_: "2")
+    manager.reconciler.detect_drift()
+    (detail,) = details(manager, "drifted")
+    assert "CPUs 2 are offline" in detail
+    assert "`nft` is not installed" in detail
 
 
 def test_tap_that_is_gone_is_reported(world: World, manager: GuestService) -> None:
