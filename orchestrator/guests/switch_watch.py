@@ -127,10 +127,10 @@ class SwitchWatch:
 
     def _observe(self, switch: Switch, driver: Driver) -> str:
         try:
-            state = driver.read(self._ports(switch.name))
+            state = driver.read()
         except SwitchError as error:
             return f"{_UNREADABLE}{error.message}"
-        return describe_faults(check_ports(switch.name, state, self._mtus(switch.name)))
+        return describe_faults(check_ports(switch.name, state, self._mtus(switch.name), self._ports(switch.name)))
 
     def _note(self, name: str, observation: Observation) -> None:
         with self._lock:

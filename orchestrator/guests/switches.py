@@ -57,8 +57,8 @@ class SwitchService:
         with self._locks(switch.name):
             self._read(switch)
             self._ledger.add_switch(switch)
+            self._watch.add(switch)  # with the lock: a switch of this name may be deleted and registered again at any time
         self._note(f"switch {switch.name}: registered ({_describe(switch)})", caller.name)
-        self._watch.add(switch)
         return self._view(switch)
 
     def show(self, caller: Identity, name: str) -> SwitchDetails:
@@ -70,13 +70,15 @@ class SwitchService:
     def verify(self, caller: Identity, name: str, port: str | None = None) -> tuple[SwitchCheck, ...]:
         """Checks one port; None for all ports that uplinks are tied to. Raises RequestError if there are none."""
         switch = self._find(caller, name)
-        ports = (port,) if port else tuple(tie.port for tie in self._list_ties(name))
+        if port:
+            return check_ports(name, self._read(switch, (port,)), self._read_mtus(name))
+        ports = tuple(tie.port for tie in self._list_ties(name))
         if not ports:
             hint = (
                 f"name a port, or set `switch` and `port` in [uplinks.NAME] and restart the manager; `nohype switch show {name}`"
             )
             raise RequestError(f"no uplink is tied to a port of switch {name}", hint)
-        return check_ports(name, self._read(switch, ports), self._read_mtus(name))
+        return check_ports(name, self._read(switch), self._read_mtus(name), ports)
 
     def set_hairpin(self, caller: Identity, name: str, request: HairpinRequest) -> SwitchState:
         """Returns the port as it is then. `delete` reverts the change."""
@@ -104,7 +106,7 @@ class SwitchService:
                 for record in self._ledger.undo_records(_owner(name)):
                     self._ledger.drop_undo_record(record.id)
             self._ledger.delete_switch(name)
-        self._watch.remove(name)
+            self._watch.remove(name)
         self._note(f"switch {name}: deleted", caller.name)
 
     def start_watching(self) -> None:

@@ -50,17 +50,18 @@ class RemoteBridge:
 
     def _read_ports(self, *, vlan_filtering: bool) -> tuple[SwitchPort, ...]:
         commands = self._commands
+        # iproute2 prints an empty object for each interface that it filters out itself (print_linkinfo()).
         links = read_json(commands, ["ip", "-j", "-d", "-s", "link", "show", "master", self.bridge])
         fdb = read_json(commands, ["bridge", "-j", "fdb", "show", "br", self.bridge])
         vlans = read_json(commands, ["bridge", "-j", "vlan", "show"]) if vlan_filtering else []
         ports: tuple[SwitchPort, ...] = parsed(
-            commands, "the output of iproute2", lambda: tuple(_parse_port(link, fdb, vlans) for link in links)
+            commands, "the output of iproute2", lambda: tuple(_parse_port(link, fdb, vlans) for link in links if link)
         )
         return ports
 
 
 def _find_settings(bridges: Any, name: str) -> Any:
-    return next((link["linkinfo"]["info_data"] for link in bridges if link["ifname"] == name), None)
+    return next((link["linkinfo"]["info_data"] for link in bridges if link.get("ifname") == name), None)
 
 
 def _parse_port(link: Any, fdb: Any, vlans: Any) -> SwitchPort:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from orchestrator.model.proof import Verdict
 from orchestrator.model.switch import SwitchCheck, SwitchPort, SwitchState
@@ -10,9 +10,23 @@ from orchestrator.model.switch import SwitchCheck, SwitchPort, SwitchState
 _FORWARDING = "forwarding"
 
 
-def check_ports(name: str, state: SwitchState, mtus: dict[str, int]) -> tuple[SwitchCheck, ...]:
-    """``name``: of the switch, for hints. ``mtus``: MTU of the uplink by port; ports without an uplink are absent."""
-    return tuple(check for port in state.ports for check in _check_port(name, state, port, mtus.get(port.name)))
+def check_ports(
+    name: str, state: SwitchState, mtus: dict[str, int], wanted: Sequence[str] | None = None
+) -> tuple[SwitchCheck, ...]:
+    """Args:
+    name: of the switch, for hints.
+    mtus: MTU of the uplink by port; ports without an uplink are absent.
+    wanted: the ports to check; a missing one is a failed check. None for all ports of ``state``.
+    """
+    known = {port.name: port for port in state.ports}
+    checks: list[SwitchCheck] = []
+    for one in known if wanted is None else wanted:
+        if port := known.get(one):
+            checks += _check_port(name, state, port, mtus.get(one))
+        else:
+            hint = f"check the cable, and `port` in [uplinks.NAME]; the ports: {', '.join(known) or 'none'}"
+            checks.append(SwitchCheck("port", one, Verdict.FAIL, "the bridge has no port of this name", hint))
+    return tuple(checks)
 
 
 def describe_faults(checks: tuple[SwitchCheck, ...]) -> str:

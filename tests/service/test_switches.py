@@ -52,9 +52,9 @@ def ssh(tmp_path: Path, cable: Cable) -> Iterator[SshSwitch]:
 class Manager:
     """A service on the real root, whose uplink is the near end of the cable."""
 
-    def __init__(self, folder: Path, cable: Cable, key: Path | None = None) -> None:
+    def __init__(self, folder: Path, cable: Cable, key: Path | None = None, ties: tuple[UplinkPort, ...] = ()) -> None:
         self.ledger = Ledger(folder / "ledger.sqlite")
-        settings = SwitchSettings(str(key or ""), (UplinkPort(cable.near, "sw1", cable.far),))
+        settings = SwitchSettings(str(key or ""), (UplinkPort(cable.near, "sw1", cable.far), *ties))
         self.events: list[Event] = []
         self.ledger.subscribe(self.events.append)
         self.service = SwitchService(HostRoot(), self.ledger, settings)
@@ -201,6 +201,22 @@ def test_ports_without_uplink_must_be_named(manager: Manager, cable: Cable) -> N
         manager.service.verify(OPERATOR, "sw2", "nowhere")
 
 
+def test_missing_port_of_an_uplink_does_not_hide_the_others(tmp_path: Path, cable: Cable) -> None:
+    cable.change_port(mode=1)
+    manager = Manager(tmp_path, cable, ties=(UplinkPort("nic9", "sw1", "gone"),))
+    manager.service.add(OPERATOR, local())
+    checks = manager.service.verify(OPERATOR, "sw1")
+    failed = [(check.port, check.name) for check in checks if check.verdict is Verdict.FAIL]
+    assert failed == [("gone", "port")]
+    assert cable.far in checks[-1].hint
+    manager.service.start_watching()
+    manager.await_event("switch sw1: port gone: the bridge has no port")
+    cable.change_port(mode=0)
+    manager.await_event(f"switch sw1: port {cable.far}: hairpin off: frames between guests do not return; port gone: ")
+    manager.service.close()
+    manager.ledger.close()
+
+
 def test_hairpin_is_reverted_by_delete(manager: Manager, cable: Cable) -> None:
     manager.service.add(OPERATOR, local())
     state = set_hairpin(manager, cable.far, on=True)
@@ -333,6 +349,23 @@ def test_threads_end_with_the_service(manager: Manager) -> None:
     until(lambda: count() == 0, count)
 
 
+def test_switch_that_is_deleted_at_once_is_not_watched(manager: Manager) -> None:
+    """Another request deletes it as soon as its registration is reported."""
+    manager.service.start_watching()
+
+    def delete(event: Event) -> None:
+        if "registered" in event.detail:
+            manager.service.delete(OPERATOR, "sw1")
+
+    manager.ledger.subscribe(delete)
+    manager.service.add(OPERATOR, local())
+
+    def list_threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name == "switch-sw1"]
+
+    until(lambda: not list_threads(), list_threads)
+
+
 # SSH.
 
 
@@ -367,6 +400,13 @@ def test_hairpin_is_set_over_ssh_and_reverted(ssh: SshSwitch, cable: Cable, tmp_
     manager.service.delete(OPERATOR, "sw1")
     assert not cable.port.hairpin
     manager.ledger.close()
+
+
+def test_empty_objects_of_iproute2_are_skipped(ssh: SshSwitch, cable: Cable) -> None:
+    script = (ssh.programs / "ip").read_text().removeprefix("#!/bin/sh\nexec ").strip()
+    ssh.replace_program("ip", f"{script} | sed '1s/^\\[/[{{}},/'")
+    with opened(remote(ssh), ssh.key) as driver:
+        assert [port.name for port in driver.read().ports] == [cable.far]
 
 
 def test_clamped_change_is_an_error(ssh: SshSwitch, cable: Cable) -> None:
