@@ -27,6 +27,10 @@ _GRACE = 2.0
 _POLL = 0.2
 
 
+class KeyRefused(ShellError):
+    """The server does not accept the private key."""
+
+
 class ShellTimeout(ShellError):
     """A command timed out and was stopped. The connection can still be used."""
 
@@ -210,7 +214,7 @@ def connect(
     timeout: float = 30,
     banner_timeout: float | None = None,
 ) -> Shell:
-    """Opens a connection; raises ShellError.
+    """Opens a connection; raises WrongHostKey, KeyRefused, or another ShellError.
 
     Args:
         key: private key (ed25519, OpenSSH format).
@@ -229,9 +233,9 @@ def connect(
             lambda opened: opened.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key))), timeout=timeout,
         )  # fmt: skip
     except WrongHostKey as error:
-        raise ShellError(f"{where} {error.message}") from None
+        raise WrongHostKey(f"{where} {error.message}") from None
     except paramiko.AuthenticationException as error:
-        raise ShellError(f"{where} does not accept the key {key}: {error}") from None
+        raise KeyRefused(f"{where} does not accept the key {key}: {error}") from None
     except FAILURES as error:
         raise ShellError(f"cannot open an SSH connection to {where}: {explain(error)}") from None
     return Shell(transport, where)

@@ -134,9 +134,10 @@ def _check(words: Sequence[str], status: int, output: str, errors: str, where: s
 
 
 def _explain(error: ShellError) -> str:
-    text = error.message
-    if "unexpected host key" in text:
+    from orchestrator.ssh import KeyRefused, WrongHostKey
+
+    if isinstance(error, WrongHostKey):
         return "do not log in: another machine answers at this address, or the key has changed; register the switch again if so"
-    if "does not accept the key" in text:
+    if isinstance(error, KeyRefused):
         return "add the public key of [switches] ssh_key to the user's authorized_keys on the switch"
     return "check that the switch is up, and that this host reaches its SSH port"
