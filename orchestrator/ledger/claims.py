@@ -79,7 +79,7 @@ class Claims:
         def work(db: sqlite3.Connection, cache: Cache) -> Claim:
             if name in cache.claims:
                 raise Conflict(f"there is a guest named {name} already", "choose another name, or delete that guest first")
-            if changed := find_changed_networks(plan, cache.networks):
+            if changed := find_changed_networks(plan, cache.networks, owner):
                 raise LostRace(f"{changed[0]} has changed while guest {name} was planned", "try again")
             statement = "UPDATE generation SET number = ?1 + 1, version = max(version, ?2) WHERE number = ?1"
             if not db.execute(statement, (generation, cache.version)).rowcount:

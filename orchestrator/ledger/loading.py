@@ -201,10 +201,10 @@ def _check_networks(claims: dict[str, Claim], networks: dict[str, Network]) -> N
             raise ValueError(f"{_UNREADABLE} {name}: its plan has {missing[0]}, but the table network does not")
 
 
-def find_changed_networks(plan: Plan, networks: Mapping[str, Network]) -> list[str]:
-    """One text per network of the plan that does not exist, or not with this VLAN."""
+def find_changed_networks(plan: Plan, networks: Mapping[str, Network], tenant: str = "") -> list[str]:
+    """One text per network of the plan that does not exist, or not with this VLAN. ``tenant``: only its networks count."""
     named = {(nic.network, nic.vlan) for nic in plan.nics if nic.network or nic.vlan}
-    known = {(network.name, network.vlan) for network in networks.values()}
+    known = {(network.name, network.vlan) for network in networks.values() if tenant in ("", network.owner)}
     return [f"network {name} with VLAN {vlan}" for name, vlan in sorted(named - known)]
 
 

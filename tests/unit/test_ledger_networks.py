@@ -111,6 +111,19 @@ def test_plan_on_a_network_that_has_changed_is_not_claimed(path: Path, now: Netw
         assert ledger.read().claims == ()
 
 
+def test_network_that_another_tenant_has_created_again_is_not_claimed(path: Path) -> None:
+    """With the same name and VLAN."""
+    with Ledger(path) as ledger:
+        make(ledger, BLUE)
+        plan = joined(1, BLUE)
+        ledger.delete_network(BLUE, accept)
+        make(ledger, replace(BLUE, owner="other"))
+        with pytest.raises(LostRace, match="network blue with VLAN 100 has changed while guest g1 was planned"):
+            ledger.claim(plan, ledger.read().generation, make_request(plan), "acme")
+        assert ledger.read().claims == ()
+        ledger.claim(plan, ledger.read().generation, make_request(plan), "other")
+
+
 def test_vlan_without_network_is_not_claimed(path: Path) -> None:
     with Ledger(path) as ledger, pytest.raises(LostRace):
         claim(ledger, joined(1, Network("", 100)))
