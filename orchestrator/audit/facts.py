@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from ipaddress import IPv4Address
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from orchestrator.audit.cores import find_ambiguous_threads
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import read_taps
-from orchestrator.audit.network import Readings, VfReading
+from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
 from orchestrator.audit.uplink import find_guest_address, measure_traffic
 from orchestrator.errors import GuestError, HostError, OrchestratorError
@@ -81,8 +82,8 @@ class Source:
     window: float = 5.0  # seconds over which exits are counted
     # How a guest's disks were verified before it got them; None for a guest that the manager did not create.
     disk_checks: Callable[[UUID], tuple[DiskCheck, ...] | None] = lambda _: None
-    # The NICs that the manager gave a guest; None for a guest that the manager did not create.
-    nics: Callable[[UUID], tuple[NicPlan, ...] | None] = lambda _: None
+    # The NICs that the manager gave each of its guests, also those that do not run.
+    nics: Callable[[], Mapping[UUID, tuple[NicPlan, ...]]] = dict
     # Secret texts that a guest was configured with: name, hash and size of each.
     given_texts: Callable[[UUID], tuple[str, ...]] = lambda _: ()
 
@@ -139,7 +140,7 @@ class Facts:
         self.disks = {guest.name: Lazy(partial(self._read_disks, host, guest)) for guest in self.guests}
         self.disk_checks = {guest.name: Lazy(partial(source.disk_checks, guest.uuid)) for guest in self.guests}
         self.vfs = Lazy(partial(read_vfs, host, self.guests, self.topology))
-        self.nics = Lazy(lambda: {guest.name: source.nics(guest.uuid) for guest in self.guests})
+        self.nics = Lazy(partial(_read_nics, source, self.guests))
         self.connected_targets = Lazy(partial(read_connected_targets, host))
         self.given_texts = {guest.name: Lazy(partial(source.given_texts, guest.uuid)) for guest in self.guests}
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
@@ -293,20 +294,38 @@ def _count_exits(source: Source, guest: RunningGuest) -> Lazy[tuple[ExitSample, 
     return Lazy(read)
 
 
+def _read_nics(source: Source, guests: Iterable[RunningGuest]) -> Promised:
+    """Of guests that do not run too: the VFs of a guest are configured before its QEMU starts."""
+    known = dict(source.nics())
+    running = {guest.name: known.pop(guest.uuid, None) for guest in guests}
+    return {**running, **{f"not running: {uuid}": nics for uuid, nics in known.items()}}
+
+
 def _send_frames(source: Source, guests: tuple[RunningGuest, ...], frames: int) -> Traffic:
-    ids = {guest.name: guest.uuid for guest in guests}
-    ends = [
-        (guest.name, address)
-        for guest in guests
-        if (guest.hostdevs or guest.nics) and (address := find_guest_address(source.host, guest)) is not None
-    ]
-    if len(ends) < 2:
-        raise GuestError(f"two guests with an address and a NIC are required, {len(ends)} such guests are running")
+    # A guest with several NICs sends with the first, which has the address.
+    firsts = {uuid: nics[0] for uuid, nics in source.nics().items() if nics}
+    ends: dict[str, list[tuple[RunningGuest, IPv4Address]]] = {}
+    for guest in guests:
+        if (guest.hostdevs or guest.nics) and (address := find_guest_address(source.host, guest)) is not None:
+            network = firsts[guest.uuid].network if guest.uuid in firsts else ""
+            ends.setdefault(network, []).append((guest, address))
+    pair = next((members[:2] for members in ends.values() if len(members) > 1), None)
+    if pair is None:
+        count, where = sum(map(len, ends.values())), " of the same network" if len(ends) > 1 else ""
+        raise GuestError(f"two guests{where} with an address and a NIC are required, {count} such guests are running")
+    ids = {guest.name: guest.uuid for guest, _ in pair}
 
     def ask(name: str, line: str, timeout: float) -> str:
         return source.send_command(name, line, timeout, ids[name])
 
-    # A guest with several NICs sends with the first, which has the address.
-    firsts = [read_taps(source.host, [guest])[:1] for end in ends[:2] for guest in guests if guest.name == end[0]]
-    traffic = measure_traffic(ask, ends[0], ends[1], frames, [edge for first in firsts for edge in first])
-    return replace(traffic, source_edge=bool(firsts[0]), target_edge=bool(firsts[1]))
+    edges = [_find_edge(source, guest, firsts.get(guest.uuid)) for guest, _ in pair]
+    (first, first_address), (second, second_address) = pair
+    found = [edge for edge in edges if edge]
+    traffic = measure_traffic(ask, (first.name, first_address), (second.name, second_address), frames, found)
+    return replace(traffic, source_edge=edges[0] is not None, target_edge=edges[1] is not None)
+
+
+def _find_edge(source: Source, guest: RunningGuest, nic: NicPlan | None) -> EdgeReading | None:
+    """The software edge of this NIC; None if it has none."""
+    taps = read_taps(source.host, [guest]) if nic and nic.tap else ()
+    return next((edge for edge in taps if nic and edge.interface == nic.tap), None)

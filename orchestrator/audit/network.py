@@ -23,7 +23,7 @@ class VfReading:
 Readings = Mapping[PciAddress, VfReading | str]
 """By VF; why it could not be read instead."""
 Promised = Mapping[str, tuple[NicPlan, ...] | None]
-"""The NICs that the manager gave each running guest; None for a guest that it did not create."""
+"""The NICs that the manager gave each guest, running or not; None for a running guest that it did not create."""
 
 
 def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promised) -> Measurement:
@@ -34,6 +34,11 @@ def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promise
     own = {address: vfs[address] for address in guest.hostdevs if address in vfs}
     nics = {nic.address: nic for nic in promised.get(guest.name) or ()}
     unread = [f"VF {address} could not be read: {reading}" for address, reading in own.items() if isinstance(reading, str)]
+    unread += [
+        f"VF {address} could not be read: no PF that was surveyed has it"
+        for address in guest.hostdevs
+        if address in nics and address not in vfs
+    ]
     findings: list[str] = []
     evidence: list[str] = []
     for address, reading in own.items():
@@ -45,8 +50,12 @@ def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promise
         evidence += [f"VF {address}: {_describe(reading, nic)}", *_list_limits(address, reading.state)]
     if not findings and unread:
         return not_measured("; ".join(unread))
-    if not findings and own and promised.get(guest.name) is None:
+    if not findings and guest.hostdevs and promised.get(guest.name) is None:
         return not_measured("the manager did not create this guest: which networks it belongs to is not known")
+    soft = [f"{nic.interface or nic.mac}: the host's kernel forwards its frames, no PF does" for nic in guest.nics]
+    if not findings and not own and soft:
+        return not_measured("; ".join(soft))
+    evidence += [f"{WEAKER}{text}" for text in soft]
     return count_findings([*findings, *unread], evidence or ["the guest has no VF"])
 
 

@@ -295,9 +295,9 @@ class GuestService:
         names = [claim.plan.name for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
         return self._ledger.disk_checks(names[0]) if names else None
 
-    def nics(self, uuid: UUID) -> tuple[NicPlan, ...] | None:
-        """The NICs that a guest owns; None without a claim."""
-        return next((claim.plan.nics for claim in self._ledger.read().claims if claim.plan.uuid == uuid), None)
+    def nics(self) -> dict[UUID, tuple[NicPlan, ...]]:
+        """The NICs that each guest owns."""
+        return {claim.plan.uuid: claim.plan.nics for claim in self._ledger.read().claims}
 
     def given_texts(self, uuid: UUID) -> tuple[str, ...]:
         """The secret texts that a guest was configured with: name, hash and size of each, never the content."""

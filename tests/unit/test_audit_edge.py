@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from orchestrator.audit.edge import read_taps
+from orchestrator.audit.facts import Facts, Source
 from orchestrator.audit.isolation import prove_devices_minimal
 from orchestrator.audit.nic import prove_device_isolated
 from orchestrator.audit.uplink import SIZE, SwitchCount, prove_vepa
 from orchestrator.host.edge import Tap, macvtap
-from orchestrator.hypervisor.guests import EmulatedNic
+from orchestrator.host.survey import read_topology
+from orchestrator.hypervisor.guests import EmulatedNic, RunningGuest
+from orchestrator.model.edge import EdgeMode
+from orchestrator.model.exits import ExitPolicy
+from orchestrator.model.plan import NicPlan
 from orchestrator.model.proof import WEAKER, Measurement, Verdict
 from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
-from orchestrator.values import MacAddress
+from orchestrator.values import CpuSet, MacAddress, PciAddress
 from tests.fakes.root import FakeRoot
 from tests.fakes.server import Server, build_server
-from tests.harness.audit_data import GUEST1, load_threads
+from tests.harness.audit_data import GUEST1, GUEST2, load_threads
 
 EDGE = EdgeReading("nh-1", "macvtap-vepa", "nh-1 on nic0: macvtap in mode vepa", (), "nic0")
 SWITCH = SwitchCount("labexp", 20, 20)
@@ -87,6 +95,45 @@ def test_change_of_an_edge_is_a_finding(host: FakeRoot, change: str) -> None:
     (edge,) = read_taps(host, [replace(GUEST1, nics=(EmulatedNic("nh-1", mac),))])
     assert edge.findings
     assert judge(edge=edge).verdict == Verdict.FAIL
+
+
+@pytest.mark.parametrize("first", ["nh-1", "nh-2", ""])
+def test_frames_are_expected_on_the_uplink_of_the_first_nic(host: FakeRoot, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    """The names of taps have another order than the NICs; empty: the first NIC is a VF."""
+    macvtap.create(host, Tap("nh-2", MacAddress("02:4e:48:00:00:02"), "nic0"))
+    taps = {name: NicPlan(None, "nic0", None, None, MAC, EdgeMode.MACVTAP_VEPA, tap=name) for name in ("nh-1", "nh-2")}
+    vf = NicPlan(PciAddress.parse("0000:41:00.0"), "nic0", 0, GUEST1.hostdevs[0], MAC)
+    both = (NIC, EmulatedNic("nh-2", "02:4e:48:00:00:02"))
+    guests = tuple(replace(guest, nics=both) for guest in (GUEST1, GUEST2))
+    order = (taps.pop(first) if first else vf, *taps.values())
+    seen: list[Sequence[EdgeReading]] = []
+
+    def measure(*arguments: object) -> Traffic:
+        seen.append(arguments[-1])  # type: ignore[arg-type]
+        return TRAFFIC
+
+    monkeypatch.setattr("orchestrator.audit.facts.measure_traffic", measure)
+    monkeypatch.setattr("orchestrator.audit.facts.find_guest_address", lambda _host, guest: IPv4Address(guest.pid))
+    source = Source(
+        host, Guests(guests), lambda: read_topology(host), lambda *_: "", CpuSet.parse("0"), ExitPolicy(1, 1), window=0,
+        nics=lambda: {guest.uuid: order for guest in guests},
+    )  # type: ignore[arg-type]  # fmt: skip
+    traffic = Facts(source, 20).vepa().traffic
+    assert [edge.interface for edge in seen[0]] == [first] * 2 if first else seen == [[]]
+    assert traffic == replace(TRAFFIC, source_edge=bool(first), target_edge=bool(first))
+
+
+@dataclass(frozen=True)
+class Guests:
+    """libvirt, as far as these tests use it."""
+
+    guests: tuple[RunningGuest, ...]
+
+    def read_guests(self) -> tuple[tuple[RunningGuest, ...], dict[str, str]]:
+        return self.guests, {}
+
+    def read_exits(self, _uuid: UUID) -> tuple[dict[str, int], ...]:
+        return ()
 
 
 def test_missing_tap_is_not_measured(host: FakeRoot) -> None:

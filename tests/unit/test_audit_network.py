@@ -11,6 +11,7 @@ from orchestrator.audit.catalogue import PROOFS
 from orchestrator.audit.facts import Facts, Source, read_vfs
 from orchestrator.audit.network import Promised, Readings, VfReading, prove_network_isolated
 from orchestrator.host.survey import read_topology
+from orchestrator.hypervisor.guests import EmulatedNic
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.network import parse_network_request
@@ -107,6 +108,25 @@ def test_settings_that_cannot_be_read_never_pass() -> None:
     assert mixed.verdict is Verdict.FAIL
 
 
+def test_vf_that_the_survey_lacks_is_not_measured() -> None:
+    """As of a PF that could not be read: it is left out of the survey."""
+    proof = prove_network_isolated(GUEST1, {}, {GUEST1.name: (NIC,)})
+    assert proof.verdict is Verdict.NOT_MEASURED
+    assert f"VF {VF} could not be read" in proof.evidence[0]
+    assert prove_network_isolated(GUEST1, {}, {GUEST1.name: None}).verdict is Verdict.NOT_MEASURED
+
+
+def test_nic_of_a_software_edge_is_not_measured() -> None:
+    soft = replace(GUEST1, nics=(EmulatedNic("nh-1", "02:4e:48:00:00:09"),))
+    proof = prove_network_isolated(replace(soft, hostdevs=()), {}, {GUEST1.name: ()})
+    assert (proof.verdict, proof.evidence) == (
+        Verdict.NOT_MEASURED, ("nh-1: the host's kernel forwards its frames, no PF does",)
+    )  # fmt: skip
+    both = prove_network_isolated(soft, {VF: VfReading("nic0", STATE)}, {GUEST1.name: (NIC,)})
+    assert both.verdict is Verdict.PASS
+    assert both.evidence[-1].startswith(f"{WEAKER}nh-1: ")
+
+
 def test_guest_of_another_program_is_not_measured() -> None:
     assert prove(nic=None).verdict is Verdict.NOT_MEASURED
     assert prove(replace(STATE, trust=True), nic=None).verdict is Verdict.FAIL
@@ -137,6 +157,28 @@ def test_whole_way_from_the_request_to_the_proof(tmp_path: Path, change: dict[st
         (row,) = (row for row in PROOFS if row.name == "network-isolated")
         (guest,) = facts.guests
         assert row.prove(facts, guest).verdict is verdict  # type: ignore[call-arg, arg-type]
+        manager.close()
+
+
+def test_guest_of_the_network_that_is_being_started_is_no_intruder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its VF has the VLAN before its QEMU runs."""
+    world = World(tmp_path / "world")
+    manager, ledger = world.open_manager()
+    with ledger:
+        manager.networks.create(OPERATOR, parse_network_request({"name": "blue", "vlan": 100}))
+        create(manager, name="one", nics=[{"network": "blue"}])
+        other = create(manager, name="two", nics=[{"network": "blue"}]).nics[0]
+        guests, unread = world.hypervisor.read_guests()
+        assert (len(guests), unread) == (2, {})
+        first = tuple(guest for guest in guests if guest.name == "one")
+        source = Source(
+            world.host, world.hypervisor, lambda: read_topology(world.host), lambda *_: "", world.server.policy.housekeeping,
+            ExitPolicy(1, 1), window=0, nics=manager.nics,
+        )  # fmt: skip
+        monkeypatch.setattr(world.hypervisor, "read_guests", lambda: (first, {}))
+        facts = Facts(source, 0)
+        assert facts.vfs()[other.address].state.vlan == 100  # type: ignore[index, union-attr]
+        assert prove_network_isolated(first[0], facts.vfs(), facts.nics()).verdict is Verdict.PASS
         manager.close()
 
 

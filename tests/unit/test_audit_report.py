@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import EACCES
 from pathlib import Path
@@ -143,10 +143,11 @@ def audit(
     send: SendCommand = no_console,
     unread: Mapping[str, str] | None = None,
     frames: int = 0,
+    nics: Sequence[NicPlan] = NICS,
 ) -> tuple[Proof, ...]:
     source = Source(
         host, StubHypervisor(guests, unread or {}, exits), lambda: topology or read_topology(host), send, HOUSEKEEPING,
-        ExitPolicy(2000, 10), window=0.01, nics={guest.uuid: (nic,) for guest, nic in zip(GUESTS, NICS, strict=True)}.get,
+        ExitPolicy(2000, 10), window=0.01, nics=lambda: {guest.uuid: (nic,) for guest, nic in zip(GUESTS, nics, strict=True)},
     )  # fmt: skip
     return Auditor(source).run(frames)
 
@@ -243,6 +244,13 @@ def test_reply_without_counts_is_the_reason_in_vepa(host: RecordingRoot) -> None
     assert asked == [("guest1", f"ping 10.9.0.{GUEST2.pid % 100} 2", GUEST1.uuid)]
     assert proof.verdict == Verdict.NOT_MEASURED
     assert "there is no network interface" in proof.evidence[0]
+
+
+def test_guests_of_different_networks_are_not_asked_to_reach_each_other(host: RecordingRoot) -> None:
+    nics = (replace(NICS[0], network="red", vlan=100), replace(NICS[1], network="blue", vlan=101))
+    (proof,) = (proof for proof in audit(host, frames=20, nics=nics) if proof.name == "vepa")
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert "two guests of the same network with an address and a NIC are required" in proof.evidence[0]
 
 
 def test_one_guest_cannot_send_to_another(host: RecordingRoot) -> None:
