@@ -74,9 +74,9 @@ class HostSetup:
 
     def _prepare_uplink(self, uplink: str) -> tuple[str, ...]:
         """Of a software edge. Raises HostError if the external switch does not send frames back."""
+        self._require_hairpin(uplink)  # without the lock: it takes seconds if the switch does not send frames back
         with self.lock:
             moved = self._clear_cores()
-            self._require_hairpin(uplink)
             self._prepared.add(uplink)
         return moved
 

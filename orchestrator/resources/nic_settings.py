@@ -93,9 +93,10 @@ def _choose_mac() -> MacAddress:
 
 
 def state_to_json(state: VfState) -> Arguments:
-    """Omits a guest's address, which a manager that lost its ledger may have left."""
-    mac = "" if state.mac is None or is_guest_mac(state.mac) else str(state.mac)
-    return {**{name: value for name, value in vars(state).items() if name != "index"}, "mac": mac}
+    """Omits a guest's address, VLAN and rates, which a manager that lost its ledger may have left."""
+    if state.mac and is_guest_mac(state.mac):
+        state = replace(state, mac=None, vlan=0, qos=0, max_rate=0, min_rate=0)
+    return {**{name: value for name, value in vars(state).items() if name != "index"}, "mac": str(state.mac or "")}
 
 
 def state_from_json(index: int, arguments: Arguments) -> VfState:

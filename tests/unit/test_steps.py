@@ -25,13 +25,23 @@ from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
+from orchestrator.model.topology import VfState
 from orchestrator.resources.cores import MoveIrq, MoveKernelThread
+from orchestrator.resources.nic_settings import state_from_json, state_to_json
 from orchestrator.resources.step import STEPS, Arguments, GuestContext, Step, UndoContext, register, try_steps, undo_steps
-from orchestrator.values import CpuSet
+from orchestrator.values import CpuSet, MacAddress
 from tests.fakes.root import FakeRoot, load_host
 from tests.unit.test_ledger import make_plan
 
 PLAN = make_plan(1)
+
+
+def test_settings_of_a_lost_guest_are_not_restored() -> None:
+    """A manager that lost its ledger left them: the VF would stay in the tenant's VLAN."""
+    left = VfState(3, make_plan(1).vf.mac, vlan=100, max_rate=50, link_state="enable")
+    assert state_from_json(3, state_to_json(left)) == VfState(3, link_state="enable")
+    own = VfState(3, MacAddress("52:54:00:00:00:01"), vlan=100, max_rate=50)
+    assert state_from_json(3, state_to_json(own)) == own
 
 
 def test_a_thread_that_has_ended_needs_no_moving(tmp_path: Path) -> None:

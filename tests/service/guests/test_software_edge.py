@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from orchestrator.guests.service import GuestService
 from orchestrator.model.access import OPERATOR, Role
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
+from orchestrator.model.uplink import HairpinResult
 from orchestrator.model.waiver import Waiver
 from orchestrator.values import CpuSet
 from tests.fakes.root import DEVICES
@@ -110,6 +112,25 @@ def test_no_guest_starts_without_hairpin(world: World, manager: GuestService) ->
     assert (manager.guests(OPERATOR), left_over(world)) == ((), [])
     world.host.fake_net.hairpin = True
     create(manager, **ACCEPT)
+
+
+def test_silent_switch_holds_up_no_other_uplink(world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Surveys and the preparation of other uplinks need the lock."""
+    was_free = []
+
+    def try_lock() -> None:
+        with manager.host_setup.lock.try_acquire() as is_free:
+            was_free.append(is_free)
+
+    def probe(uplink: str) -> HairpinResult:
+        other = threading.Thread(target=try_lock)
+        other.start()
+        other.join()
+        return HairpinResult(uplink, 1, 1)
+
+    monkeypatch.setattr(world.host.fake_net, "probe_hairpin", probe)
+    create(manager, **ACCEPT)
+    assert was_free == [True]
 
 
 def test_hairpin_is_probed_before_the_first_guest_of_an_uplink(world: World, manager: GuestService) -> None:
