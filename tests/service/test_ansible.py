@@ -45,7 +45,7 @@ NEEDED: dict[str, Any] = {
 EVERYTHING: dict[str, Any] = {
     **NEEDED,
     "nohype_uplinks": [
-        {"name": "nic0", "edge": "vepa", "switch": "sw1", "port": "swp1"},
+        {"name": "nic0", "edge": "vepa", "vlans": "100-199", "switch": "sw1", "port": "swp1"},
         {"name": "nic1.100", "match": {}, "edge": "auto"},
     ],
     "nohype_vfs_per_uplink": 4,
@@ -295,7 +295,10 @@ def test_every_field_of_the_configuration_can_be_set(tmp_path: Path) -> None:
     assert found.tenants["bolt"] == TenantConfig()
     assert found.tokens["look"] == TokenConfig(hash=OTHER_HASH, role="viewer")  # type: ignore[arg-type]
     assert found.host.reserved_pages == {"1G": 1, "2M": 512}
-    assert found.uplinks == {"nic0": UplinkConfig(edge="vepa", switch="sw1", port="swp1"), "nic1.100": UplinkConfig()}
+    assert found.uplinks == {
+        "nic0": UplinkConfig(edge="vepa", vlans="100-199", switch="sw1", port="swp1"),
+        "nic1.100": UplinkConfig(),
+    }
 
 
 def test_the_files_of_the_port_have_a_usual_place(tmp_path: Path) -> None:
