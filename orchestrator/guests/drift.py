@@ -89,7 +89,7 @@ class DriftDetector:
         return tuple(finding for finding in findings if finding not in remaining), (*remaining, *errors)
 
     def has_changed_taps(self, claim: Claim) -> bool:
-        """Since they were last restored. The kernel reports an attempt as a link change: it is not the reason for the next one."""
+        """Since they were last restored: the kernel reports each attempt as a link change, which is no reason for another one."""
         try:
             return diff_taps(self._host, claim.plan) != self._unrestored.get(claim.plan.uuid, ())
         except HostError:
