@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from orchestrator.errors import Conflict, Forbidden
+from orchestrator.guests.outcome import log_errors
 from orchestrator.guests.refusals import RefusalLog
 from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import Identity, may_change, may_see
@@ -29,12 +30,10 @@ class Networks:
     def create(self, caller: Identity, request: NetworkRequest) -> tuple[NetworkView, bool]:
         """Returns the existing network and False if it is the same. Raises as `check_access` and `plan_network`."""
         check_access(caller, request)
-        subject = _subject(request.name)
-        with self._refusals.logging(subject, caller):
+        with self._refusals.logging(_subject(request.name), caller):
             network, new = self._ledger.create_network(lambda known: plan_network(caller, request, known, self._policy))
         if new:
-            detail = f"VLAN {network.vlan}"
-            self._ledger.append_event(EventKind.NETWORK_CREATED, subject, detail, who=caller.name, tenant=network.owner)
+            self._note(EventKind.NETWORK_CREATED, caller, network)
         return self._view(caller, network), new
 
     def delete(self, caller: Identity, name: str) -> None:
@@ -43,8 +42,12 @@ class Networks:
         if not may_change(caller, network.owner):
             raise Forbidden(f"{caller.name} may not delete networks")
         self._ledger.delete_network(network, partial(self._refuse_if_used, caller, network))
-        detail = f"VLAN {network.vlan}"
-        self._ledger.append_event(EventKind.NETWORK_DELETED, _subject(name), detail, who=caller.name, tenant=network.owner)
+        self._note(EventKind.NETWORK_DELETED, caller, network)
+
+    def _note(self, kind: EventKind, caller: Identity, network: Network) -> None:
+        """An event that cannot be written does not make a completed change an error."""
+        subject, detail = _subject(network.name), f"VLAN {network.vlan}"
+        log_errors(lambda: self._ledger.append_event(kind, subject, detail, who=caller.name, tenant=network.owner))
 
     def _refuse_if_used(self, caller: Identity, network: Network, guests: Sequence[str]) -> None:
         seen = self._view(caller, network).guests
