@@ -64,7 +64,7 @@ def test_guest_on_a_software_edge_runs_and_leaves_nothing(world: World, by_host:
     assert "can read every frame" in warnings[0]
     plan = create(manager, **request)
     (nic,) = plan.nics
-    assert nic == NicPlan(None, "nic0", None, None, nic.mac, EdgeMode.MACVTAP_VEPA, tap=f"nh-{str(nic.mac)[9:].replace(':', '')}")
+    assert nic == NicPlan(None, "nic0", None, None, nic.mac, EdgeMode.MACVTAP_VEPA, tap=f"nh-{str(nic.mac).replace(':', '')}")
     view = show_guest(manager.guest(OPERATOR, "web"), CpuSet())
     assert (view["waived"], view["vf"], view["nics"][0]["tap"]) == (["software-edge"], None, nic.tap)
     assert f"{nic.tap} (macvtap-vepa); weaker: software-edge" in details(manager, "claimed")[0]
