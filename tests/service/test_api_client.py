@@ -26,10 +26,11 @@ from tests.harness.api_server import Authority
 GUEST: dict[str, Any] = {
     "name": "web", "state": "running", "owner": "", "version": 3, "restarts": 1, "cores": ["2-3"], "cpus": [2, 3], "node": 0,
     "memory": 256, "huge_pages": 128, "page_size": 2, "housekeeping": "0-1", "image": "minimal", "cmdline": "", "id": None,
-    "vf": {"pf": "p", "interface": "nic0", "index": 0, "address": "a", "mac": "m"}, "cpu_features": [], "restart": "never",
+    "vf": {"pf": "p", "interface": "nic0", "index": 0, "address": "a", "mac": "m", "edge": "vepa",
+           "network": "", "vlan": 0, "rate": 0, "tap": ""}, "cpu_features": [], "restart": "never",
     "hostname": "web", "ssh_keys": 0, "user_data": None, "network_config": None,
     "nics": [], "disks": [], "waived": [], "progress": None, "warnings": [],
-    "addresses": [], "ssh_host_key": None,
+    "addresses": [], "ssh_host_key": None, "initiator": None,
 }  # fmt: skip
 
 

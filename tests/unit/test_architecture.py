@@ -27,6 +27,7 @@ ORDER = [
     ("client",),
     ("model",),
     ("config_values",),
+    ("config_network",),
     ("config",),
     ("host.root", "host.run"),
     ("host", "hypervisor", "ssh", "console"),

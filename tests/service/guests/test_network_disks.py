@@ -102,7 +102,7 @@ def test_initiator_is_derived_from_the_id_of_the_guest(
     assert read_login(domains[-1], tmp_path / "initrd") == {"initiator": name, "id": str(plan.uuid)}
     shown = show_guest(manager.guest(OPERATOR, "web"), CpuSet.parse("0-1"))
     assert shown["initiator"] == name
-    assert shown["disks"] == [{"size": 0, "serial": "", "address": None, "node": None, "file": "", "target": NVME}]
+    assert shown["disks"] == [{"size": 0, "serial": "", "address": None, "node": None, "file": "", "target": NVME, "group": ""}]
     other = manager.plan(OPERATOR, parse_guest_request({"name": "other", "memory": "64M", "image": "minimal"}))
     assert show_guest(other, CpuSet())["initiator"] is None
 
