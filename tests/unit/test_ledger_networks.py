@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import Conflict, LedgerError, LostRace
+from orchestrator.guests.networks import Networks
+from orchestrator.guests.refusals import RefusalLog
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.network import Network, parse_network_request, parse_vlans
@@ -151,6 +153,20 @@ def test_damaged_networks_are_refused(path: Path, statement: str, says: str) -> 
     with pytest.raises(LedgerError, match=says):
         Ledger(path)
     assert path.read_bytes() == before
+
+
+def test_change_whose_event_cannot_be_written_is_done(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_words: object, **_more: object) -> None:
+        raise LedgerError("the disk is full")
+
+    policy = replace(POLICY, vlans={"nic0": parse_vlans("100-119")})
+    with Ledger(path) as ledger:
+        networks = Networks(ledger, policy, RefusalLog(ledger, lambda *_: None))
+        monkeypatch.setattr(ledger, "append_event", fail)
+        view, new = networks.create(OPERATOR, parse_network_request({"name": "blue"}))
+        assert (view.network, new) == (Network("blue", 100), True)
+        networks.delete(OPERATOR, "blue")
+        assert ledger.networks() == {}
 
 
 def test_networks_that_are_created_at_the_same_time_differ(path: Path) -> None:
