@@ -78,18 +78,20 @@ class OpenVSwitch:
         return json.dumps(asdict(before))
 
     def restore(self, port: str, snapshot: str) -> None:
-        """The table stays while another port reflects: it may serve another host."""
+        """The table stays while another port reflects: it may serve another host. Flows of ports that no longer exist do not
+        count: their numbers are given to other ports.
+        """
         before = parsed(self._commands, "the undo record of the port", lambda: _Before(**json.loads(snapshot)))
-        flows, names = self._read_flows(), self._list_ports()
+        flows, numbers = self._read_flows(), self._read_numbers()
         if (
             not relay_table.count_own(flows)
             and not before.has_table
             and _text(self._read_settings()["fail_mode"]) == before.fail_mode
         ):
             return
-        relay = relay_table.read_relay(flows)
-        if port in names:
-            relay = relay.with_port(self._find_number(port), tuple(before.macs) if before.on else None)
+        relay = relay_table.read_relay(flows).only(numbers.values())
+        if port in numbers:
+            relay = relay.with_port(numbers[port], tuple(before.macs) if before.on else None)
         if before.has_table or relay.ports:
             self._write(relay)
             return
@@ -130,11 +132,15 @@ class OpenVSwitch:
 
     def _find_number(self, port: str) -> int:
         pick_ports(self.bridge, self._read_ports(()), [port])
-        rows = self._list("interface", "name,ofport")
-        number = next((row["ofport"] for row in rows if row["name"] == port), None)
-        if not isinstance(number, int) or number < 0:
+        number = self._read_numbers().get(port)
+        if number is None:
             raise SwitchError(f"port {port} of bridge {self.bridge} has no OpenFlow number", "check `ovs-vsctl show`")
         return number
+
+    def _read_numbers(self) -> Mapping[str, int]:
+        """OpenFlow number of each port that has one: an interface that is missing in the kernel has none."""
+        names, rows = self._list_ports(), self._list("interface", "name,ofport")
+        return {row["name"]: row["ofport"] for row in rows if row["name"] in names and _is_number(row["ofport"])}
 
     def _read_flows(self) -> tuple[Flow, ...]:
         text = self._ofctl("--no-names", "dump-flows", self.bridge)
@@ -199,6 +205,10 @@ def _decode(value: Any) -> Any:
     if isinstance(value, list) and value and value[0] == "map":
         return dict(value[1])
     return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def _text(value: object) -> str:

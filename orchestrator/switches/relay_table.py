@@ -7,7 +7,7 @@ port IN_PORT does (ovs-actions(7)). Tables: 0 sources, 10 destination address to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -59,6 +59,9 @@ class Relay:
         """None: the port does not reflect."""
         others = {number: bound for number, bound in self.ports.items() if number != port}
         return Relay(others if macs is None else {**others, port: macs})
+
+    def only(self, ports: Collection[int]) -> Relay:
+        return Relay({number: bound for number, bound in self.ports.items() if number in ports})
 
 
 def parse_flows(text: str) -> tuple[Flow, ...]:

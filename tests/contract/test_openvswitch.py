@@ -200,6 +200,16 @@ def test_restore_keeps_the_table_while_another_port_reflects(world: World) -> No
     assert [entry.mac for entry in port(world, "p2").fdb if entry.static] == [C]
 
 
+def test_restore_leaves_nothing_of_a_port_that_was_removed(world: World) -> None:
+    """Another port would get its number, and would reflect."""
+    before, flows = world.driver.snapshot("p1"), read_flows(world)
+    world.driver.set_hairpin("p1", on=True)
+    world.daemons.run("ovs-vsctl", "del-port", BRIDGE, "p1")
+    world.driver.restore("p1", before)
+    assert read_flows(world) == flows
+    assert world.daemons.run("ovs-vsctl", "get-fail-mode", BRIDGE).strip() == ""
+
+
 def test_flows_of_others_are_left_alone(world: World) -> None:
     world.daemons.run("ovs-ofctl", "add-flow", BRIDGE, "priority=7,in_port=2,actions=drop")
     with pytest.raises(SwitchError, match="1 flows that the manager did not create.*\n.*bridge of its own"):
