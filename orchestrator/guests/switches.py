@@ -98,7 +98,7 @@ class SwitchService:
         with self._locks(name):
             self._find(caller, name)
             try:
-                undo_steps(UndoContext(self._host), self._ledger, _owner(name))
+                undo_steps(UndoContext(self._host, switch_key=self._settings.key), self._ledger, _owner(name))
             except OrchestratorError as error:
                 if not force:
                     hint = "repeat it when the switch can be reached, or use --force to leave its ports as they are"

@@ -54,11 +54,14 @@ class GuestContext:
 
 @dataclass(frozen=True)
 class UndoContext:
-    """``guest`` is None for a change that serves all guests. ``progress`` is called after each piece of long work."""
+    """``guest`` is None for a change that serves all guests. ``progress`` is called after each piece of long work. ``switch_key``:
+    file with the SSH key for external switches; empty for that of the record.
+    """
 
     host: HostRoot
     guest: GuestContext | None = None
     progress: Callable[[DiskProgress], None] = lambda _: None
+    switch_key: str = ""
 
 
 class Step(Protocol):

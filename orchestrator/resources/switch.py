@@ -58,7 +58,7 @@ class SetHairpin:
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
         before = parse_arguments(HairpinBefore, arguments)
-        with opened(before.switch, find_key(before.key)) as driver:
+        with opened(before.switch, find_key(context.switch_key or before.key)) as driver:
             driver.restore(before.port, before.before)
 
 

@@ -402,6 +402,18 @@ def test_hairpin_is_set_over_ssh_and_reverted(ssh: SshSwitch, cable: Cable, tmp_
     manager.ledger.close()
 
 
+def test_change_is_reverted_with_the_key_of_today(ssh: SshSwitch, cable: Cable, tmp_path: Path) -> None:
+    """The undo record names the file that was configured at the time."""
+    manager = Manager(tmp_path, cable, ssh.key)
+    manager.ledger.add_switch(remote(ssh))
+    set_hairpin(manager, cable.far, on=True)
+    manager.ledger.close()
+    second = Manager(tmp_path, cable, ssh.key.rename(tmp_path / "new_key"))
+    second.service.delete(OPERATOR, "sw1")
+    second.ledger.close()
+    assert not cable.port.hairpin
+
+
 def test_empty_objects_of_iproute2_are_skipped(ssh: SshSwitch, cable: Cable) -> None:
     script = (ssh.programs / "ip").read_text().removeprefix("#!/bin/sh\nexec ").strip()
     ssh.replace_program("ip", f"{script} | sed '1s/^\\[/[{{}},/'")
