@@ -89,7 +89,7 @@ class DriftDetector:
         return tuple(finding for finding in findings if finding not in remaining), (*remaining, *errors)
 
     def has_changed_taps(self, claim: Claim) -> bool:
-        """Since they were last restored: the kernel reports each attempt as a link change, which is no reason for another one."""
+        """Since they were last restored: the kernel reports each attempt as a link change, which must not cause the next one."""
         try:
             return diff_taps(self._host, claim.plan) != self._unrestored.get(claim.plan.uuid, ())
         except HostError:

@@ -54,8 +54,9 @@ class GuestContext:
 
 @dataclass(frozen=True)
 class UndoContext:
-    """``guest`` is None for a change that serves all guests. ``progress`` is called after each piece of long work. ``switch_key``:
-    file with the SSH key for external switches; empty for that of the record.
+    """``guest`` is None for a change that serves all guests. ``progress`` is called after each piece of long work.
+
+    ``switch_key``: file with the SSH key for external switches; empty for that of the record.
     """
 
     host: HostRoot
