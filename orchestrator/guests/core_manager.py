@@ -38,7 +38,7 @@ from orchestrator.resources.cores import check_confinement
 from orchestrator.resources.memory import TakePages
 from orchestrator.resources.nic import BindVfio, ConfigureVf, find_still_bound
 from orchestrator.resources.step import GuestContext, Step, UndoContext, run_steps, undo_steps
-from orchestrator.resources.tap import CreateTap, check_taps, find_left_over
+from orchestrator.resources.tap import CreateTap, find_left_over, require_taps
 from orchestrator.values import CpuSet
 from orchestrator.waiting import wait_until
 
@@ -134,7 +134,7 @@ class CoreManager:
     def confine_and_resume(self) -> None:
         """Resumes a paused guest after its threads are confined. Can be repeated. Raises NotFound if it has ended."""
         running = self.confine()
-        check_taps(self._host, self.plan)
+        require_taps(self._host, self.plan)
         if self._hypervisor.is_paused(self.plan.uuid):
             self._hypervisor.resume(self.plan.uuid)
         self._await_first_exit()

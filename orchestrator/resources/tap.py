@@ -65,9 +65,9 @@ def diff_taps(host: HostRoot, plan: Plan) -> tuple[str, ...]:
     return tuple(finding for nic in plan.software_nics for finding in SOFTWARE[nic.edge].diff(host, make_tap(nic)))
 
 
-def check_taps(host: HostRoot, plan: Plan) -> None:
-    """Raises HostError if a tap or its rules differ from the plan: the guest must not run then."""
-    if findings := diff_taps(host, plan):
+def require_taps(host: HostRoot, plan: Plan) -> None:
+    """Raises HostError if a tap or its rules still differ from the plan after they were restored: the guest must not run then."""
+    if findings := restore_taps(host, plan):
         hint = "check for a program that manages network interfaces or nftables"
         raise HostError(f"guest {plan.name}: {'; '.join(findings)}", hint)
 

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.api.routes.guests import show_guest
 from orchestrator.errors import Forbidden, HostError, NoRoom, NotFound
 from orchestrator.guests.service import GuestService
+from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR, Role
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
@@ -243,6 +244,19 @@ def test_taps_that_cannot_be_read_hide_no_other_drift(
     (detail,) = details(manager, "drifted")
     assert "CPUs 2 are offline" in detail
     assert "`nft` is not installed" in detail
+
+
+def test_interrupted_start_is_completed_on_restored_rules(world: World, manager: GuestService, ledger: Ledger) -> None:
+    """Another program removed them while no manager ran: the guest would stay in the state `starting`."""
+    tap = create(manager, **ACCEPT).vf.tap
+    (claim,) = ledger.read().claims
+    spoil_rules(world, tap)
+    manager.transitions.core_manager(claim).confine_and_resume()
+    manager.reconciler.detect_drift()
+    assert "drifted" not in kinds(manager)
+    world.host.fake_net.change_tap(tap, parent="nic1")
+    with pytest.raises(HostError, match="uplink is nic1, expected nic0"):
+        manager.transitions.core_manager(claim).confine_and_resume()
 
 
 def test_tap_that_is_gone_is_reported(world: World, manager: GuestService) -> None:
