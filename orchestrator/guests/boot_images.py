@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from orchestrator import serving_cpu
 from orchestrator.errors import Conflict, ImageError, NotFound
 from orchestrator.guests.boot_shares import BootShares
 from orchestrator.images.cache import remove_tree
@@ -63,7 +64,8 @@ class BootImages:
             with self._shares.using(caller.tenant, boot.image_name, lambda: boot.image_name in image_names(self._images)):
                 if not self._touch(boot.image_name):
                     self._check_room()
-                    self._download(caller, boot)
+                    with serving_cpu.left():
+                        self._download(caller, boot)
         except OSError as error:
             what = f"cannot store boot files in {self._images}: {error.strerror or error}"
             raise ImageError(what, "check the folder's disk and mode") from None
