@@ -21,7 +21,7 @@ PARTS = $(VENV)/bin/nohype lab build && $(VENV)/bin/nohype image build debian --
 
 test: setup
 	@mkdir -p build
-	@setsid sh -c '$(PARTS)' >build/parts.log 2>&1 & parts=$$!; trap 'kill -- -$$parts; exit 130' INT TERM; \
+	@setsid sh -c '$(PARTS)' >build/parts.log 2>&1 & parts=$$!; trap 'kill -- -$$parts; exit 130' HUP INT TERM; \
 	  $(VENV)/bin/pytest -n 2 -m "not lab" tests; status=$$?; wait $$parts; exit $$status
 	# 75: the emulated server was lost, which says nothing about the tests; once more, in a new one
 	$(VENV)/bin/pytest -m "lab and not soak" tests || { [ $$? = 75 ] && $(VENV)/bin/pytest -m "lab and not soak" tests; }

@@ -39,7 +39,7 @@ def leave() -> None:
 
 @contextmanager
 def left() -> Iterator[None]:
-    """For a program that is started in the block: it inherits the CPUs of its thread (sched_setaffinity(2))."""
+    """`leave` for the block. Also for the start of a program, which inherits the CPUs of its thread (sched_setaffinity(2))."""
     before = frozenset(os.sched_getaffinity(0))
     leave()
     try:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from orchestrator import serving_cpu
 from orchestrator.errors import Conflict, ImageError, NotFound
 from orchestrator.guests.boot_shares import BootShares
 from orchestrator.images.cache import remove_tree
@@ -60,9 +61,11 @@ class BootImages:
         """
         self.check(caller, boot)
         try:
-            self._shares.add(caller.tenant, boot.image_name)
-            if not self._touch(boot.image_name):
-                self._install(caller, boot)
+            with self._shares.using(caller.tenant, boot.image_name, lambda: boot.image_name in image_names(self._images)):
+                if not self._touch(boot.image_name):
+                    self._check_room()
+                    with serving_cpu.left():
+                        self._download(caller, boot)
         except OSError as error:
             what = f"cannot store boot files in {self._images}: {error.strerror or error}"
             raise ImageError(what, "check the folder's disk and mode") from None
@@ -92,15 +95,6 @@ class BootImages:
         except (NotFound, FileNotFoundError):
             return False
         return True
-
-    def _install(self, caller: Identity, boot: BootFiles) -> None:
-        try:
-            self._check_room()
-            self._download(caller, boot)
-        except BaseException:
-            if boot.image_name not in image_names(self._images):  # a parallel request may have installed it
-                self._shares.remove(caller.tenant, boot.image_name)
-            raise
 
     def _download(self, caller: Identity, boot: BootFiles) -> None:
         servers = self._list_servers(caller)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Container
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.errors import Conflict
@@ -26,9 +27,27 @@ class BootShares:
     def __init__(self, store: Path, limit: int) -> None:
         self._folder, self._limit = store / _FOLDER, limit
         self._lock = threading.Lock()
+        # Requests in progress, by tenant and image.
+        self._requests: Counter[tuple[str, str]] = Counter()
 
-    def add(self, tenant: str, image: str) -> None:
-        """Notes that the tenant (empty for operators) uses the image from now on. Raises Conflict if its share is used up."""
+    @contextmanager
+    def using(self, tenant: str, image: str, is_installed: Callable[[], bool]) -> Iterator[None]:
+        """Notes that the tenant (empty for operators) uses the image from now on. Raises Conflict if its share is used up.
+
+        At the end of the block the record of an image that is not installed is removed, unless another request is installing it.
+        """
+        self._add(tenant, image)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._requests[tenant, image] -= 1
+                if not self._requests[tenant, image]:
+                    del self._requests[tenant, image]
+                    if not is_installed():
+                        (self._folder / (tenant or _OPERATORS) / image).unlink(missing_ok=True)
+
+    def _add(self, tenant: str, image: str) -> None:
         folder = self._folder / (tenant or _OPERATORS)
         with self._lock:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -40,10 +59,7 @@ class BootShares:
                     "delete guests that boot from servers, or try again in an hour",
                 )
             (folder / image).touch(mode=0o600)
-
-    def remove(self, tenant: str, image: str) -> None:
-        """For an image that could not be installed. No-op without a record."""
-        (self._folder / (tenant or _OPERATORS) / image).unlink(missing_ok=True)
+            self._requests[tenant, image] += 1
 
     def remove_older(self, before: float, used: Container[tuple[str, str]]) -> None:
         """Removes the records of requests before this time (time.time()), except of images that guests use.

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
+from orchestrator import serving_cpu
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
@@ -213,11 +214,12 @@ class CoreManager:
         """Not within a launch slot: it takes minutes."""
         changed: tuple[str, ...] = ()
         try:
-            for number, one in enumerate(self.plan.disks):
-                file, digest = (image.disk_file, image.disk.sha256) if image.disk and not number else (None, "")
-                may_destroy = one.serial in self._context.setup.policy.disk_serials
-                for step in self._list_disk_steps(one, disk.Contents(file, digest, may_destroy)):
-                    changed += run_steps(self._host, self._context.ledger, self.plan.name, [step])
+            with serving_cpu.left():
+                for number, one in enumerate(self.plan.disks):
+                    file, digest = (image.disk_file, image.disk.sha256) if image.disk and not number else (None, "")
+                    may_destroy = one.serial in self._context.setup.policy.disk_serials
+                    for step in self._list_disk_steps(one, disk.Contents(file, digest, may_destroy)):
+                        changed += run_steps(self._host, self._context.ledger, self.plan.name, [step])
         finally:
             self._context.disk_work.forget(self.plan.uuid)
         return changed

@@ -35,9 +35,11 @@ class SurveyCache:
         # The survey, and when it was started (time.monotonic()).
         self._cached: tuple[Topology, float] | None = None
         self._renewal = threading.Lock()
+        self._discards = 0
 
     def discard(self) -> None:
-        """Makes the next `get` read the whole host."""
+        """Makes the next `get` read the whole host. A survey that is being read now is not kept."""
+        self._discards += 1
         self._cached = None
 
     def get(self, not_before: float) -> Topology:
@@ -100,9 +102,10 @@ class SurveyCache:
         return address == vf.address and not in_use
 
     def _read(self, cached: Topology | None) -> Topology:
-        started = time.monotonic()
+        started, discards = time.monotonic(), self._discards
         topology = refresh_topology(self._host, cached) if cached else read_topology(self._host)
-        self._cached = topology, started
+        if discards == self._discards:
+            self._cached = topology, started
         return topology
 
     def _with_pools(self, cached: Topology, pools: tuple[PagePool, ...]) -> Topology:

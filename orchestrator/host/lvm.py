@@ -24,6 +24,7 @@ from orchestrator.waiting import wait_until
 
 _TIMEOUT = 60  # seconds; LVM waits for the lock of a group
 _NODE_TIMEOUT = 30.0  # seconds until the kernel has the device and udev its link
+_ENVIRONMENT = {"LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
 _TAG = "nohype"
 _GROUP_FIELDS = "vg_name,vg_uuid,vg_extent_size,vg_free_count,vg_missing_pv_count,vg_exported,vg_permissions,vg_shared"
 _VOLUME_FIELDS = "vg_name,vg_uuid,lv_name,lv_uuid,lv_size,lv_tags"
@@ -193,15 +194,23 @@ def _parse(row: Mapping[str, str]) -> Volume:
 
 def _execute(host: HostRoot, command: str, words: list[str], what: str, hint: str) -> str:
     skipped = ",".join(f'"r|^/dev/{name}$|","r|^/dev/{name}p|"' for name in find_reserved(host))
-    # use_aio: the manager's unit does not permit io_setup(2). Not global_filter, which the operator may have set.
-    config = f"global{{use_aio=0}} devices{{scan_lvs=0{f' filter=[{skipped}]' if skipped else ''}}}"
     try:
-        return run(
-            [command, "--config", config, *words], timeout=_TIMEOUT, env={"LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
-        ).stdout
+        # use_aio: the manager's unit does not permit io_setup(2).
+        config = f"global{{use_aio=0}} devices{{scan_lvs=0{f' {_choose_filter()}=[{skipped}]' if skipped else ''}}}"
+        return run([command, "--config", config, *words], timeout=_TIMEOUT, env=_ENVIRONMENT).stdout
     except CommandError as error:
         if error.errno == ENOENT or "is not installed" in error.message:
             raise HostError(f"{what}: {command} is not installed", "install the package lvm2") from None
         # The last lines are LVM's own; the command line is long.
         cause = "; ".join(line.strip() for line in error.message.splitlines()[1:]) or error.message
         raise HostError(f"{what}: {cause}", hint) from None
+
+
+def _choose_filter() -> str:
+    """The setting that lvm.conf does not use: one on the command line replaces it. LVM reads a device that both let pass.
+
+    ``filter`` if it uses both. The patterns cannot be combined: LVM reads a device if one of its names is accepted.
+    """
+    text = run(["lvmconfig", "devices"], timeout=_TIMEOUT, env=_ENVIRONMENT, check=False).stdout
+    used = {line.partition("=")[0].strip() for line in text.splitlines()}
+    return "global_filter" if "filter" in used and "global_filter" not in used else "filter"

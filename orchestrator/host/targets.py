@@ -11,12 +11,12 @@ _ISCSI = "sys/class/iscsi_session"
 
 
 def read_connected_targets(host: HostRoot) -> frozenset[str]:
-    """The names of NVMe subsystems over a network and of iSCSI targets. Raises HostError if one cannot be read."""
+    """The names of NVMe subsystems over a network, and of iSCSI targets in lower case. Raises HostError if one cannot be read."""
     remote = [one for one in _list(host, _NVME) if host.find(f"{_NVME}/{one}/transport") not in (None, "pcie")]
-    names = [f"{_NVME}/{one}/subsysnqn" for one in remote]
-    names += [f"{_ISCSI}/{one}/targetname" for one in _list(host, _ISCSI)]
     # None: the connection has ended meanwhile.
-    return frozenset(name for file in names if (name := host.find(file)))
+    nvme = [host.find(f"{_NVME}/{one}/subsysnqn") for one in remote]
+    iscsi = [host.find(f"{_ISCSI}/{one}/targetname") for one in _list(host, _ISCSI)]
+    return frozenset(filter(None, (*nvme, *(name and name.lower() for name in iscsi))))  # RFC 7143 4.2.7.1: without case
 
 
 def _list(host: HostRoot, folder: str) -> tuple[str, ...]:

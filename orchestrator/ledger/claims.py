@@ -146,13 +146,14 @@ class Claims:
         self._change(f"write the host key of {claim.plan.name} to", work, starts_work=True, one_statement=True)
 
     def keep_disks(self, name: str) -> Claim:
-        """Sets the state WIPING, and releases everything except the disks."""
+        """Sets the state WIPING, and releases everything except the disks that the host wipes."""
 
         def work(db: sqlite3.Connection, cache: Cache) -> Claim:
             claim = _set_state(db, cache, name, GuestState.WIPING)
             after = replace(claim, plan=claim.plan.only_disks())
             db.execute("UPDATE guest SET plan = ? WHERE name = ?", (json.dumps(to_plain(after.plan)), name))
-            db.execute("DELETE FROM claim_key WHERE guest = ? AND kind != 'disk'", (name,))
+            gone = set(list_keys(claim.plan)) - set(list_keys(after.plan))
+            db.executemany("DELETE FROM claim_key WHERE guest = ? AND kind = ? AND key = ?", [(name, *key) for key in gone])
             cache.claims[name] = after
             return after
 

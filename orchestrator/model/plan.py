@@ -137,8 +137,9 @@ class Plan:
         return tuple(waiver for waiver, lacks in found.items() if lacks)
 
     def only_disks(self) -> Plan:
-        """What the guest still owns while its disks are wiped."""
-        return replace(self, cores=(), pages=0, nics=(), cpu_features=())
+        """What the guest still owns while its disks are wiped: no network disk, which the host does not reach."""
+        disks = tuple(disk for disk in self.disks if not disk.target)
+        return replace(self, cores=(), pages=0, nics=(), cpu_features=(), disks=disks)
 
     def claimed(self, number: int, image: ImageRef) -> Plan:
         """``number`` of the claim is unique, so no two guests ever have the same UUID."""

@@ -23,7 +23,7 @@ def test_connections_are_named(fake: FakeRoot) -> None:
     for number, transport in enumerate(("tcp", "rdma", "fc")):
         fake.add(f"sys/class/nvme/nvme{number}/transport", transport)
         fake.add(f"sys/class/nvme/nvme{number}/subsysnqn", f"{NQN}{number}")
-    fake.add("sys/class/iscsi_session/session1/targetname", IQN)
+    fake.add("sys/class/iscsi_session/session1/targetname", IQN.title())  # as the host's initiator was told
     assert read_connected_targets(fake) == {f"{NQN}0", f"{NQN}1", f"{NQN}2", IQN}
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pytest  # a command must start fast
 
 EXTENT = 1 << 20
-_COMMANDS = ("vgs", "lvs", "lvcreate", "lvchange", "lvremove")
+_COMMANDS = ("vgs", "lvs", "lvcreate", "lvchange", "lvremove", "lvmconfig")
 _GROUP_ID = "aaaaaa-bbbb-cccc-dddd-eeee-ffff-gggggg"
 _BLOCK = "sys/class/block"
 
@@ -43,7 +43,7 @@ class FakeLvm:
         return self.state.parent / str(self.volumes()[name]["uuid"])
 
     def calls(self) -> list[str]:
-        """The commands with their arguments."""
+        """The commands for groups and volumes, with their arguments."""
         return (self.state.parent / "calls").read_text().splitlines()
 
     def add(self, name: str, *, tags: str = "", size: int = EXTENT) -> None:
@@ -69,6 +69,9 @@ def install_lvm(patch: pytest.MonkeyPatch, folder: Path, root: Path, *, group: s
 
 def _main(command: str, state: Path, root: Path, words: list[str]) -> int:
     lvm = FakeLvm(state)
+    if command == "lvmconfig":
+        print(f"devices {{\n\t{lvm.read().get('settings', '')}\n}}")
+        return 0
     with (state.parent / "calls").open("a") as file:
         file.write(" ".join([command, *words]) + "\n")
     options = {name: words[at + 1] for at, name in enumerate(words[:-1]) if name.startswith("--")}

@@ -59,19 +59,21 @@ def before(empty_host: LabHost) -> Any:
 @pytest.fixture(scope="module")
 def members(empty_host: LabHost, before: Any) -> Iterator[dict[str, dict[str, Any]]]:
     host = empty_host
-    for name, vlan in (("blue", BLUE), ("red", RED)):
-        host.nohype("network", "create", name, "--vlan", str(vlan))
-    made = {}
-    for name, nics in NICS.items():
-        words = [word for nic in nics for word in ("--nic", nic)]
-        made[name] = json.loads(host.nohype("guest", "create", name, *MEMORY, *words, "--json").stdout)
-    for name in NICS:
-        host.nohype("guest", "start", name, "--wait", "180")  # they run already: only waits
-    yield made
-    for name in NICS:
-        host.nohype("guest", "delete", name, check=False)
-    for name in ("blue", "red"):
-        host.nohype("network", "delete", name, check=False)
+    try:
+        for name, vlan in (("blue", BLUE), ("red", RED)):
+            host.nohype("network", "create", name, "--vlan", str(vlan))
+        made = {}
+        for name, nics in NICS.items():
+            words = [word for nic in nics for word in ("--nic", nic)]
+            made[name] = json.loads(host.nohype("guest", "create", name, *MEMORY, *words, "--json").stdout)
+        for name in NICS:
+            host.nohype("guest", "start", name, "--wait", "180")  # they run already: only waits
+        yield made
+    finally:
+        for name in NICS:
+            host.nohype("guest", "delete", name, check=False)
+        for name in ("blue", "red"):
+            host.nohype("network", "delete", name, check=False)
 
 
 def ping(host: LabHost, guest: str, address: str, count: int = 3) -> int:

@@ -173,6 +173,21 @@ def test_a_claim_does_not_wait_while_a_survey_is_read_early(manager: GuestServic
         assert later.result(30) is surveys.get(time.monotonic() + 3.0)
 
 
+def test_survey_that_was_begun_before_a_failure_is_not_used_after_it(
+    manager: GuestService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surveys, read = manager.allocator.surveys, survey_cache.refresh_topology
+    surveys.get(time.monotonic())
+
+    def fail_meanwhile(host: HostRoot, cached: Topology) -> Topology:
+        surveys.discard()
+        return read(host, cached)
+
+    monkeypatch.setattr(survey_cache, "refresh_topology", fail_meanwhile)
+    begun_before = surveys.get(time.monotonic())
+    assert surveys.get(0.0) is not begun_before
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[World, GuestService]:
     """A host with one pool of 100 pages, and a guest that has 32 of them."""

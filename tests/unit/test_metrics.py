@@ -175,12 +175,11 @@ def test_disks_are_counted_by_their_guests_state(fake: Fake) -> None:
         replace(guest, plan=replace(guest.plan, disks=(owned[guest.plan.name],) if guest.plan.name in owned else ()))
         for guest in fake.guests
     ]
-    fake.guests[2] = replace(
-        fake.guests[2], plan=replace(fake.guests[2].plan, disks=(DiskPlan(size, file="/a"),)), state="wiping"
-    )
+    others = (DiskPlan(Size(0), target="nvme-tcp://10.9.0.1:4420/nqn.2026-11.example:web"), DiskPlan(size, file="/a"))
+    fake.guests[2] = replace(fake.guests[2], plan=replace(fake.guests[2].plan, disks=others), state="wiping")
     found = {labels: count for labels, count in fake.page()["nohype_disks"].items() if count}
     expected = {("nvme", "claimed"): 1, ("nvme", "quarantined"): 1, ("nvme", "free"): 1, ("nvme", "unusable"): 1}
-    expected[("emulated", "wiping")] = 1
+    expected |= {("emulated", "wiping"): 1, ("network", "wiping"): 1}
     assert {(dict(labels)["kind"], dict(labels)["state"]): count for labels, count in found.items()} == expected
 
 

@@ -169,8 +169,18 @@ def test_group_that_is_full_by_the_time_of_the_creation_undoes_the_claim(
     assert (ledger.read().claims, ledger.quarantined(), lvm.volumes()) == ((), (), {})
 
 
-def test_lvm_does_not_read_what_guests_have_written(manager: GuestService, lvm: FakeLvm) -> None:
-    """A guest could write a volume group with the name of the host's on its own disk."""
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ("", " filter"),
+        ('global_filter="r|^/dev/zd|"', " filter"),
+        ('filter=["r|^/dev/drbd|"]', " global_filter"),
+        ('filter=["r|^/dev/drbd|"]\n\tglobal_filter=["r|^/dev/zd|"]', " filter"),
+    ],
+)
+def test_lvm_does_not_read_what_guests_have_written(manager: GuestService, lvm: FakeLvm, settings: str, chosen: str) -> None:
+    """A guest could write a volume group with the name of the host's on its own disk. The operator's own filter still applies."""
+    lvm.change(settings=settings)
     create(manager, name="nvme", disks=[{"serial": "disk0"}])
     create(manager, **REQUEST)
     assert not [call for call in lvm.calls() if "filter" in call], "the disk is passed through"
@@ -179,7 +189,7 @@ def test_lvm_does_not_read_what_guests_have_written(manager: GuestService, lvm: 
     manager.restart(OPERATOR, "web", 0)
     calls = lvm.calls()[known:]
     assert calls
-    assert all('filter=["r|^/dev/nvme0n1$|","r|^/dev/nvme0n1p|"]' in call for call in calls)
+    assert all(f'{chosen}=["r|^/dev/nvme0n1$|","r|^/dev/nvme0n1p|"]' in call for call in calls)
     assert all("scan_lvs=0" in call for call in calls)
 
 

@@ -249,6 +249,30 @@ def test_parallel_requests_do_not_exceed_the_share(world: World, files: BootServ
     assert len(manager.guests(OPERATOR)) == 1
 
 
+def test_image_counts_although_a_parallel_request_for_it_failed(
+    world: World, files: BootServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = open_shared(world, files, monkeypatch, images=3)
+    acme, download, begun, others_failed = as_tenant(files, "acme"), boot_images.download, threading.Event(), threading.Event()
+
+    def wait(url: str, *words: Any, **rest: Any) -> int:
+        if url.endswith("initrd"):
+            begun.set()
+            assert others_failed.wait(60)
+        return download(url, *words, **rest)
+
+    monkeypatch.setattr(boot_images, "download", wait)
+    thread = threading.Thread(target=manager.create, args=(acme, request(files.boot())))
+    thread.start()
+    assert begun.wait(60)
+    with pytest.raises(ImageError):
+        manager.create(acme, request(files.boot(initrd=f"{files.url}missing"), "second"))
+    others_failed.set()
+    thread.join(60)
+    with pytest.raises(Conflict, match="tenant acme has 1 images from boot servers already, limit 1"):
+        manager.create(acme, request(swapped(files), "third"))
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

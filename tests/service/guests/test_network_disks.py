@@ -16,7 +16,7 @@ from orchestrator.model.access import OPERATOR, Identity, Quota, Role
 from orchestrator.model.request import parse_guest_request
 from orchestrator.values import CpuSet
 from tests.fakes.server import make_image
-from tests.harness.crash import World
+from tests.harness.crash import World, wait_wiped
 from tests.harness.guests import create, kinds, open_manager, state
 from tests.harness.images import unpack_initrd
 from tests.service.guests.test_configuration import read_credentials
@@ -179,3 +179,14 @@ def test_ledger_with_the_claim_is_read_again(world: World, manager: GuestService
     plan = create(manager, **WITH_SECRET)
     assert open_manager(world).guest(OPERATOR, "web").plan == plan
     assert [disk.key for disk in plan.disks] == [f"nvme-tcp:{NQN}"]
+
+
+def test_network_disk_is_not_said_to_be_wiped(manager: GuestService, ledger: Ledger) -> None:
+    create(manager, **{**NETWORK, "disks": [{"target": NVME}, {}]})
+    manager.delete(OPERATOR, "web")
+    wait_wiped(ledger)
+    details = {event.kind: event.detail for event in ledger.events(0, 100)}
+    assert "wiping disk0" in details["wiping"]
+    assert details["deleted"] == "verified clean: disk0"
+    assert not [detail for kind, detail in details.items() if kind in ("wiping", "deleted") and NQN in detail]
+    create(manager, **NETWORK)

@@ -1,0 +1,72 @@
+"""`make test`: the builds next to the tests neither hide a failed test nor outlive an interruption."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.images.wheels import source_tree
+from orchestrator.waiting import wait_until
+
+NAMES = ("build", "tests")
+WAIT = "echo $$ >{}.pid; exec sleep 600"
+
+
+@contextmanager
+def making(folder: Path, build: str, tests: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`make test` with shell programs in place of `nohype` and `pytest`."""
+    programs = folder / "venv/bin"
+    programs.mkdir(parents=True)
+    for name, text in (("nohype", build), ("pytest", tests)):
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    for name in ("Makefile", "setup.cfg"):
+        shutil.copyfile(source_tree() / name, folder / name)
+    (folder / "venv/installed").touch()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    process = subprocess.Popen(
+        ["make", "-C", folder, "test", "VENV=venv"], env=environment, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def read_pid(file: Path) -> int:
+    return int(file.read_text() or 0) if file.exists() else 0
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize(("build", "tests", "status"), [("exit 1", "exit 0", 0), ("exit 0", "exit 1", 2)])
+def test_only_a_failed_test_fails_make(tmp_path: Path, build: str, tests: str, status: int) -> None:
+    with making(tmp_path, build, tests) as process:
+        assert process.wait(60) == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_interrupted_make_ends_the_build(tmp_path: Path, number: signal.Signals) -> None:
+    with making(tmp_path, WAIT.format("build"), WAIT.format("tests")) as process:
+        try:
+            assert wait_until(lambda: all(read_pid(tmp_path / f"{name}.pid") for name in NAMES), timeout=60, interval=0.02)
+            os.killpg(process.pid, number)
+            assert process.wait(60)
+            assert wait_until(lambda: not is_running(read_pid(tmp_path / "build.pid")), timeout=10, interval=0.02)
+        finally:
+            for name in NAMES:
+                if is_running(pid := read_pid(tmp_path / f"{name}.pid")):
+                    os.kill(pid, signal.SIGKILL)
