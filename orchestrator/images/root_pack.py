@@ -46,7 +46,7 @@ def pack_disk(root: Path, size: Size, identity: str, output: Path) -> None:
     clamp_times(root)
     uuid = derive_uuid(identity)
     argv: list[str | Path] = [
-        "-q", "-F", "-t", "ext4", "-m", "0", "-L", LABEL, "-U", str(uuid),
+        "-q", "-F", "-b", "4096", "-t", "ext4", "-m", "0", "-L", LABEL, "-U", str(uuid),
         "-E", f"hash_seed={uuid},lazy_itable_init=0,root_owner=0:0", "-d", root, output, f"{size.bytes // 1024}k",
     ]  # fmt: skip
     try:
