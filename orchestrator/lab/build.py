@@ -38,7 +38,8 @@ _SWITCH_TOOLS = ("iproute2", "lldpd", "nftables", "openvswitch-switch", "tgt")
 # In addition to the packages of the host role: what a root needs to boot and to serve SSH, two tools for proofs, and the owners
 # of disks that the manager must not touch.
 _BASE = (
-    "busybox-static", "dbus", "linux-image-amd64", "lvm2", "mdadm", "openssh-server", "strace", "systemd-sysv", "tcpdump", "udev",
+    "busybox-static", "dbus", "fdisk", "linux-image-amd64", "lvm2", "mdadm", "openssh-server", "strace", "systemd-sysv",
+    "tcpdump", "udev",
 )  # fmt: skip
 
 # Drivers of hardware that servers do not have: half of the modules.

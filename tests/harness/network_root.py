@@ -135,5 +135,9 @@ def make_root(built: Image, folder: Path) -> Path:
     init.write_text(_ROOT_INIT)
     init.chmod(0o755)
     path = {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    run(["mke2fs", "-q", "-t", "ext4", "-L", "nohype-root", "-d", root, folder / DISK, f"{SIZE >> 10}k"], timeout=60, env=path)
+    run(
+        ["mke2fs", "-q", "-b", "4096", "-t", "ext4", "-L", "nohype-root", "-d", root, folder / DISK, f"{SIZE >> 10}k"],
+        timeout=60,
+        env=path,
+    )
     return folder / DISK

@@ -65,6 +65,7 @@ def members(empty_host: LabHost, before: Any) -> Iterator[dict[str, dict[str, An
         made = {}
         for name, nics in NICS.items():
             words = [word for nic in nics for word in ("--nic", nic)]
+            words += ["--cmdline", "ipv6.disable=0"]  # the image disables IPv6
             made[name] = json.loads(host.nohype("guest", "create", name, *MEMORY, *words, "--json").stdout)
         for name in NICS:
             host.nohype("guest", "start", name, "--wait", "180")  # they run already: only waits
