@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_audit_does_not_claim_what_the_host_cannot_know(host: LabHost, guest: di
 
 
 def test_disk_isolated_fails_while_the_host_is_connected(host: LabHost, guest: dict[str, Any]) -> None:
-    words = f"transport=tcp,traddr={SERVER},trsvcid={PORT},nqn={NQN},hostnqn={HOST_NQN},dhchap_secret={SECRET}"
+    words = f"transport=tcp,traddr={SERVER},trsvcid={PORT},nqn={NQN},hostnqn={HOST_NQN},hostid={uuid4()},dhchap_secret={SECRET}"
     leave = f"for c in /sys/class/nvme/nvme*; do ! grep -qx {NQN} $c/subsysnqn || echo 1 >$c/delete_controller; done"
     with host.changed(f"modprobe nvme_tcp && echo '{words}' >/dev/nvme-fabrics", leave):
         proof = host.proofs()["disk-isolated", NAME]

@@ -1,6 +1,6 @@
 """Two guests on software edges: virtio NICs on macvtaps of the PF, which the host uses as a plain NIC.
 
-Sorted after the tests that share `guests`: the configuration of the manager is changed while no guest exists.
+The configuration of the manager is changed while no guest exists.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import pytest
 
 from orchestrator.host.netlink import set_hairpin
 from orchestrator.lab import switch
-from orchestrator.lab.demo import GUESTS
 from orchestrator.model.proof import Verdict
 from tests.lab.conftest import LabHost
 from tests.lab.test_manager import MEMORY, survey
@@ -23,10 +22,9 @@ ACCEPT = ("--accept", "software-edge")
 
 
 @pytest.fixture(scope="module")
-def software(host: LabHost) -> Iterator[LabHost]:
+def software(empty_host: LabHost) -> Iterator[LabHost]:
     """The lab host with nic0 configured as a plain NIC, without guests."""
-    for guest in GUESTS:
-        host.nohype("guest", "delete", guest.name, check=False)
+    host = empty_host
     section = r'printf "\n[uplinks.nic0]\nedge = \"macvtap-vepa\"\n"'
     # Without its last guest the PF loses its VFs, which resets it.
     host.run('for n in $(seq 60); do [ "$(cat /sys/class/net/nic0/carrier)" = 1 ] && break; sleep 1; done')
