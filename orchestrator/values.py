@@ -17,7 +17,9 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.ASCII)
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
+NAME = r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
+"""Regular expression of the names of guests, networks and switches."""
+_NAME = re.compile(NAME, re.ASCII)
 MAX_CPUS = 8192  # NR_CPUS, arch/x86/Kconfig
 _CPU_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
@@ -53,15 +55,7 @@ class CpuSet:
     @cached_property
     def _text(self) -> str:
         # Cached: thousands of threads share a few sets.
-        parts: list[str] = []
-        first = last = -1
-        for cpu in [*sorted(self.ids), MAX_CPUS]:
-            if cpu != last + 1 or first < 0 or cpu == MAX_CPUS:
-                if first >= 0:
-                    parts.append(str(first) if first == last else f"{first}-{last}")
-                first = cpu
-            last = cpu
-        return ",".join(parts)
+        return format_ranges(self.ids)
 
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self.ids))
@@ -151,6 +145,17 @@ class MacAddress:
 
     def __str__(self) -> str:
         return self.text
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """ "0-3,8" for 0, 1, 2, 3 and 8, in any order; empty without numbers."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
 def _shorten(text: str) -> str:

@@ -25,11 +25,12 @@ from orchestrator.ssh.login import Keys, Login, Target, find_known_key, log_in
 from orchestrator.ssh.session import LeftSession, Screen, Streams, run_session
 from orchestrator.ssh.transfer import Transfer
 from orchestrator.ssh.transport import ConnectionLost, HostKey
+from orchestrator.values import NAME
 
 _PAUSE = 1.0
 _LEFT = 255
 _REPORT_SECONDS = 0.2
-_REMOTE = re.compile(r"(?P<name>[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?):(?P<path>.*)", re.DOTALL)
+_REMOTE = re.compile(rf"(?P<name>{NAME}):(?P<path>.*)", re.DOTALL)
 _JUMP = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^@:\s/]+))(?::(?P<port>[0-9]{1,5}))?")
 _KEY = re.compile(r"(?:^|\s)((?:ssh|ecdsa)-[a-z0-9-]+) ([A-Za-z0-9+/]{40,}={0,2})(?:\s|$)")
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from orchestrator.errors import RequestError
 from orchestrator.model.fields import check_name, describe
+from orchestrator.values import format_ranges
 
 MIN_VLAN, MAX_VLAN = 1, 4094
 """IEEE 802.1Q table 9-2: 0 is a priority tag without VLAN, 4095 is reserved."""
@@ -69,13 +70,7 @@ def parse_vlans(text: str) -> frozenset[int]:
 
 def describe_vlans(vlans: frozenset[int]) -> str:
     """The inverse of `parse_vlans`; "none" without VLANs."""
-    ranges: list[list[int]] = []
-    for vlan in sorted(vlans):
-        if ranges and ranges[-1][1] == vlan - 1:
-            ranges[-1][1] = vlan
-        else:
-            ranges.append([vlan, vlan])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges) or "none"
+    return format_ranges(vlans) or "none"
 
 
 class NetworkRequest(BaseModel):

@@ -21,7 +21,7 @@ from orchestrator.model.guest_view import GuestView
 from orchestrator.model.plain import to_plain
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.secret import Secret
-from orchestrator.values import CpuSet
+from orchestrator.values import NAME, CpuSet
 
 _HOUR = 3600
 # Seconds that cleanup (huge pages returned, NIC reset) and launch take at most, in addition to the guest's own timeout.
@@ -30,7 +30,7 @@ _CLEANING, _STARTING = 30.0, 120.0
 Timeout = Annotated[float, Field(gt=0, le=_HOUR)]
 Name = Annotated[
     NameField,
-    Path(description="The guest's name.", json_schema_extra={"pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"}),
+    Path(description="The guest's name.", json_schema_extra={"pattern": f"^{NAME}$"}),
 ]
 WaitQuery = Annotated[Number, Query(gt=0, le=_HOUR, description="Seconds.")]
 

@@ -13,10 +13,11 @@ from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.client import shapes
 from orchestrator.model.fields import NameField
 from orchestrator.model.network import NetworkRequest, NetworkView
+from orchestrator.values import NAME
 
 NetworkName = Annotated[
     NameField,
-    Path(description="The network's name.", json_schema_extra={"pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"}),
+    Path(description="The network's name.", json_schema_extra={"pattern": f"^{NAME}$"}),
 ]
 
 routes = Routes()

@@ -16,13 +16,14 @@ from orchestrator.client import switch_shapes as shapes
 from orchestrator.model.fields import NameField
 from orchestrator.model.plain import to_plain
 from orchestrator.model.switch_request import HairpinRequest, InterfaceField, SwitchRequest
+from orchestrator.values import NAME
 
 _READ_CODES = ("not-found", "switch", *HOST_CODES)
 _CHANGE_CODES = ("cross-site", "conflict", *_READ_CODES)
 
 Name = Annotated[
     NameField,
-    Path(description="The switch's name.", json_schema_extra={"pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"}),
+    Path(description="The switch's name.", json_schema_extra={"pattern": f"^{NAME}$"}),
 ]
 Port = Annotated[InterfaceField | None, Query(description="A port; without it, all ports of uplinks.")]
 Force = Annotated[Boolean, Query(description="Forget the switch even if its ports cannot be restored.")]
