@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 
 from orchestrator.audit.edge import EDGE_WEAKER, check_edges, check_uplinks, describe_uplinks
 from orchestrator.errors import GuestError
-from orchestrator.host.frames import EchoFilter, FrameCount, FrameCounter
+from orchestrator.host.frames import EchoFilter, FrameCounter
 from orchestrator.host.processes import read_arguments
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import RunningGuest
@@ -103,7 +103,9 @@ def measure_traffic(
     reply_filter = EchoFilter(target[1], source[1], reply=True, size=SIZE)
     with FrameCounter(request_filter) as requests, FrameCounter(reply_filter) as replies:
         counts = _ping(ask, source[0], f"flood {target[1]} {count} {SIZE}", 60.0 + 4 * count)
-    incoming, outgoing = (Counter[str](way(requests.count())) + Counter(way(replies.count())) for way in (_incoming, _outgoing))
+    asked, answered = requests.count(), replies.count()
+    incoming = Counter(asked.incoming) + Counter(answered.incoming)
+    outgoing = Counter(asked.outgoing) + Counter(answered.outgoing)
     uplinks, taps = {edge.uplink for edge in edges}, {edge.interface for edge in edges}
     in_host = {name: number for name, number in (incoming + outgoing).items() if name not in uplinks | taps}
     return Traffic(
@@ -114,18 +116,10 @@ def measure_traffic(
         received=counts["received"],
         duplicates=counts["duplicates"],
         in_host=in_host,
-        dropped=requests.count().dropped + replies.count().dropped,
+        dropped=asked.dropped + answered.dropped,
         uplink_out=sum(outgoing[name] for name in uplinks),
         uplink_in=sum(incoming[name] for name in uplinks),
     )
-
-
-def _incoming(count: FrameCount) -> dict[str, int]:
-    return count.incoming
-
-
-def _outgoing(count: FrameCount) -> dict[str, int]:
-    return count.outgoing
 
 
 def watch_switch(switch: LinuxBridge, port: str) -> FrameCounter:

@@ -275,7 +275,7 @@ class Client(NetworkCalls, SwitchCalls):
             fields["Authorization"] = f"Bearer {self._token}"
         is_idempotent = method == "GET" or (isinstance(body, Mapping) and body.get("id") is not None)
         request = Request(method, target, None if body is None else json.dumps(body), fields, is_idempotent)
-        connected = False
+        connected = True  # a kept connection is
         connection: http.client.HTTPConnection | None = None
         response: http.client.HTTPResponse | None = None
         try:
@@ -284,11 +284,11 @@ class Client(NetworkCalls, SwitchCalls):
                 timer.start()
             connection, response = self._kept.exchange(request, timeout)
             if connection is None or response is None:
+                connected = False
                 connection = self._connect(timeout)
                 connection.connect()
                 connected = True
                 response = exchange(connection, request)
-            connected = True
             if response.status >= 300:
                 raise read_problem(response)
             yield response

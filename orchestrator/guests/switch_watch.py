@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from orchestrator.switches.verify import check_ports, describe_faults
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0
-"""A change is reported within two polls; one that the kernel announces, at once."""
+"""A change is reported within two polls, or immediately if the kernel announces it."""
 _CALM = 0.2
 """Seconds between two reads after notifications: other interfaces of the namespace may change all the time."""
 _UNREADABLE = "the switch cannot be read: "
@@ -99,8 +99,7 @@ class SwitchWatch:
 
     def _follow(self, switch: Switch, driver: Driver, stop: threading.Event) -> None:
         """Until ``stop``; or until notifications end, as when the network namespace was replaced."""
-        notices = self._open_notices(switch, driver)
-        try:
+        with self._open_notices(switch, driver) or nullcontext() as notices:
             while not stop.is_set():
                 problem = self._observe(switch, driver)
                 if stop.is_set():
@@ -115,9 +114,6 @@ class SwitchWatch:
                 _wait_for_change(notices, stop)
                 if problem.startswith(_UNREADABLE):
                     return
-        finally:
-            if notices:
-                notices.__exit__(None, None, None)
 
     def _open_notices(self, switch: Switch, driver: Driver) -> LinkNotices | None:
         if Capability.NOTICES in driver.can:

@@ -26,14 +26,18 @@ def find_uplink(uplinks: Iterable[Uplink], name: str) -> Uplink:
     for uplink in uplinks:
         if uplink.name == name:
             return uplink
-    raise NotFound(f"{name} is not an uplink of this host", "`nohype uplink list` shows the uplinks; set [host] uplinks")
+    raise _not_configured(name)
 
 
 def prove_uplink(host: HostRoot, policy: Policy, name: str) -> HairpinResult:
     """Sends probe frames. Raises NotFound if it is not configured, HostError if it cannot send."""
     if name not in policy.uplinks:
-        raise NotFound(f"{name} is not an uplink of this host", "`nohype uplink list` shows the uplinks; set [host] uplinks")
+        raise _not_configured(name)
     return host.net.probe_hairpin(name)
+
+
+def _not_configured(name: str) -> NotFound:
+    return NotFound(f"{name} is not an uplink of this host", "`nohype uplink list` shows the uplinks; set [host] uplinks")
 
 
 def _view(host: HostRoot, name: str, topology: Topology, policy: Policy, plans: tuple[Plan, ...]) -> Uplink:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import ENODEV, ENOENT
 
 from orchestrator.errors import CommandError, HostError
@@ -55,16 +55,16 @@ def read_group(host: HostRoot, name: str) -> VolumeGroup:
     try:
         rows = _report(host, "vgs", _GROUP_FIELDS, f"vg_name={name}", what=f"volume group {name}")
     except HostError as error:
-        return VolumeGroup(name, "", Size(0), Size(0), error.message)
+        return replace(nothing, fault=error.message)
     if len(rows) != 1:
         fault = f"{len(rows)} volume groups have the name {name}" if rows else f"volume group {name} does not exist"
-        return VolumeGroup(name, "", Size(0), Size(0), fault)
+        return replace(nothing, fault=fault)
     row = rows[0]
     try:
         extent = int(row["vg_extent_size"])
         return VolumeGroup(name, row["vg_uuid"], Size(extent), Size(extent * int(row["vg_free_count"])), _find_fault(name, row))
     except (KeyError, ValueError):
-        return VolumeGroup(name, "", nothing.extent, nothing.free, f"cannot parse the output of vgs: {row}")
+        return replace(nothing, fault=f"cannot parse the output of vgs: {row}")
 
 
 def _find_fault(name: str, row: Mapping[str, str]) -> str:

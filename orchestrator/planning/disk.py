@@ -33,15 +33,14 @@ def check_waivers(request: GuestRequest, policy: Policy) -> None:
 def find_free(request: GuestRequest, host: PlanningInput) -> tuple[list[NvmeController], list[str]]:
     """The controllers that the guest can get, and the reasons if these are not enough for the request."""
     wanted = [disk for disk in request.disks if disk.kind is DiskKind.NVME]
-    others = [*_check_emulated(request, host), *_check_target(request, host)]
+    lacks = [*_check_emulated(request, host), *_check_target(request, host)]
     if not wanted:
-        return [], others
+        return [], lacks
     free, refused = [], []
     for controller in host.topology.controllers:
         reason = _check_controller(controller, host)
         refused += [f"{_name(controller)}: {reason}"] if reason else []
         free += [] if reason else [controller]
-    lacks = list(others)
     for number, disk in enumerate(request.disks, 1):
         if disk.kind is DiskKind.NVME and (lack := _find_lack(disk, free, refused, host.topology)):
             lacks.append(f"{DISK} {number}: {lack}")

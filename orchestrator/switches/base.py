@@ -56,6 +56,12 @@ def pick_ports(bridge: str, found: Sequence[SwitchPort], wanted: Sequence[str] |
     return tuple(by_name[name] for name in wanted)
 
 
+def refuse_addresses(macs: Sequence[str]) -> None:
+    """For a driver without `Capability.BINDING`."""
+    if macs:
+        raise SwitchError("a Linux bridge learns addresses and takes no list of them", "omit the addresses")
+
+
 def format_hairpin(port: SwitchPort) -> str:
     return "on" if port.hairpin else "off"
 

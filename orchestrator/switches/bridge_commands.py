@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.errors import SwitchError
 from orchestrator.model.switch import FdbEntry, PortCounters, PortVlan, SwitchPort, SwitchState
-from orchestrator.switches.base import Capability, check_hairpin, format_hairpin, pick_ports
+from orchestrator.switches.base import Capability, check_hairpin, format_hairpin, pick_ports, refuse_addresses
 from orchestrator.switches.commands import Commands, parsed, read_json
 from orchestrator.switches.lldp import read_neighbour
 
@@ -32,8 +32,7 @@ class RemoteBridge:
         return SwitchState(picked, filtering, stp, None, None, None)
 
     def set_hairpin(self, port: str, *, on: bool, macs: Sequence[str] = ()) -> None:
-        if macs:
-            raise SwitchError("a Linux bridge learns addresses and takes no list of them", "omit the addresses")
+        refuse_addresses(macs)
         pick_ports(self.bridge, self._read_ports(vlan_filtering=False), [port])
         self._commands.run(["bridge", "link", "set", "dev", port, "hairpin", "on" if on else "off"])
         check_hairpin(pick_ports(self.bridge, self._read_ports(vlan_filtering=False), [port])[0], on=on)

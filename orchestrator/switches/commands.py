@@ -64,9 +64,8 @@ class SshCommands:
             done = shell.run(line, timeout=COMMAND_SECONDS, input=input.encode())
         except ShellError as error:
             self.close()
-            if (
-                known and error.code != "shell-timeout"
-            ):  # the switch may have closed an idle connection; every command can be repeated
+            # The switch may have closed an idle connection. Every command can be repeated.
+            if known and error.code != "shell-timeout":
                 return self.run(words, input=input)
             raise SwitchError(error.message, "check that the switch is up and that this host reaches it") from None
         return _check(words, done.status, done.stdout, done.stderr, self.where)

@@ -10,7 +10,7 @@ from orchestrator.errors import HostError, SwitchError
 from orchestrator.host import netlink
 from orchestrator.host.frames import EchoFilter, FrameCounter
 from orchestrator.model.switch import SwitchPort, SwitchState
-from orchestrator.switches.base import Capability, check_hairpin, format_hairpin, pick_ports
+from orchestrator.switches.base import Capability, check_hairpin, format_hairpin, pick_ports, refuse_addresses
 from orchestrator.switches.commands import LocalCommands
 from orchestrator.switches.lldp import read_neighbour
 
@@ -34,8 +34,7 @@ class LinuxBridge:
         return SwitchState(picked, found.vlan_filtering, found.stp, None, None, None)
 
     def set_hairpin(self, port: str, *, on: bool, macs: Sequence[str] = ()) -> None:
-        if macs:
-            raise SwitchError("a Linux bridge learns addresses and takes no list of them", "omit the addresses")
+        refuse_addresses(macs)
         self._check_port(port)
         with _as_switch_error():
             netlink.set_hairpin(port, self.netns, on=on)

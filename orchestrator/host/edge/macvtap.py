@@ -67,8 +67,8 @@ def diff(host: HostRoot, tap: Tap) -> tuple[str, ...]:
     uplink = find_link(host, tap.uplink)
     pairs = [
         ("kind", link.kind, KIND), ("mode", link.mode or None, _MODE), ("uplink", link.parent, tap.uplink),
-        ("address", link.mac, tap.mac), ("state", _state(up=link.up), "up"),
-        ("reception of all multicast", _switch(on=link.all_multicast), "on"),
+        ("address", link.mac, tap.mac), ("state", "up" if link.up else "down", "up"),
+        ("reception of all multicast", "on" if link.all_multicast else "off", "on"),
         # Lowering the MTU of an uplink lowers that of its macvtaps; raising it does not raise them.
         ("MTU", link.mtu, uplink.mtu if uplink else link.mtu),
     ]  # fmt: skip
@@ -84,11 +84,3 @@ def _load_rules(host: HostRoot, tap: Tap) -> None:
 
 def _name_table(tap: Tap) -> str:
     return f"nohype-{tap.name}"
-
-
-def _state(*, up: bool) -> str:
-    return "up" if up else "down"
-
-
-def _switch(*, on: bool) -> str:
-    return "on" if on else "off"

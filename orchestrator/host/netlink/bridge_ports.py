@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.errors import HostError
 from orchestrator.host.netlink.links import AF_BRIDGE
-from orchestrator.host.netlink.sockets import opened
+from orchestrator.host.netlink.sockets import IFF_UP, opened
 from orchestrator.model.switch import FdbEntry, PortCounters, PortVlan, SwitchPort
 
 # include/uapi/linux/rtnetlink.h: adds the VLANs of a port to a dump of the family AF_BRIDGE.
@@ -18,7 +18,6 @@ _STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
 _VLAN_PVID, _VLAN_UNTAGGED = 1 << 1, 1 << 2
 # include/uapi/linux/neighbour.h
 _NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
-_IFF_UP = 1
 _COUNTERS = ("rx_packets", "tx_packets", "rx_bytes", "tx_bytes", "rx_dropped", "tx_dropped")
 
 
@@ -72,7 +71,7 @@ def _parse_port(message: Any, link: Any, fdb: tuple[FdbEntry, ...]) -> SwitchPor
     isolated = port.get_attr("IFLA_BRPORT_ISOLATED")
     return SwitchPort(
         name=message.get_attr("IFLA_IFNAME"),
-        up=bool(link["flags"] & _IFF_UP),
+        up=bool(link["flags"] & IFF_UP),
         carrier=bool(link.get_attr("IFLA_CARRIER")),
         # IFLA_BRPORT_MODE is the hairpin flag (net/bridge/br_netlink.c).
         hairpin=bool(port.get_attr("IFLA_BRPORT_MODE")),

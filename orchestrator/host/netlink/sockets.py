@@ -38,7 +38,7 @@ with _parts_only("pyroute2"):
 
 __all__ = ["RTMGRP_LINK", "IPRoute", "NetlinkError", "namespaces"]
 
-_IFF_UP, _IFF_ALLMULTI = 1, 0x200  # include/uapi/linux/if.h
+IFF_UP, IFF_ALLMULTI = 1, 0x200  # include/uapi/linux/if.h
 _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 # include/uapi/linux/rtnetlink.h. The first requests VFs, the second omits their counters (newer kernels). A VF is 296 bytes with
 # counters and 196 without. All VFs are one attribute with a 16-bit length: 221 or 334 VFs (net/core/rtnetlink.c,
@@ -105,7 +105,7 @@ def _parse_link(message: Any, names: dict[int, str]) -> Link:
         name=message.get_attr("IFLA_IFNAME"),
         index=message["index"],
         mac=parse_mac(message.get_attr("IFLA_ADDRESS")),
-        up=bool(message["flags"] & _IFF_UP),
+        up=bool(message["flags"] & IFF_UP),
         carrier=bool(message.get_attr("IFLA_CARRIER")),
         master=names.get(message.get_attr("IFLA_MASTER")),
         kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND"),
@@ -113,7 +113,7 @@ def _parse_link(message: Any, names: dict[int, str]) -> Link:
         parent=names.get(message.get_attr("IFLA_LINK")) if message.get_attr("IFLA_LINK_NETNSID") is None else None,
         mode=_parse_mode(message),
         mtu=int(message.get_attr("IFLA_MTU") or 0),
-        all_multicast=bool(message["flags"] & _IFF_ALLMULTI),
+        all_multicast=bool(message["flags"] & IFF_ALLMULTI),
         ethernet=message["ifi_type"] == _ARPHRD_ETHER,
     )
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from orchestrator.errors import HostError
 from orchestrator.host.netlink.links import read_links
-from orchestrator.host.netlink.sockets import NetlinkError, errno_of, find_index, find_link, opened, read_all
+from orchestrator.host.netlink.sockets import IFF_ALLMULTI, NetlinkError, errno_of, find_index, find_link, opened, read_all
 from orchestrator.values import MacAddress
 
-_IFF_ALLMULTI = 0x200  # include/uapi/linux/if.h
 _IN6_ADDR_GEN_MODE_NONE = 1  # include/uapi/linux/if_link.h
 _HINTS = {
     EBUSY: "use an uplink that is not a port of a bridge, bond or team, and has no macvtap in passthru mode",
@@ -30,7 +29,7 @@ def create_macvtap(name: str, uplink: str, mac: MacAddress) -> None:
         parent = find_index(ipr, uplink, what)
         ipr.link("add", ifname=name, kind="macvtap", macvtap_mode="vepa", link=parent, address=str(mac))
         index = find_index(ipr, name, what)
-        ipr.link("set", index=index, flags=_IFF_ALLMULTI, change=_IFF_ALLMULTI)
+        ipr.link("set", index=index, flags=IFF_ALLMULTI, change=IFF_ALLMULTI)
         _disable_ipv6_address(ipr, index)
 
 
@@ -41,7 +40,7 @@ def restore_macvtap(name: str) -> None:
         links = read_all(ipr)
         link = find_link(links, name, what)
         ipr.link("set", index=link.index, kind="macvtap", macvtap_mode="vepa")
-        ipr.link("set", index=link.index, flags=_IFF_ALLMULTI, change=_IFF_ALLMULTI)
+        ipr.link("set", index=link.index, flags=IFF_ALLMULTI, change=IFF_ALLMULTI)
         for uplink in links:
             if uplink.name == link.parent and uplink.mtu != link.mtu:
                 ipr.link("set", index=link.index, mtu=uplink.mtu)
@@ -61,7 +60,7 @@ def delete_link(name: str) -> None:
     """Raises HostError (ENODEV) if there is none."""
     what = f"delete interface {name}"
     with opened(what) as ipr:
-        link = find_link(read_links(), name, what)
+        link = find_link(read_all(ipr), name, what)
         ipr.link("del", index=link.index)
     if any(now.index == link.index and now.name == name for now in read_links()):
         raise HostError(f"interface {name} still exists after it was deleted", "check which program creates it again")
