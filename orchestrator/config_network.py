@@ -15,7 +15,7 @@ from orchestrator.model.network import MAX_VLANS_TEXT, parse_vlans
 class UplinkConfig(StrictModel):
     """One of [host] uplinks."""
 
-    # Edge mode; "auto": the manager chooses one that the uplink can have, and refuses if there is none.
+    # Edge mode; "auto": the manager chooses a mode that the uplink can have; if it can have none, requests for it are refused.
     edge: Annotated[str, AfterValidator(check_edge)] = "auto"
     # VLANs of tenant networks that the switch carries on this port, such as "100-199,300". Hosts on one switch need different
     # ranges. None: no range; operators choose the VLAN of each network.

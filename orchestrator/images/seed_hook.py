@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.images.cpio import build_archive, pad
 
 # Sourced before /run is mounted; the scripts of init-top run after that. Without busybox in the image, the programs are those of
-# klibc: there is no cp, and mv cannot leave a file system.
+# klibc, which has no cp and whose mv cannot move a file to another file system.
 _HOOK = r"""if [ -d /run/cloud-seed ]; then
 	mv /run/cloud-seed /nohype-seed
 	echo '(umask 077; mkdir /run/cloud-seed; for file in /nohype-seed/*; do cat "$file" >"/run/cloud-seed/${file##*/}"; done)' \

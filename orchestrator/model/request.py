@@ -148,7 +148,7 @@ class DiskRequest(BaseModel):
         size: the minimum; None for any, which an emulated disk does not allow.
         serial: of the NVMe controller; None for the planner's choice.
         target: URL of a network disk; a request may omit ``kind`` then.
-        initiator: name with which the guest logs in to the target; None for one that is derived from the guest's id.
+        initiator: name with which the guest logs in to the target; if None, it is derived from the guest's id.
         user: name for CHAP (iSCSI).
         secret: for DH-HMAC-CHAP (NVMe) or CHAP. Stored as ``GuestRequest.user_data`` is.
     """
