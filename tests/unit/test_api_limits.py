@@ -32,6 +32,7 @@ from orchestrator.client.client import Client
 from orchestrator.client.problems import MEDIA_TYPE, STATUS, STATUS_BY_CLASS, build_headers, build_problem, parse_problem
 from orchestrator.errors import GuestError, HypervisorError, LedgerError, NoRoom, OrchestratorError, RequestError, TooMany
 from orchestrator.model.access import Identity, Role
+from tests.harness.pauses import record_pauses
 
 
 class Clock:
@@ -381,8 +382,7 @@ def test_invalid_event_stream_is_refused(stream: bytes) -> None:
 def test_follow_continues_after_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: OrchestratorError, pauses: list[float]
 ) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    slept = record_pauses(monkeypatch)
     with answer_in_turn(tmp_path / "socket", [event_line(1) + b"\n", trouble, event_line(2) + b"\n", trouble]) as asked:
         events = Client(tmp_path / "socket").follow(0)
         assert [next(events)["id"], next(events)["id"]] == [1, 2]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.server import Server
+from tests.harness.pauses import record_pauses
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 LIFE, SECOND_LIFE = (10, 1000), (20, 2000)
@@ -129,7 +130,7 @@ def test_an_end_that_was_asked_for_needs_an_event(load: Any) -> None:
 def judge(load: Any, monkeypatch: pytest.MonkeyPatch, *looks: list[str]) -> tuple[Any, dict[str, Any]]:
     """A run in which this is wrong at one look after another, and the sums."""
     inside, reading = load("crash_lab_inside"), load("crash_lab_reading")
-    monkeypatch.setattr(inside.time, "sleep", lambda _seconds: None)
+    record_pauses(monkeypatch)
     monkeypatch.setattr(inside, "LATE", 0.2)
     said = [*looks]
     run = inside.Run(0, "stop", recovery=1.0, left=[reading.Left("running", 3, SECOND_LIFE, 1)])
