@@ -39,12 +39,13 @@ def _read_tap(host: HostRoot, name: str, mac: str, link: Link | None) -> EdgeRea
     if link is None or found is None:
         return EdgeReading(name, None, f"{name} does not exist" if link is None else f"{name} is of kind {link.kind}")
     mode, edge = found
-    uplink = link.parent or ""
+    uplink = edge.find_uplink(host, link)
     try:
         findings = edge.diff(host, Tap(name, MacAddress.parse(mac), uplink))
     except RequestError as error:
         findings = (error.message,)
-    text = f"{name} on {uplink or 'no uplink'}: {link.kind} in mode {link.mode or 'none'}, address {mac}"
+    how = f"{link.kind} in mode {link.mode or 'none'}" if link.parent else f"{link.kind} with rules of nftables"
+    text = f"{name} on {uplink or 'no uplink'}: {how}, address {mac}"
     return EdgeReading(name, mode.value, text, findings, uplink)
 
 

@@ -29,7 +29,7 @@ class Nic(TypedDict):
     index: int | None
     address: str | None
     mac: str
-    edge: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"]
+    edge: Literal["veb", "vepa", "channel", "macvtap-vepa", "nft-vepa"]
     network: str
     vlan: int
     rate: int
@@ -39,7 +39,7 @@ class Nic(TypedDict):
 class ModeView(TypedDict):
     """An edge mode, and why an uplink cannot have it; empty if it can."""
 
-    mode: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"]
+    mode: Literal["veb", "vepa", "channel", "macvtap-vepa", "nft-vepa"]
     refused: str
 
 
@@ -51,7 +51,7 @@ class Uplink(TypedDict):
     name: str
     up: bool
     configured: str
-    edge: Literal["veb", "vepa", "channel", "macvtap-vepa", "bridge-vepa"] | None
+    edge: Literal["veb", "vepa", "channel", "macvtap-vepa", "nft-vepa"] | None
     why: str
     modes: list[ModeView]
     now: str

@@ -10,7 +10,7 @@ from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import log_errors
 from orchestrator.host.cpus import read_online
-from orchestrator.host.edge import read_edge_mode
+from orchestrator.host.edge import SOFTWARE, read_edge_mode
 from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.root import HostRoot
@@ -24,7 +24,7 @@ from orchestrator.model.topology import VfState
 from orchestrator.resources.cores import clear_cores
 from orchestrator.resources.nic import CreateVfs, VfStates
 from orchestrator.resources.step import UndoContext, run_steps, undo_steps
-from orchestrator.resources.uplink import SetEdgeMode
+from orchestrator.resources.uplink import SetEdgeMode, SetPromiscuous
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _log = logging.getLogger(__name__)
@@ -47,9 +47,10 @@ class HostSetup:
         self.lock = WatchedLock()
         self._host, self._ledger, self._policy, self._warnings = host, ledger, policy, warnings
         self._count_undo_failure = count_undo_failure
-        # PFs and uplinks of software edges. While it is not empty, movable kernel threads and interrupts are off the guest cores.
+        # PFs, and uplinks of software edges with their mode. While it is not empty, movable kernel threads and interrupts are off
+        # the guest cores.
         # Changed with the lock held.
-        self._prepared: set[PciAddress | str] = set()
+        self._prepared: set[PciAddress | tuple[str, EdgeMode]] = set()
         self._undo_error = ""
 
     @property
@@ -68,17 +69,19 @@ class HostSetup:
         for pf, interface in _list_pfs([plan]).items():
             if pf not in self._prepared or not read_numvfs(self._host, pf):
                 changed += self.create_vfs(pf, interface)
-        for uplink in sorted({nic.interface for nic in plan.software_nics} - self._prepared):
-            changed += self._prepare_uplink(uplink)
+        for uplink, edge in sorted({(nic.interface, nic.edge) for nic in plan.software_nics} - self._prepared):
+            changed += self._prepare_uplink(uplink, edge)
         return changed
 
-    def _prepare_uplink(self, uplink: str) -> tuple[str, ...]:
+    def _prepare_uplink(self, uplink: str, edge: EdgeMode) -> tuple[str, ...]:
         """Of a software edge. Raises HostError if the external switch does not send frames back."""
         self._require_hairpin(uplink)  # without the lock: it takes seconds if the switch does not send frames back
         with self.lock:
-            moved = self._clear_cores()
-            self._prepared.add(uplink)
-        return moved
+            changed = self._clear_cores()
+            self._prepared.add((uplink, edge))
+            if SOFTWARE[edge].PROMISCUOUS:
+                changed += run_steps(self._host, self._ledger, HOST, [SetPromiscuous(uplink)])
+        return changed
 
     def _require_hairpin(self, uplink: str) -> None:
         result = self._host.net.probe_hairpin(uplink)

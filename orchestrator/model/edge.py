@@ -12,9 +12,9 @@ class EdgeMode(StrEnum):
     VEPA = "vepa"  # externally, by a switch port with reflective relay (hairpin); the NIC sends every frame out
     CHANNEL = "channel"  # externally: each VF has a VLAN of its own, so the NIC cannot switch between VFs
     MACVTAP_VEPA = "macvtap-vepa"  # externally; the host's kernel sends every frame out, by macvtap devices
-    BRIDGE_VEPA = "bridge-vepa"  # externally; the host's kernel sends every frame out, by nftables rules
+    NFT_VEPA = "nft-vepa"  # externally; the host's kernel sends every frame out, by nftables rules
 
     @property
     def is_software(self) -> bool:
         """The host's kernel forwards the frames: the guest has no VF."""
-        return self in (EdgeMode.MACVTAP_VEPA, EdgeMode.BRIDGE_VEPA)
+        return self in (EdgeMode.MACVTAP_VEPA, EdgeMode.NFT_VEPA)

@@ -166,6 +166,7 @@ class Link:
     mode: str = ""  # of a macvtap or macvlan: "vepa", "bridge", "private", "passthru"
     mtu: int = 0  # 0 if not known
     all_multicast: bool = False  # administratively
+    promiscuous: bool = False  # administratively
     ethernet: bool = True
 
 

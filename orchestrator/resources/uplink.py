@@ -1,11 +1,13 @@
-"""Puts the PF's embedded switch into VEPA mode (IEEE 802.1Qbg): each frame leaves through the port, even to a sibling VF."""
+"""Puts the PF's embedded switch into VEPA mode (IEEE 802.1Qbg): each frame leaves through the port, even to a sibling VF. Or
+lets an uplink receive the frames to the guests of a software edge.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from orchestrator.host.edge import read_edge_mode, set_edge_mode
+from orchestrator.host.edge import find_link, read_edge_mode, set_edge_mode
 from orchestrator.host.pci import has_function
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
@@ -51,3 +53,36 @@ class SetEdgeMode:
         host, before = context.host, parse_arguments(EdgeModeBefore, arguments)
         if before.mode and has_function(host, before.pf) and read_numvfs(host, before.pf):
             set_edge_mode(host, read_pf(host, before.pf, [before.interface]), EdgeMode(before.mode))
+
+
+@dataclass(frozen=True)
+class PromiscuousBefore:
+    """An uplink whose promiscuous mode was off."""
+
+    uplink: str
+
+
+@register
+@dataclass(frozen=True)
+class SetPromiscuous:
+    """For edge modes that do not add the guests' addresses to the uplink's filter."""
+
+    action: ClassVar[str] = "promiscuous"
+    uplink: str
+
+    def describe(self) -> str:
+        return f"set {self.uplink} promiscuous"
+
+    def read_before(self, host: HostRoot) -> Arguments | None:
+        link = find_link(host, self.uplink)
+        return None if link and link.promiscuous else to_arguments(PromiscuousBefore(self.uplink))
+
+    def apply(self, host: HostRoot) -> None:
+        host.net.set_promiscuous(self.uplink, on=True)
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """No-op if the uplink is gone, or not promiscuous as after a reboot."""
+        before = parse_arguments(PromiscuousBefore, arguments)
+        if (link := find_link(context.host, before.uplink)) and link.promiscuous:
+            context.host.net.set_promiscuous(before.uplink, on=False)

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import HostError, HypervisorError, RequestError
+from orchestrator.host.root import Chain
 from orchestrator.model.topology import Link, VfState
 from orchestrator.model.uplink import HairpinResult
 from orchestrator.values import MacAddress
@@ -63,7 +64,7 @@ class FakeNet:
         links = [lo, *(self._link(number, name, folder) for number, (name, folder) in enumerate(self._interfaces().items(), 2))]
         for number, (name, tap) in enumerate(sorted(self._load(TAPS).items()), len(links) + 1):
             state = {key: value for key, value in tap.items() if key != "held"} | {"mac": MacAddress.parse(tap["mac"])}
-            links.append(Link(name, number, carrier=tap["up"], master=None, mtu=_MTU, **state))
+            links.append(Link(name, number, carrier=tap["up"], **{"master": None, "mtu": _MTU} | state))
         return tuple(links)
 
     def read_addressed(self) -> frozenset[str]:
@@ -144,6 +145,28 @@ class FakeNet:
         """See `host.netlink`."""
         self.change_tap(name, mode="vepa", all_multicast=True)
 
+    def create_tap(self, name: str, uplink: str, mac: MacAddress, drain: str) -> None:
+        """See `host.netlink`."""
+        with self._changing(f"tap {name}", f"{uplink} {mac}"):
+            if uplink not in self._interfaces():
+                raise HostError(f"cannot create tap {name}: interface {uplink} does not exist", errno=errno.ENODEV)
+            if name in self._load(TAPS) or drain in self._load(TAPS):
+                raise HostError(f"cannot create tap {name}", errno=errno.EBUSY)
+            new = {"mac": str(mac), "up": False}
+            self._store(TAPS, **{drain: {**new, "kind": "bridge"}, name: {**new, "kind": "tun", "master": drain}})
+
+    def restore_tap(self, name: str, uplink: str, mac: MacAddress, drain: str) -> None:
+        """See `host.netlink`."""
+        del uplink
+        self.change_tap(name, mac=str(mac), master=drain, mtu=_MTU)
+        self._store(TAPS, **{drain: {"mac": str(mac), "up": False, "kind": "bridge"}})
+
+    def set_promiscuous(self, interface: str, *, on: bool) -> None:
+        """See `host.netlink`."""
+        with self._changing(f"promiscuous {interface}", str(on)):
+            self._find_folder(interface)
+            self._store(interface, promiscuous=on)
+
     def delete_link(self, name: str) -> None:
         """See `host.netlink`."""
         with self._changing(f"delete {name}", ""):
@@ -162,7 +185,8 @@ class FakeNet:
         tap = self._load(TAPS).get(name)
         if tap is None:
             raise HypervisorError(f"cannot create the guest: target managed='no' but specified dev {name} doesn't exist")
-        if not tap["up"] or not any(name in table["devices"] for table in self._load(TABLES).values()):
+        ruled = {chain["device"] for table in self._load(TABLES).values() for chain in table["chains"]}
+        if not tap["up"] or name not in ruled:
             self._fake.violate(f"a guest was started on tap {name}, which has no rules yet or is down")
         self._store(TAPS, **{name: {**tap, "held": True}})
 
@@ -184,15 +208,15 @@ class FakeNet:
         self.probes.append(uplink)
         return HairpinResult(uplink, 1, 1) if self.hairpin else HairpinResult(uplink, 5, 0)
 
-    def read_table(self, table: str) -> tuple[str, str, tuple[str, ...], list[Any]] | None:
+    def read_table(self, table: str) -> tuple[Chain, ...] | None:
         """See `host.netlink`."""
         found = self._load(TABLES).get(table)
-        return (found["hook"], found["policy"], tuple(found["devices"]), found["rules"]) if found else None
+        return tuple(Chain(**chain) for chain in found["chains"]) if found else None
 
-    def replace_table(self, table: str, device: str, hook: str, rules: list[Any], *, policy: str = "accept") -> None:
+    def replace_table(self, table: str, *chains: Chain) -> None:
         """See `host.netlink`."""
-        with self._changing(f"table {table}", hook):
-            self._store(TABLES, **{table: {"hook": hook, "policy": policy, "devices": [device], "rules": rules}})
+        with self._changing(f"table {table}", " ".join(chain.name for chain in chains)):
+            self._store(TABLES, **{table: {"chains": [vars(chain) for chain in chains]}})
 
     def delete_table(self, table: str) -> None:
         """See `host.netlink`."""
@@ -233,7 +257,8 @@ class FakeNet:
             mac = MacAddress.parse(self._fake.find(f"{folder}/net/{name}/address") or "")
         except RequestError:
             mac = None
-        return Link(name, number, mac, up=up, carrier=up, master=None, kind=None, mtu=_MTU)
+        promiscuous = bool(self._load(name).get("promiscuous"))
+        return Link(name, number, mac, up=up, carrier=up, master=None, kind=None, mtu=_MTU, promiscuous=promiscuous)
 
     def _find_folder(self, interface: str) -> str:
         folder = self._interfaces().get(interface)

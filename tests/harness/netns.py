@@ -75,13 +75,21 @@ class Watch:
 
     def count(self, ident: int, way: str) -> int:
         """``way`` is "in" or "out"."""
+        self._receive()
+        return sum(has_ident(data, ident) for direction, data in self._frames if direction == way)
+
+    def count_all(self, way: str) -> int:
+        """Of all frames."""
+        self._receive()
+        return sum(direction == way for direction, _ in self._frames)
+
+    def _receive(self) -> None:
         while True:
             try:
                 data, address = self._socket.recvfrom(2048)
             except BlockingIOError:
                 break
             self._frames.append(("out" if address[2] == 4 else "in", data))
-        return sum(has_ident(data, ident) for direction, data in self._frames if direction == way)
 
     def close(self) -> None:
         self._socket.close()
@@ -97,6 +105,17 @@ def open_macvtap(netns: str, name: str, folder: Path) -> Tap:
     descriptor = os.open(node, os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH14x", b"", 0x0002 | 0x1000))  # TUNSETIFF: IFF_TAP | IFF_NO_PI
     return Tap(descriptor)
+
+
+def open_tap(netns: str, name: str, _folder: Path) -> Tap:
+    """As libvirt does for QEMU."""
+
+    def attach() -> int:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x0002 | 0x1000))  # as in open_macvtap
+        return descriptor
+
+    return Tap(within(netns, attach))
 
 
 class Tap:

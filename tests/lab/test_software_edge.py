@@ -1,4 +1,4 @@
-"""Two guests on software edges: virtio NICs on macvtaps of the PF, which the host uses as a plain NIC.
+"""Two guests on software edges: virtio NICs on macvtaps or taps of the PF, which the host uses as a plain NIC.
 
 The configuration of the manager is changed while no guest exists.
 """
@@ -21,11 +21,16 @@ CONFIG = "/etc/nohype/nohype.toml"
 ACCEPT = ("--accept", "software-edge")
 
 
+@pytest.fixture(scope="module", params=["macvtap-vepa", pytest.param("nft-vepa", marks=pytest.mark.soak)])
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def software(empty_host: LabHost) -> Iterator[LabHost]:
+def software(empty_host: LabHost, mode: str) -> Iterator[LabHost]:
     """The lab host with nic0 configured as a plain NIC, without guests."""
     host = empty_host
-    section = r'printf "\n[uplinks.nic0]\nedge = \"macvtap-vepa\"\n"'
+    section = rf'printf "\n[uplinks.nic0]\nedge = \"{mode}\"\n"'
     # Without its last guest the PF loses its VFs, which resets it.
     host.run('for n in $(seq 60); do [ "$(cat /sys/class/net/nic0/carrier)" = 1 ] && break; sleep 1; done')
     before = survey(host)
@@ -36,7 +41,8 @@ def software(empty_host: LabHost) -> Iterator[LabHost]:
         yield host
         for name in ("edge1", "edge2"):
             host.nohype("guest", "delete", name, check=False)
-        assert host.run("ip -o link show type macvtap").stdout == ""
+        assert host.run("ip -br link | grep -E '^n[hb]-'", check=False).stdout == ""
+        assert "PROMISC" not in host.run("ip -br link show nic0").stdout
         assert host.run("nft list tables").stdout == ""
     after = survey(host)
     assert {key: after[key] for key in before if after[key] != before[key]} == {}
@@ -81,10 +87,8 @@ def test_no_guest_starts_without_hairpin(software: LabHost) -> None:
     assert json.loads(software.nohype("guest", "list", "--json").stdout) == []
 
 
-def test_guests_ping_each_other_through_the_switch(software: LabHost, edges: list[dict[str, Any]]) -> None:
-    assert [(one["vf"], one["nics"][0]["edge"], one["waived"]) for one in edges] == [
-        (None, "macvtap-vepa", ["software-edge"])
-    ] * 2
+def test_guests_ping_each_other_through_the_switch(software: LabHost, edges: list[dict[str, Any]], mode: str) -> None:
+    assert [(one["vf"], one["nics"][0]["edge"], one["waived"]) for one in edges] == [(None, mode, ["software-edge"])] * 2
     assert " received=3 " in software.nohype("guest", "tell", "edge1", "ping 10.9.0.22 3").stdout
     mac = software.nohype("guest", "tell", "edge2", "mac").stdout.strip()
     assert mac.endswith(edges[1]["nics"][0]["mac"])
@@ -109,7 +113,9 @@ def test_proofs_pass_and_say_what_is_weaker(software: LabHost, edges: list[dict[
     assert any("can read every frame" in line for line in proofs["vepa", "host"].evidence)
 
 
-def test_local_switching_fails_the_proof_and_is_restored(software: LabHost, edges: list[dict[str, Any]]) -> None:
+def test_local_switching_is_reported_and_restored(software: LabHost, edges: list[dict[str, Any]], mode: str) -> None:
+    if mode != "macvtap-vepa":
+        pytest.skip("the kernel never switches between taps")
     taps = [edge["nics"][0]["tap"] for edge in edges]
     software.run("systemctl kill -s STOP nohyped")
     try:
@@ -120,6 +126,31 @@ def test_local_switching_fails_the_proof_and_is_restored(software: LabHost, edge
         software.run("systemctl kill -s CONT nohyped")
     software.run(f"for n in $(seq 120); do ip -d link show {taps[0]} | grep -q 'mode vepa' && break; sleep 1; done")
     assert "mode is bridge, expected vepa (restored)" in software.nohype("events").stdout
+
+
+def test_flushed_rules_fail_the_proof_and_are_restored(software: LabHost, edges: list[dict[str, Any]], mode: str) -> None:
+    if mode != "nft-vepa":
+        pytest.skip("without its rules a macvtap still sends every frame out")
+    taps = [edge["nics"][0]["tap"] for edge in edges]
+    software.run("systemctl kill -s STOP nohyped")
+    try:
+        software.run("nft flush ruleset")
+        assert software.run("nft list ruleset").stdout == ""
+    finally:
+        software.run("systemctl kill -s CONT nohyped")
+    software.run(f"for n in $(seq 120); do nft list table netdev nohype-{taps[1]} >/dev/null 2>&1 && break; sleep 1; done")
+    events = software.nohype("events").stdout
+    assert all(f"nftables table netdev nohype-{tap} are missing or were changed (restored)" in events for tap in taps)
+    assert " received=3 " in software.nohype("guest", "tell", "edge1", "ping 10.9.0.22 3").stdout
+
+
+def test_adopted_guests_keep_their_taps(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    show = f"ip -o -d link show {edges[0]['nics'][0]['tap']} | cut -d: -f1"
+    before = software.run(show).stdout
+    software.run("systemctl restart nohyped")
+    assert {one["state"] for one in json.loads(software.nohype("guest", "list", "--json").stdout)} == {"running"}
+    assert software.run(show).stdout == before
+    assert " received=3 " in software.nohype("guest", "tell", "edge1", "ping 10.9.0.22 3").stdout
 
 
 def test_hairpin_switched_off_fails_the_proof(software: LabHost, edges: list[dict[str, Any]]) -> None:

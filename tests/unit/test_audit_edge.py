@@ -15,7 +15,7 @@ from orchestrator.audit.facts import Facts, Source
 from orchestrator.audit.isolation import prove_devices_minimal
 from orchestrator.audit.nic import prove_device_isolated
 from orchestrator.audit.uplink import SIZE, SwitchCount, prove_vepa
-from orchestrator.host.edge import Tap, macvtap
+from orchestrator.host.edge import Tap, macvtap, nft
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.guests import EmulatedNic, RunningGuest
 from orchestrator.model.edge import EdgeMode
@@ -83,6 +83,22 @@ def test_edge_of_a_guest_is_read_from_the_kernel(host: FakeRoot) -> None:
     (edge,) = read_taps(host, [replace(GUEST1, nics=(NIC,))])
     assert edge == EdgeReading("nh-1", "macvtap-vepa", f"nh-1 on nic0: macvtap in mode vepa, address {MAC}", (), "nic0")
     assert read_taps(host, [GUEST1, replace(GUEST1, nics=(EmulatedNic("vnet0", str(MAC)),))]) == ()
+
+
+def test_nft_edge_is_read_from_its_rules(host: FakeRoot) -> None:
+    host.fake_net.set_promiscuous("nic1", on=True)
+    nft.create(host, Tap("nh-2", MAC, "nic1"))
+    guest = replace(GUEST1, nics=(EmulatedNic("nh-2", str(MAC)),))
+    (edge,) = read_taps(host, [guest])
+    assert edge == EdgeReading("nh-2", "nft-vepa", f"nh-2 on nic1: tun with rules of nftables, address {MAC}", (), "nic1")
+    assert judge(edge=edge).verdict == Verdict.PASS
+    host.fake_net.set_promiscuous("nic1", on=False)
+    (edge,) = read_taps(host, [guest])
+    assert edge.findings == ("nic1: promiscuous mode is off, expected on",)
+    host.fake_net.delete_table("nohype-nh-2")
+    (edge,) = read_taps(host, [guest])
+    assert ("missing or were changed" in edge.findings[0], edge.uplink) == (True, "")
+    assert judge(edge=edge).verdict == Verdict.FAIL
 
 
 @pytest.mark.parametrize("change", ["mode", "rules", "address"])

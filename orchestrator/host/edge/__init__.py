@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.host.edge import hwmode, macvtap, registers
-from orchestrator.host.edge.base import HardwareEdge, SoftwareEdge, Tap
+from orchestrator.host.edge import hwmode, macvtap, nft, registers
+from orchestrator.host.edge.base import HardwareEdge, SoftwareEdge, Tap, find_link
 from orchestrator.host.root import HostRoot
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.topology import Link, PhysicalFunction
 
-__all__ = ["SOFTWARE", "SoftwareEdge", "Tap", "describe_edge", "find_software_edge", "read_edge_mode", "set_edge_mode"]
+__all__ = [
+    "SOFTWARE",
+    "SoftwareEdge",
+    "Tap",
+    "describe_edge",
+    "find_link",
+    "find_software_edge",
+    "read_edge_mode",
+    "set_edge_mode",
+]
 
 _HARDWARE: tuple[HardwareEdge, ...] = (registers, hwmode)
 """The first that serves a PF is used."""
-SOFTWARE: Mapping[EdgeMode, SoftwareEdge] = {EdgeMode.MACVTAP_VEPA: macvtap}
+SOFTWARE: Mapping[EdgeMode, SoftwareEdge] = {EdgeMode.MACVTAP_VEPA: macvtap, EdgeMode.NFT_VEPA: nft}
 """In the order in which the planner tries them."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator.host.root import HostRoot, Rule
+from orchestrator.host.root import Chain, HostRoot, Rule
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.topology import Interface, Link, PhysicalFunction
 from orchestrator.values import MacAddress
@@ -38,7 +38,8 @@ class Tap:
 class SoftwareEdge(Protocol):
     """Makes the host's kernel send every frame of a guest out of the uplink. Errors are HostErrors.
 
-    ``KIND`` is the kernel's kind of its taps.
+    ``KIND`` is the kernel's kind of its taps. ``PROMISCUOUS``: the uplink must be in promiscuous mode, because the kernel does
+    not add the guests' addresses to its filter.
     """
 
     @property
@@ -46,6 +47,12 @@ class SoftwareEdge(Protocol):
 
     def check_uplink(self, interface: Interface, /) -> str:
         """The reason why the interface cannot be an uplink of this mode, or empty. Pure."""
+
+    @property
+    def PROMISCUOUS(self) -> bool: ...  # noqa: N802
+
+    def find_uplink(self, host: HostRoot, link: Link, /) -> str:
+        """The uplink of an existing tap; empty if it has none. Raises HostError if it cannot be read."""
 
     def create(self, host: HostRoot, tap: Tap, /) -> None:
         """Creates the tap with all its rules, and reads both back. The tap is set up last."""
@@ -58,6 +65,17 @@ class SoftwareEdge(Protocol):
 
     def diff(self, host: HostRoot, tap: Tap, /) -> tuple[str, ...]:
         """One sentence per difference between the kernel and what ``create`` makes."""
+
+
+def name_table(tap: str) -> str:
+    """The table of nftables, family netdev, with the rules of a tap."""
+    return f"nohype-{tap}"
+
+
+def diff_rules(host: HostRoot, tap: Tap, *wanted: Chain) -> tuple[str, ...]:
+    if host.net.read_table(name_table(tap.name)) == wanted:
+        return ()
+    return (f"{tap.name}: the filter rules in nftables table netdev {name_table(tap.name)} are missing or were changed",)
 
 
 def find_link(host: HostRoot, name: str) -> Link | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from errno import EEXIST
 
 from orchestrator.errors import HostError
-from orchestrator.host.edge.base import Tap, build_sender_rules, find_link
-from orchestrator.host.root import HostRoot
-from orchestrator.model.topology import Interface
+from orchestrator.host.edge.base import Tap, build_sender_rules, diff_rules, find_link, name_table
+from orchestrator.host.root import Chain, HostRoot
+from orchestrator.model.topology import Interface, Link
 
 KIND = "macvtap"
-_MODE, _HOOK, _POLICY = "vepa", "egress", "accept"
+PROMISCUOUS = False  # the driver macvlan adds the guests' addresses to the uplink's filter
+_MODE = "vepa"
 _NO_UPLINKS = ("macvtap", "macvlan", "ipvlan", "ipvtap", "bridge", "tun")
 
 
@@ -31,7 +32,7 @@ def create(host: HostRoot, tap: Tap) -> None:
         hint = f"remove it if no program uses it: ip link delete {tap.name}"
         raise HostError(f"cannot create macvtap {tap.name}: the interface exists", hint, EEXIST)
     host.net.create_macvtap(tap.name, tap.uplink, tap.mac)
-    _load_rules(host, tap)
+    host.net.replace_table(name_table(tap.name), _build_chain(tap))
     host.net.set_link_up(tap.name, up=True)
     if findings := diff(host, tap):
         hint = "check for a program that manages network interfaces, such as NetworkManager or systemd-networkd"
@@ -47,7 +48,7 @@ def remove(host: HostRoot, tap: Tap) -> None:
                 "remove it by hand, and clear the guest with --force",
             )
         host.net.delete_link(tap.name)
-    host.net.delete_table(_name_table(tap))
+    host.net.delete_table(name_table(tap.name))
 
 
 def restore(host: HostRoot, tap: Tap) -> None:
@@ -55,7 +56,7 @@ def restore(host: HostRoot, tap: Tap) -> None:
     if link and link.kind != KIND:
         return  # another program's interface: `diff` reports it
     host.net.restore_macvtap(tap.name)
-    _load_rules(host, tap)
+    host.net.replace_table(name_table(tap.name), _build_chain(tap))
     if link and not link.up:
         host.net.set_link_up(tap.name, up=True)
 
@@ -73,14 +74,12 @@ def diff(host: HostRoot, tap: Tap) -> tuple[str, ...]:
         ("MTU", link.mtu, uplink.mtu if uplink else link.mtu),
     ]  # fmt: skip
     findings = [f"{tap.name}: {what} is {now or 'none'}, expected {wanted}" for what, now, wanted in pairs if now != wanted]
-    if host.net.read_table(_name_table(tap)) != (_HOOK, _POLICY, (tap.name,), build_sender_rules(tap.mac)):
-        findings.append(f"{tap.name}: the filter rules in nftables table netdev {_name_table(tap)} are missing or were changed")
-    return tuple(findings)
+    return (*findings, *diff_rules(host, tap, _build_chain(tap)))
 
 
-def _load_rules(host: HostRoot, tap: Tap) -> None:
-    host.net.replace_table(_name_table(tap), tap.name, _HOOK, build_sender_rules(tap.mac), policy=_POLICY)
+def find_uplink(_host: HostRoot, link: Link) -> str:
+    return link.parent or ""
 
 
-def _name_table(tap: Tap) -> str:
-    return f"nohype-{tap.name}"
+def _build_chain(tap: Tap) -> Chain:
+    return Chain("egress", "egress", tap.name, build_sender_rules(tap.mac))

@@ -20,7 +20,14 @@ from orchestrator.host.netlink.links import (
 from orchestrator.host.netlink.namespaces import create_netns, delete_netns, move_to_netns
 from orchestrator.host.netlink.notices import LinkNotices
 from orchestrator.host.netlink.sockets import netns_exists
-from orchestrator.host.netlink.taps import create_macvtap, delete_link, restore_macvtap
+from orchestrator.host.netlink.taps import (
+    create_macvtap,
+    create_tap,
+    delete_link,
+    restore_macvtap,
+    restore_tap,
+    set_promiscuous,
+)
 from orchestrator.host.netlink.vfs import enforce_vf, read_vfs
 
 __all__ = [
@@ -30,6 +37,7 @@ __all__ = [
     "create_bridge",
     "create_macvtap",
     "create_netns",
+    "create_tap",
     "delete_link",
     "delete_netns",
     "delete_table",
@@ -45,9 +53,11 @@ __all__ = [
     "read_vfs",
     "replace_table",
     "restore_macvtap",
+    "restore_tap",
     "set_hairpin",
     "set_hwmode",
     "set_link_up",
+    "set_promiscuous",
     "enforce_vf",
     "watch_links",
 ]

@@ -8,31 +8,32 @@ import shutil
 from typing import Any
 
 from orchestrator.errors import CommandError, HostError
-from orchestrator.host.root import Rule
+from orchestrator.host.root import Chain, Rule
 from orchestrator.host.run import run
 
 _FAMILY = "netdev"
 _SECONDS = 20
-# "device eth0" or, of several, "devices = { eth0, eth1 }" (nft(8), base chains)
-_DEVICES = re.compile(r"hook \w+ devices? (?:= )?\{?([^;}]*?)\}? priority")
-_HINT = "install nftables; software edges require Linux 5.16 or newer with CONFIG_NETFILTER_EGRESS and NFT_FWD_NETDEV"
+# Of one device; several have the form "devices = { eth0, eth1 }" (nft(8), base chains).
+_DEVICE = re.compile(r'chain (\S+) \{\s+type filter hook \w+ device "?([^\s"]+)"? priority')
+_HINT = (
+    "install nftables; software edges require Linux 5.16 or newer with CONFIG_NETFILTER_EGRESS, NFT_FWD_NETDEV and NFT_DUP_NETDEV"
+)
 
 
-def replace_table(table: str, device: str, hook: str, rules: list[Rule], *, policy: str = "accept") -> None:
-    """A table with one chain, which sees the frames of a device; ``hook`` is "ingress" or "egress".
-
-    Raises HostError if nft is not installed, or the kernel refuses the rules.
-    """
+def replace_table(table: str, *chains: Chain) -> None:
+    """Raises HostError if nft is not installed, or the kernel refuses the rules."""
     named = {"family": _FAMILY, "table": table}
     whole = {"table": {"family": _FAMILY, "name": table}}
-    chain = {**named, "name": hook, "type": "filter", "hook": hook, "dev": device, "prio": 0, "policy": policy}
-    commands: list[dict[str, Any]] = [{"add": whole}, {"delete": whole}, {"add": whole}, {"add": {"chain": chain}}]
-    commands += [{"add": {"rule": {**named, "chain": hook, "expr": rule}}} for rule in rules]
+    commands: list[dict[str, Any]] = [{"add": whole}, {"delete": whole}, {"add": whole}]
+    for chain in chains:
+        base = {"name": chain.name, "type": "filter", "hook": chain.hook, "dev": chain.device, "prio": 0, "policy": chain.policy}
+        commands.append({"add": {"chain": named | base}})
+        commands += [{"add": {"rule": {**named, "chain": chain.name, "expr": rule}}} for rule in chain.rules]
     _run(f"load table {table}", ["-j", "-f", "-"], json.dumps({"nftables": commands}))
 
 
-def read_table(table: str) -> tuple[str, str, tuple[str, ...], list[Rule]] | None:
-    """Hook, policy, devices and rules of the table's only chain; None if the table does not exist, or has another form."""
+def read_table(table: str) -> tuple[Chain, ...] | None:
+    """The table's chains; None if the table does not exist, or has another form than base chains of one device each."""
     try:
         found, text = (
             run(["nft", word, "list", "table", _FAMILY, table], timeout=_SECONDS, check=False) for word in ("-j", "-s")
@@ -43,9 +44,12 @@ def read_table(table: str) -> tuple[str, str, tuple[str, ...], list[Rule]] | Non
         return None
     try:
         entries = json.loads(found.stdout)["nftables"]
-        (chain,) = [entry["chain"] for entry in entries if "chain" in entry]
-        rules = [[_without_counts(part) for part in entry["rule"]["expr"]] for entry in entries if "rule" in entry]
-        return str(chain["hook"]), str(chain["policy"]), _parse_devices(text.stdout), rules
+        devices = dict(_DEVICE.findall(text.stdout))  # the JSON of nftables 1.0.6 does not name the device
+        chains = [entry["chain"] for entry in entries if "chain" in entry]
+        return tuple(
+            Chain(chain["name"], chain["hook"], devices[chain["name"]], _parse_rules(entries, chain["name"]), chain["policy"])
+            for chain in chains
+        )
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -65,10 +69,9 @@ def _run(what: str, words: list[str], text: str) -> None:
         raise HostError(f"cannot {what} of nftables: {error.message}", _HINT, error.errno) from None
 
 
-def _parse_devices(text: str) -> tuple[str, ...]:
-    # The JSON of nftables 1.0.6 does not name the device.
-    match = _DEVICES.search(text)
-    return tuple(name.strip().strip('"') for name in match[1].split(",")) if match else ()
+def _parse_rules(entries: list[dict[str, Any]], chain: str) -> list[Rule]:
+    rules = [entry["rule"] for entry in entries if "rule" in entry]
+    return [[_without_counts(part) for part in rule["expr"]] for rule in rules if rule["chain"] == chain]
 
 
 def _without_counts(part: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ with _parts_only("pyroute2"):
 
 __all__ = ["RTMGRP_LINK", "IPRoute", "NetlinkError", "namespaces"]
 
-IFF_UP, IFF_ALLMULTI = 1, 0x200  # include/uapi/linux/if.h
+IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 1, 0x100, 0x200  # include/uapi/linux/if.h
 _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 # include/uapi/linux/rtnetlink.h. The first requests VFs, the second omits their counters (newer kernels). A VF is 296 bytes with
 # counters and 196 without. All VFs are one attribute with a 16-bit length: 221 or 334 VFs (net/core/rtnetlink.c,
@@ -114,6 +114,7 @@ def _parse_link(message: Any, names: dict[int, str]) -> Link:
         mode=_parse_mode(message),
         mtu=int(message.get_attr("IFLA_MTU") or 0),
         all_multicast=bool(message["flags"] & IFF_ALLMULTI),
+        promiscuous=bool(message["flags"] & IFF_PROMISC),
         ethernet=message["ifi_type"] == _ARPHRD_ETHER,
     )
 

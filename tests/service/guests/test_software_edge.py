@@ -11,6 +11,7 @@ import pytest
 from orchestrator.api.routes.guests import show_guest
 from orchestrator.errors import Forbidden, HostError, NoRoom, NotFound
 from orchestrator.guests.service import GuestService
+from orchestrator.host.root import Chain
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR, Role
 from orchestrator.model.edge import EdgeMode
@@ -175,7 +176,7 @@ def spoil_rules(world: World, tap: str) -> None:
 
 
 def change_rules(world: World, tap: str) -> None:
-    world.host.fake_net.replace_table(f"nohype-{tap}", tap, "egress", [])
+    world.host.fake_net.replace_table(f"nohype-{tap}", Chain("egress", "egress", tap, []))
 
 
 def set_down(world: World, tap: str) -> None:
@@ -319,7 +320,11 @@ def test_uplinks_are_shown_with_their_modes(tmp_path_factory: pytest.TempPathFac
     assert "loopback bit 31 clear: vepa" in hard.now
     assert (soft.name, soft.edge, soft.guests, soft.now) == ("nic1", "macvtap-vepa", ("soft",), "")
     assert "there is no SR-IOV capable network interface" in soft.why
-    assert [(mode.mode, bool(mode.refused)) for mode in soft.modes] == [("vepa", True), ("macvtap-vepa", False)]
+    assert [(mode.mode, bool(mode.refused)) for mode in soft.modes] == [
+        ("vepa", True),
+        ("macvtap-vepa", False),
+        ("nft-vepa", False),
+    ]
     assert manager.uplink(OPERATOR, "nic1") == soft
     with pytest.raises(NotFound, match="eth9 is not an uplink"):
         manager.uplink(OPERATOR, "eth9")
@@ -344,6 +349,13 @@ class Killed(BaseException):
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("change", ["macvtap nh-", "table nohype-nh-", "tap nh-", "hypervisor start"])
 def test_killed_manager_cleans_up_after_its_start(world: World, manager: GuestService, moment: str, change: str) -> None:
+    again = kill_and_restart(world, manager, moment, change)
+    assert (again.guests(OPERATOR), left_over(world)) == ((), [])
+    assert world.host.violations() == []
+
+
+def kill_and_restart(world: World, manager: GuestService, moment: str, change: str) -> GuestService:
+    """Kills the manager at this change while it creates a guest."""
     dead: list[str] = []
 
     def kill(now: str, what: str) -> None:
@@ -357,6 +369,4 @@ def test_killed_manager_cleans_up_after_its_start(world: World, manager: GuestSe
         create(manager, **ACCEPT)
     object.__setattr__(world.host, "watch", before)
     manager.close()
-    again = open_manager(world)
-    assert (again.guests(OPERATOR), left_over(world)) == ((), [])
-    assert world.host.violations() == []
+    return open_manager(world, manager.host_setup.policy)
