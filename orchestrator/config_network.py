@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from orchestrator.config_values import PathField, StrictModel, check_edge, check_interface, check_vlans
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.fields import NameField
-from orchestrator.model.network import MAX_VLANS_TEXT, parse_vlans
+from orchestrator.model.network import MAX_VLANS_TEXT, describe_vlans, parse_vlans
 
 
 class UplinkConfig(StrictModel):
@@ -21,6 +21,10 @@ class UplinkConfig(StrictModel):
     # ranges. None: no range; operators choose the VLAN of each network.
     vlans: Annotated[str, Field(max_length=MAX_VLANS_TEXT), AfterValidator(check_vlans)] | None = None
 
+    # VLANs for the edge mode "channel", such as "1000-1199": each VF of a guest gets one of its own, and the switch translates
+    # between them. None: this mode is not possible.
+    channels: Annotated[str, Field(max_length=MAX_VLANS_TEXT), AfterValidator(check_vlans)] | None = None
+
     # The external switch that the uplink's cable leads to, as registered by `nohype switch add`, and its port.
     switch: NameField | None = None
     port: Annotated[str, AfterValidator(check_interface)] | None = None
@@ -31,6 +35,14 @@ class UplinkConfig(StrictModel):
             raise ValueError("switch and port belong together; give both or neither")
         return self
 
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        if self.edge == EdgeMode.CHANNEL and not self.channels:
+            raise ValueError("edge mode channel needs channels, the VLANs that guests get, such as 1000-1199")
+        if both := (self.vlan_set or frozenset()) & (self.channel_set or frozenset()):
+            raise ValueError(f"vlans and channels have VLANs {describe_vlans(both)} in common; give each VLAN one purpose")
+        return self
+
     @property
     def mode(self) -> EdgeMode | None:
         """None for "auto"."""
@@ -39,6 +51,10 @@ class UplinkConfig(StrictModel):
     @property
     def vlan_set(self) -> frozenset[int] | None:
         return None if self.vlans is None else parse_vlans(self.vlans)
+
+    @property
+    def channel_set(self) -> frozenset[int] | None:
+        return None if self.channels is None else parse_vlans(self.channels)
 
 
 class SwitchConfig(StrictModel):

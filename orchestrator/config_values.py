@@ -25,7 +25,7 @@ _PAGE_SIZES = (Size.parse("2M"), Size.parse("1G"))
 # Without the final zero byte: PATH_MAX (linux/limits.h), sun_path (unix(7)), IFNAMSIZ (linux/if.h).
 _LONGEST_PATH, _LONGEST_SOCKET, _LONGEST_INTERFACE = 4095, 107, 15
 _LONGEST_ACCOUNT = 256
-EDGES = ("auto", EdgeMode.VEPA, EdgeMode.MACVTAP_VEPA, EdgeMode.NFT_VEPA)
+EDGES = ("auto", *(mode for mode in EdgeMode if mode is not EdgeMode.VEB))
 """The values of `edge` of an uplink."""
 # (uid_t) -1 means "no change" in chown(2) and setresuid(2).
 _HIGHEST_ACCOUNT = 2**32 - 2

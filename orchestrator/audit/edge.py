@@ -5,17 +5,19 @@ The host sees each frame, so the proof is weaker than with VFs: it counts the fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.edge import Tap, find_software_edge
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.proof import WEAKER
-from orchestrator.model.topology import Link
+from orchestrator.model.topology import Link, PhysicalFunction
 from orchestrator.model.uplink import EdgeReading, Traffic
 from orchestrator.model.waiver import Waiver
-from orchestrator.values import MacAddress
+from orchestrator.values import MacAddress, PciAddress
 
 TAP_PREFIX = "nh-"
 """Of the names of the manager's taps."""
@@ -47,6 +49,20 @@ def _read_tap(host: HostRoot, name: str, mac: str, link: Link | None) -> EdgeRea
     how = f"{link.kind} in mode {link.mode or 'none'}" if link.parent else f"{link.kind} with rules of nftables"
     text = f"{name} on {uplink or 'no uplink'}: {how}, address {mac}"
     return EdgeReading(name, mode.value, text, findings, uplink)
+
+
+def find_channels(host: HostRoot, pf: PhysicalFunction, used: Collection[PciAddress], reading: EdgeReading) -> EdgeReading:
+    """The mode channel if no VF of the PF has the port VLAN of a guest's VF: the NIC switches only within a VLAN. Otherwise
+    ``reading``, the mode that the PF itself reports.
+
+    ``used`` are the VFs that guests have. Raises HostError if the settings of the VFs cannot be read.
+    """
+    vlans = {state.index: state.vlan for state in host.net.read_vfs(pf.interface)} if pf.interface else {}
+    own = {vf.index: vlans.get(vf.index, 0) for vf in pf.vfs if vf.address in used}
+    if not own or not all(vlan and list(vlans.values()).count(vlan) == 1 for vlan in own.values()):
+        return reading
+    listed = ", ".join(f"VF {index} has port VLAN {vlan}" for index, vlan in sorted(own.items()))
+    return replace(reading, mode=EdgeMode.CHANNEL.value, text=f"{reading.text}; {listed}, each for itself")
 
 
 def check_edges(edges: Iterable[EdgeReading]) -> list[str]:

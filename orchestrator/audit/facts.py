@@ -12,7 +12,7 @@ from uuid import UUID
 
 from orchestrator.audit.cores import find_ambiguous_threads
 from orchestrator.audit.disk import DiskState
-from orchestrator.audit.edge import read_taps
+from orchestrator.audit.edge import find_channels, read_taps
 from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
 from orchestrator.audit.uplink import find_guest_address, measure_traffic
@@ -37,6 +37,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.host.targets import read_connected_targets
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.disk import DiskCheck
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.exits import ExitPolicy, ExitSample
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.topology import Topology
@@ -245,7 +246,8 @@ def read_edges(host: HostRoot, guests: Iterable[RunningGuest], topology: Topolog
             continue
         name = pf.interface or str(pf.address)
         try:
-            edges.append(EdgeReading(name, read_edge_mode(host, pf), describe_edge(host, pf)))
+            reading = EdgeReading(name, read_edge_mode(host, pf), describe_edge(host, pf))
+            edges.append(reading if reading.mode == EdgeMode.VEPA else find_channels(host, pf, used, reading))
         except HostError as error:
             edges.append(EdgeReading(name, None, error.message))
     return tuple(edges)

@@ -77,7 +77,8 @@ def _check_settings(address: PciAddress, state: VfState, nic: NicPlan | None) ->
 
 def _find_intruders(address: PciAddress, reading: VfReading, nic: NicPlan | None, vfs: Readings, promised: Promised) -> list[str]:
     """VFs with the same address, and VFs of the same PF with the same port VLAN that are not in the network."""
-    members = {one.address for nics in promised.values() for one in nics or () if nic and one.network == nic.network}
+    network = nic.network if nic else ""
+    members = {one.address for nics in promised.values() for one in nics or () if network and one.network == network}
     findings = []
     for other, found in vfs.items():
         if other == address or isinstance(found, str):

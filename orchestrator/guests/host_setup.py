@@ -111,12 +111,12 @@ class HostSetup:
 
     def restore_edge_mode(self, plan: Plan) -> None:
         """Puts the guest's PFs back into VEPA mode."""
-        for pf, interface in _list_pfs([plan]).items():
+        for pf, interface in _list_vepa_pfs([plan]).items():
             self._restore_edge_mode(pf, interface)
 
     def restore_edge_modes(self) -> None:
         """Puts all guests' PFs back into VEPA mode. An error of one PF does not stop the others."""
-        for pf, interface in self._list_guest_pfs().items():
+        for pf, interface in _list_vepa_pfs(claim.plan for claim in self._ledger.read().claims).items():
             try:
                 self._restore_edge_mode(pf, interface)
             except OrchestratorError as error:
@@ -196,3 +196,8 @@ class HostSetup:
 def _list_pfs(plans: Iterable[Plan]) -> dict[PciAddress, str]:
     """PF → its interface at planning time."""
     return {vf.pf: vf.interface for plan in plans for vf in plan.vfs}
+
+
+def _list_vepa_pfs(plans: Iterable[Plan]) -> dict[PciAddress, str]:
+    """As ``_list_pfs``, without PFs that have guests of the mode channel only."""
+    return {nic.pf: nic.interface for plan in plans for nic in plan.nics if nic.pf and nic.edge is EdgeMode.VEPA}

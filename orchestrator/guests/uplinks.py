@@ -12,7 +12,7 @@ from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import HairpinResult, ModeView, Uplink
-from orchestrator.planning.uplink import EdgeChoice, explain_no_vfs, find_edge
+from orchestrator.planning.uplink import EdgeChoice, explain_no_channel, explain_no_vepa, explain_no_vfs, find_edge
 
 
 def list_uplinks(host: HostRoot, topology: Topology, policy: Policy, plans: Iterable[Plan]) -> tuple[Uplink, ...]:
@@ -49,14 +49,15 @@ def _view(host: HostRoot, name: str, topology: Topology, policy: Policy, plans: 
         configured=str(configured or "auto"),
         edge=found.mode if isinstance(found, EdgeChoice) else None,
         why=found.why if isinstance(found, EdgeChoice) else found,
-        modes=tuple(_check_modes(name, topology)),
+        modes=tuple(_check_modes(name, topology, policy)),
         now=_describe(host, name, topology),
         guests=tuple(plan.name for plan in plans if any(nic.interface == name for nic in plan.nics)),
     )
 
 
-def _check_modes(name: str, topology: Topology) -> Iterable[ModeView]:
-    yield ModeView(EdgeMode.VEPA, explain_no_vfs(name, topology))
+def _check_modes(name: str, topology: Topology, policy: Policy) -> Iterable[ModeView]:
+    yield ModeView(EdgeMode.VEPA, explain_no_vfs(name, topology) or explain_no_vepa(name, topology))
+    yield ModeView(EdgeMode.CHANNEL, explain_no_channel(name, topology, policy))
     interface = topology.find_interface(name)
     for mode, edge in SOFTWARE.items():
         yield ModeView(mode, edge.check_uplink(interface) if interface else f"there is no Ethernet interface {name}")

@@ -14,6 +14,7 @@ from orchestrator.errors import LedgerError, NotFound
 from orchestrator.ledger.schema import DAMAGED, check_file
 from orchestrator.model.claim import Claim
 from orchestrator.model.disk import DiskCheck
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.network import MAX_VLAN, MIN_VLAN, Network, check_network_name, check_owner
 from orchestrator.model.plain import from_plain
 from orchestrator.model.plan import DiskPlan, Plan, plan_from_json
@@ -174,6 +175,7 @@ def list_keys(plan: Plan) -> list[tuple[str, str]]:
     """Rows of the table claim_key: (kind, key) of each resource that exists once."""
     vfs, macs = [str(vf.address) for vf in plan.vfs], [str(nic.mac) for nic in plan.nics]
     named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs, "disk": [disk.key for disk in plan.disks]}
+    named["channel"] = [f"{pf} {vlan}" for pf, vlan in plan.channels]
     return [(kind, key) for kind, keys in named.items() for key in keys]
 
 
@@ -203,7 +205,7 @@ def _check_networks(claims: dict[str, Claim], networks: dict[str, Network]) -> N
 
 def find_changed_networks(plan: Plan, networks: Mapping[str, Network], tenant: str = "") -> list[str]:
     """One text per network of the plan that does not exist, or not with this VLAN. ``tenant``: only its networks count."""
-    named = {(nic.network, nic.vlan) for nic in plan.nics if nic.network or nic.vlan}
+    named = {(nic.network, nic.vlan) for nic in plan.nics if nic.network or nic.vlan and nic.edge is not EdgeMode.CHANNEL}
     known = {(network.name, network.vlan) for network in networks.values() if tenant in ("", network.owner)}
     return [f"network {name} with VLAN {vlan}" for name, vlan in sorted(named - known)]
 

@@ -113,6 +113,11 @@ class Plan:
         return tuple(vf for nic in self.nics if (vf := nic.vf))
 
     @property
+    def channels(self) -> tuple[tuple[PciAddress, int], ...]:
+        """PF and VLAN of each NIC of the edge mode channel: no other NIC of the PF has the VLAN."""
+        return tuple((nic.pf, nic.vlan) for nic in self.nics if nic.pf and nic.edge is EdgeMode.CHANNEL)
+
+    @property
     def software_nics(self) -> tuple[NicPlan, ...]:
         """The NICs whose frames the host's kernel forwards."""
         return tuple(nic for nic in self.nics if nic.edge.is_software)
@@ -198,6 +203,7 @@ class Policy:
     vlans: Mapping[str, frozenset[int]] = field(default_factory=dict)  # uplink → VLANs of networks that it carries; others: all
     tenants: frozenset[str] = frozenset()  # that can own networks
     disk_group: str = ""  # LVM volume group for emulated disks, instead of the folder
+    channels: Mapping[str, frozenset[int]] = field(default_factory=dict)  # uplink → VLANs for the edge mode channel
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""
@@ -233,6 +239,7 @@ class Allocated:
     macs: frozenset[MacAddress] = frozenset()
     disks: frozenset[str] = frozenset()  # keys of disks, and PCI addresses of controllers
     pages: tuple[AllocatedPages, ...] = ()
+    channels: frozenset[tuple[PciAddress, int]] = frozenset()  # VLANs of the edge mode channel, by PF
     pinned: Mapping[int, str] = field(default_factory=dict)  # CPU → why no guest gets it
     last_cpus: Mapping[int, str] = field(default_factory=dict)
     last_vfs: Mapping[PciAddress, str] = field(default_factory=dict)

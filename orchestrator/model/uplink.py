@@ -35,7 +35,7 @@ class Uplink:
     up: bool  # administratively up with carrier
     configured: str  # the mode of the configuration, or "auto"
     edge: EdgeMode | None  # that guests get; None if they can get no NIC
-    why: str  # the reason for a software edge or for none, else empty
+    why: str  # the reason for a mode other than VEPA or for none, else empty
     modes: tuple[ModeView, ...]
     now: str  # what the NIC does between its VFs; empty without VFs
     guests: tuple[str, ...]

@@ -21,6 +21,7 @@ class AllocationIndex:
     macs: frozenset[MacAddress] = frozenset()
     owned: Mapping[tuple[int, int], int] = field(default_factory=dict)
     disks: frozenset[str] = frozenset()
+    channels: frozenset[tuple[PciAddress, int]] = frozenset()
 
     def updated(self, plans: Iterable[Plan]) -> AllocationIndex:
         """No two plans own the same resource: the ledger's primary keys refuse that."""
@@ -41,6 +42,7 @@ class AllocationIndex:
             self.macs.difference(nic.mac for plan in gone for nic in plan.nics) | {nic.mac for plan in new for nic in plan.nics},
             {key: count for key, count in owned.items() if count},
             self.disks.difference(*map(_name_disks, gone)).union(*map(_name_disks, new)),
+            self.channels.difference(*(plan.channels for plan in gone)).union(*(plan.channels for plan in new)),
         )
 
     def to_allocated(self, started: Container[str], starting: Container[str]) -> Allocated:
@@ -55,7 +57,7 @@ class AllocationIndex:
             AllocatedPages(node, Size(size), count, unused[node, size], being_started[node, size])
             for (node, size), count in sorted(self.owned.items())
         )
-        return Allocated(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, self.disks, pages)
+        return Allocated(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, self.disks, pages, self.channels)
 
 
 def _name_disks(plan: Plan) -> frozenset[str]:

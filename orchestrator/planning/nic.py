@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from orchestrator.model.edge import EdgeMode
+from orchestrator.model.network import describe_vlans
 from orchestrator.model.plan import NicPlan, Policy
 from orchestrator.model.request import GuestRequest, NicRequest
 from orchestrator.model.topology import Interface, IommuGroup, PhysicalFunction, Topology, VirtualFunction
@@ -31,13 +32,15 @@ class FreeVf:
     index: int
     address: PciAddress
     now: VirtualFunction | None = None
+    edge: EdgeMode = EdgeMode.VEPA
+    vlan: int = 0  # of its own, with the edge mode channel
 
     @property
     def node(self) -> int | None:
         return self.pf.node
 
     def plan(self, mac: MacAddress) -> NicPlan:
-        return NicPlan(self.pf.address, self.pf.interface or "", self.index, self.address, mac)
+        return NicPlan(self.pf.address, self.pf.interface or "", self.index, self.address, mac, self.edge, vlan=self.vlan)
 
     @property
     def seed(self) -> str:
@@ -112,26 +115,40 @@ def _choose(
     chosen: list[FreeNic] = []
     for number, nic in enumerate(nics, 1):
         name = nic.uplink or _find_uplink_of(nic.vf_address, host) or uplink
-        found: FreeNic | str | None = _check_network(nic, name, host) or _find_port(name, nic, request.accept, host)
-        if found is None:
+        found: FreeNic | EdgeMode | str = _check_network(nic, name, host) or _find_port(name, nic, request.accept, host)
+        if isinstance(found, EdgeMode):
             excluded = (named - {nic.vf_address}) | {one.address for one in chosen if one.address}
-            found = _find_vf(name, nic.vf_address, excluded, groups, host)
+            edge, found = found, _find_vf(name, nic.vf_address, excluded, groups, host)
+            if isinstance(found, FreeVf) and edge is EdgeMode.CHANNEL:
+                found = _give_channel(found, name, chosen, host)
         if isinstance(found, str):
             return f"{UPLINK}{name}: {found}" + (f" (NIC {number} of {len(nics)})" if len(nics) > 1 else "")
         chosen.append(found)
     return tuple(chosen)
 
 
-def _find_port(uplink: str, nic: NicRequest, accepted: Sequence[Waiver], host: PlanningInput) -> FreePort | str | None:
-    """None if the uplink has VFs; a sentence if guests can have nothing of it."""
+def _give_channel(vf: FreeVf, uplink: str, chosen: Iterable[FreeNic], host: PlanningInput) -> FreeVf | str:
+    """Adds the lowest VLAN that no other VF of the PF has; a sentence if there is none."""
+    used = {vlan for pf, vlan in host.allocated.channels if pf == vf.pf.address}
+    used |= {one.vlan for one in chosen if isinstance(one, FreeVf) and one.pf.address == vf.pf.address}
+    vlans = host.policy.channels.get(uplink, frozenset())
+    if free := vlans - used:
+        return replace(vf, edge=EdgeMode.CHANNEL, vlan=min(free))
+    return f"all of VLANs {describe_vlans(vlans)} are used by guests ([uplinks.{uplink}] channels)"
+
+
+def _find_port(uplink: str, nic: NicRequest, accepted: Sequence[Waiver], host: PlanningInput) -> FreePort | EdgeMode | str:
+    """The edge mode if the uplink has VFs; a sentence if guests can have nothing of it."""
     if uplink not in host.policy.uplinks:
         return "not configured ([host] uplinks)"
     choice = choose_edge(uplink, host.topology, host.policy, accepted)
     if isinstance(choice, str):
         return choice
     interface = host.topology.find_interface(uplink)
+    if nic.network and choice.mode is EdgeMode.CHANNEL:
+        return f"with edge mode {choice.mode} a NIC cannot join a network: the uplink would switch between the guests in it"
     if not choice.mode.is_software or interface is None:
-        return None
+        return choice.mode
     if nic.network or nic.rate:
         return f"with edge mode {choice.mode} a NIC can have neither a network nor a rate: that requires a VF"
     return f"edge mode {choice.mode} has no VFs, but VF {nic.vf} is requested" if nic.vf else FreePort(interface, choice.mode)

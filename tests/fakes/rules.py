@@ -36,10 +36,20 @@ def find_unprepared(host: FakeRoot, guest: dict[str, Any], pfs: list[str]) -> li
         if not irq.affinity & online <= housekeeping and f"proc/irq/{irq.number}/smp_affinity_list" not in host.write_errors
         if _would_move(lambda name=f"proc/irq/{irq.number}/smp_affinity_list": host.write(name, str(housekeeping)))  # type: ignore[misc]
     ]
-    found += ["its PF is not in VEPA mode" for pf in pfs if host.read32(f"{pf}/resource0", _DTXSWC) & LOOPBACK]
+    found += [
+        "its PF is not in VEPA mode, and its VF has no VLAN of its own"
+        for vf, pf in zip(guest["vfs"], pfs, strict=True)
+        if host.read32(f"{pf}/resource0", _DTXSWC) & LOOPBACK and not _has_own_vlan(host, vf, pf)
+    ]
     macs = guest["macs"]
     found += [f"VF {vf} has no address" for vf, mac in zip(guest["vfs"], macs, strict=True) if not mac]
     return found if len(macs) == len(set(macs)) else [*found, "two of its VFs have the same address"]
+
+
+def _has_own_vlan(host: FakeRoot, vf: str, pf: str) -> bool:
+    states = host.fake_net.vfs(host.fake_net.own_interface(pf))
+    (own,) = [state.vlan for state in states if host.link(f"{pf}/virtfn{state.index}") == vf]
+    return own > 0 and [state.vlan for state in states].count(own) == 1
 
 
 def _would_move(move: Callable[[], object]) -> bool:

@@ -226,7 +226,7 @@ def test_edge_mode_of_an_uplink_is_part_of_the_policy(tmp_path: Path) -> None:
         assert edges(f'[uplinks.nic0]\nedge = "{mode}"') == (("nic0", mode),)
     for text, message in (
         ('[uplinks.nic9]\nedge = "vepa"', "uplinks.nic9: [host] uplinks does not list nic9"),
-        ('[uplinks.nic0]\nedge = "veb"', "'veb' is not an edge mode for guests; use auto, vepa, macvtap-vepa, nft-vepa"),
+        ('[uplinks.nic0]\nedge = "veb"', "'veb' is not an edge mode for guests; use auto, vepa, channel, macvtap-vepa, nft-vepa"),
         ("[uplinks.nic0]\nedge = 1", "uplinks.nic0.edge"),
         ('[uplinks.nic0]\nmode = "vepa"', "uplinks.nic0.mode"),
     ):

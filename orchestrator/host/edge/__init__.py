@@ -17,6 +17,7 @@ __all__ = [
     "describe_edge",
     "find_link",
     "find_software_edge",
+    "may_have_vepa",
     "read_edge_mode",
     "set_edge_mode",
 ]
@@ -47,6 +48,11 @@ def describe_edge(host: HostRoot, pf: PhysicalFunction) -> str:
 def find_software_edge(link: Link) -> tuple[EdgeMode, SoftwareEdge] | None:
     """The mode whose taps are of the interface's kind; None if it is not a tap of a software edge."""
     return next(((mode, edge) for mode, edge in SOFTWARE.items() if edge.KIND == link.kind), None)
+
+
+def may_have_vepa(pf: PhysicalFunction) -> bool:
+    """By its chip and driver: most drivers report the mode only while VFs exist."""
+    return _find(pf).may_have_vepa(pf)
 
 
 def _find(pf: PhysicalFunction) -> HardwareEdge:

@@ -16,6 +16,9 @@ class HardwareEdge(Protocol):
 
     def serves(self, pf: PhysicalFunction, /) -> bool: ...
 
+    def may_have_vepa(self, pf: PhysicalFunction, /) -> bool:
+        """False if its chip and driver are not known to support VEPA."""
+
     def read_mode(self, host: HostRoot, pf: PhysicalFunction, /) -> EdgeMode | None:
         """None if neither chip nor driver reports it."""
 

@@ -12,6 +12,14 @@ from orchestrator.model.topology import PhysicalFunction
 _UNSUPPORTED = "neither driver nor chip supports VEPA; use a NIC that does, or a software edge without VFs"
 
 
+# Drivers with an ndo_bridge_setlink that takes VEPA (Linux 6.12).
+_DRIVERS = ("be2net", "bnxt_en", "i40e", "ice", "ixgbe", "mlx5_core", "nfp")
+
+
+def may_have_vepa(pf: PhysicalFunction) -> bool:
+    return pf.driver in _DRIVERS
+
+
 def serves(_pf: PhysicalFunction) -> bool:
     return True
 

@@ -42,6 +42,10 @@ def serves(pf: PhysicalFunction) -> bool:
     return pf.device in _REGISTERS
 
 
+def may_have_vepa(_pf: PhysicalFunction) -> bool:
+    return True
+
+
 def read_mode(host: HostRoot, pf: PhysicalFunction) -> EdgeMode | None:
     return EdgeMode.VEB if _read(host, pf, _REGISTERS[pf.device]) & _LOOPBACK else EdgeMode.VEPA
 

@@ -322,6 +322,7 @@ def test_uplinks_are_shown_with_their_modes(tmp_path_factory: pytest.TempPathFac
     assert "there is no SR-IOV capable network interface" in soft.why
     assert [(mode.mode, bool(mode.refused)) for mode in soft.modes] == [
         ("vepa", True),
+        ("channel", True),
         ("macvtap-vepa", False),
         ("nft-vepa", False),
     ]
