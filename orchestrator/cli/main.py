@@ -21,7 +21,7 @@ _COMMANDS = {
     "network": "Create, list, show and delete networks.",
     "survey": "Show cores, huge pages, NICs and disks of the host.",
     "audit": "Measure the isolation of the guests on the live host.",
-    "uplink": "Show edge modes of uplinks, and probe the external switch.",
+    "uplink": "Show and set edge modes, and probe the external switch.",
     "events": "Show the event log: what the manager decided, and why.",
     "quarantine": "List and clear quarantined guests.",
     "switch": "Register, verify and set external switches.",

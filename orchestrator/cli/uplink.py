@@ -8,13 +8,15 @@ from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.client import Client
 
+EDGES = ("auto", "vepa", "channel", "macvtap-vepa", "nft-vepa", "configured")
+
 
 @click.group()
 def uplink() -> None:
-    """Show edge modes of uplinks, and probe the external switch.
+    """Show and set edge modes, and probe the external switch.
 
-    The edge mode of an uplink decides what sends the frames between guests to the external switch: the NIC (vepa) or, weaker, the
-    host's kernel (macvtap-vepa). It is set in the manager's configuration, `edge` in [uplinks.NAME].
+    The edge mode of an uplink decides what sends the frames between guests to the external switch: the NIC (vepa, channel) or,
+    weaker, the host's kernel (macvtap-vepa, nft-vepa). It is set here, or by `edge` in [uplinks.NAME] of the configuration.
     """
 
 
@@ -44,11 +46,31 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
     print_table(
         [
             ("uplink", found["name"]), ("link", "up" if found["up"] else "down"), ("configured", found["configured"]),
+            *([("set instead", f"{found['override']} (nohype uplink set)")] if found["override"] else []),
+            *([("managed by", f"{found['managed_by']}, which may change it")] if found["managed_by"] else []),
             ("edge mode", found["edge"] or "none"), *([("why", found["why"])] if found["why"] else []),
             *((f"mode {mode['mode']}", mode["refused"] or "possible") for mode in found["modes"]),
             *([("now", found["now"])] if found["now"] else []), ("guests", ", ".join(found["guests"]) or "none"),
         ]
     )  # fmt: skip
+
+
+@uplink.command("set")
+@click.argument("name")
+@click.option("--edge", required=True, type=click.Choice(EDGES), help="The edge mode; configured: that of the configuration.")
+@json_option
+@client_option
+def set_edge(name: str, *, edge: str, as_json: bool, client: Client) -> None:
+    """Set the edge mode of the uplink NAME for new guests.
+
+    The manager records it, and it has precedence over the configuration until `--edge configured`. Refused while guests have NICs
+    of the uplink, and for a mode that the uplink cannot have. Operators only.
+    """
+    found = client.set_uplink(name, edge)
+    if as_json:
+        print_json(found)
+    else:
+        say(f"{name}: new guests get edge mode {found['edge'] or 'none'}" + (f" ({found['why']})" if found["why"] else ""))
 
 
 @uplink.command()

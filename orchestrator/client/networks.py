@@ -20,6 +20,11 @@ class NetworkCalls(Calls):
         uplink: shapes.Uplink = self._ask(shapes.Uplink, "GET", f"/v1/uplinks/{quote(name, safe='')}")
         return uplink
 
+    def set_uplink(self, name: str, edge: str) -> shapes.Uplink:
+        """Sets the mode of new guests: also "auto" or "configured". Raises NotFound, Forbidden, Conflict while guests use it."""
+        uplink: shapes.Uplink = self._ask(shapes.Uplink, "POST", f"/v1/uplinks/{quote(name, safe='')}/edge", {"edge": edge})
+        return uplink
+
     def prove_uplink(self, name: str) -> shapes.HairpinResult:
         """Probes whether the external switch sends frames back to the uplink. Raises NotFound, Forbidden, HostError."""
         result: shapes.HairpinResult = self._ask(shapes.HairpinResult, "POST", f"/v1/uplinks/{quote(name, safe='')}/prove")

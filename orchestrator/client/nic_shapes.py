@@ -45,7 +45,8 @@ class ModeView(TypedDict):
 
 class Uplink(TypedDict):
     """An uplink. ``edge`` is the mode that guests get, null for none; ``configured`` may be `auto`. ``why`` is the reason for a
-    software edge, or for none. ``now`` is what the NIC does between its VFs.
+    software edge, or for none. ``now`` is what the NIC does between its VFs. ``override`` is the mode that an operator has set
+    instead of ``configured``, empty for none; ``managed_by`` a program that configures the interface, empty if none is known.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Uplink(TypedDict):
     modes: list[ModeView]
     now: str
     guests: list[str]
+    override: str
+    managed_by: str
 
 
 class HairpinResult(TypedDict):

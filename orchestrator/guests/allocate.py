@@ -16,6 +16,7 @@ from orchestrator.guests.outcome import log_errors
 from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.survey_cache import SurveyCache
 from orchestrator.guests.unmanaged_use import add_unmanaged
+from orchestrator.guests.uplinks import Uplinks
 from orchestrator.guests.vf_creation import VfsNeeded, check_created, plan_known
 from orchestrator.host.lvm import read_group
 from orchestrator.host.machine_id import read_host_id
@@ -94,13 +95,13 @@ class Allocator:
     """
 
     def __init__(
-        self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, policy: Policy,
+        self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, uplinks: Uplinks,
         shared: WatchedLock, images: Path, launched: Container[UUID], warnings: HostWarnings,
         secrets: GuestSecrets,
     ) -> None:  # fmt: skip
-        self._host, self._hypervisor, self._ledger, self._policy = host, hypervisor, ledger, policy
+        self._host, self._hypervisor, self._ledger, self._uplinks = host, hypervisor, ledger, uplinks
         self._images, self._launched, self._warnings, self._secrets = images, launched, warnings, secrets
-        self.surveys = SurveyCache(host, policy.uplinks, shared)
+        self.surveys = SurveyCache(host, uplinks.policy.uplinks, shared)
         self.lock = CallQueue()
         self._index = AllocationIndex()
         self._host_id = read_host_id(host)
@@ -116,7 +117,7 @@ class Allocator:
             self.surveys.renew(SURVEY_MAX_AGE)
             placed, pending = self.lock.run(lambda: self._begin_claim(caller, request, image, disks))
             claim = self._finish_claim(pending, request)
-        self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in check_host(self._policy, placed.topology)))
+        self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in check_host(self._uplinks.policy, placed.topology)))
         self._warnings.report("unmanaged domains", placed.problems)
         self._warnings.note(claim.plan.name, placed.last_choices)
         return claim
@@ -142,7 +143,7 @@ class Allocator:
 
     def _read_disks(self, request: GuestRequest) -> _Disks:
         """Without the lock: it takes seconds. What has changed meanwhile is found before the first write to a disk."""
-        kinds, name = {disk.kind for disk in request.disks}, self._policy.disk_group
+        kinds, name = {disk.kind for disk in request.disks}, self._uplinks.policy.disk_group
         group = read_group(self._host, name) if name and DiskKind.EMULATED in kinds else None
         return _Disks(self.read_disk_use(read_controllers(self._host)) if DiskKind.NVME in kinds else (), group)
 
@@ -253,8 +254,10 @@ class Allocator:
         starting = frozenset(claim.plan.name for claim in claims if claim.state in _BEING_STARTED)
         self._index = index = self._index.updated(plans)  # a value: another thread may replace it
         allocated = index.to_allocated(started, starting)
-        allocated, problems = add_unmanaged(self._host, allocated, domains, topology, self._policy.housekeeping, named=named)
-        plan = plan_known(request, topology, replace(allocated, vfs=allocated.vfs | unavailable_vfs), self._policy, site)
+        allocated, problems = add_unmanaged(
+            self._host, allocated, domains, topology, self._uplinks.policy.housekeeping, named=named
+        )
+        plan = plan_known(request, topology, replace(allocated, vfs=allocated.vfs | unavailable_vfs), self._uplinks.policy, site)
         last_choices = list_last_choices(plan, allocated.last_cpus, allocated.last_vfs)
         return Placed(plan, last_choices, problems, topology)
 

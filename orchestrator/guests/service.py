@@ -30,7 +30,7 @@ from orchestrator.guests.refusals import RefusalLog
 from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.switches import SwitchService
 from orchestrator.guests.transitions import Transitions
-from orchestrator.guests.uplinks import find_uplink, list_uplinks, prove_uplink
+from orchestrator.guests.uplinks import Uplinks
 from orchestrator.guests.vf_creation import claim_with_vfs
 from orchestrator.host.root import HostRoot
 from orchestrator.host.survey import read_topology
@@ -75,7 +75,7 @@ class GuestService:
         switches: SwitchSettings = SwitchSettings(),  # noqa: B008
         count_wipe: CountWipe = ignore_wipe,
     ) -> None:  # fmt: skip
-        self._host, self._ledger, self._policy = host, ledger, policy
+        self._host, self._ledger, self._uplinks = host, ledger, Uplinks(host, ledger, policy)
         self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()
         self.host_setup = setup = HostSetup(host, ledger, policy, self._warnings, count_undo_failure)
         secrets = GuestSecrets(ledger)
@@ -83,7 +83,9 @@ class GuestService:
         self._disk_work = context.disk_work
         self.transitions = Transitions(context, count_undo_failure, count_wipe)
         self.reconciler = Reconciler(context, self.transitions)
-        self.allocator = Allocator(host, hypervisor, ledger, policy, setup.lock, images, launches, self._warnings, secrets)
+        self.allocator = Allocator(
+            host, hypervisor, ledger, self._uplinks, setup.lock, images, launches, self._warnings, secrets
+        )  # fmt: skip
         self._access = GuestAccess(ledger, self.transitions)
         self._boot_images = BootImages(images, policy.boot)
         self.switches = SwitchService(host, ledger, switches)
@@ -106,24 +108,26 @@ class GuestService:
 
     def compare(self, topology: Topology) -> tuple[HostFinding, ...]:
         """Also writes an event if the findings have changed since the last call."""
-        findings = check_host(self._policy, topology)
+        findings = check_host(self._uplinks.policy, topology)
         self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in findings))
         return findings
 
     def uplinks(self, caller: Identity) -> tuple[Uplink, ...]:
-        if caller.role is Role.TENANT:
-            raise Forbidden("a tenant may not see the uplinks", "ask the operator of the host")
-        plans = [claim.plan for claim in self._ledger.read().claims]
-        return list_uplinks(self._host, self.survey(), self._policy, plans)
+        return self._uplinks.list(caller, self.survey())
 
     def uplink(self, caller: Identity, name: str) -> Uplink:
-        return find_uplink(self.uplinks(caller), name)
+        return self._uplinks.show(caller, name, self.survey())
+
+    def set_uplink(self, caller: Identity, name: str, edge: str) -> Uplink:
+        """Sets the edge mode for new guests; see ``Uplinks.set``."""
+        self._uplinks.check_access(caller, name)
+        topology = self.survey()
+        self.allocator.lock.run(lambda: self._uplinks.set(caller, name, edge, topology))
+        return self.uplink(caller, name)
 
     def prove_uplink(self, caller: Identity, name: str) -> HairpinResult:
         """Sends probe frames; see ``probe_hairpin``."""
-        if caller.role is not Role.OPERATOR:
-            raise Forbidden(f"{caller.name} is not an operator and may not probe uplinks")
-        return prove_uplink(self._host, self._policy, name)
+        return self._uplinks.prove(caller, name)
 
     def guests(self, caller: Identity) -> tuple[GuestView, ...]:
         running = self.transitions.list_running()
@@ -168,7 +172,7 @@ class GuestService:
         if request.boot:
             self._boot_images.check(caller, request.boot)
         placed = self.allocator.plan(caller, request)
-        warnings = () if caller.role is Role.TENANT else placed.list_warnings(self._policy)
+        warnings = () if caller.role is Role.TENANT else placed.list_warnings(self._uplinks.policy)
         return GuestView(placed.plan, "planned", request.without_secret_texts(), caller.tenant, warnings=warnings)
 
     def create(self, caller: Identity, request: GuestRequest) -> tuple[GuestView, bool]:

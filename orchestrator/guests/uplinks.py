@@ -2,57 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from orchestrator.errors import HostError, NotFound
-from orchestrator.host.edge import SOFTWARE, describe_edge
+from orchestrator.errors import Conflict, Forbidden, HostError, NotFound
+from orchestrator.guests.outcome import log_errors
+from orchestrator.host.edge import SOFTWARE, describe_edge, find_link
+from orchestrator.host.link_owner import find_owner
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_pf
+from orchestrator.ledger import EventKind, Ledger
+from orchestrator.model.access import Identity, Role
 from orchestrator.model.edge import EdgeMode
-from orchestrator.model.plan import Plan, Policy
+from orchestrator.model.plan import Policy
 from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import HairpinResult, ModeView, Uplink
 from orchestrator.planning.uplink import EdgeChoice, explain_no_channel, explain_no_vepa, explain_no_vfs, find_edge
 
 
-def list_uplinks(host: HostRoot, topology: Topology, policy: Policy, plans: Iterable[Plan]) -> tuple[Uplink, ...]:
-    """In the order of the configuration."""
-    known = tuple(plans)
-    return tuple(_view(host, name, topology, policy, known) for name in policy.uplinks)
+class Uplinks:
+    """Serves callers. An edge mode that an operator has set here has precedence over the configuration."""
 
+    def __init__(self, host: HostRoot, ledger: Ledger, policy: Policy) -> None:
+        self._host, self._ledger, self._configured = host, ledger, policy
 
-def find_uplink(uplinks: Iterable[Uplink], name: str) -> Uplink:
-    """Raises NotFound."""
-    for uplink in uplinks:
-        if uplink.name == name:
-            return uplink
-    raise _not_configured(name)
+    @property
+    def policy(self) -> Policy:
+        """With the edge modes that hold now."""
+        overrides = {name: edge for name, edge in self._ledger.uplink_edges().items() if name in self._configured.uplinks}
+        if not overrides:
+            return self._configured
+        return _with_edges(self._configured, dict(self._configured.edges) | overrides)
 
+    def list(self, caller: Identity, topology: Topology) -> tuple[Uplink, ...]:
+        """In the order of the configuration."""
+        if caller.role is Role.TENANT:
+            raise Forbidden("a tenant may not see the uplinks", "ask the operator of the host")
+        return tuple(self._view(name, topology) for name in self._configured.uplinks)
 
-def prove_uplink(host: HostRoot, policy: Policy, name: str) -> HairpinResult:
-    """Sends probe frames. Raises NotFound if it is not configured, HostError if it cannot send."""
-    if name not in policy.uplinks:
+    def show(self, caller: Identity, name: str, topology: Topology) -> Uplink:
+        """Raises NotFound."""
+        for uplink in self.list(caller, topology):
+            if uplink.name == name:
+                return uplink
         raise _not_configured(name)
-    return host.net.probe_hairpin(name)
+
+    def prove(self, caller: Identity, name: str) -> HairpinResult:
+        """Sends probe frames. Raises NotFound if it is not configured, HostError if it cannot send."""
+        if caller.role is not Role.OPERATOR:
+            raise Forbidden(f"{caller.name} is not an operator and may not probe uplinks")
+        if name not in self._configured.uplinks:
+            raise _not_configured(name)
+        return self._host.net.probe_hairpin(name)
+
+    def check_access(self, caller: Identity, name: str) -> None:
+        """Raises Forbidden if the caller may not set edge modes, NotFound."""
+        if caller.role is not Role.OPERATOR:
+            raise Forbidden(f"{caller.name} is not an operator and may not set edge modes")
+        if name not in self._configured.uplinks:
+            raise _not_configured(name)
+
+    def set(self, caller: Identity, name: str, edge: str, topology: Topology) -> None:
+        """No claim is made meanwhile. ``edge``: a mode, "auto", or "configured". No-op if it is set already.
+
+        Raises Conflict if guests use the uplink, or it cannot have the mode.
+        """
+        overrides = self._ledger.uplink_edges()
+        wanted = None if edge == "configured" else edge
+        if overrides.get(name) == wanted:
+            return
+        if guests := self._list_guests(name):
+            hint = "delete these guests first; a stopped guest keeps its NICs"
+            raise Conflict(f"cannot set the edge mode of {name}: guests use the uplink: {', '.join(guests)}", hint)
+        if wanted not in (None, "auto"):
+            found = find_edge(name, topology, _with_edges(self._configured, dict(self._configured.edges) | {name: str(wanted)}))
+            if isinstance(found, str):
+                hint = f"`nohype uplink show {name}` shows the possible modes"
+                raise Conflict(f"{name} cannot have edge mode {wanted}: {found}", hint)
+        self._ledger.set_uplink_edge(name, wanted)
+        before = overrides.get(name, "as configured")
+        detail = f"edge mode {wanted or 'as configured'}, before {before}"
+        log_errors(lambda: self._ledger.append_event(EventKind.UPLINK_SET, f"uplink/{name}", detail, who=caller.name))
+
+    def _list_guests(self, name: str) -> tuple[str, ...]:
+        plans = (claim.plan for claim in self._ledger.read().claims)
+        return tuple(plan.name for plan in plans if any(nic.interface == name for nic in plan.nics))
+
+    def _view(self, name: str, topology: Topology) -> Uplink:
+        policy, interface, pf = self.policy, topology.find_interface(name), topology.find_uplink(name)
+        found = find_edge(name, topology, policy)
+        return Uplink(
+            name=name,
+            up=interface.up if interface else bool(pf and pf.up),
+            configured=str(dict(self._configured.edges).get(name, "auto")),
+            edge=found.mode if isinstance(found, EdgeChoice) else None,
+            why=found.why if isinstance(found, EdgeChoice) else found,
+            modes=tuple(_check_modes(name, topology, policy)),
+            now=_describe(self._host, name, topology),
+            guests=self._list_guests(name),
+            override=self._ledger.uplink_edges().get(name, ""),
+            managed_by=_find_owner(self._host, name),
+        )
+
+
+def _with_edges(policy: Policy, edges: Mapping[str, str]) -> Policy:
+    return replace(policy, edges=tuple((name, EdgeMode(edge)) for name, edge in edges.items() if edge != "auto"))
 
 
 def _not_configured(name: str) -> NotFound:
     return NotFound(f"{name} is not an uplink of this host", "`nohype uplink list` shows the uplinks; set [host] uplinks")
 
 
-def _view(host: HostRoot, name: str, topology: Topology, policy: Policy, plans: tuple[Plan, ...]) -> Uplink:
-    found, interface, pf = find_edge(name, topology, policy), topology.find_interface(name), topology.find_uplink(name)
-    configured = dict(policy.edges).get(name)
-    return Uplink(
-        name=name,
-        up=interface.up if interface else bool(pf and pf.up),
-        configured=str(configured or "auto"),
-        edge=found.mode if isinstance(found, EdgeChoice) else None,
-        why=found.why if isinstance(found, EdgeChoice) else found,
-        modes=tuple(_check_modes(name, topology, policy)),
-        now=_describe(host, name, topology),
-        guests=tuple(plan.name for plan in plans if any(nic.interface == name for nic in plan.nics)),
-    )
+def _find_owner(host: HostRoot, name: str) -> str:
+    try:
+        link = find_link(host, name)
+    except HostError:
+        return ""
+    return find_owner(host, link.index) if link else ""
 
 
 def _check_modes(name: str, topology: Topology, policy: Policy) -> Iterable[ModeView]:

@@ -104,6 +104,10 @@ _NETWORK_9 = """
 CREATE TABLE network (name TEXT PRIMARY KEY, vlan INTEGER NOT NULL UNIQUE, owner TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
 
+_UPLINK_10 = """
+CREATE TABLE uplink_edge (uplink TEXT PRIMARY KEY, edge TEXT NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
 # In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -159,9 +163,15 @@ def _migrate_9(db: sqlite3.Connection) -> None:
     _execute_all(db, _NETWORK_9)
 
 
+def _migrate_10(db: sqlite3.Connection) -> None:
+    """Adds the edge modes of uplinks that differ from the configuration."""
+    _execute_all(db, _UPLINK_10)
+
+
 # One entry per schema version. Never edit a released migration: add the next one.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7, _migrate_8, _migrate_9,
+    _migrate_10,
 )  # fmt: skip
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"

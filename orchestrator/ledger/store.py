@@ -16,6 +16,7 @@ from orchestrator.ledger.journal import UndoJournal
 from orchestrator.ledger.loading import load
 from orchestrator.ledger.retention import KEEP
 from orchestrator.ledger.switches import Switches
+from orchestrator.ledger.uplinks import UplinkEdges
 from orchestrator.model.claim import Claim
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
@@ -32,6 +33,7 @@ class Ledger:
         self._database = Database(path, lambda copy: accept(tuple(load(copy, path).claims.values())), busy, trace)
         try:
             claims, journal, events = Claims(self._database), UndoJournal(self._database), EventLog(self._database, keep)
+            edges = UplinkEdges(self._database)
         except BaseException:
             self._database.close()
             raise
@@ -46,6 +48,7 @@ class Ledger:
         self.events, self.last_event = events.read, events.last_id
         switches = Switches(self._database)
         self.switches, self.add_switch, self.delete_switch = switches.read, switches.add, switches.delete
+        self.uplink_edges, self.set_uplink_edge = edges.read, edges.set
         self.close = self._database.close
 
     def __enter__(self) -> Ledger:

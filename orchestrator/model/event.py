@@ -43,6 +43,7 @@ class EventKind(StrEnum):
     CLEARED = "cleared"
     NETWORK_CREATED = "network-created"
     NETWORK_DELETED = "network-deleted"
+    UPLINK_SET = "uplink-set", logging.INFO, Visibility.HIDDEN
     UNDO_FAILED = "undo-failed", logging.WARNING, Visibility.HIDDEN
     NOT_RESTORED = "not-restored", logging.WARNING, Visibility.HIDDEN
     GAVE_UP = "gave-up", logging.WARNING

@@ -1,4 +1,4 @@
-"""Values of the traffic measurement between guests."""
+"""Values of uplinks and of the traffic measurement between guests."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ class Uplink:
     modes: tuple[ModeView, ...]
     now: str  # what the NIC does between its VFs; empty without VFs
     guests: tuple[str, ...]
+    override: str = ""  # set by an operator instead of `configured`: an edge mode, "auto", or empty
+    managed_by: str = ""  # a program that configures the interface, such as NetworkManager; empty if none is known
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ ASKS: dict[str, Callable[[Client], object]] = {
     "quarantined": lambda client: client.quarantined(),
     "uplinks": lambda client: client.uplinks(),
     "uplink": lambda client: client.uplink("nic0"),
+    "set_uplink": lambda client: client.set_uplink("nic0", "auto"),
     "prove_uplink": lambda client: client.prove_uplink("nic0"),
     "clear": lambda client: client.clear_quarantine("web"),
     "audit": lambda client: client.audit(0),

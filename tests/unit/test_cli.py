@@ -345,7 +345,7 @@ def test_quarantine() -> None:
 
 UPLINK = {
     "name": "nic0", "up": True, "configured": "auto", "edge": "macvtap-vepa", "why": "no VFs", "now": "", "guests": ["web", "db"],
-    "modes": [{"mode": "vepa", "refused": "no VFs"}, {"mode": "macvtap-vepa", "refused": ""}],
+    "modes": [{"mode": "vepa", "refused": "no VFs"}, {"mode": "macvtap-vepa", "refused": ""}], "override": "", "managed_by": "",
 }  # fmt: skip
 
 
@@ -359,6 +359,17 @@ def test_uplinks_are_listed_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = run("uplink", "show", "nic0").output
     assert re.search(r"^mode macvtap-vepa +possible$", shown, re.MULTILINE)
     assert re.search(r"^why +no VFs$", shown, re.MULTILINE)
+    assert "set instead" not in shown
+
+
+def test_edge_mode_of_an_uplink_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    after = {**UPLINK, "edge": "nft-vepa", "override": "nft-vepa", "managed_by": "NetworkManager"}
+    monkeypatch.setattr(FakeClient, "set_uplink", lambda _self, name, edge: {**after, "name": name, "edge": edge}, raising=False)
+    monkeypatch.setattr(FakeClient, "uplink", lambda *_: after, raising=False)
+    assert run("uplink", "set", "nic0", "--edge", "nft-vepa").output == "nic0: new guests get edge mode nft-vepa (no VFs)\n"
+    shown = run("uplink", "show", "nic0").output
+    assert re.search(r"^set instead +nft-vepa \(nohype uplink set\)$", shown, re.MULTILINE)
+    assert re.search(r"^managed by +NetworkManager, which may change it$", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("returned", "status"), [(1, 0), (0, 1)])
