@@ -14,6 +14,7 @@ import pytest
 from orchestrator.host.netlink import set_hairpin
 from orchestrator.lab import switch
 from orchestrator.model.proof import Verdict
+from orchestrator.waiting import wait_until
 from tests.lab.conftest import LabHost
 from tests.lab.test_manager import MEMORY, survey
 
@@ -138,9 +139,12 @@ def test_flushed_rules_fail_the_proof_and_are_restored(software: LabHost, edges:
         assert software.run("nft list ruleset").stdout == ""
     finally:
         software.run("systemctl kill -s CONT nohyped")
-    software.run(f"for n in $(seq 120); do nft list table netdev nohype-{taps[1]} >/dev/null 2>&1 && break; sleep 1; done")
-    events = software.nohype("events").stdout
-    assert all(f"nftables table netdev nohype-{tap} are missing or were changed (restored)" in events for tap in taps)
+
+    def are_restored() -> bool:
+        events = software.nohype("events").stdout
+        return all(f"nftables table netdev nohype-{tap} are missing or were changed (restored)" in events for tap in taps)
+
+    assert wait_until(are_restored, timeout=300, interval=1)
     assert " received=3 " in software.nohype("guest", "tell", "edge1", "ping 10.9.0.22 3").stdout
 
 
