@@ -47,10 +47,9 @@ class HostSetup:
         self.lock = WatchedLock()
         self._host, self._ledger, self._policy, self._warnings = host, ledger, policy, warnings
         self._count_undo_failure = count_undo_failure
-        # PFs, and uplinks of software edges with their mode. While it is not empty, movable kernel threads and interrupts are off
-        # the guest cores.
+        # PFs and uplinks of software edges. While it is not empty, movable kernel threads and interrupts are off the guest cores.
         # Changed with the lock held.
-        self._prepared: set[PciAddress | tuple[str, EdgeMode]] = set()
+        self._prepared: set[PciAddress | str] = set()
         self._undo_error = ""
 
     @property
@@ -69,19 +68,20 @@ class HostSetup:
         for pf, interface in _list_pfs([plan]).items():
             if pf not in self._prepared or not read_numvfs(self._host, pf):
                 changed += self.create_vfs(pf, interface)
-        for uplink, edge in sorted({(nic.interface, nic.edge) for nic in plan.software_nics} - self._prepared):
-            changed += self._prepare_uplink(uplink, edge)
+        for uplink in sorted({nic.interface for nic in plan.software_nics} - self._prepared):
+            changed += self._prepare_uplink(uplink)
+        for uplink in sorted({nic.interface for nic in plan.software_nics if SOFTWARE[nic.edge].PROMISCUOUS}):
+            with self.lock:  # each time: another program may have reset it while no guest ran
+                changed += run_steps(self._host, self._ledger, HOST, [SetPromiscuous(uplink)])
         return changed
 
-    def _prepare_uplink(self, uplink: str, edge: EdgeMode) -> tuple[str, ...]:
+    def _prepare_uplink(self, uplink: str) -> tuple[str, ...]:
         """Of a software edge. Raises HostError if the external switch does not send frames back."""
         self._require_hairpin(uplink)  # without the lock: it takes seconds if the switch does not send frames back
         with self.lock:
-            changed = self._clear_cores()
-            self._prepared.add((uplink, edge))
-            if SOFTWARE[edge].PROMISCUOUS:
-                changed += run_steps(self._host, self._ledger, HOST, [SetPromiscuous(uplink)])
-        return changed
+            moved = self._clear_cores()
+            self._prepared.add(uplink)
+        return moved
 
     def _require_hairpin(self, uplink: str) -> None:
         result = self._host.net.probe_hairpin(uplink)

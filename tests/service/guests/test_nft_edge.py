@@ -122,6 +122,7 @@ def test_stopped_guest_has_no_tap_and_gets_the_same_one_again(world: World, mana
     plan = create(manager, **ACCEPT)
     manager.stop(OPERATOR, "web", 5)
     assert left_over(world) == []
+    world.host.fake_net.set_promiscuous("nic0", on=False)  # another program
     manager.start(OPERATOR, "web")
     assert [one.interface for one in world.hypervisor.read_guest("web").nics] == [plan.vf.tap]
     assert world.host.violations() == []
