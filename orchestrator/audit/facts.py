@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -15,8 +14,8 @@ from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import read_taps
 from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
-from orchestrator.audit.uplink import find_guest_address, measure_traffic
-from orchestrator.errors import GuestError, HostError, OrchestratorError
+from orchestrator.audit.traffic import SendCommand, send_frames
+from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.edge import describe_edge, read_edge_mode
 from orchestrator.host.hugepages import read_ksm_run
 from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit, read_unsafe_interrupts, read_vfio_devices
@@ -39,8 +38,9 @@ from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.exits import ExitPolicy, ExitSample
 from orchestrator.model.plan import NicPlan
+from orchestrator.model.switch import SwitchTie
 from orchestrator.model.topology import Topology
-from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
+from orchestrator.model.uplink import EdgeReading, SwitchCount, Traffic, VepaReadings
 from orchestrator.values import CpuSet, PciAddress
 
 # The manager, then libvirt's daemons, monolithic and modular (libvirt.org/daemons.html); not all of them run.
@@ -51,9 +51,6 @@ _LOW_MEMORY, _SPLIT_FROM, _HIGH_MEMORY = 0x8000_0000, 0xB000_0000, 0x1_0000_0000
 _SAMPLES = 512
 
 _Value = TypeVar("_Value")
-
-SendCommand = Callable[[str, str, float, UUID], str]
-"""(guest name, line, timeout in seconds, guest id) → the reply to the line on the guest's console."""
 
 
 class Hypervisor(Protocol):
@@ -84,6 +81,8 @@ class Source:
     disk_checks: Callable[[UUID], tuple[DiskCheck, ...] | None] = lambda _: None
     # The NICs that the manager gave each of its guests, also those that do not run.
     nics: Callable[[], Mapping[UUID, tuple[NicPlan, ...]]] = dict
+    # The switch port of an uplink; None if none is configured. Raises SwitchError if the switch is not registered.
+    find_tie: Callable[[str], SwitchTie | None] = lambda _: None
     # Secret texts that a guest was configured with: name, hash and size of each.
     given_texts: Callable[[UUID], tuple[str, ...]] = lambda _: ()
 
@@ -157,16 +156,18 @@ class Facts:
     def _read_vepa(self, source: Source, frames: int) -> VepaReadings:
         traffic: Traffic | None = None
         gaps: tuple[str, ...] = ()
+        counted: SwitchCount | str = ""
         if frames:
             for exits in self.exits.values():
                 exits.read()  # before the frames, which make the guests exit
             try:
-                traffic = _send_frames(source, self.guests, frames)
+                traffic, counted = send_frames(source, self.guests, frames)
             except OrchestratorError as error:
                 gaps = (error.message,)
         # Read after the traffic: this detects a PF reset in the meantime.
         edges = (*read_edges(source.host, self.guests, self.topology), *read_taps(source.host, self.guests))
-        return VepaReadings(edges, traffic, gaps)
+        switch, gap = (None, counted) if isinstance(counted, str) else (counted, "")
+        return VepaReadings(edges, traffic, gaps, switch, gap)
 
 
 def read_last_runs(
@@ -299,33 +300,3 @@ def _read_nics(source: Source, guests: Iterable[RunningGuest]) -> Promised:
     known = dict(source.nics())
     running = {guest.name: known.pop(guest.uuid, None) for guest in guests}
     return {**running, **{f"not running: {uuid}": nics for uuid, nics in known.items()}}
-
-
-def _send_frames(source: Source, guests: tuple[RunningGuest, ...], frames: int) -> Traffic:
-    # A guest with several NICs sends with the first, which has the address.
-    firsts = {uuid: nics[0] for uuid, nics in source.nics().items() if nics}
-    ends: dict[str, list[tuple[RunningGuest, IPv4Address]]] = {}
-    for guest in guests:
-        if (guest.hostdevs or guest.nics) and (address := find_guest_address(source.host, guest)) is not None:
-            network = firsts[guest.uuid].network if guest.uuid in firsts else ""
-            ends.setdefault(network, []).append((guest, address))
-    pair = next((members[:2] for members in ends.values() if len(members) > 1), None)
-    if pair is None:
-        count, where = sum(map(len, ends.values())), " of the same network" if len(ends) > 1 else ""
-        raise GuestError(f"two guests{where} with an address and a NIC are required, {count} such guests are running")
-    ids = {guest.name: guest.uuid for guest, _ in pair}
-
-    def ask(name: str, line: str, timeout: float) -> str:
-        return source.send_command(name, line, timeout, ids[name])
-
-    edges = [_find_edge(source, guest, firsts.get(guest.uuid)) for guest, _ in pair]
-    (first, first_address), (second, second_address) = pair
-    found = [edge for edge in edges if edge]
-    traffic = measure_traffic(ask, (first.name, first_address), (second.name, second_address), frames, found)
-    return replace(traffic, source_edge=edges[0] is not None, target_edge=edges[1] is not None)
-
-
-def _find_edge(source: Source, guest: RunningGuest, nic: NicPlan | None) -> EdgeReading | None:
-    """The software edge of this NIC; None if it has none."""
-    taps = read_taps(source.host, [guest]) if nic and nic.tap else ()
-    return next((edge for edge in taps if nic and edge.interface == nic.tap), None)

@@ -99,9 +99,22 @@ class Traffic(TypedDict):
     uplink_in: int
 
 
+class SwitchCount(TypedDict):
+    """Frames at a port of the external switch. Counters also count ``others``: as many as in a time without test frames."""
+
+    port: str
+    into_switch: int
+    out_of_switch: int
+    dropped: int
+    way: Literal["captured requests", "address pairs", "port counters"]
+    others: int
+
+
 class VepaReadings(TypedDict):
-    """What the host measured for the proof `vepa`, to be completed with the frames counted at the external switch."""
+    """The readings of the proof `vepa`. ``switch`` is what the external switch counted, null for the reason in ``switch_gap``."""
 
     edges: list[EdgeReading]
     traffic: Traffic | None
     gaps: list[str]
+    switch: SwitchCount | None
+    switch_gap: str

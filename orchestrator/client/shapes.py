@@ -8,6 +8,7 @@ from orchestrator.client.nic_shapes import EdgeReading as EdgeReading
 from orchestrator.client.nic_shapes import HairpinResult as HairpinResult
 from orchestrator.client.nic_shapes import ModeView as ModeView
 from orchestrator.client.nic_shapes import Nic as Nic
+from orchestrator.client.nic_shapes import SwitchCount as SwitchCount
 from orchestrator.client.nic_shapes import Traffic as Traffic
 from orchestrator.client.nic_shapes import Uplink as Uplink
 from orchestrator.client.nic_shapes import VepaReadings as VepaReadings

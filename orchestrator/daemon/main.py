@@ -102,6 +102,7 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         host, hypervisor, service.survey, partial(service.send_command, MANAGER), policy.housekeeping,
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
         disk_checks=service.disk_checks, nics=service.nics, given_texts=service.given_texts,
+        find_tie=service.switches.find_tie,
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
     metrics = build_metrics(service.survey, ledger, hypervisor, policy, counters)

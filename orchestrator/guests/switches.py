@@ -19,6 +19,7 @@ from orchestrator.model.switch import (
     SwitchDetails,
     SwitchSettings,
     SwitchState,
+    SwitchTie,
     SwitchView,
     UplinkNeighbour,
     UplinkPort,
@@ -108,6 +109,17 @@ class SwitchService:
             self._ledger.delete_switch(name)
             self._watch.remove(name)
         self._note(f"switch {name}: deleted", caller.name)
+
+    def find_tie(self, uplink: str) -> SwitchTie | None:
+        """None if no switch is configured for the uplink. Raises SwitchError if it is not registered."""
+        for tie in self._settings.uplinks:
+            if tie.uplink == uplink:
+                found = next((switch for switch in self._ledger.switches() if switch.name == tie.switch), None)
+                if found is None:
+                    hint = "register it with `nohype switch add`"
+                    raise SwitchError(f"the switch {tie.switch} of uplink {uplink} is not registered", hint)
+                return SwitchTie(found, tie.port, find_key(self._settings.key))
+        return None
 
     def start_watching(self) -> None:
         """One thread per switch, until ``close``. A switch that does not respond holds up no other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from orchestrator.model.edge import EdgeMode
 
@@ -70,10 +71,35 @@ class Traffic:
     uplink_in: int = 0
 
 
+class CountWay(StrEnum):
+    """How frames were counted at a switch port. The values are part of the API."""
+
+    FRAMES = "captured requests"  # exactly the counted requests
+    PAIRS = "address pairs"  # requests and replies, with all other frames between the two guests
+    PORT = "port counters"  # requests and replies, with all other frames of the port
+
+
+@dataclass(frozen=True)
+class SwitchCount:
+    """Frames at a port of the external switch.
+
+    ``others`` is how many other frames a counter that is not exact counted in an equally long time without test frames.
+    """
+
+    port: str
+    into_switch: int  # from the host
+    out_of_switch: int  # to the host
+    dropped: int = 0  # lost by the capture
+    way: CountWay = CountWay.FRAMES
+    others: int = 0
+
+
 @dataclass(frozen=True)
 class VepaReadings:
-    """The host's half of the proof ``vepa``; the other half is counted at the external switch."""
+    """The readings of the proof ``vepa``. An observer at the external switch can complete them."""
 
     edges: tuple[EdgeReading, ...]  # of the PFs whose VFs guests have
     traffic: Traffic | None  # None if no frames were sent
     gaps: tuple[str, ...] = ()  # reasons why a part could not be measured
+    switch: SwitchCount | None = None  # as the driver of the switch counted; None if it did not
+    switch_gap: str = ""  # the reason for None

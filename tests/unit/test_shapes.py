@@ -24,6 +24,7 @@ VALUES: dict[type, Any] = {
     Event: shapes.Event,
     Quarantined: shapes.Quarantined,
     proof.Proof: shapes.Proof,
+    uplink.SwitchCount: shapes.SwitchCount,
     uplink.VepaReadings: shapes.VepaReadings,
     uplink.EdgeReading: shapes.EdgeReading,
     uplink.ModeView: shapes.ModeView,
