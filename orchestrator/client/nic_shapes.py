@@ -43,9 +43,34 @@ class ModeView(TypedDict):
     refused: str
 
 
+class FrameCounts(TypedDict):
+    """Frames since the interface exists. ``sent`` is towards the external switch, ``received`` from it."""
+
+    sent: int
+    received: int
+    sent_bytes: int
+    received_bytes: int
+    sent_dropped: int
+    received_dropped: int
+
+
+class CounterReading(TypedDict):
+    """Frames of a guest's NIC (its tap, or the address of its VF), of the uplink, or of the switch port.
+
+    ``counts`` is null for the reason in ``gap``.
+    """
+
+    place: Literal["guest", "uplink", "switch"]
+    name: str
+    guest: str
+    counts: FrameCounts | None
+    gap: str
+
+
 class Uplink(TypedDict):
     """An uplink. ``edge`` is the mode that guests get, null for none; ``configured`` may be `auto`. ``why`` is the reason for a
-    software edge, or for none. ``now`` is what the NIC does between its VFs.
+    software edge, or for none. ``now`` is what the NIC does between its VFs. ``counters`` is
+    empty in a list of uplinks.
     """
 
     name: str
@@ -56,6 +81,7 @@ class Uplink(TypedDict):
     modes: list[ModeView]
     now: str
     guests: list[str]
+    counters: list[CounterReading]
 
 
 class HairpinResult(TypedDict):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from orchestrator.client.nic_shapes import CounterReading as CounterReading
 from orchestrator.client.nic_shapes import EdgeReading as EdgeReading
+from orchestrator.client.nic_shapes import FrameCounts as FrameCounts
 from orchestrator.client.nic_shapes import HairpinResult as HairpinResult
 from orchestrator.client.nic_shapes import ModeView as ModeView
 from orchestrator.client.nic_shapes import Nic as Nic

@@ -19,6 +19,7 @@ from orchestrator.guests.console_stream import ConsoleStream, Position
 from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
 from orchestrator.guests.core_manager import CoreContext, Launches
+from orchestrator.guests.counters import with_counters
 from orchestrator.guests.disk_work import CountWipe, ignore_wipe
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.host_setup import HOST, HostSetup
@@ -117,7 +118,8 @@ class GuestService:
         return list_uplinks(self._host, self.survey(), self._policy, plans)
 
     def uplink(self, caller: Identity, name: str) -> Uplink:
-        return find_uplink(self.uplinks(caller), name)
+        found = find_uplink(self.uplinks(caller), name)
+        return with_counters(self._host, found, self._ledger.read().claims, self.switches.count_port)
 
     def prove_uplink(self, caller: Identity, name: str) -> HairpinResult:
         """Sends probe frames; see ``probe_hairpin``."""

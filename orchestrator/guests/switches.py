@@ -17,6 +17,7 @@ from orchestrator.model.switch import (
     Switch,
     SwitchCheck,
     SwitchDetails,
+    SwitchPort,
     SwitchSettings,
     SwitchState,
     SwitchTie,
@@ -25,6 +26,7 @@ from orchestrator.model.switch import (
     UplinkPort,
 )
 from orchestrator.model.switch_request import HairpinRequest, SwitchRequest
+from orchestrator.model.uplink import CounterPlace, CounterReading, FrameCounts
 from orchestrator.resources.step import UndoContext, run_steps, undo_steps
 from orchestrator.resources.switch import SetHairpin, find_key
 from orchestrator.switches.commands import LocalCommands
@@ -121,6 +123,23 @@ class SwitchService:
                 return SwitchTie(found, tie.port, find_key(self._settings.key))
         return None
 
+    def count_port(self, uplink: str) -> CounterReading | None:
+        """The counters of the uplink's switch port, read now; None if no switch is configured."""
+        try:
+            if (tie := self.find_tie(uplink)) is None:
+                return None
+            (port,) = self._read(tie.switch, (tie.port,)).ports
+            return _count(port)
+        except SwitchError as error:
+            port_name = next(tie.port for tie in self._settings.uplinks if tie.uplink == uplink)
+            return CounterReading(CounterPlace.SWITCH, port_name, "", None, f"not measured: {error.message}")
+
+    def last_count(self, uplink: str) -> CounterReading | None:
+        """As ``count_port``, of the last watch; contacts no switch."""
+        tie = next((tie for tie in self._settings.uplinks if tie.uplink == uplink), None)
+        state = self._watch.find_state(tie.switch) if tie else None
+        return next((_count(port) for port in state.ports if tie and port.name == tie.port), None) if state else None
+
     def start_watching(self) -> None:
         """One thread per switch, until ``close``. A switch that does not respond holds up no other."""
         for switch in self._ledger.switches():
@@ -190,6 +209,15 @@ def _read_announced(uplink: str) -> UplinkNeighbour:
     except SwitchError as error:
         return UplinkNeighbour(uplink, None, f"not measured, because {error.message}")
     return UplinkNeighbour(uplink, found, "" if found else "no neighbour announces itself by LLDP")
+
+
+def _count(port: SwitchPort) -> CounterReading:
+    found = port.counters
+    if found is None:
+        return CounterReading(CounterPlace.SWITCH, port.name, "", None, "not measured: the switch reports no counters")
+    # What the switch receives, the host has sent.
+    counts = FrameCounts(found.rx_packets, found.tx_packets, found.rx_bytes, found.tx_bytes, found.rx_dropped, found.tx_dropped)
+    return CounterReading(CounterPlace.SWITCH, port.name, "", counts)
 
 
 def _describe(switch: Switch) -> str:

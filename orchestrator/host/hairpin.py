@@ -31,9 +31,9 @@ def probe_hairpin(uplink: str, *, attempts: int = _ATTEMPTS, wait: float = _WAIT
     Raises HostError if the uplink does not exist, is down or frames cannot be sent.
     """
     first, second = _choose_addresses(uplink)
+    nonce = os.urandom(8)  # the same for all attempts: a frame that comes back late counts too
     with _open(uplink, (first, second)) as probe:
         for number in range(1, attempts + 1):
-            nonce = os.urandom(8)
             _send(probe, uplink, second, first, b"teach" + nonce)
             _send(probe, uplink, first, second, nonce)
             if _await(probe, first, nonce, time.monotonic() + wait):

@@ -21,6 +21,41 @@ class HairpinResult:
 
 
 @dataclass(frozen=True)
+class FrameCounts:
+    """Since the interface exists, or its driver reset it. ``sent`` is towards the external switch, ``received`` from it."""
+
+    sent: int
+    received: int
+    sent_bytes: int
+    received_bytes: int
+    sent_dropped: int
+    received_dropped: int
+
+
+class CounterPlace(StrEnum):
+    """The values are part of the API."""
+
+    GUEST = "guest"  # a guest's NIC: its VF, or its tap
+    UPLINK = "uplink"
+    SWITCH = "switch"  # the port of the external switch
+
+
+@dataclass(frozen=True)
+class CounterReading:
+    """Attributes:
+    name: interface, address of a VF, or port of the switch.
+    guest: empty for other places.
+    counts: None if they are not measured, for the reason in ``gap``.
+    """
+
+    place: CounterPlace
+    name: str
+    guest: str
+    counts: FrameCounts | None
+    gap: str = ""
+
+
+@dataclass(frozen=True)
 class ModeView:
     """An edge mode, and the reason why an uplink cannot have it; empty if it can."""
 
@@ -40,6 +75,7 @@ class Uplink:
     modes: tuple[ModeView, ...]
     now: str  # what the NIC does between its VFs; empty without VFs
     guests: tuple[str, ...]
+    counters: tuple[CounterReading, ...] = ()  # only of a single uplink; a list of uplinks has none
 
 
 @dataclass(frozen=True)

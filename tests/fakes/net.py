@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import HostError, HypervisorError, RequestError
 from orchestrator.model.topology import Link, VfState
-from orchestrator.model.uplink import HairpinResult
+from orchestrator.model.uplink import FrameCounts, HairpinResult
 from orchestrator.values import MacAddress
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class FakeNet:
         new_vf: how the drivers make a new VF.
         hairpin: whether the external switch sends frames back.
         probes: uplinks whose hairpin was probed.
+        counters: frames by interface; zero for the others.
+        vf_counters: frames by number of the VF.
     """
 
     def __init__(self, fake: FakeRoot, changing: Callable[[str, str], AbstractContextManager[None]]) -> None:
@@ -56,6 +58,8 @@ class FakeNet:
         self.new_vf = VfState(0)
         self.hairpin = True
         self.probes: list[str] = []
+        self.counters: dict[str, FrameCounts] = {}
+        self.vf_counters: dict[int, FrameCounts] = {}
 
     def read_links(self) -> tuple[Link, ...]:
         """See `host.netlink`."""
@@ -178,11 +182,21 @@ class FakeNet:
                 raise HostError(f"cannot change {name}: interface {name} does not exist", errno=errno.ENODEV)
             self._store(TAPS, **{name: self._load(TAPS)[name] | fields})
 
-    def probe_hairpin(self, uplink: str) -> HairpinResult:
-        """See `host.netlink`. A test sets what the switch does by `hairpin`."""
+    def probe_hairpin(self, uplink: str, *, attempts: int = 5, wait: float = 0.4) -> HairpinResult:
+        """See `host.netlink`. A test sets what the switch does by `hairpin`; it takes no time."""
         self._find_folder(uplink)
         self.probes.append(uplink)
-        return HairpinResult(uplink, 1, 1) if self.hairpin else HairpinResult(uplink, 5, 0)
+        return HairpinResult(uplink, 1, 1) if self.hairpin else HairpinResult(uplink, attempts, 0)
+
+    def read_counters(self) -> dict[str, FrameCounts]:
+        """See `host.netlink`. A test sets them by `counters`."""
+        zero = FrameCounts(0, 0, 0, 0, 0, 0)
+        return {link.name: self.counters.get(link.name, zero) for link in self.read_links()}
+
+    def read_vf_counters(self, interface: str) -> dict[int, FrameCounts]:
+        """See `host.netlink`: igb does not count."""
+        self._find_folder(interface)
+        return self.vf_counters
 
     def read_table(self, table: str) -> tuple[str, str, tuple[str, ...], list[Any]] | None:
         """See `host.netlink`."""

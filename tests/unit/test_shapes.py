@@ -25,6 +25,8 @@ VALUES: dict[type, Any] = {
     Quarantined: shapes.Quarantined,
     proof.Proof: shapes.Proof,
     uplink.SwitchCount: shapes.SwitchCount,
+    uplink.FrameCounts: shapes.FrameCounts,
+    uplink.CounterReading: shapes.CounterReading,
     uplink.VepaReadings: shapes.VepaReadings,
     uplink.EdgeReading: shapes.EdgeReading,
     uplink.ModeView: shapes.ModeView,
