@@ -9,12 +9,13 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
+from orchestrator.audit.balance import compare, take_sample
 from orchestrator.audit.cores import find_ambiguous_threads
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import read_taps
 from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
-from orchestrator.audit.traffic import SendCommand, send_frames
+from orchestrator.audit.traffic import SendCommand, find_tie, send_frames
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.edge import describe_edge, read_edge_mode
 from orchestrator.host.hugepages import read_ksm_run
@@ -40,7 +41,7 @@ from orchestrator.model.exits import ExitPolicy, ExitSample
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.switch import SwitchTie
 from orchestrator.model.topology import Topology
-from orchestrator.model.uplink import EdgeReading, SwitchCount, Traffic, VepaReadings
+from orchestrator.model.uplink import EdgeReading, Invariant, InvariantReading, SwitchCount, Traffic, VepaReadings
 from orchestrator.values import CpuSet, PciAddress
 
 # The manager, then libvirt's daemons, monolithic and modular (libvirt.org/daemons.html); not all of them run.
@@ -143,6 +144,7 @@ class Facts:
         self.connected_targets = Lazy(partial(read_connected_targets, host))
         self.given_texts = {guest.name: Lazy(partial(source.given_texts, guest.uuid)) for guest in self.guests}
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
+        self._balance = {uplink: _compare_counters(source, uplink) for uplink in _list_software_uplinks(source, self.guests)}
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 
     def _read_disks(self, host: HostRoot, guest: RunningGuest) -> tuple[DiskState, ...]:
@@ -167,7 +169,8 @@ class Facts:
         # Read after the traffic: this detects a PF reset in the meantime.
         edges = (*read_edges(source.host, self.guests, self.topology), *read_taps(source.host, self.guests))
         switch, gap = (None, counted) if isinstance(counted, str) else (counted, "")
-        return VepaReadings(edges, traffic, gaps, switch, gap)
+        invariants = tuple(one for read in self._balance.values() for one in read(edges))
+        return VepaReadings(edges, traffic, gaps, switch, gap, invariants)
 
 
 def read_last_runs(
@@ -293,6 +296,27 @@ def _count_exits(source: Source, guest: RunningGuest) -> Lazy[tuple[ExitSample, 
         return before, sample()
 
     return Lazy(read)
+
+
+def _list_software_uplinks(source: Source, guests: Iterable[RunningGuest]) -> tuple[str, ...]:
+    return tuple(sorted({edge.uplink for edge in read_taps(source.host, guests) if edge.uplink}))
+
+
+def _compare_counters(source: Source, uplink: str) -> Callable[[Iterable[EdgeReading]], tuple[InvariantReading, ...]]:
+    """Takes the first sample of the counters now, and the second at least ``window`` seconds later."""
+    tie, start = find_tie(source, uplink), time.monotonic()
+    first = Lazy(partial(take_sample, source.host, uplink, tie, is_start=True))
+    first.read()
+
+    def read(edges: Iterable[EdgeReading]) -> tuple[InvariantReading, ...]:
+        time.sleep(max(0.0, start + source.window - time.monotonic()))
+        try:
+            second = take_sample(source.host, uplink, tie, is_start=False)
+            return compare(uplink, [edge for edge in edges if edge.uplink == uplink], first(), second)
+        except HostError as error:
+            return (InvariantReading(Invariant.GUESTS_UPLINK, uplink, None, f"not measured: {error.message}"),)
+
+    return read
 
 
 def _read_nics(source: Source, guests: Iterable[RunningGuest]) -> Promised:

@@ -54,7 +54,7 @@ def send_frames(source: Sender, guests: tuple[RunningGuest, ...], frames: int) -
     edges = [_find_edge(source, guest, firsts.get(guest.uuid)) for guest in (first, second)]
     found = [edge for edge in edges if edge]
     nics = [firsts[guest.uuid] for guest in (first, second) if guest.uuid in firsts]
-    tie = _find_tie(source, nics)
+    tie = _find_pairs_tie(source, nics)
     measure = partial(
         measure_traffic, ask, (first.name, first_address), (second.name, second_address), frames, found,
         outside=_list_outside(source.host, found, tie),
@@ -87,18 +87,23 @@ def _choose_pair(host: HostRoot, guests: tuple[RunningGuest, ...], firsts: Mappi
     raise GuestError(f"two guests{where} with an address and a NIC are required, {count} such guests are running")
 
 
-def _find_tie(source: Sender, nics: Sequence[NicPlan]) -> SwitchTie | str:
+def find_tie(source: Sender, uplink: str) -> SwitchTie | str:
+    """The switch port of an uplink, or why it is not known."""
+    try:
+        found = source.find_tie(uplink)
+    except SwitchError as error:
+        return error.message
+    return found or f"no switch is configured for uplink {uplink}: set switch and port in [uplinks.NAME]"
+
+
+def _find_pairs_tie(source: Sender, nics: Sequence[NicPlan]) -> SwitchTie | str:
     """The switch port of the guests' uplink, or why it is not known."""
     uplinks = sorted({nic.interface for nic in nics})
     if len(nics) < 2:
         return "the manager did not create both guests: their uplink is not known"
     if len(uplinks) > 1:
         return f"the guests have different uplinks ({', '.join(uplinks)})"
-    try:
-        found = source.find_tie(uplinks[0])
-    except SwitchError as error:
-        return error.message
-    return found or f"no switch is configured for uplink {uplinks[0]}: set switch and port in [uplinks.NAME]"
+    return find_tie(source, uplinks[0])
 
 
 def _list_outside(host: HostRoot, edges: Sequence[EdgeReading], tie: SwitchTie | str) -> frozenset[str]:

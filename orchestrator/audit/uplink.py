@@ -42,6 +42,7 @@ def prove_vepa(readings: VepaReadings, switch: SwitchCount | None) -> Measuremen
     edges, traffic = readings.edges, readings.traffic
     findings = [f"{edge.interface} switches locally between VFs (VEB): {edge.text}" for edge in edges if edge.mode == "veb"]
     findings += check_edges(edges)
+    findings += [f"{one.invariant}: {one.text}" for one in readings.invariants if one.holds is False]
     unknown = [f"{edge.interface}: edge mode unknown: {edge.text}" for edge in edges if edge.mode is None]
     missing = [*readings.gaps, *unknown]
     if not edges:
@@ -62,6 +63,7 @@ def prove_vepa(readings: VepaReadings, switch: SwitchCount | None) -> Measuremen
     evidence += [_describe_traffic(traffic)] if traffic else []
     evidence += [describe_uplinks(traffic)] if traffic and (traffic.source_edge or traffic.target_edge) else []
     evidence += [line for count in counts for line in _describe_count(count)]
+    evidence += [f"{one.invariant}: {one.text}" for one in readings.invariants if one.holds is not False]
     evidence += [EDGE_WEAKER] if any(edge.uplink for edge in edges) else []
     return Measurement(verdict, figure, (*findings, *missing, *evidence), readings)
 

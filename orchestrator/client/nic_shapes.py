@@ -136,6 +136,15 @@ class SwitchCount(TypedDict):
     others: int
 
 
+class InvariantReading(TypedDict):
+    """What counters of frames must agree on. ``holds`` is null if it was not measured."""
+
+    invariant: Literal["guests-uplink", "uplink-switch", "switch-reflected"]
+    uplink: str
+    holds: bool | None
+    text: str
+
+
 class VepaReadings(TypedDict):
     """The readings of the proof `vepa`. ``switch`` is what the external switch counted, null for the reason in ``switch_gap``."""
 
@@ -144,3 +153,4 @@ class VepaReadings(TypedDict):
     gaps: list[str]
     switch: SwitchCount | None
     switch_gap: str
+    invariants: list[InvariantReading]

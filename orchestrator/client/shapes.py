@@ -8,6 +8,7 @@ from orchestrator.client.nic_shapes import CounterReading as CounterReading
 from orchestrator.client.nic_shapes import EdgeReading as EdgeReading
 from orchestrator.client.nic_shapes import FrameCounts as FrameCounts
 from orchestrator.client.nic_shapes import HairpinResult as HairpinResult
+from orchestrator.client.nic_shapes import InvariantReading as InvariantReading
 from orchestrator.client.nic_shapes import ModeView as ModeView
 from orchestrator.client.nic_shapes import Nic as Nic
 from orchestrator.client.nic_shapes import SwitchCount as SwitchCount

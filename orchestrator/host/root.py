@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 from orchestrator.errors import HostError
 from orchestrator.model.topology import Link, VfState
-from orchestrator.model.uplink import FrameCounts, HairpinResult
+from orchestrator.model.uplink import FrameCounts, HairpinResult, QueueCounts
 from orchestrator.values import CpuSet, MacAddress
 
 _HINTS = {
@@ -51,6 +51,7 @@ class Net(Protocol):
     def delete_table(self, table: str) -> None: ...
     def probe_hairpin(self, uplink: str, *, attempts: int = 5, wait: float = 0.4) -> HairpinResult: ...
     def read_counters(self) -> dict[str, FrameCounts]: ...
+    def read_queue(self, interface: str) -> QueueCounts: ...
     def read_vf_counters(self, interface: str) -> dict[int, FrameCounts]: ...
 
 

@@ -32,6 +32,14 @@ class FrameCounts:
     received_dropped: int
 
 
+@dataclass(frozen=True)
+class QueueCounts:
+    """The queue of an interface (qdisc): frames that it has dropped, and frames that wait in it."""
+
+    dropped: int
+    waiting: int
+
+
 class CounterPlace(StrEnum):
     """The values are part of the API."""
 
@@ -107,6 +115,24 @@ class Traffic:
     uplink_in: int = 0
 
 
+class Invariant(StrEnum):
+    """What counters of frames must agree on; they replace test frames, which no customer's guest sends. Part of the API."""
+
+    GUESTS_UPLINK = "guests-uplink"  # what guests send leaves through the uplink
+    UPLINK_SWITCH = "uplink-switch"  # what the uplink sends arrives at the switch port, and the other way round
+    SWITCH_REFLECTED = "switch-reflected"  # what arrives at the switch port leaves it again
+
+
+@dataclass(frozen=True)
+class InvariantReading:
+    """``holds``: None if it was not measured. ``text`` has both numbers, or the reason."""
+
+    invariant: Invariant
+    uplink: str
+    holds: bool | None
+    text: str
+
+
 class CountWay(StrEnum):
     """How frames were counted at a switch port. The values are part of the API."""
 
@@ -139,3 +165,4 @@ class VepaReadings:
     gaps: tuple[str, ...] = ()  # reasons why a part could not be measured
     switch: SwitchCount | None = None  # as the driver of the switch counted; None if it did not
     switch_gap: str = ""  # the reason for None
+    invariants: tuple[InvariantReading, ...] = ()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import HostError, HypervisorError, RequestError
 from orchestrator.model.topology import Link, VfState
-from orchestrator.model.uplink import FrameCounts, HairpinResult
+from orchestrator.model.uplink import FrameCounts, HairpinResult, QueueCounts
 from orchestrator.values import MacAddress
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class FakeNet:
         hairpin: whether the external switch sends frames back.
         probes: uplinks whose hairpin was probed.
         counters: frames by interface; zero for the others.
+        queue: of each interface.
         vf_counters: frames by number of the VF.
     """
 
@@ -59,6 +60,7 @@ class FakeNet:
         self.hairpin = True
         self.probes: list[str] = []
         self.counters: dict[str, FrameCounts] = {}
+        self.queue = QueueCounts(0, 0)
         self.vf_counters: dict[int, FrameCounts] = {}
 
     def read_links(self) -> tuple[Link, ...]:
@@ -192,6 +194,11 @@ class FakeNet:
         """See `host.netlink`. A test sets them by `counters`."""
         zero = FrameCounts(0, 0, 0, 0, 0, 0)
         return {link.name: self.counters.get(link.name, zero) for link in self.read_links()}
+
+    def read_queue(self, interface: str) -> QueueCounts:
+        """See `host.netlink`."""
+        self._find_folder(interface)
+        return self.queue
 
     def read_vf_counters(self, interface: str) -> dict[int, FrameCounts]:
         """See `host.netlink`: igb does not count."""

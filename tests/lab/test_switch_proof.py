@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -92,3 +94,28 @@ def test_switch_that_does_not_respond_makes_the_proof_not_measured(host: LabHost
     assert any("exited with status 1: no such object" in line for line in proof.evidence), proof.evidence
     proof = wait_until(lambda: measure(host), lambda proof: proof.verdict == Verdict.PASS, timeout=120, interval=1)
     assert proof.verdict == Verdict.PASS, proof.evidence
+
+
+KINDS = ("hairpin-lost", "hairpin-returned")
+
+
+def read_events(host: LabHost, after: int) -> list[dict[str, Any]]:
+    found = json.loads(host.nohype("events", "--after", str(after), "--json").stdout)
+    return [event for event in found if event["kind"] in KINDS]
+
+
+def test_hairpin_that_is_lost_is_an_event_within_ten_seconds(host: LabHost, port: LabPort) -> None:
+    """By probe frames: the switch is not asked. The guests have VFs, whose frames igb does not count."""
+    last = json.loads(host.nohype("events", "--json").stdout)[-1]["id"]
+    start = datetime.fromtimestamp(float(host.run("date +%s.%N").stdout), UTC)
+    set_hairpin(port.interface, port.netns, on=False)
+    try:
+        wait_until(lambda: read_events(host, last), timeout=60, interval=0.5)
+        lost = read_events(host, last)
+    finally:
+        set_hairpin(port.interface, port.netns, on=True)
+    wait_until(lambda: len(read_events(host, last)) > 1, timeout=60, interval=0.5)
+    assert [event["kind"] for event in lost] == ["hairpin-lost"]
+    assert [event["kind"] for event in read_events(host, last)] == list(KINDS)
+    seconds = (datetime.fromisoformat(lost[0]["time"]) - start).total_seconds()
+    print(f"\nhairpin-lost after {seconds:.1f} s")

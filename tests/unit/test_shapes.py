@@ -25,6 +25,7 @@ VALUES: dict[type, Any] = {
     Quarantined: shapes.Quarantined,
     proof.Proof: shapes.Proof,
     uplink.SwitchCount: shapes.SwitchCount,
+    uplink.InvariantReading: shapes.InvariantReading,
     uplink.FrameCounts: shapes.FrameCounts,
     uplink.CounterReading: shapes.CounterReading,
     uplink.VepaReadings: shapes.VepaReadings,

@@ -8,7 +8,7 @@ implements `host.root.Net`.
 from orchestrator.host.hairpin import probe_hairpin
 from orchestrator.host.netlink.bridge_ports import BridgeState, read_bridge
 from orchestrator.host.netlink.bridges import add_port, create_bridge, read_hairpin, set_hairpin
-from orchestrator.host.netlink.counters import read_counters, read_vf_counters
+from orchestrator.host.netlink.counters import read_counters, read_queue, read_vf_counters
 from orchestrator.host.netlink.filters import delete_table, read_table, replace_table
 from orchestrator.host.netlink.links import (
     read_addressed,
@@ -43,6 +43,7 @@ __all__ = [
     "read_hairpin",
     "read_hwmode",
     "read_links",
+    "read_queue",
     "read_table",
     "read_vf_counters",
     "read_vfs",

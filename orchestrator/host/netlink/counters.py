@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.host.netlink.sockets import RTEXT_FILTER_SKIP_STATS, RTEXT_FILTER_VF, find_index, opened
-from orchestrator.model.uplink import FrameCounts
+from orchestrator.model.uplink import FrameCounts, QueueCounts
 
+_TC_H_ROOT = 0xFFFF_FFFF  # include/uapi/linux/pkt_sched.h
 _TAPS = ("tun",)
 """Kinds of interfaces that receive what a guest sends. A macvtap sends it: its other side is the uplink."""
 
@@ -29,6 +30,18 @@ def read_vf_counters(interface: str) -> dict[int, FrameCounts]:
     vfs = message.get_attr("IFLA_VFINFO_LIST")
     found = dict(map(_parse_vf, vfs.get_attrs("IFLA_VF_INFO"))) if vfs is not None else {}
     return {index: counts for index, counts in found.items() if counts.sent or counts.received}
+
+
+def read_queue(interface: str) -> QueueCounts:
+    """Its root qdisc, which counts for those below it too. Zeros without one, as for many virtual interfaces."""
+    what = f"read the queue of {interface}"
+    with opened(what) as ipr:
+        index = find_index(ipr, interface, what)
+        for message in ipr.get_qdiscs(index=index):
+            found = message.get_nested("TCA_STATS2", "TCA_STATS_QUEUE")
+            if message["index"] == index and message["parent"] == _TC_H_ROOT and found:
+                return QueueCounts(int(found["drops"]), int(found["qlen"]))
+    return QueueCounts(0, 0)
 
 
 def _parse(message: Any) -> FrameCounts | None:
