@@ -26,7 +26,7 @@ from orchestrator.model.uplink import FrameCounts
 _log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 3.0
-_PAUSE = 0.5
+PAUSE_SECONDS = 0.5
 """Between a suspicion and its confirmation. All together a loss is reported within 10 s."""
 _FIRST, _MORE = (1, 0.4), (6, 0.25)
 """Attempts, and seconds for each. A frame can be lost in a flood, or while the NIC is reset: more frames decide."""
@@ -125,7 +125,7 @@ class HairpinWatch:
         if returns is False and uplink not in self._lost:
             returns = self._probe(uplink, *_MORE)
             if returns is False:
-                time.sleep(_PAUSE)
+                time.sleep(PAUSE_SECONDS)
                 returns = self._probe(uplink, *_MORE)
         if returns is None or returns == (uplink not in self._lost):
             return

@@ -22,7 +22,7 @@ KINDS = ("hairpin-lost", "hairpin-returned")
 
 @pytest.fixture
 def watch(world: World, opened: tuple[GuestService, Ledger], monkeypatch: pytest.MonkeyPatch) -> HairpinWatch:
-    monkeypatch.setattr("orchestrator.guests.hairpin_watch._PAUSE", 0.0)
+    monkeypatch.setattr("orchestrator.guests.hairpin_watch.PAUSE_SECONDS", 0.0)
     return HairpinWatch(world.host, opened[1])
 
 
