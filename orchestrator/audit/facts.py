@@ -15,7 +15,7 @@ from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import read_taps
 from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
-from orchestrator.audit.traffic import SendCommand, find_tie, send_frames
+from orchestrator.audit.traffic import SendCommand, find_tie, read_strays, send_frames
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.edge import describe_edge, read_edge_mode
 from orchestrator.host.hugepages import read_ksm_run
@@ -141,6 +141,7 @@ class Facts:
         self.disk_checks = {guest.name: Lazy(partial(source.disk_checks, guest.uuid)) for guest in self.guests}
         self.vfs = Lazy(partial(read_vfs, host, self.guests, self.topology))
         self.nics = Lazy(partial(_read_nics, source, self.guests))
+        self.strays = Lazy(partial(read_strays, source, self.guests))
         self.connected_targets = Lazy(partial(read_connected_targets, host))
         self.given_texts = {guest.name: Lazy(partial(source.given_texts, guest.uuid)) for guest in self.guests}
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))

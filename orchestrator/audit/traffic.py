@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -10,6 +10,7 @@ from typing import Protocol
 from uuid import UUID
 
 from orchestrator.audit.edge import read_taps
+from orchestrator.audit.network import Strays
 from orchestrator.audit.switch import start_count
 from orchestrator.audit.uplink import SIZE, find_guest_address, measure_traffic
 from orchestrator.errors import GuestError, SwitchError
@@ -20,6 +21,7 @@ from orchestrator.model.plan import NicPlan
 from orchestrator.model.switch import SwitchTie
 from orchestrator.model.uplink import EdgeReading, SwitchCount, Traffic
 from orchestrator.switches.drivers import opened
+from orchestrator.switches.verify import find_strays
 
 SendCommand = Callable[[str, str, float, UUID], str]
 """(guest name, line, timeout in seconds, guest id) → the reply to the line on the guest's console."""
@@ -94,6 +96,28 @@ def find_tie(source: Sender, uplink: str) -> SwitchTie | str:
     except SwitchError as error:
         return error.message
     return found or f"no switch is configured for uplink {uplink}: set switch and port in [uplinks.NAME]"
+
+
+def read_strays(source: Sender, guests: Iterable[RunningGuest]) -> Strays:
+    """Reads the table of each switch that an uplink of these guests is tied to."""
+    nics = source.nics()
+    ends: dict[str, list[str]] = {}
+    for guest in guests:
+        for nic in nics.get(guest.uuid, ()):
+            ends.setdefault(nic.interface, []).append(str(nic.mac))
+    ports: dict[str, str] = {}
+    gaps: list[str] = []
+    for uplink, macs in sorted(ends.items()):
+        tie = find_tie(source, uplink)
+        try:
+            if isinstance(tie, str):
+                gaps.append(f"not measured: {tie}")
+                continue
+            with opened(tie.switch, tie.key) as driver:
+                ports |= find_strays(driver.read(), dict.fromkeys(macs, tie.port))
+        except SwitchError as error:
+            gaps.append(f"not measured: {error.message}")
+    return Strays(ports, "; ".join(gaps))
 
 
 def _find_pairs_tie(source: Sender, nics: Sequence[NicPlan]) -> SwitchTie | str:

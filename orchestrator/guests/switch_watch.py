@@ -43,12 +43,14 @@ class SwitchWatch:
     ports: the ports to check of a switch, by its name; may change at any time.
     mtus: MTU of the uplink by port.
     report: gets each change, in the thread of the switch.
+    inspect: gets each state that was read, in the thread of the switch.
     """
 
     def __init__(
         self, key: Path | None, ports: Callable[[str], tuple[str, ...]], mtus: Callable[[str], dict[str, int]],
-        report: Callable[[str, Observation], object],
+        report: Callable[[str, Observation], object], inspect: Callable[[str, SwitchState], object] = lambda *_: None,
     ) -> None:  # fmt: skip
+        self._inspect = inspect
         self._key, self._ports, self._mtus, self._report = key, ports, mtus, report
         self._lock = threading.Lock()
         self._started = False
@@ -134,6 +136,7 @@ class SwitchWatch:
             self._states.pop(switch.name, None)
             return f"{_UNREADABLE}{error.message}"
         self._states[switch.name] = state
+        self._inspect(switch.name, state)
         return describe_faults(check_ports(switch.name, state, self._mtus(switch.name), self._ports(switch.name)))
 
     def _note(self, name: str, observation: Observation) -> None:

@@ -6,6 +6,7 @@ import logging
 
 from orchestrator.config import DaemonConfig
 from orchestrator.errors import Forbidden, LedgerError, NotFound, OrchestratorError, RequestError, SwitchError
+from orchestrator.guests.duplicates import Duplicates, list_addresses
 from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.switch_watch import Observation, SwitchWatch
 from orchestrator.host.ports import read_mtu
@@ -46,7 +47,8 @@ class SwitchService:
     def __init__(self, host: HostRoot, ledger: Ledger, settings: SwitchSettings) -> None:
         self._host, self._ledger, self._settings = host, ledger, settings
         self._locks = NamedLocks()
-        self._watch = SwitchWatch(find_key(settings.key), self._list_watched, self._read_mtus, self._report)
+        self._watch = SwitchWatch(find_key(settings.key), self._list_watched, self._read_mtus, self._report, self._inspect)
+        self._duplicates = Duplicates(lambda text: self._note(text, MANAGER.name, EventKind.DUPLICATE_ADDRESS))
 
     def list(self, caller: Identity) -> tuple[SwitchView, ...]:
         """Contacts no switch."""
@@ -181,9 +183,12 @@ class SwitchService:
     def _report(self, name: str, observation: Observation) -> None:
         self._note(f"switch {name}: {observation.problem or 'all checks passed'}", MANAGER.name)
 
-    def _note(self, detail: str, who: str) -> None:
+    def _inspect(self, name: str, state: SwitchState) -> None:
+        self._duplicates.inspect(name, state, list_addresses(self._ledger.read().claims, self._list_ties(name)))
+
+    def _note(self, detail: str, who: str, kind: EventKind = EventKind.SWITCH_CHANGED) -> None:
         try:
-            self._ledger.append_event(EventKind.SWITCH_CHANGED, HOST, detail, who=who)
+            self._ledger.append_event(kind, HOST, detail, who=who)
         except LedgerError as error:
             _log.error("%s (%s)", detail, error)
 
