@@ -37,9 +37,10 @@ def list_uplinks(*, as_json: bool, client: Client) -> None:
 @json_option
 @client_option
 def show(name: str, *, as_json: bool, client: Client) -> None:
-    """Show the edge mode of the uplink NAME, and why, with the frames of its guests.
+    """Show edge mode and frames of the uplink NAME.
 
-    `sent` is towards the external switch. Its port is read if `switch` and `port` are set in [uplinks.NAME].
+    The table has the reason for the mode, and the frames of guests' NICs, the uplink and the switch port. `sent` is towards the
+    external switch. Its port is read if `switch` and `port` are set in [uplinks.NAME].
     """
     found = client.uplink(name)
     if as_json:
@@ -51,7 +52,7 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
             ("edge mode", found["edge"] or "none"), *([("why", found["why"])] if found["why"] else []),
             *((f"mode {mode['mode']}", mode["refused"] or "possible") for mode in found["modes"]),
             *([("now", found["now"])] if found["now"] else []), ("guests", ", ".join(found["guests"]) or "none"),
-            *((f"frames {one['place']} {one['name']}", _format_counts(one)) for one in found["counters"]),
+            *((f"frames {one['place']} {one['name']}", _format_counts(one)) for one in found.get("counters", ())),
         ]
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ class Duplicates:
                     del self._seen[key]
                 elif now - last >= CALM_SECONDS:
                     del self._seen[key]
-                    texts.append(f"switch {switch}: address {key[1]} is no longer seen at another port")
+                    texts.append(f"switch {switch}: address {key[1]} was not seen at another port for {CALM_SECONDS:.0f} s")
         for text in texts:
             self._report(text)
 

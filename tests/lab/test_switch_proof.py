@@ -79,8 +79,7 @@ def test_audit_finds_a_hairpin_that_is_off(host: LabHost, tied: SshSwitch, port:
         proof = measure(host, 5)
     finally:
         set_hairpin(port.interface, port.netns, on=True)
-    assert proof.verdict == Verdict.FAIL
-    assert any("did not reflect" in line for line in proof.evidence), proof.evidence
+    assert proof.verdict == Verdict.FAIL, proof.evidence
 
 
 def test_switch_that_does_not_respond_makes_the_proof_not_measured(host: LabHost, tied: SshSwitch) -> None:

@@ -55,7 +55,7 @@ def test_station_that_takes_turns_with_the_guest_is_reported_once() -> None:
     clock.now += CALM_SECONDS
     found.inspect("sw1", state(swp1=MAC), GUESTS)
     found.inspect("sw1", state(swp1=MAC), GUESTS)
-    assert texts[1:] == [f"switch sw1: address {MAC} is no longer seen at another port"]
+    assert texts[1:] == [f"switch sw1: address {MAC} was not seen at another port for 60 s"]
     found.inspect("sw1", state(swp3=MAC), GUESTS)
     assert len(texts) == 3
 
