@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from orchestrator.errors import HostError, LedgerError, OrchestratorError
@@ -66,9 +67,11 @@ class HairpinWatch:
         if not users:
             return False
         counters = self._host.net.read_counters()
-        for uplink, found in users.items():
-            if self._is_due(uplink, found, counters):
-                self._check_uplink(uplink, found)
+        due = [uplink for uplink, found in users.items() if self._is_due(uplink, found, counters)]
+        if due:
+            # At the same time: a loss takes seconds to confirm, and one switch may serve several uplinks.
+            with ThreadPoolExecutor(len(due), thread_name_prefix="hairpin") as pool:
+                list(pool.map(lambda uplink: self._check_uplink(uplink, users[uplink]), due))
         return True
 
     def find_lost(self) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -144,5 +145,21 @@ def test_loss_ends_silently_with_the_last_guest_and_is_reported_again(
     watch.check()
     assert events(manager) == ["hairpin-lost"]
     create(manager, name="other")
+    watch.check()
+    assert events(manager) == ["hairpin-lost", "hairpin-lost"]
+
+
+def test_losses_of_several_uplinks_are_confirmed_at_the_same_time(
+    world: World, watch: HairpinWatch, manager: GuestService
+) -> None:
+    create(manager, nics=[{"uplink": "nic0"}])
+    create(manager, name="db", nics=[{"uplink": "nic1"}])
+    together = threading.Barrier(2, timeout=60)
+
+    def probe(uplink: str, *, attempts: int, wait: float) -> HairpinResult:
+        together.wait()
+        return HairpinResult(uplink, attempts, 0)
+
+    world.host.fake_net.probe_hairpin = probe  # type: ignore[assignment]
     watch.check()
     assert events(manager) == ["hairpin-lost", "hairpin-lost"]
