@@ -1,8 +1,8 @@
 """Notices that frames between guests do not come back from the external switch, also where the switch itself cannot be read.
 
-While guests send frames, two frames of the host's own are sent on their uplink in each round (see ``host.hairpin``): guests'
-counters alone cannot tell a lost reflection from traffic to other hosts. Frames of the VFs of many drivers are not counted; their
-uplinks are probed in each round.
+Two frames of the host's own are sent on each uplink with running guests in each round (see ``host.hairpin``). Counters of guests'
+frames cannot replace them: they do not tell a lost reflection from traffic to other hosts, and most VFs are not counted. A round
+without a loss is a few system calls on a socket that stays open.
 """
 
 from __future__ import annotations
@@ -12,34 +12,23 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from orchestrator.errors import HostError, LedgerError, OrchestratorError
 from orchestrator.guests.host_setup import HOST
 from orchestrator.host.ports import find_port
-from orchestrator.host.root import HostRoot
+from orchestrator.host.root import HostRoot, Probe
 from orchestrator.ledger import Claim, Event, EventKind, Ledger
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.state import GuestState
-from orchestrator.model.uplink import FrameCounts
 
 _log = logging.getLogger(__name__)
 
-ROUND_SECONDS = 3.0
+ROUND_SECONDS = 4.0
 PAUSE_SECONDS = 0.5
 """Between a suspicion and its confirmation. All together a loss is reported within 10 s."""
-_FIRST, _MORE = (1, 0.4), (6, 0.25)
+_FIRST, _MORE = 0.4, (6, 0.25)
 """Attempts, and seconds for each. A frame can be lost in a flood, or while the NIC is reset: more frames decide."""
-
-
-@dataclass
-class _Users:
-    """The guests that need reflective relay on an uplink; ``taps`` are those of guests whose frames are counted."""
-
-    guests: list[str] = field(default_factory=list)
-    taps: list[str] = field(default_factory=list)
-    has_vfs: bool = False
 
 
 class HairpinWatch:
@@ -48,8 +37,10 @@ class HairpinWatch:
     def __init__(self, host: HostRoot, ledger: Ledger) -> None:
         self._host, self._ledger = host, ledger
         self._stop, self._changed = threading.Event(), threading.Event()
+        self._changed.set()
         self._lost: set[str] = set()
-        self._sent: dict[str, tuple[int, ...]] = {}  # as of the last probe
+        self._users: dict[str, list[str]] = {}  # guests by uplink, as of the last change of a guest
+        self._probes: dict[str, Probe] = {}
         ledger.subscribe(self._on_event)
 
     def start(self) -> None:
@@ -61,26 +52,25 @@ class HairpinWatch:
 
     def check(self) -> bool:
         """One round; writes an event for each change. Returns whether any running guest needs reflective relay."""
-        users = self._list_users()
-        self._lost &= users.keys()
-        self._sent = {uplink: sent for uplink, sent in self._sent.items() if uplink in users}
-        if not users:
-            return False
-        counters = self._host.net.read_counters()
-        due = [uplink for uplink, found in users.items() if self._is_due(uplink, found, counters)]
-        if due:
+        if self._changed.is_set():
+            self._changed.clear()  # before the reading: a later change is read in the next round
+            self._users = self._list_users()
+            self._lost &= self._users.keys()
+            for uplink in self._probes.keys() - self._users.keys():
+                self._probes.pop(uplink).close()
+        suspects = [uplink for uplink in self._users if self._try_once(uplink) == (uplink in self._lost)]
+        if suspects:
             # At the same time: a loss takes seconds to confirm, and one switch may serve several uplinks.
-            with ThreadPoolExecutor(len(due), thread_name_prefix="hairpin") as pool:
-                list(pool.map(lambda uplink: self._check_uplink(uplink, users[uplink]), due))
-        return True
+            with ThreadPoolExecutor(len(suspects), thread_name_prefix="hairpin") as pool:
+                list(pool.map(self._confirm, suspects))
+        return bool(self._users)
 
     def find_lost(self) -> dict[str, bool]:
         """By watched uplink whether frames do not return, as of the last round."""
-        return {uplink: uplink in self._lost for uplink in self._sent}
+        return {uplink: uplink in self._lost for uplink in self._users}
 
     def _work(self) -> None:
         while not self._stop.is_set():
-            self._changed.clear()
             busy = True
             try:
                 busy = self.check()
@@ -94,18 +84,15 @@ class HairpinWatch:
                 self._changed.wait()
 
     def _on_event(self, event: Event) -> None:
-        if event.kind in (EventKind.STARTED, EventKind.ADOPT):
+        if event.subject != HOST:
             self._changed.set()
 
-    def _list_users(self) -> dict[str, _Users]:
-        found: dict[str, _Users] = {}
+    def _list_users(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
         for claim in self._ledger.read().claims:
             for nic in _list_nics(claim):
                 if uplink := self._find_uplink(nic):
-                    users = found.setdefault(uplink, _Users())
-                    users.guests.append(claim.plan.name)
-                    users.taps += [nic.tap] if nic.tap else []
-                    users.has_vfs |= not nic.tap
+                    found.setdefault(uplink, []).append(claim.plan.name)
         return found
 
     def _find_uplink(self, nic: NicPlan) -> str:
@@ -117,29 +104,32 @@ class HairpinWatch:
         except HostError:
             return ""
 
-    def _is_due(self, uplink: str, users: _Users, counters: dict[str, FrameCounts]) -> bool:
-        """Whether guests have sent frames since the last probe. Any other value of a counter counts: it may have been reset."""
-        sent = tuple(counters[tap].sent for tap in sorted(users.taps) if tap in counters)
-        before, self._sent[uplink] = self._sent.get(uplink), sent
-        return uplink in self._lost or users.has_vfs or (sent != before and any(sent))
+    def _try_once(self, uplink: str) -> bool:
+        """Whether a frame returned. An error closes the socket: the interface may be another one now."""
+        try:
+            if uplink not in self._probes:
+                self._probes[uplink] = self._host.net.open_hairpin(uplink)
+            self._probes[uplink].discard()
+            return self._probes[uplink].attempt(_FIRST)
+        except HostError:
+            if probe := self._probes.pop(uplink, None):
+                probe.close()
+            self._changed.set()  # looks its name up again
+            return False
 
-    def _check_uplink(self, uplink: str, users: _Users) -> None:
-        returns = self._probe(uplink, *_FIRST)
-        if returns is False and uplink not in self._lost:
-            returns = self._probe(uplink, *_MORE)
-            if returns is False:
-                time.sleep(PAUSE_SECONDS)
-                returns = self._probe(uplink, *_MORE)
-        if returns is None or returns == (uplink not in self._lost):
-            return
-        names = ", ".join(sorted(set(users.guests)))
-        if returns:
+    def _confirm(self, uplink: str) -> None:
+        """A single frame decides that frames return, and many that they do not."""
+        if uplink in self._lost:
             self._lost.discard(uplink)
             self._note(EventKind.HAIRPIN_RETURNED, f"uplink {uplink}: frames between guests return from the switch again")
-        else:
-            self._lost.add(uplink)
-            text = f"uplink {uplink}: frames between guests do not return from the switch; guests: {names}"
-            self._note(EventKind.HAIRPIN_LOST, f"{text}; enable hairpin (reflective relay) on the switch port")
+            return
+        if self._probe(uplink, *_MORE) is False:
+            time.sleep(PAUSE_SECONDS)
+            if self._probe(uplink, *_MORE) is False:
+                self._lost.add(uplink)
+                names = ", ".join(sorted(set(self._users[uplink])))
+                text = f"uplink {uplink}: frames between guests do not return from the switch; guests: {names}"
+                self._note(EventKind.HAIRPIN_LOST, f"{text}; enable hairpin (reflective relay) on the switch port")
 
     def _probe(self, uplink: str, attempts: int, wait: float) -> bool | None:
         """None if it is not known: the link is down, or was down meanwhile."""

@@ -190,6 +190,10 @@ class FakeNet:
         self.probes.append(uplink)
         return HairpinResult(uplink, 1, 1) if self.hairpin else HairpinResult(uplink, attempts, 0)
 
+    def open_hairpin(self, uplink: str) -> FakeProbe:
+        """See `host.netlink`."""
+        return FakeProbe(self, uplink)
+
     def read_counters(self) -> dict[str, FrameCounts]:
         """See `host.netlink`. A test sets them by `counters`."""
         zero = FrameCounts(0, 0, 0, 0, 0, 0)
@@ -280,6 +284,23 @@ class FakeNet:
             self._fake.add(f"{FOLDER}/{interface}", json.dumps(kept))
         else:
             (self._fake.path / FOLDER / interface).unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeProbe:
+    """See `host.hairpin`."""
+
+    net: FakeNet
+    uplink: str
+
+    def attempt(self, wait: float) -> bool:
+        return bool(self.net.probe_hairpin(self.uplink, attempts=1, wait=wait).returned)
+
+    def discard(self) -> None:
+        """Has nothing to discard."""
+
+    def close(self) -> None:
+        """Holds nothing."""
 
 
 def _igb(_name: str, _value: object) -> dict[str, Any]:

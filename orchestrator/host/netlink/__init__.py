@@ -5,6 +5,7 @@ implements `host.root.Net`.
 # Each function opens and closes its own socket, and finds interfaces by a dump: a long-lived socket leaks an acknowledgement for
 # every `get` (pyroute2 0.9.7). pyroute2 runs an event loop, so asyncio programs must call these functions in a thread.
 
+from orchestrator.host.hairpin import HairpinProbe as open_hairpin
 from orchestrator.host.hairpin import probe_hairpin
 from orchestrator.host.netlink.bridge_ports import BridgeState, read_bridge
 from orchestrator.host.netlink.bridges import add_port, create_bridge, read_hairpin, set_hairpin
@@ -36,6 +37,7 @@ __all__ = [
     "delete_table",
     "move_to_netns",
     "netns_exists",
+    "open_hairpin",
     "probe_hairpin",
     "read_addressed",
     "read_bridge",
