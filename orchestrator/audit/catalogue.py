@@ -147,7 +147,7 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
     GuestRow(
         "network-isolated",
         "settings violated",
-        lambda facts, guest: prove_network_isolated(guest, facts.vfs(), facts.nics()),
+        lambda facts, guest: prove_network_isolated(guest, facts.vfs(), facts.nics(), facts.strays()),
     ),
     GuestRow(
         "devices-minimal",

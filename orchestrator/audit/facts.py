@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
+from orchestrator.audit.balance import compare, take_sample
 from orchestrator.audit.cores import find_ambiguous_threads
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import find_channels, read_taps
 from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
-from orchestrator.audit.uplink import find_guest_address, measure_traffic
-from orchestrator.errors import GuestError, HostError, OrchestratorError
+from orchestrator.audit.traffic import SendCommand, find_tie, read_strays, send_frames
+from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.edge import describe_edge, read_edge_mode
 from orchestrator.host.hugepages import read_ksm_run
 from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit, read_unsafe_interrupts, read_vfio_devices
@@ -40,8 +40,9 @@ from orchestrator.model.disk import DiskCheck
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.exits import ExitPolicy, ExitSample
 from orchestrator.model.plan import NicPlan
+from orchestrator.model.switch import SwitchTie
 from orchestrator.model.topology import Topology
-from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
+from orchestrator.model.uplink import EdgeReading, Invariant, InvariantReading, SwitchCount, Traffic, VepaReadings
 from orchestrator.values import CpuSet, PciAddress
 
 # The manager, then libvirt's daemons, monolithic and modular (libvirt.org/daemons.html); not all of them run.
@@ -52,9 +53,6 @@ _LOW_MEMORY, _SPLIT_FROM, _HIGH_MEMORY = 0x8000_0000, 0xB000_0000, 0x1_0000_0000
 _SAMPLES = 512
 
 _Value = TypeVar("_Value")
-
-SendCommand = Callable[[str, str, float, UUID], str]
-"""(guest name, line, timeout in seconds, guest id) → the reply to the line on the guest's console."""
 
 
 class Hypervisor(Protocol):
@@ -85,6 +83,8 @@ class Source:
     disk_checks: Callable[[UUID], tuple[DiskCheck, ...] | None] = lambda _: None
     # The NICs that the manager gave each of its guests, also those that do not run.
     nics: Callable[[], Mapping[UUID, tuple[NicPlan, ...]]] = dict
+    # The switch port of an uplink; None if none is configured. Raises SwitchError if the switch is not registered.
+    find_tie: Callable[[str], SwitchTie | None] = lambda _: None
     # Secret texts that a guest was configured with: name, hash and size of each.
     given_texts: Callable[[UUID], tuple[str, ...]] = lambda _: ()
 
@@ -142,9 +142,11 @@ class Facts:
         self.disk_checks = {guest.name: Lazy(partial(source.disk_checks, guest.uuid)) for guest in self.guests}
         self.vfs = Lazy(partial(read_vfs, host, self.guests, self.topology))
         self.nics = Lazy(partial(_read_nics, source, self.guests))
+        self.strays = Lazy(partial(read_strays, source, self.guests))
         self.connected_targets = Lazy(partial(read_connected_targets, host))
         self.given_texts = {guest.name: Lazy(partial(source.given_texts, guest.uuid)) for guest in self.guests}
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
+        self._balance = {uplink: _compare_counters(source, uplink) for uplink in _list_software_uplinks(source, self.guests)}
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 
     def _read_disks(self, host: HostRoot, guest: RunningGuest) -> tuple[DiskState, ...]:
@@ -158,16 +160,19 @@ class Facts:
     def _read_vepa(self, source: Source, frames: int) -> VepaReadings:
         traffic: Traffic | None = None
         gaps: tuple[str, ...] = ()
+        counted: SwitchCount | str = ""
         if frames:
             for exits in self.exits.values():
                 exits.read()  # before the frames, which make the guests exit
             try:
-                traffic = _send_frames(source, self.guests, frames)
+                traffic, counted = send_frames(source, self.guests, frames)
             except OrchestratorError as error:
                 gaps = (error.message,)
         # Read after the traffic: this detects a PF reset in the meantime.
         edges = (*read_edges(source.host, self.guests, self.topology), *read_taps(source.host, self.guests))
-        return VepaReadings(edges, traffic, gaps)
+        switch, gap = (None, counted) if isinstance(counted, str) else (counted, "")
+        invariants = tuple(one for read in self._balance.values() for one in read(edges))
+        return VepaReadings(edges, traffic, gaps, switch, gap, invariants)
 
 
 def read_last_runs(
@@ -296,38 +301,29 @@ def _count_exits(source: Source, guest: RunningGuest) -> Lazy[tuple[ExitSample, 
     return Lazy(read)
 
 
+def _list_software_uplinks(source: Source, guests: Iterable[RunningGuest]) -> tuple[str, ...]:
+    return tuple(sorted({edge.uplink for edge in read_taps(source.host, guests) if edge.uplink}))
+
+
+def _compare_counters(source: Source, uplink: str) -> Callable[[Iterable[EdgeReading]], tuple[InvariantReading, ...]]:
+    """Takes the first sample of the counters now, and the second at least ``window`` seconds later."""
+    tie, start = find_tie(source, uplink), time.monotonic()
+    first = Lazy(partial(take_sample, source.host, uplink, tie, is_start=True))
+    first.read()
+
+    def read(edges: Iterable[EdgeReading]) -> tuple[InvariantReading, ...]:
+        time.sleep(max(0.0, start + source.window - time.monotonic()))
+        try:
+            second = take_sample(source.host, uplink, tie, is_start=False)
+            return compare(uplink, [edge for edge in edges if edge.uplink == uplink], first(), second)
+        except HostError as error:
+            return (InvariantReading(Invariant.GUESTS_UPLINK, uplink, None, f"not measured: {error.message}"),)
+
+    return read
+
+
 def _read_nics(source: Source, guests: Iterable[RunningGuest]) -> Promised:
     """Of guests that do not run too: the VFs of a guest are configured before its QEMU starts."""
     known = dict(source.nics())
     running = {guest.name: known.pop(guest.uuid, None) for guest in guests}
     return {**running, **{f"not running: {uuid}": nics for uuid, nics in known.items()}}
-
-
-def _send_frames(source: Source, guests: tuple[RunningGuest, ...], frames: int) -> Traffic:
-    # A guest with several NICs sends with the first, which has the address.
-    firsts = {uuid: nics[0] for uuid, nics in source.nics().items() if nics}
-    ends: dict[str, list[tuple[RunningGuest, IPv4Address]]] = {}
-    for guest in guests:
-        if (guest.hostdevs or guest.nics) and (address := find_guest_address(source.host, guest)) is not None:
-            network = firsts[guest.uuid].network if guest.uuid in firsts else ""
-            ends.setdefault(network, []).append((guest, address))
-    pair = next((members[:2] for members in ends.values() if len(members) > 1), None)
-    if pair is None:
-        count, where = sum(map(len, ends.values())), " of the same network" if len(ends) > 1 else ""
-        raise GuestError(f"two guests{where} with an address and a NIC are required, {count} such guests are running")
-    ids = {guest.name: guest.uuid for guest, _ in pair}
-
-    def ask(name: str, line: str, timeout: float) -> str:
-        return source.send_command(name, line, timeout, ids[name])
-
-    edges = [_find_edge(source, guest, firsts.get(guest.uuid)) for guest, _ in pair]
-    (first, first_address), (second, second_address) = pair
-    found = [edge for edge in edges if edge]
-    traffic = measure_traffic(ask, (first.name, first_address), (second.name, second_address), frames, found)
-    return replace(traffic, source_edge=edges[0] is not None, target_edge=edges[1] is not None)
-
-
-def _find_edge(source: Source, guest: RunningGuest, nic: NicPlan | None) -> EdgeReading | None:
-    """The software edge of this NIC; None if it has none."""
-    taps = read_taps(source.host, [guest]) if nic and nic.tap else ()
-    return next((edge for edge in taps if nic and edge.interface == nic.tap), None)

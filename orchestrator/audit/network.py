@@ -26,7 +26,15 @@ Promised = Mapping[str, tuple[NicPlan, ...] | None]
 """The NICs that the manager gave each guest, running or not; None for a running guest that it did not create."""
 
 
-def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promised) -> Measurement:
+@dataclass(frozen=True)
+class Strays:
+    """Addresses of guests at other ports of the external switch, each with its port; or why the switch was not read."""
+
+    ports: Mapping[str, str]
+    gap: str = ""
+
+
+def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promised, strays: Strays | None = None) -> Measurement:
     """Passes only if the PF enforces the settings that the manager promised, and no other VF of the PF is in the network's VLAN.
 
     The records are what is compared: which network a guest belongs to is not visible on the host.
@@ -48,6 +56,8 @@ def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promise
         findings += _check_settings(address, reading.state, nic)
         findings += _find_intruders(address, reading, nic, vfs, promised)
         evidence += [f"VF {address}: {_describe(reading, nic)}", *_list_limits(address, reading.state)]
+    duplicates = _find_duplicates(promised.get(guest.name) or (), strays)
+    findings += duplicates
     if not findings and unread:
         return not_measured("; ".join(unread))
     if not findings and guest.hostdevs and promised.get(guest.name) is None:
@@ -56,6 +66,9 @@ def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promise
     if not findings and not own and soft:
         return not_measured("; ".join(soft))
     evidence += [f"{WEAKER}{text}" for text in soft]
+    if strays:
+        seen = strays.gap or f"{len(duplicates)} of its addresses at other ports"
+        evidence.append(f"table of the external switch: {seen}")
     return count_findings([*findings, *unread], evidence or ["the guest has no VF"])
 
 
@@ -89,6 +102,15 @@ def _find_intruders(address: PciAddress, reading: VfReading, nic: NicPlan | None
         if reading.state.mac and found.state.mac == reading.state.mac:
             findings.append(f"VF {other} of {found.interface} has the same address {found.state.mac}")
     return findings
+
+
+def _find_duplicates(nics: tuple[NicPlan, ...], strays: Strays | None) -> list[str]:
+    found = strays.ports if strays else {}
+    return [
+        f"address {nic.mac}: the external switch has seen it at port {found[str(nic.mac)]} too, from another station"
+        for nic in nics
+        if str(nic.mac) in found
+    ]
 
 
 def _list_limits(address: PciAddress, state: VfState) -> list[str]:

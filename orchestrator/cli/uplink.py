@@ -7,6 +7,7 @@ import click
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.client import Client
+from orchestrator.client.shapes import CounterReading
 
 EDGES = ("auto", "vepa", "channel", "macvtap-vepa", "nft-vepa", "configured")
 
@@ -38,7 +39,11 @@ def list_uplinks(*, as_json: bool, client: Client) -> None:
 @json_option
 @client_option
 def show(name: str, *, as_json: bool, client: Client) -> None:
-    """Show the edge mode of the uplink NAME, and why."""
+    """Show edge mode and frames of the uplink NAME.
+
+    The table has the reason for the mode, and the frames of guests' NICs, the uplink and the switch port. `sent` is towards the
+    external switch. Its port is read if `switch` and `port` are set in [uplinks.NAME].
+    """
     found = client.uplink(name)
     if as_json:
         print_json(found)
@@ -51,8 +56,19 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
             ("edge mode", found["edge"] or "none"), *([("why", found["why"])] if found["why"] else []),
             *((f"mode {mode['mode']}", mode["refused"] or "possible") for mode in found["modes"]),
             *([("now", found["now"])] if found["now"] else []), ("guests", ", ".join(found["guests"]) or "none"),
+            *((f"frames {one['place']} {one['name']}", _format_counts(one)) for one in found.get("counters", ())),
         ]
     )  # fmt: skip
+
+
+def _format_counts(reading: CounterReading) -> str:
+    counts = reading["counts"]
+    if counts is None:
+        text = reading["gap"]
+    else:
+        dropped = counts["sent_dropped"] + counts["received_dropped"]
+        text = f"{counts['sent']} sent, {counts['received']} received, {dropped} dropped"
+    return f"{text} (guest {reading['guest']})" if reading["guest"] else text
 
 
 @uplink.command("set")

@@ -43,10 +43,35 @@ class ModeView(TypedDict):
     refused: str
 
 
+class FrameCounts(TypedDict):
+    """Frames since the interface exists. ``sent`` is towards the external switch, ``received`` from it."""
+
+    sent: int
+    received: int
+    sent_bytes: int
+    received_bytes: int
+    sent_dropped: int
+    received_dropped: int
+
+
+class CounterReading(TypedDict):
+    """Frames of a guest's NIC (its tap, or the address of its VF), of the uplink, or of the switch port.
+
+    ``counts`` is null for the reason in ``gap``.
+    """
+
+    place: Literal["guest", "uplink", "switch"]
+    name: str
+    guest: str
+    counts: FrameCounts | None
+    gap: str
+
+
 class Uplink(TypedDict):
     """An uplink. ``edge`` is the mode that guests get, null for none; ``configured`` may be `auto`. ``why`` is the reason for a
     software edge, or for none. ``now`` is what the NIC does between its VFs. ``override`` is the mode that an operator has set
     instead of ``configured``, empty for none; ``managed_by`` a program that configures the interface, empty if none is known.
+    ``counters`` is empty in a list of uplinks.
     """
 
     name: str
@@ -59,6 +84,7 @@ class Uplink(TypedDict):
     guests: list[str]
     override: str
     managed_by: str
+    counters: list[CounterReading]
 
 
 class HairpinResult(TypedDict):
@@ -102,9 +128,32 @@ class Traffic(TypedDict):
     uplink_in: int
 
 
+class SwitchCount(TypedDict):
+    """Frames at a port of the external switch. Counters also count ``others``: as many as in a time without test frames."""
+
+    port: str
+    into_switch: int
+    out_of_switch: int
+    dropped: int
+    way: Literal["captured requests", "address pairs", "port counters"]
+    others: int
+
+
+class InvariantReading(TypedDict):
+    """What counters of frames must agree on. ``holds`` is null if it was not measured."""
+
+    invariant: Literal["guests-uplink", "uplink-switch", "switch-reflected"]
+    uplink: str
+    holds: bool | None
+    text: str
+
+
 class VepaReadings(TypedDict):
-    """What the host measured for the proof `vepa`, to be completed with the frames counted at the external switch."""
+    """The readings of the proof `vepa`. ``switch`` is what the external switch counted, null for the reason in ``switch_gap``."""
 
     edges: list[EdgeReading]
     traffic: Traffic | None
     gaps: list[str]
+    switch: SwitchCount | None
+    switch_gap: str
+    invariants: list[InvariantReading]

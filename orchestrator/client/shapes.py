@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from orchestrator.client.nic_shapes import CounterReading as CounterReading
 from orchestrator.client.nic_shapes import EdgeReading as EdgeReading
+from orchestrator.client.nic_shapes import FrameCounts as FrameCounts
 from orchestrator.client.nic_shapes import HairpinResult as HairpinResult
+from orchestrator.client.nic_shapes import InvariantReading as InvariantReading
 from orchestrator.client.nic_shapes import ModeView as ModeView
 from orchestrator.client.nic_shapes import Nic as Nic
+from orchestrator.client.nic_shapes import SwitchCount as SwitchCount
 from orchestrator.client.nic_shapes import Traffic as Traffic
 from orchestrator.client.nic_shapes import Uplink as Uplink
 from orchestrator.client.nic_shapes import VepaReadings as VepaReadings

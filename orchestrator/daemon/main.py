@@ -27,6 +27,8 @@ from orchestrator.daemon.monitoring import build_metrics, record_audits, start_h
 from orchestrator.daemon.single_instance import HOST_LOCK, acquire
 from orchestrator.daemon.systemd import notify_systemd, take_activation_sockets
 from orchestrator.errors import OrchestratorError
+from orchestrator.guests.counters import read_uplink_counters
+from orchestrator.guests.hairpin_watch import HairpinWatch
 from orchestrator.guests.recovery import check_housekeeping
 from orchestrator.guests.service import GuestService
 from orchestrator.guests.switches import build_settings
@@ -96,15 +98,21 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         count_undo_failure=counters.count_undo_failure, observe_refusal=counters.observe_refusal,
         switches=build_settings(config), count_wipe=counters.count_wipe,
     )  # fmt: skip
+    hairpins = HairpinWatch(host, ledger)
     _recover(service, hypervisor)
     start_threads(service)
+    hairpins.start()
     source = Source(
         host, hypervisor, service.survey, partial(service.send_command, MANAGER), policy.housekeeping,
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
         disk_checks=service.disk_checks, nics=service.nics, given_texts=service.given_texts,
+        find_tie=service.switches.find_tie,
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
-    metrics = build_metrics(service.survey, ledger, hypervisor, policy, counters)
+    metrics = build_metrics(
+        service.survey, ledger, hypervisor, policy, counters,
+        lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
+    )  # fmt: skip
     api = Api(service, audit, identities, config.limits, metrics.render)
 
     def ready() -> None:
@@ -114,6 +122,7 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
 
     def stopping() -> None:
         notify_systemd("STOPPING=1")
+        hairpins.close()
         service.close()
 
     server = Server(api, listeners, ready, stopping, policy.housekeeping)

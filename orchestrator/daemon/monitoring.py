@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from orchestrator.api.tickless import TicklessServer
 from orchestrator.daemon.systemd import read_watchdog
@@ -15,6 +15,7 @@ from orchestrator.model.plan import Policy
 from orchestrator.model.proof import Proof
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
+from orchestrator.model.uplink import CounterReading
 
 _LOOP_SECONDS = 30.0
 """The event loop normally responds within milliseconds."""
@@ -25,13 +26,17 @@ _CHANGE_SECONDS = 600.0
 
 
 def build_metrics(
-    survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters
-) -> Metrics:
+    survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters,
+    frames: Callable[[str], Iterable[CounterReading]] = lambda _: (), hairpins: Callable[[], Mapping[str, bool]] = dict,
+) -> Metrics:  # fmt: skip
+    """``frames``: of an uplink; ``hairpins``: as of `metrics.collect.Sources`."""
     sources = Sources(
         guests=lambda: ledger.read().claims,
         generation=lambda: ledger.read().generation,
         survey=survey,
         read_exits=hypervisor.read_exits,
+        frames=lambda: {uplink: frames(uplink) for uplink in policy.uplinks},
+        hairpins=hairpins,
     )
     return Metrics(sources, policy, counters)
 

@@ -19,6 +19,7 @@ from orchestrator.guests.console_stream import ConsoleStream, Position
 from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
 from orchestrator.guests.core_manager import CoreContext, Launches
+from orchestrator.guests.counters import with_counters
 from orchestrator.guests.disk_work import CountWipe, ignore_wipe
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.host_setup import HOST, HostSetup
@@ -116,7 +117,8 @@ class GuestService:
         return self._uplinks.list(caller, self.survey())
 
     def uplink(self, caller: Identity, name: str) -> Uplink:
-        return self._uplinks.show(caller, name, self.survey())
+        found = self._uplinks.show(caller, name, self.survey())
+        return with_counters(self._host, found, self._ledger.read().claims, self.switches.count_port)
 
     def set_uplink(self, caller: Identity, name: str, edge: str) -> Uplink:
         """Sets the edge mode for new guests; see ``Uplinks.set``."""

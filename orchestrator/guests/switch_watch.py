@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.errors import HostError, OrchestratorError, SwitchError
 from orchestrator.host.netlink import LinkNotices
 from orchestrator.model.event import utc_now
-from orchestrator.model.switch import Switch
+from orchestrator.model.switch import Switch, SwitchState
 from orchestrator.switches.base import Capability, Driver
 from orchestrator.switches.drivers import opened
 from orchestrator.switches.verify import check_ports, describe_faults
@@ -43,17 +43,20 @@ class SwitchWatch:
     ports: the ports to check of a switch, by its name; may change at any time.
     mtus: MTU of the uplink by port.
     report: gets each change, in the thread of the switch.
+    inspect: gets each state that was read, in the thread of the switch.
     """
 
     def __init__(
         self, key: Path | None, ports: Callable[[str], tuple[str, ...]], mtus: Callable[[str], dict[str, int]],
-        report: Callable[[str, Observation], object],
+        report: Callable[[str, Observation], object], inspect: Callable[[str, SwitchState], object] = lambda *_: None,
     ) -> None:  # fmt: skip
+        self._inspect = inspect
         self._key, self._ports, self._mtus, self._report = key, ports, mtus, report
         self._lock = threading.Lock()
         self._started = False
         self._switches: dict[str, tuple[Switch, threading.Event]] = {}
         self._seen: dict[str, Observation] = {}
+        self._states: dict[str, SwitchState] = {}
 
     def start(self) -> None:
         with self._lock:
@@ -74,6 +77,7 @@ class SwitchWatch:
             if found := self._switches.pop(name, None):
                 found[1].set()
             self._seen.pop(name, None)
+            self._states.pop(name, None)
 
     def close(self) -> None:
         for name in list(self._switches):
@@ -82,6 +86,10 @@ class SwitchWatch:
     def find(self, name: str) -> Observation | None:
         """The last observation; None before the first."""
         return self._seen.get(name)
+
+    def find_state(self, name: str) -> SwitchState | None:
+        """As it was read last; None if the last attempt failed."""
+        return self._states.get(name)
 
     def _begin(self, switch: Switch, stop: threading.Event) -> None:
         threading.Thread(target=self._work, args=(switch, stop), name=f"switch-{switch.name}", daemon=True).start()
@@ -125,7 +133,10 @@ class SwitchWatch:
         try:
             state = driver.read()
         except SwitchError as error:
+            self._states.pop(switch.name, None)
             return f"{_UNREADABLE}{error.message}"
+        self._states[switch.name] = state
+        self._inspect(switch.name, state)
         return describe_faults(check_ports(switch.name, state, self._mtus(switch.name), self._ports(switch.name)))
 
     def _note(self, name: str, observation: Observation) -> None:

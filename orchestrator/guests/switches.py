@@ -6,6 +6,7 @@ import logging
 
 from orchestrator.config import DaemonConfig
 from orchestrator.errors import Forbidden, LedgerError, NotFound, OrchestratorError, RequestError, SwitchError
+from orchestrator.guests.duplicates import Duplicates, list_addresses
 from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.switch_watch import Observation, SwitchWatch
 from orchestrator.host.ports import read_mtu
@@ -17,13 +18,16 @@ from orchestrator.model.switch import (
     Switch,
     SwitchCheck,
     SwitchDetails,
+    SwitchPort,
     SwitchSettings,
     SwitchState,
+    SwitchTie,
     SwitchView,
     UplinkNeighbour,
     UplinkPort,
 )
 from orchestrator.model.switch_request import HairpinRequest, SwitchRequest
+from orchestrator.model.uplink import CounterPlace, CounterReading, FrameCounts
 from orchestrator.resources.step import UndoContext, run_steps, undo_steps
 from orchestrator.resources.switch import SetHairpin, find_key
 from orchestrator.switches.commands import LocalCommands
@@ -43,7 +47,8 @@ class SwitchService:
     def __init__(self, host: HostRoot, ledger: Ledger, settings: SwitchSettings) -> None:
         self._host, self._ledger, self._settings = host, ledger, settings
         self._locks = NamedLocks()
-        self._watch = SwitchWatch(find_key(settings.key), self._list_watched, self._read_mtus, self._report)
+        self._watch = SwitchWatch(find_key(settings.key), self._list_watched, self._read_mtus, self._report, self._inspect)
+        self._duplicates = Duplicates(lambda text: self._note(text, MANAGER.name, EventKind.DUPLICATE_ADDRESS))
 
     def list(self, caller: Identity) -> tuple[SwitchView, ...]:
         """Contacts no switch."""
@@ -109,6 +114,34 @@ class SwitchService:
             self._watch.remove(name)
         self._note(f"switch {name}: deleted", caller.name)
 
+    def find_tie(self, uplink: str) -> SwitchTie | None:
+        """None if no switch is configured for the uplink. Raises SwitchError if it is not registered."""
+        for tie in self._settings.uplinks:
+            if tie.uplink == uplink:
+                found = next((switch for switch in self._ledger.switches() if switch.name == tie.switch), None)
+                if found is None:
+                    hint = "register it with `nohype switch add`"
+                    raise SwitchError(f"the switch {tie.switch} of uplink {uplink} is not registered", hint)
+                return SwitchTie(found, tie.port, find_key(self._settings.key))
+        return None
+
+    def count_port(self, uplink: str) -> CounterReading | None:
+        """The counters of the uplink's switch port, read now; None if no switch is configured."""
+        try:
+            if (tie := self.find_tie(uplink)) is None:
+                return None
+            (port,) = self._read(tie.switch, (tie.port,)).ports
+            return _count(port)
+        except SwitchError as error:
+            port_name = next(tie.port for tie in self._settings.uplinks if tie.uplink == uplink)
+            return CounterReading(CounterPlace.SWITCH, port_name, "", None, f"not measured: {error.message}")
+
+    def last_count(self, uplink: str) -> CounterReading | None:
+        """As ``count_port``, of the last watch; contacts no switch."""
+        tie = next((tie for tie in self._settings.uplinks if tie.uplink == uplink), None)
+        state = self._watch.find_state(tie.switch) if tie else None
+        return next((_count(port) for port in state.ports if tie and port.name == tie.port), None) if state else None
+
     def start_watching(self) -> None:
         """One thread per switch, until ``close``. A switch that does not respond holds up no other."""
         for switch in self._ledger.switches():
@@ -150,9 +183,12 @@ class SwitchService:
     def _report(self, name: str, observation: Observation) -> None:
         self._note(f"switch {name}: {observation.problem or 'all checks passed'}", MANAGER.name)
 
-    def _note(self, detail: str, who: str) -> None:
+    def _inspect(self, name: str, state: SwitchState) -> None:
+        self._duplicates.inspect(name, state, list_addresses(self._ledger.read().claims, self._list_ties(name)))
+
+    def _note(self, detail: str, who: str, kind: EventKind = EventKind.SWITCH_CHANGED) -> None:
         try:
-            self._ledger.append_event(EventKind.SWITCH_CHANGED, HOST, detail, who=who)
+            self._ledger.append_event(kind, HOST, detail, who=who)
         except LedgerError as error:
             _log.error("%s (%s)", detail, error)
 
@@ -178,6 +214,15 @@ def _read_announced(uplink: str) -> UplinkNeighbour:
     except SwitchError as error:
         return UplinkNeighbour(uplink, None, f"not measured, because {error.message}")
     return UplinkNeighbour(uplink, found, "" if found else "no neighbour announces itself by LLDP")
+
+
+def _count(port: SwitchPort) -> CounterReading:
+    found = port.counters
+    if found is None:
+        return CounterReading(CounterPlace.SWITCH, port.name, "", None, "not measured: the switch reports no counters")
+    # What the switch receives, the host has sent.
+    counts = FrameCounts(found.rx_packets, found.tx_packets, found.rx_bytes, found.tx_bytes, found.rx_dropped, found.tx_dropped)
+    return CounterReading(CounterPlace.SWITCH, port.name, "", counts)
 
 
 def _describe(switch: Switch) -> str:

@@ -12,6 +12,8 @@ import os
 import socket
 import struct
 import time
+from contextlib import suppress
+from types import TracebackType
 
 from orchestrator.errors import HostError
 from orchestrator.model.uplink import HairpinResult
@@ -25,18 +27,50 @@ _WAIT = 0.4  # seconds for a frame to come back
 _MAGIC = b"nohype hairpin"
 
 
+class HairpinProbe:
+    """An open socket on an uplink, for repeated attempts: without netlink, in a few system calls each.
+
+    Raises HostError if the uplink does not exist, is down or frames cannot be sent. It has to be opened again then. The socket
+    follows its interface, also if that is renamed.
+    """
+
+    def __init__(self, uplink: str) -> None:
+        self._uplink = uplink
+        self._first, self._second = _choose_addresses(uplink)
+        self._nonce = os.urandom(8)  # the same for all attempts: a frame that comes back late counts too
+        self._socket = _open(uplink, (self._first, self._second))
+
+    def __enter__(self) -> HairpinProbe:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def attempt(self, wait: float) -> bool:
+        """Whether a frame comes back within ``wait`` seconds, also one of an earlier attempt."""
+        _send(self._socket, self._uplink, self._second, self._first, b"teach" + self._nonce)
+        _send(self._socket, self._uplink, self._first, self._second, self._nonce)
+        return _await(self._socket, self._first, self._nonce, time.monotonic() + wait)
+
+    def discard(self) -> None:
+        """Takes frames that came back late: the next attempt counts only its own."""
+        self._socket.settimeout(0)
+        with suppress(OSError):  # BlockingIOError: there are none left
+            while True:
+                self._socket.recv(256)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 def probe_hairpin(uplink: str, *, attempts: int = _ATTEMPTS, wait: float = _WAIT) -> HairpinResult:
     """Ends with the first frame that comes back. It leaves two addresses in the switch's table, the same two each time.
 
     Raises HostError if the uplink does not exist, is down or frames cannot be sent.
     """
-    first, second = _choose_addresses(uplink)
-    with _open(uplink, (first, second)) as probe:
+    with HairpinProbe(uplink) as probe:
         for number in range(1, attempts + 1):
-            nonce = os.urandom(8)
-            _send(probe, uplink, second, first, b"teach" + nonce)
-            _send(probe, uplink, first, second, nonce)
-            if _await(probe, first, nonce, time.monotonic() + wait):
+            if probe.attempt(wait):
                 return HairpinResult(uplink, number, 1)
     return HairpinResult(uplink, attempts, 0)
 

@@ -24,6 +24,7 @@ from orchestrator.model.exits import add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
+from orchestrator.model.uplink import CounterReading
 from orchestrator.planning.capacity import count_cores, count_disks, count_pages, count_vfs
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Sources:
     # KVM's counters of a running guest by its id, one mapping per vCPU. QEMU before its patch "kvm: reuse per-vcpu stats fd to
     # avoid vcpu interruption" (June 2023) stops the vCPU for each reading.
     read_exits: Callable[[UUID], tuple[Mapping[str, int], ...]]
+    frames: Callable[[], Mapping[str, Iterable[CounterReading]]] = dict  # by uplink
+    hairpins: Callable[[], Mapping[str, bool]] = dict  # by watched uplink: frames do not return
 
 
 class Metrics:
@@ -103,7 +106,8 @@ class Metrics:
         return family
 
     def _readers(self) -> dict[str, Callable[[], Iterator[Sample]]]:
-        return {"guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host, "exits": self._read_exits}
+        return {"guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host, "exits": self._read_exits,
+                "frames": self._read_frames}  # fmt: skip
 
     def _try(self, source: str, read: Callable[[], Iterator[Sample]]) -> list[Sample]:
         try:
@@ -148,6 +152,21 @@ class Metrics:
         if self._survey is None or self._survey[1] != guests or now - self._survey[0] > _SURVEY_AGE:
             self._survey = (now, guests, self._sources.survey())
         return self._survey[2]
+
+    def _read_frames(self) -> Iterator[Sample]:
+        for uplink, readings in self._sources.frames().items():
+            for reading in readings:
+                if counts := reading.counts:
+                    labels = (uplink, str(reading.place), reading.name, reading.guest)
+                    for way, frames, size, dropped in (
+                        ("sent", counts.sent, counts.sent_bytes, counts.sent_dropped),
+                        ("received", counts.received, counts.received_bytes, counts.received_dropped),
+                    ):
+                        yield "nohype_frames_total", (*labels, way), frames
+                        yield "nohype_frame_bytes_total", (*labels, way), size
+                        yield "nohype_frames_dropped_total", (*labels, way), dropped
+        for uplink, is_lost in self._sources.hairpins().items():
+            yield "nohype_hairpin_lost", (uplink,), int(is_lost)
 
     def _read_exits(self) -> Iterator[Sample]:
         for guest in self._sources.guests():

@@ -42,6 +42,28 @@ METRICS: tuple[Metric, ...] = (
     Metric("nohype_disks", Kind.GAUGE, "", ("kind", "state"), "Disks of guests, and other NVMe controllers, by use."),
     Metric("nohype_disk_wipes_total", Kind.COUNTER, "", ("outcome",), "Wipes of the disks of deleted guests, by guest."),
     Metric("nohype_disk_wiped_bytes_total", Kind.COUNTER, "bytes", (), "Bytes of disks that were wiped and verified clean."),
+    Metric(
+        "nohype_frames_total",
+        Kind.COUNTER,
+        "",
+        ("uplink", "place", "interface", "guest", "direction"),
+        "Frames of guests' NICs, uplinks and switch ports; sent is towards the switch.",
+    ),
+    Metric(
+        "nohype_frame_bytes_total",
+        Kind.COUNTER,
+        "bytes",
+        ("uplink", "place", "interface", "guest", "direction"),
+        "Bytes of these frames.",
+    ),
+    Metric(
+        "nohype_frames_dropped_total",
+        Kind.COUNTER,
+        "",
+        ("uplink", "place", "interface", "guest", "direction"),
+        "Frames that these interfaces dropped.",
+    ),
+    Metric("nohype_hairpin_lost", Kind.GAUGE, "", ("uplink",), "1 while frames between guests do not return from the switch."),
     Metric("nohype_claims_total", Kind.COUNTER, "", (), "Claims since the ledger was created."),
     Metric("nohype_scrape_failures_total", Kind.COUNTER, "", ("source",), "Scrapes for which a source could not be read."),
 )

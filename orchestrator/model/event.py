@@ -49,6 +49,9 @@ class EventKind(StrEnum):
     GAVE_UP = "gave-up", logging.WARNING
     HOST_WARNING = "host-warning", logging.WARNING, Visibility.HIDDEN
     SWITCH_CHANGED = "switch-changed", logging.WARNING, Visibility.HIDDEN
+    DUPLICATE_ADDRESS = "duplicate-address", logging.WARNING, Visibility.HIDDEN
+    HAIRPIN_LOST = "hairpin-lost", logging.WARNING, Visibility.HIDDEN
+    HAIRPIN_RETURNED = "hairpin-returned", logging.INFO, Visibility.HIDDEN
     DRIFTED = "drifted", logging.WARNING
     ADOPT = "adopt"
     FINISH = "finish"

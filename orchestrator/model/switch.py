@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from orchestrator.model.proof import Verdict
 
@@ -44,6 +45,20 @@ class UplinkPort:
     uplink: str
     switch: str
     port: str
+
+
+@dataclass(frozen=True)
+class SwitchTie:
+    """The switch port of an uplink, with what opens its driver. ``key``: the manager's private SSH key, None without one."""
+
+    switch: Switch
+    port: str
+    key: Path | None
+
+    @property
+    def is_local(self) -> bool:
+        """The port is an interface in the network namespace of the manager."""
+        return self.switch.ssh is None and not self.switch.netns
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.model.proof import Verdict
 from orchestrator.model.switch import SwitchCheck, SwitchPort, SwitchState
@@ -27,6 +27,19 @@ def check_ports(
             hint = f"check the cable, and `port` in [uplinks.NAME]; the ports: {', '.join(known) or 'none'}"
             checks.append(SwitchCheck("port", one, Verdict.FAIL, "the bridge has no port of this name", hint))
     return tuple(checks)
+
+
+def find_strays(state: SwitchState, expected: Mapping[str, str]) -> dict[str, str]:
+    """Addresses of guests that the switch has seen at another port: another station sends from them. Address → that port.
+
+    ``expected``: the port of each address.
+    """
+    return {
+        entry.mac: port.name
+        for port in state.ports
+        for entry in port.fdb
+        if entry.mac in expected and port.name != expected[entry.mac]
+    }
 
 
 def describe_faults(checks: tuple[SwitchCheck, ...]) -> str:

@@ -11,18 +11,22 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 
 import pytest
 
-from orchestrator.audit.uplink import SwitchCount, count_at_switch, measure_traffic, prove_vepa, watch_switch
+from orchestrator.audit.switch import start_count
+from orchestrator.audit.uplink import SIZE, SwitchCount, count_at_switch, measure_traffic, prove_vepa, watch_switch
 from orchestrator.errors import HostError
 from orchestrator.host import frames
 from orchestrator.host.frames import EchoFilter, FrameCount, FrameCounter
 from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, set_hairpin
 from orchestrator.model.proof import Measurement, Verdict
-from orchestrator.model.uplink import EdgeReading, VepaReadings
+from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
+from orchestrator.switches.base import Driver
+from orchestrator.switches.bridge_commands import RemoteBridge
+from orchestrator.switches.commands import LocalCommands
 from orchestrator.switches.linux_bridge import LinuxBridge
 
 pytestmark = pytest.mark.netns
@@ -230,3 +234,33 @@ def test_the_proof_fails_when_the_uplink_switches_itself(hairpin: bool) -> None:
     assert (proof.verdict, proof.figure) == (Verdict.FAIL, 20)
     assert switch == SwitchCount(PORT, 0, 0, 0)
     assert "20 of 20 frames did not reach the switch port port" in proof.evidence
+
+
+def count_by_driver(driver: Driver) -> Measurement:
+    """The proof, completed by the driver of the switch."""
+    count = start_count(driver, PORT, (MACS[GUEST1], MACS[GUEST2]), SIZE, settle=0.0)
+    traffic = measure_traffic(tell, ("guest1", A), ("guest2", B), 20, during=count.running())
+    found = count.finish(traffic)
+    assert isinstance(found, SwitchCount), found
+    return prove_vepa(VepaReadings((VEPA,), traffic, switch=found), None)
+
+
+DRIVERS: dict[str, Callable[[], Driver]] = {
+    "captured": lambda: LinuxBridge("br0", SWITCH),
+    "counters": lambda: RemoteBridge("br0", LocalCommands(["ip", "netns", "exec", SWITCH])),
+}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(("hairpin", "verdict"), [("on", Verdict.PASS), ("off", Verdict.FAIL)], indirect=["hairpin"])
+def test_the_driver_of_the_switch_completes_the_proof(hairpin: bool, verdict: Verdict, driver: str) -> None:
+    proof = count_by_driver(DRIVERS[driver]())
+    assert proof.verdict == verdict, proof.evidence
+
+
+def test_port_that_is_not_of_the_bridge_is_not_counted(hairpin: bool) -> None:
+    count = start_count(LinuxBridge("br0", SWITCH), "lo", (MACS[GUEST1], MACS[GUEST2]), SIZE)
+    with count.running():
+        pass
+    found = count.finish(Traffic("guest1", "guest2", SIZE, 0, 0, 0, {}, 0))
+    assert found == "bridge br0 has no port lo; its ports: port"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import HostError, HypervisorError, RequestError
 from orchestrator.host.root import Chain
 from orchestrator.model.topology import Link, VfState
-from orchestrator.model.uplink import HairpinResult
+from orchestrator.model.uplink import FrameCounts, HairpinResult, QueueCounts
 from orchestrator.values import MacAddress
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class FakeNet:
         new_vf: how the drivers make a new VF.
         hairpin: whether the external switch sends frames back.
         probes: uplinks whose hairpin was probed.
+        counters: frames by interface; zero for the others.
+        queue: of each interface.
+        vf_counters: frames by number of the VF.
     """
 
     def __init__(self, fake: FakeRoot, changing: Callable[[str, str], AbstractContextManager[None]]) -> None:
@@ -57,6 +60,9 @@ class FakeNet:
         self.new_vf = VfState(0)
         self.hairpin = True
         self.probes: list[str] = []
+        self.counters: dict[str, FrameCounts] = {}
+        self.queue = QueueCounts(0, 0)
+        self.vf_counters: dict[int, FrameCounts] = {}
 
     def read_links(self) -> tuple[Link, ...]:
         """See `host.netlink`."""
@@ -202,11 +208,30 @@ class FakeNet:
                 raise HostError(f"cannot change {name}: interface {name} does not exist", errno=errno.ENODEV)
             self._store(TAPS, **{name: self._load(TAPS)[name] | fields})
 
-    def probe_hairpin(self, uplink: str) -> HairpinResult:
-        """See `host.netlink`. A test sets what the switch does by `hairpin`."""
+    def probe_hairpin(self, uplink: str, *, attempts: int = 5, wait: float = 0.4) -> HairpinResult:
+        """See `host.netlink`. A test sets what the switch does by `hairpin`; it takes no time."""
         self._find_folder(uplink)
         self.probes.append(uplink)
-        return HairpinResult(uplink, 1, 1) if self.hairpin else HairpinResult(uplink, 5, 0)
+        return HairpinResult(uplink, 1, 1) if self.hairpin else HairpinResult(uplink, attempts, 0)
+
+    def open_hairpin(self, uplink: str) -> FakeProbe:
+        """See `host.netlink`."""
+        return FakeProbe(self, uplink)
+
+    def read_counters(self) -> dict[str, FrameCounts]:
+        """See `host.netlink`. A test sets them by `counters`."""
+        zero = FrameCounts(0, 0, 0, 0, 0, 0)
+        return {link.name: self.counters.get(link.name, zero) for link in self.read_links()}
+
+    def read_queue(self, interface: str) -> QueueCounts:
+        """See `host.netlink`."""
+        self._find_folder(interface)
+        return self.queue
+
+    def read_vf_counters(self, interface: str) -> dict[int, FrameCounts]:
+        """See `host.netlink`: igb does not count."""
+        self._find_folder(interface)
+        return self.vf_counters
 
     def read_table(self, table: str) -> tuple[Chain, ...] | None:
         """See `host.netlink`."""
@@ -284,6 +309,23 @@ class FakeNet:
             self._fake.add(f"{FOLDER}/{interface}", json.dumps(kept))
         else:
             (self._fake.path / FOLDER / interface).unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeProbe:
+    """See `host.hairpin`."""
+
+    net: FakeNet
+    uplink: str
+
+    def attempt(self, wait: float) -> bool:
+        return bool(self.net.probe_hairpin(self.uplink, attempts=1, wait=wait).returned)
+
+    def discard(self) -> None:
+        """Has nothing to discard."""
+
+    def close(self) -> None:
+        """Holds nothing."""
 
 
 def _igb(_name: str, _value: object) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -15,6 +16,7 @@ from orchestrator.audit.facts import Facts, Source
 from orchestrator.audit.isolation import prove_devices_minimal
 from orchestrator.audit.nic import prove_device_isolated
 from orchestrator.audit.uplink import SIZE, SwitchCount, prove_vepa
+from orchestrator.errors import SwitchError
 from orchestrator.host.edge import Tap, macvtap, nft
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.guests import EmulatedNic, RunningGuest
@@ -22,6 +24,7 @@ from orchestrator.model.edge import EdgeMode
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.proof import WEAKER, Measurement, Verdict
+from orchestrator.model.switch import SshAddress, Switch, SwitchDriver, SwitchTie
 from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
 from orchestrator.values import CpuSet, MacAddress, PciAddress
 from tests.fakes.root import FakeRoot
@@ -124,12 +127,13 @@ def test_frames_are_expected_on_the_uplink_of_the_first_nic(host: FakeRoot, monk
     order = (taps.pop(first) if first else vf, *taps.values())
     seen: list[Sequence[EdgeReading]] = []
 
-    def measure(*arguments: object) -> Traffic:
+    def measure(*arguments: object, outside: frozenset[str]) -> Traffic:
+        assert not outside
         seen.append(arguments[-1])  # type: ignore[arg-type]
         return TRAFFIC
 
-    monkeypatch.setattr("orchestrator.audit.facts.measure_traffic", measure)
-    monkeypatch.setattr("orchestrator.audit.facts.find_guest_address", lambda _host, guest: IPv4Address(guest.pid))
+    monkeypatch.setattr("orchestrator.audit.traffic.measure_traffic", measure)
+    monkeypatch.setattr("orchestrator.audit.traffic.find_guest_address", lambda _host, guest: IPv4Address(guest.pid))
     source = Source(
         host, Guests(guests), lambda: read_topology(host), lambda *_: "", CpuSet.parse("0"), ExitPolicy(1, 1), window=0,
         nics=lambda: {guest.uuid: order for guest in guests},
@@ -137,6 +141,48 @@ def test_frames_are_expected_on_the_uplink_of_the_first_nic(host: FakeRoot, monk
     traffic = Facts(source, 20).vepa().traffic
     assert [edge.interface for edge in seen[0]] == [first] * 2 if first else seen == [[]]
     assert traffic == replace(TRAFFIC, source_edge=bool(first), target_edge=bool(first))
+
+
+def _unregistered(uplink: str) -> SwitchTie:
+    raise SwitchError(f"the switch sw1 of uplink {uplink} is not registered")
+
+
+def _unreachable(_uplink: str) -> SwitchTie:
+    address = SshAddress("127.0.0.1", 1, "root", "ssh-ed25519 AAAA")
+    return SwitchTie(Switch("sw1", SwitchDriver.LINUX_BRIDGE, "br0", ssh=address), "swp1", None)
+
+
+@pytest.mark.parametrize(
+    ("find", "uplinks", "reason"),
+    [
+        (lambda _: None, "nic0 nic0", "no switch is configured for uplink nic0: set switch and port in [uplinks.NAME]"),
+        (_unregistered, "nic0 nic0", "the switch sw1 of uplink nic0 is not registered"),
+        (_unregistered, "nic0 nic1", "the guests have different uplinks (nic0, nic1)"),
+        (_unregistered, "", "the manager did not create both guests: their uplink is not known"),
+        (_unreachable, "nic0 nic0", "no SSH key is configured for external switches"),
+    ],
+)
+def test_without_a_count_at_the_switch_the_proof_is_not_measured(
+    host: FakeRoot, monkeypatch: pytest.MonkeyPatch, find: Callable[[str], SwitchTie | None], uplinks: str, reason: str
+) -> None:
+    def measure(*_arguments: object, outside: frozenset[str], during: AbstractContextManager[None] | None = None) -> Traffic:
+        with during or nullcontext():
+            return TRAFFIC
+
+    monkeypatch.setattr("orchestrator.audit.traffic.measure_traffic", measure)
+    monkeypatch.setattr("orchestrator.audit.traffic.find_guest_address", lambda _host, guest: IPv4Address(guest.pid))
+    guests = (GUEST1, GUEST2)
+    nics = {
+        guest.uuid: (NicPlan(PciAddress.parse("0000:41:00.0"), uplink, 0, guest.hostdevs[0], MAC),)
+        for guest, uplink in zip(guests, uplinks.split(), strict=False)
+    }
+    source = Source(
+        host, Guests(guests), lambda: read_topology(host), lambda *_: "", CpuSet.parse("0"), ExitPolicy(1, 1), window=0,
+        nics=lambda: nics, find_tie=find,
+    )  # type: ignore[arg-type]  # fmt: skip
+    readings = Facts(source, 20).vepa()
+    assert (readings.switch, readings.switch_gap) == (None, reason)
+    assert prove_vepa(readings, None).verdict != Verdict.PASS
 
 
 @dataclass(frozen=True)

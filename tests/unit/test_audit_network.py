@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.audit.catalogue import PROOFS
 from orchestrator.audit.facts import Facts, Source, read_vfs
-from orchestrator.audit.network import Promised, Readings, VfReading, prove_network_isolated
+from orchestrator.audit.network import Promised, Readings, Strays, VfReading, prove_network_isolated
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.guests import EmulatedNic
 from orchestrator.model.access import OPERATOR
@@ -196,3 +196,18 @@ def test_pf_whose_settings_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
         without = replace(topology, pfs=tuple(replace(pf, interface=None) for pf in topology.pfs))
         assert "has no interface" in str(read_vfs(world.host, guests, without)[plan.vf.address])
         manager.close()
+
+
+def test_address_that_the_switch_has_seen_elsewhere_fails() -> None:
+    def judge(strays: Strays) -> Measurement:
+        return prove_network_isolated(GUEST1, {VF: VfReading("nic0", STATE), OTHER: FREE}, {GUEST1.name: (NIC,)}, strays)
+
+    proof = judge(Strays({str(MAC): "swp7"}))
+    assert (proof.verdict, proof.figure) == (Verdict.FAIL, 1)
+    assert proof.evidence[0] == f"address {MAC}: the external switch has seen it at port swp7 too, from another station"
+    other = judge(Strays({"02:4e:48:00:00:02": "swp7"}))
+    assert other.verdict is Verdict.PASS
+    assert "table of the external switch: 0 of its addresses at other ports" in other.evidence
+    unread = judge(Strays({}, "not measured: no switch is configured for uplink nic0"))
+    assert unread.verdict is Verdict.PASS
+    assert "table of the external switch: not measured: no switch is configured for uplink nic0" in unread.evidence

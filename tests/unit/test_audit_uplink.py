@@ -13,7 +13,7 @@ from orchestrator.audit.uplink import SIZE, SwitchCount, complete_vepa, find_gue
 from orchestrator.errors import GuestError
 from orchestrator.model.plain import from_plain, to_plain
 from orchestrator.model.proof import Measurement, Proof, Verdict
-from orchestrator.model.uplink import EdgeReading, Traffic, VepaReadings
+from orchestrator.model.uplink import CountWay, EdgeReading, Traffic, VepaReadings
 from tests.fakes.root import build_host
 from tests.harness.audit_data import GUEST1
 
@@ -148,3 +148,66 @@ def test_address_of_a_running_guest(tmp_path, append, address) -> None:  # type:
     host = build_host(tmp_path, "")
     host.add(f"proc/{GUEST1.pid}/cmdline", "\0".join(["qemu-system-x86_64", "-append", append, "-nodefaults"]))
     assert find_guest_address(host, GUEST1) == address
+
+
+COUNTERS = SwitchCount("swp1", 40, 40, way=CountWay.PORT)
+"""20 requests and 20 replies, each in and out."""
+
+
+@pytest.mark.parametrize("way", [CountWay.PORT, CountWay.PAIRS])
+@pytest.mark.parametrize("others", [0, 19])
+def test_counters_of_the_switch_complete_the_proof(way: CountWay, others: int) -> None:
+    """Some other frames, such as ARP, are no finding; that they are counted too is a limit of the proof."""
+    count = replace(COUNTERS, way=way, into_switch=40 + others, out_of_switch=40 + others)
+    proof = judge(switch=count)
+    assert (proof.verdict, proof.figure) == (Verdict.PASS, 0), proof.evidence
+    assert any(line.startswith("weaker, because port swp1 counts") for line in proof.evidence)
+
+
+@pytest.mark.parametrize(
+    ("count", "figure", "text"),
+    [
+        pytest.param(
+            replace(COUNTERS, into_switch=0, out_of_switch=0), 40, "40 of 40 frames did not reach", id="switched inside"
+        ),
+        pytest.param(replace(COUNTERS, into_switch=39), 1, "1 of 40 frames did not reach", id="one frame"),
+        pytest.param(replace(COUNTERS, out_of_switch=0), 40, "did not reflect 40 of 40", id="hairpin off"),
+        pytest.param(replace(COUNTERS, out_of_switch=39, others=500), 1, "did not reflect 1 of 40", id="busy port"),
+    ],
+)
+def test_counters_below_the_frames_fail(count: SwitchCount, figure: int, text: str) -> None:
+    proof = judge(switch=count)
+    assert (proof.verdict, proof.figure) == (Verdict.FAIL, figure)
+    assert any(text in line for line in proof.evidence)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(replace(COUNTERS, others=20), id="as many others in the quiet time"),
+        pytest.param(replace(COUNTERS, into_switch=60, out_of_switch=60), id="as many others at the same time"),
+        pytest.param(replace(COUNTERS, into_switch=1_000_000, out_of_switch=1_000_000, others=900_000), id="flood"),
+    ],
+)
+def test_counters_of_a_busy_port_prove_nothing(count: SwitchCount) -> None:
+    proof = judge(switch=count)
+    assert (proof.verdict, proof.figure) == (Verdict.NOT_MEASURED, None)
+    assert any("other frames beside 40 test frames" in line for line in proof.evidence)
+
+
+def test_count_of_the_driver_completes_the_proof_and_must_agree_with_an_observer() -> None:
+    readings = VepaReadings((EDGE,), TRAFFIC, switch=COUNTERS)
+    assert prove_vepa(readings, None).verdict == Verdict.PASS
+    assert prove_vepa(readings, SWITCH).verdict == Verdict.PASS
+    assert prove_vepa(readings, SwitchCount("labexp", 20, 0)).verdict == Verdict.FAIL
+    lying = replace(readings, switch=replace(COUNTERS, out_of_switch=0))
+    assert prove_vepa(lying, SWITCH).verdict == Verdict.FAIL
+    assert from_plain(VepaReadings, json.loads(json.dumps(to_plain(readings)))) == readings
+
+
+def test_reason_without_a_count_is_shown_until_an_observer_counts() -> None:
+    readings = VepaReadings((EDGE,), TRAFFIC, switch_gap="switch sw1 is not registered")
+    proof = prove_vepa(readings, None)
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert "the frames were not counted at the external switch: switch sw1 is not registered" in proof.evidence
+    assert prove_vepa(readings, SWITCH).verdict == Verdict.PASS

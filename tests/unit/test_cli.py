@@ -352,13 +352,23 @@ UPLINK = {
 def test_uplinks_are_listed_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     none = {**UPLINK, "name": "nic1", "up": False, "edge": None, "guests": []}
     monkeypatch.setattr(FakeClient, "uplinks", lambda _: [UPLINK, none], raising=False)
-    monkeypatch.setattr(FakeClient, "uplink", lambda _self, name: {**UPLINK, "name": name}, raising=False)
+    counts = {"sent": 7, "received": 6, "sent_bytes": 700, "received_bytes": 600, "sent_dropped": 1, "received_dropped": 2}
+    counters = [
+        {"place": "guest", "name": "nh-1", "guest": "web", "counts": counts, "gap": ""},
+        {"place": "switch", "name": "swp1", "guest": "", "counts": None, "gap": "not measured: no route"},
+    ]
+    monkeypatch.setattr(FakeClient, "uplink", lambda _self, name: {**UPLINK, "name": name, "counters": counters}, raising=False)
     lines = run("uplink", "list").output.splitlines()
     assert [line.split() for line in lines[1:]] == [["nic0", "macvtap-vepa", "up", "web,db"], ["nic1", "none", "down", "-"]]
     assert json.loads(run("uplink", "list", "--json").output) == [UPLINK, none]
     shown = run("uplink", "show", "nic0").output
     assert re.search(r"^mode macvtap-vepa +possible$", shown, re.MULTILINE)
     assert re.search(r"^why +no VFs$", shown, re.MULTILINE)
+    assert re.search(r"^frames guest nh-1 +7 sent, 6 received, 3 dropped \(guest web\)$", shown, re.MULTILINE)
+    assert re.search(r"^frames switch swp1 +not measured: no route$", shown, re.MULTILINE)
+    earlier = {**UPLINK, "name": "nic0"}  # of a manager that does not count
+    monkeypatch.setattr(FakeClient, "uplink", lambda *_: earlier, raising=False)
+    assert "frames" not in run("uplink", "show", "nic0").output
     assert "set instead" not in shown
 
 

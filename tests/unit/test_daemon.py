@@ -109,7 +109,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     LEDGERS.clear()
     for name in (
-        "acquire", "Listener", "open_listener", "Hypervisor", "GuestService", "Auditor", "Api", "build_metrics",
+        "acquire", "Listener", "open_listener", "Hypervisor", "GuestService", "Auditor", "Api", "build_metrics", "HairpinWatch",
         "notify_systemd", "start_heartbeat", "start_threads",
     ):  # fmt: skip
         monkeypatch.setattr(daemon, name, Stub())

@@ -23,6 +23,7 @@ from orchestrator.metrics.declare import METRICS, Kind, Metric
 from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import NvmeController, Topology
+from orchestrator.model.uplink import CounterPlace, CounterReading, FrameCounts
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 from tests.fakes.root import load_host
 
@@ -68,10 +69,19 @@ class Fake:
         self.metrics = Metrics(
             Sources(
                 lambda: self.read("guests", self.guests), lambda: self.read("generation", self.generation),
-                self.survey, self.read_exits,
+                self.survey, self.read_exits, self.read_frames, lambda: {"nic0": True, "nic1": False},
             ),
             POLICY, self.counters,
         )  # fmt: skip
+
+    def read_frames(self) -> dict[str, list[CounterReading]]:
+        counts = FrameCounts(5, 4, 500, 400, 1, 0)
+        readings = [
+            CounterReading(CounterPlace.GUEST, "nh-1", "guest1", counts),
+            CounterReading(CounterPlace.UPLINK, "nic0", "", counts),
+            CounterReading(CounterPlace.SWITCH, "swp1", "", None, "not measured: the switch does not respond"),
+        ]
+        return {"nic0": self.read("frames", readings)}
 
     def read(self, what: str, value: Any) -> Any:
         if what in self.broken:
@@ -243,6 +253,15 @@ def test_guest_that_ends_during_a_scrape_is_not_a_failure(fake: Fake) -> None:
     assert fake.figure("nohype_scrape_failures_total", source="exits") == 0
 
 
+def test_frames_are_counted_by_place_and_direction_and_unmeasured_places_have_no_samples(fake: Fake) -> None:
+    labels = {"uplink": "nic0", "place": "guest", "interface": "nh-1", "guest": "guest1"}
+    assert fake.figure("nohype_frames_total", **labels, direction="sent") == 5
+    assert fake.figure("nohype_frame_bytes_total", **labels, direction="received") == 400
+    assert fake.figure("nohype_frames_dropped_total", **labels, direction="sent") == 1
+    assert {dict(found)["place"] for found in fake.page()["nohype_frames_total"]} == {"guest", "uplink"}
+    assert [fake.figure("nohype_hairpin_lost", uplink=uplink) for uplink in ("nic0", "nic1")] == [1, 0]
+
+
 def test_not_measured_is_a_verdict(fake: Fake) -> None:
     assert fake.figure("nohype_proofs", proof="vepa", verdict="not measured") == 1
     assert fake.figure("nohype_proofs", proof="vepa", verdict="pass") == 0
@@ -259,6 +278,11 @@ def test_the_age_of_the_audit(fake: Fake, topology: Topology) -> None:
     [
         ("survey", "survey", {"nohype_cores", "nohype_disks", "nohype_huge_pages", "nohype_vfs"}),
         ("exits", "exits", {"nohype_guest_exits_total"}),
+        (
+            "frames",
+            "frames",
+            {"nohype_frames_total", "nohype_frame_bytes_total", "nohype_frames_dropped_total", "nohype_hairpin_lost"},
+        ),
     ],
 )
 def test_a_source_that_fails_takes_nothing_else_along(fake: Fake, broken: str, source: str, lost: set[str]) -> None:
@@ -272,8 +296,8 @@ def test_a_source_that_fails_takes_nothing_else_along(fake: Fake, broken: str, s
 
 
 def test_page_is_rendered_although_every_source_fails(fake: Fake) -> None:
-    fake.broken = {"guests", "generation", "survey", "exits"}
-    assert sum(fake.page()["nohype_scrape_failures_total"].values()) == 4
+    fake.broken = {"guests", "generation", "survey", "exits", "frames"}
+    assert sum(fake.page()["nohype_scrape_failures_total"].values()) == 5
     assert fake.figure("nohype_undo_failures_total") == 1
 
 

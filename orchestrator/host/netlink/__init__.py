@@ -5,9 +5,11 @@ implements `host.root.Net`.
 # Each function opens and closes its own socket, and finds interfaces by a dump: a long-lived socket leaks an acknowledgement for
 # every `get` (pyroute2 0.9.7). pyroute2 runs an event loop, so asyncio programs must call these functions in a thread.
 
+from orchestrator.host.hairpin import HairpinProbe as open_hairpin
 from orchestrator.host.hairpin import probe_hairpin
 from orchestrator.host.netlink.bridge_ports import BridgeState, read_bridge
 from orchestrator.host.netlink.bridges import add_port, create_bridge, read_hairpin, set_hairpin
+from orchestrator.host.netlink.counters import read_counters, read_queue, read_vf_counters
 from orchestrator.host.netlink.filters import delete_table, read_table, replace_table
 from orchestrator.host.netlink.links import (
     read_addressed,
@@ -43,13 +45,17 @@ __all__ = [
     "delete_table",
     "move_to_netns",
     "netns_exists",
+    "open_hairpin",
     "probe_hairpin",
     "read_addressed",
     "read_bridge",
+    "read_counters",
     "read_hairpin",
     "read_hwmode",
     "read_links",
+    "read_queue",
     "read_table",
+    "read_vf_counters",
     "read_vfs",
     "replace_table",
     "restore_macvtap",

@@ -1,0 +1,106 @@
+"""Invariants of frame counters on software edges: a part of the proof vepa that needs no test frames.
+
+The counters cannot be read at one moment. Each sample reads the host's counters, then the switch's, then the host's again: what
+happened between the inner readings is at most, and between the outer readings at least, what the other counter must show. So no
+tolerance is needed for frames on their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.errors import HostError, SwitchError
+from orchestrator.host.root import HostRoot
+from orchestrator.model.switch import PortCounters, SwitchTie
+from orchestrator.model.uplink import EdgeReading, FrameCounts, Invariant, InvariantReading, QueueCounts
+from orchestrator.switches.drivers import opened
+
+_COUNTED = "macvtap-vepa"
+"""Only here the host counts a guest's frames after its rules have dropped what the guest may not send."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``port``: the counters of the uplink's switch port, or why they are not known."""
+
+    outer: Mapping[str, FrameCounts]  # the first reading of a start, the last of an end
+    inner: Mapping[str, FrameCounts]
+    port: PortCounters | str
+    queue: QueueCounts
+
+
+def take_sample(host: HostRoot, uplink: str, tie: SwitchTie | str, *, is_start: bool) -> Sample:
+    """Raises HostError if the host's counters cannot be read."""
+    first, queue = host.net.read_counters(), host.net.read_queue(uplink)
+    port = _read_port(tie)
+    last = host.net.read_counters()
+    if not is_start:
+        queue = host.net.read_queue(uplink)
+    return Sample(first, last, port, queue) if is_start else Sample(last, first, port, queue)
+
+
+def _read_port(tie: SwitchTie | str) -> PortCounters | str:
+    if isinstance(tie, str):
+        return tie
+    try:
+        with opened(tie.switch, tie.key) as driver:
+            (port,) = driver.read([tie.port]).ports
+    except (SwitchError, HostError) as error:
+        return error.message
+    return port.counters or f"the switch reports no counters of port {tie.port}"
+
+
+def compare(uplink: str, edges: Iterable[EdgeReading], start: Sample, end: Sample) -> tuple[InvariantReading, ...]:
+    """``edges``: of the guests on the uplink. Pure."""
+    return (
+        _compare_guests(uplink, tuple(edges), start, end),
+        *_compare_switch(uplink, start, end),
+    )
+
+
+def _compare_guests(uplink: str, edges: tuple[EdgeReading, ...], start: Sample, end: Sample) -> InvariantReading:
+    def unknown(why: str) -> InvariantReading:
+        return InvariantReading(Invariant.GUESTS_UPLINK, uplink, None, f"not measured: {why}")
+
+    if other := next((edge.interface for edge in edges if edge.mode != _COUNTED), None):
+        return unknown(f"the frames of {other} are counted before its rules drop those that the guest may not send")
+    samples = (start.outer, start.inner, end.inner, end.outer)
+    if missing := [edge.interface for edge in edges if any(edge.interface not in sample for sample in samples)]:
+        return unknown(f"{', '.join(missing)} did not exist all the time")
+    if any(uplink not in sample for sample in samples):
+        return unknown(f"{uplink} did not exist all the time")
+    sent = [end.inner[edge.interface].sent - start.inner[edge.interface].sent for edge in edges]
+    left = end.outer[uplink].sent - start.outer[uplink].sent
+    dropped = end.outer[uplink].sent_dropped - start.outer[uplink].sent_dropped + end.queue.dropped - start.queue.dropped
+    if min(*sent, left, dropped, 0) < 0:
+        return unknown("counters were reset meanwhile")
+    allowed = left + dropped + end.queue.waiting
+    text = f"guests sent {sum(sent)} frames, {left} left through {uplink}, which dropped {dropped}"
+    return InvariantReading(Invariant.GUESTS_UPLINK, uplink, sum(sent) <= allowed, text)
+
+
+def _compare_switch(uplink: str, start: Sample, end: Sample) -> tuple[InvariantReading, InvariantReading]:
+    names = (Invariant.UPLINK_SWITCH, Invariant.SWITCH_REFLECTED)
+    if isinstance(start.port, str) or isinstance(end.port, str):
+        why = start.port if isinstance(start.port, str) else end.port
+        first, second = (InvariantReading(name, uplink, None, f"not measured: {why}") for name in names)
+        return first, second
+    into, out = end.port.rx_packets - start.port.rx_packets, end.port.tx_packets - start.port.tx_packets
+    samples = (start.outer, start.inner, end.inner, end.outer)
+    if min(into, out) < 0 or any(uplink not in sample for sample in samples):
+        first, second = (InvariantReading(name, uplink, None, "not measured: counters were reset meanwhile") for name in names)
+        return first, second
+    before, after = (start.inner[uplink], start.outer[uplink]), (end.inner[uplink], end.outer[uplink])
+    sent = [late.sent - early.sent for early, late in zip(before, after, strict=True)]
+    received = [late.received - early.received for early, late in zip(before, after, strict=True)]
+    agrees = sent[0] <= into <= sent[1] and received[0] <= out <= received[1]
+    text = f"{uplink} sent {sent[1]} frames and received {received[1]}, the switch port received {into} and sent {out}"
+    # Many switches update their counters seconds later: a difference proves nothing.
+    late = "" if agrees else "; not measured: the counters of the switch may be late"
+    reflected = f"{into} frames arrived at the switch port, {out} left it"
+    others = "" if into == out else "; not measured: frames from and to other hosts are counted too"
+    return (
+        InvariantReading(names[0], uplink, agrees or None, text + late),
+        InvariantReading(names[1], uplink, into == out or None, reflected + others),
+    )

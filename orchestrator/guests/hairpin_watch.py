@@ -1,0 +1,158 @@
+"""Notices that frames between guests do not come back from the external switch, also where the switch itself cannot be read.
+
+Two frames of the host's own are sent on each uplink with running guests in each round (see ``host.hairpin``). Counters of guests'
+frames cannot replace them: they do not tell a lost reflection from traffic to other hosts, and most VFs are not counted. A round
+without a loss is a few system calls on a socket that stays open.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from orchestrator.errors import HostError, LedgerError, OrchestratorError
+from orchestrator.guests.host_setup import HOST
+from orchestrator.host.ports import find_port
+from orchestrator.host.root import HostRoot, Probe
+from orchestrator.ledger import Claim, Event, EventKind, Ledger
+from orchestrator.model.edge import EdgeMode
+from orchestrator.model.plan import NicPlan
+from orchestrator.model.state import GuestState
+
+_log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 4.0
+PAUSE_SECONDS = 0.5
+"""Between a suspicion and its confirmation. All together a loss is reported within 10 s."""
+_FIRST, _MORE = 0.4, (6, 0.25)
+"""Attempts, and seconds for each. A frame can be lost in a flood, or while the NIC is reset: more frames decide."""
+
+
+class HairpinWatch:
+    """One thread, which sleeps while no guest runs. It takes no lock, and nothing waits for it."""
+
+    def __init__(self, host: HostRoot, ledger: Ledger) -> None:
+        self._host, self._ledger = host, ledger
+        self._stop, self._changed = threading.Event(), threading.Event()
+        self._changed.set()
+        self._lost: set[str] = set()
+        self._users: dict[str, list[str]] = {}  # guests by uplink, as of the last change of a guest
+        self._probes: dict[str, Probe] = {}
+        ledger.subscribe(self._on_event)
+
+    def start(self) -> None:
+        threading.Thread(target=self._work, name="hairpin", daemon=True).start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._changed.set()
+
+    def check(self) -> bool:
+        """One round; writes an event for each change. Returns whether any running guest needs reflective relay."""
+        if self._changed.is_set():
+            self._changed.clear()  # before the reading: a later change is read in the next round
+            self._users = self._list_users()
+            self._lost &= self._users.keys()
+            for uplink in self._probes.keys() - self._users.keys():
+                self._probes.pop(uplink).close()
+        suspects = [uplink for uplink in self._users if self._try_once(uplink) == (uplink in self._lost)]
+        if suspects:
+            # At the same time: a loss takes seconds to confirm, and one switch may serve several uplinks.
+            with ThreadPoolExecutor(len(suspects), thread_name_prefix="hairpin") as pool:
+                list(pool.map(self._confirm, suspects))
+        return bool(self._users)
+
+    def find_lost(self) -> dict[str, bool]:
+        """By watched uplink whether frames do not return, as of the last round."""
+        return {uplink: uplink in self._lost for uplink in self._users}
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            busy = True
+            try:
+                busy = self.check()
+            except OrchestratorError as error:
+                _log.error("cannot check whether frames return: %s", error)
+            except Exception:
+                _log.exception("internal error while checking whether frames return, continuing")
+            if busy:
+                self._stop.wait(ROUND_SECONDS)
+            else:
+                self._changed.wait()
+
+    def _on_event(self, event: Event) -> None:
+        if event.subject != HOST:
+            self._changed.set()
+
+    def _list_users(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for claim in self._ledger.read().claims:
+            for nic in _list_nics(claim):
+                if uplink := self._find_uplink(nic):
+                    found.setdefault(uplink, []).append(claim.plan.name)
+        return found
+
+    def _find_uplink(self, nic: NicPlan) -> str:
+        """Its present name; empty if the PF has no interface now."""
+        if nic.pf is None:
+            return nic.interface
+        try:
+            return find_port(self._host, nic.pf, [nic.interface])
+        except HostError:
+            return ""
+
+    def _try_once(self, uplink: str) -> bool:
+        """Whether a frame returned. An error closes the socket: the interface may be another one now."""
+        try:
+            if uplink not in self._probes:
+                self._probes[uplink] = self._host.net.open_hairpin(uplink)
+            self._probes[uplink].discard()
+            return self._probes[uplink].attempt(_FIRST)
+        except HostError:
+            if probe := self._probes.pop(uplink, None):
+                probe.close()
+            self._changed.set()  # looks its name up again
+            return False
+
+    def _confirm(self, uplink: str) -> None:
+        """A single frame decides that frames return, and many that they do not."""
+        if uplink in self._lost:
+            self._lost.discard(uplink)
+            self._note(EventKind.HAIRPIN_RETURNED, f"uplink {uplink}: frames between guests return from the switch again")
+            return
+        if self._probe(uplink, *_MORE) is False:
+            time.sleep(PAUSE_SECONDS)
+            if self._probe(uplink, *_MORE) is False:
+                self._lost.add(uplink)
+                names = ", ".join(sorted(set(self._users[uplink])))
+                text = f"uplink {uplink}: frames between guests do not return from the switch; guests: {names}"
+                self._note(EventKind.HAIRPIN_LOST, f"{text}; enable hairpin (reflective relay) on the switch port")
+
+    def _probe(self, uplink: str, attempts: int, wait: float) -> bool | None:
+        """None if it is not known: the link is down, or was down meanwhile."""
+        try:
+            if not self._has_link(uplink):
+                return None
+            if self._host.net.probe_hairpin(uplink, attempts=attempts, wait=wait).returned:
+                return True
+            return False if self._has_link(uplink) else None
+        except HostError as error:
+            _log.warning("cannot check whether frames return: %s", error.message)
+            return None
+
+    def _has_link(self, uplink: str) -> bool:
+        return any(link.name == uplink and link.up and link.carrier for link in self._host.net.read_links())
+
+    def _note(self, kind: EventKind, detail: str) -> None:
+        try:
+            self._ledger.append_event(kind, HOST, detail)
+        except LedgerError as error:
+            _log.error("%s (%s)", detail, error)
+
+
+def _list_nics(claim: Claim) -> Iterable[NicPlan]:
+    """Those that need reflective relay: with a VLAN of its own per VF, frames return in another VLAN."""
+    return [nic for nic in claim.plan.nics if claim.state == GuestState.RUNNING and nic.edge is not EdgeMode.CHANNEL]

@@ -1,0 +1,125 @@
+"""Invariants of frame counters on a real kernel: two guests' macvtaps on one uplink, and a bridge as the switch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.audit.balance import compare, take_sample
+from orchestrator.host import netlink
+from orchestrator.host.edge import Tap, macvtap
+from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, read_queue, set_hairpin
+from orchestrator.host.root import HostRoot
+from orchestrator.model.switch import Switch, SwitchDriver, SwitchTie
+from orchestrator.model.uplink import EdgeReading, InvariantReading
+from orchestrator.values import MacAddress
+from orchestrator.waiting import wait_until
+from tests.harness.netns import Tap as GuestEnd
+from tests.harness.netns import build_frame, ip, open_macvtap, within
+
+pytestmark = pytest.mark.netns
+
+PREFIX = f"ab{os.getpid()}"
+HOST, SWITCH = f"{PREFIX}h", f"{PREFIX}s"
+UPLINK, PORT = "uplink", "port"
+REAL = HostRoot(Path("/"), netlink)
+TAPS = tuple(Tap(f"nh-{number}", MacAddress.parse(f"02:4e:48:00:00:0{number}"), UPLINK) for number in (1, 2))
+EDGES = tuple(EdgeReading(tap.name, "macvtap-vepa", "", (), UPLINK) for tap in TAPS)
+TIE = SwitchTie(Switch("sw1", SwitchDriver.LINUX_BRIDGE, "br0", netns=SWITCH), PORT, None)
+
+
+def _disable_ipv6() -> None:
+    for which in ("all", "default"):
+        if (file := Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6")).exists():
+            file.write_text("1")
+
+
+def _has_carrier() -> bool:
+    return all(link.carrier for link in netlink.read_links() if link.name != "lo")
+
+
+@pytest.fixture
+def guests(tmp_path: Path) -> Iterator[list[GuestEnd]]:
+    if os.geteuid():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
+    for name in (HOST, SWITCH):
+        create_netns(name)
+        within(name, _disable_ipv6)  # the host and the switch send nothing of their own
+    try:
+        create_bridge("br0", SWITCH)
+        ip("-n", HOST, "link", "add", UPLINK, "up", "type", "veth", "peer", "name", PORT, "netns", SWITCH)
+        add_port("br0", PORT, SWITCH)
+        set_hairpin(PORT, SWITCH, on=True)
+        ends = []
+        for tap in TAPS:
+            within(HOST, lambda tap=tap: macvtap.create(REAL, tap))  # type: ignore[misc]
+            (tmp_path / tap.name).mkdir()
+            ends.append(open_macvtap(HOST, tap.name, tmp_path / tap.name))
+        assert wait_until(lambda: within(HOST, _has_carrier), timeout=30, interval=0.05)
+        talk(ends)  # the switch learns both addresses: it floods a frame to an address that it has not learned
+        yield ends
+        for end in ends:
+            end.close()
+    finally:
+        for name in (HOST, SWITCH):
+            delete_netns(name)
+
+
+def measure(during: Callable[[], object]) -> dict[str, InvariantReading]:
+    start = within(HOST, lambda: take_sample(REAL, UPLINK, TIE, is_start=True))
+    during()
+    end = within(HOST, lambda: take_sample(REAL, UPLINK, TIE, is_start=False))
+    return {one.invariant: one for one in compare(UPLINK, EDGES, start, end)}
+
+
+def talk(guests: list[GuestEnd], frames: int = 50) -> None:
+    for number in range(frames):
+        for end, tap, other in zip(guests, TAPS, reversed(TAPS), strict=True):
+            end.send(build_frame(str(other.mac), str(tap.mac), number))
+
+
+def test_frames_between_guests_hold_the_invariants(guests: list[GuestEnd]) -> None:
+    found = measure(lambda: talk(guests))
+    assert [one.holds for one in found.values()] == [True, True, True], found
+    assert "guests sent 100 frames" in found["guests-uplink"].text
+
+
+def test_idle_guests_hold_the_invariants(guests: list[GuestEnd]) -> None:
+    assert {one.holds for one in measure(lambda: None).values()} == {True}
+
+
+def test_frames_that_the_rules_drop_are_not_counted_as_sent(guests: list[GuestEnd]) -> None:
+    def spoof() -> None:
+        for number in range(50):
+            guests[0].send(build_frame("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:99", number))
+
+    found = measure(spoof)["guests-uplink"]
+    assert found.holds is True, found
+
+
+def test_macvtap_in_bridge_mode_breaks_the_invariant(guests: list[GuestEnd]) -> None:
+    for tap in TAPS:
+        ip("-n", HOST, "link", "set", tap.name, "type", "macvtap", "mode", "bridge")
+    found = measure(lambda: talk(guests))["guests-uplink"]
+    assert found.holds is False, found
+
+
+def test_hairpin_off_leaves_the_first_invariant_and_the_reflection_is_missing(guests: list[GuestEnd]) -> None:
+    set_hairpin(PORT, SWITCH, on=False)
+    found = measure(lambda: talk(guests))
+    assert found["guests-uplink"].holds is True
+    assert found["switch-reflected"].holds is None
+    assert "100 frames arrived at the switch port, 0 left it" in found["switch-reflected"].text
+
+
+def test_uplink_that_drops_a_flood_is_no_finding(guests: list[GuestEnd]) -> None:
+    """A short queue that lets one frame pass at a time drops most of them."""
+    ip("-n", HOST, "link", "set", UPLINK, "txqueuelen", "2")
+    added = within(HOST, lambda: os.system(f"tc qdisc add dev {UPLINK} root tbf rate 100kbit burst 2000 limit 3000 2>/dev/null"))
+    found = measure(lambda: talk(guests, 500))
+    assert found["guests-uplink"].holds is True, found
+    if not added:
+        assert within(HOST, lambda: read_queue(UPLINK)).dropped > 0

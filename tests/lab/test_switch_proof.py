@@ -1,0 +1,120 @@
+"""The audit completes the proof vepa by itself: it reads the lab's external switch over SSH, from inside the lab.
+
+The switch's SSH server is a process outside the lab. The manager reaches it through the lab's management network.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from orchestrator.audit.catalogue import VEPA
+from orchestrator.host.netlink import set_hairpin
+from orchestrator.lab import switch
+from orchestrator.lab.switch import BRIDGE, LabPort
+from orchestrator.model.plain import from_plain
+from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.uplink import CountWay
+from orchestrator.waiting import wait_until
+from tests.harness.bridge import Cable, SshSwitch, find_programs, ssh_switch
+from tests.lab.conftest import LabHost
+
+pytestmark = pytest.mark.usefixtures("guests")
+
+CONFIG, KEY = "/etc/nohype/nohype.toml", "/etc/nohype/switch_key"
+UNIT = "/run/systemd/system/nohyped.service.d"
+OUTSIDE = "10.0.2.2"
+"""The machine that runs the lab, as QEMU's user network shows it to the lab."""
+
+
+@pytest.fixture(scope="module")
+def port(host: LabHost) -> LabPort:
+    return switch.port(host.lab.name)
+
+
+@pytest.fixture(scope="module")
+def tied(host: LabHost, port: LabPort, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshSwitch]:
+    """The switch, registered at the manager and tied to its uplink."""
+    with ssh_switch(tmp_path_factory.mktemp("switch"), find_programs(Cable(port.netns, "", port.interface))) as server:
+        host.run(f"umask 077; base64 -d > {KEY} <<< {base64.b64encode(server.key.read_bytes()).decode()}")
+        lines = f'\n[switches]\nssh_key = "{KEY}"\n[uplinks.nic0]\nswitch = "sw1"\nport = "{port.interface}"\n'
+        allow = f"[Service]\nIPAddressAllow={OUTSIDE}\nRestrictAddressFamilies=AF_INET\n"
+        change = f"cp -p {CONFIG} {CONFIG}.before; mkdir -p {UNIT}; cat >> {CONFIG} <<'END'\n{lines}END\n"
+        change += f"cat > {UNIT}/switch.conf <<'END'\n{allow}END\nsystemctl daemon-reload; systemctl restart nohyped"
+        back = f"mv {CONFIG}.before {CONFIG}; rm -r {UNIT} {KEY}; systemctl daemon-reload; systemctl restart nohyped"
+        with host.changed(change, back):
+            host.nohype(
+                "switch", "add", "sw1", "--bridge", BRIDGE, "--host", OUTSIDE, "--ssh-port", str(server.address.port),
+                "--host-key", server.address.host_key,
+            )  # fmt: skip
+            yield server
+            host.nohype("switch", "delete", "sw1", "--force")
+
+
+def measure(host: LabHost, frames: int = 50) -> Proof:
+    """As the manager alone has measured it."""
+    proofs = from_plain(
+        tuple[Proof, ...], json.loads(host.nohype("audit", "--frames", str(frames), "--json", check=False).stdout)
+    )
+    return next(proof for proof in proofs if proof.name == VEPA.name)
+
+
+def test_audit_completes_vepa_by_itself(host: LabHost, tied: SshSwitch) -> None:
+    proof = measure(host)
+    assert (proof.verdict, proof.figure) == (Verdict.PASS, 0), proof.evidence
+    assert proof.readings
+    assert proof.readings.switch
+    assert proof.readings.switch.way is CountWay.PORT
+    assert proof.readings.switch.into_switch >= 100
+
+
+def test_audit_finds_a_hairpin_that_is_off(host: LabHost, tied: SshSwitch, port: LabPort) -> None:
+    set_hairpin(port.interface, port.netns, on=False)
+    try:
+        proof = measure(host, 5)
+    finally:
+        set_hairpin(port.interface, port.netns, on=True)
+    assert proof.verdict == Verdict.FAIL, proof.evidence
+
+
+def test_switch_that_does_not_respond_makes_the_proof_not_measured(host: LabHost, tied: SshSwitch) -> None:
+    script = (tied.programs / "ip").read_text().partition("\n")[2]
+    tied.replace_program("ip", "echo 'no such object' >&2; exit 1")
+    try:
+        proof = measure(host)
+    finally:
+        tied.replace_program("ip", script)
+    assert proof.verdict == Verdict.NOT_MEASURED
+    assert any("exited with status 1: no such object" in line for line in proof.evidence), proof.evidence
+    proof = wait_until(lambda: measure(host), lambda proof: proof.verdict == Verdict.PASS, timeout=120, interval=1)
+    assert proof.verdict == Verdict.PASS, proof.evidence
+
+
+KINDS = ("hairpin-lost", "hairpin-returned")
+
+
+def read_events(host: LabHost, after: int) -> list[dict[str, Any]]:
+    found = json.loads(host.nohype("events", "--after", str(after), "--json").stdout)
+    return [event for event in found if event["kind"] in KINDS]
+
+
+def test_hairpin_that_is_lost_is_an_event_within_ten_seconds(host: LabHost, port: LabPort) -> None:
+    """By probe frames: the switch is not asked. The guests have VFs, whose frames igb does not count."""
+    last = json.loads(host.nohype("events", "--json").stdout)[-1]["id"]
+    start = datetime.fromtimestamp(float(host.run("date +%s.%N").stdout), UTC)
+    set_hairpin(port.interface, port.netns, on=False)
+    try:
+        wait_until(lambda: read_events(host, last), timeout=60, interval=0.5)
+        lost = read_events(host, last)
+    finally:
+        set_hairpin(port.interface, port.netns, on=True)
+    wait_until(lambda: len(read_events(host, last)) > 1, timeout=60, interval=0.5)
+    assert [event["kind"] for event in lost] == ["hairpin-lost"]
+    assert [event["kind"] for event in read_events(host, last)] == list(KINDS)
+    seconds = (datetime.fromisoformat(lost[0]["time"]) - start).total_seconds()
+    print(f"\nhairpin-lost after {seconds:.1f} s")

@@ -1,0 +1,163 @@
+"""Frames that no longer return from the switch are one event, and another when they return; nothing else is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.errors import HostError
+from orchestrator.guests.hairpin_watch import HairpinWatch
+from orchestrator.guests.service import GuestService
+from orchestrator.ledger import Ledger
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.uplink import HairpinResult
+from tests.fakes.root import DEVICES
+from tests.harness.crash import World
+from tests.harness.guests import create
+
+KINDS = ("hairpin-lost", "hairpin-returned")
+
+
+@pytest.fixture
+def watch(world: World, opened: tuple[GuestService, Ledger], monkeypatch: pytest.MonkeyPatch) -> HairpinWatch:
+    monkeypatch.setattr("orchestrator.guests.hairpin_watch.PAUSE_SECONDS", 0.0)
+    return HairpinWatch(world.host, opened[1])
+
+
+@pytest.fixture
+def software(world: World, manager: GuestService) -> str:
+    """A guest on a software edge; its tap."""
+    for address in ("0000:10:00.0", "0000:14:00.0"):
+        (world.host.path / DEVICES / address / "sriov_totalvfs").unlink()
+    (nic,) = create(manager, accept=["software-edge"]).nics
+    world.host.fake_net.probes.clear()
+    return nic.tap
+
+
+def events(manager: GuestService) -> list[str]:
+    return [event.kind for event in manager.events(OPERATOR) if event.kind in KINDS]
+
+
+def test_without_guests_nothing_is_probed(world: World, watch: HairpinWatch, manager: GuestService) -> None:
+    assert not watch.check()
+    plan = create(manager)
+    manager.stop(OPERATOR, plan.name, 0)
+    assert not watch.check()
+    assert world.host.fake_net.probes == []
+
+
+def test_loss_and_return_are_one_event_each(world: World, watch: HairpinWatch, manager: GuestService) -> None:
+    create(manager)
+    create(manager, name="db")
+    assert watch.check()
+    assert events(manager) == []
+    world.host.fake_net.hairpin = False
+    for _ in range(3):
+        watch.check()
+    assert events(manager) == ["hairpin-lost"]
+    (lost,) = (event for event in manager.events(OPERATOR) if event.kind == "hairpin-lost")
+    assert lost.subject == "host"
+    assert lost.detail.startswith("uplink nic0: frames between guests do not return from the switch; guests: db, web; ")
+    world.host.fake_net.hairpin = True
+    for _ in range(3):
+        watch.check()
+    assert events(manager) == ["hairpin-lost", "hairpin-returned"]
+
+
+def test_guests_on_software_edges_are_watched_too(
+    world: World, watch: HairpinWatch, software: str, manager: GuestService
+) -> None:
+    assert software
+    world.host.fake_net.hairpin = False
+    watch.check()
+    assert events(manager) == ["hairpin-lost"]
+
+
+def test_guest_that_starts_and_ends_between_rounds_is_noticed(world: World, watch: HairpinWatch, manager: GuestService) -> None:
+    assert not watch.check()
+    create(manager)
+    assert watch.check()
+    assert world.host.fake_net.probes == ["nic0"]
+    manager.stop(OPERATOR, "web", 0)
+    assert not watch.check()
+    manager.start(OPERATOR, "web")
+    assert watch.check()
+    assert watch.find_lost() == {"nic0": False}
+
+
+def test_frame_lost_in_a_flood_is_no_alarm(world: World, watch: HairpinWatch, manager: GuestService) -> None:
+    create(manager)
+    results = iter([0, 0, 1, 0, 1])
+
+    def probe(uplink: str, *, attempts: int, wait: float) -> HairpinResult:
+        return HairpinResult(uplink, attempts, next(results))
+
+    world.host.fake_net.probe_hairpin = probe  # type: ignore[assignment]
+    watch.check()
+    watch.check()
+    assert next(results, None) is None
+    assert events(manager) == []
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_link_that_is_down_is_no_alarm(world: World, watch: HairpinWatch, manager: GuestService, when: str) -> None:
+    """A reset of the PF loses the link for a moment."""
+    create(manager)
+    world.host.fake_net.hairpin = False
+    read_links, calls = world.host.fake_net.read_links, iter(range(100))
+
+    def read() -> object:
+        up = when == "meanwhile" and next(calls) % 2 == 0
+        return tuple(replace(link, carrier=up) for link in read_links())
+
+    world.host.fake_net.read_links = read  # type: ignore[assignment, method-assign]
+    watch.check()
+    assert events(manager) == []
+
+
+def _raise(*_: object, **__: object) -> HairpinResult:
+    raise HostError("cannot send a probe frame on nic0")
+
+
+def test_failed_probe_is_no_alarm(world: World, watch: HairpinWatch, manager: GuestService) -> None:
+    create(manager)
+    world.host.fake_net.probe_hairpin = _raise  # type: ignore[method-assign]
+    assert watch.check()
+    assert events(manager) == []
+
+
+@pytest.mark.parametrize(
+    "end", [lambda manager: manager.stop(OPERATOR, "web", 0), lambda manager: manager.delete(OPERATOR, "web")]
+)
+def test_loss_ends_silently_with_the_last_guest_and_is_reported_again(
+    world: World, watch: HairpinWatch, manager: GuestService, end: Callable[[GuestService], object]
+) -> None:
+    create(manager)
+    world.host.fake_net.hairpin = False
+    watch.check()
+    end(manager)
+    watch.check()
+    assert events(manager) == ["hairpin-lost"]
+    create(manager, name="other")
+    watch.check()
+    assert events(manager) == ["hairpin-lost", "hairpin-lost"]
+
+
+def test_losses_of_several_uplinks_are_confirmed_at_the_same_time(
+    world: World, watch: HairpinWatch, manager: GuestService
+) -> None:
+    create(manager, nics=[{"uplink": "nic0"}])
+    create(manager, name="db", nics=[{"uplink": "nic1"}])
+    together = threading.Barrier(2, timeout=60)
+
+    def probe(uplink: str, *, attempts: int, wait: float) -> HairpinResult:
+        if attempts > 1:
+            together.wait()
+        return HairpinResult(uplink, attempts, 0)
+
+    world.host.fake_net.probe_hairpin = probe  # type: ignore[assignment]
+    watch.check()
+    assert events(manager) == ["hairpin-lost", "hairpin-lost"]
