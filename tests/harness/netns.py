@@ -19,6 +19,7 @@ _CLONE_NEWNET = 0x4000_0000
 ETHERTYPE = 0x88B5
 """For local experiments (IEEE 802)."""
 MAGIC = b"EDGE"
+_TUNSETIFF, _TAP_WITHOUT_HEADER = 0x400454CA, 0x0002 | 0x1000  # include/uapi/linux/if_tun.h: IFF_TAP | IFF_NO_PI
 
 
 def within(netns: str, call: Callable[[], _Result]) -> _Result:
@@ -75,16 +76,32 @@ class Watch:
 
     def count(self, ident: int, way: str) -> int:
         """``way`` is "in" or "out"."""
+        self._frames += self.take()
+        return sum(has_ident(data, ident) for direction, data in self._frames if direction == way)
+
+    def take(self) -> list[tuple[str, bytes]]:
+        """The frames since the last call, each with "in" or "out". VLAN tags of received frames are not in them."""
+        taken = []
         while True:
             try:
                 data, address = self._socket.recvfrom(2048)
             except BlockingIOError:
-                break
-            self._frames.append(("out" if address[2] == 4 else "in", data))
-        return sum(has_ident(data, ident) for direction, data in self._frames if direction == way)
+                return taken
+            taken.append(("out" if address[2] == 4 else "in", data))
 
     def close(self) -> None:
         self._socket.close()
+
+
+def open_tun(netns: str, name: str) -> Tap:
+    """An existing tap of the driver tun, as QEMU does."""
+
+    def attach() -> int:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP_WITHOUT_HEADER))
+        return descriptor
+
+    return Tap(within(netns, attach))
 
 
 def open_macvtap(netns: str, name: str, folder: Path) -> Tap:
@@ -95,7 +112,7 @@ def open_macvtap(netns: str, name: str, folder: Path) -> Tap:
     node = folder.parent / f"{name}.dev"
     os.mknod(node, 0o600 | stat.S_IFCHR, os.makedev(major, minor))
     descriptor = os.open(node, os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH14x", b"", 0x0002 | 0x1000))  # TUNSETIFF: IFF_TAP | IFF_NO_PI
+    fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", b"", _TAP_WITHOUT_HEADER))
     return Tap(descriptor)
 
 
@@ -111,11 +128,17 @@ class Tap:
 
     def count(self, ident: int) -> int:
         """How often the frame with this number was received."""
+        self._frames += self.take()
+        return sum(has_ident(frame, ident) for frame in self._frames)
+
+    def take(self) -> list[bytes]:
+        """The frames since the last call."""
+        taken = []
         while True:
             try:
-                self._frames.append(os.read(self._descriptor, 4096))
+                taken.append(os.read(self._descriptor, 4096))
             except BlockingIOError:
-                return sum(has_ident(frame, ident) for frame in self._frames)
+                return taken
 
     def close(self) -> None:
         os.close(self._descriptor)
