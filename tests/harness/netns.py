@@ -19,6 +19,7 @@ _CLONE_NEWNET = 0x4000_0000
 ETHERTYPE = 0x88B5
 """For local experiments (IEEE 802)."""
 MAGIC = b"EDGE"
+_SOL_PACKET, _PACKET_AUXDATA, _VLAN_VALID, _PROTOCOL_VALID = 263, 8, 0x10, 0x40  # include/uapi/linux/if_packet.h
 _TUNSETIFF, _TAP_WITHOUT_HEADER = 0x400454CA, 0x0002 | 0x1000  # include/uapi/linux/if_tun.h: IFF_TAP | IFF_NO_PI
 
 
@@ -58,12 +59,23 @@ def has_ident(frame: bytes, ident: int) -> bool:
     return MAGIC + struct.pack("!I", ident) in frame[:40]
 
 
+def _with_tag(data: bytes, extra: list[tuple[int, int, bytes]]) -> bytes:
+    """The kernel takes the outer VLAN tag out of a frame (skb_vlan_untag()) and reports it apart (packet(7), tpacket_auxdata)."""
+    for level, kind, words in extra:
+        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+            status, _, _, _, _, vlan, protocol = struct.unpack_from("=IIIHHHH", words)
+            if status & _VLAN_VALID:
+                return data[:12] + struct.pack("!HH", protocol if status & _PROTOCOL_VALID else 0x8100, vlan) + data[12:]
+    return data
+
+
 class Watch:
     """Sees the frames of an interface in both directions, as tcpdump does."""
 
     def __init__(self, netns: str, interface: str) -> None:
         def listen() -> socket.socket:
             result = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            result.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             result.bind((interface, 3))  # ETH_P_ALL
             return result
 
@@ -80,14 +92,14 @@ class Watch:
         return sum(has_ident(data, ident) for direction, data in self._frames if direction == way)
 
     def take(self) -> list[tuple[str, bytes]]:
-        """The frames since the last call, each with "in" or "out". VLAN tags of received frames are not in them."""
+        """The frames since the last call, each with "in" or "out"."""
         taken = []
         while True:
             try:
-                data, address = self._socket.recvfrom(2048)
+                data, extra, _, address = self._socket.recvmsg(2048, 64)
             except BlockingIOError:
                 return taken
-            taken.append(("out" if address[2] == 4 else "in", data))
+            taken.append(("out" if address[2] == 4 else "in", _with_tag(data, extra)))
 
     def close(self) -> None:
         self._socket.close()
