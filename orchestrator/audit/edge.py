@@ -29,13 +29,14 @@ def read_taps(host: HostRoot, guests: Iterable[RunningGuest]) -> tuple[EdgeReadi
         return ()
     try:
         links = {link.name: link for link in host.net.read_links()}
-        return tuple(_read_tap(host, name, mac, links.get(name), _find_others(links, named)) for name, mac in sorted(named.items()))
+        others = _find_others(links, named)
+        return tuple(_read_tap(host, name, mac, links.get(name), others) for name, mac in sorted(named.items()))
     except HostError as error:
         return tuple(EdgeReading(name, None, error.message) for name in sorted(named))
 
 
 def _find_others(links: Mapping[str, Link], named: Container[str]) -> dict[str, list[str]]:
-    """By uplink, the interfaces above it that are not of guests: each receives the uplink's broadcasts and sends to its network."""
+    """By uplink, the interfaces above it that are not of guests: each receives the uplink's broadcasts, and can send."""
     others: dict[str, list[str]] = {}
     for link in links.values():
         if link.parent and link.name not in named:

@@ -93,7 +93,7 @@ class Watch:
 
     def take(self) -> list[tuple[str, bytes]]:
         """The frames since the last call, each with "in" or "out"."""
-        taken = []
+        taken: list[tuple[str, bytes]] = []
         while True:
             try:
                 data, extra, _, address = self._socket.recvmsg(2048, 64)
@@ -145,7 +145,7 @@ class Tap:
 
     def take(self) -> list[bytes]:
         """The frames since the last call."""
-        taken = []
+        taken: list[bytes] = []
         while True:
             try:
                 taken.append(os.read(self._descriptor, 4096))

@@ -91,7 +91,8 @@ def test_other_interfaces_on_the_uplink_are_named(host: FakeRoot) -> None:
     host.fake_net.change_tap("stray", mode="bridge")
     host.fake_net.create_macvtap("elsewhere", "nic1", MacAddress.parse("02:4e:48:00:00:78"))
     (edge,) = read_taps(host, [replace(GUEST1, nics=(NIC,))])
-    assert edge.text.endswith("; nic0 also carries interfaces that are not of guests: nh-2 (macvtap vepa), stray (macvtap bridge)")
+    says = "; nic0 also carries interfaces that are not of guests: nh-2 (macvtap vepa), stray (macvtap bridge)"
+    assert edge.text.endswith(says)
     assert edge.findings == ()
     guests = replace(GUEST1, nics=(NIC, EmulatedNic("nh-2", "02:4e:48:00:00:77")))
     assert {reading.text.rpartition(": ")[2] for reading in read_taps(host, [guests])} == {"stray (macvtap bridge)"}
