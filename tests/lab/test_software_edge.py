@@ -122,6 +122,23 @@ def test_local_switching_fails_the_proof_and_is_restored(software: LabHost, edge
     assert "mode is bridge, expected vepa (restored)" in software.nohype("events").stdout
 
 
+def test_flushed_rules_are_restored(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    """As after the restart of a firewall: the kernel's notification causes it, not the manager's periodic check."""
+    tables = [f"nohype-{edge['nics'][0]['tap']}" for edge in edges]
+    wait = "; ".join(f"until nft list table netdev {table} >/dev/null 2>&1; do sleep 0.2; done" for table in tables)
+    begin = software.run(f"nft flush ruleset; date +%s.%N; {{ timeout 120 sh -c '{wait}'; }} && date +%s.%N").stdout.split()
+    print(f"rules were restored after {float(begin[1]) - float(begin[0]):.1f} s")
+    says = "the filter rules in nftables table netdev {} are missing or were changed (restored)"
+    assert all(says.format(table) in software.nohype("events").stdout for table in tables)
+
+
+def test_other_macvtap_on_the_uplink_is_named(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    del edges
+    with software.changed("ip link add stray link nic0 type macvtap mode bridge", "ip link delete stray"):
+        evidence = "\n".join(software.proofs()["vepa", "host"].evidence)
+    assert "nic0 also carries interfaces that are not of guests: stray (macvtap bridge)" in evidence
+
+
 def test_hairpin_switched_off_fails_the_proof(software: LabHost, edges: list[dict[str, Any]]) -> None:
     del edges
     port = switch.port(software.lab.name)
