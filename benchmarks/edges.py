@@ -158,6 +158,7 @@ def build_way(name: str, number: int) -> Iterator[Way]:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         create_bridge("br0", switch)
         netns.ip("-n", host, "link", "add", UPLINK, "up", "type", "veth", "peer", "name", PORT, "netns", switch)
+        netns.ip("-n", host, "link", "set", UPLINK, "promisc", "on")  # an edge may need it
         add_port("br0", PORT, switch)
         outside = name in list(SOFTWARE)
         set_hairpin(PORT, switch, on=outside)

@@ -178,6 +178,7 @@ def world(edge: SoftwareEdge, tmp_path: Path) -> Iterator[World]:
         create_bridge("br0", SWITCH)
         words = ["up", "type", "veth", "peer", "name"]
         ip("-n", HOST, "link", "add", UPLINK, "address", OF_UPLINK, *words, PORT, "netns", SWITCH)
+        ip("-n", HOST, "link", "set", UPLINK, "promisc", "on")  # an edge may need it, and must be as strict with it
         ip("-n", SWITCH, "link", "add", STATION, "address", OUTSIDE, *words, SOCKET)
         for port in (PORT, SOCKET):
             add_port("br0", port, SWITCH)
