@@ -5,7 +5,7 @@ The host sees each frame, so the proof is weaker than with VFs: it counts the fr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import replace
 
 from orchestrator.errors import HostError, RequestError
@@ -31,12 +31,22 @@ def read_taps(host: HostRoot, guests: Iterable[RunningGuest]) -> tuple[EdgeReadi
         return ()
     try:
         links = {link.name: link for link in host.net.read_links()}
-        return tuple(_read_tap(host, name, mac, links.get(name)) for name, mac in sorted(named.items()))
+        others = _find_others(links, named)
+        return tuple(_read_tap(host, name, mac, links.get(name), others) for name, mac in sorted(named.items()))
     except HostError as error:
         return tuple(EdgeReading(name, None, error.message) for name in sorted(named))
 
 
-def _read_tap(host: HostRoot, name: str, mac: str, link: Link | None) -> EdgeReading:
+def _find_others(links: Mapping[str, Link], named: Container[str]) -> dict[str, list[str]]:
+    """By uplink, the interfaces above it that are not of guests: each receives the uplink's broadcasts, and can send."""
+    others: dict[str, list[str]] = {}
+    for link in links.values():
+        if link.parent and link.name not in named:
+            others.setdefault(link.parent, []).append(f"{link.name} ({' '.join(filter(None, (link.kind, link.mode)))})")
+    return others
+
+
+def _read_tap(host: HostRoot, name: str, mac: str, link: Link | None, others: Mapping[str, list[str]]) -> EdgeReading:
     found = find_software_edge(link) if link else None
     if link is None or found is None:
         return EdgeReading(name, None, f"{name} does not exist" if link is None else f"{name} is of kind {link.kind}")
@@ -48,6 +58,8 @@ def _read_tap(host: HostRoot, name: str, mac: str, link: Link | None) -> EdgeRea
         findings = (error.message,)
     how = f"{link.kind} in mode {link.mode or 'none'}" if link.parent else f"{link.kind} with rules of nftables"
     text = f"{name} on {uplink or 'no uplink'}: {how}, address {mac}"
+    if above := others.get(uplink):
+        text += f"; {uplink} also carries interfaces that are not of guests: {', '.join(sorted(above))}"
     return EdgeReading(name, mode.value, text, findings, uplink)
 
 

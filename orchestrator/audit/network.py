@@ -56,6 +56,7 @@ def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promise
         findings += _check_settings(address, reading.state, nic)
         findings += _find_intruders(address, reading, nic, vfs, promised)
         evidence += [f"VF {address}: {_describe(reading, nic)}", *_list_limits(address, reading.state)]
+        evidence += _list_untagged(reading, vfs, promised)
     duplicates = _find_duplicates(promised.get(guest.name) or (), strays)
     findings += duplicates
     if not findings and unread:
@@ -116,6 +117,20 @@ def _find_duplicates(nics: tuple[NicPlan, ...], strays: Strays | None) -> list[s
 def _list_limits(address: PciAddress, state: VfState) -> list[str]:
     absent = [name for name, value in (("the spoof check", state.spoof_check), ("trust", state.trust)) if value is None]
     return [f"{WEAKER}the driver of the PF does not report {' and '.join(absent)} of VF {address}"] if absent else []
+
+
+def _list_untagged(reading: VfReading, vfs: Readings, promised: Promised) -> list[str]:
+    """Without a port VLAN a VF sends tagged frames as they are, and its driver may ask for each VLAN (igb_set_vf_vlan_msg())."""
+    if not reading.state.vlan:
+        return []
+    names = {nic.address: name for name, nics in promised.items() for nic in nics or ()}
+    found = [
+        f"{names[address]} (VF {one.state.index})"
+        for address, one in vfs.items()
+        if not isinstance(one, str) and one.interface == reading.interface and address in names and not one.state.vlan
+    ]
+    text = f"{WEAKER}a guest that is in no network can use each VLAN of {reading.interface} and of its switch port"
+    return [f"{text}: {', '.join(sorted(found))}"] if found else []
 
 
 def _describe(reading: VfReading, nic: NicPlan | None) -> str:

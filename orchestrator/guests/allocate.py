@@ -213,7 +213,9 @@ class Allocator:
         """Raises NotFound for a network that the caller's guests may not join."""
         known = self._ledger.networks()
         names = {nic.network for nic in request.wanted_nics if nic.network}
-        return Site({name: find_network(caller, name, known) for name in sorted(names)}, self._host_id)
+        # An operator may use each VLAN.
+        closed = tuple(one for one in known.values() if caller.role is Role.TENANT and one.owner != caller.tenant)
+        return Site({name: find_network(caller, name, known) for name in sorted(names)}, self._host_id, closed)
 
     def _find_place(self, request: GuestRequest, claims: Sequence[Claim], disks: _Disks, site: Site, *, named: bool) -> Placed:
         """Plans on the cached survey, or on a fresh one if there is no room or the host has changed.

@@ -127,6 +127,10 @@ class Reconciler:
         """Restores VEPA mode on the PFs of guests, which a PF reset switches off (with igb, every one), and changed taps."""
         self._drift.on_link_change()
         self._setup.restore_edge_modes()
+        self.check_taps()
+
+    def check_taps(self) -> None:
+        """Restores changed taps and rules of software edges."""
         self._check_guests(lambda claim: bool(claim.plan.software_nics and self._drift.has_changed_taps(claim)))
 
     def _finish(self, claim: Claim, decision: Decision) -> None:

@@ -16,11 +16,13 @@ class Site:
 
     Attributes:
         networks: those that the request names, by name.
+        closed: networks that the guest must not enter: without a port VLAN a VF can use each VLAN of its uplink.
         host_id: stable and unique, empty if the host has none.
     """
 
     networks: Mapping[str, Network] = field(default_factory=dict)
     host_id: str = ""
+    closed: tuple[Network, ...] = ()
 
 
 NO_SITE = Site()

@@ -116,6 +116,10 @@ def _choose(
     for number, nic in enumerate(nics, 1):
         name = nic.uplink or _find_uplink_of(nic.vf_address, host) or uplink
         found: FreeNic | EdgeMode | str = _check_network(nic, name, host) or _find_port(name, nic, request.accept, host)
+        is_open = isinstance(found, EdgeMode) and found is not EdgeMode.CHANNEL and not nic.network
+        if is_open and any(not explain_not_carried(host.policy, name, one) for one in host.site.closed):
+            # Such a VF sends tagged frames as they are, and its driver may ask for each VLAN (igb_set_vf_vlan_msg()).
+            found = "a NIC without a network could enter the networks of others; request a network"
         if isinstance(found, EdgeMode):
             excluded = (named - {nic.vf_address}) | {one.address for one in chosen if one.address}
             edge, found = found, _find_vf(name, nic.vf_address, excluded, groups, host)

@@ -14,7 +14,7 @@ from orchestrator.host import netlink
 from orchestrator.host.edge import Tap, macvtap
 from orchestrator.host.hairpin import probe_hairpin
 from orchestrator.host.interfaces import read_interfaces
-from orchestrator.host.netlink import add_port, create_bridge, set_hairpin
+from orchestrator.host.netlink import RuleNotices, add_port, create_bridge, set_hairpin
 from orchestrator.values import MacAddress
 from orchestrator.waiting import wait_until
 from tests.harness.edge_network import (
@@ -149,6 +149,17 @@ def test_each_change_of_the_rules_is_found(taps: None, rules: str) -> None:
     ip("netns", "exec", HOST, "nft", rules)
     assert diff(ONE) == ("nh-1: the filter rules in nftables table netdev nohype-nh-1 are missing or were changed",)
     assert diff(TWO) == ()
+
+
+@pytest.mark.parametrize("change", ["flush ruleset", "add rule netdev nohype-nh-1 egress accept", "add table inet another"])
+def test_change_of_any_rules_is_announced(taps: None, change: str) -> None:
+    with RuleNotices(HOST) as notices:
+        while notices.wait(0.2):
+            pass
+        assert diff(ONE) == (), "reading them changes nothing"
+        assert not notices.wait(0.01)
+        ip("netns", "exec", HOST, "nft", change)
+        assert notices.wait(30)
 
 
 def test_removal_leaves_nothing_and_can_be_repeated(taps: None) -> None:

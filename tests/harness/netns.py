@@ -19,6 +19,8 @@ _CLONE_NEWNET = 0x4000_0000
 ETHERTYPE = 0x88B5
 """For local experiments (IEEE 802)."""
 MAGIC = b"EDGE"
+_SOL_PACKET, _PACKET_AUXDATA, _VLAN_VALID, _PROTOCOL_VALID = 263, 8, 0x10, 0x40  # include/uapi/linux/if_packet.h
+_TUNSETIFF, _TAP_WITHOUT_HEADER = 0x400454CA, 0x0002 | 0x1000  # include/uapi/linux/if_tun.h: IFF_TAP | IFF_NO_PI
 
 
 def within(netns: str, call: Callable[[], _Result]) -> _Result:
@@ -57,12 +59,23 @@ def has_ident(frame: bytes, ident: int) -> bool:
     return MAGIC + struct.pack("!I", ident) in frame[:40]
 
 
+def _with_tag(data: bytes, extra: list[tuple[int, int, bytes]]) -> bytes:
+    """The kernel takes the outer VLAN tag out of a frame (skb_vlan_untag()) and reports it apart (packet(7), tpacket_auxdata)."""
+    for level, kind, words in extra:
+        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+            status, _, _, _, _, vlan, protocol = struct.unpack_from("=IIIHHHH", words)
+            if status & _VLAN_VALID:
+                return data[:12] + struct.pack("!HH", protocol if status & _PROTOCOL_VALID else 0x8100, vlan) + data[12:]
+    return data
+
+
 class Watch:
     """Sees the frames of an interface in both directions, as tcpdump does."""
 
     def __init__(self, netns: str, interface: str) -> None:
         def listen() -> socket.socket:
             result = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            result.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             result.bind((interface, 3))  # ETH_P_ALL
             return result
 
@@ -84,15 +97,31 @@ class Watch:
         return sum(direction == way for direction, _ in self._frames)
 
     def _receive(self) -> None:
+        self._frames += self.take()
+
+    def take(self) -> list[tuple[str, bytes]]:
+        """The frames since the last call, each with "in" or "out"."""
+        taken: list[tuple[str, bytes]] = []
         while True:
             try:
-                data, address = self._socket.recvfrom(2048)
+                data, extra, _, address = self._socket.recvmsg(2048, 64)
             except BlockingIOError:
-                break
-            self._frames.append(("out" if address[2] == 4 else "in", data))
+                return taken
+            taken.append(("out" if address[2] == 4 else "in", _with_tag(data, extra)))
 
     def close(self) -> None:
         self._socket.close()
+
+
+def open_tun(netns: str, name: str) -> Tap:
+    """An existing tap of the driver tun, as QEMU does."""
+
+    def attach() -> int:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP_WITHOUT_HEADER))
+        return descriptor
+
+    return Tap(within(netns, attach))
 
 
 def open_macvtap(netns: str, name: str, folder: Path) -> Tap:
@@ -103,7 +132,7 @@ def open_macvtap(netns: str, name: str, folder: Path) -> Tap:
     node = folder.parent / f"{name}.dev"
     os.mknod(node, 0o600 | stat.S_IFCHR, os.makedev(major, minor))
     descriptor = os.open(node, os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH14x", b"", 0x0002 | 0x1000))  # TUNSETIFF: IFF_TAP | IFF_NO_PI
+    fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", b"", _TAP_WITHOUT_HEADER))
     return Tap(descriptor)
 
 
@@ -130,11 +159,17 @@ class Tap:
 
     def count(self, ident: int) -> int:
         """How often the frame with this number was received."""
+        self._frames += self.take()
+        return sum(has_ident(frame, ident) for frame in self._frames)
+
+    def take(self) -> list[bytes]:
+        """The frames since the last call."""
+        taken: list[bytes] = []
         while True:
             try:
-                self._frames.append(os.read(self._descriptor, 4096))
+                taken.append(os.read(self._descriptor, 4096))
             except BlockingIOError:
-                return sum(has_ident(frame, ident) for frame in self._frames)
+                return taken
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -129,23 +129,26 @@ def test_local_switching_is_reported_and_restored(software: LabHost, edges: list
     assert "mode is bridge, expected vepa (restored)" in software.nohype("events").stdout
 
 
-def test_flushed_rules_fail_the_proof_and_are_restored(software: LabHost, edges: list[dict[str, Any]], mode: str) -> None:
-    if mode != "nft-vepa":
-        pytest.skip("without its rules a macvtap still sends every frame out")
-    taps = [edge["nics"][0]["tap"] for edge in edges]
-    software.run("systemctl kill -s STOP nohyped")
-    try:
-        software.run("nft flush ruleset")
-        assert software.run("nft list ruleset").stdout == ""
-    finally:
-        software.run("systemctl kill -s CONT nohyped")
+def test_flushed_rules_are_restored(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    """As after the restart of a firewall: the kernel's notification causes it, not the manager's periodic check."""
+    tables = [f"nohype-{edge['nics'][0]['tap']}" for edge in edges]
+    wait = "; ".join(f"until nft list table netdev {table} >/dev/null 2>&1; do sleep 0.2; done" for table in tables)
+    begin = software.run(f"nft flush ruleset; date +%s.%N; {{ timeout 120 sh -c '{wait}'; }} && date +%s.%N").stdout.split()
+    print(f"rules were restored after {float(begin[1]) - float(begin[0]):.1f} s")
+    says = "nftables table netdev {} are missing or were changed (restored)"
 
-    def are_restored() -> bool:
+    def are_reported() -> bool:
         events = software.nohype("events").stdout
-        return all(f"nftables table netdev nohype-{tap} are missing or were changed (restored)" in events for tap in taps)
+        return all(says.format(table) in events for table in tables)
 
-    assert wait_until(are_restored, timeout=300, interval=1)
-    assert " received=3 " in software.nohype("guest", "tell", "edge1", "ping 10.9.0.22 3").stdout
+    assert wait_until(are_reported, timeout=60, interval=1)
+
+
+def test_other_macvtap_on_the_uplink_is_named(software: LabHost, edges: list[dict[str, Any]]) -> None:
+    del edges
+    with software.changed("ip link add stray link nic0 type macvtap mode bridge", "ip link delete stray"):
+        evidence = "\n".join(software.proofs()["vepa", "host"].evidence)
+    assert "nic0 also carries interfaces that are not of guests: stray (macvtap bridge)" in evidence
 
 
 def test_adopted_guests_keep_their_taps(software: LabHost, edges: list[dict[str, Any]]) -> None:

@@ -76,6 +76,18 @@ def test_repeated_request_gets_200(served: Served) -> None:
     assert [ask(served, ALICE, "POST", "/v1/networks", {"name": "blue"})[0] for _ in range(2)] == [201, 200]
 
 
+def test_tenant_needs_a_network_once_others_have_one(served: Served) -> None:
+    served.client.create_network({"name": "mine", "owner": "acme"})
+    assert join(served, ALICE, "first")[0] == 400
+    assert ask(served, ALICE, "POST", "/v1/guests", {"name": "flat", **REQUEST})[0] == 201
+    served.client.create_network({"name": "theirs", "owner": "bolt"})
+    status, problem = ask(served, ALICE, "POST", "/v1/guests", {"name": "late", **REQUEST})
+    says = "a NIC without a network could enter the networks of others; request a network"
+    assert (status, problem["reasons"]) == (409, [f"uplink {name}: {says}" for name in ("nic0", "nic1")])
+    assert join(served, ALICE, "member", "mine")[0] == 201
+    assert served.client.create({"name": "operators", **REQUEST})["nics"][0]["network"] == ""
+
+
 def test_network_of_another_tenant_does_not_exist(served: Served) -> None:
     assert ask(served, ALICE, "POST", "/v1/networks", {"name": "blue"})[1]["owner"] == "acme"
     served.client.create_network({"name": "hosts"})

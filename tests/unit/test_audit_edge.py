@@ -104,6 +104,19 @@ def test_nft_edge_is_read_from_its_rules(host: FakeRoot) -> None:
     assert judge(edge=edge).verdict == Verdict.FAIL
 
 
+def test_other_interfaces_on_the_uplink_are_named(host: FakeRoot) -> None:
+    for name in ("stray", "nh-2"):
+        host.fake_net.create_macvtap(name, "nic0", MacAddress.parse("02:4e:48:00:00:77"))
+    host.fake_net.change_tap("stray", mode="bridge")
+    host.fake_net.create_macvtap("elsewhere", "nic1", MacAddress.parse("02:4e:48:00:00:78"))
+    (edge,) = read_taps(host, [replace(GUEST1, nics=(NIC,))])
+    says = "; nic0 also carries interfaces that are not of guests: nh-2 (macvtap vepa), stray (macvtap bridge)"
+    assert edge.text.endswith(says)
+    assert edge.findings == ()
+    guests = replace(GUEST1, nics=(NIC, EmulatedNic("nh-2", "02:4e:48:00:00:77")))
+    assert {reading.text.rpartition(": ")[2] for reading in read_taps(host, [guests])} == {"stray (macvtap bridge)"}
+
+
 @pytest.mark.parametrize("change", ["mode", "rules", "address"])
 def test_change_of_an_edge_is_a_finding(host: FakeRoot, change: str) -> None:
     mac = "02:4e:48:00:00:99" if change == "address" else str(MAC)

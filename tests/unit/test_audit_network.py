@@ -81,6 +81,17 @@ def test_guest_of_another_network_in_the_vlan_fails() -> None:
     assert prove(others=others, more={GUEST2.name: (replace(nic, network="red", vlan=101),)}).verdict is Verdict.FAIL
 
 
+def test_guest_of_no_network_on_the_same_pf_is_named() -> None:
+    """It is weaker, not a failure: the settings are those that were requested."""
+    nic = replace(NIC, index=3, address=OTHER, network="", vlan=0)
+    proof = prove(more={GUEST2.name: (nic,)})
+    assert proof.verdict is Verdict.PASS
+    assert proof.evidence[-1].startswith(f"{WEAKER}a guest that is in no network can use each VLAN of nic0")
+    assert proof.evidence[-1].endswith(f": {GUEST2.name} (VF 3)")
+    elsewhere = prove(others={OTHER: VfReading("nic1", VfState(3))}, more={GUEST2.name: (nic,)})
+    assert not [line for line in elsewhere.evidence if line.startswith(WEAKER)]
+
+
 def test_same_vlan_on_another_pf_is_not_a_finding() -> None:
     """It leaves the host through another port."""
     assert prove(others={OTHER: VfReading("nic1", VfState(3, vlan=100))}).verdict is Verdict.PASS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -228,3 +229,18 @@ def test_a_flood_that_others_notice_is_a_fault(load: Any, change: dict[str, Any]
     )
     assert len(faults) == bool(fault)
     assert fault in "".join(faults)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("inside", [False, True], ids=["as they should", "not through the switch"])
+def test_edges_counts_the_frames_at_the_switch(load: Any, monkeypatch: pytest.MonkeyPatch, *, inside: bool) -> None:
+    if os.geteuid():
+        pytest.skip("network namespaces need root")
+    edges = load("edges")
+    for name, value in (("TRIPS", 5), ("BATCHES", 2)):
+        monkeypatch.setattr(edges, name, value)
+    if inside:
+        monkeypatch.setattr(edges, "connect_edge", lambda host, folder, _name: edges.connect_macvtaps(host, folder))
+    ways, right = edges.run(2)
+    assert right is not inside
+    assert [(way.lost, len(way.found["round trip"])) for way in ways] == [(0, 2)] * len(ways)

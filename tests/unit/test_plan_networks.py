@@ -66,6 +66,22 @@ def test_refusal_names_the_uplink_and_its_range(nics: list[dict[str, object]], s
     assert says in caught.value.reasons
 
 
+def test_nic_without_a_network_is_kept_off_uplinks_with_networks_of_others() -> None:
+    """Without a port VLAN it could enter them."""
+    site = replace(SITE, closed=(Network("green", 201, "corp"),))
+
+    def plan_one(*nics: dict[str, object]) -> Plan:
+        return plan_guest(request(nics=list(nics)), TWO, Allocated(), BOTH, site)
+
+    assert plan_one({}).vf.interface == "nic0", "which does not carry VLAN 201"
+    assert plan_one({"network": "red"}).vf.interface == "nic1"
+    for nics in ([{"uplink": "nic1"}], [{"network": "red"}, {}]):
+        with pytest.raises(NoRoom) as caught:
+            plan_one(*nics)
+        text = "uplink nic1: a NIC without a network could enter the networks of others; request a network"
+        assert any(reason.startswith(text) for reason in caught.value.reasons)
+
+
 @pytest.mark.parametrize("wanted", [{"network": "blue"}, {"rate": 50}])
 def test_software_edge_has_neither_networks_nor_rates(wanted: dict[str, object]) -> None:
     policy = replace(POLICY, edges=(("nic0", EdgeMode.MACVTAP_VEPA),), accept=(Waiver.SOFTWARE_EDGE,))

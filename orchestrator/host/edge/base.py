@@ -86,11 +86,14 @@ def find_link(host: HostRoot, name: str) -> Link | None:
 
 
 def build_sender_rules(mac: MacAddress) -> list[Rule]:
-    """A guest sends only from its own address, without VLAN tags, and nothing to the addresses that bridges never forward
-    (IEEE 802.1Q table 8-1: STP, LLDP, LACP and the like).
+    """A guest sends only from its own address, without VLAN tags, and no control frames of switches.
+
+    These are frames to the addresses that bridges never forward (IEEE 802.1Q table 8-1: STP, LLDP, LACP and the like), frames of
+    Cisco's protocols (CDP, VTP, DTP, PVST: DTP asks a port to become a trunk), and MAC control frames to any address (IEEE 802.3
+    annex 31A: pause). VLAN tags have also the EtherType that switches used before IEEE 802.1ad.
     """
 
-    def drop_if(left: dict[str, Any], right: str, op: str = "==") -> Rule:
+    def drop_if(left: dict[str, Any], right: str | int, op: str = "==") -> Rule:
         return [{"match": {"op": op, "left": left, "right": right}}, {"counter": None}, {"drop": None}]
 
     def field(name: str) -> dict[str, Any]:
@@ -99,6 +102,7 @@ def build_sender_rules(mac: MacAddress) -> list[Rule]:
     return [
         drop_if(field("saddr"), str(mac), "!="),
         drop_if({"&": [field("daddr"), "ff:ff:ff:ff:ff:f0"]}, "01:80:c2:00:00:00"),
-        drop_if(field("type"), "8021q"),
-        drop_if(field("type"), "8021ad"),
+        drop_if({"&": [field("daddr"), "ff:ff:ff:ff:ff:f0"]}, "01:00:0c:cc:cc:c0"),
+        # nft prints EtherTypes that it has no name for as numbers.
+        *(drop_if(field("type"), kind) for kind in ("8021q", "8021ad", 0x9100, 0x8808)),
     ]

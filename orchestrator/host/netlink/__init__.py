@@ -20,7 +20,7 @@ from orchestrator.host.netlink.links import (
     watch_links,
 )
 from orchestrator.host.netlink.namespaces import create_netns, delete_netns, move_to_netns
-from orchestrator.host.netlink.notices import LinkNotices
+from orchestrator.host.netlink.notices import LinkNotices, RuleNotices
 from orchestrator.host.netlink.sockets import netns_exists
 from orchestrator.host.netlink.taps import (
     create_macvtap,
@@ -35,6 +35,7 @@ from orchestrator.host.netlink.vfs import enforce_vf, read_vfs
 __all__ = [
     "BridgeState",
     "LinkNotices",
+    "RuleNotices",
     "add_port",
     "create_bridge",
     "create_macvtap",

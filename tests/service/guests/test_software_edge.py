@@ -183,7 +183,7 @@ def set_down(world: World, tap: str) -> None:
     world.host.fake_net.change_tap(tap, up=False)
 
 
-@pytest.mark.parametrize("by", ["round", "notification"])
+@pytest.mark.parametrize("by", ["round", "link change", "rules"])
 @pytest.mark.parametrize(
     ("spoil", "finding"),
     [
@@ -198,7 +198,8 @@ def test_changed_edge_is_reported_and_restored(world: World, manager: GuestServi
     assert manager.reconciler.has_guest_on(tap)
     assert manager.reconciler.has_guest_on("nic0")
     assert not manager.reconciler.has_guest_on("nic1")
-    check = manager.reconciler.detect_drift if by == "round" else manager.reconciler.on_link_change
+    checks = {"round": manager.reconciler.detect_drift, "rules": manager.reconciler.check_taps}
+    check = checks.get(by, manager.reconciler.on_link_change)
     check()
     assert "drifted" not in kinds(manager)
     spoil(world, tap)  # type: ignore[operator]
