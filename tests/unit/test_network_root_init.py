@@ -38,14 +38,15 @@ iscsistart: initiator reported error (8 - connection timed out)
 """
 
 
-def report(explain: str, problem: str, target: str, *, log: str = "", secret: str = "", initiator: str = HOST_NQN) -> list[str]:
+def run(script: str, folder: Path | str = "/", **values: str) -> subprocess.CompletedProcess[str]:
     functions, _, _ = INIT.read_text().partition(_FIRST_ACTION)
-    script = f"{functions}\n{_STUBS}\n{explain}\nfail_to_connect"
+    argv = ["sh", "-c", f"{functions}\n{_STUBS}\n{script}"]
+    return subprocess.run(argv, cwd=folder, env={"PATH": "/usr/bin:/bin", **values}, capture_output=True, text=True, timeout=30)
+
+
+def report(explain: str, problem: str, target: str, *, log: str = "", secret: str = "", initiator: str = HOST_NQN) -> list[str]:
     values = {"problem": problem, "LOG": log, "secret": secret, "user": "", "target": target, "initiator": initiator}
-    env = {"PATH": "/usr/bin:/bin", **values}
-    return subprocess.run(
-        ["sh", "-c", script], env=env, capture_output=True, text=True, check=True, timeout=30
-    ).stdout.splitlines()
+    return run(f"{explain}\nfail_to_connect", **values).stdout.splitlines()
 
 
 def connect_failed(status: int) -> str:
@@ -99,3 +100,31 @@ def test_names_of_any_length_leave_the_reason_visible() -> None:
     shown = format_tail("\n".join(lines).encode())
     assert "Connection refused" in shown
     assert "hint: check that the server offers the disk" in shown
+
+
+@pytest.mark.parametrize(
+    ("state", "there"),
+    [
+        ("running", True),
+        ("blocked", True),
+        ("live", True),
+        ("connecting", True),
+        ("offline", False),
+        ("transport-offline", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["sda", "sda1"])
+def test_disk_is_gone_when_it_is_offline(tmp_path: Path, name: str, state: str, there: bool) -> None:
+    (tmp_path / "disk/sda/device").mkdir(parents=True)
+    (tmp_path / "disk/sda/device/state").write_text(f"{state}\n")
+    (tmp_path / "disk/sda/sda1").mkdir()
+    (tmp_path / "class").mkdir()
+    for link, disk in (("sda", "sda"), ("sda1", "sda/sda1")):
+        (tmp_path / "class" / link).symlink_to(tmp_path / "disk" / disk)
+    assert (run(f"has_disk {name}", tmp_path / "class").returncode == 0) == there
+
+
+def test_disk_is_gone_when_the_kernel_has_removed_it(tmp_path: Path) -> None:
+    assert run("has_disk nvme0n1", tmp_path).returncode == 1
+    (tmp_path / "nvme0n1").mkdir()
+    assert run("has_disk nvme0n1", tmp_path).returncode == 0
