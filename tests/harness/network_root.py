@@ -23,6 +23,8 @@ IMAGE = "netroot"
 SIZE = 16 << 20
 SERVER, PORT = "10.9.0.100", 4420
 NQN = "nqn.2026-11.example:netroot"
+UUID = "6f1f6c3a-3d0a-4b8e-9a3e-7b1d2c5e4f60"
+"""Of the namespace. A server keeps it: to a guest that connects again, another UUID is another disk."""
 
 _ROOT_INIT = """\
 #!/bin/busybox sh
@@ -70,7 +72,7 @@ class NvmetServer:
     lab: labs.Lab
     file: str = "/var/tmp/netroot.raw"
 
-    def start(self, *, host: str = "", secret: str = "") -> None:
+    def start(self, *, host: str = "", secret: str = "", uuid: str = UUID) -> None:
         """``host``: the only one that may connect, with its secret; empty for any."""
         allow = f"""
 mkdir hosts/{host}
@@ -85,6 +87,7 @@ cd {_NVMET}
 mkdir -p subsystems/{NQN}/namespaces/1 ports/77
 echo {0 if host else 1} >subsystems/{NQN}/attr_allow_any_host
 {allow if host else ""}
+echo {uuid} >subsystems/{NQN}/namespaces/1/device_uuid
 printf {self.file} >subsystems/{NQN}/namespaces/1/device_path
 echo 1 >subsystems/{NQN}/namespaces/1/enable
 cd ports/77
