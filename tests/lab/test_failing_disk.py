@@ -1,0 +1,112 @@
+"""Disks that fail on the real kernel: QEMU's blkdebug makes reads fail, and a disk is unplugged while it is read or wiped."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator.lab.qemu import SPARE_PORT
+from orchestrator.lab.qmp import ask
+from orchestrator.ssh import Completed
+from tests.lab.conftest import LabHost
+from tests.lab.test_disks import find_block
+from tests.lab.test_manager import MEMORY
+
+NAME, SERIAL, NODE = "failing", "nohype-bad", "bad"
+SIZE = 64 << 20
+SLOW = 100_000_000  # ns per request of 512 KiB, so that an unplug comes in the middle
+DISK = ("--disk", f"serial={SERIAL}")
+
+
+def until(true: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def plug(host: LabHost, *, latency: int = 0, **error: object) -> None:
+    """A disk of zeros; with the fields of an `inject-error` of blkdebug."""
+    image = {"driver": "null-co", "size": SIZE, "read-zeroes": True, "latency-ns": latency}
+    events = [{"event": "none", "errno": 5, "immediately": True, **error}] if error else []
+    node = {"driver": "blkdebug", "node-name": NODE, "image": image, "inject-error": events}
+    ask(host.lab.folder.qmp, "blockdev-add", arguments=node)
+    device = {"driver": "nvme", "id": NODE, "serial": SERIAL, "drive": NODE, "bus": SPARE_PORT}
+    ask(host.lab.folder.qmp, "device_add", arguments=device)
+    until(lambda: find_block(host, SERIAL) != "/dev/")
+
+
+def unplug(host: LabHost) -> None:
+    """Returns when the kernel has released the disk."""
+    monitor = host.lab.folder.qmp
+    ask(monitor, "device_del", arguments={"id": NODE})
+
+    def is_gone() -> bool:
+        return NODE not in [entry["name"] for entry in ask(monitor, "qom-list", arguments={"path": "/machine/peripheral"})]
+
+    until(is_gone)
+    ask(monitor, "blockdev-del", arguments={"node-name": NODE})
+
+
+@contextmanager
+def plugged(host: LabHost, **fields: Any) -> Iterator[None]:
+    plug(host, **fields)
+    try:
+        yield
+    finally:
+        unplug(host)
+
+
+def find_guest(host: LabHost) -> dict[str, Any] | None:
+    guests = json.loads(host.nohype("guest", "list", "--json").stdout)
+    return next((guest for guest in guests if guest["name"] == NAME), None)
+
+
+def create(host: LabHost) -> Completed:
+    return host.nohype("guest", "create", NAME, *MEMORY, *DISK, check=False)
+
+
+def test_unreadable_sector_refuses_the_disk(host: LabHost) -> None:
+    """In the middle, which the survey does not read."""
+    with plugged(host, sector=SIZE // 2 // 512, iotype="read"):
+        done = create(host)
+        assert done.status
+        assert f"at offset {SIZE // 2}" in done.stderr, done.stderr
+        assert "smartctl" in done.stderr
+        assert find_guest(host) is None
+        assert (
+            host.run(f"cat /sys/class/block/{find_block(host, SERIAL)[5:]}/device/device/driver_override").stdout.strip()
+            == "(null)"
+        )
+
+
+def test_disk_unplugged_while_it_is_checked_fails_the_creation(host: LabHost) -> None:
+    plug(host, latency=SLOW)
+    results: list[Completed] = []
+    thread = threading.Thread(target=lambda: results.append(create(host)))
+    thread.start()
+    until(lambda: (guest := find_guest(host)) and guest.get("progress"))
+    unplug(host)
+    thread.join(300)
+    (done,) = results
+    assert done.status
+    assert "Traceback" not in done.stderr
+    until(lambda: find_guest(host) is None)
+
+
+def test_disk_unplugged_while_it_is_wiped_is_quarantined_until_it_is_back(host: LabHost) -> None:
+    plug(host, latency=SLOW // 10)
+    assert create(host).status == 0
+    host.nohype("guest", "delete", NAME)
+    until(lambda: (guest := find_guest(host)) and guest.get("progress"))
+    unplug(host)
+    until(lambda: (guest := find_guest(host)) and guest["state"] == "quarantined")
+    reasons = host.nohype("quarantine", "list").stdout
+    assert "disappeared" in reasons or SERIAL in reasons
+    with plugged(host):
+        host.nohype("quarantine", "clear", NAME)
+        until(lambda: find_guest(host) is None)
