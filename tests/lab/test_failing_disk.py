@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from orchestrator.lab.qemu import SPARE_PORT
 from orchestrator.lab.qmp import ask
 from orchestrator.ssh import Completed
@@ -17,10 +19,11 @@ from tests.lab.conftest import LabHost
 from tests.lab.test_disks import find_block
 from tests.lab.test_manager import MEMORY
 
-NAME, SERIAL, NODE = "failing", "nohype-bad", "bad"
+NAME, SERIAL, NODE, GROUP = "failing", "nohype-bad", "bad", "bad-limits"
 SIZE = 64 << 20
-SLOW = 100_000_000  # ns per request of 512 KiB at most: an unplug comes while the disk is read
+SLOW = 4 << 20  # bytes per second: a disk is released 5 s after the unplug (pciehp, as after the attention button)
 DISK = ("--disk", f"serial={SERIAL}")
+MARKS = "/var/lib/nohype/reserved-disks"
 
 
 def until(true: Callable[[], object], seconds: float = 120) -> None:
@@ -30,35 +33,54 @@ def until(true: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.5)
 
 
-def plug(host: LabHost, *, latency: int = 0, **error: object) -> None:
-    """A disk of zeros; with the fields of an `inject-error` of blkdebug. ``latency``: ns per request."""
-    image = {"driver": "null-co", "size": SIZE, "read-zeroes": True, "latency-ns": latency}
-    events = [{"event": "none", "errno": 5, "immediately": True, **error}] if error else []
-    node = {"driver": "blkdebug", "node-name": NODE, "image": image, "inject-error": events}
+def plug(host: LabHost, **error: object) -> None:
+    """A disk of zeros; with the fields of an `inject-error` of blkdebug."""
+    errors = {"inject-error": [{"event": "none", "errno": 5, "immediately": True, **error}]} if error else {}
+    file = {"driver": "blkdebug", "image": {"driver": "null-co", "size": SIZE, "read-zeroes": True}, **errors}
+    ask(host.lab.folder.qmp, "object-add", arguments={"qom-type": "throttle-group", "id": GROUP, "limits": {}})
+    node = {"driver": "throttle", "node-name": NODE, "throttle-group": GROUP, "file": file}
     ask(host.lab.folder.qmp, "blockdev-add", arguments=node)
     device = {"driver": "nvme", "id": NODE, "serial": SERIAL, "drive": NODE, "bus": SPARE_PORT}
     ask(host.lab.folder.qmp, "device_add", arguments=device)
     until(lambda: find_block(host, SERIAL) != "/dev/")
 
 
+def slow_down(host: LabHost) -> None:
+    arguments = {"path": f"/objects/{GROUP}", "property": "limits", "value": {"bps-total": SLOW}}
+    ask(host.lab.folder.qmp, "qom-set", arguments=arguments)
+
+
+def is_plugged(host: LabHost) -> bool:
+    devices = ask(host.lab.folder.qmp, "qom-list", arguments={"path": "/machine/peripheral"})
+    return NODE in [device["name"] for device in devices]
+
+
 def unplug(host: LabHost) -> None:
     """Returns when the kernel has released the disk."""
     monitor = host.lab.folder.qmp
     ask(monitor, "device_del", arguments={"id": NODE})
-
-    def is_gone() -> bool:
-        return NODE not in [entry["name"] for entry in ask(monitor, "qom-list", arguments={"path": "/machine/peripheral"})]
-
-    until(is_gone)
+    until(lambda: not is_plugged(host))
     ask(monitor, "blockdev-del", arguments={"node-name": NODE})
+    ask(monitor, "object-del", arguments={"id": GROUP})
 
 
 @contextmanager
-def plugged(host: LabHost, **fields: Any) -> Iterator[None]:
-    plug(host, **fields)
+def plugged(host: LabHost, **error: object) -> Iterator[None]:
+    plug(host, **error)
     try:
         yield
     finally:
+        unplug(host)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(host: LabHost) -> Iterator[None]:
+    """Also after a failure."""
+    yield
+    if find_guest(host):
+        host.nohype("guest", "delete", NAME, check=False)
+        host.nohype("quarantine", "clear", "--force", NAME, check=False)
+    if is_plugged(host):
         unplug(host)
 
 
@@ -86,7 +108,8 @@ def test_unreadable_sector_refuses_the_disk(host: LabHost) -> None:
 
 
 def test_disk_unplugged_while_it_is_checked_fails_the_creation(host: LabHost) -> None:
-    plug(host, latency=SLOW)
+    plug(host)
+    slow_down(host)
     results: list[Completed] = []
     line = shlex.join(["nohype", "guest", "create", NAME, *MEMORY, *DISK])
     # Not by `host.nohype`, which runs one command at a time.
@@ -99,11 +122,13 @@ def test_disk_unplugged_while_it_is_checked_fails_the_creation(host: LabHost) ->
     assert done.status
     assert "Traceback" not in done.stderr
     until(lambda: find_guest(host) is None)
+    assert not host.run(f"ls {MARKS}").stdout, "the host examines the disk when it is back"
 
 
 def test_disk_unplugged_while_it_is_wiped_is_quarantined_until_it_is_back(host: LabHost) -> None:
-    plug(host, latency=SLOW)
+    plug(host)
     assert create(host).status == 0
+    slow_down(host)
     host.nohype("guest", "delete", NAME)
     until(lambda: (guest := find_guest(host)) and guest.get("progress"))
     unplug(host)
@@ -113,3 +138,4 @@ def test_disk_unplugged_while_it_is_wiped_is_quarantined_until_it_is_back(host: 
     with plugged(host):
         host.nohype("quarantine", "clear", NAME)
         until(lambda: find_guest(host) is None)
+        assert not host.run(f"ls {MARKS}").stdout
