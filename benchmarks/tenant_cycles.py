@@ -10,6 +10,8 @@ if a marker was found that must not be there, or one that is there was not found
 """
 
 import gzip
+import shlex
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from bench_lab import use_lab
 
+from orchestrator.cli.lab import build_ssh
 from orchestrator.host.run import run
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
@@ -36,12 +39,10 @@ def main() -> int:
     cycles = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     with use_lab() as lab, tempfile.TemporaryDirectory() as name:
         send_image(lab, make_image(Path(name)))
-        words = ["/opt/nohype/bin/python", "-", str(cycles)]
-        done = execute(lab, words, input=INSIDE.read_bytes(), timeout=(cycles + 3) * CYCLE)
-        print(done.stdout, end="")
-        if done.status:
-            print(done.stderr, file=sys.stderr)
-        return int(done.status != 0)
+        # By OpenSSH: each line is shown as soon as it is printed.
+        words = [*build_ssh(lab), shlex.join(["/opt/nohype/bin/python", "-", str(cycles)])]
+        done = subprocess.run(words, input=INSIDE.read_bytes(), timeout=(cycles + 3) * CYCLE)
+        return int(done.returncode != 0)
 
 
 def make_image(folder: Path) -> Path:

@@ -19,6 +19,8 @@ from tests.lab.conftest import LabHost
 from tests.lab.test_disks import find_block
 from tests.lab.test_manager import MEMORY
 
+pytestmark = pytest.mark.soak
+
 NAME, SERIAL, NODE, GROUP = "failing", "nohype-bad", "bad", "bad-limits"
 SIZE = 64 << 20
 SLOW = 4 << 20  # bytes per second: a disk is released 5 s after the unplug (pciehp, as after the attention button)
