@@ -26,7 +26,7 @@ test: setup
 	# 75: the emulated server was lost, which says nothing about the tests; once more, in a new one
 	$(VENV)/bin/pytest -m "lab and not soak" tests || { [ $$? = 75 ] && $(VENV)/bin/pytest -m "lab and not soak" tests; }
 
-# the long tests of the lab, then 200 guests beside other load (90 min)
+# the long tests of the lab, then 200 guests beside other load (2 h)
 soak: setup
 	$(VENV)/bin/pytest -m "lab and soak" tests
 	$(VENV)/bin/python benchmarks/lab_soak.py 200

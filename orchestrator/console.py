@@ -39,13 +39,17 @@ ANSWER = Pattern(
     (b"nohype: done", b"nohype: error"), re.compile(rb"^\r*+(nohype: (?:done|error)[^\n]{0,%d}+)\n" % LINE, re.MULTILINE)
 )
 
+# The host keys that cloud-init prints before its last message (its module keys_to_console): lines as in files `.pub`.
+KEYS = Pattern((b"SSH HOST KEY KEYS",), re.compile(rb"^\r*+(-----BEGIN SSH HOST KEY KEYS-----)[\r ]{0,9}+\n", re.MULTILINE))
+PRINTED_KEY = Pattern((b"ssh-ed25519 ",), re.compile(rb"^\r*+(ssh-ed25519 [^\n]{68,%d}+)\n" % LINE, re.MULTILINE))
+
 ANSWER_BYTES = 16 << 10  # how much of the output before the guest's reply is kept
 
 # An Ed25519 key in the wire format: its name and 32 bytes, each with its length (RFC 8709 4).
-_HOST_KEY = re.compile(r" hostkey=ssh-ed25519:([A-Za-z0-9+/]{68})(?: |$)")
+_HOST_KEY = re.compile(r"(?: hostkey=ssh-ed25519:|^ssh-ed25519 )([A-Za-z0-9+/]{68})(?: |$)")
 _KEY_HEAD = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
 
-_BEGINNINGS = (b"nohype: ", b"Cloud-init v. ", b"[")
+_BEGINNINGS = (b"nohype: ", b"Cloud-init v. ", b"[", b"-----BEGIN SSH HOST KEY KEYS", b"ssh-ed25519 ")
 _TAIL_READ, _TAIL_LINES, _TAIL_LINE, _TAIL_BYTES = 4 << 10, 8, 200, 2000
 _BACKUPS = 100
 _SCAN = 64 << 10
@@ -64,7 +68,10 @@ def clean(printed: bytes) -> str:
 
 
 def find_host_key(line: str) -> str | None:
-    """The SSH host key in a ready line (`hostkey=ssh-ed25519:BASE64`), as `ssh-ed25519 BASE64`; None without a valid one."""
+    """The SSH host key in a ready line (`hostkey=ssh-ed25519:BASE64`), or in a line that begins with the key.
+
+    As `ssh-ed25519 BASE64`; None without a valid one.
+    """
     match = _HOST_KEY.search(line)
     return f"ssh-ed25519 {match[1]}" if match and base64.b64decode(match[1]).startswith(_KEY_HEAD) else None
 

@@ -16,7 +16,18 @@ from functools import cache, partial
 from pathlib import Path
 from uuid import UUID
 
-from orchestrator.console import ANSWER, READY, LineScanner, LogReader, clean, format_tail, read_tail
+from orchestrator.console import (
+    ANSWER,
+    KEYS,
+    PRINTED_KEY,
+    READY,
+    LineScanner,
+    LogReader,
+    clean,
+    find_host_key,
+    format_tail,
+    read_tail,
+)
 from orchestrator.errors import GuestError, HostError, NotFound, OrchestratorError
 from orchestrator.guests.console_stream import ConsoleStream
 from orchestrator.guests.question import REPORT_READY, Question, settle
@@ -57,6 +68,8 @@ class Console:
         self.was_read, self.is_read, self.has_ended = 0.0, False, False
         self._reader, self._scanner = LogReader(log, backups=backups), LineScanner()
         self._ready_line: str | None = None
+        self._host_key: str | None = None
+        self._prints_keys = False  # cloud-init has begun to print host keys
         self._is_reported = False
 
     @property
@@ -88,11 +101,20 @@ class Console:
         data = self._reader.read(_PIECE)
         self.was_read, self.is_read = time.monotonic(), not data
         self._scanner.feed(data)
-        if self._ready_line is None and (line := self._scanner.find(READY)):
-            self._ready_line = clean(line.text)
+        if self._ready_line is None:
+            self._read_report()
         if self.questions and self.questions[0].was_typed and self.questions[0].feed(data, self._scanner.find(ANSWER)):
             self.questions.popleft()
         return bool(data)
+
+    def _read_report(self) -> None:
+        self._prints_keys = self._prints_keys or self._scanner.find(KEYS) is not None
+        ready, key = self._scanner.find(READY), self._scanner.find(PRINTED_KEY)
+        if key and self._prints_keys and not self._host_key and (ready is None or key.end < ready.end):
+            self._host_key = find_host_key(clean(key.text))
+        if ready:
+            self._ready_line = clean(ready.text)
+            self._host_key = find_host_key(self._ready_line) or self._host_key
 
     def go_on(self) -> None:
         """Completes the waits for a ready guest, and types the next command. The caller has checked that the run still lasts."""
@@ -105,11 +127,12 @@ class Console:
             self._scanner = LineScanner(begins_line=self._reader.skip_to_end())
             self.questions[0].type()
 
-    def take_ready_line(self) -> str | None:
-        """The ready line of this run, once."""
-        line = None if self._is_reported else self._ready_line
-        self._is_reported |= line is not None
-        return line
+    def take_host_key(self) -> str | None:
+        """The SSH host key that this run has reported, once it is ready; only once."""
+        if self._is_reported or self._ready_line is None:
+            return None
+        self._is_reported = True
+        return self._host_key
 
     def expire(self, now: float) -> None:
         output = cache(lambda: format_tail(read_tail(self.log)))
@@ -144,12 +167,12 @@ class Console:
 
 
 class ConsoleWatch:
-    """``on_ready`` gets the name, id and version of a guest and its ready line, once per run; it must not block."""
+    """``on_host_key`` gets the name, id and version of a guest and its SSH host key, once per run; it must not block."""
 
     def __init__(
-        self, ledger: Ledger, list_running: Callable[[], frozenset[UUID]], on_ready: Callable[[str, UUID, int, str], object]
+        self, ledger: Ledger, list_running: Callable[[], frozenset[UUID]], on_host_key: Callable[[str, UUID, int, str], object]
     ) -> None:
-        self._ledger, self._list_running, self._on_ready = ledger, list_running, on_ready
+        self._ledger, self._list_running, self._on_host_key = ledger, list_running, on_host_key
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._consoles: dict[tuple[UUID, int], Console] = {}
@@ -258,8 +281,8 @@ class ConsoleWatch:
                 console.end(GuestError("the manager is being stopped; guests keep running", "retry"))
             elif lasts:
                 console.go_on()
-                if line := console.take_ready_line():
-                    self._on_ready(console.name, console.uuid, console.version, line)
+                if key := console.take_host_key():
+                    self._on_host_key(console.name, console.uuid, console.version, key)
             elif console.is_read and console.has_ended:
                 console.end(self._find_reason(console), immediately=False)
             # Output from its end is read first.

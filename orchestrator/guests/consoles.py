@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
-from orchestrator.console import LogReader, find_host_key
+from orchestrator.console import LogReader
 from orchestrator.errors import Conflict, GuestError, HostError, ImageError, NotFound, ReadyBySsh
 from orchestrator.guests.console_input import ConsoleInput
 from orchestrator.guests.console_logs import ConsoleLogs
@@ -143,9 +143,9 @@ class Consoles:
             raise NotFound(f"guest {name} has ended", "see `nohype events`")
         return console
 
-    def _learn_host_key(self, name: str, uuid: UUID, version: int, line: str) -> None:
-        claim, key = self._ledger.find(name), find_host_key(line)
-        if claim and key and (claim.plan.uuid, claim.version) == (uuid, version) and claim.host_key != key:
+    def _learn_host_key(self, name: str, uuid: UUID, version: int, key: str) -> None:
+        claim = self._ledger.find(name)
+        if claim and (claim.plan.uuid, claim.version) == (uuid, version) and claim.host_key != key:
 
             def record() -> None:
                 log_errors(lambda: self._ledger.record_host_key(claim, key))

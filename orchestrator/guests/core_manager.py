@@ -183,11 +183,10 @@ class CoreManager:
         undo_steps(context, self._context.ledger, self.plan.name, lasting=True)
 
     def drop_undo_records(self) -> None:
-        """Gives up: what is not undone stays as it is, except the reservations of disks, which are ended."""
-        context = UndoContext(self._host, self._guest_context())
+        """Gives up: what is not undone stays as it is, except the reservations of disks that are there, which are ended."""
         for record in self._context.ledger.undo_records(self.plan.name):
             if record.action == disk.ReserveDisk.action:
-                log_errors(partial(disk.ReserveDisk.undo, context, record.arguments))
+                log_errors(partial(disk.ReserveDisk.release, self._host, record.arguments))
             self._context.ledger.drop_undo_record(record.id)
 
     def _plan_initrd(self, image: Image, seed: bytes | None) -> WriteInitrd | None:

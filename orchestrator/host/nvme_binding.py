@@ -77,13 +77,18 @@ def return_controller(host: HostRoot, address: PciAddress, serial: str) -> NvmeC
 def release_controller(host: HostRoot, address: PciAddress) -> None:
     """Gives the controller back to the host: bound to nvme, without a mark. It must have been erased."""
     release_driver(host, address, NVME)
-    _remove_marks(host, address)
+    _remove_marks(host, address=address)
     for namespace in read_controller(host, address).namespaces:
         try:
             # udev examines it again, and creates its links in /dev/disk (Documentation/ABI/testing/sysfs-uevent).
             host.write(f"{BLOCK}/{namespace.device}/uevent", "change")
         except HostError:
             pass  # the links are missing until the next event; the controller itself is released
+
+
+def remove_mark(host: HostRoot, serial: str) -> None:
+    """For a disk that is gone. It must have been erased, or never handed over. No-op without a mark."""
+    _remove_marks(host, _mark_name(serial))
 
 
 def find_reserved(host: HostRoot) -> tuple[str, ...]:
@@ -113,11 +118,12 @@ def _write_mark(host: HostRoot, address: PciAddress, serial: str) -> None:
         raise HostError(f"cannot write {file}", f"check free space and rights of {file.parent}", error.errno or 0) from None
 
 
-def _remove_marks(host: HostRoot, address: PciAddress) -> None:
+def _remove_marks(host: HostRoot, name: str = "", address: PciAddress | None = None) -> None:
+    """The mark with this name, or those of the address."""
     folder = host.path / RESERVED
     try:
         for file in sorted(folder.glob("nvme-*")):
-            if file.read_text().strip() == str(address):
+            if file.name == name or file.read_text().strip() == str(address):
                 file.unlink()
         if folder.exists():
             sync_path(folder)

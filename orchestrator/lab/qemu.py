@@ -13,6 +13,9 @@ from orchestrator.lab.spec import LabImage, LabSpec
 
 INSIDE = Path("/mnt")  # where QEMU sees its files
 
+SPARE_PORT = "spare"
+"""An empty PCI slot, for a disk that is added or removed while the lab runs."""
+
 MANAGEMENT_MAC = "52:54:00:00:00:01"
 DATA_MAC = "52:54:00:00:01:00"
 
@@ -125,7 +128,8 @@ def _nic(spec: LabSpec, tap: int | None) -> list[str]:
 
 
 def _disks(spec: LabSpec) -> list[str]:
-    words = []
+    slot = len(spec.disks) + 2
+    words = ["-device", f"pcie-root-port,id={SPARE_PORT},bus=pxb0,slot={slot},chassis={slot}"] if spec.disks else []
     for index in range(len(spec.disks)):
         # Whole controllers, as VFs of QEMU's NVMe cannot be bound (ENODEV in 10.0). Nodes in turn.
         # Every other disk ignores a discard and reports success, as some real disks do: a scrub must notice.

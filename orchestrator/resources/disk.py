@@ -18,7 +18,13 @@ from orchestrator.host.block import BlockProgress, Report
 from orchestrator.host.disk_files import check_absent, copy_image, create_file, remove_file
 from orchestrator.host.disk_image import write_image
 from orchestrator.host.nvme import read_controllers
-from orchestrator.host.nvme_binding import detach_controller, release_controller, reserve_controller, return_controller
+from orchestrator.host.nvme_binding import (
+    detach_controller,
+    release_controller,
+    remove_mark,
+    reserve_controller,
+    return_controller,
+)
 from orchestrator.host.pci import VFIO, has_function, read_driver
 from orchestrator.host.root import HostRoot
 from orchestrator.host.scrub import find_data, scrub_controller
@@ -113,11 +119,19 @@ class ReserveDisk:
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
-        """No-op if the disk is gone, or another one is at its address."""
+        """If the disk is gone, only its mark is removed: the host examines it when it is back."""
+        if not ReserveDisk.release(context.host, arguments):
+            remove_mark(context.host, parse_arguments(ControllerBefore, arguments).serial)
+
+    @staticmethod
+    def release(host: HostRoot, arguments: Arguments) -> bool:
+        """False, and no change, if the disk is gone, or another one is at its address."""
         before = parse_arguments(ControllerBefore, arguments)
-        found = _find_by_serial(context.host, before.serial)
-        if found and found.address == before.address:
-            release_controller(context.host, before.address)
+        found = _find_by_serial(host, before.serial)
+        if not found or found.address != before.address:
+            return False
+        release_controller(host, before.address)
+        return True
 
 
 @register

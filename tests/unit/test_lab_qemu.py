@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.lab.qemu import build_argv, build_cmdline, build_entry
+from orchestrator.lab.qemu import SPARE_PORT, build_argv, build_cmdline, build_entry
 from orchestrator.lab.spec import LabImage, LabSpec, load_spec
 
 IMAGE = LabImage(Path("/c/vmlinuz"), Path("/c/initrd"), Path("/c/root.raw"), "intel_iommu=on isolcpus=2-7")
@@ -46,9 +46,10 @@ def test_spec_without_vfs_has_no_nic() -> None:
 
 def test_disks_have_own_controllers_on_alternating_nodes() -> None:
     devices = values(build(load_spec("numa")), "-device")
-    ports = [text for text in devices if text.startswith("pcie-root-port") and "slot=1," not in text]
+    ports = [text for text in devices if text.startswith("pcie-root-port,id=port") and "slot=1," not in text]
     assert [dict(part.partition("=")[::2] for part in text.split(","))["bus"] for text in ports] == ["pxb0", "pxb1"]
     assert len([text for text in devices if text.startswith("nvme,")]) == 2
+    assert not [text for text in devices if text.endswith(f"bus={SPARE_PORT}")]
     chassis = [text.partition("chassis=")[2] for text in devices if text.startswith("pcie-root-port")]
     assert len(set(chassis)) == len(chassis)
 

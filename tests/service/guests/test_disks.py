@@ -378,6 +378,37 @@ def test_disk_that_vanished_is_quarantined_until_it_is_back(world: World, manage
     assert not any(contents(world))
 
 
+def test_disk_that_vanishes_while_it_is_checked_leaves_no_mark(
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, pulled = world.host.path / DEVICES / DISK0, world.folder / "pulled"
+
+    def pull(*_: object) -> None:
+        link.rename(pulled)
+        raise HostError("cannot read nvme0n1 at offset 0: Input/output error")
+
+    monkeypatch.setattr(disk_module, "find_data", pull)
+    with pytest.raises(HostError, match="cannot read"):
+        create(manager, disks=[{"serial": "disk0"}])
+    assert ledger.read().claims == ()
+    assert not list((world.host.path / RESERVED).iterdir())
+
+
+def test_mark_of_a_vanished_disk_stays_if_its_guest_is_cleared_by_force(
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the data of the guest."""
+    create(manager, disks=[{"serial": "disk0"}])
+    manager.stop(OPERATOR, "web", 5)
+    (world.host.path / DEVICES / DISK0).rename(world.folder / "pulled")
+    monkeypatch.setattr(disk_module, "PROBE_SECONDS", 0.1)
+    manager.delete(OPERATOR, "web")
+    wait_wiped(ledger)
+    manager.clear_quarantine(OPERATOR, "web", force=True)
+    assert ledger.read().claims == ()
+    assert (world.host.path / RESERVED / "nvme-disk0").exists()
+
+
 def test_disk_of_a_guest_cleared_by_force_is_not_given_away_with_its_data(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,46 @@ def test_imported_image_is_ready_at_the_end_of_its_cloud_init(world: World, mana
     assert known_key(manager) == ""
 
 
+PRINTED = (
+    "-----BEGIN SSH HOST KEY KEYS-----\r\necdsa-sha2-nistp256 AAAAE2VjZHNh root@web\r\n"
+    f"ssh-ed25519 {ONE} root@web\r\nssh-ed25519 {TWO} root@web\r\n-----END SSH HOST KEY KEYS-----\r\n"
+)
+FINISHED = "Cloud-init v. 25.1.4 finished at Thu, 26 Nov 2026 13:57:02 +0000. Datasource DataSourceNoCloud.  Up 9 seconds\r\n"
+
+
+@pytest.mark.parametrize("piece", [1, 50, 4096])
+def test_host_key_that_cloud_init_prints_is_recorded(world: World, manager: GuestService, piece: int) -> None:
+    set_readiness(world, "cloud-init")
+    create(manager)
+    wait = manager.begin_ready(OPERATOR, "web", 60)
+    text = (PRINTED + FINISHED).encode()
+    for start in range(0, len(text), piece):
+        world.hypervisor.write("web", text[start : start + piece])
+    wait.result(20)
+    until(lambda: known_key(manager))
+    assert known_key(manager) == f"ssh-ed25519 {ONE}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"ssh-ed25519 {ONE} root@web\r\n{FINISHED}",  # not in the block
+        f"x{PRINTED.partition(TWO)[0]}\r\n{FINISHED}",
+        PRINTED.replace(ONE, "AAAA").replace(TWO, "A" * 68) + FINISHED,
+        FINISHED + PRINTED,
+    ],
+)
+def test_other_printed_keys_are_not_recorded(world: World, manager: GuestService, text: str) -> None:
+    set_readiness(world, "cloud-init")
+    create(manager)
+    wait = manager.begin_ready(OPERATOR, "web", 60)
+    world.hypervisor.write("web", text.encode())
+    wait.result(20)
+    world.hypervisor.write("web", report(TWO))
+    manager.wait_ready(OPERATOR, "web", 10)
+    assert known_key(manager) == ""
+
+
 def test_image_that_answers_ssh_is_left_to_the_client(world: World, manager: GuestService) -> None:
     set_readiness(world, "ssh")
     create(manager)
