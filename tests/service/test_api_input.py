@@ -101,6 +101,11 @@ def test_invalid_body_of_a_stop_is_refused(served: Served, body: object) -> None
     check(ask(served, "POST", "/v1/guests/one/stop", json.dumps(body).encode()), 400, "bad-request")
 
 
+@pytest.mark.parametrize("path", ["/v1/guests", "/v1/version", "/v1/guests/one/kill"])
+def test_line_end_after_a_path_makes_another_path(served: Served, path: str) -> None:
+    check(ask(served, "GET", f"{path}%0A"), 404, "not-found", "no such endpoint")
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data"])
 def test_body_of_another_media_type_is_refused(served: Served, kind: str) -> None:
     check(ask(served, "POST", "/v1/plans", text(), f"Content-Type: {kind}"), 415, "media-type", "")
