@@ -29,11 +29,12 @@ class ClientDisconnected(Exception):
     """The client closed the connection before its request was complete. Nothing was done for it."""
 
 
-async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
+async def read_body(receive: Receive, length: str | None, limit: int, arrived: bytes | None = None) -> bytes:
     """
     Args:
         length: the Content-Length field; None without one (chunked).
         limit: bytes.
+        arrived: the whole body if it has arrived already.
 
     Raises:
         TooLarge: the body is longer than the limit.
@@ -43,6 +44,8 @@ async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
     too_long = TooLarge(f"request body exceeds {limit} bytes", "see [limits] body in the configuration")
     if length and int(length) > limit:
         raise too_long
+    if arrived is not None:
+        return arrived
     parts: list[bytes] = []
     size = 0
     try:

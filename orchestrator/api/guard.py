@@ -91,7 +91,7 @@ class Guard:
         _check_site(scope["method"], headers)
         _check_target(scope)
         length = headers.get(b"content-length", b"").decode("ascii", "replace") or None
-        body = await read_body(receive, length, self._limits.body_bytes)
+        body = await read_body(receive, length, self._limits.body_bytes, scope["state"]["arrived"])
         state["body"] = NO_BODY
         if body:
             check_media_type(*(headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding")))
