@@ -103,6 +103,7 @@ class Allocator:
         self.surveys = SurveyCache(host, policy.uplinks, shared)
         self.lock = CallQueue()
         self._index = AllocationIndex()
+        self._compared: tuple[Topology | None, tuple[str, ...]] = None, ()
         self._host_id = read_host_id(host)
 
     def claim(self, caller: Identity, request: GuestRequest) -> Claim:
@@ -116,10 +117,19 @@ class Allocator:
             self.surveys.renew(SURVEY_MAX_AGE)
             placed, pending = self.lock.run(lambda: self._begin_claim(caller, request, image, disks))
             claim = self._finish_claim(pending, request)
-        self._warnings.report(HOST_TOPIC, tuple(finding.text for finding in check_host(self._policy, placed.topology)))
+        self._warnings.report(HOST_TOPIC, self._compare(placed.topology))
         self._warnings.report("unmanaged domains", placed.problems)
         self._warnings.note(claim.plan.name, placed.last_choices)
         return claim
+
+    def _compare(self, topology: Topology) -> tuple[str, ...]:
+        """The findings of `check_host`, which does not read the number of free pages."""
+        lasting = replace(topology, pools=tuple(replace(pool, free=0) for pool in topology.pools), promised=())
+        compared, findings = self._compared  # read once: other threads write it
+        if lasting != compared:
+            findings = tuple(finding.text for finding in check_host(self._policy, topology))
+            self._compared = lasting, findings
+        return findings
 
     def _begin_claim(self, caller: Identity, request: GuestRequest, image: Image, disks: _Disks) -> tuple[Placed, PendingClaim]:
         reading = self._ledger.read()
