@@ -8,16 +8,14 @@ from functools import partial
 from orchestrator import __version__
 from orchestrator.api.backend import Backend, GuestService
 from orchestrator.api.console_feed import ConsoleFeed
-from orchestrator.api.error_answers import add_error_handlers
+from orchestrator.api.dispatch import Dispatcher
 from orchestrator.api.event_stream import EventStream
-from orchestrator.api.fastapi_import import Depends, FastAPI
-from orchestrator.api.fields import reject_unknown_input
-from orchestrator.api.guard import Guard, HeadAsGet
+from orchestrator.api.fastapi_import import FastAPI
+from orchestrator.api.guard import Guard
 from orchestrator.api.identity import IdentityMap
 from orchestrator.api.openapi import build_document
 from orchestrator.api.routes import consoles, events, guests, host, networks, quarantine, switches, uplinks
-from orchestrator.api.routing import Route
-from orchestrator.api.waits import Kinds
+from orchestrator.api.routing import Route, RouteTable
 from orchestrator.api.workers import Workers
 from orchestrator.config import LimitConfig
 from orchestrator.ledger import Event
@@ -52,7 +50,8 @@ class Api:
         self.stream = EventStream(service.last_event, partial(service.wait_events, MANAGER), read_events, Workers(4))
         self.consoles = ConsoleFeed()
         app = build_app(Backend(service, audit, metrics, read_events, self.stream, self.consoles))
-        self.app = Guard(app, identities, limits or LimitConfig(), Kinds(ROUTES))
+        table = RouteTable(ROUTES)
+        self.app = Guard(Dispatcher(app, table), identities, limits or LimitConfig(), table)
 
     def close(self) -> None:
         """Ends the responses that have no end of their own."""
@@ -61,15 +60,13 @@ class Api:
 
 
 def build_app(backend: Backend) -> FastAPI:
+    """The operations as FastAPI describes them. It serves none: `dispatch` does."""
     app = FastAPI(
         title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
         openapi_url=None, generate_unique_id_function=lambda route: route.name,
-        dependencies=[Depends(reject_unknown_input)],
     )  # fmt: skip
     app.state.backend = backend
     app.openapi = lambda: build_document(app, ROUTES)  # type: ignore[method-assign]
-    app.add_middleware(HeadAsGet)
-    add_error_handlers(app)
     for route in ROUTES:
         app.add_api_route(
             route.path, route.endpoint, methods=[route.method], status_code=route.status, include_in_schema=route.documented

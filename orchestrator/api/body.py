@@ -1,8 +1,4 @@
-"""Checks the body of a request before the framework reads it: its size, and that it is JSON with one meaning.
-
-The framework parses the body again: it has no hook for another parser, and its own keeps the last of two members with the same
-name. Bodies are small, so parsing twice costs little.
-"""
+"""Reads the body of a request: its size is limited, and it must be JSON with one meaning."""
 
 from __future__ import annotations
 
@@ -33,11 +29,12 @@ class ClientDisconnected(Exception):
     """The client closed the connection before its request was complete. Nothing was done for it."""
 
 
-async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
+async def read_body(receive: Receive, length: str | None, limit: int, arrived: bytes | None = None) -> bytes:
     """
     Args:
         length: the Content-Length field; None without one (chunked).
         limit: bytes.
+        arrived: the whole body if it has arrived already.
 
     Raises:
         TooLarge: the body is longer than the limit.
@@ -47,6 +44,8 @@ async def read_body(receive: Receive, length: str | None, limit: int) -> bytes:
     too_long = TooLarge(f"request body exceeds {limit} bytes", "see [limits] body in the configuration")
     if length and int(length) > limit:
         raise too_long
+    if arrived is not None:
+        return arrived
     parts: list[bytes] = []
     size = 0
     try:
@@ -80,8 +79,8 @@ def check_media_type(media_type: str, coding: str) -> None:
             raise WrongMedia(f"unsupported charset {value[:80]!r}", "send UTF-8")
 
 
-def check_json(body: bytes, nesting: int) -> None:
-    """Refuses JSON that parsers read differently (RFC 8259 4, 6, 8.2) or that takes long to parse.
+def parse_json(body: bytes, nesting: int) -> Any:
+    """The value of the body. Refuses JSON that parsers read differently (RFC 8259 4, 6, 8.2) or that takes long to parse.
 
     Raises:
         RequestError: not UTF-8, not JSON, a duplicate name, NaN, infinity, an unpaired surrogate.
@@ -93,14 +92,16 @@ def check_json(body: bytes, nesting: int) -> None:
         raise RequestError(f"invalid UTF-8 at byte {error.start} of the body") from None
     _check_structure(text, nesting)
     try:
-        value = json.loads(
+        value: Any = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
         )  # fmt: skip
-        json.dumps(value, ensure_ascii=False).encode()
+        if "\\u" in text:  # UTF-8 itself has no surrogates
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise RequestError(f"invalid JSON: {error.msg} at character {error.pos}") from None
     except UnicodeEncodeError:
         raise RequestError("body contains an unpaired surrogate") from None
+    return value
 
 
 def _check_structure(text: str, nesting: int) -> None:

@@ -9,6 +9,7 @@ import select
 import sys
 import time
 from typing import cast
+from urllib.parse import unquote
 
 import h11
 import uvicorn
@@ -18,6 +19,7 @@ from uvicorn.server import ServerState
 from orchestrator.api.identity import Peer
 from orchestrator.api.outgoing import Outgoing
 from orchestrator.api.shares import Place, Shares
+from orchestrator.api.whole_request import WholeCycle, parse_whole
 from orchestrator.client.problems import MEDIA_TYPE, build_problem
 from orchestrator.errors import RequestError
 
@@ -31,6 +33,7 @@ _MAX_LINES = 101
 _MAX_CHUNKS = 1000
 _SLICE = 16 << 10
 _FRAMINGS = {b"content-length", b"transfer-encoding"}
+_BETWEEN = {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE}
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
@@ -63,7 +66,7 @@ class PeerConnection(H11Protocol):
     """Adds the peer to each request, as ``scope["state"]["peer"]``; the connection is counted as ``place`` in ``shares``."""
 
     def __init__(self, config: uvicorn.Config, state: ServerState, peer: Peer, place: Place, shares: Shares) -> None:
-        super().__init__(config, state, {"peer": peer, "hold": lambda size: shares.hold(place, size)})
+        super().__init__(config, state, {"peer": peer, "hold": lambda size: shares.hold(place, size), "arrived": None})
         self.peer, self._place, self._shares = peer, place, shares
         self.conn = Parser(h11.SERVER, _MAX_HEAD)
         # Also if the process configures uvicorn's logger: it would write one line per request.
@@ -82,8 +85,9 @@ class PeerConnection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._pending += data
-        self._feed()
+        if not self._serve_whole(data):
+            self._pending += data
+            self._feed()
         self._watch()
         if self.flow.read_paused and self._is_answering():
             self._look_for_end()
@@ -143,8 +147,34 @@ class PeerConnection(H11Protocol):
         # Upgrades are ignored, as RFC 9110 7.8 allows. uvicorn's method logs two warnings per request.
         return False
 
+    def _serve_whole(self, data: bytes) -> bool:
+        """Starts to serve a request in the common form. False if h11 must read the data, or is reading a request."""
+        is_between = not self._pending and self.conn.states == _BETWEEN and not self.conn.trailing_data[0]
+        if not is_between or self._is_answering() or not (request := parse_whole(data, _MAX_HEAD)):
+            return False
+        self._unset_keepalive_if_required()
+        path, _, query = request.target.partition(b"?")
+        self.scope = {
+            "type": "http", "asgi": {"version": self.asgi_version, "spec_version": "2.3"}, "http_version": "1.1",
+            "server": self.server, "client": self.client, "scheme": self.scheme or "http", "method": request.method.decode(),
+            "root_path": "", "path": unquote(path.decode()), "raw_path": path, "query_string": query,
+            "headers": request.fields, "state": {**self.app_state, "arrived": request.body},
+        }  # fmt: skip
+        self.cycle = WholeCycle(
+            request.body, scope=self.scope, conn=self.conn, transport=self.transport, flow=self.flow, logger=self.logger,
+            access_logger=self.access_logger, access_log=False, default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(), on_response=self.on_response_complete,
+        )  # fmt: skip
+        task = self.loop.create_task(self.cycle.run_asgi(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return True
+
     def _feed(self) -> None:
         """Passes h11 at most what it parses in a few milliseconds, and nothing while a response is pending."""
+        if self._pending and isinstance(self.cycle, WholeCycle) and self._is_answering():
+            self.flow.pause_reading()  # as h11's PAUSED
+            return
         while self._pending and not self.transport.is_closing() and len(self.conn.trailing_data[0]) <= _SLICE:
             piece = bytes(self._pending[:_SLICE])
             del self._pending[:_SLICE]

@@ -1,16 +1,14 @@
-"""Builds problem documents from all errors: of the service, the framework and this program."""
+"""Builds problem documents from errors of the service and of the input of a request."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from orchestrator.api.body import ClientDisconnected
-from orchestrator.api.fastapi_import import FastAPI, Request, RequestValidationError
-from orchestrator.api.waits import ignore_disconnected
-from orchestrator.client.problems import MEDIA_TYPE, InternalError, WrongMethod, build_headers, build_problem
+from orchestrator.api.fastapi_import import Request, RequestValidationError
+from orchestrator.client.problems import MEDIA_TYPE, WrongMethod, build_headers, build_problem
 from orchestrator.errors import ImageError, NotFound, OrchestratorError, RequestError
 from orchestrator.model.access import Identity, Role
 from orchestrator.model.fields import describe
@@ -21,54 +19,40 @@ _LONGEST_DETAIL = 2000
 _LONGEST_PATH = 200
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(OrchestratorError, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(Exception, _answer_fault)
-    app.add_exception_handler(ClientDisconnected, ignore_disconnected)
-
-
 def _problem(error: OrchestratorError, headers: dict[str, str] | None = None) -> JSONResponse:
     problem = build_problem(error)
     return JSONResponse(problem, int(str(problem["status"])), {**build_headers(error), **(headers or {})}, MEDIA_TYPE)
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, OrchestratorError)
-    if isinstance(error, ImageError) and request.state.caller.role is Role.TENANT:
+def answer_error(request: Request, error: OrchestratorError) -> Response:
+    caller = request.scope["state"]["caller"]
+    if isinstance(error, ImageError) and caller.role is Role.TENANT:
         error = ImageError(error.message, "ask the operator of the host")  # the hint may name the folder of the images
     answer = _problem(error)
     if answer.status_code >= 500:
         _log.error("%s %s: %s", request.method, _path(request), error)
-        return _problem(hide_details(error, request.state.caller))
+        return _problem(hide_details(error, caller))
     return answer
 
 
-async def _answer_invalid(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def answer_invalid(error: RequestValidationError) -> Response:
     # Names of fields come from the client.
     return _problem(RequestError("invalid request: " + _printable(describe(error)[:_LONGEST_DETAIL])))
 
 
-async def _answer_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def answer_no_operation(request: Request, methods: Collection[str]) -> Response:
+    """For a path without operations, or without one of the request's method: then ``methods`` are those of the path."""
     path = _path(request)
-    if error.status_code == 404:
+    if not methods:
         return _problem(NotFound(f"no such endpoint: {path}", "GET /v1/openapi.json lists all endpoints"))
-    if error.status_code == 405:
-        methods = sorted(find_methods(request.app, request.scope["path"]))
-        wrong = WrongMethod(f"method {request.method[:20]} is not allowed for {path}", f"use {' or '.join(methods)}")
-        return _problem(wrong, {"Allow": ", ".join(methods)})
-    if error.status_code == 400:
-        return _problem(RequestError(f"invalid request: {error.detail}"))
-    _log.error("%s %s: %s", request.method, path, error.detail)
-    return _problem(InternalError())
+    allowed = sorted(methods)
+    wrong = WrongMethod(f"method {request.method[:20]} is not allowed for {path}", f"use {' or '.join(allowed)}")
+    return _problem(wrong, {"Allow": ", ".join(allowed)})
 
 
-async def _answer_fault(_request: Request, _error: Exception) -> Response:
-    # The framework raises the error again afterwards, and the guard logs it.
-    return _problem(InternalError())
+def answer_disconnected() -> Response:
+    # The server drops a response to a closed connection.
+    return Response(status_code=499)
 
 
 def hide_details(error: OrchestratorError, caller: Identity) -> OrchestratorError:
@@ -78,13 +62,6 @@ def hide_details(error: OrchestratorError, caller: Identity) -> OrchestratorErro
     hidden = OrchestratorError("the host could not complete the request", "ask its operator to check the log")
     hidden.code = error.code
     return hidden
-
-
-def find_methods(app: FastAPI, path: str) -> frozenset[str]:
-    """All methods of a path. Each method is a separate route, and the framework reports only those of the first."""
-    routes = [route for route in app.routes if (regex := getattr(route, "path_regex", None)) and regex.match(path)]
-    methods = frozenset(method for route in routes for method in getattr(route, "methods", None) or ())
-    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _path(request: Request) -> str:

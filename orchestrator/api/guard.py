@@ -6,19 +6,20 @@ Plain ASGI. Internal errors are reported here too, so that the client always get
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.api.body import ClientDisconnected, check_json, check_media_type, read_body
+from orchestrator.api.body import ClientDisconnected, check_media_type, parse_json, read_body
+from orchestrator.api.fields import NO_BODY
 from orchestrator.api.identity import IdentityMap, Peer, identify
-from orchestrator.api.limits import Admission, Kind, RateLimiter, name_client
-from orchestrator.api.waits import Kinds
+from orchestrator.api.limits import Admission, RateLimiter, name_client
+from orchestrator.api.routing import RouteTable
 from orchestrator.client.problems import MEDIA_TYPE, CrossSite, InternalError, build_headers, build_problem
 from orchestrator.config import LimitConfig
 from orchestrator.errors import Forbidden, OrchestratorError, RequestError, TooMany, Unauthorized
@@ -30,7 +31,7 @@ _SAFE = ("GET", "HEAD")
 _ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 # RFC 3986 3.2.2, 3.2.3; without user and password (RFC 9110 7.2).
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
-# Header fields that the application reads. Others, such as cookies, are dropped: the framework would parse them in full.
+# Header fields that the application reads. Others, such as cookies, are dropped.
 _APP_READS = (b"host", b"content-type", b"if-match", b"last-event-id")
 # Fields of which several lines are one list (RFC 9110 5.3). Of other fields, some programs use the first line, some the last.
 _LISTS = (b"if-match",)
@@ -42,10 +43,13 @@ _PIECE = 64 << 10
 
 
 class Guard:
-    """The outermost layer: ``app`` gets the requests that pass, with the Identity as ``scope["state"]["caller"]``."""
+    """The outermost layer: ``app`` gets the requests that pass.
 
-    def __init__(self, app: ASGIApp, identities: IdentityMap, limits: LimitConfig, kinds: Kinds) -> None:
-        self._app, self._directory, self._limits, self._kinds = app, identities, limits, kinds
+    In ``scope["state"]`` are the Identity as ``caller``, and the parsed JSON as ``body``.
+    """
+
+    def __init__(self, app: ASGIApp, identities: IdentityMap, limits: LimitConfig, table: RouteTable) -> None:
+        self._app, self._directory, self._limits, self._table = app, identities, limits, table
         self.limiter = RateLimiter(limits.rate, limits.burst, limits.concurrent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,17 +78,26 @@ class Guard:
         headers = self._read_fields(peer, scope["headers"])
         caller = self._identify(peer, headers.get(b"authorization"))
         scope = _as_origin_form(scope)
-        with self._turn(caller, self._kinds.find(scope["method"], scope["path"])) as admission:
-            _check_site(scope["method"], headers)
-            _check_target(scope)
-            length = headers.get(b"content-length", b"").decode("ascii", "replace") or None
-            body = await read_body(receive, length, self._limits.body_bytes)
-            if body:
-                check_media_type(*(headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding")))
-                check_json(body, self._limits.nesting)
-            fields = [(name, value) for name, value in scope["headers"] if name in _APP_READS]
-            scope = {**scope, "headers": fields, "state": {"peer": peer, "caller": caller, "admission": admission}}
-            await self._app(scope, _replay(body, receive), answer.send)
+        if caller.role is Role.OPERATOR:
+            await self._pass(scope, receive, answer, headers, {"peer": peer, "caller": caller, "admission": Admission()})
+            return
+        kind = self._table.find_kind(scope["method"], scope["path"])
+        with self.limiter.admit(name_client(caller), kind) as admission:
+            await self._pass(scope, receive, answer, headers, {"peer": peer, "caller": caller, "admission": admission})
+
+    async def _pass(
+        self, scope: Scope, receive: Receive, answer: _Response, headers: Mapping[bytes, bytes], state: dict[str, Any]
+    ) -> None:
+        _check_site(scope["method"], headers)
+        _check_target(scope)
+        length = headers.get(b"content-length", b"").decode("ascii", "replace") or None
+        body = await read_body(receive, length, self._limits.body_bytes, scope["state"]["arrived"])
+        state["body"] = NO_BODY
+        if body:
+            check_media_type(*(headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding")))
+            state["body"] = parse_json(body, self._limits.nesting)
+        fields = [(name, value) for name, value in scope["headers"] if name in _APP_READS]
+        await self._app({**scope, "headers": fields, "state": state}, receive, answer.send)
 
     def _read_fields(self, peer: Peer, fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         # Before identification: with two Authorization fields the caller is ambiguous.
@@ -100,26 +113,6 @@ class Guard:
         except (Unauthorized, Forbidden):
             self.limiter.consume(peer.rate_limit_key)  # slows down guessing of tokens
             raise
-
-    @contextlib.contextmanager
-    def _turn(self, caller: Identity, kind: Kind) -> Iterator[Admission]:
-        if caller.role is Role.OPERATOR:
-            yield Admission()
-        else:
-            with self.limiter.admit(name_client(caller), kind) as admission:
-                yield admission
-
-
-class HeadAsGet:
-    """Handles HEAD as GET (RFC 9110 9.3.2); uvicorn omits the content. Separate routes would be in the OpenAPI document twice."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = scope["method"] == "HEAD"
-        state = {**scope["state"], "head": head}
-        await self._app({**scope, "method": "GET" if head else scope["method"], "state": state}, receive, send)
 
 
 class _Response:
@@ -203,13 +196,3 @@ def _as_origin_form(scope: Scope) -> Scope:
         return scope
     path = scope["raw_path"][match.end() :] or b"/"
     return {**scope, "raw_path": path, "path": unquote(path.decode("ascii"))}
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Returns the body that has been read, then further messages of the server."""
-    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return first.pop() if first else await receive()
-
-    return replay

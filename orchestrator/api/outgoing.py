@@ -51,8 +51,8 @@ class Outgoing:
     @property
     def unread(self) -> int:
         """Bytes that the kernel has not taken yet."""
-        sizes = {id(transport): transport.get_write_buffer_size() for transport in (self._transport, self._raw)}
-        return sum(sizes.values())
+        below = 0 if self._raw is self._transport else self._raw.get_write_buffer_size()
+        return self._transport.get_write_buffer_size() + below
 
     def write(self, data: bytes) -> None:
         self._written += len(data)

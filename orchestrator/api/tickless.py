@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable
 from email.utils import formatdate
 
@@ -83,11 +84,14 @@ class _PerResponseDate(ServerState):
 
     def __init__(self, config: uvicorn.Config) -> None:
         self._config = config
+        self._second, self._date = 0, b""
         super().__init__()
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
-        date = [(b"date", formatdate(usegmt=True).encode())] if self._config.date_header else []
+        if (now := int(time.time())) != self._second:
+            self._second, self._date = now, formatdate(now, usegmt=True).encode()
+        date = [(b"date", self._date)] if self._config.date_header else []
         return [*date, *self._config.encoded_headers]
 
     @default_headers.setter

@@ -1,40 +1,22 @@
-"""Ends a wait when its client disconnects; finds which requests are waits."""
+"""Ends a wait when its client disconnects."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import compile_path
 from starlette.types import Receive
 
 from orchestrator.api.body import ClientDisconnected
-from orchestrator.api.limits import Admission, Kind
-from orchestrator.api.routing import Route
+from orchestrator.api.limits import Admission
 
 _Result = TypeVar("_Result")
 
 FOREVER = float("inf")
-
-
-class Kinds:
-    """Finds the kind of a request from its method and path, before its body is read."""
-
-    def __init__(self, routes: Iterable[Route]) -> None:
-        self._known: list[tuple[str, re.Pattern[str], Kind]] = [
-            (route.method, compile_path(route.path)[0], route.kind) for route in routes if route.kind is not Kind.OTHER
-        ]
-
-    def find(self, method: str, path: str) -> Kind:
-        # HEAD counts as GET.
-        method = "GET" if method == "HEAD" else method
-        return next((kind for one, regex, kind in self._known if one == method and regex.match(path)), Kind.OTHER)
 
 
 def may_last(request: Request, seconds: float) -> None:
@@ -71,11 +53,6 @@ async def within(event: asyncio.Event, seconds: float) -> bool:
             return await event.wait()
     except TimeoutError:
         return False
-
-
-async def ignore_disconnected(_request: Request, _error: Exception) -> Response:
-    # The server drops a response to a closed connection.
-    return Response(status_code=499)
 
 
 async def _until_gone(receive: Receive) -> None:

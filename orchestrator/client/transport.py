@@ -7,6 +7,7 @@ import re
 import socket
 import ssl
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,7 +32,28 @@ class Unreachable(OrchestratorError):
     """The connection to the manager failed or was lost."""
 
 
-class UnixConnection(http.client.HTTPConnection):
+class _WholeRequests(http.client.HTTPConnection):
+    """Sends head and body of a request in one piece; http.client sends two, for which the manager wakes up twice."""
+
+    _parts: list[bytes] | None = None
+
+    def request(self, method: str, url: str, body: str | None, headers: Mapping[str, str]) -> None:  # type: ignore[override]
+        parts: list[bytes] = []
+        self._parts = parts
+        try:
+            super().request(method, url, body, headers)
+        finally:
+            self._parts = None
+        self.send(b"".join(parts))
+
+    def send(self, data: bytes) -> None:  # type: ignore[override]
+        if self._parts is None:
+            super().send(data)
+        else:
+            self._parts.append(data)
+
+
+class UnixConnection(_WholeRequests):
     """HTTP over a Unix socket; ``timeout`` is seconds per read and write."""
 
     def __init__(self, path: Path, timeout: float) -> None:
@@ -44,7 +66,7 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-class TlsConnection(http.client.HTTPConnection):
+class TlsConnection(_WholeRequests):
     """HTTP over TLS; ``timeout`` is seconds per read and write; the TCP connection must be established within 10 s."""
 
     default_port = _HTTPS

@@ -37,6 +37,7 @@ from orchestrator.values import Size
 STORE = Path("/var/lib/nohype/images")
 BUILDS = ".builds"
 
+_PART = 64 << 10
 _MAX_DESCRIPTION = 4 << 20  # bytes; the packages of a large image are 100 KB
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
@@ -95,9 +96,8 @@ class Image(Description):
 
 def find_image(store: Path, name: str) -> Image:
     """Raises NotFound if there is no such image, and ImageError if its folder is damaged."""
-    names = image_names(store)
-    if name not in names:
-        available = f"available: {', '.join(names) or 'none'}"
+    if not _FOLDER_NAME.fullmatch(name) or not is_name(store / name):
+        available = f"available: {', '.join(image_names(store)) or 'none'}"
         raise NotFound(f"no guest image {name!r} in {store}; {available}", f"build it with `nohype image build {name}`")
     return read_image(resolve(store, name), name)
 
@@ -218,8 +218,11 @@ def read_content_hash(folder: Path) -> str:
 
 def _read_file(path: Path, damaged: str, hint: str) -> bytes:
     try:
-        with open_regular(path) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(_MAX_DESCRIPTION + 1)
+        # In parts: the memory for one read of the maximum would be mapped and unmapped for each request.
+        content = b""
+        with open_regular(path) as descriptor:
+            while len(content) <= _MAX_DESCRIPTION and (part := os.read(descriptor, _PART)):
+                content += part
     except OSError as error:
         raise ImageError(f"{damaged}: {FILE}: {error.strerror}", hint) from None
     if len(content) > _MAX_DESCRIPTION:

@@ -76,7 +76,7 @@ class Database:
         self._reserve = Reserve(path.with_name(f"{path.name}.reserve"))
         self._sync = GroupSync(self._sync_wal)
         self._wal: int | None = None
-        self._files: dict[Path, tuple[int, int]] = {}
+        self._files: dict[str, tuple[int, int]] = {}
         self._connections: list[sqlite3.Connection] = []
         with self.mapped_errors("open"):
             _create(path)
@@ -223,7 +223,7 @@ class Database:
         for path in (self.path, wal):
             # By path: closing another descriptor of the database would release SQLite's locks on it (fcntl(2)).
             status = path.stat()
-            self._files[path] = status.st_dev, status.st_ino
+            self._files[str(path)] = status.st_dev, status.st_ino
         # SQLite has no locks on the WAL itself (they are on the -shm file, https://sqlite.org/walformat.html).
         self._wal = os.open(wal, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -242,11 +242,11 @@ class Database:
         # After the fsync: a change is lost if the file was deleted meanwhile.
         self.check_files()
 
-    def _find_missing(self) -> Path | None:
+    def _find_missing(self) -> str | None:
         """The first file of the ledger that was moved or replaced."""
         for path, known in self._files.items():
             try:
-                status = path.stat()
+                status = os.stat(path)
             except OSError:
                 return path
             if (status.st_dev, status.st_ino) != known:

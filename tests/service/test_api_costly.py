@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.api.body import check_json, check_media_type
+from orchestrator.api.body import check_media_type, parse_json
 from orchestrator.client.problems import WrongMedia
 from orchestrator.errors import RequestError, TooLarge
 from orchestrator.model.fields import describe
@@ -55,7 +55,7 @@ def test_body_of_too_many_values_is_refused_before_parsing(served: Served, body:
     assert (status, problem["code"]) == (413, "too-large"), problem
     monkeypatch.setattr(json, "loads", never)
     with pytest.raises(TooLarge):
-        check_json(body, nesting=16)
+        parse_json(body, nesting=16)
 
 
 def test_body_within_the_limits_is_accepted(served: Served) -> None:
@@ -111,7 +111,7 @@ def test_number_with_too_many_digits_is_refused(served: Served, number: bytes, s
 def test_long_body_that_is_not_utf8_is_refused() -> None:
     for body in (b'{"name": "' + b"a" * LONG + b"\xff", b"\xff" * LONG, "\U0001f4a9".encode() * 15_000 + b"\xf0\x9f"):
         with pytest.raises(RequestError, match="invalid UTF-8") as caught:
-            check_json(body, nesting=16)
+            parse_json(body, nesting=16)
         assert len(str(caught.value)) < 100
 
 

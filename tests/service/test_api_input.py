@@ -101,6 +101,11 @@ def test_invalid_body_of_a_stop_is_refused(served: Served, body: object) -> None
     check(ask(served, "POST", "/v1/guests/one/stop", json.dumps(body).encode()), 400, "bad-request")
 
 
+@pytest.mark.parametrize("path", ["/v1/guests", "/v1/version", "/v1/guests/one/kill"])
+def test_line_end_after_a_path_makes_another_path(served: Served, path: str) -> None:
+    check(ask(served, "GET", f"{path}%0A"), 404, "not-found", "no such endpoint")
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data"])
 def test_body_of_another_media_type_is_refused(served: Served, kind: str) -> None:
     check(ask(served, "POST", "/v1/plans", text(), f"Content-Type: {kind}"), 415, "media-type", "")
@@ -380,3 +385,64 @@ def test_read_is_not_delayed_by_waiting_requests(served: Served) -> None:
     served.client.delete("one")
     for wait in waits:
         wait.join()
+
+
+def read_responses(connection: socket.socket, count: int) -> list[tuple[int, object]]:
+    """Status and document of each response with a Content-Length, in the order of arrival."""
+    found: list[tuple[int, object]] = []
+    with connection.makefile("rb") as file:
+        for _ in range(count):
+            status = int(file.readline().split()[1])
+            length = 0
+            while line := file.readline().strip():
+                name, _, value = line.partition(b": ")
+                length = int(value) if name == b"content-length" else length
+            found.append((status, json.loads(file.read(length))))
+    return found
+
+
+PIECES = {"whole": 1 << 20, "bytes": 1, "parts": 40}
+
+
+@pytest.mark.parametrize("size", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("together", [False, True], ids=["one after another", "pipelined"])
+def test_requests_of_one_connection_are_answered_in_order(served: Served, size: int, *, together: bool) -> None:
+    """However they are cut and joined: some of them are read without h11, others by it."""
+    reads = [b"GET /v1/guests/no-%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(4)]
+    body = text(name="UPPER")
+    plan = b"POST /v1/plans HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+    chunked = (
+        b"POST /v1/plans HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    )
+    requests = [reads[0], plan, reads[1], chunked, reads[2], plan, reads[3]]
+    expected = [(404, "no-0"), (400, "UPPER"), (404, "no-1"), (400, "UPPER"), (404, "no-2"), (400, "UPPER"), (404, "no-3")]
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(str(served.path))
+        found: list[tuple[int, object]] = []
+        for data in [b"".join(requests)] if together else requests:
+            for begin in range(0, len(data), size):
+                connection.sendall(data[begin : begin + size])
+            if not together:
+                found += read_responses(connection, 1)
+        found += read_responses(connection, len(requests)) if together else []
+    assert [status for status, _ in found] == [status for status, _ in expected]
+    assert all(said in json.dumps(problem) for (_, problem), (_, said) in zip(found, expected, strict=True)), found
+
+
+def test_request_during_a_wait_is_answered_after_it(served: Served) -> None:
+    served.client.create(GOOD | {"name": "waits"})
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(str(served.path))
+        connection.sendall(b"GET /v1/guests/waits/ready?timeout=0.5 HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /v1/guests/no-such HTTP/1.1\r\nHost: x\r\n\r\n")
+        first, second = read_responses(connection, 2)
+    served.client.delete("waits")
+    assert "no-such" not in json.dumps(first)
+    assert second[0] == 404
+    assert "no-such" in json.dumps(second)

@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +23,11 @@ from socketserver import UnixStreamServer
 import pytest
 
 from orchestrator.api.app import ROUTES
-from orchestrator.api.body import ClientDisconnected, check_json
+from orchestrator.api.body import ClientDisconnected, parse_json
 from orchestrator.api.fields import parse_if_match
 from orchestrator.api.limits import MAX_CLIENTS, Kind, RateLimiter
-from orchestrator.api.waits import Kinds, while_connected
+from orchestrator.api.routing import Route, RouteTable
+from orchestrator.api.waits import while_connected
 from orchestrator.api.workers import Threads, Workers, WorkersPerClient
 from orchestrator.client.answers import parse_stream
 from orchestrator.client.client import Client
@@ -47,7 +49,7 @@ class Clock:
 def test_each_byte_of_a_body_is_scanned_once(end: bytes) -> None:
     """A string that never ends, of a length at which to begin again at each quote would take days."""
     with pytest.raises(RequestError, match="invalid JSON"):
-        check_json(b'["' + b'\\"' * 1_000_000 + end, nesting=16)
+        parse_json(b'["' + b'\\"' * 1_000_000 + end, nesting=16)
 
 
 def test_bucket_empties_and_fills() -> None:
@@ -133,7 +135,17 @@ def test_refusal_contains_the_seconds_to_wait() -> None:
     ],
 )  # fmt: skip
 def test_kind_of_a_request_follows_from_its_path(method: str, path: str, kind: Kind) -> None:
-    assert Kinds(ROUTES).find(method, path) is kind
+    assert RouteTable(ROUTES).find_kind(method, path) is kind
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_path_of_each_operation_leads_to_it(route: Route) -> None:
+    table, path = RouteTable(ROUTES), re.sub(r"\{.*?\}", "a b%", route.path)
+    values = dict.fromkeys(re.findall(r"\{(.*?)\}", route.path), "a b%")
+    assert table.find(route.method, path) == (route, values)
+    assert route.method in table.methods(path)
+    for other in (path + "/", path[1:], path + "/x/y/z", route.path.replace("{name}", "")):
+        assert other == path or table.find(route.method, other) is None, other
 
 
 def test_remembered_clients_are_bounded() -> None:
