@@ -21,7 +21,7 @@ from orchestrator.host.edge import read_edge_mode, set_edge_mode
 from orchestrator.host.pci import bind_driver, release_driver
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_pfs, set_numvfs
-from orchestrator.model.topology import PhysicalFunction
+from orchestrator.model.topology import PhysicalFunction, VfState
 from orchestrator.values import PciAddress
 from tests.fakes.root import FakeRoot, load_host
 
@@ -100,6 +100,19 @@ def await_link(host: HostRoot) -> None:
     deadline = time.monotonic() + 60
     while not find_pf(host).up and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+def make_two_vfs(host: HostRoot, pf: PhysicalFunction) -> None:
+    """Two VFs with the settings of new ones. On a real host VFs that exist are only set back, as their creation takes 5 s."""
+    now, new = find_pf(host), (VfState(0), VfState(1))
+    if not isinstance(host, FakeRoot) and len(now.vfs) == len(new) and pf.interface:
+        for state in new:
+            host.net.enforce_vf(pf.interface, state)
+        if host.net.read_vfs(pf.interface) == new:
+            return
+    set_numvfs(host, pf.address, 0)
+    set_numvfs(host, pf.address, len(new))
+    await_link(host)
 
 
 def read_enable(host: HostRoot, address: PciAddress) -> str:

@@ -19,7 +19,7 @@ from orchestrator.resources.nic import ConfigureVf
 from orchestrator.resources.nic_settings import read_vf_state
 from orchestrator.resources.step import UndoContext
 from orchestrator.values import MacAddress
-from tests.contract.conftest import await_link
+from tests.contract.conftest import await_link, make_two_vfs
 from tests.fakes.root import DEVICES, FakeRoot
 
 MAC = MacAddress.parse("02:4e:48:00:00:01")
@@ -28,10 +28,8 @@ HOSTS_MAC = MacAddress.parse("02:00:00:00:00:77")
 
 @pytest.fixture
 def nic(host: HostRoot, pf: PhysicalFunction) -> str:
-    """The interface of a PF with two new VFs."""
-    set_numvfs(host, pf.address, 0)
-    set_numvfs(host, pf.address, 2)
-    await_link(host)
+    """The interface of a PF with two VFs that have the settings of new ones."""
+    make_two_vfs(host, pf)
     assert pf.interface
     return pf.interface
 
@@ -60,7 +58,10 @@ def set_vf(host: HostRoot, nic: str, index: int) -> VfState:
     return wanted
 
 
-def test_a_new_vf_is_neutral(host: HostRoot, nic: str) -> None:
+def test_a_new_vf_is_neutral(host: HostRoot, pf: PhysicalFunction, nic: str) -> None:
+    set_numvfs(host, pf.address, 0)
+    set_numvfs(host, pf.address, 2)
+    await_link(host)
     for index in (0, 1):
         assert read_vf(host, nic, index) == VfState(index) == VfState(index).with_defaults()
 

@@ -18,7 +18,7 @@ from orchestrator.model.topology import PhysicalFunction
 from orchestrator.resources.nic import BindVfio, ConfigureVf, CreateVfs
 from orchestrator.resources.step import Step, UndoContext
 from orchestrator.values import MacAddress, PciAddress
-from tests.contract.conftest import await_link
+from tests.contract.conftest import make_two_vfs
 from tests.fakes.root import DEVICES, DRIVERS, GROUPS, FakeRoot
 
 MAC = MacAddress.parse("02:4e:48:00:00:01")
@@ -26,10 +26,8 @@ MAC = MacAddress.parse("02:4e:48:00:00:01")
 
 @pytest.fixture
 def vfs(host: HostRoot, pf: PhysicalFunction) -> tuple[PciAddress, ...]:
-    """Two new VFs."""
-    set_numvfs(host, pf.address, 0)
-    set_numvfs(host, pf.address, 2)
-    await_link(host)
+    """Two VFs with the settings of new ones."""
+    make_two_vfs(host, pf)
     return tuple(vf.address for vf in read_pf(host, pf.address).vfs)
 
 
