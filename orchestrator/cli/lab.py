@@ -97,7 +97,7 @@ def status(name: str | None, *, as_json: bool) -> None:
         click.echo("no labs")
 
 
-@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@lab.command("exec", context_settings={"allow_interspersed_args": False})
 @name_option
 @click.option("--timeout", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="Stop the command after this long.")
 @click.option("--stdin", "with_stdin", is_flag=True, help="Pass standard input to the command.")

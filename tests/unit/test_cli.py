@@ -683,3 +683,8 @@ def test_what_a_manager_says_does_not_move_the_cursor(capsys: pytest.CaptureFixt
     output.print_table([["NAME", "STATE"], ["a\x1b[2J\u202e\ud800", "run\nning"]])
     output.say("one\n\ttwo\x07", nl=False)
     assert capsys.readouterr().out == ("NAME                  STATE\na\\x1b[2J\\u202e\\ud800  run\\nning\none\n\ttwo\\x07")
+
+
+def test_unknown_option_of_lab_exec_is_no_command() -> None:
+    """It was passed to the lab host as the first word of the command."""
+    assert "No such option '--name'" in run("lab", "exec", "--name", "numa", "true", status=2).output
