@@ -149,6 +149,20 @@ class HostRoot:
         except OSError as error:
             raise host_error(f"cannot write {value!r} to", name, error) from None
 
+    def make_folder(self, name: str) -> None:
+        """For pseudo file systems where mkdir(2) creates a kernel object."""
+        try:
+            os.mkdir(self._at(name))
+        except OSError as error:
+            raise host_error("cannot create", name, error) from None
+
+    def remove_folder(self, name: str) -> None:
+        """Inverse of ``make_folder``: rmdir(2) removes the object with its files."""
+        try:
+            os.rmdir(self._at(name))
+        except OSError as error:
+            raise host_error("cannot remove", name, error) from None
+
     def exists(self, name: str) -> bool:
         """Follows symbolic links."""
         return os.path.exists(self._at(name))

@@ -25,7 +25,7 @@ from typing import TypeVar
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.root import HostRoot, host_error
 from orchestrator.values import CpuSet, PciAddress
-from tests.fakes import nvme
+from tests.fakes import nvme, tracing
 from tests.fakes.net import FakeNet
 
 HOSTS = Path(__file__).parents[1] / "data" / "hosts"
@@ -151,6 +151,22 @@ class FakeRoot(HostRoot):
         """See HostRoot."""
         self._check(self.read_errors, name, "cannot read")
         return super().read_bytes(name)
+
+    def make_folder(self, name: str) -> None:
+        """See HostRoot."""
+        self._change_folder("cannot create", name, tracing.make_instance)
+
+    def remove_folder(self, name: str) -> None:
+        """See HostRoot."""
+        self._change_folder("cannot remove", name, tracing.remove_instance)
+
+    def _change_folder(self, what: str, name: str, change: Callable[[FakeRoot, str], None]) -> None:
+        with self.changing(name, what.partition(" ")[2]):
+            self._check(self.write_errors, name, what)
+            try:
+                change(self, name)
+            except OSError as error:
+                raise host_error(what, name, error) from None
 
     def read32(self, name: str, offset: int) -> int:
         """See HostRoot."""
@@ -302,6 +318,7 @@ def build_host(folder: Path, text: str) -> FakeRoot:
             fake.registers[fake.real(path), int(match["offset"], 0)] = int(match["value"], 0)
         else:
             fake.add(path, match["text"])
+    tracing.add_tracing(fake)
     for device in fake.names(DEVICES) if fake.exists(DEVICES) else ():
         driver = fake.link(f"{DEVICES}/{device}/driver")
         physical = not fake.exists(f"{DEVICES}/{device}/physfn")
@@ -528,4 +545,5 @@ _HOOKS: dict[str, Callable[[FakeRoot, str, str], None]] = {
     "smp_affinity_list": _smp_affinity_list,
     "cgroup.threads": _cgroup_threads,
     "cpuset.cpus": _cpuset_cpus,
+    "trigger": tracing.write_trigger,
 }

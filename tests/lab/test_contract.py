@@ -18,7 +18,8 @@ def pack() -> bytes:
     """The contract tests, and pytest with its dependencies, which are pure Python."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
-        for name in ("tests/fakes/root.py", "tests/fakes/net.py", "tests/fakes/nvme.py", "tests/contract", "tests/data/hosts"):
+        fakes = [f"tests/fakes/{name}.py" for name in ("root", "net", "nvme", "tracing")]
+        for name in (*fakes, "tests/contract", "tests/data"):
             archive.add(ROOT / name, name)
         for name in CARRIED:
             spec = importlib.util.find_spec(name.removesuffix(".py"))
