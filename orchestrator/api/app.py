@@ -14,7 +14,7 @@ from orchestrator.api.fastapi_import import FastAPI
 from orchestrator.api.guard import Guard
 from orchestrator.api.identity import IdentityMap
 from orchestrator.api.openapi import build_document
-from orchestrator.api.routes import consoles, events, guests, host, networks, quarantine, switches, uplinks
+from orchestrator.api.routes import consoles, events, exits, guests, host, networks, quarantine, switches, uplinks
 from orchestrator.api.routing import Route, RouteTable
 from orchestrator.api.workers import Workers
 from orchestrator.config import LimitConfig
@@ -23,8 +23,8 @@ from orchestrator.model.access import MANAGER, Identity
 from orchestrator.model.proof import Proof
 
 ROUTES: tuple[Route, ...] = (
-    *host.routes, *guests.routes, *consoles.routes, *networks.routes, *quarantine.routes, *switches.routes, *uplinks.routes,
-    *events.routes,
+    *host.routes, *guests.routes, *exits.routes, *consoles.routes, *networks.routes, *quarantine.routes, *switches.routes,
+    *uplinks.routes, *events.routes,
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ _COMMANDS = {
     "network": "Create, list, show and delete networks.",
     "survey": "Show cores, huge pages, NICs and disks of the host.",
     "audit": "Measure the isolation of the guests on the live host.",
+    "exits": "Show the VM exits of a guest by hardware reason.",
     "uplink": "Show and set edge modes, and probe the external switch.",
     "events": "Show the event log: what the manager decided, and why.",
     "quarantine": "List and clear quarantined guests.",

@@ -161,6 +161,11 @@ class Client(NetworkCalls, SwitchCalls):
         """Forces a guest off if it runs, and releases its resources. Raises NotFound, Conflict, Stale."""
         self._ask(None, "DELETE", _path(name), timeout=_QUICK, headers=_if_match(version))
 
+    def exits(self, name: str) -> shapes.ExitReport:
+        """VM exits of a running guest by hardware reason. Raises NotFound, GuestError."""
+        report: shapes.ExitReport = self._ask(shapes.ExitReport, "GET", f"{_path(name)}/exits")
+        return report
+
     def wait_ready(self, name: str, timeout: float) -> str:
         """Waits ``timeout`` seconds for the guest to report ready; returns the line. Raises NotFound, Conflict, GuestError."""
         query = urlencode({"timeout": timeout})

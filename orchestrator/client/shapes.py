@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from orchestrator.client.exit_shapes import ExitReport as ExitReport
+from orchestrator.client.exit_shapes import VcpuExits as VcpuExits
 from orchestrator.client.nic_shapes import CounterReading as CounterReading
 from orchestrator.client.nic_shapes import EdgeReading as EdgeReading
 from orchestrator.client.nic_shapes import FrameCounts as FrameCounts

@@ -110,7 +110,7 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
     metrics = build_metrics(
-        service.survey, ledger, hypervisor, policy, counters,
+        service, ledger, hypervisor, policy, counters,
         lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
     )  # fmt: skip
     api = Api(service, audit, identities, config.limits, metrics.render)

@@ -22,8 +22,9 @@ from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import VfState
 from orchestrator.resources.cores import clear_cores
+from orchestrator.resources.exit_trace import CountExits
 from orchestrator.resources.nic import CreateVfs, VfStates
-from orchestrator.resources.step import UndoContext, run_steps, undo_steps
+from orchestrator.resources.step import UndoContext, run_steps, try_steps, undo_steps
 from orchestrator.resources.uplink import SetEdgeMode, SetPromiscuous
 from orchestrator.values import CpuSet, PciAddress, Size
 
@@ -98,7 +99,19 @@ class HostSetup:
         housekeeping = self.housekeeping
         cleared = clear_cores(self._host, self._ledger, HOST, housekeeping)
         self._warnings.report("not moved off the guest cores", cleared.failures)
+        self._count_exits()
         return (f"move {len(cleared.moved)} threads and interrupts to CPUs {housekeeping}",) if cleared.moved else ()
+
+    def restore_exit_counts(self) -> None:
+        """Another program may have removed the trace instance, or a guest may have been adopted after an update."""
+        with self.lock:
+            if self._has_guests():
+                self._count_exits()
+
+    def _count_exits(self) -> None:
+        """Unless that is done already. Guests run without it: why it is impossible becomes an event."""
+        _, failed = try_steps(self._host, self._ledger, HOST, [CountExits()])
+        self._warnings.report("VM exits are not counted by reason", tuple(str(error) for _, error in failed))
 
     def create_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
         """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed."""

@@ -110,6 +110,7 @@ class Reconciler:
         log_errors(partial(self._drift.begin_round, claims))
         self._check_guests(lambda _: True)
         self._drift.check_pools(claims)
+        log_errors(self._setup.restore_exit_counts)
 
     def _check_guests(self, is_due: Callable[[Claim], bool]) -> None:
         for claim in self._ledger.read().claims:

@@ -21,6 +21,7 @@ from orchestrator.guests.consoles import Consoles
 from orchestrator.guests.core_manager import CoreContext, Launches
 from orchestrator.guests.counters import with_counters
 from orchestrator.guests.disk_work import CountWipe, ignore_wipe
+from orchestrator.guests.exits import Exits
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.host_setup import HOST, HostSetup
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
@@ -84,10 +85,9 @@ class GuestService:
         self._disk_work = context.disk_work
         self.transitions = Transitions(context, count_undo_failure, count_wipe)
         self.reconciler = Reconciler(context, self.transitions)
-        self.allocator = Allocator(
-            host, hypervisor, ledger, self._uplinks, setup.lock, images, launches, self._warnings, secrets
-        )  # fmt: skip
+        self.allocator = Allocator(host, hypervisor, ledger, self._uplinks, setup.lock, images, launches, self._warnings, secrets)
         self._access = GuestAccess(ledger, self.transitions)
+        self.exits = Exits(host, hypervisor, ledger, self._access)
         self._boot_images = BootImages(images, policy.boot)
         self.switches = SwitchService(host, ledger, switches)
         self._refusals = RefusalLog(ledger, observe_refusal)

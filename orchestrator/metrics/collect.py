@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric as Family
 from orchestrator.errors import NotFound
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric, Sample
+from orchestrator.model.exit_reasons import ExitReport
 from orchestrator.model.exits import add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
@@ -61,6 +62,7 @@ class Sources:
     # KVM's counters of a running guest by its id, one mapping per vCPU. QEMU before its patch "kvm: reuse per-vcpu stats fd to
     # avoid vcpu interruption" (June 2023) stops the vCPU for each reading.
     read_exits: Callable[[UUID], tuple[Mapping[str, int], ...]]
+    exit_reports: Callable[[], Iterable[tuple[str, ExitReport]]]  # of all running guests, by name
     frames: Callable[[], Mapping[str, Iterable[CounterReading]]] = dict  # by uplink
     hairpins: Callable[[], Mapping[str, bool]] = dict  # by watched uplink: frames do not return
 
@@ -106,8 +108,10 @@ class Metrics:
         return family
 
     def _readers(self) -> dict[str, Callable[[], Iterator[Sample]]]:
-        return {"guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host, "exits": self._read_exits,
-                "frames": self._read_frames}  # fmt: skip
+        return {
+            "guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host, "exits": self._read_exits,
+            "exit reasons": self._read_exit_reasons, "frames": self._read_frames,
+        }  # fmt: skip
 
     def _try(self, source: str, read: Callable[[], Iterator[Sample]]) -> list[Sample]:
         try:
@@ -177,3 +181,9 @@ class Metrics:
                     continue  # the guest has ended in the meantime
                 for name, count in classify(add_vcpus(vcpus)).items():
                     yield "nohype_guest_exits_total", (guest.plan.name, name), count
+
+    def _read_exit_reasons(self) -> Iterator[Sample]:
+        for guest, report in self._sources.exit_reports():
+            for index, vcpu in enumerate(report.vcpus):
+                for reason, count in (vcpu.reasons or {}).items():
+                    yield "nohype_guest_exit_reasons_total", (guest, str(index), reason), count

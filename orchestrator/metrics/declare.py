@@ -38,6 +38,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("nohype_proofs", Kind.GAUGE, "", ("proof", "verdict"), "Proofs of the last audit."),
     Metric("nohype_audit_age_seconds", Kind.GAUGE, "seconds", (), "Time since the end of the last audit; +Inf without an audit."),
     Metric("nohype_guest_exits_total", Kind.COUNTER, "", ("guest", "class"), "VM exits of all vCPUs since the guest started."),
+    Metric(
+        "nohype_guest_exit_reasons_total",
+        Kind.COUNTER,
+        "",
+        ("guest", "vcpu", "reason"),
+        "VM exits by hardware reason; left out where they are not counted.",
+    ),
     Metric("nohype_undo_failures_total", Kind.COUNTER, "", (), "Cleanups of guests that failed or could not be verified."),
     Metric("nohype_disks", Kind.GAUGE, "", ("kind", "state"), "Disks of guests, and other NVMe controllers, by use."),
     Metric("nohype_disk_wipes_total", Kind.COUNTER, "", ("outcome",), "Wipes of the disks of deleted guests, by guest."),

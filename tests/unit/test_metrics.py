@@ -20,6 +20,7 @@ from orchestrator.ledger import Event
 from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric
+from orchestrator.model.exit_reasons import ExitReport, VcpuExits
 from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import NvmeController, Topology
@@ -69,7 +70,7 @@ class Fake:
         self.metrics = Metrics(
             Sources(
                 lambda: self.read("guests", self.guests), lambda: self.read("generation", self.generation),
-                self.survey, self.read_exits, self.read_frames, lambda: {"nic0": True, "nic1": False},
+                self.survey, self.read_exits, self.exit_reports, self.read_frames, lambda: {"nic0": True, "nic1": False},
             ),
             POLICY, self.counters,
         )  # fmt: skip
@@ -98,6 +99,11 @@ class Fake:
         if name not in self.exits:
             raise NotFound(f"guest {name} is not running")
         return self.exits[name]
+
+    def exit_reports(self) -> list[tuple[str, ExitReport]]:
+        self.read("exit reasons", None)
+        vcpus = (VcpuExits(500, {"msr": 418, "hlt": 82}, 0), VcpuExits(9, None, None))
+        return [("web", ExitReport(vcpus, "")), ("odd", ExitReport((), "locked down"))]
 
     def page(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
         """Samples by name, then by labels."""
@@ -318,7 +324,7 @@ def test_the_host_is_not_surveyed_for_each_scrape(fake: Fake) -> None:
 @pytest.mark.parametrize(("seconds", "first"), [(0.001, "0.001"), (0.0011, "0.0025"), (5.0, "+Inf")])
 def test_observation_is_in_the_first_bucket_with_room(fake: Fake, seconds: float, first: str) -> None:
     fake.counters = Counters()
-    fake.metrics = Metrics(Sources(list, int, fake.survey, fake.read_exits), POLICY, fake.counters)
+    fake.metrics = Metrics(Sources(list, int, fake.survey, fake.read_exits, list), POLICY, fake.counters)
     fake.counters.observe_refusal("refused", seconds)
     buckets = {dict(labels)["le"]: count for labels, count in fake.page()["nohype_claim_seconds_bucket"].items()
                if dict(labels)["outcome"] == "refused"}  # fmt: skip
@@ -422,3 +428,8 @@ def test_observations_from_many_threads_are_all_counted(fake: Fake) -> None:
     (_, buckets, total), *_ = fake.counters.histograms("nohype_claim_seconds")
     assert buckets[-1][1] == 2000
     assert total == pytest.approx(4.0)
+
+
+def test_exits_are_counted_by_vcpu_and_reason(fake: Fake) -> None:
+    assert fake.figure("nohype_guest_exit_reasons_total", guest="web", vcpu="0", reason="msr") == 418
+    assert len(fake.page()["nohype_guest_exit_reasons_total"]) == 2, "a vCPU without reasons has no samples"

@@ -1,0 +1,24 @@
+"""Types of the responses about VM exits."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class VcpuExits(TypedDict):
+    """VM exits of one vCPU since its guest started.
+
+    ``total`` is KVM's counter of all exits, null if the kernel or QEMU lacks it. ``reasons`` are exits by KVM's name of their
+    hardware reason, null if they were not counted. ``uncounted`` is the part of ``total`` before the reasons were counted.
+    """
+
+    total: int | None
+    reasons: dict[str, int] | None
+    uncounted: int | None
+
+
+class ExitReport(TypedDict):
+    """VM exits per vCPU. ``why`` says why reasons are missing, and is empty if each vCPU has them."""
+
+    vcpus: list[VcpuExits]
+    why: str

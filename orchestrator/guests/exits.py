@@ -1,0 +1,48 @@
+"""VM exits of a guest by hardware reason, as callers see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.errors import GuestError, HostError, NotFound
+from orchestrator.guests.guest_access import GuestAccess
+from orchestrator.host.exit_trace import read_counts
+from orchestrator.host.root import HostRoot
+from orchestrator.hypervisor.connection import Hypervisor
+from orchestrator.ledger import Claim, Ledger
+from orchestrator.model.access import Identity
+from orchestrator.model.exit_reasons import ExitReport, ExitTrace, build_report
+from orchestrator.model.state import GuestState
+
+
+class Exits:
+    def __init__(self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, access: GuestAccess) -> None:
+        self._host, self._hypervisor, self._ledger, self._access = host, hypervisor, ledger, access
+
+    def read(self, caller: Identity, name: str) -> ExitReport:
+        """Raises NotFound as the service's other methods do, and GuestError if the guest does not run."""
+        claim = self._access.find(caller, name)
+        if claim.state != GuestState.RUNNING:
+            raise GuestError(f"guest {name} is {claim.state}, not running", "start it: exits are counted while it runs")
+        return self._report(claim, self._read_trace())
+
+    def read_all(self) -> Iterator[tuple[str, ExitReport]]:
+        """Of all running guests, by name."""
+        claims = [claim for claim in self._ledger.read().claims if claim.state == GuestState.RUNNING]
+        trace = self._read_trace() if claims else ""
+        for claim in claims:
+            try:
+                yield claim.plan.name, self._report(claim, trace)
+            except NotFound:
+                continue  # the guest has ended in the meantime
+
+    def _report(self, claim: Claim, trace: ExitTrace | str) -> ExitReport:
+        # KVM's counters are read after the trace, so that they are never behind it.
+        vcpus = self._hypervisor.read_guest(claim.plan.uuid).vcpus
+        return build_report(tuple(vcpu.tid for vcpu in vcpus), self._hypervisor.read_exits(claim.plan.uuid), trace)
+
+    def _read_trace(self) -> ExitTrace | str:
+        try:
+            return read_counts(self._host)
+        except HostError as error:
+            return f"exits are not counted by reason: {error.message}"
