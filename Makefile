@@ -16,15 +16,9 @@ demo: setup
 	@$(DEMO) || { [ $$? = 3 ] && echo "the lab was lost (see above): trying once more in a new lab" \
 	  && $(VENV)/bin/nohype lab down demo && $(DEMO); }
 
-# What the tests of the lab boot is built during the other tests. If that fails, the lab's tests build it again and show the error.
-PARTS = $(VENV)/bin/nohype lab build && $(VENV)/bin/nohype image build debian --output build/images
-
+# all tests but the long ones of the lab; those of the lab write to build/lab-tests.log meanwhile
 test: setup
-	@mkdir -p build
-	@setsid sh -c '$(PARTS)' >build/parts.log 2>&1 & parts=$$!; trap 'kill -- -$$parts; exit 130' HUP INT TERM; \
-	  $(VENV)/bin/pytest -n 2 -m "not lab" tests; status=$$?; wait $$parts; exit $$status
-	# 75: the emulated server was lost, which says nothing about the tests; once more, in a new one
-	$(VENV)/bin/pytest -m "lab and not soak" tests || { [ $$? = 75 ] && $(VENV)/bin/pytest -m "lab and not soak" tests; }
+	@$(PYTHON) tests/run_all.py $(VENV)/bin/pytest $(VENV)/bin/nohype
 
 # the long tests of the lab, then 200 guests beside other load (2 h)
 soak: setup

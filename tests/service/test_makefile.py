@@ -1,4 +1,4 @@
-"""`make test`: the builds next to the tests neither hide a failed test nor outlive an interruption."""
+"""`make test`: what runs next to the tests neither hides a failed test nor outlives an interruption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def making(folder: Path, build: str, tests: str) -> Iterator[subprocess.Popen[by
     for name, text in (("nohype", build), ("pytest", tests)):
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
-    for name in ("Makefile", "setup.cfg"):
+    (folder / "tests").mkdir()
+    for name in ("Makefile", "setup.cfg", "tests/run_all.py"):
         shutil.copyfile(source_tree() / name, folder / name)
     (folder / "venv/installed").touch()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
@@ -52,7 +53,18 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("build", "tests", "status"), [("exit 1", "exit 0", 0), ("exit 0", "exit 1", 2)])
+LAB = 'case "$*" in *"lab and not soak"*) {}; esac'
+LOST_ONCE = "[ -e again ] || { touch again; exit 75; }"
+
+
+@pytest.mark.parametrize(
+    ("build", "tests", "status"),
+    [
+        ("exit 1", "exit 0", 0), ("exit 0", "exit 1", 2), ("exit 0", LAB.format("exit 1"), 2),
+        ("exit 0", LAB.format("exit 75"), 2), ("exit 0", LAB.format(LOST_ONCE), 0),
+        ("exit 0", LAB.format("exit 0") + "; exit 1", 2),
+    ],
+)  # fmt: skip
 def test_only_a_failed_test_fails_make(tmp_path: Path, build: str, tests: str, status: int) -> None:
     with making(tmp_path, build, tests) as process:
         assert process.wait(60) == status
@@ -65,7 +77,8 @@ def test_interrupted_make_ends_the_build(tmp_path: Path, number: signal.Signals)
             assert wait_until(lambda: all(read_pid(tmp_path / f"{name}.pid") for name in NAMES), timeout=60, interval=0.02)
             os.killpg(process.pid, number)
             assert process.wait(60)
-            assert wait_until(lambda: not is_running(read_pid(tmp_path / "build.pid")), timeout=10, interval=0.02)
+            pids = [read_pid(tmp_path / f"{name}.pid") for name in NAMES]
+            assert wait_until(lambda: not any(map(is_running, pids)), timeout=10, interval=0.02)
         finally:
             for name in NAMES:
                 if is_running(pid := read_pid(tmp_path / f"{name}.pid")):
