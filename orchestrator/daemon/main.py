@@ -110,8 +110,9 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
     )  # fmt: skip
     audit = record_audits(Auditor(source).run, counters)
     metrics = build_metrics(
-        service, ledger, hypervisor, policy, counters,
+        service.survey, ledger, hypervisor, policy, counters,
         lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
+        service.exits.read_all,
     )  # fmt: skip
     api = Api(service, audit, identities, config.limits, metrics.render)
 

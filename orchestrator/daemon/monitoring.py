@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from orchestrator.api.tickless import TicklessServer
 from orchestrator.daemon.systemd import read_watchdog
 from orchestrator.daemon.watchdog import Heartbeat
-from orchestrator.guests.service import GuestService
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
+from orchestrator.model.exit_reasons import ExitReport
 from orchestrator.model.plan import Policy
 from orchestrator.model.proof import Proof
 from orchestrator.model.state import GuestState
+from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import CounterReading
 
 _LOOP_SECONDS = 30.0
@@ -26,18 +27,19 @@ _CHANGE_SECONDS = 600.0
 
 
 def build_metrics(
-    service: GuestService, ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters,
+    survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters,
     frames: Callable[[str], Iterable[CounterReading]] = lambda _: (), hairpins: Callable[[], Mapping[str, bool]] = dict,
+    exit_reports: Callable[[], Iterable[tuple[str, ExitReport]]] = tuple,
 ) -> Metrics:  # fmt: skip
-    """``frames``: of an uplink; ``hairpins``: as of `metrics.collect.Sources`."""
+    """``frames``: of an uplink; ``hairpins`` and ``exit_reports``: as of `metrics.collect.Sources`."""
     sources = Sources(
         guests=lambda: ledger.read().claims,
         generation=lambda: ledger.read().generation,
-        survey=service.survey,
+        survey=survey,
         read_exits=hypervisor.read_exits,
         frames=lambda: {uplink: frames(uplink) for uplink in policy.uplinks},
         hairpins=hairpins,
-        exit_reports=service.exits.read_all,
+        exit_reports=exit_reports,
     )
     return Metrics(sources, policy, counters)
 
