@@ -2,15 +2,17 @@
 
 The counters cannot be read at one moment. Each sample reads the host's counters, then the switch's, then the host's again: what
 happened between the inner readings is at most, and between the outer readings at least, what the other counter must show. So no
-tolerance is needed for frames on their way.
+tolerance is needed for frames on their way, except in the NIC: it may count a frame when it has sent it, or seconds later.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.errors import HostError, SwitchError
+from orchestrator.host.interfaces import find_lower
 from orchestrator.host.root import HostRoot
 from orchestrator.model.switch import PortCounters, SwitchTie
 from orchestrator.model.uplink import EdgeReading, FrameCounts, Invariant, InvariantReading, QueueCounts
@@ -18,6 +20,10 @@ from orchestrator.switches.drivers import opened
 
 _COUNTED = "macvtap-vepa"
 """Only here the host counts a guest's frames after its rules have dropped what the guest may not send."""
+
+LATE_SECONDS = 3.0
+"""Until the uplink has counted what it has sent: drivers read the counters of the hardware every 1 or 2 s (tg3, bnxt_en, igb)."""
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,36 @@ class Sample:
 
 def take_sample(host: HostRoot, uplink: str, tie: SwitchTie | str, *, is_start: bool) -> Sample:
     """Raises HostError if the host's counters cannot be read."""
-    first, queue = host.net.read_counters(), host.net.read_queue(uplink)
+    first, queue = host.net.read_counters(), _read_queues(host, uplink)
     port = _read_port(tie)
     last = host.net.read_counters()
     if not is_start:
-        queue = host.net.read_queue(uplink)
+        queue = _read_queues(host, uplink)
     return Sample(first, last, port, queue) if is_start else Sample(last, first, port, queue)
+
+
+def finish(
+    host: HostRoot, uplink: str, tie: SwitchTie | str, edges: Iterable[EdgeReading], start: Sample
+) -> tuple[InvariantReading, ...]:
+    """Takes the second sample, and compares. The uplink gets ``LATE_SECONDS`` to count what guests have sent until then.
+
+    Raises HostError as ``take_sample``.
+    """
+    known, end = tuple(edges), take_sample(host, uplink, tie, is_start=False)
+    deadline = time.monotonic() + LATE_SECONDS
+    while True:
+        found = compare(uplink, known, start, end)
+        if time.monotonic() >= deadline or all(one.holds is not False for one in found):
+            return found
+        time.sleep(POLL_SECONDS)
+        end = replace(end, outer=host.net.read_counters(), queue=_read_queues(host, uplink))
+
+
+def _read_queues(host: HostRoot, uplink: str) -> QueueCounts:
+    """With those of the interfaces below: a bond has no queue of its own."""
+    names = (uplink, *sorted(find_lower(host.net.read_links(), uplink)))
+    queues = [host.net.read_queue(name) for name in names]
+    return QueueCounts(sum(queue.dropped for queue in queues), sum(queue.waiting for queue in queues))
 
 
 def _read_port(tie: SwitchTie | str) -> PortCounters | str:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
-from orchestrator.audit.balance import compare, take_sample
+from orchestrator.audit.balance import finish, take_sample
 from orchestrator.audit.cores import find_ambiguous_threads
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import find_channels, read_taps
@@ -314,8 +314,7 @@ def _compare_counters(source: Source, uplink: str) -> Callable[[Iterable[EdgeRea
     def read(edges: Iterable[EdgeReading]) -> tuple[InvariantReading, ...]:
         time.sleep(max(0.0, start + source.window - time.monotonic()))
         try:
-            second = take_sample(source.host, uplink, tie, is_start=False)
-            return compare(uplink, [edge for edge in edges if edge.uplink == uplink], first(), second)
+            return finish(source.host, uplink, tie, [edge for edge in edges if edge.uplink == uplink], first())
         except HostError as error:
             return (InvariantReading(Invariant.GUESTS_UPLINK, uplink, None, f"not measured: {error.message}"),)
 

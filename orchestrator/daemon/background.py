@@ -63,7 +63,7 @@ def _watch_rules(reconciler: Reconciler) -> None:
         with netlink.RuleNotices() as notices:
             log_errors(reconciler.check_taps)  # for changes that were missed meanwhile
             while True:
-                if notices.wait(_ROUND_SECONDS):
+                if notices.wait(_RULES_SECONDS) or reconciler.taps_due:
                     log_errors(reconciler.check_taps)
                     time.sleep(_RULES_SECONDS)
 

@@ -226,7 +226,8 @@ class Allocator:
         names = {nic.network for nic in request.wanted_nics if nic.network}
         # An operator may use each VLAN.
         closed = tuple(one for one in known.values() if caller.role is Role.TENANT and one.owner != caller.tenant)
-        return Site({name: find_network(caller, name, known) for name in sorted(names)}, self._host_id, closed)
+        taken = frozenset(one.vlan for one in known.values())
+        return Site({name: find_network(caller, name, known) for name in sorted(names)}, self._host_id, closed, taken)
 
     def _find_place(self, request: GuestRequest, claims: Sequence[Claim], disks: _Disks, site: Site, *, named: bool) -> Placed:
         """Plans on the cached survey, or on a fresh one if there is no room or the host has changed.

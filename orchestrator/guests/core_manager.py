@@ -135,6 +135,7 @@ class CoreManager:
     def confine_and_resume(self) -> None:
         """Resumes a paused guest after its threads are confined. Can be repeated. Raises NotFound if it has ended."""
         running = self.confine()
+        self._context.setup.set_reception(self.plan)
         require_taps(self._host, self.plan)
         if self._hypervisor.is_paused(self.plan.uuid):
             self._hypervisor.resume(self.plan.uuid)

@@ -82,6 +82,7 @@ class DriftDetector:
         try:
             findings = remaining = diff_taps(self._host, plan)
             if findings:
+                self._setup.set_reception(plan)  # has an undo record, unlike the settings of the tap
                 remaining = restore_taps(self._host, plan)
         except HostError as error:
             remaining, errors = findings, (error.message,)

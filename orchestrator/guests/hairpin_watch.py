@@ -40,6 +40,9 @@ class HairpinWatch:
         self._changed.set()
         self._lost: set[str] = set()
         self._users: dict[str, list[str]] = {}  # guests by uplink, as of the last change of a guest
+        # Uplinks whose switch port carries untagged frames, as those of the probe are: a guest in no network uses them, or one
+        # has returned. Of others a loss is not known.
+        self._untagged: set[str] = set()
         self._probes: dict[str, Probe] = {}
         ledger.subscribe(self._on_event)
 
@@ -54,11 +57,12 @@ class HairpinWatch:
         """One round; writes an event for each change. Returns whether any running guest needs reflective relay."""
         if self._changed.is_set():
             self._changed.clear()  # before the reading: a later change is read in the next round
-            self._users = self._list_users()
+            self._users, untagged = self._list_users()
             self._lost &= self._users.keys()
+            self._untagged = self._untagged & self._users.keys() | untagged
             for uplink in self._probes.keys() - self._users.keys():
                 self._probes.pop(uplink).close()
-        suspects = [uplink for uplink in self._users if self._try_once(uplink) == (uplink in self._lost)]
+        suspects = [uplink for uplink in self._users if self._is_suspect(uplink)]
         if suspects:
             # At the same time: a loss takes seconds to confirm, and one switch may serve several uplinks.
             with ThreadPoolExecutor(len(suspects), thread_name_prefix="hairpin") as pool:
@@ -67,7 +71,7 @@ class HairpinWatch:
 
     def find_lost(self) -> dict[str, bool]:
         """By watched uplink whether frames do not return, as of the last round."""
-        return {uplink: uplink in self._lost for uplink in self._users}
+        return {uplink: uplink in self._lost for uplink in self._users if uplink in self._untagged}
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -87,13 +91,16 @@ class HairpinWatch:
         if event.subject != HOST:
             self._changed.set()
 
-    def _list_users(self) -> dict[str, list[str]]:
+    def _list_users(self) -> tuple[dict[str, list[str]], set[str]]:
+        """Also returns the uplinks with guests that use untagged frames."""
         found: dict[str, list[str]] = {}
+        untagged: set[str] = set()
         for claim in self._ledger.read().claims:
             for nic in _list_nics(claim):
                 if uplink := self._find_uplink(nic):
                     found.setdefault(uplink, []).append(claim.plan.name)
-        return found
+                    untagged |= set() if nic.vlan else {uplink}
+        return found, untagged
 
     def _find_uplink(self, nic: NicPlan) -> str:
         """Its present name; empty if the PF has no interface now."""
@@ -103,6 +110,12 @@ class HairpinWatch:
             return find_port(self._host, nic.pf, [nic.interface])
         except HostError:
             return ""
+
+    def _is_suspect(self, uplink: str) -> bool:
+        returned = self._try_once(uplink)
+        if returned:
+            self._untagged.add(uplink)
+        return returned == (uplink in self._lost) and uplink in self._untagged
 
     def _try_once(self, uplink: str) -> bool:
         """Whether a frame returned. An error closes the socket: the interface may be another one now."""

@@ -10,7 +10,7 @@ from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import log_errors
 from orchestrator.host.cpus import read_online
-from orchestrator.host.edge import SOFTWARE, read_edge_mode
+from orchestrator.host.edge import SOFTWARE, find_link, read_edge_mode
 from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.root import HostRoot
@@ -71,10 +71,17 @@ class HostSetup:
                 changed += self.create_vfs(pf, interface)
         for uplink in sorted({nic.interface for nic in plan.software_nics} - self._prepared):
             changed += self._prepare_uplink(uplink)
-        for uplink in sorted({nic.interface for nic in plan.software_nics if SOFTWARE[nic.edge].PROMISCUOUS}):
-            with self.lock:  # each time: another program may have reset it while no guest ran
-                changed += run_steps(self._host, self._ledger, HOST, [SetPromiscuous(uplink)])
-        return changed
+        return (*changed, *self.set_reception(plan))
+
+    def set_reception(self, plan: Plan) -> tuple[str, ...]:
+        """Lets the plan's uplinks receive the frames to the guest; returns what was changed. Each time: another program may have
+        reset it. No-op for an uplink that does not exist.
+        """
+        if not (wanted := {nic.interface for nic in plan.software_nics if SOFTWARE[nic.edge].PROMISCUOUS}):
+            return ()
+        steps = [SetPromiscuous(uplink) for uplink in sorted(wanted) if find_link(self._host, uplink)]
+        with self.lock:
+            return run_steps(self._host, self._ledger, HOST, steps)
 
     def _prepare_uplink(self, uplink: str) -> tuple[str, ...]:
         """Of a software edge. Raises HostError if the external switch does not send frames back."""

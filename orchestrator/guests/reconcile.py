@@ -24,6 +24,7 @@ class Reconciler:
         self._secrets = context.secrets
         self._transitions = transitions
         self._drift = DriftDetector(context)
+        self._taps_due = False
         # Adopted guests that could not be confined yet.
         self._unconfined: set[UUID] = set()
         # RUNNING guests that did not run in the last round.
@@ -112,14 +113,18 @@ class Reconciler:
         self._drift.check_pools(claims)
         log_errors(self._setup.restore_exit_counts)
 
-    def _check_guests(self, is_due: Callable[[Claim], bool]) -> None:
+    def _check_guests(self, is_due: Callable[[Claim], bool]) -> bool:
+        """Returns whether a guest was busy, and therefore not checked."""
+        was_busy = False
         for claim in self._ledger.read().claims:
             if claim.state == GuestState.RUNNING and is_due(claim):
                 with self._transitions.guest_locks.try_acquire(claim.plan.name) as held:
+                    was_busy |= not held
                     now = self._ledger.find(claim.plan.name) if held else None
                     # Another guest may have the name by now.
                     if now and now.plan == claim.plan and now.state == GuestState.RUNNING:
                         log_errors(partial(self._drift.check_guest, now))
+        return was_busy
 
     def has_guest_on(self, interface: str) -> bool:
         return self._setup.has_guest_on(interface)
@@ -131,8 +136,13 @@ class Reconciler:
         self.check_taps()
 
     def check_taps(self) -> None:
-        """Restores changed taps and rules of software edges."""
-        self._check_guests(lambda claim: bool(claim.plan.software_nics and self._drift.has_changed_taps(claim)))
+        """Restores changed taps and rules of software edges. See ``taps_due``."""
+        self._taps_due = self._check_guests(lambda claim: bool(claim.plan.software_nics and self._drift.has_changed_taps(claim)))
+
+    @property
+    def taps_due(self) -> bool:
+        """The last ``check_taps`` left out a guest with changed taps, which was busy: the kernel does not announce them again."""
+        return self._taps_due
 
     def _finish(self, claim: Claim, decision: Decision) -> None:
         if decision.state == GuestState.DELETING:

@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -118,7 +119,7 @@ class FrameCounter:
             raise HostError("cannot open a packet socket", "run as root", error.errno or 0) from None
         try:
             result.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
-            _attach(result, _program(self.wanted))
+            attach_filter(result, _program(self.wanted))
             if self.interface:
                 result.bind((self.interface, _ETH_P_ALL))
             if self.promiscuous:
@@ -164,6 +165,7 @@ def _program(wanted: EchoFilter) -> list[tuple[int, int, int, int]]:
     return [*program, (give, 0, 0, 0xFFFF), (give, 0, 0, 0)]
 
 
-def _attach(target: socket.socket, program: list[tuple[int, int, int, int]]) -> None:
+def attach_filter(target: socket.socket, program: Sequence[tuple[int, int, int, int]]) -> None:
+    """``program``: classic BPF."""
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
     target.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))

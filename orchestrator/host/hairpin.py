@@ -16,15 +16,18 @@ from contextlib import suppress
 from types import TracebackType
 
 from orchestrator.errors import HostError
+from orchestrator.host.frames import attach_filter
 from orchestrator.model.uplink import HairpinResult
 
 _ETHERTYPE = 0x88B6
 # include/uapi/linux/if_packet.h; Python's socket module lacks them. An additional unicast address instead of promiscuous mode:
 # the NIC delivers only the frames to it.
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_UNICAST, _PACKET_OUTGOING = 263, 1, 3, 4
+_PACKET_TYPE = 0xFFFF_F004  # of a frame, for BPF: SKF_AD_OFF + SKF_AD_PKTTYPE (include/uapi/linux/filter.h)
 _ATTEMPTS = 5
 _WAIT = 0.4  # seconds for a frame to come back
 _MAGIC = b"nohype hairpin"
+_Program = tuple[tuple[int, int, int, int], ...]
 
 
 class HairpinProbe:
@@ -38,7 +41,7 @@ class HairpinProbe:
         self._uplink = uplink
         self._first, self._second = _choose_addresses(uplink)
         self._nonce = os.urandom(8)  # the same for all attempts: a frame that comes back late counts too
-        self._socket = _open(uplink, (self._first, self._second))
+        self._socket = _open(uplink, (self._first, self._second), _select(self._first, self._nonce))
 
     def __enter__(self) -> HairpinProbe:
         return self
@@ -86,7 +89,25 @@ def _read_address(uplink: str) -> bytes:
         return bytes(probe.getsockname()[4])
 
 
-def _open(uplink: str, addresses: tuple[bytes, ...]) -> socket.socket:
+def _select(target: bytes, nonce: bytes) -> _Program:
+    """Classic BPF that accepts the frames that return. Others, such as those of a guest with the same EtherType, would fill the
+    buffer.
+    """
+    load_word, load_half, load_byte, equal, give = 0x20, 0x28, 0x30, 0x15, 0x06
+    start = 14 + len(_MAGIC)
+    tests = [
+        (load_word, 0, int.from_bytes(target[:4], "big")),
+        (load_half, 4, int.from_bytes(target[4:], "big")),
+        (load_word, start, int.from_bytes(nonce[:4], "big")),
+        (load_word, start + 4, int.from_bytes(nonce[4:], "big")),
+    ]
+    program = [(load_byte, 0, 0, _PACKET_TYPE), (equal, 2 * len(tests) + 1, 0, _PACKET_OUTGOING)]
+    for index, (load, offset, value) in enumerate(tests):
+        program += [(load, 0, 0, offset), (equal, 0, 2 * (len(tests) - index) - 1, value)]
+    return (*program, (give, 0, 0, 0xFFFF), (give, 0, 0, 0))
+
+
+def _open(uplink: str, addresses: tuple[bytes, ...], program: _Program = ()) -> socket.socket:
     what = f"cannot probe the switch port of {uplink}"
     try:
         # Protocol 0 until bind(2): otherwise it first receives frames of all interfaces.
@@ -94,6 +115,8 @@ def _open(uplink: str, addresses: tuple[bytes, ...]) -> socket.socket:
     except OSError as error:
         raise HostError(what, "run as root", error.errno or 0) from None
     try:
+        if program:
+            attach_filter(result, program)
         result.bind((uplink, _ETHERTYPE))
         for address in addresses:
             request = struct.pack("iHH8s", socket.if_nametoindex(uplink), _PACKET_MR_UNICAST, len(address), address)

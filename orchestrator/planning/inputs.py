@@ -17,12 +17,14 @@ class Site:
     Attributes:
         networks: those that the request names, by name.
         closed: networks that the guest must not enter: without a port VLAN a VF can use each VLAN of its uplink.
+        taken: VLANs of all networks: no guest gets one of them for itself.
         host_id: stable and unique, empty if the host has none.
     """
 
     networks: Mapping[str, Network] = field(default_factory=dict)
     host_id: str = ""
     closed: tuple[Network, ...] = ()
+    taken: frozenset[int] = frozenset()
 
 
 NO_SITE = Site()

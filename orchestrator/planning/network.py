@@ -48,6 +48,8 @@ def plan_network(caller: Identity, request: NetworkRequest, known: Networks, pol
 
 def explain_not_carried(policy: Policy, uplink: str, network: Network) -> str:
     """The reason why guests cannot join the network through this uplink; empty if they can."""
+    if network.vlan in policy.channels.get(uplink, ()):
+        return f"it keeps VLAN {network.vlan} of network {network.name} for single guests ([uplinks.{uplink}] channels)"
     vlans = policy.vlans.get(uplink)
     if vlans is None or network.vlan in vlans:
         return ""
@@ -92,6 +94,9 @@ def _choose_vlan(caller: Identity, request: NetworkRequest, known: Networks, pol
     new = Network(request.name, wanted)
     refused = [reason for uplink in policy.uplinks if (reason := explain_not_carried(policy, uplink, new))]
     if len(refused) == len(policy.uplinks):
-        carried = describe_vlans(frozenset[int]().union(*policy.vlans.values()))
-        raise RequestError(f"no uplink carries VLAN {wanted}", f"choose one of {carried}, or extend [uplinks.NAME] vlans")
+        carried = frozenset[int]().union(*policy.vlans.values())
+        among = f"choose one of {describe_vlans(carried)}, or extend [uplinks.NAME] vlans"
+        raise RequestError(
+            f"no uplink carries VLAN {wanted}", among if carried else "choose one that is not in [uplinks.NAME] channels"
+        )
     return wanted

@@ -132,13 +132,14 @@ def _choose(
 
 
 def _give_channel(vf: FreeVf, uplink: str, chosen: Iterable[FreeNic], host: PlanningInput) -> FreeVf | str:
-    """Adds the lowest VLAN that no other VF of the PF has; a sentence if there is none."""
+    """Adds the lowest VLAN that no other VF of the PF and no network has; a sentence if there is none."""
     used = {vlan for pf, vlan in host.allocated.channels if pf == vf.pf.address}
     used |= {one.vlan for one in chosen if isinstance(one, FreeVf) and one.pf.address == vf.pf.address}
     vlans = host.policy.channels.get(uplink, frozenset())
-    if free := vlans - used:
+    if free := vlans - used - host.site.taken:
         return replace(vf, edge=EdgeMode.CHANNEL, vlan=min(free))
-    return f"all of VLANs {describe_vlans(vlans)} are used by guests ([uplinks.{uplink}] channels)"
+    by = "guests and networks" if vlans & host.site.taken else "guests"
+    return f"all of VLANs {describe_vlans(vlans)} are used by {by} ([uplinks.{uplink}] channels)"
 
 
 def _find_port(uplink: str, nic: NicRequest, accepted: Sequence[Waiver], host: PlanningInput) -> FreePort | EdgeMode | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -16,6 +17,7 @@ from orchestrator.host import netlink
 from orchestrator.host.edge import Tap, find_link, nft
 from orchestrator.host.interfaces import read_interfaces
 from orchestrator.host.netlink import add_port, create_bridge, set_hairpin
+from orchestrator.host.netlink.sockets import IPRoute, NetlinkError
 from orchestrator.values import MacAddress
 from orchestrator.waiting import wait_until
 from tests.harness.edge_network import (
@@ -316,6 +318,19 @@ def test_missing_uplink_is_an_error_and_leaves_nothing(network: None) -> None:
     with pytest.raises(HostError, match="interface nic9 does not exist"):
         within(HOST, lambda: nft.create(REAL, Tap("nh-1", MAC1, "nic9")))
     assert [link.name for link in netlink.read_links(netns=HOST)] == ["lo", UPLINK]
+
+
+def test_kernel_without_bridges_is_an_error_that_names_them(network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(IPRoute):  # type: ignore[misc]
+        def link(self, command: str, **words: object) -> object:
+            if words.get("kind") == "bridge":
+                raise NetlinkError(errno.EOPNOTSUPP, "Unknown device type")
+            return self.__getattr__("link")(command, **words)
+
+    monkeypatch.setattr("orchestrator.host.netlink.sockets.IPRoute", Refusing)
+    with pytest.raises(HostError, match="cannot create tap nh-1") as caught:
+        within(HOST, lambda: nft.create(REAL, ONE))
+    assert caught.value.hint == "load the module bridge: modprobe bridge"
 
 
 def test_uplink_that_is_not_promiscuous_is_an_error(network: None) -> None:

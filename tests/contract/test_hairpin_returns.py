@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,3 +157,16 @@ def test_counters_of_a_tap_and_of_its_uplink_grow_with_each_frame(guest: GuestEn
     after = read()
     assert after[0] == tap + 10
     assert after[1] >= uplink + 10
+
+
+def test_frames_of_a_guest_with_the_ethertype_of_the_probe_do_not_hide_those_that_return(guest: GuestEnd) -> None:
+    """They would fill the buffer of the probe, which is small: no frame would seem to return."""
+    probe = within(HOST, lambda: netlink.open_hairpin(UPLINK))
+    try:
+        frame = build_frame("ff:ff:ff:ff:ff:ff", str(MAC), 1)
+        for _ in range(2000):
+            with suppress(BlockingIOError):
+                guest.send(frame[:12] + b"\x88\xb6" + frame[14:])
+        assert within(HOST, lambda: probe.attempt(2.0))
+    finally:
+        probe.close()

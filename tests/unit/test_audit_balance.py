@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.audit.balance import Sample, compare
+from orchestrator.audit.balance import Sample, compare, finish, take_sample
 from orchestrator.audit.uplink import SwitchCount, prove_vepa
+from orchestrator.host.root import HostRoot
 from orchestrator.model.proof import Verdict
 from orchestrator.model.switch import PortCounters
 from orchestrator.model.uplink import EdgeReading, FrameCounts, InvariantReading, QueueCounts, Traffic, VepaReadings
@@ -68,7 +72,7 @@ def test_frames_that_were_dropped_or_wait_are_no_finding(how: str) -> None:
         pytest.param(sample(20, 20, -5, 0), EDGES, id="reset of the uplink"),
         pytest.param(sample(-1, 20, 40, 0), EDGES, id="tap made again"),
         pytest.param(sample(20, 20, 40, 40), (*EDGES, replace(EDGES[0], interface="nh-3")), id="guest started meanwhile"),
-        pytest.param(sample(20, 20, 0, 0), (replace(EDGES[0], mode="bridge-vepa"),), id="counted before the rules"),
+        pytest.param(sample(20, 20, 0, 0), (replace(EDGES[0], mode="nft-vepa"),), id="counted before the rules"),
         pytest.param(replace(START, outer={}, inner={}), EDGES, id="all gone"),
     ],
 )
@@ -102,3 +106,33 @@ def test_broken_invariant_fails_the_proof_without_test_frames_and_with_them() ->
 def test_invariants_that_hold_do_not_replace_test_frames() -> None:
     holding = compare("nic0", EDGES, START, sample(20, 20, 40, 40))
     assert prove_vepa(VepaReadings(EDGES, None, invariants=holding), None).verdict == Verdict.NOT_MEASURED
+
+
+def make_host(readings: Sequence[Sample], queues: dict[str, QueueCounts]) -> HostRoot:
+    """Its counters are those of the samples, one per reading; nic0 is a bond of the other interfaces with a queue."""
+    left = list(readings)
+    links = [SimpleNamespace(name=name, master="nic0" if name != "nic0" else None, parent=None) for name in queues]
+    net = SimpleNamespace(
+        read_counters=lambda: (left.pop(0) if len(left) > 1 else left[0]).inner, read_queue=queues.get, read_links=lambda: links
+    )
+    return HostRoot(Path("/"), net)
+
+
+IDLE = QueueCounts(0, 0)
+
+
+@pytest.mark.parametrize(("counted", "holds"), [(40, True), (39, False)])
+def test_uplink_that_counts_late_is_no_finding(monkeypatch: pytest.MonkeyPatch, counted: int, holds: bool) -> None:
+    monkeypatch.setattr("orchestrator.audit.balance.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("orchestrator.audit.balance.LATE_SECONDS", 0.2)
+    ends = [sample(20, 20, 0, 0)] * 3 + [sample(30, 30, 10, 0), sample(40, 40, counted, 0)]
+    found = finish(make_host(ends, {"nic0": IDLE}), "nic0", "no switch", EDGES, START)
+    assert [one.holds for one in found] == [holds, None, None]
+    assert "guests sent 40 frames" in found[0].text
+
+
+def test_frames_that_a_member_of_a_bond_drops_are_no_finding() -> None:
+    queues = {"nic0": IDLE, "eth0": QueueCounts(15, 0), "eth1": QueueCounts(0, 5)}
+    end = take_sample(make_host([sample(20, 20, 20, 0)], queues), "nic0", "no switch", is_start=False)
+    assert end.queue == QueueCounts(15, 5)
+    assert judge(end)["guests-uplink"] is True

@@ -72,6 +72,13 @@ def test_network_is_refused() -> None:
         plan(site=Site({"blue": Network("blue", 100)}), nics=[{"network": "blue"}])
 
 
+def test_guest_gets_no_vlan_of_a_network() -> None:
+    """Guests that joined it before the configuration was changed may still have VFs of the uplink."""
+    assert plan(site=Site(taken=frozenset({1000}))).vf.vlan == 1001
+    with pytest.raises(NoRoom, match="all of VLANs 1000-1002 are used by guests and networks"):
+        plan(site=Site(taken=frozenset({1000, 1001, 1002})))
+
+
 @pytest.mark.parametrize(
     ("lines", "says"),
     [

@@ -139,3 +139,12 @@ def test_uplink_carries_its_range_or_every_vlan() -> None:
         RANGES, "nic0", Network("blue", 103)
     )
     assert explain_not_carried(RANGES, "nic1", Network("blue", 103)) == ""
+
+
+def test_uplink_does_not_carry_the_vlans_of_single_guests() -> None:
+    policy = replace(POLICY, uplinks=("nic1",), channels={"nic1": parse_vlans("1000-1199")})
+    assert explain_not_carried(policy, "nic1", Network("blue", 999)) == ""
+    says = "it keeps VLAN 1000 of network blue for single guests ([uplinks.nic1] channels)"
+    assert explain_not_carried(policy, "nic1", Network("blue", 1000)) == says
+    with pytest.raises(RequestError, match="no uplink carries VLAN 1000"):
+        plan_network(OPERATOR, parse_network_request({"name": "blue", "vlan": 1000}), {}, policy)

@@ -34,6 +34,10 @@ _TUN_HINTS = {
     EACCES: "run as root",
     EBUSY: "a program uses the interface of this name: ip -d link show",
 }
+_DRAIN_HINTS = {
+    EEXIST: "remove the interface of this name, if no program uses it: ip link delete",
+    EOPNOTSUPP: "load the module bridge: modprobe bridge",
+}
 _HINTS = {
     EBUSY: "use an uplink that is not a port of a bridge, bond or team, and has no macvtap in passthru mode",
     EEXIST: "remove the interface of this name, if no program uses it: ip link delete",
@@ -76,7 +80,7 @@ def create_tap(name: str, uplink: str, mac: MacAddress, drain: str) -> None:
     does not enter the host's network stack.
     """
     what = f"create tap {name}"
-    with opened(what, None, _HINTS) as ipr:
+    with opened(what, None, _DRAIN_HINTS) as ipr:
         mtu = find_link(read_all(ipr), uplink, what).mtu
         ipr.link("add", ifname=drain, kind="bridge", address=str(mac), br_mcast_snooping=0)
         descriptor = _open_tap(name, what)
@@ -91,7 +95,7 @@ def create_tap(name: str, uplink: str, mac: MacAddress, drain: str) -> None:
 def restore_tap(name: str, uplink: str, mac: MacAddress, drain: str) -> None:
     """Sets address, bridge and MTU of a tap again, and the bridge down; not its state."""
     what = f"restore tap {name}"
-    with opened(what, None, _HINTS) as ipr:
+    with opened(what, None, _DRAIN_HINTS) as ipr:
         links = read_all(ipr)
         if not any(link.name == drain for link in links):
             ipr.link("add", ifname=drain, kind="bridge", address=str(mac), br_mcast_snooping=0)

@@ -14,7 +14,7 @@ from orchestrator.host.sriov import read_pfs
 from orchestrator.host.survey import read_topology
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.edge import EdgeMode
-from orchestrator.model.network import parse_vlans
+from orchestrator.model.network import NetworkRequest, parse_vlans
 from orchestrator.model.proof import Verdict
 from orchestrator.model.uplink import EdgeReading, VepaReadings
 from tests.harness.audit_data import GUEST1, GUEST2
@@ -82,3 +82,14 @@ def test_free_vf_in_the_vlan_of_a_guest_fails_the_proof(world: World, manager: G
 def _set_vlan(world: World, index: int, vlan: int) -> None:
     """Another program; the fake host counts it as a violation while a guest has the VF."""
     world.host.fake_net.set_vf("nic0", index, vlan=vlan)
+
+
+def test_guest_does_not_enter_a_network_that_was_there_before_the_mode_was_changed(world: World) -> None:
+    manager = open_manager(world, replace(world.server.policy, uplinks=("nic0",)))
+    manager.networks.create(OPERATOR, NetworkRequest(name="blue", vlan=1000))
+    member = create(manager, nics=[{"network": "blue"}])
+    manager.close()
+    policy = replace(world.server.policy, edges=(("nic0", EdgeMode.CHANNEL),), channels={"nic0": parse_vlans("1000-1001")})
+    other = create(open_manager(world, policy), name="two")
+    assert (member.vf.pf, member.vf.vlan) == (other.vf.pf, 1000)
+    assert other.vf.vlan == 1001, "the NIC would switch between them"

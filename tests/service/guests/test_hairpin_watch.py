@@ -13,6 +13,7 @@ from orchestrator.guests.hairpin_watch import HairpinWatch
 from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
+from orchestrator.model.network import NetworkRequest
 from orchestrator.model.uplink import HairpinResult
 from tests.fakes.root import DEVICES
 from tests.harness.crash import World
@@ -65,6 +66,21 @@ def test_loss_and_return_are_one_event_each(world: World, watch: HairpinWatch, m
     for _ in range(3):
         watch.check()
     assert events(manager) == ["hairpin-lost", "hairpin-returned"]
+
+
+def test_port_that_carries_only_networks_is_no_alarm(world: World, watch: HairpinWatch, manager: GuestService) -> None:
+    """The probe is untagged. A port that has returned it before carries untagged frames."""
+    manager.networks.create(OPERATOR, NetworkRequest(name="blue", vlan=100))
+    create(manager, nics=[{"network": "blue"}])
+    world.host.fake_net.hairpin = False
+    assert watch.check()
+    assert (events(manager), watch.find_lost()) == ([], {})
+    world.host.fake_net.hairpin = True
+    watch.check()
+    assert (events(manager), watch.find_lost()) == ([], {"nic0": False})
+    world.host.fake_net.hairpin = False
+    watch.check()
+    assert (events(manager), watch.find_lost()) == (["hairpin-lost"], {"nic0": True})
 
 
 def test_guests_on_software_edges_are_watched_too(

@@ -55,6 +55,21 @@ def test_uplink_that_was_promiscuous_stays_so(world: World, manager: GuestServic
     assert is_promiscuous(world, "nic0")
 
 
+@pytest.mark.parametrize("restore", ["by drift", "at a start"])
+def test_reception_that_the_manager_restores_is_undone(world: World, manager: GuestService, restore: str) -> None:
+    world.host.fake_net.set_promiscuous("nic0", on=True)
+    create(manager, **ACCEPT)
+    world.host.fake_net.set_promiscuous("nic0", on=False)  # another program; only now it is the manager that sets it
+    if restore == "by drift":
+        manager.reconciler.detect_drift()
+    else:
+        manager.stop(OPERATOR, "web", 0)
+        manager.start(OPERATOR, "web")
+    assert is_promiscuous(world, "nic0")
+    manager.delete(OPERATOR, "web")
+    assert not is_promiscuous(world, "nic0")
+
+
 def test_restarted_manager_adopts_and_cleans_up(world: World, manager: GuestService) -> None:
     create(manager, **ACCEPT)
     manager.close()

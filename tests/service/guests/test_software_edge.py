@@ -213,6 +213,28 @@ def test_changed_edge_is_reported_and_restored(world: World, manager: GuestServi
     assert [detail for detail in details(manager, "drifted") if "expected" in detail or "missing" in detail] == [detail]
 
 
+def test_change_while_the_guest_is_busy_is_restored_afterwards(world: World, manager: GuestService) -> None:
+    """The kernel announces it once."""
+    tap, held, done = create(manager, **ACCEPT).vf.tap, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with manager.transitions.guest_locks("web"):
+            held.set()
+            done.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    spoil_mode(world, tap)
+    manager.reconciler.check_taps()
+    assert manager.reconciler.taps_due
+    done.set()
+    other.join()
+    manager.reconciler.check_taps()
+    assert not manager.reconciler.taps_due
+    assert "(restored)" in details(manager, "drifted")[-1]
+
+
 @pytest.mark.parametrize("by", [{"mac": "02:4e:48:00:00:99"}, {"parent": "nic1"}, {"kind": "dummy"}])
 def test_change_that_cannot_be_restored_is_tried_once_per_round(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, by: dict[str, str]
