@@ -128,3 +128,13 @@ def test_disk_is_gone_when_the_kernel_has_removed_it(tmp_path: Path) -> None:
     assert run("has_disk nvme0n1", tmp_path).returncode == 1
     (tmp_path / "nvme0n1").mkdir()
     assert run("has_disk nvme0n1", tmp_path).returncode == 0
+
+
+def test_disk_is_found_when_the_root_has_no_paths_any_more(tmp_path: Path) -> None:
+    """switch_root removes /dev of the archive, in which the watch still is: a redirection to /dev/null fails there."""
+    (tmp_path / "sda/device").mkdir(parents=True)
+    (tmp_path / "sda/device/state").write_text("running\n")
+    functions, _, _ = INIT.read_text().partition(_FIRST_ACTION)
+    script = functions.replace(" /dev/", f" {tmp_path}/gone/") + "\nhas_disk sda"
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
