@@ -18,8 +18,8 @@ _TRACING = "sys/kernel/tracing"
 INSTANCE = f"{_TRACING}/instances/nohype"
 _EXIT = "events/kvm/kvm_exit"
 # At most three keys (TRACING_MAP_KEYS_MAX). A thread id identifies a vCPU; a vCPU exits for some 20 reasons.
-_SIZE = 16384
-_TRIGGER = f"hist:keys=common_pid,exit_reason:size={_SIZE}"
+HISTOGRAM_SIZE = 16384  # entries
+_TRIGGER = f"hist:keys=common_pid,exit_reason:size={HISTOGRAM_SIZE}"
 _ENTRY = re.compile(r"\{ common_pid: *(\d+), exit_reason: *(\d+) *\} hitcount: *(\d+)", re.ASCII)
 _DROPPED = re.compile(r"Dropped: (\d+)", re.ASCII)
 _SYMBOLS = re.compile(r"__print_symbolic\(REC->exit_reason([^,]*), (.*?)\)(?= :|, )", re.ASCII)
@@ -86,7 +86,7 @@ def make_room(host: HostRoot) -> None:
     sizes = {tid: len(reasons) for tid, reasons in read_counts(host).threads.items()}
     ended = sum(size for tid, size in sizes.items() if not host.exists(f"proc/{tid}"))
     used = sum(sizes.values())
-    if 2 * used >= _SIZE and 2 * ended >= used:
+    if 2 * used >= HISTOGRAM_SIZE and 2 * ended >= used:
         host.write(f"{INSTANCE}/{_EXIT}/trigger", f"!{_TRIGGER}")
         begin_counting(host)
 

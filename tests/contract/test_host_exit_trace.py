@@ -177,7 +177,7 @@ def test_full_histogram_begins_anew_if_most_threads_have_ended(fake: FakeRoot, e
 
 def test_room_is_made_in_the_kernels_histogram(traced: HostRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     begin_counting(traced)
-    monkeypatch.setattr("orchestrator.host.exit_trace._SIZE", 0)
+    monkeypatch.setattr("orchestrator.host.exit_trace.HISTOGRAM_SIZE", 0)
     make_room(traced)
     assert is_counting(traced)
     assert read_counts(traced).dropped == 0
