@@ -17,6 +17,8 @@ from orchestrator.model.state import GuestState
 
 _log = logging.getLogger(__name__)
 
+_START = "start it: exits are counted while it runs"
+
 
 class Exits:
     def __init__(self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, access: GuestAccess) -> None:
@@ -26,8 +28,11 @@ class Exits:
         """Raises NotFound as the service's other methods do, and GuestError if the guest does not run."""
         claim = self._access.find(caller, name)
         if claim.state != GuestState.RUNNING:
-            raise GuestError(f"guest {name} is {claim.state}, not running", "start it: exits are counted while it runs")
-        return self._report(claim, self._read_trace())
+            raise GuestError(f"guest {name} is {claim.state}, not running", _START)
+        try:
+            return self._report(claim, self._read_trace())
+        except NotFound:  # the domain, not the guest
+            raise GuestError(f"guest {name} has ended", _START) from None
 
     def read_all(self) -> Iterator[tuple[str, ExitReport]]:
         """Of all running guests that can be read, by name. Raises HypervisorError if libvirt cannot be reached."""

@@ -128,3 +128,16 @@ def test_guest_that_cannot_be_read_does_not_hide_the_others(
 
     monkeypatch.setattr(world.hypervisor, "read_exits", fail)
     assert [name for name, _ in manager.exits.read_all()] == ["b"]
+
+
+def test_guest_that_has_just_ended_is_named(manager: GuestService, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(manager, name="a")
+    uuid = world.hypervisor.read_guest("a").uuid
+
+    def fail(which: UUID) -> tuple[dict[str, int], ...]:
+        raise NotFound(f"guest {which} is not running", "")
+
+    monkeypatch.setattr(world.hypervisor, "read_exits", fail)
+    with pytest.raises(GuestError, match="guest a has ended") as caught:
+        manager.exits.read(OPERATOR, "a")
+    assert str(uuid) not in caught.value.message
