@@ -40,7 +40,10 @@ ANSWER = Pattern(
 )
 
 # The host keys that cloud-init prints before its last message (its module keys_to_console): lines as in files `.pub`.
-KEYS = Pattern((b"SSH HOST KEY KEYS",), re.compile(rb"^\r*+(-----BEGIN SSH HOST KEY KEYS-----)[\r ]{0,9}+\n", re.MULTILINE))
+KEYS, KEYS_END = (
+    Pattern((b"SSH HOST KEY KEYS",), re.compile(rb"^\r*+(-----%b SSH HOST KEY KEYS-----)[\r ]{0,9}+\n" % word, re.MULTILINE))
+    for word in (b"BEGIN", b"END")
+)
 PRINTED_KEY = Pattern((b"ssh-ed25519 ",), re.compile(rb"^\r*+(ssh-ed25519 [^\n]{68,%d}+)\n" % LINE, re.MULTILINE))
 
 ANSWER_BYTES = 16 << 10  # how much of the output before the guest's reply is kept
@@ -49,7 +52,14 @@ ANSWER_BYTES = 16 << 10  # how much of the output before the guest's reply is ke
 _HOST_KEY = re.compile(r"(?: hostkey=ssh-ed25519:|^ssh-ed25519 )([A-Za-z0-9+/]{68})(?: |$)")
 _KEY_HEAD = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
 
-_BEGINNINGS = (b"nohype: ", b"Cloud-init v. ", b"[", b"-----BEGIN SSH HOST KEY KEYS", b"ssh-ed25519 ")
+_BEGINNINGS = (
+    b"nohype: ",
+    b"Cloud-init v. ",
+    b"[",
+    b"-----BEGIN SSH HOST KEY KEYS",
+    b"-----END SSH HOST KEY KEYS",
+    b"ssh-ed25519 ",
+)
 _TAIL_READ, _TAIL_LINES, _TAIL_LINE, _TAIL_BYTES = 4 << 10, 8, 200, 2000
 _BACKUPS = 100
 _SCAN = 64 << 10
@@ -265,11 +275,12 @@ class LineScanner:
             self._begins_line = len(last) < LINE and is_possible
             self._kept = last if self._begins_line else b""
 
-    def find(self, pattern: Pattern) -> Line | None:
-        """The first matching line that the last piece completed."""
+    def find(self, pattern: Pattern, after: Line | None = None) -> Line | None:
+        """The first matching line that the last piece completed; ``after``: behind this one."""
         if not any(word in self._text for word in pattern.words):
             return None
-        match = pattern.regex.search(self._text, self._from)
+        begin = self._from if after is None else after.end + self._before
+        match = pattern.regex.search(self._text, begin)
         return Line(match[1].replace(b"\r", b""), match.end() - self._before) if match else None
 
 

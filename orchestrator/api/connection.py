@@ -161,7 +161,7 @@ class PeerConnection(H11Protocol):
             "headers": request.fields, "state": {**self.app_state, "arrived": request.body},
         }  # fmt: skip
         self.cycle = WholeCycle(
-            request.body, scope=self.scope, conn=self.conn, transport=self.transport, flow=self.flow, logger=self.logger,
+            scope=self.scope, conn=self.conn, transport=self.transport, flow=self.flow, logger=self.logger,
             access_logger=self.access_logger, access_log=False, default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(), on_response=self.on_response_complete,
         )  # fmt: skip

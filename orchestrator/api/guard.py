@@ -74,16 +74,18 @@ class Guard:
             await answer.send_problem(InternalError())
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Response) -> None:
-        peer = scope["state"]["peer"]
+        # Taken, also from a request that is refused: the connection keeps the scope until its next request.
+        peer, arrived = scope["state"]["peer"], scope["state"].pop("arrived")
         headers = self._read_fields(peer, scope["headers"])
         caller = self._identify(peer, headers.get(b"authorization"))
         scope = _as_origin_form(scope)
+        state = {"peer": peer, "caller": caller, "arrived": arrived}
         if caller.role is Role.OPERATOR:
-            await self._pass(scope, receive, answer, headers, {"peer": peer, "caller": caller, "admission": Admission()})
+            await self._pass(scope, receive, answer, headers, {**state, "admission": Admission()})
             return
         kind = self._table.find_kind(scope["method"], scope["path"])
         with self.limiter.admit(name_client(caller), kind) as admission:
-            await self._pass(scope, receive, answer, headers, {"peer": peer, "caller": caller, "admission": admission})
+            await self._pass(scope, receive, answer, headers, {**state, "admission": admission})
 
     async def _pass(
         self, scope: Scope, receive: Receive, answer: _Response, headers: Mapping[bytes, bytes], state: dict[str, Any]
@@ -91,7 +93,7 @@ class Guard:
         _check_site(scope["method"], headers)
         _check_target(scope)
         length = headers.get(b"content-length", b"").decode("ascii", "replace") or None
-        body = await read_body(receive, length, self._limits.body_bytes, scope["state"]["arrived"])
+        body = await read_body(receive, length, self._limits.body_bytes, state.pop("arrived"))
         state["body"] = NO_BODY
         if body:
             check_media_type(*(headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding")))

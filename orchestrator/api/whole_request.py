@@ -60,12 +60,13 @@ def parse_whole(data: bytes, max_head: int) -> WholeRequest | None:
 class WholeCycle(RequestResponseCycle):
     """The response to a request that arrived whole; h11 is not told of either.
 
-    Head and first content are written together if the length is known; otherwise the content is chunked, as h11 does.
+    Head and first content are written together if the length is known; otherwise the content is chunked, as h11 does. Its body is
+    not here, but in ``scope["state"]["arrived"]``, where the guard takes it: the connection keeps its last cycle.
     """
 
-    def __init__(self, body: bytes, **arguments: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.body, self.more_body = bytearray(body), False
+        self.more_body = False
         self.message_event.set()
         self._head = b""
         self._left: int | None = None  # bytes of content that are still to be sent; None if chunked

@@ -43,6 +43,8 @@ def exits(guest: str, *, by: str, watch: bool, interval: float, as_csv: bool, as
     """
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other")
+    if as_json and by != "reason" and not watch:
+        raise click.UsageError("--json without --watch prints the reasons of each vCPU: omit --by")
     write: _Print = _write_csv if as_csv else _print_table
     if watch:
         for seconds, counts in _read_rates(client, guest, interval, by):

@@ -19,6 +19,7 @@ from uuid import UUID
 from orchestrator.console import (
     ANSWER,
     KEYS,
+    KEYS_END,
     PRINTED_KEY,
     READY,
     LineScanner,
@@ -69,7 +70,7 @@ class Console:
         self._reader, self._scanner = LogReader(log, backups=backups), LineScanner()
         self._ready_line: str | None = None
         self._host_key: str | None = None
-        self._prints_keys = False  # cloud-init has begun to print host keys
+        self._prints_keys = False  # between the lines in which cloud-init prints the host keys
         self._is_reported = False
 
     @property
@@ -108,10 +109,13 @@ class Console:
         return bool(data)
 
     def _read_report(self) -> None:
-        self._prints_keys = self._prints_keys or self._scanner.find(KEYS) is not None
-        ready, key = self._scanner.find(READY), self._scanner.find(PRINTED_KEY)
-        if key and self._prints_keys and not self._host_key and (ready is None or key.end < ready.end):
-            self._host_key = find_host_key(clean(key.text))
+        ready, begin = self._scanner.find(READY), None if self._prints_keys else self._scanner.find(KEYS)
+        if self._prints_keys or begin:
+            # Other lines begin with keys of users.
+            key, end = self._scanner.find(PRINTED_KEY, begin), self._scanner.find(KEYS_END, begin)
+            if key and not self._host_key and all(key.end < last.end for last in (end, ready) if last):
+                self._host_key = find_host_key(clean(key.text))
+            self._prints_keys = end is None
         if ready:
             self._ready_line = clean(ready.text)
             self._host_key = find_host_key(self._ready_line) or self._host_key

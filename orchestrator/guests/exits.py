@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
-from orchestrator.errors import GuestError, HostError, NotFound
+from orchestrator.errors import GuestError, HostError, HypervisorError, NotFound
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.host.exit_trace import read_counts
 from orchestrator.host.root import HostRoot
@@ -13,6 +14,10 @@ from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.access import Identity
 from orchestrator.model.exit_reasons import ExitReport, ExitTrace, build_report
 from orchestrator.model.state import GuestState
+
+_log = logging.getLogger(__name__)
+
+_START = "start it: exits are counted while it runs"
 
 
 class Exits:
@@ -23,11 +28,14 @@ class Exits:
         """Raises NotFound as the service's other methods do, and GuestError if the guest does not run."""
         claim = self._access.find(caller, name)
         if claim.state != GuestState.RUNNING:
-            raise GuestError(f"guest {name} is {claim.state}, not running", "start it: exits are counted while it runs")
-        return self._report(claim, self._read_trace())
+            raise GuestError(f"guest {name} is {claim.state}, not running", _START)
+        try:
+            return self._report(claim, self._read_trace())
+        except NotFound:  # the domain, not the guest
+            raise GuestError(f"guest {name} has ended", _START) from None
 
     def read_all(self) -> Iterator[tuple[str, ExitReport]]:
-        """Of all running guests, by name."""
+        """Of all running guests that can be read, by name. Raises HypervisorError if libvirt cannot be reached."""
         claims = [claim for claim in self._ledger.read().claims if claim.state == GuestState.RUNNING]
         trace = self._read_trace() if claims else ""
         for claim in claims:
@@ -35,6 +43,10 @@ class Exits:
                 yield claim.plan.name, self._report(claim, trace)
             except NotFound:
                 continue  # the guest has ended in the meantime
+            except HypervisorError as error:
+                # A guest that is ending cannot be read. The call below raises if libvirt cannot be reached at all.
+                if claim.plan.uuid in self._hypervisor.running_uuids():
+                    _log.warning("no exits by reason of guest %s: %s", claim.plan.name, error)
 
     def _report(self, claim: Claim, trace: ExitTrace | str) -> ExitReport:
         # KVM's counters are read after the trace, so that they are never behind it.

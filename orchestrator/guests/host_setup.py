@@ -11,6 +11,7 @@ from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import log_errors
 from orchestrator.host.cpus import read_online
 from orchestrator.host.edge import SOFTWARE, find_link, read_edge_mode
+from orchestrator.host.exit_trace import is_counting, make_room
 from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.root import HostRoot
@@ -110,10 +111,14 @@ class HostSetup:
         return (f"move {len(cleared.moved)} threads and interrupts to CPUs {housekeeping}",) if cleared.moved else ()
 
     def restore_exit_counts(self) -> None:
-        """Another program may have removed the trace instance, or a guest may have been adopted after an update."""
+        """Another program may have removed the trace instance, or a guest may have been adopted after an update. And ended guests
+        may have filled the histogram.
+        """
         with self.lock:
             if self._has_guests():
                 self._count_exits()
+                if is_counting(self._host):
+                    make_room(self._host)
 
     def _count_exits(self) -> None:
         """Unless that is done already. Guests run without it: why it is impossible becomes an event."""

@@ -18,7 +18,8 @@ _TRACING = "sys/kernel/tracing"
 INSTANCE = f"{_TRACING}/instances/nohype"
 _EXIT = "events/kvm/kvm_exit"
 # At most three keys (TRACING_MAP_KEYS_MAX). A thread id identifies a vCPU; a vCPU exits for some 20 reasons.
-_TRIGGER = "hist:keys=common_pid,exit_reason:size=16384"
+HISTOGRAM_SIZE = 16384  # entries
+_TRIGGER = f"hist:keys=common_pid,exit_reason:size={HISTOGRAM_SIZE}"
 _ENTRY = re.compile(r"\{ common_pid: *(\d+), exit_reason: *(\d+) *\} hitcount: *(\d+)", re.ASCII)
 _DROPPED = re.compile(r"Dropped: (\d+)", re.ASCII)
 _SYMBOLS = re.compile(r"__print_symbolic\(REC->exit_reason([^,]*), (.*?)\)(?= :|, )", re.ASCII)
@@ -76,6 +77,18 @@ def remove_instance(host: HostRoot) -> None:
             raise HostError(f"cannot remove /{INSTANCE}: it is in use", hint, EBUSY) from None
         if error.errno != ENOENT:
             raise
+
+
+def make_room(host: HostRoot) -> None:
+    """Begins to count anew once half of the histogram is used, most of it by threads that have ended: the kernel removes no
+    entries, and counts no new ones in a full histogram. Running vCPUs lose their reasons until then.
+    """
+    sizes = {tid: len(reasons) for tid, reasons in read_counts(host).threads.items()}
+    ended = sum(size for tid, size in sizes.items() if not host.exists(f"proc/{tid}"))
+    used = sum(sizes.values())
+    if 2 * used >= HISTOGRAM_SIZE and 2 * ended >= used:
+        host.write(f"{INSTANCE}/{_EXIT}/trigger", f"!{_TRIGGER}")
+        begin_counting(host)
 
 
 def read_counts(host: HostRoot) -> ExitTrace:

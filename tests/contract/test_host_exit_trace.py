@@ -13,6 +13,7 @@ from orchestrator.host.exit_trace import (
     begin_counting,
     end_counting,
     is_counting,
+    make_room,
     name_reason,
     parse_reasons,
     read_counts,
@@ -160,3 +161,23 @@ def test_histogram_that_cannot_be_read_is_an_error(fake: FakeRoot) -> None:
     fake.add(f"{EXIT}/hist", "nothing of the kind")
     with pytest.raises(HostError, match="no totals"):
         read_counts(fake)
+
+
+@pytest.mark.parametrize(("ended", "running", "anew"), [(410, 10, True), (399, 10, False), (400, 410, False), (0, 819, False)])
+def test_full_histogram_begins_anew_if_most_threads_have_ended(fake: FakeRoot, ended: int, running: int, anew: bool) -> None:
+    begin_counting(fake)
+    counts = {(tid, reason): 1 for tid in range(1000, 1000 + ended + running) for reason in range(0x500, 0x514)}
+    for tid in range(1000, 1000 + running):
+        fake.add(f"proc/{tid}/comm", "CPU 0/KVM")
+    tracing.show_hist(fake, EXIT, counts, 0)
+    make_room(fake)
+    assert (read_counts(fake).threads == {}) is anew
+    assert is_counting(fake)
+
+
+def test_room_is_made_in_the_kernels_histogram(traced: HostRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_counting(traced)
+    monkeypatch.setattr("orchestrator.host.exit_trace.HISTOGRAM_SIZE", 0)
+    make_room(traced)
+    assert is_counting(traced)
+    assert read_counts(traced).dropped == 0

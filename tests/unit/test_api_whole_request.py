@@ -105,7 +105,7 @@ def respond(*messages: dict[str, Any]) -> tuple[bytes, Mock, WholeCycle]:
 
     async def run() -> WholeCycle:
         cycle = WholeCycle(
-            b"", scope={"headers": []}, conn=Mock(they_are_waiting_for_100_continue=False), transport=transport, flow=flow,
+            scope={"headers": []}, conn=Mock(they_are_waiting_for_100_continue=False), transport=transport, flow=flow,
             logger=Mock(), access_logger=Mock(), access_log=False, default_headers=[(b"date", b"now")],
             message_event=asyncio.Event(), on_response=Mock(),
         )  # fmt: skip

@@ -96,3 +96,10 @@ def test_csv_and_json_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> Non
     result = run(monkeypatch, "--csv", "--json")
     assert result.exit_code == 2
     assert "exclude each other" in result.output
+
+
+@pytest.mark.parametrize("by", ["class", "vcpu"])
+def test_json_refuses_sums_that_it_does_not_print(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    done = run(monkeypatch, "--json", "--by", by)
+    assert done.exit_code == 2
+    assert "omit --by" in done.output

@@ -128,3 +128,30 @@ def test_disk_is_gone_when_the_kernel_has_removed_it(tmp_path: Path) -> None:
     assert run("has_disk nvme0n1", tmp_path).returncode == 1
     (tmp_path / "nvme0n1").mkdir()
     assert run("has_disk nvme0n1", tmp_path).returncode == 0
+
+
+def test_disk_is_found_when_the_root_has_no_paths_any_more(tmp_path: Path) -> None:
+    """The watch stays in the archive, from which /dev is moved away: nothing may be opened there."""
+    (tmp_path / "sda/device").mkdir(parents=True)
+    (tmp_path / "sda/device/state").write_text("running\n")
+    functions, _, _ = INIT.read_text().partition(_FIRST_ACTION)
+    script = functions.replace(" /dev/", f" {tmp_path}/gone/") + "\nhas_disk sda"
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_watch_has_its_files_before_the_second_process_begins(tmp_path: Path) -> None:
+    """Meanwhile the first one moves /dev, /proc and /sys away: then the watch has no folder, or writes to another file."""
+    functions, _, _ = INIT.read_text().partition(_FIRST_ACTION)
+    (tmp_path / "sys/class/block").mkdir(parents=True)
+    for name in ("dev/console", "dev/null", "proc/sysrq-trigger"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("/never", "/dev/console", "/dev/null", "/proc/sysrq-trigger", "/sys/class/block"):
+        functions = functions.replace(f" {name}", f" {tmp_path}{name}")
+    moved = f"busybox mv {tmp_path}/dev {tmp_path}/proc {tmp_path}/sys {tmp_path}/moved"
+    late = 'eval "slow() { $(declare -f watch_disk | sed 1d); }"; watch_disk() { sleep 0.5; slow; }'
+    script = f"{functions}\n{_STUBS}\n{late}\nread() {{ sleep 0.1; }}\ndevice=/dev/gone target=disk; mkdir {tmp_path}/moved\n"
+    subprocess.run(["bash", "-c", f"{script}start_watch && {moved}; wait"], check=True, timeout=30)
+    assert (tmp_path / "moved/proc/sysrq-trigger").read_text() == "b\n"
+    assert "the disk disk is gone" in (tmp_path / "moved/dev/console").read_text()

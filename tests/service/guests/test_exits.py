@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+from uuid import UUID
 
 import pytest
 
-from orchestrator.errors import GuestError, NotFound
+from orchestrator.errors import GuestError, HypervisorError, NotFound
 from orchestrator.guests.service import GuestService
 from orchestrator.host.exit_trace import INSTANCE, is_counting
 from orchestrator.ledger import EventKind, Ledger
@@ -103,3 +104,40 @@ def test_guest_of_another_tenant_is_not_found(manager: GuestService) -> None:
     create(manager, name="a")
     with pytest.raises(NotFound):
         manager.exits.read(Identity("bolt", Role.TENANT, "bolt"), "a")
+
+
+def test_entries_of_ended_guests_do_not_fill_the_histogram(world: World, manager: GuestService) -> None:
+    create(manager, name="a")
+    show_exits(world, {(tid, 0x500 + reason): 1 for tid in range(10_000, 10_800) for reason in range(20)}, dropped=9)
+    assert "histogram is full" in manager.exits.read(OPERATOR, "a").why
+    manager.reconciler.detect_drift()
+    assert manager.exits.read(OPERATOR, "a").why == ""
+
+
+def test_guest_that_cannot_be_read_does_not_hide_the_others(
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(manager, name="a")
+    create(manager, name="b")
+    uuid, read = world.hypervisor.read_guest("a").uuid, world.hypervisor.read_exits
+
+    def fail(which: UUID) -> tuple[dict[str, int], ...]:
+        if which == uuid:
+            raise HypervisorError("cannot read the exits: monitor does not respond")
+        return read(which)
+
+    monkeypatch.setattr(world.hypervisor, "read_exits", fail)
+    assert [name for name, _ in manager.exits.read_all()] == ["b"]
+
+
+def test_guest_that_has_just_ended_is_named(manager: GuestService, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(manager, name="a")
+    uuid = world.hypervisor.read_guest("a").uuid
+
+    def fail(which: UUID) -> tuple[dict[str, int], ...]:
+        raise NotFound(f"guest {which} is not running", "")
+
+    monkeypatch.setattr(world.hypervisor, "read_exits", fail)
+    with pytest.raises(GuestError, match="guest a has ended") as caught:
+        manager.exits.read(OPERATOR, "a")
+    assert str(uuid) not in caught.value.message

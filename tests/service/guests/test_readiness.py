@@ -92,6 +92,7 @@ def test_host_key_that_cloud_init_prints_is_recorded(world: World, manager: Gues
     "text",
     [
         f"ssh-ed25519 {ONE} root@web\r\n{FINISHED}",  # not in the block
+        PRINTED.replace(ONE, "AAAA").replace(TWO, "AAAA") + f"ssh-ed25519 {ONE} user@example\r\n{FINISHED}",  # behind the block
         f"x{PRINTED.partition(TWO)[0]}\r\n{FINISHED}",
         PRINTED.replace(ONE, "AAAA").replace(TWO, "A" * 68) + FINISHED,
         FINISHED + PRINTED,
@@ -106,6 +107,19 @@ def test_other_printed_keys_are_not_recorded(world: World, manager: GuestService
     world.hypervisor.write("web", report(TWO))
     manager.wait_ready(OPERATOR, "web", 10)
     assert known_key(manager) == ""
+
+
+@pytest.mark.parametrize("piece", [1, 50, 4096])
+def test_key_of_a_user_before_the_host_keys_is_not_recorded(world: World, manager: GuestService, piece: int) -> None:
+    set_readiness(world, "cloud-init")
+    create(manager)
+    wait = manager.begin_ready(OPERATOR, "web", 60)
+    text = (f"ssh-ed25519 {TWO} user@example\r\n" + PRINTED + FINISHED).encode()
+    for start in range(0, len(text), piece):
+        world.hypervisor.write("web", text[start : start + piece])
+    wait.result(20)
+    until(lambda: known_key(manager))
+    assert known_key(manager) == f"ssh-ed25519 {ONE}"
 
 
 def test_image_that_answers_ssh_is_left_to_the_client(world: World, manager: GuestService) -> None:
