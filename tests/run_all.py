@@ -17,6 +17,7 @@ from types import FrameType
 LOG = Path("build/lab-tests.log")
 LAB_LOST = 75
 """Exit status of the lab's tests if the emulated server was lost, which says nothing about the tests: once more, in a new one."""
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _END_SECONDS, _POLL_SECONDS = 60, 0.5
 
 
@@ -32,7 +33,7 @@ def main() -> int:
         set -- {pytest} -m 'lab and not soak' tests
         "$@" || {{ status=$?; [ $status = {LAB_LOST} ] && exec "$@"; exit $status; }}
     """  # if a build fails, the lab's tests build again and show the error
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, _interrupt)
     with LOG.open("w") as log:
         beside = subprocess.Popen(
@@ -62,7 +63,9 @@ def _follow(process: subprocess.Popen[bytes]) -> None:
             time.sleep(0 if ended else _POLL_SECONDS)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # make passes on a signal that a whole process group has got already
     raise _Interrupted
 
 
