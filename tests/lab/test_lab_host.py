@@ -194,6 +194,7 @@ def test_kvm_probe_accepts_a_working_kernel(host: LabHost, monkeypatch: pytest.M
     assert found == accel.Accel(kvm=True, reason="a kernel boots under KVM and reports svm")
 
 
+@pytest.mark.soak
 def test_stopped_cpu_is_reported_as_lost_lab(host: LabHost) -> None:
     check_cpus(host.lab)
     online = "/sys/devices/system/cpu/cpu7/online"

@@ -59,6 +59,7 @@ RESETS = {
     "MTU": "ip link set nic0 mtu 1400; sleep 2; ip link set nic0 mtu 1500",
     "negotiation": f"python3 -c '{NEGOTIATE}'",
 }
+FIRST, *MORE = RESETS
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def traffic(host: LabHost, guests: list[dict[str, Any]]) -> Any:
     return Flood()
 
 
-@pytest.mark.parametrize("kind", RESETS)
+@pytest.mark.parametrize("kind", [FIRST, *(pytest.param(kind, marks=pytest.mark.soak) for kind in MORE)])
 def test_reset_of_the_pf_leaks_no_frame_and_vepa_is_restored(host: LabHost, traffic: Any, kind: str) -> None:
     port = switch.port(host.lab.name)
     source, target = (IPv4Address(guest.address.partition("/")[0]) for guest in GUESTS)

@@ -248,6 +248,7 @@ def test_killed_guest_with_restart_on_failure_is_restarted(host: LabHost, victim
     assert now.lives == ran.lives
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("guests", "repinned")
 def test_panicked_guest_with_restart_on_failure_is_restarted(host: LabHost, victim: str) -> None:
     before = look(host)

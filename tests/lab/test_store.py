@@ -59,6 +59,7 @@ def test_guest_keeps_its_build_until_it_is_deleted(host: LabHost) -> None:
     assert image(host, "delete", NAME)["removed"] == [new]
 
 
+@pytest.mark.soak
 def test_claim_waits_for_the_lock_of_the_store_and_reports_it(host: LabHost) -> None:
     """The manager's sandbox lets it lock a folder that it may not write."""
     words = f"nohype guest create {NAME} --memory 128M --image minimal"

@@ -82,6 +82,7 @@ def test_audit_finds_a_hairpin_that_is_off(host: LabHost, tied: SshSwitch, port:
     assert proof.verdict == Verdict.FAIL, proof.evidence
 
 
+@pytest.mark.soak
 def test_switch_that_does_not_respond_makes_the_proof_not_measured(host: LabHost, tied: SshSwitch) -> None:
     script = (tied.programs / "ip").read_text().partition("\n")[2]
     tied.replace_program("ip", "echo 'no such object' >&2; exit 1")
