@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from orchestrator.model.edge import EdgeMode
+from orchestrator.model.edge import EDGE_SETTINGS
 from orchestrator.model.fields import check_cpus, check_size
 from orchestrator.model.network import describe_vlans, parse_vlans
 from orchestrator.model.url import parse_url
@@ -25,8 +25,6 @@ _PAGE_SIZES = (Size.parse("2M"), Size.parse("1G"))
 # Without the final zero byte: PATH_MAX (linux/limits.h), sun_path (unix(7)), IFNAMSIZ (linux/if.h).
 _LONGEST_PATH, _LONGEST_SOCKET, _LONGEST_INTERFACE = 4095, 107, 15
 _LONGEST_ACCOUNT = 256
-EDGES = ("auto", *(mode for mode in EdgeMode if mode is not EdgeMode.VEB))
-"""The values of `edge` of an uplink."""
 # (uid_t) -1 means "no change" in chown(2) and setresuid(2).
 _HIGHEST_ACCOUNT = 2**32 - 2
 _VOLUME_GROUP = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,63}", re.ASCII)
@@ -117,8 +115,8 @@ def check_interfaces(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_edge(text: str) -> str:
-    if text not in EDGES:
-        raise ValueError(f"{_shorten(text)} is not an edge mode for guests; use {', '.join(EDGES)}")
+    if text not in EDGE_SETTINGS:
+        raise ValueError(f"{_shorten(text)} is not an edge mode for guests; use {', '.join(EDGE_SETTINGS)}")
     return text
 
 

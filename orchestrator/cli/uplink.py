@@ -8,8 +8,7 @@ from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.client import Client
 from orchestrator.client.shapes import CounterReading
-
-EDGES = ("auto", "vepa", "channel", "macvtap-vepa", "nft-vepa", "configured")
+from orchestrator.model.edge import EDGE_SETTINGS
 
 
 @click.group()
@@ -73,7 +72,8 @@ def _format_counts(reading: CounterReading) -> str:
 
 @uplink.command("set")
 @click.argument("name")
-@click.option("--edge", required=True, type=click.Choice(EDGES), help="The edge mode; configured: that of the configuration.")
+@click.option("--edge", required=True, type=click.Choice([*map(str, EDGE_SETTINGS), "configured"]),
+              help="The edge mode; configured: that of the configuration.")  # fmt: skip
 @json_option
 @client_option
 def set_edge(name: str, *, edge: str, as_json: bool, client: Client) -> None:

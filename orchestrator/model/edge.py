@@ -18,3 +18,7 @@ class EdgeMode(StrEnum):
     def is_software(self) -> bool:
         """The host's kernel forwards the frames: the guest has no VF."""
         return self in (EdgeMode.MACVTAP_VEPA, EdgeMode.NFT_VEPA)
+
+
+EDGE_SETTINGS: tuple[str, ...] = ("auto", *(mode for mode in EdgeMode if mode is not EdgeMode.VEB))
+"""What an uplink can be set to: a mode for guests, or "auto", with which the manager chooses one."""
