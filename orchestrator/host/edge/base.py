@@ -70,6 +70,10 @@ class SoftwareEdge(Protocol):
         """One sentence per difference between the kernel and what ``create`` makes."""
 
 
+NO_UPLINKS = ("macvtap", "macvlan", "ipvlan", "ipvtap", "bridge", "tun")
+"""Kinds of interfaces that no software edge can use as an uplink."""
+
+
 def name_table(tap: str) -> str:
     """The table of nftables, family netdev, with the rules of a tap."""
     return f"nohype-{tap}"
@@ -85,6 +89,16 @@ def find_link(host: HostRoot, name: str) -> Link | None:
     return next((link for link in host.net.read_links() if link.name == name), None)
 
 
+def match(left: dict[str, Any], right: str | int, op: str = "==") -> dict[str, Any]:
+    """A statement of a rule."""
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def ether(name: str) -> dict[str, Any]:
+    """A field of the Ethernet header: saddr, daddr, type."""
+    return {"payload": {"protocol": "ether", "field": name}}
+
+
 def build_sender_rules(mac: MacAddress) -> list[Rule]:
     """A guest sends only from its own address, without VLAN tags, and no control frames of switches.
 
@@ -94,15 +108,12 @@ def build_sender_rules(mac: MacAddress) -> list[Rule]:
     """
 
     def drop_if(left: dict[str, Any], right: str | int, op: str = "==") -> Rule:
-        return [{"match": {"op": op, "left": left, "right": right}}, {"counter": None}, {"drop": None}]
-
-    def field(name: str) -> dict[str, Any]:
-        return {"payload": {"protocol": "ether", "field": name}}
+        return [match(left, right, op), {"counter": None}, {"drop": None}]
 
     return [
-        drop_if(field("saddr"), str(mac), "!="),
-        drop_if({"&": [field("daddr"), "ff:ff:ff:ff:ff:f0"]}, "01:80:c2:00:00:00"),
-        drop_if({"&": [field("daddr"), "ff:ff:ff:ff:ff:f0"]}, "01:00:0c:cc:cc:c0"),
+        drop_if(ether("saddr"), str(mac), "!="),
+        drop_if({"&": [ether("daddr"), "ff:ff:ff:ff:ff:f0"]}, "01:80:c2:00:00:00"),
+        drop_if({"&": [ether("daddr"), "ff:ff:ff:ff:ff:f0"]}, "01:00:0c:cc:cc:c0"),
         # nft prints EtherTypes that it has no name for as numbers.
-        *(drop_if(field("type"), kind) for kind in ("8021q", "8021ad", 0x9100, 0x8808)),
+        *(drop_if(ether("type"), kind) for kind in ("8021q", "8021ad", 0x9100, 0x8808)),
     ]

@@ -9,18 +9,17 @@ from __future__ import annotations
 from errno import EEXIST
 
 from orchestrator.errors import HostError
-from orchestrator.host.edge.base import Tap, build_sender_rules, diff_rules, find_link, name_table
+from orchestrator.host.edge.base import NO_UPLINKS, Tap, build_sender_rules, diff_rules, find_link, name_table
 from orchestrator.host.root import Chain, HostRoot
 from orchestrator.model.topology import Interface, Link
 
 KIND = "macvtap"
 PROMISCUOUS = False  # the driver macvlan adds the guests' addresses to the uplink's filter
 _MODE = "vepa"
-_NO_UPLINKS = ("macvtap", "macvlan", "ipvlan", "ipvtap", "bridge", "tun")
 
 
 def check_uplink(interface: Interface) -> str:
-    if interface.kind in _NO_UPLINKS:
+    if interface.kind in NO_UPLINKS:
         return f"{interface.name} is of kind {interface.kind}, which cannot carry a macvtap"
     if interface.master:
         return f"{interface.name} is a port of {interface.master}, and a macvtap needs an uplink that is not a port"

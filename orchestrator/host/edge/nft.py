@@ -11,10 +11,9 @@ and has no other port (``netlink.create_tap``).
 from __future__ import annotations
 
 from errno import EBUSY, EEXIST
-from typing import Any
 
 from orchestrator.errors import HostError
-from orchestrator.host.edge.base import Tap, build_sender_rules, diff_rules, find_link, name_table
+from orchestrator.host.edge.base import NO_UPLINKS, Tap, build_sender_rules, diff_rules, ether, find_link, match, name_table
 from orchestrator.host.root import Chain, HostRoot, Rule
 from orchestrator.model.topology import Interface, Link
 from orchestrator.values import MacAddress
@@ -22,12 +21,11 @@ from orchestrator.values import MacAddress
 KIND = "tun"
 PROMISCUOUS = True
 _FROM_GUEST, _TO_GUEST = "from-guest", "to-guest"
-_NO_UPLINKS = ("macvtap", "macvlan", "ipvlan", "ipvtap", "bridge", "tun")
 _ABOVE = ("macvtap", "macvlan", "ipvtap", "ipvlan")
 
 
 def check_uplink(interface: Interface) -> str:
-    if interface.kind in _NO_UPLINKS:
+    if interface.kind in NO_UPLINKS:
         return f"{interface.name} is of kind {interface.kind}, whose frames do not leave the host directly"
     if interface.master:
         return f"{interface.name} is a port of {interface.master}, whose frames the rules would take"
@@ -117,24 +115,16 @@ def _build_chains(tap: Tap) -> tuple[Chain, Chain]:
 
 def _build_receiver_rules(tap: Tap) -> list[Rule]:
     """A frame for another receiver is accepted: the rules of the next tap see it, and then the host's network stack."""
-    mac, source, target = str(tap.mac), _field("saddr"), _field("daddr")
+    mac, source, target = str(tap.mac), ether("saddr"), ether("daddr")
     return [
-        [_match(source, mac), {"accept": None}],  # its own frame, sent back by the switch
-        [_match(_field("type"), "8021q"), {"accept": None}],
-        [_match(_field("type"), "8021ad"), {"accept": None}],
-        [_match(target, mac), {"counter": None}, {"fwd": {"dev": tap.name}}],
-        [_match({"&": [target, "ff:ff:ff:ff:ff:f0"]}, "01:80:c2:00:00:00"), {"accept": None}],
+        [match(source, mac), {"accept": None}],  # its own frame, sent back by the switch
+        [match(ether("type"), "8021q"), {"accept": None}],
+        [match(ether("type"), "8021ad"), {"accept": None}],
+        [match(target, mac), {"counter": None}, {"fwd": {"dev": tap.name}}],
+        [match({"&": [target, "ff:ff:ff:ff:ff:f0"]}, "01:80:c2:00:00:00"), {"accept": None}],
         # libnftables-json(5) calls the device of `dup to` in the family netdev "addr".
-        [_match({"&": [target, "01:00:00:00:00:00"]}, "00:00:00:00:00:00", "!="), {"counter": None}, {"dup": {"addr": tap.name}}],
+        [match({"&": [target, "01:00:00:00:00:00"]}, "00:00:00:00:00:00", "!="), {"counter": None}, {"dup": {"addr": tap.name}}],
     ]
-
-
-def _match(left: dict[str, Any], right: str, op: str = "==") -> dict[str, Any]:
-    return {"match": {"op": op, "left": left, "right": right}}
-
-
-def _field(name: str) -> dict[str, Any]:
-    return {"payload": {"protocol": "ether", "field": name}}
 
 
 def _name_drain(tap: Tap) -> str:
