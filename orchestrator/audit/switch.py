@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from orchestrator.errors import OrchestratorError, SwitchError
@@ -42,18 +42,15 @@ class Captured:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        counter = self.driver.count_frames(self.port, EchoFilter(size=self.size))
-        try:
-            self.driver.read([self.port])  # an interface outside the bridge is not its port
-            counter.__enter__()
-        except OrchestratorError as error:
-            self._gap = error.message
+        counter = None
+        with ExitStack() as stack:
+            try:
+                self.driver.read([self.port])  # an interface outside the bridge is not its port
+                counter = stack.enter_context(self.driver.count_frames(self.port, EchoFilter(size=self.size)))
+            except OrchestratorError as error:
+                self._gap = error.message
             yield
-            return
-        try:
-            yield
-        finally:
-            counter.__exit__(None, None, None)
+        if counter:
             self._count = counter.count()
 
     def finish(self, traffic: Traffic) -> SwitchCount | str:
