@@ -13,6 +13,7 @@ from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.access import Identity
 from orchestrator.model.exit_reasons import ExitReport, ExitTrace, build_report
+from orchestrator.model.exits import ReadCounters
 from orchestrator.model.state import GuestState
 
 _log = logging.getLogger(__name__)
@@ -30,17 +31,20 @@ class Exits:
         if claim.state != GuestState.RUNNING:
             raise GuestError(f"guest {name} is {claim.state}, not running", _START)
         try:
-            return self._report(claim, self._read_trace())
+            return self._report(claim, self._read_trace(), self._hypervisor.read_exits)
         except NotFound:  # the domain, not the guest
             raise GuestError(f"guest {name} has ended", _START) from None
 
-    def read_all(self) -> Iterator[tuple[str, ExitReport]]:
-        """Of all running guests that can be read, by name. Raises HypervisorError if libvirt cannot be reached."""
+    def read_all(self, read_counters: ReadCounters) -> Iterator[tuple[str, ExitReport]]:
+        """Of all running guests that can be read, by name. Raises HypervisorError if libvirt cannot be reached.
+
+        ``read_counters`` is called after the trace was read, so that the counters are never behind it.
+        """
         claims = [claim for claim in self._ledger.read().claims if claim.state == GuestState.RUNNING]
         trace = self._read_trace() if claims else ""
         for claim in claims:
             try:
-                yield claim.plan.name, self._report(claim, trace)
+                yield claim.plan.name, self._report(claim, trace, read_counters)
             except NotFound:
                 continue  # the guest has ended in the meantime
             except HypervisorError as error:
@@ -48,10 +52,9 @@ class Exits:
                 if claim.plan.uuid in self._hypervisor.running_uuids():
                     _log.warning("no exits by reason of guest %s: %s", claim.plan.name, error)
 
-    def _report(self, claim: Claim, trace: ExitTrace | str) -> ExitReport:
-        # KVM's counters are read after the trace, so that they are never behind it.
+    def _report(self, claim: Claim, trace: ExitTrace | str, read_counters: ReadCounters) -> ExitReport:
         vcpus = self._hypervisor.read_guest(claim.plan.uuid).vcpus
-        return build_report(tuple(vcpu.tid for vcpu in vcpus), self._hypervisor.read_exits(claim.plan.uuid), trace)
+        return build_report(tuple(vcpu.tid for vcpu in vcpus), read_counters(claim.plan.uuid), trace)
 
     def _read_trace(self) -> ExitTrace | str:
         try:

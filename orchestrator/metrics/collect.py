@@ -21,7 +21,7 @@ from orchestrator.errors import NotFound
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric, Sample
 from orchestrator.model.exit_reasons import ExitReport
-from orchestrator.model.exits import add_vcpus, classify
+from orchestrator.model.exits import ReadCounters, add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
@@ -59,10 +59,10 @@ class Sources:
     guests: Callable[[], Iterable[Guest]]  # all guests that have a claim
     generation: Callable[[], int]  # number of claims since the ledger was created
     survey: Callable[[], Topology]
-    # KVM's counters of a running guest by its id, one mapping per vCPU. QEMU before its patch "kvm: reuse per-vcpu stats fd to
-    # avoid vcpu interruption" (June 2023) stops the vCPU for each reading.
-    read_exits: Callable[[UUID], tuple[Mapping[str, int], ...]]
-    exit_reports: Callable[[], Iterable[tuple[str, ExitReport]]]  # of all running guests, by name
+    # QEMU before its patch "kvm: reuse per-vcpu stats fd to avoid vcpu interruption" (June 2023) stops the vCPU for each reading.
+    read_exits: ReadCounters
+    # Of all running guests, by name; it reads the counters by the given function.
+    exit_reports: Callable[[ReadCounters], Iterable[tuple[str, ExitReport]]]
     frames: Callable[[], Mapping[str, Iterable[CounterReading]]] = dict  # by uplink
     hairpins: Callable[[], Mapping[str, bool]] = dict  # by watched uplink: frames do not return
 
@@ -76,6 +76,7 @@ class Metrics:
         self._registry.register(self)
         self._lock = threading.Lock()
         self._survey: tuple[float, Hashable, Topology] | None = None
+        self._exits: dict[UUID, tuple[Mapping[str, int], ...]] = {}  # of this scrape
 
     def render(self) -> tuple[bytes, str]:
         """The page and its content type. Errors of sources are not raised."""
@@ -85,6 +86,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Family]:
         """For prometheus-client: all declared metrics, in their order, with the samples that could be read."""
+        self._exits.clear()
         samples: dict[str, list[Sample]] = {metric.name: [] for metric in METRICS}
         for source, read in self._readers().items():
             for sample in self._try(source, read):
@@ -109,8 +111,9 @@ class Metrics:
 
     def _readers(self) -> dict[str, Callable[[], Iterator[Sample]]]:
         return {
-            "guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host, "exits": self._read_exits,
-            "exit reasons": self._read_exit_reasons, "frames": self._read_frames,
+            "guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host,
+            # The reasons first: they must not be ahead of the counters, which are read once for both.
+            "exit reasons": self._read_exit_reasons, "exits": self._read_exits, "frames": self._read_frames,
         }  # fmt: skip
 
     def _try(self, source: str, read: Callable[[], Iterator[Sample]]) -> list[Sample]:
@@ -176,14 +179,19 @@ class Metrics:
         for guest in self._sources.guests():
             if guest.state == GuestState.RUNNING:
                 try:
-                    vcpus = self._sources.read_exits(guest.plan.uuid)
+                    vcpus = self._read_counters(guest.plan.uuid)
                 except NotFound:
                     continue  # the guest has ended in the meantime
                 for name, count in classify(add_vcpus(vcpus)).items():
                     yield "nohype_guest_exits_total", (guest.plan.name, name), count
 
+    def _read_counters(self, uuid: UUID) -> tuple[Mapping[str, int], ...]:
+        if uuid not in self._exits:
+            self._exits[uuid] = self._sources.read_exits(uuid)
+        return self._exits[uuid]
+
     def _read_exit_reasons(self) -> Iterator[Sample]:
-        for guest, report in self._sources.exit_reports():
+        for guest, report in self._sources.exit_reports(self._read_counters):
             for index, vcpu in enumerate(report.vcpus):
                 for reason, count in (vcpu.reasons or {}).items():
                     yield "nohype_guest_exit_reasons_total", (guest, str(index), reason), count

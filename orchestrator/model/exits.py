@@ -5,8 +5,9 @@ KVM's names (arch/x86/kvm/x86.c, kvm_vcpu_stats_desc) are not a stable interface
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from uuid import UUID
 
 TOTAL = "exits"
 """KVM's counter of all exits."""
@@ -25,6 +26,10 @@ CLASSES: Mapping[str, str] = {
 
 EMULATED = ("io", "mmio")
 """Classes that need an instruction or a device emulated."""
+
+
+ReadCounters = Callable[[UUID], tuple[Mapping[str, int], ...]]
+"""Reads KVM's counters of a running guest by its id, one mapping per vCPU. Raises NotFound if it has ended."""
 
 
 @dataclass(frozen=True)

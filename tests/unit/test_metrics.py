@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric
 from orchestrator.model.exit_reasons import ExitReport, VcpuExits
+from orchestrator.model.exits import ReadCounters
 from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import NvmeController, Topology
@@ -62,7 +64,7 @@ class Fake:
         self.topology = topology
         self.now = 1000.0
         self.generation = 7
-        self.surveys = 0
+        self.surveys = self.exit_reads = 0
         self.counters = Counters(lambda: self.now)
         self.guests: list[FakeGuest] = []
         self.exits: dict[str, tuple[Mapping[str, int], ...]] = {}
@@ -95,13 +97,18 @@ class Fake:
 
     def read_exits(self, uuid: UUID) -> tuple[Mapping[str, int], ...]:
         self.read("exits", None)
+        self.exit_reads += 1
         name = next(guest.plan.name for guest in self.guests if guest.plan.uuid == uuid)
         if name not in self.exits:
             raise NotFound(f"guest {name} is not running")
         return self.exits[name]
 
-    def exit_reports(self) -> list[tuple[str, ExitReport]]:
+    def exit_reports(self, read_counters: ReadCounters) -> list[tuple[str, ExitReport]]:
         self.read("exit reasons", None)
+        for guest in self.guests:
+            if guest.state == "running" and guest.plan.name in self.exits:
+                with suppress(HypervisorError):
+                    read_counters(guest.plan.uuid)
         vcpus = (VcpuExits(500, {"msr": 418, "hlt": 82}, 0), VcpuExits(9, None, None))
         return [("web", ExitReport(vcpus, "")), ("odd", ExitReport((), "locked down"))]
 
@@ -253,6 +260,16 @@ def test_counter_that_the_kernel_lacks_has_no_sample(fake: Fake) -> None:
     assert {dict(labels)["class"] for labels in fake.page()["nohype_guest_exits_total"]} == {"halt"}
 
 
+def test_counters_of_a_guest_are_read_once_per_scrape(fake: Fake) -> None:
+    fake.page()
+    assert fake.exit_reads == 1
+    fake.exits = {"web": ({"halt_exits": 3},)}
+    assert fake.figure("nohype_guest_exits_total", **{"guest": "web", "class": "halt"}) == 3, "read again in the next scrape"
+    fake.broken = {"exit reasons"}
+    assert fake.figure("nohype_guest_exits_total", **{"guest": "web", "class": "halt"}) == 3
+    assert fake.exit_reads == 3
+
+
 def test_guest_that_ends_during_a_scrape_is_not_a_failure(fake: Fake) -> None:
     fake.exits = {}
     assert "nohype_guest_exits_total" not in fake.page()
@@ -324,7 +341,7 @@ def test_the_host_is_not_surveyed_for_each_scrape(fake: Fake) -> None:
 @pytest.mark.parametrize(("seconds", "first"), [(0.001, "0.001"), (0.0011, "0.0025"), (5.0, "+Inf")])
 def test_observation_is_in_the_first_bucket_with_room(fake: Fake, seconds: float, first: str) -> None:
     fake.counters = Counters()
-    fake.metrics = Metrics(Sources(list, int, fake.survey, fake.read_exits, list), POLICY, fake.counters)
+    fake.metrics = Metrics(Sources(list, int, fake.survey, fake.read_exits, lambda _: []), POLICY, fake.counters)
     fake.counters.observe_refusal("refused", seconds)
     buckets = {dict(labels)["le"]: count for labels, count in fake.page()["nohype_claim_seconds_bucket"].items()
                if dict(labels)["outcome"] == "refused"}  # fmt: skip
