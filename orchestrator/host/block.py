@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EBUSY, EIO, ENODEV
+from functools import cache
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
@@ -31,6 +32,21 @@ class BlockProgress:
 
 
 Report = Callable[[BlockProgress], None]
+
+
+def is_zero(data: bytes | memoryview) -> bool:
+    """Whether all bytes are zero, of at most CHUNK."""
+    zeros = _zeros()
+    return (zeros if len(data) == CHUNK else zeros[: len(data)]) == data
+
+
+@cache
+def _zeros() -> bytearray:
+    """Not before it is used: most managers have no disks, and it is 1 MB of memory.
+
+    memcmp(3) without a copy: bytearray compares buffers of any type in C, memoryview compares item by item.
+    """
+    return bytearray(CHUNK)
 
 
 def read_size(host: HostRoot, device: str) -> tuple[Size, int]:

@@ -8,10 +8,8 @@ from errno import ENOENT
 from pathlib import Path
 
 from orchestrator.errors import Conflict, HostError, ImageError
-from orchestrator.host.block import CHUNK, BlockProgress, Report
+from orchestrator.host.block import CHUNK, BlockProgress, Report, is_zero
 from orchestrator.host.sync import sync_path
-
-_ZEROS = bytearray(CHUNK)
 
 
 def check_absent(file: Path) -> None:
@@ -45,7 +43,7 @@ def copy_image(file: Path, image: Path, report: Report, sha256: str) -> None:
             done = 0
             while piece := source.read(CHUNK):
                 digest.update(piece)
-                if piece != _ZEROS[: len(piece)]:
+                if not is_zero(piece):
                     target.seek(done)
                     target.write(piece)
                 done += len(piece)

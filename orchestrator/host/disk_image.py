@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator.errors import HostError, ImageError
-from orchestrator.host.block import CHUNK, BlockProgress, Report, claim_device, read_at, read_size, sync, write_at
+from orchestrator.host.block import CHUNK, BlockProgress, Report, claim_device, is_zero, read_at, read_size, sync, write_at
 from orchestrator.host.root import HostRoot
-
-_ZEROS = bytearray(CHUNK)
 
 
 def write_image(
@@ -43,7 +41,7 @@ def write_image(
             for start, data in _read_pieces(file, image, length, view, block_size):
                 if digest:
                     digest.update(data[: length - start])
-                if not blank or not _is_zero(data):
+                if not blank or not is_zero(data):
                     write_at(descriptor, data, start, device)
                 report(BlockProgress(device, "write", min(start + len(data), length), length))
             sync(descriptor, device)
@@ -82,10 +80,6 @@ def _read_pieces(file: BinaryIO, image: Path, length: int, view: memoryview, blo
         view[count:whole] = bytes(whole - count)
         with view[:whole] as piece:
             yield start, piece
-
-
-def _is_zero(data: memoryview) -> bool:
-    return (_ZEROS if len(data) == CHUNK else _ZEROS[: len(data)]) == data
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from errno import EINVAL, ENODEV, ENOTTY
 
 from orchestrator.errors import HostError
-from orchestrator.host.block import BLOCK, CHUNK, BlockProgress, Report, claim_device, read_at, read_size, sync, write_at
+from orchestrator.host.block import BLOCK, CHUNK, BlockProgress, Report, claim_device, is_zero, read_at, read_size, sync, write_at
 from orchestrator.host.nvme import read_identified
 from orchestrator.host.nvme_admin import find_lba_format, format_namespace, read_abilities, read_namespace_ids
 from orchestrator.host.root import HostRoot
@@ -20,8 +20,6 @@ from orchestrator.values import PciAddress
 # include/uapi/linux/fs.h: _IO(0x12, 95) and _IO(0x12, 127).
 BLKRRPART, BLKZEROOUT = 0x12 << 8 | 95, 0x12 << 8 | 127
 _ZEROOUT = 256 << 20  # bytes of one BLKZEROOUT, which cannot be interrupted
-# memcmp(3) without a copy: bytearray compares buffers of any type in C, memoryview compares item by item.
-_ZEROS = bytearray(CHUNK)
 
 _Erase = Callable[[int], None]  # takes the descriptor of the device
 
@@ -142,7 +140,7 @@ def _find_data(descriptor: int, device: str, size: int, report: Report) -> int |
             count = min(CHUNK, size - start)
             with view[:count] as piece:
                 read_at(descriptor, piece, start, device)
-                if (_ZEROS if count == CHUNK else _ZEROS[:count]) != piece:
+                if not is_zero(piece):
                     return start + count - len(bytes(piece).lstrip(b"\0"))
             report(BlockProgress(device, "verify", start + count, size))
     return None

@@ -15,16 +15,23 @@ from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.images.cpio import build_archive
 from orchestrator.images.description import Description
 from orchestrator.images.store import Image, find_image, image_names
-from orchestrator.images.user_data import NETWORK_CONFIG, USER_DATA, check_network_config, check_user_data
-from orchestrator.model.configuration import CLOUD_INIT, CREDENTIALS, Configuration, NicAddress, list_fields
+from orchestrator.model.configuration import (
+    CLOUD_INIT,
+    CREDENTIALS,
+    NETWORK_CONFIG,
+    USER_DATA,
+    Configuration,
+    NicAddress,
+    list_fields,
+)
 from orchestrator.model.request import GuestRequest
 
 SEED_ARGUMENT = "ds=nocloud;s=/run/cloud-seed/"
 """For the kernel command line (cloud-init's data source NoCloud). The image's initramfs keeps /run for the root file system."""
 
 _SEED = "run/cloud-seed"
-_CHECKS = {USER_DATA: check_user_data, NETWORK_CONFIG: check_network_config}
-"""Fields that only cloud-init understands, with the check of their texts."""
+_FOR_CLOUD_INIT = (USER_DATA, NETWORK_CONFIG)
+"""Fields that only cloud-init understands."""
 
 
 def has_seed(image: Description) -> bool:
@@ -36,14 +43,19 @@ def find_unsupported(image: Description, request: GuestRequest) -> tuple[str, ..
     """The request's fields with which the image cannot be configured."""
     seed = has_seed(image)
     both = seed or CREDENTIALS in image.configuration
-    return tuple(name for name in list_fields(request) if not (seed if name in _CHECKS else both))
+    return tuple(name for name in list_fields(request) if not (seed if name in _FOR_CLOUD_INIT else both))
 
 
 def check_texts(request: GuestRequest) -> None:
     """Raises RequestError if cloud-init would not understand one of the request's secret texts."""
-    for name, secret in request.secrets.items():
-        if secret.text is not None and name in _CHECKS:
-            _CHECKS[name](secret.text)
+    texts = {name: secret.text for name, secret in request.secrets.items() if name in _FOR_CLOUD_INIT and secret.text is not None}
+    if not texts:
+        return
+    # Parsers of YAML and MIME take memory, and most guests have no such text.
+    from orchestrator.images.user_data import check_network_config, check_user_data
+
+    for name, text in texts.items():
+        (check_user_data if name == USER_DATA else check_network_config)(text)
 
 
 def build_credentials(image: Description, configuration: Configuration) -> dict[str, str]:

@@ -16,8 +16,7 @@ from email.policy import compat32
 from orchestrator.errors import RequestError
 from orchestrator.images.cloud_config import KEYS
 from orchestrator.images.yaml_tree import Node, parse_yaml
-
-USER_DATA, NETWORK_CONFIG = "user_data", "network_config"
+from orchestrator.model.configuration import NETWORK_CONFIG, USER_DATA
 
 _CLOUD_CONFIG = "#cloud-config"
 _FORMS = f"begin it with {_CLOUD_CONFIG}, with #! and an interpreter, or with the header of MIME multi-part"

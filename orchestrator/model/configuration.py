@@ -13,6 +13,8 @@ from orchestrator.values import MacAddress
 
 CREDENTIALS, CLOUD_INIT = "credentials", "cloud-init"
 """Ways to configure a guest: credentials of systemd, which are not secret; data for cloud-init."""
+USER_DATA, NETWORK_CONFIG = "user_data", "network_config"
+"""Fields of a request with texts for cloud-init."""
 
 
 @dataclass(frozen=True)

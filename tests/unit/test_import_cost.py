@@ -47,3 +47,10 @@ def test_pyroute2_as_a_whole_is_there_for_others() -> None:
         "print(pyroute2.IPRoute is netlink.IPRoute, NetlinkError is netlink.NetlinkError, ns is netlink.namespaces)"
     )
     assert run(program) == ["True"] * 3
+
+
+def test_what_only_some_requests_need_is_not_loaded(loaded: list[str]) -> None:
+    """Parsers of user data for cloud-init; the client of the interface, of which the manager uses the shapes."""
+    assert "orchestrator.client.shapes" in loaded
+    assert "orchestrator.images.configuration" in loaded
+    assert not set(loaded) & {"yaml", "email.policy", "orchestrator.images.user_data", "orchestrator.client.client", "paramiko", "rich"}
