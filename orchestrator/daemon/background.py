@@ -63,7 +63,8 @@ def _watch_rules(reconciler: Reconciler) -> None:
         with netlink.RuleNotices() as notices:
             log_errors(reconciler.check_taps)  # for changes that were missed meanwhile
             while True:
-                if notices.wait(_RULES_SECONDS) or reconciler.taps_due:
+                # The rules of a new software edge are themselves announced.
+                if notices.wait(_RULES_SECONDS if reconciler.has_taps else _ROUND_SECONDS) or reconciler.taps_due:
                     log_errors(reconciler.check_taps)
                     time.sleep(_RULES_SECONDS)
 

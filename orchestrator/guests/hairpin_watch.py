@@ -24,7 +24,7 @@ from orchestrator.model.state import GuestState
 
 _log = logging.getLogger(__name__)
 
-ROUND_SECONDS = 4.0
+ROUND_SECONDS = 5.0
 PAUSE_SECONDS = 0.5
 """Between a suspicion and its confirmation. All together a loss is reported within 10 s."""
 _FIRST, _MORE = 0.4, (6, 0.25)

@@ -140,6 +140,11 @@ class Reconciler:
         self._taps_due = self._check_guests(lambda claim: bool(claim.plan.software_nics and self._drift.has_changed_taps(claim)))
 
     @property
+    def has_taps(self) -> bool:
+        """Whether any guest has a software edge."""
+        return any(claim.plan.software_nics for claim in self._ledger.read().claims)
+
+    @property
     def taps_due(self) -> bool:
         """The last ``check_taps`` left out a guest with changed taps, which was busy: the kernel does not announce them again."""
         return self._taps_due

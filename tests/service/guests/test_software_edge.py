@@ -194,7 +194,9 @@ def set_down(world: World, tap: str) -> None:
     ],
 )
 def test_changed_edge_is_reported_and_restored(world: World, manager: GuestService, spoil: object, finding: str, by: str) -> None:
+    assert not manager.reconciler.has_taps
     tap = create(manager, **ACCEPT).vf.tap
+    assert manager.reconciler.has_taps
     assert manager.reconciler.has_guest_on(tap)
     assert manager.reconciler.has_guest_on("nic0")
     assert not manager.reconciler.has_guest_on("nic1")
