@@ -13,6 +13,7 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -29,9 +30,24 @@ from tests.harness.guests import until
 GOOD = {"name": "web", "memory": "64M", "image": "minimal"}
 
 
+@contextmanager
+def ending_readers(served: Served) -> Iterator[None]:
+    """A reader connects again until its guest has ended: at the end of the block all guests are killed."""
+    try:
+        yield
+    finally:
+        for guest in served.client.guests():
+            if guest["state"] == "running":
+                served.client.kill(guest["name"])
+        while Reader.threads:
+            thread = Reader.threads.pop()
+            thread.join(60)
+            assert not thread.is_alive(), "the reader has not noticed that its guest has ended"
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    with serve(tmp_path) as served:
+    with serve(tmp_path) as served, ending_readers(served):
         served.world.hypervisor.watch_ends(served.manager.reconciler.on_guest_ended)
         served.client.create(GOOD)
         yield served
@@ -54,18 +70,21 @@ def tenants(tmp_path: Path) -> Iterator[tuple[Served, Callable[[str], Client]]]:
         "api": {"listen": "127.0.0.1:0", "certificate": str(certificate), "key": str(key)},
         "tenants": {"acme": {}, "bolt": {}}, "tokens": tokens, "limits": {"rate": 1000.0, "burst": 1000},
     }  # fmt: skip
-    with serve(tmp_path, settings) as served:
+    with serve(tmp_path, settings) as served, ending_readers(served):
         yield served, lambda name: Client(served.url, token=f"secret-of-{name}", ca=authority.file)
 
 
 class Reader:
-    """Reads a console in a thread until it ends."""
+    """Reads a console in a thread until its guest ends."""
+
+    threads: ClassVar[list[threading.Thread]] = []
 
     def __init__(self, client: Client, lines: int = 0, name: str = "web") -> None:
         self.data, self.skipped, self.uuid, self.error = b"", False, "", ""
         self._changed = threading.Condition()
         self._output = client.read_console(name, lines)
         self.thread = threading.Thread(target=self._read, daemon=True)
+        self.threads.append(self.thread)
         self.thread.start()
 
     def _read(self) -> None:
@@ -186,7 +205,7 @@ def test_reader_continues_after_a_restart_of_the_manager(tmp_path: Path) -> None
         world.hypervisor.write("web", b"one ")
         reader.until(b"one ")
     world.hypervisor.write("web", b"two ")
-    with serve(tmp_path, world=world):
+    with serve(tmp_path, world=world) as served, ending_readers(served):
         world.hypervisor.write("web", b"three ")
         reader.until(b"three ")
         assert reader.data == b"one two three "
