@@ -41,7 +41,7 @@ def is_zero(data: bytes | memoryview) -> bool:
 
 
 @cache
-def _zeros() -> bytearray:
+def _zeros() -> bytes | bytearray:
     """Not before it is used: most managers have no disks, and it is 1 MB of memory.
 
     memcmp(3) without a copy: bytearray compares buffers of any type in C, memoryview compares item by item.
