@@ -16,18 +16,18 @@ demo: setup
 	@$(DEMO) || { [ $$? = 3 ] && echo "the lab was lost (see above): trying once more in a new lab" \
 	  && $(VENV)/bin/nohype lab down demo && $(DEMO); }
 
-# all tests but the long ones of the lab; those of the lab write to build/lab-tests.log meanwhile
+# all tests but the long ones; those of the lab write to build/lab-tests.log meanwhile
 test: setup
 	@$(PYTHON) tests/run_all.py $(VENV)/bin/pytest $(VENV)/bin/nohype
 
-# the long tests of the lab, then 200 guests beside other load (2 h)
+# the long tests, most of them of the lab, then 200 guests beside other load (2 h)
 soak: setup
-	$(VENV)/bin/pytest -m "lab and soak" tests
+	$(VENV)/bin/pytest -m soak tests
 	$(VENV)/bin/python benchmarks/lab_soak.py 200
 
 # the tests that need neither the lab nor running daemons
 test-quick: setup
-	$(VENV)/bin/pytest -n 2 -m "not lab" tests/unit tests/contract
+	$(VENV)/bin/pytest -n 2 -m "not lab and not soak" tests/unit tests/contract
 
 # style, types and spelling; part of `make test` too
 lint: setup

@@ -40,7 +40,7 @@ def main() -> int:
             ["sh", "-c", lab], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            others = subprocess.Popen([pytest, "-n", "2", "-m", "not lab", "tests"], start_new_session=True)
+            others = subprocess.Popen([pytest, "-n", "2", "-m", "not lab and not soak", "tests"], start_new_session=True)
             try:
                 failed = others.wait()
             except _Interrupted:

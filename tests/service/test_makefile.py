@@ -53,7 +53,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-LAB = 'case "$*" in *"lab and not soak"*) {}; esac'
+LAB = 'case "$*" in *"-m lab and not soak"*) {}; esac'
 LOST_ONCE = "[ -e again ] || { touch again; exit 75; }"
 
 

@@ -507,7 +507,9 @@ def ignores_the_placement(request: GuestRequest, topology: Topology, taken: Allo
             forgets_cpus, forgets_vfs, forgets_pages, gives_the_hosts_share_away, halves_cores, knows_no_nodes,
             takes_any_port, takes_the_lowest, gives_no_reason, depends_on_the_order, ignores_the_placement,
         )),
-        *((planner, ScarceLives) for planner in (forgets_disks, destroys_data, counts_pages_twice, gives_up_early)),
+        *((planner, ScarceLives) for planner in (destroys_data, gives_up_early)),
+        # These take the most lives. `destroys_data` and `forgets_pages` show in less that it looks at disks and pages.
+        *(pytest.param(planner, ScarceLives, marks=pytest.mark.soak) for planner in (forgets_disks, counts_pages_twice)),
     ],
 )  # fmt: skip
 def test_the_machine_finds_a_broken_planner(planner: Planner, machine: type[GuestLives]) -> None:
