@@ -19,7 +19,7 @@ from orchestrator.errors import LabLost
 from orchestrator.lab import control
 from orchestrator.lab import lab as labs
 from orchestrator.lab.accel import AccelChoice
-from orchestrator.lab.demo import GUESTS, create_guest, measure
+from orchestrator.lab.demo import GUESTS, measure
 from orchestrator.lab.health import check_emulation
 from orchestrator.lab.progress import Event, Kind, Timeline
 from orchestrator.lab.spec import load_spec
@@ -37,10 +37,13 @@ LAB_LOST = 75
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(os.path.dirname(__file__)):
-            item.add_marker(pytest.mark.lab)
-            item.add_marker(pytest.mark.timeout(900))
+    """Files whose tests need all cores run before those that share two guests: each is a minute of the lab's time."""
+    own = [item for item in items if item.path.is_relative_to(os.path.dirname(__file__))]
+    for item in own:
+        item.add_marker(pytest.mark.lab)
+        item.add_marker(pytest.mark.timeout(900))
+    shared = {item.path for item in own if "guests" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in shared)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -80,6 +83,10 @@ class LabHost:
         done = self.command.run(["-c", program, *arguments], timeout)
         assert done.status == 0, f"{program} ended with {done.status}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def await_ready(self, *guests: str) -> list[dict[str, Any]]:
+        """Running guests, as the manager shows them, once all are ready: they boot at the same time."""
+        return [json.loads(self.nohype("guest", "start", name, "--wait", "240", "--json").stdout) for name in guests]
 
     def proofs(self, frames: int = 0) -> dict[tuple[str, str], Proof]:
         """All proofs by name and subject, measured now."""
@@ -146,25 +153,12 @@ def connected(lab: labs.Lab) -> Iterator[LabHost]:
             command.close()
 
 
-_shared: list[dict[str, Any]] = []
-"""The guests of ``guests``, once they have been created."""
-
-
-@pytest.fixture(scope="module")
-def empty_host(host: LabHost) -> Iterator[LabHost]:
-    """The lab host with all its cores free: the shared guests, if there are any, are created again after the module."""
-    had = bool(_shared)
-    for guest in GUESTS if had else ():
-        host.nohype("guest", "delete", guest.name)
-    yield host
-    if had:
-        _shared[:] = [create_guest(host.lab, guest) for guest in GUESTS]
-
-
 @pytest.fixture(scope="session")
 def guests(host: LabHost) -> Iterator[list[dict[str, Any]]]:
     """Two running guests, as the manager shows them; deleted when the session ends."""
-    _shared[:] = [create_guest(host.lab, guest) for guest in GUESTS]
-    yield _shared
+    for guest in GUESTS:
+        words = ("--memory", "256M", "--image", "minimal", "--address", guest.address)
+        host.nohype("guest", "create", guest.name, *words)
+    yield host.await_ready(*(guest.name for guest in GUESTS))
     for guest in GUESTS:
         host.nohype("guest", "delete", guest.name, check=False)

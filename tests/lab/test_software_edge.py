@@ -28,9 +28,8 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def software(empty_host: LabHost, mode: str) -> Iterator[LabHost]:
+def software(host: LabHost, mode: str) -> Iterator[LabHost]:
     """The lab host with nic0 configured as a plain NIC, without guests."""
-    host = empty_host
     section = rf'printf "\n[uplinks.nic0]\nedge = \"{mode}\"\n"'
     # Without its last guest the PF loses its VFs, which resets it.
     host.run('for n in $(seq 60); do [ "$(cat /sys/class/net/nic0/carrier)" = 1 ] && break; sleep 1; done')
@@ -52,23 +51,10 @@ def software(empty_host: LabHost, mode: str) -> Iterator[LabHost]:
 @pytest.fixture(scope="module")
 def edges(software: LabHost) -> list[dict[str, Any]]:
     """Two running guests."""
-    return [
-        json.loads(
-            software.nohype(
-                "guest",
-                "create",
-                f"edge{number}",
-                *MEMORY,
-                "--address",
-                f"10.9.0.{20 + number}/24",
-                *ACCEPT,
-                "--wait",
-                "240",
-                "--json",
-            ).stdout
-        )
-        for number in (1, 2)
-    ]
+    for number in (1, 2):
+        address = f"10.9.0.{20 + number}/24"
+        software.nohype("guest", "create", f"edge{number}", *MEMORY, "--address", address, *ACCEPT)
+    return software.await_ready("edge1", "edge2")
 
 
 def test_software_edge_must_be_accepted(software: LabHost) -> None:
