@@ -50,6 +50,7 @@ def test_building_again_builds_nothing(image: LabImage) -> None:
     assert notes == []
 
 
+@pytest.mark.soak
 def test_role_applied_again_changes_nothing(root: Path, tmp_path: Path) -> None:
     assert apply_role(source_tree(), root, role_variables(SPEC), log=tmp_path / "log") == 0
 

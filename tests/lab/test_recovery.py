@@ -138,7 +138,7 @@ def upgrade(host: LabHost, _pid: str) -> None:
 @pytest.mark.parametrize(
     "trouble",
     [
-        pytest.param(upgrade, id="upgrade-and-restart"),
+        pytest.param(upgrade, id="upgrade-and-restart", marks=pytest.mark.soak),
         pytest.param(lambda host, pid: host.run(f"kill -KILL {pid}"), id="kill"),
     ],
 )
@@ -152,6 +152,7 @@ def test_restarted_manager_does_not_affect_guests(host: LabHost, trouble: Callab
     assert {name: now.kinds(name) for name in now.guests} == dict.fromkeys(before.guests, ["adopt"])
 
 
+@pytest.mark.soak
 def test_a_second_manager_is_refused_and_the_first_is_named(host: LabHost) -> None:
     """Also one with other paths: both would allocate the same cores."""
     first = host.run("systemctl show --property=MainPID --value nohyped").stdout.strip()
@@ -237,6 +238,7 @@ def test_killed_guest_is_stopped_and_clean(host: LabHost, victim: str) -> None:
     assert (now.lives, now.vfs, now.pools) == (before.lives, before.vfs, before.pools)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("guests", "repinned")
 def test_killed_guest_with_restart_on_failure_is_restarted(host: LabHost, victim: str) -> None:
     host.nohype("guest", "create", victim, *MEMORY, "--restart", "on-failure")
