@@ -115,8 +115,9 @@ def test_image_is_written_to_the_disk_and_wiped(host: LabHost, before: Any) -> N
         " json.dump(text, open('image.json', 'w'))"
     )
     store = "/var/lib/nohype/images"
-    build = f'cp -rL {store}/minimal /tmp/rooted && cd /tmp/rooted && python3 -c "{make}" && nohype image install /tmp/rooted'
-    with host.changed(build, "rm -rf /tmp/rooted && nohype image delete rooted"):
+    build = f'cp -rL {store}/minimal /tmp/rooted && cd /tmp/rooted && python3 -c "{make}"'
+    with host.changed(build, "rm -rf /tmp/rooted"):
+        host.nohype("image", "install", "/tmp/rooted")
         words = ("--memory", "128M", "--image", "rooted", "--disk", "serial=nohype-disk1")
         (disk,) = json.loads(host.nohype("guest", "create", "rooted", *words, "--json").stdout)["disks"]
         host.nohype("guest", "kill", "rooted")
@@ -126,6 +127,7 @@ def test_image_is_written_to_the_disk_and_wiped(host: LabHost, before: Any) -> N
         wait_released(host, "rooted")
         assert "EOF on" in written.stderr, written.stdout
         assert host.run(f"cmp -n {disk['size']} {find_block(host, disk['serial'])} /dev/zero", check=False).status == 0
+        host.nohype("image", "delete", "rooted")
 
 
 def test_deleted_guests_disk_is_wiped_and_given_back(host: LabHost, guest: dict[str, Any], before: Any) -> None:

@@ -15,6 +15,8 @@ from tests.lab.conftest import LINK_UP, LabHost
 
 pytestmark = pytest.mark.usefixtures("guests")
 
+Faults = dict[tuple[str, str], Proof]
+
 
 def test_all_proofs_pass(host: LabHost) -> None:
     proofs = host.proofs(frames=50)
@@ -50,60 +52,86 @@ def test_vepa_fails_when_the_nic_switches_locally(host: LabHost) -> None:
     assert restored.verdict == Verdict.PASS, restored.evidence
 
 
-def test_vepa_is_not_measured_without_traffic(host: LabHost) -> None:
-    assert host.proofs(frames=0)["vepa", "host"].verdict == Verdict.NOT_MEASURED
-
-
-def test_core_exclusive_fails_with_a_busy_process_on_a_guest_core(host: LabHost, guests: list[dict[str, Any]]) -> None:
-    cpu = guests[0]["cpus"][0]
+@pytest.fixture(scope="module")
+def first_faults(host: LabHost, guests: list[dict[str, Any]]) -> Faults:
+    """An audit takes seconds: one for several faults, each of which another proof or guest shows."""
+    two, cpu = guests[1], guests[0]["cpus"][0]
     start = f"systemd-run --quiet --collect --slice intruder --unit intruder -p CPUAffinity={cpu} sh -c 'while :; do :; done'"
-    with host.changed(start, "systemctl stop intruder"):
-        proof = host.proofs()["core-exclusive", guests[0]["name"]]
-    assert proof.verdict == Verdict.FAIL
-    assert proof.figure
-    assert f" {cpu}" in proof.evidence[0]
-
-
-def test_core_exclusive_fails_when_a_vcpu_may_run_elsewhere(host: LabHost, guests: list[dict[str, Any]]) -> None:
-    name, cpu = guests[0]["name"], guests[0]["cpus"][0]
-    tid = host.run(f"grep -l 'CPU 0/KVM' /proc/$(cat /run/libvirt/qemu/{name}.pid)/task/*/comm").stdout.split("/")[4]
-    cgroup = f"$(cut -d: -f3 /proc/{tid}/cgroup)"
-    widen = f"echo 0-7 > /sys/fs/cgroup{cgroup}/cpuset.cpus && taskset -pc 0-7 {tid}"
-    narrow = f"echo {cpu} > /sys/fs/cgroup{cgroup}/cpuset.cpus && taskset -pc {cpu} {tid}"
-    with host.changed(widen, narrow):
-        assert host.proofs()["core-exclusive", name].verdict == Verdict.FAIL
-
-
-def test_core_smt_fails_when_a_sibling_is_shared(host: LabHost, guests: list[dict[str, Any]]) -> None:
-    name, second = guests[1]["name"], guests[1]["cpus"][1]
-    pin = f"virsh vcpupin {name} 1"
-    with host.unconfined(guests[1]), host.changed(f"{pin} {guests[0]['cpus'][0]}", f"{pin} {second}"):
-        proofs = host.proofs()
-    assert proofs["core-smt", name].verdict == Verdict.FAIL
-
-
-def test_manager_core_fails_when_the_manager_leaves_housekeeping(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    tid = host.run(f"grep -l 'CPU 0/KVM' /proc/$(cat /run/libvirt/qemu/{two['name']}.pid)/task/*/comm").stdout.split("/")[4]
+    cpuset = f"/sys/fs/cgroup$(cut -d: -f3 /proc/{tid}/cgroup)/cpuset.cpus"
+    vcpu = two["cpus"][0]
+    widen = f"echo 0-7 > {cpuset} && taskset -pc 0-7 {tid}"
+    narrow = f"echo {vcpu} > {cpuset} && taskset -pc {vcpu} {tid}"
     pid = host.run("systemctl show --value -p MainPID nohyped").stdout.strip()
-    del guests
     slices = "/sys/fs/cgroup/system.slice/cpuset.cpus"
-    away = f"echo 0-7 > {slices}; taskset -apc 6 {pid}"
-    back = f"taskset -apc 0-1 {pid}; echo 0-1 > {slices}"
-    with host.changed(away, back):
-        assert host.proofs()["manager-core", "host"].verdict == Verdict.FAIL
+    unsafe = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+    with (
+        host.changed(start, "systemctl stop intruder"),
+        host.changed(widen, narrow),
+        host.changed(f"echo 0-7 > {slices}; taskset -apc 6 {pid}", f"taskset -apc 0-1 {pid}; echo 0-1 > {slices}"),
+        host.changed(f"echo Y > {unsafe}", f"echo N > {unsafe}"),
+    ):
+        return host.proofs()
 
 
-def test_manager_core_fails_when_a_qemu_thread_leaves_housekeeping(host: LabHost, guests: list[dict[str, Any]]) -> None:
-    name = guests[0]["name"]
-    with host.unconfined(guests[0]), host.changed(f"virsh emulatorpin {name} 6", f"virsh emulatorpin {name} 0-1"):
-        assert host.proofs()["manager-core", "host"].verdict == Verdict.FAIL
+@pytest.fixture(scope="module")
+def second_faults(host: LabHost, guests: list[dict[str, Any]]) -> Faults:
+    """As ``first_faults``. Each character on the serial console is a port write that QEMU handles."""
+    one, two = guests
+    pin, emulator = f"virsh vcpupin {two['name']} 1", f"virsh emulatorpin {one['name']}"
+    chatter = "while :; do nohype guest tell {} counters; done"
+    with (
+        host.unconfined(two),
+        host.changed(f"{pin} {one['cpus'][0]}", f"{pin} {two['cpus'][1]}"),
+        host.unconfined(one),
+        host.changed(f"{emulator} 6", f"{emulator} 0-1"),
+        host.changed(
+            f"systemd-run --quiet --collect --unit chatter sh -c '{chatter.format(one['name'])}'", "systemctl stop chatter"
+        ),
+    ):
+        return host.proofs()
 
 
-def test_exits_fail_when_qemu_serves_port_writes(host: LabHost, guests: list[dict[str, Any]]) -> None:
-    """Each character on the serial console is a port write that QEMU handles."""
-    name = guests[0]["name"]
-    chatter = f"systemd-run --quiet --collect --unit chatter sh -c 'while :; do nohype guest tell {name} counters; done'"
-    with host.changed(chatter, "systemctl stop chatter"):
-        proof = host.proofs()["exits", name]
+def check_failed(proof: Proof, *words: str) -> None:
+    """One line of the evidence has all the words."""
+    assert proof.verdict == Verdict.FAIL, proof.evidence
+    assert proof.figure
+    assert any(all(word in line for word in words) for line in proof.evidence), proof.evidence
+
+
+def test_vepa_is_not_measured_without_traffic(first_faults: Faults) -> None:
+    assert first_faults["vepa", "host"].verdict == Verdict.NOT_MEASURED
+
+
+def test_core_exclusive_fails_with_a_busy_process_on_a_guest_core(first_faults: Faults, guests: list[dict[str, Any]]) -> None:
+    cpu = guests[0]["cpus"][0]
+    check_failed(first_faults["core-exclusive", guests[0]["name"]], "sh", f"may run on CPU {cpu} (allowed {cpu},")
+
+
+def test_core_exclusive_fails_when_a_vcpu_may_run_elsewhere(first_faults: Faults, guests: list[dict[str, Any]]) -> None:
+    check_failed(
+        first_faults["core-exclusive", guests[1]["name"]], "vCPU 0:", "may run on 0-1,", f"expected {guests[1]['cpus'][0]}"
+    )
+
+
+def test_manager_core_fails_when_the_manager_leaves_housekeeping(first_faults: Faults) -> None:
+    check_failed(first_faults["manager-core", "host"], "nohyped", "may run on 6")
+
+
+def test_interrupts_without_remapping_fail(first_faults: Faults, guests: list[dict[str, Any]]) -> None:
+    check_failed(first_faults["device-isolated", guests[0]["name"]], "allow_unsafe_interrupts is Y")
+
+
+def test_core_smt_fails_when_a_sibling_is_shared(second_faults: Faults, guests: list[dict[str, Any]]) -> None:
+    assert second_faults["core-smt", guests[1]["name"]].verdict == Verdict.FAIL
+
+
+def test_manager_core_fails_when_a_qemu_thread_leaves_housekeeping(second_faults: Faults, guests: list[dict[str, Any]]) -> None:
+    check_failed(second_faults["manager-core", "host"], f"guest {guests[0]['name']}", "may run on 6")
+
+
+def test_exits_fail_when_qemu_serves_port_writes(second_faults: Faults, guests: list[dict[str, Any]]) -> None:
+    proof = second_faults["exits", guests[0]["name"]]
     assert proof.verdict == Verdict.FAIL, proof.evidence
 
 
@@ -140,12 +168,6 @@ def test_identity_default_domain_limits_the_proof(unmanaged: Any) -> None:
     proof = unmanaged["device-isolated", "unmanaged"]
     assert proof.verdict == Verdict.PASS, proof.evidence
     assert any(line.startswith(WEAKER) for line in proof.evidence)
-
-
-def test_interrupts_without_remapping_fail(host: LabHost, guests: list[dict[str, Any]]) -> None:
-    parameter = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
-    with host.changed(f"echo Y > {parameter}", f"echo N > {parameter}"):
-        assert host.proofs()["device-isolated", guests[0]["name"]].verdict == Verdict.FAIL
 
 
 @pytest.mark.parametrize("name", ["memory-static", "devices-minimal"])
