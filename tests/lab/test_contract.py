@@ -4,44 +4,68 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
+from orchestrator.host.run import run
+from orchestrator.images.cache import cache_folder
+from orchestrator.images.wheels import source_tree
 from orchestrator.lab import lab as labs
+from orchestrator.lab.build import build_host
+from orchestrator.lab.spec import LabSpec
 from tests.lab.conftest import LabHost
 
 ROOT = Path(__file__).parents[2]
 CARRIED = ("pytest", "_pytest", "py.py", "pluggy", "iniconfig", "packaging", "pytest_timeout.py", "pygments")
 
 
-def pack() -> bytes:
-    """The contract tests, and pytest with its dependencies, which are pure Python."""
+def pack(folder: Path, spec: LabSpec) -> bytes:
+    """The contract tests, and pytest with its dependencies, which are pure Python. Compiled: the lab takes long for that."""
+    for name in ("root", "net", "nvme", "tracing"):
+        copy(ROOT / f"tests/fakes/{name}.py", folder / f"tests/fakes/{name}.py")
+    for name in ("tests/contract", "tests/data"):
+        copy(ROOT / name, folder / name)
+    for name in CARRIED:
+        spec_of = importlib.util.find_spec(name.removesuffix(".py"))
+        assert spec_of, name
+        assert spec_of.origin, name
+        found = Path(spec_of.origin)
+        copy(found if name.endswith(".py") else found.parent, folder / "site" / name)
+    compile_for(build_host(spec, source_tree(), cache_folder(), progress=print), folder)
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
-        fakes = [f"tests/fakes/{name}.py" for name in ("root", "net", "nvme", "tracing")]
-        for name in (*fakes, "tests/contract", "tests/data"):
-            archive.add(ROOT / name, name)
-        for name in CARRIED:
-            spec = importlib.util.find_spec(name.removesuffix(".py"))
-            assert spec, name
-            assert spec.origin, name
-            found = Path(spec.origin)
-            archive.add(found if name.endswith(".py") else found.parent, f"site/{name}", filter=_no_caches)
+        archive.add(folder, ".")
     return data.getvalue()
 
 
-def _no_caches(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if info.name.endswith("__pycache__") else info
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copyfile(source, target)
 
 
-def test_contract_holds_on_the_real_kernel(host: LabHost) -> None:
+def compile_for(root: Path, folder: Path) -> None:
+    """By the Python of the lab host, whose files are in ``root``, with its own loader and libraries."""
+    loader = [root / "usr/lib64/ld-linux-x86-64.so.2", "--library-path", root / "usr/lib/x86_64-linux-gnu"]
+    words = ["-m", "compileall", "-q", "--invalidation-mode=unchecked-hash", folder]
+    run([*loader, root / "usr/bin/python3", *words], env={"PYTHONHOME": str(root / "usr")}, timeout=300)
+    assert list(folder.rglob("*.pyc"))
+
+
+def test_contract_holds_on_the_real_kernel(host: LabHost, tmp_path: Path) -> None:
     """Runs without guests, as it creates and removes VFs."""
     for name in ("guest1", "guest2"):
         host.nohype("guest", "delete", name, check=False)
     pf = host.run("basename $(readlink /sys/class/net/nic0/device)").stdout.strip()
-    labs.execute(host.lab, "rm -rf /tmp/contract && mkdir /tmp/contract && tar xz -C /tmp/contract", input=pack(), timeout=120)
+    packed = pack(tmp_path, host.lab.state.spec)
+    labs.execute(host.lab, "rm -rf /tmp/contract && mkdir /tmp/contract && tar xz -C /tmp/contract", input=packed, timeout=120)
     environment = f"NOHYPE_CONTRACT_ROOT=/ NOHYPE_CONTRACT_PF={pf} PYTHONPATH=/tmp/contract/site:/tmp/contract"
-    command = "/opt/nohype/bin/python -m pytest -q -p no:cacheprovider --import-mode=importlib --durations=25"
+    # Without pytest's own assertions, for which it would compile the tests again.
+    options = "-q -p no:cacheprovider --import-mode=importlib --assert=plain --showlocals --durations=25"
+    command = f"/opt/nohype/bin/python -m pytest {options}"
     done = host.run(f"cd /tmp/contract && {environment} {command} tests/contract/test_host_*.py", check=False, timeout=800)
     print(done.stdout[-4000:])
     assert done.status == 0, done.stdout[-6000:]
