@@ -12,13 +12,11 @@ from typing import cast
 from urllib.parse import unquote
 
 import h11
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from orchestrator.api.identity import Peer
 from orchestrator.api.outgoing import Outgoing
 from orchestrator.api.shares import Place, Shares
+from orchestrator.api.uvicorn_import import Config, H11Protocol, ServerState
 from orchestrator.api.whole_request import WholeCycle, parse_whole
 from orchestrator.client.problems import MEDIA_TYPE, build_problem
 from orchestrator.errors import RequestError
@@ -65,7 +63,7 @@ class Parser(h11.Connection):
 class PeerConnection(H11Protocol):
     """Adds the peer to each request, as ``scope["state"]["peer"]``; the connection is counted as ``place`` in ``shares``."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, peer: Peer, place: Place, shares: Shares) -> None:
+    def __init__(self, config: Config, state: ServerState, peer: Peer, place: Place, shares: Shares) -> None:
         super().__init__(config, state, {"peer": peer, "hold": lambda size: shares.hold(place, size), "arrived": None})
         self.peer, self._place, self._shares = peer, place, shares
         self.conn = Parser(h11.SERVER, _MAX_HEAD)

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-import uvicorn
-
 from orchestrator import serving_cpu
 from orchestrator.api.accept import Acceptor, Listener
 from orchestrator.api.app import Api
@@ -23,6 +21,7 @@ from orchestrator.api.identity import Peer
 from orchestrator.api.shares import Place, Shares
 from orchestrator.api.tickless import TicklessServer
 from orchestrator.api.tls import Certificates
+from orchestrator.api.uvicorn_import import Config
 from orchestrator.config import ApiConfig
 from orchestrator.errors import HostError
 from orchestrator.values import CpuSet
@@ -110,7 +109,7 @@ class Server(TicklessServer):
             api.close()
             stopping()
 
-        config = uvicorn.Config(
+        config = Config(
             api.app, http=PeerConnection, ws="none", lifespan="off", interface="asgi3", loop="asyncio", log_config=None,
             access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=_GRACE,
         )  # fmt: skip

@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable
 from email.utils import formatdate
 
-import uvicorn
-from uvicorn.server import ServerState
-
+from orchestrator.api.uvicorn_import import Config, Server, ServerState
 from orchestrator.errors import OrchestratorError
 
 
-class TicklessServer(uvicorn.Server):
+class TicklessServer(Server):
     """uvicorn's main loop wakes up ten times per second to check for a stop and read the time (uvicorn.Server.on_tick).
 
     Here stopping is an event, and each response reads the time. `limit_max_requests` and `callback_notify` have no effect.
@@ -26,7 +24,7 @@ class TicklessServer(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, ready: Callable[[], object] = lambda: None, stopping: Callable[[], object] = lambda: None
+        self, config: Config, ready: Callable[[], object] = lambda: None, stopping: Callable[[], object] = lambda: None
     ) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Event | None = None
@@ -82,7 +80,7 @@ class TicklessServer(uvicorn.Server):
 class _PerResponseDate(ServerState):
     """Computes the Date header per response (RFC 9110 6.6.1: a server with a clock sends Date)."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: Config) -> None:
         self._config = config
         self._second, self._date = 0, b""
         super().__init__()

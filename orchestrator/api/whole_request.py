@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from uvicorn.protocols.http.flow_control import CLOSE_HEADER
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, RequestResponseCycle
+from orchestrator.api.uvicorn_import import CLOSE_HEADER, STATUS_PHRASES, RequestResponseCycle
 
 # A subset of h11's grammar: an origin-form target, and only printable ASCII in values. Possessive: each byte is read once.
 _HEAD = re.compile(

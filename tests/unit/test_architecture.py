@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parents[2] / "orchestrator"
 ORDER = [
     ("errors",),
     ("values",),
-    ("locks", "serving_cpu", "waiting"),
+    ("locks", "partial_import", "serving_cpu", "waiting"),
     ("client",),
     ("model",),
     ("config_values",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -13,21 +12,8 @@ from typing import Any
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.model.topology import Link
+from orchestrator.partial_import import parts_only
 from orchestrator.values import MacAddress
-
-
-@contextmanager
-def _parts_only(package: str) -> Iterator[None]:
-    """Imports modules of a package without its `__init__`. Afterwards the whole package can still be imported."""
-    spec = importlib.util.find_spec(package)
-    if package in sys.modules or spec is None:
-        yield
-        return
-    sys.modules[package] = importlib.util.module_from_spec(spec)
-    try:
-        yield
-    finally:
-        del sys.modules[package]
 
 
 class _Ignoring:
@@ -53,7 +39,7 @@ def _without_mock() -> Iterator[None]:
 
 
 # pyroute2's `__init__` imports 64 modules that are not needed here and cost 4 MB (pyroute2 0.9.7), unittest 1 MB.
-with _parts_only("pyroute2"), _without_mock():
+with parts_only("pyroute2"), _without_mock():
     from pyroute2 import netns as namespaces
     from pyroute2.iproute.linux import IPRoute
     from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
