@@ -71,6 +71,8 @@ for command in (console, ssh, copy):
     default=None,
     help="Delete the guest when it powers off or ends otherwise without a failure. Without it the guest keeps its resources.",
 )
+@click.option("--disengage-after", type=Seconds(0, 86_400, min_open=True), metavar="SECONDS",
+              help="The guest's boot is over after this time.  [default: when the guest reports it, or is ready]")  # fmt: skip
 @click.option("--id", metavar="ID", help="Request id of your choice: the same request with the same id creates only one guest.")
 @wait_option
 @click.option("--plan", "plan_only", is_flag=True, help="Only show the resources that the guest would get; create nothing.")
@@ -174,6 +176,23 @@ def restart(name: str, *, timeout: float, wait: float, as_json: bool, client: Cl
 @click.argument("name")
 @json_option
 @client_option
+def disengage(name: str, *, as_json: bool, client: Client) -> None:
+    """End the boot of a running guest.
+
+    For images whose guests do not report the end of their boot. VM exits are counted separately from then on. Does nothing if the
+    boot is over.
+    """
+    changed = client.disengage(name)
+    if as_json:
+        print_json(changed)
+    else:
+        say(f"{name} disengaged: {_describe_boot(changed)}")
+
+
+@guest.command()
+@click.argument("name")
+@json_option
+@client_option
 def kill(name: str, *, as_json: bool, client: Client) -> None:
     """Force a guest off.
 
@@ -254,6 +273,11 @@ def _describe_state(shown: Mapping[str, Any]) -> str:
     return f"{shown['state']} ({progress['phase']} {progress['disk']}: {progress['percent']}%)" if progress else shown["state"]
 
 
+def _describe_boot(shown: Mapping[str, Any]) -> str:
+    end = shown.get("disengaged")
+    return f"{end['time']} (signal: {end['signal']})" if end else "not yet: the guest is in its boot"
+
+
 def _describe_disk(disk: Mapping[str, Any]) -> str:
     if disk.get("target"):
         return f"{disk['target']}, mounted by the guest over its NIC"
@@ -293,6 +317,8 @@ def _print_guest(shown: Mapping[str, Any]) -> None:
         rows.insert(1, ("tenant", shown["owner"]))
     if shown["id"]:
         rows.insert(1, ("id", shown["id"]))
+    if shown["state"] == "running":
+        rows.append(("disengaged", _describe_boot(shown)))
     if shown["ssh_host_key"]:
         rows.append(("SSH host key", shown["ssh_host_key"]))
     if "ready" in shown:

@@ -161,6 +161,10 @@ class Client(NetworkCalls, SwitchCalls):
         """Forces a guest off if it runs, and releases its resources. Raises NotFound, Conflict, Stale."""
         self._ask(None, "DELETE", _path(name), timeout=_QUICK, headers=_if_match(version))
 
+    def disengage(self, name: str, *, version: int | None = None) -> shapes.Guest:
+        """Ends the boot of a running guest; no-op if it is over. Raises NotFound, GuestError, Stale."""
+        return self._change(name, "disengage", version, _QUICK)
+
     def exits(self, name: str) -> shapes.ExitReport:
         """VM exits of a running guest by hardware reason. Raises NotFound, GuestError."""
         report: shapes.ExitReport = self._ask(shapes.ExitReport, "GET", f"{_path(name)}/exits")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, TypedDict
+
+
+class Disengaged(TypedDict):
+    """The end of a guest's boot: when the manager noticed it (UTC, ISO 8601), and by which signal."""
+
+    time: str
+    signal: Literal["call", "ready", "time", "request"]
 
 
 class VcpuExits(TypedDict):

@@ -30,9 +30,13 @@ class Exits:
         if claim.state != GuestState.RUNNING:
             raise GuestError(f"guest {name} is {claim.state}, not running", _START)
         try:
-            return self._report(claim, self._read_trace())
+            return self.read_report(claim)
         except NotFound:  # the domain, not the guest
             raise GuestError(f"guest {name} has ended", _START) from None
+
+    def read_report(self, claim: Claim) -> ExitReport:
+        """Raises NotFound if the domain has ended, HypervisorError."""
+        return self._report(claim, self._read_trace())
 
     def read_all(self) -> Iterator[tuple[str, ExitReport]]:
         """Of all running guests that can be read, by name. Raises HypervisorError if libvirt cannot be reached."""

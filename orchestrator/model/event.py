@@ -52,6 +52,7 @@ class EventKind(StrEnum):
     DUPLICATE_ADDRESS = "duplicate-address", logging.WARNING, Visibility.HIDDEN
     HAIRPIN_LOST = "hairpin-lost", logging.WARNING, Visibility.HIDDEN
     HAIRPIN_RETURNED = "hairpin-returned", logging.INFO, Visibility.HIDDEN
+    DISENGAGED = "disengaged"
     DRIFTED = "drifted", logging.WARNING
     ADOPT = "adopt"
     FINISH = "finish"

@@ -212,6 +212,8 @@ class GuestRequest(BaseModel):
         accept: properties that the guest may lack.
         remove: delete the guest when it ends without failure.
         restart: restart the guest after a failure, never after a power off.
+        disengage_after: seconds after which the guest's boot counts as over, if the guest has not called before; None: see
+            `guests.disengagement`.
         id: the caller's request id: repeating it with the same fields changes nothing.
         ssh_keys: OpenSSH public keys that may log in.
         hostname: None for the guest's name.
@@ -236,6 +238,7 @@ class GuestRequest(BaseModel):
     accept: Annotated[tuple[Annotated[Waiver, Field(strict=False)], ...], Field(strict=False, max_length=len(Waiver))] = ()
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
+    disengage_after: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
     ssh_keys: Annotated[
         tuple[Annotated[str, Field(max_length=MAX_KEY), AfterValidator(check_ssh_key)], ...],
