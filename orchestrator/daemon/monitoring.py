@@ -11,6 +11,7 @@ from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
+from orchestrator.model.disengagement import Phase
 from orchestrator.model.exit_reasons import ExitReport
 from orchestrator.model.plan import Policy
 from orchestrator.model.proof import Proof
@@ -29,7 +30,7 @@ _CHANGE_SECONDS = 600.0
 def build_metrics(
     survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters,
     frames: Callable[[str], Iterable[CounterReading]] = lambda _: (), hairpins: Callable[[], Mapping[str, bool]] = dict,
-    exit_reports: Callable[[], Iterable[tuple[str, ExitReport]]] = tuple,
+    exit_reports: Callable[[], Iterable[tuple[str, Phase, ExitReport]]] = tuple,
 ) -> Metrics:  # fmt: skip
     """``frames``: of an uplink; ``hairpins`` and ``exit_reports``: as of `metrics.collect.Sources`."""
     sources = Sources(

@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric as Family
 from orchestrator.errors import NotFound
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric, Sample
+from orchestrator.model.disengagement import Phase
 from orchestrator.model.exit_reasons import ExitReport
 from orchestrator.model.exits import add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
@@ -62,7 +63,7 @@ class Sources:
     # KVM's counters of a running guest by its id, one mapping per vCPU. QEMU before its patch "kvm: reuse per-vcpu stats fd to
     # avoid vcpu interruption" (June 2023) stops the vCPU for each reading.
     read_exits: Callable[[UUID], tuple[Mapping[str, int], ...]]
-    exit_reports: Callable[[], Iterable[tuple[str, ExitReport]]]  # of all running guests, by name
+    exit_reports: Callable[[], Iterable[tuple[str, Phase, ExitReport]]]  # of all running guests, by name
     frames: Callable[[], Mapping[str, Iterable[CounterReading]]] = dict  # by uplink
     hairpins: Callable[[], Mapping[str, bool]] = dict  # by watched uplink: frames do not return
 
@@ -183,7 +184,7 @@ class Metrics:
                     yield "nohype_guest_exits_total", (guest.plan.name, name), count
 
     def _read_exit_reasons(self) -> Iterator[Sample]:
-        for guest, report in self._sources.exit_reports():
+        for guest, phase, report in self._sources.exit_reports():
             for index, vcpu in enumerate(report.vcpus):
                 for reason, count in (vcpu.reasons or {}).items():
-                    yield "nohype_guest_exit_reasons_total", (guest, str(index), reason), count
+                    yield "nohype_guest_exit_reasons_total", (guest, str(index), reason, str(phase)), count

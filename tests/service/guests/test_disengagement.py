@@ -16,7 +16,7 @@ from orchestrator.images.description import write_description
 from orchestrator.images.store import read_image
 from orchestrator.ledger import Event, EventKind, Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
-from orchestrator.model.disengagement import Signal
+from orchestrator.model.disengagement import Phase, Signal
 from tests.fakes import tracing
 from tests.fakes.server import IMAGE
 from tests.harness.crash import World
@@ -247,3 +247,22 @@ def test_thread_notices_the_call_and_sleeps_afterwards(world: World, manager: Gu
     create(manager)
     call(world)
     until(lambda: signal(manager))
+
+
+def test_exits_are_shown_by_phase(world: World, manager: GuestService) -> None:
+    create(manager)
+    world.host.add("sys/module/kvm_amd/parameters/avic", "N")
+    first = world.hypervisor.read_guest("web").vcpus[0].tid
+    event = f"{tracing.INSTANCES}/nohype/{tracing.EXIT}"
+    tracing.show_hist(world.host, event, {(first, 0x7B): 400}, 0)
+    with pytest.raises(GuestError, match="guest web is in its boot"):
+        manager.exits.read(OPERATOR, "web", Phase.RUN)
+    assert manager.exits.read(OPERATOR, "web", Phase.BOOT).vcpus[0].reasons == {"io": 400}
+    assert [(name, phase) for name, phase, _ in manager.exits.read_all()] == [("web", Phase.BOOT)]
+    manager.disengagements.request(OPERATOR, "web")
+    tracing.show_hist(world.host, event, {(first, 0x7B): 400, (first, 0x78): 7}, 0)
+    assert manager.exits.read(OPERATOR, "web").vcpus[0].reasons == {"io": 400, "hlt": 7}
+    counts = {phase: report.vcpus[0].reasons for _, phase, report in manager.exits.read_all()}
+    assert counts == {Phase.BOOT: {"io": 400}, Phase.RUN: {"hlt": 7}}
+    for phase, reasons in counts.items():
+        assert manager.exits.read(OPERATOR, "web", phase).vcpus[0].reasons == reasons
