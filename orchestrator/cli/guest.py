@@ -11,6 +11,7 @@ from orchestrator.cli.boot import boot_options, take_boot
 from orchestrator.cli.configuration import configuration_options
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.disks import accept_option, disk_option
+from orchestrator.cli.exit_options import exit_options, take_exit_policy
 from orchestrator.cli.guest_console import console
 from orchestrator.cli.guest_ssh import copy, ssh
 from orchestrator.cli.nics import describe_network, nic_option
@@ -71,8 +72,7 @@ for command in (console, ssh, copy):
     default=None,
     help="Delete the guest when it powers off or ends otherwise without a failure. Without it the guest keeps its resources.",
 )
-@click.option("--disengage-after", type=Seconds(0, 86_400, min_open=True), metavar="SECONDS",
-              help="The guest's boot is over after this time.  [default: when the guest reports it, or is ready]")  # fmt: skip
+@exit_options
 @click.option("--id", metavar="ID", help="Request id of your choice: the same request with the same id creates only one guest.")
 @wait_option
 @click.option("--plan", "plan_only", is_flag=True, help="Only show the resources that the guest would get; create nothing.")
@@ -88,6 +88,7 @@ def create(
     network interface until it is deleted.
     """
     take_boot(fields)
+    take_exit_policy(fields)
     if vf and not cpus:
         raise click.UsageError("--vf requires --cpus")
     if nics and (vf or fields["address"]):
@@ -278,6 +279,17 @@ def _describe_boot(shown: Mapping[str, Any]) -> str:
     return f"{end['time']} (signal: {end['signal']})" if end else "not yet: the guest is in its boot"
 
 
+def _describe_policy(shown: Mapping[str, Any]) -> str:
+    policy, kinds = shown["exit_policy"], ("application", "housekeeping")
+    rules = [f"{kind}:{name}={_describe_budget(budget)}" for kind in kinds for name, budget in policy[kind].items()]
+    return f"{policy['action']} beyond {' '.join(rules)}"
+
+
+def _describe_budget(budget: Mapping[str, int | None]) -> str:
+    limits = [f"{budget[key]}/{unit}" for key, unit in (("second", "s"), ("minute", "min")) if budget[key] is not None]
+    return ",".join(limits) or "any"
+
+
 def _describe_disk(disk: Mapping[str, Any]) -> str:
     if disk.get("target"):
         return f"{disk['target']}, mounted by the guest over its NIC"
@@ -317,6 +329,8 @@ def _print_guest(shown: Mapping[str, Any]) -> None:
         rows.insert(1, ("tenant", shown["owner"]))
     if shown["id"]:
         rows.insert(1, ("id", shown["id"]))
+    if shown.get("exit_policy"):
+        rows.append(("exit policy", _describe_policy(shown)))
     if shown["state"] == "running":
         rows.append(("disengaged", _describe_boot(shown)))
     if shown["ssh_host_key"]:

@@ -12,6 +12,21 @@ class Disengaged(TypedDict):
     signal: Literal["call", "ready", "time", "request"]
 
 
+class Budget(TypedDict):
+    """VM exits of one vCPU that are allowed per second and per minute; null for no limit."""
+
+    second: int | None
+    minute: int | None
+
+
+class ExitPolicy(TypedDict):
+    """Budgets by reason for each class of vCPU, and what happens to a guest that exceeds one."""
+
+    action: Literal["report", "pause", "kill"]
+    application: dict[str, Budget]
+    housekeeping: dict[str, Budget]
+
+
 class VcpuExits(TypedDict):
     """VM exits of one vCPU since its guest started.
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
 from functools import partial
-from uuid import UUID
 
-from orchestrator.errors import GuestError, HostError, HypervisorError, NotFound, OrchestratorError
+from orchestrator.errors import GuestError, HostError, OrchestratorError
+from orchestrator.guests.core_manager import CoreContext
 from orchestrator.guests.exits import Exits
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
-from orchestrator.host.disengagement import read_calls
-from orchestrator.host.processes import read_process_threads
-from orchestrator.host.root import HostRoot
-from orchestrator.hypervisor.connection import Hypervisor
-from orchestrator.ledger import Claim, EventKind, Ledger
+from orchestrator.guests.runs import RunKey, Runs, run_key
+from orchestrator.host.thread_counts import CALLS, read_counter
+from orchestrator.ledger import Claim, EventKind
 from orchestrator.model.access import MANAGER, Identity
 from orchestrator.model.disengagement import Disengagement, Signal, record_counts
 from orchestrator.model.event import utc_now
@@ -31,26 +28,17 @@ _SECONDS, _PATIENT_SECONDS = 1.0, 15.0
 _LONG_BOOT = 600.0
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run of a guest. ``started``: when its vCPUs were created, in seconds after the host's boot."""
-
-    claim: Claim
-    tids: frozenset[int]
-    started: float
-
-
 class Disengagements:
-    def __init__(self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, exits: Exits, access: GuestAccess) -> None:
-        self._host, self._hypervisor, self._ledger, self._exits, self._access = host, hypervisor, ledger, exits, access
-        self._runs: dict[tuple[UUID, int], _Run] = {}  # of running guests, by id and version
-        self._calls: dict[tuple[UUID, int], int] = {}  # of guests that have disengaged by a call, when last read
+    def __init__(self, context: CoreContext, exits: Exits, access: GuestAccess, runs: Runs) -> None:
+        self._host, self._hypervisor, self._ledger = context.host, context.hypervisor, context.ledger
+        self._exits, self._access, self._runs = exits, access, runs
+        self._calls: dict[RunKey, int] = {}  # of guests that have disengaged by a call, when last read
 
     def check(self) -> float | None:
         """One round. Returns seconds until the next; None if no guest is in its boot."""
         claims = [claim for claim in self._ledger.read().claims if claim.state == GuestState.RUNNING]
-        keys = {_key(claim) for claim in claims}
-        self._runs = {key: run for key, run in self._runs.items() if key in keys}
+        self._runs.keep(claims)
+        keys = set(map(run_key, claims))
         self._calls = {key: count for key, count in self._calls.items() if key in keys}
         booting = [claim for claim in claims if claim.disengaged is None]
         if not booting:
@@ -77,7 +65,7 @@ class Disengagements:
 
     def _check_guest(self, claim: Claim, calls: dict[int, int]) -> float | None:
         """Seconds until the guest is due again; None if its boot is over."""
-        run = self._find_run(claim)
+        run = self._runs.find(claim)
         if run is None:
             return _SECONDS
         count = sum(calls.get(tid, 0) for tid in run.tids)
@@ -88,7 +76,7 @@ class Disengagements:
             pause = _SECONDS if lasted < _LONG_BOOT else _PATIENT_SECONDS
             return pause if limit is None else min(pause, limit - lasted)
         self._end_boot(claim, signal)
-        self._calls[_key(claim)] = count
+        self._calls[run_key(claim)] = count
         return None
 
     def _end_boot(self, claim: Claim, signal: Signal, caller: str = MANAGER.name) -> Claim | None:
@@ -105,39 +93,20 @@ class Disengagements:
             log_event(self._ledger, now, Outcome(EventKind.DISENGAGED, f"{_DESCRIPTIONS[signal]}; {count}", caller))
         return now
 
-    def _find_run(self, claim: Claim) -> _Run | None:
-        """None while it cannot be read, as that of a guest that is ending."""
-        key = _key(claim)
-        if key not in self._runs:
-            try:
-                guest = self._hypervisor.read_guest(claim.plan.uuid)
-                tids = frozenset(vcpu.tid for vcpu in guest.vcpus)
-                started = min((t.started for t in read_process_threads(self._host, guest.pid) if t.tid in tids), default=None)
-            except (NotFound, HypervisorError, HostError):
-                return None
-            if started is None:
-                return None
-            self._runs[key] = _Run(claim, tids, started)
-        return self._runs[key]
-
     def _read_calls(self) -> dict[int, int]:
         """Empty if nothing listens, which is an event already (see ``HostSetup``)."""
         try:
-            return read_calls(self._host)
+            return read_counter(self._host, CALLS)
         except HostError:
             return {}
 
     def _note_repeated(self, claims: list[Claim], calls: dict[int, int]) -> None:
         """A guest that calls again changes nothing; logged once per run."""
         for claim in claims:
-            key = _key(claim)
-            if key in self._calls and sum(calls.get(tid, 0) for tid in self._runs[key].tids) > self._calls[key]:
+            key, run = run_key(claim), self._runs.find(claim)
+            if run and sum(calls.get(tid, 0) for tid in run.tids) > self._calls.get(key, 1 << 62):
                 del self._calls[key]
                 _log.warning("guest %s: called again that its boot is over: ignored", claim.plan.name)
-
-
-def _key(claim: Claim) -> tuple[UUID, int]:
-    return claim.plan.uuid, claim.version
 
 
 _DESCRIPTIONS = {

@@ -22,6 +22,7 @@ from orchestrator.guests.core_manager import CoreContext, Launches
 from orchestrator.guests.counters import with_counters
 from orchestrator.guests.disengagement import Disengagements
 from orchestrator.guests.disk_work import CountWipe, ignore_wipe
+from orchestrator.guests.exit_policy import ExitPolicyWatch
 from orchestrator.guests.exit_watch import ExitWatch
 from orchestrator.guests.exits import Exits
 from orchestrator.guests.guest_access import GuestAccess
@@ -31,6 +32,7 @@ from orchestrator.guests.networks import Networks
 from orchestrator.guests.outcome import Outcome, log_event
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.refusals import RefusalLog
+from orchestrator.guests.runs import Runs
 from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.switches import SwitchService
 from orchestrator.guests.transitions import Transitions
@@ -82,21 +84,20 @@ class GuestService:
         self._host, self._ledger, self._uplinks, self._closed = host, ledger, Uplinks(host, ledger, policy), False
         self._warnings, logs = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles)
         self.host_setup = setup = HostSetup(host, ledger, policy, self._warnings, count_undo_failure)
-        launches, secrets = Launches(), GuestSecrets(ledger)
+        launches, secrets, runs = Launches(), GuestSecrets(ledger), Runs(host, hypervisor)
         context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs, secrets)
-        self._disk_work = context.disk_work
-        self.transitions = Transitions(context, count_undo_failure, count_wipe)
+        self._disk_work, self.transitions = context.disk_work, Transitions(context, count_undo_failure, count_wipe)
         self.reconciler = Reconciler(context, self.transitions)
         self.allocator = Allocator(host, hypervisor, ledger, self._uplinks, setup.lock, images, launches, self._warnings, secrets)
         self._access = GuestAccess(ledger, self.transitions)
         self.exits = Exits(host, hypervisor, ledger, self._access)
-        self.disengagements = Disengagements(host, hypervisor, ledger, self.exits, self._access)
-        self.exit_watch = ExitWatch(ledger, (self.disengagements.check,))
+        self.disengagements = Disengagements(context, self.exits, self._access, runs)
+        self.exit_policies = ExitPolicyWatch(context, self.transitions, self._warnings, runs)
+        self.exit_watch = ExitWatch(ledger, (self.disengagements.check, self.exit_policies.check))
         self._boot_images, self.switches = BootImages(images, policy.boot), SwitchService(host, ledger, switches)
         self._refusals = RefusalLog(ledger, observe_refusal)
         self.networks = Networks(ledger, policy, self._refusals)
-        self._consoles = Consoles(hypervisor, ledger, logs, images)
-        self._new_event = threading.Condition()
+        self._consoles, self._new_event = Consoles(hypervisor, ledger, logs, images), threading.Condition()
         ledger.subscribe(self._on_event)
 
     # Views.

@@ -1,13 +1,13 @@
-"""Counts the VM exits of all guests by hardware reason, and their calls that boot is over."""
+"""Counts the VM exits of all guests by hardware reason, their accesses to emulated devices, and their calls that boot is over."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from orchestrator.host.disengagement import begin_listening, end_listening, is_listening
 from orchestrator.host.exit_trace import begin_counting, end_counting, is_counting
 from orchestrator.host.root import HostRoot
+from orchestrator.host.thread_counts import COUNTERS, begin_counter, end_counter, is_counted
 from orchestrator.resources.step import Arguments, UndoContext, register
 
 
@@ -22,14 +22,16 @@ class CountExits:
         return "count VM exits by reason"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        return None if is_counting(host) and is_listening(host) else {}
+        return None if is_counting(host) and all(is_counted(host, counter) for counter in COUNTERS) else {}
 
     def apply(self, host: HostRoot) -> None:
         begin_counting(host)
-        begin_listening(host)
+        for counter in COUNTERS:
+            begin_counter(host, counter)
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
         """No-op after a reboot."""
-        end_listening(context.host)
+        for counter in COUNTERS:
+            end_counter(context.host, counter)
         end_counting(context.host)

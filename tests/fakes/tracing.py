@@ -16,18 +16,21 @@ TRACING = "sys/kernel/tracing"
 INSTANCES = f"{TRACING}/instances"
 EXIT = "events/kvm/kvm_exit"
 CALL = "events/kvm/kvm_hypercall"
+MMIO = "events/kvm/kvm_mmio"
 _NO_TRIGGER = (
     "# Available triggers:\n# traceon traceoff snapshot stacktrace enable_event disable_event enable_hist disable_hist hist"
 )
 _FIELDS = {
     EXIT: ("common_pid", "exit_reason", "vcpu_id", "isa", "guest_rip", "info1", "info2", "intr_info", "error_code"),
     CALL: ("common_pid", "nr", "a0", "a1", "a2", "a3"),
+    MMIO: ("common_pid", "type", "len", "gpa", "val"),
 }
 
 
 def add_tracing(fake: FakeRoot) -> None:
     fake.add(f"{TRACING}/{EXIT}/format", FORMAT)
-    fake.add(f"{TRACING}/{CALL}/format", "name: kvm_hypercall\n")
+    for event in (CALL, MMIO):
+        fake.add(f"{TRACING}/{event}/format", f"name: {event.rpartition('/')[2]}\n")
     (fake.path / INSTANCES).mkdir(parents=True)
 
 
@@ -55,8 +58,8 @@ def write_trigger(fake: FakeRoot, path: str, value: str) -> None:
     """kernel/trace/trace_events_hist.c, event_hist_trigger_parse(): a second trigger with the same keys is refused."""
     event = path.rpartition("/")[0]
     fields = next(fields for name, fields in _FIELDS.items() if event.endswith(name))
-    removed, _, text = value.strip().rpartition("!")
-    match = re.fullmatch(r"hist:keys=([a-z_,]+)(?::size=(\d+))?( if (?:[a-z0-9]+ == \d+(?: && )?)+)?", text)
+    text = value.strip().removeprefix("!")
+    match = re.fullmatch(r"hist:keys=([a-z_,]+)(?::size=(\d+))?( if (?:[a-z0-9]+ [!=]= \d+(?: && )?)+)?", text)
     if not match or not set(match[1].split(",")) <= set(fields) or match[1].count(",") > 2:
         raise OSError(errno.EINVAL, "")
     is_set = not fake.text(path).startswith("#")
@@ -76,9 +79,10 @@ def show_hist(fake: FakeRoot, event: str, counts: dict[tuple[int, int], int], dr
     _show(fake, event, keys, dropped)
 
 
-def show_calls(fake: FakeRoot, counts: dict[int, int]) -> None:
-    """``counts``: thread id → calls of a guest that its boot is over."""
-    _show(fake, f"{INSTANCES}/nohype/{CALL}", [(f"common_pid: {tid:>10}", count) for tid, count in counts.items()], 0)
+def show_calls(fake: FakeRoot, counts: dict[int, int], dropped: int = 0, event: str = CALL) -> None:
+    """``counts``: thread id → calls of a guest that its boot is over, or another event."""
+    keys = [(f"common_pid: {tid:>10}", count) for tid, count in counts.items()]
+    _show(fake, f"{INSTANCES}/nohype/{event}", keys, dropped)
 
 
 def _show(fake: FakeRoot, event: str, counts: list[tuple[str, int]], dropped: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ImageError
-from orchestrator.host.disengagement import BOOT_IS_OVER, CALL_NUMBER
+from orchestrator.host.thread_counts import BOOT_IS_OVER, CALL_NUMBER
 from orchestrator.images.recipe import read_recipe, recipe_names, recipes_folder
 from orchestrator.images.tools import DISENGAGE, build_tools, tools_source
 

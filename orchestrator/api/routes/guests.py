@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
@@ -16,6 +16,7 @@ from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, PLAN_CODES, Route
 from orchestrator.api.waits import may_last, while_connected
 from orchestrator.client import shapes
 from orchestrator.model.configuration import choose_hostname, choose_initiator
+from orchestrator.model.exit_policy import ExitBudgets
 from orchestrator.model.fields import NameField
 from orchestrator.model.guest_view import GuestView
 from orchestrator.model.plain import to_plain
@@ -159,7 +160,13 @@ def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
         "warnings": list(view.warnings), "addresses": [nic.address for nic in request.wanted_nics if nic.address],
         "ssh_host_key": view.host_key or None, "initiator": choose_initiator(plan, request),
         "disengaged": {"time": end.time, "signal": end.signal.value} if (end := view.disengaged) else None,
+        "exit_policy": _show_policy(request.exit_policy),
+        "housekeeping_vcpus": request.housekeeping,
     }  # fmt: skip
+
+
+def _show_policy(policy: ExitBudgets | None) -> shapes.ExitPolicy | None:
+    return cast("shapes.ExitPolicy", policy.model_dump(mode="json")) if policy else None
 
 
 def _show(secret: Secret | None) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import Forbidden, GuestError, HypervisorError, NotFound
 from orchestrator.guests.service import GuestService
-from orchestrator.host.disengagement import is_listening
+from orchestrator.host.thread_counts import CALLS, is_counted
 from orchestrator.images.description import write_description
 from orchestrator.images.store import read_image
 from orchestrator.ledger import Event, EventKind, Ledger
@@ -52,7 +52,7 @@ def ends(ledger: Ledger) -> list[Event]:
 def test_call_of_a_guest_ends_its_boot_only(world: World, manager: GuestService, ledger: Ledger) -> None:
     create(manager, name="web")
     create(manager, name="other")
-    assert is_listening(world.host)
+    assert is_counted(world.host, CALLS)
     assert manager.disengagements.check() is not None
     call(world)
     assert manager.disengagements.check() is not None
