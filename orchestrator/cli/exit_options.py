@@ -9,8 +9,6 @@ import click
 
 from orchestrator.cli.seconds import Seconds
 
-_UNITS = {"s": "second", "min": "minute"}
-
 
 def exit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options; `take_exit_policy` reads them."""
@@ -39,8 +37,9 @@ def take_exit_policy(fields: dict[str, Any]) -> None:
     fields["exit_policy"] = {**({"action": action} if action else {}), **budgets} if budgets else None
 
 
-def _parse_budgets(_context: click.Context, _option: click.Parameter, words: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _parse_budgets(_context: click.Context, _option: click.Parameter, words: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """By class of vCPU and reason. The manager checks reasons and limits."""
+    found: dict[str, dict[str, str]] = {}
     for word in words:
         kind, colon, rule = word.partition(":")
         name, equals, limits = rule.rpartition("=")
@@ -48,12 +47,5 @@ def _parse_budgets(_context: click.Context, _option: click.Parameter, words: tup
             raise click.BadParameter(f"{word!r} is not CLASS:REASON=LIMIT with the class application or housekeeping")
         if name in found.get(kind, {}):
             raise click.BadParameter(f"{kind}:{name} is given twice; write its limits as one: {name}=10/s,60/min")
-        found.setdefault(kind, {})[name] = {} if limits == "any" else dict(_parse_limit(word, text) for text in limits.split(","))
+        found.setdefault(kind, {})[name] = limits
     return found
-
-
-def _parse_limit(word: str, text: str) -> tuple[str, int]:
-    number, _, unit = text.partition("/")
-    if not (number.isascii() and number.isdigit()) or unit not in _UNITS:
-        raise click.BadParameter(f"{word!r}: {text!r} is not a limit such as 10/s, 60/min or any")
-    return _UNITS[unit], int(number)

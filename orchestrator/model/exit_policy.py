@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.model.exit_names import SVM, VMX
 from orchestrator.model.exit_reasons import CLASSES
@@ -15,6 +16,7 @@ from orchestrator.model.exit_reasons import CLASSES
 ALL, OTHERS, MMIO = "all", "others", "mmio"
 """Rules of all exits, of those that no other rule names, and of accesses to memory of emulated devices (on SVM an `npf`, too)."""
 
+_LIMIT, _UNITS = re.compile(r"(\d{1,10})/(s|min)", re.ASCII), {"s": "second", "min": "minute"}
 _MINUTE = 60.0
 _MAX = 10**9
 
@@ -33,12 +35,23 @@ class Reaction(StrEnum):
 
 
 class Budget(BaseModel):
-    """Exits of one vCPU; None for no limit. A budget without limits allows the reason."""
+    """Exits of one vCPU; None for no limit. A budget without limits allows the reason. Text is read too: "10/s,60/min", "any"."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     second: Annotated[int, Field(ge=0, le=_MAX)] | None = None
     minute: Annotated[int, Field(ge=0, le=_MAX)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_text(cls, given: object) -> object:
+        if not isinstance(given, str) or given == "any":
+            return {} if given == "any" else given
+        parts = [_LIMIT.fullmatch(part) for part in given.split(",")]
+        limits = {_UNITS[part[2]]: int(part[1]) for part in parts if part}
+        if len(limits) != len(parts):
+            raise ValueError(f'{given!r} is not a budget such as "10/s", "60/min", "10/s,60/min" or "any"')
+        return limits
 
 
 def _check_rule(name: str) -> str:

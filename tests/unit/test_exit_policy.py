@@ -53,12 +53,24 @@ def test_names_are_those_of_the_kernel() -> None:
         ({"io": {"second": True}}, "integer"),
         ({"io": {"hour": 1}}, "Extra inputs"),
         ({"io": 5}, "dictionary"),
+        ({"io": "5"}, "is not a budget such as"),
+        ({"io": "5/s,6/s"}, "is not a budget such as"),
+        ({"io": "5/hour"}, "is not a budget such as"),
+        ({"io": "-1/s"}, "is not a budget such as"),
+        ({"io": ""}, "is not a budget such as"),
+        ({"io": "9999999999/s"}, "less than or equal"),
     ],
 )
 @pytest.mark.parametrize("kind", ["application", "housekeeping"])
 def test_wrong_rules_are_refused(kind: str, rules: object, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         policy(**{kind: rules})
+
+
+def test_budget_is_read_from_text() -> None:
+    texts = {"io": "0/s", "msr": "10/s,60/min", "halt": "any"}
+    objects = {"io": {"second": 0}, "msr": {"second": 10, "minute": 60}, "halt": {}}
+    assert policy(application=texts) == policy(application=objects)
 
 
 def test_unknown_action_is_refused() -> None:
