@@ -34,6 +34,7 @@ from orchestrator.config_values import (
 )
 from orchestrator.errors import RequestError
 from orchestrator.model.access import Quota, Role
+from orchestrator.model.exit_policy import ExitBudgets
 from orchestrator.model.fields import NameField, SizeField, describe
 from orchestrator.model.network import MAX_VLAN
 from orchestrator.model.plan import BootPolicy
@@ -126,6 +127,8 @@ class ExitConfig(StrictModel):
     total: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 2000.0  # all VM exits
     # VM exits that QEMU or KVM's emulator had to serve (port I/O and memory-mapped I/O).
     emulated: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 10.0
+    # Budgets of guests whose boot is over; None: `exit_policy.DEFAULT_POLICY` for images that report the end of their boot.
+    policy: ExitBudgets | None = None
 
 
 class Principals(StrictModel):
@@ -168,6 +171,7 @@ class TenantConfig(Principals):
     boot_servers: _Servers = ()  # URLs of folders that the tenant may boot guests from
     disks: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
     networks: Annotated[int, Field(ge=0, le=MAX_VLAN)] | None = None
+    exit_policy: ExitBudgets | None = None  # replaces that of the host
 
     @property
     def quota(self) -> Quota:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Literal
 
 import click
 
@@ -26,16 +27,20 @@ _Counts = list[Mapping[str, float]]
 @click.argument("guest")
 @click.option("--by", type=click.Choice(["reason", "class", "vcpu"]), default="reason", show_default=True,
               help="Add up the exits by hardware reason, by class of reasons, or by vCPU.")  # fmt: skip
+@click.option("--phase", type=click.Choice(["boot", "run"]), help="Only the exits until the guest's boot was over, or since.")
 @click.option("--watch", is_flag=True, help="Print exits per second repeatedly, until interrupted.")
 @click.option("--interval", type=Seconds(min=0.1, max=3600), default=5.0, show_default=True, metavar="SECONDS",
               help="Time between two prints of --watch.")  # fmt: skip
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values, for spreadsheets.")
 @json_option
 @client_option
-def exits(guest: str, *, by: str, watch: bool, interval: float, as_csv: bool, as_json: bool, client: Client) -> None:
+def exits(
+    guest: str, *, by: str, phase: Literal["boot", "run"] | None, watch: bool, interval: float, as_csv: bool, as_json: bool,
+    client: Client,
+) -> None:  # fmt: skip
     """Show the VM exits of a guest by hardware reason.
 
-    They are counted since GUEST started.
+    They are counted since GUEST started, with --phase run since its boot was over (`nohype guest show` says when).
 
     A VM exit is a return from the guest to the host's kernel (KVM). The kernel counts them itself: no program reads them on the
     cores of guests. The names of the reasons are those of KVM for this CPU vendor (SVM: io, msr, hlt, npf; VMX: IO_INSTRUCTION,
@@ -45,6 +50,8 @@ def exits(guest: str, *, by: str, watch: bool, interval: float, as_csv: bool, as
         raise click.UsageError("--csv and --json exclude each other")
     if as_json and by != "reason" and not watch:
         raise click.UsageError("--json without --watch prints the reasons of each vCPU: omit --by")
+    if watch and phase:
+        raise click.UsageError("--watch prints what happens now: omit --phase")
     write: _Print = _write_csv if as_csv else _print_table
     if watch:
         for seconds, counts in _read_rates(client, guest, interval, by):
@@ -55,7 +62,7 @@ def exits(guest: str, *, by: str, watch: bool, interval: float, as_csv: bool, as
             else:
                 write(by, counts, stamp)
         return
-    report = client.exits(guest)
+    report = client.exits(guest, phase=phase)
     if as_json:
         print_json(report)
         return

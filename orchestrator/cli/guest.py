@@ -11,6 +11,7 @@ from orchestrator.cli.boot import boot_options, take_boot
 from orchestrator.cli.configuration import configuration_options
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.disks import accept_option, disk_option
+from orchestrator.cli.exit_options import exit_options, take_exit_policy
 from orchestrator.cli.guest_console import console
 from orchestrator.cli.guest_ssh import copy, ssh
 from orchestrator.cli.nics import describe_network, nic_option
@@ -71,6 +72,7 @@ for command in (console, ssh, copy):
     default=None,
     help="Delete the guest when it powers off or ends otherwise without a failure. Without it the guest keeps its resources.",
 )
+@exit_options
 @click.option("--id", metavar="ID", help="Request id of your choice: the same request with the same id creates only one guest.")
 @wait_option
 @click.option("--plan", "plan_only", is_flag=True, help="Only show the resources that the guest would get; create nothing.")
@@ -86,6 +88,7 @@ def create(
     network interface until it is deleted.
     """
     take_boot(fields)
+    take_exit_policy(fields)
     if vf and not cpus:
         raise click.UsageError("--vf requires --cpus")
     if nics and (vf or fields["address"]):
@@ -174,6 +177,23 @@ def restart(name: str, *, timeout: float, wait: float, as_json: bool, client: Cl
 @click.argument("name")
 @json_option
 @client_option
+def disengage(name: str, *, as_json: bool, client: Client) -> None:
+    """End the boot of a running guest.
+
+    For images whose guests do not report the end of their boot. VM exits are counted separately from then on. Does nothing if the
+    boot is over.
+    """
+    changed = client.disengage(name)
+    if as_json:
+        print_json(changed)
+    else:
+        say(f"{name} disengaged: {_describe_boot(changed)}")
+
+
+@guest.command()
+@click.argument("name")
+@json_option
+@client_option
 def kill(name: str, *, as_json: bool, client: Client) -> None:
     """Force a guest off.
 
@@ -254,6 +274,22 @@ def _describe_state(shown: Mapping[str, Any]) -> str:
     return f"{shown['state']} ({progress['phase']} {progress['disk']}: {progress['percent']}%)" if progress else shown["state"]
 
 
+def _describe_boot(shown: Mapping[str, Any]) -> str:
+    end = shown.get("disengaged")
+    return f"{end['time']} (signal: {end['signal']})" if end else "not yet: the guest is in its boot"
+
+
+def _describe_policy(shown: Mapping[str, Any]) -> str:
+    policy, kinds = shown["exit_policy"], ("application", "housekeeping")
+    rules = [f"{kind}:{name}={_describe_budget(budget)}" for kind in kinds for name, budget in policy[kind].items()]
+    return f"{policy['action']} beyond {' '.join(rules)}"
+
+
+def _describe_budget(budget: Mapping[str, int | None]) -> str:
+    limits = [f"{budget[key]}/{unit}" for key, unit in (("second", "s"), ("minute", "min")) if budget[key] is not None]
+    return ",".join(limits) or "any"
+
+
 def _describe_disk(disk: Mapping[str, Any]) -> str:
     if disk.get("target"):
         return f"{disk['target']}, mounted by the guest over its NIC"
@@ -293,6 +329,10 @@ def _print_guest(shown: Mapping[str, Any]) -> None:
         rows.insert(1, ("tenant", shown["owner"]))
     if shown["id"]:
         rows.insert(1, ("id", shown["id"]))
+    if shown.get("exit_policy"):
+        rows.append(("exit policy", _describe_policy(shown)))
+    if shown["state"] == "running":
+        rows.append(("disengaged", _describe_boot(shown)))
     if shown["ssh_host_key"]:
         rows.append(("SSH host key", shown["ssh_host_key"]))
     if "ready" in shown:

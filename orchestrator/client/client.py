@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 from orchestrator.client import shapes
@@ -161,9 +161,14 @@ class Client(NetworkCalls, SwitchCalls):
         """Forces a guest off if it runs, and releases its resources. Raises NotFound, Conflict, Stale."""
         self._ask(None, "DELETE", _path(name), timeout=_QUICK, headers=_if_match(version))
 
-    def exits(self, name: str) -> shapes.ExitReport:
-        """VM exits of a running guest by hardware reason. Raises NotFound, GuestError."""
-        report: shapes.ExitReport = self._ask(shapes.ExitReport, "GET", f"{_path(name)}/exits")
+    def disengage(self, name: str, *, version: int | None = None) -> shapes.Guest:
+        """Ends the boot of a running guest; no-op if it is over. Raises NotFound, GuestError, Stale."""
+        return self._change(name, "disengage", version, _QUICK)
+
+    def exits(self, name: str, *, phase: Literal["boot", "run"] | None = None) -> shapes.ExitReport:
+        """VM exits of a running guest by hardware reason, since its start or in one phase. Raises NotFound, GuestError."""
+        query = f"?{urlencode({'phase': phase})}" if phase else ""
+        report: shapes.ExitReport = self._ask(shapes.ExitReport, "GET", f"{_path(name)}/exits{query}")
         return report
 
     def wait_ready(self, name: str, timeout: float) -> str:

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, TypedDict
+
+
+class Disengaged(TypedDict):
+    """The end of a guest's boot: when the manager noticed it (UTC, ISO 8601), and by which signal."""
+
+    time: str
+    signal: Literal["call", "ready", "time", "request"]
+
+
+class Budget(TypedDict):
+    """VM exits of one vCPU that are allowed per second and per minute; null for no limit."""
+
+    second: int | None
+    minute: int | None
+
+
+class ExitPolicy(TypedDict):
+    """Budgets by reason for each class of vCPU, and what happens to a guest that exceeds one."""
+
+    action: Literal["report", "pause", "kill"]
+    application: dict[str, Budget]
+    housekeeping: dict[str, Budget]
 
 
 class VcpuExits(TypedDict):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from orchestrator.client.exit_shapes import Disengaged as Disengaged
+from orchestrator.client.exit_shapes import ExitPolicy as ExitPolicy
 from orchestrator.client.exit_shapes import ExitReport as ExitReport
 from orchestrator.client.exit_shapes import VcpuExits as VcpuExits
 from orchestrator.client.nic_shapes import CounterReading as CounterReading
@@ -57,7 +59,8 @@ class Guest(TypedDict):
     log in; ``user_data`` and ``network_config`` are the first digits of the SHA-256 of a secret text, null without one.
     ``addresses`` are the IP addresses of the request, with prefix lengths, in the order of ``nics``. ``ssh_host_key`` is the key
     that the guest has reported on its console since its start. ``initiator`` is the name with which it logs in to its network
-    disk.
+    disk. ``disengaged`` is the end of its boot, null during the boot and for a guest that does not run.
+    ``exit_policy`` is that of the request, and ``housekeeping_vcpus`` are the vCPUs that it names.
     """
 
     name: str
@@ -90,6 +93,9 @@ class Guest(TypedDict):
     addresses: list[str]
     ssh_host_key: str | None
     initiator: str | None
+    disengaged: Disengaged | None
+    exit_policy: ExitPolicy | None
+    housekeeping_vcpus: str | None
 
 
 class Network(TypedDict):

@@ -30,6 +30,7 @@ def start_threads(service: GuestService) -> None:
     threading.Thread(target=_reconcile_periodically, args=(service,), name="reconciler", daemon=True).start()
     threading.Thread(target=_remove_boot_images, args=(service,), name="boot images", daemon=True).start()
     service.switches.start_watching()
+    service.exit_watch.start()
 
 
 def log_errors(work: Callable[[], object]) -> None:

@@ -11,6 +11,7 @@ from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
+from orchestrator.model.disengagement import Phase
 from orchestrator.model.exit_reasons import ExitReport
 from orchestrator.model.exits import ReadCounters
 from orchestrator.model.plan import Policy
@@ -30,7 +31,7 @@ _CHANGE_SECONDS = 600.0
 def build_metrics(
     survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters,
     frames: Callable[[str], Iterable[CounterReading]] = lambda _: (), hairpins: Callable[[], Mapping[str, bool]] = dict,
-    exit_reports: Callable[[ReadCounters], Iterable[tuple[str, ExitReport]]] = lambda _: (),
+    exit_reports: Callable[[ReadCounters], Iterable[tuple[str, Phase, ExitReport]]] = lambda _: (),
 ) -> Metrics:  # fmt: skip
     """``frames``: of an uplink; ``hairpins`` and ``exit_reports``: as of `metrics.collect.Sources`."""
     sources = Sources(

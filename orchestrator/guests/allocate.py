@@ -216,6 +216,7 @@ class Allocator:
             hidden = hide_device_owners(error, request)
             # A tenant may not see the survey.
             raise NoRoom(hidden.message.partition("\n")[0], hidden.reasons, "ask the operator of the host") from None
+        _check_housekeeping(request, len(placed.plan.cpus))
         if request.placement:  # only the host knows how many cores that is
             check_quota(caller, request, len(placed.plan.cores), owned)
         return placed
@@ -285,6 +286,12 @@ def find_by_request_id(caller: Identity, request: GuestRequest, claims: Iterable
             what = f"request id {request.id} was already used for guest {claim.plan.name} with other fields"
             raise Conflict(what, "use a new id")
     return None
+
+
+def _check_housekeeping(request: GuestRequest, count: int) -> None:
+    if unknown := sorted(vcpu for vcpu in request.housekeeping_vcpus or () if vcpu >= count):
+        what = f"housekeeping: guest {request.name} has no vCPU {unknown[0]}: it gets the vCPUs 0 to {count - 1}"
+        raise RequestError(what, "name vCPUs of the guest, such as 0")
 
 
 def _check_reserved(request: GuestRequest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -54,13 +55,22 @@ class Consoles:
             raise GuestError(f"the console of guest {claim.plan.name} has no log")
         return self._watch.wait_ready(claim, console.log, timeout, what, backups=self._has_own_backups(claim, console.log))
 
-    def begin_learning(self, claim: Claim) -> None:
-        """Records the SSH host key of a running guest when it reports ready, if its image does that when its SSH server runs."""
-        if claim.state != GuestState.RUNNING or claim.host_key:
+    def begin_learning(self, claim: Claim, on_ready: Callable[[Claim], object]) -> None:
+        """Records the SSH host key of a running guest when it reports ready, if its image does that when its SSH server runs.
+
+        Calls ``on_ready``, which must not block, when the report ends the guest's boot: its image does not end it by a call.
+        """
+        image = self._find_image(claim) if claim.state == GuestState.RUNNING else None
+        if not image or image.ready not in _REPORTS:
             return
-        image = self._find_image(claim)
-        if image and image.ready in ("notify", "cloud-init"):
-            self._watch.wait_ready(claim, self._logs.find(claim.plan, claim.owner), _LEARN_SECONDS, backups=True)
+        has_key = image.ready != "console" and not claim.host_key
+        ends_boot = not (image.disengages or claim.disengaged or claim.request.disengage_after is not None)
+        log = self._logs.find(claim.plan, claim.owner)
+        if not (has_key or ends_boot) or not log.exists():  # earlier versions named logs without the guest's id
+            return
+        wait = self._watch.wait_ready(claim, log, _LEARN_SECONDS, backups=True)
+        if ends_boot:
+            wait.add_done_callback(lambda done: None if done.cancelled() or done.exception() else on_ready(claim))
 
     def begin_command(self, claim: Claim, line: str, timeout: float) -> Future[str]:
         """The future returns the output from the command to the end of its reply, or the last part of it. It is typed after

@@ -26,6 +26,7 @@ from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
+from orchestrator.host.thread_counts import forget_threads
 from orchestrator.hypervisor.connection import Hypervisor, RunningGuest
 from orchestrator.images.configuration import build_credentials, build_seed
 from orchestrator.images.network_root import append_login
@@ -138,6 +139,7 @@ class CoreManager:
         self._context.setup.set_reception(self.plan)
         require_taps(self._host, self.plan)
         if self._hypervisor.is_paused(self.plan.uuid):
+            log_errors(lambda: forget_threads(self._host, [vcpu.tid for vcpu in running.vcpus]))
             self._hypervisor.resume(self.plan.uuid)
         self._await_first_exit()
         _move_helpers(self._host, running)

@@ -12,6 +12,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.access import Identity
+from orchestrator.model.disengagement import Phase, count_boot, count_run
 from orchestrator.model.exit_reasons import ExitReport, ExitTrace, build_report
 from orchestrator.model.exits import ReadCounters
 from orchestrator.model.state import GuestState
@@ -25,18 +26,30 @@ class Exits:
     def __init__(self, host: HostRoot, hypervisor: Hypervisor, ledger: Ledger, access: GuestAccess) -> None:
         self._host, self._hypervisor, self._ledger, self._access = host, hypervisor, ledger, access
 
-    def read(self, caller: Identity, name: str) -> ExitReport:
-        """Raises NotFound as the service's other methods do, and GuestError if the guest does not run."""
+    def read(self, caller: Identity, name: str, phase: Phase | None = None) -> ExitReport:
+        """Exits since the start, or in one phase. Raises NotFound as the service's other methods do, and GuestError if the guest
+        does not run, or is not in this phase yet.
+        """
         claim = self._access.find(caller, name)
         if claim.state != GuestState.RUNNING:
             raise GuestError(f"guest {name} is {claim.state}, not running", _START)
         try:
-            return self._report(claim, self._read_trace(), self._hypervisor.read_exits)
+            if phase is Phase.RUN and not claim.disengaged:
+                what = f"guest {name} is in its boot: it has not disengaged"
+                raise GuestError(what, f"wait, or end its boot: nohype guest disengage {name}")
+            if claim.disengaged and phase is Phase.BOOT:
+                return count_boot(claim.disengaged)
+            report = self.read_report(claim)
+            return count_run(claim.disengaged, report) if claim.disengaged and phase else report
         except NotFound:  # the domain, not the guest
             raise GuestError(f"guest {name} has ended", _START) from None
 
-    def read_all(self, read_counters: ReadCounters) -> Iterator[tuple[str, ExitReport]]:
-        """Of all running guests that can be read, by name. Raises HypervisorError if libvirt cannot be reached.
+    def read_report(self, claim: Claim) -> ExitReport:
+        """Raises NotFound if the domain has ended, HypervisorError."""
+        return self._report(claim, self._read_trace(), self._hypervisor.read_exits)
+
+    def read_all(self, read_counters: ReadCounters) -> Iterator[tuple[str, Phase, ExitReport]]:
+        """Of all running guests that can be read, by name and phase. Raises HypervisorError if libvirt cannot be reached.
 
         ``read_counters`` is called after the trace was read, so that the counters are never behind it.
         """
@@ -44,7 +57,12 @@ class Exits:
         trace = self._read_trace() if claims else ""
         for claim in claims:
             try:
-                yield claim.plan.name, self._report(claim, trace, read_counters)
+                report = self._report(claim, trace, read_counters)
+                if claim.disengaged:
+                    yield claim.plan.name, Phase.BOOT, count_boot(claim.disengaged)
+                    yield claim.plan.name, Phase.RUN, count_run(claim.disengaged, report)
+                else:
+                    yield claim.plan.name, Phase.BOOT, report
             except NotFound:
                 continue  # the guest has ended in the meantime
             except HypervisorError as error:

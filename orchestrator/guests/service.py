@@ -20,7 +20,10 @@ from orchestrator.guests.console_watch import guest_replaced_error
 from orchestrator.guests.consoles import Consoles
 from orchestrator.guests.core_manager import CoreContext, Launches
 from orchestrator.guests.counters import with_counters
+from orchestrator.guests.disengagement import Disengagements
 from orchestrator.guests.disk_work import CountWipe, ignore_wipe
+from orchestrator.guests.exit_policy import ExitPolicyWatch
+from orchestrator.guests.exit_watch import ExitWatch
 from orchestrator.guests.exits import Exits
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.host_setup import HOST, HostSetup
@@ -29,6 +32,7 @@ from orchestrator.guests.networks import Networks
 from orchestrator.guests.outcome import Outcome, log_event
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.refusals import RefusalLog
+from orchestrator.guests.runs import Runs
 from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.guests.switches import SwitchService
 from orchestrator.guests.transitions import Transitions
@@ -40,7 +44,7 @@ from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Claim, Event, EventKind, Ledger, Quarantined
 from orchestrator.model.access import Identity, Role, may_change, may_see
 from orchestrator.model.disk import DiskCheck
-from orchestrator.model.guest_view import GuestView, view_guest
+from orchestrator.model.guest_view import GuestView, view_guest, view_running
 from orchestrator.model.plan import NicPlan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
@@ -77,24 +81,23 @@ class GuestService:
         switches: SwitchSettings = SwitchSettings(),  # noqa: B008
         count_wipe: CountWipe = ignore_wipe,
     ) -> None:  # fmt: skip
-        self._host, self._ledger, self._uplinks = host, ledger, Uplinks(host, ledger, policy)
-        self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()
+        self._host, self._ledger, self._uplinks, self._closed = host, ledger, Uplinks(host, ledger, policy), False
+        self._warnings, logs = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles)
         self.host_setup = setup = HostSetup(host, ledger, policy, self._warnings, count_undo_failure)
-        secrets = GuestSecrets(ledger)
+        launches, secrets, runs = Launches(), GuestSecrets(ledger), Runs(host, hypervisor)
         context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs, secrets)
-        self._disk_work = context.disk_work
-        self.transitions = Transitions(context, count_undo_failure, count_wipe)
+        self._disk_work, self.transitions = context.disk_work, Transitions(context, count_undo_failure, count_wipe)
         self.reconciler = Reconciler(context, self.transitions)
         self.allocator = Allocator(host, hypervisor, ledger, self._uplinks, setup.lock, images, launches, self._warnings, secrets)
         self._access = GuestAccess(ledger, self.transitions)
         self.exits = Exits(host, hypervisor, ledger, self._access)
-        self._boot_images = BootImages(images, policy.boot)
-        self.switches = SwitchService(host, ledger, switches)
+        self.disengagements = Disengagements(context, self.exits, self._access, runs)
+        self.exit_policies = ExitPolicyWatch(context, self.transitions, self._warnings, runs)
+        self.exit_watch = ExitWatch(ledger, (self.disengagements.check, self.exit_policies.check))
+        self._boot_images, self.switches = BootImages(images, policy.boot), SwitchService(host, ledger, switches)
         self._refusals = RefusalLog(ledger, observe_refusal)
         self.networks = Networks(ledger, policy, self._refusals)
-        self._consoles = Consoles(hypervisor, ledger, logs, images)
-        self._new_event = threading.Condition()
-        self._closed = False
+        self._consoles, self._new_event = Consoles(hypervisor, ledger, logs, images), threading.Condition()
         ledger.subscribe(self._on_event)
 
     # Views.
@@ -209,12 +212,12 @@ class GuestService:
             weaker = f"; weaker: {', '.join(plan.waived)}" if plan.waived else ""
             detail = f"CPUs {CpuSet.of(plan.cpus)}, {pages}, {', '.join(devices)}{weaker}"
             log_event(self._ledger, claim, Outcome(EventKind.CLAIMED, detail, caller.name, started_at))
-            return _view_running(self.transitions.launch(claim, caller.name, changed)), True
+            return view_running(self.transitions.launch(claim, caller.name, changed)), True
 
     def start(self, caller: Identity, name: str, expected: int | None = None) -> GuestView:
         """Starts a stopped guest on the resources that it owns; no-op if it runs."""
         with self._access.lock_for_change(caller, name, expected) as claim:
-            return _view_running(self.transitions.start(claim, caller.name))
+            return view_running(self.transitions.start(claim, caller.name))
 
     def stop(self, caller: Identity, name: str, timeout: float, expected: int | None = None) -> GuestView:
         """Forces the guest off after ``timeout`` seconds. Keeps its claim."""
@@ -322,6 +325,7 @@ class GuestService:
         self._closed = True
         self.transitions.close()
         self.switches.close()
+        self.exit_watch.close()
         self._consoles.close()
         with self._new_event:
             self._new_event.notify_all()
@@ -343,8 +347,4 @@ class GuestService:
         if event.kind in _CONTRADICTS_SURVEY:
             self.allocator.surveys.discard()
         if event.kind in (EventKind.STARTED, EventKind.ADOPT) and (claim := self._ledger.find(event.subject)):
-            self._consoles.begin_learning(claim)
-
-
-def _view_running(claim: Claim) -> GuestView:
-    return view_guest(claim, frozenset({claim.plan.uuid}))
+            self._consoles.begin_learning(claim, self.disengagements.on_ready)

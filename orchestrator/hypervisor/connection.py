@@ -65,6 +65,10 @@ class Hypervisor:
             return False
         return bool(state == libvirt.VIR_DOMAIN_PAUSED)
 
+    def pause(self, uuid: UUID) -> None:
+        """Stops the vCPUs; no-op if they are stopped. Raises NotFound if the guest has ended."""
+        self._with_domain(uuid, f"pause guest {uuid}", lambda domain: domain.suspend())
+
     def destroy(self, uuid: UUID) -> None:
         """Stops a guest immediately; no error if it has ended."""
         with suppress(NotFound):

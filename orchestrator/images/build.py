@@ -15,11 +15,12 @@ from orchestrator.images.description import INITRD, KERNEL, Description, Provena
 from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.lock import format_lock, read_lock
 from orchestrator.images.recipe import Recipe, RootRecipe, read_recipe, recipe_layers
+from orchestrator.images.tools import DISENGAGE, build_tools, tools_source
 from orchestrator.values import Size
 
 _CODE = tuple(
     Path(__file__).with_name(f"{name}.py")
-    for name in ("build", "debian", "initramfs", "description", "debian_image", "customize", "root_pack", "lock")
+    for name in ("build", "debian", "initramfs", "description", "debian_image", "customize", "root_pack", "lock", "tools")
 )
 
 
@@ -42,7 +43,7 @@ def build_image(
     if lock and isinstance(recipe, Recipe):
         raise ImageError(f"cannot build image {name} from a lock: its recipe is an initramfs", "omit --lock")
     locked = read_lock(lock) if lock else ()
-    key = hash_inputs(debian.SUITE, *layers, *_CODE)
+    key = hash_inputs(debian.SUITE, *layers, *_CODE, *([tools_source(recipes)] if recipe.tools else []))
 
     def build(folder: Path) -> None:
         image = folder / name
@@ -70,9 +71,13 @@ def _build_initramfs(recipe: Recipe, source: Path, image: Path, cache: Path, *, 
     progress(f"image {name}: packing the initramfs")
     version, kernel = find_kernel(root)
     shutil.copyfile(kernel, image / KERNEL)
-    build_initramfs(root, source / recipe.init, recipe.modules, image / INITRD)
+    tools = image.parent / "tools"
+    tools.mkdir()
+    build_tools(source.parent, recipe.tools, tools)
+    build_initramfs(root, source / recipe.init, recipe.modules, image / INITRD, tools=tools)
     versions = debian.read_extracted(root)
     remove_tree(root)
+    remove_tree(tools)
     return Description(
         description=recipe.description,
         hash=key,
@@ -80,5 +85,6 @@ def _build_initramfs(recipe: Recipe, source: Path, image: Path, cache: Path, *, 
         cmdline=recipe.cmdline,
         memory=Size.parse(recipe.memory),
         console=recipe.console,
+        disengages=DISENGAGE in recipe.tools,
         provenance=Provenance(recipe=name, packages=versions, tools=read_tools()),
     )

@@ -14,10 +14,14 @@ from orchestrator.images.description import DISK, INITRD, KERNEL, RAM_INITRD, De
 from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.recipe import RootRecipe, find_file
 from orchestrator.images.root_pack import pack_disk, pack_ram_root
+from orchestrator.images.tools import DISENGAGE, build_tools
 from orchestrator.values import Size
 
 KEPT = "packages"
 """Folder beside a built image with the .deb files of its lock."""
+
+TOOLS = "usr/lib/nohype"
+"""Folder of a root with the programs of `images.tools`."""
 
 _TOOLS = ("busybox-static", "e2fsprogs", "kmod", "zstd")
 _ENV = {
@@ -72,6 +76,9 @@ def _pack(
     version, kernel = find_kernel(root)
     shutil.copyfile(kernel, image / KERNEL)
     customize(root, recipe, layers)
+    if recipe.tools:
+        (root / TOOLS).mkdir(exist_ok=True)
+        build_tools(layers[0].parent, recipe.tools, root / TOOLS)
     build_initramfs(root, init, recipe.modules, image / INITRD, programs=recipe.programs)
     remove_identity(root)
     size = Size.parse(recipe.disk)
@@ -89,6 +96,7 @@ def _pack(
         memory=Size.parse(recipe.memory),
         console=recipe.console,
         ready=recipe.ready,
+        disengages=DISENGAGE in recipe.tools,
         configuration=tuple(recipe.configuration),
         network_root=tuple(recipe.network_root),
         disk=DiskImage(size=size.bytes, sha256=lock.hash_file(image / DISK), layout="ext4"),

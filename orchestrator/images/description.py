@@ -110,6 +110,7 @@ class Description(_Part):
     ram_root: RamRoot | None = None
     boot: Literal["direct", "firmware"] = "direct"  # with kernel and initrd of the build, or by SeaBIOS from the guest's disk
     ready: Readiness | None = None  # how its guests report that they are ready; None: not at all
+    disengages: bool = False  # its guests call when their boot is over
     # a list in the file; the ways in which its guests can be configured
     configuration: Annotated[tuple[_Configuration, ...], Field(strict=False, max_length=2)] = ()
     # a list in the file; how its initrd can mount the root from a network disk

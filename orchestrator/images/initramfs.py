@@ -57,11 +57,13 @@ def plan_modules(
     return tuple(order)
 
 
-def build_initramfs(root: Path, init: Path, modules: Sequence[str], output: Path, *, programs: Sequence[str] = ()) -> None:
+def build_initramfs(
+    root: Path, init: Path, modules: Sequence[str], output: Path, *, programs: Sequence[str] = (), tools: Path | None = None
+) -> None:
     """Writes a gzip-compressed newc archive with /init, /bin/busybox, and modules for busybox's modprobe.
 
     ``root`` has one kernel, busybox-static and kmod; depmod is run in it if necessary. ``programs``: further files of it, which
-    are copied with their shared libraries.
+    are copied with their shared libraries. ``tools``: a folder with static programs for /bin.
     """
     version, _ = find_kernel(root)
     library = root / "usr/lib/modules" / version
@@ -82,6 +84,8 @@ def build_initramfs(root: Path, init: Path, modules: Sequence[str], output: Path
         _copy_modules(library, files, tree / "lib/modules" / version)
         for program in programs:
             _copy_program(root, program, tree)
+        if tools:
+            shutil.copytree(tools, tree / "bin", dirs_exist_ok=True)
         _write_archive(tree, output)
 
 

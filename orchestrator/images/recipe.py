@@ -59,6 +59,7 @@ class _Common(_Part):
     cmdline: str
     memory: SizeField  # minimum of a guest
     console: str | None = None  # protocol that the init speaks on the console
+    tools: list[Literal["disengage", "exits"]] = []  # programs of `images.tools`, for /bin or /usr/lib/nohype
 
 
 class Recipe(_Common):

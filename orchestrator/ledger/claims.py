@@ -18,6 +18,7 @@ from orchestrator.errors import Conflict, LedgerError, LostRace
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.loading import Cache, find_changed_networks, list_keys, load, parse_check, parse_reasons, read_rows
 from orchestrator.model.claim import Claim, ClaimSnapshot, Quarantined
+from orchestrator.model.disengagement import Disengagement
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.event import utc_now
 from orchestrator.model.network import Network
@@ -125,7 +126,7 @@ class Claims:
 
         # Only STARTING starts new work; the other states belong to a stop, or report what has happened.
         what = f"write the state {state} of {name} to"
-        starts = state == GuestState.STARTING  # two statements: the host key belongs to the last start
+        starts = state == GuestState.STARTING  # more statements: host key and disengagement belong to the last start
         claim, number = self._change(what, work, starts_work=starts, one_statement=not starts)
         if state in SETTLED:
             self._database.wait_synced(number)
@@ -144,6 +145,22 @@ class Claims:
                 cache.claims[claim.plan.name] = replace(now, host_key=key)
 
         self._change(f"write the host key of {claim.plan.name} to", work, starts_work=True, one_statement=True)
+
+    def record_disengagement(self, claim: Claim, end: Disengagement) -> Claim | None:
+        """Stores the end of a guest's boot, until its next start; None if its state has changed since, or it is stored already.
+
+        Not a change of the guest: the version stays.
+        """
+
+        def work(db: sqlite3.Connection, cache: Cache) -> Claim | None:
+            now = cache.claims.get(claim.plan.name)
+            if not now or (now.plan.uuid, now.version) != (claim.plan.uuid, claim.version) or now.disengaged:
+                return None
+            db.execute("INSERT OR REPLACE INTO disengagement VALUES (?, ?)", (claim.plan.name, json.dumps(to_plain(end))))
+            after = cache.claims[claim.plan.name] = replace(now, disengaged=end)
+            return after
+
+        return self._change(f"write the disengagement of {claim.plan.name} to", work, one_statement=True)[0]
 
     def keep_disks(self, name: str) -> Claim:
         """Sets the state WIPING, and releases everything except the disks that the host wipes."""
@@ -293,9 +310,12 @@ def _set_state(db: sqlite3.Connection, cache: Cache, name: str, state: GuestStat
     statement = "UPDATE guest SET state = ?, restarts = ?, version = ? WHERE name = ? AND version = ?"
     values = (after.state, after.restarts, after.version, name, before.version)
     _check_found(db.execute(statement, values), name)
-    if state == GuestState.STARTING and after.host_key:
-        db.execute("DELETE FROM host_key WHERE guest = ?", (name,))
-        after = replace(after, host_key="")
+    if state == GuestState.STARTING:
+        if after.host_key:
+            db.execute("DELETE FROM host_key WHERE guest = ?", (name,))
+        if after.disengaged:
+            db.execute("DELETE FROM disengagement WHERE guest = ?", (name,))
+        after = replace(after, host_key="", disengaged=None)
     cache.claims[name] = after
     return after
 

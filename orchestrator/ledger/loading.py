@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.errors import LedgerError, NotFound
 from orchestrator.ledger.schema import DAMAGED, check_file
 from orchestrator.model.claim import Claim
+from orchestrator.model.disengagement import Disengagement
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.network import MAX_VLAN, MIN_VLAN, Network, check_network_name, check_owner
@@ -84,8 +85,9 @@ def _load(db: sqlite3.Connection) -> Cache:
     _check_number(version, "the version")
     claims = {}
     keys: dict[str, str] = dict(read_rows(db, "SELECT guest, key FROM host_key"))
+    ends = {name: _parse_disengagement(name, text) for name, text in read_rows(db, "SELECT guest, record FROM disengagement")}
     for name, *fields in read_rows(db, "SELECT name, plan, state, request, owner, version, restarts FROM guest ORDER BY name"):
-        claims[name] = replace(_parse_claim(name, *fields), host_key=keys.get(name, ""))
+        claims[name] = replace(_parse_claim(name, *fields), host_key=keys.get(name, ""), disengaged=ends.get(name))
     _check_keys(db, claims)
     networks = {name: _parse_network(name, *rest) for name, *rest in read_rows(db, "SELECT name, vlan, owner FROM network")}
     _check_networks(claims, networks)
@@ -113,6 +115,14 @@ def parse_check(guest: str, text: str) -> DiskCheck:
         return from_plain(DiskCheck, fields)
     except ValueError as error:
         raise ValueError(f"an unreadable disk check of {guest}: {error}") from None
+
+
+def _parse_disengagement(guest: str, text: str) -> Disengagement:
+    fields = _parse_json(text, f"the disengagement of {guest}")
+    try:
+        return from_plain(Disengagement, fields)
+    except ValueError as error:
+        raise ValueError(f"an unreadable disengagement of {guest}: {error}") from None
 
 
 def parse_switch(name: str, text: str) -> Switch:

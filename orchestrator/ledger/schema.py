@@ -108,6 +108,10 @@ _UPLINK_10 = """
 CREATE TABLE uplink_edge (uplink TEXT PRIMARY KEY, edge TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
 
+_DISENGAGEMENT_11 = """
+CREATE TABLE disengagement (guest TEXT PRIMARY KEY REFERENCES guest ON DELETE CASCADE, record TEXT NOT NULL) STRICT;
+"""
+
 # In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -168,10 +172,15 @@ def _migrate_10(db: sqlite3.Connection) -> None:
     _execute_all(db, _UPLINK_10)
 
 
+def _migrate_11(db: sqlite3.Connection) -> None:
+    """Adds the ends of guests' boots."""
+    _execute_all(db, _DISENGAGEMENT_11)
+
+
 # One entry per schema version. Never edit a released migration: add the next one.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7, _migrate_8, _migrate_9,
-    _migrate_10,
+    _migrate_10, _migrate_11,
 )  # fmt: skip
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"

@@ -39,7 +39,7 @@ class Ledger:
             raise
         self.read, self.find, self.begin_claim = claims.read, claims.find, claims.begin_claim
         self.set_state, self.release = claims.set_state, claims.release
-        self.record_host_key = claims.record_host_key
+        self.record_host_key, self.record_disengagement = claims.record_host_key, claims.record_disengagement
         self.keep_disks, self.add_disk_check, self.disk_checks = claims.keep_disks, claims.add_disk_check, claims.disk_checks
         self.networks, self.create_network, self.delete_network = claims.networks, claims.create_network, claims.delete_network
         self.quarantine, self.quarantined = claims.quarantine, claims.quarantined

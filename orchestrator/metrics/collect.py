@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric as Family
 from orchestrator.errors import NotFound
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric, Sample
+from orchestrator.model.disengagement import Phase
 from orchestrator.model.exit_reasons import ExitReport
 from orchestrator.model.exits import ReadCounters, add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
@@ -61,8 +62,8 @@ class Sources:
     survey: Callable[[], Topology]
     # QEMU before its patch "kvm: reuse per-vcpu stats fd to avoid vcpu interruption" (June 2023) stops the vCPU for each reading.
     read_exits: ReadCounters
-    # Of all running guests, by name; it reads the counters by the given function.
-    exit_reports: Callable[[ReadCounters], Iterable[tuple[str, ExitReport]]]
+    # Of all running guests, by name and phase; it reads the counters by the given function.
+    exit_reports: Callable[[ReadCounters], Iterable[tuple[str, Phase, ExitReport]]]
     frames: Callable[[], Mapping[str, Iterable[CounterReading]]] = dict  # by uplink
     hairpins: Callable[[], Mapping[str, bool]] = dict  # by watched uplink: frames do not return
 
@@ -191,7 +192,7 @@ class Metrics:
         return self._exits[uuid]
 
     def _read_exit_reasons(self) -> Iterator[Sample]:
-        for guest, report in self._sources.exit_reports(self._read_counters):
+        for guest, phase, report in self._sources.exit_reports(self._read_counters):
             for index, vcpu in enumerate(report.vcpus):
                 for reason, count in (vcpu.reasons or {}).items():
-                    yield "nohype_guest_exit_reasons_total", (guest, str(index), reason), count
+                    yield "nohype_guest_exit_reasons_total", (guest, str(index), reason, str(phase)), count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from orchestrator.model.disengagement import Disengagement
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
@@ -25,6 +26,7 @@ class Claim:
     version: int = 1  # grows with each change of this guest; unique among all guests
     restarts: int = 0  # restarts after a failure since the last requested start, including a scheduled one
     host_key: str = ""  # SSH host key that the guest has reported since its last start, `ssh-ed25519 BASE64`
+    disengaged: Disengagement | None = None  # the end of its boot since its last start
     previous: int | None = field(default=None, compare=False)
 
     @property

@@ -52,6 +52,8 @@ class EventKind(StrEnum):
     DUPLICATE_ADDRESS = "duplicate-address", logging.WARNING, Visibility.HIDDEN
     HAIRPIN_LOST = "hairpin-lost", logging.WARNING, Visibility.HIDDEN
     HAIRPIN_RETURNED = "hairpin-returned", logging.INFO, Visibility.HIDDEN
+    DISENGAGED = "disengaged"
+    EXIT_POLICY = "exit-policy", logging.WARNING
     DRIFTED = "drifted", logging.WARNING
     ADOPT = "adopt"
     FINISH = "finish"

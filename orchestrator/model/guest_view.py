@@ -7,6 +7,7 @@ from uuid import UUID
 
 from orchestrator.errors import Stale
 from orchestrator.model.claim import Claim
+from orchestrator.model.disengagement import Disengagement
 from orchestrator.model.disk import DiskProgress
 from orchestrator.model.plan import Plan
 from orchestrator.model.request import GuestRequest
@@ -24,6 +25,7 @@ class GuestView:
     version: int = 0
     restarts: int = 0
     host_key: str = ""  # SSH host key that the running guest has reported
+    disengaged: Disengagement | None = None  # the end of the running guest's boot
     progress: DiskProgress | None = None  # the work on its disks while they are prepared or wiped
     warnings: tuple[str, ...] = ()  # of a plan: `last_choices`, and differences between configuration and host
 
@@ -32,10 +34,13 @@ def view_guest(claim: Claim, running: frozenset[UUID], progress: DiskProgress | 
     """``running`` are the ids of running domains."""
     ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
     state = "ended" if ended else str(claim.state)
-    host_key = claim.host_key if claim.plan.uuid in running else ""
-    return GuestView(
-        claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted, progress=progress, host_key=host_key
-    )
+    host_key, end = (claim.host_key, claim.disengaged) if claim.plan.uuid in running else ("", None)
+    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted, host_key, end, progress)
+
+
+def view_running(claim: Claim) -> GuestView:
+    """A guest that was just started."""
+    return view_guest(claim, frozenset({claim.plan.uuid}))
 
 
 def check_version(claim: Claim, expected: int | None) -> None:

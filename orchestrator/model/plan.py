@@ -8,6 +8,7 @@ from functools import cached_property
 from uuid import UUID, uuid5
 
 from orchestrator.model.edge import EdgeMode
+from orchestrator.model.exit_policy import ExitPolicies
 from orchestrator.model.plain import from_plain
 from orchestrator.model.target import parse_target
 from orchestrator.model.topology import PhysicalFunction
@@ -204,6 +205,7 @@ class Policy:
     tenants: frozenset[str] = frozenset()  # that can own networks
     disk_group: str = ""  # LVM volume group for emulated disks, instead of the folder
     channels: Mapping[str, frozenset[int]] = field(default_factory=dict)  # uplink → VLANs for the edge mode channel
+    exit_policies: ExitPolicies = ExitPolicies()
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from orchestrator.errors import RequestError
 from orchestrator.model.boot import BootFiles, is_boot_image
+from orchestrator.model.exit_policy import ExitBudgets
 from orchestrator.model.fields import as_value_error, check_cpus, check_hostname, check_name, check_size, describe
 from orchestrator.model.secret import FROM_LEDGER, DiskSecret, NetworkConfig, Secret, UserData
 from orchestrator.model.ssh_key import MAX_KEY, MAX_KEYS, check_ssh_key, check_ssh_keys
@@ -212,6 +213,10 @@ class GuestRequest(BaseModel):
         accept: properties that the guest may lack.
         remove: delete the guest when it ends without failure.
         restart: restart the guest after a failure, never after a power off.
+        disengage_after: seconds after which the guest's boot counts as over, if the guest has not called before; None: see
+            `guests.disengagement`.
+        housekeeping: vCPUs ("0-1") that do the guest's housekeeping; the others are for its application. None: all do both.
+        exit_policy: judged in addition to the operator's.
         id: the caller's request id: repeating it with the same fields changes nothing.
         ssh_keys: OpenSSH public keys that may log in.
         hostname: None for the guest's name.
@@ -236,6 +241,9 @@ class GuestRequest(BaseModel):
     accept: Annotated[tuple[Annotated[Waiver, Field(strict=False)], ...], Field(strict=False, max_length=len(Waiver))] = ()
     remove: bool = False
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
+    disengage_after: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    housekeeping: Annotated[str, Field(max_length=4096), AfterValidator(check_cpus)] | None = None
+    exit_policy: ExitBudgets | None = None
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
     ssh_keys: Annotated[
         tuple[Annotated[str, Field(max_length=MAX_KEY), AfterValidator(check_ssh_key)], ...],
@@ -315,6 +323,10 @@ class GuestRequest(BaseModel):
     def wanted_nics(self) -> tuple[NicRequest, ...]:
         """At least one, also if the request has no ``nics``."""
         return self.nics or (NicRequest(vf=self.placement.vf if self.placement else None, address=self.address),)
+
+    @property
+    def housekeeping_vcpus(self) -> frozenset[int] | None:
+        return frozenset(CpuSet.parse(self.housekeeping).ids) if self.housekeeping is not None else None
 
     @property
     def size(self) -> Size:

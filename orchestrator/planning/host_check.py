@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from orchestrator.config import DaemonConfig
 from orchestrator.host.cmdline import MAX_CMDLINE, find_unsafe_words
+from orchestrator.model.exit_policy import ExitPolicies
 from orchestrator.model.plan import Policy
 from orchestrator.model.topology import Topology
 from orchestrator.model.waiver import Waiver
@@ -44,6 +45,7 @@ def build_policy(config: DaemonConfig) -> Policy:
         {name: vlans for name, uplink in config.uplinks.items() if (vlans := uplink.vlan_set) is not None},
         frozenset(config.tenants), disks.volume_group or "",
         {name: vlans for name, uplink in config.uplinks.items() if (vlans := uplink.channel_set) is not None},
+        ExitPolicies(config.exits.policy, {name: t.exit_policy for name, t in config.tenants.items() if t.exit_policy}),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Counts the VM exits of all guests by hardware reason."""
+"""Counts the VM exits of all guests by hardware reason, their accesses to emulated devices, and their calls that boot is over."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from orchestrator.host.exit_trace import begin_counting, end_counting, is_counting
 from orchestrator.host.root import HostRoot
+from orchestrator.host.thread_counts import COUNTERS, begin_counter, end_counter, is_counted
 from orchestrator.resources.step import Arguments, UndoContext, register
 
 
 @register
 @dataclass(frozen=True)
 class CountExits:
-    """Sets a trigger in the trace instance `nohype`. It counts on while the manager is restarted."""
+    """Sets triggers in the trace instance `nohype`. They count on while the manager is restarted."""
 
     action: ClassVar[str] = "exit-trace"
 
@@ -21,12 +22,16 @@ class CountExits:
         return "count VM exits by reason"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        return None if is_counting(host) else {}
+        return None if is_counting(host) and all(is_counted(host, counter) for counter in COUNTERS) else {}
 
     def apply(self, host: HostRoot) -> None:
         begin_counting(host)
+        for counter in COUNTERS:
+            begin_counter(host, counter)
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> None:
         """No-op after a reboot."""
+        for counter in COUNTERS:
+            end_counter(context.host, counter)
         end_counting(context.host)

@@ -119,6 +119,10 @@ class FakeHypervisor:
         """What `virsh suspend` does."""
         self.store(self._load(name) | {"paused": True})
 
+    def pause(self, uuid: UUID) -> None:
+        """See Hypervisor."""
+        self.suspend(self._get(uuid)["name"])
+
     def is_paused(self, uuid: UUID) -> bool:
         """See Hypervisor."""
         guest = self._find(uuid)

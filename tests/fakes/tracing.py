@@ -1,4 +1,4 @@
-"""The part of tracefs that the product uses: trace instances with the tracepoint kvm:kvm_exit and its histogram."""
+"""The part of tracefs that the product uses: trace instances with tracepoints of KVM and their histograms."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ FORMAT = (Path(__file__).parents[1] / "data" / "kvm_exit_format.txt").read_text(
 TRACING = "sys/kernel/tracing"
 INSTANCES = f"{TRACING}/instances"
 EXIT = "events/kvm/kvm_exit"
+CALL = "events/kvm/kvm_hypercall"
+MMIO = "events/kvm/kvm_mmio"
 _NO_TRIGGER = (
     "# Available triggers:\n# traceon traceoff snapshot stacktrace enable_event disable_event enable_hist disable_hist hist"
 )
-_FIELDS = ("common_pid", "exit_reason", "vcpu_id", "isa", "guest_rip", "info1", "info2", "intr_info", "error_code")
+_FIELDS = {
+    EXIT: ("common_pid", "exit_reason", "vcpu_id", "isa", "guest_rip", "info1", "info2", "intr_info", "error_code"),
+    CALL: ("common_pid", "nr", "a0", "a1", "a2", "a3"),
+    MMIO: ("common_pid", "type", "len", "gpa", "val"),
+}
 
 
 def add_tracing(fake: FakeRoot) -> None:
     fake.add(f"{TRACING}/{EXIT}/format", FORMAT)
+    for event in (CALL, MMIO):
+        fake.add(f"{TRACING}/{event}/format", f"name: {event.rpartition('/')[2]}\n")
     (fake.path / INSTANCES).mkdir(parents=True)
 
 
@@ -35,8 +43,9 @@ def make_instance(fake: FakeRoot, name: str) -> None:
     (fake.path / name).mkdir()
     if fake.exists(f"{TRACING}/{EXIT}"):
         fake.add(f"{name}/{EXIT}/format", FORMAT)
-        fake.add(f"{name}/{EXIT}/trigger", _NO_TRIGGER)
-        fake.add(f"{name}/{EXIT}/hist")
+        for event in _FIELDS:
+            fake.add(f"{name}/{event}/trigger", _NO_TRIGGER)
+            fake.add(f"{name}/{event}/hist")
 
 
 def remove_instance(fake: FakeRoot, name: str) -> None:
@@ -47,29 +56,38 @@ def remove_instance(fake: FakeRoot, name: str) -> None:
 
 def write_trigger(fake: FakeRoot, path: str, value: str) -> None:
     """kernel/trace/trace_events_hist.c, event_hist_trigger_parse(): a second trigger with the same keys is refused."""
-    removed, _, text = value.strip().rpartition("!")
-    match = re.fullmatch(r"hist:keys=([a-z_,]+)(?::size=(\d+))?", text)
-    if not match or not set(match[1].split(",")) <= set(_FIELDS) or match[1].count(",") > 2:
+    event = path.rpartition("/")[0]
+    fields = next(fields for name, fields in _FIELDS.items() if event.endswith(name))
+    text = value.strip().removeprefix("!")
+    match = re.fullmatch(r"hist:keys=([a-z_,]+)(?::size=(\d+))?( if (?:[a-z0-9]+ [!=]= \d+(?: && )?)+)?", text)
+    if not match or not set(match[1].split(",")) <= set(fields) or match[1].count(",") > 2:
         raise OSError(errno.EINVAL, "")
     is_set = not fake.text(path).startswith("#")
     if bool(value.startswith("!")) is not is_set:
         raise OSError(errno.EEXIST if is_set else errno.ENOENT, "")
     if value.startswith("!"):
         fake.add(path, _NO_TRIGGER)
-        fake.add(f"{path.rpartition('/')[0]}/hist")
+        fake.add(f"{event}/hist")
         return
-    line = f"hist:keys={match[1]}:vals=hitcount:sort=hitcount:size={match[2] or 2048} [active]"
-    fake.add(path, line)
-    show_hist(fake, path.rpartition("/")[0], {}, 0)
+    fake.add(path, f"hist:keys={match[1]}:vals=hitcount:sort=hitcount:size={match[2] or 2048}{match[3] or ''} [active]")
+    _show(fake, event, [], 0)
 
 
 def show_hist(fake: FakeRoot, event: str, counts: dict[tuple[int, int], int], dropped: int) -> None:
     """``counts``: (thread id, exit reason) → exits, in the order of the kernel: lowest count first."""
+    keys = [(f"common_pid: {tid:>10}, exit_reason: {reason:>10}", count) for (tid, reason), count in counts.items()]
+    _show(fake, event, keys, dropped)
+
+
+def show_calls(fake: FakeRoot, counts: dict[int, int], dropped: int = 0, event: str = CALL) -> None:
+    """``counts``: thread id → calls of a guest that its boot is over, or another event."""
+    keys = [(f"common_pid: {tid:>10}", count) for tid, count in counts.items()]
+    _show(fake, f"{INSTANCES}/nohype/{event}", keys, dropped)
+
+
+def _show(fake: FakeRoot, event: str, counts: list[tuple[str, int]], dropped: int) -> None:
     lines = ["# event histogram", "#", f"# trigger info: {fake.text(f'{event}/trigger')}", "#", ""]
-    lines += [
-        f"{{ common_pid: {tid:>10}, exit_reason: {reason:>10} }} hitcount: {count:>10}"
-        for (tid, reason), count in sorted(counts.items(), key=lambda item: item[1])
-    ]
-    hits = sum(counts.values()) + dropped
+    lines += [f"{{ {key} }} hitcount: {count:>10}" for key, count in sorted(counts, key=lambda item: item[1])]
+    hits = sum(count for _, count in counts) + dropped
     lines += ["", "Totals:", f"    Hits: {hits}", f"    Entries: {len(counts)}", f"    Dropped: {dropped}"]
     fake.add(f"{event}/hist", "\n".join(lines))

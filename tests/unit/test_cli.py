@@ -688,3 +688,47 @@ def test_what_a_manager_says_does_not_move_the_cursor(capsys: pytest.CaptureFixt
 def test_unknown_option_of_lab_exec_is_no_command() -> None:
     """It was passed to the lab host as the first word of the command."""
     assert "No such option '--name'" in run("lab", "exec", "--name", "numa", "true", status=2).output
+
+
+def test_exit_policy_of_a_request() -> None:
+    budgets = ("--exit-budget", "application:io=0/s,60/min", "--exit-budget", "application:PF excp=any")
+    more = ("--housekeeping", "0-1", "--exit-action", "kill", "--disengage-after", "90")
+    run("guest", "create", "web", "--memory", "1G", "--image", "minimal", *budgets, *more)
+    ((_, request),) = FakeClient.asked
+    found = parse_guest_request(request)
+    assert (found.housekeeping_vcpus, found.disengage_after) == ({0, 1}, 90)
+    assert found.exit_policy
+    assert found.exit_policy.action == "kill"
+    assert {name: (budget.second, budget.minute) for name, budget in found.exit_policy.application.items()} == {
+        "io": (0, 60),
+        "PF excp": (None, None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--exit-action", "kill"), "--exit-action requires --exit-budget"),
+        (("--exit-budget", "io=0/s"), "is not CLASS:REASON=LIMIT"),
+        (("--exit-budget", "device:io=0/s"), "is not CLASS:REASON=LIMIT"),
+        (("--exit-budget", "application:=0/s"), "is not CLASS:REASON=LIMIT"),
+        (("--exit-budget", "application:io=0/s", "--exit-budget", "application:io=1/min"), "is given twice"),
+    ],
+)
+def test_wrong_exit_budgets_are_refused(words: tuple[str, ...], message: str) -> None:
+    assert message in run("guest", "create", "web", "--memory", "1G", "--image", "minimal", *words, status=2).output
+
+
+def test_end_of_the_boot_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "not yet: the guest is in its boot" in run("guest", "show", "web").output
+    monkeypatch.setitem(GUEST, "disengaged", {"time": "2026-11-26T20:00:00.000+00:00", "signal": "call"})
+    assert "2026-11-26T20:00:00.000+00:00 (signal: call)" in run("guest", "show", "web").output
+    assert run("guest", "disengage", "web").output.startswith("web disengaged: 2026-11-26T20:00:00.000+00:00")
+    assert FakeClient.asked[-1] == ("disengage", "web")
+
+
+def test_exit_policy_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = {"second": 0, "minute": None}
+    policy = {"action": "kill", "application": {"io": budget}, "housekeeping": {"all": {"second": None, "minute": None}}}
+    monkeypatch.setitem(GUEST, "exit_policy", policy)
+    assert "kill beyond application:io=0/s housekeeping:all=any" in run("guest", "show", "web").output

@@ -30,7 +30,9 @@ class FakeClient:
     def __init__(self, where: object = None, on_slow: object = None) -> None:
         pass
 
-    def exits(self, name: str) -> dict[str, Any]:
+    def exits(self, name: str, *, phase: str | None = None) -> dict[str, Any]:
+        if phase:
+            return {"vcpus": [{"total": 5, "reasons": {phase: 5}, "uncounted": 0}], "why": ""}
         if len(self.answers) > 1:
             return self.answers.pop(0)
         if self.answers[0] is ENDED:
@@ -103,3 +105,14 @@ def test_json_refuses_sums_that_it_does_not_print(monkeypatch: pytest.MonkeyPatc
     done = run(monkeypatch, "--json", "--by", by)
     assert done.exit_code == 2
     assert "omit --by" in done.output
+
+
+@pytest.mark.parametrize("phase", ["boot", "run"])
+def test_exits_of_one_phase_are_shown(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    assert [phase, "5", "5"] in [line.split() for line in run(monkeypatch, "--phase", phase).output.splitlines()]
+
+
+def test_rates_of_one_phase_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(monkeypatch, "--phase", "boot", "--watch")
+    assert result.exit_code == 2
+    assert "omit --phase" in result.output

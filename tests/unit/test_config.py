@@ -70,6 +70,9 @@ def paths(**fields: str) -> str:
         (f'{HOST}[disks]\nemulated = "disks"', r"disks\.emulated: .*not an absolute path"),
         (f'{HOST}[disks]\nwipe = true', r"disks\.wipe"),
         (f"{HOST}[tenants.a]\ndisks = -1", r"tenants\.a\.disks"),
+        (f"{HOST}[exits.policy.housekeeping]\nnonsense = 'any'", r"exits\.policy\.housekeeping\..*unknown exit reason; known"),
+        (f"{HOST}[tenants.a.exit_policy]\naction = 'explode'", r"tenants\.a\.exit_policy\.action"),
+        (f"{HOST}[exits.policy.application]\nio = '5'", r"is not a budget such as"),
         (host(vfs_per_uplink=f"0o{'7' * 5000}"), r"host\.vfs_per_uplink"),
         (host(reserved_pages=f'{{"2M" = 0x{"f" * 5000}}}'), r"host\.reserved_pages"),
         (f"{HOST}[exits]\ntotal = inf", r"exits\.total"),
@@ -281,3 +284,21 @@ def test_invalid_volume_group_is_refused(tmp_path: Path, name: str) -> None:
 def test_folder_and_volume_group_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="emulated and volume_group are both set"):
         read_config(write(tmp_path, f'{HOST}[disks]\nvolume_group = "vg0"\nemulated = "/srv/disks"'))
+
+
+def test_exit_policies_of_host_and_tenants_are_read(tmp_path: Path) -> None:
+    text = """[exits.policy]
+action = "kill"
+application = {io = "0/s", "PF excp" = {minute = 5}}
+[tenants.acme.exit_policy.housekeeping]
+all = "1000/s,30000/min"
+"""
+    file = tmp_path / "nohype.toml"
+    file.write_text(HOST + text)
+    policies = build_policy(read_config(file)).exit_policies
+    host, tenant = policies.find(""), policies.find("acme")
+    assert host
+    assert tenant
+    assert (host.action, host.application["io"].second, host.application["PF excp"].minute) == ("kill", 0, 5)
+    assert (tenant.action, tenant.housekeeping["all"].second, tenant.housekeeping["all"].minute) == ("report", 1000, 30_000)
+    assert policies.find("bolt") == host

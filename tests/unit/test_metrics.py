@@ -21,6 +21,7 @@ from orchestrator.ledger import Event
 from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric
+from orchestrator.model.disengagement import Phase
 from orchestrator.model.exit_reasons import ExitReport, VcpuExits
 from orchestrator.model.exits import ReadCounters
 from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan, Policy
@@ -103,14 +104,15 @@ class Fake:
             raise NotFound(f"guest {name} is not running")
         return self.exits[name]
 
-    def exit_reports(self, read_counters: ReadCounters) -> list[tuple[str, ExitReport]]:
+    def exit_reports(self, read_counters: ReadCounters) -> list[tuple[str, Phase, ExitReport]]:
         self.read("exit reasons", None)
         for guest in self.guests:
             if guest.state == "running" and guest.plan.name in self.exits:
                 with suppress(HypervisorError):
                     read_counters(guest.plan.uuid)
         vcpus = (VcpuExits(500, {"msr": 418, "hlt": 82}, 0), VcpuExits(9, None, None))
-        return [("web", ExitReport(vcpus, "")), ("odd", ExitReport((), "locked down"))]
+        boot = ExitReport((VcpuExits(7, {"msr": 7}, 0),), "")
+        return [("web", Phase.BOOT, boot), ("web", Phase.RUN, ExitReport(vcpus, "")), ("odd", Phase.BOOT, ExitReport((), "gone"))]
 
     def page(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
         """Samples by name, then by labels."""
@@ -448,5 +450,6 @@ def test_observations_from_many_threads_are_all_counted(fake: Fake) -> None:
 
 
 def test_exits_are_counted_by_vcpu_and_reason(fake: Fake) -> None:
-    assert fake.figure("nohype_guest_exit_reasons_total", guest="web", vcpu="0", reason="msr") == 418
-    assert len(fake.page()["nohype_guest_exit_reasons_total"]) == 2, "a vCPU without reasons has no samples"
+    assert fake.figure("nohype_guest_exit_reasons_total", guest="web", vcpu="0", reason="msr", phase="run") == 418
+    assert fake.figure("nohype_guest_exit_reasons_total", guest="web", vcpu="0", reason="msr", phase="boot") == 7
+    assert len(fake.page()["nohype_guest_exit_reasons_total"]) == 3, "a vCPU without reasons has no samples"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
@@ -16,6 +16,7 @@ from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, PLAN_CODES, Route
 from orchestrator.api.waits import may_last, while_connected
 from orchestrator.client import shapes
 from orchestrator.model.configuration import choose_hostname, choose_initiator
+from orchestrator.model.exit_policy import ExitBudgets
 from orchestrator.model.fields import NameField
 from orchestrator.model.guest_view import GuestView
 from orchestrator.model.plain import to_plain
@@ -70,7 +71,7 @@ async def guests(backend: Served, caller: Caller) -> Response:
 @routes.add("POST", "/v1/guests", shapes.Guest, ("guest", *PLAN_CODES), status=201, etag=True, repeatable=True)
 async def create(backend: Served, caller: Writer, request: GuestRequest) -> Response:
     view, new = await backend.changes.run(caller, backend.guests.create, caller, request)
-    return _answer(backend, view, 201 if new else 200, {"Location": f"/v1/guests/{request.name}"})
+    return answer_guest(backend, view, 201 if new else 200, {"Location": f"/v1/guests/{request.name}"})
 
 
 @routes.add("POST", "/v1/plans", shapes.Guest, PLAN_CODES)
@@ -81,7 +82,7 @@ async def plan(backend: Served, caller: Caller, request: GuestRequest) -> Respon
 
 @routes.add("GET", "/v1/guests/{name}", shapes.Guest, ("not-found", *HOST_CODES), etag=True)
 async def guest(backend: Served, caller: Caller, name: Name) -> Response:
-    return _answer(backend, await backend.quick.run(caller, backend.guests.guest, caller, name))
+    return answer_guest(backend, await backend.quick.run(caller, backend.guests.guest, caller, name))
 
 
 @routes.add(
@@ -116,13 +117,13 @@ async def delete(backend: Served, caller: Writer, name: Name, if_match: IfMatch 
 @routes.add("POST", "/v1/guests/{name}/start", shapes.Guest, CHANGE_CODES, etag=True)
 async def start(backend: Served, caller: Writer, name: Name, if_match: IfMatch = None) -> Response:
     version = await backend.choose_version(caller, name, if_match)
-    return _answer(backend, await backend.changes.run(caller, backend.guests.start, caller, name, version))
+    return answer_guest(backend, await backend.changes.run(caller, backend.guests.start, caller, name, version))
 
 
 @routes.add("POST", "/v1/guests/{name}/kill", shapes.Guest, CHANGE_CODES, etag=True, kind=Kind.END)
 async def kill(backend: Served, caller: Writer, name: Name, if_match: IfMatch = None) -> Response:
     version = await backend.choose_version(caller, name, if_match)
-    return _answer(backend, await backend.ends.run(caller, backend.guests.kill, caller, name, version))
+    return answer_guest(backend, await backend.ends.run(caller, backend.guests.kill, caller, name, version))
 
 
 @routes.add("POST", "/v1/guests/{name}/stop", shapes.Guest, CHANGE_CODES, etag=True)
@@ -131,7 +132,7 @@ async def stop(
 ) -> Response:
     may_last(request, body.timeout + _CLEANING)
     version = await backend.choose_version(caller, name, if_match)
-    return _answer(backend, await backend.changes.run(caller, backend.guests.stop, caller, name, body.timeout, version))
+    return answer_guest(backend, await backend.changes.run(caller, backend.guests.stop, caller, name, body.timeout, version))
 
 
 @routes.add("POST", "/v1/guests/{name}/restart", shapes.Guest, CHANGE_CODES, etag=True)
@@ -140,7 +141,7 @@ async def restart(
 ) -> Response:
     may_last(request, body.timeout + _CLEANING + _STARTING)
     version = await backend.choose_version(caller, name, if_match)
-    return _answer(backend, await backend.changes.run(caller, backend.guests.restart, caller, name, body.timeout, version))
+    return answer_guest(backend, await backend.changes.run(caller, backend.guests.restart, caller, name, body.timeout, version))
 
 
 def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
@@ -158,14 +159,21 @@ def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
         "network_config": _show(request.network_config),
         "warnings": list(view.warnings), "addresses": [nic.address for nic in request.wanted_nics if nic.address],
         "ssh_host_key": view.host_key or None, "initiator": choose_initiator(plan, request),
+        "disengaged": {"time": end.time, "signal": end.signal.value} if (end := view.disengaged) else None,
+        "exit_policy": _show_policy(request.exit_policy),
+        "housekeeping_vcpus": request.housekeeping,
     }  # fmt: skip
+
+
+def _show_policy(policy: ExitBudgets | None) -> shapes.ExitPolicy | None:
+    return cast("shapes.ExitPolicy", policy.model_dump(mode="json")) if policy else None
 
 
 def _show(secret: Secret | None) -> str | None:
     return secret.short_hash if secret else None
 
 
-def _answer(backend: Backend, view: GuestView, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def answer_guest(backend: Backend, view: GuestView, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse(
         show_guest(view, backend.guests.host_setup.housekeeping), status, {"ETag": f'"{view.version}"', **(headers or {})}
     )

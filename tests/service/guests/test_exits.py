@@ -127,7 +127,7 @@ def test_guest_that_cannot_be_read_does_not_hide_the_others(
         return read(which)
 
     monkeypatch.setattr(world.hypervisor, "read_exits", fail)
-    assert [name for name, _ in manager.exits.read_all(world.hypervisor.read_exits)] == ["b"]
+    assert [name for name, _, _ in manager.exits.read_all(world.hypervisor.read_exits)] == ["b"]
 
 
 def test_guest_that_has_just_ended_is_named(manager: GuestService, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
