@@ -123,7 +123,7 @@ class Event(TypedDict):
 
 
 class Proof(TypedDict):
-    """A measured statement; see docs/promises.md."""
+    """A measured statement; see docs/promises.md. ``values`` are what it has read, by name; empty for most proofs."""
 
     name: str
     subject: str
@@ -132,6 +132,7 @@ class Proof(TypedDict):
     unit: str
     evidence: list[str]
     readings: VepaReadings | None
+    values: dict[str, bool | int | float | str]
 
 
 class Core(TypedDict):
