@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parents[2] / "orchestrator"
 ORDER = [
     ("errors",),
     ("values",),
-    ("locks", "serving_cpu", "waiting"),
+    ("canonical", "locks", "serving_cpu", "waiting"),
     ("client",),
     ("model",),
     ("config_values",),
@@ -48,7 +48,10 @@ OWNERS = {
     "pyroute2": {"host.netlink.sockets"},
     "paramiko": {"ssh.login", "ssh.session", "ssh.shell", "ssh.transfer", "ssh.transport"},
     "prometheus_client": {"metrics.collect"},
-    "sqlite3": {"ledger.claims", "ledger.database", "ledger.events", "ledger.loading", "ledger.retention", "ledger.schema"},
+    "sqlite3": {
+        "ledger.chain", "ledger.chain_check", "ledger.claims", "ledger.database", "ledger.events", "ledger.loading",
+        "ledger.retention", "ledger.schema",
+    },
 }
 
 
