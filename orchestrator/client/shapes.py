@@ -135,6 +135,33 @@ class Proof(TypedDict):
     values: dict[str, bool | int | float | str]
 
 
+class SignedEvidence(TypedDict):
+    """The proofs with what identifies host, software and guests, signed; see docs/evidence.md.
+
+    ``key`` is the SHA-256 of the public key, ``signature`` is in Base64.
+    """
+
+    evidence: dict[str, object]
+    key: str
+    signature: str
+
+
+class EventChain(TypedDict):
+    """The verified hash chain of the event log: ``events`` from ``first`` to ``last``, whose hash is ``hash``.
+
+    ``removed`` is the number of events removed from it. ``faults`` is each place where the chain is broken. ``at`` is the
+    hash of the event that was asked for, null if it is not in the log.
+    """
+
+    events: int
+    first: int
+    last: int
+    hash: str
+    removed: int
+    faults: list[str]
+    at: str | None
+
+
 class Core(TypedDict):
     """A physical core."""
 

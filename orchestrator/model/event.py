@@ -98,7 +98,7 @@ class ChainReport:
     """The hash chain of the event log, verified.
 
     Attributes:
-        events: number of events in the log; ``removed`` are no longer in it.
+        events, removed: number of events in the log, and of events removed from it.
         first, last: ids of the oldest and the newest event in the log; 0 without events.
         hash: of the last event, in hexadecimal.
         faults: each place where the chain is broken; empty if it is intact.

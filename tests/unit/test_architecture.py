@@ -25,6 +25,7 @@ ORDER = [
     ("values",),
     ("canonical", "locks", "serving_cpu", "waiting"),
     ("client",),
+    ("evidence",),
     ("model",),
     ("config_values",),
     ("config_network",),
@@ -49,8 +50,14 @@ OWNERS = {
     "paramiko": {"ssh.login", "ssh.session", "ssh.shell", "ssh.transfer", "ssh.transport"},
     "prometheus_client": {"metrics.collect"},
     "sqlite3": {
-        "ledger.chain", "ledger.chain_check", "ledger.claims", "ledger.database", "ledger.events", "ledger.loading",
-        "ledger.retention", "ledger.schema",
+        "ledger.chain",
+        "ledger.chain_check",
+        "ledger.claims",
+        "ledger.database",
+        "ledger.events",
+        "ledger.loading",
+        "ledger.retention",
+        "ledger.schema",
     },
 }
 

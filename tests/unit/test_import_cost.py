@@ -47,3 +47,8 @@ def test_pyroute2_as_a_whole_is_there_for_others() -> None:
         "print(pyroute2.IPRoute is netlink.IPRoute, NetlinkError is netlink.NetlinkError, ns is netlink.namespaces)"
     )
     assert run(program) == ["True"] * 3
+
+
+def test_cryptography_only_when_evidence_is_signed(loaded: list[str]) -> None:
+    assert "orchestrator.daemon.evidence" in loaded
+    assert not [name for name in loaded if name.startswith("cryptography")]
