@@ -131,6 +131,11 @@ class ExitConfig(StrictModel):
     policy: ExitBudgets | None = None
 
 
+class AuditConfig(StrictModel):
+    # PEM file with the Ed25519 key that signs evidence. The systemd credential nohype-audit-key takes precedence.
+    key: _File = "/etc/nohype/audit.key"
+
+
 class Principals(StrictModel):
     """Users, groups and certificates with a role."""
 
@@ -222,6 +227,7 @@ class DaemonConfig(StrictModel):
     switches: SwitchConfig = SwitchConfig()
     paths: PathConfig = PathConfig()
     exits: ExitConfig = ExitConfig()
+    audit: AuditConfig = AuditConfig()
     events: EventConfig = EventConfig()
     access: AccessConfig | None = None
     tenants: dict[NameField, TenantConfig] = {}

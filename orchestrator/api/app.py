@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from orchestrator import __version__
-from orchestrator.api.backend import Backend, GuestService
+from orchestrator.api.backend import Backend, GuestService, Records
 from orchestrator.api.console_feed import ConsoleFeed
 from orchestrator.api.dispatch import Dispatcher
 from orchestrator.api.event_stream import EventStream
@@ -14,7 +14,7 @@ from orchestrator.api.fastapi_import import FastAPI
 from orchestrator.api.guard import Guard
 from orchestrator.api.identity import IdentityMap
 from orchestrator.api.openapi import build_document
-from orchestrator.api.routes import consoles, events, exits, guests, host, networks, quarantine, switches, uplinks
+from orchestrator.api.routes import consoles, events, evidence, exits, guests, host, networks, quarantine, switches, uplinks
 from orchestrator.api.routing import Route, RouteTable
 from orchestrator.api.workers import Workers
 from orchestrator.config import LimitConfig
@@ -24,7 +24,7 @@ from orchestrator.model.proof import Proof
 
 ROUTES: tuple[Route, ...] = (
     *host.routes, *guests.routes, *exits.routes, *consoles.routes, *networks.routes, *quarantine.routes, *switches.routes,
-    *uplinks.routes, *events.routes,
+    *uplinks.routes, *events.routes, *evidence.routes,
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ class Api:
     Args:
         audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
         metrics: the page that Prometheus reads, and its content type; None without metrics.
+        records: signs evidence and verifies the event log; None without both.
     """
 
     def __init__(
@@ -43,13 +44,14 @@ class Api:
         identities: IdentityMap,
         limits: LimitConfig | None = None,
         metrics: Callable[[], tuple[bytes, str]] | None = None,
+        records: Records | None = None,
     ) -> None:
         def read_events(caller: Identity, after: int | None, limit: int) -> Sequence[Event]:
             return events.show_events(service.events(caller, after, limit), caller, identities)
 
         self.stream = EventStream(service.last_event, partial(service.wait_events, MANAGER), read_events, Workers(4))
         self.consoles = ConsoleFeed()
-        app = build_app(Backend(service, audit, metrics, read_events, self.stream, self.consoles))
+        app = build_app(Backend(service, audit, metrics, read_events, self.stream, records, self.consoles))
         table = RouteTable(ROUTES)
         self.app = Guard(Dispatcher(app, table), identities, limits or LimitConfig(), table)
 

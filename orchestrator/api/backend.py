@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from starlette.responses import Response
 
@@ -17,10 +17,18 @@ from orchestrator.errors import Stale
 from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Event
 from orchestrator.model.access import Identity
+from orchestrator.model.event import ChainReport
 from orchestrator.model.plain import to_plain
 from orchestrator.model.proof import Proof
 
-__all__ = ["Backend", "GuestService", "Served", "answer_plain"]
+__all__ = ["Backend", "GuestService", "Records", "Served", "answer_plain"]
+
+
+class Records(Protocol):
+    """What the manager proves to others."""
+
+    def verify_events(self, at: int | None = None) -> ChainReport: ...
+    def sign(self, frames: int, nonce: str) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Backend:
     metrics: Callable[[], tuple[bytes, str]] | None  # as in Api
     read_events: Callable[[Identity, int | None, int], Sequence[Event]]  # as in EventStream
     stream: EventStream
+    records: Records | None = None  # as in Api
     consoles: ConsoleFeed = field(default_factory=ConsoleFeed)
     quick: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(32))
     changes: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))

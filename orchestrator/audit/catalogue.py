@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from orchestrator.audit.confinement import prove_qemu_confined
 from orchestrator.audit.cores import prove_core_exclusive, prove_core_smt, prove_manager_core
 from orchestrator.audit.disk import prove_disk_clean, prove_disk_isolated
 from orchestrator.audit.exits import prove_exits
@@ -51,7 +52,9 @@ class Row:
         return self._state(subject, result)
 
     def _state(self, subject: str, result: Measurement) -> Proof:
-        return Proof(self.name, subject, result.verdict, result.figure, self.unit, result.evidence, result.readings)
+        return Proof(
+            self.name, subject, result.verdict, result.figure, self.unit, result.evidence, result.readings, result.values
+        )
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,11 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
         "unlisted device models",
         lambda facts, guest: prove_devices_minimal(guest, facts.threads(), facts.given_texts[guest.name]()),
         all_threads=True,
+    ),
+    GuestRow(
+        "qemu-confined",
+        "ways out of the confinement",
+        lambda facts, guest: prove_qemu_confined(guest, facts.confinement[guest.name](), facts.other_labels(guest)),
     ),
     GuestRow(
         "exits",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from orchestrator.audit.balance import finish, take_sample
+from orchestrator.audit.confinement import read_confined
 from orchestrator.audit.cores import find_ambiguous_threads
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import find_channels, read_taps
@@ -135,6 +137,7 @@ class Facts:
         for maps in self.maps.values():
             maps.read()  # soon after the pools of the survey, with which they are compared
         self.ksm_run = Lazy(partial(read_ksm_run, host))
+        self.confinement = {guest.name: Lazy(partial(read_confined, host, guest)) for guest in self.guests}
         self.devices = {guest.name: Lazy(partial(read_devices, host, guest)) for guest in self.guests}
         self.translation = {guest.name: Lazy(partial(self._read_translation, host, guest)) for guest in self.guests}
         self.controllers = {guest.name: Lazy(partial(find_controllers, host, guest)) for guest in self.guests}
@@ -148,6 +151,14 @@ class Facts:
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self._balance = {uplink: _compare_counters(source, uplink) for uplink in _list_software_uplinks(source, self.guests)}
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
+
+    def other_labels(self, guest: RunningGuest) -> dict[str, str | None]:
+        """Security labels of the other guests, without those that cannot be read: these have a proof of their own."""
+        found: dict[str, str | None] = {}
+        for name, read in self.confinement.items():
+            with suppress(HostError):
+                found |= {name: read().confinement.label} if name != guest.name else {}
+        return found
 
     def _read_disks(self, host: HostRoot, guest: RunningGuest) -> tuple[DiskState, ...]:
         if not (controllers := self.controllers[guest.name]()):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.audit.catalogue import PROOFS, GuestRow, HostRow
 from orchestrator.audit.facts import Facts, Source
+from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.proof import Proof, Verdict
 
 
@@ -16,6 +17,10 @@ class Auditor:
 
     def run(self, frames: int = 0) -> tuple[Proof, ...]:
         """Takes at least ``window`` seconds, and changes nothing on the host. ``frames`` and errors as of ``Facts``."""
+        return self.measure(frames)[1]
+
+    def measure(self, frames: int = 0) -> tuple[tuple[RunningGuest, ...], tuple[Proof, ...]]:
+        """As `run`, with the guests that were measured."""
         facts = Facts(self.source, frames)
         proofs: list[Proof] = []
         # A guest that libvirt cannot describe is reported once, not by every proof.
@@ -26,7 +31,7 @@ class Auditor:
                 proofs += [row.prove(facts, guest) for guest in facts.guests]
             elif isinstance(row, HostRow):
                 proofs.append(row.prove(facts))
-        return tuple(proofs)
+        return facts.guests, tuple(proofs)
 
 
 def summarize(proofs: Iterable[Proof]) -> Verdict:

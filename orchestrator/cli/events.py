@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ import click
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import json_option, print_json, say
 from orchestrator.client import Client
+from orchestrator.evidence.document import read_file
 
 _PAGE = 1000
 
@@ -19,14 +21,28 @@ _PAGE = 1000
 @click.option("--follow", "-f", is_flag=True, help="Keep printing events as they happen, until interrupted.")
 @click.option("--after", type=click.IntRange(min=0), metavar="ID", help="Start after this event id; 0 starts with the oldest.")
 @click.option("--guest", metavar="NAME", help="Only events about this guest.")
+@click.option("--verify", is_flag=True, help="Verify that no event was changed or removed by others, instead of showing events.")
+@click.option(
+    "--against", type=click.Path(path_type=Path), metavar="FILE",
+    help="With --verify: evidence of this host, whose newest event must still be in the log.",
+)  # fmt: skip
 @json_option
 @client_option
-def events(*, follow: bool, after: int | None, guest: str | None, as_json: bool, client: Client) -> None:
+def events(
+    *, follow: bool, after: int | None, guest: str | None, verify: bool, against: Path | None, as_json: bool, client: Client
+) -> int:
     """Show the event log: what the manager decided, and why.
 
     Prints one line per event: id, time, kind, guest or host, caller, decision with its reason, duration in seconds. Without
-    --after it prints the newest 1000 events. With --json and --follow it prints one JSON object per line.
+    --after it prints the newest 1000 events. With --json and --follow it prints one JSON object per line. With --verify
+    the exit status is 1 if the log is not intact.
     """
+    if verify:
+        if follow or guest or after is not None:
+            raise click.UsageError("--verify excludes --follow, --after and --guest")
+        return _verify(client, against, as_json=as_json)
+    if against:
+        raise click.UsageError("--against requires --verify")
     shown, last = [], after
     for event in _all_after(client, after):
         last = event["id"]
@@ -41,6 +57,27 @@ def events(*, follow: bool, after: int | None, guest: str | None, as_json: bool,
         for event in client.follow(last):
             if guest in (None, event["subject"]):
                 _print_event(event, as_json=as_json)
+    return 0
+
+
+def _verify(client: Client, against: Path | None, *, as_json: bool) -> int:
+    signed = read_file(against).evidence["events"] if against else {}
+    number, digest = signed.get("last"), signed.get("hash")
+    chain = client.event_chain(number if isinstance(number, int) and number else None)
+    faults = list(chain["faults"])
+    if number and chain["at"] != digest:
+        why = "has another hash" if chain["at"] else "is not in the log any more" if number <= chain["last"] else "is missing"
+        faults.append(f"event {number}, the newest of {against}, {why}")
+    if as_json:
+        print_json({**chain, "faults": faults})
+    else:
+        for fault in faults:
+            say(fault)
+        state = "broken" if faults else "intact"
+        say(
+            f"event log {state}: {chain['events']} events up to {chain['last']}, hash {chain['hash']}, {chain['removed']} removed"
+        )
+    return int(bool(faults))
 
 
 def _all_after(client: Client, after: int | None) -> Iterator[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from orchestrator import __version__
 from orchestrator.cli.output import printable
 from orchestrator.errors import LabLost, OrchestratorError, Unauthorized
+from orchestrator.evidence.document import EvidenceError
 from orchestrator.values import DEFAULT_SOCKET
 
 # Each command is in the module of its name.
@@ -109,7 +110,9 @@ def nohype(ctx: click.Context, /, **settings: object) -> None:
 
 
 def main() -> NoReturn:
-    """Runs the command. Exit status: 0 success, 1 error or failed proof, 2 usage error, 3 lab lost, 130 interrupted."""
+    """Runs the command. Exit status: 0 success, 1 error or failed proof, 2 usage error, 3 lab lost, 4 to 8 evidence (see its
+    command), 130 interrupted.
+    """
     try:
         sys.exit(nohype(standalone_mode=False) or 0)
     except click.Abort:
@@ -118,6 +121,9 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except EvidenceError as error:
+        click.echo(f"nohype: {printable(str(error))}", err=True)
+        sys.exit(error.status)
     except OrchestratorError as error:
         if isinstance(error, Unauthorized):
             error.hint = f"{error.hint}; with nohype: --token-file FILE or NOHYPE_TOKEN, or --cert FILE --key FILE"

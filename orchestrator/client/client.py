@@ -29,6 +29,7 @@ from orchestrator.client.answers import check_stream, parse_stream, read_answer,
 from orchestrator.client.console import ConsoleOutput, follow_console
 from orchestrator.client.kept import KeptConnections, Request, exchange
 from orchestrator.client.networks import NetworkCalls
+from orchestrator.client.records import RecordCalls
 from orchestrator.client.switches import SwitchCalls
 from orchestrator.client.transport import (
     TlsConnection,
@@ -51,7 +52,7 @@ _PAUSE = 1.0
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
-class Client(NetworkCalls, SwitchCalls):
+class Client(NetworkCalls, RecordCalls, SwitchCalls):
     """Calls `nohyped`. Several threads can share a client: each request in progress has its own connection.
 
     A connection is used again within 3 s. Over TLS, a change that cannot be repeated safely always gets a new one.

@@ -129,7 +129,7 @@ class Event(TypedDict):
 
 
 class Proof(TypedDict):
-    """A measured statement; see docs/promises.md."""
+    """A measured statement; see docs/promises.md. ``values`` are what it has read, by name; empty for most proofs."""
 
     name: str
     subject: str
@@ -138,6 +138,34 @@ class Proof(TypedDict):
     unit: str
     evidence: list[str]
     readings: VepaReadings | None
+    values: dict[str, bool | int | float | str]
+
+
+class SignedEvidence(TypedDict):
+    """The proofs with what identifies host, software and guests, signed; see docs/evidence.md.
+
+    ``key`` is the SHA-256 of the public key, ``signature`` is in Base64.
+    """
+
+    evidence: dict[str, object]
+    key: str
+    signature: str
+
+
+class EventChain(TypedDict):
+    """The verified hash chain of the event log: ``events`` from ``first`` to ``last``, whose hash is ``hash``.
+
+    ``removed`` is the number of events removed from it. ``faults`` is each place where the chain is broken. ``at`` is the
+    hash of the event that was asked for, null if it is not in the log.
+    """
+
+    events: int
+    first: int
+    last: int
+    hash: str
+    removed: int
+    faults: list[str]
+    at: str | None
 
 
 class Core(TypedDict):

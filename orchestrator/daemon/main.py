@@ -18,10 +18,12 @@ from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
 from orchestrator.api.identity import IdentityMap, build_identity_map
 from orchestrator.api.server import Server, open_port, open_socket
+from orchestrator.audit.evidence import Subject
 from orchestrator.audit.facts import Source
 from orchestrator.audit.report import Auditor
 from orchestrator.config import DEFAULT_CONFIG, DaemonConfig, read_config
 from orchestrator.daemon.background import log_errors, start_threads
+from orchestrator.daemon.evidence import EvidenceSigner
 from orchestrator.daemon.journal import set_up_logging
 from orchestrator.daemon.monitoring import build_metrics, record_audits, start_heartbeat, status_line
 from orchestrator.daemon.single_instance import HOST_LOCK, acquire
@@ -108,13 +110,14 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         disk_checks=service.disk_checks, nics=service.nics, given_texts=service.given_texts,
         find_tie=service.switches.find_tie,
     )  # fmt: skip
-    audit = record_audits(Auditor(source).run, counters)
+    auditor = Auditor(source)
+    signer = EvidenceSigner(auditor, Subject(host, hypervisor), ledger, config.audit.key, counters.observe_audit)
     metrics = build_metrics(
         service.survey, ledger, hypervisor, policy, counters,
         lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
         service.exits.read_all,
     )  # fmt: skip
-    api = Api(service, audit, identities, config.limits, metrics.render)
+    api = Api(service, record_audits(auditor.run, counters), identities, config.limits, metrics.render, signer)
 
     def ready() -> None:
         notify_systemd(f"READY=1\nSTATUS={status_line(ledger)}")

@@ -19,6 +19,7 @@ from orchestrator.errors import HypervisorError, NotFound, RequestError
 from orchestrator.hypervisor.counters import read_exits
 from orchestrator.hypervisor.events import EndWatch, OnEnd, start_event_loop
 from orchestrator.hypervisor.guests import (
+    DomainText,
     EndCause,
     Pinning,
     RunningGuest,
@@ -28,6 +29,7 @@ from orchestrator.hypervisor.guests import (
     read_console,
     read_guest,
     read_pinning,
+    read_text,
 )
 from orchestrator.hypervisor.hints import find_hint
 from orchestrator.hypervisor.unmanaged import Unmanaged, parse_unmanaged
@@ -142,6 +144,18 @@ class Hypervisor:
     def read_pinning(self, uuid: UUID) -> Pinning:
         """Reads pinning and passed-through devices: two libvirt calls, no QMP (`read_guest` takes five)."""
         return self._with_domain(uuid, f"read the pinning of guest {uuid}", read_pinning)
+
+    def read_text(self, uuid: UUID) -> DomainText:
+        return self._with_domain(uuid, f"read the XML of guest {uuid}", read_text)
+
+    def read_versions(self) -> dict[str, str]:
+        """Of the installed libvirt and QEMU: QEMU of a running guest may be older."""
+
+        def read(connection: Any) -> dict[str, str]:
+            numbers = {"libvirt": connection.getLibVersion(), "qemu": connection.getVersion()}
+            return {name: f"{n // 1_000_000}.{n // 1000 % 1000}.{n % 1000}" for name, n in numbers.items()}
+
+        return self._with_connection("read the versions of libvirt and QEMU", read)
 
     def read_exits(self, uuid: UUID) -> tuple[dict[str, int], ...]:
         """KVM's counters per vCPU since the guest started. Treat every key as optional."""

@@ -154,6 +154,22 @@ def read_guest(domain: Any) -> RunningGuest:
     )
 
 
+@dataclass(frozen=True)
+class DomainText:
+    """The XML of a running domain, without secrets, and the files that QEMU read at its start, by their role."""
+
+    xml: str
+    files: tuple[tuple[str, str], ...]
+
+
+def read_text(domain: Any) -> DomainText:
+    xml = str(domain.XMLDesc())
+    system: Any = etree.fromstring(xml.encode()).find("os")
+    # libvirt.org/formatdomain.html#direct-kernel-boot and #bios-bootloader
+    found = [(role, system.findtext(role)) for role in ("loader", "kernel", "initrd", "dtb")]
+    return DomainText(xml, tuple((role, path) for role, path in found if path and path.startswith("/")))
+
+
 def read_pinning(domain: Any) -> Pinning:
     tree: Any = etree.fromstring(domain.XMLDesc().encode())
     # `current` is present if fewer vCPUs are plugged in than the maximum (libvirt.org/formatdomain.html#cpu-allocation).

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import LedgerError, RequestError
+from orchestrator.ledger.chain import link_all
 from orchestrator.values import Size
 
 _APPLICATION = 0x4E48
@@ -112,6 +113,17 @@ _DISENGAGEMENT_11 = """
 CREATE TABLE disengagement (guest TEXT PRIMARY KEY REFERENCES guest ON DELETE CASCADE, record TEXT NOT NULL) STRICT;
 """
 
+_CHAIN_12 = """
+ALTER TABLE event ADD COLUMN removed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE event ADD COLUMN hash TEXT NOT NULL DEFAULT '';
+CREATE TABLE event_gap (first INTEGER PRIMARY KEY, last INTEGER NOT NULL UNIQUE, hash TEXT NOT NULL) STRICT;
+DROP TRIGGER event_no_update;
+"""
+
+_NO_UPDATE_12 = """
+CREATE TRIGGER event_no_update BEFORE UPDATE ON event BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+"""
+
 # In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -177,10 +189,17 @@ def _migrate_11(db: sqlite3.Connection) -> None:
     _execute_all(db, _DISENGAGEMENT_11)
 
 
+def _migrate_12(db: sqlite3.Connection) -> None:
+    """Links the events by their hashes."""
+    _execute_all(db, _CHAIN_12)
+    link_all(db)
+    _execute_all(db, _NO_UPDATE_12)
+
+
 # One entry per schema version. Never edit a released migration: add the next one.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7, _migrate_8, _migrate_9,
-    _migrate_10, _migrate_11,
+    _migrate_10, _migrate_11, _migrate_12,
 )  # fmt: skip
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"

@@ -46,6 +46,7 @@ class Ledger:
         self.add_undo_record, self.drop_undo_record, self.undo_records = journal.add, journal.drop, journal.read
         self.append_event, self.subscribe = events.append, events.subscribe
         self.events, self.last_event = events.read, events.last_id
+        self.event_chain, self.event_head = events.read_chain, events.read_synced_head
         switches = Switches(self._database)
         self.switches, self.add_switch, self.delete_switch = switches.read, switches.add, switches.delete
         self.uplink_edges, self.set_uplink_edge = edges.read, edges.set

@@ -95,6 +95,27 @@ class Event:
         return {name: getattr(self, name) for name in EVENT_FIELDS}
 
 
+@dataclass(frozen=True)
+class ChainReport:
+    """The hash chain of the event log, verified.
+
+    Attributes:
+        events, removed: number of events in the log, and of events removed from it.
+        first, last: ids of the oldest and the newest event in the log; 0 without events.
+        hash: of the last event, in hexadecimal.
+        faults: each place where the chain is broken; empty if it is intact.
+        at: the hash of the event that was asked for; None if it is not in the log.
+    """
+
+    events: int
+    first: int
+    last: int
+    hash: str
+    removed: int
+    faults: tuple[str, ...]
+    at: str | None = None
+
+
 EVENT_FIELDS = tuple(field.name for field in fields(Event))
 
 

@@ -14,6 +14,7 @@ from orchestrator.errors import RequestError
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 _T = TypeVar("_T")
+_SCALARS = {bool, int, float, str}
 _AS_TEXT = (CpuSet, PciAddress, MacAddress, UUID, PurePath)
 
 
@@ -68,7 +69,7 @@ def _read(kind: Any, data: object, path: str) -> Any:
         return _read_fields(kind, data, path)
     if kind is float and type(data) is int:
         return data  # JSON has one kind of number
-    if kind in (bool, int, float, str):
+    if kind in _SCALARS:
         if type(data) is not kind:
             raise ValueError(f"{path}: not of type {kind.__name__}")
         return data
@@ -77,6 +78,10 @@ def _read(kind: Any, data: object, path: str) -> Any:
 
 def _read_optional(kind: Any, data: object, path: str) -> Any:
     inner = [part for part in get_args(kind) if part is not types.NoneType]
+    if data is not None and set(inner) <= _SCALARS and len(inner) > 1:
+        if type(data) not in inner:
+            raise ValueError(f"{path}: not of type {' or '.join(part.__name__ for part in inner)}")
+        return data
     if len(inner) != 1:
         raise TypeError(f"{kind} has no plain JSON form")
     return None if data is None else _read(inner[0], data, path)

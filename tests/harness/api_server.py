@@ -20,6 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
+from orchestrator.api.backend import Records
 from orchestrator.api.console_feed import ConsoleFeed
 from orchestrator.api.event_stream import EventStream
 from orchestrator.api.identity import build_identity_map
@@ -79,6 +80,7 @@ def serve(
     world: World | None = None,
     audit: Callable[[int], tuple[Proof, ...]] = audit,
     cpus: CpuSet = ANY,
+    records: Records | None = None,
 ) -> Iterator[Served]:
     """Serves until the block ends. Settings: sections of the configuration file; cpus: of the server, of which it uses one."""
     world = world or World(folder / "world")
@@ -90,7 +92,7 @@ def serve(
     if config.api:
         listeners.append(open_port(config.api))
     up = threading.Event()
-    api = Api(manager, audit, build_identity_map(config), config.limits, metrics)
+    api = Api(manager, audit, build_identity_map(config), config.limits, metrics, records)
     server = Server(api, listeners, ready=up.set, cpus=cpus)
     thread = threading.Thread(target=server.run)
     thread.start()

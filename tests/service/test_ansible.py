@@ -61,6 +61,7 @@ EVERYTHING: dict[str, Any] = {
     "nohype_switches": {"ssh_key": "/srv/switch_key"},
     "nohype_exits": {"total": 100, "emulated": 2.5},
     "nohype_events": {"keep": 5000},
+    "nohype_audit": {"key": "/etc/nohype/audit.key"},
     "nohype_access": {
         "operators": {"users": ["root"], "groups": ["daemon"], "certificates": ['CN:Ädmin "A" \\ 1']},
         "viewers": {"users": ["daemon"], "groups": [], "certificates": ["DNS:monitor.example"]},

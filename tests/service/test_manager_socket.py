@@ -54,6 +54,10 @@ def _check(value: object, schema: dict, named: dict) -> None:
         assert value in schema["enum"]
     elif schema.get("type") == "object":
         assert isinstance(value, dict)
+        if "properties" not in schema:
+            for item in value.values():
+                _check(item, schema["additionalProperties"], named)
+            return
         assert set(value) == set(schema["properties"])
         for name, one in schema["properties"].items():
             _check(value[name], one, named)

@@ -23,8 +23,9 @@ PACKAGE = Path(__file__).parents[2] / "orchestrator"
 ORDER = [
     ("errors",),
     ("values",),
-    ("locks", "partial_import", "serving_cpu", "waiting"),
+    ("canonical", "locks", "partial_import", "serving_cpu", "waiting"),
     ("client",),
+    ("evidence",),
     ("model",),
     ("config_values",),
     ("config_network",),
@@ -48,7 +49,16 @@ OWNERS = {
     "pyroute2": {"host.netlink.sockets"},
     "paramiko": {"ssh.login", "ssh.session", "ssh.shell", "ssh.transfer", "ssh.transport"},
     "prometheus_client": {"metrics.collect"},
-    "sqlite3": {"ledger.claims", "ledger.database", "ledger.events", "ledger.loading", "ledger.retention", "ledger.schema"},
+    "sqlite3": {
+        "ledger.chain",
+        "ledger.chain_check",
+        "ledger.claims",
+        "ledger.database",
+        "ledger.events",
+        "ledger.loading",
+        "ledger.retention",
+        "ledger.schema",
+    },
 }
 
 

@@ -37,6 +37,11 @@ NICS = tuple(
 )
 MANAGER = 4935
 _STAT = "{tid} ({name}) S 0 0 0 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {started} 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 {cpu} 0 0"
+# The same of all threads of a QEMU (tests/data/audit/status-guest1.txt).
+_CREDENTIALS = (
+    "Uid:\t64055\t64055\t64055\t64055\nGid:\t64055\t64055\t64055\t64055\nGroups:\t993 64055\nCapInh:\t0\nCapPrm:\t0\n"
+    "CapEff:\t0\nCapAmb:\t0\nNoNewPrivs:\t1\nSeccomp:\t2\n"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def add_thread(host: FakeRoot, *words: str) -> None:
         return
     folder = f"proc/{pid}/task/{tid}"
     host.add(f"{folder}/stat", _STAT.format(tid=tid, name=name, flags=flags, started=started, cpu=cpu))
-    host.add(f"{folder}/status", f"Cpus_allowed_list:\t{allowed}")
+    credentials = _CREDENTIALS if int(pid) in (guest.pid for guest in GUESTS) else ""
+    host.add(f"{folder}/status", f"{credentials}Cpus_allowed_list:\t{allowed}")
     host.add(f"{folder}/sched", f"se.exec_start : {exec_start}")
 
 
@@ -95,6 +101,9 @@ def add_qemu(host: FakeRoot, guest: RunningGuest, group: int) -> None:
         host.add(f"{folder}/{name}", (DATA / f"{name}-{guest.name}.txt").read_text())
     host.add(f"{folder}/cgroup", "0::/machine.slice/machine-qemu.scope/libvirt/emulator")
     host.add(f"{folder}/cmdline", f"qemu-system-x86_64\0-append\0quiet nohype.address=10.9.0.{guest.pid % 100}/24")
+    host.add(f"{folder}/attr/current", f"libvirt-{guest.uuid} (enforce)")
+    for pid, number in ((1, 1), (guest.pid, guest.pid)):
+        host.add_link(f"proc/{pid}/ns/mnt", f"mnt:[{number}]")
     host.add_link(f"{folder}/fd/21", f"/dev/vfio/{group}")
     host.add_link(f"{folder}/fd/22", "/dev/vfio/vfio")
     (address,) = guest.hostdevs
@@ -212,6 +221,13 @@ def test_vf_that_qemu_does_not_hold_fails(host: RecordingRoot) -> None:
     assert verdicts(audit(host))["device-isolated", "guest1"] == Verdict.FAIL
 
 
+def test_qemu_in_the_hosts_namespace_with_a_disk_of_the_host_fails(host: RecordingRoot) -> None:
+    host.add_link(f"proc/{GUEST1.pid}/ns/mnt", "mnt:[1]")
+    host.add_link(f"proc/{GUEST1.pid}/fd/30", "/dev/sda")
+    (proof,) = (proof for proof in audit(host) if (proof.name, proof.subject) == ("qemu-confined", "guest1"))
+    assert (proof.verdict, proof.figure, proof.values["unexpected_open_files"]) == (Verdict.FAIL, 2, 1)
+
+
 def test_page_frames_that_the_kernel_hides_are_not_measured(host: RecordingRoot) -> None:
     (pool,) = (mapping for mapping in load_maps("guest1").mappings if mapping.huge)
     with (host.path / f"proc/{GUEST1.pid}/pagemap").open("r+b") as pagemap:
@@ -296,6 +312,8 @@ def test_each_file_that_cannot_be_read_or_understood(host: RecordingRoot, of_a_k
         ("proc/4944/numa_maps", ("memory-static", "guest1")),
         ("proc/4944/status", ("memory-static", "host")),
         ("proc/4944/smaps", ("device-isolated", "guest1")),
+        ("proc/4944/attr/current", ("qemu-confined", "guest1")),
+        ("proc/4944/task/4955/status", ("qemu-confined", "guest1")),
         ("sys/kernel/mm/ksm/run", ("memory-static", "guest2")),
         ("sys/kernel/iommu_groups/9/type", ("device-isolated", "guest1")),
         ("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", ("device-isolated", "guest2")),

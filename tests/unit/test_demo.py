@@ -17,4 +17,4 @@ def test_report_is_complete(tmp_path: Path) -> None:
     report.write(tmp_path / "new" / "report.json")
     read = json.loads((tmp_path / "new" / "report.json").read_text())
     assert list(read) == ["verdict", "host", "guests", "proofs", "timings"]
-    assert set(read["proofs"][0]) == {"name", "subject", "verdict", "figure", "unit", "evidence", "readings"}
+    assert set(read["proofs"][0]) == {"name", "subject", "verdict", "figure", "unit", "evidence", "readings", "values"}

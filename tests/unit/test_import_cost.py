@@ -63,3 +63,8 @@ def test_what_only_some_requests_need_is_not_loaded(loaded: list[str]) -> None:
         "paramiko",
         "rich",
     }
+
+
+def test_cryptography_only_when_evidence_is_signed(loaded: list[str]) -> None:
+    assert "orchestrator.daemon.evidence" in loaded
+    assert not [name for name in loaded if name.startswith("cryptography")]

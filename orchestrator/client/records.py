@@ -1,0 +1,27 @@
+"""The calls of `Client` about signed evidence and the hash chain of the event log."""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode
+
+from orchestrator.client import shapes
+from orchestrator.client.calls import Calls
+
+_AUDIT = 600.0
+
+
+class RecordCalls(Calls):
+    def evidence(self, frames: int = 0, nonce: str = "") -> shapes.SignedEvidence:
+        """Measures all proofs and signs them with the key of the host. ``nonce`` is repeated in the evidence.
+
+        Raises HostError if the manager has no signing key that it can use, Forbidden for tenants.
+        """
+        query = urlencode({"frames": frames, "nonce": nonce})
+        signed: shapes.SignedEvidence = self._ask(shapes.SignedEvidence, "GET", f"/v1/evidence?{query}", timeout=_AUDIT)
+        return signed
+
+    def event_chain(self, at: int | None = None) -> shapes.EventChain:
+        """Verifies the event log. ``at``: an event whose hash to return. Raises Forbidden for tenants."""
+        target = "/v1/events/chain" if at is None else f"/v1/events/chain?at={at:d}"
+        chain: shapes.EventChain = self._ask(shapes.EventChain, "GET", target, timeout=_AUDIT)
+        return chain

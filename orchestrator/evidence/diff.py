@@ -1,0 +1,64 @@
+"""Compares two files of evidence: host, software, guests, proofs and what each proof has read. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Difference = tuple[str, str, str]
+"""Place, value in the first file, value in the second; "-" for what one of them does not have."""
+
+_ABSENT = "-"
+# They differ between any two audits.
+_ALWAYS = ("created", "nonce")
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """In the order: the host and its software, the event log, guests, proofs."""
+    found: list[Difference] = []
+    for part in sorted(first.keys() | second.keys()):
+        if part not in (*_ALWAYS, "guests", "proofs"):
+            found += _compare_values(part, first.get(part), second.get(part))
+    found += _compare_named("guest", _index(first, "guests", "name"), _index(second, "guests", "name"))
+    found += _compare_named("proof", _index(first, "proofs", "name", "subject"), _index(second, "proofs", "name", "subject"))
+    return tuple(found)
+
+
+def _index(evidence: Mapping[str, Any], part: str, *keys: str) -> dict[str, Any]:
+    return {" ".join(str(item.get(key)) for key in keys): item for item in evidence.get(part) or () if isinstance(item, dict)}
+
+
+def _compare_named(kind: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
+    for name in [*first, *(name for name in second if name not in first)]:
+        if name not in second:
+            yield f"{kind} {name}", "present", _ABSENT
+        elif name not in first:
+            yield f"{kind} {name}", _ABSENT, "present"
+        else:
+            yield from _compare_values(f"{kind} {name}", first[name], second[name])
+
+
+def _compare_values(place: str, first: object, second: object) -> Iterator[Difference]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        for name in [*first, *(name for name in second if name not in first)]:
+            if name != "evidence":
+                yield from _compare_values(f"{place} {name}", first.get(name, _ABSENT), second.get(name, _ABSENT))
+        yield from _compare_lines(place, first.get("evidence"), second.get("evidence"))
+    elif first != second or isinstance(first, bool) != isinstance(second, bool):
+        yield place, _show(first), _show(second)
+
+
+def _compare_lines(place: str, first: object, second: object) -> Iterator[Difference]:
+    """Lines of evidence, which are sentences: those that only one of both has."""
+    old, new = (value if isinstance(value, list) else [] for value in (first, second))
+    for line in old:
+        if line not in new:
+            yield f"{place} evidence", _show(line), _ABSENT
+    for line in new:
+        if line not in old:
+            yield f"{place} evidence", _ABSENT, _show(line)
+
+
+def _show(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
