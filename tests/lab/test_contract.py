@@ -18,7 +18,7 @@ def pack() -> bytes:
     """The contract tests, and pytest with its dependencies, which are pure Python."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
-        fakes = [f"tests/fakes/{name}.py" for name in ("root", "net", "nvme", "tracing")]
+        fakes = [f"tests/fakes/{name}.py" for name in ("root", "net", "nvme", "tracing", "domains")]
         for name in (*fakes, "tests/contract", "tests/data"):
             archive.add(ROOT / name, name)
         for name in CARRIED:
