@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import log_errors
-from orchestrator.host.cpus import read_online
+from orchestrator.host.cpus import read_online, read_possible
 from orchestrator.host.edge import SOFTWARE, find_link, read_edge_mode
 from orchestrator.host.exit_trace import is_counting, make_room
 from orchestrator.host.hugepages import survey_pools
+from orchestrator.host.isolation import Division
 from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
@@ -24,6 +25,7 @@ from orchestrator.model.state import GuestState
 from orchestrator.model.topology import VfState
 from orchestrator.resources.cores import clear_cores
 from orchestrator.resources.exit_trace import CountExits
+from orchestrator.resources.isolation import describe_failure, plan_isolation_settings
 from orchestrator.resources.nic import CreateVfs, VfStates
 from orchestrator.resources.step import UndoContext, run_steps, try_steps, undo_steps
 from orchestrator.resources.uplink import SetEdgeMode, SetPromiscuous
@@ -107,8 +109,19 @@ class HostSetup:
         housekeeping = self.housekeeping
         cleared = clear_cores(self._host, self._ledger, HOST, housekeeping)
         self._warnings.report("not moved off the guest cores", cleared.failures)
+        changed = self._isolate(housekeeping)
         self._count_exits()
-        return (f"move {len(cleared.moved)} threads and interrupts to CPUs {housekeeping}",) if cleared.moved else ()
+        moved = (f"move {len(cleared.moved)} threads and interrupts to CPUs {housekeeping}",) if cleared.moved else ()
+        return (*moved, *changed)
+
+    def _isolate(self, housekeeping: CpuSet) -> tuple[str, ...]:
+        """Keeps unbound work, new interrupts and watchdogs off the guest cores. What is left as it is becomes an event."""
+        possible = read_possible(self._host) or read_online(self._host)
+        planned = plan_isolation_settings(self._host, Division(housekeeping, possible - self._policy.housekeeping, CpuSet()))
+        changed, failed = try_steps(self._host, self._ledger, HOST, planned.steps)
+        failures = [failure for step, error in failed if (failure := describe_failure(step, error))]
+        self._warnings.report("settings that keep the kernel off the guest cores", (*planned.left, *failures))
+        return changed
 
     def restore_exit_counts(self) -> None:
         """Another program may have removed the trace instance, or a guest may have been adopted after an update. And ended guests

@@ -22,12 +22,13 @@ from orchestrator.host.disk_use import find_users
 from orchestrator.host.hugepages import survey_pools, survey_promised_pages
 from orchestrator.host.interfaces import read_interfaces
 from orchestrator.host.iommu import read_iommu_groups
+from orchestrator.host.isolation import Owner, read_settings
 from orchestrator.host.nvme import NVME, read_controllers
 from orchestrator.host.pci import DEVICES, VFIO, is_loaded, read_functions
 from orchestrator.host.root import HostRoot
 from orchestrator.host.signatures import find_signatures
 from orchestrator.host.sriov import read_link, read_pfs
-from orchestrator.model.topology import Interface, NvmeController, Topology
+from orchestrator.model.topology import Interface, KernelSetting, NvmeController, Topology
 from orchestrator.values import CpuSet
 
 _Value = TypeVar("_Value")
@@ -58,6 +59,7 @@ def read_topology(host: HostRoot) -> Topology:
         cmdline=read_cmdline(host),
         controllers=_read_controllers(host, problems),
         interfaces=_read_interfaces(host, problems),
+        kernel_settings=_read_settings(host, problems),
         problems=tuple(error.message for error in problems),
     )
 
@@ -84,6 +86,7 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
     problems = [*no_pools, *no_promised]
     isolated = _try(lambda: read_isolated(host), problems, otherwise=known.isolated)
     controllers, interfaces = _read_controllers(host, problems), _read_interfaces(host, problems)
+    settings = _read_settings(host, problems)
     return replace(
         known,
         isolated=isolated,
@@ -92,6 +95,7 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
         pfs=pfs,
         controllers=controllers,
         interfaces=interfaces,
+        kernel_settings=settings,
         kvm=read_kvm(host),
         vfio=is_loaded(host, VFIO),
         problems=tuple(error.message for error in problems),
@@ -106,6 +110,13 @@ def _read_controllers(host: HostRoot, problems: list[HostError]) -> tuple[NvmeCo
 def _read_interfaces(host: HostRoot, problems: list[HostError]) -> tuple[Interface, ...]:
     none: tuple[Interface, ...] = ()
     return _try(lambda: read_interfaces(host), problems, otherwise=none)
+
+
+def _read_settings(host: HostRoot, problems: list[HostError]) -> tuple[KernelSetting, ...]:
+    """Those that the manager changes, without those that the kernel does not have."""
+    readings = read_settings(host, Owner.MANAGER)
+    problems += [HostError(f"{reading.setting.name}: {reading.problem}") for reading in readings if reading.problem]
+    return tuple(KernelSetting(reading.setting.name, reading.text) for reading in readings if reading.text is not None)
 
 
 def read_disk_use(
