@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from errno import ENOENT
 from typing import ClassVar
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.isolation import Division, Notation, Owner, Without, read_settings, write_cpus, write_text
+from orchestrator.host.partitions import exclusive_file
 from orchestrator.host.root import HostRoot
 from orchestrator.host.tuned import find_tuned
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
@@ -57,7 +59,7 @@ class SetCpus:
         if actual != before.written:
             wanted = _parse(before.file, before.notation, before.text)
             return None if actual == wanted else f"/{before.file} is {text}, set by another program: it was {before.text}"
-        write_text(host, before.file, before.text)
+        write_text(host, before.file, before.text or "\n")
         if (text := host.read(before.file)) != before.text:
             raise HostError(f"/{before.file}: requested {before.text}, kernel set {text}")
         return None
@@ -107,6 +109,19 @@ def plan_isolation_settings(host: HostRoot, division: Division) -> Isolation:
             continue
         steps.append(SetCpus(setting.file, rule.notation, division.housekeeping))
     return Isolation(tuple(steps), tuple(left))
+
+
+def plan_exclusive(host: HostRoot, cgroups: Iterable[str], cpus: CpuSet) -> list[SetCpus]:
+    """Adds CPUs to those that are exclusive to each group. Raises HostError if the kernel is too old."""
+    steps = []
+    for cgroup in cgroups:
+        file = exclusive_file(cgroup)
+        text = host.find(file)
+        if text is None:
+            raise HostError(f"the kernel has no /{file}", "use Linux 6.7 or later, or boot with isolcpus=")
+        if not cpus <= (before := _parse(file, Notation.LIST, text)):
+            steps.append(SetCpus(file, Notation.LIST, before | cpus))
+    return steps
 
 
 def describe_failure(step: SetCpus, error: HostError) -> str | None:

@@ -557,6 +557,23 @@ def _cpu_list(fake: FakeRoot, path: str, value: str) -> None:
     _store(fake, path, str(cpus & CpuSet.parse(fake.text("sys/devices/system/cpu/possible"))))
 
 
+def set_partition(fake: FakeRoot, path: str, value: str) -> None:
+    """kernel/cgroup/cpuset.c, remote_partition_enable(): each group above must have the CPUs in cpuset.cpus.exclusive."""
+    folder, state = os.path.dirname(path), value.strip()
+    if state not in ("member", "isolated"):
+        raise OSError(errno.EINVAL, "")
+    own, above = CpuSet.parse(fake.text(f"{folder}/cpuset.cpus.exclusive")), os.path.dirname(folder)
+    while state == "isolated" and above != "sys/fs/cgroup":
+        if not own or not own <= CpuSet.parse(fake.text(f"{above}/cpuset.cpus.exclusive")):
+            state = "isolated invalid (Parent is not a partition root)"
+        above = os.path.dirname(above)
+    isolated = "sys/fs/cgroup/cpuset.cpus.isolated"
+    if state != fake.text(path) and "isolated" in (state, fake.text(path)) and fake.exists(isolated):
+        others = CpuSet.parse(fake.text(isolated)) - own
+        fake.add(isolated, str(others | own if state == "isolated" else others))
+    _store(fake, path, state)
+
+
 _HOOKS: dict[str, Callable[[FakeRoot, str, str], None]] = {
     "uevent": lambda _fake, _path, _value: None,  # an event for udev
     "driver_override": _driver_override,
@@ -570,6 +587,7 @@ _HOOKS: dict[str, Callable[[FakeRoot, str, str], None]] = {
     "cgroup.threads": _cgroup_threads,
     "cpuset.cpus": _cpuset_cpus,
     "trigger": tracing.write_trigger,
+    "cpuset.cpus.partition": set_partition,
     "cpumask": _cpu_mask,
     "default_smp_affinity": _cpu_mask,
     "watchdog_cpumask": _cpu_list,
