@@ -54,14 +54,20 @@ def test_vepa_is_not_measured_without_traffic(host: LabHost) -> None:
     assert host.proofs(frames=0)["vepa", "host"].verdict == Verdict.NOT_MEASURED
 
 
-def test_core_exclusive_fails_with_a_busy_process_on_a_guest_core(host: LabHost, guests: list[dict[str, Any]]) -> None:
-    cpu = guests[0]["cpus"][0]
+def test_core_proofs_fail_with_a_busy_process_and_wide_workqueues(host: LabHost, guests: list[dict[str, Any]]) -> None:
+    cpu, name = guests[0]["cpus"][0], guests[0]["name"]
+    mask = "/sys/devices/virtual/workqueue/cpumask"
     start = f"systemd-run --quiet --collect --slice intruder --unit intruder -p CPUAffinity={cpu} sh -c 'while :; do :; done'"
-    with host.changed(start, "systemctl stop intruder"):
-        proof = host.proofs()["core-exclusive", guests[0]["name"]]
+    with host.changed(f"echo ff > {mask}; {start}", f"systemctl stop intruder; echo 3 > {mask}"):
+        proofs = host.proofs()
+    proof = proofs["core-exclusive", name]
     assert proof.verdict == Verdict.FAIL
     assert proof.figure
-    assert f" {cpu}" in proof.evidence[0]
+    assert any(f" {cpu}" in line for line in proof.evidence)
+    assert proofs["core-quiet", name].verdict == Verdict.FAIL
+    assert "time slices of sh (" in proofs["core-quiet", name].evidence[0]
+    assert proofs["host-isolation", "host"].verdict == Verdict.FAIL
+    assert "workqueue is ff, wanted CPUs 0-1" in proofs["host-isolation", "host"].evidence[0]
 
 
 def test_core_exclusive_fails_when_a_vcpu_may_run_elsewhere(host: LabHost, guests: list[dict[str, Any]]) -> None:
