@@ -33,7 +33,7 @@ def read_activity(host: HostRoot, cpus: CpuSet) -> Activity:
 
 
 def parse_interrupts(text: str, cpus: CpuSet) -> tuple[dict[str, int], dict[str, str]]:
-    """Counts and names by line. Lines with one number for all CPUs (ERR, MIS) are left out."""
+    """Counts and names by line. Lines with one number for all CPUs (such as ERR) are left out."""
     head, _, rest = text.partition("\n")
     columns = _find_columns("proc/interrupts", head, cpus)
     width = len(head.split())

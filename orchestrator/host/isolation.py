@@ -80,7 +80,7 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class AtLeast:
+class Minimum:
     number: int
 
     def describe(self, _: Division) -> str:
@@ -90,7 +90,7 @@ class AtLeast:
         return text.isdecimal() and int(text) >= self.number
 
 
-Rule = Without | Covers | OneOf | AtLeast
+Rule = Without | Covers | OneOf | Minimum
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ SETTINGS: tuple[Setting, ...] = (
         "the kernel always moves them", ("kernel.timer_migration",),
     ),
     Setting(
-        "stat_interval", "proc/sys/vm/stat_interval", Owner.ROLE, AtLeast(10),
+        "stat_interval", "proc/sys/vm/stat_interval", Owner.ROLE, Minimum(10),
         "a worker of each CPU folds its counters rarely", "admin-guide/sysctl/vm.rst (stat_interval)",
         "", ("vm.stat_interval",),
     ),
@@ -221,7 +221,7 @@ SETTINGS: tuple[Setting, ...] = (
         "KVM does not poll", ("halt_poll_ns",),
     ),
     Setting(
-        "min_timer_period_us", "sys/module/kvm/parameters/min_timer_period_us", Owner.ROLE, AtLeast(200),
+        "min_timer_period_us", "sys/module/kvm/parameters/min_timer_period_us", Owner.ROLE, Minimum(200),
         "a guest's periodic timer interrupts its core at most 5,000 times a second", "arch/x86/kvm/x86.c (min_timer_period_us)",
         "KVM does not limit periodic timers", ("min_timer_period_us",),
     ),
