@@ -117,8 +117,12 @@ class HostSetup:
 
     def _isolate(self, housekeeping: CpuSet) -> tuple[str, ...]:
         """Keeps unbound work, new interrupts and watchdogs off the guest cores. What is left as it is becomes an event."""
-        possible = read_possible(self._host) or read_online(self._host)
-        planned = plan_isolation_settings(self._host, Division(housekeeping, possible - self._policy.housekeeping, CpuSet()))
+        try:
+            possible = read_possible(self._host)
+        except HostError:  # the survey names it
+            possible = CpuSet()
+        guest_cpus = (possible or read_online(self._host)) - self._policy.housekeeping
+        planned = plan_isolation_settings(self._host, Division(housekeeping, guest_cpus, CpuSet()))
         changed, failed = try_steps(self._host, self._ledger, HOST, planned.steps)
         failures = [failure for step, error in failed if (failure := describe_failure(step, error))]
         self._warnings.report("settings that keep the kernel off the guest cores", (*planned.left, *failures))
