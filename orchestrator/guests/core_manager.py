@@ -150,7 +150,7 @@ class CoreManager:
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
         scope = read_cgroup(self._host, running.pid, running.pid).partition("/libvirt/")[0]
         groups = {read_cgroup(self._host, running.pid, vcpu.tid): CpuSet.of([plan.cpus[vcpu.index]]) for vcpu in running.vcpus}
-        if not all(is_partition(self._host, group) for group in groups):
+        if not groups or not all(is_partition(self._host, group) for group in groups):
             confine(self._host, scope, CpuSet.of(plan.cpus) | housekeeping)
             self._context.setup.isolate(plan, scope, groups)
         check_confinement(plan, housekeeping, running, read_process_threads(self._host, running.pid))
