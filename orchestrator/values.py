@@ -21,6 +21,7 @@ NAME = r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
 """Regular expression of the names of guests, networks and switches."""
 _NAME = re.compile(NAME, re.ASCII)
 MAX_CPUS = 8192  # NR_CPUS, arch/x86/Kconfig
+_MASK = re.compile(r"[0-9a-f]{1,8}(?:,[0-9a-f]{8})*", re.ASCII)
 _CPU_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
@@ -48,6 +49,26 @@ class CpuSet:
                 raise RequestError(what, "use the form 0-3,8")
             ids.extend(range(first, last + 1))
         return cls(frozenset(ids))
+
+    @classmethod
+    def parse_mask(cls, text: str) -> CpuSet:
+        """Reads the kernel's mask format, hexadecimal in words of 32 bits: "ff" or "3,00000000" (cpuset(7))."""
+        digits = text.strip().replace(",", "")
+        if not _MASK.fullmatch(text.strip()) or len(digits) > MAX_CPUS // 4:
+            raise RequestError(f"{_shorten(text)} is not a mask of CPUs", "use the form ff or 3,00000000")
+        bits = int(digits, 16)
+        return cls.of(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
+
+    @property
+    def mask(self) -> str:
+        """Inverse of ``parse_mask``, without leading zeros."""
+        bits = sum(1 << cpu for cpu in self.ids)
+        words: list[int] = []
+        while bits or not words:
+            words.append(bits & 0xFFFF_FFFF)
+            bits >>= 32
+        first, *rest = reversed(words)
+        return ",".join((f"{first:x}", *(f"{word:08x}" for word in rest)))
 
     def __str__(self) -> str:
         return self._text

@@ -9,10 +9,12 @@ from functools import partial
 from typing import ClassVar
 
 from orchestrator.audit.confinement import prove_qemu_confined
-from orchestrator.audit.cores import prove_core_exclusive, prove_core_smt, prove_manager_core
+from orchestrator.audit.core_quiet import prove_core_quiet
+from orchestrator.audit.cores import prove_core_exclusive, prove_core_smt, prove_manager_core, read_guest_cpus
 from orchestrator.audit.disk import prove_disk_clean, prove_disk_isolated
 from orchestrator.audit.exits import prove_exits
 from orchestrator.audit.facts import Facts
+from orchestrator.audit.host_isolation import prove_host_isolation
 from orchestrator.audit.isolation import prove_devices_minimal
 from orchestrator.audit.memory import prove_memory_static, prove_pool_accounting
 from orchestrator.audit.network import prove_network_isolated
@@ -145,6 +147,19 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
         "disk-clean",
         "disks not verified",
         lambda facts, guest: prove_disk_clean(guest, facts.controllers[guest.name](), facts.disk_checks[guest.name]()),
+    ),
+    GuestRow(
+        "core-quiet",
+        "unexpected interruptions",
+        lambda facts, guest: prove_core_quiet(
+            frozenset(vcpu.tid for vcpu in guest.vcpus), read_guest_cpus(guest, facts.topology), *facts.core_samples[guest.name]()
+        ),
+        all_threads=True,
+    ),
+    HostRow(
+        "host-isolation",
+        "settings not as wanted",
+        lambda facts: prove_host_isolation(*facts.host_isolation(), has_guests=bool(facts.guests)),
     ),
     VEPA,
     GuestRow(

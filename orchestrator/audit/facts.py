@@ -12,9 +12,11 @@ from uuid import UUID
 
 from orchestrator.audit.balance import finish, take_sample
 from orchestrator.audit.confinement import read_confined
-from orchestrator.audit.cores import find_ambiguous_threads
+from orchestrator.audit.core_quiet import Sample
+from orchestrator.audit.cores import find_ambiguous_threads, read_guest_cpus
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import find_channels, read_taps
+from orchestrator.audit.isolation_facts import read_isolation, take_first, take_last
 from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
 from orchestrator.audit.traffic import SendCommand, find_tie, read_strays, send_frames
@@ -149,6 +151,8 @@ class Facts:
         self.connected_targets = Lazy(partial(read_connected_targets, host))
         self.given_texts = {guest.name: Lazy(partial(source.given_texts, guest.uuid)) for guest in self.guests}
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
+        self.core_samples = {guest.name: self._sample_cores(source, guest) for guest in self.guests}
+        self.host_isolation = Lazy(lambda: read_isolation(host, self.housekeeping, self.guests, self.topology, self.threads()))
         self._balance = {uplink: _compare_counters(source, uplink) for uplink in _list_software_uplinks(source, self.guests)}
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 
@@ -159,6 +163,13 @@ class Facts:
             with suppress(HostError):
                 found |= {name: read().confinement.label} if name != guest.name else {}
         return found
+
+    def _sample_cores(self, source: Source, guest: RunningGuest) -> Lazy[tuple[Sample, Sample]]:
+        """As ``_count_exits``, of what runs on the guest's cores."""
+        cores = read_guest_cpus(guest, self.topology)
+        first = Lazy(lambda: take_first(source.host, guest, cores, self.threads()))
+        first.read()
+        return Lazy(lambda: (first(), take_last(source.host, guest, cores, first(), source.window)))
 
     def _read_disks(self, host: HostRoot, guest: RunningGuest) -> tuple[DiskState, ...]:
         if not (controllers := self.controllers[guest.name]()):

@@ -283,6 +283,13 @@ class Interface(TypedDict):
     node: int | None
 
 
+class KernelSetting(TypedDict):
+    """A setting of the kernel that the manager changes while there are guests."""
+
+    name: str
+    value: str
+
+
 class Survey(TypedDict):
     """What the host has."""
 
@@ -299,6 +306,7 @@ class Survey(TypedDict):
     controllers: list[Controller]
     problems: list[str]
     interfaces: list[Interface]
+    kernel_settings: list[KernelSetting]
     findings: list[Finding]
 
 

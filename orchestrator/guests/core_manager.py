@@ -24,6 +24,7 @@ from orchestrator.guests.outcome import log_errors
 from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
+from orchestrator.host.partitions import is_partition
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.thread_counts import forget_threads
@@ -150,7 +151,10 @@ class CoreManager:
         running = self._hypervisor.read_guest(self.plan.uuid)
         # libvirt: SCOPE/libvirt/{emulator,vcpuN}; the scope holds them all.
         scope = read_cgroup(self._host, running.pid, running.pid).partition("/libvirt/")[0]
-        confine(self._host, scope, CpuSet.of(plan.cpus) | housekeeping)
+        groups = {read_cgroup(self._host, running.pid, vcpu.tid): CpuSet.of([plan.cpus[vcpu.index]]) for vcpu in running.vcpus}
+        if not groups or not all(is_partition(self._host, group) for group in groups):
+            confine(self._host, scope, CpuSet.of(plan.cpus) | housekeeping)
+            self._context.setup.isolate(plan, scope, groups)
         check_confinement(plan, housekeeping, running, read_process_threads(self._host, running.pid))
         return running
 

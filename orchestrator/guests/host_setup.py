@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import log_errors
-from orchestrator.host.cpus import read_online
+from orchestrator.host.cpus import read_isolated, read_online, read_possible
 from orchestrator.host.edge import SOFTWARE, find_link, read_edge_mode
 from orchestrator.host.exit_trace import is_counting, make_room
 from orchestrator.host.hugepages import survey_pools
+from orchestrator.host.isolation import Division
+from orchestrator.host.partitions import add_exclusive, list_parents, make_partition
 from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
@@ -24,6 +26,7 @@ from orchestrator.model.state import GuestState
 from orchestrator.model.topology import VfState
 from orchestrator.resources.cores import clear_cores
 from orchestrator.resources.exit_trace import CountExits
+from orchestrator.resources.isolation import describe_failure, plan_exclusive, plan_isolation_settings
 from orchestrator.resources.nic import CreateVfs, VfStates
 from orchestrator.resources.step import UndoContext, run_steps, try_steps, undo_steps
 from orchestrator.resources.uplink import SetEdgeMode, SetPromiscuous
@@ -107,8 +110,42 @@ class HostSetup:
         housekeeping = self.housekeeping
         cleared = clear_cores(self._host, self._ledger, HOST, housekeeping)
         self._warnings.report("not moved off the guest cores", cleared.failures)
+        changed = self._isolate(housekeeping)
         self._count_exits()
-        return (f"move {len(cleared.moved)} threads and interrupts to CPUs {housekeeping}",) if cleared.moved else ()
+        moved = (f"move {len(cleared.moved)} threads and interrupts to CPUs {housekeeping}",) if cleared.moved else ()
+        return (*moved, *changed)
+
+    def _isolate(self, housekeeping: CpuSet) -> tuple[str, ...]:
+        """Keeps unbound work, new interrupts and watchdogs off the guest cores. What is left as it is becomes an event."""
+        try:
+            possible = read_possible(self._host)
+        except HostError:  # the survey names it
+            possible = CpuSet()
+        guest_cpus = (possible or read_online(self._host)) - self._policy.housekeeping
+        planned = plan_isolation_settings(self._host, Division(housekeeping, guest_cpus, CpuSet()))
+        changed, failed = try_steps(self._host, self._ledger, HOST, planned.steps)
+        failures = [failure for step, error in failed if (failure := describe_failure(step, error))]
+        self._warnings.report("settings that keep the kernel off the guest cores", (*planned.left, *failures))
+        return changed
+
+    def isolate(self, plan: Plan, scope: str, groups: Mapping[str, CpuSet]) -> None:
+        """Isolates the CPUs of a guest's vCPUs where the host has not done so at boot (`isolcpus`). What fails becomes an event.
+
+        ``scope``, ``groups``: the control groups of the guest and of each vCPU. What is done below the scope ends with it.
+        """
+        try:
+            if CpuSet.of(plan.cpus) <= read_isolated(self._host):
+                return
+            for group, cpus in groups.items():
+                above = list_parents(group)
+                outer = [parent for parent in above if not f"{parent}/".startswith(f"{scope.strip('/')}/")]
+                with self.lock:
+                    run_steps(self._host, self._ledger, HOST, plan_exclusive(self._host, outer, cpus))
+                for parent in above[len(outer) :]:
+                    add_exclusive(self._host, parent, cpus)
+                make_partition(self._host, group, cpus)
+        except HostError as error:
+            self._warnings.note(plan.name, (f"its CPUs are not isolated from the scheduler's load balancing: {error}",))
 
     def restore_exit_counts(self) -> None:
         """Another program may have removed the trace instance, or a guest may have been adopted after an update. And ended guests

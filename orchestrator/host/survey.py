@@ -22,12 +22,14 @@ from orchestrator.host.disk_use import find_users
 from orchestrator.host.hugepages import survey_pools, survey_promised_pages
 from orchestrator.host.interfaces import read_interfaces
 from orchestrator.host.iommu import read_iommu_groups
+from orchestrator.host.isolation import Owner, read_settings
 from orchestrator.host.nvme import NVME, read_controllers
+from orchestrator.host.partitions import MACHINES, exclusive_file, read_exclusive
 from orchestrator.host.pci import DEVICES, VFIO, is_loaded, read_functions
 from orchestrator.host.root import HostRoot
 from orchestrator.host.signatures import find_signatures
 from orchestrator.host.sriov import read_link, read_pfs
-from orchestrator.model.topology import Interface, NvmeController, Topology
+from orchestrator.model.topology import Interface, KernelSetting, NvmeController, Topology
 from orchestrator.values import CpuSet
 
 _Value = TypeVar("_Value")
@@ -46,7 +48,7 @@ def read_topology(host: HostRoot) -> Topology:
     problems = [*no_cores, *no_pools, *no_promised]
     return Topology(
         cores=cores,
-        isolated=_try(lambda: read_isolated(host), problems, otherwise=CpuSet()),
+        isolated=_try(lambda: _read_isolated(host), problems, otherwise=CpuSet()),
         pools=pools,
         pfs=read_pfs(host),
         iommu_groups=read_iommu_groups(host),
@@ -58,6 +60,7 @@ def read_topology(host: HostRoot) -> Topology:
         cmdline=read_cmdline(host),
         controllers=_read_controllers(host, problems),
         interfaces=_read_interfaces(host, problems),
+        kernel_settings=_read_settings(host, problems),
         problems=tuple(error.message for error in problems),
     )
 
@@ -82,8 +85,9 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
     pfs, (pools, no_pools) = tuple(read_link(host, pf) for pf in known.pfs), survey_pools(host)
     promised, no_promised = survey_promised_pages(host, (pool.page_size for pool in pools if pool.total))
     problems = [*no_pools, *no_promised]
-    isolated = _try(lambda: read_isolated(host), problems, otherwise=known.isolated)
+    isolated = _try(lambda: _read_isolated(host), problems, otherwise=known.isolated)
     controllers, interfaces = _read_controllers(host, problems), _read_interfaces(host, problems)
+    settings = _read_settings(host, problems)
     return replace(
         known,
         isolated=isolated,
@@ -92,10 +96,16 @@ def refresh_topology(host: HostRoot, known: Topology) -> Topology:
         pfs=pfs,
         controllers=controllers,
         interfaces=interfaces,
+        kernel_settings=settings,
         kvm=read_kvm(host),
         vfio=is_loaded(host, VFIO),
         problems=tuple(error.message for error in problems),
     )
+
+
+def _read_isolated(host: HostRoot) -> CpuSet:
+    """Without the partitions of guests: they do not tell which CPUs the host has isolated for guests that are created later."""
+    return read_isolated(host) - read_exclusive(host, MACHINES)
 
 
 def _read_controllers(host: HostRoot, problems: list[HostError]) -> tuple[NvmeController, ...]:
@@ -106,6 +116,15 @@ def _read_controllers(host: HostRoot, problems: list[HostError]) -> tuple[NvmeCo
 def _read_interfaces(host: HostRoot, problems: list[HostError]) -> tuple[Interface, ...]:
     none: tuple[Interface, ...] = ()
     return _try(lambda: read_interfaces(host), problems, otherwise=none)
+
+
+def _read_settings(host: HostRoot, problems: list[HostError]) -> tuple[KernelSetting, ...]:
+    """Those that the manager changes, without those that the kernel does not have."""
+    readings = read_settings(host, Owner.MANAGER)
+    problems += [HostError(f"{reading.setting.name}: {reading.problem}") for reading in readings if reading.problem]
+    found = tuple(KernelSetting(reading.setting.name, reading.text) for reading in readings if reading.text is not None)
+    exclusive = _try(lambda: host.find(exclusive_file(MACHINES)) or "", problems, otherwise="")
+    return (*found, KernelSetting(f"{MACHINES} exclusive", exclusive))
 
 
 def read_disk_use(

@@ -226,6 +226,14 @@ class VolumeGroup:
 
 
 @dataclass(frozen=True)
+class KernelSetting:
+    """A setting that the manager changes while there are guests, as the kernel shows it."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
 class IommuGroup:
     """An IOMMU group (ABI: sysfs-kernel-iommu_groups)."""
 
@@ -254,6 +262,7 @@ class Topology:
     volume_group: VolumeGroup | None = None  # read only for a guest with emulated disks
     problems: tuple[str, ...] = ()  # one sentence per value that could not be read and was left out
     interfaces: tuple[Interface, ...] = ()  # in the order of their names
+    kernel_settings: tuple[KernelSetting, ...] = ()
 
     @cached_property
     def cpus(self) -> CpuSet:

@@ -1,5 +1,5 @@
 """Changes to the host with their undo, by noun. Importing this package fills the registry of steps."""
 
-from orchestrator.resources import configuration, cores, memory, nic, uplink
+from orchestrator.resources import configuration, cores, isolation, memory, nic, uplink
 
-__all__ = ["configuration", "cores", "memory", "nic", "uplink"]
+__all__ = ["configuration", "cores", "isolation", "memory", "nic", "uplink"]

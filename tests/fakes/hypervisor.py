@@ -29,7 +29,7 @@ from orchestrator.hypervisor.unmanaged import Unmanaged
 from orchestrator.values import CpuSet, PciAddress, Size
 from tests.fakes import nvme
 from tests.fakes.domains import FakeDomains, add_thread
-from tests.fakes.root import DEVICES, FakeRoot
+from tests.fakes.root import DEVICES, FakeRoot, set_partition
 from tests.fakes.rules import FIRST_PID, find_unprepared
 
 _GUESTS = ".state/guests"
@@ -234,6 +234,8 @@ class FakeHypervisor:
                 self._host.add(f"{DEVICES}/{device}/enable", "0")
             for tap, _ in guest.get("nics", ()):
                 self._host.fake_net.release_tap(tap)
+            for path in self._host.path.glob(f"sys/fs/cgroup/{_group(guest)}/libvirt/*/cpuset.cpus.partition"):
+                set_partition(self._host, str(path.relative_to(self._host.path)), "member")
             shutil.rmtree(self._host.path / "sys/fs/cgroup" / _group(guest))
             for tid in range(guest["pid"], guest["pid"] + len(guest["pins"]) + 2):
                 shutil.rmtree(self._host.path / f"proc/{tid}", ignore_errors=True)
@@ -283,6 +285,8 @@ class FakeHypervisor:
         scope = f"sys/fs/cgroup/{_group(guest)}"
         self._host.add(f"{scope}/cpuset.cpus")
         self._host.add(f"{scope}/cpuset.cpus.effective", online)
+        for folder in (scope, f"{scope}/libvirt"):
+            self._host.add(f"{folder}/cpuset.cpus.exclusive")
         names = [("qemu-system-x86", "emulator", guest["emulator"])]
         names += [(f"CPU {index}/KVM", f"vcpu{index}", cpus) for index, cpus in enumerate(guest["pins"])]
         for number, (name, group, cpus) in enumerate(names):
@@ -291,6 +295,8 @@ class FakeHypervisor:
                 self._host.add(f"sys/fs/cgroup/{folder}/cgroup.{file}", text)
             for file in ("cpuset.cpus", "cpuset.cpus.effective"):
                 self._host.add(f"sys/fs/cgroup/{folder}/{file}", cpus)
+            self._host.add(f"sys/fs/cgroup/{folder}/cpuset.cpus.exclusive")
+            self._host.add(f"sys/fs/cgroup/{folder}/cpuset.cpus.partition", "member")
             add_thread(self._host, guest["pid"], guest["pid"] + number, name, cpus, group=f"/{folder}")
 
     def _files(self) -> dict[str, str]:

@@ -533,6 +533,47 @@ def _update_cpuset(fake: FakeRoot, folder: str) -> None:
         _update_cpuset(fake, str(child.parent.relative_to(fake.path)))
 
 
+def _cpu_mask(fake: FakeRoot, path: str, value: str) -> None:
+    """kernel/workqueue.c, workqueue_set_unbound_cpumask(); kernel/irq/proc.c, default_affinity_write()."""
+    possible = CpuSet.parse(fake.text("sys/devices/system/cpu/possible"))
+    try:
+        cpus = CpuSet.parse_mask(value) & possible
+    except RequestError:
+        raise OSError(errno.EINVAL, "") from None
+    if not cpus:
+        raise OSError(errno.EINVAL, "")
+    # Printed with as many digits as there are possible CPUs (lib/vsprintf.c, bitmap_string()).
+    digits = cpus.mask.replace(",", "").zfill(-(-(max(possible) + 1) // 4))
+    first = len(digits) % 8
+    _store(fake, path, ",".join(filter(None, (digits[:first], *(digits[at : at + 8] for at in range(first, len(digits), 8))))))
+
+
+def _cpu_list(fake: FakeRoot, path: str, value: str) -> None:
+    """kernel/watchdog.c, proc_watchdog_cpumask(): CPUs that are not possible are dropped."""
+    try:
+        cpus = CpuSet.parse(value)
+    except RequestError:
+        raise OSError(errno.EINVAL, "") from None
+    _store(fake, path, str(cpus & CpuSet.parse(fake.text("sys/devices/system/cpu/possible"))))
+
+
+def set_partition(fake: FakeRoot, path: str, value: str) -> None:
+    """kernel/cgroup/cpuset.c, remote_partition_enable(): each group above must have the CPUs in cpuset.cpus.exclusive."""
+    folder, state = os.path.dirname(path), value.strip()
+    if state not in ("member", "isolated"):
+        raise OSError(errno.EINVAL, "")
+    own, above = CpuSet.parse(fake.text(f"{folder}/cpuset.cpus.exclusive")), os.path.dirname(folder)
+    while state == "isolated" and above != "sys/fs/cgroup":
+        if not own or not own <= CpuSet.parse(fake.text(f"{above}/cpuset.cpus.exclusive")):
+            state = "isolated invalid (Parent is not a partition root)"
+        above = os.path.dirname(above)
+    isolated = "sys/fs/cgroup/cpuset.cpus.isolated"
+    if state != fake.text(path) and "isolated" in (state, fake.text(path)) and fake.exists(isolated):
+        others = CpuSet.parse(fake.text(isolated)) - own
+        fake.add(isolated, str(others | own if state == "isolated" else others))
+    _store(fake, path, state)
+
+
 _HOOKS: dict[str, Callable[[FakeRoot, str, str], None]] = {
     "uevent": lambda _fake, _path, _value: None,  # an event for udev
     "driver_override": _driver_override,
@@ -546,4 +587,8 @@ _HOOKS: dict[str, Callable[[FakeRoot, str, str], None]] = {
     "cgroup.threads": _cgroup_threads,
     "cpuset.cpus": _cpuset_cpus,
     "trigger": tracing.write_trigger,
+    "cpuset.cpus.partition": set_partition,
+    "cpumask": _cpu_mask,
+    "default_smp_affinity": _cpu_mask,
+    "watchdog_cpumask": _cpu_list,
 }

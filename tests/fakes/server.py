@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from orchestrator.host.isolation import WORKQUEUE
 from orchestrator.images.description import CONSOLE_PROTOCOL, Description, write_description
 from orchestrator.model.plan import Policy
 from orchestrator.values import CpuSet, Size
@@ -93,6 +94,10 @@ def _cpus(server: Server) -> Iterator[str]:
     yield "sys/class/misc/kvm/dev = 10:232"
     yield "proc/cmdline = root=/dev/vda quiet"
     yield f"sys/fs/cgroup/cpuset.cpus.isolated = {isolated}"
+    # As without the Ansible role: a manager sets them, and sets them back.
+    for name in (f"{WORKQUEUE}/cpumask", f"{WORKQUEUE}/writeback/cpumask", "proc/irq/default_smp_affinity"):
+        yield f"{name} = {server.cpus.mask}"
+    yield f"proc/sys/kernel/watchdog_cpumask = {everything}"
     for cpu in server.cpus:
         core = cpu // server.threads
         node = core * server.nodes // server.cores

@@ -62,11 +62,13 @@ def first_faults(host: LabHost, guests: list[dict[str, Any]]) -> Faults:
     vcpu = two["cpus"][0]
     widen = f"echo 0-7 > {cpuset} && taskset -pc 0-7 {tid}"
     narrow = f"echo {vcpu} > {cpuset} && taskset -pc {vcpu} {tid}"
+    mask = "/sys/devices/virtual/workqueue/cpumask"
     pid = host.run("systemctl show --value -p MainPID nohyped").stdout.strip()
     slices = "/sys/fs/cgroup/system.slice/cpuset.cpus"
     unsafe = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
     with (
         host.changed(start, "systemctl stop intruder"),
+        host.changed(f"echo ff > {mask}", f"echo 3 > {mask}"),
         host.changed(widen, narrow),
         host.changed(f"echo 0-7 > {slices}; taskset -apc 6 {pid}", f"taskset -apc 0-1 {pid}; echo 0-1 > {slices}"),
         host.changed(f"echo Y > {unsafe}", f"echo N > {unsafe}"),
@@ -106,6 +108,14 @@ def test_vepa_is_not_measured_without_traffic(first_faults: Faults) -> None:
 def test_core_exclusive_fails_with_a_busy_process_on_a_guest_core(first_faults: Faults, guests: list[dict[str, Any]]) -> None:
     cpu = guests[0]["cpus"][0]
     check_failed(first_faults["core-exclusive", guests[0]["name"]], "sh", f"may run on CPU {cpu} (allowed {cpu},")
+
+
+def test_core_quiet_fails_with_a_busy_process_on_a_guest_core(first_faults: Faults, guests: list[dict[str, Any]]) -> None:
+    check_failed(first_faults["core-quiet", guests[0]["name"]], "time slices of sh (")
+
+
+def test_host_isolation_fails_with_wide_workqueues(first_faults: Faults) -> None:
+    check_failed(first_faults["host-isolation", "host"], "workqueue is ff, wanted CPUs 0-1")
 
 
 def test_core_exclusive_fails_when_a_vcpu_may_run_elsewhere(first_faults: Faults, guests: list[dict[str, Any]]) -> None:

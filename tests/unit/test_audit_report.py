@@ -25,6 +25,7 @@ from orchestrator.model.topology import Topology
 from orchestrator.values import MacAddress, PciAddress
 from tests.fakes.root import HOSTS, FakeRoot, build_host
 from tests.harness.audit_data import DATA, GUEST1, GUEST2, HOUSEKEEPING, load_maps
+from tests.harness.isolation import add_isolation
 
 PF = "sys/bus/pci/devices/0000:41:00.0/resource0"
 # The captured host has its bound VFs at these addresses, in groups 9 and 10.
@@ -67,7 +68,6 @@ def host(tmp_path: Path) -> RecordingRoot:
     host = RecordingRoot(fake.path)
     host.registers[host.real(PF), 0x3500] = 0x0000EFEF
     host.add("proc/stat", "cpu2 0 0 0 0 0 0 0 0 0 0\ncpu4 0 0 0 0 0 0 0 0 0 0")
-    host.add("sys/kernel/mm/ksm/run", "0")
     host.add("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "N")
     for line in (DATA / "threads.txt").read_text().splitlines()[1:]:
         add_thread(host, *line.split(maxsplit=8))
@@ -78,6 +78,7 @@ def host(tmp_path: Path) -> RecordingRoot:
         host.fake_net.set_vf("nic0", index, mac=nic.mac)
     for number, guest in zip((9, 10), GUESTS, strict=True):
         add_qemu(host, guest, number)
+    add_isolation(host)
     host.writes.clear()
     return host
 
@@ -190,6 +191,7 @@ def test_host_without_guests(host: RecordingRoot) -> None:
     assert verdicts(proofs) == {
         ("manager-core", "host"): Verdict.PASS,
         ("memory-static", "host"): Verdict.FAIL,  # 256 pages are in use, but not by a guest
+        ("host-isolation", "host"): Verdict.PASS,
         ("vepa", "host"): Verdict.NOT_MEASURED,
     }
 
@@ -209,6 +211,25 @@ def test_identity_mapped_memory_fails(host: RecordingRoot) -> None:
     found = verdicts(audit(host))
     assert found["device-isolated", "guest1"] != Verdict.PASS
     assert found["device-isolated", "guest2"] == Verdict.PASS
+
+
+def test_interrupts_of_a_device_on_a_guest_core_fail(host: RecordingRoot) -> None:
+    class Receiving(RecordingRoot):
+        """CPU 2 gets an interrupt of the NIC between two readings."""
+
+        def read_bytes(self, name: str) -> bytes:
+            text = super().read_bytes(name)
+            if name == "proc/interrupts":
+                numbers = text.decode().replace("24: 0 0 0", f"24: 0 0 {len(self.writes)}")
+                self.writes.append((name, ""))
+                return numbers.encode()
+            return text
+
+    receiving = Receiving(host.path)
+    found = {(proof.name, proof.subject): proof for proof in audit(receiving)}
+    assert found["core-quiet", "guest1"].verdict == Verdict.FAIL
+    assert "interrupts 24 (PCI-MSIX nic0)" in found["core-quiet", "guest1"].evidence[0]
+    assert found["core-quiet", "guest2"].verdict == Verdict.PASS
 
 
 def test_vf_of_another_driver_fails(host: RecordingRoot) -> None:

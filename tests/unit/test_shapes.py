@@ -46,6 +46,7 @@ VALUES: dict[type, Any] = {
     disk.DiskProgress: shapes.DiskProgress,
     topology.PromisedPages: shapes.Promised,
     topology.Interface: shapes.Interface,
+    topology.KernelSetting: shapes.KernelSetting,
     topology.Topology: shapes.Survey,
     HostFinding: shapes.Finding,
     switch.SshAddress: switch_shapes.SshAddress,

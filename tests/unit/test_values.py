@@ -20,6 +20,32 @@ def test_cpu_set_round_trip(cpus: CpuSet) -> None:
     assert CpuSet.parse(str(cpus)) == cpus
 
 
+@given(CPU_SETS)
+def test_cpu_mask_round_trip(cpus: CpuSet) -> None:
+    assert CpuSet.parse_mask(cpus.mask) == cpus
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus", "mask"),
+    [
+        ("03", "0-1", "3"),
+        ("ff\n", "0-7", "ff"),
+        ("00000000,00000003", "0-1", "3"),
+        ("1,00000000", "32", "1,00000000"),
+        ("0", "", "0"),
+    ],
+)
+def test_cpu_mask_is_that_of_the_kernel(text: str, cpus: str, mask: str) -> None:
+    assert str(CpuSet.parse_mask(text)) == cpus
+    assert CpuSet.parse_mask(text).mask == mask
+
+
+@pytest.mark.parametrize("text", ["", "0x3", "g", "1,2", ",00000001", "123456789", "-1", "f," + ",".join(["00000000"] * 256)])
+def test_odd_cpu_mask_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="not a mask"):
+        CpuSet.parse_mask(text)
+
+
 @given(CPU_SETS, CPU_SETS)
 def test_cpu_sets_are_sets(one: CpuSet, other: CpuSet) -> None:
     assert set(one | other) == set(one) | set(other)

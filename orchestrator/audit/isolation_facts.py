@@ -1,0 +1,49 @@
+"""Facts for the proofs core-quiet and host-isolation."""
+
+from __future__ import annotations
+
+import time
+
+from orchestrator.audit.core_quiet import Sample
+from orchestrator.audit.cores import read_guest_cpus
+from orchestrator.audit.host_isolation import IsolationFacts
+from orchestrator.host.activity import read_activity, read_thread_slices
+from orchestrator.host.cpus import read_isolated
+from orchestrator.host.irqbalance import find_irqbalance
+from orchestrator.host.isolation import Division, read_settings
+from orchestrator.host.processes import Thread, read_process_threads
+from orchestrator.host.root import HostRoot
+from orchestrator.host.tuned import find_tuned
+from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.topology import Topology
+from orchestrator.values import CpuSet
+
+
+def read_isolation(
+    host: HostRoot, housekeeping: CpuSet, guests: tuple[RunningGuest, ...], topology: Topology, threads: tuple[Thread, ...]
+) -> tuple[IsolationFacts, Division]:
+    used = CpuSet.of(cpu for guest in guests for cpu in read_guest_cpus(guest, topology))
+    facts = IsolationFacts(read_settings(host), find_tuned(host), find_irqbalance(host, threads), read_isolated(host))
+    return facts, Division(housekeeping, (topology.possible or topology.cpus) - housekeeping, used)
+
+
+def take_first(host: HostRoot, guest: RunningGuest, cores: CpuSet, threads: tuple[Thread, ...]) -> Sample:
+    """``threads``: all of the host."""
+    return _take(
+        host, guest, cores, tuple(thread for thread in threads if thread.last_cpu in cores or thread.allowed.meets(cores))
+    )
+
+
+def take_last(host: HostRoot, guest: RunningGuest, cores: CpuSet, first: Sample, window: float) -> Sample:
+    """At least ``window`` seconds after the first sample, of the same threads."""
+    time.sleep(max(0.0, first.time + window - time.monotonic()))
+    tids, pids = {thread.tid for thread in first.threads}, {thread.pid for thread in first.threads}
+    again = (thread for pid in sorted(pids) for thread in read_process_threads(host, pid))
+    return _take(host, guest, cores, tuple(thread for thread in again if thread.tid in tids))
+
+
+def _take(host: HostRoot, guest: RunningGuest, cores: CpuSet, threads: tuple[Thread, ...]) -> Sample:
+    ids = {(guest.pid, vcpu.tid) for vcpu in guest.vcpus} | {(thread.pid, thread.tid) for thread in threads}
+    before = read_thread_slices(host, ids)
+    moment, activity = time.monotonic(), read_activity(host, cores)
+    return Sample(moment, activity, before, read_thread_slices(host, ids), threads)
