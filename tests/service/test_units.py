@@ -18,7 +18,7 @@ EXPOSURE = 33
 """Tenths of `systemd-analyze security`: 0 is tightest. What is left is in the unit's comments: CAP_SYS_ADMIN, NVMe disks."""
 SANDBOX = {
     "ReadOnlyPaths": {"/sys", "/proc/sys", "-/proc/sysrq-trigger", "-/sys/devices/system", "-/sys/devices/virtual"},
-    "ReadWritePaths": {"/sys/bus/pci", "/sys/devices", "/sys/fs/cgroup", "-/sys/kernel/tracing/instances"},
+    "ReadWritePaths": {"/sys/bus/pci", "/sys/devices", "/sys/fs/cgroup", "-/sys/kernel/tracing/instances", "-/sys/fs/resctrl"},
     "InaccessiblePaths": {"-/proc/kcore", "-/proc/kallsyms", "-/sys/kernel/debug", "-/sys/fs/bpf"},
     "NoExecPaths": {"/", "/var/lib/nohype", "/var/log/nohype", "/run/nohype", "/tmp", "/var/tmp", "/dev/shm"},
     "ExecPaths": {"/usr", "/opt/nohype/bin", "/opt/nohype/lib"},
