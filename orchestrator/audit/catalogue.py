@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from orchestrator.audit.cache import prove_cache_exclusive
 from orchestrator.audit.cores import prove_core_exclusive, prove_core_smt, prove_manager_core
 from orchestrator.audit.disk import prove_disk_clean, prove_disk_isolated
 from orchestrator.audit.exits import prove_exits
@@ -142,6 +143,11 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
         "disk-clean",
         "disks not verified",
         lambda facts, guest: prove_disk_clean(guest, facts.controllers[guest.name](), facts.disk_checks[guest.name]()),
+    ),
+    GuestRow(
+        "cache-exclusive",
+        "limits violated",
+        lambda facts, guest: prove_cache_exclusive(guest, facts.promised_caches[guest.name](), facts.caches),
     ),
     VEPA,
     GuestRow(

@@ -17,6 +17,7 @@ from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
 from orchestrator.audit.traffic import SendCommand, find_tie, read_strays, send_frames
 from orchestrator.errors import HostError, OrchestratorError
+from orchestrator.host.cache import read_caches
 from orchestrator.host.edge import describe_edge, read_edge_mode
 from orchestrator.host.hugepages import read_ksm_run
 from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit, read_unsafe_interrupts, read_vfio_devices
@@ -36,6 +37,7 @@ from orchestrator.host.processes import (
 from orchestrator.host.root import HostRoot
 from orchestrator.host.targets import read_connected_targets
 from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.cache import CachePlan
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.exits import ExitPolicy, ExitSample
@@ -87,6 +89,8 @@ class Source:
     find_tie: Callable[[str], SwitchTie | None] = lambda _: None
     # Secret texts that a guest was configured with: name, hash and size of each.
     given_texts: Callable[[UUID], tuple[str, ...]] = lambda _: ()
+    # The part of the caches that the manager gave a guest; None for none.
+    caches: Callable[[UUID], CachePlan | None] = lambda _: None
 
 
 class Lazy(Generic[_Value]):
@@ -145,6 +149,8 @@ class Facts:
         self.strays = Lazy(partial(read_strays, source, self.guests))
         self.connected_targets = Lazy(partial(read_connected_targets, host))
         self.given_texts = {guest.name: Lazy(partial(source.given_texts, guest.uuid)) for guest in self.guests}
+        self.promised_caches = {guest.name: Lazy(partial(source.caches, guest.uuid)) for guest in self.guests}
+        self.caches = Lazy(partial(read_caches, host))
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self._balance = {uplink: _compare_counters(source, uplink) for uplink in _list_software_uplinks(source, self.guests)}
         self.vepa = Lazy(partial(self._read_vepa, source, frames))

@@ -35,6 +35,13 @@ _log = logging.getLogger(__name__)
 _SURVEY_AGE = 60.0
 
 
+# Documentation/arch/x86/resctrl.rst, section "mon_data"
+_CACHE_COUNTERS = {
+    "llc_occupancy": "nohype_guest_cache_bytes",
+    "mbm_total_bytes": "nohype_guest_memory_traffic_bytes_total",
+    "mbm_local_bytes": "nohype_guest_memory_traffic_local_bytes_total",
+}
+
 # What generate_latest() writes (https://prometheus.io/docs/instrumenting/exposition_formats/).
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -65,6 +72,7 @@ class Sources:
     exit_reports: Callable[[], Iterable[tuple[str, ExitReport]]]  # of all running guests, by name
     frames: Callable[[], Mapping[str, Iterable[CounterReading]]] = dict  # by uplink
     hairpins: Callable[[], Mapping[str, bool]] = dict  # by watched uplink: frames do not return
+    cache_use: Callable[[str], Mapping[str, int]] = lambda _: {}  # of a guest, as of `host.cache.read_use`
 
 
 class Metrics:
@@ -111,6 +119,7 @@ class Metrics:
         return {
             "guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host, "exits": self._read_exits,
             "exit reasons": self._read_exit_reasons, "frames": self._read_frames,
+            "caches": self._read_caches,
         }  # fmt: skip
 
     def _try(self, source: str, read: Callable[[], Iterator[Sample]]) -> list[Sample]:
@@ -181,6 +190,13 @@ class Metrics:
                     continue  # the guest has ended in the meantime
                 for name, count in classify(add_vcpus(vcpus)).items():
                     yield "nohype_guest_exits_total", (guest.plan.name, name), count
+
+    def _read_caches(self) -> Iterator[Sample]:
+        for guest in self._sources.guests():
+            if guest.state == GuestState.RUNNING and guest.plan.caches and not guest.plan.caches.waived:
+                for counter, value in self._sources.cache_use(guest.plan.name).items():
+                    if counter in _CACHE_COUNTERS:
+                        yield _CACHE_COUNTERS[counter], (guest.plan.name,), value
 
     def _read_exit_reasons(self) -> Iterator[Sample]:
         for guest, report in self._sources.exit_reports():
