@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from orchestrator.audit.cache import prove_cache_exclusive
 from orchestrator.audit.confinement import prove_qemu_confined
 from orchestrator.audit.core_quiet import prove_core_quiet
 from orchestrator.audit.cores import prove_core_exclusive, prove_core_smt, prove_manager_core, read_guest_cpus
@@ -160,6 +161,11 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
         "host-isolation",
         "settings not as wanted",
         lambda facts: prove_host_isolation(*facts.host_isolation(), has_guests=bool(facts.guests)),
+    ),
+    GuestRow(
+        "cache-exclusive",
+        "limits violated",
+        lambda facts, guest: prove_cache_exclusive(guest, facts.promised_caches[guest.name](), facts.caches),
     ),
     VEPA,
     GuestRow(

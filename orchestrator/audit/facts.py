@@ -21,6 +21,7 @@ from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import DeviceState, Translation
 from orchestrator.audit.traffic import SendCommand, find_tie, read_strays, send_frames
 from orchestrator.errors import HostError, OrchestratorError
+from orchestrator.host.cache import read_caches
 from orchestrator.host.edge import describe_edge, read_edge_mode
 from orchestrator.host.hugepages import read_ksm_run
 from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit, read_unsafe_interrupts, read_vfio_devices
@@ -40,6 +41,7 @@ from orchestrator.host.processes import (
 from orchestrator.host.root import HostRoot
 from orchestrator.host.targets import read_connected_targets
 from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.cache import CachePlan
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.exits import ExitPolicy, ExitSample
@@ -91,6 +93,8 @@ class Source:
     find_tie: Callable[[str], SwitchTie | None] = lambda _: None
     # Secret texts that a guest was configured with: name, hash and size of each.
     given_texts: Callable[[UUID], tuple[str, ...]] = lambda _: ()
+    # The part of the caches that the manager gave a guest; None for none.
+    caches: Callable[[UUID], CachePlan | None] = lambda _: None
 
 
 class Lazy(Generic[_Value]):
@@ -150,6 +154,8 @@ class Facts:
         self.strays = Lazy(partial(read_strays, source, self.guests))
         self.connected_targets = Lazy(partial(read_connected_targets, host))
         self.given_texts = {guest.name: Lazy(partial(source.given_texts, guest.uuid)) for guest in self.guests}
+        self.promised_caches = {guest.name: Lazy(partial(source.caches, guest.uuid)) for guest in self.guests}
+        self.caches = Lazy(partial(read_caches, host))
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.core_samples = {guest.name: self._sample_cores(source, guest) for guest in self.guests}
         self.host_isolation = Lazy(lambda: read_isolation(host, self.housekeeping, self.guests, self.topology, self.threads()))

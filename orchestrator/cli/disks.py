@@ -38,5 +38,6 @@ disk_option = click.option(
 accept_option = click.option(
     "--accept", multiple=True, metavar="NAME",
     help="Accept that the guest lacks a property: emulated-disk (its disk is emulated by QEMU), software-edge (the host's kernel"
-    " forwards and can read its frames), no-iommu (the host's devices can access its memory). Can be repeated.",
+    " forwards and can read its frames), no-iommu (the host's devices can access its memory), shared-cache (the host"
+    " cannot limit caches or memory bandwidth). Can be repeated.",
 )  # fmt: skip

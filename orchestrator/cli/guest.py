@@ -58,6 +58,10 @@ for command in (console, ssh, copy):
 @click.option("--address", metavar="IP/LENGTH", help="IP address of the guest's network interface, such as 10.9.0.11/24.")
 @click.option("--cmdline", default="", metavar="WORDS", help="Extra arguments for the guest's kernel command line.")
 @click.option("--page-size", metavar="SIZE", help="Huge page size, 2M or 1G.  [default: page_size of the manager]")
+@click.option("--cache-ways", type=click.IntRange(1, 64), metavar="NUMBER",
+              help="Ways of each last-level cache of its cores that no other guest or program fills.")  # fmt: skip
+@click.option("--bandwidth", metavar="LIMIT",
+              help="Limit of memory bandwidth for each L3 cache of its cores: 40%, or 4000MB/s on AMD.")  # fmt: skip
 @click.option("--cpus", metavar="LIST", help="Use exactly these CPUs: whole cores of one NUMA node, such as 2-3,6-7.")
 @click.option("--vf", metavar="PCI-ADDRESS", help="Use exactly this virtual function, such as 0000:41:10.0; requires --cpus.")
 @nic_option
@@ -300,6 +304,16 @@ def _describe_disk(disk: Mapping[str, Any]) -> str:
     return f"NVMe {disk['serial']}, {size}, {disk['address']}{node}"
 
 
+def _describe_caches(caches: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if not caches:
+        return []
+    rows = [("cache", f"ways {share['mask']:#x} of L{caches['level']} cache {share['id']}") for share in caches["shares"]]
+    if caches["bandwidth"] is not None:
+        ids = ", ".join(map(str, caches["throttled"]))
+        rows.append(("bandwidth", f"at most {caches['bandwidth']} {caches['unit']} for L3 cache {ids}"))
+    return rows
+
+
 def _describe_nic(nic: Mapping[str, Any]) -> tuple[str, str]:
     if nic["address"] is None:
         return "NIC", f"{nic['tap']} on {nic['interface']}, edge mode {nic['edge']}, address {nic['mac']}{describe_network(nic)}"
@@ -315,6 +329,7 @@ def _print_guest(shown: Mapping[str, Any]) -> None:
         ("memory", f"{format_size(shown['memory'])}, {shown['huge_pages']} huge pages of {format_size(shown['page_size'])}"),
         *(_describe_nic(nic) for nic in shown["nics"]),
         *(("disk", _describe_disk(disk)) for disk in shown.get("disks", ())),
+        *_describe_caches(shown.get("caches")),
         *(("weaker", name) for name in shown.get("waived", ())),
         ("image", shown["image"]),
         ("cmdline", shown["cmdline"]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from orchestrator.client.cache_shapes import Caches as Caches
+from orchestrator.client.cache_shapes import CacheShare as CacheShare
 from orchestrator.client.exit_shapes import Disengaged as Disengaged
 from orchestrator.client.exit_shapes import ExitPolicy as ExitPolicy
 from orchestrator.client.exit_shapes import ExitReport as ExitReport
@@ -51,7 +53,8 @@ class Guest(TypedDict):
 
     ``cores`` are the CPUs of each physical core, in the kernel's list format; vCPU n runs on the n-th of ``cpus``. ``memory`` and
     ``page_size`` are bytes. ``vf`` is the first of ``nics``, null once they are released, or if it is not a VF. ``waived`` are
-    properties that the guest lacks. ``progress`` is the work on its disks, null if there is none. ``cpu_features`` are enabled by
+    properties that the guest lacks. ``caches`` is null if the request limits none.
+    ``progress`` is the work on its disks, null if there is none. ``cpu_features`` are enabled by
     name. ``state`` is as in `state.GuestState`, "planned" for a plan, or "ended" for a guest that should run but does not.
     ``owner`` is the tenant, empty for the host's own guests. ``version`` grows with each change: it is the ETag. ``restart`` is
     when it is restarted, ``restarts`` how often it was. ``id`` is the request id. ``warnings`` come with a plan: resources that
@@ -79,6 +82,7 @@ class Guest(TypedDict):
     nics: list[Nic]
     disks: list[Disk]
     waived: list[str]
+    caches: Caches | None
     progress: DiskProgress | None
     image: str
     cmdline: str

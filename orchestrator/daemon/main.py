@@ -35,11 +35,13 @@ from orchestrator.guests.recovery import check_housekeeping
 from orchestrator.guests.service import GuestService
 from orchestrator.guests.switches import build_settings
 from orchestrator.host import netlink
+from orchestrator.host.cache import read_use
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Ledger
 from orchestrator.metrics.counters import Counters
 from orchestrator.model.access import MANAGER
+from orchestrator.model.cache import name_group
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.plan import Policy
 from orchestrator.planning.host_check import build_policy
@@ -109,13 +111,14 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
         disk_checks=service.disk_checks, nics=service.nics, given_texts=service.given_texts,
         find_tie=service.switches.find_tie,
+        caches=lambda uuid: next((claim.plan.caches for claim in ledger.read().claims if claim.plan.uuid == uuid), None),
     )  # fmt: skip
     auditor = Auditor(source)
     signer = EvidenceSigner(auditor, Subject(host, hypervisor), ledger, config.audit.key, counters.observe_audit)
     metrics = build_metrics(
         service.survey, ledger, hypervisor, policy, counters,
         lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
-        service.exits.read_all,
+        service.exits.read_all, lambda guest: read_use(host, name_group(guest)),
     )  # fmt: skip
     api = Api(service, record_audits(auditor.run, counters), identities, config.limits, metrics.render, signer)
 

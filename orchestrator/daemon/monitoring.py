@@ -32,8 +32,9 @@ def build_metrics(
     survey: Callable[[], Topology], ledger: Ledger, hypervisor: Hypervisor, policy: Policy, counters: Counters,
     frames: Callable[[str], Iterable[CounterReading]] = lambda _: (), hairpins: Callable[[], Mapping[str, bool]] = dict,
     exit_reports: Callable[[ReadCounters], Iterable[tuple[str, Phase, ExitReport]]] = lambda _: (),
+    cache_use: Callable[[str], Mapping[str, int]] = lambda _: {},
 ) -> Metrics:  # fmt: skip
-    """``frames``: of an uplink; ``hairpins`` and ``exit_reports``: as of `metrics.collect.Sources`."""
+    """``frames``: of an uplink; ``hairpins``, ``exit_reports`` and ``cache_use``: as of `metrics.collect.Sources`."""
     sources = Sources(
         guests=lambda: ledger.read().claims,
         generation=lambda: ledger.read().generation,
@@ -42,6 +43,7 @@ def build_metrics(
         frames=lambda: {uplink: frames(uplink) for uplink in policy.uplinks},
         hairpins=hairpins,
         exit_reports=exit_reports,
+        cache_use=cache_use,
     )
     return Metrics(sources, policy, counters)
 

@@ -18,6 +18,7 @@ from orchestrator.guests.survey_cache import SurveyCache
 from orchestrator.guests.unmanaged_use import add_unmanaged
 from orchestrator.guests.uplinks import Uplinks
 from orchestrator.guests.vf_creation import VfsNeeded, check_created, plan_known
+from orchestrator.host.cache import read_caches
 from orchestrator.host.lvm import read_group
 from orchestrator.host.machine_id import read_host_id
 from orchestrator.host.nvme import read_controllers
@@ -32,6 +33,7 @@ from orchestrator.images.store_lock import keeping_builds
 from orchestrator.ledger import Claim, ClaimSnapshot, Ledger, PendingClaim
 from orchestrator.locks import CallQueue, WatchedLock
 from orchestrator.model.access import Identity, Role
+from orchestrator.model.cache import CacheSurvey
 from orchestrator.model.plan import ImageRef, Plan, Policy
 from orchestrator.model.request import DiskKind, GuestRequest
 from orchestrator.model.state import GuestState
@@ -74,11 +76,12 @@ class Placed(NamedTuple):
         return (*edges, *self.last_choices, *self.problems, *(finding.text for finding in check_host(policy, self.topology)))
 
 
-class _Disks(NamedTuple):
-    """The disks that the guests of one request can get, as they were read for it."""
+class _Devices(NamedTuple):
+    """What the guest of one request can get, as it was read for it."""
 
     controllers: tuple[NvmeController, ...]  # with their uses
     group: VolumeGroup | None  # None for a request without emulated disks
+    caches: CacheSurvey | None  # None for a request that limits none
 
 
 class Allocator:
@@ -112,11 +115,11 @@ class Allocator:
 
         Raises LostRace if another program has changed the ledger, VfsNeeded if the planned VF does not exist yet; and as `plan`.
         """
-        disks = self._read_disks(request)
+        devices = self._read_devices(request)
         with keeping_builds(self._images):  # until other programs can read the claim
             image = self._check(caller, request)
             self.surveys.renew(SURVEY_MAX_AGE)
-            placed, pending = self.lock.run(lambda: self._begin_claim(caller, request, image, disks))
+            placed, pending = self.lock.run(lambda: self._begin_claim(caller, request, image, devices))
             claim = self._finish_claim(pending, request)
         self._warnings.report(HOST_TOPIC, self._compare(placed.topology))
         self._warnings.report("unmanaged domains", placed.problems)
@@ -133,9 +136,11 @@ class Allocator:
             self._compared = given, findings
         return findings
 
-    def _begin_claim(self, caller: Identity, request: GuestRequest, image: Image, disks: _Disks) -> tuple[Placed, PendingClaim]:
+    def _begin_claim(
+        self, caller: Identity, request: GuestRequest, image: Image, devices: _Devices
+    ) -> tuple[Placed, PendingClaim]:
         reading = self._ledger.read()
-        placed = self._plan(caller, request, image, reading, disks)
+        placed = self._plan(caller, request, image, reading, devices)
         check_created(self._host, placed.plan)
         # No two claims are based on the same generation.
         plan = placed.plan.claimed(reading.generation + 1, ImageRef(image.name, image.hash))
@@ -146,17 +151,18 @@ class Allocator:
         """Raises VfsNeeded if the guest has room once an uplink's VFs are created."""
         _check_reserved(request)
         image = None if self._is_to_download(request) else self._check(caller, request)
-        return self._plan(caller, request, image, self._ledger.read(), self._read_disks(request))
+        return self._plan(caller, request, image, self._ledger.read(), self._read_devices(request))
 
     def _is_to_download(self, request: GuestRequest) -> bool:
         """Whether the guest boots files that are downloaded when it is created."""
         return request.boot is not None and request.image not in image_names(self._images)
 
-    def _read_disks(self, request: GuestRequest) -> _Disks:
+    def _read_devices(self, request: GuestRequest) -> _Devices:
         """Without the lock: it takes seconds. What has changed meanwhile is found before the first write to a disk."""
         kinds, name = {disk.kind for disk in request.disks}, self._uplinks.policy.disk_group
         group = read_group(self._host, name) if name and DiskKind.EMULATED in kinds else None
-        return _Disks(self.read_disk_use(read_controllers(self._host)) if DiskKind.NVME in kinds else (), group)
+        controllers = self.read_disk_use(read_controllers(self._host)) if DiskKind.NVME in kinds else ()
+        return _Devices(controllers, group, read_caches(self._host) if request.limits_cache else None)
 
     def read_disk_use(self, controllers: Iterable[NvmeController]) -> tuple[NvmeController, ...]:
         """Adds uses and contents, except of disks that guests own: the examination opens a disk exclusively for a moment."""
@@ -197,7 +203,7 @@ class Allocator:
         request: GuestRequest,
         image: Image | None,
         reading: ClaimSnapshot,
-        disks: _Disks,
+        devices: _Devices,
     ) -> Placed:
         # Checked again: another guest may have been created with the same id meanwhile.
         find_by_request_id(caller, request, reading.claims)
@@ -209,7 +215,7 @@ class Allocator:
         check_secrets(caller, request, [claim.request for claim in reading.claims if claim.owner == caller.tenant])
         site = self._describe_site(caller, request)
         try:
-            placed = self._find_place(request, reading.claims, disks, site, named=caller.role is not Role.TENANT)
+            placed = self._find_place(request, reading.claims, devices, site, named=caller.role is not Role.TENANT)
         except NoRoom as error:
             if caller.role is not Role.TENANT:
                 raise
@@ -230,10 +236,12 @@ class Allocator:
         taken = frozenset(one.vlan for one in known.values())
         return Site({name: find_network(caller, name, known) for name in sorted(names)}, self._host_id, closed, taken)
 
-    def _find_place(self, request: GuestRequest, claims: Sequence[Claim], disks: _Disks, site: Site, *, named: bool) -> Placed:
+    def _find_place(
+        self, request: GuestRequest, claims: Sequence[Claim], devices: _Devices, site: Site, *, named: bool
+    ) -> Placed:
         """Plans on the cached survey, or on a fresh one if there is no room or the host has changed.
 
-        ``disks`` have their uses. ``named``: refusals and warnings may name unmanaged domains.
+        Disks in ``devices`` have their uses. ``named``: refusals and warnings may name unmanaged domains.
         """
         # Before the host is surveyed: see `AllocationIndex.to_allocated`.
         may_hold_pages = frozenset(
@@ -241,7 +249,7 @@ class Allocator:
         )
         now = time.monotonic()
         for not_before in (now - SURVEY_MAX_AGE, now):
-            topology = _with_disks(self.surveys.get(not_before), disks)
+            topology = _with_devices(self.surveys.get(not_before), devices)
             try:
                 placed = self._plan_on(topology, request, claims, may_hold_pages, site, named=named)
             except (NoRoom, VfsNeeded):
@@ -253,7 +261,7 @@ class Allocator:
         if all(self.surveys.is_vf_free(topology, vf) for vf in placed.plan.vfs):
             return placed
         self.surveys.discard()
-        topology = _with_disks(self.surveys.get(now), disks)
+        topology = _with_devices(self.surveys.get(now), devices)
         unavailable = frozenset(vf.address for pf in topology.pfs for vf in pf.vfs if vf.driver == VFIO)
         return self._plan_on(topology, request, claims, may_hold_pages, site, unavailable, named=named)
 
@@ -310,10 +318,11 @@ def _check_root(image: Image, request: GuestRequest) -> None:
         raise RequestError(what, f"request at least {needed}")
 
 
-def _with_disks(topology: Topology, disks: _Disks) -> Topology:
-    if not disks.controllers and not disks.group:
+def _with_devices(topology: Topology, devices: _Devices) -> Topology:
+    if not any(devices):
         return topology
-    return replace(topology, controllers=disks.controllers or topology.controllers, volume_group=disks.group)
+    controllers = devices.controllers or topology.controllers
+    return replace(topology, controllers=controllers, volume_group=devices.group, caches=devices.caches)
 
 
 def _fit_disk(request: GuestRequest, image: Image | None) -> GuestRequest:

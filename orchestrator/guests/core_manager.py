@@ -36,6 +36,7 @@ from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.configuration import build_configuration
 from orchestrator.model.plan import DiskPlan, Plan
 from orchestrator.resources import disk, disk_volume
+from orchestrator.resources.cache import MakeControlGroup
 from orchestrator.resources.configuration import WriteInitrd
 from orchestrator.resources.cores import check_confinement
 from orchestrator.resources.memory import TakePages
@@ -209,6 +210,8 @@ class CoreManager:
         steps: list[Step] = [*([initrd] if initrd else []), TakePages(self._guest_context())]
         for vf in plan.vfs:
             steps += [ConfigureVf(vf), BindVfio(vf)]
+        if plan.caches and not plan.caches.waived:
+            steps.append(MakeControlGroup(plan, plan.caches))
         steps += [CreateTap(nic) for nic in plan.software_nics]
         steps += [disk.BindDisk(one) for one in plan.controllers]
         steps += [disk_volume.ActivateVolume(one) for one in plan.disks if one.group]

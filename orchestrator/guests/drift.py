@@ -10,7 +10,7 @@ from orchestrator.guests.core_manager import CoreContext, find_offline
 from orchestrator.guests.host_setup import HOST
 from orchestrator.ledger import Claim, EventKind
 from orchestrator.model.plan import Plan
-from orchestrator.resources import disk
+from orchestrator.resources import cache, disk
 from orchestrator.resources.cores import diff_pinning, diff_vcpus, restore_pinning
 from orchestrator.resources.nic import VfStates, diff_devices, diff_vf, find_drivers
 from orchestrator.resources.tap import diff_taps, restore_taps
@@ -62,6 +62,7 @@ class DriftDetector:
         pinning = diff_pinning(plan, housekeeping, running)
         findings = (*diff_vcpus(plan, running), *diff_devices(plan, running, find_drivers(self._host, plan), states))
         findings += disk.diff_disks(plan, disk.find_drivers(self._host, plan))
+        findings += cache.diff_group(self._host, plan)
         edges, remaining = self._restore_taps(plan)
         findings += remaining
         if offline := find_offline(self._host, plan):

@@ -24,6 +24,7 @@ from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import VfState
+from orchestrator.resources.cache import ShrinkDefaultGroup
 from orchestrator.resources.cores import clear_cores
 from orchestrator.resources.exit_trace import CountExits
 from orchestrator.resources.isolation import describe_failure, plan_exclusive, plan_isolation_settings
@@ -75,6 +76,9 @@ class HostSetup:
                 changed += self.create_vfs(pf, interface)
         for uplink in sorted({nic.interface for nic in plan.software_nics} - self._prepared):
             changed += self._prepare_uplink(uplink)
+        if plan.caches and plan.caches.shares:
+            with self.lock:
+                changed += run_steps(self._host, self._ledger, HOST, [ShrinkDefaultGroup(plan.caches)])
         return (*changed, *self.set_reception(plan))
 
     def set_reception(self, plan: Plan) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_KEY_NAMES = {"cpu": "CPU", "vf": "VF", "mac": "Ethernet address", "disk": "disk", "channel": "VLAN"}
+_KEY_NAMES = {"cpu": "CPU", "vf": "VF", "mac": "Ethernet address", "disk": "disk", "channel": "VLAN", "cache": "cache way"}
 
 
 @dataclass(frozen=True)

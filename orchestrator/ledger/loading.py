@@ -185,6 +185,7 @@ def list_keys(plan: Plan) -> list[tuple[str, str]]:
     """Rows of the table claim_key: (kind, key) of each resource that exists once."""
     vfs, macs = [str(vf.address) for vf in plan.vfs], [str(nic.mac) for nic in plan.nics]
     named = {"cpu": [str(cpu) for cpu in plan.cpus], "vf": vfs, "mac": macs, "disk": [disk.key for disk in plan.disks]}
+    named["cache"] = list(plan.caches.keys) if plan.caches else []
     named["channel"] = [f"{pf} {vlan}" for pf, vlan in plan.channels]
     return [(kind, key) for kind, keys in named.items() for key in keys]
 

@@ -36,6 +36,13 @@ _log = logging.getLogger(__name__)
 _SURVEY_AGE = 60.0
 
 
+# Documentation/arch/x86/resctrl.rst, section "mon_data"
+_CACHE_COUNTERS = {
+    "llc_occupancy": "nohype_guest_cache_bytes",
+    "mbm_total_bytes": "nohype_guest_memory_traffic_bytes_total",
+    "mbm_local_bytes": "nohype_guest_memory_traffic_local_bytes_total",
+}
+
 # What generate_latest() writes (https://prometheus.io/docs/instrumenting/exposition_formats/).
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -66,6 +73,7 @@ class Sources:
     exit_reports: Callable[[ReadCounters], Iterable[tuple[str, Phase, ExitReport]]]
     frames: Callable[[], Mapping[str, Iterable[CounterReading]]] = dict  # by uplink
     hairpins: Callable[[], Mapping[str, bool]] = dict  # by watched uplink: frames do not return
+    cache_use: Callable[[str], Mapping[str, int]] = lambda _: {}  # of a guest, as of `host.cache.read_use`
 
 
 class Metrics:
@@ -115,6 +123,7 @@ class Metrics:
             "guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host,
             # The reasons first: they must not be ahead of the counters, which are read once for both.
             "exit reasons": self._read_exit_reasons, "exits": self._read_exits, "frames": self._read_frames,
+            "caches": self._read_caches,
         }  # fmt: skip
 
     def _try(self, source: str, read: Callable[[], Iterator[Sample]]) -> list[Sample]:
@@ -190,6 +199,13 @@ class Metrics:
         if uuid not in self._exits:
             self._exits[uuid] = self._sources.read_exits(uuid)
         return self._exits[uuid]
+
+    def _read_caches(self) -> Iterator[Sample]:
+        for guest in self._sources.guests():
+            if guest.state == GuestState.RUNNING and guest.plan.caches and not guest.plan.caches.waived:
+                for counter, value in self._sources.cache_use(guest.plan.name).items():
+                    if counter in _CACHE_COUNTERS:
+                        yield _CACHE_COUNTERS[counter], (guest.plan.name,), value
 
     def _read_exit_reasons(self) -> Iterator[Sample]:
         for guest, phase, report in self._sources.exit_reports(self._read_counters):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from uuid import UUID, uuid5
 
+from orchestrator.model.cache import CachePlan
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.exit_policy import ExitPolicies
 from orchestrator.model.plain import from_plain
@@ -97,6 +98,7 @@ class Plan:
     uuid: UUID = _NIL  # libvirt's id of the guest; nil until the plan is claimed
     disks: tuple[DiskPlan, ...] = ()
     iommu: bool = True  # the host uses an IOMMU
+    caches: CachePlan | None = None  # None if the request limits none
 
     @cached_property
     def cpus(self) -> tuple[int, ...]:
@@ -139,13 +141,14 @@ class Plan:
             Waiver.EMULATED_DISK: any(disk.file for disk in self.disks),
             Waiver.SOFTWARE_EDGE: bool(self.software_nics),
             Waiver.NO_IOMMU: not self.iommu,
+            Waiver.SHARED_CACHE: bool(self.caches and self.caches.waived),
         }
         return tuple(waiver for waiver, lacks in found.items() if lacks)
 
     def only_disks(self) -> Plan:
         """What the guest still owns while its disks are wiped: no network disk, which the host does not reach."""
         disks = tuple(disk for disk in self.disks if not disk.target)
-        return replace(self, cores=(), pages=0, nics=(), cpu_features=(), disks=disks)
+        return replace(self, cores=(), pages=0, nics=(), cpu_features=(), disks=disks, caches=None)
 
     def claimed(self, number: int, image: ImageRef) -> Plan:
         """``number`` of the claim is unique, so no two guests ever have the same UUID."""
@@ -242,6 +245,7 @@ class Allocated:
     disks: frozenset[str] = frozenset()  # keys of disks, and PCI addresses of controllers
     pages: tuple[AllocatedPages, ...] = ()
     channels: frozenset[tuple[PciAddress, int]] = frozenset()  # VLANs of the edge mode channel, by PF
+    caches: Mapping[str, CachePlan] = field(default_factory=dict)  # guest → its part of the caches
     pinned: Mapping[int, str] = field(default_factory=dict)  # CPU → why no guest gets it
     last_cpus: Mapping[int, str] = field(default_factory=dict)
     last_vfs: Mapping[PciAddress, str] = field(default_factory=dict)

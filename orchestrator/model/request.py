@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from orchestrator.errors import RequestError
 from orchestrator.model.boot import BootFiles, is_boot_image
+from orchestrator.model.cache import parse_bandwidth
 from orchestrator.model.exit_policy import ExitBudgets
 from orchestrator.model.fields import as_value_error, check_cpus, check_hostname, check_name, check_size, describe
 from orchestrator.model.secret import FROM_LEDGER, DiskSecret, NetworkConfig, Secret, UserData
@@ -64,6 +65,10 @@ def _cmdline(text: str) -> str:
     if not text.isascii() or not text.isprintable():
         raise ValueError("a kernel command line must be printable ASCII on one line")
     return text
+
+
+def _bandwidth(text: str) -> str:
+    return str(parse_bandwidth(text))
 
 
 def _pci_address(text: str) -> str:
@@ -207,6 +212,8 @@ class GuestRequest(BaseModel):
         boot: files that the manager downloads for the guest; None to start an image of the store.
         cmdline: extra arguments for the guest's kernel command line.
         page_size: "2M" or "1G"; None for the host's setting.
+        cache_ways: ways of each last-level cache of its cores that no other guest or program fills; None for no limit.
+        bandwidth: limit of memory bandwidth for each L3 cache of its cores, "40%" or "4000MB/s"; None for no limit.
         placement: None lets the planner choose. Its ``vf`` is not allowed with ``nics``.
         nics: in the order of the guest's interfaces; None for one NIC.
         disks: in the order of the guest's disks; an image with a root file system is written to the first.
@@ -235,6 +242,8 @@ class GuestRequest(BaseModel):
     address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
     cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
     page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
+    cache_ways: Annotated[int, Field(ge=1, le=64)] | None = None
+    bandwidth: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_bandwidth)] | None = None
     placement: Placement | None = None
     nics: Annotated[tuple[NicRequest, ...], Field(strict=False, min_length=1, max_length=MAX_NICS)] | None = None
     disks: Annotated[tuple[DiskRequest, ...], Field(strict=False, max_length=MAX_DISKS)] = ()
@@ -318,6 +327,10 @@ class GuestRequest(BaseModel):
     def network_disk(self) -> Target | None:
         """The target from which the guest mounts its root."""
         return self.disks[0].parsed_target if self.disks else None
+
+    @property
+    def limits_cache(self) -> bool:
+        return self.cache_ways is not None or self.bandwidth is not None
 
     @property
     def wanted_nics(self) -> tuple[NicRequest, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from orchestrator.model.cache import CacheSurvey
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 
@@ -260,6 +261,7 @@ class Topology:
     cmdline: str = ""  # of the kernel
     controllers: tuple[NvmeController, ...] = ()  # NVMe
     volume_group: VolumeGroup | None = None  # read only for a guest with emulated disks
+    caches: CacheSurvey | None = None  # read only for a guest with a part of the caches
     problems: tuple[str, ...] = ()  # one sentence per value that could not be read and was left out
     interfaces: tuple[Interface, ...] = ()  # in the order of their names
     kernel_settings: tuple[KernelSetting, ...] = ()

@@ -21,6 +21,10 @@ class Waiver(StrEnum):
         "QEMU emulates the disk with a file or volume of the host: each access makes the guest exit and uses housekeeping CPUs",
     )
     SOFTWARE_EDGE = ("software-edge", "the host's kernel forwards and can read every frame, on housekeeping CPUs")
+    SHARED_CACHE = (
+        "shared-cache",
+        "the host cannot limit caches or memory bandwidth: other programs and guests can slow the guest down through them",
+    )
     NO_IOMMU = (
         "no-iommu",
         "the host uses no IOMMU: its own devices can access the memory of every guest, and none can be passed through",

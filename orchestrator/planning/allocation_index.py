@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.model.cache import CachePlan
 from orchestrator.model.plan import Allocated, AllocatedPages, Plan
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
@@ -22,6 +23,7 @@ class AllocationIndex:
     owned: Mapping[tuple[int, int], int] = field(default_factory=dict)
     disks: frozenset[str] = frozenset()
     channels: frozenset[tuple[PciAddress, int]] = frozenset()
+    caches: Mapping[str, CachePlan] = field(default_factory=dict)
 
     def updated(self, plans: Iterable[Plan]) -> AllocationIndex:
         """No two plans own the same resource: the ledger's primary keys refuse that."""
@@ -43,6 +45,8 @@ class AllocationIndex:
             {key: count for key, count in owned.items() if count},
             self.disks.difference(*map(_name_disks, gone)).union(*map(_name_disks, new)),
             self.channels.difference(*(plan.channels for plan in gone)).union(*(plan.channels for plan in new)),
+            {name: share for name, share in self.caches.items() if name not in {plan.name for plan in gone}}
+            | {plan.name: plan.caches for plan in new if plan.caches},
         )
 
     def to_allocated(self, started: Container[str], starting: Container[str]) -> Allocated:
@@ -57,7 +61,7 @@ class AllocationIndex:
             AllocatedPages(node, Size(size), count, unused[node, size], being_started[node, size])
             for (node, size), count in sorted(self.owned.items())
         )
-        return Allocated(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, self.disks, pages, self.channels)
+        return Allocated(CpuSet(self.cpus), self.vfs, self.numbers, self.macs, self.disks, pages, self.channels, self.caches)
 
 
 def _name_disks(plan: Plan) -> frozenset[str]:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from itertools import product
 
 from orchestrator.errors import NoRoom, RequestError
+from orchestrator.model.cache import CachePlan
 from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import NvmeController, Topology
+from orchestrator.planning.cache import find_caches
 from orchestrator.planning.cores import Candidate, check_placement, find_candidates
 from orchestrator.planning.disk import DISK, check_waivers, count_remote, describe_disks, find_free, list_targets, plan_disks
 from orchestrator.planning.host_check import find_blockers
@@ -39,12 +41,15 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
         candidates, no_cores = check_placement(request.placement.cpu_set, pages, host)
     else:
         candidates, no_cores = find_candidates(request.cores, pages, host)
+    caches, no_caches = find_caches(request, candidates, host)
+    if caches or no_caches:
+        candidates = [candidate for candidate in candidates if candidate.node in caches]
     choices, no_vfs = find_nics(request, host)
     disks, no_disks = find_free(request, host)
     blockers = find_blockers(policy, topology)
     if not choices or not candidates or no_disks or blockers:
         hint = "`nohype survey` shows what the host has, `nohype guest list` who owns it"
-        reasons = (*(f"host: {blocker.text}" for blocker in blockers), *no_vfs, *no_disks, *no_cores)
+        reasons = (*(f"host: {blocker.text}" for blocker in blockers), *no_vfs, *no_disks, *no_cores, *no_caches)
         raise NoRoom(
             f"no room for guest {request.name!r} ({_describe(request, pages)})",
             reasons,
@@ -64,7 +69,7 @@ def plan_guest(request: GuestRequest, topology: Topology, allocated: Allocated, 
 
     # min() returns the first of equal pairs, and both lists are in order of preference.
     vfs, candidate = min(product(choices, candidates), key=rank)
-    return _build_plan(request, pages, candidate, vfs, disks, host)
+    return _build_plan(request, pages, candidate, vfs, disks, caches.get(candidate.node), host)
 
 
 def hide_device_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
@@ -81,7 +86,7 @@ def hide_device_owners(error: NoRoom, request: GuestRequest) -> NoRoom:
 
 def _build_plan(
     request: GuestRequest, pages: PageRequest, candidate: Candidate, vfs: Sequence[FreeNic], disks: Sequence[NvmeController],
-    host: PlanningInput,
+    caches: CachePlan | None, host: PlanningInput,
 ) -> Plan:  # fmt: skip
     smt = len(candidate.cores[0]) > 1
     return Plan(
@@ -97,6 +102,7 @@ def _build_plan(
         cpu_features=("topoext",) if smt and host.topology.topoext else (),
         disks=plan_disks(request, disks, candidate.node, host.policy.disk_folder, host.topology.volume_group),
         iommu=bool(host.topology.iommu_groups),
+        caches=caches,
     )
 
 

@@ -25,7 +25,7 @@ from typing import TypeVar
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.root import HostRoot, host_error
 from orchestrator.values import CpuSet, PciAddress
-from tests.fakes import nvme, tracing
+from tests.fakes import nvme, resctrl, tracing
 from tests.fakes.net import FakeNet
 
 HOSTS = Path(__file__).parents[1] / "data" / "hosts"
@@ -154,11 +154,15 @@ class FakeRoot(HostRoot):
 
     def make_folder(self, name: str) -> None:
         """See HostRoot."""
-        self._change_folder("cannot create", name, tracing.make_instance)
+        self._change_folder(
+            "cannot create", name, resctrl.make_group if name.startswith(resctrl.RESCTRL) else tracing.make_instance
+        )
 
     def remove_folder(self, name: str) -> None:
         """See HostRoot."""
-        self._change_folder("cannot remove", name, tracing.remove_instance)
+        self._change_folder(
+            "cannot remove", name, resctrl.remove_group if name.startswith(resctrl.RESCTRL) else tracing.remove_instance
+        )
 
     def _change_folder(self, what: str, name: str, change: Callable[[FakeRoot, str], None]) -> None:
         with self.changing(name, what.partition(" ")[2]):
@@ -591,4 +595,6 @@ _HOOKS: dict[str, Callable[[FakeRoot, str, str], None]] = {
     "cpumask": _cpu_mask,
     "default_smp_affinity": _cpu_mask,
     "watchdog_cpumask": _cpu_list,
+    "schemata": resctrl.write_schemata,
+    "cpus_list": resctrl.write_cpus,
 }

@@ -392,7 +392,7 @@ def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:
     text, without = render_each(tmp_path, elsewhere, ("nohyped.service", {**NEEDED, "nohype_paths": {"images": "/srv/images"}}))
     assert "ReadWritePaths=/srv/ledger /srv/consoles /srv/disks\n" in text
     (paths,) = re.findall(r"^ReadWritePaths=(.*)$", without, re.MULTILINE)
-    assert paths == "/sys/bus/pci /sys/devices /sys/fs/cgroup -/sys/kernel/tracing/instances"
+    assert paths == "/sys/bus/pci /sys/devices /sys/fs/cgroup -/sys/kernel/tracing/instances -/sys/fs/resctrl"
 
 
 QEMU_CONF = """\

@@ -23,6 +23,7 @@ SANDBOX = {
         "/sys/devices",
         "/sys/fs/cgroup",
         "-/sys/kernel/tracing/instances",
+        "-/sys/fs/resctrl",
         "-/proc/sys/kernel/watchdog_cpumask",
     },
     "InaccessiblePaths": {"-/proc/kcore", "-/proc/kallsyms", "-/sys/kernel/debug", "-/sys/fs/bpf"},

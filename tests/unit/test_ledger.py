@@ -926,7 +926,7 @@ STORED = (
     '"interface": "nic0", "index": 1, "address": "0000:41:10.2", "mac": "02:4e:48:00:00:01", "edge": "vepa", "network": "", '
     '"vlan": 0, "rate": 0, "tap": ""}], "image": {"name": "minimal", '
     '"hash": "abc"}, "cmdline": "quiet", "cpu_features": ["topoext"], "uuid": "0b0b0b0b-0000-4000-8000-000000000000", '
-    '"disks": [], "iommu": true}'
+    '"disks": [], "iommu": true, "caches": null}'
 )
 
 

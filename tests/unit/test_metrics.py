@@ -21,6 +21,7 @@ from orchestrator.ledger import Event
 from orchestrator.metrics.collect import Metrics, Sources
 from orchestrator.metrics.counters import Counters
 from orchestrator.metrics.declare import METRICS, Kind, Metric
+from orchestrator.model.cache import CachePlan, CacheShare
 from orchestrator.model.disengagement import Phase
 from orchestrator.model.exit_reasons import ExitReport, VcpuExits
 from orchestrator.model.exits import ReadCounters
@@ -53,6 +54,10 @@ def build_guest(name: str, cpus: str, index: int, topology: Topology, *, state: 
     return FakeGuest(plan, state, restarted=index)
 
 
+def with_caches(guest: FakeGuest) -> FakeGuest:
+    return replace(guest, plan=replace(guest.plan, caches=CachePlan(3, (CacheShare(0, 0xF00),))))
+
+
 @pytest.fixture
 def topology(tmp_path: Path) -> Topology:
     return read_topology(load_host(tmp_path, "numa"))
@@ -74,9 +79,14 @@ class Fake:
             Sources(
                 lambda: self.read("guests", self.guests), lambda: self.read("generation", self.generation),
                 self.survey, self.read_exits, self.exit_reports, self.read_frames, lambda: {"nic0": True, "nic1": False},
+                self.read_cache_use,
             ),
             POLICY, self.counters,
         )  # fmt: skip
+
+    def read_cache_use(self, guest: str) -> dict[str, int]:
+        assert guest == "web"  # the only running one
+        return {"llc_occupancy": 1 << 20, "mbm_total_bytes": 700, "mbm_local_bytes": 600, "unknown": 1}
 
     def read_frames(self) -> dict[str, list[CounterReading]]:
         counts = FrameCounts(5, 4, 500, 400, 1, 0)
@@ -135,7 +145,7 @@ def make_event(kind: str, took: float | None) -> Event:
 def fake(topology: Topology) -> Fake:
     fake = Fake(topology)
     fake.guests = [
-        build_guest("web", "2-3", 0, topology),
+        with_caches(build_guest("web", "2-3", 0, topology)),
         build_guest("db", "4-5", 1, topology, state="quarantined"),
         build_guest("off", "6-7", 2, topology, state="stopped"),
     ]
@@ -322,7 +332,7 @@ def test_a_source_that_fails_takes_nothing_else_along(fake: Fake, broken: str, s
 
 def test_page_is_rendered_although_every_source_fails(fake: Fake) -> None:
     fake.broken = {"guests", "generation", "survey", "exits", "frames"}
-    assert sum(fake.page()["nohype_scrape_failures_total"].values()) == 5
+    assert sum(fake.page()["nohype_scrape_failures_total"].values()) == 6
     assert fake.figure("nohype_undo_failures_total") == 1
 
 

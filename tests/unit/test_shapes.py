@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.client import shapes, switch_shapes
 from orchestrator.ledger import Quarantined
-from orchestrator.model import disk, plan, proof, switch, topology, uplink
+from orchestrator.model import cache, disk, plan, proof, switch, topology, uplink
 from orchestrator.model.event import Event
 from orchestrator.planning.host_check import HostFinding
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -44,6 +44,8 @@ VALUES: dict[type, Any] = {
     topology.NvmeController: shapes.Controller,
     plan.DiskPlan: shapes.Disk,
     disk.DiskProgress: shapes.DiskProgress,
+    cache.CacheShare: shapes.CacheShare,
+    cache.CachePlan: shapes.Caches,
     topology.PromisedPages: shapes.Promised,
     topology.Interface: shapes.Interface,
     topology.KernelSetting: shapes.KernelSetting,
@@ -83,6 +85,6 @@ def test_shape_has_the_fields_of_its_value(value: type) -> None:
     fields = {name: plain_type(kind) for name, kind in get_type_hints(value).items()}
     if value is topology.Topology:
         del fields["cmdline"]  # it may hold passwords
-        del fields["volume_group"]  # a survey does not read it
+        del fields["volume_group"], fields["caches"]  # a survey does not read them
         fields["findings"] = list[shapes.Finding]
     assert fields == get_type_hints(VALUES[value])

@@ -64,5 +64,5 @@ async def read_metrics(backend: Served, caller: HostReader) -> Response:
 def show_survey(topology: Topology, findings: Sequence[object] = ()) -> dict[str, Any]:
     """Omits the kernel's command line: it may contain passwords."""
     plain: dict[str, Any] = to_plain(topology)
-    del plain["cmdline"], plain["volume_group"]
+    del plain["cmdline"], plain["volume_group"], plain["caches"]
     return {**plain, "findings": to_plain(tuple(findings))}

@@ -1,0 +1,184 @@
+"""Cache ways and memory bandwidth of a guest: a control group that has the guest's CPUs.
+
+By CPU and not by task: whatever runs on the guest's cores fills the guest's ways only. libvirt's <cachetune> covers the vCPU
+threads alone, and leaves the default group as it is, which has all ways (libvirt, src/util/virresctrl.c).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from orchestrator.errors import HostError
+from orchestrator.host.cache import find_group, make_group, read_caches, remove_group, set_cpus, set_limits
+from orchestrator.host.root import HostRoot
+from orchestrator.model.cache import CacheControl, CachePlan, CacheSurvey, ControlGroup, describe_ways, find_runs, name_group
+from orchestrator.model.plan import Plan
+from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
+from orchestrator.values import CpuSet
+
+DEFAULT = ""
+"""Name of the group that has all CPUs and tasks which are in no other."""
+_BANDWIDTH = "MB"
+
+
+@dataclass(frozen=True)
+class WaysBefore:
+    """The default group's mask of a cache."""
+
+    line: str
+    id: int
+    mask: int
+
+
+@dataclass(frozen=True)
+class MasksBefore:
+    masks: tuple[WaysBefore, ...]
+
+
+@register
+@dataclass(frozen=True)
+class ShrinkDefaultGroup:
+    """Takes a guest's ways from the default group. Undone after the last guest, since masks may not have gaps."""
+
+    action: ClassVar[str] = "cache-default"
+    plan: CachePlan
+
+    def describe(self) -> str:
+        shares = ", ".join(f"{describe_ways(share.mask)} of L{self.plan.level} cache {share.id}" for share in self.plan.shares)
+        return f"take {shares} from the default control group"
+
+    def read_before(self, host: HostRoot) -> Arguments | None:
+        control, default = _read_default(host, self.plan)
+        before = tuple(
+            WaysBefore(line, share.id, mask)
+            for share in self.plan.shares
+            for line in control.lines
+            if (mask := default.find(line, share.id) or 0) & share.mask
+        )
+        return to_arguments(MasksBefore(before)) if before else None
+
+    def apply(self, host: HostRoot) -> None:
+        control, default = _read_default(host, self.plan)
+        limits: dict[str, dict[int, int]] = {}
+        for share in self.plan.shares:
+            for line in control.lines:
+                if (mask := default.find(line, share.id) or 0) & share.mask:
+                    limits.setdefault(line, {})[share.id] = _keep(mask & ~share.mask, control, share.id)
+        set_limits(host, DEFAULT, limits)
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> str | None:
+        """Without ways that another control group fills now. No-op where resctrl is not mounted, as after a reboot."""
+        survey = read_caches(context.host)
+        if survey.fault or not survey.cache:
+            return None
+        kept: list[str] = []
+        limits: dict[str, dict[int, int]] = {}
+        for before in parse_arguments(MasksBefore, arguments).masks:
+            now = survey.groups[0].find(before.line, before.id)
+            if now is None:  # mounted with other options, or the CPUs are offline
+                continue
+            taken = _find_taken(survey, survey.cache, before.id)
+            wanted = now if taken & before.mask == before.mask else _keep(before.mask & ~taken, survey.cache, before.id)
+            if wanted != before.mask:
+                kept.append(f"{before.line} {before.id}: {wanted:#x} and not {before.mask:#x}, as other groups have ways")
+            if wanted != now:
+                limits.setdefault(before.line, {})[before.id] = wanted
+        set_limits(context.host, DEFAULT, limits)
+        return f"default control group: {'; '.join(kept)}" if kept else None
+
+
+@dataclass(frozen=True)
+class GroupBefore:
+    name: str
+
+
+@register
+@dataclass(frozen=True)
+class MakeControlGroup:
+    """Limits what runs on the guest's CPUs. The group is made anew if one of this name is left over."""
+
+    action: ClassVar[str] = "cache-group"
+    plan: Plan
+    caches: CachePlan
+
+    @property
+    def name(self) -> str:
+        return name_group(self.plan.name)
+
+    def describe(self) -> str:
+        return f"make the control group {self.name} for CPUs {CpuSet.of(self.plan.cpus)}"
+
+    def read_before(self, host: HostRoot) -> Arguments | None:
+        return to_arguments(GroupBefore(self.name))
+
+    def apply(self, host: HostRoot) -> None:
+        remove_group(host, self.name)  # of an earlier start: it may have other limits
+        make_group(host, self.name)
+        set_limits(host, self.name, list_limits(host, self.caches))
+        set_cpus(host, self.name, CpuSet.of(self.plan.cpus))
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        remove_group(context.host, parse_arguments(GroupBefore, arguments).name)
+
+
+def list_limits(host: HostRoot, plan: CachePlan) -> dict[str, dict[int, int]]:
+    """Values of the schemata file by line and cache. Raises HostError if the host cannot limit caches any more."""
+    limits: dict[str, dict[int, int]] = {}
+    if plan.shares:
+        control, _ = _read_default(host, plan)
+        limits = {line: {share.id: share.mask for share in plan.shares} for line in control.lines}
+    if plan.bandwidth is not None:
+        limits[_BANDWIDTH] = dict.fromkeys(plan.throttled, plan.bandwidth)
+    return limits
+
+
+def diff_group(host: HostRoot, plan: Plan) -> tuple[str, ...]:
+    """What differs from the guest's part of the caches, one sentence each."""
+    if plan.caches is None or plan.caches.waived:
+        return ()
+    name = name_group(plan.name)
+    if (group := find_group(host, name)) is None:
+        return (f"control group {name}: absent",)
+    findings = [] if group.cpus == CpuSet.of(plan.cpus) else [f"control group {name}: CPUs {group.cpus or 'none'}, expected "
+                                                             f"{CpuSet.of(plan.cpus)}"]  # fmt: skip
+    for line, limits in list_limits(host, plan.caches).items():
+        findings += [
+            f"control group {name}: {line} {id} is {_show(line, now)}, expected {_show(line, value)}"
+            for id, value in limits.items()
+            if (now := group.find(line, id)) != value
+        ]
+    return tuple(findings)
+
+
+def _show(line: str, value: int | None) -> str:
+    return "absent" if value is None else str(value) if line == _BANDWIDTH else f"{value:#x}"
+
+
+def _read_default(host: HostRoot, plan: CachePlan) -> tuple[CacheControl, ControlGroup]:
+    survey = read_caches(host)
+    if survey.fault or not survey.cache or survey.cache.level != plan.level:
+        why = survey.fault or f"the CPUs cannot allocate ways of L{plan.level} caches"
+        raise HostError(f"cannot limit caches: {why}", "delete the guest and create it again")
+    return survey.cache, survey.groups[0]
+
+
+def _find_taken(survey: CacheSurvey, control: CacheControl, id: int) -> int:
+    taken = 0
+    for group in survey.groups[1:]:
+        if group.cpus or group.has_tasks:
+            taken |= group.ways(control, id)
+    return taken
+
+
+def _keep(mask: int, control: CacheControl, id: int) -> int:
+    """The widest run of neighbouring ways of the mask, or all of it where gaps are allowed."""
+    if control.sparse and mask.bit_count() >= control.min_ways:
+        return mask
+    widest = max(find_runs(mask), key=int.bit_count, default=0)
+    if widest.bit_count() < control.min_ways:
+        what = f"the default control group would keep too few ways of L{control.level} cache {id}"
+        raise HostError(what, "another program has changed /sys/fs/resctrl: delete the guest and create it again")
+    return widest
