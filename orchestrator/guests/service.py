@@ -80,8 +80,9 @@ class GuestService:
         self._host, self._ledger, self._uplinks = host, ledger, Uplinks(host, ledger, policy)
         self._warnings, logs, launches = HostWarnings(ledger, HOST), ConsoleLogs(ledger, consoles), Launches()
         self.host_setup = setup = HostSetup(host, ledger, policy, self._warnings, count_undo_failure)
-        secrets = GuestSecrets(ledger)
-        context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs, secrets)
+        secrets, self.switches = GuestSecrets(ledger), SwitchService(host, ledger, switches)
+        find_tie = self.switches.find_tie
+        context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs, secrets, find_tie=find_tie)
         self._disk_work = context.disk_work
         self.transitions = Transitions(context, count_undo_failure, count_wipe)
         self.reconciler = Reconciler(context, self.transitions)
@@ -89,7 +90,6 @@ class GuestService:
         self._access = GuestAccess(ledger, self.transitions)
         self.exits = Exits(host, hypervisor, ledger, self._access)
         self._boot_images = BootImages(images, policy.boot)
-        self.switches = SwitchService(host, ledger, switches)
         self._refusals = RefusalLog(ledger, observe_refusal)
         self.networks = Networks(ledger, policy, self._refusals)
         self._consoles = Consoles(hypervisor, ledger, logs, images)

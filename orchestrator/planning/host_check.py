@@ -44,6 +44,7 @@ def build_policy(config: DaemonConfig) -> Policy:
         {name: vlans for name, uplink in config.uplinks.items() if (vlans := uplink.vlan_set) is not None},
         frozenset(config.tenants), disks.volume_group or "",
         {name: vlans for name, uplink in config.uplinks.items() if (vlans := uplink.channel_set) is not None},
+        frozenset(name for name, uplink in config.uplinks.items() if uplink.switch),
     )  # fmt: skip
 
 
