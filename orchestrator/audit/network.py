@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.proof import WEAKER, Measurement, count_findings, not_measured
 from orchestrator.model.topology import VfState
@@ -28,10 +29,17 @@ Promised = Mapping[str, tuple[NicPlan, ...] | None]
 
 @dataclass(frozen=True)
 class Strays:
-    """Addresses of guests at other ports of the external switch, each with its port; or why the switch was not read."""
+    """Addresses of guests at other ports of the external switch, each with its port; or why the switch was not read.
+
+    Attributes:
+        translated: per address in a VLAN of its own, what the switch translates it to, as it should.
+        untranslated: per address, what is wrong with its translation.
+    """
 
     ports: Mapping[str, str]
     gap: str = ""
+    translated: Mapping[str, str] = field(default_factory=dict)
+    untranslated: Mapping[str, str] = field(default_factory=dict)
 
 
 def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promised, strays: Strays | None = None) -> Measurement:
@@ -59,6 +67,9 @@ def prove_network_isolated(guest: RunningGuest, vfs: Readings, promised: Promise
         evidence += _list_untagged(reading, vfs, promised)
     duplicates = _find_duplicates(promised.get(guest.name) or (), strays)
     findings += duplicates
+    channels = [nic for nic in promised.get(guest.name) or () if nic.edge is EdgeMode.CHANNEL]
+    findings += [strays.untranslated[str(nic.mac)] for nic in channels if strays and str(nic.mac) in strays.untranslated]
+    evidence += _describe_translations(channels, strays)
     if not findings and unread:
         return not_measured("; ".join(unread))
     if not findings and guest.hostdevs and promised.get(guest.name) is None:
@@ -112,6 +123,17 @@ def _find_duplicates(nics: tuple[NicPlan, ...], strays: Strays | None) -> list[s
         for nic in nics
         if str(nic.mac) in found
     ]
+
+
+def _describe_translations(nics: Iterable[NicPlan], strays: Strays | None) -> list[str]:
+    """Which guests share a network is decided by the switch then, not by the NIC."""
+    lines = []
+    for nic in nics:
+        if text := strays.translated.get(str(nic.mac)) if strays else None:
+            lines.append(f"the switch translates {text}")
+        elif strays is None or str(nic.mac) not in strays.untranslated:
+            lines.append(f"{WEAKER}how the switch translates VLAN {nic.vlan} is not measured")
+    return lines
 
 
 def _list_limits(address: PciAddress, state: VfState) -> list[str]:

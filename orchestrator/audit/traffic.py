@@ -17,11 +17,13 @@ from orchestrator.errors import GuestError, SwitchError
 from orchestrator.host.interfaces import find_lower
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
-from orchestrator.model.switch import SwitchTie
+from orchestrator.model.switch import PortChannel, SwitchState, SwitchTie
 from orchestrator.model.uplink import EdgeReading, SwitchCount, Traffic
+from orchestrator.switches.base import describe_channel
 from orchestrator.switches.drivers import opened
-from orchestrator.switches.verify import find_strays
+from orchestrator.switches.verify import find_strays, find_untranslated
 
 SendCommand = Callable[[str, str, float, UUID], str]
 """(guest name, line, timeout in seconds, guest id) → the reply to the line on the guest's console."""
@@ -101,23 +103,37 @@ def find_tie(source: Sender, uplink: str) -> SwitchTie | str:
 def read_strays(source: Sender, guests: Iterable[RunningGuest]) -> Strays:
     """Reads the table of each switch that an uplink of these guests is tied to."""
     nics = source.nics()
-    ends: dict[str, list[str]] = {}
+    ends: dict[str, list[NicPlan]] = {}
     for guest in guests:
         for nic in nics.get(guest.uuid, ()):
-            ends.setdefault(nic.interface, []).append(str(nic.mac))
-    ports: dict[str, str] = {}
-    gaps: list[str] = []
-    for uplink, macs in sorted(ends.items()):
+            ends.setdefault(nic.interface, []).append(nic)
+    found = Strays({})
+    for uplink, members in sorted(ends.items()):
         tie = find_tie(source, uplink)
         try:
             if isinstance(tie, str):
-                gaps.append(f"not measured: {tie}")
+                found = replace(found, gap="; ".join(filter(None, (found.gap, f"not measured: {tie}"))))
                 continue
             with opened(tie.switch, tie.key) as driver:
-                ports |= find_strays(driver.read(), dict.fromkeys(macs, tie.port))
+                found = _add_state(found, driver.read(), tie.port, members)
         except SwitchError as error:
-            gaps.append(f"not measured: {error.message}")
-    return Strays(ports, "; ".join(gaps))
+            found = replace(found, gap="; ".join(filter(None, (found.gap, f"not measured: {error.message}"))))
+    return found
+
+
+def _add_state(found: Strays, state: SwitchState, name: str, nics: Sequence[NicPlan]) -> Strays:
+    """``nics``: behind the port ``name``."""
+    ports = find_strays(state, {str(nic.mac): name for nic in nics})
+    port = next((one for one in state.ports if one.name == name), None)
+    good, bad = dict(found.translated), dict(found.untranslated)
+    for nic in nics:
+        if nic.edge is EdgeMode.CHANNEL and port:
+            channel = PortChannel(nic.vlan, str(nic.mac), nic.switch_vlan)
+            if wrong := find_untranslated(port, [channel]):
+                bad[channel.mac] = f"port {name} of the switch: {wrong[0]}"
+            else:
+                good[channel.mac] = f"{describe_channel(channel)} (read from port {name})"
+    return replace(found, ports={**found.ports, **ports}, translated=good, untranslated=bad)
 
 
 def _find_pairs_tie(source: Sender, nics: Sequence[NicPlan]) -> SwitchTie | str:

@@ -60,16 +60,18 @@ def build(*, spec_name: str) -> None:
 @click.argument("name", required=False)
 @spec_option
 @accel_option
+@click.option("--switch", "switch_of", metavar="LAB", help="Join the switch of another lab, as a second host behind it.")
 @json_option
-def up(name: str | None, *, spec_name: str, accel: str, as_json: bool) -> None:
+def up(name: str | None, *, spec_name: str, accel: str, switch_of: str | None, as_json: bool) -> None:
     """Start a lab and wait until it is ready.
 
-    NAME is the name of the spec by default. Builds what is missing first, which takes several minutes.
+    NAME is the name of the spec by default. Builds what is missing first, which takes several minutes. The lab's switch is
+    registered at the manager in the lab.
     """
     spec = load_spec(spec_name)
     name = parse_lab_name(name or spec.name)
     with show_progress() as timeline:
-        started = start_lab(name, spec, AccelChoice(accel), timeline)
+        started = start_lab(name, spec, AccelChoice(accel), timeline, switch_of=parse_lab_name(switch_of) if switch_of else "")
     if as_json:
         print_json(_as_dict(labs.read_status(name)))
     else:
@@ -217,6 +219,7 @@ def _print_status(status: labs.LabStatus) -> None:
             ),
             ("processes", f"keeper {state.pid}, QEMU {state.qemu}"),
             ("SSH", f"root@127.0.0.1 port {state.port}"),
+            *([("switch", f"{state.switch}, port {state.switch_port}")] if state.switch_port else []),
             ("since", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.started))),
             *((f"  {stage}", f"{seconds:.1f} s") for stage, seconds in state.timings.items()),
         ]

@@ -35,11 +35,13 @@ def switch() -> None:
 @click.option("--ssh-port", type=click.IntRange(1, 65535), metavar="PORT", help="Port of its SSH server.  [default: 22]")
 @click.option("--user", metavar="USER", help="User to log in as; others than root need sudo.  [default: root]")
 @click.option("--host-key", metavar="KEY", help="Public host key of the switch: 'ssh-ed25519 AAAA...'. No other key is accepted.")
+@click.option("--uplink", "uplinks", multiple=True, metavar="UPLINK=PORT",
+              help="An uplink of the host and its port of the switch, unless the configuration has it; repeatable.")  # fmt: skip
 @json_option
 @client_option
 def add(
     name: str, *, driver: str, bridge: str, netns: str | None, host: str | None, ssh_port: int | None, user: str | None,
-    host_key: str | None, as_json: bool, client: Client,
+    host_key: str | None, uplinks: tuple[str, ...], as_json: bool, client: Client,
 ) -> None:  # fmt: skip
     """Register a switch as NAME.
 
@@ -49,6 +51,8 @@ def add(
     request: dict[str, Any] = {"name": name, "driver": driver, "bridge": bridge}
     if netns:
         request["netns"] = netns
+    if uplinks:
+        request["uplinks"] = [_parse_uplink(text) for text in uplinks]
     given = {"port": ssh_port, "user": user, "host_key": host_key}
     if host:
         if not host_key:
@@ -159,6 +163,13 @@ def delete(name: str, *, force: bool, as_json: bool, client: Client) -> None:
         say(f"switch {name} deleted")
 
 
+def _parse_uplink(text: str) -> dict[str, str]:
+    uplink, separator, port = text.partition("=")
+    if not (uplink and separator and port):
+        raise click.UsageError(f"--uplink {text!r}: use the form UPLINK=PORT, such as eth1=swp1")
+    return {"uplink": uplink, "port": port}
+
+
 def _row(view: shapes.SwitchView) -> tuple[object, ...]:
     switch = view["switch"]
     ssh = switch["ssh"]
@@ -188,6 +199,9 @@ def _list_notes(found: shapes.SwitchDetails) -> Iterator[str]:
     for port in found["state"]["ports"]:
         for pair in port["pairs"]:
             yield f"port {port['name']}: {pair['frames']} frames from {pair['source']} to {pair['target']} were reflected"
+        for channel in port.get("channels", []):  # absent from earlier managers
+            to = f"VLAN {channel['switch_vlan']}" if channel["switch_vlan"] else "untagged frames"
+            yield f"port {port['name']}: VLAN {channel['vlan']} of {channel['mac'] or 'a guest'} is translated to {to}"
         if neighbour := port["neighbour"]:
             yield f"port {port['name']}: neighbour {_describe(neighbour)}"
         yield from (f"port {port['name']}: {gap}" for gap in port["gaps"])

@@ -55,6 +55,7 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
             ("edge mode", found["edge"] or "none"), *([("why", found["why"])] if found["why"] else []),
             *((f"mode {mode['mode']}", mode["refused"] or "possible") for mode in found["modes"]),
             *([("now", found["now"])] if found["now"] else []), ("guests", ", ".join(found["guests"]) or "none"),
+            *(("not measured", gap) for gap in found.get("gaps", [])),  # absent from earlier managers
             *((f"frames {one['place']} {one['name']}", _format_counts(one)) for one in found.get("counters", ())),
         ]
     )  # fmt: skip

@@ -21,7 +21,8 @@ class Nic(TypedDict):
     """A guest's NIC: a virtual function or, with a software edge, a virtio NIC; ``pf``, ``index`` and ``address`` are null then.
 
     ``interface`` is the uplink, ``tap`` the host's interface of a virtio NIC, ``network`` the tenant network, ``vlan`` the port
-    VLAN (0 for none), ``rate`` the limit for sending in Mbit/s (0 for none).
+    VLAN (0 for none), ``rate`` the limit for sending in Mbit/s (0 for none). With edge mode channel the switch translates
+    ``vlan`` to ``switch_vlan``, or to untagged frames if that is 0.
     """
 
     pf: str | None
@@ -34,6 +35,7 @@ class Nic(TypedDict):
     vlan: int
     rate: int
     tap: str
+    switch_vlan: int
 
 
 class ModeView(TypedDict):
@@ -71,7 +73,7 @@ class Uplink(TypedDict):
     """An uplink. ``edge`` is the mode that guests get, null for none; ``configured`` may be `auto`. ``why`` is the reason for a
     software edge, or for none. ``now`` is what the NIC does between its VFs. ``override`` is the mode that an operator has set
     instead of ``configured``, empty for none; ``managed_by`` a program that configures the interface, empty if none is known.
-    ``counters`` is empty in a list of uplinks.
+    ``counters`` is empty in a list of uplinks. ``gaps`` is what the manager does not measure, and why.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Uplink(TypedDict):
     override: str
     managed_by: str
     counters: list[CounterReading]
+    gaps: list[str]
 
 
 class HairpinResult(TypedDict):

@@ -14,14 +14,25 @@ class SshAddress(TypedDict):
     host_key: str
 
 
+class SwitchUplink(TypedDict):
+    """An uplink of the host, and the port that its cable leads to."""
+
+    uplink: str
+    port: str
+
+
 class Switch(TypedDict):
-    """An external switch: a bridge of the host (in ``netns``, if that is not empty), or of the machine at ``ssh``."""
+    """An external switch: a bridge of the host (in ``netns``, if that is not empty), or of the machine at ``ssh``.
+
+    ``uplinks`` are those that it was registered with; the configuration has precedence.
+    """
 
     name: str
     driver: Literal["linux-bridge", "openvswitch"]
     bridge: str
     netns: str
     ssh: SshAddress | None
+    uplinks: list[SwitchUplink]
 
 
 class UplinkPort(TypedDict):
@@ -33,7 +44,7 @@ class UplinkPort(TypedDict):
 
 
 class SwitchView(TypedDict):
-    """A registered switch. ``can``: what its driver can do beyond reading a port. ``uplinks``: as configured.
+    """A registered switch. ``can``: what its driver can do beyond reading a port. ``uplinks``: those whose port it has.
 
     ``problem`` is what the manager found when it last read the ports of the uplinks, empty if all checks passed. ``observed`` is
     when (UTC, ISO 8601), null before the first time.
@@ -63,6 +74,14 @@ class PortVlan(TypedDict):
     id: int
     pvid: bool
     untagged: bool
+
+
+class PortChannel(TypedDict):
+    """A VLAN of one guest behind a port, which is translated to ``switch_vlan`` (0: untagged frames) for ``mac`` alone."""
+
+    vlan: int
+    mac: str
+    switch_vlan: int
 
 
 class FdbEntry(TypedDict):
@@ -105,6 +124,7 @@ class SwitchPort(TypedDict):
     pairs: list[PairCount]
     neighbour: Neighbour | None
     gaps: list[str]
+    channels: list[PortChannel]
 
 
 class SwitchState(TypedDict):

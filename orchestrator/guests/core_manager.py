@@ -35,6 +35,7 @@ from orchestrator.images.store import Image, find_build
 from orchestrator.ledger import Claim, Ledger
 from orchestrator.model.configuration import build_configuration
 from orchestrator.model.plan import DiskPlan, Plan
+from orchestrator.model.switch import SwitchTie
 from orchestrator.resources import disk, disk_volume
 from orchestrator.resources.cache import MakeControlGroup
 from orchestrator.resources.configuration import WriteInitrd
@@ -42,6 +43,7 @@ from orchestrator.resources.cores import check_confinement
 from orchestrator.resources.memory import TakePages
 from orchestrator.resources.nic import BindVfio, ConfigureVf, find_still_bound
 from orchestrator.resources.step import GuestContext, Step, UndoContext, run_steps, undo_steps
+from orchestrator.resources.switch import plan_translations
 from orchestrator.resources.tap import CreateTap, find_left_over, require_taps
 from orchestrator.values import CpuSet
 from orchestrator.waiting import wait_until
@@ -87,6 +89,7 @@ class CoreContext:
     logs: ConsoleLogs
     secrets: GuestSecrets
     disk_work: DiskWork = field(default_factory=DiskWork)
+    find_tie: Callable[[str], SwitchTie | None] = lambda _: None
 
 
 class CoreManager:
@@ -212,7 +215,7 @@ class CoreManager:
             steps += [ConfigureVf(vf), BindVfio(vf)]
         if plan.caches and not plan.caches.waived:
             steps.append(MakeControlGroup(plan, plan.caches))
-        steps += [CreateTap(nic) for nic in plan.software_nics]
+        steps += [*plan_translations(plan, context.find_tie), *(CreateTap(nic) for nic in plan.software_nics)]
         steps += [disk.BindDisk(one) for one in plan.controllers]
         steps += [disk_volume.ActivateVolume(one) for one in plan.disks if one.group]
         changed += run_steps(self._host, context.ledger, plan.name, steps)

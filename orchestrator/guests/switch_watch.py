@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.errors import HostError, OrchestratorError, SwitchError
 from orchestrator.host.netlink import LinkNotices
 from orchestrator.model.event import utc_now
-from orchestrator.model.switch import Switch, SwitchState
+from orchestrator.model.switch import PortNeeds, Switch, SwitchState
 from orchestrator.switches.base import Capability, Driver
 from orchestrator.switches.drivers import opened
 from orchestrator.switches.verify import check_ports, describe_faults
@@ -43,14 +43,16 @@ class SwitchWatch:
     ports: the ports to check of a switch, by its name; may change at any time.
     mtus: MTU of the uplink by port.
     report: gets each change, in the thread of the switch.
+    needs: of guests, by port.
     inspect: gets each state that was read, in the thread of the switch.
     """
 
     def __init__(
         self, key: Path | None, ports: Callable[[str], tuple[str, ...]], mtus: Callable[[str], dict[str, int]],
         report: Callable[[str, Observation], object], inspect: Callable[[str, SwitchState], object] = lambda *_: None,
+        needs: Callable[[str], dict[str, PortNeeds]] = lambda _: {},
     ) -> None:  # fmt: skip
-        self._inspect = inspect
+        self._inspect, self._needs = inspect, needs
         self._key, self._ports, self._mtus, self._report = key, ports, mtus, report
         self._lock = threading.Lock()
         self._started = False
@@ -137,7 +139,8 @@ class SwitchWatch:
             return f"{_UNREADABLE}{error.message}"
         self._states[switch.name] = state
         self._inspect(switch.name, state)
-        return describe_faults(check_ports(switch.name, state, self._mtus(switch.name), self._ports(switch.name)))
+        name = switch.name
+        return describe_faults(check_ports(name, state, self._mtus(name), self._ports(name), self._needs(name)))
 
     def _note(self, name: str, observation: Observation) -> None:
         with self._lock:

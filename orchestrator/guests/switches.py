@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from orchestrator.config import DaemonConfig
-from orchestrator.errors import Forbidden, LedgerError, NotFound, OrchestratorError, RequestError, SwitchError
+from orchestrator.errors import Conflict, Forbidden, LedgerError, NotFound, OrchestratorError, RequestError, SwitchError
 from orchestrator.guests.duplicates import Duplicates, list_addresses
 from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.switch_watch import Observation, SwitchWatch
 from orchestrator.host.ports import read_mtu
 from orchestrator.host.root import HostRoot
-from orchestrator.ledger import EventKind, Ledger
+from orchestrator.ledger import Claim, EventKind, Ledger
 from orchestrator.locks import NamedLocks
 from orchestrator.model.access import MANAGER, Identity, Role
+from orchestrator.model.edge import EdgeMode
+from orchestrator.model.state import GuestState
 from orchestrator.model.switch import (
+    PortChannel,
+    PortNeeds,
     Switch,
     SwitchCheck,
     SwitchDetails,
@@ -47,7 +52,9 @@ class SwitchService:
     def __init__(self, host: HostRoot, ledger: Ledger, settings: SwitchSettings) -> None:
         self._host, self._ledger, self._settings = host, ledger, settings
         self._locks = NamedLocks()
-        self._watch = SwitchWatch(find_key(settings.key), self._list_watched, self._read_mtus, self._report, self._inspect)
+        self._watch = SwitchWatch(
+            find_key(settings.key), self._list_watched, self._read_mtus, self._report, self._inspect, self._find_needs
+        )
         self._duplicates = Duplicates(lambda text: self._note(text, MANAGER.name, EventKind.DUPLICATE_ADDRESS))
 
     def list(self, caller: Identity) -> tuple[SwitchView, ...]:
@@ -60,7 +67,11 @@ class SwitchService:
         _check_operator(caller)
         switch = request.build()
         with self._locks(switch.name):
-            self._read(switch)
+            self._read(switch, tuple(one.port for one in switch.uplinks) or None)
+            for one in switch.uplinks:
+                if tie := next((tie for tie in self._all_ties() if tie.uplink == one.uplink), None):
+                    hint = "delete that switch first, or remove the port from [uplinks.NAME]"
+                    raise Conflict(f"uplink {one.uplink} has port {tie.port} of switch {tie.switch} already", hint)
             self._ledger.add_switch(switch)
             self._watch.add(switch)  # with the lock: a switch of this name may be deleted and registered again at any time
         self._note(f"switch {switch.name}: registered ({_describe(switch)})", caller.name)
@@ -76,14 +87,14 @@ class SwitchService:
         """Checks one port; None for all ports that uplinks are tied to. Raises RequestError if there are none."""
         switch = self._find(caller, name)
         if port:
-            return check_ports(name, self._read(switch, (port,)), self._read_mtus(name))
+            return check_ports(name, self._read(switch, (port,)), self._read_mtus(name), None, self._find_needs(name))
         ports = tuple(tie.port for tie in self._list_ties(name))
         if not ports:
             hint = (
                 f"name a port, or set `switch` and `port` in [uplinks.NAME] and restart the manager; `nohype switch show {name}`"
             )
             raise RequestError(f"no uplink is tied to a port of switch {name}", hint)
-        return check_ports(name, self._read(switch), self._read_mtus(name), ports)
+        return check_ports(name, self._read(switch), self._read_mtus(name), ports, self._find_needs(name))
 
     def set_hairpin(self, caller: Identity, name: str, request: HairpinRequest) -> SwitchState:
         """Returns the port as it is then. `delete` reverts the change."""
@@ -116,14 +127,15 @@ class SwitchService:
 
     def find_tie(self, uplink: str) -> SwitchTie | None:
         """None if no switch is configured for the uplink. Raises SwitchError if it is not registered."""
-        for tie in self._settings.uplinks:
-            if tie.uplink == uplink:
-                found = next((switch for switch in self._ledger.switches() if switch.name == tie.switch), None)
-                if found is None:
-                    hint = "register it with `nohype switch add`"
-                    raise SwitchError(f"the switch {tie.switch} of uplink {uplink} is not registered", hint)
-                return SwitchTie(found, tie.port, find_key(self._settings.key))
-        return None
+        known = self._ledger.switches()
+        tie = next((tie for tie in list_ties(self._settings, known) if tie.uplink == uplink), None)
+        if tie is None:
+            return None
+        found = next((switch for switch in known if switch.name == tie.switch), None)
+        if found is None:
+            hint = "register it with `nohype switch add`"
+            raise SwitchError(f"the switch {tie.switch} of uplink {uplink} is not registered", hint)
+        return SwitchTie(found, tie.port, find_key(self._settings.key))
 
     def count_port(self, uplink: str) -> CounterReading | None:
         """The counters of the uplink's switch port, read now; None if no switch is configured."""
@@ -133,12 +145,11 @@ class SwitchService:
             (port,) = self._read(tie.switch, (tie.port,)).ports
             return _count(port)
         except SwitchError as error:
-            port_name = next(tie.port for tie in self._settings.uplinks if tie.uplink == uplink)
-            return CounterReading(CounterPlace.SWITCH, port_name, "", None, f"not measured: {error.message}")
+            return CounterReading(CounterPlace.SWITCH, self._find_port(uplink), "", None, f"not measured: {error.message}")
 
     def last_count(self, uplink: str) -> CounterReading | None:
         """As ``count_port``, of the last watch; contacts no switch."""
-        tie = next((tie for tie in self._settings.uplinks if tie.uplink == uplink), None)
+        tie = next((tie for tie in self._all_ties() if tie.uplink == uplink), None)
         state = self._watch.find_state(tie.switch) if tie else None
         return next((_count(port) for port in state.ports if tie and port.name == tie.port), None) if state else None
 
@@ -168,7 +179,13 @@ class SwitchService:
         return SwitchView(switch, list_capabilities(switch), self._list_ties(switch.name), problem, time)
 
     def _list_ties(self, name: str) -> tuple[UplinkPort, ...]:
-        return tuple(tie for tie in self._settings.uplinks if tie.switch == name)
+        return tuple(tie for tie in self._all_ties() if tie.switch == name)
+
+    def _all_ties(self) -> tuple[UplinkPort, ...]:
+        return list_ties(self._settings, self._ledger.switches())
+
+    def _find_port(self, uplink: str) -> str:
+        return next((tie.port for tie in self._all_ties() if tie.uplink == uplink), "")
 
     def _list_watched(self, name: str) -> tuple[str, ...]:
         """The ports of uplinks, and those at which the manager has set hairpin."""
@@ -179,6 +196,10 @@ class SwitchService:
     def _read_mtus(self, name: str) -> dict[str, int]:
         found = {tie.port: read_mtu(self._host, tie.uplink) for tie in self._list_ties(name)}
         return {port: mtu for port, mtu in found.items() if mtu is not None}
+
+    def _find_needs(self, name: str) -> dict[str, PortNeeds]:
+        claims, own = self._ledger.read().claims, self._settings.channels
+        return {tie.port: find_needs(claims, tie.uplink, is_channel=tie.uplink in own) for tie in self._list_ties(name)}
 
     def _report(self, name: str, observation: Observation) -> None:
         self._note(f"switch {name}: {observation.problem or 'all checks passed'}", MANAGER.name)
@@ -193,9 +214,29 @@ class SwitchService:
             _log.error("%s (%s)", detail, error)
 
 
+def list_ties(settings: SwitchSettings, known: Iterable[Switch]) -> tuple[UplinkPort, ...]:
+    """Those of the configuration, then those of registered switches for other uplinks. An uplink has one port."""
+    ties = {tie.uplink: tie for tie in settings.uplinks}
+    for switch in known:
+        for one in switch.uplinks:
+            ties.setdefault(one.uplink, UplinkPort(one.uplink, switch.name, one.port))
+    return tuple(ties.values())
+
+
+def find_needs(claims: Iterable[Claim], uplink: str, *, is_channel: bool) -> PortNeeds:
+    """``is_channel``: new guests of the uplink get the edge mode channel."""
+    found = [(claim.state, nic) for claim in claims for nic in claim.plan.nics if nic.interface == uplink]
+    own = [(state, PortChannel(nic.vlan, str(nic.mac), nic.switch_vlan)) for state, nic in found if nic.edge is EdgeMode.CHANNEL]
+    relay = len(own) < len(found) or not found and not is_channel
+    running = tuple(one for state, one in own if state == GuestState.RUNNING)
+    tagged = (nic.vlan for state, nic in found if state == GuestState.RUNNING and nic.edge is not EdgeMode.CHANNEL and nic.vlan)
+    return PortNeeds(relay, running, tuple(one for _, one in own), frozenset(tagged))
+
+
 def build_settings(config: DaemonConfig) -> SwitchSettings:
     ties = [UplinkPort(name, found.switch, found.port) for name, found in config.uplinks.items() if found.switch and found.port]
-    return SwitchSettings(config.switches.ssh_key or "", tuple(ties))
+    channels = frozenset(name for name, found in config.uplinks.items() if found.mode is EdgeMode.CHANNEL)
+    return SwitchSettings(config.switches.ssh_key or "", tuple(ties), channels)
 
 
 def _owner(name: str) -> str:

@@ -14,6 +14,7 @@ from orchestrator.host.sriov import read_pf
 from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import Identity, Role
 from orchestrator.model.edge import EdgeMode
+from orchestrator.model.network import describe_vlans
 from orchestrator.model.plan import Policy
 from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import HairpinResult, ModeView, Uplink
@@ -30,9 +31,9 @@ class Uplinks:
     def policy(self) -> Policy:
         """With the edge modes that hold now."""
         overrides = {name: edge for name, edge in self._ledger.uplink_edges().items() if name in self._configured.uplinks}
-        if not overrides:
-            return self._configured
-        return _with_edges(self._configured, dict(self._configured.edges) | overrides)
+        tied = self._configured.tied | {one.uplink for switch in self._ledger.switches() for one in switch.uplinks}
+        policy = self._configured if tied == self._configured.tied else replace(self._configured, tied=tied)
+        return _with_edges(policy, dict(policy.edges) | overrides) if overrides else policy
 
     def list(self, caller: Identity, topology: Topology) -> tuple[Uplink, ...]:
         """In the order of the configuration."""
@@ -88,6 +89,13 @@ class Uplinks:
         plans = (claim.plan for claim in self._ledger.read().claims)
         return tuple(plan.name for plan in plans if any(nic.interface == name for nic in plan.nics))
 
+    def _list_gaps(self, name: str) -> tuple[str, ...]:
+        nics = (nic for claim in self._ledger.read().claims for nic in claim.plan.nics if nic.interface == name)
+        if vlans := frozenset(nic.vlan for nic in nics if nic.vlan and nic.edge is not EdgeMode.CHANNEL):
+            # To receive them the PF would have to join these VLANs: the host would receive the tenants' broadcasts.
+            return (f"whether frames of VLANs {describe_vlans(vlans)} return: the manager's probe frames have no tag",)
+        return ()
+
     def _view(self, name: str, topology: Topology) -> Uplink:
         policy, interface, pf = self.policy, topology.find_interface(name), topology.find_uplink(name)
         found = find_edge(name, topology, policy)
@@ -102,6 +110,7 @@ class Uplinks:
             guests=self._list_guests(name),
             override=self._ledger.uplink_edges().get(name, ""),
             managed_by=_find_owner(self._host, name),
+            gaps=self._list_gaps(name),
         )
 
 

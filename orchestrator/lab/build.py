@@ -22,6 +22,8 @@ from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.logged import run_logged
 from orchestrator.lab import ansible
 from orchestrator.lab.emulator import PROGRAM, write_record
+from orchestrator.lab.keys import SWITCH_KEY
+from orchestrator.lab.qemu import THIS_MACHINE
 from orchestrator.lab.spec import PAGE, LabImage, LabSpec
 
 # An emulated processor can lose an interrupt in QEMU before 10.2: helpers of SVM change a processor's pending interrupts without
@@ -176,6 +178,8 @@ def role_variables(spec: LabSpec) -> dict[str, object]:
         "nohype_guest_cpus": str(spec.guest_cpus),
         "nohype_hugepages": [spec.hugepages_per_node] * spec.nodes,
         "nohype_vfs_per_uplink": spec.vfs,
+        "nohype_switch_addresses": [THIS_MACHINE],
+        "nohype_switches": {"ssh_key": SWITCH_KEY},
         "nohype_iomem_relaxed": True,  # the emulated NIC is an 82576
         # the emulated processor is from AMD, which the erratum does not affect
         "nohype_nx_huge_pages": "never",

@@ -25,9 +25,13 @@ from orchestrator.lab.keeper import Channel, StartOrder
 from orchestrator.lab.lab import Lab, connect_lab, find_lab, format_lines
 from orchestrator.lab.paths import LabDir, LabState, find_state, is_locked, read_tail, remove, take_lock
 from orchestrator.lab.progress import Timeline
+from orchestrator.lab.qemu import THIS_MACHINE
 from orchestrator.lab.spec import LabImage, LabSpec, parse_lab_name
 from orchestrator.waiting import wait_until
 
+SWITCH, UPLINK = "lab", "nic0"
+"""The names that the manager of a lab has for the switch and for the lab's NIC."""
+_REGISTER_TIMEOUT = 90
 _START_TIMEOUT = 90
 _STOP_TIMEOUT = 30
 # QEMU, and the connection with it, ends a moment before the keeper reports why.
@@ -44,10 +48,12 @@ def up(
     timeline: Timeline,
     *,
     boot_timeout: float = 300,
+    switch_of: str = "",
 ) -> Lab:
     """Starts a lab and waits until SSH works and, if the image has the manager, the manager runs.
 
-    After an error or interrupt nothing is left. ``tools`` is the root file system of ``build.build_tools``.
+    After an error or interrupt nothing is left. ``tools`` is the root file system of ``build.build_tools``, ``switch_of`` the
+    lab whose switch this lab joins, empty for a switch of its own.
 
     Raises:
         Conflict: the lab is up or is being started.
@@ -55,7 +61,7 @@ def up(
         LabError: the lab did not start; with the tail of its console.
         LabLost: the emulator failed.
     """
-    folder = LabDir(parse_lab_name(name))
+    folder, switch_of = LabDir(parse_lab_name(name)), parse_lab_name(switch_of or name)
     _check_root("start")
     emulator = read_record(tools)
     if emulator and not accel.kvm and (warning := emulator.warning()):
@@ -65,7 +71,10 @@ def up(
         raise _name_taken(folder)
     try:
         _remove_leftovers(folder)
-        order = StartOrder(spec=spec, image=image, tools=tools, kvm=accel.kvm, accel_reason=accel.reason, emulator=emulator)
+        order = StartOrder(
+            spec=spec, image=image, tools=tools, kvm=accel.kvm, accel_reason=accel.reason, emulator=emulator,
+            switch=switch_of,
+        )  # fmt: skip
         channel = _start_keeper(folder, lock)
     finally:
         os.close(lock)  # the keeper has inherited it
@@ -157,9 +166,13 @@ def _wait_ready(folder: LabDir, channel: Channel, timeline: Timeline, boot_timeo
     deadline = time.monotonic() + boot_timeout
     with timeline.stage("boot until SSH answers"):
         connection = _wait_ssh(folder, state, channel, deadline)
-    with connection, timeline.stage("manager"):
+    with connection:
         try:
-            _wait_manager(folder, connection, deadline)
+            with timeline.stage("manager"):
+                has_manager = _wait_manager(folder, connection, deadline)
+            if has_manager and state.switch_port:
+                with timeline.stage("switch"):
+                    _register_switch(state, connection, timeline)
         except ShellError:
             with suppress(TimeoutError):
                 _receive(channel, folder, _LAST_MESSAGE)
@@ -181,13 +194,25 @@ def _wait_ssh(folder: LabDir, state: LabState, channel: Channel, deadline: float
             _receive(channel, folder, _POLL)
 
 
-def _wait_manager(folder: LabDir, connection: ssh.Shell, deadline: float) -> None:
+def _register_switch(state: LabState, connection: ssh.Shell, timeline: Timeline) -> None:
+    """At the manager of the lab, as an operator does. A lab without it is of use too."""
+    words = [
+        "nohype", "switch", "add", SWITCH, "--bridge", switch.BRIDGE, "--host", THIS_MACHINE, "--ssh-port", str(state.switch_ssh),
+        "--host-key", state.switch_key, "--uplink", f"{UPLINK}={state.switch_port}",
+    ]  # fmt: skip
+    done = connection.run(words, timeout=_REGISTER_TIMEOUT)
+    if done.status:
+        timeline.note(f"the switch is not registered at the manager: {(done.stderr or done.stdout).strip()}")
+
+
+def _wait_manager(folder: LabDir, connection: ssh.Shell, deadline: float) -> bool:
+    """Returns whether the lab has a manager."""
     # Waits only for the manager's unit: other units may still be starting, and are not needed.
     while True:
         done = connection.run("systemctl show --value --property LoadState --property ActiveState nohyped.service")
         words = done.stdout.split()
         if "loaded" not in words or "active" in words:
-            return
+            return "loaded" in words
         if "failed" in words or time.monotonic() > deadline:
             journal = connection.run("journalctl --no-pager --output cat --lines 15 --unit nohyped.service").stdout
             raise LabError(f"the manager of lab {folder.name} did not start:" + format_lines(journal.splitlines()))
@@ -197,7 +222,7 @@ def _wait_manager(folder: LabDir, connection: ssh.Shell, deadline: float) -> Non
 def _remove_leftovers(folder: LabDir) -> None:
     """Removes what a killed lab has left. The caller holds the lock. Without the folder the switch is another lab's."""
     if folder.path.exists():
-        switch.delete_switch(folder.name)
+        switch.delete_port(folder)
         shutil.rmtree(folder.path, ignore_errors=True)
 
 

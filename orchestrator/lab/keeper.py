@@ -49,6 +49,7 @@ class StartOrder(BaseModel):
     kvm: bool
     accel_reason: str
     emulator: EmulatorRecord | None
+    switch: str  # the lab whose switch this lab uses, or its own name
 
 
 class Channel:
@@ -98,6 +99,7 @@ class Keeper:
         self._folder, self._channel, self._stop = folder, channel, stop
         self._state: LabState | None = None
         self._switch = False
+        self._port: dict[str, Any] = {}  # fields of the state
 
     def keep(self) -> None:
         try:
@@ -127,8 +129,8 @@ class Keeper:
         process = self._start(order, undo)
         state = LabState(
             name=self._folder.name, spec=order.spec, pid=os.getpid(), qemu=process.pid, port=self._wait_for_monitor(process),
-            host_key=self._host_key, accel="kvm" if order.kvm else "tcg", accel_reason=order.accel_reason,
-            emulator=order.emulator, started=self._started,
+            host_key=self._keys.host, accel="kvm" if order.kvm else "tcg", accel_reason=order.accel_reason,
+            emulator=order.emulator, started=self._started, **self._port,
         )  # fmt: skip
         self._save(state)
         self._channel.send(running=True)
@@ -136,15 +138,16 @@ class Keeper:
 
     def _start(self, order: StartOrder, undo: ExitStack) -> Any:
         folder = self._folder
-        self._host_key, self._started = write_keys(folder), time.time()
+        self._keys, self._started = write_keys(folder), time.time()
         for index, size in enumerate(order.spec.disks):
             with (folder.path / f"disk{index}").open("wb") as file:
                 file.truncate(Size.parse(size).bytes)
         tap = None
         if order.spec.vfs:
-            tap = switch.create_switch(folder.name)
+            tap, port = switch.create_port(folder, order.switch)
             self._switch = True
             undo.callback(self._delete_switch)
+            self._port = {"switch": order.switch, "switch_port": port, **self._start_server(order.switch, undo)}
         image = order.image
         binds = {"lab": folder.path, "kernel": image.kernel, "initrd": image.initrd, "root.raw": image.root}
         argv = build_entry(order.tools, binds, os.getpid())
@@ -157,8 +160,16 @@ class Keeper:
         undo.callback(_stop, process)
         return process
 
+    def _start_server(self, name: str, undo: ExitStack) -> dict[str, Any]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            words = [sys.executable, "-P", "-m", "orchestrator.lab.switch_server", switch.netns_of(name), str(listener.fileno())]
+            # Like QEMU it ends with this process, even if that is killed.
+            argv = ["setpriv", "--pdeathsig", "KILL", *words, str(self._folder.switch_key), self._keys.manager]
+            undo.callback(_stop, spawn(argv, log=self._folder.log, pass_fds=(listener.fileno(),)))
+            return {"switch_ssh": listener.getsockname()[1], "switch_key": self._keys.switch}
+
     def _delete_switch(self) -> None:
-        switch.delete_switch(self._folder.name)
+        switch.delete_port(self._folder)
         self._switch = False
 
     def _wait_for_monitor(self, process: Any) -> int:

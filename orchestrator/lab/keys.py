@@ -12,6 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from orchestrator.lab.paths import LabDir
 
+SWITCH_KEY = "/etc/nohype/switch_key"
+"""In the lab: the manager logs in on the lab's switch with it."""
+
 
 @dataclass(frozen=True)
 class KeyPair:
@@ -27,16 +30,26 @@ def make_key() -> KeyPair:
     return KeyPair(private, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode())
 
 
-def write_keys(folder: LabDir) -> str:
-    """Creates the keys of client and host, and the credential with both. Returns the public host key."""
-    client, host = make_key(), make_key()
+@dataclass(frozen=True)
+class LabKeys:
+    """Public keys: of the lab host, of the server of its switch, and of the manager in the lab, which may log in there."""
+
+    host: str
+    switch: str
+    manager: str
+
+
+def write_keys(folder: LabDir) -> LabKeys:
+    """Creates all keys, and the credential with those of the lab host."""
+    client, host, switch, manager = make_key(), make_key(), make_key(), make_key()
     _write_secret(folder.key, client.private)
-    _write_secret(folder.path / "tmpfiles.extra", build_tmpfiles(client.public, host).encode())
+    _write_secret(folder.switch_key, switch.private)
+    _write_secret(folder.path / "tmpfiles.extra", build_tmpfiles(client.public, host, manager.private).encode())
     folder.known_hosts.write_text(f"nohype-lab-{folder.name} {host.public}\n")
-    return host.public
+    return LabKeys(host.public, switch.public, manager.public)
 
 
-def build_tmpfiles(client: str, host: KeyPair) -> str:
+def build_tmpfiles(client: str, host: KeyPair, manager: bytes) -> str:
     """Lines for the credential ``tmpfiles.extra`` (systemd-tmpfiles(8), tmpfiles.d(5)).
 
     systemd-tmpfiles-setup.service applies them before any server starts. ``f+`` replaces a file of the image, ``~`` means base64.
@@ -49,6 +62,7 @@ def build_tmpfiles(client: str, host: KeyPair) -> str:
             ("f+~", "/root/.ssh/authorized_keys", "0600", _base64(client.encode() + b"\n")),
             ("f+~", "/etc/ssh/ssh_host_ed25519_key", "0600", _base64(host.private)),
             ("f+~", "/etc/ssh/ssh_host_ed25519_key.pub", "0644", _base64(host.public.encode() + b"\n")),
+            ("f+~", SWITCH_KEY, "0600", _base64(manager)),
         )
     )
 

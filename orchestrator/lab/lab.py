@@ -116,7 +116,7 @@ def read_status(name: str) -> LabStatus:
     if lock is None:
         return LabStatus(name, "starting", None, None, ())
     try:
-        switch.delete_switch(name)
+        switch.delete_port(folder)
     finally:
         os.close(lock)
     return LabStatus(name, "lost", find_state(folder), None, read_tail(folder.console))

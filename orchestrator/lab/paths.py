@@ -61,6 +61,10 @@ class LabDir:
         return self.path / "key"
 
     @property
+    def switch_key(self) -> Path:
+        return self.path / "switch_key"  # private, of the switch's SSH server
+
+    @property
     def known_hosts(self) -> Path:
         return self.path / "known_hosts"  # for OpenSSH; the connections of `ssh` use LabState.host_key
 
@@ -81,6 +85,10 @@ class LabState(BaseModel):
     ready: bool = False
     timings: dict[str, float] = {}  # seconds per stage of `up`
     ended: str = ""  # why QEMU exited unexpectedly
+    switch: str = ""  # the lab that has created the switch: its own name, or that of the lab it has joined; empty without NIC
+    switch_port: str = ""
+    switch_ssh: int = 0  # port of the switch's SSH server on 127.0.0.1
+    switch_key: str = ""  # public host key of that server
 
 
 def take_lock(folder: LabDir, *, timeout: float = 1) -> int | None:

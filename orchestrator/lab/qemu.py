@@ -6,6 +6,7 @@ on the machine, leaves no mounts behind, and runs the same QEMU on every machine
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,8 +17,10 @@ INSIDE = Path("/mnt")  # where QEMU sees its files
 SPARE_PORT = "spare"
 """An empty PCI slot, for a disk that is added or removed while the lab runs."""
 
+THIS_MACHINE = "10.0.2.2"
+"""This machine, as QEMU's user network shows it to the lab."""
+
 MANAGEMENT_MAC = "52:54:00:00:00:01"
-DATA_MAC = "52:54:00:00:01:00"
 
 # Prepares the root of QEMU, then executes QEMU. Arguments: parent pid, root, name=path per file or folder, --, command.
 # The check of $PPID closes a gap: if the keeper is killed before setpriv sets the death signal, no signal would kill QEMU.
@@ -77,7 +80,7 @@ def build_argv(spec: LabSpec, image: LabImage, *, name: str, kvm: bool, tap: int
         # Port 0: the kernel chooses a free port, so labs cannot collide; `info usernet` shows it.
         "-netdev", "user,id=management,hostfwd=tcp:127.0.0.1:0-:22",
         "-device", f"virtio-net-pci,bus=pcie.0,netdev=management,mac={MANAGEMENT_MAC}",
-        *_nic(spec, tap),
+        *_nic(spec, name, tap),
         *_disks(spec),
         # A fresh root file system has no entropy: without this sshd and TLS wait for it.
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng,bus=pcie.0",
@@ -116,14 +119,19 @@ def _nodes(spec: LabSpec) -> list[str]:
     return words
 
 
-def _nic(spec: LabSpec, tap: int | None) -> list[str]:
+def data_mac(lab: str) -> str:
+    """Differs between labs, since they may share a switch."""
+    return "52:54:00:" + hashlib.sha256(lab.encode()).digest()[:3].hex(":")
+
+
+def _nic(spec: LabSpec, lab: str, tap: int | None) -> list[str]:
     if not spec.vfs:
         return []
     return [
         "-netdev", f"tap,id=data,fd={tap}",
         "-device", "pcie-root-port,id=port0,bus=pxb0,slot=1,chassis=1",
         # Intel 82576: SR-IOV with 7 VFs; the NIC of the NoHype prototype.
-        "-device", f"igb,bus=port0,netdev=data,mac={DATA_MAC}",
+        "-device", f"igb,bus=port0,netdev=data,mac={data_mac(lab)}",
     ]  # fmt: skip
 
 

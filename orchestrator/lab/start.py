@@ -22,15 +22,15 @@ def build_parts(spec: LabSpec, timeline: Timeline) -> tuple[Path, LabImage]:
     return tools, _build_image(spec, timeline)
 
 
-def start_lab(name: str, spec: LabSpec, accel: AccelChoice, timeline: Timeline) -> Lab:
-    """Raises Conflict before a build if the lab is up or is being started."""
+def start_lab(name: str, spec: LabSpec, accel: AccelChoice, timeline: Timeline, *, switch_of: str = "") -> Lab:
+    """Raises Conflict before a build if the lab is up or is being started. ``switch_of`` as of `control.up`."""
     check_name_available(name)
     tools = _build_tools(timeline)
     with timeline.stage("guest image minimal"):
         guest = build_image(recipes_folder(), "minimal", cache_folder(), progress=timeline.note)
     # Before the long build of the image, so that --accel kvm without KVM fails early.
     chosen = choose_accel(HostRoot(), accel, Probe(tools, guest / "vmlinuz", guest / "initrd"), timeline)
-    return up(name, spec, _build_image(spec, timeline), tools, chosen, timeline)
+    return up(name, spec, _build_image(spec, timeline), tools, chosen, timeline, switch_of=switch_of)
 
 
 def _build_tools(timeline: Timeline) -> Path:

@@ -15,7 +15,6 @@ from orchestrator.ledger.schema import DAMAGED, check_file
 from orchestrator.model.claim import Claim
 from orchestrator.model.disengagement import Disengagement
 from orchestrator.model.disk import DiskCheck
-from orchestrator.model.edge import EdgeMode
 from orchestrator.model.network import MAX_VLAN, MIN_VLAN, Network, check_network_name, check_owner
 from orchestrator.model.plain import from_plain
 from orchestrator.model.plan import DiskPlan, Plan, plan_from_json
@@ -159,7 +158,7 @@ def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str
         if other != name:
             raise ValueError(f"{_UNREADABLE} {name}: its {what} names guest {other!r}")
     reduced = claim.state in _MAY_BE_REDUCED and plan.disks and plan == plan.only_disks()
-    numbers = [number for nic in plan.nics for number in (nic.index or 0, nic.vlan, nic.rate)]
+    numbers = [number for nic in plan.nics for number in (nic.index or 0, nic.vlan, nic.switch_vlan, nic.rate)]
     sizes = [disk.size.bytes - (not disk.target) for disk in plan.disks]  # that of a target is unknown
     negative = min(plan.node, *numbers, *sizes, 0) < 0
     if negative or not reduced and (not all(plan.cores) or not plan.cores or plan.pages <= 0 or not plan.nics):
@@ -216,7 +215,7 @@ def _check_networks(claims: dict[str, Claim], networks: dict[str, Network]) -> N
 
 def find_changed_networks(plan: Plan, networks: Mapping[str, Network], tenant: str = "") -> list[str]:
     """One text per network of the plan that does not exist, or not with this VLAN. ``tenant``: only its networks count."""
-    named = {(nic.network, nic.vlan) for nic in plan.nics if nic.network or nic.vlan and nic.edge is not EdgeMode.CHANNEL}
+    named = {(nic.network, nic.network_vlan) for nic in plan.nics if nic.network or nic.network_vlan}
     known = {(network.name, network.vlan) for network in networks.values() if tenant in ("", network.owner)}
     return [f"network {name} with VLAN {vlan}" for name, vlan in sorted(named - known)]
 

@@ -47,6 +47,12 @@ class NicPlan:
     vlan: int = 0  # port VLAN, 0 for none
     rate: int = 0  # limit for sending in Mbit/s, 0 for none
     tap: str = ""  # the host's interface for a NIC of a software edge
+    switch_vlan: int = 0  # with edge mode channel: the VLAN that the switch translates ``vlan`` to, 0 for untagged frames
+
+    @property
+    def network_vlan(self) -> int:
+        """The VLAN of its network, 0 for none."""
+        return self.switch_vlan if self.edge is EdgeMode.CHANNEL else self.vlan
 
     @property
     def vf(self) -> VfPlan | None:
@@ -209,6 +215,7 @@ class Policy:
     disk_group: str = ""  # LVM volume group for emulated disks, instead of the folder
     channels: Mapping[str, frozenset[int]] = field(default_factory=dict)  # uplink → VLANs for the edge mode channel
     exit_policies: ExitPolicies = ExitPolicies()
+    tied: frozenset[str] = frozenset()  # uplinks whose switch port is configured
 
     def count_vfs(self, pf: PhysicalFunction) -> int:
         """The number of VFs to create on a PF that has none."""

@@ -28,6 +28,14 @@ class SshAddress:
 
 
 @dataclass(frozen=True)
+class SwitchUplink:
+    """An uplink of this host, and the port of a registered switch that its cable leads to."""
+
+    uplink: str
+    port: str
+
+
+@dataclass(frozen=True)
 class Switch:
     """A registered switch: one bridge, on this host or reached over SSH."""
 
@@ -36,6 +44,7 @@ class Switch:
     bridge: str
     netns: str = ""  # network namespace of a bridge on this host; empty for that of the manager
     ssh: SshAddress | None = None  # None for a bridge on this host
+    uplinks: tuple[SwitchUplink, ...] = ()  # in addition to those of the configuration, which has precedence
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class SwitchSettings:
 
     key: str = ""
     uplinks: tuple[UplinkPort, ...] = ()
+    channels: frozenset[str] = frozenset()  # uplinks that are configured for the edge mode channel
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,20 @@ class PortVlan:
     id: int
     pvid: bool  # untagged frames of the host belong to this VLAN
     untagged: bool  # frames to the host leave without a tag
+
+
+@dataclass(frozen=True)
+class PortChannel:
+    """A VLAN that one VF of the host has alone (edge mode channel), and that the switch translates.
+
+    Attributes:
+        mac: of the guest; the switch accepts no other source in the VLAN. Empty if the driver does not check it.
+        switch_vlan: the VLAN of the switch that it is translated to; 0 for untagged frames.
+    """
+
+    vlan: int
+    mac: str
+    switch_vlan: int
 
 
 @dataclass(frozen=True)
@@ -136,6 +160,7 @@ class SwitchPort:
     pairs: tuple[PairCount, ...]
     neighbour: Neighbour | None
     gaps: tuple[str, ...] = ()  # what was not measured, and why
+    channels: tuple[PortChannel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +173,23 @@ class SwitchState:
     fail_mode: str | None  # of Open vSwitch: secure, standalone
     flows: int | None  # of Open vSwitch: flows that the manager created
     other_flows: int | None  # of Open vSwitch: flows that others created
+
+
+@dataclass(frozen=True)
+class PortNeeds:
+    """What guests need of a port.
+
+    Attributes:
+        relay: reflective relay; not needed if each guest has a VLAN of its own.
+        channels: the translations for running guests.
+        known: those for all guests of the manager: they are set shortly before a guest runs.
+        vlans: of networks that running guests are in, tagged at the port.
+    """
+
+    relay: bool = True
+    channels: tuple[PortChannel, ...] = ()
+    known: tuple[PortChannel, ...] = ()
+    vlans: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

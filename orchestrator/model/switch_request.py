@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.model.fields import NameField, as_value_error
 from orchestrator.model.ssh_key import MAX_KEY, check_ssh_key
-from orchestrator.model.switch import SshAddress, Switch, SwitchDriver
+from orchestrator.model.switch import SshAddress, Switch, SwitchDriver, SwitchUplink
 from orchestrator.values import MacAddress
 
 MAX_MACS = 64
 """Each pair of them is a flow."""
+MAX_UPLINKS = 64
 _MAX_INTERFACE = 15  # IFNAMSIZ, less the final zero byte
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?", re.ASCII)
@@ -68,14 +70,32 @@ class SshRequest(_Strict):
     host_key: Annotated[str, Field(max_length=MAX_KEY), AfterValidator(_check_host_key)]
 
 
+class SwitchUplinkRequest(_Strict):
+    """An uplink of the host, and the port of the switch that its cable leads to."""
+
+    uplink: InterfaceField
+    port: InterfaceField
+
+
 class SwitchRequest(_Strict):
-    """An external switch: a bridge of this host, in a network namespace or not, or of another machine over SSH."""
+    """An external switch: a bridge of this host, in a network namespace or not, or of another machine over SSH.
+
+    ``uplinks``: with their ports, unless the configuration has them.
+    """
 
     name: NameField
     driver: Annotated[SwitchDriver, Field(strict=False)]
     bridge: InterfaceField
     netns: Annotated[str, Field(max_length=_MAX_INTERFACE * 4), AfterValidator(_check_interface)] | None = None
     ssh: SshRequest | None = None
+    uplinks: Annotated[tuple[SwitchUplinkRequest, ...], Field(max_length=MAX_UPLINKS, strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _check_uplinks(self) -> Self:
+        for kind, names in (("uplink", [one.uplink for one in self.uplinks]), ("port", [one.port for one in self.uplinks])):
+            if repeated := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"uplinks: {kind} {repeated[0]} is given twice; an uplink has one port")
+        return self
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:
@@ -87,7 +107,8 @@ class SwitchRequest(_Strict):
 
     def build(self) -> Switch:
         ssh = SshAddress(self.ssh.host, self.ssh.port, self.ssh.user, self.ssh.host_key) if self.ssh else None
-        return Switch(self.name, self.driver, self.bridge, self.netns or "", ssh)
+        uplinks = tuple(SwitchUplink(one.uplink, one.port) for one in self.uplinks)
+        return Switch(self.name, self.driver, self.bridge, self.netns or "", ssh, uplinks)
 
 
 class HairpinRequest(_Strict):

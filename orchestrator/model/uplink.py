@@ -86,6 +86,7 @@ class Uplink:
     override: str = ""  # set by an operator instead of `configured`: an edge mode, "auto", or empty
     managed_by: str = ""  # a program that configures the interface, such as NetworkManager; empty if none is known
     counters: tuple[CounterReading, ...] = ()  # only of a single uplink; a list of uplinks has none
+    gaps: tuple[str, ...] = ()  # what the manager does not measure, and why
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def build_policy(config: DaemonConfig) -> Policy:
         frozenset(config.tenants), disks.volume_group or "",
         {name: vlans for name, uplink in config.uplinks.items() if (vlans := uplink.channel_set) is not None},
         ExitPolicies(config.exits.policy, {name: t.exit_policy for name, t in config.tenants.items() if t.exit_policy}),
+        frozenset(name for name, uplink in config.uplinks.items() if uplink.switch),
     )  # fmt: skip
 
 

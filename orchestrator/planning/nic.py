@@ -95,7 +95,9 @@ def plan_nics(request: GuestRequest, chosen: Sequence[FreeNic], host: PlanningIn
         network = host.site.networks[wanted.network] if wanted.network else None
         plan = nic.plan(mac)
         if network:
-            plan = replace(plan, network=network.name, vlan=network.vlan)
+            plan = replace(plan, network=network.name)
+            in_channel = plan.edge is EdgeMode.CHANNEL
+            plan = replace(plan, switch_vlan=network.vlan) if in_channel else replace(plan, vlan=network.vlan)
         nics.append(replace(plan, rate=wanted.rate or 0))
     return tuple(nics)
 
@@ -150,8 +152,9 @@ def _find_port(uplink: str, nic: NicRequest, accepted: Sequence[Waiver], host: P
     if isinstance(choice, str):
         return choice
     interface = host.topology.find_interface(uplink)
-    if nic.network and choice.mode is EdgeMode.CHANNEL:
-        return f"with edge mode {choice.mode} a NIC cannot join a network: the uplink would switch between the guests in it"
+    if nic.network and choice.mode is EdgeMode.CHANNEL and uplink not in host.policy.tied:
+        why = f"the manager sets the switch then, which it does not know ([uplinks.{uplink}] switch and port)"
+        return f"with edge mode {choice.mode} a NIC cannot join a network: {why}"
     if not choice.mode.is_software or interface is None:
         return choice.mode
     if nic.network or nic.rate:

@@ -109,6 +109,8 @@ def explain_edges(plan: Plan, topology: Topology, policy: Policy) -> tuple[str, 
         if nic.edge.is_software or nic.edge is EdgeMode.CHANNEL:
             choice = find_edge(nic.interface, topology, policy)
             why = choice.why if isinstance(choice, EdgeChoice) else choice
-            more = Waiver.SOFTWARE_EDGE.reason if nic.edge.is_software else f"the switch must translate its VLAN {nic.vlan}"
+            by = "the manager sets that at its port" if nic.interface in policy.tied else "the manager does not set that"
+            needs = f"the switch must translate its VLAN {nic.vlan} to {nic.switch_vlan or 'untagged frames'}: {by}"
+            more = Waiver.SOFTWARE_EDGE.reason if nic.edge.is_software else needs
             sentences.append(f"NIC {number} on {nic.interface} has edge mode {nic.edge}: {why}; {more}")
     return tuple(sentences)

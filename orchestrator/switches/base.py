@@ -7,13 +7,14 @@ from enum import StrEnum
 from typing import Protocol
 
 from orchestrator.errors import SwitchError
-from orchestrator.model.switch import SwitchPort, SwitchState
+from orchestrator.model.switch import PortChannel, SwitchPort, SwitchState
 
 
 class Capability(StrEnum):
     """What a driver can do beyond reading a port. The values are part of the API."""
 
     HAIRPIN = "set hairpin"
+    CHANNELS = "translate VLANs of guests"
     BINDING = "bind addresses to a port"
     PAIR_COUNTERS = "count frames per address pair"
     NOTICES = "report changes"
@@ -35,6 +36,12 @@ class Driver(Protocol):
 
     def set_hairpin(self, port: str, *, on: bool, macs: Sequence[str] = ()) -> None:
         """Reads back what it set. ``macs``: with `Capability.BINDING`, the addresses behind the port."""
+
+    def set_channel(self, port: str, channel: PortChannel) -> None:
+        """Translates a VLAN of the port, both ways, and reads that back. Replaces an earlier translation of the VLAN."""
+
+    def remove_channel(self, port: str, vlan: int, snapshot: str) -> None:
+        """No-op without such a translation or port. ``snapshot``: of the port before the first one."""
 
     def snapshot(self, port: str) -> str:
         """What ``restore`` needs to revert a later ``set_hairpin``."""
@@ -71,3 +78,17 @@ def check_hairpin(port: SwitchPort, *, on: bool) -> None:
     if port.hairpin != on:
         wanted, actual = ("on", "off") if on else ("off", "on")
         raise SwitchError(f"port {port.name}: requested hairpin {wanted}, switch reports {actual}", "check the switch's log")
+
+
+def check_channel(port: SwitchPort, channel: PortChannel) -> None:
+    """After a change: raises SwitchError if the switch reports another translation. Not every driver reports addresses."""
+    found = next((one for one in port.channels if one.vlan == channel.vlan), None)
+    if found is None or (found.switch_vlan, found.mac or channel.mac) != (channel.switch_vlan, channel.mac):
+        actual = describe_channel(found) if found else "none"
+        message = f"port {port.name}: requested the translation {describe_channel(channel)}, switch reports {actual}"
+        raise SwitchError(message, "check the switch's log")
+
+
+def describe_channel(channel: PortChannel) -> str:
+    to = f"VLAN {channel.switch_vlan}" if channel.switch_vlan else "untagged frames"
+    return f"VLAN {channel.vlan} to {to}" + (f" for {channel.mac}" if channel.mac else "")

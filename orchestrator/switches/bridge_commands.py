@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.errors import SwitchError
-from orchestrator.model.switch import FdbEntry, PortCounters, PortVlan, SwitchPort, SwitchState
-from orchestrator.switches.base import Capability, check_hairpin, format_hairpin, pick_ports, refuse_addresses
+from orchestrator.model.switch import FdbEntry, PortChannel, PortCounters, PortVlan, SwitchPort, SwitchState
+from orchestrator.switches import bridge_channels
+from orchestrator.switches.base import Capability, check_channel, check_hairpin, format_hairpin, pick_ports, refuse_addresses
 from orchestrator.switches.commands import Commands, parsed, read_json
 from orchestrator.switches.lldp import read_neighbour
 
 
 class RemoteBridge:
-    can = frozenset({Capability.HAIRPIN})
+    can = frozenset({Capability.HAIRPIN, Capability.CHANNELS})
 
     def __init__(self, bridge: str, commands: Commands) -> None:
         self.bridge, self._commands = bridge, commands
@@ -26,7 +27,9 @@ class RemoteBridge:
             hint = "list the bridges of the switch with `ip link show type bridge`"
             raise SwitchError(f"there is no bridge {self.bridge} {commands.where}", hint)
         filtering, stp = bool(settings["vlan_filtering"]), bool(settings["stp_state"])
-        picked = pick_ports(self.bridge, self._read_ports(vlan_filtering=filtering), ports)
+        channels = bridge_channels.read_channels(commands, self.bridge) if filtering else {}
+        found = bridge_channels.merge_ports(self._read_ports(vlan_filtering=filtering), channels)
+        picked = pick_ports(self.bridge, found, ports)
         if neighbours:
             picked = tuple(read_neighbour(commands, port) for port in picked)
         return SwitchState(picked, filtering, stp, None, None, None)
@@ -36,6 +39,14 @@ class RemoteBridge:
         pick_ports(self.bridge, self._read_ports(vlan_filtering=False), [port])
         self._commands.run(["bridge", "link", "set", "dev", port, "hairpin", "on" if on else "off"])
         check_hairpin(pick_ports(self.bridge, self._read_ports(vlan_filtering=False), [port])[0], on=on)
+
+    def set_channel(self, port: str, channel: PortChannel) -> None:
+        pick_ports(self.bridge, self._read_ports(vlan_filtering=False), [port])
+        bridge_channels.set_channel(self._commands, self.bridge, port, channel)
+        check_channel(self.read([port]).ports[0], channel)
+
+    def remove_channel(self, port: str, vlan: int, snapshot: str) -> None:
+        bridge_channels.remove_channel(self._commands, port, vlan)
 
     def snapshot(self, port: str) -> str:
         return format_hairpin(pick_ports(self.bridge, self._read_ports(vlan_filtering=False), [port])[0])

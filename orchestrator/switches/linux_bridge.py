@@ -9,8 +9,9 @@ from dataclasses import replace
 from orchestrator.errors import HostError, SwitchError
 from orchestrator.host import netlink
 from orchestrator.host.frames import EchoFilter, FrameCounter
-from orchestrator.model.switch import SwitchPort, SwitchState
-from orchestrator.switches.base import Capability, check_hairpin, format_hairpin, pick_ports, refuse_addresses
+from orchestrator.model.switch import PortChannel, SwitchPort, SwitchState
+from orchestrator.switches import bridge_channels
+from orchestrator.switches.base import Capability, check_channel, check_hairpin, format_hairpin, pick_ports, refuse_addresses
 from orchestrator.switches.commands import LocalCommands
 from orchestrator.switches.lldp import read_neighbour
 
@@ -20,7 +21,7 @@ _OTHER_LLDP = "neighbour: not measured, because the LLDP daemon of a network nam
 class LinuxBridge:
     """``netns``: the named network namespace with the bridge, None for that of this process."""
 
-    can = frozenset({Capability.HAIRPIN, Capability.NOTICES, Capability.FRAME_COUNTERS})
+    can = frozenset({Capability.HAIRPIN, Capability.CHANNELS, Capability.NOTICES, Capability.FRAME_COUNTERS})
 
     def __init__(self, bridge: str, netns: str | None = None) -> None:
         self.bridge, self.netns = bridge, netns
@@ -28,7 +29,10 @@ class LinuxBridge:
     def read(self, ports: Sequence[str] | None = None, *, neighbours: bool = False) -> SwitchState:
         with _as_switch_error():
             found = netlink.read_bridge(self.bridge, self.netns)
-        picked = pick_ports(self.bridge, found.ports, ports)
+        channels = {}
+        if any(bridge_channels.is_channel(port.name) for port in found.ports):
+            channels = bridge_channels.read_channels(self._commands, self.bridge)
+        picked = pick_ports(self.bridge, bridge_channels.merge_ports(found.ports, channels), ports)
         if neighbours:
             picked = tuple(map(self._add_neighbour, picked))
         return SwitchState(picked, found.vlan_filtering, found.stp, None, None, None)
@@ -39,6 +43,15 @@ class LinuxBridge:
         with _as_switch_error():
             netlink.set_hairpin(port, self.netns, on=on)
         check_hairpin(self._check_port(port), on=on)
+
+    def set_channel(self, port: str, channel: PortChannel) -> None:
+        """With the programs of iproute2."""
+        self._check_port(port)
+        bridge_channels.set_channel(self._commands, self.bridge, port, channel)
+        check_channel(self.read([port]).ports[0], channel)
+
+    def remove_channel(self, port: str, vlan: int, snapshot: str) -> None:
+        bridge_channels.remove_channel(self._commands, port, vlan)
 
     def snapshot(self, port: str) -> str:
         return format_hairpin(self._check_port(port))
@@ -55,6 +68,10 @@ class LinuxBridge:
 
     def close(self) -> None:
         pass
+
+    @property
+    def _commands(self) -> LocalCommands:
+        return LocalCommands(("ip", "netns", "exec", self.netns) if self.netns else ())
 
     def _check_port(self, port: str) -> SwitchPort:
         """An interface of the same name outside the bridge must not be changed."""

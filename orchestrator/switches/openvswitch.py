@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.errors import SwitchError
-from orchestrator.model.switch import FdbEntry, PortCounters, PortVlan, SwitchPort, SwitchState
+from orchestrator.model.switch import FdbEntry, PortChannel, PortCounters, PortVlan, SwitchPort, SwitchState
 from orchestrator.switches import relay_table
-from orchestrator.switches.base import Capability, check_hairpin, pick_ports
+from orchestrator.switches.base import Capability, check_channel, check_hairpin, pick_ports
 from orchestrator.switches.commands import Commands, parsed, read_json
 from orchestrator.switches.lldp import read_neighbour
 from orchestrator.switches.relay_table import Flow, Relay
@@ -36,7 +36,7 @@ class _Before:
 
 
 class OpenVSwitch:
-    can = frozenset({Capability.HAIRPIN, Capability.BINDING, Capability.PAIR_COUNTERS})
+    can = frozenset({Capability.HAIRPIN, Capability.CHANNELS, Capability.BINDING, Capability.PAIR_COUNTERS})
 
     def __init__(self, bridge: str, commands: Commands) -> None:
         self.bridge, self._commands = bridge, commands
@@ -57,16 +57,26 @@ class OpenVSwitch:
         if macs and not on:
             raise SwitchError("addresses are bound only to a port that reflects", "omit the addresses")
         number, flows = self._find_number(port), self._read_flows()
-        if others := [flow for flow in flows if not flow.is_ours and not flow.is_normal]:
-            hint = "use a bridge of its own for NoHype hosts, or delete these flows"
-            raise SwitchError(f"bridge {self.bridge} has {len(others)} flows that the manager did not create", hint)
         relay = relay_table.read_relay(flows).with_port(number, tuple(sorted(set(macs))) if on else None)
-        if _text(self._read_settings()["fail_mode"]) != _SECURE:
-            self._vsctl("set-fail-mode", self.bridge, _SECURE)
-        if any(flow.is_normal for flow in self._read_flows()):
-            self._ofctl("--strict", "del-flows", self.bridge, "table=0,priority=0")
-        self._write(relay)
-        self._check(port, relay, on=on)
+        self._install(port, relay, flows)
+        check_hairpin(self.read([port]).ports[0], on=on)
+
+    def set_channel(self, port: str, channel: PortChannel) -> None:
+        """Raises as ``set_hairpin``."""
+        number, flows = self._find_number(port), self._read_flows()
+        self._install(port, relay_table.read_relay(flows).with_channel(number, channel), flows)
+        check_channel(self.read([port]).ports[0], channel)
+
+    def remove_channel(self, port: str, vlan: int, snapshot: str) -> None:
+        """The table stays if anything else of it is in use, or was before the first change."""
+        before = self._parse_before(snapshot)
+        flows, numbers = self._read_flows(), self._read_numbers()
+        relay = relay_table.read_relay(flows).only(numbers.values())
+        left = relay.without_channel(numbers[port], vlan) if port in numbers else relay
+        if relay_table.read_relay(flows) != left:
+            self._revert(left, before)
+            if relay_table.read_relay(self._read_flows()) != left:
+                raise SwitchError(f"port {port}: VLAN {vlan} is still translated", "check that no controller changes the flows")
 
     def snapshot(self, port: str) -> str:
         number, flows = self._find_number(port), self._read_flows()
@@ -81,7 +91,7 @@ class OpenVSwitch:
         """The table stays while another port reflects: it may serve another host. Flows of ports that no longer exist do not
         count: their numbers are given to other ports.
         """
-        before = parsed(self._commands, "the undo record of the port", lambda: _Before(**json.loads(snapshot)))
+        before = self._parse_before(snapshot)
         flows, numbers = self._read_flows(), self._read_numbers()
         if (
             not relay_table.count_own(flows)
@@ -92,7 +102,27 @@ class OpenVSwitch:
         relay = relay_table.read_relay(flows).only(numbers.values())
         if port in numbers:
             relay = relay.with_port(numbers[port], tuple(before.macs) if before.on else None)
-        if before.has_table or relay.ports:
+        self._revert(relay, before)
+
+    def close(self) -> None:
+        self._commands.close()
+
+    def _install(self, port: str, relay: Relay, flows: tuple[Flow, ...]) -> None:
+        if others := [flow for flow in flows if not flow.is_ours and not flow.is_normal]:
+            hint = "use a bridge of its own for NoHype hosts, or delete these flows"
+            raise SwitchError(f"bridge {self.bridge} has {len(others)} flows that the manager did not create", hint)
+        if _text(self._read_settings()["fail_mode"]) != _SECURE:
+            self._vsctl("set-fail-mode", self.bridge, _SECURE)
+        if any(flow.is_normal for flow in self._read_flows()):
+            self._ofctl("--strict", "del-flows", self.bridge, "table=0,priority=0")
+        self._write(relay)
+        mode, actual = _text(self._read_settings()["fail_mode"]), relay_table.read_relay(self._read_flows())
+        if mode != _SECURE or actual != relay:
+            message = f"bridge {self.bridge}: requested fail-mode secure and {relay}, switch has"
+            raise SwitchError(f"{message} {mode or 'standalone'} and {actual}", "check that no controller changes it")
+
+    def _revert(self, relay: Relay, before: _Before) -> None:
+        if before.has_table or relay.ports or relay.channels:
             self._write(relay)
             return
         self._ofctl("del-flows", self.bridge, f"cookie={relay_table.COOKIE:#x}/-1")
@@ -105,19 +135,12 @@ class OpenVSwitch:
         else:
             self._vsctl("del-fail-mode", self.bridge)
 
-    def close(self) -> None:
-        self._commands.close()
-
     def _write(self, relay: Relay) -> None:
         self._ofctl("--bundle", "add-flows", self.bridge, "-", input=relay_table.build_flows(relay))
 
-    def _check(self, port: str, relay: Relay, *, on: bool) -> None:
-        flows = self._read_flows()
-        check_hairpin(pick_ports(self.bridge, self._read_ports(flows), [port])[0], on=on)
-        mode, actual = _text(self._read_settings()["fail_mode"]), relay_table.read_relay(flows)
-        if mode != _SECURE or actual != relay:
-            message = f"bridge {self.bridge}: requested fail-mode secure and ports {dict(relay.ports)}, switch has"
-            raise SwitchError(f"{message} {mode or 'standalone'} and {dict(actual.ports)}", "check that no controller changes it")
+    def _parse_before(self, snapshot: str) -> _Before:
+        before: _Before = parsed(self._commands, "the undo record of the port", lambda: _Before(**json.loads(snapshot)))
+        return before
 
     def _read_settings(self) -> Mapping[str, Any]:
         rows = self._list("bridge", "name,fail_mode,stp_enable,rstp_enable")
@@ -190,6 +213,7 @@ def _build_port(row: Mapping[str, Any], tag: object, flows: tuple[Flow, ...]) ->
         pairs=relay_table.read_pairs(flows, number) if isinstance(number, int) else (),
         neighbour=None,
         gaps=gaps,
+        channels=tuple(channel for port, channel in relay.channels if port == number),
     )
 
 

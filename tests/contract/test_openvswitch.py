@@ -14,11 +14,11 @@ from orchestrator.errors import OrchestratorError, SwitchError
 from orchestrator.images.cache import cache_folder
 from orchestrator.lab.build import build_switch_tools
 from orchestrator.model.proof import Verdict
-from orchestrator.model.switch import PairCount, SwitchPort
+from orchestrator.model.switch import PairCount, PortChannel, PortNeeds, SwitchPort
 from orchestrator.switches.commands import LocalCommands
 from orchestrator.switches.openvswitch import OpenVSwitch
 from orchestrator.switches.verify import check_ports
-from tests.harness.openvswitch import BRIDGE, Daemons, Wire, running
+from tests.harness.openvswitch import BRIDGE, Daemons, Tap, Wire, running
 
 pytestmark = [
     pytest.mark.netns,
@@ -26,7 +26,8 @@ pytestmark = [
 ]
 
 PREFIX = f"nho{os.getpid()}"
-A, B, C = (f"02:4e:48:00:00:0{number}" for number in (1, 2, 3))
+A, B, C, D = (f"02:4e:48:00:00:0{number}" for number in (1, 2, 3, 4))
+ALL = (PortChannel(1000, A, 100), PortChannel(1001, B, 100), PortChannel(1002, D, 200))
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 RESERVED = "01:80:c2:00:00:0e"
 _NUMBERS = count(1)
@@ -235,3 +236,90 @@ def test_missing_bridge_port_or_daemon_is_one_error(world: World) -> None:
     world.daemons.stop()
     with pytest.raises(SwitchError, match="ovs-"):
         world.driver.read()
+
+
+@pytest.fixture
+def channels(world: World) -> str:
+    """A and B in the network with VLAN 100 and guest D in that with VLAN 200, all behind p1; returns what was before."""
+    before = world.driver.snapshot("p1")
+    for channel in (PortChannel(1000, A, 100), PortChannel(1001, B, 100), PortChannel(1002, D, 200)):
+        world.driver.set_channel("p1", channel)
+    return before
+
+
+def tags(world: World, source: str, vlan: int, target: str, wire: Wire | None = None) -> tuple[list[int], list[int]]:
+    """Sends a tagged frame, and returns the VLANs in which it arrives at both ends."""
+    number = next(_NUMBERS)
+    with Tap(world.one) as one, Tap(world.two) as two:
+        (wire or world.one).send(source, target, number, vlan)
+        return one.receive(number, 0.2), two.receive(number, 0.05)
+
+
+def test_vlans_of_guests_are_translated_within_their_network(world: World, channels: str) -> None:
+    world.learn()
+    assert tags(world, A, 1000, B) == ([1001], []), "once, and only to the other guest"
+    assert tags(world, B, 1001, A) == ([1000], [])
+    assert tags(world, A, 1000, BROADCAST) == ([1001], [100])
+    assert tags(world, A, 1000, "33:33:00:00:00:01") == ([1001], [100])
+    assert tags(world, D, 1002, BROADCAST) == ([], [200])
+    assert tags(world, C, 100, A, world.two) == ([1000], []), "a station of the network on another port"
+    assert tags(world, C, 100, BROADCAST, world.two)[0] == [100, 1000, 1001]
+    assert failed_with(world, PortNeeds(relay=False, channels=ALL, known=ALL)) == set()
+
+
+def test_no_frame_enters_the_network_of_others(world: World, channels: str) -> None:
+    world.learn()
+    far = world.two
+    for source, vlan, target, wire in (
+        (A, 1000, D, None),  # to a guest of another network
+        (D, 1002, A, None),
+        (B, 1000, A, None),  # from another address than the guest's
+        (D, 1000, B, None),
+        (A, 1000, RESERVED, None),
+        (C, 1000, A, far),  # from another port, with the guest's own VLAN
+        (C, 200, A, far),
+        (C, 0, A, far),
+        (C, 1002, BROADCAST, far),
+    ):
+        here, _ = tags(world, source, vlan, target, wire)
+        assert not {1000, 1001, 1002} & set(here), (source, vlan, target)
+
+
+def test_untagged_stations_are_reached_from_vlans_of_guests(world: World) -> None:
+    for channel in (PortChannel(1000, A, 0), PortChannel(1001, B, 0)):
+        world.driver.set_channel("p1", channel)
+    world.learn()
+    assert tags(world, A, 1000, B) == ([1001], [])
+    assert tags(world, A, 1000, C) == ([], [0])
+    assert tags(world, C, 0, A, world.two) == ([1000], [])
+    assert tags(world, A, 1000, BROADCAST) == ([1001], [0])
+
+
+def test_translations_are_undone_and_hairpin_stays(world: World, channels: str) -> None:
+    world.driver.set_hairpin("p1", on=True)
+    assert port(world).channels == ALL, "setting hairpin keeps them"
+    world.driver.set_channel("p1", PortChannel(1001, B, 200))
+    assert port(world).channels[1].switch_vlan == 200
+    for vlan in (1000, 1001, 1002, 1000):
+        world.driver.remove_channel("p1", vlan, channels)
+    assert (port(world).channels, port(world).hairpin) == ((), True)
+    world.driver.restore("p1", channels)
+    state = world.driver.read()
+    assert (state.fail_mode, state.flows, state.other_flows) == ("standalone", 0, 1)
+
+
+def test_lost_or_changed_translation_is_found(world: World, channels: str) -> None:
+    needs = PortNeeds(relay=False, channels=ALL, known=ALL)
+    world.driver.set_channel("p1", PortChannel(1001, B, 200))
+    assert failed_with(world, needs) == {"channels"}
+    world.driver.remove_channel("p1", 1001, channels)
+    assert failed_with(world, needs) == {"channels"}
+    assert failed_with(world, PortNeeds(relay=False, channels=ALL[:1], known=ALL[:1])) == {"channels"}, "one of no guest"
+    world.daemons.kill_vswitchd()
+    world.daemons.start_vswitchd()
+    assert failed_with(world, needs) >= {"channels", "flows"}
+
+
+def failed_with(world: World, needs: PortNeeds) -> set[str]:
+    checks = check_ports("sw1", world.driver.read(["p1"]), {"p1": 1500}, None, {"p1": needs})
+    return {check.name for check in checks if check.verdict is Verdict.FAIL}

@@ -25,7 +25,7 @@ from orchestrator.host.netlink import (
     read_bridge,
     set_link_up,
 )
-from orchestrator.lab.keys import make_key
+from orchestrator.lab.keys import KeyPair, make_key
 from orchestrator.model.switch import SshAddress, SwitchPort
 from tests.harness.ssh_server import serve
 
@@ -112,9 +112,11 @@ def find_programs(cable: Cable) -> dict[str, str]:
 
 
 @contextmanager
-def ssh_switch(folder: Path, scripts: Mapping[str, str]) -> Iterator[SshSwitch]:
-    """``scripts``: the programs of the switch. While it serves, PATH of this process begins with their folder."""
-    client, host = make_key(), make_key()
+def ssh_switch(folder: Path, scripts: Mapping[str, str], client: KeyPair | None = None) -> Iterator[SshSwitch]:
+    """``scripts``: the programs of the switch. While it serves, PATH of this process begins with their folder. ``client``: the
+    key that may log in; None for a new one.
+    """
+    client, host = client or make_key(), make_key()
     key, programs = folder / "switch_key", folder / "programs"
     key.touch(0o600)
     key.write_bytes(client.private)

@@ -8,6 +8,7 @@ mounts, interfaces and daemons.
 from __future__ import annotations
 
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ echo "$pid"
 cat  # not exec: the shell reaps daemons that end
 """
 _ETHERTYPE = 0x88B5  # IEEE 802 local experimental
+_SOL_PACKET, _PACKET_AUXDATA, _ALL, _VLAN_VALID = 263, 8, 3, 1 << 4
 
 
 @dataclass
@@ -60,8 +62,9 @@ class Wire:
             for index in ipr.link_lookup(ifname=self.near):
                 ipr.link("del", index=index)
 
-    def send(self, source: str, target: str, number: int) -> None:
-        head = bytes.fromhex((target + source).replace(":", "")) + _ETHERTYPE.to_bytes(2, "big")
+    def send(self, source: str, target: str, number: int, vlan: int = 0) -> None:
+        tag = b"\x81\x00" + vlan.to_bytes(2, "big") if vlan else b""
+        head = bytes.fromhex((target + source).replace(":", "")) + tag + _ETHERTYPE.to_bytes(2, "big")
         self._socket.send(head + number.to_bytes(4, "big") + bytes(46))
 
     def receive(self, number: int, timeout: float) -> int:
@@ -76,11 +79,41 @@ class Wire:
             return count
 
 
+class Tap:
+    """Reads the VLAN tags of the frames that arrive at a wire; they are sent after it was opened."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def __enter__(self) -> Tap:
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self._socket.bind((self._wire.near, _ALL))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def receive(self, number: int, timeout: float) -> list[int]:
+        """VLANs of the frames with this number, 0 without a tag, until ``timeout`` seconds after the last frame."""
+        self._socket.settimeout(timeout)
+        found = []
+        try:
+            while True:
+                data, extra, _, address = self._socket.recvmsg(2048, 64)
+                # struct tpacket_auxdata of include/uapi/linux/if_packet.h; the kernel takes the tag out of the frame.
+                status, tag = (struct.unpack_from("<I", extra[0][2])[0], struct.unpack_from("<H", extra[0][2], 16)[0])
+                if address[2] != socket.PACKET_OUTGOING and data[14:18] == number.to_bytes(4, "big"):
+                    found.append(tag & 0xFFF if status & _VLAN_VALID else 0)
+        except TimeoutError:
+            return sorted(found)
+
+
 class Daemons:
     """``vswitchd`` can be ended and started again."""
 
     def __init__(self, holder: int, root: Path) -> None:
-        self._holder, self._root = holder, root
+        self.holder, self._root = holder, root
         self._enter = ("nsenter", f"--target={holder}", "--mount", "--net", "--pid")
         self.prefix = (*self._enter, "chroot", str(root))
         self.driver = OpenVSwitch(BRIDGE, LocalCommands(self.prefix))
@@ -108,7 +141,7 @@ class Daemons:
         """A cable to a new port with this OpenFlow number."""
         wire = Wire(f"{prefix}n{port}", f"p{port}")
         with IPRoute() as ipr:
-            ipr.link("add", ifname=wire.near, kind="veth", peer={"ifname": wire.far, "net_ns_pid": self._holder})
+            ipr.link("add", ifname=wire.near, kind="veth", peer={"ifname": wire.far, "net_ns_pid": self.holder})
         self.run("ip", "link", "set", wire.far, "up")
         set_link_up(wire.near, up=True)
         self.run(

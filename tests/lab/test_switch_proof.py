@@ -1,17 +1,16 @@
 """The audit completes the proof vepa by itself: it reads the lab's external switch over SSH, from inside the lab.
 
-The switch's SSH server is a process outside the lab. The manager reaches it through the lab's management network.
+`nohype lab up` has registered the switch at the manager, as an operator does.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
 
 from orchestrator.audit.catalogue import VEPA
 from orchestrator.host.netlink import set_hairpin
@@ -21,39 +20,14 @@ from orchestrator.model.plain import from_plain
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.uplink import CountWay
 from orchestrator.waiting import wait_until
-from tests.harness.bridge import Cable, SshSwitch, find_programs, ssh_switch
 from tests.lab.conftest import LabHost
 
 pytestmark = pytest.mark.usefixtures("guests")
-
-CONFIG, KEY = "/etc/nohype/nohype.toml", "/etc/nohype/switch_key"
-UNIT = "/run/systemd/system/nohyped.service.d"
-OUTSIDE = "10.0.2.2"
-"""The machine that runs the lab, as QEMU's user network shows it to the lab."""
 
 
 @pytest.fixture(scope="module")
 def port(host: LabHost) -> LabPort:
     return switch.port(host.lab.name)
-
-
-@pytest.fixture(scope="module")
-def tied(host: LabHost, port: LabPort, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshSwitch]:
-    """The switch, registered at the manager and tied to its uplink."""
-    with ssh_switch(tmp_path_factory.mktemp("switch"), find_programs(Cable(port.netns, "", port.interface))) as server:
-        host.run(f"umask 077; base64 -d > {KEY} <<< {base64.b64encode(server.key.read_bytes()).decode()}")
-        lines = f'\n[switches]\nssh_key = "{KEY}"\n[uplinks.nic0]\nswitch = "sw1"\nport = "{port.interface}"\n'
-        allow = f"[Service]\nIPAddressAllow={OUTSIDE}\nRestrictAddressFamilies=AF_INET\n"
-        change = f"cp -p {CONFIG} {CONFIG}.before; mkdir -p {UNIT}; cat >> {CONFIG} <<'END'\n{lines}END\n"
-        change += f"cat > {UNIT}/switch.conf <<'END'\n{allow}END\nsystemctl daemon-reload; systemctl restart nohyped"
-        back = f"mv {CONFIG}.before {CONFIG}; rm -r {UNIT} {KEY}; systemctl daemon-reload; systemctl restart nohyped"
-        with host.changed(change, back):
-            host.nohype(
-                "switch", "add", "sw1", "--bridge", BRIDGE, "--host", OUTSIDE, "--ssh-port", str(server.address.port),
-                "--host-key", server.address.host_key,
-            )  # fmt: skip
-            yield server
-            host.nohype("switch", "delete", "sw1", "--force")
 
 
 def measure(host: LabHost, frames: int = 50) -> Proof:
@@ -64,7 +38,7 @@ def measure(host: LabHost, frames: int = 50) -> Proof:
     return next(proof for proof in proofs if proof.name == VEPA.name)
 
 
-def test_audit_completes_vepa_by_itself(host: LabHost, tied: SshSwitch) -> None:
+def test_audit_completes_vepa_by_itself(host: LabHost) -> None:
     proof = measure(host)
     assert (proof.verdict, proof.figure) == (Verdict.PASS, 0), proof.evidence
     assert proof.readings
@@ -73,7 +47,7 @@ def test_audit_completes_vepa_by_itself(host: LabHost, tied: SshSwitch) -> None:
     assert proof.readings.switch.into_switch >= 100
 
 
-def test_audit_finds_a_hairpin_that_is_off(host: LabHost, tied: SshSwitch, port: LabPort) -> None:
+def test_audit_finds_a_hairpin_that_is_off(host: LabHost, port: LabPort) -> None:
     set_hairpin(port.interface, port.netns, on=False)
     try:
         proof = measure(host, 5)
@@ -83,15 +57,16 @@ def test_audit_finds_a_hairpin_that_is_off(host: LabHost, tied: SshSwitch, port:
 
 
 @pytest.mark.soak
-def test_switch_that_does_not_respond_makes_the_proof_not_measured(host: LabHost, tied: SshSwitch) -> None:
-    script = (tied.programs / "ip").read_text().partition("\n")[2]
-    tied.replace_program("ip", "echo 'no such object' >&2; exit 1")
-    try:
-        proof = measure(host)
-    finally:
-        tied.replace_program("ip", script)
+def test_switch_that_cannot_be_read_makes_the_proof_not_measured(host: LabHost, port: LabPort) -> None:
+    with IPRoute(netns=port.netns) as ipr:
+        (index,) = ipr.link_lookup(ifname=BRIDGE)
+        ipr.link("set", index=index, ifname="other0")
+        try:
+            proof = measure(host)
+        finally:
+            ipr.link("set", index=index, ifname=BRIDGE)
     assert proof.verdict == Verdict.NOT_MEASURED
-    assert any("exited with status 1: no such object" in line for line in proof.evidence), proof.evidence
+    assert any(f"there is no bridge {BRIDGE}" in line for line in proof.evidence), proof.evidence
     proof = wait_until(lambda: measure(host), lambda proof: proof.verdict == Verdict.PASS, timeout=120, interval=1)
     assert proof.verdict == Verdict.PASS, proof.evidence
 

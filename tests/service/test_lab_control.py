@@ -5,6 +5,7 @@ Keeper, locks, network namespace, tap, private mounts and death signals are real
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -18,16 +19,20 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import Conflict, LabError, LabLost, NotFound, RequestError, ShellError
+from orchestrator.errors import Conflict, LabError, LabLost, NotFound, RequestError, ShellError, SwitchError
 from orchestrator.host import netlink
 from orchestrator.lab import control, switch
 from orchestrator.lab import lab as labs
 from orchestrator.lab.accel import Accel
+from orchestrator.lab.keys import SWITCH_KEY
 from orchestrator.lab.paths import LabDir, is_locked
 from orchestrator.lab.progress import Timeline
-from orchestrator.lab.qemu import build_entry
+from orchestrator.lab.qemu import build_entry, data_mac
 from orchestrator.lab.spec import LabImage, parse_spec
+from orchestrator.model.switch import SshAddress, Switch, SwitchDriver
 from orchestrator.ssh import ShellTimeout
+from orchestrator.switches.commands import SshCommands
+from orchestrator.switches.drivers import opened
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 
@@ -70,10 +75,10 @@ def name(tmp_path: Path) -> Iterator[str]:
     assert_nothing_left(found)
 
 
-def start(name: str, tmp_path: Path, *, boot_timeout: float = 30) -> labs.Lab:
+def start(name: str, tmp_path: Path, *, boot_timeout: float = 30, switch_of: str = "") -> labs.Lab:
     """Starts a lab whose tools root is this machine's own root."""
     image = LabImage(tmp_path / "vmlinuz", tmp_path / "initrd", tmp_path / "root.raw", "quiet")
-    return control.up(name, SPEC, image, Path("/"), EMULATED, Timeline(), boot_timeout=boot_timeout)
+    return control.up(name, SPEC, image, Path("/"), EMULATED, Timeline(), boot_timeout=boot_timeout, switch_of=switch_of)
 
 
 def start_in_background(name: str, tmp_path: Path) -> subprocess.Popen[str]:
@@ -399,3 +404,61 @@ def test_emulator_does_not_start_after_its_keeper_died(tmp_path: Path) -> None:
 
     assert enter(os.getpid()) == 0
     assert enter(os.getppid()) != 0
+
+
+def test_lab_joins_the_switch_of_another_as_a_second_host(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    other = f"{name}-b"
+    first = start(name, tmp_path)
+    try:
+        second = start(other, tmp_path, switch_of=name)
+        ports = switch.port(name), switch.port(other)
+        assert ports[0].netns == ports[1].netns == switch.netns_of(name)
+        assert ports[0].interface != ports[1].interface
+        state = ports[0].switch.read()
+        assert {port.name: (port.hairpin, port.carrier) for port in state.ports} == {
+            port.interface: (True, True) for port in ports
+        }
+        assert data_mac(name) != data_mac(other), "two hosts with one address behind a switch"
+        control.down(name)
+        assert netlink.netns_exists(switch.netns_of(name)), "the other lab uses the switch"
+        assert [port.name for port in switch.port(other).switch.read().ports] == [ports[1].interface]
+        again = start(name, tmp_path)
+        assert (again.state.switch, len(switch.port(name).switch.read().ports)) == (name, 2), "it is the same switch"
+        assert first.state.switch_ssh != second.state.switch_ssh
+    finally:
+        control.down(other)
+    assert_nothing_left(other)
+    assert netlink.netns_exists(switch.netns_of(name))
+
+
+def test_switch_of_a_lab_that_is_not_up_cannot_be_joined(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    with pytest.raises(LabError, match=f"no lab has a switch named {name}-x"):
+        start(name, tmp_path, switch_of=f"{name}-x")
+    with pytest.raises(RequestError, match="is not a lab name"):
+        start(name, tmp_path, switch_of="../x")
+
+
+def test_switch_is_read_over_ssh_and_nothing_else(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    """As the manager in the lab does, with the key that the lab's credential carries."""
+    lab = start(name, tmp_path)
+    port, state = switch.port(name), lab.state
+    lines = (lab.folder.path / "tmpfiles.extra").read_text().splitlines()
+    (line,) = [line for line in lines if SWITCH_KEY in line]
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(base64.b64decode(line.split()[-1]))
+    address = SshAddress("127.0.0.1", state.switch_ssh, "root", state.switch_key)
+    registered = Switch("lab", SwitchDriver.LINUX_BRIDGE, switch.BRIDGE, ssh=address)
+    with opened(registered, key) as driver:
+        (found,) = driver.read().ports
+        assert (found.name, found.hairpin, found.carrier) == (port.interface, True, True)
+        driver.set_hairpin(port.interface, on=False)
+        assert not netlink.read_hairpin(port.interface, port.netns)
+        driver.set_hairpin(port.interface, on=True)
+    commands = SshCommands(address, key)
+    for words in (["id"], ["ip", "netns", "exec", "x", "id"], ["ip", "link", "set", "dev", port.interface, "netns", "1"]):
+        with pytest.raises(SwitchError, match="exited with status 126: the switch of a lab does not run this command"):
+            commands.run(words)
+    commands.close()
+    with pytest.raises(SwitchError, match="refused|rejects|does not accept|key"):
+        SshCommands(address, lab.folder.key).run(["bridge", "-j", "vlan", "show"])

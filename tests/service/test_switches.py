@@ -7,12 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import Conflict, Forbidden, NotFound, OrchestratorError, RequestError, SwitchError
+from orchestrator.errors import Conflict, Forbidden, HostError, NotFound, OrchestratorError, RequestError, SwitchError
 from orchestrator.guests.switches import SwitchService
 from orchestrator.host.root import HostRoot
 from orchestrator.images.cache import cache_folder
@@ -20,9 +21,21 @@ from orchestrator.lab.build import build_switch_tools
 from orchestrator.lab.keys import make_key
 from orchestrator.ledger import Event, Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
+from orchestrator.model.edge import EdgeMode
 from orchestrator.model.proof import Verdict
-from orchestrator.model.switch import SshAddress, Switch, SwitchDriver, SwitchSettings, SwitchState, UplinkPort
-from orchestrator.model.switch_request import HairpinRequest, SwitchRequest
+from orchestrator.model.switch import (
+    PortChannel,
+    SshAddress,
+    Switch,
+    SwitchDriver,
+    SwitchSettings,
+    SwitchState,
+    SwitchTie,
+    UplinkPort,
+)
+from orchestrator.model.switch_request import HairpinRequest, SwitchRequest, SwitchUplinkRequest
+from orchestrator.resources.step import UndoContext, run_steps, undo_steps
+from orchestrator.resources.switch import plan_translations
 from orchestrator.switches import commands
 from orchestrator.switches.commands import SshCommands
 from orchestrator.switches.drivers import opened
@@ -30,6 +43,7 @@ from orchestrator.switches.linux_bridge import LinuxBridge
 from tests.harness import openvswitch
 from tests.harness.api_server import Served, serve
 from tests.harness.bridge import BRIDGE, Cable, SshSwitch, find_programs, plugged, ssh_switch
+from tests.unit.test_ledger import make_plan
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")]
 
@@ -594,3 +608,85 @@ def test_switch_over_the_api(served: Served, cable: Cable) -> None:
     with pytest.raises(NotFound):
         client.switch("sw1")
     assert not cable.port.hairpin
+
+
+# Uplinks that a switch is registered with.
+
+
+def test_switch_is_registered_with_its_uplinks(manager: Manager, cable: Cable, tmp_path: Path) -> None:
+    """For an uplink that the configuration does not tie."""
+    request = local("lab").model_copy(update={"uplinks": (SwitchUplinkRequest(uplink="nic7", port=cable.far),)})
+    view = manager.service.add(OPERATOR, request)
+    assert view.uplinks == (UplinkPort("nic7", "lab", cable.far),)
+    tie = manager.service.find_tie("nic7")
+    assert tie
+    assert (tie.switch.name, tie.port) == ("lab", cable.far)
+    assert manager.service.find_tie("nic8") is None
+    for name, uplink, port, error, says in (
+        ("again", "nic7", cable.far, Conflict, f"uplink nic7 has port {cable.far} of switch lab already"),
+        ("again", cable.near, cable.far, Conflict, f"has port {cable.far} of switch sw1 already"),
+        ("again", "nic8", "nowhere", SwitchError, "has no port nowhere"),
+    ):
+        wrong = local(name).model_copy(update={"uplinks": (SwitchUplinkRequest(uplink=uplink, port=port),)})
+        with pytest.raises(error, match=says):
+            manager.service.add(OPERATOR, wrong)
+    assert [view.switch.name for view in manager.service.list(OPERATOR)] == ["lab"]
+    again = Manager(tmp_path, cable)
+    try:
+        assert again.service.find_tie("nic7")
+    finally:
+        again.service.close()
+        again.ledger.close()
+    manager.service.delete(OPERATOR, "lab")
+    assert manager.service.find_tie("nic7") is None
+
+
+def test_uplink_has_one_port() -> None:
+    fields = {"name": "s", "driver": "linux-bridge", "bridge": "br0"}
+    for ends in ((("nic0", "p1"), ("nic0", "p2")), (("nic0", "p1"), ("nic1", "p1"))):
+        uplinks = [{"uplink": uplink, "port": port} for uplink, port in ends]
+        with pytest.raises(ValueError, match="is given twice"):
+            SwitchRequest.model_validate({**fields, "uplinks": uplinks})
+
+
+# Translation of guests' VLANs as a step.
+
+
+def test_translation_is_a_step_of_the_guest_that_is_undone(tmp_path: Path) -> None:
+    with openvswitch.running(tmp_path, build_switch_tools(cache_folder())) as daemons, daemons.plug(f"nhz{os.getpid()}", 1):
+        scripts = {name: f'exec {" ".join(daemons.prefix)} {name} "$@"' for name in ("ovs-vsctl", "ovs-ofctl")}
+        folder = tmp_path / "ssh"
+        folder.mkdir()
+        with ssh_switch(folder, scripts) as server, closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+            switch = Switch("sw1", SwitchDriver.OPENVSWITCH, openvswitch.BRIDGE, ssh=server.address)
+            tie = SwitchTie(switch, "p1", server.key)
+            nic = replace(make_plan(1).vf, edge=EdgeMode.CHANNEL, vlan=1000, switch_vlan=100, network="blue")
+            plan = replace(make_plan(1), nics=(nic,))
+            steps = plan_translations(plan, {nic.interface: tie}.get)
+            (text,) = run_steps(HostRoot(), ledger, plan.name, steps)
+            assert text == f"translate VLAN 1000 to VLAN 100 for {nic.mac} at port p1 of switch sw1"
+            (port,) = daemons.driver.read(["p1"]).ports
+            assert port.channels == (PortChannel(1000, str(nic.mac), 100),)
+            server.replace_program("ovs-ofctl", "echo 'no such device' >&2; exit 1")
+            with pytest.raises(
+                HostError, match="cannot end the translation of VLAN 1000 at port p1 of switch sw1: .*no such device"
+            ):
+                undo_steps(UndoContext(HostRoot()), ledger, plan.name)
+            assert ledger.undo_records(plan.name), "the next guest with the VLAN would be in the network"
+            server.replace_program("ovs-ofctl", scripts["ovs-ofctl"])
+            undo_steps(UndoContext(HostRoot()), ledger, plan.name)
+            assert not ledger.undo_records(plan.name)
+            assert daemons.driver.read(["p1"]).ports[0].channels == ()
+            assert plan_translations(plan, lambda _: None) == []
+
+
+def test_launch_names_a_switch_that_is_not_registered() -> None:
+    plan = replace(make_plan(1), nics=(replace(make_plan(1).vf, edge=EdgeMode.CHANNEL, vlan=1000),))
+
+    def find(uplink: str) -> SwitchTie:
+        raise SwitchError(f"the switch sw1 of uplink {uplink} is not registered", "register it")
+
+    with pytest.raises(
+        HostError, match="cannot translate VLAN 1000 of guest .*: the switch sw1 of uplink nic0 is not registered"
+    ):
+        plan_translations(plan, find)

@@ -47,7 +47,7 @@ OWNERS = {
     "libvirt": {"hypervisor.connection", "hypervisor.counters", "hypervisor.events"},
     "libvirt_qemu": {"hypervisor.events", "hypervisor.guests"},
     "pyroute2": {"host.netlink.sockets"},
-    "paramiko": {"ssh.login", "ssh.session", "ssh.shell", "ssh.transfer", "ssh.transport"},
+    "paramiko": {"ssh.login", "ssh.session", "ssh.shell", "ssh.server", "ssh.transfer", "ssh.transport"},
     "prometheus_client": {"metrics.collect"},
     "sqlite3": {
         "ledger.chain",

@@ -8,19 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.audit.network import VfReading, prove_network_isolated
+from orchestrator.audit.network import Strays, VfReading, prove_network_isolated
 from orchestrator.config import read_config
 from orchestrator.errors import Conflict, NoRoom, RequestError
+from orchestrator.guests.switches import find_needs
 from orchestrator.ledger import Ledger
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.network import Network, parse_vlans
 from orchestrator.model.plan import Allocated, NicPlan, Plan, Policy
-from orchestrator.model.proof import Verdict
+from orchestrator.model.proof import Measurement, Verdict
+from orchestrator.model.state import GuestState
+from orchestrator.model.switch import PortChannel, PortNeeds, PortVlan, SwitchPort, SwitchState
 from orchestrator.model.topology import VfState
 from orchestrator.planning.host_check import build_policy
 from orchestrator.planning.inputs import NO_SITE, Site
 from orchestrator.planning.planner import plan_guest
 from orchestrator.planning.uplink import explain_edges
+from orchestrator.switches.verify import check_ports, find_untranslated
 from orchestrator.values import MacAddress, PciAddress
 from tests.harness.audit_data import GUEST1
 from tests.unit.test_ledger import make_plan
@@ -44,7 +48,8 @@ def test_nic_without_vepa_gets_vlans_of_its_own() -> None:
     with pytest.raises(NoRoom, match=r"all of VLANs 1000-1002 are used by guests \(\[uplinks.nic0\] channels\) \(NIC 2 of 2\)"):
         plan(used=used, nics=[{}, {}])
     (sentence,) = explain_edges(plan(), OLD, CHANNELS)
-    assert "the driver bnx2x of PF 0000:41:00.0 is not known to support VEPA; the switch must translate its VLAN 1000" in sentence
+    assert "the driver bnx2x of PF 0000:41:00.0 is not known to support VEPA" in sentence
+    assert sentence.endswith("the switch must translate its VLAN 1000 to untagged frames: the manager does not set that")
 
 
 def test_vlans_of_other_pfs_are_not_taken() -> None:
@@ -67,9 +72,19 @@ def test_auto_prefers_vepa_where_the_nic_may_have_it(policy: Policy, pf: dict[st
     assert (found.edge, found.vlan) == (edge, vlan)
 
 
-def test_network_is_refused() -> None:
-    with pytest.raises(NoRoom, match="with edge mode channel a NIC cannot join a network"):
-        plan(site=Site({"blue": Network("blue", 100)}), nics=[{"network": "blue"}])
+BLUE = Site({"blue": Network("blue", 100)})
+
+
+def test_network_needs_a_switch_that_the_manager_sets() -> None:
+    with pytest.raises(NoRoom, match=r"with edge mode channel a NIC cannot join a network: .*\[uplinks.nic0\] switch and port"):
+        plan(site=BLUE, nics=[{"network": "blue"}])
+    tied = replace(CHANNELS, tied=frozenset({"nic0"}))
+    nics = plan(tied, site=BLUE, nics=[{"network": "blue"}, {"network": "blue"}, {}]).nics
+    assert [(one.network, one.vlan, one.switch_vlan, one.network_vlan) for one in nics] == [
+        ("blue", 1000, 100, 100), ("blue", 1001, 100, 100), ("", 1002, 0, 0),
+    ]  # fmt: skip
+    assert nics[0].vf
+    assert nics[0].vf.vlan == 1000, "the NIC has the VLAN of its own, the switch that of the network"
 
 
 def test_guest_gets_no_vlan_of_a_network() -> None:
@@ -119,3 +134,95 @@ def test_vf_in_the_vlan_of_another_is_found(other: int, verdict: Verdict) -> Non
     found = {vf: VfReading("nic0", VfState(0, mac, vlan=1000)), second: VfReading("nic0", VfState(3, vlan=other))}
     promised = {GUEST1.name: (mine,), "other": (replace(others, address=second),)}
     assert prove_network_isolated(GUEST1, found, promised).verdict is verdict
+
+
+CHANNEL = PortChannel(1000, "02:4e:48:00:00:01", 100)
+PORT = SwitchPort("swp1", True, True, False, "forwarding", False, 1500, (), None, (), (), None, channels=(CHANNEL,))
+
+
+@pytest.mark.parametrize(
+    ("found", "findings"),
+    [
+        ((CHANNEL,), []),
+        ((replace(CHANNEL, mac=""),), []),  # a Linux bridge has no address of it
+        ((), ["VLAN 1000 of 02:4e:48:00:00:01 is not translated"]),
+        (
+            (replace(CHANNEL, switch_vlan=0),),
+            ["the translation is VLAN 1000 to untagged frames for 02:4e:48:00:00:01, expected"],
+        ),
+        ((replace(CHANNEL, mac="02:4e:48:00:00:02"),), ["for 02:4e:48:00:00:02, expected"]),
+        ((CHANNEL, PortChannel(1001, "", 100)), []),
+    ],
+)
+def test_translation_of_the_switch_is_compared(found: tuple[PortChannel, ...], findings: list[str]) -> None:
+    actual = find_untranslated(replace(PORT, channels=found), [CHANNEL])
+    assert len(actual) == len(findings)
+    assert all(part in text for part, text in zip(findings, actual, strict=True))
+
+
+def test_port_of_guests_with_vlans_of_their_own_needs_no_hairpin() -> None:
+    state = SwitchState((PORT,), True, False, None, None, None)
+
+    def failed(needs: PortNeeds) -> set[str]:
+        checks = check_ports("sw1", state, {"swp1": 1500}, None, {"swp1": needs})
+        return {check.name for check in checks if check.verdict is Verdict.FAIL}
+
+    assert failed(PortNeeds()) == {"hairpin", "channels", "vlan"}, "a translation that no guest has"
+    assert failed(PortNeeds(relay=False, channels=(CHANNEL,), known=(CHANNEL,))) == {"vlan"}
+    assert failed(PortNeeds(relay=False, known=(CHANNEL,))) == {"vlan"}, "the guest is being started"
+
+
+def test_needs_of_guests_follow_their_edge_modes(tmp_path: Path) -> None:
+    first = replace(make_plan(1), nics=(replace(make_plan(1).vf, edge=EdgeMode.CHANNEL, vlan=1000, switch_vlan=0),))
+    with closing(Ledger(tmp_path / "ledger")) as ledger:
+        assert find_needs((), "nic0", is_channel=False) == PortNeeds()
+        assert find_needs((), "nic0", is_channel=True) == PortNeeds(relay=False)
+        ledger.claim(first, ledger.read().generation, request(name="g1"))
+        channel = PortChannel(1000, str(first.vf.mac), 0)
+        assert find_needs(ledger.read().claims, "nic0", is_channel=True) == PortNeeds(relay=False, known=(channel,))
+        ledger.set_state("g1", GuestState.RUNNING)
+        needs = find_needs(ledger.read().claims, "nic0", is_channel=False)
+        assert needs == PortNeeds(relay=False, channels=(channel,), known=(channel,))
+        ledger.claim(make_plan(2), ledger.read().generation, request(name="g2"))
+        assert find_needs(ledger.read().claims, "nic0", is_channel=True).relay, "a guest in VEPA mode needs it"
+
+
+def test_port_must_carry_the_vlans_of_guests_networks(tmp_path: Path) -> None:
+    """Hairpin that is lost in one VLAN: the probe of the host, which is untagged, returns."""
+    plan = replace(make_plan(1), nics=(replace(make_plan(1).vf, network="blue", vlan=100),))
+    with closing(Ledger(tmp_path / "ledger")) as ledger:
+        ledger.create_network(lambda _: Network("blue", 100))
+        ledger.claim(plan, ledger.read().generation, request(name="g1"))
+        assert not find_needs(ledger.read().claims, "nic0", is_channel=False).vlans, "it does not run"
+        ledger.set_state("g1", GuestState.RUNNING)
+        needs = find_needs(ledger.read().claims, "nic0", is_channel=False)
+    assert (needs.vlans, needs.relay) == (frozenset({100}), True)
+    untagged, tagged = PortVlan(1, pvid=True, untagged=True), PortVlan(100, pvid=False, untagged=False)
+    for vlans, failed in (
+        ((untagged, tagged), set()),
+        ((untagged,), {"networks"}),
+        ((untagged, replace(tagged, untagged=True)), {"networks"}),
+    ):
+        port = replace(PORT, hairpin=True, channels=(), vlans=vlans)
+        state = SwitchState((port,), True, False, None, None, None)
+        checks = check_ports("sw1", state, {"swp1": 1500}, None, {"swp1": needs})
+        assert {check.name for check in checks if check.verdict is Verdict.FAIL} == failed
+    unfiltered = SwitchState((replace(port, vlans=()),), False, False, None, None, None)
+    assert not [check for check in check_ports("sw1", unfiltered, {}, None, {"swp1": needs}) if check.name == "networks"]
+
+
+def test_audit_names_the_translation_and_fails_without_it() -> None:
+    (vf,), mac = GUEST1.hostdevs, MacAddress("02:4e:48:00:00:01")
+    nic = NicPlan(PF, "nic0", 0, vf, mac, EdgeMode.CHANNEL, "blue", vlan=1000, switch_vlan=100)
+    found = {vf: VfReading("nic0", VfState(0, mac, vlan=1000))}
+
+    def prove(strays: Strays) -> Measurement:
+        return prove_network_isolated(GUEST1, found, {GUEST1.name: (nic,)}, strays)
+
+    good = prove(Strays({}, translated={str(mac): "VLAN 1000 to VLAN 100"}))
+    assert good.verdict is Verdict.PASS
+    assert "the switch translates VLAN 1000 to VLAN 100" in good.evidence
+    bad = prove(Strays({}, untranslated={str(mac): "port swp1 of the switch: VLAN 1000 is not translated"}))
+    assert bad.verdict is Verdict.FAIL
+    unknown = prove(Strays({}, "not measured: no switch"))
+    assert any("how the switch translates VLAN 1000 is not measured" in line for line in unknown.evidence)

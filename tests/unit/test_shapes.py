@@ -58,6 +58,8 @@ VALUES: dict[type, Any] = {
     switch.PortCounters: switch_shapes.PortCounters,
     switch.PortVlan: switch_shapes.PortVlan,
     switch.FdbEntry: switch_shapes.FdbEntry,
+    switch.SwitchUplink: switch_shapes.SwitchUplink,
+    switch.PortChannel: switch_shapes.PortChannel,
     switch.PairCount: switch_shapes.PairCount,
     switch.Neighbour: switch_shapes.Neighbour,
     switch.SwitchPort: switch_shapes.SwitchPort,

@@ -19,7 +19,7 @@ from orchestrator.host.netlink.links import (
     set_link_up,
     watch_links,
 )
-from orchestrator.host.netlink.namespaces import create_netns, delete_netns, move_to_netns
+from orchestrator.host.netlink.namespaces import create_netns, delete_netns, move_to_netns, rename_link
 from orchestrator.host.netlink.notices import LinkNotices, RuleNotices
 from orchestrator.host.netlink.sockets import netns_exists
 from orchestrator.host.netlink.taps import (
@@ -58,6 +58,7 @@ __all__ = [
     "read_table",
     "read_vf_counters",
     "read_vfs",
+    "rename_link",
     "replace_table",
     "restore_macvtap",
     "restore_tap",

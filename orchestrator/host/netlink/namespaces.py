@@ -52,3 +52,11 @@ def move_to_netns(interface: str, netns: str) -> None:
         ipr.link("set", index=find_index(ipr, interface, what), net_ns_fd=netns)
     with opened(what, netns) as ipr:
         find_link(read_all(ipr), interface, what)
+
+
+def rename_link(interface: str, name: str, netns: str | None = None) -> None:
+    """The interface must be down. Raises HostError if it does not exist (ENODEV), or the name is taken (EEXIST)."""
+    what = f"rename {interface} to {name}"
+    with opened(what, netns) as ipr:
+        ipr.link("set", index=find_index(ipr, interface, what), ifname=name)
+        find_link(read_all(ipr), name, what)
