@@ -19,7 +19,8 @@ def pack() -> bytes:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
         fakes = [f"tests/fakes/{name}.py" for name in ("root", "net", "nvme", "tracing")]
-        for name in (*fakes, "tests/contract", "tests/data"):
+        harness = [f"tests/harness/{name}.py" for name in ("edge_network", "netns")]
+        for name in (*fakes, *harness, "tests/contract", "tests/data"):
             archive.add(ROOT / name, name)
         for name in CARRIED:
             spec = importlib.util.find_spec(name.removesuffix(".py"))
