@@ -24,7 +24,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,34 +34,47 @@ from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.host import netlink
 from orchestrator.host.edge import SOFTWARE, Tap
-from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, set_hairpin
-from orchestrator.host.root import HostRoot
-from orchestrator.values import MacAddress
+from orchestrator.host.netlink import add_port, create_bridge, set_hairpin
 from orchestrator.waiting import wait_until
 from tests.harness import netns
+from tests.harness.edge_network import MAC1, MAC2, PORT, UPLINK, build_network, open_end, plug
 
-UPLINK, PORT = "uplink", "port"
-MACS = tuple(MacAddress.parse(f"02:4e:48:00:00:0{number}") for number in (1, 2))
+MACS = (MAC1, MAC2)
 TRIPS, BATCHES, BATCH = 1000, 60, 32
 BASE = "bridge"
-HOST = HostRoot(Path("/"), netlink)
 FIGURES = {"round trip": "us", "60 bytes": "frames/s", "1,514 bytes": "frames/s"}
+LABELS = {
+    "round trip": "round trip\n(lower is better)",
+    "60 bytes": "frames/s, 60 bytes\n(higher is better)",
+    "1,514 bytes": "frames/s, 1,514 bytes\n(higher is better)",
+}
 
 
 @dataclass
-class Way:
-    """Two taps that are connected in one of the ways, and what was measured."""
+class Measured:
+    """A way, and what was measured of it: a value per round of each figure."""
 
     name: str
+    outside: bool  # whether the frames pass the external switch
+    sent: int = field(default=0, kw_only=True)
+    lost: int = field(default=0, kw_only=True)
+    found: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list), kw_only=True)
+
+    def is_right(self, into: int, out: int) -> bool:
+        """Whether no frame was lost, and the switch saw each frame as often as the way says."""
+        print(f"{self.name}: {self.sent} frames sent, {self.lost} lost, {into} into the switch, {out} out of it")
+        expected = self.sent if self.outside else 0
+        return self.lost == 0 and (into, out) == (expected, expected)
+
+
+@dataclass
+class Way(Measured):
+    """Two taps that are connected in one of the ways."""
+
     host: str  # network namespaces
     switch: str
-    outside: bool  # whether the frames pass the external switch
     ends: tuple[netns.Tap, netns.Tap]
-    sent: int = 0
-    lost: int = 0
-    found: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in FIGURES})
 
     def measure(self) -> None:
         self.found["round trip"].append(self._measure_trips() * 1e6)
@@ -119,30 +133,13 @@ def connect_macvtaps(host: str, folder: Path) -> list[netns.Tap]:
     for number, mac in enumerate(MACS, 1):
         words = ["link", UPLINK, "address", str(mac), "type", "macvtap", "mode", "bridge"]
         netns.ip("-n", host, "link", "add", f"nh-{number}", "up", *words)
-    return [open_macvtap(host, f"nh-{number}", folder) for number in (1, 2)]
-
-
-def open_macvtap(host: str, name: str, folder: Path) -> netns.Tap:
-    (mount := folder / name).mkdir()
-    return netns.open_macvtap(host, name, mount)
+    return [open_end("macvtap", f"nh-{number}", folder, host) for number in (1, 2)]
 
 
 def connect_edge(host: str, folder: Path, name: str) -> list[netns.Tap]:
     """As the manager does for a guest, with the rules."""
     edge = next(edge for mode, edge in SOFTWARE.items() if mode == name)
-    taps = [Tap(f"nh-{number}", mac, UPLINK) for number, mac in enumerate(MACS, 1)]
-    for tap in taps:
-        netns.within(host, lambda tap=tap: edge.create(HOST, tap))  # type: ignore[misc]
-    if edge.KIND == "macvtap":
-        return [open_macvtap(host, tap.name, folder) for tap in taps]
-    return [netns.open_tun(host, tap.name) for tap in taps]
-
-
-def disable_ipv6() -> None:
-    """Of interfaces that are made later: the kernel itself would send frames."""
-    file = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
-    if file.exists():
-        file.write_text("1")
+    return [plug(edge, Tap(f"nh-{number}", mac, UPLINK), folder, host) for number, mac in enumerate(MACS, 1)]
 
 
 @contextmanager
@@ -151,22 +148,17 @@ def build_way(name: str, number: int) -> Iterator[Way]:
     prefix = f"edges{os.getpid()}{number}"
     host, switch = f"{prefix}h", f"{prefix}s"
     with ExitStack() as stack:
-        for one in (host, switch):
-            create_netns(one)
-            stack.callback(delete_netns, one)
-            netns.within(one, disable_ipv6)
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        create_bridge("br0", switch)
-        netns.ip("-n", host, "link", "add", UPLINK, "up", "type", "veth", "peer", "name", PORT, "netns", switch)
+        # The kernel itself would send frames, which would be counted.
+        stack.enter_context(build_network(host, switch, silent=True))
         netns.ip("-n", host, "link", "set", UPLINK, "promisc", "on")  # an edge may need it
-        add_port("br0", PORT, switch)
         outside = name in list(SOFTWARE)
         set_hairpin(PORT, switch, on=outside)
         connect = {BASE: connect_bridge, "macvtap bridge": connect_macvtaps}.get(name)
         first, second = connect(host, folder) if connect else connect_edge(host, folder, name)
         stack.callback(first.close)
         stack.callback(second.close)
-        way = Way(name, host, switch, outside, (first, second))
+        way = Way(name, outside, host, switch, (first, second))
         await_frames(way)
         yield way
 
@@ -188,11 +180,11 @@ def await_frames(way: Way) -> None:
         end.take()
 
 
-def read_port(way: Way) -> tuple[int, int]:
+def read_port(switch: str, port: str) -> tuple[int, int]:
     """Frames that the switch received and sent at the port."""
 
     def read(name: str) -> int:
-        argv = ["ip", "-n", way.switch, "-s", "-j", "link", "show", PORT]
+        argv = ["ip", "-n", switch, "-s", "-j", "link", "show", port]
         return int(json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)[0]["stats64"][name]["packets"])
 
     return read("rx"), read("tx")
@@ -203,29 +195,28 @@ def run(rounds: int) -> tuple[list[Way], bool]:
     with ExitStack() as stack:
         names = [BASE, "macvtap bridge", *map(str, SOFTWARE)]
         ways = [stack.enter_context(build_way(name, number)) for number, name in enumerate(names)]
-        before = [read_port(way) for way in ways]
+        before = [read_port(way.switch, PORT) for way in ways]
         for number in range(rounds):
             for way in ways if number % 2 else reversed(ways):
                 way.measure()
         right = True
         for way, start in zip(ways, before, strict=True):
-            seen = tuple(now - then for now, then in zip(read_port(way), start, strict=True))
-            expected = (way.sent, way.sent) if way.outside else (0, 0)
-            print(f"{way.name}: {way.sent} frames sent, {way.lost} lost, {seen[0]} into the switch, {seen[1]} out of it")
-            right &= way.lost == 0 and seen == expected
+            into, out = (now - then for now, then in zip(read_port(way.switch, PORT), start, strict=True))
+            right &= way.is_right(into, out)
     return ways, right
 
 
-def compare(way: Way, base: Way, figure: str) -> list[float]:
+def compare(way: Measured, base: Measured, figure: str) -> list[float]:
     """Ratios of the rounds, sorted."""
     return sorted(one / other for one, other in zip(way.found[figure], base.found[figure], strict=True))
 
 
-def report(ways: list[Way]) -> None:
-    print(f"\n{'':16}" + "".join(f"{f'{figure}, {unit}':>24}{f'/ {BASE}':>22}" for figure, unit in FIGURES.items()))
+def report(ways: Sequence[Measured], figures: Mapping[str, str]) -> None:
+    """Medians, and ratios to the first way. ``figures``: their units."""
+    print(f"\n{'':28}" + "".join(f"{f'{figure}, {unit}':>24}{f'/ {ways[0].name}':>22}" for figure, unit in figures.items()))
     for way in ways:
-        line = f"{way.name:16}"
-        for figure in FIGURES:
+        line = f"{way.name:28}"
+        for figure in figures:
             ratios = compare(way, ways[0], figure)
             spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
             line += f"{statistics.median(way.found[figure]):>24,.1f}{spread:>22}"
@@ -233,8 +224,8 @@ def report(ways: list[Way]) -> None:
     print(f"load {os.getloadavg()[0]:.1f}, kernel {os.uname().release}")
 
 
-def draw(ways: list[Way], file: Path) -> None:
-    """Medians as bars, and quartiles of the rounds as lines."""
+def draw(ways: Sequence[Measured], figures: Mapping[str, str], title: str, file: Path) -> None:
+    """Medians as bars, and quartiles of the rounds as lines. ``figures``: their labels."""
     try:
         import matplotlib
     except ImportError:
@@ -244,21 +235,20 @@ def draw(ways: list[Way], file: Path) -> None:
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "edges"
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(max(8, len(ways) * len(figures) * 0.55), 4), layout="constrained")
     width = 0.8 / len(ways)
     for number, way in enumerate(ways):
-        ratios = [compare(way, ways[0], name) for name in FIGURES]
+        ratios = [compare(way, ways[0], name) for name in figures]
         medians = [statistics.median(one) for one in ratios]
         quarters = [statistics.quantiles(one, n=4) for one in ratios]
         spread = [[median - one[0] for median, one in zip(medians, quarters, strict=True)],
                   [one[2] - median for median, one in zip(medians, quarters, strict=True)]]  # fmt: skip
-        at = [place + (number - (len(ways) - 1) / 2) * width for place in range(len(FIGURES))]
+        at = [place + (number - (len(ways) - 1) / 2) * width for place in range(len(figures))]
         axes.bar(at, medians, width * 0.92, yerr=spread, capsize=3, label=way.name)
         for place, median, (_, _, top) in zip(at, medians, quarters, strict=True):
             axes.text(place, max(median, top) + 0.03, f"{median:.2f}", ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(FIGURES)), ["round trip\n(lower is better)", "frames/s, 60 bytes\n(higher is better)",
-                                          "frames/s, 1,514 bytes\n(higher is better)"])  # fmt: skip
-    axes.set(ylabel=f"ratio to {BASE}, median and quartiles", title="Ways between two taps of one host, in network namespaces")
+    axes.set_xticks(range(len(figures)), list(figures.values()))
+    axes.set(ylabel=f"ratio to {ways[0].name}, median and quartiles", title=title)
     axes.axhline(1, color="gray", linewidth=0.8, linestyle="--")
     axes.legend(loc="upper center", ncols=len(ways))
     axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
@@ -274,8 +264,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("build/benchmarks/edges.png"))
     options = parser.parse_args()
     ways, right = run(max(options.rounds, 2))
-    report(ways)
-    draw(ways, options.plot)
+    report(ways, FIGURES)
+    draw(ways, LABELS, "Ways between two taps of one host, in network namespaces", options.plot)
     sys.exit(not right)
 
 

@@ -9,13 +9,13 @@ and to the disk of a stopped guest, in which the search must find it. Prints a l
 if a marker was found that must not be there, or one that is there was not found.
 """
 
-import gzip
 import shlex
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_lab import use_lab
 
@@ -23,13 +23,14 @@ from orchestrator.cli.lab import build_ssh
 from orchestrator.host.run import run
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
-from orchestrator.images.cpio import build_archive, pad
+from orchestrator.images.description import INITRD
 from orchestrator.images.recipe import recipes_folder
-from orchestrator.lab.lab import Lab, execute
+from tests.harness.guest_image import add_commands, append, send_image
 
 NAME = "marker"
 FOLDER = Path(__file__).parent
 INSIDE = FOLDER / "tenant_cycles_inside.py"
+COMMAND = '        marker) say \'done\' "marker $(/bin/marker "$@")" ;;\n'
 CYCLE = 180.0
 """Maximum seconds per cycle."""
 
@@ -50,11 +51,8 @@ def make_image(folder: Path) -> Path:
     recipe = folder / "recipes" / NAME
     recipe.mkdir(parents=True)
     source = recipes_folder() / "minimal"
-    settings, init = (source / "image.toml").read_text(), (source / "init").read_text()
-    (recipe / "image.toml").write_text(settings.replace('"igbvf"', '"nvme", "igbvf"', 1))
-    command = '        marker) say \'done\' "marker $(/bin/marker "$@")" ;;\n'
-    init = init.replace("        burn) do_burn", f"{command}        burn) do_burn", 1)
-    (recipe / "init").write_text(init.replace("load_drivers\n", "load_drivers\nbusybox chmod 755 /bin/marker\n"))
+    (recipe / "image.toml").write_text((source / "image.toml").read_text().replace('"igbvf"', '"nvme", "igbvf"', 1))
+    (recipe / "init").write_text(add_commands((source / "init").read_text(), COMMAND))
     built = build_image(folder / "recipes", NAME, cache_folder(), progress=lambda text: print(text, file=sys.stderr))
     program = folder / "program"
     run(["gcc", "-O2", "-static", "-o", program, FOLDER / "tenant_marker.c"])
@@ -62,21 +60,8 @@ def make_image(folder: Path) -> Path:
     image.mkdir()
     for file in built.iterdir():
         (image / file.name).write_bytes(file.read_bytes())
-    initrd = gzip.decompress((image / "initrd").read_bytes())
-    (image / "initrd").write_bytes(initrd + pad(len(initrd)) + build_archive({"bin/marker": program.read_bytes()}))
+    append(image / INITRD, {"bin/marker": program.read_bytes()})
     return image
-
-
-def send_image(lab: Lab, image: Path) -> None:
-    """Installs it on the lab host."""
-    with tempfile.TemporaryFile() as packed:
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            tar.add(image, NAME)
-        packed.seek(0)
-        line = f"rm -rf /tmp/{NAME} && tar -x -C /tmp && nohype image install /tmp/{NAME} && rm -rf /tmp/{NAME}"
-        done = execute(lab, line, timeout=CYCLE, input=packed)
-    if done.status:
-        sys.exit(done.stderr)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from orchestrator.host.sriov import read_pfs, set_numvfs
 from orchestrator.model.topology import PhysicalFunction, VfState
 from orchestrator.values import PciAddress
 from tests.fakes.root import FakeRoot, load_host
+from tests.harness.edge_network import build_network
 
 REAL = os.environ.get("NOHYPE_CONTRACT_ROOT")
 Holder = Callable[[PciAddress], AbstractContextManager[None]]
@@ -171,3 +172,12 @@ def _hold_real(address: PciAddress) -> Iterator[None]:
     finally:
         for descriptor in reversed(descriptors):
             os.close(descriptor)
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    """The network namespaces of an edge, without guests."""
+    if os.geteuid():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
+    with build_network():
+        yield

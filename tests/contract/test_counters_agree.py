@@ -10,31 +10,20 @@ import pytest
 
 from orchestrator.audit.balance import compare, take_sample
 from orchestrator.host import netlink
-from orchestrator.host.edge import Tap, macvtap
-from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, read_queue, set_hairpin
-from orchestrator.host.root import HostRoot
+from orchestrator.host.edge import macvtap
+from orchestrator.host.netlink import read_queue, set_hairpin
 from orchestrator.model.switch import Switch, SwitchDriver, SwitchTie
 from orchestrator.model.uplink import EdgeReading, InvariantReading
-from orchestrator.values import MacAddress
 from orchestrator.waiting import wait_until
+from tests.harness.edge_network import HOST, ONE, PORT, REAL, SWITCH, TWO, UPLINK, build_network, plug
 from tests.harness.netns import Tap as GuestEnd
-from tests.harness.netns import build_frame, ip, open_macvtap, within
+from tests.harness.netns import build_frame, ip, within
 
 pytestmark = pytest.mark.netns
 
-PREFIX = f"ab{os.getpid()}"
-HOST, SWITCH = f"{PREFIX}h", f"{PREFIX}s"
-UPLINK, PORT = "uplink", "port"
-REAL = HostRoot(Path("/"), netlink)
-TAPS = tuple(Tap(f"nh-{number}", MacAddress.parse(f"02:4e:48:00:00:0{number}"), UPLINK) for number in (1, 2))
+TAPS = (ONE, TWO)
 EDGES = tuple(EdgeReading(tap.name, "macvtap-vepa", "", (), UPLINK) for tap in TAPS)
 TIE = SwitchTie(Switch("sw1", SwitchDriver.LINUX_BRIDGE, "br0", netns=SWITCH), PORT, None)
-
-
-def _disable_ipv6() -> None:
-    for which in ("all", "default"):
-        if (file := Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6")).exists():
-            file.write_text("1")
 
 
 def _has_carrier() -> bool:
@@ -45,27 +34,13 @@ def _has_carrier() -> bool:
 def guests(tmp_path: Path) -> Iterator[list[GuestEnd]]:
     if os.geteuid():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
-    for name in (HOST, SWITCH):
-        create_netns(name)
-        within(name, _disable_ipv6)  # the host and the switch send nothing of their own
-    try:
-        create_bridge("br0", SWITCH)
-        ip("-n", HOST, "link", "add", UPLINK, "up", "type", "veth", "peer", "name", PORT, "netns", SWITCH)
-        add_port("br0", PORT, SWITCH)
-        set_hairpin(PORT, SWITCH, on=True)
-        ends = []
-        for tap in TAPS:
-            within(HOST, lambda tap=tap: macvtap.create(REAL, tap))  # type: ignore[misc]
-            (tmp_path / tap.name).mkdir()
-            ends.append(open_macvtap(HOST, tap.name, tmp_path / tap.name))
+    with build_network(silent=True):
+        ends = [plug(macvtap, tap, tmp_path) for tap in TAPS]
         assert wait_until(lambda: within(HOST, _has_carrier), timeout=30, interval=0.05)
         talk(ends)  # the switch learns both addresses: it floods a frame to an address that it has not learned
         yield ends
         for end in ends:
             end.close()
-    finally:
-        for name in (HOST, SWITCH):
-            delete_netns(name)
 
 
 def measure(during: Callable[[], object]) -> dict[str, InvariantReading]:

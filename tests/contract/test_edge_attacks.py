@@ -9,8 +9,6 @@ docs/threat-model.md lists each attack with what stops it. A frame that is not s
 
 from __future__ import annotations
 
-import os
-import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,53 +17,36 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.host import netlink
-from orchestrator.host.edge import SOFTWARE, Tap
+from orchestrator.host.edge import SOFTWARE
 from orchestrator.host.edge.base import SoftwareEdge
-from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, set_hairpin
-from orchestrator.host.root import HostRoot
-from orchestrator.values import MacAddress
+from orchestrator.host.netlink import add_port
 from orchestrator.waiting import wait_until
-from tests.harness.netns import Watch, ip, open_macvtap, open_tun, within
+from tests.harness.attack_frames import (
+    ALL,
+    ARP,
+    CONTROL,
+    CONTROL_FRAMES,
+    IPV6,
+    LOCAL,
+    OLD_PROVIDER,
+    PAUSE,
+    PROVIDER,
+    VLAN,
+    advertisement,
+    arp_reply,
+    end_of,
+    ether,
+    finish,
+    tagged,
+)
+from tests.harness.edge_network import BRIDGE, HOST, MAC1, MAC2, ONE, PORT, SWITCH, TWO, UPLINK, plug
+from tests.harness.netns import Watch, ip
 
 pytestmark = pytest.mark.netns
 
-PREFIX = f"at{os.getpid()}"
-HOST, SWITCH = f"{PREFIX}h", f"{PREFIX}s"
-UPLINK, PORT, SOCKET, STATION = "uplink", "port", "socket", "station"
-REAL = HostRoot(Path("/"), netlink)
-ATTACKER = Tap("nh-1", MacAddress.parse("02:4e:48:00:00:01"), UPLINK)
-VICTIM = Tap("nh-2", MacAddress.parse("02:4e:48:00:00:02"), UPLINK)
-ME, THEM, OUTSIDE, OF_UPLINK = str(ATTACKER.mac), str(VICTIM.mac), "02:00:00:00:00:50", "02:00:00:00:00:60"
-ALL = "ff:ff:ff:ff:ff:ff"
-LOCAL, ARP, IPV6, VLAN, PROVIDER, OLD_PROVIDER, CONTROL = 0x88B5, 0x0806, 0x86DD, 0x8100, 0x88A8, 0x9100, 0x8808
-
-
-def ether(target: str, source: str, kind: int = LOCAL, payload: bytes = b"") -> bytes:
-    return bytes.fromhex((target + source).replace(":", "")) + struct.pack("!H", kind) + payload
-
-
-def tagged(target: str, *tags: tuple[int, int]) -> bytes:
-    """``tags``: EtherType and VLAN, outermost first."""
-    words = b"".join(struct.pack("!HH", kind, vlan) for kind, vlan in tags) + struct.pack("!H", LOCAL)
-    return bytes.fromhex((target + ME).replace(":", "")) + words
-
-
-def arp_reply(sender: str) -> bytes:
-    """Says that 10.0.0.2, the victim's address, is at ``sender``."""
-    addresses = bytes.fromhex(sender.replace(":", "")) + bytes([10, 0, 0, 2]) + bytes.fromhex(OUTSIDE.replace(":", ""))
-    return struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + addresses + bytes([10, 0, 0, 50])
-
-
-def advertisement() -> bytes:
-    """A neighbour advertisement for fd00::2, the victim's address, with the attacker's link-layer address (RFC 4861).
-
-    Without checksum, and without the last option, which `World.send` appends: a bridge with br_netfilter cuts what follows.
-    """
-    target = bytes.fromhex("fd00" + "00" * 13 + "02")
-    icmp = struct.pack("!BBHI", 136, 0, 0, 0x2000_0000) + target + b"\x02\x01" + bytes.fromhex(ME.replace(":", ""))
-    head = struct.pack("!IHBB", 0x6000_0000, len(icmp) + 8, 58, 255)
-    return head + target + bytes.fromhex("ff02" + "00" * 13 + "01") + icmp
+STATION, SOCKET = "station", "socket"
+ME, THEM, OUTSIDE, OF_UPLINK = str(MAC1), str(MAC2), "02:00:00:00:00:50", "02:00:00:00:00:60"
+VICTIMS_ADDRESS, STATIONS_ADDRESS = bytes([10, 0, 0, 2]), bytes([10, 0, 0, 50])
 
 
 class World:
@@ -85,10 +66,9 @@ class World:
     def send(self, sender: str, frame: bytes) -> bytes:
         """Returns the end of the frame."""
         self._number += 1
-        end = struct.pack("!4sI", b"ATCK", self._number)
         end_to_end = self._taps.get(sender) or self._watches[sender]
-        end_to_end.send(frame.ljust(72, b"\0") + end)  # type: ignore[attr-defined]
-        return end
+        end_to_end.send(finish(frame, self._number))  # type: ignore[attr-defined]
+        return end_of(self._number)
 
     def count(self, end: bytes) -> dict[str, int]:
         """How often the frame entered and left the switch at the port, and who received it."""
@@ -169,31 +149,15 @@ def edge(request: pytest.FixtureRequest) -> SoftwareEdge:
 
 
 @pytest.fixture
-def world(edge: SoftwareEdge, tmp_path: Path) -> Iterator[World]:
-    if os.geteuid():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
-    for name in (HOST, SWITCH):
-        create_netns(name)
-    try:
-        create_bridge("br0", SWITCH)
-        words = ["up", "type", "veth", "peer", "name"]
-        ip("-n", HOST, "link", "add", UPLINK, "address", OF_UPLINK, *words, PORT, "netns", SWITCH)
-        ip("-n", HOST, "link", "set", UPLINK, "promisc", "on")  # an edge may need it, and must be as strict with it
-        ip("-n", SWITCH, "link", "add", STATION, "address", OUTSIDE, *words, SOCKET)
-        for port in (PORT, SOCKET):
-            add_port("br0", port, SWITCH)
-        set_hairpin(PORT, SWITCH, on=True)
-        opened = []
-        for tap in (ATTACKER, VICTIM):
-            within(HOST, lambda tap=tap: edge.create(REAL, tap))  # type: ignore[misc]
-            (folder := tmp_path / tap.name).mkdir()
-            opened.append(open_macvtap(HOST, tap.name, folder) if edge.KIND == "macvtap" else open_tun(HOST, tap.name))
-        found = World(*opened)
-        yield found
-        found.close()
-    finally:
-        for name in (HOST, SWITCH):
-            delete_netns(name)
+def world(edge: SoftwareEdge, network: None, tmp_path: Path) -> Iterator[World]:
+    ip("-n", HOST, "link", "set", UPLINK, "address", OF_UPLINK)
+    ip("-n", HOST, "link", "set", UPLINK, "promisc", "on")  # an edge may need it, and must be as strict with it
+    ip("-n", SWITCH, "link", "add", STATION, "address", OUTSIDE, "up", "type", "veth", "peer", "name", SOCKET)
+    add_port(BRIDGE, SOCKET, SWITCH)
+    attacker, victim = (plug(edge, tap, tmp_path) for tap in (ONE, TWO))
+    found = World(attacker, victim)
+    yield found
+    found.close()
 
 
 def test_frame_between_guests_makes_its_way_through_the_switch(world: World) -> None:
@@ -242,34 +206,21 @@ TAGS = {
 @pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
 def test_tagged_frame_is_dropped_at_the_tap(world: World, tags: tuple[tuple[int, int], ...]) -> None:
     for target in (THEM, OUTSIDE, ALL):
-        assert world.trace(tagged(target, *tags)) == {}
+        assert world.trace(tagged(target, ME, *tags)) == {}
 
 
-CONTROL_FRAMES = {
-    "STP": ("01:80:c2:00:00:00", 38),
-    "pause": ("01:80:c2:00:00:01", CONTROL),
-    "LACP": ("01:80:c2:00:00:02", 0x8809),
-    "802.1X": ("01:80:c2:00:00:03", 0x888E),
-    "provider bridges": ("01:80:c2:00:00:08", 38),
-    "MVRP": ("01:80:c2:00:00:0d", 0x88F5),
-    "LLDP": ("01:80:c2:00:00:0e", 0x88CC),
-    "LLDP, last": ("01:80:c2:00:00:0f", 0x88CC),
-    "pause to a station": (OUTSIDE, CONTROL),
-    "Cisco's CDP, VTP, DTP": ("01:00:0c:cc:cc:cc", 300),
-    "Cisco's PVST": ("01:00:0c:cc:cc:cd", 50),
-}
+TO_SWITCHES = {**CONTROL_FRAMES, "pause to a station": (OUTSIDE, CONTROL)}
 
 
-@pytest.mark.parametrize(("target", "kind"), CONTROL_FRAMES.values(), ids=CONTROL_FRAMES)
+@pytest.mark.parametrize(("target", "kind"), TO_SWITCHES.values(), ids=TO_SWITCHES)
 def test_control_frame_of_switches_is_dropped_at_the_tap(world: World, target: str, kind: int) -> None:
-    pause = struct.pack("!HH", 1, 0xFFFF)
-    assert world.trace(ether(target, ME, kind, pause)) == {}
+    assert world.trace(ether(target, ME, kind, PAUSE)) == {}
 
 
 POISON = {
-    "ARP, with the attacker's address": (ARP, arp_reply(ME)),
-    "ARP, with another address": (ARP, arp_reply(OUTSIDE)),
-    "neighbour advertisement": (IPV6, advertisement()),
+    "ARP, with the attacker's address": (ARP, arp_reply(ME, VICTIMS_ADDRESS, OUTSIDE, STATIONS_ADDRESS)),
+    "ARP, with another address": (ARP, arp_reply(OUTSIDE, VICTIMS_ADDRESS, OUTSIDE, STATIONS_ADDRESS)),
+    "neighbour advertisement": (IPV6, advertisement(ME, bytes.fromhex("fd00" + "00" * 13 + "02"))),
 }
 
 

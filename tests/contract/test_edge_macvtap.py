@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,20 +31,11 @@ from tests.harness.edge_network import (
     TWO,
     UPLINK,
     Guests,
-    build_network,
     find_differences,
 )
-from tests.harness.netns import ip, open_macvtap, within
+from tests.harness.netns import ip, within
 
 pytestmark = pytest.mark.netns
-
-
-@pytest.fixture
-def network() -> Iterator[None]:
-    if os.geteuid():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
-    with build_network():
-        yield
 
 
 @pytest.fixture
@@ -56,7 +46,7 @@ def taps(network: None) -> None:
 
 @pytest.fixture
 def guests(taps: None, tmp_path: Path) -> Iterator[Guests]:
-    opened = Guests(tmp_path, open_macvtap)
+    opened = Guests(macvtap.KIND, tmp_path)
     yield opened
     opened.close()
 

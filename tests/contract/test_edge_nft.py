@@ -35,33 +35,29 @@ from tests.harness.edge_network import (
     TWO,
     UPLINK,
     Guests,
-    build_network,
     find_differences,
+    open_end,
 )
-from tests.harness.netns import Watch, ip, open_tap, within
+from tests.harness.netns import Watch, ip, within
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("promiscuous")]
 HOST_END = "fe:4e:48:00:00:01"  # of ONE
 
 
 @pytest.fixture
-def network() -> Iterator[None]:
-    if os.geteuid():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
-    with build_network():
-        within(HOST, lambda: netlink.set_promiscuous(UPLINK, on=True))
-        yield
+def promiscuous(network: None) -> None:
+    within(HOST, lambda: netlink.set_promiscuous(UPLINK, on=True))
 
 
 @pytest.fixture
-def taps(network: None) -> None:
+def taps(promiscuous: None) -> None:
     for tap in (ONE, TWO):
         within(HOST, lambda tap=tap: nft.create(REAL, tap))  # type: ignore[misc]
 
 
 @pytest.fixture
 def guests(taps: None, tmp_path: Path) -> Iterator[Guests]:
-    opened = Guests(tmp_path, open_tap)
+    opened = Guests(nft.KIND, tmp_path)
     yield opened
     opened.close()
 
@@ -178,7 +174,7 @@ def test_two_uplinks_are_used_at_once(guests: Guests, tmp_path: Path) -> None:
     within(HOST, lambda: netlink.set_promiscuous("uplink2", on=True))
     other = Tap("nh-3", MacAddress.parse("02:4e:48:00:00:03"), "uplink2")
     within(HOST, lambda: nft.create(REAL, other))
-    end, port = open_tap(HOST, other.name, tmp_path), Watch(SWITCH, "port2")
+    end, port = open_end(nft.KIND, other.name, tmp_path), Watch(SWITCH, "port2")
     guests.ends[other.name] = end
     ident = guests.send(ALL, other)
     assert wait_until(lambda: port.count(ident, "in"), timeout=20, interval=0.01)

@@ -5,7 +5,6 @@ tap [macvtap] -- UPLINK (namespace HOST) == veth == PORT (namespace SWITCH, brid
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,52 +17,30 @@ import pytest
 
 from orchestrator.guests.hairpin_watch import HairpinWatch
 from orchestrator.host import netlink
-from orchestrator.host.edge import Tap, macvtap
-from orchestrator.host.netlink import add_port, create_bridge, create_netns, delete_netns, read_counters, set_hairpin
-from orchestrator.host.root import HostRoot
+from orchestrator.host.edge import macvtap
+from orchestrator.host.netlink import read_counters, set_hairpin
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
-from orchestrator.values import MacAddress
 from orchestrator.waiting import wait_until
+from tests.harness.edge_network import HOST, MAC1, ONE, PORT, REAL, SWITCH, UPLINK, plug
 from tests.harness.netns import Tap as GuestEnd
-from tests.harness.netns import build_frame, ip, open_macvtap, within
+from tests.harness.netns import build_frame, within
 
 pytestmark = pytest.mark.netns
 
-PREFIX = f"hw{os.getpid()}"
-HOST, SWITCH = f"{PREFIX}h", f"{PREFIX}s"
-UPLINK, PORT = "uplink", "port"
-REAL = HostRoot(Path("/"), netlink)
-MAC = MacAddress.parse("02:4e:48:00:00:01")
-TAP = Tap("nh-1", MAC, UPLINK)
-
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Iterator[GuestEnd]:
-    if os.geteuid():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
-    for name in (HOST, SWITCH):
-        create_netns(name)
-    try:
-        create_bridge("br0", SWITCH)
-        ip("-n", HOST, "link", "add", UPLINK, "up", "type", "veth", "peer", "name", PORT, "netns", SWITCH)
-        add_port("br0", PORT, SWITCH)
-        set_hairpin(PORT, SWITCH, on=True)
-        within(HOST, lambda: macvtap.create(REAL, TAP))
-        (tmp_path / TAP.name).mkdir()
-        end = open_macvtap(HOST, TAP.name, tmp_path / TAP.name)
-        yield end
-        end.close()
-    finally:
-        for name in (HOST, SWITCH):
-            delete_netns(name)
+def guest(network: None, tmp_path: Path) -> Iterator[GuestEnd]:
+    end = plug(macvtap, ONE, tmp_path)
+    yield end
+    end.close()
 
 
 class Records:
     """The part of the ledger that the watch uses: one running guest."""
 
     def __init__(self) -> None:
-        nic = NicPlan(None, UPLINK, None, None, MAC, EdgeMode.MACVTAP_VEPA, tap=TAP.name)
+        nic = NicPlan(None, UPLINK, None, None, MAC1, EdgeMode.MACVTAP_VEPA, tap=ONE.name)
         plan = SimpleNamespace(name="web", nics=(nic,))
         self.claims = [SimpleNamespace(plan=plan, state="running")]
         self.events: list[tuple[str, float]] = []
@@ -97,7 +74,7 @@ class Talk:
         while not self._stop.wait(self._pause):
             for _ in range(1 if self._pause else 100):
                 try:
-                    self._end.send(build_frame("ff:ff:ff:ff:ff:ff", str(MAC), 1))
+                    self._end.send(build_frame("ff:ff:ff:ff:ff:ff", str(MAC1), 1))
                 except BlockingIOError:
                     break
 
@@ -144,7 +121,7 @@ def test_thread_reports_a_loss_without_being_asked(guest: GuestEnd) -> None:
 def test_counters_of_a_tap_and_of_its_uplink_grow_with_each_frame(guest: GuestEnd) -> None:
     def read() -> tuple[int, int]:
         counters = within(HOST, read_counters)
-        return counters[TAP.name].sent, counters[UPLINK].sent
+        return counters[ONE.name].sent, counters[UPLINK].sent
 
     assert wait_until(
         lambda: within(HOST, lambda: all(link.carrier for link in netlink.read_links() if link.name != "lo")),
@@ -153,7 +130,7 @@ def test_counters_of_a_tap_and_of_its_uplink_grow_with_each_frame(guest: GuestEn
     )
     tap, uplink = read()
     for number in range(10):
-        guest.send(build_frame("ff:ff:ff:ff:ff:ff", str(MAC), number))
+        guest.send(build_frame("ff:ff:ff:ff:ff:ff", str(MAC1), number))
     after = read()
     assert after[0] == tap + 10
     assert after[1] >= uplink + 10
@@ -163,7 +140,7 @@ def test_frames_of_a_guest_with_the_ethertype_of_the_probe_do_not_hide_those_tha
     """They would fill the buffer of the probe, which is small: no frame would seem to return."""
     probe = within(HOST, lambda: netlink.open_hairpin(UPLINK))
     try:
-        frame = build_frame("ff:ff:ff:ff:ff:ff", str(MAC), 1)
+        frame = build_frame("ff:ff:ff:ff:ff:ff", str(MAC1), 1)
         for _ in range(2000):
             with suppress(BlockingIOError):
                 guest.send(frame[:12] + b"\x88\xb6" + frame[14:])

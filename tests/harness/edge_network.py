@@ -8,7 +8,7 @@ nh-2 --+
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,9 +21,8 @@ from orchestrator.waiting import wait_until
 from tests.harness import netns
 from tests.harness.netns import Watch, build_frame, ip, within
 
-PREFIX = f"mv{os.getpid()}"
-HOST, SWITCH = f"{PREFIX}h", f"{PREFIX}s"
-UPLINK, PORT = "uplink", "port"
+HOST, SWITCH = (f"ed{os.getpid()}{end}" for end in ("h", "s"))
+UPLINK, PORT, BRIDGE = "uplink", "port", "br0"
 REAL = HostRoot(Path("/"), netlink)
 MAC1, MAC2 = (MacAddress.parse(f"02:4e:48:00:00:0{number}") for number in (1, 2))
 ONE, TWO = Tap("nh-1", MAC1, UPLINK), Tap("nh-2", MAC2, UPLINK)
@@ -38,23 +37,46 @@ FORBIDDEN = {
     "VLAN": {"target": MAC2, "tag": 0x8100},
     "QinQ": {"target": MAC2, "tag": 0x88A8},
 }
-Opener = Callable[[str, str, Path], netns.Tap]
-"""Opens the guest's end of a tap: namespace, name, and an empty folder."""
 
 
 @contextmanager
-def build_network() -> Iterator[None]:
-    for name in (HOST, SWITCH):
-        create_netns(name)
+def build_network(host: str = HOST, switch: str = SWITCH, *, silent: bool = False) -> Iterator[None]:
+    """``silent``: the kernel sends nothing of its own, no neighbour discovery."""
     try:
-        create_bridge("br0", SWITCH)
-        ip("-n", HOST, "link", "add", UPLINK, "up", "type", "veth", "peer", "name", PORT, "netns", SWITCH)
-        add_port("br0", PORT, SWITCH)
-        set_hairpin(PORT, SWITCH, on=True)
+        for name in (host, switch):
+            create_netns(name)
+            if silent:
+                within(name, _disable_ipv6)
+        create_bridge(BRIDGE, switch)
+        ip("-n", host, "link", "add", UPLINK, "up", "type", "veth", "peer", "name", PORT, "netns", switch)
+        add_port(BRIDGE, PORT, switch)
+        set_hairpin(PORT, switch, on=True)
         yield
     finally:
-        for name in (HOST, SWITCH):
-            delete_netns(name)
+        for name in (host, switch):
+            if netlink.netns_exists(name):
+                delete_netns(name)
+
+
+def _disable_ipv6() -> None:
+    """Also of interfaces that are made later."""
+    for which in ("all", "default"):
+        if (file := Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6")).exists():
+            file.write_text("1")
+
+
+def plug(edge: SoftwareEdge, tap: Tap, folder: Path, host: str = HOST) -> netns.Tap:
+    """Makes the tap as the manager does, and opens it as QEMU does."""
+    within(host, lambda: edge.create(REAL, tap))
+    return open_end(edge.KIND, tap.name, folder, host)
+
+
+def open_end(kind: str, tap: str, folder: Path, host: str = HOST) -> netns.Tap:
+    """Opens an existing tap. ``kind``: its driver, macvtap or tun; ``folder``: for files with the name of the tap."""
+    if kind != "macvtap":
+        return netns.open_tun(host, tap)
+    (mount := folder / tap).mkdir()
+    return netns.open_macvtap(host, tap, mount)
 
 
 def find_differences(edge: SoftwareEdge, tap: Tap) -> tuple[str, ...]:
@@ -64,11 +86,8 @@ def find_differences(edge: SoftwareEdge, tap: Tap) -> tuple[str, ...]:
 class Guests:
     """The two guests' ends of their taps, and what is seen around them."""
 
-    def __init__(self, folder: Path, opener: Opener) -> None:
-        self.ends = {}
-        for tap in (ONE, TWO):
-            (folder / tap.name).mkdir()
-            self.ends[tap.name] = opener(HOST, tap.name, folder / tap.name)
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.ends = {tap.name: open_end(kind, tap.name, folder) for tap in (ONE, TWO)}
         self.port = Watch(SWITCH, PORT)
         self._ident = 0
         # The carrier of a new interface may come later, and the switch has to learn both addresses: it floods a frame to an
@@ -97,8 +116,9 @@ class Guests:
         return {key: now for key, now in self._count(ident).items() if now}
 
     def close(self) -> None:
-        for end in (*self.ends.values(), self.port):
+        for end in self.ends.values():
             end.close()
+        self.port.close()
 
     def _count(self, ident: int) -> dict[str, int]:
         counts = {"out": self.port.count(ident, "in"), "back": self.port.count(ident, "out")}

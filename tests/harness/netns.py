@@ -20,6 +20,7 @@ ETHERTYPE = 0x88B5
 """For local experiments (IEEE 802)."""
 MAGIC = b"EDGE"
 _SOL_PACKET, _PACKET_AUXDATA, _VLAN_VALID, _PROTOCOL_VALID = 263, 8, 0x10, 0x40  # include/uapi/linux/if_packet.h
+_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 _TUNSETIFF, _TAP_WITHOUT_HEADER = 0x400454CA, 0x0002 | 0x1000  # include/uapi/linux/if_tun.h: IFF_TAP | IFF_NO_PI
 
 
@@ -72,10 +73,14 @@ def _with_tag(data: bytes, extra: list[tuple[int, int, bytes]]) -> bytes:
 class Watch:
     """Sees the frames of an interface in both directions, as tcpdump does."""
 
-    def __init__(self, netns: str, interface: str) -> None:
+    def __init__(self, netns: str, interface: str, *, buffer: int = 0) -> None:
+        """``buffer``: bytes; 0 for the kernel's default, which loses frames of a flood."""
+
         def listen() -> socket.socket:
             result = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             result.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+            if buffer:
+                result.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
             result.bind((interface, 3))  # ETH_P_ALL
             return result
 
@@ -134,17 +139,6 @@ def open_macvtap(netns: str, name: str, folder: Path) -> Tap:
     descriptor = os.open(node, os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", b"", _TAP_WITHOUT_HEADER))
     return Tap(descriptor)
-
-
-def open_tap(netns: str, name: str, _folder: Path) -> Tap:
-    """As libvirt does for QEMU."""
-
-    def attach() -> int:
-        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-        fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x0002 | 0x1000))  # as in open_macvtap
-        return descriptor
-
-    return Tap(within(netns, attach))
 
 
 class Tap:

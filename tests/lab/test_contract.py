@@ -24,8 +24,10 @@ CARRIED = ("pytest", "_pytest", "py.py", "pluggy", "iniconfig", "packaging", "py
 
 def pack(folder: Path, spec: LabSpec) -> bytes:
     """The contract tests, and pytest with its dependencies, which are pure Python. Compiled: the lab takes long for that."""
-    for name in ("root", "net", "nvme", "tracing", "domains", "resctrl"):
-        copy(ROOT / f"tests/fakes/{name}.py", folder / f"tests/fakes/{name}.py")
+    fakes = [f"tests/fakes/{name}.py" for name in ("root", "net", "nvme", "tracing", "domains", "resctrl")]
+    harness = [f"tests/harness/{name}.py" for name in ("edge_network", "netns")]
+    for name in (*fakes, *harness):
+        copy(ROOT / name, folder / name)
     for name in ("tests/contract", "tests/data"):
         copy(ROOT / name, folder / name)
     for name in CARRIED:

@@ -18,19 +18,9 @@ from orchestrator.lab import switch
 from orchestrator.model.proof import Verdict
 from orchestrator.waiting import wait_until
 from tests.lab.conftest import LabHost
+from tests.lab.members import BLUE, NICS, RED
 from tests.lab.test_manager import MEMORY, survey
 
-BLUE, RED = 100, 200
-# Blue and red have the same subnet: only the VLANs keep them apart. A guest with NICs in both reaches red through a /31 network.
-NICS = {
-    "net-a": (
-        "network=blue,address=10.1.0.1/24,rate=100",
-        "network=red,address=10.1.0.2/31",
-        "network=blue,address=fd00::1/64",
-    ),
-    "net-b": ("network=blue,address=10.1.0.5/24", "network=blue,address=fd00::5/64"),
-    "net-c": ("network=red,address=10.1.0.3/24", "address=fd00::3/64"),
-}
 # Sends ICMP echo requests to the host, as the switch would: interface, VLAN (0: no tag), destination, addresses, size, count.
 SEND = """
 import socket, struct, sys
@@ -82,7 +72,7 @@ def ping(host: LabHost, guest: str, address: str, count: int = 3) -> int:
     return int(match[2])
 
 
-def send(port: switch.SwitchPort, vlan: int, nic: dict[str, Any], target: str, size: int) -> None:
+def send(port: switch.LabPort, vlan: int, nic: dict[str, Any], target: str, size: int) -> None:
     words = [port.interface, str(vlan), nic["mac"], "10.1.0.1", target, str(size), "20"]
     subprocess.run(["ip", "netns", "exec", port.netns, sys.executable, "-c", SEND, *words], check=True, timeout=60)
 
