@@ -15,6 +15,7 @@ from orchestrator.errors import NotFound, OrchestratorError
 from orchestrator.host.nvme import read_controllers
 from orchestrator.host.processes import read_maps, read_pagemap
 from orchestrator.host.root import HostRoot
+from orchestrator.host.run import run
 from orchestrator.values import DEFAULT_SOCKET
 
 SERIAL = "nohype-disk0"
@@ -95,12 +96,13 @@ def make(client: Client, name: str) -> None:
 
 
 def delete(client: Client, name: str) -> None:
-    """Returns when the disk is wiped."""
+    """Returns when the disk is wiped, and no program of udev examines it."""
     client.delete(name)
     with suppress(NotFound):
         while (state := client.guest(name)["state"]) == "wiping":
             time.sleep(0.2)
         sys.exit(f"{name} is {state}, and was deleted")
+    run(["udevadm", "settle"], timeout=READY)
 
 
 def search(client: Client, name: str, marker: bytes) -> dict[str, int]:

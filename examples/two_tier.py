@@ -53,13 +53,13 @@ def main() -> None:
         answer = run(key, "back", ASK % addresses["front"])
         if "back end" not in answer:
             raise OrchestratorError(f"the front end did not answer for the back end: {answer!r}")
-    print(answer.partition("\r\n\r\n")[2], end="")
+    print(answer.partition("\n\n")[2], end="")
 
 
 def serve(key: Path, guest: str, script: str) -> None:
     """Executes the script for each request to port 8080, once it is read: unread data would reset the connection."""
-    words = ["systemd-run", "--quiet", "systemd-socket-activate", "--listen=8080", "--accept", "--inetd", "bash", "-c"]
-    run(key, guest, shlex.join([*words, f"while read -r line && [ ${{#line}} -gt 1 ]; do :; done; {script}"]))
+    words = ["systemd-run", "--quiet", "systemd-socket-activate", "--listen=8080", "--accept", "--inetd", "bash", "-c"]  # no ${}
+    run(key, guest, shlex.join([*words, f"while read -r line && [ \"$line\" != $'\\r' ]; do :; done; {script}"]))
     run(key, guest, "until exec 3<>/dev/tcp/127.0.0.1/8080; do sleep 0.2; done 2>/dev/null")
 
 

@@ -67,6 +67,7 @@ def build_domain(
         element("pm", element("suspend-to-mem", enabled="no"), element("suspend-to-disk", enabled="no")),
         _devices(plan, log, boot=boots_firmware(plan, image)),
         _machine_options(firmware=boots_firmware(plan, image)),
+        _without_capabilities(),
         type="kvm",
     )
     return etree.tostring(domain, pretty_print=True, encoding="unicode")
@@ -142,3 +143,11 @@ def _machine_options(*, firmware: bool) -> etree._Element:
     for name in _ABSENT_PROPERTIES:
         words += ["-global", f"{name}=off"]
     return element(f"{{{QEMU}}}commandline", *(element(f"{{{QEMU}}}arg", value=word) for word in words))
+
+
+def _without_capabilities() -> etree._Element:
+    """With this capability of QEMU libvirt reads each of the vCPU's 460 properties by a command of its own (libvirt 11.3,
+    qemuProcessFetchGuestCPU). Without it, it reads the same features as words of CPUID, by three commands.
+    """
+    unused = element(f"{{{QEMU}}}del", capability="cpu-unavailable-features")
+    return element(f"{{{QEMU}}}capabilities", unused)

@@ -27,6 +27,7 @@ _TOOLS = ("busybox-static", "e2fsprogs", "kmod", "zstd")
 _ENV = {
     "SOURCE_DATE_EPOCH": str(EPOCH),  # passwd(1) and others write dates into the root
     "INITRD": "No",  # the kernel's hook builds no initramfs
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",  # mmdebstrap starts a Python program per package: not with a Python of the user's
 }
 
 

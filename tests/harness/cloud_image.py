@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 from textwrap import dedent
@@ -16,20 +15,17 @@ from orchestrator.images import debian
 from orchestrator.images.cache import build_cached, hash_inputs, remove_tree
 from orchestrator.images.initramfs import find_kernel
 from tests.harness.disk_images import MB, make_fat
+from tests.harness.grub import FOLDER, MODULES, SECTOR, install_grub
 
 FILE = "cloud.qcow2"
 DISK = 1200 * MB
 
-_SECTOR = 512
 _UUID = "6d1bd4b0-5b3a-4c83-8d3c-0f6c1f1c7a11"
 _BIOS, _ESP, _ROOT = (1 * MB, 2 * MB), (3 * MB, 32 * MB), (35 * MB, DISK - 36 * MB)  # start and size
 _PACKAGES = (
     "linux-image-amd64", "initramfs-tools", "zstd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "openssh-server",
     "netplan.io", "cloud-init", "cloud-guest-utils", "sudo", "e2fsprogs", "fdisk", "grub-pc-bin", "grub-common", "iproute2",
     "kmod", "login", "passwd",
-)  # fmt: skip
-_GRUB_MODULES = (
-    "biosdisk", "part_gpt", "ext2", "normal", "configfile", "linux", "search", "search_fs_uuid", "serial", "terminal",
 )  # fmt: skip
 
 
@@ -46,7 +42,7 @@ def build_cloud_image(cache: Path) -> Path:
         raw.unlink()
         remove_tree(root)
 
-    key = hash_inputs(debian.SUITE, Path(__file__))
+    key = hash_inputs(debian.SUITE, Path(__file__), Path(__file__).with_name("grub.py"))
     return build_cached(cache, "test-cloud", key, build, progress=print, keep=1) / FILE
 
 
@@ -76,11 +72,9 @@ def _configure(root: Path) -> None:
 
 
 def _pack(root: Path, raw: Path, folder: Path) -> None:
-    modules = "usr/lib/grub/i386-pc"
-    words = ("-O", "i386-pc", "-d", f"/{modules}", "-o", "/core.img", "-p", "(,gpt1)/boot/grub")
-    _run("chroot", root, "grub-mkimage", *words, *_GRUB_MODULES)
-    boot, core = bytearray((root / modules / "boot.img").read_bytes()), bytearray((root / "core.img").read_bytes())
-    (root / "core.img").unlink()
+    words = ("-O", "i386-pc", "-d", f"/{FOLDER}", "-o", "/core.img", "-p", "(,gpt1)/boot/grub")
+    _run("chroot", root, "grub-mkimage", *words, *MODULES)
+    core = (root / "core.img").rename(folder / "core.img")
     parts = {"root": folder / "part-root", "esp": folder / "part-esp"}
     environment = {**os.environ, "E2FSPROGS_FAKE_TIME": "1760000000"}
     subprocess.run(["truncate", "-s", str(_ROOT[1]), parts["root"]], check=True)
@@ -89,29 +83,16 @@ def _pack(root: Path, raw: Path, folder: Path) -> None:
     with raw.open("xb") as file:
         file.truncate(DISK)
     table = f"""label: gpt
-        1 : start={_ROOT[0] // _SECTOR}, size={_ROOT[1] // _SECTOR}, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709
-        14 : start={_BIOS[0] // _SECTOR}, size={_BIOS[1] // _SECTOR}, type=21686148-6449-6E6F-744E-656564454649
-        15 : start={_ESP[0] // _SECTOR}, size={_ESP[1] // _SECTOR}, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B
+        1 : start={_ROOT[0] // SECTOR}, size={_ROOT[1] // SECTOR}, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709
+        14 : start={_BIOS[0] // SECTOR}, size={_BIOS[1] // SECTOR}, type=21686148-6449-6E6F-744E-656564454649
+        15 : start={_ESP[0] // SECTOR}, size={_ESP[1] // SECTOR}, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B
         """
     subprocess.run(["sfdisk", "--quiet", raw], input=table.encode(), check=True)
-    _install_grub(raw, boot, core)
+    install_grub(raw, root, core, _BIOS[0])
+    core.unlink()
     for part, (start, _) in ((parts["root"], _ROOT), (parts["esp"], _ESP)):
         _run("dd", f"if={part}", f"of={raw}", "bs=1M", f"seek={start // MB}", "conv=notrunc,sparse", "status=none")
         part.unlink()
-
-
-def _install_grub(raw: Path, boot: bytearray, core: bytearray) -> None:
-    """What grub-bios-setup does to a device (GRUB_BOOT_MACHINE_KERNEL_SECTOR of boot.S, and the blocklist of diskboot.S)."""
-    start = _BIOS[0] // _SECTOR
-    struct.pack_into("<Q", boot, 0x5C, start)
-    struct.pack_into("<Q", core, _SECTOR - 12, start + 1)
-    assert len(core) <= _BIOS[1]
-    with raw.open("r+b") as file:
-        file.write(boot[:440])  # the partition table follows
-        file.seek(510)
-        file.write(b"\x55\xaa")
-        file.seek(_BIOS[0])
-        file.write(core)
 
 
 def _run(*words: str | Path) -> None:

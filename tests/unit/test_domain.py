@@ -191,6 +191,7 @@ def test_no_device_beyond_those_wanted() -> None:
         *("-global", "kvm-apic.vapic=off"),
         *("-global", "ICH9-LPC.enable_tco=off"),
     ]
+    assert texts(domain, "qemu:capabilities/*/@capability") == ["cpu-unavailable-features"]
     assert texts(domain, "clock/timer[@present='no']/@name") == ["hpet"]
     assert texts(domain, "features/smm/@state | features/pmu/@state") == ["off", "off"]
     assert texts(domain, "pm/*/@enabled") == ["no", "no"]
