@@ -14,27 +14,23 @@ from orchestrator.audit.balance import finish, take_sample
 from orchestrator.audit.confinement import read_confined
 from orchestrator.audit.core_quiet import Sample
 from orchestrator.audit.cores import find_ambiguous_threads, read_guest_cpus
+from orchestrator.audit.devices import find_controllers, read_devices, read_disk, read_translation
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import find_channels, read_taps
 from orchestrator.audit.isolation_facts import read_isolation, take_first, take_last
 from orchestrator.audit.network import Promised, Readings, VfReading
-from orchestrator.audit.nic import DeviceState, Translation
+from orchestrator.audit.nic import Translation
 from orchestrator.audit.traffic import SendCommand, find_tie, read_strays, send_frames
 from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.host.cache import read_caches
 from orchestrator.host.edge import describe_edge, read_edge_mode
 from orchestrator.host.hugepages import read_ksm_run
-from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit, read_unsafe_interrupts, read_vfio_devices
+from orchestrator.host.iommu import read_unsafe_interrupts
 from orchestrator.host.irqs import read_irqs
-from orchestrator.host.nvme import find_block_devices
-from orchestrator.host.pci import is_idle_nvme, is_nvme, is_pf, read_driver
 from orchestrator.host.processes import (
-    Maps,
     Thread,
     read_last_run,
     read_maps,
-    read_open_files,
-    read_pagemap,
     read_services,
     survey_threads,
 )
@@ -53,10 +49,6 @@ from orchestrator.values import CpuSet, PciAddress
 
 # The manager, then libvirt's daemons, monolithic and modular (libvirt.org/daemons.html); not all of them run.
 _SERVICES = ("nohyped.service", "libvirtd.service", "virtqemud.service", "virtlogd.service", "virtlockd.service")
-# QEMU hw/i386/pc_q35.c, pc_q35_init(): q35 splits larger RAM around the hole for devices below 4 GiB. (On AMD, with some 1 TiB or
-# more, the upper part starts higher still; a real host address is then compared with a wrong guest address.)
-_LOW_MEMORY, _SPLIT_FROM, _HIGH_MEMORY = 0x8000_0000, 0xB000_0000, 0x1_0000_0000
-_SAMPLES = 512
 
 _Value = TypeVar("_Value")
 
@@ -218,58 +210,6 @@ def read_manager_services(host: HostRoot, manager_pid: int | None) -> dict[str, 
     return services
 
 
-def read_device(host: HostRoot, address: PciAddress, open_files: tuple[str, ...]) -> DeviceState:
-    group = read_iommu_group(host, address)
-    unit, listed = read_unit(host, address)
-    nodes = {f"/dev/vfio/devices/{name}" for name in read_vfio_devices(host, address)}
-    nodes |= {f"/dev/vfio/{group.number}"} if group else set()
-    return DeviceState(
-        address=address,
-        driver=read_driver(host, address),
-        group=group,
-        noiommu=group is not None and read_group_name(host, group.number) == "vfio-noiommu",
-        unit=unit,
-        listed=listed,
-        vfio_file=next((path for path in open_files if path in nodes), None),
-        physical=is_pf(host, address) and not is_idle_nvme(host, address),
-    )
-
-
-def find_controllers(host: HostRoot, guest: RunningGuest) -> tuple[PciAddress, ...]:
-    """The NVMe controllers that are passed through to the guest."""
-    return tuple(address for address in guest.hostdevs if is_nvme(host, address))
-
-
-def read_disk(host: HostRoot, device: DeviceState) -> DiskState:
-    blocks = find_block_devices(host, device.address)
-    return DiskState(device.address, device.driver, device.group, blocks, device.vfio_file)
-
-
-def read_devices(host: HostRoot, guest: RunningGuest) -> tuple[DeviceState, ...]:
-    open_files = read_open_files(host, guest.pid)
-    return tuple(read_device(host, address, open_files) for address in guest.hostdevs)
-
-
-def read_translation(host: HostRoot, guest: RunningGuest, maps: Maps) -> Translation | None:
-    """Samples guest pages evenly. Raises HostError if the kernel does not show page frames.
-
-    None unless the memory is one file of huge pages, as the manager launches guests: other guest addresses are unknown.
-    """
-    pool = [mapping for mapping in maps.mappings if mapping.huge]
-    if not pool or len({mapping.path for mapping in pool}) != 1 or sum(m.end - m.start for m in pool) != guest.memory.bytes:
-        return None
-    pages = [
-        (mapping.start + distance, mapping.offset + distance)
-        for mapping in pool
-        for distance in range(0, mapping.end - mapping.start, mapping.page_size)
-    ]
-    pages = pages[:: -(-len(pages) // _SAMPLES)]
-    frames = read_pagemap(host, guest.pid, tuple(virtual for virtual, _ in pages))
-    pairs = [(physical, _guest_address(offset, guest)) for physical, (_, offset) in zip(frames, pages, strict=True)]
-    present = [(physical, address) for physical, address in pairs if physical is not None]
-    return Translation(len(present), sum(physical == address for physical, address in present))
-
-
 def read_edges(host: HostRoot, guests: Iterable[RunningGuest], topology: Topology) -> tuple[EdgeReading, ...]:
     """The edge mode of each PF of which a guest has a VF. An error becomes the text of the reading."""
     used = {address for guest in guests for address in guest.hostdevs}
@@ -303,13 +243,6 @@ def read_vfs(host: HostRoot, guests: Iterable[RunningGuest], topology: Topology)
             state = states.get(vf.index)
             readings[vf.address] = VfReading(name, state) if state else error
     return readings
-
-
-def _guest_address(offset: int, guest: RunningGuest) -> int:
-    """Guest physical address of an offset in the guest's memory."""
-    if guest.memory.bytes < _SPLIT_FROM or offset < _LOW_MEMORY:
-        return offset
-    return _HIGH_MEMORY + offset - _LOW_MEMORY
 
 
 def _count_exits(source: Source, guest: RunningGuest) -> Lazy[tuple[ExitSample, ExitSample]]:

@@ -13,9 +13,10 @@ from orchestrator.cli.connection import client_option
 from orchestrator.cli.disks import accept_option, disk_option
 from orchestrator.cli.exit_options import exit_options, take_exit_policy
 from orchestrator.cli.guest_console import console
+from orchestrator.cli.guest_show import describe_boot, list_columns, print_guest
 from orchestrator.cli.guest_ssh import copy, ssh
-from orchestrator.cli.nics import describe_network, nic_option
-from orchestrator.cli.output import format_size, json_option, print_json, print_table, say
+from orchestrator.cli.nics import nic_option
+from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.cli.readiness import wait_ready
 from orchestrator.cli.seconds import Seconds
 from orchestrator.client import Client
@@ -126,7 +127,7 @@ def list_guests(*, as_json: bool, client: Client) -> None:
         print_json(guests)
     elif guests:
         heading = ("NAME", "STATE", "CPUS", "NODE", "MEMORY", "VF", "MAC", "IMAGE")
-        print_table([heading, *map(_row, guests)])
+        print_table([heading, *map(list_columns, guests)])
     else:
         say("no guests")
 
@@ -191,7 +192,7 @@ def disengage(name: str, *, as_json: bool, client: Client) -> None:
     if as_json:
         print_json(changed)
     else:
-        say(f"{name} disengaged: {_describe_boot(changed)}")
+        say(f"{name} disengaged: {describe_boot(changed)}")
 
 
 @guest.command()
@@ -256,101 +257,4 @@ def _show(shown: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(shown)
     else:
-        _print_guest(shown)
-
-
-def _row(shown: Mapping[str, Any]) -> tuple[object, ...]:
-    cpus = ",".join(shown["cores"])
-    return (
-        shown["name"],
-        _describe_state(shown),
-        cpus,
-        shown["node"],
-        format_size(shown["memory"]),
-        ",".join(nic["address"] or nic["tap"] for nic in shown["nics"]),
-        ",".join(nic["mac"] for nic in shown["nics"]),
-        shown["image"],
-    )
-
-
-def _describe_state(shown: Mapping[str, Any]) -> str:
-    progress = shown.get("progress")
-    return f"{shown['state']} ({progress['phase']} {progress['disk']}: {progress['percent']}%)" if progress else shown["state"]
-
-
-def _describe_boot(shown: Mapping[str, Any]) -> str:
-    end = shown.get("disengaged")
-    return f"{end['time']} (signal: {end['signal']})" if end else "not yet: the guest is in its boot"
-
-
-def _describe_policy(shown: Mapping[str, Any]) -> str:
-    policy, kinds = shown["exit_policy"], ("application", "housekeeping")
-    rules = [f"{kind}:{name}={_describe_budget(budget)}" for kind in kinds for name, budget in policy[kind].items()]
-    return f"{policy['action']} beyond {' '.join(rules)}"
-
-
-def _describe_budget(budget: Mapping[str, int | None]) -> str:
-    limits = [f"{budget[key]}/{unit}" for key, unit in (("second", "s"), ("minute", "min")) if budget[key] is not None]
-    return ",".join(limits) or "any"
-
-
-def _describe_disk(disk: Mapping[str, Any]) -> str:
-    if disk.get("target"):
-        return f"{disk['target']}, mounted by the guest over its NIC"
-    size = format_size(disk["size"])
-    if disk["file"]:
-        return f"{disk['file']}, {size}, emulated"
-    node = "" if disk["node"] is None else f" on node {disk['node']}"
-    return f"NVMe {disk['serial']}, {size}, {disk['address']}{node}"
-
-
-def _describe_caches(caches: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    if not caches:
-        return []
-    rows = [("cache", f"ways {share['mask']:#x} of L{caches['level']} cache {share['id']}") for share in caches["shares"]]
-    if caches["bandwidth"] is not None:
-        ids = ", ".join(map(str, caches["throttled"]))
-        rows.append(("bandwidth", f"at most {caches['bandwidth']} {caches['unit']} for L3 cache {ids}"))
-    return rows
-
-
-def _describe_nic(nic: Mapping[str, Any]) -> tuple[str, str]:
-    if nic["address"] is None:
-        return "NIC", f"{nic['tap']} on {nic['interface']}, edge mode {nic['edge']}, address {nic['mac']}{describe_network(nic)}"
-    where = f"number {nic['index']} of {nic['interface']} ({nic['pf']})"
-    return "VF", f"{nic['address']}, {where}, address {nic['mac']}{describe_network(nic)}"
-
-
-def _print_guest(shown: Mapping[str, Any]) -> None:
-    rows: list[tuple[str, object]] = [
-        ("name", shown["name"]),
-        ("state", _describe_state(shown)),
-        ("CPUs", f"{','.join(shown['cores'])} on node {shown['node']} (vCPU n is the n-th of {shown['cpus']})"),
-        ("memory", f"{format_size(shown['memory'])}, {shown['huge_pages']} huge pages of {format_size(shown['page_size'])}"),
-        *(_describe_nic(nic) for nic in shown["nics"]),
-        *(("disk", _describe_disk(disk)) for disk in shown.get("disks", ())),
-        *_describe_caches(shown.get("caches")),
-        *(("weaker", name) for name in shown.get("waived", ())),
-        ("image", shown["image"]),
-        ("cmdline", shown["cmdline"]),
-        ("restarts", f"{shown['restarts']} ({shown['restart']})"),
-    ]
-    rows[-1:-1] = [("initiator", shown["initiator"])] if shown.get("initiator") else []
-    rows[-1:-1] = [("host name", shown["hostname"])] if shown["hostname"] != shown["name"] else []
-    rows[-1:-1] = [("SSH keys", shown["ssh_keys"])] if shown["ssh_keys"] else []
-    for title, field in (("user data", "user_data"), ("network configuration", "network_config")):
-        rows[-1:-1] = [(title, f"SHA-256 {shown[field]}...")] if shown[field] else []
-    if shown["owner"]:
-        rows.insert(1, ("tenant", shown["owner"]))
-    if shown["id"]:
-        rows.insert(1, ("id", shown["id"]))
-    if shown.get("exit_policy"):
-        rows.append(("exit policy", _describe_policy(shown)))
-    if shown["state"] == "running":
-        rows.append(("disengaged", _describe_boot(shown)))
-    if shown["ssh_host_key"]:
-        rows.append(("SSH host key", shown["ssh_host_key"]))
-    if "ready" in shown:
-        rows.append(("ready", shown["ready"]))
-    rows += [("warning", warning) for warning in shown.get("warnings", ())]
-    print_table(rows)
+        print_guest(shown)

@@ -6,6 +6,8 @@ from typing import Literal, TypedDict
 
 from orchestrator.client.cache_shapes import Caches as Caches
 from orchestrator.client.cache_shapes import CacheShare as CacheShare
+from orchestrator.client.disk_shapes import Disk as Disk
+from orchestrator.client.disk_shapes import DiskProgress as DiskProgress
 from orchestrator.client.exit_shapes import Disengaged as Disengaged
 from orchestrator.client.exit_shapes import ExitPolicy as ExitPolicy
 from orchestrator.client.exit_shapes import ExitReport as ExitReport
@@ -22,30 +24,6 @@ from orchestrator.client.nic_shapes import Traffic as Traffic
 from orchestrator.client.nic_shapes import Uplink as Uplink
 from orchestrator.client.nic_shapes import VepaReadings as VepaReadings
 from orchestrator.client.nic_shapes import Vf as Vf
-
-
-class Disk(TypedDict):
-    """A guest's disk: the NVMe controller with this serial number and PCI address, a file of the host, or a target.
-
-    ``size`` is bytes, 0 for a target, which only the guest reaches.
-    ``group`` is the LVM volume group if ``file`` is a logical volume, otherwise empty.
-    """
-
-    size: int
-    serial: str
-    address: str | None
-    node: int | None
-    file: str
-    target: str
-    group: str
-
-
-class DiskProgress(TypedDict):
-    """The work on a guest's disk: serial number or file, phase, and how much of the phase is done."""
-
-    disk: str
-    phase: str
-    percent: int
 
 
 class Guest(TypedDict):

@@ -109,9 +109,8 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
     source = Source(
         host, hypervisor, service.survey, partial(service.send_command, MANAGER), policy.housekeeping,
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
-        disk_checks=service.disk_checks, nics=service.nics, given_texts=service.given_texts,
-        find_tie=service.switches.find_tie,
-        caches=lambda uuid: next((claim.plan.caches for claim in ledger.read().claims if claim.plan.uuid == uuid), None),
+        disk_checks=service.records.disk_checks, nics=service.records.nics, given_texts=service.records.given_texts,
+        find_tie=service.switches.find_tie, caches=service.records.caches,
     )  # fmt: skip
     auditor = Auditor(source)
     signer = EvidenceSigner(auditor, Subject(host, hypervisor), ledger, config.audit.key, counters.observe_audit)

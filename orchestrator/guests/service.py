@@ -31,6 +31,7 @@ from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
 from orchestrator.guests.networks import Networks
 from orchestrator.guests.outcome import Outcome, log_event
 from orchestrator.guests.reconcile import Reconciler
+from orchestrator.guests.records import Records
 from orchestrator.guests.refusals import RefusalLog
 from orchestrator.guests.runs import Runs
 from orchestrator.guests.secrets import GuestSecrets
@@ -43,9 +44,8 @@ from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import Hypervisor
 from orchestrator.ledger import Claim, Event, EventKind, Ledger, Quarantined
 from orchestrator.model.access import Identity, Role, may_change, may_see
-from orchestrator.model.disk import DiskCheck
 from orchestrator.model.guest_view import GuestView, view_guest, view_running
-from orchestrator.model.plan import NicPlan, Policy
+from orchestrator.model.plan import Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.state import GuestState
 from orchestrator.model.switch import SwitchSettings
@@ -97,7 +97,7 @@ class GuestService:
         self.exit_policies = ExitPolicyWatch(context, self.transitions, self._warnings, runs)
         self.exit_watch = ExitWatch(ledger, (self.disengagements.check, self.exit_policies.check))
         self._boot_images = BootImages(images, policy.boot)
-        self._refusals = RefusalLog(ledger, observe_refusal)
+        self.records, self._refusals = Records(ledger), RefusalLog(ledger, observe_refusal)
         self.networks = Networks(ledger, policy, self._refusals)
         self._consoles, self._new_event = Consoles(hypervisor, ledger, logs, images), threading.Condition()
         ledger.subscribe(self._on_event)
@@ -300,22 +300,6 @@ class GuestService:
         self._consoles.remove_old_logs()
 
     # The manager's own.
-
-    def disk_checks(self, uuid: UUID) -> tuple[DiskCheck, ...] | None:
-        """How the disks of a guest were verified before it got them; None without a claim."""
-        names = [claim.plan.name for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
-        return self._ledger.disk_checks(names[0]) if names else None
-
-    def nics(self) -> dict[UUID, tuple[NicPlan, ...]]:
-        """The NICs that each guest owns."""
-        return {claim.plan.uuid: claim.plan.nics for claim in self._ledger.read().claims}
-
-    def given_texts(self, uuid: UUID) -> tuple[str, ...]:
-        """The secret texts that a guest was configured with: name, hash and size of each, never the content."""
-        secrets = [claim.request.secrets for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
-        return tuple(
-            f"{name} (sha256 {secret.short_hash}, {secret.bytes} bytes)" for found in secrets for name, secret in found.items()
-        )
 
     def raise_if_stalled(self, limit: float) -> None:
         """Raises OrchestratorError if a lock that all requests need has been held for more than ``limit`` seconds."""

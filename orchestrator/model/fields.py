@@ -5,6 +5,7 @@ Fields stay normalised text, so equal requests compare equal.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol
@@ -12,11 +13,13 @@ from typing import Annotated, Any, Protocol
 from pydantic import AfterValidator
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.values import CpuSet, Size, parse_guest_name
+from orchestrator.values import CpuSet, PciAddress, Size, parse_guest_name
 
 MAX_HOSTNAME = 64
 """HOST_NAME_MAX of Linux, gethostname(2)."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _MAX_FINDINGS = 20
 _MAX_PATH = 200
 
@@ -52,6 +55,37 @@ def check_hostname(text: str) -> str:
         form = f"labels of a-z, 0-9 and inner hyphens with dots between, at most {MAX_HOSTNAME} characters, the last not a number"
         raise ValueError(f"{text!r} is not a host name: use {form}")
     return name
+
+
+def check_address(text: str) -> str:
+    if "/" not in text:
+        raise ValueError(f"{text!r} has no prefix length; use the form 10.9.0.11/24")
+    if "%" in text:
+        # A zone names an interface of the local machine: it has no meaning in a guest.
+        raise ValueError(f"{text!r} has a zone; omit the part from the % on")
+    return str(ipaddress.ip_interface(text))
+
+
+def check_interface(text: str) -> str:
+    if not _INTERFACE.fullmatch(text):
+        raise ValueError(f"{text!r} is not the name of a network interface; `nohype survey` shows them")
+    return text
+
+
+def check_cmdline(text: str) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("a kernel command line must be printable ASCII on one line")
+    return text
+
+
+def check_pci_address(text: str) -> str:
+    return as_value_error(lambda: str(PciAddress.parse(text)))
+
+
+def check_request_id(text: str) -> str:
+    if not _ID.fullmatch(text):
+        raise ValueError(f"{text!r} is not an id: 1 to 64 of a-z, A-Z, 0-9 and . _ : -, the first a letter or digit")
+    return text
 
 
 NameField = Annotated[str, AfterValidator(check_name)]

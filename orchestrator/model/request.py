@@ -5,7 +5,6 @@ Values are normalised (sizes, CPUs, addresses), so equal requests compare equal.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +17,18 @@ from orchestrator.errors import RequestError
 from orchestrator.model.boot import BootFiles, is_boot_image
 from orchestrator.model.cache import parse_bandwidth
 from orchestrator.model.exit_policy import ExitBudgets
-from orchestrator.model.fields import as_value_error, check_cpus, check_hostname, check_name, check_size, describe
+from orchestrator.model.fields import (
+    check_address,
+    check_cmdline,
+    check_cpus,
+    check_hostname,
+    check_interface,
+    check_name,
+    check_pci_address,
+    check_request_id,
+    check_size,
+    describe,
+)
 from orchestrator.model.secret import FROM_LEDGER, DiskSecret, NetworkConfig, Secret, UserData
 from orchestrator.model.ssh_key import MAX_KEY, MAX_KEYS, check_ssh_key, check_ssh_keys
 from orchestrator.model.target import MAX_NAME, MAX_TARGET, Target, check_login, find_nic, parse_target
@@ -36,49 +46,16 @@ MAX_RATE = 1_000_000
 """Mbit/s. The kernel's settings of a VF have 32 bits (struct ifla_vf_rate)."""
 DISK_SECRET = "disks.0.secret"
 """Name of the secret of a network disk, which is the first disk."""
-_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _SERIAL = re.compile(r"[!-~](?:[ -~]{0,18}[!-~])?")
 """NVMe base specification 2.0, figure 275 (Identify Controller): 20 bytes of ASCII, padded with spaces."""
-
-
-def _address(text: str) -> str:
-    if "/" not in text:
-        raise ValueError(f"{text!r} has no prefix length; use the form 10.9.0.11/24")
-    if "%" in text:
-        # A zone names an interface of the local machine: it has no meaning in a guest.
-        raise ValueError(f"{text!r} has a zone; omit the part from the % on")
-    return str(ipaddress.ip_interface(text))
 
 
 def _target(text: str) -> str:
     return str(parse_target(text))
 
 
-def _interface(text: str) -> str:
-    if not _INTERFACE.fullmatch(text):
-        raise ValueError(f"{text!r} is not the name of a network interface; `nohype survey` shows them")
-    return text
-
-
-def _cmdline(text: str) -> str:
-    if not text.isascii() or not text.isprintable():
-        raise ValueError("a kernel command line must be printable ASCII on one line")
-    return text
-
-
 def _bandwidth(text: str) -> str:
     return str(parse_bandwidth(text))
-
-
-def _pci_address(text: str) -> str:
-    return as_value_error(lambda: str(PciAddress.parse(text)))
-
-
-def _id(text: str) -> str:
-    if not _ID.fullmatch(text):
-        raise ValueError(f"{text!r} is not an id: 1 to 64 of a-z, A-Z, 0-9 and . _ : -, the first a letter or digit")
-    return text
 
 
 def check_serial(text: str) -> str:
@@ -103,7 +80,7 @@ class Placement(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     cpus: Annotated[str, Field(max_length=4096), AfterValidator(check_cpus)]
-    vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_pci_address)] | None = None
+    vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_pci_address)] | None = None
 
     @property
     def cpu_set(self) -> CpuSet:
@@ -127,9 +104,9 @@ class NicRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    uplink: Annotated[str, Field(max_length=_MAX_INTERFACE), AfterValidator(_interface)] | None = None
-    vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_pci_address)] | None = None
-    address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
+    uplink: Annotated[str, Field(max_length=_MAX_INTERFACE), AfterValidator(check_interface)] | None = None
+    vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_pci_address)] | None = None
+    address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_address)] | None = None
     network: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)] | None = None
     rate: Annotated[int, Field(ge=1, le=MAX_RATE)] | None = None
 
@@ -239,8 +216,8 @@ class GuestRequest(BaseModel):
     memory: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)]
     image: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_name)]
     boot: BootFiles | None = None
-    address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_address)] | None = None
-    cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(_cmdline)] = ""
+    address: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_address)] | None = None
+    cmdline: Annotated[str, Field(max_length=_MAX_CMDLINE), AfterValidator(check_cmdline)] = ""
     page_size: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_size)] | None = None
     cache_ways: Annotated[int, Field(ge=1, le=64)] | None = None
     bandwidth: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_bandwidth)] | None = None
@@ -253,7 +230,7 @@ class GuestRequest(BaseModel):
     disengage_after: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
     housekeeping: Annotated[str, Field(max_length=4096), AfterValidator(check_cpus)] | None = None
     exit_policy: ExitBudgets | None = None
-    id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_id)] | None = None
+    id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_request_id)] | None = None
     ssh_keys: Annotated[
         tuple[Annotated[str, Field(max_length=MAX_KEY), AfterValidator(check_ssh_key)], ...],
         Field(strict=False, max_length=MAX_KEYS),

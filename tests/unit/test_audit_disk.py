@@ -132,7 +132,7 @@ class TestAudit:
             create(manager, name="bare")
         source = Source(
             world.host, world.hypervisor, lambda: read_topology(world.host), lambda *_: "", world.server.policy.housekeeping,
-            ExitPolicy(1, 1), window=0, disk_checks=(lambda _: ()) if forget else manager.disk_checks,
+            ExitPolicy(1, 1), window=0, disk_checks=(lambda _: ()) if forget else manager.records.disk_checks,
         )  # fmt: skip
         return {(proof.name, proof.subject): proof for proof in Auditor(source).run()}, plan
 

@@ -162,7 +162,7 @@ def test_whole_way_from_the_request_to_the_proof(tmp_path: Path, change: dict[st
         world.host.fake_net.set_vf(nic.interface, nic.index, **change)
         source = Source(
             world.host, world.hypervisor, lambda: read_topology(world.host), lambda *_: "", world.server.policy.housekeeping,
-            ExitPolicy(1, 1), window=0, nics=manager.nics,
+            ExitPolicy(1, 1), window=0, nics=manager.records.nics,
         )  # fmt: skip
         facts = Facts(source, 0)
         (row,) = (row for row in PROOFS if row.name == "network-isolated")
@@ -184,7 +184,7 @@ def test_guest_of_the_network_that_is_being_started_is_no_intruder(tmp_path: Pat
         first = tuple(guest for guest in guests if guest.name == "one")
         source = Source(
             world.host, world.hypervisor, lambda: read_topology(world.host), lambda *_: "", world.server.policy.housekeeping,
-            ExitPolicy(1, 1), window=0, nics=manager.nics,
+            ExitPolicy(1, 1), window=0, nics=manager.records.nics,
         )  # fmt: skip
         monkeypatch.setattr(world.hypervisor, "read_guests", lambda: (first, {}))
         facts = Facts(source, 0)

@@ -99,11 +99,11 @@ def test_guest_gets_its_configuration_at_each_start(
 
 def test_audit_is_told_that_texts_were_given_and_not_their_contents(manager: GuestService) -> None:
     plan = create(manager, **CONFIGURED)
-    given = manager.given_texts(plan.uuid)
+    given = manager.records.given_texts(plan.uuid)
     assert [text.partition(" ")[0] for text in given] == ["user_data", "network_config"]
     assert f"{Secret.of(USER_DATA).short_hash}, {len(USER_DATA)} bytes" in given[0]
     assert MARKER not in str(given)
-    assert manager.given_texts(create(manager, name="plain").uuid) == ()
+    assert manager.records.given_texts(create(manager, name="plain").uuid) == ()
 
 
 def test_files_can_be_read_only_by_root_and_the_folder_not_listed(world: World, manager: GuestService) -> None:

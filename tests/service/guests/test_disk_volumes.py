@@ -51,7 +51,7 @@ def test_volume_lives_as_long_as_the_guest(world: World, manager: GuestService, 
     assert '<disk type="block" device="disk">' in started[0]
     assert f'<source dev="{PATH}"/>' in started[0]
     assert not any(lvm.contents(NAME).read_bytes()), "extents of former volumes have data"
-    (check,) = manager.disk_checks(plan.uuid) or ()
+    (check,) = manager.records.disk_checks(plan.uuid) or ()
     assert (check.disk, check.method, check.read, check.size) == (PATH, "write-zeroes", EXTENT, EXTENT)
     with lvm.contents(NAME).open("r+b") as file:
         file.write(b"data of the guest")

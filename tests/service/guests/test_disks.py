@@ -178,14 +178,14 @@ def test_named_serial_is_erased_and_verified_before_the_guest_gets_it(world: Wor
     manager = accepting(world, "disk0")
     plan = create(manager, disks=[{"serial": "disk0"}])
     assert SWAP not in contents(world)
-    (check,) = manager.disk_checks(plan.uuid) or ()
+    (check,) = manager.records.disk_checks(plan.uuid) or ()
     assert (check.disk, check.method, check.read, check.size) == ("disk0", "format", DISK_SIZE, DISK_SIZE)
     assert world.host.violations() == []
 
 
 def test_clean_disk_is_only_read(world: World, manager: GuestService) -> None:
     plan = create(manager, disks=[{"serial": "disk0"}])
-    (check,) = manager.disk_checks(plan.uuid) or ()
+    (check,) = manager.records.disk_checks(plan.uuid) or ()
     assert (check.method, check.read, check.image) == ("read", DISK_SIZE, "")
 
 
@@ -445,7 +445,7 @@ def test_image_is_written_once_and_read_back(world: World, manager: GuestService
     data = make_disk_image(world)
     plan = create(manager, image="root", disks=[{}])
     assert contents(world)[: len(data)] == data
-    (check,) = manager.disk_checks(plan.uuid) or ()
+    (check,) = manager.records.disk_checks(plan.uuid) or ()
     assert check.image == hashlib.sha256(data).hexdigest()
     fill(world, b"written by the guest", 0)
     manager.restart(OPERATOR, "web", 5)
