@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.harness.api_fuzz import ROLES, fuzz, serve_target
 
 
+@pytest.mark.timeout(1200)
 def test_generated_requests_cause_no_error_and_reveal_no_foreign_data(tmp_path: Path) -> None:
     with serve_target(tmp_path) as target:
         outcome = fuzz(target, cases=300, seed=3)
