@@ -259,6 +259,7 @@ def test_key_of_another_user_is_refused(tmp_path: Path) -> None:
         PEM,
         os.urandom(100),
     ],
+    ids=["empty", "damaged", "another algorithm", "with a passphrase", "a public key", "random"],
 )
 def test_file_without_an_ed25519_key_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(HostError, match="is not an Ed25519 private key in PEM without passphrase"):
