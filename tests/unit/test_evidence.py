@@ -277,7 +277,11 @@ def test_key_that_is_not_a_file_is_refused(tmp_path: Path, kind: str) -> None:
         keys.load_private(path)
 
 
-@pytest.mark.parametrize("data", [b"", export(KEY), generate_private_key(SECP256R1()).public_key()])
+@pytest.mark.parametrize(
+    "data",
+    [b"", export(KEY), generate_private_key(SECP256R1()).public_key()],
+    ids=["empty", "a private key", "another algorithm"],
+)
 def test_file_without_a_public_key_is_refused(tmp_path: Path, data: Any) -> None:
     text = data if isinstance(data, bytes) else data.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     with pytest.raises(RequestError, match="is not an Ed25519 public key"):
