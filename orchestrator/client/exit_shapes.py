@@ -20,9 +20,10 @@ class Budget(TypedDict):
 
 
 class ExitPolicy(TypedDict):
-    """Budgets by reason for each class of vCPU, and what happens to a guest that exceeds one."""
+    """Budgets by reason for each class of vCPU, what happens to a guest that exceeds one, and how long its boot can last."""
 
     action: Literal["report", "pause", "kill"]
+    boot_seconds: int | None
     application: dict[str, Budget]
     housekeeping: dict[str, Budget]
 

@@ -31,7 +31,7 @@ _LONG_BOOT = 600.0
 class Disengagements:
     def __init__(self, context: CoreContext, exits: Exits, access: GuestAccess, runs: Runs) -> None:
         self._host, self._hypervisor, self._ledger = context.host, context.hypervisor, context.ledger
-        self._exits, self._access, self._runs = exits, access, runs
+        self._exits, self._access, self._runs, self._policies = exits, access, runs, context.setup.policy.exit_policies
         self._calls: dict[RunKey, int] = {}  # of guests that have disengaged by a call, when last read
 
     def check(self) -> float | None:
@@ -70,7 +70,7 @@ class Disengagements:
             return _SECONDS
         count = sum(calls.get(tid, 0) for tid in run.tids)
         lasted = time.clock_gettime(time.CLOCK_BOOTTIME) - run.started
-        limit = claim.request.disengage_after
+        limit = self._policies.find_boot_limit(claim.owner, claim.request.exit_policy, claim.request.disengage_after)
         signal = Signal.CALL if count else Signal.TIME if limit is not None and lasted >= limit else None
         if signal is None:
             pause = _SECONDS if lasted < _LONG_BOOT else _PATIENT_SECONDS
@@ -112,6 +112,6 @@ class Disengagements:
 _DESCRIPTIONS = {
     Signal.CALL: "the guest called that its boot is over",
     Signal.READY: "the guest reported ready",
-    Signal.TIME: "the time that its request set has passed",
+    Signal.TIME: "the time limit of its boot has passed",
     Signal.REQUEST: "on request",
 }

@@ -16,7 +16,7 @@ class Signal(StrEnum):
     READY = "ready"
     """The guest reported ready, and its image does not make the call."""
     TIME = "time"
-    """The time that its request set has passed."""
+    """The time that its request or an exit policy sets for the boot has passed."""
     REQUEST = "request"
     """A caller requested it."""
 

@@ -73,6 +73,8 @@ class ExitBudgets(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     action: Annotated[Reaction, Field(strict=False)] = Reaction.REPORT
+    # The boot counts as over after so many seconds: a guest cannot escape the policy by never ending it. None: no limit.
+    boot_seconds: Annotated[int, Field(gt=0, le=86_400)] | None = None
     application: Annotated[Rules, Field(max_length=64)] = {}
     housekeeping: Annotated[Rules, Field(max_length=64)] = {}
 
@@ -109,6 +111,11 @@ class ExitPolicies:
 
     def find(self, owner: str) -> ExitBudgets | None:
         return self.tenants.get(owner, self.host)
+
+    def find_boot_limit(self, owner: str, request: ExitBudgets | None, after: float | None) -> float | None:
+        """Seconds after which a guest's boot is over. ``after``: what its request says. None: no limit."""
+        limits = [policy.boot_seconds for policy in (self.find(owner), request) if policy]
+        return min((limit for limit in (*limits, after) if limit is not None), default=None)
 
 
 def classify_vcpus(count: int, housekeeping: frozenset[int] | None) -> tuple[VcpuClass, ...]:

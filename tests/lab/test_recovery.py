@@ -48,7 +48,7 @@ nic = Path("/sys/class/net/nic0/device")
 (link,) = json.loads(run("ip", "-json", "link", "show", "nic0"))
 print(json.dumps({
     "manager": run("systemctl", "show", "--property=MainPID", "--value", "nohyped").strip(),
-    "guests": {guest["name"]: guest | {"version": 0} for guest in client.guests()},
+    "guests": {guest["name"]: guest | {"version": 0, "disengaged": None} for guest in client.guests()},
     "lives": dict(read_lives()),
     "vfs": {vf["vf"]: [vf["address"], read_driver(nic / f"virtfn{vf['vf']}")] for vf in link["vfinfo_list"]},
     "pools": {str(file): file.read_text() for file in Path("/sys/devices/system/node").glob("node*/hugepages/*/free_hugepages")},
@@ -64,7 +64,7 @@ class Look:
 
     Attributes:
         manager: its process id.
-        guests: as the manager shows them, except their versions.
+        guests: as the manager shows them, except their versions and the ends of their boots.
         lives: of each guest that libvirt runs, the pid and start time of its QEMU.
         vfs: of each VF, by number, the address that the PF enforces, and its driver.
         pools: free huge pages.
@@ -85,8 +85,9 @@ class Look:
         return int(self.events[-1]["id"])
 
     def kinds(self, subject: str) -> list[str]:
-        """Kinds of a guest's events."""
-        return [event["kind"] for event in self.events if event["subject"] == subject]
+        """Kinds of a guest's events, without those that come whenever its boot is over or it has caused VM exits."""
+        later = ("disengaged", "exit-policy")
+        return [event["kind"] for event in self.events if event["subject"] == subject and event["kind"] not in later]
 
 
 def look(host: LabHost, after: int = 0, *ask: str) -> Look:

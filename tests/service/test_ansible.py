@@ -26,6 +26,7 @@ from orchestrator.images.install import install_image
 from orchestrator.images.wheels import source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
 from orchestrator.lab.build import build_switch_tools
+from orchestrator.model.exit_policy import ExitBudgets
 from orchestrator.switches import relay_table
 from orchestrator.switches.commands import LocalCommands
 from orchestrator.values import CpuSet
@@ -59,7 +60,16 @@ EVERYTHING: dict[str, Any] = {
     "nohype_disks": {"serials": ["S5GX 1"], "emulated": "/srv/disks"},
     "nohype_accept": ["emulated-disk"],
     "nohype_switches": {"ssh_key": "/srv/switch_key"},
-    "nohype_exits": {"total": 100, "emulated": 2.5},
+    "nohype_exits": {
+        "total": 100,
+        "emulated": 2.5,
+        "policy": {
+            "action": "kill",
+            "boot_seconds": 300,
+            "application": {"io": "0/s", "PF excp": "any"},
+            "housekeeping": {"interrupt window": {"second": 7, "minute": 70}},
+        },
+    },
     "nohype_events": {"keep": 5000},
     "nohype_audit": {"key": "/etc/nohype/audit.key"},
     "nohype_access": {
@@ -77,6 +87,12 @@ EVERYTHING: dict[str, Any] = {
             "groups": ["4321"],
             "certificates": ["alice"],
             "boot_servers": ["http://192.0.2.80/acme/"],
+            "exit_policy": {
+                "action": "pause",
+                "boot_seconds": 60,
+                "application": {"all": "60/min"},
+                "housekeeping": {"all": {"minute": 5}},
+            },
         },
         "bolt": None,
     },
@@ -293,6 +309,8 @@ def test_every_field_of_the_configuration_can_be_set(tmp_path: Path) -> None:
     assert DaemonConfig.model_validate(tomllib.loads(volumes)).disks.volume_group == "vg0"
     assert found.access
     assert found.access.operators.certificates == ('CN:Ädmin "A" \\ 1',)
+    assert found.exits.policy == ExitBudgets.model_validate(EVERYTHING["nohype_exits"]["policy"])
+    assert found.tenants["acme"].exit_policy == ExitBudgets.model_validate(EVERYTHING["nohype_tenants"]["acme"]["exit_policy"])
     assert found.tenants["bolt"] == TenantConfig()
     assert found.tokens["look"] == TokenConfig(hash=OTHER_HASH, role="viewer")  # type: ignore[arg-type]
     assert found.host.reserved_pages == {"1G": 1, "2M": 512}

@@ -30,7 +30,8 @@ GUEST: dict[str, Any] = {
            "network": "", "vlan": 0, "rate": 0, "tap": ""}, "cpu_features": [], "restart": "never",
     "hostname": "web", "ssh_keys": 0, "user_data": None, "network_config": None,
     "nics": [], "disks": [], "waived": [], "progress": None, "warnings": [],
-    "addresses": [], "ssh_host_key": None, "initiator": None,
+    "addresses": [], "ssh_host_key": None, "initiator": None, "disengaged": None,
+    "exit_policy": None, "housekeeping_vcpus": None,
 }  # fmt: skip
 
 

@@ -244,3 +244,23 @@ def test_edges_counts_the_frames_at_the_switch(load: Any, monkeypatch: pytest.Mo
     ways, right = edges.run(2)
     assert right is not inside
     assert [(way.lost, len(way.found["round trip"])) for way in ways] == [(0, 2)] * len(ways)
+
+
+PHASES: dict[str, Any] = {
+    "idle": 60.0, "boot": {"io": 900, "msr": 60}, "run": {"msr": 100, "hlt": 40}, "mmio": 0, "boundary": 12.5,
+    "floods": {"cpuid": 1.1, "io": 2.0}, "samples": [(0.5, {}), (1.0, {"io": 5}), (2.0, {"io": 900, "msr": 9})],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        ({}, True),
+        ({"run": {"msr": 100, "io": 1}}, False),
+        ({"mmio": 1}, False),
+        ({"floods": {"cpuid": 1.1, "io": 2.1}}, False),
+        ({"floods": {"cpuid": None}}, False),
+    ],
+)
+def test_phases_without_device_access_and_noticed_floods_are_good(load: Any, change: dict[str, Any], good: bool) -> None:
+    assert load("exit_phases").report({**PHASES, **change}) is good

@@ -199,3 +199,12 @@ def test_guest_that_was_started_again_meanwhile_is_not_stopped(world: World, man
     until(lambda: not any(thread.name == "exit-policy" for thread in threading.enumerate()))
     assert state(manager) == "running"
     assert reports(manager) == []
+
+
+def test_guest_that_never_disengages_is_judged_after_its_time(world: World) -> None:
+    host = ExitBudgets.model_validate({**limits("kill", io={"second": 10}), "boot_seconds": 1})
+    manager = open_manager(world, replace(world.server.policy, exit_policies=ExitPolicies(host)))
+    create(manager, disengage_after=86_400)
+    assert manager.disengagements.check() is None
+    assert manager.exit_policies.check() == 1
+    manager.close()
