@@ -635,7 +635,9 @@ def test_unreadable_claim_is_refused(ledger: Ledger, path: Path) -> None:
         Ledger(path)
 
 
-@pytest.mark.parametrize("changes", [{"tap": ""}, {"edge": EdgeMode.VEPA}, {"index": -1}, {"vlan": -1}, {"rate": -1}])
+@pytest.mark.parametrize(
+    "changes", [{"tap": ""}, {"edge": EdgeMode.VEPA}, {"index": -1}, {"vlan": -1}, {"rate": -1}, {"switch_vlan": -1}]
+)
 def test_nic_that_is_no_vf_and_of_no_software_edge_is_refused(ledger: Ledger, path: Path, changes: dict[str, object]) -> None:
     take(ledger, make_software_plan(1), 0)
     ledger.close()
@@ -924,7 +926,7 @@ def test_changes_by_another_program_are_detected(ledger: Ledger, path: Path, cha
 STORED = (
     '{"name": "g1", "cores": ["2-3"], "node": 0, "page_size": 2097152, "pages": 128, "nics": [{"pf": "0000:41:00.0", '
     '"interface": "nic0", "index": 1, "address": "0000:41:10.2", "mac": "02:4e:48:00:00:01", "edge": "vepa", "network": "", '
-    '"vlan": 0, "rate": 0, "tap": ""}], "image": {"name": "minimal", '
+    '"vlan": 0, "rate": 0, "tap": "", "switch_vlan": 0}], "image": {"name": "minimal", '
     '"hash": "abc"}, "cmdline": "quiet", "cpu_features": ["topoext"], "uuid": "0b0b0b0b-0000-4000-8000-000000000000", '
     '"disks": [], "iommu": true}'
 )
