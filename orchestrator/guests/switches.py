@@ -34,7 +34,7 @@ from orchestrator.model.switch import (
 from orchestrator.model.switch_request import HairpinRequest, SwitchRequest
 from orchestrator.model.uplink import CounterPlace, CounterReading, FrameCounts
 from orchestrator.resources.step import UndoContext, run_steps, undo_steps
-from orchestrator.resources.switch import SetHairpin, find_key
+from orchestrator.resources.switch import SetHairpin, find_key, is_translation
 from orchestrator.switches.commands import LocalCommands
 from orchestrator.switches.drivers import list_capabilities, opened
 from orchestrator.switches.lldp import find_neighbour
@@ -109,8 +109,14 @@ class SwitchService:
         return state
 
     def delete(self, caller: Identity, name: str, *, force: bool = False) -> None:
-        """Reverts the manager's changes, then forgets the switch. ``force``: forgets them too if that fails."""
+        """Reverts the manager's changes, then forgets the switch. ``force``: forgets them too if that fails.
+
+        Raises Conflict if it translates VLANs of guests, unless ``force``: their translations end with the guests.
+        """
         self._find(caller, name)
+        if (guests := self._list_translated(name)) and not force:
+            hint = "stop these guests first, or use --force"
+            raise Conflict(f"switch {name} translates VLANs of guests: {', '.join(guests)}", hint)
         with self._locks(name):
             self._find(caller, name)
             try:
@@ -177,6 +183,10 @@ class SwitchService:
         seen = self._watch.find(switch.name)
         problem, time = (seen.problem, seen.time) if seen else ("", None)
         return SwitchView(switch, list_capabilities(switch), self._list_ties(switch.name), problem, time)
+
+    def _list_translated(self, name: str) -> tuple[str, ...]:
+        names = [claim.plan.name for claim in self._ledger.read().claims]
+        return tuple(guest for guest in names if any(is_translation(one, name) for one in self._ledger.undo_records(guest)))
 
     def _list_ties(self, name: str) -> tuple[UplinkPort, ...]:
         return tuple(tie for tie in self._all_ties() if tie.switch == name)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from orchestrator.errors import HostError, SwitchError
 from orchestrator.host.root import HostRoot
+from orchestrator.ledger import UndoRecord
 from orchestrator.locks import NamedLocks
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.event import utc_now
@@ -111,6 +112,11 @@ class TranslateVlan:
         what = f"end the translation of VLAN {before.vlan} at port {before.port} of switch {before.switch.name}"
         with _as_host_error(what), _changing(before.switch.name), opened(before.switch, find_key(before.key)) as driver:
             driver.remove_channel(before.port, before.vlan, before.before)
+
+
+def is_translation(record: UndoRecord, switch: str) -> bool:
+    """Whether it is of `TranslateVlan` at the switch of this name."""
+    return record.action == TranslateVlan.action and parse_arguments(ChannelBefore, record.arguments).switch.name == switch
 
 
 def plan_translations(plan: Plan, find_tie: Callable[[str], SwitchTie | None]) -> list[TranslateVlan]:

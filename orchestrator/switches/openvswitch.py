@@ -73,7 +73,10 @@ class OpenVSwitch:
         flows, numbers = self._read_flows(), self._read_numbers()
         relay = relay_table.read_relay(flows).only(numbers.values())
         left = relay.without_channel(numbers[port], vlan) if port in numbers else relay
-        if relay_table.read_relay(flows) != left:
+        # A restart of ovs-vswitchd loses the flows, but not the fail-mode: nothing would pass.
+        is_unused = not (left.ports or left.channels or before.has_table)
+        mode_stays = is_unused and _text(self._read_settings()["fail_mode"]) != before.fail_mode
+        if relay_table.read_relay(flows) != left or mode_stays:
             self._revert(left, before)
             if relay_table.read_relay(self._read_flows()) != left:
                 raise SwitchError(f"port {port}: VLAN {vlan} is still translated", "check that no controller changes the flows")

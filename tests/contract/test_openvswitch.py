@@ -318,6 +318,8 @@ def test_lost_or_changed_translation_is_found(world: World, channels: str) -> No
     world.daemons.kill_vswitchd()
     world.daemons.start_vswitchd()
     assert failed_with(world, needs) >= {"channels", "flows"}
+    world.driver.remove_channel("p1", 1000, channels)
+    assert world.driver.read().fail_mode == "standalone", "nothing would pass with the flows lost and fail-mode secure"
 
 
 def failed_with(world: World, needs: PortNeeds) -> set[str]:

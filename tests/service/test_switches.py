@@ -22,6 +22,7 @@ from orchestrator.lab.keys import make_key
 from orchestrator.ledger import Event, Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
 from orchestrator.model.edge import EdgeMode
+from orchestrator.model.network import Network
 from orchestrator.model.proof import Verdict
 from orchestrator.model.switch import (
     PortChannel,
@@ -44,6 +45,7 @@ from tests.harness import openvswitch
 from tests.harness.api_server import Served, serve
 from tests.harness.bridge import BRIDGE, Cable, SshSwitch, find_programs, plugged, ssh_switch
 from tests.unit.test_ledger import make_plan
+from tests.unit.test_plan import request as guest_request
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")]
 
@@ -661,12 +663,18 @@ def test_translation_is_a_step_of_the_guest_that_is_undone(tmp_path: Path) -> No
             switch = Switch("sw1", SwitchDriver.OPENVSWITCH, openvswitch.BRIDGE, ssh=server.address)
             tie = SwitchTie(switch, "p1", server.key)
             nic = replace(make_plan(1).vf, edge=EdgeMode.CHANNEL, vlan=1000, switch_vlan=100, network="blue")
+            ledger.create_network(lambda _: Network("blue", 100))
             plan = replace(make_plan(1), nics=(nic,))
             steps = plan_translations(plan, {nic.interface: tie}.get)
             (text,) = run_steps(HostRoot(), ledger, plan.name, steps)
             assert text == f"translate VLAN 1000 to VLAN 100 for {nic.mac} at port p1 of switch sw1"
             (port,) = daemons.driver.read(["p1"]).ports
             assert port.channels == (PortChannel(1000, str(nic.mac), 100),)
+            service = SwitchService(HostRoot(), ledger, SwitchSettings(str(server.key)))
+            ledger.add_switch(switch)
+            ledger.claim(plan, ledger.read().generation, guest_request(name=plan.name))
+            with pytest.raises(Conflict, match=f"switch sw1 translates VLANs of guests: {plan.name}"):
+                service.delete(OPERATOR, "sw1")
             server.replace_program("ovs-ofctl", "echo 'no such device' >&2; exit 1")
             with pytest.raises(
                 HostError, match="cannot end the translation of VLAN 1000 at port p1 of switch sw1: .*no such device"
