@@ -71,7 +71,7 @@ EVERYTHING: dict[str, Any] = {
         },
     },
     "nohype_events": {"keep": 5000},
-    "nohype_audit": {"key": "/etc/nohype/audit.key"},
+    "nohype_audit": {"key": "/srv/audit.key"},
     "nohype_access": {
         "operators": {"users": ["root"], "groups": ["daemon"], "certificates": ['CN:Ädmin "A" \\ 1']},
         "viewers": {"users": ["daemon"], "groups": [], "certificates": ["DNS:monitor.example"]},
@@ -334,7 +334,7 @@ def test_what_the_configuration_knows_is_in_the_defaults() -> None:
     """With a comment each; a section or field that is new in `config` must be told of."""
     text = (ROLE / "defaults/main.yml").read_text()
     told = dict.fromkeys(
-        ("disks", "switches", "paths", "exits", "events", "access", "tenants", "tokens", "api", "limits", "boot")
+        ("disks", "switches", "paths", "exits", "audit", "events", "access", "tenants", "tokens", "api", "limits", "boot")
     )
     assert set(DaemonConfig.model_fields) == {"host", "uplinks", *told}
     uplinks = re.search(r"((?:^#.*\n)+)^nohype_uplinks:", text, re.MULTILINE)
