@@ -11,12 +11,13 @@ from lxml import etree
 from orchestrator.api.routes.guests import show_guest
 from orchestrator.errors import NoRoom, QuotaExceeded, RequestError
 from orchestrator.guests.service import GuestService
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import OPERATOR, Identity, Quota, Role
 from orchestrator.model.request import parse_guest_request
 from orchestrator.values import CpuSet
+from orchestrator.waiting import wait_until
 from tests.fakes.server import make_image
-from tests.harness.crash import World, wait_wiped
+from tests.harness.crash import World
 from tests.harness.guests import create, kinds, open_manager, state
 from tests.harness.images import unpack_initrd
 from tests.service.guests.test_configuration import read_credentials
@@ -184,7 +185,7 @@ def test_ledger_with_the_claim_is_read_again(world: World, manager: GuestService
 def test_network_disk_is_not_said_to_be_wiped(manager: GuestService, ledger: Ledger) -> None:
     create(manager, **{**NETWORK, "disks": [{"target": NVME}, {}]})
     manager.delete(OPERATOR, "web")
-    wait_wiped(ledger)
+    wait_until(lambda: any(event.kind == EventKind.DELETED for event in ledger.events(0, 100)), timeout=60, interval=0.01)
     details = {event.kind: event.detail for event in ledger.events(0, 100)}
     assert "wiping disk0" in details["wiping"]
     assert details["deleted"] == "verified clean: disk0"
