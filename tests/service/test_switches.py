@@ -682,7 +682,8 @@ def test_translation_is_a_step_of_the_guest_that_is_undone(tmp_path: Path) -> No
                 undo_steps(UndoContext(HostRoot()), ledger, plan.name)
             assert ledger.undo_records(plan.name), "the next guest with the VLAN would be in the network"
             server.replace_program("ovs-ofctl", scripts["ovs-ofctl"])
-            undo_steps(UndoContext(HostRoot()), ledger, plan.name)
+            moved = server.key.rename(tmp_path / "moved")
+            undo_steps(UndoContext(HostRoot(), switch_key=str(moved)), ledger, plan.name)  # the configuration names it now
             assert not ledger.undo_records(plan.name)
             assert daemons.driver.read(["p1"]).ports[0].channels == ()
             assert plan_translations(plan, lambda _: None) == []
