@@ -169,6 +169,8 @@ def test_port_of_guests_with_vlans_of_their_own_needs_no_hairpin() -> None:
 
     assert failed(PortNeeds()) == {"hairpin", "channels", "vlan"}, "a translation that no guest has"
     assert failed(PortNeeds(relay=False, channels=(CHANNEL,), known=(CHANNEL,))) == {"vlan"}
+    of_another_host = check_ports("sw1", state, {})
+    assert {check.name: check.verdict for check in of_another_host}["channels"] is Verdict.PASS, "of guests that are not ours"
     assert failed(PortNeeds(relay=False, known=(CHANNEL,))) == {"vlan"}, "the guest is being started"
 
 
