@@ -69,7 +69,8 @@ class SwitchService:
         with self._locks(switch.name):
             self._read(switch, tuple(one.port for one in switch.uplinks) or None)
             for one in switch.uplinks:
-                if tie := next((tie for tie in self._all_ties() if tie.uplink == one.uplink), None):
+                tie = next((tie for tie in self._all_ties() if tie.uplink == one.uplink), None)
+                if tie and tie != UplinkPort(one.uplink, switch.name, one.port):
                     hint = "delete that switch first, or remove the port from [uplinks.NAME]"
                     raise Conflict(f"uplink {one.uplink} has port {tie.port} of switch {tie.switch} already", hint)
             self._ledger.add_switch(switch)

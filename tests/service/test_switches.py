@@ -633,6 +633,9 @@ def test_switch_is_registered_with_its_uplinks(manager: Manager, cable: Cable, t
         with pytest.raises(error, match=says):
             manager.service.add(OPERATOR, wrong)
     assert [view.switch.name for view in manager.service.list(OPERATOR)] == ["lab"]
+    as_configured = local("sw1").model_copy(update={"uplinks": (SwitchUplinkRequest(uplink=cable.near, port=cable.far),)})
+    assert manager.service.add(OPERATOR, as_configured).uplinks == (UplinkPort(cable.near, "sw1", cable.far),)
+    manager.service.delete(OPERATOR, "sw1")
     again = Manager(tmp_path, cable)
     try:
         assert again.service.find_tie("nic7")
