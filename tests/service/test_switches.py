@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -644,6 +644,35 @@ def test_switch_is_registered_with_its_uplinks(manager: Manager, cable: Cable, t
         again.ledger.close()
     manager.service.delete(OPERATOR, "lab")
     assert manager.service.find_tie("nic7") is None
+
+
+def test_uplink_is_given_to_one_of_two_switches_that_are_registered_at_the_same_time(
+    manager: Manager, cable: Cable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, read, failed = threading.Barrier(2), manager.ledger.switches, []
+
+    def read_together() -> tuple[Switch, ...]:
+        found = read()
+        with suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        return found
+
+    def add(name: str) -> None:
+        try:
+            manager.service.add(
+                OPERATOR, local(name).model_copy(update={"uplinks": (SwitchUplinkRequest(uplink="nic7", port=cable.far),)})
+            )
+        except Conflict as error:
+            failed.append(error.message)
+
+    monkeypatch.setattr(manager.ledger, "switches", read_together)
+    threads = [threading.Thread(target=add, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(failed) == 1
+    assert "uplink nic7 has port" in failed[0]
 
 
 def test_uplink_has_one_port() -> None:
