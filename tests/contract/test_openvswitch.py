@@ -310,12 +310,12 @@ def test_translations_are_undone_and_hairpin_stays(world: World, channels: str) 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_guests_that_end_in_any_order_leave_the_bridge_as_it_was(world: World, order: tuple[int, int]) -> None:
-    befores = []
+    snapshots = []
     for channel in ALL[:2]:
-        befores.append(world.driver.snapshot("p1"))
+        snapshots.append(world.driver.snapshot("p1"))
         world.driver.set_channel("p1", channel)
     for number in order:
-        world.driver.remove_channel("p1", ALL[number].vlan, befores[number])
+        world.driver.remove_channel("p1", ALL[number].vlan, snapshots[number])
     state = world.driver.read()
     assert (state.fail_mode, state.flows, state.other_flows) == ("standalone", 0, 1)
 
