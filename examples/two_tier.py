@@ -58,7 +58,8 @@ def main() -> None:
 
 def serve(key: Path, guest: str, script: str) -> None:
     """Executes the script for each request to port 8080, once it is read: unread data would reset the connection."""
-    words = ["systemd-run", "--quiet", "systemd-socket-activate", "--listen=8080", "--accept", "--inetd", "bash", "-c"]  # no ${}
+    # systemd-run replaces ${NAME} in the words by variables of its own, so the script has none.
+    words = ["systemd-run", "--quiet", "systemd-socket-activate", "--listen=8080", "--accept", "--inetd", "bash", "-c"]
     run(key, guest, shlex.join([*words, f"while read -r line && [ \"$line\" != $'\\r' ]; do :; done; {script}"]))
     run(key, guest, "until exec 3<>/dev/tcp/127.0.0.1/8080; do sleep 0.2; done 2>/dev/null")
 

@@ -148,7 +148,8 @@ def hairpin(name: str, port: str, state: str, *, macs: tuple[str, ...], as_json:
 
 @switch.command()
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Forget the switch even if its ports cannot be restored.")
+@click.option("--force", is_flag=True,
+              help="Forget the switch even if its ports cannot be restored, or it translates VLANs of guests.")  # fmt: skip
 @json_option
 @client_option
 def delete(name: str, *, force: bool, as_json: bool, client: Client) -> None:

@@ -90,6 +90,7 @@ class CoreContext:
     secrets: GuestSecrets
     disk_work: DiskWork = field(default_factory=DiskWork)
     find_tie: Callable[[str], SwitchTie | None] = lambda _: None
+    switch_key: str = ""  # file with the SSH key for external switches, as it is configured now
 
 
 class CoreManager:
@@ -176,7 +177,8 @@ class CoreManager:
         self._hypervisor.destroy(self.plan.uuid)
         self._context.launches.discard(self.plan.uuid)
         try:
-            undo_steps(UndoContext(self._host, self._guest_context()), self._context.ledger, self.plan.name)
+            context = UndoContext(self._host, self._guest_context(), switch_key=self._context.switch_key)
+            undo_steps(context, self._context.ledger, self.plan.name)
             bound = (*find_still_bound(self._host, self.plan), *disk.find_still_bound(self._host, self.plan))
             return (*bound, *find_left_over(self._host, self.plan))
         except HostError as error:

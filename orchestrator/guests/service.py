@@ -86,8 +86,10 @@ class GuestService:
         self.host_setup = setup = HostSetup(host, ledger, policy, self._warnings, count_undo_failure)
         launches, secrets, runs = Launches(), GuestSecrets(ledger), Runs(host, hypervisor)
         self.switches = SwitchService(host, ledger, switches)
-        find_tie = self.switches.find_tie
-        context = CoreContext(host, hypervisor, ledger, setup, launches, images, logs, secrets, find_tie=find_tie)
+        context = CoreContext(
+            host, hypervisor, ledger, setup, launches, images, logs, secrets, find_tie=self.switches.find_tie,
+            switch_key=switches.key,
+        )  # fmt: skip
         self._disk_work, self.transitions = context.disk_work, Transitions(context, count_undo_failure, count_wipe)
         self.reconciler = Reconciler(context, self.transitions)
         self.allocator = Allocator(host, hypervisor, ledger, self._uplinks, setup.lock, images, launches, self._warnings, secrets)

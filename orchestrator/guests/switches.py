@@ -42,6 +42,9 @@ from orchestrator.switches.verify import check_ports
 
 _log = logging.getLogger(__name__)
 
+_ALL = ""
+"""Of a lock: no switch has this name."""
+
 
 class SwitchService:
     """Methods with ``caller`` raise Forbidden for others than operators, NotFound for an unknown switch, and SwitchError.
@@ -68,11 +71,9 @@ class SwitchService:
         switch = request.build()
         with self._locks(switch.name):
             self._read(switch, tuple(one.port for one in switch.uplinks) or None)
-            for one in switch.uplinks:
-                if tie := next((tie for tie in self._all_ties() if tie.uplink == one.uplink), None):
-                    hint = "delete that switch first, or remove the port from [uplinks.NAME]"
-                    raise Conflict(f"uplink {one.uplink} has port {tie.port} of switch {tie.switch} already", hint)
-            self._ledger.add_switch(switch)
+            with self._locks(_ALL):
+                self._check_uplinks(switch)
+                self._ledger.add_switch(switch)
             self._watch.add(switch)  # with the lock: a switch of this name may be deleted and registered again at any time
         self._note(f"switch {switch.name}: registered ({_describe(switch)})", caller.name)
         return self._view(switch)
@@ -183,6 +184,13 @@ class SwitchService:
         seen = self._watch.find(switch.name)
         problem, time = (seen.problem, seen.time) if seen else ("", None)
         return SwitchView(switch, list_capabilities(switch), self._list_ties(switch.name), problem, time)
+
+    def _check_uplinks(self, switch: Switch) -> None:
+        for one in switch.uplinks:
+            tie = next((tie for tie in self._all_ties() if tie.uplink == one.uplink), None)
+            if tie and tie != UplinkPort(one.uplink, switch.name, one.port):
+                hint = "delete that switch first, or remove the port from [uplinks.NAME]"
+                raise Conflict(f"uplink {one.uplink} has port {tie.port} of switch {tie.switch} already", hint)
 
     def _list_translated(self, name: str) -> tuple[str, ...]:
         names = [claim.plan.name for claim in self._ledger.read().claims]

@@ -1,4 +1,4 @@
-"""The small programs of guest images, which `programs.py` beside the recipes writes."""
+"""The small programs of guest images, which `programs.py` beside the recipes writes, or that of this package."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from pathlib import Path
 
 from orchestrator.errors import CommandError, ImageError
 from orchestrator.host.run import run
+from orchestrator.images.recipe import recipes_folder
 
 DISENGAGE = "disengage"
 """Tells the host that the guest's boot is over."""
 
+_SOURCE = "programs.py"
+
 
 def tools_source(recipes: Path) -> Path:
-    return recipes / "programs.py"
+    """A folder with recipes of one's own need not have a copy."""
+    own = recipes / _SOURCE
+    return own if own.is_file() else recipes_folder() / _SOURCE
 
 
 def build_tools(recipes: Path, names: Sequence[str], folder: Path) -> None:
     """Writes the programs into an existing folder, executable. Raises ImageError."""
     source = tools_source(recipes)
     for name in names:
-        if not source.is_file():
-            raise ImageError(f"the recipe has tools, but {source} does not exist", "copy it from the folder guest-images")
         try:
             run([sys.executable, "-I", source, name, folder / name])
         except CommandError as error:

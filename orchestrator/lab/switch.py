@@ -102,13 +102,14 @@ def delete_port(folder: LabDir) -> None:
     """After the lab's QEMU has ended, and with it the port: deletes the switch unless another lab uses it. Without the marker of
     ``create_port`` the lab has none.
     """
-    try:
-        switch = _marker(folder).read_text()
-    except (FileNotFoundError, NotADirectoryError):
+    switch = _find_switch(folder)
+    if switch is None:
         return
     with _changing(folder.base):
         if not _list_users(folder, switch) and netlink.netns_exists(netns_of(switch)):
             netlink.delete_netns(netns_of(switch))
+        # The lab is alive for a moment still: another one must not join what is deleted.
+        _marker(folder).unlink(missing_ok=True)
 
 
 def _add_port(netns: str) -> tuple[int, str]:
@@ -128,11 +129,16 @@ def _add_port(netns: str) -> tuple[int, str]:
 
 def _list_users(folder: LabDir, switch: str) -> list[str]:
     """Other labs that are alive and have a port of the switch."""
-    users = []
-    for other in list_folders(folder.base):
-        if other.name != folder.name and _marker(other).exists() and _marker(other).read_text() == switch and is_locked(other):
-            users.append(other.name)
-    return users
+    others = [other for other in list_folders(folder.base) if other.name != folder.name]
+    return [other.name for other in others if _find_switch(other) == switch and is_locked(other)]
+
+
+def _find_switch(folder: LabDir) -> str | None:
+    """The switch whose port the lab has; None without one. The files of another lab can be removed at any time."""
+    try:
+        return _marker(folder).read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _marker(folder: LabDir) -> Path:

@@ -110,7 +110,11 @@ class TranslateVlan:
         """Raises HostError if the switch cannot be reached: the next guest with this VLAN would be in the network too."""
         before = parse_arguments(ChannelBefore, arguments)
         what = f"end the translation of VLAN {before.vlan} at port {before.port} of switch {before.switch.name}"
-        with _as_host_error(what), _changing(before.switch.name), opened(before.switch, find_key(before.key)) as driver:
+        with (
+            _as_host_error(what),
+            _changing(before.switch.name),
+            opened(before.switch, find_key(context.switch_key or before.key)) as driver,
+        ):
             driver.remove_channel(before.port, before.vlan, before.before)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EBADF, EINVAL
 from pathlib import Path
 
 import paramiko
@@ -15,6 +17,10 @@ from orchestrator.ssh.transport import keep_status
 
 RunCommand = Callable[[str], Completed]
 """The line that the client has sent → status and output."""
+
+MAX_CONNECTIONS = 16
+"""Each has a thread and a descriptor."""
+_PAUSE = 0.2
 
 
 class _Server(paramiko.ServerInterface):
@@ -54,12 +60,27 @@ def serve(listener: socket.socket, host_key: Path, client: str, run: RunCommand)
         client: the public key with which root may log in, ``ssh-ed25519 AAAA...``.
     """
     key = paramiko.Ed25519Key.from_private_key_file(str(host_key))
+    transports: list[paramiko.Transport] = []
     while True:
         try:
             connection, _ = listener.accept()
-        except OSError:
-            return
+        except OSError as error:
+            if error.errno in (EBADF, EINVAL):
+                return
+            time.sleep(_PAUSE)  # too many open files, for example; or the client has gone
+            continue
+        transports = _make_room([one for one in transports if one.is_active()])
         transport = paramiko.Transport(connection)
+        transports.append(transport)
         transport.add_server_key(key)
         # Without an event it waits for the whole negotiation: a silent client would hold up the others.
         transport.start_server(event=threading.Event(), server=_Server(client, run))
+
+
+def _make_room(transports: list[paramiko.Transport]) -> list[paramiko.Transport]:
+    """Closes the oldest connection if there are many, first of clients that have not logged in."""
+    if len(transports) < MAX_CONNECTIONS:
+        return transports
+    oldest = next((one for one in transports if not one.is_authenticated()), transports[0])
+    oldest.close()
+    return [one for one in transports if one is not oldest]

@@ -40,7 +40,11 @@ def merge_ports(ports: Iterable[SwitchPort], channels: Mapping[str, tuple[PortCh
 
 def set_channel(commands: Commands, bridge: str, port: str, channel: PortChannel) -> None:
     """Replaces an earlier translation of the VLAN. Raises SwitchError if the bridge cannot translate."""
-    inside = channel.switch_vlan or _find_pvid(commands, port)
+    untagged = _list_pvids_of(commands, port)
+    if channel.switch_vlan and channel.switch_vlan in untagged:
+        hint = f"choose another VLAN for the network, or run `bridge vlan add dev {port} vid NUMBER pvid untagged` on the switch"
+        raise SwitchError(f"VLAN {channel.switch_vlan} is that of untagged frames (PVID) at port {port} of bridge {bridge}", hint)
+    inside = channel.switch_vlan or _pick_pvid(port, untagged)
     _check_bridge(commands, bridge, port, channel.vlan)
     name = _choose_name(commands, port, channel.vlan)
     _remove(commands, name)
@@ -96,14 +100,18 @@ def _check_bridge(commands: Commands, bridge: str, port: str, vlan: int) -> None
         raise SwitchError(f"port {port} of bridge {bridge} is in VLAN {vlan}, which is to be translated", hint)
 
 
-def _find_pvid(commands: Commands, port: str) -> int:
-    """The VLAN of untagged frames of the port."""
+def _list_pvids_of(commands: Commands, port: str) -> list[int]:
+    """The VLAN of untagged frames of the port, if it has one."""
     entries = read_json(commands, ["bridge", "-j", "vlan", "show", "dev", port])
-    found = parsed(commands, "the VLANs", lambda: [vlan for entry in entries for vlan in _list_pvids(entry)])
+    found: list[int] = parsed(commands, "the VLANs", lambda: [vlan for entry in entries for vlan in _list_pvids(entry)])
+    return found
+
+
+def _pick_pvid(port: str, found: list[int]) -> int:
     if not found:
         hint = f"run `bridge vlan add dev {port} vid NUMBER pvid untagged` on the switch"
         raise SwitchError(f"port {port} has no VLAN for untagged frames (PVID)", hint)
-    return int(found[0])
+    return found[0]
 
 
 def _list_vlans(commands: Commands, port: str) -> list[int]:

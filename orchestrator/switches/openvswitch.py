@@ -21,12 +21,15 @@ from orchestrator.switches.relay_table import Flow, Relay
 
 _TIMEOUT = "--timeout=5"  # seconds; without it, ovs-vsctl waits for ovs-vswitchd indefinitely
 _SECURE = "secure"
+_FAIL_MODE, _NORMAL = "nohype-fail-mode", "nohype-normal"
+"""In external_ids of a bridge with our table: what was before it. Those who use the table end in any order."""
+_UNSET = "unset"
 _COUNTERS = ("rx_packets", "tx_packets", "rx_bytes", "tx_bytes", "rx_dropped", "tx_dropped")
 
 
 @dataclass(frozen=True)
 class _Before:
-    """The port and the bridge before a change. ``fail_mode``: empty if it is not set."""
+    """The port before a change, and the bridge before its first one. ``fail_mode``: empty if it is not set."""
 
     on: bool
     macs: tuple[str, ...]
@@ -83,12 +86,15 @@ class OpenVSwitch:
 
     def snapshot(self, port: str) -> str:
         number, flows = self._find_number(port), self._read_flows()
-        relay = relay_table.read_relay(flows)
-        before = _Before(
-            number in relay.ports, relay.ports.get(number, ()), relay_table.count_own(flows) > 0,
-            _text(self._read_settings()["fail_mode"]), any(flow.is_normal for flow in flows),
-        )  # fmt: skip
-        return json.dumps(asdict(before))
+        relay, settings = relay_table.read_relay(flows), self._read_settings()
+        mode, has_table, normal = (
+            _text(settings["fail_mode"]),
+            relay_table.count_own(flows) > 0,
+            any(one.is_normal for one in flows),
+        )
+        if (recorded := _read_recorded(settings)) and mode == _SECURE:
+            has_table, (mode, normal) = False, recorded
+        return json.dumps(asdict(_Before(number in relay.ports, relay.ports.get(number, ()), has_table, mode, normal)))
 
     def restore(self, port: str, snapshot: str) -> None:
         """The table stays while another port reflects: it may serve another host. Flows of ports that no longer exist do not
@@ -114,7 +120,11 @@ class OpenVSwitch:
         if others := [flow for flow in flows if not flow.is_ours and not flow.is_normal]:
             hint = "use a bridge of its own for NoHype hosts, or delete these flows"
             raise SwitchError(f"bridge {self.bridge} has {len(others)} flows that the manager did not create", hint)
-        if _text(self._read_settings()["fail_mode"]) != _SECURE:
+        settings = self._read_settings()
+        if (mode := _text(settings["fail_mode"])) != _SECURE or not (relay_table.count_own(flows) or _read_recorded(settings)):
+            normal = str(any(flow.is_normal for flow in flows)).lower()
+            marks = (f"external_ids:{_FAIL_MODE}={mode or _UNSET}", f"external_ids:{_NORMAL}={normal}")
+            self._vsctl("set", "bridge", self.bridge, *marks)
             self._vsctl("set-fail-mode", self.bridge, _SECURE)
         if any(flow.is_normal for flow in self._read_flows()):
             self._ofctl("--strict", "del-flows", self.bridge, "table=0,priority=0")
@@ -137,6 +147,7 @@ class OpenVSwitch:
             self._vsctl("set-fail-mode", self.bridge, before.fail_mode)
         else:
             self._vsctl("del-fail-mode", self.bridge)
+        self._vsctl("remove", "bridge", self.bridge, "external_ids", _FAIL_MODE, _NORMAL)
 
     def _write(self, relay: Relay) -> None:
         self._ofctl("--bundle", "add-flows", self.bridge, "-", input=relay_table.build_flows(relay))
@@ -146,7 +157,7 @@ class OpenVSwitch:
         return before
 
     def _read_settings(self) -> Mapping[str, Any]:
-        rows = self._list("bridge", "name,fail_mode,stp_enable,rstp_enable")
+        rows = self._list("bridge", "name,fail_mode,stp_enable,rstp_enable,external_ids")
         found = next((row for row in rows if row["name"] == self.bridge), None)
         if found is None:
             hint = "list the bridges of the switch with `ovs-vsctl list-br`"
@@ -232,6 +243,13 @@ def _decode(value: Any) -> Any:
     if isinstance(value, list) and value and value[0] == "map":
         return dict(value[1])
     return value
+
+
+def _read_recorded(settings: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """Fail-mode and default flow before our table; None if none is recorded."""
+    marks = settings["external_ids"] or {}
+    mode = marks.get(_FAIL_MODE)
+    return ("" if mode == _UNSET else mode, marks.get(_NORMAL) == "true") if mode else None
 
 
 def _is_number(value: object) -> bool:

@@ -26,7 +26,8 @@ def check_ports(
     checks: list[SwitchCheck] = []
     for one in known if wanted is None else wanted:
         if port := known.get(one):
-            checks += _check_port(name, state, port, mtus.get(one), needs.get(one, PortNeeds()))
+            # Of a port without an uplink, such as another host's, it is not known which translations there should be.
+            checks += _check_port(name, state, port, mtus.get(one), needs.get(one, PortNeeds(known=port.channels)))
         else:
             hint = f"check the cable, and `port` in [uplinks.NAME]; the ports: {', '.join(known) or 'none'}"
             checks.append(SwitchCheck("port", one, Verdict.FAIL, "the bridge has no port of this name", hint))

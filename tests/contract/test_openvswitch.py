@@ -308,6 +308,31 @@ def test_translations_are_undone_and_hairpin_stays(world: World, channels: str) 
     assert (state.fail_mode, state.flows, state.other_flows) == ("standalone", 0, 1)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_guests_that_end_in_any_order_leave_the_bridge_as_it_was(world: World, order: tuple[int, int]) -> None:
+    snapshots = []
+    for channel in ALL[:2]:
+        snapshots.append(world.driver.snapshot("p1"))
+        world.driver.set_channel("p1", channel)
+    for number in order:
+        world.driver.remove_channel("p1", ALL[number].vlan, snapshots[number])
+    state = world.driver.read()
+    assert (state.fail_mode, state.flows, state.other_flows) == ("standalone", 0, 1)
+
+
+def test_guest_that_ends_after_the_hairpin_leaves_the_bridge_as_it_was(world: World) -> None:
+    before = world.driver.snapshot("p1")
+    world.driver.set_hairpin("p1", on=True)
+    before_guest = world.driver.snapshot("p1")
+    world.driver.set_channel("p1", ALL[0])
+    world.driver.restore("p1", before)
+    assert (port(world).channels, port(world).hairpin) == (ALL[:1], False)
+    world.driver.remove_channel("p1", ALL[0].vlan, before_guest)
+    state = world.driver.read()
+    assert (state.fail_mode, state.flows, state.other_flows) == ("standalone", 0, 1)
+    assert "nohype" not in world.daemons.run("ovs-vsctl", "--timeout=5", "get", "bridge", BRIDGE, "external_ids")
+
+
 def test_lost_or_changed_translation_is_found(world: World, channels: str) -> None:
     needs = PortNeeds(relay=False, channels=ALL, known=ALL)
     world.driver.set_channel("p1", PortChannel(1001, B, 200))

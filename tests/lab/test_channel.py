@@ -30,13 +30,22 @@ from tests.lab.test_networks import ping
 pytestmark = pytest.mark.soak
 
 CONFIG = "/etc/nohype/nohype.toml"
+SET_MODE = """
+import sys
+from orchestrator.host.edge import set_edge_mode
+from orchestrator.host.root import HostRoot
+from orchestrator.host.sriov import read_pfs
+from orchestrator.model.edge import EdgeMode
+for pf in read_pfs(HostRoot()):
+    set_edge_mode(HostRoot(), pf, EdgeMode(sys.argv[1]))
+"""
 GUESTS = {"chan-a": ("blue", "10.3.0.1/24"), "chan-b": ("blue", "10.3.0.2/24"), "chan-c": ("red", "10.3.0.3/24")}
 
 
 @pytest.fixture(scope="module")
-def daemons(empty_host: LabHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemons]:
+def daemons(host: LabHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemons]:
     """Open vSwitch with the lab's NIC as a port."""
-    port = switch.port(empty_host.lab.name)
+    port = switch.port(host.lab.name)
     with running(tmp_path_factory.mktemp("channel"), build_switch_tools(cache_folder())) as found:
         with IPRoute(netns=port.netns) as ipr:
             (index,) = ipr.link_lookup(ifname=port.interface)
@@ -65,9 +74,9 @@ def find_key(host: LabHost) -> KeyPair:
 
 
 @pytest.fixture(scope="module")
-def registered(empty_host: LabHost, daemons: Daemons, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshSwitch]:
+def registered(host: LabHost, daemons: Daemons, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshSwitch]:
     """The manager reaches the switch over SSH, and gives guests of nic0 the edge mode channel."""
-    host, port = empty_host, switch.name_port(empty_host.lab.name).interface
+    port = switch.name_port(host.lab.name).interface
     scripts = {name: f'exec {" ".join(daemons.prefix)} {name} "$@"' for name in ("ovs-vsctl", "ovs-ofctl", "lldpcli")}
     with ssh_switch(tmp_path_factory.mktemp("ssh"), scripts, find_key(host)) as server:
         section = f'\n[uplinks.nic0]\nedge = "channel"\nchannels = "1000-1019"\nswitch = "ovs1"\nport = "{port}"\n'
@@ -82,8 +91,7 @@ def registered(empty_host: LabHost, daemons: Daemons, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="module")
-def members(empty_host: LabHost, registered: SshSwitch) -> Iterator[dict[str, dict[str, Any]]]:
-    host = empty_host
+def members(host: LabHost, registered: SshSwitch) -> Iterator[dict[str, dict[str, Any]]]:
     try:
         for name, vlan in (("blue", 100), ("red", 200)):
             host.nohype("network", "create", name, "--vlan", str(vlan))
@@ -91,8 +99,12 @@ def members(empty_host: LabHost, registered: SshSwitch) -> Iterator[dict[str, di
         done = host.run("\n".join([*(create.format(name, *place) for name, place in GUESTS.items()), "wait"]), timeout=400)
         print(done.stdout, done.stderr)
         shown = {name: json.loads(host.nohype("guest", "show", name, "--json").stdout) for name in GUESTS}
+        # While it switches locally, QEMU's 82576 looks a unicast address up without the VLAN, and drops the frame as that of
+        # another VLAN (docs/edge-modes.md). A NIC that looks at both sends it out.
+        host.python(SET_MODE, "vepa")
         yield shown
     finally:
+        host.python(SET_MODE, "veb")
         for name in GUESTS:
             host.nohype("guest", "delete", name, check=False)
         for name in ("blue", "red"):
@@ -106,9 +118,8 @@ def audit(host: LabHost, frames: int = 0) -> dict[tuple[str, str], dict[str, Any
 
 
 def test_members_of_a_network_reach_each_other_and_others_do_not(
-    empty_host: LabHost, members: dict[str, dict[str, Any]], daemons: Daemons
+    host: LabHost, members: dict[str, dict[str, Any]], daemons: Daemons
 ) -> None:
-    host = empty_host
     nics = {name: guest["nics"][0] for name, guest in members.items()}
     assert {nic["edge"] for nic in nics.values()} == {"channel"}
     assert {nic["vlan"] for nic in nics.values()} == {1000, 1001, 1002}
@@ -123,8 +134,8 @@ def test_members_of_a_network_reach_each_other_and_others_do_not(
     assert {check["name"]: check["verdict"] for check in checks}["channels"] == "pass", checks
 
 
-def test_audit_measures_frames_and_names_the_translation(empty_host: LabHost, members: dict[str, dict[str, Any]]) -> None:
-    proofs = audit(empty_host, frames=20)
+def test_audit_measures_frames_and_names_the_translation(host: LabHost, members: dict[str, dict[str, Any]]) -> None:
+    proofs = audit(host, frames=20)
     isolated, vepa = proofs["network-isolated", "chan-a"], proofs["vepa", "host"]
     assert isolated["verdict"] == "pass", isolated["evidence"]
     expected = f"the switch translates VLAN {members['chan-a']['nics'][0]['vlan']} to VLAN 100"
@@ -132,15 +143,13 @@ def test_audit_measures_frames_and_names_the_translation(empty_host: LabHost, me
     assert vepa["verdict"] == "pass", vepa["evidence"]
 
 
-def test_translation_of_an_ended_guest_is_undone(
-    empty_host: LabHost, members: dict[str, dict[str, Any]], daemons: Daemons
-) -> None:
+def test_translation_of_an_ended_guest_is_undone(host: LabHost, members: dict[str, dict[str, Any]], daemons: Daemons) -> None:
     vlans = {name: guest["nics"][0]["vlan"] for name, guest in members.items()}
-    empty_host.nohype("guest", "stop", "chan-c", "--timeout", "0")
+    host.nohype("guest", "stop", "chan-c", "--timeout", "0")
     flows = daemons.run("ovs-ofctl", "--no-names", "dump-flows", BRIDGE)
     assert f"dl_vlan={vlans['chan-c']}" not in flows
     assert f"dl_vlan={vlans['chan-a']}" in flows
     daemons.run("ovs-ofctl", "del-flows", BRIDGE)
-    failed = json.loads(empty_host.nohype("switch", "verify", "ovs1", "--json", check=False).stdout)
+    failed = json.loads(host.nohype("switch", "verify", "ovs1", "--json", check=False).stdout)
     assert "channels" in {check["name"] for check in failed if check["verdict"] == "fail"}
-    assert audit(empty_host)["network-isolated", "chan-a"]["verdict"] == "fail"
+    assert audit(host)["network-isolated", "chan-a"]["verdict"] == "fail"

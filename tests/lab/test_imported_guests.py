@@ -24,7 +24,7 @@ from tests.lab.test_failing_disk import until
 
 __all__ = ["image"]
 
-pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("empty_host")]
+pytestmark = pytest.mark.soak
 
 NAME, SERIAL, NODE = "brought", "nohype-large", "large"
 ADDRESS = "10.9.0.51"

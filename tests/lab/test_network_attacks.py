@@ -41,8 +41,8 @@ GROUP = "33:33:00:00:99:99"
 
 
 @pytest.fixture(scope="module")
-def wire(empty_host: LabHost) -> Iterator[Wire]:
-    with created(empty_host) as guests, watched(empty_host, guests) as found:
+def wire(host: LabHost) -> Iterator[Wire]:
+    with created(host) as guests, watched(host, guests) as found:
         yield found
 
 
@@ -79,10 +79,10 @@ def test_frame_of_an_honest_guest_takes_its_way(wire: Wire, attacker: Nic, victi
 
 
 def test_forged_sender_is_not_dropped_by_the_emulated_nic_and_stays_in_the_network(
-    empty_host: LabHost, wire: Wire, attacker: Nic, victim: Nic, other: Nic
+    host: LabHost, wire: Wire, attacker: Nic, victim: Nic, other: Nic
 ) -> None:
     """A real NIC drops it: the PF has the spoof check on."""
-    shown = empty_host.run("ip link show nic0").stdout
+    shown = host.run("ip link show nic0").stdout
     assert re.search(rf"{attacker.mac}.*spoof checking on", shown), shown
     sources = {"victim": victim.mac, "other": other.mac, "station": OUTSIDE, "new": "06:4e:48:00:00:66"}
     for name, source in sources.items():

@@ -25,7 +25,7 @@ from orchestrator.lab import control, switch
 from orchestrator.lab import lab as labs
 from orchestrator.lab.accel import Accel
 from orchestrator.lab.keys import SWITCH_KEY
-from orchestrator.lab.paths import LabDir, is_locked
+from orchestrator.lab.paths import LabDir, is_locked, take_lock
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qemu import build_entry, data_mac
 from orchestrator.lab.spec import LabImage, parse_spec
@@ -462,3 +462,22 @@ def test_switch_is_read_over_ssh_and_nothing_else(name: str, tmp_path: Path, sta
     commands.close()
     with pytest.raises(SwitchError, match="refused|rejects|does not accept|key"):
         SshCommands(address, lab.folder.key).run(["bridge", "-j", "vlan", "show"])
+
+
+def test_switch_of_a_lab_that_is_ending_cannot_be_joined(name: str, tmp_path: Path) -> None:
+    """Its keeper holds the lock until its end, which is after that of the switch."""
+    first, second = LabDir(name, tmp_path), LabDir(f"{name}-b", tmp_path)
+    locks = [take_lock(folder) for folder in (first, second)]
+    try:
+        for folder in (first, second):
+            folder.path.mkdir()
+        descriptor, _ = switch.create_port(first, name)
+        os.close(descriptor)
+        switch.delete_port(first)
+        with pytest.raises(NotFound, match=f"no lab has a switch named {name}"):
+            switch.create_port(second, name)
+        assert not netlink.netns_exists(switch.netns_of(name))
+    finally:
+        for lock in locks:
+            assert lock is not None
+            os.close(lock)

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -633,6 +633,9 @@ def test_switch_is_registered_with_its_uplinks(manager: Manager, cable: Cable, t
         with pytest.raises(error, match=says):
             manager.service.add(OPERATOR, wrong)
     assert [view.switch.name for view in manager.service.list(OPERATOR)] == ["lab"]
+    as_configured = local("sw1").model_copy(update={"uplinks": (SwitchUplinkRequest(uplink=cable.near, port=cable.far),)})
+    assert manager.service.add(OPERATOR, as_configured).uplinks == (UplinkPort(cable.near, "sw1", cable.far),)
+    manager.service.delete(OPERATOR, "sw1")
     again = Manager(tmp_path, cable)
     try:
         assert again.service.find_tie("nic7")
@@ -641,6 +644,35 @@ def test_switch_is_registered_with_its_uplinks(manager: Manager, cable: Cable, t
         again.ledger.close()
     manager.service.delete(OPERATOR, "lab")
     assert manager.service.find_tie("nic7") is None
+
+
+def test_uplink_is_given_to_one_of_two_switches_that_are_registered_at_the_same_time(
+    manager: Manager, cable: Cable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, read, failed = threading.Barrier(2), manager.ledger.switches, []
+
+    def read_together() -> tuple[Switch, ...]:
+        found = read()
+        with suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        return found
+
+    def add(name: str) -> None:
+        try:
+            manager.service.add(
+                OPERATOR, local(name).model_copy(update={"uplinks": (SwitchUplinkRequest(uplink="nic7", port=cable.far),)})
+            )
+        except Conflict as error:
+            failed.append(error.message)
+
+    monkeypatch.setattr(manager.ledger, "switches", read_together)
+    threads = [threading.Thread(target=add, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(failed) == 1
+    assert "uplink nic7 has port" in failed[0]
 
 
 def test_uplink_has_one_port() -> None:
@@ -682,7 +714,8 @@ def test_translation_is_a_step_of_the_guest_that_is_undone(tmp_path: Path) -> No
                 undo_steps(UndoContext(HostRoot()), ledger, plan.name)
             assert ledger.undo_records(plan.name), "the next guest with the VLAN would be in the network"
             server.replace_program("ovs-ofctl", scripts["ovs-ofctl"])
-            undo_steps(UndoContext(HostRoot()), ledger, plan.name)
+            moved = server.key.rename(tmp_path / "moved")
+            undo_steps(UndoContext(HostRoot(), switch_key=str(moved)), ledger, plan.name)  # the configuration names it now
             assert not ledger.undo_records(plan.name)
             assert daemons.driver.read(["p1"]).ports[0].channels == ()
             assert plan_translations(plan, lambda _: None) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from orchestrator.audit.network import Strays, VfReading, prove_network_isolated
 from orchestrator.config import read_config
-from orchestrator.errors import Conflict, NoRoom, RequestError
+from orchestrator.errors import Conflict, NoRoom, RequestError, SwitchError
 from orchestrator.guests.switches import find_needs
 from orchestrator.ledger import Ledger
 from orchestrator.model.edge import EdgeMode
@@ -24,6 +26,7 @@ from orchestrator.planning.host_check import build_policy
 from orchestrator.planning.inputs import NO_SITE, Site
 from orchestrator.planning.planner import plan_guest
 from orchestrator.planning.uplink import explain_edges
+from orchestrator.switches.bridge_channels import set_channel
 from orchestrator.switches.verify import check_ports, find_untranslated
 from orchestrator.values import MacAddress, PciAddress
 from tests.harness.audit_data import GUEST1
@@ -169,6 +172,8 @@ def test_port_of_guests_with_vlans_of_their_own_needs_no_hairpin() -> None:
 
     assert failed(PortNeeds()) == {"hairpin", "channels", "vlan"}, "a translation that no guest has"
     assert failed(PortNeeds(relay=False, channels=(CHANNEL,), known=(CHANNEL,))) == {"vlan"}
+    of_another_host = check_ports("sw1", state, {})
+    assert {check.name: check.verdict for check in of_another_host}["channels"] is Verdict.PASS, "of guests that are not ours"
     assert failed(PortNeeds(relay=False, known=(CHANNEL,))) == {"vlan"}, "the guest is being started"
 
 
@@ -226,3 +231,33 @@ def test_audit_names_the_translation_and_fails_without_it() -> None:
     assert bad.verdict is Verdict.FAIL
     unknown = prove(Strays({}, "not measured: no switch"))
     assert any("how the switch translates VLAN 1000 is not measured" in line for line in unknown.evidence)
+
+
+class Programs:
+    """iproute2 of a bridge whose port swp1 has PVID 1; notes what would change it."""
+
+    where = "on the switch"
+
+    def __init__(self) -> None:
+        self.changes: list[str] = []
+
+    def run(self, words: Sequence[str], *, input: str = "") -> str:
+        if "show" not in words:
+            self.changes.append(" ".join(words))
+            return ""
+        vlans = [{"ifname": "swp1", "vlans": [{"vlan": 1, "flags": ["PVID", "Egress Untagged"]}]}]
+        links = [{"ifname": "swp1", "ifindex": 5, "linkinfo": {"info_data": {"vlan_filtering": 1}}}]
+        return json.dumps(vlans if words[0] == "bridge" else links)
+
+    def close(self) -> None:
+        pass
+
+
+def test_network_with_the_vlan_of_untagged_frames_is_refused_by_name() -> None:
+    """Stations without a tag would be in the network. It was read back as a translation to untagged frames."""
+    programs = Programs()
+    with pytest.raises(SwitchError, match=r"VLAN 1 is that of untagged frames \(PVID\) at port swp1 of bridge br0"):
+        set_channel(programs, "br0", "swp1", replace(CHANNEL, switch_vlan=1))
+    assert programs.changes == []
+    set_channel(programs, "br0", "swp1", CHANNEL)
+    assert "bridge vlan add dev nhc5.1000 vid 100 pvid untagged" in programs.changes

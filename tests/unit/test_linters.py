@@ -46,3 +46,8 @@ def test_shell_scripts() -> None:
 
 def test_ansible_roles() -> None:
     run(sys.executable, "-m", "ansiblelint", "--offline", "-q", cwd=ROOT / "ansible")
+
+
+def test_tests_of_the_lab_have_their_fixtures() -> None:
+    """Few of them run before a release: a fixture that is missing would show in `make soak` only."""
+    run(sys.executable, "-m", "pytest", "-n0", "--setup-plan", "-q", "-p", "no:cacheprovider", "tests/lab")
