@@ -98,7 +98,10 @@ def check_signature(file: SignedFile, key: Ed25519PublicKey) -> None:
         message = f"the evidence is signed with another key: {file.key:.64}, expected {identify(key)}"
         raise EvidenceError(Rejected.SIGNATURE, message, "give the public key of the host with --key")
     try:
-        key.verify(base64.b64decode(file.signature, validate=True), file.message)
+        signature = base64.b64decode(file.signature, validate=True)
+        if base64.b64encode(signature).decode() != file.signature:  # its last letter has unused bits
+            raise ValueError
+        key.verify(signature, file.message)
     except (InvalidSignature, binascii.Error, ValueError):
         message = "the signature does not match the evidence: the file was altered"
         raise EvidenceError(Rejected.SIGNATURE, message, "get the file again from its source") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import string
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -78,6 +79,14 @@ def test_any_other_file_is_refused(data: bytes) -> None:
     assert status(lambda: accept(SIGNED + data + b"\n")) == 4
 
 
+def respell(text: str) -> str:
+    """Other Base64 of the same bytes: four bits of the last letter before the padding are not used."""
+    letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    other = f"{text[:-3]}{letters[letters.index(text[-3]) ^ 1]}=="
+    assert base64.b64decode(other, validate=True) == base64.b64decode(text)
+    return other
+
+
 def rewritten(change: Callable[[dict[str, Any]], object]) -> bytes:
     document = json.loads(SIGNED)
     change(document)
@@ -94,6 +103,7 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> bytes:
         (lambda d: d.update(signature="!"), 5),
         (lambda d: d.update(signature=base64.b64encode(bytes(64)).decode()), 5),
         (lambda d: d.update(signature=d["signature"] + "===="), 5),
+        (lambda d: d.update(signature=respell(d["signature"])), 5),
         (lambda d: d.update(key="00" * 32), 5),
         (lambda d: d.update(more=1), 4),
         (lambda d: d.pop("signature"), 4),
@@ -107,6 +117,17 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> bytes:
         (lambda d: d["evidence"]["proofs"][0].pop("figure"), 4),
         (lambda d: d["evidence"]["proofs"][0].update(figure="9"), 4),
         (lambda d: d["evidence"]["proofs"][0].update(evidence=[1]), 4),
+        (lambda d: d["evidence"].update(events={}), 4),
+        (lambda d: d["evidence"]["events"].update(last="9"), 4),
+        (lambda d: d["evidence"]["events"].update(last=True), 4),
+        (lambda d: d["evidence"]["events"].update(last=-1), 4),
+        (lambda d: d["evidence"]["events"].update(last=10**18), 4),
+        (lambda d: d["evidence"]["events"].update(hash=None), 4),
+        (lambda d: d["evidence"]["events"].update(faults="none"), 4),
+        (lambda d: d["evidence"]["events"].update(faults=[1]), 4),
+        (lambda d: d["evidence"].update(guests=[1]), 4),
+        (lambda d: d["evidence"].update(gaps=7), 4),
+        (lambda d: d["evidence"].update(gaps=[7]), 4),
     ],
 )
 def test_altered_document_is_refused(change: Callable[[dict[str, Any]], object], expected: int) -> None:
