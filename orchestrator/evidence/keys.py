@@ -33,6 +33,8 @@ def create_key(path: Path) -> tuple[Path, str]:
 
     Raises RequestError if one of the files exists or cannot be written.
     """
+    if not path.name:
+        raise RequestError(f"cannot create {path}: it is a folder", "give the path of a file that does not exist")
     key = Ed25519PrivateKey.generate()
     public = path.with_name(f"{path.name}.pub")
     _write_new(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
@@ -116,10 +118,15 @@ def _load(load: Callable[[], object]) -> object:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
+    created = False
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        created = True
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
             file.write(data)
     except OSError as error:
-        raise RequestError(f"cannot create {path}: {error.strerror}", "give the path of a file that does not exist") from None
+        if created:
+            path.unlink()  # half of a key would prevent the next attempt
+        hint = "give the path of a file that does not exist, in a folder that does"
+        raise RequestError(f"cannot create {path}: {error.strerror}", hint) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
+import signal
 import string
 import sys
 from collections.abc import Callable
@@ -335,6 +337,9 @@ def test_verify_prints_the_summary(files: tuple[Path, Path]) -> None:
         (["--nonce", "other"], 6),
         (["--boot", "other"], 6),
         (["--host", "other"], 6),
+        (["--nonce", ""], 6),
+        (["--boot", ""], 6),
+        (["--host", ""], 6),
         (["--max-age", "1"], 7),
         (["--nonce", "n-1", "--boot", "b-1", "--host", "aa" * 16], None),
     ],
@@ -372,6 +377,26 @@ def test_keygen_creates_two_files(tmp_path: Path) -> None:
     assert run("audit", "keygen", tmp_path / "k").exception is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k", "k.pub"]
     assert isinstance(run("audit", "keygen", tmp_path / "k").exception, OrchestratorError)
+
+
+@pytest.mark.parametrize("path", ["/", "", ".", "absent/k"])
+def test_keygen_refuses_what_cannot_be_a_file(path: str) -> None:
+    error = run("audit", "keygen", path).exception
+    assert isinstance(error, RequestError)
+    assert "cannot create" in error.message
+
+
+def test_key_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        error = run("audit", "keygen", tmp_path / "k").exception
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "File too large" in str(error)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["--frames", "5"], ["--sign", "x"], ["--json"], ["--html", "x"]])
