@@ -37,6 +37,9 @@ def prove_cache_exclusive(guest: RunningGuest, promised: CachePlan | None, read:
         findings += wrong
         if not wrong:
             evidence.append(f"L{domain.level} cache {domain.id}: {describe_ways(share.mask)} of {own.name} only")
+    if promised.bandwidth is not None and (survey.bandwidth is None or survey.bandwidth.unit is not promised.unit):
+        unit = survey.bandwidth.unit if survey.bandwidth else "no unit"
+        findings.append(f"memory bandwidth is limited in {unit}, expected {promised.unit}")
     for id in promised.throttled:
         now = own.find(_BANDWIDTH, id)
         text = f"memory bandwidth of L{_L3} cache {id}: limit {now}"

@@ -61,7 +61,7 @@ def events(
 
 
 def _verify(client: Client, against: Path | None, *, as_json: bool) -> int:
-    signed = read_file(against).evidence["events"] if against else {"last": 0, "hash": ""}
+    signed: dict[str, Any] = read_file(against).evidence["events"] if against else {"last": 0, "hash": ""}
     number, digest = signed["last"], signed["hash"]
     chain = client.event_chain(number or None)
     faults = list(chain["faults"])

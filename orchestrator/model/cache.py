@@ -81,7 +81,7 @@ class BandwidthControl:
         if limit.percent is not (self.unit is BandwidthUnit.PERCENT):
             expected = "percent" if self.unit is BandwidthUnit.PERCENT else "MB/s"
             raise ValueError(f"this host limits memory bandwidth in {expected}, requested {limit}")
-        value = limit.amount * _EIGHTHS // 1000 if self.unit is BandwidthUnit.EIGHTH_GB else limit.amount
+        value = -(-limit.amount * _EIGHTHS // 1000) if self.unit is BandwidthUnit.EIGHTH_GB else limit.amount
         value = -(-value // self.step) * self.step
         if not self.minimum <= value <= self.maximum:
             bounds = f"{self.describe(self.minimum)} to {self.describe(self.maximum)}"

@@ -80,7 +80,7 @@ class ShrinkDefaultGroup:
             if now is None:  # mounted with other options, or the CPUs are offline
                 continue
             taken = _find_taken(survey, survey.cache, before.id)
-            wanted = now if taken & before.mask == before.mask else _keep(before.mask & ~taken, survey.cache, before.id)
+            wanted = _find_widest(before.mask & ~taken, survey.cache) or now
             if wanted != before.mask:
                 kept.append(f"{before.line} {before.id}: {wanted:#x} and not {before.mask:#x}, as other groups have ways")
             if wanted != now:
@@ -131,6 +131,10 @@ def list_limits(host: HostRoot, plan: CachePlan) -> dict[str, dict[int, int]]:
         control, _ = _read_default(host, plan)
         limits = {line: {share.id: share.mask for share in plan.shares} for line in control.lines}
     if plan.bandwidth is not None:
+        unit = found.unit if (found := read_caches(host).bandwidth) else None
+        if unit is not plan.unit:  # mounted with other options since
+            what = f"cannot limit memory bandwidth: planned in {plan.unit}, but this host limits it in {unit or 'no unit'} now"
+            raise HostError(what, "delete the guest and create it again, or mount resctrl with its former options")
         limits[_BANDWIDTH] = dict.fromkeys(plan.throttled, plan.bandwidth)
     return limits
 
@@ -174,11 +178,13 @@ def _find_taken(survey: CacheSurvey, control: CacheControl, id: int) -> int:
 
 
 def _keep(mask: int, control: CacheControl, id: int) -> int:
-    """The widest run of neighbouring ways of the mask, or all of it where gaps are allowed."""
-    if control.sparse and mask.bit_count() >= control.min_ways:
-        return mask
-    widest = max(find_runs(mask), key=int.bit_count, default=0)
-    if widest.bit_count() < control.min_ways:
+    if not (widest := _find_widest(mask, control)):
         what = f"the default control group would keep too few ways of L{control.level} cache {id}"
         raise HostError(what, "another program has changed /sys/fs/resctrl: delete the guest and create it again")
     return widest
+
+
+def _find_widest(mask: int, control: CacheControl) -> int:
+    """The widest run of neighbouring ways of the mask, or all of it where gaps are allowed; 0 if it is too narrow for a group."""
+    found = mask if control.sparse else max(find_runs(mask), key=int.bit_count, default=0)
+    return found if found.bit_count() >= max(control.min_ways, 1) else 0

@@ -12,6 +12,7 @@ from orchestrator.guests.service import GuestService
 from orchestrator.host.cache import find_group, make_group, read_caches, set_limits
 from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import OPERATOR
+from orchestrator.values import CpuSet
 from tests.fakes import resctrl
 from tests.harness.crash import World
 from tests.harness.guests import create
@@ -92,6 +93,45 @@ def test_change_by_another_program_is_drift(limited: World, manager: GuestServic
     manager.reconciler.detect_drift()
     (event,) = [event for event in ledger.events() if event.kind == EventKind.DRIFTED]
     assert f"control group {GROUP}: L3 {plan.caches.shares[0].id} is 0x1, expected 0xf00" in event.detail
+
+
+def test_limit_in_another_unit_is_not_applied(limited: World, manager: GuestService, ledger: Ledger) -> None:
+    """40% must not become 40 MB/s when resctrl is mounted with mba_MBps."""
+    create(manager, bandwidth="40%")
+    limited.host.add("proc/self/mounts", "resctrl /sys/fs/resctrl resctrl rw,mba_MBps 0 0")
+    manager.reconciler.detect_drift()
+    (event,) = [event for event in ledger.events() if event.kind == EventKind.DRIFTED]
+    assert "planned in percent, but this host limits it in MB/s now" in event.detail
+    manager.stop(OPERATOR, "web", 1)
+    with pytest.raises(OrchestratorError, match="planned in percent"):
+        manager.start(OPERATOR, "web")
+    assert find_group(limited.host, GROUP) is None
+
+
+def test_pinning_is_restored_though_the_caches_cannot_be_read(limited: World, manager: GuestService, ledger: Ledger) -> None:
+    plan = create(manager, cache_ways=4)
+    before = limited.hypervisor.read_pinning(plan.uuid)
+    limited.hypervisor.pin(plan.uuid, 0, CpuSet.parse("0"))
+    limited.host.read_errors[f"sys/fs/resctrl/{GROUP}/schemata"] = errno.EIO
+    manager.reconciler.detect_drift()
+    (event,) = [event for event in ledger.events() if event.kind == EventKind.DRIFTED]
+    assert f"cannot read /sys/fs/resctrl/{GROUP}/schemata" in event.detail
+    assert limited.hypervisor.read_pinning(plan.uuid) == before
+
+
+def test_too_few_ways_that_other_programs_have_left_do_not_stop_the_cleanup(
+    world: World, manager: GuestService, ledger: Ledger
+) -> None:
+    resctrl.add_caches(world.host, CACHES)
+    resctrl.mount(world.host, CACHES, minimum=2)
+    create(manager, cache_ways=4)
+    before = default_masks(world)
+    make_group(world.host, "db")
+    set_limits(world.host, "db", {"L3": {0: 0x7FF, 1: 0x7FF}})
+    world.host.add("sys/fs/resctrl/db/tasks", "4711")
+    manager.delete(OPERATOR, "web")
+    assert default_masks(world) == before
+    assert "cache-default" not in {record.action for record in ledger.undo_records("host")}
 
 
 @pytest.mark.parametrize(
