@@ -27,6 +27,13 @@ def prove_cache_exclusive(guest: RunningGuest, promised: CachePlan | None, read:
         why = survey.fault or f"CPUs {cpus} are in no common control group"
         return Measurement(Verdict.FAIL, 1, (f"the guest's part of the caches is not enforced: {why}",))
     findings = [f"control group {own.name} has CPUs {own.cpus - cpus} that are not the guest's"] if own.cpus - cpus else []
+    # "Resource allocation rules": a thread in a group other than the default one has that group's limits on each CPU.
+    threads = {guest.pid, *(vcpu.tid for vcpu in guest.vcpus)}
+    findings += [
+        f"threads {', '.join(map(str, sorted(moved)))} of the guest are in control group {group.name}, whose limits they have"
+        for group in survey.groups
+        if group is not own and (moved := threads & group.tasks)
+    ]
     evidence: list[str] = []
     for share in promised.shares:
         domain = next((one for one in survey.domains if (one.level, one.id) == (promised.level, share.id)), None)

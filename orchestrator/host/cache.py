@@ -31,6 +31,8 @@ _BANDWIDTH = "MB"
 _DECIMAL = (_BANDWIDTH, "SMBA")  # the second: bandwidth of slow memory
 _AMD = ("AuthenticAMD", "HygonGenuine")
 _MAX_EIGHTHS = 2048  # the kernel's default for AMD, which is no limit
+_REMOVED = (ENOENT, ENODEV)
+"""Of a file whose group is removed: before it is opened, and after."""
 _LOST = ("Unavailable", "Error", "Unassigned")
 """What a counter shows instead of a number."""
 
@@ -60,7 +62,7 @@ def read_groups(host: HostRoot) -> tuple[ControlGroup, ...]:
             try:
                 found.append(_read_group(host, name))
             except HostError as error:
-                if error.errno != ENOENT:
+                if error.errno not in _REMOVED:
                     raise
     return tuple(found)
 
@@ -130,7 +132,7 @@ def read_use(host: HostRoot, name: str) -> dict[str, int]:
     try:
         return _sum_counters(host, f"{_folder(name)}/mon_data")
     except HostError as error:
-        if error.errno in (ENOENT, ENODEV):  # the group is being removed
+        if error.errno in _REMOVED:
             return {}
         raise
 
@@ -220,7 +222,8 @@ def _read_group(host: HostRoot, name: str) -> ControlGroup:
             raise HostError(f"cannot parse /{folder}/schemata: {text!r}", "report this: the kernel is newer than the manager")
         schemata.append((match[1], tuple(_parse_limit(f"{folder}/schemata", match[1], pair) for pair in match[2].split(";"))))
     cpus = parse_cpus(f"{folder}/cpus_list", host.read(f"{folder}/cpus_list"))
-    return ControlGroup(name, tuple(schemata), cpus, bool(name and host.read(f"{folder}/tasks")))
+    tasks = host.read(f"{folder}/tasks").split() if name else []
+    return ControlGroup(name, tuple(schemata), cpus, bool(tasks), frozenset(int(task) for task in tasks if task.isdecimal()))
 
 
 def _parse_limit(file: str, line: str, pair: str) -> tuple[int, int]:

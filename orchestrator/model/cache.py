@@ -102,6 +102,7 @@ class ControlGroup:
     schemata: tuple[tuple[str, tuple[tuple[int, int], ...]], ...]  # (line, (cache id, value) in order)
     cpus: CpuSet = CpuSet()
     has_tasks: bool = False
+    tasks: frozenset[int] = frozenset()  # ids of the threads that were put into it; not read of the default group
 
     def find(self, line: str, id: int) -> int | None:
         """None if the kernel does not show the line or the cache."""

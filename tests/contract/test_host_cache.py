@@ -152,6 +152,8 @@ def test_use_of_a_group_that_is_being_removed(limited: FakeRoot, number: int) ->
     resctrl.show(limited, "one", {"mon_L3_00/llc_occupancy": "1000"})
     limited.read_errors["sys/fs/resctrl/one/mon_data/mon_L3_00/llc_occupancy"] = number
     assert read_use(limited, "one") == {}
+    limited.read_errors["sys/fs/resctrl/one/schemata"] = number
+    assert [group.name for group in read_caches(limited).groups] == [""]
 
 
 def test_group_of_another_program_that_has_no_ways_yet(limited: FakeRoot) -> None:
@@ -159,6 +161,13 @@ def test_group_of_another_program_that_has_no_ways_yet(limited: FakeRoot) -> Non
     make_group(limited, "other")
     limited.add("sys/fs/resctrl/other/schemata", "    L3:uninitialized\n    MB:uninitialized")
     assert [(group.name, group.schemata) for group in read_caches(limited).groups[1:]] == [("other", ())]
+
+
+def test_threads_of_a_group(limited: FakeRoot) -> None:
+    make_group(limited, "one")
+    limited.add("sys/fs/resctrl/one/tasks", "12\n4711")
+    (group,) = read_caches(limited).groups[1:]
+    assert (group.has_tasks, group.tasks) == (True, {12, 4711})
 
 
 def test_groups_are_limited_by_each_resource(limited: FakeRoot) -> None:

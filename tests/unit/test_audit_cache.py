@@ -75,6 +75,10 @@ def test_accepted_lack_is_not_measured() -> None:
         (survey(DEFAULT, group("nohype-g1", 0xF00, CPUS, 100)), "limit 100, expected 40"),
         (survey(DEFAULT, replace(OWN, cpus=CPUS | CpuSet.parse("0"))), "has CPUs 0 that are not the guest's"),
         (survey(DEFAULT, OWN, unit=BandwidthUnit.MEGABYTES), "memory bandwidth is limited in MB/s, expected percent"),
+        (
+            survey(DEFAULT, OWN, replace(group("db", 0x001, has_tasks=True), tasks=frozenset({1, GUEST1.vcpus[0].tid}))),
+            f"threads {GUEST1.vcpus[0].tid} of the guest are in control group db",
+        ),
         (survey(DEFAULT, OWN, unit=None), "memory bandwidth is limited in no unit, expected percent"),
         (survey(DEFAULT, OWN, shared=0xC00), "devices fill 0xc00 (2 ways) too"),
     ],
