@@ -23,17 +23,17 @@ _BANDWIDTH = "MB"
 
 
 @dataclass(frozen=True)
-class WaysBefore:
-    """The default group's mask of a cache."""
+class LostWays:
+    """The mask of a cache's ways that the default group loses."""
 
     line: str
     id: int
-    mask: int
+    lost: int
 
 
 @dataclass(frozen=True)
-class MasksBefore:
-    masks: tuple[WaysBefore, ...]
+class WaysBefore:
+    lost: tuple[LostWays, ...]
 
 
 @register
@@ -51,12 +51,12 @@ class ShrinkDefaultGroup:
     def read_before(self, host: HostRoot) -> Arguments | None:
         control, default = _read_default(host, self.plan)
         before = tuple(
-            WaysBefore(line, share.id, mask)
+            LostWays(line, share.id, mask & ~_keep(mask & ~share.mask, control, share.id))
             for share in self.plan.shares
             for line in control.lines
             if (mask := default.find(line, share.id) or 0) & share.mask
         )
-        return to_arguments(MasksBefore(before)) if before else None
+        return to_arguments(WaysBefore(before)) if before else None
 
     def apply(self, host: HostRoot) -> None:
         control, default = _read_default(host, self.plan)
@@ -69,20 +69,22 @@ class ShrinkDefaultGroup:
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> str | None:
-        """Without ways that another control group fills now. No-op where resctrl is not mounted, as after a reboot."""
+        """Gives the lost ways back, without those that another control group fills now. What another program has set in the
+        meantime stays, and so does what a reboot has.
+        """
         survey = read_caches(context.host)
         if survey.fault or not survey.cache:
             return None
         kept: list[str] = []
         limits: dict[str, dict[int, int]] = {}
-        for before in parse_arguments(MasksBefore, arguments).masks:
+        for before in parse_arguments(WaysBefore, arguments).lost:
             now = survey.groups[0].find(before.line, before.id)
             if now is None:  # mounted with other options, or the CPUs are offline
                 continue
-            taken = _find_taken(survey, survey.cache, before.id)
-            wanted = _find_widest(before.mask & ~taken, survey.cache) or now
-            if wanted != before.mask:
-                kept.append(f"{before.line} {before.id}: {wanted:#x} and not {before.mask:#x}, as other groups have ways")
+            free = now | before.lost & ~_find_taken(survey, survey.cache, before.id)
+            wanted = free if survey.cache.sparse else next((run for run in find_runs(free) if run & now), now)
+            if before.lost & ~wanted:
+                kept.append(f"{before.line} {before.id}: {wanted:#x} and not {now | before.lost:#x}, as other groups have ways")
             if wanted != now:
                 limits.setdefault(before.line, {})[before.id] = wanted
         set_limits(context.host, DEFAULT, limits)
@@ -178,13 +180,9 @@ def _find_taken(survey: CacheSurvey, control: CacheControl, id: int) -> int:
 
 
 def _keep(mask: int, control: CacheControl, id: int) -> int:
-    if not (widest := _find_widest(mask, control)):
+    """The widest run of neighbouring ways of the mask, or all of it where gaps are allowed."""
+    found = mask if control.sparse else max(find_runs(mask), key=int.bit_count, default=0)
+    if found.bit_count() < max(control.min_ways, 1):
         what = f"the default control group would keep too few ways of L{control.level} cache {id}"
         raise HostError(what, "another program has changed /sys/fs/resctrl: delete the guest and create it again")
-    return widest
-
-
-def _find_widest(mask: int, control: CacheControl) -> int:
-    """The widest run of neighbouring ways of the mask, or all of it where gaps are allowed; 0 if it is too narrow for a group."""
-    found = mask if control.sparse else max(find_runs(mask), key=int.bit_count, default=0)
-    return found if found.bit_count() >= max(control.min_ways, 1) else 0
+    return found

@@ -86,6 +86,27 @@ def test_ways_that_another_program_has_taken_meanwhile_stay_its_own(
     assert event.detail == f"default control group: L3 {share.id}: 0x3ff and not 0xfff, as other groups have ways"
 
 
+@pytest.mark.parametrize(("wanted", "left"), [(0x00F, 0x00F), (0x03F, 0x03F), (0xFFF, 0xFFF), (0x1FF, 0xFFF)])
+def test_default_group_that_another_program_has_set_stays(limited: World, manager: GuestService, wanted: int, left: int) -> None:
+    """0xfff is also what a reboot sets. Ways beside those that the guest had are given back."""
+    plan = create(manager, cache_ways=4)
+    assert plan.caches
+    (share,) = plan.caches.shares
+    set_limits(limited.host, "", {"L3": {share.id: wanted}})
+    manager.delete(OPERATOR, "web")
+    assert read_caches(limited.host).groups[0].find("L3", share.id) == left
+
+
+def test_ways_that_the_default_group_always_shared_come_back_too(limited: World, manager: GuestService) -> None:
+    make_group(limited.host, "db")
+    set_limits(limited.host, "db", {"L3": {0: 0x00F, 1: 0x00F}})
+    limited.host.add("sys/fs/resctrl/db/tasks", "4711")
+    create(manager, cache_ways=4)
+    assert sorted(mask or 0 for mask in default_masks(limited)) == [0x0FF, 0xFFF]
+    manager.delete(OPERATOR, "web")
+    assert default_masks(limited) == [0xFFF, 0xFFF]
+
+
 def test_change_by_another_program_is_drift(limited: World, manager: GuestService, ledger: Ledger) -> None:
     plan = create(manager, cache_ways=4)
     assert plan.caches
