@@ -145,7 +145,7 @@ def _encode(signed: Mapping[str, Any]) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Replaces a file as a whole. Writes to what is no file, such as /dev/stdout, or a link to one."""
+    """Replaces a file as a whole. Devices, pipes and links, such as /dev/stdout, are written to."""
     hint = "check the path and the space on its disk"
     try:
         if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
