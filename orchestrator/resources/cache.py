@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.errors import HostError
-from orchestrator.host.cache import find_group, make_group, read_caches, remove_group, set_cpus, set_limits
+from orchestrator.host.cache import (
+    RESCTRL,
+    find_group,
+    make_group,
+    read_caches,
+    remove_group,
+    set_cpus,
+    set_limits,
+)
 from orchestrator.host.root import HostRoot
 from orchestrator.model.cache import CacheControl, CachePlan, CacheSurvey, ControlGroup, describe_ways, find_runs, name_group
 from orchestrator.model.plan import Plan
@@ -113,6 +121,11 @@ class MakeControlGroup:
         return f"make the control group {self.name} for CPUs {CpuSet.of(self.plan.cpus)}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
+        cpus = CpuSet.of(self.plan.cpus)
+        for group in read_caches(host).groups[1:]:
+            if group.name != self.name and group.cpus.meets(cpus):
+                hint = f"give that group other CPUs, or remove it if no program needs it: rmdir /{RESCTRL}/{group.name}"
+                raise HostError(f"CPUs {group.cpus & cpus} are in the control group {group.name} of another program", hint)
         return to_arguments(GroupBefore(self.name))
 
     def apply(self, host: HostRoot) -> None:

@@ -97,6 +97,17 @@ def test_default_group_that_another_program_has_set_stays(limited: World, manage
     assert read_caches(limited.host).groups[0].find("L3", share.id) == left
 
 
+def test_cpus_of_another_program_stay_in_its_group(limited: World, manager: GuestService) -> None:
+    make_group(limited.host, "db")
+    limited.host.write("sys/fs/resctrl/db/cpus_list", "2-7\n")
+    with pytest.raises(OrchestratorError, match="are in the control group db of another program"):
+        create(manager, bandwidth="40%")
+    group = find_group(limited.host, "db")
+    assert group
+    assert str(group.cpus) == "2-7"
+    assert find_group(limited.host, GROUP) is None
+
+
 def test_ways_that_the_default_group_always_shared_come_back_too(limited: World, manager: GuestService) -> None:
     make_group(limited.host, "db")
     set_limits(limited.host, "db", {"L3": {0: 0x00F, 1: 0x00F}})
