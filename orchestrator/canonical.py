@@ -45,8 +45,9 @@ def parse_canonical(data: bytes) -> Any:
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"an object with the key {next(name for name in names if names.count(name) > 1)!r:.80} twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"an object with the key {twice!r:.80} twice")
     return found
 
 

@@ -27,6 +27,13 @@ def prove_cache_exclusive(guest: RunningGuest, promised: CachePlan | None, read:
         why = survey.fault or f"CPUs {cpus} are in no common control group"
         return Measurement(Verdict.FAIL, 1, (f"the guest's part of the caches is not enforced: {why}",))
     findings = [f"control group {own.name} has CPUs {own.cpus - cpus} that are not the guest's"] if own.cpus - cpus else []
+    # "Resource allocation rules": a thread in a group other than the default one has that group's limits on each CPU.
+    threads = {guest.pid, *(vcpu.tid for vcpu in guest.vcpus)}
+    findings += [
+        f"threads {', '.join(map(str, sorted(moved)))} of the guest are in control group {group.name}, whose limits they have"
+        for group in survey.groups
+        if group is not own and (moved := threads & group.tasks)
+    ]
     evidence: list[str] = []
     for share in promised.shares:
         domain = next((one for one in survey.domains if (one.level, one.id) == (promised.level, share.id)), None)
@@ -37,6 +44,9 @@ def prove_cache_exclusive(guest: RunningGuest, promised: CachePlan | None, read:
         findings += wrong
         if not wrong:
             evidence.append(f"L{domain.level} cache {domain.id}: {describe_ways(share.mask)} of {own.name} only")
+    if promised.bandwidth is not None and (survey.bandwidth is None or survey.bandwidth.unit is not promised.unit):
+        unit = survey.bandwidth.unit if survey.bandwidth else "no unit"
+        findings.append(f"memory bandwidth is limited in {unit}, expected {promised.unit}")
     for id in promised.throttled:
         now = own.find(_BANDWIDTH, id)
         text = f"memory bandwidth of L{_L3} cache {id}: limit {now}"

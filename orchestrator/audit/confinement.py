@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import EINVAL
 
+from orchestrator.audit.devices import list_vfio_files
 from orchestrator.errors import HostError
 from orchestrator.host.confinement import Confinement, ThreadCredentials, read_confinement
+from orchestrator.host.interfaces import read_index
 from orchestrator.host.processes import read_open_files
 from orchestrator.host.root import HostRoot
 from orchestrator.hypervisor.connection import RunningGuest
@@ -22,9 +24,10 @@ _APPARMOR = re.compile(r"(?P<profile>.+) \((?P<mode>[a-z]+)\)|unconfined")
 _NAMESPACES = ("mnt",)
 # QEMU and libraries open these devices; none of them is one of the host's disks, NICs or memory.
 _DEVICES = frozenset(
-    f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "kvm", "ptmx", "iommu", "vhost-net", "net/tun")
+    f"/dev/{name}"
+    for name in ("null", "zero", "full", "random", "urandom", "kvm", "ptmx", "iommu", "vfio/vfio", "vhost-net", "net/tun")
 )
-_OBJECTS = ("anon_inode:", "pipe:", "socket:", "/memfd:", "/dev/vfio/", "/dev/pts/", "/dev/tap")
+_OBJECTS = ("anon_inode:", "pipe:", "socket:", "/memfd:", "/dev/pts/")
 # libvirt's folder of a domain in a mount of hugetlbfs, named by id and the first characters of the name (domain_conf.c,
 # virDomainDefGetShortName()). QEMU has deleted the file: no other process can open it.
 _HUGE_PAGES = r"/.*/libvirt/qemu/\d+-{name}/[^/]+ \(deleted\)"
@@ -35,11 +38,14 @@ _SHORT_NAME = 20
 class Confined:
     confinement: Confinement
     files: tuple[str, ...]  # targets of QEMU's open descriptors
-    own: frozenset[str]  # files and devices of the guest's emulated disks
+    own: frozenset[str]  # files and devices of the guest: emulated disks, devices passed through, macvtaps
 
 
 def read_confined(host: HostRoot, guest: RunningGuest) -> Confined:
     own = frozenset(guest.disks) | {f"/dev/{name}" for path in guest.disks if (name := _find_link(host, path))}
+    own = own.union(*(list_vfio_files(host, address) for address in guest.hostdevs))
+    indexes = (read_index(host, nic.interface) for nic in guest.nics if nic.interface)
+    own |= {f"/dev/tap{index}" for index in indexes if index is not None}  # macvtap_newlink()
     return Confined(read_confinement(host, guest.pid), read_open_files(host, guest.pid), own)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.nic import DeviceState, Translation
-from orchestrator.host.iommu import read_group_name, read_iommu_group, read_unit, read_vfio_devices
+from orchestrator.host.iommu import read_group_name, read_group_number, read_iommu_group, read_unit, read_vfio_devices
 from orchestrator.host.nvme import find_block_devices
 from orchestrator.host.pci import is_idle_nvme, is_nvme, is_pf, read_driver
 from orchestrator.host.processes import Maps, read_open_files, read_pagemap
@@ -18,11 +18,17 @@ _LOW_MEMORY, _SPLIT_FROM, _HIGH_MEMORY = 0x8000_0000, 0xB000_0000, 0x1_0000_0000
 _SAMPLES = 512
 
 
+def list_vfio_files(host: HostRoot, address: PciAddress) -> frozenset[str]:
+    """The files through which a process can use a function: that of its IOMMU group, and its own with iommufd."""
+    number = read_group_number(host, address)
+    groups = [] if number is None else [f"/dev/vfio/{number}"]
+    return frozenset([*groups, *(f"/dev/vfio/devices/{name}" for name in read_vfio_devices(host, address))])
+
+
 def read_device(host: HostRoot, address: PciAddress, open_files: tuple[str, ...]) -> DeviceState:
     group = read_iommu_group(host, address)
     unit, listed = read_unit(host, address)
-    nodes = {f"/dev/vfio/devices/{name}" for name in read_vfio_devices(host, address)}
-    nodes |= {f"/dev/vfio/{group.number}"} if group else set()
+    nodes = list_vfio_files(host, address)
     return DeviceState(
         address=address,
         driver=read_driver(host, address),

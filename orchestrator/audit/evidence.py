@@ -76,7 +76,17 @@ def collect_evidence(
         "proofs": [to_plain(proof) for proof in proofs],
         "events": {name: value for name, value in to_plain(chain).items() if name != "at"},
     }
-    return {**evidence, "gaps": gaps}
+    escaped: dict[str, Any] = _escape({**evidence, "gaps": gaps})
+    return escaped
+
+
+def _escape(value: Any) -> Any:
+    """Shows bytes of file names that are not UTF-8 as `\\udcff`. Any process can open such a file, and no JSON can have them."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {name: _escape(item) for name, item in value.items()}
+    return [_escape(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _describe(

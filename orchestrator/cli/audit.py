@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +145,19 @@ def _encode(signed: Mapping[str, Any]) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Replaces the file as a whole."""
+    """Replaces a file as a whole. Devices, pipes and links, such as /dev/stdout, are written to."""
+    hint = "check the path and the space on its disk"
+    try:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            path.write_bytes(data)
+            return
+    except OSError as error:
+        raise RequestError(f"cannot write {path}: {error.strerror}", hint) from None
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RequestError(f"cannot write {path}: {error.strerror}", "check the path and the space on its disk") from None
+        with suppress(OSError):
+            temporary.unlink()
+        raise RequestError(f"cannot write {path}: {error.strerror}", hint) from None

@@ -61,9 +61,9 @@ def events(
 
 
 def _verify(client: Client, against: Path | None, *, as_json: bool) -> int:
-    signed = read_file(against).evidence["events"] if against else {}
-    number, digest = signed.get("last"), signed.get("hash")
-    chain = client.event_chain(number if isinstance(number, int) and number else None)
+    signed: dict[str, Any] = read_file(against).evidence["events"] if against else {"last": 0, "hash": ""}
+    number, digest = signed["last"], signed["hash"]
+    chain = client.event_chain(number or None)
     faults = list(chain["faults"])
     if number and chain["at"] != digest:
         why = "has another hash" if chain["at"] else "is not in the log any more" if number <= chain["last"] else "is missing"

@@ -21,15 +21,16 @@ _file = click.Path(path_type=Path)
 @click.command()
 @click.argument("file", type=_file)
 @click.option("--key", type=_file, required=True, metavar="PUB", help="PEM file with the public key of the host.")
-@click.option("--host", default="", metavar="ID", help="Reject evidence of another host.")
-@click.option("--boot", default="", metavar="ID", help="Reject evidence of another boot of the host.")
+@click.option("--host", metavar="ID", help="Reject evidence of another host.")
+@click.option("--boot", metavar="ID", help="Reject evidence of another boot of the host.")
 @click.option("--nonce", metavar="WORD", help="Reject evidence that was not made for this word.")
 @click.option("--max-age", type=Seconds(min=1, max=1e9), metavar="SECONDS", help="Reject older evidence.")
 @click.option("--any-clock", is_flag=True, help="Accept the time of a clock that was not synchronised.")
 @json_option
 def verify(
-    file: Path, *, key: Path, host: str, boot: str, nonce: str | None, max_age: float | None, any_clock: bool, as_json: bool
-) -> int:
+    file: Path, *, key: Path, host: str | None, boot: str | None, nonce: str | None, max_age: float | None, any_clock: bool,
+    as_json: bool,
+) -> int:  # fmt: skip
     """Verify signed evidence: signature, host, boot, time.
 
     Needs no manager and no privileges. Exit status 0: authentic, and every proof passed; 1: authentic, but a proof fails or the

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.cli.nics import describe_network
 from orchestrator.cli.output import format_size, print_table
+from orchestrator.model.cache import BandwidthUnit
 
 
 def list_columns(shown: Mapping[str, Any]) -> tuple[object, ...]:
@@ -54,13 +55,19 @@ def _describe_disk(disk: Mapping[str, Any]) -> str:
     return f"NVMe {disk['serial']}, {size}, {disk['address']}{node}"
 
 
+def _show_bandwidth(value: int, unit: str) -> str:
+    if unit == BandwidthUnit.PERCENT:
+        return f"{value}%"
+    return f"{value * 125 if unit == BandwidthUnit.EIGHTH_GB else value} MB/s"
+
+
 def _describe_caches(caches: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if not caches:
         return []
     rows = [("cache", f"ways {share['mask']:#x} of L{caches['level']} cache {share['id']}") for share in caches["shares"]]
     if caches["bandwidth"] is not None:
         ids = ", ".join(map(str, caches["throttled"]))
-        rows.append(("bandwidth", f"at most {caches['bandwidth']} {caches['unit']} for L3 cache {ids}"))
+        rows.append(("bandwidth", f"at most {_show_bandwidth(caches['bandwidth'], caches['unit'])} for L3 cache {ids}"))
     return rows
 
 

@@ -20,10 +20,10 @@ _MAX_AHEAD = 60.0
 
 @dataclass(frozen=True)
 class Expected:
-    """None, or empty: not compared."""
+    """None: not compared. An empty text is: a script whose variable is not set must not accept each host."""
 
-    host: str = ""
-    boot: str = ""
+    host: str | None = None
+    boot: str | None = None
     nonce: str | None = None
     max_age: float | None = None  # seconds
     any_clock: bool = False  # accept the time of a clock that was not synchronised
@@ -33,8 +33,8 @@ def check_expected(evidence: Mapping[str, Any], expected: Expected, now: datetim
     """Raises EvidenceError for the first difference."""
     host = evidence["host"]
     for what, wanted, found in (("host", expected.host, host.get("id")), ("boot", expected.boot, host.get("boot"))):
-        if wanted and wanted != found:
-            message = f"the evidence is of another {what}: {found!s:.64}, expected {wanted}"
+        if wanted is not None and wanted != found:
+            message = f"the evidence is of another {what}: {found!s:.64}, expected {wanted or 'an empty id'}"
             raise EvidenceError(Rejected.OTHER, message, "ask that host for evidence")
     if expected.nonce is not None and evidence["nonce"] != expected.nonce:
         message = f"the evidence has the nonce {evidence['nonce']!r:.80}, expected {expected.nonce!r}"

@@ -51,13 +51,14 @@ def _compare_values(place: str, first: object, second: object) -> Iterator[Diffe
 
 def _compare_lines(place: str, first: object, second: object) -> Iterator[Difference]:
     """Lines of evidence, which are sentences: those that only one of both has."""
-    old, new = (value if isinstance(value, list) else [] for value in (first, second))
+    # As sets: a file may have a million lines.
+    old, new = (dict.fromkeys(map(_show, value)) if isinstance(value, list) else {} for value in (first, second))
     for line in old:
         if line not in new:
-            yield f"{place} evidence", _show(line), _ABSENT
+            yield f"{place} evidence", line, _ABSENT
     for line in new:
         if line not in old:
-            yield f"{place} evidence", _ABSENT, _show(line)
+            yield f"{place} evidence", _ABSENT, line
 
 
 def _show(value: object) -> str:

@@ -26,6 +26,7 @@ _PARTS: Mapping[str, type] = {
     "events": dict,
 }  # fmt: skip
 _PROOF: Mapping[str, type] = {"name": str, "subject": str, "verdict": str, "unit": str, "evidence": list, "values": dict}
+_EVENTS: Mapping[str, type] = {"last": int, "hash": str, "faults": list}
 _VERDICTS = ("pass", "fail", "not measured")
 
 
@@ -79,6 +80,10 @@ def parse_file(data: bytes, name: str) -> SignedFile:
         if evidence.get("format") != FORMAT:
             raise ValueError(f"its format is {evidence.get('format')!r:.80}, expected {FORMAT!r}")
         _check_fields(evidence, _PARTS, "evidence")
+        _check_events(evidence["events"])
+        if not all(isinstance(guest, dict) for guest in evidence["guests"]):
+            raise ValueError("a guest is not an object")
+        _check_texts(evidence.get("gaps", []), "gaps")
         for index, proof in enumerate(evidence["proofs"]):
             _check_fields(proof, _PROOF, f"proof {index}", exactly=False)
             _check_proof(proof, f"proof {index}")
@@ -106,8 +111,20 @@ def _check_proof(proof: Mapping[str, Any], what: str) -> None:
         raise ValueError(f"{what} has the verdict {proof['verdict']!r:.40}")
     if not isinstance(proof.get("figure", ""), int | float | None):
         raise ValueError(f"{what} has no figure that is a number or null")
-    if not all(isinstance(line, str) for line in proof["evidence"]):
-        raise ValueError(f"{what} has evidence that is not text")
+    _check_texts(proof["evidence"], f"the evidence of {what}")
+
+
+def _check_events(events: Mapping[str, Any]) -> None:
+    """`nohype events --against` compares them with the log."""
+    _check_fields(events, _EVENTS, "events", exactly=False)
+    if isinstance(events["last"], bool) or events["last"] < 0:
+        raise ValueError(f"events has the id {events['last']!r:.40}")
+    _check_texts(events["faults"], "faults of events")
+
+
+def _check_texts(value: object, what: str) -> None:
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise ValueError(f"{what} is not a list of texts")
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -33,6 +33,8 @@ def create_key(path: Path) -> tuple[Path, str]:
 
     Raises RequestError if one of the files exists or cannot be written.
     """
+    if not path.name:
+        raise RequestError(f"cannot create {path}: it is a folder", "give the path of a file that does not exist")
     key = Ed25519PrivateKey.generate()
     public = path.with_name(f"{path.name}.pub")
     _write_new(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
@@ -98,7 +100,10 @@ def check_signature(file: SignedFile, key: Ed25519PublicKey) -> None:
         message = f"the evidence is signed with another key: {file.key:.64}, expected {identify(key)}"
         raise EvidenceError(Rejected.SIGNATURE, message, "give the public key of the host with --key")
     try:
-        key.verify(base64.b64decode(file.signature, validate=True), file.message)
+        signature = base64.b64decode(file.signature, validate=True)
+        if base64.b64encode(signature).decode() != file.signature:  # its last letter has unused bits
+            raise ValueError
+        key.verify(signature, file.message)
     except (InvalidSignature, binascii.Error, ValueError):
         message = "the signature does not match the evidence: the file was altered"
         raise EvidenceError(Rejected.SIGNATURE, message, "get the file again from its source") from None
@@ -113,10 +118,15 @@ def _load(load: Callable[[], object]) -> object:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
+    created = False
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        created = True
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
             file.write(data)
     except OSError as error:
-        raise RequestError(f"cannot create {path}: {error.strerror}", "give the path of a file that does not exist") from None
+        if created:
+            path.unlink()  # half of a key would prevent the next attempt
+        hint = "give the path of a file that does not exist, in a folder that does"
+        raise RequestError(f"cannot create {path}: {error.strerror}", hint) from None

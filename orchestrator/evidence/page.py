@@ -87,7 +87,8 @@ def _build_lines(proof: Mapping[str, Any]) -> str:
     """Limits of a pass are always shown, and what did not pass; the rest is folded, except on paper."""
     lines = [*map(str, proof["evidence"]), *(f"{name} = {value}" for name, value in proof.get("values", {}).items())]
     first = [line for line in lines if line.startswith(_LIMIT)] if proof["verdict"] == "pass" else lines[:_LINES_SHOWN]
-    rest = [line for line in lines if line not in first]
+    shown = frozenset(first)
+    rest = [line for line in lines if line not in shown]
     folded = f"<details><summary>{len(rest)} lines</summary>{_build_list(rest)}</details>" if rest else ""
     return _build_list(first) + folded
 

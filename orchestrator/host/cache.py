@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from errno import EEXIST, EINVAL, ENOENT, ENOSPC
+from errno import EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC
 
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import parse_cpus, read_online
@@ -24,11 +24,15 @@ _INFO = f"{RESCTRL}/info"
 _CPUS = "sys/devices/system/cpu"
 _NOT_GROUPS = ("info", "mon_data", "mon_groups")
 _LINE = re.compile(r"\s*(\w+):(\d+=\w+(?:;\d+=\w+)*)\s*", re.ASCII)
+_UNSET = re.compile(r"\s*\w+:uninitialized\s*", re.ASCII)
+"""Of a group in the mode pseudo-locksetup (rdtgroup_schemata_show()): it has no ways yet."""
 _MOUNT_HINT = "mount it: mount -t resctrl resctrl /sys/fs/resctrl"
 _BANDWIDTH = "MB"
 _DECIMAL = (_BANDWIDTH, "SMBA")  # the second: bandwidth of slow memory
 _AMD = ("AuthenticAMD", "HygonGenuine")
 _MAX_EIGHTHS = 2048  # the kernel's default for AMD, which is no limit
+_REMOVED = (ENOENT, ENODEV)
+"""Of a file whose group is removed: before it is opened, and after."""
 _LOST = ("Unavailable", "Error", "Unassigned")
 """What a counter shows instead of a number."""
 
@@ -44,8 +48,9 @@ def read_caches(host: HostRoot) -> CacheSurvey:
     bandwidth = _read_bandwidth(host) if _BANDWIDTH in resources else None
     if not cache and not bandwidth:
         return CacheSurvey("the CPUs can monitor caches and memory bandwidth, but not limit them (/sys/fs/resctrl/info)")
-    limits = [*(cache.lines if cache else ()), *([_BANDWIDTH] if bandwidth else [])]
-    most = min(_read_number(host, f"{_INFO}/{resource}/num_closids") for resource in limits)
+    # closid_init(): a group takes one of each resource, also of those that the manager does not limit.
+    counts = [f"{_INFO}/{resource}/num_closids" for resource in resources]
+    most = min(_read_number(host, file) for file in counts if host.exists(file))
     return CacheSurvey("", cache, bandwidth, _read_domains(host), read_groups(host), most)
 
 
@@ -57,7 +62,7 @@ def read_groups(host: HostRoot) -> tuple[ControlGroup, ...]:
             try:
                 found.append(_read_group(host, name))
             except HostError as error:
-                if error.errno != ENOENT:
+                if error.errno not in _REMOVED:
                     raise
     return tuple(found)
 
@@ -124,13 +129,23 @@ def read_use(host: HostRoot, name: str) -> dict[str, int]:
     """Bytes by counter, summed over all caches: llc_occupancy, mbm_total_bytes, mbm_local_bytes. Without counters that the CPUs
     do not have, or that the kernel cannot read now.
     """
-    folder = f"{_folder(name)}/mon_data"
+    try:
+        return _sum_counters(host, f"{_folder(name)}/mon_data")
+    except HostError as error:
+        if error.errno in _REMOVED:
+            return {}
+        raise
+
+
+def _sum_counters(host: HostRoot, folder: str) -> dict[str, int]:
     sums: dict[str, int] = {}
     lost: set[str] = set()
     for domain in host.names(folder) if host.exists(folder) else ():
         if not domain.startswith("mon_L3_"):
             continue
         for counter in host.names(f"{folder}/{domain}"):
+            if counter.startswith("mon_sub_"):  # a folder: the part of one node, with Sub-NUMA Cluster
+                continue
             text = host.read(f"{folder}/{domain}/{counter}")
             if text.isdecimal():
                 sums[counter] = sums.get(counter, 0) + int(text)
@@ -200,12 +215,15 @@ def _read_group(host: HostRoot, name: str) -> ControlGroup:
     folder = _folder(name)
     schemata: list[tuple[str, tuple[tuple[int, int], ...]]] = []
     for text in host.read(f"{folder}/schemata").splitlines():
+        if _UNSET.fullmatch(text):
+            continue
         match = _LINE.fullmatch(text)
         if not match:
             raise HostError(f"cannot parse /{folder}/schemata: {text!r}", "report this: the kernel is newer than the manager")
         schemata.append((match[1], tuple(_parse_limit(f"{folder}/schemata", match[1], pair) for pair in match[2].split(";"))))
     cpus = parse_cpus(f"{folder}/cpus_list", host.read(f"{folder}/cpus_list"))
-    return ControlGroup(name, tuple(schemata), cpus, bool(name and host.read(f"{folder}/tasks")))
+    tasks = host.read(f"{folder}/tasks").split() if name else []
+    return ControlGroup(name, tuple(schemata), cpus, bool(tasks), frozenset(int(task) for task in tasks if task.isdecimal()))
 
 
 def _parse_limit(file: str, line: str, pair: str) -> tuple[int, int]:

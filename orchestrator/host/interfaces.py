@@ -39,3 +39,9 @@ def find_lower(links: Iterable[Link], uplink: str) -> frozenset[str]:
 def _read_node(host: HostRoot, name: str) -> int | None:
     text = host.find(f"sys/class/net/{name}/device/numa_node") or "-1"
     return int(text) if text.isdecimal() else None
+
+
+def read_index(host: HostRoot, name: str) -> int | None:
+    """The kernel's number of an interface; None if it does not exist."""
+    text = host.find(f"sys/class/net/{name}/ifindex")
+    return int(text) if text and text.isdecimal() else None

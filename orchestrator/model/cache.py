@@ -81,7 +81,7 @@ class BandwidthControl:
         if limit.percent is not (self.unit is BandwidthUnit.PERCENT):
             expected = "percent" if self.unit is BandwidthUnit.PERCENT else "MB/s"
             raise ValueError(f"this host limits memory bandwidth in {expected}, requested {limit}")
-        value = limit.amount * _EIGHTHS // 1000 if self.unit is BandwidthUnit.EIGHTH_GB else limit.amount
+        value = -(-limit.amount * _EIGHTHS // 1000) if self.unit is BandwidthUnit.EIGHTH_GB else limit.amount
         value = -(-value // self.step) * self.step
         if not self.minimum <= value <= self.maximum:
             bounds = f"{self.describe(self.minimum)} to {self.describe(self.maximum)}"
@@ -102,6 +102,7 @@ class ControlGroup:
     schemata: tuple[tuple[str, tuple[tuple[int, int], ...]], ...]  # (line, (cache id, value) in order)
     cpus: CpuSet = CpuSet()
     has_tasks: bool = False
+    tasks: frozenset[int] = frozenset()  # ids of the threads that were put into it; not read of the default group
 
     def find(self, line: str, id: int) -> int | None:
         """None if the kernel does not show the line or the cache."""

@@ -42,8 +42,8 @@ def find_caches(
     assert survey
     found: dict[int, CachePlan] = {}
     refused: list[str] = []
-    names = {name_group(name) for name in host.allocated.caches}
-    if len(survey.groups) + sum(1 for name in names if name not in {group.name for group in survey.groups}) >= survey.max_groups:
+    names = {name_group(name) for name, plan in host.allocated.caches.items() if not plan.waived}
+    if len(names | {group.name for group in survey.groups}) >= survey.max_groups:
         return {}, [f"cache: all {survey.max_groups} control groups (CLOSIDs) of this host are used or owned by guests"]
     for candidate in candidates:
         try:

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.errors import HostError
-from orchestrator.host.cache import find_group, make_group, read_caches, remove_group, set_cpus, set_limits
+from orchestrator.host.cache import (
+    RESCTRL,
+    find_group,
+    make_group,
+    read_caches,
+    remove_group,
+    set_cpus,
+    set_limits,
+)
 from orchestrator.host.root import HostRoot
 from orchestrator.model.cache import CacheControl, CachePlan, CacheSurvey, ControlGroup, describe_ways, find_runs, name_group
 from orchestrator.model.plan import Plan
@@ -23,17 +31,17 @@ _BANDWIDTH = "MB"
 
 
 @dataclass(frozen=True)
-class WaysBefore:
-    """The default group's mask of a cache."""
+class LostWays:
+    """The mask of a cache's ways that the default group loses."""
 
     line: str
     id: int
-    mask: int
+    lost: int
 
 
 @dataclass(frozen=True)
-class MasksBefore:
-    masks: tuple[WaysBefore, ...]
+class WaysBefore:
+    lost: tuple[LostWays, ...]
 
 
 @register
@@ -51,12 +59,12 @@ class ShrinkDefaultGroup:
     def read_before(self, host: HostRoot) -> Arguments | None:
         control, default = _read_default(host, self.plan)
         before = tuple(
-            WaysBefore(line, share.id, mask)
+            LostWays(line, share.id, mask & ~_keep(mask & ~share.mask, control, share.id))
             for share in self.plan.shares
             for line in control.lines
             if (mask := default.find(line, share.id) or 0) & share.mask
         )
-        return to_arguments(MasksBefore(before)) if before else None
+        return to_arguments(WaysBefore(before)) if before else None
 
     def apply(self, host: HostRoot) -> None:
         control, default = _read_default(host, self.plan)
@@ -69,20 +77,22 @@ class ShrinkDefaultGroup:
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> str | None:
-        """Without ways that another control group fills now. No-op where resctrl is not mounted, as after a reboot."""
+        """Gives the lost ways back, without those that another control group fills now. What another program has set in the
+        meantime stays, and so does what a reboot has.
+        """
         survey = read_caches(context.host)
         if survey.fault or not survey.cache:
             return None
         kept: list[str] = []
         limits: dict[str, dict[int, int]] = {}
-        for before in parse_arguments(MasksBefore, arguments).masks:
+        for before in parse_arguments(WaysBefore, arguments).lost:
             now = survey.groups[0].find(before.line, before.id)
             if now is None:  # mounted with other options, or the CPUs are offline
                 continue
-            taken = _find_taken(survey, survey.cache, before.id)
-            wanted = now if taken & before.mask == before.mask else _keep(before.mask & ~taken, survey.cache, before.id)
-            if wanted != before.mask:
-                kept.append(f"{before.line} {before.id}: {wanted:#x} and not {before.mask:#x}, as other groups have ways")
+            free = now | before.lost & ~_find_taken(survey, survey.cache, before.id)
+            wanted = free if survey.cache.sparse else next((run for run in find_runs(free) if run & now), now)
+            if before.lost & ~wanted:
+                kept.append(f"{before.line} {before.id}: {wanted:#x} and not {now | before.lost:#x}, as other groups have ways")
             if wanted != now:
                 limits.setdefault(before.line, {})[before.id] = wanted
         set_limits(context.host, DEFAULT, limits)
@@ -111,6 +121,11 @@ class MakeControlGroup:
         return f"make the control group {self.name} for CPUs {CpuSet.of(self.plan.cpus)}"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
+        cpus = CpuSet.of(self.plan.cpus)
+        for group in read_caches(host).groups[1:]:
+            if group.name != self.name and group.cpus.meets(cpus):
+                hint = f"give that group other CPUs, or remove it if no program needs it: rmdir /{RESCTRL}/{group.name}"
+                raise HostError(f"CPUs {group.cpus & cpus} are in the control group {group.name} of another program", hint)
         return to_arguments(GroupBefore(self.name))
 
     def apply(self, host: HostRoot) -> None:
@@ -131,6 +146,10 @@ def list_limits(host: HostRoot, plan: CachePlan) -> dict[str, dict[int, int]]:
         control, _ = _read_default(host, plan)
         limits = {line: {share.id: share.mask for share in plan.shares} for line in control.lines}
     if plan.bandwidth is not None:
+        unit = found.unit if (found := read_caches(host).bandwidth) else None
+        if unit is not plan.unit:  # mounted with other options since
+            what = f"cannot limit memory bandwidth: planned in {plan.unit}, but this host limits it in {unit or 'no unit'} now"
+            raise HostError(what, "delete the guest and create it again, or mount resctrl with its former options")
         limits[_BANDWIDTH] = dict.fromkeys(plan.throttled, plan.bandwidth)
     return limits
 
@@ -175,10 +194,8 @@ def _find_taken(survey: CacheSurvey, control: CacheControl, id: int) -> int:
 
 def _keep(mask: int, control: CacheControl, id: int) -> int:
     """The widest run of neighbouring ways of the mask, or all of it where gaps are allowed."""
-    if control.sparse and mask.bit_count() >= control.min_ways:
-        return mask
-    widest = max(find_runs(mask), key=int.bit_count, default=0)
-    if widest.bit_count() < control.min_ways:
+    found = mask if control.sparse else max(find_runs(mask), key=int.bit_count, default=0)
+    if found.bit_count() < max(control.min_ways, 1):
         what = f"the default control group would keep too few ways of L{control.level} cache {id}"
         raise HostError(what, "another program has changed /sys/fs/resctrl: delete the guest and create it again")
-    return widest
+    return found

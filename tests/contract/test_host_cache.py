@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from orchestrator.errors import HostError
@@ -134,3 +136,41 @@ def test_use_is_summed_over_the_caches(limited: FakeRoot) -> None:
     resctrl.show(limited, "one", {**texts, "mon_L3_01/mbm_total_bytes": "7"})
     assert read_use(limited, "one") == {"llc_occupancy": 1024}
     assert read_use(limited, "two") == {}
+
+
+def test_use_with_parts_of_nodes_counts_nothing_twice(limited: FakeRoot) -> None:
+    """Sub-NUMA Cluster: mon_data/mon_L3_00 has a folder per node beside the sums."""
+    make_group(limited, "one")
+    texts = {"mon_L3_00/llc_occupancy": "1000", "mon_L3_00/mon_sub_L3_00/llc_occupancy": "600"}
+    resctrl.show(limited, "one", {**texts, "mon_L3_00/mon_sub_L3_01/llc_occupancy": "400"})
+    assert read_use(limited, "one") == {"llc_occupancy": 1000}
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV])
+def test_use_of_a_group_that_is_being_removed(limited: FakeRoot, number: int) -> None:
+    make_group(limited, "one")
+    resctrl.show(limited, "one", {"mon_L3_00/llc_occupancy": "1000"})
+    limited.read_errors["sys/fs/resctrl/one/mon_data/mon_L3_00/llc_occupancy"] = number
+    assert read_use(limited, "one") == {}
+    limited.read_errors["sys/fs/resctrl/one/schemata"] = number
+    assert [group.name for group in read_caches(limited).groups] == [""]
+
+
+def test_group_of_another_program_that_has_no_ways_yet(limited: FakeRoot) -> None:
+    """In the mode pseudo-locksetup."""
+    make_group(limited, "other")
+    limited.add("sys/fs/resctrl/other/schemata", "    L3:uninitialized\n    MB:uninitialized")
+    assert [(group.name, group.schemata) for group in read_caches(limited).groups[1:]] == [("other", ())]
+
+
+def test_threads_of_a_group(limited: FakeRoot) -> None:
+    make_group(limited, "one")
+    limited.add("sys/fs/resctrl/one/tasks", "12\n4711")
+    (group,) = read_caches(limited).groups[1:]
+    assert (group.has_tasks, group.tasks) == (True, {12, 4711})
+
+
+def test_groups_are_limited_by_each_resource(limited: FakeRoot) -> None:
+    limited.add("sys/fs/resctrl/info/L2/num_closids", "4")
+    limited.add("sys/fs/resctrl/info/L2/cbm_mask", "ff")
+    assert read_caches(limited).max_groups == 4

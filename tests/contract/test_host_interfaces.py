@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from orchestrator.host.interfaces import find_lower
+from orchestrator.host.interfaces import find_lower, read_index
 from orchestrator.host.netlink import create_netns, delete_netns, read_links
+from orchestrator.host.root import HostRoot
 from orchestrator.model.topology import Link
 
 NETNS = f"lo{os.getpid()}"
@@ -90,3 +92,9 @@ def test_parent_on_a_real_kernel(stack: IPRoute, kind: str, fields: dict[str, in
     found = find_lower(read_links(netns=NETNS), "up0")
     assert "eth1" in found
     assert not found & {"eth2", "far2"}
+
+
+def test_number_of_an_interface() -> None:
+    host = HostRoot()
+    assert read_index(host, "lo") == socket.if_nametoindex("lo")
+    assert read_index(host, "absent0") is None

@@ -60,6 +60,22 @@ def run(served: Served, *words: str) -> Result:
     return CliRunner().invoke(nohype, ["--socket", str(served.path), *words], standalone_mode=False)
 
 
+@pytest.mark.parametrize("option", ["--sign", "--html"])
+def test_only_a_file_is_replaced(served: Served, tmp_path: Path, option: str) -> None:
+    """As root, a page for /dev/stdout or /dev/null must not take the place of the device."""
+    link, folder = tmp_path / "null", tmp_path / "folder"
+    link.symlink_to("/dev/null")
+    folder.mkdir()
+    assert run(served, "audit", option, str(link)).exception is None
+    assert link.readlink() == Path("/dev/null")
+    before = sorted(tmp_path.iterdir())
+    for path in ("/", "", ".", str(folder), str(folder / "absent" / "x"), str(link / "x")):
+        error = run(served, "audit", option, path).exception
+        assert isinstance(error, RequestError), (path, error)
+        assert "cannot write" in error.message
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_signed_evidence_is_written_and_verified(served: Served, tmp_path: Path) -> None:
     file, page = tmp_path / "evidence", tmp_path / "page.html"
     result = run(served, "audit", "--sign", str(file), "--nonce", "abc-1", "--html", str(page))

@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.audit.cache import prove_cache_exclusive
-from orchestrator.model.cache import BandwidthUnit, CacheControl, CacheDomain, CachePlan, CacheShare, CacheSurvey, ControlGroup
+from orchestrator.model.cache import (
+    BandwidthControl,
+    BandwidthUnit,
+    CacheControl,
+    CacheDomain,
+    CachePlan,
+    CacheShare,
+    CacheSurvey,
+    ControlGroup,
+)
 from orchestrator.model.proof import WEAKER, Verdict
 from orchestrator.values import CpuSet
 from tests.harness.audit_data import GUEST1
@@ -24,9 +33,10 @@ def group(name: str, mask: int, cpus: CpuSet = NONE, bandwidth: int = 100, *, ha
 OWN, DEFAULT = group("nohype-g1", 0xF00, CPUS, 40), group("", 0x0FF, CpuSet.parse("0-1"))
 
 
-def survey(*groups: ControlGroup, shared: int = 0) -> CacheSurvey:
+def survey(*groups: ControlGroup, shared: int = 0, unit: BandwidthUnit | None = BandwidthUnit.PERCENT) -> CacheSurvey:
     control = CacheControl(3, ("L3",), 0xFFF, 1, shared, sparse=False)
-    return CacheSurvey("", control, None, (CacheDomain(3, 0, CPUS | CpuSet.parse("0-1")),), groups, 16)
+    bandwidth = BandwidthControl(unit, 10, 10, 100) if unit else None
+    return CacheSurvey("", control, bandwidth, (CacheDomain(3, 0, CPUS | CpuSet.parse("0-1")),), groups, 16)
 
 
 def unread() -> CacheSurvey:
@@ -64,6 +74,12 @@ def test_accepted_lack_is_not_measured() -> None:
         (survey(DEFAULT, group("nohype-g1", 0x700, CPUS, 40)), "L3 of nohype-g1 is 0x700 (3 ways), expected 0xf00 (4 ways)"),
         (survey(DEFAULT, group("nohype-g1", 0xF00, CPUS, 100)), "limit 100, expected 40"),
         (survey(DEFAULT, replace(OWN, cpus=CPUS | CpuSet.parse("0"))), "has CPUs 0 that are not the guest's"),
+        (survey(DEFAULT, OWN, unit=BandwidthUnit.MEGABYTES), "memory bandwidth is limited in MB/s, expected percent"),
+        (
+            survey(DEFAULT, OWN, replace(group("db", 0x001, has_tasks=True), tasks=frozenset({1, GUEST1.vcpus[0].tid}))),
+            f"threads {GUEST1.vcpus[0].tid} of the guest are in control group db",
+        ),
+        (survey(DEFAULT, OWN, unit=None), "memory bandwidth is limited in no unit, expected percent"),
         (survey(DEFAULT, OWN, shared=0xC00), "devices fill 0xc00 (2 ways) too"),
     ],
 )

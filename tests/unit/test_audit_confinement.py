@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.audit.confinement import Confined, prove_qemu_confined, read_confined
 from orchestrator.host.confinement import Confinement, ThreadCredentials
+from orchestrator.hypervisor.guests import EmulatedNic
 from orchestrator.model.proof import Verdict
 from tests.fakes.root import build_host
 from tests.harness.audit_data import GUEST1, GUEST2
@@ -24,7 +25,9 @@ FILES = (
     "/dev/hugepages/libvirt/qemu/1-guest1/qemu_back_mem.pc.ram.x (deleted)", "/memfd:pc.ram (deleted)",
     "/run/libvirt/qemu/guest1.pid", "/dev/ptmx", "/dev/hugepages1G/libvirt/qemu/71-guest1/qemu_back_mem.pc.ram.y (deleted)",
 )  # fmt: skip
-GOOD = Confined(Confinement(THREADS, LABEL, None, {"mnt": True, "net": False, "pid": False, "user": False}), FILES, frozenset())
+GOOD = Confined(
+    Confinement(THREADS, LABEL, None, {"mnt": True, "net": False, "pid": False, "user": False}), FILES, frozenset(["/dev/vfio/9"])
+)
 
 
 def broken(**fields: object) -> Confined:
@@ -36,7 +39,7 @@ def one_thread(**fields: object) -> Confined:
 
 
 def with_files(*names: str, own: tuple[str, ...] = ()) -> Confined:
-    return replace(GOOD, files=(*FILES, *names), own=frozenset(own))
+    return replace(GOOD, files=(*FILES, *names), own=GOOD.own | frozenset(own))
 
 
 SELINUX = "system_u:system_r:svirt_t:s0:c87,c520"
@@ -83,6 +86,9 @@ def test_selinux_passes() -> None:
         (with_files("/run/libvirt/qemu/guest2.pid"), "open file /run/libvirt/qemu/guest2.pid"),
         (with_files("/dev/hugepages/libvirt/qemu/2-guest2/ram (deleted)"), "open file /dev/hugepages/libvirt/qemu/2-guest2/ram"),
         (with_files("/dev/hugepages/libvirt/qemu/1-guest1/ram"), "open file /dev/hugepages/libvirt/qemu/1-guest1/ram"),
+        (with_files("/dev/vfio/10"), "open file /dev/vfio/10"),
+        (with_files("/dev/vfio/devices/vfio3"), "open file /dev/vfio/devices/vfio3"),
+        (with_files("/dev/tap7"), "open file /dev/tap7"),
         (with_files("/dev/dm-3", own=("/dev/dm-4",)), "open file /dev/dm-3"),
     ],
 )
@@ -128,3 +134,28 @@ def test_emulated_disk_of_the_guest_is_expected(tmp_path: Path, disk: str, targe
     for disks, verdict in (((disk,), Verdict.PASS), ((), Verdict.FAIL)):
         guest = replace(GUEST1, disks=disks)
         assert prove_qemu_confined(guest, read_confined(host, guest), {}).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("opened", "verdict"),
+    [
+        ("/dev/vfio/vfio", Verdict.PASS),
+        ("/dev/vfio/9", Verdict.PASS),
+        ("/dev/vfio/devices/vfio3", Verdict.PASS),
+        ("/dev/tap7", Verdict.PASS),
+        ("/dev/vfio/10", Verdict.FAIL),
+        ("/dev/vfio/devices/vfio4", Verdict.FAIL),
+        ("/dev/tap8", Verdict.FAIL),
+    ],
+)
+def test_only_devices_of_the_guest_are_expected(tmp_path: Path, opened: str, verdict: Verdict) -> None:
+    (address,) = GUEST1.hostdevs
+    host = build_host(tmp_path, f"proc/{GUEST1.pid}/attr/current = {LABEL}\nsys/class/net/nhtap0/ifindex = 7")
+    host.add(f"proc/{GUEST1.pid}/task/{GUEST1.pid}/status", STATUS)
+    for pid, space in ((GUEST1.pid, "mnt:[5]"), (1, "mnt:[4]")):
+        host.add_link(f"proc/{pid}/ns/mnt", space)
+    host.add_link(f"sys/bus/pci/devices/{address}/iommu_group", "../../../kernel/iommu_groups/9")
+    host.add(f"sys/bus/pci/devices/{address}/vfio-dev/vfio3/dev", "1:1")
+    host.add_link(f"proc/{GUEST1.pid}/fd/9", opened)
+    guest = replace(GUEST1, nics=(EmulatedNic("nhtap0", "52:54:00:00:00:01"), EmulatedNic("", "52:54:00:00:00:02")))
+    assert prove_qemu_confined(guest, read_confined(host, guest), {}).verdict == verdict

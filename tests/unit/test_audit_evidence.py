@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from dataclasses import dataclass, field, replace
 from errno import EACCES
@@ -94,6 +95,15 @@ def test_everything_is_identified(host: FakeRoot) -> None:
 def test_evidence_can_be_signed_and_read(host: FakeRoot) -> None:
     evidence = collect(host)
     assert parse_file(keys.sign(evidence, KEY), "file").evidence == evidence
+
+
+def test_name_of_a_file_that_is_not_utf8_does_not_prevent_the_signature(host: FakeRoot) -> None:
+    """An attacker in QEMU can open such a file, and the finding is then in the proof."""
+    name = os.fsdecode(b"/tmp/\xff")
+    proof = replace(PROOF, evidence=(f"open file {name}",), values={"label": name})
+    evidence = collect_evidence(Subject(host, Domains(), lambda: True), (GUEST1,), (proof,), CHAIN, "n-1")
+    (signed,) = parse_file(keys.sign(evidence, KEY), "file").evidence["proofs"]
+    assert (signed["evidence"], signed["values"]) == ([r"open file /tmp/\udcff"], {"label": r"/tmp/\udcff"})
 
 
 @pytest.mark.parametrize(

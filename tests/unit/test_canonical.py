@@ -168,6 +168,13 @@ def test_hostile_json_is_refused(data: bytes, reason: str) -> None:
         parse_canonical(data)
 
 
+def test_key_twice_among_many_is_found_at_once() -> None:
+    """Comparing each key with each other one takes hours."""
+    names = [f'"{number:07d}":0' for number in range(200_000)]
+    with pytest.raises(ValueError, match="the key '0199999' twice"):
+        parse_canonical(f"{{{','.join([*names, names[-1]])}}}".encode())
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     try:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
+import signal
+import string
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -78,6 +81,14 @@ def test_any_other_file_is_refused(data: bytes) -> None:
     assert status(lambda: accept(SIGNED + data + b"\n")) == 4
 
 
+def respell(text: str) -> str:
+    """Other Base64 of the same bytes: four bits of the last letter before the padding are not used."""
+    letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    other = f"{text[:-3]}{letters[letters.index(text[-3]) ^ 1]}=="
+    assert base64.b64decode(other, validate=True) == base64.b64decode(text)
+    return other
+
+
 def rewritten(change: Callable[[dict[str, Any]], object]) -> bytes:
     document = json.loads(SIGNED)
     change(document)
@@ -94,6 +105,7 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> bytes:
         (lambda d: d.update(signature="!"), 5),
         (lambda d: d.update(signature=base64.b64encode(bytes(64)).decode()), 5),
         (lambda d: d.update(signature=d["signature"] + "===="), 5),
+        (lambda d: d.update(signature=respell(d["signature"])), 5),
         (lambda d: d.update(key="00" * 32), 5),
         (lambda d: d.update(more=1), 4),
         (lambda d: d.pop("signature"), 4),
@@ -107,6 +119,17 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> bytes:
         (lambda d: d["evidence"]["proofs"][0].pop("figure"), 4),
         (lambda d: d["evidence"]["proofs"][0].update(figure="9"), 4),
         (lambda d: d["evidence"]["proofs"][0].update(evidence=[1]), 4),
+        (lambda d: d["evidence"].update(events={}), 4),
+        (lambda d: d["evidence"]["events"].update(last="9"), 4),
+        (lambda d: d["evidence"]["events"].update(last=True), 4),
+        (lambda d: d["evidence"]["events"].update(last=-1), 4),
+        (lambda d: d["evidence"]["events"].update(last=10**18), 4),
+        (lambda d: d["evidence"]["events"].update(hash=None), 4),
+        (lambda d: d["evidence"]["events"].update(faults="none"), 4),
+        (lambda d: d["evidence"]["events"].update(faults=[1]), 4),
+        (lambda d: d["evidence"].update(guests=[1]), 4),
+        (lambda d: d["evidence"].update(gaps=7), 4),
+        (lambda d: d["evidence"].update(gaps=[7]), 4),
     ],
 )
 def test_altered_document_is_refused(change: Callable[[dict[str, Any]], object], expected: int) -> None:
@@ -314,6 +337,9 @@ def test_verify_prints_the_summary(files: tuple[Path, Path]) -> None:
         (["--nonce", "other"], 6),
         (["--boot", "other"], 6),
         (["--host", "other"], 6),
+        (["--nonce", ""], 6),
+        (["--boot", ""], 6),
+        (["--host", ""], 6),
         (["--max-age", "1"], 7),
         (["--nonce", "n-1", "--boot", "b-1", "--host", "aa" * 16], None),
     ],
@@ -351,6 +377,26 @@ def test_keygen_creates_two_files(tmp_path: Path) -> None:
     assert run("audit", "keygen", tmp_path / "k").exception is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k", "k.pub"]
     assert isinstance(run("audit", "keygen", tmp_path / "k").exception, OrchestratorError)
+
+
+@pytest.mark.parametrize("path", ["/", "", ".", "absent/k"])
+def test_keygen_refuses_what_cannot_be_a_file(path: str) -> None:
+    error = run("audit", "keygen", path).exception
+    assert isinstance(error, RequestError)
+    assert "cannot create" in error.message
+
+
+def test_key_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        error = run("audit", "keygen", tmp_path / "k").exception
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "File too large" in str(error)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["--frames", "5"], ["--sign", "x"], ["--json"], ["--html", "x"]])

@@ -57,6 +57,15 @@ def test_each_change_is_named(change: Callable[[dict[str, Any]], object], differ
     assert differ(change) == [difference]
 
 
+def test_many_lines_are_compared_at_once() -> None:
+    """Comparing each line with each other one takes hours, for the page too."""
+    first, second = make_evidence(), make_evidence()
+    for evidence, word in ((first, "a"), (second, "b")):
+        evidence["proofs"][0]["evidence"] = [f"{WEAKER}{word}{number}" for number in range(100_000)]
+    assert len(compare(first, second)) == 200_000
+    assert build_page(first).count("<li>") > 100_000
+
+
 def test_order_of_proofs_is_no_difference() -> None:
     assert differ(lambda e: e["proofs"].reverse()) == []
 

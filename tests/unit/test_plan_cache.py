@@ -120,6 +120,8 @@ def test_all_control_groups_are_used() -> None:
     stopped = Allocated(caches={"g0": CachePlan(3, (CacheShare(0, 1),))})
     with pytest.raises(NoRoom, match="all 2 control groups"):
         plan(survey(max_groups=2), stopped, cache_ways=1)
+    waived = Allocated(caches={"g0": CachePlan()})
+    assert masks(plan(survey(max_groups=2), waived, cache_ways=1)) == {0: 0x800}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +159,8 @@ def test_accepting_it_does_not_replace_ways_that_are_not_free() -> None:
         (PERCENT, "40%", 40),
         (PERCENT, "41%", 50),
         (BandwidthControl(BandwidthUnit.EIGHTH_GB, 1, 1, 2048), "4000MB/s", 32),
+        (BandwidthControl(BandwidthUnit.EIGHTH_GB, 0, 1, 2048), "4001MB/s", 33),
+        (BandwidthControl(BandwidthUnit.EIGHTH_GB, 0, 1, 2048), "1MB/s", 1),
         (BandwidthControl(BandwidthUnit.MEGABYTES, 10, 10, 1 << 31), "4001MB/s", 4010),
     ],
 )
