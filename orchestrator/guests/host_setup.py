@@ -27,7 +27,7 @@ from orchestrator.model.topology import VfState
 from orchestrator.resources.cache import ShrinkDefaultGroup
 from orchestrator.resources.cores import clear_cores
 from orchestrator.resources.exit_trace import CountExits
-from orchestrator.resources.isolation import describe_failure, plan_exclusive, plan_isolation_settings
+from orchestrator.resources.isolation import AddExclusive, describe_failure, plan_isolation_settings
 from orchestrator.resources.nic import CreateVfs, VfStates
 from orchestrator.resources.step import UndoContext, run_steps, try_steps, undo_steps
 from orchestrator.resources.uplink import SetEdgeMode, SetPromiscuous
@@ -144,7 +144,7 @@ class HostSetup:
                 above = list_parents(group)
                 outer = [parent for parent in above if not f"{parent}/".startswith(f"{scope.strip('/')}/")]
                 with self.lock:
-                    run_steps(self._host, self._ledger, HOST, plan_exclusive(self._host, outer, cpus))
+                    run_steps(self._host, self._ledger, HOST, [AddExclusive(parent, cpus) for parent in outer])
                 for parent in above[len(outer) :]:
                     add_exclusive(self._host, parent, cpus)
                 make_partition(self._host, group, cpus)

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.guests.service import GuestService
 from orchestrator.host.isolation import WORKQUEUE
+from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.values import CpuSet
 from tests.harness.crash import World
@@ -68,6 +69,33 @@ def test_vcpus_become_partitions_where_the_host_did_not_isolate_them(world: Worl
     manager.delete(OPERATOR, "web")
     assert world.host.text(EXCLUSIVE) == ""
     assert world.host.violations() == []
+
+
+@pytest.mark.parametrize("order", [("web", "two"), ("two", "web")])
+def test_group_of_machines_that_was_made_anew_is_restored(
+    world: World, manager: GuestService, ledger: Ledger, order: tuple[str, str]
+) -> None:
+    """systemd removes it with its last scope, and another program's guest may hold it when the manager restores it."""
+    for name in ("web", "two"):
+        create(manager, name=name)
+    for name in ("web", "two"):
+        manager.stop(OPERATOR, name, 0)
+    for name in order:
+        world.host.add(EXCLUSIVE)
+        manager.start(OPERATOR, name)
+    for name in ("web", "two"):
+        manager.delete(OPERATOR, name)
+    assert world.host.text(EXCLUSIVE) == ""
+    assert [event.detail for event in ledger.events() if event.kind == EventKind.NOT_RESTORED] == []
+
+
+def test_exclusive_cpus_of_another_program_stay(world: World, manager: GuestService) -> None:
+    world.host.add(EXCLUSIVE, "0")
+    plan = create(manager)
+    assert CpuSet.parse(world.host.text(EXCLUSIVE)) == CpuSet.of((0, *plan.cpus))
+    world.host.add(EXCLUSIVE, str(CpuSet.of((0, 1, *plan.cpus))))
+    manager.delete(OPERATOR, "web")
+    assert world.host.text(EXCLUSIVE) == "0-1"
 
 
 def test_host_with_isolcpus_gets_no_partitions(world: World) -> None:
