@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import RequestError
+from orchestrator.errors import HypervisorError, RequestError
 from orchestrator.guests.service import GuestService
 from orchestrator.images.description import write_description
 from orchestrator.images.store import read_image
@@ -74,6 +74,28 @@ def test_guest_is_paused(world: World, manager: GuestService) -> None:
     until(lambda: reports(manager))
     assert reports(manager)[0][1].endswith("; paused")
     assert state(manager) == "running"
+
+
+@pytest.mark.parametrize("action", ["pause", "kill"])
+def test_guest_that_could_not_be_stopped_is_stopped_later(
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    start(manager, exit_policy=limits(action, io={"second": 0}))
+    manager.exit_policies.check()
+    show(world, web={IO: 1})
+
+    def fail(*_: object, **__: object) -> None:
+        raise HypervisorError("cannot pause the guest: timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.hypervisor, "pause", fail)
+        patch.setattr(ledger, "set_state", fail)
+        manager.exit_policies.check()
+        until(lambda: not any(thread.name == "exit-policy" for thread in threading.enumerate()))
+    assert (state(manager), world.hypervisor.paused()) == ("running", frozenset())
+    show(world, web={IO: 2})
+    manager.exit_policies.check()
+    until(lambda: state(manager) == "stopped" or world.hypervisor.paused() == {"web"})
 
 
 def test_each_budget_is_reported_once_per_run(world: World, manager: GuestService) -> None:
