@@ -258,11 +258,11 @@ def test_exits_are_shown_by_phase(world: World, manager: GuestService) -> None:
     with pytest.raises(GuestError, match="guest web is in its boot"):
         manager.exits.read(OPERATOR, "web", Phase.RUN)
     assert manager.exits.read(OPERATOR, "web", Phase.BOOT).vcpus[0].reasons == {"io": 400}
-    assert [(name, phase) for name, phase, _ in manager.exits.read_all()] == [("web", Phase.BOOT)]
+    assert [(name, phase) for name, phase, _ in manager.exits.read_all(world.hypervisor.read_exits)] == [("web", Phase.BOOT)]
     manager.disengagements.request(OPERATOR, "web")
     tracing.show_hist(world.host, event, {(first, 0x7B): 400, (first, 0x78): 7}, 0)
     assert manager.exits.read(OPERATOR, "web").vcpus[0].reasons == {"io": 400, "hlt": 7}
-    counts = {phase: report.vcpus[0].reasons for _, phase, report in manager.exits.read_all()}
+    counts = {phase: report.vcpus[0].reasons for _, phase, report in manager.exits.read_all(world.hypervisor.read_exits)}
     assert counts == {Phase.BOOT: {"io": 400}, Phase.RUN: {"hlt": 7}}
     for phase, reasons in counts.items():
         assert manager.exits.read(OPERATOR, "web", phase).vcpus[0].reasons == reasons
