@@ -22,7 +22,7 @@ from orchestrator.model.disengagement import Phase, Signal
 from tests.fakes import tracing
 from tests.fakes.server import IMAGE
 from tests.harness.crash import World
-from tests.harness.guests import create, kinds, open_manager, until
+from tests.harness.guests import create, kinds, open_manager, until, warned
 
 READY = b"nohype: ready name=web\r\n"
 
@@ -302,3 +302,14 @@ def test_exits_are_shown_by_phase(world: World, manager: GuestService) -> None:
     assert counts == {Phase.BOOT: {"io": 400}, Phase.RUN: {"hlt": 7}}
     for phase, reasons in counts.items():
         assert manager.exits.read(OPERATOR, "web", phase).vcpus[0].reasons == reasons
+
+
+def test_trace_instance_is_removed_also_if_calls_could_not_be_counted(world: World, manager: GuestService) -> None:
+    before = world.host.tree()
+    world.host.write_errors[f"{tracing.INSTANCES}/nohype/events/kvm/{CALLS.event}/trigger"] = errno.ENOMEM
+    create(manager)
+    assert any("VM exits are not counted by reason" in text for text in warned(manager))
+    manager.reconciler.detect_drift()
+    manager.delete(OPERATOR, "web")
+    assert not (world.host.path / tracing.INSTANCES / "nohype").exists()
+    assert world.host.tree() == before
