@@ -37,8 +37,8 @@ from orchestrator.model.state import GuestState
 
 _log = logging.getLogger(__name__)
 
-_URGENT_SECONDS, _SECONDS = 1.0, 15.0
-"""Between two readings: while a policy is urgent, and otherwise."""
+_URGENT_SECONDS, _SECONDS = 1.0, 14.5
+"""Between two readings: while a policy is urgent, and otherwise, so that four times fill the minute of a budget and not more."""
 _TOPIC = "exit policies are not judged"
 
 _Key = tuple[Reaction, str, str, str]
