@@ -205,6 +205,19 @@ def test_vcpu_that_the_guest_does_not_have_is_refused(manager: GuestService) -> 
         create(manager, housekeeping="0,9")
 
 
+@pytest.mark.parametrize(
+    ("housekeeping", "kind"), [(None, "application"), ("0-1", "application"), ("0", None), ("0", "housekeeping")]
+)
+def test_budgets_that_would_limit_no_vcpu_are_refused(manager: GuestService, housekeeping: str | None, kind: str | None) -> None:
+    """The guest has two vCPUs."""
+    policy = {kind or "application": {"io": "0/s"}}
+    if kind == "application":
+        with pytest.raises(RequestError, match="guest web has no application vCPU"):
+            create(manager, cores=1, housekeeping=housekeeping, exit_policy=policy)
+    else:
+        create(manager, cores=1, housekeeping=housekeeping, exit_policy=policy)
+
+
 def test_policy_survives_the_manager(world: World, manager: GuestService) -> None:
     start(manager, exit_policy=limits("kill", io={"second": 0}))
     manager.close()
