@@ -132,6 +132,12 @@ class HostSetup:
         self._warnings.report("settings that keep the kernel off the guest cores", (*planned.left, *failures))
         return changed
 
+    def restore_isolation(self) -> None:
+        """At the manager's start: the guests may be of an earlier version, or another program may have changed a setting."""
+        with self.lock:
+            if self._has_guests():
+                self._isolate(self.housekeeping)
+
     def isolate(self, plan: Plan, scope: str, groups: Mapping[str, CpuSet]) -> None:
         """Isolates the CPUs of a guest's vCPUs where the host has not done so at boot (`isolcpus`). What fails becomes an event.
 

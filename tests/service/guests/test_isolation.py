@@ -48,6 +48,23 @@ def test_settings_hold_while_there_are_guests(world: World) -> None:
     assert world.host.text(MASK) == before
 
 
+@pytest.mark.parametrize("guests", [0, 1])
+def test_settings_hold_for_guests_of_an_earlier_manager(world: World, guests: int) -> None:
+    """As after an update from a version that did not set them."""
+    manager, before = open_manager(world, world.server.policy), world.host.text(MASK)
+    for _ in range(guests):
+        create(manager)
+    manager.close()
+    world.host.add(MASK, before)
+    again = open_manager(world, world.server.policy)
+    housekeeping = world.server.policy.housekeeping
+    assert (CpuSet.parse_mask(world.host.text(MASK)) == housekeeping) is bool(guests)
+    for _ in range(guests):
+        again.delete(OPERATOR, "web")
+    assert world.host.text(MASK) == before
+    again.close()
+
+
 def test_read_only_setting_is_an_event_and_the_guest_runs(world: World) -> None:
     manager = open_manager(world, world.server.policy)
     world.host.write_errors[MASK] = EROFS
