@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.errors import Conflict, HostError, ImageError, NotFound
+from orchestrator.errors import Conflict, HostError, ImageError, NotFound, OrchestratorError
 from orchestrator.guests.core_manager import CoreContext
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
@@ -53,6 +53,7 @@ class _Watched:
     policies: tuple[ExitBudgets, ...]
     history: tuple[ExitCounts, ...] = ()
     reported: set[_Key] = field(default_factory=set)
+    failed: bool = False  # it could not be stopped, which was reported
 
 
 class ExitPolicyWatch:
@@ -130,8 +131,13 @@ class ExitPolicyWatch:
         def work() -> None:
             try:
                 self._stop(claim, action, text)
-            except BaseException:
+            except NotFound:
+                return  # it has ended meanwhile
+            except OrchestratorError as error:
                 one.reported.difference_update(violations)  # the next rounds judge again, and stop the guest
+                if not one.failed:
+                    one.failed = True
+                    self._log(claim, f"{text}; not {_DONE[action]}: {error.message}")
                 raise
 
         threading.Thread(target=lambda: log_errors(work), name="exit-policy", daemon=True).start()
