@@ -146,6 +146,10 @@ class HostSetup:
         try:
             if CpuSet.of(plan.cpus) <= read_isolated(self._host):
                 return
+            if len(groups) < len(plan.cpus):
+                raise HostError(
+                    f"its {len(plan.cpus)} vCPUs have {len(groups)} control groups", "let libvirt use the controller cpuset"
+                )
             for group, cpus in groups.items():
                 above = list_parents(group)
                 outer = [parent for parent in above if not f"{parent}/".startswith(f"{scope.strip('/')}/")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from errno import EINVAL, EROFS
 
 import pytest
@@ -113,6 +114,16 @@ def test_exclusive_cpus_of_another_program_stay(world: World, manager: GuestServ
     world.host.add(EXCLUSIVE, str(CpuSet.of((0, 1, *plan.cpus))))
     manager.delete(OPERATOR, "web")
     assert world.host.text(EXCLUSIVE) == "0-1"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_vcpus_without_groups_of_their_own_are_an_event(world: World, manager: GuestService, shared: bool) -> None:
+    """A partition of one CPU for all threads of QEMU would stop the guest."""
+    plan, scope = create(manager), "machine.slice/other.scope"
+    world.host.writes.clear()
+    manager.host_setup.isolate(replace(plan, cores=(CpuSet.parse("8-9"),)), scope, {scope: CpuSet.of([9])} if shared else {})
+    assert world.host.writes == []
+    assert any(f"its 2 vCPUs have {int(shared)} control groups" in text for text in warned(manager))
 
 
 def test_host_with_isolcpus_gets_no_partitions(world: World) -> None:
