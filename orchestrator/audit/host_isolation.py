@@ -13,7 +13,7 @@ from orchestrator.values import CpuSet
 
 _REMEDY = {
     Owner.ROLE: "apply the Ansible role and reboot",
-    Owner.MANAGER: "the manager sets it when the first guest is created: another program has changed it since",
+    Owner.MANAGER: "the manager sets it with the first guest and at its own start: another program has changed it since",
 }
 
 

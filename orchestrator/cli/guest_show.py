@@ -101,6 +101,8 @@ def print_guest(shown: Mapping[str, Any]) -> None:
         rows.insert(1, ("tenant", shown["owner"]))
     if shown["id"]:
         rows.insert(1, ("id", shown["id"]))
+    if shown.get("housekeeping_vcpus"):
+        rows.append(("housekeeping", f"vCPUs {shown['housekeeping_vcpus']}"))
     if shown.get("exit_policy"):
         rows.append(("exit policy", _describe_policy(shown)))
     if shown["state"] == "running":

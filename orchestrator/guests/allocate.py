@@ -34,6 +34,7 @@ from orchestrator.ledger import Claim, ClaimSnapshot, Ledger, PendingClaim
 from orchestrator.locks import CallQueue, WatchedLock
 from orchestrator.model.access import Identity, Role
 from orchestrator.model.cache import CacheSurvey
+from orchestrator.model.exit_policy import VcpuClass, classify_vcpus
 from orchestrator.model.plan import ImageRef, Plan, Policy
 from orchestrator.model.request import DiskKind, GuestRequest
 from orchestrator.model.state import GuestState
@@ -300,6 +301,12 @@ def _check_housekeeping(request: GuestRequest, count: int) -> None:
     if unknown := sorted(vcpu for vcpu in request.housekeeping_vcpus or () if vcpu >= count):
         what = f"housekeeping: guest {request.name} has no vCPU {unknown[0]}: it gets the vCPUs 0 to {count - 1}"
         raise RequestError(what, "name vCPUs of the guest, such as 0")
+    policy = request.exit_policy
+    for kind in set(VcpuClass) - set(classify_vcpus(count, request.housekeeping_vcpus)):
+        if policy and policy.rules(kind):
+            what = f"exit_policy: guest {request.name} has no {kind} vCPU that the budgets for {kind} vCPUs would limit"
+            hint = f"name its housekeeping vCPUs (some of 0 to {count - 1}) in the request, or omit the budgets for {kind} vCPUs"
+            raise RequestError(what, hint)
 
 
 def _check_reserved(request: GuestRequest) -> None:

@@ -12,7 +12,7 @@ from orchestrator.guests.core_manager import CoreContext
 from orchestrator.guests.exits import Exits
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
-from orchestrator.guests.runs import RunKey, Runs, run_key
+from orchestrator.guests.runs import PATIENCE, RunKey, Runs, call_aside, run_key
 from orchestrator.host.thread_counts import CALLS, read_counter
 from orchestrator.ledger import Claim, EventKind
 from orchestrator.model.access import MANAGER, Identity
@@ -82,9 +82,11 @@ class Disengagements:
     def _end_boot(self, claim: Claim, signal: Signal, caller: str = MANAGER.name) -> Claim | None:
         """None if the guest's boot is over already, or another run of it has begun."""
         try:
-            report = self._exits.read_report(claim)
+            report = call_aside(lambda: self._exits.read_report(claim)).result(PATIENCE)
         except OrchestratorError as error:
             report = ExitReport((), f"the exits of the boot could not be read: {error.message}")
+        except TimeoutError:
+            report = ExitReport((), f"the exits of the boot could not be read: QEMU did not respond within {PATIENCE:g} s")
         end = Disengagement(utc_now(), signal, record_counts(report), report.why)
         now = self._ledger.record_disengagement(claim, end)
         if now:

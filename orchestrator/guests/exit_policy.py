@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from orchestrator.errors import Conflict, HostError, ImageError, NotFound
+from orchestrator.errors import Conflict, HostError, ImageError, NotFound, OrchestratorError
 from orchestrator.guests.core_manager import CoreContext
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
@@ -38,20 +37,23 @@ from orchestrator.model.state import GuestState
 
 _log = logging.getLogger(__name__)
 
-_URGENT_SECONDS, _SECONDS = 1.0, 15.0
-"""Between two readings: while a policy is urgent, and otherwise."""
+_URGENT_SECONDS, _SECONDS = 1.0, 14.5
+"""Between two readings: while a policy is urgent, and otherwise, so that four times fill the minute of a budget and not more."""
 _TOPIC = "exit policies are not judged"
 
+_Key = tuple[Reaction, str, str, str]
+"""Action, vCPU class, rule and unit of what was reported."""
 _DONE = {Reaction.REPORT: "reported", Reaction.PAUSE: "paused", Reaction.KILL: "killed"}
 
 
 @dataclass
 class _Watched:
-    """A run of a guest after its boot. ``reported``: vCPU class, rule and unit of what was reported."""
+    """A run of a guest after its boot."""
 
     policies: tuple[ExitBudgets, ...]
     history: tuple[ExitCounts, ...] = ()
-    reported: set[tuple[Reaction, str, str, str]] = field(default_factory=set)
+    reported: set[_Key] = field(default_factory=set)
+    failed: bool = False  # it could not be stopped, which was reported
 
 
 class ExitPolicyWatch:
@@ -110,22 +112,34 @@ class ExitPolicyWatch:
     def _judge(self, claim: Claim, one: _Watched) -> None:
         kinds = classify_vcpus(len(claim.plan.cpus), claim.request.housekeeping_vcpus)
         for policy in one.policies:
-            fresh: dict[tuple[Reaction, str, str, str], Violation] = {}
+            fresh: dict[_Key, Violation] = {}
             for violation in judge(policy, kinds, one.history):
                 key = policy.action, str(violation.kind), violation.rule, violation.unit
                 if key not in one.reported and (key not in fresh or violation.count > fresh[key].count):
                     fresh[key] = violation
             if fresh:
-                one.reported |= fresh.keys()
-                self._react(claim, policy.action, list(fresh.values()))
+                one.reported.update(fresh)
+                self._react(claim, policy.action, fresh, one)
 
-    def _react(self, claim: Claim, action: Reaction, violations: list[Violation]) -> None:
+    def _react(self, claim: Claim, action: Reaction, violations: Mapping[_Key, Violation], one: _Watched) -> None:
         """In a thread if the guest is stopped: other guests are judged meanwhile."""
-        text = "; ".join(map(str, violations))
+        text = "; ".join(map(str, violations.values()))
         if action is Reaction.REPORT:
             self._log(claim, f"{text}; {_DONE[action]}")
             return
-        work = partial(self._stop, claim, action, text)
+
+        def work() -> None:
+            try:
+                self._stop(claim, action, text)
+            except NotFound:
+                return  # it has ended meanwhile
+            except OrchestratorError as error:
+                one.reported.difference_update(violations)  # the next rounds judge again, and stop the guest
+                if not one.failed:
+                    one.failed = True
+                    self._log(claim, f"{text}; not {_DONE[action]}: {error.message}")
+                raise
+
         threading.Thread(target=lambda: log_errors(work), name="exit-policy", daemon=True).start()
 
     def _stop(self, claim: Claim, action: Reaction, text: str) -> None:

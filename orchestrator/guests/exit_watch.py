@@ -33,8 +33,10 @@ class ExitWatch:
         self._changed.set()
 
     def _work(self) -> None:
-        while not self._closed:
+        while True:
             self._changed.clear()  # before the reading: a later change is read in the next round
+            if self._closed:
+                return
             due = [seconds for check in self._checks if (seconds := _guard(check)) is not None]
             self._changed.wait(min(due, default=None))
 

@@ -27,7 +27,7 @@ from orchestrator.model.topology import VfState
 from orchestrator.resources.cache import ShrinkDefaultGroup
 from orchestrator.resources.cores import clear_cores
 from orchestrator.resources.exit_trace import CountExits
-from orchestrator.resources.isolation import describe_failure, plan_exclusive, plan_isolation_settings
+from orchestrator.resources.isolation import AddExclusive, describe_failure, plan_isolation_settings
 from orchestrator.resources.nic import CreateVfs, VfStates
 from orchestrator.resources.step import UndoContext, run_steps, try_steps, undo_steps
 from orchestrator.resources.uplink import SetEdgeMode, SetPromiscuous
@@ -132,6 +132,12 @@ class HostSetup:
         self._warnings.report("settings that keep the kernel off the guest cores", (*planned.left, *failures))
         return changed
 
+    def restore_isolation(self) -> None:
+        """At the manager's start: the guests may be of an earlier version, or another program may have changed a setting."""
+        with self.lock:
+            if self._has_guests():
+                self._isolate(self.housekeeping)
+
     def isolate(self, plan: Plan, scope: str, groups: Mapping[str, CpuSet]) -> None:
         """Isolates the CPUs of a guest's vCPUs where the host has not done so at boot (`isolcpus`). What fails becomes an event.
 
@@ -140,11 +146,15 @@ class HostSetup:
         try:
             if CpuSet.of(plan.cpus) <= read_isolated(self._host):
                 return
+            if len(groups) < len(plan.cpus):
+                raise HostError(
+                    f"its {len(plan.cpus)} vCPUs have {len(groups)} control groups", "let libvirt use the controller cpuset"
+                )
             for group, cpus in groups.items():
                 above = list_parents(group)
                 outer = [parent for parent in above if not f"{parent}/".startswith(f"{scope.strip('/')}/")]
                 with self.lock:
-                    run_steps(self._host, self._ledger, HOST, plan_exclusive(self._host, outer, cpus))
+                    run_steps(self._host, self._ledger, HOST, [AddExclusive(parent, cpus) for parent in outer])
                 for parent in above[len(outer) :]:
                     add_exclusive(self._host, parent, cpus)
                 make_partition(self._host, group, cpus)

@@ -43,6 +43,7 @@ class Reconciler:
             with self._transitions.guest_locks(claim.plan.name):
                 self.reconcile_guest(claim, adopt=True)
         self._setup.release()
+        log_errors(self._setup.restore_isolation)
         log_errors(self._secrets.remove_orphans)
 
     def reconcile(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.host.isolation import Setting
+from orchestrator.host.processes import find_comm
 from orchestrator.host.root import HostRoot
 
 _PROFILES = ("etc/tuned/profiles", "etc/tuned", "usr/lib/tuned/profiles", "usr/lib/tuned")
@@ -28,7 +29,8 @@ class Tuned:
 def find_tuned(host: HostRoot) -> Tuned | None:
     """None if tuned does not run, or has no profile. Raises HostError if its files cannot be read."""
     pid = host.find("run/tuned/tuned.pid")
-    if not pid or not pid.isdecimal() or not host.exists(f"proc/{pid}"):
+    # The file stays if tuned is killed, and its id may be that of another program by then.
+    if not pid or not pid.isdecimal() or (find_comm(host, int(pid)) or "") != "tuned":
         return None
     active = tuple((host.find("etc/tuned/active_profile") or "").split())
     lines: dict[str, tuple[str, ...]] = {}

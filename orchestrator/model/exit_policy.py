@@ -17,7 +17,7 @@ ALL, OTHERS, MMIO = "all", "others", "mmio"
 """Rules of all exits, of those that no other rule names, and of accesses to memory of emulated devices (on SVM an `npf`, too)."""
 
 _LIMIT, _UNITS = re.compile(r"(\d{1,10})/(s|min)", re.ASCII), {"s": "second", "min": "minute"}
-_MINUTE = 60.0
+_SECOND, _MINUTE = 1.0, 60.0
 _MAX = 10**9
 
 
@@ -155,16 +155,19 @@ def add_sample(history: tuple[ExitCounts, ...], sample: ExitCounts) -> tuple[Exi
         return (sample,)
     recent = [old for old in history if sample.end - old.begin <= _MINUTE]
     last = history[-1:]
-    if len(recent) > 2 and recent[-1].begin - recent[-3].begin < _MINUTE / 10:
-        del recent[-2]
+    if len(recent) > 1 and recent[-1].begin - recent[-2].begin < _SECOND:
+        del recent[-1]  # rounds that follow each other at once
+    if len(recent) > 3 and recent[-2].begin - recent[-4].begin < _MINUTE / 10:
+        del recent[-3]
     return (*recent, sample) if recent else (*last, sample)
 
 
 def judge(policy: ExitBudgets, kinds: Sequence[VcpuClass], history: Sequence[ExitCounts]) -> tuple[Violation, ...]:
-    """Of the last sample, compared with the one before, and with those of the last minute."""
+    """Of the last sample, compared with the last one that is a second older, and with the oldest of the last minute."""
     if len(history) < 2 or any(len(sample.vcpus) != len(kinds) for sample in history):
         return ()
-    now, before = history[-1], history[-2]
+    now = history[-1]
+    before = next((old for old in reversed(history) if now.end - old.begin >= _SECOND), history[0])
     oldest = next((old for old in history[:-1] if now.end - old.begin <= _MINUTE), None)
     found: list[Violation] = []
     for vcpu, kind in enumerate(kinds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from orchestrator.host.exit_trace import begin_counting, end_counting, is_counting
+from orchestrator.host.exit_trace import INSTANCE, begin_counting, end_counting, is_counting
 from orchestrator.host.root import HostRoot
 from orchestrator.host.thread_counts import COUNTERS, begin_counter, end_counter, is_counted
 from orchestrator.resources.step import Arguments, UndoContext, register
@@ -22,7 +22,10 @@ class CountExits:
         return "count VM exits by reason"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        return None if is_counting(host) and all(is_counted(host, counter) for counter in COUNTERS) else {}
+        """The undo needs no arguments: they tell a change that has failed in part from one that has changed nothing."""
+        counted = {counter.event: is_counted(host, counter) for counter in COUNTERS}
+        instance = host.exists(INSTANCE)
+        return None if is_counting(host) and all(counted.values()) else {"instance": instance, **counted}
 
     def apply(self, host: HostRoot) -> None:
         begin_counting(host)

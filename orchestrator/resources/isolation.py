@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from errno import ENOENT
 from typing import ClassVar
 
 from orchestrator.errors import HostError, RequestError
 from orchestrator.host.isolation import Division, Notation, Owner, Without, read_settings, write_cpus, write_text
-from orchestrator.host.partitions import exclusive_file
+from orchestrator.host.partitions import add_exclusive, exclusive_file
 from orchestrator.host.root import HostRoot
 from orchestrator.host.tuned import find_tuned
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
@@ -73,6 +72,47 @@ def _parse(file: str, notation: Notation, text: str) -> CpuSet:
 
 
 @dataclass(frozen=True)
+class CpusAdded:
+    file: str
+    cpus: CpuSet
+
+
+@register
+@dataclass(frozen=True)
+class AddExclusive:
+    """Adds CPUs to those that a control group has exclusively. The group may end with its last guest, and be made anew empty."""
+
+    action: ClassVar[str] = "exclusive-cpus"
+    cgroup: str
+    cpus: CpuSet
+
+    def describe(self) -> str:
+        return f"give control group /{self.cgroup} the CPUs {self.cpus} exclusively"
+
+    def read_before(self, host: HostRoot) -> Arguments | None:
+        """Raises HostError if the kernel is too old."""
+        file = exclusive_file(self.cgroup)
+        if (text := host.find(file)) is None:
+            raise HostError(f"the kernel has no /{file}", "use Linux 6.7 or later, or boot with isolcpus=")
+        missing = self.cpus - _parse(file, Notation.LIST, text)
+        return to_arguments(CpusAdded(file, missing)) if missing else None
+
+    def apply(self, host: HostRoot) -> None:
+        add_exclusive(host, self.cgroup, self.cpus)
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        """Leaves all CPUs that the manager has not added."""
+        host, added = context.host, parse_arguments(CpusAdded, arguments)
+        text = host.find(added.file)
+        if text is None or not (now := _parse(added.file, Notation.LIST, text)).meets(added.cpus):
+            return
+        write_text(host, added.file, str(now - added.cpus) or "\n")
+        if (left := _parse(added.file, Notation.LIST, host.read(added.file))).meets(added.cpus):
+            raise HostError(f"/{added.file}: requested CPUs {now - added.cpus}, kernel set {left}")
+
+
+@dataclass(frozen=True)
 class Isolation:
     steps: tuple[SetCpus, ...]
     left: tuple[str, ...]  # one sentence per setting that is left as it is
@@ -109,19 +149,6 @@ def plan_isolation_settings(host: HostRoot, division: Division) -> Isolation:
             continue
         steps.append(SetCpus(setting.file, rule.notation, division.housekeeping))
     return Isolation(tuple(steps), tuple(left))
-
-
-def plan_exclusive(host: HostRoot, cgroups: Iterable[str], cpus: CpuSet) -> list[SetCpus]:
-    """Adds CPUs to those that are exclusive to each group. Raises HostError if the kernel is too old."""
-    steps = []
-    for cgroup in cgroups:
-        file = exclusive_file(cgroup)
-        text = host.find(file)
-        if text is None:
-            raise HostError(f"the kernel has no /{file}", "use Linux 6.7 or later, or boot with isolcpus=")
-        if not cpus <= (before := _parse(file, Notation.LIST, text)):
-            steps.append(SetCpus(file, Notation.LIST, before | cpus))
-    return steps
 
 
 def describe_failure(step: SetCpus, error: HostError) -> str | None:

@@ -160,6 +160,8 @@ def test_tuned_that_does_not_run_sets_nothing(fake: FakeRoot) -> None:
     run_tuned(fake, "balanced", balanced="[sysctl]\nkernel.nmi_watchdog=0\n")
     fake.add("run/tuned/tuned.pid", "399")
     assert find_tuned(fake) is None, "it was killed, and left its file"
+    add_thread(fake, 399, 399, "cron", "0-1")
+    assert find_tuned(fake) is None, "another program got its id"
 
 
 @pytest.mark.parametrize("profile", ["missing", "../../etc", ""])

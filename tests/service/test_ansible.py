@@ -410,7 +410,8 @@ def test_what_is_kept_elsewhere_can_be_written(tmp_path: Path) -> None:
     text, without = render_each(tmp_path, elsewhere, ("nohyped.service", {**NEEDED, "nohype_paths": {"images": "/srv/images"}}))
     assert "ReadWritePaths=/srv/ledger /srv/consoles /srv/disks\n" in text
     (paths,) = re.findall(r"^ReadWritePaths=(.*)$", without, re.MULTILINE)
-    assert paths == "/sys/bus/pci /sys/devices /sys/fs/cgroup -/sys/kernel/tracing/instances -/sys/fs/resctrl"
+    changed = "/sys/bus/pci /sys/devices /sys/fs/cgroup -/sys/kernel/tracing/instances -/sys/fs/resctrl"
+    assert paths == f"{changed} -/sys/devices/virtual/workqueue -/proc/sys/kernel/watchdog_cpumask"
 
 
 QEMU_CONF = """\

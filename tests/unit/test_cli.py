@@ -731,4 +731,7 @@ def test_exit_policy_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     budget = {"second": 0, "minute": None}
     policy = {"action": "kill", "application": {"io": budget}, "housekeeping": {"all": {"second": None, "minute": None}}}
     monkeypatch.setitem(GUEST, "exit_policy", policy)
-    assert "kill beyond application:io=0/s housekeeping:all=any" in run("guest", "show", "web").output
+    monkeypatch.setitem(GUEST, "housekeeping_vcpus", "0-1")
+    shown = run("guest", "show", "web").output
+    assert "kill beyond application:io=0/s housekeeping:all=any" in shown
+    assert "vCPUs 0-1" in shown

@@ -129,6 +129,24 @@ def test_few_samples_of_the_last_minute_are_kept() -> None:
     assert 50 <= history[-1].end - history[0].begin <= 60
 
 
+@pytest.mark.parametrize("every", [0.05, 0.3, 0.7, 1.0, 1.4])
+def test_budget_per_second_holds_however_often_it_is_judged(every: float) -> None:
+    """Each event of a guest causes a round: a tenant can cause many."""
+
+    def find(rate: float) -> list[float]:
+        history, found = tuple[ExitCounts, ...](), list[float]()
+        for number in range(int(30 / every)):
+            history = add_sample(history, sample(number * every, {"io": int(rate * number * every)}))
+            found += [one.seconds for one in judge(policy(application={"io": {"second": 100}}), [A], history)]
+        assert len(history) <= 16
+        return found
+
+    assert find(95) == []
+    exceeding = find(200)
+    assert exceeding
+    assert max(exceeding) < 3.1, "a burst is not spread over many seconds"
+
+
 def test_single_sample_is_not_judged() -> None:
     assert judged({"io": {"second": 0, "minute": 0}}, (0, {"io": 999})) == []
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import time
 
 import pytest
 
 from orchestrator.errors import Forbidden, GuestError, HypervisorError, NotFound
+from orchestrator.guests import disengagement, runs
 from orchestrator.guests.service import GuestService
 from orchestrator.host.thread_counts import CALLS, is_counted
 from orchestrator.images.description import write_description
@@ -20,7 +22,7 @@ from orchestrator.model.disengagement import Phase, Signal
 from tests.fakes import tracing
 from tests.fakes.server import IMAGE
 from tests.harness.crash import World
-from tests.harness.guests import create, kinds, open_manager, until
+from tests.harness.guests import create, kinds, open_manager, until, warned
 
 READY = b"nohype: ready name=web\r\n"
 
@@ -231,6 +233,40 @@ def test_boot_ends_also_if_exits_cannot_be_read(
     assert "not measured" in ends(ledger)[0].detail
 
 
+def test_guest_whose_qemu_does_not_respond_delays_no_other(
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "PATIENCE", 0.1)
+    for name in ("mute", "web"):
+        create(manager, name=name)
+    mute, responds, read = world.hypervisor.read_guest("mute").uuid, threading.Event(), world.hypervisor.read_guest
+    monkeypatch.setattr(world.hypervisor, "read_guest", lambda which: (which == mute and responds.wait(60), read(which))[1])
+    tracing.show_calls(world.host, {vcpu.tid: 1 for name in ("mute", "web") for vcpu in read(name).vcpus})
+    until(lambda: manager.disengagements.check() == 1 and signal(manager) is Signal.CALL)
+    assert signal(manager, "mute") is None
+    for _ in range(3):
+        manager.disengagements.check()
+    until(lambda: [thread.name for thread in threading.enumerate()].count("ask-guest") == 1)
+    responds.set()
+    until(lambda: manager.disengagements.check() is None)
+    assert signal(manager, "mute") is Signal.CALL
+
+
+def test_boot_of_a_guest_whose_qemu_does_not_respond_ends(
+    world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise no exit policy would ever be judged."""
+    monkeypatch.setattr(disengagement, "PATIENCE", 0.1)
+    create(manager)
+    responds, read = threading.Event(), world.hypervisor.read_exits
+    monkeypatch.setattr(world.hypervisor, "read_exits", lambda uuid: (responds.wait(60), read(uuid))[1])
+    call(world)
+    assert manager.disengagements.check() is None
+    responds.set()
+    assert signal(manager) is Signal.CALL
+    assert "QEMU did not respond within 0.1 s" in ends(ledger)[0].detail
+
+
 def test_guest_without_tracing_can_still_be_disengaged(world: World, manager: GuestService) -> None:
     world.host.write_errors[f"{tracing.INSTANCES}/nohype"] = errno.EPERM
     create(manager)
@@ -266,3 +302,14 @@ def test_exits_are_shown_by_phase(world: World, manager: GuestService) -> None:
     assert counts == {Phase.BOOT: {"io": 400}, Phase.RUN: {"hlt": 7}}
     for phase, reasons in counts.items():
         assert manager.exits.read(OPERATOR, "web", phase).vcpus[0].reasons == reasons
+
+
+def test_trace_instance_is_removed_also_if_calls_could_not_be_counted(world: World, manager: GuestService) -> None:
+    before = world.host.tree()
+    world.host.write_errors[f"{tracing.INSTANCES}/nohype/events/kvm/{CALLS.event}/trigger"] = errno.ENOMEM
+    create(manager)
+    assert any("VM exits are not counted by reason" in text for text in warned(manager))
+    manager.reconciler.detect_drift()
+    manager.delete(OPERATOR, "web")
+    assert not (world.host.path / tracing.INSTANCES / "nohype").exists()
+    assert world.host.tree() == before
