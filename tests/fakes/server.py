@@ -80,8 +80,15 @@ def make_image(store: Path, name: str = IMAGE, **fields: Any) -> None:
     folder.mkdir(parents=True)
     for file in ("vmlinuz", "initrd"):
         (folder / file).write_text("")
-    wanted = {"cmdline": "quiet", "console": CONSOLE_PROTOCOL, "kernel_version": "6.12", "hash": "0", **fields}
-    write_description(folder, Description(memory=Size.parse("64M"), **wanted))
+    wanted = {
+        "cmdline": "quiet",
+        "console": CONSOLE_PROTOCOL,
+        "kernel_version": "6.12",
+        "hash": "0",
+        "disengages": True,
+        **fields,
+    }
+    write_description(folder, Description(memory=Size.parse("64M"), **{**wanted, **fields}))
 
 
 def _cpus(server: Server) -> Iterator[str]:

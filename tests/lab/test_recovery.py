@@ -234,7 +234,7 @@ def test_killed_guest_is_stopped_and_clean(host: LabHost, victim: str) -> None:
     host.run(f"kill -KILL {ran.lives[victim][0]}")
     # libvirt reports it: no wait for the manager's next check.
     now = await_events(host, ran.last, victim, ["ended"], PERIOD / 4)
-    assert [event["detail"] for event in now.events if event["subject"] == victim] == ["failed"]
+    assert [event["detail"] for event in now.events if (event["subject"], event["kind"]) == (victim, "ended")] == ["failed"]
     assert now.guests[victim]["state"] == "stopped"
     assert (now.lives, now.vfs, now.pools) == (before.lives, before.vfs, before.pools)
 
@@ -269,7 +269,7 @@ def test_drift_is_reported_and_pinning_restored(host: LabHost, repinned: tuple[s
     deadline = time.monotonic() + 1.5 * PERIOD
     while "drifted" not in (now := look(host, before.last)).kinds(name) and time.monotonic() < deadline:
         time.sleep(1)
-    told = [event["detail"] for event in now.events if event["subject"] == name]
+    told = [event["detail"] for event in now.events if (event["subject"], event["kind"]) == (name, "drifted")]
     pin = f"vCPU 1: affinity {first}, expected {second}"
     vf = before.guests[name]["vf"]["address"]
     assert told == [f"{pin} (restored); VF {vf}: spoof check is off, expected on"]

@@ -112,7 +112,8 @@ def test_local_switching_is_reported_and_restored(software: LabHost, edges: list
     finally:
         software.run("systemctl kill -s CONT nohyped")
     software.run(f"for n in $(seq 120); do ip -d link show {taps[0]} | grep -q 'mode vepa' && break; sleep 1; done")
-    assert "mode is bridge, expected vepa (restored)" in software.nohype("events").stdout
+    text = "mode is bridge, expected vepa (restored)"
+    assert wait_until(lambda: text in software.nohype("events").stdout, timeout=60, interval=0.5)  # written after the change
 
 
 def test_flushed_rules_are_restored(software: LabHost, edges: list[dict[str, Any]]) -> None:

@@ -29,7 +29,7 @@ GUEST: dict[str, Any] = {
     "vf": {"pf": "p", "interface": "nic0", "index": 0, "address": "a", "mac": "m", "edge": "vepa",
            "network": "", "vlan": 0, "rate": 0, "tap": ""}, "cpu_features": [], "restart": "never",
     "hostname": "web", "ssh_keys": 0, "user_data": None, "network_config": None,
-    "nics": [], "disks": [], "waived": [], "progress": None, "warnings": [],
+    "nics": [], "disks": [], "waived": [], "caches": None, "progress": None, "warnings": [],
     "addresses": [], "ssh_host_key": None, "initiator": None, "disengaged": None,
     "exit_policy": None, "housekeeping_vcpus": None,
 }  # fmt: skip

@@ -417,9 +417,6 @@ def open_logs(world: World) -> set[str]:
 
 
 def test_waits_share_one_thread_that_ends_when_all_are_cancelled(world: World, manager: GuestService) -> None:
-    image = read_image(world.folder / "images" / IMAGE)
-    # Otherwise the manager itself waits for the end of the guests' boot.
-    write_description(image.folder, image.model_copy(update={"disengages": True}))
     for name in ("web", "db"):
         create(manager, name=name)
     waits = [manager.begin_ready(OPERATOR, name, 3000) for name in ("web", "db") for _ in range(100)]

@@ -27,12 +27,6 @@ from tests.harness.guests import create, kinds, open_manager, until, warned
 READY = b"nohype: ready name=web\r\n"
 
 
-@pytest.fixture(autouse=True)
-def calling_image(world: World) -> None:
-    """Guests of the image make the call."""
-    set_calling(world, calling=True)
-
-
 def set_calling(world: World, *, calling: bool) -> None:
     image = read_image(world.folder / "images" / IMAGE)
     write_description(image.folder, image.model_copy(update={"disengages": calling}))

@@ -25,6 +25,13 @@ IO, CPUID, HLT = 0x7B, 0x72, 0x78
 EVENT = f"{tracing.INSTANCES}/nohype/{tracing.EXIT}"
 
 
+@pytest.fixture(autouse=True)
+def image_without_default(world: World) -> None:
+    """Guests of the image do not make the call, so it has no policy of its own."""
+    image = read_image(world.folder / "images" / IMAGE)
+    write_description(image.folder, image.model_copy(update={"disengages": False}))
+
+
 def limits(action: str, **rules: dict[str, int]) -> dict[str, Any]:
     return {"action": action, "housekeeping": rules}
 
