@@ -64,11 +64,12 @@ def test_instance_without_trigger_is_completed(traced: HostRoot) -> None:
 
 def test_step_has_an_undo_only_if_it_changes_something(traced: HostRoot) -> None:
     step = CountExits()
-    assert step.read_before(traced) == {}
+    before = step.read_before(traced)
+    assert before is not None
     step.apply(traced)
     assert step.read_before(traced) is None
-    for _ in range(2):
-        CountExits.undo(UndoContext(traced), {})
+    for arguments in (before, {}):  # the second as of an earlier version
+        CountExits.undo(UndoContext(traced), arguments)
         assert not traced.exists(INSTANCE)
 
 
