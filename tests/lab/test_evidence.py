@@ -38,10 +38,10 @@ def test_evidence_signed_on_the_host_is_verified_here(host: LabHost, guests: lis
     evidence = json.loads(data)["evidence"]
     boot = host.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
     assert verify(file, "--key", key) == 7, "the clock of the lab is not synchronised"
-    # The manager cannot count at the lab's switch, which is outside: `vepa` is completed there by the demo.
+    # The manager counts at the lab's switch, if that answers in time.
     bad = {proof["name"]: proof["verdict"] for proof in evidence["proofs"] if proof["verdict"] != "pass"}
-    assert bad == {"vepa": "not measured"}
-    assert verify(file, "--key", key, "--any-clock", "--nonce", "lab-1", "--boot", boot) == 8
+    assert bad in ({}, {"vepa": "not measured"})
+    assert verify(file, "--key", key, "--any-clock", "--nonce", "lab-1", "--boot", boot) == (8 if bad else 0)
     assert verify(file, "--key", key, "--any-clock", "--boot", "other") == 6
     file.write_text(data.replace('"verdict":"pass"', '"verdict":"fail"', 1))
     assert verify(file, "--key", key, "--any-clock") == 5

@@ -60,7 +60,8 @@ def test_guest_of_the_image_ends_its_boot_itself(host: LabHost, guests: list[dic
     run = in_run(host, name)
     total = read_exits(host, name)["vcpus"]  # read last: they are more by then
     for both, first, rest in zip(total, boot["vcpus"], run, strict=True):
-        assert both["total"] >= first["total"] + sum(rest.values()) - 1
+        # KVM's total at the end of the boot is read after the reasons, and contains some that these do not.
+        assert both["total"] >= sum(first["reasons"].values()) + sum(rest.values())
 
 
 def test_floods_are_reported_and_neighbours_do_not_notice(host: LabHost, guests: list[dict[str, Any]]) -> None:
@@ -84,7 +85,7 @@ def test_flood_is_killed(host: LabHost, guests: list[dict[str, Any]]) -> None:
         flood = host.nohype("guest", "tell", "flood", "exits io 60", check=False)
         assert flood.status != 0, "the guest ended before its flood"
         assert wait_until(lambda: show(host, "flood")["state"] == "stopped", timeout=60, interval=1)
-        (text,) = reports(host, "flood")
+        text = reports(host, "flood")[-1]  # the guest of the test before had the same name
         assert " exits of io in " in text
         assert text.endswith("allowed 2000 per second; killed")
         assert show(host, guests[0]["name"])["state"] == "running"
