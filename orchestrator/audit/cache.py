@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.hypervisor.connection import RunningGuest
-from orchestrator.model.cache import CacheControl, CacheDomain, CachePlan, CacheSurvey, ControlGroup, describe_ways
+from orchestrator.model.cache import BANDWIDTH, CacheControl, CacheDomain, CachePlan, CacheSurvey, ControlGroup, describe_ways
 from orchestrator.model.proof import WEAKER, Measurement, Verdict, count_findings
 from orchestrator.model.waiver import Waiver
 from orchestrator.values import CpuSet
 
 _NO_LIMIT = Measurement(Verdict.PASS, 0, ("the guest has not requested a part of the caches or of the memory bandwidth",))
-_BANDWIDTH, _L3 = "MB", 3
+_L3 = 3
 
 
 def prove_cache_exclusive(guest: RunningGuest, promised: CachePlan | None, read: Callable[[], CacheSurvey]) -> Measurement:
@@ -48,7 +48,7 @@ def prove_cache_exclusive(guest: RunningGuest, promised: CachePlan | None, read:
         unit = survey.bandwidth.unit if survey.bandwidth else "no unit"
         findings.append(f"memory bandwidth is limited in {unit}, expected {promised.unit}")
     for id in promised.throttled:
-        now = own.find(_BANDWIDTH, id)
+        now = own.find(BANDWIDTH, id)
         text = f"memory bandwidth of L{_L3} cache {id}: limit {now}"
         if now == promised.bandwidth:
             evidence.append(text)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from errno import EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC
 
 from orchestrator.errors import HostError
 from orchestrator.host.cpus import parse_cpus, read_online
 from orchestrator.host.root import HostRoot
 from orchestrator.model.cache import (
+    BANDWIDTH,
     BandwidthControl,
     BandwidthUnit,
     CacheControl,
@@ -27,10 +29,9 @@ _LINE = re.compile(r"\s*(\w+):(\d+=\w+(?:;\d+=\w+)*)\s*", re.ASCII)
 _UNSET = re.compile(r"\s*\w+:uninitialized\s*", re.ASCII)
 """Of a group in the mode pseudo-locksetup (rdtgroup_schemata_show()): it has no ways yet."""
 _MOUNT_HINT = "mount it: mount -t resctrl resctrl /sys/fs/resctrl"
-_BANDWIDTH = "MB"
-_DECIMAL = (_BANDWIDTH, "SMBA")  # the second: bandwidth of slow memory
+_DECIMAL = (BANDWIDTH, "SMBA")  # the second: bandwidth of slow memory
 _AMD = ("AuthenticAMD", "HygonGenuine")
-_MAX_EIGHTHS = 2048  # the kernel's default for AMD, which is no limit
+_MAX_EIGHTHS = 2048  # the value that a group has on AMD until a limit is set
 _REMOVED = (ENOENT, ENODEV)
 """Of a file whose group is removed: before it is opened, and after."""
 _LOST = ("Unavailable", "Error", "Unassigned")
@@ -38,20 +39,29 @@ _LOST = ("Unavailable", "Error", "Unassigned")
 
 
 def read_caches(host: HostRoot) -> CacheSurvey:
-    """What can be limited, and all control groups. ``fault`` explains why nothing can. Raises HostError for unreadable files."""
+    """As ``read_limits``, with the caches and their CPUs: that takes some ten files per CPU."""
+    survey = read_limits(host)
+    return survey if survey.fault else replace(survey, domains=_read_domains(host))
+
+
+def read_limits(host: HostRoot) -> CacheSurvey:
+    """What can be limited, and all control groups, without ``domains``. ``fault`` explains why nothing can be limited.
+
+    Raises HostError for unreadable files.
+    """
     if not host.exists(RESCTRL):
         return CacheSurvey("the CPUs or the kernel cannot limit caches and memory bandwidth (/sys/fs/resctrl does not exist)")
     if not host.exists(_INFO):
         return CacheSurvey(f"resctrl is not mounted; {_MOUNT_HINT}")
     resources = host.names(_INFO)
     cache = next((found for level in (3, 2) if (found := _read_control(host, level, resources))), None)
-    bandwidth = _read_bandwidth(host) if _BANDWIDTH in resources else None
+    bandwidth = _read_bandwidth(host) if BANDWIDTH in resources else None
     if not cache and not bandwidth:
         return CacheSurvey("the CPUs can monitor caches and memory bandwidth, but not limit them (/sys/fs/resctrl/info)")
     # closid_init(): a group takes one of each resource, also of those that the manager does not limit.
     counts = [f"{_INFO}/{resource}/num_closids" for resource in resources]
     most = min(_read_number(host, file) for file in counts if host.exists(file))
-    return CacheSurvey("", cache, bandwidth, _read_domains(host), read_groups(host), most)
+    return CacheSurvey("", cache, bandwidth, groups=read_groups(host), max_groups=most)
 
 
 def read_groups(host: HostRoot) -> tuple[ControlGroup, ...]:
@@ -185,7 +195,7 @@ def _read_control(host: HostRoot, level: int, resources: Iterable[str]) -> Cache
 
 
 def _read_bandwidth(host: HostRoot) -> BandwidthControl:
-    folder = f"{_INFO}/{_BANDWIDTH}"
+    folder = f"{_INFO}/{BANDWIDTH}"
     minimum, step = _read_number(host, f"{folder}/min_bandwidth"), _read_number(host, f"{folder}/bandwidth_gran")
     mounts = (line.split() for line in host.read("proc/self/mounts").splitlines())
     if any("mba_MBps" in fields[3].split(",") for fields in mounts if len(fields) > 3 and fields[2] == "resctrl"):
@@ -235,7 +245,7 @@ def _parse_limit(file: str, line: str, pair: str) -> tuple[int, int]:
 
 
 def _show(line: str, value: int) -> str:
-    return str(value) if line == _BANDWIDTH else f"{value:x}"
+    return str(value) if line == BANDWIDTH else f"{value:x}"
 
 
 def _read_mask(host: HostRoot, file: str) -> int:

@@ -12,7 +12,9 @@ from enum import StrEnum
 
 from orchestrator.values import CpuSet
 
-_BANDWIDTH = re.compile(r"([1-9][0-9]{0,8})(%|MB/s)", re.ASCII)
+BANDWIDTH = "MB"
+"""The line of a schemata file with the limits of memory bandwidth."""
+_LIMIT = re.compile(r"([1-9][0-9]{0,8})(%|MB/s)", re.ASCII)
 _EIGHTHS = 8  # AMD: the unit is 1/8 GB/s (AMD64 QoS extensions, 56375, section 3.3.4)
 
 
@@ -40,7 +42,7 @@ class Bandwidth:
 
 def parse_bandwidth(text: str) -> Bandwidth:
     """Raises ValueError."""
-    match = _BANDWIDTH.fullmatch(text)
+    match = _LIMIT.fullmatch(text)
     if not match or (match[2] == "%" and int(match[1]) > 100):
         raise ValueError(f"{text!r} is not a limit of memory bandwidth; use the form 40% or 4000MB/s")
     return Bandwidth(int(match[1]), match[2] == "%")

@@ -6,6 +6,7 @@ threads alone, and leaves the default group as it is, which has all ways (libvir
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,20 +15,19 @@ from orchestrator.host.cache import (
     RESCTRL,
     find_group,
     make_group,
-    read_caches,
+    read_limits,
     remove_group,
     set_cpus,
     set_limits,
 )
 from orchestrator.host.root import HostRoot
-from orchestrator.model.cache import CacheControl, CachePlan, CacheSurvey, ControlGroup, describe_ways, find_runs, name_group
+from orchestrator.model.cache import BANDWIDTH, CacheControl, CachePlan, CacheSurvey, describe_ways, find_runs, name_group
 from orchestrator.model.plan import Plan
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
 from orchestrator.values import CpuSet
 
 DEFAULT = ""
 """Name of the group that has all CPUs and tasks which are in no other."""
-_BANDWIDTH = "MB"
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,30 @@ class ShrinkDefaultGroup:
         return f"take {shares} from the default control group"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        control, default = _read_default(host, self.plan)
-        before = tuple(
-            LostWays(line, share.id, mask & ~_keep(mask & ~share.mask, control, share.id))
-            for share in self.plan.shares
-            for line in control.lines
-            if (mask := default.find(line, share.id) or 0) & share.mask
-        )
-        return to_arguments(WaysBefore(before)) if before else None
+        lost = tuple(LostWays(line, id, now & ~kept) for line, id, now, kept in self._find_masks(host))
+        return to_arguments(WaysBefore(lost)) if lost else None
 
     def apply(self, host: HostRoot) -> None:
-        control, default = _read_default(host, self.plan)
         limits: dict[str, dict[int, int]] = {}
+        for line, id, _, kept in self._find_masks(host):
+            limits.setdefault(line, {})[id] = kept
+        set_limits(host, DEFAULT, limits)
+
+    def _find_masks(self, host: HostRoot) -> Iterator[tuple[str, int, int, int]]:
+        """Line, cache, present mask of the default group, and what it keeps of that; only those that lose ways."""
+        survey = read_limits(host)
+        control = _require_control(survey, self.plan)
         for share in self.plan.shares:
             for line in control.lines:
-                if (mask := default.find(line, share.id) or 0) & share.mask:
-                    limits.setdefault(line, {})[share.id] = _keep(mask & ~share.mask, control, share.id)
-        set_limits(host, DEFAULT, limits)
+                if (now := survey.groups[0].find(line, share.id) or 0) & share.mask:
+                    yield line, share.id, now, _keep(now & ~share.mask, control, share.id)
 
     @staticmethod
     def undo(context: UndoContext, arguments: Arguments) -> str | None:
         """Gives the lost ways back, without those that another control group fills now. What another program has set in the
         meantime stays, and so does what a reboot has.
         """
-        survey = read_caches(context.host)
+        survey = read_limits(context.host)
         if survey.fault or not survey.cache:
             return None
         kept: list[str] = []
@@ -122,7 +122,7 @@ class MakeControlGroup:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         cpus = CpuSet.of(self.plan.cpus)
-        for group in read_caches(host).groups[1:]:
+        for group in read_limits(host).groups[1:]:
             if group.name != self.name and group.cpus.meets(cpus):
                 hint = f"give that group other CPUs, or remove it if no program needs it: rmdir /{RESCTRL}/{group.name}"
                 raise HostError(f"CPUs {group.cpus & cpus} are in the control group {group.name} of another program", hint)
@@ -141,16 +141,16 @@ class MakeControlGroup:
 
 def list_limits(host: HostRoot, plan: CachePlan) -> dict[str, dict[int, int]]:
     """Values of the schemata file by line and cache. Raises HostError if the host cannot limit caches any more."""
+    survey = read_limits(host)
     limits: dict[str, dict[int, int]] = {}
     if plan.shares:
-        control, _ = _read_default(host, plan)
-        limits = {line: {share.id: share.mask for share in plan.shares} for line in control.lines}
+        limits = {line: {share.id: share.mask for share in plan.shares} for line in _require_control(survey, plan).lines}
     if plan.bandwidth is not None:
-        unit = found.unit if (found := read_caches(host).bandwidth) else None
+        unit = survey.bandwidth.unit if survey.bandwidth else None
         if unit is not plan.unit:  # mounted with other options since
             what = f"cannot limit memory bandwidth: planned in {plan.unit}, but this host limits it in {unit or 'no unit'} now"
             raise HostError(what, "delete the guest and create it again, or mount resctrl with its former options")
-        limits[_BANDWIDTH] = dict.fromkeys(plan.throttled, plan.bandwidth)
+        limits[BANDWIDTH] = dict.fromkeys(plan.throttled, plan.bandwidth)
     return limits
 
 
@@ -161,8 +161,9 @@ def diff_group(host: HostRoot, plan: Plan) -> tuple[str, ...]:
     name = name_group(plan.name)
     if (group := find_group(host, name)) is None:
         return (f"control group {name}: absent",)
-    findings = [] if group.cpus == CpuSet.of(plan.cpus) else [f"control group {name}: CPUs {group.cpus or 'none'}, expected "
-                                                             f"{CpuSet.of(plan.cpus)}"]  # fmt: skip
+    findings, cpus = list[str](), CpuSet.of(plan.cpus)
+    if group.cpus != cpus:
+        findings.append(f"control group {name}: CPUs {group.cpus or 'none'}, expected {cpus}")
     for line, limits in list_limits(host, plan.caches).items():
         findings += [
             f"control group {name}: {line} {id} is {_show(line, now)}, expected {_show(line, value)}"
@@ -173,15 +174,14 @@ def diff_group(host: HostRoot, plan: Plan) -> tuple[str, ...]:
 
 
 def _show(line: str, value: int | None) -> str:
-    return "absent" if value is None else str(value) if line == _BANDWIDTH else f"{value:#x}"
+    return "absent" if value is None else str(value) if line == BANDWIDTH else f"{value:#x}"
 
 
-def _read_default(host: HostRoot, plan: CachePlan) -> tuple[CacheControl, ControlGroup]:
-    survey = read_caches(host)
+def _require_control(survey: CacheSurvey, plan: CachePlan) -> CacheControl:
     if survey.fault or not survey.cache or survey.cache.level != plan.level:
         why = survey.fault or f"the CPUs cannot allocate ways of L{plan.level} caches"
         raise HostError(f"cannot limit caches: {why}", "delete the guest and create it again")
-    return survey.cache, survey.groups[0]
+    return survey.cache
 
 
 def _find_taken(survey: CacheSurvey, control: CacheControl, id: int) -> int:
