@@ -12,6 +12,9 @@ from orchestrator.ledger import Event, Ledger
 
 _log = logging.getLogger(__name__)
 
+_RETRY_SECONDS = 15.0
+"""After a check that failed."""
+
 
 class ExitWatch:
     """Calls ``checks`` again and again. Each returns after how many seconds it is due again; None: after the next change of a
@@ -53,6 +56,3 @@ def _guard(check: Callable[[], float | None]) -> float | None:
     except Exception:
         _log.exception("internal error while checking the VM exits of guests, continuing")
     return _RETRY_SECONDS
-
-
-_RETRY_SECONDS = 15.0

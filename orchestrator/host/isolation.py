@@ -40,6 +40,13 @@ class Notation(StrEnum):
     def parse(self, text: str) -> CpuSet:
         return CpuSet.parse_mask(text) if self is Notation.MASK else CpuSet.parse(text)
 
+    def parse_file(self, file: str, text: str) -> CpuSet:
+        """Raises HostError with the file's name."""
+        try:
+            return self.parse(text)
+        except RequestError as error:
+            raise HostError(f"cannot parse /{file}: {error.message}") from None
+
     def show(self, cpus: CpuSet) -> str:
         return cpus.mask if self is Notation.MASK else str(cpus)
 
@@ -259,11 +266,7 @@ def _read(host: HostRoot, setting: Setting) -> Reading:
 def write_cpus(host: HostRoot, file: str, notation: Notation, cpus: CpuSet) -> None:
     """Raises HostError if the kernel refuses the CPUs or takes others."""
     write_text(host, file, notation.show(cpus))
-    text = host.read(file)
-    try:
-        actual = notation.parse(text)
-    except RequestError as error:
-        raise HostError(f"cannot parse /{file}: {error.message}") from None
+    actual = notation.parse_file(file, host.read(file))
     if actual != cpus:
         raise HostError(f"/{file}: requested CPUs {cpus}, kernel set {actual}", "check that the CPUs are online")
 

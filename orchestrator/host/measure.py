@@ -12,7 +12,6 @@ from orchestrator.errors import CommandError, HostError
 from orchestrator.host.root import HostRoot, host_error
 from orchestrator.host.run import Completed, run
 
-_CHUNK = 1 << 20
 # elf(5): notes of the running kernel; ld(1), --build-id.
 _GNU, _BUILD_ID = b"GNU\0", 3
 
@@ -57,14 +56,11 @@ def hash_program(host: HostRoot, pid: int) -> str:
 
 def hash_file(host: HostRoot, name: str) -> str:
     """SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
     try:
         with open(host.path / name, "rb", buffering=0) as file:
-            while part := file.read(_CHUNK):
-                digest.update(part)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise host_error("cannot read", name, error) from None
-    return digest.hexdigest()
 
 
 def read_clock(execute: Callable[[Sequence[str]], Completed] = run) -> bool:

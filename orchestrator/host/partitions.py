@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from errno import ENOENT
 
-from orchestrator.errors import HostError, RequestError
+from orchestrator.errors import HostError
+from orchestrator.host.cpus import parse_cpus
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
 
@@ -26,10 +27,16 @@ def exclusive_file(cgroup: str) -> str:
 def read_exclusive(host: HostRoot, cgroup: str) -> CpuSet:
     """No CPUs if the group does not exist, or the kernel is too old."""
     file = exclusive_file(cgroup)
-    try:
-        return CpuSet.parse(host.find(file) or "")
-    except RequestError as error:
-        raise HostError(f"cannot parse /{file}: {error.message}") from None
+    return parse_cpus(file, host.find(file) or "")
+
+
+def require_exclusive(host: HostRoot, cgroup: str) -> CpuSet:
+    """As ``read_exclusive``. Raises HostError (ENOENT) if the group does not exist, or the kernel is too old."""
+    file = exclusive_file(cgroup)
+    text = host.find(file)
+    if text is None:
+        raise HostError(f"the kernel has no /{file}", _TOO_OLD, ENOENT)
+    return parse_cpus(file, text)
 
 
 def is_partition(host: HostRoot, cgroup: str) -> bool:
@@ -44,18 +51,11 @@ def list_parents(cgroup: str) -> tuple[str, ...]:
 
 def add_exclusive(host: HostRoot, cgroup: str, cpus: CpuSet) -> None:
     """Raises HostError if the kernel is too old, or another group has one of the CPUs."""
-    file = exclusive_file(cgroup)
-    text = host.find(file)
-    if text is None:
-        raise HostError(f"the kernel has no /{file}", _TOO_OLD, ENOENT)
-    try:
-        before = CpuSet.parse(text)
-        if cpus <= before:
-            return
-        host.write(file, str(before | cpus))
-        actual = CpuSet.parse(host.read(file))
-    except RequestError as error:
-        raise HostError(f"cannot parse /{file}: {error.message}") from None
+    file, before = exclusive_file(cgroup), require_exclusive(host, cgroup)
+    if cpus <= before:
+        return
+    host.write(file, str(before | cpus))
+    actual = parse_cpus(file, host.read(file))
     if not cpus <= actual:
         raise HostError(
             f"/{file}: requested CPUs {before | cpus}, kernel set {actual}", "check which control group has the others"

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from errno import ENOENT
 from typing import ClassVar
 
-from orchestrator.errors import HostError, RequestError
+from orchestrator.errors import HostError
+from orchestrator.host.cpus import parse_cpus
 from orchestrator.host.isolation import Division, Notation, Owner, Without, read_settings, write_cpus, write_text
-from orchestrator.host.partitions import add_exclusive, exclusive_file
+from orchestrator.host.partitions import add_exclusive, exclusive_file, require_exclusive
 from orchestrator.host.root import HostRoot
 from orchestrator.host.tuned import find_tuned
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
@@ -40,7 +41,7 @@ class SetCpus:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         text = host.find(self.file)
-        if text is None or _parse(self.file, self.notation, text) == self.cpus:
+        if text is None or self.notation.parse_file(self.file, text) == self.cpus:
             return None
         return to_arguments(CpusBefore(self.file, self.notation, text, self.cpus))
 
@@ -54,21 +55,14 @@ class SetCpus:
         text = host.find(before.file)
         if text is None or text == before.text:
             return None
-        actual = _parse(before.file, before.notation, text)
+        actual = before.notation.parse_file(before.file, text)
         if actual != before.written:
-            wanted = _parse(before.file, before.notation, before.text)
+            wanted = before.notation.parse_file(before.file, before.text)
             return None if actual == wanted else f"/{before.file} is {text}, set by another program: it was {before.text}"
         write_text(host, before.file, before.text or "\n")
         if (text := host.read(before.file)) != before.text:
             raise HostError(f"/{before.file}: requested {before.text}, kernel set {text}")
         return None
-
-
-def _parse(file: str, notation: Notation, text: str) -> CpuSet:
-    try:
-        return notation.parse(text)
-    except RequestError as error:
-        raise HostError(f"cannot parse /{file}: {error.message}") from None
 
 
 @dataclass(frozen=True)
@@ -91,11 +85,8 @@ class AddExclusive:
 
     def read_before(self, host: HostRoot) -> Arguments | None:
         """Raises HostError if the kernel is too old."""
-        file = exclusive_file(self.cgroup)
-        if (text := host.find(file)) is None:
-            raise HostError(f"the kernel has no /{file}", "use Linux 6.7 or later, or boot with isolcpus=")
-        missing = self.cpus - _parse(file, Notation.LIST, text)
-        return to_arguments(CpusAdded(file, missing)) if missing else None
+        missing = self.cpus - require_exclusive(host, self.cgroup)
+        return to_arguments(CpusAdded(exclusive_file(self.cgroup), missing)) if missing else None
 
     def apply(self, host: HostRoot) -> None:
         add_exclusive(host, self.cgroup, self.cpus)
@@ -105,10 +96,10 @@ class AddExclusive:
         """Leaves all CPUs that the manager has not added."""
         host, added = context.host, parse_arguments(CpusAdded, arguments)
         text = host.find(added.file)
-        if text is None or not (now := _parse(added.file, Notation.LIST, text)).meets(added.cpus):
+        if text is None or not (now := parse_cpus(added.file, text)).meets(added.cpus):
             return
         write_text(host, added.file, str(now - added.cpus) or "\n")
-        if (left := _parse(added.file, Notation.LIST, host.read(added.file))).meets(added.cpus):
+        if (left := parse_cpus(added.file, host.read(added.file))).meets(added.cpus):
             raise HostError(f"/{added.file}: requested CPUs {now - added.cpus}, kernel set {left}")
 
 
