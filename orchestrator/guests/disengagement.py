@@ -16,7 +16,7 @@ from orchestrator.guests.runs import PATIENCE, RunKey, Runs, call_aside, run_key
 from orchestrator.host.thread_counts import CALLS, read_counter
 from orchestrator.ledger import Claim, EventKind
 from orchestrator.model.access import MANAGER, Identity
-from orchestrator.model.disengagement import Disengagement, Signal, record_counts
+from orchestrator.model.disengagement import Disengagement, Signal
 from orchestrator.model.event import utc_now
 from orchestrator.model.exit_reasons import ExitReport
 from orchestrator.model.state import GuestState
@@ -87,7 +87,7 @@ class Disengagements:
             report = ExitReport((), f"the exits of the boot could not be read: {error.message}")
         except TimeoutError:
             report = ExitReport((), f"the exits of the boot could not be read: QEMU did not respond within {PATIENCE:g} s")
-        end = Disengagement(utc_now(), signal, record_counts(report), report.why)
+        end = Disengagement(utc_now(), signal, report.vcpus, report.why)
         now = self._ledger.record_disengagement(claim, end)
         if now:
             totals = [vcpu.total for vcpu in end.vcpus if vcpu.total is not None]

@@ -27,39 +27,24 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True)
-class VcpuCounts:
-    """VM exits of one vCPU when its guest disengaged, as in `VcpuExits`."""
-
-    total: int | None
-    reasons: dict[str, int] | None
-    uncounted: int | None
-
-
-@dataclass(frozen=True)
 class Disengagement:
     """The end of the boot of a guest's present run.
 
     Attributes:
-        time: UTC in ISO 8601, when the manager noticed it; the counters were read in the same second.
+        time: UTC in ISO 8601, when the manager noticed it and had read the counters.
         vcpus: empty if they could not be read.
         why: why counts are missing; empty if each vCPU has them.
     """
 
     time: str
     signal: Signal
-    vcpus: tuple[VcpuCounts, ...]
+    vcpus: tuple[VcpuExits, ...]
     why: str = ""
-
-
-def record_counts(report: ExitReport) -> tuple[VcpuCounts, ...]:
-    return tuple(
-        VcpuCounts(vcpu.total, None if vcpu.reasons is None else dict(vcpu.reasons), vcpu.uncounted) for vcpu in report.vcpus
-    )
 
 
 def count_boot(at: Disengagement) -> ExitReport:
     """VM exits until a guest disengaged."""
-    return ExitReport(tuple(VcpuExits(vcpu.total, vcpu.reasons, vcpu.uncounted) for vcpu in at.vcpus), at.why)
+    return ExitReport(at.vcpus, at.why)
 
 
 def count_run(at: Disengagement, now: ExitReport) -> ExitReport:
@@ -71,20 +56,20 @@ def count_run(at: Disengagement, now: ExitReport) -> ExitReport:
     return ExitReport(vcpus, now.why or at.why)
 
 
-def _subtract(now: VcpuExits, before: VcpuCounts) -> VcpuExits:
+def _subtract(now: VcpuExits, before: VcpuExits) -> VcpuExits:
     total = None if now.total is None or before.total is None else max(0, now.total - before.total)
     if now.reasons is None or before.reasons is None:
         return VcpuExits(total, None, None)
     reasons = {name: count - before.reasons.get(name, 0) for name, count in now.reasons.items()}
     if _has_restarted(now, before):
         # All counts are of this phase, and what was counted before the restart is lost.
-        reasons = dict(now.reasons)
+        reasons = now.reasons
     reasons = {name: count for name, count in reasons.items() if count}
     uncounted = None if total is None else max(0, total - sum(reasons.values()))
     return VcpuExits(total, reasons, uncounted)
 
 
-def _has_restarted(now: VcpuExits, before: VcpuCounts) -> bool:
+def _has_restarted(now: VcpuExits, before: VcpuExits) -> bool:
     """The kernel's histogram has begun anew since: counts fell, or exits are missing that were counted before."""
     assert now.reasons is not None
     assert before.reasons is not None

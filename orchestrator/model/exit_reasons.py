@@ -34,7 +34,7 @@ class ExitTrace:
 
 @dataclass(frozen=True)
 class VcpuExits:
-    """VM exits of one vCPU since its guest started.
+    """VM exits of one vCPU since its guest started, or in one phase of the guest.
 
     Attributes:
         total: KVM's counter of all exits; None if this kernel or QEMU lacks it.
@@ -43,7 +43,7 @@ class VcpuExits:
     """
 
     total: int | None
-    reasons: Mapping[str, int] | None
+    reasons: dict[str, int] | None
     uncounted: int | None
 
 
