@@ -1,8 +1,4 @@
-"""VM exits by hardware reason: the kernel counts them in a histogram on the tracepoint kvm:kvm_exit.
-
-The histogram is in a trace instance of its own, so that other users of tracing are not disturbed; no program runs on guest cores
-for it (Documentation/trace/histogram.rst; Documentation/trace/ftrace.rst, section "Instances").
-"""
+"""VM exits by hardware reason: the kernel counts them in a histogram on the tracepoint kvm:kvm_exit (see `host.histogram`)."""
 
 from __future__ import annotations
 
@@ -11,17 +7,14 @@ from collections.abc import Mapping
 from errno import EBUSY, EEXIST, EINVAL, ENOENT, EPERM
 
 from orchestrator.errors import HostError
+from orchestrator.host.histogram import INSTANCE, TRACING, Histogram, begin_counter, end_counter, is_counted, read_histogram
 from orchestrator.host.root import HostRoot
 from orchestrator.model.exit_reasons import ExitTrace
 
-_TRACING = "sys/kernel/tracing"
-INSTANCE = f"{_TRACING}/instances/nohype"
-_EXIT = "events/kvm/kvm_exit"
-# At most three keys (TRACING_MAP_KEYS_MAX). A thread id identifies a vCPU; a vCPU exits for some 20 reasons.
-HISTOGRAM_SIZE = 16384  # entries
-_TRIGGER = f"hist:keys=common_pid,exit_reason:size={HISTOGRAM_SIZE}"
+HISTOGRAM_SIZE = 16384  # entries: a thread id identifies a vCPU, and a vCPU exits for some 20 reasons
+EXITS = Histogram("kvm_exit", "common_pid,exit_reason", HISTOGRAM_SIZE)
+_FORMAT = f"{TRACING}/events/kvm/kvm_exit/format"
 _ENTRY = re.compile(r"\{ common_pid: *(\d+), exit_reason: *(\d+) *\} hitcount: *(\d+)", re.ASCII)
-_DROPPED = re.compile(r"Dropped: (\d+)", re.ASCII)
 _SYMBOLS = re.compile(r"__print_symbolic\(REC->exit_reason([^,]*), (.*?)\)(?= :|, )", re.ASCII)
 _SYMBOL = re.compile(r'\{ ([-+ 0-9a-fx]+), "([^"]+)" \}', re.ASCII)
 _VMX_FAILED_ENTRY = 1 << 31  # bit 31 of the exit reason (Intel SDM volume 3, section 24.9.1)
@@ -29,13 +22,13 @@ _VMX_FAILED_ENTRY = 1 << 31  # bit 31 of the exit reason (Intel SDM volume 3, se
 
 def is_counting(host: HostRoot) -> bool:
     """The trigger is set. Raises HostError if that cannot be read."""
-    return _TRIGGER.partition(":size")[0] in (host.find(f"{INSTANCE}/{_EXIT}/trigger") or "")
+    return is_counted(host, EXITS)
 
 
 def begin_counting(host: HostRoot) -> None:
     """Makes the instance and sets the trigger; reads it back. Raises HostError with the reason that the kernel gives."""
-    if not host.exists(f"{_TRACING}/instances"):
-        raise HostError(f"/{_TRACING} is not mounted", "mount it: mount -t tracefs nodev /sys/kernel/tracing", ENOENT)
+    if not host.exists(f"{TRACING}/instances"):
+        raise HostError(f"/{TRACING} is not mounted", "mount it: mount -t tracefs nodev /sys/kernel/tracing", ENOENT)
     try:
         host.make_folder(INSTANCE)
     except HostError as error:
@@ -43,27 +36,22 @@ def begin_counting(host: HostRoot) -> None:
             raise HostError("the kernel is locked down: /sys/kernel/security/lockdown", _KVM_ONLY, EPERM) from None
         if error.errno != EEXIST:
             raise
-    if not host.exists(f"{INSTANCE}/{_EXIT}"):
+    if not host.exists(EXITS.folder):
         remove_instance(host)
         raise HostError("the kernel has no tracepoint kvm:kvm_exit", "load the module kvm_amd or kvm_intel", ENOENT)
     try:
-        if not is_counting(host):
-            host.write(f"{INSTANCE}/{_EXIT}/trigger", _TRIGGER)
+        begin_counter(host, EXITS)
     except HostError as error:
         remove_instance(host)
         if error.errno in (EINVAL, ENOENT):
             raise HostError("the kernel was built without CONFIG_HIST_TRIGGERS", _KVM_ONLY, error.errno) from None
         raise
-    if not is_counting(host):
-        remove_instance(host)
-        raise HostError(f"the trigger {_TRIGGER} was written to /{INSTANCE}/{_EXIT}/trigger, but it is not there")
 
 
 def end_counting(host: HostRoot) -> None:
     """Removes the trigger and the instance. No-op without the instance."""
     if host.exists(INSTANCE):
-        if is_counting(host):
-            host.write(f"{INSTANCE}/{_EXIT}/trigger", f"!{_TRIGGER}")
+        end_counter(host, EXITS)
         remove_instance(host)
 
 
@@ -87,27 +75,24 @@ def make_room(host: HostRoot) -> None:
     ended = sum(size for tid, size in sizes.items() if not host.exists(f"proc/{tid}"))
     used = sum(sizes.values())
     if 2 * used >= HISTOGRAM_SIZE and 2 * ended >= used:
-        host.write(f"{INSTANCE}/{_EXIT}/trigger", f"!{_TRIGGER}")
+        end_counter(host, EXITS)
         begin_counting(host)
 
 
 def read_counts(host: HostRoot) -> ExitTrace:
     """Counts of all threads that ran a vCPU since ``begin_counting``. Raises HostError if nothing is counted."""
-    text, names = host.read(f"{INSTANCE}/{_EXIT}/hist"), read_reasons(host)
-    dropped = _DROPPED.search(text)
-    if not dropped:
-        raise HostError(f"cannot parse /{INSTANCE}/{_EXIT}/hist: no totals")
+    (text, dropped), names = read_histogram(host, EXITS), read_reasons(host)
     threads: dict[int, dict[str, int]] = {}
     for tid, reason, count in _ENTRY.findall(text):
         counts = threads.setdefault(int(tid), {})
         name = name_reason(int(reason), names)
         counts[name] = counts.get(name, 0) + int(count)
-    return ExitTrace(threads, int(dropped[1]))
+    return ExitTrace(threads, dropped)
 
 
 def read_reasons(host: HostRoot) -> Mapping[int, str]:
     """KVM's names of the exit reasons of this CPU vendor, from the format of the tracepoint."""
-    vmx, svm = parse_reasons(host.read(f"{_TRACING}/{_EXIT}/format"))
+    vmx, svm = parse_reasons(host.read(_FORMAT))
     return svm if host.exists("sys/module/kvm_amd") else vmx
 
 
@@ -122,7 +107,7 @@ def parse_reasons(text: str) -> tuple[dict[int, str], dict[int, str]]:
     """The names for VMX and for SVM. Raises HostError if the format has not these two tables (arch/x86/kvm/trace.h)."""
     tables = {expression.strip(): body for expression, body in _SYMBOLS.findall(text)}
     if set(tables) != {"& 0xffff", ""}:
-        raise HostError(f"cannot parse /{_TRACING}/{_EXIT}/format: {len(tables)} tables of exit reasons")
+        raise HostError(f"cannot parse /{_FORMAT}: {len(tables)} tables of exit reasons")
     vmx, svm = (
         {sum(int(term, 0) for term in number.split("+")) & 0xFFFF_FFFF: name for number, name in _SYMBOL.findall(tables[key])}
         for key in ("& 0xffff", "")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from orchestrator.host.exit_trace import INSTANCE, begin_counting, end_counting, is_counting
+from orchestrator.host.exit_trace import begin_counting, end_counting, is_counting
+from orchestrator.host.histogram import INSTANCE, begin_counter, end_counter, is_counted
 from orchestrator.host.root import HostRoot
-from orchestrator.host.thread_counts import COUNTERS, begin_counter, end_counter, is_counted
+from orchestrator.host.thread_counts import COUNTERS
 from orchestrator.resources.step import Arguments, UndoContext, register
 
 
@@ -22,7 +23,7 @@ class CountExits:
         return "count VM exits by reason"
 
     def read_before(self, host: HostRoot) -> Arguments | None:
-        """The undo needs no arguments: they tell a change that has failed in part from one that has changed nothing."""
+        """Which counters are set. The undo ignores it: it shows `try_steps` whether a step that failed has changed something."""
         counted = {counter.event: is_counted(host, counter) for counter in COUNTERS}
         instance = host.exists(INSTANCE)
         return None if is_counting(host) and all(counted.values()) else {"instance": instance, **counted}

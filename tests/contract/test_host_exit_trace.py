@@ -9,7 +9,6 @@ import pytest
 
 from orchestrator.errors import HostError
 from orchestrator.host.exit_trace import (
-    INSTANCE,
     begin_counting,
     end_counting,
     is_counting,
@@ -19,6 +18,7 @@ from orchestrator.host.exit_trace import (
     read_counts,
     read_reasons,
 )
+from orchestrator.host.histogram import INSTANCE
 from orchestrator.host.root import HostRoot
 from orchestrator.resources.exit_trace import CountExits
 from orchestrator.resources.step import UndoContext

@@ -8,18 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.exit_trace import INSTANCE, begin_counting, end_counting
+from orchestrator.host.exit_trace import begin_counting, end_counting
+from orchestrator.host.histogram import INSTANCE, Histogram, begin_counter, end_counter, is_counted
 from orchestrator.host.root import HostRoot
-from orchestrator.host.thread_counts import (
-    CALLS,
-    COUNTERS,
-    ThreadCounter,
-    begin_counter,
-    end_counter,
-    forget_threads,
-    is_counted,
-    read_counter,
-)
+from orchestrator.host.thread_counts import CALLS, COUNTERS, forget_threads, read_counter
 from tests.fakes import tracing
 from tests.fakes.root import FakeRoot
 
@@ -36,7 +28,7 @@ def traced(host: HostRoot) -> Iterator[HostRoot]:
 
 
 @pytest.mark.parametrize("counter", COUNTERS, ids=lambda counter: counter.event)
-def test_counting_begins_and_ends(traced: HostRoot, counter: ThreadCounter) -> None:
+def test_counting_begins_and_ends(traced: HostRoot, counter: Histogram) -> None:
     assert not is_counted(traced, counter)
     for _ in range(2):
         begin_counter(traced, counter)

@@ -13,7 +13,8 @@ import pytest
 from orchestrator.errors import Forbidden, GuestError, HypervisorError, NotFound
 from orchestrator.guests import disengagement, runs
 from orchestrator.guests.service import GuestService
-from orchestrator.host.thread_counts import CALLS, is_counted
+from orchestrator.host.histogram import is_counted
+from orchestrator.host.thread_counts import CALLS
 from orchestrator.images.description import write_description
 from orchestrator.images.store import read_image
 from orchestrator.ledger import Event, EventKind, Ledger

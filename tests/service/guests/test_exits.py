@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.errors import GuestError, HypervisorError, NotFound
 from orchestrator.guests.service import GuestService
-from orchestrator.host.exit_trace import INSTANCE, is_counting
+from orchestrator.host.exit_trace import is_counting
+from orchestrator.host.histogram import INSTANCE
 from orchestrator.ledger import EventKind, Ledger
 from orchestrator.model.access import OPERATOR, Identity, Role
 from tests.fakes import tracing
