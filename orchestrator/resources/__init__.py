@@ -1,5 +1,31 @@
 """Changes to the host with their undo, by noun. Importing this package fills the registry of steps."""
 
-from orchestrator.resources import configuration, cores, isolation, memory, nic, uplink
+from orchestrator.resources import (
+    cache,
+    configuration,
+    cores,
+    disk,
+    disk_volume,
+    exit_trace,
+    isolation,
+    memory,
+    nic,
+    switch,
+    tap,
+    uplink,
+)
 
-__all__ = ["configuration", "cores", "isolation", "memory", "nic", "uplink"]
+__all__ = [
+    "cache",
+    "configuration",
+    "cores",
+    "disk",
+    "disk_volume",
+    "exit_trace",
+    "isolation",
+    "memory",
+    "nic",
+    "switch",
+    "tap",
+    "uplink",
+]
