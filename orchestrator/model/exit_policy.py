@@ -163,7 +163,11 @@ def add_sample(history: tuple[ExitCounts, ...], sample: ExitCounts) -> tuple[Exi
 
 
 def judge(policy: ExitBudgets, kinds: Sequence[VcpuClass], history: Sequence[ExitCounts]) -> tuple[Violation, ...]:
-    """Of the last sample, compared with the last one that is a second older, and with the oldest of the last minute."""
+    """What exceeds a budget now.
+
+    Budgets per second are compared with the exits since the newest sample that is at least one second old, those per minute with
+    the exits since the oldest sample of the last minute.
+    """
     if len(history) < 2 or any(len(sample.vcpus) != len(kinds) for sample in history):
         return ()
     now = history[-1]

@@ -95,7 +95,7 @@ def _choose_vlan(caller: Identity, request: NetworkRequest, known: Networks, pol
     refused = [reason for uplink in policy.uplinks if (reason := explain_not_carried(policy, uplink, new))]
     if len(refused) == len(policy.uplinks):
         carried = frozenset[int]().union(*policy.vlans.values())
-        hint = "choose one that is not in [uplinks.NAME] channels"
+        hint = "choose a VLAN that is not listed in [uplinks.NAME] channels"
         if carried:
             hint = f"choose one of {describe_vlans(carried)}, or extend [uplinks.NAME] vlans"
         raise RequestError(f"no uplink carries VLAN {wanted}", hint)

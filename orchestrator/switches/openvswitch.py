@@ -87,11 +87,8 @@ class OpenVSwitch:
     def snapshot(self, port: str) -> str:
         number, flows = self._find_number(port), self._read_flows()
         relay, settings = relay_table.read_relay(flows), self._read_settings()
-        mode, has_table, normal = (
-            _text(settings["fail_mode"]),
-            relay_table.count_own(flows) > 0,
-            any(one.is_normal for one in flows),
-        )
+        mode, normal = _text(settings["fail_mode"]), any(one.is_normal for one in flows)
+        has_table = relay_table.count_own(flows) > 0
         if (recorded := _read_recorded(settings)) and mode == _SECURE:
             has_table, (mode, normal) = False, recorded
         return json.dumps(asdict(_Before(number in relay.ports, relay.ports.get(number, ()), has_table, mode, normal)))
