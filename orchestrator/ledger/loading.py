@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.errors import LedgerError, NotFound
 from orchestrator.ledger.schema import DAMAGED, check_file
@@ -27,6 +27,7 @@ _HIGHEST = 1 << 62
 
 _MAY_BE_REDUCED = (GuestState.WIPING, GuestState.DELETING, GuestState.QUARANTINED)
 _UNREADABLE = "an unreadable claim of guest"
+_Record = TypeVar("_Record")
 
 
 @dataclass
@@ -109,30 +110,26 @@ def parse_reasons(name: str, text: str) -> tuple[str, ...]:
 
 
 def parse_check(guest: str, text: str) -> DiskCheck:
-    fields = _parse_json(text, f"a disk check of {guest}")
-    try:
-        return from_plain(DiskCheck, fields)
-    except ValueError as error:
-        raise ValueError(f"an unreadable disk check of {guest}: {error}") from None
+    return _parse_record(DiskCheck, f"disk check of {guest}", text)
 
 
 def _parse_disengagement(guest: str, text: str) -> Disengagement:
-    fields = _parse_json(text, f"the disengagement of {guest}")
-    try:
-        return from_plain(Disengagement, fields)
-    except ValueError as error:
-        raise ValueError(f"an unreadable disengagement of {guest}: {error}") from None
+    return _parse_record(Disengagement, f"disengagement of {guest}", text)
 
 
 def parse_switch(name: str, text: str) -> Switch:
-    fields = _parse_json(text, f"the switch {name}")
-    try:
-        switch = from_plain(Switch, fields)
-    except ValueError as error:
-        raise ValueError(f"an unreadable switch {name}: {error}") from None
+    switch = _parse_record(Switch, f"switch {name}", text)
     if switch.name != name:
         raise ValueError(f"an unreadable switch {name}: its record names {switch.name!r}")
     return switch
+
+
+def _parse_record(kind: type[_Record], what: str, text: str) -> _Record:
+    fields = _parse_json(text, f"the {what}")
+    try:
+        return from_plain(kind, fields)
+    except ValueError as error:
+        raise ValueError(f"an unreadable {what}: {error}") from None
 
 
 def parse_arguments(owner: str, text: str) -> dict[str, object]:
