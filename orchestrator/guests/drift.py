@@ -91,10 +91,12 @@ class DriftDetector:
             findings = remaining = diff_taps(self._host, plan)
             if findings:
                 self._setup.set_reception(plan)  # has an undo record, unlike the settings of the tap
-                remaining = restore_taps(self._host, plan)
+                done = restore_taps(self._host, plan)
+                findings, remaining = tuple(dict.fromkeys((*findings, *done.found))), done.remaining
         except HostError as error:
             remaining, errors = findings, (error.message,)
-        self._unrestored[plan.uuid] = remaining
+        # Others are changes made meanwhile: they are still to be restored.
+        self._unrestored[plan.uuid] = tuple(finding for finding in remaining if finding in findings)
         return tuple(finding for finding in findings if finding not in remaining), (*remaining, *errors)
 
     def has_changed_taps(self, claim: Claim) -> bool:

@@ -67,18 +67,28 @@ def diff_taps(host: HostRoot, plan: Plan) -> tuple[str, ...]:
 
 def require_taps(host: HostRoot, plan: Plan) -> None:
     """Raises HostError if a tap or its rules still differ from the plan after they were restored: the guest must not run then."""
-    if findings := restore_taps(host, plan):
+    if findings := restore_taps(host, plan).remaining:
         hint = "check for a program that manages network interfaces or nftables"
         raise HostError(f"guest {plan.name}: {'; '.join(findings)}", hint)
 
 
-def restore_taps(host: HostRoot, plan: Plan) -> tuple[str, ...]:
-    """Sets modes and rules that were changed again; returns the differences that remain."""
+@dataclass(frozen=True)
+class RestoredTaps:
+    """What restoring found different immediately before, and what differs afterwards, which can be a later change."""
+
+    found: tuple[str, ...]
+    remaining: tuple[str, ...]
+
+
+def restore_taps(host: HostRoot, plan: Plan) -> RestoredTaps:
+    """Sets modes and rules that were changed again."""
+    found: tuple[str, ...] = ()
     for nic in plan.software_nics:
         edge, tap = SOFTWARE[nic.edge], make_tap(nic)
-        if edge.diff(host, tap):
+        if differences := edge.diff(host, tap):
             edge.restore(host, tap)
-    return diff_taps(host, plan)
+            found += differences
+    return RestoredTaps(found, diff_taps(host, plan))
 
 
 def find_left_over(host: HostRoot, plan: Plan) -> tuple[str, ...]:

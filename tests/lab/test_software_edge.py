@@ -112,8 +112,13 @@ def test_local_switching_is_reported_and_restored(software: LabHost, edges: list
     finally:
         software.run("systemctl kill -s CONT nohyped")
     software.run(f"for n in $(seq 120); do ip -d link show {taps[0]} | grep -q 'mode vepa' && break; sleep 1; done")
-    text = "mode is bridge, expected vepa (restored)"
-    assert wait_until(lambda: text in software.nohype("events").stdout, timeout=60, interval=0.5)  # written after the change
+    text = "{}: mode is bridge, expected vepa (restored)"
+
+    def are_reported() -> bool:
+        events = software.nohype("events").stdout
+        return all(text.format(tap) in events for tap in taps)
+
+    assert wait_until(are_reported, timeout=60, interval=0.5)  # written after the change
 
 
 def test_flushed_rules_are_restored(software: LabHost, edges: list[dict[str, Any]]) -> None:

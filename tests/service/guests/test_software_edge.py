@@ -237,6 +237,32 @@ def test_change_while_the_guest_is_busy_is_restored_afterwards(world: World, man
     assert "(restored)" in details(manager, "drifted")[-1]
 
 
+@pytest.mark.parametrize("moment", ["set_reception", "restore_macvtap", "replace_table"])
+def test_change_during_a_restoration_is_restored_and_reported(
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """As a firewall that is restarted meanwhile: before the restoration reads the tap, before the rules are set, after it."""
+    tap, net = create(manager, **ACCEPT).vf.tap, world.host.fake_net
+    owner = manager.host_setup if moment == "set_reception" else net
+    function, calls = getattr(owner, moment), []
+
+    def change(*words: object, **more: object) -> None:
+        function(*words, **more)
+        calls.append(moment)
+        if len(calls) == 1:
+            spoil_rules(world, tap)
+
+    monkeypatch.setattr(owner, moment, change)
+    spoil_mode(world, tap)
+    manager.reconciler.on_link_change()
+    manager.reconciler.check_taps()
+    assert calls
+    assert world.host.fake_net.read_table(f"nohype-{tap}")
+    text = "; ".join(details(manager, "drifted"))
+    assert "mode is bridge, expected vepa (restored)" in text
+    assert "missing or were changed (restored)" in text or moment == "restore_macvtap"
+
+
 @pytest.mark.parametrize("by", [{"mac": "02:4e:48:00:00:99"}, {"parent": "nic1"}, {"kind": "dummy"}])
 def test_change_that_cannot_be_restored_is_tried_once_per_round(
     world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, by: dict[str, str]
