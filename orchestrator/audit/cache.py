@@ -15,7 +15,7 @@ _L3 = 3
 
 
 def prove_cache_exclusive(guest: RunningGuest, promised: CachePlan | None, read: Callable[[], CacheSurvey]) -> Measurement:
-    """``promised`` is the manager's record; None for a guest without one. ``read`` is called only if it is needed."""
+    """``promised`` is the manager's record; None if the guest has requested no part. ``read`` is called only if it is needed."""
     if promised is None:
         return _NO_LIMIT
     if promised.waived:

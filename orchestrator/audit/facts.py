@@ -85,7 +85,7 @@ class Source:
     find_tie: Callable[[str], SwitchTie | None] = lambda _: None
     # Secret texts that a guest was configured with: name, hash and size of each.
     given_texts: Callable[[UUID], tuple[str, ...]] = lambda _: ()
-    # The part of the caches that the manager gave a guest; None for none.
+    # The part of the caches that a guest requested; None for none. Raises NotFound for a guest that the manager did not create.
     caches: Callable[[UUID], CachePlan | None] = lambda _: None
 
 

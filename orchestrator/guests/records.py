@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from orchestrator.errors import NotFound
 from orchestrator.ledger import Ledger
 from orchestrator.model.cache import CachePlan
 from orchestrator.model.disk import DiskCheck
@@ -31,5 +32,8 @@ class Records:
         )
 
     def caches(self, uuid: UUID) -> CachePlan | None:
-        """The guest's part of the caches; None for none."""
-        return next((claim.plan.caches for claim in self._ledger.read().claims if claim.plan.uuid == uuid), None)
+        """The guest's part of the caches; None if it has requested none. Raises NotFound for a guest without a claim."""
+        plans = [claim.plan for claim in self._ledger.read().claims if claim.plan.uuid == uuid]
+        if not plans:
+            raise NotFound("the manager has no record of what the guest requested")
+        return plans[0].caches

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 
-from orchestrator.errors import OrchestratorError, RequestError
+from orchestrator.errors import NotFound, OrchestratorError, RequestError
 from orchestrator.guests.service import GuestService
 from orchestrator.host.cache import find_group, make_group, read_caches, set_limits
 from orchestrator.ledger import EventKind, Ledger
@@ -191,3 +192,10 @@ def test_host_without_resctrl_refuses_and_accepts(world: World, manager: GuestSe
 def test_plan_of_an_earlier_version_has_no_caches(limited: World, manager: GuestService) -> None:
     plan = create(manager)
     assert replace(plan, caches=None) == plan
+
+
+def test_record_of_an_unknown_guest_is_an_error_and_not_the_record_of_no_request(manager: GuestService) -> None:
+    """Or the audit would pass a guest of whose request it knows nothing."""
+    assert manager.records.caches(create(manager, name="plain").uuid) is None
+    with pytest.raises(NotFound, match="no record of what the guest requested"):
+        manager.records.caches(uuid4())
