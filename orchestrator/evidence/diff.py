@@ -12,10 +12,17 @@ Difference = tuple[str, str, str]
 _ABSENT = "-"
 # They differ between any two audits.
 _ALWAYS = ("created", "nonce")
+# What differs between any two audits of a host that works: what proofs read, and the growing event log.
+_VALUES = ("figure", "evidence", "readings", "values")
+_GROWING = ("events", "first", "last", "hash", "removed")
 
 
-def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Difference, ...]:
-    """In the order: the host and its software, the event log, guests, proofs."""
+def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, values: bool = True) -> tuple[Difference, ...]:
+    """In the order: the host and its software, the event log, guests, proofs. ``values``: also what proofs have read, and the
+    length of the event log.
+    """
+    if not values:
+        first, second = _leave_out_values(first), _leave_out_values(second)
     found: list[Difference] = []
     for part in sorted(first.keys() | second.keys()):
         if part not in (*_ALWAYS, "guests", "proofs"):
@@ -23,6 +30,14 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Differ
     found += _compare_named("guest", _index(first, "guests", "name"), _index(second, "guests", "name"))
     found += _compare_named("proof", _index(first, "proofs", "name", "subject"), _index(second, "proofs", "name", "subject"))
     return tuple(found)
+
+
+def _leave_out_values(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    def drop(item: object, names: tuple[str, ...]) -> object:
+        return {name: value for name, value in item.items() if name not in names} if isinstance(item, dict) else item
+
+    proofs = [drop(proof, _VALUES) for proof in evidence.get("proofs") or ()]
+    return {**evidence, "proofs": proofs, "events": drop(evidence.get("events"), _GROWING)}
 
 
 def _index(evidence: Mapping[str, Any], part: str, *keys: str) -> dict[str, Any]:

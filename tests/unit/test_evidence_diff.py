@@ -57,6 +57,24 @@ def test_each_change_is_named(change: Callable[[dict[str, Any]], object], differ
     assert differ(change) == [difference]
 
 
+@pytest.mark.parametrize(
+    ("change", "places"),
+    [
+        (lambda e: e["events"].update(last=10, hash="ff", events=10), []),
+        (lambda e: e["proofs"][1]["values"].update(rate=99), []),
+        (lambda e: e["proofs"][0].update(figure=7, evidence=["more"], readings=[1]), []),
+        (lambda e: e["events"]["faults"].append("event 3 was changed"), ["events faults"]),
+        (lambda e: e["proofs"][0].update(verdict="fail", figure=1), ["proof core-smt web verdict"]),
+        (lambda e: e["proofs"].pop(), ["proof vepa host"]),
+        (lambda e: e["software"].pop("qemu"), ["software qemu"]),
+    ],
+)  # fmt: skip
+def test_without_values_only_states_and_verdicts_count(change: Callable[[dict[str, Any]], object], places: list[str]) -> None:
+    other = make_evidence()
+    change(other)
+    assert [place for place, _, _ in compare(make_evidence(), other, values=False)] == places
+
+
 def test_many_lines_are_compared_at_once() -> None:
     """Comparing each line with each other one takes hours, for the page too."""
     first, second = make_evidence(), make_evidence()
@@ -76,6 +94,8 @@ def test_command_shows_differences(tmp_path: Path) -> None:
     second.write_bytes(keys.sign(make_evidence(verdicts=("pass", "fail", "pass")), KEY))
     for files, status, lines in (((first, first), 0, []), ((first, second), 1, ["proof exits web verdict: pass -> fail"])):
         result = CliRunner().invoke(nohype, ["audit", "diff", *map(str, files)], standalone_mode=False)
+        assert (result.return_value, result.output.splitlines()) == (status, lines)
+        result = CliRunner().invoke(nohype, ["audit", "diff", "--no-values", *map(str, files)], standalone_mode=False)
         assert (result.return_value, result.output.splitlines()) == (status, lines)
     result = CliRunner().invoke(nohype, ["audit", "diff", "--json", str(first), str(second)], standalone_mode=False)
     assert json.loads(result.output) == [{"where": "proof exits web verdict", "first": "pass", "second": "fail"}]
