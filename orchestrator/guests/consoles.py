@@ -55,16 +55,17 @@ class Consoles:
             raise GuestError(f"the console of guest {claim.plan.name} has no log")
         return self._watch.wait_ready(claim, console.log, timeout, what, backups=self._has_own_backups(claim, console.log))
 
-    def begin_learning(self, claim: Claim, on_ready: Callable[[Claim], object]) -> None:
+    def begin_learning(self, claim: Claim, on_ready: Callable[[Claim], object], *, counts_calls: bool) -> None:
         """Records the SSH host key of a running guest when it reports ready, if its image does that when its SSH server runs.
 
-        Calls ``on_ready``, which must not block, when the report ends the guest's boot: its image does not end it by a call.
+        Calls ``on_ready``, which must not block, when the report ends the guest's boot: its image does not end it by a call,
+        or the kernel does not count calls.
         """
         image = self._find_image(claim) if claim.state == GuestState.RUNNING else None
         if not image or image.ready not in _REPORTS:
             return
         has_key = image.ready != "console" and not claim.host_key
-        ends_boot = not (image.disengages or claim.disengaged or claim.request.disengage_after is not None)
+        ends_boot = not ((image.disengages and counts_calls) or claim.disengaged or claim.request.disengage_after is not None)
         log = self._logs.find(claim.plan, claim.owner)
         if not (has_key or ends_boot) or not log.exists():  # earlier versions named logs without the guest's id
             return

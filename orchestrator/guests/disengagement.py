@@ -13,6 +13,7 @@ from orchestrator.guests.exits import Exits
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
 from orchestrator.guests.runs import PATIENCE, RunKey, Runs, call_aside, run_key
+from orchestrator.host.histogram import is_counted
 from orchestrator.host.thread_counts import CALLS, read_counter
 from orchestrator.ledger import Claim, EventKind
 from orchestrator.model.access import MANAGER, Identity
@@ -59,9 +60,16 @@ class Disengagements:
             return claim if claim.disengaged else self._end_boot(claim, Signal.REQUEST, caller.name) or claim
 
     def on_ready(self, claim: Claim) -> None:
-        """A guest whose image makes no call has reported ready. In a thread: the caller must not wait for libvirt."""
+        """The report that a guest is ready ends its boot. In a thread: the caller must not wait for libvirt."""
         work = partial(self._end_boot, claim, Signal.READY)
         threading.Thread(target=lambda: log_errors(work), name="disengage", daemon=True).start()
+
+    def counts_calls(self) -> bool:
+        """Whether the kernel counts the calls of guests now."""
+        try:
+            return is_counted(self._host, CALLS)
+        except HostError:
+            return False
 
     def _check_guest(self, claim: Claim, calls: dict[int, int]) -> float | None:
         """Seconds until the guest is due again; None if its boot is over."""

@@ -335,4 +335,5 @@ class GuestService:
         if event.kind in _CONTRADICTS_SURVEY:
             self.allocator.surveys.discard()
         if event.kind in (EventKind.STARTED, EventKind.ADOPT) and (claim := self._ledger.find(event.subject)):
-            self._consoles.begin_learning(claim, self.disengagements.on_ready)
+            counts_calls = self.disengagements.counts_calls()
+            self._consoles.begin_learning(claim, self.disengagements.on_ready, counts_calls=counts_calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import threading
 import time
 
@@ -130,6 +131,15 @@ def test_report_of_an_image_without_the_call_ends_the_boot(world: World, manager
         assert signal(manager) is Signal.READY
     else:
         assert signal(manager) is None
+
+
+def test_report_ends_the_boot_if_the_kernel_counts_no_calls(world: World, manager: GuestService) -> None:
+    shutil.rmtree(world.host.path / tracing.TRACING)
+    create(manager)
+    assert not is_counted(world.host, CALLS)
+    world.hypervisor.write("web", READY)
+    until(lambda: signal(manager))
+    assert signal(manager) is Signal.READY
 
 
 def test_report_does_not_end_the_boot_if_the_request_names_a_time(world: World, manager: GuestService) -> None:
