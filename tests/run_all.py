@@ -33,7 +33,7 @@ def main() -> int:
     LOG.parent.mkdir(exist_ok=True)
     lab = f"""
         {nohype} lab build && {nohype} image build debian --output build/images
-        set -- {pytest} -m 'lab and not soak' tests
+        set -- {pytest} -m 'lab and not soak' --durations=30 --durations-min=1 tests
         "$@" || {{ status=$?; [ $status = {LAB_LOST} ] && exec "$@"; exit $status; }}
     """  # if a build fails, the lab's tests build again and show the error
     for number in _SIGNALS:
