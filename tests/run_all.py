@@ -20,7 +20,7 @@ LAB_LOST = 75
 """Exit status of the lab's tests if the emulated server was lost, which says nothing about the tests: once more, in a new one."""
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _END_SECONDS, _POLL_SECONDS = 60, 0.5
-_NICE = 5
+_NICE = 10
 """Of the others: the lab's tests take longer, and would have the machine to themselves at the end, and half of it idle."""
 
 
@@ -33,7 +33,7 @@ def main() -> int:
     LOG.parent.mkdir(exist_ok=True)
     lab = f"""
         {nohype} lab build && {nohype} image build debian --output build/images
-        set -- {pytest} -m 'lab and not soak' tests
+        set -- {pytest} -m 'lab and not soak' --durations=30 --durations-min=1 tests
         "$@" || {{ status=$?; [ $status = {LAB_LOST} ] && exec "$@"; exit $status; }}
     """  # if a build fails, the lab's tests build again and show the error
     for number in _SIGNALS:
