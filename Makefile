@@ -7,7 +7,7 @@ VENV := .venv
 PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 util-linux cpio mtools zstd \
 	openssh-client qemu-utils nftables
 
-.PHONY: demo test soak test-quick lint format check-golden setup clean
+.PHONY: demo test soak test-quick lint format check-golden doctor setup clean
 
 DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.json
 
@@ -41,6 +41,10 @@ format: setup
 check-golden: setup
 	REGENERATE=1 $(VENV)/bin/pytest -q tests/unit/test_domain.py
 	git diff --exit-code -- tests/data/domains
+
+# the checks of a server as one file, which needs only Python (docs/doctor.md)
+doctor:
+	$(PYTHON) -m orchestrator.doctor.bundle build/nohype-doctor.pyz
 
 setup: $(VENV)/installed
 

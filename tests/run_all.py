@@ -20,7 +20,7 @@ LAB_LOST = 75
 """Exit status of the lab's tests if the emulated server was lost, which says nothing about the tests: once more, in a new one."""
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _END_SECONDS, _POLL_SECONDS = 60, 0.5
-_NICE = 5
+_NICE = 10
 """Of the others: the lab's tests take longer, and would have the machine to themselves at the end, and half of it idle."""
 
 

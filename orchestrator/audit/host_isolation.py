@@ -54,7 +54,7 @@ def _judge(reading: Reading, tuned: Tuned | None, division: Division, *, has_gue
     if setting.owner is Owner.MANAGER and not has_guests:
         return "kept", f"{setting.name} {text or 'none'} (set while there are guests)"
     actual = f"{setting.name} is {text or 'none'}, wanted {setting.wanted.describe(division)}, so that {setting.why}"
-    if setting.excuse and text == setting.excuse[0]:
+    if setting.excuse and reading.is_excused:
         return "limit", f"{setting.name} is {text}: {setting.excuse[1]}"
     if tuned and tuned.sets(setting):
         return "limit", f"{actual}; {tuned} sets it"

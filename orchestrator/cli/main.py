@@ -30,12 +30,13 @@ _COMMANDS = {
     "metrics": "Print metrics in Prometheus format.",
     "token": "Create bearer tokens for the manager's TLS port.",
     "config": "Check the manager's configuration file.",
+    "doctor": "Check whether this server is fit for NoHype.",
     "image": "Build, import, inspect and delete guest images.",
     "lab": "Build and run the nested lab.",
     "demo": "Run the end-to-end demo in the nested lab.",
 }
 # Commands that do not contact a manager.
-LOCAL_COMMANDS = ("token", "config", "image", "lab", "demo")
+LOCAL_COMMANDS = ("token", "config", "doctor", "image", "lab", "demo")
 
 _LAB_LOST = 3
 _INTERRUPTED = 130
@@ -100,7 +101,7 @@ def nohype(ctx: click.Context, /, **settings: object) -> None:
     """Run virtual machines (guests) with dedicated cores, memory and NIC functions, and measure their isolation.
 
     Most commands contact the manager, the daemon `nohyped`: on this host by its Unix socket, or over the network with --url and
-    a token or a client certificate. `token`, `config`, `image`, `lab` and `demo` work without a manager. Options take
+    a token or a client certificate. `token`, `config`, `doctor`, `image`, `lab` and `demo` work without a manager. Options take
     precedence over environment variables.
     """
     typed = [name for name in settings if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]

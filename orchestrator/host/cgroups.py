@@ -19,6 +19,12 @@ _HINTS = {
 }
 
 
+def read_controllers(host: HostRoot) -> tuple[str, ...] | None:
+    """The controllers of the version 2 hierarchy; None if it is not mounted on /sys/fs/cgroup."""
+    text = host.find(f"{_ROOT}/cgroup.controllers")
+    return None if text is None else tuple(text.split())
+
+
 def read_cgroup(host: HostRoot, pid: int, tid: int) -> str:
     """Raises HostError if the thread does not exist (ENOENT) or the host has no version 2 hierarchy."""
     return _parse_cgroup(host.read(f"proc/{pid}/task/{tid}/cgroup"), tid)

@@ -35,6 +35,11 @@ class Confinement:
     namespaces: Mapping[str, bool]  # by kind; whether it differs from that of the first process
 
 
+def read_security_modules(host: HostRoot) -> tuple[str, ...]:
+    """Names of the active security modules, such as "apparmor"; empty if securityfs is not mounted."""
+    return tuple(filter(None, (host.find("sys/kernel/security/lsm") or "").split(",")))
+
+
 def read_confinement(host: HostRoot, pid: int) -> Confinement:
     """Raises HostError if a file cannot be read, or the process has ended."""
     threads = []

@@ -241,6 +241,16 @@ class Reading:
     text: str | None  # None if the kernel does not have it, or it could not be read
     problem: str = ""  # why it could not be read
 
+    @property
+    def is_absent(self) -> bool:
+        """The kernel does not have the setting."""
+        return self.text is None and not self.problem
+
+    @property
+    def is_excused(self) -> bool:
+        """It has the value that is a limit and not a fault."""
+        return self.setting.excuse is not None and self.text == self.setting.excuse[0]
+
     def is_wanted(self, division: Division) -> bool:
         """Raises HostError if the text has another format."""
         try:

@@ -26,8 +26,12 @@ class Kernel:
     cmdline_sha256: str  # the command line may contain passwords
 
 
+def read_release(host: HostRoot) -> str:
+    return host.read("proc/sys/kernel/osrelease")
+
+
 def read_kernel(host: HostRoot) -> Kernel:
-    release = host.read("proc/sys/kernel/osrelease")
+    release = read_release(host)
     name = f"boot/vmlinuz-{release}"
     found = host.exists(name)
     cmdline = hashlib.sha256(host.read("proc/cmdline").encode()).hexdigest()

@@ -36,7 +36,7 @@ ORDER = [
     ("ledger",),
     ("resources",),
     ("domain",),
-    ("audit", "guests", "metrics"),
+    ("audit", "doctor", "guests", "metrics"),
     ("api", "lab"),
     ("daemon",),
     ("cli",),

@@ -1,0 +1,77 @@
+"""`python3 nohype-doctor.pyz`, `python3 -m orchestrator.doctor`: the checks without an installation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
+
+from orchestrator.doctor.catalogue import CHECKS
+from orchestrator.doctor.check import run_checks
+from orchestrator.doctor.facts import Facts
+from orchestrator.doctor.report import build_json, build_lines, find_status
+from orchestrator.errors import HostError, OrchestratorError
+from orchestrator.host.root import HostRoot, Net
+from orchestrator.values import CpuSet
+
+DESCRIPTION = """Check whether this server is fit for NoHype.
+
+Reads only, needs neither an installation nor a manager, and shows for each check what was found, what is needed, and what to
+do. Without root some checks are not measured. Exit status: 0 fit; 1 a required check failed; 8 none failed, but not all were
+measured."""
+HOUSEKEEPING = "CPUs that guests do not get, such as 0-1; the first core without this option"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="nohype-doctor", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--housekeeping", metavar="CPUS", help=HOUSEKEEPING)
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+    words = parser.parse_args(arguments)
+    try:
+        chosen = CpuSet.parse(words.housekeeping) if words.housekeeping is not None else None
+    except OrchestratorError as error:
+        parser.error(f"--housekeeping: {error.message}")
+    return examine(chosen, as_json=words.as_json)
+
+
+def examine(housekeeping: CpuSet | None, *, as_json: bool) -> int:
+    """Prints the results, and returns the exit status."""
+    results = run_checks(Facts(HostRoot(net=_find_net()), housekeeping), CHECKS)
+    if as_json:
+        print(json.dumps(build_json(results), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(build_lines(results)))
+    return find_status(results)
+
+
+def _find_net() -> Net:
+    """The network of this host, or what stands for it where the Python package pyroute2 is not installed."""
+    try:
+        from orchestrator.host import netlink
+    except ImportError:
+        return cast(Net, _FilesOnly())
+    return netlink
+
+
+class _FilesOnly:
+    """Addresses only mark a VF as used by the host; all else is an error."""
+
+    def read_addressed(self) -> frozenset[str]:
+        return frozenset()
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*_arguments: object, **_more: object) -> None:
+            raise HostError(
+                "network interfaces cannot be listed: the Python package pyroute2 is not installed",
+                "run `apt install python3-pyroute2`",
+            )
+
+        return refuse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Checks of processors: virtualization, whole cores, and what disturbs guests on them."""
+
+from __future__ import annotations
+
+from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
+from orchestrator.doctor.facts import Facts
+from orchestrator.errors import HostError
+from orchestrator.host.isolation import Owner, Reading, read_settings
+from orchestrator.host.processor import (
+    read_clock_source,
+    read_core_types,
+    read_kvm_parameter,
+    read_smt_control,
+    read_vulnerabilities,
+)
+
+_VIRTUALIZATION = {"svm": "SVM", "vmx": "VMX"}
+_FIRMWARE = "enable SVM Mode, AMD-V or Intel Virtualization Technology in the firmware settings"
+_NESTED = {"svm": "npt", "vmx": "ept"}
+# Boot parameters of the settings that have one (templates/kernel.cmdline.j2 of the role has them too).
+_PARAMETERS = {
+    "isolcpus": "isolcpus=nohz,domain,managed_irq,{guest}",
+    "nohz_full": "nohz_full={guest}",
+    "rcu_nocbs": "rcu_nocbs={guest}",
+}
+
+
+def _check_virtualization(facts: Facts) -> Finding:
+    needed = "SVM (AMD) or VMX (Intel) with nested paging"
+    remedy = _FIRMWARE
+    flag = next((flag for flag in _VIRTUALIZATION if flag in facts.flags), None)
+    if flag is None:
+        if facts.topology.kvm:
+            return not_measured("the processors show neither flag, but the kernel offers KVM: this server is a guest", needed)
+        return failed("the processors show neither svm nor vmx", needed, remedy)
+    paging = read_kvm_parameter(facts.host, _NESTED[flag])
+    if paging is None:
+        module = "kvm_amd" if flag == "svm" else "kvm_intel"
+        text = f"the flag {flag}; nested paging is not known while {module} is not loaded"
+        return not_measured(text, needed, f"run `modprobe {module}`; if it fails: {remedy}")
+    if paging not in ("Y", "1"):
+        return failed(f"{_NESTED[flag]} is {paging}", needed, f"remove {_NESTED[flag]}=0 from /etc/modprobe.d")
+    return passed(f"{_VIRTUALIZATION[flag]} with nested paging ({_NESTED[flag]})")
+
+
+def _check_kvm(facts: Facts) -> Finding:
+    needed = "a virtual CPU that executes instructions"
+    if not facts.topology.kvm:
+        return failed(
+            "the kernel does not offer KVM",
+            needed,
+            f"{_FIRMWARE}, and load kvm_amd or kvm_intel",
+        )
+    try:
+        facts.run_instruction()
+    except HostError as error:
+        if "Permission denied" in error.message or "No such file" in error.message:
+            return not_measured(error.message, needed, "run the command as root")
+        return failed(
+            error.message,
+            needed,
+            "check dmesg; on a virtual server, enable nested virtualization on its host",
+        )
+    return passed("a virtual CPU executed an instruction")
+
+
+def _check_cores(facts: Facts) -> Finding:
+    cores = len(facts.topology.cores)
+    text = f"{cores} physical cores with {len(facts.topology.cpus.ids)} CPUs"
+    if cores < 2:
+        return failed(text, "at least 2: one for the manager, one for a guest", "use a server with more cores")
+    return passed(f"{text}; cores for guests: {cores - _count_own(facts)}, for the host: CPUs {facts.housekeeping}")
+
+
+def _count_own(facts: Facts) -> int:
+    return sum(core.cpus.meets(facts.housekeeping) for core in facts.topology.cores)
+
+
+def _check_siblings(facts: Facts) -> Finding:
+    topology, control = facts.topology, read_smt_control(facts.host)
+    offline = topology.possible - topology.cpus
+    if offline and control not in ("off", "forceoff", "notsupported", "notimplemented"):
+        remedy = f"run `chcpu -e {offline}`, or switch SMT off for all cores: echo off > /sys/devices/system/cpu/smt/control"
+        return failed(
+            f"CPUs {offline} are offline, SMT: {control or 'not controllable'}",
+            "all threads of each core online, or SMT off",
+            remedy,
+        )
+    return passed(f"all threads of each core are online (SMT {control or 'not controllable'})")
+
+
+def _check_alike(facts: Facts) -> Finding:
+    needed = "all CPUs of the same type, with the same features and microcode"
+    remedy = "update the microcode; on a hybrid processor, switch the efficiency cores off in the firmware settings"
+    types = read_core_types(facts.host)
+    if len(types) > 1:
+        return failed(f"two types of cores: CPUs {' and CPUs '.join(types)}", needed, remedy)
+    first = facts.processors[0]
+    for other in facts.processors[1:]:
+        if differing := sorted(first.flags ^ other.flags):
+            return failed(f"CPU {first.cpu} and CPU {other.cpu} differ in {', '.join(differing[:5])}", needed, remedy)
+        if first.microcode != other.microcode:
+            return failed(f"microcode {first.microcode} on CPU {first.cpu}, {other.microcode} on CPU {other.cpu}", needed, remedy)
+    return passed(f"{first.model or first.vendor}, microcode {first.microcode or 'unknown'} on all CPUs")
+
+
+def _check_settings(facts: Facts) -> Finding:
+    """The settings of the Ansible role, in their effective state."""
+    division, wrong = facts.division, []
+    readings = [reading for reading in read_settings(facts.host, Owner.ROLE) if not reading.is_absent]
+    for reading in readings:
+        if reading.problem:
+            return not_measured(reading.problem, "settings that keep the kernel's work off guest CPUs", "run the command as root")
+        if not reading.is_wanted(division) and not reading.is_excused:
+            wrong.append(reading)
+    if not wrong:
+        return passed(f"{len(readings)} settings keep the kernel's own work off CPUs {division.guest}")
+    found = ", ".join(f"{reading.setting.name} is {reading.text or 'none'}" for reading in wrong)
+    needed = ", ".join(f"{reading.setting.name} {reading.setting.wanted.describe(division)}" for reading in wrong)
+    return failed(found, needed, _describe_remedy(wrong, facts))
+
+
+def _describe_remedy(wrong: list[Reading], facts: Facts) -> str:
+    names = {reading.setting.name for reading in wrong}
+    words = " ".join(text.format(guest=facts.division.guest) for name, text in _PARAMETERS.items() if name in names)
+    rest = "apply the Ansible role nohype_host, which sets them"
+    return f"add `{words}` to the kernel's command line and reboot; {rest}" if words else rest
+
+
+def _check_clock(facts: Facts) -> Finding:
+    source = read_clock_source(facts.host)
+    if source == "tsc":
+        return passed("the clock source is tsc")
+    remedy = "check dmesg for `tsc: Marking TSC unstable`; update the firmware"
+    return failed(f"the clock source is {source or 'not known'}", "tsc: a guest reads the time without an exit", remedy)
+
+
+def _check_bare(facts: Facts) -> Finding:
+    if "hypervisor" in facts.flags:
+        text = "this server is itself a virtual machine: its host can preempt any guest, and figures of time mean little"
+        return failed(text, "a server without a hypervisor below", "use a physical server for measurements")
+    return passed("no hypervisor below")
+
+
+def _check_exits(facts: Facts) -> Finding:
+    name = "avic" if "svm" in facts.flags else "enable_apicv"
+    value = read_kvm_parameter(facts.host, name)
+    needed = "interrupts that a guest receives without an exit (AVIC or APICv)"
+    if value is None:
+        return not_measured("KVM does not report it", needed, "load kvm_amd or kvm_intel")
+    if value in ("Y", "1"):
+        return passed(f"{name} is on")
+    remedy = f"load the module with {name}=1 if the processor has it; otherwise each interrupt of a guest is an exit"
+    return failed(f"{name} is {value}", needed, remedy)
+
+
+def _check_vulnerabilities(facts: Facts) -> Finding:
+    found = read_vulnerabilities(facts.host)
+    if not found:
+        return not_measured("the kernel does not report vulnerabilities", "a kernel that reports them", "use Linux 4.15 or later")
+    open_ones = [f"{name}: {text}" for name, text in sorted(found.items()) if "vulnerable" in text.lower()]
+    if open_ones:
+        return failed(
+            "; ".join(open_ones),
+            "no vulnerability without a mitigation",
+            "update microcode and kernel, and remove mitigations=off",
+        )
+    return passed(f"{len(found)} known vulnerabilities, none without a mitigation")
+
+
+_C = Principle.CORES
+CHECKS = (
+    Check(
+        "virtualization",
+        _C,
+        "the processors run virtual machines with nested paging",
+        "flags of the processors, parameters of kvm_amd or kvm_intel",
+        _check_virtualization,
+    ),
+    Check("kvm-runs", _C, "KVM executes an instruction", "/dev/kvm: a virtual machine with one page is made and run", _check_kvm),
+    Check("cores", _C, "there is a core for the manager and one for a guest", "CPU topology in sysfs", _check_cores),
+    Check(
+        "smt-siblings",
+        _C,
+        "each core is online as a whole",
+        "possible and online CPUs, SMT control",
+        _check_siblings,
+    ),
+    Check(
+        "cpus-alike",
+        _C,
+        "all CPUs are alike",
+        "flags and microcode of all processors, types of cores",
+        _check_alike,
+        required=False,
+    ),
+    Check(
+        "isolation",
+        _C,
+        "the kernel keeps its own work off guest CPUs",
+        "the settings that docs/isolation.md lists",
+        _check_settings,
+    ),
+    Check("clock-source", _C, "the clock source is tsc", "clock source in sysfs", _check_clock, required=False),
+    Check(
+        "bare-metal",
+        _C,
+        "the server is not a virtual machine",
+        "the flag hypervisor of the processors",
+        _check_bare,
+        required=False,
+    ),
+    Check(
+        "interrupt-exits",
+        _C,
+        "guests receive interrupts without exits",
+        "parameters avic of kvm_amd, enable_apicv of kvm_intel",
+        _check_exits,
+        required=False,
+    ),
+    Check(
+        "vulnerabilities",
+        _C,
+        "known vulnerabilities are mitigated",
+        "vulnerabilities in sysfs",
+        _check_vulnerabilities,
+        required=False,
+    ),
+)

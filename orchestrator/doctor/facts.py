@@ -1,0 +1,70 @@
+"""What the checks read, each thing once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from orchestrator.errors import HostError
+from orchestrator.host.cpus import read_possible
+from orchestrator.host.isolation import Division
+from orchestrator.host.kvm import run_instruction
+from orchestrator.host.processes import Thread, survey_threads
+from orchestrator.host.processor import Processor, read_processors
+from orchestrator.host.root import HostRoot
+from orchestrator.host.run import Completed, run
+from orchestrator.host.survey import read_topology
+from orchestrator.model.topology import Topology
+from orchestrator.values import CpuSet
+
+
+def _execute(words: Sequence[str]) -> Completed:
+    return run(words, timeout=10, check=False)
+
+
+@dataclass
+class Facts:
+    """``housekeeping``: CPUs that guests do not get; the first core if it is None. The functions raise OrchestratorError."""
+
+    host: HostRoot
+    chosen: CpuSet | None = None
+    run_instruction: Callable[[], None] = run_instruction
+    execute: Callable[[Sequence[str]], Completed] = field(default=_execute)
+
+    @cached_property
+    def topology(self) -> Topology:
+        return read_topology(self.host)
+
+    @cached_property
+    def processors(self) -> tuple[Processor, ...]:
+        found = read_processors(self.host)
+        if not found:
+            raise HostError("/proc/cpuinfo has no flags", "run this on a server with x86-64 processors")
+        return found
+
+    @cached_property
+    def flags(self) -> frozenset[str]:
+        """Features that all CPUs have."""
+        return frozenset.intersection(*(processor.flags for processor in self.processors))
+
+    @cached_property
+    def threads(self) -> tuple[Thread, ...]:
+        return survey_threads(self.host)[0]
+
+    def find_programs(self, *names: str) -> tuple[str, ...]:
+        """Which of these programs run: by the names of their processes, of which the kernel keeps 15 characters."""
+        running = {thread.name for thread in self.threads if thread.tid == thread.pid and not thread.kernel}
+        return tuple(name for name in names if name[:15] in running)
+
+    @property
+    def housekeeping(self) -> CpuSet:
+        cores = self.topology.cores
+        if not cores:
+            raise HostError("no CPU of the server could be read", "; ".join(self.topology.problems))
+        return self.topology.siblings(self.chosen) if self.chosen else cores[0].cpus
+
+    @property
+    def division(self) -> Division:
+        every = read_possible(self.host) or self.topology.cpus
+        return Division(self.housekeeping, every - self.housekeeping, CpuSet())

@@ -1,0 +1,142 @@
+"""Checks of what the manager needs: control groups, libvirt, QEMU, and no program that works against it."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
+from orchestrator.doctor.facts import Facts
+from orchestrator.errors import CommandError
+from orchestrator.host.cgroups import read_controllers
+from orchestrator.host.confinement import read_security_modules
+from orchestrator.host.measure import read_release
+from orchestrator.host.tuned import find_tuned
+
+_KERNEL = (6, 1)
+_AGAINST = ("irqbalance", "ksmtuned", "numad")
+_FREE = 1 << 30  # bytes
+
+
+def _check_kernel(facts: Facts) -> Finding:
+    release = read_release(facts.host)
+    match = re.match(r"(\d+)\.(\d+)", release)
+    needed = f"Linux {_KERNEL[0]}.{_KERNEL[1]} or later"
+    if not match:
+        return not_measured(f"the kernel's release is {release!r}", needed)
+    if (int(match[1]), int(match[2])) < _KERNEL:
+        return failed(f"Linux {release}", needed, "install a later kernel")
+    return passed(f"Linux {release}")
+
+
+def _check_groups(facts: Facts) -> Finding:
+    found, needed = read_controllers(facts.host), "control groups of version 2 with the controller cpuset"
+    remedy = "add `systemd.unified_cgroup_hierarchy=1` to the kernel's command line and reboot"
+    if found is None:
+        return failed("version 2 is not mounted", needed, remedy)
+    if "cpuset" not in found:
+        return failed(
+            f"version 2 has only {', '.join(found) or 'no controllers'}",
+            needed,
+            f"{remedy}; check that no program uses version 1 for cpuset",
+        )
+    return passed("version 2 with cpuset")
+
+
+def _check_libvirt(facts: Facts) -> Finding:
+    needed = "libvirt's daemon for QEMU"
+    try:
+        done = facts.execute(["virsh", "--readonly", "--connect", "qemu:///system", "version"])
+    except CommandError as error:
+        remedy = "install libvirt: apt install libvirt-daemon-system libvirt-clients qemu-system-x86"
+        return failed(error.message, needed, remedy)
+    if done.status:
+        return failed(
+            done.stderr.strip().replace("\n", "; ") or f"virsh ended with {done.status}",
+            needed,
+            "start it: systemctl start libvirtd",
+        )
+    lines = [
+        line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith(("Using library", "Running hypervisor"))
+    ]
+    return passed(", ".join(lines))
+
+
+def _check_guests(facts: Facts) -> Finding:
+    needed = "no guests that another program started: their threads may run on any CPU"
+    try:
+        done = facts.execute(["virsh", "--readonly", "--connect", "qemu:///system", "list", "--name"])
+    except CommandError as error:
+        return not_measured(error.message, needed)
+    if done.status:
+        return not_measured(done.stderr.strip().replace("\n", "; "), needed)
+    if names := done.stdout.split():
+        if facts.find_programs("nohyped"):
+            return not_measured("the manager runs, which knows its guests", needed, "see `nohype guest list`")
+        return failed(f"guests run: {', '.join(names)}", needed, f"confine them to CPUs {facts.housekeeping}, or stop them")
+    return passed("no guests run")
+
+
+def _check_programs(facts: Facts) -> Finding:
+    found = list(facts.find_programs(*_AGAINST))
+    tuned = find_tuned(facts.host)
+    parts = [*found, *([str(tuned)] if tuned else [])]
+    if parts:
+        remedy = f"run `systemctl disable --now {' '.join(found) or 'tuned'}`, or configure it to leave guest CPUs alone"
+        return failed(f"running: {', '.join(parts)}", "no program that moves interrupts, threads or pages", remedy)
+    return passed(f"none of {', '.join(_AGAINST)}, tuned runs")
+
+
+def _check_confinement(facts: Facts) -> Finding:
+    modules = read_security_modules(facts.host)
+    found = [name for name in ("apparmor", "selinux") if name in modules]
+    if found:
+        return passed(f"{found[0]} confines QEMU")
+    if not modules:
+        return not_measured("the kernel does not show its security modules", "AppArmor or SELinux")
+    return failed(
+        "neither AppArmor nor SELinux is active",
+        "a security module that confines QEMU",
+        "add `security=apparmor` to the kernel's command line",
+    )
+
+
+def _check_space(facts: Facts) -> Finding:
+    folder = facts.host.path / "var" / "lib"
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        return not_measured(f"/var/lib: {error.strerror}", "1 GB free")
+    free = found.f_bavail * found.f_frsize
+    text = f"{free >> 20} MB free in /var/lib"
+    if free < _FREE:
+        return failed(text, "1 GB for the ledger, logs and images", "free some space")
+    return passed(text)
+
+
+_G = Principle.MANAGEMENT
+CHECKS = (
+    Check("kernel", _G, "the kernel is recent", "release of the kernel", _check_kernel),
+    Check(
+        "cgroups", _G, "control groups can hold guests on their cores", "controllers of the version 2 hierarchy", _check_groups
+    ),
+    Check("libvirt", _G, "libvirt responds", "virsh version", _check_libvirt),
+    Check("other-guests", _G, "no other program has guests here", "virsh list", _check_guests, required=False),
+    Check(
+        "other-programs",
+        _G,
+        "no program works against the manager",
+        "processes, profile of tuned",
+        _check_programs,
+        required=False,
+    ),
+    Check(
+        "qemu-confinement",
+        _G,
+        "a security module confines QEMU",
+        "security modules of the kernel",
+        _check_confinement,
+        required=False,
+    ),
+    Check("disk-space", _G, "there is space for the ledger and images", "statvfs(3) of /var/lib", _check_space),
+)

@@ -1,0 +1,304 @@
+"""The checks of `nohype doctor`: each passes on a fit server, and is broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator.cli.main import nohype
+from orchestrator.doctor.bundle import build_bundle
+from orchestrator.doctor.catalogue import CHECKS
+from orchestrator.doctor.check import Principle, Result, run_checks
+from orchestrator.doctor.facts import Facts
+from orchestrator.doctor.report import build_json, build_lines, find_status
+from orchestrator.errors import CommandError, HostError
+from orchestrator.host.run import Completed
+from orchestrator.model.proof import Verdict
+from orchestrator.values import CpuSet
+from tests.fakes.nvme import FakeNvme, add_nvme
+from tests.fakes.root import FakeRoot, load_host
+
+DOCS = Path(__file__).parents[2] / "docs" / "doctor.md"
+CPU = """processor\t: {cpu}
+vendor_id\t: AuthenticAMD
+model name\t: EPYC
+microcode\t: {microcode}
+flags\t\t: fpu svm npt {more}
+"""
+LINES = {
+    "proc/cmdline": "BOOT_IMAGE=/vmlinuz isolcpus=nohz,domain,managed_irq,2-7 nohz_full=2-7 rcu_nocbs=2-7",
+    "proc/swaps": "Filename\tType\tSize\tUsed\tPriority",
+    "proc/mounts": "hugetlbfs /dev/hugepages hugetlbfs rw,pagesize=2M 0 0\n",
+    "proc/interrupts": "           CPU0\n 24:  1  IR-PCI-MSIX-0000:10:00.0   0-edge  nic0-TxRx-0",
+    "proc/sys/kernel/osrelease": "6.12.48-amd64",
+    "proc/sys/kernel/nmi_watchdog": "0",
+    "proc/sys/kernel/timer_migration": "1",
+    "proc/sys/kernel/numa_balancing": "0",
+    "proc/sys/vm/stat_interval": "120",
+    "sys/devices/system/cpu/isolated": "2-7",
+    "sys/devices/system/cpu/nohz_full": "2-7",
+    "sys/devices/system/cpu/smt/control": "on",
+    "sys/devices/system/cpu/vulnerabilities/meltdown": "Not affected",
+    "sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc",
+    "sys/module/kvm_amd/parameters/npt": "Y",
+    "sys/module/kvm_amd/parameters/avic": "Y",
+    "sys/module/kvm/parameters/nx_huge_pages": "never",
+    "sys/module/kvm/parameters/halt_poll_ns": "0",
+    "sys/module/kvm/parameters/min_timer_period_us": "1000",
+    "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts": "N",
+    "sys/kernel/mm/ksm/run": "0",
+    "sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]",
+    "sys/kernel/security/lsm": "lockdown,capability,apparmor",
+    "sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids",
+    "proc/1/task/1/status": "Name:\tsystemd\nCpus_allowed_list:\t0-1",
+}
+VIRSH = "Compiled against library: libvirt 11.3.0\nUsing library: libvirt 11.3.0\nRunning hypervisor: QEMU 10.0.2\n"
+
+
+def execute(words: Sequence[str]) -> Completed:
+    return Completed(0, VIRSH if words[-1] == "version" else "", "")
+
+
+def show_cpus(
+    fake: FakeRoot, more: Callable[[int], str] = lambda _: "", microcode: Callable[[int], str] = lambda _: "0x1"
+) -> None:
+    fake.add("proc/cpuinfo", "\n".join(CPU.format(cpu=cpu, more=more(cpu), microcode=microcode(cpu)) for cpu in range(8)))
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeRoot:
+    found = load_host(tmp_path / "host", "numa")
+    (found.path / "var/lib").mkdir(parents=True)
+    for name, text in LINES.items():
+        found.add(name, text)
+    show_cpus(found)
+    add_nvme(found, "0000:50:00.0", FakeNvme("disk0", 1 << 20))
+    for index, name in enumerate(("nic0", "nic1"), 2):
+        found.add(f"sys/class/net/{name}/ifindex", str(index))
+    return found
+
+
+def examine(fake: FakeRoot, **changed: object) -> dict[str, Result]:
+    settings = {"run_instruction": lambda: None, "execute": execute, **changed}
+    facts = Facts(fake, CpuSet.parse("0-1"), **settings)  # type: ignore[arg-type]
+    return {result.check.name: result for result in run_checks(facts, CHECKS)}
+
+
+def test_fit_server_passes(fake: FakeRoot) -> None:
+    results = examine(fake)
+    assert {name: result.finding for name, result in results.items() if result.finding.verdict is not Verdict.PASS} == {}
+    assert find_status(list(results.values())) == 0
+    assert list(build_lines(list(results.values())))[-1] == f"This server is ready for NoHype: {len(CHECKS)} checks."
+
+
+def write(name: str, text: str) -> Callable[[FakeRoot], object]:
+    return lambda fake: fake.add(name, text)
+
+
+def remove(name: str) -> Callable[[FakeRoot], object]:
+    return lambda fake: (fake.path / name).unlink()
+
+
+def share_group(fake: FakeRoot) -> None:
+    """The NIC is in the group of the disk too."""
+    number = fake.link("sys/bus/pci/devices/0000:50:00.0/iommu_group")
+    other = Facts(fake).topology.pfs[0].address
+    fake.add_link(f"sys/kernel/iommu_groups/{number}/devices/{other}", f"../../../../bus/pci/devices/{other}")
+
+
+def isolate(fake: FakeRoot, cpus: str) -> None:
+    for name in ("sys/devices/system/cpu/isolated", "sys/fs/cgroup/cpuset.cpus.isolated"):
+        fake.add(name, cpus)
+
+
+BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
+    ("virtualization", write("sys/module/kvm_amd/parameters/npt", "N")),
+    ("smt-siblings", write("sys/devices/system/cpu/possible", "0-9")),
+    ("cpus-alike", lambda fake: show_cpus(fake, more=lambda cpu: "avx512f" if cpu == 5 else "")),
+    ("cpus-alike", lambda fake: show_cpus(fake, microcode=lambda cpu: "0x2" if cpu else "0x1")),
+    ("cpus-alike", lambda fake: [fake.add(f"sys/devices/cpu_{kind}/cpus", "0-3") for kind in ("core", "atom")]),
+    ("isolation", lambda fake: isolate(fake, "2-6")),
+    ("isolation", write("sys/devices/system/cpu/nohz_full", "(null)")),
+    ("isolation", write("proc/1/task/1/status", "Name:\tsystemd\nCpus_allowed_list:\t0-7")),
+    ("isolation", write("sys/module/kvm/parameters/halt_poll_ns", "200000")),
+    ("clock-source", write("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet")),
+    ("bare-metal", lambda fake: show_cpus(fake, more=lambda _: "hypervisor")),
+    ("interrupt-exits", write("sys/module/kvm_amd/parameters/avic", "N")),
+    ("vulnerabilities", write("sys/devices/system/cpu/vulnerabilities/mds", "Mitigation: Clear CPU buffers; SMT vulnerable")),
+    ("huge-pages", write("sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages", "0")),
+    ("huge-page-mount", write("proc/mounts", "proc /proc proc rw 0 0")),
+    ("swap", write("proc/swaps", "Filename\tType\n/swap.img file 2097148 0 -2")),
+    ("page-merging", write("sys/kernel/mm/ksm/run", "1")),
+    ("transparent-huge-pages", write("sys/kernel/mm/transparent_hugepage/enabled", "[always] madvise never")),
+    ("interrupt-remapping", write("proc/interrupts", " 24:  1  PCI-MSI 0-edge nic0")),
+    ("interrupt-remapping", write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "Y")),
+    ("iommu-overrides", write("proc/cmdline", f"{LINES['proc/cmdline']} pcie_acs_override=downstream")),
+    ("iommu-groups", share_group),
+    ("kernel", write("proc/sys/kernel/osrelease", "5.15.0-generic")),
+    ("cgroups", write("sys/fs/cgroup/cgroup.controllers", "hugetlb")),
+    ("cgroups", remove("sys/fs/cgroup/cgroup.controllers")),
+    ("qemu-confinement", write("sys/kernel/security/lsm", "lockdown,capability")),
+    ("uplink-owner", write("run/NetworkManager/devices/2", "[device]\nmanaged=true")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "spoil"), BROKEN, ids=[f"{name}-{index}" for index, (name, _) in enumerate(BROKEN)])
+def test_check_fails_on_a_server_without_the_property(fake: FakeRoot, name: str, spoil: Callable[[FakeRoot], object]) -> None:
+    spoil(fake)
+    results = examine(fake)
+    finding = results[name].finding
+    assert finding.verdict is Verdict.FAIL, finding
+    assert finding.found
+    assert finding.needed
+    assert finding.remedy
+    others = {other for other, result in results.items() if result.finding.verdict is Verdict.FAIL} - {name}
+    assert others <= {"isolation"}, "a fault of one property must not look like one of another"
+    assert find_status(list(results.values())) == (1 if results[name].check.required or others else 0)
+
+
+def test_remedy_of_isolation_is_the_boot_parameters_of_this_server(fake: FakeRoot) -> None:
+    isolate(fake, "")
+    fake.add("sys/devices/system/cpu/nohz_full", "")
+    fake.add("proc/cmdline", "quiet")
+    remedy = examine(fake)["isolation"].finding.remedy
+    assert "`isolcpus=nohz,domain,managed_irq,2-7 nohz_full=2-7 rcu_nocbs=2-7`" in remedy
+
+
+def refuse(*_: object) -> None:
+    raise HostError("a virtual CPU of /dev/kvm did not execute two instructions within 5 s")
+
+
+def deny(*_: object) -> None:
+    raise HostError("/dev/kvm: Permission denied")
+
+
+@pytest.mark.parametrize(("kvm", "verdict"), [(refuse, Verdict.FAIL), (deny, Verdict.NOT_MEASURED)])
+def test_kvm_that_does_not_run_fails_and_without_permission_it_is_not_measured(
+    fake: FakeRoot, kvm: Callable[[], None], verdict: Verdict
+) -> None:
+    results = examine(fake, run_instruction=kvm)
+    assert results["kvm-runs"].finding.verdict is verdict
+    assert find_status(list(results.values())) == (1 if verdict is Verdict.FAIL else 8)
+
+
+def missing(words: Sequence[str]) -> Completed:
+    raise CommandError(f"`{words[0]}` is not installed")
+
+
+def silent(_: Sequence[str]) -> Completed:
+    return Completed(1, "", "error: failed to connect to the hypervisor\nerror: Failed to connect socket")
+
+
+def busy(words: Sequence[str]) -> Completed:
+    return Completed(0, VIRSH if words[-1] == "version" else "build\n\n", "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdicts"),
+    [
+        (missing, (Verdict.FAIL, Verdict.NOT_MEASURED)),
+        (silent, (Verdict.FAIL, Verdict.NOT_MEASURED)),
+        (busy, (Verdict.PASS, Verdict.FAIL)),
+    ],
+)
+def test_libvirt_that_is_missing_or_silent_or_has_guests(
+    fake: FakeRoot, answer: Callable[[Sequence[str]], Completed], verdicts: tuple[Verdict, Verdict]
+) -> None:
+    results = examine(fake, execute=answer)
+    assert tuple(results[name].finding.verdict for name in ("libvirt", "other-guests")) == verdicts
+
+
+def test_programs_that_work_against_the_manager_are_named(fake: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Facts, "find_programs", lambda _, *names: tuple(name for name in names if name == "irqbalance"))
+    finding = examine(fake)["other-programs"].finding
+    assert (finding.verdict, finding.found) == (Verdict.FAIL, "running: irqbalance")
+
+
+def empty(fake: FakeRoot) -> FakeRoot:
+    """Without network functions, IOMMU, huge pages and KVM."""
+    for pf in Facts(fake).topology.pfs:
+        (fake.path / f"sys/bus/pci/devices/{pf.address}/sriov_totalvfs").unlink()
+    (fake.path / "sys/class/misc/kvm/dev").unlink()
+    (fake.path / "sys/class/misc/kvm").rmdir()
+    return fake
+
+
+def test_server_without_the_hardware_fails_and_asks_for_it(fake: FakeRoot) -> None:
+    results = examine(empty(fake))
+    verdicts = {name: results[name].finding.verdict for name in ("kvm-runs", "sr-iov", "uplink-link", "vepa")}
+    assert verdicts == {
+        "kvm-runs": Verdict.FAIL, "sr-iov": Verdict.FAIL, "uplink-link": Verdict.NOT_MEASURED, "vepa": Verdict.NOT_MEASURED,
+    }  # fmt: skip
+    assert "--accept software-edge" in results["sr-iov"].finding.needed
+
+
+@pytest.mark.parametrize("name", ["proc/cpuinfo", "proc/swaps", "proc/interrupts", "sys/kernel/mm/ksm/run", "proc/mounts"])
+def test_file_that_cannot_be_read_or_parsed_hides_no_other_check(fake: FakeRoot, name: str) -> None:
+    for text in (None, "\udcff", ""):
+        if text is None:
+            (fake.path / name).unlink()
+        else:
+            (fake.path / name).write_bytes(text.encode(errors="surrogateescape"))
+        results = list(examine(fake).values())
+        assert len(results) == len(CHECKS)
+        assert all(result.finding.found for result in results)
+
+
+def test_each_check_is_broken_by_a_test_and_is_in_the_documents() -> None:
+    broken = {name for name, _ in BROKEN} | {
+        "kvm-runs",
+        "sr-iov",
+        "uplink-link",
+        "vepa",
+        "libvirt",
+        "other-guests",
+        "other-programs",
+    }
+    rest = {"cores", "iommu", "vfio", "disks", "uplink-node", "software-edge", "disk-space"}  # of servers without the hardware
+    assert broken | rest == {check.name for check in CHECKS}
+    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    wanted = [
+        f"| `{check.name}` | {check.principle} | {check.title} | {check.source} | {'required' if check.required else 'advice'} |"
+        for check in CHECKS
+    ]
+    assert rows == wanted
+
+
+def test_report_groups_checks_by_principle(fake: FakeRoot) -> None:
+    results = list(examine(empty(fake)).values())
+    text = "\n".join(build_lines(results))
+    for principle in Principle:
+        assert f"{principle}: " in text
+    assert text.splitlines()[-1].startswith("This server is not ready for NoHype: ")
+    found = build_json(results)
+    assert found["verdict"] == "fail"
+    assert found["principles"]["memory allocated in advance"] == "pass"
+    assert [check["name"] for check in found["checks"]] == [check.name for check in CHECKS]
+
+
+def test_command_prints_json_and_refuses_odd_cpus() -> None:
+    result = CliRunner().invoke(nohype, ["doctor", "--json"], standalone_mode=False)
+    assert json.loads(result.output)["verdict"] in ("pass", "fail", "not measured")
+    assert result.return_value in (0, 1, 8)
+    result = CliRunner().invoke(nohype, ["doctor", "--housekeeping", "0-x"])
+    assert result.exit_code == 2
+    assert "--housekeeping" in result.output
+
+
+def test_one_file_needs_no_packages(tmp_path: Path) -> None:
+    """-S: without installed packages; -I: without the folder and the environment."""
+    file = tmp_path / "nohype-doctor.pyz"
+    file.write_bytes(build_bundle())
+    assert build_bundle() == file.read_bytes()
+    done = subprocess.run([sys.executable, "-S", "-I", file, "--json"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr == ""
+    assert len(json.loads(done.stdout)["checks"]) == len(CHECKS)
+    done = subprocess.run([sys.executable, "-S", "-I", file, "--housekeeping", "x"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
