@@ -273,10 +273,11 @@ class KernelSetting(TypedDict):
 
 
 class Survey(TypedDict):
-    """What the host has."""
+    """What the host has. ``housekeeping`` are the CPUs that guests do not get."""
 
     cores: list[Core]
     isolated: str
+    housekeeping: str
     pools: list[Pool]
     pfs: list[Pf]
     iommu_groups: list[Group]

@@ -14,6 +14,7 @@ from orchestrator.api.routes.host import show_survey
 from orchestrator.cli import connection
 from orchestrator.cli.main import nohype
 from orchestrator.host.survey import read_disk_use, read_topology
+from orchestrator.values import CpuSet
 from tests.fakes.nvme import FakeNvme, add_nvme, disk_file
 from tests.fakes.root import DEVICES, FakeRoot
 from tests.fakes.server import Server, build_server
@@ -29,7 +30,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRoot:
 
         def survey(self) -> object:
             topology = read_topology(fake)
-            return show_survey(replace(topology, controllers=read_disk_use(fake, topology.controllers)))
+            return show_survey(replace(topology, controllers=read_disk_use(fake, topology.controllers)), CpuSet.parse("0-1"))
 
     monkeypatch.setattr(connection, "Client", Client)
     return fake

@@ -20,6 +20,7 @@ from orchestrator.errors import Forbidden, NotFound
 from orchestrator.model.access import Role
 from orchestrator.model.plain import to_plain
 from orchestrator.model.topology import Topology
+from orchestrator.values import CpuSet
 
 Frames = Annotated[Integer, Query(ge=0, le=10_000)]
 
@@ -40,7 +41,7 @@ async def openapi(backend: Served, request: Request, caller: Caller) -> Response
 async def survey(backend: Served, caller: HostReader) -> Response:
     def read() -> dict[str, Any]:
         topology = backend.guests.survey_with_use()
-        return show_survey(topology, backend.guests.compare(topology))
+        return show_survey(topology, backend.guests.host_setup.policy.housekeeping, backend.guests.compare(topology))
 
     return await answer_plain(backend.long, caller, read)
 
@@ -61,8 +62,8 @@ async def read_metrics(backend: Served, caller: HostReader) -> Response:
     return Response(page, media_type=media)
 
 
-def show_survey(topology: Topology, findings: Sequence[object] = ()) -> dict[str, Any]:
+def show_survey(topology: Topology, housekeeping: CpuSet, findings: Sequence[object] = ()) -> dict[str, Any]:
     """Omits the kernel's command line: it may contain passwords."""
     plain: dict[str, Any] = to_plain(topology)
     del plain["cmdline"], plain["volume_group"], plain["caches"]
-    return {**plain, "findings": to_plain(tuple(findings))}
+    return {**plain, "housekeeping": str(housekeeping), "findings": to_plain(tuple(findings))}

@@ -1,0 +1,97 @@
+"""`nohype who`: from a thing to its owner."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator.api.routes.guests import show_guest
+from orchestrator.api.routes.host import show_survey
+from orchestrator.cli import connection
+from orchestrator.cli.main import nohype
+from orchestrator.cli.owners import find_owners
+from orchestrator.errors import Forbidden
+from orchestrator.guests.service import GuestService
+from orchestrator.model.access import OPERATOR
+from orchestrator.values import CpuSet
+from tests.harness.crash import World
+from tests.harness.guests import create
+
+ADDRESS, HOUSEKEEPING = "10.9.0.7", CpuSet.parse("0-1")
+
+
+@pytest.fixture
+def state(world: World, manager: GuestService) -> tuple[list[Any], Any]:
+    create(manager, name="web", address=f"{ADDRESS}/24", id="job-17")
+    create(manager, name="db", disks=[{"serial": "disk0"}])
+    manager.stop(OPERATOR, "db", 10)
+    guests = [show_guest(manager.guest(OPERATOR, name), HOUSEKEEPING) for name in ("web", "db")]
+    return guests, show_survey(manager.survey_with_use(), HOUSEKEEPING)
+
+
+def test_each_thing_of_a_guest_leads_to_it(state: tuple[list[Any], Any]) -> None:
+    guests, survey = state
+    for guest in guests:
+        (nic,) = guest["nics"]
+        things = [str(guest["cpus"][-1]), f"cpu{guest['cpus'][0]}", guest["name"], nic["mac"], nic["mac"].upper()]
+        things += [nic["address"], nic["address"].removeprefix("0000:")]
+        things += [value for disk in guest["disks"] for value in (disk["serial"], disk["address"])]
+        for thing in things:
+            (found,) = find_owners(thing, guests, survey)
+            assert (found["owner"], found["guest"], found["state"]) == ("guest", guest["name"], guest["state"]), thing
+            assert f"guest {guest['name']} ({guest['state']})" in str(found)
+    for thing in (ADDRESS, "job-17"):
+        assert [found["guest"] for found in find_owners(thing, guests, survey)] == ["web"]
+
+
+def test_what_no_guest_has_is_the_hosts_or_free(state: tuple[list[Any], Any]) -> None:
+    guests, survey = state
+    taken = {cpu for guest in guests for cpu in guest["cpus"]}
+    free = next(cpu for core in survey["cores"] for cpu in CpuSet.parse(core["cpus"]).ids if cpu > 1 and cpu not in taken)
+    vf = next(
+        vf for pf in survey["pfs"] for vf in pf["vfs"] if vf["address"] not in {guest["nics"][0]["address"] for guest in guests}
+    )
+    owners = {
+        thing: [found["owner"] for found in find_owners(thing, guests, survey)]
+        for thing in ("0", str(free), "nic0", vf["address"])
+    }
+    assert owners == {"0": ["housekeeping"], str(free): ["free"], "nic0": ["host"], vf["address"]: ["free"]}
+
+
+@pytest.mark.parametrize(
+    "thing", ["", "99", "nic9", "0000:ff:1f.7", "02:00:00:00:00:01", "-1", "1e3", "٣", "null", "None", "x" * 5000]
+)
+def test_thing_that_the_host_does_not_have(state: tuple[list[Any], Any], thing: str) -> None:
+    assert find_owners(thing, *state) == ()
+
+
+def test_command(state: tuple[list[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    guests, survey = state
+    cpu = str(guests[0]["cpus"][0])
+
+    class Manager:
+        may_survey = True
+
+        def guests(self) -> Any:
+            return guests
+
+        def survey(self) -> Any:
+            if not self.may_survey:
+                raise Forbidden("viewer role required")
+            return survey
+
+    manager = Manager()
+    monkeypatch.setattr(connection, "Client", lambda *_args, **_more: manager)
+
+    def call(*words: str) -> Any:
+        return CliRunner().invoke(nohype, ["who", *words], standalone_mode=False)
+
+    assert call(cpu).output.startswith(f"CPU {cpu}: guest web (running)")
+    assert json.loads(call("--json", cpu).output)[0]["guest"] == "web"
+    assert "this host has nothing of this name" in str(call("nothing").exception)
+    manager.may_survey = False
+    assert call(cpu).output.startswith(f"CPU {cpu}: guest web")
+    assert "none of your guests has it" in str(call("nic0").exception)
