@@ -40,6 +40,7 @@ def test_the_emulator_was_patched(host: LabHost) -> None:
     assert host.lab.state.emulator.warning() == ""
 
 
+@pytest.mark.soak
 def test_guest_that_writes_cr8_does_not_abort_the_lab(host: LabHost) -> None:
     words = "-accel kvm -cpu host -M pc -m 16M -nodefaults -no-user-config -display none -device isa-debug-exit,iobase=0xf4"
     put(host, "/root/cr8", build_boot_sector(2_000_000))

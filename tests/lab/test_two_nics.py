@@ -11,6 +11,9 @@ import pytest
 from tests.lab.conftest import LabHost
 from tests.lab.test_manager import MEMORY, survey
 
+# `test_networks` has guests with several NICs, too.
+pytestmark = pytest.mark.soak
+
 NAME = "twonics"
 # Of two addresses in a /31 network (RFC 3021) one is this guest's, the other that of guest1 or guest2. So the guest has one route
 # to each of them, over one NIC each, and what is answered has gone out over this NIC.
