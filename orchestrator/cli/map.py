@@ -1,0 +1,115 @@
+"""`nohype map`: the host as a picture of characters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from shutil import get_terminal_size
+from string import ascii_lowercase, ascii_uppercase
+from textwrap import wrap
+
+import click
+
+from orchestrator.cli.connection import client_option
+from orchestrator.cli.output import format_size, say
+from orchestrator.client import Client, shapes
+from orchestrator.values import CpuSet
+
+_HOST, _FREE, _OFFLINE = ".", "-", "?"
+_LETTERS = ascii_uppercase + ascii_lowercase
+_MANY = "*"  # of all guests after the letters
+_INDENT, _BAR = 10, 20
+
+
+@click.command()
+@client_option
+def map(*, client: Client) -> None:  # noqa: A001
+    """Draw the host, and which guest has what of it.
+
+    Shows cores, huge pages, virtual functions and disks. One character is a CPU or a virtual function, and brackets hold the CPUs
+    of a core. A letter is a guest, of which the last part has the names; a stopped guest keeps what it has.
+    """
+    width = max(60, min(get_terminal_size((100, 24)).columns, 160))
+    for line in draw(client.guests(), client.survey(), width):
+        say(line)
+
+
+def draw(guests: Sequence[shapes.Guest], survey: shapes.Survey, width: int = 100) -> Iterator[str]:
+    """Lines of at most ``width`` characters, except for names that are longer. Pure."""
+    letters = {guest["name"]: _LETTERS[number] if number < len(_LETTERS) else _MANY for number, guest in enumerate(guests)}
+    yield from _draw_cores(guests, letters, survey, width)
+    yield from _draw_pages(survey)
+    yield from _draw_uplinks(guests, letters, survey, width)
+    yield from _draw_disks(guests, letters, survey)
+    yield f"{'':{_INDENT}}{_HOST} host   {_FREE} free   {_OFFLINE} offline"
+    for guest in guests:
+        yield _describe(letters[guest["name"]], guest)
+
+
+def _draw_cores(guests: Sequence[shapes.Guest], letters: Mapping[str, str], survey: shapes.Survey, width: int) -> Iterator[str]:
+    marks = dict.fromkeys(CpuSet.parse(survey["housekeeping"]).ids, _HOST)
+    for guest in guests:
+        marks |= dict.fromkeys((cpu for core in guest["cores"] for cpu in CpuSet.parse(core).ids), letters[guest["name"]])
+    for node in sorted({core["node"] for core in survey["cores"]}):
+        cores = [CpuSet.parse(core["cpus"]).ids for core in survey["cores"] if core["node"] == node]
+        cells = "".join(f"[{''.join(marks.get(cpu, _FREE) for cpu in core)}]" for core in cores)
+        size = max(len(core) for core in cores) + 2
+        yield from _label(f"node {node}", _split(cells, (width - _INDENT) // size * size))
+    online = {cpu for core in survey["cores"] for cpu in CpuSet.parse(core["cpus"]).ids}
+    if offline := CpuSet.of(set(CpuSet.parse(survey["possible"]).ids) - online):
+        yield from _label("offline", [f"{_OFFLINE} CPUs {offline}"])
+
+
+def _draw_pages(survey: shapes.Survey) -> Iterator[str]:
+    for pool in survey["pools"]:
+        if pool["total"]:
+            used = pool["total"] - pool["free"]
+            filled = -(-used * _BAR // pool["total"])
+            bar = "#" * filled + _FREE * (_BAR - filled)
+            size = format_size(pool["page_size"])
+            yield from _label(f"memory {pool['node']}", [f"[{bar}] {used} of {pool['total']} pages of {size} used"])
+
+
+def _draw_uplinks(guests: Sequence[shapes.Guest], letters: Mapping[str, str], survey: shapes.Survey, width: int) -> Iterator[str]:
+    owners = {nic["address"]: letters[guest["name"]] for guest in guests for nic in guest["nics"] if nic["address"]}
+    edges = {nic["interface"]: nic["edge"] for guest in guests for nic in guest["nics"]}
+    for pf in survey["pfs"]:
+        name = pf["interface"] or pf["address"]
+        words = [pf["driver"] or "no driver", f"node {pf['node']}" if pf["node"] is not None else "node unknown"]
+        words += ["link up" if pf["up"] else "link down", *([edges[name]] if name in edges else []), *filter(None, [pf["fault"]])]
+        yield from _label(name, wrap(", ".join(words), width - _INDENT))
+        cells = "".join(owners.get(vf["address"], _HOST if vf["use"] else _FREE) for vf in pf["vfs"])
+        unmade = pf["total_vfs"] - len(pf["vfs"])
+        text = f"VFs {cells or 'none'}" + (f", {unmade} more possible" if unmade > 0 else "")
+        yield from _label("", wrap(text, width - _INDENT))
+    others = {nic["interface"] for guest in guests for nic in guest["nics"] if nic["tap"]}
+    for name in sorted(others):
+        users = "".join(letters[guest["name"]] for guest in guests for nic in guest["nics"] if nic["interface"] == name)
+        yield from _label(name, [f"software edge {edges[name]}: {users}"])
+
+
+def _draw_disks(guests: Sequence[shapes.Guest], letters: Mapping[str, str], survey: shapes.Survey) -> Iterator[str]:
+    # No driver but nvme shows the serial number, so those of guests come from their plans.
+    owned = {disk["address"]: (letters[guest["name"]], disk["serial"]) for guest in guests for disk in guest["disks"]}
+    serials = {disk["serial"]: letters[guest["name"]] for guest in guests for disk in guest["disks"] if disk["serial"]}
+    for disk in survey["controllers"]:
+        used = disk["uses"] or disk["signatures"] or disk["fault"]
+        owner, serial = owned.get(disk["address"], ("", disk["serial"]))
+        owner = owner or serials.get(serial or "", _HOST if used else _FREE)
+        size = sum(namespace["size"] for namespace in disk["namespaces"])
+        yield from _label("disk", [f"{owner} {serial or disk['address']}" + (f", {format_size(size)}" if size else "")])
+
+
+def _describe(letter: str, guest: shapes.Guest) -> str:
+    words = [guest["name"], guest["state"], f"CPUs {', '.join(guest['cores'])}", format_size(guest["memory"])]
+    words += [f"tenant {guest['owner']}"] if guest["owner"] else []
+    return f"{letter:>{_INDENT - 2}}  {'  '.join(words)}"
+
+
+def _split(cells: str, width: int) -> list[str]:
+    return [cells[start : start + width] for start in range(0, len(cells), width)]
+
+
+def _label(label: str, lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        yield f"{label[: _INDENT - 1]:{_INDENT}}{line}"
+        label = ""
