@@ -12,7 +12,8 @@ from orchestrator.doctor.catalogue import CHECKS
 from orchestrator.doctor.check import run_checks
 from orchestrator.doctor.facts import Facts
 from orchestrator.doctor.report import build_json, build_lines, find_status
-from orchestrator.errors import HostError, OrchestratorError
+from orchestrator.errors import HostError, OrchestratorError, RequestError
+from orchestrator.host.cpus import read_online
 from orchestrator.host.root import HostRoot, Net
 from orchestrator.values import CpuSet
 
@@ -33,14 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = parser.parse_args(arguments)
     try:
         chosen = CpuSet.parse(words.housekeeping) if words.housekeeping is not None else None
+        return examine(chosen, as_json=words.as_json)
     except OrchestratorError as error:
-        parser.error(f"--housekeeping: {error.message}")
-    return examine(chosen, as_json=words.as_json)
+        parser.error("; ".join(filter(None, (error.message, error.hint))))
+    except KeyboardInterrupt:
+        return 130
 
 
 def examine(housekeeping: CpuSet | None, *, as_json: bool) -> int:
-    """Prints the results, and returns the exit status."""
-    results = run_checks(Facts(HostRoot(net=_find_net()), housekeeping), CHECKS)
+    """Prints the results, and returns the exit status. Raises RequestError for CPUs that are not online."""
+    facts = Facts(HostRoot(net=_find_net()), housekeeping)
+    if housekeeping and not housekeeping <= (online := read_online(facts.host)):
+        raise RequestError(f"--housekeeping: CPUs {housekeeping - online} are not online", f"the server has CPUs {online}")
+    results = run_checks(facts, CHECKS)
     if as_json:
         print(json.dumps(build_json(results), indent=2, ensure_ascii=False))
     else:

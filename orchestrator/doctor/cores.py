@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
 from orchestrator.errors import HostError
+from orchestrator.host.cpus import read_present
 from orchestrator.host.isolation import Owner, Reading, read_settings
 from orchestrator.host.processor import (
     read_clock_source,
@@ -77,8 +78,8 @@ def _count_own(facts: Facts) -> int:
 
 
 def _check_siblings(facts: Facts) -> Finding:
-    topology, control = facts.topology, read_smt_control(facts.host)
-    offline = topology.possible - topology.cpus
+    control = read_smt_control(facts.host)
+    offline = read_present(facts.host) - facts.topology.cpus
     if offline and control not in ("off", "forceoff", "notsupported", "notimplemented"):
         remedy = f"run `chcpu -e {offline}`, or switch SMT off for all cores: echo off > /sys/devices/system/cpu/smt/control"
         return failed(
@@ -183,7 +184,7 @@ CHECKS = (
         "smt-siblings",
         _C,
         "each core is online as a whole",
-        "possible and online CPUs, SMT control",
+        "present and online CPUs, SMT control",
         _check_siblings,
     ),
     Check(

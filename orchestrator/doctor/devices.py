@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
 from orchestrator.host.cmdline import find_unsafe_words
@@ -43,35 +45,28 @@ def _check_overrides(facts: Facts) -> Finding:
     return passed("no boot parameter weakens the IOMMU")
 
 
-def _list_functions(facts: Facts) -> dict[PciAddress, str]:
-    """Those that guests could get: VFs and NVMe controllers."""
-    vfs = {vf.address: f"VF {vf.address}" for pf in facts.topology.pfs for vf in pf.vfs}
-    return vfs | {one.address: f"NVMe controller {one.address}" for one in facts.topology.controllers}
+def _find_faults(facts: Facts, address: PciAddress) -> Iterator[str]:
+    """Why the IOMMU does not isolate a function."""
+    group = facts.topology.group_of.get(address)
+    if group is None:
+        yield f"{address} has no IOMMU group"
+        return
+    if others := ", ".join(str(other) for other in group.devices if other != address):
+        yield f"{address} shares IOMMU group {group.number} with {others}"
+    if group.type == "identity":
+        yield f"IOMMU group {group.number} of {address} is not translated (identity)"
 
 
 def _check_groups(facts: Facts) -> Finding:
-    functions, group_of = _list_functions(facts), facts.topology.group_of
-    needed = "each function that a guest gets alone in its IOMMU group, with translated DMA"
+    functions = [vf.address for pf in facts.topology.pfs for vf in pf.vfs]
+    needed = "each VF alone in its IOMMU group, with translated DMA"
     if not functions:
-        return not_measured(
-            "there are no VFs and no NVMe controllers",
-            needed,
-            "create VFs (`echo 2 > /sys/class/net/NAME/device/sriov_numvfs`), and run this again",
-        )
-    wrong = []
-    for address, name in functions.items():
-        group = group_of.get(address)
-        if group is None:
-            wrong.append(f"{name} has no IOMMU group")
-        elif len(group.devices) > 1:
-            others = ", ".join(str(other) for other in group.devices if other != address)
-            wrong.append(f"{name} shares IOMMU group {group.number} with {others}")
-        elif group.type == "identity":
-            wrong.append(f"IOMMU group {group.number} of {name} is not translated (identity)")
-    if wrong:
+        remedy = "create VFs (`echo 2 > /sys/class/net/NAME/device/sriov_numvfs`), and run this again"
+        return not_measured("there are no VFs yet", needed, remedy)
+    if wrong := [fault for address in functions for fault in _find_faults(facts, address)]:
         remedy = "move the card to a slot below a root port with ACS; remove iommu=pt from the kernel's command line"
         return failed("; ".join(wrong), needed, remedy)
-    return passed(f"each of {len(functions)} functions is alone in its group")
+    return passed(f"each of {len(functions)} VFs is alone in its group")
 
 
 def _check_vfio(facts: Facts) -> Finding:
@@ -83,14 +78,16 @@ def _check_vfio(facts: Facts) -> Finding:
 def _check_disks(facts: Facts) -> Finding:
     """Only what the survey tells: uses of a disk are examined when a guest requests it."""
     found = facts.topology.controllers
+    needed = "an NVMe controller of its own for each guest that needs a disk"
+    remedy = "guests can use network disks or logical volumes"
     if not found:
-        return failed(
-            "no NVMe controllers",
-            "a disk of its own for a guest that needs one",
-            "guests can use network disks or logical volumes",
-        )
-    faults = [f"{one.address}: {one.fault}" for one in found if one.fault]
-    return passed("; ".join([f"{len(found)} NVMe controllers, one of which may be the server's own", *faults]))
+        return failed("no NVMe controllers", needed, remedy)
+    faults = {one.address: [*filter(None, [one.fault]), *_find_faults(facts, one.address)] for one in found}
+    wrong = "; ".join(text for texts in faults.values() for text in texts)
+    if all(faults.values()):
+        return failed(wrong, needed, remedy)
+    text = f"{len(found)} NVMe controllers, one of which may be the server's own"
+    return passed(f"{text}; {wrong}" if wrong else text)
 
 
 _D = Principle.DEVICES
@@ -107,10 +104,10 @@ CHECKS = (
     Check(
         "iommu-groups",
         _D,
-        "each function is alone in its group",
-        "groups of existing VFs and NVMe controllers",
+        "each VF is alone in its group",
+        "groups of existing VFs",
         _check_groups,
     ),
     Check("vfio", _D, "the driver vfio-pci is there", "drivers in sysfs", _check_vfio),
-    Check("disks", _D, "there are disks for guests", "PCI functions in sysfs", _check_disks, required=False),
+    Check("disks", _D, "there are disks for guests", "NVMe controllers and their groups in sysfs", _check_disks, required=False),
 )

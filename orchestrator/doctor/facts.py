@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_possible
+from orchestrator.host.cpus import read_present
 from orchestrator.host.isolation import Division
 from orchestrator.host.kvm import run_instruction
 from orchestrator.host.processes import Thread, survey_threads
@@ -66,5 +66,5 @@ class Facts:
 
     @property
     def division(self) -> Division:
-        every = read_possible(self.host) or self.topology.cpus
+        every = read_present(self.host) or self.topology.cpus
         return Division(self.housekeeping, every - self.housekeeping, CpuSet())

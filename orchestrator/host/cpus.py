@@ -36,6 +36,11 @@ def read_possible(host: HostRoot) -> CpuSet:
     return parse_cpus(f"{_CPUS}/possible", host.find(f"{_CPUS}/possible") or "")
 
 
+def read_present(host: HostRoot) -> CpuSet:
+    """CPUs that are plugged in, online or not; empty if the kernel does not report them."""
+    return parse_cpus(f"{_CPUS}/present", host.find(f"{_CPUS}/present") or "")
+
+
 def parse_cpus(name: str, text: str) -> CpuSet:
     """Raises HostError with the file's name, not RequestError: the caller's request is not at fault."""
     try:

@@ -19,6 +19,7 @@ from orchestrator.doctor.facts import Facts
 from orchestrator.doctor.report import build_json, build_lines, find_status
 from orchestrator.errors import CommandError, HostError
 from orchestrator.host.run import Completed
+from orchestrator.host.sriov import set_numvfs
 from orchestrator.model.proof import Verdict
 from orchestrator.values import CpuSet
 from tests.fakes.nvme import FakeNvme, add_nvme
@@ -79,6 +80,7 @@ def fake(tmp_path: Path) -> FakeRoot:
         found.add(name, text)
     show_cpus(found)
     add_nvme(found, "0000:50:00.0", FakeNvme("disk0", 1 << 20))
+    set_numvfs(found, Facts(found).topology.pfs[0].address, 2)
     for index, name in enumerate(("nic0", "nic1"), 2):
         found.add(f"sys/class/net/{name}/ifindex", str(index))
     return found
@@ -106,9 +108,14 @@ def remove(name: str) -> Callable[[FakeRoot], object]:
 
 
 def share_group(fake: FakeRoot) -> None:
-    """The NIC is in the group of the disk too."""
-    number = fake.link("sys/bus/pci/devices/0000:50:00.0/iommu_group")
-    other = Facts(fake).topology.pfs[0].address
+    """The PF is in the group of its VF too."""
+    pf = Facts(fake).topology.pfs[0]
+    number, other = fake.link(f"sys/bus/pci/devices/{pf.vfs[0].address}/iommu_group"), pf.address
+    fake.add_link(f"sys/kernel/iommu_groups/{number}/devices/{other}", f"../../../../bus/pci/devices/{other}")
+
+
+def share_disk(fake: FakeRoot) -> None:
+    number, other = fake.link("sys/bus/pci/devices/0000:50:00.0/iommu_group"), Facts(fake).topology.pfs[0].address
     fake.add_link(f"sys/kernel/iommu_groups/{number}/devices/{other}", f"../../../../bus/pci/devices/{other}")
 
 
@@ -119,7 +126,7 @@ def isolate(fake: FakeRoot, cpus: str) -> None:
 
 BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("virtualization", write("sys/module/kvm_amd/parameters/npt", "N")),
-    ("smt-siblings", write("sys/devices/system/cpu/possible", "0-9")),
+    ("smt-siblings", write("sys/devices/system/cpu/present", "0-9")),
     ("cpus-alike", lambda fake: show_cpus(fake, more=lambda cpu: "avx512f" if cpu == 5 else "")),
     ("cpus-alike", lambda fake: show_cpus(fake, microcode=lambda cpu: "0x2" if cpu else "0x1")),
     ("cpus-alike", lambda fake: [fake.add(f"sys/devices/cpu_{kind}/cpus", "0-3") for kind in ("core", "atom")]),
@@ -140,6 +147,7 @@ BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("interrupt-remapping", write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "Y")),
     ("iommu-overrides", write("proc/cmdline", f"{LINES['proc/cmdline']} pcie_acs_override=downstream")),
     ("iommu-groups", share_group),
+    ("disks", share_disk),
     ("kernel", write("proc/sys/kernel/osrelease", "5.15.0-generic")),
     ("cgroups", write("sys/fs/cgroup/cgroup.controllers", "hugetlb")),
     ("cgroups", remove("sys/fs/cgroup/cgroup.controllers")),
@@ -260,7 +268,7 @@ def test_each_check_is_broken_by_a_test_and_is_in_the_documents() -> None:
         "other-guests",
         "other-programs",
     }
-    rest = {"cores", "iommu", "vfio", "disks", "uplink-node", "software-edge", "disk-space"}  # of servers without the hardware
+    rest = {"cores", "iommu", "vfio", "uplink-node", "software-edge", "disk-space"}  # of servers without the hardware
     assert broken | rest == {check.name for check in CHECKS}
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `")]
     wanted = [
@@ -289,6 +297,8 @@ def test_command_prints_json_and_refuses_odd_cpus() -> None:
     result = CliRunner().invoke(nohype, ["doctor", "--housekeeping", "0-x"])
     assert result.exit_code == 2
     assert "--housekeeping" in result.output
+    result = CliRunner().invoke(nohype, ["doctor", "--housekeeping", "8000"], standalone_mode=False)
+    assert "CPUs 8000 are not online" in str(result.exception)
 
 
 def test_one_file_needs_no_packages(tmp_path: Path) -> None:
@@ -296,9 +306,18 @@ def test_one_file_needs_no_packages(tmp_path: Path) -> None:
     file = tmp_path / "nohype-doctor.pyz"
     file.write_bytes(build_bundle())
     assert build_bundle() == file.read_bytes()
-    done = subprocess.run([sys.executable, "-S", "-I", file, "--json"], capture_output=True, text=True, timeout=120, check=False)
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-S", "-I", file, *words], capture_output=True, text=True, timeout=120, check=False
+        )
+
+    done = call("--json")
     assert done.stderr == ""
     assert len(json.loads(done.stdout)["checks"]) == len(CHECKS)
-    done = subprocess.run([sys.executable, "-S", "-I", file, "--housekeeping", "x"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    done = call("--housekeeping", "x")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", file, "--housekeeping", "8000"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "CPUs 8000 are not online" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
