@@ -6,6 +6,7 @@ from uuid import UUID
 
 from orchestrator.ledger import Ledger
 from orchestrator.model.cache import CachePlan
+from orchestrator.model.core_start import CoreStart
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.plan import NicPlan
 
@@ -33,3 +34,7 @@ class Records:
     def caches(self, uuid: UUID) -> CachePlan | None:
         """The guest's part of the caches; None for none."""
         return next((claim.plan.caches for claim in self._ledger.read().claims if claim.plan.uuid == uuid), None)
+
+    def core_start(self, uuid: UUID) -> CoreStart | None:
+        """The counters of the guest's cores at its start; None without a record. It may be of an earlier run."""
+        return self._ledger.core_start(uuid)
