@@ -104,7 +104,8 @@ def check_failed(proof: Proof, *words: str) -> None:
 @pytest.fixture(scope="module")
 def long_ago(host: LabHost, guests: list[dict[str, Any]]) -> str:
     """A program that was on a guest's core for a moment, before all audits of this file; its name."""
-    host.run(f"cp /bin/true /tmp/passer-by && taskset -c {guests[0]['cpus'][0]} /tmp/passer-by; rm /tmp/passer-by")
+    options = f"--quiet --wait --collect --slice intruder -p CPUAffinity={guests[0]['cpus'][0]}"
+    host.run(f"systemd-run {options} sh -c 'printf passer-by > /proc/$$/comm; sleep 0.1'")
     return "passer-by"
 
 
