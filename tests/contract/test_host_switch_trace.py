@@ -75,7 +75,7 @@ def run_on_guest_cpu(cpu: int, line: str) -> None:
 
 def test_thread_that_has_ended_is_named_with_its_cpu(real: HostRoot, traced: HostRoot) -> None:
     begin_switches(traced, HOUSEKEEPING)
-    run_on_guest_cpu(2, "printf passer-by > /proc/$$/comm; sleep 0.1")
+    run_on_guest_cpu(2, "printf passer-by > /proc/self/comm; sleep 0.1")
     assert "passer-by" in {one.name for one in read_switches(traced, CpuSet.parse("2"))}
     assert "passer-by" not in {one.name for one in read_switches(traced, CpuSet.parse("3"))}
 

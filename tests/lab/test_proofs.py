@@ -105,7 +105,7 @@ def check_failed(proof: Proof, *words: str) -> None:
 def long_ago(host: LabHost, guests: list[dict[str, Any]]) -> str:
     """A program that was on a guest's core for a moment, before all audits of this file; its name."""
     options = f"--quiet --wait --collect --slice intruder -p CPUAffinity={guests[0]['cpus'][0]}"
-    host.run(f"systemd-run {options} sh -c 'printf passer-by > /proc/$$/comm; sleep 0.1'")
+    host.run(f"systemd-run {options} sh -c 'printf passer-by > /proc/self/comm; sleep 0.1'")
     return "passer-by"
 
 
