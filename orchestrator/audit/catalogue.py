@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from orchestrator.audit.cache import prove_cache_exclusive
 from orchestrator.audit.confinement import prove_qemu_confined
+from orchestrator.audit.core_history import add_history
 from orchestrator.audit.core_quiet import prove_core_quiet
 from orchestrator.audit.cores import prove_core_exclusive, prove_core_smt, prove_manager_core, read_guest_cpus
 from orchestrator.audit.disk import prove_disk_clean, prove_disk_isolated
@@ -152,9 +153,7 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
     GuestRow(
         "core-quiet",
         "unexpected interruptions",
-        lambda facts, guest: prove_core_quiet(
-            frozenset(vcpu.tid for vcpu in guest.vcpus), read_guest_cpus(guest, facts.topology), *facts.core_samples[guest.name]()
-        ),
+        lambda facts, guest: _prove_core_quiet(facts, guest),
         all_threads=True,
     ),
     HostRow(
@@ -192,6 +191,12 @@ PROOFS: tuple[HostRow | GuestRow | ComparisonRow, ...] = (
     HOST_RESTORED,
 )
 """`nohype audit` measures all proofs except ``ComparisonRow``, which `nohype demo` measures."""
+
+
+def _prove_core_quiet(facts: Facts, guest: RunningGuest) -> Measurement:
+    vcpus, cores = frozenset(vcpu.tid for vcpu in guest.vcpus), read_guest_cpus(guest, facts.topology)
+    measured = prove_core_quiet(vcpus, cores, *facts.core_samples[guest.name]())
+    return add_history(measured, facts.core_histories[guest.name](), vcpus, cores, facts.threads())
 
 
 def _with_all_threads(measure: Callable[[], Measurement], facts: Facts) -> Measurement:

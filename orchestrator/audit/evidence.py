@@ -11,18 +11,21 @@ from uuid import UUID
 
 from orchestrator import __version__
 from orchestrator.errors import OrchestratorError
-from orchestrator.evidence.document import FORMAT
+from orchestrator.evidence.document import FORMAT, bind_quote
 from orchestrator.host.machine_id import read_host_id
 from orchestrator.host.measure import find_program, hash_file, hash_program, read_clock, read_host_name, read_kernel
 from orchestrator.host.processes import read_boot_id
 from orchestrator.host.root import HostRoot
+from orchestrator.host.tpm import read_quote
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.hypervisor.guests import DomainText
 from orchestrator.model.event import ChainReport, utc_now
 from orchestrator.model.plain import to_plain
 from orchestrator.model.proof import Proof
+from orchestrator.model.tpm import TpmQuote
 
 TPM = "not measured"
+"""The value without a quote."""
 
 
 class Domains(Protocol):
@@ -34,17 +37,18 @@ class Domains(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """What evidence is about. ``read_clock``: whether the clock is synchronised."""
+    """What evidence is about. ``read_clock``: whether the clock is synchronised. ``read_quote``: with a nonce."""
 
     host: HostRoot
     domains: Domains
     read_clock: Callable[[], bool] = read_clock
+    read_quote: Callable[[HostRoot, bytes], TpmQuote] = read_quote
 
 
 def collect_evidence(
     subject: Subject, guests: Iterable[RunningGuest], proofs: Iterable[Proof], chain: ChainReport, nonce: str
 ) -> dict[str, Any]:
-    """A fact that cannot be read is null, and `gaps` has the reason."""
+    """A fact that cannot be read is null, and `gaps` has the reason. Raises ValueError if a value has no canonical form."""
     gaps: list[str] = []
 
     def attempt(what: str, read: Callable[[], Any]) -> Any:
@@ -64,7 +68,6 @@ def collect_evidence(
             "id": attempt("host id", lambda: read_host_id(host)),
             "name": attempt("host name", lambda: read_host_name(host)),
             "boot": attempt("boot id", lambda: read_boot_id(host)),
-            "tpm": TPM,
         },
         "clock": {"synchronised": attempt("clock", subject.read_clock)},
         "software": {
@@ -77,7 +80,10 @@ def collect_evidence(
         "events": {name: value for name, value in to_plain(chain).items() if name != "at"},
     }
     escaped: dict[str, Any] = _escape({**evidence, "gaps": gaps})
-    return escaped
+    # Last: the quote repeats a hash of all other evidence.
+    quote = attempt("TPM", lambda: to_plain(subject.read_quote(host, bind_quote(escaped))))
+    escaped["host"]["tpm"] = quote or TPM
+    return {**escaped, "gaps": _escape(gaps)}
 
 
 def _escape(value: Any) -> Any:

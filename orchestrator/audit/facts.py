@@ -12,12 +12,13 @@ from uuid import UUID
 
 from orchestrator.audit.balance import finish, take_sample
 from orchestrator.audit.confinement import read_confined
+from orchestrator.audit.core_history import History
 from orchestrator.audit.core_quiet import Sample
 from orchestrator.audit.cores import find_ambiguous_threads, read_guest_cpus
 from orchestrator.audit.devices import find_controllers, read_devices, read_disk, read_translation
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.edge import find_channels, read_taps
-from orchestrator.audit.isolation_facts import read_isolation, take_first, take_last
+from orchestrator.audit.isolation_facts import read_history, read_isolation, take_first, take_last
 from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import Translation
 from orchestrator.audit.traffic import SendCommand, find_tie, read_strays, send_frames
@@ -38,6 +39,7 @@ from orchestrator.host.root import HostRoot
 from orchestrator.host.targets import read_connected_targets
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.cache import CachePlan
+from orchestrator.model.core_start import CoreStart
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.exits import ExitPolicy, ExitSample
@@ -87,6 +89,8 @@ class Source:
     given_texts: Callable[[UUID], tuple[str, ...]] = lambda _: ()
     # The part of the caches that a guest requested; None for none. Raises NotFound for a guest that the manager did not create.
     caches: Callable[[UUID], CachePlan | None] = lambda _: None
+    # What had happened on a guest's cores when it was started; None if that was not recorded.
+    core_starts: Callable[[UUID], CoreStart | None] = lambda _: None
 
 
 class Lazy(Generic[_Value]):
@@ -150,6 +154,7 @@ class Facts:
         self.caches = Lazy(partial(read_caches, host))
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.core_samples = {guest.name: self._sample_cores(source, guest) for guest in self.guests}
+        self.core_histories = {guest.name: Lazy(partial(self._read_history, source, guest)) for guest in self.guests}
         self.host_isolation = Lazy(lambda: read_isolation(host, self.housekeeping, self.guests, self.topology, self.threads()))
         self._balance = {uplink: _compare_counters(source, uplink) for uplink in _list_software_uplinks(source, self.guests)}
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
@@ -168,6 +173,9 @@ class Facts:
         first = Lazy(lambda: take_first(source.host, guest, cores, self.threads()))
         first.read()
         return Lazy(lambda: (first(), take_last(source.host, guest, cores, first(), source.window)))
+
+    def _read_history(self, source: Source, guest: RunningGuest) -> History | str:
+        return read_history(source.host, guest, read_guest_cpus(guest, self.topology), source.core_starts)
 
     def _read_disks(self, host: HostRoot, guest: RunningGuest) -> tuple[DiskState, ...]:
         if not (controllers := self.controllers[guest.name]()):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from uuid import UUID
 
+from orchestrator.audit.core_history import History
 from orchestrator.audit.core_quiet import Sample
 from orchestrator.audit.cores import read_guest_cpus
 from orchestrator.audit.host_isolation import IsolationFacts
+from orchestrator.errors import OrchestratorError
 from orchestrator.host.activity import read_activity, read_thread_slices
+from orchestrator.host.core_counts import read_core_now
 from orchestrator.host.cpus import read_isolated
 from orchestrator.host.irqbalance import find_irqbalance
 from orchestrator.host.isolation import Division, read_settings
@@ -15,6 +20,7 @@ from orchestrator.host.processes import Thread, read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.tuned import find_tuned
 from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.core_start import CoreStart
 from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet
 
@@ -40,6 +46,20 @@ def take_last(host: HostRoot, guest: RunningGuest, cores: CpuSet, first: Sample,
     tids, pids = {thread.tid for thread in first.threads}, {thread.pid for thread in first.threads}
     again = (thread for pid in sorted(pids) for thread in read_process_threads(host, pid))
     return _take(host, guest, cores, tuple(thread for thread in again if thread.tid in tids))
+
+
+def read_history(
+    host: HostRoot, guest: RunningGuest, cores: CpuSet, find_start: Callable[[UUID], CoreStart | None]
+) -> History | str:
+    """Or why it cannot be read."""
+    try:
+        start = find_start(guest.uuid)
+        if start is None:
+            return "no manager recorded the start"
+        now, activity = read_core_now(host, guest.pid, cores)
+    except OrchestratorError as error:
+        return error.message
+    return History(start, now, activity.names)
 
 
 def _take(host: HostRoot, guest: RunningGuest, cores: CpuSet, threads: tuple[Thread, ...]) -> Sample:

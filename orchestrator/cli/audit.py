@@ -27,6 +27,7 @@ _file = click.Path(path_type=Path)
 _WITH_KEYS = {
     "verify": "Verify signed evidence: signature, host, boot, time.",
     "keygen": "Create a key that signs evidence.",
+    "tpm-key": "Write the attestation key that EVIDENCE names to FILE.",
 }
 
 
@@ -38,7 +39,7 @@ class _AuditGroup(click.Group):
         if cmd_name not in _WITH_KEYS:
             return super().get_command(ctx, cmd_name)
         try:
-            command: click.Command = getattr(importlib.import_module("orchestrator.cli.evidence"), cmd_name)
+            command: click.Command = getattr(importlib.import_module("orchestrator.cli.evidence"), cmd_name.replace("-", "_"))
         except ModuleNotFoundError as error:
             if not (error.name or "").startswith("cryptography"):
                 raise

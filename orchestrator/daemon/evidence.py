@@ -42,9 +42,8 @@ class EvidenceSigner:
         chain = self.ledger.event_chain()
         # The signed event must not be lost by a power cut.
         self.ledger.event_head()
-        evidence = collect_evidence(self.subject, guests, proofs, chain, nonce)
         try:
-            return keys.sign(evidence, key)
+            return keys.sign(collect_evidence(self.subject, guests, proofs, chain, nonce), key)
         except ValueError as error:
             raise LedgerError(f"cannot sign the evidence: it has {error}") from None
 

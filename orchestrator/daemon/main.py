@@ -110,7 +110,7 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         host, hypervisor, service.survey, partial(service.send_command, MANAGER), policy.housekeeping,
         ExitPolicy(config.exits.total, config.exits.emulated), os.getpid(),
         disk_checks=service.records.disk_checks, nics=service.records.nics, given_texts=service.records.given_texts,
-        find_tie=service.switches.find_tie, caches=service.records.caches,
+        find_tie=service.switches.find_tie, caches=service.records.caches, core_starts=service.records.core_start,
     )  # fmt: skip
     auditor = Auditor(source)
     signer = EvidenceSigner(auditor, Subject(host, hypervisor), ledger, config.audit.key, counters.observe_audit)

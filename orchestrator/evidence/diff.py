@@ -15,6 +15,7 @@ _ALWAYS = ("created", "nonce")
 # What differs between any two audits of a host that works: what proofs read, and the growing event log.
 _VALUES = ("figure", "evidence", "readings", "values")
 _GROWING = ("events", "first", "last", "hash", "removed")
+_ALWAYS_OF_TPM = ("quoted", "signature")
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, values: bool = True) -> tuple[Difference, ...]:
@@ -26,7 +27,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, values: bool
     found: list[Difference] = []
     for part in sorted(first.keys() | second.keys()):
         if part not in (*_ALWAYS, "guests", "proofs"):
-            found += _compare_values(part, first.get(part), second.get(part))
+            found += _compare_values(part, _leave_out(part, first), _leave_out(part, second))
     found += _compare_named("guest", _index(first, "guests", "name"), _index(second, "guests", "name"))
     found += _compare_named("proof", _index(first, "proofs", "name", "subject"), _index(second, "proofs", "name", "subject"))
     return tuple(found)
@@ -38,6 +39,14 @@ def _leave_out_values(evidence: Mapping[str, Any]) -> dict[str, Any]:
 
     proofs = [drop(proof, _VALUES) for proof in evidence.get("proofs") or ()]
     return {**evidence, "proofs": proofs, "events": drop(evidence.get("events"), _GROWING)}
+
+
+def _leave_out(part: str, evidence: Mapping[str, Any]) -> object:
+    """A part without what differs between any two audits."""
+    value = evidence.get(part)
+    if part != "host" or not isinstance(value, dict) or not isinstance(value.get("tpm"), dict):
+        return value
+    return {**value, "tpm": {name: item for name, item in value["tpm"].items() if name not in _ALWAYS_OF_TPM}}
 
 
 def _index(evidence: Mapping[str, Any], part: str, *keys: str) -> dict[str, Any]:

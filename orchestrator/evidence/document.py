@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -61,6 +62,12 @@ class SignedFile:
 def build_message(evidence: Mapping[str, Any]) -> bytes:
     """The bytes that are signed. The format precedes them, so that no signature of another format is valid for it."""
     return FORMAT.encode() + b"\n" + canonicalize(dict(evidence))
+
+
+def bind_quote(evidence: Mapping[str, Any]) -> bytes:
+    """What a TPM repeats in its quote: a hash of all evidence except the quote, so of the reader's nonce, too."""
+    host = {name: value for name, value in evidence["host"].items() if name != "tpm"}
+    return hashlib.sha256(f"{FORMAT} tpm\n".encode() + canonicalize({**evidence, "host": host})).digest()
 
 
 def read_file(path: Path) -> SignedFile:

@@ -37,9 +37,9 @@ def create_key(path: Path) -> tuple[Path, str]:
         raise RequestError(f"cannot create {path}: it is a folder", "give the path of a file that does not exist")
     key = Ed25519PrivateKey.generate()
     public = path.with_name(f"{path.name}.pub")
-    _write_new(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
+    write_new(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
     try:
-        _write_new(public, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), 0o644)
+        write_new(public, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), 0o644)
     except RequestError:
         path.unlink()
         raise
@@ -117,7 +117,8 @@ def _load(load: Callable[[], object]) -> object:
         return None
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """Raises RequestError if the file exists or cannot be written."""
     created = False
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

@@ -18,6 +18,7 @@ from orchestrator import serving_cpu
 from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
+from orchestrator.guests.core_starts import record_adopted, record_start
 from orchestrator.guests.disk_work import DiskWork
 from orchestrator.guests.host_setup import HostSetup
 from orchestrator.guests.outcome import log_errors
@@ -144,11 +145,21 @@ class CoreManager:
         running = self.confine()
         self._context.setup.set_reception(self.plan)
         require_taps(self._host, self.plan)
-        if self._hypervisor.is_paused(self.plan.uuid):
+        if is_paused := self._hypervisor.is_paused(self.plan.uuid):
             log_errors(lambda: forget_threads(self._host, [vcpu.tid for vcpu in running.vcpus]))
+            log_errors(self._context.setup.restore_switch_counts)
             self._hypervisor.resume(self.plan.uuid)
         self._await_first_exit()
         _move_helpers(self._host, running)
+        self.record_start(running, at_launch=is_paused)
+
+    def record_start(self, running: RunningGuest, *, at_launch: bool) -> None:
+        """Records what was counted on the guest's cores until now, unless it is known; ``at_launch`` if its vCPUs were just let
+        run. A guest runs without the record, and the audit names that.
+        """
+        arguments = self._host, self._context.ledger, self.plan, running.pid
+        prepare = self._context.setup.restore_exit_counts
+        log_errors(lambda: record_start(*arguments) if at_launch else record_adopted(*arguments, prepare))
 
     def confine(self) -> RunningGuest:
         """Raises HostError if a thread can run beyond the guest's cores and housekeeping, NotFound if the guest has ended."""

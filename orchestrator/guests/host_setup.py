@@ -18,6 +18,7 @@ from orchestrator.host.partitions import add_exclusive, list_parents, make_parti
 from orchestrator.host.ports import find_port, has_port
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
+from orchestrator.host.switch_trace import make_room as make_room_for_switches
 from orchestrator.ledger import Claim, EventKind, Ledger
 from orchestrator.locks import WatchedLock
 from orchestrator.model.edge import EdgeMode
@@ -30,6 +31,7 @@ from orchestrator.resources.exit_trace import CountExits
 from orchestrator.resources.isolation import AddExclusive, describe_failure, plan_isolation_settings
 from orchestrator.resources.nic import CreateVfs, VfStates
 from orchestrator.resources.step import UndoContext, run_steps, try_steps, undo_steps
+from orchestrator.resources.switch_trace import CountSwitches
 from orchestrator.resources.uplink import SetEdgeMode, SetPromiscuous
 from orchestrator.values import CpuSet, PciAddress, Size
 
@@ -161,6 +163,11 @@ class HostSetup:
         except HostError as error:
             self._warnings.note(plan.name, (f"its CPUs are not isolated from the scheduler's load balancing: {error}",))
 
+    def restore_switch_counts(self) -> None:
+        """Before the counters of a guest that starts are read. Other threads that have ended may have filled the histogram."""
+        with self.lock:
+            make_room_for_switches(self._host, self._policy.housekeeping)
+
     def restore_exit_counts(self) -> None:
         """Another program may have removed the trace instance, or a guest may have been adopted after an update. And ended guests
         may have filled the histogram.
@@ -175,6 +182,11 @@ class HostSetup:
         """Unless that is done already. Guests run without it: why it is impossible becomes an event."""
         _, failed = try_steps(self._host, self._ledger, HOST, [CountExits()])
         self._warnings.report("VM exits are not counted by reason", tuple(str(error) for _, error in failed))
+        # Not if the trace instance is missing: it is the same cause.
+        steps = [] if failed else [CountSwitches(self._policy.housekeeping)]
+        _, failed_switches = try_steps(self._host, self._ledger, HOST, steps)
+        reasons = tuple(str(error) for _, error in failed_switches)
+        self._warnings.report("thread switches on guest CPUs are not counted", reasons)
 
     def create_vfs(self, address: PciAddress, interface: str) -> tuple[str, ...]:
         """Creates the VFs of a PF and, for the first PF, clears the guest cores; returns what was changed."""

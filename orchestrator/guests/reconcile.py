@@ -170,7 +170,8 @@ class Reconciler:
     def _confine_adopted(self, claim: Claim) -> None:
         """A guest that was suspended outside the manager stays suspended."""
         log_errors(lambda: self._drift.check_guest(claim))  # first: a changed pinning lets it reach beyond its cores
-        self._transitions.core_manager(claim).confine()
+        core = self._transitions.core_manager(claim)
+        core.record_start(core.confine(), at_launch=False)
         self._unconfined.discard(claim.plan.uuid)
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 from orchestrator.errors import NotFound
 from orchestrator.ledger import Ledger
 from orchestrator.model.cache import CachePlan
+from orchestrator.model.core_start import CoreStart
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.plan import NicPlan
 
@@ -37,3 +38,7 @@ class Records:
         if not plans:
             raise NotFound("the manager has no record of what the guest requested")
         return plans[0].caches
+
+    def core_start(self, uuid: UUID) -> CoreStart | None:
+        """The counters of the guest's cores at its start; None without a record. It may be of an earlier run."""
+        return self._ledger.core_start(uuid)

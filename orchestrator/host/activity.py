@@ -40,11 +40,12 @@ def parse_interrupts(text: str, cpus: CpuSet) -> tuple[dict[str, int], dict[str,
     counts, names = {}, {}
     for line in rest.splitlines():
         label, _, body = line.partition(":")
-        words = body.split()
-        if len(words) < width or not all(word.isdecimal() for word in words[:width]):
+        words = body.split(None, width)
+        # Only the columns that are used: a large host has millions of numbers.
+        if len(words) < width or not all(words[column].isdecimal() for column in (0, width - 1, *columns)):
             continue
         counts[label.strip()] = sum(int(words[column]) for column in columns)
-        names[label.strip()] = " ".join(words[width:])
+        names[label.strip()] = " ".join("".join(words[width:]).split())
     if not counts:
         raise HostError("cannot parse /proc/interrupts: no line has a number for each CPU")
     return counts, names

@@ -1,4 +1,4 @@
-"""Histograms of KVM's tracepoints, which the kernel counts in a trace instance of the manager's own.
+"""Histograms of tracepoints, which the kernel counts in a trace instance of the manager's own.
 
 Other users of tracing are not disturbed, and no program runs on guest cores for it (Documentation/trace/histogram.rst;
 Documentation/trace/ftrace.rst, section "Instances").
@@ -25,10 +25,11 @@ class Histogram:
     keys: str  # at most three fields (TRACING_MAP_KEYS_MAX), separated by commas
     size: int  # entries
     condition: str = ""  # its filter
+    system: str = "kvm"  # folder of the event
 
     @property
     def folder(self) -> str:
-        return f"{INSTANCE}/events/kvm/{self.event}"
+        return f"{INSTANCE}/events/{self.system}/{self.event}"
 
     @property
     def trigger(self) -> str:

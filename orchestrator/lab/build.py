@@ -32,7 +32,7 @@ from orchestrator.lab.spec import PAGE, LabImage, LabSpec
 _TOOLS_SUITES = (debian.SUITE, debian.BACKPORTS)
 
 # coreutils: the lab starts QEMU through env(1)
-_TOOLS = ("coreutils", "qemu-system-x86")
+_TOOLS = ("coreutils", "qemu-system-x86", "swtpm")
 
 # Programs of the external switch: Open vSwitch, LLDP, and a target for disks on the network.
 _SWITCH_TOOLS = ("iproute2", "lldpd", "nftables", "openvswitch-switch", "tgt")

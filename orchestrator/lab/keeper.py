@@ -28,10 +28,11 @@ from orchestrator.lab import switch
 from orchestrator.lab.emulator import EmulatorRecord, describe_end
 from orchestrator.lab.keys import write_keys
 from orchestrator.lab.paths import LabDir, LabState, read_tail, remove, write_state
-from orchestrator.lab.qemu import build_argv, build_entry
+from orchestrator.lab.qemu import TPM, build_argv, build_entry, build_tpm_argv
 from orchestrator.lab.qmp import read_ssh_port
 from orchestrator.lab.spec import LabImage, LabSpec
 from orchestrator.values import Size
+from orchestrator.waiting import wait_until
 
 _START_TIMEOUT = 60
 _STOP_TIMEOUT = 8
@@ -150,8 +151,10 @@ class Keeper:
             self._port = {"switch": order.switch, "switch_port": port, **self._start_server(order.switch, undo)}
         image = order.image
         binds = {"lab": folder.path, "kernel": image.kernel, "initrd": image.initrd, "root.raw": image.root}
-        argv = build_entry(order.tools, binds, os.getpid())
-        argv += build_argv(order.spec, order.image, name=folder.name, kvm=order.kvm, tap=tap)
+        entry = build_entry(order.tools, binds, os.getpid())
+        if order.spec.tpm:
+            self._start_tpm([*entry, *build_tpm_argv()], undo)
+        argv = entry + build_argv(order.spec, order.image, name=folder.name, kvm=order.kvm, tap=tap)
         try:
             process = spawn(argv, log=folder.log, pass_fds=() if tap is None else (tap,))
         finally:
@@ -159,6 +162,17 @@ class Keeper:
                 os.close(tap)  # QEMU has inherited it, and the tap must end with QEMU
         undo.callback(_stop, process)
         return process
+
+    def _start_tpm(self, argv: list[str], undo: ExitStack) -> None:
+        """Before QEMU, which connects to it once."""
+        process = spawn(argv, log=self._folder.log)
+        undo.callback(_stop, process)
+        socket_path = self._folder.path / TPM
+        if not wait_until(lambda: socket_path.exists() or process.poll() is not None, timeout=_START_TIMEOUT, interval=_POLL):
+            raise LabError(f"the emulator of the TPM has not created {socket_path} after {_START_TIMEOUT} s")
+        if process.poll() is not None:
+            output = "".join(f"\n    {line}" for line in read_tail(self._folder.log))
+            raise LabError(f"the emulator of the TPM exited immediately with status {process.returncode}:{output}")
 
     def _start_server(self, name: str, undo: ExitStack) -> dict[str, Any]:
         with socket.create_server(("127.0.0.1", 0)) as listener:

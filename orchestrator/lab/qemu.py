@@ -20,6 +20,9 @@ SPARE_PORT = "spare"
 THIS_MACHINE = "10.0.2.2"
 """This machine, as QEMU's user network shows it to the lab."""
 
+TPM = "tpm.sock"
+"""Socket of the TPM's emulator, in the folder of the lab."""
+
 MANAGEMENT_MAC = "52:54:00:00:00:01"
 
 # Prepares the root of QEMU, then executes QEMU. Arguments: parent pid, root, name=path per file or folder, --, command.
@@ -82,6 +85,7 @@ def build_argv(spec: LabSpec, image: LabImage, *, name: str, kvm: bool, tap: int
         "-device", f"virtio-net-pci,bus=pcie.0,netdev=management,mac={MANAGEMENT_MAC}",
         *_nic(spec, name, tap),
         *_disks(spec),
+        *_tpm(spec),
         # A fresh root file system has no entropy: without this sshd and TLS wait for it.
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng,bus=pcie.0",
         "-fw_cfg", f"name=opt/io.systemd.credentials/tmpfiles.extra,file={_inside('lab/tmpfiles.extra')}",
@@ -90,6 +94,12 @@ def build_argv(spec: LabSpec, image: LabImage, *, name: str, kvm: bool, tap: int
         # QEMU exits on a panic or reboot: a lab that boots again would hide it.
         "-no-reboot",
     ]  # fmt: skip
+
+
+def build_tpm_argv() -> list[str]:
+    """The TPM's emulator, which exits when QEMU closes its connection."""
+    state, control = f"dir={_inside('lab')},mode=0600", f"type=unixio,path={_inside(f'lab/{TPM}')}"
+    return ["swtpm", "socket", "--tpm2", "--tpmstate", state, "--ctrl", control, "--terminate"]
 
 
 def build_cmdline(image: LabImage) -> str:
@@ -148,3 +158,12 @@ def _disks(spec: LabSpec) -> list[str]:
         words += ["-device", f"pcie-root-port,id={port},bus={bus},slot={index + 2},chassis={index + 2}"]
         words += ["-device", f"nvme,serial=nohype-disk{index},drive=disk{index},bus={port}"]
     return words
+
+
+def _tpm(spec: LabSpec) -> list[str]:
+    if not spec.tpm:
+        return []
+    return [
+        "-chardev", f"socket,id=tpm,path={_inside(f'lab/{TPM}')}", "-tpmdev", "emulator,id=tpm0,chardev=tpm",
+        "-device", "tpm-crb,tpmdev=tpm0",
+    ]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from orchestrator.errors import LedgerError, NotFound
 from orchestrator.ledger.schema import DAMAGED, check_file
 from orchestrator.model.claim import Claim
+from orchestrator.model.core_start import CoreStart
 from orchestrator.model.disengagement import Disengagement
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.network import MAX_VLAN, MIN_VLAN, Network, check_network_name, check_owner
@@ -95,6 +96,8 @@ def _load(db: sqlite3.Connection) -> Cache:
         parse_reasons(name, text)
     for guest, text in read_rows(db, "SELECT guest, record FROM disk_check"):
         parse_check(guest, text)
+    for guest, text in read_rows(db, "SELECT guest, record FROM core_start"):
+        parse_core_start(guest, text)
     for name, text in read_rows(db, "SELECT name, record FROM switch"):
         parse_switch(name, text)
     for owner, text in read_rows(db, "SELECT owner, arguments FROM undo"):
@@ -111,6 +114,10 @@ def parse_reasons(name: str, text: str) -> tuple[str, ...]:
 
 def parse_check(guest: str, text: str) -> DiskCheck:
     return _parse_record(DiskCheck, f"disk check of {guest}", text)
+
+
+def parse_core_start(guest: str, text: str) -> CoreStart:
+    return _parse_record(CoreStart, f"count of the cores of {guest}", text)
 
 
 def _parse_disengagement(guest: str, text: str) -> Disengagement:

@@ -124,6 +124,10 @@ _NO_UPDATE_12 = """
 CREATE TRIGGER event_no_update BEFORE UPDATE ON event BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 """
 
+_CORE_START_13 = """
+CREATE TABLE core_start (guest TEXT PRIMARY KEY REFERENCES guest ON DELETE CASCADE, record TEXT NOT NULL) STRICT;
+"""
+
 # In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -196,10 +200,15 @@ def _migrate_12(db: sqlite3.Connection) -> None:
     _execute_all(db, _NO_UPDATE_12)
 
 
+def _migrate_13(db: sqlite3.Connection) -> None:
+    """Adds the counters of guests' cores at their starts."""
+    _execute_all(db, _CORE_START_13)
+
+
 # One entry per schema version. Never edit a released migration: add the next one.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7, _migrate_8, _migrate_9,
-    _migrate_10, _migrate_11, _migrate_12,
+    _migrate_10, _migrate_11, _migrate_12, _migrate_13,
 )  # fmt: skip
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.ledger.claims import Claims, PendingClaim
+from orchestrator.ledger.core_starts import CoreStarts
 from orchestrator.ledger.database import BUSY_TIMEOUT, Database, Trace
 from orchestrator.ledger.events import EventLog
 from orchestrator.ledger.journal import UndoJournal
@@ -50,6 +51,8 @@ class Ledger:
         switches = Switches(self._database)
         self.switches, self.add_switch, self.delete_switch = switches.read, switches.add, switches.delete
         self.uplink_edges, self.set_uplink_edge = edges.read, edges.set
+        starts = CoreStarts(self._database)
+        self.core_start, self.record_core_start = starts.read, starts.record
         self.close = self._database.close
 
     def __enter__(self) -> Ledger:

@@ -11,6 +11,7 @@ from orchestrator.resources import (
     memory,
     nic,
     switch,
+    switch_trace,
     tap,
     uplink,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "memory",
     "nic",
     "switch",
+    "switch_trace",
     "tap",
     "uplink",
 ]

@@ -63,11 +63,26 @@ class FakeDomains:
         return [self._live(domain) for domain in self.all() if domain.running]
 
 
-def add_thread(host: FakeRoot, pid: int, tid: int, name: str, cpus: str, *, flags: int = 0, group: str = "/") -> None:
-    """A thread in /proc, as much of it as tells what it is and where it may run (fs/proc/array.c)."""
+def add_thread(
+    host: FakeRoot, pid: int, tid: int, name: str, cpus: str, *, flags: int = 0, group: str = "/", started: int = 0
+) -> None:
+    """A thread in /proc, as much of it as tells what it is and where it may run (fs/proc/array.c). ``started``: in ticks."""
     folder = f"proc/{pid}/task/{tid}"
     # After the flags come 29 fields to the CPU it last ran on, which is number 39 of all (proc_pid_stat(5)).
-    fields = ["S", "1", "1", "1", "0", "-1", str(flags), *["0"] * 29, str(min(CpuSet.parse(cpus).ids)), *["0"] * 13]
+    fields = [
+        "S",
+        "1",
+        "1",
+        "1",
+        "0",
+        "-1",
+        str(flags),
+        *["0"] * 12,
+        str(started),
+        *["0"] * 16,
+        str(min(CpuSet.parse(cpus).ids)),
+        *["0"] * 13,
+    ]
     host.add(f"{folder}/stat", f"{tid} ({name}) {' '.join(fields)}")
     host.add(f"{folder}/status", f"Name:\t{name}\nCpus_allowed_list:\t{cpus}")
     host.add(f"{folder}/cgroup", f"0::{group}")

@@ -97,9 +97,9 @@ class FakeHypervisor:
             for device in (*guest["vfs"], *guest["disks"]):
                 self._host.add(f"{DEVICES}/{device}/enable", "1")
             guest["pid"] = next(pid for pid in range(FIRST_PID, 10**9, _THREADS) if not self._host.exists(f"proc/{pid}"))
-            self.add_threads(guest)
             # As the kernel keeps it of each process (starttime in proc_pid_stat(5)); no two starts have the same.
             guest["start"] = time.monotonic_ns()
+            self.add_threads(guest)
             self.store(guest | {"paused": True})
 
     def resume(self, uuid: UUID) -> None:
@@ -297,7 +297,15 @@ class FakeHypervisor:
                 self._host.add(f"sys/fs/cgroup/{folder}/{file}", cpus)
             self._host.add(f"sys/fs/cgroup/{folder}/cpuset.cpus.exclusive")
             self._host.add(f"sys/fs/cgroup/{folder}/cpuset.cpus.partition", "member")
-            add_thread(self._host, guest["pid"], guest["pid"] + number, name, cpus, group=f"/{folder}")
+            add_thread(
+                self._host,
+                guest["pid"],
+                guest["pid"] + number,
+                name,
+                cpus,
+                group=f"/{folder}",
+                started=0 if number else guest.get("start", 0) // 1000,
+            )
 
     def _files(self) -> dict[str, str]:
         """Names of the running guests, and their ids."""

@@ -68,6 +68,9 @@ def build_server(folder: Path, server: Server) -> FakeRoot:
         for name in (f"kswapd{node}", f"kcompactd{node}"):
             tid += 1
             add_thread(fake, tid, tid, name, everywhere, flags=_PF_KTHREAD)
+    columns, zeros = " ".join(f"CPU{cpu}" for cpu in server.cpus), "0 " * len(server.cpus)
+    fake.add("proc/interrupts", f"{columns}\nLOC: {zeros} Local timer interrupts")
+    fake.add("proc/softirqs", f"{columns}\nTIMER: {zeros}")
     # Of the threads that the kernel pins, a few stand for the many: they are read again and again.
     for cpu in list(server.cpus)[:8]:
         add_thread(fake, 100 + cpu, 100 + cpu, f"ksoftirqd/{cpu}", str(cpu), flags=_PF_KTHREAD | _PF_NO_SETAFFINITY)

@@ -1,4 +1,4 @@
-"""The part of tracefs that the product uses: trace instances with tracepoints of KVM and their histograms."""
+"""The part of tracefs that the product uses: trace instances with tracepoints of KVM and the scheduler, and histograms."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ INSTANCES = f"{TRACING}/instances"
 EXIT = "events/kvm/kvm_exit"
 CALL = "events/kvm/kvm_hypercall"
 MMIO = "events/kvm/kvm_mmio"
+SWITCH = "events/sched/sched_switch"
 _NO_TRIGGER = (
     "# Available triggers:\n# traceon traceoff snapshot stacktrace enable_event disable_event enable_hist disable_hist hist"
 )
@@ -24,12 +25,23 @@ _FIELDS = {
     EXIT: ("common_pid", "exit_reason", "vcpu_id", "isa", "guest_rip", "info1", "info2", "intr_info", "error_code"),
     CALL: ("common_pid", "nr", "a0", "a1", "a2", "a3"),
     MMIO: ("common_pid", "type", "len", "gpa", "val"),
+    SWITCH: (
+        "common_pid",
+        "common_cpu",
+        "prev_comm",
+        "prev_pid",
+        "prev_prio",
+        "prev_state",
+        "next_comm",
+        "next_pid",
+        "next_prio",
+    ),
 }
 
 
 def add_tracing(fake: FakeRoot) -> None:
     fake.add(f"{TRACING}/{EXIT}/format", FORMAT)
-    for event in (CALL, MMIO):
+    for event in (CALL, MMIO, SWITCH):
         fake.add(f"{TRACING}/{event}/format", f"name: {event.rpartition('/')[2]}\n")
     (fake.path / INSTANCES).mkdir(parents=True)
 
@@ -59,7 +71,7 @@ def write_trigger(fake: FakeRoot, path: str, value: str) -> None:
     event = path.rpartition("/")[0]
     fields = next(fields for name, fields in _FIELDS.items() if event.endswith(name))
     text = value.strip().removeprefix("!")
-    match = re.fullmatch(r"hist:keys=([a-z_,]+)(?::size=(\d+))?( if (?:[a-z0-9]+ [!=]= \d+(?: && )?)+)?", text)
+    match = re.fullmatch(r"hist:keys=([a-z_,]+)(?::size=(\d+))?( if (?:[a-zA-Z0-9_]+ [!=]= \d+(?: && )?)+)?", text)
     if not match or not set(match[1].split(",")) <= set(fields) or match[1].count(",") > 2:
         raise OSError(errno.EINVAL, "")
     is_set = not fake.text(path).startswith("#")
@@ -83,6 +95,15 @@ def show_calls(fake: FakeRoot, counts: dict[int, int], dropped: int = 0, event: 
     """``counts``: thread id → calls of a guest that its boot is over, or another event."""
     keys = [(f"common_pid: {tid:>10}", count) for tid, count in counts.items()]
     _show(fake, f"{INSTANCES}/nohype/{event}", keys, dropped)
+
+
+def show_switches(fake: FakeRoot, counts: dict[tuple[str, int, int], int], dropped: int = 0) -> None:
+    """``counts``: (name, CPU, thread id) → switches to the thread."""
+    keys = [
+        (f"next_comm: {name:<50}, common_cpu: {cpu:>10}, next_pid: {tid:>10}", count)
+        for (name, cpu, tid), count in counts.items()
+    ]
+    _show(fake, f"{INSTANCES}/nohype/{SWITCH}", keys, dropped)
 
 
 def _show(fake: FakeRoot, event: str, counts: list[tuple[str, int]], dropped: int) -> None:

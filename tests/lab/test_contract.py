@@ -25,7 +25,7 @@ CARRIED = ("pytest", "_pytest", "py.py", "pluggy", "iniconfig", "packaging", "py
 def pack(folder: Path, spec: LabSpec) -> bytes:
     """The contract tests, and pytest with its dependencies, which are pure Python. Compiled: the lab takes long for that."""
     fakes = [f"tests/fakes/{name}.py" for name in ("root", "net", "nvme", "tracing", "domains", "resctrl")]
-    harness = [f"tests/harness/{name}.py" for name in ("edge_network", "netns")]
+    harness = [f"tests/harness/{name}.py" for name in ("edge_network", "netns", "tpm")]
     for name in (*fakes, *harness):
         copy(ROOT / name, folder / name)
     for name in ("tests/contract", "tests/data"):

@@ -41,7 +41,13 @@ def test_evidence_signed_on_the_host_is_verified_here(host: LabHost, guests: lis
     # The manager counts at the lab's switch, if that answers in time.
     bad = {proof["name"]: proof["verdict"] for proof in evidence["proofs"] if proof["verdict"] != "pass"}
     assert bad in ({}, {"vepa": "not measured"})
-    assert verify(file, "--key", key, "--any-clock", "--nonce", "lab-1", "--boot", boot) == (8 if bad else 0)
+    assert verify(file, "--key", key, "--any-clock", "--nonce", "lab-1", "--boot", boot) == 8, "its quote was not verified"
+    tpm = tmp_path / "tpm.pub"
+    CliRunner().invoke(nohype, ["audit", "tpm-key", str(file), str(tpm)], catch_exceptions=False)
+    pcrs = evidence["host"]["tpm"]["pcrs"]
+    words = (file, "--key", key, "--any-clock", "--nonce", "lab-1", "--boot", boot, "--tpm-key", tpm)
+    assert verify(*words, "--pcr", f"4={pcrs['4']}") == (8 if bad else 0)
+    assert verify(*words, "--pcr", f"4={'ab' * 32}") == 6
     assert verify(file, "--key", key, "--any-clock", "--boot", "other") == 6
     file.write_text(data.replace('"verdict":"pass"', '"verdict":"fail"', 1))
     assert verify(file, "--key", key, "--any-clock") == 5

@@ -101,6 +101,24 @@ def check_failed(proof: Proof, *words: str) -> None:
     assert any(all(word in line for word in words) for line in proof.evidence), proof.evidence
 
 
+@pytest.fixture(scope="module")
+def long_ago(host: LabHost, guests: list[dict[str, Any]]) -> str:
+    """A program that was on a guest's core for a moment, before all audits of this file; its name."""
+    options = f"--quiet --wait --collect --slice intruder -p CPUAffinity={guests[0]['cpus'][0]}"
+    host.run(f"systemd-run {options} sh -c 'printf passer-by > /proc/self/comm; sleep 0.1'")
+    return "passer-by"
+
+
+def test_program_that_ran_on_a_guest_core_for_a_moment_long_ago_is_named(
+    long_ago: str, first_faults: Faults, guests: list[dict[str, Any]]
+) -> None:
+    """It ended before the audit began. The window of the audit, and other guests, do not have it."""
+    limits = {name: line for (proof, name), found in first_faults.items() if proof == "core-quiet"
+              for line in found.evidence if line.startswith(f"{WEAKER}since the start of the guest")}  # fmt: skip
+    assert f"time slices of {long_ago} (" in limits[guests[0]["name"]], limits
+    assert long_ago not in limits.get(guests[1]["name"], "")
+
+
 def test_vepa_is_not_measured_without_traffic(first_faults: Faults) -> None:
     assert first_faults["vepa", "host"].verdict == Verdict.NOT_MEASURED
 

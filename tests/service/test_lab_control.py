@@ -28,7 +28,7 @@ from orchestrator.lab.keys import SWITCH_KEY
 from orchestrator.lab.paths import LabDir, is_locked, take_lock
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qemu import build_entry, data_mac
-from orchestrator.lab.spec import LabImage, parse_spec
+from orchestrator.lab.spec import LabImage, LabSpec, parse_spec
 from orchestrator.model.switch import SshAddress, Switch, SwitchDriver
 from orchestrator.ssh import ShellTimeout
 from orchestrator.switches.commands import SshCommands
@@ -75,10 +75,10 @@ def name(tmp_path: Path) -> Iterator[str]:
     assert_nothing_left(found)
 
 
-def start(name: str, tmp_path: Path, *, boot_timeout: float = 30, switch_of: str = "") -> labs.Lab:
+def start(name: str, tmp_path: Path, *, boot_timeout: float = 30, switch_of: str = "", spec: LabSpec = SPEC) -> labs.Lab:
     """Starts a lab whose tools root is this machine's own root."""
     image = LabImage(tmp_path / "vmlinuz", tmp_path / "initrd", tmp_path / "root.raw", "quiet")
-    return control.up(name, SPEC, image, Path("/"), EMULATED, Timeline(), boot_timeout=boot_timeout, switch_of=switch_of)
+    return control.up(name, spec, image, Path("/"), EMULATED, Timeline(), boot_timeout=boot_timeout, switch_of=switch_of)
 
 
 def start_in_background(name: str, tmp_path: Path) -> subprocess.Popen[str]:
@@ -481,3 +481,32 @@ def test_switch_of_a_lab_that_is_ending_cannot_be_joined(name: str, tmp_path: Pa
         for lock in locks:
             assert lock is not None
             os.close(lock)
+
+
+@pytest.fixture
+def tpm(tmp_path: Path, stand_in: Callable[[str], None]) -> Callable[[str], LabSpec]:
+    """Puts a program of these lines of shell in the place of the TPM's emulator; returns a spec with a TPM."""
+
+    def place(lines: str) -> LabSpec:
+        program = tmp_path / "bin" / "swtpm"
+        program.write_text(f"#!/bin/sh\n{lines}\n")
+        program.chmod(0o755)
+        return SPEC.model_copy(update={"tpm": True})
+
+    return place
+
+
+def test_emulator_of_the_tpm_runs_as_long_as_the_lab(name: str, tmp_path: Path, tpm: Callable[[str], LabSpec]) -> None:
+    # The socket is the last part of --ctrl type=unixio,path=/mnt/lab/SOCKET.
+    make_socket = 'for word; do case $word in *path=*) touch "${word##*path=}"; esac; done'
+    start(name, tmp_path, spec=tpm(f"echo $$ > {tmp_path}/pid; {make_socket}; exec sleep 1000"))
+    process = Path("/proc", (tmp_path / "pid").read_text().strip())
+    assert process.exists()
+    control.down(name)
+    assert not process.exists()
+
+
+def test_emulator_of_the_tpm_that_fails_is_reported(name: str, tmp_path: Path, tpm: Callable[[str], LabSpec]) -> None:
+    with pytest.raises(LabError, match="emulator of the TPM exited immediately with status 3:\n.*no such key"):
+        start(name, tmp_path, spec=tpm("echo no such key >&2; exit 3"))
+    assert_nothing_left(name)

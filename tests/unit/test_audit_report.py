@@ -15,14 +15,16 @@ import pytest
 from orchestrator.audit.catalogue import PROOFS, ComparisonRow
 from orchestrator.audit.facts import SendCommand, Source
 from orchestrator.audit.report import Auditor, summarize
-from orchestrator.errors import HypervisorError
+from orchestrator.errors import HypervisorError, LedgerError
+from orchestrator.host.core_counts import read_core_start
 from orchestrator.host.survey import read_topology
 from orchestrator.hypervisor.connection import RunningGuest
+from orchestrator.model.core_start import CoreStart
 from orchestrator.model.exits import ExitPolicy
 from orchestrator.model.plan import NicPlan
-from orchestrator.model.proof import Proof, Verdict
+from orchestrator.model.proof import WEAKER, Proof, Verdict
 from orchestrator.model.topology import Topology
-from orchestrator.values import MacAddress, PciAddress
+from orchestrator.values import CpuSet, MacAddress, PciAddress
 from tests.fakes.root import HOSTS, FakeRoot, build_host
 from tests.harness.audit_data import DATA, GUEST1, GUEST2, HOUSEKEEPING, load_maps
 from tests.harness.isolation import add_isolation
@@ -155,10 +157,12 @@ def audit(
     unread: Mapping[str, str] | None = None,
     frames: int = 0,
     nics: Sequence[NicPlan] = NICS,
+    starts: Callable[[UUID], CoreStart | None] = lambda _: None,
 ) -> tuple[Proof, ...]:
     source = Source(
         host, StubHypervisor(guests, unread or {}, exits), lambda: topology or read_topology(host), send, HOUSEKEEPING,
         ExitPolicy(2000, 10), window=0.01, nics=lambda: {guest.uuid: (nic,) for guest, nic in zip(GUESTS, nics, strict=True)},
+        core_starts=starts,
     )  # fmt: skip
     return Auditor(source).run(frames)
 
@@ -230,6 +234,30 @@ def test_interrupts_of_a_device_on_a_guest_core_fail(host: RecordingRoot) -> Non
     assert found["core-quiet", "guest1"].verdict == Verdict.FAIL
     assert "interrupts 24 (PCI-MSIX nic0)" in found["core-quiet", "guest1"].evidence[0]
     assert found["core-quiet", "guest2"].verdict == Verdict.PASS
+
+
+def core_quiet(proofs: tuple[Proof, ...]) -> dict[str, Proof]:
+    return {proof.subject: proof for proof in proofs if proof.name == "core-quiet"}
+
+
+def test_what_happened_on_a_guests_cores_since_its_start_is_reported(host: RecordingRoot) -> None:
+    host.add("proc/sys/kernel/random/boot_id", "boot-1")
+    start = read_core_start(host, GUEST1.pid, CpuSet.parse("2-3"), at_launch=True)
+    host.add("proc/softirqs", host.text("proc/softirqs").replace("NET_RX: 0 0 0 0", "NET_RX: 0 0 7 0"))
+    found = core_quiet(audit(host, starts={GUEST1.uuid: start}.get))
+    assert [proof.verdict for proof in found.values()] == [Verdict.PASS, Verdict.PASS], "it was before the measured time"
+    assert found["guest1"].values["since_start_unexpected"] == 7
+    assert any(line.startswith(WEAKER) and "7 softirqs NET_RX" in line for line in found["guest1"].evidence)
+    assert any("no manager recorded the start" in line for line in found["guest2"].evidence)
+
+
+def test_start_that_cannot_be_compared_limits_the_proof(host: RecordingRoot) -> None:
+    def refuse(_uuid: UUID) -> CoreStart:
+        raise LedgerError("the ledger is damaged")
+
+    for proof in core_quiet(audit(host, starts=refuse)).values():
+        assert proof.verdict == Verdict.PASS
+        assert any(line.startswith(WEAKER) and "the ledger is damaged" in line for line in proof.evidence)
 
 
 def test_vf_of_another_driver_fails(host: RecordingRoot) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.lab.qemu import SPARE_PORT, build_argv, build_cmdline, build_entry
+from orchestrator.lab.qemu import SPARE_PORT, build_argv, build_cmdline, build_entry, build_tpm_argv
 from orchestrator.lab.spec import LabImage, LabSpec, load_spec
 
 IMAGE = LabImage(Path("/c/vmlinuz"), Path("/c/initrd"), Path("/c/root.raw"), "intel_iommu=on isolcpus=2-7")
@@ -52,6 +52,14 @@ def test_disks_have_own_controllers_on_alternating_nodes() -> None:
     assert not [text for text in devices if text.endswith(f"bus={SPARE_PORT}")]
     chassis = [text.partition("chassis=")[2] for text in devices if text.startswith("pcie-root-port")]
     assert len(set(chassis)) == len(chassis)
+
+
+def test_tpm_is_the_emulator_that_was_started() -> None:
+    argv, emulator = build(load_spec("numa")), build_tpm_argv()
+    (socket,) = [text.partition("path=")[2] for text in values(argv, "-chardev")]
+    assert socket in values(emulator, "--ctrl")[0]
+    assert "tpm-crb,tpmdev=tpm0" in values(argv, "-device")
+    assert not [word for word in build(load_spec("numa").model_copy(update={"tpm": False})) if "tpm" in word]
 
 
 def test_accelerator_options() -> None:

@@ -56,6 +56,8 @@ def read_all(path: Path) -> list[bytes]:
         (f"UPDATE guest SET version = {MOST} WHERE name = 'g1'", f"the version of guest g1: {MOST}"),
         ("UPDATE guest SET version = -1 WHERE name = 'g1'", "the version of guest g1: -1"),
         (f"UPDATE guest SET restarts = {MOST} WHERE name = 'g1'", "the count of restarts of guest g1"),
+        ("INSERT INTO core_start VALUES ('g1', '{}')", "an unreadable count of the cores of g1: boot: missing"),
+        (f"INSERT INTO core_start VALUES ('g1', '{DEEP}')", "count of the cores of g1, nested too deeply"),
         (f"UPDATE generation SET number = {MOST}", f"the generation {MOST}"),
         (f"UPDATE generation SET version = {MOST}", f"the version {MOST}"),
         ("DELETE FROM generation", "0 rows in the table generation"),

@@ -17,7 +17,7 @@ from orchestrator.guests.core_manager import CoreManager
 from orchestrator.guests.host_setup import HostSetup
 from orchestrator.guests.service import GuestService
 from orchestrator.host.processes import read_process_threads
-from orchestrator.hypervisor.connection import EndCause
+from orchestrator.hypervisor.connection import EndCause, RunningGuest
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.state import GuestState
@@ -284,12 +284,13 @@ def test_suspended_guest_stays_suspended(world: World, manager: GuestService, le
 def test_failed_confinement_of_an_adopted_guest_is_repeated(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, confined = create(manager), []
+    plan, confined, real = create(manager), [], CoreManager.confine
 
-    def confine(core: CoreManager) -> None:
+    def confine(core: CoreManager) -> RunningGuest:
         confined.append(core.plan)
         if len(confined) == 1:
             raise HypervisorError("libvirt is away")
+        return real(core)
 
     ledger.close()
     manager, _ = world.open_manager()
