@@ -18,6 +18,7 @@ from orchestrator.host.edge import Tap, find_link, nft
 from orchestrator.host.interfaces import read_interfaces
 from orchestrator.host.netlink import add_port, create_bridge, set_hairpin
 from orchestrator.host.netlink.sockets import IPRoute, NetlinkError
+from orchestrator.host.root import HostRoot
 from orchestrator.values import MacAddress
 from orchestrator.waiting import wait_until
 from tests.harness.edge_network import (
@@ -284,6 +285,36 @@ def test_removal_leaves_nothing_and_can_be_repeated(taps: None) -> None:
             within(HOST, lambda tap=tap: nft.remove(REAL, tap))  # type: ignore[misc]
     assert [link.name for link in netlink.read_links(netns=HOST)] == ["lo", UPLINK]
     assert run_nft("list", "ruleset") == ""
+
+
+class NetWithUdev:
+    """Changes the address of a new tap, as udev does that has read the first one before it was set."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(netlink, name)
+
+    def create_tap(self, name: str, uplink: str, mac: MacAddress, drain: str) -> None:
+        netlink.create_tap(name, uplink, mac, drain)
+        ip("link", "set", name, "address", "22:63:88:d6:b7:3f")
+
+
+def test_address_that_udev_has_changed_is_restored(promiscuous: None) -> None:
+    host = HostRoot(Path("/"), NetWithUdev())  # type: ignore[arg-type]
+    within(HOST, lambda: nft.create(host, ONE))
+    assert diff(ONE) == ()
+
+
+def test_tap_with_an_address_of_udev_is_removed(taps: None) -> None:
+    ip("-n", HOST, "link", "set", ONE.name, "address", "22:63:88:d6:b7:3f")
+    within(HOST, lambda: nft.remove(REAL, ONE))
+    assert [link.name for link in netlink.read_links(netns=HOST) if link.name.endswith("-1")] == []
+
+
+def test_tap_of_another_program_is_not_removed(network: None) -> None:
+    ip("-n", HOST, "tuntap", "add", ONE.name, "mode", "tap")
+    with pytest.raises(HostError, match="cannot remove tap nh-1: the interface nh-1 is tun with address"):
+        within(HOST, lambda: nft.remove(REAL, ONE))
+    assert ONE.name in [link.name for link in netlink.read_links(netns=HOST)]
 
 
 @pytest.mark.parametrize("name", ["nh-1", "nb-1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from ipaddress import IPv6Address
 
 LOCAL, ARP, IPV6, VLAN, PROVIDER, OLD_PROVIDER, CONTROL = 0x88B5, 0x0806, 0x86DD, 0x8100, 0x88A8, 0x9100, 0x8808
 ALL = "ff:ff:ff:ff:ff:ff"
@@ -64,3 +65,11 @@ def advertisement(sender: str, address: bytes) -> bytes:
     icmp = struct.pack("!BBHI", 136, 0, 0, 0x2000_0000) + address + b"\x02\x01" + pack_mac(sender)
     head = struct.pack("!IHBB", 0x6000_0000, len(icmp) + 8, 58, 255)
     return head + address + bytes.fromhex("ff02" + "00" * 13 + "01") + icmp
+
+
+def solicitation(sender: str, source: IPv6Address, target: IPv6Address) -> tuple[str, bytes]:
+    """The multicast address, and the payload of a neighbour solicitation for the IPv6 ``target`` (RFC 4861). Without checksum."""
+    icmp = struct.pack("!BBHI", 135, 0, 0, 0) + target.packed + b"\x01\x01" + pack_mac(sender)
+    head = struct.pack("!IHBB", 0x6000_0000, len(icmp), 58, 255)
+    group = bytes.fromhex("ff02" + "00" * 9 + "01ff") + target.packed[13:]
+    return "33:33:" + group[12:].hex(":"), head + source.packed + group + icmp

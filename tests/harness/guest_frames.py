@@ -1,4 +1,4 @@
-"""Frames that guests of the image `frames` send, and where each of them went: through the switch port, and to which NIC."""
+"""Frames that guests of the image `frames` send, and where each of them went: through the switch ports, and to which NIC."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.lab.switch import LabPort
 from orchestrator.waiting import wait_until
@@ -20,6 +20,7 @@ OUT_AND_BACK = Counter({"out": 1, "back": 1})
 _LINE = 512  # characters of a command (docs/api.md)
 _HEAD = len("frames send 02:00:00:00:00:50 99999 99999")
 
+Key = TypeVar("Key")
 Tell = Callable[[str, str], str]
 """Sends a command to a guest; returns the guest's answer."""
 
@@ -39,23 +40,24 @@ class Nic:
 
 @dataclass
 class Wire:
-    """The guests, and the switch port that all of their frames pass."""
+    """The guests, and the ports of the switch that all of their frames pass: one per host."""
 
     tell: Tell
-    port: LabPort
+    ports: Sequence[LabPort]
     nics: list[Nic] = field(default_factory=list)
-    _watch: Watch = field(init=False)
+    _watches: list[Watch] = field(default_factory=list, init=False)
     _seen: Counter[tuple[str, bytes]] = field(default_factory=Counter, init=False)
     _number: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        self._watch = Watch(self.port.netns, self.port.interface, buffer=64 << 20)
+        for port in self.ports:
+            self._watches.append(Watch(port.netns, port.interface, buffer=64 << 20))
 
     @classmethod
     @contextmanager
-    def watched(cls, tell: Tell, port: LabPort, guests: Iterable[Mapping[str, Any]]) -> Iterator[Wire]:
+    def watched(cls, tell: Tell, ports: Sequence[LabPort], guests: Iterable[Mapping[str, Any]]) -> Iterator[Wire]:
         """``guests``: as the manager shows them. They count frames until they end."""
-        wire = cls(tell, port)
+        wire = cls(tell, ports)
         try:
             for guest in guests:
                 name = guest["name"]
@@ -76,7 +78,13 @@ class Wire:
         return sum((nic.place for nic in self.nics if nic.vlan == vlan), Counter[str]())
 
     def close(self) -> None:
-        self._watch.close()
+        for watch in self._watches:
+            watch.close()
+
+    def _send(self, frame: bytes) -> None:
+        """To each host."""
+        for watch in self._watches:
+            watch.send(frame)
 
     def command(self, guest: str, words: str) -> str:
         """The words after `nohype: done frames`."""
@@ -85,38 +93,45 @@ class Wire:
         return answer.removeprefix("nohype: done frames").strip()
 
     def trace(self, sender: Nic, frames: Mapping[str, bytes], count: int = 1) -> dict[str, Counter[str]]:
-        """Where each frame went: "out" into the switch, "back" out of it, or GUEST/NIC. ``count``: how often it is sent."""
-        numbers = dict(zip(frames, range(self._number, self._number + len(frames)), strict=True))
-        self._number += len(frames)
-        for first, batch in _divide(list(frames.values()), min(numbers.values())):
-            answer = self.command(sender.guest, f"send {sender.mac} {first} {count} {' '.join(frame.hex() for frame in batch)}")
-            assert answer == f"sent={len(batch) * count} failed=0"
-        self.settle(sender)
-        return self.counts(numbers)
+        """Where each frame went: "out" into the switch, "back" out of a port, or GUEST/NIC. ``count``: how often it is sent."""
+        return self.trace_all({sender: frames}, count)[sender]
+
+    def trace_all(self, frames: Mapping[Nic, Mapping[str, bytes]], count: int = 1) -> dict[Nic, dict[str, Counter[str]]]:
+        """As ``trace``, by sender: the guests are asked once for all frames."""
+        numbers = {(sender, name): self.take_number() for sender, named in frames.items() for name in named}
+        for sender, named in frames.items():
+            for first, batch in _divide(list(named.values()), min(numbers[sender, name] for name in named)):
+                answer = self.command(
+                    sender.guest, f"send {sender.mac} {first} {count} {' '.join(frame.hex() for frame in batch)}"
+                )
+                assert answer == f"sent={len(batch) * count} failed=0"
+        self.settle(*frames)
+        found = self.counts(numbers)
+        return {sender: {name: found[sender, name] for name in named} for sender, named in frames.items()}
 
     def send_from_outside(self, frames: Mapping[str, bytes]) -> dict[str, Counter[str]]:
         """The NICs that received each frame of the switch."""
         numbers = {name: self.take_number() for name in frames}
         for name, frame in frames.items():
-            self._watch.send(finish(frame, numbers[name]))
-        self.settle(None)
+            self._send(finish(frame, numbers[name]))
+        self.settle()
         return self.counts(numbers)
 
     def take_number(self) -> int:
         self._number += 1
         return self._number - 1
 
-    def settle(self, sender: Nic | None) -> None:
+    def settle(self, *senders: Nic) -> None:
         """Waits until what was sent before has arrived: by frames that take the same way, later."""
-        if sender:
+        for sender in senders:
             number = self.take_number()
             self.command(sender.guest, f"send {sender.mac} {number} 1 {ether(OUTSIDE, sender.mac).hex()}")
-            assert wait_until(lambda: self.at_port(number)["out"], timeout=60, interval=0.01)
+            assert wait_until(lambda number=number: self.at_port(number)["out"], timeout=60, interval=0.01)
         vlans = sorted({nic.vlan for nic in self.nics})
         markers = {vlan: self.take_number() for vlan in vlans}
         for vlan, number in markers.items():
             tags = [(VLAN, vlan)] if vlan else []
-            self._watch.send(finish(tagged(ALL, OUTSIDE, *tags), number))
+            self._send(finish(tagged(ALL, OUTSIDE, *tags), number))
 
         def have_arrived() -> bool:
             found = self.at_guests(min(markers.values()), max(markers.values()))
@@ -124,12 +139,12 @@ class Wire:
 
         assert wait_until(have_arrived, timeout=60, interval=0.05)
 
-    def counts(self, numbers: Mapping[str, int]) -> dict[str, Counter[str]]:
+    def counts(self, numbers: Mapping[Key, int]) -> dict[Key, Counter[str]]:
         at_guests = self.at_guests(min(numbers.values()), max(numbers.values()))
         return {name: self.at_port(number) + at_guests[number] for name, number in numbers.items()}
 
     def at_port(self, number: int) -> Counter[str]:
-        self._seen.update((way, frame[-8:]) for way, frame in self._watch.take())
+        self._seen.update((way, frame[-8:]) for watch in self._watches for way, frame in watch.take())
         end = end_of(number)
         return +Counter({"out": self._seen["in", end], "back": self._seen["out", end]})
 

@@ -50,10 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """If the emulator has failed, no test result is valid, and the session ends."""
     report = yield
-    host = getattr(item, "funcargs", {}).get("host")
-    if report.failed and isinstance(host, LabHost):
+    used = getattr(item, "funcargs", {})
+    hosts = [host for host in (used.get("host"), *(used.get("hosts") or ())) if isinstance(host, LabHost)]
+    if report.failed:
         try:
-            check_emulation(host.lab)
+            for host in hosts:
+                check_emulation(host.lab)
         except LabLost as error:
             pytest.exit(f"{item.name} failed: {report.longreprtext[-2000:]}\n{error}", returncode=LAB_LOST)
     return report
@@ -127,6 +129,13 @@ def host() -> Iterator[LabHost]:
         with connected(labs.find_lab(given)) as found:
             yield found
         return
+    with own_lab(NAME, "numa") as found:
+        yield found
+
+
+@contextmanager
+def own_lab(name: str, spec: str, *, switch_of: str = "") -> Iterator[LabHost]:
+    """A lab that is up during the block. ``spec``, ``switch_of``: as of `load_spec` and of `start_lab`."""
     if os.geteuid():
         reason = "the lab needs root"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
@@ -135,12 +144,12 @@ def host() -> Iterator[LabHost]:
         if event.kind is not Kind.BEGIN:
             print(f"{event.stage}: {event.text or f'{event.seconds:.1f} s'}", flush=True)
 
-    lab = start_lab(NAME, load_spec("numa"), AccelChoice.AUTO, Timeline(show))
+    lab = start_lab(name, load_spec(spec), AccelChoice.AUTO, Timeline(show), switch_of=switch_of)
     try:
         with connected(lab) as found:
             yield found
     finally:
-        control.down(NAME)
+        control.down(name)
 
 
 @contextmanager

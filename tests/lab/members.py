@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,20 @@ CMDLINE = "ipv6.disable=0 iomem=relaxed"
 
 
 @contextmanager
-def created(host: LabHost) -> Iterator[dict[str, dict[str, Any]]]:
-    """The guests by name, as the manager shows them."""
+def sent_image(host: LabHost) -> Iterator[None]:
+    """The image FRAMES is installed during the block."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             send_image(host.lab, make_frames_image(Path(folder)))
+        yield
+    finally:
+        host.nohype("image", "delete", FRAMES, check=False)
+
+
+@contextmanager
+def created(host: LabHost) -> Iterator[dict[str, dict[str, Any]]]:
+    """The guests by name, as the manager shows them."""
+    with sent_image(host), _removed(host):
         for name, vlan in (("blue", BLUE), ("red", RED)):
             host.nohype("network", "create", name, "--vlan", str(vlan))
         made = {}
@@ -45,18 +54,32 @@ def created(host: LabHost) -> Iterator[dict[str, dict[str, Any]]]:
         for name in NICS:
             host.nohype("guest", "start", name, "--wait", "180")  # they run already: only waits
         yield made
+
+
+@contextmanager
+def _removed(host: LabHost) -> Iterator[None]:
+    try:
+        yield
     finally:
         for name in NICS:
             host.nohype("guest", "delete", name, check=False)
         for name in ("blue", "red"):
             host.nohype("network", "delete", name, check=False)
-        host.nohype("image", "delete", FRAMES, check=False)
 
 
 @contextmanager
 def watched(host: LabHost, guests: dict[str, dict[str, Any]]) -> Iterator[Wire]:
-    def tell(guest: str, line: str) -> str:
-        return host.nohype("guest", "tell", guest, line).stdout.splitlines()[-1]  # other output may precede the answer
+    with watched_on(dict.fromkeys(guests, host), guests.values()) as wire:
+        yield wire
 
-    with Wire.watched(tell, switch.port(host.lab.name), guests.values()) as wire:
+
+@contextmanager
+def watched_on(hosts: Mapping[str, LabHost], guests: Iterable[Mapping[str, Any]]) -> Iterator[Wire]:
+    """Guests on several hosts behind one switch. ``hosts``: by name of the guest."""
+
+    def tell(guest: str, line: str) -> str:
+        return hosts[guest].nohype("guest", "tell", guest, line).stdout.splitlines()[-1]  # other output may precede the answer
+
+    ports = [switch.port(name) for name in sorted({host.lab.name for host in hosts.values()})]
+    with Wire.watched(tell, ports, guests) as wire:
         yield wire

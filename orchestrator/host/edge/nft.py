@@ -42,6 +42,10 @@ def create(host: HostRoot, tap: Tap) -> None:
     host.net.create_tap(tap.name, tap.uplink, _address_of_host(tap.mac), _name_drain(tap))
     host.net.replace_table(name_table(tap.name), *_build_chains(tap))
     host.net.set_link_up(tap.name, up=True)
+    if (link := find_link(host, tap.name)) and link.mac != _address_of_host(tap.mac):
+        # udev gives each new interface with a random address another one (systemd.link(5), MACAddressPolicy=persistent). It may
+        # have looked before the address was set, and have written afterwards. It does so once.
+        host.net.restore_tap(tap.name, tap.uplink, _address_of_host(tap.mac), _name_drain(tap))
     if findings := diff(host, tap):
         hint = "check for a program that manages network interfaces, such as NetworkManager or systemd-networkd"
         raise HostError(f"tap {tap.name} is not as it was created: {'; '.join(findings)}", hint)
@@ -50,7 +54,9 @@ def create(host: HostRoot, tap: Tap) -> None:
 def remove(host: HostRoot, tap: Tap) -> None:
     for name, kind in ((tap.name, KIND), (_name_drain(tap), "bridge")):
         if link := find_link(host, name):
-            if (link.kind, link.mac) != (kind, _address_of_host(tap.mac)):
+            # The only port of the tap's bridge is the tap, also if udev has changed its address.
+            is_port = (name, link.master) == (tap.name, _name_drain(tap))
+            if link.kind != kind or not (is_port or link.mac == _address_of_host(tap.mac)):
                 what = f"{link.kind or 'physical'} with address {link.mac}, expected {kind} with {_address_of_host(tap.mac)}"
                 hint = "remove it by hand, and clear the guest with --force"
                 raise HostError(f"cannot remove tap {tap.name}: the interface {name} is {what}", hint)
