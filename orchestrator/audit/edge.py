@@ -74,7 +74,10 @@ def find_channels(host: HostRoot, pf: PhysicalFunction, used: Collection[PciAddr
     if not own or not all(vlan and list(vlans.values()).count(vlan) == 1 for vlan in own.values()):
         return reading
     listed = ", ".join(f"VF {index} has port VLAN {vlan}" for index, vlan in sorted(own.items()))
-    return replace(reading, mode=EdgeMode.CHANNEL.value, text=f"{reading.text}; {listed}, each for itself")
+    text = f"{reading.text}; {listed}, each for itself"
+    if reading.mode == EdgeMode.VEB:
+        text += "; the NIC switches locally: it may take frames to a VF in another VLAN as local, and drop them"
+    return replace(reading, mode=EdgeMode.CHANNEL.value, text=text)
 
 
 def check_edges(edges: Iterable[EdgeReading]) -> list[str]:

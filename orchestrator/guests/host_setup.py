@@ -10,7 +10,7 @@ from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import log_errors
 from orchestrator.host.cpus import read_isolated, read_online, read_possible
-from orchestrator.host.edge import SOFTWARE, find_link, read_edge_mode
+from orchestrator.host.edge import SOFTWARE, find_link, may_have_vepa, read_edge_mode
 from orchestrator.host.exit_trace import is_counting, make_room
 from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.isolation import Division
@@ -186,15 +186,23 @@ class HostSetup:
         return (*moved, *created)
 
     def restore_edge_mode(self, plan: Plan) -> None:
-        """Puts the guest's PFs back into VEPA mode."""
-        for pf, interface in _list_vepa_pfs([plan]).items():
-            self._restore_edge_mode(pf, interface)
+        """Puts the guest's PFs back into VEPA mode. For the edge mode channel that is done where it is possible: a NIC that
+        switches locally may take a frame to a VF of another VLAN as local, and drop it (QEMU's 82576 does).
+        """
+        for pf, (interface, is_needed) in _list_vepa_pfs([plan]).items():
+            try:
+                self._restore_edge_mode(pf, interface, is_needed=is_needed)
+            except HostError as error:
+                if is_needed:
+                    raise
+                text = f"cannot stop PF {pf} from switching between its VFs; it may drop frames to VFs in other VLANs"
+                self._warnings.note(plan.name, ("; ".join(filter(None, (f"{text}: {error.message}", error.hint))),))
 
     def restore_edge_modes(self) -> None:
-        """Puts all guests' PFs back into VEPA mode. An error of one PF does not stop the others."""
-        for pf, interface in _list_vepa_pfs(claim.plan for claim in self._ledger.read().claims).items():
+        """As ``restore_edge_mode``, for all guests. An error of one PF does not stop the others."""
+        for pf, (interface, is_needed) in _list_vepa_pfs(claim.plan for claim in self._ledger.read().claims).items():
             try:
-                self._restore_edge_mode(pf, interface)
+                self._restore_edge_mode(pf, interface, is_needed=is_needed)
             except OrchestratorError as error:
                 _log.error("cannot restore VEPA mode on PF %s: %s", pf, error)
 
@@ -240,8 +248,10 @@ class HostSetup:
             if (available := free.get((node, size), 0)) < count
         )
 
-    def _restore_edge_mode(self, address: PciAddress, interface: str) -> None:
+    def _restore_edge_mode(self, address: PciAddress, interface: str, *, is_needed: bool) -> None:
         pf = read_pf(self._host, address, [interface, *self._policy.uplinks])
+        if not is_needed and not may_have_vepa(pf):
+            return
         if read_edge_mode(self._host, pf) is not EdgeMode.VEPA:
             with self.lock:
                 run_steps(self._host, self._ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
@@ -274,6 +284,8 @@ def _list_pfs(plans: Iterable[Plan]) -> dict[PciAddress, str]:
     return {vf.pf: vf.interface for plan in plans for vf in plan.vfs}
 
 
-def _list_vepa_pfs(plans: Iterable[Plan]) -> dict[PciAddress, str]:
-    """As ``_list_pfs``, without PFs that have guests of the mode channel only."""
-    return {nic.pf: nic.interface for plan in plans for nic in plan.nics if nic.pf and nic.edge is EdgeMode.VEPA}
+def _list_vepa_pfs(plans: Iterable[Plan]) -> dict[PciAddress, tuple[str, bool]]:
+    """PF → its interface, and whether a guest needs VEPA mode: those of the mode channel only profit from it."""
+    nics = [nic for plan in plans for nic in plan.nics]
+    needed = {nic.pf for nic in nics if nic.edge is EdgeMode.VEPA}
+    return {nic.pf: (nic.interface, nic.pf in needed) for nic in nics if nic.pf}
