@@ -30,13 +30,15 @@ from orchestrator.resources.exit_trace import CountExits
 from orchestrator.resources.isolation import AddExclusive, describe_failure, plan_isolation_settings
 from orchestrator.resources.nic import CreateVfs, VfStates
 from orchestrator.resources.step import UndoContext, run_steps, try_steps, undo_steps
-from orchestrator.resources.uplink import SetEdgeMode, SetPromiscuous
-from orchestrator.values import CpuSet, PciAddress, Size
+from orchestrator.resources.uplink import CountReturns, SetEdgeMode, SetPromiscuous
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 _log = logging.getLogger(__name__)
 
 HOST = "host"
 """Owner of the host's undo records, which is not a valid name for a guest."""
+
+_WITH_TAPS = (GuestState.CREATING, GuestState.STARTING, GuestState.RUNNING)
 
 
 class HostSetup:
@@ -79,7 +81,9 @@ class HostSetup:
         if plan.caches and plan.caches.shares:
             with self.lock:
                 changed += run_steps(self._host, self._ledger, HOST, [ShrinkDefaultGroup(plan.caches)])
-        return (*changed, *self.set_reception(plan))
+        changed += self.set_reception(plan)
+        self.count_returns()
+        return changed
 
     def set_reception(self, plan: Plan) -> tuple[str, ...]:
         """Lets the plan's uplinks receive the frames to the guest; returns what was changed. Each time: another program may have
@@ -90,6 +94,23 @@ class HostSetup:
         steps = [SetPromiscuous(uplink) for uplink in sorted(wanted) if find_link(self._host, uplink)]
         with self.lock:
             return run_steps(self._host, self._ledger, HOST, steps)
+
+    def count_returns(self) -> None:
+        """Counts the frames between the guests of each uplink with software edges. Guests run without it: why it is impossible
+        becomes an event.
+        """
+        if not any(claim.plan.software_nics for claim in self._ledger.read().claims):
+            return
+        with self.lock:
+            macs: dict[str, list[MacAddress]] = {}
+            for claim in self._ledger.read().claims:
+                for nic in claim.plan.software_nics:
+                    macs.setdefault(nic.interface, []).extend([nic.mac] if claim.state in _WITH_TAPS else [])
+            steps = [
+                CountReturns(uplink, tuple(sorted(found))) for uplink, found in macs.items() if find_link(self._host, uplink)
+            ]
+            _, failed = try_steps(self._host, self._ledger, HOST, steps)
+        self._warnings.report("frames between guests are not counted", tuple(str(error) for _, error in failed))
 
     def _prepare_uplink(self, uplink: str) -> tuple[str, ...]:
         """Of a software edge. Raises HostError if the external switch does not send frames back."""

@@ -44,6 +44,7 @@ class Reconciler:
                 self.reconcile_guest(claim, adopt=True)
         self._setup.release()
         log_errors(self._setup.restore_isolation)
+        log_errors(self._setup.count_returns)
         log_errors(self._secrets.remove_orphans)
 
     def reconcile(self) -> None:
