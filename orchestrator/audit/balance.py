@@ -172,7 +172,9 @@ def _compare_switch(uplink: str, start: Sample, end: Sample) -> tuple[InvariantR
 
 
 def _compare_returns(uplink: str, start: Sample, end: Sample) -> InvariantReading:
-    """Broken only if none returns: queues and switches drop frames of a flood, which have left by this count."""
+    """Broken only if none returns: queues and switches drop frames of a flood, which have left by this count, and the uplink may
+    merge frames that come in (GRO).
+    """
     name = Invariant.MUST_RETURN
     if isinstance(start.returns, str) or isinstance(end.returns, str):
         why = start.returns if isinstance(start.returns, str) else end.returns
@@ -185,5 +187,5 @@ def _compare_returns(uplink: str, start: Sample, end: Sample) -> InvariantReadin
     if back >= left:
         return InvariantReading(name, uplink, holds=True, text=text)
     if back or left < _ENOUGH:
-        return InvariantReading(name, uplink, None, f"{text}; not measured: single frames may have been dropped on their way")
+        return InvariantReading(name, uplink, None, f"{text}; not measured: frames may have been dropped or merged")
     return InvariantReading(name, uplink, holds=False, text=f"{text}: the switch does not send them back")

@@ -114,6 +114,7 @@ class Reconciler:
         self._check_guests(lambda _: True)
         self._drift.check_pools(claims)
         log_errors(self._setup.restore_exit_counts)
+        log_errors(self._setup.count_returns)
 
     def _check_guests(self, is_due: Callable[[Claim], bool]) -> bool:
         """Returns whether a guest was busy, and therefore not checked."""

@@ -60,7 +60,7 @@ class LostTranslations:
         try:
             return plan_translations(claim.plan, self._find_tie)
         except HostError as error:
-            _log.warning("%s", error.message)
+            _log.debug("%s", error.message)  # of another uplink: the audit reports it
             return []
 
     def _is_running(self, plan: Plan) -> bool:

@@ -166,6 +166,9 @@ def test_counting_follows_the_guests_and_ends_with_them(world: World, manager: G
     net.delete_table("nohype-returns-nic0")
     manager.reconciler.recover()  # as after a start of the manager
     assert counts(first, second)
+    net.delete_table("nohype-returns-nic0")
+    manager.reconciler.detect_drift()  # every minute
+    assert counts(first, second)
     for name in ("web", "db"):
         manager.delete(OPERATOR, name)
     assert net.list_made() == []
