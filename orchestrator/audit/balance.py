@@ -3,6 +3,8 @@
 The counters cannot be read at one moment. Each sample reads the host's counters, then the switch's, then the host's again: what
 happened between the inner readings is at most, and between the outer readings at least, what the other counter must show. So no
 tolerance is needed for frames on their way, except in the NIC: it may count a frame when it has sent it, or seconds later.
+
+Frames between the guests of an uplink are counted by rules of nftables on it (``host.edge.returns``).
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.errors import HostError, SwitchError
+from orchestrator.host.edge.returns import is_counting, read_returns
 from orchestrator.host.interfaces import find_lower
 from orchestrator.host.root import HostRoot
 from orchestrator.model.switch import PortCounters, SwitchTie
-from orchestrator.model.uplink import EdgeReading, FrameCounts, Invariant, InvariantReading, QueueCounts
+from orchestrator.model.uplink import EdgeReading, FrameCounts, Invariant, InvariantReading, QueueCounts, ReturnCounts
 from orchestrator.switches.drivers import opened
+from orchestrator.values import MacAddress
 
 _COUNTED = "macvtap-vepa"
 """Only here the host counts a guest's frames after its rules have dropped what the guest may not send."""
@@ -24,26 +28,37 @@ _COUNTED = "macvtap-vepa"
 LATE_SECONDS = 3.0
 """Until the uplink has counted what it has sent: drivers read the counters of the hardware every 1 or 2 s (tg3, bnxt_en, igb)."""
 POLL_SECONDS = 0.5
+_ENOUGH = 10
+"""Frames between guests from which it is judged that none returns: a single one can be lost."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """``port``: the counters of the uplink's switch port, or why they are not known."""
+    """Attributes:
+    port: the counters of the uplink's switch port, or why they are not known.
+    macs: of the guests on the uplink.
+    returns: frames between these guests, or why they are not counted.
+    """
 
     outer: Mapping[str, FrameCounts]  # the first reading of a start, the last of an end
     inner: Mapping[str, FrameCounts]
     port: PortCounters | str
     queue: QueueCounts
+    macs: tuple[MacAddress, ...] = ()
+    returns: ReturnCounts | str = "no guest has a NIC there"
 
 
-def take_sample(host: HostRoot, uplink: str, tie: SwitchTie | str, *, is_start: bool) -> Sample:
-    """Raises HostError if the host's counters cannot be read."""
+def take_sample(
+    host: HostRoot, uplink: str, tie: SwitchTie | str, macs: tuple[MacAddress, ...] = (), *, is_start: bool
+) -> Sample:
+    """``macs``: of the guests on the uplink. Raises HostError if the host's counters cannot be read."""
     first, queue = host.net.read_counters(), _read_queues(host, uplink)
     port = _read_port(tie)
     last = host.net.read_counters()
     if not is_start:
         queue = _read_queues(host, uplink)
-    return Sample(first, last, port, queue) if is_start else Sample(last, first, port, queue)
+    outer, inner = (first, last) if is_start else (last, first)
+    return Sample(outer, inner, port, queue, macs, _read_returns(host, uplink, macs))
 
 
 def finish(
@@ -53,14 +68,33 @@ def finish(
 
     Raises HostError as ``take_sample``.
     """
-    known, end = tuple(edges), take_sample(host, uplink, tie, is_start=False)
+    known, end = tuple(edges), take_sample(host, uplink, tie, start.macs, is_start=False)
     deadline = time.monotonic() + LATE_SECONDS
     while True:
         found = compare(uplink, known, start, end)
         if time.monotonic() >= deadline or all(one.holds is not False for one in found):
             return found
         time.sleep(POLL_SECONDS)
-        end = replace(end, outer=host.net.read_counters(), queue=_read_queues(host, uplink))
+        end = replace(
+            end, outer=host.net.read_counters(), queue=_read_queues(host, uplink), returns=_wait_longer(host, uplink, end)
+        )
+
+
+def _wait_longer(host: HostRoot, uplink: str, end: Sample) -> ReturnCounts | str:
+    """What has returned by now of the frames that had left then."""
+    now = _read_returns(host, uplink, end.macs)
+    return now if isinstance(now, str) or isinstance(end.returns, str) else replace(end.returns, returned=now.returned)
+
+
+def _read_returns(host: HostRoot, uplink: str, macs: tuple[MacAddress, ...]) -> ReturnCounts | str:
+    if not macs:
+        return "no guest has a NIC there"
+    try:
+        if not is_counting(host, uplink, macs):
+            return "the rules that count frames between these guests are missing"
+        return read_returns(host, uplink) or "the rules that count frames between guests are missing"
+    except HostError as error:
+        return error.message
 
 
 def _read_queues(host: HostRoot, uplink: str) -> QueueCounts:
@@ -86,6 +120,7 @@ def compare(uplink: str, edges: Iterable[EdgeReading], start: Sample, end: Sampl
     return (
         _compare_guests(uplink, tuple(edges), start, end),
         *_compare_switch(uplink, start, end),
+        _compare_returns(uplink, start, end),
     )
 
 
@@ -134,3 +169,23 @@ def _compare_switch(uplink: str, start: Sample, end: Sample) -> tuple[InvariantR
         InvariantReading(names[0], uplink, agrees or None, text + late),
         InvariantReading(names[1], uplink, into == out or None, reflected + others),
     )
+
+
+def _compare_returns(uplink: str, start: Sample, end: Sample) -> InvariantReading:
+    """Broken only if none returns: queues and switches drop frames of a flood, which have left by this count, and the uplink may
+    merge frames that come in (GRO).
+    """
+    name = Invariant.MUST_RETURN
+    if isinstance(start.returns, str) or isinstance(end.returns, str):
+        why = start.returns if isinstance(start.returns, str) else end.returns
+        return InvariantReading(name, uplink, None, f"not measured: {why}")
+    left = end.returns.must_return - start.returns.must_return
+    back = end.returns.returned - start.returns.returned
+    if min(left, back) < 0:
+        return InvariantReading(name, uplink, None, "not measured: counters were reset meanwhile")
+    text = f"{left} frames between guests left through {uplink}, {back} came back"
+    if back >= left:
+        return InvariantReading(name, uplink, holds=True, text=text)
+    if back or left < _ENOUGH:
+        return InvariantReading(name, uplink, None, f"{text}; not measured: frames may have been dropped or merged")
+    return InvariantReading(name, uplink, holds=False, text=f"{text}: the switch does not send them back")

@@ -6,6 +6,7 @@ The host sees each frame, so the proof is weaker than with VFs: it counts the fr
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from orchestrator.errors import HostError, RequestError
@@ -35,6 +36,17 @@ def read_taps(host: HostRoot, guests: Iterable[RunningGuest]) -> tuple[EdgeReadi
         return tuple(_read_tap(host, name, mac, links.get(name), others) for name, mac in sorted(named.items()))
     except HostError as error:
         return tuple(EdgeReading(name, None, error.message) for name in sorted(named))
+
+
+def list_addresses(guests: Iterable[RunningGuest], edges: Iterable[EdgeReading]) -> dict[str, tuple[MacAddress, ...]]:
+    """The addresses of the guests on each uplink of a software edge."""
+    macs = {nic.interface: nic.mac for guest in guests for nic in guest.nics}
+    found: dict[str, list[MacAddress]] = {}
+    for edge in edges:
+        if edge.uplink:
+            with suppress(RequestError):  # not one that the manager gives
+                found.setdefault(edge.uplink, []).append(MacAddress.parse(macs[edge.interface]))
+    return {uplink: tuple(sorted(own)) for uplink, own in sorted(found.items())}
 
 
 def _find_others(links: Mapping[str, Link], named: Container[str]) -> dict[str, list[str]]:
@@ -74,7 +86,10 @@ def find_channels(host: HostRoot, pf: PhysicalFunction, used: Collection[PciAddr
     if not own or not all(vlan and list(vlans.values()).count(vlan) == 1 for vlan in own.values()):
         return reading
     listed = ", ".join(f"VF {index} has port VLAN {vlan}" for index, vlan in sorted(own.items()))
-    return replace(reading, mode=EdgeMode.CHANNEL.value, text=f"{reading.text}; {listed}, each for itself")
+    text = f"{reading.text}; {listed}, each for itself"
+    if reading.mode == EdgeMode.VEB:
+        text += "; the NIC switches locally: it may take frames to a VF in another VLAN as local, and drop them"
+    return replace(reading, mode=EdgeMode.CHANNEL.value, text=text)
 
 
 def check_edges(edges: Iterable[EdgeReading]) -> list[str]:

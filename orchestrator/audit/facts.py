@@ -17,7 +17,7 @@ from orchestrator.audit.core_quiet import Sample
 from orchestrator.audit.cores import find_ambiguous_threads, read_guest_cpus
 from orchestrator.audit.devices import find_controllers, read_devices, read_disk, read_translation
 from orchestrator.audit.disk import DiskState
-from orchestrator.audit.edge import find_channels, read_taps
+from orchestrator.audit.edge import find_channels, list_addresses, read_taps
 from orchestrator.audit.isolation_facts import read_history, read_isolation, take_first, take_last
 from orchestrator.audit.network import Promised, Readings, VfReading
 from orchestrator.audit.nic import Translation
@@ -47,7 +47,7 @@ from orchestrator.model.plan import NicPlan
 from orchestrator.model.switch import SwitchTie
 from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import EdgeReading, Invariant, InvariantReading, SwitchCount, Traffic, VepaReadings
-from orchestrator.values import CpuSet, PciAddress
+from orchestrator.values import CpuSet, MacAddress, PciAddress
 
 # The manager, then libvirt's daemons, monolithic and modular (libvirt.org/daemons.html); not all of them run.
 _SERVICES = ("nohyped.service", "libvirtd.service", "virtqemud.service", "virtlogd.service", "virtlockd.service")
@@ -156,7 +156,8 @@ class Facts:
         self.core_samples = {guest.name: self._sample_cores(source, guest) for guest in self.guests}
         self.core_histories = {guest.name: Lazy(partial(self._read_history, source, guest)) for guest in self.guests}
         self.host_isolation = Lazy(lambda: read_isolation(host, self.housekeeping, self.guests, self.topology, self.threads()))
-        self._balance = {uplink: _compare_counters(source, uplink) for uplink in _list_software_uplinks(source, self.guests)}
+        uplinks = list_addresses(self.guests, read_taps(source.host, self.guests))
+        self._balance = {uplink: _compare_counters(source, uplink, macs) for uplink, macs in uplinks.items()}
         self.vepa = Lazy(partial(self._read_vepa, source, frames))
 
     def other_labels(self, guest: RunningGuest) -> dict[str, str | None]:
@@ -270,14 +271,12 @@ def _count_exits(source: Source, guest: RunningGuest) -> Lazy[tuple[ExitSample, 
     return Lazy(read)
 
 
-def _list_software_uplinks(source: Source, guests: Iterable[RunningGuest]) -> tuple[str, ...]:
-    return tuple(sorted({edge.uplink for edge in read_taps(source.host, guests) if edge.uplink}))
-
-
-def _compare_counters(source: Source, uplink: str) -> Callable[[Iterable[EdgeReading]], tuple[InvariantReading, ...]]:
-    """Takes the first sample of the counters now, and the second at least ``window`` seconds later."""
+def _compare_counters(
+    source: Source, uplink: str, macs: tuple[MacAddress, ...]
+) -> Callable[[Iterable[EdgeReading]], tuple[InvariantReading, ...]]:
+    """``macs``: of the guests. Takes the first sample of the counters now, and the second at least ``window`` seconds later."""
     tie, start = find_tie(source, uplink), time.monotonic()
-    first = Lazy(partial(take_sample, source.host, uplink, tie, is_start=True))
+    first = Lazy(partial(take_sample, source.host, uplink, tie, macs, is_start=True))
     first.read()
 
     def read(edges: Iterable[EdgeReading]) -> tuple[InvariantReading, ...]:

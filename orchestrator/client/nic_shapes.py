@@ -145,7 +145,7 @@ class SwitchCount(TypedDict):
 class InvariantReading(TypedDict):
     """What counters of frames must agree on. ``holds`` is null if it was not measured."""
 
-    invariant: Literal["guests-uplink", "uplink-switch", "switch-reflected"]
+    invariant: Literal["guests-uplink", "uplink-switch", "switch-reflected", "must-return"]
     uplink: str
     holds: bool | None
     text: str

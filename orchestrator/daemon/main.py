@@ -117,7 +117,7 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
     metrics = build_metrics(
         service.survey, ledger, hypervisor, policy, counters,
         lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
-        service.exits.read_all, lambda guest: read_use(host, name_group(guest)),
+        service.exits.read_all, lambda guest: read_use(host, name_group(guest)), hairpins.find_counts,
     )  # fmt: skip
     api = Api(service, record_audits(auditor.run, counters), identities, config.limits, metrics.render, signer)
 

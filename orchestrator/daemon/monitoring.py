@@ -18,7 +18,7 @@ from orchestrator.model.plan import Policy
 from orchestrator.model.proof import Proof
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
-from orchestrator.model.uplink import CounterReading
+from orchestrator.model.uplink import CounterReading, ReturnCounts
 
 _LOOP_SECONDS = 30.0
 """The event loop normally responds within milliseconds."""
@@ -33,8 +33,9 @@ def build_metrics(
     frames: Callable[[str], Iterable[CounterReading]] = lambda _: (), hairpins: Callable[[], Mapping[str, bool]] = dict,
     exit_reports: Callable[[ReadCounters], Iterable[tuple[str, Phase, ExitReport]]] = lambda _: (),
     cache_use: Callable[[str], Mapping[str, int]] = lambda _: {},
+    returns: Callable[[], Mapping[str, ReturnCounts]] = dict,
 ) -> Metrics:  # fmt: skip
-    """``frames``: of an uplink; ``hairpins``, ``exit_reports`` and ``cache_use``: as of `metrics.collect.Sources`."""
+    """``frames``: of an uplink; the others as of `metrics.collect.Sources`."""
     sources = Sources(
         guests=lambda: ledger.read().claims,
         generation=lambda: ledger.read().generation,
@@ -44,6 +45,7 @@ def build_metrics(
         hairpins=hairpins,
         exit_reports=exit_reports,
         cache_use=cache_use,
+        returns=returns,
     )
     return Metrics(sources, policy, counters)
 

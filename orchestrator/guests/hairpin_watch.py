@@ -1,8 +1,9 @@
 """Notices that frames between guests do not come back from the external switch, also where the switch itself cannot be read.
 
-Two frames of the host's own are sent on each uplink with running guests in each round (see ``host.hairpin``). Counters of guests'
-frames cannot replace them: they do not tell a lost reflection from traffic to other hosts, and most VFs are not counted. A round
-without a loss is a few system calls on a socket that stays open.
+Two frames of the host's own are sent on each uplink with running guests in each round (see ``host.hairpin``). A round
+without a loss is a few system calls on a socket that stays open. On software edges the frames between guests are counted too
+(``host.edge.returns``): a switch may drop these, and reflect those of the host. Counters cannot replace the probe: guests may be
+silent, and frames of VFs are not counted.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from orchestrator.errors import HostError, LedgerError, OrchestratorError
 from orchestrator.guests.host_setup import HOST
+from orchestrator.host.edge.returns import read_returns
 from orchestrator.host.ports import find_port
 from orchestrator.host.root import HostRoot, Probe
 from orchestrator.ledger import Claim, Event, EventKind, Ledger
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.state import GuestState
+from orchestrator.model.uplink import ReturnCounts
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ PAUSE_SECONDS = 0.5
 """Between a suspicion and its confirmation. All together a loss is reported within 10 s."""
 _FIRST, _MORE = 0.4, (6, 0.25)
 """Attempts, and seconds for each. A frame can be lost in a flood, or while the NIC is reset: more frames decide."""
+_ENOUGH = 10
+"""Frames between guests in a round from which their loss is judged."""
 
 
 class HairpinWatch:
@@ -39,7 +44,10 @@ class HairpinWatch:
         self._stop, self._changed = threading.Event(), threading.Event()
         self._changed.set()
         self._lost: set[str] = set()
+        self._starved: set[str] = set()  # of which frames between guests do not return
+        self._counted: dict[str, ReturnCounts] = {}
         self._users: dict[str, list[str]] = {}  # guests by uplink, as of the last change of a guest
+        self._software: set[str] = set()  # those of them with a tap of a guest
         # Uplinks whose switch port carries untagged frames, as those of the probe are: a guest in no network uses them, or one
         # has returned. Of others a loss is not known.
         self._untagged: set[str] = set()
@@ -57,8 +65,9 @@ class HairpinWatch:
         """One round; writes an event for each change. Returns whether any running guest needs reflective relay."""
         if self._changed.is_set():
             self._changed.clear()  # before the reading: a later change is read in the next round
-            self._users, untagged = self._list_users()
+            self._users, untagged, self._software = self._list_users()
             self._lost &= self._users.keys()
+            self._starved &= self._users.keys()
             self._untagged = self._untagged & self._users.keys() | untagged
             for uplink in self._probes.keys() - self._users.keys():
                 self._probes.pop(uplink).close()
@@ -67,11 +76,17 @@ class HairpinWatch:
             # At the same time: a loss takes seconds to confirm, and one switch may serve several uplinks.
             with ThreadPoolExecutor(len(suspects), thread_name_prefix="hairpin") as pool:
                 list(pool.map(self._confirm, suspects))
+        self._compare_counts()
         return bool(self._users)
 
     def find_lost(self) -> dict[str, bool]:
         """By watched uplink whether frames do not return, as of the last round."""
-        return {uplink: uplink in self._lost for uplink in self._users if uplink in self._untagged}
+        known = (self._untagged | self._counted.keys()) & self._users.keys()
+        return {uplink: uplink in self._lost | self._starved for uplink in sorted(known)}
+
+    def find_counts(self) -> dict[str, ReturnCounts]:
+        """By uplink with software edges, the frames between guests as of the last round."""
+        return dict(self._counted)
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -91,16 +106,18 @@ class HairpinWatch:
         if event.subject != HOST:
             self._changed.set()
 
-    def _list_users(self) -> tuple[dict[str, list[str]], set[str]]:
-        """Also returns the uplinks with guests that use untagged frames."""
+    def _list_users(self) -> tuple[dict[str, list[str]], set[str], set[str]]:
+        """Also returns the uplinks with guests that use untagged frames, and those with taps of guests."""
         found: dict[str, list[str]] = {}
         untagged: set[str] = set()
+        software: set[str] = set()
         for claim in self._ledger.read().claims:
             for nic in _list_nics(claim):
                 if uplink := self._find_uplink(nic):
                     found.setdefault(uplink, []).append(claim.plan.name)
                     untagged |= set() if nic.vlan else {uplink}
-        return found, untagged
+                    software |= {uplink} if nic.tap else set()
+        return found, untagged, software
 
     def _find_uplink(self, nic: NicPlan) -> str:
         """Its present name; empty if the PF has no interface now."""
@@ -134,15 +151,51 @@ class HairpinWatch:
         """A single frame decides that frames return, and many that they do not."""
         if uplink in self._lost:
             self._lost.discard(uplink)
+            if uplink in self._starved:
+                return  # by the frames of guests
             self._note(EventKind.HAIRPIN_RETURNED, f"uplink {uplink}: frames between guests return from the switch again")
             return
         if self._probe(uplink, *_MORE) is False:
             time.sleep(PAUSE_SECONDS)
             if self._probe(uplink, *_MORE) is False:
                 self._lost.add(uplink)
+                if uplink in self._starved:
+                    return
                 names = ", ".join(sorted(set(self._users[uplink])))
                 text = f"uplink {uplink}: frames between guests do not return from the switch; guests: {names}"
                 self._note(EventKind.HAIRPIN_LOST, f"{text}; enable hairpin (reflective relay) on the switch port")
+
+    def _compare_counts(self) -> None:
+        counted: dict[str, ReturnCounts] = {}
+        for uplink in sorted(self._software & self._users.keys()):
+            if found := self._read_counts(uplink):
+                counted[uplink] = found
+                if before := self._counted.get(uplink):
+                    self._judge(uplink, before, found)
+        self._counted = counted
+
+    def _judge(self, uplink: str, before: ReturnCounts, now: ReturnCounts) -> None:
+        """Frames that return again are known from one. A loss must last: the link may have been down, or a flood is dropped."""
+        left, back = now.must_return - before.must_return, now.returned - before.returned
+        if uplink in self._starved and back > 0:
+            self._starved.discard(uplink)
+            if uplink not in self._lost:
+                self._note(EventKind.HAIRPIN_RETURNED, f"uplink {uplink}: frames between guests return from the switch again")
+        elif uplink not in self._starved | self._lost and left >= _ENOUGH and 0 <= 2 * back < left and self._has_link(uplink):
+            time.sleep(2 * PAUSE_SECONDS)
+            later = self._read_counts(uplink)
+            if later and later.must_return > now.must_return and later.returned == now.returned and self._has_link(uplink):
+                self._starved.add(uplink)
+                lost, names = later.must_return - before.must_return, ", ".join(sorted(set(self._users[uplink])))
+                text = f"uplink {uplink}: {lost} frames between guests left, {back} of them returned from the switch"
+                self._note(EventKind.HAIRPIN_LOST, f"{text}; guests: {names}; check hairpin and port security of the switch port")
+
+    def _read_counts(self, uplink: str) -> ReturnCounts | None:
+        try:
+            return read_returns(self._host, uplink)
+        except HostError as error:
+            _log.warning("cannot read how many frames return: %s", error.message)
+            return None
 
     def _probe(self, uplink: str, attempts: int, wait: float) -> bool | None:
         """None if it is not known: the link is down, or was down meanwhile."""

@@ -10,7 +10,7 @@ from orchestrator.errors import HostError, OrchestratorError
 from orchestrator.guests.host_warnings import HostWarnings
 from orchestrator.guests.outcome import log_errors
 from orchestrator.host.cpus import read_isolated, read_online, read_possible
-from orchestrator.host.edge import SOFTWARE, find_link, read_edge_mode
+from orchestrator.host.edge import SOFTWARE, find_link, may_have_vepa, read_edge_mode
 from orchestrator.host.exit_trace import is_counting, make_room
 from orchestrator.host.hugepages import survey_pools
 from orchestrator.host.isolation import Division
@@ -32,13 +32,15 @@ from orchestrator.resources.isolation import AddExclusive, describe_failure, pla
 from orchestrator.resources.nic import CreateVfs, VfStates
 from orchestrator.resources.step import UndoContext, run_steps, try_steps, undo_steps
 from orchestrator.resources.switch_trace import CountSwitches
-from orchestrator.resources.uplink import SetEdgeMode, SetPromiscuous
-from orchestrator.values import CpuSet, PciAddress, Size
+from orchestrator.resources.uplink import CountReturns, SetEdgeMode, SetPromiscuous
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 _log = logging.getLogger(__name__)
 
 HOST = "host"
 """Owner of the host's undo records, which is not a valid name for a guest."""
+
+_WITH_TAPS = (GuestState.CREATING, GuestState.STARTING, GuestState.RUNNING)
 
 
 class HostSetup:
@@ -81,7 +83,9 @@ class HostSetup:
         if plan.caches and plan.caches.shares:
             with self.lock:
                 changed += run_steps(self._host, self._ledger, HOST, [ShrinkDefaultGroup(plan.caches)])
-        return (*changed, *self.set_reception(plan))
+        changed += self.set_reception(plan)
+        self.count_returns()
+        return changed
 
     def set_reception(self, plan: Plan) -> tuple[str, ...]:
         """Lets the plan's uplinks receive the frames to the guest; returns what was changed. Each time: another program may have
@@ -92,6 +96,23 @@ class HostSetup:
         steps = [SetPromiscuous(uplink) for uplink in sorted(wanted) if find_link(self._host, uplink)]
         with self.lock:
             return run_steps(self._host, self._ledger, HOST, steps)
+
+    def count_returns(self) -> None:
+        """Counts the frames between the guests of each uplink with software edges. Guests run without it: why it is impossible
+        becomes an event.
+        """
+        if not any(claim.plan.software_nics for claim in self._ledger.read().claims):
+            return
+        with self.lock:
+            macs: dict[str, list[MacAddress]] = {}
+            for claim in self._ledger.read().claims:
+                for nic in claim.plan.software_nics:
+                    macs.setdefault(nic.interface, []).extend([nic.mac] if claim.state in _WITH_TAPS else [])
+            steps = [
+                CountReturns(uplink, tuple(sorted(found))) for uplink, found in macs.items() if find_link(self._host, uplink)
+            ]
+            _, failed = try_steps(self._host, self._ledger, HOST, steps)
+        self._warnings.report("frames between guests are not counted", tuple(str(error) for _, error in failed))
 
     def _prepare_uplink(self, uplink: str) -> tuple[str, ...]:
         """Of a software edge. Raises HostError if the external switch does not send frames back."""
@@ -198,15 +219,23 @@ class HostSetup:
         return (*moved, *created)
 
     def restore_edge_mode(self, plan: Plan) -> None:
-        """Puts the guest's PFs back into VEPA mode."""
-        for pf, interface in _list_vepa_pfs([plan]).items():
-            self._restore_edge_mode(pf, interface)
+        """Puts the guest's PFs back into VEPA mode. For the edge mode channel that is done where it is possible: a NIC that
+        switches locally may take a frame to a VF of another VLAN as local, and drop it (QEMU's 82576 does).
+        """
+        for pf, (interface, is_needed) in _list_vepa_pfs([plan]).items():
+            try:
+                self._restore_edge_mode(pf, interface, is_needed=is_needed)
+            except HostError as error:
+                if is_needed:
+                    raise
+                text = f"cannot stop PF {pf} from switching between its VFs; it may drop frames to VFs in other VLANs"
+                self._warnings.note(plan.name, ("; ".join(filter(None, (f"{text}: {error.message}", error.hint))),))
 
     def restore_edge_modes(self) -> None:
-        """Puts all guests' PFs back into VEPA mode. An error of one PF does not stop the others."""
-        for pf, interface in _list_vepa_pfs(claim.plan for claim in self._ledger.read().claims).items():
+        """As ``restore_edge_mode``, for all guests. An error of one PF does not stop the others."""
+        for pf, (interface, is_needed) in _list_vepa_pfs(claim.plan for claim in self._ledger.read().claims).items():
             try:
-                self._restore_edge_mode(pf, interface)
+                self._restore_edge_mode(pf, interface, is_needed=is_needed)
             except OrchestratorError as error:
                 _log.error("cannot restore VEPA mode on PF %s: %s", pf, error)
 
@@ -252,8 +281,10 @@ class HostSetup:
             if (available := free.get((node, size), 0)) < count
         )
 
-    def _restore_edge_mode(self, address: PciAddress, interface: str) -> None:
+    def _restore_edge_mode(self, address: PciAddress, interface: str, *, is_needed: bool) -> None:
         pf = read_pf(self._host, address, [interface, *self._policy.uplinks])
+        if not is_needed and not may_have_vepa(pf):
+            return
         if read_edge_mode(self._host, pf) is not EdgeMode.VEPA:
             with self.lock:
                 run_steps(self._host, self._ledger, HOST, [SetEdgeMode(pf, EdgeMode.VEPA)])
@@ -286,6 +317,8 @@ def _list_pfs(plans: Iterable[Plan]) -> dict[PciAddress, str]:
     return {vf.pf: vf.interface for plan in plans for vf in plan.vfs}
 
 
-def _list_vepa_pfs(plans: Iterable[Plan]) -> dict[PciAddress, str]:
-    """As ``_list_pfs``, without PFs that have guests of the mode channel only."""
-    return {nic.pf: nic.interface for plan in plans for nic in plan.nics if nic.pf and nic.edge is EdgeMode.VEPA}
+def _list_vepa_pfs(plans: Iterable[Plan]) -> dict[PciAddress, tuple[str, bool]]:
+    """PF → its interface, and whether a guest needs VEPA mode: those of the mode channel only profit from it."""
+    nics = [nic for plan in plans for nic in plan.nics]
+    needed = {nic.pf for nic in nics if nic.edge is EdgeMode.VEPA}
+    return {nic.pf: (nic.interface, nic.pf in needed) for nic in nics if nic.pf}

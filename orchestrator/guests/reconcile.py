@@ -44,6 +44,7 @@ class Reconciler:
                 self.reconcile_guest(claim, adopt=True)
         self._setup.release()
         log_errors(self._setup.restore_isolation)
+        log_errors(self._setup.count_returns)
         log_errors(self._secrets.remove_orphans)
 
     def reconcile(self) -> None:
@@ -113,6 +114,7 @@ class Reconciler:
         self._check_guests(lambda _: True)
         self._drift.check_pools(claims)
         log_errors(self._setup.restore_exit_counts)
+        log_errors(self._setup.count_returns)
 
     def _check_guests(self, is_due: Callable[[Claim], bool]) -> bool:
         """Returns whether a guest was busy, and therefore not checked."""

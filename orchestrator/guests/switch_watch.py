@@ -45,14 +45,16 @@ class SwitchWatch:
     report: gets each change, in the thread of the switch.
     needs: of guests, by port.
     inspect: gets each state that was read, in the thread of the switch.
+    repair: gets each state with a problem, after that was reported, in the thread of the switch.
     """
 
     def __init__(
         self, key: Path | None, ports: Callable[[str], tuple[str, ...]], mtus: Callable[[str], dict[str, int]],
         report: Callable[[str, Observation], object], inspect: Callable[[str, SwitchState], object] = lambda *_: None,
         needs: Callable[[str], dict[str, PortNeeds]] = lambda _: {},
+        repair: Callable[[str, SwitchState], object] = lambda *_: None,
     ) -> None:  # fmt: skip
-        self._inspect, self._needs = inspect, needs
+        self._inspect, self._needs, self._repair = inspect, needs, repair
         self._key, self._ports, self._mtus, self._report = key, ports, mtus, report
         self._lock = threading.Lock()
         self._started = False
@@ -115,6 +117,8 @@ class SwitchWatch:
                 if stop.is_set():
                     return
                 self._note(switch.name, Observation(utc_now(), problem))
+                if problem and (state := self._states.get(switch.name)):
+                    self._repair(switch.name, state)
                 if notices is None:
                     stop.wait(POLL_SECONDS)
                     if Capability.NOTICES in driver.can:

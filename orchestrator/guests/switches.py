@@ -10,6 +10,7 @@ from orchestrator.errors import Conflict, Forbidden, LedgerError, NotFound, Orch
 from orchestrator.guests.duplicates import Duplicates, list_addresses
 from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.switch_watch import Observation, SwitchWatch
+from orchestrator.guests.translations import LostTranslations
 from orchestrator.host.ports import read_mtu
 from orchestrator.host.root import HostRoot
 from orchestrator.ledger import Claim, EventKind, Ledger
@@ -55,9 +56,11 @@ class SwitchService:
     def __init__(self, host: HostRoot, ledger: Ledger, settings: SwitchSettings) -> None:
         self._host, self._ledger, self._settings = host, ledger, settings
         self._locks = NamedLocks()
+        self._translations = LostTranslations(ledger, self.find_tie, lambda text: self._note(text, MANAGER.name))
         self._watch = SwitchWatch(
-            find_key(settings.key), self._list_watched, self._read_mtus, self._report, self._inspect, self._find_needs
-        )
+            find_key(settings.key), self._list_watched, self._read_mtus, self._report, self._inspect, self._find_needs,
+            self._translations.restore,
+        )  # fmt: skip
         self._duplicates = Duplicates(lambda text: self._note(text, MANAGER.name, EventKind.DUPLICATE_ADDRESS))
 
     def list(self, caller: Identity) -> tuple[SwitchView, ...]:

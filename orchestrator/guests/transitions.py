@@ -199,6 +199,8 @@ class Transitions:
 
     def _clean_up(self, claim: Claim) -> tuple[str, ...]:
         findings = self.core_manager(claim).clean_up()
+        if claim.plan.software_nics:
+            log_errors(self._context.setup.count_returns)  # without this guest
         self._expired_shutdowns.discard(claim.plan.uuid)
         return findings
 

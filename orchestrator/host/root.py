@@ -35,13 +35,17 @@ Rule = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Chain:
-    """A base chain of nftables. It sees the frames of one device at a hook, "ingress" or "egress"."""
+    """A base chain of nftables. It sees the frames of one device at a hook, "ingress" or "egress".
+
+    Chains of a lower ``priority`` see them first.
+    """
 
     name: str
     hook: str
     device: str
     rules: list[Rule]
     policy: str = "accept"
+    priority: int = 0
 
 
 class Probe(Protocol):
@@ -71,6 +75,7 @@ class Net(Protocol):
     def read_table(self, table: str) -> tuple[Chain, ...] | None: ...
     def replace_table(self, table: str, *chains: Chain) -> None: ...
     def delete_table(self, table: str) -> None: ...
+    def count_packets(self, table: str) -> dict[str, int] | None: ...
     def probe_hairpin(self, uplink: str, *, attempts: int = 5, wait: float = 0.4) -> HairpinResult: ...
     def open_hairpin(self, uplink: str) -> Probe: ...
     def read_counters(self) -> dict[str, FrameCounts]: ...

@@ -26,7 +26,7 @@ from orchestrator.model.exits import ReadCounters, add_vcpus, classify
 from orchestrator.model.plan import Plan, Policy
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import Topology
-from orchestrator.model.uplink import CounterReading
+from orchestrator.model.uplink import CounterReading, ReturnCounts
 from orchestrator.planning.capacity import count_cores, count_disks, count_pages, count_vfs
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class Sources:
     exit_reports: Callable[[ReadCounters], Iterable[tuple[str, Phase, ExitReport]]]
     frames: Callable[[], Mapping[str, Iterable[CounterReading]]] = dict  # by uplink
     hairpins: Callable[[], Mapping[str, bool]] = dict  # by watched uplink: frames do not return
+    returns: Callable[[], Mapping[str, ReturnCounts]] = dict  # by uplink with software edges
     cache_use: Callable[[str], Mapping[str, int]] = lambda _: {}  # of a guest, as of `host.cache.read_use`
 
 
@@ -184,6 +185,9 @@ class Metrics:
                         yield "nohype_frames_dropped_total", (*labels, way), dropped
         for uplink, is_lost in self._sources.hairpins().items():
             yield "nohype_hairpin_lost", (uplink,), int(is_lost)
+        for uplink, found in self._sources.returns().items():
+            yield "nohype_returning_frames_total", (uplink, "must-return"), found.must_return
+            yield "nohype_returning_frames_total", (uplink, "returned"), found.returned
 
     def _read_exits(self) -> Iterator[Sample]:
         for guest in self._sources.guests():

@@ -85,6 +85,13 @@ METRICS: tuple[Metric, ...] = (
         ("uplink", "place", "interface", "guest", "direction"),
         "Frames that these interfaces dropped.",
     ),
+    Metric(
+        "nohype_returning_frames_total",
+        Kind.COUNTER,
+        "",
+        ("uplink", "count"),
+        "Frames between guests of software edges that must return, and that returned. From 0 after a change of guests.",
+    ),
     Metric("nohype_hairpin_lost", Kind.GAUGE, "", ("uplink",), "1 while frames between guests do not return from the switch."),
     Metric("nohype_claims_total", Kind.COUNTER, "", (), "Claims since the ledger was created."),
     Metric("nohype_scrape_failures_total", Kind.COUNTER, "", ("source",), "Scrapes for which a source could not be read."),

@@ -40,6 +40,17 @@ class QueueCounts:
     waiting: int
 
 
+@dataclass(frozen=True)
+class ReturnCounts:
+    """Frames between guests of one host, since the counting began or the guests changed.
+
+    ``must_return`` left through the uplink, ``returned`` came in there.
+    """
+
+    must_return: int
+    returned: int
+
+
 class CounterPlace(StrEnum):
     """The values are part of the API."""
 
@@ -124,6 +135,7 @@ class Invariant(StrEnum):
     GUESTS_UPLINK = "guests-uplink"  # what guests send leaves through the uplink
     UPLINK_SWITCH = "uplink-switch"  # what the uplink sends arrives at the switch port, and the other way round
     SWITCH_REFLECTED = "switch-reflected"  # what arrives at the switch port leaves it again
+    MUST_RETURN = "must-return"  # what a guest sends to another one comes back to the uplink
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +121,27 @@ class TranslateVlan:
 def is_translation(record: UndoRecord, switch: str) -> bool:
     """Whether it is of `TranslateVlan` at the switch of this name."""
     return record.action == TranslateVlan.action and parse_arguments(ChannelBefore, record.arguments).switch.name == switch
+
+
+def has_translated(records: Iterable[UndoRecord], step: TranslateVlan) -> bool:
+    """Whether one of the records is of this step."""
+    found = [parse_arguments(ChannelBefore, record.arguments) for record in records if record.action == step.action]
+    wanted = (step.tie.switch.name, step.tie.port, step.channel.vlan)
+    return any((before.switch.name, before.port, before.vlan) == wanted for before in found)
+
+
+def repeat_translation(step: TranslateVlan, is_wanted: Callable[[], bool]) -> bool:
+    """Sets a translation again that its switch has lost; its undo record must exist. Returns whether it was set.
+
+    ``is_wanted`` is called while no translation of the switch is undone: the guest may have ended meanwhile.
+    Raises HostError.
+    """
+    tie = step.tie
+    with _as_host_error(step.describe()), _changing(tie.switch.name), opened(tie.switch, tie.key) as driver:
+        if not is_wanted():
+            return False
+        driver.set_channel(tie.port, step.channel)
+    return True
 
 
 def plan_translations(plan: Plan, find_tie: Callable[[str], SwitchTie | None]) -> list[TranslateVlan]:

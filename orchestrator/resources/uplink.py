@@ -7,14 +7,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from orchestrator.errors import HostError
 from orchestrator.host.edge import find_link, read_edge_mode, set_edge_mode
+from orchestrator.host.edge.returns import count_returns, is_counting, stop_counting
 from orchestrator.host.pci import has_function
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_numvfs, read_pf
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.topology import PhysicalFunction
 from orchestrator.resources.step import Arguments, UndoContext, parse_arguments, register, to_arguments
-from orchestrator.values import PciAddress
+from orchestrator.values import MacAddress, PciAddress
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,39 @@ class SetPromiscuous:
         before = parse_arguments(PromiscuousBefore, arguments)
         if (link := find_link(context.host, before.uplink)) and link.promiscuous:
             context.host.net.set_promiscuous(before.uplink, on=False)
+
+
+@dataclass(frozen=True)
+class ReturnsBefore:
+    """An uplink whose frames between guests are not counted, or are counted for other guests."""
+
+    uplink: str
+
+
+@register
+@dataclass(frozen=True)
+class CountReturns:
+    """The frames between guests that must return from the external switch. Repeated with the addresses whenever these change;
+    without addresses nothing is counted.
+    """
+
+    action: ClassVar[str] = "count-returns"
+    uplink: str
+    macs: tuple[MacAddress, ...]
+
+    def describe(self) -> str:
+        return f"count the frames between guests that return to {self.uplink}"
+
+    def read_before(self, host: HostRoot) -> Arguments | None:
+        return None if is_counting(host, self.uplink, self.macs) else to_arguments(ReturnsBefore(self.uplink))
+
+    def apply(self, host: HostRoot) -> None:
+        """Raises HostError also if the kernel has other rules than were set."""
+        count_returns(host, self.uplink, self.macs)
+        if not is_counting(host, self.uplink, self.macs):
+            hint = "check for a program that manages nftables, such as firewalld"
+            raise HostError(f"the rules that count frames between guests on {self.uplink} are not as they were set", hint)
+
+    @staticmethod
+    def undo(context: UndoContext, arguments: Arguments) -> None:
+        stop_counting(context.host, parse_arguments(ReturnsBefore, arguments).uplink)

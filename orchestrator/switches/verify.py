@@ -117,7 +117,7 @@ def _check_channels(port: SwitchPort, needs: PortNeeds) -> SwitchCheck:
     known = {one.vlan for one in needs.known}
     findings += [f"{describe_channel(one)} is translated, but no guest has it" for one in port.channels if one.vlan not in known]
     good = "; ".join(map(describe_channel, port.channels)) or "no VLANs of guests"
-    hint = "stop the guest and start it again; check who changes the switch"
+    hint = "the manager sets lost translations of running guests again; for others, check who changes the switch"
     return _judge("channels", port, good, "; ".join(findings), hint, passed=not findings)
 
 

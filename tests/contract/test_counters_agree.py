@@ -11,6 +11,7 @@ import pytest
 from orchestrator.audit.balance import compare, take_sample
 from orchestrator.host import netlink
 from orchestrator.host.edge import macvtap
+from orchestrator.host.edge.returns import count_returns
 from orchestrator.host.netlink import read_queue, set_hairpin
 from orchestrator.model.switch import Switch, SwitchDriver, SwitchTie
 from orchestrator.model.uplink import EdgeReading, InvariantReading
@@ -36,6 +37,7 @@ def guests(tmp_path: Path) -> Iterator[list[GuestEnd]]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
     with build_network(silent=True):
         ends = [plug(macvtap, tap, tmp_path) for tap in TAPS]
+        within(HOST, lambda: count_returns(REAL, UPLINK, [tap.mac for tap in TAPS]))
         assert wait_until(lambda: within(HOST, _has_carrier), timeout=30, interval=0.05)
         talk(ends)  # the switch learns both addresses: it floods a frame to an address that it has not learned
         yield ends
@@ -44,9 +46,10 @@ def guests(tmp_path: Path) -> Iterator[list[GuestEnd]]:
 
 
 def measure(during: Callable[[], object]) -> dict[str, InvariantReading]:
-    start = within(HOST, lambda: take_sample(REAL, UPLINK, TIE, is_start=True))
+    macs = tuple(tap.mac for tap in TAPS)
+    start = within(HOST, lambda: take_sample(REAL, UPLINK, TIE, macs, is_start=True))
     during()
-    end = within(HOST, lambda: take_sample(REAL, UPLINK, TIE, is_start=False))
+    end = within(HOST, lambda: take_sample(REAL, UPLINK, TIE, macs, is_start=False))
     return {one.invariant: one for one in compare(UPLINK, EDGES, start, end)}
 
 
@@ -58,8 +61,9 @@ def talk(guests: list[GuestEnd], frames: int = 50) -> None:
 
 def test_frames_between_guests_hold_the_invariants(guests: list[GuestEnd]) -> None:
     found = measure(lambda: talk(guests))
-    assert [one.holds for one in found.values()] == [True, True, True], found
+    assert [one.holds for one in found.values()] == [True, True, True, True], found
     assert "guests sent 100 frames" in found["guests-uplink"].text
+    assert found["must-return"].text == "100 frames between guests left through uplink, 100 came back"
 
 
 def test_idle_guests_hold_the_invariants(guests: list[GuestEnd]) -> None:
@@ -71,8 +75,9 @@ def test_frames_that_the_rules_drop_are_not_counted_as_sent(guests: list[GuestEn
         for number in range(50):
             guests[0].send(build_frame("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:99", number))
 
-    found = measure(spoof)["guests-uplink"]
-    assert found.holds is True, found
+    found = measure(spoof)
+    assert found["guests-uplink"].holds is True, found
+    assert found["must-return"].text == "0 frames between guests left through uplink, 0 came back"
 
 
 def test_macvtap_in_bridge_mode_breaks_the_invariant(guests: list[GuestEnd]) -> None:
@@ -88,6 +93,8 @@ def test_hairpin_off_leaves_the_first_invariant_and_the_reflection_is_missing(gu
     assert found["guests-uplink"].holds is True
     assert found["switch-reflected"].holds is None
     assert "100 frames arrived at the switch port, 0 left it" in found["switch-reflected"].text
+    assert found["must-return"].holds is False
+    assert "100 frames between guests left through uplink, 0 came back" in found["must-return"].text
 
 
 def test_uplink_that_drops_a_flood_is_no_finding(guests: list[GuestEnd]) -> None:

@@ -52,6 +52,7 @@ class FakeNet:
         counters: frames by interface; zero for the others.
         queue: of each interface.
         vf_counters: frames by number of the VF.
+        packets: counted by the rules of a chain, by its name; zero for the others.
     """
 
     def __init__(self, fake: FakeRoot, changing: Callable[[str, str], AbstractContextManager[None]]) -> None:
@@ -63,6 +64,7 @@ class FakeNet:
         self.counters: dict[str, FrameCounts] = {}
         self.queue = QueueCounts(0, 0)
         self.vf_counters: dict[int, FrameCounts] = {}
+        self.packets: dict[str, int] = {}
 
     def read_links(self) -> tuple[Link, ...]:
         """See `host.netlink`."""
@@ -242,6 +244,11 @@ class FakeNet:
         """See `host.netlink`."""
         with self._changing(f"table {table}", " ".join(chain.name for chain in chains)):
             self._store(TABLES, **{table: {"chains": [vars(chain) for chain in chains]}})
+
+    def count_packets(self, table: str) -> dict[str, int] | None:
+        """See `host.netlink`. A test sets them by `packets`."""
+        found = self._load(TABLES).get(table)
+        return {chain["name"]: self.packets.get(chain["name"], 0) for chain in found["chains"]} if found else None
 
     def delete_table(self, table: str) -> None:
         """See `host.netlink`."""

@@ -39,7 +39,7 @@ def find_unprepared(host: FakeRoot, guest: dict[str, Any], pfs: list[str]) -> li
     found += [
         "its PF is not in VEPA mode, and its VF has no VLAN of its own"
         for vf, pf in zip(guest["vfs"], pfs, strict=True)
-        if host.read32(f"{pf}/resource0", _DTXSWC) & LOOPBACK and not _has_own_vlan(host, vf, pf)
+        if host.registers.get((host.real(f"{pf}/resource0"), _DTXSWC), 0) & LOOPBACK and not _has_own_vlan(host, vf, pf)
     ]
     macs = guest["macs"]
     found += [f"VF {vf} has no address" for vf, mac in zip(guest["vfs"], macs, strict=True) if not mac]

@@ -24,6 +24,7 @@ from orchestrator.model.access import OPERATOR, Identity, Role
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.network import Network
 from orchestrator.model.proof import Verdict
+from orchestrator.model.state import GuestState
 from orchestrator.model.switch import (
     PortChannel,
     SshAddress,
@@ -731,3 +732,47 @@ def test_launch_names_a_switch_that_is_not_registered() -> None:
         HostError, match="cannot translate VLAN 1000 of guest .*: the switch sw1 of uplink nic0 is not registered"
     ):
         plan_translations(plan, find)
+
+
+def test_translation_that_a_restart_of_the_switch_has_lost_is_set_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For guests that run: the VLAN of another one would stay in the network."""
+    monkeypatch.setattr("orchestrator.guests.switch_watch.POLL_SECONDS", 0.05)
+    with openvswitch.running(tmp_path, build_switch_tools(cache_folder())) as daemons, daemons.plug(f"{PREFIX}r", 1) as wire:
+        scripts = {name: f'exec {" ".join(daemons.prefix)} {name} "$@"' for name in ("ovs-vsctl", "ovs-ofctl")}
+        with ssh_switch(tmp_path, scripts) as server:
+            manager = Manager(tmp_path, Cable("nic0", wire.near, wire.far), server.key, (UplinkPort("nic0", "sw1", wire.far),))
+            switch = Switch("sw1", SwitchDriver.OPENVSWITCH, openvswitch.BRIDGE, ssh=server.address)
+            ledger, tie = manager.ledger, SwitchTie(switch, wire.far, server.key)
+            ledger.add_switch(switch)
+            ledger.create_network(lambda _: Network("blue", 100))
+            channels = {}
+            for number, name in ((1, "runs"), (2, "stopped"), (3, "other")):
+                base = make_plan(number, name=name)
+                nic = replace(
+                    base.vf, interface="nic0", edge=EdgeMode.CHANNEL, vlan=999 + number, switch_vlan=100, network="blue"
+                )
+                plan = replace(base, nics=(nic,))
+                ledger.claim(plan, ledger.read().generation, guest_request(name=name))
+                if name != "other":  # started before the switch was registered: nothing would end its translation
+                    run_steps(HostRoot(), ledger, name, plan_translations(plan, {"nic0": tie}.get))
+                ledger.set_state(name, GuestState.RUNNING)
+                channels[name] = PortChannel(nic.vlan, str(nic.mac), 100)
+            for state in (GuestState.STOPPING, GuestState.STOPPED):
+                ledger.set_state("stopped", state)
+            manager.service.start_watching()
+            manager.await_event(f"VLAN {channels['other'].vlan} of {channels['other'].mac} is not translated")
+            daemons.kill_vswitchd()
+            daemons.start_vswitchd()
+            manager.await_event(f"VLAN {channels['runs'].vlan} of {channels['runs'].mac} is not translated")
+            said = manager.await_event("lost translations were set again")
+            assert said == (
+                f"switch sw1: lost translations were set again: translate VLAN 1000 to VLAN 100 for {channels['runs'].mac}"
+                f" at port {wire.far} of switch sw1"
+            )
+            assert daemons.driver.read([wire.far]).ports[0].channels == (channels["runs"],)
+            changed = replace(channels["runs"], switch_vlan=200)
+            daemons.driver.set_channel(wire.far, changed)
+            manager.await_event("the translation is VLAN 1000 to VLAN 200")
+            assert daemons.driver.read([wire.far]).ports[0].channels == (changed,), "another operator may have done that"
+            manager.service.close()
+            ledger.close()

@@ -28,7 +28,7 @@ from orchestrator.model.exits import ReadCounters
 from orchestrator.model.plan import DiskPlan, ImageRef, NicPlan, Plan, Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.model.topology import NvmeController, Topology
-from orchestrator.model.uplink import CounterPlace, CounterReading, FrameCounts
+from orchestrator.model.uplink import CounterPlace, CounterReading, FrameCounts, ReturnCounts
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 from tests.fakes.root import load_host
 
@@ -79,7 +79,7 @@ class Fake:
             Sources(
                 lambda: self.read("guests", self.guests), lambda: self.read("generation", self.generation),
                 self.survey, self.read_exits, self.exit_reports, self.read_frames, lambda: {"nic0": True, "nic1": False},
-                self.read_cache_use,
+                lambda: {"nic0": ReturnCounts(9, 7)}, self.read_cache_use,
             ),
             POLICY, self.counters,
         )  # fmt: skip
@@ -295,6 +295,10 @@ def test_frames_are_counted_by_place_and_direction_and_unmeasured_places_have_no
     assert fake.figure("nohype_frames_dropped_total", **labels, direction="sent") == 1
     assert {dict(found)["place"] for found in fake.page()["nohype_frames_total"]} == {"guest", "uplink"}
     assert [fake.figure("nohype_hairpin_lost", uplink=uplink) for uplink in ("nic0", "nic1")] == [1, 0]
+    assert [fake.figure("nohype_returning_frames_total", uplink="nic0", count=one) for one in ("must-return", "returned")] == [
+        9,
+        7,
+    ]
 
 
 def test_not_measured_is_a_verdict(fake: Fake) -> None:
@@ -316,7 +320,13 @@ def test_the_age_of_the_audit(fake: Fake, topology: Topology) -> None:
         (
             "frames",
             "frames",
-            {"nohype_frames_total", "nohype_frame_bytes_total", "nohype_frames_dropped_total", "nohype_hairpin_lost"},
+            {
+                "nohype_frames_total",
+                "nohype_frame_bytes_total",
+                "nohype_frames_dropped_total",
+                "nohype_hairpin_lost",
+                "nohype_returning_frames_total",
+            },
         ),
     ],
 )

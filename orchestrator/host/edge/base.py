@@ -89,7 +89,7 @@ def find_link(host: HostRoot, name: str) -> Link | None:
     return next((link for link in host.net.read_links() if link.name == name), None)
 
 
-def match(left: dict[str, Any], right: str | int, op: str = "==") -> dict[str, Any]:
+def match(left: dict[str, Any], right: str | int | dict[str, Any], op: str = "==") -> dict[str, Any]:
     """A statement of a rule."""
     return {"match": {"op": op, "left": left, "right": right}}
 

@@ -10,7 +10,7 @@ from orchestrator.host.hairpin import probe_hairpin
 from orchestrator.host.netlink.bridge_ports import BridgeState, read_bridge
 from orchestrator.host.netlink.bridges import add_port, create_bridge, read_hairpin, set_hairpin
 from orchestrator.host.netlink.counters import read_counters, read_queue, read_vf_counters
-from orchestrator.host.netlink.filters import delete_table, read_table, replace_table
+from orchestrator.host.netlink.filters import count_packets, delete_table, read_table, replace_table
 from orchestrator.host.netlink.links import (
     read_addressed,
     read_hwmode,
@@ -37,6 +37,7 @@ __all__ = [
     "LinkNotices",
     "RuleNotices",
     "add_port",
+    "count_packets",
     "create_bridge",
     "create_macvtap",
     "create_netns",

@@ -26,8 +26,8 @@ def replace_table(table: str, *chains: Chain) -> None:
     whole = {"table": {"family": _FAMILY, "name": table}}
     commands: list[dict[str, Any]] = [{"add": whole}, {"delete": whole}, {"add": whole}]
     for chain in chains:
-        base = {"name": chain.name, "type": "filter", "hook": chain.hook, "dev": chain.device, "prio": 0, "policy": chain.policy}
-        commands.append({"add": {"chain": named | base}})
+        base = {"name": chain.name, "type": "filter", "hook": chain.hook, "dev": chain.device, "policy": chain.policy}
+        commands.append({"add": {"chain": named | base | {"prio": chain.priority}}})
         commands += [{"add": {"rule": {**named, "chain": chain.name, "expr": rule}}} for rule in chain.rules]
     _run(f"load table {table}", ["-j", "-f", "-"], json.dumps({"nftables": commands}))
 
@@ -47,11 +47,36 @@ def read_table(table: str) -> tuple[Chain, ...] | None:
         devices = dict(_DEVICE.findall(text.stdout))  # the JSON of nftables 1.0.6 does not name the device
         chains = [entry["chain"] for entry in entries if "chain" in entry]
         return tuple(
-            Chain(chain["name"], chain["hook"], devices[chain["name"]], _parse_rules(entries, chain["name"]), chain["policy"])
+            Chain(
+                chain["name"],
+                chain["hook"],
+                devices[chain["name"]],
+                _parse_rules(entries, chain["name"]),
+                chain["policy"],
+                chain["prio"],
+            )
             for chain in chains
         )
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def count_packets(table: str) -> dict[str, int] | None:
+    """By chain, the packets that the counters in its rules have counted since the table was loaded. None without the table."""
+    try:
+        found = run(["nft", "-j", "list", "table", _FAMILY, table], timeout=_SECONDS, check=False)
+    except CommandError as error:
+        raise HostError(f"cannot read table {table} of nftables: {error.message}", _HINT, error.errno) from None
+    if found.status:
+        return None
+    try:
+        entries = json.loads(found.stdout)["nftables"]
+        counts = {entry["chain"]["name"]: 0 for entry in entries if "chain" in entry}
+        for rule in (entry["rule"] for entry in entries if "rule" in entry):
+            counts[rule["chain"]] += sum(part["counter"]["packets"] for part in rule["expr"] if "counter" in part)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return counts
 
 
 def delete_table(table: str) -> None:

@@ -11,13 +11,16 @@ import pytest
 from orchestrator.errors import HostError
 from orchestrator.guests.hairpin_watch import HairpinWatch
 from orchestrator.guests.service import GuestService
+from orchestrator.host.edge.returns import is_counting
+from orchestrator.host.root import Chain
 from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.network import NetworkRequest
+from orchestrator.model.plan import Plan
 from orchestrator.model.uplink import HairpinResult
 from tests.fakes.root import DEVICES
 from tests.harness.crash import World
-from tests.harness.guests import create
+from tests.harness.guests import create, state, warned
 
 KINDS = ("hairpin-lost", "hairpin-returned")
 
@@ -90,6 +93,104 @@ def test_guests_on_software_edges_are_watched_too(
     world.host.fake_net.hairpin = False
     watch.check()
     assert events(manager) == ["hairpin-lost"]
+
+
+def count(world: World, *readings: tuple[int, int]) -> None:
+    """What the rules on the uplink have counted, reading by reading; the last one stays."""
+    left = list(readings)
+
+    def read(table: str) -> dict[str, int]:
+        assert table == "nohype-returns-nic0"
+        now = left.pop(0) if len(left) > 1 else left[0]
+        return dict(zip(("must-return", "returned"), now, strict=True))
+
+    world.host.fake_net.count_packets = read  # type: ignore[method-assign]
+
+
+def test_guests_frames_that_do_not_return_are_one_event_although_those_of_the_host_do(
+    world: World, watch: HairpinWatch, software: str, manager: GuestService
+) -> None:
+    count(world, (5, 5), (45, 9), (47, 9), (70, 9), (90, 9))
+    watch.check()
+    watch.check()
+    assert (events(manager), watch.find_lost()) == (["hairpin-lost"], {"nic0": True})
+    (lost,) = (event for event in manager.events(OPERATOR) if event.kind == "hairpin-lost")
+    assert lost.detail.startswith("uplink nic0: 42 frames between guests left, 4 of them returned from the switch; guests: web; ")
+    watch.check()
+    for returns in (False, True):  # as seen by the probe
+        world.host.fake_net.hairpin = returns
+        watch.check()
+        assert events(manager) == ["hairpin-lost"]
+    count(world, (91, 10))
+    watch.check()
+    assert (events(manager), watch.find_lost()) == (["hairpin-lost", "hairpin-returned"], {"nic0": False})
+    assert watch.find_counts()["nic0"].must_return == 91
+
+
+@pytest.mark.parametrize(
+    "readings",
+    [
+        pytest.param([(0, 0), (1000, 500)], id="half of a flood is dropped"),
+        pytest.param([(0, 0), (9, 0)], id="few frames"),
+        pytest.param([(0, 0), (40, 0), (41, 1)], id="they return again"),
+        pytest.param([(0, 0), (40, 0), (40, 0)], id="the guests are silent again"),
+        pytest.param([(90, 90), (20, 0), (30, 0)], id="counted from zero, for other guests"),
+        pytest.param([(0, 0), (50, 50), (100, 100)], id="all return"),
+    ],
+)
+def test_other_counts_are_no_alarm(
+    world: World, watch: HairpinWatch, software: str, manager: GuestService, readings: list[tuple[int, int]]
+) -> None:
+    count(world, *readings)
+    watch.check()
+    watch.check()
+    assert (events(manager), watch.find_lost()) == ([], {"nic0": False})
+
+
+def test_counting_follows_the_guests_and_ends_with_them(world: World, manager: GuestService, software: str) -> None:
+    net = world.host.fake_net
+    first, second = manager.guest(OPERATOR, "web").plan, create(manager, name="db", accept=["software-edge"])
+
+    def counts(*plans: Plan) -> bool:
+        return is_counting(world.host, "nic0", [plan.nics[0].mac for plan in plans])
+
+    assert counts(first, second)
+    net.delete_table("nohype-returns-nic0")  # nft flush ruleset
+    net.delete_table(f"nohype-{software}")
+    manager.reconciler.check_taps()
+    assert counts(first, second)
+    manager.stop(OPERATOR, "web", 5)
+    assert counts(second)
+    manager.start(OPERATOR, "web")
+    assert counts(first, second)
+    net.delete_table("nohype-returns-nic0")
+    manager.reconciler.recover()  # as after a start of the manager
+    assert counts(first, second)
+    net.delete_table("nohype-returns-nic0")
+    manager.reconciler.detect_drift()  # every minute
+    assert counts(first, second)
+    for name in ("web", "db"):
+        manager.delete(OPERATOR, name)
+    assert net.list_made() == []
+
+
+def test_guests_run_where_frames_cannot_be_counted(world: World, manager: GuestService) -> None:
+    """As without the egress hook, before Linux 5.16."""
+    replace_table = world.host.fake_net.replace_table
+
+    def refuse(table: str, *chains: Chain) -> None:
+        if "returns" in table:
+            raise HostError(f"cannot load table {table} of nftables: Operation not supported")
+        replace_table(table, *chains)
+
+    world.host.fake_net.replace_table = refuse  # type: ignore[method-assign]
+    for address in ("0000:10:00.0", "0000:14:00.0"):
+        (world.host.path / DEVICES / address / "sriov_totalvfs").unlink()
+    create(manager, accept=["software-edge"])
+    create(manager, name="db", accept=["software-edge"])
+    assert state(manager, "db") == "running"
+    (text,) = [text for text in warned(manager) if text.startswith("frames between guests are not counted: ")]
+    assert "Operation not supported" in text
 
 
 def test_guest_that_starts_and_ends_between_rounds_is_noticed(world: World, watch: HairpinWatch, manager: GuestService) -> None:
