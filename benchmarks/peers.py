@@ -10,8 +10,9 @@ guest of two vCPUs after the other, in changing order, with the same image, kern
     nohype                         by the manager
 
 In the guest vCPU 0 does the housekeeping, and vCPU 1 is isolated for an application. Exits are counted by a trace instance of the
-benchmark's own. Each round is appended to the results (JSON lines); --add keeps the rounds of an earlier run, and --rounds 0 only
-reports. Prints the table; exits with status 1 if a guest did not become ready, or a figure is missing.
+benchmark's own. Each guest is appended to the results (JSON lines); --add keeps those of an earlier run, and --rounds 0 only
+reports. A run that is cut leaves nothing on the lab host. Prints the table; exits with status 1 if a guest did not become ready,
+or a figure is missing.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from peers_report import OURS, PEERS, draw, find_missing, write_tables
 from orchestrator.errors import OrchestratorError
 from orchestrator.lab import lab as labs
 from orchestrator.lab.lab import Lab
+from orchestrator.ssh import Stream
 
 FOLDER = Path(__file__).with_name("peers")
 INSIDE = Path(__file__).with_name("peers_inside.py")
@@ -69,21 +72,47 @@ def main() -> int:
 
 
 def measure(lab: Lab, number: int, options: argparse.Namespace) -> None:
-    """Appends the guests of a round to the results. Raises SystemExit if one failed; the lab host is cleaned up by then."""
+    """Appends each guest of a round to the results as soon as it is measured. Raises SystemExit if one failed."""
     order = rotate(PEERS, number)
+    print(f"round {number + 1}: {', '.join(order)}", flush=True)
+    common = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": read_commit(), "machine_cpus": os.cpu_count(),
+              "accelerator": lab.state.accel}  # fmt: skip
+    output, errors = bytearray(), bytearray()
+
+    def save(stream: str, piece: bytes) -> None:
+        if stream == "stderr":
+            errors.extend(piece)
+            return
+        output.extend(piece)
+        while b"\n" in output:
+            line, _, rest = bytes(output).partition(b"\n")
+            output[:] = rest
+            if line:
+                append_result(options.results, {**json.loads(line), **common, "load": os.getloadavg()[1]})
+
+    limit = len(order) * (PER_GUEST + options.idle + options.busy)
+    try:
+        status = run_inside(lab, order, options, limit, save)
+    except BaseException:
+        # The process inside has been stopped, maybe before it has cleaned up.
+        with suppress(OrchestratorError):
+            run_inside(lab, [], options, 60, lambda *_: None)
+        raise
+    if status:
+        sys.exit(f"the measurement ended with status {status}: {errors.decode(errors='replace').strip()}")
+
+
+def run_inside(lab: Lab, order: list[str], options: argparse.Namespace, limit: float, stream: Stream) -> int:
+    """Without peers it only cleans up."""
     job = {"order": order, "idle": options.idle, "busy": options.busy, "cmdline": TICKLESS,
            "peers": {name: (FOLDER / f"{name}.xml").read_text() for name in PEERS if name != OURS}}  # fmt: skip
-    limit = len(order) * (PER_GUEST + options.idle + options.busy)
     command = ["/opt/nohype/bin/python", "-", json.dumps(job)]
-    print(f"round {number + 1}: {', '.join(order)}", flush=True)
-    done = labs.execute(lab, command, input=INSIDE.read_bytes(), timeout=limit)
-    common = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": read_commit(), "load": os.getloadavg()[1],
-              "machine_cpus": os.cpu_count(), "accelerator": str(lab.state.accel)}  # fmt: skip
-    with options.results.open("a") as file:
-        for line in filter(None, done.stdout.splitlines()):
-            file.write(json.dumps({**json.loads(line), **common}) + "\n")
-    if done.status:
-        sys.exit(f"the measurement ended with status {done.status}: {done.stderr.strip()}")
+    return labs.execute(lab, command, input=INSIDE.read_bytes(), timeout=limit, stream=stream).status
+
+
+def append_result(file: Path, result: dict[str, Any]) -> None:
+    with file.open("a") as results:
+        results.write(json.dumps(result) + "\n")
 
 
 def rotate(names: tuple[str, ...], number: int) -> list[str]:

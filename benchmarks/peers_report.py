@@ -139,11 +139,15 @@ def describe(runs: Sequence[Run]) -> str:
     commits = ", ".join(sorted({run["commit"] for run in runs}))
     rounds = sum(run["peer"] == OURS for run in runs)
     head = f"{rounds} {'round' if rounds == 1 else 'rounds'}, {runs[0]['date'][:10]}, commit {commits}"
-    windows = f"idle {last['idle']['seconds']:.0f} s, busy {last['busy']['seconds']:.0f} s"
+    windows = ", ".join(f"{phase} {show_range([run[phase]['seconds'] for run in runs])} s" for phase in ("idle", "busy"))
     versions = f"Linux {host['kernel']}, QEMU {host['qemu']}, libvirt {host['libvirt']}"
-    load = f"{min(loads):.0f} to {max(loads):.0f}"
-    machine = f"`{last['accelerator']}` on a machine of {last['machine_cpus']} CPUs with a load of {load}"
+    machine = f"`{last['accelerator']}` on a machine of {last['machine_cpus']} CPUs with a load of {show_range(loads)}"
     return f"{head}; {windows}; lab host: {versions}; {machine}"
+
+
+def show_range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def draw(runs: Sequence[Run], file: Path) -> None:

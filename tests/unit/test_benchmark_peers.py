@@ -13,8 +13,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from orchestrator.errors import LabLost
 from orchestrator.host.activity import Activity
 from orchestrator.host.processes import Mapping
+from orchestrator.ssh import ShellTimeout
 from orchestrator.values import PciAddress
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -169,3 +171,44 @@ def test_a_peer_with_fewer_rounds_is_named(load: Any) -> None:
     report = load("peers_report")
     assert report.find_missing(make_runs(report)[:-1]) == ["nohype: 2 of 3 rounds"]
     assert len(report.find_missing([])) == len(report.PEERS)
+
+
+LAB = SimpleNamespace(state=SimpleNamespace(accel="tcg"))
+
+
+def test_a_guest_is_saved_before_the_round_fails(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers, file = load("peers"), tmp_path / "results.jsonl"
+
+    def run(_lab: Any, _order: Any, _options: Any, _limit: float, stream: Any) -> int:
+        for kind, piece in (
+            ("stdout", b'\n{"peer": "no'),
+            ("stderr", b"guest nova "),
+            ("stdout", b'va"}\n\n{"pe'),
+            ("stderr", b"ended\n"),
+        ):
+            stream(kind, piece)
+        return 1
+
+    monkeypatch.setattr(peers, "run_inside", run)
+    with pytest.raises(SystemExit, match="guest nova ended"):
+        peers.measure(LAB, 0, SimpleNamespace(idle=1.0, busy=1.0, results=file))
+    (result,) = peers.read_results(file)
+    assert (result["peer"], result["accelerator"]) == ("nova", "tcg")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ShellTimeout])
+def test_a_round_that_is_cut_is_cleaned_up(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    peers, orders = load("peers"), []
+
+    def run(_lab: Any, order: list[str], *_: Any) -> int:
+        orders.append(order)
+        if order:
+            raise error("cut")
+        raise LabLost("the lab is gone, too")
+
+    monkeypatch.setattr(peers, "run_inside", run)
+    with pytest.raises(error, match="cut"):
+        peers.measure(LAB, 0, SimpleNamespace(idle=1.0, busy=1.0, results=tmp_path / "results.jsonl"))
+    assert orders == [list(peers.PEERS), []]
