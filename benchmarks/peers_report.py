@@ -151,7 +151,7 @@ def show_range(values: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[Run], file: Path) -> None:
-    """Medians as bars, and the range of the rounds as lines, each figure with its own logarithmic scale."""
+    """Medians as bars, and the range of the rounds as lines."""
     try:
         import matplotlib
     except ImportError:
@@ -164,14 +164,14 @@ def draw(runs: Sequence[Run], file: Path) -> None:
     figure, places = pyplot.subplots(1, len(shown), figsize=(13, 4), layout="constrained")
     for axes, one in zip(places, shown, strict=True):
         for place, peer in enumerate(PEERS):
-            values = [value for run in runs if run["peer"] == peer and (value := try_read(one, run)) is not None] or [0]
-            middle, floor = statistics.median(values), 0.01
-            axes.bar(place, max(middle, floor), color=f"C{place}")
-            axes.plot([place, place], [max(min(values), floor), max(max(values), floor)], color="black", linewidth=1)
-            axes.text(place, max(max(values), floor) * 1.15, f"{middle:,.{one.digits}f}", ha="center", va="bottom", fontsize=8)
-        axes.set_yscale("log")
-        axes.set_ylim(top=axes.get_ylim()[1] * 2)
+            values = [value for run in runs if run["peer"] == peer and (value := try_read(one, run)) is not None] or [0.0]
+            axes.bar(place, statistics.median(values), color=f"C{place}")
+            axes.plot([place, place], [min(values), max(values)], color="black", linewidth=1)
+            label = f"{statistics.median(values):,.{one.digits}f}"
+            axes.annotate(label, (place, max(values)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
         axes.set_xticks(range(len(PEERS)), PEERS, rotation=30, ha="right")
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.1)
         axes.set_title(one.label.replace(" of the ", " of the\n").replace(" on the ", "\non the "), fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=100, metadata={"Software": None})
