@@ -7,7 +7,7 @@ VENV := .venv
 PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 util-linux cpio mtools zstd \
 	openssh-client qemu-utils nftables
 
-.PHONY: demo test soak test-quick lint format check-golden doctor setup clean
+.PHONY: demo test soak test-quick bench-peers lint format check-golden doctor setup clean
 
 DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.json
 
@@ -28,6 +28,11 @@ soak: setup
 # the tests that need neither the lab nor running daemons
 test-quick: setup
 	$(VENV)/bin/pytest -n 2 -m "not lab and not soak" tests/unit tests/contract
+
+# a guest of the manager next to guests of virt-install, Nova and KubeVirt, in a lab (docs/peers.md; 20 min)
+bench-peers: setup
+	$(VENV)/bin/pip install -q -e '.[bench]'
+	$(VENV)/bin/python benchmarks/peers.py --table build/benchmarks/peers.md --plot build/benchmarks/peers.png
 
 # style, types and spelling; part of `make test` too
 lint: setup
