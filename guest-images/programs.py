@@ -3,7 +3,7 @@
 They are assembled here, so that a build needs no compiler, and the same source gives the same bytes.
 
 disengage   tells the host that the guest's boot is over: one hypercall, which KVM refuses and counts
-exits       causes VM exits of one kind until it is killed: `exits cpuid|io|hypercall|mmio|timer`; to try limits of VM exits
+exits       to try limits of VM exits, causes exits of one kind until it is killed: `exits cpuid|io|hypercall|mmio|msr|npf|timer`
 """
 
 import struct
@@ -14,8 +14,10 @@ CALL_NUMBER, BOOT_IS_OVER, UNKNOWN_CALL = 0x4E48, 1, 0x4E49
 
 _BASE = 0x400000
 _HEADERS = 64 + 56  # of the file, and of its only segment
-_EXIT, _OPEN, _MMAP, _NANOSLEEP, _IOPL = 60, 2, 9, 35, 172  # arch/x86/entry/syscalls/syscall_64.tbl
+_EXIT, _OPEN, _MMAP, _PREAD, _NANOSLEEP, _IOPL = 60, 2, 9, 17, 35, 172  # arch/x86/entry/syscalls/syscall_64.tbl
 _UNUSED_ADDRESS = 0xFD000000  # of guest memory: in the PCI hole below 4 GB, where no device is
+_FIRMWARE_ADDRESS = 0xFFFFF000  # the last page of the firmware, which the guest cannot write
+_APIC_BASE = 0x1B  # an MSR that KVM does not let guests read without an exit
 _SYSCALL = b"\x0f\x05"
 
 # With the distance of a label in 4 bytes. `lea` loads its address into rdi.
@@ -52,26 +54,41 @@ def disengage() -> Code:
     return [*hypercall(CALL_NUMBER, ""), exit_with(0)]
 
 
+def map_memory(kind: str, flags: int, protection: int, address: int) -> Code:
+    """open("/dev/mem", flags); mmap(0, 4096, protection, MAP_SHARED, fd, address): the address of the page in rax."""
+    code = b"\x31\xff\xbe\0\x10\0\0\xba" + struct.pack("<I", protection)
+    code += b"\x41\xba\x01\0\0\0\x41\xb9" + struct.pack("<I", address)
+    return [f"{kind}:", *open_file("memory", flags), code, set_eax(_MMAP) + _SYSCALL + b"\x48\x85\xc0", ("js", "failed")]
+
+
+def open_file(path: str, flags: int) -> Code:
+    """The descriptor in r8."""
+    code = b"\xbe" + struct.pack("<I", flags) + set_eax(_OPEN) + _SYSCALL + b"\x85\xc0\x41\x89\xc0"
+    return [("lea", path), code, ("js", "failed")]
+
+
 def exits() -> Code:
-    kinds = {"c": "cpuid", "i": "io", "h": "hypercall", "m": "mmio", "t": "timer"}
-    code: Code = [b"\x83\x3c\x24\x02", ("jne", "usage"), b"\x48\x8b\x7c\x24\x10\x8a\x07"]  # argc; first letter of argv[1] into al
-    for letter, name in kinds.items():
-        code += [b"\x3c" + letter.encode(), ("je", name)]
+    # argc; the first two letters of argv[1] into ax
+    code: Code = [b"\x83\x3c\x24\x02", ("jne", "usage"), b"\x48\x8b\x7c\x24\x10\x66\x8b\x07"]
+    for name in ("cpuid", "io", "hypercall", "mmio", "msr", "npf", "timer"):
+        code += [b"\x66\x3d" + name[:2].encode(), ("je", name)]
     code += ["usage:", exit_with(2), "failed:", exit_with(1)]
     code += ["cpuid:", b"\x31\xc0\x0f\xa2", ("jmp", "cpuid")]
     # out 0x80: the port that BIOSes write their progress to
     code += ["io:", set_eax(_IOPL) + b"\xbf\x03\0\0\0" + _SYSCALL + b"\x85\xc0", ("jne", "failed")]
     code += ["out:", b"\xe6\x80", ("jmp", "out")]
     code += ["hypercall:", *hypercall(UNKNOWN_CALL, "loop-"), ("jmp", "hypercall")]
-    # open("/dev/mem", O_RDONLY); mmap(0, 4096, PROT_READ, MAP_SHARED, fd, address)
-    code += ["mmio:", ("lea", "path"), b"\x31\xf6" + set_eax(_OPEN) + _SYSCALL + b"\x85\xc0\x41\x89\xc0", ("js", "failed")]
-    code += [b"\x31\xff\xbe\0\x10\0\0\xba\x01\0\0\0\x41\xba\x01\0\0\0\x41\xb9" + struct.pack("<I", _UNUSED_ADDRESS)]
-    code += [set_eax(_MMAP) + _SYSCALL + b"\x48\x85\xc0", ("js", "failed")]
-    code += ["load:", b"\x8b\x18", ("jmp", "load")]
+    code += [*map_memory("mmio", 0, 1, _UNUSED_ADDRESS), "load:", b"\x8b\x18", ("jmp", "load")]
+    # A store to memory that is mapped read-only for the guest (EPT violation on Intel); `mmio` is a load where nothing is mapped.
+    code += [*map_memory("npf", 2, 3, _FIRMWARE_ADDRESS), "store:", b"\x89\x18", ("jmp", "store")]
+    # pread(fd, stack, 8, number of the MSR), by the kernel's module `msr`
+    code += ["msr:", *open_file("registers", 0), b"\x6a\0"]
+    code += ["read:", b"\x44\x89\xc7\x48\x89\xe6\xba\x08\0\0\0\x41\xba" + struct.pack("<I", _APIC_BASE)]
+    code += [set_eax(_PREAD) + _SYSCALL + b"\x85\xc0", ("js", "failed"), ("jmp", "read")]
     # nanosleep of 1 ns: the kernel programs its timer, sleeps, and is interrupted
     code += ["timer:", b"\x6a\x01\x6a\x00"]
     code += ["sleep:", set_eax(_NANOSLEEP) + b"\x48\x89\xe7\x31\xf6" + _SYSCALL, ("jmp", "sleep")]
-    return [*code, "path:", b"/dev/mem\0"]
+    return [*code, "memory:", b"/dev/mem\0", "registers:", b"/dev/cpu/0/msr\0"]
 
 
 def assemble(code: Code) -> bytes:

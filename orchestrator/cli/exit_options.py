@@ -18,6 +18,8 @@ def exit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--housekeeping", metavar="VCPUS",
                      help="vCPUs such as 0-1 that do the guest's housekeeping; the others are for its application.  "
                      "[default: all do both]"),
+        click.option("--profile", type=click.Choice(["tickless"]),
+                     help="The guest's kernel keeps its timer tick, its own work and interrupts on the vCPUs of --housekeeping."),
         click.option("--exit-budget", "budgets", multiple=True, metavar="CLASS:REASON=LIMIT", callback=_parse_budgets,
                      help="Limit VM exits after the boot, per vCPU: application:io=0/s,60/min or housekeeping:all=1000/s. REASON "
                      "is one of KVM's, a class (io, msr, halt, ...), mmio, all, or others; LIMIT any allows it. Repeatable."),

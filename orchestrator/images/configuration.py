@@ -147,4 +147,7 @@ def check_configurable(image: Image, request: GuestRequest, store: Path | None) 
             else f"use an image that supports them: {', '.join(others) or 'the store has none'}"
         )
         raise RequestError(f"image {image.name} does not support {', '.join(unsupported)}: it supports {ways}{boots}", hint)
+    if request.profile and image.boot == "firmware":
+        what = f"image {image.name} boots by firmware: the manager cannot give its kernel the words of profile {request.profile}"
+        raise RequestError(what, "omit the profile, and set the words in the image's boot loader: docs/exits.md lists them")
     check_texts(request)

@@ -69,6 +69,11 @@ class Restart(StrEnum):
     ON_FAILURE = "on-failure"
 
 
+class Profile(StrEnum):
+    TICKLESS = "tickless"
+    """The guest's kernel keeps its timer tick, its own work and interrupts away from the vCPUs of the application."""
+
+
 class Placement(BaseModel):
     """Resources that the caller prescribes, such as a batch scheduler. Used exactly, or refused.
 
@@ -200,6 +205,7 @@ class GuestRequest(BaseModel):
         disengage_after: seconds after which the guest's boot counts as over, if the guest has not called before; None: see
             `guests.disengagement`.
         housekeeping: vCPUs ("0-1") that do the guest's housekeeping; the others are for its application. None: all do both.
+        profile: how the guest's kernel uses its vCPUs; None for the image's own way.
         exit_policy: judged in addition to the operator's.
         id: the caller's request id: repeating it with the same fields changes nothing.
         ssh_keys: OpenSSH public keys that may log in.
@@ -229,6 +235,7 @@ class GuestRequest(BaseModel):
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
     disengage_after: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
     housekeeping: Annotated[str, Field(max_length=4096), AfterValidator(check_cpus)] | None = None
+    profile: Annotated[Profile, Field(strict=False)] | None = None
     exit_policy: ExitBudgets | None = None
     id: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_request_id)] | None = None
     ssh_keys: Annotated[
@@ -275,6 +282,13 @@ class GuestRequest(BaseModel):
             raise ValueError("a network disk holds the guest's root: only the first disk can be one; connect others in the guest")
         if target := self.network_disk:
             find_nic(target, [nic.address for nic in self.wanted_nics])
+        return self
+
+    @model_validator(mode="after")
+    def _check_profile(self) -> GuestRequest:
+        # The kernel starts on vCPU 0, and that keeps the time until the others are up.
+        if self.profile and 0 not in (self.housekeeping_vcpus or ()):
+            raise ValueError(f"profile {self.profile} needs housekeeping, with vCPU 0 among it: the vCPUs that keep their tick")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.errors import RequestError
+from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import Core, list_nodes
 from orchestrator.planning.inputs import PlanningInput
 from orchestrator.planning.memory import PageRequest, count_free, find_lacking_pages
@@ -154,3 +156,19 @@ def _describe_lack(count: int, usable: int, total: int, unusable: dict[str, CpuS
     reasons = ", ".join(f"cpus {cpus} {reason}" for reason, cpus in unusable.items())
     same = " with the same number of threads" if usable >= count else ""
     return f"{usable} of {total} whole cores are free, {count} requested{same}" + (f" ({reasons})" if reasons else "")
+
+
+def list_isolation(request: GuestRequest, count: int) -> tuple[str, ...]:
+    """Words for the kernel of a guest with ``count`` vCPUs and the profile `tickless`: only the application runs on vCPUs that do
+    not do the housekeeping (Documentation/admin-guide/kernel-parameters.txt). Raises RequestError if there are none.
+    """
+    if request.profile is None:
+        return ()
+    kept = request.housekeeping_vcpus or frozenset[int]()
+    application = CpuSet.of(set(range(count)) - kept)
+    if not application:
+        what = f"profile {request.profile}: all {count} vCPUs of guest {request.name} do the housekeeping"
+        raise RequestError(what, "name fewer of them, such as 0, or request more cores")
+    words = (f"isolcpus=managed_irq,domain,{application}", f"nohz_full={application}", f"rcu_nocbs={application}")
+    # An image can start its vCPUs later, with another maxcpus: then 6.12 does not switch off the fair servers of isolated ones.
+    return (*words, f"irqaffinity={CpuSet.of(kept)}", f"maxcpus={count}")

@@ -11,7 +11,7 @@ from orchestrator.model.plan import Allocated, ImageRef, Plan, Policy
 from orchestrator.model.request import GuestRequest
 from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.planning.cache import find_caches
-from orchestrator.planning.cores import Candidate, check_placement, find_candidates
+from orchestrator.planning.cores import Candidate, check_placement, find_candidates, list_isolation
 from orchestrator.planning.disk import DISK, check_waivers, count_remote, describe_disks, find_free, list_targets, plan_disks
 from orchestrator.planning.host_check import find_blockers
 from orchestrator.planning.inputs import NO_SITE, PlanningInput, Site
@@ -89,6 +89,7 @@ def _build_plan(
     caches: CachePlan | None, host: PlanningInput,
 ) -> Plan:  # fmt: skip
     smt = len(candidate.cores[0]) > 1
+    words = (*list_isolation(request, sum(len(core.ids) for core in candidate.cores)), request.cmdline)
     return Plan(
         name=request.name,
         cores=candidate.cores,
@@ -97,7 +98,7 @@ def _build_plan(
         pages=pages.count,
         nics=plan_nics(request, vfs, host),
         image=ImageRef(request.image),
-        cmdline=" ".join(filter(None, (request.cmdline, *list_addresses(request.wanted_nics), *list_targets(request)))),
+        cmdline=" ".join(filter(None, (*words, *list_addresses(request.wanted_nics), *list_targets(request)))),
         # -cpu host does not include topoext (target/i386/cpu.c, no_autoenable_flags), without which a guest sees no threads.
         cpu_features=("topoext",) if smt and host.topology.topoext else (),
         disks=plan_disks(request, disks, candidate.node, host.policy.disk_folder, host.topology.volume_group),

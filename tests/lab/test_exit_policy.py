@@ -11,7 +11,7 @@ from orchestrator.waiting import wait_until
 from tests.lab.conftest import LabHost
 from tests.lab.test_exits import read_exits
 
-KINDS = ("cpuid", "io", "hypercall", "mmio")
+KINDS = ("cpuid", "io", "hypercall", "msr", "mmio")
 """Floods of the image's program, whose budgets have the same names."""
 SECONDS = 3
 BUDGETS = [word for kind in KINDS for word in ("--exit-budget", f"housekeeping:{kind}=2000/s")]
@@ -81,11 +81,11 @@ def test_floods_are_reported_and_neighbours_do_not_notice(host: LabHost, guests:
 
 
 def test_flood_is_killed(host: LabHost, guests: list[dict[str, Any]]) -> None:
-    with disengaged(host, "flood", *BUDGETS, "--exit-action", "kill"):
-        flood = host.nohype("guest", "tell", "flood", "exits io 60", check=False)
+    with disengaged(host, "flood", "--exit-budget", "housekeeping:npf=2000/s", "--exit-action", "kill"):
+        flood = host.nohype("guest", "tell", "flood", "exits npf 60", check=False)
         assert flood.status != 0, "the guest ended before its flood"
         assert wait_until(lambda: show(host, "flood")["state"] == "stopped", timeout=60, interval=1)
         text = reports(host, "flood")[-1]  # the guest of the test before had the same name
-        assert " exits of io in " in text
+        assert " exits of npf in " in text
         assert text.endswith("allowed 2000 per second; killed")
         assert show(host, guests[0]["name"])["state"] == "running"

@@ -692,11 +692,11 @@ def test_unknown_option_of_lab_exec_is_no_command() -> None:
 
 def test_exit_policy_of_a_request() -> None:
     budgets = ("--exit-budget", "application:io=0/s,60/min", "--exit-budget", "application:PF excp=any")
-    more = ("--housekeeping", "0-1", "--exit-action", "kill", "--disengage-after", "90")
+    more = ("--housekeeping", "0-1", "--profile", "tickless", "--exit-action", "kill", "--disengage-after", "90")
     run("guest", "create", "web", "--memory", "1G", "--image", "minimal", *budgets, *more)
     ((_, request),) = FakeClient.asked
     found = parse_guest_request(request)
-    assert (found.housekeeping_vcpus, found.disengage_after) == ({0, 1}, 90)
+    assert (found.housekeeping_vcpus, found.profile, found.disengage_after) == ({0, 1}, "tickless", 90)
     assert found.exit_policy
     assert found.exit_policy.action == "kill"
     assert {name: (budget.second, budget.minute) for name, budget in found.exit_policy.application.items()} == {

@@ -144,6 +144,14 @@ def test_unsupported_fields(configuration: list[str], fields: dict[str, Any], un
     assert find_unsupported(described, request()) == ()
 
 
+def test_profile_is_refused_for_an_image_that_boots_by_firmware(tmp_path: Path) -> None:
+    make_image(tmp_path)
+    direct, wanted = find_image(tmp_path, "minimal"), request(profile="tickless", housekeeping="0")
+    check_configurable(direct, wanted, None)
+    with pytest.raises(RequestError, match="minimal boots by firmware: the manager cannot give its kernel the words"):
+        check_configurable(direct.model_copy(update={"boot": "firmware"}), wanted, None)
+
+
 def test_refusal_names_the_images_that_support_the_fields(tmp_path: Path) -> None:
     make_image(tmp_path)
     make_image(tmp_path, "debian", configuration=SYSTEMD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -50,6 +51,17 @@ def test_call_is_the_one_that_the_host_listens_for(built: Path) -> None:
 @pytest.mark.parametrize("words", [(), ("nonsense",), ("cpuid", "io")])
 def test_exits_refuses_other_words(built: Path, words: tuple[str, ...]) -> None:
     assert subprocess.run([built / "exits", *words], check=False).returncode == 2
+
+
+def test_init_offers_the_kinds_of_the_program(built: Path) -> None:
+    """Not run: they need root, and would write to this machine's ports and memory."""
+    init = (recipes_folder() / "minimal/init").read_text()
+    (kinds,) = re.findall(r"usage: exits (\S+) SECONDS", init)
+    assert kinds.split("|") == ["cpuid", "io", "hypercall", "mmio", "msr", "npf", "timer"]
+    assert f"        {' | '.join(kinds.split('|'))}) is_number" in init
+    data = (built / "exits").read_bytes()
+    for kind in kinds.split("|"):
+        assert data.count(b"\x66\x3d" + kind[:2].encode()) == 1, "the program compares the first two letters (cmp ax, imm16)"
 
 
 def test_each_image_with_a_call_makes_it() -> None:

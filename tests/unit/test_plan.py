@@ -437,3 +437,19 @@ def test_json_that_is_no_plan(change: dict[str, object], says: str) -> None:
     fields = to_plain(plan_guest(request(), HOST, Allocated(), POLICY))
     with pytest.raises(ValueError, match=says):
         plan_from_json({**fields, **change})
+
+
+def test_profile_isolates_the_application_vcpus_in_the_guests_kernel() -> None:
+    """Before the request's own words, so that these win."""
+    fields = {"cores": 2, "housekeeping": "0-1", "cmdline": "nohz_full=3", "address": "10.9.0.11/24"}
+    plan = plan_guest(request(profile="tickless", **fields), HOST, Allocated(), POLICY)
+    isolation = "isolcpus=managed_irq,domain,2-3 nohz_full=2-3 rcu_nocbs=2-3 irqaffinity=0-1 maxcpus=4"
+    assert plan.cmdline == f"{isolation} nohz_full=3 nohype.address=10.9.0.11/24"
+    assert plan_guest(request(**fields), HOST, Allocated(), POLICY).cmdline == "nohz_full=3 nohype.address=10.9.0.11/24"
+
+
+@pytest.mark.parametrize("housekeeping", ["0-1", "0-7"])
+def test_profile_without_application_vcpus_is_refused(housekeeping: str) -> None:
+    with pytest.raises(RequestError, match="all 2 vCPUs of guest g1 do the housekeeping") as caught:
+        plan_guest(request(profile="tickless", housekeeping=housekeeping), HOST, Allocated(), POLICY)
+    assert "name fewer of them" in caught.value.hint

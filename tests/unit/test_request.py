@@ -160,3 +160,17 @@ def test_nics_are_kept_in_order_and_in_one_spelling() -> None:
 def test_wrong_nics_are_refused(fields: dict[str, object], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         parse_guest_request({**GOOD, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"profile": "tickless"}, "profile tickless needs housekeeping"),
+        ({"profile": "tickless", "housekeeping": "1"}, "with vCPU 0 among it"),
+        ({"profile": "fast", "housekeeping": "0"}, "profile: .*'tickless'"),
+        ({"profile": ["tickless"], "housekeeping": "0"}, "profile: "),
+    ],
+)
+def test_wrong_profile_is_refused(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        parse_guest_request({**GOOD, **fields})
