@@ -211,16 +211,16 @@ def compare(way: Measured, base: Measured, figure: str) -> list[float]:
     return sorted(one / other for one, other in zip(way.found[figure], base.found[figure], strict=True))
 
 
-def report(ways: Sequence[Measured], figures: Mapping[str, str]) -> None:
-    """Medians, and ratios to the first way. ``figures``: their units."""
-    print(f"\n{'':28}" + "".join(f"{f'{figure}, {unit}':>24}{f'/ {ways[0].name}':>22}" for figure, unit in figures.items()))
-    for way in ways:
+def report(ways: Sequence[Measured], bases: Sequence[Measured], figures: Mapping[str, str]) -> None:
+    """Medians, and ratios to the base of each way. ``figures``: their units."""
+    print(f"\n{'':28}" + "".join(f"{f'{figure}, {unit}':>32}{'ratio':>22}" for figure, unit in figures.items()))
+    for way, base in zip(ways, bases, strict=True):
         line = f"{way.name:28}"
         for figure in figures:
-            ratios = compare(way, ways[0], figure)
+            ratios = compare(way, base, figure)
             spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            line += f"{statistics.median(way.found[figure]):>24,.1f}{spread:>22}"
-        print(line)
+            line += f"{statistics.median(way.found[figure]):>32,.2f}{spread:>22}"
+        print(f"{line}   to {base.name}")
     print(f"load {os.getloadavg()[0]:.1f}, kernel {os.uname().release}")
 
 
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("build/benchmarks/edges.png"))
     options = parser.parse_args()
     ways, right = run(max(options.rounds, 2))
-    report(ways, FIGURES)
+    report(ways, [ways[0]] * len(ways), FIGURES)
     draw(ways, LABELS, "Ways between two taps of one host, in network namespaces", options.plot)
     sys.exit(not right)
 

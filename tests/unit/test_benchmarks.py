@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,6 +245,27 @@ def test_edges_counts_the_frames_at_the_switch(load: Any, monkeypatch: pytest.Mo
     ways, right = edges.run(2)
     assert right is not inside
     assert [(way.lost, len(way.found["round trip"])) for way in ways] == [(0, 2)] * len(ways)
+
+
+@pytest.mark.parametrize(
+    ("outside", "after", "lost", "right"),
+    [(True, (430, 430), 0, True), (True, (430, 429), 0, False), (True, (430, 430), 1, False), (True, (100, 100), 0, False),
+     (False, (100, 100), 0, True), (False, (101, 101), 0, False)],
+)  # fmt: skip
+def test_edges_lab_counts_the_frames_at_the_switch(
+    load: Any, monkeypatch: pytest.MonkeyPatch, *, outside: bool, after: tuple[int, int], lost: int, right: bool
+) -> None:
+    edges_lab = load("edges_lab")
+    counts = iter([(100, 100), after])
+    monkeypatch.setattr(edges_lab, "read_port", lambda *_: next(counts))
+    monkeypatch.setattr(edges_lab.switch, "port", lambda _: SimpleNamespace(netns="n", interface="p"))
+    sent = {"round trip": 200, "60 bytes": 66, "1,514 bytes": 64}
+    found = {name: {"sent": count, "lost": lost, "seconds": 2.0, "exits": {"msr": count}} for name, count in sent.items()}
+    bench = edges_lab.Bench(SimpleNamespace(name="bench"), None)
+    monkeypatch.setattr(bench, "inside", lambda *_: found)
+    way = edges_lab.Measured("VF, hairpin", outside)
+    assert bench.measure(way, ["m1", "m2"]) is right
+    assert way.found["exits, round trip"] == [1.0]
 
 
 PHASES: dict[str, Any] = {
