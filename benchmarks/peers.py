@@ -146,3 +146,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except OrchestratorError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the lab host has been cleaned up")
