@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,10 +55,9 @@ def main() -> int:
     if not options.add and options.rounds:
         options.results.unlink(missing_ok=True)
     if options.rounds:
-        first = sum(run["peer"] == OURS for run in read_results(options.results))
         with use_lab() as lab:
-            for number in range(first, first + options.rounds):
-                measure(lab, number, options)
+            for order in list_orders(read_results(options.results), options.rounds):
+                measure(lab, order, options)
     runs = read_results(options.results)
     text = write_tables(runs)
     print(text)
@@ -71,10 +71,17 @@ def main() -> int:
     return 1 if missing else 0
 
 
-def measure(lab: Lab, number: int, options: argparse.Namespace) -> None:
+def list_orders(runs: Sequence[Mapping[str, Any]], rounds: int) -> list[list[str]]:
+    """The peers to measure, by round. A round that was cut is completed first."""
+    counts = {peer: sum(run["peer"] == peer for run in runs) for peer in PEERS}
+    done = max(counts.values())
+    rest = [peer for peer in PEERS if counts[peer] < done]
+    return [*([rest] if rest else []), *(rotate(PEERS, number) for number in range(done, done + rounds))]
+
+
+def measure(lab: Lab, order: list[str], options: argparse.Namespace) -> None:
     """Appends each guest of a round to the results as soon as it is measured. Raises SystemExit if one failed."""
-    order = rotate(PEERS, number)
-    print(f"round {number + 1}: {', '.join(order)}", flush=True)
+    print(f"round: {', '.join(order)}", flush=True)
     common = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": read_commit(), "machine_cpus": os.cpu_count(),
               "accelerator": lab.state.accel}  # fmt: skip
     output, errors = bytearray(), bytearray()
@@ -139,3 +146,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except OrchestratorError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the lab host has been cleaned up")

@@ -170,8 +170,8 @@ def draw(runs: Sequence[Run], file: Path) -> None:
             label = f"{statistics.median(values):,.{one.digits}f}"
             axes.annotate(label, (place, max(values)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
         axes.set_xticks(range(len(PEERS)), PEERS, rotation=30, ha="right")
-        axes.set_ylim(bottom=0)
         axes.margins(y=0.1)
+        axes.set_ylim(bottom=0)
         axes.set_title(one.label.replace(" of the ", " of the\n").replace(" on the ", "\non the "), fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=100, metadata={"Software": None})

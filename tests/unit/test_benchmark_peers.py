@@ -122,6 +122,14 @@ def test_each_peer_is_first_once(load: Any) -> None:
     assert all(sorted(order) == sorted(peers.PEERS) for order in orders)
 
 
+def test_a_round_that_was_cut_is_completed_first(load: Any) -> None:
+    peers, report = load("peers"), load("peers_report")
+    runs = make_runs(report, rounds=2)
+    assert peers.list_orders([], 2) == [peers.rotate(peers.PEERS, 0), peers.rotate(peers.PEERS, 1)]
+    assert peers.list_orders(runs, 1) == [peers.rotate(peers.PEERS, 2)]
+    assert peers.list_orders(runs[:-2], 1) == [["kubevirt", "nohype"], peers.rotate(peers.PEERS, 2)]
+
+
 def test_table_has_median_and_range(load: Any) -> None:
     report = load("peers_report")
     runs = make_runs(report)
@@ -191,7 +199,7 @@ def test_a_guest_is_saved_before_the_round_fails(load: Any, tmp_path: Path, monk
 
     monkeypatch.setattr(peers, "run_inside", run)
     with pytest.raises(SystemExit, match="guest nova ended"):
-        peers.measure(LAB, 0, SimpleNamespace(idle=1.0, busy=1.0, results=file))
+        peers.measure(LAB, list(peers.PEERS), SimpleNamespace(idle=1.0, busy=1.0, results=file))
     (result,) = peers.read_results(file)
     assert (result["peer"], result["accelerator"]) == ("nova", "tcg")
 
@@ -210,5 +218,5 @@ def test_a_round_that_is_cut_is_cleaned_up(
 
     monkeypatch.setattr(peers, "run_inside", run)
     with pytest.raises(error, match="cut"):
-        peers.measure(LAB, 0, SimpleNamespace(idle=1.0, busy=1.0, results=tmp_path / "results.jsonl"))
+        peers.measure(LAB, list(peers.PEERS), SimpleNamespace(idle=1.0, busy=1.0, results=tmp_path / "results.jsonl"))
     assert orders == [list(peers.PEERS), []]
