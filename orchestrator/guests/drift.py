@@ -91,7 +91,6 @@ class DriftDetector:
             findings = remaining = diff_taps(self._host, plan)
             if findings:
                 self._setup.set_reception(plan)  # has an undo record, unlike the settings of the tap
-                self._setup.count_returns()
                 remaining = restore_taps(self._host, plan)
         except HostError as error:
             remaining, errors = findings, (error.message,)
