@@ -91,7 +91,6 @@ class DriftDetector:
             findings = remaining = diff_taps(self._host, plan)
             if findings:
                 self._setup.set_reception(plan)  # has an undo record, unlike the settings of the tap
-                self._setup.count_returns()
                 done = restore_taps(self._host, plan)
                 findings, remaining = tuple(dict.fromkeys((*findings, *done.found))), done.remaining
         except HostError as error:

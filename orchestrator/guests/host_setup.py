@@ -220,7 +220,7 @@ class HostSetup:
 
     def restore_edge_mode(self, plan: Plan) -> None:
         """Puts the guest's PFs back into VEPA mode. For the edge mode channel that is done where it is possible: a NIC that
-        switches locally may take a frame to a VF of another VLAN as local, and drop it (QEMU's 82576 does).
+        switches locally may take a frame to a VF of another VLAN as local, and drop it (Intel X550 data sheet 7.8.3.4).
         """
         for pf, (interface, is_needed) in _list_vepa_pfs([plan]).items():
             try:

@@ -141,6 +141,7 @@ class Reconciler:
     def check_taps(self) -> None:
         """Restores changed taps and rules of software edges. See ``taps_due``."""
         self._taps_due = self._check_guests(lambda claim: bool(claim.plan.software_nics and self._drift.has_changed_taps(claim)))
+        log_errors(self._setup.count_returns)  # after the rules that filter
 
     @property
     def has_taps(self) -> bool:

@@ -75,7 +75,7 @@ def test_guests_get_vlans_and_a_pf_without_vepa_stays_as_it_is(world: World, man
 
 
 def test_nic_that_has_vepa_mode_gets_it_too(world: World, manager: GuestService) -> None:
-    """QEMU's 82576 looks a unicast address up without the VLAN: while it switches locally, it drops frames to other VFs."""
+    """While they switch locally, X550 and QEMU's 82576 take a frame to another VF as local without comparing its VLAN."""
     create(manager)
     assert read_mode(world) is EdgeMode.VEPA
     switch_locally(world)  # as a reset of the PF does
