@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import HostError
-from orchestrator.host.histogram import INSTANCE, Histogram, begin_counter, is_counted, read_histogram
+from orchestrator.host.histogram import INSTANCE, Histogram, begin_counter, read_histogram
 from orchestrator.host.root import HostRoot
 from orchestrator.model.core_start import Switches
 from orchestrator.values import CpuSet
@@ -34,7 +34,8 @@ def plan_switches(housekeeping: CpuSet) -> Histogram:
 
 def is_counting(host: HostRoot, housekeeping: CpuSet) -> bool:
     """Raises HostError if that cannot be read."""
-    return is_counted(host, plan_switches(housekeeping))
+    wanted = plan_switches(housekeeping).condition
+    return any(condition == wanted for _, condition in _TRIGGER.findall(host.find(f"{_FOLDER}/trigger") or ""))
 
 
 def begin_switches(host: HostRoot, housekeeping: CpuSet) -> None:

@@ -54,12 +54,16 @@ def test_counting_begins_and_ends(traced: HostRoot) -> None:
         assert list_triggers(traced) == []
 
 
-def test_trigger_for_other_housekeeping_cpus_is_replaced(traced: HostRoot) -> None:
-    begin_switches(traced, CpuSet.parse("0"))
-    assert not is_counting(traced, HOUSEKEEPING)
-    begin_switches(traced, HOUSEKEEPING)
-    (trigger,) = list_triggers(traced)
-    assert "CPU != 0 && CPU != 1" in trigger
+@pytest.mark.parametrize("before", ["0", "1", "0-1,10"])
+def test_trigger_for_other_housekeeping_cpus_is_replaced(traced: HostRoot, before: str) -> None:
+    """Also if its filter is a part of the other."""
+    for first, second in ((CpuSet.parse(before), HOUSEKEEPING), (HOUSEKEEPING, CpuSet.parse(before))):
+        begin_switches(traced, first)
+        assert not is_counting(traced, second)
+        begin_switches(traced, second)
+        assert is_counting(traced, second)
+        (trigger,) = list_triggers(traced)
+        assert trigger.count("CPU != ") == len(second)
 
 
 def test_step_sets_the_trigger_and_its_undo_removes_it(traced: HostRoot) -> None:
