@@ -36,6 +36,7 @@ from orchestrator.host.processes import (
     survey_threads,
 )
 from orchestrator.host.root import HostRoot
+from orchestrator.host.switch_trace import SwitchesByCpu, read_switches, sum_switches
 from orchestrator.host.targets import read_connected_targets
 from orchestrator.hypervisor.connection import RunningGuest
 from orchestrator.model.cache import CachePlan
@@ -154,6 +155,7 @@ class Facts:
         self.caches = Lazy(partial(read_caches, host))
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
         self.core_samples = {guest.name: self._sample_cores(source, guest) for guest in self.guests}
+        self._switches = Lazy(partial(self._read_switches, host))
         self.core_histories = {guest.name: Lazy(partial(self._read_history, source, guest)) for guest in self.guests}
         self.host_isolation = Lazy(lambda: read_isolation(host, self.housekeeping, self.guests, self.topology, self.threads()))
         uplinks = list_addresses(self.guests, read_taps(source.host, self.guests))
@@ -175,8 +177,17 @@ class Facts:
         first.read()
         return Lazy(lambda: (first(), take_last(source.host, guest, cores, first(), source.window)))
 
+    def _read_switches(self, host: HostRoot) -> SwitchesByCpu:
+        """After the last sample of each guest: see ``read_history``."""
+        for samples in self.core_samples.values():
+            samples.read()
+        return read_switches(host)
+
     def _read_history(self, source: Source, guest: RunningGuest) -> History | str:
-        return read_history(source.host, guest, read_guest_cpus(guest, self.topology), source.core_starts)
+        cores, samples = read_guest_cpus(guest, self.topology), self.core_samples[guest.name]
+        return read_history(
+            source.host, guest, source.core_starts, lambda: samples()[1], lambda: sum_switches(self._switches(), cores)
+        )
 
     def _read_disks(self, host: HostRoot, guest: RunningGuest) -> tuple[DiskState, ...]:
         if not (controllers := self.controllers[guest.name]()):

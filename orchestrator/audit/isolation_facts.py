@@ -20,7 +20,7 @@ from orchestrator.host.processes import Thread, read_process_threads
 from orchestrator.host.root import HostRoot
 from orchestrator.host.tuned import find_tuned
 from orchestrator.hypervisor.connection import RunningGuest
-from orchestrator.model.core_start import CoreStart
+from orchestrator.model.core_start import CoreStart, Switches
 from orchestrator.model.topology import Topology
 from orchestrator.values import CpuSet
 
@@ -49,17 +49,21 @@ def take_last(host: HostRoot, guest: RunningGuest, cores: CpuSet, first: Sample,
 
 
 def read_history(
-    host: HostRoot, guest: RunningGuest, cores: CpuSet, find_start: Callable[[UUID], CoreStart | None]
+    host: HostRoot,
+    guest: RunningGuest,
+    find_start: Callable[[UUID], CoreStart | None],
+    last: Callable[[], Sample],
+    read_switches: Callable[[], tuple[Switches, ...]],
 ) -> History | str:
-    """Or why it cannot be read."""
+    """Or why it cannot be read. ``last``: the last sample of the guest's cores, which was taken before the switches are read."""
     try:
         start = find_start(guest.uuid)
         if start is None:
             return "no manager recorded the start"
-        now, activity = read_core_now(host, guest.pid, cores)
+        activity = last().activity
+        return History(start, read_core_now(host, guest.pid, activity, read_switches), activity.names)
     except OrchestratorError as error:
         return error.message
-    return History(start, now, activity.names)
 
 
 def _take(host: HostRoot, guest: RunningGuest, cores: CpuSet, threads: tuple[Thread, ...]) -> Sample:

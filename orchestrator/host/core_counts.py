@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from orchestrator.errors import HostError
 from orchestrator.host.activity import Activity, read_activity
 from orchestrator.host.processes import read_boot_id, read_process_threads
 from orchestrator.host.root import HostRoot
-from orchestrator.host.switch_trace import read_switches
+from orchestrator.host.switch_trace import read_switches, sum_switches
 from orchestrator.model.core_start import CoreStart, Switches
 from orchestrator.values import CpuSet
 
 
 def read_core_start(host: HostRoot, pid: int, cpus: CpuSet, *, at_launch: bool) -> CoreStart:
     """Switches are read first, so that later ones cover at least the time of the other counters. Raises HostError."""
-    switches = _try_switches(host, cpus)
-    return _combine(host, pid, switches, read_activity(host, cpus), at_launch=at_launch)
+    switches, why = _try_switches(lambda: sum_switches(read_switches(host), cpus))
+    return _combine(host, pid, switches, why, read_activity(host, cpus), at_launch=at_launch)
 
 
-def read_core_now(host: HostRoot, pid: int, cpus: CpuSet) -> tuple[CoreStart, Activity]:
-    """As ``read_core_start``, with switches read last. Also returns the activity, which has the names of interrupts."""
-    activity = read_activity(host, cpus)
-    return _combine(host, pid, _try_switches(host, cpus), activity, at_launch=False), activity
+def read_core_now(host: HostRoot, pid: int, activity: Activity, read: Callable[[], tuple[Switches, ...]]) -> CoreStart:
+    """``read`` is called after ``activity`` was read: see ``read_core_start``."""
+    switches, why = _try_switches(read)
+    return _combine(host, pid, switches, why, activity, at_launch=False)
+
+
+def _try_switches(read: Callable[[], tuple[Switches, ...]]) -> tuple[tuple[Switches, ...] | None, str]:
+    """None, and why they cannot be read."""
+    try:
+        return read(), ""
+    except HostError as error:
+        return None, error.message
 
 
 def read_start_time(host: HostRoot, pid: int) -> float:
@@ -33,18 +42,10 @@ def read_start_time(host: HostRoot, pid: int) -> float:
     raise HostError(f"process {pid} has ended")
 
 
-def _try_switches(host: HostRoot, cpus: CpuSet) -> tuple[tuple[Switches, ...] | None, str]:
-    try:
-        return read_switches(host, cpus), ""
-    except HostError as error:
-        return None, error.message
-
-
 def _combine(
-    host: HostRoot, pid: int, switches: tuple[tuple[Switches, ...] | None, str], activity: Activity, *, at_launch: bool
+    host: HostRoot, pid: int, switches: tuple[Switches, ...] | None, why: str, activity: Activity, *, at_launch: bool
 ) -> CoreStart:
-    found, why = switches
     return CoreStart(
         read_boot_id(host), pid, read_start_time(host, pid), time.clock_gettime(time.CLOCK_BOOTTIME), at_launch,
-        dict(activity.interrupts), dict(activity.softirqs), activity.slices, found, why,
+        dict(activity.interrupts), dict(activity.softirqs), activity.slices, switches, why,
     )  # fmt: skip

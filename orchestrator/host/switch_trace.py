@@ -7,9 +7,11 @@ kernel/sched/stats.h, sched_info_switch). Unlike that number, the histogram name
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import HostError
-from orchestrator.host.histogram import INSTANCE, Histogram, begin_counter, is_counted, read_histogram
+from orchestrator.host.histogram import INSTANCE, Histogram, begin_counter, read_histogram
 from orchestrator.host.root import HostRoot
 from orchestrator.model.core_start import Switches
 from orchestrator.values import CpuSet
@@ -21,6 +23,8 @@ _FOLDER = f"{INSTANCE}/events/sched/sched_switch"
 _ENTRY = re.compile(r"^(.*), common_cpu: +(\d+), next_pid: +(\d+) *\} hitcount: +(\d+)$", re.ASCII)
 _TRIGGER = re.compile(rf"^hist:keys={_KEYS}:.*:size=(\d+)(?: if (.*?))? \[", re.ASCII | re.MULTILINE)
 
+SwitchesByCpu = Mapping[int, Sequence[Switches]]
+
 
 def plan_switches(housekeeping: CpuSet) -> Histogram:
     """Of all CPUs except those for housekeeping, which switch often. Thread 0 is the idle loop."""
@@ -30,7 +34,8 @@ def plan_switches(housekeeping: CpuSet) -> Histogram:
 
 def is_counting(host: HostRoot, housekeeping: CpuSet) -> bool:
     """Raises HostError if that cannot be read."""
-    return is_counted(host, plan_switches(housekeeping))
+    wanted = plan_switches(housekeeping).condition
+    return any(condition == wanted for _, condition in _TRIGGER.findall(host.find(f"{_FOLDER}/trigger") or ""))
 
 
 def begin_switches(host: HostRoot, housekeeping: CpuSet) -> None:
@@ -58,15 +63,22 @@ def make_room(host: HostRoot, housekeeping: CpuSet) -> None:
         begin_switches(host, housekeeping)
 
 
-def read_switches(host: HostRoot, cpus: CpuSet) -> tuple[Switches, ...]:
-    """To each thread on these CPUs since ``begin_switches``. Raises HostError if they are not counted."""
+def read_switches(host: HostRoot) -> SwitchesByCpu:
+    """To each thread since ``begin_switches``. Raises HostError if they are not counted."""
     text, _ = read_histogram(host, plan_switches(CpuSet()))
-    found: dict[tuple[int, str], int] = {}
+    found: defaultdict[int, list[Switches]] = defaultdict(list)
     for line in text.split("\n"):
-        if (entry := _ENTRY.match(line)) and int(entry[2]) in cpus:
-            key = int(entry[3]), _show_name(entry[1])
-            found[key] = found.get(key, 0) + int(entry[4])
-    return tuple(Switches(tid, name, count) for (tid, name), count in sorted(found.items()))
+        if entry := _ENTRY.match(line):
+            found[int(entry[2])].append(Switches(int(entry[3]), _show_name(entry[1]), int(entry[4])))
+    return found
+
+
+def sum_switches(switches: SwitchesByCpu, cpus: CpuSet) -> tuple[Switches, ...]:
+    """Of each thread, on all these CPUs."""
+    counts: dict[tuple[int, str], int] = {}
+    for one in (one for cpu in cpus for one in switches.get(cpu, ())):
+        counts[one.tid, one.name] = counts.get((one.tid, one.name), 0) + one.count
+    return tuple(Switches(tid, name, count) for (tid, name), count in sorted(counts.items()))
 
 
 def _show_name(text: str) -> str:

@@ -506,6 +506,14 @@ def test_emulator_of_the_tpm_runs_as_long_as_the_lab(name: str, tmp_path: Path, 
     assert not process.exists()
 
 
+def test_emulator_of_the_tpm_ends_with_a_killed_keeper(name: str, tmp_path: Path, tpm: Callable[[str], LabSpec]) -> None:
+    make_socket = 'for word; do case $word in *path=*) touch "${word##*path=}"; esac; done'
+    lab = start(name, tmp_path, spec=tpm(f"echo $$ > {tmp_path}/pid; {make_socket}; exec sleep 1000"))
+    process = Path("/proc", (tmp_path / "pid").read_text().strip())
+    os.kill(lab.state.pid, signal.SIGKILL)
+    wait_until(lambda: not process.exists(), "the emulator of the TPM has ended")
+
+
 def test_emulator_of_the_tpm_that_fails_is_reported(name: str, tmp_path: Path, tpm: Callable[[str], LabSpec]) -> None:
     with pytest.raises(LabError, match="emulator of the TPM exited immediately with status 3:\n.*no such key"):
         start(name, tmp_path, spec=tpm("echo no such key >&2; exit 3"))
