@@ -80,7 +80,7 @@ def flood_and_die(client: Client) -> tuple[float | None, float | None]:
         begin = time.monotonic()
         noticed = flood(client, KILLED, 30)  # the command fails when the guest ends
         ended = time.monotonic() - begin
-        while client.guest(NAME)["state"] == "running" and time.monotonic() - begin < 30:
+        while client.guest(NAME)["state"] in ("running", "stopping") and time.monotonic() - begin < 30:
             time.sleep(0.1)
         return noticed, ended if client.guest(NAME)["state"] == "stopped" else None
     finally:
