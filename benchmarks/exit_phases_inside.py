@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.client import Client
 from orchestrator.errors import GuestError
 
-NAME, KINDS = "phases", ("cpuid", "io", "hypercall", "mmio")
+NAME, KINDS, KILLED = "phases", ("cpuid", "io", "hypercall", "msr", "mmio"), "npf"
 MMIO = Path("/sys/kernel/tracing/instances/nohype/events/kvm/kvm_mmio/hist")
 BUDGETS = {kind: {"second": 2000} for kind in KINDS}
 
@@ -36,6 +36,7 @@ def main() -> None:
         }  # fmt: skip
     finally:
         client.delete(NAME)
+    result["floods"][KILLED], result["killed"] = flood_and_die(client)
     print(json.dumps(result))
 
 
@@ -55,18 +56,35 @@ def count_mmio() -> int:
     return sum(int(words[-1]) for words in lines if words[2] in tids)
 
 
-def flood(client: Client, kind: str) -> float | None:
+def flood(client: Client, kind: str, seconds: int = 5) -> float | None:
     """Seconds from the command to the event; None without one."""
     last = max((event["id"] for event in client.events(limit=1)), default=0)
     begin = time.time()
     try:
-        client.send_command(NAME, f"exits {kind} 5", 60)
+        client.send_command(NAME, f"exits {kind} {seconds}", 60)
     except GuestError as error:
         print(error, file=sys.stderr)
     for event in client.events(last):
         if event["kind"] == "exit-policy" and f" of {kind} in " in event["detail"]:
             return datetime.fromisoformat(event["time"]).timestamp() - begin
     return None
+
+
+def flood_and_die(client: Client) -> tuple[float | None, float | None]:
+    """Seconds from the command to the event, and until the command failed since its guest had ended; None without."""
+    policy = {"action": "kill", "housekeeping": {KILLED: BUDGETS[KINDS[0]]}}
+    client.create({"name": NAME, "memory": "128M", "image": "minimal", "exit_policy": policy})
+    try:
+        while not client.guest(NAME)["disengaged"]:
+            time.sleep(0.5)
+        begin = time.monotonic()
+        noticed = flood(client, KILLED, 30)  # the command fails when the guest ends
+        ended = time.monotonic() - begin
+        while client.guest(NAME)["state"] in ("running", "stopping") and time.monotonic() - begin < 30:
+            time.sleep(0.1)
+        return noticed, ended if client.guest(NAME)["state"] == "stopped" else None
+    finally:
+        client.delete(NAME)
 
 
 if __name__ == "__main__":

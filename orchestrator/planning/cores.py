@@ -170,5 +170,4 @@ def list_isolation(request: GuestRequest, count: int) -> tuple[str, ...]:
         what = f"profile {request.profile}: all {count} vCPUs of guest {request.name} do the housekeeping"
         raise RequestError(what, "name fewer of them, such as 0, or request more cores")
     words = (f"isolcpus=managed_irq,domain,{application}", f"nohz_full={application}", f"rcu_nocbs={application}")
-    # An image can start its vCPUs later, with another maxcpus: then 6.12 does not switch off the fair servers of isolated ones.
-    return (*words, f"irqaffinity={CpuSet.of(kept)}", f"maxcpus={count}")
+    return (*words, f"irqaffinity={CpuSet.of(kept)}")

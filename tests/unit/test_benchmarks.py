@@ -270,7 +270,7 @@ def test_edges_lab_counts_the_frames_at_the_switch(
 
 PHASES: dict[str, Any] = {
     "idle": 60.0, "boot": {"io": 900, "msr": 60}, "run": {"msr": 100, "hlt": 40}, "mmio": 0, "boundary": 12.5,
-    "floods": {"cpuid": 1.1, "io": 2.0}, "samples": [(0.5, {}), (1.0, {"io": 5}), (2.0, {"io": 900, "msr": 9})],
+    "floods": {"cpuid": 1.1, "io": 2.0}, "killed": 2.0, "samples": [(0.5, {}), (1.0, {"io": 5}), (2.0, {"io": 900, "msr": 9})],
 }  # fmt: skip
 
 
@@ -282,6 +282,8 @@ PHASES: dict[str, Any] = {
         ({"mmio": 1}, False),
         ({"floods": {"cpuid": 1.1, "io": 2.1}}, False),
         ({"floods": {"cpuid": None}}, False),
+        ({"killed": 2.1}, False),
+        ({"killed": None}, False),
     ],
 )
 def test_phases_without_device_access_and_noticed_floods_are_good(load: Any, change: dict[str, Any], good: bool) -> None:
