@@ -32,7 +32,7 @@ measured figures and a table of facts.
 **Measured** figures are of the {where}, {measured}. Reasons have KVM's names for AMD; on Intel they are `MSR_WRITE`,
 `EXTERNAL_INTERRUPT` or `PREEMPTION_TIMER`, `INTERRUPT_WINDOW` and `HLT`. Figures marked *reckoned* leave out the exits that a
 feature removes according to its documentation, because emulated processors do not have the feature. They assume that all `msr`
-and `interrupt` exits of these guests are of their timers."""
+and `interrupt` exits of the idle guest are of its timers. Those of the busy vCPU are interrupts of the host's kernel."""
 
 _PROPOSALS = """Both start from dedicated cores, static memory and devices behind an IOMMU, as this program does. No
 processor on sale has either."""
@@ -86,21 +86,21 @@ def _build_exits(figures: Mapping[str, Any], features: Mapping[str, Any]) -> str
         removers = [name for name, feature in features.items() if reason in feature["removes"]]
         counts = [str(vcpu["exits"].get(reason, 0)) for vcpu in figures["vcpus"]]
         rows.append([f"`{reason}`", *counts, "; ".join(removers) or "nothing known"])
-    rows.append(["all, per second", *(f"{_rate(vcpu['exits'], figures):.1f}" for vcpu in figures["vcpus"]), ""])
+    rows.append(["all, per second", *(f"{_rate(vcpu['exits'], figures):.2f}" for vcpu in figures["vcpus"]), ""])
     return f"In {figures['seconds']} s, measured:\n\n" + _build_table(["reason", *names, "removed by"], rows)
 
 
 def _build_combinations(figures: Mapping[str, Any], combinations: Iterable[Any], features: Mapping[str, Any]) -> str:
     """``with`` of a vCPU has measured counts by the name of a combination."""
     heads = ["exits per second", *(vcpu["name"] for vcpu in figures["vcpus"])]
-    rows = [["measured, without any", *(f"{_rate(vcpu['exits'], figures):.1f}" for vcpu in figures["vcpus"])]]
+    rows = [["measured, without any", *(f"{_rate(vcpu['exits'], figures):.2f}" for vcpu in figures["vcpus"])]]
     for combination in combinations:
         removed = {reason for name in combination["features"] for reason in features[name]["removes"]}
         cells = []
         for vcpu in figures["vcpus"]:
             measured = vcpu.get("with", {}).get(combination["name"])
             counts = measured or {reason: count for reason, count in vcpu["exits"].items() if reason not in removed}
-            cells.append(f"{_rate(counts, figures):.1f}" + ("" if measured else " *reckoned*"))
+            cells.append(f"{_rate(counts, figures):.2f}" + ("" if measured else " *reckoned*"))
         rows.append([combination["name"], *cells])
     return _build_table(heads, rows)
 
