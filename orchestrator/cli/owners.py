@@ -86,8 +86,8 @@ def _search_host(word: str, survey: shapes.Survey) -> Iterator[Owner]:
                 yield own(f"VF {word}", HOST if vf["use"] else FREE, vf["use"] or f"number {vf['index']} of {pf['interface']}")
     for disk in survey["controllers"]:
         if word and word in (disk["serial"], disk["address"], disk["name"]):
-            uses = [*disk["uses"], *disk["signatures"]]
-            yield own(f"NVMe controller {word}", HOST if uses else FREE, "; ".join((*uses, disk["fault"])).strip("; "))
+            uses = [*disk["uses"], *disk["signatures"], *filter(None, [disk["fault"]])]
+            yield own(f"NVMe controller {word}", HOST if uses else FREE, "; ".join(uses))
     for interface in survey["interfaces"]:
         if word in (interface["name"], interface["mac"]) and not any(
             pf["interface"] == interface["name"] for pf in survey["pfs"]

@@ -77,6 +77,16 @@ def test_offline_cpu_and_function_without_an_interface(state: tuple[list[Any], A
     assert find_owners("", guests, survey) == ()
 
 
+def test_disk_that_guests_cannot_get_is_not_free(state: tuple[list[Any], Any]) -> None:
+    """As on the map."""
+    guests, survey = state
+    disk = {"serial": "S1", "address": "0000:51:00.0", "name": "nvme7", "uses": [], "signatures": []}
+    for fault, owner in (("", "free"), ("its contents cannot be examined: it does not respond", "host")):
+        survey["controllers"] = [disk | {"fault": fault}]
+        (found,) = find_owners("S1", guests, survey)
+        assert (found["owner"], found["detail"]) == (owner, fault)
+
+
 @pytest.mark.parametrize(
     "thing", ["", "99", "nic9", "0000:ff:1f.7", "02:00:00:00:00:01", "-1", "1e3", "٣", "null", "None", "x" * 5000]
 )
