@@ -82,7 +82,8 @@ def _check_programs(facts: Facts) -> Finding:
     tuned = find_tuned(facts.host)
     parts = [*found, *([str(tuned)] if tuned else [])]
     if parts:
-        remedy = f"run `systemctl disable --now {' '.join(found) or 'tuned'}`, or configure it to leave guest CPUs alone"
+        names = " ".join((*found, *(["tuned"] if tuned else [])))
+        remedy = f"run `systemctl disable --now {names}`, or configure it to leave guest CPUs alone"
         return failed(f"running: {', '.join(parts)}", "no program that moves interrupts, threads or pages", remedy)
     if not facts.shows_all_processes:
         needed = "no program that moves interrupts, threads or pages"

@@ -22,6 +22,7 @@ from orchestrator.doctor.report import build_json, build_lines, find_status
 from orchestrator.errors import CommandError, HostError
 from orchestrator.host.run import Completed
 from orchestrator.host.sriov import set_numvfs
+from orchestrator.host.tuned import Tuned
 from orchestrator.model.proof import Verdict
 from orchestrator.values import CpuSet
 from tests.fakes.domains import add_thread
@@ -309,6 +310,9 @@ def test_programs_that_work_against_the_manager_are_named(fake: FakeRoot, monkey
     monkeypatch.setattr(Facts, "find_programs", lambda _, *names: tuple(name for name in names if name == "irqbalance"))
     finding = examine(fake)["other-programs"].finding
     assert (finding.verdict, finding.found) == (Verdict.FAIL, "running: irqbalance")
+    monkeypatch.setattr("orchestrator.doctor.management.find_tuned", lambda _: Tuned(("balanced",), ""))
+    finding = examine(fake)["other-programs"].finding
+    assert "disable --now irqbalance tuned`" in finding.remedy
 
 
 def empty(fake: FakeRoot) -> FakeRoot:
