@@ -125,6 +125,11 @@ def share_disk(fake: FakeRoot) -> None:
     fake.add_link(f"sys/kernel/iommu_groups/{number}/devices/{other}", f"../../../../bus/pci/devices/{other}")
 
 
+def drive_without_iommu(fake: FakeRoot) -> None:
+    for number in fake.names("sys/kernel/iommu_groups"):
+        fake.add(f"sys/kernel/iommu_groups/{number}/name", "vfio-noiommu")
+
+
 def isolate(fake: FakeRoot, cpus: str) -> None:
     for name in ("sys/devices/system/cpu/isolated", "sys/fs/cgroup/cpuset.cpus.isolated"):
         fake.add(name, cpus)
@@ -292,6 +297,12 @@ def test_whole_cores_may_be_offline(fake: FakeRoot) -> None:
     fake.add("sys/devices/system/cpu/online", "0-5")
     finding = examine(fake)["smt-siblings"].finding
     assert (finding.verdict, finding.found) == (Verdict.PASS, "each online core has all its threads; CPUs 6-7 are offline")
+
+
+def test_groups_that_vfio_made_without_an_iommu_are_none_of_an_iommu(fake: FakeRoot) -> None:
+    drive_without_iommu(fake)
+    results = examine(fake)
+    assert {results[name].finding.verdict for name in ("iommu", "iommu-groups")} == {Verdict.FAIL}
 
 
 def test_some_core_must_be_left_for_guests(fake: FakeRoot) -> None:
