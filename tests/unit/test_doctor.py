@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -271,11 +272,18 @@ def hide_processes(fake: FakeRoot) -> None:
         (fake.path / "proc/2/task/2" / name).unlink()
 
 
+def hide_settings(fake: FakeRoot) -> None:
+    shutil.rmtree(fake.path / "sys/kernel/mm")
+
+
 NOT_KNOWN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("smt-siblings", remove("sys/devices/system/cpu/present")),
     ("vulnerabilities", write("sys/devices/system/cpu/vulnerabilities/mmio_stale_data", "Unknown: No mitigations")),
     ("isolation", lambda fake: fake.read_errors.update({"sys/module/kvm/parameters/nx_huge_pages": errno.EACCES})),
     ("other-programs", hide_processes),
+    ("page-merging", hide_settings),
+    ("transparent-huge-pages", hide_settings),
+    ("clock-source", remove("sys/devices/system/clocksource/clocksource0/current_clocksource")),
     ("qemu-confinement", remove("sys/kernel/security/lsm")),
 ]
 
