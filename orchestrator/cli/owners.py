@@ -83,7 +83,11 @@ def _search_host(word: str, survey: shapes.Survey) -> Iterator[Owner]:
             yield own(f"PF {pf['address']}", HOST, f"{pf['interface'] or 'no interface'}, {pf['total_vfs']} VFs possible")
         for vf in pf["vfs"]:
             if word == vf["address"]:
-                yield own(f"VF {word}", HOST if vf["use"] else FREE, vf["use"] or f"number {vf['index']} of {pf['interface']}")
+                yield own(
+                    f"VF {word}",
+                    HOST if vf["use"] else FREE,
+                    vf["use"] or f"number {vf['index']} of {pf['interface'] or pf['address']}",
+                )
     for disk in survey["controllers"]:
         if word and word in (disk["serial"], disk["address"], disk["name"]):
             uses = [*disk["uses"], *disk["signatures"], *filter(None, [disk["fault"]])]

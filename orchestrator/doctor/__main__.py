@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = CpuSet.parse(words.housekeeping) if words.housekeeping is not None else None
         return examine(chosen, as_json=words.as_json)
     except OrchestratorError as error:
-        parser.error("; ".join(filter(None, (error.message, error.hint))))
+        name = "argument --housekeeping: " if isinstance(error, RequestError) else ""
+        parser.error(name + "; ".join(filter(None, (error.message, error.hint))))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, such as head(1), has ended: nothing is left to be written when Python exits
@@ -50,9 +51,9 @@ def examine(housekeeping: CpuSet | None, *, as_json: bool) -> int:
     """Prints the results, and returns the exit status. Raises RequestError for CPUs that are not online."""
     facts = Facts(HostRoot(net=_find_net()), housekeeping)
     if housekeeping is not None and not housekeeping:
-        raise RequestError("--housekeeping: no CPUs given", "name the CPUs that guests do not get, such as 0-1")
+        raise RequestError("no CPUs given", "name the CPUs that guests do not get, such as 0-1")
     if housekeeping and not housekeeping <= (online := read_online(facts.host)):
-        raise RequestError(f"--housekeeping: CPUs {housekeeping - online} are not online", f"the server has CPUs {online}")
+        raise RequestError(f"CPUs {housekeeping - online} are not online", f"the server has CPUs {online}")
     results = run_checks(facts, CHECKS)
     text = json.dumps(build_json(results), indent=2, ensure_ascii=False) if as_json else "\n".join(build_lines(results))
     print(text, flush=True)

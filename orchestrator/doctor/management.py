@@ -49,6 +49,8 @@ def _check_libvirt(facts: Facts) -> Finding:
     try:
         done = facts.execute(["virsh", "--readonly", "--connect", "qemu:///system", "version"])
     except CommandError as error:
+        if "Permission denied" in error.message:
+            return not_measured(error.message, needed, "run the command as root")
         install = "install libvirt: apt install libvirt-daemon-system libvirt-clients qemu-system-x86"
         return failed(error.message, needed, install if "not installed" in error.message else _START)
     if done.status:

@@ -219,6 +219,10 @@ def missing(words: Sequence[str]) -> Completed:
     raise CommandError(f"`{words[0]}` is not installed")
 
 
+def refused(words: Sequence[str]) -> Completed:
+    raise CommandError(f"cannot start `{words[0]}`", errno=errno.EACCES)
+
+
 def silent(_: Sequence[str]) -> Completed:
     return Completed(1, "", "error: failed to connect to the hypervisor\nerror: Failed to connect socket")
 
@@ -241,6 +245,7 @@ def busy(words: Sequence[str]) -> Completed:
         (missing, (Verdict.FAIL, Verdict.NOT_MEASURED)),
         (silent, (Verdict.FAIL, Verdict.NOT_MEASURED)),
         (slow, (Verdict.FAIL, Verdict.NOT_MEASURED)),
+        (refused, (Verdict.NOT_MEASURED, Verdict.NOT_MEASURED)),
         (closed, (Verdict.NOT_MEASURED, Verdict.NOT_MEASURED)),
         (busy, (Verdict.PASS, Verdict.FAIL)),
     ],
@@ -403,8 +408,9 @@ def test_command_prints_json_and_refuses_odd_cpus() -> None:
     result = CliRunner().invoke(nohype, ["doctor", "--housekeeping", "0-x"])
     assert result.exit_code == 2
     assert "--housekeeping" in result.output
-    result = CliRunner().invoke(nohype, ["doctor", "--housekeeping", "8000"], standalone_mode=False)
-    assert "CPUs 8000 are not online" in str(result.exception)
+    for text, why in (("8000", "CPUs 8000 are not online"), ("", "no CPUs given")):
+        result = CliRunner().invoke(nohype, ["doctor", "--housekeeping", text])
+        assert (result.exit_code, why in result.output) == (2, True), result.output
 
 
 def test_one_file_needs_no_packages(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_offline_cpu_and_function_without_an_interface(state: tuple[list[Any], A
     survey["pfs"][0] |= {"interface": None, "mac": None}
     assert [found["owner"] for found in find_owners("999", guests, survey)] == ["offline"]
     assert find_owners("", guests, survey) == ()
+    assert all("None" not in str(found) for vf in survey["pfs"][0]["vfs"] for found in find_owners(vf["address"], [], survey))
 
 
 def test_disk_that_guests_cannot_get_is_not_free(state: tuple[list[Any], Any]) -> None:
