@@ -57,7 +57,8 @@ def _check_libvirt(facts: Facts) -> Finding:
         text = done.stderr.strip().replace("\n", "; ") or f"virsh ended with {done.status}"
         if any(word in text for word in ("Permission denied", "authentication")):
             return not_measured(text, needed, "run the command as root")
-        return failed(text, needed, _START)
+        has_qemu = "emulator" not in text and "hypervisor version" not in text
+        return failed(text, needed, _START if has_qemu else "install QEMU: apt install qemu-system-x86")
     lines = [
         line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith(("Using library", "Running hypervisor"))
     ]

@@ -258,6 +258,18 @@ def test_libvirt_that_is_missing_or_silent_or_has_guests(
     assert ("install libvirt" in results["libvirt"].finding.remedy) == (answer is missing)
 
 
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("error: failed to get the hypervisor version\nerror: Cannot find suitable emulator for x86_64", "install QEMU"),
+        ("error: failed to connect to the hypervisor\nerror: Failed to connect socket: No such file or directory", "start it"),
+    ],
+)
+def test_remedy_for_libvirt_without_qemu_is_to_install_it(fake: FakeRoot, text: str, remedy: str) -> None:
+    finding = examine(fake, execute=lambda _: Completed(1, "", text))["libvirt"].finding
+    assert (finding.verdict, remedy in finding.remedy) == (Verdict.FAIL, True)
+
+
 def test_output_of_virsh_is_not_translated(fake: FakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "virsh"
     program.write_text(
