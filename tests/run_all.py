@@ -32,10 +32,15 @@ def main() -> int:
     pytest, nohype = sys.argv[1:]
     LOG.parent.mkdir(exist_ok=True)
     lab = f"""
-        {nohype} lab build && {{ {nohype} image build debian --output build/images & }}
+        {nohype} lab build && {{ env --default-signal=INT {nohype} image build debian --output build/images & }}
         set -- {pytest} -m 'lab and not soak' --durations=30 --durations-min=1 tests
-        "$@" || {{ status=$?; [ $status = {LAB_LOST} ] && exec "$@"; exit $status; }}
-    """  # the image is built beside the first tests; if a build fails, the lab's tests build again and show the error
+        "$@"; status=$?
+        [ $status != {LAB_LOST} ] || {{ "$@"; status=$?; }}
+        wait
+        exit $status
+    """
+    # The image is built beside the first tests, and a shell lets such programs ignore SIGINT. If a build fails, the lab's tests
+    # build again and show the error.
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     with LOG.open("w") as log:

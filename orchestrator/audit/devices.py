@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.audit.disk import DiskState
 from orchestrator.audit.nic import DeviceState, Translation
-from orchestrator.host.iommu import read_group_name, read_group_number, read_iommu_group, read_unit, read_vfio_devices
+from orchestrator.host.iommu import is_without_iommu, read_group_number, read_iommu_group, read_unit, read_vfio_devices
 from orchestrator.host.nvme import find_block_devices
 from orchestrator.host.pci import is_idle_nvme, is_nvme, is_pf, read_driver
 from orchestrator.host.processes import Maps, read_open_files, read_pagemap
@@ -33,7 +33,7 @@ def read_device(host: HostRoot, address: PciAddress, open_files: tuple[str, ...]
         address=address,
         driver=read_driver(host, address),
         group=group,
-        noiommu=group is not None and read_group_name(host, group.number) == "vfio-noiommu",
+        noiommu=group is not None and is_without_iommu(host, group.number),
         unit=unit,
         listed=listed,
         vfio_file=next((path for path in open_files if path in nodes), None),

@@ -13,7 +13,7 @@ from orchestrator.audit.host_isolation import IsolationFacts
 from orchestrator.errors import OrchestratorError
 from orchestrator.host.activity import read_activity, read_thread_slices
 from orchestrator.host.core_counts import read_core_now
-from orchestrator.host.cpus import read_isolated
+from orchestrator.host.cpus import read_isolated, read_present
 from orchestrator.host.irqbalance import find_irqbalance
 from orchestrator.host.isolation import Division, read_settings
 from orchestrator.host.processes import Thread, read_process_threads
@@ -30,7 +30,9 @@ def read_isolation(
 ) -> tuple[IsolationFacts, Division]:
     used = CpuSet.of(cpu for guest in guests for cpu in read_guest_cpus(guest, topology))
     facts = IsolationFacts(read_settings(host), find_tuned(host), find_irqbalance(host, threads), read_isolated(host))
-    return facts, Division(housekeeping, (topology.possible or topology.cpus) - housekeeping, used)
+    # Not CPUs that could be plugged in, for which most servers have numbers: nothing runs there. The next audit finds new ones.
+    every = read_present(host) or topology.possible or topology.cpus
+    return facts, Division(housekeeping, every - housekeeping, used)
 
 
 def take_first(host: HostRoot, guest: RunningGuest, cores: CpuSet, threads: tuple[Thread, ...]) -> Sample:

@@ -20,7 +20,6 @@ def doctor(*, housekeeping: str | None, as_json: bool) -> int:
     checks are not measured. Exit status: 0 fit; 1 a required check failed; 8 none failed, but not all were measured.
     """
     try:
-        chosen = None if housekeeping is None else CpuSet.parse(housekeeping)
-    except RequestError as error:
-        raise click.BadParameter(error.message, param_hint="--housekeeping") from None
-    return examine(chosen, as_json=as_json)
+        return examine(None if housekeeping is None else CpuSet.parse(housekeeping), as_json=as_json)
+    except RequestError as error:  # not status 1, which is that of an unfit server
+        raise click.BadParameter("; ".join(filter(None, (error.message, error.hint))), param_hint="--housekeeping") from None

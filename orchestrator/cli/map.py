@@ -51,9 +51,8 @@ def _draw_cores(guests: Sequence[shapes.Guest], letters: Mapping[str, str], surv
         marks |= dict.fromkeys((cpu for core in guest["cores"] for cpu in CpuSet.parse(core).ids), letters[guest["name"]])
     for node in sorted({core["node"] for core in survey["cores"]}):
         cores = [CpuSet.parse(core["cpus"]).ids for core in survey["cores"] if core["node"] == node]
-        cells = "".join(f"[{''.join(marks.get(cpu, _FREE) for cpu in core)}]" for core in cores)
-        size = max(len(core) for core in cores) + 2
-        yield from _label(f"node {node}", _split(cells, (width - _INDENT) // size * size))
+        cells = [f"[{''.join(marks.get(cpu, _FREE) for cpu in sorted(core))}]" for core in cores]
+        yield from _label(f"node {node}", _fill(cells, width - _INDENT))
     online = {cpu for core in survey["cores"] for cpu in CpuSet.parse(core["cpus"]).ids}
     if offline := CpuSet.of(set(CpuSet.parse(survey["possible"]).ids) - online):
         yield from _label("offline", [f"{_OFFLINE} CPUs {offline}"])
@@ -105,11 +104,18 @@ def _describe(letter: str, guest: shapes.Guest) -> str:
     return f"{letter:>{_INDENT - 2}}  {'  '.join(words)}"
 
 
-def _split(cells: str, width: int) -> list[str]:
-    return [cells[start : start + width] for start in range(0, len(cells), width)]
+def _fill(cells: Sequence[str], width: int) -> list[str]:
+    """Lines of whole cells: cores of one node can have different numbers of CPUs."""
+    lines = [""]
+    for cell in cells:
+        if lines[-1] and len(lines[-1]) + len(cell) > width:
+            lines.append("")
+        lines[-1] += cell
+    return lines
 
 
 def _label(label: str, lines: Sequence[str]) -> Iterator[str]:
     for line in lines:
-        yield f"{label[: _INDENT - 1]:{_INDENT}}{line}"
+        # Not shortened: the ports of a card differ in the last letters of long names.
+        yield f"{label:{_INDENT - 1}} {line}"
         label = ""

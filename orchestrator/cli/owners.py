@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_interface
 from typing import Any
 
 from orchestrator.client import shapes
 from orchestrator.errors import OrchestratorError
 from orchestrator.values import CpuSet, MacAddress, PciAddress
 
-HOUSEKEEPING, HOST, FREE = "housekeeping", "host", "free"
+HOUSEKEEPING, HOST, FREE, OFFLINE = "housekeeping", "host", "free", "offline"
 
 
 class Owner(dict[str, Any]):
@@ -37,7 +38,10 @@ def _normalise(thing: str) -> str:
             return str(parse(thing))
         except OrchestratorError:
             continue
-    return thing
+    try:
+        return str(ip_interface(thing.strip()).ip)
+    except ValueError:
+        return thing.strip()
 
 
 def _search_guest(word: str, guest: shapes.Guest) -> Iterator[Owner]:
@@ -71,16 +75,23 @@ def _search_host(word: str, survey: shapes.Survey) -> Iterator[Owner]:
         if cpu is not None and cpu in CpuSet.parse(core["cpus"]).ids:
             is_own = cpu in CpuSet.parse(survey["housekeeping"]).ids
             yield own(f"CPU {cpu}", HOUSEKEEPING if is_own else FREE, f"core {core['cpus']} on node {core['node']}")
+    online = {other for core in survey["cores"] for other in CpuSet.parse(core["cpus"]).ids}
+    if cpu is not None and cpu in CpuSet.parse(survey["possible"]).ids - online:
+        yield own(f"CPU {cpu}", OFFLINE)
     for pf in survey["pfs"]:
-        if word in (pf["address"], pf["interface"], pf["mac"]):
+        if word and word in (pf["address"], pf["interface"], pf["mac"]):
             yield own(f"PF {pf['address']}", HOST, f"{pf['interface'] or 'no interface'}, {pf['total_vfs']} VFs possible")
         for vf in pf["vfs"]:
             if word == vf["address"]:
-                yield own(f"VF {word}", HOST if vf["use"] else FREE, vf["use"] or f"number {vf['index']} of {pf['interface']}")
+                yield own(
+                    f"VF {word}",
+                    HOST if vf["use"] else FREE,
+                    vf["use"] or f"number {vf['index']} of {pf['interface'] or pf['address']}",
+                )
     for disk in survey["controllers"]:
         if word and word in (disk["serial"], disk["address"], disk["name"]):
-            uses = [*disk["uses"], *disk["signatures"]]
-            yield own(f"NVMe controller {word}", HOST if uses else FREE, "; ".join((*uses, disk["fault"])).strip("; "))
+            uses = [*disk["uses"], *disk["signatures"], *filter(None, [disk["fault"]])]
+            yield own(f"NVMe controller {word}", HOST if uses else FREE, "; ".join(uses))
     for interface in survey["interfaces"]:
         if word in (interface["name"], interface["mac"]) and not any(
             pf["interface"] == interface["name"] for pf in survey["pfs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
@@ -22,6 +23,7 @@ DESCRIPTION = """Check whether this server is fit for NoHype.
 Reads only, needs neither an installation nor a manager, and shows for each check what was found, what is needed, and what to
 do. Without root some checks are not measured. Exit status: 0 fit; 1 a required check failed; 8 none failed, but not all were
 measured."""
+_PIPE_CLOSED = 141  # as a shell shows SIGPIPE
 HOUSEKEEPING = "CPUs that guests do not get, such as 0-1; the first core without this option"
 
 
@@ -36,21 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = CpuSet.parse(words.housekeeping) if words.housekeeping is not None else None
         return examine(chosen, as_json=words.as_json)
     except OrchestratorError as error:
-        parser.error("; ".join(filter(None, (error.message, error.hint))))
+        name = "argument --housekeeping: " if isinstance(error, RequestError) else ""
+        parser.error(name + "; ".join(filter(None, (error.message, error.hint))))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader, such as head(1), has ended: nothing is left to be written when Python exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
 
 
 def examine(housekeeping: CpuSet | None, *, as_json: bool) -> int:
     """Prints the results, and returns the exit status. Raises RequestError for CPUs that are not online."""
     facts = Facts(HostRoot(net=_find_net()), housekeeping)
+    if housekeeping is not None and not housekeeping:
+        raise RequestError("no CPUs given", "name the CPUs that guests do not get, such as 0-1")
     if housekeeping and not housekeeping <= (online := read_online(facts.host)):
-        raise RequestError(f"--housekeeping: CPUs {housekeeping - online} are not online", f"the server has CPUs {online}")
+        raise RequestError(f"CPUs {housekeeping - online} are not online", f"the server has CPUs {online}")
     results = run_checks(facts, CHECKS)
-    if as_json:
-        print(json.dumps(build_json(results), indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(build_lines(results)))
+    text = json.dumps(build_json(results), indent=2, ensure_ascii=False) if as_json else "\n".join(build_lines(results))
+    print(text, flush=True)
     return find_status(results)
 
 

@@ -9,7 +9,14 @@ from modulefinder import ModuleFinder
 from pathlib import Path
 
 _PACKAGE = "orchestrator"
-_START = f"import sys\nfrom {_PACKAGE}.doctor.__main__ import main\nsys.exit(main())\n"
+# Any Python can read it: the modules need features of 3.11, whose absence would be shown as a traceback.
+_START = f"""import sys
+if sys.version_info < (3, 11):
+    sys.stderr.write("nohype-doctor needs Python 3.11 or later, this is %d.%d\\n" % tuple(sys.version_info[:2]))
+    sys.exit(2)
+from {_PACKAGE}.doctor.__main__ import main
+sys.exit(main())
+"""
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same tree makes the same file
 
 

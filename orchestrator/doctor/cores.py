@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_present
+from orchestrator.host.cpus import read_online, read_present
 from orchestrator.host.isolation import Owner, Reading, read_settings
 from orchestrator.host.processor import (
     read_clock_source,
@@ -17,6 +17,8 @@ from orchestrator.host.processor import (
 
 _VIRTUALIZATION = {"svm": "SVM", "vmx": "VMX"}
 _FIRMWARE = "enable SVM Mode, AMD-V or Intel Virtualization Technology in the firmware settings"
+# EACCES, EPERM and ENOENT, the last two in containers
+_NO_ACCESS = ("Permission denied", "Operation not permitted", "No such file")
 _NESTED = {"svm": "npt", "vmx": "ept"}
 # Boot parameters of the settings that have one (templates/kernel.cmdline.j2 of the role has them too).
 _PARAMETERS = {
@@ -55,8 +57,8 @@ def _check_kvm(facts: Facts) -> Finding:
     try:
         facts.run_instruction()
     except HostError as error:
-        if "Permission denied" in error.message or "No such file" in error.message:
-            return not_measured(error.message, needed, "run the command as root")
+        if any(text in error.message for text in _NO_ACCESS):
+            return not_measured(error.message, needed, "run the command as root, and not in a container")
         return failed(
             error.message,
             needed,
@@ -70,7 +72,11 @@ def _check_cores(facts: Facts) -> Finding:
     text = f"{cores} physical cores with {len(facts.topology.cpus.ids)} CPUs"
     if cores < 2:
         return failed(text, "at least 2: one for the manager, one for a guest", "use a server with more cores")
-    return passed(f"{text}; cores for guests: {cores - _count_own(facts)}, for the host: CPUs {facts.housekeeping}")
+    own = _count_own(facts)
+    if own == cores:
+        what = f"{text}, all of them for the host (CPUs {facts.housekeeping})"
+        return failed(what, "a core for guests", "name fewer CPUs in --housekeeping and in the manager's configuration")
+    return passed(f"{text}; cores for guests: {cores - own}, for the host: CPUs {facts.housekeeping}")
 
 
 def _count_own(facts: Facts) -> int:
@@ -79,15 +85,23 @@ def _count_own(facts: Facts) -> int:
 
 def _check_siblings(facts: Facts) -> Finding:
     control = read_smt_control(facts.host)
-    offline = read_present(facts.host) - facts.topology.cpus
-    if offline and control not in ("off", "forceoff", "notsupported", "notimplemented"):
+    present = read_present(facts.host)
+    if not present:
+        return not_measured("the kernel does not tell which CPUs are plugged in", "each core online as a whole")
+    offline = present - read_online(facts.host)
+    if not offline:
+        return passed(f"all threads of each core are online (SMT {control or 'not controllable'})")
+    # The kernel does not tell the core of an offline CPU.
+    has_pairs = all(len(core.cpus) > 1 for core in facts.topology.cores)
+    if not has_pairs and control not in ("off", "forceoff", "notsupported", "notimplemented"):
         remedy = f"run `chcpu -e {offline}`, or switch SMT off for all cores: echo off > /sys/devices/system/cpu/smt/control"
         return failed(
             f"CPUs {offline} are offline, SMT: {control or 'not controllable'}",
             "all threads of each core online, or SMT off",
             remedy,
         )
-    return passed(f"all threads of each core are online (SMT {control or 'not controllable'})")
+    kept = "each online core has all its threads" if has_pairs else f"SMT is {control}"
+    return passed(f"{kept}; CPUs {offline} are offline")
 
 
 def _check_alike(facts: Facts) -> Finding:
@@ -107,13 +121,18 @@ def _check_alike(facts: Facts) -> Finding:
 
 def _check_settings(facts: Facts) -> Finding:
     """The settings of the Ansible role, in their effective state."""
-    division, wrong = facts.division, []
+    division = facts.division
+    wrong: list[Reading] = []
+    unread: list[str] = []
     readings = [reading for reading in read_settings(facts.host, Owner.ROLE) if not reading.is_absent]
     for reading in readings:
         if reading.problem:
-            return not_measured(reading.problem, "settings that keep the kernel's work off guest CPUs", "run the command as root")
-        if not reading.is_wanted(division) and not reading.is_excused:
+            unread.append(f"{reading.setting.name}: {reading.problem}")
+        elif not reading.is_wanted(division) and not reading.is_excused:
             wrong.append(reading)
+    if unread and not wrong:
+        needed = "settings that keep the kernel's work off guest CPUs"
+        return not_measured("; ".join(unread), needed, "run the command as root, and not in a container")
     if not wrong:
         return passed(f"{len(readings)} settings keep the kernel's own work off CPUs {division.guest}")
     found = ", ".join(f"{reading.setting.name} is {reading.text or 'none'}" for reading in wrong)
@@ -132,8 +151,10 @@ def _check_clock(facts: Facts) -> Finding:
     source = read_clock_source(facts.host)
     if source == "tsc":
         return passed("the clock source is tsc")
+    if source is None:
+        return not_measured("the kernel does not tell its clock source", "tsc: a guest reads the time without an exit")
     remedy = "check dmesg for `tsc: Marking TSC unstable`; update the firmware"
-    return failed(f"the clock source is {source or 'not known'}", "tsc: a guest reads the time without an exit", remedy)
+    return failed(f"the clock source is {source}", "tsc: a guest reads the time without an exit", remedy)
 
 
 def _check_bare(facts: Facts) -> Finding:
@@ -166,6 +187,9 @@ def _check_vulnerabilities(facts: Facts) -> Finding:
             "no vulnerability without a mitigation",
             "update microcode and kernel, and remove mitigations=off",
         )
+    if unknown := [f"{name}: {text}" for name, text in sorted(found.items()) if text.startswith("Unknown")]:
+        remedy = "on a virtual server, look at its host; otherwise ask the manufacturer of the processor"
+        return not_measured("; ".join(unknown), "no vulnerability without a mitigation", remedy)
     return passed(f"{len(found)} known vulnerabilities, none without a mitigation")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
 from orchestrator.host.cmdline import find_unsafe_words
-from orchestrator.host.iommu import read_unsafe_interrupts
+from orchestrator.host.iommu import is_without_iommu, read_unsafe_interrupts
 from orchestrator.host.pci import VFIO
 from orchestrator.host.processor import has_remapped_interrupts
 from orchestrator.values import PciAddress
@@ -16,9 +16,11 @@ _FIRMWARE = "enable AMD-Vi or VT-d in the firmware settings, and on Intel add `i
 
 
 def _check_iommu(facts: Facts) -> Finding:
-    groups = facts.topology.iommu_groups
+    every = facts.topology.iommu_groups
+    groups = [group for group in every if not is_without_iommu(facts.host, group.number)]
     if not groups:
-        return failed("no IOMMU groups", "an IOMMU that the kernel uses", _FIRMWARE)
+        found = f"{len(every)} groups of functions that VFIO drives without an IOMMU" if every else "no IOMMU groups"
+        return failed(found, "an IOMMU that the kernel uses", _FIRMWARE)
     return passed(f"{len(groups)} IOMMU groups")
 
 
@@ -53,6 +55,8 @@ def _find_faults(facts: Facts, address: PciAddress) -> Iterator[str]:
         return
     if others := ", ".join(str(other) for other in group.devices if other != address):
         yield f"{address} shares IOMMU group {group.number} with {others}"
+    if is_without_iommu(facts.host, group.number):
+        yield f"VFIO drives {address} without an IOMMU (vfio-noiommu)"
     if group.type == "identity":
         yield f"IOMMU group {group.number} of {address} is not translated (identity)"
 

@@ -20,7 +20,8 @@ from orchestrator.values import CpuSet
 
 
 def _execute(words: Sequence[str]) -> Completed:
-    return run(words, timeout=10, check=False)
+    # virsh translates what it prints.
+    return run(words, timeout=10, check=False, env={"LC_ALL": "C"})
 
 
 @dataclass
@@ -51,6 +52,11 @@ class Facts:
     @cached_property
     def threads(self) -> tuple[Thread, ...]:
         return survey_threads(self.host)[0]
+
+    @property
+    def shows_all_processes(self) -> bool:
+        """Containers, and a /proc that hides the processes of others, show no kernel threads, which each host has."""
+        return any(thread.kernel for thread in self.threads)
 
     def find_programs(self, *names: str) -> tuple[str, ...]:
         """Which of these programs run: by the names of their processes, of which the kernel keeps 15 characters."""

@@ -9,13 +9,14 @@ from orchestrator.doctor.check import Check, Finding, Principle, failed, not_mea
 from orchestrator.doctor.facts import Facts
 from orchestrator.errors import CommandError
 from orchestrator.host.cgroups import read_controllers
-from orchestrator.host.confinement import read_security_modules
+from orchestrator.host.confinement import read_enforcing, read_security_modules
 from orchestrator.host.measure import read_release
 from orchestrator.host.tuned import find_tuned
 
 _KERNEL = (6, 1)
 _AGAINST = ("irqbalance", "ksmtuned", "numad")
 _FREE = 1 << 30  # bytes
+_START = "start it: `systemctl start libvirtd`, or `systemctl start virtqemud.socket` where each driver has its own daemon"
 
 
 def _check_kernel(facts: Facts) -> Finding:
@@ -48,14 +49,16 @@ def _check_libvirt(facts: Facts) -> Finding:
     try:
         done = facts.execute(["virsh", "--readonly", "--connect", "qemu:///system", "version"])
     except CommandError as error:
-        remedy = "install libvirt: apt install libvirt-daemon-system libvirt-clients qemu-system-x86"
-        return failed(error.message, needed, remedy)
+        if "Permission denied" in error.message:
+            return not_measured(error.message, needed, "run the command as root")
+        install = "install libvirt: apt install libvirt-daemon-system libvirt-clients qemu-system-x86"
+        return failed(error.message, needed, install if "not installed" in error.message else _START)
     if done.status:
-        return failed(
-            done.stderr.strip().replace("\n", "; ") or f"virsh ended with {done.status}",
-            needed,
-            "start it: systemctl start libvirtd",
-        )
+        text = done.stderr.strip().replace("\n", "; ") or f"virsh ended with {done.status}"
+        if any(word in text for word in ("Permission denied", "authentication")):
+            return not_measured(text, needed, "run the command as root")
+        has_qemu = "emulator" not in text and "hypervisor version" not in text
+        return failed(text, needed, _START if has_qemu else "install QEMU: apt install qemu-system-x86")
     lines = [
         line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith(("Using library", "Running hypervisor"))
     ]
@@ -70,7 +73,7 @@ def _check_guests(facts: Facts) -> Finding:
         return not_measured(error.message, needed)
     if done.status:
         return not_measured(done.stderr.strip().replace("\n", "; "), needed)
-    if names := done.stdout.split():
+    if names := [line.strip() for line in done.stdout.splitlines() if line.strip()]:
         if facts.find_programs("nohyped"):
             return not_measured("the manager runs, which knows its guests", needed, "see `nohype guest list`")
         return failed(f"guests run: {', '.join(names)}", needed, f"confine them to CPUs {facts.housekeeping}, or stop them")
@@ -82,16 +85,27 @@ def _check_programs(facts: Facts) -> Finding:
     tuned = find_tuned(facts.host)
     parts = [*found, *([str(tuned)] if tuned else [])]
     if parts:
-        remedy = f"run `systemctl disable --now {' '.join(found) or 'tuned'}`, or configure it to leave guest CPUs alone"
+        names = " ".join((*found, *(["tuned"] if tuned else [])))
+        remedy = f"run `systemctl disable --now {names}`, or configure it to leave guest CPUs alone"
         return failed(f"running: {', '.join(parts)}", "no program that moves interrupts, threads or pages", remedy)
+    if not facts.shows_all_processes:
+        needed = "no program that moves interrupts, threads or pages"
+        return not_measured("not all processes are visible", needed, "run the command as root, and not in a container")
     return passed(f"none of {', '.join(_AGAINST)}, tuned runs")
 
 
 def _check_confinement(facts: Facts) -> Finding:
     modules = read_security_modules(facts.host)
-    found = [name for name in ("apparmor", "selinux") if name in modules]
-    if found:
-        return passed(f"{found[0]} confines QEMU")
+    if "apparmor" in modules:
+        return passed("apparmor confines QEMU")
+    if "selinux" in modules:
+        if read_enforcing(facts.host):
+            return passed("selinux confines QEMU")
+        return failed(
+            "selinux refuses nothing: it is permissive, or has no policy",
+            "a security module that confines QEMU",
+            "set SELINUX=enforcing in /etc/selinux/config, and reboot",
+        )
     if not modules:
         return not_measured("the kernel does not show its security modules", "AppArmor or SELinux")
     return failed(

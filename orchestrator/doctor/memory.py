@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from orchestrator.doctor.check import Check, Finding, Principle, failed, passed
+from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
 from orchestrator.host.hugepages import read_ksm_run
-from orchestrator.host.memory import read_hugetlb_mounts, read_swaps, read_transparent
+from orchestrator.host.memory import has_settings, read_hugetlb_mounts, read_swaps, read_transparent
 from orchestrator.values import Size
 
 _GUEST = Size(1 << 30)
+_NO_SETTINGS, _MOUNT = "the kernel's settings of memory are not visible", "check that sysfs is mounted on /sys"
 
 
 def _check_pages(facts: Facts) -> Finding:
@@ -44,6 +45,8 @@ def _check_swap(facts: Facts) -> Finding:
 
 def _check_merging(facts: Facts) -> Finding:
     state = read_ksm_run(facts.host)
+    if state is None and not has_settings(facts.host):
+        return not_measured(_NO_SETTINGS, "pages of guests that are not shared", _MOUNT)
     if state == "1":
         remedy = "stop ksmtuned, and run `echo 2 > /sys/kernel/mm/ksm/run`"
         return failed("KSM merges pages", "pages of guests that are not shared", remedy)
@@ -52,6 +55,8 @@ def _check_merging(facts: Facts) -> Finding:
 
 def _check_transparent(facts: Facts) -> Finding:
     mode = read_transparent(facts.host)
+    if not mode and not has_settings(facts.host):
+        return not_measured(_NO_SETTINGS, "madvise or never", _MOUNT)
     if mode == "always":
         remedy = "add `transparent_hugepage=never` to the kernel's command line"
         return failed("transparent huge pages: always", "madvise or never: khugepaged scans the memory of all processes", remedy)

@@ -40,6 +40,12 @@ def read_security_modules(host: HostRoot) -> tuple[str, ...]:
     return tuple(filter(None, (host.find("sys/kernel/security/lsm") or "").split(",")))
 
 
+def read_enforcing(host: HostRoot) -> bool | None:
+    """Whether SELinux refuses what its policy does not allow; None without SELinux, or without a policy."""
+    enforce = host.find("sys/fs/selinux/enforce")
+    return None if enforce is None else enforce == "1"
+
+
 def read_confinement(host: HostRoot, pid: int) -> Confinement:
     """Raises HostError if a file cannot be read, or the process has ended."""
     threads = []
@@ -49,10 +55,7 @@ def read_confinement(host: HostRoot, pid: int) -> Confinement:
         except HostError as error:
             if error.errno not in (ENOENT, ESRCH):
                 raise  # a thread that ended meanwhile is left out
-    enforce = host.find("sys/fs/selinux/enforce")
-    return Confinement(
-        tuple(threads), _read_label(host, pid), None if enforce is None else enforce == "1", _compare_namespaces(host, pid)
-    )
+    return Confinement(tuple(threads), _read_label(host, pid), read_enforcing(host), _compare_namespaces(host, pid))
 
 
 def _read_label(host: HostRoot, pid: int) -> str | None:

@@ -44,6 +44,11 @@ def read_group_name(host: HostRoot, number: int) -> str | None:
     return host.find(f"{_GROUPS}/{number}/name")
 
 
+def is_without_iommu(host: HostRoot, number: int) -> bool:
+    """VFIO made the group for a function that it drives without an IOMMU (vfio.enable_unsafe_noiommu_mode)."""
+    return read_group_name(host, number) == "vfio-noiommu"
+
+
 def read_unit(host: HostRoot, address: PciAddress) -> tuple[str | None, bool]:
     """The IOMMU of a function, None if there is none, and whether this IOMMU lists the function."""
     unit = host.link(f"{function_path(address)}/iommu")

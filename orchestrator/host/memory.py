@@ -16,6 +16,11 @@ def read_hugetlb_mounts(host: HostRoot) -> tuple[str, ...]:
     return tuple(words[1] for words in fields if len(words) > 2 and words[2] == "hugetlbfs")
 
 
+def has_settings(host: HostRoot) -> bool:
+    """The kernel shows its settings of memory, among them those of KSM and transparent huge pages if it has these."""
+    return host.exists("sys/kernel/mm")
+
+
 def read_transparent(host: HostRoot) -> str:
     """The chosen mode of transparent huge pages; empty without them (Documentation/admin-guide/mm/transhuge.rst)."""
     text = host.find("sys/kernel/mm/transparent_hugepage/enabled") or ""

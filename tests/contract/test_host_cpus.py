@@ -14,6 +14,7 @@ from orchestrator.host.cpus import (
     read_isolated,
     read_online,
     read_possible,
+    read_present,
     read_topoext,
     set_affinity,
     survey_cores,
@@ -61,12 +62,19 @@ def test_cpus_isolated_by_a_cpuset_count_too(fake: FakeRoot) -> None:
     assert read_isolated(fake) == CpuSet.of([2, 3, 6, 7])
 
 
-@pytest.mark.parametrize("file", ["online", "isolated", "possible"])
+@pytest.mark.parametrize("file", ["online", "isolated", "possible", "present"])
 def test_a_list_that_is_not_understood_is_the_hosts_error(fake: FakeRoot, file: str) -> None:
     """And not the client's, as that of a request would be."""
     fake.add(f"sys/devices/system/cpu/{file}", "(null)")
     with pytest.raises(HostError, match=f"cannot parse /.*cpu/{file}"):
-        {"online": read_online, "isolated": read_isolated, "possible": read_possible}[file](fake)
+        {"online": read_online, "isolated": read_isolated, "possible": read_possible, "present": read_present}[file](fake)
+
+
+def test_present_cpus_are_possible_and_have_the_online_ones(host: HostRoot) -> None:
+    if isinstance(host, FakeRoot):
+        host.add("sys/devices/system/cpu/possible", "0-15")
+        host.add("sys/devices/system/cpu/present", "0-8")
+    assert read_online(host) <= read_present(host) <= read_possible(host)
 
 
 def test_a_host_without_isolated_cpus(fake: FakeRoot) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,14 +72,31 @@ def test_only_a_failed_test_fails_make(tmp_path: Path, build: str, tests: str, s
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
 def test_interrupted_make_ends_the_build(tmp_path: Path, number: signal.Signals) -> None:
-    with making(tmp_path, WAIT.format("build"), WAIT.format("tests")) as process:
+    assert_ended(tmp_path, WAIT.format("build"), NAMES, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_make_ends_the_image_that_is_built_beside_the_tests(tmp_path: Path, number: signal.Signals) -> None:
+    build = f'case "$*" in image*) {WAIT.format("image")};; esac'
+    assert_ended(tmp_path, build, ("image", "tests"), number)
+
+
+def test_make_does_not_leave_an_image_that_is_still_being_built(tmp_path: Path) -> None:
+    build = 'case "$*" in image*) sleep 1; touch built;; esac'
+    with making(tmp_path, build, "exit 0") as process:
+        assert process.wait(60) == 0
+        assert (tmp_path / "built").exists()
+
+
+def assert_ended(folder: Path, build: str, names: Iterable[str], number: signal.Signals) -> None:
+    with making(folder, build, WAIT.format("tests")) as process:
         try:
-            assert wait_until(lambda: all(read_pid(tmp_path / f"{name}.pid") for name in NAMES), timeout=60, interval=0.02)
+            assert wait_until(lambda: all(read_pid(folder / f"{name}.pid") for name in names), timeout=60, interval=0.02)
             os.killpg(process.pid, number)
             assert process.wait(60)
-            pids = [read_pid(tmp_path / f"{name}.pid") for name in NAMES]
+            pids = [read_pid(folder / f"{name}.pid") for name in names]
             assert wait_until(lambda: not any(map(is_running, pids)), timeout=10, interval=0.02)
         finally:
-            for name in NAMES:
-                if is_running(pid := read_pid(tmp_path / f"{name}.pid")):
+            for name in names:
+                if is_running(pid := read_pid(folder / f"{name}.pid")):
                     os.kill(pid, signal.SIGKILL)

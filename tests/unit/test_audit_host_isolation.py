@@ -8,11 +8,14 @@ import pytest
 
 from orchestrator.audit.core_quiet import INTERRUPTS, SOFTIRQS
 from orchestrator.audit.host_isolation import IsolationFacts, prove_host_isolation
+from orchestrator.audit.isolation_facts import read_isolation
 from orchestrator.host.irqbalance import Irqbalance
 from orchestrator.host.isolation import SETTINGS, Covers, Division, OneOf, Owner, Reading, Setting, Without
+from orchestrator.host.survey import read_topology
 from orchestrator.host.tuned import Tuned
 from orchestrator.model.proof import WEAKER, Measurement, Verdict
 from orchestrator.values import CpuSet
+from tests.fakes.root import load_host
 
 DIVISION = Division(CpuSet.parse("0-1"), CpuSet.parse("2-7"), CpuSet.parse("2-3"))
 DOCUMENT = Path(__file__).parents[2] / "docs" / "isolation.md"
@@ -121,6 +124,17 @@ def read_rows(columns: int) -> list[tuple[str, ...]]:
     """Rows of the document's tables with so many columns, of which the first is code."""
     lines = [line.strip("|").split(" | ") for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
     return [tuple(cell.strip().strip("`") for cell in cells) for cells in lines if len(cells) == columns]
+
+
+@pytest.mark.parametrize(("present", "guest"), [("0-5", "2-5"), ("", "2-15")])
+def test_cpus_that_are_not_plugged_in_need_no_isolation(tmp_path: Path, present: str, guest: str) -> None:
+    """Most servers have numbers for more CPUs than they have; a kernel that does not tell them apart must isolate all."""
+    fake = load_host(tmp_path / "host", "numa")
+    fake.add("sys/devices/system/cpu/possible", "0-15")
+    if present:
+        fake.add("sys/devices/system/cpu/present", present)
+    _, division = read_isolation(fake, CpuSet.parse("0-1"), (), read_topology(fake), ())
+    assert division.guest == CpuSet.parse(guest)
 
 
 def test_document_lists_each_setting() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,8 +23,10 @@ from orchestrator.doctor.report import build_json, build_lines, find_status
 from orchestrator.errors import CommandError, HostError
 from orchestrator.host.run import Completed
 from orchestrator.host.sriov import set_numvfs
+from orchestrator.host.tuned import Tuned
 from orchestrator.model.proof import Verdict
 from orchestrator.values import CpuSet
+from tests.fakes.domains import add_thread
 from tests.fakes.nvme import FakeNvme, add_nvme
 from tests.fakes.root import FakeRoot, load_host
 
@@ -44,6 +49,7 @@ LINES = {
     "proc/sys/vm/stat_interval": "120",
     "sys/devices/system/cpu/isolated": "2-7",
     "sys/devices/system/cpu/nohz_full": "2-7",
+    "sys/devices/system/cpu/present": "0-7",
     "sys/devices/system/cpu/smt/control": "on",
     "sys/devices/system/cpu/vulnerabilities/meltdown": "Not affected",
     "sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc",
@@ -79,6 +85,7 @@ def fake(tmp_path: Path) -> FakeRoot:
     for name, text in LINES.items():
         found.add(name, text)
     show_cpus(found)
+    add_thread(found, 2, 2, "kthreadd", "0-7", flags=0x200000)
     add_nvme(found, "0000:50:00.0", FakeNvme("disk0", 1 << 20))
     set_numvfs(found, Facts(found).topology.pfs[0].address, 2)
     for index, name in enumerate(("nic0", "nic1"), 2):
@@ -86,9 +93,9 @@ def fake(tmp_path: Path) -> FakeRoot:
     return found
 
 
-def examine(fake: FakeRoot, **changed: object) -> dict[str, Result]:
+def examine(fake: FakeRoot, own: str = "0-1", **changed: object) -> dict[str, Result]:
     settings = {"run_instruction": lambda: None, "execute": execute, **changed}
-    facts = Facts(fake, CpuSet.parse("0-1"), **settings)  # type: ignore[arg-type]
+    facts = Facts(fake, CpuSet.parse(own), **settings)  # type: ignore[arg-type]
     return {result.check.name: result for result in run_checks(facts, CHECKS)}
 
 
@@ -119,6 +126,11 @@ def share_disk(fake: FakeRoot) -> None:
     fake.add_link(f"sys/kernel/iommu_groups/{number}/devices/{other}", f"../../../../bus/pci/devices/{other}")
 
 
+def drive_without_iommu(fake: FakeRoot) -> None:
+    for number in fake.names("sys/kernel/iommu_groups"):
+        fake.add(f"sys/kernel/iommu_groups/{number}/name", "vfio-noiommu")
+
+
 def isolate(fake: FakeRoot, cpus: str) -> None:
     for name in ("sys/devices/system/cpu/isolated", "sys/fs/cgroup/cpuset.cpus.isolated"):
         fake.add(name, cpus)
@@ -126,7 +138,7 @@ def isolate(fake: FakeRoot, cpus: str) -> None:
 
 BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("virtualization", write("sys/module/kvm_amd/parameters/npt", "N")),
-    ("smt-siblings", write("sys/devices/system/cpu/present", "0-9")),
+    ("smt-siblings", write("sys/devices/system/cpu/online", "0-6")),
     ("cpus-alike", lambda fake: show_cpus(fake, more=lambda cpu: "avx512f" if cpu == 5 else "")),
     ("cpus-alike", lambda fake: show_cpus(fake, microcode=lambda cpu: "0x2" if cpu else "0x1")),
     ("cpus-alike", lambda fake: [fake.add(f"sys/devices/cpu_{kind}/cpus", "0-3") for kind in ("core", "atom")]),
@@ -152,6 +164,7 @@ BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("cgroups", write("sys/fs/cgroup/cgroup.controllers", "hugetlb")),
     ("cgroups", remove("sys/fs/cgroup/cgroup.controllers")),
     ("qemu-confinement", write("sys/kernel/security/lsm", "lockdown,capability")),
+    ("qemu-confinement", write("sys/kernel/security/lsm", "lockdown,capability,selinux")),
     ("uplink-owner", write("run/NetworkManager/devices/2", "[device]\nmanaged=true")),
 ]  # fmt: skip
 
@@ -186,7 +199,14 @@ def deny(*_: object) -> None:
     raise HostError("/dev/kvm: Permission denied")
 
 
-@pytest.mark.parametrize(("kvm", "verdict"), [(refuse, Verdict.FAIL), (deny, Verdict.NOT_MEASURED)])
+def forbid(*_: object) -> None:
+    """By the device policy of a container."""
+    raise HostError("/dev/kvm: Operation not permitted")
+
+
+@pytest.mark.parametrize(
+    ("kvm", "verdict"), [(refuse, Verdict.FAIL), (deny, Verdict.NOT_MEASURED), (forbid, Verdict.NOT_MEASURED)]
+)
 def test_kvm_that_does_not_run_fails_and_without_permission_it_is_not_measured(
     fake: FakeRoot, kvm: Callable[[], None], verdict: Verdict
 ) -> None:
@@ -199,8 +219,20 @@ def missing(words: Sequence[str]) -> Completed:
     raise CommandError(f"`{words[0]}` is not installed")
 
 
+def refused(words: Sequence[str]) -> Completed:
+    raise CommandError(f"cannot start `{words[0]}`", errno=errno.EACCES)
+
+
 def silent(_: Sequence[str]) -> Completed:
     return Completed(1, "", "error: failed to connect to the hypervisor\nerror: Failed to connect socket")
+
+
+def slow(words: Sequence[str]) -> Completed:
+    raise CommandError(f"`{words[0]}` timed out after 10 s")
+
+
+def closed(_: Sequence[str]) -> Completed:
+    return Completed(1, "", "error: Failed to connect socket to '/var/run/libvirt/libvirt-sock-ro': Permission denied")
 
 
 def busy(words: Sequence[str]) -> Completed:
@@ -212,6 +244,9 @@ def busy(words: Sequence[str]) -> Completed:
     [
         (missing, (Verdict.FAIL, Verdict.NOT_MEASURED)),
         (silent, (Verdict.FAIL, Verdict.NOT_MEASURED)),
+        (slow, (Verdict.FAIL, Verdict.NOT_MEASURED)),
+        (refused, (Verdict.NOT_MEASURED, Verdict.NOT_MEASURED)),
+        (closed, (Verdict.NOT_MEASURED, Verdict.NOT_MEASURED)),
         (busy, (Verdict.PASS, Verdict.FAIL)),
     ],
 )
@@ -220,12 +255,100 @@ def test_libvirt_that_is_missing_or_silent_or_has_guests(
 ) -> None:
     results = examine(fake, execute=answer)
     assert tuple(results[name].finding.verdict for name in ("libvirt", "other-guests")) == verdicts
+    assert ("install libvirt" in results["libvirt"].finding.remedy) == (answer is missing)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("error: failed to get the hypervisor version\nerror: Cannot find suitable emulator for x86_64", "install QEMU"),
+        ("error: failed to connect to the hypervisor\nerror: Failed to connect socket: No such file or directory", "start it"),
+    ],
+)
+def test_remedy_for_libvirt_without_qemu_is_to_install_it(fake: FakeRoot, text: str, remedy: str) -> None:
+    finding = examine(fake, execute=lambda _: Completed(1, "", text))["libvirt"].finding
+    assert (finding.verdict, remedy in finding.remedy) == (Verdict.FAIL, True)
+
+
+def test_output_of_virsh_is_not_translated(fake: FakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "virsh"
+    program.write_text(
+        '#!/bin/sh\n[ "$LC_ALL" = C ] && echo "Using library: libvirt 11" || echo "Verwende Bibliothek: libvirt 11"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    facts = Facts(fake)
+    (check,) = (check for check in CHECKS if check.name == "libvirt")
+    assert check.measure(facts).found == "libvirt 11"
+
+
+def hide_processes(fake: FakeRoot) -> None:
+    """As in a container, or by the option hidepid of /proc."""
+    for name in ("stat", "status"):
+        (fake.path / "proc/2/task/2" / name).unlink()
+
+
+def hide_settings(fake: FakeRoot) -> None:
+    shutil.rmtree(fake.path / "sys/kernel/mm")
+
+
+NOT_KNOWN: list[tuple[str, Callable[[FakeRoot], object]]] = [
+    ("smt-siblings", remove("sys/devices/system/cpu/present")),
+    ("vulnerabilities", write("sys/devices/system/cpu/vulnerabilities/mmio_stale_data", "Unknown: No mitigations")),
+    ("isolation", lambda fake: fake.read_errors.update({"sys/module/kvm/parameters/nx_huge_pages": errno.EACCES})),
+    ("other-programs", hide_processes),
+    ("page-merging", hide_settings),
+    ("transparent-huge-pages", hide_settings),
+    ("clock-source", remove("sys/devices/system/clocksource/clocksource0/current_clocksource")),
+    ("qemu-confinement", remove("sys/kernel/security/lsm")),
+]
+
+
+@pytest.mark.parametrize(("name", "hide"), NOT_KNOWN, ids=[name for name, _ in NOT_KNOWN])
+def test_what_the_kernel_does_not_show_is_not_measured(fake: FakeRoot, name: str, hide: Callable[[FakeRoot], object]) -> None:
+    hide(fake)
+    assert examine(fake)[name].finding.verdict is Verdict.NOT_MEASURED
+
+
+def test_setting_that_cannot_be_read_hides_no_wrong_one(fake: FakeRoot) -> None:
+    fake.read_errors["sys/devices/system/cpu/nohz_full"] = errno.EACCES
+    fake.add("proc/sys/vm/stat_interval", "1")
+    finding = examine(fake)["isolation"].finding
+    assert (finding.verdict, finding.found) == (Verdict.FAIL, "stat_interval is 1")
+
+
+def test_whole_cores_may_be_offline(fake: FakeRoot) -> None:
+    fake.add("sys/devices/system/cpu/online", "0-5")
+    finding = examine(fake)["smt-siblings"].finding
+    assert (finding.verdict, finding.found) == (Verdict.PASS, "each online core has all its threads; CPUs 6-7 are offline")
+
+
+def test_groups_that_vfio_made_without_an_iommu_are_none_of_an_iommu(fake: FakeRoot) -> None:
+    drive_without_iommu(fake)
+    results = examine(fake)
+    assert {results[name].finding.verdict for name in ("iommu", "iommu-groups")} == {Verdict.FAIL}
+
+
+def test_some_core_must_be_left_for_guests(fake: FakeRoot) -> None:
+    finding = examine(fake, "0-7")["cores"].finding
+    assert (finding.verdict, "all of them for the host" in finding.found) == (Verdict.FAIL, True)
+
+
+def test_selinux_that_enforces_its_policy_confines_qemu(fake: FakeRoot) -> None:
+    fake.add("sys/kernel/security/lsm", "lockdown,capability,selinux")
+    for text, verdict in (("0", Verdict.FAIL), ("1", Verdict.PASS)):
+        fake.add("sys/fs/selinux/enforce", text)
+        assert examine(fake)["qemu-confinement"].finding.verdict is verdict
 
 
 def test_programs_that_work_against_the_manager_are_named(fake: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Facts, "find_programs", lambda _, *names: tuple(name for name in names if name == "irqbalance"))
     finding = examine(fake)["other-programs"].finding
     assert (finding.verdict, finding.found) == (Verdict.FAIL, "running: irqbalance")
+    monkeypatch.setattr("orchestrator.doctor.management.find_tuned", lambda _: Tuned(("balanced",), ""))
+    finding = examine(fake)["other-programs"].finding
+    assert "disable --now irqbalance tuned`" in finding.remedy
 
 
 def empty(fake: FakeRoot) -> FakeRoot:
@@ -297,8 +420,9 @@ def test_command_prints_json_and_refuses_odd_cpus() -> None:
     result = CliRunner().invoke(nohype, ["doctor", "--housekeeping", "0-x"])
     assert result.exit_code == 2
     assert "--housekeeping" in result.output
-    result = CliRunner().invoke(nohype, ["doctor", "--housekeeping", "8000"], standalone_mode=False)
-    assert "CPUs 8000 are not online" in str(result.exception)
+    for text, why in (("8000", "CPUs 8000 are not online"), ("", "no CPUs given")):
+        result = CliRunner().invoke(nohype, ["doctor", "--housekeeping", text])
+        assert (result.exit_code, why in result.output) == (2, True), result.output
 
 
 def test_one_file_needs_no_packages(tmp_path: Path) -> None:
@@ -319,3 +443,23 @@ def test_one_file_needs_no_packages(tmp_path: Path) -> None:
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     done = call("--housekeeping", "8000")
     assert (done.returncode, "CPUs 8000 are not online" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+    done = call("--housekeeping", "")
+    assert (done.returncode, "no CPUs given" in done.stderr) == (2, True)
+
+
+def test_one_file_ends_without_a_traceback(tmp_path: Path) -> None:
+    """With an older Python, whose library lacks what the modules import; and if nobody reads its output any more."""
+    file = tmp_path / "nohype-doctor.pyz"
+    file.write_bytes(build_bundle())
+    old = "import runpy, sys; sys.version_info = (3, 9, 2); runpy.run_path(sys.argv[1], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-S", "-I", "-c", old, file], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (2, "nohype-doctor needs Python 3.11 or later, this is 3.9\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-S", "-I", file], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

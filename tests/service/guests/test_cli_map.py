@@ -65,3 +65,21 @@ def test_large_host_fits_into_the_terminal(world: World, manager: GuestService, 
     assert sum(line.count("*") for line in lines if "[" in line) == 2 * (100 - 52)
     assert sum(line.count("[") for line in lines if "pages" not in line) == 512
     assert any("CPUs 1024-1039" in line for line in lines)
+
+
+def test_cores_of_a_hybrid_processor_are_not_torn_apart(manager: GuestService) -> None:
+    """Cores of two CPUs and of one, on the same node."""
+    guests, survey = show(manager)
+    cpus = [f"{cpu}-{cpu + 1}" for cpu in range(0, 16, 2)] + [str(cpu) for cpu in range(16, 60)]
+    survey["cores"] = [{"cpus": text, "socket": 0, "node": 0} for text in cpus]
+    lines = [line[10:] for line in draw(guests, survey, 60) if "[" in line and "pages" not in line]
+    assert sum(map(len, lines)) == 8 * 4 + 44 * 3
+    assert all(len(line) <= 50 and (line[0], line[-1]) == ("[", "]") for line in lines)
+
+
+def test_uplinks_with_long_names_are_told_apart(manager: GuestService) -> None:
+    guests, survey = show(manager)
+    names = ["enp129s0f0np0", "enp129s0f1np1"]
+    survey["pfs"] = [survey["pfs"][0] | {"interface": name} for name in names]
+    lines = list(draw(guests, survey))
+    assert [name for line in lines for name in names if line.startswith(f"{name} ")] == names

@@ -61,6 +61,33 @@ def test_what_no_guest_has_is_the_hosts_or_free(state: tuple[list[Any], Any]) ->
     assert owners == {"0": ["housekeeping"], str(free): ["free"], "nic0": ["host"], vf["address"]: ["free"]}
 
 
+def test_addresses_are_found_in_any_spelling(state: tuple[list[Any], Any]) -> None:
+    guests, survey = state
+    guests[1]["addresses"] = ["2001:db8::7/64"]
+    for thing in ("2001:db8::7", "2001:DB8:0:0::0007", "2001:db8::7/64", f"{ADDRESS}/24"):
+        (found,) = find_owners(thing, guests, survey)
+        assert found["guest"] == ("web" if ADDRESS in thing else "db"), thing
+
+
+def test_offline_cpu_and_function_without_an_interface(state: tuple[list[Any], Any]) -> None:
+    guests, survey = state
+    survey["possible"] = "0-999"
+    survey["pfs"][0] |= {"interface": None, "mac": None}
+    assert [found["owner"] for found in find_owners("999", guests, survey)] == ["offline"]
+    assert find_owners("", guests, survey) == ()
+    assert all("None" not in str(found) for vf in survey["pfs"][0]["vfs"] for found in find_owners(vf["address"], [], survey))
+
+
+def test_disk_that_guests_cannot_get_is_not_free(state: tuple[list[Any], Any]) -> None:
+    """As on the map."""
+    guests, survey = state
+    disk = {"serial": "S1", "address": "0000:51:00.0", "name": "nvme7", "uses": [], "signatures": []}
+    for fault, owner in (("", "free"), ("its contents cannot be examined: it does not respond", "host")):
+        survey["controllers"] = [disk | {"fault": fault}]
+        (found,) = find_owners("S1", guests, survey)
+        assert (found["owner"], found["detail"]) == (owner, fault)
+
+
 @pytest.mark.parametrize(
     "thing", ["", "99", "nic9", "0000:ff:1f.7", "02:00:00:00:00:01", "-1", "1e3", "٣", "null", "None", "x" * 5000]
 )
