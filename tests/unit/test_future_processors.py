@@ -22,7 +22,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def figures(script: Any) -> Any:
-    return json.loads(script.FIGURES.read_text())
+    return {**json.loads(script.FIGURES.read_text()), "seconds": 60}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_document_is_up_to_date(script: Any, monkeypatch: pytest.MonkeyPatch) ->
 def test_changed_figure_makes_the_document_outdated(
     script: Any, figures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures["vcpus"][0]["exits"]["msr"] += 60
+    figures["vcpus"][1]["exits"]["msr"] += 60
     (tmp_path / "figures").write_text(json.dumps(figures))
     monkeypatch.setattr(script, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr("sys.argv", ["future_processors.py", "--check"])
@@ -58,14 +58,14 @@ def rows(text: str, start: str) -> list[list[str]]:
 def test_reckoned_figures_leave_out_what_is_removed(script: Any, figures: Any, facts: Any) -> None:
     figures["vcpus"] = [{"name": "x", "exits": {"msr": 120, "vintr": 60, "hlt": 30}}]
     text = script.build(figures, facts)
-    assert rows(text, "measured, without any") == [["measured, without any", "3.5"]]
-    assert rows(text, "AMD today: AVIC |") == [["AMD today: AVIC", "2.5 *reckoned*"]]
-    assert rows(text, "the same, HLT") == [["the same, HLT not intercepted", "0.0 *reckoned*"]]
+    assert rows(text, "measured, without any") == [["measured, without any", "3.50"]]
+    assert rows(text, "AMD today: AVIC |") == [["AMD today: AVIC", "2.50 *reckoned*"]]
+    assert rows(text, "the same, HLT") == [["the same, HLT not intercepted", "0.00 *reckoned*"]]
 
 
 def test_measured_figure_replaces_a_reckoned_one(script: Any, figures: Any, facts: Any) -> None:
     figures["vcpus"] = [{"name": "x", "exits": {"vintr": 60}, "with": {"AMD today: AVIC": {"msr": 30}}}]
-    assert rows(script.build(figures, facts), "AMD today: AVIC |") == [["AMD today: AVIC", "0.5"]]
+    assert rows(script.build(figures, facts), "AMD today: AVIC |") == [["AMD today: AVIC", "0.50"]]
 
 
 def test_reason_that_nothing_removes_is_named(script: Any, figures: Any, facts: Any) -> None:
