@@ -26,7 +26,8 @@ def map(*, client: Client) -> None:  # noqa: A001
     """Draw the host, and which guest has what of it.
 
     Shows cores, huge pages, virtual functions and disks. One character is a CPU or a virtual function, and brackets hold the CPUs
-    of a core. A letter is a guest, of which the last part has the names; a stopped guest keeps what it has.
+    of a core. A letter is a guest, of which the last part has the names; a stopped guest keeps what it has. What no guest of the
+    manager has is shown as free; other programs may use it.
     """
     width = max(60, min(get_terminal_size((100, 24)).columns, 160))
     for line in draw(client.guests(), client.survey(), width):
@@ -46,7 +47,7 @@ def draw(guests: Sequence[shapes.Guest], survey: shapes.Survey, width: int = 100
 
 
 def _draw_cores(guests: Sequence[shapes.Guest], letters: Mapping[str, str], survey: shapes.Survey, width: int) -> Iterator[str]:
-    marks = dict.fromkeys(CpuSet.parse(survey["housekeeping"]).ids, _HOST)
+    marks = dict.fromkeys(CpuSet.parse(survey.get("housekeeping", "")).ids, _HOST)
     for guest in guests:
         marks |= dict.fromkeys((cpu for core in guest["cores"] for cpu in CpuSet.parse(core).ids), letters[guest["name"]])
     for node in sorted({core["node"] for core in survey["cores"]}):

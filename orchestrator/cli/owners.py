@@ -73,7 +73,7 @@ def _search_host(word: str, survey: shapes.Survey) -> Iterator[Owner]:
     cpu = _as_cpu(word)
     for core in survey["cores"]:
         if cpu is not None and cpu in CpuSet.parse(core["cpus"]).ids:
-            is_own = cpu in CpuSet.parse(survey["housekeeping"]).ids
+            is_own = cpu in CpuSet.parse(survey.get("housekeeping", "")).ids
             yield own(f"CPU {cpu}", HOUSEKEEPING if is_own else FREE, f"core {core['cpus']} on node {core['node']}")
     online = {other for core in survey["cores"] for other in CpuSet.parse(core["cpus"]).ids}
     if cpu is not None and cpu in CpuSet.parse(survey["possible"]).ids - online:
