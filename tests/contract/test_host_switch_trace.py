@@ -49,12 +49,15 @@ def test_counting_begins_and_ends(traced: HostRoot) -> None:
         assert list_triggers(traced) == []
 
 
-def test_trigger_for_other_housekeeping_cpus_is_replaced(traced: HostRoot) -> None:
-    begin_switches(traced, CpuSet.parse("0"))
-    assert not is_counting(traced, HOUSEKEEPING)
-    begin_switches(traced, HOUSEKEEPING)
+@pytest.mark.parametrize(("before", "after"), [("0", "0-1"), ("0-1", "0"), ("0,2", "0-1"), ("0,10", "0-1"), ("0,11", "0-1")])
+def test_trigger_for_other_housekeeping_cpus_is_replaced(traced: HostRoot, before: str, after: str) -> None:
+    """Also by fewer: a CPU that is no longer for housekeeping would not be counted."""
+    begin_switches(traced, CpuSet.parse(before))
+    wanted = CpuSet.parse(after)
+    assert not is_counting(traced, wanted)
+    begin_switches(traced, wanted)
     (trigger,) = list_triggers(traced)
-    assert "CPU != 0 && CPU != 1" in trigger
+    assert f" if next_pid != 0 && {' && '.join(f'CPU != {cpu}' for cpu in wanted)} [" in trigger
 
 
 def test_step_sets_the_trigger_and_its_undo_removes_it(traced: HostRoot) -> None:
