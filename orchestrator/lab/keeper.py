@@ -35,6 +35,7 @@ from orchestrator.values import Size
 from orchestrator.waiting import wait_until
 
 _START_TIMEOUT = 60
+_TPM_TIMEOUT = 20
 _STOP_TIMEOUT = 8
 _POLL = 0.1
 
@@ -168,8 +169,13 @@ class Keeper:
         process = spawn(argv, log=self._folder.log)
         undo.callback(_stop, process)
         socket_path = self._folder.path / TPM
-        if not wait_until(lambda: socket_path.exists() or process.poll() is not None, timeout=_START_TIMEOUT, interval=_POLL):
-            raise LabError(f"the emulator of the TPM has not created {socket_path} after {_START_TIMEOUT} s")
+
+        def is_over() -> bool:
+            self._check_stopped()
+            return socket_path.exists() or process.poll() is not None
+
+        if not wait_until(is_over, timeout=_TPM_TIMEOUT, interval=_POLL):
+            raise LabError(f"the emulator of the TPM has not created {socket_path} after {_TPM_TIMEOUT} s")
         if process.poll() is not None:
             output = "".join(f"\n    {line}" for line in read_tail(self._folder.log))
             raise LabError(f"the emulator of the TPM exited immediately with status {process.returncode}:{output}")
@@ -192,14 +198,18 @@ class Keeper:
             if process.poll() is not None:
                 output = "".join(f"\n    {line}" for line in read_tail(self._folder.log))
                 raise LabError(f"QEMU exited immediately with status {process.returncode}:{output}")
-            if select.select([self._channel.fileno(), self._stop], [], [], 0)[0]:
-                raise _Stopped
+            self._check_stopped()
             try:
                 return read_ssh_port(self._folder.qmp)
             except LabError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_POLL)
+
+    def _check_stopped(self) -> None:
+        """Raises _Stopped once a stop was requested, or `up` has exited."""
+        if select.select([self._channel.fileno(), self._stop], [], [], 0)[0]:
+            raise _Stopped
 
     def _watch(self, process: Any) -> None:
         """Returns when QEMU has exited, or when a stop was requested."""

@@ -510,3 +510,17 @@ def test_emulator_of_the_tpm_that_fails_is_reported(name: str, tmp_path: Path, t
     with pytest.raises(LabError, match="emulator of the TPM exited immediately with status 3:\n.*no such key"):
         start(name, tmp_path, spec=tpm("echo no such key >&2; exit 3"))
     assert_nothing_left(name)
+
+
+def test_up_that_ends_does_not_wait_for_the_emulator_of_the_tpm(
+    name: str, tmp_path: Path, tpm: Callable[[str], LabSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor for the 30 s after which the keeper would be killed."""
+    spec = tpm(f"echo $$ > {tmp_path}/pid; exec sleep 1000")  # without a socket
+    monkeypatch.setattr(control, "_START_TIMEOUT", 5)
+    begin = time.monotonic()
+    with pytest.raises(LabError, match="did not respond within 5 s"):
+        start(name, tmp_path, spec=spec)
+    assert time.monotonic() - begin < 18, "it is over before the keeper's own limit of 20 s"
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+    assert_nothing_left(name)
