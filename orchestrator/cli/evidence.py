@@ -55,8 +55,8 @@ def verify(
 
     Needs no manager and no privileges. Exit status 0: authentic, and every proof passed; 1: authentic, but a proof fails or the
     event log is broken; 8: authentic, no proof fails, but not all were measured, or the quote of its TPM was not verified. Not
-    accepted: 4 if the file is not evidence, 5
-    if the signature does not match, 6 if it is of another host, boot or nonce, 7 if its time is not acceptable.
+    accepted: 4 if the file is not evidence, 5 if the signature or that of the TPM does not match, 6 if it is of another host,
+    boot or nonce, or has no quote with the registers that you expect, 7 if its time is not acceptable.
     """
     if pcrs and not tpm_key:
         raise click.UsageError("--pcr requires --tpm-key PUB")
