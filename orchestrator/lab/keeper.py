@@ -35,7 +35,6 @@ from orchestrator.values import Size
 from orchestrator.waiting import wait_until
 
 _START_TIMEOUT = 60
-_TPM_TIMEOUT = 20
 _STOP_TIMEOUT = 8
 _POLL = 0.1
 
@@ -174,8 +173,8 @@ class Keeper:
             self._check_stopped()
             return socket_path.exists() or process.poll() is not None
 
-        if not wait_until(is_over, timeout=_TPM_TIMEOUT, interval=_POLL):
-            raise LabError(f"the emulator of the TPM has not created {socket_path} after {_TPM_TIMEOUT} s")
+        if not wait_until(is_over, timeout=_START_TIMEOUT, interval=_POLL):
+            raise LabError(f"the emulator of the TPM has not created {socket_path} after {_START_TIMEOUT} s")
         if process.poll() is not None:
             output = "".join(f"\n    {line}" for line in read_tail(self._folder.log))
             raise LabError(f"the emulator of the TPM exited immediately with status {process.returncode}:{output}")
