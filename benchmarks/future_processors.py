@@ -29,11 +29,10 @@ The last line of the NoHype slides (ISCA 2010) is "Assess needs for future proce
 remain after a guest's boot, and from the limits of the [proofs](promises.md). `benchmarks/future_processors.py` writes it from
 measured figures and a table of facts.
 
-**Measured** figures are of the {where}, {measured}, without the profile `tickless` and the image's settings for it. With
-these, software has removed most of the timers: see [VM exits](exits.md#measured). Reasons have KVM's names for AMD; on
-Intel they are `MSR_WRITE`, `EXTERNAL_INTERRUPT` or `PREEMPTION_TIMER`, `INTERRUPT_WINDOW` and `HLT`. Figures marked
-*reckoned* leave out the exits that a feature removes according to its documentation, because emulated processors do not
-have the feature. They assume that all `msr` and `interrupt` exits of these guests are of their timers."""
+**Measured** figures are of the {where}, {measured}. Reasons have KVM's names for AMD; on Intel they are `MSR_WRITE`,
+`EXTERNAL_INTERRUPT` or `PREEMPTION_TIMER`, `INTERRUPT_WINDOW` and `HLT`. Figures marked *reckoned* leave out the exits that a
+feature removes according to its documentation, because emulated processors do not have the feature. They assume that all `msr`
+and `interrupt` exits of these guests are of their timers."""
 
 _PROPOSALS = """Both start from dedicated cores, static memory and devices behind an IOMMU, as this program does. No
 processor on sale has either."""
