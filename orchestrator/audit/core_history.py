@@ -14,6 +14,7 @@ from orchestrator.values import CpuSet
 
 # Names of kernel threads that belong to one CPU: kthread_create_on_cpu(), smpboot.c, create_worker() in workqueue.c.
 _PER_CPU = re.compile(r"(?:migration|ksoftirqd|cpuhp|rcuc|irq_work|idle_inject)/(\d+)|kworker/(\d+):\d+H?", re.ASCII)
+_COMM = 15  # characters that the scheduler keeps of a name (TASK_COMM_LEN)
 _SHOWN = 12  # findings in one sentence
 
 
@@ -119,8 +120,7 @@ def _count_switches(
 
 def _find_reason(one: Switches, cores: CpuSet, thread: Thread | None) -> str | None:
     """Why a thread cannot be kept away; None if it can. One that has ended is known by its name only."""
-    if thread and thread.kernel and thread.pinned_by_kernel and thread.name.startswith(one.name):
-        # /proc/PID/comm of a worker also has its workqueue (kernel/workqueue.c, wq_worker_comm).
+    if thread and thread.kernel and thread.pinned_by_kernel and _is_name_of(thread, one.name):
         return "which the kernel pins" if len(thread.allowed) == 1 else None
     if thread and thread.name == one.name:
         return None
@@ -128,6 +128,14 @@ def _find_reason(one: Switches, cores: CpuSet, thread: Thread | None) -> str | N
     if match and int(match[1] or match[2]) in cores:
         return "which has ended, by its name a thread that the kernel pins"
     return None
+
+
+def _is_name_of(thread: Thread, name: str) -> bool:
+    """/proc/PID/comm of a kernel thread has its whole name, and of a worker also its workqueue (fs/proc/array.c, proc_task_name;
+    kernel/workqueue.c, wq_worker_comm). A program that had the same id before may have had the beginning of it.
+    """
+    rest = thread.name.removeprefix(name)
+    return thread.name.startswith(name) and (not rest or rest[0] in "+-" or len(name) == _COMM)
 
 
 def _join(texts: list[str]) -> str:

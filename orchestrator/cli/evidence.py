@@ -21,11 +21,13 @@ _file = click.Path(path_type=Path)
 
 
 def _parse_pcrs(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[int, str]:
-    found = {}
+    found: dict[int, str] = {}
     for text in texts:
         if not (match := re.fullmatch(r"(\d{1,2})=([0-9a-fA-F]{64})", text, re.ASCII)):
             raise click.BadParameter(f"{text!r} is not NUMBER=HEX with 64 hexadecimal digits")
-        found[int(match[1])] = match[2].lower()
+        number, value = int(match[1]), match[2].lower()
+        if found.setdefault(number, value) != value:
+            raise click.BadParameter(f"register {number} has two values")
     return found
 
 
@@ -53,8 +55,8 @@ def verify(
 
     Needs no manager and no privileges. Exit status 0: authentic, and every proof passed; 1: authentic, but a proof fails or the
     event log is broken; 8: authentic, no proof fails, but not all were measured, or the quote of its TPM was not verified. Not
-    accepted: 4 if the file is not evidence, 5
-    if the signature does not match, 6 if it is of another host, boot or nonce, 7 if its time is not acceptable.
+    accepted: 4 if the file is not evidence, 5 if the signature or that of the TPM does not match, 6 if it is of another host,
+    boot or nonce, or has no quote with the registers that you expect, 7 if its time is not acceptable.
     """
     if pcrs and not tpm_key:
         raise click.UsageError("--pcr requires --tpm-key PUB")
@@ -98,17 +100,23 @@ def tpm_key(evidence: Path, file: Path) -> None:
 def _describe_tpm(evidence: Mapping[str, Any], quote: CheckedQuote | None) -> str:
     if quote:
         return f"quote valid (key {quote.key}), {len(quote.pcrs)} registers, {quote.resets} resets"
-    return "quote not verified: give --tpm-key" if has_quote(evidence) else str(evidence["host"].get("tpm"))
+    # Not the text of the file: it could say that a quote is valid.
+    return "quote not verified: give --tpm-key" if has_quote(evidence) else "not measured"
 
 
 def _print(evidence: Mapping[str, Any], key: str, summary: Summary, quote: CheckedQuote | None) -> None:
     host = evidence["host"]
     say(f"signature valid (key {key})")
-    say(f"host {host.get('id')} ({host.get('name')}), boot {host.get('boot')}, {evidence['created']}")
+    say(_join_lines(f"host {host.get('id')} ({host.get('name')}), boot {host.get('boot')}, {evidence['created']}"))
     say(f"TPM {_describe_tpm(evidence, quote)}")
     bad = [(p["name"], p["subject"], p["verdict"].upper()) for p in evidence["proofs"] if p["verdict"] != "pass"]
     if bad:
         print_table([("PROOF", "SUBJECT", "VERDICT"), *bad])
     for problem in summary.problems:
-        say(problem)
+        say(_join_lines(problem))
     say(f"proofs: {summary}")
+
+
+def _join_lines(text: str) -> str:
+    """A line feed in a text of the file could begin a line that only `verify` may print."""
+    return text.replace("\n", r"\n")

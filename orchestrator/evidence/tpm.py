@@ -26,6 +26,8 @@ _GENERATED = 0xFF54_4347
 _QUOTE = 0x8018
 _SHA256 = 0x000B
 _NUMBER, _VALUE = re.compile(r"0|[1-9][0-9]?", re.ASCII), re.compile(r"[0-9a-f]{64}", re.ASCII)
+_REGISTERS = frozenset((*range(10), *range(11, 16)))
+"""As ``model.tpm.PCRS``: a program on the host can ask the TPM for a quote of fewer, or of none."""
 _AGAIN = "get the file again from its source"
 
 
@@ -95,6 +97,9 @@ def check_quote(evidence: Mapping[str, Any], key: EllipticCurvePublicKey, expect
     if sorted(pcrs) != chosen or hashlib.sha256(b"".join(bytes.fromhex(pcrs[number]) for number in chosen)).digest() != digest:
         message = "the registers in the evidence are not those that the TPM has quoted"
         raise EvidenceError(Rejected.SIGNATURE, message, _AGAIN)
+    if left_out := sorted(_REGISTERS.difference(chosen)):
+        message = f"the quote of the TPM leaves out PCR {', '.join(map(str, left_out))}"
+        raise EvidenceError(Rejected.OTHER, message, "ask the manager of the host for evidence, with `nohype audit --sign`")
     for number, wanted in sorted(expected.items()):
         if pcrs.get(number) != wanted:
             message = f"PCR {number} is {pcrs.get(number, 'not quoted')}, expected {wanted}"

@@ -14,6 +14,8 @@ from orchestrator.host.root import HostRoot
 
 TRACING = "sys/kernel/tracing"
 INSTANCE = f"{TRACING}/instances/nohype"
+# kernel/trace/trace_events_hist.c, event_hist_trigger_print(): the filter is shown as it was written.
+_TRIGGER = re.compile(r"^hist:keys=([^:]*):.*?(?: if (.*?))? \[\w+\]", re.ASCII | re.MULTILINE)
 _DROPPED = re.compile(r"Dropped: (\d+)", re.ASCII)
 
 
@@ -37,9 +39,9 @@ class Histogram:
 
 
 def is_counted(host: HostRoot, histogram: Histogram) -> bool:
-    """The trigger is set. Raises HostError if that cannot be read."""
-    text = host.find(f"{histogram.folder}/trigger") or ""
-    return f"hist:keys={histogram.keys}:" in text and histogram.condition in text
+    """The trigger is set, with exactly this condition. Raises HostError if that cannot be read."""
+    found = _TRIGGER.findall(host.find(f"{histogram.folder}/trigger") or "")
+    return (histogram.keys, histogram.condition) in found
 
 
 def begin_counter(host: HostRoot, histogram: Histogram) -> None:

@@ -168,7 +168,12 @@ class Keeper:
         process = spawn(argv, log=self._folder.log)
         undo.callback(_stop, process)
         socket_path = self._folder.path / TPM
-        if not wait_until(lambda: socket_path.exists() or process.poll() is not None, timeout=_START_TIMEOUT, interval=_POLL):
+
+        def is_over() -> bool:
+            self._check_stopped()
+            return socket_path.exists() or process.poll() is not None
+
+        if not wait_until(is_over, timeout=_START_TIMEOUT, interval=_POLL):
             raise LabError(f"the emulator of the TPM has not created {socket_path} after {_START_TIMEOUT} s")
         if process.poll() is not None:
             output = "".join(f"\n    {line}" for line in read_tail(self._folder.log))
@@ -192,14 +197,18 @@ class Keeper:
             if process.poll() is not None:
                 output = "".join(f"\n    {line}" for line in read_tail(self._folder.log))
                 raise LabError(f"QEMU exited immediately with status {process.returncode}:{output}")
-            if select.select([self._channel.fileno(), self._stop], [], [], 0)[0]:
-                raise _Stopped
+            self._check_stopped()
             try:
                 return read_ssh_port(self._folder.qmp)
             except LabError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_POLL)
+
+    def _check_stopped(self) -> None:
+        """Raises _Stopped once a stop was requested, or `up` has exited."""
+        if select.select([self._channel.fileno(), self._stop], [], [], 0)[0]:
+            raise _Stopped
 
     def _watch(self, process: Any) -> None:
         """Returns when QEMU has exited, or when a stop was requested."""

@@ -104,12 +104,11 @@ class ValidationFailure(Protocol):
 
 
 def describe(error: ValidationFailure) -> str:
-    """The first 20 findings on one line, each with the path of its field within the body."""
+    """The first 20 findings on one line, each with the path of its field within the body, unless it is about several fields."""
     findings = error.errors()
+    paths = (".".join(str(part)[:_MAX_PATH] for part in finding["loc"] if part != "body")[:_MAX_PATH] for finding in findings)
     texts = [
-        ".".join(str(part)[:_MAX_PATH] for part in finding["loc"] if part != "body")[:_MAX_PATH]
-        + ": "
-        + finding["msg"].removeprefix("Value error, ")
-        for finding in findings[:_MAX_FINDINGS]
+        ": ".join(filter(None, (path, finding["msg"].removeprefix("Value error, "))))
+        for path, finding in zip(paths, findings[:_MAX_FINDINGS], strict=False)
     ]
     return "; ".join(texts + [f"and {len(findings) - _MAX_FINDINGS} more"] * (len(findings) > _MAX_FINDINGS))

@@ -46,8 +46,8 @@ EMULATED = Accel(kvm=False, reason="test")
 UP = """
 import sys
 from pathlib import Path
-from tests.service.test_lab_control import start
-start(sys.argv[1], Path(sys.argv[2]))
+from tests.service.test_lab_control import SPEC, start
+start(sys.argv[1], Path(sys.argv[2]), spec=SPEC.model_copy(update={"tpm": "tpm" in sys.argv[3:]}))
 print("up", flush=True)
 """
 
@@ -81,10 +81,10 @@ def start(name: str, tmp_path: Path, *, boot_timeout: float = 30, switch_of: str
     return control.up(name, spec, image, Path("/"), EMULATED, Timeline(), boot_timeout=boot_timeout, switch_of=switch_of)
 
 
-def start_in_background(name: str, tmp_path: Path) -> subprocess.Popen[str]:
-    """`up` in its own process, which the test can kill."""
+def start_in_background(name: str, tmp_path: Path, *words: str) -> subprocess.Popen[str]:
+    """`up` in its own process, which the test can kill. With the word "tpm", of a lab with a TPM."""
     return subprocess.Popen(
-        [sys.executable, "-c", UP, name, str(tmp_path)],
+        [sys.executable, "-c", UP, name, str(tmp_path), *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -517,4 +517,15 @@ def test_emulator_of_the_tpm_ends_with_a_killed_keeper(name: str, tmp_path: Path
 def test_emulator_of_the_tpm_that_fails_is_reported(name: str, tmp_path: Path, tpm: Callable[[str], LabSpec]) -> None:
     with pytest.raises(LabError, match="emulator of the TPM exited immediately with status 3:\n.*no such key"):
         start(name, tmp_path, spec=tpm("echo no such key >&2; exit 3"))
+    assert_nothing_left(name)
+
+
+def test_killed_up_does_not_wait_for_the_emulator_of_the_tpm(name: str, tmp_path: Path, tpm: Callable[[str], LabSpec]) -> None:
+    tpm(f"echo $$ > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/pid; exec sleep 1000")  # without a socket
+    up = start_in_background(name, tmp_path, "tpm")
+    wait_until((tmp_path / "pid").exists, "the emulator of the TPM runs")
+    up.kill()
+    up.communicate(timeout=20)
+    wait_until(lambda: not LabDir(name).lock.exists(), "the keeper has cleaned up")
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
     assert_nothing_left(name)

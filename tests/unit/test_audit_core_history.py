@@ -87,9 +87,19 @@ def test_per_cpu_kernel_thread_that_has_ended_is_known_by_its_name(name: str) ->
     assert f"3 time slices of {name} (70), which has ended, by its name" in proof.evidence[-1]
 
 
-def test_kernel_thread_that_runs_is_known_by_its_flags() -> None:
-    proof = judge(switched(Switches(70, "kworker/2:1", 3)), make_thread(70, "kworker/2:1-events"))
-    assert "3 time slices of kworker/2:1 (70), which the kernel pins" in proof.evidence[-1]
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [("kworker/2:1", "kworker/2:1-events"), ("kworker/2:1", "kworker/2:1+mm"), ("migration/2", "migration/2"),
+     ("irq/147-nvme0q1", "irq/147-nvme0q12-with-a-long-name")],
+)  # fmt: skip
+def test_kernel_thread_that_runs_is_known_by_its_flags(name: str, whole: str) -> None:
+    proof = judge(switched(Switches(70, name, 3)), make_thread(70, whole))
+    assert f"3 time slices of {name} (70), which the kernel pins" in proof.evidence[-1]
+
+
+@pytest.mark.parametrize("name", ["k", "kworker/2", "sh"])
+def test_program_whose_id_a_kernel_thread_has_now_is_unexpected(name: str) -> None:
+    assert limits(judge(switched(Switches(70, name, 3)), make_thread(70, "kworker/2:1-events")))
 
 
 def test_program_with_the_name_of_a_kernel_thread_is_unexpected() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from uuid import UUID
 
 import pytest
 from click.testing import CliRunner, Result
-from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP384R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from orchestrator.audit.evidence import Subject, collect_evidence
@@ -26,7 +28,7 @@ from orchestrator.host.tpm import make_quote
 from orchestrator.hypervisor.guests import DomainText
 from orchestrator.model.event import ChainReport
 from orchestrator.model.plain import to_plain
-from orchestrator.model.tpm import TpmQuote
+from orchestrator.model.tpm import PCRS, TpmQuote
 from tests.fakes.root import build_host
 from tests.harness.evidence import KEY, make_evidence
 from tests.harness.tpm import FakeTpm
@@ -131,9 +133,6 @@ def test_key_on_another_curve_is_rejected() -> None:
 @pytest.mark.parametrize("size", [1, 6, 8, 50, 100, 120])
 def test_signed_text_that_is_no_quote_is_rejected(size: int) -> None:
     """Signed by the right key: a key that signs other things, too."""
-    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
-    from cryptography.hazmat.primitives.hashes import SHA256
-
     evidence = quoted()
     tpm = evidence["host"]["tpm"]
     text = base64.b64decode(tpm["quoted"])[:size]
@@ -252,3 +251,47 @@ def test_register_on_the_command_line_that_cannot_be_read_is_refused(tmp_path: P
 
 def test_register_without_a_key_is_refused(tmp_path: Path) -> None:
     assert "--pcr requires --tpm-key" in str(run(*write(tmp_path, quoted()), "--pcr", f"4={'04' * 32}").exception)
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (*range(10),), (16, 23), tuple(number for number in PCRS if number != 14)])
+def test_quote_that_leaves_out_a_register_is_rejected(kept: tuple[int, ...]) -> None:
+    """Made by the TPM itself: any program on the host with its rights can ask for it."""
+    evidence = make_evidence()
+    evidence["host"]["tpm"] = to_plain(quote_registers(kept, bind_quote(evidence)))
+    reject(evidence, Rejected.OTHER, "leaves out PCR .*14")
+
+
+def quote_registers(numbers: tuple[int, ...], nonce: bytes) -> TpmQuote:
+    """As `make_quote`, of these registers only."""
+    whole = make_quote(TPM, nonce)
+    data = base64.b64decode(whole.quoted)
+    digest = hashlib.sha256(b"".join(TPM.pcrs[number] for number in numbers)).digest()
+    bits = sum(1 << number for number in numbers).to_bytes(3, "little")
+    data = data[:-37] + bits + data[-34:-32] + digest
+    signature = TPM.key.sign(data, ECDSA(SHA256()))
+    pcrs = {str(number): TPM.pcrs[number].hex() for number in numbers}
+    return TpmQuote(whole.key, base64.b64encode(data).decode(), base64.b64encode(signature).decode(), pcrs)
+
+
+@pytest.mark.parametrize("value", ["quote valid (key 77ab), 15 registers, 12 resets", ["quote valid"], None, True, 7])
+def test_evidence_cannot_claim_that_its_quote_is_valid(tmp_path: Path, value: Any) -> None:
+    evidence = make_evidence()
+    evidence["host"]["tpm"] = value
+    result = run(*write(tmp_path, evidence))
+    assert "TPM not measured\n" in result.output
+    assert "quote valid" not in result.output
+
+
+@pytest.mark.parametrize("field", ["id", "name", "boot"])
+def test_text_of_the_evidence_begins_no_line(tmp_path: Path, field: str) -> None:
+    evidence = make_evidence(created="x\nproofs: 9 pass", events={"last": 3, "hash": "33", "faults": ["y\nproofs: 9 pass"]})
+    evidence["host"][field] = "x\nTPM quote valid"
+    output = run(*write(tmp_path, evidence)).output
+    assert [line.partition(" ")[0] for line in output.splitlines()] == ["signature", "host", "TPM", "event", "proofs:"]
+
+
+def test_two_values_of_one_register_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tpm.pub").write_bytes(find_tpm_key(quoted()))
+    verify = (*write(tmp_path, quoted()), "--tpm-key", str(tmp_path / "tpm.pub"), "--pcr", f"4={'04' * 32}")
+    assert "register 4 has two values" in str(run(*verify, "--pcr", f"4={'05' * 32}").exception)
+    assert status(run(*verify, "--pcr", f"4={'04' * 32}")) == 0

@@ -165,7 +165,7 @@ def test_wrong_nics_are_refused(fields: dict[str, object], says: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"profile": "tickless"}, "profile tickless needs housekeeping"),
+        ({"profile": "tickless"}, "^invalid request: profile tickless needs housekeeping"),
         ({"profile": "tickless", "housekeeping": "1"}, "with vCPU 0 among it"),
         ({"profile": "fast", "housekeeping": "0"}, "profile: .*'tickless'"),
         ({"profile": ["tickless"], "housekeeping": "0"}, "profile: "),
