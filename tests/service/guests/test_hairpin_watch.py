@@ -17,7 +17,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.network import NetworkRequest
 from orchestrator.model.plan import Plan
-from orchestrator.model.uplink import HairpinResult
+from orchestrator.model.uplink import HairpinResult, ReturnCounts
 from tests.fakes.root import DEVICES
 from tests.harness.crash import World
 from tests.harness.guests import create, state, warned
@@ -145,6 +145,44 @@ def test_other_counts_are_no_alarm(
     watch.check()
     watch.check()
     assert (events(manager), watch.find_lost()) == ([], {"nic0": False})
+
+
+def test_uplinks_are_judged_at_the_same_time(watch: HairpinWatch, software: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests whose frames are dropped in part must not delay the probes of the other uplinks."""
+    uplinks, together = [f"nic{number}" for number in range(4)], threading.Barrier(4)
+    readings = {uplink: [ReturnCounts(0, 0), ReturnCounts(100, 1), ReturnCounts(200, 2)] for uplink in uplinks}
+
+    def read(_host: object, uplink: str) -> ReturnCounts:
+        if len(readings[uplink]) == 1:  # the second look of a suspicion
+            together.wait(20)
+        return readings[uplink].pop(0)
+
+    monkeypatch.setattr("orchestrator.guests.hairpin_watch.read_returns", read)
+    monkeypatch.setattr(watch, "_list_users", lambda: ({uplink: ["web"] for uplink in uplinks}, set(), set(uplinks)))
+    monkeypatch.setattr(watch, "_has_link", lambda _: True)
+    watch.check()
+    watch.check()
+    assert readings == {uplink: [] for uplink in uplinks}
+    assert watch.find_lost() == dict.fromkeys(uplinks, False)
+
+
+def test_counters_that_cannot_be_read_are_one_line_of_the_log(
+    world: World, watch: HairpinWatch, software: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As without nft: the watch has a round every 5 s."""
+    reasons = ["nft: not found", "nft: not found", "timed out", "", "timed out"]
+
+    def read(table: str) -> dict[str, int]:
+        assert table == "nohype-returns-nic0"
+        if reason := reasons.pop(0):
+            raise HostError(reason)
+        return {"must-return": 1, "returned": 1}
+
+    world.host.fake_net.count_packets = read  # type: ignore[method-assign]
+    for _ in range(5):
+        watch.check()
+    said = [record.getMessage() for record in caplog.records if "how many frames return" in record.getMessage()]
+    assert [text.partition(": ")[2] for text in said] == ["nft: not found", "timed out", "timed out"]
 
 
 def test_counting_follows_the_guests_and_ends_with_them(world: World, manager: GuestService, software: str) -> None:
