@@ -17,7 +17,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.network import NetworkRequest
 from orchestrator.model.plan import Plan
-from orchestrator.model.uplink import HairpinResult, ReturnCounts
+from orchestrator.model.uplink import HairpinResult
 from tests.fakes.root import DEVICES
 from tests.harness.crash import World
 from tests.harness.guests import create, state, warned
@@ -147,23 +147,22 @@ def test_other_counts_are_no_alarm(
     assert (events(manager), watch.find_lost()) == ([], {"nic0": False})
 
 
-def test_uplinks_are_judged_at_the_same_time(watch: HairpinWatch, software: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uplinks_are_judged_at_the_same_time(world: World, watch: HairpinWatch, software: str, manager: GuestService) -> None:
     """Guests whose frames are dropped in part must not delay the probes of the other uplinks."""
-    uplinks, together = [f"nic{number}" for number in range(4)], threading.Barrier(4)
-    readings = {uplink: [ReturnCounts(0, 0), ReturnCounts(100, 1), ReturnCounts(200, 2)] for uplink in uplinks}
+    create(manager, name="db", nics=[{"uplink": "nic1"}], accept=["software-edge"])
+    together = threading.Barrier(2, timeout=60)
+    readings = {f"nohype-returns-{uplink}": [(0, 0), (100, 1), (200, 2)] for uplink in ("nic0", "nic1")}
 
-    def read(_host: object, uplink: str) -> ReturnCounts:
-        if len(readings[uplink]) == 1:  # the second look of a suspicion
-            together.wait(20)
-        return readings[uplink].pop(0)
+    def read(table: str) -> dict[str, int]:
+        if len(readings[table]) == 1:  # the second look of a suspicion
+            together.wait()
+        return dict(zip(("must-return", "returned"), readings[table].pop(0), strict=True))
 
-    monkeypatch.setattr("orchestrator.guests.hairpin_watch.read_returns", read)
-    monkeypatch.setattr(watch, "_list_users", lambda: ({uplink: ["web"] for uplink in uplinks}, set(), set(uplinks)))
-    monkeypatch.setattr(watch, "_has_link", lambda _: True)
+    world.host.fake_net.count_packets = read  # type: ignore[method-assign]
     watch.check()
     watch.check()
-    assert readings == {uplink: [] for uplink in uplinks}
-    assert watch.find_lost() == dict.fromkeys(uplinks, False)
+    assert set(map(len, readings.values())) == {0}
+    assert (events(manager), watch.find_lost()) == ([], {"nic0": False, "nic1": False})
 
 
 def test_counters_that_cannot_be_read_are_one_line_of_the_log(
@@ -229,6 +228,28 @@ def test_guests_run_where_frames_cannot_be_counted(world: World, manager: GuestS
     assert state(manager, "db") == "running"
     (text,) = [text for text in warned(manager) if text.startswith("frames between guests are not counted: ")]
     assert "Operation not supported" in text
+
+
+def test_a_firewall_that_flushes_in_a_loop_is_one_warning(world: World, manager: GuestService, software: str) -> None:
+    """Sometimes before the rules are read back, sometimes afterwards."""
+    net = world.host.fake_net
+    replace_table, table = net.replace_table, "nohype-returns-nic0"
+
+    def reported() -> list[str]:
+        return [text.partition(": ")[2] for text in warned(manager) if text.startswith("frames between guests are not counted: ")]
+
+    def flush(name: str, *chains: Chain) -> None:
+        replace_table(name, *chains)
+        net.delete_table(name)
+
+    for number in range(6):
+        net.replace_table = replace_table if number % 2 else flush  # type: ignore[method-assign]
+        net.delete_table(table)
+        manager.reconciler.check_taps()
+    (text,) = reported()
+    assert text.startswith("the rules that count frames between guests on nic0 are not as they were set")
+    manager.reconciler.check_taps()
+    assert sorted(reported()) == sorted([text, "no warnings remain"])
 
 
 def test_guest_that_starts_and_ends_between_rounds_is_noticed(world: World, watch: HairpinWatch, manager: GuestService) -> None:
