@@ -441,7 +441,7 @@ def test_json_that_is_no_plan(change: dict[str, object], says: str) -> None:
 
 
 def test_profile_isolates_the_application_vcpus_in_the_guests_kernel() -> None:
-    """Before the request's own words, so that these win."""
+    """Before the request's own words. Linux takes the first of different lists (kernel/sched/isolation.c)."""
     fields = {"cores": 2, "housekeeping": "0-1", "cmdline": "nohz_full=3", "address": "10.9.0.11/24"}
     plan = plan_guest(request(profile="tickless", **fields), HOST, Allocated(), POLICY)
     isolation = "isolcpus=managed_irq,domain,2-3 nohz_full=2-3 rcu_nocbs=2-3 irqaffinity=0-1"
