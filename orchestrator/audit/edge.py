@@ -44,9 +44,10 @@ def list_addresses(guests: Iterable[RunningGuest], edges: Iterable[EdgeReading])
     found: dict[str, list[MacAddress]] = {}
     for edge in edges:
         if edge.uplink:
+            own = found.setdefault(edge.uplink, [])
             with suppress(RequestError):  # not one that the manager gives
-                found.setdefault(edge.uplink, []).append(MacAddress.parse(macs[edge.interface]))
-    return {uplink: tuple(sorted(own)) for uplink, own in sorted(found.items())}
+                own.append(MacAddress.parse(macs[edge.interface]))
+    return {uplink: tuple(sorted(addresses)) for uplink, addresses in sorted(found.items())}
 
 
 def _find_others(links: Mapping[str, Link], named: Container[str]) -> dict[str, list[str]]:

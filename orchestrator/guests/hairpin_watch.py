@@ -32,6 +32,7 @@ PAUSE_SECONDS = 0.5
 """Between a suspicion and its confirmation. All together a loss is reported within 10 s."""
 _FIRST, _MORE = 0.4, (6, 0.25)
 """Attempts, and seconds for each. A frame can be lost in a flood, or while the NIC is reset: more frames decide."""
+_THREADS = 16
 _ENOUGH = 10
 """Frames between guests in a round from which their loss is judged."""
 
@@ -46,6 +47,7 @@ class HairpinWatch:
         self._lost: set[str] = set()
         self._starved: set[str] = set()  # of which frames between guests do not return
         self._counted: dict[str, ReturnCounts] = {}
+        self._unread: dict[str, str] = {}  # why the last reading of an uplink failed
         self._users: dict[str, list[str]] = {}  # guests by uplink, as of the last change of a guest
         self._software: set[str] = set()  # those of them with a tap of a guest
         # Uplinks whose switch port carries untagged frames, as those of the probe are: a guest in no network uses them, or one
@@ -166,13 +168,20 @@ class HairpinWatch:
                 self._note(EventKind.HAIRPIN_LOST, f"{text}; enable hairpin (reflective relay) on the switch port")
 
     def _compare_counts(self) -> None:
+        uplinks = sorted(self._software & self._users.keys())
         counted: dict[str, ReturnCounts] = {}
-        for uplink in sorted(self._software & self._users.keys()):
-            if found := self._read_counts(uplink):
-                counted[uplink] = found
-                if before := self._counted.get(uplink):
-                    self._judge(uplink, before, found)
+        if uplinks:
+            # At the same time, as the suspects: guests of one uplink must not delay the next round of the others.
+            with ThreadPoolExecutor(min(len(uplinks), _THREADS), thread_name_prefix="returns") as pool:
+                found = pool.map(lambda uplink: self._compare(uplink, self._counted.get(uplink)), uplinks)
+                counted = {uplink: counts for uplink, counts in zip(uplinks, found, strict=True) if counts}
         self._counted = counted
+
+    def _compare(self, uplink: str, before: ReturnCounts | None) -> ReturnCounts | None:
+        now = self._read_counts(uplink)
+        if before and now:
+            self._judge(uplink, before, now)
+        return now
 
     def _judge(self, uplink: str, before: ReturnCounts, now: ReturnCounts) -> None:
         """Frames that return again are known from one. A loss must last: the link may have been down, or a flood is dropped."""
@@ -192,10 +201,13 @@ class HairpinWatch:
 
     def _read_counts(self, uplink: str) -> ReturnCounts | None:
         try:
-            return read_returns(self._host, uplink)
+            counts, problem = read_returns(self._host, uplink), ""
         except HostError as error:
-            _log.warning("cannot read how many frames return: %s", error.message)
-            return None
+            counts, problem = None, error.message
+        if problem and self._unread.get(uplink) != problem:  # once, not in each round
+            _log.warning("cannot read how many frames return: %s", problem)
+        self._unread[uplink] = problem
+        return counts
 
     def _probe(self, uplink: str, attempts: int, wait: float) -> bool | None:
         """None if it is not known: the link is down, or was down meanwhile."""

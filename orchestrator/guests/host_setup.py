@@ -111,8 +111,10 @@ class HostSetup:
             steps = [
                 CountReturns(uplink, tuple(sorted(found))) for uplink, found in macs.items() if find_link(self._host, uplink)
             ]
-            _, failed = try_steps(self._host, self._ledger, HOST, steps)
-        self._warnings.report("frames between guests are not counted", tuple(str(error) for _, error in failed))
+            changed, failed = try_steps(self._host, self._ledger, HOST, steps)
+        # A success counts when the rules are found in place: a firewall may flush them again and again.
+        if failed or not changed:
+            self._warnings.report("frames between guests are not counted", tuple(str(error) for _, error in failed))
 
     def _prepare_uplink(self, uplink: str) -> tuple[str, ...]:
         """Of a software edge. Raises HostError if the external switch does not send frames back."""

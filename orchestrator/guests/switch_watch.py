@@ -45,7 +45,7 @@ class SwitchWatch:
     report: gets each change, in the thread of the switch.
     needs: of guests, by port.
     inspect: gets each state that was read, in the thread of the switch.
-    repair: gets each state with a problem, after that was reported, in the thread of the switch.
+    repair: gets each state that was read, after a problem was reported, in the thread of the switch.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class SwitchWatch:
                 if stop.is_set():
                     return
                 self._note(switch.name, Observation(utc_now(), problem))
-                if problem and (state := self._states.get(switch.name)):
+                if state := self._states.get(switch.name):
                     self._repair(switch.name, state)
                 if notices is None:
                     stop.wait(POLL_SECONDS)

@@ -27,10 +27,13 @@ class LostTranslations:
 
     def __init__(self, ledger: Ledger, find_tie: Callable[[str], SwitchTie | None], report: Callable[[str], object]) -> None:
         self._ledger, self._find_tie, self._report = ledger, find_tie, report
-        self._failures: dict[str, str] = {}  # by switch, the last text that was reported
+        # By switch, what the last round has set, and why it could not.
+        self._last: dict[str, tuple[list[str], str]] = {}
 
     def restore(self, name: str, state: SwitchState) -> None:
-        """For the thread that watches the switch. ``state`` is what it has read last. A failure is reported once."""
+        """For the thread that watches the switch, with each state that it reads. What is the same as in the round before is not
+        reported: a program may remove a translation again and again.
+        """
         restored, failed = [], []
         for plan, step in self._list_lost(name, state):
             try:
@@ -38,22 +41,23 @@ class LostTranslations:
                     restored.append(step.describe())
             except HostError as error:
                 failed.append(error.message)
-        if restored:
-            self._report(f"switch {name}: lost translations were set again: {'; '.join(restored)}")
         text = "; ".join(failed)
-        if text and self._failures.get(name) != text:
+        before, self._last[name] = self._last.get(name, ([], "")), (restored, text)
+        if restored and restored != before[0]:
+            self._report(f"switch {name}: lost translations were set again: {'; '.join(restored)}")
+        if text and text != before[1]:
             self._report(f"switch {name}: lost translations cannot be set again: {text}")
-        self._failures[name] = text
 
     def _list_lost(self, name: str, state: SwitchState) -> Iterator[tuple[Plan, TranslateVlan]]:
         """Those of running guests that the manager has set, and that the port does not have."""
         ports = {port.name: {channel.vlan for channel in port.channels} for port in state.ports}
         for claim in self._ledger.read().claims:
             if claim.state == GuestState.RUNNING:
-                records = self._ledger.undo_records(claim.plan.name)
-                for step in self._plan(claim):
-                    known = ports.get(step.tie.port) if step.tie.switch.name == name else None
-                    if known is not None and step.channel.vlan not in known and has_translated(records, step):
+                own = [step for step in self._plan(claim) if step.tie.switch.name == name and step.tie.port in ports]
+                lost = [step for step in own if step.channel.vlan not in ports[step.tie.port]]
+                records = self._ledger.undo_records(claim.plan.name) if lost else []
+                for step in lost:
+                    if has_translated(records, step):
                         yield claim.plan, step
 
     def _plan(self, claim: Claim) -> list[TranslateVlan]:

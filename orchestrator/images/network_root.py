@@ -16,7 +16,7 @@ _LOGIN = "nohype-disk"
 _MAX_CMDLINE = 2047
 """COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h), less the final zero byte. The kernel cuts off the rest."""
 _WORDS = 128
-"""Characters for words that are added to the command line: name and one NIC's address."""
+"""Characters for words that are added to the command line: name, one NIC's address, and the words of a profile."""
 
 
 def check_network_root(image: Image, request: GuestRequest) -> None:
@@ -27,7 +27,8 @@ def check_network_root(image: Image, request: GuestRequest) -> None:
         ways = ", ".join(image.network_root) or "none"
         hint = "use an image whose `nohype image show` lists this protocol as network root"
         raise RequestError(f"image {image.name} cannot mount its root from {target.transport}: it supports {ways}", hint)
-    size = len(image.cmdline) + len(request.cmdline) + len(str(target)) + _WORDS * (1 + len(request.wanted_nics))
+    words = 1 + len(request.wanted_nics) + (1 if request.profile else 0)
+    size = len(image.cmdline) + len(request.cmdline) + len(str(target)) + _WORDS * words
     if size > _MAX_CMDLINE:
         hint = f"shorten cmdline by {size - _MAX_CMDLINE} characters"
         raise RequestError(f"the kernel command line would have up to {size} characters, at most {_MAX_CMDLINE} are read", hint)

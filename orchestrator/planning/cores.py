@@ -12,6 +12,9 @@ from orchestrator.planning.inputs import PlanningInput
 from orchestrator.planning.memory import PageRequest, count_free, find_lacking_pages
 from orchestrator.values import CpuSet
 
+_LONGEST_ISOLATION = 512
+"""Characters for the words of a profile. The kernel reads 2,047 of its command line, and images and requests have words too."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -169,5 +172,10 @@ def list_isolation(request: GuestRequest, count: int) -> tuple[str, ...]:
     if not application:
         what = f"profile {request.profile}: all {count} vCPUs of guest {request.name} do the housekeeping"
         raise RequestError(what, "name fewer of them, such as 0, or request more cores")
-    words = (f"isolcpus=managed_irq,domain,{application}", f"nohz_full={application}", f"rcu_nocbs={application}")
-    return (*words, f"irqaffinity={CpuSet.of(kept)}")
+    lists = (f"isolcpus=managed_irq,domain,{application}", f"nohz_full={application}", f"rcu_nocbs={application}")
+    words = (*lists, f"irqaffinity={CpuSet.of(kept)}")
+    if (size := len(" ".join(words))) > _LONGEST_ISOLATION:
+        what = f"profile {request.profile}: its words for the kernel of guest {request.name} have {size} characters, at most"
+        hint = "name the housekeeping vCPUs as few ranges, such as 0-7"
+        raise RequestError(f"{what} {_LONGEST_ISOLATION} have room", hint)
+    return words

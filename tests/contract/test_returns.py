@@ -17,6 +17,7 @@ from orchestrator.host.edge import SOFTWARE, SoftwareEdge
 from orchestrator.host.edge.returns import count_returns, is_counting, read_returns, stop_counting
 from orchestrator.host.netlink import replace_table, set_hairpin
 from orchestrator.host.root import Chain
+from orchestrator.host.run import run
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plan import NicPlan
 from orchestrator.model.uplink import ReturnCounts
@@ -93,6 +94,23 @@ def test_rules_are_replaced_removed_and_missed(network: None) -> None:
     for _ in range(2):
         within(HOST, lambda: stop_counting(REAL, UPLINK))
         assert check(())
+
+
+@pytest.mark.parametrize("name", ["eth0.100", "0", "drop", "wan+", "a@b", 'a"b', "a;b", "a{b", "table*"])
+def test_uplink_can_have_any_name(network: None, name: str) -> None:
+    """Names that are not words of nft, or words with another meaning there."""
+
+    def count() -> tuple[object, ...]:
+        run(["ip", "link", "add", "name", name, "type", "veth"])
+        try:
+            count_returns(REAL, name, MACS)
+            found = is_counting(REAL, name, MACS), read_returns(REAL, name)
+            stop_counting(REAL, name)
+            return (*found, is_counting(REAL, name, ()), run(["nft", "list", "tables"]).stdout)
+        finally:
+            REAL.net.delete_link(name)
+
+    assert within(HOST, count) == (True, ReturnCounts(0, 0), True, "")
 
 
 class Records:

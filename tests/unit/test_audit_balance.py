@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.audit.balance import Sample, compare, finish, take_sample
+from orchestrator.audit.edge import list_addresses
 from orchestrator.audit.uplink import SwitchCount, prove_vepa
 from orchestrator.host.edge.returns import count_returns
 from orchestrator.host.root import Chain, HostRoot
@@ -184,3 +185,11 @@ def test_frames_that_a_member_of_a_bond_drops_are_no_finding() -> None:
     end = take_sample(make_host([sample(20, 20, 20, 0)], queues), "nic0", "no switch", is_start=False)
     assert end.queue == QueueCounts(15, 5)
     assert judge(end)["guests-uplink"] is True
+
+
+def test_uplink_of_a_guest_with_an_odd_address_is_compared_nevertheless() -> None:
+    """As another program gives them: its frames are not counted apart, but those of the uplink are compared."""
+    nics = [SimpleNamespace(interface=f"nh-{number}", mac=mac) for number, mac in ((1, str(MACS[0])), (2, "odd"), (3, "odd"))]
+    guests: Any = [SimpleNamespace(nics=nics), SimpleNamespace(nics=[])]
+    edges = (*EDGES, EdgeReading("nh-3", "nft-vepa", "", (), "nic1"), EdgeReading("nh-3", None, "does not exist"))
+    assert list_addresses(guests, edges) == {"nic0": (MACS[0],), "nic1": ()}

@@ -14,6 +14,7 @@ from orchestrator.model.plain import to_plain
 from orchestrator.model.plan import Allocated, AllocatedPages, ImageRef, NicPlan, Plan, Policy, plan_from_json
 from orchestrator.model.request import GuestRequest, parse_guest_request
 from orchestrator.model.topology import Core, IommuGroup, PagePool, PhysicalFunction, Topology, VirtualFunction
+from orchestrator.planning.cores import list_isolation
 from orchestrator.planning.inputs import Site
 from orchestrator.planning.mac import is_guest_mac
 from orchestrator.planning.planner import plan_guest
@@ -440,12 +441,25 @@ def test_json_that_is_no_plan(change: dict[str, object], says: str) -> None:
 
 
 def test_profile_isolates_the_application_vcpus_in_the_guests_kernel() -> None:
-    """Before the request's own words, so that these win."""
+    """Before the request's own words. Linux takes the first of different lists (kernel/sched/isolation.c)."""
     fields = {"cores": 2, "housekeeping": "0-1", "cmdline": "nohz_full=3", "address": "10.9.0.11/24"}
     plan = plan_guest(request(profile="tickless", **fields), HOST, Allocated(), POLICY)
     isolation = "isolcpus=managed_irq,domain,2-3 nohz_full=2-3 rcu_nocbs=2-3 irqaffinity=0-1"
     assert plan.cmdline == f"{isolation} nohz_full=3 nohype.address=10.9.0.11/24"
     assert plan_guest(request(**fields), HOST, Allocated(), POLICY).cmdline == "nohz_full=3 nohype.address=10.9.0.11/24"
+
+
+@pytest.mark.parametrize(("step", "fits"), [(2, False), (64, True)])
+def test_profile_whose_words_have_no_room_is_refused(step: int, fits: bool) -> None:
+    """The kernel would cut off the end of its command line: the guest's address and disks."""
+    housekeeping = ",".join(str(vcpu) for vcpu in range(0, 256, step))
+    asked = request(profile="tickless", housekeeping=housekeeping)
+    if fits:
+        assert sum(len(word) for word in list_isolation(asked, 256)) < 512
+        return
+    with pytest.raises(RequestError, match=r"words for the kernel of guest g1 have \d+ characters, at most 512") as caught:
+        list_isolation(asked, 256)
+    assert "as few ranges" in caught.value.hint
 
 
 @pytest.mark.parametrize("housekeeping", ["0-1", "0-7"])

@@ -9,6 +9,7 @@ their own sender.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -47,7 +48,8 @@ def read_returns(host: HostRoot, uplink: str) -> ReturnCounts | None:
 
 
 def _name_table(uplink: str) -> str:
-    return f"nohype-returns-{uplink}"
+    # Names of interfaces may have any character but a slash, those of tables only these (nft(8), identifiers).
+    return f"nohype-returns-{re.sub('[^A-Za-z0-9_.-]', lambda odd: f'/{ord(odd[0]):x}', uplink)}"
 
 
 def _build_chains(uplink: str, macs: Collection[MacAddress]) -> tuple[Chain, Chain]:

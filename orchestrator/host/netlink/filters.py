@@ -14,7 +14,7 @@ from orchestrator.host.run import run
 _FAMILY = "netdev"
 _SECONDS = 20
 # Of one device; several have the form "devices = { eth0, eth1 }" (nft(8), base chains).
-_DEVICE = re.compile(r'chain (\S+) \{\s+type filter hook \w+ device "?([^\s"]+)"? priority')
+_DEVICE = re.compile(r'chain (\S+) \{\s+type filter hook \w+ device "?(\S+?)"? priority')
 _HINT = (
     "install nftables; software edges require Linux 5.16 or newer with CONFIG_NETFILTER_EGRESS, NFT_FWD_NETDEV and NFT_DUP_NETDEV"
 )

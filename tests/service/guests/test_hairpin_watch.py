@@ -147,6 +147,43 @@ def test_other_counts_are_no_alarm(
     assert (events(manager), watch.find_lost()) == ([], {"nic0": False})
 
 
+def test_uplinks_are_judged_at_the_same_time(world: World, watch: HairpinWatch, software: str, manager: GuestService) -> None:
+    """Guests whose frames are dropped in part must not delay the probes of the other uplinks."""
+    create(manager, name="db", nics=[{"uplink": "nic1"}], accept=["software-edge"])
+    together = threading.Barrier(2, timeout=60)
+    readings = {f"nohype-returns-{uplink}": [(0, 0), (100, 1), (200, 2)] for uplink in ("nic0", "nic1")}
+
+    def read(table: str) -> dict[str, int]:
+        if len(readings[table]) == 1:  # the second look of a suspicion
+            together.wait()
+        return dict(zip(("must-return", "returned"), readings[table].pop(0), strict=True))
+
+    world.host.fake_net.count_packets = read  # type: ignore[method-assign]
+    watch.check()
+    watch.check()
+    assert set(map(len, readings.values())) == {0}
+    assert (events(manager), watch.find_lost()) == ([], {"nic0": False, "nic1": False})
+
+
+def test_counters_that_cannot_be_read_are_one_line_of_the_log(
+    world: World, watch: HairpinWatch, software: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As without nft: the watch has a round every 5 s."""
+    reasons = ["nft: not found", "nft: not found", "timed out", "", "timed out"]
+
+    def read(table: str) -> dict[str, int]:
+        assert table == "nohype-returns-nic0"
+        if reason := reasons.pop(0):
+            raise HostError(reason)
+        return {"must-return": 1, "returned": 1}
+
+    world.host.fake_net.count_packets = read  # type: ignore[method-assign]
+    for _ in range(5):
+        watch.check()
+    said = [record.getMessage() for record in caplog.records if "how many frames return" in record.getMessage()]
+    assert [text.partition(": ")[2] for text in said] == ["nft: not found", "timed out", "timed out"]
+
+
 def test_counting_follows_the_guests_and_ends_with_them(world: World, manager: GuestService, software: str) -> None:
     net = world.host.fake_net
     first, second = manager.guest(OPERATOR, "web").plan, create(manager, name="db", accept=["software-edge"])
@@ -191,6 +228,28 @@ def test_guests_run_where_frames_cannot_be_counted(world: World, manager: GuestS
     assert state(manager, "db") == "running"
     (text,) = [text for text in warned(manager) if text.startswith("frames between guests are not counted: ")]
     assert "Operation not supported" in text
+
+
+def test_a_firewall_that_flushes_in_a_loop_is_one_warning(world: World, manager: GuestService, software: str) -> None:
+    """Sometimes before the rules are read back, sometimes afterwards."""
+    net = world.host.fake_net
+    replace_table, table = net.replace_table, "nohype-returns-nic0"
+
+    def reported() -> list[str]:
+        return [text.partition(": ")[2] for text in warned(manager) if text.startswith("frames between guests are not counted: ")]
+
+    def flush(name: str, *chains: Chain) -> None:
+        replace_table(name, *chains)
+        net.delete_table(name)
+
+    for number in range(6):
+        net.replace_table = replace_table if number % 2 else flush  # type: ignore[method-assign]
+        net.delete_table(table)
+        manager.reconciler.check_taps()
+    (text,) = reported()
+    assert text.startswith("the rules that count frames between guests on nic0 are not as they were set")
+    manager.reconciler.check_taps()
+    assert sorted(reported()) == sorted([text, "no warnings remain"])
 
 
 def test_guest_that_starts_and_ends_between_rounds_is_noticed(world: World, watch: HairpinWatch, manager: GuestService) -> None:
