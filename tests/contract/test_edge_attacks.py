@@ -59,7 +59,7 @@ class World:
         }  # fmt: skip
         self._seen: Counter[tuple[str, bytes]] = Counter()
         self._number = 0
-        for sender, target in (("attacker", THEM), ("victim", OUTSIDE), ("station", THEM), ("station", ME)):
+        for sender, target in (("attacker", THEM), ("victim", OUTSIDE), ("uplink", OUTSIDE), ("station", THEM), ("station", ME)):
             # The carrier of a new interface comes late, and the switch floods frames to addresses that it has not learned.
             assert self.arrives(sender, target), f"{sender} does not reach {target}"
 
@@ -99,7 +99,7 @@ class World:
 
     def arrives(self, sender: str, target: str, timeout: float = 30) -> bool:
         """Whether one of the frames arrives that are sent until then."""
-        source = {"attacker": ME, "victim": THEM, "station": OUTSIDE}[sender]
+        source = {"attacker": ME, "victim": THEM, "uplink": OF_UPLINK, "station": OUTSIDE}[sender]
         receivers = {ME: {"attacker"}, THEM: {"victim"}, OUTSIDE: {"station"}, ALL: {"attacker", "victim"}}[target]
 
         def try_once() -> bool:
