@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from orchestrator.waiting import wait_until
 from tests.lab.conftest import LabHost
 from tests.lab.test_exits import read_exits
@@ -64,6 +66,7 @@ def test_guest_of_the_image_ends_its_boot_itself(host: LabHost, guests: list[dic
         assert both["total"] >= sum(first["reasons"].values()) + sum(rest.values())
 
 
+@pytest.mark.soak
 def test_floods_are_reported_and_neighbours_do_not_notice(host: LabHost, guests: list[dict[str, Any]]) -> None:
     neighbour = guests[0]["name"]
     with disengaged(host, "flood", *BUDGETS):

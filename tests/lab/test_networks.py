@@ -114,6 +114,7 @@ def test_networks_do_not_reach_each_other(host: LabHost, source: str, target: st
 
 
 @pytest.mark.usefixtures("members")
+@pytest.mark.soak
 def test_neighbour_discovery_works_and_stays_in_the_network(host: LabHost) -> None:
     """The NIC returns a guest's own multicast frames: without RFC 7527 the address would be refused as a duplicate."""
     assert ping(host, "net-a", "fd00::5") == 3

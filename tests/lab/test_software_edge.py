@@ -152,6 +152,7 @@ def test_adopted_guests_keep_their_taps(software: LabHost, edges: list[dict[str,
     assert " received=3 " in software.nohype("guest", "tell", "edge1", "ping 10.9.0.22 3").stdout
 
 
+@pytest.mark.soak
 def test_hairpin_switched_off_fails_the_proof(software: LabHost, edges: list[dict[str, Any]]) -> None:
     del edges
     port = switch.port(software.lab.name)

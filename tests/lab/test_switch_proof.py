@@ -47,6 +47,7 @@ def test_audit_completes_vepa_by_itself(host: LabHost) -> None:
     assert proof.readings.switch.into_switch >= 100
 
 
+@pytest.mark.soak  # `test_proofs` has the same proof without the switch
 def test_audit_finds_a_hairpin_that_is_off(host: LabHost, port: LabPort) -> None:
     set_hairpin(port.interface, port.netns, on=False)
     try:
