@@ -95,6 +95,7 @@ def test_create_with_pf_down_is_refused(host: LabHost) -> None:
 
 
 @pytest.mark.usefixtures("guests")
+@pytest.mark.soak
 def test_guest_that_powered_off_can_be_started_and_deleted(host: LabHost) -> None:
     before = survey(host)
     made = json.loads(host.nohype("guest", "create", "brief", *MEMORY, "--wait", "180", "--json").stdout)
@@ -146,6 +147,7 @@ def test_unreachable_manager_is_an_error(host: LabHost) -> None:
     assert "cannot reach the manager" in done.stderr
 
 
+@pytest.mark.soak
 def test_create_without_libvirt_is_an_error(host: LabHost, guests: list[dict[str, Any]]) -> None:
     del guests
     stop = "systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service"

@@ -175,6 +175,7 @@ def short_watchdog(host: LabHost) -> Iterator[None]:
         yield
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("guests", "short_watchdog")
 def test_hung_manager_does_not_affect_guests(host: LabHost) -> None:
     before, run = look(host), host.run("systemctl show --property=InvocationID --value nohyped").stdout.strip()
