@@ -55,7 +55,7 @@ def _check_libvirt(facts: Facts) -> Finding:
         return failed(error.message, needed, install if "not installed" in error.message else _START)
     if done.status:
         text = done.stderr.strip().replace("\n", "; ") or f"virsh ended with {done.status}"
-        if any(word in text for word in ("Permission denied", "authentication")):
+        if any(word in text for word in ("Permission denied", "authentication", "polkit")):
             return not_measured(text, needed, "run the command as root")
         has_qemu = "emulator" not in text and "hypervisor version" not in text
         return failed(text, needed, _START if has_qemu else "install QEMU: apt install qemu-system-x86")

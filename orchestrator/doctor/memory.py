@@ -24,7 +24,7 @@ def _check_pages(facts: Facts) -> Finding:
     guests = sum(pool.free * pool.page_size.bytes // _GUEST.bytes for pool in pools)
     if missing := [str(node) for node in nodes if node not in {pool.node for pool in pools}]:
         return failed(f"{'; '.join(parts)}; none on node {', '.join(missing)}", needed, remedy)
-    return passed(f"{'; '.join(parts)}: room for {guests} guests of {_GUEST}")
+    return passed(f"{'; '.join(parts)}: room for guests of {_GUEST}: {guests}")
 
 
 def _check_mounts(facts: Facts) -> Finding:

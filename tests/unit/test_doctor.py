@@ -235,6 +235,12 @@ def closed(_: Sequence[str]) -> Completed:
     return Completed(1, "", "error: Failed to connect socket to '/var/run/libvirt/libvirt-sock-ro': Permission denied")
 
 
+def deny_by_polkit(_: Sequence[str]) -> Completed:
+    """As a user of a server without polkit, libvirt 11.3."""
+    why = "error from service: GDBus.Error:org.freedesktop.systemd1.UnitMasked: Unit polkit.service is masked."
+    return Completed(1, "", f"error: failed to connect to the hypervisor\nerror: {why}")
+
+
 def busy(words: Sequence[str]) -> Completed:
     return Completed(0, VIRSH if words[-1] == "version" else "build\n\n", "")
 
@@ -244,6 +250,7 @@ def busy(words: Sequence[str]) -> Completed:
     [
         (missing, (Verdict.FAIL, Verdict.NOT_MEASURED)),
         (silent, (Verdict.FAIL, Verdict.NOT_MEASURED)),
+        (deny_by_polkit, (Verdict.NOT_MEASURED, Verdict.NOT_MEASURED)),
         (slow, (Verdict.FAIL, Verdict.NOT_MEASURED)),
         (refused, (Verdict.NOT_MEASURED, Verdict.NOT_MEASURED)),
         (closed, (Verdict.NOT_MEASURED, Verdict.NOT_MEASURED)),
