@@ -11,6 +11,7 @@ from orchestrator.errors import CommandError
 from orchestrator.host.cgroups import read_controllers
 from orchestrator.host.confinement import read_enforcing, read_security_modules
 from orchestrator.host.measure import read_release
+from orchestrator.host.run import Completed
 from orchestrator.host.tuned import find_tuned
 
 _KERNEL = (6, 1)
@@ -44,17 +45,26 @@ def _check_groups(facts: Facts) -> Finding:
     return passed("version 2 with cpuset")
 
 
+def _ask_libvirt(facts: Facts, *words: str) -> Completed:
+    """Raises CommandError if virsh cannot be run, or does not end."""
+    return facts.execute(["virsh", "--readonly", "--connect", "qemu:///system", *words])
+
+
+def _join_errors(done: Completed) -> str:
+    return done.stderr.strip().replace("\n", "; ")
+
+
 def _check_libvirt(facts: Facts) -> Finding:
     needed = "libvirt's daemon for QEMU"
     try:
-        done = facts.execute(["virsh", "--readonly", "--connect", "qemu:///system", "version"])
+        done = _ask_libvirt(facts, "version")
     except CommandError as error:
         if "Permission denied" in error.message:
             return not_measured(error.message, needed, "run the command as root")
         install = "install libvirt: apt install libvirt-daemon-system libvirt-clients qemu-system-x86"
         return failed(error.message, needed, install if "not installed" in error.message else _START)
     if done.status:
-        text = done.stderr.strip().replace("\n", "; ") or f"virsh ended with {done.status}"
+        text = _join_errors(done) or f"virsh ended with {done.status}"
         if any(word in text for word in ("Permission denied", "authentication", "polkit")):
             return not_measured(text, needed, "run the command as root")
         has_qemu = "emulator" not in text and "hypervisor version" not in text
@@ -68,11 +78,11 @@ def _check_libvirt(facts: Facts) -> Finding:
 def _check_guests(facts: Facts) -> Finding:
     needed = "no guests that another program started: their threads may run on any CPU"
     try:
-        done = facts.execute(["virsh", "--readonly", "--connect", "qemu:///system", "list", "--name"])
+        done = _ask_libvirt(facts, "list", "--name")
     except CommandError as error:
         return not_measured(error.message, needed)
     if done.status:
-        return not_measured(done.stderr.strip().replace("\n", "; "), needed)
+        return not_measured(_join_errors(done), needed)
     if names := [line.strip() for line in done.stdout.splitlines() if line.strip()]:
         if facts.find_programs("nohyped"):
             return not_measured("the manager runs, which knows its guests", needed, "see `nohype guest list`")
