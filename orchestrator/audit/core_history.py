@@ -45,7 +45,7 @@ def add_history(
     """
     if result.verdict is Verdict.NOT_MEASURED:
         return result
-    if not isinstance(history, str) and not _are_of_one_run(history.start, history.now):
+    if not isinstance(history, str) and history.start.run != history.now.run:
         history = "the record is of an earlier run of the guest"
     if isinstance(history, str):
         return _extend(result, [f"{WEAKER}what happened on the cores since the start of the guest is not known: {history}"], {})
@@ -61,10 +61,6 @@ def add_history(
         limits.append(f"threads that ran on the cores since the start are not counted: {start.why or now.why}")
     lines = [*(f"{WEAKER}{limit}" for limit in limits), f"{since}: {', '.join(counted.expected) or 'nothing'}"]
     return _extend(result, lines, {"since_start_seconds": round(seconds, 1), "since_start_unexpected": counted.number})
-
-
-def _are_of_one_run(first: CoreStart, second: CoreStart) -> bool:
-    return (first.boot, first.pid, first.started) == (second.boot, second.pid, second.started)
 
 
 def _extend(result: Measurement, lines: list[str], values: Values) -> Measurement:
@@ -119,7 +115,7 @@ def _count_switches(
 
 
 def _find_reason(one: Switches, cores: CpuSet, thread: Thread | None) -> str | None:
-    """Why a thread cannot be kept away; None if it can. One that has ended is known by its name only."""
+    """Why a thread cannot be kept away; None if it can. Of a thread that has ended, only the name is known."""
     if thread and thread.kernel and thread.pinned_by_kernel and _is_name_of(thread, one.name):
         return "which the kernel pins" if len(thread.allowed) == 1 else None
     if thread and thread.name == one.name:

@@ -21,7 +21,7 @@ def record_start(host: HostRoot, ledger: Ledger, plan: Plan, pid: int) -> None:
 def record_adopted(host: HostRoot, ledger: Ledger, plan: Plan, pid: int, prepare: Callable[[], object]) -> None:
     """Of a guest that runs already; no-op if this run of it has a record. ``prepare`` is called before a reading."""
     known = ledger.core_start(plan.uuid)
-    if known and (known.boot, known.pid, known.started) == (read_boot_id(host), pid, read_start_time(host, pid)):
+    if known and known.run == (read_boot_id(host), pid, read_start_time(host, pid)):
         return
     prepare()
     _record(host, ledger, plan, pid, at_launch=False)

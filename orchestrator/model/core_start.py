@@ -38,3 +38,8 @@ class CoreStart:
     slices: int | None
     switches: tuple[Switches, ...] | None
     why: str = ""
+
+    @property
+    def run(self) -> tuple[str, int, float]:
+        """Identifies one run of the guest: boot, process, and the start of the process."""
+        return self.boot, self.pid, self.started
