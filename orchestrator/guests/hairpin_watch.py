@@ -153,9 +153,8 @@ class HairpinWatch:
         """A single frame decides that frames return, and many that they do not."""
         if uplink in self._lost:
             self._lost.discard(uplink)
-            if uplink in self._starved:
-                return  # by the frames of guests
-            self._note(EventKind.HAIRPIN_RETURNED, f"uplink {uplink}: frames between guests return from the switch again")
+            if uplink not in self._starved:  # by the frames of guests
+                self._note_return(uplink)
             return
         if self._probe(uplink, *_MORE) is False:
             time.sleep(PAUSE_SECONDS)
@@ -163,8 +162,9 @@ class HairpinWatch:
                 self._lost.add(uplink)
                 if uplink in self._starved:
                     return
-                names = ", ".join(sorted(set(self._users[uplink])))
-                text = f"uplink {uplink}: frames between guests do not return from the switch; guests: {names}"
+                text = (
+                    f"uplink {uplink}: frames between guests do not return from the switch; guests: {self._name_guests(uplink)}"
+                )
                 self._note(EventKind.HAIRPIN_LOST, f"{text}; enable hairpin (reflective relay) on the switch port")
 
     def _compare_counts(self) -> None:
@@ -189,15 +189,16 @@ class HairpinWatch:
         if uplink in self._starved and back > 0:
             self._starved.discard(uplink)
             if uplink not in self._lost:
-                self._note(EventKind.HAIRPIN_RETURNED, f"uplink {uplink}: frames between guests return from the switch again")
+                self._note_return(uplink)
         elif uplink not in self._starved | self._lost and left >= _ENOUGH and 0 <= 2 * back < left and self._has_link(uplink):
             time.sleep(2 * PAUSE_SECONDS)
             later = self._read_counts(uplink)
             if later and later.must_return > now.must_return and later.returned == now.returned and self._has_link(uplink):
                 self._starved.add(uplink)
-                lost, names = later.must_return - before.must_return, ", ".join(sorted(set(self._users[uplink])))
+                lost = later.must_return - before.must_return
                 text = f"uplink {uplink}: {lost} frames between guests left, {back} of them returned from the switch"
-                self._note(EventKind.HAIRPIN_LOST, f"{text}; guests: {names}; check hairpin and port security of the switch port")
+                hint = "check hairpin and port security of the switch port"
+                self._note(EventKind.HAIRPIN_LOST, f"{text}; guests: {self._name_guests(uplink)}; {hint}")
 
     def _read_counts(self, uplink: str) -> ReturnCounts | None:
         try:
@@ -223,6 +224,12 @@ class HairpinWatch:
 
     def _has_link(self, uplink: str) -> bool:
         return any(link.name == uplink and link.up and link.carrier for link in self._host.net.read_links())
+
+    def _name_guests(self, uplink: str) -> str:
+        return ", ".join(sorted(set(self._users[uplink])))
+
+    def _note_return(self, uplink: str) -> None:
+        self._note(EventKind.HAIRPIN_RETURNED, f"uplink {uplink}: frames between guests return from the switch again")
 
     def _note(self, kind: EventKind, detail: str) -> None:
         try:
