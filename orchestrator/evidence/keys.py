@@ -69,7 +69,7 @@ def load_private(path: Path) -> Ed25519PrivateKey:
     except OSError as error:
         hint = f"create a key with `nohype audit keygen {path}`"
         raise HostError(f"cannot read the signing key {path}: {error.strerror}", hint) from None
-    key = _load(lambda: load_pem_private_key(data, None))
+    key = try_load(lambda: load_pem_private_key(data, None))
     if not isinstance(key, Ed25519PrivateKey):
         raise HostError(f"{path} is not an Ed25519 private key in PEM without passphrase", "use `nohype audit keygen`")
     return key
@@ -77,15 +77,20 @@ def load_private(path: Path) -> Ed25519PrivateKey:
 
 def load_public(path: Path) -> Ed25519PublicKey:
     """Raises RequestError if the file cannot be read or has no Ed25519 public key."""
+    key = read_public(path, "public key")
+    if not isinstance(key, Ed25519PublicKey):
+        raise RequestError(f"{path} is not an Ed25519 public key in PEM", "give the file with .pub of `nohype audit keygen`")
+    return key
+
+
+def read_public(path: Path, what: str) -> object:
+    """The public key of a PEM file, of any kind; None if it has none. Raises RequestError if it cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_KEY)
     except OSError as error:
-        raise RequestError(f"cannot read the public key {path}: {error.strerror}", "check the path") from None
-    key = _load(lambda: load_pem_public_key(data))
-    if not isinstance(key, Ed25519PublicKey):
-        raise RequestError(f"{path} is not an Ed25519 public key in PEM", "give the file with .pub of `nohype audit keygen`")
-    return key
+        raise RequestError(f"cannot read the {what} {path}: {error.strerror}", "check the path") from None
+    return try_load(lambda: load_pem_public_key(data))
 
 
 def sign(evidence: dict[str, Any], key: Ed25519PrivateKey) -> bytes:
@@ -109,7 +114,7 @@ def check_signature(file: SignedFile, key: Ed25519PublicKey) -> None:
         raise EvidenceError(Rejected.SIGNATURE, message, "get the file again from its source") from None
 
 
-def _load(load: Callable[[], object]) -> object:
+def try_load(load: Callable[[], object]) -> object:
     """None for what cannot be loaded: TypeError is a passphrase that is required."""
     try:
         return load()

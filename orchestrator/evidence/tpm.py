@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from orchestrator.errors import RequestError
 from orchestrator.evidence.document import EvidenceError, Rejected, bind_quote
+from orchestrator.evidence.keys import read_public, try_load
 
-_MAX_KEY = 64 << 10
 _GENERATED = 0xFF54_4347
 """TPM_GENERATED_VALUE: a restricted key signs nothing else that begins with it, so only a TPM can have made the quote."""
 _QUOTE = 0x8018
@@ -56,15 +56,7 @@ def has_quote(evidence: Mapping[str, Any]) -> bool:
 
 def load_tpm_key(path: Path) -> EllipticCurvePublicKey:
     """Raises RequestError if the file cannot be read or has no public key on P-256."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_KEY)
-    except OSError as error:
-        raise RequestError(f"cannot read the attestation key {path}: {error.strerror}", "check the path") from None
-    try:
-        key = load_pem_public_key(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
+    key = read_public(path, "attestation key")
     if not _is_p256(key):
         hint = "give the file that `nohype audit tpm-key` wrote"
         raise RequestError(f"{path} is not a public key on the curve P-256 in PEM", hint)
@@ -121,10 +113,8 @@ def _parse(evidence: Mapping[str, Any]) -> _Quote:
 
 
 def _load_key(quote: _Quote) -> EllipticCurvePublicKey:
-    try:
-        key = load_der_public_key(_decode(quote.key, "its attestation key"))
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
+    data = _decode(quote.key, "its attestation key")
+    key = try_load(lambda: load_der_public_key(data))
     if not _is_p256(key):
         raise EvidenceError(Rejected.FORMAT, "the quote has no attestation key on the curve P-256")
     return key
