@@ -18,6 +18,7 @@ import pytest
 
 from orchestrator.host import netlink
 from orchestrator.host.edge import read_edge_mode, set_edge_mode
+from orchestrator.host.exit_trace import begin_counting, end_counting
 from orchestrator.host.pci import bind_driver, release_driver
 from orchestrator.host.root import HostRoot
 from orchestrator.host.sriov import read_pfs, set_numvfs
@@ -50,6 +51,16 @@ def fake(host: HostRoot) -> FakeRoot:
     if not isinstance(host, FakeRoot):
         pytest.skip("only on the fake host: it would harm a real one, or cannot be provoked there")
     return host
+
+
+@pytest.fixture
+def traced(host: HostRoot) -> Iterator[HostRoot]:
+    """A host with the manager's trace instance, which counts VM exits only."""
+    if not host.exists("sys/kernel/tracing/events/kvm/kvm_exit"):
+        pytest.skip("the module kvm is not loaded, or tracefs is not mounted")
+    begin_counting(host)
+    yield host
+    end_counting(host)
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from orchestrator.errors import HostError
 from orchestrator.host.activity import read_activity
 from orchestrator.host.core_counts import read_core_now, read_core_start
-from orchestrator.host.exit_trace import begin_counting, end_counting
 from orchestrator.host.histogram import INSTANCE
 from orchestrator.host.root import HostRoot
 from orchestrator.host.switch_trace import begin_switches, end_switches, is_counting, make_room, read_switches, sum_switches
@@ -24,16 +22,6 @@ from tests.fakes.root import FakeRoot
 
 HOUSEKEEPING = CpuSet.parse("0-1")
 TRIGGER = f"{INSTANCE}/events/sched/sched_switch/trigger"
-
-
-@pytest.fixture
-def traced(host: HostRoot) -> Iterator[HostRoot]:
-    """A host with the trace instance, in which nothing counts switches."""
-    if not host.exists("sys/kernel/tracing/events/kvm/kvm_exit"):
-        pytest.skip("the module kvm is not loaded, or tracefs is not mounted")
-    begin_counting(host)
-    yield host
-    end_counting(host)
 
 
 def read_on(host: HostRoot, cpus: str) -> tuple[Switches, ...]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.exit_trace import begin_counting, end_counting
+from orchestrator.host.exit_trace import begin_counting
 from orchestrator.host.histogram import INSTANCE, Histogram, begin_counter, end_counter, is_counted
 from orchestrator.host.root import HostRoot
 from orchestrator.host.thread_counts import CALLS, COUNTERS, forget_threads, read_counter
@@ -16,15 +15,6 @@ from tests.fakes import tracing
 from tests.fakes.root import FakeRoot
 
 CALL = f"{INSTANCE}/events/kvm/kvm_hypercall"
-
-
-@pytest.fixture
-def traced(host: HostRoot) -> Iterator[HostRoot]:
-    if not host.exists("sys/kernel/tracing/events/kvm/kvm_hypercall"):
-        pytest.skip("the module kvm is not loaded, or tracefs is not mounted")
-    begin_counting(host)
-    yield host
-    end_counting(host)
 
 
 @pytest.mark.parametrize("counter", COUNTERS, ids=lambda counter: counter.event)
