@@ -45,7 +45,7 @@ def list_addresses(guests: Iterable[RunningGuest], edges: Iterable[EdgeReading])
     for edge in edges:
         if edge.uplink:
             own = found.setdefault(edge.uplink, [])
-            with suppress(RequestError):  # not one that the manager gives
+            with suppress(RequestError):  # the manager gives no guest such an address
                 own.append(MacAddress.parse(macs[edge.interface]))
     return {uplink: tuple(sorted(addresses)) for uplink, addresses in sorted(found.items())}
 

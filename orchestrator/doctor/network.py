@@ -85,7 +85,7 @@ def _check_owners(facts: Facts) -> Finding:
     if managed:
         remedy = "run `nmcli device set NAME managed no`, or use Unmanaged=yes in a .network file of systemd-networkd"
         return failed(f"managed: {', '.join(managed)}", "uplinks that only the manager configures", remedy)
-    return passed("no program manages an uplink" if names else "there is no uplink with SR-IOV")
+    return passed("no other program configures an uplink" if names else "the server has no uplink with SR-IOV")
 
 
 def _check_software(facts: Facts) -> Finding:
