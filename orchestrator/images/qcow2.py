@@ -114,7 +114,10 @@ def _count_data(descriptor: int, file_size: int, bits: int, l1_offset: int, entr
                 raise _refuse("its clusters are used more than once")
             found = _read_table(descriptor, table, cluster >> 3)
             ordinary = [word for word in found if word and not word & _COMPRESSED]
-            packed += sum(1 for word in found if word & _COMPRESSED)
+            compressed = [word for word in found if word & _COMPRESSED]
+            packed += len(compressed)
+            if any(_last_sector(word, bits) >= file_size for word in compressed):
+                raise _refuse("a compressed cluster is not inside the file (truncated?)")
             offsets = [word & _OFFSET for word in ordinary if not word & _ZERO and word & _OFFSET]
             if any(offset & cluster - 1 or offset >= file_size for offset in offsets):
                 raise _refuse("a data cluster is not inside the file (truncated?)")
@@ -122,6 +125,15 @@ def _count_data(descriptor: int, file_size: int, bits: int, l1_offset: int, entr
     if tables + plain > limit:
         raise _refuse("its clusters are used more than once")
     return (plain + packed) * cluster
+
+
+def _last_sector(word: int, bits: int) -> int:
+    """Offset of the last sector of a compressed cluster in the file, of which QEMU would read zeros if it is missing. Only that
+    sector may be incomplete (qcow2 specification, compressed clusters descriptor).
+    """
+    width = 62 - (bits - 8)
+    start, sectors = word & (1 << width) - 1, word >> width & (1 << bits - 8) - 1
+    return (start // 512 + sectors) * 512
 
 
 def _read_table(descriptor: int, offset: int, entries: int) -> array.array[int]:
