@@ -19,7 +19,7 @@ import pytest
 from orchestrator.api import server as api_server
 from orchestrator.api.identity import hash_token
 from orchestrator.images import store_lock
-from tests.harness.api_server import Authority, Served, build_unverified_context, serve
+from tests.harness.api_server import Authority, Served, build_unverified_context, open_to_all, serve
 from tests.harness.images import make_build
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
@@ -40,10 +40,11 @@ REQUEST = {"memory": "64M", "image": "minimal"}
 ASK = """
 import http.client, json, os, socket, sys
 uid, gid, groups, path, method, target, body, headers = json.loads(sys.argv[1])
+os.chdir(os.path.dirname(path))
 os.setgroups(groups), os.setgid(gid), os.setuid(uid)
 connection = http.client.HTTPConnection("localhost", timeout=30)
 connection.sock = socket.socket(socket.AF_UNIX)
-connection.sock.connect(path)
+connection.sock.connect(os.path.basename(path))
 fields = {"Content-Type": "application/json", **headers} if body is not None else headers
 connection.request(method, target, None if body is None else json.dumps(body), fields)
 answer = connection.getresponse()
@@ -56,16 +57,8 @@ print(json.dumps([answer.status, json.loads(content) if content else None]))
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("access")
     with serve(folder, SETTINGS) as served:
-        open_to_all(served)
+        open_to_all(served.path)
         yield served
-
-
-def open_to_all(served: Served) -> None:
-    """In place of the group nohype, which a test machine need not have."""
-    served.path.chmod(0o666)
-    for parent in served.path.parents:
-        if parent.stat().st_uid == 0 and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o111)
 
 
 def ask(
@@ -258,7 +251,7 @@ def test_tenant_above_its_quota_is_refused(served: Served) -> None:
 
 def test_configuration_without_roles_admits_all_users_of_the_socket(tmp_path: Path) -> None:
     with serve(tmp_path) as served:
-        open_to_all(served)
+        open_to_all(served.path)
         assert ask(served, EVE, "GET", "/v1/survey")[0] == 200
         assert ask(served, EVE, "POST", "/v1/guests", {"name": "one", **REQUEST})[0] == 201
         assert ask(served, EVE, "GET", "/v1/events?after=0")[1][0]["who"] == "sys"
@@ -275,7 +268,7 @@ def test_idle_tls_connections_lock_out_no_other_client(tmp_path: Path, monkeypat
     }
     strangers = build_unverified_context()
     with serve(tmp_path, settings) as served, ExitStack() as held:
-        open_to_all(served)
+        open_to_all(served.path)
         port = int(served.url.rpartition(":")[2])
         for number in range(4 * 4):
             raw = socket.create_connection(("127.0.0.1", port), 10, source_address=(f"127.0.0.{2 + number // 4}", 0))

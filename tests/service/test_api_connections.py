@@ -26,28 +26,30 @@ from orchestrator.api import server as api_server
 from orchestrator.api import shares as api_shares
 from orchestrator.api.identity import hash_token
 from orchestrator.client.client import Client
-from tests.harness.api_server import Authority, Served, send, serve
+from tests.harness.api_server import Authority, Served, open_to_all, send, serve
 
 GOOD = {"name": "one", "memory": "64M", "image": "minimal"}
 TOKEN = "viewer-token"
 HOLD = """
 import os, socket, sys
 uid, path, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+os.chdir(os.path.dirname(path))
 os.setgroups([]), os.setgid(uid), os.setuid(uid)
 held = []
 for _ in range(count):
     held.append(socket.socket(socket.AF_UNIX))
-    held[-1].connect(path)
+    held[-1].connect(os.path.basename(path))
 print("held", flush=True)
 sys.stdin.read()
 """
 ASK = """
 import os, socket, sys
 uid, path = int(sys.argv[1]), sys.argv[2]
+os.chdir(os.path.dirname(path))
 os.setgroups([]), os.setgid(uid), os.setuid(uid)
 with socket.socket(socket.AF_UNIX) as connection:
     connection.settimeout(20)
-    connection.connect(path)
+    connection.connect(os.path.basename(path))
     connection.sendall(b"GET /v1/version HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
     print(connection.recv(100).split()[1].decode())
 """
@@ -124,10 +126,7 @@ def test_idle_connections_lock_out_no_other_user(
         "access": {"operators": {"users": ["23"]}},
     }
     with serve(tmp_path, settings) as served, ExitStack() as held:
-        served.path.chmod(0o666)
-        for parent in served.path.parents:
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o111)
+        open_to_all(served.path)
         for uid, count in holders.items():
             words = [sys.executable, "-c", HOLD, str(uid), str(served.path), str(count)]
             process = held.enter_context(

@@ -228,13 +228,14 @@ def test_ledger_in_a_folder_of_root_is_not_taken_for_missing(host: Host) -> None
     closed = host.folder / "closed"
     closed.mkdir(mode=0o700)
     host.config.write_text(host.config.read_text().replace(str(host.ledger), str(closed / "ledger.sqlite")))
-    for folder in (host.folder, *list(host.folder.parents)[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
+    host.folder.chmod(0o711)
+    # The folders above are closed to other users by each run of pytest.
     script = (
-        "import os, sys; from pathlib import Path; from orchestrator.cli.image_users import read_users; os.setuid(65534)\n"
-        "read_users(Path(sys.argv[1]))"
+        "import os, sys; from pathlib import Path; from orchestrator.cli.image_users import read_users\n"
+        "os.chdir(sys.argv[1]); os.setuid(65534); read_users(Path(sys.argv[2]))"
     )
-    done = subprocess.run([sys.executable, "-c", script, host.config], capture_output=True, text=True, check=False, cwd=ROOT)
+    words = [sys.executable, "-c", script, host.config.parent, host.config.name]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
     assert "RequestError: cannot read" in done.stderr
     assert "Permission denied" in done.stderr
 
