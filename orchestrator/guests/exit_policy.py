@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 from orchestrator.errors import Conflict, HostError, ImageError, NotFound, OrchestratorError
 from orchestrator.guests.core_manager import CoreContext
@@ -39,6 +41,10 @@ _log = logging.getLogger(__name__)
 
 _URGENT_SECONDS, _SECONDS = 1.0, 14.5
 """Between two readings: while a policy is urgent, and otherwise, so that four times fill the minute of a budget and not more."""
+_REPLY_SECONDS = 2.0
+"""In which a guest prints what follows its reply to a command, as a prompt."""
+_EXCUSE_SECONDS = 60.0
+"""After which no reading is compared with one from before the end of an excuse."""
 _TOPIC = "exit policies are not judged"
 
 _Key = tuple[Reaction, str, str, str]
@@ -56,6 +62,12 @@ class _Watched:
     failed: bool = False  # it could not be stopped, which was reported
 
 
+@dataclass
+class _Excuse:
+    guest: UUID
+    end: float = math.inf
+
+
 class ExitPolicyWatch:
     """``check`` is called by one thread. One reading serves all guests."""
 
@@ -67,12 +79,25 @@ class ExitPolicyWatch:
         self._transitions, self._warnings, self._runs, self._clock = transitions, warnings, runs, clock
         self._configured = context.setup.policy.exit_policies
         self._watched: dict[RunKey, _Watched] = {}
+        self._excuses: list[_Excuse] = []
+
+    @contextmanager
+    def excused(self, guest: UUID) -> Iterator[None]:
+        """Does not judge what the guest does meanwhile: the manager types on its console for an audit, and that is port I/O."""
+        excuse = _Excuse(guest)
+        self._excuses.append(excuse)
+        try:
+            yield
+        finally:
+            excuse.end = self._clock() + _REPLY_SECONDS
 
     def check(self) -> float | None:
         """One round. Returns seconds until the next; None if no guest has a policy and is beyond its boot."""
         claims = [claim for claim in self._ledger.read().claims if claim.state == GuestState.RUNNING and claim.disengaged]
         watched = {run_key(claim): self._find(claim) for claim in claims}
         self._watched = {key: one for key, one in watched.items() if one.policies}
+        for excuse in [one for one in self._excuses if one.end < self._clock() - _EXCUSE_SECONDS]:
+            self._excuses.remove(excuse)
         if not self._watched:
             return None
         urgent = any(policy.is_urgent for one in self._watched.values() for policy in one.policies)
@@ -90,6 +115,8 @@ class ExitPolicyWatch:
             one, run = self._watched.get(run_key(claim)), self._runs.find(claim)
             if one and run:
                 vcpus = tuple({**counts.get(tid, {}), MMIO_RULE: mmio.get(tid, 0)} for tid in run.tids)
+                if one.history and self._was_excused(claim.plan.uuid, one.history[-1].begin):
+                    one.history = ()
                 one.history = add_sample(one.history, ExitCounts(begin, end, vcpus))
                 self._judge(claim, one)
         return pause
@@ -100,6 +127,9 @@ class ExitPolicyWatch:
         if trace.dropped:
             raise HostError(f"the kernel's histogram is full: {trace.dropped} exits were not counted")
         return {tid: dict(reasons) for tid, reasons in trace.threads.items()}, read_counter(self._host, MMIO)
+
+    def _was_excused(self, guest: UUID, since: float) -> bool:
+        return any(excuse.guest == guest and excuse.end > since for excuse in self._excuses)
 
     def _find(self, claim: Claim) -> _Watched:
         return self._watched.get(run_key(claim)) or _Watched(choose_policies(claim, self._configured, self._context.images))

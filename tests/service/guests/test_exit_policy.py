@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from orchestrator.errors import HypervisorError, RequestError
+from orchestrator.errors import HypervisorError, NotFound, RequestError
 from orchestrator.guests.service import GuestService
 from orchestrator.images.description import write_description
 from orchestrator.images.store import read_image
@@ -191,6 +193,35 @@ def test_what_is_not_measured_is_not_judged(world: World, manager: GuestService)
     manager.exit_policies.check()
     until(lambda: state(manager) == "stopped")
     assert len(reports(manager)) == 1
+
+
+def test_command_of_an_audit_is_not_held_against_the_guest(world: World, manager: GuestService) -> None:
+    """Whether the command begins and ends between two readings, or a reading is in between. A flood that goes on is."""
+    start(manager, exit_policy=limits("kill", io={"second": 0}))
+    start(manager, name="other", exit_policy=limits("kill", io={"second": 0}))
+    watch, uuid = manager.exit_policies, manager.guest(OPERATOR, "web").plan.uuid
+
+    def check(web: int, **others: int) -> str:
+        with suppress(NotFound):  # killed meanwhile
+            show(world, web={IO: web}, **{name: {IO: count} for name, count in others.items()})
+        watch.check()
+        return state(manager)
+
+    check(0, other=0)
+    with watch.excused(uuid):
+        pass
+    check(400)
+    with watch.excused(uuid):
+        check(800)
+        check(1200)
+    check(1600)
+    assert reports(manager) == []
+    with watch.excused(uuid):
+        check(2000, other=1)
+    until(lambda: state(manager, "other") == "stopped")
+    assert state(manager) == "running"
+    counts = itertools.count(3000)
+    until(lambda: check(next(counts)) == "stopped")
 
 
 def test_host_without_tracing_says_that_policies_are_not_judged(world: World, manager: GuestService) -> None:
