@@ -23,6 +23,8 @@ _ABSENT = (
     "pit",  # the 8254 timer and the PC speaker: the guest uses its local APIC's timer
     "pic",  # two 8259 interrupt controllers: the guest uses its I/O APIC and MSI
 )
+QBOOT = Path("/usr/share/qemu/qboot.rom")
+"""The firmware qboot, which comes with QEMU: Debian's qemu-system-data."""
 _NONE: Mapping[str, str] = {}
 _FIRMWARE_DEVICES = ("i8042", "pit", "pic")
 """Devices of ``_ABSENT`` that SeaBIOS and boot loaders use."""
@@ -34,7 +36,7 @@ _ABSENT_PROPERTIES = (
 
 def build_domain(
     plan: Plan, image: Image, housekeeping: CpuSet, *,
-    log: Path, credentials: Mapping[str, str] = _NONE, seeded_initrd: Path | None = None,
+    log: Path, credentials: Mapping[str, str] = _NONE, seeded_initrd: Path | None = None, qboot: Path | None = None,
 ) -> str:  # fmt: skip
     """XML for virDomainCreateXML, which keeps nothing of the guest after its end.
 
@@ -43,6 +45,7 @@ def build_domain(
         log: file for the output of the guest's serial console.
         credentials: for the guest's systemd, by name. The XML and QEMU's arguments contain them: nothing secret.
         seeded_initrd: an initrd with the guest's own files (for cloud-init, for a network disk), instead of the image's.
+        qboot: the firmware of guests whose images need no more, unless they have credentials; None: SeaBIOS for all.
     """
     seed = SEED_ARGUMENT if seeded_initrd and has_seed(image) else ""
     cmdline = (image.cmdline, f"nohype.name={plan.name}", plan.cmdline, seed)
@@ -55,7 +58,9 @@ def build_domain(
         element("vcpu", str(len(plan.cpus)), placement="static"),
         cores.build_pinning(plan, housekeeping),
         memory.build_placement(plan),
-        _boot(plan, image, cmdline, seeded_initrd, has_credentials=bool(credentials)),
+        _boot(
+            plan, image, cmdline, seeded_initrd, has_credentials=bool(credentials), qboot=qboot if image.bios == "qboot" else None
+        ),
         *((configuration.build_sysinfo(credentials),) if credentials else ()),
         _features(),
         _cpu(plan),
@@ -79,10 +84,12 @@ def boots_firmware(plan: Plan, image: Image) -> bool:
 
 
 def _boot(
-    plan: Plan, image: Image, cmdline: Iterable[str], seeded_initrd: Path | None, *, has_credentials: bool
+    plan: Plan, image: Image, cmdline: Iterable[str], seeded_initrd: Path | None, *, has_credentials: bool, qboot: Path | None
 ) -> etree._Element:
     parts = [element("type", "hvm", arch="x86_64", machine="q35")]
     if not boots_firmware(plan, image):
+        if qboot and not has_credentials:
+            parts.append(element("loader", str(qboot), readonly="yes", type="rom"))
         initrd = seeded_initrd or image.choose_initrd(has_disk=bool(plan.disks))
         parts += [element("kernel", str(image.kernel)), element("initrd", str(initrd))]
         parts.append(element("cmdline", " ".join(filter(None, cmdline))))

@@ -85,6 +85,7 @@ def _build_initramfs(recipe: Recipe, source: Path, image: Path, cache: Path, *, 
         cmdline=recipe.cmdline,
         memory=Size.parse(recipe.memory),
         console=recipe.console,
+        bios=recipe.bios,
         disengages=DISENGAGE in recipe.tools,
         provenance=Provenance(recipe=name, packages=versions, tools=read_tools()),
     )

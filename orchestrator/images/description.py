@@ -96,6 +96,12 @@ class Provenance(_Part):
     source: _Line | None = None  # of an imported image: what the user named
 
 
+Bios = Literal["seabios", "qboot"]
+"""qboot starts the given kernel and does little else: some 2,000 VM exits less, but no SMBIOS tables (systemd's credentials, and
+its machine-id from the UUID) and no option ROMs.
+"""
+
+
 class Description(_Part):
     """The content of ``image.json``. Values that libvirt would refuse are refused here, before anything is claimed."""
 
@@ -109,6 +115,7 @@ class Description(_Part):
     disk: DiskImage | None = None
     ram_root: RamRoot | None = None
     boot: Literal["direct", "firmware"] = "direct"  # with kernel and initrd of the build, or by SeaBIOS from the guest's disk
+    bios: Bios = "seabios"  # of guests that boot directly
     ready: Readiness | None = None  # how its guests report that they are ready; None: not at all
     disengages: bool = False  # its guests call when their boot is over
     # a list in the file; the ways in which its guests can be configured

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import ImageError, NotFound
-from orchestrator.images.description import Readiness
+from orchestrator.images.description import Bios, Readiness
 from orchestrator.model.fields import SizeField, describe
 from orchestrator.model.target import Transport
 
@@ -66,6 +66,7 @@ class Recipe(_Common):
     """An image whose root is an initramfs of busybox, modules and one init."""
 
     kind: Literal["initramfs"] = "initramfs"
+    bios: Bios = "seabios"
 
 
 class RootRecipe(_Common):

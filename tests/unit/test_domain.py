@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from lxml import etree
 
-from orchestrator.domain import build_domain
+from orchestrator.domain import QBOOT, build_domain
 from orchestrator.images.description import DiskImage, RamRoot
 from orchestrator.images.store import Image
 from orchestrator.model.edge import EdgeMode
@@ -235,6 +235,25 @@ def test_firmware_boots_from_the_first_disk_only() -> None:
     assert "-machine" in texts(domain, "qemu:commandline/qemu:arg/@value")
     assert "sata=off,smbus=off" in texts(domain, "qemu:commandline/qemu:arg/@value")
     assert texts(build(PLANS["two-disks"]), "//boot/@order") == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "plan", "more", "found"),
+    [
+        ({"bios": "qboot"}, SMT, {}, [str(QBOOT)]),
+        ({"bios": "qboot"}, SMT, {"qboot": None}, []),
+        ({"bios": "seabios"}, SMT, {}, []),
+        ({"bios": "qboot"}, SMT, CONFIGURED, []),  # qboot has no SMBIOS tables, in which credentials are passed
+        ({"bios": "qboot", "boot": "firmware", **ROOTS}, PLANS["two-disks"], {}, []),
+    ],
+)
+def test_qboot_only_for_images_that_need_no_more(fields: Any, plan: Plan, more: Any, found: list[str]) -> None:
+    """A loader of libvirt; without it QEMU starts SeaBIOS."""
+    options = {"qboot": QBOOT, "log": LOG, **more}
+    domain = etree.fromstring(build_domain(plan, IMAGE.model_copy(update=fields), housekeeping(plan), **options))
+    assert texts(domain, "os/loader[@type='rom']/text()") == found
+    if SCHEMA.exists():
+        assert etree.RelaxNG(etree.parse(SCHEMA)).validate(domain)
 
 
 def test_a_guest_that_ends_is_gone() -> None:

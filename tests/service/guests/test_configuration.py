@@ -20,13 +20,15 @@ from orchestrator.api.routes import guests as routes
 from orchestrator.errors import Conflict, HostError, LedgerError, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.guests import core_manager
 from orchestrator.guests.service import GuestService
+from orchestrator.images.description import write_description
+from orchestrator.images.store import read_image
 from orchestrator.ledger import Ledger, claims
 from orchestrator.model.access import OPERATOR, Identity, Quota, Role
 from orchestrator.model.request import parse_guest_request
 from orchestrator.model.secret import MAX_USER_DATA, Secret
 from orchestrator.planning.quota import MAX_SECRETS, check_secrets
 from orchestrator.resources.configuration import WriteInitrd
-from tests.fakes.server import CLOUD_IMAGE, make_image
+from tests.fakes.server import CLOUD_IMAGE, IMAGE, make_image
 from tests.harness.api_server import serve
 from tests.harness.crash import World
 from tests.harness.guests import create, kinds, open_manager, spoil, state
@@ -73,6 +75,20 @@ def read_credentials(xml: str) -> dict[str, str]:
     entries = [entry.text or "" for entry in etree.fromstring(xml.encode()).iterfind("sysinfo/oemStrings/entry")]
     pairs = [entry.removeprefix("io.systemd.credential.binary:").partition("=") for entry in entries]
     return {name: base64.b64decode(content).decode() for name, _, content in pairs}
+
+
+def test_qboot_if_the_host_has_it_and_the_image_needs_no_more(
+    world: World, manager: GuestService, domains: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the file guests start with SeaBIOS, as guests of other images."""
+    image = read_image(world.folder / "images" / IMAGE)
+    write_description(image.folder, image.model_copy(update={"bios": "qboot"}))
+    create(manager, name="before")
+    world.host.add("usr/share/qemu/qboot.rom", "")
+    create(manager, name="web")
+    create(manager, name="other", image=CLOUD_IMAGE)
+    loaders = [etree.fromstring(xml.encode()).findtext("os/loader") for xml in domains]
+    assert loaders == [None, "/usr/share/qemu/qboot.rom", None]
 
 
 def test_guest_gets_its_configuration_at_each_start(
