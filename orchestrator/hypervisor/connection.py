@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
+from xml.etree import ElementTree
 
 import libvirt
-from lxml import etree
 
 from orchestrator.errors import HypervisorError, NotFound, RequestError
 from orchestrator.hypervisor.counters import read_exits
@@ -190,7 +190,7 @@ class Hypervisor:
             return use(self._connect())
         except libvirt.libvirtError as error:
             raise HypervisorError(f"cannot {what}: {error.get_error_message()}", _hint(error), error.get_error_code()) from None
-        except (AttributeError, KeyError, TypeError, ValueError, RequestError, etree.XMLSyntaxError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RequestError, ElementTree.ParseError) as error:
             # Domains that were started outside the manager can have elements and values that are not known here.
             raise HypervisorError(f"cannot {what}: cannot parse the reply of libvirt or QEMU: {error}") from None
 

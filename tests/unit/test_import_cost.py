@@ -60,6 +60,7 @@ def test_what_only_some_requests_need_is_not_loaded(loaded: list[str]) -> None:
         "email.policy",
         "orchestrator.images.user_data",
         "orchestrator.client.client",
+        "lxml",
         "paramiko",
         "rich",
     }
