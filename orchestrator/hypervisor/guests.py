@@ -56,6 +56,7 @@ class Pinning:
     emulator_pin: CpuSet
     hostdevs: tuple[PciAddress, ...]
     interfaces: tuple[str, ...] = ()  # the host's network interfaces of emulated NICs
+    paused: bool = False  # known only if `Hypervisor.read_pinning` has read it
 
 
 @dataclass(frozen=True)
