@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-from lxml import etree
+from xml.etree.ElementTree import Element
 
 from orchestrator.images.configuration import SEED_ARGUMENT, has_seed
 from orchestrator.images.store import Image
 from orchestrator.model.plan import Plan
 from orchestrator.resources import configuration, cores, disk, memory, nic
-from orchestrator.resources.xml import QEMU, element
+from orchestrator.resources.xml import QEMU, element, to_text
 from orchestrator.values import CpuSet
 
 # Default devices of a q35 machine that guests do not need, by QEMU's switches (`qemu-system-x86_64 -M q35,help`).
@@ -75,7 +74,7 @@ def build_domain(
         _without_capabilities(),
         type="kvm",
     )
-    return etree.tostring(domain, pretty_print=True, encoding="unicode")
+    return to_text(domain)
 
 
 def boots_firmware(plan: Plan, image: Image) -> bool:
@@ -85,7 +84,7 @@ def boots_firmware(plan: Plan, image: Image) -> bool:
 
 def _boot(
     plan: Plan, image: Image, cmdline: Iterable[str], seeded_initrd: Path | None, *, has_credentials: bool, qboot: Path | None
-) -> etree._Element:
+) -> Element:
     parts = [element("type", "hvm", arch="x86_64", machine="q35")]
     if not boots_firmware(plan, image):
         if qboot and not has_credentials:
@@ -96,7 +95,7 @@ def _boot(
     return element("os", *parts, *((element("smbios", mode="sysinfo"),) if has_credentials else ()))
 
 
-def _features() -> etree._Element:
+def _features() -> Element:
     return element(
         "features",
         element("acpi"),
@@ -109,7 +108,7 @@ def _features() -> etree._Element:
     )
 
 
-def _cpu(plan: Plan) -> etree._Element:
+def _cpu(plan: Plan) -> Element:
     """The guest sees its cores and their SMT threads: a scheduler that does not know the siblings slows them down."""
     return element(
         "cpu",
@@ -122,7 +121,7 @@ def _cpu(plan: Plan) -> etree._Element:
     )
 
 
-def _clock() -> etree._Element:
+def _clock() -> Element:
     # kvmclock: without it a guest falls back to the ACPI timer, each read of which is a VM exit (measured: four times the exits).
     return element(
         "clock",
@@ -132,7 +131,7 @@ def _clock() -> etree._Element:
     )
 
 
-def _devices(plan: Plan, log: Path, *, boot: bool) -> etree._Element:
+def _devices(plan: Plan, log: Path, *, boot: bool) -> Element:
     return element(
         "devices",
         element("controller", type="usb", model="none"),
@@ -144,7 +143,7 @@ def _devices(plan: Plan, log: Path, *, boot: bool) -> etree._Element:
     )
 
 
-def _machine_options(*, firmware: bool) -> etree._Element:
+def _machine_options(*, firmware: bool) -> Element:
     """A second -machine extends the one that libvirt writes."""
     words = ["-machine", ",".join(f"{device}=off" for device in _ABSENT if not firmware or device not in _FIRMWARE_DEVICES)]
     for name in _ABSENT_PROPERTIES:
@@ -152,7 +151,7 @@ def _machine_options(*, firmware: bool) -> etree._Element:
     return element(f"{{{QEMU}}}commandline", *(element(f"{{{QEMU}}}arg", value=word) for word in words))
 
 
-def _without_capabilities() -> etree._Element:
+def _without_capabilities() -> Element:
     """With this capability of QEMU libvirt reads each of the vCPU's 460 properties by a command of its own (libvirt 11.3,
     qemuProcessFetchGuestCPU). Without it, it reads the same features as words of CPUID, by three commands.
     """

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 
-from orchestrator import __version__
 from orchestrator.api.backend import Backend, GuestService, Records
 from orchestrator.api.console_feed import ConsoleFeed
 from orchestrator.api.dispatch import Dispatcher
 from orchestrator.api.event_stream import EventStream
-from orchestrator.api.fastapi_import import FastAPI
 from orchestrator.api.guard import Guard
 from orchestrator.api.identity import IdentityMap
 from orchestrator.api.openapi import build_document
@@ -51,26 +49,12 @@ class Api:
 
         self.stream = EventStream(service.last_event, partial(service.wait_events, MANAGER), read_events, Workers(4))
         self.consoles = ConsoleFeed()
-        app = build_app(Backend(service, audit, metrics, read_events, self.stream, records, self.consoles))
+        describe = cache(partial(build_document, ROUTES))
+        backend = Backend(service, audit, metrics, read_events, self.stream, records, self.consoles, describe)
         table = RouteTable(ROUTES)
-        self.app = Guard(Dispatcher(app, table), identities, limits or LimitConfig(), table)
+        self.app = Guard(Dispatcher(backend, ROUTES, table), identities, limits or LimitConfig(), table)
 
     def close(self) -> None:
         """Ends the responses that have no end of their own."""
         self.stream.close()
         self.consoles.close()
-
-
-def build_app(backend: Backend) -> FastAPI:
-    """The operations as FastAPI describes them. It serves none: `dispatch` does."""
-    app = FastAPI(
-        title="NoHype system manager", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
-        openapi_url=None, generate_unique_id_function=lambda route: route.name,
-    )  # fmt: skip
-    app.state.backend = backend
-    app.openapi = lambda: build_document(app, ROUTES)  # type: ignore[method-assign]
-    for route in ROUTES:
-        app.add_api_route(
-            route.path, route.endpoint, methods=[route.method], status_code=route.status, include_in_schema=route.documented
-        )
-    return app

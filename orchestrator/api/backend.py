@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator.api.console_feed import ConsoleFeed
 from orchestrator.api.event_stream import EventStream
-from orchestrator.api.fastapi_import import Depends, Request
+from orchestrator.api.parameters import Depends
 from orchestrator.api.workers import WorkersPerClient
 from orchestrator.errors import Stale
 from orchestrator.guests.service import GuestService
@@ -45,6 +46,7 @@ class Backend:
     stream: EventStream
     records: Records | None = None  # as in Api
     consoles: ConsoleFeed = field(default_factory=ConsoleFeed)
+    describe: Callable[[], Mapping[str, object]] = dict  # the OpenAPI document
     quick: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(32))
     changes: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))
     ends: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(64))
@@ -74,7 +76,7 @@ async def answer_plain(workers: WorkersPerClient, caller: Identity, read: Callab
 
 
 async def _find_backend(request: Request) -> Backend:
-    backend: Backend = request.app.state.backend
+    backend: Backend = request.state.backend
     return backend
 
 

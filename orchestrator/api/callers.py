@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from orchestrator.api.fastapi_import import Depends, Request
+from starlette.requests import Request
+
+from orchestrator.api.parameters import Depends
 from orchestrator.errors import Forbidden
 from orchestrator.model.access import Identity, Role
 

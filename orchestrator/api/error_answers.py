@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from orchestrator.api.fastapi_import import Request, RequestValidationError
+from orchestrator.api.parameters import InvalidInput
 from orchestrator.client.problems import MEDIA_TYPE, WrongMethod, build_headers, build_problem
 from orchestrator.errors import ImageError, NotFound, OrchestratorError, RequestError
 from orchestrator.model.access import Identity, Role
@@ -35,7 +36,7 @@ def answer_error(request: Request, error: OrchestratorError) -> Response:
     return answer
 
 
-def answer_invalid(error: RequestValidationError) -> Response:
+def answer_invalid(error: InvalidInput) -> Response:
     # Names of fields come from the client.
     return _problem(RequestError("invalid request: " + _printable(describe(error)[:_LONGEST_DETAIL])))
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator
+from starlette.requests import Request
 
-from orchestrator.api.fastapi_import import Depends, Header, Request
+from orchestrator.api.parameters import NO_BODY, Call, Depends, Header, Parameter
 from orchestrator.errors import RequestError
 
-NO_BODY: Any = object()
-"""In ``scope["state"]["body"]``: the request has no body."""
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
 # As the manager writes them: tags are compared character by character (RFC 9110 8.8.3.2), so "03" differs from "3".
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -89,9 +89,8 @@ class Known:
     body: bool
 
 
-def find_known(dependant: Any) -> Known:
-    """From FastAPI's Dependant."""
-    return Known(_names(dependant, "query_params"), _names(dependant, "header_params"), bool(dependant.body_params))
+def find_known(call: Call) -> Known:
+    return Known(_names(call, lambda one: one.query), _names(call, lambda one: one.headers), call.body is not None)
 
 
 def reject_unknown_input(request: Request, known: Known) -> None:
@@ -116,6 +115,6 @@ def _check_query(request: Request, known: frozenset[str]) -> None:
             raise RequestError(f"query parameter {name!r} is given {count} times", "give it once")
 
 
-def _names(dependant: Any, kind: str) -> frozenset[str]:
-    own = (field.alias.lower() for field in getattr(dependant, kind))
-    return frozenset(own).union(*(_names(one, kind) for one in dependant.dependencies))
+def _names(call: Call, choose: Callable[[Call], tuple[Parameter, ...]]) -> frozenset[str]:
+    own = (parameter.alias.lower() for parameter in choose(call))
+    return frozenset(own).union(*(_names(one, choose) for _, one in call.needs))

@@ -16,9 +16,9 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.api.body import ClientDisconnected, check_media_type, parse_json, read_body
-from orchestrator.api.fields import NO_BODY
 from orchestrator.api.identity import IdentityMap, Peer, identify
 from orchestrator.api.limits import Admission, RateLimiter, name_client
+from orchestrator.api.parameters import NO_BODY
 from orchestrator.api.routing import RouteTable
 from orchestrator.client.problems import MEDIA_TYPE, CrossSite, InternalError, build_headers, build_problem
 from orchestrator.config import LimitConfig

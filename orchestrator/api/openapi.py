@@ -5,13 +5,10 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from orchestrator.api.routing import Route
 from orchestrator.client.problems import MEDIA_TYPE, STATUS
-
-if TYPE_CHECKING:
-    from orchestrator.api.fastapi_import import FastAPI
 
 _ALWAYS = ("bad-request", "unauthorized", "forbidden", "too-large", "media-type", "too-many", "internal")
 
@@ -25,12 +22,12 @@ _PLAIN: dict[Any, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def build_document(app: FastAPI, routes: Iterable[Route]) -> dict[str, Any]:
-    """Built once per application."""
-    if app.openapi_schema:
-        return app.openapi_schema
-    from fastapi.openapi.utils import get_openapi
+def build_document(routes: Iterable[Route]) -> dict[str, Any]:
+    """Imports FastAPI, which nothing else uses."""
+    from orchestrator.api.fastapi_import import build_app, get_openapi
 
+    routes = tuple(routes)
+    app = build_app(routes)
     document = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
@@ -45,7 +42,6 @@ def build_document(app: FastAPI, routes: Iterable[Route]) -> dict[str, Any]:
     }
     # The empty one: over the Unix socket the kernel identifies the caller.
     document["security"] = [{"token": []}, {"certificate": []}, {}]
-    app.openapi_schema = document
     return document
 
 

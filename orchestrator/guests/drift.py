@@ -67,7 +67,7 @@ class DriftDetector:
         findings += remaining
         if offline := find_offline(self._host, plan):
             findings = (f"CPUs {offline} are offline", *findings)
-        if self._hypervisor.is_paused(plan.uuid):
+        if running.paused:
             findings = ("suspended", *findings)
         if pinning:
             restore_pinning(self._hypervisor, plan, housekeeping, running)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from errno import EBUSY, EEXIST, EINVAL, ENOENT, EPERM
+from functools import lru_cache
 
 from orchestrator.errors import HostError
 from orchestrator.host.histogram import INSTANCE, TRACING, Histogram, begin_counter, end_counter, is_counted, read_histogram
@@ -103,7 +104,8 @@ def name_reason(reason: int, names: Mapping[int, str]) -> str:
     return f"{names[plain]} (failed entry)" if plain in names and plain < 1 << 16 else f"reason {reason:#x}"
 
 
-def parse_reasons(text: str) -> tuple[dict[int, str], dict[int, str]]:
+@lru_cache(maxsize=1)  # the same text as long as the kernel runs; read several times per minute
+def parse_reasons(text: str) -> tuple[Mapping[int, str], Mapping[int, str]]:
     """The names for VMX and for SVM. Raises HostError if the format has not these two tables (arch/x86/kvm/trace.h)."""
     tables = {expression.strip(): body for expression, body in _SYMBOLS.findall(text)}
     if set(tables) != {"& 0xffff", ""}:

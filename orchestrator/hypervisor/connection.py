@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
+from xml.etree import ElementTree
 
 import libvirt
-from lxml import etree
 
 from orchestrator.errors import HypervisorError, NotFound, RequestError
 from orchestrator.hypervisor.counters import read_exits
@@ -48,6 +48,7 @@ class Hypervisor:
         self._connection: Any = None
         self._ends: EndWatch | None = None
         self._lock = threading.Lock()
+        self._listed: tuple[Any, dict[UUID, Any]] = (None, {})  # running domains as last listed, and the connection of that call
         # libvirt prints each error on stderr unless a handler takes it; ours arrive as exceptions anyway.
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
@@ -62,10 +63,9 @@ class Hypervisor:
     def is_paused(self, uuid: UUID) -> bool:
         """False for a guest that has ended."""
         try:
-            state, _ = self._with_domain(uuid, f"read the state of guest {uuid}", lambda domain: domain.state())
+            return self._with_domain(uuid, f"read the state of guest {uuid}", _is_paused)
         except NotFound:
             return False
-        return bool(state == libvirt.VIR_DOMAIN_PAUSED)
 
     def pause(self, uuid: UUID) -> None:
         """Stops the vCPUs; no-op if they are stopped. Raises NotFound if the guest has ended."""
@@ -142,8 +142,10 @@ class Hypervisor:
         return self._with_domain(uuid, f"find the console of guest {uuid}", read_console)
 
     def read_pinning(self, uuid: UUID) -> Pinning:
-        """Reads pinning and passed-through devices: two libvirt calls, no QMP (`read_guest` takes five)."""
-        return self._with_domain(uuid, f"read the pinning of guest {uuid}", read_pinning)
+        """Reads pinning, passed-through devices and whether the guest is paused: two libvirt calls, no QMP (`read_guest` takes
+        five).
+        """
+        return self._with_domain(uuid, f"read the pinning of guest {uuid}", _read_pinning, listed=True)
 
     def read_text(self, uuid: UUID) -> DomainText:
         return self._with_domain(uuid, f"read the XML of guest {uuid}", read_text)
@@ -171,15 +173,24 @@ class Hypervisor:
 
     def _list(self, flags: int = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE) -> dict[UUID, str]:
         def read(connection: Any) -> dict[UUID, str]:
-            domains = connection.listAllDomains(flags)
-            return {UUID(domain.UUIDString()): domain.name() for domain in domains}
+            domains = {UUID(domain.UUIDString()): domain for domain in connection.listAllDomains(flags)}
+            if flags == libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE:
+                self._listed = connection, domains
+            return {uuid: domain.name() for uuid, domain in domains.items()}
 
         return self._with_connection("list guests", read)
 
-    def _with_domain(self, uuid: UUID, what: str, use: Callable[[Any], _Result]) -> _Result:
-        # By id only: another guest can have the name by now.
+    def _with_domain(self, uuid: UUID, what: str, use: Callable[[Any], _Result], *, listed: bool = False) -> _Result:
+        """``listed``: saves a call if the domain was listed before. libvirt finds it by its id; only its name may be old."""
+
+        def find(connection: Any) -> Any:
+            lister, domains = self._listed
+            known = domains.get(uuid) if listed and lister is connection else None
+            # By id only: another guest can have the name by now.
+            return known or connection.lookupByUUIDString(str(uuid))
+
         try:
-            return self._with_connection(what, lambda connection: use(connection.lookupByUUIDString(str(uuid))))
+            return self._with_connection(what, lambda connection: use(find(connection)))
         except HypervisorError as error:
             if error.number in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
                 raise NotFound(f"guest {uuid} is not running", "`nohype guest list` shows running guests") from None
@@ -190,7 +201,7 @@ class Hypervisor:
             return use(self._connect())
         except libvirt.libvirtError as error:
             raise HypervisorError(f"cannot {what}: {error.get_error_message()}", _hint(error), error.get_error_code()) from None
-        except (AttributeError, KeyError, TypeError, ValueError, RequestError, etree.XMLSyntaxError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RequestError, ElementTree.ParseError) as error:
             # Domains that were started outside the manager can have elements and values that are not known here.
             raise HypervisorError(f"cannot {what}: cannot parse the reply of libvirt or QEMU: {error}") from None
 
@@ -212,6 +223,15 @@ class Hypervisor:
                 connection.close()
                 raise
         return connection
+
+
+def _is_paused(domain: Any) -> bool:
+    state, _ = domain.state()
+    return bool(state == libvirt.VIR_DOMAIN_PAUSED)
+
+
+def _read_pinning(domain: Any) -> Pinning:
+    return replace(read_pinning(domain), paused=_is_paused(domain))
 
 
 def _cpu_map(domain: Any, cpus: CpuSet) -> tuple[bool, ...]:

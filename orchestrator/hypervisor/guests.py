@@ -10,9 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+from xml.etree import ElementTree
 
 import libvirt_qemu
-from lxml import etree
 
 from orchestrator.errors import HypervisorError
 from orchestrator.hypervisor.unmanaged import parse_cpuset
@@ -56,6 +56,7 @@ class Pinning:
     emulator_pin: CpuSet
     hostdevs: tuple[PciAddress, ...]
     interfaces: tuple[str, ...] = ()  # the host's network interfaces of emulated NICs
+    paused: bool = False  # known only if `Hypervisor.read_pinning` has read it
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def parse_pinning(tree: Any, vcpus: Sequence[int], count_cpus: Callable[[], int]
 def parse_nics(tree: Any) -> tuple[EmulatedNic, ...]:
     """All but passed-through ones (https://libvirt.org/formatdomain.html#network-interfaces)."""
     found = [interface for interface in tree.iterfind("devices/interface") if interface.get("type") != "hostdev"]
-    return tuple(EmulatedNic(one.xpath("string(target/@dev)"), one.xpath("string(mac/@address)")) for one in found)
+    return tuple(EmulatedNic(_find_attribute(one, "target", "dev"), _find_attribute(one, "mac", "address")) for one in found)
 
 
 def parse_disks(tree: Any) -> tuple[str, ...]:
@@ -126,12 +127,18 @@ def parse_targets(tree: Any) -> tuple[str, ...]:
     return tuple(word.removeprefix(TARGET_WORD) for word in words if word.startswith(TARGET_WORD))
 
 
+def _find_attribute(tree: Any, child: str, name: str) -> str:
+    """Empty without the child or its attribute."""
+    found = tree.find(child)
+    return "" if found is None else str(found.get(name, ""))
+
+
 def _read_address(source: Any) -> PciAddress:
     return PciAddress(*(int(source.get(part), 16) for part in ("domain", "bus", "slot", "function")))
 
 
 def read_guest(domain: Any) -> RunningGuest:
-    tree: Any = etree.fromstring(domain.XMLDesc().encode())
+    tree: Any = ElementTree.fromstring(domain.XMLDesc().encode())
     threads = json.loads(_monitor(domain, json.dumps({"execute": "query-cpus-fast"})))["return"]
     pinning = _parse_pinning(domain, tree, [cpu["cpu-index"] for cpu in threads])
     nodeset = tree.find("numatune/memory")
@@ -164,14 +171,14 @@ class DomainText:
 
 def read_text(domain: Any) -> DomainText:
     xml = str(domain.XMLDesc())
-    system: Any = etree.fromstring(xml.encode()).find("os")
+    system: Any = ElementTree.fromstring(xml.encode()).find("os")
     # libvirt.org/formatdomain.html#direct-kernel-boot and #bios-bootloader
     found = [(role, system.findtext(role)) for role in ("loader", "kernel", "initrd", "dtb")]
     return DomainText(xml, tuple((role, path) for role, path in found if path and path.startswith("/")))
 
 
 def read_pinning(domain: Any) -> Pinning:
-    tree: Any = etree.fromstring(domain.XMLDesc().encode())
+    tree: Any = ElementTree.fromstring(domain.XMLDesc().encode())
     # `current` is present if fewer vCPUs are plugged in than the maximum (libvirt.org/formatdomain.html#cpu-allocation).
     vcpus = tree.find("vcpu")
     return _parse_pinning(domain, tree, range(int(vcpus.get("current", vcpus.text))))
@@ -179,10 +186,10 @@ def read_pinning(domain: Any) -> Pinning:
 
 def read_console(domain: Any) -> SerialConsole:
     # libvirt.org/formatdomain.html#consoles-serial-parallel-channel-devices
-    serial: Any = etree.fromstring(domain.XMLDesc().encode()).find("devices/serial[@type='pty']")
+    serial: Any = ElementTree.fromstring(domain.XMLDesc().encode()).find("devices/serial[@type='pty']")
     if serial is None:
         return SerialConsole(None, None)
-    pty, log = serial.xpath("string(source/@path)"), serial.xpath("string(log/@file)")
+    pty, log = _find_attribute(serial, "source", "path"), _find_attribute(serial, "log", "file")
     return SerialConsole(Path(pty) if pty else None, Path(log) if log else None)
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
-
-from lxml import etree
+from xml.etree import ElementTree
 
 from orchestrator.errors import RequestError
 from orchestrator.values import CpuSet, PciAddress, Size
@@ -47,8 +46,8 @@ class Unmanaged:
 
 def parse_unmanaged(domain: Unmanaged, xml: str) -> Unmanaged:
     try:
-        tree: Any = etree.fromstring(xml.encode())
-    except (etree.XMLSyntaxError, ValueError) as error:
+        tree: Any = ElementTree.fromstring(xml.encode())
+    except (ElementTree.ParseError, ValueError) as error:
         return replace(domain, problem=f"its XML cannot be parsed: {error}")
     problems: list[str] = []
     pins = [element.get("cpuset") for path in _PINS for element in tree.iterfind(path) if element.get("cpuset")]
@@ -87,7 +86,8 @@ def _parse_functions(tree: Any, problems: list[str]) -> Iterator[PciAddress]:
                 parts = (source.get("domain", "0"), source.get("bus"), source.get("slot"), source.get("function", "0"))
                 yield PciAddress(*(int(part, 0) for part in parts))
             except (TypeError, ValueError):
-                problems.append(f"cannot parse the PCI address {etree.tostring(source, encoding='unicode').strip()}")
+                shown = ElementTree.tostring(source, encoding="unicode").strip()
+                problems.append(f"cannot parse the PCI address {shown}")
 
 
 _UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -97,7 +97,7 @@ CpuField = Annotated[str, AfterValidator(check_cpus)]
 
 
 class ValidationFailure(Protocol):
-    """pydantic's ValidationError or FastAPI's RequestValidationError."""
+    """pydantic's ValidationError, or the API's InvalidInput."""
 
     def errors(self) -> Sequence[Any]:
         """One mapping per finding, with ``loc`` and ``msg``."""

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
-
-from lxml import etree
+from xml.etree.ElementTree import Element
 
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
@@ -73,7 +72,7 @@ class WriteInitrd:
             raise HostError(f"cannot remove {path}", _HINT, error.errno or 0) from None
 
 
-def build_sysinfo(credentials: Mapping[str, str]) -> etree._Element:
+def build_sysinfo(credentials: Mapping[str, str]) -> Element:
     """SMBIOS strings of type 11, in the form that systemd reads (systemd.system-credentials(7)).
 
     In base64: a string of SMBIOS ends at a zero byte, and cannot be empty.

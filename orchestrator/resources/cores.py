@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from errno import ENOENT, ESRCH
 from typing import ClassVar
-
-from lxml import etree
+from xml.etree.ElementTree import Element
 
 from orchestrator.errors import HostError
 from orchestrator.host.cgroups import read_cgroup
@@ -221,7 +220,7 @@ def restore_pinning(hypervisor: Hypervisor, plan: Plan, housekeeping: CpuSet, ru
         hypervisor.pin_emulator(plan.uuid, housekeeping)
 
 
-def build_pinning(plan: Plan, housekeeping: CpuSet) -> etree._Element:
+def build_pinning(plan: Plan, housekeeping: CpuSet) -> Element:
     return element(
         "cputune",
         *(element("vcpupin", vcpu=str(vcpu), cpuset=str(cpu)) for vcpu, cpu in enumerate(plan.cpus)),

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
-
-from lxml import etree
+from xml.etree.ElementTree import Element
 
 from orchestrator.errors import Conflict, HostError
 from orchestrator.host.block import BlockProgress, Report
@@ -295,13 +294,13 @@ def find_still_bound(host: HostRoot, plan: Plan) -> tuple[str, ...]:
     return tuple(f"disk {disk} is still bound to {VFIO}" for disk, driver in find_drivers(host, plan).items() if driver == VFIO)
 
 
-def build_disks(plan: Plan, *, boot: bool) -> list[etree._Element]:
+def build_disks(plan: Plan, *, boot: bool) -> list[Element]:
     """``boot``: the guest's firmware boots from the first disk."""
     shown = [(number, disk) for number, disk in enumerate(plan.disks) if not disk.target]
     return [_build_disk(disk, number, boot=boot and not number) for number, disk in shown]
 
 
-def _build_disk(disk: DiskPlan, number: int, *, boot: bool) -> etree._Element:
+def _build_disk(disk: DiskPlan, number: int, *, boot: bool) -> Element:
     """managed='no': binding to vfio-pci and back is a step with its own undo."""
     order = [element("boot", order="1")] if boot else []
     guest_address = element(

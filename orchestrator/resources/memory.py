@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
-
-from lxml import etree
+from xml.etree.ElementTree import Element
 
 from orchestrator.errors import HostError
 from orchestrator.host.hugepages import find_pool
@@ -123,11 +122,11 @@ def _count_used_by_guests(guest: GuestContext) -> int:
     return used + sum(-(-size // plan.page_size.bytes) for size in sizes)
 
 
-def build_placement(plan: Plan) -> etree._Element:
+def build_placement(plan: Plan) -> Element:
     return element("numatune", element("memory", mode="strict", nodeset=str(plan.node)))
 
 
-def build_backing(plan: Plan) -> etree._Element:
+def build_backing(plan: Plan) -> Element:
     return element(
         "memoryBacking",
         element("hugepages", element("page", size=str(plan.page_size.kib), unit="KiB")),

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
-
-from lxml import etree
+from xml.etree.ElementTree import Element
 
 from orchestrator.errors import Conflict, HostError
 from orchestrator.host.iommu import check_alone
@@ -269,7 +268,7 @@ def find_still_bound(host: HostRoot, plan: Plan) -> tuple[str, ...]:
     return tuple(f"VF {vf} is still bound to {VFIO}" for vf, driver in find_drivers(host, plan).items() if driver == VFIO)
 
 
-def build_nics(plan: Plan) -> list[etree._Element]:
+def build_nics(plan: Plan) -> list[Element]:
     parts = []
     for slot, nic in enumerate(plan.nics, _FIRST_SLOT):
         # On the root bus, as an integrated endpoint: no emulated root port is needed, and libvirt adds no spare one.
@@ -278,7 +277,7 @@ def build_nics(plan: Plan) -> list[etree._Element]:
     return parts
 
 
-def _build_hostdev(address: PciAddress, guest_address: etree._Element) -> etree._Element:
+def _build_hostdev(address: PciAddress, guest_address: Element) -> Element:
     """managed='no': binding to vfio-pci and back is a step with its own undo."""
     source = element(
         "address",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
-
-from lxml import etree
+from xml.etree.ElementTree import Element
 
 from orchestrator.errors import HostError
 from orchestrator.host.edge import SOFTWARE, Tap
@@ -103,7 +102,7 @@ def diff_interfaces(plan: Plan, running: Iterable[str]) -> tuple[str, ...]:
     return () if found == expected else (f"network interfaces: {_join(found)}, expected {_join(expected)}",)
 
 
-def build_interface(nic: NicPlan, guest_address: etree._Element) -> etree._Element:
+def build_interface(nic: NicPlan, guest_address: Element) -> Element:
     """managed='no': creating and removing the tap is a step with its own undo, and libvirt changes nothing of it."""
     return element(
         "interface",

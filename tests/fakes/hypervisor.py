@@ -212,7 +212,7 @@ class FakeHypervisor:
 
     def read_pinning(self, uuid: UUID) -> Pinning:
         """See Hypervisor."""
-        return self.read_guest(uuid).pinning
+        return replace(self.read_guest(uuid).pinning, paused=self.is_paused(uuid))
 
     def read_exits(self, uuid: UUID) -> tuple[dict[str, int], ...]:
         """See Hypervisor."""

@@ -37,7 +37,7 @@ class NetworkWorld(World):
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("networks")
     with serve(folder, NETWORK_SETTINGS, world=NetworkWorld(folder / "world")) as served:
-        open_to_all(served)
+        open_to_all(served.path)
         yield served
 
 

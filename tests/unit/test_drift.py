@@ -121,6 +121,9 @@ class FakeDomain:
     def connect(self) -> FakeDomain:
         return self
 
+    def state(self) -> tuple[int, int]:
+        return libvirt.VIR_DOMAIN_PAUSED, 0
+
     def getCPUMap(self) -> tuple[int, list[bool], int]:
         return 8, [True] * 8, 8
 
@@ -147,7 +150,7 @@ HOSTDEV = f"<devices><hostdev type='pci'><source>{ADDRESS}</source></hostdev></d
 def test_bounds_as_libvirt_says_them(inner: str, expected: Pinning, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = SimpleNamespace(isAlive=lambda: True, lookupByUUIDString=lambda _uuid: FakeDomain(inner))
     monkeypatch.setattr(libvirt, "open", lambda _uri: connection)
-    assert Hypervisor().read_pinning(PLAN.uuid) == expected
+    assert Hypervisor().read_pinning(PLAN.uuid) == replace(expected, paused=True)
 
 
 def thread(tid: int, cpus: str) -> Thread:

@@ -43,6 +43,10 @@ class Domain:
         self.check()
         return 1024
 
+    def state(self) -> tuple[int, int]:
+        self.check()
+        return libvirt.VIR_DOMAIN_RUNNING, 1
+
     def connect(self) -> Libvirt:
         return self._libvirtd
 
@@ -164,3 +168,32 @@ def test_error_of_a_running_guest_is_reported(libvirtd: Libvirt) -> None:
 def test_console_is_read_from_the_running_guest(libvirtd: Libvirt, devices: str, pty: str | None, log: str | None) -> None:
     libvirtd.devices = f"<devices>{devices}</devices>"
     assert Hypervisor().console(OLD) == SerialConsole(Path(pty) if pty else None, Path(log) if log else None)
+
+
+def test_pinning_of_a_listed_guest_needs_no_lookup(libvirtd: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice per guest and minute: each call wakes two threads."""
+    hypervisor = Hypervisor()
+    lookups: list[int] = []
+    libvirtd.on_lookup = lambda: lookups.append(1)
+    first = hypervisor.read_pinning(OLD)
+    assert len(lookups) == 1
+    hypervisor.running_uuids()
+    assert hypervisor.read_pinning(OLD) == first
+    assert len(lookups) == 1
+    replace_old(libvirtd)
+    with pytest.raises(NotFound, match=f"guest {OLD} is not running"):
+        hypervisor.read_pinning(OLD)
+
+
+def test_pinning_after_a_restart_of_libvirt_is_not_read_by_an_old_handle(
+    libvirtd: Libvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hypervisor = Hypervisor()
+    lookups: list[int] = []
+    hypervisor.running_uuids()
+    monkeypatch.setattr(libvirtd, "isAlive", lambda: False)
+    again = Libvirt()
+    again.on_lookup = lambda: lookups.append(1)
+    monkeypatch.setattr(libvirt, "open", lambda _uri: again)
+    hypervisor.read_pinning(OLD)
+    assert len(lookups) == 1

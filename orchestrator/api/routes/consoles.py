@@ -7,13 +7,14 @@ from typing import Annotated
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrator.api.backend import Served
 from orchestrator.api.callers import Caller, Writer
-from orchestrator.api.fastapi_import import Header, Query, Request
 from orchestrator.api.fields import Boolean, Integer
 from orchestrator.api.limits import Kind
+from orchestrator.api.parameters import Header, Query
 from orchestrator.api.routes.guests import Name
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.api.waits import FOREVER, may_last

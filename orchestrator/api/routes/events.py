@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Caller
-from orchestrator.api.fastapi_import import Header, Query, Request
 from orchestrator.api.fields import Integer
 from orchestrator.api.identity import IdentityMap, acts_for
 from orchestrator.api.limits import Kind
+from orchestrator.api.parameters import Header, Query
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.api.waits import FOREVER, may_last
 from orchestrator.client import shapes

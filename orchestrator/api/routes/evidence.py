@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator.api.backend import Records, Served, answer_plain
 from orchestrator.api.callers import HostReader
-from orchestrator.api.fastapi_import import Query, Request
 from orchestrator.api.fields import Integer
 from orchestrator.api.limits import Kind
+from orchestrator.api.parameters import Query
 from orchestrator.api.routes.host import Frames
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.api.waits import while_connected

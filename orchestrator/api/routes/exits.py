@@ -8,8 +8,8 @@ from starlette.responses import Response
 
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Caller, Writer
-from orchestrator.api.fastapi_import import Query
 from orchestrator.api.fields import IfMatch
+from orchestrator.api.parameters import Query
 from orchestrator.api.routes.guests import Name, answer_guest
 from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, Routes
 from orchestrator.client import shapes

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from orchestrator.api.backend import Backend, Served, answer_plain
 from orchestrator.api.callers import Caller, Writer
-from orchestrator.api.fastapi_import import Body, Path, Query, Request
 from orchestrator.api.fields import IfMatch, Number
 from orchestrator.api.limits import Kind
+from orchestrator.api.parameters import Body, Path, Query
 from orchestrator.api.routing import CHANGE_CODES, HOST_CODES, PLAN_CODES, Routes
 from orchestrator.api.waits import may_last, while_connected
 from orchestrator.client import shapes

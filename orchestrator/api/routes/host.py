@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from orchestrator import __version__
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Caller, HostReader
-from orchestrator.api.fastapi_import import Query, Request
 from orchestrator.api.fields import Integer
 from orchestrator.api.limits import Kind
+from orchestrator.api.parameters import Query
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.api.waits import while_connected
 from orchestrator.client import shapes
@@ -33,8 +34,8 @@ async def version(_caller: Caller) -> Response:
 
 
 @routes.add("GET", "/v1/openapi.json", dict[str, object], documented=False)
-async def openapi(backend: Served, request: Request, caller: Caller) -> Response:
-    return await answer_plain(backend.long, caller, request.app.openapi)
+async def openapi(backend: Served, caller: Caller) -> Response:
+    return await answer_plain(backend.long, caller, backend.describe)
 
 
 @routes.add("GET", "/v1/survey", shapes.Survey, HOST_CODES)

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Caller, Writer
-from orchestrator.api.fastapi_import import Path
+from orchestrator.api.parameters import Path
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.client import shapes
 from orchestrator.model.fields import NameField

@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Operator
-from orchestrator.api.fastapi_import import Path, Query
 from orchestrator.api.fields import Boolean
+from orchestrator.api.parameters import Path, Query
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.client import switch_shapes as shapes
 from orchestrator.model.fields import NameField

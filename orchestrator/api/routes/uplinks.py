@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import HostReader, Operator
-from orchestrator.api.fastapi_import import Path
+from orchestrator.api.parameters import Path
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.client import shapes
 from orchestrator.model.uplink_request import UplinkRequest
