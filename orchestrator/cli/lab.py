@@ -7,17 +7,21 @@ import shlex
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import click
 
+from orchestrator.cli.interrupts import handling_failures, raising_interrupted
 from orchestrator.cli.output import format_size, json_option, print_json, print_table
 from orchestrator.cli.progress import show_progress
 from orchestrator.cli.seconds import Seconds
 from orchestrator.errors import Conflict, NotFound
+from orchestrator.images.added_packages import check_package_names
 from orchestrator.lab import control
 from orchestrator.lab import lab as labs
 from orchestrator.lab.accel import AccelChoice
+from orchestrator.lab.job import FOLDER, Files, Server, job_lab, run_job
 from orchestrator.lab.paths import LabDir, list_folders, read_tail
 from orchestrator.lab.spec import DEFAULT_SPEC, load_spec, parse_lab_name, shipped_specs
 from orchestrator.lab.start import build_parts, start_lab
@@ -33,6 +37,10 @@ accel_option = click.option(
     "--accel", type=click.Choice([str(choice) for choice in AccelChoice]), default=str(AccelChoice.AUTO), show_default=True,
     help="tcg: emulation; kvm: nested virtualization; auto: kvm if a kernel boots under it, otherwise tcg.",
 )  # fmt: skip
+package_option = click.option(
+    "--package", "packages", multiple=True, metavar="NAME", help="Debian package to install, with its dependencies; repeatable."
+)
+_folder = click.Path(path_type=Path)
 
 
 @click.group()
@@ -45,14 +53,15 @@ def lab() -> None:
 
 @lab.command()
 @spec_option
-def build(*, spec_name: str) -> None:
+@package_option
+def build(*, spec_name: str, packages: tuple[str, ...]) -> None:
     """Build the emulator and the disk image of a lab.
 
-    Uses the cache if nothing has changed.
+    Uses the cache if nothing has changed. Images with --package are for `nohype lab run`.
     """
-    spec = load_spec(spec_name)
+    spec, names = load_spec(spec_name), check_package_names(packages)
     with show_progress() as timeline:
-        tools, image = build_parts(spec, timeline)
+        tools, image = build_parts(spec, timeline, names)
     click.echo(f"lab {spec.name}: root {image.root}, emulator from {tools}")
 
 
@@ -111,9 +120,41 @@ def execute(name: str | None, *, timeout: float | None, with_stdin: bool, comman
     command, or with 3 if the lab is lost.
     """
     lab = labs.find_lab(_resolve_lab_name(name))
-    line = command[0] if len(command) == 1 else shlex.join(command)
-    input: Any = sys.stdin.buffer if with_stdin else b""
-    return labs.execute(lab, line, timeout=timeout, input=input, stream=_print_stream).status
+    input = _input(with_stdin=with_stdin)
+    return labs.execute(lab, _as_line(command), timeout=timeout, input=input, stream=_print_stream).status
+
+
+@lab.command("run", context_settings={"allow_interspersed_args": False})
+@spec_option
+@accel_option
+@package_option
+@click.option("--copy", "folder", type=_folder, metavar="DIR",
+              help=f"Run the command in a copy of DIR ({FOLDER}), and copy changed and new files back.")  # fmt: skip
+@click.option("--output", type=_folder, metavar="DIR", help="Copy changed and new files to this directory instead.")
+@click.option("--timeout", type=Seconds(min=0, min_open=True), default=3600, show_default=True, metavar="SECONDS",
+              help="Stop the command after this long.")  # fmt: skip
+@click.option("--stdin", "with_stdin", is_flag=True, help="Pass standard input to the command.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(*, spec_name: str, accel: str, packages: tuple[str, ...], folder: Path | None, output: Path | None, timeout: float,
+        with_stdin: bool, command: tuple[str, ...]) -> int:  # fmt: skip
+    """Run COMMAND in a new lab, and remove the lab.
+
+    A single argument is passed to the shell as a line; several arguments are passed as words. Progress is printed on standard
+    error.
+
+    Exit status: that of the command; 124 if it was stopped after the timeout, 125 if `nohype` failed, 3 if the lab was lost,
+    128 + n after signal n. Files are copied back after any command, but not after a signal. The lab is removed in each case,
+    also if this program is killed.
+    """
+    if output and not folder:
+        raise click.UsageError("--output requires --copy")
+    with handling_failures():
+        server = Server(load_spec(spec_name), AccelChoice(accel), packages)
+        files = Files(folder, output or folder) if folder else None
+        line, input = _as_line(command), _input(with_stdin=with_stdin)
+        with show_progress() as timeline, raising_interrupted():
+            start = job_lab(server, timeline)
+            return run_job(start, line, timeline, files=files, timeout=timeout, input=input, stream=_print_stream)
 
 
 @lab.command()
@@ -178,6 +219,14 @@ def _resolve_lab_name(name: str | None) -> str:
     if not names:
         raise NotFound("no lab exists", "start one with `nohype lab up`")
     raise Conflict(f"several labs exist: {', '.join(names)}", "select one with NAME or --lab NAME")
+
+
+def _as_line(command: tuple[str, ...]) -> str:
+    return command[0] if len(command) == 1 else shlex.join(command)
+
+
+def _input(*, with_stdin: bool) -> bytes | IO[bytes]:
+    return sys.stdin.buffer if with_stdin else b""
 
 
 def _print_stream(name: str, data: bytes) -> None:

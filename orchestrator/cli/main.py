@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from orchestrator import __version__
-from orchestrator.cli.output import printable
+from orchestrator.cli.output import print_error
 from orchestrator.errors import LabLost, OrchestratorError, Unauthorized
 from orchestrator.evidence.document import EvidenceError
 from orchestrator.values import DEFAULT_SOCKET
@@ -125,10 +125,10 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except EvidenceError as error:
-        click.echo(f"nohype: {printable(str(error))}", err=True)
+        print_error(error)
         sys.exit(error.status)
     except OrchestratorError as error:
         if isinstance(error, Unauthorized):
             error.hint = f"{error.hint}; with nohype: --token-file FILE or NOHYPE_TOKEN, or --cert FILE --key FILE"
-        click.echo(f"nohype: {printable(str(error))}", err=True)
+        print_error(error)
         sys.exit(_LAB_LOST if isinstance(error, LabLost) else 1)

@@ -23,6 +23,10 @@ def say(text: str, *, nl: bool = True) -> None:
     click.echo(printable(text), nl=nl)
 
 
+def print_error(error: Exception) -> None:
+    click.echo(f"nohype: {printable(str(error))}", err=True)
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 

@@ -24,7 +24,7 @@ def _plain() -> Iterator[Callable[[Event], None]]:
     def report(event: Event) -> None:
         if event.kind is Kind.NOTE:
             click.echo(f"  {event.text}", err=True)
-        elif event.kind is not Kind.BEGIN:
+        elif event.kind in (Kind.END, Kind.FAILED):
             word = "" if event.kind is Kind.END else ": failed"
             click.echo(f"{event.stage}{word} ({event.seconds:.1f} s)", err=True)
 
@@ -58,6 +58,14 @@ def _live() -> Iterator[Callable[[Event], None]]:
     with Live(Current(), console=console, refresh_per_second=8, transient=True, redirect_stdout=False) as live:
 
         def report(event: Event) -> None:
+            if event.kind is Kind.PAUSE:
+                live.stop()
+            elif event.kind is Kind.RESUME:
+                live.start()
+            else:
+                show(event)
+
+        def show(event: Event) -> None:
             nonlocal note
             with lock:
                 if event.kind is Kind.BEGIN:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.errors import ImageError
 from orchestrator.host.run import run
-from orchestrator.images import debian
+from orchestrator.images import apt, debian
 from orchestrator.images.cache import Progress, build_cached, hash_inputs, remove_tree
 from orchestrator.images.debian_image import build_debian
 from orchestrator.images.description import INITRD, KERNEL, Description, Provenance, write_description
@@ -43,12 +43,12 @@ def build_image(
     if lock and isinstance(recipe, Recipe):
         raise ImageError(f"cannot build image {name} from a lock: its recipe is an initramfs", "omit --lock")
     locked = read_lock(lock) if lock else ()
-    key = hash_inputs(debian.SUITE, *layers, *_CODE, *([tools_source(recipes)] if recipe.tools else []))
+    key = hash_inputs(apt.SUITE, *layers, *_CODE, *([tools_source(recipes)] if recipe.tools else []))
 
     def build(folder: Path) -> None:
         image = folder / name
         image.mkdir()
-        if not locked and not debian.read_apt_settings().security:
+        if not locked and not apt.read_apt_settings().security:
             progress(f"image {name}: apt has no archive of security updates configured; the image is built without them")
         if isinstance(recipe, RootRecipe):
             description = build_debian(recipe, layers, image, cache, key=key, locked=locked, progress=progress)

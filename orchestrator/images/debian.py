@@ -1,4 +1,4 @@
-"""Debian root file systems built by mmdebstrap. The mirror is that of this machine's apt; it does not stay in a root."""
+"""Debian root file systems built by mmdebstrap. The mirror (`apt`) does not stay in a root."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from orchestrator.errors import ImageError
-from orchestrator.host.run import run
+from orchestrator.images.apt import KEYRING, SUITE, AptSettings, check_keyring, format_source, read_apt_settings
 from orchestrator.images.cache import locked
 from orchestrator.images.logged import run_logged
 
-SUITE = "trixie"
 BACKPORTS = f"{SUITE}-backports"
 
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_INDEX_FORMAT = "$(ORIGIN) $(LABEL) $(COMPONENT) $(CODENAME) $(REPO_URI)"
-_OPTION = re.compile(r'(Acquire::(?:https?::|Retries|Check-Valid-Until|Check-Date)\S*) "(.+)";')
 _EXTRACTED = "var/lib/dpkg/extracted"
 _INSTALLED = re.compile(r"Inst (\S+) (?:\[\S*\] )?\((\S+) ")
 _DEBS_LIMIT = 1 << 30  # bytes; a larger cache of packages is emptied
 
 # Own mount and PID namespaces, and death with the parent: no mount or process outlives the build.
-_CONTAINED = (
+CONTAINED = (
     "setpriv", "--pdeathsig", "KILL",
     "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
 )  # fmt: skip
@@ -34,7 +28,7 @@ _CONTAINED = (
 _OFFLINE = ("--net",)
 
 # Documentation would be a third of the image.
-_EXCLUDED = (
+EXCLUDED = (
     "/usr/share/doc/*",
     "/usr/share/man/*",
     "/usr/share/info/*",
@@ -45,53 +39,6 @@ _EXCLUDED = (
 
 # The machine's mirror and proxy do not belong in an image.
 _FORGET = 'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/* "$1"/etc/apt/apt.conf.d/99mmdebstrap'
-
-
-@dataclass(frozen=True)
-class AptSettings:
-    """Settings of this machine's apt: URIs of a Debian archive and of one of security updates, and lines for downloads."""
-
-    uri: str
-    options: tuple[str, ...]
-    security: str = ""  # empty: none is configured
-
-
-def read_apt_settings() -> AptSettings:
-    """Raises ImageError if apt has no Debian archive configured, and CommandError if apt is not installed."""
-    targets = run(["apt-get", "indextargets", "--format", _INDEX_FORMAT]).stdout
-    options = parse_apt_options(run(["apt-config", "dump"]).stdout)
-    return AptSettings(parse_archive_uri(targets), options, parse_security_uri(targets))
-
-
-def parse_archive_uri(targets: str) -> str:
-    """The first Debian archive in the output of ``apt-get indextargets``; one with SUITE is preferred.
-
-    Archives with other origins or labels, such as security archives, and backports lack most packages.
-    """
-    found: list[tuple[bool, str]] = []
-    for line in targets.splitlines():
-        words = line.rsplit(" ", 1)
-        match words[0].split(" ") if len(words) == 2 else []:
-            case ["Debian", "Debian", "main", codename] if not codename.endswith(("-backports", "-proposed-updates")):
-                found.append((codename.split("-")[0] == SUITE, words[1]))
-    if not found:
-        raise ImageError(
-            "apt has no Debian archive configured (origin Debian, component main)",
-            "run `apt-get update`; on another distribution, add a deb line for a Debian archive with "
-            f"[signed-by={_KEYRING}] (package debian-archive-keyring)",
-        )
-    return max(found, key=lambda item: item[0])[1]
-
-
-def parse_security_uri(targets: str) -> str:
-    """The first archive of security updates, of any release: it has those of all supported ones. Empty if there is none."""
-    lines = (line.split(" ", 4) for line in targets.splitlines())
-    return next((words[4] for words in lines if words[:3] == ["Debian", "Debian-Security", "main"] and len(words) == 5), "")
-
-
-def parse_apt_options(dump: str) -> tuple[str, ...]:
-    """The lines of ``apt-config dump`` for downloads: proxies, certificates, retries."""
-    return tuple(f'{match[1]} "{match[2]}";' for line in dump.splitlines() if (match := _OPTION.fullmatch(line.strip())))
 
 
 def make_root(
@@ -122,14 +69,12 @@ def make_root(
         if repository:
             argv = [*_OFFLINE, "--", *build_offline_mmdebstrap(target, packages, repository, variant=variant)]
         else:
-            if not _KEYRING.exists():
-                hint = "run `apt-get install debian-archive-keyring`"
-                raise ImageError(f"cannot verify packages: {_KEYRING} does not exist", hint)
+            check_keyring()
             _limit(debs)
             settings = read_apt_settings()
             argv = ["--", *build_mmdebstrap(settings, target, packages, debs, variant=variant, suites=suites, updates=updates)]
         run_logged(
-            [*_CONTAINED, *argv, *(_record_extracted(packages) if variant == "extract" else ())],
+            [*CONTAINED, *argv, *(_record_extracted(packages) if variant == "extract" else ())],
             task=f"cannot build a Debian {SUITE} root file system",
             program="mmdebstrap",
             log=log,
@@ -160,13 +105,13 @@ def build_mmdebstrap(
     # -n: files from the cache are not linked back
     keep = f"find {archives} -maxdepth 1 -name '*.deb' -exec cp -nl -t {kept} {{}} +"
     return [
-        *_common_arguments(packages, variant), f"--keyring={_KEYRING}",
+        *_common_arguments(packages, variant), f"--keyring={KEYRING}",
         *(f"--aptopt={option}" for option in (*settings.options, 'Acquire::Retries "3";', 'Acquire::Languages "none";')),
         # It would rank the suite above its own updates.
         *(() if updates else (f'--aptopt=APT::Default-Release "{suites[-1]}";',)),
         "--skip=essential/unlink",  # keeps the packages of the essential set for the cache
         f"--setup-hook={fill}", f"--extract-hook={keep}", f"--customize-hook={keep}", f"--customize-hook={_FORGET}",
-        SUITE, str(target), *(f"deb [signed-by={_KEYRING}] {uri} {suite} main" for uri, suite in sources),
+        SUITE, str(target), *(format_source(uri, suite) for uri, suite in sources),
     ]  # fmt: skip
 
 
@@ -182,7 +127,7 @@ def _common_arguments(packages: Sequence[str], variant: str) -> list[str]:
     return [
         "mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory", "--architectures=amd64",
         f"--include={','.join(packages)}",
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED), "--dpkgopt=force-unsafe-io",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED), "--dpkgopt=force-unsafe-io",
     ]  # fmt: skip
 
 

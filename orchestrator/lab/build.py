@@ -10,12 +10,14 @@ import importlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from orchestrator.errors import ImageError
 from orchestrator.host.run import run
-from orchestrator.images import debian, initramfs, wheels
+from orchestrator.images import added_packages, apt, debian, initramfs, wheels
+from orchestrator.images.added_packages import add_packages
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import Progress, build_cached, hash_inputs, remove_tree
 from orchestrator.images.initramfs import build_initramfs, find_kernel
@@ -29,7 +31,7 @@ from orchestrator.lab.spec import PAGE, LabImage, LabSpec
 # An emulated processor can lose an interrupt in QEMU before 10.2: helpers of SVM change a processor's pending interrupts without
 # the lock, while another thread may add one (qemu-devel, 29 August 2025, "treewide: clear bits of cs->interrupt_request with
 # cpu_reset_interrupt()"). A lab's CPU stopped once; this is the likely cause, but it could not be reproduced.
-_TOOLS_SUITES = (debian.SUITE, debian.BACKPORTS)
+_TOOLS_SUITES = (apt.SUITE, debian.BACKPORTS)
 
 # coreutils: the lab starts QEMU through env(1)
 _TOOLS = ("coreutils", "qemu-system-x86", "swtpm")
@@ -59,7 +61,7 @@ _DROPPED = (
 # crc32c_generic: ext4 requests it by the name of the algorithm, which modules.dep does not list
 _INITRD_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "qemu_fw_cfg", "virtio_net")
 _GUEST_IMAGE = "minimal"
-_FILE_SYSTEM = "2G"  # sparse
+_FILE_SYSTEM, _LARGE_FILE_SYSTEM = "2G", "6G"  # sparse
 
 # The lab has its own initramfs: this variable makes the kernel's hook build none.
 _NO_INITRD = {"INITRD": "No"}
@@ -92,12 +94,15 @@ def build_switch_tools(cache: Path, *, progress: Progress = lambda _: None) -> P
         log = cache / "log" / "switch-tools.log"
         debian.make_root(folder / "root", _SWITCH_TOOLS, cache=cache, log=log, variant="extract")
 
-    key = hash_inputs(debian.SUITE, _SWITCH_TOOLS, _code(debian.__file__))
+    key = hash_inputs(apt.SUITE, _SWITCH_TOOLS, _code(debian.__file__))
     return build_cached(cache, "switch-tools", key, build, progress=progress) / "root"
 
 
-def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -> LabImage:
-    """Builds the image of a lab host: Debian, libvirt, QEMU, this package, the guest image, and the host role applied."""
+def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None, *, packages: Sequence[str] = ()) -> LabImage:
+    """Builds the image of a lab host: Debian, libvirt, QEMU, this package, the guest image, and the host role applied.
+
+    ``packages`` are additional Debian packages. An image with them has a larger file system.
+    """
     _check_root()
     tree = wheels.source_tree()
     host = build_host(spec, tree, cache, progress=progress)
@@ -108,15 +113,26 @@ def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None) -
         root = folder / "root"
         progress(f"lab {spec.name}: installing the package")
         _copy_root(host, root)
+        if packages:
+            progress(f"lab {spec.name}: installing {', '.join(packages)}")
+            log = cache / "log" / f"packages-{spec.name}.log"
+            add_packages(root, packages, cache=cache, log=log, env=_NO_INITRD)
         # Applies only the part of the role that installs this package: a change of the sources costs seconds.
         variables = {**role_variables(spec), "nohype_wheelhouse": str(wheelhouse), "nohype_guest_images": guest_images}
         apply_role(tree, root, variables, log=cache / "log" / f"lab-{spec.name}.log", tags="nohype_install")
         progress(f"lab {spec.name}: packing the image")
-        _pack(tree, root, folder)
+        _pack(tree, root, folder, _LARGE_FILE_SYSTEM if packages else _FILE_SYSTEM)
         remove_tree(root)
 
-    key = hash_inputs(str(host), str(wheelhouse), _code(__file__, initramfs.__file__))
-    folder = build_cached(cache, f"lab-{spec.name}", key, build, progress=progress)
+    code = _code(__file__, initramfs.__file__)
+    if packages:
+        kind, key = (
+            f"lab-{spec.name}+packages",
+            hash_inputs(str(host), str(wheelhouse), packages, code, _code(added_packages.__file__)),
+        )
+    else:
+        kind, key = f"lab-{spec.name}", hash_inputs(str(host), str(wheelhouse), code)
+    folder = build_cached(cache, kind, key, build, progress=progress)
     return LabImage(
         kernel=folder / "vmlinuz",
         initrd=folder / "initrd",
@@ -159,7 +175,7 @@ def build_base(tree: Path, cache: Path, *, progress: Progress) -> Path:
             shutil.rmtree(root / "usr/lib/modules" / version / "kernel" / name, ignore_errors=True)
         run(["chroot", root, "depmod", version])
 
-    key = hash_inputs(debian.SUITE, packages, _DROPPED, _code(debian.__file__))
+    key = hash_inputs(apt.SUITE, packages, _DROPPED, _code(debian.__file__))
     return build_cached(cache, "base", key, build, progress=progress) / "root"
 
 
@@ -212,7 +228,7 @@ def _copy_root(source: Path, target: Path) -> None:
     run(["cp", "--archive", "--reflink=auto", source, target], timeout=600)
 
 
-def _pack(tree: Path, root: Path, folder: Path) -> None:
+def _pack(tree: Path, root: Path, folder: Path, size: str) -> None:
     _, kernel = find_kernel(root)
     shutil.copyfile(kernel, folder / "vmlinuz")
     build_initramfs(root, tree / "ansible/roles/nohype_lab/files/init", _INITRD_MODULES, folder / "initrd")
@@ -222,7 +238,7 @@ def _pack(tree: Path, root: Path, folder: Path) -> None:
     # No journal, no reserve: labs write to a snapshot that is discarded.
     argv = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-L", "nohype-lab"]
     run(
-        [*argv, "-d", root, folder / "root.raw", _FILE_SYSTEM],
+        [*argv, "-d", root, folder / "root.raw", size],
         timeout=600,
         env={"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from errno import EPERM
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from orchestrator.lab.accel import Accel
 from orchestrator.lab.emulator import read_record
 from orchestrator.lab.keeper import Channel, StartOrder
 from orchestrator.lab.lab import Lab, connect_lab, find_lab, format_lines
-from orchestrator.lab.paths import LabDir, LabState, find_state, is_locked, read_tail, remove, take_lock
+from orchestrator.lab.paths import LabDir, LabState, find_state, is_locked, list_folders, read_tail, remove, take_lock
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.qemu import THIS_MACHINE
 from orchestrator.lab.spec import LabImage, LabSpec, parse_lab_name
@@ -31,6 +34,7 @@ from orchestrator.waiting import wait_until
 
 SWITCH, UPLINK = "lab", "nic0"
 """The names that the manager of a lab has for the switch and for the lab's NIC."""
+BOOT_TIMEOUT = 300
 _REGISTER_TIMEOUT = 90
 _START_TIMEOUT = 90
 _STOP_TIMEOUT = 30
@@ -39,21 +43,21 @@ _LAST_MESSAGE = 2.0
 _POLL = 0.2
 
 
-def up(
-    name: str,
-    spec: LabSpec,
-    image: LabImage,
-    tools: Path,
-    accel: Accel,
-    timeline: Timeline,
-    *,
-    boot_timeout: float = 300,
-    switch_of: str = "",
-) -> Lab:
+@dataclass(frozen=True)
+class LabParts:
+    """What a lab is started from. ``tools`` is the root file system of `build.build_tools`."""
+
+    spec: LabSpec
+    image: LabImage
+    tools: Path
+    accel: Accel
+
+
+def up(name: str, parts: LabParts, timeline: Timeline, *, boot_timeout: float = BOOT_TIMEOUT, switch_of: str = "") -> Lab:
     """Starts a lab and waits until SSH works and, if the image has the manager, the manager runs.
 
-    After an error or interrupt nothing is left. ``tools`` is the root file system of ``build.build_tools``, ``switch_of`` the
-    lab whose switch this lab joins, empty for a switch of its own.
+    After an error or interrupt nothing is left. ``switch_of`` is the lab whose switch this lab joins, empty for a switch of its
+    own.
 
     Raises:
         Conflict: the lab is up or is being started.
@@ -61,9 +65,27 @@ def up(
         LabError: the lab did not start; with the tail of its console.
         LabLost: the emulator failed.
     """
+    _start(name, parts, timeline, boot_timeout, switch_of, attached=False).close()
+    return find_lab(name)
+
+
+@contextmanager
+def attached(
+    name: str, parts: LabParts, timeline: Timeline, *, boot_timeout: float = BOOT_TIMEOUT, switch_of: str = ""
+) -> Iterator[Lab]:
+    """A lab that is up during the block, as of `up`. It ends with this process, even if that is killed."""
+    channel = _start(name, parts, timeline, boot_timeout, switch_of, attached=True)
+    try:
+        yield find_lab(name)
+    finally:
+        channel.close()  # makes the keeper stop the lab
+        down(name)
+
+
+def _start(name: str, parts: LabParts, timeline: Timeline, boot_timeout: float, switch_of: str, *, attached: bool) -> Channel:
     folder, switch_of = LabDir(parse_lab_name(name)), parse_lab_name(switch_of or name)
     _check_root("start")
-    emulator = read_record(tools)
+    accel, emulator = parts.accel, read_record(parts.tools)
     if emulator and not accel.kvm and (warning := emulator.warning()):
         timeline.note(warning)
     lock = take_lock(folder)
@@ -72,8 +94,8 @@ def up(
     try:
         _remove_leftovers(folder)
         order = StartOrder(
-            spec=spec, image=image, tools=tools, kvm=accel.kvm, accel_reason=accel.reason, emulator=emulator,
-            switch=switch_of,
+            spec=parts.spec, image=parts.image, tools=parts.tools, kvm=accel.kvm, accel_reason=accel.reason, emulator=emulator,
+            switch=switch_of, attached=attached,
         )  # fmt: skip
         channel = _start_keeper(folder, lock)
     finally:
@@ -90,8 +112,7 @@ def up(
         with suppress(KeyboardInterrupt):
             _wait_unlocked(folder, _STOP_TIMEOUT)
         raise
-    channel.close()
-    return find_lab(name)
+    return channel
 
 
 def check_name_available(name: str) -> None:
@@ -125,6 +146,13 @@ def down(name: str, *, timeout: float = _STOP_TIMEOUT) -> bool:
     finally:
         os.close(lock)
     return True
+
+
+def remove_dead(pattern: re.Pattern[str]) -> None:
+    """Removes what killed labs have left, of those whose whole name matches. Requires root."""
+    for folder in list_folders():
+        if pattern.fullmatch(folder.name) and not is_locked(folder):
+            down(folder.name)
 
 
 def _start_keeper(folder: LabDir, lock: int) -> Channel:

@@ -1,7 +1,8 @@
 """The keeper process of a lab: creates the switch, starts QEMU, waits, and removes everything again.
 
-`up` starts it. The keeper stops the lab on SIGTERM, when QEMU exits, and when `up` exits before the lab is ready. If the keeper
-is killed, QEMU is killed with it and the kernel releases the lab's lock, which marks the leftovers as stale.
+`up` starts it. The keeper stops the lab on SIGTERM, when QEMU exits, and when `up` exits before the lab is ready; an attached lab
+also when the process that has started it exits. If the keeper is killed, QEMU is killed with it and the kernel releases the
+lab's lock, which marks the leftovers as stale.
 Usage: python -m orchestrator.lab.keeper NAME LOCK CHANNEL, where LOCK and CHANNEL are inherited descriptors.
 """
 
@@ -51,6 +52,7 @@ class StartOrder(BaseModel):
     accel_reason: str
     emulator: EmulatorRecord | None
     switch: str  # the lab whose switch this lab uses, or its own name
+    attached: bool  # stops when the sender of this order closes the channel, or exits
 
 
 class Channel:
@@ -135,7 +137,7 @@ class Keeper:
         )  # fmt: skip
         self._save(state)
         self._channel.send(running=True)
-        self._watch(process)
+        self._watch(process, attached=order.attached)
 
     def _start(self, order: StartOrder, undo: ExitStack) -> Any:
         folder = self._folder
@@ -210,7 +212,7 @@ class Keeper:
         if select.select([self._channel.fileno(), self._stop], [], [], 0)[0]:
             raise _Stopped
 
-    def _watch(self, process: Any) -> None:
+    def _watch(self, process: Any, *, attached: bool) -> None:
         """Returns when QEMU has exited, or when a stop was requested."""
         listening = True
         exited = os.pidfd_open(process.pid)
@@ -229,7 +231,7 @@ class Keeper:
                 if message is not None:
                     self._save(self._state, ready=True, timings=message["timings"])
                     self._channel.send(kept=True)
-                elif self._state and self._state.ready:
+                elif self._state and self._state.ready and not attached:
                     listening = False
                 else:
                     return

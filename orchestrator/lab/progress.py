@@ -14,6 +14,8 @@ class Kind(StrEnum):
     NOTE = "note"
     END = "end"
     FAILED = "failed"
+    PAUSE = "pause"  # another program writes to the terminal
+    RESUME = "resume"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,15 @@ class Timeline:
             self.timings[name] = round(self.timings.get(name, 0) + seconds, 2)
             self._stages.pop()
             self._report(Event(kind, name, seconds=seconds))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Outside of all stages, while another program writes to the terminal."""
+        self._report(Event(Kind.PAUSE, ""))
+        try:
+            yield
+        finally:
+            self._report(Event(Kind.RESUME, ""))
 
     def note(self, text: str) -> None:
         self._report(Event(Kind.NOTE, self._stages[-1] if self._stages else "", text))

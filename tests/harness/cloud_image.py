@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from textwrap import dedent
 
-from orchestrator.images import debian
+from orchestrator.images import apt, debian
 from orchestrator.images.cache import build_cached, hash_inputs, remove_tree
 from orchestrator.images.initramfs import find_kernel
 from tests.harness.disk_images import MB, make_fat
@@ -42,7 +42,7 @@ def build_cloud_image(cache: Path) -> Path:
         raw.unlink()
         remove_tree(root)
 
-    key = hash_inputs(debian.SUITE, Path(__file__), Path(__file__).with_name("grub.py"))
+    key = hash_inputs(apt.SUITE, Path(__file__), Path(__file__).with_name("grub.py"))
     return build_cached(cache, "test-cloud", key, build, progress=print, keep=1) / FILE
 
 

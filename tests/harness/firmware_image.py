@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from orchestrator.images import debian
+from orchestrator.images import apt, debian
 from orchestrator.images.cache import build_cached, hash_inputs, remove_tree
 from orchestrator.images.root_pack import run_from
 from orchestrator.images.store import Image
@@ -47,7 +47,7 @@ def build_firmware_image(image: Image, cache: Path) -> Path:
             path.unlink()
         remove_tree(root)
 
-    key = hash_inputs(debian.SUITE, image.hash, Path(__file__), Path(__file__).with_name("grub.py"))
+    key = hash_inputs(apt.SUITE, image.hash, Path(__file__), Path(__file__).with_name("grub.py"))
     return build_cached(cache, "test-firmware", key, build, progress=print, keep=1) / FILE
 
 

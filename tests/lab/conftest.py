@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import LabLost
-from orchestrator.lab import control
 from orchestrator.lab import lab as labs
 from orchestrator.lab.accel import AccelChoice
 from orchestrator.lab.demo import GUESTS, measure
 from orchestrator.lab.health import check_emulation
 from orchestrator.lab.progress import Event, Kind, Timeline
 from orchestrator.lab.spec import load_spec
-from orchestrator.lab.start import start_lab
+from orchestrator.lab.start import attached_lab
 from orchestrator.model.proof import Proof
 from orchestrator.ssh import Completed
 from tests.harness.lab_command import LabCommand
@@ -141,15 +140,14 @@ def own_lab(name: str, spec: str, *, switch_of: str = "") -> Iterator[LabHost]:
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
 
     def show(event: Event) -> None:
-        if event.kind is not Kind.BEGIN:
+        if event.kind in (Kind.NOTE, Kind.END, Kind.FAILED):
             print(f"{event.stage}: {event.text or f'{event.seconds:.1f} s'}", flush=True)
 
-    lab = start_lab(name, load_spec(spec), AccelChoice.AUTO, Timeline(show), switch_of=switch_of)
-    try:
-        with connected(lab) as found:
-            yield found
-    finally:
-        control.down(name)
+    with (
+        attached_lab(name, load_spec(spec), AccelChoice.AUTO, Timeline(show), switch_of=switch_of) as lab,
+        connected(lab) as found,
+    ):
+        yield found
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from tempfile import mkdtemp
 import pytest
 
 from orchestrator.host.run import run
+from orchestrator.images.apt import read_apt_settings
 from orchestrator.images.cache import cache_folder, remove_tree
-from orchestrator.images.debian import read_apt_settings
 from orchestrator.images.wheels import source_tree
 from orchestrator.lab.build import apply_role, build_host, build_lab, role_variables
 from orchestrator.lab.spec import LabImage, load_spec

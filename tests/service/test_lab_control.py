@@ -77,8 +77,12 @@ def name(tmp_path: Path) -> Iterator[str]:
 
 def start(name: str, tmp_path: Path, *, boot_timeout: float = 30, switch_of: str = "", spec: LabSpec = SPEC) -> labs.Lab:
     """Starts a lab whose tools root is this machine's own root."""
+    return control.up(name, parts(tmp_path, spec), Timeline(), boot_timeout=boot_timeout, switch_of=switch_of)
+
+
+def parts(tmp_path: Path, spec: LabSpec = SPEC) -> control.LabParts:
     image = LabImage(tmp_path / "vmlinuz", tmp_path / "initrd", tmp_path / "root.raw", "quiet")
-    return control.up(name, spec, image, Path("/"), EMULATED, Timeline(), boot_timeout=boot_timeout, switch_of=switch_of)
+    return control.LabParts(spec, image, Path("/"), EMULATED)
 
 
 def start_in_background(name: str, tmp_path: Path, *words: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""The source of packages, and the command line of mmdebstrap."""
+"""The command line of mmdebstrap."""
 
 from __future__ import annotations
 
@@ -6,72 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ImageError
-from orchestrator.images.debian import (
-    AptSettings,
-    build_mmdebstrap,
-    build_offline_mmdebstrap,
-    parse_apt_options,
-    parse_archive_uri,
-    parse_security_uri,
-    read_extracted,
-)
-
-TARGETS = """\
-Some Vendor vendor main stable http://vendor.invalid/
-Debian Debian main bookworm http://one.invalid/debian/
-Debian Debian main bookworm-updates http://one.invalid/debian/
-Debian Debian-Security main bookworm-security http://one.invalid/debian-security/
-Debian Backports main bookworm-backports http://one.invalid/debian/
-"""
-
-
-def test_archive_of_another_release_is_accepted() -> None:
-    assert parse_archive_uri(TARGETS) == "http://one.invalid/debian/"
-
-
-def test_archive_with_the_suite_is_preferred() -> None:
-    assert parse_archive_uri(TARGETS + "Debian Debian main trixie https://two.invalid/debian/\n") == "https://two.invalid/debian/"
-
-
-def test_local_mirror_lists_are_kept_as_they_are() -> None:
-    line = "Debian Debian main trixie mirror+file:/etc/apt/mirrors/debian.list"
-    assert parse_archive_uri(line) == "mirror+file:/etc/apt/mirrors/debian.list"
-
-
-@pytest.mark.parametrize(
-    "targets",
-    [
-        "",
-        "Debian Debian contrib trixie http://one.invalid/",
-        "Debian Debian-Security main trixie-security http://one.invalid/",
-        "Debian Debian main trixie-backports http://one.invalid/",
-        "Ubuntu Ubuntu main noble http://one.invalid/",
-    ],
-)
-def test_missing_archive_is_an_error_with_a_hint(targets: str) -> None:
-    with pytest.raises(ImageError, match="no Debian archive configured") as error:
-        parse_archive_uri(targets)
-    assert "apt-get update" in error.value.hint
-
-
-def test_only_download_options_are_used() -> None:
-    dump = """\
-Acquire "";
-Acquire::http::Proxy "http://proxy.invalid:3142";
-Acquire::http::Proxy::one.invalid "DIRECT";
-Acquire::https::CaInfo "/etc/ssl/private-ca.pem";
-Acquire::https "";
-Acquire::Retries "3";
-Acquire::Languages "none";
-APT::Install-Recommends "1";
-"""
-    assert parse_apt_options(dump) == (
-        'Acquire::http::Proxy "http://proxy.invalid:3142";',
-        'Acquire::http::Proxy::one.invalid "DIRECT";',
-        'Acquire::https::CaInfo "/etc/ssl/private-ca.pem";',
-        'Acquire::Retries "3";',
-    )
+from orchestrator.images.apt import AptSettings
+from orchestrator.images.debian import build_mmdebstrap, build_offline_mmdebstrap, read_extracted
 
 
 def test_command_line() -> None:
@@ -92,19 +28,6 @@ def test_last_suite_is_preferred() -> None:
     assert '--aptopt=APT::Default-Release "trixie-backports";' in words
     assert words[-4:-2] == ["trixie", "/target"]
     assert [word.split("] ")[1] for word in words[-2:]] == [f"http://one.invalid/ {suite} main" for suite in suites]
-
-
-@pytest.mark.parametrize(
-    ("targets", "found"),
-    [
-        (TARGETS, "http://one.invalid/debian-security/"),
-        ("Debian Debian main trixie http://one.invalid/", ""),
-        ("Debian Debian-Security contrib trixie-security http://one.invalid/", ""),
-        ("", ""),
-    ],
-)
-def test_security_archive_of_any_release_is_found(targets: str, found: str) -> None:
-    assert parse_security_uri(targets) == found
 
 
 @pytest.mark.parametrize("security", ["", "http://two.invalid/security/"])

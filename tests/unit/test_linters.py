@@ -17,7 +17,7 @@ TOOLS = {
     "ruff format": ["-m", "ruff", "format", "--check", "."],
     "mypy": ["-m", "mypy"],
     "codespell": ["-m", "codespell_lib", "."],
-    "yamllint": ["-m", "yamllint", "--strict", "ansible", ".yamllint", "ansible/.ansible-lint"],
+    "yamllint": ["-m", "yamllint", "--strict", "ansible", "examples", ".yamllint", "ansible/.ansible-lint"],
 }
 
 
