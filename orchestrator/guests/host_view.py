@@ -27,7 +27,7 @@ from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.model.uplink import Uplink
 from orchestrator.planning.capacity import count_pages, list_core_uses
 
-VIEW_AGE, SURVEY_AGE, DISK_USE_AGE = 1.0, 10.0, 300.0
+VIEW_AGE, SURVEY_AGE, DISK_USE_AGE = 0.5, 10.0, 300.0
 """Seconds for which a reading is used again. Examining the use of a disk opens it exclusively for a moment."""
 
 
