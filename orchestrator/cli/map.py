@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from shutil import get_terminal_size
 from string import ascii_lowercase, ascii_uppercase
 from textwrap import wrap
+from typing import TextIO
 
 import click
 
@@ -21,22 +22,30 @@ _INDENT, _BAR = 10, 20
 
 
 @click.command()
+@click.option("--svg", "file", type=click.File("w", encoding="utf-8", lazy=True), metavar="FILE",
+              help="Write a picture (SVG) to FILE, - for standard output, instead of text.")  # fmt: skip
 @client_option
-def map(*, client: Client) -> None:  # noqa: A001
+def map(*, file: TextIO | None, client: Client) -> None:  # noqa: A001
     """Draw the host, and which guest has what of it.
 
     Shows cores, huge pages, virtual functions and disks. One character is a CPU or a virtual function, and brackets hold the CPUs
     of a core. A letter is a guest, of which the last part has the names; a stopped guest keeps what it has. What no guest of the
     manager has is shown as free; other programs may use it.
     """
+    host = client.host()
+    if file is not None:
+        from orchestrator.cli.map_svg import draw_svg
+
+        file.write("".join(draw_svg(host)))
+        return
     width = max(60, min(get_terminal_size((100, 24)).columns, 160))
-    for line in draw(client.guests(), client.survey(), width):
+    for line in draw(host["guests"], host["survey"], width):
         say(line)
 
 
 def draw(guests: Sequence[shapes.Guest], survey: shapes.Survey, width: int = 100) -> Iterator[str]:
     """Lines of at most ``width`` characters, except for names that are longer. Pure."""
-    letters = {guest["name"]: _LETTERS[number] if number < len(_LETTERS) else _MANY for number, guest in enumerate(guests)}
+    letters = choose_letters(guests)
     yield from _draw_cores(guests, letters, survey, width)
     yield from _draw_pages(survey)
     yield from _draw_uplinks(guests, letters, survey, width)
@@ -44,6 +53,11 @@ def draw(guests: Sequence[shapes.Guest], survey: shapes.Survey, width: int = 100
     yield f"{'':{_INDENT}}{_HOST} host   {_FREE} free   {_OFFLINE} offline"
     for guest in guests:
         yield _describe(letters[guest["name"]], guest)
+
+
+def choose_letters(guests: Sequence[shapes.Guest]) -> dict[str, str]:
+    """By the guest's name."""
+    return {guest["name"]: _LETTERS[number] if number < len(_LETTERS) else _MANY for number, guest in enumerate(guests)}
 
 
 def _draw_cores(guests: Sequence[shapes.Guest], letters: Mapping[str, str], survey: shapes.Survey, width: int) -> Iterator[str]:

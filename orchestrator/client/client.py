@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from orchestrator.client import shapes
+from orchestrator.client import host_shapes, shapes
 from orchestrator.client.answers import check_stream, parse_stream, read_answer, read_problem, read_text
 from orchestrator.client.console import ConsoleOutput, follow_console
 from orchestrator.client.kept import KeptConnections, Request, exchange
@@ -94,6 +94,11 @@ class Client(NetworkCalls, RecordCalls, SwitchCalls):
         """What the host has. Raises Forbidden for tenants."""
         survey: shapes.Survey = self._ask(shapes.Survey, "GET", "/v1/survey")
         return survey
+
+    def host(self) -> host_shapes.Host:
+        """The host at one moment: who has what of it, what runs, and what needs attention. Raises Forbidden for tenants."""
+        host: host_shapes.Host = self._ask(host_shapes.Host, "GET", "/v1/host")
+        return host
 
     def guests(self) -> list[shapes.Guest]:
         """All guests that the caller may see."""

@@ -103,6 +103,7 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         switches=build_settings(config), count_wipe=counters.count_wipe,
     )  # fmt: skip
     hairpins = HairpinWatch(host, ledger)
+    service.host_views.find_lost = hairpins.find_lost
     _recover(service, hypervisor)
     start_threads(service)
     hairpins.start()

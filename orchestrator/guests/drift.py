@@ -9,6 +9,8 @@ from orchestrator.errors import HostError, NotFound
 from orchestrator.guests.core_manager import CoreContext, find_offline
 from orchestrator.guests.host_setup import HOST
 from orchestrator.ledger import Claim, EventKind
+from orchestrator.model.event import utc_now
+from orchestrator.model.host_view import Drift
 from orchestrator.model.plan import Plan
 from orchestrator.resources import cache, disk
 from orchestrator.resources.cores import diff_pinning, diff_vcpus, restore_pinning
@@ -26,6 +28,7 @@ class DriftDetector:
         self._setup = context.setup
         # By guest; None is the host.
         self._last_reported: dict[UUID | None, tuple[str, ...]] = {}
+        self._current: dict[UUID | None, Drift] = {}
         self._last_repaired: dict[UUID, tuple[str, ...]] = {}
         self._unrestored: dict[UUID, tuple[str, ...]] = {}  # differences of taps that restoring them has left
         # Settings of the VFs, and whether they may have changed since: reading them is slow.
@@ -42,6 +45,7 @@ class DriftDetector:
         """Forgets deleted guests, and reads the VFs if they may have changed."""
         uuids = {claim.plan.uuid for claim in claims}
         self._last_reported = {key: value for key, value in self._last_reported.items() if key is None or key in uuids}
+        self._current = {key: value for key, value in self._current.items() if key is None or key in uuids}
         self._last_repaired = {key: value for key, value in self._last_repaired.items() if key in uuids}
         self._unrestored = {key: value for key, value in self._unrestored.items() if key in uuids}
         self._rounds += 1
@@ -106,6 +110,10 @@ class DriftDetector:
         except HostError:
             return True
 
+    def list_current(self) -> tuple[Drift, ...]:
+        """The differences that the last check has found and not restored, oldest first."""
+        return tuple(sorted(self._current.copy().values(), key=lambda drift: drift.since))
+
     def check_pools(self, claims: tuple[Claim, ...]) -> None:
         """Reports pools that lack pages of stopped guests."""
         self._report(None, self._setup.find_pool_shortfalls(claims))
@@ -117,3 +125,7 @@ class DriftDetector:
             subject, tenant = (claim.plan.name, claim.owner) if claim else (HOST, "")
             self._ledger.append_event(EventKind.DRIFTED, subject, detail, tenant=tenant)
             self._last_reported[key] = findings
+            if findings:
+                self._current[key] = Drift(subject, utc_now(), findings)
+            else:
+                self._current.pop(key, None)

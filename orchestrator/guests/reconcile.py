@@ -8,11 +8,13 @@ from uuid import UUID
 
 from orchestrator.guests.core_manager import CoreContext
 from orchestrator.guests.drift import DriftDetector
+from orchestrator.guests.host_setup import HOST
 from orchestrator.guests.outcome import Outcome, log_errors, log_event
 from orchestrator.guests.recovery import Decision, RecoveryAction, check_housekeeping, decide
 from orchestrator.guests.transitions import Transitions
 from orchestrator.hypervisor.connection import EndCause
 from orchestrator.ledger import Claim, EventKind
+from orchestrator.model.host_view import Drift
 from orchestrator.model.state import SETTLED, GuestState
 
 
@@ -115,6 +117,11 @@ class Reconciler:
         self._drift.check_pools(claims)
         log_errors(self._setup.restore_exit_counts)
         log_errors(self._setup.count_returns)
+
+    def list_drift(self) -> tuple[Drift, ...]:
+        """Of running guests and of the host."""
+        running = {claim.plan.name for claim in self._ledger.read().claims if claim.state == GuestState.RUNNING}
+        return tuple(drift for drift in self._drift.list_current() if drift.subject in running | {HOST})
 
     def _check_guests(self, is_due: Callable[[Claim], bool]) -> bool:
         """Returns whether a guest was busy, and therefore not checked."""

@@ -27,6 +27,7 @@ from orchestrator.guests.exit_watch import ExitWatch
 from orchestrator.guests.exits import Exits
 from orchestrator.guests.guest_access import GuestAccess
 from orchestrator.guests.host_setup import HOST, HostSetup
+from orchestrator.guests.host_view import HostViews
 from orchestrator.guests.host_warnings import HOST_TOPIC, HostWarnings
 from orchestrator.guests.networks import Networks
 from orchestrator.guests.outcome import Outcome, log_event
@@ -101,6 +102,7 @@ class GuestService:
         self._boot_images = BootImages(images, policy.boot)
         self.records, self._refusals = Records(ledger), RefusalLog(ledger, observe_refusal)
         self.networks = Networks(ledger, policy, self._refusals)
+        self.host_views = HostViews(context, self.allocator, self._uplinks, self.reconciler, self.guests)
         self._consoles, self._new_event = Consoles(hypervisor, ledger, logs, images), threading.Condition()
         ledger.subscribe(self._on_event)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import ENOENT, ESRCH
 
@@ -86,20 +86,36 @@ def _read_slices(host: HostRoot, cpus: CpuSet) -> int | None:
     return sum(found[f"cpu{cpu}"] for cpu in cpus)
 
 
+@dataclass(frozen=True)
+class ThreadTimes:
+    """Of one thread since it began, in seconds (Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat")."""
+
+    ran: float
+    waited: float  # ready to run while its CPU did something else
+
+
 def read_thread_slices(host: HostRoot, threads: Iterable[tuple[int, int]]) -> dict[int, int]:
     """Time slices of threads (process id, thread id) since they began, by thread id, without threads that have ended.
 
     Raises HostError if the kernel does not count them (CONFIG_SCHED_INFO).
     """
-    found = {}
+    return {tid: numbers[2] for tid, numbers in _read_schedstats(host, threads)}
+
+
+def read_thread_times(host: HostRoot, threads: Iterable[tuple[int, int]]) -> dict[int, ThreadTimes]:
+    """By thread id, as ``read_thread_slices`` reads them."""
+    return {tid: ThreadTimes(numbers[0] / 1e9, numbers[1] / 1e9) for tid, numbers in _read_schedstats(host, threads)}
+
+
+def _read_schedstats(host: HostRoot, threads: Iterable[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, int, int]]]:
     for pid, tid in threads:
         name = f"proc/{pid}/task/{tid}/schedstat"
         try:
-            found[tid] = int(host.read(name).split()[2])
+            ran, waited, slices = map(int, host.read(name).split())
         except HostError as error:
             if error.errno in (ENOENT, ESRCH) and not host.exists(f"proc/{pid}/task/{tid}"):
                 continue
             raise
-        except (IndexError, ValueError):
+        except ValueError:
             raise HostError(f"cannot parse /{name}") from None
-    return found
+        yield tid, (ran, waited, slices)

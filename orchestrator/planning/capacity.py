@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from orchestrator.host.pci import VFIO
 from orchestrator.model.plan import Plan, Policy
-from orchestrator.model.topology import Topology
+from orchestrator.model.topology import Core, Topology
 from orchestrator.values import PciAddress, Size
 
 FREE, CLAIMED, QUARANTINED, HOUSEKEEPING = "free", "claimed", "quarantined", "housekeeping"
@@ -22,6 +22,21 @@ _VF_STATES = (FREE, CLAIMED, QUARANTINED, UNMANAGED)
 _NVME, _EMULATED, _NETWORK, _WIPING = "nvme", "emulated", "network", "wiping"
 
 
+def list_core_uses(
+    topology: Topology, plans: Mapping[str, Plan], quarantined: Collection[str], policy: Policy
+) -> Iterator[tuple[Core, str, str]]:
+    """Each physical core with its use and the guest that owns it, empty without one. See ``count_cores``."""
+    owners = {cpu: name for name, plan in plans.items() for cpu in plan.cpus}
+    for core in topology.cores:
+        guest = next((owners[cpu] for cpu in core.cpus if cpu in owners), "")
+        if core.cpus & policy.housekeeping:
+            yield core, HOUSEKEEPING, ""
+        elif guest:
+            yield core, QUARANTINED if guest in quarantined else CLAIMED, guest
+        else:
+            yield core, UNUSABLE if topology.isolated and not core.cpus <= topology.isolated else FREE, ""
+
+
 def count_cores(
     topology: Topology, plans: Mapping[str, Plan], quarantined: Collection[str], policy: Policy
 ) -> dict[tuple[int, str], int]:
@@ -29,16 +44,8 @@ def count_cores(
 
     ``plans`` are by guest name; ``quarantined`` are guest names.
     """
-    uses = {cpu: QUARANTINED if name in quarantined else CLAIMED for name, plan in plans.items() for cpu in plan.cpus}
     counts = {(node, use): 0 for node in sorted({core.node for core in topology.cores}) for use in _CORE_STATES}
-    for core in topology.cores:
-        claimed = [uses[cpu] for cpu in core.cpus if cpu in uses]
-        if core.cpus & policy.housekeeping:
-            use = HOUSEKEEPING
-        elif claimed:
-            use = claimed[0]
-        else:
-            use = UNUSABLE if topology.isolated and not core.cpus <= topology.isolated else FREE
+    for core, use, _ in list_core_uses(topology, plans, quarantined, policy):
         counts[core.node, use] += 1
     return counts
 

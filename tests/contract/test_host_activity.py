@@ -9,7 +9,7 @@ from errno import EACCES
 import pytest
 
 from orchestrator.errors import HostError
-from orchestrator.host.activity import parse_interrupts, parse_softirqs, read_activity, read_thread_slices
+from orchestrator.host.activity import parse_interrupts, parse_softirqs, read_activity, read_thread_slices, read_thread_times
 from orchestrator.host.cpus import read_online
 from orchestrator.host.root import HostRoot
 from orchestrator.values import CpuSet
@@ -106,10 +106,24 @@ def test_slices_of_a_thread_grow_when_it_runs(host: HostRoot) -> None:
     assert read_thread_slices(host, [(pid, pid)])[pid] > first
 
 
+def test_times_of_a_thread_grow_when_it_runs(host: HostRoot) -> None:
+    pid = os.getpid()
+    if isinstance(host, FakeRoot):
+        host.add(f"proc/{pid}/task/{pid}/schedstat", "1000000000 20 5")
+    first = read_thread_times(host, [(pid, pid)])[pid]
+    subprocess.run(["true"], check=True)
+    sum(range(100_000))
+    if isinstance(host, FakeRoot):
+        host.add(f"proc/{pid}/task/{pid}/schedstat", "1500000000 20 6")
+    second = read_thread_times(host, [(pid, pid)])[pid]
+    assert 0 < second.ran - first.ran < 60  # seconds
+    assert second.waited >= first.waited
+
+
 def test_thread_that_has_ended_is_left_out(host: HostRoot) -> None:
     with subprocess.Popen(["true"]) as ended:
         pass
-    assert read_thread_slices(host, [(ended.pid, ended.pid)]) == {}
+    assert read_thread_slices(host, [(ended.pid, ended.pid)]) == read_thread_times(host, [(ended.pid, ended.pid)]) == {}
 
 
 def test_kernel_that_does_not_count_slices_is_an_error(fake: FakeRoot) -> None:

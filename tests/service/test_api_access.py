@@ -82,6 +82,7 @@ def test_user_without_role_gets_forbidden(served: Served) -> None:
 
 def test_supplementary_group_gives_its_role(served: Served) -> None:
     assert ask(served, DAVE, "GET", "/v1/survey")[0] == 403
+    assert ask(served, DAVE, "GET", "/v1/host")[0] == 403
     assert ask(served, DAVE, "GET", "/v1/survey", groups=(77, STAFF))[0] == 200
 
 
@@ -97,7 +98,7 @@ def test_token_on_the_unix_socket_is_refused(served: Served) -> None:
 
 def test_viewer_reads_everything_and_changes_nothing(served: Served) -> None:
     assert ask(served, ALICE, "POST", "/v1/guests", {"name": "seen", **REQUEST})[0] == 201
-    for target in ("/v1/guests", "/v1/guests/seen", "/v1/survey", "/v1/audit", "/v1/quarantine", "/v1/events"):
+    for target in ("/v1/guests", "/v1/guests/seen", "/v1/survey", "/v1/host", "/v1/audit", "/v1/quarantine", "/v1/events"):
         assert ask(served, CAROL, "GET", target)[0] == 200, target
     assert ask(served, CAROL, "POST", "/v1/plans", {"name": "other", **REQUEST})[0] == 200
     changes = [

@@ -11,9 +11,9 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator.client import shapes, switch_shapes
+from orchestrator.client import host_shapes, shapes, switch_shapes
 from orchestrator.ledger import Quarantined
-from orchestrator.model import cache, disk, plan, proof, switch, topology, uplink
+from orchestrator.model import cache, disk, host_view, plan, proof, switch, topology, uplink
 from orchestrator.model.event import Event
 from orchestrator.planning.host_check import HostFinding
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -51,6 +51,13 @@ VALUES: dict[type, Any] = {
     topology.KernelSetting: shapes.KernelSetting,
     topology.Topology: shapes.Survey,
     HostFinding: shapes.Finding,
+    host_view.CoreUse: host_shapes.CoreUse,
+    host_view.PageUse: host_shapes.PageUse,
+    host_view.VcpuActivity: host_shapes.VcpuActivity,
+    host_view.GuestActivity: host_shapes.GuestActivity,
+    host_view.LastProof: host_shapes.LastProof,
+    host_view.LastAudit: host_shapes.LastAudit,
+    host_view.Drift: host_shapes.Drift,
     switch.SshAddress: switch_shapes.SshAddress,
     switch.Switch: switch_shapes.Switch,
     switch.UplinkPort: switch_shapes.UplinkPort,

@@ -14,13 +14,17 @@ from orchestrator.api.callers import Caller, HostReader
 from orchestrator.api.fields import Integer
 from orchestrator.api.limits import Kind
 from orchestrator.api.parameters import Query
+from orchestrator.api.routes.guests import show_guest
 from orchestrator.api.routing import HOST_CODES, Routes
 from orchestrator.api.waits import while_connected
-from orchestrator.client import shapes
+from orchestrator.client import host_shapes, shapes
 from orchestrator.errors import Forbidden, NotFound
 from orchestrator.model.access import Role
+from orchestrator.model.host_view import HostView
 from orchestrator.model.plain import to_plain
+from orchestrator.model.plan import Policy
 from orchestrator.model.topology import Topology
+from orchestrator.planning.host_check import check_host
 from orchestrator.values import CpuSet
 
 Frames = Annotated[Integer, Query(ge=0, le=10_000)]
@@ -38,6 +42,15 @@ async def openapi(backend: Served, caller: Caller) -> Response:
     return await answer_plain(backend.long, caller, backend.describe)
 
 
+@routes.add("GET", "/v1/host", host_shapes.Host, HOST_CODES)
+async def host(backend: Served, caller: HostReader) -> Response:
+    def read() -> dict[str, Any]:
+        setup = backend.guests.host_setup
+        return show_host(backend.guests.host_views.read(), setup.housekeeping, setup.policy)
+
+    return await answer_plain(backend.long, caller, read)
+
+
 @routes.add("GET", "/v1/survey", shapes.Survey, HOST_CODES)
 async def survey(backend: Served, caller: HostReader) -> Response:
     def read() -> dict[str, Any]:
@@ -51,7 +64,7 @@ async def survey(backend: Served, caller: HostReader) -> Response:
 async def proofs(backend: Served, request: Request, caller: HostReader, frames: Frames = 0) -> Response:
     if frames and caller.role is not Role.OPERATOR:
         raise Forbidden(f"{caller.name} may not send test frames: operator role required", "omit `frames`")
-    measured = answer_plain(backend.audits, caller, lambda: tuple(backend.audit(frames)))
+    measured = answer_plain(backend.audits, caller, lambda: backend.measure(frames))
     return await while_connected(request.receive, measured)
 
 
@@ -61,6 +74,13 @@ async def read_metrics(backend: Served, caller: HostReader) -> Response:
         raise NotFound("this manager has no metrics")
     page, media = await backend.quick.run(caller, backend.metrics)
     return Response(page, media_type=media)
+
+
+def show_host(view: HostView, housekeeping: CpuSet, policy: Policy) -> dict[str, Any]:
+    plain = {name: to_plain(value) for name, value in vars(view).items() if name not in ("guests", "topology")}
+    findings = check_host(policy, view.topology)
+    guests = [show_guest(guest, housekeeping) for guest in view.guests]
+    return {**plain, "guests": guests, "survey": show_survey(view.topology, policy.housekeeping, findings)}
 
 
 def show_survey(topology: Topology, housekeeping: CpuSet, findings: Sequence[object] = ()) -> dict[str, Any]:

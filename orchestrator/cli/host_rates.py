@@ -1,0 +1,66 @@
+"""What happened between two readings of the host. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.client.host_shapes import Host, VcpuActivity
+from orchestrator.model.exit_reasons import group_by_class
+
+
+@dataclass(frozen=True)
+class VcpuRates:
+    """Per second, between two readings; None for what was not measured.
+
+    Attributes:
+        cpu: the CPU that the vCPU is planned on.
+        ran, waited: seconds per second.
+        reasons, classes: VM exits by reason, and by class of reasons.
+    """
+
+    cpu: int
+    ran: float | None = None
+    waited: float | None = None
+    reasons: Mapping[str, float] | None = None
+    classes: Mapping[str, float] | None = None
+
+    @property
+    def exits(self) -> float | None:
+        return None if self.reasons is None else sum(self.reasons.values())
+
+
+def measure_rates(before: Host | None, after: Host) -> dict[str, tuple[VcpuRates, ...]]:
+    """By guest, one per vCPU. A guest that has changed in between (a restart begins new threads) has no rates."""
+    seconds = after["clock"] - before["clock"] if before else 0.0
+    old = {one["guest"]: one["vcpus"] for one in before["activity"]} if before else {}
+    versions = {guest["name"]: guest["version"] for guest in before["guests"]} if before else {}
+    same = {guest["name"] for guest in after["guests"] if versions.get(guest["name"]) == guest["version"]}
+    found = {}
+    for one in after["activity"]:
+        earlier = old.get(one["guest"], []) if seconds > 0 and one["guest"] in same else []
+        if len(earlier) != len(one["vcpus"]):
+            found[one["guest"]] = tuple(VcpuRates(vcpu["cpu"]) for vcpu in one["vcpus"])
+        else:
+            found[one["guest"]] = tuple(_compare(*pair, seconds) for pair in zip(earlier, one["vcpus"], strict=True))
+    return found
+
+
+def _compare(before: VcpuActivity, after: VcpuActivity, seconds: float) -> VcpuRates:
+    old, new = before["exits"], after["exits"]
+    reasons = None if old is None or new is None else _subtract(old, new, seconds)
+    # A count that fell: the kernel's histogram was begun anew.
+    if reasons is None or old is None or new is None or min(reasons.values(), default=0) < 0:
+        reasons = classes = None
+    else:
+        classes = _subtract(group_by_class(old), group_by_class(new), seconds)
+    ran, waited = _rate(before["ran"], after["ran"], seconds), _rate(before["waited"], after["waited"], seconds)
+    return VcpuRates(after["cpu"], ran, waited, reasons, classes)
+
+
+def _subtract(old: Mapping[str, int], new: Mapping[str, int], seconds: float) -> dict[str, float]:
+    return {name: (new.get(name, 0) - old.get(name, 0)) / seconds for name in {**old, **new}}
+
+
+def _rate(old: float | None, new: float | None, seconds: float) -> float | None:
+    return None if old is None or new is None or new < old else (new - old) / seconds

@@ -1,0 +1,107 @@
+"""Types of the response with the whole host."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from orchestrator.client.shapes import Guest, Quarantined, Survey, Uplink
+
+
+class CoreUse(TypedDict):
+    """A physical core; ``guest`` is the guest that owns it, empty without one.
+
+    ``use`` is "free", "claimed", "quarantined", "housekeeping", or "unusable" if the core is not isolated.
+    """
+
+    cpus: str
+    socket: int
+    node: int
+    use: str
+    guest: str
+
+
+class PageUse(TypedDict):
+    """Huge pages of one node, size (bytes) and use.
+
+    ``use`` is "free", "claimed", "quarantined", "housekeeping", or "foreign" for the pages of other programs.
+    """
+
+    node: int
+    page_size: int
+    use: str
+    count: int
+
+
+class VcpuActivity(TypedDict):
+    """A vCPU's thread since it began; two readings give rates.
+
+    ``cpu`` is the CPU that it is planned on. ``ran`` and ``waited`` are the seconds that it ran, and that it was ready to run
+    while its CPU did something else, null if not measured. ``exits`` are its VM exits by reason since the kernel counts them,
+    null if not counted; those of an earlier thread with the same id are included.
+    """
+
+    cpu: int
+    ran: float | None
+    waited: float | None
+    exits: dict[str, int] | None
+
+
+class GuestActivity(TypedDict):
+    """The vCPUs of a running guest. ``why`` says what was not measured and why, and is empty if all was."""
+
+    guest: str
+    vcpus: list[VcpuActivity]
+    why: str
+
+
+class LastProof(TypedDict):
+    """A proof of the last audit. ``finding`` is the first of its evidence.
+
+    ``outdated``: the guest has changed since the audit began, so that the verdict is about its past.
+    """
+
+    name: str
+    subject: str
+    verdict: Literal["pass", "fail", "not measured"]
+    figure: float | None
+    unit: str
+    finding: str
+    outdated: bool
+
+
+class LastAudit(TypedDict):
+    """The last audit since the manager started; ``age`` is the seconds since it ended."""
+
+    age: float
+    proofs: list[LastProof]
+
+
+class Drift(TypedDict):
+    """What differs from the claim of a guest (or "host"), as of the last check, since when (UTC, ISO 8601)."""
+
+    subject: str
+    since: str
+    findings: list[str]
+
+
+class Host(TypedDict):
+    """The host at one moment.
+
+    ``clock`` is the time of ``activity`` in seconds of a clock that never jumps: rates are differences of two readings.
+    ``survey_age`` is the seconds since the survey was read; its free huge pages are current. ``lost`` are uplinks on which
+    frames between guests do not return from the external switch. ``audit`` is null if none was run since the manager started.
+    """
+
+    time: str
+    clock: float
+    guests: list[Guest]
+    survey: Survey
+    survey_age: float
+    cores: list[CoreUse]
+    pages: list[PageUse]
+    uplinks: list[Uplink]
+    lost: list[str]
+    activity: list[GuestActivity]
+    audit: LastAudit | None
+    drift: list[Drift]
+    quarantine: list[Quarantined]

@@ -1,0 +1,172 @@
+"""Joins what the manager knows about the host in one view, for pictures and lists that refresh it again and again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from orchestrator.errors import HostError, HypervisorError, NotFound
+from orchestrator.guests.allocate import Allocator
+from orchestrator.guests.core_manager import CoreContext
+from orchestrator.guests.last_audit import AuditMemory
+from orchestrator.guests.reconcile import Reconciler
+from orchestrator.guests.uplinks import Uplinks
+from orchestrator.host.activity import ThreadTimes, read_thread_times
+from orchestrator.host.exit_trace import read_counts
+from orchestrator.ledger import Claim
+from orchestrator.model.access import MANAGER, Identity
+from orchestrator.model.event import utc_now
+from orchestrator.model.exit_reasons import ExitTrace
+from orchestrator.model.guest_view import GuestView
+from orchestrator.model.host_view import CoreUse, GuestActivity, HostView, PageUse, VcpuActivity
+from orchestrator.model.state import GuestState
+from orchestrator.model.topology import NvmeController, Topology
+from orchestrator.model.uplink import Uplink
+from orchestrator.planning.capacity import count_pages, list_core_uses
+
+VIEW_AGE, SURVEY_AGE, DISK_USE_AGE = 0.5, 10.0, 300.0
+"""Seconds for which a reading is used again. Examining the use of a disk opens it exclusively for a moment."""
+
+
+@dataclass(frozen=True)
+class _Threads:
+    """Of one life of a guest: its version is another after each start."""
+
+    version: int
+    pid: int
+    tids: tuple[int, ...]  # by vCPU
+
+
+@dataclass(frozen=True)
+class _Slow:
+    """What is read again only with a new survey."""
+
+    topology: Topology
+    read_at: float
+    uplinks: tuple[Uplink, ...]
+
+
+class HostViews:
+    """For several threads: callers that come at the same time share one reading.
+
+    Args:
+        list_guests: returns the guests that the caller may see.
+
+    Attributes:
+        audits: the last audit, which the program that runs audits has to record.
+        find_lost: by watched uplink whether frames do not return from the external switch; set by the program that watches them.
+    """
+
+    def __init__(
+        self, context: CoreContext, allocator: Allocator, uplinks: Uplinks, reconciler: Reconciler,
+        list_guests: Callable[[Identity], Iterable[GuestView]],
+    ) -> None:  # fmt: skip
+        self._host, self._hypervisor, self._ledger = context.host, context.hypervisor, context.ledger
+        self._allocator, self._uplinks, self._reconciler, self._list_guests = allocator, uplinks, reconciler, list_guests
+        self.audits = AuditMemory(context.ledger)
+        self.find_lost: Callable[[], Mapping[str, bool]] = dict
+        self._lock = threading.Lock()
+        self._view: HostView | None = None
+        self._slow: _Slow | None = None
+        self._disks: tuple[float, tuple[NvmeController, ...], tuple[NvmeController, ...]] | None = None
+        self._threads: dict[UUID, _Threads] = {}
+
+    def read(self) -> HostView:
+        """At most `VIEW_AGE` seconds old. Raises HostError if the host cannot be surveyed, HypervisorError."""
+        asked_at = time.monotonic()
+        with self._lock:
+            # A view that was read while this caller waited is as good as a new one.
+            if self._view is None or self._view.clock < asked_at - VIEW_AGE:
+                self._view = self._read()
+            return self._view
+
+    def _read(self) -> HostView:
+        slow = self._read_slow()
+        topology, claims = slow.topology, self._ledger.read().claims
+        started_at = time.monotonic()
+        activity = tuple(self._read_activity([claim for claim in claims if claim.state == GuestState.RUNNING]))
+        return HostView(
+            time=utc_now(), clock=started_at, guests=tuple(self._list_guests(MANAGER)),
+            topology=topology, survey_age=max(0.0, started_at - slow.read_at),
+            cores=tuple(self._list_cores(topology, claims)), pages=tuple(self._list_pages(topology, claims)),
+            uplinks=slow.uplinks, lost=tuple(name for name, is_lost in self.find_lost().items() if is_lost),
+            activity=activity, audit=self.audits.show(), drift=self._reconciler.list_drift(),
+            quarantine=self._ledger.quarantined(),
+        )  # fmt: skip
+
+    def _read_slow(self) -> _Slow:
+        now, slow = time.monotonic(), self._slow
+        pools = self._allocator.surveys.get(now - SURVEY_AGE)
+        if slow is None or slow.read_at < now - SURVEY_AGE:
+            topology = replace(pools, controllers=self._add_disk_use(pools.controllers, now))
+            slow = _Slow(topology, now, self._uplinks.list(MANAGER, topology))
+        self._slow = replace(slow, topology=replace(slow.topology, pools=pools.pools, promised=pools.promised))
+        return self._slow
+
+    def _add_disk_use(self, controllers: tuple[NvmeController, ...], now: float) -> tuple[NvmeController, ...]:
+        if self._disks is None or self._disks[1] != controllers or self._disks[0] < now - DISK_USE_AGE:
+            self._disks = (now, controllers, self._allocator.read_disk_use(controllers))
+        return self._disks[2]
+
+    def _list_cores(self, topology: Topology, claims: Sequence[Claim]) -> Iterator[CoreUse]:
+        plans = {claim.plan.name: claim.plan for claim in claims}
+        for core, use, guest in list_core_uses(topology, plans, _quarantined(claims), self._uplinks.policy):
+            yield CoreUse(core.cpus, core.socket, core.node, use, guest)
+
+    def _list_pages(self, topology: Topology, claims: Sequence[Claim]) -> Iterator[PageUse]:
+        plans = {claim.plan.name: claim.plan for claim in claims}
+        idle = (GuestState.STOPPED, GuestState.QUARANTINED)  # as for the metrics
+        started = {claim.plan.name for claim in claims if claim.state not in idle}
+        counts = count_pages(topology, plans, _quarantined(claims), started, self._uplinks.policy)
+        for (node, size, use), count in counts.items():
+            yield PageUse(node, size, use, count)
+
+    def _read_activity(self, claims: Sequence[Claim]) -> Iterator[GuestActivity]:
+        self._threads = {uuid: known for uuid, known in self._threads.items() if uuid in {claim.plan.uuid for claim in claims}}
+        trace = self._read_trace() if claims else ""
+        for claim in claims:
+            try:
+                threads = self._find_threads(claim)
+            except NotFound:
+                continue  # the guest has ended in the meantime
+            except HypervisorError as error:
+                yield GuestActivity(claim.plan.name, (), error.message)
+                continue
+            yield self._build_activity(claim, threads, trace)
+
+    def _build_activity(self, claim: Claim, threads: _Threads, trace: ExitTrace | str) -> GuestActivity:
+        times: Mapping[int, ThreadTimes] = {}
+        problems = [trace] if isinstance(trace, str) else []
+        try:
+            times = read_thread_times(self._host, ((threads.pid, tid) for tid in threads.tids))
+        except HostError as error:
+            problems.append(f"times of the vCPUs: {error.message}")
+        vcpus = []
+        for cpu, tid in zip(claim.plan.cpus, threads.tids, strict=False):
+            found = times.get(tid)
+            exits = None if isinstance(trace, str) else dict(trace.threads.get(tid, {}))
+            vcpus.append(VcpuActivity(cpu, found.ran if found else None, found.waited if found else None, exits))
+        return GuestActivity(claim.plan.name, tuple(vcpus), "; ".join(problems))
+
+    def _find_threads(self, claim: Claim) -> _Threads:
+        """Once per start: libvirt asks QEMU for them."""
+        known = self._threads.get(claim.plan.uuid)
+        if known is None or known.version != claim.version:
+            guest = self._hypervisor.read_guest(claim.plan.uuid)
+            known = _Threads(claim.version, guest.pid, tuple(vcpu.tid for vcpu in guest.vcpus))
+            self._threads[claim.plan.uuid] = known
+        return known
+
+    def _read_trace(self) -> ExitTrace | str:
+        try:
+            trace = read_counts(self._host)
+        except HostError as error:
+            return f"exits are not counted by reason: {error.message}"
+        return f"the kernel's histogram is full: {trace.dropped} exits were not counted" if trace.dropped else trace
+
+
+def _quarantined(claims: Iterable[Claim]) -> frozenset[str]:
+    return frozenset(claim.plan.name for claim in claims if claim.state == GuestState.QUARANTINED)

@@ -1,0 +1,120 @@
+"""The host at one moment: who has what of it, what runs, and what needs attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.model.claim import Quarantined
+from orchestrator.model.guest_view import GuestView
+from orchestrator.model.proof import Verdict
+from orchestrator.model.topology import Topology
+from orchestrator.model.uplink import Uplink
+from orchestrator.values import CpuSet, Size
+
+
+@dataclass(frozen=True)
+class CoreUse:
+    """A physical core with its use (`planning.capacity`) and the guest that owns it, empty without one."""
+
+    cpus: CpuSet
+    socket: int
+    node: int
+    use: str
+    guest: str
+
+
+@dataclass(frozen=True)
+class PageUse:
+    """Huge pages of one node, size and use."""
+
+    node: int
+    page_size: Size
+    use: str
+    count: int
+
+
+@dataclass(frozen=True)
+class VcpuActivity:
+    """A vCPU's thread since it began. Two readings give rates.
+
+    Attributes:
+        cpu: the CPU that it is planned on.
+        ran, waited: seconds that it ran, and that it was ready to run while its CPU did something else; None if not measured.
+        exits: VM exits by reason since the kernel counts them; None if not counted. An earlier thread of the same id is included.
+    """
+
+    cpu: int
+    ran: float | None
+    waited: float | None
+    exits: dict[str, int] | None
+
+
+@dataclass(frozen=True)
+class GuestActivity:
+    """Of a running guest; ``why`` says what was not measured and why, and is empty if all was."""
+
+    guest: str
+    vcpus: tuple[VcpuActivity, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class LastProof:
+    """A proof of the last audit.
+
+    Attributes:
+        finding: the first of its evidence.
+        outdated: the guest has changed since the audit began: the verdict is about its past.
+    """
+
+    name: str
+    subject: str
+    verdict: Verdict
+    figure: float | None
+    unit: str
+    finding: str
+    outdated: bool
+
+
+@dataclass(frozen=True)
+class LastAudit:
+    """The last audit since the manager started, and how many seconds ago it ended."""
+
+    age: float
+    proofs: tuple[LastProof, ...]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What differs from the claim of a guest (or "host"), as of the last check; ``since`` is UTC in ISO 8601."""
+
+    subject: str
+    since: str
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HostView:
+    """All parts are of one moment, except those of the survey and of the uplinks.
+
+    Attributes:
+        time: UTC in ISO 8601.
+        clock: seconds of a clock that never jumps, when ``activity`` was read.
+        survey_age: seconds since the survey was read; its free huge pages are current.
+        lost: uplinks on which frames between guests do not return from the external switch.
+        audit: None if none was run since the manager started.
+    """
+
+    time: str
+    clock: float
+    guests: tuple[GuestView, ...]
+    topology: Topology
+    survey_age: float
+    cores: tuple[CoreUse, ...]
+    pages: tuple[PageUse, ...]
+    uplinks: tuple[Uplink, ...]
+    lost: tuple[str, ...]
+    activity: tuple[GuestActivity, ...]
+    audit: LastAudit | None
+    drift: tuple[Drift, ...]
+    quarantine: tuple[Quarantined, ...]

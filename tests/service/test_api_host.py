@@ -1,0 +1,153 @@
+"""The host at one moment, over the API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.client import host_shapes
+from orchestrator.guests import host_view
+from orchestrator.host.exit_trace import EXITS
+from orchestrator.model.access import OPERATOR
+from orchestrator.model.proof import Proof, Verdict
+from tests.fakes import tracing
+from tests.fakes.server import IMAGE
+from tests.harness.api_server import Served, serve
+
+PROOFS = (
+    Proof("core-smt", "web", Verdict.PASS, 0, "CPUs", ("no CPU is shared",)),
+    Proof("vepa", "host", Verdict.NOT_MEASURED, None, "frames", ("no frames were sent",)),
+)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setattr(host_view, "VIEW_AGE", 0.0)  # each request reads anew
+    with serve(tmp_path, audit=lambda _: PROOFS) as found:
+        found.client.create({"name": "web", "image": IMAGE, "memory": "64M"})
+        yield found
+
+
+def read(served: Served) -> host_shapes.Host:
+    return served.client.host()
+
+
+def add_times(served: Served, text: str) -> None:
+    guest = served.world.hypervisor.read_guest("web")
+    for vcpu in guest.vcpus:
+        served.world.host.add(f"proc/{guest.pid}/task/{vcpu.tid}/schedstat", text)
+
+
+def test_each_core_has_the_owner_that_the_guests_name(served: Served) -> None:
+    served.client.create({"name": "db", "image": IMAGE, "memory": "64M", "cores": 2})
+    host = read(served)
+    for guest in host["guests"]:
+        assert [core["cpus"] for core in host["cores"] if core["guest"] == guest["name"]] == guest["cores"]
+    uses = {core["cpus"]: core["use"] for core in host["cores"]}
+    assert uses["0-1"] == "housekeeping"
+    assert sorted(uses) == sorted(core["cpus"] for core in host["survey"]["cores"])
+    assert list(uses.values()).count("claimed") == 3
+
+
+def test_pages_of_a_pool_add_up(served: Served) -> None:
+    host = read(served)
+    for pool in host["survey"]["pools"]:
+        pages = [one for one in host["pages"] if (one["node"], one["page_size"]) == (pool["node"], pool["page_size"])]
+        assert sum(one["count"] for one in pages) == pool["total"]
+    assert sum(one["count"] for one in host["pages"] if one["use"] == "claimed") == host["guests"][0]["huge_pages"]
+
+
+def test_activity_is_what_the_kernel_counts(served: Served) -> None:
+    add_times(served, "3000000000 500000000 7")
+    tids = [vcpu.tid for vcpu in served.world.hypervisor.read_guest("web").vcpus]
+    tracing.show_hist(served.world.host, EXITS.folder, {(tids[0], 0x78): 41, (tids[1], 0x78): 1, (7, 0x78): 9}, 0)
+    (activity,) = read(served)["activity"]
+    assert (activity["guest"], activity["why"]) == ("web", "")
+    assert [vcpu["cpu"] for vcpu in activity["vcpus"]] == read(served)["guests"][0]["cpus"]
+    assert [(vcpu["ran"], vcpu["waited"]) for vcpu in activity["vcpus"]] == [(3.0, 0.5)] * 2
+    assert [sum((vcpu["exits"] or {}).values()) for vcpu in activity["vcpus"]] == [41, 1]
+
+
+@pytest.mark.parametrize("fault", ["no times", "no histogram", "full histogram"])
+def test_what_cannot_be_read_is_null_and_explained(served: Served, fault: str) -> None:
+    if fault != "no times":
+        add_times(served, "1 1 1")
+    if fault == "no histogram":
+        served.world.host.read_errors[f"{EXITS.folder}/hist"] = 13
+    if fault == "full histogram":
+        tracing.show_hist(served.world.host, EXITS.folder, {}, 5)
+    (activity,) = read(served)["activity"]
+    assert activity["why"]
+    missing = {"no times": ("ran", "waited")}.get(fault, ("exits",))
+    assert all(vcpu[name] is None for vcpu in activity["vcpus"] for name in missing)  # type: ignore[literal-required]
+
+
+def test_proofs_of_a_guest_that_changed_are_outdated(served: Served) -> None:
+    assert read(served)["audit"] is None
+    served.client.audit(0)
+
+    def outdated() -> dict[str, bool]:
+        audit = read(served)["audit"]
+        assert audit
+        assert audit["age"] >= 0
+        return {proof["name"]: proof["outdated"] for proof in audit["proofs"]}
+
+    assert outdated() == {"core-smt": False, "vepa": False}
+    served.client.restart("web")
+    assert outdated() == {"core-smt": True, "vepa": False}
+    served.client.delete("web")
+    assert outdated() == {"vepa": False}
+    served.client.create({"name": "web", "image": IMAGE, "memory": "64M"})
+    assert outdated() == {"core-smt": True, "vepa": False}  # another guest with the same name
+
+
+def test_guest_that_is_restarted_during_an_audit_is_outdated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_view, "VIEW_AGE", 0.0)
+    found: list[Any] = []
+
+    def audit(_frames: int) -> tuple[Proof, ...]:
+        found[0].manager.restart(OPERATOR, "web", 1)
+        return PROOFS
+
+    with serve(tmp_path, audit=audit) as served:
+        found.append(served)
+        served.client.create({"name": "web", "image": IMAGE, "memory": "64M"})
+        served.client.audit(0)
+        shown = read(served)["audit"]
+        assert shown
+        assert [proof["outdated"] for proof in shown["proofs"]] == [True, False]
+
+
+def test_drift_is_shown_until_it_is_gone(served: Served) -> None:
+    served.world.hypervisor.suspend("web")
+    served.manager.reconciler.detect_drift()
+    (drift,) = read(served)["drift"]
+    assert (drift["subject"], drift["findings"]) == ("web", ["suspended"])
+    served.manager.reconciler.detect_drift()
+    assert read(served)["drift"] == [drift]  # since the same time
+    served.client.kill("web")
+    assert read(served)["drift"] == []
+
+
+def test_uplink_whose_frames_do_not_return_is_named(served: Served) -> None:
+    served.manager.host_views.find_lost = lambda: {"nic0": True, "nic1": False}
+    assert read(served)["lost"] == ["nic0"]
+
+
+def test_callers_share_a_reading(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_view, "VIEW_AGE", 3600.0)
+    first = read(served)
+    served.client.kill("web")
+    assert read(served)["clock"] == first["clock"]
+
+
+def test_a_poll_asks_neither_qemu_nor_the_disks_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(served)
+    asked: list[str] = []
+    monkeypatch.setattr(served.world.hypervisor, "read_guest", lambda _: asked.append("qemu"))
+    monkeypatch.setattr(served.manager.allocator, "read_disk_use", lambda _: asked.append("disks"))
+    read(served)
+    assert not asked
