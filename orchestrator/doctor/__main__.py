@@ -7,14 +7,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 from orchestrator.doctor.catalogue import CHECKS
 from orchestrator.doctor.check import run_checks
 from orchestrator.doctor.facts import Facts
 from orchestrator.doctor.report import build_json, build_lines, find_status
-from orchestrator.errors import HostError, OrchestratorError, RequestError
+from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.host.cpus import read_online
+from orchestrator.host.link_files import FileNet
 from orchestrator.host.root import HostRoot, Net
 from orchestrator.values import CpuSet
 
@@ -61,28 +62,12 @@ def examine(housekeeping: CpuSet | None, *, as_json: bool) -> int:
 
 
 def _find_net() -> Net:
-    """The network of this host, or what stands for it where the Python package pyroute2 is not installed."""
+    """The network of this host, or what sysfs tells of it where the Python package pyroute2 is not installed."""
     try:
         from orchestrator.host import netlink
     except ImportError:
-        return cast(Net, _FilesOnly())
+        return cast(Net, FileNet(HostRoot()))
     return netlink
-
-
-class _FilesOnly:
-    """Addresses only mark a VF as used by the host; all else is an error."""
-
-    def read_addressed(self) -> frozenset[str]:
-        return frozenset()
-
-    def __getattr__(self, name: str) -> Any:
-        def refuse(*_arguments: object, **_more: object) -> None:
-            raise HostError(
-                "network interfaces cannot be listed: the Python package pyroute2 is not installed",
-                "run `apt install python3-pyroute2`",
-            )
-
-        return refuse
 
 
 if __name__ == "__main__":

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from orchestrator.doctor import cores, devices, management, memory, network
+from orchestrator.doctor import cores, devices, exits, management, memory, network, power
 from orchestrator.doctor.check import Check
 
-CHECKS: tuple[Check, ...] = (*cores.CHECKS, *memory.CHECKS, *devices.CHECKS, *network.CHECKS, *management.CHECKS)
+CHECKS: tuple[Check, ...] = (
+    *cores.CHECKS,
+    *exits.CHECKS,
+    *power.CHECKS,
+    *memory.CHECKS,
+    *devices.CHECKS,
+    *network.CHECKS,
+    *management.CHECKS,
+)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
+from orchestrator.doctor.firmware import enable_virtualization
 from orchestrator.errors import HostError
-from orchestrator.host.cpus import read_online, read_present
+from orchestrator.host.cpus import read_kvm, read_online, read_present, shows_devices
 from orchestrator.host.isolation import Owner, Reading, read_settings
 from orchestrator.host.processor import (
-    read_clock_source,
+    read_capacities,
     read_core_types,
     read_kvm_parameter,
     read_smt_control,
@@ -16,7 +17,7 @@ from orchestrator.host.processor import (
 )
 
 _VIRTUALIZATION = {"svm": "SVM", "vmx": "VMX"}
-_FIRMWARE = "enable SVM Mode, AMD-V or Intel Virtualization Technology in the firmware settings"
+_ON_HOST = "run the command on the server itself, and not in a container"
 # EACCES, EPERM and ENOENT, the last two in containers
 _NO_ACCESS = ("Permission denied", "Operation not permitted", "No such file")
 _NESTED = {"svm": "npt", "vmx": "ept"}
@@ -30,10 +31,10 @@ _PARAMETERS = {
 
 def _check_virtualization(facts: Facts) -> Finding:
     needed = "SVM (AMD) or VMX (Intel) with nested paging"
-    remedy = _FIRMWARE
+    remedy = enable_virtualization(facts)
     flag = next((flag for flag in _VIRTUALIZATION if flag in facts.flags), None)
     if flag is None:
-        if facts.topology.kvm:
+        if read_kvm(facts.host):
             return not_measured("the processors show neither flag, but the kernel offers KVM: this server is a guest", needed)
         return failed("the processors show neither svm nor vmx", needed, remedy)
     paging = read_kvm_parameter(facts.host, _NESTED[flag])
@@ -48,12 +49,10 @@ def _check_virtualization(facts: Facts) -> Finding:
 
 def _check_kvm(facts: Facts) -> Finding:
     needed = "a virtual CPU that executes instructions"
-    if not facts.topology.kvm:
-        return failed(
-            "the kernel does not offer KVM",
-            needed,
-            f"{_FIRMWARE}, and load kvm_amd or kvm_intel",
-        )
+    if not read_kvm(facts.host):
+        if not shows_devices(facts.host):
+            return not_measured("the kernel's devices are not visible", needed, _ON_HOST)
+        return failed("the kernel does not offer KVM", needed, f"{enable_virtualization(facts)}, and load kvm_amd or kvm_intel")
     try:
         facts.run_instruction()
     except HostError as error:
@@ -68,8 +67,8 @@ def _check_kvm(facts: Facts) -> Finding:
 
 
 def _check_cores(facts: Facts) -> Finding:
-    cores = len(facts.topology.cores)
-    text = f"{cores} physical cores with {len(facts.topology.cpus.ids)} CPUs"
+    cores = len(facts.cores)
+    text = f"{cores} physical cores with {sum(len(core.cpus) for core in facts.cores)} CPUs"
     if cores < 2:
         return failed(text, "at least 2: one for the manager, one for a guest", "use a server with more cores")
     own = _count_own(facts)
@@ -80,7 +79,7 @@ def _check_cores(facts: Facts) -> Finding:
 
 
 def _count_own(facts: Facts) -> int:
-    return sum(core.cpus.meets(facts.housekeeping) for core in facts.topology.cores)
+    return sum(core.cpus.meets(facts.housekeeping) for core in facts.cores)
 
 
 def _check_siblings(facts: Facts) -> Finding:
@@ -92,7 +91,7 @@ def _check_siblings(facts: Facts) -> Finding:
     if not offline:
         return passed(f"all threads of each core are online (SMT {control or 'not controllable'})")
     # The kernel does not tell the core of an offline CPU.
-    has_pairs = all(len(core.cpus) > 1 for core in facts.topology.cores)
+    has_pairs = all(len(core.cpus) > 1 for core in facts.cores)
     if not has_pairs and control not in ("off", "forceoff", "notsupported", "notimplemented"):
         remedy = f"run `chcpu -e {offline}`, or switch SMT off for all cores: echo off > /sys/devices/system/cpu/smt/control"
         return failed(
@@ -109,14 +108,19 @@ def _check_alike(facts: Facts) -> Finding:
     remedy = "update the microcode; on a hybrid processor, switch the efficiency cores off in the firmware settings"
     types = read_core_types(facts.host)
     if len(types) > 1:
-        return failed(f"two types of cores: CPUs {' and CPUs '.join(types)}", needed, remedy)
+        return failed(f"{len(types)} types of cores: CPUs {' and CPUs '.join(types)}", needed, remedy)
+    if len(capacities := read_capacities(facts.host, read_online(facts.host))) > 1:
+        text = ", ".join(f"{value} of CPUs {cpus}" for value, cpus in capacities.items())
+        return failed(f"cores of different capacity: {text}", needed, remedy)
     first = facts.processors[0]
     for other in facts.processors[1:]:
         if differing := sorted(first.flags ^ other.flags):
             return failed(f"CPU {first.cpu} and CPU {other.cpu} differ in {', '.join(differing[:5])}", needed, remedy)
         if first.microcode != other.microcode:
             return failed(f"microcode {first.microcode} on CPU {first.cpu}, {other.microcode} on CPU {other.cpu}", needed, remedy)
-    return passed(f"{first.model or first.vendor}, microcode {first.microcode or 'unknown'} on all CPUs")
+    if not first.microcode:
+        return not_measured(f"{first.model or first.vendor}: the kernel does not show the microcode", needed)
+    return passed(f"{first.model or first.vendor}, microcode {first.microcode} on all CPUs")
 
 
 def _check_settings(facts: Facts) -> Finding:
@@ -128,8 +132,13 @@ def _check_settings(facts: Facts) -> Finding:
     for reading in readings:
         if reading.problem:
             unread.append(f"{reading.setting.name}: {reading.problem}")
-        elif not reading.is_wanted(division) and not reading.is_excused:
-            wrong.append(reading)
+            continue
+        try:
+            is_wrong = not reading.is_wanted(division) and not reading.is_excused
+        except HostError as error:
+            unread.append(error.message)
+            continue
+        wrong += [reading] if is_wrong else []
     if unread and not wrong:
         needed = "settings that keep the kernel's work off guest CPUs"
         return not_measured("; ".join(unread), needed, "run the command as root, and not in a container")
@@ -147,33 +156,11 @@ def _describe_remedy(wrong: list[Reading], facts: Facts) -> str:
     return f"add `{words}` to the kernel's command line and reboot; {rest}" if words else rest
 
 
-def _check_clock(facts: Facts) -> Finding:
-    source = read_clock_source(facts.host)
-    if source == "tsc":
-        return passed("the clock source is tsc")
-    if source is None:
-        return not_measured("the kernel does not tell its clock source", "tsc: a guest reads the time without an exit")
-    remedy = "check dmesg for `tsc: Marking TSC unstable`; update the firmware"
-    return failed(f"the clock source is {source}", "tsc: a guest reads the time without an exit", remedy)
-
-
 def _check_bare(facts: Facts) -> Finding:
     if "hypervisor" in facts.flags:
         text = "this server is itself a virtual machine: its host can preempt any guest, and figures of time mean little"
         return failed(text, "a server without a hypervisor below", "use a physical server for measurements")
     return passed("no hypervisor below")
-
-
-def _check_exits(facts: Facts) -> Finding:
-    name = "avic" if "svm" in facts.flags else "enable_apicv"
-    value = read_kvm_parameter(facts.host, name)
-    needed = "interrupts that a guest receives without an exit (AVIC or APICv)"
-    if value is None:
-        return not_measured("KVM does not report it", needed, "load kvm_amd or kvm_intel")
-    if value in ("Y", "1"):
-        return passed(f"{name} is on")
-    remedy = f"load the module with {name}=1 if the processor has it; otherwise each interrupt of a guest is an exit"
-    return failed(f"{name} is {value}", needed, remedy)
 
 
 def _check_vulnerabilities(facts: Facts) -> Finding:
@@ -226,21 +213,12 @@ CHECKS = (
         "the settings that docs/isolation.md lists",
         _check_settings,
     ),
-    Check("clock-source", _C, "the clock source is tsc", "clock source in sysfs", _check_clock, required=False),
     Check(
         "bare-metal",
         _C,
         "the server is not a virtual machine",
         "the flag hypervisor of the processors",
         _check_bare,
-        required=False,
-    ),
-    Check(
-        "interrupt-exits",
-        _C,
-        "guests receive interrupts without exits",
-        "parameters avic of kvm_amd, enable_apicv of kvm_intel",
-        _check_exits,
         required=False,
     ),
     Check(

@@ -8,8 +8,10 @@ import re
 from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
 from orchestrator.errors import CommandError
-from orchestrator.host.cgroups import read_controllers
+from orchestrator.host.cgroups import is_version_1, read_controllers
 from orchestrator.host.confinement import read_enforcing, read_security_modules
+from orchestrator.host.cpus import read_isolated
+from orchestrator.host.irqbalance import find_irqbalance
 from orchestrator.host.measure import read_release
 from orchestrator.host.run import Completed
 from orchestrator.host.tuned import find_tuned
@@ -17,6 +19,8 @@ from orchestrator.host.tuned import find_tuned
 _KERNEL = (6, 1)
 _AGAINST = ("irqbalance", "ksmtuned", "numad")
 _FREE = 1 << 30  # bytes
+_VERSIONS = {"libvirt": (9, 0), "QEMU": (7, 2)}  # of Debian 12, as the kernel's
+_CONTROLLERS = ("cpu", "io", "memory", "pids")  # with which libvirt limits and counts; guests start without them
 _START = "start it: `systemctl start libvirtd`, or `systemctl start virtqemud.socket` where each driver has its own daemon"
 
 
@@ -35,14 +39,21 @@ def _check_groups(facts: Facts) -> Finding:
     found, needed = read_controllers(facts.host), "control groups of version 2 with the controller cpuset"
     remedy = "add `systemd.unified_cgroup_hierarchy=1` to the kernel's command line and reboot"
     if found is None:
-        return failed("version 2 is not mounted", needed, remedy)
+        old = is_version_1(facts.host)
+        if old is None:
+            return not_measured("no hierarchy of control groups is visible", needed, "run the command on the server itself")
+        return failed("version 2 is not mounted on /sys/fs/cgroup" + ("; version 1 is" if old else ""), needed, remedy)
+    if "cpuset" not in found and not facts.shows_all_processes:  # a container sees the controllers of its own group
+        text = f"the controllers of this container are {', '.join(found) or 'none'}"
+        return not_measured(text, needed, "run the command on the server itself, as root")
     if "cpuset" not in found:
         return failed(
             f"version 2 has only {', '.join(found) or 'no controllers'}",
             needed,
             f"{remedy}; check that no program uses version 1 for cpuset",
         )
-    return passed("version 2 with cpuset")
+    rest = [name for name in _CONTROLLERS if name not in found]
+    return passed("version 2 with cpuset" + (f", without {', '.join(rest)}" if rest else ""))
 
 
 def _ask_libvirt(facts: Facts, *words: str) -> Completed:
@@ -72,7 +83,16 @@ def _check_libvirt(facts: Facts) -> Finding:
     lines = [
         line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith(("Using library", "Running hypervisor"))
     ]
+    if old := [line for line in lines if _is_old(line)]:
+        versions = ", ".join(f"{name} {'.'.join(map(str, version))}" for name, version in _VERSIONS.items())
+        return failed(f"too old: {', '.join(old)}", f"at least {versions}", "use a later release of the distribution")
     return passed(", ".join(lines))
+
+
+def _is_old(line: str) -> bool:
+    name, _, version = line.partition(" ")
+    numbers = tuple(int(part) for part in version.split(".") if part.isdecimal())
+    return bool(numbers) and (*numbers, 0) < _VERSIONS.get(name, ())
 
 
 def _check_guests(facts: Facts) -> Finding:
@@ -92,7 +112,10 @@ def _check_guests(facts: Facts) -> Finding:
 
 def _check_programs(facts: Facts) -> Finding:
     found = list(facts.find_programs(*_AGAINST))
-    tuned = find_tuned(facts.host)
+    tuned, harmless = find_tuned(facts.host), ""
+    if "irqbalance" in found and _leaves_guests_alone(facts):
+        found.remove("irqbalance")
+        harmless = "; irqbalance leaves guest CPUs alone"
     parts = [*found, *([str(tuned)] if tuned else [])]
     if parts:
         names = " ".join((*found, *(["tuned"] if tuned else [])))
@@ -101,7 +124,14 @@ def _check_programs(facts: Facts) -> Finding:
     if not facts.shows_all_processes:
         needed = "no program that moves interrupts, threads or pages"
         return not_measured("not all processes are visible", needed, "run the command as root, and not in a container")
-    return passed(f"none of {', '.join(_AGAINST)}, tuned runs")
+    return passed(f"none of {', '.join(name for name in _AGAINST if name not in harmless)}, tuned runs{harmless}")
+
+
+def _leaves_guests_alone(facts: Facts) -> bool:
+    """By its own list of CPUs, or by its default: isolated ones."""
+    daemons = find_irqbalance(facts.host, facts.threads)
+    isolated = read_isolated(facts.host)
+    return bool(daemons) and all(facts.division.guest <= (isolated if one.banned is None else one.banned) for one in daemons)
 
 
 def _check_confinement(facts: Facts) -> Finding:

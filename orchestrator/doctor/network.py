@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
+from orchestrator.doctor.firmware import SRIOV
+from orchestrator.errors import HostError
 from orchestrator.host.edge import may_have_vepa
 from orchestrator.host.interfaces import read_index
-from orchestrator.host.link_owner import find_owner
+from orchestrator.host.link_owner import find_owner, shows_state
+from orchestrator.host.vf_drivers import VfControls, find_controls
 from orchestrator.model.topology import PhysicalFunction
 
 _SOFTWARE = "without it, guests can get a software edge (--accept software-edge), whose frames the host's kernel forwards"
+
+_CONTROLS = {"spoof_check": "no spoof check", "max_rate": "no maximum rate", "trust": "no trust setting"}
 
 
 def _describe(pf: PhysicalFunction) -> str:
@@ -20,12 +25,12 @@ def _check_sriov(facts: Facts) -> Finding:
     pfs = facts.topology.pfs
     needed = f"a network card with SR-IOV; {_SOFTWARE}"
     if not pfs:
-        return failed(
-            "no network function with SR-IOV", needed, "enable SR-IOV in the settings of firmware and card, or use another card"
-        )
+        return failed("no network function with SR-IOV", needed, f"{SRIOV}, or use another card")
     useless = [f"{_describe(pf)}: {reason}" for pf in pfs if (reason := pf.describe_uselessness())]
     if len(useless) == len(pfs):
-        return failed("; ".join(useless), needed, "see the reasons")
+        if all(pf.is_unknown for pf in pfs):
+            return not_measured("; ".join(useless), needed, "use a kernel that shows the SR-IOV capability of cards")
+        return failed("; ".join(useless), needed, f"bind the card's driver, and set its port up; if VFs are missing, {SRIOV}")
     parts = [f"{_describe(pf)}: up to {pf.total_vfs} VFs" for pf in pfs if not pf.describe_uselessness()]
     return passed("; ".join((*parts, *useless)))
 
@@ -64,12 +69,47 @@ def _check_vepa(facts: Facts) -> Finding:
     )
 
 
+def _check_controls(facts: Facts) -> Finding:
+    found = _list_useful(facts)
+    needed = "a driver that enforces the address, the trust and the rate of each VF"
+    if not found:
+        return not_measured("no network function with SR-IOV", needed)
+    lacking, unknown = [], []
+    for pf in found:
+        controls = _find_controls(facts, pf)
+        if controls is None:
+            unknown.append(_describe(pf))
+        elif missing := [text for name, text in _CONTROLS.items() if not getattr(controls, name)]:
+            lacking.append(f"{_describe(pf)}: {', '.join(missing)}")
+    if lacking:
+        remedy = "use a card of another kind for guests that need it: the audit reports what it cannot enforce as weaker"
+        return failed("; ".join(lacking), needed, remedy)
+    if unknown:
+        return not_measured(f"not known for {', '.join(unknown)}", needed, "create a VF, and look at `ip link show NAME`")
+    return passed(f"spoof check, trust and rates can be set: {', '.join(map(_describe, found))}")
+
+
+def _find_controls(facts: Facts, pf: PhysicalFunction) -> VfControls | None:
+    """By its driver, corrected by what its VFs show, where there are any."""
+    known = find_controls(pf)
+    try:
+        states = facts.host.net.read_vfs(pf.interface) if pf.vfs and pf.interface else ()
+    except HostError:
+        states = ()
+    if not states:
+        return known
+    first = states[0]
+    return VfControls(
+        spoof_check=first.spoof_check is not None, max_rate=known is None or known.max_rate, trust=first.trust is not None
+    )
+
+
 def _check_nodes(facts: Facts) -> Finding:
     found = _list_useful(facts)
     if not found:
         return not_measured("no network function with SR-IOV", "a known NUMA node")
     unknown = [_describe(pf) for pf in found if pf.node is None]
-    if unknown and len(facts.topology.nodes) > 1:
+    if unknown and len({core.node for core in facts.cores}) > 1:
         remedy = "enable NUMA in the firmware settings (not: node interleaving), and update the firmware"
         return failed(f"not known for {', '.join(unknown)}", "the NUMA node of each uplink, to choose cores near it", remedy)
     return passed(", ".join(f"{_describe(pf)} on node {pf.node if pf.node is not None else 0}" for pf in found))
@@ -82,10 +122,15 @@ def _check_owners(facts: Facts) -> Finding:
         index = read_index(facts.host, name)
         owner = find_owner(facts.host, index) if index is not None else ""
         managed += [f"{name} by {owner}"] if owner else []
+    needed = "uplinks that only the manager configures"
+    if not names:
+        return not_measured("no network function with SR-IOV", needed)
+    if not shows_state(facts.host):
+        return not_measured("the state of systemd and NetworkManager is not visible in /run", needed)
     if managed:
         remedy = "run `nmcli device set NAME managed no`, or use Unmanaged=yes in a .network file of systemd-networkd"
-        return failed(f"managed: {', '.join(managed)}", "uplinks that only the manager configures", remedy)
-    return passed("no other program configures an uplink" if names else "the server has no uplink with SR-IOV")
+        return failed(f"managed: {', '.join(managed)}", needed, remedy)
+    return passed("no other program configures an uplink")
 
 
 def _check_software(facts: Facts) -> Finding:
@@ -113,6 +158,14 @@ CHECKS = (
     Check("uplink-link", _N, "an uplink has a carrier", "state of network interfaces", _check_link),
     # A card without it can have the edge mode `channel`.
     Check("vepa", _N, "the card can send frames between guests to the switch", "chip and driver", _check_vepa, required=False),
+    Check(
+        "vf-controls",
+        _N,
+        "the card's driver enforces settings of VFs",
+        "driver, settings of existing VFs",
+        _check_controls,
+        required=False,
+    ),
     Check(
         "uplink-node",
         _N,

@@ -64,6 +64,11 @@ def read_limits(host: HostRoot) -> CacheSurvey:
     return CacheSurvey("", cache, bandwidth, groups=read_groups(host), max_groups=most)
 
 
+def is_visible(host: HostRoot) -> bool:
+    """Whether /sys shows file systems of the kernel: without them, a missing resctrl means nothing."""
+    return host.exists("sys/fs")
+
+
 def read_groups(host: HostRoot) -> tuple[ControlGroup, ...]:
     """The default group first. A group that is removed meanwhile is left out."""
     found = [_read_group(host, "")]

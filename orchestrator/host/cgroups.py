@@ -25,6 +25,12 @@ def read_controllers(host: HostRoot) -> tuple[str, ...] | None:
     return None if text is None else tuple(text.split())
 
 
+def is_version_1(host: HostRoot) -> bool | None:
+    """Whether a hierarchy of version 1 is mounted; None if no hierarchy is, as in some containers."""
+    kinds = {words[2] for line in host.read("proc/mounts").splitlines() if len(words := line.split()) > 2}
+    return "cgroup" in kinds if kinds & {"cgroup", "cgroup2"} else None
+
+
 def read_cgroup(host: HostRoot, pid: int, tid: int) -> str:
     """Raises HostError if the thread does not exist (ENOENT) or the host has no version 2 hierarchy."""
     return _parse_cgroup(host.read(f"proc/{pid}/task/{tid}/cgroup"), tid)

@@ -17,6 +17,30 @@ _UNSAFE_WORDS: Mapping[str, str] = {
 }
 
 
+# Parameters that switch the IOMMU or its interrupts off (Documentation/admin-guide/kernel-parameters.txt).
+_OFF = ("iommu=off", "intel_iommu=off", "amd_iommu=off", "intremap=off", "nointremap", "noapic")
+# Parameters with which interrupts of devices do not reach virtual CPUs directly.
+_NOT_POSTED = ("intremap=nopost", "amd_iommu_intr=legacy")
+
+
+def find_words_against_iommu(cmdline: str) -> list[str]:
+    """Words of the command line that switch the IOMMU or interrupt remapping off."""
+    return _find_words(cmdline, _OFF)
+
+
+def find_words_against_posting(cmdline: str) -> list[str]:
+    return _find_words(cmdline, _NOT_POSTED)
+
+
+def _find_words(cmdline: str, wanted: tuple[str, ...]) -> list[str]:
+    found = []
+    for word in cmdline.split(" -- ")[0].split():  # the rest is for init
+        name, equals, values = word.strip('"').partition("=")
+        choices = [f"{name.replace('-', '_')}{equals}{value}" for value in values.split(",")]
+        found += [word] if any(choice in wanted for choice in choices) else []
+    return found
+
+
 def find_unsafe_words(cmdline: str) -> list[tuple[str, str]]:
     """(word, reason) for each unsafe parameter."""
     found = []

@@ -11,6 +11,7 @@ from orchestrator.values import CpuSet
 
 _CPUS = "sys/devices/system/cpu"
 ONLINE = f"{_CPUS}/online"
+_NODES = "sys/devices/system/node"
 # X86_FEATURE_TOPOEXT, 6*32+22 (arch/x86/include/asm/cpufeatures.h)
 _TOPOEXT = "00D6"
 _AFFINITY_HINTS = {
@@ -89,12 +90,22 @@ def read_kvm(host: HostRoot) -> bool:
     return host.exists("sys/class/misc/kvm")
 
 
+def shows_devices(host: HostRoot) -> bool:
+    """Whether /sys shows the devices of the class of KVM's: without it, a missing KVM means nothing."""
+    return host.exists("sys/class/misc")
+
+
 def read_cmdline(host: HostRoot) -> str:
     """Empty if it cannot be read."""
     try:
-        return host.read("proc/cmdline")
+        return check_cmdline(host)
     except HostError:
         return ""
+
+
+def check_cmdline(host: HostRoot) -> str:
+    """As ``read_cmdline``, but raises HostError: for an answer that depends on what is not in it."""
+    return host.read("proc/cmdline")
 
 
 def read_topoext(host: HostRoot) -> bool:
@@ -105,9 +116,13 @@ def read_topoext(host: HostRoot) -> bool:
 
 
 def _read_node(host: HostRoot, cpu: int) -> int:
-    # A link `nodeN` in the CPU's folder. A kernel without NUMA has no such links.
+    # A link `nodeN` in the CPU's folder. A kernel without NUMA has no such links, and before Linux 2.6.33 none has.
     nodes = [name[4:] for name in host.names(f"{_CPUS}/cpu{cpu}") if name.startswith("node") and name[4:].isdecimal()]
-    return int(nodes[0]) if nodes else 0
+    if nodes or not host.exists(_NODES):
+        return int(nodes[0]) if nodes else 0
+    known = [name[4:] for name in host.names(_NODES) if name.startswith("node") and name[4:].isdecimal()]
+    lists = {int(node): f"{_NODES}/node{node}/cpulist" for node in known}
+    return next((node for node, name in lists.items() if cpu in parse_cpus(name, host.find(name) or "")), 0)
 
 
 def read_affinity(host: HostRoot, tid: int) -> CpuSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from errno import EINVAL, ENODEV, ENOENT
 
 from orchestrator.errors import HostError, RequestError
@@ -12,6 +13,8 @@ from orchestrator.values import PciAddress
 
 _GROUPS = "sys/kernel/iommu_groups"
 _UNITS = "sys/class/iommu"
+_CAP_PI = 1 << 59  # drivers/iommu/intel/iommu.h, cap_pi_support()
+_FEATURE_GAM_VAPIC = 1 << 21  # drivers/iommu/amd/amd_iommu_types.h
 
 
 def read_iommu_groups(host: HostRoot) -> tuple[IommuGroup, ...]:
@@ -54,6 +57,41 @@ def read_unit(host: HostRoot, address: PciAddress) -> tuple[str | None, bool]:
     unit = host.link(f"{function_path(address)}/iommu")
     folder = f"{_UNITS}/{unit}/devices"
     return unit, bool(unit) and host.exists(folder) and str(address) in host.names(folder)
+
+
+@dataclass(frozen=True)
+class IommuUnit:
+    name: str
+    kind: str  # "VT-d", "AMD-Vi"; "other" for emulated and other ones
+    posts_interrupts: bool | None  # to running virtual CPUs; None if it does not tell
+
+
+def read_units(host: HostRoot) -> tuple[IommuUnit, ...]:
+    """All IOMMUs that the kernel drives."""
+    return tuple(_read_unit(host, name) for name in host.names(_UNITS)) if host.exists(_UNITS) else ()
+
+
+def _read_unit(host: HostRoot, name: str) -> IommuUnit:
+    folder = f"{_UNITS}/{name}"
+    if text := host.find(f"{folder}/intel-iommu/cap"):
+        return IommuUnit(name, "VT-d", bool(_parse_hex(f"{folder}/intel-iommu/cap", text) & _CAP_PI))
+    if text := host.find(f"{folder}/amd-iommu/features"):
+        # One word, or two in an order that has changed between releases; the second feature register has no such bit.
+        words = [_parse_hex(f"{folder}/amd-iommu/features", word) for word in text.split(":")]
+        return IommuUnit(name, "AMD-Vi", any(word & _FEATURE_GAM_VAPIC for word in words))
+    return IommuUnit(name, "other", None)
+
+
+def _parse_hex(name: str, text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise HostError(f"cannot parse /{name}: {text!r} is not a hexadecimal number") from None
+
+
+def is_visible(host: HostRoot) -> bool:
+    """Whether /sys shows what the kernel has of IOMMUs: every kernel has the folder next to that of the groups."""
+    return host.exists(_GROUPS) or host.exists("sys/kernel/mm")
 
 
 def read_vfio_devices(host: HostRoot, address: PciAddress) -> tuple[str, ...]:

@@ -119,6 +119,7 @@ class Setting:
 
 
 def _read_isolated(host: HostRoot) -> str:
+    host.read("sys/devices/system/cpu/isolated")  # every kernel has it: without it, none isolated means nothing
     return str(read_isolated(host))
 
 
@@ -133,8 +134,8 @@ def _read_nocbs(host: HostRoot) -> str:
 
 
 def _none(text: str | None) -> str:
-    """The kernel shows no CPUs as `(null)` in some files."""
-    return "" if text in (None, "(null)") else str(text)
+    """The kernel shows no CPUs as `(null)`, before Linux 4 as NUL, in some files."""
+    return "" if text in (None, "(null)", "\0") else str(text)
 
 
 def _parse_parameter(host: HostRoot, text: str) -> CpuSet:

@@ -21,6 +21,11 @@ def find_owner(host: HostRoot, index: int) -> str:
     return ""
 
 
+def shows_state(host: HostRoot) -> bool:
+    """Whether the files of one of the programs, or of the service manager that starts them, can be seen."""
+    return any(host.exists(f"run/{name}") for name in ("systemd", "NetworkManager"))
+
+
 def _read(host: HostRoot, name: str) -> dict[str, str]:
     try:
         lines = (host.find(name) or "").splitlines()

@@ -38,6 +38,10 @@ def is_loaded(host: HostRoot, driver: str) -> bool:
     return host.exists(f"{_DRIVERS}/{driver}")
 
 
+def shows_drivers(host: HostRoot) -> bool:
+    return host.exists(_DRIVERS)
+
+
 def bind_driver(host: HostRoot, address: PciAddress, driver: str) -> None:
     """Binds a function to a driver, also if the driver does not list the function's id.
 

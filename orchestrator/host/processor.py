@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.host.root import HostRoot
+from orchestrator.values import CpuSet
 
 _CPUS = "sys/devices/system/cpu"
-_TYPES = ("sys/devices/cpu_core/cpus", "sys/devices/cpu_atom/cpus")
+_TYPES = tuple(f"sys/devices/cpu_{kind}/cpus" for kind in ("core", "atom", "lowpower"))
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ def read_smt_control(host: HostRoot) -> str | None:
 def read_core_types(host: HostRoot) -> tuple[str, ...]:
     """CPUs of each type of a hybrid processor; empty for one without types."""
     return tuple(text for name in _TYPES if (text := host.find(name)))
+
+
+def read_capacities(host: HostRoot, cpus: CpuSet) -> dict[str, CpuSet]:
+    """CPUs by the capacity that the scheduler reckons with; empty where it does not tell them apart (arch/x86/kernel/itmt.c)."""
+    found: dict[str, CpuSet] = {}
+    for cpu in cpus:
+        if text := host.find(f"{_CPUS}/cpu{cpu}/cpu_capacity"):
+            found[text] = found.get(text, CpuSet()) | CpuSet.of([cpu])
+    return found
 
 
 def has_remapped_interrupts(host: HostRoot) -> bool:

@@ -100,6 +100,11 @@ class PhysicalFunction:
         return ""
 
     @property
+    def is_unknown(self) -> bool:
+        """The function has the SR-IOV capability, but what it can do could not be read."""
+        return not self.device
+
+    @property
     def switchdev(self) -> bool:
         # By its interfaces: before VFs are created, nothing shows the mode.
         return any(port.representor for port in self.siblings)

@@ -25,7 +25,8 @@ from orchestrator.host.run import Completed
 from orchestrator.host.sriov import set_numvfs
 from orchestrator.host.tuned import Tuned
 from orchestrator.model.proof import Verdict
-from orchestrator.values import CpuSet
+from orchestrator.values import CpuSet, PciAddress
+from tests.fakes import resctrl
 from tests.fakes.domains import add_thread
 from tests.fakes.nvme import FakeNvme, add_nvme
 from tests.fakes.root import FakeRoot, load_host
@@ -59,6 +60,17 @@ LINES = {
     "sys/module/kvm/parameters/halt_poll_ns": "0",
     "sys/module/kvm/parameters/min_timer_period_us": "1000",
     "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts": "N",
+    "sys/class/iommu/ivhd0/amd-iommu/features": "f77ef22294ada:0",
+    "sys/devices/system/cpu/cpufreq/policy2/scaling_governor": "performance",
+    "sys/devices/system/cpu/cpufreq/policy2/affected_cpus": "2 3 4 5 6 7",
+    "sys/devices/system/cpu/cpu2/cpuidle/state0/name": "C1",
+    "sys/devices/system/cpu/cpu2/cpuidle/state0/latency": "1",
+    "sys/devices/system/cpu/cpu2/cpuidle/state0/disable": "0",
+    "sys/devices/system/edac/mc/mc0/ce_count": "3",
+    "sys/devices/system/edac/mc/mc0/ue_count": "0",
+    "sys/devices/system/node/has_memory": "0-1",
+    "sys/module/kvm_amd/parameters/nested": "0",
+    "run/systemd/netif/links/2": "ADMIN_STATE=unmanaged",
     "sys/kernel/mm/ksm/run": "0",
     "sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]",
     "sys/kernel/security/lsm": "lockdown,capability,apparmor",
@@ -84,6 +96,7 @@ def fake(tmp_path: Path) -> FakeRoot:
     (found.path / "var/lib").mkdir(parents=True)
     for name, text in LINES.items():
         found.add(name, text)
+    resctrl.mount(found, (0, 1))
     show_cpus(found)
     add_thread(found, 2, 2, "kthreadd", "0-7", flags=0x200000)
     add_nvme(found, "0000:50:00.0", FakeNvme("disk0", 1 << 20))
@@ -131,6 +144,45 @@ def drive_without_iommu(fake: FakeRoot) -> None:
         fake.add(f"sys/kernel/iommu_groups/{number}/name", "vfio-noiommu")
 
 
+def forget_vfs(fake: FakeRoot) -> PciAddress:
+    """As before the first VF is made."""
+    pf = Facts(fake).topology.pfs[0].address
+    set_numvfs(fake, pf, 0)
+    return pf
+
+
+def share_port(fake: FakeRoot) -> None:
+    """The PF is in a group with its port, which has no ACS, and another card."""
+    number = fake.link(f"sys/bus/pci/devices/{forget_vfs(fake)}/iommu_group")
+    fake.add_link(f"sys/kernel/iommu_groups/{number}/devices/0000:50:00.0", "../../../../bus/pci/devices/0000:50:00.0")
+
+
+def translate_nothing(fake: FakeRoot) -> None:
+    number = fake.link(f"sys/bus/pci/devices/{forget_vfs(fake)}/iommu_group")
+    fake.add(f"sys/kernel/iommu_groups/{number}/type", "identity")
+
+
+def post_nothing(fake: FakeRoot) -> None:
+    shutil.rmtree(fake.path / "sys/class/iommu")
+    fake.add("sys/class/iommu/dmar0/intel-iommu/cap", "8d2078c106f0466")
+    fake.add("sys/class/iommu/dmar1/intel-iommu/cap", "d2078c106f0466")
+
+
+def make_large_pages(fake: FakeRoot) -> None:
+    for name in ("nr", "free"):
+        fake.add(f"sys/devices/system/node/node1/hugepages/hugepages-1048576kB/{name}_hugepages", "4")
+
+
+def change_chip(fake: FakeRoot) -> None:
+    """An I350 instead of an 82576: no rates."""
+    fake.add(f"sys/bus/pci/devices/{Facts(fake).topology.pfs[0].address}/device", "0x1521")
+
+
+def use_version_1(fake: FakeRoot) -> None:
+    (fake.path / "sys/fs/cgroup/cgroup.controllers").unlink()
+    fake.add("proc/mounts", f"{LINES['proc/mounts']}cgroup /sys/fs/cgroup/cpuset cgroup rw,cpuset 0 0")
+
+
 def isolate(fake: FakeRoot, cpus: str) -> None:
     for name in ("sys/devices/system/cpu/isolated", "sys/fs/cgroup/cpuset.cpus.isolated"):
         fake.add(name, cpus)
@@ -142,6 +194,7 @@ BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("cpus-alike", lambda fake: show_cpus(fake, more=lambda cpu: "avx512f" if cpu == 5 else "")),
     ("cpus-alike", lambda fake: show_cpus(fake, microcode=lambda cpu: "0x2" if cpu else "0x1")),
     ("cpus-alike", lambda fake: [fake.add(f"sys/devices/cpu_{kind}/cpus", "0-3") for kind in ("core", "atom")]),
+    ("cpus-alike", lambda fake: [fake.add(f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity", f"{cpu // 6}") for cpu in range(8)]),
     ("isolation", lambda fake: isolate(fake, "2-6")),
     ("isolation", write("sys/devices/system/cpu/nohz_full", "(null)")),
     ("isolation", write("proc/1/task/1/status", "Name:\tsystemd\nCpus_allowed_list:\t0-7")),
@@ -149,6 +202,18 @@ BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("clock-source", write("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet")),
     ("bare-metal", lambda fake: show_cpus(fake, more=lambda _: "hypervisor")),
     ("interrupt-exits", write("sys/module/kvm_amd/parameters/avic", "N")),
+    ("device-interrupts", write("sys/class/iommu/ivhd0/amd-iommu/features", "29d3:0")),
+    ("device-interrupts", write("proc/cmdline", f"{LINES['proc/cmdline']} intremap=on,nopost")),
+    ("device-interrupts", post_nothing),
+    ("nested-guests", write("sys/module/kvm_amd/parameters/nested", "1")),
+    ("frequency", write("sys/devices/system/cpu/cpufreq/policy2/scaling_governor", "powersave")),
+    ("idle-states", write("sys/devices/system/cpu/cpu2/cpuidle/state0/latency", "350")),
+    ("cache-control", lambda fake: shutil.rmtree(fake.path / "sys/fs/resctrl")),
+    ("numa-nodes", write("sys/devices/system/node/has_memory", "0")),
+    ("numa-nodes", write("sys/devices/system/cpu/cpu6/topology/physical_package_id", "2")),
+    ("memory-errors", write("sys/devices/system/edac/mc/mc0/ue_count", "1")),
+    ("huge-page-mount", make_large_pages),
+    ("vf-controls", change_chip),
     ("vulnerabilities", write("sys/devices/system/cpu/vulnerabilities/mds", "Mitigation: Clear CPU buffers; SMT vulnerable")),
     ("huge-pages", write("sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages", "0")),
     ("huge-page-mount", write("proc/mounts", "proc /proc proc rw 0 0")),
@@ -159,10 +224,12 @@ BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("interrupt-remapping", write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "Y")),
     ("iommu-overrides", write("proc/cmdline", f"{LINES['proc/cmdline']} pcie_acs_override=downstream")),
     ("iommu-groups", share_group),
+    ("iommu-groups", share_port),
+    ("iommu-groups", translate_nothing),
     ("disks", share_disk),
     ("kernel", write("proc/sys/kernel/osrelease", "5.15.0-generic")),
     ("cgroups", write("sys/fs/cgroup/cgroup.controllers", "hugetlb")),
-    ("cgroups", remove("sys/fs/cgroup/cgroup.controllers")),
+    ("cgroups", use_version_1),
     ("qemu-confinement", write("sys/kernel/security/lsm", "lockdown,capability")),
     ("qemu-confinement", write("sys/kernel/security/lsm", "lockdown,capability,selinux")),
     ("uplink-owner", write("run/NetworkManager/devices/2", "[device]\nmanaged=true")),
