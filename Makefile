@@ -5,9 +5,9 @@
 PYTHON := /usr/bin/python3
 VENV := .venv
 PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 util-linux cpio mtools zstd \
-	openssh-client qemu-utils nftables
+	openssh-client qemu-utils nftables mandoc
 
-.PHONY: demo test soak test-quick bench-peers lint format check-golden doctor setup clean
+.PHONY: demo test soak test-quick bench-peers lint format check-golden references man doctor setup clean
 
 DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.json
 
@@ -42,10 +42,18 @@ format: setup
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
 
-# writes the golden files (tests/data/domains) again and shows what differs from the committed ones
+# writes the golden files (tests/data/domains) and the reference pages again and shows what differs from the committed ones
 check-golden: setup
-	REGENERATE=1 $(VENV)/bin/pytest -q tests/unit/test_domain.py
-	git diff --exit-code -- tests/data/domains
+	REGENERATE=1 $(VENV)/bin/pytest -q tests/unit/test_domain.py tests/unit/test_references.py
+	git diff --exit-code -- tests/data/domains docs
+
+# docs/cli.md, docs/configuration.md and docs/errors.md, from the parser, the models and the error classes
+references: setup
+	$(VENV)/bin/python -m release.pages
+
+# build/man: nohype(1) and a page for each command, nohyped(8), nohype.toml(5); read one with `man -l`
+man: setup
+	$(VENV)/bin/python -m release.manpages build/man
 
 # the checks of a server as one file, which needs only Python (docs/doctor.md)
 doctor:

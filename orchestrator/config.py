@@ -58,21 +58,23 @@ _Accounts = Annotated[tuple[Annotated[str, AfterValidator(check_account)], ...],
 
 
 class HostConfig(StrictModel):
+    """What the manager uses of this host."""
+
     # CPU list for the manager, the kernel's threads and QEMU's helper threads; whole physical cores.
     housekeeping: Annotated[str, AfterValidator(check_housekeeping)]
     # Network interfaces whose virtual functions guests can get.
     uplinks: Annotated[tuple[Annotated[str, AfterValidator(check_interface)], ...], AfterValidator(check_interfaces)] = Field(
         min_length=1, strict=False
     )
-    page_size: Annotated[str, AfterValidator(check_page_size)] = "2M"  # of guests that request none
-    vfs_per_uplink: Annotated[int, Field(ge=1, le=_MOST_VFS)] | None = None  # VFs to create; None for the maximum
+    page_size: Annotated[str, AfterValidator(check_page_size)] = "2M"  # huge page size of guests that request none
+    vfs_per_uplink: Annotated[int, Field(ge=1, le=_MOST_VFS)] | None = None  # VFs to create; without it: the maximum
     # Huge page size -> pages per node that guests do not get, such as {"1G" = 1}.
     reserved_pages: Annotated[
         dict[Annotated[str, AfterValidator(check_page_size)], Annotated[int, Field(ge=0, le=_MOST_PAGES)]],
         BeforeValidator(check_page_counts),
     ] = {}
 
-    # Properties that guests may lack without accepting it themselves: emulated-disk, software-edge, no-iommu.
+    # Properties that guests may lack without accepting it themselves.
     accept: Annotated[tuple[Annotated[Waiver, Field(strict=False)], ...], Field(strict=False)] = ()
 
     @property
@@ -93,8 +95,9 @@ class DiskConfig(StrictModel):
 
     # Serial numbers of NVMe controllers that guests can get although they hold a file system, partitions or the like.
     serials: Annotated[tuple[Annotated[str, AfterValidator(check_serial)], ...], Field(strict=False)] = ()
-    # An existing folder for the files of emulated disks, or an LVM volume group for their volumes. None: the host offers none.
+    # An existing folder for the files of emulated disks. Without it and volume_group the host offers no emulated disks.
     emulated: PathField | None = None
+    # An LVM volume group for the volumes of emulated disks, instead of a folder.
     volume_group: Annotated[str, AfterValidator(check_volume_group)] | None = None
 
     @model_validator(mode="after")
@@ -105,10 +108,12 @@ class DiskConfig(StrictModel):
 
 
 class PathConfig(StrictModel):
-    images: PathField = "/var/lib/nohype/images"
-    ledger: PathField = "/var/lib/nohype/ledger.sqlite"
-    consoles: PathField = "/var/log/nohype/guests"
-    socket: Annotated[str, AfterValidator(check_socket)] = str(DEFAULT_SOCKET)
+    """Absolute paths. The image store and the console logs are folders."""
+
+    images: PathField = "/var/lib/nohype/images"  # image store
+    ledger: PathField = "/var/lib/nohype/ledger.sqlite"  # on a local disk
+    consoles: PathField = "/var/log/nohype/guests"  # console logs of guests
+    socket: Annotated[str, AfterValidator(check_socket)] = str(DEFAULT_SOCKET)  # as ListenStream= of nohyped.socket
 
     @model_validator(mode="after")
     def _check_all(self) -> Self:
@@ -117,6 +122,8 @@ class PathConfig(StrictModel):
 
 
 class EventConfig(StrictModel):
+    """The event log."""
+
     # The newest events that are kept: per tenant and of the host, and as many of the kinds with severity warning.
     keep: Annotated[int, Field(ge=1000, le=10_000_000)] = 20_000
 
@@ -127,11 +134,13 @@ class ExitConfig(StrictModel):
     total: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 2000.0  # all VM exits
     # VM exits that QEMU or KVM's emulator had to serve (port I/O and memory-mapped I/O).
     emulated: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 10.0
-    # Budgets of guests whose boot is over; None: `exit_policy.DEFAULT_POLICY` for images that report the end of their boot.
+    # Budgets of guests whose boot is over. Without it: a default policy for images that report the end of their boot.
     policy: ExitBudgets | None = None
 
 
 class AuditConfig(StrictModel):
+    """Signed evidence."""
+
     # PEM file with the Ed25519 key that signs evidence. The systemd credential nohype-audit-key takes precedence.
     key: _File = "/etc/nohype/audit.key"
 
@@ -159,8 +168,8 @@ class BootConfig(StrictModel):
     """Kernels and initrds that the manager downloads for guests."""
 
     servers: _Servers = ()  # URLs of folders that operators may boot guests from
-    max_size: SizeField = "256M"  # of kernel and initrd together
-    timeout: Annotated[float, Field(gt=0, le=3600, strict=False)] = 120.0  # seconds for both
+    max_size: SizeField = "256M"  # size of kernel and initrd together
+    timeout: Annotated[float, Field(gt=0, le=3600, strict=False)] = 120.0  # seconds for both downloads
 
     @property
     def policy(self) -> BootPolicy:
@@ -168,15 +177,15 @@ class BootConfig(StrictModel):
 
 
 class TenantConfig(Principals):
-    """A tenant: its callers, and the quota of all its guests together; None for no limit."""
+    """A tenant: its callers, and the quota of all its guests together. What is not set has no limit."""
 
-    cores: Annotated[int, Field(ge=0, le=MAX_CPUS)] | None = None  # physical
-    memory: SizeField | None = None  # in huge pages
-    vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
+    cores: Annotated[int, Field(ge=0, le=MAX_CPUS)] | None = None  # whole physical cores
+    memory: SizeField | None = None  # such as "64G"; all of it is huge pages
+    vfs: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None  # virtual functions
     boot_servers: _Servers = ()  # URLs of folders that the tenant may boot guests from
-    disks: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None
-    networks: Annotated[int, Field(ge=0, le=MAX_VLAN)] | None = None
-    exit_policy: ExitBudgets | None = None  # replaces that of the host
+    disks: Annotated[int, Field(ge=0, le=_MOST_VFS)] | None = None  # NVMe controllers and emulated disks
+    networks: Annotated[int, Field(ge=0, le=MAX_VLAN)] | None = None  # tenant networks
+    exit_policy: ExitBudgets | None = None  # exit policy of its guests; replaces that of the host
 
     @property
     def quota(self) -> Quota:
@@ -186,18 +195,18 @@ class TenantConfig(Principals):
 class TokenConfig(StrictModel):
     """A bearer token, created by `nohype token new`; only its SHA-256 is stored."""
 
-    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$"), AfterValidator(check_token_hash)]
-    role: Annotated[Role, Field(strict=False)]
-    tenant: str = ""
+    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$"), AfterValidator(check_token_hash)]  # as printed
+    role: Annotated[Role, Field(strict=False)]  # what the token permits
+    tenant: str = ""  # a section [tenants.NAME]; required for role "tenant", otherwise not allowed
 
 
 class ApiConfig(StrictModel):
     """The manager's TLS port; without this section there is only the Unix socket. Files are in PEM format."""
 
-    listen: Annotated[str, AfterValidator(check_listen)]  # 192.0.2.1:8443, [::]:8443
-    certificate: _File  # with the intermediate certificates
-    key: _File  # readable only by root
-    client_ca: _File | None = None  # None: only tokens are accepted
+    listen: Annotated[str, AfterValidator(check_listen)]  # address and port: 192.0.2.1:8443, [::]:8443
+    certificate: _File  # server certificate, with the intermediate certificates
+    key: _File  # private key, readable only by root
+    client_ca: _File | None = None  # CA of client certificates; without it only tokens are accepted
 
     @property
     def address(self) -> tuple[str, int]:
@@ -212,8 +221,8 @@ class LimitConfig(StrictModel):
     burst: Annotated[int, Field(ge=1, le=1_000_000)] = 100  # requests at the same time after a pause
     # Requests in progress, of each of three kinds: waits (with event streams), kill and delete, all others.
     concurrent: Annotated[int, Field(ge=1, le=1_000_000)] = 16
-    body: SizeField = "1M"  # user data of the maximum size, escaped in JSON, has 770 KB
-    nesting: Annotated[int, Field(ge=1, le=100)] = 16  # levels of JSON
+    body: SizeField = "1M"  # of one request; user data of the maximum size has 770 KB as JSON
+    nesting: Annotated[int, Field(ge=1, le=100)] = 16  # levels of JSON in a request
 
     @property
     def body_bytes(self) -> int:

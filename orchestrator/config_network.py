@@ -13,20 +13,21 @@ from orchestrator.model.network import MAX_VLANS_TEXT, describe_vlans, parse_vla
 
 
 class UplinkConfig(StrictModel):
-    """One of [host] uplinks."""
+    """One of the uplinks of [host]."""
 
     # Edge mode; "auto": the manager chooses a mode that the uplink can have; if it can have none, requests for it are refused.
     edge: Annotated[str, AfterValidator(check_edge)] = "auto"
     # VLANs of tenant networks that the switch carries on this port, such as "100-199,300". Hosts on one switch need different
-    # ranges. None: no range; operators choose the VLAN of each network.
+    # ranges. Without it operators choose the VLAN of each network.
     vlans: Annotated[str, Field(max_length=MAX_VLANS_TEXT), AfterValidator(check_vlans)] | None = None
 
     # VLANs for the edge mode "channel", such as "1000-1199": each VF of a guest gets one of its own, and the switch translates
-    # between them. None: this mode is not possible.
+    # between them. Without it this mode is not possible.
     channels: Annotated[str, Field(max_length=MAX_VLANS_TEXT), AfterValidator(check_vlans)] | None = None
 
-    # The external switch that the uplink's cable leads to, as registered by `nohype switch add`, and its port.
+    # The external switch that the uplink's cable leads to, as registered by `nohype switch add`.
     switch: NameField | None = None
+    # The port of this switch.
     port: Annotated[str, AfterValidator(check_interface)] | None = None
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from typing import Literal
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.names import complete_guest
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.cli.seconds import Seconds
 from orchestrator.client import Client
@@ -24,7 +25,7 @@ _Counts = list[Mapping[str, float]]
 
 
 @click.command()
-@click.argument("guest")
+@click.argument("guest", shell_complete=complete_guest)
 @click.option("--by", type=click.Choice(["reason", "class", "vcpu"]), default="reason", show_default=True,
               help="Add up the exits by hardware reason, by class of reasons, or by vCPU.")  # fmt: skip
 @click.option("--phase", type=click.Choice(["boot", "run"]), help="Only the exits until the guest's boot was over, or since.")

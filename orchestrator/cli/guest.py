@@ -15,6 +15,7 @@ from orchestrator.cli.exit_options import exit_options, take_exit_policy
 from orchestrator.cli.guest_console import console
 from orchestrator.cli.guest_show import describe_boot, list_columns, print_guest
 from orchestrator.cli.guest_ssh import copy, ssh
+from orchestrator.cli.names import complete_guest
 from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.cli.readiness import wait_ready
@@ -133,7 +134,7 @@ def list_guests(*, as_json: bool, client: Client) -> None:
 
 
 @guest.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @json_option
 @client_option
 def show(name: str, *, as_json: bool, client: Client) -> None:
@@ -142,7 +143,7 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
 
 
 @guest.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @wait_option
 @json_option
 @client_option
@@ -155,7 +156,7 @@ def start(name: str, *, wait: float, as_json: bool, client: Client) -> None:
 
 
 @guest.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @timeout_option
 @json_option
 @client_option
@@ -168,7 +169,7 @@ def stop(name: str, *, timeout: float, as_json: bool, client: Client) -> None:
 
 
 @guest.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @timeout_option
 @wait_option
 @json_option
@@ -179,7 +180,7 @@ def restart(name: str, *, timeout: float, wait: float, as_json: bool, client: Cl
 
 
 @guest.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @json_option
 @client_option
 def disengage(name: str, *, as_json: bool, client: Client) -> None:
@@ -196,7 +197,7 @@ def disengage(name: str, *, as_json: bool, client: Client) -> None:
 
 
 @guest.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @json_option
 @client_option
 def kill(name: str, *, as_json: bool, client: Client) -> None:
@@ -208,7 +209,7 @@ def kill(name: str, *, as_json: bool, client: Client) -> None:
 
 
 @guest.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @json_option
 @client_option
 def delete(name: str, *, as_json: bool, client: Client) -> None:
@@ -224,7 +225,7 @@ def delete(name: str, *, as_json: bool, client: Client) -> None:
 
 
 @guest.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @click.argument("line")
 @click.option("--timeout", type=_SECONDS, default=60, show_default=True, metavar="SECONDS", help="Wait this long for the reply.")
 @json_option

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.names import complete_guest
 from orchestrator.cli.terminal import raw_terminal
 from orchestrator.cli.terminal_filter import TerminalFilter
 from orchestrator.client import Client
@@ -39,7 +40,7 @@ def _parse_escape(_ctx: click.Context, _param: click.Parameter, text: str) -> by
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @click.option("--history", type=click.IntRange(0, 100_000), default=20, show_default=True, metavar="LINES",
               help="Show this many lines of earlier output first, at most 1 MB.")  # fmt: skip
 @click.option("--no-follow", is_flag=True, help="Show only the earlier output. Works for a stopped guest too.")

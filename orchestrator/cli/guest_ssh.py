@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.names import complete_guest
 from orchestrator.cli.output import printable
 from orchestrator.cli.seconds import Seconds
 from orchestrator.client import Client
@@ -47,7 +48,7 @@ def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_guest)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--tty/--no-tty", "-t/-T", default=None, help="Use a terminal in the guest.  [default: only without COMMAND]")
 @access_options

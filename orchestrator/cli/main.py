@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -15,6 +15,9 @@ from orchestrator.cli.output import print_error
 from orchestrator.errors import LabLost, OrchestratorError, Unauthorized
 from orchestrator.evidence.document import EvidenceError
 from orchestrator.values import DEFAULT_SOCKET
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # Each command is in the module of its name.
 _COMMANDS = {
@@ -34,12 +37,13 @@ _COMMANDS = {
     "token": "Create bearer tokens for the manager's TLS port.",
     "config": "Check the manager's configuration file.",
     "doctor": "Check whether this server is fit for NoHype.",
+    "completion": "Print the script that completes commands, options and names.",
     "image": "Build, import, inspect and delete guest images.",
     "lab": "Build and run the nested lab.",
     "demo": "Run the end-to-end demo in the nested lab.",
 }
 # Commands that do not contact a manager.
-LOCAL_COMMANDS = ("token", "config", "doctor", "image", "lab", "demo")
+LOCAL_COMMANDS = ("token", "config", "doctor", "completion", "image", "lab", "demo")
 
 _LAB_LOST = 3
 _INTERRUPTED = 130
@@ -59,6 +63,8 @@ class _LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             if not error.name or error.name.startswith("orchestrator"):
                 raise
+            if ctx.resilient_parsing:  # the shell completes a command: nothing can be shown
+                return None
             extra = "lab" if cmd_name in ("lab", "demo") else "host"
             hint = f"run `pip install 'nohype-orchestrator[{extra}]'`"
             raise OrchestratorError(f"`nohype {cmd_name}` requires the Python package {error.name}", hint) from None
@@ -67,6 +73,13 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Not click.Group's, which imports each command."""
+        from click.shell_completion import CompletionItem
+
+        names = [CompletionItem(name, help=text) for name, text in _COMMANDS.items() if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
 _file = click.Path(path_type=Path)
@@ -104,8 +117,8 @@ def nohype(ctx: click.Context, /, **settings: object) -> None:
     """Run virtual machines (guests) with dedicated cores, memory and NIC functions, and measure their isolation.
 
     Most commands contact the manager, the daemon `nohyped`: on this host by its Unix socket, or over the network with --url and
-    a token or a client certificate. `token`, `config`, `doctor`, `image`, `lab` and `demo` work without a manager. Options take
-    precedence over environment variables.
+    a token or a client certificate. `token`, `config`, `doctor`, `completion`, `image`, `lab` and `demo` work without a manager.
+    Options take precedence over environment variables.
     """
     typed = [name for name in settings if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if typed and ctx.invoked_subcommand in LOCAL_COMMANDS:

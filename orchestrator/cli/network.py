@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.names import complete_network
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.client import Client
 
@@ -54,7 +55,7 @@ def list_networks(*, as_json: bool, client: Client) -> None:
 
 
 @network.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_network)
 @json_option
 @client_option
 def show(name: str, *, as_json: bool, client: Client) -> None:
@@ -63,7 +64,7 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
 
 
 @network.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_network)
 @json_option
 @client_option
 def delete(name: str, *, as_json: bool, client: Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.names import complete_quarantined
 from orchestrator.cli.output import json_option, print_json, say
 from orchestrator.client import Client
 
@@ -36,7 +37,7 @@ def list_quarantined(*, as_json: bool, client: Client) -> None:
 
 
 @quarantine.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_quarantined)
 @click.option("--force", is_flag=True, help="Release the resources even if verification still fails.")
 @json_option
 @client_option

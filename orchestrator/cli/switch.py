@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.names import complete_switch
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.client import Client
 from orchestrator.client import switch_shapes as shapes
@@ -82,7 +83,7 @@ def list_switches(*, as_json: bool, client: Client) -> None:
 
 
 @switch.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_switch)
 @json_option
 @client_option
 def show(name: str, *, as_json: bool, client: Client) -> None:
@@ -103,7 +104,7 @@ def show(name: str, *, as_json: bool, client: Client) -> None:
 
 
 @switch.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_switch)
 @click.argument("port", required=False)
 @json_option
 @client_option
@@ -127,7 +128,7 @@ def verify(ctx: click.Context, name: str, port: str | None, *, as_json: bool, cl
 
 
 @switch.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_switch)
 @click.argument("port")
 @click.argument("state", type=click.Choice(["on", "off"]))
 @click.option("--mac", "macs", multiple=True, metavar="MAC", help="An address behind the port (Open vSwitch); repeatable.")
@@ -147,7 +148,7 @@ def hairpin(name: str, port: str, state: str, *, macs: tuple[str, ...], as_json:
 
 
 @switch.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_switch)
 @click.option("--force", is_flag=True,
               help="Forget the switch even if its ports cannot be restored, or it translates VLANs of guests.")  # fmt: skip
 @json_option

@@ -72,10 +72,14 @@ class ExitBudgets(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
+    # What happens to a guest that exceeds a budget.
     action: Annotated[Reaction, Field(strict=False)] = Reaction.REPORT
-    # The boot counts as over after so many seconds: a guest cannot escape the policy by never ending it. None: no limit.
+    # The boot counts as over after so many seconds: a guest cannot escape the policy by never ending it.
+    # Without it: no limit.
     boot_seconds: Annotated[int, Field(gt=0, le=86_400)] | None = None
+    # Budgets of vCPUs for applications, by exit reason, class, "all", "others" or "mmio": "10/s", "10/s,60/min" or "any".
     application: Annotated[Rules, Field(max_length=64)] = {}
+    # The same for vCPUs of the guest's own housekeeping.
     housekeeping: Annotated[Rules, Field(max_length=64)] = {}
 
     def rules(self, kind: VcpuClass) -> Mapping[str, Budget]:

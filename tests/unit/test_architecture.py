@@ -201,11 +201,12 @@ def normalize(name: str) -> str:
         ("orchestrator", ("host", "lab")),
         ("tests", ("host", "lab", "test")),
         ("benchmarks", ("host", "lab", "test", "bench")),
+        ("release", ("host", "lab", "test")),
     ],
 )
 def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     """What comes along with another package today may not do so tomorrow."""
-    ours = {"orchestrator", "tests", *(path.stem for path in (PACKAGE.parent / "benchmarks").glob("*.py"))}
+    ours = {"orchestrator", "release", "tests", *(path.stem for path in (PACKAGE.parent / "benchmarks").glob("*.py"))}
     known, missing = packages_distributions(), []
     for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
         given = {"pytest"} if path.name == "pytest_plugin.py" else set()  # pytest loads it
