@@ -109,8 +109,9 @@ def _build_plan(
 
 def _describe(request: GuestRequest, pages: PageRequest) -> str:
     given = request.placement
-    cores = f"the cores of CPUs {given.cpus}" if given else f"{request.cores} whole cores"
-    return f"{cores}, {pages.count} huge pages of {pages.size}, {_describe_vfs(request)}{describe_disks(request)}"
+    cores = f"the cores of CPUs {given.cpus}" if given else f"{request.cores} whole core{'s' * (request.cores > 1)}"
+    memory = f"{pages.count} huge page{'s' * (pages.count > 1)} of {pages.size}"
+    return f"{cores}, {memory}, {_describe_vfs(request)}{describe_disks(request)}"
 
 
 def _describe_vfs(request: GuestRequest) -> str:
