@@ -70,6 +70,8 @@ LINES = {
     "sys/devices/system/edac/mc/mc0/ue_count": "0",
     "sys/devices/system/node/has_memory": "0-1",
     "sys/module/kvm_amd/parameters/nested": "0",
+    "sys/module/kvm_amd/parameters/pause_filter_count": "0",
+    "sys/module/kvm/parameters/kvmclock_periodic_sync": "N",
     "run/systemd/netif/links/2": "ADMIN_STATE=unmanaged",
     "sys/kernel/mm/ksm/run": "0",
     "sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]",
@@ -205,6 +207,8 @@ BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("device-interrupts", write("sys/class/iommu/ivhd0/amd-iommu/features", "29d3:0")),
     ("device-interrupts", write("proc/cmdline", f"{LINES['proc/cmdline']} intremap=on,nopost")),
     ("device-interrupts", post_nothing),
+    ("kvm-parameters", write("sys/module/kvm_amd/parameters/pause_filter_count", "3000")),
+    ("kvm-parameters", write("sys/module/kvm/parameters/kvmclock_periodic_sync", "Y")),
     ("nested-guests", write("sys/module/kvm_amd/parameters/nested", "1")),
     ("frequency", write("sys/devices/system/cpu/cpufreq/policy2/scaling_governor", "powersave")),
     ("idle-states", write("sys/devices/system/cpu/cpu2/cpuidle/state0/latency", "350")),
@@ -330,6 +334,16 @@ def test_libvirt_that_is_missing_or_silent_or_has_guests(
     results = examine(fake, execute=answer)
     assert tuple(results[name].finding.verdict for name in ("libvirt", "other-guests")) == verdicts
     assert ("install libvirt" in results["libvirt"].finding.remedy) == (answer is missing)
+
+
+def test_software_edge_needs_the_device_nodes_of_its_guests(fake: FakeRoot) -> None:
+    for pf in Facts(fake).topology.pfs:
+        (fake.path / f"sys/bus/pci/devices/{pf.address}/sriov_totalvfs").unlink()
+    finding = examine(fake)["software-edge"].finding
+    assert (finding.verdict, "/dev/net/tun and /dev/vhost-net are missing" in finding.found) == (Verdict.FAIL, True)
+    for name in ("dev/net/tun", "dev/vhost-net"):
+        fake.add(name)
+    assert examine(fake)["software-edge"].finding.verdict is Verdict.PASS
 
 
 def test_virsh_that_hangs_is_called_once(fake: FakeRoot) -> None:
