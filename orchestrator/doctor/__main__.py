@@ -25,6 +25,7 @@ Reads only, needs neither an installation nor a manager, and shows for each chec
 do. Without root some checks are not measured. Exit status: 0 fit; 1 a required check failed; 8 none failed, but not all were
 measured."""
 _PIPE_CLOSED = 141  # as a shell shows SIGPIPE
+_NOT_WRITTEN = 74  # sysexits.h, EX_IOERR
 HOUSEKEEPING = "CPUs that guests do not get, such as 0-1; the first core without this option"
 
 
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head(1), has ended: nothing is left to be written when Python exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
+    except OSError as error:  # of the file that the output goes to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"nohype-doctor: cannot write the results: {error.strerror}", file=sys.stderr)
+        return _NOT_WRITTEN
 
 
 def examine(housekeeping: CpuSet | None, *, as_json: bool) -> int:
@@ -57,8 +62,15 @@ def examine(housekeeping: CpuSet | None, *, as_json: bool) -> int:
         raise RequestError(f"CPUs {housekeeping - online} are not online", f"the server has CPUs {online}")
     results = run_checks(facts, CHECKS)
     text = json.dumps(build_json(results), indent=2, ensure_ascii=False) if as_json else "\n".join(build_lines(results))
-    print(text, flush=True)
+    _print(text)
     return find_status(results)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:  # a terminal that knows ASCII only
+        print(text.encode("ascii", "backslashreplace").decode(), flush=True)
 
 
 def _find_net() -> Net:

@@ -13,6 +13,7 @@ _PACKAGE = "orchestrator"
 _START = f"""import sys
 if sys.version_info < (3, 11):
     sys.stderr.write("nohype-doctor needs Python 3.11 or later, this is %d.%d\\n" % tuple(sys.version_info[:2]))
+    sys.stderr.write("install a later one next to it: apt or dnf install python3.11; then python3.11 %s\\n" % sys.argv[0])
     sys.exit(2)
 from {_PACKAGE}.doctor.__main__ import main
 sys.exit(main())

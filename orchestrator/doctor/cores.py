@@ -36,6 +36,8 @@ def _check_virtualization(facts: Facts) -> Finding:
     if flag is None:
         if read_kvm(facts.host):
             return not_measured("the processors show neither flag, but the kernel offers KVM: this server is a guest", needed)
+        if not shows_devices(facts.host):  # it may have such a KVM
+            return not_measured("the processors show neither svm nor vmx, and devices are not visible", needed, _ON_HOST)
         return failed("the processors show neither svm nor vmx", needed, remedy)
     paging = read_kvm_parameter(facts.host, _NESTED[flag])
     if paging is None:

@@ -50,6 +50,22 @@ def _check_posting(facts: Facts) -> Finding:
     return passed(f"supported by {len(units)} IOMMUs ({', '.join(sorted({unit.kind for unit in units}))})")
 
 
+def _check_parameters(facts: Facts) -> Finding:
+    """tuned's profile realtime-virtual-host sets the same for Intel."""
+    needed = "no exits of spinning vCPUs, which have cores of their own, and none to correct their clocks every five minutes"
+    module, pause = ("kvm_amd", "pause_filter_count") if "svm" in facts.flags else ("kvm_intel", "ple_gap")
+    values = {f"{module}.{pause}": read_kvm_parameter(facts.host, pause)}
+    values["kvm.kvmclock_periodic_sync"] = read_kvm_parameter(facts.host, "kvmclock_periodic_sync")
+    wrong = {name: value for name, value in values.items() if value not in (None, "0", "N")}
+    if wrong:
+        lines = " and ".join(f"`options {name.replace('.', ' ')}=0`" for name in wrong)
+        found = ", ".join(f"{name} is {value}" for name, value in wrong.items())
+        return failed(found, needed, f"write {lines} to a file in /etc/modprobe.d, and reboot")
+    if all(value is None for value in values.values()):
+        return not_measured("KVM does not report them", needed, "load kvm_amd or kvm_intel")
+    return passed(f"{', '.join(name for name, value in values.items() if value is not None)}: off")
+
+
 def _check_nesting(facts: Facts) -> Finding:
     value = read_kvm_parameter(facts.host, "nested")
     needed = "guests that cannot use VMX or SVM themselves: KVM's code for it is large, and serves exits"
@@ -79,6 +95,14 @@ CHECKS = (
         "interrupts of VFs reach guests without exits",
         "capabilities of the IOMMUs in sysfs, the kernel's command line",
         _check_posting,
+        required=False,
+    ),
+    Check(
+        "kvm-parameters",
+        _C,
+        "KVM makes no exits that guests with own cores do not need",
+        "parameters of kvm, kvm_amd and kvm_intel",
+        _check_parameters,
         required=False,
     ),
     Check(

@@ -33,6 +33,7 @@ class Facts:
     chosen: CpuSet | None = None
     run_instruction: Callable[[], None] = run_instruction
     execute: Callable[[Sequence[str]], Completed] = field(default=_execute)
+    silence: str = ""  # why libvirt cannot be asked again
 
     @cached_property
     def topology(self) -> Topology:

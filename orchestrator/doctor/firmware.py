@@ -13,10 +13,14 @@ SRIOV = "enable `SR-IOV Support`, `Above 4G Decoding` and `ARI Support` in the f
 
 
 def enable_virtualization(facts: Facts) -> str:
+    if _is_virtual(facts):
+        return "enable nested virtualization for this virtual server on its host"
     return f"enable {_choose(facts, _VIRTUALIZATION)} in the firmware settings"
 
 
 def enable_iommu(facts: Facts) -> str:
+    if _is_virtual(facts):
+        return "give this virtual server an IOMMU with interrupt remapping, on its host"
     try:
         words = find_words_against_iommu(facts.cmdline)
     except OrchestratorError:
@@ -32,6 +36,13 @@ def _choose(facts: Facts, words: dict[str, str]) -> str:
     if intel is None:
         return f"{words['']} on AMD, {words[_INTEL]} on Intel,"
     return words[_INTEL] if intel else words[""]
+
+
+def _is_virtual(facts: Facts) -> bool:
+    try:
+        return "hypervisor" in facts.flags
+    except OrchestratorError:
+        return False
 
 
 def _is_intel(facts: Facts) -> bool | None:

@@ -57,8 +57,14 @@ def _check_groups(facts: Facts) -> Finding:
 
 
 def _ask_libvirt(facts: Facts, *words: str) -> Completed:
-    """Raises CommandError if virsh cannot be run, or does not end."""
-    return facts.execute(["virsh", "--readonly", "--connect", "qemu:///system", *words])
+    """Raises CommandError if virsh cannot be run, or does not end: then it is not run again."""
+    if facts.silence:
+        raise CommandError(facts.silence)
+    try:
+        return facts.execute(["virsh", "--readonly", "--connect", "qemu:///system", *words])
+    except CommandError as error:
+        facts.silence = error.message
+        raise
 
 
 def _join_errors(done: Completed) -> str:
@@ -83,6 +89,8 @@ def _check_libvirt(facts: Facts) -> Finding:
     lines = [
         line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith(("Using library", "Running hypervisor"))
     ]
+    if not any(map(_read_version, lines)):
+        return not_measured(f"the answer of virsh has no version: {done.stdout.strip()[:80]!r}", needed)
     if old := [line for line in lines if _is_old(line)]:
         versions = ", ".join(f"{name} {'.'.join(map(str, version))}" for name, version in _VERSIONS.items())
         return failed(f"too old: {', '.join(old)}", f"at least {versions}", "use a later release of the distribution")
@@ -90,9 +98,12 @@ def _check_libvirt(facts: Facts) -> Finding:
 
 
 def _is_old(line: str) -> bool:
-    name, _, version = line.partition(" ")
-    numbers = tuple(int(part) for part in version.split(".") if part.isdecimal())
-    return bool(numbers) and (*numbers, 0) < _VERSIONS.get(name, ())
+    numbers = _read_version(line)
+    return bool(numbers) and (*numbers, 0) < _VERSIONS.get(line.partition(" ")[0], ())
+
+
+def _read_version(line: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in line.partition(" ")[2].split(".") if part.isdecimal())
 
 
 def _check_guests(facts: Facts) -> Finding:

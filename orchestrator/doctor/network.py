@@ -8,6 +8,7 @@ from orchestrator.doctor.firmware import SRIOV
 from orchestrator.errors import HostError
 from orchestrator.host.edge import may_have_vepa
 from orchestrator.host.interfaces import read_index
+from orchestrator.host.link_files import list_missing_nodes
 from orchestrator.host.link_owner import find_owner, shows_state
 from orchestrator.host.vf_drivers import VfControls, find_controls
 from orchestrator.model.topology import PhysicalFunction
@@ -149,6 +150,9 @@ def _check_software(facts: Facts) -> Finding:
             "an interface for guests that accept a software edge",
             "none is needed if all guests get VFs",
         )
+    if missing := list_missing_nodes(facts.host):
+        text = f"{', '.join(found)}: possible uplinks, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        return failed(text, "devices for the interfaces of guests (tun, vhost)", "run `modprobe tun`, and `modprobe vhost_net`")
     return passed(f"{', '.join(found)}: possible uplinks for guests that accept a software edge")
 
 

@@ -41,6 +41,11 @@ class FileNet:
         return refuse
 
 
+def list_missing_nodes(host: HostRoot) -> list[str]:
+    """Device nodes that a guest with a software edge needs, and that the server does not have."""
+    return [f"/{name}" for name in ("dev/net/tun", "dev/vhost-net") if not host.exists(name)]
+
+
 def read_links(host: HostRoot) -> tuple[Link, ...]:
     """Those of the own network namespace. An interface that disappears meanwhile is left out.
 

@@ -70,6 +70,8 @@ LINES = {
     "sys/devices/system/edac/mc/mc0/ue_count": "0",
     "sys/devices/system/node/has_memory": "0-1",
     "sys/module/kvm_amd/parameters/nested": "0",
+    "sys/module/kvm_amd/parameters/pause_filter_count": "0",
+    "sys/module/kvm/parameters/kvmclock_periodic_sync": "N",
     "run/systemd/netif/links/2": "ADMIN_STATE=unmanaged",
     "sys/kernel/mm/ksm/run": "0",
     "sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]",
@@ -205,6 +207,8 @@ BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("device-interrupts", write("sys/class/iommu/ivhd0/amd-iommu/features", "29d3:0")),
     ("device-interrupts", write("proc/cmdline", f"{LINES['proc/cmdline']} intremap=on,nopost")),
     ("device-interrupts", post_nothing),
+    ("kvm-parameters", write("sys/module/kvm_amd/parameters/pause_filter_count", "3000")),
+    ("kvm-parameters", write("sys/module/kvm/parameters/kvmclock_periodic_sync", "Y")),
     ("nested-guests", write("sys/module/kvm_amd/parameters/nested", "1")),
     ("frequency", write("sys/devices/system/cpu/cpufreq/policy2/scaling_governor", "powersave")),
     ("idle-states", write("sys/devices/system/cpu/cpu2/cpuidle/state0/latency", "350")),
@@ -330,6 +334,78 @@ def test_libvirt_that_is_missing_or_silent_or_has_guests(
     results = examine(fake, execute=answer)
     assert tuple(results[name].finding.verdict for name in ("libvirt", "other-guests")) == verdicts
     assert ("install libvirt" in results["libvirt"].finding.remedy) == (answer is missing)
+
+
+def test_software_edge_needs_the_device_nodes_of_its_guests(fake: FakeRoot) -> None:
+    for pf in Facts(fake).topology.pfs:
+        (fake.path / f"sys/bus/pci/devices/{pf.address}/sriov_totalvfs").unlink()
+    finding = examine(fake)["software-edge"].finding
+    assert (finding.verdict, "/dev/net/tun and /dev/vhost-net are missing" in finding.found) == (Verdict.FAIL, True)
+    for name in ("dev/net/tun", "dev/vhost-net"):
+        fake.add(name)
+    assert examine(fake)["software-edge"].finding.verdict is Verdict.PASS
+
+
+def test_virsh_that_hangs_is_called_once(fake: FakeRoot) -> None:
+    calls: list[Sequence[str]] = []
+
+    def hang(words: Sequence[str]) -> Completed:
+        calls.append(words)
+        return slow(words)
+
+    assert examine(fake, execute=hang)["other-guests"].finding.found == "`virsh` timed out after 10 s"
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("Using library: libvirt 8.0.0\nRunning hypervisor: QEMU 8.2.0\n", Verdict.FAIL),
+        ("Using library: libvirt 9.0.0\nRunning hypervisor: QEMU 6.2.0\n", Verdict.FAIL),
+        ("Using library: libvirt 9.0.0\nRunning hypervisor: QEMU 7.2.13\n", Verdict.PASS),
+        ("Using library: libvirt x\n", Verdict.NOT_MEASURED),
+        ("", Verdict.NOT_MEASURED),
+    ],
+)
+def test_versions_of_libvirt_and_qemu(fake: FakeRoot, text: str, verdict: Verdict) -> None:
+    assert examine(fake, execute=lambda _: Completed(0, text, ""))["libvirt"].finding.verdict is verdict
+
+
+def test_remedies_use_the_words_of_the_firmware(fake: FakeRoot) -> None:
+    empty(fake)
+    for vendor, flags, words in (
+        ("AuthenticAMD", "", "`SVM Mode`"),
+        ("GenuineIntel", "", "`Intel Virtualization Technology`"),
+        ("GenuineIntel", "hypervisor", "on its host"),
+    ):
+        fake.add("proc/cpuinfo", f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t: fpu {flags}\n")
+        assert words in examine(fake)["kvm-runs"].finding.remedy
+    shutil.rmtree(fake.path / "sys/kernel/iommu_groups")
+    fake.add("proc/cpuinfo", "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t: fpu svm\n")
+    fake.add("proc/cmdline", "quiet amd_iommu=off")
+    assert "`IOMMU` (AMD-Vi" in examine(fake)["iommu"].finding.remedy
+    assert "remove amd_iommu=off" in examine(fake)["iommu"].finding.remedy
+
+
+def test_irqbalance_that_leaves_guest_cpus_alone_is_no_finding(fake: FakeRoot) -> None:
+    add_thread(fake, 900, 900, "irqbalance", "0-1")
+    for environment, verdict in (("", Verdict.PASS), ("IRQBALANCE_BANNED_CPULIST=2-6", Verdict.FAIL)):
+        fake.add("proc/900/environ", environment)
+        assert examine(fake)["other-programs"].finding.verdict is verdict
+
+
+def test_shared_lists_of_files_that_cannot_be_read_hide_no_check(fake: FakeRoot) -> None:
+    """A server without a PCI bus has cores and pages; one without the topology of its CPUs has no whole cores."""
+    shutil.rmtree(fake.path / "sys/bus/pci")
+    results = examine(fake)
+    for name in ("cores", "isolation", "huge-pages", "iommu-overrides"):
+        assert results[name].finding.verdict is Verdict.PASS, results[name].finding
+    assert results["sr-iov"].finding.verdict is Verdict.NOT_MEASURED
+    for folder in fake.path.glob("sys/devices/system/cpu/cpu*/topology"):
+        (folder / "core_cpus_list").unlink(missing_ok=True)
+    fake.add("sys/devices/system/cpu/online", "0-6")
+    results = examine(fake)
+    assert {results[name].finding.verdict for name in ("cores", "smt-siblings")} == {Verdict.NOT_MEASURED}
 
 
 @pytest.mark.parametrize(
@@ -527,7 +603,17 @@ def test_one_file_ends_without_a_traceback(tmp_path: Path) -> None:
     file.write_bytes(build_bundle())
     old = "import runpy, sys; sys.version_info = (3, 9, 2); runpy.run_path(sys.argv[1], run_name='__main__')"
     done = subprocess.run([sys.executable, "-S", "-I", "-c", old, file], capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (2, "nohype-doctor needs Python 3.11 or later, this is 3.9\n")
+    assert done.returncode == 2
+    assert done.stderr.startswith("nohype-doctor needs Python 3.11 or later, this is 3.9\ninstall a later one next to it: ")
+    done = subprocess.run(
+        [sys.executable, "-S", file], capture_output=True, text=True, timeout=120, env={"PYTHONIOENCODING": "ascii"}, check=False
+    )
+    assert (done.returncode in (0, 1, 8), done.stderr) == (True, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-S", "-I", file], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert (done.returncode, done.stderr) == (74, "nohype-doctor: cannot write the results: No space left on device\n")
     reader, writer = os.pipe()
     os.close(reader)
     try:
