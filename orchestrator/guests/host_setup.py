@@ -274,6 +274,8 @@ class HostSetup:
         for claim in claims:
             if claim.state == GuestState.STOPPED:
                 owned[claim.plan.node, claim.plan.page_size] += claim.plan.pages
+        if not owned:
+            return ()
         pools, problems = survey_pools(self._host)
         free = {(pool.node, pool.page_size): pool.free for pool in pools}
         unread = f" ({'; '.join(problem.message for problem in problems)})" if problems else ""
