@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +22,7 @@ from orchestrator.images.build import build_image
 from orchestrator.images.cache import Progress, build_cached, hash_inputs, remove_tree
 from orchestrator.images.initramfs import build_initramfs, find_kernel
 from orchestrator.images.logged import run_logged
-from orchestrator.lab import ansible
+from orchestrator.lab import ansible, grub, plain
 from orchestrator.lab.emulator import PROGRAM, write_record
 from orchestrator.lab.keys import SWITCH_KEY
 from orchestrator.lab.qemu import THIS_MACHINE
@@ -62,6 +62,7 @@ _DROPPED = (
 _INITRD_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "qemu_fw_cfg", "virtio_net")
 _GUEST_IMAGE = "minimal"
 _FILE_SYSTEM, _LARGE_FILE_SYSTEM = "2G", "6G"  # sparse
+_PLAIN_DISK = 4 << 30  # bytes, sparse
 
 # The lab has its own initramfs: this variable makes the kernel's hook build none.
 _NO_INITRD = {"INITRD": "No"}
@@ -105,6 +106,8 @@ def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None, *
     """
     _check_root()
     tree = wheels.source_tree()
+    if spec.plain:
+        return _build_plain(spec, tree, cache, progress, packages)
     host = build_host(spec, tree, cache, progress=progress)
     wheelhouse = wheels.build_wheelhouse(tree, cache, progress=progress)
     guest_images = _build_guest_images(tree, cache, progress)
@@ -132,7 +135,31 @@ def build_lab(spec: LabSpec, cache: Path, progress: Progress = lambda _: None, *
         )
     else:
         kind, key = f"lab-{spec.name}", hash_inputs(str(host), str(wheelhouse), code)
-    folder = build_cached(cache, kind, key, build, progress=progress)
+    return _read_image(build_cached(cache, kind, key, build, progress=progress))
+
+
+def _build_plain(spec: LabSpec, tree: Path, cache: Path, progress: Progress, added: Sequence[str]) -> LabImage:
+    base = build_base(tree, cache, progress=progress)
+    packages = (*_BASE, *plain.PACKAGES, *(name for name in read_packages(tree) if name not in plain.LEFT_OUT), *added)
+
+    def build(folder: Path) -> None:
+        progress(f"lab {spec.name}: building a root with kernel, GRUB and QEMU")
+        root = folder / "root"
+        debian.make_root(root, packages, cache=cache, log=cache / "log" / "plain.log", env=_NO_INITRD)
+        plain.add_repository(root, base, cache / "debs")
+        variables = {"nohype_lab_hostname": f"lab-{spec.name}"}
+        apply_role(tree, root, variables, log=cache / "log" / f"lab-{spec.name}.log", playbook="plain")
+        progress(f"lab {spec.name}: packing the image")
+        plain.pack_disk(root, tree / "ansible/roles/nohype_lab/files/init", _INITRD_MODULES, folder, _PLAIN_DISK)
+        remove_tree(root)
+
+    role, playbook = tree / "ansible/roles/nohype_lab", tree / "ansible/playbooks/plain.yml"
+    code = _code(__file__, plain.__file__, initramfs.__file__, grub.__file__)
+    key = hash_inputs(str(base), packages, spec.name, role, playbook, code)
+    return _read_image(build_cached(cache, f"lab-{spec.name}", key, build, progress=progress))
+
+
+def _read_image(folder: Path) -> LabImage:
     return LabImage(
         kernel=folder / "vmlinuz",
         initrd=folder / "initrd",
@@ -205,8 +232,10 @@ def role_variables(spec: LabSpec) -> dict[str, object]:
     }
 
 
-def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Path, tags: str = "all") -> int:
-    """Applies the host role and the lab's own role to a root file system; returns the number of changed tasks.
+def apply_role(
+    tree: Path, root: Path, variables: Mapping[str, object], *, log: Path, tags: str = "all", playbook: str = "lab"
+) -> int:
+    """Applies the roles of a playbook to a root file system; returns the number of changed tasks.
 
     ``variables`` are those of ``role_variables``, and ``log`` gets Ansible's output.
     """
@@ -214,7 +243,7 @@ def apply_role(tree: Path, root: Path, variables: dict[str, object], *, log: Pat
     home = root.parent / f".ansible-{root.name}"
     argv: list[str | Path] = [
         ansible.find_ansible(), "--connection=nohype_chroot", f"--inventory={root},", f"--extra-vars={json.dumps(variables)}",
-        f"--tags={tags}", roles / "playbooks/lab.yml",
+        f"--tags={tags}", roles / f"playbooks/{playbook}.yml",
     ]  # fmt: skip
     task = "cannot apply the host role to the lab's image"
     try:

@@ -75,8 +75,7 @@ def build_argv(spec: LabSpec, image: LabImage, *, name: str, kvm: bool, tap: int
         *_nodes(spec),
         # Translates the guests' DMA and remaps their interrupts (VFIO requires it); caching-mode lets QEMU see new mappings.
         "-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48",
-        "-kernel", _inside("kernel"), "-initrd", _inside("initrd"),
-        "-append", build_cmdline(image),
+        *_boot(spec, image),
         # snapshot: labs never change the image. cache=unsafe: no data outlives the lab, so nothing needs to be flushed.
         "-drive", f"if=none,id=root,file={_inside('root.raw')},format=raw,cache=unsafe,snapshot=on",
         "-device", "virtio-blk-pci,drive=root,bus=pcie.0",
@@ -91,9 +90,14 @@ def build_argv(spec: LabSpec, image: LabImage, *, name: str, kvm: bool, tap: int
         "-fw_cfg", f"name=opt/io.systemd.credentials/tmpfiles.extra,file={_inside('lab/tmpfiles.extra')}",
         "-serial", f"file:{_inside('lab/console.log')}",
         "-qmp", f"unix:{_inside('lab/qmp')},server=on,wait=off",
-        # QEMU exits on a panic or reboot: a lab that boots again would hide it.
-        "-no-reboot",
     ]  # fmt: skip
+
+
+def _boot(spec: LabSpec, image: LabImage) -> list[str]:
+    if spec.plain:
+        return []
+    # QEMU exits on a panic or reboot: a lab that boots again would hide it.
+    return ["-kernel", _inside("kernel"), "-initrd", _inside("initrd"), "-append", build_cmdline(image), "-no-reboot"]
 
 
 def build_tpm_argv() -> list[str]:

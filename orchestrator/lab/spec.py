@@ -53,6 +53,7 @@ class LabSpec(BaseModel):
     vfs: Annotated[int, Field(ge=0, le=_MAX_VFS)] = _MAX_VFS  # 0 omits the NIC
     disks: Annotated[tuple[SizeField, ...], Field(max_length=8, strict=False)] = ()  # NVMe, each with its own controller
 
+    plain: bool = False  # without the host role; boots from its own disk, and can reboot
     tpm: bool = False  # a TPM 2.0, emulated by swtpm
 
     @model_validator(mode="after")

@@ -14,8 +14,9 @@ from textwrap import dedent
 from orchestrator.images import apt, debian
 from orchestrator.images.cache import build_cached, hash_inputs, remove_tree
 from orchestrator.images.initramfs import find_kernel
+from orchestrator.lab import grub
+from orchestrator.lab.grub import FOLDER, MODULES, SECTOR, install_grub
 from tests.harness.disk_images import MB, make_fat
-from tests.harness.grub import FOLDER, MODULES, SECTOR, install_grub
 
 FILE = "cloud.qcow2"
 DISK = 1200 * MB
@@ -42,7 +43,7 @@ def build_cloud_image(cache: Path) -> Path:
         raw.unlink()
         remove_tree(root)
 
-    key = hash_inputs(apt.SUITE, Path(__file__), Path(__file__).with_name("grub.py"))
+    key = hash_inputs(apt.SUITE, Path(__file__), Path(grub.__file__))
     return build_cached(cache, "test-cloud", key, build, progress=print, keep=1) / FILE
 
 

@@ -9,8 +9,9 @@ from orchestrator.images import apt, debian
 from orchestrator.images.cache import build_cached, hash_inputs, remove_tree
 from orchestrator.images.root_pack import run_from
 from orchestrator.images.store import Image
+from orchestrator.lab import grub
+from orchestrator.lab.grub import FOLDER, MODULES, SECTOR, install_grub
 from tests.harness.disk_images import MB, make_fat
-from tests.harness.grub import FOLDER, MODULES, SECTOR, install_grub
 
 FILE = "firmware.qcow2"
 BOOTED = "nohype.test=grub"
@@ -47,7 +48,7 @@ def build_firmware_image(image: Image, cache: Path) -> Path:
             path.unlink()
         remove_tree(root)
 
-    key = hash_inputs(apt.SUITE, image.hash, Path(__file__), Path(__file__).with_name("grub.py"))
+    key = hash_inputs(apt.SUITE, image.hash, Path(__file__), Path(grub.__file__))
     return build_cached(cache, "test-firmware", key, build, progress=print, keep=1) / FILE
 
 

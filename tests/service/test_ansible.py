@@ -136,10 +136,26 @@ def render_each(folder: Path, *wanted: tuple[str, Mapping[str, Any]]) -> list[st
     return [file.read_text() for file in files]
 
 
-@pytest.mark.parametrize("playbook", sorted(path.stem for path in (ANSIBLE / "playbooks").glob("*.yml")))
+PLAYBOOKS = sorted(str(path.relative_to(ANSIBLE)) for folder in (ANSIBLE, ANSIBLE / "playbooks") for path in folder.glob("*.yml"))
+
+
+@pytest.mark.parametrize("playbook", [name for name in PLAYBOOKS if not name.startswith("inventory")])
 def test_syntax(playbook: str, tmp_path: Path) -> None:
-    argv = [find_ansible(), "--syntax-check", "--inventory=localhost,", ANSIBLE / f"playbooks/{playbook}.yml"]
+    argv = [find_ansible(), "--syntax-check", "--inventory=localhost,", ANSIBLE / playbook]
     run(argv, env=build_environment(ANSIBLE, tmp_path))
+
+
+@pytest.mark.parametrize("role", sorted(path.name for path in (ANSIBLE / "roles").iterdir()))
+def test_argument_specs_name_the_variables_of_the_defaults(role: str) -> None:
+    specs = yaml.safe_load((ANSIBLE / "roles" / role / "meta/argument_specs.yml").read_text())["argument_specs"]
+    assert set(specs["main"]["options"]) == set(yaml.safe_load((ANSIBLE / "roles" / role / "defaults/main.yml").read_text()))
+
+
+def test_the_inventory_example_has_known_variables() -> None:
+    group = yaml.safe_load((ANSIBLE / "inventory.example.yml").read_text())["nohype_hosts"]
+    known = {*yaml.safe_load((ROLE / "defaults/main.yml").read_text()), "ansible_user"}
+    for variables in (group["vars"], *group["hosts"].values()):
+        assert set(variables) <= known
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -155,14 +171,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"nohype_guest_cpus": [2, 3]}, "nohype_guest_cpus must be a string in quotes"),
     ({"nohype_hugepages": 512}, "nohype_hugepages must be a list with one number per NUMA node, such as [16384, 16384]"),
     ({"nohype_hugepages": "512"}, "nohype_hugepages must be a list"),
-    ({"nohype_hugepages": {"0": 512}}, "nohype_hugepages must be a list"),
+    ({"nohype_hugepages": {"0": 512}}, "'nohype_hugepages' is of type dict and we were unable to convert to list"),
     ({"nohype_hugepages": [512, "many"]}, "nohype_hugepages must have one whole number per NUMA node"),
     ({"nohype_uplinks": "nic0"}, "nohype_uplinks must be a list"),
     ({"nohype_iomem_relaxed": "false"}, "nohype_iomem_relaxed must be true or false, without quotes"),
-    ({"nohype_vfs_per_uplink": "all"}, "nohype_vfs_per_uplink must be a number"),
-    ({"nohype_reserved_pages": 512}, "nohype_reserved_pages must be a mapping"),
-    ({"nohype_tokens": "nohype_secret"}, "nohype_tokens must be a mapping, but is str"),
-    ({"nohype_hugepage_size": "4M"}, "nohype_hugepage_size 2M or 1G"),
+    ({"nohype_vfs_per_uplink": "all"}, "'nohype_vfs_per_uplink' is of type str and we were unable to convert to int"),
+    ({"nohype_reserved_pages": 512}, "'nohype_reserved_pages' is of type int and we were unable to convert to dict"),
+    ({"nohype_tokens": "nohype_secret"}, "'nohype_tokens' is of type str and we were unable to convert to dict"),
+    ({"nohype_hugepage_size": "4M"}, "value of nohype_hugepage_size must be one of: 2M, 1G, got: 4M"),
     ({"nohype_guest_cpus": "2:3"}, "nohype_guest_cpus is not a CPU list in the kernel's format, such as 0-1,32-33: 2:3"),
     ({"nohype_guest_cpus": "2-3, 5"}, "nohype_guest_cpus is not a CPU list"),
     ({"nohype_guest_cpus": "2-3,7-5"}, "nohype_guest_cpus is not a CPU list"),
@@ -217,7 +233,7 @@ def test_guest_images_are_installed_into_the_store_and_only_when_they_change(tmp
     assert list_store(store) == {"minimal": "newer", ".builds": "1"}
 
 
-TASKS = yaml.safe_load((ROLE / "tasks/main.yml").read_text())
+TASKS = yaml.safe_load((ROLE / "tasks/variables.yml").read_text())
 
 
 def check_server(folder: Path, possible: str, nodes: str | None, variables: Mapping[str, Any]) -> str:

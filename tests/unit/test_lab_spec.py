@@ -24,7 +24,7 @@ def parse(text: str) -> LabSpec:
 
 
 def test_shipped_specs_match_the_documentation() -> None:
-    assert shipped_specs() == ("numa", "small")
+    assert shipped_specs() == ("numa", "plain", "small")
     numa, small = load_spec("numa"), load_spec("small")
     assert (numa.sockets, numa.cores, numa.threads, numa.nodes, numa.cpus) == (2, 2, 2, 2, 8)
     assert (small.sockets, small.nodes, small.threads, small.cpus) == (1, 1, 1, 4)
@@ -71,7 +71,7 @@ def test_invalid_toml_is_refused() -> None:
 
 
 def test_unknown_spec_is_refused_with_the_shipped_ones(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"no lab spec named 'huge'\n  hint: use a shipped spec \(numa, small\)"):
+    with pytest.raises(RequestError, match=r"no lab spec named 'huge'\n  hint: use a shipped spec \(numa, plain, small\)"):
         load_spec("huge")
     with pytest.raises(RequestError, match="no lab spec named"):
         load_spec(str(tmp_path / "none.toml"))

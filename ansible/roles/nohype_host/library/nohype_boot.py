@@ -1,0 +1,241 @@
+"""Finds the boot loader of a server, and gives it the words of the kernel's command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: nohype_boot
+short_description: Find the boot loader, and change the kernel's command line
+description:
+  - "grub: GRUB of Debian, with a drop-in below /etc/default/grub.d and update-grub. grubby: entries that grubby(8) changes.
+    kernel-install: systemd-boot and unified kernel images, from /etc/kernel/cmdline."
+options:
+  state: {choices: [found, present, absent, updated], default: found}
+  words: {type: str, default: "", description: Words for the kernel's command line}
+  base: {type: path, default: /etc/nohype/kernel.cmdline.base, description: The words before the role}
+  root: {type: path, default: /}
+"""
+
+DROP_IN = "etc/default/grub.d/nohype.cfg"
+CMDLINE = "etc/kernel/cmdline"
+_VENDOR = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"  # of systemd's boot loader interface (systemd.io/BOOT_LOADER_INTERFACE)
+_ESP = ("efi", "boot/efi", "boot")
+_FREE = 64 << 20  # bytes: kernel-install writes a kernel and an initrd
+# Written by the boot loader, or by dracut for one kernel; not part of the server's own words.
+_OF_LOADER = re.compile(r"(BOOT_IMAGE|initrd)=")
+
+
+def read_variable(root: Path, name: str) -> str:
+    """A text variable of the firmware (UTF-16 after four bytes of attributes), empty if it does not exist."""
+    try:
+        data = (root / f"sys/firmware/efi/efivars/{name}-{_VENDOR}").read_bytes()
+    except OSError:
+        return ""
+    return data[4:].decode("utf-16-le", errors="replace").rstrip("\0")
+
+
+def find_loader(root: Path) -> dict[str, str]:
+    """``kind`` and ``name``; or a ``problem``: the first sentence what was found, the second what to do."""
+    info, stub = read_variable(root, "LoaderInfo"), read_variable(root, "StubInfo")
+    has_install = any((root / folder / "kernel-install").exists() for folder in ("usr/bin", "bin"))
+    unified = bool(stub) or _reads_layout(root) == "uki"
+    grub = next((name for name in ("boot/grub/grub.cfg", "boot/grub2/grub.cfg") if (root / name).exists()), "")
+    has_entries = not info and not grub and _has_entries(root)
+    if info.startswith("systemd-boot") or (unified and not info.startswith("GRUB")) or has_entries:
+        name = "unified kernel image" if unified else info or "systemd-boot"
+        if not has_install:
+            return {"problem": f"the server boots with {name}, but has no kernel-install. Install the package systemd-boot"}
+        return {"kind": "kernel-install", "name": name, "file": CMDLINE}
+    if info and not info.startswith("GRUB"):
+        return {"problem": f"the boot loader {info} is not known. {_BY_HAND}"}
+    if grub and (root / "usr/sbin/update-grub").exists():
+        return {"kind": "grub", "name": info or "GRUB", "file": DROP_IN, "menu": grub}
+    if grub and any((root / folder / "grubby").exists() for folder in ("usr/sbin", "sbin", "usr/bin")):
+        return {"kind": "grubby", "name": info or "GRUB", "file": "", "menu": grub}
+    if grub:
+        return {"problem": f"there is /{grub}, but neither update-grub nor grubby. Install grub2-common, or grubby (Red Hat)"}
+    what = "no boot loader was found: no grub.cfg below /boot, no loader entries, no unified kernel image"
+    return {"problem": f"{what}. {_BY_HAND}"}
+
+
+_BY_HAND = (
+    "Set nohype_boot_loader to manual, and add the words of /etc/nohype/kernel.cmdline to the kernel's command line yourself"
+)
+
+
+def _reads_layout(root: Path) -> str:
+    for name in ("etc/kernel/install.conf", "usr/lib/kernel/install.conf"):
+        try:
+            text = (root / name).read_text()
+        except OSError:
+            continue
+        if match := re.search(r"^\s*layout\s*=\s*(\S+)", text, re.MULTILINE):
+            return match[1]
+    return ""
+
+
+def _has_entries(root: Path) -> bool:
+    return any((root / folder / "loader/loader.conf").exists() or (root / folder / "loader/entries").is_dir() for folder in _ESP)
+
+
+def find_obstacle(root: Path, loader: dict[str, str]) -> str:
+    """Why the boot loader's files cannot be written, before anything is changed."""
+    if loader["kind"] == "kernel-install":
+        places = ["etc", *(name for name in _ESP if (root / name).is_dir() and (_has_below(root / name)))]
+    else:
+        places = ["etc", "boot", str(Path(loader["menu"]).parent)]
+    for name in places:
+        folder = root / name
+        if not os.access(folder, os.W_OK):
+            return f"/{name} cannot be written (read-only?). Remount it: `mount -o remount,rw /{name}`, and check /etc/fstab"
+        found = os.statvfs(folder)
+        free = found.f_bavail * found.f_frsize
+        if loader["kind"] == "kernel-install" and free < _FREE:
+            return f"/{name} has {free >> 20} MB free, and a kernel needs {_FREE >> 20} MB. Remove old kernels"
+    return ""
+
+
+def _has_below(folder: Path) -> bool:
+    return (folder / "loader").is_dir() or (folder / "EFI").is_dir()
+
+
+def build_cmdline(before: str, words: str) -> str:
+    """The server's own words, without those of the boot loader, then ours."""
+    own = [word for word in before.split() if not _OF_LOADER.match(word)]
+    return " ".join((*own, words.strip())) + "\n"
+
+
+def build_grub(words_file: str) -> str:
+    """GRUB reads the drop-in as shell; the words are read when its menu is generated."""
+    return f'# Written by Ansible (nohype_host).\nGRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX $(cat {words_file})"\n'
+
+
+def list_kernels(root: Path) -> list[tuple[str, str]]:
+    """Release and image of the installed kernels."""
+    found = []
+    for folder in sorted((root / "usr/lib/modules").glob("*")):
+        for image in (folder / "vmlinuz", root / f"boot/vmlinuz-{folder.name}"):
+            if image.exists():
+                found.append((folder.name, "/" + str(image.relative_to(root))))
+                break
+    return found
+
+
+def has_words(arguments: str, words: Sequence[str]) -> bool:
+    found = shlex.split(arguments)
+    return all(word in found for word in words)
+
+
+class Loader:
+    """Changes the files of a boot loader, or says that it would."""
+
+    def __init__(self, module: Any, loader: dict[str, str]) -> None:
+        self.module, self.loader = module, loader
+        self.root = Path(module.params["root"])
+
+    def run(self, *argv: str) -> str:
+        status, output, errors = self.module.run_command(list(argv), environ_update={"LC_ALL": "C.UTF-8"})
+        if status:
+            self.module.fail_json(msg=f"`{' '.join(argv)}` failed: {(errors or output).strip()[-800:]}")
+        return str(output)
+
+    def write(self, name: str, text: str) -> bool:
+        file = self.root / name
+        if file.exists() and file.read_text() == text:
+            return False
+        if not self.module.check_mode:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return True
+
+    def add(self) -> bool:
+        words = self.module.params["words"]
+        if self.loader["kind"] == "grub":
+            return self.write(DROP_IN, build_grub("/etc/nohype/kernel.cmdline"))
+        if self.loader["kind"] == "grubby":
+            return self._replace_arguments(words.split())
+        base = self.module.params["base"].lstrip("/")
+        if not (self.root / base).exists():
+            own = next((name for name in (CMDLINE, "usr/lib/kernel/cmdline", "proc/cmdline") if (self.root / name).exists()), "")
+            before = (self.root / own).read_text() if own else ""
+            self.write(base, before)
+        else:
+            before = (self.root / base).read_text()
+        return self.write(CMDLINE, build_cmdline(before, words))
+
+    def _replace_arguments(self, words: list[str]) -> bool:
+        """The words of an earlier run have the same names: isolcpus=2-3 replaces isolcpus=4-7."""
+        lines = re.findall(r'^args="(.*)"$', self.run("grubby", "--info=ALL"), re.MULTILINE)
+        if lines and all(has_words(line, words) for line in lines):
+            return False
+        if not self.module.check_mode:
+            self.run("grubby", "--update-kernel=ALL", f"--args={' '.join(words)}")
+        return True
+
+    def remove(self) -> bool:
+        """Of grubby only: the files of the others are restored from the record."""
+        words = self.module.params["words"].split()
+        if self.loader["kind"] != "grubby" or not words:
+            return False
+        lines = re.findall(r'^args="(.*)"$', self.run("grubby", "--info=ALL"), re.MULTILINE)
+        if not any(has_words(line, [word]) for line in lines for word in words):
+            return False
+        if not self.module.check_mode:
+            self.run("grubby", "--update-kernel=ALL", f"--remove-args={' '.join(words)}")
+        return True
+
+    def update(self) -> list[str]:
+        """Generates menus and images again; returns what was run."""
+        commands: list[tuple[str, ...]] = []
+        if self.loader["kind"] == "grub":
+            commands = [("update-grub",)]
+        elif self.loader["kind"] == "kernel-install":
+            commands = [("kernel-install", "add", release, image) for release, image in list_kernels(self.root)]
+        if not self.module.check_mode:
+            for command in commands:
+                self.run(*command)
+            self._check_menu()
+        return [" ".join(command) for command in commands]
+
+    def _check_menu(self) -> None:
+        """A menu that was written by hand ignores the settings, and the server would boot without them."""
+        words = self.module.params["words"]
+        menu = self.loader.get("menu", "")
+        if self.loader["kind"] == "grub" and words and words not in (self.root / menu).read_text(errors="replace"):
+            self.module.fail_json(msg=f"update-grub has written /{menu} without the words of /{DROP_IN}. {_BY_HAND}")
+
+
+def main() -> None:
+    spec: dict[str, Any] = {
+        "state": {"choices": ["found", "present", "absent", "updated"], "default": "found"},
+        "words": {"type": "str", "default": ""},
+        "base": {"type": "path", "default": "/etc/nohype/kernel.cmdline.base"},
+        "root": {"type": "path", "default": "/"},
+    }
+    module = AnsibleModule(spec, supports_check_mode=True)
+    root = Path(module.params["root"])
+    loader = find_loader(root)
+    if problem := loader.get("problem") or find_obstacle(root, loader):
+        module.fail_json(msg=problem)
+    facts = {"kind": loader["kind"], "name": loader["name"], "file": loader["file"]}
+    state = module.params["state"]
+    if state == "found":
+        module.exit_json(changed=False, **facts)
+    if state == "present":
+        module.exit_json(changed=Loader(module, loader).add(), **facts)
+    if state == "absent":
+        module.exit_json(changed=Loader(module, loader).remove(), **facts)
+    commands = Loader(module, loader).update()
+    module.exit_json(changed=bool(commands), commands=commands, **facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Tells which packages an installation would add, installs them, and removes those that the role has added.
+
+The module ansible.builtin.apt would first install python3-apt, which no record has.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: nohype_packages
+short_description: Plan the installation of packages, install them, and remove them again
+options:
+  state: {choices: [planned, present, removed], required: true}
+  family: {choices: [Debian, RedHat], required: true}
+  names: {type: list, elements: str, required: true}
+  update: {type: bool, default: false, description: Read the lists of the package archives first, if they are a day old}
+"""
+
+_LISTS = "/var/lib/apt/lists"
+_DAY = 86400  # seconds
+_INSTALL = (
+    "install", "--no-install-recommends", "--no-upgrade",
+    "--option=Dpkg::Options::=--force-confdef", "--option=Dpkg::Options::=--force-confold",
+)  # fmt: skip
+_ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+
+
+def parse_added(output: str) -> list[str]:
+    """New packages in the output of `apt-get --simulate install`; an upgrade has the old version in brackets."""
+    return sorted(set(re.findall(r"^Inst (\S+) \(", output, re.MULTILINE)))
+
+
+def parse_removed(output: str) -> set[str]:
+    """Everything that `apt-get --simulate purge` would change."""
+    return {name.split(":")[0] for name in re.findall(r"^(?:Remv|Purg|Inst) (\S+)", output, re.MULTILINE)}
+
+
+def find_others(recorded: Sequence[str], output: str) -> list[str]:
+    """Packages that other people need or have installed, and that would be removed too."""
+    return sorted(parse_removed(output) - set(recorded))
+
+
+class Server:
+    """The package manager of the server."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def run(self, *argv: str, check: bool = True) -> tuple[int, str]:
+        status, output, errors = self.module.run_command(list(argv), environ_update=_ENVIRONMENT)
+        if status and check:
+            self.module.fail_json(msg=f"`{' '.join(argv[:4])}` failed: {(errors or output).strip()[-800:]}")
+        return status, str(output)
+
+    def find_installed(self, names: Sequence[str]) -> list[str]:
+        if self.module.params["family"] == "RedHat":
+            return [name for name in names if self.run("rpm", "--query", name, check=False)[0] == 0]
+        _, output = self.run("dpkg-query", "--show", "--showformat=${binary:Package} ${db:Status-Status}\n")
+        found = dict(line.split(" ", 1) for line in output.splitlines())
+        present = {name.split(":")[0] for name, status in found.items() if status != "not-installed"}
+        return [name for name in names if name in present]
+
+    def plan(self, names: Sequence[str]) -> list[str]:
+        """With their dependencies; on Red Hat only the named packages, because dnf removes unneeded dependencies by itself."""
+        if self.module.params["family"] == "RedHat":
+            installed = self.find_installed(names)
+            return sorted(name for name in names if name not in installed)
+        return parse_added(self.run("apt-get", "--simulate", *_INSTALL, *names)[1])
+
+    def update(self) -> None:
+        """dnf does so by itself."""
+        if self.module.params["family"] == "Debian" and not self.module.check_mode:
+            newest = max((file.stat().st_mtime for file in Path(_LISTS).glob("*_*")), default=0)
+            if newest < time.time() - _DAY:
+                self.run("apt-get", "update")
+
+    def install(self, names: Sequence[str]) -> bool:
+        if not (added := self.plan(names)):
+            return False
+        if not self.module.check_mode:
+            if self.module.params["family"] == "RedHat":
+                self.run("dnf", "--assumeyes", "--setopt=install_weak_deps=False", "install", *added)
+            else:
+                self.run("apt-get", "--assume-yes", *_INSTALL, *names)
+        return True
+
+    def remove(self, names: Sequence[str]) -> list[str]:
+        """The names of other packages that need them: nothing was removed then."""
+        if self.module.params["family"] == "RedHat":
+            if not self.module.check_mode:
+                self.run("dnf", "--assumeyes", "remove", *names)
+            return []
+        others = find_others(names, self.run("apt-get", "--simulate", "purge", *names)[1])
+        if not others and not self.module.check_mode:
+            # On a system that was made without e2fsprogs, apt calls that package essential afterwards.
+            self.run("apt-get", "--assume-yes", "--allow-remove-essential", "purge", *names)
+        return others
+
+
+def main() -> None:
+    names: dict[str, Any] = {"type": "list", "elements": "str", "required": True}
+    spec: dict[str, Any] = {
+        "state": {"choices": ["planned", "present", "removed"], "required": True},
+        "update": {"type": "bool", "default": False},
+        "family": {"choices": ["Debian", "RedHat"], "required": True},
+        "names": names,
+    }
+    module = AnsibleModule(spec, supports_check_mode=True)
+    server = Server(module)
+    if module.params["update"]:
+        server.update()
+    if module.params["state"] == "present":
+        module.exit_json(changed=server.install(module.params["names"]))
+    if module.params["state"] == "planned":
+        module.exit_json(changed=False, added=server.plan(module.params["names"]))
+    present = server.find_installed(module.params["names"])
+    others = server.remove(present) if present else []
+    module.exit_json(changed=bool(present) and not others, removed=[] if others else present, others=others)
+
+
+if __name__ == "__main__":
+    main()

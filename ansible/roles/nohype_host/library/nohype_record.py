@@ -1,0 +1,307 @@
+"""Records on the server what was there before the role changes it, and restores that.
+
+The record is a folder: record.json, the contents of files in originals/, and before.json, a listing to compare with at the end.
+An entry that exists is never replaced, so what a second run records is still the state before the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: nohype_record
+short_description: Record the state before a change, and restore it
+options:
+  state: {choices: [recorded, sealed, checked, undone, accounts, compared], default: recorded}
+  folder: {type: path, default: /var/lib/nohype-setup}
+  root: {type: path, default: /}
+  paths: {type: list, elements: path, description: Files, links and folders that will be changed}
+  trees: {type: list, elements: path, description: Folders that belong to NoHype as a whole if they do not exist yet}
+  accounts: {type: list, elements: str, description: Users and groups that will be created}
+  packages: {type: list, elements: str, description: Packages that will be installed}
+  begin: {type: bool, default: false, description: The first call of a run}
+"""
+
+# Changed by programs that manage accounts, libraries and time, also where nothing is left of a package.
+_VOLATILE = frozenset(
+    f"etc/{name}"
+    for name in (
+        ".pwd.lock", ".updated", "adjtime", "group", "group-", "gshadow", "gshadow-", "ld.so.cache", "machine-id", "mtab",
+        "passwd", "passwd-", "resolv.conf", "shadow", "shadow-", "subgid", "subgid-", "subuid", "subuid-",
+    )
+)  # fmt: skip
+_LISTED = ("etc", "opt", "usr/local", "srv")
+
+_EMPTY = {"version": 1, "open": False, "files": {}, "trees": [], "accounts": {}, "packages": []}
+
+Entry = dict[str, Any]
+
+
+def read_entry(path: Path) -> Entry:
+    """What is there: kind, mode, owner, and the digest of a file or the target of a link."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return {"kind": "absent"}
+    if stat.S_ISLNK(found.st_mode):
+        return {"kind": "link", "target": os.readlink(path)}
+    owner = {"mode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid}
+    if stat.S_ISREG(found.st_mode):
+        return {"kind": "file", **owner, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"kind": "folder" if stat.S_ISDIR(found.st_mode) else "other", **owner}
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    fresh = path.with_name(f".{path.name}.nohype-new")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.chmod(mode)
+    fresh.replace(path)
+
+
+class Record:
+    """The record of one server. Each change is on disk when a method returns."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self.root = folder, root
+        file = folder / "record.json"
+        self.exists = file.exists()
+        self.data: dict[str, Any] = json.loads(file.read_text()) if self.exists else dict(_EMPTY, files={}, accounts={})
+        if self.data["version"] != 1:
+            raise ValueError(f"{file} was written by another version ({self.data['version']}): use the playbooks of that version")
+        self._text = self._encode() if self.exists else ""
+
+    def at(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def save(self, *, dry: bool) -> bool:
+        """Whether something is new."""
+        text = self._encode()
+        if text == self._text:
+            return False
+        if not dry:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(self.folder / "record.json", text.encode())
+            self._text = text
+        return True
+
+    def _encode(self) -> str:
+        return json.dumps(self.data, indent=1, sort_keys=True) + "\n"
+
+    def add(self, given: dict[str, Any], *, dry: bool) -> bool:
+        """Adds what is not recorded yet. With ``begin``: whether the last run was interrupted."""
+        interrupted = bool(self.data["open"])
+        if given["begin"]:
+            if not interrupted:
+                self._mark_foreign()
+            self.data["open"] = True
+        if not self.exists and not dry:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(self.folder / "before.json", json.dumps(list_server(self.root), sort_keys=True).encode())
+            self.exists = True
+        self.data["trees"] = sorted({*self.data["trees"], *(path for path in given["trees"] if not self.at(path).exists())})
+        for path in given["paths"]:
+            if path not in self.data["files"] and not any(path.startswith(f"{tree}/") for tree in self.data["trees"]):
+                self._add_path(path, dry=dry)
+        for kind, known in (("users", self.names("passwd")), ("groups", self.names("group"))):
+            present = self.data["accounts"].setdefault(kind, {})
+            for name in given["accounts"]:
+                present.setdefault(name, name in known)
+        self.data["packages"] = sorted({*self.data["packages"], *given["packages"]})
+        self.save(dry=dry)
+        return interrupted
+
+    def _mark_foreign(self) -> None:
+        """Files that existed before the role, and that another program has changed since the last run."""
+        for path, entry in self.data["files"].items():
+            if entry["kind"] != "absent" and "sealed" in entry and read_entry(self.at(path)) != entry["sealed"]:
+                entry["foreign"] = True
+
+    def names(self, database: str) -> set[str]:
+        file = self.at(f"/etc/{database}")
+        return {line.split(":")[0] for line in file.read_text().splitlines()} if file.exists() else set()
+
+    def _add_path(self, path: str, *, dry: bool) -> None:
+        found = read_entry(self.at(path))
+        if found["kind"] == "other":
+            raise ValueError(f"{path} is neither a file nor a folder nor a link: move it away")
+        if found["kind"] == "file" and not dry:
+            originals = self.folder / "originals"
+            originals.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(originals / found["digest"], self.at(path).read_bytes())
+        self.data["files"][path] = found
+
+    def seal(self, *, dry: bool) -> bool:
+        """Remembers what the role has written: a later difference was made by another program or person."""
+        for path, entry in self.data["files"].items():
+            if not entry.get("foreign"):
+                entry["sealed"] = read_entry(self.at(path))
+        self.data["open"] = False
+        return self.save(dry=dry)
+
+    def undo(self, *, dry: bool) -> tuple[list[str], list[str]]:
+        """Restores all paths, the deepest first; returns what was restored, and why what was left."""
+        done: list[str] = []
+        left: list[str] = []
+        for path in sorted(self.data["files"], key=lambda name: (-name.count("/"), name)):
+            entry, found = self.data["files"][path], read_entry(self.at(path))
+            original = {key: value for key, value in entry.items() if key not in ("sealed", "foreign")}
+            if found == original or (found["kind"], original["kind"]) == ("folder", "folder"):
+                continue
+            if entry.get("foreign") or (not self.data["open"] and "sealed" in entry and found != entry["sealed"]):
+                left.append(f"{path} was changed since: compare it with {self._describe(original)}")
+                continue
+            if self.data["open"] and found["kind"] == "file" and found != entry.get("sealed") and not dry:
+                kept = self.folder / "kept" / path.lstrip("/")
+                kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                shutil.copy2(self.at(path), kept)
+            problem = "" if dry else self._restore(path, original, found)
+            (left if problem else done).append(problem or path)
+        for path in self.data["trees"]:
+            problem = remove_tree(self.at(path), dry=dry)
+            if problem is not None:
+                (left if problem else done).append(problem or path)
+        return done, left
+
+    def _describe(self, original: Entry) -> str:
+        is_file = original["kind"] == "file"
+        return f"{self.folder}/originals/{original['digest']}" if is_file else f"the original ({original['kind']})"
+
+    def _restore(self, path: str, original: Entry, found: Entry) -> str:
+        """The problem, or an empty text."""
+        target = self.at(path)
+        if found["kind"] == "folder" and original["kind"] == "absent":
+            if any(target.iterdir()):
+                return f"{path} is not empty: it holds {', '.join(sorted(item.name for item in target.iterdir()))}"
+            target.rmdir()
+        elif found["kind"] in ("folder", "other"):
+            return f"{path} is now a {found['kind']}, and was: {original['kind']}"
+        elif original["kind"] == "absent":
+            target.unlink()
+        elif original["kind"] == "folder":
+            return f"{path} is gone, or no folder any more"
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if original["kind"] == "link":
+                fresh = target.with_name(f".{target.name}.nohype-new")
+                with contextlib.suppress(FileNotFoundError):
+                    fresh.unlink()
+                fresh.symlink_to(original["target"])
+                fresh.replace(target)
+            else:
+                write_atomically(target, (self.folder / "originals" / original["digest"]).read_bytes(), original["mode"])
+                os.chown(target, original["uid"], original["gid"])
+        return ""
+
+    def compare(self) -> list[str]:
+        """What differs from the listing before the first run."""
+        file = self.folder / "before.json"
+        before, now = json.loads(file.read_text()), list_server(self.root)
+        lines = []
+        for kind in before:
+            for name in sorted({*before[kind], *now[kind]}):
+                old, new = before[kind].get(name), now[kind].get(name)
+                if old != new:
+                    lines.append(f"{kind} {name}: {'changed' if old and new else 'is gone' if old else 'is new'}")
+        return lines
+
+
+def remove_tree(path: Path, *, dry: bool) -> str | None:
+    """Removes a folder of NoHype; returns a problem, an empty text if it was removed, None if it does not exist."""
+    if not path.exists():
+        return None
+    for folder, _names, _files in os.walk(path):
+        if os.path.ismount(folder):
+            return f"{path} holds a mount ({folder}): unmount it and remove the folder"
+    if not dry:
+        shutil.rmtree(path)
+    return ""
+
+
+def list_server(root: Path) -> dict[str, dict[str, str]]:
+    """The names of users, groups and installed packages, and the settings with a digest of their contents."""
+    files: dict[str, str] = {}
+    for top in _LISTED:
+        for folder, folders, names in os.walk(root / top):
+            for name in (*names, *folders):
+                path = Path(folder, name)
+                key = str(path.relative_to(root))
+                if key not in _VOLATILE and not key.startswith("etc/ssl/certs"):
+                    entry = read_entry(path)
+                    files[key] = f"{entry['kind']} {entry.get('digest', '')}{entry.get('target', '')}"
+    accounts = {}
+    for kind, database in (("users", "passwd"), ("groups", "group")):
+        file = root / "etc" / database
+        accounts[kind] = {line.split(":")[0]: "present" for line in file.read_text().splitlines()} if file.exists() else {}
+    return {"files": files, **accounts, "packages": list_packages(root)}
+
+
+def list_packages(root: Path) -> dict[str, str]:
+    """From the database of dpkg, which is a text; empty on other systems."""
+    file = root / "var/lib/dpkg/status"
+    found: dict[str, str] = {}
+    name = ""
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
+        if line.startswith("Package: "):
+            name = line.removeprefix("Package: ")
+        elif line.startswith("Status: ") and not line.endswith("not-installed"):
+            found[name] = line.removeprefix("Status: ")
+    return found
+
+
+def find_leftover_accounts(record: Record) -> dict[str, list[str]]:
+    """Users and groups that the role or its packages have created, and that still exist."""
+    left = {}
+    for kind, database in (("users", "passwd"), ("groups", "group")):
+        known = record.names(database)
+        ours = [name for name, was_there in record.data["accounts"].get(kind, {}).items() if not was_there]
+        left[kind] = sorted(known.intersection(ours))
+    return left
+
+
+def main() -> None:
+    names: dict[str, Any] = {"type": "list", "elements": "str", "default": []}
+    spec: dict[str, Any] = dict.fromkeys(("paths", "trees", "accounts", "packages"), names)
+    spec["state"] = {"choices": ["recorded", "sealed", "checked", "undone", "accounts", "compared"], "default": "recorded"}
+    spec["folder"] = {"type": "path", "default": "/var/lib/nohype-setup"}
+    spec["root"] = {"type": "path", "default": "/"}
+    spec["begin"] = {"type": "bool", "default": False}
+    module = AnsibleModule(spec, supports_check_mode=True)
+    given, dry = module.params, module.check_mode
+    try:
+        record = Record(Path(given["folder"]), Path(given["root"]))
+        state = given["state"]
+        if state == "recorded":
+            module.exit_json(changed=False, interrupted=record.add(given, dry=dry))
+        if state == "sealed":
+            record.seal(dry=dry)
+            module.exit_json(changed=False)
+        if state != "checked" and not record.exists:
+            module.fail_json(msg=f"{given['folder']} holds no record: the playbook site.yml has never run on this server")
+        if state == "undone":
+            done, left = record.undo(dry=dry)
+            module.exit_json(changed=bool(done), restored=done, left=left)
+        if state == "accounts":
+            module.exit_json(changed=False, accounts=find_leftover_accounts(record))
+        if state == "compared":
+            module.exit_json(changed=False, differences=record.compare())
+        module.exit_json(changed=False, exists=record.exists, record=record.data)
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=f"the record in {given['folder']} cannot be used: {error}")
+
+
+if __name__ == "__main__":
+    main()
