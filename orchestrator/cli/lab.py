@@ -226,11 +226,13 @@ def _as_line(command: tuple[str, ...]) -> str:
 
 
 def _input(*, with_stdin: bool) -> bytes | IO[bytes]:
-    return sys.stdin.buffer if with_stdin else b""
+    return sys.stdin.buffer if with_stdin and sys.stdin else b""  # None: it is closed
 
 
 def _print_stream(name: str, data: bytes) -> None:
     stream = sys.stdout if name == "stdout" else sys.stderr
+    if stream is None:  # closed
+        return
     stream.buffer.write(data)
     stream.buffer.flush()
 

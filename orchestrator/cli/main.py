@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -130,6 +131,7 @@ def main() -> NoReturn:
     """Runs the command. Exit status: 0 success, 1 error or failed proof, 2 usage error, 3 lab lost, 4 to 8 evidence (see its
     command), 130 interrupted.
     """
+    _open_standard_streams()
     try:
         sys.exit(nohype(standalone_mode=False) or 0)
     except click.Abort:
@@ -146,3 +148,12 @@ def main() -> NoReturn:
             error.hint = f"{error.hint}; with nohype: --token-file FILE or NOHYPE_TOKEN, or --cert FILE --key FILE"
         print_error(error)
         sys.exit(_LAB_LOST if isinstance(error, LabLost) else 1)
+
+
+def _open_standard_streams() -> None:
+    """Where the caller has closed one, a file or socket opened later would get its number, and a child process its content."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number

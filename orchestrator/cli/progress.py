@@ -60,10 +60,10 @@ def _live() -> Iterator[Callable[[Event], None]]:
         def report(event: Event) -> None:
             if event.kind is Kind.PAUSE:
                 live.stop()
-            elif event.kind is Kind.RESUME:
-                live.start()
-            else:
-                show(event)
+                return
+            if event.kind is Kind.BEGIN:
+                live.start()  # does nothing if it runs; not sooner, as it clears an unfinished line of the other program
+            show(event)
 
         def show(event: Event) -> None:
             nonlocal note
@@ -73,7 +73,7 @@ def _live() -> Iterator[Callable[[Event], None]]:
                     note = ""
                 elif event.kind is Kind.NOTE:
                     note = event.text
-                else:
+                elif event.kind in (Kind.END, Kind.FAILED):
                     running.pop()
                     note = ""
             if event.kind in (Kind.END, Kind.FAILED):

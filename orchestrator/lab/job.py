@@ -77,9 +77,9 @@ def run_job(
             with timeline.stage("files to the lab"):
                 send(lab, archive, files.remote)
             command = f"cd {shlex.quote(files.remote)} || exit\n{command}"
+        timeline.pause()
         try:
-            with timeline.paused():
-                status = execute(lab, command, timeout=timeout, input=input, stream=stream).status
+            status = execute(lab, command, timeout=timeout, input=input, stream=stream).status
         except ShellTimeout:
             timeline.note(f"the command was stopped after {timeout:g} s")
             status = TIMED_OUT

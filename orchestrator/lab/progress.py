@@ -14,8 +14,7 @@ class Kind(StrEnum):
     NOTE = "note"
     END = "end"
     FAILED = "failed"
-    PAUSE = "pause"  # another program writes to the terminal
-    RESUME = "resume"
+    PAUSE = "pause"  # another program writes to the terminal, until the next event
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,9 @@ class Timeline:
             self._stages.pop()
             self._report(Event(kind, name, seconds=seconds))
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Outside of all stages, while another program writes to the terminal."""
+    def pause(self) -> None:
+        """Another program writes to the terminal until the next stage or note. To be called outside of all stages."""
         self._report(Event(Kind.PAUSE, ""))
-        try:
-            yield
-        finally:
-            self._report(Event(Kind.RESUME, ""))
 
     def note(self, text: str) -> None:
         self._report(Event(Kind.NOTE, self._stages[-1] if self._stages else "", text))

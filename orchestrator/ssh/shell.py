@@ -5,6 +5,7 @@ A failed command is a result with its exit status; only a failed connection is a
 
 from __future__ import annotations
 
+import os
 import select
 import shlex
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import paramiko
 from paramiko.common import cMSG_CHANNEL_REQUEST
@@ -148,6 +149,7 @@ class _Pump:
         self._kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         self._pending = b""
         self._sending = True
+        self._waiting: int | None = None  # the descriptor of the input while it has nothing yet
 
     def run(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -160,7 +162,8 @@ class _Pump:
                 raise TimeoutError
             if not moved:
                 # Readable with data on either stream and at the end; the timeout is for input and deadline.
-                select.select([self._channel], [], [], 0.01 if self._sending else _POLL)
+                watched: list[Any] = [self._channel] if self._waiting is None else [self._channel, self._waiting]
+                select.select(watched, [], [], 0.01 if self._sending and self._waiting is None else _POLL)
 
     def text(self, name: str) -> str:
         return b"".join(self._kept[name]).decode(errors="replace")
@@ -172,18 +175,28 @@ class _Pump:
     def _send(self) -> None:
         while self._sending and self._channel.send_ready():
             if not self._pending:
-                self._pending = self._next_chunk()
+                chunk = self._next_chunk()
+                if chunk is None:
+                    return
+                self._pending = chunk
             if not self._pending or self._channel.closed:
                 self._sending = False
                 self._channel.shutdown_write()
                 return
             self._pending = self._pending[self._channel.send(self._pending) :]
 
-    def _next_chunk(self) -> bytes:
+    def _next_chunk(self) -> bytes | None:
+        """Empty at the end of the input, None if a pipe or terminal has nothing yet: output and deadline must not wait for it."""
         if isinstance(self._input, bytes):
             chunk, self._input = self._input[:_CHUNK], self._input[_CHUNK:]
             return chunk
-        return self._input.read(_CHUNK)
+        try:
+            descriptor = self._input.fileno()
+        except OSError:  # in memory
+            return self._input.read(_CHUNK)
+        ready = select.select([descriptor], [], [], 0)[0]
+        self._waiting = None if ready else descriptor
+        return os.read(descriptor, _CHUNK) if ready else None
 
     def _receive(self) -> bool:
         moved = False

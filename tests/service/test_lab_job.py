@@ -80,6 +80,19 @@ def test_words_and_input_reach_the_command(name: str, tmp_path: Path, stand_in: 
     assert (status, out) == (0, "typed\na  b\n")
 
 
+def test_input_that_stays_open_delays_neither_output_nor_timeout(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    words = ("--stdin", "--timeout", "5", "--", f"head -n 1; {wait_for_end(name)}")
+    with running(name, tmp_path, *words, stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write("typed\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "typed\n"
+        assert process.wait(60) == 124
+
+
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     work = tmp_path / "work"
@@ -152,6 +165,15 @@ def test_failure_of_the_lab_has_its_own_status(
     stand_in(mode)
     found, _, err = run(name, tmp_path, *(word.replace("NAME", name) for word in words))
     assert (found, message in err) == (status, True), err
+
+
+def test_closed_streams_are_not_used(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    argv = [sys.executable, "-c", PROGRAM, name, str(tmp_path), "--stdin", "--", "cat; echo out; exit 7"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&-', "sh", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (7, False), done.stderr
+    assert_nothing_left(name)
 
 
 def test_output_that_cannot_be_written_is_one_error(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
