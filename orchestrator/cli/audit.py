@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from orchestrator.canonical import canonicalize
 from orchestrator.cli.connection import connect
 from orchestrator.cli.output import json_option, print_json, print_table, say
+from orchestrator.cli.wait_line import show_wait
 from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.evidence.diff import compare
 from orchestrator.evidence.document import parse_file, read_file
@@ -79,11 +80,13 @@ def audit(
     evidence: Mapping[str, Any] = {}
     key = ""
     if sign:
-        data = _encode(client.evidence(frames, nonce))
+        with show_wait("measuring"):
+            data = _encode(client.evidence(frames, nonce))
         signed = parse_file(data, "the response of the manager")
         evidence, key = signed.evidence, signed.key
         _write(sign, data)
-    proofs: Sequence[Mapping[str, Any]] = evidence["proofs"] if sign else client.audit(frames)
+    with show_wait("measuring"):
+        proofs: Sequence[Mapping[str, Any]] = evidence["proofs"] if sign else client.audit(frames)
     if html:
         _write(html, build_page(evidence or {"proofs": proofs}, key).encode(errors="replace"))
     if as_json:

@@ -20,6 +20,7 @@ from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.cli.readiness import wait_ready
 from orchestrator.cli.seconds import Seconds
+from orchestrator.cli.wait_line import show_guest_wait
 from orchestrator.client import Client
 
 # Checked here too: the manager would refuse a wrong wait only after it has created the guest.
@@ -108,9 +109,10 @@ def create(
     try:
         # The fields of a guest, and the line with which it reports ready.
         limit = {"timeout": _FILLING} if disks else {}
-        made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request, **limit))}
-        if wait and not plan_only:
-            made["ready"] = wait_ready(client, name, wait)
+        with show_guest_wait(client, name, "creating"):
+            made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request, **limit))}
+            if wait and not plan_only:
+                made["ready"] = wait_ready(client, name, wait)
     except KeyboardInterrupt:
         # The guest is not deleted: by now another guest may have the name.
         click.echo(f"the request continues in the manager: see `nohype guest show {name}`", err=True)
@@ -152,7 +154,9 @@ def start(name: str, *, wait: float, as_json: bool, client: Client) -> None:
 
     The guest gets the cores, memory and virtual functions that it owns.
     """
-    _report(client.start(name), client, wait, as_json=as_json)
+    with show_guest_wait(client, name, "starting"):
+        changed = client.start(name)
+    _report(changed, client, wait, as_json=as_json)
 
 
 @guest.command()
@@ -165,7 +169,9 @@ def stop(name: str, *, timeout: float, as_json: bool, client: Client) -> None:
 
     The guest keeps its resources and can be started again; `nohype guest delete` releases them.
     """
-    _report(client.stop(name, timeout), client, as_json=as_json)
+    with show_guest_wait(client, name, "stopping"):
+        changed = client.stop(name, timeout)
+    _report(changed, client, as_json=as_json)
 
 
 @guest.command()
@@ -176,7 +182,9 @@ def stop(name: str, *, timeout: float, as_json: bool, client: Client) -> None:
 @client_option
 def restart(name: str, *, timeout: float, wait: float, as_json: bool, client: Client) -> None:
     """Stop a guest as `stop` does, and start it again."""
-    _report(client.restart(name, timeout), client, wait, as_json=as_json)
+    with show_guest_wait(client, name, "restarting"):
+        changed = client.restart(name, timeout)
+    _report(changed, client, wait, as_json=as_json)
 
 
 @guest.command()
@@ -245,7 +253,8 @@ def tell(name: str, line: str, *, timeout: float, as_json: bool, client: Client)
 def _report(changed: Mapping[str, Any], client: Client, wait: float = 0, *, as_json: bool) -> None:
     """Prints a guest's new state; with ``wait`` after it has reported ready."""
     if wait:
-        changed = {**changed, "ready": wait_ready(client, changed["name"], wait)}
+        with show_guest_wait(client, changed["name"], "waiting for"):
+            changed = {**changed, "ready": wait_ready(client, changed["name"], wait)}
     if as_json:
         print_json(changed)
         return

@@ -26,6 +26,7 @@ _COMMANDS = {
     "network": "Create, list, show and delete networks.",
     "survey": "Show cores, huge pages, NICs and disks of the host.",
     "top": "Show the host and its guests live.",
+    "web": "Serve a web page of the host on this machine.",
     "map": "Draw the host, and which guest has what of it.",
     "who": "Show who owns a thing of the host.",
     "audit": "Measure the isolation of the guests on the live host.",

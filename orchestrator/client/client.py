@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from orchestrator.client import host_shapes, shapes
+from orchestrator.client import shapes
 from orchestrator.client.answers import check_stream, parse_stream, read_answer, read_problem, read_text
 from orchestrator.client.console import ConsoleOutput, follow_console
 from orchestrator.client.kept import KeptConnections, Request, exchange
@@ -94,11 +94,6 @@ class Client(NetworkCalls, RecordCalls, SwitchCalls):
         """What the host has. Raises Forbidden for tenants."""
         survey: shapes.Survey = self._ask(shapes.Survey, "GET", "/v1/survey")
         return survey
-
-    def host(self) -> host_shapes.Host:
-        """The host at one moment: who has what of it, what runs, and what needs attention. Raises Forbidden for tenants."""
-        host: host_shapes.Host = self._ask(host_shapes.Host, "GET", "/v1/host")
-        return host
 
     def guests(self) -> list[shapes.Guest]:
         """All guests that the caller may see."""
@@ -264,6 +259,27 @@ class Client(NetworkCalls, RecordCalls, SwitchCalls):
         """Metrics in Prometheus format. Raises NotFound without metrics, Forbidden for tenants."""
         with self._open("GET", "/v1/metrics", None, {}, _QUICK) as response:
             return read_text(response)
+
+    @contextlib.contextmanager
+    def forward(
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float
+    ) -> Iterator[http.client.HTTPResponse]:
+        """For a proxy: yields the response to any request, also a problem document. Raises Unreachable."""
+        connection = self._connect(timeout)
+        connected = False
+        try:
+            connection.connect()
+            connected = True
+            fields = {**headers, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
+            connection.request(method, target, None if body is None else body.decode("utf-8", "replace"), fields)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise map_connection_error(self._where, error, connected=connected) from None
+        try:
+            yield response
+        finally:
+            connection.close()
 
     def _change(
         self, name: str, what: str, version: int | None, timeout: float, body: Mapping[str, object] | None = None

@@ -1,16 +1,21 @@
-"""The calls of `Client` about signed evidence and the hash chain of the event log."""
+"""The calls of `Client` about the host as a whole, signed evidence and the hash chain of the event log."""
 
 from __future__ import annotations
 
 from urllib.parse import urlencode
 
-from orchestrator.client import shapes
+from orchestrator.client import host_shapes, shapes
 from orchestrator.client.calls import Calls
 
 _AUDIT = 600.0
 
 
 class RecordCalls(Calls):
+    def host(self) -> host_shapes.Host:
+        """The host at one moment: who has what of it, what runs, and what needs attention. Raises Forbidden for tenants."""
+        host: host_shapes.Host = self._ask(host_shapes.Host, "GET", "/v1/host")
+        return host
+
     def evidence(self, frames: int = 0, nonce: str = "") -> shapes.SignedEvidence:
         """Measures all proofs and signs them with the key of the host. ``nonce`` is repeated in the evidence.
 

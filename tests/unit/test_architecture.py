@@ -25,6 +25,7 @@ ORDER = [
     ("values",),
     ("canonical", "locks", "partial_import", "serving_cpu", "waiting"),
     ("client",),
+    ("web",),
     ("evidence",),
     ("model",),
     ("config_values",),

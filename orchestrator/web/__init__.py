@@ -1,0 +1,1 @@
+"""The web page, and the server on loopback that brings it to a user of the manager."""

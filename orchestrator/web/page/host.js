@@ -1,0 +1,166 @@
+// Draws the host. Everything that the manager sends is text, and is only ever set as text.
+
+const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+const MARKS = { housekeeping: "·", unusable: "×" };
+
+export const find = (id) => document.getElementById(id);
+
+export function element(name, text = "", kind = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  if (kind) made.className = kind;
+  return made;
+}
+
+export function row(...cells) {
+  const made = document.createElement("tr");
+  made.append(...cells.map((cell) => (cell instanceof Node ? cell : element("td", cell))));
+  return made;
+}
+
+export function formatAge(seconds) {
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
+  }
+  return `${Math.floor(seconds)} s`;
+}
+
+function formatSize(bytes) {
+  for (const [shift, unit] of [[40, "T"], [30, "G"], [20, "M"], [10, "K"]]) {
+    if (bytes && bytes % 2 ** shift === 0) return `${bytes / 2 ** shift}${unit}`;
+  }
+  return String(bytes);
+}
+
+function countCpus(list) {
+  return list.split(",").reduce((sum, part) => {
+    const [first, last = first] = part.split("-").map(Number);
+    return sum + last - first + 1;
+  }, 0);
+}
+
+// The verdicts of the last audit in a few words. Green only if all of them passed and the guest has not changed since.
+export function describeProofs(host, subject) {
+  const proofs = (host.audit?.proofs ?? []).filter((proof) => proof.subject === subject);
+  if (!proofs.length) return ["not audited", "open"];
+  const age = `${formatAge(host.audit.age)} ago`;
+  const failed = proofs.filter((proof) => proof.verdict === "fail").map((proof) => proof.name);
+  if (failed.length) return [`FAIL ${failed.join(", ")}, ${age}`, "fail"];
+  if (proofs.some((proof) => proof.outdated)) return ["outdated: changed since", "open"];
+  const passed = proofs.filter((proof) => proof.verdict === "pass").length;
+  if (passed < proofs.length) return [`${passed} pass, ${proofs.length - passed} not measured, ${age}`, "open"];
+  return [`${passed} pass, ${age}`, "pass"];
+}
+
+// Per guest: the busiest vCPU, the longest wait, and exits by reason, per second; null for what was not measured.
+export function measureRates(before, after) {
+  const seconds = before ? after.clock - before.clock : 0;
+  const old = new Map((before?.activity ?? []).map((one) => [one.guest, one]));
+  const versions = new Map((before?.guests ?? []).map((guest) => [guest.name, guest.version]));
+  const now = new Map(after.guests.map((guest) => [guest.name, guest.version]));
+  const found = new Map();
+  for (const { guest, vcpus } of after.activity) {
+    const earlier = old.get(guest)?.vcpus ?? [];
+    if (seconds <= 0 || earlier.length !== vcpus.length || versions.get(guest) !== now.get(guest)) continue;
+    const rate = (name) => {
+      const values = vcpus.map((vcpu, index) => (vcpu[name] === null || earlier[index][name] === null ? null : (vcpu[name] - earlier[index][name]) / seconds));
+      return values.some((value) => value === null || value < 0) ? null : Math.max(...values);
+    };
+    let exits = new Map();
+    vcpus.forEach((vcpu, index) => {
+      if (vcpu.exits === null || earlier[index].exits === null) exits = null;
+      for (const [reason, count] of Object.entries(exits && vcpu.exits)) {
+        exits.set(reason, (exits.get(reason) ?? 0) + (count - (earlier[index].exits[reason] ?? 0)) / seconds);
+      }
+    });
+    if (exits && [...exits.values()].some((value) => value < 0)) exits = null;
+    found.set(guest, { ran: rate("ran"), waited: rate("waited"), exits });
+  }
+  return found;
+}
+
+export function drawSummary(host) {
+  const running = host.guests.filter((guest) => guest.state === "running").length;
+  const free = host.cores.filter((core) => core.use === "free").length;
+  const [text, kind] = describeProofs(host, "host");
+  find("summary").replaceChildren(
+    `${host.time.slice(11, 19)} UTC, ${host.guests.length} guests, ${running} running, ${free} of ${host.cores.length} cores free, proofs of the host: `,
+    element("span", text, kind),
+  );
+}
+
+export function drawAttention(host) {
+  const found = [
+    ...host.quarantine.map((one) => [one.since, `guest ${one.name} is in quarantine: ${one.reasons.join("; ")}`, `nohype quarantine clear ${one.name}`]),
+    ...host.drift.map((one) => [one.since, `${one.subject} differs from its claim: ${one.findings.join("; ")}`, "nohype events"]),
+  ].sort((one, other) => (one[0] < other[0] ? -1 : 1));
+  for (const guest of host.guests.filter((one) => one.state === "ended")) found.push(["", `guest ${guest.name} has ended, but should run`, `nohype guest start ${guest.name}`]);
+  for (const name of host.lost) found.push(["", `frames between guests do not return to uplink ${name}`, `nohype uplink prove ${name}`]);
+  for (const one of host.survey.findings) found.push(["", one.text, one.hint]);
+  const items = found.map(([since, text, command]) => {
+    const item = element("li", `${since ? `${since.slice(0, 16).replace("T", " ")} UTC: ` : ""}${text} `);
+    item.append(element("code", command));
+    return item;
+  });
+  find("attention").replaceChildren(...(items.length ? items : [element("li", "nothing", "pass")]));
+}
+
+export function drawCores(host) {
+  const numbers = new Map(host.guests.map((guest, index) => [guest.name, index]));
+  const nodes = new Map();
+  for (const core of host.cores) nodes.set(core.node, [...(nodes.get(core.node) ?? []), core]);
+  const place = find("cores");
+  if (place.querySelectorAll(".cell").length !== host.cores.length) {
+    place.replaceChildren(...[...nodes].map(([node, cores]) => {
+      const made = element("div", "", "node");
+      made.append(element("strong", `node ${node}`), ...cores.map(() => element("div", "", "cell")));
+      return made;
+    }));
+    place.querySelectorAll(".cell").forEach((cell, index) => { cell.tabIndex = index ? -1 : 0; cell.setAttribute("role", "img"); });
+  }
+  const cells = place.querySelectorAll(".cell");
+  [...nodes.values()].flat().forEach((core, index) => {
+    const number = numbers.get(core.guest);
+    const mark = number === undefined ? MARKS[core.use] ?? "" : LETTERS[number] ?? "*";
+    const kind = `cell ${core.use === "claimed" ? `g${number % 10}` : core.use}`;
+    const label = `core with CPUs ${core.cpus}, node ${core.node}, socket ${core.socket}: ${core.use}${core.guest ? ` by ${core.guest}` : ""}`;
+    const cell = cells[index];
+    if (cell.title === label && cell.className === kind) return;
+    cell.className = kind;
+    cell.title = label;
+    cell.setAttribute("aria-label", label);
+    cell.textContent = mark.repeat(countCpus(core.cpus));
+  });
+}
+
+export function drawDevices(host) {
+  const owners = new Map(host.guests.flatMap((guest) => [...guest.nics, ...guest.disks].filter((one) => one.address).map((one) => [one.address, guest.name])));
+  const rows = [];
+  for (const pool of host.survey.pools.filter((one) => one.total)) {
+    const uses = host.pages.filter((one) => one.node === pool.node && one.page_size === pool.page_size && one.count);
+    const words = uses.map((one) => `${one.use} ${formatSize(one.count * one.page_size)}`);
+    rows.push(row(`memory of node ${pool.node}`, `pages of ${formatSize(pool.page_size)}`, words.join(", ")));
+  }
+  for (const uplink of host.uplinks) {
+    const pf = host.survey.pfs.find((one) => one.interface === uplink.name);
+    const vfs = (pf?.vfs ?? []).map((vf) => `${vf.address} ${owners.get(vf.address) ?? (vf.use || "free")}`);
+    const words = [uplink.up ? "up" : "down", uplink.edge ?? uplink.why, pf ? `PF ${pf.address}, node ${pf.node ?? "unknown"}` : ""];
+    rows.push(row(`uplink ${uplink.name}`, words.filter(Boolean).join(", "), vfs.join(", ")));
+  }
+  for (const disk of host.survey.controllers) {
+    rows.push(row("disk", disk.serial ?? disk.address, owners.get(disk.address) ?? ([...disk.uses, ...disk.signatures, disk.fault].filter(Boolean).join("; ") || "free")));
+  }
+  find("devices").replaceChildren(...rows);
+}
+
+export function drawProofs(host) {
+  find("age").textContent = host.audit ? `measured ${formatAge(host.audit.age)} ago` : "not measured since the manager started";
+  const order = { fail: 0, "not measured": 1, pass: 2 };
+  const proofs = [...(host.audit?.proofs ?? [])].sort((one, other) => order[one.verdict] - order[other.verdict]);
+  find("proofs").replaceChildren(...proofs.map((proof) => {
+    const kind = proof.verdict === "fail" ? "fail" : proof.verdict === "pass" && !proof.outdated ? "pass" : "open";
+    return row(proof.name, proof.subject, element("td", proof.outdated ? `${proof.verdict}, outdated` : proof.verdict, kind), proof.finding);
+  }));
+}
+
+export { LETTERS, formatSize };
