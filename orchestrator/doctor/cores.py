@@ -176,7 +176,9 @@ def _check_vulnerabilities(facts: Facts) -> Finding:
             "no vulnerability without a mitigation",
             "update microcode and kernel, and remove mitigations=off",
         )
-    if unknown := [f"{name}: {text}" for name, text in sorted(found.items()) if text.startswith("Unknown")]:
+    if unknown := [
+        f"{name}: {text or 'empty'}" for name, text in sorted(found.items()) if not text or text.startswith("Unknown")
+    ]:
         remedy = "on a virtual server, look at its host; otherwise ask the manufacturer of the processor"
         return not_measured("; ".join(unknown), "no vulnerability without a mitigation", remedy)
     return passed(f"{len(found)} known vulnerabilities, none without a mitigation")

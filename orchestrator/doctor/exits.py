@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
-from orchestrator.host.cmdline import find_words_against_posting
+from orchestrator.host.cmdline import find_words_against_iommu, find_words_against_posting
 from orchestrator.host.iommu import is_visible, read_units
 from orchestrator.host.processor import read_clock_source, read_kvm_parameter
 
-_ON = ("Y", "1")
+_ON, _OFF = ("Y", "1"), ("N", "0")
 
 
 def _check_clock(facts: Facts) -> Finding:
@@ -21,9 +21,14 @@ def _check_clock(facts: Facts) -> Finding:
     return failed(f"the clock source is {source}", "tsc: a guest reads the time without an exit", remedy)
 
 
-def _check_exits(facts: Facts) -> Finding:
+def _read_acceleration(facts: Facts) -> tuple[str, str | None]:
+    """Of interrupts of guests: the name of KVM's parameter, and its value."""
     name = "avic" if "svm" in facts.flags else "enable_apicv"
-    value = read_kvm_parameter(facts.host, name)
+    return name, read_kvm_parameter(facts.host, name)
+
+
+def _check_exits(facts: Facts) -> Finding:
+    name, value = _read_acceleration(facts)
     needed = "interrupts that a guest receives without an exit (AVIC or APICv)"
     if value is None:
         return not_measured("KVM does not report it", needed, "load kvm_amd or kvm_intel")
@@ -36,8 +41,11 @@ def _check_exits(facts: Facts) -> Finding:
 def _check_posting(facts: Facts) -> Finding:
     """Of VFs: KVM alone handles the interrupts that virtual CPUs send each other."""
     needed = "an IOMMU that delivers interrupts of devices to running virtual CPUs (posted interrupts, guest virtual APIC)"
-    if words := find_words_against_posting(facts.cmdline):
+    if words := find_words_against_posting(facts.cmdline) + find_words_against_iommu(facts.cmdline):
         return failed(f"{', '.join(words)} in the kernel's command line", needed, f"remove {', '.join(words)}")
+    name, value = _read_acceleration(facts)
+    if value is not None and value not in _ON:
+        return not_measured(f"{name} is {value}: KVM posts no interrupts without it", needed, f"load the module with {name}=1")
     units = read_units(facts.host)
     if not units:
         text = "the kernel drives no IOMMU" if is_visible(facts.host) else "IOMMUs are not visible"
@@ -47,6 +55,8 @@ def _check_posting(facts: Facts) -> Finding:
         return failed(text, needed, "none for this processor: each interrupt of a VF is an exit, or wakes a housekeeping CPU")
     if unknown := [unit.name for unit in units if unit.posts_interrupts is None]:
         return not_measured(f"not known for {', '.join(unknown)}", needed)
+    if value is None:
+        return not_measured(f"KVM does not report {name}, which it also needs", needed, "load kvm_amd or kvm_intel")
     return passed(f"supported by {len(units)} IOMMUs ({', '.join(sorted({unit.kind for unit in units}))})")
 
 
@@ -71,8 +81,10 @@ def _check_nesting(facts: Facts) -> Finding:
     needed = "guests that cannot use VMX or SVM themselves: KVM's code for it is large, and serves exits"
     if value is None:
         return not_measured("KVM does not report it", needed, "load kvm_amd or kvm_intel")
-    if value not in _ON:
+    if value in _OFF:
         return passed("KVM offers guests no virtualization")
+    if value not in _ON:
+        return not_measured(f"KVM reports {value!r} for nested", needed)
     module = "kvm_amd" if "svm" in facts.flags else "kvm_intel"
     remedy = f"write `options {module} nested=0` to /etc/modprobe.d/nohype-nested.conf, and reboot"
     return failed(f"nested is {value}: a guest can start virtual machines", needed, remedy)

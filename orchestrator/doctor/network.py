@@ -8,7 +8,7 @@ from orchestrator.doctor.firmware import SRIOV
 from orchestrator.errors import HostError
 from orchestrator.host.edge import may_have_vepa
 from orchestrator.host.interfaces import read_index
-from orchestrator.host.link_files import list_missing_nodes
+from orchestrator.host.link_files import is_wireless, list_missing_nodes
 from orchestrator.host.link_owner import find_owner, shows_state
 from orchestrator.host.vf_drivers import VfControls, find_controls
 from orchestrator.model.topology import PhysicalFunction
@@ -118,11 +118,12 @@ def _check_nodes(facts: Facts) -> Finding:
 
 def _check_owners(facts: Facts) -> Finding:
     names = [pf.interface for pf in _list_useful(facts) if pf.interface]
-    managed = []
+    managed, unseen = [], []
     for name in names:
         index = read_index(facts.host, name)
-        owner = find_owner(facts.host, index) if index is not None else ""
+        owner = find_owner(facts.host, index) if index is not None else None
         managed += [f"{name} by {owner}"] if owner else []
+        unseen += [name] if owner is None else []
     needed = "uplinks that only the manager configures"
     if not names:
         return not_measured("no network function with SR-IOV", needed)
@@ -131,6 +132,9 @@ def _check_owners(facts: Facts) -> Finding:
     if managed:
         remedy = "run `nmcli device set NAME managed no`, or use Unmanaged=yes in a .network file of systemd-networkd"
         return failed(f"managed: {', '.join(managed)}", needed, remedy)
+    if unseen:
+        text = f"not visible for {', '.join(unseen)}: not in this network namespace, or systemd-networkd has not decided yet"
+        return not_measured(text, needed)
     return passed("no other program configures an uplink")
 
 
@@ -144,6 +148,7 @@ def _check_software(facts: Facts) -> Finding:
         )
     ports = {pf.interface for pf in topology.pfs}
     found = [one.name for one in topology.interfaces if one.up and not one.kind and not one.master and one.name not in ports]
+    found = [name for name in found if not is_wireless(facts.host, name)]  # which sends only frames of its own address
     if not found:
         return failed(
             "no other interface with a carrier",

@@ -6,6 +6,7 @@ from orchestrator.doctor.check import Check, Finding, Principle, failed, not_mea
 from orchestrator.doctor.facts import Facts
 from orchestrator.host.cache import is_visible, read_limits
 from orchestrator.host.frequency import read_governors, read_idle_states, read_latency_limit
+from orchestrator.values import CpuSet
 
 _LATENCY = 100  # µs
 # Features of processors that resctrl uses (arch/x86/include/asm/cpufeatures.h).
@@ -19,32 +20,31 @@ def _check_frequency(facts: Facts) -> Finding:
         return not_measured("frequency scaling is not visible", needed)
     if not governors:
         return passed("the kernel does not change frequencies")
-    guest = facts.division.guest
-    wrong = {name: cpus & guest for name, cpus in governors.items() if name != "performance" and cpus.meets(guest)}
+    guest = CpuSet(frozenset(cpu for cpu in facts.division.guest if facts.is_online(cpu)))
+    wrong = {name: cpus & guest for name, cpus in governors.items() if name not in ("", "performance") and cpus.meets(guest)}
     if wrong:
         remedy = "run `cpupower frequency-set --governor performance`, and set it at each boot"
         return failed("; ".join(f"{name} on CPUs {cpus}" for name, cpus in wrong.items()), needed, remedy)
+    if unseen := guest - governors.get("performance", CpuSet()):
+        return not_measured(f"no governor is visible for CPUs {unseen}", needed)
     return passed("performance on all guest CPUs")
 
 
 def _check_idle(facts: Facts) -> Finding:
     """A busy guest never leaves its CPU: this is about guests that wait for frames."""
     needed = f"idle states of guest CPUs that end within {_LATENCY} µs"
-    read = {cpu: read_idle_states(facts.host, cpu) for cpu in facts.division.guest if facts.is_online(cpu)}
-    found = {cpu: states for cpu, states in read.items() if states is not None}
-    if not found:
-        return not_measured("idle states are not visible", needed)
+    found = {cpu: read_idle_states(facts.host, cpu) for cpu in facts.division.guest if facts.is_online(cpu)}
     limit = read_latency_limit(facts.host)
-    deep = {
-        state.name: state.latency
-        for states in found.values()
-        for state in states
-        if state.latency > _LATENCY and (limit is None or limit < 0 or state.latency <= limit)
-    }
+    deep: dict[str, int] = {}
+    for state in (state for states in found.values() for state in states or ()):
+        if state.latency > _LATENCY and (limit is None or limit < 0 or state.latency <= limit):
+            deep[state.name] = max(state.latency, deep.get(state.name, 0))
     if deep:
         text = ", ".join(f"{name} takes {latency} µs to end" for name, latency in deep.items())
         remedy = "run `cpupower idle-set --disable-by-latency 100`, or accept the delay: deep states save power while guests wait"
         return failed(text, needed, remedy)
+    if unseen := CpuSet(frozenset(cpu for cpu, states in found.items() if states is None)):
+        return not_measured(f"idle states of CPUs {unseen} are not visible", needed)
     return passed(f"no idle state of guest CPUs takes more than {_LATENCY} µs to end")
 
 

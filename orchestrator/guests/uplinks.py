@@ -127,7 +127,7 @@ def _find_owner(host: HostRoot, name: str) -> str:
         link = find_link(host, name)
     except HostError:
         return ""
-    return find_owner(host, link.index) if link else ""
+    return (find_owner(host, link.index) or "") if link else ""
 
 
 def _check_modes(name: str, topology: Topology, policy: Policy) -> Iterable[ModeView]:

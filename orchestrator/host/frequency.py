@@ -23,13 +23,16 @@ class IdleState:
 
 
 def read_governors(host: HostRoot) -> dict[str, CpuSet] | None:
-    """The CPUs of each governor; empty without a driver that scales, None if the kernel does not show it."""
+    """The CPUs of each governor; the governor "" for those whose policy does not tell it. Empty without a driver that scales,
+    None if the kernel does not show it.
+    """
     if not host.exists(f"{_CPUS}/cpufreq"):
         return None
     found: dict[str, CpuSet] = {}
     for name in host.names(f"{_CPUS}/cpufreq"):
         folder = f"{_CPUS}/cpufreq/{name}"
-        if _POLICY.fullmatch(name) and (governor := host.find(f"{folder}/scaling_governor")):
+        if _POLICY.fullmatch(name):
+            governor = host.find(f"{folder}/scaling_governor") or ""
             cpus = parse_cpus(f"{folder}/affected_cpus", ",".join((host.find(f"{folder}/affected_cpus") or "").split()))
             found[governor] = found.get(governor, CpuSet()) | cpus
     return found

@@ -76,9 +76,10 @@ def _read_unit(host: HostRoot, name: str) -> IommuUnit:
     if text := host.find(f"{folder}/intel-iommu/cap"):
         return IommuUnit(name, "VT-d", bool(_parse_hex(f"{folder}/intel-iommu/cap", text) & _CAP_PI))
     if text := host.find(f"{folder}/amd-iommu/features"):
-        # One word, or two in an order that has changed between releases; the second feature register has no such bit.
+        # One word, or two in an order that has changed between releases; the bit has another meaning in the second register.
         words = [_parse_hex(f"{folder}/amd-iommu/features", word) for word in text.split(":")]
-        return IommuUnit(name, "AMD-Vi", any(word & _FEATURE_GAM_VAPIC for word in words))
+        found = {bool(word & _FEATURE_GAM_VAPIC) for word in words if word} or {False}
+        return IommuUnit(name, "AMD-Vi", found.pop() if len(found) == 1 else None)
     return IommuUnit(name, "other", None)
 
 

@@ -46,6 +46,11 @@ def list_missing_nodes(host: HostRoot) -> list[str]:
     return [f"/{name}" for name in ("dev/net/tun", "dev/vhost-net") if not host.exists(name)]
 
 
+def is_wireless(host: HostRoot, name: str) -> bool:
+    """Whether an interface is one of IEEE 802.11 (net/wireless/core.c)."""
+    return host.exists(f"{_FOLDER}/{name}/phy80211")
+
+
 def read_links(host: HostRoot) -> tuple[Link, ...]:
     """Those of the own network namespace. An interface that disappears meanwhile is left out.
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 from orchestrator.errors import HostError
 from orchestrator.host.root import HostRoot
 
-# systemd-networkd's states of an interface that it leaves alone, or has not looked at yet (networkctl(1), "unmanaged").
-_NOT_MANAGED = ("", "unmanaged", "pending", "initialized")
+# systemd-networkd's states (networkctl(1)) of an interface that it leaves alone, and has not looked at yet.
+_NOT_MANAGED = ("", "unmanaged")
+_UNDECIDED = ("pending", "initialized")
 
 
-def find_owner(host: HostRoot, index: int) -> str:
-    """The name of the program that manages the interface with this index; empty if none is known.
+def find_owner(host: HostRoot, index: int) -> str | None:
+    """The name of the program that manages the interface with this index; empty if none does, None if that is not decided yet.
 
     Read from the files in which NetworkManager and systemd-networkd keep their state.
     """
     if _read(host, f"run/NetworkManager/devices/{index}").get("managed") in ("true", "1"):
         return "NetworkManager"
-    if _read(host, f"run/systemd/netif/links/{index}").get("ADMIN_STATE", "") not in _NOT_MANAGED:
-        return "systemd-networkd"
-    return ""
+    state = _read(host, f"run/systemd/netif/links/{index}").get("ADMIN_STATE", "")
+    if state in _UNDECIDED:
+        return None
+    return "" if state in _NOT_MANAGED else "systemd-networkd"
 
 
 def shows_state(host: HostRoot) -> bool:

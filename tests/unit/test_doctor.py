@@ -63,9 +63,11 @@ LINES = {
     "sys/class/iommu/ivhd0/amd-iommu/features": "f77ef22294ada:0",
     "sys/devices/system/cpu/cpufreq/policy2/scaling_governor": "performance",
     "sys/devices/system/cpu/cpufreq/policy2/affected_cpus": "2 3 4 5 6 7",
-    "sys/devices/system/cpu/cpu2/cpuidle/state0/name": "C1",
-    "sys/devices/system/cpu/cpu2/cpuidle/state0/latency": "1",
-    "sys/devices/system/cpu/cpu2/cpuidle/state0/disable": "0",
+    **{
+        f"sys/devices/system/cpu/cpu{cpu}/cpuidle/state0/{name}": text
+        for cpu in range(8)
+        for name, text in (("name", "C1"), ("latency", "1"), ("disable", "0"))
+    },
     "sys/devices/system/edac/mc/mc0/ce_count": "3",
     "sys/devices/system/edac/mc/mc0/ue_count": "0",
     "sys/devices/system/node/has_memory": "0-1",
@@ -443,6 +445,11 @@ def hide_settings(fake: FakeRoot) -> None:
     shutil.rmtree(fake.path / "sys/kernel/mm")
 
 
+def hide_idle_states(fake: FakeRoot) -> None:
+    shutil.rmtree(fake.path / "sys/devices/system/cpu/cpu3/cpuidle")
+
+
+_POLICY = "sys/devices/system/cpu/cpufreq/policy2"
 NOT_KNOWN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("smt-siblings", remove("sys/devices/system/cpu/present")),
     ("vulnerabilities", write("sys/devices/system/cpu/vulnerabilities/mmio_stale_data", "Unknown: No mitigations")),
@@ -452,10 +459,20 @@ NOT_KNOWN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("transparent-huge-pages", hide_settings),
     ("clock-source", remove("sys/devices/system/clocksource/clocksource0/current_clocksource")),
     ("qemu-confinement", remove("sys/kernel/security/lsm")),
+    ("vulnerabilities", write("sys/devices/system/cpu/vulnerabilities/mmio_stale_data", "")),
+    ("frequency", write(f"{_POLICY}/affected_cpus", "2 3")),
+    ("frequency", remove(f"{_POLICY}/affected_cpus")),
+    ("frequency", remove(f"{_POLICY}/scaling_governor")),
+    ("idle-states", hide_idle_states),
+    ("device-interrupts", write("sys/module/kvm_amd/parameters/avic", "N")),
+    ("device-interrupts", write("sys/class/iommu/ivhd0/amd-iommu/features", "f77ef22094ada:200000")),
+    ("nested-guests", write("sys/module/kvm_amd/parameters/nested", "")),
+    ("uplink-owner", remove("sys/class/net/nic0/ifindex")),
+    ("uplink-owner", write("run/systemd/netif/links/2", "ADMIN_STATE=pending")),
 ]
 
 
-@pytest.mark.parametrize(("name", "hide"), NOT_KNOWN, ids=[name for name, _ in NOT_KNOWN])
+@pytest.mark.parametrize(("name", "hide"), NOT_KNOWN, ids=[f"{name}-{index}" for index, (name, _) in enumerate(NOT_KNOWN)])
 def test_what_the_kernel_does_not_show_is_not_measured(fake: FakeRoot, name: str, hide: Callable[[FakeRoot], object]) -> None:
     hide(fake)
     assert examine(fake)[name].finding.verdict is Verdict.NOT_MEASURED
