@@ -73,20 +73,20 @@ def read_units(host: HostRoot) -> tuple[IommuUnit, ...]:
 
 def _read_unit(host: HostRoot, name: str) -> IommuUnit:
     folder = f"{_UNITS}/{name}"
-    if text := host.find(f"{folder}/intel-iommu/cap"):
-        return IommuUnit(name, "VT-d", bool(_parse_hex(f"{folder}/intel-iommu/cap", text) & _CAP_PI))
-    if text := host.find(f"{folder}/amd-iommu/features"):
+    if host.exists(f"{folder}/intel-iommu"):
+        return IommuUnit(name, "VT-d", _has_bit(host, f"{folder}/intel-iommu/cap", _CAP_PI))
+    if host.exists(f"{folder}/amd-iommu"):
         # One word, or two in an order that has changed between releases; the second feature register has no such bit.
-        words = [_parse_hex(f"{folder}/amd-iommu/features", word) for word in text.split(":")]
-        return IommuUnit(name, "AMD-Vi", any(word & _FEATURE_GAM_VAPIC for word in words))
+        return IommuUnit(name, "AMD-Vi", _has_bit(host, f"{folder}/amd-iommu/features", _FEATURE_GAM_VAPIC))
     return IommuUnit(name, "other", None)
 
 
-def _parse_hex(name: str, text: str) -> int:
+def _has_bit(host: HostRoot, name: str, bit: int) -> bool | None:
+    """None if the register cannot be read: the unit is there all the same."""
     try:
-        return int(text, 16)
-    except ValueError:
-        raise HostError(f"cannot parse /{name}: {text!r} is not a hexadecimal number") from None
+        return any(int(word, 16) & bit for word in host.read(name).split(":"))
+    except (HostError, ValueError):
+        return None
 
 
 def is_visible(host: HostRoot) -> bool:
