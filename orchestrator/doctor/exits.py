@@ -66,7 +66,7 @@ def _check_parameters(facts: Facts) -> Finding:
     module, pause = ("kvm_amd", "pause_filter_count") if "svm" in facts.flags else ("kvm_intel", "ple_gap")
     values = {f"{module}.{pause}": read_kvm_parameter(facts.host, pause)}
     values["kvm.kvmclock_periodic_sync"] = read_kvm_parameter(facts.host, "kvmclock_periodic_sync")
-    wrong = {name: value for name, value in values.items() if value not in (None, "0", "N")}
+    wrong = {name: value for name, value in values.items() if value not in (None, *_OFF)}
     if wrong:
         lines = " and ".join(f"`options {name.replace('.', ' ')}=0`" for name in wrong)
         found = ", ".join(f"{name} is {value}" for name, value in wrong.items())
@@ -84,7 +84,7 @@ def _check_nesting(facts: Facts) -> Finding:
     if value in _OFF:
         return passed("KVM offers guests no virtualization")
     if value not in _ON:
-        return not_measured(f"KVM reports {value!r} for nested", needed)
+        return not_measured(f"nested is {value!r}", needed)
     module = "kvm_amd" if "svm" in facts.flags else "kvm_intel"
     remedy = f"write `options {module} nested=0` to /etc/modprobe.d/nohype-nested.conf, and reboot"
     return failed(f"nested is {value}: a guest can start virtual machines", needed, remedy)

@@ -7,7 +7,7 @@ import re
 
 from orchestrator.doctor.check import Check, Finding, Principle, failed, not_measured, passed
 from orchestrator.doctor.facts import Facts
-from orchestrator.errors import CommandError
+from orchestrator.errors import CommandError, HostError
 from orchestrator.host.cgroups import is_version_1, read_controllers
 from orchestrator.host.confinement import read_enforcing, read_security_modules
 from orchestrator.host.cpus import read_isolated
@@ -140,8 +140,10 @@ def _check_programs(facts: Facts) -> Finding:
 
 def _leaves_guests_alone(facts: Facts) -> bool:
     """By its own list of CPUs, or by its default: isolated ones."""
-    daemons = find_irqbalance(facts.host, facts.threads)
-    isolated = read_isolated(facts.host)
+    try:
+        daemons, isolated = find_irqbalance(facts.host, facts.threads), read_isolated(facts.host)
+    except HostError:  # only root can read its environment
+        return False
     return bool(daemons) and all(facts.division.guest <= (isolated if one.banned is None else one.banned) for one in daemons)
 
 

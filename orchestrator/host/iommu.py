@@ -73,21 +73,22 @@ def read_units(host: HostRoot) -> tuple[IommuUnit, ...]:
 
 def _read_unit(host: HostRoot, name: str) -> IommuUnit:
     folder = f"{_UNITS}/{name}"
-    if text := host.find(f"{folder}/intel-iommu/cap"):
-        return IommuUnit(name, "VT-d", bool(_parse_hex(f"{folder}/intel-iommu/cap", text) & _CAP_PI))
-    if text := host.find(f"{folder}/amd-iommu/features"):
-        # One word, or two in an order that has changed between releases; the bit has another meaning in the second register.
-        words = [_parse_hex(f"{folder}/amd-iommu/features", word) for word in text.split(":")]
-        found = {bool(word & _FEATURE_GAM_VAPIC) for word in words if word} or {False}
-        return IommuUnit(name, "AMD-Vi", found.pop() if len(found) == 1 else None)
+    if host.exists(f"{folder}/intel-iommu"):
+        return IommuUnit(name, "VT-d", _has_bit(host, f"{folder}/intel-iommu/cap", _CAP_PI))
+    if host.exists(f"{folder}/amd-iommu"):
+        # One word, or two in an order that has changed between releases; the bit has another meaning in the second.
+        return IommuUnit(name, "AMD-Vi", _has_bit(host, f"{folder}/amd-iommu/features", _FEATURE_GAM_VAPIC))
     return IommuUnit(name, "other", None)
 
 
-def _parse_hex(name: str, text: str) -> int:
+def _has_bit(host: HostRoot, name: str, bit: int) -> bool | None:
+    """None if the register cannot be read, or if only one of two words has the bit: the unit is there all the same."""
     try:
-        return int(text, 16)
-    except ValueError:
-        raise HostError(f"cannot parse /{name}: {text!r} is not a hexadecimal number") from None
+        words = [int(word, 16) for word in host.read(name).split(":")]
+    except (HostError, ValueError):
+        return None
+    found = {bool(word & bit) for word in words if word} or {False}
+    return found.pop() if len(found) == 1 else None
 
 
 def is_visible(host: HostRoot) -> bool:

@@ -394,6 +394,24 @@ def test_irqbalance_that_leaves_guest_cpus_alone_is_no_finding(fake: FakeRoot) -
     for environment, verdict in (("", Verdict.PASS), ("IRQBALANCE_BANNED_CPULIST=2-6", Verdict.FAIL)):
         fake.add("proc/900/environ", environment)
         assert examine(fake)["other-programs"].finding.verdict is verdict
+    fake.add("proc/900/environ", "")
+    fake.read_errors["proc/900/environ"] = errno.EACCES
+    assert examine(fake)["other-programs"].finding.found == "running: irqbalance"
+
+
+ODD = ["sys/class/iommu/ivhd0/amd-iommu/features", "sys/devices/system/cpu/cpufreq/policy2/affected_cpus",
+       "sys/devices/system/cpu/cpu2/cpuidle/state0/latency", "sys/devices/system/edac/mc/mc0/ue_count",
+       "sys/devices/system/node/has_memory", "sys/module/kvm_amd/parameters/nested", "proc/mounts", "proc/meminfo"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_text_of_a_file_breaks_only_the_check_that_reads_it(fake: FakeRoot, name: str) -> None:
+    before = {check for check, result in examine(fake).items() if result.finding.verdict is Verdict.PASS}
+    for text in ("", "-", "\0", "18446744073709551616", "x" * 5000):
+        fake.add(name, text)
+        results = examine(fake)
+        assert len(before - {check for check, result in results.items() if result.finding.verdict is Verdict.PASS}) <= 2
+        assert all(result.finding.found for result in results.values())
 
 
 def test_shared_lists_of_files_that_cannot_be_read_hide_no_check(fake: FakeRoot) -> None:
