@@ -198,6 +198,7 @@ class ApiConfig(StrictModel):
     certificate: _File  # with the intermediate certificates
     key: _File  # readable only by root
     client_ca: _File | None = None  # None: only tokens are accepted
+    page: bool = False  # serve the web page, whose user enters a token
 
     @property
     def address(self) -> tuple[str, int]:

@@ -120,7 +120,8 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
         service.exits.read_all, lambda guest: read_use(host, name_group(guest)), hairpins.find_counts,
     )  # fmt: skip
-    api = Api(service, record_audits(auditor.run, counters), identities, config.limits, metrics.render, signer)
+    has_page = bool(config.api and config.api.page)
+    api = Api(service, record_audits(auditor.run, counters), identities, config.limits, metrics.render, signer, has_page=has_page)
 
     def ready() -> None:
         notify_systemd(f"READY=1\nSTATUS={status_line(ledger)}")
