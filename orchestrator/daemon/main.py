@@ -114,7 +114,9 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         find_tie=service.switches.find_tie, caches=service.records.caches, core_starts=service.records.core_start,
     )  # fmt: skip
     auditor = Auditor(source)
-    signer = EvidenceSigner(auditor, Subject(host, hypervisor), ledger, config.audit.key, counters.observe_audit)
+    signer = EvidenceSigner(
+        auditor, Subject(host, hypervisor), ledger, config.audit.key, counters.observe_audit, service.host_views.audits
+    )
     metrics = build_metrics(
         service.survey, ledger, hypervisor, policy, counters,
         lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
