@@ -17,7 +17,7 @@ demo: setup
 	  && $(VENV)/bin/nohype lab down demo && $(DEMO); }
 
 # all tests but the long ones; those of the lab write to build/lab-tests.log meanwhile
-test: setup
+test: setup $(VENV)/browser
 	@$(PYTHON) tests/run_all.py $(VENV)/bin/pytest $(VENV)/bin/nohype
 
 # the long tests, most of them of the lab, then 200 guests beside other load (2 h)
@@ -60,6 +60,13 @@ doctor:
 	$(PYTHON) -m orchestrator.doctor.bundle build/nohype-doctor.pyz
 
 setup: $(VENV)/installed
+
+# for the tests of the web page, which are skipped without it
+$(VENV)/browser: | $(VENV)/installed
+	@dpkg -s chromium chromium-driver >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; } \
+	  || echo "chromium cannot be installed: the tests of the web page are skipped" >&2
+	@touch $@
 
 $(VENV)/installed: setup.cfg
 	@missing=$$(for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \

@@ -207,6 +207,7 @@ class ApiConfig(StrictModel):
     certificate: _File  # server certificate, with the intermediate certificates
     key: _File  # private key, readable only by root
     client_ca: _File | None = None  # CA of client certificates; without it only tokens are accepted
+    page: bool = False  # serve the web page, whose user enters a token
 
     @property
     def address(self) -> tuple[str, int]:

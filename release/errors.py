@@ -28,7 +28,7 @@ ERRORS: Mapping[str, tuple[str, str]] = {
     ),
     "cross-site": (
         "a page of another site made a browser send a change or a plan: any method except `GET` and `HEAD` with `Origin`, or with"
-        " `Sec-Fetch-Site` other than `none` and `same-origin`",
+        " `Sec-Fetch-Site` other than `none` and `same-origin`. Exception: the manager's [own page](web.md) with a token",
         "send the request from a program, or from a page of the same origin",
     ),
     "not-found": (

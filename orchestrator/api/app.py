@@ -33,6 +33,7 @@ class Api:
         audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
         metrics: the page that Prometheus reads, and its content type; None without metrics.
         records: signs evidence and verifies the event log; None without both.
+        has_page: serves the web page on the TLS port.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class Api:
         limits: LimitConfig | None = None,
         metrics: Callable[[], tuple[bytes, str]] | None = None,
         records: Records | None = None,
+        *,
+        has_page: bool = False,
     ) -> None:
         def read_events(caller: Identity, after: int | None, limit: int) -> Sequence[Event]:
             return events.show_events(service.events(caller, after, limit), caller, identities)
@@ -52,7 +55,7 @@ class Api:
         describe = cache(partial(build_document, ROUTES))
         backend = Backend(service, audit, metrics, read_events, self.stream, records, self.consoles, describe)
         table = RouteTable(ROUTES)
-        self.app = Guard(Dispatcher(backend, ROUTES, table), identities, limits or LimitConfig(), table)
+        self.app = Guard(Dispatcher(backend, ROUTES, table), identities, limits or LimitConfig(), table, has_page=has_page)
 
     def close(self) -> None:
         """Ends the responses that have no end of their own."""

@@ -24,6 +24,7 @@ from orchestrator.client.problems import MEDIA_TYPE, CrossSite, InternalError, b
 from orchestrator.config import LimitConfig
 from orchestrator.errors import Forbidden, OrchestratorError, RequestError, TooMany, Unauthorized
 from orchestrator.model.access import Identity, Role
+from orchestrator.web.files import SAFETY_FIELDS, PageFile, find_file
 
 _log = logging.getLogger(__name__)
 
@@ -40,16 +41,21 @@ _MAX_QUERY = 16
 # Seconds before the response "too many requests", so that a connection gets at most one per second.
 REFUSAL_DELAY = 1.0
 _PIECE = 64 << 10
+_ALWAYS_SENT = ("Cache-Control", "X-Content-Type-Options")
 
 
 class Guard:
     """The outermost layer: ``app`` gets the requests that pass.
 
-    In ``scope["state"]`` are the Identity as ``caller``, and the parsed JSON as ``body``.
+    In ``scope["state"]`` are the Identity as ``caller``, and the parsed JSON as ``body``. With ``has_page`` the files of the web
+    page are sent to every peer of the TLS port: they hold nothing of the host.
     """
 
-    def __init__(self, app: ASGIApp, identities: IdentityMap, limits: LimitConfig, table: RouteTable) -> None:
+    def __init__(
+        self, app: ASGIApp, identities: IdentityMap, limits: LimitConfig, table: RouteTable, *, has_page: bool = False
+    ) -> None:
         self._app, self._directory, self._limits, self._table = app, identities, limits, table
+        self._has_page = has_page
         self.limiter = RateLimiter(limits.rate, limits.burst, limits.concurrent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +83,10 @@ class Guard:
         # Taken, also from a request that is refused: the connection keeps the scope until its next request.
         peer, arrived = scope["state"]["peer"], scope["state"].pop("arrived")
         headers = self._read_fields(peer, scope["headers"])
+        if self._has_page and not peer.local and scope["method"] in _SAFE and (file := find_file(scope["path"])):
+            self.limiter.consume(peer.rate_limit_key)
+            await answer.send_file(file)
+            return
         caller = self._identify(peer, headers.get(b"authorization"))
         scope = _as_origin_form(scope)
         state = {"peer": peer, "caller": caller, "arrived": arrived}
@@ -90,7 +100,7 @@ class Guard:
     async def _pass(
         self, scope: Scope, receive: Receive, answer: _Response, headers: Mapping[bytes, bytes], state: dict[str, Any]
     ) -> None:
-        _check_site(scope["method"], headers)
+        _check_site(scope["method"], headers, has_page=self._has_page and not state["peer"].local)
         _check_target(scope)
         length = headers.get(b"content-length", b"").decode("ascii", "replace") or None
         body = await read_body(receive, length, self._limits.body_bytes, state.pop("arrived"))
@@ -146,6 +156,12 @@ class _Response:
             await self._send({"type": "http.response.body", "body": piece, "more_body": more or left > 0})
         self.complete = not more
 
+    async def send_file(self, file: PageFile) -> None:
+        fields = {"Content-Type": file.media, "Content-Length": str(len(file.content)), **SAFETY_FIELDS}
+        headers = [(name.lower().encode(), value.encode()) for name, value in fields.items() if name not in _ALWAYS_SENT]
+        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self.send({"type": "http.response.body", "body": file.content})
+
     async def send_problem(self, error: OrchestratorError) -> None:
         problem = build_problem(error)
         content = json.dumps(problem).encode()
@@ -180,13 +196,17 @@ def _check_target(scope: Scope) -> None:
         raise RequestError(f"the query has more than {_MAX_QUERY} parts", "send fewer")
 
 
-def _check_site(method: str, headers: Mapping[bytes, bytes]) -> None:
+def _check_site(method: str, headers: Mapping[bytes, bytes], *, has_page: bool) -> None:
     """Raises CrossSite for a change that a page of another site makes a browser send, with its user's client certificate.
 
-    The manager serves no pages, so a request with Origin comes from another site (RFC 6454 7.3; Sec-Fetch-Site:
-    https://w3c.github.io/webappsec-fetch-metadata/). Reads are allowed: the page does not get the response.
+    Unless the manager serves its page, a request with Origin comes from another site (RFC 6454 7.3; Sec-Fetch-Site:
+    https://w3c.github.io/webappsec-fetch-metadata/). Reads are allowed: the page does not get the response. The manager's own
+    page sends a token, which no other page has; without a token its requests are refused too, whatever a browser says of them.
     """
     site = headers.get(b"sec-fetch-site", b"none")
+    own = site == b"same-origin" and headers.get(b"origin") == b"https://" + headers.get(b"host", b"")
+    if has_page and own and b"authorization" in headers:
+        return
     if method not in _SAFE and (b"origin" in headers or site not in (b"none", b"same-origin")):
         raise CrossSite("cross-site request refused", "outside a browser, omit Origin and Sec-Fetch-Site")
 

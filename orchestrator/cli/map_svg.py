@@ -23,6 +23,7 @@ text { white-space: pre; }
 .cell text { font: 11px ui-monospace, monospace; text-anchor: middle; }
 .title { font-size: 17px; font-weight: 600; }
 .unusable rect { stroke-dasharray: 3 2; }
+.stopped rect { fill-opacity: .35; }
 .quarantined rect, .bar.quarantined { stroke-width: 2; }
 """
 _FILLS = {
@@ -82,6 +83,7 @@ def _draw_title(host: Host) -> _Part:
 def _draw_cores(host: Host) -> _Part:
     letters = choose_letters(host["guests"])
     numbers = {guest["name"]: number for number, guest in enumerate(host["guests"])}
+    stopped = {guest["name"] for guest in host["guests"] if guest["state"] == "stopped"}
     threads = {core["cpus"]: len(CpuSet.parse(core["cpus"]).ids) for core in host["cores"]}
     step = _CELL - _THREAD + _THREAD * max(threads.values(), default=1) + _GAP
     columns = max(1, (_WIDTH - 2 * _MARGIN - _LABEL) // step)
@@ -93,6 +95,7 @@ def _draw_cores(host: Host) -> _Part:
                 guest = core["guest"]
                 mark = letters[guest] if guest in letters else {"housekeeping": "·", "unusable": "×"}.get(core["use"], "")
                 kind = f"g{numbers[guest] % _COLOURS}" if guest in numbers and core["use"] == "claimed" else core["use"]
+                kind += " stopped" if guest in stopped else ""
                 title = f"core with CPUs {core['cpus']}, socket {core['socket']}: {core['use']}{f' by {guest}' if guest else ''}"
                 cells.append(_cell(_LABEL + column * step, step - _GAP, kind, mark * threads[core["cpus"]], title))
             label = _text(0, 13, f"node {node} cores") if not begin else ""
@@ -174,15 +177,8 @@ def _draw_guests(host: Host) -> _Part:
         words += [f"tenant {guest['owner']}"] if guest["owner"] else []
         cell = _cell(0, _CELL, f"g{number % _COLOURS}", letters[guest["name"]], guest["name"])
         yield _LINE, cell + _text(_CELL + 8, 13, "   ".join(words)) + _text(640, 13, light.text, _CLASSES[light.colour])
-    yield (
-        _LINE,
-        _text(
-            0,
-            13,
-            "one character is a thread of a core   · housekeeping   × not isolated   empty: free; other programs may use it",
-            "quiet",
-        ),
-    )
+    legend = "one character is a thread of a core   · housekeeping   × not isolated   pale: of a stopped guest"
+    yield _LINE, _text(0, 13, f"{legend}   empty: free; other programs may use it", "quiet")
 
 
 _CLASSES = {"green": "good", "yellow": "open", "red": "bad"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.audit.evidence import Subject, collect_evidence
 from orchestrator.audit.report import Auditor
 from orchestrator.errors import LedgerError
+from orchestrator.guests.last_audit import AuditMemory
 from orchestrator.ledger import Ledger
 from orchestrator.model.event import ChainReport
 from orchestrator.model.proof import Proof
@@ -27,6 +28,7 @@ class EvidenceSigner:
     ledger: Ledger
     key: str
     observe: Callable[[Iterable[Proof]], object]
+    audits: AuditMemory | None = None
 
     def verify_events(self, at: int | None = None) -> ChainReport:
         return self.ledger.event_chain(at)
@@ -37,8 +39,11 @@ class EvidenceSigner:
         from orchestrator.evidence import keys
 
         key = keys.load_private(self._find_key())  # before the measurement, which takes seconds
+        versions = self.audits.read_versions() if self.audits else {}
         guests, proofs = self.auditor.measure(frames)
         self.observe(proofs)
+        if self.audits:
+            self.audits.observe(proofs, versions)
         chain = self.ledger.event_chain()
         # The signed event must not be lost by a power cut.
         self.ledger.event_head()

@@ -114,13 +114,16 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         find_tie=service.switches.find_tie, caches=service.records.caches, core_starts=service.records.core_start,
     )  # fmt: skip
     auditor = Auditor(source)
-    signer = EvidenceSigner(auditor, Subject(host, hypervisor), ledger, config.audit.key, counters.observe_audit)
+    signer = EvidenceSigner(
+        auditor, Subject(host, hypervisor), ledger, config.audit.key, counters.observe_audit, service.host_views.audits
+    )
     metrics = build_metrics(
         service.survey, ledger, hypervisor, policy, counters,
         lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
         service.exits.read_all, lambda guest: read_use(host, name_group(guest)), hairpins.find_counts,
     )  # fmt: skip
-    api = Api(service, record_audits(auditor.run, counters), identities, config.limits, metrics.render, signer)
+    has_page = bool(config.api and config.api.page)
+    api = Api(service, record_audits(auditor.run, counters), identities, config.limits, metrics.render, signer, has_page=has_page)
 
     def ready() -> None:
         notify_systemd(f"READY=1\nSTATUS={status_line(ledger)}")

@@ -102,7 +102,9 @@ def serve(
     if config.api:
         listeners.append(open_port(config.api))
     up = threading.Event()
-    api = Api(manager, audit, build_identity_map(config), config.limits, metrics, records)
+    api = Api(
+        manager, audit, build_identity_map(config), config.limits, metrics, records, has_page=bool(config.api and config.api.page)
+    )
     server = Server(api, listeners, ready=up.set, cpus=cpus)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -105,7 +105,10 @@ def start_browser(profile: Path) -> Iterator[Browser]:
         line = next(line for line in driver.stdout if "started successfully" in line)
         port = int(re.findall(r"port (\d+)", line)[0])
         options = {"binary": BROWSER, "args": [*_ARGUMENTS, f"--user-data-dir={profile}", "--window-size=1200,1600"]}
-        browser = Browser(port, {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}})
+        # The manager's certificate on the TLS port is one of the tests.
+        browser = Browser(
+            port, {"acceptInsecureCerts": True, "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        )
         try:
             yield browser
         finally:

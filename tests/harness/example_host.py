@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,10 +32,12 @@ def audit(_frames: int) -> tuple[Proof, ...]:
 
 
 @contextmanager
-def serve_example(folder: Path, server: Server | None = None, guests: int = 0) -> Iterator[Served]:
+def serve_example(
+    folder: Path, server: Server | None = None, guests: int = 0, settings: Mapping[str, object] | None = None
+) -> Iterator[Served]:
     """``guests``: further ones, of one core each. ``idle`` is stopped, and ``batch`` is suspended behind the manager's back."""
     world = World(folder / "world", server or Server(cores=16, nodes=2, vfs=7, pages=2048, disks=3))
-    with serve(folder, world=world, audit=audit) as served:
+    with serve(folder, settings, world=world, audit=audit) as served:
         for number, name in enumerate((*GUESTS, *(f"guest{number}" for number in range(guests)))):
             disks = [{"serial": "disk0"}] if name == "db" else []
             cores = number + 1 if name in GUESTS else 1

@@ -30,7 +30,8 @@ def making(folder: Path, build: str, tests: str) -> Iterator[subprocess.Popen[by
     (folder / "tests").mkdir()
     for name in ("Makefile", "setup.cfg", "tests/run_all.py"):
         shutil.copyfile(source_tree() / name, folder / name)
-    (folder / "venv/installed").touch()
+    for name in ("installed", "browser"):
+        (folder / "venv" / name).touch()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     process = subprocess.Popen(
         ["make", "-C", folder, "test", "VENV=venv"], env=environment, start_new_session=True, stdout=subprocess.DEVNULL

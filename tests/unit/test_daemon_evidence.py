@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from orchestrator.errors import HostError, LedgerError
 from orchestrator.evidence import keys
 from orchestrator.evidence.check import summarize
 from orchestrator.evidence.document import SignedFile, parse_file
+from orchestrator.guests.last_audit import AuditMemory
 from orchestrator.hypervisor.guests import DomainText
 from orchestrator.ledger import Ledger
 from orchestrator.model.proof import Proof, Verdict
@@ -78,6 +79,14 @@ def test_file_of_the_configuration_signs(signer: EvidenceSigner, auditor: Measur
     keys.check_signature(signed, keys.load_public(tmp_path / "audit.key.pub"))
     assert (auditor.measured, signed.evidence["nonce"]) == ([7], "n-1")
     assert summarize(signed.evidence).status == 0
+
+
+def test_signed_audit_is_remembered(signer: EvidenceSigner, ledger: Ledger) -> None:
+    audits = AuditMemory(ledger)
+    signed = sign(replace(signer, audits=audits))
+    shown = audits.show()
+    assert shown
+    assert [proof.name for proof in shown.proofs] == [proof["name"] for proof in signed.evidence["proofs"]]
 
 
 def test_credential_takes_precedence(signer: EvidenceSigner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

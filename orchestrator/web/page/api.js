@@ -12,7 +12,7 @@ export class Problem extends Error {
 // Exchanges the word in the address for the secret, and removes it from the address.
 export async function openSession() {
   const word = location.hash.slice(1);
-  if (!word) return sessionStorage.getItem(KEY) !== null;
+  if (!word || location.protocol === "https:") return sessionStorage.getItem(KEY) !== null;
   history.replaceState(null, "", location.pathname);
   const response = await fetch("/session", { method: "POST", body: word });
   if (!response.ok) throw await readProblem(response);
@@ -20,8 +20,14 @@ export async function openSession() {
   return true;
 }
 
+// On the manager's TLS port the user enters a token.
+export function setToken(token) {
+  sessionStorage.setItem(KEY, token);
+}
+
 export async function request(method, path, { body, headers = {}, signal } = {}) {
-  const fields = { ...headers, Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` };
+  const token = sessionStorage.getItem(KEY);
+  const fields = token === null ? { ...headers } : { ...headers, Authorization: `Bearer ${token}` };
   if (body !== undefined) fields["Content-Type"] = "application/json";
   const response = await fetch(path, { method, headers: fields, body: body === undefined ? undefined : JSON.stringify(body), signal });
   if (!response.ok) throw await readProblem(response);

@@ -1,6 +1,6 @@
 // Refreshes the page, and does what its buttons say.
 
-import { get, openSession, request, stream } from "./api.js";
+import { get, openSession, request, setToken, stream } from "./api.js";
 import { closeConsole, openConsole, typeConsole } from "./console.js";
 import { describeProofs, drawAttention, drawCores, drawDevices, drawProofs, drawSummary, element, find, formatSize, LETTERS, measureRates, row } from "./host.js";
 
@@ -162,6 +162,12 @@ function listen() {
       target.disabled = false;
     }
   });
+  find("login").addEventListener("submit", (event) => {
+    event.preventDefault();
+    setToken(find("token").value.trim());
+    find("token").value = "";
+    show().catch(report);
+  });
   find("typing").addEventListener("submit", (event) => {
     event.preventDefault();
     typeConsole(`${find("line").value}\r`).catch(report);
@@ -190,11 +196,23 @@ function moveInMap(event) {
   next.focus();
 }
 
+async function show() {
+  find("login").hidden = true;
+  report(null);
+  try {
+    await get("/v1/version");
+  } catch (error) {
+    if (location.protocol === "https:") find("login").hidden = false;
+    throw error;
+  }
+  followEvents().catch(report);
+  await refreshForever();
+}
+
 listen();
 try {
-  if (await openSession()) {
-    followEvents().catch(report);
-    await refreshForever();
+  if ((await openSession()) || location.protocol === "https:") {
+    await show();
   } else {
     report(new Error("this tab has no session: run `nohype web` and open the address that it prints"));
   }

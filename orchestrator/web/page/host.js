@@ -122,8 +122,9 @@ export function drawCores(host) {
   [...nodes.values()].flat().forEach((core, index) => {
     const number = numbers.get(core.guest);
     const mark = number === undefined ? MARKS[core.use] ?? "" : LETTERS[number] ?? "*";
-    const kind = `cell ${core.use === "claimed" ? `g${number % 10}` : core.use}`;
-    const label = `core with CPUs ${core.cpus}, node ${core.node}, socket ${core.socket}: ${core.use}${core.guest ? ` by ${core.guest}` : ""}`;
+    const stopped = host.guests[number]?.state === "stopped" ? " stopped" : "";
+    const kind = `cell ${core.use === "claimed" ? `g${number % 10}` : core.use}${stopped}`;
+    const label = `core with CPUs ${core.cpus}, node ${core.node}, socket ${core.socket}: ${core.use}${core.guest ? ` by ${core.guest}` : ""}${stopped}`;
     const cell = cells[index];
     if (cell.title === label && cell.className === kind) return;
     cell.className = kind;
