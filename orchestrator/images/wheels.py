@@ -1,4 +1,4 @@
-"""The wheelhouse: this package and its requirements as wheels for the Python of Debian 13, in one tar file."""
+"""The wheelhouse: this package and its requirements as wheels for the Pythons of hosts, in one tar file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from orchestrator.errors import ImageError, OrchestratorError
 from orchestrator.images.cache import Progress, build_cached, cache_folder, hash_inputs
 from orchestrator.images.logged import run_logged
 
-# The Python and the C library of Debian 13.
-_PYTHON = "3.13"
-_GLIBC_MINOR = 41
+# Versions of Python, and the oldest C library with them: Debian 13; Ubuntu 24.04; Debian 12 and Rocky Linux 9.
+PYTHONS = {"3.13": 41, "3.12": 39, "3.11": 34}
 
 # The content of this package's wheel.
 _SOURCES = ("orchestrator", "setup.cfg", "pyproject.toml", "README.md")
@@ -49,10 +48,11 @@ def build_wheelhouse(tree: Path, cache: Path, *, progress: Progress) -> Path:
 
     def fetch(folder: Path) -> None:
         progress("wheels: downloading the requirements")
-        _pip(build_download(requirements, folder), cache / "log" / "wheels.log")
+        for python in PYTHONS:
+            _pip(build_download(requirements, folder, python), cache / "log" / "wheels.log")
 
     def build(folder: Path) -> None:
-        fetched = build_cached(cache, "wheels", hash_inputs(requirements, _PYTHON, str(_GLIBC_MINOR)), fetch, progress=progress)
+        fetched = build_cached(cache, "wheels", hash_inputs(requirements, str(PYTHONS)), fetch, progress=progress)
         progress("wheels: building this package")
         # a copy: setuptools leaves build/ and egg-info in the tree, and packs stale files from there
         copy = folder / "source"
@@ -63,16 +63,16 @@ def build_wheelhouse(tree: Path, cache: Path, *, progress: Progress) -> Path:
         shutil.rmtree(copy)
         _pack([*fetched.glob("*.whl"), *folder.glob("*.whl")], folder / "wheelhouse.tar")
 
-    key = hash_inputs(requirements, _PYTHON, hash_sources(tree), Path(__file__))
+    key = hash_inputs(requirements, str(PYTHONS), hash_sources(tree), Path(__file__))
     return build_cached(cache, "wheelhouse", key, build, progress=progress) / "wheelhouse.tar"
 
 
-def build_download(requirements: Sequence[str], folder: Path) -> list[str]:
-    """pip's arguments for wheels of the image's Python, which may differ from this one."""
+def build_download(requirements: Sequence[str], folder: Path, python: str) -> list[str]:
+    """pip's arguments for wheels of a host's Python, which may differ from this one."""
     # pip does not derive older manylinux tags from newer ones, although they are compatible (PEP 600): all are listed
-    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(_GLIBC_MINOR, 16, -1)] + ["manylinux2014_x86_64"]
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(PYTHONS[python], 16, -1)] + ["manylinux2014_x86_64"]
     return [
-        "download", "--quiet", "--only-binary=:all:", f"--python-version={_PYTHON}", "--implementation=cp",
+        "download", "--quiet", "--only-binary=:all:", f"--python-version={python}", "--implementation=cp",
         *(f"--platform={platform}" for platform in platforms), f"--dest={folder}", *requirements,
     ]  # fmt: skip
 

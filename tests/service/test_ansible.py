@@ -19,6 +19,9 @@ from pydantic import BaseModel
 from orchestrator.api.server import SOCKET_GROUP
 from orchestrator.cli.main import nohype
 from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, UplinkConfig, read_config
+from orchestrator.doctor.catalogue import CHECKS
+from orchestrator.doctor.check import run_checks
+from orchestrator.doctor.facts import Facts
 from orchestrator.errors import OrchestratorError
 from orchestrator.host.run import Completed, run
 from orchestrator.images.cache import cache_folder
@@ -30,6 +33,7 @@ from orchestrator.model.exit_policy import ExitBudgets
 from orchestrator.switches import relay_table
 from orchestrator.switches.commands import LocalCommands
 from orchestrator.values import CpuSet
+from tests.fakes.root import load_host
 from tests.harness.api_server import Authority
 from tests.harness.images import list_store, make_build
 from tests.harness.openvswitch import BRIDGE, running
@@ -283,6 +287,21 @@ def test_lists_of_cpus_are_written_as_ranges(tmp_path: Path) -> None:
         assert words["isolcpus"] == f"nohz,domain,managed_irq,{written}"
         assert (words["nohz_full"], words["rcu_nocbs"], words["irqaffinity"]) == (written, written, "1000-1001")
         assert CpuSet.parse(written) == CpuSet.parse(given)
+
+
+def test_the_kernel_command_line_has_the_words_that_doctor_asks_for(tmp_path: Path) -> None:
+    """On a server that is not isolated yet, with the same division."""
+    fake = load_host(tmp_path / "host", "numa")
+    fake.add("proc/cmdline", "quiet")
+    cpus = "sys/devices/system/cpu"
+    for name in (f"{cpus}/isolated", f"{cpus}/nohz_full", "sys/fs/cgroup/cpuset.cpus.isolated"):
+        fake.add(name, "")
+    (check,) = (check for check in CHECKS if check.name == "isolation")
+    (result,) = run_checks(Facts(fake, CpuSet.parse("0-1")), (check,))
+    words = result.finding.remedy.split("`")[1].split()
+    assert len(words) == 3
+    line = render(tmp_path, "kernel.cmdline", {**NEEDED, "nohype_guest_cpus": "2-7"})
+    assert set(words) <= set(line.split())
 
 
 def test_every_file_has_the_housekeeping_cpus_as_ranges(tmp_path: Path) -> None:

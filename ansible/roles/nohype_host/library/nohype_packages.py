@@ -75,8 +75,8 @@ class Server:
         return parse_added(self.run("apt-get", "--simulate", *_INSTALL, *names)[1])
 
     def update(self) -> None:
-        """dnf does so by itself."""
-        if self.module.params["family"] == "Debian" and not self.module.check_mode:
+        """In check mode too: without lists there is no plan. dnf does so by itself."""
+        if self.module.params["family"] == "Debian":
             newest = max((file.stat().st_mtime for file in Path(_LISTS).glob("*_*")), default=0)
             if newest < time.time() - _DAY:
                 self.run("apt-get", "update")

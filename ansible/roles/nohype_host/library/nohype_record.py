@@ -114,7 +114,7 @@ class Record:
             self.exists = True
         self.data["trees"] = sorted({*self.data["trees"], *(path for path in given["trees"] if not self.at(path).exists())})
         for path in given["paths"]:
-            if path not in self.data["files"] and not any(path.startswith(f"{tree}/") for tree in self.data["trees"]):
+            if path not in self.data["files"] and not any(f"{path}/".startswith(f"{tree}/") for tree in self.data["trees"]):
                 self._add_path(path, dry=dry)
         for kind, known in (("users", self.names("passwd")), ("groups", self.names("group"))):
             present = self.data["accounts"].setdefault(kind, {})
