@@ -29,6 +29,7 @@ RECEIVE_LIMIT = Size(8 << 30)
 TIMEOUT = 900
 _ON_DISK = "/var/tmp"  # /tmp may be in memory
 _NAMED = 5  # entries of a list of errors
+_SHOWN = 500  # bytes of a program's errors
 
 # One entry per file: type, size, mode, times, inode number, name. LC_ALL=C, as comm(1) needs the order of bytes.
 _LIST = "find . -mindepth 1 -printf '%y %s %m %T@ %C@ %i\\t%P\\0' | sort -z"
@@ -46,11 +47,12 @@ def packed(folder: Path) -> Iterator[IO[bytes]]:
     with TemporaryFile(dir=_ON_DISK) as file:
         try:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                total = 0
+                room = SEND_LIMIT.bytes
                 for path, name in _walk(folder, os.stat(folder).st_dev, PurePosixPath()):
-                    total += _add(tar, path, name)
-                    if total > SEND_LIMIT.bytes:
+                    room -= os.lstat(path).st_size
+                    if room < 0:
                         raise LabError(f"cannot copy {folder}: its files are larger than {SEND_LIMIT}", "copy a smaller folder")
+                    _add(tar, path, name)
         except OSError as error:
             where = error.filename or folder
             raise LabError(f"cannot copy {where}: {error.strerror or error}", "check the permissions and the disk") from None
@@ -64,7 +66,7 @@ def send(lab: Lab, archive: IO[bytes], target: str) -> None:
     line = f"{_SETUP}; mkdir -p {folder} && cd {folder} && {_UNPACK} --file=- && {_LIST} > {before}"
     done = execute(lab, line, timeout=TIMEOUT, input=archive)
     if done.status:
-        raise LabError(f"cannot copy files to {target} in lab {lab.name}: {done.stderr.strip()[-500:]}")
+        raise LabError(f"cannot copy files to {target} in lab {lab.name}: {done.stderr.strip()[-_SHOWN:]}")
 
 
 def receive_changed(lab: Lab, source: str, target: Path) -> int:
@@ -88,7 +90,7 @@ def _receive(lab: Lab, line: str, target: Path) -> int:
         def take(name: str, data: bytes) -> None:
             nonlocal received
             if name == "stderr":
-                errors.append(data)
+                errors[:] = [b"".join([*errors, data])[-_SHOWN:]]
                 return
             received += len(data)
             if received > RECEIVE_LIMIT.bytes:
@@ -101,7 +103,7 @@ def _receive(lab: Lab, line: str, target: Path) -> int:
             raise LabError(f"cannot store files of lab {lab.name} in {_ON_DISK}: {error.strerror}", "free space there") from None
         # tar(1) exits with 1 if a file has changed while it was read.
         if done.status > 1:
-            text = b"".join(errors).decode(errors="replace").strip()[-500:]
+            text = b"".join(errors).decode(errors="replace").strip()
             raise LabError(f"cannot copy files from lab {lab.name}: {text}")
         file.seek(0)
         return unpack(file, target)
@@ -115,7 +117,7 @@ def unpack(archive: IO[bytes], target: Path) -> int:
     failed: list[str] = []
     count = 0
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        _make_folder(target)
         root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise LabError(f"cannot write to {target}: {error.strerror}", "choose another folder") from None
@@ -136,6 +138,17 @@ def unpack(archive: IO[bytes], target: Path) -> int:
         shown = "".join(f"\n    {text!r}"[:200] for text in failed[:_NAMED])
         raise LabError(f"cannot write {len(failed)} files of the lab to {target}:{shown}", "check the folder and its disk")
     return count
+
+
+def _make_folder(target: Path) -> None:
+    """For the owner of the folder that it is in: this program runs as root, its user may not."""
+    if target.is_dir():
+        return
+    if not target.parent.is_dir():
+        _make_folder(target.parent)
+    target.mkdir(exist_ok=True)
+    owner = target.parent.stat()
+    os.chown(target, owner.st_uid, owner.st_gid)
 
 
 @dataclass(frozen=True)
@@ -224,16 +237,14 @@ def _walk(folder: Path, device: int, inside: PurePosixPath) -> Iterator[tuple[st
             yield from _walk(Path(entry.path), device, inside / entry.name)
 
 
-def _add(tar: tarfile.TarFile, path: str, name: str) -> int:
-    """Returns the size of the file; 0 for anything else."""
+def _add(tar: tarfile.TarFile, path: str, name: str) -> None:
     info = tar.gettarinfo(path, name)
     if info is None or not (info.isreg() or info.isdir() or info.issym() or info.islnk()):
-        return 0
+        return
     info.uid = info.gid = 0
     info.uname = info.gname = "root"
     if not info.isreg():
         tar.addfile(info)
-        return 0
+        return
     with open(path, "rb") as file:
         tar.addfile(info, file)
-    return info.size

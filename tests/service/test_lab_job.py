@@ -46,12 +46,7 @@ def wait_for_end(name: str) -> str:
 def running(name: str, tmp_path: Path, *words: str, **options: object) -> Iterator[subprocess.Popen[str]]:
     argv = [sys.executable, "-c", PROGRAM, name, str(tmp_path), *words]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
-    # A shell lets programs in the background ignore SIGINT, and tests may run in one.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(argv, cwd=ROOT, text=True, start_new_session=True, **settings)  # type: ignore[call-overload]
-    finally:
-        signal.signal(signal.SIGINT, before)
+    process = subprocess.Popen(argv, cwd=ROOT, text=True, start_new_session=True, **settings)  # type: ignore[call-overload]
     try:
         yield process
     finally:

@@ -71,6 +71,13 @@ def test_folder_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest
         pass
 
 
+def test_sparse_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 1 << 42)
+    with pytest.raises(LabError, match="larger than 1G"), packed(tmp_path):
+        pass
+
+
 def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     with pytest.raises(LabError, match=f"cannot copy {tmp_path}/no: No such file"), packed(tmp_path / "no"):
@@ -94,8 +101,9 @@ def test_files_replace_those_of_the_folder(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
 def test_files_belong_to_the_owner_of_the_folder(tmp_path: Path) -> None:
     os.chown(tmp_path, 1234, 2345)
-    unpack(build(("d", tarfile.DIRTYPE, ""), ("d/file", tarfile.REGTYPE, "x"), ("link", tarfile.SYMTYPE, "d")), tmp_path)
-    for name in ("d", "d/file", "link"):
+    archive = build(("d", tarfile.DIRTYPE, ""), ("d/file", tarfile.REGTYPE, "x"), ("link", tarfile.SYMTYPE, "d"))
+    unpack(archive, tmp_path / "new" / "folder")
+    for name in ("", "new", "new/folder", "new/folder/d", "new/folder/d/file", "new/folder/link"):
         found = (tmp_path / name).lstat()
         assert (found.st_uid, found.st_gid) == (1234, 2345)
 
