@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -134,7 +135,15 @@ def main() -> NoReturn:
     """
     _open_standard_streams()
     try:
-        sys.exit(nohype(standalone_mode=False) or 0)
+        try:
+            sys.exit(nohype(standalone_mode=False) or 0)
+        finally:
+            sys.stdout.flush()  # now, as Python shows a traceback if it fails at the end
+    except OSError as error:
+        if error.errno != errno.EPIPE:  # the reader, such as head(1), has ended
+            click.echo(f"nohype: cannot write {error.filename or 'the output'}: {error.strerror or error}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what Python writes at its end
+        sys.exit(1)
     except click.Abort:
         click.echo("nohype: interrupted", err=True)
         sys.exit(_INTERRUPTED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -735,3 +736,16 @@ def test_exit_policy_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = run("guest", "show", "web").output
     assert "kill beyond application:io=0/s housekeeping:all=any" in shown
     assert "vCPUs 0-1" in shown
+
+
+RUN = "from orchestrator.cli.main import main; main()"
+
+
+@pytest.mark.parametrize("words", [("--version",), ("completion", "bash"), ("doctor", "--json")], ids=" ".join)
+def test_full_output_is_one_message(words: tuple[str, ...]) -> None:
+    """Also if Python writes only at its end, as for a short text."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", RUN, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
