@@ -32,6 +32,8 @@ def apply(host: LabHost, folder: Path, **variables: object) -> list[str]:
     server = {
         **role_variables(lab.state.spec),
         "nohype_offline": False,
+        "nohype_boot_loader": "manual",  # QEMU loads the kernel
+        "nohype_keep_record": False,
         "nohype_wheelhouse": str(build_wheelhouse(source_tree(), cache_folder(), progress=print)),
         "ansible_host": "127.0.0.1",
         "ansible_port": lab.state.port,

@@ -322,6 +322,41 @@ def test_kernels_are_listed_with_their_images(tmp_path: Path) -> None:
     assert BOOT.list_kernels(root) == [("6.1", "/boot/vmlinuz-6.1"), ("6.12", "/usr/lib/modules/6.12/vmlinuz")]
 
 
+class Module:
+    """What a module of Ansible gives its code; commands are noted instead of run."""
+
+    def __init__(self, root: Path, words: str, *, check_mode: bool = False) -> None:
+        self.params = {"root": str(root), "words": words, "base": "/etc/nohype/kernel.cmdline.base"}
+        self.check_mode, self.commands = check_mode, []  # type: tuple[bool, list[str]]
+
+    def run_command(self, argv: list[str], **_more: object) -> tuple[int, str, str]:
+        self.commands.append(" ".join(argv))
+        return 0, "", ""
+
+
+def test_entries_of_systemd_boot_get_the_words_and_lose_them_again(tmp_path: Path) -> None:
+    """The server has no /etc/kernel/cmdline, so kernel-install would take the words of the running kernel."""
+    root = make_root(tmp_path, *ENTRIES, "usr/lib/modules/6.12/vmlinuz")
+    (root / "proc").mkdir()
+    (root / "proc/cmdline").write_text("initrd=\\x root=UUID=1 quiet\n")
+    loader, file = BOOT.find_loader(root), root / "etc/kernel/cmdline"
+    dry = Module(root, "isolcpus=2-3", check_mode=True)
+    assert BOOT.Loader(dry, loader).add()
+    assert not file.exists()
+    module = Module(root, "isolcpus=2-3")
+    assert BOOT.Loader(module, loader).add()
+    assert file.read_text() == "root=UUID=1 quiet isolcpus=2-3\n"
+    assert not BOOT.Loader(module, loader).add(), "nothing is left to do"
+    (root / "proc/cmdline").write_text(file.read_text())
+    assert BOOT.Loader(Module(root, "isolcpus=4-7"), loader).add()
+    assert file.read_text() == "root=UUID=1 quiet isolcpus=4-7\n", "the words replace those of an earlier run"
+    assert BOOT.Loader(module, loader).remove()
+    assert file.read_text() == "root=UUID=1 quiet\n"
+    assert module.commands == ["kernel-install add 6.12 /usr/lib/modules/6.12/vmlinuz"]
+    file.unlink()
+    assert BOOT.Loader(module, loader).update() == []
+
+
 def test_new_packages_are_read_from_apts_plan() -> None:
     plan = "Inst a (1 Debian:13 [amd64])\nInst old [1] (2 Debian:13 [amd64])\nInst b (1:2 x [all])\nConf a (1 x)\n"
     assert PACKAGES.parse_added(plan) == ["a", "b"]

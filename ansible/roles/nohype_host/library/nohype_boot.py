@@ -110,7 +110,7 @@ def _has_below(folder: Path) -> bool:
 def build_cmdline(before: str, words: str) -> str:
     """The server's own words, without those of the boot loader, then ours."""
     own = [word for word in before.split() if not _OF_LOADER.match(word)]
-    return " ".join((*own, words.strip())) + "\n"
+    return " ".join((*own, *words.split())) + "\n"
 
 
 def build_grub(words_file: str) -> str:
@@ -181,8 +181,10 @@ class Loader:
         return True
 
     def remove(self) -> bool:
-        """Of grubby only: the files of the others are restored from the record."""
+        """GRUB's drop-in is restored from the record."""
         words = self.module.params["words"].split()
+        if self.loader["kind"] == "kernel-install":
+            return self._restore_entries()
         if self.loader["kind"] != "grubby" or not words:
             return False
         lines = re.findall(r'^args="(.*)"$', self.run("grubby", "--info=ALL"), re.MULTILINE)
@@ -192,12 +194,20 @@ class Loader:
             self.run("grubby", "--update-kernel=ALL", f"--remove-args={' '.join(words)}")
         return True
 
+    def _restore_entries(self) -> bool:
+        """Before the record restores the file: without one, kernel-install takes the words of the running kernel, with ours."""
+        base = self.root / self.module.params["base"].lstrip("/")
+        if not base.exists() or not self.write(CMDLINE, build_cmdline(base.read_text(), "")):
+            return False
+        self.update()
+        return True
+
     def update(self) -> list[str]:
         """Generates menus and images again; returns what was run."""
         commands: list[tuple[str, ...]] = []
         if self.loader["kind"] == "grub":
             commands = [("update-grub",)]
-        elif self.loader["kind"] == "kernel-install":
+        elif (self.root / CMDLINE).exists():
             commands = [("kernel-install", "add", release, image) for release, image in list_kernels(self.root)]
         if not self.module.check_mode:
             for command in commands:
