@@ -58,6 +58,7 @@ OWNERS = {
         "ledger.loading",
         "ledger.retention",
         "ledger.schema",
+        "ledger.unfinished",
     },
 }
 
