@@ -7,7 +7,7 @@ VENV := .venv
 PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 util-linux cpio mtools zstd \
 	openssh-client qemu-utils nftables mandoc
 
-.PHONY: demo test soak test-quick bench-peers lint format check-golden references man doctor setup clean
+.PHONY: demo test soak test-quick bench-peers lint format check-golden references man docs dist deb doctor setup clean
 
 DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.json
 
@@ -54,6 +54,18 @@ references: setup
 # build/man: nohype(1) and a page for each command, nohyped(8), nohype.toml(5); read one with `man -l`
 man: setup
 	$(VENV)/bin/python -m release.manpages build/man
+
+# build/docs: searchable pages; a dead link or anchor is an error. Open build/docs/index.html, which needs no server
+docs: setup
+	$(VENV)/bin/sphinx-build -q -W --keep-going -c docs . build/docs
+
+# build/dist: wheel and sdist of the tracked files
+dist: setup
+	$(VENV)/bin/python -m release.dist build/dist
+
+# build/deb: a package for Debian 13, with the Python packages that it needs (docs/releasing.md)
+deb: setup
+	$(VENV)/bin/python -m release.deb build/deb
 
 # the checks of a server as one file, which needs only Python (docs/doctor.md)
 doctor:

@@ -59,6 +59,7 @@ OWNERS = {
         "ledger.loading",
         "ledger.retention",
         "ledger.schema",
+        "ledger.unfinished",
     },
 }
 
