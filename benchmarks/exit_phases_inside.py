@@ -1,25 +1,34 @@
-"""The part of exit_phases.py that runs on the lab host: starts a guest, reads its exits, floods. Prints JSON."""
+"""The part of exit_phases.py that runs on the lab host: starts guests, reads their exits, floods. Prints JSON."""
 
 import json
 import sys
+import threading
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator.client import Client
-from orchestrator.errors import GuestError
+from orchestrator.errors import NotFound, OrchestratorError
+from orchestrator.host.exit_trace import EXITS, read_reasons
+from orchestrator.host.histogram import read_histogram
+from orchestrator.host.root import HostRoot
+from orchestrator.host.thread_counts import MMIO, read_counter
 
-NAME, KINDS, KILLED = "phases", ("cpuid", "io", "hypercall", "msr", "mmio"), "npf"
-MMIO = Path("/sys/kernel/tracing/instances/nohype/events/kvm/kvm_mmio/hist")
-BUDGETS = {kind: {"second": 2000} for kind in KINDS}
+NAME, KINDS = "phases", ("cpuid", "msr", "io", "mmio", "hypercall", "npf")
+VMX = {"cpuid": "CPUID", "msr": "MSR_READ", "io": "IO_INSTRUCTION", "hypercall": "VMCALL", "npf": "EPT_VIOLATION"}
+BUDGET = {"second": 2000}
+BEGUN = 200
+"""Exits of a kind between two readings, with which its flood has begun: the command on the console makes fewer."""
+LONGEST = 30.0
+HOST = HostRoot()
 
 
 def main() -> None:
     idle, client = float(sys.argv[1]), Client(Path("/run/nohype/nohyped.sock"))
-    policy = {"action": "report", "housekeeping": BUDGETS}
     started_at = time.monotonic()
-    client.create({"name": NAME, "memory": "128M", "image": "minimal", "exit_policy": policy})
+    client.create({"name": NAME, "memory": "128M", "image": "minimal"})
     try:
         samples: list[tuple[float, dict[str, int]]] = []
         boundary = over = 0.0
@@ -32,11 +41,10 @@ def main() -> None:
         result = {
             "idle": time.monotonic() - over, "boot": add_up(client.exits(NAME, phase="boot")), "boundary": boundary,
             "run": add_up(client.exits(NAME, phase="run")), "mmio": count_mmio() - before, "samples": samples,
-            "floods": {kind: flood(client, kind) for kind in KINDS},
         }  # fmt: skip
     finally:
         client.delete(NAME)
-    result["floods"][KILLED], result["killed"] = flood_and_die(client)
+    result["floods"] = {kind: flood(client, kind) for kind in KINDS}
     print(json.dumps(result))
 
 
@@ -50,41 +58,72 @@ def add_up(report: Any) -> dict[str, int]:
 
 def count_mmio() -> int:
     """Of the guest's threads only."""
-    pid = Path(f"/run/libvirt/qemu/{NAME}.pid").read_text().strip()
-    tids = {path.name for path in Path(f"/proc/{pid}/task").iterdir()}
-    lines = [line.replace("}", " ").split() for line in MMIO.read_text().splitlines() if line.startswith("{ common_pid:")]
-    return sum(int(words[-1]) for words in lines if words[2] in tids)
+    counts = read_counter(HOST, MMIO)
+    return sum(counts.get(tid, 0) for tid in find_threads()[1])
 
 
-def flood(client: Client, kind: str, seconds: int = 5) -> float | None:
-    """Seconds from the command to the event; None without one."""
-    last = max((event["id"] for event in client.events(limit=1)), default=0)
-    begin = time.time()
-    try:
-        client.send_command(NAME, f"exits {kind} {seconds}", 60)
-    except GuestError as error:
-        print(error, file=sys.stderr)
-    for event in client.events(last):
-        if event["kind"] == "exit-policy" and f" of {kind} in " in event["detail"]:
-            return datetime.fromisoformat(event["time"]).timestamp() - begin
-    return None
+def find_threads() -> tuple[int, list[int]]:
+    """The guest's QEMU, and its threads."""
+    pid = int(Path(f"/run/libvirt/qemu/{NAME}.pid").read_text())
+    return pid, [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
 
 
-def flood_and_die(client: Client) -> tuple[float | None, float | None]:
-    """Seconds from the command to the event, and until the command failed since its guest had ended; None without."""
-    policy = {"action": "kill", "housekeeping": {KILLED: BUDGETS[KINDS[0]]}}
+def count(kind: str, tids: list[int]) -> int:
+    if kind == "mmio":
+        counts = read_counter(HOST, MMIO)
+        return sum(counts.get(tid, 0) for tid in tids)
+    numbers = {number for number, name in read_reasons(HOST).items() if name in (kind, VMX[kind])}
+    text, _dropped = read_histogram(HOST, EXITS)
+    words = [line.replace(",", " ").split() for line in text.splitlines() if line.startswith("{ common_pid:")]
+    return sum(int(line[-1]) for line in words if int(line[2]) in tids and int(line[4]) in numbers)
+
+
+def flood(client: Client, kind: str) -> dict[str, float | None]:
+    """Seconds from the first exits of a flood until the event, the last exits, and the end of the guest's QEMU. None: it did not
+    happen.
+
+    The kernel's counts are read some times per tenth of a second; the flood began after the last reading without it.
+    """
+    policy = {"action": "kill", "housekeeping": {kind: BUDGET}}
     client.create({"name": NAME, "memory": "128M", "image": "minimal", "exit_policy": policy})
     try:
         while not client.guest(NAME)["disengaged"]:
             time.sleep(0.5)
-        begin = time.monotonic()
-        noticed = flood(client, KILLED, 30)  # the command fails when the guest ends
-        ended = time.monotonic() - begin
-        while client.guest(NAME)["state"] in ("running", "stopping") and time.monotonic() - begin < 30:
-            time.sleep(0.1)
-        return noticed, ended if client.guest(NAME)["state"] == "stopped" else None
+        last = max((event["id"] for event in client.events(limit=1)), default=0)
+        pid, tids = find_threads()
+        before, begun = count(kind, tids), 0.0
+        typing = threading.Thread(target=type_command, args=(client, f"exits {kind} {LONGEST:.0f}"))
+        typing.start()
+        limit = time.monotonic() + 2 * LONGEST
+        while not begun and time.monotonic() < limit:
+            at = time.time()
+            time.sleep(0.02)
+            now = count(kind, tids)
+            before, begun = now, at if now - before >= BEGUN else 0.0
+        last_exits = begun
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < limit:
+            at, now = time.time(), count(kind, tids)
+            before, last_exits = now, at if now > before else last_exits
+            time.sleep(0.02)
+        ended = time.time()
+        typing.join()
+        noticed = [
+            datetime.fromisoformat(event["time"]).timestamp() - begun
+            for event in client.events(last)
+            if event["kind"] == "exit-policy" and f" of {kind} in " in event["detail"]
+        ]
+        killed = begun and not Path(f"/proc/{pid}").exists()
+        times = {"noticed": noticed[0] if noticed else None, "stopped": last_exits - begun, "killed": ended - begun}
+        return times if killed else dict.fromkeys(times)
     finally:
-        client.delete(NAME)
+        with suppress(NotFound):
+            client.delete(NAME)
+
+
+def type_command(client: Client, line: str) -> None:
+    """It fails when the guest ends."""
+    with suppress(OrchestratorError):
+        client.send_command(NAME, line, 2 * LONGEST)
 
 
 if __name__ == "__main__":

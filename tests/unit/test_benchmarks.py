@@ -7,13 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from orchestrator.errors import GuestError
+from tests.fakes import tracing
+from tests.fakes.root import FakeRoot
 from tests.fakes.server import Server
 from tests.harness.pauses import record_pauses
 
@@ -270,7 +275,7 @@ def test_edges_lab_counts_the_frames_at_the_switch(
 
 PHASES: dict[str, Any] = {
     "idle": 60.0, "boot": {"io": 900, "msr": 60}, "run": {"msr": 100, "hlt": 40}, "mmio": 0, "boundary": 12.5,
-    "floods": {"cpuid": 1.1, "io": 2.0}, "killed": 2.0, "samples": [(0.5, {}), (1.0, {"io": 5}), (2.0, {"io": 900, "msr": 9})],
+    "floods": {"cpuid": {"noticed": 1.0, "killed": 2.0}}, "samples": [(0.5, {}), (1.0, {"io": 5}), (2.0, {"io": 900, "msr": 9})],
 }  # fmt: skip
 
 
@@ -280,11 +285,79 @@ PHASES: dict[str, Any] = {
         ({}, True),
         ({"run": {"msr": 100, "io": 1}}, False),
         ({"mmio": 1}, False),
-        ({"floods": {"cpuid": 1.1, "io": 2.1}}, False),
-        ({"floods": {"cpuid": None}}, False),
-        ({"killed": 2.1}, False),
-        ({"killed": None}, False),
+        ({"floods": {**PHASES["floods"], "io": {"noticed": 1.1, "killed": 2.1}}}, False),
+        ({"floods": {"cpuid": {"noticed": 1.1, "killed": None}}}, False),
+        ({"floods": {"cpuid": {"noticed": None, "killed": None}}}, False),
     ],
 )
-def test_phases_without_device_access_and_noticed_floods_are_good(load: Any, change: dict[str, Any], good: bool) -> None:
+def test_phases_without_device_access_and_stopped_floods_are_good(load: Any, change: dict[str, Any], good: bool) -> None:
     assert load("exit_phases").report({**PHASES, **change}) is good
+
+
+def test_counts_of_a_kind_are_those_of_the_guests_threads(load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    inside, fake = load("exit_phases_inside"), FakeRoot(tmp_path)
+    tracing.add_tracing(fake)
+    tracing.make_instance(fake, f"{tracing.INSTANCES}/nohype")
+    fake.add("sys/module/kvm_amd/parameters/avic", "N")
+    cpuid, msr, own, other = 0x72, 0x7C, 11, 12
+    exits = {(own, cpuid): 3, (own + 100, cpuid): 4, (other, cpuid): 50, (own, msr): 600}
+    tracing.show_hist(fake, f"{tracing.INSTANCES}/nohype/{tracing.EXIT}", exits, 0)
+    tracing.show_calls(fake, {own: 5, other: 70}, event=tracing.MMIO)
+    monkeypatch.setattr(inside, "HOST", fake)
+    threads = [own, own + 100]
+    assert [inside.count(kind, threads) for kind in ("cpuid", "msr", "io", "mmio")] == [7, 600, 0, 5]
+
+
+class Flooded:
+    """A client whose guest, a process, floods from the command on, and is killed after some readings of its exits."""
+
+    def __init__(self, *, is_killed: bool) -> None:
+        self.qemu = subprocess.Popen(["sleep", "600"])
+        self._is_killed, self._floods, self._exits, self._read = is_killed, False, 40, threading.Event()
+        self.found: list[dict[str, Any]] = []
+
+    def count(self, *_: object) -> int:
+        if self._floods:
+            self._exits += 1000
+            if self._exits > 5000:
+                self._read.set()
+        return self._exits
+
+    def send_command(self, _name: str, _line: str, _timeout: float) -> None:
+        self._floods = True
+        self._read.wait()
+        if self._is_killed:
+            detail = "vCPU 0 (housekeeping): 5000 exits of cpuid in 1.2 s, allowed 2000 per second; killed"
+            self.found.append({"id": 8, "kind": "exit-policy", "time": datetime.now(UTC).isoformat(), "detail": detail})
+            self.qemu.kill()
+            self.qemu.wait()
+            raise GuestError("guest phases has ended")
+        self._floods = False
+
+    def events(self, _after: int = 0, limit: int = 0) -> list[dict[str, Any]]:
+        return [{"id": 7}] if limit else self.found
+
+    def guest(self, _name: str) -> dict[str, Any]:
+        return {"disengaged": {"signal": "call"}}
+
+    def create(self, _request: object) -> None:
+        return
+
+    def delete(self, _name: str) -> None:
+        self.qemu.kill()
+        self.qemu.wait()
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_floods_are_timed_from_their_first_exits(load: Any, monkeypatch: pytest.MonkeyPatch, *, is_killed: bool) -> None:
+    inside, client = load("exit_phases_inside"), Flooded(is_killed=is_killed)
+    monkeypatch.setattr(inside, "count", client.count)
+    monkeypatch.setattr(inside, "find_threads", lambda: (client.qemu.pid, [client.qemu.pid]))
+    if not is_killed:
+        monkeypatch.setattr(inside, "LONGEST", 0.5)
+    times = inside.flood(client, "cpuid")
+    if is_killed:
+        assert 0 < times["noticed"] <= times["killed"] < 60
+        assert times["stopped"] <= times["killed"]
+    else:
+        assert times == {"noticed": None, "stopped": None, "killed": None}
