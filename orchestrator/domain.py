@@ -22,8 +22,6 @@ _ABSENT = (
     "pit",  # the 8254 timer and the PC speaker: the guest uses its local APIC's timer
     "pic",  # two 8259 interrupt controllers: the guest uses its I/O APIC and MSI
 )
-QBOOT = Path("/usr/share/qemu/qboot.rom")
-"""The firmware qboot, which comes with QEMU: Debian's qemu-system-data."""
 _NONE: Mapping[str, str] = {}
 _FIRMWARE_DEVICES = ("i8042", "pit", "pic")
 """Devices of ``_ABSENT`` that SeaBIOS and boot loaders use."""

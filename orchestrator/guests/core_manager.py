@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import UUID
 
 from orchestrator import serving_cpu
-from orchestrator.domain import QBOOT, build_domain
+from orchestrator.domain import build_domain
 from orchestrator.errors import GuestError, HostError, NotFound
 from orchestrator.guests.console_logs import ConsoleLogs
 from orchestrator.guests.core_starts import record_adopted, record_start
@@ -25,6 +25,7 @@ from orchestrator.guests.outcome import log_errors
 from orchestrator.guests.secrets import GuestSecrets
 from orchestrator.host.cgroups import confine, move_thread, read_cgroup
 from orchestrator.host.cpus import read_online
+from orchestrator.host.firmware import find_qboot
 from orchestrator.host.partitions import is_partition
 from orchestrator.host.processes import read_process_threads
 from orchestrator.host.root import HostRoot
@@ -128,7 +129,7 @@ class CoreManager:
             xml = build_domain(
                 plan, image, context.setup.housekeeping, log=log,
                 credentials=build_credentials(image, given), seeded_initrd=initrd.path if initrd else None,
-                qboot=QBOOT if self._host.exists(str(QBOOT.relative_to("/"))) else None,
+                qboot=find_qboot(self._host),
             )  # fmt: skip
             self._hypervisor.create_paused(xml)
             context.launches.add(plan.uuid)

@@ -98,7 +98,7 @@ class Provenance(_Part):
 
 Bios = Literal["seabios", "qboot"]
 """qboot starts the given kernel and does little else: some 2,000 VM exits less, but no SMBIOS tables (systemd's credentials, and
-its machine-id from the UUID) and no option ROMs.
+its machine-id from the UUID) and no option ROMs. On hosts that cannot use it (see ``host.firmware``) SeaBIOS starts the guest.
 """
 
 

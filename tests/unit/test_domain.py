@@ -12,7 +12,8 @@ from uuid import UUID
 import pytest
 from lxml import etree
 
-from orchestrator.domain import QBOOT, build_domain
+from orchestrator.domain import build_domain
+from orchestrator.host.firmware import QBOOT
 from orchestrator.images.description import DiskImage, RamRoot
 from orchestrator.images.store import Image
 from orchestrator.model.edge import EdgeMode
