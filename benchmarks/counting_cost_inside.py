@@ -17,19 +17,19 @@ from orchestrator.host.histogram import begin_counter, end_counter
 from orchestrator.host.root import HostRoot
 from orchestrator.host.thread_counts import CALLS, MMIO
 
-NAME = "counted"
+NAME, SOCKET = "counted", Path("/run/nohype/nohyped.sock")
 WINDOW = 0.8
 HISTOGRAMS = (EXITS, CALLS, MMIO)
 
 
 def main() -> None:
-    rounds, host, client = int(sys.argv[1]), HostRoot(net=netlink), Client(Path("/run/nohype/nohyped.sock"))
+    rounds, host, client = int(sys.argv[1]), HostRoot(net=netlink), Client(SOCKET)
     client.create({"name": NAME, "memory": "128M", "image": "minimal"})
     try:
         while not client.guest(NAME)["disengaged"]:
             time.sleep(0.5)
         # Longer than the measurement: the guest is deleted afterwards.
-        threading.Thread(target=send, args=(client, f"exits work {100 * rounds}"), daemon=True).start()
+        threading.Thread(target=send, args=(f"exits work {100 * rounds}",), daemon=True).start()
         counter = find_counter("hypercalls")
         wait_for_change(counter)
         systemctl("stop", "nohyped.service", "nohyped.socket")
@@ -40,13 +40,13 @@ def main() -> None:
             switch(host, counted=True)
             systemctl("start", "nohyped.socket", "nohyped.service")
     finally:
-        client.delete(NAME)
+        Client(SOCKET).delete(NAME)  # the manager has been restarted
     print(json.dumps({"rounds": found, "exits": exits}))
 
 
-def send(client: Client, command: str) -> None:
+def send(command: str) -> None:
     with suppress(OrchestratorError):  # the manager is stopped before the guest answers
-        client.send_command(NAME, command, 3600)
+        Client(SOCKET).send_command(NAME, command, 3600)
 
 
 def systemctl(*words: str) -> None:
