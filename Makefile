@@ -4,8 +4,8 @@
 # Debian's own Python: python3-libvirt is built for it.
 PYTHON := /usr/bin/python3
 VENV := .venv
-PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 util-linux cpio mtools zstd \
-	openssh-client qemu-utils nftables mandoc
+PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 mount util-linux cpio mtools \
+	zstd openssh-client qemu-utils nftables mandoc
 
 .PHONY: demo test soak test-quick bench-peers lint format check-golden references man docs dist deb doctor setup clean
 

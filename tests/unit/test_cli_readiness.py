@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -36,14 +37,17 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr(readiness, "SSH_PORT", listener.getsockname()[1])
         yield listener
+        with suppress(OSError):  # closed by the test
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread of `greet`: its descriptor gets another meaning
 
 
 def greet(listener: socket.socket, *greetings: bytes) -> None:
     def serve() -> None:
-        for greeting in greetings:
-            connection, _ = listener.accept()
-            with connection:
-                connection.sendall(greeting)
+        with suppress(OSError):
+            for greeting in greetings:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(greeting)
 
     threading.Thread(target=serve, daemon=True).start()
 
