@@ -19,7 +19,7 @@ DOCUMENTS = [
     if path.name not in ("cli.md", "CHANGELOG.md")
 ]
 # What stands before a command: a prompt, a folder, sudo, and the command that runs another one in the lab.
-BEFORE = re.compile(r"^(?:\$ |# )?(?:sudo )?(?:lab )?(?:\S*/)?nohype (?:lab exec (?:--lab \w+ )?-- nohype )?(?=[a-z-])")
+BEFORE = re.compile(r"^(?:\$ |# |lab# )?(?:sudo )?(?:lab )?(?:\S*/)?nohype (?:lab exec (?:--lab \w+ )?-- nohype )?(?=[a-z-])")
 END = ("|", "||", "&&", ";", ">", ">>", "<", "&")
 
 
