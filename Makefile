@@ -7,7 +7,7 @@ VENV := .venv
 PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 mount util-linux cpio mtools \
 	zstd openssh-client qemu-utils nftables mandoc
 
-.PHONY: demo test soak test-quick bench-peers lint format check-golden references man docs dist deb doctor setup clean
+.PHONY: demo test soak test-quick bench-peers picture lint format check-golden references man docs dist deb doctor setup clean
 
 DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.json
 
@@ -33,6 +33,10 @@ test-quick: setup
 bench-peers: setup
 	$(VENV)/bin/pip install -q -e '.[bench]'
 	$(VENV)/bin/python benchmarks/peers.py --table build/benchmarks/peers.md --plot build/benchmarks/peers.png
+
+# docs/host.svg, of the fake host of the tests
+picture: setup
+	$(VENV)/bin/python benchmarks/picture.py
 
 # style, types and spelling; part of `make test` too
 lint: setup

@@ -27,8 +27,10 @@ from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.model.uplink import Uplink
 from orchestrator.planning.capacity import count_pages, list_core_uses
 
-VIEW_AGE, SURVEY_AGE, DISK_USE_AGE = 0.5, 10.0, 300.0
-"""Seconds for which a reading is used again. Examining the use of a disk opens it exclusively for a moment."""
+VIEW_AGE, SURVEY_AGE, CHANGED_SURVEY_AGE, DISK_USE_AGE = 0.5, 10.0, 2.0, 300.0
+"""Seconds for which a reading is used again; a survey from before the last claim, which can create VFs, for a shorter time.
+Examining the use of a disk opens it exclusively for a moment.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class _Slow:
     topology: Topology
     read_at: float
     uplinks: tuple[Uplink, ...]
+    generation: int  # of the claims
 
 
 class HostViews:
@@ -98,11 +101,12 @@ class HostViews:
         )  # fmt: skip
 
     def _read_slow(self) -> _Slow:
-        now, slow = time.monotonic(), self._slow
-        pools = self._allocator.surveys.get(now - SURVEY_AGE)
-        if slow is None or slow.read_at < now - SURVEY_AGE:
+        now, slow, generation = time.monotonic(), self._slow, self._ledger.read().generation
+        max_age = SURVEY_AGE if slow is None or slow.generation == generation else CHANGED_SURVEY_AGE
+        pools = self._allocator.surveys.get(now - max_age)
+        if slow is None or slow.read_at < now - max_age:
             topology = replace(pools, controllers=self._add_disk_use(pools.controllers, now))
-            slow = _Slow(topology, now, self._uplinks.list(MANAGER, topology))
+            slow = _Slow(topology, now, self._uplinks.list(MANAGER, topology), generation)
         self._slow = replace(slow, topology=replace(slow.topology, pools=pools.pools, promised=pools.promised))
         return self._slow
 

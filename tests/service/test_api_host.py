@@ -137,6 +137,16 @@ def test_uplink_whose_frames_do_not_return_is_named(served: Served) -> None:
     assert read(served)["lost"] == ["nic0"]
 
 
+def test_vfs_that_a_guest_needed_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_view, "VIEW_AGE", 0.0)
+    monkeypatch.setattr(host_view, "CHANGED_SURVEY_AGE", 0.0)
+    with serve(tmp_path) as served:
+        assert not [vf for pf in read(served)["survey"]["pfs"] for vf in pf["vfs"]]
+        vf = served.client.create({"name": "web", "image": IMAGE, "memory": "64M"})["vf"]
+        assert vf
+        assert vf["address"] in [found["address"] for pf in read(served)["survey"]["pfs"] for found in pf["vfs"]]
+
+
 def test_callers_share_a_reading(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_view, "VIEW_AGE", 3600.0)
     first = read(served)
