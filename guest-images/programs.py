@@ -4,7 +4,6 @@ They are assembled here, so that a build needs no compiler, and the same source 
 
 disengage   tells the host that the guest's boot is over: one hypercall, which KVM refuses and counts
 exits       to try limits of VM exits, causes exits of one kind until it is killed: `exits cpuid|io|hypercall|mmio|msr|npf|timer`
-            `exits work` computes, and makes an unknown hypercall after each piece of work, which the host counts
 """
 
 import struct
@@ -12,8 +11,6 @@ import sys
 from pathlib import Path
 
 CALL_NUMBER, BOOT_IS_OVER, UNKNOWN_CALL = 0x4E48, 1, 0x4E49
-PIECE = 1 << 22
-"""Rounds of a loop of two instructions in a piece of work."""
 
 _BASE = 0x400000
 _HEADERS = 64 + 56  # of the file, and of its only segment
@@ -73,7 +70,7 @@ def open_file(path: str, flags: int) -> Code:
 def exits() -> Code:
     # argc; the first two letters of argv[1] into ax
     code: Code = [b"\x83\x3c\x24\x02", ("jne", "usage"), b"\x48\x8b\x7c\x24\x10\x66\x8b\x07"]
-    for name in ("cpuid", "io", "hypercall", "mmio", "msr", "npf", "timer", "work"):
+    for name in ("cpuid", "io", "hypercall", "mmio", "msr", "npf", "timer"):
         code += [b"\x66\x3d" + name[:2].encode(), ("je", name)]
     code += ["usage:", exit_with(2), "failed:", exit_with(1)]
     code += ["cpuid:", b"\x31\xc0\x0f\xa2", ("jmp", "cpuid")]
@@ -91,8 +88,6 @@ def exits() -> Code:
     # nanosleep of 1 ns: the kernel programs its timer, sleeps, and is interrupted
     code += ["timer:", b"\x6a\x01\x6a\x00"]
     code += ["sleep:", set_eax(_NANOSLEEP) + b"\x48\x89\xe7\x31\xf6" + _SYSCALL, ("jmp", "sleep")]
-    code += ["work:", b"\xb9" + struct.pack("<I", PIECE), "round:", b"\xff\xc9", ("jne", "round")]
-    code += [*hypercall(UNKNOWN_CALL, "piece-"), ("jmp", "work")]
     return [*code, "memory:", b"/dev/mem\0", "registers:", b"/dev/cpu/0/msr\0"]
 
 

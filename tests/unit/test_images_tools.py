@@ -57,7 +57,7 @@ def test_init_offers_the_kinds_of_the_program(built: Path) -> None:
     """Not run: they need root, and would write to this machine's ports and memory."""
     init = (recipes_folder() / "minimal/init").read_text()
     (kinds,) = re.findall(r"usage: exits (\S+) SECONDS", init)
-    assert kinds.split("|") == ["cpuid", "io", "hypercall", "mmio", "msr", "npf", "timer", "work"]
+    assert kinds.split("|") == ["cpuid", "io", "hypercall", "mmio", "msr", "npf", "timer"]
     assert f"        {' | '.join(kinds.split('|'))}) is_number" in init
     data = (built / "exits").read_bytes()
     for kind in kinds.split("|"):
