@@ -34,7 +34,7 @@ from orchestrator.waiting import wait_until
 
 SWITCH, UPLINK = "lab", "nic0"
 """The names that the manager of a lab has for the switch and for the lab's NIC."""
-BOOT_TIMEOUT = 300
+BOOT_TIMEOUT = 600  # of an emulated server on a busy machine; 30 s on an idle one
 _REGISTER_TIMEOUT = 90
 _START_TIMEOUT = 90
 _STOP_TIMEOUT = 30
