@@ -139,6 +139,19 @@ def test_undo_restores_contents_modes_links_and_removes_the_rest(server: Server)
     assert server.undo() == ([], []), "it can be run again"
 
 
+def test_files_that_packages_take_along_were_not_changed_by_others(server: Server) -> None:
+    """undo.yml restores, removes packages, and restores the rest."""
+    server.record(*EVERY)
+    change(server)
+    server.seal()
+    server.write("new.d/other.conf", "of a package\n")
+    _, left = server.undo()
+    assert left == ["/etc/new.d is not empty: it holds other.conf"]
+    for name in ("own.conf", "new.d/other.conf"):
+        (server.root / "etc" / name).unlink()
+    assert server.undo() == (["/etc/new.d"], [])
+
+
 def test_a_second_run_keeps_the_first_originals(server: Server) -> None:
     before = server.look()
     for number in range(3):

@@ -153,13 +153,17 @@ class Record:
         return self.save(dry=dry)
 
     def undo(self, *, dry: bool) -> tuple[list[str], list[str]]:
-        """Restores all paths, the deepest first; returns what was restored, and why what was left."""
+        """Restores all paths, the deepest first; returns what was restored, and why what was left.
+
+        What is restored leaves the record: packages that are removed afterwards take their files along.
+        """
         done: list[str] = []
         left: list[str] = []
         for path in sorted(self.data["files"], key=lambda name: (-name.count("/"), name)):
             entry, found = self.data["files"][path], read_entry(self.at(path))
             original = {key: value for key, value in entry.items() if key not in ("sealed", "foreign")}
             if found == original or (found["kind"], original["kind"]) == ("folder", "folder"):
+                del self.data["files"][path]
                 continue
             if entry.get("foreign") or (not self.data["open"] and "sealed" in entry and found != entry["sealed"]):
                 left.append(f"{path} was changed since: compare it with {self._describe(original)}")
@@ -170,10 +174,13 @@ class Record:
                 shutil.copy2(self.at(path), kept)
             problem = "" if dry else self._restore(path, original, found)
             (left if problem else done).append(problem or path)
+            if not problem:
+                del self.data["files"][path]
         for path in self.data["trees"]:
             problem = remove_tree(self.at(path), dry=dry)
             if problem is not None:
                 (left if problem else done).append(problem or path)
+        self.save(dry=dry)
         return done, left
 
     def _describe(self, original: Entry) -> str:
