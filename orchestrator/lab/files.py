@@ -31,8 +31,9 @@ _ON_DISK = "/var/tmp"  # /tmp may be in memory
 _NAMED = 5  # entries of a list of errors
 _SHOWN = 500  # bytes of a program's errors
 
+_COPIED = "'(' -type f -o -type d -o -type l ')'"
 # One entry per file: type, size, mode, times, inode number, name. LC_ALL=C, as comm(1) needs the order of bytes.
-_LIST = "find . -mindepth 1 -printf '%y %s %m %T@ %C@ %i\\t%P\\0' | sort -z"
+_LIST = f"find . -mindepth 1 -ignore_readdir_race -xdev {_COPIED} -printf '%y %s %m %T@ %C@ %i\\t%P\\0' | sort -z"
 _SETUP = "export LC_ALL=C TMPDIR=/run; set -o pipefail"
 _PACK = "tar --create --format=posix --pax-option=delete=atime,delete=ctime --hard-dereference --no-recursion"
 _UNPACK = "tar --extract --no-same-owner --same-permissions --warning=no-unknown-keyword --warning=no-timestamp"
@@ -71,18 +72,29 @@ def send(lab: Lab, archive: IO[bytes], target: str) -> None:
 
 def receive_changed(lab: Lab, source: str, target: Path) -> int:
     """Copies files that are new or changed since `send`; returns their number. Files that were removed stay at ``target``."""
-    names = f"{_LIST} | comm -z -13 {shlex.quote(f'{source}.before')} - | sed -z 's/^[^\\t]*\\t//'"
-    return _receive(lab, f"cd {shlex.quote(source)} && {names} | {_PACK} --null --files-from=- --file=-", target)
+    # Sorted by name, so that a folder comes before what is in it.
+    names = f"{_LIST} | comm -z -13 {shlex.quote(f'{source}.before')} - | sed -z 's/^[^\\t]*\\t//' | sort -z"
+    return _receive(lab, source, names, target)
 
 
 def receive(lab: Lab, source: str, target: Path) -> int:
     """Copies a file or a folder of the lab host to ``target``, a folder; returns the number of files."""
     path = PurePosixPath(source)
-    parent, name = shlex.quote(str(path.parent)), shlex.quote(f"./{path.name}")
-    return _receive(lab, f"cd {parent} && find {name} -print0 | {_PACK} --null --files-from=- --file=-", target)
+    name, refusal = shlex.quote(f"./{path.name}"), shlex.quote(f"{source} is neither a file, a folder nor a symbolic link")
+    check = f"[ -f {name} ] || [ -d {name} ] || [ -L {name} ] || fail {refusal}"
+    return _receive(lab, str(path.parent), f"{check}\nfind {name} {_COPIED} -print0", target)
 
 
-def _receive(lab: Lab, line: str, target: Path) -> int:
+def _receive(lab: Lab, folder: str, names: str, target: Path) -> int:
+    """``names``: lines of shell, the last of which writes names of files below ``folder`` that end with a zero byte."""
+    # The list is complete before tar(1) starts, whose status 1 is no error: a file has changed while it was read.
+    line = f"""{_SETUP}
+fail() {{ echo "$1" >&2; exit 2; }}
+cd {shlex.quote(folder)} 2> /dev/null || fail {shlex.quote(f"the folder {folder} does not exist there")}
+names=$(mktemp) || exit 2
+trap 'rm -f "$names"' EXIT
+{names} > "$names" || exit 2
+{_PACK} --null --files-from="$names" --file=-"""
     errors: list[bytes] = []
     received = 0
     with TemporaryFile(dir=_ON_DISK) as file:
@@ -98,10 +110,9 @@ def _receive(lab: Lab, line: str, target: Path) -> int:
             file.write(data)
 
         try:
-            done = execute(lab, f"{_SETUP}; {line}", timeout=TIMEOUT, stream=take)
+            done = execute(lab, line, timeout=TIMEOUT, stream=take)
         except OSError as error:
             raise LabError(f"cannot store files of lab {lab.name} in {_ON_DISK}: {error.strerror}", "free space there") from None
-        # tar(1) exits with 1 if a file has changed while it was read.
         if done.status > 1:
             text = b"".join(errors).decode(errors="replace").strip()
             raise LabError(f"cannot copy files from lab {lab.name}: {text}")
@@ -126,7 +137,7 @@ def unpack(archive: IO[bytes], target: Path) -> int:
         with tarfile.open(fileobj=archive, mode="r:") as tar:
             for entry in tar:
                 try:
-                    with _opened_parent(root, entry.name) as place:
+                    with _opened_parent(root, entry.name, owner) as place:
                         count += place is not None and _write(tar, entry, place, owner)
                 except OSError as error:
                     failed.append(f"{entry.name}: {error.strerror or error}")
@@ -158,7 +169,7 @@ class _Place:
 
 
 @contextmanager
-def _opened_parent(root: int, name: str) -> Iterator[_Place | None]:
+def _opened_parent(root: int, name: str, owner: os.stat_result) -> Iterator[_Place | None]:
     """The folder of an entry, created if it does not exist; None for the root. Raises OSError for a name that leads elsewhere."""
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts:
@@ -171,6 +182,7 @@ def _opened_parent(root: int, name: str) -> Iterator[_Place | None]:
         for part in parts[:-1]:
             with suppress(FileExistsError):
                 os.mkdir(part, 0o755, dir_fd=folder)
+                os.chown(part, owner.st_uid, owner.st_gid, dir_fd=folder, follow_symlinks=False)
             inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             os.close(folder)
             folder = inner
