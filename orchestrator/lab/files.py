@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from typing import IO
@@ -30,6 +31,7 @@ TIMEOUT = 900
 _ON_DISK = "/var/tmp"  # /tmp may be in memory
 _NAMED = 5  # entries of a list of errors
 _SHOWN = 500  # bytes of a program's errors
+_READ_LIMIT = 1 << 17  # bytes at once, also of a header, which tarfile reads as a whole; names have up to 4 KB
 
 _COPIED = "'(' -type f -o -type d -o -type l ')'"
 # One entry per file: type, size, mode, times, inode number, name. LC_ALL=C, as comm(1) needs the order of bytes.
@@ -106,7 +108,10 @@ trap 'rm -f "$names"' EXIT
                 return
             received += len(data)
             if received > RECEIVE_LIMIT.bytes:
-                raise LabError(f"cannot copy files from lab {lab.name}: they are larger than {RECEIVE_LIMIT}")
+                raise LabError(
+                    f"cannot copy files from lab {lab.name}: they are larger than {RECEIVE_LIMIT}",
+                    "remove large files in the command; a sparse file counts with its whole length",
+                )
             file.write(data)
 
         try:
@@ -125,30 +130,57 @@ def unpack(archive: IO[bytes], target: Path) -> int:
 
     Continues after an entry that cannot be written, and then raises LabError. Setuid bits are not kept.
     """
-    failed: list[str] = []
-    count = 0
     try:
         _make_folder(target)
         root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise LabError(f"cannot write to {target}: {error.strerror}", "choose another folder") from None
     try:
-        owner = os.fstat(root)
-        with tarfile.open(fileobj=archive, mode="r:") as tar:
-            for entry in tar:
-                try:
-                    with _opened_parent(root, entry.name, owner) as place:
-                        count += place is not None and _write(tar, entry, place, owner)
-                except OSError as error:
-                    failed.append(f"{entry.name}: {error.strerror or error}")
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+        count, failed, first = _write_all(archive, root)
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise LabError(f"the lab host sent an invalid tar file: {error}") from None
     finally:
         os.close(root)
     if failed:
-        shown = "".join(f"\n    {text!r}"[:200] for text in failed[:_NAMED])
-        raise LabError(f"cannot write {len(failed)} files of the lab to {target}:{shown}", "check the folder and its disk")
+        shown = "".join(f"\n    {text!r}"[:200] for text in first)
+        what = "1 file" if failed == 1 else f"{failed} files"
+        raise LabError(f"cannot write {what} of the lab to {target}:{shown}", "check the folder and its disk")
     return count
+
+
+class _Limited(RawIOBase):
+    """A tar file whose reader gets no large blocks: a lab host may send a header of gigabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _READ_LIMIT:
+            raise tarfile.ReadError("it has a header that is too large")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+
+def _write_all(archive: IO[bytes], root: int) -> tuple[int, int, list[str]]:
+    """Returns the numbers of files and of entries that cannot be written, and the errors of the first of these."""
+    count = failed = 0
+    first: list[str] = []
+    owner = os.fstat(root)
+    with tarfile.open(fileobj=_Limited(archive), mode="r:") as tar:
+        while entry := tar.next():
+            try:
+                with _opened_parent(root, entry.name, owner) as place:
+                    count += place is not None and _write(tar, entry, place, owner)
+            except (OSError, ValueError, OverflowError) as error:  # ValueError: a zero byte in a name, a time that is no number
+                failed += 1
+                if failed <= _NAMED:
+                    reason = (error.strerror if isinstance(error, OSError) else "") or error
+                    first.append(f"{entry.name}: {reason}")
+            tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps all entries in memory
+            tar.pax_headers = {}
+    return count, failed, first
 
 
 def _make_folder(target: Path) -> None:
@@ -226,7 +258,7 @@ def _write_file(tar: tarfile.TarFile, entry: tarfile.TarInfo, name: str, folder:
     assert content  # of a regular file
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
     with os.fdopen(descriptor, "wb") as file:
-        shutil.copyfileobj(content, file)
+        shutil.copyfileobj(content, file, _READ_LIMIT)
         if file.tell() != entry.size:
             raise tarfile.ReadError("it ends within a file")
         os.fchmod(descriptor, mode)

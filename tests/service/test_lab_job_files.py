@@ -38,7 +38,9 @@ def work(tmp_path: Path) -> Path:
         ('rm -r "$PWD"; touch ../remote', "remote does not exist there"),
     ],
 )
-def test_lost_list_of_files_is_an_error(name: str, tmp_path: Path, work: Path, stand_in: StandIn, command: str, message: str) -> None:
+def test_lost_list_of_files_is_an_error(
+    name: str, tmp_path: Path, work: Path, stand_in: StandIn, command: str, message: str
+) -> None:
     """And not a success that copies nothing."""
     status, _, err = run(name, tmp_path, "--copy", str(work), "--", command)
     assert (status, message in err) == (125, True), err
