@@ -42,8 +42,8 @@ _UNPACK = "tar --extract --no-same-owner --same-permissions --warning=no-unknown
 
 
 @contextmanager
-def packed(folder: Path) -> Iterator[IO[bytes]]:
-    """A tar file of a folder; without sockets, devices, pipes, and the content of other file systems.
+def packed(folder: Path, *, without: Path | None = None) -> Iterator[IO[bytes]]:
+    """A tar file of a folder; without sockets, devices, pipes, the content of other file systems, and the folder ``without``.
 
     Raises LabError if a file cannot be read, and if the files are larger than SEND_LIMIT.
     """
@@ -51,7 +51,8 @@ def packed(folder: Path) -> Iterator[IO[bytes]]:
         try:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 room = SEND_LIMIT.bytes
-                for path, name in _walk(folder, os.stat(folder).st_dev, PurePosixPath()):
+                skipped = os.stat(without) if without and without.exists() else None
+                for path, name in _walk(folder, os.stat(folder).st_dev, skipped, PurePosixPath()):
                     room -= os.lstat(path).st_size
                     if room < 0:
                         raise LabError(f"cannot copy {folder}: its files are larger than {SEND_LIMIT}", "copy a smaller folder")
@@ -271,14 +272,17 @@ def _find_mode(place: _Place) -> int | None:
         return None
 
 
-def _walk(folder: Path, device: int, inside: PurePosixPath) -> Iterator[tuple[str, str]]:
+def _walk(folder: Path, device: int, skipped: os.stat_result | None, inside: PurePosixPath) -> Iterator[tuple[str, str]]:
     """Path and name within the archive of all entries below a folder."""
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
+        found = entry.stat(follow_symlinks=False)
+        if skipped and os.path.samestat(found, skipped):
+            continue
         yield entry.path, str(inside / entry.name)
-        if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_dev == device:
-            yield from _walk(Path(entry.path), device, inside / entry.name)
+        if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
+            yield from _walk(Path(entry.path), device, skipped, inside / entry.name)
 
 
 def _add(tar: tarfile.TarFile, path: str, name: str) -> None:

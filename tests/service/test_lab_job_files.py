@@ -65,6 +65,19 @@ def test_other_file_systems_stay(name: str, tmp_path: Path, work: Path, stand_in
     assert not (work / "mounted" / "file").exists()
 
 
+def test_cache_of_images_is_not_copied(
+    name: str, tmp_path: Path, work: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = work / ".cache" / "nohype"
+    cache.mkdir(parents=True)
+    (cache / "image").touch()
+    os.truncate(cache / "image", 2 << 30)  # more than a lab takes
+    monkeypatch.setenv("NOHYPE_CACHE", str(cache))
+    status, out, err = run(name, tmp_path, "--copy", str(work), "--", "find . -type f")
+    assert (status, out) == (0, "./kept\n"), err
+    assert f"{cache} is not copied" in err
+
+
 def test_new_folders_have_the_owner_of_the_directory(name: str, tmp_path: Path, work: Path, stand_in: StandIn) -> None:
     """Also if what is in them is listed first: by size, mode or time."""
     os.chown(work, 1234, 2345)

@@ -79,6 +79,19 @@ def test_sparse_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         pass
 
 
+def test_one_folder_is_left_out(tmp_path: Path) -> None:
+    for name in ("source/a/cache/b/file", "source/cache/file", "source/a/file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "link").symlink_to("source/a/cache")
+    for without in (tmp_path / "link", tmp_path / "source/cache/../a/cache"):
+        with packed(tmp_path / "source", without=without) as archive, tarfile.open(fileobj=archive) as tar:
+            assert tar.getnames() == ["a", "a/file", "cache", "cache/file"]
+    for without in (tmp_path / "none", tmp_path / "source", tmp_path):
+        with packed(tmp_path / "source", without=without) as archive, tarfile.open(fileobj=archive) as tar:
+            assert len(tar.getnames()) == 7
+
+
 def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     with pytest.raises(LabError, match=f"cannot copy {tmp_path}/no: No such file"), packed(tmp_path / "no"):
