@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli.folder import Folder
 from orchestrator.cli.image_import import import_command
 from orchestrator.cli.image_installed import config_option, report_installed
 from orchestrator.cli.image_show import build_document, format_image
@@ -21,7 +22,7 @@ from orchestrator.images.recipe import recipe_names, recipes_folder
 from orchestrator.images.store import STORE, find_image, link_target, list_images
 from orchestrator.images.verify import verify as verify_image
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FOLDER = Folder()
 
 store_option = click.option("--store", type=_FOLDER, default=STORE, show_default=True, help="Image store.")
 

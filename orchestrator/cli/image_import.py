@@ -8,6 +8,7 @@ from typing import Literal
 
 import click
 
+from orchestrator.cli.folder import Folder
 from orchestrator.cli.image_installed import config_option, report_installed
 from orchestrator.cli.output import json_option, printable
 from orchestrator.cli.progress import show_progress
@@ -48,7 +49,7 @@ _CONFIGURATION = ("credentials", "cloud-init")
     help="How guests can be configured (repeatable).  [default: cloud-init if FILE has it]",
 )  # fmt: skip
 @click.option("--max-size", metavar="SIZE", default=str(MAX_SIZE), show_default=True, help="Refuse a larger disk.")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=STORE, show_default=True, help="Image store.")
+@click.option("--output", type=Folder(), default=STORE, show_default=True, help="Image store.")
 @config_option
 @json_option
 def import_command(

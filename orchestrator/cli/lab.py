@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import click
 
+from orchestrator.cli.folder import Folder
 from orchestrator.cli.interrupts import handling_failures, raising_interrupted
 from orchestrator.cli.output import format_size, json_option, print_json, print_table
 from orchestrator.cli.progress import show_progress
@@ -40,7 +41,7 @@ accel_option = click.option(
 package_option = click.option(
     "--package", "packages", multiple=True, metavar="NAME", help="Debian package to install, with its dependencies; repeatable."
 )
-_folder = click.Path(path_type=Path)
+_folder = Folder(file_okay=True)  # the job refuses a file
 
 
 @click.group()
@@ -195,7 +196,7 @@ def console(*, name: str | None, lines: int, follow: bool) -> None:
               help="Kill the lab if it has not stopped after this long.")  # fmt: skip
 def down(name: str | None, *, timeout: float) -> None:
     """Stop a lab and remove it, with all changes made in it."""
-    name = name or _resolve_lab_name(None)
+    name = _resolve_lab_name(name)
     click.echo(f"lab {name} is down" if control.down(name, timeout=timeout) else f"no lab named {name}")
 
 
@@ -210,8 +211,8 @@ def build_ssh(lab: labs.Lab) -> list[str]:
 
 
 def _resolve_lab_name(name: str | None) -> str:
-    """The given name, otherwise the name of the only lab."""
-    if name:
+    """The given name, otherwise the name of the only lab. An empty name is invalid: a variable of a script may be not set."""
+    if name is not None:
         return parse_lab_name(name)
     names = [folder.name for folder in list_folders()]
     if len(names) == 1:

@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from typing import IO
@@ -30,17 +31,19 @@ TIMEOUT = 900
 _ON_DISK = "/var/tmp"  # /tmp may be in memory
 _NAMED = 5  # entries of a list of errors
 _SHOWN = 500  # bytes of a program's errors
+_READ_LIMIT = 1 << 17  # bytes at once, also of a header, which tarfile reads as a whole; names have up to 4 KB
 
+_COPIED = "'(' -type f -o -type d -o -type l ')'"
 # One entry per file: type, size, mode, times, inode number, name. LC_ALL=C, as comm(1) needs the order of bytes.
-_LIST = "find . -mindepth 1 -printf '%y %s %m %T@ %C@ %i\\t%P\\0' | sort -z"
+_LIST = f"find . -mindepth 1 -ignore_readdir_race -xdev {_COPIED} -printf '%y %s %m %T@ %C@ %i\\t%P\\0' | sort -z"
 _SETUP = "export LC_ALL=C TMPDIR=/run; set -o pipefail"
 _PACK = "tar --create --format=posix --pax-option=delete=atime,delete=ctime --hard-dereference --no-recursion"
 _UNPACK = "tar --extract --no-same-owner --same-permissions --warning=no-unknown-keyword --warning=no-timestamp"
 
 
 @contextmanager
-def packed(folder: Path) -> Iterator[IO[bytes]]:
-    """A tar file of a folder; without sockets, devices, pipes, and the content of other file systems.
+def packed(folder: Path, *, without: Path | None = None) -> Iterator[IO[bytes]]:
+    """A tar file of a folder; without sockets, devices, pipes, the content of other file systems, and the folder ``without``.
 
     Raises LabError if a file cannot be read, and if the files are larger than SEND_LIMIT.
     """
@@ -48,7 +51,8 @@ def packed(folder: Path) -> Iterator[IO[bytes]]:
         try:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 room = SEND_LIMIT.bytes
-                for path, name in _walk(folder, os.stat(folder).st_dev, PurePosixPath()):
+                skipped = os.stat(without) if without and without.exists() else None
+                for path, name in _walk(folder, os.stat(folder).st_dev, skipped, PurePosixPath()):
                     room -= os.lstat(path).st_size
                     if room < 0:
                         raise LabError(f"cannot copy {folder}: its files are larger than {SEND_LIMIT}", "copy a smaller folder")
@@ -71,18 +75,29 @@ def send(lab: Lab, archive: IO[bytes], target: str) -> None:
 
 def receive_changed(lab: Lab, source: str, target: Path) -> int:
     """Copies files that are new or changed since `send`; returns their number. Files that were removed stay at ``target``."""
-    names = f"{_LIST} | comm -z -13 {shlex.quote(f'{source}.before')} - | sed -z 's/^[^\\t]*\\t//'"
-    return _receive(lab, f"cd {shlex.quote(source)} && {names} | {_PACK} --null --files-from=- --file=-", target)
+    # Sorted by name, so that a folder comes before what is in it.
+    names = f"{_LIST} | comm -z -13 {shlex.quote(f'{source}.before')} - | sed -z 's/^[^\\t]*\\t//' | sort -z"
+    return _receive(lab, source, names, target)
 
 
 def receive(lab: Lab, source: str, target: Path) -> int:
     """Copies a file or a folder of the lab host to ``target``, a folder; returns the number of files."""
     path = PurePosixPath(source)
-    parent, name = shlex.quote(str(path.parent)), shlex.quote(f"./{path.name}")
-    return _receive(lab, f"cd {parent} && find {name} -print0 | {_PACK} --null --files-from=- --file=-", target)
+    name, refusal = shlex.quote(f"./{path.name}"), shlex.quote(f"{source} is neither a file, a folder nor a symbolic link")
+    check = f"[ -f {name} ] || [ -d {name} ] || [ -L {name} ] || fail {refusal}"
+    return _receive(lab, str(path.parent), f"{check}\nfind {name} {_COPIED} -print0", target)
 
 
-def _receive(lab: Lab, line: str, target: Path) -> int:
+def _receive(lab: Lab, folder: str, names: str, target: Path) -> int:
+    """``names``: lines of shell, the last of which writes names of files below ``folder`` that end with a zero byte."""
+    # The list is complete before tar(1) starts, whose status 1 is no error: a file has changed while it was read.
+    line = f"""{_SETUP}
+fail() {{ echo "$1" >&2; exit 2; }}
+cd {shlex.quote(folder)} 2> /dev/null || fail {shlex.quote(f"the folder {folder} does not exist there")}
+names=$(mktemp) || exit 2
+trap 'rm -f "$names"' EXIT
+{names} > "$names" || exit 2
+{_PACK} --null --files-from="$names" --file=-"""
     errors: list[bytes] = []
     received = 0
     with TemporaryFile(dir=_ON_DISK) as file:
@@ -94,14 +109,16 @@ def _receive(lab: Lab, line: str, target: Path) -> int:
                 return
             received += len(data)
             if received > RECEIVE_LIMIT.bytes:
-                raise LabError(f"cannot copy files from lab {lab.name}: they are larger than {RECEIVE_LIMIT}")
+                raise LabError(
+                    f"cannot copy files from lab {lab.name}: they are larger than {RECEIVE_LIMIT}",
+                    "remove large files in the command; a sparse file counts with its whole length",
+                )
             file.write(data)
 
         try:
-            done = execute(lab, f"{_SETUP}; {line}", timeout=TIMEOUT, stream=take)
+            done = execute(lab, line, timeout=TIMEOUT, stream=take)
         except OSError as error:
             raise LabError(f"cannot store files of lab {lab.name} in {_ON_DISK}: {error.strerror}", "free space there") from None
-        # tar(1) exits with 1 if a file has changed while it was read.
         if done.status > 1:
             text = b"".join(errors).decode(errors="replace").strip()
             raise LabError(f"cannot copy files from lab {lab.name}: {text}")
@@ -114,30 +131,57 @@ def unpack(archive: IO[bytes], target: Path) -> int:
 
     Continues after an entry that cannot be written, and then raises LabError. Setuid bits are not kept.
     """
-    failed: list[str] = []
-    count = 0
     try:
         _make_folder(target)
         root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise LabError(f"cannot write to {target}: {error.strerror}", "choose another folder") from None
     try:
-        owner = os.fstat(root)
-        with tarfile.open(fileobj=archive, mode="r:") as tar:
-            for entry in tar:
-                try:
-                    with _opened_parent(root, entry.name) as place:
-                        count += place is not None and _write(tar, entry, place, owner)
-                except OSError as error:
-                    failed.append(f"{entry.name}: {error.strerror or error}")
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+        count, failed, first = _write_all(archive, root)
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise LabError(f"the lab host sent an invalid tar file: {error}") from None
     finally:
         os.close(root)
     if failed:
-        shown = "".join(f"\n    {text!r}"[:200] for text in failed[:_NAMED])
-        raise LabError(f"cannot write {len(failed)} files of the lab to {target}:{shown}", "check the folder and its disk")
+        shown = "".join(f"\n    {text!r}"[:200] for text in first)
+        what = "1 file" if failed == 1 else f"{failed} files"
+        raise LabError(f"cannot write {what} of the lab to {target}:{shown}", "check the folder and its disk")
     return count
+
+
+class _Limited(RawIOBase):
+    """A tar file whose reader gets no large blocks: a lab host may send a header of gigabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _READ_LIMIT:
+            raise tarfile.ReadError("it has a header that is too large")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+
+def _write_all(archive: IO[bytes], root: int) -> tuple[int, int, list[str]]:
+    """Returns the numbers of files and of entries that cannot be written, and the errors of the first of these."""
+    count = failed = 0
+    first: list[str] = []
+    owner = os.fstat(root)
+    with tarfile.open(fileobj=_Limited(archive), mode="r:") as tar:
+        while entry := tar.next():
+            try:
+                with _opened_parent(root, entry.name, owner) as place:
+                    count += place is not None and _write(tar, entry, place, owner)
+            except (OSError, ValueError, OverflowError) as error:  # ValueError: a zero byte in a name, a time that is no number
+                failed += 1
+                if failed <= _NAMED:
+                    reason = (error.strerror if isinstance(error, OSError) else "") or error
+                    first.append(f"{entry.name}: {reason}")
+            tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps all entries in memory
+            tar.pax_headers = {}
+    return count, failed, first
 
 
 def _make_folder(target: Path) -> None:
@@ -158,7 +202,7 @@ class _Place:
 
 
 @contextmanager
-def _opened_parent(root: int, name: str) -> Iterator[_Place | None]:
+def _opened_parent(root: int, name: str, owner: os.stat_result) -> Iterator[_Place | None]:
     """The folder of an entry, created if it does not exist; None for the root. Raises OSError for a name that leads elsewhere."""
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts:
@@ -171,6 +215,7 @@ def _opened_parent(root: int, name: str) -> Iterator[_Place | None]:
         for part in parts[:-1]:
             with suppress(FileExistsError):
                 os.mkdir(part, 0o755, dir_fd=folder)
+                os.chown(part, owner.st_uid, owner.st_gid, dir_fd=folder, follow_symlinks=False)
             inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             os.close(folder)
             folder = inner
@@ -214,7 +259,7 @@ def _write_file(tar: tarfile.TarFile, entry: tarfile.TarInfo, name: str, folder:
     assert content  # of a regular file
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
     with os.fdopen(descriptor, "wb") as file:
-        shutil.copyfileobj(content, file)
+        shutil.copyfileobj(content, file, _READ_LIMIT)
         if file.tell() != entry.size:
             raise tarfile.ReadError("it ends within a file")
         os.fchmod(descriptor, mode)
@@ -227,14 +272,17 @@ def _find_mode(place: _Place) -> int | None:
         return None
 
 
-def _walk(folder: Path, device: int, inside: PurePosixPath) -> Iterator[tuple[str, str]]:
+def _walk(folder: Path, device: int, skipped: os.stat_result | None, inside: PurePosixPath) -> Iterator[tuple[str, str]]:
     """Path and name within the archive of all entries below a folder."""
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
+        found = entry.stat(follow_symlinks=False)
+        if skipped and os.path.samestat(found, skipped):
+            continue
         yield entry.path, str(inside / entry.name)
-        if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_dev == device:
-            yield from _walk(Path(entry.path), device, inside / entry.name)
+        if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
+            yield from _walk(Path(entry.path), device, skipped, inside / entry.name)
 
 
 def _add(tar: tarfile.TarFile, path: str, name: str) -> None:

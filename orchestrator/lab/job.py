@@ -13,6 +13,7 @@ from typing import IO
 
 from orchestrator.errors import RequestError
 from orchestrator.images.added_packages import check_package_names
+from orchestrator.images.cache import cache_folder
 from orchestrator.lab import control
 from orchestrator.lab.accel import AccelChoice
 from orchestrator.lab.files import packed, receive_changed, send
@@ -71,7 +72,7 @@ def run_job(
     ``start`` is the lab, as of `job_lab`; it is entered once the files are read. Raises LabError, or LabLost if the lab was lost.
     """
     with ExitStack() as stack:
-        archive = stack.enter_context(packed(_check(files).folder)) if files else None
+        archive = stack.enter_context(_packed(files, timeline)) if files else None
         lab = stack.enter_context(keeping_connection(stack.enter_context(start)))
         if files and archive:
             with timeline.stage("files to the lab"):
@@ -90,9 +91,19 @@ def run_job(
         return status
 
 
-def _check(files: Files) -> Files:
+@contextmanager
+def _packed(files: Files, timeline: Timeline) -> Iterator[IO[bytes]]:
+    """Without the cache of images, which the lab does not use and which is larger than what fits."""
+    _check(files)
+    cache = cache_folder().resolve()
+    if cache.is_dir() and files.folder.resolve() in cache.parents:
+        timeline.note(f"{cache} is not copied: it is the cache of images")
+    with packed(files.folder, without=cache) as archive:
+        yield archive
+
+
+def _check(files: Files) -> None:
     if not files.folder.is_dir():
         raise RequestError(f"{files.folder} is not a directory", "give a directory that exists")
     if files.output.exists() and not files.output.is_dir():
         raise RequestError(f"{files.output} is not a directory", "give a directory, or the name of a new one")
-    return files

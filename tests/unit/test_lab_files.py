@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,19 @@ def test_sparse_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         pass
 
 
+def test_one_folder_is_left_out(tmp_path: Path) -> None:
+    for name in ("source/a/cache/b/file", "source/cache/file", "source/a/file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "link").symlink_to("source/a/cache")
+    for without in (tmp_path / "link", tmp_path / "source/cache/../a/cache"):
+        with packed(tmp_path / "source", without=without) as archive, tarfile.open(fileobj=archive) as tar:
+            assert tar.getnames() == ["a", "a/file", "cache", "cache/file"]
+    for without in (tmp_path / "none", tmp_path / "source", tmp_path):
+        with packed(tmp_path / "source", without=without) as archive, tarfile.open(fileobj=archive) as tar:
+            assert len(tar.getnames()) == 7
+
+
 def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     with pytest.raises(LabError, match=f"cannot copy {tmp_path}/no: No such file"), packed(tmp_path / "no"):
@@ -130,7 +144,7 @@ def test_entry_that_leads_outside_is_refused(tmp_path: Path, entries: list[tuple
     (outside / "kept").write_text("kept")
     (target / "link").symlink_to(outside)
     named = [(name.replace("OUTSIDE", str(outside)), kind, text.replace("OUTSIDE", str(outside))) for name, kind, text in entries]
-    with pytest.raises(LabError, match="cannot write 1 files of the lab"):
+    with pytest.raises(LabError, match="cannot write 1 file of the lab"):
         unpack(build(*named, ("good", tarfile.REGTYPE, "x")), target)
     assert [path.name for path in outside.iterdir()] == ["kept"]
     assert (outside / "kept").read_text() == "kept"
@@ -148,3 +162,62 @@ def test_damaged_archive_is_one_error(tmp_path: Path, damage: Callable[[bytes], 
     with pytest.raises(LabError, match="invalid tar file"):
         unpack(io.BytesIO(damage(data)), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [({"mtime": "nan"}, "bad"), ({"mtime": "1e300"}, "bad"), ({"mtime": "-1e300"}, "bad"), ({"path": "a\0b"}, "bad")],
+)
+def test_odd_entry_does_not_lose_the_others(tmp_path: Path, headers: dict[str, str], name: str) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for found in ("first", name, "last"):
+            entry = tarfile.TarInfo(found)
+            entry.pax_headers = headers if found == name else {}
+            tar.addfile(entry)
+    archive.seek(0)
+    with pytest.raises(LabError, match="cannot write 1 file of the lab"):
+        unpack(archive, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "last"]
+
+
+def add_header(archive: io.BytesIO, kind: bytes, text: bytes) -> None:
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, len(text)
+    archive.write(header.tobuf(tarfile.USTAR_FORMAT) + text + b"\0" * (-len(text) % tarfile.BLOCKSIZE))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize(("count", "size"), [(1, 20 << 20), (5000, 100)], ids=["large", "many"])
+def test_headers_take_little_memory(tmp_path: Path, kind: bytes, count: int, size: int) -> None:
+    archive = io.BytesIO()
+    start = f"{size} comment="
+    for _ in range(count):
+        add_header(archive, kind, f"{start}{'x' * (size - len(start) - 1)}\n".encode())
+    archive.write(build(("file", tarfile.REGTYPE, "x")).getvalue())
+    archive.seek(0)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LabError, match="invalid tar file"):
+            unpack(archive, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_entries_take_little_memory(tmp_path: Path) -> None:
+    """Also entries that cannot be written, and global headers."""
+    archive = io.BytesIO()
+    for number in range(3000):
+        add_header(archive, tarfile.XGLTYPE, f"1024 {number:04}=".encode().ljust(1023, b"x") + b"\n")
+        archive.write(tarfile.TarInfo(f"../{number}").tobuf(tarfile.USTAR_FORMAT))
+    archive.write(bytes(2 * tarfile.BLOCKSIZE))
+    archive.seek(0)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LabError, match="cannot write 3000 files") as failed:
+            unpack(archive, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(failed.value.message.splitlines()) == 6
