@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
 from orchestrator.cli.attention import list_attention, show_light
@@ -173,12 +173,23 @@ def _draw_guests(host: Host) -> _Part:
     letters = choose_letters(host["guests"])
     for number, guest in enumerate(host["guests"]):
         light = show_light(host, guest["name"])
-        words = [guest["name"], guest["state"], f"CPUs {', '.join(guest['cores'])}", format_size(guest["memory"])]
+        words = [guest["name"], guest["state"], f"CPUs {_join_cpus(guest['cores'])}", format_size(guest["memory"])]
         words += [f"tenant {guest['owner']}"] if guest["owner"] else []
         cell = _cell(0, _CELL, f"g{number % _COLOURS}", letters[guest["name"]], guest["name"])
-        yield _LINE, cell + _text(_CELL + 8, 13, "   ".join(words)) + _text(640, 13, light.text, _CLASSES[light.colour])
+        text = "   ".join(words)
+        shown = text if len(text) <= _GUEST_CHARACTERS else f"{text[: _GUEST_CHARACTERS - 1]}…"
+        line = f"<g><title>{_escape(text)}</title>{_text(_CELL + 8, 13, shown)}</g>"
+        yield _LINE, cell + line + _text(640, 13, light.text, _CLASSES[light.colour])
     legend = "one character is a thread of a core   · housekeeping   × not isolated   pale: of a stopped guest"
     yield _LINE, _text(0, 13, f"{legend}   empty: free; other programs may use it", "quiet")
+
+
+_GUEST_CHARACTERS = 80
+"""Which fit before the verdicts."""
+
+
+def _join_cpus(cores: Iterable[str]) -> str:
+    return str(CpuSet.parse(",".join(cores)))
 
 
 _CLASSES = {"green": "good", "yellow": "open", "red": "bad"}

@@ -12,7 +12,7 @@ from orchestrator.client import Client
 from orchestrator.errors import OrchestratorError
 
 # A shell waits for this after each press of the tab key.
-_PATIENCE = 2.0
+_PATIENCE = 10.0
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 

@@ -27,7 +27,7 @@ from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.model.uplink import Uplink
 from orchestrator.planning.capacity import count_pages, list_core_uses
 
-VIEW_AGE, SURVEY_AGE, CHANGED_SURVEY_AGE, DISK_USE_AGE = 0.5, 10.0, 2.0, 300.0
+VIEW_AGE, SURVEY_AGE, CHANGED_SURVEY_AGE, DISK_USE_AGE, RETRY_AGE = 0.5, 10.0, 2.0, 300.0, 30.0
 """Seconds for which a reading is used again; a survey from before the last claim, which can create VFs, for a shorter time.
 Examining the use of a disk opens it exclusively for a moment.
 """
@@ -76,6 +76,7 @@ class HostViews:
         self._slow: _Slow | None = None
         self._disks: tuple[float, tuple[NvmeController, ...], tuple[NvmeController, ...]] | None = None
         self._threads: dict[UUID, _Threads] = {}
+        self._failures: dict[UUID, tuple[float, HypervisorError]] = {}
 
     def read(self) -> HostView:
         """At most `VIEW_AGE` seconds old. Raises HostError if the host cannot be surveyed, HypervisorError."""
@@ -103,10 +104,10 @@ class HostViews:
     def _read_slow(self) -> _Slow:
         now, slow, generation = time.monotonic(), self._slow, self._ledger.read().generation
         max_age = SURVEY_AGE if slow is None or slow.generation == generation else CHANGED_SURVEY_AGE
-        pools = self._allocator.surveys.get(now - max_age)
+        pools, started_at = self._allocator.surveys.get_dated(now - max_age)
         if slow is None or slow.read_at < now - max_age:
             topology = replace(pools, controllers=self._add_disk_use(pools.controllers, now))
-            slow = _Slow(topology, now, self._uplinks.list(MANAGER, topology), generation)
+            slow = _Slow(topology, started_at, self._uplinks.list(MANAGER, topology), generation)
         self._slow = replace(slow, topology=replace(slow.topology, pools=pools.pools, promised=pools.promised))
         return self._slow
 
@@ -129,7 +130,9 @@ class HostViews:
             yield PageUse(node, size, use, count)
 
     def _read_activity(self, claims: Sequence[Claim]) -> Iterator[GuestActivity]:
-        self._threads = {uuid: known for uuid, known in self._threads.items() if uuid in {claim.plan.uuid for claim in claims}}
+        uuids = {claim.plan.uuid for claim in claims}
+        self._threads = {uuid: known for uuid, known in self._threads.items() if uuid in uuids}
+        self._failures = {uuid: failed for uuid, failed in self._failures.items() if uuid in uuids}
         trace = self._read_trace() if claims else ""
         for claim in claims:
             try:
@@ -159,7 +162,13 @@ class HostViews:
         """Once per start: libvirt asks QEMU for them."""
         known = self._threads.get(claim.plan.uuid)
         if known is None or known.version != claim.version:
-            guest = self._hypervisor.read_guest(claim.plan.uuid)
+            if (failed := self._failures.get(claim.plan.uuid)) and failed[0] > time.monotonic() - RETRY_AGE:
+                raise failed[1]  # libvirt waits for the monitor of a QEMU that hangs, and all readers with it
+            try:
+                guest = self._hypervisor.read_guest(claim.plan.uuid)
+            except HypervisorError as error:
+                self._failures[claim.plan.uuid] = time.monotonic(), error
+                raise
             known = _Threads(claim.version, guest.pid, tuple(vcpu.tid for vcpu in guest.vcpus))
             self._threads[claim.plan.uuid] = known
         return known

@@ -43,7 +43,11 @@ class SurveyCache:
         self._cached = None
 
     def get(self, not_before: float) -> Topology:
-        """Current free huge pages, and a survey started at ``not_before`` (time.monotonic()) or later.
+        """The first of ``get_dated``."""
+        return self.get_dated(not_before)[0]
+
+    def get_dated(self, not_before: float) -> tuple[Topology, float]:
+        """Current free huge pages with a survey started at ``not_before`` (time.monotonic()) or later, and when it was started.
 
         While VFs are being created or removed, their PF has no carrier: an older survey is as good then, and only the first
         caller waits.
@@ -56,11 +60,11 @@ class SurveyCache:
             with self._shared:
                 return self._read(None)
         if started >= not_before and self._all_uplinks_up(cached):
-            return self._with_pools(cached, read_free_pages(self._host, cached.pools))
+            return self._with_pools(cached, read_free_pages(self._host, cached.pools)), started
         with self._shared.try_acquire() as is_held:
             if is_held:
                 return self._read(cached)
-        return self._with_pools(cached, survey_pools(self._host)[0])
+        return self._with_pools(cached, survey_pools(self._host)[0]), started
 
     def renew(self, max_age: float) -> None:
         """Reads the host again if the survey has passed half of its maximum age, but not all of it (seconds).
@@ -101,12 +105,12 @@ class SurveyCache:
         in_use = read_driver(self._host, address) == VFIO or read_use(self._host, address)
         return address == vf.address and not in_use
 
-    def _read(self, cached: Topology | None) -> Topology:
+    def _read(self, cached: Topology | None) -> tuple[Topology, float]:
         started, discards = time.monotonic(), self._discards
         topology = refresh_topology(self._host, cached) if cached else read_topology(self._host)
         if discards == self._discards:
             self._cached = topology, started
-        return topology
+        return topology, started
 
     def _with_pools(self, cached: Topology, pools: tuple[PagePool, ...]) -> Topology:
         sizes = (pool.page_size for pool in pools if pool.total)
