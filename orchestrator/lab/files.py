@@ -79,7 +79,11 @@ def receive(lab: Lab, source: str, target: Path) -> int:
     """Copies a file or a folder of the lab host to ``target``, a folder; returns the number of files."""
     path = PurePosixPath(source)
     parent, name = shlex.quote(str(path.parent)), shlex.quote(f"./{path.name}")
-    return _receive(lab, f"cd {parent} && find {name} -print0 | {_PACK} --null --files-from=- --file=-", target)
+    return _receive(
+        lab,
+        f"cd {parent} && stat {name} > /dev/null || exit 2; find {name} -print0 | {_PACK} --null --files-from=- --file=-",
+        target,
+    )
 
 
 def _receive(lab: Lab, line: str, target: Path) -> int:
@@ -101,7 +105,7 @@ def _receive(lab: Lab, line: str, target: Path) -> int:
             done = execute(lab, f"{_SETUP}; {line}", timeout=TIMEOUT, stream=take)
         except OSError as error:
             raise LabError(f"cannot store files of lab {lab.name} in {_ON_DISK}: {error.strerror}", "free space there") from None
-        # tar(1) exits with 1 if a file has changed while it was read.
+        # find(1) and tar(1) exit with 1 if a file has gone or changed meanwhile: some program may still be running.
         if done.status > 1:
             text = b"".join(errors).decode(errors="replace").strip()
             raise LabError(f"cannot copy files from lab {lab.name}: {text}")
