@@ -38,8 +38,8 @@ def test_example_of_the_page_passes(host: LabHost, tmp_path: Path) -> None:
 def test_command_runs_in_a_server_of_its_own(tmp_path: Path, words: tuple[str, ...]) -> None:
     """Its file comes back, its status is that of the program, and it cannot fill more than its own disk."""
     (tmp_path / "in").write_text("hello\n")
-    fill = "fallocate -l $(df --output=avail -B1 / | tail -n 1) /full; dd if=/dev/zero of=/more bs=1M count=64 2> error"
-    command = f"cp in out; command -v jq; touch error; {fill}; rm /full; exit 9"
+    fill = "fallocate -l $(df --output=avail -B1 / | tail -n 1) /full; dd if=/dev/zero of=/more bs=1M count=64 2> /run/error"
+    command = f"cp in out; command -v jq; {fill}; rm /full /more; cp /run/error error; exit 9"
     argv = [
         Path(sys.executable).with_name("nohype"),
         "lab",

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import LabError
 from orchestrator.lab import control
+from orchestrator.lab.lab import keeping_connection
 from orchestrator.lab.paths import LabDir
-from tests.service.test_lab_control import ROOT, assert_nothing_left, name, stand_in, wait_until
+from orchestrator.lab.progress import Timeline
+from orchestrator.lab.server import LabServer
+from tests.service.test_lab_control import ROOT, assert_nothing_left, name, parts, stand_in, wait_until
 
 __all__ = ["name", "stand_in"]
 
@@ -27,7 +31,9 @@ import functools, sys
 from pathlib import Path
 from orchestrator.cli import lab
 from orchestrator.cli.main import main
+from orchestrator.errors import LabError
 from orchestrator.lab import control
+from orchestrator.lab.lab import keeping_connection
 from tests.service.test_lab_control import parts
 name, folder = sys.argv[1], Path(sys.argv[2])
 lab.job_lab = lambda server, timeline: control.attached(name, parts(folder), timeline)
@@ -123,6 +129,29 @@ def test_files_come_back_to_another_folder(name: str, tmp_path: Path, work: Path
     assert status == 0
     assert [path.name for path in (tmp_path / "a" / "b").rglob("*")] == ["fresh"]
     assert sorted(path.name for path in work.iterdir()) == ["changed", "kept", "removed", "sub"]
+
+
+def test_server_of_the_fixture_runs_commands_and_copies_files(
+    name: str, tmp_path: Path, work: Path, stand_in: Callable[[str], None]
+) -> None:
+    remote = tmp_path / "remote"
+    with control.attached(name, parts(tmp_path), Timeline()) as lab, keeping_connection(lab) as connected:
+        server = LabServer(connected)
+        server.copy(work, str(remote / "work"))
+        server.copy(work / "kept", str(remote / "file"))
+        assert server.run("cat", str(remote / "work" / "sub" / "moved"), str(remote / "file")).stdout == "sub/moved\nkept\n"
+        server.fetch(str(remote / "work"), tmp_path / "back")
+        server.fetch(str(remote / "file"), tmp_path / "back")
+        assert (server.run("exit 4", check=False).status, server.run("cat", input=b"x").stdout) == (4, "x")
+        with pytest.raises(LabError, match="'exit 5' in lab .* exited with status 5"):
+            server.run("exit 5")
+        with pytest.raises(LabError, match="neither a file nor a folder"):
+            server.copy(tmp_path / "no", "/root/no")
+        with pytest.raises(LabError, match="No such file"):
+            server.fetch(str(remote / "no"), tmp_path / "back")
+    assert (tmp_path / "back" / "work" / "sub" / "moved").read_text() == "sub/moved\n"
+    assert (tmp_path / "back" / "file").read_text() == "kept\n"
+    assert_nothing_left(name)
 
 
 def test_command_that_hangs_is_stopped(name: str, tmp_path: Path, work: Path, stand_in: Callable[[str], None]) -> None:
