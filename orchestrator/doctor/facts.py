@@ -22,7 +22,7 @@ from orchestrator.values import CpuSet
 
 def _execute(words: Sequence[str]) -> Completed:
     # virsh translates what it prints.
-    return run(words, timeout=10, check=False, env={"LC_ALL": "C"})
+    return run(words, timeout=30, check=False, env={"LC_ALL": "C"})
 
 
 @dataclass
