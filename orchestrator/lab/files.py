@@ -274,8 +274,8 @@ def _find_mode(place: _Place) -> int | None:
 
 def _walk(folder: Path, device: int, skipped: os.stat_result | None, inside: PurePosixPath) -> Iterator[tuple[str, str]]:
     """Path and name within the archive of all entries below a folder."""
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
+    with os.scandir(folder) as listing:
+        entries = sorted(listing, key=lambda entry: entry.name)
     for entry in entries:
         found = entry.stat(follow_symlinks=False)
         if skipped and os.path.samestat(found, skipped):
