@@ -162,8 +162,10 @@ def main() -> NoReturn:
 
 def _open_standard_streams() -> None:
     """Where the caller has closed one, a file or socket opened later would get its number, and a child process its content."""
-    for descriptor in range(3):
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
+        if getattr(sys, name) is None:  # Python's value for a closed one
+            setattr(sys, name, open(descriptor, mode, closefd=False))

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EPERM
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import ssh
-from orchestrator.errors import Conflict, HostError, LabError, LabLost, ShellError
+from orchestrator.errors import Conflict, HostError, LabError, LabLost, OrchestratorError, ShellError
 from orchestrator.host.processes import read_arguments
 from orchestrator.host.root import HostRoot
 from orchestrator.host.run import spawn
@@ -148,11 +148,16 @@ def down(name: str, *, timeout: float = _STOP_TIMEOUT) -> bool:
     return True
 
 
-def remove_dead(pattern: re.Pattern[str]) -> None:
-    """Removes what killed labs have left, of those whose whole name matches. Requires root."""
+def remove_dead(pattern: re.Pattern[str], note: Callable[[str], None]) -> None:
+    """Removes what killed labs have left, of those whose whole name matches. Requires root. Errors are noted."""
     for folder in list_folders():
-        if pattern.fullmatch(folder.name) and not is_locked(folder):
-            down(folder.name)
+        try:
+            if pattern.fullmatch(folder.name) and not is_locked(folder):
+                down(folder.name)
+        except OrchestratorError as error:
+            note(f"cannot remove lab {folder.name}: {error.message}")
+        except OSError as error:
+            note(f"cannot remove lab {folder.name}: {error.filename or folder.path}: {error.strerror}")
 
 
 def _start_keeper(folder: LabDir, lock: int) -> Channel:

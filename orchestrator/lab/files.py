@@ -277,11 +277,11 @@ def _walk(folder: Path, device: int, skipped: os.stat_result | None, inside: Pur
     with os.scandir(folder) as listing:
         entries = sorted(listing, key=lambda entry: entry.name)
     for entry in entries:
-        found = entry.stat(follow_symlinks=False)
-        if skipped and os.path.samestat(found, skipped):
+        status = entry.stat(follow_symlinks=False)
+        if skipped and os.path.samestat(status, skipped):
             continue
         yield entry.path, str(inside / entry.name)
-        if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
+        if stat.S_ISDIR(status.st_mode) and status.st_dev == device:
             yield from _walk(Path(entry.path), device, skipped, inside / entry.name)
 
 

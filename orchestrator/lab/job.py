@@ -52,7 +52,8 @@ def job_lab(server: Server, timeline: Timeline) -> Iterator[Lab]:
     """A lab with a new name. It ends with this process; also removes what killed jobs have left."""
     packages = check_package_names(server.packages)
     control.check_name_available(name := f"run-{secrets.token_hex(4)}")
-    control.remove_dead(_NAME)
+    control.remove_dead(_NAME, timeline.note)
+    timeline.note(f"the lab of this job: {name}")
     with attached_lab(name, server.spec, server.accel, timeline, packages=packages) as lab:
         yield lab
 

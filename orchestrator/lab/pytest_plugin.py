@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("nohype", "emulated server of NoHype (fixture nohype_lab)")
     group.addoption("--nohype-lab", metavar="NAME", help="use the lab NAME, which is up (`nohype lab up NAME`), and leave it up")
-    parser.addini("nohype_lab_spec", "hardware of the server: the name of a shipped spec, or a TOML file", default="")
+    parser.addini("nohype_lab_spec", "hardware of the server: name of a shipped spec, or TOML file beside this one", default="")
     parser.addini("nohype_lab_packages", "additional Debian packages on the server", type="args")
     parser.addini("nohype_lab_accel", "auto, tcg or kvm", default="auto")
 
@@ -27,18 +27,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def nohype_lab(request: pytest.FixtureRequest) -> Iterator[LabServer]:
     """An emulated server with IOMMU, SR-IOV NIC and nested virtualization, which all tests of the session share."""
+    with ExitStack() as stack:
+        server = _enter(stack, request.config)
+        if isinstance(server, str):  # not within `except`, whose error pytest would print as well, with its traceback
+            pytest.fail(f"nohype_lab: {server}", pytrace=False)
+        yield server
+
+
+def _enter(stack: ExitStack, config: pytest.Config) -> LabServer | str:
+    """The server, or why there is none."""
     try:
         from orchestrator.errors import OrchestratorError
         from orchestrator.lab.lab import keeping_connection
         from orchestrator.lab.server import LabServer
     except ModuleNotFoundError as error:
-        pytest.fail(f"nohype_lab needs the Python package {error.name}: pip install 'nohype-orchestrator[lab]'", pytrace=False)
-    with ExitStack() as stack:
-        try:
-            lab = stack.enter_context(keeping_connection(stack.enter_context(_open(request.config))))
-        except (OrchestratorError, ValueError) as error:
-            pytest.fail(f"nohype_lab: {error}", pytrace=False)
-        yield LabServer(lab)
+        return f"the Python package {error.name} is not installed: pip install 'nohype-orchestrator[lab]'"
+    try:
+        return LabServer(stack.enter_context(keeping_connection(stack.enter_context(_open(config)))))
+    except (OrchestratorError, ValueError) as error:
+        return str(error)
 
 
 @contextmanager
@@ -52,7 +59,8 @@ def _open(config: pytest.Config) -> Iterator[Any]:
     if name := config.getoption("--nohype-lab"):
         yield find_lab(name)
         return
-    spec = load_spec(config.getini("nohype_lab_spec") or DEFAULT_SPEC)
+    folder = config.inipath.parent if config.inipath else config.rootpath
+    spec = load_spec(config.getini("nohype_lab_spec") or DEFAULT_SPEC, folder)
     server = Server(spec, AccelChoice(config.getini("nohype_lab_accel")), tuple(config.getini("nohype_lab_packages")))
     capture = config.pluginmanager.getplugin("capturemanager")
     uncaptured: Callable[[], AbstractContextManager[None]] = capture.global_and_fixture_disabled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,8 +55,12 @@ class LabServer:
             return
         if not path.is_file():
             raise LabError(f"{path} is neither a file nor a folder", "give a file or a folder that exists")
-        with self.lab.shell() as shell:
-            shell.put(path, target, mode=path.stat().st_mode & 0o777)
+        part = shlex.quote(f"{target}.new")
+        line = f"cat > {part} && chmod {path.stat().st_mode & 0o777:o} {part} && mv -T {part} {shlex.quote(target)}"
+        with path.open("rb") as file:
+            done = execute(self.lab, line, timeout=_TIMEOUT, input=file)
+        if done.status:
+            raise LabError(f"cannot write {target} in lab {self.name}: {done.stderr.strip()[-500:]}")
 
     def fetch(self, source: str, target: str | Path) -> None:
         """Copies a file or a folder of the lab host into a folder of this machine."""

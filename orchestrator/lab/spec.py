@@ -111,10 +111,10 @@ class LabImage:
     cmdline: str  # words of the host role for the kernel command line of any NoHype host
 
 
-def load_spec(spec: str) -> LabSpec:
-    """Reads a shipped spec by name, or a file: a text with a slash or with the ending .toml is a path."""
+def load_spec(spec: str, folder: Path = Path()) -> LabSpec:
+    """Reads a shipped spec by name, or a file: a text with a slash or with the ending .toml is a path, relative to ``folder``."""
     is_file = "/" in spec or spec.endswith(".toml")
-    path = Path(spec) if is_file else SHIPPED / f"{spec}.toml"
+    path = folder / spec if is_file else SHIPPED / f"{spec}.toml"
     try:
         text = path.read_text()
     except FileNotFoundError:

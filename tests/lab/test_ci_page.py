@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.lab.paths import LabDir
 from tests.lab.conftest import LabHost
 
 ROOT = Path(__file__).parents[2]
@@ -56,4 +57,6 @@ def test_command_runs_in_a_server_of_its_own(tmp_path: Path, words: tuple[str, .
     assert (done.returncode, done.stdout) == (9, "/usr/bin/jq\n" if "jq" in words else ""), done.stderr
     assert (tmp_path / "out").read_text() == "hello\n"
     assert "No space left on device" in (tmp_path / "error").read_text()
-    assert not [path.name for path in Path("/run/nohype-lab").iterdir() if path.name.startswith("run-")]
+    (name,) = re.findall(r"the lab of this job: (run-[0-9a-f]{8})$", done.stderr, re.MULTILINE)
+    assert not LabDir(name).path.exists()
+    assert not LabDir(name).lock.exists()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import LabError
+from orchestrator.errors import LabError, LabLost
+from orchestrator.lab import control
+from orchestrator.lab.lab import keeping_connection
+from orchestrator.lab.paths import LabDir
 from orchestrator.lab.server import LabServer
 from tests.service.test_lab_control import name, stand_in, start
 from tests.service.test_lab_job import run
@@ -102,3 +107,41 @@ def test_fetch_refuses_what_is_no_file(name: str, tmp_path: Path, stand_in: Stan
             server.fetch(str(source / path), target)
     server.fetch(str(source / "folder"), target)
     assert [path.name for path in (target / "folder").iterdir()] == ["file"]
+
+
+def test_file_that_cannot_be_written_is_named(name: str, tmp_path: Path, stand_in: StandIn) -> None:
+    server = LabServer(start(name, tmp_path))
+    source = tmp_path / "source"
+    source.write_text("x")
+    source.chmod(0o640)
+    server.copy(source, str(tmp_path / "a b"))
+    assert ((tmp_path / "a b").read_text(), (tmp_path / "a b").stat().st_mode & 0o777) == ("x", 0o640)
+    (tmp_path / "folder").mkdir()
+    for target, reason in [("none/file", "No such file"), ("folder", "cannot overwrite directory")]:
+        with pytest.raises(LabError, match=f"cannot write {tmp_path / target} in lab {name}: .*{reason}") as failed:
+            server.copy(source, str(tmp_path / target))
+        assert not isinstance(failed.value, LabLost)
+
+
+def test_lab_that_is_lost_during_a_copy_is_lost(name: str, tmp_path: Path, stand_in: StandIn) -> None:
+    """Also with a connection that is kept, which a copy uses first."""
+    (tmp_path / "source").write_text("x")
+    with keeping_connection(start(name, tmp_path)) as lab:
+        server = LabServer(lab)
+        server.run("true")
+        os.kill(lab.state.qemu, signal.SIGKILL)
+        with pytest.raises(LabLost):
+            server.copy(tmp_path / "source", str(tmp_path / "target"))
+
+
+def test_dead_lab_that_cannot_be_removed_does_not_stop_a_job(tmp_path: Path, stand_in: StandIn) -> None:
+    first, second = (LabDir(f"run-{os.getpid():07x}{end}") for end in "ab")
+    first.lock.mkdir(parents=True)
+    second.path.mkdir()
+    notes: list[str] = []
+    try:
+        control.remove_dead(re.compile(f"{first.name}|{second.name}"), notes.append)
+        assert not second.path.exists()
+    finally:
+        first.lock.rmdir()
+    assert [first.name in note for note in notes] == [True], notes

@@ -59,3 +59,24 @@ def test_server_that_cannot_start_is_one_message(project: Path, settings: str, w
     assert f"nohype_lab: {message}" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "pytest_plugin.py" not in done.stdout
+    assert "exception occurred" not in done.stdout
+
+
+def test_missing_package_is_one_message(project: Path) -> None:
+    (project / "conftest.py").write_text("import sys\nsys.modules['paramiko'] = None\n")
+    done = run_pytest(project)
+    assert done.returncode == 1
+    assert "nohype_lab: the Python package paramiko is not installed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "exception occurred" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["server.toml", "./server.toml"])
+def test_file_of_the_hardware_is_beside_the_configuration(project: Path, name: str) -> None:
+    """pytest runs in a folder below it."""
+    (project / "pytest.ini").write_text(f"[pytest]\nnohype_lab_spec = {name}\n")
+    (project / "server.toml").write_text("nonsense = 1\n")
+    (project / "below").mkdir()
+    (project / "test_it.py").rename(project / "below" / "test_it.py")
+    done = run_pytest(project / "below")
+    assert f"nohype_lab: invalid lab spec {project}/server.toml" in done.stdout
