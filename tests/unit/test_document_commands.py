@@ -83,7 +83,7 @@ def test_commands_are_found() -> None:
     assert len([words for path in DOCUMENTS for words in read_commands(path.read_text())]) > 100
 
 
-@pytest.mark.parametrize("line", ["guest craete web", "guest create web --memroy 1G", "guest show", "guest show web db"])
+@pytest.mark.parametrize("line", ["guest creat web", "guest create web --memroy 1G", "guest show", "guest show web db"])
 def test_command_that_cannot_be_typed_is_found(line: str) -> None:
     with pytest.raises(click.UsageError):
         check(line.split())
