@@ -18,6 +18,7 @@ EXIT_STATUS = (
     ("2", "a usage error: nothing was requested"),
     ("3", "the lab was lost"),
     ("4 to 8", "evidence and `nohype doctor`: see the command"),
+    ("124, 125, 129 to 143", "`nohype lab run`: see the command"),
     ("130", "interrupted"),
 )
 

@@ -130,9 +130,7 @@ def nohype(ctx: click.Context, /, **settings: object) -> None:
 
 
 def main() -> NoReturn:
-    """Runs the command. Exit status: 0 success, 1 error or failed proof, 2 usage error, 3 lab lost, 4 to 8 evidence (see its
-    command), 130 interrupted.
-    """
+    """Runs the command. docs/cli.md lists the exit statuses."""
     _open_standard_streams()
     try:
         try:
