@@ -37,12 +37,12 @@ UP = """
 import sys
 from pathlib import Path
 from orchestrator.lab.accel import Accel
-from orchestrator.lab.control import up
+from orchestrator.lab.control import LabParts, up
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.spec import LabImage, load_spec
 name, spec, tools, kernel, initrd, root = sys.argv[1:]
 image = LabImage(Path(kernel), Path(initrd), Path(root), "")
-up(name, load_spec(spec), image, Path(tools), Accel(kvm=False, reason="test"), Timeline())
+up(name, LabParts(load_spec(spec), image, Path(tools), Accel(kvm=False, reason="test")), Timeline())
 """
 
 
