@@ -6,8 +6,7 @@ import json
 import os
 from typing import Any
 from uuid import UUID
-
-from lxml import etree
+from xml.etree import ElementTree
 
 from orchestrator.hypervisor.connection import RunningGuest, Vcpu
 from orchestrator.hypervisor.guests import parse_pinning
@@ -31,7 +30,7 @@ class FakeDomains:
         Args:
             threads: where its QEMU's threads may run, as the kernel tells; None for a domain that is shut off.
         """
-        tree: Any = etree.fromstring(xml.encode())
+        tree: Any = ElementTree.fromstring(xml)
         name, uuid, pid = tree.findtext("name"), tree.findtext("uuid"), None
         if threads is not None:
             pid = next(pid for pid in range(_LAST_PID, 0, -1) if not self._host.exists(f"proc/{pid}"))
@@ -48,7 +47,7 @@ class FakeDomains:
         return found
 
     def _live(self, domain: Unmanaged) -> RunningGuest:
-        tree: Any = etree.fromstring(json.loads((self._host.path / _DOMAINS / domain.name).read_text())["xml"].encode())
+        tree: Any = ElementTree.fromstring(json.loads((self._host.path / _DOMAINS / domain.name).read_text())["xml"])
         cpus = CpuSet.parse(self._host.text("sys/devices/system/cpu/possible"))
         pinning = parse_pinning(tree, range(int(tree.findtext("vcpu"))), lambda: len(cpus))
         pid = domain.pid or 0
