@@ -101,7 +101,13 @@ EVERYTHING: dict[str, Any] = {
         "bolt": None,
     },
     "nohype_tokens": {"ci": {"hash": HASH, "role": "tenant", "tenant": "acme"}, "look": {"hash": OTHER_HASH, "role": "viewer"}},
-    "nohype_api": {"listen": "[::]:8443", "certificate": "/srv/c.pem", "key": "/srv/k.pem", "client_ca": "/srv/ca.pem"},
+    "nohype_api": {
+        "listen": "[::]:8443",
+        "certificate": "/srv/c.pem",
+        "key": "/srv/k.pem",
+        "client_ca": "/srv/ca.pem",
+        "page": True,
+    },
     "nohype_boot": {"servers": ["https://boot.example/"], "max_size": "64M", "timeout": 30},
     "nohype_limits": {"rate": 5, "burst": 6, "concurrent": 7, "body": "8K", "nesting": 9},
 }

@@ -147,7 +147,7 @@ def test_server_of_the_fixture_runs_commands_and_copies_files(
             server.run("exit 5")
         with pytest.raises(LabError, match="neither a file nor a folder"):
             server.copy(tmp_path / "no", "/root/no")
-        with pytest.raises(LabError, match="No such file"):
+        with pytest.raises(LabError, match="neither a file, a folder nor a symbolic link"):
             server.fetch(str(remote / "no"), tmp_path / "back")
     assert (tmp_path / "back" / "work" / "sub" / "moved").read_text() == "sub/moved\n"
     assert (tmp_path / "back" / "file").read_text() == "kept\n"
