@@ -271,7 +271,7 @@ class Client(NetworkCalls, RecordCalls, SwitchCalls):
             connection.connect()
             connected = True
             fields = {**headers, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
-            connection.request(method, target, None if body is None else body.decode("utf-8", "replace"), fields)
+            connection.request(method, target, body, fields)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()

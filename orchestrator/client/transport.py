@@ -37,7 +37,7 @@ class _WholeRequests(http.client.HTTPConnection):
 
     _parts: list[bytes] | None = None
 
-    def request(self, method: str, url: str, body: str | None, headers: Mapping[str, str]) -> None:  # type: ignore[override]
+    def request(self, method: str, url: str, body: str | bytes | None, headers: Mapping[str, str]) -> None:  # type: ignore[override]
         parts: list[bytes] = []
         self._parts = parts
         try:

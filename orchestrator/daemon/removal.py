@@ -17,7 +17,8 @@ def check_removal(config: Path) -> str:
     if not guests:
         return ""
     listed = ", ".join(f"{name} ({state})" for name, state in guests)
-    return f"the manager is needed by guests: {listed}\n  hint: stop or delete them first: `nohype guest stop NAME`"
+    hint = "run `nohype guest delete NAME`, or `stop` for a guest without disks, or `nohype quarantine clear NAME`"
+    return f"the manager is needed by guests: {listed}\n  hint: {hint}"
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ class AuditMemory:
         shown = tuple(
             LastProof(
                 proof.name, proof.subject, proof.verdict, proof.figure, proof.unit, next(iter(proof.evidence), ""),
-                proof.subject in now and last.versions.get(proof.subject) != now[proof.subject],
+                last.versions.get(proof.subject) != now[proof.subject] if proof.subject in now else last.versions != now,
             )
             for proof in last.proofs
             if proof.subject in now or proof.subject not in last.versions

@@ -10,7 +10,7 @@ from orchestrator.model.state import GuestState
 
 
 def read_unfinished(path: Path) -> list[tuple[str, str]]:
-    """Name and state of each guest that is not stopped and verified clean; empty without a ledger.
+    """Name and state of each guest that is not stopped, or keeps changes of the host, such as a disk; empty without a ledger.
 
     Raises LedgerError if the file cannot be read.
     """
@@ -19,7 +19,8 @@ def read_unfinished(path: Path) -> list[tuple[str, str]]:
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            return list(db.execute("SELECT name, state FROM guest WHERE state != ? ORDER BY name", (GuestState.STOPPED,)))
+            query = "SELECT name, state FROM guest WHERE state != ? OR name IN (SELECT owner FROM undo) ORDER BY name"
+            return list(db.execute(query, (GuestState.STOPPED,)))
         finally:
             db.close()
     except sqlite3.Error as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def test_stopped_guest_does_not_need_the_manager(tmp_path: Path) -> None:
     create(manager)
     manager.stop(OPERATOR, "web", 0)
     assert check_removal(write_config(tmp_path)) == ""
+
+
+def test_stopped_guest_with_changes_of_the_host_needs_the_manager(tmp_path: Path) -> None:
+    """As of a disk, which only the manager wipes."""
+    world = World(tmp_path)
+    manager = open_manager(world)
+    create(manager)
+    manager.stop(OPERATOR, "web", 0)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute("INSERT INTO undo (owner, action, arguments) VALUES ('web', 'reserve-disk', '{}')")
+    assert "guests: web (stopped)\n" in check_removal(write_config(tmp_path))
 
 
 def test_ledger_is_not_changed_and_not_created(tmp_path: Path) -> None:

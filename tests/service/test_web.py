@@ -98,6 +98,11 @@ def test_requests_reach_the_manager_as_they_are(web: WebServer, served: Served, 
     body = json.dumps({"name": "x", "image": "none", "memory": "64M"})
     refused = ask(web, "POST", "/v1/plans", body, Authorization=secret, Content_Type="application/json")
     assert (refused.status, json.loads(refused.content)["code"]) == (404, "not-found")
+    for word in ("é", "Ł"):
+        text = json.dumps({"name": "x", "image": word, "memory": "64M"}, ensure_ascii=False).encode()
+        refused = ask(web, "POST", "/v1/plans", text, Authorization=secret, Content_Type="application/json")
+        assert (refused.status, json.loads(refused.content)["code"]) == (400, "bad-request")
+        assert "image" in json.loads(refused.content)["detail"], "the manager has read it as UTF-8"
 
 
 def test_stream_passes_at_once_and_ends_with_the_browser(web: WebServer, served: Served, secret: str) -> None:

@@ -199,6 +199,17 @@ def test_thousand_cores_are_drawn_and_refreshed(browser: Browser, tmp_path: Path
         assert browser.run(f"return window.kept === {cell}")
 
 
+def test_page_without_a_manager_says_how_old_it_is_and_is_not_green(browser: Browser, served: Served) -> None:
+    colour = "getComputedStyle(document.querySelector('#guests .pass')).color"
+    with run_server(served.client) as web:
+        browser.open(web.address)
+        browser.until("document.querySelectorAll('#guests .pass').length")
+        fresh = browser.run(f"return {colour}")
+    browser.until("!document.getElementById('stale').hidden")
+    assert "the manager has not responded since" in browser.run("return document.getElementById('stale').textContent")
+    assert browser.run(f"return {colour}") != fresh
+
+
 def test_address_that_was_opened_shows_why_nothing_comes(browser: Browser, served: Served) -> None:
     with run_server(served.client) as web:
         web.session.open(web.session.word)

@@ -34,8 +34,8 @@ export async function request(method, path, { body, headers = {}, signal } = {})
   return response;
 }
 
-export async function get(path) {
-  return (await request("GET", path)).json();
+export async function get(path, seconds = 15) {
+  return (await request("GET", path, { signal: AbortSignal.timeout(seconds * 1000) })).json();
 }
 
 async function readProblem(response) {

@@ -2,10 +2,11 @@
 
 import { get, openSession, request, setToken, stream } from "./api.js";
 import { closeConsole, openConsole, typeConsole } from "./console.js";
-import { describeProofs, drawAttention, drawCores, drawDevices, drawProofs, drawSummary, element, find, formatSize, LETTERS, measureRates, row } from "./host.js";
+import { describeProofs, drawAttention, drawCores, drawDevices, drawProofs, drawSummary, element, find, formatAge, formatSize, LETTERS, measureRates, row } from "./host.js";
 
 const INTERVAL = 2000; // ms between two readings
 const MOST_EVENTS = 200;
+const FRESH = 10; // s: what is older is not shown in green
 const ACTIONS = {
   running: ["stop", "force off", "console"],
   stopped: ["start"],
@@ -14,6 +15,7 @@ const ACTIONS = {
 const WORDS = { stop: "stop", start: "start", "force off": "kill" };
 
 let before = null;
+let shownAt = null;
 let isTenant = false;
 const busy = new Set(); // guests of which a change is in progress
 
@@ -86,7 +88,7 @@ async function refresh() {
     const guests = await get("/v1/guests");
     drawGuests({ guests, audit: null }, new Map());
     find("summary").textContent = `${guests.length} guests of your tenant`;
-    return;
+    return drawAge(performance.now());
   }
   let host;
   try {
@@ -104,6 +106,16 @@ async function refresh() {
   drawDevices(host);
   drawProofs(host);
   if (before?.clock !== host.clock) before = host;
+  drawAge(performance.now());
+}
+
+// The manager may not respond: then what is shown says how old it is.
+function drawAge(now) {
+  shownAt = now ?? shownAt;
+  const age = shownAt === null ? 0 : (performance.now() - shownAt) / 1000;
+  document.body.classList.toggle("stale", age > FRESH);
+  find("stale").hidden = age <= FRESH;
+  find("stale").textContent = `read ${formatAge(age)} ago: the manager has not responded since`;
 }
 
 async function refreshForever() {
@@ -131,13 +143,14 @@ function drawEvent(event) {
 }
 
 async function followEvents() {
-  let last = 0;
-  for (const event of await get("/v1/events?limit=50")) {
-    last = event.id;
-    drawEvent(event);
-  }
+  let last = null;
   for (;;) {
     try {
+      for (const event of last === null ? await get("/v1/events?limit=50") : []) {
+        last = event.id;
+        drawEvent(event);
+      }
+      last ??= 0;
       for await (const event of stream("/v1/events/stream", { "Last-Event-ID": String(last) })) {
         last = event.id;
         drawEvent(event);
@@ -154,7 +167,7 @@ function listen() {
     target.disabled = true;
     try {
       report(null);
-      await get("/v1/audit");
+      await get("/v1/audit", 600);
       await refresh();
     } catch (error) {
       report(error);
@@ -210,6 +223,7 @@ async function show() {
 }
 
 listen();
+setInterval(drawAge, 1000, null);
 try {
   if ((await openSession()) || location.protocol === "https:") {
     await show();
