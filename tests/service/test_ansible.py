@@ -643,3 +643,37 @@ def test_openvswitch_role_makes_a_switch_that_the_driver_accepts(tmp_path: Path)
     assert state.fail_mode == "secure"
     assert {port.name: port.hairpin for port in state.ports} == {"p1": True, "p2": False}
     assert state.other_flows == 0
+
+
+@pytest.mark.parametrize(
+    ("virsh", "packages", "said"),
+    [
+        ("exit 0", ["libvirt-daemon"], ""),
+        ("", ["libvirt-daemon"], ""),
+        ("case $* in *--all*) echo stopped;; esac", [], ""),
+        ("case $* in *--all*) echo stopped;; esac", ["libvirt-daemon"], "guests of other users: stopped"),
+        ("echo theirs", [], "Guests run: theirs. undo.yml reboots the server"),
+        ("echo failed to connect >&2; exit 1", [], "libvirt does not tell its guests (failed to connect)"),
+        ("echo virsh: libvirt.so.0: No such file or directory >&2; exit 127", [], "libvirt does not tell its guests"),
+        ("exit 124", [], "no answer within 60 s"),
+    ],
+    ids=["none", "no libvirt", "stopped", "stopped, ours", "running", "no daemon", "no library", "hangs"],
+)
+def test_undo_refuses_while_guests_of_others_run(tmp_path: Path, virsh: str, packages: list[str], said: str) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("timeout", "sh", "env"):
+        (programs / name).symlink_to(f"/usr/bin/{name}")
+    if virsh:
+        (programs / "virsh").write_text(f"#!/bin/sh\n{virsh}\n")
+        (programs / "virsh").chmod(0o755)
+    tasks = yaml.safe_load((ROLE / "tasks/undo_check.yml").read_text())
+    names = [task["name"] for task in tasks]
+    asked = tasks[names.index("List the guests of other users of libvirt") : names.index("Find the boot loader")]
+    for task in asked:
+        if "ansible.builtin.command" in task:  # only these programs, also where this machine has libvirt
+            task["environment"] = {**task.get("environment", {}), "PATH": str(programs)}
+    variables = {"nohype_earlier": {"record": {"packages": packages}}}
+    done = play(tmp_path, asked, variables, check=False)
+    assert bool(done.status) == bool(said), done.stdout
+    assert said in " ".join(done.stdout.split())

@@ -440,3 +440,29 @@ def test_huge_pages_must_leave_memory(pages: list[int], size: str, wrong: list[s
     meminfo = "".join(f"/sys/node{node}/meminfo:Node {node} MemTotal:      1000000 kB\n" for node in (0, 1))
     found = CHECKS.find_too_large(pages, size, meminfo)
     assert [line.split(":")[0] for line in found] == wrong
+
+
+OWNERS = yaml.safe_load((ROLE / "vars/main.yml").read_text())["nohype_account_packages"]
+
+
+@pytest.mark.parametrize(
+    ("others", "installed", "removed"),
+    [
+        (
+            [],
+            ["installed dnsmasq-base", "installed libvirt-daemon-system", "installed libvirt-dev"],
+            ["dnsmasq", "libvirt", "nohype", "tss"],
+        ),
+        ([], ["installed dnsmasq", "installed libvirt-daemon-system"], ["libvirt", "nohype", "tss"]),
+        ([], ["config-files swtpm", "not-installed dnsmasq"], ["dnsmasq", "libvirt", "nohype"]),
+        (["virtinst"], ["installed dnsmasq-base", "installed libvirt-daemon-system", "installed tpm-udev"], ["nohype"]),
+    ],
+    ids=["all packages go", "one was installed later", "settings of one are left", "another package needs them"],
+)
+def test_accounts_of_packages_that_stay_remain(others: list[str], installed: list[str], removed: list[str]) -> None:
+    staying = CHECKS.find_staying(["", *installed], ["dnsmasq-base", "libvirt-daemon-system:amd64", "tpm-udev"], others)
+    assert CHECKS.find_removable(["dnsmasq", "libvirt", "nohype", "tss"], OWNERS, staying) == removed
+
+
+def test_each_account_of_a_package_has_one() -> None:
+    assert {*OWNERS, "nohype"} == {*yaml.safe_load((ROLE / "vars/main.yml").read_text())["nohype_accounts"]}

@@ -74,6 +74,20 @@ def find_too_large(pages: Sequence[int | str], size: str, meminfo: str) -> list[
     ]
 
 
+def find_staying(lines: Sequence[str], recorded: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Packages that undo.yml leaves; all of them if ``others`` need some. ``lines``: dpkg's or rpm's `STATUS NAME`."""
+    removed = set() if others else {name.split(":")[0] for name in recorded}
+    present = {name for status, name in (line.split(" ", 1) for line in lines if " " in line) if status != "not-installed"}
+    return sorted(present - removed)
+
+
+def find_removable(accounts: Sequence[str], owners: Mapping[str, str], staying: Sequence[str]) -> list[str]:
+    """Accounts that no staying package needs. ``owners``: regular expressions of the packages' names, by account."""
+    return [
+        account for account in accounts if account not in owners or not any(re.match(owners[account], name) for name in staying)
+    ]
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
@@ -81,4 +95,6 @@ class FilterModule:
             "nohype_failed": find_failed,
             "nohype_unmeasured": find_unmeasured,
             "nohype_too_large": find_too_large,
+            "nohype_staying": find_staying,
+            "nohype_removable": find_removable,
         }
