@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
 import re
+import subprocess
 from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
@@ -101,7 +103,7 @@ class Server:
         self.open().seal(dry=False)
 
     def undo(self) -> tuple[list[str], list[str]]:
-        done, left = self.open().undo(dry=False)
+        done, left, _used = self.open().undo(dry=False)
         return done, left
 
     def look(self) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def test_nothing_is_written_in_check_mode(server: Server) -> None:
     change(server)
     server.seal()
     now = server.look()
-    done, _ = server.open().undo(dry=True)
+    done, *_ = server.open().undo(dry=True)
     assert len(done) == len(EVERY)
     assert server.look() == now
 
@@ -194,6 +196,11 @@ def test_a_folder_with_files_of_others_is_left_and_named(server: Server) -> None
     server.write("new.d/other.conf", "of the operator\n")
     _, left = server.undo()
     assert left == ["/etc/new.d is not empty: it holds other.conf"]
+    for _ in range(2):  # with the packages removed, and in each further undo
+        assert server.open().undo(dry=False) == ([], [], left)
+    assert (server.root / "etc/new.d/other.conf").exists()
+    (server.root / "etc/new.d/other.conf").unlink()
+    assert server.undo() == (["/etc/new.d"], [])
 
 
 def test_a_change_between_two_runs_is_not_lost(server: Server) -> None:
@@ -254,14 +261,54 @@ def test_a_record_of_another_version_is_refused(server: Server) -> None:
         server.open()
 
 
-def test_a_mount_in_a_tree_stops_its_removal(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["", "images", "my images"])
+def test_a_mount_in_a_tree_stops_its_removal(server: Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A bind mount has the device number of the file system around it."""
     folder = server.root / "opt/nohype"
     server.record(trees=["/opt/nohype"])
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(folder))
+    (folder / name).mkdir(parents=True)
+    (folder / name / "disk.img").write_text("of others")
+    table = server.root.parent / "mountinfo"
+    table.write_text(f"36 28 8:1 /home/x {str(folder / name).replace(' ', chr(92) + '040')} rw - ext4 /dev/sda1 rw\n")
+    monkeypatch.setattr(RECORD, "MOUNTS", table)
     _, left = server.undo()
-    assert "holds a mount" in left[0]
-    assert folder.exists()
+    assert f"holds a mount ({folder / name})" in left[0]
+    assert (folder / name / "disk.img").exists()
+    table.write_text(f"36 28 8:1 / {folder}-other rw - ext4 /dev/sda1 rw\n")
+    assert server.undo() == (["/opt/nohype"], [])
+
+
+def test_a_tree_that_is_a_link_now_is_left_and_the_rest_restored(server: Server) -> None:
+    server.record("new.conf", trees=["/opt/a", "/opt/b"])
+    server.write("new.conf", "ours\n")
+    server.seal()
+    (server.root / "opt/b").mkdir(parents=True)
+    (server.root / "disk").mkdir()
+    (server.root / "opt/a").symlink_to(server.root / "disk")
+    done, left = server.undo()
+    assert done == ["/etc/new.conf", "/opt/b"]
+    assert f"is a link now, to {server.root}/disk" in left[0]
+    assert (server.root / "disk").exists()
+
+
+def test_the_listing_reads_no_large_files_and_no_data_of_others(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("opt/large.img", "srv/data"):
+        (server.root / name).parent.mkdir(exist_ok=True)
+        with (server.root / name).open("wb") as file:
+            file.truncate((16 << 20) + 1)
+    read, read_entry = [], RECORD.read_entry
+
+    def vanish(path: Path) -> dict[str, Any]:
+        read.append(path.name)
+        if path.name == "own.conf":
+            raise FileNotFoundError(path)
+        return dict(read_entry(path))
+
+    monkeypatch.setattr(RECORD, "read_entry", vanish)
+    files = RECORD.list_server(server.root)["files"]
+    assert not {"large.img", "data"}.intersection(read)
+    assert "of 16777217 bytes" in files["opt/large.img"]
+    assert not {"srv/data", "etc/own.conf"}.intersection(files), "another one, and one that was removed meanwhile"
 
 
 VENDOR = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -346,6 +393,9 @@ class Module:
         self.commands.append(" ".join(argv))
         return 0, "", ""
 
+    def fail_json(self, msg: str) -> None:
+        raise RuntimeError(msg)
+
 
 def test_entries_of_systemd_boot_get_the_words_and_lose_them_again(tmp_path: Path) -> None:
     """The server has no /etc/kernel/cmdline, so kernel-install would take the words of the running kernel."""
@@ -368,6 +418,143 @@ def test_entries_of_systemd_boot_get_the_words_and_lose_them_again(tmp_path: Pat
     assert module.commands == ["kernel-install add 6.12 /usr/lib/modules/6.12/vmlinuz"]
     file.unlink()
     assert BOOT.Loader(module, loader).update() == []
+
+
+WORDS = "isolcpus=2-3 quiet"
+
+
+class Entries:
+    """A server with systemd-boot, with or without /etc/kernel/cmdline, and its record."""
+
+    def __init__(self, server: Server, text: str | None) -> None:
+        self.server, self.file = server, server.root / "etc/kernel/cmdline"
+        root = make_root(server.root, *ENTRIES, "proc/cmdline", "usr/lib/modules/6.12/vmlinuz")
+        (root / "proc/cmdline").write_text("initrd=\\x root=UUID=1 ro\n")
+        self.file.parent.mkdir()
+        if text is not None:
+            self.file.write_text(text)
+        self.loader = BOOT.find_loader(root)
+
+    def give(self, words: str = WORDS) -> None:
+        self.server.record("kernel/cmdline", trees=["/etc/nohype"])
+        BOOT.Loader(Module(self.server.root, words), self.loader).add()
+        self.server.seal()
+
+    def undo(self) -> list[str]:
+        BOOT.Loader(Module(self.server.root, WORDS), self.loader).remove()
+        return self.server.undo()[1]
+
+
+@pytest.mark.parametrize("text", [None, "root=UUID=1 ro", "root=UUID=1  ro\n", "root=UUID=1 ro quiet\n"])
+def test_undo_restores_the_command_line_of_entries(server: Server, text: str | None) -> None:
+    entries = Entries(server, text)
+    for words in (WORDS, WORDS, "isolcpus=4-7 quiet"):
+        entries.give(words)
+    assert entries.undo() == []
+    assert (entries.file.read_text() if entries.file.exists() else None) == text
+
+
+@pytest.mark.parametrize("text", [None, "root=UUID=1 ro\n"])
+@pytest.mark.parametrize("again", [True, False])
+def test_an_edit_of_the_command_line_of_entries_is_kept(server: Server, text: str | None, again: bool) -> None:  # noqa: FBT001
+    entries = Entries(server, text)
+    entries.give()
+    entries.file.write_text(f"root=UUID=2 {WORDS} console=ttyS0\n")
+    if again:
+        entries.give("isolcpus=4-7")
+        assert entries.file.read_text() == "root=UUID=2 console=ttyS0 isolcpus=4-7\n"
+        entries.give(WORDS)
+    for _ in range(2):
+        assert "/etc/kernel/cmdline was changed since" in entries.undo()[0]
+        assert entries.file.read_text() == "root=UUID=2 console=ttyS0\n"
+
+
+def test_an_empty_command_line_of_entries_gets_the_servers_words_again(server: Server) -> None:
+    entries = Entries(server, None)
+    entries.give()
+    entries.file.write_text("")
+    entries.give()
+    assert entries.file.read_text() == f"root=UUID=1 ro {WORDS}\n"
+
+
+def test_a_crash_leaves_the_earlier_command_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = Entries(server, "root=UUID=1 ro\n")
+    monkeypatch.setattr(os, "fsync", lambda _file: (_ for _ in ()).throw(OSError("crash")))
+    with pytest.raises(OSError, match="crash"):
+        BOOT.Loader(Module(server.root, WORDS), entries.loader).write("etc/kernel/cmdline", "root=UUID=1 ro isolcpus=2-3\n")
+    assert entries.file.read_text() == "root=UUID=1 ro\n"
+
+
+def test_a_base_of_an_earlier_version_is_used_unless_the_command_line_was_changed(server: Server) -> None:
+    entries = Entries(server, "root=UUID=1 ro isolcpus=2-3 quiet\n")
+    base = server.root / "etc/nohype/kernel.cmdline.base"
+    base.parent.mkdir()
+    base.write_text("root=UUID=1 ro\n")
+    entries.give()
+    assert entries.file.read_text() == f"root=UUID=1 ro {WORDS}\n"
+    base.write_text("root=UUID=1 ro\n")
+    entries.file.write_text(f"root=UUID=2 ro {WORDS}\n")
+    with pytest.raises(RuntimeError, match="does not tell the words of that run"):
+        entries.give()
+    assert entries.file.read_text() == f"root=UUID=2 ro {WORDS}\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_grubs_drop_in_does_not_need_its_file(tmp_path: Path, there: bool) -> None:  # noqa: FBT001
+    """grub-mkconfig reads it with `set -e`."""
+    words, drop_in = tmp_path / "words", tmp_path / "nohype.cfg"
+    if there:
+        words.write_text(WORDS)
+    drop_in.write_text(BOOT.build_grub(str(words)))
+    script = f'set -e; GRUB_CMDLINE_LINUX=ro; . {drop_in}; echo "$GRUB_CMDLINE_LINUX"'
+    ended = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == (f"ro {WORDS}" if there else "ro")
+
+
+def test_changed_settings_of_packages_are_found(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    for name in ("same.conf", "changed.conf", "old conf"):
+        (tmp_path / "etc" / name).write_text("as packaged\n")
+    packaged = hashlib.md5(b"as packaged\n", usedforsecurity=False).hexdigest()
+    (tmp_path / "etc/changed.conf").write_text("of the operator\n")
+    other = "0" * 32
+    output = (
+        f"plain\n\nnftables\n\n /etc/same.conf {packaged}\n /etc/changed.conf {packaged}\n"
+        f"swtpm:amd64\n\n /etc/old conf {other} obsolete\n /etc/gone.conf {other}\n"
+    )
+    assert PACKAGES.find_changed(output, tmp_path) == {"nftables": ["/etc/changed.conf"], "swtpm": ["/etc/old conf"]}
+
+
+class Apt:
+    """Answers of apt and dpkg; commands that change something are noted."""
+
+    def __init__(self, conffile: Path) -> None:
+        self.params, self.check_mode = {"family": "Debian"}, False
+        self.conffile = conffile
+        self.commands, self.warnings = [], []  # type: tuple[list[str], list[str]]
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def run_command(self, argv: list[str], **_more: object) -> tuple[int, str, str]:
+        if argv[0] == "apt-get" and "--simulate" not in argv:
+            self.commands.append(" ".join(argv[3:]))
+        if argv[0] == "dpkg-query" and "Conffiles" in argv[2]:
+            return 0, f"nftables\n\n {self.conffile} {hashlib.md5(b'packaged', usedforsecurity=False).hexdigest()}\nswtpm\n\n", ""
+        return 0, "nftables config-files\nswtpm config-files\n" if argv[0] == "dpkg-query" else "", ""
+
+
+@pytest.mark.parametrize(
+    ("text", "commands"),
+    [("packaged", ["purge nftables swtpm"]), ("table inet mine {}", ["remove nftables swtpm", "purge swtpm"])],
+)
+def test_packages_with_changed_settings_are_not_purged(tmp_path: Path, text: str, commands: list[str]) -> None:
+    conffile = tmp_path / "nftables.conf"
+    conffile.write_text(text)
+    apt = Apt(conffile)
+    assert PACKAGES.Server(apt).remove(["nftables", "swtpm"]) == []
+    assert apt.commands == commands
+    assert [str(conffile) in line for line in apt.warnings] == [True] * (len(commands) - 1)
 
 
 def test_new_packages_are_read_from_apts_plan() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -31,6 +32,8 @@ _ESP = ("efi", "boot/efi", "boot")
 _FREE = 64 << 20  # bytes: kernel-install writes a kernel and an initrd
 # Written by the boot loader, or by dracut for one kernel; not part of the server's own words.
 _OF_LOADER = re.compile(r"(BOOT_IMAGE|initrd)=")
+# Lines of the base file besides the server's own words. nohype_record.py reads the second one.
+_OURS, _EDITED = "# words of nohype:", "# changed by others"
 
 
 def read_variable(root: Path, name: str) -> str:
@@ -114,8 +117,35 @@ def build_cmdline(before: str, words: str) -> str:
 
 
 def build_grub(words_file: str) -> str:
-    """GRUB reads the drop-in as shell; the words are read when its menu is generated."""
-    return f'# Written by Ansible (nohype_host).\nGRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX $(cat {words_file})"\n'
+    """GRUB reads the drop-in as shell (with ``set -e``) when it generates its menu: a missing file must not stop that."""
+    return f'# Written by Ansible (nohype_host).\nGRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX $(cat {words_file} 2>/dev/null || :)"\n'
+
+
+class Base(NamedTuple):
+    """The server's own words, and those that the role has written; None if an earlier version has not noted them."""
+
+    own: tuple[str, ...]
+    ours: tuple[str, ...] | None
+    edited: bool = False
+
+    def encode(self) -> str:
+        return "\n".join((" ".join(self.own), f"{_OURS} {' '.join(self.ours or ())}", *([_EDITED] if self.edited else []))) + "\n"
+
+
+def parse_base(text: str) -> Base:
+    lines = text.splitlines()
+    ours = next((tuple(line.removeprefix(_OURS).split()) for line in lines if line.startswith(_OURS)), None)
+    own = [line for line in lines if not line.startswith((_OURS, _EDITED))]
+    return Base(tuple(build_cmdline("\n".join(own), "").split()), ours, _EDITED in lines)
+
+
+def find_own(current: str, base: Base, ours: Sequence[str]) -> tuple[str, ...]:
+    """The command line of today without the role's words; one that the server had itself stays as often as it had it."""
+    own: list[str] = []
+    for word in build_cmdline(current, "").split():
+        if word not in ours or own.count(word) < base.own.count(word):
+            own.append(word)
+    return tuple(own) if current.strip() else base.own
 
 
 def list_kernels(root: Path) -> list[tuple[str, str]]:
@@ -148,12 +178,20 @@ class Loader:
         return str(output)
 
     def write(self, name: str, text: str) -> bool:
-        file = self.root / name
+        """At once, so that a crash leaves a complete file: without root= in it a server does not boot."""
+        file = (self.root / name).resolve()
         if file.exists() and file.read_text() == text:
             return False
         if not self.module.check_mode:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else 0o644
+            fresh = file.with_name(f".{file.name}.nohype-new")
+            with fresh.open("w") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            fresh.chmod(mode)
+            fresh.replace(file)
         return True
 
     def add(self) -> bool:
@@ -162,14 +200,33 @@ class Loader:
             return self.write(DROP_IN, build_grub("/etc/nohype/kernel.cmdline"))
         if self.loader["kind"] == "grubby":
             return self._replace_arguments(words.split())
-        base = self.module.params["base"].lstrip("/")
-        if not (self.root / base).exists():
-            own = next((name for name in (CMDLINE, "usr/lib/kernel/cmdline", "proc/cmdline") if (self.root / name).exists()), "")
-            before = (self.root / own).read_text() if own else ""
-            self.write(base, before)
-        else:
-            before = (self.root / base).read_text()
-        return self.write(CMDLINE, build_cmdline(before, words))
+        name, new = self.module.params["base"].lstrip("/"), tuple(words.split())
+        base = self._read_base(new)
+        # until the command line is written, it may hold the words of either run
+        self.write(name, Base(base.own, tuple(dict.fromkeys((*(base.ours or ()), *new))), base.edited).encode())
+        changed = self.write(CMDLINE, build_cmdline(" ".join(base.own), words))
+        self.write(name, Base(base.own, new, base.edited).encode())
+        return changed
+
+    def _read_base(self, words: Sequence[str]) -> Base:
+        """With the edits that others have made to the command line since the role has written it."""
+        file, cmdline = self.root / self.module.params["base"].lstrip("/"), self.root / CMDLINE
+        if not file.exists():
+            names = (CMDLINE, "usr/lib/kernel/cmdline", "proc/cmdline")
+            before = next((text for name in names if (text := self._read(name)).strip()), "")
+            return Base(tuple(build_cmdline(before, "").split()), ())
+        base = parse_base(file.read_text())
+        own = find_own(self._read(CMDLINE), base, words if base.ours is None else base.ours)
+        if own != base.own and base.ours is None:
+            self.module.fail_json(
+                msg=f"{cmdline} was changed since the last run, and {file} does not tell the words of that run. "
+                f"Take the words of NoHype out of {cmdline}, remove {file}, and run the playbook again"
+            )
+        return Base(own, base.ours, base.edited or own != base.own)
+
+    def _read(self, name: str) -> str:
+        file = self.root / name
+        return file.read_text() if file.exists() else ""
 
     def _replace_arguments(self, words: list[str]) -> bool:
         """The words of an earlier run have the same names: isolcpus=2-3 replaces isolcpus=4-7."""
@@ -196,8 +253,13 @@ class Loader:
 
     def _restore_entries(self) -> bool:
         """Before the record restores the file: without one, kernel-install takes the words of the running kernel, with ours."""
-        base = self.root / self.module.params["base"].lstrip("/")
-        if not base.exists() or not self.write(CMDLINE, build_cmdline(base.read_text(), "")):
+        name = self.module.params["base"].lstrip("/")
+        if not (self.root / name).exists():
+            return False
+        base = self._read_base(self.module.params["words"].split())
+        if base.edited:
+            self.write(name, base.encode())
+        if not self.write(CMDLINE, build_cmdline(" ".join(base.own), "")):
             return False
         self.update()
         return True

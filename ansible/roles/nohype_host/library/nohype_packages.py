@@ -5,6 +5,7 @@ The module ansible.builtin.apt would first install python3-apt, which no record 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ _INSTALL = (
     "install", "--no-install-recommends", "--no-upgrade",
     "--option=Dpkg::Options::=--force-confdef", "--option=Dpkg::Options::=--force-confold",
 )  # fmt: skip
+_CONFFILES = "${Package}\n${Conffiles}\n"
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
 
 
@@ -45,6 +47,32 @@ def parse_removed(output: str) -> set[str]:
 def find_others(recorded: Sequence[str], output: str) -> list[str]:
     """Packages that other people need or have installed, and that would be removed too."""
     return sorted(parse_removed(output) - set(recorded))
+
+
+def parse_conffiles(output: str) -> list[tuple[str, str, str]]:
+    """Package, path and MD5 sum as packaged, from ``dpkg-query`` with _CONFFILES; a line may end with flags (obsolete)."""
+    found, package = [], ""
+    for line in output.splitlines():
+        if match := re.match(r" (/.*?) ([0-9a-f]{32}|newconffile)(?: |$)", line):
+            found.append((package, match[1], match[2]))
+        elif line.strip():
+            package = line.split(":")[0]
+    return found
+
+
+def find_changed(output: str, root: Path = Path("/")) -> dict[str, list[str]]:
+    """Settings by package that are not as packaged, or cannot be read."""
+    changed: dict[str, list[str]] = {}
+    for package, path, digest in parse_conffiles(output):
+        try:
+            same = hashlib.md5((root / path.lstrip("/")).read_bytes(), usedforsecurity=False).hexdigest() == digest
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            same = False
+        if not same:
+            changed.setdefault(package, []).append(path)
+    return changed
 
 
 class Server:
@@ -100,7 +128,15 @@ class Server:
         others = find_others(names, self.run("apt-get", "--simulate", "purge", *names)[1])
         if not others and not self.module.check_mode:
             # On a system that was made without e2fsprogs, apt calls that package essential afterwards.
-            self.run("apt-get", "--assume-yes", "--allow-remove-essential", "purge", *names)
+            apt = ("apt-get", "--assume-yes", "--allow-remove-essential")
+            changed = find_changed(self.run("dpkg-query", "--show", f"--showformat={_CONFFILES}", *names)[1])
+            if changed:
+                self.run(*apt, "remove", *names)
+                names = [name for name in self.find_installed(names) if name not in changed]
+            if names:
+                self.run(*apt, "purge", *names)
+            for package, paths in changed.items():
+                self.module.warn(f"{', '.join(paths)} of {package} was changed since its installation: the file stays")
         return others
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -39,7 +40,12 @@ _VOLATILE = frozenset(
         "passwd", "passwd-", "resolv.conf", "shadow", "shadow-", "subgid", "subgid-", "subuid", "subuid-",
     )
 )  # fmt: skip
-_LISTED = ("etc", "opt", "usr/local", "srv")
+_LISTED = ("etc", "opt", "usr/local")
+_LARGE = 16 << 20  # bytes: of larger files the listing has size and time only
+MOUNTS = Path("/proc/self/mountinfo")
+CMDLINE, CMDLINE_BASE = "/etc/kernel/cmdline", "/etc/nohype/kernel.cmdline.base"
+_EDITED = "# changed by others"  # in the base: nohype_boot.py writes it
+_NOTES = ("sealed", "foreign", "waited")  # of an entry, besides what was there
 
 _EMPTY = {"version": 1, "open": False, "files": {}, "trees": [], "accounts": {}, "packages": []}
 
@@ -56,7 +62,8 @@ def read_entry(path: Path) -> Entry:
         return {"kind": "link", "target": os.readlink(path)}
     owner = {"mode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid}
     if stat.S_ISREG(found.st_mode):
-        return {"kind": "file", **owner, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
+        with path.open("rb") as file:
+            return {"kind": "file", **owner, "digest": hashlib.file_digest(file, "sha256").hexdigest()}
     return {"kind": "folder" if stat.S_ISDIR(found.st_mode) else "other", **owner}
 
 
@@ -152,20 +159,23 @@ class Record:
         self.data["open"] = False
         return self.save(dry=dry)
 
-    def undo(self, *, dry: bool) -> tuple[list[str], list[str]]:
-        """Restores all paths, the deepest first; returns what was restored, and why what was left.
+    def undo(self, *, dry: bool) -> tuple[list[str], list[str], list[str]]:
+        """Restores all paths, the deepest first; returns what was restored, why what was left, and folders that others use.
 
-        What is restored leaves the record: packages that are removed afterwards take their files along.
+        What is restored leaves the record: packages that are removed afterwards take their files along. A folder whose files
+        are still there at the next call holds files of others: it stays, which is no failure.
         """
         done: list[str] = []
         left: list[str] = []
+        used: list[str] = []
         for path in sorted(self.data["files"], key=lambda name: (-name.count("/"), name)):
             entry, found = self.data["files"][path], read_entry(self.at(path))
-            original = {key: value for key, value in entry.items() if key not in ("sealed", "foreign")}
+            original = {key: value for key, value in entry.items() if key not in _NOTES}
             if found == original or (found["kind"], original["kind"]) == ("folder", "folder"):
                 del self.data["files"][path]
                 continue
-            if entry.get("foreign") or (not self.data["open"] and "sealed" in entry and found != entry["sealed"]):
+            foreign = entry.get("foreign") or (not self.data["open"] and "sealed" in entry and found != entry["sealed"])
+            if foreign and not self._has_own_words(path, original, found):
                 left.append(f"{path} was changed since: compare it with {self._describe(original)}")
                 continue
             if self.data["open"] and found["kind"] == "file" and found != entry.get("sealed") and not dry:
@@ -173,7 +183,10 @@ class Record:
                 kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 shutil.copy2(self.at(path), kept)
             problem = "" if dry else self._restore(path, original, found)
-            (left if problem else done).append(problem or path)
+            is_used = bool(problem) and (found["kind"], original["kind"]) == ("folder", "absent")
+            (used if is_used and "waited" in entry else left if problem else done).append(problem or path)
+            if is_used:
+                entry["waited"] = True
             if not problem:
                 del self.data["files"][path]
         for path in self.data["trees"]:
@@ -181,7 +194,19 @@ class Record:
             if problem is not None:
                 (left if problem else done).append(problem or path)
         self.save(dry=dry)
-        return done, left
+        return done, left, used
+
+    def _has_own_words(self, path: str, original: Entry, found: Entry) -> bool:
+        """Whether nohype_boot has taken its words out of the command line already, and nothing else has changed there."""
+        base = self.at(CMDLINE_BASE)
+        if path != CMDLINE or found["kind"] != "file" or original["kind"] not in ("absent", "file"):
+            return False
+        if original["kind"] == "file":
+            before = (self.folder / "originals" / original["digest"]).read_text()
+        else:
+            before = base.read_text() if base.exists() else _EDITED
+        own = [line for line in before.splitlines() if not line.startswith("# ")]
+        return _EDITED not in before.splitlines() and split_words(" ".join(own)) == split_words(self.at(path).read_text())
 
     def _describe(self, original: Entry) -> str:
         is_file = original["kind"] == "file"
@@ -220,6 +245,8 @@ class Record:
         lines = []
         for kind in before:
             for name in sorted({*before[kind], *now[kind]}):
+                if kind == "files" and not name.startswith(tuple(f"{top}/" for top in _LISTED)):
+                    continue  # of an earlier version
                 old, new = before[kind].get(name), now[kind].get(name)
                 if old != new:
                     lines.append(f"{kind} {name}: {'changed' if old and new else 'is gone' if old else 'is new'}")
@@ -228,14 +255,31 @@ class Record:
 
 def remove_tree(path: Path, *, dry: bool) -> str | None:
     """Removes a folder of NoHype; returns a problem, an empty text if it was removed, None if it does not exist."""
+    if path.is_symlink():
+        return f"{path} is a link now, to {path.readlink()}: remove both yourself"
     if not path.exists():
         return None
-    for folder, _names, _files in os.walk(path):
-        if os.path.ismount(folder):
-            return f"{path} holds a mount ({folder}): unmount it and remove the folder"
-    if not dry:
-        shutil.rmtree(path)
+    if not path.is_dir():
+        return f"{path} is no folder any more: remove it yourself"
+    try:
+        if below := [mount for mount in list_mounts() if mount.is_relative_to(path.resolve())]:
+            return f"{path} holds a mount ({below[0]}): unmount it and remove the folder"
+        if not dry:
+            shutil.rmtree(path)
+    except OSError as error:
+        return f"{path} cannot be removed: {error}"
     return ""
+
+
+def list_mounts() -> list[Path]:
+    """Mount points, also those of bind mounts, which os.path.ismount does not see; spaces are octal numbers in the table."""
+    fields = (line.split(" ")[4] for line in MOUNTS.read_text().splitlines())
+    return [Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)) for field in fields]
+
+
+def split_words(cmdline: str) -> list[str]:
+    """Without those of the boot loader, which nohype_boot leaves out."""
+    return [word for word in cmdline.split() if not word.startswith(("BOOT_IMAGE=", "initrd="))]
 
 
 def list_server(root: Path) -> dict[str, dict[str, str]]:
@@ -247,13 +291,21 @@ def list_server(root: Path) -> dict[str, dict[str, str]]:
                 path = Path(folder, name)
                 key = str(path.relative_to(root))
                 if key not in _VOLATILE and not key.startswith("etc/ssl/certs"):
-                    entry = read_entry(path)
-                    files[key] = f"{entry['kind']} {entry.get('digest', '')}{entry.get('target', '')}"
+                    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                        files[key] = _describe_file(path)
     accounts = {}
     for kind, database in (("users", "passwd"), ("groups", "group")):
         file = root / "etc" / database
         accounts[kind] = {line.split(":")[0]: "present" for line in file.read_text().splitlines()} if file.exists() else {}
     return {"files": files, **accounts, "packages": list_packages(root)}
+
+
+def _describe_file(path: Path) -> str:
+    found = path.lstat()
+    if stat.S_ISREG(found.st_mode) and found.st_size > _LARGE:
+        return f"file of {found.st_size} bytes, {found.st_mtime_ns}"
+    entry = read_entry(path)
+    return f"{entry['kind']} {entry.get('digest', '')}{entry.get('target', '')}"
 
 
 def list_packages(root: Path) -> dict[str, str]:
@@ -299,8 +351,10 @@ def main() -> None:
         if state != "checked" and not record.exists:
             module.fail_json(msg=f"{given['folder']} holds no record: the playbook site.yml has never run on this server")
         if state == "undone":
-            done, left = record.undo(dry=dry)
-            module.exit_json(changed=bool(done), restored=done, left=left)
+            done, left, used = record.undo(dry=dry)
+            for line in used:
+                module.warn(f"{line}. It stays")
+            module.exit_json(changed=bool(done), restored=done, left=left, used=used)
         if state == "accounts":
             module.exit_json(changed=False, accounts=find_leftover_accounts(record))
         if state == "compared":
