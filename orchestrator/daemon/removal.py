@@ -17,7 +17,7 @@ def check_removal(config: Path) -> str:
     if not guests:
         return ""
     listed = ", ".join(f"{name} ({state})" for name, state in guests)
-    hint = "run `nohype guest delete NAME`, or `stop` for a guest without disks, or `nohype quarantine clear NAME`"
+    hint = "run `nohype guest stop NAME`, `nohype guest delete NAME` if it has disks, or `nohype quarantine clear NAME`"
     return f"the manager is needed by guests: {listed}\n  hint: {hint}"
 
 
