@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from uuid import UUID
 
-from orchestrator.errors import HostError, HypervisorError, NotFound
+from orchestrator.errors import HostError
 from orchestrator.guests.allocate import Allocator
 from orchestrator.guests.core_manager import CoreContext
 from orchestrator.guests.last_audit import AuditMemory
 from orchestrator.guests.reconcile import Reconciler
+from orchestrator.guests.runs import Run, Runs
 from orchestrator.guests.uplinks import Uplinks
 from orchestrator.host.activity import ThreadTimes, read_thread_times
 from orchestrator.host.exit_trace import read_counts
@@ -27,19 +27,10 @@ from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.model.uplink import Uplink
 from orchestrator.planning.capacity import count_pages, list_core_uses
 
-VIEW_AGE, SURVEY_AGE, CHANGED_SURVEY_AGE, DISK_USE_AGE, RETRY_AGE = 0.5, 10.0, 2.0, 300.0, 30.0
+VIEW_AGE, SURVEY_AGE, CHANGED_SURVEY_AGE, DISK_USE_AGE = 0.5, 10.0, 2.0, 300.0
 """Seconds for which a reading is used again; a survey from before the last claim, which can create VFs, for a shorter time.
 Examining the use of a disk opens it exclusively for a moment.
 """
-
-
-@dataclass(frozen=True)
-class _Threads:
-    """Of one life of a guest: its version is another after each start."""
-
-    version: int
-    pid: int
-    tids: tuple[int, ...]  # by vCPU
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ class HostViews:
         self, context: CoreContext, allocator: Allocator, uplinks: Uplinks, reconciler: Reconciler,
         list_guests: Callable[[Identity], Iterable[GuestView]],
     ) -> None:  # fmt: skip
-        self._host, self._hypervisor, self._ledger = context.host, context.hypervisor, context.ledger
+        self._host, self._ledger = context.host, context.ledger
         self._allocator, self._uplinks, self._reconciler, self._list_guests = allocator, uplinks, reconciler, list_guests
         self.audits = AuditMemory(context.ledger)
         self.find_lost: Callable[[], Mapping[str, bool]] = dict
@@ -75,8 +66,7 @@ class HostViews:
         self._view: HostView | None = None
         self._slow: _Slow | None = None
         self._disks: tuple[float, tuple[NvmeController, ...], tuple[NvmeController, ...]] | None = None
-        self._threads: dict[UUID, _Threads] = {}
-        self._failures: dict[UUID, tuple[float, HypervisorError]] = {}
+        self._runs = Runs(context.host, context.hypervisor)
 
     def read(self) -> HostView:
         """At most `VIEW_AGE` seconds old. Raises HostError if the host cannot be surveyed, HypervisorError."""
@@ -130,48 +120,27 @@ class HostViews:
             yield PageUse(node, size, use, count)
 
     def _read_activity(self, claims: Sequence[Claim]) -> Iterator[GuestActivity]:
-        uuids = {claim.plan.uuid for claim in claims}
-        self._threads = {uuid: known for uuid, known in self._threads.items() if uuid in uuids}
-        self._failures = {uuid: failed for uuid, failed in self._failures.items() if uuid in uuids}
+        self._runs.keep(claims)
         trace = self._read_trace() if claims else ""
         for claim in claims:
-            try:
-                threads = self._find_threads(claim)
-            except NotFound:
-                continue  # the guest has ended in the meantime
-            except HypervisorError as error:
-                yield GuestActivity(claim.plan.name, (), error.message)
-                continue
-            yield self._build_activity(claim, threads, trace)
+            if run := self._runs.find(claim):
+                yield self._build_activity(claim, run, trace)
+            else:
+                yield GuestActivity(claim.plan.name, (), "its vCPUs are not known: it is ending, or its QEMU does not respond")
 
-    def _build_activity(self, claim: Claim, threads: _Threads, trace: ExitTrace | str) -> GuestActivity:
+    def _build_activity(self, claim: Claim, run: Run, trace: ExitTrace | str) -> GuestActivity:
         times: Mapping[int, ThreadTimes] = {}
         problems = [trace] if isinstance(trace, str) else []
         try:
-            times = read_thread_times(self._host, ((threads.pid, tid) for tid in threads.tids))
+            times = read_thread_times(self._host, ((run.pid, tid) for tid in run.tids))
         except HostError as error:
             problems.append(f"times of the vCPUs: {error.message}")
         vcpus = []
-        for cpu, tid in zip(claim.plan.cpus, threads.tids, strict=False):
+        for cpu, tid in zip(claim.plan.cpus, run.tids, strict=False):
             found = times.get(tid)
             exits = None if isinstance(trace, str) else dict(trace.threads.get(tid, {}))
             vcpus.append(VcpuActivity(cpu, found.ran if found else None, found.waited if found else None, exits))
         return GuestActivity(claim.plan.name, tuple(vcpus), "; ".join(problems))
-
-    def _find_threads(self, claim: Claim) -> _Threads:
-        """Once per start: libvirt asks QEMU for them."""
-        known = self._threads.get(claim.plan.uuid)
-        if known is None or known.version != claim.version:
-            if (failed := self._failures.get(claim.plan.uuid)) and failed[0] > time.monotonic() - RETRY_AGE:
-                raise failed[1]  # libvirt waits for the monitor of a QEMU that hangs, and all readers with it
-            try:
-                guest = self._hypervisor.read_guest(claim.plan.uuid)
-            except HypervisorError as error:
-                self._failures[claim.plan.uuid] = time.monotonic(), error
-                raise
-            known = _Threads(claim.version, guest.pid, tuple(vcpu.tid for vcpu in guest.vcpus))
-            self._threads[claim.plan.uuid] = known
-        return known
 
     def _read_trace(self) -> ExitTrace | str:
         try:

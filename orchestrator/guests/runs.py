@@ -26,14 +26,15 @@ RunKey = tuple[UUID, int]
 
 @dataclass(frozen=True)
 class Run:
-    """``tids``: of the vCPUs, in their order. ``started``: when they were created, in seconds after the host's boot."""
+    """``pid``: of QEMU. ``tids``: of the vCPUs, in their order. ``started``: when those were created, in seconds since boot."""
 
+    pid: int
     tids: tuple[int, ...]
     started: float
 
 
 class Runs:
-    """For one thread."""
+    """For one thread at a time."""
 
     def __init__(self, host: HostRoot, hypervisor: Hypervisor) -> None:
         self._host, self._hypervisor = host, hypervisor
@@ -65,7 +66,7 @@ class Runs:
             started = [thread.started for thread in read_process_threads(self._host, guest.pid) if thread.tid in tids]
         except (NotFound, HypervisorError, HostError):
             return None
-        return Run(tids, min(started)) if started else None
+        return Run(guest.pid, tids, min(started)) if started else None
 
 
 def run_key(claim: Claim) -> RunKey:
