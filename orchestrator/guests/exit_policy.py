@@ -80,12 +80,14 @@ class ExitPolicyWatch:
         self._configured = context.setup.policy.exit_policies
         self._watched: dict[RunKey, _Watched] = {}
         self._excuses: list[_Excuse] = []
+        self._excuse_lock = threading.Lock()
 
     @contextmanager
     def excused(self, guest: UUID) -> Iterator[None]:
         """Does not judge what the guest does meanwhile: the manager types on its console for an audit, and that is port I/O."""
-        excuse = _Excuse(guest)
-        self._excuses.append(excuse)
+        excuse, oldest = _Excuse(guest), self._clock() - _EXCUSE_SECONDS
+        with self._excuse_lock:
+            self._excuses = [*(one for one in self._excuses if one.end > oldest), excuse]
         try:
             yield
         finally:
@@ -96,8 +98,6 @@ class ExitPolicyWatch:
         claims = [claim for claim in self._ledger.read().claims if claim.state == GuestState.RUNNING and claim.disengaged]
         watched = {run_key(claim): self._find(claim) for claim in claims}
         self._watched = {key: one for key, one in watched.items() if one.policies}
-        for excuse in [one for one in self._excuses if one.end < self._clock() - _EXCUSE_SECONDS]:
-            self._excuses.remove(excuse)
         if not self._watched:
             return None
         urgent = any(policy.is_urgent for one in self._watched.values() for policy in one.policies)
