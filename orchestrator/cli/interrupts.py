@@ -10,7 +10,7 @@ from types import FrameType
 
 import click
 
-from orchestrator.cli.output import print_error
+from orchestrator.cli.output import print_error, print_os_error
 from orchestrator.errors import LabLost, OrchestratorError
 
 FAILED = 125
@@ -65,5 +65,5 @@ def handling_failures() -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        click.echo(f"nohype: {error.filename or 'output'}: {error.strerror}", err=True)
+        print_os_error(error)
         raise click.exceptions.Exit(FAILED) from None

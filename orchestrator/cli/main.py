@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from orchestrator import __version__
-from orchestrator.cli.output import print_error
+from orchestrator.cli.output import print_error, print_os_error
 from orchestrator.errors import LabLost, OrchestratorError, Unauthorized
 from orchestrator.evidence.document import EvidenceError
 from orchestrator.values import DEFAULT_SOCKET
@@ -139,7 +139,7 @@ def main() -> NoReturn:
             sys.stdout.flush()  # now, as Python shows a traceback if it fails at the end
     except OSError as error:
         if error.errno != errno.EPIPE:  # the reader, such as head(1), has ended
-            click.echo(f"nohype: cannot write {error.filename or 'the output'}: {error.strerror or error}", err=True)
+            print_os_error(error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what Python writes at its end
         sys.exit(1)
     except click.Abort:

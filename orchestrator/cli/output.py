@@ -27,6 +27,11 @@ def print_error(error: Exception) -> None:
     click.echo(f"nohype: {printable(str(error))}", err=True)
 
 
+def print_os_error(error: OSError) -> None:
+    """Of a file, or of the output that the command writes to."""
+    click.echo(f"nohype: {printable(str(error.filename or 'output'))}: {error.strerror or error}", err=True)
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
