@@ -90,7 +90,7 @@ def receive(lab: Lab, source: str, target: Path) -> int:
 
 def _receive(lab: Lab, folder: str, names: str, target: Path) -> int:
     """``names``: lines of shell, the last of which writes names of files below ``folder`` that end with a zero byte."""
-    # The list is complete before tar(1) starts, whose status 1 is no error: a file has changed while it was read.
+    # The list is written before tar(1) starts. Its status 1 is not an error: a file has changed while tar read it.
     line = f"""{_SETUP}
 fail() {{ echo "$1" >&2; exit 2; }}
 cd {shlex.quote(folder)} 2> /dev/null || fail {shlex.quote(f"the folder {folder} does not exist there")}
@@ -174,7 +174,7 @@ def _write_all(archive: IO[bytes], root: int) -> tuple[int, int, list[str]]:
             try:
                 with _opened_parent(root, entry.name, owner) as place:
                     count += place is not None and _write(tar, entry, place, owner)
-            except (OSError, ValueError, OverflowError) as error:  # ValueError: a zero byte in a name, a time that is no number
+            except (OSError, ValueError, OverflowError) as error:  # ValueError: a name with a zero byte, or an invalid time
                 failed += 1
                 if failed <= _NAMED:
                     reason = (error.strerror if isinstance(error, OSError) else "") or error
