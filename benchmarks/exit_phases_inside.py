@@ -19,8 +19,8 @@ from orchestrator.host.thread_counts import MMIO, read_counter
 NAME, KINDS = "phases", ("cpuid", "msr", "io", "mmio", "hypercall", "npf")
 VMX = {"cpuid": "CPUID", "msr": "MSR_READ", "io": "IO_INSTRUCTION", "hypercall": "VMCALL", "npf": "EPT_VIOLATION"}
 BUDGET = {"second": 2000}
-BEGUN = 200
-"""Exits of a kind between two readings, with which its flood has begun: the command on the console makes fewer."""
+WINDOW, BEGUN = 0.2, 400
+"""Seconds, and exits of a kind in them, with which its flood has begun: the command on the console makes fewer."""
 LONGEST = 30.0
 HOST = HostRoot()
 
@@ -82,7 +82,7 @@ def flood(client: Client, kind: str) -> dict[str, float | None]:
     """Seconds from the first exits of a flood until the event, the last exits, and the end of the guest's QEMU. None: it did not
     happen.
 
-    The kernel's counts are read some times per tenth of a second; the flood began after the last reading without it.
+    The kernel's counts are read some times per tenth of a second; the flood began after the first reading of the window.
     """
     policy = {"action": "kill", "housekeeping": {kind: BUDGET}}
     client.create({"name": NAME, "memory": "128M", "image": "minimal", "exit_policy": policy})
@@ -91,16 +91,16 @@ def flood(client: Client, kind: str) -> dict[str, float | None]:
             time.sleep(0.5)
         last = max((event["id"] for event in client.events(limit=1)), default=0)
         pid, tids = find_threads()
-        before, begun = count(kind, tids), 0.0
+        readings, begun = [(time.time(), count(kind, tids))], 0.0
         typing = threading.Thread(target=type_command, args=(client, f"exits {kind} {LONGEST:.0f}"))
         typing.start()
         limit = time.monotonic() + 2 * LONGEST
         while not begun and time.monotonic() < limit:
-            at = time.time()
             time.sleep(0.02)
-            now = count(kind, tids)
-            before, begun = now, at if now - before >= BEGUN else 0.0
-        last_exits = begun
+            at, now = time.time(), count(kind, tids)
+            readings = [*(one for one in readings if one[0] >= at - WINDOW), (at, now)]
+            begun = readings[0][0] if now - readings[0][1] >= BEGUN else 0.0
+        before, last_exits = now, begun
         while Path(f"/proc/{pid}").exists() and time.monotonic() < limit:
             at, now = time.time(), count(kind, tids)
             before, last_exits = now, at if now > before else last_exits

@@ -16,7 +16,8 @@ from tests.lab.test_exits import read_exits
 KINDS = ("cpuid", "io", "hypercall", "msr", "mmio")
 """Floods of the image's program, whose budgets have the same names."""
 SECONDS = 3
-BUDGETS = [word for kind in KINDS for word in ("--exit-budget", f"housekeeping:{kind}=2000/s")]
+# A lab on a loaded machine makes 1,000 exits per second at least, and a command on the console fewer than 300.
+BUDGETS = [word for kind in KINDS for word in ("--exit-budget", f"housekeeping:{kind}=500/s")]
 
 
 @contextmanager
