@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
-from orchestrator.api.backend import Backend, GuestService, Records
+from orchestrator.api.backend import Backend, GuestService, MeasureProofs, Records
 from orchestrator.api.console_feed import ConsoleFeed
 from orchestrator.api.dispatch import Dispatcher
 from orchestrator.api.event_stream import EventStream
@@ -18,7 +18,6 @@ from orchestrator.api.workers import Workers
 from orchestrator.config import LimitConfig
 from orchestrator.ledger import Event
 from orchestrator.model.access import MANAGER, Identity
-from orchestrator.model.proof import Proof
 
 ROUTES: tuple[Route, ...] = (
     *host.routes, *guests.routes, *exits.routes, *consoles.routes, *networks.routes, *quarantine.routes, *switches.routes,
@@ -30,7 +29,6 @@ class Api:
     """The ASGI application; must be closed before the server ends.
 
     Args:
-        audit: measures all proofs; takes the number of frames to send from guest to guest, 0 for none.
         metrics: the page that Prometheus reads, and its content type; None without metrics.
         records: signs evidence and verifies the event log; None without both.
         has_page: serves the web page on the TLS port.
@@ -39,7 +37,7 @@ class Api:
     def __init__(
         self,
         service: GuestService,
-        audit: Callable[[int], Iterable[Proof]],
+        audit: MeasureProofs,
         identities: IdentityMap,
         limits: LimitConfig | None = None,
         metrics: Callable[[], tuple[bytes, str]] | None = None,

@@ -22,7 +22,7 @@ from orchestrator.model.event import ChainReport
 from orchestrator.model.plain import to_plain
 from orchestrator.model.proof import Proof
 
-__all__ = ["Backend", "GuestService", "Records", "Served", "answer_plain"]
+__all__ = ["Backend", "GuestService", "MeasureProofs", "Records", "Served", "answer_plain"]
 
 
 class Records(Protocol):
@@ -30,6 +30,12 @@ class Records(Protocol):
 
     def verify_events(self, at: int | None = None) -> ChainReport: ...
     def sign(self, frames: int, nonce: str) -> bytes: ...
+
+
+class MeasureProofs(Protocol):
+    """Measures all proofs, or those of the host. ``frames``: how many to send from guest to guest, 0 for none."""
+
+    def __call__(self, frames: int, *, host_only: bool) -> Iterable[Proof]: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Backend:
     """
 
     guests: GuestService
-    audit: Callable[[int], Iterable[Proof]]  # as in Api
+    audit: MeasureProofs
     metrics: Callable[[], tuple[bytes, str]] | None  # as in Api
     read_events: Callable[[Identity, int | None, int], Sequence[Event]]  # as in EventStream
     stream: EventStream
@@ -56,12 +62,12 @@ class Backend:
     # For long reads. Few at a time: each occupies the interpreter and memory.
     long: WorkersPerClient = field(default_factory=lambda: WorkersPerClient(4))
 
-    def measure(self, frames: int) -> tuple[Proof, ...]:
-        """Measures all proofs, and remembers them for the view of the host."""
+    def measure(self, frames: int, *, host_only: bool = False) -> tuple[Proof, ...]:
+        """Measures the proofs, and remembers them for the view of the host."""
         audits = self.guests.host_views.audits
         versions = audits.read_versions()
-        proofs = tuple(self.audit(frames))
-        audits.observe(proofs, versions)
+        proofs = tuple(self.audit(frames, host_only=host_only))
+        audits.observe(proofs, versions, host_only=host_only)
         return proofs
 
     async def choose_version(self, caller: Identity, name: str, versions: frozenset[int] | None) -> int | None:

@@ -119,17 +119,22 @@ class Lazy(Generic[_Value]):
 
 
 class Facts:
-    """The facts of one audit. ``frames``: number to send from guest to guest; 0 for none.
+    """The facts of one audit.
+
+    Args:
+        frames: number to send from guest to guest; 0 for none.
+        host_only: the exits and cores of guests are not sampled, which only their own proofs need.
 
     Raises OrchestratorError if the host cannot be surveyed, or libvirt does not respond: then no proof can be measured.
     """
 
-    def __init__(self, source: Source, frames: int) -> None:
+    def __init__(self, source: Source, frames: int, *, host_only: bool = False) -> None:
         host = source.host
         self.guests, self.unread = source.hypervisor.read_guests()
+        sampled = () if host_only else self.guests
         self.topology = source.survey()
         self.housekeeping, self.exit_policy = source.housekeeping, source.exit_policy
-        self.exits = {guest.name: _count_exits(source, guest) for guest in self.guests}
+        self.exits = {guest.name: _count_exits(source, guest) for guest in sampled}
         self._threads = Lazy(partial(survey_threads, host))
         self.threads = Lazy(lambda: self._threads()[0])
         self.unread_threads = Lazy(lambda: self._threads()[1])
@@ -154,7 +159,7 @@ class Facts:
         self.promised_caches = {guest.name: Lazy(partial(source.caches, guest.uuid)) for guest in self.guests}
         self.caches = Lazy(partial(read_caches, host))
         self.unsafe_interrupts = Lazy(partial(read_unsafe_interrupts, host))
-        self.core_samples = {guest.name: self._sample_cores(source, guest) for guest in self.guests}
+        self.core_samples = {guest.name: self._sample_cores(source, guest) for guest in sampled}
         self._switches = Lazy(partial(self._read_switches, host))
         self.core_histories = {guest.name: Lazy(partial(self._read_history, source, guest)) for guest in self.guests}
         self.host_isolation = Lazy(lambda: read_isolation(host, self.housekeeping, self.guests, self.topology, self.threads()))

@@ -55,6 +55,7 @@ class _AuditGroup(click.Group):
     "--frames", type=click.IntRange(0, 10_000), default=0, show_default=True, metavar="NUMBER",
     help="Test frames to send between guests for the proof `vepa`; with 0 it is not measured. Operators only.",
 )  # fmt: skip
+@click.option("--host", "host_only", is_flag=True, help="Only the proofs of the host: no guest has to run.")
 @click.option("--sign", type=_file, metavar="FILE", help="Write evidence to FILE, signed with the key of the host.")
 @click.option(
     "--nonce", default="", metavar="WORD", help="Word that --sign repeats in the evidence: who chose it knows that it is new."
@@ -64,18 +65,23 @@ class _AuditGroup(click.Group):
 @click.option("--socket", type=_file, help="As `nohype --socket`.", hidden=True)
 @click.pass_context
 def audit(
-    ctx: click.Context, /, *, frames: int, sign: Path | None, nonce: str, html: Path | None, as_json: bool, socket: Path | None
-) -> int:
+    ctx: click.Context, /, *, frames: int, host_only: bool, sign: Path | None, nonce: str, html: Path | None, as_json: bool,
+    socket: Path | None,
+) -> int:  # fmt: skip
     """Measure the isolation of the guests on the live host.
 
     Each proof measures one property, for example that no other program runs on the cores of a guest. Its verdict is `pass`,
     `fail` or `not measured`. Exit status 1 if a proof fails.
+
+    With --host, only properties of the host are measured. What that leaves out is printed.
     """
     if ctx.invoked_subcommand:
         _refuse_options(ctx)
         return 0
     if nonce and not sign:
         raise click.UsageError("--nonce requires --sign FILE")
+    if host_only and sign:
+        raise click.UsageError("--host cannot be combined with --sign: evidence has all proofs")
     client = connect(ctx, socket)
     evidence: Mapping[str, Any] = {}
     key = ""
@@ -86,13 +92,15 @@ def audit(
         evidence, key = signed.evidence, signed.key
         _write(sign, data)
     with show_wait("measuring"):
-        proofs: Sequence[Mapping[str, Any]] = evidence["proofs"] if sign else client.audit(frames)
+        proofs: Sequence[Mapping[str, Any]] = evidence["proofs"] if sign else client.audit(frames, host_only=host_only)
     if html:
         _write(html, build_page(evidence or {"proofs": proofs}, key).encode(errors="replace"))
     if as_json:
         print_json(proofs)
     else:
         print_proofs(proofs)
+        if host_only:
+            say("\nproofs of guests: not measured (--host)")
     return int(any(proof["verdict"] == "fail" for proof in proofs))
 
 

@@ -197,14 +197,6 @@ class Client(NetworkCalls, RecordCalls, SwitchCalls):
         """
         self._ask(None, "DELETE", f"/v1/quarantine/{quote(name, safe='')}?{urlencode({'force': str(force).lower()})}")
 
-    def audit(self, frames: int) -> list[shapes.Proof]:
-        """Measures all proofs. Sends test ``frames`` between guests for `vepa`; more than 0 requires the operator role.
-
-        Raises Forbidden for tenants.
-        """
-        proofs: list[shapes.Proof] = self._ask(list[shapes.Proof], "GET", f"/v1/audit?frames={frames:d}", timeout=_AUDIT)
-        return proofs
-
     def events(self, after: int | None = None, limit: int = 1000) -> list[shapes.Event]:
         """Up to ``limit`` events with ids above ``after`` that the caller may see, oldest first; None for the newest events."""
         query = {"limit": limit} if after is None else {"limit": limit, "after": after}

@@ -55,7 +55,7 @@ class GuestActivity(TypedDict):
 
 
 class LastProof(TypedDict):
-    """A proof of the last audit. ``finding`` is the first of its evidence.
+    """The last measurement of a proof. ``finding`` is the first of its evidence; ``age`` is the seconds since its audit ended.
 
     ``outdated``: the guest has changed since the audit began, so that the verdict is about its past.
     """
@@ -67,10 +67,14 @@ class LastProof(TypedDict):
     unit: str
     finding: str
     outdated: bool
+    age: float
 
 
 class LastAudit(TypedDict):
-    """The last audit since the manager started; ``age`` is the seconds since it ended."""
+    """The last measurement of each proof since the manager started.
+
+    ``age`` is the seconds since the last audit ended; it may have been one of the host only.
+    """
 
     age: float
     proofs: list[LastProof]

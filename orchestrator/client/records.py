@@ -16,6 +16,15 @@ class RecordCalls(Calls):
         host: host_shapes.Host = self._ask(host_shapes.Host, "GET", "/v1/host")
         return host
 
+    def audit(self, frames: int = 0, *, host_only: bool = False) -> list[shapes.Proof]:
+        """Measures all proofs, or with ``host_only`` only those of the host. Raises Forbidden for tenants.
+
+        ``frames``: test frames between guests for `vepa`; more than 0 requires the operator role.
+        """
+        query = urlencode({"frames": frames, "host_only": str(host_only).lower()})
+        proofs: list[shapes.Proof] = self._ask(list[shapes.Proof], "GET", f"/v1/audit?{query}", timeout=_AUDIT)
+        return proofs
+
     def evidence(self, frames: int = 0, nonce: str = "") -> shapes.SignedEvidence:
         """Measures all proofs and signs them with the key of the host. ``nonce`` is repeated in the evidence.
 

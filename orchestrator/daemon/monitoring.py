@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from orchestrator.api.backend import MeasureProofs
 from orchestrator.api.tickless import TicklessServer
 from orchestrator.daemon.systemd import read_watchdog
 from orchestrator.daemon.watchdog import Heartbeat
@@ -50,12 +51,16 @@ def build_metrics(
     return Metrics(sources, policy, counters)
 
 
-def record_audits(audit: Callable[[int], tuple[Proof, ...]], counters: Counters) -> Callable[[int], tuple[Proof, ...]]:
-    """Wraps the audit: its proofs are recorded for the metrics."""
+def record_audits(audit: MeasureProofs, counters: Counters) -> MeasureProofs:
+    """Wraps the audit: its proofs are recorded for the metrics, except those of an audit of the host only.
 
-    def recorded(frames: int) -> tuple[Proof, ...]:
-        proofs = audit(frames)
-        counters.observe_audit(proofs)
+    Such an audit must not make the verdicts of guests look new.
+    """
+
+    def recorded(frames: int, *, host_only: bool) -> Iterable[Proof]:
+        proofs = tuple(audit(frames, host_only=host_only))
+        if not host_only:
+            counters.observe_audit(proofs)
         return proofs
 
     return recorded

@@ -60,11 +60,12 @@ class GuestActivity:
 
 @dataclass(frozen=True)
 class LastProof:
-    """A proof of the last audit.
+    """The last measurement of a proof.
 
     Attributes:
         finding: the first of its evidence.
         outdated: the guest has changed since the audit began: the verdict is about its past.
+        age: seconds since the audit ended.
     """
 
     name: str
@@ -74,11 +75,12 @@ class LastProof:
     unit: str
     finding: str
     outdated: bool
+    age: float
 
 
 @dataclass(frozen=True)
 class LastAudit:
-    """The last audit since the manager started, and how many seconds ago it ended."""
+    """The last measurement of each proof since the manager started, and how many seconds ago the last audit ended."""
 
     age: float
     proofs: tuple[LastProof, ...]

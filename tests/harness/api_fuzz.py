@@ -84,7 +84,10 @@ def serve_target(folder: Path) -> Iterator[Target]:
         "tenants": {"acme": {}, "bolt": {}}, "tokens": tokens, "limits": {"rate": 1e6, "burst": 1_000_000},
     }  # fmt: skip
     with serve(
-        folder, settings, audit=lambda _: (PROOF,), metrics=lambda: (b"nohype_up 1\n", "text/plain; version=0.0.4; charset=utf-8")
+        folder,
+        settings,
+        audit=lambda _, **_more: (PROOF,),
+        metrics=lambda: (b"nohype_up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
     ) as served:
         document = requests.get(
             f"{served.url}/v1/openapi.json", headers={"Authorization": f"Bearer {TOKENS['operator']}"}, verify=str(authority.file)

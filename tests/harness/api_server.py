@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from orchestrator.api.accept import Listener
 from orchestrator.api.app import Api
-from orchestrator.api.backend import Records
+from orchestrator.api.backend import MeasureProofs, Records
 from orchestrator.api.console_feed import ConsoleFeed
 from orchestrator.api.event_stream import EventStream
 from orchestrator.api.identity import build_identity_map
@@ -39,7 +39,7 @@ FAULT = 13
 """So many frames make the audit meet a fault of ours."""
 
 
-def audit(frames: int) -> tuple[Proof, ...]:
+def audit(frames: int, *, host_only: bool = False) -> tuple[Proof, ...]:
     return (PROOF,) if frames != FAULT else (PROOF,) * (1 // 0)
 
 
@@ -88,7 +88,7 @@ def serve(
     settings: Mapping[str, object] | None = None,
     metrics: Callable[[], tuple[bytes, str]] | None = None,
     world: World | None = None,
-    audit: Callable[[int], tuple[Proof, ...]] = audit,
+    audit: MeasureProofs = audit,
     cpus: CpuSet = ANY,
     records: Records | None = None,
 ) -> Iterator[Served]:

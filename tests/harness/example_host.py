@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.api.backend import MeasureProofs
 from orchestrator.host.exit_trace import EXITS
 from orchestrator.model.proof import Proof, Verdict
 from tests.fakes import tracing
@@ -19,22 +20,25 @@ HOSTILE = "</title><script>alert(1)</script>"
 _NPF, _MSR, _HLT = 0x400, 0x7C, 0x78  # arch/x86/include/uapi/asm/svm.h
 
 
-def audit(_frames: int, finding: str = f"thread 77 {HOSTILE} ran on CPU 8") -> tuple[Proof, ...]:
+def audit(_frames: int, *, host_only: bool = False, finding: str = f"thread 77 {HOSTILE} ran on CPU 8") -> tuple[Proof, ...]:
     """Of the guests ``web`` (all pass), ``db`` (one was not measured) and ``batch`` (one fails, with this finding)."""
+    host = Proof("core-isolated", "host", Verdict.PASS, 0, "", ("nothing found",))
+    if host_only:
+        return (host,)
     passed = (Proof(name, "web", Verdict.PASS, 0, "", ("nothing found",)) for name in ("core-exclusive", "memory-locked"))
     return (
         *passed,
         Proof("core-exclusive", "db", Verdict.PASS, 0, "", ("nothing found",)),
         Proof("vepa", "db", Verdict.NOT_MEASURED, None, "frames", ("no frames were sent",)),
         Proof("core-exclusive", "batch", Verdict.FAIL, 1, "threads", (finding,)),
-        Proof("core-isolated", "host", Verdict.PASS, 0, "", ("nothing found",)),
+        host,
     )
 
 
 @contextmanager
 def serve_example(
     folder: Path, server: Server | None = None, guests: int = 0, settings: Mapping[str, object] | None = None,
-    audit: Callable[[int], tuple[Proof, ...]] = audit,
+    audit: MeasureProofs = audit,
 ) -> Iterator[Served]:  # fmt: skip
     """``guests``: further ones, of one core each. ``idle`` is stopped, and ``batch`` is suspended behind the manager's back."""
     world = World(folder / "world", server or Server(cores=16, nodes=2, vfs=7, pages=2048, disks=3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ PROOFS = (
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr(host_view, "VIEW_AGE", 0.0)  # each request reads anew
-    with serve(tmp_path, audit=lambda _: PROOFS) as found:
+    with serve(tmp_path, audit=lambda _, **_more: PROOFS) as found:
         found.client.create({"name": "web", "image": IMAGE, "memory": "64M"})
         yield found
 
@@ -104,11 +105,37 @@ def test_proofs_of_a_guest_that_changed_are_outdated(served: Served) -> None:
     assert outdated() == {"core-smt": True, "vepa": True}  # another guest with the same name
 
 
+def test_audit_of_the_host_keeps_the_verdicts_of_guests_with_their_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_view, "VIEW_AGE", 0.0)
+    verdict = Verdict.FAIL
+
+    def audit(_frames: int, *, host_only: bool) -> tuple[Proof, ...]:
+        host = Proof("vepa", "host", verdict, None, "frames", ("first",))
+        return (host,) if host_only else (PROOFS[0], host)
+
+    with serve(tmp_path, audit=audit) as served:
+        served.client.create({"name": "web", "image": IMAGE, "memory": "64M"})
+        served.client.audit(0)
+        time.sleep(0.2)
+        verdict = Verdict.PASS
+        assert [proof["subject"] for proof in served.client.audit(host_only=True)] == ["host"]
+        found = read(served)["audit"]
+        assert found
+        assert {(proof["name"], proof["verdict"]) for proof in found["proofs"]} == {("core-smt", "pass"), ("vepa", "pass")}
+        ages = {proof["subject"]: proof["age"] for proof in found["proofs"]}
+        assert ages["host"] == pytest.approx(found["age"])
+        assert ages["web"] > ages["host"] + 0.15, "a verdict does not look newer than it is"
+        served.client.audit(0)
+        found = read(served)["audit"]
+        assert found
+        assert {proof["age"] for proof in found["proofs"]} == {found["age"]}
+
+
 def test_guest_that_is_restarted_during_an_audit_is_outdated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_view, "VIEW_AGE", 0.0)
     found: list[Any] = []
 
-    def audit(_frames: int) -> tuple[Proof, ...]:
+    def audit(_frames: int, **_: object) -> tuple[Proof, ...]:
         found[0].manager.restart(OPERATOR, "web", 1)
         return PROOFS
 

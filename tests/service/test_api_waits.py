@@ -248,7 +248,7 @@ def test_audit_without_its_client_holds_no_place(tmp_path: Path, authority: tupl
     """It is measured to its end; and no more than two of a client at a time."""
     hangs, begun = threading.Event(), []
 
-    def audit(_frames: int) -> tuple[Any, ...]:
+    def audit(_frames: int, **_: object) -> tuple[Any, ...]:
         begun.append(1)
         hangs.wait(30)
         return (PROOF,)

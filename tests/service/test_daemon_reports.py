@@ -67,7 +67,11 @@ def test_metrics_of_a_real_ledger_and_a_host(tmp_path: Path, ledger: Ledger) -> 
 def test_an_audit_is_remembered() -> None:
     proof = Proof("vepa", "host", Verdict.FAIL, 1, "frames", ())
     seen = Counters()
-    assert record_audits(lambda frames: (proof,) * frames, seen)(2) == (proof, proof)
+    recorded = record_audits(lambda frames, host_only: (proof,) * frames, seen)
+    assert recorded(2, host_only=False) == (proof, proof)
+    age = next(value for name, _, value in seen.samples() if name == "nohype_audit_age_seconds")
+    assert recorded(1, host_only=True) == (proof,), "is not recorded: the verdicts of guests would look new"
+    assert age < next(value for name, _, value in seen.samples() if name == "nohype_audit_age_seconds")
     assert ("nohype_proofs", ("vepa", "fail"), 2) in list(seen.samples())
 
 

@@ -94,7 +94,7 @@ def test_cpus_that_went_away_are_no_error(caplog: pytest.LogCaptureFixture, monk
 def test_requests_are_served_on_one_cpu(tmp_path: Path) -> None:
     found: list[set[int]] = []
 
-    def audit(_frames: int) -> tuple[Proof, ...]:
+    def audit(_frames: int, **_: object) -> tuple[Proof, ...]:
         found.append(read())
         return (PROOF,)
 

@@ -21,7 +21,7 @@ def release() -> threading.Event:
 
 @pytest.fixture
 def served(tmp_path: Path, release: threading.Event) -> Iterator[Served]:
-    def audit(_frames: int) -> tuple[Proof, ...]:
+    def audit(_frames: int, **_: object) -> tuple[Proof, ...]:
         release.wait(120)
         return (PROOF,)
 

@@ -158,13 +158,14 @@ def audit(
     frames: int = 0,
     nics: Sequence[NicPlan] = NICS,
     starts: Callable[[UUID], CoreStart | None] = lambda _: None,
+    host_only: bool = False,
 ) -> tuple[Proof, ...]:
     source = Source(
         host, StubHypervisor(guests, unread or {}, exits), lambda: topology or read_topology(host), send, HOUSEKEEPING,
         ExitPolicy(2000, 10), window=0.01, nics=lambda: {guest.uuid: (nic,) for guest, nic in zip(GUESTS, nics, strict=True)},
         core_starts=starts,
     )  # fmt: skip
-    return Auditor(source).run(frames)
+    return Auditor(source).run(frames, host_only=host_only)
 
 
 def keys(guests: tuple[RunningGuest, ...] = GUESTS) -> list[tuple[str, str]]:
@@ -187,6 +188,22 @@ def test_all_proofs_pass_in_order_except_vepa_without_a_switch(host: RecordingRo
     bad = [proof for proof in proofs if proof.verdict != Verdict.PASS]
     assert [(proof.name, proof.verdict) for proof in bad] == [("vepa", Verdict.NOT_MEASURED)], bad
     assert host.writes == [], "an audit changes nothing"
+
+
+def test_host_only_leaves_out_the_proofs_of_guests_and_does_not_sample_them(host: RecordingRoot) -> None:
+    def refuse(_uuid: UUID) -> tuple[Mapping[str, int], ...]:
+        raise AssertionError("exits are counted only for a proof of a guest")
+
+    proofs = audit(host, host_only=True, exits=refuse)
+    assert [(proof.name, proof.subject) for proof in proofs] == [key for key in keys() if key[1] == "host"]
+    assert proofs == tuple(proof for proof in audit(host) if proof.subject == "host"), "the verdicts are those of a whole audit"
+
+
+def test_host_only_fails_for_a_fault_of_the_host(host: RecordingRoot) -> None:
+    proofs = audit(host, GUESTS[:1], host_only=True)
+    assert verdicts(proofs)["memory-static", "host"] is Verdict.FAIL  # the pages of the other guest
+    unread = audit(host, GUESTS[:1], host_only=True, unread={"guest2": "libvirt: no"})
+    assert (unread[0].subject, unread[0].verdict) == ("guest2", Verdict.NOT_MEASURED)
 
 
 def test_host_without_guests(host: RecordingRoot) -> None:

@@ -269,8 +269,22 @@ def test_a_survey_shows_where_the_configuration_does_not_fit(monkeypatch: pytest
 def test_limits_of_a_pass_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     evidence = ["read", f"{WEAKER}its DMA is not translated while no guest holds it"]
     proof = {"name": "device-isolated", "subject": "web", "verdict": "pass", "figure": 0, "unit": "faults", "evidence": evidence}
-    monkeypatch.setattr(FakeClient, "audit", lambda _self, _frames: [proof], raising=False)
+    monkeypatch.setattr(FakeClient, "audit", lambda _self, _frames, host_only: [proof], raising=False)
     assert f"device-isolated (web): {evidence[1]}" in run("audit").output
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("pass", 0), ("not measured", 0), ("fail", 1)])
+def test_audit_of_the_host_names_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch, verdict: str, status: int) -> None:
+    proof = {"name": "vepa", "subject": "host", "verdict": verdict, "figure": None, "unit": "frames", "evidence": ["no frames"]}
+    monkeypatch.setattr(FakeClient, "audit", lambda _self, _frames, host_only: [proof] if host_only else [], raising=False)
+    done = CliRunner().invoke(nohype, ["audit", "--host"], standalone_mode=False)
+    assert done.return_value == status
+    shown = done.output
+    assert verdict.upper() in shown
+    assert shown.endswith("proofs of guests: not measured (--host)\n")
+    assert "(--host)" not in run("audit").output
+    assert json.loads(run("audit", "--host", "--json").output) == [proof]
+    assert "evidence has all proofs" in run("audit", "--host", "--sign", "x", status=2).output
 
 
 def test_what_is_not_said_is_not_asked() -> None:

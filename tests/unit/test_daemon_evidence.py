@@ -40,7 +40,7 @@ class MeasuringAuditor:
     proofs: tuple[Proof, ...] = (PROOF,)
     measured: list[int] = field(default_factory=list)
 
-    def measure(self, frames: int = 0) -> tuple[tuple[()], tuple[Proof, ...]]:
+    def measure(self, frames: int = 0, *, host_only: bool = False) -> tuple[tuple[()], tuple[Proof, ...]]:
         self.measured.append(frames)
         return (), self.proofs
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from orchestrator import __version__
 from orchestrator.api.backend import Served, answer_plain
 from orchestrator.api.callers import Caller, HostReader
-from orchestrator.api.fields import Integer
+from orchestrator.api.fields import Boolean, Integer
 from orchestrator.api.limits import Kind
 from orchestrator.api.parameters import Query
 from orchestrator.api.routes.guests import show_guest
@@ -28,6 +28,7 @@ from orchestrator.planning.host_check import check_host
 from orchestrator.values import CpuSet
 
 Frames = Annotated[Integer, Query(ge=0, le=10_000)]
+HostOnly = Annotated[Boolean, Query(description="Leave out the proofs of guests.")]
 
 routes = Routes()
 
@@ -61,10 +62,12 @@ async def survey(backend: Served, caller: HostReader) -> Response:
 
 
 @routes.add("GET", "/v1/audit", list[shapes.Proof], ("conflict", *HOST_CODES), kind=Kind.WAIT)
-async def proofs(backend: Served, request: Request, caller: HostReader, frames: Frames = 0) -> Response:
+async def proofs(
+    backend: Served, request: Request, caller: HostReader, frames: Frames = 0, *, host_only: HostOnly = False
+) -> Response:
     if frames and caller.role is not Role.OPERATOR:
         raise Forbidden(f"{caller.name} may not send test frames: operator role required", "omit `frames`")
-    measured = answer_plain(backend.audits, caller, lambda: backend.measure(frames))
+    measured = answer_plain(backend.audits, caller, lambda: backend.measure(frames, host_only=host_only))
     return await while_connected(request.receive, measured)
 
 
