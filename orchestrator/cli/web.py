@@ -30,7 +30,8 @@ def web(*, port: int, client: Client) -> None:
     try:
         server = WebServer(client, port)
     except OSError as error:
-        raise OrchestratorError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}", "choose another --port") from None
+        hint = "choose a --port above 1023, or run as root" if isinstance(error, PermissionError) else "choose another --port"
+        raise OrchestratorError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}", hint) from None
     with server:
         click.echo(server.address)
         click.echo("open this address once; it is a password until then. Ctrl-C ends the server", err=True)

@@ -17,6 +17,7 @@ import contextlib
 import http.client
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -254,24 +255,25 @@ class Client(NetworkCalls, RecordCalls, SwitchCalls):
 
     @contextlib.contextmanager
     def forward(
-        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float
-    ) -> Iterator[http.client.HTTPResponse]:
-        """For a proxy: yields the response to any request, also a problem document. Raises Unreachable."""
-        connection = self._connect(timeout)
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float,
+        watching: Callable[[socket.socket], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+    ) -> Iterator[http.client.HTTPResponse]:  # fmt: skip
+        """For a proxy: yields the response to any request, also a problem document. Raises Unreachable, TimedOut.
+
+        ``watching`` is entered with the connected socket, and left before the connection is closed.
+        """
+        fields = {**headers, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
         connected = False
-        try:
-            connection.connect()
-            connected = True
-            fields = {**headers, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
-            connection.request(method, target, body, fields)
-            response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise map_connection_error(self._where, error, connected=connected) from None
-        try:
+        with contextlib.closing(self._connect(timeout)) as connection, contextlib.ExitStack() as stack:
+            try:
+                connection.connect()
+                connected = True
+                stack.enter_context(watching(connection.sock))
+                connection.request(method, target, body, fields)
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise map_connection_error(self._where, error, connected=connected) from None
             yield response
-        finally:
-            connection.close()
 
     def _change(
         self, name: str, what: str, version: int | None, timeout: float, body: Mapping[str, object] | None = None

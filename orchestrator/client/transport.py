@@ -32,6 +32,10 @@ class Unreachable(OrchestratorError):
     """The connection to the manager failed or was lost."""
 
 
+class TimedOut(Unreachable):
+    """The manager did not respond in time."""
+
+
 class _WholeRequests(http.client.HTTPConnection):
     """Sends head and body of a request in one piece; http.client sends two, for which the manager wakes up twice."""
 
@@ -141,11 +145,11 @@ def map_connection_error(
     where: Path | str, error: OSError | http.client.HTTPException, *, connected: bool = False
 ) -> Unreachable:
     """The error of a request without a response; ``connected``: the TLS handshake was complete."""
-    if isinstance(where, Path):
-        return Unreachable(f"cannot reach the manager at {where}: {_reason(error)}", _hint_socket(error))
-    if isinstance(error, ssl.SSLCertVerificationError):
+    if isinstance(error, ssl.SSLCertVerificationError) and isinstance(where, str):
         return _explain_certificate(where, error)
-    return Unreachable(f"cannot reach the manager at {where}: {_reason(error)}", _hint_url(error, connected=connected))
+    hint = _hint_socket(error) if isinstance(where, Path) else _hint_url(error, connected=connected)
+    kind = TimedOut if isinstance(error, TimeoutError) else Unreachable
+    return kind(f"cannot reach the manager at {where}: {_reason(error)}", hint)
 
 
 def _explain_certificate(where: str, error: ssl.SSLCertVerificationError) -> Unreachable:

@@ -7,6 +7,8 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import socket
 from typing import Any
@@ -14,8 +16,10 @@ from urllib.parse import unquote
 
 from orchestrator.client import Client
 from orchestrator.client.problems import MEDIA_TYPE, build_problem
+from orchestrator.client.transport import TimedOut, Unreachable
 from orchestrator.errors import NotFound, OrchestratorError, RequestError
 from orchestrator.web.files import SAFETY_FIELDS, find_file
+from orchestrator.web.relay import SILENCE_SECONDS, Hangups, find_patience
 from orchestrator.web.session import Session
 
 _LONGEST_BODY = 1 << 20
@@ -24,15 +28,18 @@ _REQUEST_SECONDS = 30.0
 CONNECTIONS = 48
 _PIECE = 64 << 10
 _FORWARDED = ("content-type", "if-match", "last-event-id")
-_RETURNED = ("content-type", "etag", "retry-after", "location")
-_WAIT_SECONDS = 3700.0
-"""The longest wait of the API is an hour."""
+_RETURNED = ("allow", "content-type", "etag", "retry-after", "location")
+_NO_CONTENT = (204, 304)
 # Of the API; a dot as a segment, or an encoded character that the manager would decode, could name another path.
 _TARGET = re.compile(r"/v1/[A-Za-z0-9._~/%-]*(?:\?[A-Za-z0-9._~=&%+:-]*)?")
 
 
 class WebServer(ThreadingHTTPServer):
-    """Args: ``port`` on 127.0.0.1, 0 for any free one. Raises OSError."""
+    """Args: ``port`` on 127.0.0.1, 0 for any free one. Raises OSError.
+
+    Attributes:
+        places: of connections; one without a place is closed.
+    """
 
     daemon_threads = True
     allow_reuse_address = True
@@ -41,7 +48,8 @@ class WebServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.client = client
         self.session = Session(self.server_port)
-        self._places = threading.BoundedSemaphore(CONNECTIONS)
+        self.hangups = Hangups()
+        self.places = threading.BoundedSemaphore(CONNECTIONS)
 
     @property
     def address(self) -> str:
@@ -49,7 +57,7 @@ class WebServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/#{self.session.word}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._places.acquire(blocking=False):
+        if not self.places.acquire(blocking=False):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
@@ -58,7 +66,7 @@ class WebServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self.places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """The browser has closed the connection, or does not read."""
@@ -71,15 +79,6 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _REQUEST_SECONDS
     server: WebServer
     connection: socket
-
-    def do_GET(self) -> None:
-        self._handle()
-
-    def do_POST(self) -> None:
-        self._handle()
-
-    def do_DELETE(self) -> None:
-        self._handle()
 
     def log_message(self, *_: object) -> None:
         """Requests are in the log of the manager."""
@@ -94,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             fields = self._read_fields()
             session = self.server.session
             session.check_host(fields.get("host", ""))
-            if self.command == "GET" and (file := find_file(self.path)):
+            if self.command in ("GET", "HEAD") and (file := find_file(self.path)):
                 self._send(200, {"Content-Type": file.media}, file.content)
                 return
             session.check_site(fields)
@@ -104,9 +103,17 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             session.check_secret(fields.get("authorization", ""))
             self._forward(fields)
+        except Unreachable as error:
+            self._send_problem(error, HTTPStatus.GATEWAY_TIMEOUT if isinstance(error, TimedOut) else HTTPStatus.BAD_GATEWAY)
         except OrchestratorError as error:
-            problem = build_problem(error)
-            self._send(int(str(problem["status"])), {"Content-Type": MEDIA_TYPE}, json.dumps(problem).encode())
+            self._send_problem(error)
+
+    # Methods that the API does not know are for the manager to refuse.
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _handle
+
+    def _send_problem(self, error: OrchestratorError, status: HTTPStatus | None = None) -> None:
+        problem = {**build_problem(error), **({"status": int(status), "title": status.phrase} if status else {})}
+        self._send(int(str(problem["status"])), {"Content-Type": MEDIA_TYPE}, json.dumps(problem).encode())
 
     def _read_fields(self) -> dict[str, str]:
         """By name in lower case. Raises RequestError if one occurs twice: programs differ in which they use."""
@@ -127,21 +134,39 @@ class _Handler(BaseHTTPRequestHandler):
         segments = unquote(self.path.partition("?")[0]).split("/")
         if not _TARGET.fullmatch(self.path) or any(segment in (".", "..") for segment in segments):
             raise NotFound("no such endpoint")
+        if self.request_version != "HTTP/1.1":
+            raise RequestError("the request is not HTTP/1.1", "use a program that speaks HTTP/1.1")
         body = self._read_body(fields)
         passed = {name: fields[name] for name in _FORWARDED if name in fields}
-        with self.server.client.forward(self.command, self.path, body or None, passed, _WAIT_SECONDS) as response:
+
+        patience, used = find_patience(self.command, self.path, body), []
+
+        def watching(manager: socket) -> AbstractContextManager[None]:
+            used.append(manager)
+            return self.server.hangups.watching(self.connection, manager)
+
+        with self.server.client.forward(self.command, self.path, body or None, passed, patience, watching) as response:
+            used[0].settimeout(SILENCE_SECONDS)
             self._stream(response)
 
     def _stream(self, response: http.client.HTTPResponse) -> None:
-        """Without a length: the end of the connection is the end of the response."""
+        """Passes the content on as it comes. One that is cut off has no end here either: the browser takes it for an error."""
         returned = {name.title(): value for name in _RETURNED if (value := response.getheader(name))}
-        self._begin(response.status, returned)
+        length = response.getheader("Content-Length")
+        if self.command == "HEAD" or response.status in _NO_CONTENT:
+            self._begin(response.status, {**returned, **({"Content-Length": length} if length else {})})
+            return
+        is_chunked = length is None
+        self._begin(response.status, {**returned, **({"Content-Length": length} if length else {"Transfer-Encoding": "chunked"})})
         while piece := response.read1(_PIECE):
-            self.wfile.write(piece)
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if is_chunked else piece)
+        if is_chunked and not response.length:
+            self.wfile.write(b"0\r\n\r\n")
 
     def _send(self, status: int, fields: Mapping[str, str], content: bytes) -> None:
         self._begin(status, {**fields, "Content-Length": str(len(content))})
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _begin(self, status: int, fields: Mapping[str, str]) -> None:
         self.send_response_only(status)

@@ -18,6 +18,7 @@ from orchestrator.errors import Forbidden, RequestError, Unauthorized
 
 WORD_SECONDS = 600.0
 """For which the address can be opened."""
+_HTTP = 80
 _AGAIN = "run `nohype web` again"
 
 
@@ -31,7 +32,9 @@ class Session:
     def __init__(self, port: int) -> None:
         self.word = secrets.token_urlsafe(32)
         self._secret = secrets.token_urlsafe(32)
-        self._hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost"))
+        names = ("127.0.0.1", "localhost")
+        # Browsers omit the default port of http.
+        self._hosts = frozenset((*(f"{name}:{port}" for name in names), *(names if port == _HTTP else ())))
         self._expires = time.monotonic() + WORD_SECONDS
         self._used = False
         self._lock = threading.Lock()

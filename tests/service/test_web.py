@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import json
 import os
@@ -17,8 +18,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from click.testing import CliRunner
 
+from orchestrator.cli.main import nohype
 from orchestrator.client import Client
+from orchestrator.errors import OrchestratorError
 from orchestrator.web import server as web_server
 from orchestrator.web import session as web_session
 from orchestrator.web.files import find_file
@@ -103,6 +107,23 @@ def test_requests_reach_the_manager_as_they_are(web: WebServer, served: Served, 
         refused = ask(web, "POST", "/v1/plans", text, Authorization=secret, Content_Type="application/json")
         assert (refused.status, json.loads(refused.content)["code"]) == (400, "bad-request")
         assert "image" in json.loads(refused.content)["detail"], "the manager has read it as UTF-8"
+
+
+def test_head_is_a_get_without_content(web: WebServer, secret: str) -> None:
+    for target in ("/", "/app.js", "/v1/guests", "/v1/guests/web", "/v1/guests/none", "/nothing"):
+        answers = {method: ask(web, method, target, Authorization=secret) for method in ("GET", "HEAD")}
+        assert answers["HEAD"].status == answers["GET"].status, target
+        assert answers["HEAD"].content == b""
+        assert answers["HEAD"].headers["Content-Length"] == answers["GET"].headers["Content-Length"]
+    assert ask(web, "HEAD", "/v1/guests").status == 401
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_method_that_the_manager_does_not_know_is_refused_by_it(web: WebServer, secret: str, method: str) -> None:
+    answer = ask(web, method, "/v1/host", Authorization=secret)
+    assert (answer.status, json.loads(answer.content)["code"]) == (405, "method")
+    assert "GET" in answer.headers["Allow"]
+    assert ask(web, method, "/v1/host").status == 401
 
 
 def test_stream_passes_at_once_and_ends_with_the_browser(web: WebServer, served: Served, secret: str) -> None:
@@ -286,7 +307,7 @@ def test_too_many_connections_are_closed_and_the_page_recovers(served: Served, m
 def test_manager_that_is_gone_is_a_problem_document(tmp_path: Path) -> None:
     with run_server(Client(tmp_path / "none.sock")) as web:
         answer = ask(web, "GET", "/v1/guests", Authorization=f"Bearer {open_session(web)}")
-    assert answer.status >= 500
+    assert answer.status == json.loads(answer.content)["status"] == 502
     assert "cannot reach the manager" in json.loads(answer.content)["detail"]
 
 
@@ -317,6 +338,18 @@ def test_port_that_is_taken_is_a_clear_error(served: Served) -> None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 1
     assert re.match(r"nohype: cannot listen on 127\.0\.0\.1:\d+: Address already in use", done.stderr)
+
+
+def test_port_that_needs_root_is_a_clear_error(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(_server: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(WebServer, "server_bind", bind)
+    done = CliRunner().invoke(nohype, ["--socket", str(served.path), "web", "--port", "80"], standalone_mode=False)
+    error = done.exception
+    assert isinstance(error, OrchestratorError)
+    assert error.message == "cannot listen on 127.0.0.1:80: Permission denied"
+    assert error.hint == "choose a --port above 1023, or run as root"
 
 
 def test_console_is_typed_on(web: WebServer, served: Served, secret: str) -> None:
