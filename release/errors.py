@@ -84,7 +84,7 @@ ERRORS: Mapping[str, tuple[str, str]] = {
     "command": ("a program failed, is missing, or did not end in time", "read the output in the message; install the program"),
     "ledger": (
         "the ledger cannot be read or written: its disk is full, or the file is damaged, locked or replaced",
-        "see [troubleshooting](user-guide.md#troubleshooting)",
+        "see [troubleshooting](troubleshooting.md#the-manager)",
     ),
     "error": ("an error that no other code describes", "follow the hint of the message"),
     "hypervisor": (

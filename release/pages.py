@@ -91,7 +91,7 @@ def _build_errors() -> Iterator[str]:
     statuses = {code: str(int(STATUS[code])) if code in STATUS else "-" for code in ERRORS}
     rows = [(f"`{code}`", statuses[code], cause, remedy) for code, (cause, remedy) in ERRORS.items()]
     yield _table(("code", "HTTP status", "cause", "what to do"), rows)
-    yield "See also [troubleshooting](user-guide.md#troubleshooting) and [exit statuses](cli.md#nohype)."
+    yield "See also [troubleshooting](troubleshooting.md) and [exit statuses](cli.md#nohype)."
 
 
 def _anchor(title: str) -> str:
