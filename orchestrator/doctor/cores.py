@@ -130,7 +130,10 @@ def _check_settings(facts: Facts) -> Finding:
     division = facts.division
     wrong: list[Reading] = []
     unread: list[str] = []
-    readings = [reading for reading in read_settings(facts.host, Owner.ROLE) if not reading.is_absent]
+    every = read_settings(facts.host, Owner.ROLE)
+    shows_cpus = any(reading.setting.name == "isolcpus" and not reading.problem for reading in every)
+    missing = [reading.setting for reading in every if reading.is_absent and reading.setting.option and shows_cpus]
+    readings = [reading for reading in every if not reading.is_absent]
     for reading in readings:
         if reading.problem:
             unread.append(f"{reading.setting.name}: {reading.problem}")
@@ -141,14 +144,18 @@ def _check_settings(facts: Facts) -> Finding:
             unread.append(error.message)
             continue
         wrong += [reading] if is_wrong else []
-    if unread and not wrong:
+    if unread and not wrong and not missing:
         needed = "settings that keep the kernel's work off guest CPUs"
         return not_measured("; ".join(unread), needed, "run the command as root, and not in a container")
-    if not wrong:
+    if not wrong and not missing:
         return passed(f"{len(readings)} settings keep the kernel's own work off CPUs {division.guest}")
-    found = ", ".join(f"{reading.setting.name} is {reading.text or 'none'}" for reading in wrong)
-    needed = ", ".join(f"{reading.setting.name} {reading.setting.wanted.describe(division)}" for reading in wrong)
-    return failed(found, needed, _describe_remedy(wrong, facts))
+    found = [f"the kernel has no {setting.name}: {setting.absent}" for setting in missing]
+    found += [f"{reading.setting.name} is {reading.text or 'none'}" for reading in wrong]
+    wanted = [f"a kernel with {setting.option}" for setting in missing]
+    wanted += [f"{reading.setting.name} {reading.setting.wanted.describe(division)}" for reading in wrong]
+    remedies = [f"boot a kernel that is built with {setting.option}" for setting in missing]
+    remedies += [_describe_remedy(wrong, facts)] if wrong else []
+    return failed(", ".join(found), ", ".join(wanted), "; ".join(remedies))
 
 
 def _describe_remedy(wrong: list[Reading], facts: Facts) -> str:

@@ -112,6 +112,7 @@ class Setting:
     tuned: tuple[str, ...] = ()  # words by which a profile of tuned sets it
     excuse: tuple[str, str] | None = None  # a value that is a limit and not a fault, and why
     read: Callable[[HostRoot], str | None] | None = None  # for a setting without a file
+    option: str = ""  # of the kernel's build, if a kernel without the file disturbs guests
 
     def find(self, host: HostRoot) -> str | None:
         """Its text; None if the kernel does not have it. Raises HostError if it cannot be read."""
@@ -160,7 +161,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "nohz_full", "sys/devices/system/cpu/nohz_full", Owner.ROLE, Covers(),
         "no periodic tick while a CPU has one runnable thread", "timers/no_hz.rst",
-        "each guest CPU has a periodic tick", ("nohz_full=",), read=_read_nohz,
+        "each guest CPU has a periodic tick", ("nohz_full=",), read=_read_nohz, option="CONFIG_NO_HZ_FULL",
     ),
     Setting(
         "rcu_nocbs", "proc/cmdline", Owner.ROLE, Covers(),

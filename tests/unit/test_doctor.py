@@ -503,6 +503,14 @@ def test_setting_that_cannot_be_read_hides_no_wrong_one(fake: FakeRoot) -> None:
     assert (finding.verdict, finding.found) == (Verdict.FAIL, "stat_interval is 1")
 
 
+def test_kernel_that_cannot_stop_the_tick_is_unfit(fake: FakeRoot) -> None:
+    (fake.path / "sys/devices/system/cpu/nohz_full").unlink()
+    finding = examine(fake)["isolation"].finding
+    assert (finding.verdict, finding.needed) == (Verdict.FAIL, "a kernel with CONFIG_NO_HZ_FULL")
+    (fake.path / "sys/devices/system/cpu/isolated").unlink()  # sysfs is not visible, which says nothing about the kernel
+    assert examine(fake)["isolation"].finding.verdict is Verdict.NOT_MEASURED
+
+
 def test_whole_cores_may_be_offline(fake: FakeRoot) -> None:
     fake.add("sys/devices/system/cpu/online", "0-5")
     finding = examine(fake)["smt-siblings"].finding
