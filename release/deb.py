@@ -36,7 +36,7 @@ PYTHON = "3.13"  # of Debian 13, as the wheels
 HOME = "usr/lib/nohype"
 SITE = f"{HOME}/lib/python{PYTHON}/site-packages"
 _SOURCE = Path(__file__).parent / "debian"
-_SCRIPTS = ("postinst", "prerm", "postrm")
+_SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 
 _PROGRAMS = {"nohype": ("usr/bin", "orchestrator.cli.main"), "nohyped": ("usr/sbin", "orchestrator.daemon.main")}
 _START = f"""#!/{HOME}/bin/python3

@@ -196,3 +196,16 @@ def test_removal_is_refused_while_a_guest_runs(chroot: Chroot, deb: Path, tmp_pa
     assert "the manager is needed by guests: web (running)" in refused
     assert "nohype guest stop" in refused
     chroot("nohype", "--version")
+
+
+@pytest.mark.parametrize("path", ["opt/nohype/bin/nohyped", "etc/systemd/system/nohyped.service"])
+def test_installation_is_refused_where_the_role_was_applied(chroot: Chroot, deb: Path, path: str) -> None:
+    root: Path = chroot.root  # type: ignore[attr-defined]
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text("of the role\n")
+    refused = chroot("dpkg", "-i", f"/tmp/{deb.name}", status=1)
+    assert f"the Ansible role has set up this host (/{path})" in refused
+    assert not (root / "usr/lib/nohype").exists()
+    (root / path).unlink()
+    (root / "etc/systemd/system/nohyped.service").symlink_to("/dev/null")  # masked by the administrator
+    install(chroot, deb)
