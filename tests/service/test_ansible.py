@@ -652,14 +652,13 @@ def test_openvswitch_role_makes_a_switch_that_the_driver_accepts(tmp_path: Path)
         ("", ["libvirt-daemon"], ""),
         ("case $* in *--all*) echo stopped;; esac", [], ""),
         ("case $* in *--all*) echo stopped;; esac", ["libvirt-daemon"], "guests of other users: stopped"),
-        ("echo theirs", [], "Guests run: theirs. undo.yml reboots the server"),
         ("echo failed to connect >&2; exit 1", [], "libvirt does not tell its guests (failed to connect)"),
         ("echo virsh: libvirt.so.0: No such file or directory >&2; exit 127", [], "libvirt does not tell its guests"),
         ("exit 124", [], "no answer within 60 s"),
     ],
-    ids=["none", "no libvirt", "stopped", "stopped, ours", "running", "no daemon", "no library", "hangs"],
+    ids=["none", "no libvirt", "stopped", "stopped, ours", "no daemon", "no library", "hangs"],
 )
-def test_undo_refuses_while_guests_of_others_run(tmp_path: Path, virsh: str, packages: list[str], said: str) -> None:
+def test_undo_refuses_while_libvirt_has_guests_of_others(tmp_path: Path, virsh: str, packages: list[str], said: str) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("timeout", "sh", "env"):
@@ -669,11 +668,48 @@ def test_undo_refuses_while_guests_of_others_run(tmp_path: Path, virsh: str, pac
         (programs / "virsh").chmod(0o755)
     tasks = yaml.safe_load((ROLE / "tasks/undo_check.yml").read_text())
     names = [task["name"] for task in tasks]
-    asked = tasks[names.index("List the guests of other users of libvirt") : names.index("Find the boot loader")]
+    asked = tasks[names.index("List the guests of other users of libvirt") : names.index("Check that no guest runs")]
     for task in asked:
         if "ansible.builtin.command" in task:  # only these programs, also where this machine has libvirt
             task["environment"] = {**task.get("environment", {}), "PATH": str(programs)}
-    variables = {"nohype_earlier": {"record": {"packages": packages}}}
+    variables = {"nohype_packages_found": {"own": packages}}
     done = play(tmp_path, asked, variables, check=False)
     assert bool(done.status) == bool(said), done.stdout
     assert said in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"), [("undo_check.yml", "undo.yml reboots"), ("reboot.yml", "A reboot is required (isolcpus=2-3)")]
+)
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_server_is_not_rebooted_while_guests_run(tmp_path: Path, file: str, reason: str, runs: bool) -> None:  # noqa: FBT001
+    """Also guests that libvirt does not know."""
+    folder = tmp_path / "proc/812"
+    (folder / "fd").mkdir(parents=True)
+    (folder / "exe").symlink_to("/usr/bin/qemu-system-x86_64" if runs else "/usr/bin/sshd")
+    (folder / "cmdline").write_text("qemu-system-x86_64\0-name\0theirs\0")
+    tasks = yaml.safe_load((ROLE / "tasks" / file).read_text())
+    tasks += [inner for task in tasks for inner in task.get("block", [])]
+    [checked] = [task for task in tasks if task["name"] == "Check that no guest runs"]
+    asked = yaml.safe_load((ROLE / "tasks" / checked["ansible.builtin.import_tasks"]).read_text())
+    asked[0]["nohype_guests"] = {"proc": str(tmp_path / "proc")}
+    done = play(tmp_path, asked, {"nohype_lacking": ["isolcpus=2-3"], **checked["vars"]}, check=False)
+    assert bool(done.status) == runs, done.stdout
+    assert (f"{reason}" in done.stdout and "812 (qemu-system-x86_64, theirs)" in done.stdout) == runs
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_role_refuses_a_host_with_the_debian_package(tmp_path: Path, installed: bool) -> None:  # noqa: FBT001
+    unit = tmp_path / "nohyped.service"
+    if installed:
+        unit.write_text("")
+    for file in ("main.yml", "precheck.yml"):
+        tasks = yaml.safe_load((ROLE / "tasks" / file).read_text())
+        assert {"name": "Debian package", "ansible.builtin.import_tasks": "no_package.yml"} in tasks[:6]
+    asked = yaml.safe_load((ROLE / "tasks/no_package.yml").read_text())
+    [path] = [task["ansible.builtin.stat"]["path"] for task in asked if "ansible.builtin.stat" in task]
+    assert path.removeprefix("/") == f"usr/lib/systemd/system/{unit.name}", "that of release.deb"
+    asked[0]["ansible.builtin.stat"]["path"] = str(unit)
+    done = play(tmp_path, asked, {}, check=False)
+    assert bool(done.status) == installed, done.stdout
+    assert ("apt remove nohype" in done.stdout) == installed

@@ -562,6 +562,13 @@ def test_new_packages_are_read_from_apts_plan() -> None:
     assert PACKAGES.parse_added(plan) == ["a", "b"]
 
 
+def test_only_packages_that_the_role_installed_are_its_own() -> None:
+    """The second run's plan failed, and the operator installed `lvm2` by hand."""
+    log = "processing: install: swtpm\nstatus: swtpm: unpacked\nprocessing: install: libtpms0:amd64\nprocessing: upgrade: lvm2\n"
+    assert PACKAGES.find_own(["libtpms0:amd64", "lvm2", "swtpm"], log) == ["libtpms0:amd64", "swtpm"]
+    assert PACKAGES.find_own(["lvm2"], "") == []
+
+
 def test_packages_that_others_need_are_found() -> None:
     plan = "Purg ours [1]\nRemv theirs [2]\nPurg theirs:i386 [2]\n"
     assert PACKAGES.find_others(["ours"], plan) == ["theirs"]

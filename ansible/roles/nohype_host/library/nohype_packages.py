@@ -18,8 +18,9 @@ DOCUMENTATION = """
 module: nohype_packages
 short_description: Plan the installation of packages, install them, and remove them again
 options:
-  state: {choices: [planned, present, removed], required: true}
-  family: {choices: [Debian, RedHat], required: true}
+  state: {choices: [planned, present, own, removed], required: true}
+  family: {choices: [Debian, RedHat], default: Debian}
+  log: {type: path, description: Notes what the role installs; state own reads it}
   names: {type: list, elements: str, required: true}
   update: {type: bool, default: false, description: Read the lists of the package archives first, if they are a day old}
 """
@@ -31,6 +32,8 @@ _INSTALL = (
     "--option=Dpkg::Options::=--force-confdef", "--option=Dpkg::Options::=--force-confold",
 )  # fmt: skip
 _CONFFILES = "${Package}\n${Conffiles}\n"
+# Lines of dpkg (--status-logger), before it unpacks a package; a crash in between leaves them too.
+_INSTALLED = "processing: install: "
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
 
 
@@ -47,6 +50,12 @@ def parse_removed(output: str) -> set[str]:
 def find_others(recorded: Sequence[str], output: str) -> list[str]:
     """Packages that other people need or have installed, and that would be removed too."""
     return sorted(parse_removed(output) - set(recorded))
+
+
+def find_own(planned: Sequence[str], log: str) -> list[str]:
+    """Planned packages that the role itself has installed: the others were installed by hand after a run that failed."""
+    names = {line.removeprefix(_INSTALLED).split(":")[0] for line in log.splitlines() if line.startswith(_INSTALLED)}
+    return [name for name in planned if name.split(":")[0] in names]
 
 
 def parse_conffiles(output: str) -> list[tuple[str, str, str]]:
@@ -113,11 +122,23 @@ class Server:
         if not (added := self.plan(names)):
             return False
         if not self.module.check_mode:
+            log = self.module.params["log"]
             if self.module.params["family"] == "RedHat":
                 self.run("dnf", "--assumeyes", "--setopt=install_weak_deps=False", "install", *added)
+                self.note(added)
             else:
-                self.run("apt-get", "--assume-yes", *_INSTALL, *names)
+                noted = (f"--option=Dpkg::Options::=--status-logger=cat >>{log}",) if log else ()
+                self.run("apt-get", "--assume-yes", *_INSTALL, *noted, *names)
         return True
+
+    def note(self, names: Sequence[str]) -> None:
+        if self.module.params["log"]:
+            with Path(self.module.params["log"]).open("a") as file:
+                file.writelines(f"{_INSTALLED}{name}\n" for name in names)
+
+    def find_own(self, names: Sequence[str]) -> list[str]:
+        log = Path(self.module.params["log"])
+        return find_own(names, log.read_text() if log.exists() else "")
 
     def remove(self, names: Sequence[str]) -> list[str]:
         """The names of other packages that need them: nothing was removed then."""
@@ -143,9 +164,10 @@ class Server:
 def main() -> None:
     names: dict[str, Any] = {"type": "list", "elements": "str", "required": True}
     spec: dict[str, Any] = {
-        "state": {"choices": ["planned", "present", "removed"], "required": True},
+        "state": {"choices": ["planned", "present", "own", "removed"], "required": True},
+        "log": {"type": "path"},
         "update": {"type": "bool", "default": False},
-        "family": {"choices": ["Debian", "RedHat"], "required": True},
+        "family": {"choices": ["Debian", "RedHat"], "default": "Debian"},
         "names": names,
     }
     module = AnsibleModule(spec, supports_check_mode=True)
@@ -154,6 +176,8 @@ def main() -> None:
         server.update()
     if module.params["state"] == "present":
         module.exit_json(changed=server.install(module.params["names"]))
+    if module.params["state"] == "own":
+        module.exit_json(changed=False, own=server.find_own(module.params["names"]))
     if module.params["state"] == "planned":
         module.exit_json(changed=False, added=server.plan(module.params["names"]))
     present = server.find_installed(module.params["names"])
