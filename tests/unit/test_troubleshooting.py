@@ -67,5 +67,5 @@ def test_comparison_names_checks_and_its_sources_once() -> None:
     named = {name for row in rows for name in quoted(row[-1]) if re.fullmatch(r"[a-z]+(-[a-z]+)*", name)}
     assert CHECK_NAMES - named == {"cores", "disk-space"}
     assert named - CHECK_NAMES <= {"npt", "ept"}
-    used = {int(number) for number in re.findall(r"\[(\d)\](?!\()", text)}
-    assert used == {int(number) for number in re.findall(r"^(\d)\. \[", text, re.MULTILINE)}
+    used = {int(number) for number in re.findall(r"\[(\d+)\](?!\()", text)}
+    assert used == {int(number) for number in re.findall(r"^(\d+)\. \[", text, re.MULTILINE)}
