@@ -29,7 +29,7 @@ _COMMANDS = {
     "top": "Show the host and its guests live.",
     "web": "Serve a web page of the host on this machine.",
     "map": "Draw the host, and which guest has what of it.",
-    "who": "Show who owns a thing of the host.",
+    "who": "Show who owns a thing of the host, and since when.",
     "audit": "Measure the isolation of the guests on the live host.",
     "exits": "Show the VM exits of a guest by hardware reason.",
     "uplink": "Show and set edge modes, and probe the external switch.",

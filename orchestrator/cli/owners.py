@@ -14,11 +14,16 @@ HOUSEKEEPING, HOST, FREE, OFFLINE = "housekeeping", "host", "free", "offline"
 
 
 class Owner(dict[str, Any]):
-    """What the thing is, its owner ("guest" or a constant of this module), the guest with state and tenant, and more detail."""
+    """What the thing is, its owner ("guest" or a constant of this module), and more detail.
+
+    Of a guest also its state and tenant, since when it owns the thing (UTC, ISO 8601), and who created it; empty if not known.
+    """
 
     def __str__(self) -> str:
         tenant = f" of tenant {self['tenant']}" if self["tenant"] else ""
-        owner = f"guest {self['guest']} ({self['state']}){tenant}" if self["guest"] else self["owner"]
+        since = f", since {self['since'][:16].replace('T', ' ')} UTC" if self["since"] else ""
+        by = f", created by {self['by']}" if self["by"] else ""
+        owner = f"guest {self['guest']} ({self['state']}){tenant}{since}{by}" if self["guest"] else self["owner"]
         return f"{self['what']}: {owner}" + (f"; {self['detail']}" if self["detail"] else "")
 
 
@@ -46,7 +51,10 @@ def _normalise(thing: str) -> str:
 
 def _search_guest(word: str, guest: shapes.Guest) -> Iterator[Owner]:
     def own(what: str, detail: str = "") -> Owner:
-        return Owner(what=what, owner="guest", guest=guest["name"], tenant=guest["owner"], state=guest["state"], detail=detail)
+        return Owner(
+            what=what, owner="guest", guest=guest["name"], tenant=guest["owner"], state=guest["state"],
+            since=guest["created"] or "", by=guest["creator"] or "", detail=detail,
+        )  # fmt: skip
 
     cpu = _as_cpu(word)
     if cpu is not None and any(cpu in CpuSet.parse(core).ids for core in guest["cores"]):
@@ -68,7 +76,7 @@ def _search_guest(word: str, guest: shapes.Guest) -> Iterator[Owner]:
 
 def _search_host(word: str, survey: shapes.Survey) -> Iterator[Owner]:
     def own(what: str, owner: str, detail: str = "") -> Owner:
-        return Owner(what=what, owner=owner, guest="", tenant="", state="", detail=detail)
+        return Owner(what=what, owner=owner, guest="", tenant="", state="", since="", by="", detail=detail)
 
     cpu = _as_cpu(word)
     for core in survey["cores"]:

@@ -16,11 +16,11 @@ from orchestrator.errors import Forbidden, NotFound
 @json_option
 @client_option
 def who(thing: str, *, as_json: bool, client: Client) -> None:
-    """Show who owns a thing of the host.
+    """Show who owns a thing of the host, and since when.
 
     THING is the number of a CPU, the address of a PCI function (0000:41:10.2), a MAC or IP address, the name of an interface, tap
-    or guest, the serial number of a disk, or a request id. What no guest of the manager has is
-    shown as free; other programs may use it. A tenant is told of its own guests only.
+    or guest, the serial number of a disk, or a request id. What no guest of the manager has is shown as free; other programs may
+    use it. Of a guest, the command also shows who created it. A tenant is told of its own guests only.
     """
     guests = client.guests()
     try:

@@ -41,6 +41,7 @@ class Guest(TypedDict):
     ``addresses`` are the IP addresses of the request, with prefix lengths, in the order of ``nics``. ``ssh_host_key`` is the key
     that the guest has reported on its console since its start. ``initiator`` is the name with which it logs in to its network
     disk. ``disengaged`` is the end of its boot, null during the boot and for a guest that does not run.
+    ``created`` is when it was created (UTC, ISO 8601) and ``creator`` by whom, null for a plan or if not known.
     ``exit_policy`` is that of the request, and ``housekeeping_vcpus`` are the vCPUs that it names.
     """
 
@@ -49,6 +50,8 @@ class Guest(TypedDict):
     owner: str
     version: int
     restarts: int
+    created: str | None
+    creator: str | None
     cores: list[str]
     cpus: list[int]
     node: int

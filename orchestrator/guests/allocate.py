@@ -146,7 +146,7 @@ class Allocator:
         # No two claims are based on the same generation.
         plan = placed.plan.claimed(reading.generation + 1, ImageRef(image.name, image.hash))
         stored = request.without_secret_texts()
-        return placed, self._ledger.begin_claim(plan, reading.generation, stored, caller.tenant)
+        return placed, self._ledger.begin_claim(plan, reading.generation, stored, caller.tenant, caller.name)
 
     def plan(self, caller: Identity, request: GuestRequest) -> Placed:
         """Raises VfsNeeded if the guest has room once an uplink's VFs are created."""

@@ -64,18 +64,20 @@ class Claims:
     def find(self, name: str) -> Claim | None:
         return self._cache.claims.get(name)
 
-    def begin_claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "") -> PendingClaim:
+    def begin_claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "", creator: str = "") -> PendingClaim:
         """Claims everything that the plan names, or nothing. Readers see the claim immediately, in the state CREATING.
 
         Args:
             generation: from the `read` on which the plan is based.
             owner: the tenant, empty for the host's own guests.
+            creator: the name of the caller.
 
         Raises:
             LostRace: claims have changed since; read again, plan again.
             Conflict: the name is taken, or a key (CPU, VF, MAC address) belongs to another guest.
         """
-        name, texts = plan.name, (json.dumps(to_plain(plan)), request.model_dump_json(exclude_unset=True))
+        name, created = plan.name, utc_now()
+        texts = (json.dumps(to_plain(plan)), request.model_dump_json(exclude_unset=True))
 
         def work(db: sqlite3.Connection, cache: Cache) -> Claim:
             if name in cache.claims:
@@ -85,10 +87,10 @@ class Claims:
             statement = "UPDATE generation SET number = ?1 + 1, version = max(version, ?2) WHERE number = ?1"
             if not db.execute(statement, (generation, cache.version)).rowcount:
                 raise LostRace(f"claims have changed while guest {name} was planned (generation {generation})", "try again")
-            values = (name, GuestState.CREATING, *texts, owner, cache.version, 0)
-            db.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            values = (name, GuestState.CREATING, *texts, owner, cache.version, 0, created, creator)
+            db.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
             _insert_keys(db, plan)
-            claim = Claim(plan, GuestState.CREATING, request, owner, cache.version)
+            claim = Claim(plan, GuestState.CREATING, request, owner, cache.version, created=created, creator=creator)
             cache.generation, cache.claims = generation + 1, dict(sorted({**cache.claims, name: claim}.items()))
             return claim
 

@@ -87,7 +87,8 @@ def _load(db: sqlite3.Connection) -> Cache:
     claims = {}
     keys: dict[str, str] = dict(read_rows(db, "SELECT guest, key FROM host_key"))
     ends = {name: _parse_disengagement(name, text) for name, text in read_rows(db, "SELECT guest, record FROM disengagement")}
-    for name, *fields in read_rows(db, "SELECT name, plan, state, request, owner, version, restarts FROM guest ORDER BY name"):
+    columns = "name, plan, state, request, owner, version, restarts, created, creator"
+    for name, *fields in read_rows(db, f"SELECT {columns} FROM guest ORDER BY name"):
         claims[name] = replace(_parse_claim(name, *fields), host_key=keys.get(name, ""), disengaged=ends.get(name))
     _check_keys(db, claims)
     networks = {name: _parse_network(name, *rest) for name, *rest in read_rows(db, "SELECT name, vlan, owner FROM network")}
@@ -151,11 +152,13 @@ def read_rows(db: sqlite3.Connection, statement: str, *values: object) -> Sequen
     return db.execute(statement, values).fetchall()
 
 
-def _parse_claim(name: str, plan_text: str, state: str, request: str, owner: str, version: int, restarts: int) -> Claim:
+def _parse_claim(
+    name: str, plan_text: str, state: str, request: str, owner: str, version: int, restarts: int, created: str, creator: str
+) -> Claim:
     try:
         parsed = parse_stored_request(request)
         plan = plan_from_json(_parse_json(plan_text, "a plan"))
-        claim = Claim(plan, GuestState(state), parsed, owner, version, restarts)
+        claim = Claim(plan, GuestState(state), parsed, owner, version, restarts, created=created, creator=creator)
     except ValueError as error:
         raise ValueError(f"{_UNREADABLE} {name}: {' '.join(str(error).split())}") from None
     for what, other in (("plan", plan.name), ("request", parsed.name)):

@@ -128,6 +128,11 @@ _CORE_START_13 = """
 CREATE TABLE core_start (guest TEXT PRIMARY KEY REFERENCES guest ON DELETE CASCADE, record TEXT NOT NULL) STRICT;
 """
 
+_CREATED_14 = """
+ALTER TABLE guest ADD COLUMN created TEXT NOT NULL DEFAULT '';
+ALTER TABLE guest ADD COLUMN creator TEXT NOT NULL DEFAULT '';
+"""
+
 # In schema 1 a claimed guest was being started, and a stop released the claim.
 _STATES_2 = {"claimed": "creating", "running": "running", "stopping": "deleting"}
 
@@ -205,10 +210,17 @@ def _migrate_13(db: sqlite3.Connection) -> None:
     _execute_all(db, _CORE_START_13)
 
 
+def _migrate_14(db: sqlite3.Connection) -> None:
+    """Adds when and by whom each guest was created; of older guests as the event log has it, if it does."""
+    _execute_all(db, _CREATED_14)
+    events = "SELECT time, who, subject, max(id) FROM event WHERE kind = 'claimed' GROUP BY subject"
+    db.execute(f"UPDATE guest SET created = time, creator = who FROM ({events}) WHERE subject = name")
+
+
 # One entry per schema version. Never edit a released migration: add the next one.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _migrate_1, _migrate_2, _migrate_3, _migrate_4, _migrate_5, _migrate_6, _migrate_7, _migrate_8, _migrate_9,
-    _migrate_10, _migrate_11, _migrate_12, _migrate_13,
+    _migrate_10, _migrate_11, _migrate_12, _migrate_13, _migrate_14,
 )  # fmt: skip
 
 DAMAGED = "stop the manager and all guests, move the file away, and start again"

@@ -66,9 +66,9 @@ class Ledger:
         """The reason why the ledger cannot be written; empty if it can."""
         return self._database.trouble
 
-    def claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "") -> Claim:
+    def claim(self, plan: Plan, generation: int, request: GuestRequest, owner: str = "", creator: str = "") -> Claim:
         """`begin_claim`, followed by `PendingClaim.wait`."""
-        return self.begin_claim(plan, generation, request, owner).wait()
+        return self.begin_claim(plan, generation, request, owner, creator).wait()
 
     def raise_if_stalled(self, limit: float) -> None:
         """Raises LedgerError if the file cannot be read, OrchestratorError if a write or fsync takes more than ``limit`` s."""

@@ -27,6 +27,8 @@ class Claim:
     restarts: int = 0  # restarts after a failure since the last requested start, including a scheduled one
     host_key: str = ""  # SSH host key that the guest has reported since its last start, `ssh-ed25519 BASE64`
     disengaged: Disengagement | None = None  # the end of its boot since its last start
+    created: str = ""  # when the guest was created: UTC in ISO 8601, empty if not known
+    creator: str = ""  # the caller who has created it, empty if not known
     previous: int | None = field(default=None, compare=False)
 
     @property

@@ -26,6 +26,8 @@ class GuestView:
     restarts: int = 0
     host_key: str = ""  # SSH host key that the running guest has reported
     disengaged: Disengagement | None = None  # the end of the running guest's boot
+    created: str = ""  # as of ``Claim``
+    creator: str = ""
     progress: DiskProgress | None = None  # the work on its disks while they are prepared or wiped
     warnings: tuple[str, ...] = ()  # of a plan: `last_choices`, and differences between configuration and host
 
@@ -35,7 +37,10 @@ def view_guest(claim: Claim, running: frozenset[UUID], progress: DiskProgress | 
     ended = claim.state == GuestState.RUNNING and claim.plan.uuid not in running
     state = "ended" if ended else str(claim.state)
     host_key, end = (claim.host_key, claim.disengaged) if claim.plan.uuid in running else ("", None)
-    return GuestView(claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted, host_key, end, progress)
+    return GuestView(
+        claim.plan, state, claim.request, claim.owner, claim.version, claim.restarted, host_key, end, claim.created,
+        claim.creator, progress,
+    )  # fmt: skip
 
 
 def view_running(claim: Claim) -> GuestView:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -21,6 +22,7 @@ import pytest
 from orchestrator.errors import Conflict, LedgerError, LostRace, NotFound
 from orchestrator.ledger import Claim, Ledger, Quarantined, schema
 from orchestrator.ledger.database import FSYNC
+from orchestrator.ledger.loading import list_keys
 from orchestrator.model.disk import DiskCheck
 from orchestrator.model.edge import EdgeMode
 from orchestrator.model.plain import to_plain
@@ -113,8 +115,10 @@ def test_new_ledger_is_empty_and_private(ledger: Ledger, path: Path) -> None:
 def test_claims_are_read_back_as_they_were_made(ledger: Ledger, path: Path) -> None:
     claim(ledger, 2, 1)
     one, two = make_plan(1), make_plan(2)
-    expected = tuple(Claim(plan, GuestState.CREATING, make_request(plan), "", version) for plan, version in ((one, 3), (two, 2)))
+    made = tuple(Claim(plan, GuestState.CREATING, make_request(plan), "", version) for plan, version in ((one, 3), (two, 2)))
+    expected = tuple(replace(claim, created=found.created) for claim, found in zip(made, ledger.read().claims, strict=True))
     assert ledger.read().claims == expected
+    assert all(abs(datetime.fromisoformat(claim.created) - datetime.now(UTC)) < timedelta(minutes=5) for claim in expected)
     ledger.close()
     with Ledger(path) as again:
         assert again.read().claims == expected
@@ -767,6 +771,33 @@ def test_ledger_of_an_earlier_schema_is_migrated(path: Path, version: int) -> No
     assert {name for (name,) in query(path, "SELECT name FROM sqlite_schema WHERE name LIKE 'claim%'")} == {
         "claim_key", "claim_key_of_guest",
     }  # fmt: skip
+
+
+def test_creator_of_an_older_guest_is_that_of_its_last_claim(path: Path) -> None:
+    with old_ledger(path, 13) as other:
+        for number in (1, 2):
+            plan = make_plan(number, cores=(CpuSet.parse(f"{2 * number}-{2 * number + 1}"),))
+            row = (
+                f"g{number}",
+                "stopped",
+                json.dumps(to_plain(plan)),
+                make_request(plan).model_dump_json(exclude_unset=True),
+                "",
+                number,
+                0,
+            )
+            other.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            other.executemany("INSERT INTO claim_key VALUES (?, ?, ?)", [(*key, plan.name) for key in list_keys(plan)])
+        events = [
+            ("2026-01-01", "claimed", "g1", "bob"),
+            ("2026-02-01", "claimed", "g1", "alice"),
+            ("2026-03-01", "started", "g1", "eve"),
+        ]
+        other.executemany("INSERT INTO event (time, kind, subject, who, detail) VALUES (?, ?, ?, ?, '')", events)
+    for _ in range(2):
+        with Ledger(path) as ledger:
+            found = {claim.plan.name: (claim.created, claim.creator) for claim in ledger.read().claims}
+            assert found == {"g1": ("2026-02-01", "alice"), "g2": ("", "")}, "g2 is older than the log"
 
 
 def test_keys_that_an_earlier_schema_does_not_have_are_refused(path: Path) -> None:

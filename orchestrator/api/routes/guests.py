@@ -150,6 +150,7 @@ def show_guest(view: GuestView, housekeeping: CpuSet) -> shapes.Guest:
     plan, request = view.plan, view.request
     return {
         "name": plan.name, "state": view.state, "owner": view.owner, "version": view.version, "restarts": view.restarts,
+        "created": view.created or None, "creator": view.creator or None,
         "cores": to_plain(plan.cores), "cpus": list(plan.cpus), "node": plan.node,
         "memory": plan.memory.bytes, "huge_pages": plan.pages, "page_size": plan.page_size.bytes,
         "housekeeping": str(housekeeping), "vf": to_plain(plan.vf.vf) if plan.nics else None, "nics": to_plain(plan.nics),

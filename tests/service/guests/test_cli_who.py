@@ -42,7 +42,9 @@ def test_each_thing_of_a_guest_leads_to_it(state: tuple[list[Any], Any]) -> None
         for thing in things:
             (found,) = find_owners(thing, guests, survey)
             assert (found["owner"], found["guest"], found["state"]) == ("guest", guest["name"], guest["state"]), thing
-            assert f"guest {guest['name']} ({guest['state']})" in str(found)
+            assert f"guest {guest['name']} ({guest['state']}), since {guest['created'][:10]} " in str(found)
+            assert f" UTC, created by {OPERATOR.name}; " in f"{found}; "
+            assert (found["since"], found["by"]) == (guest["created"], OPERATOR.name)
     for thing in (ADDRESS, "job-17"):
         assert [found["guest"] for found in find_owners(thing, guests, survey)] == ["web"]
 
@@ -67,6 +69,15 @@ def test_addresses_are_found_in_any_spelling(state: tuple[list[Any], Any]) -> No
     for thing in ("2001:db8::7", "2001:DB8:0:0::0007", "2001:db8::7/64", f"{ADDRESS}/24"):
         (found,) = find_owners(thing, guests, survey)
         assert found["guest"] == ("web" if ADDRESS in thing else "db"), thing
+
+
+def test_guest_without_a_known_creator(state: tuple[list[Any], Any]) -> None:
+    guests, survey = state
+    guests[0] |= {"created": None, "creator": None}
+    (found,) = find_owners("web", guests, survey)
+    assert str(found).startswith("guest web: guest web (running); CPUs ")
+    (free,) = find_owners("0", guests, survey)
+    assert (free["since"], free["by"]) == ("", "")
 
 
 def test_offline_cpu_and_function_without_an_interface(state: tuple[list[Any], Any]) -> None:
