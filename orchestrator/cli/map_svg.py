@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
-from orchestrator.cli.attention import list_attention, show_light
 from orchestrator.cli.map import choose_letters
 from orchestrator.cli.output import format_size, printable
 from orchestrator.client.host_shapes import Host
@@ -70,13 +69,13 @@ _Part = Iterator[tuple[int, str]]
 
 
 def _draw_title(host: Host) -> _Part:
-    light = show_light(host, "host")
+    lights = {light["subject"]: light for light in host["lights"]}
     free = sum(core["use"] == "free" for core in host["cores"])
     words = f"{len(host['guests'])} guests, {free} of {len(host['cores'])} cores free"
     yield _LINE + 4, _text(0, 12, f"Host at {host['time'][:16].replace('T', ' ')} UTC: {words}", "title")
-    yield _LINE, _text(0, 12, f"proofs of the host: {light.text}", _CLASSES[light.colour])
-    for one in list_attention(host):
-        yield _LINE, _text(0, 12, f"{one.text} -> {one.command}", "bad")
+    yield _LINE, _text(0, 12, f"proofs of the host: {lights['host']['text']}", _CLASSES[lights["host"]["verdict"]])
+    for one in host["attention"]:
+        yield _LINE, _text(0, 12, f"{one['text']} -> {one['command']}", "bad")
     yield 8, ""
 
 
@@ -171,15 +170,16 @@ def _describe_disk(disk: Controller, owner: str, serial: str | None) -> str:
 
 def _draw_guests(host: Host) -> _Part:
     letters = choose_letters(host["guests"])
+    lights = {light["subject"]: light for light in host["lights"]}
     for number, guest in enumerate(host["guests"]):
-        light = show_light(host, guest["name"])
+        light = lights[guest["name"]]
         words = [guest["name"], guest["state"], f"CPUs {_join_cpus(guest['cores'])}", format_size(guest["memory"])]
         words += [f"tenant {guest['owner']}"] if guest["owner"] else []
         cell = _cell(0, _CELL, f"g{number % _COLOURS}", letters[guest["name"]], guest["name"])
         text = "   ".join(words)
         shown = text if len(text) <= _GUEST_CHARACTERS else f"{text[: _GUEST_CHARACTERS - 1]}…"
         line = f"<g><title>{_escape(text)}</title>{_text(_CELL + 8, 13, shown)}</g>"
-        yield _LINE, cell + line + _text(640, 13, light.text, _CLASSES[light.colour])
+        yield _LINE, cell + line + _text(640, 13, light["text"], _CLASSES[light["verdict"]])
     legend = "one character is a thread of a core   · housekeeping   × not isolated   pale: of a stopped guest"
     yield _LINE, _text(0, 13, f"{legend}   empty: free; other programs may use it", "quiet")
 
@@ -192,7 +192,7 @@ def _join_cpus(cores: Iterable[str]) -> str:
     return str(CpuSet.parse(",".join(cores)))
 
 
-_CLASSES = {"green": "good", "yellow": "open", "red": "bad"}
+_CLASSES = {"pass": "good", "not measured": "open", "fail": "bad"}
 
 
 def _cell(x: float, width: int, kind: str, mark: str, title: str) -> str:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from queue import SimpleQueue
 
 import click
@@ -21,7 +21,8 @@ from orchestrator.cli.host_rates import measure_rates
 from orchestrator.cli.output import json_option, print_json, printable, say
 from orchestrator.cli.seconds import Seconds
 from orchestrator.cli.terminal import raw_terminal, read_size
-from orchestrator.cli.top_pages import PAGES, Line, Reading, show_head
+from orchestrator.cli.top_pages import PAGES, Line, PlanResult, Reading, show_head
+from orchestrator.cli.top_plan import Request, ask_plan, parse_request
 from orchestrator.client import Client
 from orchestrator.client.host_shapes import Host
 from orchestrator.errors import OrchestratorError
@@ -42,9 +43,11 @@ _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 @click.option("--once", is_flag=True, help="Print all pages once. Reads the host twice, because rates need two readings.")
 @click.option("--interval", type=Seconds(min=1, max=3600), default=2.0, show_default=True, metavar="SECONDS",
               help="Time between two readings.")  # fmt: skip
+@click.option("--plan", "request", type=click.File("rb"), metavar="FILE", callback=parse_request,
+              help="Show whether a guest could be created now, and why not. FILE: `POST /v1/plans` in JSON.")  # fmt: skip
 @json_option
 @client_option
-def top(*, once: bool, interval: float, as_json: bool, client: Client) -> None:
+def top(*, once: bool, interval: float, request: Request | None, as_json: bool, client: Client) -> None:
     """Show the host and its guests live.
 
     Keys: 1 cores, 2 guests, 3 virtual functions, 4 NUMA nodes, 5 vCPUs, q end. What needs a person is at the top, oldest first,
@@ -56,13 +59,14 @@ def top(*, once: bool, interval: float, as_json: bool, client: Client) -> None:
 
     With --json one object per reading and line; with --once one object.
     """
-    readings = read_host(client, _ONCE_SECONDS if once else interval)
+    readings = read_host(client, request, _ONCE_SECONDS if once else interval)
     if not once and not as_json and sys.stdin.isatty() and sys.stdout.isatty():
-        _watch(client, interval)
+        _watch(client, request, interval)
         return
     for reading in readings:
         if as_json:
-            found = {**reading.host, "rates": {name: [asdict(vcpu) for vcpu in rates] for name, rates in reading.rates.items()}}
+            rates = {name: [asdict(vcpu) for vcpu in vcpus] for name, vcpus in reading.rates.items()}
+            found = {**reading.host, "rates": rates, **({"plan": reading.plan} if reading.plan else {})}
             print_json(found) if once else click.echo(json.dumps(found))
         else:
             _print_all(reading)
@@ -70,14 +74,14 @@ def top(*, once: bool, interval: float, as_json: bool, client: Client) -> None:
             return
 
 
-def read_host(client: Client, interval: float) -> Iterator[Reading]:
+def read_host(client: Client, request: Request | None, interval: float) -> Iterator[Reading]:
     """Yields a reading with rates every ``interval`` seconds, indefinitely."""
     before = client.host()
     history = _History(interval)
     while True:
         time.sleep(interval)
         after = client.host()
-        yield history.add(before, after)
+        yield history.add(before, after, ask_plan(client, request))
         before = after
 
 
@@ -89,10 +93,11 @@ class _History:
         self._values: dict[tuple[str, int], deque[float]] = {}
         self._last: Reading | None = None
 
-    def add(self, before: Host | None, after: Host) -> Reading:
-        if self._last and before and before["clock"] == after["clock"]:
-            return self._last  # the manager has not read the host again
-        self._last = self._measure(before, after)
+    def add(self, before: Host | None, after: Host, plan: PlanResult | None) -> Reading:
+        # The same clock: the manager has not read the host again.
+        if not self._last or not before or before["clock"] != after["clock"]:
+            self._last = self._measure(before, after)
+        self._last = replace(self._last, plan=plan)
         return self._last
 
     def _measure(self, before: Host | None, after: Host) -> Reading:
@@ -117,12 +122,12 @@ def _print_all(reading: Reading) -> None:
         say("")
 
 
-def _watch(client: Client, interval: float) -> None:
+def _watch(client: Client, request: Request | None, interval: float) -> None:
     history, page = _History(interval), "2"
-    reading = history.add(None, client.host())  # raises if the manager cannot be reached at all
-    results: SimpleQueue[Host | OrchestratorError] = SimpleQueue()
+    reading = history.add(None, client.host(), ask_plan(client, request))  # raises if the manager cannot be reached at all
+    results: SimpleQueue[tuple[Host, PlanResult | None] | OrchestratorError] = SimpleQueue()
     # A daemon: a manager that does not respond must hold up neither keys nor the end.
-    threading.Thread(target=_read_repeatedly, args=(client, interval, results), name="host", daemon=True).start()
+    threading.Thread(target=_read_repeatedly, args=(client, request, interval, results), name="host", daemon=True).start()
     error, heard_at = "", time.monotonic()
     with raw_terminal(sys.stdin.fileno()), _screen():
         while True:
@@ -131,7 +136,7 @@ def _watch(client: Client, interval: float) -> None:
                 if isinstance(found, OrchestratorError):
                     error = f"{found.message}: trying again"
                 else:
-                    reading = history.add(reading.host, found)
+                    reading = history.add(reading.host, *found)
             silence = time.monotonic() - heard_at
             problem = error or (f"no response for {silence:.0f} s" if silence > interval + _SILENCE else "")
             _paint(reading, page, f"values of {reading.host['time'][11:19]} UTC: {problem}" if problem else "")
@@ -140,11 +145,14 @@ def _watch(client: Client, interval: float) -> None:
             page = key if key in PAGES else page
 
 
-def _read_repeatedly(client: Client, interval: float, results: SimpleQueue[Host | OrchestratorError]) -> None:
+def _read_repeatedly(
+    client: Client, request: Request | None, interval: float,
+    results: SimpleQueue[tuple[Host, PlanResult | None] | OrchestratorError],
+) -> None:  # fmt: skip
     while True:
         time.sleep(interval)
         try:
-            results.put(client.host())
+            results.put((client.host(), ask_plan(client, request)))
         except OrchestratorError as error:
             results.put(error)
 

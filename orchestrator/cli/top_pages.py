@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
-from orchestrator.cli.attention import list_attention, show_light
 from orchestrator.cli.host_rates import VcpuRates
 from orchestrator.cli.map import draw
 from orchestrator.cli.output import format_size
@@ -17,17 +17,30 @@ Line = tuple[str, str]
 """A line and its colour, empty for none. No colour is needed to read it."""
 
 _BARS = "▁▂▃▄▅▆▇█"
+_COLOURS = {"pass": "", "not measured": "yellow", "fail": "red"}
 _WAIT_LIMIT = 0.001
 """Seconds per second: more than a timer interrupt takes of a core."""
 
 
+class PlanResult(TypedDict):
+    """Whether a guest of the request could be created now. ``reasons``: why each candidate was refused."""
+
+    fits: bool
+    text: str
+    reasons: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Reading:
-    """``history``: VM exits per second of each vCPU (guest, index) in the last minute, oldest first."""
+    """``plan``: None without a request.
+
+    ``history``: VM exits per second of each vCPU (guest, index) in the last minute, oldest first.
+    """
 
     host: Host
     rates: Mapping[str, tuple[VcpuRates, ...]]
     history: Mapping[tuple[str, int], Sequence[float]]
+    plan: PlanResult | None = None
 
 
 def show_head(reading: Reading) -> Iterator[Line]:
@@ -35,13 +48,16 @@ def show_head(reading: Reading) -> Iterator[Line]:
     host = reading.host
     running = sum(guest["state"] == "running" for guest in host["guests"])
     free = sum(core["use"] == "free" for core in host["cores"])
-    light = show_light(host, "host")
+    (light,) = (one for one in host["lights"] if one["subject"] == "host")
     words = [host["time"][11:19] + " UTC", f"{len(host['guests'])} guests, {running} running"]
-    words += [f"{free} of {len(host['cores'])} cores free", f"proofs of the host: {light.text}"]
+    words += [f"{free} of {len(host['cores'])} cores free", f"proofs of the host: {light['text']}"]
     yield "   ".join(words), ""
-    for one in list_attention(host):
-        since = f"since {one.since[:16].replace('T', ' ')} " if one.since else ""
-        yield f"! {since}{one.text} -> {one.command}", "red"
+    for one in host["attention"]:
+        since = f"since {one['since'][:16].replace('T', ' ')} " if one["since"] else ""
+        yield f"! {since}{one['text']} -> {one['command']}", "red"
+    if plan := reading.plan:
+        yield plan["text"], "" if plan["fits"] else "red"
+        yield from ((f"  {reason}", "") for reason in plan["reasons"])
     yield "", ""
 
 
@@ -49,12 +65,13 @@ def show_guests(reading: Reading) -> Iterator[Line]:
     heading = ("GUEST", "STATE", "CPUS", "BUSY", "WAIT", "EXITS/S", "MOST", "PROOFS")
     rows: list[tuple[str, ...]] = [heading]
     colours = [""]
+    lights = {light["subject"]: light for light in reading.host["lights"]}
     for guest in reading.host["guests"]:
         vcpus = reading.rates.get(guest["name"], ())
-        light = show_light(reading.host, guest["name"])
+        light = lights[guest["name"]]
         cpus = str(CpuSet.of(guest["cpus"])) if guest["cpus"] else "-"
-        rows.append((guest["name"], guest["state"], cpus, *_show_use(vcpus), *_show_exits(vcpus), light.text))
-        colours.append("" if light.colour == "green" else light.colour)
+        rows.append((guest["name"], guest["state"], cpus, *_show_use(vcpus), *_show_exits(vcpus), light["text"]))
+        colours.append(_COLOURS[light["verdict"]])
     yield from zip(_align(rows), colours, strict=True)
     for one in reading.host["activity"]:
         if one["why"]:
@@ -81,18 +98,28 @@ def show_vcpus(reading: Reading) -> Iterator[Line]:
 
 
 def show_vfs(reading: Reading) -> Iterator[Line]:
-    """All virtual functions, with addresses in full."""
-    owners = {nic["address"]: (guest, nic) for guest in reading.host["guests"] for nic in guest["nics"] if nic["address"]}
-    rows: list[tuple[str, ...]] = [("UPLINK", "VF", "ADDRESS", "NODE", "DRIVER", "MAC", "VLAN", "EDGE", "OWNER")]
+    """All virtual functions, with addresses in full and the settings that the NIC enforces; red if they are not as required."""
+    edges = {nic["address"]: nic["edge"] for guest in reading.host["guests"] for nic in guest["nics"] if nic["address"]}
+    settings = {vf["address"]: vf for vf in reading.host["vfs"]}
+    rows: list[tuple[str, ...]] = [
+        ("UPLINK", "VF", "ADDRESS", "NODE", "DRIVER", "MAC", "VLAN", "RATE", "SPOOF CHECK", "TRUST", "EDGE", "OWNER")
+    ]
+    colours, notes = [""], []
     for pf in reading.host["survey"]["pfs"]:
         for vf in pf["vfs"]:
-            guest, nic = owners.get(vf["address"], (None, None))
-            owner = guest["name"] if guest else f"host: {vf['use']}" if vf["use"] else "free"
+            now = settings[vf["address"]]
+            owner = now["guest"] or (f"host: {vf['use']}" if vf["use"] else "free")
+            different = bool(now["differences"])
             rows.append((
                 pf["interface"] or pf["address"], str(vf["index"]), vf["address"], _text(pf["node"]), vf["driver"] or "-",
-                nic["mac"] if nic else "-", str(nic["vlan"]) if nic and nic["vlan"] else "-", nic["edge"] if nic else "-", owner,
+                now["mac"] or "-", _number_or_none(now["vlan"]), _number_or_none(now["max_rate"]), _switch(now["spoof_check"]),
+                _switch(now["trust"]), edges.get(vf["address"], "-"), f"{owner} !" if different else owner,
             ))  # fmt: skip
-    yield from ((line, "") for line in _align(rows))
+            colours.append("red" if different else "")
+            notes += [(f"! VF {vf['address']}: {'; '.join(now['differences'])}", "red")] if different else []
+            notes += [(f"not measured, VF {vf['address']}: {now['why']}", "yellow")] if now["why"] else []
+    yield from zip(_align(rows), colours, strict=True)
+    yield from notes
     for uplink in reading.host["uplinks"]:
         state = "up" if uplink["up"] else "down"
         yield f"uplink {uplink['name']}: {state}, edge mode {uplink['edge'] or 'none'}" + _because(uplink["why"]), ""
@@ -103,7 +130,18 @@ def show_nodes(reading: Reading) -> Iterator[Line]:
     host = reading.host
     owned = {nic["address"] for guest in host["guests"] for nic in guest["nics"]}
     rows: list[tuple[str, ...]] = [
-        ("NODE", "FREE CORES", "PAGES", "FREE", "OF GUESTS", "QUARANTINED", "RESERVED", "OTHER PROGRAMS", "FREE VFS")
+        (
+            "NODE",
+            "FREE CORES",
+            "PAGES",
+            "FREE",
+            "OF GUESTS",
+            "QUARANTINED",
+            "RESERVED",
+            "OTHER PROGRAMS",
+            "FREE VFS",
+            "LARGEST GUEST",
+        )
     ]
     for pool in host["survey"]["pools"]:
         if not pool["total"]:
@@ -115,7 +153,9 @@ def show_nodes(reading: Reading) -> Iterator[Line]:
         free = sum(core["use"] == "free" for core in cores)
         counts = (format_size(size * uses.get(use, 0)) for use in ("free", "claimed", "quarantined", "housekeeping", "foreign"))
         free_vfs = sum(not vf["use"] and vf["address"] not in owned for vf in vfs)
-        rows.append((str(node), f"{free} of {len(cores)}", format_size(size), *counts, f"{free_vfs} of {len(vfs)}"))
+        room = size * uses.get("free", 0)
+        largest = f"{free} cores, {format_size(room)}" if free and room else "none"
+        rows.append((str(node), f"{free} of {len(cores)}", format_size(size), *counts, f"{free_vfs} of {len(vfs)}", largest))
     yield from ((line, "") for line in _align(rows))
     yield "a guest gets its cores and its pages from one node, and a VF of that node if there is one", ""
 
@@ -177,6 +217,14 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
+
+
+def _number_or_none(value: int | None) -> str:
+    return str(value) if value else "-"
+
+
+def _switch(value: bool | None) -> str:  # noqa: FBT001
+    return "-" if value is None else "on" if value else "off"
 
 
 def _text(value: object) -> str:

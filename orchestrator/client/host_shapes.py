@@ -54,6 +54,27 @@ class GuestActivity(TypedDict):
     why: str
 
 
+class VfSettings(TypedDict):
+    """What a NIC enforces for a VF; null for what its driver does not report.
+
+    ``guest`` is the guest that owns the VF, empty without one. Rates are in Mbit/s, 0 for none. ``differences`` are those from
+    the claim of a running guest, or from the defaults for a VF that none uses. ``why`` says why the settings cannot be read,
+    and is empty if they can. Read at most 5 s ago.
+    """
+
+    address: str
+    guest: str
+    mac: str | None
+    vlan: int | None
+    min_rate: int | None
+    max_rate: int | None
+    spoof_check: bool | None
+    trust: bool | None
+    link_state: str | None
+    differences: list[str]
+    why: str
+
+
 class LastProof(TypedDict):
     """The last measurement of a proof. ``finding`` is the first of its evidence; ``age`` is the seconds since its audit ended.
 
@@ -88,8 +109,24 @@ class Drift(TypedDict):
     findings: list[str]
 
 
+class Attention(TypedDict):
+    """What needs a person, since when (UTC, ISO 8601; empty if not known), and the command or setting to use."""
+
+    since: str
+    text: str
+    command: str
+
+
+class Light(TypedDict):
+    """The last verdicts about a guest (or "host") in a few words; "pass" only if all passed and none is outdated."""
+
+    subject: str
+    verdict: Literal["pass", "fail", "not measured"]
+    text: str
+
+
 class Host(TypedDict):
-    """The host at one moment.
+    """The host at one moment. ``attention`` has the oldest first.
 
     ``clock`` is the time of ``activity`` in seconds of a clock that never jumps: rates are differences of two readings.
     ``survey_age`` is the seconds since the survey was read; its free huge pages are current. ``lost`` are uplinks on which
@@ -104,8 +141,11 @@ class Host(TypedDict):
     cores: list[CoreUse]
     pages: list[PageUse]
     uplinks: list[Uplink]
+    vfs: list[VfSettings]
     lost: list[str]
     activity: list[GuestActivity]
     audit: LastAudit | None
     drift: list[Drift]
     quarantine: list[Quarantined]
+    attention: list[Attention]
+    lights: list[Light]

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 
 from orchestrator.errors import HostError
 from orchestrator.guests.allocate import Allocator
+from orchestrator.guests.attention import list_attention, list_lights
 from orchestrator.guests.core_manager import CoreContext
 from orchestrator.guests.last_audit import AuditMemory
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.runs import Run, Runs
 from orchestrator.guests.uplinks import Uplinks
+from orchestrator.guests.vf_settings import VfReader
 from orchestrator.host.activity import ThreadTimes, read_thread_times
 from orchestrator.host.exit_trace import read_counts
 from orchestrator.ledger import Claim
@@ -26,6 +28,7 @@ from orchestrator.model.state import GuestState
 from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.model.uplink import Uplink
 from orchestrator.planning.capacity import count_pages, list_core_uses
+from orchestrator.planning.host_check import check_host
 
 VIEW_AGE, SURVEY_AGE, CHANGED_SURVEY_AGE, DISK_USE_AGE = 0.5, 10.0, 2.0, 300.0
 """Seconds for which a reading is used again; a survey from before the last claim, which can create VFs, for a shorter time.
@@ -66,7 +69,7 @@ class HostViews:
         self._view: HostView | None = None
         self._slow: _Slow | None = None
         self._disks: tuple[float, tuple[NvmeController, ...], tuple[NvmeController, ...]] | None = None
-        self._runs = Runs(context.host, context.hypervisor)
+        self._runs, self._vfs = Runs(context.host, context.hypervisor), VfReader(context.host, context.ledger)
 
     def read(self) -> HostView:
         """At most `VIEW_AGE` seconds old. Raises HostError if the host cannot be surveyed, HypervisorError."""
@@ -82,13 +85,17 @@ class HostViews:
         topology, claims = slow.topology, self._ledger.read().claims
         started_at = time.monotonic()
         activity = tuple(self._read_activity([claim for claim in claims if claim.state == GuestState.RUNNING]))
+        guests, audit = tuple(self._list_guests(MANAGER)), self.audits.show()
+        drift, quarantine = self._reconciler.list_drift(), self._ledger.quarantined()
+        lost = tuple(name for name, is_lost in self.find_lost().items() if is_lost)
         return HostView(
-            time=utc_now(), clock=started_at, guests=tuple(self._list_guests(MANAGER)),
+            time=utc_now(), clock=started_at, guests=guests,
             topology=topology, survey_age=max(0.0, started_at - slow.read_at),
             cores=tuple(self._list_cores(topology, claims)), pages=tuple(self._list_pages(topology, claims)),
-            uplinks=slow.uplinks, lost=tuple(name for name, is_lost in self.find_lost().items() if is_lost),
-            activity=activity, audit=self.audits.show(), drift=self._reconciler.list_drift(),
-            quarantine=self._ledger.quarantined(),
+            uplinks=slow.uplinks, vfs=self._vfs.read(topology), lost=lost,
+            activity=activity, audit=audit, drift=drift, quarantine=quarantine,
+            attention=list_attention(guests, quarantine, drift, lost, audit, check_host(self._uplinks.policy, topology)),
+            lights=list_lights(audit, guests),
         )  # fmt: skip
 
     def _read_slow(self) -> _Slow:

@@ -9,7 +9,7 @@ from orchestrator.model.guest_view import GuestView
 from orchestrator.model.proof import Verdict
 from orchestrator.model.topology import Topology
 from orchestrator.model.uplink import Uplink
-from orchestrator.values import CpuSet, Size
+from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,30 @@ class GuestActivity:
 
 
 @dataclass(frozen=True)
+class VfSettings:
+    """What a NIC enforces for a VF; what its driver does not report is None.
+
+    Attributes:
+        guest: the guest that owns the VF, empty without one.
+        min_rate, max_rate: Mbit/s, 0 for none.
+        differences: from the claim of its guest, or from the defaults if no running guest owns it; one text each.
+        why: why the settings cannot be read, empty if they can.
+    """
+
+    address: PciAddress
+    guest: str
+    mac: MacAddress | None = None
+    vlan: int | None = None
+    min_rate: int | None = None
+    max_rate: int | None = None
+    spoof_check: bool | None = None
+    trust: bool | None = None
+    link_state: str | None = None
+    differences: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class LastProof:
     """The last measurement of a proof.
 
@@ -96,8 +120,26 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What needs a person, since when (UTC in ISO 8601, empty if not known), and the command or setting to use."""
+
+    since: str
+    text: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Light:
+    """The last verdicts about a guest (or "host") in a few words; PASS only if all passed and none is outdated."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass(frozen=True)
 class HostView:
-    """All parts are of one moment, except those of the survey and of the uplinks.
+    """All parts are of one moment, except those of the survey, of the uplinks and of the settings of VFs.
 
     Attributes:
         time: UTC in ISO 8601.
@@ -115,8 +157,11 @@ class HostView:
     cores: tuple[CoreUse, ...]
     pages: tuple[PageUse, ...]
     uplinks: tuple[Uplink, ...]
+    vfs: tuple[VfSettings, ...]
     lost: tuple[str, ...]
     activity: tuple[GuestActivity, ...]
     audit: LastAudit | None
     drift: tuple[Drift, ...]
     quarantine: tuple[Quarantined, ...]
+    attention: tuple[Attention, ...]
+    lights: tuple[Light, ...]

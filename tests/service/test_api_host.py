@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from orchestrator.client import host_shapes
-from orchestrator.guests import host_view
+from orchestrator.errors import HostError
+from orchestrator.guests import host_view, vf_settings
 from orchestrator.host.exit_trace import EXITS
 from orchestrator.model.access import OPERATOR
 from orchestrator.model.proof import Proof, Verdict
@@ -188,3 +190,74 @@ def test_a_poll_asks_neither_qemu_nor_the_disks_again(served: Served, monkeypatc
     monkeypatch.setattr(served.manager.allocator, "read_disk_use", lambda _: asked.append("disks"))
     read(served)
     assert not asked
+
+
+def change_vf(served: Served, address: str, **settings: object) -> None:
+    """Behind the manager's back, as `ip link set nic0 vf N` does."""
+    pf, vf = next((pf, vf) for pf in read(served)["survey"]["pfs"] for vf in pf["vfs"] if vf["address"] == address)
+    net: Any = served.world.host.net
+    assert pf["interface"]
+    net.set_vf(pf["interface"], vf["index"], **settings)
+
+
+def list_differences(served: Served) -> dict[str, list[str]]:
+    return {vf["address"]: vf["differences"] for vf in read(served)["vfs"] if vf["differences"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"spoof_check": False}, "spoof check is off, expected on"),
+        ({"trust": True}, "trust is on, expected off"),
+        ({"vlan": 7}, "vlan is 7, expected 0"),
+        ({"max_rate": 10}, "max rate is 10, expected 0"),
+    ],
+)
+def test_vf_that_is_not_as_required_is_shown(
+    served: Served, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], text: str
+) -> None:
+    """Of a running guest, of a stopped one, and free."""
+    monkeypatch.setattr(vf_settings, "MAX_AGE", 0.0)
+    served.client.create({"name": "off", "image": IMAGE, "memory": "64M"})
+    served.client.kill("off")
+    assert list_differences(served) == {}
+    owned = {guest["name"]: guest["nics"][0]["address"] or "" for guest in read(served)["guests"]}
+    free = next(vf["address"] for vf in read(served)["vfs"] if not vf["guest"])
+    for address in (owned["web"], owned["off"], free):
+        change_vf(served, address, **settings)
+        assert list_differences(served)[address] == [text]
+    shown = {vf["address"]: vf for vf in read(served)["vfs"]}
+    assert {address: shown[address]["guest"] for address in (owned["web"], free)} == {owned["web"]: "web", free: ""}
+    (mac,) = (guest["nics"][0]["mac"] for guest in read(served)["guests"] if guest["name"] == "web")
+    assert shown[owned["web"]]["mac"] == mac
+
+
+def test_restart_of_a_guest_is_not_shown_as_a_difference(served: Served) -> None:
+    """The settings are read anew when a guest has changed, not only when they are old."""
+    for change in (served.client.kill, served.client.start, served.client.kill, served.client.start):
+        assert list_differences(served) == {}
+        change("web")
+    assert list_differences(served) == {}
+
+
+def test_settings_that_cannot_be_read_are_null_and_explained(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_interface: str) -> Any:
+        raise HostError("nic0: no such device")
+
+    monkeypatch.setattr(vf_settings, "MAX_AGE", 0.0)
+    monkeypatch.setattr(served.world.host.net, "read_vfs", fail)
+    vfs = read(served)["vfs"]
+    assert vfs
+    assert {(vf["why"], vf["spoof_check"], vf["mac"]) for vf in vfs} == {("nic0: no such device", None, None)}
+    assert {vf["guest"] for vf in vfs} == {"web", ""}
+
+
+def test_guest_has_its_creator_and_time_also_after_changes(served: Served) -> None:
+    (made,) = read(served)["guests"]
+    assert made["creator"] == getpass.getuser()
+    assert made["created"]
+    served.client.restart("web")
+    (after,) = read(served)["guests"]
+    assert (after["creator"], after["created"]) == (made["creator"], made["created"])
+    planned = served.client.plan({"name": "next", "image": IMAGE, "memory": "64M"})
+    assert (planned["creator"], planned["created"]) == (None, None)

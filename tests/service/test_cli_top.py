@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,7 +18,8 @@ from orchestrator.cli.main import nohype
 from orchestrator.cli.map_svg import draw_svg
 from orchestrator.cli.top_pages import PAGES, Reading
 from orchestrator.client.host_shapes import Host
-from tests.fakes.server import Server
+from orchestrator.errors import NoRoom, RequestError
+from tests.fakes.server import IMAGE, Server
 from tests.harness.api_server import Served
 from tests.harness.example_host import GUESTS, HOSTILE, serve_example
 from tests.harness.terminal import Terminal, run_on_terminal
@@ -56,6 +59,65 @@ def test_json_is_the_document_with_rates(served: Served) -> None:
     assert {guest["name"] for guest in found["guests"]} == set(GUESTS)
     assert set(found["rates"]) == set(GUESTS) - {"idle"}
     assert all(vcpu["ran"] == 0 and vcpu["classes"] is not None for vcpus in found["rates"].values() for vcpu in vcpus)
+
+
+def test_plan_says_whether_a_guest_fits_now_and_why_not(served: Served, tmp_path: Path) -> None:
+    def plan(**fields: object) -> tuple[list[str], dict[str, Any]]:
+        file = tmp_path / "request.json"
+        file.write_text(json.dumps({"name": "next", "image": IMAGE, "memory": "64M", **fields}))
+        head = run(served, "top", "--once", "--plan", str(file)).output.partition("--- ")[0]
+        return head.splitlines(), json.loads(run(served, "top", "--once", "--json", "--plan", str(file)).output)["plan"]
+
+    lines, found = plan(cores=2)
+    assert found["fits"]
+    assert any(line.startswith("plan next: fits now: CPUs ") for line in lines)
+    made = served.client.create({"name": "next", "image": IMAGE, "memory": "64M", "cores": 2})
+    assert f"CPUs {', '.join(made['cores'])} of node {made['node']}" in found["text"]
+    served.client.delete("next")
+    for fields, reason in (({"cores": 15}, "whole cores are free"), ({"memory": "64G"}, "huge pages of 2M are free")):
+        lines, found = plan(**fields)
+        assert not found["fits"]
+        assert any(line.startswith("plan next: refused now: ") for line in lines)
+        assert any(reason in one for one in found["reasons"]), found
+        assert all(f"  {one}" in lines for one in found["reasons"])
+    assert "refused now: the name web is taken" in plan(name="web")[1]["text"]
+    assert "refused now: " in plan(image="none")[1]["text"]
+    assert len(served.client.guests()) == len(GUESTS), "nothing was claimed"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "1", "\udcff"])
+def test_plan_of_a_file_without_a_request_is_a_clear_error(served: Served, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "request.json"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(RequestError, match="is not "):
+        run(served, "top", "--once", "--plan", str(file))
+
+
+def test_largest_guest_of_a_node_gets_room_and_a_larger_one_does_not(served: Served, tmp_path: Path) -> None:
+    page = run(served, "top", "--once").output.partition("--- nodes\n")[2]
+    sizes = re.findall(r"(\d+) cores, (\d+)M$", page.partition("--- ")[0], re.MULTILINE)
+    assert len(sizes) == 2
+    for cores, memory in sizes:
+        served.client.plan({"name": "next", "image": IMAGE, "memory": f"{memory}M", "cores": int(cores)})
+    most = max(int(cores) for cores, _ in sizes)
+    with pytest.raises(NoRoom):
+        served.client.plan({"name": "next", "image": IMAGE, "memory": "64M", "cores": most + 1})
+
+
+def test_vf_with_a_setting_that_differs_is_marked_and_red(served: Served) -> None:
+    host = served.client.host()
+    reading = Reading(host, {}, {})
+    assert not [line for line, colour in PAGES["3"][1](reading, 200) if colour or "!" in line]
+    vf = next(vf for vf in host["vfs"] if vf["guest"] == "web")
+    vf |= {"spoof_check": False, "differences": ["spoof check is off, expected on"]}
+    lines = [line for line, colour in PAGES["3"][1](reading, 200) if colour == "red"]
+    assert len(lines) == 2
+    assert vf["address"] in lines[0]
+    assert lines[0].endswith("web !")
+    assert re.search(r" off +off +vepa ", lines[0])
+    assert lines[1] == f"! VF {vf['address']}: spoof check is off, expected on"
+    vf |= {"spoof_check": None, "differences": [], "why": "no such device"}
+    assert (f"not measured, VF {vf['address']}: no such device", "yellow") in list(PAGES["3"][1](reading, 200))
 
 
 @pytest.fixture
@@ -120,6 +182,7 @@ def test_picture_shows_each_core_with_its_owner(served: Served) -> None:
 def test_picture_is_one_file_without_scripts_whatever_names_are(served: Served) -> None:
     host = served.client.host()
     host["guests"][0]["name"] = host["cores"][1]["guest"] = f"\x1b]0;x\x07\x00{HOSTILE}\ud800"
+    host["lights"][1]["subject"] = host["guests"][0]["name"]
     host["survey"]["pfs"][0]["interface"] = '"><script/>'
     picture = parse(host)
     names = {element.tag for element in picture.iter()}

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import ssl
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,3 +158,66 @@ def test_page_asks_for_a_token_and_shows_what_its_owner_may_see(port: Port, tmp_
         browser.type("#token", f"{ACME}\ue007")
         browser.until("document.getElementById('summary').textContent === '0 guests of your tenant'")
         assert browser.run("return document.getElementById('map').hidden")
+
+
+@contextmanager
+def relay_with_certificate(port: Port, authority: Authority, certificate: tuple[Path, Path]) -> Iterator[str]:
+    """The address of a program that connects to the manager with a client certificate, as a browser with one does."""
+    inner = build_context(authority.file, *certificate)
+    outer = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    outer.load_cert_chain(*authority.issue("relay", addresses=("127.0.0.1",)))
+    name, number = port.host.split(":")
+
+    def copy(source: ssl.SSLSocket, target: ssl.SSLSocket) -> None:
+        with suppress(OSError, ValueError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        for one in (source, target):
+            with suppress(OSError):
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection = listener.accept()[0]
+            except OSError:
+                return
+            with suppress(OSError):
+                browser = outer.wrap_socket(connection, server_side=True)
+                manager = inner.wrap_socket(socket.create_connection((name, int(number)), 60), server_hostname=name)
+                for pair in ((browser, manager), (manager, browser)):
+                    threading.Thread(target=copy, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.skipif(not (harness.BROWSER and harness.DRIVER), reason="apt-get install chromium chromium-driver")
+def test_page_opened_with_a_certificate_offers_a_token_for_changes(port: Port, tmp_path: Path) -> None:
+    """The form is hidden only while the tab has a token that the manager takes."""
+    login = "document.getElementById('login').hidden"
+    shown = "document.querySelectorAll('#guests tr').length === 4"
+    with relay_with_certificate(port, port.authority, port.authority.issue("olga")) as url, start_browser(tmp_path) as browser:
+        browser.open(url)
+        browser.until(shown)
+        assert browser.run(f"return {login}") is False
+        browser.type("button[aria-label='start: guest batch'], button[aria-label='stop: guest web']", "\ue007")
+        browser.until("document.getElementById('problem').textContent.includes('cross-site')")
+        browser.type("#token", "wrong-token-0123456789\ue007")
+        browser.until("document.getElementById('problem').textContent.includes('unknown token')")
+        assert browser.run("return sessionStorage.getItem('nohype-token')") is None
+        age = "document.getElementById('summary').textContent"
+        before = browser.run(f"return {age}")
+        browser.until(f"{age} !== {json.dumps(before)}")  # the certificate is still good for reading
+        assert browser.run(f"return {login}") is False
+        browser.type("#token", f"{OPERATOR}\ue007")
+        browser.until(login)
+        browser.run("sessionStorage.setItem('nohype-token', 'revoked-token-0123456789')")
+        browser.until(f"!{login}")
+        browser.until(shown)

@@ -20,9 +20,14 @@ export async function openSession() {
   return true;
 }
 
-// On the manager's TLS port the user enters a token.
+// On the manager's TLS port the user enters a token; null forgets it.
 export function setToken(token) {
-  sessionStorage.setItem(KEY, token);
+  if (token === null) sessionStorage.removeItem(KEY);
+  else sessionStorage.setItem(KEY, token);
+}
+
+export function hasToken() {
+  return sessionStorage.getItem(KEY) !== null;
 }
 
 export async function request(method, path, { body, headers = {}, signal } = {}) {

@@ -1,6 +1,6 @@
 // Refreshes the page, and does what its buttons say.
 
-import { get, openSession, request, setToken, stream } from "./api.js";
+import { get, hasToken, openSession, request, setToken, stream } from "./api.js";
 import { closeConsole, openConsole, typeConsole } from "./console.js";
 import { describeProofs, drawAttention, drawCores, drawDevices, drawProofs, drawSummary, element, find, formatAge, formatSize, LETTERS, measureRates, row } from "./host.js";
 
@@ -17,6 +17,8 @@ const WORDS = { stop: "stop", start: "start", "force off": "kill" };
 let before = null;
 let shownAt = null;
 let isTenant = false;
+let isShown = false; // the page refreshes itself
+let isRefused = false; // the manager knows neither a token nor a certificate
 const busy = new Set(); // guests of which a change is in progress
 
 function report(error) {
@@ -86,7 +88,7 @@ function makeButtons(guest) {
 async function refresh() {
   if (isTenant) {
     const guests = await get("/v1/guests");
-    drawGuests({ guests, audit: null }, new Map());
+    drawGuests({ guests, lights: [] }, new Map());
     find("summary").textContent = `${guests.length} guests of your tenant`;
     return drawAge(performance.now());
   }
@@ -121,7 +123,7 @@ function drawAge(now) {
 async function refreshForever() {
   let failed = false;
   for (;;) {
-    if (!document.hidden) {
+    if (!document.hidden && !isRefused) {
       try {
         await refresh();
         if (failed) report(null);
@@ -129,11 +131,19 @@ async function refreshForever() {
       } catch (error) {
         failed = true;
         report(error);
-        if (error.status === 401) return;
+        if (error.status === 401) askToken();
       }
     }
     await new Promise((done) => setTimeout(done, INTERVAL));
   }
+}
+
+// A token that is refused is forgotten: there may be a client certificate. Without both, or a session, nothing is requested.
+function askToken() {
+  isRefused = location.protocol !== "https:" || !hasToken();
+  if (location.protocol !== "https:") return;
+  setToken(null);
+  find("login").hidden = false;
 }
 
 function drawEvent(event) {
@@ -145,7 +155,7 @@ function drawEvent(event) {
 async function followEvents() {
   let last = null;
   for (;;) {
-    try {
+    if (!isRefused) try {
       for (const event of last === null ? await get("/v1/events?limit=50") : []) {
         last = event.id;
         drawEvent(event);
@@ -156,7 +166,7 @@ async function followEvents() {
         drawEvent(event);
       }
     } catch (error) {
-      if (error.status === 401) return;
+      if (error.status === 401) askToken();
     }
     await new Promise((done) => setTimeout(done, INTERVAL));
   }
@@ -179,6 +189,8 @@ function listen() {
     event.preventDefault();
     setToken(find("token").value.trim());
     find("token").value = "";
+    isTenant = false;
+    for (const id of ["map", "audit"]) find(id).hidden = false;
     show().catch(report);
   });
   find("typing").addEventListener("submit", (event) => {
@@ -210,14 +222,18 @@ function moveInMap(event) {
 }
 
 async function show() {
-  find("login").hidden = true;
   report(null);
   try {
     await get("/v1/version");
   } catch (error) {
-    if (location.protocol === "https:") find("login").hidden = false;
+    if (error.status === 401) askToken();
     throw error;
   }
+  isRefused = false;
+  // With a client certificate alone the page can be read, but changes need a token.
+  find("login").hidden = location.protocol !== "https:" || hasToken();
+  if (isShown) return;
+  isShown = true;
   followEvents().catch(report);
   await refreshForever();
 }

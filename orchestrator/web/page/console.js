@@ -33,7 +33,9 @@ export async function openConsole(guest, report) {
       if (part.last) append(screen, `\n[${part.problem?.detail ?? "end"}]\n`);
     }
   } catch (error) {
-    if (!abort.signal.aborted) report(error);
+    if (abort.signal.aborted) return;
+    append(screen, "\n[the connection was lost]\n");
+    report(error);
   }
 }
 

@@ -39,17 +39,12 @@ function countCpus(list) {
   }, 0);
 }
 
-// The verdicts of the last audit in a few words. Green only if all of them passed and the guest has not changed since.
+const KINDS = { pass: "pass", fail: "fail", "not measured": "open" };
+
+// The verdicts of the last audits in a few words, as the manager says them; tenants are told of none.
 export function describeProofs(host, subject) {
-  const proofs = (host.audit?.proofs ?? []).filter((proof) => proof.subject === subject);
-  if (!proofs.length) return ["not audited", "open"];
-  const age = `${formatAge(host.audit.age)} ago`;
-  const failed = proofs.filter((proof) => proof.verdict === "fail").map((proof) => proof.name);
-  if (failed.length) return [`FAIL ${failed.join(", ")}, ${age}`, "fail"];
-  if (proofs.some((proof) => proof.outdated)) return ["outdated: changed since", "open"];
-  const passed = proofs.filter((proof) => proof.verdict === "pass").length;
-  if (passed < proofs.length) return [`${passed} pass, ${proofs.length - passed} not measured, ${age}`, "open"];
-  return [`${passed} pass, ${age}`, "pass"];
+  const light = host.lights.find((one) => one.subject === subject);
+  return light ? [light.text, KINDS[light.verdict]] : ["-", "open"];
 }
 
 // Per guest: the busiest vCPU, the longest wait, and exits by reason, per second; null for what was not measured.
@@ -90,14 +85,7 @@ export function drawSummary(host) {
 }
 
 export function drawAttention(host) {
-  const found = [
-    ...host.quarantine.map((one) => [one.since, `guest ${one.name} is in quarantine: ${one.reasons.join("; ")}`, `nohype quarantine clear ${one.name}`]),
-    ...host.drift.map((one) => [one.since, `${one.subject} differs from its claim: ${one.findings.join("; ")}`, "nohype events"]),
-  ].sort((one, other) => (one[0] < other[0] ? -1 : 1));
-  for (const guest of host.guests.filter((one) => one.state === "ended")) found.push(["", `guest ${guest.name} has ended, but should run`, `nohype guest start ${guest.name}`]);
-  for (const name of host.lost) found.push(["", `frames between guests do not return to uplink ${name}`, `nohype uplink prove ${name}`]);
-  for (const one of host.survey.findings) found.push(["", one.text, one.hint]);
-  const items = found.map(([since, text, command]) => {
+  const items = host.attention.map(({ since, text, command }) => {
     const item = element("li", `${since ? `${since.slice(0, 16).replace("T", " ")} UTC: ` : ""}${text} `);
     item.append(element("code", command));
     return item;
@@ -136,6 +124,7 @@ export function drawCores(host) {
 
 export function drawDevices(host) {
   const owners = new Map(host.guests.flatMap((guest) => [...guest.nics, ...guest.disks].filter((one) => one.address).map((one) => [one.address, guest.name])));
+  const settings = new Map(host.vfs.map((vf) => [vf.address, vf]));
   const rows = [];
   for (const pool of host.survey.pools.filter((one) => one.total)) {
     const uses = host.pages.filter((one) => one.node === pool.node && one.page_size === pool.page_size && one.count);
@@ -144,9 +133,15 @@ export function drawDevices(host) {
   }
   for (const uplink of host.uplinks) {
     const pf = host.survey.pfs.find((one) => one.interface === uplink.name);
-    const vfs = (pf?.vfs ?? []).map((vf) => `${vf.address} ${owners.get(vf.address) ?? (vf.use || "free")}`);
+    const vfs = (pf?.vfs ?? []).map((vf) => {
+      const { differences, why } = settings.get(vf.address);
+      const odd = why ? ` (not measured: ${why})` : differences.length ? ` (${differences.join("; ")})` : "";
+      return element("div", `${vf.address} ${owners.get(vf.address) ?? (vf.use || "free")}${odd}`, why ? "open" : odd ? "fail" : "");
+    });
     const words = [uplink.up ? "up" : "down", uplink.edge ?? uplink.why, pf ? `PF ${pf.address}, node ${pf.node ?? "unknown"}` : ""];
-    rows.push(row(`uplink ${uplink.name}`, words.filter(Boolean).join(", "), vfs.join(", ")));
+    const cell = element("td");
+    cell.append(...vfs);
+    rows.push(row(`uplink ${uplink.name}`, words.filter(Boolean).join(", "), cell));
   }
   for (const disk of host.survey.controllers) {
     rows.push(row("disk", disk.serial ?? disk.address, owners.get(disk.address) ?? ([...disk.uses, ...disk.signatures, disk.fault].filter(Boolean).join("; ") || "free")));
