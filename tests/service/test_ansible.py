@@ -679,7 +679,8 @@ def test_undo_refuses_while_libvirt_has_guests_of_others(tmp_path: Path, virsh: 
 
 
 @pytest.mark.parametrize(
-    ("file", "reason"), [("undo_check.yml", "undo.yml reboots"), ("reboot.yml", "A reboot is required (isolcpus=2-3)")]
+    ("file", "reason"),
+    [("undo_check.yml", "undo.yml reboots"), ("reboot.yml", "A reboot is required: the server was booted without x")],
 )
 @pytest.mark.parametrize("runs", [True, False])
 def test_a_server_is_not_rebooted_while_guests_run(tmp_path: Path, file: str, reason: str, runs: bool) -> None:  # noqa: FBT001
@@ -693,7 +694,7 @@ def test_a_server_is_not_rebooted_while_guests_run(tmp_path: Path, file: str, re
     [checked] = [task for task in tasks if task["name"] == "Check that no guest runs"]
     asked = yaml.safe_load((ROLE / "tasks" / checked["ansible.builtin.import_tasks"]).read_text())
     asked[0]["nohype_guests"] = {"proc": str(tmp_path / "proc")}
-    done = play(tmp_path, asked, {"nohype_lacking": ["isolcpus=2-3"], **checked["vars"]}, check=False)
+    done = play(tmp_path, asked, {"nohype_differs": ["without x"], **checked["vars"]}, check=False)
     assert bool(done.status) == runs, done.stdout
     assert (f"{reason}" in done.stdout and "812 (qemu-system-x86_64, theirs)" in done.stdout) == runs
 
@@ -713,3 +714,54 @@ def test_the_role_refuses_a_host_with_the_debian_package(tmp_path: Path, install
     done = play(tmp_path, asked, {}, check=False)
     assert bool(done.status) == installed, done.stdout
     assert ("apt remove nohype" in done.stdout) == installed
+
+
+def test_a_word_that_was_taken_out_requires_a_reboot(tmp_path: Path) -> None:
+    """Until the server has booted without it; and one that is wanted again does not."""
+    (tmp_path / "etc").mkdir()
+    booted = tmp_path / "cmdline"
+
+    def apply(extra: str) -> dict[str, list[str]]:
+        tasks = []
+        for file, names in (
+            (
+                "kernel.yml",
+                ("Read the words of earlier runs", "Write the words of earlier runs", "Write the kernel command line"),
+            ),
+            ("reboot.yml", ("Read the kernel command line", "Read the words of earlier runs", "Determine if a reboot")),
+        ):
+            text = (ROLE / "tasks" / file).read_text().replace("/etc/nohype", str(tmp_path / "etc"))
+            text = text.replace("/proc/cmdline", str(booted)).replace("kernel.cmdline.j2", f"{ROLE}/templates/kernel.cmdline.j2")
+            tasks += [task for task in yaml.safe_load(text) if task["name"].startswith(names)]
+        for task in tasks:
+            task.pop("notify", None)
+        links = {"nohype_links": {"results": []}}
+        told = tmp_path / "told.json"
+        text = "{{ {'lacking': nohype_lacking, 'surplus': nohype_surplus} | to_json }}"
+        tasks.append({"ansible.builtin.copy": {"content": text, "dest": str(told)}})
+        play(tmp_path, tasks, {**NEEDED, **links, "nohype_extra_cmdline": extra})
+        found: dict[str, list[str]] = json.loads(told.read_text())
+        return found
+
+    booted.write_text("ro quiet\n")
+    assert "nopti" in apply("nopti mitigations=off")["lacking"]
+    words = (tmp_path / "etc/kernel.cmdline").read_text()
+    booted.write_text(f"ro quiet {words}")
+    assert apply("nopti mitigations=off") == {"lacking": [], "surplus": []}
+    assert apply("nopti") == {"lacking": [], "surplus": ["mitigations=off"]}
+    assert apply("") == {"lacking": [], "surplus": ["nopti", "mitigations=off"]}, "not booted in between"
+    assert apply("mitigations=off") == {"lacking": [], "surplus": ["nopti"]}
+    booted.write_text("ro quiet " + words.replace("nopti", ""))
+    assert apply("mitigations=off") == {"lacking": [], "surplus": []}
+
+
+def test_folders_of_nohype_paths_are_removed_by_undo_unless_they_existed(tmp_path: Path) -> None:
+    """The record keeps those that exist; the tasks create no others."""
+    task = {"ansible.builtin.copy": {"content": "{{ nohype_all_trees | to_json }}", "dest": str(tmp_path / "trees")}}
+    files = {"vars_files": [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]}
+    play(tmp_path, [task], {"nohype_paths": EVERYTHING["nohype_paths"]}, **files)
+    assert {"/srv/images", "/srv/ledger", "/srv/consoles"} <= set(json.loads((tmp_path / "trees").read_text()))
+    recorded = [
+        (ROLE / "tasks" / name).read_text().count('trees: "{{ nohype_all_trees }}"') for name in ("record.yml", "main.yml")
+    ]
+    assert recorded == [1, 1]

@@ -239,6 +239,27 @@ def test_only_folders_that_did_not_exist_are_removed_as_a_whole(server: Server) 
     assert not (server.root / "opt/nohype").exists()
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_folders_of_other_paths_go_with_those_above_them(server: Server, other: bool) -> None:  # noqa: FBT001
+    """As of nohype_paths: `/srv/nohype/images` on a server without /srv/nohype."""
+    (server.root / "srv/data").mkdir(parents=True)
+    before = server.look()
+    trees = {"trees": ["/srv/data", "/srv/nohype/images", "/srv/nohype/var/ledger"]}
+    server.record(**trees)
+    for name in ("data/own", "nohype/images/minimal", "nohype/var/ledger/ledger.sqlite"):
+        (server.root / "srv" / name).parent.mkdir(parents=True, exist_ok=True)
+        (server.root / "srv" / name).write_text("ours\n")
+    server.record(**trees)
+    server.seal()
+    if other:
+        (server.root / "srv/nohype/of the operator").write_text("theirs\n")
+    server.undo()
+    *_, used = server.open().undo(dry=False)
+    assert used == (["/srv/nohype is not empty: it holds of the operator"] if other else [])
+    left = {"srv/data/own"} | ({"srv/nohype", "srv/nohype/of the operator"} if other else set())
+    assert server.look().keys() - before.keys() == left
+
+
 def test_accounts_that_existed_are_kept(server: Server) -> None:
     server.write("group", "root:x:0\nkvm:x:9\n")
     server.record(accounts=["kvm", "nohype"])
@@ -275,7 +296,7 @@ def test_a_mount_in_a_tree_stops_its_removal(server: Server, monkeypatch: pytest
     assert f"holds a mount ({folder / name})" in left[0]
     assert (folder / name / "disk.img").exists()
     table.write_text(f"36 28 8:1 / {folder}-other rw - ext4 /dev/sda1 rw\n")
-    assert server.undo() == (["/opt/nohype"], [])
+    assert server.undo() == (["/opt/nohype", "/opt"], [])
 
 
 def test_a_tree_that_is_a_link_now_is_left_and_the_rest_restored(server: Server) -> None:
@@ -388,10 +409,11 @@ class Module:
     def __init__(self, root: Path, words: str, *, check_mode: bool = False) -> None:
         self.params = {"root": str(root), "words": words, "base": "/etc/nohype/kernel.cmdline.base"}
         self.check_mode, self.commands = check_mode, []  # type: tuple[bool, list[str]]
+        self.output = ""
 
     def run_command(self, argv: list[str], **_more: object) -> tuple[int, str, str]:
         self.commands.append(" ".join(argv))
-        return 0, "", ""
+        return 0, self.output, ""
 
     def fail_json(self, msg: str) -> None:
         raise RuntimeError(msg)
@@ -418,6 +440,23 @@ def test_entries_of_systemd_boot_get_the_words_and_lose_them_again(tmp_path: Pat
     assert module.commands == ["kernel-install add 6.12 /usr/lib/modules/6.12/vmlinuz"]
     file.unlink()
     assert BOOT.Loader(module, loader).update() == []
+
+
+@pytest.mark.parametrize(
+    ("former", "commands"),
+    [
+        ([], []),
+        (["isolcpus=4-7", "iommu=pt"], []),
+        (["nopti", "isolcpus=4-7"], ["grubby --update-kernel=ALL --remove-args=nopti --args=isolcpus=2-3"]),
+    ],
+    ids=["none", "replaced or gone", "still there"],
+)
+def test_grubby_removes_words_that_are_not_wanted_any_more(tmp_path: Path, former: list[str], commands: list[str]) -> None:
+    module = Module(tmp_path, "isolcpus=2-3")
+    module.params["former"] = former  # type: ignore[assignment]
+    module.output = 'args="ro nopti isolcpus=2-3"\n'
+    assert BOOT.Loader(module, {"kind": "grubby"}).add() == bool(commands)
+    assert module.commands == ["grubby --info=ALL", *commands]
 
 
 WORDS = "isolcpus=2-3 quiet"

@@ -21,6 +21,7 @@ description:
 options:
   state: {choices: [found, present, absent, updated], default: found}
   words: {type: str, default: "", description: Words for the kernel's command line}
+  former: {type: list, elements: str, default: [], description: Words of earlier runs that are not wanted any more}
   base: {type: path, default: /etc/nohype/kernel.cmdline.base, description: The words before the role}
   root: {type: path, default: /}
 """
@@ -199,7 +200,7 @@ class Loader:
         if self.loader["kind"] == "grub":
             return self.write(DROP_IN, build_grub("/etc/nohype/kernel.cmdline"))
         if self.loader["kind"] == "grubby":
-            return self._replace_arguments(words.split())
+            return self._replace_arguments(words.split(), self.module.params["former"])
         name, new = self.module.params["base"].lstrip("/"), tuple(words.split())
         base = self._read_base(new)
         # until the command line is written, it may hold the words of either run
@@ -228,13 +229,16 @@ class Loader:
         file = self.root / name
         return file.read_text() if file.exists() else ""
 
-    def _replace_arguments(self, words: list[str]) -> bool:
-        """The words of an earlier run have the same names: isolcpus=2-3 replaces isolcpus=4-7."""
+    def _replace_arguments(self, words: list[str], former: list[str]) -> bool:
+        """isolcpus=2-3 replaces isolcpus=4-7 of an earlier run; a name that is not wanted any more is removed."""
         lines = re.findall(r'^args="(.*)"$', self.run("grubby", "--info=ALL"), re.MULTILINE)
-        if lines and all(has_words(line, words) for line in lines):
+        names = {word.split("=")[0] for word in words}
+        stale = [word for word in former if word.split("=")[0] not in names and any(has_words(line, [word]) for line in lines)]
+        if lines and not stale and all(has_words(line, words) for line in lines):
             return False
         if not self.module.check_mode:
-            self.run("grubby", "--update-kernel=ALL", f"--args={' '.join(words)}")
+            removed = [f"--remove-args={' '.join(stale)}"] if stale else []
+            self.run("grubby", "--update-kernel=ALL", *removed, f"--args={' '.join(words)}")
         return True
 
     def remove(self) -> bool:
@@ -289,6 +293,7 @@ def main() -> None:
     spec: dict[str, Any] = {
         "state": {"choices": ["found", "present", "absent", "updated"], "default": "found"},
         "words": {"type": "str", "default": ""},
+        "former": {"type": "list", "elements": "str", "default": []},
         "base": {"type": "path", "default": "/etc/nohype/kernel.cmdline.base"},
         "root": {"type": "path", "default": "/"},
     }

@@ -122,8 +122,13 @@ class Record:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(self.folder / "before.json", json.dumps(list_server(self.root), sort_keys=True).encode())
             self.exists = True
-        self.data["trees"] = sorted({*self.data["trees"], *(path for path in given["trees"] if not self.at(path).exists())})
-        for path in given["paths"]:
+        new = [path for path in given["trees"] if not self.at(path).exists()]
+        self.data["trees"] = sorted({*self.data["trees"], *new})
+        # with the folders above, which Ansible creates too
+        above = [
+            str(folder) for path in (*new, *given["paths"]) for folder in Path(path).parents if not self.at(str(folder)).exists()
+        ]
+        for path in (*above, *given["paths"]):
             if path not in self.data["files"] and not any(f"{path}/".startswith(f"{tree}/") for tree in self.data["trees"]):
                 self._add_path(path, dry=dry)
         for kind, known in (("users", self.names("passwd")), ("groups", self.names("group"))):
@@ -171,33 +176,57 @@ class Record:
         done: list[str] = []
         left: list[str] = []
         used: list[str] = []
-        for path in sorted(self.data["files"], key=lambda name: (-name.count("/"), name)):
-            entry, found = self.data["files"][path], read_entry(self.at(path))
-            original = {key: value for key, value in entry.items() if key not in _NOTES}
-            if found == original or (found["kind"], original["kind"]) == ("folder", "folder"):
-                del self.data["files"][path]
-                continue
-            foreign = entry.get("foreign") or (not self.data["open"] and "sealed" in entry and found != entry["sealed"])
-            if foreign and not self._has_own_words(path, original, found):
-                left.append(f"{path} was changed since: compare it with {self._describe(original)}")
-                continue
-            if self.data["open"] and found["kind"] == "file" and found != entry.get("sealed") and not dry:
-                kept = self.folder / "kept" / path.lstrip("/")
-                kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                shutil.copy2(self.at(path), kept)
-            problem = "" if dry else self._restore(path, original, found)
-            is_used = bool(problem) and (found["kind"], original["kind"]) == ("folder", "absent")
-            (used if is_used and "waited" in entry else left if problem else done).append(problem or path)
-            if is_used:
-                entry["waited"] = True
-            if not problem:
-                del self.data["files"][path]
+        paths = sorted(self.data["files"], key=lambda name: (-name.count("/"), name))
+        folders = [path for path in paths if read_entry(self.at(path))["kind"] == "folder"]
+        for path in paths:
+            if path not in folders:
+                self._undo_path(path, done, left, dry=dry)
         for path in self.data["trees"]:
             problem = remove_tree(self.at(path), dry=dry)
             if problem is not None:
                 (left if problem else done).append(problem or path)
+        for path in folders:
+            self._undo_folder(path, done, left, used, dry=dry)
         self.save(dry=dry)
         return done, left, used
+
+    def _undo_path(self, path: str, done: list[str], left: list[str], *, dry: bool) -> None:
+        entry, found = self.data["files"][path], read_entry(self.at(path))
+        original = {key: value for key, value in entry.items() if key not in _NOTES}
+        if found == original:
+            del self.data["files"][path]
+            return
+        foreign = entry.get("foreign") or (not self.data["open"] and "sealed" in entry and found != entry["sealed"])
+        if foreign and not self._has_own_words(path, original, found):
+            left.append(f"{path} was changed since: compare it with {self._describe(original)}")
+            return
+        if self.data["open"] and found["kind"] == "file" and found != entry.get("sealed") and not dry:
+            kept = self.folder / "kept" / path.lstrip("/")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(self.at(path), kept)
+        problem = "" if dry else self._restore(path, original, found)
+        (left if problem else done).append(problem or path)
+        if not problem:
+            del self.data["files"][path]
+
+    def _undo_folder(self, path: str, done: list[str], left: list[str], used: list[str], *, dry: bool) -> None:
+        """After what is in it. One that did not exist is removed if it is empty."""
+        entry = self.data["files"][path]
+        if entry["kind"] != "absent":
+            if entry["kind"] == "folder":
+                del self.data["files"][path]
+            else:
+                left.append(f"{path} is now a folder, and was: {entry['kind']}")
+            return
+        names = [] if dry else sorted(item.name for item in self.at(path).iterdir())
+        if names:
+            (used if "waited" in entry else left).append(f"{path} is not empty: it holds {', '.join(names)}")
+            entry["waited"] = True
+            return
+        if not dry:
+            self.at(path).rmdir()
+        done.append(path)
+        del self.data["files"][path]
 
     def _has_own_words(self, path: str, original: Entry, found: Entry) -> bool:
         """Whether nohype_boot has taken its words out of the command line already, and nothing else has changed there."""
@@ -218,13 +247,9 @@ class Record:
     def _restore(self, path: str, original: Entry, found: Entry) -> str:
         """The problem, or an empty text."""
         target = self.at(path)
-        if found["kind"] == "folder" and original["kind"] == "absent":
-            if any(target.iterdir()):
-                return f"{path} is not empty: it holds {', '.join(sorted(item.name for item in target.iterdir()))}"
-            target.rmdir()
-        elif found["kind"] in ("folder", "other"):
-            return f"{path} is now a {found['kind']}, and was: {original['kind']}"
-        elif original["kind"] == "absent":
+        if found["kind"] == "other":
+            return f"{path} is now neither a file nor a link, and was: {original['kind']}"
+        if original["kind"] == "absent":
             target.unlink()
         elif original["kind"] == "folder":
             return f"{path} is gone, or no folder any more"
