@@ -33,8 +33,9 @@ def run_manager(path: Path, respond: Respond) -> Iterator[list[socket.socket]]:
 
     def serve(connection: socket.socket) -> None:
         with suppress(OSError):
-            while b"\r\n\r\n" not in connection.recv(65536):
-                pass
+            while b"\r\n\r\n" not in (data := connection.recv(65536)):
+                if not data:
+                    return
             respond(connection)
 
     def accept() -> None:
