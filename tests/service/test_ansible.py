@@ -765,3 +765,19 @@ def test_folders_of_nohype_paths_are_removed_by_undo_unless_they_existed(tmp_pat
         (ROLE / "tasks" / name).read_text().count('trees: "{{ nohype_all_trees }}"') for name in ("record.yml", "main.yml")
     ]
     assert recorded == [1, 1]
+
+
+def test_recipes_of_guest_images_are_copied_with_their_modes_and_once(tmp_path: Path) -> None:
+    text = (ROLE / "tasks/manager.yml").read_text().replace("{{ role_path }}", str(ROLE))
+    (tmp_path / "share").mkdir()
+    text = text.replace("/usr/share/nohype/", f"{tmp_path}/share/").replace("owner: root", f"owner: '{os.getuid()}'")
+    text = text.replace("group: root", f"group: '{os.getgid()}'")
+    tasks = [task for task in yaml.safe_load(text) if task["name"] == "Copy the recipes of guest images"]
+    assert "changed=1" in play(tmp_path, tasks, {}).stdout
+    sources = [path for path in (source_tree() / "guest-images").rglob("*") if "__pycache__" not in path.parts]
+    for path in sources:
+        copied = tmp_path / "share" / path.relative_to(source_tree())
+        assert copied.stat().st_mode == path.stat().st_mode
+        assert path.is_dir() or copied.read_bytes() == path.read_bytes()
+    assert len(sources) > 20
+    assert "changed=0" in play(tmp_path, tasks, {}).stdout, "nothing is left to do"
