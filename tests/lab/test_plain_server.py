@@ -23,11 +23,13 @@ from orchestrator.lab.build import role_variables
 from tests.lab.conftest import LabHost, own_lab
 
 ANSIBLE = source_tree() / "ansible"
-# Accounts, packages, enabled units, and settings with their contents. GRUB's menu is generated from them.
+# Accounts, packages, enabled units, and settings with their contents. GRUB's menu is generated from them. At a boot systemd
+# creates /var/lib/machines and /var/lib/portables.
 LOOK = r"""
 cut -d: -f1 /etc/passwd | sed 's/^/user /'; cut -d: -f1 /etc/group | sed 's/^/group /'
 dpkg-query --show --showformat='package ${Package} ${Version} ${db:Status-Status}\n'
 find /etc/systemd /usr/local /opt /var/lib -maxdepth 3 ! -name '*.pyc' \
+  ! -path /var/lib/machines ! -path /var/lib/portables \
   ! -path '/var/lib/apt/*' ! -path '/var/lib/dpkg/*' ! -path '/var/lib/systemd/*' ! -path '/var/lib/ucf/*' -printf '%y %p %l\n'
 find /etc -type f ! -name '*-' ! -name ld.so.cache ! -path '/etc/ssl/certs/*' -exec sha256sum {} +
 """
